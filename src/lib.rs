@@ -1,0 +1,11 @@
+//! NF4 double-quantised storage and fused QLoRA kernels.
+//!
+//! - [`nf4`]: the storage format, quantise and dequantise, in plain Rust;
+//! - [`reference`]: naive, generic implementations of every operation of a Llama step, the oracle of every test;
+//! - [`philox`]: the random numbers of dropout and initialisation.
+
+#![deny(unsafe_code)]
+
+pub mod nf4;
+pub mod philox;
+pub mod reference;
