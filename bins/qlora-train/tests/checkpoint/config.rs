@@ -5,7 +5,8 @@ use qlora_train::checkpoint::{LlamaConfig, Module, Rope, RopeScaling, expected_t
 use qlora_train::error::Result;
 use serde_json::{Value, json};
 
-use super::{assert_refused, configs};
+use super::assert_refused::assert_refused;
+use super::configs;
 
 fn read(value: &Value) -> Result<LlamaConfig> {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! Checkpoints: configs, refusals, round trips, fingerprints and damaged files, on synthetic models.
 
+mod assert_refused;
 mod config;
 mod corruption;
 mod fingerprint;
@@ -12,19 +13,6 @@ use std::path::Path;
 use proptest::prelude::*;
 use qlora_train::checkpoint::synthetic::tiny_config;
 use qlora_train::checkpoint::{LlamaConfig, Rope, RopeScaling, StoredType};
-use qlora_train::error::{Error, Result};
-
-/// The error is a refusal (exit status 2) whose one sentence holds every word.
-fn assert_refused<T>(result: Result<T>, words: &[&str]) {
-    let Err(error) = result else { panic!("accepted, expected a refusal with {words:?}") };
-    assert!(matches!(error, Error::Refused(_)), "{error}");
-    assert_eq!(error.exit_status(), 2);
-    let text = error.to_string();
-    assert!(!text.contains('\n'), "{text:?}");
-    for word in words {
-        assert!(text.contains(word), "{text:?} lacks {word:?}");
-    }
-}
 
 /// Every file of a directory with its bytes.
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -11,7 +11,8 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{assert_refused, contents};
+use super::assert_refused::assert_refused;
+use super::contents;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -19,6 +20,11 @@ const NORM: &str = "model.norm.weight";
 
 /// A tensor as a test writes it.
 type Raw = (Dtype, Vec<usize>, Vec<u8>);
+
+/// A change of a file's tensors.
+type Edit = dyn Fn(&mut BTreeMap<String, Raw>);
+/// A change and the words of the refusal that it must lead to.
+type Case<'a, F> = (&'a F, &'a [&'a str]);
 
 fn model(shards: usize) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -119,7 +125,7 @@ fn truncated_and_damaged_files() {
 
 #[test]
 fn headers_that_lie() {
-    let cases: [(&dyn Fn(String) -> String, &[&str]); 5] = [
+    let cases: [Case<dyn Fn(String) -> String>; 5] = [
         (&|h| h.replacen("\"BF16\"", "\"BF15\"", 1), &["embed_tokens", "BF15"]),
         (&|h| h.replacen("[96,64]", "[96,65]", 1), &["embed_tokens", "[96, 65]", "data_offsets"]),
         (&|h| h.replacen("[96,64]", "[18446744073709551615,64]", 1), &["embed_tokens", "data_offsets"]),
@@ -144,7 +150,7 @@ fn headers_that_lie() {
 
 #[test]
 fn tensors_missing_unknown_or_of_another_shape_or_type() {
-    let cases: [(&dyn Fn(&mut BTreeMap<String, Raw>), &[&str]); 8] = [
+    let cases: [Case<Edit>; 8] = [
         (&|t| drop(t.remove(NORM)), &[NORM, "found nothing", "[64]"]),
         (&|t| t.retain(|name, _| !name.contains("up_proj")), &["layers.0.mlp.up_proj", "and 1 more", "[128, 64]"]),
         (&|t| drop(t.remove("lm_head.weight")), &["lm_head.weight", "tie_word_embeddings"]),

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
 use qlora_train::checkpoint::{Checkpoint, LlamaConfig, Tensor16, expected_tensors};
 
-use super::{assert_refused, configs, stored_types};
+use super::assert_refused::assert_refused;
+use super::{configs, stored_types};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
