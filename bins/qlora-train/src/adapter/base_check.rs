@@ -6,17 +6,11 @@ use crate::error::Result;
 use crate::refuse;
 
 impl Adapter {
-    /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one.
-    /// Returned are warnings, one sentence each: no recorded fingerprint, another name or revision, linears that are
-    /// targeted but have no tensors.
-    pub fn check_base(
-        &self,
-        config: &LlamaConfig,
-        base_fingerprint: &str,
-        base_name: &BaseName,
-    ) -> Result<Vec<String>> {
+    /// The part of [`check_base`](Self::check_base) that needs no weights. Refused: a layer or shape that the base
+    /// does not have.
+    pub fn check_shapes(&self, config: &LlamaConfig, base_name: &BaseName) -> Result<()> {
         let pairs = self.lora_pairs()?;
-        let own_base = self.config.base_model_name_or_path.as_deref().unwrap_or("an unnamed base");
+        let own_base = self.own_base();
         for (&(layer, module), pair) in &pairs {
             let name = module.name();
             if layer >= config.num_layers {
@@ -37,6 +31,21 @@ impl Adapter {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one.
+    /// Returned are warnings, one sentence each: no recorded fingerprint, another name or revision, linears that are
+    /// targeted but have no tensors.
+    pub fn check_base(
+        &self,
+        config: &LlamaConfig,
+        base_fingerprint: &str,
+        base_name: &BaseName,
+    ) -> Result<Vec<String>> {
+        self.check_shapes(config, base_name)?;
+        let pairs = self.lora_pairs()?;
+        let own_base = self.own_base();
         let mut warnings = Vec::new();
         match self.base_fingerprint() {
             Some(found) if found != base_fingerprint => refuse!(
@@ -70,5 +79,9 @@ impl Adapter {
             warnings.push(format!("the adapter targets {first}{more} but holds no tensors for it: it stays as it is"));
         }
         Ok(warnings)
+    }
+
+    fn own_base(&self) -> &str {
+        self.config.base_model_name_or_path.as_deref().unwrap_or("an unnamed base")
     }
 }

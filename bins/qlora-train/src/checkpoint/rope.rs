@@ -1,6 +1,7 @@
 //! Rotary position settings of config.json, in the spelling of transformers v4 (`rope_theta` and `rope_scaling`) and
 //! of v5 (`rope_parameters`).
 
+pub use qlora_kernels::reference::RopeScaling;
 use serde_json::{Map, Value, json};
 
 use super::json::Keys;
@@ -38,22 +39,6 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    Default,
-    /// Every frequency divided by `factor`.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, those between interpolated.
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position_embeddings: usize,
-    },
-}
-
 impl Rope {
     pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize) -> Result<Self> {
         let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
@@ -85,7 +70,7 @@ impl Rope {
             let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
             return Err(holder.wrong("rope_theta", "a number above 0"));
         }
-        Ok(Self { theta, scaling: RopeScaling::from_keys(config, &nested, max_position_embeddings)? })
+        Ok(Self { theta, scaling: scaling_from_keys(config, &nested, max_position_embeddings)? })
     }
 
     /// The v5 `rope_parameters` object.
@@ -109,58 +94,56 @@ impl Rope {
     }
 }
 
-impl RopeScaling {
-    fn from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<Self> {
-        let (new, old) = (nested.text("rope_type")?, nested.text("type")?);
-        if let (Some(new), Some(_)) = (new, old.filter(|old| Some(*old) != new)) {
-            return Err(nested.wrong("type", &format!("{new:?}, as `rope_type` says")));
-        }
-        let key = if new.is_some() { "rope_type" } else { "type" };
-        let positive = |key: &str| match nested.number(key)? {
-            Some(x) if x > 0.0 => Ok(x),
-            _ => Err(nested.wrong(key, "a number above 0")),
-        };
-        let (scaling, used): (Self, &[&str]) = match new.or(old).unwrap_or("default") {
-            "default" => (Self::Default, &[]),
-            "linear" => (Self::Linear { factor: positive("factor")? }, &["factor"]),
-            "llama3" => {
-                // transformers prefers the key outside, and falls back on the longest position.
-                let outer = config.whole("original_max_position_embeddings")?;
-                let inner = nested.whole("original_max_position_embeddings")?;
-                let scaling = Self::Llama3 {
-                    factor: positive("factor")?,
-                    low_freq_factor: positive("low_freq_factor")?,
-                    high_freq_factor: positive("high_freq_factor")?,
-                    original_max_position_embeddings: outer.or(inner).unwrap_or(max_position_embeddings),
-                };
-                if let (Some(outer), Some(_)) = (outer, inner.filter(|inner| Some(*inner) != outer)) {
-                    let expected = format!("{outer}, as the key of that name outside says");
-                    return Err(nested.wrong("original_max_position_embeddings", &expected));
-                }
-                scaling.check_llama3(nested)?;
-                let used = &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
-                (scaling, used)
-            }
-            _ => return Err(nested.wrong(key, "a supported rope type: \"default\", \"linear\" or \"llama3\"")),
-        };
-        for key in nested.map.keys().map(String::as_str) {
-            if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
-                tracing::warn!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
-            }
-        }
-        Ok(scaling)
+fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let (new, old) = (nested.text("rope_type")?, nested.text("type")?);
+    if let (Some(new), Some(_)) = (new, old.filter(|old| Some(*old) != new)) {
+        return Err(nested.wrong("type", &format!("{new:?}, as `rope_type` says")));
     }
+    let key = if new.is_some() { "rope_type" } else { "type" };
+    let positive = |key: &str| match nested.number(key)? {
+        Some(x) if x > 0.0 => Ok(x),
+        _ => Err(nested.wrong(key, "a number above 0")),
+    };
+    let (scaling, used): (RopeScaling, &[&str]) = match new.or(old).unwrap_or("default") {
+        "default" => (RopeScaling::Default, &[]),
+        "linear" => (RopeScaling::Linear { factor: positive("factor")? }, &["factor"]),
+        "llama3" => {
+            // transformers prefers the key outside, and falls back on the longest position.
+            let outer = config.whole("original_max_position_embeddings")?;
+            let inner = nested.whole("original_max_position_embeddings")?;
+            let scaling = RopeScaling::Llama3 {
+                factor: positive("factor")?,
+                low_freq_factor: positive("low_freq_factor")?,
+                high_freq_factor: positive("high_freq_factor")?,
+                original_max_position_embeddings: outer.or(inner).unwrap_or(max_position_embeddings),
+            };
+            if let (Some(outer), Some(_)) = (outer, inner.filter(|inner| Some(*inner) != outer)) {
+                let expected = format!("{outer}, as the key of that name outside says");
+                return Err(nested.wrong("original_max_position_embeddings", &expected));
+            }
+            check_llama3(scaling, nested)?;
+            let used = &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+            (scaling, used)
+        }
+        _ => return Err(nested.wrong(key, "a supported rope type: \"default\", \"linear\" or \"llama3\"")),
+    };
+    for key in nested.map.keys().map(String::as_str) {
+        if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
+            tracing::warn!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
+        }
+    }
+    Ok(scaling)
+}
 
-    fn check_llama3(self, nested: &Keys) -> Result<()> {
-        if let Self::Llama3 { low_freq_factor, high_freq_factor, original_max_position_embeddings, .. } = self {
-            if high_freq_factor <= low_freq_factor {
-                let expected = format!("a number above low_freq_factor ({low_freq_factor})");
-                return Err(nested.wrong("high_freq_factor", &expected));
-            }
-            if original_max_position_embeddings == 0 {
-                return Err(nested.wrong("original_max_position_embeddings", "a whole number above 0"));
-            }
+fn check_llama3(scaling: RopeScaling, nested: &Keys) -> Result<()> {
+    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, original_max_position_embeddings, .. } = scaling {
+        if high_freq_factor <= low_freq_factor {
+            let expected = format!("a number above low_freq_factor ({low_freq_factor})");
+            return Err(nested.wrong("high_freq_factor", &expected));
         }
-        Ok(())
+        if original_max_position_embeddings == 0 {
+            return Err(nested.wrong("original_max_position_embeddings", "a whole number above 0"));
+        }
     }
+    Ok(())
 }

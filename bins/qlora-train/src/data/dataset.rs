@@ -8,11 +8,12 @@ use serde_json::Value;
 
 use super::UNSUPERVISED;
 use super::messages;
-use super::options::{DataOptions, TooLong};
+use super::options::DataOptions;
 use super::reader::read_rows;
 use super::report::{DatasetReport, FileReport, RowPlace};
 use super::rows::{self, RowKind};
 use super::tokenizer::ChatTokenizer;
+use crate::config::TooLong;
 use crate::error::{Error, Result};
 use crate::refuse;
 

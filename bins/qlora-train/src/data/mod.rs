@@ -21,7 +21,7 @@ mod tokenizer;
 pub use batch::MicroBatch;
 pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
 pub use messages::Message;
-pub use options::{DataOptions, TooLong};
+pub use options::DataOptions;
 pub use pack::pack;
 pub use report::{DatasetReport, FileReport, RowPlace};
 pub use rows::RowKind;

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use qlora_train::data::{ChatTokenizer, DataOptions, Dataset, Message, TooLong, load};
+use qlora_train::config::TooLong;
+use qlora_train::data::{ChatTokenizer, DataOptions, Dataset, Message, load};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 

@@ -1,7 +1,8 @@
 //! Files of rows: what is read, and what is refused with which words.
 
 use proptest::prelude::*;
-use qlora_train::data::{DataOptions, RowPlace, TooLong, describe, load, needs_tokenizer};
+use qlora_train::config::TooLong;
+use qlora_train::data::{DataOptions, RowPlace, describe, load, needs_tokenizer};
 
 use super::fixture::*;
 
