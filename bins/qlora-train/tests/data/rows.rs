@@ -149,14 +149,6 @@ fn too_long_rows_are_refused_on_request() {
 }
 
 #[test]
-fn too_long_choices_have_names() {
-    for name in TooLong::NAMES {
-        assert_eq!(name.parse::<TooLong>().unwrap().to_string(), name);
-    }
-    assert_says(&"cut".parse::<TooLong>().unwrap_err(), &["cut", "drop, truncate, error"]);
-}
-
-#[test]
 fn a_row_whose_only_label_is_its_first_token_has_nothing_to_predict() {
     let data =
         load_one("{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n{\"input_ids\": [1, 2]}\n{\"input_ids\": []}", None)
