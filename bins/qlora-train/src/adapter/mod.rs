@@ -1,1 +1,87 @@
+//! LoRA adapters in the format of PEFT: `adapter_model.safetensors`, `adapter_config.json` and a model card.
+//!
+//! What is saved loads in PEFT, vLLM, SGLang and llama.cpp's converter: rsLoRA is folded into alpha or B, because some
+//! of them ignore `use_rslora`. The metadata of the safetensors file also keeps what the adapter was trained on, above
+//! all the base's fingerprint, so that it cannot be put on another model unnoticed.
 
+mod atomic;
+mod base_check;
+mod card;
+mod config;
+mod files;
+mod fold;
+mod pairs;
+
+use std::collections::BTreeMap;
+
+use crate::checkpoint::{BaseName, Module};
+
+pub(crate) use atomic::AtomicFiles;
+pub use config::{AdapterConfig, TargetModules};
+pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files};
+pub use pairs::{LoraPair, Matrix, tensor_key};
+
+/// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
+/// and `load`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    pub config: AdapterConfig,
+    /// Full PEFT key → (shape, row-major values): A is `[r, k_in]`, B is `[n_out, r]`.
+    pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    /// Metadata of the safetensors file, less `format`, which is always "pt".
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Adapter {
+    /// An adapter without tensors; add them with [`insert`](Self::insert).
+    pub fn new(config: AdapterConfig, provenance: &Provenance) -> Self {
+        Self { config, tensors: BTreeMap::new(), metadata: provenance.to_metadata() }
+    }
+
+    /// Adds the pair of one linear: `a` is `[r, k_in]`, `b` is `[n_out, r]`.
+    pub fn insert(&mut self, layer: usize, module: Module, a: (Vec<usize>, Vec<f32>), b: (Vec<usize>, Vec<f32>)) {
+        self.tensors.insert(tensor_key(layer, module, Matrix::A), a);
+        self.tensors.insert(tensor_key(layer, module, Matrix::B), b);
+    }
+
+    /// The fingerprint of the base that the adapter was trained on; `None` for an adapter of another program.
+    pub fn base_fingerprint(&self) -> Option<&str> {
+        self.metadata.get(metadata::BASE_FINGERPRINT).map(String::as_str)
+    }
+}
+
+/// Keys of the safetensors metadata.
+pub mod metadata {
+    /// [`Checkpoint::fingerprint`](crate::checkpoint::Checkpoint::fingerprint) of the base as it was before quantising.
+    pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
+    pub const BASE_NAME: &str = "qlora.base_name";
+    pub const BASE_REVISION: &str = "qlora.base_revision";
+    /// The quantisation recipe, such as "nf4, block 64, double quantisation, block 256".
+    pub const QUANTIZATION: &str = "qlora.quantization";
+    /// SHA-256 (hex) of the chat template's text.
+    pub const CHAT_TEMPLATE_SHA256: &str = "qlora.chat_template_sha256";
+}
+
+/// What an adapter was trained on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provenance {
+    pub base: BaseName,
+    pub base_fingerprint: String,
+    /// The quantisation recipe in words.
+    pub quantization: String,
+    /// SHA-256 (hex) of the chat template's text, where one was used.
+    pub chat_template_sha256: Option<String>,
+}
+
+impl Provenance {
+    pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let entries = [
+            (metadata::BASE_FINGERPRINT, Some(&self.base_fingerprint)),
+            (metadata::BASE_NAME, Some(&self.base.name)),
+            (metadata::BASE_REVISION, self.base.revision.as_ref()),
+            (metadata::QUANTIZATION, Some(&self.quantization)),
+            (metadata::CHAT_TEMPLATE_SHA256, self.chat_template_sha256.as_ref()),
+        ];
+        entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.clone()))).collect()
+    }
+}

@@ -1,1 +1,246 @@
+//! What the model is written over: fused operations on buffers that the caller asked for beforehand.
+//!
+//! Implementations: [`cpu::Cpu`] computes in f32; [`plan::Plan`] computes nothing and records what every buffer,
+//! weight and state costs. The model's code is the same for all, so the plan is the run by construction.
 
+pub mod cpu;
+pub mod plan;
+
+use crate::checkpoint::{StoredType, Tensor16};
+use crate::error::Result;
+use qlora_kernels::philox::Dropout;
+use qlora_kernels::reference::{AdamW, AttentionShape, RopeTable};
+
+/// How frozen linear weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    Nf4 {
+        block_size: usize,
+        double_quant: bool,
+    },
+    /// 16-bit weights as they are in the checkpoint.
+    None,
+}
+
+/// One micro-batch: documents laid end to end, without padding. Attention does not cross `boundaries`.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// [M]
+    pub input_ids: &'a [u32],
+    /// [M], restarting at 0 in every document
+    pub positions: &'a [u32],
+    /// [documents + 1], from 0 to M
+    pub boundaries: &'a [u32],
+    /// [M]: the next token of the same document, or negative where nothing is learned
+    pub targets: &'a [i32],
+}
+
+impl Batch<'_> {
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Tokens that something is learned from.
+    pub fn supervised(&self) -> usize {
+        self.targets.iter().filter(|&&target| target >= 0).count()
+    }
+}
+
+/// Linear layers that share one input, as row segments of one operand: q‖k‖v, o, gate‖up, down.
+pub struct LinearGroup<B: Backend + ?Sized> {
+    /// K, the width of the input
+    pub k: usize,
+    pub segments: Vec<Segment<B>>,
+    /// layer · 16 + site: names the dropout mask of the input.
+    pub site: u32,
+}
+
+pub struct Segment<B: Backend + ?Sized> {
+    /// N, the rows of this segment
+    pub n: usize,
+    /// [N, K]
+    pub weight: B::Weight,
+    /// [N]
+    pub bias: Option<B::Vector>,
+    pub lora: Option<Lora<B>>,
+}
+
+pub struct Lora<B: Backend + ?Sized> {
+    pub r: usize,
+    pub scale: f32,
+    /// [r, K]
+    pub a: B::Param,
+    /// [N, r]
+    pub b: B::Param,
+}
+
+impl<B: Backend + ?Sized> LinearGroup<B> {
+    /// Σ N, the width of the output.
+    pub fn n(&self) -> usize {
+        self.segments.iter().map(|s| s.n).sum()
+    }
+
+    /// Σ r, the width of S and T.
+    pub fn r(&self) -> usize {
+        self.segments.iter().filter_map(|s| s.lora.as_ref()).map(|l| l.r).sum()
+    }
+}
+
+/// One trainable tensor and how the optimiser treats it.
+pub struct ParamUpdate<'a, P> {
+    pub param: &'a mut P,
+    pub settings: AdamW,
+}
+
+/// Fused operations of a Llama step. Buffers are `[tokens of the batch, width]`, row-major; each was made by
+/// [`Backend::alloc`] with room for the longest batch. Widths are checked by the implementation. No operation
+/// allocates.
+pub trait Backend {
+    /// Activations and their gradients.
+    type Buffer;
+    /// A frozen linear weight.
+    type Weight;
+    /// The embedding or the output layer, [vocab, hidden].
+    type Table;
+    /// A norm's weight or a bias.
+    type Vector;
+    /// A trainable tensor with its gradient and optimiser states.
+    type Param;
+
+    // Memory and operands. `read` is called at most once, and not at all by a backend that only plans.
+
+    /// A buffer of `width` values for every token of the longest batch. The name appears in the memory plan.
+    fn alloc(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer>;
+    fn free(&mut self, buffer: Self::Buffer);
+    fn weight(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        quantization: Quantization,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
+    ) -> Result<Self::Weight>;
+    fn table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
+    ) -> Result<Self::Table>;
+    fn vector(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        read: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Vector>;
+    /// `trainable` adds a gradient and two optimiser states.
+    fn param(&mut self, len: usize, trainable: bool, init: &mut dyn FnMut() -> Result<Vec<f32>>)
+    -> Result<Self::Param>;
+    /// The current values, [`len`].
+    fn param_values(&self, param: &Self::Param) -> Vec<f32>;
+    /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
+    fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
+
+    // The step.
+
+    /// Makes `batch` the one that the following operations work on.
+    fn begin(&mut self, batch: &Batch) -> Result<()>;
+    /// Out [H] = the rows of `table` named by the batch's input ids.
+    fn embed(&mut self, table: &Self::Table, out: &mut Self::Buffer) -> Result<()>;
+    /// Out [H] = RMSNorm(x [H]).
+    fn rms_norm(&mut self, x: &Self::Buffer, weight: &Self::Vector, eps: f32, out: &mut Self::Buffer) -> Result<()>;
+    /// Sum [H] = x [H] + delta [H], out [H] = RMSNorm(sum).
+    fn add_rms_norm(
+        &mut self,
+        x: &Self::Buffer,
+        delta: &Self::Buffer,
+        sum: &mut Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// dx [H] = the gradient of RMSNorm at x, or += with `accumulate`.
+    fn rms_norm_backward(
+        &mut self,
+        dy: &Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        accumulate: bool,
+        dx: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// S [Σr] = scale · dropout(x) · Aᵀ.
+    fn lora_down(
+        &mut self,
+        x: &Self::Buffer,
+        group: &LinearGroup<Self>,
+        dropout: Option<Dropout>,
+        s: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// y [ΣN] = x · Wᵀ + S · Bᵀ + bias.
+    fn linear(
+        &mut self,
+        x: &Self::Buffer,
+        s: Option<&Self::Buffer>,
+        group: &LinearGroup<Self>,
+        y: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// T [Σr] = scale · dy · B.
+    fn lora_up(&mut self, dy: &Self::Buffer, group: &LinearGroup<Self>, t: &mut Self::Buffer) -> Result<()>;
+    /// dx [K] = dy · W + dropout(T · A).
+    fn linear_dx(
+        &mut self,
+        dy: &Self::Buffer,
+        t: Option<&Self::Buffer>,
+        group: &LinearGroup<Self>,
+        dropout: Option<Dropout>,
+        dx: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// dA += Tᵀ · dropout(x), dB += dyᵀ · S.
+    fn lora_gradients(
+        &mut self,
+        x: &Self::Buffer,
+        dy: &Self::Buffer,
+        s: &Self::Buffer,
+        t: &Self::Buffer,
+        group: &mut LinearGroup<Self>,
+        dropout: Option<Dropout>,
+    ) -> Result<()>;
+    /// Rotates the queries and keys of q‖k‖v in place; `inverse` is the gradient.
+    fn rope(&mut self, qkv: &mut Self::Buffer, shape: AttentionShape, inverse: bool) -> Result<()>;
+    fn attention(
+        &mut self,
+        qkv: &Self::Buffer,
+        shape: AttentionShape,
+        out: &mut Self::Buffer,
+        lse: &mut Self::Buffer,
+    ) -> Result<()>;
+    fn attention_backward(
+        &mut self,
+        dout: &Self::Buffer,
+        qkv: &Self::Buffer,
+        out: &Self::Buffer,
+        lse: &Self::Buffer,
+        shape: AttentionShape,
+        dqkv: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// Out [I] = silu(gate) ∘ up.
+    fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
+    /// Turns gate‖up [2·I] into its gradient.
+    fn swiglu_backward(&mut self, dout: &Self::Buffer, gate_up: &mut Self::Buffer) -> Result<()>;
+    /// Σ of the cross-entropy of the batch's supervised tokens (unweighted), and `weight` times its gradient in `dx`.
+    fn loss(&mut self, x: &Self::Buffer, head: &Self::Table, weight: f32, dx: Option<&mut Self::Buffer>)
+    -> Result<f64>;
+    /// Logits [vocab] of one token of the batch.
+    fn logits(&mut self, x: &Self::Buffer, head: &Self::Table, token: usize) -> Result<Vec<f32>>;
+
+    // The optimiser.
+
+    fn zero_gradients(&mut self, params: Vec<&mut Self::Param>) -> Result<()>;
+    /// The L2 norm over all gradients.
+    fn gradient_norm(&mut self, params: Vec<&mut Self::Param>) -> Result<f64>;
+    /// One AdamW update of all tensors with gradients scaled by `gradient_scale`.
+    fn adamw(&mut self, updates: Vec<ParamUpdate<'_, Self::Param>>, gradient_scale: f32) -> Result<()>;
+}

@@ -1,1 +1,57 @@
+//! The settings of a run: one YAML file, `--name value` flags that win over it, and defaults.
+//!
+//! # How a run reads them
+//!
+//! ```text
+//! CONFIG.yaml ── yaml ──┐
+//!                       ├─ source ── Settings ── resolve(parameters) ── record, hash, rates
+//! --name value ─ args ──┘     │
+//!                     table, known (names)
+//! ```
+//!
+//! [`Settings::load`] → [`Settings::validate`] → (once the model is open) [`Settings::resolve`] → [`Settings::to_yaml`]
+//! and [`Settings::result_hash`].
+//!
+//! # Names
+//!
+//! The names are those of PEFT and transformers; Axolotl's and the handbooks' nested names are aliases, see
+//! [`SETTINGS`], the one table that parsing, `--help`, README and records are made from. Hyphens and underscores are
+//! the same. A key `section.key` is looked up as such, then as `key` alone, so `training: {warmup_ratio: 0.1}` works.
+//!
+//! What the table does not hold is in one of three lists (`known`): keys with one possible value here are checked
+//! (`bias: none`), keys that speak of one of our settings are translated (`load_in_4bit`, `adapter: qlora`), features
+//! not built yet are refused by name unless they are turned off. Anything else is an error that names the nearest
+//! known name: no key is ever skipped.
+//!
+//! # Rules
+//!
+//! - A setting given twice in one source with different values is refused, whatever the spellings.
+//! - Flags win over the file, the file over the preset, the preset over the defaults. A list from flags replaces the
+//!   file's list.
+//! - `warmup_steps` stands in for `warmup_ratio`, `val_data` for `val_set_size`: both in one source are refused, a flag
+//!   for one silences the file's other.
+//! - `null` means "as if not written" where a setting can be absent, and is an error where it cannot.
+//! - Paths are relative to the working directory, in the file as well.
+//!
+//! # Defaults that differ from other trainers'
+//!
+//! `num_train_epochs` 1 (Axolotl's; transformers has 3): the epoch not asked for is the one that costs hours. Batch and
+//! accumulation 1: with packing a step already holds `max_length` tokens. `logging_steps` 1.
 
+mod args;
+mod choices;
+mod known;
+pub mod memory;
+mod resolved;
+pub mod schedule;
+mod source;
+mod table;
+mod values;
+mod yaml;
+
+pub use args::{SettingsArgs, parse_overrides, unknown_flag};
+pub use choices::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+pub use known::{all_names, nearest};
+pub use resolved::{LARGE_MODEL_PARAMETERS, Purpose, settings_markdown};
+pub use table::{Effect, SETTINGS, SettingInfo, Settings};
+pub use values::{Bytes, Limit, ValSet};

@@ -1,1 +1,34 @@
+//! Data files → tokenised rows with their loss mask → the micro-batches of a run.
+//!
+//! A row is a conversation (`messages`, of which what the assistant says is supervised) or token ids with labels.
+//! Every row of every file is checked before anything is trained on: a wrong one is refused with its file and line.
+//! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
+mod batch;
+mod dataset;
+mod json;
+mod messages;
+mod options;
+mod pack;
+mod reader;
+mod report;
+mod rows;
+mod schedule;
+mod spans;
+mod template;
+mod tokenizer;
+
+pub use batch::MicroBatch;
+pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
+pub use messages::Message;
+pub use options::DataOptions;
+pub use pack::pack;
+pub use report::{DatasetReport, FileReport, RowPlace};
+pub use rows::RowKind;
+pub use schedule::{Longest, Schedule, ScheduleOptions, Step, Steps, order};
+pub use spans::{ChatText, ChatTokens};
+pub use template::{Builtin, ChatTemplate};
+pub use tokenizer::ChatTokenizer;
+
+/// The label of a token that is context and not learnt.
+pub const UNSUPERVISED: i32 = -100;

@@ -1,1 +1,114 @@
+//! The optimiser step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
+pub mod evaluate;
+pub mod generate;
+pub mod memory;
+mod read_only;
+mod run;
+mod source;
+
+pub use read_only::ReadOnly;
+pub use run::{TrainOutcome, load_base, load_rows, model_spec, schedule, train};
+pub use source::CheckpointSource;
+
+use crate::backend::{Backend, Batch, ParamUpdate};
+use crate::error::{Error, Result};
+use crate::model::{Factor, Llama};
+use qlora_kernels::reference::AdamW;
+
+/// What an optimiser step follows from, beside the data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyperparameters {
+    /// Peak rate of every A.
+    pub learning_rate_a: f64,
+    /// Peak rate of every B (LoRA+: the rate of A times the ratio).
+    pub learning_rate_b: f64,
+    pub weight_decay: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    /// The gradient is scaled down to this norm; 0 means no clipping.
+    pub max_grad_norm: f64,
+}
+
+/// What one optimiser step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean over the supervised tokens of all micro-batches, nats.
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub learning_rate_a: f64,
+    pub learning_rate_b: f64,
+    pub tokens: usize,
+    pub supervised: usize,
+}
+
+/// One optimiser step (`step` counts from 0) over `batches`, with the schedule's `factor` on both rates.
+///
+/// The loss is divided by the supervised tokens of all micro-batches together, so splitting a batch does not change
+/// the gradient. `accumulation` is the number of micro-batches of a full step: it numbers the dropout masks.
+pub fn optimizer_step<B: Backend>(
+    backend: &mut B,
+    model: &mut Llama<B>,
+    hyper: &Hyperparameters,
+    step: u64,
+    accumulation: usize,
+    factor: f64,
+    batches: &[Batch],
+) -> Result<StepReport> {
+    let supervised: usize = batches.iter().map(Batch::supervised).sum();
+    if supervised == 0 {
+        return Err(Error::Failed(format!("step {}: no token of this step is supervised", step + 1)));
+    }
+    backend.zero_gradients(params(model))?;
+    let mut loss = 0.0;
+    for (micro, batch) in batches.iter().enumerate() {
+        let draw = (step * accumulation as u64 + micro as u64) as u32;
+        loss += model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+    }
+    let loss = loss / supervised as f64;
+    let grad_norm = backend.gradient_norm(params(model))?;
+    if !loss.is_finite() || !grad_norm.is_finite() {
+        return Err(Error::Failed(format!(
+            "step {}: the loss is {loss} and the gradient norm {grad_norm}; nothing was updated. A lower learning_rate \
+             is the usual cure",
+            step + 1
+        )));
+    }
+    // PyTorch's clip_grad_norm_: never above 1, and safe at a norm of 0.
+    let clip = if hyper.max_grad_norm > 0.0 { (hyper.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+    let rate = |peak: f64| peak * factor;
+    let updates = model
+        .params_mut()
+        .into_iter()
+        .map(|(name, param)| {
+            let peak = match name.factor {
+                Factor::A => hyper.learning_rate_a,
+                Factor::B => hyper.learning_rate_b,
+            };
+            let settings = AdamW {
+                learning_rate: rate(peak),
+                beta1: hyper.beta1,
+                beta2: hyper.beta2,
+                epsilon: hyper.epsilon,
+                weight_decay: hyper.weight_decay,
+                step: step + 1,
+            };
+            ParamUpdate { param, settings }
+        })
+        .collect();
+    backend.adamw(updates, clip as f32)?;
+    Ok(StepReport {
+        loss,
+        grad_norm,
+        learning_rate_a: rate(hyper.learning_rate_a),
+        learning_rate_b: rate(hyper.learning_rate_b),
+        tokens: batches.iter().map(Batch::tokens).sum(),
+        supervised,
+    })
+}
+
+fn params<B: Backend>(model: &mut Llama<B>) -> Vec<&mut B::Param> {
+    model.params_mut().into_iter().map(|(_, param)| param).collect()
+}

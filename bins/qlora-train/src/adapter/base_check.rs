@@ -1,0 +1,87 @@
+//! Whether an adapter belongs to a base.
+
+use super::{Adapter, metadata};
+use crate::checkpoint::{BaseName, LlamaConfig, Module};
+use crate::error::Result;
+use crate::refuse;
+
+impl Adapter {
+    /// The part of [`check_base`](Self::check_base) that needs no weights. Refused: a layer or shape that the base
+    /// does not have.
+    pub fn check_shapes(&self, config: &LlamaConfig, base_name: &BaseName) -> Result<()> {
+        let pairs = self.lora_pairs()?;
+        let own_base = self.own_base();
+        for (&(layer, module), pair) in &pairs {
+            let name = module.name();
+            if layer >= config.num_layers {
+                refuse!(
+                    "adapter: found {name} of layer {layer}, expected layers below {}: it was made for {own_base}, not for {}",
+                    config.num_layers,
+                    base_name.name
+                );
+            }
+            let (n_out, k_in) = module.shape(config);
+            if (pair.n_out, pair.k_in) != (n_out, k_in) {
+                refuse!(
+                    "adapter: {name} of layer {layer}: found out x in = {} x {}, expected {n_out} x {k_in}: it was made \
+                     for {own_base}, not for {}",
+                    pair.n_out,
+                    pair.k_in,
+                    base_name.name
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one.
+    /// Returned are warnings, one sentence each: no recorded fingerprint, another name or revision, linears that are
+    /// targeted but have no tensors.
+    pub fn check_base(
+        &self,
+        config: &LlamaConfig,
+        base_fingerprint: &str,
+        base_name: &BaseName,
+    ) -> Result<Vec<String>> {
+        self.check_shapes(config, base_name)?;
+        let pairs = self.lora_pairs()?;
+        let own_base = self.own_base();
+        let mut warnings = Vec::new();
+        match self.base_fingerprint() {
+            Some(found) if found != base_fingerprint => refuse!(
+                "adapter: metadata `{}`: found {found}, expected {base_fingerprint}: it was trained on other weights \
+                 ({own_base}) than those of {}; load the base that it was trained on",
+                metadata::BASE_FINGERPRINT,
+                base_name.name
+            ),
+            Some(_) => {}
+            None => warnings.push(format!(
+                "the adapter records no fingerprint of its base ({own_base}): its shapes fit {}, but whether it was \
+                 trained on it cannot be checked",
+                base_name.name
+            )),
+        }
+        if let Some(found) = self.config.base_model_name_or_path.as_deref().filter(|name| *name != base_name.name) {
+            warnings.push(format!("the adapter names {found:?} as its base, this model is {:?}", base_name.name));
+        }
+        if let (Some(found), Some(here)) = (&self.config.revision, &base_name.revision)
+            && found != here
+        {
+            warnings.push(format!("the adapter names revision {found:?} of its base, this one is {here:?}"));
+        }
+        let lacking: Vec<String> = (0..config.num_layers)
+            .flat_map(|layer| Module::ALL.map(|module| (layer, module)))
+            .filter(|place| self.config.names(place.0, place.1) && !pairs.contains_key(place))
+            .map(|(layer, module)| format!("{} of layer {layer}", module.name()))
+            .collect();
+        if let [first, others @ ..] = &lacking[..] {
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            warnings.push(format!("the adapter targets {first}{more} but holds no tensors for it: it stays as it is"));
+        }
+        Ok(warnings)
+    }
+
+    fn own_base(&self) -> &str {
+        self.config.base_model_name_or_path.as_deref().unwrap_or("an unnamed base")
+    }
+}

@@ -1,0 +1,59 @@
+//! The model card, `README.md`: front matter that the hub reads, and what the adapter was trained on.
+
+use super::{Adapter, TargetModules, metadata};
+use crate::checkpoint::looks_like_hub_id;
+
+/// By this line a card is known as ours and may be replaced.
+pub(super) const MARK: &str = "<!-- written by qlora-train -->";
+
+pub(super) fn model_card(adapter: &Adapter) -> String {
+    let config = &adapter.config;
+    let base = config.base_model_name_or_path.as_deref();
+    // The hub rejects a card whose base is not one of its own ids.
+    let hub_base = base.filter(|name| looks_like_hub_id(name));
+    let mut card = String::from("---\n");
+    if let Some(base) = hub_base {
+        card += &format!("base_model: {base}\n");
+    }
+    card += "library_name: peft\npipeline_tag: text-generation\ntags:\n";
+    if let Some(base) = hub_base {
+        card += &format!("- base_model:adapter:{base}\n");
+    }
+    card += &format!("- lora\n- transformers\n---\n\n{MARK}\n\n# LoRA adapter\n\n");
+
+    let targets = match &config.target_modules {
+        TargetModules::Pattern(pattern) => pattern.clone(),
+        TargetModules::Names(names) => names.iter().cloned().collect::<Vec<_>>().join(", "),
+    };
+    let stored = |key: &str| adapter.metadata.get(key).cloned();
+    let rows = [
+        ("Base", base.map(str::to_owned)),
+        ("Base revision", config.revision.clone()),
+        ("Base fingerprint", stored(metadata::BASE_FINGERPRINT)),
+        ("Base weights in training", stored(metadata::QUANTIZATION)),
+        ("Chat template (SHA-256)", stored(metadata::CHAT_TEMPLATE_SHA256)),
+        ("Rank", Some(config.r.to_string())),
+        ("Alpha", Some(config.lora_alpha.to_string())),
+        ("Dropout", Some(config.lora_dropout.to_string())),
+        ("Target modules", Some(targets)),
+    ];
+    card += "| | |\n|---|---|\n";
+    for (name, value) in rows {
+        if let Some(value) = value {
+            card += &format!("| {name} | {} |\n", one_line(&value));
+        }
+    }
+    if let Some(base) = hub_base {
+        card += &format!(
+            "\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
+             model = AutoModelForCausalLM.from_pretrained(\"{base}\")\n\
+             model = PeftModel.from_pretrained(model, \"path/to/this/adapter\")\n```\n"
+        );
+    }
+    card
+}
+
+/// A value as a table cell holds it.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}

@@ -1,0 +1,240 @@
+//! `adapter_config.json` of PEFT's LoRA.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::json::Keys;
+use crate::checkpoint::{BaseName, Module};
+use crate::error::Result;
+
+/// The PEFT release whose adapter format is followed.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// Keys of PEFT that change what an adapter computes: anything but null, false, `[]` and `{}` is refused.
+const REFUSED_UNLESS_EMPTY: [&str; 17] = [
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "corda_config",
+    "loftq_config",
+    "lora_ga_config",
+];
+
+/// Keys of PEFT that change nothing about a finished adapter.
+const HARMLESS: [&str; 8] = [
+    "auto_mapping",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+];
+
+/// Which linears carry an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Names such as "q_proj": a set, in sorted order.
+    Names(BTreeSet<String>),
+    /// "all-linear", or a regular expression of PEFT's; the tensors tell which linears it meant.
+    Pattern(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterConfig {
+    pub base_model_name_or_path: Option<String>,
+    pub revision: Option<String>,
+    pub r: usize,
+    pub lora_alpha: f64,
+    pub lora_dropout: f64,
+    pub target_modules: TargetModules,
+    /// scale = alpha / √r instead of alpha / r.
+    pub use_rslora: bool,
+    /// Module name or path suffix → rank or alpha of its own.
+    pub rank_pattern: BTreeMap<String, usize>,
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// `None`: every layer.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl AdapterConfig {
+    /// LoRA of one rank and alpha on `modules` of every layer.
+    pub fn new(base: &BaseName, r: usize, lora_alpha: f64, lora_dropout: f64, modules: &[Module]) -> Self {
+        Self {
+            base_model_name_or_path: Some(base.name.clone()),
+            revision: base.revision.clone(),
+            r,
+            lora_alpha,
+            lora_dropout,
+            target_modules: TargetModules::Names(modules.iter().map(|module| module.name().to_owned()).collect()),
+            use_rslora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            layers_to_transform: None,
+        }
+    }
+
+    /// The object that PEFT reads, keys sorted.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let target_modules = match &self.target_modules {
+            TargetModules::Pattern(pattern) => json!(pattern),
+            TargetModules::Names(names) => json!(names),
+        };
+        let alpha_pattern: BTreeMap<_, _> = self.alpha_pattern.iter().map(|(key, &x)| (key, number(x))).collect();
+        let value = json!({
+            "alpha_pattern": alpha_pattern,
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": null,
+            "layers_to_transform": self.layers_to_transform,
+            "lora_alpha": number(self.lora_alpha),
+            "lora_dropout": self.lora_dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "peft_version": PEFT_VERSION,
+            "r": self.r,
+            "rank_pattern": self.rank_pattern,
+            "revision": self.revision,
+            "target_modules": target_modules,
+            "task_type": "CAUSAL_LM",
+            "use_dora": false,
+            "use_rslora": self.use_rslora,
+        });
+        let Value::Object(map) = value else { unreachable!("json! of braces is an object") };
+        map
+    }
+
+    /// Reads PEFT's object; `path` is what errors call it. A key that changes what the adapter computes in a way that
+    /// is not supported is refused; a key that PEFT does not know only warns.
+    pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
+        let keys = Keys::new(path, map);
+        check_kind(&keys)?;
+        let config = Self {
+            base_model_name_or_path: keys.text("base_model_name_or_path")?.map(str::to_owned),
+            revision: keys.text("revision")?.map(str::to_owned),
+            r: keys.whole("r")?.filter(|&r| r > 0).ok_or_else(|| keys.wrong("r", "a whole number above 0"))?,
+            lora_alpha: keys.number("lora_alpha")?.ok_or_else(|| keys.wrong("lora_alpha", "a number"))?,
+            lora_dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
+            target_modules: target_modules(&keys)?,
+            use_rslora: keys.flag("use_rslora")?.unwrap_or(false),
+            rank_pattern: pattern(&keys, "rank_pattern", "whole numbers above 0", |value| {
+                value.as_u64().and_then(|r| usize::try_from(r).ok()).filter(|&r| r > 0)
+            })?,
+            alpha_pattern: pattern(&keys, "alpha_pattern", "numbers", Value::as_f64)?,
+            layers_to_transform: layers_to_transform(&keys)?,
+        };
+        let known = config.to_json();
+        for key in map.keys().map(String::as_str) {
+            if !known.contains_key(key) && !HARMLESS.contains(&key) && !REFUSED_UNLESS_EMPTY.contains(&key) {
+                tracing::warn!("{}: key `{key}` is not known and not used", path.display());
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// An integer where it is one: PEFT's `lora_alpha` is an integer, and some readers insist on it.
+fn number(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 9e15 { json!(x as i64) } else { json!(x) }
+}
+
+fn check_kind(keys: &Keys) -> Result<()> {
+    if keys.text("peft_type")? != Some("LORA") {
+        return Err(keys.wrong("peft_type", "\"LORA\", the only supported kind of adapter"));
+    }
+    if keys.text("task_type")?.is_some_and(|task| task != "CAUSAL_LM") {
+        return Err(keys.wrong("task_type", "\"CAUSAL_LM\""));
+    }
+    if keys.text("bias")?.is_some_and(|bias| bias != "none") {
+        return Err(keys.wrong("bias", "\"none\": trained biases are not supported"));
+    }
+    for key in REFUSED_UNLESS_EMPTY {
+        let empty = match keys.get(key) {
+            None | Some(Value::Bool(false)) => true,
+            Some(Value::Object(map)) => map.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(_) => false,
+        };
+        if !empty {
+            let what =
+                if key == "use_dora" { "false: DoRA adapters are not supported" } else { "nothing: not supported" };
+            return Err(keys.wrong(key, what));
+        }
+    }
+    // PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change the base's weights; the adapter alone does not say how.
+    let harmless = |value: &Value| match value {
+        Value::Bool(_) => true,
+        other => ["gaussian", "eva", "orthogonal"].iter().any(|name| other == name),
+    };
+    if keys.get("init_lora_weights").is_some_and(|value| !harmless(value)) {
+        return Err(keys.wrong(
+            "init_lora_weights",
+            "true: an initialisation that changes the base is not supported; convert the adapter to plain LoRA with PEFT",
+        ));
+    }
+    let layers = |value: &Value| value == "layers" || value == &json!(["layers"]) || value == &json!([]);
+    if keys.get("layers_pattern").is_some_and(|value| !layers(value)) {
+        return Err(keys.wrong("layers_pattern", "null or \"layers\", the name of a Llama's blocks"));
+    }
+    Ok(())
+}
+
+fn target_modules(keys: &Keys) -> Result<TargetModules> {
+    let wrong = || keys.wrong("target_modules", "a list of module names such as [\"q_proj\", \"v_proj\"]");
+    match keys.get("target_modules") {
+        Some(Value::String(pattern)) => Ok(TargetModules::Pattern(pattern.clone())),
+        Some(Value::Array(list)) if !list.is_empty() => {
+            let names = list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(wrong));
+            Ok(TargetModules::Names(names.collect::<Result<_>>()?))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn pattern<T>(
+    keys: &Keys,
+    key: &str,
+    expected: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<BTreeMap<String, T>> {
+    let Some(entries) = keys.object(key)? else { return Ok(BTreeMap::new()) };
+    let mut pattern = BTreeMap::new();
+    for (name, value) in entries.map {
+        // PEFT takes these as regular expressions; a name in which nothing but dots is special means itself.
+        let plain = name.strip_prefix('^').unwrap_or(name);
+        if plain.is_empty() || !plain.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')) {
+            return Err(entries.wrong(name, "a module name or path as key: regular expressions are not supported"));
+        }
+        pattern.insert(name.clone(), read(value).ok_or_else(|| entries.wrong(name, expected))?);
+    }
+    Ok(pattern)
+}
+
+fn layers_to_transform(keys: &Keys) -> Result<Option<Vec<usize>>> {
+    let layer = |value: &Value| {
+        let layer = value.as_u64().and_then(|layer| usize::try_from(layer).ok());
+        layer.ok_or_else(|| keys.wrong("layers_to_transform", "null, a layer number or a list of them"))
+    };
+    match keys.get("layers_to_transform") {
+        None => Ok(None),
+        Some(Value::Array(list)) => list.iter().map(layer).collect::<Result<_>>().map(Some),
+        Some(one) => Ok(Some(vec![layer(one)?])),
+    }
+}

@@ -1,0 +1,103 @@
+//! An adapter's directory.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::Dtype;
+
+use super::card::{MARK, model_card};
+use super::{Adapter, AdapterConfig, AtomicFiles};
+use crate::checkpoint::json::read_object;
+use crate::checkpoint::tensor_file::{TensorFile, write_header};
+use crate::error::{Context, Error, Result};
+use crate::refuse;
+
+pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+const CARD: &str = "README.md";
+
+/// What an engine needs beside the adapter to build the same prompts.
+const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+];
+
+impl Adapter {
+    /// Writes the three files, rsLoRA folded; equal adapters give equal bytes. Each file is complete or absent, and
+    /// `adapter_config.json`, without which no program takes the directory for an adapter, comes last. A README.md that
+    /// somebody else wrote is kept. Failed: an adapter that does not fit together or holds NaN, or a disk error; nothing
+    /// is replaced then.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let source = dir.join(ADAPTER_MODEL).display().to_string();
+        if self.config.use_rslora {
+            let mut folded = self.clone();
+            folded.fold_rslora().map_err(|error| Error::Failed(format!("{source}: not written: {error}")))?;
+            return folded.save(dir);
+        }
+        self.pairs(&source).map_err(|error| Error::Failed(format!("not written: {error}")))?;
+
+        let mut metadata = self.metadata.clone();
+        metadata.insert("format".to_owned(), "pt".to_owned());
+        let mut files = AtomicFiles::new(dir)?;
+        files.add(ADAPTER_MODEL, |to| {
+            let entries = self.tensors.iter().map(|(key, (shape, _))| (key.as_str(), Dtype::F32, &shape[..]));
+            write_header(to, &metadata, entries)?;
+            self.tensors.values().try_for_each(|(_, values)| to.write_all(bytemuck::cast_slice(values)))
+        })?;
+        match std::fs::read_to_string(dir.join(CARD)) {
+            Ok(text) if !text.contains(MARK) => {
+                tracing::warn!("{}: not replaced: it was not written by this program", dir.join(CARD).display());
+            }
+            _ => files.add(CARD, |to| to.write_all(model_card(self).as_bytes()))?,
+        }
+        // serde_json indents by two spaces, as PEFT does.
+        files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &self.config.to_json())?))?;
+        files.commit()
+    }
+
+    /// Reads an adapter of this or another program; bf16 and f16 tensors are widened. Everything wrong with it is
+    /// [`Error::Refused`].
+    pub fn load(dir: &Path) -> Result<Self> {
+        let (config_path, model_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_MODEL));
+        if config_path.symlink_metadata().is_err() {
+            refuse!("{}: found no such file, expected that of a PEFT adapter", config_path.display());
+        }
+        if model_path.symlink_metadata().is_err() {
+            let pickle = dir.join("adapter_model.bin").exists();
+            let hint = if pickle { ": adapter_model.bin is a pickle, save the adapter again with PEFT" } else { "" };
+            refuse!("{}: found no such file, expected the adapter's tensors{hint}", model_path.display());
+        }
+        let config = AdapterConfig::from_json(&config_path, &read_object(&config_path)?)?;
+        let file = TensorFile::open(&model_path)?;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in &file.tensors {
+            tensors.insert(name.clone(), (info.shape.clone(), file.read_f32(name, info, |_| ())?));
+        }
+        let mut metadata = file.metadata;
+        metadata.remove("format");
+        let adapter = Self { config, tensors, metadata };
+        adapter.pairs(&model_path.display().to_string())?;
+        Ok(adapter)
+    }
+}
+
+/// Copies the tokenizer and the chat template of a base beside its adapter, whichever of their files there are, and
+/// returns their names. A base without any is no error: tokenised rows need none.
+pub fn copy_tokenizer_files(base_dir: &Path, out_dir: &Path) -> Result<Vec<String>> {
+    let mut files = AtomicFiles::new(out_dir)?;
+    let mut copied = Vec::new();
+    let same = base_dir.canonicalize().ok().is_some_and(|base| Some(base) == out_dir.canonicalize().ok());
+    for name in TOKENIZER_FILES.into_iter().filter(|name| !same && base_dir.join(name).is_file()) {
+        let path = base_dir.join(name);
+        let mut from = std::fs::File::open(&path).or_fail(|| format!("{}: cannot be read", path.display()))?;
+        files.add(name, |to| std::io::copy(&mut from, to).map(drop))?;
+        copied.push(name.to_owned());
+    }
+    files.commit()?;
+    Ok(copied)
+}

@@ -1,0 +1,44 @@
+//! rsLoRA expressed as plain LoRA. SGLang and llama.cpp compute alpha / r whatever `use_rslora` says, so what is
+//! written must not depend on it: alpha / √r = (alpha · √r) / r.
+
+use super::Adapter;
+use super::pairs::{Matrix, tensor_key};
+use crate::checkpoint::Module;
+use crate::error::Result;
+
+impl Adapter {
+    /// Turns rsLoRA into plain LoRA that computes the same; other adapters stay as they are.
+    ///
+    /// With one rank and alpha throughout and alpha · √r a whole number, alpha becomes that (exact). Otherwise B is
+    /// multiplied by √r, one f32 rounding per element. Errors as [`lora_pairs`](Self::lora_pairs), with nothing changed.
+    pub fn fold_rslora(&mut self) -> Result<()> {
+        if !self.config.use_rslora {
+            return Ok(());
+        }
+        let ranks: Vec<((usize, Module), usize)> =
+            self.lora_pairs()?.into_iter().map(|(place, pair)| (place, pair.r)).collect();
+        let uniform = self.config.rank_pattern.is_empty() && self.config.alpha_pattern.is_empty();
+        match self.config.folded_alpha() {
+            Some(alpha) if uniform => self.config.lora_alpha = alpha,
+            _ => {
+                for ((layer, module), r) in ranks {
+                    let factor = (r as f64).sqrt();
+                    if let Some((_, b)) = self.tensors.get_mut(&tensor_key(layer, module, Matrix::B)) {
+                        b.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+                    }
+                }
+            }
+        }
+        self.config.use_rslora = false;
+        Ok(())
+    }
+}
+
+impl super::AdapterConfig {
+    /// alpha · √r where it is a whole number: √r is whole or irrational, so only for r a square.
+    fn folded_alpha(&self) -> Option<f64> {
+        let root = self.r.isqrt();
+        let alpha = self.lora_alpha * root as f64;
+        (root * root == self.r && alpha.fract() == 0.0).then_some(alpha)
+    }
+}

@@ -1,0 +1,227 @@
+//! Causal attention in tiles with a running softmax (Dao et al. 2022): no [M, M] memory, and every output row is
+//! summed in one fixed order.
+
+use super::elementwise::exp_shifted;
+use super::matmul::{Mat, matmul};
+use super::workspace::Workspace;
+use qlora_kernels::reference::AttentionShape;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows of one task: queries in the forward pass and for dQ, keys for dK and dV.
+const ROWS: usize = 64;
+/// Columns of a tile of scores.
+const COLUMNS: usize = 128;
+const TILE: usize = ROWS * COLUMNS;
+
+/// Values of scratch memory: two tiles per task.
+pub fn scratch(tokens: usize) -> usize {
+    tokens.div_ceil(ROWS) * 2 * TILE
+}
+
+/// The parts of `rows` that lie in one document each, with that document.
+fn documents(boundaries: &[u32], rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    boundaries.windows(2).map(|w| w[0] as usize..w[1] as usize).filter_map(move |document| {
+        let part = rows.start.max(document.start)..rows.end.min(document.end);
+        (!part.is_empty()).then_some((part, document))
+    })
+}
+
+fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(COLUMNS).map(move |start| start..(start + COLUMNS).min(end))
+}
+
+pub fn forward(
+    workspace: &mut Workspace,
+    qkv: &[f32],
+    boundaries: &[u32],
+    shape: AttentionShape,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (d, heads, width) = (shape.head_dim, shape.heads, shape.out());
+    out.par_chunks_mut(ROWS * width)
+        .zip(lse.par_chunks_mut(ROWS * heads))
+        .zip(workspace.scores.par_chunks_mut(2 * TILE))
+        .enumerate()
+        .for_each(|(task, ((out, lse), scores))| {
+            let first = task * ROWS;
+            for (queries, document) in documents(boundaries, first..first + lse.len() / heads) {
+                let out = &mut out[(queries.start - first) * width..][..queries.len() * width];
+                let lse = &mut lse[(queries.start - first) * heads..][..queries.len() * heads];
+                for head in 0..heads {
+                    one_head(qkv, shape, head, queries.clone(), document.start, scores, &mut out[head * d..], lse);
+                }
+            }
+        });
+}
+
+fn one_head(
+    qkv: &[f32],
+    shape: AttentionShape,
+    head: usize,
+    queries: Range<usize>,
+    document_start: usize,
+    scores: &mut [f32],
+    out: &mut [f32], // [queries, H·D] from this head's column on
+    lse: &mut [f32], // [queries, H]
+) {
+    let (d, width, stride) = (shape.head_dim, shape.qkv(), shape.out());
+    let rows = queries.len();
+    let q = Mat::new(&qkv[queries.start * width + head * d..], rows, d, width);
+    let (mut max, mut sum) = ([f32::NEG_INFINITY; ROWS], [0.0f32; ROWS]);
+    for keys in tiles(document_start..queries.end) {
+        let columns = keys.len();
+        let k = Mat::new(&qkv[keys.start * width + shape.key_column(head)..], columns, d, width);
+        let v = Mat::new(&qkv[keys.start * width + shape.value_column(head)..], columns, d, width);
+        matmul(scores, COLUMNS, false, shape.scale() as f32, q, k.transposed());
+        for row in 0..rows {
+            let scores = &mut scores[row * COLUMNS..][..columns];
+            let visible = (queries.start + row + 1).saturating_sub(keys.start).min(columns);
+            scores[visible..].fill(0.0);
+            if visible == 0 {
+                continue;
+            }
+            let new_max = scores[..visible].iter().copied().fold(max[row], f32::max);
+            let correction = (max[row] - new_max).exp();
+            max[row] = new_max;
+            sum[row] = sum[row] * correction + exp_shifted(&mut scores[..visible], new_max);
+            if keys.start > document_start {
+                out[row * stride..][..d].iter_mut().for_each(|o| *o *= correction);
+            }
+        }
+        matmul(out, stride, keys.start > document_start, 1.0, Mat::new(scores, rows, columns, COLUMNS), v);
+    }
+    for row in 0..rows {
+        let inverse = 1.0 / sum[row];
+        out[row * stride..][..d].iter_mut().for_each(|o| *o *= inverse);
+        lse[row * shape.heads + head] = max[row] + sum[row].ln();
+    }
+}
+
+pub fn backward(
+    workspace: &mut Workspace,
+    dout: &[f32],
+    qkv: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    boundaries: &[u32],
+    shape: AttentionShape,
+    dqkv: &mut [f32],
+) {
+    let (d, heads, width) = (shape.head_dim, shape.heads, shape.qkv());
+    let delta = &mut workspace.delta[..lse.len()];
+    delta.par_chunks_mut(ROWS * heads).enumerate().for_each(|(task, delta)| {
+        for (i, delta) in delta.iter_mut().enumerate() {
+            let at = (task * ROWS * heads + i) * d;
+            *delta = dout[at..at + d].iter().zip(&out[at..at + d]).map(|(a, b)| a * b).sum();
+        }
+    });
+    let pass = Pass { dout, qkv, lse, delta, shape };
+    dqkv.par_chunks_mut(ROWS * width).zip(workspace.scores.par_chunks_mut(2 * TILE)).enumerate().for_each(
+        |(task, (dqkv, scratch))| {
+            let first = task * ROWS;
+            let (p, ds) = scratch.split_at_mut(TILE);
+            for (part, document) in documents(boundaries, first..first + dqkv.len() / width) {
+                let dqkv = &mut dqkv[(part.start - first) * width..][..part.len() * width];
+                for head in 0..heads {
+                    pass.query_gradient(head, part.clone(), document.start, p, ds, &mut dqkv[head * d..]);
+                }
+                for kv_head in 0..shape.kv_heads {
+                    pass.key_value_gradient(kv_head, part.clone(), document.end, p, ds, dqkv);
+                }
+            }
+        },
+    );
+}
+
+struct Pass<'a> {
+    dout: &'a [f32],
+    qkv: &'a [f32],
+    lse: &'a [f32],
+    delta: &'a [f32],
+    shape: AttentionShape,
+}
+
+impl Pass<'_> {
+    fn query_gradient(
+        &self,
+        head: usize,
+        queries: Range<usize>,
+        document_start: usize,
+        p: &mut [f32],
+        ds: &mut [f32],
+        dq: &mut [f32], // [queries, qkv] from this head's column on
+    ) {
+        let (d, width, heads) = (self.shape.head_dim, self.shape.qkv(), self.shape.heads);
+        let scale = self.shape.scale() as f32;
+        let rows = queries.len();
+        let q = Mat::new(&self.qkv[queries.start * width + head * d..], rows, d, width);
+        let dout = Mat::new(&self.dout[(queries.start * heads + head) * d..], rows, d, heads * d);
+        for keys in tiles(document_start..queries.end) {
+            let columns = keys.len();
+            let k = Mat::new(&self.qkv[keys.start * width + self.shape.key_column(head)..], columns, d, width);
+            let v = Mat::new(&self.qkv[keys.start * width + self.shape.value_column(head)..], columns, d, width);
+            matmul(p, COLUMNS, false, scale, q, k.transposed());
+            matmul(ds, COLUMNS, false, 1.0, dout, v.transposed());
+            for row in 0..rows {
+                let query = queries.start + row;
+                let visible = (query + 1).saturating_sub(keys.start).min(columns);
+                let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
+                let p = &mut p[row * COLUMNS..][..visible];
+                let ds = &mut ds[row * COLUMNS..][..columns];
+                exp_shifted(p, lse);
+                ds.iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                ds[visible..].fill(0.0);
+            }
+            matmul(dq, width, keys.start > document_start, 1.0, Mat::new(ds, rows, columns, COLUMNS), k);
+        }
+    }
+
+    fn key_value_gradient(
+        &self,
+        kv_head: usize,
+        keys: Range<usize>,
+        document_end: usize,
+        p: &mut [f32],    // [keys, queries]
+        ds: &mut [f32],   // [keys, queries]
+        dqkv: &mut [f32], // [keys, qkv]
+    ) {
+        let (d, width, heads) = (self.shape.head_dim, self.shape.qkv(), self.shape.heads);
+        let scale = self.shape.scale() as f32;
+        let per_kv = heads / self.shape.kv_heads;
+        let rows = keys.len();
+        let (key, value) = (self.shape.key_column(kv_head * per_kv), self.shape.value_column(kv_head * per_kv));
+        let k = Mat::new(&self.qkv[keys.start * width + key..], rows, d, width);
+        let v = Mat::new(&self.qkv[keys.start * width + value..], rows, d, width);
+        let mut accumulate = false;
+        for head in kv_head * per_kv..(kv_head + 1) * per_kv {
+            for queries in tiles(keys.start..document_end) {
+                let columns = queries.len();
+                let q = Mat::new(&self.qkv[queries.start * width + head * d..], columns, d, width);
+                let dout = Mat::new(&self.dout[(queries.start * heads + head) * d..], columns, d, heads * d);
+                matmul(p, COLUMNS, false, scale, k, q.transposed());
+                matmul(ds, COLUMNS, false, 1.0, v, dout.transposed());
+                for row in 0..rows {
+                    // Queries before the key do not see it.
+                    let hidden = (keys.start + row).saturating_sub(queries.start).min(columns);
+                    let p = &mut p[row * COLUMNS..][..columns];
+                    let ds = &mut ds[row * COLUMNS..][..columns];
+                    for (column, p) in p.iter_mut().enumerate().skip(hidden) {
+                        *p -= self.lse[(queries.start + column) * heads + head];
+                    }
+                    exp_shifted(&mut p[hidden..], 0.0);
+                    for (column, (ds, p)) in ds.iter_mut().zip(p.iter()).enumerate().skip(hidden) {
+                        *ds = scale * p * (*ds - self.delta[(queries.start + column) * heads + head]);
+                    }
+                    p[..hidden].fill(0.0);
+                    ds[..hidden].fill(0.0);
+                }
+                matmul(&mut dqkv[value..], width, accumulate, 1.0, Mat::new(p, rows, columns, COLUMNS), dout);
+                matmul(&mut dqkv[key..], width, accumulate, 1.0, Mat::new(ds, rows, columns, COLUMNS), q);
+                accumulate = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Output layer and cross-entropy over the supervised tokens only, a chunk of tokens at a time.
+
+use super::Dense;
+use super::elementwise::exp_shifted;
+use super::linear::for_each_panel;
+use super::matmul::{Mat, matmul};
+use super::workspace::Workspace;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Tokens whose logits exist at one time.
+pub const CHUNK: usize = 256;
+/// Tokens of one task.
+const ROWS: usize = 64;
+
+pub fn linear_cross_entropy(
+    workspace: &mut Workspace,
+    x: &[f32], // [M, H]
+    head: &Dense,
+    targets: &[i32], // [M]
+    weight: f32,
+    mut dx: Option<&mut [f32]>, // [M, H]
+) -> f64 {
+    let h = head.cols;
+    if let Some(dx) = dx.as_deref_mut() {
+        dx.fill(0.0);
+    }
+    let vocab = head.rows();
+    let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0).collect();
+    let fill = |rows: Range<usize>, out: &mut [f32]| head.widen_rows(rows, out);
+    let mut loss = 0.0;
+    for tokens in supervised.chunks(CHUNK) {
+        let half = workspace.gathered.len() / 2;
+        let (gathered, gradient) = workspace.gathered.split_at_mut(half);
+        let gathered = &mut gathered[..tokens.len() * h];
+        for (to, &token) in gathered.chunks_exact_mut(h).zip(tokens) {
+            to.copy_from_slice(&x[token * h..(token + 1) * h]);
+        }
+        let logits = &mut workspace.logits[..tokens.len() * vocab];
+        multiply(&mut workspace.panel, gathered, head, logits);
+        // Logits become weight·(softmax − onehot); the loss of each token is taken on the way.
+        let losses: Vec<f64> = logits
+            .par_chunks_exact_mut(vocab)
+            .zip(tokens)
+            .map(|(logits, &token)| {
+                let target = targets[token] as usize;
+                let target_logit = logits[target];
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum = logits.chunks_mut(512).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>();
+                let factor = (f64::from(weight) / sum) as f32;
+                logits.iter_mut().for_each(|p| *p *= factor);
+                logits[target] -= weight;
+                f64::from(max) + sum.ln() - f64::from(target_logit)
+            })
+            .collect();
+        loss += losses.iter().sum::<f64>();
+        let Some(dx) = dx.as_deref_mut() else { continue };
+        let gradient = &mut gradient[..tokens.len() * h];
+        for_each_panel(&mut workspace.panel, vocab, h, fill, |rows, panel| {
+            let w = Mat::new(panel, rows.len(), h, h);
+            gradient.par_chunks_mut(ROWS * h).zip(logits.par_chunks(ROWS * vocab)).for_each(|(gradient, p)| {
+                let p = Mat::new(&p[rows.start..], gradient.len() / h, rows.len(), vocab);
+                matmul(gradient, h, rows.start > 0, 1.0, p, w);
+            });
+        });
+        for (from, &token) in gradient.chunks_exact(h).zip(tokens) {
+            dx[token * h..(token + 1) * h].copy_from_slice(from);
+        }
+    }
+    loss
+}
+
+/// Logits [vocab] of one row.
+pub fn logits(workspace: &mut Workspace, x: &[f32], head: &Dense) -> Vec<f32> {
+    let mut logits = vec![0.0; head.rows()];
+    multiply(&mut workspace.panel, x, head, &mut logits);
+    logits
+}
+
+fn multiply(panel: &mut [f32], x: &[f32], head: &Dense, logits: &mut [f32]) {
+    let h = head.cols;
+    let vocab = head.rows();
+    let fill = |rows: Range<usize>, out: &mut [f32]| head.widen_rows(rows, out);
+    for_each_panel(panel, vocab, h, fill, |rows, panel| {
+        let w = Mat::new(panel, rows.len(), h, h).transposed();
+        logits.par_chunks_mut(ROWS * vocab).zip(x.par_chunks(ROWS * h)).for_each(|(logits, x)| {
+            matmul(&mut logits[rows.start..], vocab, false, 1.0, Mat::new(x, x.len() / h, h, h), w);
+        });
+    });
+}

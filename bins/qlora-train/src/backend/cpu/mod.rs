@@ -1,0 +1,473 @@
+//! The embedded default: f32 throughout, frozen weights dequantised panel by panel.
+//!
+//! Work is split into pieces whose sizes are constants, and every sum over tokens or panels runs in order, so a result
+//! does not depend on the number of threads.
+
+mod attention;
+mod elementwise;
+mod linear;
+mod loss;
+mod matmul;
+mod optimizer;
+mod workspace;
+
+pub use workspace::{Dims, Workspace};
+
+use super::{Backend, Batch, LinearGroup, ParamUpdate, Quantization};
+use crate::checkpoint::{StoredType, Tensor16, TensorData};
+use crate::error::{Error, Result};
+use crate::refuse;
+use half::slice::HalfFloatSliceExt;
+use linear::CpuWeight;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::philox::Dropout;
+use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Tokens of one task of a parallel operation.
+const TOKEN_CHUNK: usize = 128;
+
+#[derive(Default)]
+struct Current {
+    input_ids: Vec<u32>,
+    positions: Vec<u32>,
+    boundaries: Vec<u32>,
+    targets: Vec<i32>,
+}
+
+pub struct Cpu {
+    dims: Dims,
+    workspace: Workspace,
+    batch: Current,
+    rope: Option<RopeTable<f32>>,
+    /// Buffers that were freed, by width; they are handed out again before new ones are made.
+    pool: HashMap<usize, Vec<Vec<f32>>>,
+    bytes: u64,
+}
+
+/// `[capacity, width]`; operations use the rows of the current batch.
+pub struct CpuBuffer {
+    data: Vec<f32>,
+    width: usize,
+}
+
+/// [rows, cols] as stored in the checkpoint.
+pub struct Dense {
+    tensor: Tensor16,
+    cols: usize,
+}
+
+impl Dense {
+    fn rows(&self) -> usize {
+        self.tensor.shape[0]
+    }
+
+    fn bytes(&self) -> u64 {
+        self.tensor.bytes().len() as u64
+    }
+
+    fn widen_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        widen(&self.tensor, rows.start * self.cols..rows.end * self.cols, out);
+    }
+}
+
+pub struct CpuParam {
+    value: Vec<f32>,
+    gradient: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl CpuParam {
+    /// The accumulated gradient; empty where the tensor is not trained.
+    pub fn gradient(&self) -> &[f32] {
+        &self.gradient
+    }
+}
+
+impl Cpu {
+    pub fn new(dims: Dims) -> Self {
+        let workspace = Workspace::new(&dims);
+        let bytes = workspace.bytes();
+        Self { dims, workspace, batch: Current::default(), rope: None, pool: HashMap::new(), bytes }
+    }
+
+    /// Everything this backend holds: weights, tables, trainable state, buffers and workspace.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn tokens(&self) -> usize {
+        self.batch.input_ids.len()
+    }
+
+    fn vocab_check(&self, vocab: usize) -> Result<()> {
+        match self.batch.input_ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => Err(Error::Refused(format!("token id {id} is outside the vocabulary of {vocab}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The rows of the current batch.
+fn rows(buffer: &CpuBuffer, tokens: usize) -> &[f32] {
+    &buffer.data[..tokens * buffer.width]
+}
+
+fn rows_mut(buffer: &mut CpuBuffer, tokens: usize) -> &mut [f32] {
+    &mut buffer.data[..tokens * buffer.width]
+}
+
+impl Backend for Cpu {
+    type Buffer = CpuBuffer;
+    type Weight = CpuWeight;
+    type Table = Dense;
+    type Vector = Vec<f32>;
+    type Param = CpuParam;
+
+    fn alloc(&mut self, _name: &'static str, width: usize) -> Result<CpuBuffer> {
+        let data = match self.pool.get_mut(&width).and_then(Vec::pop) {
+            Some(data) => data,
+            None => {
+                self.bytes += (self.dims.tokens * width * 4) as u64;
+                vec![0.0; self.dims.tokens * width]
+            }
+        };
+        Ok(CpuBuffer { data, width })
+    }
+
+    fn free(&mut self, mut buffer: CpuBuffer) {
+        // A stale value that is read anyway must not go unnoticed.
+        if cfg!(debug_assertions) {
+            buffer.data.fill(f32::NAN);
+        }
+        self.pool.entry(buffer.width).or_default().push(buffer.data);
+    }
+
+    fn weight(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        quantization: Quantization,
+        _stored: StoredType,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
+    ) -> Result<CpuWeight> {
+        let values = read()?;
+        let weight = match quantization {
+            Quantization::Nf4 { block_size, double_quant } => {
+                let options = Nf4Options { block_size, double_quant };
+                let quantized = match &values.data {
+                    TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, &options),
+                    _ => Nf4Matrix::quantize(&values.to_f32(), n, k, &options),
+                };
+                match quantized {
+                    Ok(matrix) => CpuWeight::Nf4(matrix),
+                    Err(cause) => refuse!("{name}: {cause}"),
+                }
+            }
+            Quantization::None => CpuWeight::Dense(Dense { tensor: values, cols: k }),
+        };
+        self.bytes += weight.bytes();
+        Ok(weight)
+    }
+
+    fn table(
+        &mut self,
+        _name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        _stored: StoredType,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
+    ) -> Result<Dense> {
+        let table = Dense { tensor: read()?, cols: hidden };
+        assert_eq!(table.rows(), vocab, "table");
+        self.bytes += table.bytes();
+        Ok(table)
+    }
+
+    fn vector(
+        &mut self,
+        _name: &'static str,
+        len: usize,
+        read: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
+        let data = read()?;
+        assert_eq!(data.len(), len, "vector");
+        self.bytes += (len * 4) as u64;
+        Ok(data)
+    }
+
+    fn param(&mut self, len: usize, trainable: bool, init: &mut dyn FnMut() -> Result<Vec<f32>>) -> Result<CpuParam> {
+        let value = init()?;
+        assert_eq!(value.len(), len, "trainable tensor");
+        let state = if trainable { len } else { 0 };
+        self.bytes += ((len + 3 * state) * 4) as u64;
+        Ok(CpuParam { value, gradient: vec![0.0; state], first: vec![0.0; state], second: vec![0.0; state] })
+    }
+
+    fn param_values(&self, param: &CpuParam) -> Vec<f32> {
+        param.value.clone()
+    }
+
+    fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
+        let table = make();
+        assert_eq!(table.cos.len(), values, "rotation angles");
+        self.bytes += (values * 8) as u64;
+        self.rope = Some(table);
+        Ok(())
+    }
+
+    fn begin(&mut self, batch: &Batch) -> Result<()> {
+        let tokens = batch.tokens();
+        if tokens == 0 || tokens > self.dims.tokens {
+            return Err(Error::Failed(format!(
+                "a batch of {tokens} tokens was given to a run planned for 1 to {}",
+                self.dims.tokens
+            )));
+        }
+        assert!(batch.positions.len() == tokens && batch.targets.len() == tokens, "batch of unequal lengths");
+        assert!(
+            batch.boundaries.first() == Some(&0)
+                && batch.boundaries.last() == Some(&(tokens as u32))
+                && batch.boundaries.is_sorted(),
+            "document boundaries must run from 0 to {tokens}"
+        );
+        let positions = self.rope.as_ref().map_or(0, RopeTable::positions);
+        if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= positions) {
+            refuse!("a row reaches position {position}, but the run was planned for rows of {positions} tokens");
+        }
+        self.batch.input_ids.clear();
+        self.batch.input_ids.extend_from_slice(batch.input_ids);
+        self.batch.positions.clear();
+        self.batch.positions.extend_from_slice(batch.positions);
+        self.batch.boundaries.clear();
+        self.batch.boundaries.extend_from_slice(batch.boundaries);
+        self.batch.targets.clear();
+        self.batch.targets.extend_from_slice(batch.targets);
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &Dense, out: &mut CpuBuffer) -> Result<()> {
+        assert_eq!(out.width, table.cols, "embed");
+        self.vocab_check(table.rows())?;
+        for (&id, out) in self.batch.input_ids.iter().zip(out.data.chunks_exact_mut(table.cols)) {
+            table.widen_rows(id as usize..id as usize + 1, out);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, x: &CpuBuffer, weight: &Vec<f32>, eps: f32, out: &mut CpuBuffer) -> Result<()> {
+        let tokens = self.tokens();
+        elementwise::rms_norm(rows(x, tokens), weight, eps, rows_mut(out, tokens));
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        x: &CpuBuffer,
+        delta: &CpuBuffer,
+        sum: &mut CpuBuffer,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        elementwise::add(rows(x, tokens), rows(delta, tokens), rows_mut(sum, tokens));
+        elementwise::rms_norm(rows(sum, tokens), weight, eps, rows_mut(out, tokens));
+        Ok(())
+    }
+
+    fn rms_norm_backward(
+        &mut self,
+        dy: &CpuBuffer,
+        x: &CpuBuffer,
+        weight: &Vec<f32>,
+        eps: f32,
+        accumulate: bool,
+        dx: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        let dx = rows_mut(dx, tokens);
+        if !accumulate {
+            dx.fill(0.0);
+        }
+        elementwise::rms_norm_backward(rows(dy, tokens), rows(x, tokens), weight, eps, dx);
+        Ok(())
+    }
+
+    fn lora_down(
+        &mut self,
+        x: &CpuBuffer,
+        group: &LinearGroup<Self>,
+        dropout: Option<Dropout>,
+        s: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        linear::lora_down(&mut self.workspace, rows(x, tokens), group, dropout, rows_mut(s, tokens));
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        x: &CpuBuffer,
+        s: Option<&CpuBuffer>,
+        group: &LinearGroup<Self>,
+        y: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        linear::forward(&mut self.workspace, rows(x, tokens), s.map(|s| rows(s, tokens)), group, rows_mut(y, tokens));
+        Ok(())
+    }
+
+    fn lora_up(&mut self, dy: &CpuBuffer, group: &LinearGroup<Self>, t: &mut CpuBuffer) -> Result<()> {
+        let tokens = self.tokens();
+        linear::lora_up(rows(dy, tokens), group, rows_mut(t, tokens));
+        Ok(())
+    }
+
+    fn linear_dx(
+        &mut self,
+        dy: &CpuBuffer,
+        t: Option<&CpuBuffer>,
+        group: &LinearGroup<Self>,
+        dropout: Option<Dropout>,
+        dx: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        linear::backward(
+            &mut self.workspace,
+            rows(dy, tokens),
+            t.map(|t| rows(t, tokens)),
+            group,
+            dropout,
+            rows_mut(dx, tokens),
+        );
+        Ok(())
+    }
+
+    fn lora_gradients(
+        &mut self,
+        x: &CpuBuffer,
+        dy: &CpuBuffer,
+        s: &CpuBuffer,
+        t: &CpuBuffer,
+        group: &mut LinearGroup<Self>,
+        dropout: Option<Dropout>,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        linear::lora_gradients(
+            &mut self.workspace,
+            rows(x, tokens),
+            rows(dy, tokens),
+            rows(s, tokens),
+            rows(t, tokens),
+            group,
+            dropout,
+        );
+        Ok(())
+    }
+
+    fn rope(&mut self, qkv: &mut CpuBuffer, shape: AttentionShape, inverse: bool) -> Result<()> {
+        let tokens = self.tokens();
+        let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built");
+        let heads = shape.heads + shape.kv_heads;
+        let rotate = if inverse { reference::rope_inverse } else { reference::rope };
+        rotate(rows_mut(qkv, tokens), shape.qkv(), heads, &self.batch.positions, table);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &CpuBuffer,
+        shape: AttentionShape,
+        out: &mut CpuBuffer,
+        lse: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        attention::forward(
+            &mut self.workspace,
+            rows(qkv, tokens),
+            &self.batch.boundaries,
+            shape,
+            rows_mut(out, tokens),
+            rows_mut(lse, tokens),
+        );
+        Ok(())
+    }
+
+    fn attention_backward(
+        &mut self,
+        dout: &CpuBuffer,
+        qkv: &CpuBuffer,
+        out: &CpuBuffer,
+        lse: &CpuBuffer,
+        shape: AttentionShape,
+        dqkv: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        attention::backward(
+            &mut self.workspace,
+            rows(dout, tokens),
+            rows(qkv, tokens),
+            rows(out, tokens),
+            rows(lse, tokens),
+            &self.batch.boundaries,
+            shape,
+            rows_mut(dqkv, tokens),
+        );
+        Ok(())
+    }
+
+    fn swiglu(&mut self, gate_up: &CpuBuffer, out: &mut CpuBuffer) -> Result<()> {
+        let (tokens, width) = (self.tokens(), out.width);
+        elementwise::swiglu(rows(gate_up, tokens), rows_mut(out, tokens), width);
+        Ok(())
+    }
+
+    fn swiglu_backward(&mut self, dout: &CpuBuffer, gate_up: &mut CpuBuffer) -> Result<()> {
+        let (tokens, width) = (self.tokens(), dout.width);
+        elementwise::swiglu_backward(rows(dout, tokens), rows_mut(gate_up, tokens), width);
+        Ok(())
+    }
+
+    fn loss(&mut self, x: &CpuBuffer, head: &Dense, weight: f32, dx: Option<&mut CpuBuffer>) -> Result<f64> {
+        let tokens = self.tokens();
+        Ok(loss::linear_cross_entropy(
+            &mut self.workspace,
+            rows(x, tokens),
+            head,
+            &self.batch.targets,
+            weight,
+            dx.map(|dx| rows_mut(dx, tokens)),
+        ))
+    }
+
+    fn logits(&mut self, x: &CpuBuffer, head: &Dense, token: usize) -> Result<Vec<f32>> {
+        Ok(loss::logits(&mut self.workspace, &rows(x, self.batch.input_ids.len())[token * x.width..][..x.width], head))
+    }
+
+    fn zero_gradients(&mut self, params: Vec<&mut CpuParam>) -> Result<()> {
+        params.into_iter().for_each(|p| p.gradient.fill(0.0));
+        Ok(())
+    }
+
+    fn gradient_norm(&mut self, params: Vec<&mut CpuParam>) -> Result<f64> {
+        Ok(optimizer::gradient_norm(&params))
+    }
+
+    fn adamw(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) -> Result<()> {
+        optimizer::adamw(updates, gradient_scale);
+        Ok(())
+    }
+}
+
+/// A range of a stored tensor as f32, exactly.
+fn widen(tensor: &Tensor16, range: Range<usize>, out: &mut [f32]) {
+    match &tensor.data {
+        TensorData::Bf16(values) => values[range].convert_to_f32_slice(out),
+        TensorData::F16(values) => values[range].convert_to_f32_slice(out),
+        TensorData::F32(values) => out.copy_from_slice(&values[range]),
+    }
+}

@@ -1,0 +1,145 @@
+//! Small JSON files read with care: bounded size, and errors that name the file, the key, what was found and what
+//! was expected.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::marker::PhantomData;
+use std::path::Path;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::error::{Context, Error, Result};
+use crate::refuse;
+
+/// Far above any real config.json or adapter_config.json.
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Reads a regular file (symlinks are followed, pipes and devices are not opened) of at most `limit` bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let shown = path.display();
+    let metadata = std::fs::metadata(path).or_refuse(|| format!("{shown}: cannot be read"))?;
+    if !metadata.is_file() {
+        refuse!("{shown}: found something that is not a regular file, expected a file");
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).or_refuse(|| format!("{shown}: cannot be read"))?;
+    file.take(limit + 1).read_to_end(&mut bytes).or_refuse(|| format!("{shown}: cannot be read"))?;
+    if bytes.len() as u64 > limit {
+        refuse!(
+            "{shown}: found more than {limit} bytes, expected a JSON file of at most that size; is it another file?"
+        );
+    }
+    Ok(bytes)
+}
+
+/// Reads a file that holds one JSON object.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = read_bounded(path, MAX_CONFIG_BYTES)?;
+    match serde_json::from_slice(&bytes).or_refuse(|| format!("{}: not valid JSON", path.display()))? {
+        Value::Object(map) => Ok(map),
+        other => refuse!("{}: found {}, expected a JSON object", path.display(), shown(&other)),
+    }
+}
+
+/// A JSON value as an error message shows it: at most 60 characters.
+pub(crate) fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
+}
+
+/// The keys of one JSON object, read with their types. A key that is null counts as absent, as it does for
+/// transformers and PEFT; where null means something else, look into `map`.
+pub(crate) struct Keys<'a> {
+    /// What errors call this object: a path, or a path and the key that holds it.
+    pub source: String,
+    pub map: &'a Map<String, Value>,
+}
+
+impl<'a> Keys<'a> {
+    pub fn new(path: &Path, map: &'a Map<String, Value>) -> Self {
+        Self { source: path.display().to_string(), map }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    pub fn wrong(&self, key: &str, expected: &str) -> Error {
+        let found = self.map.get(key).map_or("nothing".to_owned(), shown);
+        Error::Refused(format!("{}: key `{key}`: found {found}, expected {expected}", self.source))
+    }
+
+    fn typed<T>(&self, key: &str, expected: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        self.get(key).map(|value| read(value).ok_or_else(|| self.wrong(key, expected))).transpose()
+    }
+
+    /// A whole number ≥ 0.
+    pub fn whole(&self, key: &str) -> Result<Option<usize>> {
+        self.typed(key, "a whole number", |value| value.as_u64().and_then(|n| usize::try_from(n).ok()))
+    }
+
+    /// A finite number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a number", |value| value.as_f64().filter(|x| x.is_finite()))
+    }
+
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.typed(key, "true or false", Value::as_bool)
+    }
+
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        self.typed(key, "a string", Value::as_str)
+    }
+
+    pub fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
+        let map = self.typed(key, "an object", Value::as_object)?;
+        Ok(map.map(|map| Keys { source: format!("{}: `{key}`", self.source), map }))
+    }
+}
+
+/// A JSON object in file order in which a repeated key is an error: serde's maps silently keep one of the two.
+pub(crate) struct UniqueMap<V>(pub Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = UniqueMap<V>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut keys = UniqueKeys::default();
+                let mut entries = Vec::new();
+                while let Some(key) = keys.next(&mut map)? {
+                    let value = map.next_value().map_err(|cause| at_key(&key, cause))?;
+                    entries.push((key, value));
+                }
+                Ok(UniqueMap(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+/// The keys of a map being read, each allowed once.
+#[derive(Default)]
+pub(crate) struct UniqueKeys(HashSet<String>);
+
+impl UniqueKeys {
+    pub fn next<'de, A: MapAccess<'de>>(&mut self, map: &mut A) -> std::result::Result<Option<String>, A::Error> {
+        let Some(key) = map.next_key::<String>()? else { return Ok(None) };
+        if !self.0.insert(key.clone()) {
+            return Err(de::Error::custom(format!("`{key}` appears twice")));
+        }
+        Ok(Some(key))
+    }
+}
+
+/// Names the key whose value could not be read.
+pub(crate) fn at_key<E: de::Error>(key: &str, cause: E) -> E {
+    E::custom(format!("`{key}`: {cause}"))
+}

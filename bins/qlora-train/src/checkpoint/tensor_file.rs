@@ -1,0 +1,261 @@
+//! One safetensors file: the header checked against the file's length when it is opened, the data read by position.
+//! (The safetensors crate reads headers from a whole file in memory or mapped; here only the header is loaded, and
+//! every complaint names the file and the tensor.)
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use half::{bf16, f16};
+
+use super::json::{UniqueKeys, at_key};
+use super::tensor::{Element, StoredType, Tensor16, TensorData};
+use crate::error::{Context, Result};
+use crate::refuse;
+
+/// The limit of the safetensors format.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Data is read, hashed and converted in pieces that stay in the cache.
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+const METADATA_KEY: &str = "__metadata__";
+
+pub(crate) struct TensorFile {
+    path: PathBuf,
+    file: File,
+    /// Where the data of offset 0 begins.
+    data_start: u64,
+    pub tensors: BTreeMap<String, TensorInfo>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// Checks that the tensors of the header tile the rest of the file exactly.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let kind = std::fs::metadata(path).or_refuse(|| format!("{shown}: cannot be read"))?;
+        if !kind.is_file() {
+            refuse!("{shown}: found something that is not a regular file, expected a safetensors file");
+        }
+        let file = File::open(path).or_refuse(|| format!("{shown}: cannot be read"))?;
+        let length = file.metadata().or_refuse(|| format!("{shown}: cannot be read"))?.len();
+        let header = read_header(&shown, &file, length)?;
+        let data_start = 8 + header.len() as u64;
+        let Header { tensors, metadata } = serde_json::from_slice(&header)
+            .or_refuse(|| format!("{shown}: the safetensors header is not valid; download the file again"))?;
+        check_layout(&shown, &tensors, length - data_start)?;
+        Ok(Self { path: path.to_owned(), file, data_start, tensors, metadata })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The stored type of a tensor of this file, one of the three that weights may have.
+    pub fn stored_type(&self, name: &str, info: &TensorInfo) -> Result<StoredType> {
+        let Some(stored) = StoredType::from_dtype(info.dtype) else {
+            refuse!("{}: tensor `{name}`: found dtype {}, expected BF16, F16 or F32", self.path.display(), info.dtype);
+        };
+        Ok(stored)
+    }
+
+    /// Reads a tensor as stored; `seen` gets its bytes in order, piece by piece.
+    pub fn read(&self, name: &str, info: &TensorInfo, seen: impl FnMut(&[u8])) -> Result<Tensor16> {
+        let data = match self.stored_type(name, info)? {
+            StoredType::Bf16 => TensorData::Bf16(self.read_elements::<bf16>(name, info, seen)?),
+            StoredType::F16 => TensorData::F16(self.read_elements::<f16>(name, info, seen)?),
+            StoredType::F32 => TensorData::F32(self.read_elements::<f32>(name, info, seen)?),
+        };
+        Ok(Tensor16 { shape: info.shape.clone(), data })
+    }
+
+    /// Reads a tensor widened to f32: beside the result only one piece is in memory.
+    pub fn read_f32(&self, name: &str, info: &TensorInfo, seen: impl FnMut(&[u8])) -> Result<Vec<f32>> {
+        match self.stored_type(name, info)? {
+            StoredType::Bf16 => self.read_widened::<bf16>(name, info, seen),
+            StoredType::F16 => self.read_widened::<f16>(name, info, seen),
+            StoredType::F32 => self.read_elements::<f32>(name, info, seen),
+        }
+    }
+
+    /// Passes a tensor's bytes through `seen` without keeping them.
+    pub fn scan(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<()> {
+        let mut left = info.data_offsets.1 - info.data_offsets.0;
+        let mut buffer = vec![0u8; left.min(CHUNK_BYTES)];
+        let mut offset = info.data_offsets.0;
+        while left > 0 {
+            let piece = left.min(CHUNK_BYTES);
+            self.read_at(name, &mut buffer[..piece], offset)?;
+            seen(&buffer[..piece]);
+            offset += piece;
+            left -= piece;
+        }
+        Ok(())
+    }
+
+    fn read_elements<T: Element>(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<Vec<T>> {
+        let (begin, end) = info.data_offsets;
+        let mut values = vec![T::zeroed(); (end - begin) / size_of::<T>()];
+        let mut offset = begin;
+        for piece in values.chunks_mut(CHUNK_BYTES / size_of::<T>()) {
+            let bytes = bytemuck::cast_slice_mut(piece);
+            self.read_at(name, bytes, offset)?;
+            seen(bytes);
+            offset += bytes.len();
+        }
+        Ok(values)
+    }
+
+    fn read_widened<T: Element>(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<Vec<f32>> {
+        let (begin, end) = info.data_offsets;
+        let mut values = vec![0f32; (end - begin) / size_of::<T>()];
+        let per_piece = CHUNK_BYTES / size_of::<T>();
+        let mut buffer = vec![T::zeroed(); per_piece.min(values.len())];
+        let mut offset = begin;
+        for piece in values.chunks_mut(per_piece) {
+            let narrow = &mut buffer[..piece.len()];
+            let bytes = bytemuck::cast_slice_mut(narrow);
+            self.read_at(name, bytes, offset)?;
+            seen(bytes);
+            offset += bytes.len();
+            T::widen(narrow, piece);
+        }
+        Ok(values)
+    }
+
+    fn read_at(&self, name: &str, bytes: &mut [u8], offset: usize) -> Result<()> {
+        self.file
+            .read_exact_at(bytes, self.data_start + offset as u64)
+            .or_fail(|| format!("{}: tensor `{name}`: cannot be read (was the file changed?)", self.path.display()))
+    }
+}
+
+fn read_header(shown: &impl fmt::Display, file: &File, length: u64) -> Result<Vec<u8>> {
+    if length < 8 {
+        refuse!("{shown}: found {length} bytes, expected a safetensors file: download it again");
+    }
+    let mut prefix = [0u8; 8];
+    file.read_exact_at(&mut prefix, 0).or_refuse(|| format!("{shown}: cannot be read"))?;
+    if &prefix == b"version " {
+        refuse!("{shown}: found a Git LFS pointer, expected a safetensors file: fetch the weights with `git lfs pull`");
+    }
+    let header_bytes = u64::from_le_bytes(prefix);
+    if header_bytes > MAX_HEADER_BYTES {
+        refuse!(
+            "{shown}: found a header length of {header_bytes} bytes, expected at most {MAX_HEADER_BYTES}: this is no \
+             safetensors file, or a damaged one"
+        );
+    }
+    if header_bytes > length - 8 {
+        refuse!(
+            "{shown}: found {length} bytes in all, expected a header of {header_bytes} bytes and data after it: the \
+             file is truncated, download it again"
+        );
+    }
+    let mut header = vec![0u8; header_bytes as usize];
+    file.read_exact_at(&mut header, 8).or_refuse(|| format!("{shown}: cannot be read"))?;
+    Ok(header)
+}
+
+/// Every tensor's byte range fits its shape and dtype, and the ranges tile `0..data_bytes` without hole or overlap.
+fn check_layout(shown: &impl fmt::Display, tensors: &BTreeMap<String, TensorInfo>, data_bytes: u64) -> Result<()> {
+    let mut order: Vec<_> = tensors.iter().collect();
+    order.sort_by_key(|(_, info)| info.data_offsets);
+    let mut expected_begin = 0usize;
+    for (name, info) in order {
+        let (begin, end) = info.data_offsets;
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |n, &d| n.checked_mul(d));
+        if end < begin || bits != (end - begin).checked_mul(8) {
+            refuse!(
+                "{shown}: tensor `{name}`: found data_offsets [{begin}, {end}], expected room for shape {:?} of {}",
+                info.shape,
+                info.dtype
+            );
+        }
+        if begin != expected_begin {
+            refuse!(
+                "{shown}: tensor `{name}`: found data that begins at {begin}, expected {expected_begin}: the header has \
+                 a hole or an overlap"
+            );
+        }
+        if end as u64 > data_bytes {
+            refuse!(
+                "{shown}: tensor `{name}`: found {data_bytes} bytes of data in the file, expected at least {end}: the \
+                 file is truncated, download it again"
+            );
+        }
+        expected_begin = end;
+    }
+    if expected_begin as u64 != data_bytes {
+        refuse!(
+            "{shown}: found {data_bytes} bytes of data, expected {expected_begin} by the header: the file is damaged, \
+             download it again"
+        );
+    }
+    Ok(())
+}
+
+/// The JSON header: `__metadata__` and tensors, no name twice.
+struct Header {
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let mut header = Header { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
+                let mut keys = UniqueKeys::default();
+                while let Some(key) = keys.next(&mut map)? {
+                    if key == METADATA_KEY {
+                        let metadata: Option<BTreeMap<_, _>> = map.next_value().map_err(|cause| at_key(&key, cause))?;
+                        header.metadata = metadata.unwrap_or_default();
+                    } else {
+                        let info = map.next_value().map_err(|cause| at_key(&key, cause))?;
+                        header.tensors.insert(key, info);
+                    }
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// The head of a safetensors file (length and header) for tensors whose data follows in the given order. Unlike the
+/// crate's own writer, which goes through a hash map, equal input gives equal bytes.
+pub(crate) fn write_header<'a>(
+    to: &mut impl Write,
+    metadata: &BTreeMap<String, String>,
+    tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize])>,
+) -> io::Result<()> {
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert(METADATA_KEY.to_owned(), serde_json::to_value(metadata)?);
+    }
+    let mut begin = 0;
+    for (name, dtype, shape) in tensors {
+        let end = begin + shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (begin, end) };
+        header.insert(name.to_owned(), serde_json::to_value(info)?);
+        begin = end;
+    }
+    let mut text = serde_json::to_vec(&Value::Object(header))?;
+    // The format pads with spaces so that the data begins at a multiple of 8.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    to.write_all(&(text.len() as u64).to_le_bytes())?;
+    to.write_all(&text)
+}

@@ -1,0 +1,54 @@
+//! `qlora-train eval`
+
+use super::{Answer, ModelArgs};
+use crate::config::TooLong;
+use crate::data::{self, DataOptions, Row};
+use crate::error::Result;
+use crate::report::Bars;
+use crate::train::evaluate::evaluate;
+use crate::train::{self, ReadOnly};
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Rows: JSONL or JSON files
+    #[arg(long, required = true)]
+    data: Vec<PathBuf>,
+    /// Longer rows are refused
+    #[arg(long, default_value_t = 2048)]
+    max_length: usize,
+}
+
+pub fn run(args: &EvalArgs) -> Result<Answer> {
+    let settings = args.model.settings()?;
+    let loaded = train::load_base(&settings, &args.data)?;
+    let options = DataOptions {
+        max_length: args.max_length,
+        too_long: TooLong::Error,
+        vocab_size: loaded.checkpoint.config().vocab_size,
+    };
+    let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
+    eprintln!("{}", dataset.report);
+    let longest = dataset.rows.iter().map(Row::len).max().unwrap_or(0);
+    let tokens = longest.max(args.max_length.min(dataset.report.tokens));
+    let mut model = ReadOnly::load(&settings, &loaded.checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
+    let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
+    let mut done = 0;
+    let evaluation = evaluate(&mut model.backend, &model.model, &dataset.rows, tokens, |rows| {
+        done += rows as u64;
+        bar.set(done, String::new());
+    })?;
+    bar.finish();
+    let perplexity = evaluation.perplexity();
+    Ok(Answer {
+        text: format!(
+            "loss {:.4} per supervised token, perplexity {perplexity:.3}, {} tokens",
+            evaluation.loss, evaluation.tokens
+        ),
+        json: json!({"loss": evaluation.loss, "perplexity": perplexity, "tokens": evaluation.tokens}),
+    })
+}

@@ -1,0 +1,83 @@
+//! `qlora-train plan`
+
+use super::Answer;
+use crate::config::memory::format_bytes;
+use crate::config::{Checkpointing, Purpose, SettingsArgs};
+use crate::data::Row;
+use crate::error::Result;
+use crate::report::trainable_line;
+use crate::train::{self, memory};
+use serde_json::json;
+use std::fmt::Write;
+
+pub fn run(args: &SettingsArgs) -> Result<Answer> {
+    let settings = args.load()?;
+    settings.validate(Purpose::Plan)?;
+    let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
+    let loaded = train::load_base(&settings, &files)?;
+    let checkpoint = &loaded.checkpoint;
+    let per_batch = settings.per_device_train_batch_size;
+    // Without data the longest batch that the settings allow is planned.
+    let (tokens, positions) = if settings.data.is_empty() {
+        (per_batch * settings.max_length, settings.max_length)
+    } else {
+        let (rows, validation) = train::load_rows(&settings, &loaded)?;
+        let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
+        (train::schedule(&settings, &rows)?.max_tokens().max(longest), longest)
+    };
+    let mut spec = train::model_spec(&settings, checkpoint, tokens, positions);
+    let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
+    let stored = |name: &str| checkpoint.stored_type(name).expect("every tensor was checked");
+    let checkpointing = settings.gradient_checkpointing;
+    let plan = memory::choose(&mut spec, checkpointing, &stored, budget)?;
+    let max_length = memory::longest_row(&spec, checkpointing, &stored, budget, per_batch)?;
+
+    let mut suggestions = Vec::new();
+    if !plan.fits() {
+        if checkpointing == Checkpointing::Off {
+            suggestions.push("gradient_checkpointing: auto recomputes activations where they do not fit".to_owned());
+        }
+        if max_length > 0 {
+            suggestions.push(format!("max_length: {max_length} is the longest that fits"));
+        } else {
+            suggestions.push("no length fits: more host_memory or a smaller model is needed".to_owned());
+        }
+        if per_batch > 1 {
+            suggestions.push("per_device_train_batch_size: 1 with gradient_accumulation_steps".to_owned());
+        }
+    }
+    let trainable = spec.lora_parameters();
+    let parameters = checkpoint.config().num_parameters().unwrap_or(u64::MAX);
+    let mut text = trainable_line(trainable, parameters.saturating_add(trainable)) + "\n";
+    for buffer in &plan.buffers {
+        let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
+    }
+    let verdict = if plan.fits() { "fits" } else { "does not fit" };
+    let _ = write!(
+        text,
+        "{:>12}  in all, on the CPU, for batches of {tokens} tokens{}: {verdict} in {}\nlongest row that fits: \
+         {max_length} tokens",
+        format_bytes(plan.peak_bytes),
+        if spec.recompute { " (activations recomputed)" } else { "" },
+        format_bytes(budget)
+    );
+    for suggestion in &suggestions {
+        let _ = write!(text, "\nsuggestion: {suggestion}");
+    }
+    let buffers: Vec<_> =
+        plan.buffers.iter().map(|b| json!({"name": b.name, "place": "host", "bytes": b.bytes})).collect();
+    Ok(Answer {
+        text,
+        json: json!({
+            "fits": plan.fits(),
+            "device": {"budget_bytes": 0, "peak_bytes": 0},
+            "host": {"budget_bytes": plan.budget_bytes, "peak_bytes": plan.peak_bytes},
+            "max_length": max_length,
+            "step_seconds": null,
+            "recompute": spec.recompute,
+            "flops_per_micro_batch": plan.flops,
+            "buffers": buffers,
+            "suggestions": suggestions,
+        }),
+    })
+}

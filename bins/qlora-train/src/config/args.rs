@@ -1,0 +1,144 @@
+//! The settings as command-line arguments, made from the table: `[CONFIG] --name value…`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
+
+use super::known::{DERIVED, FIXED, NOT_YET, nearest};
+use super::table::{SETTINGS, Settings};
+use crate::error::{Error, Result};
+
+/// `#[command(flatten)] settings: SettingsArgs` gives a command of the trainer its settings, their `--help` included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingsArgs {
+    pub file: Option<PathBuf>,
+    /// In the table's order, a repeated flag once for each time.
+    pub overrides: Vec<(String, String)>,
+}
+
+impl SettingsArgs {
+    pub fn load(&self) -> Result<Settings> {
+        Settings::load(self.file.as_deref(), &self.overrides)
+    }
+
+    /// The settings file, if any, for messages and records.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+}
+
+/// Splits a command's own arguments (without program and command name) into settings file and overrides.
+///
+/// Refuses an unknown flag, naming the nearest known one.
+pub fn parse_overrides<S: Into<OsString> + Clone>(args: &[S]) -> Result<SettingsArgs> {
+    let command = SettingsArgs::augment_args(Command::new("settings").no_binary_name(true).disable_help_flag(true));
+    let matches = command.try_get_matches_from(args.iter().cloned()).map_err(|e| {
+        unknown_flag(&e).unwrap_or_else(|| {
+            let text = e.render().to_string();
+            // clap's usage lines would name a command that does not exist.
+            let text = text.split("\n\nUsage:").next().unwrap_or(&text);
+            Error::Refused(text.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" "))
+        })
+    })?;
+    SettingsArgs::from_arg_matches(&matches).map_err(|e| Error::Refused(e.to_string()))
+}
+
+/// If clap met a `--flag` that it neither knows nor has a suggestion for: the error that names the nearest setting.
+pub fn unknown_flag(error: &clap::Error) -> Option<Error> {
+    if error.kind() != ErrorKind::UnknownArgument || error.get(ContextKind::SuggestedArg).is_some() {
+        return None;
+    }
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) if flag.starts_with("--") => {
+            let flag = flag.escape_debug().to_string();
+            let near = nearest(&flag).replace('_', "-");
+            Some(Error::Refused(format!("`{flag}` is not a known setting; the nearest known one is `--{near}`")))
+        }
+        _ => None,
+    }
+}
+
+struct Flag {
+    /// The name that [`Settings::load`] takes; also the argument's id.
+    name: &'static str,
+    long: String,
+    others: Vec<String>,
+    help: Option<String>,
+    switch: bool,
+}
+
+/// Over the settings in a command's `--help`.
+const HEADING: &str = "Settings (also in CONFIG.yaml, with _ for -)";
+
+/// clap keeps `&'static str`, so the spellings live as long as the process.
+static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
+    let settings = SETTINGS.iter().map(|info| {
+        let others = info.aliases.iter().copied();
+        let help = format!("{} [{}; default: {}]", info.help, info.values, info.default);
+        flag(info.name, others, Some(help), info.switch)
+    });
+    let derived = DERIVED.iter().map(|d| flag(d.names[0], d.names[1..].iter().copied(), None, d.switch));
+    let fixed = FIXED.iter().flat_map(|f| f.names.iter().map(|name| flag(name, std::iter::empty(), None, true)));
+    let not_yet = NOT_YET.iter().map(|name| flag(name, std::iter::empty(), None, true));
+    settings.chain(derived).chain(fixed).chain(not_yet).collect()
+});
+
+fn flag(name: &'static str, aliases: impl Iterator<Item = &'static str>, help: Option<String>, switch: bool) -> Flag {
+    let spellings = std::iter::once(name).chain(aliases).flat_map(|alias| [alias.replace('_', "-"), alias.into()]);
+    let long = name.replace('_', "-");
+    let mut others: Vec<String> = spellings.filter(|other| *other != long).collect();
+    others.sort();
+    others.dedup();
+    Flag { name, long, others, help, switch }
+}
+
+impl Args for SettingsArgs {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new("settings_file")
+            .value_name("CONFIG.yaml")
+            .help("Settings file; the flags below win over it")
+            .value_parser(value_parser!(PathBuf));
+        FLAGS.iter().fold(command.arg(file), |command, flag| {
+            let mut arg = Arg::new(flag.name)
+                .long(flag.long.as_str())
+                .aliases(flag.others.iter().map(String::as_str))
+                .value_name("VALUE")
+                .help_heading(HEADING)
+                // Repetition is judged with the values, where lists grow and equal values pass.
+                .action(ArgAction::Append)
+                .allow_negative_numbers(true);
+            arg = match &flag.help {
+                Some(help) => arg.help(help.as_str()),
+                None => arg.hide(true),
+            };
+            if flag.switch {
+                arg = arg.num_args(0..=1).default_missing_value("true");
+            }
+            command.arg(arg)
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SettingsArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut overrides = Vec::new();
+        for flag in FLAGS.iter() {
+            for value in matches.get_many::<String>(flag.name).into_iter().flatten() {
+                overrides.push((flag.name.to_owned(), value.clone()));
+            }
+        }
+        Ok(SettingsArgs { file: matches.get_one::<PathBuf>("settings_file").cloned(), overrides })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

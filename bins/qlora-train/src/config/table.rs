@@ -1,0 +1,204 @@
+//! The one list of settings: field, type, default, accepted values, other names, help. Parsing, `--help`, the
+//! README's table, the record of a run and the search for the nearest name all come from it.
+
+use std::path::PathBuf;
+
+use serde_json::Value as Json;
+
+use super::choices::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+use super::values::{Bytes, Limit, Reject, SettingValue, ValSet};
+use super::yaml::Value;
+
+/// Whether two runs that differ in the setting may give different adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Part of [`Settings::result_hash`].
+    Results,
+    /// Only where, how fast or how talkatively the run works.
+    RunOnly,
+}
+
+pub struct SettingInfo {
+    /// In YAML and [`Settings`]; the flag is `--` and this with hyphens.
+    pub name: &'static str,
+    /// Other names in use; `lora.rank` stands for `rank` in the section `lora`.
+    pub aliases: &'static [&'static str],
+    /// As written in YAML; a setting that is off by default says so in words.
+    pub default: &'static str,
+    /// What is accepted, after "expected".
+    pub values: &'static str,
+    pub help: &'static str,
+    pub effect: Effect,
+    /// The flag may be repeated.
+    pub list: bool,
+    /// The flag needs no value.
+    pub switch: bool,
+    pub(super) set: fn(&mut Settings, &Value) -> Result<(), Reject>,
+    pub(super) get: fn(&Settings) -> Json,
+}
+
+impl SettingInfo {
+    /// The setting's value as [`Settings::to_json`] writes it.
+    pub fn value_in(&self, settings: &Settings) -> Json {
+        (self.get)(settings)
+    }
+}
+
+macro_rules! settings {
+    ($( $help:literal $name:ident: $ty:ty = $init:expr, $shown:literal, $values:literal, $effect:ident,
+        [$($alias:literal),*] $(, $check:expr)?; )+) => {
+        /// Everything a run is told, resolved: defaults, preset, file and flags are already applied.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct Settings {
+            $( #[doc = $help] #[doc = concat!("\n\nExpected: ", $values, ". Default: ", $shown, ".")] pub $name: $ty, )+
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Settings { $( $name: $init ),+ }
+            }
+        }
+
+        /// In the order of the README's table.
+        pub const SETTINGS: &[SettingInfo] = &[ $( SettingInfo {
+            name: stringify!($name),
+            aliases: &[$($alias),*],
+            default: $shown,
+            values: $values,
+            help: $help,
+            effect: Effect::$effect,
+            list: <$ty as SettingValue>::LIST,
+            switch: <$ty as SettingValue>::SWITCH,
+            set: |settings, value| {
+                let value = <$ty>::read(value)?;
+                $( let in_range: fn(&$ty) -> bool = $check;
+                   if !in_range(&value) { return Err(Reject::Wrong); } )?
+                settings.$name = value;
+                Ok(())
+            },
+            get: |settings| settings.$name.json(),
+        } ),+ ];
+    };
+}
+
+settings! {
+    "Base model: a Hugging Face directory."
+    model: Option<String> = None, "none: must be given", "the path of a model", Results,
+        ["base_model", "model_name_or_path", "model_name", "model.name", "model.path", "model.name_or_path"];
+    "Revision of the base model, recorded in the adapter."
+    revision: Option<String> = None, "none", "a branch, tag or commit", Results,
+        ["model_revision", "revision_of_model"];
+    "Training rows: one or more JSONL or JSON files."
+    data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
+        ["datasets", "dataset", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
+         "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
+    "Validation rows, in files of their own."
+    val_data: Vec<PathBuf> = Vec::new(), "none", "one path or a list of paths", Results,
+        ["test_datasets", "validation_file", "eval_data", "data.validation", "data.val", "data.val_path",
+         "data.eval_path", "data.eval", "data.val_file", "data.test"];
+    "Rows held back from `data` for validation: below 1 a share of them, else a count."
+    val_set_size: ValSet = ValSet::Off, "0", "0, a share below 1, or a count of rows", Results,
+        ["val_size", "data.val_split", "data.validation_split", "data.test_size"],
+        |v| !matches!(v, ValSet::Count(n) if *n > 1_000_000_000);
+    "Where the adapter, the metrics and the run's record are written."
+    output_dir: Option<PathBuf> = None, "none: must be given", "the path of a directory", RunOnly,
+        ["output", "output.dir", "output.path", "output.directory"];
+    "Settings chosen together; `loraplus` sets `loraplus_lr_ratio` 16 and halves the default learning rate."
+    preset: Option<Preset> = None, "none", "loraplus or none", RunOnly, [];
+
+    "How the frozen base weights are held: 4 bits, or as they are (plain LoRA)."
+    quantization: Quantization = Quantization::Nf4, "nf4", "nf4 or none", Results, ["quantization.type"];
+    "Weights that share one absmax."
+    nf4_block_size: usize = 64, "64", "a power of two from 32 to 4096", Results,
+        ["quantization.block_size", "quantization.blocksize"],
+        |v| (32..=4096).contains(v) && v.is_power_of_two();
+    "Whether absmax is itself quantised to 8 bits."
+    double_quant: bool = true, "true", "true or false", Results,
+        ["bnb_4bit_use_double_quant", "use_double_quant", "double_quantization"];
+
+    "Rank of the adapters."
+    lora_r: usize = 16, "16", "an integer from 1 to 256", Results, ["lora_rank", "lora.r", "lora.rank"],
+        |v| (1..=256).contains(v);
+    "Numerator of the adapters' scale alpha / r."
+    lora_alpha: f64 = 32.0, "32", "a number above 0, at most 65536", Results, ["lora.alpha"],
+        |v| *v > 0.0 && *v <= 65536.0;
+    "Share of the adapters' inputs that is dropped in training."
+    lora_dropout: f64 = 0.0, "0", "a number from 0 to below 1", Results, ["lora.dropout"],
+        |v| (0.0..1.0).contains(v);
+    "Linear layers that get an adapter; `all-linear` is all seven of a block, never lm_head."
+    lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
+        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", Results,
+        ["target_modules", "lora_target", "lora.target_modules", "lora.modules"];
+    "Scale alpha / √r instead of alpha / r."
+    use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];
+    "Learning rate of the B matrices over that of the A matrices (LoRA+)."
+    loraplus_lr_ratio: f64 = 1.0, "1", "a number above 0, at most 10000", Results,
+        ["loraplus_ratio", "lora.loraplus_lr_ratio", "lora.lr_ratio"], |v| *v > 0.0 && *v <= 10_000.0;
+
+    "Learning rate of the A matrices at its peak."
+    learning_rate: Option<f64> = None, "2e-4; 1e-4 from 60B parameters up", "a number above 0, at most 10", Results,
+        ["lr", "training.lr"], |v| v.is_none_or(|v| v > 0.0 && v <= 10.0);
+    "Shape of the learning rate over the run; `constant` has no warm-up."
+    lr_scheduler_type: Scheduler = Scheduler::Cosine, "cosine",
+        "constant, constant_with_warmup, linear or cosine", Results,
+        ["lr_scheduler", "scheduler", "training.scheduler"];
+    "Warm-up as a share of all steps, rounded up."
+    warmup_ratio: f64 = 0.03, "0.03", "a number from 0 to 1", Results, [], |v| (0.0..=1.0).contains(v);
+    "Warm-up in optimiser steps, instead of `warmup_ratio`; below 1 it is a ratio."
+    warmup_steps: Option<f64> = None, "none", "a ratio below 1 or a whole number of steps", Results, [],
+        |v| v.is_none_or(|v| (0.0..1.0).contains(&v) || (v.fract() == 0.0 && (1.0..=1e9).contains(&v)));
+    "Passes over the data; a fraction stops within one."
+    num_train_epochs: f64 = 1.0, "1", "a number above 0, at most 1000000", Results,
+        ["num_epochs", "epochs", "training.epochs"], |v| *v > 0.0 && *v <= 1e6;
+    "Optimiser steps at which the run ends, instead of `num_train_epochs`."
+    max_steps: Limit = Limit(None), "none", "a count of steps; 0 or -1 for no limit", Results, ["iters"],
+        |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+    "Rows, or packs of rows, in one micro-batch."
+    per_device_train_batch_size: usize = 1, "1", "an integer from 1 to 65536", Results,
+        ["micro_batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
+    "Micro-batches summed into one optimiser step, weighted by their supervised tokens."
+    gradient_accumulation_steps: usize = 1, "1", "an integer from 1 to 1000000", Results,
+        ["grad_accumulation_steps", "training.grad_accum", "training.accumulation_steps"],
+        |v| (1..=1_000_000).contains(v);
+    "Tokens in a row, or in a pack of rows, at most."
+    max_length: usize = 2048, "2048", "an integer from 2 to 16777216", Results,
+        ["sequence_len", "max_seq_length", "max_seq_len", "cutoff_len", "model_max_length"],
+        |v| (2..=1 << 24).contains(v);
+    "What happens to a row of more than `max_length` tokens; counts are printed."
+    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate or error", Results,
+        ["overlong", "excess_length_strategy"];
+    "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
+    packing: bool = true, "true", "true or false", Results, ["sample_packing"];
+    "Template of a base model that has none of its own."
+    chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca or the path of a template file",
+        Results, [];
+
+    "Optimiser: AdamW with f32 states."
+    optim: Optim = Optim::Adamw, "adamw_torch", "adamw_torch", Results, ["optimizer"];
+    "Decay of the first moment."
+    adam_beta1: f64 = 0.9, "0.9", "a number from 0 to below 1", Results, ["beta1"], |v| (0.0..1.0).contains(v);
+    "Decay of the second moment."
+    adam_beta2: f64 = 0.999, "0.999", "a number from 0 to below 1", Results, ["beta2"], |v| (0.0..1.0).contains(v);
+    "Added to the root of the second moment."
+    adam_epsilon: f64 = 1e-8, "1e-8", "a number above 0, at most 1", Results, ["adam_eps"],
+        |v| *v > 0.0 && *v <= 1.0;
+    "Decoupled weight decay of A and B."
+    weight_decay: f64 = 0.0, "0", "a number from 0 to 100", Results, [], |v| (0.0..=100.0).contains(v);
+    "L2 norm to which gradients are clipped; 0 turns clipping off."
+    max_grad_norm: f64 = 1.0, "1", "a number of at least 0", Results, ["gradient_clipping"], |v| *v >= 0.0;
+    "Seed of the initial A, the order of rows and dropout."
+    seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, [];
+
+    "Optimiser steps between two lines of metrics."
+    logging_steps: usize = 1, "1", "an integer from 1 to 1000000000", RunOnly, ["log_interval"],
+        |v| (1..=1_000_000_000).contains(v);
+    "Whether activations are recomputed in the backward pass; never changes a value."
+    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true or false", RunOnly, [];
+    "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
+    host_memory: Option<Bytes> = None, "what is free", "a size such as 8GiB or 24GB", RunOnly, [];
+    "Worker threads; results do not depend on them."
+    threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],
+        |v| v.is_none_or(|v| (1..=4096).contains(&v));
+    "Where the run works."
+    device: Option<Device> = None, "cuda where a GPU answers, else cpu", "cpu, cuda or cuda:N", RunOnly, [];
+}

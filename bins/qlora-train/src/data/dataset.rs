@@ -1,0 +1,275 @@
+//! Loads data files into tokenised rows, and splits them into training and validation rows.
+
+use std::path::{Path, PathBuf};
+
+use qlora_kernels::philox::Stream;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::UNSUPERVISED;
+use super::messages;
+use super::options::DataOptions;
+use super::reader::read_rows;
+use super::report::{DatasetReport, FileReport, RowPlace};
+use super::rows::{self, RowKind};
+use super::tokenizer::ChatTokenizer;
+use crate::config::TooLong;
+use crate::error::{Error, Result};
+use crate::refuse;
+
+/// Rows are tokenised in parallel, this many at a time.
+const CHUNK: usize = 512;
+const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
+
+/// A tokenised row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    pub input_ids: Vec<u32>,
+    pub labels: Vec<i32>,
+    /// Index into [`DatasetReport::files`].
+    pub file: usize,
+    /// Where the row stands in its file, counted from 1.
+    pub line: usize,
+}
+
+impl Row {
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+
+    /// Tokens that are predicted. The first token never is: nothing comes before it.
+    pub fn supervised(&self) -> usize {
+        self.labels.iter().skip(1).filter(|&&label| label != UNSUPERVISED).count()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// In the order of the files; every one has at least one supervised token and at most `max_length` tokens.
+    pub rows: Vec<Row>,
+    pub report: DatasetReport,
+}
+
+/// Whether any of the files holds text, told by its first row.
+pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
+    for path in paths {
+        let mut kind = None;
+        // An error ends the reading after the first row; it is dropped when the row was recognised.
+        let outcome = read_rows(path, &mut |line, row| match rows::detect(&row) {
+            Ok(found) => {
+                kind = Some(found);
+                Err(Error::Refused(String::new()))
+            }
+            Err(why) => Err(at(path, line, &why)),
+        });
+        match kind {
+            Some(RowKind::Messages) => return Ok(true),
+            Some(RowKind::Tokenised) => {}
+            None => outcome?,
+        }
+    }
+    Ok(false)
+}
+
+/// Reads, checks and tokenises all rows of all files.
+///
+/// Errors (all of them refusals that name the file, and the line where one is at fault): a file that cannot be read;
+/// a row that is broken or of another shape than the first row of its file; a token id outside the vocabulary; two
+/// BOS tokens at the start of a row; what the chat template refuses; a row that is too long, under `error`; no
+/// supervised token in any row.
+pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &DataOptions) -> Result<Dataset> {
+    if paths.is_empty() {
+        refuse!("no data file was given");
+    }
+    if options.max_length < 2 {
+        refuse!("max_length is {}; expected at least 2, a token and the one to predict after it", options.max_length);
+    }
+    let mut loader = Loader { tokenizer, options, rows: Vec::new(), report: DatasetReport::default(), waiting: vec![] };
+    loader.report.max_length = options.max_length;
+    for path in paths {
+        loader.file(path)?;
+    }
+    let Loader { rows, mut report, .. } = loader;
+    let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    if report.rows_read == 0 {
+        refuse!("{files}: no row found; expected at least one");
+    }
+    if rows.is_empty() {
+        refuse!(
+            "{files}: no row is left to train on: of {} rows, {} are longer than max_length {} and {} have no supervised \
+             token (labels that are not -100, or assistant turns)",
+            report.rows_read,
+            report.dropped,
+            options.max_length,
+            report.unsupervised
+        );
+    }
+    report.rows_kept = rows.len();
+    report.tokens = rows.iter().map(Row::len).sum();
+    report.supervised_tokens = rows.iter().map(Row::supervised).sum();
+    report.longest = rows.iter().map(Row::len).max().unwrap_or(0);
+    Ok(Dataset { rows, report })
+}
+
+struct Loader<'a> {
+    tokenizer: Option<&'a ChatTokenizer>,
+    options: &'a DataOptions,
+    rows: Vec<Row>,
+    report: DatasetReport,
+    /// Rows read and not tokenised yet.
+    waiting: Vec<(usize, Value)>,
+}
+
+/// Token ids and labels of one row, and whether an assistant turn of it has no end-of-turn token.
+type Tokenised = (Vec<u32>, Vec<i32>, bool);
+
+impl Loader<'_> {
+    fn file(&mut self, path: &Path) -> Result<()> {
+        let mut first: Option<(RowKind, usize)> = None;
+        let file = self.report.files.len();
+        read_rows(path, &mut |line, row| {
+            let kind = rows::detect(&row).map_err(|why| at(path, line, &why))?;
+            let (expected, first_line) = *first.get_or_insert((kind, line));
+            if first_line == line && self.report.files.len() == file {
+                self.report.files.push(FileReport { path: path.to_path_buf(), kind, rows: 0 });
+            }
+            if kind != expected {
+                let (found, expected) = (kind.name(), expected.name());
+                let why = format!("a {found} row; expected a {expected} row like the one on line {first_line}");
+                return Err(at(path, line, &why));
+            }
+            self.report.files[file].rows += 1;
+            self.waiting.push((line, row));
+            if self.waiting.len() == CHUNK { self.tokenise(path, file, kind) } else { Ok(()) }
+        })?;
+        match first {
+            Some((kind, _)) => self.tokenise(path, file, kind),
+            None => refuse!("{}: no row found; expected at least one", path.display()),
+        }
+    }
+
+    fn tokenise(&mut self, path: &Path, file: usize, kind: RowKind) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let this = &*self;
+        let done: Vec<(usize, Result<Tokenised, String>)> =
+            waiting.into_par_iter().map(|(line, row)| (line, this.row(&row, kind))).collect();
+        for (line, result) in done {
+            let (input_ids, labels, open_ended) = result.map_err(|why| at(path, line, &why))?;
+            self.keep(path, Row { input_ids, labels, file, line }, open_ended)?;
+        }
+        Ok(())
+    }
+
+    fn row(&self, row: &Value, kind: RowKind) -> Result<Tokenised, String> {
+        let map = row.as_object().ok_or("expected a row (a JSON object)")?;
+        let (input_ids, labels, open_ended) = match (kind, self.tokenizer) {
+            (RowKind::Tokenised, _) => {
+                let (input_ids, labels) = rows::tokenised(map, self.options.vocab_size)?;
+                (input_ids, labels, false)
+            }
+            (RowKind::Messages, None) => return Err("`messages` rows need the model's tokenizer".into()),
+            (RowKind::Messages, Some(tokenizer)) => {
+                let chat = tokenizer.encode_chat(&messages::messages(map)?)?;
+                if let Some(id) = chat.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
+                    return Err(format!(
+                        "the tokenizer gives the token {id} ({:?}), the model has a vocabulary of {}; is it the \
+                         tokenizer of this model?",
+                        tokenizer.token(*id),
+                        self.options.vocab_size
+                    ));
+                }
+                (chat.input_ids, chat.labels, chat.open_ended > 0)
+            }
+        };
+        if let (Some(bos), [first, second, ..]) = (self.tokenizer.and_then(ChatTokenizer::bos_token_id), &input_ids[..])
+            && *first == bos
+            && *second == bos
+        {
+            return Err("the row begins with two BOS tokens; remove one (from the text or the chat template)".into());
+        }
+        Ok((input_ids, labels, open_ended))
+    }
+
+    fn keep(&mut self, path: &Path, mut row: Row, open_ended: bool) -> Result<()> {
+        let report = &mut self.report;
+        let max_length = self.options.max_length;
+        report.rows_read += 1;
+        report.longest_read = report.longest_read.max(row.len());
+        if row.len() > max_length {
+            match self.options.too_long {
+                TooLong::Drop => {
+                    report.dropped += 1;
+                    return Ok(());
+                }
+                TooLong::Truncate => {
+                    report.truncated += 1;
+                    row.input_ids.truncate(max_length);
+                    row.labels.truncate(max_length);
+                }
+                TooLong::Error => {
+                    let why = format!(
+                        "{} tokens, longer than max_length {max_length}; raise it, or choose drop or truncate",
+                        row.len()
+                    );
+                    return Err(at(path, row.line, &why));
+                }
+            }
+        }
+        if row.supervised() == 0 {
+            report.skip_unsupervised(RowPlace { file: row.file, line: row.line });
+            return Ok(());
+        }
+        report.open_ended += usize::from(open_ended);
+        self.rows.push(row);
+        Ok(())
+    }
+}
+
+fn at(path: &Path, line: usize, why: &str) -> Error {
+    Error::Refused(format!("{}: line {line}: {why}", path.display()))
+}
+
+impl Dataset {
+    pub fn lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(Row::len).collect()
+    }
+
+    /// Takes rows at random out for validation: a share of them below 1 (rounded up), else that many. Both parts keep
+    /// the order of the files. The same seed gives the same parts. Returns (training, validation) rows.
+    pub fn split(self, val_set_size: f64, seed: u64) -> Result<(Vec<Row>, Vec<Row>)> {
+        let total = self.rows.len();
+        if !(val_set_size.is_finite() && val_set_size >= 0.0) || (val_set_size > 1.0 && val_set_size.fract() != 0.0) {
+            refuse!("val_set_size is {val_set_size}; expected a share below 1 or a number of rows");
+        }
+        let count =
+            if val_set_size < 1.0 { (total as f64 * val_set_size).ceil() as usize } else { val_set_size as usize };
+        if count >= total && count > 0 {
+            refuse!("val_set_size is {val_set_size}: that leaves no row to train on, there are {total} rows");
+        }
+        let mut shuffled: Vec<usize> = (0..total).collect();
+        Stream::new(seed, SPLIT_DOMAIN).shuffle(&mut shuffled);
+        let mut is_validation = vec![false; total];
+        for &at in &shuffled[..count] {
+            is_validation[at] = true;
+        }
+        let mut parts = (Vec::with_capacity(total - count), Vec::with_capacity(count));
+        for (row, validation) in self.rows.into_iter().zip(is_validation) {
+            if validation { parts.1.push(row) } else { parts.0.push(row) }
+        }
+        Ok(parts)
+    }
+}
+
+/// The tokens of a row as the vocabulary spells them, each with whether it is predicted.
+pub fn describe(row: &Row, tokenizer: Option<&ChatTokenizer>) -> Vec<(String, bool)> {
+    let tokens = row.input_ids.iter().zip(&row.labels).enumerate();
+    tokens
+        .map(|(at, (&id, &label))| {
+            (tokenizer.map_or_else(|| format!("<{id}>"), |t| t.token(id)), at > 0 && label != UNSUPERVISED)
+        })
+        .collect()
+}

@@ -1,0 +1,105 @@
+//! Reads the rows of a JSONL or JSON file one by one, each with the line it starts on (counted from 1).
+//!
+//! Whether a file is an array or JSON Lines is told by its first character, not by its name: data sets in JSON Lines
+//! often end in `.json`. JSON Lines are read line by line; an array is read whole.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::path::Path;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::json;
+use crate::error::{Context, Result};
+use crate::refuse;
+
+/// Longer lines are refused, so that a file without line breaks does not fill the memory.
+const MAX_LINE_BYTES: u64 = 256 << 20;
+const BOM: &[u8] = b"\xEF\xBB\xBF";
+const SUPPORTED: &str = "supported are JSON Lines (one object a line) and JSON (one array of objects)";
+
+/// Calls `each(line, row)` for every row of the file, in order. Errors of `each` end the reading.
+pub(super) fn read_rows(path: &Path, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+    let name = path.display();
+    if path.is_dir() {
+        refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
+    }
+    let file = File::open(path).or_refuse(|| format!("{name}: cannot open the data file"))?;
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
+    if head.starts_with(b"PAR1") {
+        refuse!("{name}: Parquet is not supported yet; {SUPPORTED}");
+    }
+    if head.starts_with(&[0x1F, 0x8B]) || head.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
+        refuse!("{name}: the file is compressed; decompress it first ({SUPPORTED})");
+    }
+    let bom = if head.starts_with(BOM) { BOM.len() } else { 0 };
+    let first = head[bom..].iter().find(|byte| !byte.is_ascii_whitespace()).copied();
+    reader.consume(bom);
+    if first == Some(b'[') { read_array(path, reader, each) } else { read_lines(path, reader, each) }
+}
+
+fn read_lines(path: &Path, mut reader: impl BufRead, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let count = (&mut reader)
+            .take(MAX_LINE_BYTES + 1)
+            .read_until(b'\n', &mut bytes)
+            .or_refuse(|| format!("{name}: line {line}: cannot read"))?;
+        if count == 0 {
+            break;
+        }
+        if count as u64 > MAX_LINE_BYTES {
+            refuse!("{name}: line {line}: longer than {} MiB; expected one row a line", MAX_LINE_BYTES >> 20);
+        }
+        let text = match std::str::from_utf8(&bytes) {
+            Ok(text) => text.trim(),
+            Err(error) => refuse!("{name}: line {line}: not UTF-8 (byte {} of the line)", error.valid_up_to() + 1),
+        };
+        if text.is_empty() {
+            continue;
+        }
+        match json::parse(text) {
+            Ok(row) => each(line, row)?,
+            Err(error) => refuse!("{name}: line {line}: {}; {SUPPORTED}", without_line(&error)),
+        }
+    }
+    Ok(())
+}
+
+fn read_array(path: &Path, mut reader: impl Read, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+    let name = path.display();
+    let mut text = String::new();
+    match reader.read_to_string(&mut text) {
+        Err(error) if error.kind() == ErrorKind::InvalidData => refuse!("{name}: not UTF-8"),
+        result => result.or_refuse(|| format!("{name}: cannot read"))?,
+    };
+    let rows: Vec<&RawValue> = match serde_json::from_str(&text) {
+        Ok(rows) => rows,
+        Err(error) => refuse!("{name}: line {}: {}; {SUPPORTED}", error.line(), without_line(&error)),
+    };
+    let (mut line, mut counted) = (1, 0);
+    for raw in rows {
+        // Every raw value is a slice of `text`, so its address tells where it stands.
+        let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+        line += text[counted..offset].matches('\n').count();
+        counted = offset;
+        match json::parse(raw.get()) {
+            Ok(row) => each(line, row)?,
+            Err(error) => refuse!("{name}: line {}: {}", line + error.line().max(1) - 1, without_line(&error)),
+        }
+    }
+    Ok(())
+}
+
+/// The message of a JSON error without its own position: a line is parsed alone, so it would always say line 1.
+fn without_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => format!("broken JSON: {} (column {})", &text[..end], error.column()),
+        None => format!("broken JSON: {text}"),
+    }
+}

@@ -1,0 +1,186 @@
+//! Which rows each optimiser step trains on: a pure function of the rows' lengths and the settings, so that the
+//! memory plan can run through the whole of it beforehand and a resumed run can start anywhere.
+
+use std::collections::VecDeque;
+
+use qlora_kernels::philox::Stream;
+
+use super::pack::pack;
+use crate::error::Result;
+use crate::refuse;
+
+const ORDER_DOMAIN: u64 = 0x4F52_4445_0000_0000;
+
+/// The rows of an epoch in the order they are trained on, shuffled by seed and epoch (counted from 0).
+pub fn order(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rows).collect();
+    Stream::new(seed, ORDER_DOMAIN ^ epoch).shuffle(&mut order);
+    order
+}
+
+/// Settings of the names of FORMATS.md.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScheduleOptions {
+    /// Rows of a micro-batch, or packed bins when packing.
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches of a step.
+    pub gradient_accumulation_steps: usize,
+    pub num_train_epochs: f64,
+    /// Optimiser steps; wins over the epochs.
+    pub max_steps: Option<u64>,
+    pub packing: bool,
+    /// Tokens of a packed bin.
+    pub max_length: usize,
+    pub seed: u64,
+}
+
+/// The micro-batches of a whole run.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    lengths: Vec<usize>,
+    options: ScheduleOptions,
+    steps_per_epoch: u64,
+    total_steps: u64,
+}
+
+/// What one optimiser step trains on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Counted from 0.
+    pub index: u64,
+    /// Epochs done after this step: 0.5 is half of the rows.
+    pub epoch: f64,
+    /// Row indices of each micro-batch. The last step of an epoch may have fewer micro-batches, and its last
+    /// micro-batch fewer rows; nothing is left out.
+    pub micro_batches: Vec<Vec<usize>>,
+}
+
+/// The micro-batch of a run that needs the most memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Longest {
+    pub tokens: usize,
+    pub rows: Vec<usize>,
+    /// The first step that has one of this size, and its place among the micro-batches of that step.
+    pub step: u64,
+    pub micro: usize,
+}
+
+impl Schedule {
+    /// `lengths` are the tokens of the training rows. Errors: no rows, a setting that gives no step.
+    pub fn new(lengths: Vec<usize>, options: ScheduleOptions) -> Result<Self> {
+        if lengths.is_empty() {
+            refuse!("there is no row to train on");
+        }
+        if u32::try_from(lengths.len()).is_err() {
+            refuse!("{} rows; at most {} are supported", lengths.len(), u32::MAX);
+        }
+        if options.per_device_train_batch_size == 0 {
+            refuse!("per_device_train_batch_size is 0; expected at least 1");
+        }
+        if options.gradient_accumulation_steps == 0 {
+            refuse!("gradient_accumulation_steps is 0; expected at least 1");
+        }
+        let longest = if options.packing { options.max_length } else { lengths.iter().copied().max().unwrap_or(0) };
+        let bound = options.per_device_train_batch_size.saturating_mul(longest).min(lengths.iter().sum());
+        if u32::try_from(bound).is_err() {
+            refuse!("a micro-batch could hold {bound} tokens; lower per_device_train_batch_size or max_length");
+        }
+        let epochs = options.num_train_epochs;
+        if options.max_steps.is_none() && !(epochs.is_finite() && epochs > 0.0) {
+            refuse!("num_train_epochs is {epochs}; expected a number above 0");
+        }
+        if options.max_steps == Some(0) {
+            refuse!("max_steps is 0; expected at least 1");
+        }
+        let mut schedule = Self { lengths, options, steps_per_epoch: 0, total_steps: 0 };
+        // Packing places rows by length, so every epoch has the same number of bins.
+        let micro_batches = schedule.epoch(0)?.len();
+        schedule.steps_per_epoch = micro_batches.div_ceil(schedule.options.gradient_accumulation_steps) as u64;
+        schedule.total_steps =
+            schedule.options.max_steps.unwrap_or_else(|| (epochs * schedule.steps_per_epoch as f64).ceil() as u64);
+        Ok(schedule)
+    }
+
+    /// Optimiser steps of the run.
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.steps_per_epoch
+    }
+
+    /// The steps from the given one (counted from 0) to the end of the run.
+    pub fn steps(&self, from: u64) -> Steps<'_> {
+        Steps { schedule: self, next: from, epoch: None }
+    }
+
+    /// The largest micro-batch of the whole run, the first of equals.
+    pub fn longest(&self) -> Longest {
+        let mut longest = Longest { tokens: 0, rows: Vec::new(), step: 0, micro: 0 };
+        for step in self.steps(0) {
+            for (micro, rows) in step.micro_batches.into_iter().enumerate() {
+                let tokens = self.tokens(&rows);
+                if tokens > longest.tokens {
+                    longest = Longest { tokens, rows, step: step.index, micro };
+                }
+            }
+        }
+        longest
+    }
+
+    /// Tokens of the largest micro-batch of the whole run.
+    pub fn max_tokens(&self) -> usize {
+        self.longest().tokens
+    }
+
+    pub fn tokens(&self, rows: &[usize]) -> usize {
+        rows.iter().map(|&row| self.lengths[row]).sum()
+    }
+
+    /// The micro-batches of an epoch.
+    fn epoch(&self, epoch: u64) -> Result<VecDeque<Vec<usize>>> {
+        let options = &self.options;
+        let order = order(self.lengths.len(), epoch, options.seed);
+        let batch = options.per_device_train_batch_size;
+        Ok(if options.packing {
+            pack(&self.lengths, &order, options.max_length)?.chunks(batch).map(<[_]>::concat).collect()
+        } else {
+            order.chunks(batch).map(<[usize]>::to_vec).collect()
+        })
+    }
+}
+
+/// Iterates over the steps of a [`Schedule`]; holds the micro-batches of one epoch.
+#[derive(Clone, Debug)]
+pub struct Steps<'a> {
+    schedule: &'a Schedule,
+    next: u64,
+    /// The epoch and those of its micro-batches that are still to come.
+    epoch: Option<(u64, VecDeque<Vec<usize>>)>,
+}
+
+impl Iterator for Steps<'_> {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        let schedule = self.schedule;
+        let index = self.next;
+        if index >= schedule.total_steps {
+            return None;
+        }
+        let accumulation = schedule.options.gradient_accumulation_steps;
+        let (epoch, within) = (index / schedule.steps_per_epoch, index % schedule.steps_per_epoch);
+        if self.epoch.as_ref().is_none_or(|(current, _)| *current != epoch) {
+            // Lengths were checked when the schedule was made: an epoch cannot fail any more.
+            let mut micro_batches = schedule.epoch(epoch).ok()?;
+            micro_batches.drain(..within as usize * accumulation);
+            self.epoch = Some((epoch, micro_batches));
+        }
+        let (_, waiting) = self.epoch.as_mut()?;
+        let micro_batches: Vec<_> = waiting.drain(..accumulation.min(waiting.len())).collect();
+        self.next += 1;
+        let done = epoch as f64 + (within + 1) as f64 / schedule.steps_per_epoch as f64;
+        Some(Step { index, epoch: done, micro_batches })
+    }
+}

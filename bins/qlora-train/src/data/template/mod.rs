@@ -1,0 +1,144 @@
+//! A chat template: Jinja, with the environment that transformers gives it (trimmed blocks, loop controls,
+//! `raise_exception`, `strftime_now`, `tojson` without HTML escapes, Python's string methods).
+
+mod builtin;
+mod tojson;
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Zoned;
+use jiff::fmt::strtime;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, Value};
+
+pub use builtin::Builtin;
+pub(super) use builtin::Vocabulary;
+
+/// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
+/// ends a template that loops for ever within a second or two.
+const FUEL: u64 = 5_000_000;
+/// Nested calls cost stack; rows are rendered on worker threads with 2 MiB of it.
+const RECURSION_LIMIT: usize = 100;
+const NAME: &str = "chat_template";
+
+/// A compiled chat template with the special tokens of its tokenizer.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: Arc<str>,
+    variables: Vec<(String, Value)>,
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+/// What `raise_exception` was called with: the template's own refusal, not a fault in it.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+impl ChatTemplate {
+    /// Compiles a template. `variables` are the special tokens (`bos_token`, …); `now` is what `strftime_now` tells.
+    /// Errors: the template's syntax error with its line.
+    pub fn compile(source: &str, variables: Vec<(String, String)>, now: Zoned) -> Result<Self, String> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.add_filter("tojson", tojson::tojson);
+        // minijinja calls none iterable; templates ask `tools is iterable and tools | length > 0`.
+        environment.add_test("iterable", |value: &Value| {
+            use minijinja::value::ValueKind::{Iterable, Map, Seq, String, Undefined};
+            matches!(value.kind(), String | Seq | Map | Iterable | Undefined)
+        });
+        environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
+            Err(JinjaError::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+        });
+        environment.add_function("strftime_now", move |format: String| -> Result<String, JinjaError> {
+            strtime::format(&format, &now)
+                .map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
+        });
+        environment
+            .add_template_owned(NAME, without_generation_tags(source))
+            .map_err(|error| format!("the chat template does not compile: {error}"))?;
+        let variables = variables.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
+        Ok(Self { environment, source: source.into(), variables })
+    }
+
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the rendered text depends on the day it is rendered on.
+    pub fn uses_date(&self) -> bool {
+        self.source.contains("strftime_now")
+    }
+
+    /// Renders turns (maps with `role` and `content`). Errors: the template's own refusal, a mistake in it, or a
+    /// rendering that takes too much work.
+    pub fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, String> {
+        let template = self.environment.get_template(NAME).map_err(|error| error.to_string())?;
+        let fixed = [
+            ("messages".to_owned(), Value::from(messages)),
+            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+            ("tools".to_owned(), Value::from(())),
+            ("documents".to_owned(), Value::from(())),
+        ];
+        let context = Value::from_pairs(self.variables.iter().cloned().chain(fixed));
+        template.render(context).map_err(|error| explain(&error))
+    }
+}
+
+fn explain(error: &JinjaError) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Raised(message)) = current.downcast_ref() {
+            return format!("the chat template refuses the conversation: {message}");
+        }
+        cause = current.source();
+    }
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "the chat template does not end: it took more than 5 million instructions for one conversation".into();
+    }
+    format!("the chat template fails: {error}")
+}
+
+/// `{% generation %}` is a tag of transformers' own that marks what the assistant says. The spans are found without
+/// it (see `spans`), so it becomes a plain scope that renders the same text with the same white space.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        out.push_str(&rest[..open]);
+        let tag = &rest[open..];
+        let Some(close) = tag.find("%}") else {
+            out.push_str(tag);
+            return out;
+        };
+        let inner = &tag[2..close];
+        let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match word {
+            "generation" => out.push_str(&tag[..close + 2].replace("generation", "with")),
+            "endgeneration" => out.push_str(&tag[..close + 2].replace("endgeneration", "endwith")),
+            _ => out.push_str(&tag[..close + 2]),
+        }
+        rest = &tag[close + 2..];
+    }
+    out.push_str(rest);
+    out
+}

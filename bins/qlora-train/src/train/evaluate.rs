@@ -1,0 +1,66 @@
+//! Loss over a data set.
+
+use crate::backend::{Backend, Batch};
+use crate::data::{MicroBatch, Row};
+use crate::error::Result;
+use crate::model::Llama;
+
+/// What `eval` reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean over supervised tokens, nats.
+    pub loss: f64,
+    /// Supervised tokens.
+    pub tokens: usize,
+}
+
+impl Evaluation {
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// Rows side by side in batches of at most `capacity` tokens. A row alone may be longer.
+pub fn batches(rows: &[Row], capacity: usize) -> Vec<MicroBatch> {
+    let mut batches = Vec::new();
+    let mut start = 0;
+    while start < rows.len() {
+        let mut end = start + 1;
+        let mut tokens = rows[start].len();
+        while end < rows.len() && tokens + rows[end].len() <= capacity {
+            tokens += rows[end].len();
+            end += 1;
+        }
+        batches.push(MicroBatch::new(&rows[start..end]));
+        start = end;
+    }
+    batches
+}
+
+/// The mean loss of the supervised tokens; `progress` is called after each batch with its rows.
+pub fn evaluate<B: Backend>(
+    backend: &mut B,
+    model: &Llama<B>,
+    rows: &[Row],
+    capacity: usize,
+    mut progress: impl FnMut(usize),
+) -> Result<Evaluation> {
+    let (mut loss, mut tokens) = (0.0, 0);
+    for batch in batches(rows, capacity) {
+        loss += model.loss(backend, &Batch::from(&batch))?;
+        tokens += batch.supervised;
+        progress(batch.rows());
+    }
+    Ok(Evaluation { loss: loss / tokens.max(1) as f64, tokens })
+}
+
+impl<'a> From<&'a MicroBatch> for Batch<'a> {
+    fn from(batch: &'a MicroBatch) -> Self {
+        Batch {
+            input_ids: &batch.input_ids,
+            positions: &batch.positions,
+            boundaries: &batch.cu_seqlens,
+            targets: &batch.targets,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Whether an adapter belongs to the base at hand.
+
+use qlora_train::adapter::metadata::BASE_FINGERPRINT;
+use qlora_train::checkpoint::synthetic::tiny_config;
+use qlora_train::checkpoint::{BaseName, LlamaConfig, Module};
+
+use super::assert_refused::assert_refused;
+use super::{adapter, base, with_layers};
+
+#[test]
+fn its_own_base_is_accepted_without_a_word() {
+    let own = "ab".repeat(32);
+    let warnings = adapter(4, 8.0, &Module::ALL, 1).check_base(&tiny_config(), &own, &base()).unwrap();
+    assert_eq!(warnings, [""; 0]);
+}
+
+#[test]
+fn other_weights_of_the_same_shape_are_refused_by_fingerprint() {
+    let other = "99".repeat(32);
+    let words = ["qlora.base_fingerprint", &"ab".repeat(32), &other, "org/tiny-llama", "other weights"];
+    assert_refused(adapter(4, 8.0, &Module::ALL, 1).check_base(&tiny_config(), &other, &base()), &words);
+}
+
+#[test]
+fn another_shape_or_number_of_layers_is_refused_whoever_made_the_adapter() {
+    let own = "ab".repeat(32);
+    let mut foreign = adapter(4, 8.0, &Module::ALL, 1);
+    foreign.metadata.remove(BASE_FINGERPRINT);
+    for adapter in [adapter(4, 8.0, &Module::ALL, 1), foreign] {
+        let wide = LlamaConfig { intermediate_size: 160, ..tiny_config() };
+        let words = ["gate_proj of layer 0", "128 x 64", "160 x 64"];
+        assert_refused(adapter.check_base(&wide, &own, &base()), &words);
+        assert_refused(adapter.check_base(&with_layers(1), &own, &base()), &["layer 1", "layers below 1"]);
+    }
+}
+
+#[test]
+fn a_foreign_adapter_that_fits_warns() {
+    let mut foreign = adapter(4, 8.0, &[Module::Q], 1);
+    foreign.metadata.clear();
+    let warnings = foreign.check_base(&tiny_config(), "99", &base()).unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("no fingerprint"), "{warnings:?}");
+}
+
+#[test]
+fn another_name_or_revision_only_warns() {
+    let own = "ab".repeat(32);
+    let renamed = BaseName { name: "local-copy".into(), revision: Some("fff".into()), is_hub: false };
+    let warnings = adapter(4, 8.0, &[Module::Q], 1).check_base(&tiny_config(), &own, &renamed).unwrap();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("org/tiny-llama") && warnings[0].contains("local-copy"), "{warnings:?}");
+    assert!(warnings[1].contains("0123abc") && warnings[1].contains("fff"), "{warnings:?}");
+}
+
+#[test]
+fn targeted_linears_without_tensors_are_named() {
+    let own = "ab".repeat(32);
+    let warnings = adapter(4, 8.0, &[Module::Q], 1).check_base(&with_layers(4), &own, &base()).unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("q_proj of layer 2 and 1 more"), "{warnings:?}");
+    let mut partial = adapter(4, 8.0, &[Module::Q], 1);
+    partial.config.layers_to_transform = Some(vec![0, 1]);
+    assert_eq!(partial.check_base(&with_layers(4), &own, &base()).unwrap(), [""; 0]);
+}

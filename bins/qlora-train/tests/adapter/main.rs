@@ -1,0 +1,69 @@
+//! Adapters: files as PEFT writes them, round trips, rsLoRA folding, refusals, and which base they belong to.
+
+#[path = "../checkpoint/assert_refused.rs"]
+mod assert_refused;
+mod base;
+mod files;
+mod fold;
+mod refusals;
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use qlora_kernels::philox::Stream;
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
+use qlora_train::checkpoint::synthetic::tiny_config;
+use qlora_train::checkpoint::{BaseName, LlamaConfig, Module};
+
+fn base() -> BaseName {
+    BaseName { name: "org/tiny-llama".into(), revision: Some("0123abc".into()), is_hub: true }
+}
+
+fn provenance() -> Provenance {
+    Provenance {
+        base: base(),
+        base_fingerprint: "ab".repeat(32),
+        quantization: "nf4, block 64".into(),
+        chat_template_sha256: Some("cd".repeat(32)),
+    }
+}
+
+/// Random values for `modules` of every layer of the tiny Llama.
+fn adapter(r: usize, alpha: f64, modules: &[Module], seed: u64) -> Adapter {
+    let llama = tiny_config();
+    let mut adapter = Adapter::new(AdapterConfig::new(&base(), r, alpha, 0.05, modules), &provenance());
+    let mut stream = Stream::new(seed, 0);
+    let mut matrix = |rows: usize, columns: usize| {
+        let values = (0..rows * columns).map(|_| stream.uniform() - 0.5).collect();
+        (vec![rows, columns], values)
+    };
+    for layer in 0..llama.num_layers {
+        for &module in modules {
+            let (n_out, k_in) = module.shape(&llama);
+            adapter.insert(layer, module, matrix(r, k_in), matrix(n_out, r));
+        }
+    }
+    adapter
+}
+
+/// Any choice of linears but none.
+fn module_lists() -> impl Strategy<Value = Vec<Module>> {
+    prop::sample::subsequence(Module::ALL.to_vec(), 1..=7)
+}
+
+/// `scale · B · A` of every pair, in f64.
+fn updates(adapter: &Adapter) -> BTreeMap<(usize, Module), Vec<f64>> {
+    let pairs = adapter.lora_pairs().unwrap();
+    let update = |pair: &qlora_train::adapter::LoraPair| {
+        let at = |row: usize, column: usize| -> f64 {
+            let term = |i: usize| f64::from(pair.b[row * pair.r + i]) * f64::from(pair.a[i * pair.k_in + column]);
+            f64::from(pair.scale) * (0..pair.r).map(term).sum::<f64>()
+        };
+        (0..pair.n_out).flat_map(|row| (0..pair.k_in).map(move |column| (row, column))).map(|(r, c)| at(r, c)).collect()
+    };
+    pairs.iter().map(|(place, pair)| (*place, update(pair))).collect()
+}
+
+fn with_layers(num_layers: usize) -> LlamaConfig {
+    LlamaConfig { num_layers, ..tiny_config() }
+}

@@ -1,0 +1,191 @@
+//! Properties of the settings over generated values.
+
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use qlora_train::config::memory::{format_bytes, parse_bytes};
+use qlora_train::config::*;
+use serde_json::{Value as Json, json};
+
+fn info(name: &str) -> &'static SettingInfo {
+    SETTINGS.iter().find(|info| info.name == name).unwrap()
+}
+
+/// Valid values of a setting; the settings with named values list them.
+fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
+    let words = |words: &[&'static str]| select(words.to_vec()).prop_map(Json::from).boxed();
+    let share = || (1e-9..0.999f64).prop_map(Json::from);
+    let path = || "[a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,8}[a-z]{6}";
+    match info.name {
+        "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
+        "data" | "val_data" => prop::collection::vec(path(), 1..4).prop_map(Json::from).boxed(),
+        "val_set_size" => prop_oneof![share(), (0u64..1_000_000_000).prop_map(Json::from)].boxed(),
+        "preset" => words(&["loraplus"]),
+        "quantization" => words(&["nf4", "none"]),
+        "nf4_block_size" => (5u32..=12).prop_map(|n| Json::from(1u64 << n)).boxed(),
+        "lora_target_modules" => prop_oneof![
+            Just(Json::from("all-linear")),
+            subsequence(TargetModules::ALL.to_vec(), 1..=7).prop_shuffle().prop_map(Json::from)
+        ]
+        .boxed(),
+        "lr_scheduler_type" => words(&["constant", "constant_with_warmup", "linear", "cosine"]),
+        "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
+        "too_long" => words(&["drop", "truncate", "error"]),
+        "optim" => words(&["adamw_torch", "adamw"]),
+        "seed" => any::<u64>().prop_map(Json::from).boxed(),
+        "gradient_checkpointing" => prop_oneof![Just(json!("auto")), any::<bool>().prop_map(Json::from)].boxed(),
+        "host_memory" => {
+            prop_oneof![words(&["8GiB", "44.4 GiB", "24 GB"]), (1u64..=i64::MAX as u64).prop_map(Json::from)].boxed()
+        }
+        "device" => words(&["cpu", "cuda", "cuda:3"]),
+        "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),
+        "threads" => (1u64..=4096).prop_map(Json::from).boxed(),
+        "max_steps"
+        | "per_device_train_batch_size"
+        | "gradient_accumulation_steps"
+        | "max_length"
+        | "logging_steps" => (2u64..=65536).prop_map(Json::from).boxed(),
+        _ if info.switch => any::<bool>().prop_map(Json::from).boxed(),
+        _ => share().boxed(),
+    }
+}
+
+fn any_setting() -> impl Strategy<Value = (&'static str, Json)> {
+    (0..SETTINGS.len()).prop_flat_map(|i| (Just(SETTINGS[i].name), value_of(&SETTINGS[i])))
+}
+
+/// As a file with one key (with its section, if the name is dotted).
+fn as_yaml(name: &str, value: &Json) -> String {
+    let tree = name.rsplit('.').fold(value.clone(), |tree, key| json!({ key: tree }));
+    serde_saphyr::to_string(&tree).unwrap()
+}
+
+/// The flags that say the same.
+fn as_flags(name: &str, value: &Json) -> Vec<String> {
+    let items = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+    let text = |item: &Json| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+    items.iter().map(|item| format!("--{name}={}", text(item))).collect()
+}
+
+fn load(yaml: &str, flags: &[String]) -> Settings {
+    let args = parse_overrides(flags).unwrap_or_else(|e| panic!("{flags:?}: {e}"));
+    Settings::from_yaml(yaml, "test", &args.overrides).unwrap_or_else(|e| panic!("{yaml} {flags:?}: {e}"))
+}
+
+proptest! {
+    #[test]
+    fn every_setting_reads_the_same_from_yaml_and_flags_under_every_name((name, value) in any_setting()) {
+        let expected = load(&as_yaml(name, &value), &[]);
+        for alias in info(name).aliases.iter().copied().chain([name]) {
+            let kebab = alias.replace('_', "-");
+            prop_assert_eq!(&load(&as_yaml(alias, &value), &[]), &expected, "{}", alias);
+            prop_assert_eq!(&load(&as_yaml(&kebab, &value), &[]), &expected, "{}", kebab);
+            prop_assert_eq!(&load("", &as_flags(alias, &value)), &expected, "--{}", alias);
+            prop_assert_eq!(&load("", &as_flags(&kebab, &value)), &expected, "--{}", kebab);
+        }
+    }
+
+    #[test]
+    fn a_value_is_what_the_settings_then_hold((name, value) in any_setting()) {
+        let held = info(name).value_in(&load(&as_yaml(name, &value), &[]));
+        let same = match (name, &value) {
+            // These are normalised: order, units, device number, synonyms, ratio written as steps.
+            ("lora_target_modules" | "host_memory" | "device" | "optim" | "warmup_steps", _) => true,
+            (_, Json::Number(n)) => held.as_f64() == n.as_f64(),
+            _ => held == value,
+        };
+        prop_assert!(same, "{} holds {} of {}", name, held, value);
+    }
+
+    #[test]
+    fn flags_win_over_the_file(
+        (name, in_file, in_flags) in (0..SETTINGS.len())
+            .prop_flat_map(|i| (Just(SETTINGS[i].name), value_of(&SETTINGS[i]), value_of(&SETTINGS[i])))
+    ) {
+        let flags = as_flags(name, &in_flags);
+        prop_assert_eq!(load(&as_yaml(name, &in_file), &flags), load("", &flags));
+    }
+
+    #[test]
+    fn the_record_reads_back_to_the_same_settings(
+        chosen in subsequence((0..SETTINGS.len()).collect::<Vec<_>>(), 0..SETTINGS.len())
+            .prop_flat_map(|all| all.into_iter().map(|i| (Just(SETTINGS[i].name), value_of(&SETTINGS[i]))).collect::<Vec<_>>()),
+        parameters in any::<u64>(),
+    ) {
+        let has = |name: &str| chosen.iter().any(|(other, _)| *other == name);
+        let flags: Vec<String> = chosen
+            .iter()
+            .filter(|(name, _)| !(*name == "warmup_ratio" && has("warmup_steps")))
+            .filter(|(name, _)| !(*name == "val_set_size" && has("val_data")))
+            .flat_map(|(name, value)| as_flags(name, value))
+            .collect();
+        let mut settings = load("", &flags);
+        for _ in 0..2 {
+            let back = load(&settings.to_yaml().unwrap(), &[]);
+            prop_assert_eq!(&back, &settings);
+            prop_assert_eq!(back.result_hash(), settings.result_hash());
+            settings.resolve(parameters);
+        }
+        prop_assert!(settings.learning_rate.is_some());
+    }
+
+    #[test]
+    fn text_of_any_kind_never_panics(text in prop_oneof![
+        "\\PC{0,200}",
+        any::<String>(),
+        "[a-z:\\[\\]{}&*!|>'\"#%@?, \n\t-]{0,120}",
+        prop::collection::vec((select(all_names().collect::<Vec<_>>()), "[-a-z0-9.\\[\\]{}:&*!~'\" ]{0,12}"), 0..6)
+            .prop_map(|lines| lines.iter().map(|(name, value)| format!("{name}: {value}\n")).collect::<String>()),
+        prop::collection::vec((select(all_names().collect::<Vec<_>>()), "[-a-z0-9.\\[\\]{}:&*!~'\" ]{0,12}"), 0..6)
+            .prop_map(|lines| lines.iter().map(|(name, value)| format!("lora:\n  {name}: {value}\n")).collect::<String>()),
+    ]) {
+        if let Err(e) = Settings::from_yaml(&text, "test", &[]) {
+            prop_assert_eq!(e.exit_status(), 2);
+            prop_assert!(!e.to_string().contains('\n'), "{}", e);
+        }
+    }
+
+    #[test]
+    fn arguments_of_any_kind_never_panic(args in prop::collection::vec(
+        prop_oneof![
+            "\\PC{0,20}",
+            (select(all_names().collect::<Vec<_>>()), "[-a-z0-9.,]{0,8}").prop_map(|(n, v)| format!("--{n}={v}")),
+            select(all_names().collect::<Vec<_>>()).prop_map(|n| format!("--{}", n.replace('_', "-"))),
+        ],
+        0..5,
+    )) {
+        match parse_overrides(&args) {
+            Ok(args) => drop(Settings::load(None, &args.overrides)),
+            Err(e) => prop_assert_eq!(e.exit_status(), 2),
+        }
+    }
+
+    #[test]
+    fn a_misspelt_name_is_refused_with_a_known_one(name in select(all_names().collect::<Vec<_>>()), at in 0usize..40) {
+        let mut letters: Vec<char> = name.chars().collect();
+        let at = at % letters.len();
+        letters.insert(at, 'q');
+        let wrong: String = letters.into_iter().collect();
+        prop_assume!(!all_names().any(|known| known == wrong));
+        let flags = [(wrong.clone(), "1".to_string())];
+        let text = Settings::load(None, &flags).unwrap_err().to_string();
+        let close = strsim::damerau_levenshtein(nearest(&wrong), &wrong);
+        prop_assert!(text.contains(nearest(&wrong)) && close == 1, "{}", text);
+    }
+
+    #[test]
+    fn shown_sizes_read_back_within_the_last_digit(bytes in 1u64..=i64::MAX as u64) {
+        let back = parse_bytes(&format_bytes(bytes)).unwrap();
+        let unit = (0..4).map(|i| 1u64 << (10 * (i + 1))).take_while(|unit| *unit <= bytes).last().unwrap_or(1);
+        // One byte more, because a fraction of a byte is dropped.
+        prop_assert!((back as f64 - bytes as f64).abs() <= 0.05 * unit as f64 + 1.0, "{} {}", bytes, back);
+    }
+
+    #[test]
+    fn factors_stay_between_0_and_1(
+        kind in select(vec![Scheduler::Constant, Scheduler::ConstantWithWarmup, Scheduler::Linear, Scheduler::Cosine]),
+        step in 0usize..1000, warmup in 0usize..1000, total in 0usize..1000,
+    ) {
+        let factor = schedule::factor(kind, step, warmup, total);
+        prop_assert!((0.0..=1.0).contains(&factor), "{}", factor);
+    }
+}

@@ -1,0 +1,199 @@
+//! Bad settings: exit status 2, one line that names the place, what was found and what was expected.
+
+use std::io::Write;
+
+use qlora_train::config::*;
+use qlora_train::error::Result;
+
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(result: Result<T>) -> String {
+    let error = result.expect_err("should be refused");
+    assert_eq!(error.exit_status(), 2, "{error}");
+    let text = error.to_string();
+    assert!(!text.contains('\n'), "{text:?}");
+    text
+}
+
+#[track_caller]
+fn yaml(text: &str) -> String {
+    refusal(Settings::from_yaml(text, "cfg.yaml", &[]))
+}
+
+#[track_caller]
+fn flags(args: &[&str]) -> String {
+    refusal(parse_overrides(args).and_then(|args| args.load()))
+}
+
+#[track_caller]
+fn file(bytes: &[u8]) -> String {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    refusal(Settings::load(Some(file.path()), &[]))
+}
+
+#[track_caller]
+fn says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{text:?} lacks {part:?}");
+    }
+}
+
+#[test]
+fn unknown_settings_name_place_and_nearest() {
+    says(&yaml("seed: 1\nlora_rnk: 8"), &["cfg.yaml line 2", "`lora_rnk`", "nearest known one is `lora_rank`"]);
+    says(&yaml("lora:\n  rnk: 8"), &["cfg.yaml line 2", "`lora.rnk`", "`lora.rank`"]);
+    says(&yaml("wibble:"), &["`wibble`", "not a known setting"]);
+    says(&yaml("learningrate:\n  max: 1"), &["`learningrate`", "`learning_rate`"]);
+    says(&yaml("datasets: [{path: a, shards: 4}]"), &["line 1", "`datasets`", "`shards`"]);
+    says(&flags(&["--xyzzy", "8"]), &["`--xyzzy`", "not a known setting", "nearest known one is `--"]);
+    says(&flags(&["--lora-rnk", "8"]), &["--lora-rnk", "--lora-r"]);
+    says(&refusal(Settings::load(None, &[("lora-rnk".into(), "8".into())])), &["`--lora-rnk`", "`lora_rank`"]);
+}
+
+#[test]
+fn wrong_types_and_ranges_name_found_and_expected() {
+    for (line, parts) in [
+        ("lora_r: 0", &["found `0`", "an integer from 1 to 256"][..]),
+        ("lora_r: 257", &["257"]),
+        ("lora_r: 8.5", &["`8.5`"]),
+        ("lora_r: eight", &["`eight`"]),
+        ("lora_r: [8]", &["a list of 1 beginning with `8`"]),
+        ("lora_r: {a: 1}", &["a section with the key `a`"]),
+        ("lora_r: null", &["`null`"]),
+        ("lora_r: true", &["`true`"]),
+        ("lora_r: 99999999999999999999999999", &["expected an integer"]),
+        ("lora_dropout: 1", &["from 0 to below 1"]),
+        ("lora_dropout: -0.1", &["`-0.1`"]),
+        ("learning_rate: 0", &["above 0"]),
+        ("learning_rate: -1e-4", &["above 0"]),
+        ("learning_rate: 'inf'", &["above 0"]),
+        ("learning_rate: 'nan'", &["above 0"]),
+        ("loraplus_lr_ratio: 0", &["above 0"]),
+        ("warmup_ratio: 1.5", &["from 0 to 1"]),
+        ("warmup_steps: 10.5", &["whole number"]),
+        ("warmup_steps: -1", &["ratio below 1"]),
+        ("num_train_epochs: 0", &["above 0"]),
+        ("max_steps: -2", &["-2"]),
+        ("per_device_train_batch_size: 0", &["1 to 65536"]),
+        ("nf4_block_size: 96", &["power of two"]),
+        ("nf4_block_size: 8192", &["power of two"]),
+        ("max_length: 1", &["from 2"]),
+        ("too_long: shorten", &["drop, truncate or error"]),
+        ("packing: 2", &["true or false"]),
+        ("val_set_size: 1.5", &["a share below 1"]),
+        ("val_set_size: -0.1", &["a share below 1"]),
+        ("host_memory: 8G", &["8GiB"]),
+        ("host_memory: -8GiB", &["8GiB"]),
+        ("device: tpu", &["cpu, cuda or cuda:N"]),
+        ("device: cuda:x", &["cuda:N"]),
+        ("threads: 5000", &["4096"]),
+        ("seed: -1", &["from 0"]),
+        ("revision: 12e4", &["quotes"]),
+        ("lora_target_modules: [q_proj, qproj]", &["`qproj`", "gate_proj"]),
+        ("lora_target_modules: []", &["an empty list"]),
+        ("quantization: null", &["nf4 or none"]),
+        ("preset: fast", &["loraplus"]),
+        ("datasets: [{type: chat_template}]", &["without `path`"]),
+        ("datasets: [{path: a, type: alpaca}]", &["`type: alpaca`", "not supported yet"]),
+        ("data: ['']", &["a list of paths"]),
+    ] {
+        let text = yaml(&format!("# first line\n{line}"));
+        says(&text, &["cfg.yaml line 2", line.split(':').next().unwrap()]);
+        says(&text, parts);
+    }
+    says(&flags(&["--lora-r", "0"]), &["`--lora-r`", "found `0`", "from 1 to 256"]);
+    says(&flags(&["--packing", "cfg.yaml"]), &["`--packing`", "true or false"]);
+    says(&flags(&["a.yaml", "b.yaml"]), &["b.yaml"]);
+    says(&flags(&["--lora-r"]), &["--lora-r"]);
+}
+
+#[test]
+fn one_value_keys_are_checked() {
+    for line in ["bias: all", "task_type: SEQ_CLS", "bf16: false", "fp16: true", "bnb_4bit_quant_type: fp4"] {
+        says(&yaml(line), &["cfg.yaml line 1", "expected `"]);
+    }
+    says(&yaml("adapter: ia3"), &["lora or qlora"]);
+    says(&yaml("lora: {bias: lora_only}"), &["`lora.bias`"]);
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
+    for (name, on) in [
+        ("save_steps", "500"),
+        ("save_total_limit", "2"),
+        ("eval_steps", "100"),
+        ("early_stopping_patience", "3"),
+        ("load_best_model_at_end", "true"),
+        ("resume_from_checkpoint", "out/checkpoint-5"),
+        ("report_to", "wandb"),
+        ("report_to", "[wandb]"),
+        ("use_dora", "true"),
+        ("load_in_8bit", "true"),
+        ("modules_to_save", "[lm_head]"),
+    ] {
+        says(&yaml(&format!("{name}: {on}")), &[name, "is not supported yet"]);
+        for off in ["false", "null", "none", "0", "[]", "", "no"] {
+            Settings::from_yaml(&format!("{name}: {off}"), "cfg.yaml", &[]).unwrap();
+        }
+    }
+    says(&flags(&["--save-steps", "500"]), &["save-steps", "is not supported yet"]);
+    for optim in ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"] {
+        says(&yaml(&format!("optim: {optim}")), &[optim, "is not supported yet", "adamw_torch"]);
+    }
+    says(&yaml("lr_scheduler_type: cosine_with_restarts"), &["is not supported yet"]);
+}
+
+#[test]
+fn contradictions_name_both_places() {
+    says(&yaml("lora_r: 8\nlora:\n  rank: 16"), &["line 3", "`lora.rank`", "line 1", "`lora_r`", "keep one"]);
+    says(&yaml("load_in_4bit: false\nadapter: qlora"), &["line 1", "line 2"]);
+    says(&yaml("warmup_ratio: 0.1\nwarmup_steps: 5"), &["line 1", "line 2", "keep one"]);
+    says(&yaml("val_set_size: 5\nval_data: v.jsonl"), &["line 1", "line 2", "keep one"]);
+    says(&flags(&["--lora-r", "8", "--lora-rank", "4"]), &["`8`", "`4`", "keep one"]);
+}
+
+#[test]
+fn a_bad_file_value_is_refused_even_if_a_flag_wins() {
+    let flags = [("lora_r".to_string(), "8".to_string())];
+    says(&refusal(Settings::from_yaml("lora_r: x", "cfg.yaml", &flags)), &["cfg.yaml line 1"]);
+}
+
+#[test]
+fn text_that_is_no_settings_file() {
+    says(&file(b"seed: 1\nmodel: \xff\xfe"), &["line 2", "not UTF-8"]);
+    says(&file(&vec![b'#'; (1 << 20) + 1]), &["more than 1048576 bytes"]);
+    says(&yaml("seed: 1\nseed: 2"), &["cfg.yaml line 2", "seed"]);
+    says(&yaml("- a\n- b"), &["a list of 2", "`name: value`"]);
+    says(&yaml("just text"), &["`just text`"]);
+    says(&yaml("seed: [1"), &["cfg.yaml", "not a valid settings file"]);
+    says(&yaml("seed: 1\n---\nseed: 2"), &["cfg.yaml"]);
+    says(&yaml("[a]: 1"), &["cfg.yaml"]);
+    says(&yaml("seed: *nowhere"), &["cfg.yaml"]);
+    says(&yaml(&format!("model: {}{}", "[".repeat(50_000), "]".repeat(50_000))), &["cfg.yaml"]);
+    says(&yaml(&format!("model: {}", "{a: ".repeat(50_000))), &["cfg.yaml"]);
+    let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for i in 1..12 {
+        bomb += &format!("a{i}: &a{i} [{}]\n", vec![format!("*a{}", i - 1); 9].join(", "));
+    }
+    says(&yaml(&bomb), &["cfg.yaml", "not a valid settings file"]);
+    says(&refusal(Settings::load(Some("no/such/file.yaml".as_ref()), &[])), &["no/such/file.yaml", "cannot be read"]);
+    says(&refusal(Settings::load(Some(std::env::temp_dir().as_ref()), &[])), &["cannot be read"]);
+}
+
+#[test]
+fn validate_names_what_the_purpose_lacks() {
+    let full = Settings::from_yaml("model: m\ndata: d.jsonl\noutput_dir: o", "cfg.yaml", &[]).unwrap();
+    full.validate(Purpose::Train).unwrap();
+    let no_output = Settings { output_dir: None, ..full.clone() };
+    no_output.validate(Purpose::Preview).unwrap();
+    says(&refusal(no_output.validate(Purpose::Train)), &["`output_dir` is missing", "--output-dir"]);
+    let no_data = Settings { data: Vec::new(), ..no_output };
+    no_data.validate(Purpose::Plan).unwrap();
+    says(&refusal(no_data.validate(Purpose::Preview)), &["`data` is missing"]);
+    says(&refusal(Settings::default().validate(Purpose::Plan)), &["`model` is missing"]);
+    // Ranges hold for settings built in code, too.
+    says(&refusal(Settings { lora_r: 0, ..full.clone() }.validate(Purpose::Train)), &["`lora_r`", "1 to 256"]);
+    says(&refusal(Settings { weight_decay: f64::NAN, ..full.clone() }.validate(Purpose::Train)), &["`weight_decay`"]);
+    let nan_rate = Settings { learning_rate: Some(f64::NAN), ..full };
+    says(&refusal(nan_rate.validate(Purpose::Train)), &["`learning_rate`"]);
+}

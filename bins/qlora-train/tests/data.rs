@@ -1,0 +1,16 @@
+//! Data files, chat templates, loss masks and batches, with tokenizers and templates made by the tests.
+
+#[path = "data/chat.rs"]
+mod chat;
+#[path = "data/fixture.rs"]
+mod fixture;
+#[path = "data/messages.rs"]
+mod messages;
+#[path = "data/rows.rs"]
+mod rows;
+#[path = "data/schedule.rs"]
+mod schedule;
+#[path = "data/template.rs"]
+mod template;
+#[path = "data/tokenizer.rs"]
+mod tokenizer;

@@ -1,0 +1,259 @@
+//! Files of rows: what is read, and what is refused with which words.
+
+use proptest::prelude::*;
+use qlora_train::config::TooLong;
+use qlora_train::data::{DataOptions, RowPlace, describe, load, needs_tokenizer};
+
+use super::fixture::*;
+
+#[test]
+fn tokenised_rows_need_no_tokenizer_and_default_to_all_supervised() {
+    let data = load_one(
+        "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [4, 5, 6], \"labels\": [-100, 5, -100], \"attention_mask\": [1, 1, 1]}\n",
+        None,
+    )
+    .unwrap();
+    assert_eq!(data.rows[0].labels, [1, 2, 3]);
+    assert_eq!(data.rows[1].labels, [-100, 5, -100]);
+    assert_eq!((data.rows[0].supervised(), data.rows[1].supervised()), (2, 1));
+    assert_eq!((data.rows[0].line, data.rows[1].line), (1, 2));
+    assert_eq!((data.report.rows_read, data.report.rows_kept), (2, 2));
+    assert_eq!((data.report.tokens, data.report.supervised_tokens, data.report.longest), (6, 3, 3));
+}
+
+#[test]
+fn byte_order_mark_windows_line_ends_and_blank_lines_are_read() {
+    let data = load_one("\u{FEFF}{\"input_ids\": [1, 2]}\r\n\r\n  \n{\"input_ids\": [3, 4]}", None).unwrap();
+    assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 4]);
+}
+
+#[test]
+fn an_array_is_read_with_the_line_of_each_row() {
+    let content = "\n[\n  {\"input_ids\": [1, 2]}, {\"input_ids\":\n[3, 4]},\n\n {\"input_ids\": [5, 6]}\n]\n";
+    for name in ["rows.json", "rows.jsonl"] {
+        let file = file(name, content);
+        let data = load(std::slice::from_ref(&file.path), None, &options()).unwrap();
+        assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 3, 6]);
+        assert_eq!(data.rows[2].input_ids, [5, 6]);
+    }
+}
+
+#[test]
+fn more_rows_than_one_chunk_keep_their_order() {
+    let content: String = (0..1500).map(|i| format!("{{\"input_ids\": [{}, {}]}}\n", i % 250, i / 250)).collect();
+    let data = load_one(content, None).unwrap();
+    assert_eq!(data.rows.len(), 1500);
+    for (i, row) in data.rows.iter().enumerate() {
+        assert_eq!((row.line, row.input_ids[0], row.input_ids[1]), (i + 1, i as u32 % 250, i as u32 / 250));
+    }
+}
+
+#[test]
+fn wrong_rows_are_refused_with_their_line_and_what_was_expected() {
+    let good = "{\"input_ids\": [1, 2]}";
+    let too_large = format!("{{\"input_ids\": [1, {VOCAB_SIZE}]}}");
+    let table: [(&str, &[&str]); 22] = [
+        (&too_large, &["`input_ids[1]`", "the number 268", "0 to 267"]),
+        ("{\"input_ids\": [1, 2], \"labels\": [1, -1]}", &["`labels[1]`", "-1", "-100"]),
+        ("{\"input_ids\": [1, 2], \"labels\": [1]}", &["`labels` has 1", "`input_ids` 2"]),
+        ("{\"input_ids\": [1, 2.5]}", &["`input_ids[1]`", "2.5"]),
+        ("{\"input_ids\": [1, \"2\"]}", &["`input_ids[1]`", "the string \"2\""]),
+        ("{\"input_ids\": \"1 2\"}", &["`input_ids` must be an array"]),
+        ("{\"input_ids\": [[1, 2]]}", &["`input_ids[0]`", "an array of 2 items"]),
+        ("{\"input_ids\": [1, 2], \"attention_mask\": [1, 0]}", &["`attention_mask[1]`", "all ones"]),
+        ("{\"input_ids\": [1, 2], \"attention_mask\": [1]}", &["`attention_mask` has 1"]),
+        ("{\"input_ids\": [1, 2]", &["broken JSON"]),
+        ("{\"input_ids\": [1], \"input_ids\": [2]}", &["`input_ids` is given twice"]),
+        ("[1, 2]", &["expected a row (a JSON object)", "an array of 2 items"]),
+        ("7", &["expected a row", "the number 7"]),
+        ("{\"messages\": [], \"input_ids\": []}", &["both `messages` and `input_ids`"]),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}", &["a messages row", "tokenised row", "line 1"]),
+        ("{\"conversations\": []}", &["ShareGPT", "not supported yet", "`messages`", "`input_ids`"]),
+        ("{\"prompt\": \"a\", \"completion\": \"b\"}", &["`prompt` + `completion`", "not supported yet"]),
+        ("{\"instruction\": \"a\", \"output\": \"b\"}", &["Alpaca", "not supported yet"]),
+        ("{\"text\": \"a\"}", &["`text` rows are not supported yet"]),
+        ("{\"question\": \"a\"}", &["unknown kind of row", "`question`", "supported are"]),
+        ("{}", &["an empty object"]),
+        ("{\"a\": \"\\ud800\"}", &["broken JSON"]),
+    ];
+    for (row, parts) in table {
+        let message = refusal(load_one(format!("{good}\n\n{row}\n"), None));
+        assert_says(&message, parts);
+        assert_says(&message, &["rows.jsonl", "line 3: "]);
+    }
+}
+
+#[test]
+fn rows_that_are_not_utf8_are_refused_with_their_line() {
+    let mut content = b"{\"input_ids\": [1, 2]}\n{\"input_ids\": [1], \"note\": \"".to_vec();
+    content.extend([0xFF, 0xFE, b'"', b'}']);
+    assert_says(&refusal(load_one(content, None)), &["line 2", "not UTF-8"]);
+    assert_says(&refusal(load_one([b'[', 0xFF, b']'], None)), &["not UTF-8"]);
+}
+
+#[test]
+fn errors_in_an_array_name_the_line() {
+    let broken = "[\n{\"input_ids\": [1, 2]},\n{\"input_ids\": [1, 2}\n]";
+    assert_says(&refusal(load_one(broken, None)), &["line 3", "broken JSON"]);
+    let twice = "[\n{\"input_ids\": [1, 2]},\n{\n\"input_ids\": [1, 2],\n\"input_ids\": []}\n]";
+    assert_says(&refusal(load_one(twice, None)), &["line 5", "given twice"]);
+    assert_says(&refusal(load_one("[\n{\"input_ids\": [1, 2]},\n3]", None)), &["line 3", "expected a row"]);
+}
+
+#[test]
+fn files_that_hold_no_rows_are_refused() {
+    for empty in ["", "\n\n", "[]", "\u{FEFF}"] {
+        assert_says(&refusal(load_one(empty, None)), &["rows.jsonl", "no row found"]);
+    }
+    assert_says(&refusal(load_one(b"PAR1\x00\x00", None)), &["Parquet", "not supported yet"]);
+    assert_says(&refusal(load_one(b"\x1F\x8B\x08\x00", None)), &["compressed"]);
+    let dir = tempfile::tempdir().unwrap();
+    assert_says(&refusal(load(&[dir.path().join("no.jsonl")], None, &options())), &["no.jsonl", "cannot open"]);
+    assert_says(&refusal(load(&[dir.path().to_path_buf()], None, &options())), &["is a directory"]);
+    assert_says(&refusal(load(&[], None, &options())), &["no data file"]);
+}
+
+#[test]
+fn a_pretty_printed_object_is_refused_with_what_is_supported() {
+    assert_says(&refusal(load_one("{\n  \"input_ids\": [1]\n}", None)), &["line 1", "JSON Lines", "one array"]);
+}
+
+fn lengths(too_long: TooLong) -> qlora_train::error::Result<qlora_train::data::Dataset> {
+    let rows = "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 2, 3, 4, 5]}\n\
+                {\"input_ids\": [1, 2, 3, 4, 5, 6], \"labels\": [-100, -100, -100, -100, 5, 6]}\n{\"input_ids\": [1, 2, 3, 4]}\n";
+    let file = file("rows.jsonl", rows);
+    load(std::slice::from_ref(&file.path), None, &DataOptions { max_length: 4, too_long, vocab_size: 10 })
+}
+
+#[test]
+fn too_long_rows_are_dropped_and_counted() {
+    let data = lengths(TooLong::Drop).unwrap();
+    assert_eq!(data.lengths(), [3, 4]);
+    assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (2, 0, 0));
+    assert_says(&data.report.to_string(), &["2 rows left out: longer than max_length 4 (the longest has 6 tokens)"]);
+}
+
+#[test]
+fn too_long_rows_are_truncated_and_skipped_when_nothing_supervised_is_left() {
+    let data = lengths(TooLong::Truncate).unwrap();
+    assert_eq!(data.lengths(), [3, 4, 4]);
+    assert_eq!(data.rows[1].labels, [1, 2, 3, 4]);
+    assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 1));
+    assert_eq!(data.report.unsupervised_rows, [RowPlace { file: 0, line: 3 }]);
+    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 rows left out: no supervised token"]);
+}
+
+#[test]
+fn too_long_rows_are_refused_on_request() {
+    assert_says(&refusal(lengths(TooLong::Error)), &["line 2", "5 tokens", "max_length 4", "drop or truncate"]);
+}
+
+#[test]
+fn a_row_whose_only_label_is_its_first_token_has_nothing_to_predict() {
+    let data =
+        load_one("{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n{\"input_ids\": [1, 2]}\n{\"input_ids\": []}", None)
+            .unwrap();
+    assert_eq!((data.rows.len(), data.report.unsupervised), (1, 2));
+}
+
+#[test]
+fn data_without_any_supervised_token_is_refused() {
+    let rows = "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n{\"input_ids\": [3]}\n";
+    assert_says(&refusal(load_one(rows, None)), &["rows.jsonl", "no row is left", "2 have no supervised"]);
+}
+
+#[test]
+fn two_bos_at_the_start_are_refused() {
+    let tokenizer = chat_tokenizer(CHATML);
+    assert_says(&refusal(load_one("{\"input_ids\": [259, 259, 3]}", Some(&tokenizer))), &["line 1", "two BOS"]);
+    assert!(load_one("{\"input_ids\": [259, 3, 259]}", Some(&tokenizer)).is_ok());
+}
+
+#[test]
+fn several_files_may_differ_in_kind() {
+    let (ids, chat) = (
+        file("ids.jsonl", "{\"input_ids\": [1, 2]}"),
+        file(
+            "chat.jsonl",
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}",
+        ),
+    );
+    let tokenizer = chat_tokenizer(CHATML);
+    let data = load(&[ids.path.clone(), chat.path.clone()], Some(&tokenizer), &options()).unwrap();
+    assert_eq!(data.rows.iter().map(|row| row.file).collect::<Vec<_>>(), [0, 1]);
+    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenised rows", "chat.jsonl: 1 messages rows"]);
+    assert!(needs_tokenizer(&[ids.path.clone(), chat.path.clone()]).unwrap());
+    assert!(!needs_tokenizer(std::slice::from_ref(&ids.path)).unwrap());
+    let odd = file("odd.jsonl", "{\"x\": 1}");
+    assert_says(&refusal(needs_tokenizer(&[ids.path, odd.path.clone()])), &["odd.jsonl: line 1", "unknown kind"]);
+    assert_says(&refusal(load(&[chat.path], None, &options())), &["line 1", "need the model's tokenizer"]);
+}
+
+#[test]
+fn a_tokenised_row_is_described_token_by_token() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let data = load_one("{\"input_ids\": [104, 256, 262], \"labels\": [104, -100, 262]}", None).unwrap();
+    let spelt = |text: &str, supervised| (text.to_owned(), supervised);
+    assert_eq!(
+        describe(&data.rows[0], Some(&tokenizer)),
+        [spelt("h", false), spelt("he", false), spelt("<|im_end|>", true)]
+    );
+    assert_eq!(describe(&data.rows[0], None)[1], spelt("<256>", false));
+}
+
+proptest! {
+    #[test]
+    fn garbage_never_panics_and_is_either_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        match load_one(&bytes, None) {
+            Ok(data) => prop_assert!(!data.rows.is_empty()),
+            Err(error) => prop_assert_eq!(error.exit_status(), 2),
+        }
+    }
+
+    /// Text that looks like rows goes deeper than random bytes do.
+    #[test]
+    fn almost_rows_never_panic(pieces in prop::collection::vec(prop::sample::select(vec![
+        "{", "}", "[", "]", ",", ":", "\n", "\"input_ids\"", "\"labels\"", "\"messages\"", "\"role\"", "\"content\"",
+        "\"assistant\"", "\"user\"", "1", "-100", "1e999", "99999999999999999999", "null", "\"é\"", " ",
+    ]), 0..40), array: bool) {
+        let tokenizer = chat_tokenizer(CHATML);
+        let text = if array { format!("[{}]", pieces.concat()) } else { pieces.concat() };
+        if let Err(error) = load_one(text, Some(&tokenizer)) {
+            prop_assert_eq!(error.exit_status(), 2);
+        }
+    }
+
+    #[test]
+    fn any_json_under_the_known_keys_never_panics(key in prop::sample::select(vec!["messages", "input_ids", "labels"]),
+        value in json_value()) {
+        let tokenizer = chat_tokenizer(CHATML);
+        let row = serde_json::json!({"input_ids": [1, 2], key: value});
+        let mut row = row.as_object().unwrap().clone();
+        if key == "messages" {
+            row.remove("input_ids");
+        }
+        if let Err(error) = load_one(serde_json::Value::Object(row).to_string(), Some(&tokenizer)) {
+            prop_assert_eq!(error.exit_status(), 2);
+        }
+    }
+}
+
+fn json_value() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        any::<f64>().prop_map(Into::into),
+        prop::sample::select(vec!["user", "assistant", "text", "", "é"]).prop_map(Into::into),
+    ];
+    leaf.prop_recursive(4, 24, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(serde_json::Value::Array),
+            prop::collection::vec(
+                (prop::sample::select(vec!["role", "content", "type", "text", "weight"]), inner),
+                0..4
+            )
+            .prop_map(|entries| entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        ]
+    })
+}

@@ -1,0 +1,217 @@
+//! The model on the CPU backend against the f64 oracle, and against its own plan.
+
+mod support;
+
+use proptest::prelude::*;
+use qlora_kernels::philox::Stream;
+use qlora_kernels::reference::RopeScaling;
+use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::plan::Plan;
+use qlora_train::backend::{Backend, Quantization};
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::checkpoint::{LlamaConfig, Module, Rope, StoredType};
+use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use support::{Documents, Memory, Oracle, to_f64};
+
+fn spec(config: LlamaConfig, tokens: usize) -> ModelSpec {
+    ModelSpec {
+        lora: LoraSpec::uniform(&config, &Module::ALL, 3, 0.7, 0.0),
+        config,
+        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
+        trainable: true,
+        recompute: false,
+        tokens,
+        positions: tokens,
+        seed: 11,
+    }
+}
+
+/// Loss and gradients of one micro-batch, in the order of the model's trainable tensors.
+fn run(spec: &ModelSpec, memory: &mut Memory, documents: &Documents, weight: f32) -> (f64, Vec<Vec<f32>>) {
+    let mut cpu = Cpu::new(spec.dims());
+    let mut model = Llama::build(&mut cpu, memory, spec.clone(), &mut |_| ()).unwrap();
+    let loss = model.forward_backward(&mut cpu, &documents.batch(), 5, weight).unwrap();
+    let gradients = model.params_mut().into_iter().map(|(_, p)| p.gradient().to_vec()).collect();
+    (loss, gradients)
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    spec: ModelSpec,
+    stored: StoredType,
+    lengths: Vec<usize>,
+    seed: u64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let model = (1..3usize, 1..3usize, prop_oneof![Just(4usize), Just(10), Just(16)], 1..3usize, 1..3usize, 5..40usize);
+    let switches = (any::<[bool; 5]>(), prop_oneof![Just(0.0f32), Just(0.3)], 1..6usize, any::<u64>());
+    let rope = prop_oneof![
+        Just(RopeScaling::Default),
+        Just(RopeScaling::Linear { factor: 2.0 }),
+        Just(RopeScaling::Llama3 {
+            factor: 4.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 16
+        }),
+    ];
+    let lengths = proptest::collection::vec(1..20usize, 1..4);
+    let stored = prop_oneof![Just(StoredType::Bf16), Just(StoredType::F16), Just(StoredType::F32)];
+    let targets = proptest::sample::subsequence(Module::ALL.to_vec(), 1..=7);
+    (model, switches, rope, lengths, stored, targets).prop_map(|(model, switches, rope, lengths, stored, targets)| {
+        let (layers, kv_heads, head_dim, per_kv, hidden, intermediate) = model;
+        let ([nf4, attention_bias, mlp_bias, tied, recompute], dropout, r, seed) = switches;
+        let config = LlamaConfig {
+            num_layers: layers,
+            num_heads: kv_heads * per_kv,
+            num_kv_heads: kv_heads,
+            head_dim,
+            hidden_size: 18 * hidden,
+            intermediate_size: intermediate,
+            attention_bias,
+            mlp_bias,
+            tie_word_embeddings: tied,
+            rope: Rope { theta: 100.0, scaling: rope },
+            vocab_size: 37,
+            ..tiny_config()
+        };
+        let tokens = lengths.iter().sum::<usize>();
+        let mut spec = spec(config, tokens + seed as usize % 3);
+        spec.lora = LoraSpec::uniform(&spec.config, &targets, r, 0.7, dropout);
+        // Ranks and scales may differ from layer to layer, and a layer may have no term at all.
+        if let Some(term) = spec.lora.terms.get_mut(&(1, targets[0])) {
+            *term = (r + 2, 0.3);
+        }
+        if seed % 4 == 0 {
+            spec.lora.terms.remove(&(1, targets[targets.len() - 1]));
+        }
+        spec.recompute = recompute;
+        if !nf4 {
+            spec.quantization = Quantization::None;
+        }
+        Case { spec, stored, lengths, seed }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Loss within f32 rounding of the oracle; gradients against central differences of the oracle. With step h the
+    /// differences of an f64 loss L carry a rounding error of about 2⁻⁵²·L/h and a truncation error of order h²; the
+    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers).
+    #[test]
+    fn loss_and_gradients_follow_the_f64_oracle(case in cases()) {
+        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.config.clone(), case.seed) };
+        let mut memory = Memory::new(synthetic);
+        let documents = Documents::random(&case.lengths, case.spec.config.vocab_size, case.seed);
+        let weight = 0.125;
+        let (loss, gradients) = run(&case.spec, &mut memory, &documents, weight);
+        let oracle = Oracle::new(&case.spec, &memory);
+        let mut lora = to_f64(&memory.lora);
+        let expected = oracle.loss(&lora, &documents.batch(), Some(5));
+        prop_assert!((loss - expected).abs() <= 1e-5 * expected.abs() + 1e-9, "loss {loss}, oracle {expected}");
+
+        let mut names: Vec<_> = lora.keys().copied().collect();
+        names.sort_by_key(|n| (n.layer, n.module, n.factor));
+        prop_assert_eq!(names.len(), gradients.len());
+        let mut pick = Stream::new(case.seed, 99);
+        for (name, gradient) in names.into_iter().zip(&gradients) {
+            let largest = gradient.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+            for _ in 0..2 {
+                let i = pick.below(gradient.len() as u32) as usize;
+                let (h, at) = (1e-4, lora[&name][i]);
+                let mut at_offset = |offset: f64| {
+                    lora.get_mut(&name).unwrap()[i] = at + offset;
+                    oracle.loss(&lora, &documents.batch(), Some(5))
+                };
+                let difference = (at_offset(h) - at_offset(-h)) / (2.0 * h) * f64::from(weight);
+                at_offset(0.0);
+                let error = (f64::from(gradient[i]) - difference).abs();
+                let bound = 2e-4 * f64::from(largest) + 1e-7;
+                prop_assert!(error <= bound, "{name}[{i}]: {} against {difference}, bound {bound}", gradient[i]);
+            }
+        }
+    }
+
+    /// The memory that the plan names is the memory that the CPU backend takes, byte for byte.
+    #[test]
+    fn the_plan_is_the_run(case in cases(), steps in 1..3usize) {
+        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.config.clone(), case.seed) };
+        let mut memory = Memory::new(synthetic);
+        let documents = Documents::random(&case.lengths, case.spec.config.vocab_size, case.seed);
+        let mut plan = Plan::new(case.spec.dims());
+        let mut planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
+        planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
+
+        let mut cpu = Cpu::new(case.spec.dims());
+        let mut model = Llama::build(&mut cpu, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
+        for step in 0..steps {
+            model.forward_backward(&mut cpu, &documents.batch(), step as u32, 1.0).unwrap();
+        }
+        prop_assert_eq!(plan.bytes(), cpu.bytes());
+        prop_assert!(plan.flops() > 0.0);
+    }
+}
+
+/// Bits, not tolerances: across thread counts and between keeping and recomputing activations. Long enough that every
+/// operation is split into several tasks.
+#[test]
+fn results_do_not_depend_on_threads_or_recomputation() {
+    let config = LlamaConfig { hidden_size: 96, intermediate_size: 200, ..tiny_config() };
+    let documents = Documents::random(&[300, 5, 150, 230], config.vocab_size, 3);
+    let mut base = spec(config, 700);
+    base.lora.dropout = 0.1;
+    let mut results = Vec::new();
+    for (threads, recompute) in [(1, false), (2, false), (5, false), (1, true), (3, true)] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let spec = ModelSpec { recompute, ..base.clone() };
+        let mut memory = Memory::new(Synthetic::new(spec.config.clone(), 9));
+        results.push(pool.install(|| run(&spec, &mut memory, &documents, 0.01)));
+    }
+    for (loss, gradients) in &results[1..] {
+        assert_eq!(loss.to_bits(), results[0].0.to_bits());
+        for (a, b) in gradients.iter().zip(&results[0].1) {
+            assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+}
+
+/// A batch's gradient is the sum of its documents' gradients apart: nothing leaks between documents.
+#[test]
+fn documents_of_one_batch_do_not_see_each_other() {
+    let config = tiny_config();
+    let spec = spec(config.clone(), 60);
+    let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
+    let together = Documents::random(&[17, 33, 10], config.vocab_size, 1);
+    let (loss, gradients) = run(&spec, &mut memory, &together, 1.0);
+    let (mut loss_apart, mut sum) = (0.0, gradients.iter().map(|g| vec![0.0f64; g.len()]).collect::<Vec<_>>());
+    for range in [0..17, 17..50, 50..60] {
+        let apart = together.part(range);
+        let (loss, gradients) = run(&spec, &mut memory, &apart, 1.0);
+        loss_apart += loss;
+        for (sum, gradient) in sum.iter_mut().zip(&gradients) {
+            sum.iter_mut().zip(gradient).for_each(|(s, &g)| *s += f64::from(g));
+        }
+    }
+    assert!((loss - loss_apart).abs() < 1e-5 * loss, "{loss} {loss_apart}");
+    for (sum, gradient) in sum.iter().zip(&gradients) {
+        let largest = sum.iter().fold(0.0f64, |a, g| a.max(g.abs()));
+        for (s, &g) in sum.iter().zip(gradient) {
+            assert!((s - f64::from(g)).abs() <= 1e-5 * largest, "{s} {g}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_longer_than_planned_is_refused() {
+    let config = tiny_config();
+    let spec = spec(config.clone(), 8);
+    let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
+    let mut cpu = Cpu::new(spec.dims());
+    let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
+    let documents = Documents::random(&[9], config.vocab_size, 1);
+    let error = model.loss(&mut cpu, &documents.batch()).unwrap_err();
+    assert!(error.to_string().contains("9 tokens"), "{error}");
+    assert!(cpu.zero_gradients(Vec::new()).is_ok());
+}

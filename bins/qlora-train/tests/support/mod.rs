@@ -1,0 +1,216 @@
+//! A random model in memory, and the f64 oracle of its loss.
+
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::philox::{Dropout, Stream};
+use qlora_kernels::reference::{self, AttentionShape, LoraTerm, RopeTable};
+use qlora_train::backend::{Batch, Quantization};
+use qlora_train::checkpoint::synthetic::Synthetic;
+use qlora_train::checkpoint::{Module, StoredType, Tensor16, expected_tensors};
+use qlora_train::error::Result;
+use qlora_train::model::{Factor, ModelSpec, ParamName, Source};
+use std::collections::HashMap;
+
+/// Weights of [`Synthetic`] made larger, so that every part of the block bends the loss; A and B both non-zero.
+pub struct Memory {
+    synthetic: Synthetic,
+    shapes: HashMap<String, Vec<usize>>,
+    pub lora: HashMap<ParamName, Vec<f32>>,
+    seed: u64,
+}
+
+impl Memory {
+    pub fn new(synthetic: Synthetic) -> Self {
+        let shapes = expected_tensors(&synthetic.config).into_iter().collect();
+        Self { seed: synthetic.seed, synthetic, shapes, lora: HashMap::new() }
+    }
+
+    pub fn tensor(&self, name: &str) -> Tensor16 {
+        let tensor = self.synthetic.tensor(name, &self.shapes[name]);
+        let factor = if name.contains("norm") { 1.0 } else { 6.0 };
+        let values = tensor.to_f32().into_iter().map(|x| x * factor).collect();
+        Tensor16::from_f32(tensor.shape.clone(), values, self.synthetic.stored)
+    }
+}
+
+impl Source for Memory {
+    fn stored(&self, _name: &str) -> StoredType {
+        self.synthetic.stored
+    }
+
+    fn read(&mut self, name: &str) -> Result<Tensor16> {
+        Ok(self.tensor(name))
+    }
+
+    fn lora(&mut self, name: ParamName, len: usize, _columns: usize) -> Result<Vec<f32>> {
+        let domain = 1 + (name.layer * 16 + name.module as usize * 2 + name.factor as usize) as u64;
+        let mut stream = Stream::new(self.seed, domain);
+        let values: Vec<f32> = (0..len).map(|_| 0.4 * (stream.uniform() - 0.5)).collect();
+        self.lora.insert(name, values.clone());
+        Ok(values)
+    }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// The frozen part of the model in f64, dequantised.
+pub struct Oracle {
+    spec: ModelSpec,
+    tensors: HashMap<String, Vec<f64>>,
+}
+
+impl Oracle {
+    pub fn new(spec: &ModelSpec, memory: &Memory) -> Self {
+        let mut tensors = HashMap::new();
+        for (name, shape) in expected_tensors(&spec.config) {
+            let tensor = memory.tensor(&name);
+            let linear = name.contains("_proj.weight");
+            let values = match spec.quantization {
+                Quantization::Nf4 { block_size, double_quant } if linear => {
+                    let options = Nf4Options { block_size, double_quant };
+                    Nf4Matrix::quantize(&tensor.to_f32(), shape[0], shape[1], &options).unwrap().dequantize()
+                }
+                _ => tensor.to_f32(),
+            };
+            tensors.insert(name, wide(&values));
+        }
+        Self { spec: spec.clone(), tensors }
+    }
+
+    /// The sum of the supervised tokens' losses under trainable tensors `lora`.
+    pub fn loss(&self, lora: &HashMap<ParamName, Vec<f64>>, batch: &Batch, draw: Option<u32>) -> f64 {
+        let c = &self.spec.config;
+        let (m, h, eps) = (batch.tokens(), c.hidden_size, f64::from(c.rms_norm_eps));
+        let shape = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
+        let table = RopeTable::<f64>::new(c.head_dim, c.rope.theta, c.rope.scaling, self.spec.positions);
+        let embedding = &self.tensors["model.embed_tokens.weight"];
+        let mut stream: Vec<f64> =
+            batch.input_ids.iter().flat_map(|&id| embedding[id as usize * h..][..h].to_vec()).collect();
+        let norm = |x: &[f64], name: &str| {
+            let mut y = vec![0.0; x.len()];
+            reference::rms_norm(x, &self.tensors[name], eps, &mut y);
+            y
+        };
+        for layer in 0..c.num_layers {
+            let linear = |x: &[f64], module: Module, site: usize| self.linear(lora, x, layer, module, site, draw);
+            let normed = norm(&stream, &format!("model.layers.{layer}.input_layernorm.weight"));
+            let parts = [Module::Q, Module::K, Module::V].map(|module| linear(&normed, module, 0));
+            let mut qkv: Vec<f64> = (0..m)
+                .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
+                .collect();
+            reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
+            let (mut attention, mut lse) = (vec![0.0; m * shape.out()], vec![0.0; m * shape.heads]);
+            reference::attention(&qkv, batch.boundaries, shape, &mut attention, &mut lse);
+            add(&mut stream, &linear(&attention, Module::O, 1));
+            let normed = norm(&stream, &format!("model.layers.{layer}.post_attention_layernorm.weight"));
+            let parts = [Module::Gate, Module::Up].map(|module| linear(&normed, module, 2));
+            let i = c.intermediate_size;
+            let gate_up: Vec<f64> =
+                (0..m).flat_map(|t| parts.iter().flat_map(move |p| p[t * i..(t + 1) * i].to_vec())).collect();
+            let mut activated = vec![0.0; m * i];
+            reference::swiglu(&gate_up, &mut activated, i);
+            add(&mut stream, &linear(&activated, Module::Down, 3));
+        }
+        let normed = norm(&stream, "model.norm.weight");
+        let head = self.tensors.get("lm_head.weight").unwrap_or(embedding);
+        reference::linear_cross_entropy(&normed, head, batch.targets, 1.0, None, h)
+    }
+
+    fn linear(
+        &self,
+        lora: &HashMap<ParamName, Vec<f64>>,
+        x: &[f64],
+        layer: usize,
+        module: Module,
+        site: usize,
+        draw: Option<u32>,
+    ) -> Vec<f64> {
+        let (n, k) = module.shape(&self.spec.config);
+        let m = x.len() / k;
+        let name = |factor| ParamName { layer, module, factor };
+        let spec = &self.spec.lora;
+        let term = lora.get(&name(Factor::A)).map(|a| LoraTerm {
+            a,
+            b: &lora[&name(Factor::B)],
+            r: spec.terms[&(layer, module)].0,
+            scale: f64::from(spec.terms[&(layer, module)].1),
+        });
+        let factors: Option<Vec<f64>> = draw.filter(|_| spec.dropout > 0.0).map(|draw| {
+            let mask = Dropout::new(self.spec.seed, (layer * 16 + site) as u32, draw, spec.dropout);
+            (0..m * k).map(|i| f64::from(mask.factors((i / k) as u32, (i % k / 4) as u32)[i % k % 4])).collect()
+        });
+        let mut y = vec![0.0; m * n];
+        let bias = self.tensors.get(&module.bias_name(layer));
+        let s = term.as_ref().map(|term| {
+            let mut s = vec![0.0; m * term.r];
+            reference::lora_down(x, factors.as_deref(), term, &mut s, k);
+            s
+        });
+        reference::linear(
+            x,
+            &self.tensors[&module.weight_name(layer)],
+            bias.map(Vec::as_slice),
+            s.as_deref().zip(term.as_ref()),
+            &mut y,
+            n,
+            k,
+        );
+        y
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// Owned parts of a [`Batch`] of random documents.
+pub struct Documents {
+    input_ids: Vec<u32>,
+    positions: Vec<u32>,
+    boundaries: Vec<u32>,
+    targets: Vec<i32>,
+}
+
+impl Documents {
+    /// Documents of the given lengths; the last token of each, and every fifth one, is not supervised.
+    pub fn random(lengths: &[usize], vocab: usize, seed: u64) -> Self {
+        let mut stream = Stream::new(seed, 1 << 40);
+        let input_ids: Vec<u32> = (0..lengths.iter().sum()).map(|_| stream.below(vocab as u32)).collect();
+        let positions = lengths.iter().flat_map(|&len| 0..len as u32).collect();
+        let mut boundaries = vec![0u32];
+        let mut targets = Vec::new();
+        for &len in lengths {
+            let start = *boundaries.last().unwrap() as usize;
+            for i in 0..len {
+                let supervised = i + 1 < len && i % 5 != 4;
+                targets.push(if supervised { input_ids[start + i + 1] as i32 } else { -100 });
+            }
+            boundaries.push((start + len) as u32);
+        }
+        Self { input_ids, positions, boundaries, targets }
+    }
+
+    /// One document of this batch on its own.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
+        Self {
+            input_ids: self.input_ids[range.clone()].to_vec(),
+            positions: self.positions[range.clone()].to_vec(),
+            boundaries: vec![0, range.len() as u32],
+            targets: self.targets[range].to_vec(),
+        }
+    }
+
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            input_ids: &self.input_ids,
+            positions: &self.positions,
+            boundaries: &self.boundaries,
+            targets: &self.targets,
+        }
+    }
+}
+
+pub fn to_f64(lora: &HashMap<ParamName, Vec<f32>>) -> HashMap<ParamName, Vec<f64>> {
+    lora.iter().map(|(&name, values)| (name, wide(values))).collect()
+}

