@@ -1,0 +1,29 @@
+//! The kernels of `cuda/` behind checked Rust functions: on a GPU (feature `cuda`), or the same kernels on the host
+//! (feature `emulation`, for tests).
+//!
+//! [`sys`] is the C interface as generated; [`View`] and [`ViewMut`] are device memory with a length; the functions of
+//! [`nf4`] check every shape, length and alignment and then make one call. No type of a CUDA library appears: a stream
+//! is the C interface's pointer, so that another engine's context and streams serve.
+//!
+//! The only module of this crate with `unsafe` code.
+
+#![allow(unsafe_code)]
+
+#[cfg(feature = "emulation")]
+pub mod emulation;
+mod error;
+mod memory;
+pub mod nf4;
+pub mod sys;
+
+pub use error::{CudaError, Result};
+pub use memory::{Buffer, Device, Element, View, ViewMut};
+
+/// A CUDA stream (`CUstream`, `cudaStream_t`); null is the default stream. Ignored by the emulation.
+pub type Stream = sys::qk_stream;
+
+/// The version of the linked C interface; equals [`sys::QK_ABI_VERSION`] unless another library's was linked.
+pub fn abi_version() -> u32 {
+    // SAFETY: takes nothing, returns a constant.
+    unsafe { sys::qk_abi_version() }
+}
