@@ -1,0 +1,208 @@
+//! The matrix and its parts.
+
+use super::{CODE, Nf4Error};
+
+/// Entries of absmax under one nested absmax in what [`Nf4Matrix::quantize`] makes.
+pub const NESTED_BLOCK_SIZE: usize = 256;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Nf4Options {
+    /// Elements under one absmax: a power of two from 32 to 4096.
+    pub block_size: usize,
+    /// Whether absmax is stored in 8 bits (0.127 bits a weight at block size 64) rather than in f32 (0.5).
+    pub double_quant: bool,
+}
+
+impl Default for Nf4Options {
+    fn default() -> Self {
+        Self { block_size: 64, double_quant: true }
+    }
+}
+
+/// The scales, one for each block in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Absmax {
+    F32(Vec<f32>),
+    /// `absmax[b] = nested_code[codes[b]] * nested_absmax[b / nested_block_size] + offset`
+    DoubleQuantised {
+        codes: Vec<u8>,
+        nested_absmax: Vec<f32>,
+        nested_block_size: usize,
+        nested_code: Box<[f32; 256]>,
+        offset: f32,
+    },
+}
+
+impl Absmax {
+    #[inline]
+    pub(super) fn at(&self, block: usize) -> f32 {
+        match self {
+            Absmax::F32(absmax) => absmax[block],
+            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_code, offset } => {
+                nested_code[usize::from(codes[block])] * nested_absmax[block / nested_block_size] + offset
+            }
+        }
+    }
+}
+
+/// A weight of a linear layer in NF4: rows are its N out features, columns its K in features.
+///
+/// ```
+/// use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+///
+/// let weight: Vec<f32> = (0..6 * 40).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let nf4 = Nf4Matrix::quantize(&weight, 6, 40, &Nf4Options::default())?;
+/// let mut third_row = vec![0.0; 40];
+/// nf4.dequantize_rows(2..3, &mut third_row);
+/// assert_eq!(third_row, nf4.dequantize()[80..120]);
+/// # Ok::<(), qlora_kernels::nf4::Nf4Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nf4Matrix {
+    rows: usize,
+    cols: usize,
+    block_size: usize,
+    code: [f32; 16],
+    codes: Vec<u8>,
+    absmax: Absmax,
+}
+
+/// Checked `rows * cols` and block size.
+pub(super) fn check_shape(rows: usize, cols: usize, block_size: usize) -> Result<usize, Nf4Error> {
+    if !block_size.is_power_of_two() || !(32..=4096).contains(&block_size) {
+        return Err(Nf4Error::BlockSize { found: block_size });
+    }
+    rows.checked_mul(cols).ok_or(Nf4Error::TooLarge { rows, cols })
+}
+
+impl Nf4Matrix {
+    /// A matrix from stored arrays, such as those of a bitsandbytes checkpoint.
+    ///
+    /// `codes` `[ceil(rows * cols / 2)]`; `code` is the checkpoint's own 16-entry map ([`CODE`] for NF4); `absmax` has
+    /// `ceil(rows * cols / block_size)` entries. Wrong lengths and sizes, and scales or maps that are not finite or
+    /// whose combination is not, are errors.
+    pub fn from_parts(
+        rows: usize,
+        cols: usize,
+        block_size: usize,
+        code: [f32; 16],
+        codes: Vec<u8>,
+        absmax: Absmax,
+    ) -> Result<Self, Nf4Error> {
+        let len = check_shape(rows, cols, block_size)?;
+        let blocks = len.div_ceil(block_size);
+        let length = |part, found, expected| {
+            if found == expected { Ok(()) } else { Err(Nf4Error::Length { part, rows, cols, found, expected }) }
+        };
+        length("codes", codes.len(), len.div_ceil(2))?;
+        finite("quant_map", &code)?;
+        match &absmax {
+            Absmax::F32(absmax) => {
+                length("absmax", absmax.len(), blocks)?;
+                finite("absmax", absmax)?;
+            }
+            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_code, offset } => {
+                if !nested_block_size.is_power_of_two() {
+                    return Err(Nf4Error::NestedBlockSize { found: *nested_block_size });
+                }
+                length("absmax", codes.len(), blocks)?;
+                length("nested_absmax", nested_absmax.len(), blocks.div_ceil(*nested_block_size))?;
+                finite("nested_quant_map", nested_code.as_slice())?;
+                finite("nested_absmax", nested_absmax)?;
+                finite("nested_offset", &[*offset])?;
+            }
+        }
+        for block in 0..blocks {
+            finite_at("dequantised absmax", block, absmax.at(block))?;
+        }
+        Ok(Self { rows, cols, block_size, code, codes, absmax })
+    }
+
+    /// For parts that `quantize` made itself.
+    pub(super) fn from_valid(rows: usize, cols: usize, block_size: usize, codes: Vec<u8>, absmax: Absmax) -> Self {
+        Self { rows, cols, block_size, code: CODE, codes, absmax }
+    }
+
+    /// Out features, N.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// In features, K.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Elements: rows × cols.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Elements under one absmax.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// How many blocks, so scales, there are.
+    pub fn blocks(&self) -> usize {
+        self.len().div_ceil(self.block_size)
+    }
+
+    /// The 16 values that codes stand for: [`CODE`], unless a checkpoint brought its own.
+    pub fn code(&self) -> &[f32; 16] {
+        &self.code
+    }
+
+    /// Two codes a byte, the earlier in the high nibble, `[ceil(rows * cols / 2)]`.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    pub fn absmax(&self) -> &Absmax {
+        &self.absmax
+    }
+
+    /// The scale of one block as dequantising uses it: for double quantisation a product and a sum, each rounded to
+    /// f32. Panics when there is no such block.
+    #[inline]
+    pub fn absmax_at(&self, block: usize) -> f32 {
+        self.absmax.at(block)
+    }
+
+    /// Bytes of the arrays held: codes, absmax and, under double quantisation, nested absmax and the 256-entry map.
+    pub fn bytes(&self) -> usize {
+        self.codes.len()
+            + match &self.absmax {
+                Absmax::F32(absmax) => size_of_val(absmax.as_slice()),
+                Absmax::DoubleQuantised { codes, nested_absmax, nested_code, .. } => {
+                    codes.len() + size_of_val(nested_absmax.as_slice()) + size_of_val(nested_code.as_slice())
+                }
+            }
+    }
+
+    /// What [`bytes`](Self::bytes) will say of a matrix of this shape. Never panics: what cannot be counted is
+    /// `usize::MAX`, and a block size of 0 counts as 1.
+    pub fn bytes_for(rows: usize, cols: usize, options: &Nf4Options) -> usize {
+        let Some(len) = rows.checked_mul(cols) else { return usize::MAX };
+        let blocks = len.div_ceil(options.block_size.max(1));
+        let absmax = if options.double_quant {
+            let nested = blocks.div_ceil(NESTED_BLOCK_SIZE).saturating_mul(size_of::<f32>());
+            blocks.saturating_add(nested).saturating_add(size_of::<[f32; 256]>())
+        } else {
+            blocks.saturating_mul(size_of::<f32>())
+        };
+        len.div_ceil(2).saturating_add(absmax)
+    }
+}
+
+fn finite_at(part: &'static str, index: usize, value: f32) -> Result<(), Nf4Error> {
+    if value.is_finite() { Ok(()) } else { Err(Nf4Error::NotFinite { part, index, value }) }
+}
+
+fn finite(part: &'static str, values: &[f32]) -> Result<(), Nf4Error> {
+    values.iter().enumerate().try_for_each(|(index, &value)| finite_at(part, index, value))
+}

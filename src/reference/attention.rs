@@ -1,0 +1,108 @@
+//! Causal grouped-query attention over documents that do not see each other.
+
+use super::{Real, axpy, dot};
+
+/// The shape of one attention operation. q, k and v are the column ranges of one row: `[H·D | Hkv·D | Hkv·D]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// H
+    pub heads: usize,
+    /// Hkv, a divisor of H
+    pub kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Width of a row of q‖k‖v.
+    pub fn qkv(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Width of a row of the output.
+    pub fn out(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Column of the key of query head `head`.
+    pub fn key_column(&self, head: usize) -> usize {
+        (self.heads + head / (self.heads / self.kv_heads)) * self.head_dim
+    }
+
+    /// Column of the value of query head `head`.
+    pub fn value_column(&self, head: usize) -> usize {
+        self.key_column(head) + self.kv_heads * self.head_dim
+    }
+
+    /// 1 / √D
+    pub fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+}
+
+/// `O = softmax(Q·Kᵀ/√D, causal)·V` per head and document; `lse` is the log of the softmax's denominator.
+pub fn attention<T: Real>(
+    qkv: &[T],          // [M, qkv]
+    boundaries: &[u32], // [documents + 1], from 0 to M
+    shape: AttentionShape,
+    out: &mut [T], // [M, H·D]
+    lse: &mut [T], // [M, H]
+) {
+    let (d, width, scale) = (shape.head_dim, shape.qkv(), T::of(shape.scale()));
+    for document in boundaries.windows(2) {
+        let (start, end) = (document[0] as usize, document[1] as usize);
+        for i in start..end {
+            for head in 0..shape.heads {
+                let q = &qkv[i * width + head * d..][..d];
+                let (key, value) = (shape.key_column(head), shape.value_column(head));
+                let scores: Vec<T> = (start..=i).map(|j| scale * dot(q, &qkv[j * width + key..][..d])).collect();
+                let max = scores.iter().copied().fold(scores[0], |a, b| if b > a { b } else { a });
+                let mut sum = T::ZERO;
+                scores.iter().for_each(|&s| sum += (s - max).exp());
+                let out = &mut out[i * shape.out() + head * d..][..d];
+                out.fill(T::ZERO);
+                for (j, &s) in scores.iter().enumerate() {
+                    axpy((s - max).exp() / sum, &qkv[(start + j) * width + value..][..d], out);
+                }
+                lse[i * shape.heads + head] = max + sum.ln();
+            }
+        }
+    }
+}
+
+/// Gradients of q, k and v, written over `dqkv`. P = exp(S − lse); dS = P∘(dO·Vᵀ − rowsum(dO∘O)).
+pub fn attention_backward<T: Real>(
+    dout: &[T],         // [M, H·D]
+    qkv: &[T],          // [M, qkv]
+    out: &[T],          // [M, H·D]
+    lse: &[T],          // [M, H]
+    boundaries: &[u32], // [documents + 1]
+    shape: AttentionShape,
+    dqkv: &mut [T], // [M, qkv]
+) {
+    let (d, width, scale) = (shape.head_dim, shape.qkv(), T::of(shape.scale()));
+    dqkv.fill(T::ZERO);
+    for document in boundaries.windows(2) {
+        let (start, end) = (document[0] as usize, document[1] as usize);
+        for i in start..end {
+            for head in 0..shape.heads {
+                let q = &qkv[i * width + head * d..][..d];
+                let (key, value) = (shape.key_column(head), shape.value_column(head));
+                let row = i * shape.out() + head * d;
+                let (dout, out) = (&dout[row..row + d], &out[row..row + d]);
+                let delta = dot(dout, out);
+                let mut dq = vec![T::ZERO; d];
+                for j in start..=i {
+                    let k = &qkv[j * width + key..][..d];
+                    let v = &qkv[j * width + value..][..d];
+                    let p = (scale * dot(q, k) - lse[i * shape.heads + head]).exp();
+                    let ds = scale * p * (dot(dout, v) - delta);
+                    axpy(ds, k, &mut dq);
+                    axpy(ds, q, &mut dqkv[j * width + key..][..d]);
+                    axpy(p, dout, &mut dqkv[j * width + value..][..d]);
+                }
+                axpy(T::ONE, &dq, &mut dqkv[i * width + head * d..][..d]);
+            }
+        }
+    }
+}
