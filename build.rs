@@ -20,6 +20,7 @@ const DEFAULT_ARCHS: &str = "80,90,120";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(sanitize_address)");
     let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
     let emulation = env::var_os("CARGO_FEATURE_EMULATION").is_some();
     match (cuda, emulation) {
@@ -140,6 +141,7 @@ fn build_emulation() {
         Some("address") => {
             flags.extend(["-fsanitize=address", "-fno-omit-frame-pointer"].map(OsString::from));
             println!("cargo:rustc-link-arg=-fsanitize=address");
+            println!("cargo:rustc-cfg=sanitize_address");
         }
         Some(other) => refuse(&format!("QLORA_EMULATION_SANITIZE is \"{other}\"; only \"address\" is known")),
     }

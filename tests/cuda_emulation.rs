@@ -18,7 +18,6 @@ enum Planted {
     WarpReverseNoBarrier,
     Copy,
     CopyNoWait,
-    #[cfg_attr(sanitize_address, allow(dead_code))]
     Overrun,
     LdmatrixOverrun,
     ThreadLeaves,

@@ -16,8 +16,9 @@ mod memory;
 pub mod nf4;
 pub mod sys;
 
-pub use error::{CudaError, Result};
+pub use error::{CudaError, Result, status_name};
 pub use memory::{Buffer, Device, Element, View, ViewMut};
+pub use nf4::absmax_transpose;
 
 /// A CUDA stream (`CUstream`, `cudaStream_t`); null is the default stream. Ignored by the emulation.
 pub type Stream = sys::qk_stream;
