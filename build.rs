@@ -140,8 +140,7 @@ fn build_emulation() {
         None => {}
         Some("address") => {
             flags.extend(["-fsanitize=address", "-fno-omit-frame-pointer"].map(OsString::from));
-            println!("cargo:rustc-link-arg=-fsanitize=address");
-            println!("cargo:rustc-cfg=sanitize_address");
+            link_address_sanitizer(compiler.path());
         }
         Some(other) => refuse(&format!("QLORA_EMULATION_SANITIZE is \"{other}\"; only \"address\" is known")),
     }
@@ -150,6 +149,30 @@ fn build_emulation() {
     files.extend(sources("tests/kernels", "cu"));
     let objects = compile(compiler.path(), &version, &flags, &files, "emulation");
     archive(&objects, "qlora_kernels_emulation");
+}
+
+/// The static runtime, whole: rustc links with -nodefaultlibs, so that -fsanitize=address adds nothing, and the shared runtime
+/// would have to be the first library loaded.
+fn link_address_sanitizer(compiler: &Path) {
+    let output = Command::new(compiler).arg("-print-file-name=libasan.a").output();
+    let path = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    if !Path::new(&path).is_file() {
+        refuse(&format!("{} has no libasan.a, which QLORA_EMULATION_SANITIZE=address links", compiler.display()));
+    }
+    for argument in [
+        "-Wl,--whole-archive",
+        &path,
+        "-Wl,--no-whole-archive",
+        "-lstdc++",
+        "-ldl",
+        "-lrt",
+        "-lpthread",
+        "-lm",
+        "-lgcc_s",
+    ] {
+        println!("cargo:rustc-link-arg={argument}");
+    }
+    println!("cargo:rustc-cfg=sanitize_address");
 }
 
 fn version(compiler: &Path) -> String {

@@ -191,9 +191,9 @@ fn bad_arguments_are_errors_that_say_what_was_expected() {
     assert!(attempt(usize::MAX, 10, 64).is_err());
 
     // Straight through the C interface: statuses have names, and a version that it does not know is one.
-    let mut bytes = sys::qk_nf4_quantize_args { struct_size: 4, ..zeroed() };
+    let bytes = sys::qk_nf4_quantize_args { struct_size: 4, ..zeroed() };
     // SAFETY: refused for its size before any pointer is used.
-    let code = unsafe { sys::qk_nf4_quantize(&mut bytes, std::ptr::null_mut()) };
+    let code = unsafe { sys::qk_nf4_quantize(&bytes, std::ptr::null_mut()) };
     assert_eq!(code, sys::QK_ERROR_STRUCT_SIZE);
     let error = CudaError::Status {
         operation: "nf4_quantize",

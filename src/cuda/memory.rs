@@ -140,7 +140,7 @@ mod imp {
         }
 
         pub fn stream(&self) -> Stream {
-            std::ptr::null_mut()
+            Stream::DEFAULT
         }
 
         pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>> {
@@ -230,7 +230,7 @@ mod imp {
         }
 
         pub fn stream(&self) -> Stream {
-            std::ptr::null_mut()
+            Stream::DEFAULT
         }
 
         pub fn upload<T: Element>(&self, data: &[T]) -> Result<Buffer<T>> {

@@ -20,8 +20,21 @@ pub use error::{CudaError, Result, status_name};
 pub use memory::{Buffer, Device, Element, View, ViewMut};
 pub use nf4::absmax_transpose;
 
-/// A CUDA stream (`CUstream`, `cudaStream_t`); null is the default stream. Ignored by the emulation.
-pub type Stream = sys::qk_stream;
+/// The stream that a call queues its work on. The emulation ignores it: its work is done when a call returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream(sys::qk_stream);
+
+impl Stream {
+    /// The default stream of the current context.
+    pub const DEFAULT: Self = Self(std::ptr::null_mut());
+
+    /// # Safety
+    ///
+    /// `stream` is a `CUstream` (`cudaStream_t`) of the context that is current wherever it is used, and lives that long.
+    pub const unsafe fn from_raw(stream: sys::qk_stream) -> Self {
+        Self(stream)
+    }
+}
 
 /// The version of the linked C interface; equals [`sys::QK_ABI_VERSION`] unless another library's was linked.
 pub fn abi_version() -> u32 {

@@ -83,7 +83,7 @@ impl<'a> Weight<'a> {
     pub(super) fn describe(&self, operation: &Operation) -> Result<sys::qk_nf4> {
         let (count, blocks) = blocks(operation, self.n, self.k, self.block_size)?;
         operation.length("codes", self.codes.len(), count.div_ceil(2))?;
-        operation.check(self.layout == Layout::RowMajor || self.k % self.block_size == 0, || {
+        operation.check(self.layout == Layout::RowMajor || self.k.is_multiple_of(self.block_size), || {
             format!("transposed absmax needs K divisible by the block size {}", self.block_size)
         })?;
         let mut weight = sys::qk_nf4 {
@@ -182,7 +182,7 @@ pub fn quantize<T: Float>(
         }
     }
     // SAFETY: every pointer is of a view whose length was checked against the shape; `args` is read before the return.
-    operation.status(unsafe { sys::qk_nf4_quantize(&args, stream) })
+    operation.status(unsafe { sys::qk_nf4_quantize(&args, stream.0) })
 }
 
 /// `out` `[n, k]` = code · absmax in f32, rounded once to `T`.
@@ -194,7 +194,7 @@ pub fn dequantize<T: Float>(weight: &Weight<'_>, out: ViewMut<'_, T>, stream: St
     let description = weight.describe(&operation)?;
     operation.length("out", out.len(), weight.n * weight.k)?;
     // SAFETY: `describe` checked the weight's lengths and the line above the output's; the struct is read before the return.
-    operation.status(unsafe { sys::qk_nf4_dequantize(&description, out.address().cast(), T::DTYPE, stream) })
+    operation.status(unsafe { sys::qk_nf4_dequantize(&description, out.address().cast(), T::DTYPE, stream.0) })
 }
 
 /// `out` `[columns, rows]` = transpose of `input` `[rows, columns]`: absmax codes between the two layouts.
@@ -211,5 +211,5 @@ pub fn absmax_transpose(
     operation.length("out", out.len(), count)?;
     let (rows, columns) = (operation.dimension("rows", rows)?, operation.dimension("columns", columns)?);
     // SAFETY: both views have rows * columns elements; a `View` and a `ViewMut` do not overlap.
-    operation.status(unsafe { sys::qk_absmax_transpose(input.address(), out.address(), rows, columns, stream) })
+    operation.status(unsafe { sys::qk_absmax_transpose(input.address(), out.address(), rows, columns, stream.0) })
 }
