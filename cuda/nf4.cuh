@@ -3,16 +3,14 @@
 
 #include "ptx.cuh"
 
-// Codes 0..15. Constants rather than __constant__ memory: the fused kernels keep them in shared memory, where 16 floats lie in 16
-// different banks and a lookup never conflicts.
-__device__ __forceinline__ float nf4_code(int index) {
-    constexpr float codes[16] = {
-        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
-        -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-        0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
-    };
-    return codes[index];
-}
+// Codes 0..15. The fused kernels keep a copy in shared memory, where 16 floats lie in 16 different banks and a lookup never conflicts.
+static constexpr __device__ float kNf4Codes[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
+};
+
+__device__ __forceinline__ float nf4_code(int index) { return kNf4Codes[index]; }
 
 // The fp32 midpoint of codes index and index + 1; a value equal to it takes the lower code.
 __device__ __forceinline__ float nf4_threshold(int index) {
