@@ -123,8 +123,9 @@ struct Call {
     operation: Operation,
     input: sys::qk_linear,
     segments: Vec<sys::qk_segment>,
-    // Boxed: the segments point to them.
+    #[expect(clippy::vec_box, reason = "the segments point to them, so that they must not move")]
     _nf4: Vec<Box<sys::qk_nf4>>,
+    #[expect(clippy::vec_box, reason = "as above")]
     _lora: Vec<Box<sys::qk_lora>>,
 }
 
