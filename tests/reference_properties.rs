@@ -192,6 +192,43 @@ proptest! {
         }
     }
 
+    /// Without dropout the low-rank term is a change of the weight: Y = X·(W + scale·B·A)ᵀ + bias.
+    #[test]
+    fn lora_is_a_change_of_the_weight(
+        (m, n, k, r) in (1usize..6, 1usize..9, 1usize..12, 1usize..5),
+        seed in any::<u64>(),
+    ) {
+        let stream = &mut Stream::new(seed, 0);
+        let (x, w, bias) = (values(stream, m * k, 2.0), values(stream, n * k, 1.0), values(stream, n, 1.0));
+        let (a, b) = (values(stream, r * k, 1.0), values(stream, n * r, 1.0));
+        let lora = LoraTerm { a: &a, b: &b, r, scale: 0.75 };
+        let (mut s, mut y) = (vec![f64::NAN; m * r], vec![f64::NAN; m * n]);
+        lora_down(&x, None, &lora, &mut s, k);
+        linear(&x, &w, Some(&bias), Some((&s, &lora)), &mut y, n, k);
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let merged = |l: usize| w[j * k + l] + 0.75 * (0..r).map(|q| b[j * r + q] * a[q * k + l]).sum::<f64>();
+            let expected = bias[j] + (0..k).map(|l| x[i * k + l] * merged(l)).sum::<f64>();
+            prop_assert!((y[i * n + j] - expected).abs() <= 1e-13 * (k * r) as f64);
+        }
+    }
+
+    /// eps is added to the mean square, under the root.
+    #[test]
+    fn rms_norm_and_swiglu_are_their_formulas(h in 1usize..10, eps in 1e-6f64..1.0, seed in any::<u64>()) {
+        let stream = &mut Stream::new(seed, 0);
+        let (x, weight) = (values(stream, h, 4.0), values(stream, h, 2.0));
+        let mut y = vec![f64::NAN; h];
+        rms_norm(&x, &weight, eps, &mut y);
+        let mean_square = x.iter().map(|x| x.powi(2)).sum::<f64>() / h as f64;
+        let mut gated = vec![f64::NAN; h];
+        swiglu(&[x.as_slice(), &weight].concat(), &mut gated, h);
+        for i in 0..h {
+            prop_assert!((y[i] * (mean_square + eps).sqrt() - weight[i] * x[i]).abs() <= 1e-13);
+            // silu by the hyperbolic tangent: x·σ(x) = x·(1 + tanh(x/2))/2
+            prop_assert!((gated[i] - x[i] * (1.0 + (x[i] / 2.0).tanh()) / 2.0 * weight[i]).abs() <= 1e-13);
+        }
+    }
+
     #[test]
     fn loss_of_equal_logits_is_the_logarithm_of_the_vocabulary(
         (m, vocab) in (1usize..5, 1usize..20),

@@ -2,7 +2,9 @@
 
 #![deny(unsafe_code)]
 
+mod demo;
 mod setup;
+mod test;
 mod workspace;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -18,6 +20,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Fine-tune a small real Llama on the CPU and show answers and validation loss before and after
+    Demo,
+    /// Run everything that has to pass
+    Test {
+        /// Run only the step of this name; can be given several times
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// List the steps
+        #[arg(long)]
+        list: bool,
+    },
     /// Fetch the small Llama that the demo and the tests use, and convert it to a Hugging Face directory
     Setup,
 }
@@ -39,7 +52,15 @@ fn main() -> ExitCode {
 
 fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
     match task {
+        Task::Demo => demo::run(workspace)?,
+        Task::Test { list: true, .. } => test::list(),
+        Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),
     }
     Ok(())
+}
+
+/// The names of all tasks.
+fn task_names() -> Vec<String> {
+    Cli::command().get_subcommands().map(|task| task.get_name().to_owned()).collect()
 }

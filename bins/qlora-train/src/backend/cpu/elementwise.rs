@@ -1,6 +1,7 @@
 //! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
 
 use super::TOKEN_CHUNK;
+use pulp::Arch;
 use qlora_kernels::reference;
 use rayon::prelude::*;
 
@@ -10,9 +11,12 @@ use rayon::prelude::*;
 /// Range reduction x = n·ln 2 + f with a two-part ln 2, then the degree-6 Taylor-like polynomial of Cephes' expf.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to the nearest integer
+    // 1.5 · 2²³: adding it rounds to the nearest integer, which is then found in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
-    let n = clamped * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let n = rounded - ROUND;
     let f = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4_f32;
     let p = p * f + 1.398_2e-3;
@@ -22,17 +26,28 @@ fn exp(x: f32) -> f32 {
     let p = p * f + 5e-1;
     let y = p * (f * f) + f + 1.0;
     // Two factors: 2^128 is not a float, but 2^64·2^64·y is.
-    let half = (n * 0.5 + ROUND - ROUND) as i32;
-    let rest = n as i32 - half;
-    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-    let result = y * power(half) * power(rest);
+    let half = exponent >> 1;
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+    let result = y * power(half) * power(exponent.wrapping_sub(half));
     if x < -87.3 { 0.0 } else { result }
 }
 
-/// Replaces every x by `e^(x − shift)` and returns their sum (in eight interleaved parts, added in order).
+/// Interleaved partial sums: as many as the widest vectors have lanes, so that the order of a sum is the same on every
+/// processor.
+const LANES: usize = 16;
+
+/// Replaces every x by `e^(x − shift)` and returns their sum (in [`LANES`] interleaved parts, added in order).
 pub fn exp_shifted(values: &mut [f32], shift: f32) -> f32 {
-    let mut sums = [0.0f32; 8];
-    let mut chunks = values.chunks_exact_mut(8);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || exp_shifted_lanes(values, shift),
+    )
+}
+
+#[inline(always)]
+fn exp_shifted_lanes(values: &mut [f32], shift: f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let mut chunks = values.chunks_exact_mut(LANES);
     for chunk in &mut chunks {
         for (x, sum) in chunk.iter_mut().zip(&mut sums) {
             *x = exp(*x - shift);
@@ -65,22 +80,38 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, dx: &m
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize) {
     out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(16).for_each(|(out, row)| {
         let (gate, up) = row.split_at(i);
-        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-            *out = gate / (1.0 + exp(-gate)) * up;
-        }
+        Arch::new().dispatch(
+            #[inline(always)]
+            || swiglu_row(gate, up, out),
+        );
     });
+}
+
+#[inline(always)]
+fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate / (1.0 + exp(-gate)) * up;
+    }
 }
 
 pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize) {
     gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(16).for_each(|(row, dout)| {
         let (gate, up) = row.split_at_mut(i);
-        for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
-            let s = 1.0 / (1.0 + exp(-*gate));
-            let silu = *gate * s;
-            *gate = dout * *up * s * (1.0 + *gate * (1.0 - s));
-            *up = dout * silu;
-        }
+        Arch::new().dispatch(
+            #[inline(always)]
+            || swiglu_backward_row(dout, gate, up),
+        );
     });
+}
+
+#[inline(always)]
+fn swiglu_backward_row(dout: &[f32], gate: &mut [f32], up: &mut [f32]) {
+    for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
+        let s = 1.0 / (1.0 + exp(-*gate));
+        let silu = *gate * s;
+        *gate = dout * *up * s * (1.0 + *gate * (1.0 - s));
+        *up = dout * silu;
+    }
 }
 
 #[cfg(test)]

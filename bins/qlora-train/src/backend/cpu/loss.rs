@@ -11,7 +11,7 @@ use std::ops::Range;
 /// Tokens whose logits exist at one time.
 pub const CHUNK: usize = 256;
 /// Tokens of one task.
-const ROWS: usize = 64;
+const ROWS: usize = 128;
 
 pub fn linear_cross_entropy(
     workspace: &mut Workspace,

@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 /// Tokens of one task of a parallel operation.
-const TOKEN_CHUNK: usize = 128;
+const TOKEN_CHUNK: usize = 256;
 
 #[derive(Default)]
 struct Current {

@@ -1,0 +1,25 @@
+// Version and names of the C interface.
+#include "launch.cuh"
+
+static_assert(sizeof(qk_nf4) == 80 && sizeof(qk_lora) == 40 && sizeof(qk_segment) == 64, "the layout of the interface");
+static_assert(sizeof(qk_linear) == 56 && sizeof(qk_nf4_quantize_args) == 80, "the layout of the interface");
+
+extern "C" uint32_t qk_abi_version(void) {
+    return QK_ABI_VERSION;
+}
+
+extern "C" const char *qk_status_name(int status) {
+    switch (status) {
+    case QK_OK: return "QK_OK";
+    case QK_ERROR_STRUCT_SIZE: return "QK_ERROR_STRUCT_SIZE";
+    case QK_ERROR_NULL_POINTER: return "QK_ERROR_NULL_POINTER";
+    case QK_ERROR_SHAPE: return "QK_ERROR_SHAPE";
+    case QK_ERROR_ALIGNMENT: return "QK_ERROR_ALIGNMENT";
+    case QK_ERROR_LAYOUT: return "QK_ERROR_LAYOUT";
+    case QK_ERROR_BLOCK_SIZE: return "QK_ERROR_BLOCK_SIZE";
+    case QK_ERROR_WORKSPACE: return "QK_ERROR_WORKSPACE";
+    case QK_ERROR_NOT_BUILT: return "QK_ERROR_NOT_BUILT";
+    case QK_ERROR_EMULATION: return "QK_ERROR_EMULATION";
+    default: return status > 0 ? "cudaError" : "unknown";
+    }
+}

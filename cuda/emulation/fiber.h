@@ -1,0 +1,45 @@
+// Switching between stacks. On x86-64 a few lines of assembly (tens of nanoseconds); elsewhere, and under AddressSanitizer, which
+// must be told of each switch, ucontext.
+#pragma once
+
+#include <cstddef>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define FIBER_ASAN 1
+#else
+#define FIBER_ASAN 0
+#endif
+
+#if defined(__x86_64__) && !FIBER_ASAN
+#define FIBER_ASSEMBLY 1
+#else
+#define FIBER_ASSEMBLY 0
+#include <ucontext.h>
+#endif
+
+namespace emulation {
+
+#if FIBER_ASSEMBLY
+struct Fiber {
+    void *stack_pointer;
+};
+#else
+struct Fiber {
+    ucontext_t context;
+    void *stack;
+    size_t stack_bytes;
+    void *fake_stack; // AddressSanitizer's
+};
+#endif
+
+// A fiber that will call entry() on this stack; entry must not return.
+void fiber_create(Fiber &fiber, void *stack, size_t bytes, void (*entry)());
+
+// Leaves `from`, which can be switched to again, and goes on in `to`. The OS thread's own stack is a Fiber as well; it needs no
+// creation.
+void fiber_switch(Fiber &from, Fiber &to);
+
+// The first thing to call in a fiber's entry: completes the switch that led here.
+void fiber_entered(Fiber &self);
+
+}  // namespace emulation

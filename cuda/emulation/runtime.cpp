@@ -1,0 +1,304 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+
+#include "../include/qlora_kernels.h"
+#include "fiber.h"
+
+namespace emulation {
+namespace {
+
+constexpr size_t kStackBytes = FIBER_ASAN ? 256 * 1024 : 64 * 1024;
+constexpr unsigned kMaxThreads = 1024;
+constexpr size_t kMaxSharedBytes = 99 * 1024;
+constexpr unsigned char kPoison = 0xff;
+constexpr unsigned char kGuard = 0xa5;
+// Far enough that the next row of a tile is still caught. AddressSanitizer has its own.
+constexpr size_t kGuardBytes = FIBER_ASAN ? 0 : 4096;
+constexpr int kErrorInvalidConfiguration = 9; // cudaErrorInvalidConfiguration
+
+struct Warp {
+    unsigned arrived = 0;
+    Site site = {nullptr, 0};
+    void *slots[32] = {};
+    unsigned ready = 0; // lanes in State::Ready
+};
+
+// SplitMix64: a schedule is a pure function of its seed and the launches made since it was set.
+struct Random {
+    uint64_t state = 0;
+    uint64_t next() {
+        uint64_t z = (state += 0x9e3779b97f4a7c15ull);
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+        return z ^ (z >> 31);
+    }
+    unsigned below(unsigned n) { return static_cast<unsigned>((next() >> 32) * n >> 32); }
+};
+
+struct Machine {
+    Block block = {};
+    std::vector<Thread> threads = std::vector<Thread>(kMaxThreads);
+    std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
+    std::vector<Warp> warps;
+    std::unique_ptr<unsigned char[]> stacks;
+    unsigned char *shared = nullptr;
+    size_t shared_bytes = 0;
+    Fiber scheduler = {};
+    unsigned count = 0; // threads of the block
+    unsigned current = 0;
+    unsigned at_barrier = 0, done = 0;
+    bool failed = false;
+    void (*thread)(const void *) = nullptr;
+    const void *state = nullptr;
+    Random random;
+    std::string message;
+    uint64_t launches = 0;
+};
+
+Machine &machine() {
+    static thread_local Machine machine;
+    return machine;
+}
+
+std::string describe(const Thread &thread) {
+    const Block &block = machine().block;
+    char text[160];
+    std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", block.index.x, block.index.y, block.index.z,
+                  thread.index.x, thread.index.y, thread.index.z);
+    return text;
+}
+
+std::string describe(Site site) {
+    const char *name = std::strrchr(site.file, '/');
+    return std::string(name ? name + 1 : site.file) + ":" + std::to_string(site.line);
+}
+
+std::string doing(const Thread &thread) {
+    switch (thread.state) {
+    case State::Done: return "has ended";
+    case State::AtBarrier: return "waits at __syncthreads " + describe(thread.site);
+    case State::AtCollective: return "waits at the warp collective " + describe(thread.site);
+    case State::Ready: return "is running";
+    }
+    return "";
+}
+
+void record(const std::string &message) {
+    Machine &m = machine();
+    if (!m.failed) m.message = message;
+    m.failed = true;
+}
+
+void to_scheduler() {
+    Machine &m = machine();
+    fiber_switch(m.fibers[m.current], m.scheduler);
+}
+
+[[noreturn]] void abandon() {
+    for (;;) to_scheduler(); // the scheduler does not come back to a failed block
+}
+
+void make_ready(Thread &thread) {
+    thread.state = State::Ready;
+    machine().warps[thread.warp].ready |= 1u << thread.lane;
+}
+
+void leave_ready(Thread &thread, State state, Site site) {
+    thread.state = state;
+    thread.site = site;
+    machine().warps[thread.warp].ready &= ~(1u << thread.lane);
+}
+
+void fiber_main() {
+    Machine &m = machine();
+    fiber_entered(m.fibers[m.current]);
+    m.thread(m.state);
+    leave_ready(current_thread(), State::Done, {nullptr, 0});
+    ++m.done;
+    abandon();
+}
+
+// Threads that wait while nothing can run: names one of each kind.
+void record_divergence() {
+    Machine &m = machine();
+    const Thread *waiting = nullptr, *other = nullptr;
+    for (unsigned t = 0; t < m.count && !waiting; ++t)
+        if (m.threads[t].state != State::Done) waiting = &m.threads[t];
+    for (unsigned t = 0; t < m.count && !other; ++t)
+        if (m.threads[t].state != waiting->state || !(m.threads[t].site == waiting->site)) other = &m.threads[t];
+    record("divergent barrier: " + describe(*waiting) + " " + doing(*waiting) + ", " + (other ? describe(*other) + " " + doing(*other) : ""));
+}
+
+// One warp at a time runs as far as it can, its lanes in a random rotation, each as far as it can.
+void schedule() {
+    Machine &m = machine();
+    std::vector<unsigned> runnable(m.warps.size());
+    while (m.done < m.count && !m.failed) {
+        runnable.clear();
+        for (unsigned w = 0; w < m.warps.size(); ++w)
+            if (m.warps[w].ready) runnable.push_back(w);
+        if (runnable.empty()) return record_divergence();
+        unsigned w = runnable[m.random.below(static_cast<unsigned>(runnable.size()))];
+        while (m.warps[w].ready && !m.failed) {
+            unsigned first = m.random.below(32), ready = m.warps[w].ready;
+            unsigned rotated = first ? ready >> first | ready << (32 - first) : ready;
+            m.current = w * 32 + (first + static_cast<unsigned>(__builtin_ctz(rotated))) % 32;
+            fiber_switch(m.scheduler, m.fibers[m.current]);
+        }
+    }
+}
+
+void check_guards() {
+    Machine &m = machine();
+    for (size_t i = 0; i < kGuardBytes; ++i) {
+        bool below = m.shared[-1 - static_cast<ptrdiff_t>(i)] != kGuard, above = m.shared[m.shared_bytes + i] != kGuard;
+        if (!below && !above) continue;
+        return record("out of bounds: block (" + std::to_string(m.block.index.x) + ", " + std::to_string(m.block.index.y) +
+                      ") wrote to shared memory " + std::to_string(below ? i + 1 : i) + " bytes " + (below ? "before its start" : "past its end") +
+                      " (" + std::to_string(m.shared_bytes) + " bytes)");
+    }
+}
+
+void run_block(Index index) {
+    Machine &m = machine();
+    m.block.index = index;
+    std::memset(m.shared - kGuardBytes, kGuard, kGuardBytes);
+    std::memset(m.shared, kPoison, m.shared_bytes);
+    std::memset(m.shared + m.shared_bytes, kGuard, kGuardBytes);
+    m.warps.assign(m.count / 32, Warp());
+    m.at_barrier = m.done = 0;
+    for (unsigned t = 0; t < m.count; ++t) {
+        Thread &thread = m.threads[t];
+        Index size = m.block.size;
+        thread.index = {t % size.x, t / size.x % size.y, t / size.x / size.y};
+        thread.warp = t / 32;
+        thread.lane = t % 32;
+        thread.committed = 0;
+        thread.copies.clear();
+        make_ready(thread);
+        fiber_create(m.fibers[t], m.stacks.get() + t * kStackBytes, kStackBytes, fiber_main);
+    }
+    schedule();
+    if (!m.failed) check_guards();
+}
+
+}  // namespace
+
+Thread &current_thread() {
+    Machine &m = machine();
+    return m.threads[m.current];
+}
+
+const Block &current_block() { return machine().block; }
+
+unsigned char *shared_memory() { return machine().shared; }
+
+void fail(Site site, const char *what) {
+    record(std::string(what) + ": " + describe(current_thread()) + " at " + describe(site));
+    abandon();
+}
+
+void block_barrier(Site site) {
+    Machine &m = machine();
+    Thread &self = current_thread();
+    leave_ready(self, State::AtBarrier, site);
+    if (++m.at_barrier < m.count) return to_scheduler();
+    m.at_barrier = 0;
+    for (unsigned t = 0; t < m.count; ++t) {
+        if (m.threads[t].site == site) continue;
+        record_divergence();
+        abandon();
+    }
+    for (unsigned t = 0; t < m.count; ++t) make_ready(m.threads[t]);
+    to_scheduler(); // so that the warp that runs ahead is drawn anew
+}
+
+void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *), const void *state) {
+    Machine &m = machine();
+    Thread &self = current_thread();
+    Warp &warp = m.warps[self.warp];
+    if (mask != ~0u) fail(site, "a collective of part of a warp is not emulated");
+    if (warp.arrived && !(warp.site == site)) {
+        record("divergent warp: " + describe(self) + " is at " + describe(site) + ", other lanes wait at " + describe(warp.site));
+        abandon();
+    }
+    warp.site = site;
+    warp.slots[self.lane] = slot;
+    warp.arrived |= 1u << self.lane;
+    leave_ready(self, State::AtCollective, site);
+    if (warp.arrived == ~0u) {
+        warp.arrived = 0;
+        operation(warp.slots, state);
+        for (unsigned lane = 0; lane < 32; ++lane) make_ready(m.threads[self.warp * 32 + lane]);
+    }
+    to_scheduler();
+}
+
+void check_shared(const void *address, size_t bytes, Site site) {
+    Machine &m = machine();
+    const unsigned char *first = static_cast<const unsigned char *>(address);
+    if (reinterpret_cast<uintptr_t>(first) % bytes != 0) fail(site, "misaligned shared memory address");
+    if (first < m.shared || first + bytes > m.shared + m.shared_bytes) fail(site, "out of bounds of shared memory");
+}
+
+void async_copy(void *destination, const void *source, Site site) {
+    check_shared(destination, 16, site);
+    if (reinterpret_cast<uintptr_t>(source) % 16 != 0) fail(site, "misaligned cp.async source");
+    Thread &self = current_thread();
+    self.copies.push_back({destination, source, self.committed});
+}
+
+void async_commit() { ++current_thread().committed; }
+
+void async_wait(unsigned pending_groups) {
+    Thread &self = current_thread();
+    auto due = [&](const AsyncCopy &copy) { return copy.group + pending_groups < self.committed; };
+    for (const AsyncCopy &copy : self.copies) {
+        if (!due(copy)) continue;
+        if (copy.source) std::memcpy(copy.destination, copy.source, 16);
+        else std::memset(copy.destination, 0, 16);
+    }
+    self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(), due), self.copies.end());
+}
+
+int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void *), const void *state) {
+    Machine &m = machine();
+    uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
+    if (threads == 0 || threads > kMaxThreads || threads % 32 || shared_bytes > kMaxSharedBytes || blocks == 0 || blocks > 1u << 31 ||
+        grid.y > 65535 || grid.z > 65535)
+        return kErrorInvalidConfiguration;
+    if (!m.stacks) m.stacks.reset(new unsigned char[kMaxThreads * kStackBytes]);
+    size_t bytes = (shared_bytes + 127) / 128 * 128;
+    std::unique_ptr<unsigned char, void (*)(void *)> memory(
+        static_cast<unsigned char *>(std::aligned_alloc(128, std::max<size_t>(bytes, 128) + 2 * kGuardBytes)), std::free);
+    m.shared = memory.get() + kGuardBytes;
+    m.shared_bytes = shared_bytes;
+    m.count = static_cast<unsigned>(threads);
+    m.block.size = block;
+    m.block.grid = grid;
+    m.thread = thread;
+    m.state = state;
+    m.failed = false;
+    ++m.launches;
+    std::vector<unsigned> order(blocks);
+    std::iota(order.begin(), order.end(), 0u);
+    for (size_t i = order.size(); i-- > 1;) std::swap(order[i], order[m.random.below(static_cast<unsigned>(i + 1))]);
+    for (unsigned b : order) {
+        run_block({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
+        if (m.failed) return QK_ERROR_EMULATION;
+    }
+    return QK_OK;
+}
+
+}  // namespace emulation
+
+void qk_emulation_set_seed(uint64_t seed) { emulation::machine().random.state = seed; }
+const char *qk_emulation_message(void) { return emulation::machine().message.c_str(); }
+uint64_t qk_emulation_launches(void) { return emulation::machine().launches; }

@@ -1,0 +1,88 @@
+// Runs one block at a time, a fiber per thread, and checks what a GPU does not:
+// - dynamic shared memory is poisoned (bytes 0xff: NaN) at the start of each block and guarded at both ends;
+// - one warp, chosen by the schedule's seed, runs ahead as far as barriers allow, then another; inside a warp one lane does; blocks
+//   come in a random order. Equal seeds give equal schedules;
+// - a cp.async copy happens at the wait that completes it, and not at all without one;
+// - all threads of a block must meet at the same __syncthreads, all lanes of a warp at the same collective.
+// A broken rule ends the launch with QK_ERROR_EMULATION, and message() says which thread, where.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace emulation {
+
+struct Index { unsigned x, y, z; };
+
+// A place in a kernel, for messages.
+struct Site {
+    const char *file;
+    int line;
+    bool operator==(const Site &other) const { return file == other.file && line == other.line; }
+    // As a default argument: the place of the call.
+    static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+
+// A 16-byte cp.async that has been issued; `source` NULL stands for zeros.
+struct AsyncCopy {
+    void *destination;
+    const void *source;
+    unsigned group;
+};
+
+enum class State { Ready, AtBarrier, AtCollective, Done };
+
+struct Thread {
+    Index index;
+    unsigned warp, lane;
+    State state;
+    Site site;                     // of the barrier or collective it waits at
+    unsigned committed;            // cp.async groups so far
+    std::vector<AsyncCopy> copies; // issued, not yet performed
+};
+
+struct Block { Index index, size, grid; };
+
+Thread &current_thread();
+const Block &current_block();
+unsigned char *shared_memory();
+
+// Ends the launch; does not return. `what` needs no thread or place.
+[[noreturn]] void fail(Site site, const char *what);
+
+void block_barrier(Site site);
+
+// Blocks until all lanes called it at the same place; the last one runs its `operation` on the slots of all.
+void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **slots, const void *state), const void *state);
+
+template <typename Slot, typename Operation>
+void warp_collective(unsigned mask, Slot &slot, Site site, const Operation &operation) {
+    auto typed = [](void **slots, const void *state) {
+        Slot *lanes[32];
+        for (int lane = 0; lane < 32; ++lane) lanes[lane] = static_cast<Slot *>(slots[lane]);
+        (*static_cast<const Operation *>(state))(lanes);
+    };
+    warp_collective(mask, &slot, site, typed, &operation);
+}
+
+// `bytes` at `address` must lie in the block's shared memory and be aligned to `bytes`.
+void check_shared(const void *address, size_t bytes, Site site);
+
+void async_copy(void *destination, const void *source, Site site);
+void async_commit();
+void async_wait(unsigned pending_groups);
+
+int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void *), const void *state);
+
+}  // namespace emulation
+
+// The emulated build's own interface (not in the header of the library).
+extern "C" {
+// Chooses the schedule of the launches that this OS thread makes from now on.
+void qk_emulation_set_seed(uint64_t seed);
+// Of this OS thread's last launch that returned QK_ERROR_EMULATION; valid until the next.
+const char *qk_emulation_message(void);
+// Launches of this OS thread so far: a test can show that something ran.
+uint64_t qk_emulation_launches(void);
+}

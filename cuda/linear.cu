@@ -1,0 +1,140 @@
+// The host side of the fused linear layer: check the operand, choose the kernel, launch.
+#include "linear.cuh"
+
+namespace {
+
+constexpr int64_t kSmallM = 16;
+
+int64_t round_up_8(int64_t value) { return (value + 7) / 8 * 8; }
+
+const qk_segment *segment_at(const qk_linear *linear, uint32_t index) {
+    const char *first = reinterpret_cast<const char *>(linear->segments);
+    return reinterpret_cast<const qk_segment *>(first + size_t(index) * linear->segments->struct_size);
+}
+
+int check_lora(const qk_lora *lora, SegmentView *view) {
+    if (lora->struct_size != sizeof(qk_lora)) return QK_ERROR_STRUCT_SIZE;
+    if (lora->adapter_index != nullptr || lora->num_adapters != 1) return QK_ERROR_NOT_BUILT;
+    if (lora->r < 1 || lora->r > QK_MAX_R) return QK_ERROR_SHAPE;
+    if (lora->a == nullptr || lora->b == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(lora->a, 16) || !is_aligned(lora->b, 16)) return QK_ERROR_ALIGNMENT;
+    view->a = static_cast<const bf16 *>(lora->a);
+    view->b = static_cast<const bf16 *>(lora->b);
+    view->r = int(lora->r);
+    view->scale = lora->scale;
+    return QK_OK;
+}
+
+int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentView *view) {
+    if (segment->struct_size != sizeof(qk_segment)) return QK_ERROR_STRUCT_SIZE;
+    if (segment->n < 1 || segment->n > INT32_MAX || segment->ldy < segment->n) return QK_ERROR_SHAPE;
+    if ((segment->nf4 != nullptr) == (segment->dense != nullptr)) return QK_ERROR_NULL_POINTER;
+    if (segment->y == nullptr && linear->m > 0) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(segment->y, 16) || !is_aligned(segment->dense, 16) || !is_aligned(segment->bias, 2)) return QK_ERROR_ALIGNMENT;
+    if (segment->nf4 != nullptr) {
+        if (int error = nf4_view(segment->nf4, &view->nf4)) return error;
+        if (view->nf4.n != segment->n || view->nf4.k != linear->k) return QK_ERROR_SHAPE;
+    }
+    view->dense = static_cast<const bf16 *>(segment->dense);
+    view->bias = static_cast<const bf16 *>(segment->bias);
+    view->y = static_cast<bf16 *>(segment->y);
+    view->n = segment->n;
+    view->ldy = segment->ldy;
+    return segment->lora == nullptr ? QK_OK : check_lora(segment->lora, view);
+}
+
+int check(const qk_linear *linear, LinearView *view) {
+    *view = {};
+    if (linear == nullptr) return QK_ERROR_NULL_POINTER;
+    if (linear->struct_size != sizeof(qk_linear)) return QK_ERROR_STRUCT_SIZE;
+    if (linear->num_segments < 1 || linear->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
+    if (linear->m < 0 || linear->m > INT32_MAX || linear->k < 1 || linear->k > INT32_MAX || linear->ldx < linear->k) return QK_ERROR_SHAPE;
+    if (linear->segments == nullptr || (linear->x == nullptr && linear->m > 0)) return QK_ERROR_NULL_POINTER;
+    if (linear->segments->struct_size != sizeof(qk_segment)) return QK_ERROR_STRUCT_SIZE;
+    if (!is_aligned(linear->x, 16) || !is_aligned(linear->s, 16)) return QK_ERROR_ALIGNMENT;
+    view->x = static_cast<const bf16 *>(linear->x);
+    view->m = linear->m;
+    view->k = linear->k;
+    view->ldx = linear->ldx;
+    view->num_segments = int(linear->num_segments);
+    for (uint32_t i = 0; i < linear->num_segments; ++i) {
+        SegmentView *segment = &view->segments[i];
+        if (int error = check_segment(linear, segment_at(linear, i), segment)) return error;
+        segment->s_column = view->lds;
+        view->lds += round_up_8(segment->r);
+    }
+    if (view->lds > 0) view->s = static_cast<const bf16 *>(linear->s);
+    return QK_OK;
+}
+
+qk_path path_of(const LinearView &view) {
+    bool generic = view.k % kTileK != 0 || view.ldx % 8 != 0;
+    for (int i = 0; i < view.num_segments; ++i)
+        generic |= view.segments[i].dense == nullptr && view.segments[i].nf4.block_shift != 6;
+    return generic ? QK_PATH_GENERIC : view.m <= kSmallM ? QK_PATH_SMALL_M : QK_PATH_TENSOR_CORE;
+}
+
+size_t workspace_bytes_of(const LinearView &view) { return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
+
+int lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
+    bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0;
+    return fast ? launch_lora_down(view, s, stream) : launch_lora_down_generic(view, s, stream);
+}
+
+int forward(const qk_linear *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
+    LinearView view;
+    if (int error = check(linear, &view)) return error;
+    for (int i = 0; i < view.num_segments; ++i)
+        if ((view.segments[i].dense != nullptr) != dense) return QK_ERROR_NULL_POINTER;
+    size_t needed = workspace_bytes_of(view);
+    if (workspace_bytes < needed || (needed > 0 && workspace == nullptr)) return QK_ERROR_WORKSPACE;
+    if (needed > 0 && !is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
+    if (view.m == 0) return QK_OK;
+    if (needed > 0) {
+        if (int error = lora_down(view, static_cast<bf16 *>(workspace), stream)) return error;
+        view.s = static_cast<const bf16 *>(workspace);
+    }
+    switch (path_of(view)) {
+    case QK_PATH_TENSOR_CORE: return launch_linear_tensor_core(view, stream);
+    case QK_PATH_SMALL_M: return launch_linear_small_m(view, stream);
+    default: return launch_linear_generic(view, stream);
+    }
+}
+
+}  // namespace
+
+extern "C" int64_t qk_lora_columns(const qk_linear *linear) {
+    LinearView view;
+    return check(linear, &view) == QK_OK ? view.lds : 0;
+}
+
+extern "C" int qk_lora_down(const qk_linear *linear, void *s, qk_stream stream) {
+    LinearView view;
+    if (int error = check(linear, &view)) return error;
+    if (view.lds == 0 || view.m == 0) return QK_OK;
+    if (s == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(s, 16)) return QK_ERROR_ALIGNMENT;
+    return lora_down(view, static_cast<bf16 *>(s), stream);
+}
+
+extern "C" int qk_linear_workspace_size(const qk_linear *linear, size_t *bytes) {
+    LinearView view;
+    if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = check(linear, &view)) return error;
+    *bytes = workspace_bytes_of(view);
+    return QK_OK;
+}
+
+extern "C" int qk_linear_path(const qk_linear *linear) {
+    LinearView view;
+    int error = check(linear, &view);
+    return error != QK_OK ? error : int(path_of(view));
+}
+
+extern "C" int qk_linear_forward(const qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+    return forward(linear, false, workspace, workspace_bytes, stream);
+}
+
+extern "C" int qk_linear_forward_dense(const qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+    return forward(linear, true, workspace, workspace_bytes, stream);
+}

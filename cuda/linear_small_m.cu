@@ -1,0 +1,129 @@
+// Two uses of one skinny product, 16 tokens by 8 * kTiles weight rows a block:
+//   Y = X * W^T + S * B^T (+ bias) for M <= 16: each weight is read once, straight from global memory into registers;
+//   S = bf16(scale * X * A^T) for any M: r is small, X is read once per 8 * kTiles rows of A.
+// 8 warps take every 8th tile of 64 features; their sums are added in warp order through shared memory (4 KB * kTiles), so that a result
+// depends on K alone. Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64.
+#include "linear.cuh"
+
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kTokens = 16;
+
+__device__ __forceinline__ Features load_features(const bf16 *row, int64_t first, bool valid) {
+    if (!valid) return {};
+    const uint4 *from = reinterpret_cast<const uint4 *>(row + first);
+    return features_of(from[0], from[1]);
+}
+
+// Rows of a bf16 matrix [rows, K].
+struct DenseRows {
+    const bf16 *matrix;
+    int64_t k;
+    __device__ __forceinline__ Features load(int64_t row, int64_t tile, int lane, const float *) const {
+        return load_features(matrix + row * k, tile * kTileK + lane * 16, true);
+    }
+};
+
+struct Nf4Rows {
+    Nf4View weight;
+    __device__ __forceinline__ Features load(int64_t row, int64_t tile, int lane, const float *codebook) const {
+        int64_t block = row * (weight.k / kTileK) + tile;
+        uint2 codes = *reinterpret_cast<const uint2 *>(weight.codes + block * (kTileK / 2) + lane * 8);
+        return dequantize16(codes, codebook, weight.block_absmax(block));
+    }
+};
+
+// sums [16, 8 * kTiles] in shared memory: products of the block's tokens and rows. `codebook` is shared memory of 16 floats before it.
+template <int kTiles, typename Rows>
+__device__ __forceinline__ float *skinny_product(const LinearView &view, const Rows &rows, int64_t row0, int64_t num_rows, int64_t token0) {
+    constexpr int kColumns = 8 * kTiles;
+    float *codebook = reinterpret_cast<float *>(dynamic_shared()), *partial = codebook + 32;
+    if (threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x);
+    __syncthreads();
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const bf16 *x_g = view.x + (token0 + g) * view.ldx, *x_g8 = x_g + 8 * view.ldx;
+    bool valid_g = token0 + g < view.m, valid_g8 = token0 + g + 8 < view.m;
+    float c[kTiles][4] = {};
+#pragma unroll 2
+    for (int64_t tile = warp; tile < view.k / kTileK; tile += kWarps) {
+        Features a = load_features(x_g, tile * kTileK + t * 16, valid_g), a8 = load_features(x_g8, tile * kTileK + t * 16, valid_g8);
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j) {
+            int64_t row = row0 + 8 * j + g;
+            mma_tile(c[j], a, a8, row < num_rows ? rows.load(row, tile, t, codebook) : Features{});
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) partial[(warp * kTokens + g + i / 2 * 8) * kColumns + 8 * j + 2 * t + i % 2] = c[j][i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
+        float sum = partial[i];
+        for (int w = 1; w < kWarps; ++w) sum += partial[w * kTokens * kColumns + i];
+        partial[i] = sum; // only this thread touches these
+    }
+    __syncthreads();
+    return partial;
+}
+
+constexpr size_t shared_bytes(int tiles) { return 32 * sizeof(float) + size_t(kWarps) * kTokens * 8 * tiles * sizeof(float); }
+
+template <int kTiles, bool dense> __global__ void __launch_bounds__(kThreads) linear_small_m(LinearView view) {
+    constexpr int kColumns = 8 * kTiles;
+    int64_t tile = blockIdx.x;
+    const SegmentView &segment = view.segments[view.segment_of(tile, kColumns, false)];
+    int64_t n0 = tile * kColumns;
+    float *sums = dense ? skinny_product<kTiles>(view, DenseRows{segment.dense, view.k}, n0, segment.n, 0)
+                        : skinny_product<kTiles>(view, Nf4Rows{segment.nf4}, n0, segment.n, 0);
+    for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
+        int64_t token = i / kColumns, n = n0 + i % kColumns;
+        if (token >= view.m || n >= segment.n) continue;
+        float sum = sums[i];
+        for (int j = 0; j < segment.r; ++j)
+            sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(segment.b[n * segment.r + j]), sum);
+        if (segment.bias != nullptr) sum += to_float(segment.bias[n]);
+        segment.y[token * segment.ldy + n] = to_bf16(sum);
+    }
+}
+
+constexpr int kRankTiles = 2;
+
+// grid: (tiles of all A's, ceil(M / 16))
+__global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, int64_t first_token) {
+    constexpr int kColumns = 8 * kRankTiles;
+    int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens;
+    const SegmentView &segment = view.segments[view.segment_of(tile, kColumns, true)];
+    int64_t row0 = tile * kColumns;
+    float *sums = skinny_product<kRankTiles>(view, DenseRows{segment.a, view.k}, row0, segment.r, token0);
+    for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
+        int64_t token = token0 + i / kColumns, row = row0 + i % kColumns;
+        if (token < view.m && row < (segment.r + 7) / 8 * 8) // padding columns are zero: their rows of A were
+            s[token * view.lds + segment.s_column + row] = to_bf16(segment.scale * sums[i]);
+    }
+}
+
+template <int kTiles, bool dense> int launch_small_m(const LinearView &view, qk_stream stream) {
+    return launch(linear_small_m<kTiles, dense>, dim3(unsigned(view.tiles(8 * kTiles, false))), dim3(kThreads), shared_bytes(kTiles), stream, view);
+}
+
+}  // namespace
+
+int launch_linear_small_m(const LinearView &view, qk_stream stream) {
+    // Enough blocks for every multiprocessor first, then fewer readings of X.
+    bool wide = view.tiles(32, false) >= 128, dense = view.segments[0].dense != nullptr;
+    if (wide) return dense ? launch_small_m<4, true>(view, stream) : launch_small_m<4, false>(view, stream);
+    return dense ? launch_small_m<1, true>(view, stream) : launch_small_m<1, false>(view, stream);
+}
+
+int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
+    constexpr int64_t kMost = 65535 * int64_t(kTokens);
+    for (int64_t first = 0; first < view.m; first += kMost) {
+        int64_t tokens = view.m - first < kMost ? view.m - first : kMost;
+        dim3 grid(unsigned(view.tiles(8 * kRankTiles, true)), unsigned(ceil_div(tokens, kTokens)));
+        if (int error = launch(lora_down, grid, dim3(kThreads), shared_bytes(kRankTiles), stream, view, s, first)) return error;
+    }
+    return QK_OK;
+}

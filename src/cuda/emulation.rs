@@ -1,0 +1,27 @@
+//! The emulated build's own controls.
+
+use std::ffi::{CStr, c_char};
+
+unsafe extern "C" {
+    fn qk_emulation_set_seed(seed: u64);
+    fn qk_emulation_message() -> *const c_char;
+    fn qk_emulation_launches() -> u64;
+}
+
+/// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on.
+pub fn set_schedule(seed: u64) {
+    // SAFETY: sets a number of this OS thread.
+    unsafe { qk_emulation_set_seed(seed) }
+}
+
+/// What the last launch of this OS thread that ended with `QK_ERROR_EMULATION` did wrong, and where.
+pub fn message() -> String {
+    // SAFETY: a NUL-terminated string that stays until this thread's next launch; it is copied at once.
+    unsafe { CStr::from_ptr(qk_emulation_message()) }.to_string_lossy().into_owned()
+}
+
+/// Launches of this OS thread so far.
+pub fn launches() -> u64 {
+    // SAFETY: reads a number of this OS thread.
+    unsafe { qk_emulation_launches() }
+}

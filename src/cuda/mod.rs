@@ -1,0 +1,44 @@
+//! The kernels of `cuda/` behind checked Rust functions: on a GPU (feature `cuda`), or the same kernels on the host
+//! (feature `emulation`, for tests).
+//!
+//! [`sys`] is the C interface as generated; [`View`] and [`ViewMut`] are device memory with a length; the functions of
+//! [`nf4`] check every shape, length and alignment and then make one call. No type of a CUDA library appears: a stream
+//! is the C interface's pointer, so that another engine's context and streams serve.
+//!
+//! The only module of this crate with `unsafe` code.
+
+#![allow(unsafe_code)]
+
+#[cfg(feature = "emulation")]
+pub mod emulation;
+mod error;
+pub mod linear;
+mod memory;
+pub mod nf4;
+pub mod sys;
+
+pub use error::{CudaError, Result, status_name};
+pub use memory::{Buffer, Device, Element, View, ViewMut};
+pub use nf4::absmax_transpose;
+
+/// The stream that a call queues its work on. The emulation ignores it: its work is done when a call returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream(sys::qk_stream);
+
+impl Stream {
+    /// The default stream of the current context.
+    pub const DEFAULT: Self = Self(std::ptr::null_mut());
+
+    /// # Safety
+    ///
+    /// `stream` is a `CUstream` (`cudaStream_t`) of the context that is current wherever it is used, and lives that long.
+    pub const unsafe fn from_raw(stream: sys::qk_stream) -> Self {
+        Self(stream)
+    }
+}
+
+/// The version of the linked C interface; equals [`sys::QK_ABI_VERSION`] unless another library's was linked.
+pub fn abi_version() -> u32 {
+    // SAFETY: takes nothing, returns a constant.
+    unsafe { sys::qk_abi_version() }
+}

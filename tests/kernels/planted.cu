@@ -1,0 +1,154 @@
+// Small kernels for the tests of the emulation: one right, and the same with one bug each, which must be seen.
+#include "../../cuda/ptx.cuh"
+
+namespace {
+
+constexpr int kThreads = 128;
+
+// out[i] = in[kThreads - 1 - i] through shared memory: each thread reads what another warp wrote.
+template <bool barrier> __global__ void reverse(const float *in, float *out) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    shared[threadIdx.x] = in[threadIdx.x];
+    if (barrier) __syncthreads();
+    out[threadIdx.x] = shared[kThreads - 1 - threadIdx.x];
+}
+
+// Two rounds through the same memory; without the barrier between them a warp overwrites what another has yet to read.
+template <bool barrier> __global__ void twice(const float *in, float *out) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    float sum = 0.0f;
+    for (int round = 0; round < 2; ++round) {
+        shared[threadIdx.x] = in[threadIdx.x] + float(round);
+        __syncthreads();
+        sum += shared[kThreads - 1 - threadIdx.x];
+        if (barrier) __syncthreads();
+    }
+    out[threadIdx.x] = sum;
+}
+
+// Lanes exchange through shared memory inside a warp.
+template <bool barrier> __global__ void warp_reverse(const float *in, float *out) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    shared[threadIdx.x] = in[threadIdx.x];
+    if (barrier) __syncwarp();
+    out[threadIdx.x] = shared[threadIdx.x ^ 31];
+}
+
+// A copy of 16 bytes a thread by cp.async.
+template <bool wait> __global__ void copy(const float *in, float *out) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    int at = threadIdx.x * 4;
+    cp_async_16(shared + at, in + at, true);
+    cp_async_commit();
+    if (wait) cp_async_wait<0>();
+    __syncthreads();
+    for (int i = 0; i < 4; ++i) out[at + i] = shared[at + i];
+}
+
+// Writes `extra` elements past the end of its shared memory.
+__global__ void overrun(const float *in, float *out, int extra) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    shared[threadIdx.x + extra] = in[threadIdx.x];
+    __syncthreads();
+    out[threadIdx.x] = shared[threadIdx.x];
+}
+
+// An ldmatrix of a row past the end.
+__global__ void ldmatrix_overrun(float *out) {
+    unsigned char *shared = dynamic_shared();
+    uint32_t fragment[4];
+    ldmatrix_x4(fragment, shared + 16 * (threadIdx.x % 32 + 1));
+    out[threadIdx.x] = float(fragment[0]);
+}
+
+// Thread 5 leaves before the barrier (how = 0), or warp 1 waits at another one (how = 1).
+__global__ void diverge(const float *in, float *out, int how) {
+    if (how == 0 && threadIdx.x == 5) return;
+    if (how == 1 && threadIdx.x / 32 == 1) {
+        __syncthreads();
+    } else {
+        __syncthreads();
+    }
+    out[threadIdx.x] = in[threadIdx.x];
+}
+
+// Reads shared memory that nothing wrote.
+__global__ void poison(float *out) { out[threadIdx.x] = reinterpret_cast<float *>(dynamic_shared())[threadIdx.x]; }
+
+// Fragments in and out of one warp: element j of lane l at l * width + j.
+__global__ void one_mma(const uint32_t *a /* [32, 4] */, const uint32_t *b /* [32, 2] */, float *c /* [32, 4] */) {
+    int lane = threadIdx.x;
+    uint32_t fragment_a[4], fragment_b[2];
+    float sums[4];
+    for (int i = 0; i < 4; ++i) fragment_a[i] = a[lane * 4 + i], sums[i] = c[lane * 4 + i];
+    for (int i = 0; i < 2; ++i) fragment_b[i] = b[lane * 2 + i];
+    mma_m16n8k16(sums, fragment_a, fragment_b);
+    for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
+}
+
+// d[lane, 4] = ldmatrix of 32 rows of 8 16-bit elements.
+template <bool transposed> __global__ void one_ldmatrix(const uint32_t *rows /* [32, 4] */, uint32_t *d) {
+    uint32_t *shared = reinterpret_cast<uint32_t *>(dynamic_shared());
+    int lane = threadIdx.x;
+    for (int i = 0; i < 4; ++i) shared[lane * 4 + i] = rows[lane * 4 + i];
+    __syncwarp();
+    uint32_t fragment[4];
+    if (transposed) ldmatrix_x4_trans(fragment, shared + lane * 4);
+    else ldmatrix_x4(fragment, shared + lane * 4);
+    for (int i = 0; i < 4; ++i) d[lane * 4 + i] = fragment[i];
+}
+
+// Ballot of odd lanes, and every shuffle, of the lane's number: [32, 5].
+__global__ void lanes(uint32_t *out) {
+    uint32_t lane = threadIdx.x, *row = out + lane * 5;
+    row[0] = __ballot_sync(~0u, lane % 2);
+    row[1] = __shfl_sync(~0u, lane, 7);
+    row[2] = __shfl_xor_sync(~0u, lane, 5);
+    row[3] = __shfl_up_sync(~0u, lane, 3);
+    row[4] = __shfl_down_sync(~0u, lane, 3);
+}
+
+// Every thread of every block adds one.
+__global__ void count(uint32_t *counter) { atomicAdd(counter, 1u); }
+
+constexpr size_t kShared = kThreads * sizeof(float);
+
+}  // namespace
+
+enum Planted {
+    Reverse, ReverseNoBarrier, Twice, TwiceNoBarrier, WarpReverse, WarpReverseNoBarrier, Copy, CopyNoWait, Overrun, LdmatrixOverrun,
+    ThreadLeaves, OtherBarrier, Poison,
+};
+
+// in and out have 4 * 128 elements.
+extern "C" int planted_run(int which, const float *in, float *out) {
+    dim3 one(1), threads(kThreads);
+    switch (which) {
+    case Reverse: return launch(reverse<true>, one, threads, kShared, nullptr, in, out);
+    case ReverseNoBarrier: return launch(reverse<false>, one, threads, kShared, nullptr, in, out);
+    case Twice: return launch(twice<true>, one, threads, kShared, nullptr, in, out);
+    case TwiceNoBarrier: return launch(twice<false>, one, threads, kShared, nullptr, in, out);
+    case WarpReverse: return launch(warp_reverse<true>, one, threads, kShared, nullptr, in, out);
+    case WarpReverseNoBarrier: return launch(warp_reverse<false>, one, threads, kShared, nullptr, in, out);
+    case Copy: return launch(copy<true>, one, threads, 4 * kShared, nullptr, in, out);
+    case CopyNoWait: return launch(copy<false>, one, threads, 4 * kShared, nullptr, in, out);
+    case Overrun: return launch(overrun, one, threads, kShared, nullptr, in, out, 1);
+    case LdmatrixOverrun: return launch(ldmatrix_overrun, one, threads, 32 * 16, nullptr, out);
+    case ThreadLeaves: return launch(diverge, one, threads, 0, nullptr, in, out, 0);
+    case OtherBarrier: return launch(diverge, one, threads, 0, nullptr, in, out, 1);
+    case Poison: return launch(poison, one, threads, kShared, nullptr, out);
+    default: return QK_ERROR_NOT_BUILT;
+    }
+}
+
+extern "C" int planted_mma(const uint32_t *a, const uint32_t *b, float *c) {
+    return launch(one_mma, dim3(1), dim3(32), 0, nullptr, a, b, c);
+}
+
+extern "C" int planted_ldmatrix(int transposed, const uint32_t *rows, uint32_t *d) {
+    return launch(transposed ? one_ldmatrix<true> : one_ldmatrix<false>, dim3(1), dim3(32), 512, nullptr, rows, d);
+}
+
+extern "C" int planted_lanes(uint32_t *out) { return launch(lanes, dim3(1), dim3(32), 0, nullptr, out); }
+
+extern "C" int planted_count(uint32_t *counter) { return launch(count, dim3(5, 3, 2), dim3(64, 2), 0, nullptr, counter); }
