@@ -20,10 +20,8 @@ fn main() -> Result<()> {
     let [model, adapter, rows, out] = &arguments[..] else {
         return Err(Error::Refused("expected MODEL ADAPTER ROWS.jsonl OUT.safetensors".to_owned()));
     };
-    let settings = Settings::load(
-        None,
-        &[("model".to_owned(), model.clone()), ("quantization".to_owned(), "none".to_owned())],
-    )?;
+    let settings =
+        Settings::load(None, &[("model".to_owned(), model.clone()), ("quantization".to_owned(), "none".to_owned())])?;
     let checkpoint = Checkpoint::open(Path::new(model))?;
     let files = [rows.into()];
     let tokenizer = match needs_tokenizer(&files)? {
