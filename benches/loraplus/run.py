@@ -3,8 +3,8 @@
 
     python3 benches/loraplus/run.py MODEL_DIR [--binary target/release/qlora-train] [--out benches/loraplus]
 
-For every ratio, every base rate is run with the first seed; the rate with the lowest validation loss is run with the
-other seeds. One pass over examples/data/habit.train.jsonl, then the loss of habit.validation.jsonl. Standard library
+For every ratio, base rates are doubled and halved with the first seed until the validation loss rises on both sides; the
+best one is run with the other seeds. One pass over examples/data/habit.train.jsonl, then the loss of habit.validation.jsonl. Standard library
 only. Writes results.json (every run, resumable) and README.md (the table).
 """
 
@@ -18,7 +18,8 @@ import tempfile
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parent.parent / "examples" / "data"
-RATIOS = {1: [2e-4, 4e-4, 8e-4, 1.6e-3], 4: [1e-4, 2e-4, 4e-4, 8e-4], 16: [5e-5, 1e-4, 2e-4, 4e-4]}
+# Ratio and the base rate that the search starts from.
+RATIOS = {1: 8e-4, 4: 8e-4, 16: 4e-4}
 SEEDS = [1, 2, 3]
 
 
@@ -56,7 +57,7 @@ def table(results):
         first = {r["rate"]: r["eval_loss"] for r in of_ratio if r["seed"] == SEEDS[0]}
         best = min(first, key=first.get)
         losses = [r["eval_loss"] for r in of_ratio if r["rate"] == best]
-        tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in first.items())
+        tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in sorted(first.items()))
         spread = statistics.stdev(losses) if len(losses) > 1 else float("nan")
         lines.append(f"| {ratio} | {tried} | {best:g} | {statistics.mean(losses):.4f} | {spread:.4f} |")
     return "\n".join(lines) + "\n"
@@ -72,18 +73,20 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else []
     done = {(r["ratio"], r["rate"], r["seed"]) for r in results}
 
-    def ensure(ratio, rate, seed):
+    def loss(ratio, rate, seed):
         if (ratio, rate, seed) not in done:
             results.append(run(args, ratio, rate, seed))
+            done.add((ratio, rate, seed))
             print(results[-1], flush=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
+        return next(r["eval_loss"] for r in results if (r["ratio"], r["rate"], r["seed"]) == (ratio, rate, seed))
 
-    for ratio, rates in RATIOS.items():
-        for rate in rates:
-            ensure(ratio, rate, SEEDS[0])
-        best = min((r for r in results if r["ratio"] == ratio), key=lambda r: r["eval_loss"])["rate"]
+    for ratio, best in RATIOS.items():
+        for factor in (2.0, 0.5):
+            while loss(ratio, best * factor, SEEDS[0]) < loss(ratio, best, SEEDS[0]):
+                best *= factor
         for seed in SEEDS[1:]:
-            ensure(ratio, best, seed)
+            loss(ratio, best, seed)
     (args.out / "README.md").write_text(table(results))
     print(table(results))
 
