@@ -27,6 +27,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
     memory::set_threads(settings.threads)?;
     let loaded = Loaded::open(&settings, &args.data)?;
+    loaded.check_size(&settings)?;
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
@@ -37,7 +38,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let longest = dataset.report.longest;
     // Short rows share a batch; a small data set needs no more than its own tokens.
     let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-    let mut model = ReadOnly::load(&settings, &loaded, args.model.adapter.as_deref(), tokens, longest)?;
+    let mut model = ReadOnly::load(&settings, &loaded.checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
     let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
     let mut done = 0;
     let evaluation = evaluate(&mut model.backend, &model.model, &dataset.rows, tokens, |rows| {

@@ -29,6 +29,7 @@ pub fn run(args: &GenerateArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
     memory::set_threads(settings.threads)?;
     let loaded = Loaded::open(&settings, &[])?;
+    loaded.check_size(&settings)?;
     let checkpoint = &loaded.checkpoint;
     let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
     let max_new_tokens = args.max_new_tokens as usize;
@@ -51,7 +52,7 @@ pub fn run(args: &GenerateArgs) -> Result<Answer> {
         );
     }
     let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
-    let mut model = ReadOnly::load(&settings, &loaded, args.model.adapter.as_deref(), tokens, longest)?;
+    let mut model = ReadOnly::load(&settings, checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
     let mut stop = checkpoint.config().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
     let mut bar = Bars::new("generating", max_new_tokens as u64);

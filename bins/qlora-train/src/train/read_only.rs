@@ -1,9 +1,10 @@
 //! A model that is only read: for evaluation and text.
 
-use super::inputs::{Loaded, quantization};
+use super::inputs::quantization;
 use super::{CheckpointSource, memory};
 use crate::adapter::Adapter;
 use crate::backend::cpu::Cpu;
+use crate::checkpoint::Checkpoint;
 use crate::config::{Checkpointing, Settings};
 use crate::error::Result;
 use crate::model::{Llama, LoraSpec, ModelSpec};
@@ -21,13 +22,11 @@ impl ReadOnly {
     /// trained on another base is refused; what cannot be told for sure is printed as a warning.
     pub fn load(
         settings: &Settings,
-        loaded: &Loaded,
+        checkpoint: &Checkpoint,
         adapter: Option<&Path>,
         tokens: usize,
         positions: usize,
     ) -> Result<Self> {
-        loaded.check_size(settings)?;
-        let checkpoint = &loaded.checkpoint;
         let adapter = adapter.map(Adapter::load).transpose()?;
         let pairs = adapter.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
         let shapes: BTreeMap<_, _> = pairs.iter().map(|(&place, pair)| (place, (pair.r, pair.scale))).collect();
