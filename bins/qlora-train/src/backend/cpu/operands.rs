@@ -10,7 +10,7 @@ pub struct CpuBuffer {
     pub(super) width: usize,
 }
 
-/// [rows, cols] as stored in the checkpoint.
+/// `[rows, cols]` as stored in the checkpoint.
 pub struct Dense {
     pub(super) tensor: Tensor16,
     pub(super) cols: usize,
