@@ -7,9 +7,12 @@ mod plan;
 mod preview;
 mod train;
 
+use crate::adapter::Adapter;
+use crate::adapter::metadata::QUANTIZATION;
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::report::say;
+use crate::train::inputs::recipe_settings;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
@@ -56,9 +59,9 @@ struct ModelArgs {
     /// Adapter directory
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// How the base weights are held: nf4 or none
-    #[arg(long, default_value = "nf4")]
-    quantization: String,
+    /// How the base weights are held: nf4 or none; without it, as the adapter was trained, else nf4
+    #[arg(long)]
+    quantization: Option<String>,
     /// Template of a base model that has none of its own: chatml, alpaca or a file
     #[arg(long)]
     chat_template: Option<String>,
@@ -79,14 +82,19 @@ impl ModelArgs {
         let values = [
             ("model", Some(&self.model)),
             ("revision", self.revision.as_ref()),
-            ("quantization", Some(&self.quantization)),
+            ("quantization", self.quantization.as_ref()),
             ("chat_template", self.chat_template.as_ref()),
             ("device", self.device.as_ref()),
             ("host_memory", self.host_memory.as_ref()),
             ("threads", self.threads.as_ref()),
         ];
         let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
-        let settings = Settings::load(None, &given.collect::<Vec<_>>())?;
+        let mut given: Vec<_> = given.collect();
+        if let (None, Some(adapter)) = (&self.quantization, &self.adapter) {
+            let adapter = Adapter::load(adapter)?;
+            given.extend(adapter.metadata.get(QUANTIZATION).into_iter().flat_map(|recipe| recipe_settings(recipe)));
+        }
+        let settings = Settings::load(None, &given)?;
         settings.validate(Purpose::Plan)?;
         Ok(settings)
     }
@@ -128,7 +136,8 @@ pub fn main() -> ExitCode {
 
 /// Help and version too: clap reports them as errors with exit status 0.
 fn refuse_usage(error: &clap::Error) -> ExitCode {
-    let command = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let command =
+        std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).find(|arg| !arg.starts_with('-'));
     let takes_settings = command.is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
     if let Some(unknown) = unknown_flag(error).filter(|_| takes_settings) {
         say!("error: {unknown}");

@@ -25,7 +25,8 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         (work.tokens, work.longest)
     };
     let mut spec = model_spec(&settings, checkpoint, tokens, positions);
-    let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
+    // A given size may be that of another machine.
+    let budget = settings.host_memory.map_or_else(|| memory::host_budget(None), |bytes| bytes.0);
     let stored = memory::stored_in(checkpoint);
     let checkpointing = settings.gradient_checkpointing;
     let plan = memory::choose(&mut spec, checkpointing, &stored, budget)?;

@@ -78,11 +78,13 @@ pub fn check_output_dir(dir: &Path, identity: &str) -> Result<()> {
         .or_refuse(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
 
     let Some(run) = read_run(dir)? else {
-        let occupied = [ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
+        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
+        // A model: its tokenizer would be overwritten.
+        occupied.extend(["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
         if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
             refuse!(
-                "{}: found {name} without {RUN_FILE}: another program's run, or one of another version; choose another \
-                 output_dir",
+                "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
+                 choose another output_dir",
                 dir.display()
             );
         }

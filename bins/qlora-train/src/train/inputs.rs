@@ -173,3 +173,41 @@ pub fn recipe(settings: &Settings) -> String {
         Quantization::None => "none".to_owned(),
     }
 }
+
+/// The settings that a recipe in an adapter's metadata stands for: what [`recipe`] wrote, read back. Nothing for words
+/// that it does not write.
+pub fn recipe_settings(recipe: &str) -> Vec<(String, String)> {
+    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    if recipe == "none" {
+        return vec![setting("quantization", "none")];
+    }
+    let Some(rest) = recipe.strip_prefix("nf4, block ") else { return Vec::new() };
+    let (block, double) = match rest.split_once(", double quantisation") {
+        Some((block, _)) => (block, "true"),
+        None => (rest, "false"),
+    };
+    vec![setting("quantization", "nf4"), setting("nf4_block_size", block), setting("double_quant", double)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_reads_back_as_the_settings_it_was_written_from() {
+        for (quantization, block, double) in [("none", 64, true), ("nf4", 64, true), ("nf4", 128, false)] {
+            let settings = Settings::load(
+                None,
+                &[
+                    ("quantization".to_owned(), quantization.to_owned()),
+                    ("nf4_block_size".to_owned(), block.to_string()),
+                    ("double_quant".to_owned(), double.to_string()),
+                ],
+            )
+            .unwrap();
+            let again = Settings::load(None, &recipe_settings(&recipe(&settings))).unwrap();
+            assert_eq!(super::quantization(&again), super::quantization(&settings));
+        }
+        assert!(recipe_settings("fp4").is_empty());
+    }
+}

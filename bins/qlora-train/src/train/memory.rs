@@ -118,15 +118,13 @@ pub fn longest_row(
     Ok(fitting)
 }
 
-/// `limit` (the setting), else the memory that is free now, within the cgroup's limit.
+/// What a run on this machine may hold: the memory that is free now, within the cgroup's limit and that of the setting.
 pub fn host_budget(limit: Option<u64>) -> u64 {
-    if let Some(limit) = limit {
-        return limit;
-    }
     let mut system = System::new();
     system.refresh_memory();
     let available = system.available_memory();
-    system.cgroup_limits().map_or(available, |limits| available.min(limits.free_memory))
+    let free = system.cgroup_limits().map_or(available, |limits| available.min(limits.free_memory));
+    limit.map_or(free, |limit| free.min(limit))
 }
 
 /// Sets the size of the worker pool, once per process.

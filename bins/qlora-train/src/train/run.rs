@@ -73,6 +73,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let summary = run.steps(&mut backend, &mut model, &work)?;
     // Before anything else can go wrong.
     save_adapter(&settings, &loaded, fingerprint, &model, &backend, &output)?;
+    run.record.finish(&run.state)?;
     let eval_loss = match work.validation.is_empty() {
         true => None,
         false => Some(run.validate(&mut backend, &model, &work)?),
@@ -125,6 +126,8 @@ impl Run<'_> {
         self.state.max_steps = total;
         let mut bar = Bars::new("training", total);
         let (mut loss_sum, mut supervised) = (0.0, 0);
+        // A logged loss is the mean over the supervised tokens since the last one.
+        let mut since_log = (0.0, 0);
         let mut speed = Speed::default();
         for step in work.schedule.steps(0) {
             let rows_of = |indices: &Vec<usize>| MicroBatch::new(indices.iter().map(|&index| &work.rows[index]));
@@ -136,19 +139,21 @@ impl Run<'_> {
             speed.add(report.tokens);
             loss_sum += report.loss * report.supervised as f64;
             supervised += report.supervised;
+            since_log = (since_log.0 + report.loss * report.supervised as f64, since_log.1 + report.supervised);
             let done = step.index + 1;
             self.state.global_step = done;
             self.state.epoch = step.epoch;
             self.state.num_input_tokens_seen += report.tokens as u64;
             if done.is_multiple_of(settings.logging_steps as u64) || done == total {
                 self.log(LogEntry {
-                    loss: Some(report.loss),
+                    loss: Some(since_log.0 / since_log.1.max(1) as f64),
                     grad_norm: Some(report.grad_norm),
                     learning_rate: Some(report.learning_rate_a),
                     learning_rate_b: Some(report.learning_rate_b),
                     tokens_per_second: speed.tokens_per_second(),
                     ..LogEntry::new(done, step.epoch)
                 })?;
+                since_log = (0.0, 0);
             }
             bar.set(done, progress(&report, speed.tokens_per_second()));
         }

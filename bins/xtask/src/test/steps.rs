@@ -18,6 +18,7 @@ pub const STEPS: &[Step] = &[
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
     Step { name: "tests", about: "all unit and integration tests", run: tests },
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
+    Step { name: "kernels", about: "the CUDA kernels, on the host: the emulated suite", run: emulated_kernels },
     Step { name: "readme", about: "the commands that README.md names exist", run: readme },
 ];
 
@@ -77,8 +78,7 @@ fn prepare(workspace: &Workspace) -> Result<Outcome> {
 }
 
 fn tests(workspace: &Workspace) -> Result<Outcome> {
-    let nextest = workspace.cargo(&["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let arguments: &[&str] = if nextest.is_ok_and(|status| status.success()) {
+    let arguments: &[&str] = if has_nextest(workspace) {
         &["nextest", "run", "--release", "--workspace", "--locked", "--no-fail-fast"]
     } else {
         println!("cargo-nextest is not installed; cargo's own runner takes its place");
@@ -87,6 +87,22 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
     let mut command = workspace.cargo(arguments);
     command.env("QLORA_MODELS", workspace.models());
     keep_results(command)
+}
+
+/// The kernels of `cuda/` compiled by the host C++ compiler.
+fn emulated_kernels(workspace: &Workspace) -> Result<Outcome> {
+    let package = ["--release", "--locked", "--package", "qlora-kernels", "--features", "emulation"];
+    let lint = ["--all-targets", "--", "--deny", "warnings"];
+    check(workspace.cargo(&[&["clippy"], &package[..], &lint[..]].concat()))?;
+    let runner: &[&str] = if has_nextest(workspace) { &["nextest", "run"] } else { &["test", "--tests"] };
+    let mut command = workspace.cargo(&[runner, &package[..], &["--no-fail-fast"]].concat());
+    command.env("QLORA_MODELS", workspace.models());
+    keep_results(command)
+}
+
+fn has_nextest(workspace: &Workspace) -> bool {
+    let mut command = workspace.cargo(&["nextest", "--version"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 fn doc_tests(workspace: &Workspace) -> Result<Outcome> {
