@@ -7,12 +7,12 @@
 #[path = "../support/device.rs"]
 mod device;
 #[path = "../support/linear.rs"]
-#[allow(dead_code, reason = "the benches use the rest")]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
 #[path = "../support/nf4_operations.rs"]
 mod nf4_operations;
 #[path = "../support/operation.rs"]
-#[allow(dead_code, reason = "the benches use the rest")]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod operation;
 
 #[cfg(feature = "emulation")]
