@@ -18,6 +18,8 @@ pub mod nf4;
 pub mod sys;
 #[doc(hidden)]
 pub mod test_kernels;
+#[cfg(test)]
+mod tests;
 
 pub use error::{CudaError, Result, status_name};
 pub use memory::{Buffer, Device, Element, View, ViewMut};
