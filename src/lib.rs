@@ -1,7 +1,7 @@
 //! NF4 double-quantised storage and fused QLoRA kernels.
 //!
 //! - [`nf4`]: the storage format, quantise and dequantise, in plain Rust;
-//! - [`reference`]: naive, generic implementations of every operation of a Llama step, the oracle of every test;
+//! - [`mod@reference`]: naive, generic implementations of every operation of a Llama step, the oracle of every test;
 //! - `cuda` (features `cuda`, `emulation`): the GPU kernels and their C interface;
 //! - [`philox`]: the random numbers of dropout and initialisation.
 

@@ -1,6 +1,7 @@
 //! The emulation itself: fragment layouts against tables written from the PTX manual's formulas, and planted bugs, each of
 //! which must be seen under some schedule while the right kernel is right under all.
 
+#![allow(unsafe_code)]
 #![cfg(feature = "emulation")]
 
 use half::bf16;

@@ -1,6 +1,7 @@
 //! The fused linear layer against a plain f64 product of the same bf16 inputs and dequantised weights: an element-wise bound
 //! derived from the roundings, and exact cases where no sum rounds, under every schedule.
 
+#![allow(unsafe_code)]
 #![cfg(any(feature = "emulation", feature = "cuda"))]
 
 mod common;

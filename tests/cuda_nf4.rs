@@ -1,5 +1,6 @@
 //! NF4 on the device against `nf4`, bit for bit, under every schedule.
 
+#![allow(unsafe_code)]
 #![cfg(any(feature = "emulation", feature = "cuda"))]
 
 mod common;

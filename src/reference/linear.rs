@@ -5,9 +5,9 @@ use super::{Real, axpy, dot};
 /// The low-rank term of one linear layer (LoRA, Hu et al. 2021).
 #[derive(Clone, Copy, Debug)]
 pub struct LoraTerm<'a, T> {
-    /// [r, K]
+    /// `[r, K]`
     pub a: &'a [T],
-    /// [N, r]
+    /// `[N, r]`
     pub b: &'a [T],
     pub r: usize,
     /// alpha / r, or alpha / √r with rsLoRA

@@ -1,4 +1,4 @@
-//! The output layer and the cross-entropy in one operation, so that no caller ever holds [M, vocab] logits.
+//! The output layer and the cross-entropy in one operation, so that no caller ever holds `[M, vocab]` logits.
 
 use super::{Real, axpy, dot};
 

@@ -25,9 +25,9 @@ pub enum RopeScaling {
 pub struct RopeTable<T> {
     /// D / 2
     pub half: usize,
-    /// [positions, D/2]
+    /// `[positions, D/2]`
     pub cos: Vec<T>,
-    /// [positions, D/2]
+    /// `[positions, D/2]`
     pub sin: Vec<T>,
 }
 

@@ -246,7 +246,10 @@ fn warmup_means_one_thing() {
     for (text, total, expected) in [
         ("", 100, 3),
         ("warmup_ratio: 0.1", 7, 1),
-        ("warmup_steps: 10", 5, 10),
+        ("warmup_steps: 10", 50, 10),
+        // A run shorter than its warm-up still reaches its rate; a run of one step trains.
+        ("warmup_steps: 10", 5, 4),
+        ("", 1, 0),
         ("warmup_steps: 0.1", 25, 3),
         ("warmup_steps: 0", 50, 0),
         ("warmup_steps: 0\nwarmup_ratio: 0.1", 50, 5),

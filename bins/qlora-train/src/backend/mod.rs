@@ -25,13 +25,13 @@ pub enum Quantization {
 /// One micro-batch: documents laid end to end, without padding. Attention does not cross `boundaries`.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// [M]
+    /// `[M]`
     pub input_ids: &'a [u32],
-    /// [M], restarting at 0 in every document
+    /// `[M]`, restarting at 0 in every document
     pub positions: &'a [u32],
-    /// [documents + 1], from 0 to M
+    /// `[documents + 1]`, from 0 to M
     pub boundaries: &'a [u32],
-    /// [M]: the next token of the same document, or negative where nothing is learned
+    /// `[M]`: the next token of the same document, or negative where nothing is learned
     pub targets: &'a [i32],
 }
 
@@ -58,9 +58,9 @@ pub struct LinearGroup<B: Backend + ?Sized> {
 pub struct Segment<B: Backend + ?Sized> {
     /// N, the rows of this segment
     pub n: usize,
-    /// [N, K]
+    /// `[N, K]`
     pub weight: B::Weight,
-    /// [N]
+    /// `[N]`
     pub bias: Option<B::Vector>,
     pub lora: Option<Lora<B>>,
 }
@@ -68,9 +68,9 @@ pub struct Segment<B: Backend + ?Sized> {
 pub struct Lora<B: Backend + ?Sized> {
     pub r: usize,
     pub scale: f32,
-    /// [r, K]
+    /// `[r, K]`
     pub a: B::Param,
-    /// [N, r]
+    /// `[N, r]`
     pub b: B::Param,
 }
 
@@ -100,7 +100,7 @@ pub trait Backend {
     type Buffer;
     /// A frozen linear weight.
     type Weight;
-    /// The embedding or the output layer, [vocab, hidden].
+    /// The embedding or the output layer, `[vocab, hidden]`.
     type Table;
     /// A norm's weight or a bias.
     type Vector;
@@ -138,7 +138,7 @@ pub trait Backend {
     /// `trainable` adds a gradient and two optimiser states.
     fn param(&mut self, len: usize, trainable: bool, init: &mut dyn FnMut() -> Result<Vec<f32>>)
     -> Result<Self::Param>;
-    /// The current values, [`len`].
+    /// The current values.
     fn param_values(&self, param: &Self::Param) -> Vec<f32>;
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
@@ -147,11 +147,11 @@ pub trait Backend {
 
     /// Makes `batch` the one that the following operations work on.
     fn begin(&mut self, batch: &Batch) -> Result<()>;
-    /// Out [H] = the rows of `table` named by the batch's input ids.
+    /// Out `[H]` = the rows of `table` named by the batch's input ids.
     fn embed(&mut self, table: &Self::Table, out: &mut Self::Buffer) -> Result<()>;
-    /// Out [H] = RMSNorm(x [H]).
+    /// Out `[H]` = RMSNorm(x `[H]`).
     fn rms_norm(&mut self, x: &Self::Buffer, weight: &Self::Vector, eps: f32, out: &mut Self::Buffer) -> Result<()>;
-    /// Sum [H] = x [H] + delta [H], out [H] = RMSNorm(sum).
+    /// Sum `[H]` = x `[H]` + delta `[H]`, out `[H]` = RMSNorm(sum).
     fn add_rms_norm(
         &mut self,
         x: &Self::Buffer,
@@ -161,7 +161,7 @@ pub trait Backend {
         eps: f32,
         out: &mut Self::Buffer,
     ) -> Result<()>;
-    /// dx [H] = the gradient of RMSNorm at x, or += with `accumulate`.
+    /// dx `[H]` = the gradient of RMSNorm at x, or += with `accumulate`.
     fn rms_norm_backward(
         &mut self,
         dy: &Self::Buffer,
@@ -171,7 +171,7 @@ pub trait Backend {
         accumulate: bool,
         dx: &mut Self::Buffer,
     ) -> Result<()>;
-    /// S [Σr] = scale · dropout(x) · Aᵀ.
+    /// S `[Σr]` = scale · dropout(x) · Aᵀ.
     fn lora_down(
         &mut self,
         x: &Self::Buffer,
@@ -179,7 +179,7 @@ pub trait Backend {
         dropout: Option<Dropout>,
         s: &mut Self::Buffer,
     ) -> Result<()>;
-    /// y [ΣN] = x · Wᵀ + S · Bᵀ + bias.
+    /// y `[ΣN]` = x · Wᵀ + S · Bᵀ + bias.
     fn linear(
         &mut self,
         x: &Self::Buffer,
@@ -187,9 +187,9 @@ pub trait Backend {
         group: &LinearGroup<Self>,
         y: &mut Self::Buffer,
     ) -> Result<()>;
-    /// T [Σr] = scale · dy · B.
+    /// T `[Σr]` = scale · dy · B.
     fn lora_up(&mut self, dy: &Self::Buffer, group: &LinearGroup<Self>, t: &mut Self::Buffer) -> Result<()>;
-    /// dx [K] = dy · W + dropout(T · A).
+    /// dx `[K]` = dy · W + dropout(T · A).
     fn linear_dx(
         &mut self,
         dy: &Self::Buffer,
@@ -226,14 +226,14 @@ pub trait Backend {
         shape: AttentionShape,
         dqkv: &mut Self::Buffer,
     ) -> Result<()>;
-    /// Out [I] = silu(gate) ∘ up.
+    /// Out `[I]` = silu(gate) ∘ up.
     fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
-    /// Turns gate‖up [2·I] into its gradient.
+    /// Turns gate‖up `[2·I]` into its gradient.
     fn swiglu_backward(&mut self, dout: &Self::Buffer, gate_up: &mut Self::Buffer) -> Result<()>;
     /// Σ of the cross-entropy of the batch's supervised tokens (unweighted), and `weight` times its gradient in `dx`.
     fn loss(&mut self, x: &Self::Buffer, head: &Self::Table, weight: f32, dx: Option<&mut Self::Buffer>)
     -> Result<f64>;
-    /// Logits [vocab] of one token of the batch.
+    /// Logits `[vocab]` of one token of the batch.
     fn logits(&mut self, x: &Self::Buffer, head: &Self::Table, token: usize) -> Result<Vec<f32>>;
 
     // The optimiser.

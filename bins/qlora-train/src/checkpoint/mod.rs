@@ -76,6 +76,11 @@ impl Checkpoint {
         self.tensors.get(name).and_then(|(_, info)| StoredType::from_dtype(info.dtype))
     }
 
+    /// The file that stores a tensor, for messages.
+    pub fn file_of(&self, name: &str) -> Option<&Path> {
+        self.tensors.get(name).map(|(file, _)| self.files[*file].path())
+    }
+
     /// Bytes of all tensors as stored.
     pub fn stored_bytes(&self) -> u64 {
         self.tensors.values().map(|(_, info)| (info.data_offsets.1 - info.data_offsets.0) as u64).sum()

@@ -2,11 +2,11 @@
 
 use super::{Answer, ModelArgs};
 use crate::config::TooLong;
-use crate::data::{self, DataOptions, Row};
+use crate::data::{self, DataOptions};
 use crate::error::Result;
-use crate::report::Bars;
+use crate::report::{Bars, say};
 use crate::train::evaluate::evaluate;
-use crate::train::{self, ReadOnly};
+use crate::train::{Loaded, ReadOnly, memory};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows: JSONL or JSON files
+    /// Rows: JSONL or JSON files; repeated, the loss is over all of them
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
     /// Longer rows are refused
@@ -25,15 +25,18 @@ pub struct EvalArgs {
 
 pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
-    let loaded = train::load_base(&settings, &args.data)?;
+    memory::set_threads(settings.threads)?;
+    let loaded = Loaded::open(&settings, &args.data)?;
+    loaded.check_size(&settings)?;
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
         vocab_size: loaded.checkpoint.config().vocab_size,
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
-    eprintln!("{}", dataset.report);
-    let longest = dataset.rows.iter().map(Row::len).max().unwrap_or(0);
+    say!("{}", dataset.report);
+    let longest = dataset.report.longest;
+    // Short rows share a batch; a small data set needs no more than its own tokens.
     let tokens = longest.max(args.max_length.min(dataset.report.tokens));
     let mut model = ReadOnly::load(&settings, &loaded.checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
     let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);

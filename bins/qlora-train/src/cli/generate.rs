@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::refuse;
 use crate::report::Bars;
 use crate::train::generate::generate;
-use crate::train::{self, ReadOnly};
+use crate::train::{Loaded, ReadOnly, memory};
 use clap::Args;
 use serde_json::json;
 
@@ -21,15 +21,18 @@ pub struct GenerateArgs {
     #[arg(long)]
     system: Option<String>,
     /// Tokens of an answer at most
-    #[arg(long, default_value_t = 128)]
-    max_new_tokens: usize,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
 }
 
 pub fn run(args: &GenerateArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
-    let loaded = train::load_base(&settings, &[])?;
+    memory::set_threads(settings.threads)?;
+    let loaded = Loaded::open(&settings, &[])?;
+    loaded.check_size(&settings)?;
     let checkpoint = &loaded.checkpoint;
     let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
+    let max_new_tokens = args.max_new_tokens as usize;
     let mut prompts = Vec::with_capacity(args.prompt.len());
     for prompt in &args.prompt {
         let system = args.system.iter().map(|text| Message::new("system", text));
@@ -40,18 +43,21 @@ pub fn run(args: &GenerateArgs) -> Result<Answer> {
         }
         prompts.push(ids);
     }
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
     let limit = checkpoint.config().max_position_embeddings;
     if longest > limit {
-        refuse!("prompt and --max-new-tokens together reach {longest} tokens; the model has {limit} positions");
+        refuse!(
+            "prompt and --max-new-tokens together reach {longest} tokens, the model has {limit} positions: shorten the \
+             prompt or lower --max-new-tokens"
+        );
     }
-    let tokens = prompts.iter().map(|p| p.len() + args.max_new_tokens).sum();
+    let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
     let mut model = ReadOnly::load(&settings, checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
     let mut stop = checkpoint.config().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
-    let mut bar = Bars::new("generating", args.max_new_tokens as u64);
+    let mut bar = Bars::new("generating", max_new_tokens as u64);
     let mut done = 0;
-    let answers = generate(&mut model.backend, &model.model, &prompts, args.max_new_tokens, &stop, || {
+    let answers = generate(&mut model.backend, &model.model, &prompts, max_new_tokens, &stop, || {
         done += 1;
         bar.set(done, String::new());
     })?;

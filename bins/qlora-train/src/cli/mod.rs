@@ -4,12 +4,18 @@
 mod eval;
 mod generate;
 mod plan;
+mod preview;
 mod train;
 
-use crate::config::{Settings, SettingsArgs};
-use crate::error::Result;
+use crate::adapter::Adapter;
+use crate::adapter::metadata::QUANTIZATION;
+use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
+use crate::error::{Context, Result};
+use crate::report::say;
+use crate::train::inputs::recipe_settings;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -30,11 +36,16 @@ enum Command {
     Train(SettingsArgs),
     /// Print the memory plan of a run and whether it fits
     Plan(SettingsArgs),
+    /// Print tokenised rows: what is learnt, special tokens, lengths
+    Preview(preview::PreviewArgs),
     /// Loss per supervised token and perplexity
     Eval(eval::EvalArgs),
     /// Greedy text
     Generate(generate::GenerateArgs),
 }
+
+/// The commands that take the settings of a run.
+const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
 
 /// What the commands that only read a model have in common.
 #[derive(Args)]
@@ -48,9 +59,9 @@ struct ModelArgs {
     /// Adapter directory
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// How the base weights are held: nf4 or none
-    #[arg(long, default_value = "nf4")]
-    quantization: String,
+    /// How the base weights are held: nf4 or none; without it, as the adapter was trained, else nf4
+    #[arg(long)]
+    quantization: Option<String>,
     /// Template of a base model that has none of its own: chatml, alpaca or a file
     #[arg(long)]
     chat_template: Option<String>,
@@ -62,25 +73,29 @@ struct ModelArgs {
     host_memory: Option<String>,
     /// Worker threads
     #[arg(long)]
-    threads: Option<usize>,
+    threads: Option<String>,
 }
 
 impl ModelArgs {
     /// The same as settings, so that every value is checked in one place.
     fn settings(&self) -> Result<Settings> {
-        let mut overrides =
-            vec![("model".to_owned(), self.model.clone()), ("quantization".to_owned(), self.quantization.clone())];
-        let mut add = |name: &str, value: Option<String>| {
-            overrides.extend(value.map(|value| (name.to_owned(), value)));
-        };
-        add("revision", self.revision.clone());
-        add("chat_template", self.chat_template.clone());
-        add("device", self.device.clone());
-        add("host_memory", self.host_memory.clone());
-        add("threads", self.threads.map(|n| n.to_string()));
-        let settings = Settings::load(None, &overrides)?;
-        settings.validate(crate::config::Purpose::Plan)?;
-        crate::train::memory::set_threads(settings.threads)?;
+        let values = [
+            ("model", Some(&self.model)),
+            ("revision", self.revision.as_ref()),
+            ("quantization", self.quantization.as_ref()),
+            ("chat_template", self.chat_template.as_ref()),
+            ("device", self.device.as_ref()),
+            ("host_memory", self.host_memory.as_ref()),
+            ("threads", self.threads.as_ref()),
+        ];
+        let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
+        let mut given: Vec<_> = given.collect();
+        if let (None, Some(adapter)) = (&self.quantization, &self.adapter) {
+            let adapter = Adapter::load(adapter)?;
+            given.extend(adapter.metadata.get(QUANTIZATION).into_iter().flat_map(|recipe| recipe_settings(recipe)));
+        }
+        let settings = Settings::load(None, &given)?;
+        settings.validate(Purpose::Plan)?;
         Ok(settings)
     }
 }
@@ -93,26 +108,51 @@ struct Answer {
 
 pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .log_internal_errors(false)
+        .init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse_usage(&error),
+    };
     let answer = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Preview(args) => preview::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
     };
-    match answer {
-        Ok(answer) => {
-            if cli.json {
-                println!("{}", answer.json);
-            } else {
-                println!("{}", answer.text);
-            }
-            ExitCode::SUCCESS
-        }
+    match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            say!("error: {error}");
             ExitCode::from(error.exit_status())
         }
+    }
+}
+
+/// Help and version too: clap reports them as errors with exit status 0.
+fn refuse_usage(error: &clap::Error) -> ExitCode {
+    let command =
+        std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).find(|arg| !arg.starts_with('-'));
+    let takes_settings = command.is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
+    if let Some(unknown) = unknown_flag(error).filter(|_| takes_settings) {
+        say!("error: {unknown}");
+        return ExitCode::from(unknown.exit_status());
+    }
+    // Nobody listens if this fails.
+    let _ = error.print();
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// A reader that has seen enough, such as `head`, is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).or_fail(|| "standard output".to_owned()),
+        _ => Ok(()),
     }
 }

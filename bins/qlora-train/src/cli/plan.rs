@@ -3,10 +3,10 @@
 use super::Answer;
 use crate::config::memory::format_bytes;
 use crate::config::{Checkpointing, Purpose, SettingsArgs};
-use crate::data::Row;
 use crate::error::Result;
 use crate::report::trainable_line;
-use crate::train::{self, memory};
+use crate::train::inputs::model_spec;
+use crate::train::{Loaded, Workload, memory};
 use serde_json::json;
 use std::fmt::Write;
 
@@ -14,20 +14,20 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
     settings.validate(Purpose::Plan)?;
     let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = train::load_base(&settings, &files)?;
+    let loaded = Loaded::open(&settings, &files)?;
     let checkpoint = &loaded.checkpoint;
     let per_batch = settings.per_device_train_batch_size;
     // Without data the longest batch that the settings allow is planned.
     let (tokens, positions) = if settings.data.is_empty() {
         (per_batch * settings.max_length, settings.max_length)
     } else {
-        let (rows, validation) = train::load_rows(&settings, &loaded)?;
-        let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
-        (train::schedule(&settings, &rows)?.max_tokens().max(longest), longest)
+        let work = Workload::load(&settings, &loaded)?;
+        (work.tokens, work.longest)
     };
-    let mut spec = train::model_spec(&settings, checkpoint, tokens, positions);
-    let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
-    let stored = |name: &str| checkpoint.stored_type(name).expect("every tensor was checked");
+    let mut spec = model_spec(&settings, checkpoint, tokens, positions);
+    // A given size may be that of another machine.
+    let budget = settings.host_memory.map_or_else(|| memory::host_budget(None), |bytes| bytes.0);
+    let stored = memory::stored_in(checkpoint);
     let checkpointing = settings.gradient_checkpointing;
     let plan = memory::choose(&mut spec, checkpointing, &stored, budget)?;
     let max_length = memory::longest_row(&spec, checkpointing, &stored, budget, per_batch)?;
@@ -47,8 +47,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         }
     }
     let trainable = spec.lora_parameters();
-    let parameters = checkpoint.config().num_parameters().unwrap_or(u64::MAX);
-    let mut text = trainable_line(trainable, parameters.saturating_add(trainable)) + "\n";
+    let mut text = trainable_line(trainable, loaded.parameters().saturating_add(trainable)) + "\n";
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }

@@ -12,14 +12,14 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     train::memory::set_threads(settings.threads)?;
     let outcome = train::train(settings)?;
     let eval = outcome.eval_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+    let speed = outcome.tokens_per_second.map_or(String::new(), |speed| format!(", {speed:.0} tokens/s"));
+    let adapter = outcome.adapter.display().to_string();
     Ok(Answer {
         text: format!(
-            "{} steps, training loss {:.4}{eval}, {:.0} tokens/s, {} held; adapter in {}",
+            "{} steps, training loss {:.4}{eval}{speed}, {} held; adapter in {adapter}",
             outcome.steps,
             outcome.train_loss,
-            outcome.tokens_per_second,
             format_bytes(outcome.peak_bytes),
-            outcome.adapter.display()
         ),
         json: json!({
             "steps": outcome.steps,
@@ -27,7 +27,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
             "eval_loss": outcome.eval_loss,
             "tokens_per_second": outcome.tokens_per_second,
             "peak_bytes": outcome.peak_bytes,
-            "adapter": outcome.adapter,
+            "adapter": adapter,
         }),
     })
 }

@@ -46,16 +46,19 @@ pub fn parse_overrides<S: Into<OsString> + Clone>(args: &[S]) -> Result<Settings
     SettingsArgs::from_arg_matches(&matches).map_err(|e| Error::Refused(e.to_string()))
 }
 
-/// If clap met a `--flag` that it neither knows nor has a suggestion for: the error that names the nearest setting.
+/// If clap met a `--flag` that it does not know: the error that names the nearest one, in one sentence.
 pub fn unknown_flag(error: &clap::Error) -> Option<Error> {
-    if error.kind() != ErrorKind::UnknownArgument || error.get(ContextKind::SuggestedArg).is_some() {
+    if error.kind() != ErrorKind::UnknownArgument {
         return None;
     }
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(flag)) if flag.starts_with("--") => {
             let flag = flag.escape_debug().to_string();
-            let near = nearest(&flag).replace('_', "-");
-            Some(Error::Refused(format!("`{flag}` is not a known setting; the nearest known one is `--{near}`")))
+            let near = match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(near)) => near.clone(),
+                _ => format!("--{}", nearest(&flag).replace('_', "-")),
+            };
+            Some(Error::Refused(format!("`{flag}` is not a known setting; the nearest known one is `{near}`")))
         }
         _ => None,
     }

@@ -215,7 +215,7 @@ pub fn lookup(name: &str) -> Option<Known> {
     exact(&format!("{section}.{key}")).or_else(|| if key.contains('.') { None } else { exact(key) })
 }
 
-/// Every name that [`lookup`] takes as it stands.
+/// Every name that `lookup` takes as it stands.
 pub fn all_names() -> impl Iterator<Item = &'static str> {
     let settings = SETTINGS.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
     let derived = DERIVED.iter().flat_map(|d| d.names.iter().copied());

@@ -92,14 +92,16 @@ impl Settings {
         self.learning_rate = Some(self.learning_rate_for(parameters));
     }
 
-    /// Warm-up steps of a run of `total_steps`.
+    /// Warm-up steps of a run of `total_steps`: fewer than that, so that a short run trains at all (the first step of a
+    /// warm-up has rate 0).
     pub fn warmup_steps_of(&self, total_steps: usize) -> usize {
-        match self.warmup_steps {
+        let steps = match self.warmup_steps {
             _ if self.lr_scheduler_type == Scheduler::Constant => 0,
             Some(steps) if steps >= 1.0 => steps as usize,
             Some(ratio) if ratio > 0.0 => schedule::warmup_steps(None, ratio, total_steps),
             _ => schedule::warmup_steps(None, self.warmup_ratio, total_steps),
-        }
+        };
+        steps.min(total_steps.saturating_sub(1))
     }
 
     /// Learning rate of A at optimiser step `step` (0 is the first) over its peak; the same for B.

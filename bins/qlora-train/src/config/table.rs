@@ -124,7 +124,7 @@ settings! {
         |v| *v > 0.0 && *v <= 65536.0;
     "Share of the adapters' inputs that is dropped in training."
     lora_dropout: f64 = 0.0, "0", "a number from 0 to below 1", Results, ["lora.dropout"],
-        |v| (0.0..1.0).contains(v);
+        |v| *v >= 0.0 && (*v as f32) < 1.0;
     "Linear layers that get an adapter; `all-linear` is all seven of a block, never lm_head."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
         "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", Results,
@@ -181,7 +181,7 @@ settings! {
     adam_beta2: f64 = 0.999, "0.999", "a number from 0 to below 1", Results, ["beta2"], |v| (0.0..1.0).contains(v);
     "Added to the root of the second moment."
     adam_epsilon: f64 = 1e-8, "1e-8", "a number above 0, at most 1", Results, ["adam_eps"],
-        |v| *v > 0.0 && *v <= 1.0;
+        |v| (*v as f32) > 0.0 && *v <= 1.0;
     "Decoupled weight decay of A and B."
     weight_decay: f64 = 0.0, "0", "a number from 0 to 100", Results, [], |v| (0.0..=100.0).contains(v);
     "L2 norm to which gradients are clipped; 0 turns clipping off."
@@ -200,5 +200,5 @@ settings! {
     threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
     "Where the run works."
-    device: Option<Device> = None, "cuda where a GPU answers, else cpu", "cpu, cuda or cuda:N", RunOnly, [];
+    device: Option<Device> = None, "cpu", "cpu, cuda or cuda:N; cuda is not built yet", RunOnly, [];
 }

@@ -6,13 +6,13 @@ use super::dataset::Row;
 /// T tokens of B rows, concatenated. Attention is blocked between rows and positions restart at 0 in each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MicroBatch {
-    /// [T]
+    /// `[T]`
     pub input_ids: Vec<u32>,
-    /// [T], from 0 in every row.
+    /// `[T]`, from 0 in every row.
     pub positions: Vec<u32>,
-    /// [B + 1]: row b is the tokens `cu_seqlens[b]..cu_seqlens[b + 1]`.
+    /// `[B + 1]`: row b is the tokens `cu_seqlens[b]..cu_seqlens[b + 1]`.
     pub cu_seqlens: Vec<u32>,
-    /// [T]: the token to predict *after* each token, the row's labels shifted by one; −100 where nothing is to be
+    /// `[T]`: the token to predict *after* each token, the row's labels shifted by one; −100 where nothing is to be
     /// predicted, which is always so at the last token of a row.
     pub targets: Vec<i32>,
     /// Targets that are not −100.

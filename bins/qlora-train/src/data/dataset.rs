@@ -100,7 +100,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     }
     if rows.is_empty() {
         refuse!(
-            "{files}: no row is left to train on: of {} rows, {} are longer than max_length {} and {} have no supervised \
+            "{files}: no row is left: of {} rows, {} are longer than max_length {} and {} have no supervised \
              token (labels that are not -100, or assistant turns)",
             report.rows_read,
             report.dropped,

@@ -109,7 +109,7 @@ impl<B: Backend> Llama<B> {
         Ok(loss)
     }
 
-    /// Logits [vocab] of the named tokens of the batch.
+    /// Logits `[vocab]` of the named tokens of the batch.
     pub fn logits(&self, b: &mut B, batch: &Batch, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
         b.begin(batch)?;
         let normed = self.evaluate(b)?;

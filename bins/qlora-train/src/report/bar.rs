@@ -1,5 +1,6 @@
 //! Progress on standard error: a bar where it is a terminal, plain lines where it is not.
 
+use super::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -40,13 +41,8 @@ impl Bars {
                 let elapsed = self.start.elapsed();
                 let left = elapsed.mul_f64((self.total - position.min(self.total)) as f64 / position as f64);
                 let gap = if message.is_empty() { "" } else { " " };
-                eprintln!(
-                    "{} {position}/{}{gap}{message} {}<{}",
-                    self.what,
-                    self.total,
-                    duration(elapsed),
-                    duration(left)
-                );
+                let (what, total) = (self.what, self.total);
+                say!("{what} {position}/{total}{gap}{message} {}<{}", duration(elapsed), duration(left));
             }
         } else {
             self.bar.set_message(message);
@@ -60,7 +56,7 @@ impl Bars {
 }
 
 /// "42s", "3m07s", "2h05m".
-pub fn duration(d: Duration) -> String {
+fn duration(d: Duration) -> String {
     let seconds = d.as_secs();
     match seconds {
         0..60 => format!("{seconds}s"),

@@ -3,8 +3,18 @@
 mod bar;
 mod record;
 
-pub use bar::{Bars, duration};
-pub use record::{LogEntry, RunRecord, TrainerState, check_output_dir};
+pub use bar::Bars;
+pub use record::{LogEntry, RunRecord, TrainerState, check_output_dir, check_recorded_base};
+
+/// A line on standard error. Unlike `eprintln!` it survives a closed one: a run of hours must not end because
+/// somebody left the pager.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+pub(crate) use say;
 
 /// A count with thousands separated: 41,943,040.
 pub fn thousands(n: u64) -> String {

@@ -1,6 +1,8 @@
 //! The files a run leaves beside its adapter: `metrics.jsonl` as it goes, `trainer_state.json` at the end, and
 //! `run.json`, which tells which run the directory belongs to.
 
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, AtomicFiles};
+use crate::checkpoint::BaseName;
 use crate::error::{Context, Result};
 use crate::refuse;
 use serde::{Deserialize, Serialize};
@@ -14,7 +16,7 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub const STATE_FILE: &str = "trainer_state.json";
 
 /// One logged step, as transformers writes it in `log_history`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LogEntry {
     pub step: u64,
     pub epoch: f64,
@@ -31,6 +33,13 @@ pub struct LogEntry {
     pub learning_rate_b: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokens_per_second: Option<f64>,
+}
+
+impl LogEntry {
+    /// Without figures.
+    pub fn new(step: u64, epoch: f64) -> Self {
+        Self { step, epoch, ..Self::default() }
+    }
 }
 
 /// `trainer_state.json`
@@ -51,29 +60,37 @@ pub struct RunRecord {
     metrics: File,
 }
 
-/// Where a run may write: a directory that is empty, new, or holds the same run. Nothing is written.
+/// Where a run may write: a directory that is empty, new and writable, or holds the same run. Nothing is written.
+/// Refused: anything else.
 pub fn check_output_dir(dir: &Path, identity: &str) -> Result<()> {
-    if dir.exists() && !dir.is_dir() {
-        refuse!("{}: found a file, expected a directory (output_dir)", dir.display());
-    }
-    let path = dir.join(RUN_FILE);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let occupied = ["adapter_config.json", "adapter_model.safetensors", STATE_FILE, METRICS_FILE];
-            if let Some(name) = occupied.iter().find(|name| dir.join(name).exists()) {
-                refuse!(
-                    "{}: found {name} without {RUN_FILE}: another program's run, or one of another version; choose \
-                     another output_dir",
-                    dir.display()
-                );
-            }
-            return Ok(());
-        }
-        Err(e) => refuse!("{}: cannot read: {e}", path.display()),
+    // The directory itself, or the nearest one above that is there already.
+    let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
+        refuse!("{}: found no directory above it, expected one that it can be made in (output_dir)", dir.display());
     };
-    let found: Value = serde_json::from_str(&text).or_refuse(|| format!("{}: not JSON", path.display()))?;
-    if found.get("identity").and_then(Value::as_str) != Some(identity) {
+    if !existing.is_dir() {
+        refuse!(
+            "{}: found something that is not a directory, expected one (output_dir): choose another",
+            existing.display()
+        );
+    }
+    // A file without a name: it never appears in the directory.
+    tempfile::tempfile_in(existing)
+        .or_refuse(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+
+    let Some(run) = read_run(dir)? else {
+        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
+        // A model: its tokenizer would be overwritten.
+        occupied.extend(["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
+        if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
+            refuse!(
+                "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
+                 choose another output_dir",
+                dir.display()
+            );
+        }
+        return Ok(());
+    };
+    if run.get("identity").and_then(Value::as_str) != Some(identity) {
         refuse!(
             "{}: holds a different run (other settings, data or base model); choose another output_dir, or move that \
              run away",
@@ -83,17 +100,53 @@ pub fn check_output_dir(dir: &Path, identity: &str) -> Result<()> {
     Ok(())
 }
 
+/// The part of [`check_output_dir`] that can only be told once the base is loaded: that a run in `dir` was one of the
+/// same weights.
+pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
+    let Some(run) = read_run(dir)? else { return Ok(()) };
+    let found = run.pointer("/base/fingerprint").and_then(Value::as_str).unwrap_or("none");
+    if found != fingerprint {
+        refuse!(
+            "{}: holds a run on another base (fingerprint {found}, this model has {fingerprint}); choose another \
+             output_dir, or move that run away",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// "" stands for the working directory.
+fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// `run.json`, where there is one.
+fn read_run(dir: &Path) -> Result<Option<Value>> {
+    let path = dir.join(RUN_FILE);
+    let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).or_refuse(what).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).or_refuse(what),
+    }
+}
+
 impl RunRecord {
     /// Makes the directory if need be, and starts the run's files anew.
-    pub fn create(dir: &Path, identity: &str, settings: &Value) -> Result<Self> {
-        check_output_dir(dir, identity)?;
-        std::fs::create_dir_all(dir).or_refuse(|| format!("{}: cannot be made (output_dir)", dir.display()))?;
+    pub fn create(
+        dir: &Path,
+        identity: &str,
+        base: &BaseName,
+        base_fingerprint: &str,
+        settings: &Value,
+    ) -> Result<Self> {
         let run = serde_json::json!({
             "identity": identity,
+            "base": {"name": base.name, "revision": base.revision, "fingerprint": base_fingerprint},
             "version": env!("CARGO_PKG_VERSION"),
             "settings": settings,
         });
-        write_atomic(&dir.join(RUN_FILE), &run)?;
+        write_json(dir, RUN_FILE, &run)?;
         let path = dir.join(METRICS_FILE);
         let metrics = File::create(&path).or_fail(|| format!("{}: cannot be written", path.display()))?;
         Ok(Self { dir: dir.to_owned(), metrics })
@@ -107,19 +160,16 @@ impl RunRecord {
     }
 
     pub fn finish(&self, state: &TrainerState) -> Result<()> {
-        write_atomic(&self.dir.join(STATE_FILE), &serde_json::to_value(state).expect("numbers and names serialise"))
+        write_json(&self.dir, STATE_FILE, state)
     }
 }
 
-/// Through a temporary file in the same directory, so that a reader sees the old or the new content.
-fn write_atomic(path: &Path, value: &Value) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-        serde_json::to_writer_pretty(&mut file, value)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().or_fail(|| format!("{}: cannot be written", path.display()))
+/// A reader sees the old content or the new one.
+fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    let mut files = AtomicFiles::new(dir)?;
+    files.add(name, |to| {
+        serde_json::to_writer_pretty(&mut *to, value)?;
+        to.write_all(b"\n")
+    })?;
+    files.commit()
 }

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Batch};
 use crate::data::{MicroBatch, Row};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Llama;
 
 /// What `eval` reports.
@@ -37,7 +37,8 @@ pub fn batches(rows: &[Row], capacity: usize) -> Vec<MicroBatch> {
     batches
 }
 
-/// The mean loss of the supervised tokens; `progress` is called after each batch with its rows.
+/// The mean loss of the supervised tokens; `progress` is called after each batch with its rows. Failed: it is not
+/// finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
@@ -51,7 +52,13 @@ pub fn evaluate<B: Backend>(
         tokens += batch.supervised;
         progress(batch.rows());
     }
-    Ok(Evaluation { loss: loss / tokens.max(1) as f64, tokens })
+    let loss = loss / tokens.max(1) as f64;
+    if !loss.is_finite() {
+        return Err(Error::Failed(format!(
+            "the loss is {loss}, expected a finite one: the adapter or the base diverged"
+        )));
+    }
+    Ok(Evaluation { loss, tokens })
 }
 
 impl<'a> From<&'a MicroBatch> for Batch<'a> {

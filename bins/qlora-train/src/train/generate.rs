@@ -1,7 +1,7 @@
 //! Greedy text: several prompts at once, side by side in one batch without padding.
 
 use crate::backend::{Backend, Batch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Llama;
 
 /// Continues each prompt until one of `stop` or `max_new_tokens`; returns the new tokens without the stop token.
@@ -37,6 +37,9 @@ pub fn generate<B: Backend>(
         let mut still_open = Vec::new();
         for (&row, logits) in open.iter().zip(&logits) {
             let token = argmax(logits);
+            if !logits[token as usize].is_finite() {
+                return Err(Error::Failed("the logits are not finite: the adapter or the base diverged".to_owned()));
+            }
             if !stop.contains(&token) {
                 rows[row].push(token);
                 still_open.push(row);

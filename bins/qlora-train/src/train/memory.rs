@@ -2,13 +2,16 @@
 
 use crate::backend::Batch;
 use crate::backend::plan::{Plan, PlannedBuffer};
-use crate::checkpoint::{StoredType, Tensor16};
+use crate::checkpoint::{Checkpoint, StoredType, Tensor16};
 use crate::config::Checkpointing;
 use crate::config::memory::format_bytes;
 use crate::error::{Context, Result};
 use crate::model::{Llama, ModelSpec, ParamName, Source};
 use crate::refuse;
 use sysinfo::System;
+
+/// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
+const MAX_BATCH_TOKENS: usize = 1 << 28;
 
 /// What a run will hold in host memory, and what there is.
 #[derive(Clone, Debug)]
@@ -41,14 +44,26 @@ impl Source for Stored<'_> {
     }
 }
 
+/// How the tensors of an opened checkpoint are stored.
+pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredType {
+    |name| checkpoint.stored_type(name).expect("opening the checkpoint checked that every tensor is there")
+}
+
 /// Plans `spec`: a training step, or an evaluation where nothing is trainable.
 pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredType, budget_bytes: u64) -> Result<MemoryPlan> {
+    if spec.tokens > MAX_BATCH_TOKENS {
+        refuse!(
+            "a batch could hold {} tokens, expected at most {MAX_BATCH_TOKENS}: lower max_length or \
+             per_device_train_batch_size",
+            spec.tokens
+        );
+    }
     let mut backend = Plan::new(spec.dims());
     let mut model = Llama::build(&mut backend, &mut Stored(stored), spec.clone(), &mut |_| ())?;
     let zeros = vec![0u32; spec.tokens];
-    let targets = vec![0i32; spec.tokens];
+    let targets = bytemuck::cast_slice(&zeros);
     let boundaries = [0, spec.tokens as u32];
-    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets: &targets };
+    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
     if spec.trainable {
         model.forward_backward(&mut backend, &batch, 0, 1.0)?;
     } else {
@@ -83,7 +98,11 @@ pub fn longest_row(
     rows: usize,
 ) -> Result<usize> {
     let fits = |length: usize| -> Result<bool> {
-        let mut spec = ModelSpec { tokens: length * rows, positions: length, ..spec.clone() };
+        let tokens = length.saturating_mul(rows);
+        if tokens > MAX_BATCH_TOKENS {
+            return Ok(false);
+        }
+        let mut spec = ModelSpec { tokens, positions: length, ..spec.clone() };
         Ok(choose(&mut spec, checkpointing, stored, budget_bytes)?.fits())
     };
     // Memory grows with the length, so the longest that fits is found by halving.
@@ -99,15 +118,13 @@ pub fn longest_row(
     Ok(fitting)
 }
 
-/// `limit` (the setting), else the memory that is free now, within the cgroup's limit.
+/// What a run on this machine may hold: the memory that is free now, within the cgroup's limit and that of the setting.
 pub fn host_budget(limit: Option<u64>) -> u64 {
-    if let Some(limit) = limit {
-        return limit;
-    }
     let mut system = System::new();
     system.refresh_memory();
     let available = system.available_memory();
-    system.cgroup_limits().map_or(available, |limits| available.min(limits.free_memory))
+    let free = system.cgroup_limits().map_or(available, |limits| available.min(limits.free_memory));
+    limit.map_or(free, |limit| free.min(limit))
 }
 
 /// Sets the size of the worker pool, once per process.

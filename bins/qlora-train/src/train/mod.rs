@@ -2,13 +2,16 @@
 
 pub mod evaluate;
 pub mod generate;
+mod identity;
+pub mod inputs;
 pub mod memory;
 mod read_only;
 mod run;
 mod source;
 
+pub use inputs::{Loaded, Workload};
 pub use read_only::ReadOnly;
-pub use run::{TrainOutcome, load_base, load_rows, model_spec, schedule, train};
+pub use run::{TrainOutcome, train};
 pub use source::CheckpointSource;
 
 use crate::backend::{Backend, Batch, ParamUpdate};

@@ -1,6 +1,6 @@
 //! A model that is only read: for evaluation and text.
 
-use super::run::{check_device, quantization};
+use super::inputs::quantization;
 use super::{CheckpointSource, memory};
 use crate::adapter::Adapter;
 use crate::backend::cpu::Cpu;
@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Checkpointing, Settings};
 use crate::error::Result;
 use crate::model::{Llama, LoraSpec, ModelSpec};
-use crate::report::Bars;
+use crate::report::{Bars, say};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -27,7 +27,6 @@ impl ReadOnly {
         tokens: usize,
         positions: usize,
     ) -> Result<Self> {
-        check_device(settings, checkpoint.config().num_parameters().unwrap_or(u64::MAX))?;
         let adapter = adapter.map(Adapter::load).transpose()?;
         let pairs = adapter.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
         let shapes: BTreeMap<_, _> = pairs.iter().map(|(&place, pair)| (place, (pair.r, pair.scale))).collect();
@@ -46,8 +45,7 @@ impl ReadOnly {
             adapter.check_shapes(checkpoint.config(), checkpoint.base_name())?;
         }
         let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
-        let stored = |name: &str| checkpoint.stored_type(name).expect("every tensor was checked");
-        let plan = memory::choose(&mut spec, Checkpointing::Auto, &stored, budget)?;
+        let plan = memory::choose(&mut spec, Checkpointing::Off, &memory::stored_in(checkpoint), budget)?;
         memory::refuse_unless_it_fits(&plan, tokens)?;
 
         let mut backend = Cpu::new(spec.dims());
@@ -59,7 +57,7 @@ impl ReadOnly {
         let fingerprint = source.finish()?;
         if let Some(adapter) = &adapter {
             for warning in adapter.check_base(checkpoint.config(), &fingerprint, checkpoint.base_name())? {
-                eprintln!("warning: {warning}");
+                say!("warning: {warning}");
             }
         }
         Ok(Self { backend, model })

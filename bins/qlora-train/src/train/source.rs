@@ -1,9 +1,11 @@
 //! The values of a model: the frozen base from a checkpoint, the low-rank terms from an adapter or freshly drawn.
 
+use super::memory::stored_in;
 use crate::adapter::LoraPair;
-use crate::checkpoint::{Checkpoint, Fingerprint, Module, StoredType, Tensor16};
+use crate::checkpoint::{Checkpoint, Fingerprint, Module, StoredType, Tensor16, TensorData};
 use crate::error::Result;
 use crate::model::{Factor, ParamName, Source};
+use crate::refuse;
 use qlora_kernels::philox::Stream;
 use std::collections::BTreeMap;
 
@@ -31,12 +33,13 @@ impl<'a> CheckpointSource<'a> {
 
 impl Source for CheckpointSource<'_> {
     fn stored(&self, name: &str) -> StoredType {
-        self.checkpoint.stored_type(name).expect("opening the checkpoint checked that every tensor is there")
+        stored_in(self.checkpoint)(name)
     }
 
     fn read(&mut self, name: &str) -> Result<Tensor16> {
         let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
         self.fingerprint.add(digest)?;
+        check_finite(self.checkpoint, name, &tensor)?;
         Ok(tensor)
     }
 
@@ -55,4 +58,22 @@ impl Source for CheckpointSource<'_> {
         let mut stream = Stream::new(self.seed, INIT_DOMAIN + (name.layer * 16 + name.module as usize) as u64);
         Ok((0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect())
     }
+}
+
+/// A NaN or infinity in the base would spread to everything that is trained on it.
+fn check_finite(checkpoint: &Checkpoint, name: &str, tensor: &Tensor16) -> Result<()> {
+    let found = match &tensor.data {
+        TensorData::Bf16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
+        TensorData::F16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
+        TensorData::F32(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])),
+    };
+    let Some((index, value)) = found else { return Ok(()) };
+    let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+    refuse!(
+        "{}: tensor `{name}`: found {value} at row {}, column {}, expected finite numbers: the file is damaged or the \
+         model diverged when it was made; get it again",
+        checkpoint.file_of(name).unwrap_or(checkpoint.dir()).display(),
+        index / columns,
+        index % columns
+    )
 }

@@ -27,16 +27,16 @@ const fn memory_bound(name: &'static str) -> Hot {
 }
 
 pub const HOT: [Hot; 14] = [
-    tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [1.0, 1.0, 1.0]),
-    tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [1.0, 1.0, 1.0]),
-    tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [1.0, 1.0, 1.0]),
-    tensor_core("linear_forward<Config<64, 4, 3, true>>", true, [1.0, 1.0, 1.0]),
+    tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
+    tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
+    tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
+    tensor_core("linear_forward<Config<64, 4, 3, true>>", true, [9.4, 10.8, 8.9]),
     // Operands go straight from global memory into registers: each is read once.
-    tensor_core("linear_small_m<4, false>", false, [1.0, 1.0, 1.0]),
-    tensor_core("linear_small_m<1, false>", false, [1.0, 1.0, 1.0]),
-    tensor_core("linear_small_m<4, true>", false, [1.0, 1.0, 1.0]),
-    tensor_core("linear_small_m<1, true>", false, [1.0, 1.0, 1.0]),
-    tensor_core("lora_down", false, [1.0, 1.0, 1.0]),
+    tensor_core("linear_small_m<4, false>", false, [50.5, 50.9, 51.5]),
+    tensor_core("linear_small_m<1, false>", false, [56.9, 56.2, 50.7]),
+    tensor_core("linear_small_m<4, true>", false, [10.4, 10.4, 9.7]),
+    tensor_core("linear_small_m<1, true>", false, [13.2, 13.2, 11.4]),
+    tensor_core("lora_down", false, [9.7, 9.6, 9.1]),
     memory_bound("dequantize<__nv_bfloat16>"),
     memory_bound("dequantize<float>"),
     memory_bound("quantize_blocks<__nv_bfloat16>"),

@@ -103,8 +103,8 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
 }
 
 pub fn has_nextest(workspace: &Workspace) -> bool {
-    let status = workspace.cargo(&["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
+    let mut command = workspace.cargo(&["nextest", "--version"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 fn doc_tests(workspace: &Workspace) -> Result<Outcome> {

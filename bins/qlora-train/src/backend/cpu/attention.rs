@@ -1,4 +1,4 @@
-//! Causal attention in tiles with a running softmax (Dao et al. 2022): no [M, M] memory, and every output row is
+//! Causal attention in tiles with a running softmax (Dao et al. 2022): no `[M, M]` memory, and every output row is
 //! summed in one fixed order.
 
 use super::elementwise::exp_shifted;

@@ -38,12 +38,12 @@ impl CpuWeight {
     }
 }
 
-/// Rows of a panel of an [n, k] matrix.
+/// Rows of a panel of an `[n, k]` matrix.
 pub fn panel_rows(n: usize, k: usize) -> usize {
     (PANEL_VALUES / k / PANEL_TASK_ROWS * PANEL_TASK_ROWS).max(PANEL_TASK_ROWS).min(n)
 }
 
-/// Calls `body(rows, panel)` for the panels of an [n, k] matrix in order; `fill` writes rows of it.
+/// Calls `body(rows, panel)` for the panels of an `[n, k]` matrix in order; `fill` writes rows of it.
 pub fn for_each_panel(
     scratch: &mut [f32],
     n: usize,

@@ -70,7 +70,7 @@ pub fn linear_cross_entropy(
     loss
 }
 
-/// Logits [vocab] of one row.
+/// Logits `[vocab]` of one row.
 pub fn logits(workspace: &mut Workspace, x: &[f32], head: &Dense) -> Vec<f32> {
     let mut logits = vec![0.0; head.rows()];
     multiply(&mut workspace.panel, x, head, &mut logits);

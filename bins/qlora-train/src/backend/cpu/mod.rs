@@ -4,10 +4,12 @@
 //! does not depend on the number of threads.
 
 mod attention;
+mod batch;
 mod elementwise;
 mod linear;
 mod loss;
 mod matmul;
+mod operands;
 mod optimizer;
 mod workspace;
 
@@ -15,26 +17,19 @@ pub use workspace::{Dims, Workspace};
 
 use super::{Backend, Batch, LinearGroup, ParamUpdate, Quantization};
 use crate::checkpoint::{StoredType, Tensor16, TensorData};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::refuse;
-use half::slice::HalfFloatSliceExt;
+use batch::Current;
 use linear::CpuWeight;
+pub use operands::{CpuBuffer, CpuParam, Dense};
+use operands::{rows, rows_mut};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{self, AttentionShape, RopeTable};
 use std::collections::HashMap;
-use std::ops::Range;
 
 /// Tokens of one task of a parallel operation.
 const TOKEN_CHUNK: usize = 256;
-
-#[derive(Default)]
-struct Current {
-    input_ids: Vec<u32>,
-    positions: Vec<u32>,
-    boundaries: Vec<u32>,
-    targets: Vec<i32>,
-}
 
 pub struct Cpu {
     dims: Dims,
@@ -44,46 +39,6 @@ pub struct Cpu {
     /// Buffers that were freed, by width; they are handed out again before new ones are made.
     pool: HashMap<usize, Vec<Vec<f32>>>,
     bytes: u64,
-}
-
-/// `[capacity, width]`; operations use the rows of the current batch.
-pub struct CpuBuffer {
-    data: Vec<f32>,
-    width: usize,
-}
-
-/// [rows, cols] as stored in the checkpoint.
-pub struct Dense {
-    tensor: Tensor16,
-    cols: usize,
-}
-
-impl Dense {
-    fn rows(&self) -> usize {
-        self.tensor.shape[0]
-    }
-
-    fn bytes(&self) -> u64 {
-        self.tensor.bytes().len() as u64
-    }
-
-    fn widen_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        widen(&self.tensor, rows.start * self.cols..rows.end * self.cols, out);
-    }
-}
-
-pub struct CpuParam {
-    value: Vec<f32>,
-    gradient: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
-}
-
-impl CpuParam {
-    /// The accumulated gradient; empty where the tensor is not trained.
-    pub fn gradient(&self) -> &[f32] {
-        &self.gradient
-    }
 }
 
 impl Cpu {
@@ -101,22 +56,6 @@ impl Cpu {
     fn tokens(&self) -> usize {
         self.batch.input_ids.len()
     }
-
-    fn vocab_check(&self, vocab: usize) -> Result<()> {
-        match self.batch.input_ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(id) => Err(Error::Refused(format!("token id {id} is outside the vocabulary of {vocab}"))),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The rows of the current batch.
-fn rows(buffer: &CpuBuffer, tokens: usize) -> &[f32] {
-    &buffer.data[..tokens * buffer.width]
-}
-
-fn rows_mut(buffer: &mut CpuBuffer, tokens: usize) -> &mut [f32] {
-    &mut buffer.data[..tokens * buffer.width]
 }
 
 impl Backend for Cpu {
@@ -220,38 +159,13 @@ impl Backend for Cpu {
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
-        let tokens = batch.tokens();
-        if tokens == 0 || tokens > self.dims.tokens {
-            return Err(Error::Failed(format!(
-                "a batch of {tokens} tokens was given to a run planned for 1 to {}",
-                self.dims.tokens
-            )));
-        }
-        assert!(batch.positions.len() == tokens && batch.targets.len() == tokens, "batch of unequal lengths");
-        assert!(
-            batch.boundaries.first() == Some(&0)
-                && batch.boundaries.last() == Some(&(tokens as u32))
-                && batch.boundaries.is_sorted(),
-            "document boundaries must run from 0 to {tokens}"
-        );
         let positions = self.rope.as_ref().map_or(0, RopeTable::positions);
-        if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= positions) {
-            refuse!("a row reaches position {position}, but the run was planned for rows of {positions} tokens");
-        }
-        self.batch.input_ids.clear();
-        self.batch.input_ids.extend_from_slice(batch.input_ids);
-        self.batch.positions.clear();
-        self.batch.positions.extend_from_slice(batch.positions);
-        self.batch.boundaries.clear();
-        self.batch.boundaries.extend_from_slice(batch.boundaries);
-        self.batch.targets.clear();
-        self.batch.targets.extend_from_slice(batch.targets);
-        Ok(())
+        self.batch.set(batch, self.dims.tokens, positions)
     }
 
     fn embed(&mut self, table: &Dense, out: &mut CpuBuffer) -> Result<()> {
         assert_eq!(out.width, table.cols, "embed");
-        self.vocab_check(table.rows())?;
+        self.batch.check_vocabulary(table.rows())?;
         for (&id, out) in self.batch.input_ids.iter().zip(out.data.chunks_exact_mut(table.cols)) {
             table.widen_rows(id as usize..id as usize + 1, out);
         }
@@ -460,14 +374,5 @@ impl Backend for Cpu {
     fn adamw(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) -> Result<()> {
         optimizer::adamw(updates, gradient_scale);
         Ok(())
-    }
-}
-
-/// A range of a stored tensor as f32, exactly.
-fn widen(tensor: &Tensor16, range: Range<usize>, out: &mut [f32]) {
-    match &tensor.data {
-        TensorData::Bf16(values) => values[range].convert_to_f32_slice(out),
-        TensorData::F16(values) => values[range].convert_to_f32_slice(out),
-        TensorData::F32(values) => out.copy_from_slice(&values[range]),
     }
 }

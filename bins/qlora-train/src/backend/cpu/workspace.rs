@@ -22,17 +22,17 @@ pub struct Dims {
 pub struct Workspace {
     /// Dequantised rows of a weight or table.
     pub panel: Vec<f32>,
-    /// [tokens, max K]: the input after dropout.
+    /// `[tokens, max K]`: the input after dropout.
     pub dropped: Vec<f32>,
-    /// [tokens / 256, max Σr·K]: dA of each chunk of tokens.
+    /// `[tokens / 256, max Σr·K]`: dA of each chunk of tokens.
     pub partials: Vec<f32>,
     /// Attention scores, a tile pair per task.
     pub scores: Vec<f32>,
-    /// [tokens, H]: rowsum(dO ∘ O).
+    /// `[tokens, H]`: rowsum(dO ∘ O).
     pub delta: Vec<f32>,
-    /// [loss chunk, vocab]
+    /// `[loss chunk, vocab]`
     pub logits: Vec<f32>,
-    /// [loss chunk, hidden] twice: supervised rows and their gradients.
+    /// `[loss chunk, hidden]` twice: supervised rows and their gradients.
     pub gathered: Vec<f32>,
 }
 

@@ -1,0 +1,17 @@
+//! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
+
+#[path = "../data/fixture.rs"]
+#[allow(dead_code)]
+mod fixture;
+
+mod interrupted;
+mod outputs;
+mod parameters;
+mod preview;
+mod refused_data;
+mod refused_models;
+mod refused_runs;
+mod same_run;
+mod sandbox;
+mod settings;
+mod usage;

@@ -1,0 +1,150 @@
+//! Bases and adapters that are refused, through the binary: exit status 2, one sentence, nothing written.
+
+use half::bf16;
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use crate::sandbox::{Sandbox, train};
+
+fn sharded() -> Sandbox {
+    Sandbox::of(&Synthetic { shards: 3, ..Synthetic::new(tiny_config(), 1) })
+}
+
+const SHARD: &str = "model/model-00002-of-00003.safetensors";
+const INDEX: &str = "model/model.safetensors.index.json";
+
+fn edit_json(sandbox: &Sandbox, name: &str, change: impl FnOnce(&mut Value)) {
+    let mut value = sandbox.json(name);
+    change(&mut value);
+    sandbox.write(name, &value.to_string());
+}
+
+/// Rewrites one tensor of `model/model.safetensors`.
+fn edit_tensor(sandbox: &Sandbox, name: &str, change: impl Fn(&mut Dtype, &mut Vec<usize>, &mut Vec<u8>)) {
+    let path = "model/model.safetensors";
+    let bytes = sandbox.bytes(path);
+    let mut tensors: Vec<_> = safetensors::SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        .collect();
+    let tensor = tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap();
+    change(&mut tensor.1, &mut tensor.2, &mut tensor.3);
+    let views =
+        tensors.iter().map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    std::fs::write(sandbox.path(path), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_missing_or_truncated_shard() {
+    let sandbox = sharded();
+    let shard = sandbox.bytes(SHARD);
+    std::fs::remove_file(sandbox.path(SHARD)).unwrap();
+    sandbox.refused(&train(""), &[SHARD, "found no such file", "expected a shard", "download it"]);
+    std::fs::write(sandbox.path(SHARD), &shard[..shard.len() - 1]).unwrap();
+    sandbox.refused(&train(""), &[SHARD, "truncated, download it again"]);
+    std::fs::write(sandbox.path(SHARD), &shard[..20]).unwrap();
+    sandbox.refused(&train(""), &[SHARD, "truncated"]);
+    std::fs::write(sandbox.path(SHARD), &shard).unwrap();
+    sandbox.train("").ok();
+}
+
+#[test]
+fn an_index_that_names_a_file_outside_its_directory() {
+    for outside in ["../rows.safetensors", "/etc/model.safetensors"] {
+        let sandbox = sharded();
+        edit_json(&sandbox, INDEX, |index| index["weight_map"]["model.norm.weight"] = json!(outside));
+        sandbox.refused(&train(""), &[INDEX, "`model.norm.weight`", outside, "expected a file inside the directory"]);
+    }
+}
+
+#[test]
+fn tensors_of_a_wrong_type_shape_or_value() {
+    const NAME: &str = "model.layers.1.mlp.up_proj.weight";
+    let sandbox = Sandbox::new();
+    edit_tensor(&sandbox, NAME, |dtype, _, _| *dtype = Dtype::I16);
+    sandbox.refused(&train(""), &["model/model.safetensors", NAME, "found dtype I16", "expected BF16, F16 or F32"]);
+    edit_tensor(&sandbox, NAME, |dtype, shape, _| (*dtype, *shape) = (Dtype::BF16, vec![64, 128]));
+    sandbox.refused(&train(""), &[NAME, "found shape [64, 128]", "expected [128, 64]"]);
+}
+
+#[test]
+fn weights_that_are_not_finite() {
+    for (name, value) in [
+        ("model.layers.1.self_attn.o_proj.weight", f32::NAN),
+        ("model.embed_tokens.weight", f32::INFINITY),
+        ("model.layers.0.input_layernorm.weight", f32::NEG_INFINITY),
+        ("lm_head.weight", f32::NAN),
+    ] {
+        let sandbox = Sandbox::new();
+        edit_tensor(&sandbox, name, |_, _, data| {
+            data[2 * 7..2 * 8].copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+        });
+        let words = ["model/model.safetensors", name, &format!("found {value} at row "), "expected finite numbers"];
+        for quantization in ["nf4", "none"] {
+            sandbox.refused(&train(&format!("--quantization {quantization}")), &words);
+        }
+        sandbox.refused("eval --model model --data rows.jsonl", &words);
+    }
+}
+
+#[test]
+fn models_of_another_kind() {
+    for (key, value, words) in [
+        ("model_type", json!("gpt2"), &["`model_type`", "\"gpt2\"", "llama"][..]),
+        (
+            "architectures",
+            json!(["MistralForCausalLM"]),
+            &["`architectures`", "MistralForCausalLM", "LlamaForCausalLM"],
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}),
+            &["rope_type", "\"yarn\"", "llama3"],
+        ),
+        ("hidden_act", json!("gelu"), &["`hidden_act`", "silu"]),
+    ] {
+        let sandbox = Sandbox::new();
+        edit_json(&sandbox, "model/config.json", |config| config[key] = value);
+        sandbox.refused(&train(""), &[&["model/config.json", "expected"], words].concat());
+        sandbox.refused("plan --model model", words);
+    }
+}
+
+#[test]
+fn places_without_a_model() {
+    let sandbox = Sandbox::new();
+    sandbox.refused(&train("--model nowhere"), &["nowhere: found no such directory"]);
+    sandbox.refused(&train("--model org/name"), &["org/name", "hf download org/name"]);
+    sandbox.refused(&train("--model rows.jsonl"), &["rows.jsonl: found a file"]);
+    sandbox.refused(&train("--revision main"), &["model", "only for a hub id"]);
+}
+
+#[test]
+fn adapters_of_another_base() {
+    let sandbox = Sandbox::new();
+    sandbox.train("").ok();
+    let eval = "eval --model model --adapter out --data rows.jsonl";
+    sandbox.run(eval).ok();
+    Synthetic::new(tiny_config(), 2).write(&sandbox.path("model")).unwrap();
+    sandbox.refused(eval, &["qlora.base_fingerprint", "trained on other weights", "load the base"]);
+    let mut config = tiny_config();
+    config.intermediate_size = 96;
+    Synthetic::new(config, 1).write(&sandbox.path("model")).unwrap();
+    sandbox.refused(eval, &["adapter: gate_proj of layer 0", "128 x 64", "96 x 64"]);
+    sandbox.refused(&eval.replace("--adapter out", "--adapter model"), &["model/adapter_config.json", "no such file"]);
+}
+
+#[test]
+fn an_adapter_without_a_fingerprint_is_used_with_a_warning() {
+    let sandbox = Sandbox::new();
+    sandbox.train("").ok();
+    let mut adapter = qlora_train::adapter::Adapter::load(&sandbox.path("out")).unwrap();
+    adapter.metadata.clear();
+    adapter.save(&sandbox.path("foreign")).unwrap();
+    let done = sandbox.run("eval --model model --adapter foreign --data rows.jsonl --json").ok();
+    assert!(done.stderr.contains("warning: the adapter records no fingerprint"), "{}", done.stderr);
+    assert_eq!(done.stdout, sandbox.run("eval --model model --adapter out --data rows.jsonl --json").ok().stdout);
+}

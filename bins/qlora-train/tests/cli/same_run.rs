@@ -1,0 +1,102 @@
+//! An output directory belongs to one run, which may be run again; another is refused and changes nothing.
+
+use qlora_train::adapter::Adapter;
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+
+use crate::sandbox::{Sandbox, train};
+
+#[test]
+fn the_same_run_again_gives_the_same_adapter() {
+    let sandbox = Sandbox::new();
+    sandbox.train("").ok();
+    let adapter = sandbox.bytes("out/adapter_model.safetensors");
+    std::fs::remove_file(sandbox.path("out/adapter_model.safetensors")).unwrap();
+    sandbox.train("").ok();
+    assert!(sandbox.bytes("out/adapter_model.safetensors") == adapter);
+    let tensors = Adapter::load(&sandbox.path("out")).unwrap().tensors;
+    // Settings that change no result, and the same contents at other places, are the same run.
+    std::fs::rename(sandbox.path("rows.jsonl"), sandbox.path("moved.jsonl")).unwrap();
+    std::fs::rename(sandbox.path("model"), sandbox.path("moved")).unwrap();
+    let moved = train("--model moved --data moved.jsonl");
+    sandbox.run(&format!("{moved} --threads 1 --logging-steps 3")).ok();
+    // The adapter names its base, which is now called otherwise; its tensors are the same.
+    assert_eq!(Adapter::load(&sandbox.path("out")).unwrap().tensors, tensors);
+    assert_eq!(sandbox.lines("out/metrics.jsonl").len(), 2);
+}
+
+#[test]
+fn a_run_with_other_settings_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.train("").ok();
+    for more in ["--seed 2", "--lora-dropout 0.1", "--learning-rate 2e-2", "--val-set-size 2", "--max-steps 7"] {
+        sandbox.refused(&train(more), &["out: holds a different run", "choose another output_dir"]);
+    }
+}
+
+#[test]
+fn a_run_on_other_data_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write_rows("val.jsonl", 2, 5);
+    sandbox.train("--val-data val.jsonl").ok();
+    let line = train("--val-data val.jsonl");
+    let text = sandbox.read("rows.jsonl");
+    sandbox.write("rows.jsonl", &format!("{text}\n"));
+    sandbox.refused(&line, &["holds a different run"]);
+    sandbox.write("rows.jsonl", &text);
+    sandbox.write_rows("val.jsonl", 2, 6);
+    sandbox.refused(&line, &["holds a different run"]);
+    sandbox.write_rows("val.jsonl", 2, 5);
+    sandbox.run(&line).ok();
+}
+
+#[test]
+fn a_run_on_another_base_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.train("").ok();
+    // Only the weights differ: this is told by the fingerprint, once they are read.
+    Synthetic::new(tiny_config(), 2).write(&sandbox.path("model")).unwrap();
+    sandbox.refused(&train(""), &["out: holds a run on another base", "fingerprint", "choose another output_dir"]);
+    let mut config = tiny_config();
+    config.rope.theta = 500.0;
+    Synthetic::new(config, 1).write(&sandbox.path("model")).unwrap();
+    sandbox.refused(&train(""), &["holds a different run"]);
+}
+
+#[test]
+fn another_chat_template_is_another_run() {
+    let sandbox = Sandbox::chat();
+    sandbox.write("template.jinja", crate::fixture::CHATML);
+    let line = format!("{} --chat-template template.jinja", train("--data chat.jsonl"));
+    sandbox.run(&line).ok();
+    sandbox.run(&line).ok();
+    sandbox.write("template.jinja", crate::fixture::LLAMA3);
+    sandbox.refused(&line, &["holds a different run"]);
+}
+
+#[test]
+fn a_directory_of_another_program_is_left_alone() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("out")).unwrap();
+    sandbox.write("out/notes.txt", "mine");
+    sandbox.train("").ok();
+    assert_eq!(sandbox.read("out/notes.txt"), "mine");
+    std::fs::remove_file(sandbox.path("out/run.json")).unwrap();
+    sandbox.refused(&train(""), &["out: found adapter_config.json without run.json"]);
+    sandbox.write("out/run.json", "{");
+    sandbox.refused(&train(""), &["out/run.json", "choose another output_dir"]);
+}
+
+#[test]
+fn an_output_directory_that_cannot_be_one_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file", "");
+    for out in ["file", "file/below/it"] {
+        let line = &train(&format!("--output-dir {out}"));
+        sandbox.refused(line, &["file: found something that is not a directory", "output_dir"]);
+    }
+    // /proc cannot be written by anybody.
+    let line = train("--output-dir /proc/adapter");
+    sandbox.refused(&line, &["/proc: cannot be written (output_dir)"]);
+    // Deep and new is fine.
+    sandbox.run(&train("--output-dir new/deep/out")).ok();
+}

@@ -1,0 +1,201 @@
+//! A directory with a tiny model and rows, in which the binary runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use qlora_kernels::philox::Stream;
+use qlora_train::checkpoint::LlamaConfig;
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::fixture;
+
+/// Learns fast, in a fraction of a second.
+const TRAIN: [(&str, &str); 8] = [
+    ("--model", "model"),
+    ("--data", "rows.jsonl"),
+    ("--output-dir", "out"),
+    ("--max-length", "64"),
+    ("--lora-r", "4"),
+    ("--learning-rate", "1e-2"),
+    ("--max-steps", "6"),
+    ("--seed", "42"),
+];
+
+/// `train` with those of [`TRAIN`] that `more` does not give itself, and `more`.
+pub fn train(more: &str) -> String {
+    let given = |name: &str| more.split_whitespace().any(|word| word == name);
+    let defaults = TRAIN.iter().filter(|(name, _)| !given(name)).map(|(name, value)| format!(" {name} {value}"));
+    format!("train --json{} {more}", defaults.collect::<String>())
+}
+
+pub struct Sandbox(TempDir);
+
+/// What a finished process left.
+#[derive(Debug)]
+pub struct Done {
+    /// None: ended by a signal.
+    pub status: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Done {
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.status, Some(0), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn json(self) -> Value {
+        let done = self.ok();
+        assert_eq!(done.stdout.lines().count(), 1, "{done:#?}");
+        serde_json::from_str(&done.stdout).unwrap()
+    }
+
+    /// Exit status, nothing on standard output, and one sentence at the end of standard error that holds every word.
+    #[track_caller]
+    pub fn ended(self, status: i32, words: &[&str]) {
+        assert_eq!(self.status, Some(status), "{self:#?}");
+        assert_eq!(self.stdout, "", "{self:#?}");
+        let errors: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{self:#?}");
+        assert_eq!(self.stderr.lines().last(), Some(errors[0]), "{self:#?}");
+        for word in words {
+            assert!(errors[0].contains(word), "{:?} lacks {word:?}", errors[0]);
+        }
+    }
+}
+
+impl Sandbox {
+    /// `model/` of 96 tokens and `rows.jsonl` of token ids.
+    pub fn new() -> Self {
+        Self::of(&Synthetic::new(tiny_config(), 1))
+    }
+
+    pub fn of(model: &Synthetic) -> Self {
+        let sandbox = Self(tempfile::tempdir().unwrap());
+        model.write(&sandbox.path("model")).unwrap();
+        sandbox.write_rows("rows.jsonl", 12, 1);
+        sandbox
+    }
+
+    /// As [`new`](Self::new), with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
+    pub fn chat() -> Self {
+        let config = LlamaConfig { vocab_size: fixture::VOCAB_SIZE, ..tiny_config() };
+        let sandbox = Self::of(&Synthetic::new(config, 1));
+        let model = sandbox.path("model");
+        fixture::write_json(&model, "tokenizer.json", &fixture::tokenizer_json());
+        fixture::write_json(&model, "tokenizer_config.json", &fixture::tokenizer_config(Some(fixture::CHATML)));
+        let row = |question: &str, answer: &str| {
+            json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+                .to_string()
+        };
+        sandbox.write("chat.jsonl", &[row("hello", "world"), row("who", "me")].join("\n"));
+        sandbox
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&self.read(name)).unwrap()
+    }
+
+    /// The lines of a JSONL file.
+    pub fn lines(&self, name: &str) -> Vec<Value> {
+        self.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Rows of 8 to 15 tokens that count upwards from a random token: easy to learn, the first four unsupervised.
+    pub fn write_rows(&self, name: &str, rows: usize, seed: u64) {
+        let mut stream = Stream::new(seed, 7);
+        let mut row = |_| {
+            let (start, length) = (3 + stream.below(20), 8 + stream.below(8));
+            let ids: Vec<u32> = (start..start + length).collect();
+            let labels: Vec<i64> = ids.iter().map(|&id| if id < start + 4 { -100 } else { id.into() }).collect();
+            json!({"input_ids": ids, "labels": labels}).to_string()
+        };
+        self.write(name, &(0..rows).map(&mut row).collect::<Vec<_>>().join("\n"));
+    }
+
+    /// The binary in this directory, with the words of `line` as arguments.
+    pub fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qlora-train"));
+        command.args(line.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
+        command.env_remove("RUST_LOG").env("HF_HOME", self.path("no-cache")).env_remove("HF_HUB_CACHE");
+        command
+    }
+
+    pub fn run(&self, line: &str) -> Done {
+        let output = self.command(line).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Done { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    pub fn train(&self, more: &str) -> Done {
+        self.run(&train(more))
+    }
+
+    pub fn train_into(&self, out: &str, more: &str) -> Done {
+        self.train(&format!("--output-dir {out} {more}"))
+    }
+
+    /// The loss of `eval`.
+    #[track_caller]
+    pub fn eval(&self, line: &str) -> f64 {
+        self.run(&format!("eval --model model --json {line}")).json()["loss"].as_f64().unwrap()
+    }
+
+    /// The command is refused with exit status 2 and all of `words`, and no file appeared or changed.
+    #[track_caller]
+    pub fn refused(&self, line: &str, words: &[&str]) {
+        let before = self.files();
+        self.run(line).ended(2, words);
+        assert!(self.files() == before, "something was written: {:?}", self.files().keys());
+    }
+
+    /// Every file and directory below, with its bytes.
+    pub fn files(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        let mut files = BTreeMap::new();
+        collect(self.0.path(), &mut files);
+        files
+    }
+}
+
+fn collect(dir: &Path, files: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        let kind = entry.file_type().unwrap();
+        files.insert(path.clone(), if kind.is_file() { Some(std::fs::read(&path).unwrap()) } else { None });
+        if kind.is_dir() {
+            collect(&path, files);
+        }
+    }
+}
+
+#[track_caller]
+pub fn assert_close(a: f64, b: f64, relative: f64) {
+    assert!((a - b).abs() <= relative * b.abs(), "{a} and {b} differ by more than {relative}");
+}
+
+/// The keys of a JSON object, in its order.
+pub fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
