@@ -57,6 +57,10 @@ fn build_cuda() {
     flags.extend(architecture_flags(&variable("QLORA_CUDA_ARCHS").unwrap_or_else(|| DEFAULT_ARCHS.into())));
     let objects = compile(&nvcc, &version, &flags, &sources("cuda", "cu"), "cuda");
     archive(&objects, "qlora_kernels_cuda");
+    // One kernel per PTX instruction, for the tests. Nothing of it is linked where nothing calls it.
+    let twins =
+        sources("tests/kernels", "cu").into_iter().filter(|file| file.ends_with("twins.cu")).collect::<Vec<_>>();
+    archive(&compile(&nvcc, &version, &flags, &twins, "cuda"), "qlora_kernels_twins");
     let root =
         nvcc.canonicalize().ok().and_then(|path| Some(path.parent()?.parent()?.to_path_buf())).unwrap_or_default();
     let machine = format!("targets/{}-linux/lib", env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default());

@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, 
     float *sums = skinny_product<kRankTiles>(view, DenseRows{segment.a, view.k}, row0, segment.r, token0);
     for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
         int64_t token = token0 + i / kColumns, row = row0 + i % kColumns;
-        if (token < view.m && row < (segment.r + 7) / 8 * 8) // padding columns are zero: their rows of A were
-            s[token * view.lds + segment.s_column + row] = to_bf16(segment.scale * sums[i]);
+        if (token < view.m && row < (segment.r + 7) / 8 * 8) // padding columns are zero, also where X has a NaN or an infinity
+            s[token * view.lds + segment.s_column + row] = to_bf16(row < segment.r ? segment.scale * sums[i] : 0.0f);
     }
 }
 

@@ -75,29 +75,6 @@ __global__ void diverge(const float *in, float *out, int how) {
 // Reads shared memory that nothing wrote.
 __global__ void poison(float *out) { out[threadIdx.x] = reinterpret_cast<float *>(dynamic_shared())[threadIdx.x]; }
 
-// Fragments in and out of one warp: element j of lane l at l * width + j.
-__global__ void one_mma(const uint32_t *a /* [32, 4] */, const uint32_t *b /* [32, 2] */, float *c /* [32, 4] */) {
-    int lane = threadIdx.x;
-    uint32_t fragment_a[4], fragment_b[2];
-    float sums[4];
-    for (int i = 0; i < 4; ++i) fragment_a[i] = a[lane * 4 + i], sums[i] = c[lane * 4 + i];
-    for (int i = 0; i < 2; ++i) fragment_b[i] = b[lane * 2 + i];
-    mma_m16n8k16(sums, fragment_a, fragment_b);
-    for (int i = 0; i < 4; ++i) c[lane * 4 + i] = sums[i];
-}
-
-// d[lane, 4] = ldmatrix of 32 rows of 8 16-bit elements.
-template <bool transposed> __global__ void one_ldmatrix(const uint32_t *rows /* [32, 4] */, uint32_t *d) {
-    uint32_t *shared = reinterpret_cast<uint32_t *>(dynamic_shared());
-    int lane = threadIdx.x;
-    for (int i = 0; i < 4; ++i) shared[lane * 4 + i] = rows[lane * 4 + i];
-    __syncwarp();
-    uint32_t fragment[4];
-    if (transposed) ldmatrix_x4_trans(fragment, shared + lane * 4);
-    else ldmatrix_x4(fragment, shared + lane * 4);
-    for (int i = 0; i < 4; ++i) d[lane * 4 + i] = fragment[i];
-}
-
 // Ballot of odd lanes, and every shuffle, of the lane's number: [32, 5].
 __global__ void lanes(uint32_t *out) {
     uint32_t lane = threadIdx.x, *row = out + lane * 5;
@@ -139,14 +116,6 @@ extern "C" int planted_run(int which, const float *in, float *out) {
     case Poison: return launch(poison, one, threads, kShared, nullptr, out);
     default: return QK_ERROR_NOT_BUILT;
     }
-}
-
-extern "C" int planted_mma(const uint32_t *a, const uint32_t *b, float *c) {
-    return launch(one_mma, dim3(1), dim3(32), 0, nullptr, a, b, c);
-}
-
-extern "C" int planted_ldmatrix(int transposed, const uint32_t *rows, uint32_t *d) {
-    return launch(transposed ? one_ldmatrix<true> : one_ldmatrix<false>, dim3(1), dim3(32), 512, nullptr, rows, d);
 }
 
 extern "C" int planted_lanes(uint32_t *out) { return launch(lanes, dim3(1), dim3(32), 0, nullptr, out); }

@@ -1,0 +1,111 @@
+//! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
+//! schedule, with S given or not.
+
+use crate::device::{Tally, device, set_schedule};
+use crate::linear_operation::{Linear, Part, Values};
+use crate::operation::{Operation, verify};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use qlora_kernels::cuda::linear::Path;
+
+const SCHEDULES: u64 = 2;
+
+fn parts(most: usize) -> impl Strategy<Value = Vec<Part>> {
+    let r = prop_oneof![Just(0usize), 1usize..20, Just(16usize), Just(64usize), 60usize..140, Just(256usize)];
+    let part = (1usize..most, r, any::<bool>(), prop_oneof![Just(0usize), 1usize..9])
+        .prop_map(|(n, r, bias, pad)| Part { n, r, bias, pad });
+    prop::collection::vec(part, 1..4)
+}
+
+fn case(m: std::ops::Range<usize>, dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
+    (m, 1usize..7, 0usize..2, any::<bool>(), any::<bool>(), parts(300), any::<u64>()).prop_map(
+        move |(m, tiles, pad, transposed, double_quant, parts, seed)| Linear {
+            m,
+            k: tiles * 64,
+            pad_x: pad * 8,
+            block_size: 64,
+            dense,
+            transposed,
+            double_quant,
+            values: if exact { Values::Exact } else { Values::Ragged },
+            given_s: false,
+            parts,
+            seed,
+        },
+    )
+}
+
+/// K and ldx off the tile, other block sizes.
+fn odd_case(dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
+    (case(1..40, dense, exact), 1usize..200, 5u32..9).prop_map(|(case, k, log)| Linear {
+        k,
+        pad_x: 1,
+        block_size: 1 << log,
+        ..case
+    })
+}
+
+fn checked(name: &'static str, cases: u32, strategy: impl Strategy<Value = Linear>, expected: Path) {
+    let tally = Tally::new(name, SCHEDULES);
+    let device = device();
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&strategy, |case| {
+        let output = verify(&device, &case, case.seed, SCHEDULES).map_err(TestCaseError::fail)?;
+        let given = Linear { given_s: true, ..case.clone() };
+        let inputs = given.inputs();
+        let mut buffers = given.upload(&device, &inputs).unwrap();
+        prop_assert_eq!(given.path(&mut buffers).unwrap(), expected);
+        set_schedule(!case.seed);
+        given.launch(&mut buffers, device.stream()).unwrap();
+        prop_assert!(given.download(&device, &buffers).unwrap() == output, "S given changed the result");
+        tally.case();
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn tensor_core_path_is_within_its_rounding() {
+    checked("forward, tensor cores", 24, case(17..300, false, false), Path::TensorCore);
+}
+
+#[test]
+fn tensor_core_path_is_exact_where_no_sum_rounds() {
+    checked("forward, tensor cores, exact", 16, case(17..200, false, true), Path::TensorCore);
+}
+
+#[test]
+fn dense_tensor_core_path_is_within_its_rounding() {
+    checked("dense forward, tensor cores", 12, case(17..200, true, false), Path::TensorCore);
+}
+
+#[test]
+fn dense_tensor_core_path_is_exact_where_no_sum_rounds() {
+    checked("dense forward, tensor cores, exact", 12, case(17..200, true, true), Path::TensorCore);
+}
+
+#[test]
+fn small_m_path_is_within_its_rounding() {
+    checked("forward, M to 16", 32, case(1..17, false, false), Path::SmallM);
+}
+
+#[test]
+fn small_m_path_is_exact_where_no_sum_rounds() {
+    checked("forward, M to 16, exact", 32, case(1..17, false, true), Path::SmallM);
+}
+
+#[test]
+fn dense_small_m_path_is_exact_where_no_sum_rounds() {
+    checked("dense forward, M to 16, exact", 16, case(1..17, true, true), Path::SmallM);
+}
+
+#[test]
+fn generic_path_is_within_its_rounding() {
+    checked("forward, odd shapes", 16, odd_case(false, false), Path::Generic);
+}
+
+#[test]
+fn generic_path_is_exact_where_no_sum_rounds() {
+    checked("forward, odd shapes, exact", 16, odd_case(false, true), Path::Generic);
+    checked("dense forward, odd shapes, exact", 16, odd_case(true, true), Path::Generic);
+}
