@@ -16,6 +16,8 @@ pub mod linear;
 mod memory;
 pub mod nf4;
 pub mod sys;
+#[cfg(feature = "cuda")]
+pub mod typed;
 
 pub use error::{CudaError, Result, status_name};
 pub use memory::{Buffer, Device, Element, View, ViewMut};
