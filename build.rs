@@ -65,15 +65,15 @@ fn build_cuda() -> compile::Result<()> {
 
 fn build_emulation() -> compile::Result<()> {
     let found = cc::Build::new().cpp(true).cargo_metadata(false).get_compiler();
-    let mut compiler = Compiler::emulation(found.path())?;
-    match variable("QLORA_EMULATION_SANITIZE").as_deref() {
-        None => {}
+    let extra: &[&str] = match variable("QLORA_EMULATION_SANITIZE").as_deref() {
+        None => &[],
         Some("address") => {
-            compiler.add_flags(&["-fsanitize=address", "-fno-omit-frame-pointer"]);
             link_address_sanitizer(found.path())?;
+            &["-fsanitize=address", "-fno-omit-frame-pointer"]
         }
         Some(other) => return Err(format!("QLORA_EMULATION_SANITIZE is \"{other}\"; only \"address\" is known")),
-    }
+    };
+    let compiler = Compiler::emulation(found.path(), extra)?;
     let root = Path::new("");
     let mut files = sources(root, "cuda", "cu");
     files.extend(sources(root, "cuda/emulation", "cpp"));

@@ -37,18 +37,16 @@ impl Compiler {
         Ok(compiler)
     }
 
-    /// The host C++ compiler, for the emulated build.
-    pub fn emulation(path: &Path) -> Result<Self> {
-        Self::new(path, EMULATION_FLAGS)
+    /// The host C++ compiler, for the emulated build, with `extra` flags.
+    pub fn emulation(path: &Path, extra: &[&str]) -> Result<Self> {
+        let mut compiler = Self::new(path, EMULATION_FLAGS)?;
+        compiler.flags.extend(extra.iter().map(OsString::from));
+        Ok(compiler)
     }
 
     fn new(path: &Path, flags: &str) -> Result<Self> {
         let version = version(path)?;
         Ok(Self { path: path.into(), version, flags: flags.split_whitespace().map(OsString::from).collect() })
-    }
-
-    pub fn add_flags(&mut self, flags: &[&str]) {
-        self.flags.extend(flags.iter().map(OsString::from));
     }
 
     /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at a

@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 
 mod demo;
+mod engines;
+mod library;
 mod setup;
 mod test;
 mod workspace;
@@ -33,6 +35,15 @@ enum Task {
     },
     /// Fetch the small Llama that the demo and the tests use, and convert it to a Hugging Face directory
     Setup,
+    /// Install the kernels as a C library: header, static and shared library, pkg-config and CMake files
+    InstallLib {
+        /// The directory to install into: include/ and lib/ in it
+        #[arg(long, value_name = "DIR")]
+        prefix: std::path::PathBuf,
+        /// The emulated library, which runs the kernels on the host CPU: for tests without a GPU only
+        #[arg(long)]
+        emulation: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +66,7 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Demo => demo::run(workspace)?,
         Task::Test { list: true, .. } => test::list(),
         Task::Test { only, .. } => test::run(workspace, &only)?,
+        Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),
     }
     Ok(())
