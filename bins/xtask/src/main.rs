@@ -2,7 +2,9 @@
 
 #![deny(unsafe_code)]
 
+mod bindings;
 mod demo;
+mod kernels;
 mod setup;
 mod test;
 mod workspace;
@@ -33,6 +35,10 @@ enum Task {
     },
     /// Fetch the small Llama that the demo and the tests use, and convert it to a Hugging Face directory
     Setup,
+    /// Fetch nvcc and libclang from PyPI, unless the machine has them
+    SetupCuda,
+    /// Write the Rust declarations of the kernels' C interface, from its header
+    Bindings,
 }
 
 fn main() -> ExitCode {
@@ -55,6 +61,8 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Demo => demo::run(workspace)?,
         Task::Test { list: true, .. } => test::list(),
         Task::Test { only, .. } => test::run(workspace, &only)?,
+        Task::SetupCuda => setup::cuda::run(workspace)?,
+        Task::Bindings => bindings::run(workspace)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),
     }
     Ok(())

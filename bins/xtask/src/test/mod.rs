@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that has to pass, as named steps in order. It stops at the first that fails.
 
 mod command;
+mod kernels;
 mod steps;
 mod tree;
 
@@ -24,7 +25,7 @@ enum Outcome {
 
 pub fn list() {
     for step in steps::STEPS {
-        println!("{:<14} {}", step.name, step.about);
+        println!("{:<16} {}", step.name, step.about);
     }
 }
 

@@ -3,7 +3,7 @@
 //! A new step is one more entry of [`STEPS`] and one function.
 
 use super::command::{check, check_and_keep};
-use super::{Outcome, Step, tree};
+use super::{Outcome, Step, kernels, tree};
 use crate::setup;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
@@ -11,14 +11,27 @@ use std::process::{Command, Stdio};
 
 pub const STEPS: &[Step] = &[
     Step { name: "tree", about: "sizes of files, `unsafe` only where it belongs", run: check_tree },
+    Step { name: "compiler", about: "a C++ compiler, for the kernels", run: kernels::compiler },
     Step { name: "format", about: "rustfmt changes nothing", run: format },
     Step { name: "clippy", about: "clippy without a warning, all targets", run: clippy },
     Step { name: "other-host", about: "the other supported Linux host compiles", run: other_host },
     Step { name: "docs", about: "rustdoc without a warning", run: docs },
+    Step {
+        name: "bindings",
+        about: "the C interface's declarations are those of its header",
+        run: kernels::declarations,
+    },
+    Step {
+        name: "kernels-nvcc",
+        about: "the kernels for every GPU architecture, taken apart",
+        run: kernels::machine_code,
+    },
+    Step { name: "kernels-ptx", about: "two roundings where the format has two", run: kernels::ptx },
+    Step { name: "kernels-emulated", about: "the kernels' tests on the host", run: kernels::emulated },
+    Step { name: "kernels-asan", about: "the same under AddressSanitizer", run: kernels::sanitized },
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
     Step { name: "tests", about: "all unit and integration tests", run: tests },
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
-    Step { name: "kernels", about: "the CUDA kernels, on the host: the emulated suite", run: emulated_kernels },
     Step { name: "readme", about: "the commands that README.md names exist", run: readme },
 ];
 
@@ -89,18 +102,7 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
     keep_results(command)
 }
 
-/// The kernels of `cuda/` compiled by the host C++ compiler.
-fn emulated_kernels(workspace: &Workspace) -> Result<Outcome> {
-    let package = ["--release", "--locked", "--package", "qlora-kernels", "--features", "emulation"];
-    let lint = ["--all-targets", "--", "--deny", "warnings"];
-    check(workspace.cargo(&[&["clippy"], &package[..], &lint[..]].concat()))?;
-    let runner: &[&str] = if has_nextest(workspace) { &["nextest", "run"] } else { &["test", "--tests"] };
-    let mut command = workspace.cargo(&[runner, &package[..], &["--no-fail-fast"]].concat());
-    command.env("QLORA_MODELS", workspace.models());
-    keep_results(command)
-}
-
-fn has_nextest(workspace: &Workspace) -> bool {
+pub fn has_nextest(workspace: &Workspace) -> bool {
     let mut command = workspace.cargo(&["nextest", "--version"]);
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }

@@ -10,7 +10,7 @@ const LINE_LIMITS: [(&str, usize); 3] = [(".rs", 400), (".cu", 500), (".cuh", 50
 /// Whatever is larger belongs into `target/`, fetched or made.
 const BYTE_LIMIT: u64 = 4 << 20;
 /// Generated, so neither read nor edited by people.
-const GENERATED: [&str; 1] = ["src/cuda/sys.rs"];
+const GENERATED: [&str; 1] = [crate::bindings::BINDINGS];
 /// The compiler's lint against `unsafe`; in two pieces, as this file must not mention it either.
 const LINT: &str = concat!("unsafe", "_code");
 /// What may allow what the lint denies: the layer over the C ABI and its tests, and the one call into the matrix product

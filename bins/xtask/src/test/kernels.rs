@@ -1,0 +1,135 @@
+//! The steps that compile the kernels of `cuda/`: with nvcc, and as the emulated suite.
+
+use super::Outcome;
+use super::command::{check, check_and_keep};
+use super::steps::has_nextest;
+use crate::workspace::Workspace;
+use crate::{bindings, kernels};
+use anyhow::{Result, ensure};
+use std::process::{Command, Stdio};
+
+/// Proptest cases a property under AddressSanitizer, where every case takes thirty times as long. It reaches the properties whose test
+/// does not fix their number; the summary says how many ran.
+const SANITIZED_CASES: &str = "8";
+
+const PACKAGE: [&str; 6] = ["--release", "--locked", "--package", "qlora-kernels", "--features", "emulation"];
+
+pub fn compiler(_: &Workspace) -> Result<Outcome> {
+    ensure_compiler()?;
+    Ok(Outcome::Passed(Vec::new()))
+}
+
+/// The compiler that build.rs takes, which nvcc calls too.
+fn ensure_compiler() -> Result<()> {
+    let name = std::env::var("CXX").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".to_owned());
+    // CXX may hold arguments or a wrapper before the compiler; its first word has to run.
+    let program = name.split_whitespace().next().unwrap_or("c++");
+    let status = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    ensure!(
+        status.is_ok_and(|status| status.success()),
+        "the kernels need a C++17 compiler, and {program} cannot be run (Debian, Ubuntu: `apt install g++`; another: set CXX)"
+    );
+    Ok(())
+}
+
+pub fn machine_code(workspace: &Workspace) -> Result<Outcome> {
+    ensure_compiler()?;
+    Ok(Outcome::Passed(vec![kernels::check_machine_code(workspace)?]))
+}
+
+pub fn ptx(workspace: &Workspace) -> Result<Outcome> {
+    ensure_compiler()?;
+    Ok(Outcome::Passed(vec![kernels::check_ptx(workspace)?]))
+}
+
+pub fn emulated(workspace: &Workspace) -> Result<Outcome> {
+    ensure_compiler()?;
+    let mut lint = workspace.cargo(&["clippy", "--all-targets"]);
+    lint.args(PACKAGE).args(["--", "--deny", "warnings"]);
+    check(lint)?;
+    suite(workspace, |_| {})
+}
+
+/// In a target directory of its own: cargo does not see that objects and link arguments differ.
+pub fn sanitized(workspace: &Workspace) -> Result<Outcome> {
+    suite(workspace, |command| {
+        command.env("CARGO_TARGET_DIR", workspace.target.join("asan"));
+        command.env("QLORA_EMULATION_SANITIZE", "address");
+        command.env("PROPTEST_CASES", SANITIZED_CASES);
+        // The emulation switches stacks, and what a test's process leaves is the system's to take back.
+        command.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
+    })
+}
+
+fn suite(workspace: &Workspace, set_up: impl Fn(&mut Command)) -> Result<Outcome> {
+    ensure_compiler()?;
+    let targets = ["--lib", "--test", "cuda*", "--no-fail-fast"];
+    // nextest repeats the output of the tests, each of which has a summary of its own.
+    let nextest = has_nextest(workspace);
+    let summary = if nextest { "Summary [" } else { "test result: " };
+    let mut command = if nextest {
+        let mut command = workspace.cargo(&["nextest", "run", "--success-output", "immediate"]);
+        command.args(PACKAGE).args(targets);
+        command
+    } else {
+        let mut command = workspace.cargo(&["test"]);
+        command.args(PACKAGE).args(targets).args(["--", "--nocapture"]);
+        command
+    };
+    set_up(&mut command);
+    let kept = check_and_keep(command, |line| tally(line).is_some() || is_summary(line))?;
+    let tallies: Vec<_> = kept.iter().filter_map(|line| tally(line)).collect();
+    let mut closing: Vec<String> = kept.iter().filter(|line| line.starts_with(summary)).cloned().collect();
+    ensure!(!closing.is_empty(), "the test runner printed no summary, so it is unknown whether a test ran");
+    ensure!(!tallies.is_empty(), "no test printed its cases and schedules, so it is unknown whether a kernel ran");
+    closing.push(summed(&tallies));
+    Ok(Outcome::Passed(closing))
+}
+
+fn is_summary(line: &str) -> bool {
+    line.starts_with("Summary [") || line.starts_with("test result: ")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Tally {
+    cases: u64,
+    schedules: u64,
+}
+
+/// `forward, M to 16: 32 cases, 2 schedules each, on ...`, as the kernels' tests print it.
+fn tally(line: &str) -> Option<Tally> {
+    let (before, after) = line.split_once(" cases, ")?;
+    let cases = before.rsplit(": ").next()?.parse().ok()?;
+    let schedules = after.split_once(" schedules each, on ")?.0.parse().ok()?;
+    Some(Tally { cases, schedules })
+}
+
+fn summed(tallies: &[Tally]) -> String {
+    let cases: u64 = tallies.iter().map(|tally| tally.cases).sum();
+    let runs: u64 = tallies.iter().map(|tally| tally.cases * tally.schedules).sum();
+    format!("{} properties of the kernels: {cases} cases, {runs} with their schedules", tallies.len())
+}
+
+pub fn declarations(workspace: &Workspace) -> Result<Outcome> {
+    ensure_compiler()?;
+    bindings::check(workspace)?;
+    Ok(Outcome::Passed(Vec::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_and_schedules_are_read_from_the_tests_output_and_summed() {
+        let lines = [
+            "forward, M to 16: 32 cases, 2 schedules each, on the emulation",
+            "    quantise: 64 cases, 3 schedules each, on NVIDIA H100: 80 GB",
+            "running 3 tests",
+            "many cases, few schedules",
+        ];
+        let found: Vec<_> = lines.iter().filter_map(|line| tally(line)).collect();
+        assert_eq!(found, [Tally { cases: 32, schedules: 2 }, Tally { cases: 64, schedules: 3 }]);
+        assert_eq!(summed(&found), "2 properties of the kernels: 96 cases, 256 with their schedules");
+    }
+}
