@@ -209,20 +209,7 @@ mod imp {
 
     impl Device {
         pub fn open() -> Result<Self> {
-            // cudarc panics where the library or a symbol of it is missing: look first.
-            // SAFETY: only tries to open the library.
-            if !unsafe { sys::is_culib_present() } {
-                return Err(CudaError::Device("no NVIDIA driver: libcuda.so is not on this machine".into()));
-            }
-            let mut version = 0;
-            // SAFETY: may be called before the driver is initialised; writes one integer.
-            let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-            if status != sys::CUresult::CUDA_SUCCESS || version < 13000 {
-                let (major, minor) = (version / 1000, version % 1000 / 10);
-                let found = format!("the NVIDIA driver supports CUDA {major}.{minor}");
-                return Err(CudaError::Device(format!("{found}; this build needs 13.0 (driver 580 or newer)")));
-            }
-            CudaContext::new(0).map(Self).map_err(|error| failed("no GPU can be used", error))
+            crate::cuda::typed::context(0).map(Self)
         }
 
         pub fn name(&self) -> String {

@@ -20,6 +20,8 @@ pub mod sys;
 pub mod test_kernels;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cuda")]
+pub mod typed;
 
 pub use error::{CudaError, Result, status_name};
 pub use memory::{Buffer, Device, Element, View, ViewMut};

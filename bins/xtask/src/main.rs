@@ -4,7 +4,9 @@
 
 mod bindings;
 mod demo;
+mod engines;
 mod kernels;
+mod library;
 mod setup;
 mod test;
 mod workspace;
@@ -39,6 +41,15 @@ enum Task {
     SetupCuda,
     /// Write the Rust declarations of the kernels' C interface, from its header
     Bindings,
+    /// Install the kernels as a C library: header, static and shared library, pkg-config and CMake files
+    InstallLib {
+        /// The directory to install into: include/ and lib/ in it
+        #[arg(long, value_name = "DIR")]
+        prefix: std::path::PathBuf,
+        /// The emulated library, which runs the kernels on the host CPU: for tests without a GPU only
+        #[arg(long)]
+        emulation: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +74,7 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => setup::cuda::run(workspace)?,
         Task::Bindings => bindings::run(workspace)?,
+        Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),
     }
     Ok(())

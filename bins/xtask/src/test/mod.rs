@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that has to pass, as named steps in order. It stops at the first that fails.
 
-mod command;
+pub mod command;
 mod kernels;
 mod steps;
 mod tree;
@@ -16,7 +16,7 @@ struct Step {
     run: fn(&Workspace) -> Result<Outcome>,
 }
 
-enum Outcome {
+pub enum Outcome {
     /// With the lines in which the step's tool sums itself up, repeated at the end of the run.
     Passed(Vec<String>),
     /// What was not checked on this machine, and why.

@@ -32,6 +32,11 @@ pub const STEPS: &[Step] = &[
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
     Step { name: "tests", about: "all unit and integration tests", run: tests },
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
+    Step {
+        name: "engines",
+        about: "other engines link the emulated library: C, Rust, Python",
+        run: crate::engines::engines,
+    },
     Step { name: "readme", about: "the commands that README.md names exist", run: readme },
 ];
 

@@ -1,0 +1,128 @@
+//! The step `engines` of `cargo xtask test`: the kernels' library installed and linked by engines that cargo does not build.
+
+use crate::library;
+use crate::test::Outcome;
+use crate::test::command::{check, check_and_keep};
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const NUMPY: &str = "numpy==2.2.6";
+/// Real codes and absmax of bitsandbytes, with what it makes of them.
+const WEIGHTS: &str = "tests/golden/nf4.safetensors";
+/// The tensor of which the damaged copy has one byte changed.
+const DAMAGED: &str = "up.b64.codes";
+
+/// Every example against the emulated library, each also on a damaged weight, which it has to notice; and the C example
+/// linked with the library that nvcc builds, which no machine without a GPU can run.
+pub fn engines(workspace: &Workspace) -> Result<Outcome> {
+    let dir = workspace.target.join("engines");
+    let prefix = dir.join("emulated");
+    library::install(workspace, &prefix, true)?;
+    check_header(&prefix.join("include/qlora_kernels.h"))?;
+    let weights = workspace.root.join(WEIGHTS);
+    let damaged = dir.join("damaged.safetensors");
+    damage(&weights, &damaged)?;
+
+    let libraries = prefix.join("lib");
+    let engine = dir.join("c-engine");
+    build_c(workspace, &prefix, "qlora-kernels-emulated", &engine, &[])?;
+    let mut closing = run_both(&weights, &damaged, |weights| {
+        let mut command = Command::new(&engine);
+        command.arg(weights).env("LD_LIBRARY_PATH", &libraries);
+        command
+    })?;
+
+    let python = python(&dir)?;
+    closing.extend(run_both(&weights, &damaged, |weights| {
+        let mut command = Command::new(&python);
+        command.arg(workspace.root.join("examples/python/engine.py"));
+        command.arg(libraries.join("libqlora_kernels_emulated.so")).arg(weights);
+        command
+    })?);
+    closing.push(link_with_nvcc(workspace, &dir)?);
+    Ok(Outcome::Passed(closing))
+}
+
+/// The header is C99 and C++17 without a warning.
+fn check_header(header: &Path) -> Result<()> {
+    for (compiler, language, standard) in [("cc", "-xc", "-std=c99"), ("c++", "-xc++", "-std=c++17")] {
+        let mut command = Command::new(compiler);
+        command.args([language, standard, "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only"]).arg(header);
+        check(command)?;
+    }
+    Ok(())
+}
+
+/// By the example's own Makefile, which asks pkg-config; variables are make's.
+fn build_c(workspace: &Workspace, prefix: &Path, package: &str, out: &Path, variables: &[String]) -> Result<()> {
+    let mut command = Command::new("make");
+    command
+        .args(["--always-make", "-C"])
+        .arg(workspace.root.join("examples/c-engine"))
+        .arg(format!("PACKAGE={package}"));
+    command.arg(format!("OUT={}", out.display())).args(variables);
+    command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+    check(command)
+        .context("the C example needs make, pkg-config and a C compiler (Debian, Ubuntu: build-essential pkg-config)")
+}
+
+/// The example's `ok` lines on the true weights; on the damaged ones it must fail, and say WRONG.
+fn run_both(weights: &Path, damaged: &Path, engine: impl Fn(&Path) -> Command) -> Result<Vec<String>> {
+    let lines = check_and_keep(engine(weights), |line| line.starts_with("ok "))?;
+    ensure!(!lines.is_empty(), "the example ended well without an `ok`");
+    let output = engine(damaged).stderr(Stdio::inherit()).output().context("cannot run the example again")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        !output.status.success() && text.contains("WRONG"),
+        "with one byte of {DAMAGED} changed the example still ended with {}: {text}",
+        output.status
+    );
+    Ok(lines)
+}
+
+/// A copy of a safetensors file with one byte of [`DAMAGED`] inverted.
+fn damage(weights: &Path, copy: &Path) -> Result<()> {
+    let mut bytes = fs::read(weights).with_context(|| format!("cannot read {}", weights.display()))?;
+    let (header_bytes, header) = safetensors::SafeTensors::read_metadata(&bytes)?;
+    let tensor = header.info(DAMAGED).with_context(|| format!("{} has no {DAMAGED}", weights.display()))?;
+    let start = 8 + header_bytes + tensor.data_offsets.0;
+    let byte = bytes.get_mut(start + 1000).context("the tensor is shorter than expected")?;
+    *byte ^= 0xff;
+    fs::write(copy, bytes).with_context(|| format!("cannot write {}", copy.display()))
+}
+
+/// The Python of a virtual environment with numpy.
+fn python(dir: &Path) -> Result<PathBuf> {
+    let venv = dir.join("venv");
+    let python = venv.join("bin/python");
+    let stamp = venv.join("requirements");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == NUMPY) {
+        return Ok(python);
+    }
+    let mut command = Command::new("python3");
+    command.args(["-m", "venv", "--clear"]).arg(&venv);
+    check(command).context("the Python example needs python3 with venv (Debian, Ubuntu: python3-venv)")?;
+    let mut command = Command::new(&python);
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", NUMPY]);
+    check(command).context("numpy comes from PyPI (a mirror: PIP_INDEX_URL)")?;
+    fs::write(&stamp, NUMPY)?;
+    Ok(python)
+}
+
+fn link_with_nvcc(workspace: &Workspace, dir: &Path) -> Result<String> {
+    let Some(nvcc) = library::nvcc(workspace)? else {
+        return Ok("the C example was not linked with the nvcc-built library: no nvcc".into());
+    };
+    let prefix = dir.join("cuda");
+    library::install(workspace, &prefix, false)?;
+    let (lib, include) = library::cuda_runtime(&nvcc)?;
+    let variables = [
+        format!("CUDA_CFLAGS=-isystem {}", include.display()),
+        format!("CUDA_LIBS=-L{} -lcudart_static -ldl -lrt -lpthread", lib.display()),
+    ];
+    build_c(workspace, &prefix, "qlora-kernels", &dir.join("c-engine-cuda"), &variables)?;
+    Ok("the C example links with the nvcc-built library (not run: that takes a GPU)".into())
+}

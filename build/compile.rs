@@ -1,0 +1,190 @@
+//! How the kernels of `cuda/` are compiled, for build.rs and for `cargo xtask install-lib`. The flags are files beside
+//! `cuda/CMakeLists.txt`, which reads them too.
+//!
+//! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version changed.
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::OsString;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A card of any of these runs its own cubin; 80 serves 86 and 89 too. PTX of the lowest is added for all others.
+pub const DEFAULT_ARCHS: &str = "80,90,120";
+
+const CUDA_FLAGS: &str = include_str!("../cuda/package/flags-cuda.txt");
+const EMULATION_FLAGS: &str = include_str!("../cuda/package/flags-emulation.txt");
+
+/// A sentence that says what is wrong and what to do.
+pub type Result<T> = std::result::Result<T, String>;
+
+/// A compiler with the flags for every file.
+pub struct Compiler {
+    pub path: PathBuf,
+    /// What `--version` prints.
+    version: String,
+    flags: Vec<OsString>,
+}
+
+impl Compiler {
+    /// nvcc for the architectures of `archs`, for example "80,90".
+    pub fn cuda(nvcc: &Path, archs: &str) -> Result<Self> {
+        let mut compiler = Self::new(nvcc, CUDA_FLAGS)?;
+        compiler.flags.extend(architecture_flags(archs)?);
+        Ok(compiler)
+    }
+
+    /// The host C++ compiler, for the emulated build, with `extra` flags.
+    pub fn emulation(path: &Path, extra: &[&str]) -> Result<Self> {
+        let mut compiler = Self::new(path, EMULATION_FLAGS)?;
+        compiler.flags.extend(extra.iter().map(OsString::from));
+        Ok(compiler)
+    }
+
+    fn new(path: &Path, flags: &str) -> Result<Self> {
+        let version = version(path)?;
+        Ok(Self { path: path.into(), version, flags: flags.split_whitespace().map(OsString::from).collect() })
+    }
+
+    /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at a
+    /// time. Returns the objects and the compiler's warnings.
+    pub fn compile(
+        &self,
+        root: &Path,
+        files: &[PathBuf],
+        dir: &Path,
+        workers: usize,
+    ) -> Result<(Vec<PathBuf>, Vec<String>)> {
+        let mut common = DefaultHasher::new();
+        (&self.path, &self.version, &self.flags).hash(&mut common);
+        for (folder, extension) in [("cuda", "cuh"), ("cuda/include", "h"), ("cuda/emulation", "h")] {
+            for header in sources(root, folder, extension) {
+                fs::read(header).unwrap_or_default().hash(&mut common);
+            }
+        }
+        let common = common.finish();
+        fs::create_dir_all(dir).map_err(|error| format!("{} cannot be made: {error}", dir.display()))?;
+        let objects: Vec<PathBuf> =
+            files.iter().map(|file| dir.join(file.file_name().unwrap_or_default()).with_extension("o")).collect();
+        let next = AtomicUsize::new(0);
+        let outcome = Mutex::new((Vec::new(), None));
+        std::thread::scope(|scope| {
+            for _ in 0..workers.clamp(1, files.len().max(1)) {
+                scope.spawn(|| {
+                    while let Some(index) =
+                        Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&index| index < files.len())
+                    {
+                        let result = self.compile_one(root, &files[index], &objects[index], common);
+                        let mut outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                        match result {
+                            Ok(warnings) => outcome.0.extend(warnings),
+                            Err(error) => outcome.1 = Some(error),
+                        }
+                    }
+                });
+            }
+        });
+        let (warnings, error) = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        error.map_or(Ok((objects, warnings)), Err)
+    }
+
+    /// The warnings, if it had to be compiled.
+    fn compile_one(&self, root: &Path, file: &Path, object: &Path, common: u64) -> Result<Vec<String>> {
+        let mut hasher = DefaultHasher::new();
+        (common, file, fs::read(file).unwrap_or_default()).hash(&mut hasher);
+        let hash = hasher.finish().to_string();
+        let stamp = object.with_extension("hash");
+        if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == hash) {
+            return Ok(Vec::new());
+        }
+        let mut command = Command::new(&self.path);
+        command.args(&self.flags).arg("-I").arg(root.join("cuda")).arg("-c").arg("-o").arg(object);
+        if self.flags.iter().any(|flag| flag == "-DQK_EMULATION") {
+            command.arg("-xc++");
+        }
+        let output =
+            command.arg(file).output().map_err(|error| format!("{} cannot be run: {error}", self.path.display()))?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            eprintln!("{text}");
+            return Err(format!("{} does not compile ({})", file.display(), output.status));
+        }
+        fs::write(&stamp, hash).map_err(|error| format!("{} cannot be written: {error}", stamp.display()))?;
+        Ok(text.lines().filter(|line| line.contains("warning")).map(str::to_owned).collect())
+    }
+}
+
+fn version(compiler: &Path) -> Result<String> {
+    match Command::new(compiler).arg("--version").output() {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(format!("{} --version ended with {}", compiler.display(), output.status)),
+        Err(error) => Err(format!("{} cannot be run: {error}", compiler.display())),
+    }
+}
+
+fn architecture_flags(list: &str) -> Result<Vec<OsString>> {
+    let archs: Vec<&str> = list.split(',').map(str::trim).collect();
+    let valid = |arch: &&str| {
+        let digits = arch.strip_suffix(['a', 'f']).unwrap_or(arch);
+        digits.parse::<u32>().is_ok_and(|number| number >= 80)
+    };
+    if let Some(bad) = archs.iter().find(|arch| !valid(arch)) {
+        return Err(format!(
+            "QLORA_CUDA_ARCHS is \"{list}\": \"{bad}\" is not an architecture of at least 80 (expected for example {DEFAULT_ARCHS})"
+        ));
+    }
+    let mut flags: Vec<OsString> =
+        archs.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}").into()).collect();
+    // PTX of the lowest: the driver can compile it for every card that has no cubin here.
+    if let Some(lowest) =
+        archs.iter().filter(|arch| arch.bytes().all(|b| b.is_ascii_digit())).min_by_key(|arch| arch.parse::<u32>().ok())
+    {
+        flags.push(format!("-gencode=arch=compute_{lowest},code=compute_{lowest}").into());
+    }
+    Ok(flags)
+}
+
+/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), else of `wheels`: directories that may
+/// hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
+pub fn find_nvcc(variable: impl Fn(&str) -> Option<String>, wheels: Vec<PathBuf>) -> Result<Option<PathBuf>> {
+    if let Some(nvcc) = variable("NVCC") {
+        let nvcc = PathBuf::from(nvcc);
+        return if nvcc.is_file() {
+            Ok(Some(nvcc))
+        } else {
+            Err(format!("NVCC is {}, which is not a file", nvcc.display()))
+        };
+    }
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable).map(|home| Path::new(&home).join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let wheels = wheels.into_iter().map(|dir| dir.join("cuda-toolkit/nvidia/cu13/bin"));
+    let candidates = homes.chain(std::env::split_paths(&path)).chain(wheels);
+    Ok(candidates.map(|bin| bin.join("nvcc")).find(|nvcc| nvcc.is_file()))
+}
+
+/// The directory of libcudart_static.a in nvcc's toolkit, for the processor `arch` ("x86_64", "aarch64").
+pub fn cudart_dir(nvcc: &Path, arch: &str) -> Result<PathBuf> {
+    let root =
+        nvcc.canonicalize().ok().and_then(|path| Some(path.parent()?.parent()?.to_path_buf())).unwrap_or_default();
+    let machine = format!("targets/{}-linux/lib", if arch == "aarch64" { "sbsa" } else { arch });
+    let dirs = ["lib64", "lib", machine.as_str()].map(|dir| root.join(dir));
+    dirs.into_iter().find(|dir| dir.join("libcudart_static.a").is_file()).ok_or_else(|| {
+        format!(
+            "libcudart_static.a is not under {}: run `cargo xtask setup-cuda`, or point CUDA_HOME at a full toolkit",
+            root.display()
+        )
+    })
+}
+
+/// The files of `root/dir` with this extension, sorted.
+pub fn sources(root: &Path, dir: &str, extension: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(root.join(dir))
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    files.retain(|path| path.extension().is_some_and(|found| found == extension));
+    files.sort();
+    files
+}
