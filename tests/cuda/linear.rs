@@ -1,7 +1,7 @@
 //! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
 //! schedule, with S given or not.
 
-use crate::device::{Tally, device, set_schedule};
+use crate::device::{Tally, cases, device, set_schedule};
 use crate::linear_operation::{Linear, Part, Values};
 use crate::operation::{Operation, verify};
 use proptest::prelude::*;
@@ -45,10 +45,10 @@ fn odd_case(dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
     })
 }
 
-fn checked(name: &'static str, cases: u32, strategy: impl Strategy<Value = Linear>, expected: Path) {
+fn checked(name: &'static str, most: u32, strategy: impl Strategy<Value = Linear>, expected: Path) {
     let tally = Tally::new(name, SCHEDULES);
     let device = device();
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&strategy, |case| {
         let output = verify(&device, &case, case.seed, SCHEDULES).map_err(TestCaseError::fail)?;
         let given = Linear { given_s: true, ..case.clone() };

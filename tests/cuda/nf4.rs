@@ -1,6 +1,6 @@
 //! NF4 on the device against `nf4`, bit for bit, under every schedule.
 
-use crate::device::{Tally, device, set_schedule, weights};
+use crate::device::{Tally, cases, device, set_schedule, weights};
 use crate::nf4_operations::{Dequantize, Quantize, bits};
 use crate::operation::{Operation, run, verify};
 use half::bf16;
@@ -12,8 +12,8 @@ use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 
 const SCHEDULES: u64 = 3;
 
-fn runner(cases: u32) -> TestRunner {
-    TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() })
+fn runner(most: u32) -> TestRunner {
+    TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() })
 }
 
 fn holds<T>(result: Result<T, String>) -> Result<T, TestCaseError> {

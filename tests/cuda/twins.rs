@@ -1,7 +1,7 @@
 //! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, else the host twins. What the
 //! emulated suites prove rests on the two being equal, so that this runs first on a GPU.
 
-use crate::device::{Tally, device, set_schedule};
+use crate::device::{Tally, cases, device, set_schedule};
 use half::bf16;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -29,7 +29,7 @@ mod manual {
 }
 
 fn runner() -> TestRunner {
-    TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() })
+    TestRunner::new(Config { cases: cases(64), failure_persistence: None, ..Config::default() })
 }
 
 /// Integers, so that no partial sum rounds: bitwise equality with a plain product.

@@ -17,6 +17,12 @@ pub fn set_schedule(seed: u64) {
     let _ = seed;
 }
 
+/// How many cases a property runs: `most`, or PROPTEST_CASES if that is fewer (a sanitizer makes each many times slower).
+pub fn cases(most: u32) -> u32 {
+    let limit = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    limit.map_or(most, |limit: u32| limit.min(most))
+}
+
 /// Counts cases and prints them, with what they ran on, when the test ends.
 pub struct Tally {
     name: &'static str,

@@ -8,8 +8,7 @@ use crate::{bindings, kernels};
 use anyhow::{Result, ensure};
 use std::process::{Command, Stdio};
 
-/// Proptest cases a property under AddressSanitizer, where every case takes thirty times as long. It reaches the properties whose test
-/// does not fix their number; the summary says how many ran.
+/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says how many ran.
 const SANITIZED_CASES: &str = "8";
 
 const PACKAGE: [&str; 6] = ["--release", "--locked", "--package", "qlora-kernels", "--features", "emulation"];
