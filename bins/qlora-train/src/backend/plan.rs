@@ -1,7 +1,7 @@
 //! A backend that allocates nothing and computes nothing: it records what the run will hold, and for how many FLOPs.
 
 use super::cpu::{Dims, Workspace};
-use super::{Backend, Batch, LinearGroup, ParamUpdate, Quantization};
+use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization};
 use crate::checkpoint::{StoredType, Tensor16};
 use crate::error::Result;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
@@ -147,6 +147,14 @@ impl Backend for Plan {
 
     fn param_values(&self, param: &PlanTensor) -> Vec<f32> {
         vec![0.0; param.0]
+    }
+
+    fn optimizer_state(&self, _param: &PlanTensor) -> Option<OptimizerState> {
+        None
+    }
+
+    fn restore(&mut self, _param: &mut PlanTensor, _values: Vec<f32>, _state: OptimizerState) -> Result<()> {
+        Ok(())
     }
 
     fn rope_table(&mut self, values: usize, _make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {

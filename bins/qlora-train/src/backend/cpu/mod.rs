@@ -15,7 +15,7 @@ mod workspace;
 
 pub use workspace::{Dims, Workspace};
 
-use super::{Backend, Batch, LinearGroup, ParamUpdate, Quantization};
+use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization};
 use crate::checkpoint::{StoredType, Tensor16, TensorData};
 use crate::error::Result;
 use crate::refuse;
@@ -148,6 +148,14 @@ impl Backend for Cpu {
 
     fn param_values(&self, param: &CpuParam) -> Vec<f32> {
         param.value.clone()
+    }
+
+    fn optimizer_state(&self, param: &CpuParam) -> Option<OptimizerState> {
+        optimizer::state(param)
+    }
+
+    fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
+        optimizer::restore(param, values, state)
     }
 
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {

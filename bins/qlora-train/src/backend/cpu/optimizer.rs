@@ -1,7 +1,9 @@
 //! Gradient norm and AdamW over all trainable tensors.
 
 use super::CpuParam;
-use crate::backend::ParamUpdate;
+use crate::backend::{OptimizerState, ParamUpdate};
+use crate::error::Result;
+use crate::refuse;
 use qlora_kernels::reference;
 use rayon::prelude::*;
 
@@ -17,4 +19,23 @@ pub fn adamw(updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) {
         let CpuParam { value, gradient, first, second } = update.param;
         reference::adamw(&update.settings, gradient_scale, gradient, value, first, second);
     });
+}
+
+pub fn state(param: &CpuParam) -> Option<OptimizerState> {
+    let trained = !param.gradient.is_empty();
+    trained.then(|| OptimizerState::F32 { m: param.first.clone(), v: param.second.clone() })
+}
+
+pub fn restore(param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
+    let n = param.value.len();
+    if values.len() != n {
+        refuse!("found {} values, expected {n}", values.len());
+    }
+    match state {
+        OptimizerState::F32 { m, v } if param.first.len() == m.len() && param.second.len() == v.len() => {
+            (param.value, param.first, param.second) = (values, m, v);
+            Ok(())
+        }
+        state => refuse!("found {}, expected f32 states of {} elements", state.describe(), param.first.len()),
+    }
 }
