@@ -5,6 +5,9 @@
 //! - **Quantise**: `absmax` is the block's largest magnitude; the code of `x` is the entry nearest to
 //!   `x * (1 / absmax)`, ties to the even entry ([`crate::nf4::dynamic_code`]). Where `1 / absmax` overflows
 //!   (absmax < 2⁻¹²⁸) `x` is divided by absmax instead; a block of zeros takes the code of 0.
+//! - **A second moment above 0 never takes the code of 0**, but at least that of the smallest entry above it: the root
+//!   of 0 would divide the first moment by epsilon alone. Searching bitsandbytes' way, one element of 160 moves by up
+//!   to 16,000 times the learning rate on the gradients of the golden trajectory.
 //! - **Dequantise**: `map[code] * absmax`.
 //! - A block may be shorter only at the tensor's end.
 //!
@@ -61,6 +64,10 @@ impl Quantizer {
             let middle = (pair[0] + pair[1]) * 0.5;
             // A tie goes to the even entry.
             thresholds[code] = if code % 2 == 0 { middle } else { middle.next_down() };
+        }
+        if !signed {
+            // What is above 0 stays above 0.
+            thresholds[0] = 0.0;
         }
         let below = |x: f32| thresholds.iter().filter(|&&t| x > t).count() as u8;
         let bins = ((HIGHEST_BITS - LOWEST_BITS) >> shift) as usize + 1;
