@@ -124,6 +124,6 @@ proptest! {
             }
             (value.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), m, v, a, b)
         };
-        prop_assert_eq!(run(&[0..n]), run(&[BLOCK_SIZE..n, 0..BLOCK_SIZE]));
+        prop_assert_eq!(run(std::slice::from_ref(&(0..n))), run(&[BLOCK_SIZE..n, 0..BLOCK_SIZE]));
     }
 }
