@@ -10,6 +10,8 @@
 
 #include "launch.cuh"
 
+static constexpr __device__ float kDecades[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+
 template <bool is_signed> struct DynamicMap {
     static constexpr int kEntries = 256;
     static constexpr unsigned kLowest = 0x34000000u;  // magnitudes below 2^-23 share the first bin: no threshold lies there
@@ -27,28 +29,24 @@ template <bool is_signed> struct DynamicMap {
     // Boundary k of [0.1, 1] in `parts` parts: counted from the nearer end, one rounding.
     static __device__ __forceinline__ float boundary(int k, int parts) {
         float step = __fdiv_rn(__fadd_rn(1.0f, -0.1f), float(parts));
-        return k < (parts + 1) / 2 ? fmaf(step, float(k), 0.1f) : fmaf(-step, float(parts - k), 1.0f);
+        bool low = k < (parts + 1) / 2;
+        return fmaf(low ? step : -step, float(low ? k : parts - k), low ? 0.1f : 1.0f);
     }
 
-    // Entry `index` of the magnitudes above 0, from 1: decade i holds those of which 2^i (2^(i + 1)) is the highest power of two.
+    // Entry `index` of the magnitudes above 0, from 1.
     static __device__ __forceinline__ float entry_above(int index) {
-        constexpr float decades[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
-        int at = is_signed ? index : index + 1, parts = is_signed ? 1 : 2;
-        float value = 1.0f;
-#pragma unroll
-        for (int i = 0; i < 7; ++i, parts *= 2) {
-            if (at < parts || at >= 2 * parts) continue;
-            int k = at - parts;
-            float middle = __fmul_rn(__fadd_rn(boundary(k, parts), boundary(k + 1, parts)), 0.5f);
-            value = __fmul_rn(decades[i], middle);
-        }
-        return value;
+        int at = is_signed ? index : index + 1, parts = is_signed ? 1 : 2, decade = 0;
+        for (; at >= 2 * parts; parts *= 2) ++decade;
+        if (decade == 7) return 1.0f;
+        float middle = __fmul_rn(__fadd_rn(boundary(at - parts, parts), boundary(at - parts + 1, parts)), 0.5f);
+        return __fmul_rn(kDecades[decade], middle);
     }
 
     static __device__ __forceinline__ float entry(int code) {
         constexpr int zero = is_signed ? 127 : 0;
         if (code == zero) return 0.0f;
-        return code > zero ? entry_above(code - zero) : -entry_above(zero - code);
+        float value = entry_above(code > zero ? code - zero : zero - code);
+        return code > zero ? value : -value;
     }
 
     static __device__ __forceinline__ int bin(float x) {
