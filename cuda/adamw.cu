@@ -7,6 +7,7 @@
 // Shared memory: the two maps, 10 KB, only where a tensor has 8-bit states.
 // Limit: memory traffic, 18 bytes an element with 8-bit states and a bf16 copy (26 and 6 more with f32 states). Next come the six
 // reads of shared memory an element (two codes decoded, two found), whose addresses the data choose, and so the banks they fall on.
+// Not measured on a GPU.
 #include "adamw.cuh"
 #include "dynamic_map.cuh"
 #include "normalise.cuh"
