@@ -13,8 +13,10 @@
 pub mod emulation;
 mod error;
 pub mod linear;
+pub mod linear_backward;
 mod memory;
 pub mod nf4;
+mod operand;
 pub mod sys;
 #[doc(hidden)]
 pub mod test_kernels;

@@ -61,6 +61,7 @@ impl Valid {
             a: at(&dense),
             b: at(&dense),
             adapter_index: null(),
+            scales: null(),
         };
         let segment = sys::qk_segment {
             struct_size: size::<sys::qk_segment>(),
@@ -82,6 +83,7 @@ impl Valid {
             ldx: K as i64,
             segments: null(),
             s: null(),
+            dropout: null(),
         };
         let mut valid = Box::new(Self { device, x, y, dense, workspace, floats, nf4, lora, segment, linear });
         valid.segment.nf4 = &raw const valid.nf4;
@@ -178,6 +180,8 @@ fn shapes_out_of_range_and_shapes_that_disagree_are_refused() {
     assert_eq!(spoiled(|v| v.nf4.n = i64::MAX), error);
     assert_eq!(spoiled(|v| v.lora.r = 0), error);
     assert_eq!(spoiled(|v| v.lora.r = 257), error);
+    assert_eq!(spoiled(|v| v.lora.num_adapters = 0), error);
+    assert_eq!(spoiled(|v| v.lora.num_adapters = 2), error, "several adapters without an index");
 }
 
 #[test]
@@ -191,6 +195,8 @@ fn misaligned_pointers_are_refused() {
     assert_eq!(spoiled(|v| v.nf4.offset = v.nf4.offset.wrapping_byte_add(2)), error);
     assert_eq!(spoiled(|v| v.lora.a = v.lora.a.wrapping_byte_add(8)), error);
     assert_eq!(spoiled(|v| v.lora.b = v.lora.b.wrapping_byte_add(8)), error);
+    assert_eq!(spoiled(|v| v.lora.adapter_index = v.linear.x.wrapping_byte_add(2).cast()), error);
+    assert_eq!(spoiled(|v| v.lora.scales = v.linear.x.wrapping_byte_add(2).cast()), error);
     let valid = Valid::new();
     assert_eq!(valid.forward(valid.workspace() + 8, M * 16 * 2), error);
 }
@@ -206,8 +212,6 @@ fn layouts_block_sizes_features_and_workspaces_have_their_own_errors() {
     for block_size in [0, 16, 48, 8192] {
         assert_eq!(spoiled(|v| v.nf4.block_size = block_size), sys::QK_ERROR_BLOCK_SIZE);
     }
-    assert_eq!(spoiled(|v| v.lora.num_adapters = 2), sys::QK_ERROR_NOT_BUILT);
-    assert_eq!(spoiled(|v| v.lora.adapter_index = v.linear.x.cast()), sys::QK_ERROR_NOT_BUILT);
     let valid = Valid::new();
     assert_eq!(valid.forward(valid.workspace(), M * 16 * 2 - 1), sys::QK_ERROR_WORKSPACE);
     assert_eq!(valid.forward(0, M * 16 * 2), sys::QK_ERROR_WORKSPACE);
@@ -219,7 +223,7 @@ fn layouts_block_sizes_features_and_workspaces_have_their_own_errors() {
 
 #[test]
 fn statuses_have_names() {
-    let named = (-9..=0).map(status_name).collect::<Vec<_>>();
+    let named = (-10..=0).map(status_name).collect::<Vec<_>>();
     assert!(named.iter().all(|name| name.starts_with("QK_")), "{named:?}");
     assert_eq!(status_name(sys::QK_ERROR_STRUCT_SIZE), "QK_ERROR_STRUCT_SIZE");
     assert_eq!([status_name(2), status_name(-1000)], ["cudaError", "unknown"]);
@@ -247,6 +251,6 @@ fn struct_layouts_are_those_of_the_header() {
         [8, 40, 48]
     );
     assert_eq!(size_of::<sys::qk_nf4>(), 80);
-    assert_eq!([size_of::<sys::qk_lora>(), size_of::<sys::qk_segment>(), size_of::<sys::qk_linear>()], [40, 64, 56]);
+    assert_eq!([size_of::<sys::qk_lora>(), size_of::<sys::qk_segment>(), size_of::<sys::qk_linear>()], [48, 64, 64]);
     assert_eq!([offset_of!(sys::qk_nf4_quantize_args, weight), size_of::<sys::qk_nf4_quantize_args>()], [24, 80]);
 }

@@ -171,11 +171,12 @@ impl Linear {
                 (None, dense) => Weight::Dense(dense.as_ref().expect("one of the two").view()),
             };
             let (a, b) = (buffers.a.view(), buffers.b.view());
-            let lora = (part.r > 0).then_some(Lora { r: part.r, scale: buffers.scale, a, b });
+            let lora = (part.r > 0).then_some(Lora { r: part.r, scale: buffers.scale, a, b, adapters: None });
             let bias = part.bias.then(|| buffers.bias.view());
             segments.push(Segment { n: part.n, weight, lora, bias, y: buffers.y.view_mut(), ldy: part.n + part.pad });
         }
-        let input = Input { m: self.m, k: self.k, x: buffers.x.view(), ldx: self.k + self.pad_x, s: None };
+        let input =
+            Input { m: self.m, k: self.k, x: buffers.x.view(), ldx: self.k + self.pad_x, s: None, dropout: None };
         call(input, &mut segments, &mut buffers.s, &mut buffers.none)
     }
 
