@@ -1,4 +1,4 @@
-// Y = X * W^T + S * B^T (+ bias), and S = bf16(scale * X * A^T), for any K, ldx and block size: one thread per output, features in order, f32.
+// Y = X * W^T + S * B^T (+ bias), and S = bf16(scale * dropout(X) * A^T), for any K, ldx and block size: one thread per output, features in order, f32.
 // Slow on purpose: it is for shapes that no model has.
 #include "by_tokens.cuh"
 #include "linear.cuh"
@@ -36,10 +36,19 @@ __global__ void __launch_bounds__(kThreads) lora_down_generic(LinearView view, b
     int row = threadIdx.x;
     int64_t token = first_token + blockIdx.y;
     if (row >= (segment.r + 7) / 8 * 8) return;
+    int adapter = segment.adapter(token);
     float sum = 0.0f;
-    if (row < segment.r)
-        for (int64_t k = 0; k < view.k; ++k) sum = fmaf(to_float(view.x[token * view.ldx + k]), to_float(segment.a[row * view.k + k]), sum);
-    s[token * view.lds + segment.s_column + row] = to_bf16(segment.scale * sum);
+    if (row < segment.r && adapter >= 0) {
+        const bf16 *x = view.x + token * view.ldx, *a = segment.a + (int64_t(adapter) * segment.r + row) * view.k;
+        bool drops = view.dropout.active();
+        uint32_t kept = 0;
+        for (int64_t k = 0; k < view.k; ++k) {
+            if (drops && k % 4 == 0) kept = dropout_kept(view.dropout, token, k / 4);
+            if (!drops || (kept >> (k % 4) & 1) != 0) sum = fmaf(to_float(x[k]), to_float(a[k]), sum);
+        }
+        sum = __fmul_rn(segment.scale_of(adapter), drops ? __fmul_rn(view.dropout.scale, sum) : sum);
+    }
+    s[token * view.lds + segment.s_column + row] = to_bf16(sum);
 }
 
 }  // namespace

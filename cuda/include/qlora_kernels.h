@@ -239,6 +239,15 @@ int qk_linear_dx(const struct qk_linear_backward *backward, void *workspace, siz
 /* The same with bf16 weights: every segment has dense. */
 int qk_linear_dx_dense(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
 
+/* dA_s += T_s^T * dropout(X) and dB_s += dY_s^T * S_s, f32, of every segment that has da or db. Sums over tokens: each 256 tokens (from row 0 on)
+ * from zero, this sum then added to what is there, in order. So the bits do not depend on tiling, and a batch cut at multiples of 256 rows and added up in order gives
+ * the same. With adapters, pair p sums the rows of index p, as if no other were there. Needs x where a da is set, s where a db is, lora where
+ * either is; reads no weight. */
+int qk_lora_gradients(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices are few and small. */
+int qk_lora_gradients_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+
 #ifdef __cplusplus
 }
 #endif

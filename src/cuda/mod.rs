@@ -14,6 +14,7 @@ pub mod emulation;
 mod error;
 pub mod linear;
 pub mod linear_backward;
+pub mod lora_gradients;
 mod memory;
 pub mod nf4;
 mod operand;

@@ -336,4 +336,14 @@ unsafe extern "C" {
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
+    pub fn qk_lora_gradients(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_lora_gradients_workspace_size(
+        backward: *const qk_linear_backward,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
 }
