@@ -64,8 +64,8 @@ qk_path path_of(const LinearView &view) {
 size_t workspace_bytes_of(const LinearView &view) { return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
 
 int lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
-    if (view.dropout.active() || view.has_adapters()) return QK_ERROR_NOT_BUILT;
-    bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0;
+    if (view.dropout.active()) return QK_ERROR_NOT_BUILT;
+    bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0 && !view.has_adapters();
     return fast ? launch_lora_down(view, s, stream) : launch_lora_down_generic(view, s, stream);
 }
 

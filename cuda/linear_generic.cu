@@ -36,10 +36,14 @@ __global__ void __launch_bounds__(kThreads) lora_down_generic(LinearView view, b
     int row = threadIdx.x;
     int64_t token = first_token + blockIdx.y;
     if (row >= (segment.r + 7) / 8 * 8) return;
+    int adapter = segment.adapter(token);
     float sum = 0.0f;
-    if (row < segment.r)
-        for (int64_t k = 0; k < view.k; ++k) sum = fmaf(to_float(view.x[token * view.ldx + k]), to_float(segment.a[row * view.k + k]), sum);
-    s[token * view.lds + segment.s_column + row] = to_bf16(segment.scale * sum);
+    if (row < segment.r && adapter >= 0) {
+        const bf16 *a = segment.a + (int64_t(adapter) * segment.r + row) * view.k;
+        for (int64_t k = 0; k < view.k; ++k) sum = fmaf(to_float(view.x[token * view.ldx + k]), to_float(a[k]), sum);
+        sum *= segment.scale_of(adapter);
+    }
+    s[token * view.lds + segment.s_column + row] = to_bf16(sum);
 }
 
 }  // namespace
