@@ -53,8 +53,10 @@ template <typename C> struct Tile {
     unsigned char *stages;
     float sums[C::kM / 16][4][4]; // [16 tokens][8 columns]
 
-    __device__ __forceinline__ unsigned char *stage(int64_t tile) const { return stages + tile % C::kStages * C::kStageBytes; }
-    __device__ __forceinline__ float *absmax(int64_t tile) const { return reinterpret_cast<float *>(stage(tile) + C::kDyBytes + C::kWBytes); }
+    __device__ __forceinline__ static float *scales(unsigned char *stage) { return reinterpret_cast<float *>(stage + C::kDyBytes + C::kWBytes); }
+    __device__ __forceinline__ unsigned char *after(unsigned char *stage) const {
+        return stage + C::kStageBytes == stages + C::kStages * C::kStageBytes ? stages : stage + C::kStageBytes;
+    }
 
     // Starts copying `columns` (at most 64) of kM rows from m0 on of a bf16 matrix [M, stride]; what is past them becomes zero.
     __device__ __forceinline__ void fetch_tokens(unsigned char *tile, const bf16 *matrix, int64_t stride, int64_t columns) const {
@@ -79,23 +81,52 @@ template <typename C> struct Tile {
         }
     }
 
-    __device__ __forceinline__ void fetch(const BackwardSegment &segment, int64_t tile) const {
-        unsigned char *to = stage(tile);
-        int64_t n0 = tile * kTileN;
-        fetch_tokens(to, segment.dy + n0, segment.lddy, segment.n - n0);
-        to += C::kDyBytes;
+    // What this thread copies of a segment's tiles; it moves on by a tile with each.
+    struct Cursor {
+        const bf16 *dy;         // its chunk of its first row of dY
+        const unsigned char *w; // its chunk of its first row of W
+        int64_t block, at;      // row-major block of its absmax, and where that lies
+        int left;               // rows of W from the tile's first on
+    };
+
+    static constexpr int kWChunks = (C::kDense ? C::kRowBytes : C::kCodeRowBytes) / 16; // of a row of W in a tile
+    static constexpr int kWRows = C::kThreads / kWChunks;                               // that the block copies at once
+    static constexpr int kDyRows = C::kThreads / 8;
+    static_assert(kDyRows % 8 == 0 && kWRows % 8 == 0, "a thread's rows have the same swizzle");
+
+    __device__ __forceinline__ Cursor start(const BackwardSegment &segment) const {
+        int64_t row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks, scale_row = threadIdx.x % kTileN, scale_column = k0 / 64 + threadIdx.x / kTileN;
+        Cursor cursor = {segment.dy + (m0 + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0, 0, int(segment.n)};
         if constexpr (C::kDense) {
-            fetch_columns(to, segment.dense, [&](int row) { return n0 + row < segment.n ? segment.dense + (n0 + row) * view.k : nullptr; });
+            cursor.w = reinterpret_cast<const unsigned char *>(segment.dense + row * view.k + k0 + chunk * 8);
         } else {
-            constexpr int kChunks = C::kCodeRowBytes / 16;
-#pragma unroll
-            for (int i = threadIdx.x; i < kTileN * kChunks; i += C::kThreads) {
-                int row = i / kChunks, chunk = i % kChunks;
-                bool valid = n0 + row < segment.n && k0 + chunk * 32 < view.k;
-                int64_t at = ((n0 + row) * view.k + k0) / 2 + chunk * 16;
-                cp_async_16(to + code_offset(row, chunk, C::kCodeRowBytes), segment.nf4.codes + (valid ? at : 0), valid);
-            }
+            cursor.w = segment.nf4.codes + (row * view.k + k0) / 2 + chunk * 16;
+            cursor.block = scale_row * (view.k / 64) + scale_column;
+            cursor.at = segment.nf4.transposed ? scale_column * segment.n + scale_row : cursor.block;
         }
+        return cursor;
+    }
+
+    // Starts copying a tile. Rows past N: zeros of dY, so that W does not matter there.
+    __device__ __forceinline__ void fetch(const BackwardSegment &segment, Cursor &cursor, unsigned char *to) const {
+        int64_t left = view.m - m0 - threadIdx.x / 8;
+        int rows = left < C::kM ? int(left) : C::kM, columns = cursor.left - int(threadIdx.x % 8 * 8);
+        int bytes = columns >= 8 ? 16 : columns > 0 ? columns * 2 : 0;
+        unsigned char *dy = to + bf16_offset(threadIdx.x / 8, threadIdx.x % 8, 128);
+#pragma unroll
+        for (int i = 0; i < C::kM / kDyRows; ++i)
+            cp_async_partial(dy + i * kDyRows * 128, cursor.dy + i * kDyRows * segment.lddy, i * kDyRows < rows ? bytes : 0);
+        constexpr int kPerChunk = C::kDense ? 8 : 32; // columns
+        int row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks;
+        int w_rows = k0 + chunk * kPerChunk < view.k ? cursor.left - row : 0;
+        unsigned char *w = to + C::kDyBytes + (C::kDense ? bf16_offset(row, chunk, C::kRowBytes) : code_offset(row, chunk, C::kCodeRowBytes));
+        int64_t row_bytes = C::kDense ? view.k * 2 : view.k / 2;
+#pragma unroll
+        for (int i = 0; i < kTileN / kWRows; ++i)
+            cp_async_16(w + i * kWRows * kWChunks * 16, cursor.w + i * kWRows * row_bytes, i * kWRows < w_rows);
+        cursor.dy += kTileN;
+        cursor.w += kTileN * row_bytes;
+        cursor.left -= kTileN;
     }
 
     // The scale of this thread's row and 64 columns in a tile, in two halves so that the first's loads are under way while a tile is computed.
@@ -103,15 +134,16 @@ template <typename C> struct Tile {
         float factor; // nested absmax, or the absmax itself
         int code;
     };
-    __device__ __forceinline__ Scale load_scale(const Nf4View &w, int64_t tile) const {
-        int64_t row = tile * kTileN + threadIdx.x % kTileN, column = k0 / 64 + threadIdx.x / kTileN, blocks = view.k / 64;
-        if (row >= w.n || column >= blocks) return {0.0f, 127};
-        int64_t block = row * blocks + column, at = w.transposed ? column * w.n + row : block;
+    __device__ __forceinline__ Scale load_scale(const Nf4View &w, Cursor &cursor) const {
+        bool valid = int(threadIdx.x % kTileN) < cursor.left && k0 + int(threadIdx.x / kTileN) * 64 < view.k;
+        int64_t at = valid ? cursor.at : 0, block = valid ? cursor.block : 0; // else any: it meets zeros of dY, or columns past K
+        cursor.at += w.transposed ? kTileN : kTileN * (view.k / 64);
+        cursor.block += kTileN * (view.k / 64);
         if (w.absmax != nullptr) return {w.absmax[at], 0};
         return {w.nested_absmax[block / QK_NESTED_BLOCK], w.absmax_codes[at]};
     }
-    __device__ __forceinline__ void store_scale(const Nf4View &w, int64_t tile, Scale scale, float offset) const {
-        absmax(tile)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_code[scale.code], scale.factor), offset);
+    __device__ __forceinline__ void store_scale(const Nf4View &w, unsigned char *to, Scale scale, float offset) const {
+        scales(to)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_code[scale.code], scale.factor), offset);
     }
 
     // 16 rows of a bf16 tile, from 16 * step on.
@@ -256,7 +288,6 @@ template <typename C> struct Tile {
     __device__ __forceinline__ void base(const BackwardSegment &segment) {
         const Nf4View &w = segment.nf4;
         const bool nf4 = !C::kDense;
-        int64_t tiles = ceil_div(segment.n, kTileN);
         cp_async_wait<0>();
         __syncthreads(); // everyone is done with what lies in the stages, and with the tables
         float offset = 0.0f;
@@ -267,34 +298,38 @@ template <typename C> struct Tile {
             }
             __syncthreads();
         }
+        Cursor cursor = start(segment);
         Scale scale = {0.0f, 0};
+        unsigned char *current = stages, *next = stages;
 #pragma unroll
-        for (int tile = 0; tile < C::kStages - 1; ++tile) {
-            if (tile < tiles) {
-                fetch(segment, tile);
-                if constexpr (nf4) store_scale(w, tile, load_scale(w, tile), offset);
+        for (int i = 0; i < C::kStages - 1; ++i, next += C::kStageBytes) {
+            if (cursor.left > 0) {
+                if constexpr (nf4) store_scale(w, next, load_scale(w, cursor), offset);
+                fetch(segment, cursor, next);
             }
             cp_async_commit();
         }
         if constexpr (nf4)
-            if (C::kStages - 1 < tiles) scale = load_scale(w, C::kStages - 1);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
+            if (cursor.left > 0) scale = load_scale(w, cursor);
+#pragma unroll 1
+        for (int left = int(segment.n); left > 0; left -= kTileN) {
             cp_async_wait<C::kStages - 2>(); // this tile is here ...
             __syncthreads();                 // ... for everyone, and everyone is done with the one before, whose stage is next to fill
-            int64_t next = tile + C::kStages - 1;
-            if (next < tiles) {
-                fetch(segment, next);
+            if (cursor.left > 0) {
+                fetch(segment, cursor, next);
                 if constexpr (nf4) store_scale(w, next, scale, offset);
             }
             cp_async_commit();
             if constexpr (nf4)
-                if (next + 1 < tiles) scale = load_scale(w, next + 1);
-            const unsigned char *tokens = stage(tile), *weights = tokens + C::kDyBytes;
+                if (cursor.left > 0) scale = load_scale(w, cursor);
+            const unsigned char *weights = current + C::kDyBytes;
 #pragma unroll
             for (int step = 0; step < kTileN / 16; ++step) {
-                if constexpr (nf4) multiply(tokens, step, dequantize_columns(weights, absmax(tile), step));
-                else multiply(tokens, step, load_columns(weights, step));
+                if constexpr (nf4) multiply(current, step, dequantize_columns(weights, scales(current), step));
+                else multiply(current, step, load_columns(weights, step));
             }
+            current = after(current);
+            next = after(next);
         }
     }
 

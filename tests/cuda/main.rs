@@ -22,6 +22,7 @@ mod operation;
 mod emulation;
 mod linear;
 mod linear_dx;
+mod linear_dx_values;
 mod linear_values;
 mod nf4;
 mod twins;

@@ -143,9 +143,16 @@ impl Linear {
         if !self.exact() {
             return weights(len, stream.next_u32().into());
         }
-        let scale = [0.5, 1.0, 2.0][stream.below(3) as usize];
-        // Every block has its largest magnitude, so that absmax is the power of two.
-        (0..len).map(|i| if i % 32 == 0 { scale } else { (stream.below(3) as f32 - 1.0) * scale }).collect()
+        // Every block has its own power of two, and its largest magnitude, so that this is its absmax.
+        let mut scale = 1.0;
+        let mut next = |i: usize| {
+            if i.is_multiple_of(self.block_size) {
+                scale = [0.5, 1.0, 2.0][stream.below(3) as usize];
+                return scale;
+            }
+            (stream.below(3) as f32 - 1.0) * scale
+        };
+        (0..len).map(&mut next).collect()
     }
 
     pub fn part(&self, part: &Part, stream: &mut philox::Stream) -> HostPart {
