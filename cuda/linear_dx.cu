@@ -48,7 +48,7 @@ __device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second)
 // One block's place and its pipeline.
 template <typename C> struct Tile {
     const BackwardView &view;
-    int64_t m0, k0;
+    int m0, k0; // M and K are less than 2^31; sums with them are not
     float *codebook, *nested_code; // [16], [256]
     unsigned char *stages;
     float sums[C::kM / 16][4][4]; // [16 tokens][8 columns]
@@ -63,20 +63,20 @@ template <typename C> struct Tile {
 #pragma unroll
         for (int i = threadIdx.x; i < C::kM * 8; i += C::kThreads) {
             int row = i / 8, chunk = i % 8;
-            int64_t left = m0 + row < view.m ? columns - chunk * 8 : 0;
+            int64_t left = int64_t(m0) + row < view.m ? columns - chunk * 8 : 0;
             int bytes = left >= 8 ? 16 : left > 0 ? int(left) * 2 : 0;
-            cp_async_partial(tile + bf16_offset(row, chunk, 128), bytes > 0 ? matrix + (m0 + row) * stride + chunk * 8 : matrix, bytes);
+            cp_async_partial(tile + bf16_offset(row, chunk, 128), bytes > 0 ? matrix + (int64_t(m0) + row) * stride + chunk * 8 : matrix, bytes);
         }
     }
 
     // The same for 64 rows of this block's columns; row_at(row) is a row's first element, or NULL for zeros.
     template <typename RowAt> __device__ __forceinline__ void fetch_columns(unsigned char *tile, const bf16 *any, RowAt row_at) const {
         constexpr int kChunks = C::kRowBytes / 16;
-#pragma unroll
+#pragma unroll 1
         for (int i = threadIdx.x; i < kTileN * kChunks; i += C::kThreads) {
             int row = i / kChunks, chunk = i % kChunks;
             const bf16 *from = row_at(row);
-            bool valid = from != nullptr && k0 + chunk * 8 < view.k;
+            bool valid = from != nullptr && int64_t(k0) + chunk * 8 < view.k;
             cp_async_16(tile + bf16_offset(row, chunk, C::kRowBytes), valid ? from + k0 + chunk * 8 : any, valid);
         }
     }
@@ -96,7 +96,7 @@ template <typename C> struct Tile {
 
     __device__ __forceinline__ Cursor start(const BackwardSegment &segment) const {
         int64_t row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks, scale_row = threadIdx.x % kTileN, scale_column = k0 / 64 + threadIdx.x / kTileN;
-        Cursor cursor = {segment.dy + (m0 + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0, 0, int(segment.n)};
+        Cursor cursor = {segment.dy + (int64_t(m0) + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0, 0, int(segment.n)};
         if constexpr (C::kDense) {
             cursor.w = reinterpret_cast<const unsigned char *>(segment.dense + row * view.k + k0 + chunk * 8);
         } else {
@@ -118,7 +118,7 @@ template <typename C> struct Tile {
             cp_async_partial(dy + i * kDyRows * 128, cursor.dy + i * kDyRows * segment.lddy, i * kDyRows < rows ? bytes : 0);
         constexpr int kPerChunk = C::kDense ? 8 : 32; // columns
         int row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks;
-        int w_rows = k0 + chunk * kPerChunk < view.k ? cursor.left - row : 0;
+        int w_rows = int64_t(k0) + chunk * kPerChunk < view.k ? cursor.left - row : 0;
         unsigned char *w = to + C::kDyBytes + (C::kDense ? bf16_offset(row, chunk, C::kRowBytes) : code_offset(row, chunk, C::kCodeRowBytes));
         int64_t row_bytes = C::kDense ? view.k * 2 : view.k / 2;
 #pragma unroll
@@ -135,7 +135,7 @@ template <typename C> struct Tile {
         int code;
     };
     __device__ __forceinline__ Scale load_scale(const Nf4View &w, Cursor &cursor) const {
-        bool valid = int(threadIdx.x % kTileN) < cursor.left && k0 + int(threadIdx.x / kTileN) * 64 < view.k;
+        bool valid = int(threadIdx.x % kTileN) < cursor.left && int64_t(k0) + threadIdx.x / kTileN * 64 < view.k;
         int64_t at = valid ? cursor.at : 0, block = valid ? cursor.block : 0; // else any: it meets zeros of dY, or columns past K
         cursor.at += w.transposed ? kTileN : kTileN * (view.k / 64);
         cursor.block += kTileN * (view.k / 64);
@@ -205,12 +205,21 @@ template <typename C> struct Tile {
         }
     }
 
-    // The same for the rows of one adapter alone, whatever the other rows of T hold and this adapter's A.
-    __device__ __forceinline__ void multiply_own(const unsigned char *tokens, int step, const Columns &columns, const LoraView &lora, int adapter) {
+    // Which of this lane's tokens are an adapter's: bit 2i + half.
+    __device__ __forceinline__ uint32_t own_tokens(const LoraView &lora, int adapter) const {
+        uint32_t own = 0;
+#pragma unroll 1
+        for (int bit = 0; bit < C::kM / 8; ++bit) {
+            int64_t row = token(bit / 2, bit % 2);
+            own |= (row < view.m && lora.adapter(row) == adapter ? 1u : 0u) << bit;
+        }
+        return own;
+    }
+
+    // multiply() for those alone, whatever the other rows of T hold and this adapter's A.
+    __device__ __forceinline__ void multiply_own(const unsigned char *tokens, int step, const Columns &columns, uint32_t own) {
 #pragma unroll
         for (int i = 0; i < C::kM / 16; ++i) {
-            int64_t token = m0 + 16 * i + threadIdx.x % 32 / 4;
-            bool own = token < view.m && lora.adapter(token) == adapter, own8 = token + 8 < view.m && lora.adapter(token + 8) == adapter;
             uint32_t a[4];
             load_tokens(a, tokens, i, step);
 #pragma unroll
@@ -218,7 +227,7 @@ template <typename C> struct Tile {
                 float sum[4] = {sums[i][j][0], sums[i][j][1], sums[i][j][2], sums[i][j][3]};
                 mma_m16n8k16(sum, a, columns.pairs[j]);
 #pragma unroll
-                for (int c = 0; c < 4; ++c) sums[i][j][c] = (c < 2 ? own : own8) ? sum[c] : sums[i][j][c];
+                for (int c = 0; c < 4; ++c) sums[i][j][c] = own >> (2 * i + c / 2) & 1 ? sum[c] : sums[i][j][c];
             }
         }
     }
@@ -227,6 +236,7 @@ template <typename C> struct Tile {
     // of one segment's adapter, for that adapter's rows alone.
     __device__ __forceinline__ void ranks(int64_t first, int64_t end, const BackwardSegment *own, int adapter) {
         unsigned char *t_tile = stages, *a_tile = stages + C::kDyBytes;
+        uint32_t own_bits = own != nullptr ? own_tokens(*own, adapter) : 0;
         for (; first < end; first += kTileN) {
             cp_async_wait<0>();
             __syncthreads(); // everyone is done with what lies here
@@ -247,7 +257,7 @@ template <typename C> struct Tile {
 #pragma unroll 1
             for (int step = 0; step * 16 < left; ++step) {
                 Columns columns = load_columns(a_tile, step);
-                if (own != nullptr) multiply_own(t_tile, step, columns, *own, adapter);
+                if (own != nullptr) multiply_own(t_tile, step, columns, own_bits);
                 else multiply(t_tile, step, columns);
             }
         }
@@ -265,24 +275,26 @@ template <typename C> struct Tile {
         }
     }
 
-    __device__ __forceinline__ int64_t column() const { return k0 + threadIdx.x / 32 * 32 + threadIdx.x % 4 * 8; } // the first of this lane's 8
-    __device__ __forceinline__ int64_t token(int i, int half) const { return m0 + 16 * i + 8 * half + threadIdx.x % 32 / 4; }
+    __device__ __forceinline__ int64_t column() const { return int64_t(k0) + threadIdx.x / 32 * 32 + threadIdx.x % 4 * 8; } // the first of this lane's 8
+    __device__ __forceinline__ int64_t token(int i, int half) const { return int64_t(m0) + 16 * i + 8 * half + threadIdx.x % 32 / 4; }
 
+    // Dropout of what the accumulators hold. 32 elements at a time as bits, so that the numbers need few registers.
     __device__ __forceinline__ void mask() {
 #pragma unroll
-        for (int i = 0; i < C::kM / 16; ++i)
+        for (int pair = 0; pair < C::kM / 32; ++pair) {
+            uint32_t kept = 0;
+#pragma unroll 1
+            for (int draw = 0; draw < 8; ++draw) { // 16 tokens, half, quad of columns
+                int64_t row = token(2 * pair + draw / 4, draw / 2 % 2);
+                kept |= dropout_kept(view.dropout, row, column() / 4 + draw % 2) << 4 * draw;
+            }
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-                for (int quad = 0; quad < 2; ++quad) {
-                    float factors[4];
-                    dropout_factors(view.dropout, token(i, half), column() / 4 + quad, factors);
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        float &sum = sums[i][j][2 * half + quad];
-                        sum = factors[j] != 0.0f ? __fmul_rn(sum, factors[j]) : 0.0f; // also where the sum is no number
-                    }
-                }
+            for (int bit = 0; bit < 32; ++bit) {
+                float &sum = sums[2 * pair + bit / 16][bit % 4][2 * (bit / 8 % 2) + bit / 4 % 2];
+                uint32_t all_or_none = 0u - (kept >> bit & 1u); // zero also where the sum is no number
+                sum = __uint_as_float(__float_as_uint(__fmul_rn(sum, view.dropout.scale)) & all_or_none);
+            }
+        }
     }
 
     __device__ __forceinline__ void base(const BackwardSegment &segment) {
@@ -370,7 +382,7 @@ template <typename C> struct Tile {
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_dx(BackwardView view) {
     int64_t tiles_m = ceil_div(view.m, C::kM);
     float *codebook = reinterpret_cast<float *>(dynamic_shared());
-    Tile<C> tile = {view, blockIdx.x % tiles_m * C::kM, blockIdx.x / tiles_m * C::kK, codebook, codebook + 16, dynamic_shared() + kTablesBytes, {}};
+    Tile<C> tile = {view, int(blockIdx.x % tiles_m) * C::kM, int(blockIdx.x / tiles_m) * C::kK, codebook, codebook + 16, dynamic_shared() + kTablesBytes, {}};
     if (!C::kDense && threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
     tile.low_rank();
     if (view.dropout.active() && view.lds > 0) tile.mask();
