@@ -9,7 +9,8 @@
 // each row's absmax in f32, and packs rows n, n + 1 of a column as the instruction wants them. Its sums are then those of 8 neighbouring columns.
 //
 // Shared memory: 16-byte chunks at chunk ^ row % 8 (bf16) and chunk ^ row / 2 % 4 (codes), so that no load conflicts. Largest: 76.1 KB (NF4),
-// 97.1 KB (bf16). Preconditions: K % 64 == 0, lddy % 8 == 0, block size 64; M, N, r any.
+// 97.1 KB (bf16). Preconditions: K % 64 == 0, lddy % 8 == 0, block size 64; M, N, r any. Limit (large tiles, NF4): issue slots, 3.9 beside each
+// matrix instruction, of which dequantising takes 2.3: 4.6 a weight (two to take out a code, its value, the product, half a conversion).
 #include "linear_backward.cuh"
 
 namespace {
@@ -17,9 +18,10 @@ namespace {
 constexpr int kTileN = 64;
 constexpr int kTablesBytes = 272 * int(sizeof(float));
 
-template <int kM_, int kWarps_, int kStages_, bool kDense_> struct Config {
+// kPlain: neither adapters nor dropout, which would cost the large tiles registers that they do not have.
+template <int kM_, int kWarps_, int kStages_, bool kDense_, bool kPlain_> struct Config {
     static constexpr int kM = kM_, kWarps = kWarps_, kStages = kStages_;
-    static constexpr bool kDense = kDense_;
+    static constexpr bool kDense = kDense_, kPlain = kPlain_;
     static constexpr int kK = 32 * kWarps, kThreads = 32 * kWarps;
     static constexpr int kDyBytes = kM * kTileN * int(sizeof(bf16));
     static constexpr int kRowBytes = kK * int(sizeof(bf16)), kCodeRowBytes = kK / 2; // of a tile of W or A, of codes
@@ -49,13 +51,15 @@ __device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second)
 template <typename C> struct Tile {
     const BackwardView &view;
     int m0, k0; // M and K are less than 2^31; sums with them are not
-    float *codebook, *nested_code; // [16], [256]
-    unsigned char *stages;
     float sums[C::kM / 16][4][4]; // [16 tokens][8 columns]
 
+    // Their addresses are constants: functions rather than members, which would take registers.
+    __device__ __forceinline__ static float *codebook() { return reinterpret_cast<float *>(dynamic_shared()); } // [16]
+    __device__ __forceinline__ static float *nested_code() { return codebook() + 16; }                          // [256]
+    __device__ __forceinline__ static unsigned char *stages() { return dynamic_shared() + kTablesBytes; }
     __device__ __forceinline__ static float *scales(unsigned char *stage) { return reinterpret_cast<float *>(stage + C::kDyBytes + C::kWBytes); }
     __device__ __forceinline__ unsigned char *after(unsigned char *stage) const {
-        return stage + C::kStageBytes == stages + C::kStages * C::kStageBytes ? stages : stage + C::kStageBytes;
+        return stage + C::kStageBytes == stages() + C::kStages * C::kStageBytes ? stages() : stage + C::kStageBytes;
     }
 
     // Starts copying `columns` (at most 64) of kM rows from m0 on of a bf16 matrix [M, stride]; what is past them becomes zero.
@@ -143,7 +147,7 @@ template <typename C> struct Tile {
         return {w.nested_absmax[block / QK_NESTED_BLOCK], w.absmax_codes[at]};
     }
     __device__ __forceinline__ void store_scale(const Nf4View &w, unsigned char *to, Scale scale, float offset) const {
-        scales(to)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_code[scale.code], scale.factor), offset);
+        scales(to)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_code()[scale.code], scale.factor), offset);
     }
 
     // 16 rows of a bf16 tile, from 16 * step on.
@@ -180,7 +184,7 @@ template <typename C> struct Tile {
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     uint32_t code = word >> (j / 2 * 8 + (j % 2 ? 0 : 4)) & 15;
-                    weights[i][j] = __fmul_rn(codebook[code], i == 0 ? scale.x : scale.y);
+                    weights[i][j] = __fmul_rn(codebook()[code], i == 0 ? scale.x : scale.y);
                 }
             }
 #pragma unroll
@@ -235,8 +239,8 @@ template <typename C> struct Tile {
     // sums += columns first .. end of T (multiples of 8) times the rows of A that belong to them: those of all segments, or, if `own` is not NULL,
     // of one segment's adapter, for that adapter's rows alone.
     __device__ __forceinline__ void ranks(int64_t first, int64_t end, const BackwardSegment *own, int adapter) {
-        unsigned char *t_tile = stages, *a_tile = stages + C::kDyBytes;
-        uint32_t own_bits = own != nullptr ? own_tokens(*own, adapter) : 0;
+        unsigned char *t_tile = stages(), *a_tile = stages() + C::kDyBytes;
+        uint32_t own_bits = !C::kPlain && own != nullptr ? own_tokens(*own, adapter) : 0;
         for (; first < end; first += kTileN) {
             cp_async_wait<0>();
             __syncthreads(); // everyone is done with what lies here
@@ -246,7 +250,7 @@ template <typename C> struct Tile {
                 if (column >= end) return nullptr;
                 int i = 0;
                 while (i + 1 < view.num_segments && column >= view.segments[i + 1].s_column) ++i;
-                const BackwardSegment &segment = own != nullptr ? *own : view.segments[i];
+                const BackwardSegment &segment = !C::kPlain && own != nullptr ? *own : view.segments[i];
                 int64_t rank = column - segment.s_column;
                 return rank < segment.r ? segment.a + (int64_t(adapter) * segment.r + rank) * view.k : nullptr;
             });
@@ -257,21 +261,25 @@ template <typename C> struct Tile {
 #pragma unroll 1
             for (int step = 0; step * 16 < left; ++step) {
                 Columns columns = load_columns(a_tile, step);
-                if (own != nullptr) multiply_own(t_tile, step, columns, own_bits);
+                if (!C::kPlain && own != nullptr) multiply_own(t_tile, step, columns, own_bits);
                 else multiply(t_tile, step, columns);
             }
         }
     }
 
     __device__ __forceinline__ void low_rank() {
-        if (!view.has_adapters()) return ranks(0, view.lds, nullptr, 0);
+        if constexpr (C::kPlain) {
+            ranks(0, view.lds, nullptr, 0);
+        } else {
+            if (!view.has_adapters()) return ranks(0, view.lds, nullptr, 0);
 #pragma unroll 1
-        for (int i = 0; i < view.num_segments; ++i) {
-            const BackwardSegment &segment = view.segments[i];
+            for (int i = 0; i < view.num_segments; ++i) {
+                const BackwardSegment &segment = view.segments[i];
 #pragma unroll 1
-            for (int adapter = 0; adapter < segment.num_adapters; ++adapter)
-                if (segment.any_has(adapter, m0, C::kM, view.m))
-                    ranks(segment.s_column, segment.s_column + (segment.r + 7) / 8 * 8, &segment, adapter);
+                for (int adapter = 0; adapter < segment.num_adapters; ++adapter)
+                    if (segment.any_has(adapter, m0, C::kM, view.m))
+                        ranks(segment.s_column, segment.s_column + (segment.r + 7) / 8 * 8, &segment, adapter);
+            }
         }
     }
 
@@ -306,13 +314,13 @@ template <typename C> struct Tile {
         if constexpr (nf4) {
             if (w.nested_code != nullptr) {
                 offset = *w.offset;
-                for (int i = threadIdx.x; i < 256; i += C::kThreads) nested_code[i] = w.nested_code[i];
+                for (int i = threadIdx.x; i < 256; i += C::kThreads) nested_code()[i] = w.nested_code[i];
             }
             __syncthreads();
         }
         Cursor cursor = start(segment);
         Scale scale = {0.0f, 0};
-        unsigned char *current = stages, *next = stages;
+        unsigned char *current = stages(), *next = stages();
 #pragma unroll
         for (int i = 0; i < C::kStages - 1; ++i, next += C::kStageBytes) {
             if (cursor.left > 0) {
@@ -381,11 +389,11 @@ template <typename C> struct Tile {
 // grid: tiles of tokens, fastest, times tiles of columns: neighbours share weights.
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_dx(BackwardView view) {
     int64_t tiles_m = ceil_div(view.m, C::kM);
-    float *codebook = reinterpret_cast<float *>(dynamic_shared());
-    Tile<C> tile = {view, int(blockIdx.x % tiles_m) * C::kM, int(blockIdx.x / tiles_m) * C::kK, codebook, codebook + 16, dynamic_shared() + kTablesBytes, {}};
-    if (!C::kDense && threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
+    Tile<C> tile = {view, int(blockIdx.x % tiles_m) * C::kM, int(blockIdx.x / tiles_m) * C::kK, {}};
+    if (!C::kDense && threadIdx.x < 16) tile.codebook()[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
     tile.low_rank();
-    if (view.dropout.active() && view.lds > 0) tile.mask();
+    if constexpr (!C::kPlain)
+        if (view.dropout.active() && view.lds > 0) tile.mask();
 #pragma unroll 1
     for (int i = 0; i < view.num_segments; ++i) tile.base(view.segments[i]);
     tile.write();
@@ -397,12 +405,13 @@ template <typename C> int launch_tiles(const BackwardView &view, qk_stream strea
     return launch(linear_dx<C>, dim3(unsigned(blocks)), dim3(C::kThreads), C::kSharedBytes, stream, view);
 }
 
-// Large tiles once they fill the multiprocessors of the larger cards; small ones below. Both add in the same order.
+// Large tiles once they fill the multiprocessors of the larger cards; small ones below, and with adapters or dropout. All add in the same order.
 template <bool dense> int launch_dx(const BackwardView &view, qk_stream stream) {
-    using Large = Config<128, 8, dense ? 2 : 3, dense>;
-    using Small = Config<64, 4, dense ? 3 : 4, dense>;
+    using Large = Config<128, 8, dense ? 2 : 3, dense, true>;
+    constexpr int kStages = dense ? 3 : 4;
+    if (view.has_adapters() || view.dropout.active()) return launch_tiles<Config<64, 4, kStages, dense, false>>(view, stream);
     bool large = ceil_div(view.m, Large::kM) * ceil_div(view.k, Large::kK) >= 96;
-    return large ? launch_tiles<Large>(view, stream) : launch_tiles<Small>(view, stream);
+    return large ? launch_tiles<Large>(view, stream) : launch_tiles<Config<64, 4, kStages, dense, true>>(view, stream);
 }
 
 }  // namespace

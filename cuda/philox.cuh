@@ -33,13 +33,13 @@ __device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint3
     return {{c0, c1, c2, c3}};
 }
 
-// Bit i is set if feature 4 * quad + i of a row is kept.
+// Bit i: feature 4 * quad + i of a row is kept. For kernels that zero what is dropped and apply `scale` to their f32 sums.
 __device__ __forceinline__ uint32_t dropout_kept(const DropoutView &dropout, int64_t row, int64_t quad) {
     Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.site, dropout.draw, dropout.key_low, dropout.key_high);
-    uint32_t kept = 0;
+    uint32_t bits = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) kept |= (random.words[i] >= dropout.threshold ? 1u : 0u) << i;
-    return kept;
+    for (int i = 0; i < 4; ++i) bits |= uint32_t(random.words[i] >= dropout.threshold) << i;
+    return bits;
 }
 
 // Checks a dropout for m rows and turns it into a view: QK_OK or the error. NULL is no dropout.
