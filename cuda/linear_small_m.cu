@@ -84,6 +84,7 @@ template <int kTiles, bool dense> __global__ void __launch_bounds__(kThreads) li
         float sum = sums[i];
         int adapter = segment.r > 0 ? segment.adapter(token) : -1, r = adapter >= 0 ? segment.r : 0;
         const bf16 *b = segment.b + (adapter * segment.n + n) * segment.r;
+#pragma unroll 1
         for (int j = 0; j < r; ++j) sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(b[j]), sum);
         if (segment.bias != nullptr) sum += to_float(segment.bias[n]);
         segment.y[token * segment.ldy + n] = to_bf16(sum);
