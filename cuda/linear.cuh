@@ -25,6 +25,12 @@ struct LoraView {
         int index = adapter_index[row];
         return index >= 0 && index < num_adapters ? index : -1;
     }
+    // Whether any of `rows` rows from `first` on, of m, has it: the same answer in all warps. All lanes ask.
+    __device__ __forceinline__ bool any_has(int of_adapter, int64_t first, int rows, int64_t m) const {
+        bool has = false;
+        for (int64_t row = first + threadIdx.x % 32; row < first + rows && row < m; row += 32) has |= adapter(row) == of_adapter;
+        return __ballot_sync(~0u, has) != 0;
+    }
     __device__ __forceinline__ float scale_of(int adapter) const { return scales != nullptr ? scales[adapter] : scale; }
 };
 

@@ -28,8 +28,14 @@ int check_segment(const qk_linear_backward *backward, const qk_segment_backward 
     return segment->lora == nullptr ? QK_OK : lora_view(segment->lora, view);
 }
 
-// The tensor-core kernel is not there yet.
-qk_path path_of(const BackwardView &) { return QK_PATH_GENERIC; }
+qk_path path_of(const BackwardView &view) {
+    bool generic = view.k % kTileK != 0;
+    for (int i = 0; i < view.num_segments; ++i) {
+        const BackwardSegment &segment = view.segments[i];
+        generic |= segment.lddy % 8 != 0 || (segment.dense == nullptr && segment.nf4.block_shift != 6);
+    }
+    return generic ? QK_PATH_GENERIC : QK_PATH_TENSOR_CORE;
+}
 
 size_t workspace_bytes_of(const BackwardView &view) { return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
 
@@ -49,7 +55,7 @@ int linear_dx(const qk_linear_backward *backward, bool dense, void *workspace, s
         if (int error = launch_lora_up(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
     }
-    return launch_linear_dx_generic(view, stream);
+    return path_of(view) == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, stream) : launch_linear_dx_generic(view, stream);
 }
 
 }  // namespace

@@ -20,10 +20,8 @@ __global__ void __launch_bounds__(kThreads) linear_dx_generic(BackwardView view,
         for (int j = 0; j < segment.r; ++j) sum = fmaf(to_float(t[j]), to_float(a[j * view.k]), sum);
     }
     if (view.dropout.active()) {
-        float factors[4];
-        dropout_factors(view.dropout, token, k / 4, factors);
-        float factor = k & 2 ? (k & 1 ? factors[3] : factors[2]) : (k & 1 ? factors[1] : factors[0]);
-        sum = factor != 0.0f ? __fmul_rn(sum, factor) : 0.0f; // also where the sum is no number
+        bool kept = dropout_kept(view.dropout, token, k / 4) >> (k & 3) & 1;
+        sum = kept ? __fmul_rn(sum, view.dropout.scale) : 0.0f; // zero also where the sum is no number
     }
     for (int i = 0; i < view.num_segments; ++i) {
         const BackwardSegment &segment = view.segments[i];

@@ -1,5 +1,5 @@
-// Y = X * W^T + S * B^T (+ bias), and S = bf16(scale * dropout(X) * A^T), for any K, ldx and block size: one thread per output, features in order, f32.
-// Slow on purpose: it is for shapes that no model has.
+// Y = X * W^T + S * B^T (+ bias), and S = bf16(scale * dropout(X) * A^T), for any K, ldx and block size: one thread per output, features in
+// order, f32. Slow on purpose: it is for shapes that no model has.
 #include "by_tokens.cuh"
 #include "linear.cuh"
 

@@ -106,8 +106,10 @@ template <int kTiles, bool dense> __global__ void __launch_bounds__(kThreads) li
         int64_t token = i / kColumns, n = n0 + i % kColumns;
         if (token >= view.m || n >= segment.n) continue;
         float sum = sums[i];
-        for (int j = 0; j < segment.r; ++j)
-            sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(segment.b[n * segment.r + j]), sum);
+        int adapter = segment.r > 0 ? segment.adapter(token) : -1, r = adapter >= 0 ? segment.r : 0;
+        const bf16 *b = segment.b + (adapter * segment.n + n) * segment.r;
+#pragma unroll 1
+        for (int j = 0; j < r; ++j) sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(b[j]), sum);
         if (segment.bias != nullptr) sum += to_float(segment.bias[n]);
         segment.y[token * segment.ldy + n] = to_bf16(sum);
     }

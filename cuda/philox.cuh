@@ -33,13 +33,6 @@ __device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint3
     return {{c0, c1, c2, c3}};
 }
 
-// The factors of features 4 * quad .. 4 * quad + 3 of a row: 0, or `scale`.
-__device__ __forceinline__ void dropout_factors(const DropoutView &dropout, int64_t row, int64_t quad, float (&factors)[4]) {
-    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.site, dropout.draw, dropout.key_low, dropout.key_high);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) factors[i] = random.words[i] >= dropout.threshold ? dropout.scale : 0.0f;
-}
-
 // Bit i: feature 4 * quad + i of a row is kept. For kernels that zero what is dropped and apply `scale` to their f32 sums.
 __device__ __forceinline__ uint32_t dropout_kept(const DropoutView &dropout, int64_t row, int64_t quad) {
     Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.site, dropout.draw, dropout.key_low, dropout.key_high);

@@ -18,6 +18,7 @@ fn linear(m: usize, k: usize, part: Part) -> Linear {
         double_quant: true,
         values: Values::Ragged,
         given_s: false,
+        adapters: 0,
         parts: vec![part],
         seed: 5,
     }

@@ -6,6 +6,9 @@
 
 #[path = "../support/device.rs"]
 mod device;
+#[path = "../support/linear_dx.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod linear_dx_operation;
 #[path = "../support/linear.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
@@ -18,6 +21,8 @@ mod operation;
 #[cfg(feature = "emulation")]
 mod emulation;
 mod linear;
+mod linear_dx;
+mod linear_dx_values;
 mod linear_values;
 mod nf4;
 mod twins;

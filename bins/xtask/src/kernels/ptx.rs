@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 
 /// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax plus offset),
-/// and how many `fma` their source asks for: the low-rank term of the small-M kernel, and both sums of the generic one after
-/// unrolling. One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 11] = [
+/// and how many `fma` their source asks for: the low-rank term of the small-M kernel, both sums of the generic one after
+/// unrolling, and both of the generic dX. One more is a contraction.
+pub const TWO_ROUNDINGS: [(&str, usize); 15] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
@@ -17,6 +17,10 @@ pub const TWO_ROUNDINGS: [(&str, usize); 11] = [
     ("linear_small_m<4, false>", 1),
     ("linear_small_m<1, false>", 1),
     ("linear_generic", 4),
+    ("linear_dx<Config<128, 8, 3, false, true>>", 0),
+    ("linear_dx<Config<64, 4, 4, false, true>>", 0),
+    ("linear_dx<Config<64, 4, 4, false, false>>", 0),
+    ("linear_dx_generic", 2),
 ];
 
 /// Floating-point instructions of one kernel.

@@ -26,11 +26,17 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 14] = [
+pub const HOT: [Hot; 20] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
     tensor_core("linear_forward<Config<64, 4, 3, true>>", true, [9.4, 10.8, 8.9]),
+    tensor_core("linear_dx<Config<128, 8, 3, false, true>>", true, [4.3, 4.3, 4.3]),
+    tensor_core("linear_dx<Config<64, 4, 4, false, true>>", true, [8.3, 8.3, 8.2]),
+    tensor_core("linear_dx<Config<64, 4, 4, false, false>>", true, [8.3, 8.3, 8.1]),
+    tensor_core("linear_dx<Config<128, 8, 2, true, true>>", true, [2.1, 2.0, 2.1]),
+    tensor_core("linear_dx<Config<64, 4, 3, true, true>>", true, [3.8, 3.8, 3.9]),
+    tensor_core("linear_dx<Config<64, 4, 3, true, false>>", true, [3.8, 3.8, 3.9]),
     // Operands go straight from global memory into registers: each is read once.
     tensor_core("linear_small_m<4, false>", false, [50.5, 50.9, 51.5]),
     tensor_core("linear_small_m<1, false>", false, [56.9, 56.2, 50.7]),
