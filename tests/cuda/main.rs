@@ -12,6 +12,9 @@ mod linear_dx_operation;
 #[path = "../support/linear.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
+#[path = "../support/low_rank.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod low_rank_operation;
 #[path = "../support/nf4_operations.rs"]
 mod nf4_operations;
 #[path = "../support/operation.rs"]
@@ -24,5 +27,6 @@ mod linear;
 mod linear_dx;
 mod linear_dx_values;
 mod linear_values;
+mod low_rank;
 mod nf4;
 mod twins;

@@ -12,7 +12,7 @@ use qlora_kernels::philox;
 use qlora_kernels::reference;
 use qlora_kernels::reference::LoraTerm;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct LowRankPart {
     pub n: usize,
     pub r: usize,
