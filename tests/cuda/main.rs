@@ -28,5 +28,6 @@ mod linear_dx;
 mod linear_dx_values;
 mod linear_values;
 mod low_rank;
+mod low_rank_values;
 mod nf4;
 mod twins;
