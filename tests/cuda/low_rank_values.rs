@@ -85,7 +85,9 @@ fn an_adapters_rows_never_see_anothers() {
                 let found = run(&device, &operation, &inputs);
                 let of = |output: &Output| {
                     let pair = |matrices: &[Vec<u32>]| -> Vec<Vec<u32>> {
-                        let of = |matrix: &Vec<u32>| matrix[matrix.len() / 3 * adapter as usize..][..matrix.len() / 3].to_vec();
+                        let of = |matrix: &Vec<u32>| {
+                            matrix[matrix.len() / 3 * adapter as usize..][..matrix.len() / 3].to_vec()
+                        };
                         matrices.iter().map(of).collect()
                     };
                     let rows = |matrix: &[u16]| rows_of(matrix, operation.columns(), &right.index, adapter);
@@ -172,8 +174,7 @@ fn no_tokens_leave_the_gradients_as_they_are() {
 fn faults_brought_about_through_the_inputs_are_seen() {
     let device = device();
     for (k, n, exact) in [(128, 72, false), (128, 72, true), (75, 33, false), (75, 33, true)] {
-        let operation =
-            LowRank { exact, dropout: 0.5, adapters: 2, seed: 11, ..low_rank(300, k, &[(n, 12), (n, 24)]) };
+        let operation = LowRank { exact, dropout: 0.5, adapters: 2, seed: 11, ..low_rank(300, k, &[(n, 12), (n, 24)]) };
         let right = operation.inputs();
         verify(&device, &operation, 1, 1).expect("right inputs pass");
         let seen = |what: &str, change: &dyn Fn(&mut Host)| {
@@ -190,7 +191,11 @@ fn faults_brought_about_through_the_inputs_are_seen() {
             short.index[last] = -1;
             let short = run(&device, &operation, &short);
             let mut spliced = whole.clone();
-            if da { spliced.da = short.da } else { spliced.db = short.db }
+            if da {
+                spliced.da = short.da
+            } else {
+                spliced.db = short.db
+            }
             assert!(operation.check(&right, &spliced, usize::MAX).is_err(), "a dropped token, dA {da}: K {k}, {exact}");
         }
         seen("a dropped tail of tokens", &|host| host.parts[1].dy[last * n..].fill(bf16::ZERO));
@@ -205,7 +210,8 @@ fn faults_brought_about_through_the_inputs_are_seen() {
         });
         seen("a transposed B", &|host| {
             let b = host.parts[0].b.clone();
-            host.parts[0].b = (0..2 * n * 12).map(|i| b[i / (n * 12) * n * 12 + i % 12 * n + i % (n * 12) / 12]).collect();
+            host.parts[0].b =
+                (0..2 * n * 12).map(|i| b[i / (n * 12) * n * 12 + i % 12 * n + i % (n * 12) / 12]).collect();
         });
         seen("gradients that are overwritten", &|host| host.parts[0].da.fill(0.0));
     }

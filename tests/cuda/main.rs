@@ -23,6 +23,7 @@ mod operation;
 
 #[cfg(feature = "emulation")]
 mod emulation;
+mod layer_gradients;
 mod linear;
 mod linear_dx;
 mod linear_dx_values;
