@@ -28,7 +28,7 @@ static_assert(shared_bytes(4) <= kMaxSharedBytes, "fits every card");
 
 // What a launch adds to the view.
 struct Tiling {
-    int64_t chunks_per_block; // a group of chunks: blockIdx.y
+    uint32_t chunks_per_block; // a group of chunks: blockIdx.y
     float *partial;           // chunk sums, NULL where one group is all: [tiles, chunks, 4 * rank tiles, threads] of float4
 };
 
@@ -44,63 +44,82 @@ template <int kRankTiles> __device__ __forceinline__ int small_offset(int row, i
 template <int kRankTiles> struct Tile {
     const GradientsView &view;
     const GradientProduct *product;
-    int64_t adapter, column0, chunks;
-    int rank0, rank_tiles; // of 16, what there is of kRankTiles
+    int64_t column0;
+    const int32_t *index;   // the product's adapter_index
+    uint32_t tokens, chunks;
+    int adapter, rank0, rank_tiles; // of 16, what there is of kRankTiles
+    const bf16 *big, *small; // at this thread's column of token 0, and ...
+    int big_to, small_to;    // ... where it goes in a stage
+    bool has_column, has_rank;
+    int big_lane, small_lane; // where ldmatrix reads a lane's rows
 
-    __device__ __forceinline__ Tile(const GradientsView &view, int64_t index) : view(view), chunks(ceil_div(view.m, kChunkTokens)) {
-        int number = 0;
-        for (;; ++number) {
-            product = &view.products[number];
+    __device__ __forceinline__ Tile(const GradientsView &view, int64_t number) : view(view) {
+        for (int i = 0;; ++i) {
+            product = &view.products[i];
             int64_t tiles = ceil_div(product->columns, kColumns) * ceil_div(product->ranks, 16 * kRankTiles) * product->adapters;
-            if (index < tiles || number + 1 == view.num_products) break;
-            index -= tiles;
+            if (number < tiles || i + 1 == view.num_products) break;
+            number -= tiles;
         }
         int64_t tiles = ceil_div(product->columns, kColumns), rank_blocks = ceil_div(product->ranks, 16 * kRankTiles);
-        column0 = index % tiles * kColumns;
-        rank0 = int(index / tiles % rank_blocks) * 16 * kRankTiles;
-        adapter = index / tiles / rank_blocks;
+        column0 = number % tiles * kColumns;
+        rank0 = int(number / tiles % rank_blocks) * 16 * kRankTiles;
+        adapter = int(number / tiles / rank_blocks);
         rank_tiles = min((product->ranks - rank0 + 15) / 16, kRankTiles);
+        index = product->adapter_index;
+        tokens = uint32_t(view.m);
+        chunks = uint32_t(ceil_div(view.m, kChunkTokens));
+
+        int row = threadIdx.x / (kColumns / 8), chunk = threadIdx.x % (kColumns / 8);
+        big = product->big + column0 + chunk * 8;
+        big_to = big_offset(row, chunk);
+        has_column = column0 + chunk * 8 < product->columns;
+        row = threadIdx.x / (2 * kRankTiles), chunk = threadIdx.x % (2 * kRankTiles);
+        small = product->small + rank0 + chunk * 8;
+        small_to = kBigBytes + small_offset<kRankTiles>(row, chunk);
+        has_rank = rank0 + chunk * 8 < product->ranks;
+        int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        big_lane = big_offset(lane / 8 % 2 * 8 + lane % 8, 4 * warp + lane / 16);
+        small_lane = kBigBytes + small_offset<kRankTiles>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     }
 
-    __device__ __forceinline__ bool takes(int64_t token) const {
-        return token < view.m && (product->adapter_index == nullptr || product->adapter_index[token] == adapter);
+    __device__ __forceinline__ bool takes(uint32_t token) const {
+        return token < tokens && (index == nullptr || index[token] == adapter);
     }
 
     // The first chunk from `chunk` on that has a token of this adapter. Called by whole warps.
-    __device__ __forceinline__ int64_t next_chunk(int64_t chunk, int64_t last) const {
-        if (product->adapter_index == nullptr) return chunk;
+    __device__ __forceinline__ uint32_t next_chunk(uint32_t chunk, uint32_t last) const {
+        if (index == nullptr) return chunk;
         for (; chunk < last; ++chunk) {
             int found = 0;
-            for (int i = threadIdx.x % 32; i < kChunkTokens; i += 32) found |= takes(chunk * kChunkTokens + i);
+            for (uint32_t i = threadIdx.x % 32; i < kChunkTokens; i += 32) found |= takes(chunk * kChunkTokens + i);
             if (__ballot_sync(~0u, found) != 0) break;
         }
         return chunk;
     }
 
-    __device__ __forceinline__ void fetch(unsigned char *stage, int64_t token0) const {
+    // Starts copying tokens token0 .. token0 + 31: each thread the same chunk of every kRows-th row, from pointers that only the token moves.
+    __device__ __forceinline__ void fetch(unsigned char *stage, uint32_t token0) const {
+        constexpr int kBigChunks = kColumns / 8, kBigRows = kThreads / kBigChunks;
+        uint32_t token = token0 + threadIdx.x / kBigChunks;
+        const bf16 *from = big + token * product->ld;
 #pragma unroll
-        for (int i = threadIdx.x; i < kStep * kColumns / 8; i += kThreads) {
-            int row = i / (kColumns / 8), chunk = i % (kColumns / 8);
-            int64_t token = token0 + row, column = column0 + chunk * 8;
-            bool valid = column < product->columns && takes(token);
-            cp_async_16(stage + big_offset(row, chunk), valid ? product->big + token * product->ld + column : product->big, valid);
-        }
-        stage += kBigBytes;
+        for (int row = 0; row < kStep; row += kBigRows)
+            cp_async_16(stage + big_to + row * kColumns * 2, from + row * product->ld, has_column && takes(token + row));
+        constexpr int kSmallChunks = 2 * kRankTiles, kSmallRows = kThreads / kSmallChunks;
+        static_assert(kSmallRows % 8 == 0, "rows that a thread copies are exchanged alike");
+        token = token0 + threadIdx.x / kSmallChunks;
+        from = small + token * view.lds;
 #pragma unroll
-        for (int i = threadIdx.x; i < kStep * 2 * kRankTiles; i += kThreads) {
-            int row = i / (2 * kRankTiles), chunk = i % (2 * kRankTiles);
-            int64_t token = token0 + row;
-            bool valid = rank0 + chunk * 8 < product->ranks && takes(token);
-            const bf16 *from = product->small + (valid ? token * view.lds + rank0 + chunk * 8 : 0);
-            cp_async_16(stage + small_offset<kRankTiles>(row, chunk), from, valid);
-        }
+        for (int row = 0; row < kStep; row += kSmallRows)
+            if (kSmallRows <= kStep || threadIdx.x < kStep * kSmallChunks)
+                cp_async_16(stage + small_to + row * kSmallChunks * 16, from + row * view.lds, has_rank && takes(token + row));
     }
 
     // Zeroes what dropout drops of two fragments of tokens token0 .. token0 + 15 by the warp's 32 columns. The 4 lanes of a quad of features
     // draw for one token each of the 4 that they all hold, and exchange what they drew.
-    __device__ __forceinline__ void drop(uint32_t (&big)[2][4], int64_t token0, int64_t column) const {
+    __device__ __forceinline__ void drop(uint32_t (&big)[2][4], uint32_t token0, int64_t column) const {
         int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-        uint32_t own = uint32_t(token0) + 2 * t + (g & 1) + (g & 2) * 4, bits = 0;
+        uint32_t own = token0 + 2 * t + (g & 1) + (g & 2) * 4, bits = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) bits |= dropout_kept(view.dropout, own, uint32_t(column / 4) + 2 * j + g / 4) << (4 * j);
         uint32_t kept[4]; // of tokens 2t, 2t + 1, 2t + 8, 2t + 9
@@ -116,26 +135,23 @@ template <int kRankTiles> struct Tile {
     }
 
     template <bool kDropout>
-    __device__ __forceinline__ void multiply(float (&sums)[kRankTiles][4][4], const unsigned char *stage, int64_t token0) const {
-        int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const unsigned char *small = stage + kBigBytes;
+    __device__ __forceinline__ void multiply(float (&sums)[kRankTiles][4][4], const unsigned char *stage, uint32_t token0) const {
 #pragma unroll
         for (int step = 0; step < kStep / 16; ++step) {
-            uint32_t big[2][4];
+            uint32_t columns[2][4]; // [16 columns][of 8 columns: tokens 2t, 2t + 1; tokens 2t + 8, 2t + 9]
 #pragma unroll
-            for (int j = 0; j < 2; ++j)
-                ldmatrix_x4_trans(big[j], stage + big_offset(16 * step + lane / 8 % 2 * 8 + lane % 8, 4 * warp + 2 * j + lane / 16));
+            for (int j = 0; j < 2; ++j) ldmatrix_x4_trans(columns[j], stage + (big_lane ^ 32 * j) + 16 * step * kColumns * 2);
             if constexpr (kDropout)
-                if (product->dropped) drop(big, token0 + 16 * step, column0 + 32 * warp);
+                if (product->dropped) drop(columns, token0 + 16 * step, column0 + threadIdx.x / 32 * 32);
 #pragma unroll
             for (int i = 0; i < kRankTiles; ++i) {
                 if (i >= rank_tiles) break;
                 uint32_t ranks[4];
-                ldmatrix_x4_trans(ranks, small + small_offset<kRankTiles>(16 * step + lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2));
+                ldmatrix_x4_trans(ranks, stage + (small_lane ^ 32 * i) + 16 * step * kRankTiles * 32);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    uint32_t columns[2] = {big[j / 2][j % 2 * 2], big[j / 2][j % 2 * 2 + 1]};
-                    mma_m16n8k16(sums[i][j], ranks, columns);
+                    uint32_t pairs[2] = {columns[j / 2][j % 2 * 2], columns[j / 2][j % 2 * 2 + 1]};
+                    mma_m16n8k16(sums[i][j], ranks, pairs);
                 }
             }
         }
@@ -167,8 +183,8 @@ template <int kRankTiles> struct Tile {
         for_each(totals, [](float &element, float &total) { element = total; });
     }
 
-    __device__ __forceinline__ float4 *partial(const Tiling &tiling, int64_t chunk) const {
-        return reinterpret_cast<float4 *>(tiling.partial) + (blockIdx.x * chunks + chunk) * 4 * kRankTiles * kThreads + threadIdx.x;
+    __device__ __forceinline__ float4 *partial(const Tiling &tiling, uint32_t chunk) const {
+        return reinterpret_cast<float4 *>(tiling.partial) + (int64_t(blockIdx.x) * chunks + chunk) * 4 * kRankTiles * kThreads + threadIdx.x;
     }
 };
 
@@ -177,21 +193,21 @@ template <int kRankTiles, bool kDropout>
 __global__ void __launch_bounds__(kThreads, kRankTiles == 1 ? 4 : kRankTiles == 2 ? 3 : 2) lora_gradients(GradientsView view, Tiling tiling) {
     constexpr int kStageBytes = kBigBytes + small_bytes(kRankTiles);
     Tile<kRankTiles> tile(view, blockIdx.x);
-    int64_t first = blockIdx.y * tiling.chunks_per_block, last = min(first + tiling.chunks_per_block, tile.chunks);
+    uint32_t first = blockIdx.y * tiling.chunks_per_block, last = min(first + tiling.chunks_per_block, tile.chunks);
     float factor = kDropout && tile.product->dropped ? view.dropout.scale : 1.0f;
     float totals[kRankTiles][4][4] = {}, sums[kRankTiles][4][4] = {};
     if (tiling.partial == nullptr) tile.load(totals);
 
     struct Place { // of a stage's tokens
-        int64_t chunk, token;
+        uint32_t chunk, token;
     };
-    auto place = [&](int64_t chunk) { return Place{chunk, chunk * kChunkTokens}; };
-    auto ends_chunk = [&](Place at) { return at.token + kStep >= min((at.chunk + 1) * kChunkTokens, view.m); };
+    auto place = [](uint32_t chunk) { return Place{chunk, chunk * kChunkTokens}; };
+    auto ends_chunk = [&](Place at) { return at.token % kChunkTokens == kChunkTokens - kStep || at.token + kStep >= tile.tokens; };
     auto after = [&](Place at) {
         return ends_chunk(at) ? place(tile.next_chunk(at.chunk + 1, last)) : Place{at.chunk, at.token + kStep};
     };
     Place next = place(tile.next_chunk(first, last)), now = next;
-#pragma unroll
+#pragma unroll 1 // once a block
     for (int stage = 0; stage < kStages - 1; ++stage) {
         if (next.chunk < last) {
             tile.fetch(dynamic_shared() + stage * kStageBytes, next.token);
@@ -235,7 +251,7 @@ template <int kRankTiles> __global__ void __launch_bounds__(kThreads, 4) add_chu
     Tile<kRankTiles> tile(view, blockIdx.x);
     float totals[kRankTiles][4][4] = {};
     tile.load(totals);
-    for (int64_t chunk = tile.next_chunk(0, tile.chunks); chunk < tile.chunks; chunk = tile.next_chunk(chunk + 1, tile.chunks)) {
+    for (uint32_t chunk = tile.next_chunk(0, tile.chunks); chunk < tile.chunks; chunk = tile.next_chunk(chunk + 1, tile.chunks)) {
         const float4 *partial = tile.partial(tiling, chunk);
 #pragma unroll
         for (int i = 0; i < kRankTiles; ++i)
@@ -276,7 +292,7 @@ Cut cut(const GradientsView &view) {
 }
 
 template <int kRankTiles> int launch_tiles(const GradientsView &view, const Cut &cut, float *partial, qk_stream stream) {
-    Tiling tiling = {cut.chunks_per_block, partial};
+    Tiling tiling = {uint32_t(cut.chunks_per_block), partial};
     dim3 grid(unsigned(cut.tiles), unsigned(cut.groups));
     auto kernel = view.dropout.active() ? lora_gradients<kRankTiles, true> : lora_gradients<kRankTiles, false>;
     if (int error = launch(kernel, grid, dim3(kThreads), shared_bytes(kRankTiles), stream, view, tiling)) return error;
