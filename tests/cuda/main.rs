@@ -20,6 +20,8 @@ mod nf4_operations;
 #[path = "../support/operation.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod operation;
+#[path = "../support/values.rs"]
+mod values;
 
 #[cfg(feature = "emulation")]
 mod emulation;

@@ -2,8 +2,9 @@
 //! and adapters are those of the forward pass's [`Linear`].
 
 use super::device::{DeviceWeight, to_bf16};
-use super::linear_operation::{HostPart, Linear, Part, SENTINEL, chosen};
+use super::linear_operation::{HostPart, Linear, Part, SENTINEL};
 use super::operation::Operation;
+use super::values::chosen;
 use half::bf16;
 use qlora_kernels::cuda::linear::{Adapters, Dropout, Lora, Path, Weight};
 use qlora_kernels::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_up};
