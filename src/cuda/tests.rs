@@ -1,6 +1,8 @@
 //! The C interface itself, below the checks of the Rust functions: every named error is reached, nothing is written on the way, and structs
 //! lie as the header says.
 
+mod gradients;
+
 use super::memory::{Buffer, Device};
 use super::{abi_version, status_name, sys};
 use half::bf16;

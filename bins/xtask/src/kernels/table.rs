@@ -26,7 +26,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 20] = [
+pub const HOT: [Hot; 33] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
@@ -43,6 +43,20 @@ pub const HOT: [Hot; 20] = [
     tensor_core("linear_small_m<4, true>", false, [10.4, 10.4, 9.7]),
     tensor_core("linear_small_m<1, true>", false, [13.2, 13.2, 11.4]),
     tensor_core("lora_down", false, [9.7, 9.6, 9.1]),
+    // Long sums of few columns: what is beside the matrix instructions is copying, and drawing the mask.
+    tensor_core("lora_down_masked", false, [2873.2, 2902.9, 2633.4]),
+    tensor_core("lora_gradients<1, false>", true, [445.5, 478.5, 474.1]),
+    tensor_core("lora_gradients<1, true>", true, [1052.7, 1082.4, 1117.6]),
+    tensor_core("lora_gradients<2, false>", true, [496.1, 534.6, 572.0]),
+    tensor_core("lora_gradients<2, true>", true, [1083.5, 1150.6, 1204.5]),
+    tensor_core("lora_gradients<4, false>", true, [650.1, 705.1, 826.1]),
+    tensor_core("lora_gradients<4, true>", true, [1238.6, 1299.1, 1433.3]),
+    tensor_core("lora_up<1, 2, false>", false, [779.9, 784.3, 526.9]),
+    tensor_core("lora_up<1, 2, true>", false, [509.3, 525.8, 382.8]),
+    tensor_core("lora_up<2, 8, true>", false, [1379.4, 1193.5, 1095.6]),
+    memory_bound("add_chunks<1>"),
+    memory_bound("add_chunks<2>"),
+    memory_bound("add_chunks<4>"),
     memory_bound("dequantize<__nv_bfloat16>"),
     memory_bound("dequantize<float>"),
     memory_bound("quantize_blocks<__nv_bfloat16>"),
