@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 
-/// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax plus offset),
-/// and how many `fma` their source asks for: the low-rank term of the small-M kernel, both sums of the generic one after
-/// unrolling, and both of the generic dX. One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 15] = [
+/// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax plus offset; what
+/// dropout keeps times its factor, added to a gradient), and how many `fma` their source asks for: the low-rank term of the small-M
+/// kernel, both sums of the generic one after unrolling, both of the generic dX, one of the generic gradients. One more is a contraction.
+pub const TWO_ROUNDINGS: [(&str, usize); 22] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
@@ -21,6 +21,13 @@ pub const TWO_ROUNDINGS: [(&str, usize); 15] = [
     ("linear_dx<Config<64, 4, 4, false, true>>", 0),
     ("linear_dx<Config<64, 4, 4, false, false>>", 0),
     ("linear_dx_generic", 2),
+    ("lora_gradients<1, false>", 0),
+    ("lora_gradients<1, true>", 0),
+    ("lora_gradients<2, false>", 0),
+    ("lora_gradients<2, true>", 0),
+    ("lora_gradients<4, false>", 0),
+    ("lora_gradients<4, true>", 0),
+    ("lora_gradients_generic", 1),
 ];
 
 /// Floating-point instructions of one kernel.
