@@ -14,8 +14,11 @@ pub mod adamw;
 pub mod emulation;
 mod error;
 pub mod linear;
+pub mod linear_backward;
+pub mod lora_gradients;
 mod memory;
 pub mod nf4;
+mod operand;
 pub mod sys;
 #[doc(hidden)]
 pub mod test_kernels;
