@@ -173,6 +173,93 @@ int qk_linear_forward(const struct qk_linear *linear, void *workspace, size_t wo
 /* The same with bf16 weights: every segment has dense. */
 int qk_linear_forward_dense(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
 
+/* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16 matrices are 16-byte
+ * aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
+
+/* Rows of an embedding table. */
+typedef struct qk_embedding_args {
+    uint32_t struct_size; /* sizeof(struct qk_embedding_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, the width of a row, >= 1 */
+    int64_t vocab;        /* rows of the table, >= 1 */
+    const uint32_t *ids;  /* device, [M]; a row whose id is not below vocab becomes NaN */
+    const void *table;    /* bf16 [vocab, H], device or pinned host memory that the device can read */
+    void *out;            /* device, bf16 [M, H] */
+} qk_embedding_args;
+
+/* out[t] = table[ids[t]]. */
+int qk_embedding(const struct qk_embedding_args *args, qk_stream stream);
+
+/* RMSNorm, with the residual add before it. */
+typedef struct qk_rms_norm_args {
+    uint32_t struct_size; /* sizeof(struct qk_rms_norm_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, >= 1 */
+    const void *x;        /* device, bf16 [M, H]: the residual stream */
+    const void *delta;    /* device, bf16 [M, H]: what is added to it, or NULL */
+    const float *weight;  /* device, [H] */
+    void *sum;            /* device, out bf16 [M, H]: bf16(x + delta), may be x itself; NULL if and only if delta is */
+    void *y;              /* device, out bf16 [M, H] */
+} qk_rms_norm_args;
+
+/* y = weight * (s / sqrt(mean(s^2) + eps)), s = bf16(x + delta): the norm reads the rounded stream. */
+int qk_rms_norm(const struct qk_rms_norm_args *args, qk_stream stream);
+
+/* The gradient of RMSNorm with respect to its input. */
+typedef struct qk_rms_norm_backward_args {
+    uint32_t struct_size; /* sizeof(struct qk_rms_norm_backward_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, >= 1 */
+    const void *dy;       /* device, bf16 [M, H] */
+    const void *x;        /* device, bf16 [M, H]: what the norm read */
+    const float *weight;  /* device, [H] */
+    void *dx;             /* device, bf16 [M, H]; may be dy itself */
+    uint32_t accumulate;  /* 1: added to dx, 0: written over it */
+    uint32_t reserved;    /* 0 */
+} qk_rms_norm_backward_args;
+
+/* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
+int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
+
+/* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
+typedef struct qk_rope_args {
+    uint32_t struct_size;      /* sizeof(struct qk_rope_args) */
+    uint32_t head_dim;         /* D, even, 2..1024 */
+    uint32_t heads;            /* rotated heads of a row: query heads and key heads, >= 1 */
+    uint32_t inverse;          /* 1: by the negative angle, which is the gradient */
+    int64_t m;                 /* M, tokens, >= 0 */
+    int64_t ldx;               /* elements from row to row of x, >= heads * D */
+    void *x;                   /* device, bf16 [M, ldx] */
+    const uint32_t *positions; /* device, [M], below table_positions; a row beyond becomes NaN */
+    const float *cosines;      /* device, [table_positions, D / 2] */
+    const float *sines;        /* device, [table_positions, D / 2] */
+    int64_t table_positions;   /* >= 1 */
+} qk_rope_args;
+
+/* (a, b) = elements (i, i + D / 2) of a head become (a * cos - b * sin, b * cos + a * sin). */
+int qk_rope(const struct qk_rope_args *args, qk_stream stream);
+
+/* SwiGLU. A row of gate_up is gate [I], then up [I]. */
+typedef struct qk_swiglu_args {
+    uint32_t struct_size; /* sizeof(struct qk_swiglu_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t i;            /* I, >= 1 */
+    void *gate_up;        /* device, bf16 [M, 2 * I]; qk_swiglu_backward writes its gradient over it */
+    void *out;            /* device, bf16 [M, I]: written by qk_swiglu, or NULL in qk_swiglu_backward: not wanted */
+    const void *dout;     /* device, bf16 [M, I]: the gradient of out; NULL in qk_swiglu */
+} qk_swiglu_args;
+
+/* out = gate / (1 + exp(-gate)) * up. */
+int qk_swiglu(const struct qk_swiglu_args *args, qk_stream stream);
+
+/* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set it gets the forward
+ * result once more, so that a recomputing backward pass needs no second kernel. */
+int qk_swiglu_backward(const struct qk_swiglu_args *args, qk_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
+pub mod layer;
 pub mod linear;
 mod memory;
 pub mod nf4;

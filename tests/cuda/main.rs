@@ -6,6 +6,8 @@
 
 #[path = "../support/device.rs"]
 mod device;
+#[path = "../support/layer_operations.rs"]
+mod layer_operations;
 #[path = "../support/linear.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
@@ -17,6 +19,7 @@ mod operation;
 
 #[cfg(feature = "emulation")]
 mod emulation;
+mod layer;
 mod linear;
 mod linear_values;
 mod nf4;
