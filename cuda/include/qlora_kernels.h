@@ -47,6 +47,7 @@ enum qk_status {
     QK_ERROR_BLOCK_SIZE = -6,   /* a block size other than a power of two in 32..4096 */
     QK_ERROR_WORKSPACE = -7,    /* the workspace is smaller than its size query says */
     QK_ERROR_NOT_BUILT = -8,    /* a feature of the interface that this version does not have yet */
+    QK_ERROR_HEAD_DIM = -10,    /* attention: a head_dim that is not built */
     QK_ERROR_EMULATION = -9     /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
 };
 
@@ -259,6 +260,33 @@ int qk_swiglu(const struct qk_swiglu_args *args, qk_stream stream);
 /* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set it gets the forward
  * result once more, so that a recomputing backward pass needs no second kernel. */
 int qk_swiglu_backward(const struct qk_swiglu_args *args, qk_stream stream);
+
+/* Causal attention over documents laid end to end, with grouped queries. */
+typedef struct qk_attention_args {
+    uint32_t struct_size;       /* sizeof(struct qk_attention_args) */
+    uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
+    uint32_t heads;             /* H, query heads, >= 1 */
+    uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
+    int64_t m;                  /* M, tokens, >= 0 */
+    int64_t documents;          /* >= 1 */
+    const uint32_t *boundaries; /* device, [documents + 1], ascending from 0 to M: document d has tokens boundaries[d] .. boundaries[d + 1] */
+    int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before it */
+    const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each */
+    int64_t ldqkv;              /* elements from row to row of qkv and dqkv, a multiple of 8, >= (H + 2 Hkv) * D */
+    void *out;                  /* device, bf16 [M, H * D]: written forward, read backward */
+    float *lse;                 /* device, [M, H]: log of the sum of exponentials, written forward, read backward */
+    const void *dout;           /* device, bf16 [M, H * D]: backward only */
+    void *dqkv;                 /* device, out bf16 [M, ldqkv]: backward only */
+} qk_attention_args;
+
+/* out = softmax(Q * K^T / sqrt(D)) * V. */
+int qk_attention(const struct qk_attention_args *args, qk_stream stream);
+
+/* Bytes of workspace of the backward function: rowsum(dout * out), M * H floats. */
+int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *bytes);
+
+/* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
+int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 #ifdef __cplusplus
 }

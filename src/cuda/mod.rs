@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod attention;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;

@@ -22,6 +22,7 @@ pub const QK_ERROR_LAYOUT: qk_status = -5;
 pub const QK_ERROR_BLOCK_SIZE: qk_status = -6;
 pub const QK_ERROR_WORKSPACE: qk_status = -7;
 pub const QK_ERROR_NOT_BUILT: qk_status = -8;
+pub const QK_ERROR_HEAD_DIM: qk_status = -10;
 pub const QK_ERROR_EMULATION: qk_status = -9;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
@@ -322,6 +323,44 @@ const _: () = {
     ["Offset of field: qk_swiglu_args::out"][::std::mem::offset_of!(qk_swiglu_args, out) - 32usize];
     ["Offset of field: qk_swiglu_args::dout"][::std::mem::offset_of!(qk_swiglu_args, dout) - 40usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_attention_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub m: i64,
+    pub documents: i64,
+    pub boundaries: *const u32,
+    pub window: i64,
+    pub qkv: *const ::std::os::raw::c_void,
+    pub ldqkv: i64,
+    pub out: *mut ::std::os::raw::c_void,
+    pub lse: *mut f32,
+    pub dout: *const ::std::os::raw::c_void,
+    pub dqkv: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 96usize];
+    ["Alignment of qk_attention_args"][::std::mem::align_of::<qk_attention_args>() - 8usize];
+    ["Offset of field: qk_attention_args::struct_size"]
+        [::std::mem::offset_of!(qk_attention_args, struct_size) - 0usize];
+    ["Offset of field: qk_attention_args::head_dim"][::std::mem::offset_of!(qk_attention_args, head_dim) - 4usize];
+    ["Offset of field: qk_attention_args::heads"][::std::mem::offset_of!(qk_attention_args, heads) - 8usize];
+    ["Offset of field: qk_attention_args::kv_heads"][::std::mem::offset_of!(qk_attention_args, kv_heads) - 12usize];
+    ["Offset of field: qk_attention_args::m"][::std::mem::offset_of!(qk_attention_args, m) - 16usize];
+    ["Offset of field: qk_attention_args::documents"][::std::mem::offset_of!(qk_attention_args, documents) - 24usize];
+    ["Offset of field: qk_attention_args::boundaries"][::std::mem::offset_of!(qk_attention_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_args::window"][::std::mem::offset_of!(qk_attention_args, window) - 40usize];
+    ["Offset of field: qk_attention_args::qkv"][::std::mem::offset_of!(qk_attention_args, qkv) - 48usize];
+    ["Offset of field: qk_attention_args::ldqkv"][::std::mem::offset_of!(qk_attention_args, ldqkv) - 56usize];
+    ["Offset of field: qk_attention_args::out"][::std::mem::offset_of!(qk_attention_args, out) - 64usize];
+    ["Offset of field: qk_attention_args::lse"][::std::mem::offset_of!(qk_attention_args, lse) - 72usize];
+    ["Offset of field: qk_attention_args::dout"][::std::mem::offset_of!(qk_attention_args, dout) - 80usize];
+    ["Offset of field: qk_attention_args::dqkv"][::std::mem::offset_of!(qk_attention_args, dqkv) - 88usize];
+};
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
@@ -365,4 +404,12 @@ unsafe extern "C" {
     pub fn qk_rope(args: *const qk_rope_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention(args: *const qk_attention_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_attention_backward(
+        args: *const qk_attention_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
 }

@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 #![cfg(any(feature = "emulation", feature = "cuda"))]
 
+#[path = "../support/attention_operation.rs"]
+mod attention_operation;
 #[path = "../support/device.rs"]
 mod device;
 #[path = "../support/layer_operations.rs"]
@@ -17,6 +19,7 @@ mod nf4_operations;
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod operation;
 
+mod attention;
 #[cfg(feature = "emulation")]
 mod emulation;
 mod layer;
