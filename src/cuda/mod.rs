@@ -10,9 +10,11 @@
 #![allow(unsafe_code)]
 
 pub mod adamw;
+pub mod attention;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
+pub mod layer;
 pub mod linear;
 pub mod linear_backward;
 pub mod lora_gradients;
@@ -26,6 +28,8 @@ pub mod test_kernels;
 mod tests;
 #[cfg(test)]
 mod tests_adamw;
+#[cfg(test)]
+mod tests_layer;
 #[cfg(feature = "cuda")]
 pub mod typed;
 

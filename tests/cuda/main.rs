@@ -7,8 +7,12 @@
 #[path = "../support/adamw.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod adamw_operation;
+#[path = "../support/attention_operation.rs"]
+mod attention_operation;
 #[path = "../support/device.rs"]
 mod device;
+#[path = "../support/layer_operations.rs"]
+mod layer_operations;
 #[path = "../support/linear_dx.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_dx_operation;
@@ -27,8 +31,10 @@ mod operation;
 mod values;
 
 mod adamw;
+mod attention;
 #[cfg(feature = "emulation")]
 mod emulation;
+mod layer;
 mod layer_gradients;
 mod linear;
 mod linear_dx;
