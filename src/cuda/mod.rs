@@ -9,10 +9,14 @@
 
 #![allow(unsafe_code)]
 
+pub mod cublaslt;
+pub mod dispatch;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
 pub mod linear;
+#[cfg(feature = "cuda")]
+pub mod measure;
 mod memory;
 pub mod nf4;
 pub mod sys;

@@ -6,6 +6,8 @@
 
 #[path = "../support/device.rs"]
 mod device;
+#[path = "../support/dispatched.rs"]
+mod dispatched;
 #[path = "../support/linear.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
@@ -15,6 +17,7 @@ mod nf4_operations;
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod operation;
 
+mod dispatch;
 #[cfg(feature = "emulation")]
 mod emulation;
 mod linear;

@@ -93,7 +93,8 @@ fn integers(len: usize, most: u32, stream: &mut philox::Stream) -> Vec<f32> {
     (0..len).map(|_| stream.below(2 * most + 1) as f32 - most as f32).collect()
 }
 
-fn random_codes(n: usize, k: usize, stream: &mut philox::Stream) -> Nf4Matrix {
+/// Random codes under random scales, double-quantised.
+pub fn random_codes(n: usize, k: usize, stream: &mut philox::Stream) -> Nf4Matrix {
     let mut bytes = |len: usize| -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..len.div_ceil(4)).flat_map(|_| stream.next_u32().to_le_bytes()).collect();
         bytes.truncate(len);
@@ -159,7 +160,7 @@ impl Linear {
         HostPart { weight, nf4: (!self.dense).then_some(nf4), a, b, bias, scale }
     }
 
-    fn with<T>(
+    pub fn with<T>(
         &self,
         buffers: &mut Buffers,
         call: impl FnOnce(Input<'_>, &mut [Segment<'_>], &mut Buffer<bf16>, &mut Buffer<bf16>) -> Result<T>,
@@ -285,8 +286,10 @@ impl Operation for Linear {
         self.with(buffers, |input, segments, s, none| {
             assert_eq!(lora_columns(segments), self.columns());
             if self.given_s {
-                lora_down(&input, segments, s.view_mut(), stream)?;
-                let input = Input { s: Some(s.view()), ..input };
+                // Buffers may be of a larger M.
+                let len = self.m * self.columns();
+                lora_down(&input, segments, s.view_mut().first(len), stream)?;
+                let input = Input { s: Some(s.view().first(len)), ..input };
                 forward(&input, segments, none.view_mut(), stream)
             } else {
                 forward(&input, segments, s.view_mut(), stream)

@@ -53,8 +53,6 @@ pub fn out_dir(messages: &str) -> Option<PathBuf> {
 
 /// An executable that cargo built.
 pub struct Executable {
-    /// "lib", "test", "bench" or "bin"
-    pub kind: String,
     pub target: String,
     pub path: PathBuf,
 }
@@ -64,8 +62,8 @@ pub fn executables(messages: &str) -> Vec<Executable> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let built = messages.filter(|message| message["reason"] == "compiler-artifact").filter_map(|message| {
         let path = PathBuf::from(message["executable"].as_str()?);
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        Some(Executable { kind: text(&message["target"]["kind"][0]), target: text(&message["target"]["name"]), path })
+        let target = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+        Some(Executable { target, path })
     });
     built.collect()
 }
@@ -148,6 +146,6 @@ not json
 {"reason":"compiler-artifact","target":{"kind":["lib"],"name":"qlora_kernels"},"executable":null}"#;
         let found = executables(messages);
         assert_eq!(found.len(), 1);
-        assert_eq!((&*found[0].kind, &*found[0].target, &*found[0].path), ("test", "cuda", Path::new("/t/cuda-1")));
+        assert_eq!((&*found[0].target, &*found[0].path), ("cuda", Path::new("/t/cuda-1")));
     }
 }
