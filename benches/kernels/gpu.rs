@@ -3,10 +3,10 @@
 
 use crate::Options;
 use crate::groups;
-use crate::linear_operation::random_codes;
 use crate::nf4_operations::{Dequantize, Quantize};
 use crate::operation::Operation;
 use crate::record::Record;
+use crate::values::random_codes;
 use criterion::Criterion;
 use half::bf16;
 use qlora_kernels::cuda::measure::Timer;

@@ -42,6 +42,7 @@ fn linear(m: usize, k: usize, n: &[usize], r: usize, dense: bool) -> Linear {
         double_quant: true,
         values: Values::RandomCodes,
         given_s: true,
+        adapters: 0,
         parts: n.iter().map(|&n| Part { n, r, bias: false, pad: 0 }).collect(),
         seed: 70,
     }
@@ -58,9 +59,9 @@ fn merged(host: &Host, k: usize) -> Host {
         a: host.parts[0].a.clone(),
         b,
         bias: vec![bf16::ZERO; total],
-        scale: host.parts[0].scale,
+        scales: host.parts[0].scales.clone(),
     };
-    Host { x: host.x.clone(), parts: vec![part] }
+    Host { x: host.x.clone(), index: Vec::new(), parts: vec![part] }
 }
 
 pub fn run(bench: &mut Bench<'_>) {

@@ -34,6 +34,10 @@ mod nf4_operations;
 #[path = "../../tests/support/operation.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/values.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod values;
 
 use criterion::Criterion;
 use std::process::ExitCode;

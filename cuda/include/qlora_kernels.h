@@ -10,7 +10,7 @@
  * - `struct_size` is set by the caller to sizeof of the struct: it tells versions of the interface apart.
  * - bf16 is bfloat16 in its 16 bits; it is passed as `void *` because C has no such type.
  * - Matrices are row-major. M is tokens, N out features, K in features, r the LoRA rank.
- * - Base pointers of X, codes, dense weights, A, B, S, Y and the workspace are 16-byte aligned; others to their element.
+ * - Base pointers of X, codes, dense weights, A, B, S, Y, dY, T, dX and the workspace are 16-byte aligned; others to their element.
  */
 #ifndef QLORA_KERNELS_H
 #define QLORA_KERNELS_H
@@ -23,7 +23,7 @@ extern "C" {
 #endif
 
 /* Grows when a struct or a function changes its meaning; adding a function leaves it. */
-#define QK_ABI_VERSION 1u
+#define QK_ABI_VERSION 2u
 
 /* At most this many row segments (q, k, v or gate, up) make one operand. */
 #define QK_MAX_SEGMENTS 4u
@@ -33,6 +33,12 @@ extern "C" {
 
 /* Blocks of the second level of the double quantisation, in absmax values. */
 #define QK_NESTED_BLOCK 256u
+
+/* Elements of one scale of 8-bit optimiser states. */
+#define QK_STATE_BLOCK 256u
+
+/* Elements that the optimiser's table counts as one chunk of work. */
+#define QK_ADAMW_CHUNK 4096u
 
 /* A cudaStream_t / CUstream; NULL is the default stream. Ignored in the emulated build. */
 typedef struct CUstream_st *qk_stream;
@@ -47,7 +53,8 @@ enum qk_status {
     QK_ERROR_BLOCK_SIZE = -6,   /* a block size other than a power of two in 32..4096 */
     QK_ERROR_WORKSPACE = -7,    /* the workspace is smaller than its size query says */
     QK_ERROR_NOT_BUILT = -8,    /* a feature of the interface that this version does not have yet */
-    QK_ERROR_EMULATION = -9     /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
+    QK_ERROR_EMULATION = -9,    /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
+    QK_ERROR_VALUE = -10        /* a number that is no dimension is out of range: dropout's p, a flag, a token's place */
 };
 
 /* Element type of a dense matrix. */
@@ -78,16 +85,31 @@ typedef struct qk_nf4 {
     const float *offset;          /* device, [1]; NULL without double quantisation */
 } qk_nf4;
 
-/* A LoRA pair: Y += bf16(scale * X * A^T) * B^T. */
+/* A LoRA pair: Y += bf16(scale * X * A^T) * B^T. Or, with adapter_index, num_adapters pairs of which each row takes its own: A and B then hold
+ * the pairs one after the other, all of rank r; one of a lower rank is padded with zeros, A with rows and B with columns. What a row gets is,
+ * bit for bit, what it would get if every other row had the index -1. */
 typedef struct qk_lora {
     uint32_t struct_size;         /* sizeof(struct qk_lora) */
     uint32_t r;                   /* rank, 1..QK_MAX_R */
     float scale;                  /* alpha / r, or alpha / sqrt(r) for rsLoRA */
-    uint32_t num_adapters;        /* 1; more come with adapter_index */
-    const void *a;                /* device, bf16 [r, K] */
-    const void *b;                /* device, bf16 [N, r] */
-    const int32_t *adapter_index; /* device, [M]: the adapter of each row. Must be NULL for now (QK_ERROR_NOT_BUILT) */
+    uint32_t num_adapters;        /* 1 without adapter_index, else >= 1 */
+    const void *a;                /* device, bf16 [num_adapters, r, K] */
+    const void *b;                /* device, bf16 [num_adapters, N, r] */
+    const int32_t *adapter_index; /* device, [M]: the adapter of each row, 0..num_adapters; any other, as -1: none. NULL: one adapter, all rows */
+    const float *scales;          /* device, [num_adapters]: the scale of each adapter in place of `scale`; NULL: `scale` is that of all */
 } qk_lora;
+
+/* Dropout of the low-rank path's input: the same mask for all segments, in the forward pass and in the backward pass, drawn again each time. The
+ * element (token, feature) is dropped if its number is below round(p * 2^32), else multiplied by f32(1 / (1 - p)). Its number is word feature %
+ * 4 of Philox4x32-10 with key (seed, seed >> 32) and counter (first_token + row, feature / 4, site, draw). */
+typedef struct qk_dropout {
+    uint32_t struct_size; /* sizeof(struct qk_dropout) */
+    float p;              /* in [0, 1); with 0 nothing is dropped */
+    uint64_t seed;
+    uint32_t site;        /* layer * 16 + site */
+    uint32_t draw;        /* step * accumulation + micro */
+    int64_t first_token;  /* of row 0; first_token + M <= 2^32 */
+} qk_dropout;
 
 /* One row segment of an operand: its own weight, LoRA pair, bias and output. */
 typedef struct qk_segment {
@@ -112,13 +134,47 @@ typedef struct qk_linear {
     int64_t ldx;                       /* elements from one row of x to the next, >= k */
     const struct qk_segment *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
     const void *s;                     /* device, bf16 [M, qk_lora_columns()] from qk_lora_down, or NULL: computed inside */
+    const struct qk_dropout *dropout;  /* host, or NULL: none. Read where S is computed: by qk_lora_down, and if s is NULL */
 } qk_linear;
+
+/* One row segment of an operand, seen from its gradient. */
+typedef struct qk_segment_backward {
+    uint32_t struct_size;       /* sizeof(struct qk_segment_backward) */
+    uint32_t reserved;          /* 0 */
+    int64_t n;                  /* out features of this segment, >= 1; equals nf4->n */
+    const struct qk_nf4 *nf4;   /* host; the weight of qk_linear_dx, else NULL */
+    const void *dense;          /* device, bf16 [n, K]; the weight of qk_linear_dx_dense, else NULL */
+    const struct qk_lora *lora; /* host, or NULL: no LoRA on this segment */
+    const void *dy;             /* device, bf16 [M, lddy]: the gradient of the segment's output, columns 0..n of each row */
+    int64_t lddy;               /* elements from one row of dy to the next, >= n */
+    float *da;                  /* device, f32 [num_adapters, r, K], or NULL: not wanted. Of qk_lora_gradients, which adds to it */
+    float *db;                  /* device, f32 [num_adapters, n, r], or NULL: not wanted. Likewise */
+} qk_segment_backward;
+
+/* The gradients of one input X of several segments. A function needs the pointers that it reads or writes; others may be NULL. A weight is
+ * needed by the two dX functions only. */
+typedef struct qk_linear_backward {
+    uint32_t struct_size;    /* sizeof(struct qk_linear_backward) */
+    uint32_t num_segments;   /* 1..QK_MAX_SEGMENTS */
+    int64_t m;               /* M, tokens, >= 0; with 0 nothing is done */
+    int64_t k;               /* K, the same for all segments */
+    const void *x;           /* device, bf16 [M, ldx]: read by qk_lora_gradients */
+    int64_t ldx;             /* elements from one row of x to the next, >= k; not read where x is NULL */
+    void *dx;                /* device, bf16 [M, lddx]: written by qk_linear_dx and qk_linear_dx_dense, columns 0..k of each row */
+    int64_t lddx;            /* elements from one row of dx to the next, >= k; not read where dx is NULL */
+    uint32_t accumulate;     /* 1: dX becomes bf16(dX + gradient), the sum in f32, rounded once; 0: bf16(gradient) */
+    uint32_t reserved;       /* 0 */
+    const struct qk_segment_backward *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
+    const void *s;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_down: read by qk_lora_gradients */
+    const void *t;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_up, or NULL: computed inside, in the workspace */
+    const struct qk_dropout *dropout; /* host, that of the forward pass, or NULL: none */
+} qk_linear_backward;
 
 /* The kernel that a call takes. */
 enum qk_path {
     QK_PATH_TENSOR_CORE = 0, /* M > 16: mma.sync tiles */
     QK_PATH_SMALL_M = 1,     /* M <= 16: reads each weight once */
-    QK_PATH_GENERIC = 2      /* K % 64, ldx % 8, a block size other than 64: one plain, slow kernel */
+    QK_PATH_GENERIC = 2      /* K % 64, ldx % 8 (lddy % 8 of any segment), a block size other than 64: one plain, slow kernel */
 };
 
 /* What qk_nf4_quantize reads and writes. Every block's absmax is that of its elements; a block with a NaN or an infinity
@@ -137,6 +193,53 @@ typedef struct qk_nf4_quantize_args {
     float *nested_absmax;   /* device, out [ceil(blocks / 256)]; NULL without double quantisation */
     float *offset;          /* device, out [1]: the f64 mean of absmax rounded to f32; NULL without double quantisation */
 } qk_nf4_quantize_args;
+
+/* One trainable tensor of the optimiser. Its moments m and v are f32, or 8-bit codes with an absmax for every 256 elements: of the
+ * signed dynamic map for m, of the unsigned one for v, as bitsandbytes keeps them. Before the first update all bytes of m, v and
+ * the absmax are 0, in either format. value, working, gradient, m and v are 16-byte aligned. */
+typedef struct qk_adamw_tensor {
+    uint32_t struct_size;     /* sizeof(struct qk_adamw_tensor) */
+    uint32_t rate;            /* index into qk_adamw.rates: LoRA+ has one rate for every A and another for every B */
+    int64_t n;                /* elements, >= 1 */
+    float *value;             /* device, [n]: the f32 master copy, updated */
+    void *working;            /* device, bf16 [n]: written with the rounded new value, or NULL */
+    const float *gradient;    /* device, [n] */
+    void *m;                  /* device, f32 [n] or codes u8 [n], updated: first moment */
+    void *v;                  /* device, likewise: second moment */
+    float *m_absmax;          /* device, [ceil(n / 256)], updated; NULL: f32 states */
+    float *v_absmax;          /* device, [ceil(n / 256)], updated; NULL: f32 states */
+} qk_adamw_tensor;
+
+/* What the tensors of one rate are updated with. Device memory: a captured graph is replayed with new contents. */
+typedef struct qk_adamw_rate {
+    float decay;     /* 1 - learning_rate * weight_decay */
+    float step_size; /* learning_rate / (1 - beta1^step); the first step is 1 */
+    float root;      /* sqrt(1 - beta2^step) */
+    float beta1;
+    float rest1;     /* 1 - beta1 */
+    float beta2;
+    float rest2;     /* 1 - beta2 */
+    float epsilon;
+} qk_adamw_rate;
+
+/* What qk_gradient_norm finds. Device memory, 8-byte aligned: the update reads it there, so the host need not wait for it. */
+typedef struct qk_gradient_state {
+    double norm;    /* L2 norm over all gradients, before clipping; not finite if a gradient is not */
+    float scale;    /* what every gradient is multiplied by in the update: min(1, max_norm / (norm + 1e-6)), 1 without clipping */
+    int32_t tensor; /* the first tensor with a gradient that is not finite, or -1. The update does nothing unless it is negative */
+} qk_gradient_state;
+
+/* AdamW over all trainable tensors. */
+typedef struct qk_adamw {
+    uint32_t struct_size;              /* sizeof(struct qk_adamw) */
+    uint32_t num_tensors;              /* >= 1 */
+    const qk_adamw_tensor *tensors;    /* host, [num_tensors]: those that the table was made from */
+    const void *table;                 /* device: a copy of what qk_adamw_table wrote, 16-byte aligned */
+    const qk_adamw_rate *rates;        /* device, [num_rates] */
+    uint32_t num_rates;                /* above every tensor's rate */
+    uint32_t reserved;                 /* 0 */
+    const qk_gradient_state *gradients;/* device: read by qk_adamw_update; NULL: scale 1, and nothing is skipped */
+} qk_adamw;
 
 /* QK_ABI_VERSION of the library, to be compared with the header's. */
 uint32_t qk_abi_version(void);
@@ -172,6 +275,54 @@ int qk_linear_forward(const struct qk_linear *linear, void *workspace, size_t wo
 
 /* The same with bf16 weights: every segment has dense. */
 int qk_linear_forward_dense(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* Bytes of the table for these tensors. The functions of the table and of rates touch no device. */
+int qk_adamw_table_size(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, size_t *bytes);
+
+/* Writes the table into `table` (host, 8-byte aligned): which tensor each chunk of work belongs to, and the tensors' pointers. The caller
+ * copies it to the device once; a tensor that moves or changes its rate's index needs a new one. */
+int qk_adamw_table(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, void *table, size_t table_size);
+
+/* The scalars of update `step` (>= 1), computed in double and rounded once. */
+int qk_adamw_rate_of(double learning_rate, double beta1, double beta2, double epsilon, double weight_decay, uint64_t step,
+                     struct qk_adamw_rate *rate);
+
+/* Bytes of workspace of qk_gradient_norm: a double for every chunk. */
+int qk_gradient_norm_workspace_size(const struct qk_adamw *adamw, size_t *bytes);
+
+/* *state (device) = norm of all gradients, the factor that clips it to max_norm (0: no clipping), and the first tensor that is not
+ * finite. Sums are f64 in one fixed order: equal gradients give equal bits. adamw->gradients is not read. */
+int qk_gradient_norm(const struct qk_adamw *adamw, double max_norm, struct qk_gradient_state *state, void *workspace,
+                     size_t workspace_bytes, qk_stream stream);
+
+/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results depend on neither
+ * device nor grid, and equal those of the Rust functions reference::adamw and blockwise::adamw_blockwise bit for bit. */
+int qk_adamw_update(const struct qk_adamw *adamw, qk_stream stream);
+
+/* T [M, qk_lora_columns()] bf16: part s is bf16(scale_s * dY_s * B_s), padding columns are zero. backward->t is not read. */
+int qk_lora_up(const struct qk_linear_backward *backward, void *t, qk_stream stream);
+
+/* Bytes of workspace of the two dX functions: T, if the call has to compute it, else 0. */
+int qk_linear_backward_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+
+/* The kernel the dX functions take for this call: QK_PATH_TENSOR_CORE for any M, or QK_PATH_GENERIC; or a negative qk_status. */
+int qk_linear_dx_path(const struct qk_linear_backward *backward);
+
+/* dX = mask(sum_s T_s * A_s) + sum_s dY_s * W_s (+ dX), NF4 weights: every segment has nf4. The segments are one operand: products are summed in
+ * f32 in an order that depends on the segments' N and r alone, the low-rank ones first, and dX is rounded once. */
+int qk_linear_dx(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* The same with bf16 weights: every segment has dense. */
+int qk_linear_dx_dense(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* dA_s += T_s^T * dropout(X) and dB_s += dY_s^T * S_s, f32, of every segment that has da or db. Sums over tokens: each 256 tokens (from row 0 on)
+ * from zero, this sum then added to what is there, in order. So the bits do not depend on tiling, and a batch cut at multiples of 256 rows and added up in order gives
+ * the same. With adapters, pair p sums the rows of index p, as if no other were there. Needs x where a da is set, s where a db is, lora where
+ * either is; reads no weight. */
+int qk_lora_gradients(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices are few and small. */
+int qk_lora_gradients_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
 
 #ifdef __cplusplus
 }

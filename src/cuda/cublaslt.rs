@@ -215,6 +215,8 @@ mod imp {
             // Checks every shape, length and alignment.
             linear::path(input, segments)?;
             let operation = Operation { name: "cublaslt_forward", shape: format!("M {}, K {}", input.m, input.k) };
+            let several = segments.iter().any(|s| s.lora.is_some_and(|lora| lora.adapters.is_some()));
+            operation.check(!several, || "cuBLASLt's row of the table does not take adapters by an index".into())?;
             let needed = self.workspace_len(input, segments);
             operation.check(workspace.len() >= needed, || {
                 format!("the workspace has {} elements, expected at least {needed}", workspace.len())

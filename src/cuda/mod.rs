@@ -9,21 +9,27 @@
 
 #![allow(unsafe_code)]
 
+pub mod adamw;
 pub mod cublaslt;
 pub mod dispatch;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
 pub mod linear;
+pub mod linear_backward;
+pub mod lora_gradients;
 #[cfg(feature = "cuda")]
 pub mod measure;
 mod memory;
 pub mod nf4;
+mod operand;
 pub mod sys;
 #[doc(hidden)]
 pub mod test_kernels;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_adamw;
 #[cfg(feature = "cuda")]
 pub mod typed;
 

@@ -3,10 +3,12 @@
 
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
-pub const QK_ABI_VERSION: u32 = 1;
+pub const QK_ABI_VERSION: u32 = 2;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
 pub const QK_NESTED_BLOCK: u32 = 256;
+pub const QK_STATE_BLOCK: u32 = 256;
+pub const QK_ADAMW_CHUNK: u32 = 4096;
 #[repr(C)]
 #[derive(Debug)]
 pub struct CUstream_st {
@@ -23,6 +25,7 @@ pub const QK_ERROR_BLOCK_SIZE: qk_status = -6;
 pub const QK_ERROR_WORKSPACE: qk_status = -7;
 pub const QK_ERROR_NOT_BUILT: qk_status = -8;
 pub const QK_ERROR_EMULATION: qk_status = -9;
+pub const QK_ERROR_VALUE: qk_status = -10;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
 pub const QK_F32: qk_dtype = 1;
@@ -73,10 +76,11 @@ pub struct qk_lora {
     pub a: *const ::std::os::raw::c_void,
     pub b: *const ::std::os::raw::c_void,
     pub adapter_index: *const i32,
+    pub scales: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_lora"][::std::mem::size_of::<qk_lora>() - 40usize];
+    ["Size of qk_lora"][::std::mem::size_of::<qk_lora>() - 48usize];
     ["Alignment of qk_lora"][::std::mem::align_of::<qk_lora>() - 8usize];
     ["Offset of field: qk_lora::struct_size"][::std::mem::offset_of!(qk_lora, struct_size) - 0usize];
     ["Offset of field: qk_lora::r"][::std::mem::offset_of!(qk_lora, r) - 4usize];
@@ -85,6 +89,28 @@ const _: () = {
     ["Offset of field: qk_lora::a"][::std::mem::offset_of!(qk_lora, a) - 16usize];
     ["Offset of field: qk_lora::b"][::std::mem::offset_of!(qk_lora, b) - 24usize];
     ["Offset of field: qk_lora::adapter_index"][::std::mem::offset_of!(qk_lora, adapter_index) - 32usize];
+    ["Offset of field: qk_lora::scales"][::std::mem::offset_of!(qk_lora, scales) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_dropout {
+    pub struct_size: u32,
+    pub p: f32,
+    pub seed: u64,
+    pub site: u32,
+    pub draw: u32,
+    pub first_token: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_dropout"][::std::mem::size_of::<qk_dropout>() - 32usize];
+    ["Alignment of qk_dropout"][::std::mem::align_of::<qk_dropout>() - 8usize];
+    ["Offset of field: qk_dropout::struct_size"][::std::mem::offset_of!(qk_dropout, struct_size) - 0usize];
+    ["Offset of field: qk_dropout::p"][::std::mem::offset_of!(qk_dropout, p) - 4usize];
+    ["Offset of field: qk_dropout::seed"][::std::mem::offset_of!(qk_dropout, seed) - 8usize];
+    ["Offset of field: qk_dropout::site"][::std::mem::offset_of!(qk_dropout, site) - 16usize];
+    ["Offset of field: qk_dropout::draw"][::std::mem::offset_of!(qk_dropout, draw) - 20usize];
+    ["Offset of field: qk_dropout::first_token"][::std::mem::offset_of!(qk_dropout, first_token) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -124,10 +150,11 @@ pub struct qk_linear {
     pub ldx: i64,
     pub segments: *const qk_segment,
     pub s: *const ::std::os::raw::c_void,
+    pub dropout: *const qk_dropout,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear"][::std::mem::size_of::<qk_linear>() - 56usize];
+    ["Size of qk_linear"][::std::mem::size_of::<qk_linear>() - 64usize];
     ["Alignment of qk_linear"][::std::mem::align_of::<qk_linear>() - 8usize];
     ["Offset of field: qk_linear::struct_size"][::std::mem::offset_of!(qk_linear, struct_size) - 0usize];
     ["Offset of field: qk_linear::num_segments"][::std::mem::offset_of!(qk_linear, num_segments) - 4usize];
@@ -137,6 +164,77 @@ const _: () = {
     ["Offset of field: qk_linear::ldx"][::std::mem::offset_of!(qk_linear, ldx) - 32usize];
     ["Offset of field: qk_linear::segments"][::std::mem::offset_of!(qk_linear, segments) - 40usize];
     ["Offset of field: qk_linear::s"][::std::mem::offset_of!(qk_linear, s) - 48usize];
+    ["Offset of field: qk_linear::dropout"][::std::mem::offset_of!(qk_linear, dropout) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_segment_backward {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub n: i64,
+    pub nf4: *const qk_nf4,
+    pub dense: *const ::std::os::raw::c_void,
+    pub lora: *const qk_lora,
+    pub dy: *const ::std::os::raw::c_void,
+    pub lddy: i64,
+    pub da: *mut f32,
+    pub db: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_segment_backward"][::std::mem::size_of::<qk_segment_backward>() - 72usize];
+    ["Alignment of qk_segment_backward"][::std::mem::align_of::<qk_segment_backward>() - 8usize];
+    ["Offset of field: qk_segment_backward::struct_size"]
+        [::std::mem::offset_of!(qk_segment_backward, struct_size) - 0usize];
+    ["Offset of field: qk_segment_backward::reserved"][::std::mem::offset_of!(qk_segment_backward, reserved) - 4usize];
+    ["Offset of field: qk_segment_backward::n"][::std::mem::offset_of!(qk_segment_backward, n) - 8usize];
+    ["Offset of field: qk_segment_backward::nf4"][::std::mem::offset_of!(qk_segment_backward, nf4) - 16usize];
+    ["Offset of field: qk_segment_backward::dense"][::std::mem::offset_of!(qk_segment_backward, dense) - 24usize];
+    ["Offset of field: qk_segment_backward::lora"][::std::mem::offset_of!(qk_segment_backward, lora) - 32usize];
+    ["Offset of field: qk_segment_backward::dy"][::std::mem::offset_of!(qk_segment_backward, dy) - 40usize];
+    ["Offset of field: qk_segment_backward::lddy"][::std::mem::offset_of!(qk_segment_backward, lddy) - 48usize];
+    ["Offset of field: qk_segment_backward::da"][::std::mem::offset_of!(qk_segment_backward, da) - 56usize];
+    ["Offset of field: qk_segment_backward::db"][::std::mem::offset_of!(qk_segment_backward, db) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_linear_backward {
+    pub struct_size: u32,
+    pub num_segments: u32,
+    pub m: i64,
+    pub k: i64,
+    pub x: *const ::std::os::raw::c_void,
+    pub ldx: i64,
+    pub dx: *mut ::std::os::raw::c_void,
+    pub lddx: i64,
+    pub accumulate: u32,
+    pub reserved: u32,
+    pub segments: *const qk_segment_backward,
+    pub s: *const ::std::os::raw::c_void,
+    pub t: *const ::std::os::raw::c_void,
+    pub dropout: *const qk_dropout,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_linear_backward"][::std::mem::size_of::<qk_linear_backward>() - 96usize];
+    ["Alignment of qk_linear_backward"][::std::mem::align_of::<qk_linear_backward>() - 8usize];
+    ["Offset of field: qk_linear_backward::struct_size"]
+        [::std::mem::offset_of!(qk_linear_backward, struct_size) - 0usize];
+    ["Offset of field: qk_linear_backward::num_segments"]
+        [::std::mem::offset_of!(qk_linear_backward, num_segments) - 4usize];
+    ["Offset of field: qk_linear_backward::m"][::std::mem::offset_of!(qk_linear_backward, m) - 8usize];
+    ["Offset of field: qk_linear_backward::k"][::std::mem::offset_of!(qk_linear_backward, k) - 16usize];
+    ["Offset of field: qk_linear_backward::x"][::std::mem::offset_of!(qk_linear_backward, x) - 24usize];
+    ["Offset of field: qk_linear_backward::ldx"][::std::mem::offset_of!(qk_linear_backward, ldx) - 32usize];
+    ["Offset of field: qk_linear_backward::dx"][::std::mem::offset_of!(qk_linear_backward, dx) - 40usize];
+    ["Offset of field: qk_linear_backward::lddx"][::std::mem::offset_of!(qk_linear_backward, lddx) - 48usize];
+    ["Offset of field: qk_linear_backward::accumulate"]
+        [::std::mem::offset_of!(qk_linear_backward, accumulate) - 56usize];
+    ["Offset of field: qk_linear_backward::reserved"][::std::mem::offset_of!(qk_linear_backward, reserved) - 60usize];
+    ["Offset of field: qk_linear_backward::segments"][::std::mem::offset_of!(qk_linear_backward, segments) - 64usize];
+    ["Offset of field: qk_linear_backward::s"][::std::mem::offset_of!(qk_linear_backward, s) - 72usize];
+    ["Offset of field: qk_linear_backward::t"][::std::mem::offset_of!(qk_linear_backward, t) - 80usize];
+    ["Offset of field: qk_linear_backward::dropout"][::std::mem::offset_of!(qk_linear_backward, dropout) - 88usize];
 };
 pub const QK_PATH_TENSOR_CORE: qk_path = 0;
 pub const QK_PATH_SMALL_M: qk_path = 1;
@@ -181,6 +279,100 @@ const _: () = {
         [::std::mem::offset_of!(qk_nf4_quantize_args, nested_absmax) - 64usize];
     ["Offset of field: qk_nf4_quantize_args::offset"][::std::mem::offset_of!(qk_nf4_quantize_args, offset) - 72usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_adamw_tensor {
+    pub struct_size: u32,
+    pub rate: u32,
+    pub n: i64,
+    pub value: *mut f32,
+    pub working: *mut ::std::os::raw::c_void,
+    pub gradient: *const f32,
+    pub m: *mut ::std::os::raw::c_void,
+    pub v: *mut ::std::os::raw::c_void,
+    pub m_absmax: *mut f32,
+    pub v_absmax: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_adamw_tensor"][::std::mem::size_of::<qk_adamw_tensor>() - 72usize];
+    ["Alignment of qk_adamw_tensor"][::std::mem::align_of::<qk_adamw_tensor>() - 8usize];
+    ["Offset of field: qk_adamw_tensor::struct_size"][::std::mem::offset_of!(qk_adamw_tensor, struct_size) - 0usize];
+    ["Offset of field: qk_adamw_tensor::rate"][::std::mem::offset_of!(qk_adamw_tensor, rate) - 4usize];
+    ["Offset of field: qk_adamw_tensor::n"][::std::mem::offset_of!(qk_adamw_tensor, n) - 8usize];
+    ["Offset of field: qk_adamw_tensor::value"][::std::mem::offset_of!(qk_adamw_tensor, value) - 16usize];
+    ["Offset of field: qk_adamw_tensor::working"][::std::mem::offset_of!(qk_adamw_tensor, working) - 24usize];
+    ["Offset of field: qk_adamw_tensor::gradient"][::std::mem::offset_of!(qk_adamw_tensor, gradient) - 32usize];
+    ["Offset of field: qk_adamw_tensor::m"][::std::mem::offset_of!(qk_adamw_tensor, m) - 40usize];
+    ["Offset of field: qk_adamw_tensor::v"][::std::mem::offset_of!(qk_adamw_tensor, v) - 48usize];
+    ["Offset of field: qk_adamw_tensor::m_absmax"][::std::mem::offset_of!(qk_adamw_tensor, m_absmax) - 56usize];
+    ["Offset of field: qk_adamw_tensor::v_absmax"][::std::mem::offset_of!(qk_adamw_tensor, v_absmax) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_adamw_rate {
+    pub decay: f32,
+    pub step_size: f32,
+    pub root: f32,
+    pub beta1: f32,
+    pub rest1: f32,
+    pub beta2: f32,
+    pub rest2: f32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_adamw_rate"][::std::mem::size_of::<qk_adamw_rate>() - 32usize];
+    ["Alignment of qk_adamw_rate"][::std::mem::align_of::<qk_adamw_rate>() - 4usize];
+    ["Offset of field: qk_adamw_rate::decay"][::std::mem::offset_of!(qk_adamw_rate, decay) - 0usize];
+    ["Offset of field: qk_adamw_rate::step_size"][::std::mem::offset_of!(qk_adamw_rate, step_size) - 4usize];
+    ["Offset of field: qk_adamw_rate::root"][::std::mem::offset_of!(qk_adamw_rate, root) - 8usize];
+    ["Offset of field: qk_adamw_rate::beta1"][::std::mem::offset_of!(qk_adamw_rate, beta1) - 12usize];
+    ["Offset of field: qk_adamw_rate::rest1"][::std::mem::offset_of!(qk_adamw_rate, rest1) - 16usize];
+    ["Offset of field: qk_adamw_rate::beta2"][::std::mem::offset_of!(qk_adamw_rate, beta2) - 20usize];
+    ["Offset of field: qk_adamw_rate::rest2"][::std::mem::offset_of!(qk_adamw_rate, rest2) - 24usize];
+    ["Offset of field: qk_adamw_rate::epsilon"][::std::mem::offset_of!(qk_adamw_rate, epsilon) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_gradient_state {
+    pub norm: f64,
+    pub scale: f32,
+    pub tensor: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_gradient_state"][::std::mem::size_of::<qk_gradient_state>() - 16usize];
+    ["Alignment of qk_gradient_state"][::std::mem::align_of::<qk_gradient_state>() - 8usize];
+    ["Offset of field: qk_gradient_state::norm"][::std::mem::offset_of!(qk_gradient_state, norm) - 0usize];
+    ["Offset of field: qk_gradient_state::scale"][::std::mem::offset_of!(qk_gradient_state, scale) - 8usize];
+    ["Offset of field: qk_gradient_state::tensor"][::std::mem::offset_of!(qk_gradient_state, tensor) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_adamw {
+    pub struct_size: u32,
+    pub num_tensors: u32,
+    pub tensors: *const qk_adamw_tensor,
+    pub table: *const ::std::os::raw::c_void,
+    pub rates: *const qk_adamw_rate,
+    pub num_rates: u32,
+    pub reserved: u32,
+    pub gradients: *const qk_gradient_state,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_adamw"][::std::mem::size_of::<qk_adamw>() - 48usize];
+    ["Alignment of qk_adamw"][::std::mem::align_of::<qk_adamw>() - 8usize];
+    ["Offset of field: qk_adamw::struct_size"][::std::mem::offset_of!(qk_adamw, struct_size) - 0usize];
+    ["Offset of field: qk_adamw::num_tensors"][::std::mem::offset_of!(qk_adamw, num_tensors) - 4usize];
+    ["Offset of field: qk_adamw::tensors"][::std::mem::offset_of!(qk_adamw, tensors) - 8usize];
+    ["Offset of field: qk_adamw::table"][::std::mem::offset_of!(qk_adamw, table) - 16usize];
+    ["Offset of field: qk_adamw::rates"][::std::mem::offset_of!(qk_adamw, rates) - 24usize];
+    ["Offset of field: qk_adamw::num_rates"][::std::mem::offset_of!(qk_adamw, num_rates) - 32usize];
+    ["Offset of field: qk_adamw::reserved"][::std::mem::offset_of!(qk_adamw, reserved) - 36usize];
+    ["Offset of field: qk_adamw::gradients"][::std::mem::offset_of!(qk_adamw, gradients) - 40usize];
+};
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
@@ -217,5 +409,67 @@ unsafe extern "C" {
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_table_size(
+        tensors: *const qk_adamw_tensor,
+        num_tensors: u32,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_table(
+        tensors: *const qk_adamw_tensor,
+        num_tensors: u32,
+        table: *mut ::std::os::raw::c_void,
+        table_size: usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_rate_of(
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+        step: u64,
+        rate: *mut qk_adamw_rate,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_gradient_norm_workspace_size(adamw: *const qk_adamw, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_gradient_norm(
+        adamw: *const qk_adamw,
+        max_norm: f64,
+        state: *mut qk_gradient_state,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_update(adamw: *const qk_adamw, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_lora_up(
+        backward: *const qk_linear_backward,
+        t: *mut ::std::os::raw::c_void,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_backward_workspace_size(
+        backward: *const qk_linear_backward,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_path(backward: *const qk_linear_backward) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_dense(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_lora_gradients(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_lora_gradients_workspace_size(
+        backward: *const qk_linear_backward,
+        bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
 }

@@ -19,6 +19,7 @@ fn layers() -> Vec<Linear> {
         double_quant: true,
         values: Values::Ragged,
         given_s: true,
+        adapters: 0,
         parts,
         seed: 7,
     };

@@ -54,7 +54,7 @@ impl Operation for Dispatched<'_> {
 
     fn launch(&self, buffers: &mut DispatchedBuffers, stream: Stream) -> Result<()> {
         let DispatchedBuffers { linear, workspace } = buffers;
-        let columns = self.linear.parts.iter().map(|part| part.r.next_multiple_of(8)).sum::<usize>();
+        let columns = self.linear.columns();
         self.linear.with(linear, |input, segments, s, _| {
             let len = self.linear.m * columns;
             lora_down(&input, segments, s.view_mut().first(len), stream)?;
@@ -73,7 +73,7 @@ impl Operation for Dispatched<'_> {
             return self.linear.check(inputs, output, most);
         }
         let Linear { m, k, pad_x, .. } = self.linear;
-        let columns: usize = self.linear.parts.iter().map(|part| part.r.next_multiple_of(8)).sum();
+        let columns = self.linear.columns();
         let mut stream = philox::Stream::new(self.linear.seed, 4);
         let mut column = 0;
         for (part, (host, y)) in self.linear.parts.iter().zip(inputs.parts.iter().zip(&output.y)) {
