@@ -11,6 +11,8 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cublaslt;
+pub mod dispatch;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
@@ -18,6 +20,8 @@ pub mod layer;
 pub mod linear;
 pub mod linear_backward;
 pub mod lora_gradients;
+#[cfg(feature = "cuda")]
+pub mod measure;
 mod memory;
 pub mod nf4;
 mod operand;

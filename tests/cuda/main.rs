@@ -11,6 +11,8 @@ mod adamw_operation;
 mod attention_operation;
 #[path = "../support/device.rs"]
 mod device;
+#[path = "../support/dispatched.rs"]
+mod dispatched;
 #[path = "../support/layer_operations.rs"]
 mod layer_operations;
 #[path = "../support/linear_dx.rs"]
@@ -32,6 +34,7 @@ mod values;
 
 mod adamw;
 mod attention;
+mod dispatch;
 #[cfg(feature = "emulation")]
 mod emulation;
 mod layer;

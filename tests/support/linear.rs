@@ -192,7 +192,7 @@ impl Linear {
         }
     }
 
-    fn with<T>(
+    pub fn with<T>(
         &self,
         buffers: &mut Buffers,
         call: impl FnOnce(Input<'_>, &mut [Segment<'_>], &mut Buffer<bf16>, &mut Buffer<bf16>) -> Result<T>,
@@ -315,8 +315,10 @@ impl Operation for Linear {
         self.with(buffers, |input, segments, s, none| {
             assert_eq!(lora_columns(segments), self.columns());
             if self.given_s {
-                lora_down(&input, segments, s.view_mut(), stream)?;
-                let input = Input { s: Some(s.view()), ..input };
+                // Buffers may be of a larger M.
+                let len = self.m * self.columns();
+                lora_down(&input, segments, s.view_mut().first(len), stream)?;
+                let input = Input { s: Some(s.view().first(len)), ..input };
                 forward(&input, segments, none.view_mut(), stream)
             } else {
                 forward(&input, segments, s.view_mut(), stream)
