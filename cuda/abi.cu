@@ -9,6 +9,7 @@ static_assert(sizeof(qk_adamw_tensor) == 72 && sizeof(qk_adamw) == 48, "the layo
 static_assert(sizeof(qk_embedding_args) == 56 && sizeof(qk_rms_norm_args) == 64, "the layout of the interface");
 static_assert(sizeof(qk_rms_norm_backward_args) == 64 && sizeof(qk_rope_args) == 72, "the layout of the interface");
 static_assert(sizeof(qk_swiglu_args) == 48 && sizeof(qk_attention_args) == 96, "the layout of the interface");
+static_assert(sizeof(qk_loss_state) == 16 && sizeof(qk_cross_entropy_args) == 96, "the layout of the interface");
 
 extern "C" uint32_t qk_abi_version(void) {
     return QK_ABI_VERSION;

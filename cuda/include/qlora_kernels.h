@@ -439,6 +439,38 @@ int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *by
 /* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
 int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
 
+/* What qk_cross_entropy finds. Device memory, 8-byte aligned. */
+typedef struct qk_loss_state {
+    double sum;          /* of the losses: each 256 rows (from row 0 on) from zero, these sums then added in order; NaN if a loss is not finite */
+    int32_t row;         /* the first row whose loss is not finite, or -1 */
+    uint32_t supervised; /* the targets found that are not negative; sum is NaN if args->supervised is another number */
+} qk_loss_state;
+
+/* The output layer, the softmax cross-entropy and its gradient, without M * V logits. */
+typedef struct qk_cross_entropy_args {
+    uint32_t struct_size;         /* sizeof(struct qk_cross_entropy_args) */
+    float weight;                 /* of every token in dhidden, finite: 1 / supervised tokens of the whole optimiser step. Losses are not multiplied */
+    int64_t m;                    /* M, tokens, >= 0 */
+    int64_t h;                    /* H, >= 1; multiples of 64 are fast, with others the gradient takes one plain, slow kernel */
+    int64_t vocab;                /* V, rows of head, >= 1 */
+    int64_t supervised;           /* targets that are not negative, 0..m: what is computed, and what the workspace has room for */
+    int64_t chunk;                /* tokens whose logits exist at one time, >= 1, best a multiple of 128. No bit of the result depends on it */
+    const void *hidden;           /* device, bf16 [M, H]: after the last norm */
+    const void *head;             /* device, bf16 [V, H] */
+    const int32_t *targets;       /* device, [M]: below V; negative: none, which costs nothing. From V on: that row's loss and gradient are NaN */
+    float *losses;                /* device, out [M]: log(sum(exp(z))) - z[target], 0 without a target */
+    struct qk_loss_state *state;  /* device, out [1] */
+    void *dhidden;                /* device, out bf16 [M, H], may be hidden itself; zero without a target. NULL: losses only */
+} qk_cross_entropy_args;
+
+/* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 * supervised + C * (2 * H + V / 8 + 4)
+ * with some padding, and, with a gradient, C * V * 4 more, the logits (1,024 tokens of 128,256: 525 MB). */
+int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
+
+/* losses, state and, if set, dhidden = weight * (softmax(z) - onehot(target)) * head with z = hidden * head^T. Logits, softmax and losses are f32; the
+ * gradient of the logits is rounded to bf16 once, dhidden is summed in f32 over the vocabulary in order and rounded once. */
+int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -553,6 +553,60 @@ const _: () = {
     ["Offset of field: qk_attention_args::dout"][::std::mem::offset_of!(qk_attention_args, dout) - 80usize];
     ["Offset of field: qk_attention_args::dqkv"][::std::mem::offset_of!(qk_attention_args, dqkv) - 88usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_loss_state {
+    pub sum: f64,
+    pub row: i32,
+    pub supervised: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_loss_state"][::std::mem::size_of::<qk_loss_state>() - 16usize];
+    ["Alignment of qk_loss_state"][::std::mem::align_of::<qk_loss_state>() - 8usize];
+    ["Offset of field: qk_loss_state::sum"][::std::mem::offset_of!(qk_loss_state, sum) - 0usize];
+    ["Offset of field: qk_loss_state::row"][::std::mem::offset_of!(qk_loss_state, row) - 8usize];
+    ["Offset of field: qk_loss_state::supervised"][::std::mem::offset_of!(qk_loss_state, supervised) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_cross_entropy_args {
+    pub struct_size: u32,
+    pub weight: f32,
+    pub m: i64,
+    pub h: i64,
+    pub vocab: i64,
+    pub supervised: i64,
+    pub chunk: i64,
+    pub hidden: *const ::std::os::raw::c_void,
+    pub head: *const ::std::os::raw::c_void,
+    pub targets: *const i32,
+    pub losses: *mut f32,
+    pub state: *mut qk_loss_state,
+    pub dhidden: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 96usize];
+    ["Alignment of qk_cross_entropy_args"][::std::mem::align_of::<qk_cross_entropy_args>() - 8usize];
+    ["Offset of field: qk_cross_entropy_args::struct_size"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, struct_size) - 0usize];
+    ["Offset of field: qk_cross_entropy_args::weight"][::std::mem::offset_of!(qk_cross_entropy_args, weight) - 4usize];
+    ["Offset of field: qk_cross_entropy_args::m"][::std::mem::offset_of!(qk_cross_entropy_args, m) - 8usize];
+    ["Offset of field: qk_cross_entropy_args::h"][::std::mem::offset_of!(qk_cross_entropy_args, h) - 16usize];
+    ["Offset of field: qk_cross_entropy_args::vocab"][::std::mem::offset_of!(qk_cross_entropy_args, vocab) - 24usize];
+    ["Offset of field: qk_cross_entropy_args::supervised"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, supervised) - 32usize];
+    ["Offset of field: qk_cross_entropy_args::chunk"][::std::mem::offset_of!(qk_cross_entropy_args, chunk) - 40usize];
+    ["Offset of field: qk_cross_entropy_args::hidden"][::std::mem::offset_of!(qk_cross_entropy_args, hidden) - 48usize];
+    ["Offset of field: qk_cross_entropy_args::head"][::std::mem::offset_of!(qk_cross_entropy_args, head) - 56usize];
+    ["Offset of field: qk_cross_entropy_args::targets"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, targets) - 64usize];
+    ["Offset of field: qk_cross_entropy_args::losses"][::std::mem::offset_of!(qk_cross_entropy_args, losses) - 72usize];
+    ["Offset of field: qk_cross_entropy_args::state"][::std::mem::offset_of!(qk_cross_entropy_args, state) - 80usize];
+    ["Offset of field: qk_cross_entropy_args::dhidden"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, dhidden) - 88usize];
+};
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
@@ -662,6 +716,16 @@ unsafe extern "C" {
     pub fn qk_attention_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
     pub fn qk_attention_backward(
         args: *const qk_attention_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_cross_entropy_workspace_size(
+        args: *const qk_cross_entropy_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_cross_entropy(
+        args: *const qk_cross_entropy_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
