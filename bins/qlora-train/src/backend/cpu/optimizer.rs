@@ -39,3 +39,11 @@ pub fn restore(param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) ->
         state => refuse!("found {}, expected f32 states of {} elements", state.describe(), param.first.len()),
     }
 }
+
+pub fn restore_gradient(param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
+    if gradient.len() != param.gradient.len() {
+        refuse!("found a gradient of {} values, expected {}", gradient.len(), param.gradient.len());
+    }
+    param.gradient = gradient;
+    Ok(())
+}
