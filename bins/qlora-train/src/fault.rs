@@ -7,7 +7,7 @@
 //! | `trace` | prints the name of every place that the process passes, `fault point NAME`, on standard error |
 //! | `NAME:N` | ends the process with SIGKILL when it passes the place for the Nth time (1 is the first); a write is torn in half |
 //! | `NAME:N:full`, `NAME:N:read-only` | the Nth write there fails, and all later ones, as on a full or read-only disk |
-//! | `NAME:N:pause` | waits a minute there |
+//! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
 //!
 //! `any` is every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of its
 //! removal, and `micro-batch`, `step` and `evaluation` between them.
@@ -19,6 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::report::say;
+
+/// "No space left on device", "Read-only file system"
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
 
 pub const VARIABLE: &str = "QLORA_FAULT";
 
@@ -32,7 +36,8 @@ enum Action {
     Kill,
     Full,
     ReadOnly,
-    Pause,
+    /// milliseconds
+    Pause(u64),
 }
 
 static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
@@ -51,7 +56,7 @@ fn parse(text: &str) -> Option<Fault> {
         None => Action::Kill,
         Some("full") => Action::Full,
         Some("read-only") => Action::ReadOnly,
-        Some("pause") => Action::Pause,
+        Some("pause") => Action::Pause(parts.next()?.parse().ok()?),
         Some(_) => return None,
     };
     Some(Fault::At { place, nth, action, passed: AtomicU64::new(0) })
@@ -82,10 +87,11 @@ fn act(action: Action) -> io::Result<()> {
             let _ = signal_hook::low_level::raise(signal_hook::consts::SIGKILL);
             Ok(())
         }
-        Action::Full => Err(io::Error::from(io::ErrorKind::StorageFull)),
-        Action::ReadOnly => Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)),
-        Action::Pause => {
-            std::thread::sleep(Duration::from_secs(60));
+        Action::Full => Err(io::Error::from_raw_os_error(ENOSPC)),
+        Action::ReadOnly => Err(io::Error::from_raw_os_error(EROFS)),
+        Action::Pause(milliseconds) => {
+            say!("fault point reached");
+            std::thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         }
     }
@@ -109,7 +115,7 @@ pub(crate) fn write(mut file: &File, what: &str, bytes: &[u8]) -> io::Result<usi
     if fault().is_some()
         && let Some(action) = pass("write", what)
     {
-        if !matches!(action, Action::Pause) {
+        if !matches!(action, Action::Pause(_)) {
             file.write_all(&bytes[..bytes.len() / 2])?;
         }
         act(action)?;

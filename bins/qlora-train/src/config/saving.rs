@@ -68,6 +68,9 @@ pub enum Resume {
 impl SettingValue for Resume {
     const SWITCH: bool = true;
     fn read(value: &Value) -> Result<Self, Reject> {
+        if matches!(value, Value::Str(s) if ["auto", "latest"].contains(&s.trim())) {
+            return Ok(Resume::Latest);
+        }
         if is_off(value) {
             return Ok(Resume::No);
         }

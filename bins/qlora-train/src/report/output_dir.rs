@@ -1,6 +1,7 @@
 //! Whose an output directory is: nobody's, this run's or another's; and that only one process works in it.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -109,7 +110,7 @@ fn read_run(dir: &Path) -> Result<Option<Value>> {
     let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
     match std::fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).or_refuse(what).map(Some),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).or_refuse(what),
     }
 }
@@ -126,7 +127,8 @@ impl OutputLock {
         let path = dir.join(LOCK_FILE);
         match OpenOptions::new().write(true).open(&path) {
             Ok(file) => Self::lock(dir, file).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // `check_output_dir` has more to say about a file in its place.
+            Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
             Err(e) => Err(e).or_refuse(|| format!("{}: cannot be written (output_dir)", path.display())),
         }
     }
