@@ -7,7 +7,7 @@ pub mod cpu;
 mod optimizer_state;
 pub mod plan;
 
-pub use optimizer_state::OptimizerState;
+pub use optimizer_state::{OptimizerState, StateFormat};
 
 use crate::checkpoint::{StoredType, Tensor16};
 use crate::error::Result;
@@ -138,9 +138,13 @@ pub trait Backend {
         len: usize,
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
-    /// `trainable` adds a gradient and two optimiser states.
-    fn param(&mut self, len: usize, trainable: bool, init: &mut dyn FnMut() -> Result<Vec<f32>>)
-    -> Result<Self::Param>;
+    /// `states` adds a gradient and the optimiser's states, in the format that it gives a tensor of this length.
+    fn param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Param>;
     /// The current values.
     fn param_values(&self, param: &Self::Param) -> Vec<f32>;
     /// The optimiser's states; none where the tensor is not trained.

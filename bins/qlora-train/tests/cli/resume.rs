@@ -31,6 +31,22 @@ fn a_resumed_run_gives_the_bytes_and_the_log_of_an_uninterrupted_one() {
 }
 
 #[test]
+fn eight_bit_states_resume_bit_for_bit() {
+    let sandbox = Sandbox::new();
+    // Tensors large enough for 8-bit states, and smaller ones beside them.
+    let run =
+        RUN.replace("--lora-r 3 --use-rslora", "--lora-r 128 --optim adamw_8bit --lora-target-modules q_proj,k_proj");
+    sandbox.train_into("whole", &run).ok();
+    let killed = sandbox.run_at_fault(&train(&run), "step:5");
+    assert_eq!(killed.status, None, "{killed:#?}");
+    let states = sandbox.bytes("out/checkpoint-4/optimizer.safetensors");
+    let header = String::from_utf8_lossy(&states);
+    assert!(header.contains(".lora_A.weight.m_absmax"), "8-bit states");
+    sandbox.train(&format!("{run} --resume-from-checkpoint")).ok();
+    sandbox.assert_same_result("out", "whole");
+}
+
+#[test]
 fn a_checkpoint_is_an_adapter_with_what_the_run_goes_on_with() {
     let sandbox = Sandbox::new();
     sandbox.train(RUN).ok();
