@@ -195,3 +195,38 @@ fn a_disk_that_fills_up_leaves_the_earlier_checkpoints_whole() {
     sandbox.train(&format!("{RUN} --resume-from-checkpoint")).ok();
     sandbox.assert_same_result("out", "whole");
 }
+
+/// The same on a small file system of its own, where the machine lets a user have one.
+#[test]
+fn a_small_disk_is_filled_up_and_the_run_goes_on_when_there_is_room() {
+    let sandbox = Sandbox::new();
+    let run = format!("{RUN} --save-total-limit 0");
+    sandbox.train_into("whole", &run).ok();
+    let size = |dir: &str| -> u64 {
+        let names = sandbox.names(dir);
+        names.iter().map(|name| sandbox.bytes(&format!("{dir}/{name}")).len().next_multiple_of(4096) as u64).sum()
+    };
+    let room = (size("whole/checkpoint-2") * 5 / 2 + (32 << 10)) >> 10;
+    std::fs::create_dir(sandbox.path("disk")).unwrap();
+    let binary = env!("CARGO_BIN_EXE_qlora-train");
+    let line = train(&format!("{run} --output-dir disk/out"));
+    let script = format!(
+        "mount -t tmpfs -o size={room}k tmpfs disk || exit 77
+         {binary} {line} 2>errors; echo status $?; ls -A disk/out
+         mount -o remount,size=64m disk
+         {binary} {line} --resume-from-checkpoint >/dev/null 2>&1 && cp -r disk/out out"
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).current_dir(sandbox.path(""));
+    let Ok(output) = command.output() else { return println!("not run: there is no `unshare`") };
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !text.contains("status") {
+        return println!("not run: no file system of its own: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(text.starts_with("status 1\n"), "{text} {}", sandbox.read("errors"));
+    let left: Vec<&str> =
+        text.lines().skip(1).filter(|name| name.contains("checkpoint") || name.starts_with('.')).collect();
+    assert_eq!(left, [".lock", "checkpoint-2", "checkpoint-4"], "{text}");
+    assert!(sandbox.read("errors").contains("No space left on device"), "{}", sandbox.read("errors"));
+    sandbox.assert_same_result("out", "whole");
+}
