@@ -152,6 +152,11 @@ pub trait Backend {
     /// Puts back what [`Self::param_values`] and [`Self::optimizer_state`] gave. Refuses values or states of another
     /// length or kind than the tensor has, and then changes nothing.
     fn restore(&mut self, param: &mut Self::Param, values: Vec<f32>, state: OptimizerState) -> Result<()>;
+    /// What [`Self::restore`] leaves out: the gradient accumulated so far, of as many values. Empty where the tensor is
+    /// not trained.
+    fn gradient(&self, param: &Self::Param) -> Vec<f32>;
+    /// Puts back what [`Self::gradient`] gave. Refuses another length, and then changes nothing.
+    fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
 

@@ -157,6 +157,14 @@ impl Backend for Plan {
         Ok(())
     }
 
+    fn gradient(&self, param: &PlanTensor) -> Vec<f32> {
+        vec![0.0; param.0]
+    }
+
+    fn restore_gradient(&mut self, _param: &mut PlanTensor, _gradient: Vec<f32>) -> Result<()> {
+        Ok(())
+    }
+
     fn rope_table(&mut self, values: usize, _make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
         self.record("rotation angles", values as u64 * 8);
         Ok(())

@@ -65,7 +65,10 @@ impl Loaded {
 /// The rows of a run and the order in which they are trained on.
 pub struct Workload {
     pub rows: Vec<Row>,
+    /// Those of one file next to each other.
     pub validation: Vec<Row>,
+    /// What `Row::file` of a validation row counts.
+    pub validation_files: Vec<PathBuf>,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -77,13 +80,17 @@ impl Workload {
     /// Reads and checks every row, and prints what became of them.
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
         let (rows, validation) = load_rows(settings, loaded)?;
+        let validation_files = match settings.val_data.is_empty() {
+            true => settings.data.clone(),
+            false => settings.val_data.clone(),
+        };
         let schedule = schedule(settings, &rows)?;
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
         let positions = loaded.checkpoint.config().max_position_embeddings;
         if longest > positions {
             say!("warning: the longest row has {longest} tokens, the model was made for {positions} at most");
         }
-        Ok(Self { tokens: schedule.max_tokens().max(longest), rows, validation, schedule, longest })
+        Ok(Self { tokens: schedule.max_tokens().max(longest), rows, validation, validation_files, schedule, longest })
     }
 }
 

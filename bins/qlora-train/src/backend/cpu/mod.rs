@@ -163,6 +163,14 @@ impl Backend for Cpu {
         optimizer::restore(param, values, state)
     }
 
+    fn gradient(&self, param: &CpuParam) -> Vec<f32> {
+        param.gradient.clone()
+    }
+
+    fn restore_gradient(&mut self, param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
+        optimizer::restore_gradient(param, gradient)
+    }
+
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
         let table = make();
         assert_eq!(table.cos.len(), values, "rotation angles");
