@@ -4,7 +4,7 @@
 //! its config.json as it was understood and, where rows are text, its tokenizer and the chat template in use. Two bases
 //! that differ in their weights only are told apart by the fingerprint, which `run.json` keeps beside this hash.
 
-use super::inputs::Loaded;
+use super::inputs::{Loaded, held_settings};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -19,12 +19,14 @@ pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<String> {
         data: Vec::new(),
         val_data: Vec::new(),
         chat_template: None,
-        ..settings.clone()
+        // A quantised base counts as its original quantised alike.
+        ..held_settings(settings, &loaded.checkpoint)
     };
     let mut lines = vec![format!("settings {}", contents_count.result_hash())];
     let checkpoint = &loaded.checkpoint;
     let config = serde_json::Value::from(checkpoint.config().to_json(""));
     lines.push(format!("config {config}"));
+    lines.extend(checkpoint.skipped_modules().iter().map(|module| format!("not quantised {module}")));
     if let Some(tokenizer) = &loaded.tokenizer {
         lines.push(format!("tokenizer {}", file_hash(&checkpoint.dir().join("tokenizer.json"))?));
         lines.push(format!("template {:?}", tokenizer.template_hash()));
