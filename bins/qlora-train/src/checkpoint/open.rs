@@ -92,6 +92,11 @@ impl Checkpoint {
                     used.extend(entry.parts.keys().map(|part| format!("{name}{part}")));
                     Stored::Nf4(entry)
                 }
+                None if is_linear(&name) && has_parts(owners, &name) => refuse!(
+                    "{}: tensor `{name}`: found parts of a quantised weight beside it, but no `quantization_config` in \
+                     config.json, expected both or neither: get config.json of the quantised model",
+                    self.files[owners[&name]].path().display()
+                ),
                 _ => {
                     let entry = self.take_dense(&name, &shape, owners[&name], quantization)?;
                     used.insert(name.clone());

@@ -8,6 +8,7 @@ mod interrupted;
 mod outputs;
 mod parameters;
 mod preview;
+mod quantized;
 mod refused_data;
 mod refused_models;
 mod refused_runs;
