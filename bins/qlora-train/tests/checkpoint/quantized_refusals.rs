@@ -164,7 +164,8 @@ fn shards_of_two_quantisations() {
     assert!(Checkpoint::open(dir.path()).is_ok());
     // The same tensors by name, in the same places, of another run.
     std::fs::copy(other.path().join(&shards[0]), dir.path().join(&shards[0])).unwrap();
-    let words = ["metadata `qlora.base_fingerprint`", "-of-", "files belong to different checkpoints", "get them again"];
+    let words =
+        ["metadata `qlora.base_fingerprint`", "-of-", "files belong to different checkpoints", "get them again"];
     refused(&dir, &words);
 }
 
