@@ -2,7 +2,7 @@
 
 use super::cpu::{Dims, Workspace};
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
-use crate::checkpoint::{StoredType, Tensor16};
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
@@ -102,7 +102,7 @@ impl Backend for Plan {
         k: usize,
         quantization: Quantization,
         stored: StoredType,
-        _read: &mut dyn FnMut() -> Result<Tensor16>,
+        _read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<()> {
         let (name, bytes) = match quantization {
             Quantization::Nf4 { block_size, double_quant } => {

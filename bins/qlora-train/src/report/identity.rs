@@ -14,6 +14,9 @@ pub struct Identity {
     pub settings: Map<String, Value>,
     /// The base's config.json as it was understood.
     pub base_config: Value,
+    /// Linear layers that a quantised base keeps as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_quantized: Vec<String>,
     /// SHA-256 (hex) of tokenizer.json; none where all rows are token ids.
     pub tokenizer: Option<String>,
     /// SHA-256 (hex) of the chat template's text.
@@ -28,8 +31,9 @@ impl Identity {
     pub fn hash(&self) -> String {
         let mut settings: Vec<_> = self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         settings.sort();
-        let Self { base_config, tokenizer, chat_template, data, val_data, .. } = self;
-        let rest = format!("{base_config}\n{tokenizer:?}\n{chat_template:?}\n{data:?}\n{val_data:?}\n");
+        let Self { base_config, not_quantized, tokenizer, chat_template, data, val_data, .. } = self;
+        let rest =
+            format!("{base_config}\n{not_quantized:?}\n{tokenizer:?}\n{chat_template:?}\n{data:?}\n{val_data:?}\n");
         hex(Sha256::digest(settings.join("\n") + "\n" + &rest))
     }
 
@@ -45,6 +49,7 @@ impl Identity {
         }
         let parts = [
             (self.base_config == earlier.base_config, "the model's config.json"),
+            (self.not_quantized == earlier.not_quantized, "which linear layers the base keeps unquantised"),
             (self.tokenizer == earlier.tokenizer, "the model's tokenizer.json"),
             (self.chat_template == earlier.chat_template, "the chat template"),
             (self.data == earlier.data, "the contents of `data`"),
@@ -66,6 +71,7 @@ mod tests {
         let one = Identity {
             settings: settings(1),
             base_config: json!({"hidden_size": 8}),
+            not_quantized: Vec::new(),
             tokenizer: None,
             chat_template: None,
             data: vec!["a".into()],
@@ -75,6 +81,7 @@ mod tests {
         let others = [
             (Identity { settings: settings(2), ..one.clone() }, "`seed` was 2 and is 1 now"),
             (Identity { base_config: json!({}), ..one.clone() }, "config.json changed"),
+            (Identity { not_quantized: vec!["q".into()], ..one.clone() }, "unquantised changed"),
             (Identity { tokenizer: Some("t".into()), ..one.clone() }, "tokenizer.json changed"),
             (Identity { chat_template: Some("t".into()), ..one.clone() }, "the chat template changed"),
             (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),

@@ -4,7 +4,7 @@
 //! understood and, where rows are text, its tokenizer and the chat template in use. Two bases that differ in their
 //! weights only are told apart by the fingerprint, which is kept beside.
 
-use super::inputs::Loaded;
+use super::inputs::{Loaded, held_settings};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::report::{Identity, hex};
@@ -18,7 +18,7 @@ const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_templa
 
 pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
     let checkpoint = &loaded.checkpoint;
-    let mut result_settings = settings.result_settings();
+    let mut result_settings = held_settings(settings, checkpoint).result_settings();
     result_settings.retain(|name, _| !PLACES.contains(&name.as_str()));
     let hashes = |files: &[PathBuf]| files.iter().map(|path| file_hash(path)).collect::<Result<Vec<_>>>();
     let tokenizer = match &loaded.tokenizer {
@@ -28,6 +28,7 @@ pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
     Ok(Identity {
         settings: result_settings,
         base_config: checkpoint.config().to_json("").into(),
+        not_quantized: checkpoint.skipped_modules(),
         tokenizer,
         chat_template: loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.template_hash()),
         data: hashes(&settings.data)?,

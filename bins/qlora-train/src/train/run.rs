@@ -6,7 +6,7 @@
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
 use super::identity::run_identity;
-use super::inputs::{Loaded, Workload, model_spec, recipe, target_modules};
+use super::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
 use super::interruption::Interruption;
 use super::memory::{self, MemoryPlan};
 use super::progress::{Progress, Speed};
@@ -36,6 +36,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
     let loaded = Loaded::open(&settings, &files)?;
     loaded.check_size(&settings)?;
+    check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
     let identity = run_identity(&settings, &loaded)?;
     if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
@@ -164,7 +165,12 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let checkpoint = &loaded.checkpoint;
     let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
     let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
-    say!("base: {}{revision} ({}); quantisation: {}", base.name, checkpoint.dir().display(), recipe(settings));
+    say!(
+        "base: {}{revision} ({}); quantisation: {}",
+        base.name,
+        checkpoint.dir().display(),
+        recipe(settings, checkpoint)
+    );
     let trainable = spec.lora_parameters();
     say!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     let (a, b) = settings.learning_rates_for(parameters);
@@ -199,7 +205,7 @@ pub fn adapter_of(
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: base_fingerprint.to_owned(),
-        quantization: recipe(settings),
+        quantization: recipe(settings, checkpoint),
         chat_template_sha256: loaded.tokenizer.as_ref().and_then(ChatTokenizer::template_hash),
     };
     let mut adapter = Adapter::new(config, &provenance);

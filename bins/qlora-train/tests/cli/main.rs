@@ -10,6 +10,7 @@ mod killed;
 mod outputs;
 mod parameters;
 mod preview;
+mod quantized;
 mod refused_data;
 mod refused_models;
 mod refused_runs;
