@@ -2,7 +2,7 @@
 //! summed in one fixed order.
 
 use super::elementwise::exp_shifted;
-use super::matmul::{Mat, matmul};
+use super::panels::{Mat, matmul};
 use super::workspace::Workspace;
 use qlora_kernels::reference::AttentionShape;
 use rayon::prelude::*;

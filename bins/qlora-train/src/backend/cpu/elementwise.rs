@@ -1,8 +1,6 @@
 //! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
 
-use super::TOKEN_CHUNK;
 use pulp::Arch;
-use qlora_kernels::reference;
 use rayon::prelude::*;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without
@@ -31,6 +29,11 @@ fn exp(x: f32) -> f32 {
     let result = y * power(half) * power(exponent.wrapping_sub(half));
     if x < -87.3 { 0.0 } else { result }
 }
+
+/// Values of one task of an operation that takes one at a time.
+const PART: usize = 1 << 14;
+/// Rows of a task at least.
+const MIN_ROWS: usize = 16;
 
 /// Interleaved partial sums: as many as the widest vectors have lanes, so that the order of a sum is the same on every
 /// processor.
@@ -62,23 +65,74 @@ fn exp_shifted_lanes(values: &mut [f32], shift: f32) -> f32 {
 }
 
 pub fn add(x: &[f32], y: &[f32], sum: &mut [f32]) {
-    sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
+    sum.par_chunks_mut(PART).zip(x.par_chunks(PART).zip(y.par_chunks(PART))).for_each(|(sum, (x, y))| {
+        sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
+    });
 }
 
+/// The sum of `f` over two rows of equal length, in [`LANES`] interleaved parts.
+#[inline(always)]
+fn sum(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..LANES {
+            sums[lane] += f(x[lane], y[lane]);
+        }
+    }
+    for (sum, (x, y)) in sums.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *sum += f(*x, *y);
+    }
+    sums.iter().sum()
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum(x, x, |x, y| x * y) / x.len() as f32 + eps).sqrt()
+}
+
+/// `y = w ∘ x / √(mean(x²) + eps)` (as [`qlora_kernels::reference::rms_norm`])
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let chunk = TOKEN_CHUNK * weight.len();
-    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| reference::rms_norm(x, weight, eps, out));
+    let h = weight.len();
+    out.par_chunks_exact_mut(h).zip(x.par_chunks_exact(h)).with_min_len(MIN_ROWS).for_each(|(out, x)| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let inverse = inverse_rms(x, eps);
+                for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+                    *out = w * (x * inverse);
+                }
+            },
+        );
+    });
 }
 
+/// `dX += ∂y/∂x · dY` (as [`qlora_kernels::reference::rms_norm_backward`])
 pub fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, dx: &mut [f32]) {
-    let chunk = TOKEN_CHUNK * weight.len();
-    dx.par_chunks_mut(chunk)
-        .zip(dy.par_chunks(chunk).zip(x.par_chunks(chunk)))
-        .for_each(|(dx, (dy, x))| reference::rms_norm_backward(dy, x, weight, eps, dx));
+    let h = weight.len();
+    let rows = dy.par_chunks_exact(h).zip(x.par_chunks_exact(h));
+    dx.par_chunks_exact_mut(h).zip(rows).with_min_len(MIN_ROWS).for_each(|(dx, (dy, x))| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let inverse = inverse_rms(x, eps);
+                let mut sums = [0.0f32; LANES];
+                for ((w, dy), x) in weight.chunks(LANES).zip(dy.chunks(LANES)).zip(x.chunks(LANES)) {
+                    for (sum, ((w, dy), x)) in sums.iter_mut().zip(w.iter().zip(dy).zip(x)) {
+                        *sum += w * dy * x;
+                    }
+                }
+                let along_x = inverse * inverse * inverse * sums.iter().sum::<f32>() / h as f32;
+                for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+                    *dx += inverse * w * dy - along_x * x;
+                }
+            },
+        );
+    });
 }
 
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize) {
-    out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(16).for_each(|(out, row)| {
+    out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(MIN_ROWS).for_each(|(out, row)| {
         let (gate, up) = row.split_at(i);
         Arch::new().dispatch(
             #[inline(always)]
@@ -95,7 +149,7 @@ fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize) {
-    gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(16).for_each(|(row, dout)| {
+    gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS).for_each(|(row, dout)| {
         let (gate, up) = row.split_at_mut(i);
         Arch::new().dispatch(
             #[inline(always)]

@@ -9,8 +9,11 @@ mod elementwise;
 mod linear;
 mod loss;
 mod matmul;
+mod nf4;
 mod operands;
 mod optimizer;
+mod pack;
+mod panels;
 mod workspace;
 
 pub use workspace::{Dims, Workspace};
@@ -26,6 +29,7 @@ use operands::{rows, rows_mut};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use rayon::prelude::*;
 use std::collections::HashMap;
 
 /// Tokens of one task of a parallel operation.
@@ -166,9 +170,8 @@ impl Backend for Cpu {
     fn embed(&mut self, table: &Dense, out: &mut CpuBuffer) -> Result<()> {
         assert_eq!(out.width, table.cols, "embed");
         self.batch.check_vocabulary(table.rows())?;
-        for (&id, out) in self.batch.input_ids.iter().zip(out.data.chunks_exact_mut(table.cols)) {
-            table.widen_rows(id as usize..id as usize + 1, out);
-        }
+        let rows = out.data.par_chunks_exact_mut(table.cols).zip(&self.batch.input_ids);
+        rows.with_min_len(16).for_each(|(out, &id)| table.widen(id as usize * table.cols, out));
         Ok(())
     }
 
@@ -237,7 +240,7 @@ impl Backend for Cpu {
 
     fn lora_up(&mut self, dy: &CpuBuffer, group: &LinearGroup<Self>, t: &mut CpuBuffer) -> Result<()> {
         let tokens = self.tokens();
-        linear::lora_up(rows(dy, tokens), group, rows_mut(t, tokens));
+        linear::lora_up(&mut self.workspace, rows(dy, tokens), group, rows_mut(t, tokens));
         Ok(())
     }
 
@@ -288,7 +291,11 @@ impl Backend for Cpu {
         let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built");
         let heads = shape.heads + shape.kv_heads;
         let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-        rotate(rows_mut(qkv, tokens), shape.qkv(), heads, &self.batch.positions, table);
+        let (width, positions) = (shape.qkv(), &self.batch.positions);
+        rows_mut(qkv, tokens)
+            .par_chunks_mut(16 * width)
+            .zip(positions.par_chunks(16))
+            .for_each(|(qkv, positions)| rotate(qkv, width, heads, positions, table));
         Ok(())
     }
 
