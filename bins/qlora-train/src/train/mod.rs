@@ -10,7 +10,7 @@ mod run;
 mod source;
 
 pub use inputs::{Loaded, Workload};
-pub use read_only::ReadOnly;
+pub use read_only::{ReadOnly, Reading};
 pub use run::{TrainOutcome, train};
 pub use source::CheckpointSource;
 

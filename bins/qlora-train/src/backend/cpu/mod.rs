@@ -5,6 +5,8 @@
 
 mod attention;
 mod batch;
+mod cache;
+mod dots;
 mod elementwise;
 mod linear;
 mod loss;
@@ -14,6 +16,8 @@ mod operands;
 mod optimizer;
 mod pack;
 mod panels;
+mod small;
+mod vectorized;
 mod workspace;
 
 pub use workspace::{Dims, Workspace};
@@ -28,7 +32,7 @@ pub use operands::{CpuBuffer, CpuParam, Dense};
 use operands::{rows, rows_mut};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use qlora_kernels::reference::{AttentionShape, RopeTable};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
@@ -55,6 +59,12 @@ impl Cpu {
     /// Everything this backend holds: weights, tables, trainable state, buffers and workspace.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Gives up buffers that no operation holds.
+    pub fn trim(&mut self) {
+        let lengths = self.pool.drain().flat_map(|(_, free)| free.into_iter().map(|data| data.len() as u64 * 4));
+        self.bytes -= lengths.sum::<u64>();
     }
 
     fn tokens(&self) -> usize {
@@ -150,6 +160,11 @@ impl Backend for Cpu {
         Ok(CpuParam { value, gradient: vec![0.0; state], first: vec![0.0; state], second: vec![0.0; state] })
     }
 
+    fn free_param(&mut self, param: CpuParam) {
+        let CpuParam { value, gradient, first, second } = param;
+        self.bytes -= [value, gradient, first, second].iter().map(|v| v.len() as u64 * 4).sum::<u64>();
+    }
+
     fn param_values(&self, param: &CpuParam) -> Vec<f32> {
         param.value.clone()
     }
@@ -206,11 +221,14 @@ impl Backend for Cpu {
         dx: &mut CpuBuffer,
     ) -> Result<()> {
         let tokens = self.tokens();
-        let dx = rows_mut(dx, tokens);
-        if !accumulate {
-            dx.fill(0.0);
-        }
-        elementwise::rms_norm_backward(rows(dy, tokens), rows(x, tokens), weight, eps, dx);
+        elementwise::rms_norm_backward(
+            rows(dy, tokens),
+            rows(x, tokens),
+            weight,
+            eps,
+            accumulate,
+            rows_mut(dx, tokens),
+        );
         Ok(())
     }
 
@@ -289,13 +307,7 @@ impl Backend for Cpu {
     fn rope(&mut self, qkv: &mut CpuBuffer, shape: AttentionShape, inverse: bool) -> Result<()> {
         let tokens = self.tokens();
         let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built");
-        let heads = shape.heads + shape.kv_heads;
-        let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-        let (width, positions) = (shape.qkv(), &self.batch.positions);
-        rows_mut(qkv, tokens)
-            .par_chunks_mut(16 * width)
-            .zip(positions.par_chunks(16))
-            .for_each(|(qkv, positions)| rotate(qkv, width, heads, positions, table));
+        elementwise::rope(rows_mut(qkv, tokens), shape, &self.batch.positions, table, inverse);
         Ok(())
     }
 
@@ -338,6 +350,30 @@ impl Backend for Cpu {
             shape,
             rows_mut(dqkv, tokens),
         );
+        Ok(())
+    }
+
+    fn append_to_cache(
+        &mut self,
+        qkv: &CpuBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        cache: &mut CpuBuffer,
+    ) -> Result<()> {
+        cache::append(rows(qkv, self.tokens()), &self.batch, shape, starts, &mut cache.data);
+        Ok(())
+    }
+
+    fn attention_over_cache(
+        &mut self,
+        qkv: &CpuBuffer,
+        cache: &CpuBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        cache::attention(rows(qkv, tokens), &cache.data, &self.batch, shape, starts, rows_mut(out, tokens));
         Ok(())
     }
 

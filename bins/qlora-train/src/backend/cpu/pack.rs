@@ -3,7 +3,7 @@
 use super::linear::CpuWeight;
 use super::operands::Dense;
 use super::panels::CHUNK;
-use pulp::Arch;
+use super::vectorized::vectorized;
 use std::ops::Range;
 
 /// Rows that are read before they are turned over.
@@ -41,14 +41,15 @@ impl Stored for CpuWeight {
 
 impl Stored for Dense {
     fn read(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (row, out) in rows.zip(out.chunks_mut(stride)) {
-                    self.widen(row * self.cols + columns.start, &mut out[..columns.len()]);
-                }
-            },
-        );
+        read_dense(self, rows, columns, out, stride);
+    }
+}
+
+vectorized! {
+    fn read_dense<'a>(matrix: &'a Dense, rows: Range<usize>, columns: Range<usize>, out: &'a mut [f32], stride: usize) {
+        for (row, out) in rows.zip(out.chunks_mut(stride)) {
+            matrix.widen(row * matrix.cols + columns.start, &mut out[..columns.len()]);
+        }
     }
 }
 
@@ -61,15 +62,24 @@ pub struct Scaled<'a> {
 
 impl Stored for Scaled<'_> {
     fn read(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (row, out) in rows.zip(out.chunks_mut(stride)) {
-                    let values = &self.data[row * self.stride..][columns.clone()];
-                    out.iter_mut().zip(values).for_each(|(out, x)| *out = self.factor * x);
-                }
-            },
-        );
+        read_scaled(self.data, self.stride, self.factor, rows, columns, out, stride);
+    }
+}
+
+vectorized! {
+    fn read_scaled<'a>(
+        data: &'a [f32],
+        from_stride: usize,
+        factor: f32,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &'a mut [f32],
+        stride: usize,
+    ) {
+        for (row, out) in rows.zip(out.chunks_mut(stride)) {
+            let values = &data[row * from_stride..][columns.clone()];
+            out.iter_mut().zip(values).for_each(|(out, x)| *out = factor * x);
+        }
     }
 }
 

@@ -4,8 +4,9 @@
 //! Every element of a product is one chain of multiply-adds along each [`CHUNK`] of the contraction, and the chunks'
 //! sums are added in order. Which tile, thread or vector width computes it changes no bit.
 
+use super::dots::Dots;
 use super::matmul::{Tile, split};
-use super::pack::{Scaled, Stored, turn};
+use super::pack::{Stored, turn};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -16,11 +17,9 @@ pub const CHUNK: usize = 512;
 /// Steps of a sum over tokens that are summed on their own.
 pub const TOKENS: usize = 256;
 /// Columns of a panel at most.
-const WIDTH: usize = 64;
+pub const WIDTH: usize = 64;
 /// Values of a panel at most.
 pub const PANEL: usize = CHUNK * WIDTH;
-/// Steps of a small product that are summed on their own.
-const SMALL: usize = 128;
 /// Rows that the inner loop works on together.
 const ROWS: usize = 6;
 
@@ -34,7 +33,7 @@ pub enum Left<'a> {
 }
 
 impl Left<'_> {
-    fn at(&self, row: usize, column: usize) -> f32 {
+    pub fn at(&self, row: usize, column: usize) -> f32 {
         match *self {
             Left::Rows { data, stride } => data[row * stride + column],
             Left::Columns { data, stride } => data[column * stride + row],
@@ -99,6 +98,9 @@ pub fn multiply(
     let first = columns.start;
     let lanes = arch.dispatch(Lanes);
     let threads = rayon::current_num_threads();
+    if let Some(dots) = Dots::of(rows, products) {
+        return dots.multiply(dst, stride, rows, columns, accumulate);
+    }
     let tiles = split(dst, stride, rows, columns, widest(lanes), threads);
     let workers = threads.min(tiles.len());
     let queue = Mutex::new(tiles.into_iter());
@@ -111,48 +113,8 @@ pub fn multiply(
     });
 }
 
-/// A strided view of a matrix.
-#[derive(Clone, Copy)]
-pub struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    stride: usize,
-    transposed: bool,
-}
-
-impl<'a> Mat<'a> {
-    /// `rows` rows of `cols` values, `stride` values from one row to the next.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        Self { data, rows, cols, stride, transposed: false }
-    }
-
-    pub fn transposed(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, transposed: !self.transposed, ..self }
-    }
-}
-
-/// `dst = alpha·a·b`, or `dst += alpha·a·b` with `accumulate`, by the calling thread alone: for small products inside a
-/// task. `dst` holds `a.rows` rows, `stride` values apart.
-pub fn matmul(dst: &mut [f32], stride: usize, accumulate: bool, alpha: f32, a: Mat, b: Mat) {
-    assert_eq!(a.cols, b.rows, "inner dimensions differ");
-    let left = match a.transposed {
-        false => Left::Rows { data: a.data, stride: a.stride },
-        true => Left::Columns { data: a.data, stride: a.stride },
-    };
-    let values = Scaled { data: b.data, stride: b.stride, factor: alpha };
-    let right = if b.transposed { Right::Turned(&values) } else { Right::upright(&values) };
-    let product = Product { left, k: a.cols, right, chunk: SMALL };
-    let arch = Arch::new();
-    let lanes = arch.dispatch(Lanes);
-    let mut panel = [0.0; SMALL * WIDTH];
-    for mut tile in split(dst, stride, a.rows, 0..b.cols, widest(lanes), 1) {
-        compute(arch, lanes, &mut tile, 0, &mut panel, accumulate, &[product]);
-    }
-}
-
 /// As many columns as there are registers for their sums: 24 of 32, or 12 of 16.
-fn widest(lanes: usize) -> usize {
+pub fn widest(lanes: usize) -> usize {
     match lanes {
         16 => WIDTH,
         4 | 8 => 16,
@@ -160,7 +122,9 @@ fn widest(lanes: usize) -> usize {
     }
 }
 
-fn compute(
+/// One tile. `panel` holds the chunks of the contraction one after the other; column `first` of the destination is
+/// column 0 of the right operands.
+pub fn compute(
     arch: Arch,
     lanes: usize,
     tile: &mut Tile,
@@ -193,7 +157,8 @@ fn compute(
     }
 }
 
-struct Lanes;
+/// Values of a vector of this processor.
+pub struct Lanes;
 
 impl WithSimd for Lanes {
     type Output = usize;
@@ -283,8 +248,20 @@ fn part<S: Simd, const V: usize>(
             }
         }
         left => {
-            for (j, edge) in edge[..steps].iter_mut().enumerate() {
-                (0..count).for_each(|i| edge[i] = left.at(row + i, part.first + j));
+            match left {
+                Left::Rows { data, stride } => {
+                    for i in 0..count {
+                        let values = &data[(row + i) * stride + part.first..][..steps];
+                        edge.iter_mut().zip(values).for_each(|(edge, x)| edge[i] = *x);
+                    }
+                }
+                Left::Columns { data, stride } => {
+                    for (edge, column) in
+                        edge.iter_mut().zip(data[part.first * stride + row..].chunks(stride)).take(steps)
+                    {
+                        edge[..count].copy_from_slice(&column[..count]);
+                    }
+                }
             }
             for (panel, left) in panel.iter().zip(edge.iter()) {
                 sums = step(simd, panel, *left, sums);
