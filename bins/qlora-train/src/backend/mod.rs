@@ -10,7 +10,7 @@ pub mod plan;
 pub use optimizer_state::{OptimizerState, StateFormat};
 
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AdamW, AttentionShape, RopeTable};
 
@@ -147,6 +147,10 @@ pub trait Backend {
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Param>;
+    /// Gives up a tensor that is not used any more.
+    fn free_param(&mut self, param: Self::Param) {
+        drop(param);
+    }
     /// The current values.
     fn param_values(&self, param: &Self::Param) -> Vec<f32>;
     /// The optimiser's states; none where the tensor is not trained.
@@ -245,6 +249,28 @@ pub trait Backend {
         shape: AttentionShape,
         dqkv: &mut Self::Buffer,
     ) -> Result<()>;
+    /// Copies keys and values of q‖k‖v, already rotated, to `cache` `[2·Hkv·D]`: those of position p of document d to row
+    /// `starts[d] + p`.
+    fn append_to_cache(
+        &mut self,
+        _qkv: &Self::Buffer,
+        _shape: AttentionShape,
+        _starts: &[u32],
+        _cache: &mut Self::Buffer,
+    ) -> Result<()> {
+        Err(Error::Failed("this device keeps no keys and values".to_owned()))
+    }
+    /// Out `[H·D]` = attention of the batch's queries over the cached rows of their documents, their own included.
+    fn attention_over_cache(
+        &mut self,
+        _qkv: &Self::Buffer,
+        _cache: &Self::Buffer,
+        _shape: AttentionShape,
+        _starts: &[u32],
+        _out: &mut Self::Buffer,
+    ) -> Result<()> {
+        Err(Error::Failed("this device keeps no keys and values".to_owned()))
+    }
     /// Out `[I]` = silu(gate) ∘ up.
     fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
     /// Turns gate‖up `[2·I]` into its gradient.

@@ -288,6 +288,28 @@ impl Backend for Plan {
         Ok(())
     }
 
+    fn append_to_cache(
+        &mut self,
+        _qkv: &PlanBuffer,
+        _shape: AttentionShape,
+        _starts: &[u32],
+        _cache: &mut PlanBuffer,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn attention_over_cache(
+        &mut self,
+        _qkv: &PlanBuffer,
+        _cache: &PlanBuffer,
+        shape: AttentionShape,
+        _starts: &[u32],
+        _out: &mut PlanBuffer,
+    ) -> Result<()> {
+        self.count(2 * self.dims.tokens * shape.out());
+        Ok(())
+    }
+
     fn swiglu(&mut self, _gate_up: &PlanBuffer, _out: &mut PlanBuffer) -> Result<()> {
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
 
+mod cached;
 mod step;
+
+pub use cached::KvCache;
 
 use crate::backend::cpu::Dims;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Segment, StateFormat};
@@ -202,6 +205,23 @@ impl<B: Backend> Llama<B> {
         params
     }
 
+    /// Puts other low-rank terms on the same base. They are read from `source`; the base is not.
+    pub fn replace_lora(&mut self, b: &mut B, source: &mut dyn Source, lora: LoraSpec) -> Result<()> {
+        self.spec.lora = lora;
+        for (layer, block) in self.layers.iter_mut().enumerate() {
+            for (group, modules) in block.groups_mut().into_iter().zip(GROUPS) {
+                for (segment, &module) in group.segments.iter_mut().zip(modules) {
+                    if let Some(old) = segment.lora.take() {
+                        b.free_param(old.a);
+                        b.free_param(old.b);
+                    }
+                    segment.lora = build_lora(b, source, &self.spec, layer, module)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Shape and values of every trainable tensor, in the order of [`Self::params_mut`].
     pub fn param_values(&self, backend: &B) -> Vec<(ParamName, [usize; 2], Vec<f32>)> {
         let mut values = Vec::new();
@@ -273,22 +293,29 @@ fn build_group<B: Backend>(
             true => Some(vector(backend, source, "biases", &module.bias_name(layer), n)?),
             false => None,
         };
-        let lora = match spec.lora.terms.get(&(layer, module)) {
-            Some(&(r, scale)) => {
-                let name = |factor| ParamName { layer, module, factor };
-                let (a, b) = (name(Factor::A), name(Factor::B));
-                let states = spec.trainable.then_some(spec.lora.states);
-                Some(Lora {
-                    r,
-                    scale,
-                    a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
-                    b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
-                })
-            }
-            None => None,
-        };
+        let lora = build_lora(backend, source, spec, layer, module)?;
         segments.push(Segment { n, weight, bias, lora });
     }
     let k = GROUPS[site][0].shape(&spec.config).1;
     Ok(LinearGroup { k, segments, site: (layer * 16 + site) as u32 })
+}
+
+fn build_lora<B: Backend>(
+    backend: &mut B,
+    source: &mut dyn Source,
+    spec: &ModelSpec,
+    layer: usize,
+    module: Module,
+) -> Result<Option<Lora<B>>> {
+    let Some(&(r, scale)) = spec.lora.terms.get(&(layer, module)) else { return Ok(None) };
+    let (n, k) = module.shape(&spec.config);
+    let name = |factor| ParamName { layer, module, factor };
+    let (a, b) = (name(Factor::A), name(Factor::B));
+    let states = spec.trainable.then_some(spec.lora.states);
+    Ok(Some(Lora {
+        r,
+        scale,
+        a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
+        b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
+    }))
 }

@@ -69,6 +69,23 @@ pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
 
 /// Plans `spec`: a training step, or an evaluation where nothing is trainable.
 pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, budget_bytes: u64) -> Result<MemoryPlan> {
+    plan_of(spec, stored, budget_bytes, |backend, model, batch| {
+        if spec.trainable {
+            model.forward_backward(backend, batch, 0, 1.0)?;
+        } else {
+            model.loss(backend, batch)?;
+        }
+        Ok(())
+    })
+}
+
+/// Plans `pass` over the longest batch.
+pub fn plan_of(
+    spec: &ModelSpec,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget_bytes: u64,
+    pass: impl FnOnce(&mut Plan, &mut Llama<Plan>, &Batch) -> Result<()>,
+) -> Result<MemoryPlan> {
     if spec.tokens > MAX_BATCH_TOKENS {
         refuse!(
             "a batch could hold {} tokens, expected at most {MAX_BATCH_TOKENS}: lower max_length or \
@@ -82,11 +99,7 @@ pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, budget_bytes: u
     let targets = bytemuck::cast_slice(&zeros);
     let boundaries = [0, spec.tokens as u32];
     let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
-    if spec.trainable {
-        model.forward_backward(&mut backend, &batch, 0, 1.0)?;
-    } else {
-        model.loss(&mut backend, &batch)?;
-    }
+    pass(&mut backend, &mut model, &batch)?;
     Ok(MemoryPlan { buffers: backend.buffers(), peak_bytes: backend.bytes(), budget_bytes, flops: backend.flops() })
 }
 

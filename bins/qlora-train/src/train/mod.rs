@@ -18,7 +18,7 @@ mod steps;
 
 pub use inputs::{Loaded, Workload};
 pub use outcome::TrainOutcome;
-pub use read_only::ReadOnly;
+pub use read_only::{ReadOnly, Reading};
 pub use run::train;
 pub use source::CheckpointSource;
 
