@@ -93,6 +93,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
         vocab_size: loaded.checkpoint.config().vocab_size,
+        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     }
 }
 
