@@ -10,7 +10,10 @@ use super::rows::RowKind;
 pub(super) enum Content {
     Conversation(Vec<Message>),
     /// Text as it stands, of which what follows the prompt is supervised.
-    Text { prompt: String, completion: String },
+    Text {
+        prompt: String,
+        completion: String,
+    },
 }
 
 /// Instruction and input of an Alpaca row as one user turn.

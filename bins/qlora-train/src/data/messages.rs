@@ -86,9 +86,11 @@ pub(super) fn message(turn: &Value) -> Result<Message, String> {
             return Err(format!(".role is {}; expected system, user, assistant or tool", json::describe(other)));
         }
         None if map.contains_key("from") => {
-            return Err(" has `from` and no `role`: that is a ShareGPT turn, which stands under `conversations`; expected \
+            return Err(
+                " has `from` and no `role`: that is a ShareGPT turn, which stands under `conversations`; expected \
                         `role` and `content`"
-                .into());
+                    .into(),
+            );
         }
         None => return Err(format!(" has no `role`; found the keys {}", json::keys(map))),
     };

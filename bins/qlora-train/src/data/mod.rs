@@ -6,6 +6,7 @@
 //! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
 mod batch;
+mod checks;
 mod dataset;
 mod formats;
 mod histogram;
@@ -23,6 +24,7 @@ mod template;
 mod tokenizer;
 
 pub use batch::MicroBatch;
+pub use checks::{Checks, SpecialTokens};
 pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
 pub use histogram::Histogram;
 pub use messages::Message;
@@ -31,7 +33,7 @@ pub use pack::pack;
 pub use reader::Unit;
 pub use report::{DatasetReport, FileReport, RowPlace};
 pub use rows::RowKind;
-pub use schedule::{Longest, Schedule, ScheduleOptions, Step, Steps, order};
+pub use schedule::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use spans::{ChatText, ChatTokens};
 pub use template::{Builtin, ChatTemplate};
 pub use tokenizer::ChatTokenizer;

@@ -119,11 +119,7 @@ impl fmt::Display for DatasetReport {
             )?;
         }
         if self.unsupervised > 0 {
-            let named: Vec<String> = self
-                .unsupervised_rows
-                .iter()
-                .map(|row| self.place(row.file, row.line))
-                .collect();
+            let named: Vec<String> = self.unsupervised_rows.iter().map(|row| self.place(row.file, row.line)).collect();
             let more = if self.unsupervised > named.len() { ", …" } else { "" };
             write!(f, "\n{} rows left out: no supervised token ({}{more})", self.unsupervised, named.join(", "))?;
         }

@@ -95,9 +95,14 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
         )),
         (None, _) => {
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
-            if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?))) {
+            if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))
+            {
                 let state = if map.contains_key(*missing) { "null" } else { "missing" };
-                return Err(format!("`{missing}` is {state}; expected {} in a {} row", shown(half.keys()), half.name()));
+                return Err(format!(
+                    "`{missing}` is {state}; expected {} in a {} row",
+                    shown(half.keys()),
+                    half.name()
+                ));
             }
             if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
                 return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));

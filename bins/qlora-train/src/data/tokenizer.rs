@@ -223,6 +223,11 @@ impl ChatTokenizer {
         self.added.iter().any(|token| text.ends_with(token.as_str()))
     }
 
+    /// Ids of all added tokens: special ones, and those that end turns.
+    pub fn added_token_ids(&self) -> Vec<u32> {
+        self.added.iter().filter_map(|token| self.tokenizer.token_to_id(token)).collect()
+    }
+
     /// Where the last added token inside the text ends.
     pub(super) fn end_of_last_added_token(&self, text: &str) -> Option<usize> {
         self.added.iter().filter_map(|token| text.rfind(token.as_str()).map(|at| at + token.len())).max()

@@ -78,6 +78,9 @@ impl Workload {
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
         let (rows, validation) = load_rows(settings, loaded)?;
         let schedule = schedule(settings, &rows)?;
+        if let Some(packing) = schedule.packing() {
+            say!("{packing}");
+        }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
         let positions = loaded.checkpoint.config().max_position_embeddings;
         if longest > positions {
@@ -117,7 +120,7 @@ fn load_rows(settings: &Settings, loaded: &Loaded) -> Result<(Vec<Row>, Vec<Row>
     Ok((rows, validation))
 }
 
-fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
+pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
     Schedule::new(
         rows.iter().map(Row::len).collect(),
         ScheduleOptions {
