@@ -21,8 +21,8 @@ fn a_wrong_row_is_named_by_its_line() {
         (r#"{"input_ids": [1, -1]}"#, &["`input_ids[1]` is the number -1"]),
         (r#"{"input_ids": [1, 2], "labels": [1]}"#, &["`labels` has 1 entries, `input_ids` 2"]),
         (r#"{"input_ids": [1, 2], "labels": [1, -5]}"#, &["`labels[1]` is the number -5", "-100"]),
-        (r#"{"messages": [{"role": "user", "content": "x"}]}"#, &["messages row", "tokenised row", "line 1"]),
-        (r#"{"text": "x"}"#, &["not supported yet", "supported are"]),
+        (r#"{"prompt": "x"}"#, &["`completion` is missing"]),
+        (r#"{"text": "x", "input_ids": [1, 2]}"#, &["both `text` and `input_ids`", "ambiguous"]),
         (r#"{"input_ids": [1, 2], "input_ids": [3, 4]}"#, &["input_ids"]),
     ] {
         let words = [&["rows.jsonl: line 13: "], words].concat();
@@ -80,6 +80,9 @@ fn conversations_need_a_tokenizer_and_a_template() {
     sandbox.run(&format!("{line} --chat-template chatml")).ok();
     std::fs::remove_file(sandbox.path("model/tokenizer.json")).unwrap();
     sandbox.refused(&line.replace("--output-dir out", "--output-dir other"), &["model/tokenizer.json", "not found"]);
+    // One row of text among others is enough.
+    let mixed = with_line(r#"{"text": "x"}"#);
+    mixed.refused(&train(""), &["model/tokenizer.json", "not found"]);
     // A tokenizer of another model gives tokens that this one does not have.
     let sandbox = Sandbox::new();
     let chat = Sandbox::chat();
