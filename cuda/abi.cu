@@ -4,6 +4,8 @@
 static_assert(sizeof(qk_nf4) == 80 && sizeof(qk_lora) == 40 && sizeof(qk_segment) == 64, "the layout of the interface");
 static_assert(sizeof(qk_linear) == 56 && sizeof(qk_nf4_quantize_args) == 80, "the layout of the interface");
 
+static_assert(sizeof(qk_adamw_tensor) == 72 && sizeof(qk_adamw) == 48, "the layout of the interface");
+
 extern "C" uint32_t qk_abi_version(void) {
     return QK_ABI_VERSION;
 }

@@ -4,13 +4,13 @@
 //   nested:  nested_absmax[c] = max |absmax - offset| of 256; absmax_codes = nearest of the 8-bit map to (absmax - offset) * (1 / nested_absmax)
 // One warp per block of 32..4096 elements; a lane takes pairs of elements, which share a byte. All-zero block: code 7.
 #include "nf4.cuh"
+#include "normalise.cuh"
 
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMeanThreads = 1024;
-constexpr float kMaxFloat = 3.4028234663852886e38f;
 
 // The maximum of a warp; a NaN wins, as it does when blocks are scanned with a comparison that NaN fails.
 __device__ __forceinline__ float nan_max(float a, float b) { return a > b || a != a ? a : b; }
@@ -21,25 +21,8 @@ __device__ __forceinline__ float warp_nan_max(float value) {
     return value;
 }
 
-__device__ __forceinline__ float magnitude(float value) { return __uint_as_float(__float_as_uint(value) & 0x7fffffffu); }
 __device__ __forceinline__ float load(const float *in, int64_t i) { return in[i]; }
 __device__ __forceinline__ float load(const bf16 *in, int64_t i) { return to_float(in[i]); }
-
-// value / absmax as the format wants it: times the correctly rounded reciprocal, and a true division only where that overflows
-// (absmax below 2^-128). Zero stays zero.
-struct Normaliser {
-    float absmax, reciprocal;
-    bool divide;
-    __device__ __forceinline__ float operator()(float value) const {
-        return divide ? __fdiv_rn(value, absmax) : __fmul_rn(value, reciprocal);
-    }
-};
-
-__device__ __forceinline__ Normaliser normaliser(float absmax) {
-    if (absmax == 0.0f) return {0.0f, 0.0f, false};
-    float reciprocal = __frcp_rn(absmax);
-    return {absmax, reciprocal, reciprocal > kMaxFloat};
-}
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) quantize_blocks(const T *weight, uint8_t *codes, float *absmax, int64_t count, int block_size) {

@@ -87,6 +87,15 @@ template <typename T> T __shfl_down_sync(unsigned mask, T value, unsigned delta,
     return emulation::shuffle(mask, value, static_cast<int>(delta), site, emulation::FromAbove());
 }
 
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value, emulation::Site site = emulation::Site::here()) {
+    emulation::warp_collective(mask, value, site, [](unsigned *(&values)[32]) {
+        unsigned largest = 0;
+        for (unsigned *value : values) largest = *value > largest ? *value : largest;
+        for (unsigned *value : values) *value = largest;
+    });
+    return value;
+}
+
 inline unsigned __ballot_sync(unsigned mask, int predicate, emulation::Site site = emulation::Site::here()) {
     struct Slot { int predicate; unsigned result; } slot = {predicate, 0};
     emulation::warp_collective(mask, slot, site, [](Slot *(&slots)[32]) {
@@ -119,8 +128,11 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline unsigned __float_as_uint(float value) {
     unsigned bits;
     std::memcpy(&bits, &value, sizeof bits);

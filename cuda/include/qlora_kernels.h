@@ -34,6 +34,12 @@ extern "C" {
 /* Blocks of the second level of the double quantisation, in absmax values. */
 #define QK_NESTED_BLOCK 256u
 
+/* Elements of one scale of 8-bit optimiser states. */
+#define QK_STATE_BLOCK 256u
+
+/* Elements that the optimiser's table counts as one chunk of work. */
+#define QK_ADAMW_CHUNK 4096u
+
 /* A cudaStream_t / CUstream; NULL is the default stream. Ignored in the emulated build. */
 typedef struct CUstream_st *qk_stream;
 
@@ -138,6 +144,53 @@ typedef struct qk_nf4_quantize_args {
     float *offset;          /* device, out [1]: the f64 mean of absmax rounded to f32; NULL without double quantisation */
 } qk_nf4_quantize_args;
 
+/* One trainable tensor of the optimiser. Its moments m and v are f32, or 8-bit codes with an absmax for every 256 elements: of the
+ * signed dynamic map for m, of the unsigned one for v, as bitsandbytes keeps them. Before the first update all bytes of m, v and
+ * the absmax are 0, in either format. value, working, gradient, m and v are 16-byte aligned. */
+typedef struct qk_adamw_tensor {
+    uint32_t struct_size;     /* sizeof(struct qk_adamw_tensor) */
+    uint32_t rate;            /* index into qk_adamw.rates: LoRA+ has one rate for every A and another for every B */
+    int64_t n;                /* elements, >= 1 */
+    float *value;             /* device, [n]: the f32 master copy, updated */
+    void *working;            /* device, bf16 [n]: written with the rounded new value, or NULL */
+    const float *gradient;    /* device, [n] */
+    void *m;                  /* device, f32 [n] or codes u8 [n], updated: first moment */
+    void *v;                  /* device, likewise: second moment */
+    float *m_absmax;          /* device, [ceil(n / 256)], updated; NULL: f32 states */
+    float *v_absmax;          /* device, [ceil(n / 256)], updated; NULL: f32 states */
+} qk_adamw_tensor;
+
+/* What the tensors of one rate are updated with. Device memory: a captured graph is replayed with new contents. */
+typedef struct qk_adamw_rate {
+    float decay;     /* 1 - learning_rate * weight_decay */
+    float step_size; /* learning_rate / (1 - beta1^step); the first step is 1 */
+    float root;      /* sqrt(1 - beta2^step) */
+    float beta1;
+    float rest1;     /* 1 - beta1 */
+    float beta2;
+    float rest2;     /* 1 - beta2 */
+    float epsilon;
+} qk_adamw_rate;
+
+/* What qk_gradient_norm finds. Device memory, 8-byte aligned: the update reads it there, so the host need not wait for it. */
+typedef struct qk_gradient_state {
+    double norm;    /* L2 norm over all gradients, before clipping; not finite if a gradient is not */
+    float scale;    /* what every gradient is multiplied by in the update: min(1, max_norm / (norm + 1e-6)), 1 without clipping */
+    int32_t tensor; /* the first tensor with a gradient that is not finite, or -1. The update does nothing unless it is negative */
+} qk_gradient_state;
+
+/* AdamW over all trainable tensors. */
+typedef struct qk_adamw {
+    uint32_t struct_size;              /* sizeof(struct qk_adamw) */
+    uint32_t num_tensors;              /* >= 1 */
+    const qk_adamw_tensor *tensors;    /* host, [num_tensors]: those that the table was made from */
+    const void *table;                 /* device: a copy of what qk_adamw_table wrote, 16-byte aligned */
+    const qk_adamw_rate *rates;        /* device, [num_rates] */
+    uint32_t num_rates;                /* above every tensor's rate */
+    uint32_t reserved;                 /* 0 */
+    const qk_gradient_state *gradients;/* device: read by qk_adamw_update; NULL: scale 1, and nothing is skipped */
+} qk_adamw;
+
 /* QK_ABI_VERSION of the library, to be compared with the header's. */
 uint32_t qk_abi_version(void);
 
@@ -172,6 +225,29 @@ int qk_linear_forward(const struct qk_linear *linear, void *workspace, size_t wo
 
 /* The same with bf16 weights: every segment has dense. */
 int qk_linear_forward_dense(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* Bytes of the table for these tensors. The functions of the table and of rates touch no device. */
+int qk_adamw_table_size(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, size_t *bytes);
+
+/* Writes the table into `table` (host, 8-byte aligned): which tensor each chunk of work belongs to, and the tensors' pointers. The caller
+ * copies it to the device once; a tensor that moves or changes its rate's index needs a new one. */
+int qk_adamw_table(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, void *table, size_t table_size);
+
+/* The scalars of update `step` (>= 1), computed in double and rounded once. */
+int qk_adamw_rate_of(double learning_rate, double beta1, double beta2, double epsilon, double weight_decay, uint64_t step,
+                     struct qk_adamw_rate *rate);
+
+/* Bytes of workspace of qk_gradient_norm: a double for every chunk. */
+int qk_gradient_norm_workspace_size(const struct qk_adamw *adamw, size_t *bytes);
+
+/* *state (device) = norm of all gradients, the factor that clips it to max_norm (0: no clipping), and the first tensor that is not
+ * finite. Sums are f64 in one fixed order: equal gradients give equal bits. adamw->gradients is not read. */
+int qk_gradient_norm(const struct qk_adamw *adamw, double max_norm, struct qk_gradient_state *state, void *workspace,
+                     size_t workspace_bytes, qk_stream stream);
+
+/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results depend on neither
+ * device nor grid, and equal those of the Rust functions reference::adamw and blockwise::adamw_blockwise bit for bit. */
+int qk_adamw_update(const struct qk_adamw *adamw, qk_stream stream);
 
 #ifdef __cplusplus
 }

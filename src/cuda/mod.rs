@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod adamw;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
@@ -20,6 +21,8 @@ pub mod sys;
 pub mod test_kernels;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_adamw;
 #[cfg(feature = "cuda")]
 pub mod typed;
 

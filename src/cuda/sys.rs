@@ -7,6 +7,8 @@ pub const QK_ABI_VERSION: u32 = 1;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
 pub const QK_NESTED_BLOCK: u32 = 256;
+pub const QK_STATE_BLOCK: u32 = 256;
+pub const QK_ADAMW_CHUNK: u32 = 4096;
 #[repr(C)]
 #[derive(Debug)]
 pub struct CUstream_st {
@@ -181,6 +183,100 @@ const _: () = {
         [::std::mem::offset_of!(qk_nf4_quantize_args, nested_absmax) - 64usize];
     ["Offset of field: qk_nf4_quantize_args::offset"][::std::mem::offset_of!(qk_nf4_quantize_args, offset) - 72usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_adamw_tensor {
+    pub struct_size: u32,
+    pub rate: u32,
+    pub n: i64,
+    pub value: *mut f32,
+    pub working: *mut ::std::os::raw::c_void,
+    pub gradient: *const f32,
+    pub m: *mut ::std::os::raw::c_void,
+    pub v: *mut ::std::os::raw::c_void,
+    pub m_absmax: *mut f32,
+    pub v_absmax: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_adamw_tensor"][::std::mem::size_of::<qk_adamw_tensor>() - 72usize];
+    ["Alignment of qk_adamw_tensor"][::std::mem::align_of::<qk_adamw_tensor>() - 8usize];
+    ["Offset of field: qk_adamw_tensor::struct_size"][::std::mem::offset_of!(qk_adamw_tensor, struct_size) - 0usize];
+    ["Offset of field: qk_adamw_tensor::rate"][::std::mem::offset_of!(qk_adamw_tensor, rate) - 4usize];
+    ["Offset of field: qk_adamw_tensor::n"][::std::mem::offset_of!(qk_adamw_tensor, n) - 8usize];
+    ["Offset of field: qk_adamw_tensor::value"][::std::mem::offset_of!(qk_adamw_tensor, value) - 16usize];
+    ["Offset of field: qk_adamw_tensor::working"][::std::mem::offset_of!(qk_adamw_tensor, working) - 24usize];
+    ["Offset of field: qk_adamw_tensor::gradient"][::std::mem::offset_of!(qk_adamw_tensor, gradient) - 32usize];
+    ["Offset of field: qk_adamw_tensor::m"][::std::mem::offset_of!(qk_adamw_tensor, m) - 40usize];
+    ["Offset of field: qk_adamw_tensor::v"][::std::mem::offset_of!(qk_adamw_tensor, v) - 48usize];
+    ["Offset of field: qk_adamw_tensor::m_absmax"][::std::mem::offset_of!(qk_adamw_tensor, m_absmax) - 56usize];
+    ["Offset of field: qk_adamw_tensor::v_absmax"][::std::mem::offset_of!(qk_adamw_tensor, v_absmax) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_adamw_rate {
+    pub decay: f32,
+    pub step_size: f32,
+    pub root: f32,
+    pub beta1: f32,
+    pub rest1: f32,
+    pub beta2: f32,
+    pub rest2: f32,
+    pub epsilon: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_adamw_rate"][::std::mem::size_of::<qk_adamw_rate>() - 32usize];
+    ["Alignment of qk_adamw_rate"][::std::mem::align_of::<qk_adamw_rate>() - 4usize];
+    ["Offset of field: qk_adamw_rate::decay"][::std::mem::offset_of!(qk_adamw_rate, decay) - 0usize];
+    ["Offset of field: qk_adamw_rate::step_size"][::std::mem::offset_of!(qk_adamw_rate, step_size) - 4usize];
+    ["Offset of field: qk_adamw_rate::root"][::std::mem::offset_of!(qk_adamw_rate, root) - 8usize];
+    ["Offset of field: qk_adamw_rate::beta1"][::std::mem::offset_of!(qk_adamw_rate, beta1) - 12usize];
+    ["Offset of field: qk_adamw_rate::rest1"][::std::mem::offset_of!(qk_adamw_rate, rest1) - 16usize];
+    ["Offset of field: qk_adamw_rate::beta2"][::std::mem::offset_of!(qk_adamw_rate, beta2) - 20usize];
+    ["Offset of field: qk_adamw_rate::rest2"][::std::mem::offset_of!(qk_adamw_rate, rest2) - 24usize];
+    ["Offset of field: qk_adamw_rate::epsilon"][::std::mem::offset_of!(qk_adamw_rate, epsilon) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_gradient_state {
+    pub norm: f64,
+    pub scale: f32,
+    pub tensor: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_gradient_state"][::std::mem::size_of::<qk_gradient_state>() - 16usize];
+    ["Alignment of qk_gradient_state"][::std::mem::align_of::<qk_gradient_state>() - 8usize];
+    ["Offset of field: qk_gradient_state::norm"][::std::mem::offset_of!(qk_gradient_state, norm) - 0usize];
+    ["Offset of field: qk_gradient_state::scale"][::std::mem::offset_of!(qk_gradient_state, scale) - 8usize];
+    ["Offset of field: qk_gradient_state::tensor"][::std::mem::offset_of!(qk_gradient_state, tensor) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_adamw {
+    pub struct_size: u32,
+    pub num_tensors: u32,
+    pub tensors: *const qk_adamw_tensor,
+    pub table: *const ::std::os::raw::c_void,
+    pub rates: *const qk_adamw_rate,
+    pub num_rates: u32,
+    pub reserved: u32,
+    pub gradients: *const qk_gradient_state,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_adamw"][::std::mem::size_of::<qk_adamw>() - 48usize];
+    ["Alignment of qk_adamw"][::std::mem::align_of::<qk_adamw>() - 8usize];
+    ["Offset of field: qk_adamw::struct_size"][::std::mem::offset_of!(qk_adamw, struct_size) - 0usize];
+    ["Offset of field: qk_adamw::num_tensors"][::std::mem::offset_of!(qk_adamw, num_tensors) - 4usize];
+    ["Offset of field: qk_adamw::tensors"][::std::mem::offset_of!(qk_adamw, tensors) - 8usize];
+    ["Offset of field: qk_adamw::table"][::std::mem::offset_of!(qk_adamw, table) - 16usize];
+    ["Offset of field: qk_adamw::rates"][::std::mem::offset_of!(qk_adamw, rates) - 24usize];
+    ["Offset of field: qk_adamw::num_rates"][::std::mem::offset_of!(qk_adamw, num_rates) - 32usize];
+    ["Offset of field: qk_adamw::reserved"][::std::mem::offset_of!(qk_adamw, reserved) - 36usize];
+    ["Offset of field: qk_adamw::gradients"][::std::mem::offset_of!(qk_adamw, gradients) - 40usize];
+};
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
@@ -218,4 +314,34 @@ unsafe extern "C" {
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_table_size(
+        tensors: *const qk_adamw_tensor,
+        num_tensors: u32,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_table(
+        tensors: *const qk_adamw_tensor,
+        num_tensors: u32,
+        table: *mut ::std::os::raw::c_void,
+        table_size: usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_rate_of(
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+        step: u64,
+        rate: *mut qk_adamw_rate,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_gradient_norm_workspace_size(adamw: *const qk_adamw, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_gradient_norm(
+        adamw: *const qk_adamw,
+        max_norm: f64,
+        state: *mut qk_gradient_state,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_adamw_update(adamw: *const qk_adamw, stream: qk_stream) -> ::std::os::raw::c_int;
 }

@@ -12,7 +12,7 @@ mod norm;
 mod rope;
 mod swiglu;
 
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, AdamWScalars, adamw};
 pub use attention::{AttentionShape, attention, attention_backward};
 pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_gradients, lora_up};
 pub use loss::linear_cross_entropy;

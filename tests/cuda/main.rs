@@ -4,6 +4,9 @@
 #![allow(unsafe_code)]
 #![cfg(any(feature = "emulation", feature = "cuda"))]
 
+#[path = "../support/adamw.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod adamw_operation;
 #[path = "../support/device.rs"]
 mod device;
 #[path = "../support/linear.rs"]
@@ -15,6 +18,7 @@ mod nf4_operations;
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod operation;
 
+mod adamw;
 #[cfg(feature = "emulation")]
 mod emulation;
 mod linear;

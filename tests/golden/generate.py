@@ -7,13 +7,14 @@ import pathlib
 import torch
 from safetensors.torch import save_file
 
+import adamw_files
 import logits_files
 import nf4_files
 import source_model
 import train_files
 
 HERE = pathlib.Path(__file__).parent
-PARTS = ("nf4", "logits", "train")
+PARTS = ("adamw", "nf4", "logits", "train")
 TRAIN_LAYERS = 2
 LOGITS_LAYERS = 3
 
@@ -33,7 +34,10 @@ def main():
     torch.use_deterministic_algorithms(True)
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = source_model.load_full(source_model.fetch(arguments.work))
+    if "adamw" in arguments.parts:
+        save_file(adamw_files.make(), out / "adamw.safetensors")
+    if arguments.parts != ["adamw"]:
+        model, tokenizer = source_model.load_full(source_model.fetch(arguments.work))
 
     if "nf4" in arguments.parts:
         save_file(nf4_files.nf4_tensors(model), out / "nf4.safetensors")

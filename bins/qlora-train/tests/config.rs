@@ -289,7 +289,7 @@ fn hash_covers_results_and_nothing_else() {
 #[test]
 fn hash_text_is_stable() {
     let expected = "dd93caf630ca85efe4439be67f6024a10c51f89da08d8114745b154e2c232947";
-    assert_eq!(yaml("model: m\ndata: d.jsonl\nlearning_rate: 2e-4").result_hash(), expected);
+    assert_eq!(yaml("model: m\ndata: d.jsonl\nlearning_rate: 2e-4\noptim: adamw").result_hash(), expected);
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "lr_scheduler_type" => words(&["constant", "constant_with_warmup", "linear", "cosine"]),
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "too_long" => words(&["drop", "truncate", "error"]),
-        "optim" => words(&["adamw_torch", "adamw"]),
+        "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
         "seed" => any::<u64>().prop_map(Json::from).boxed(),
         "gradient_checkpointing" => prop_oneof![Just(json!("auto")), any::<bool>().prop_map(Json::from)].boxed(),
         "host_memory" => {

@@ -137,8 +137,8 @@ fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
         }
     }
     says(&flags(&["--save-steps", "500"]), &["save-steps", "is not supported yet"]);
-    for optim in ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"] {
-        says(&yaml(&format!("optim: {optim}")), &[optim, "is not supported yet", "adamw_torch"]);
+    for optim in ["adafactor", "lion_8bit", "sgd"] {
+        says(&yaml(&format!("optim: {optim}")), &[optim, "is not supported yet", "adamw_8bit or adamw_torch"]);
     }
     says(&yaml("lr_scheduler_type: cosine_with_restarts"), &["is not supported yet"]);
 }

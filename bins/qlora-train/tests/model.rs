@@ -7,10 +7,11 @@ use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::plan::Plan;
-use qlora_train::backend::{Backend, Quantization};
+use qlora_train::backend::{Backend, OptimizerState, Quantization, StateFormat};
 use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
 use qlora_train::checkpoint::{LlamaConfig, Module, Rope, StoredType};
 use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use qlora_train::train::{Hyperparameters, optimizer_step};
 use support::{Documents, Memory, Oracle, to_f64};
 
 fn spec(config: LlamaConfig, tokens: usize) -> ModelSpec {
@@ -89,6 +90,9 @@ fn cases() -> impl Strategy<Value = Case> {
         spec.recompute = recompute;
         if !nf4 {
             spec.quantization = Quantization::None;
+        }
+        if seed % 2 == 0 {
+            spec.lora.states = StateFormat::Blockwise8;
         }
         Case { spec, stored, lengths, seed }
     })
@@ -214,4 +218,56 @@ fn a_batch_longer_than_planned_is_refused() {
     let error = model.loss(&mut cpu, &documents.batch()).unwrap_err();
     assert!(error.to_string().contains("9 tokens"), "{error}");
     assert!(cpu.zero_gradients(Vec::new()).is_ok());
+}
+
+/// Two updates, or one, a copy of values and states into a new model, and the other: the same bits. Tensors of both kinds, as
+/// the small ones keep f32 states.
+#[test]
+fn values_and_states_that_are_put_back_continue_the_run() {
+    let config = LlamaConfig { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_config() };
+    let documents = Documents::random(&[20, 11], config.vocab_size, 3);
+    let hyper = Hyperparameters {
+        learning_rate_a: 1e-3,
+        learning_rate_b: 1e-2,
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        max_grad_norm: 0.5,
+    };
+    for states in [StateFormat::F32, StateFormat::Blockwise8] {
+        let mut spec = spec(config.clone(), 31);
+        spec.lora.states = states;
+        let build = || {
+            let mut cpu = Cpu::new(spec.dims());
+            let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
+            let model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
+            (cpu, model)
+        };
+        let step = |(cpu, model): &mut (Cpu, Llama<Cpu>), step: u64| {
+            optimizer_step(cpu, model, &hyper, step, 1, 1.0, &[documents.batch()]).unwrap();
+        };
+        let snapshot = |(cpu, model): &mut (Cpu, Llama<Cpu>)| -> Vec<(Vec<f32>, OptimizerState)> {
+            let params = model.params_mut().into_iter();
+            params.map(|(_, p)| (cpu.param_values(p), cpu.optimizer_state(p).unwrap())).collect()
+        };
+        let mut whole = build();
+        step(&mut whole, 0);
+        let middle = snapshot(&mut whole);
+        let eight_bit = middle.iter().filter(|(_, s)| matches!(s, OptimizerState::Blockwise8 { .. })).count();
+        assert_eq!(eight_bit > 0, states == StateFormat::Blockwise8);
+        assert!(eight_bit < middle.len(), "no tensor is under 4,096 elements");
+        step(&mut whole, 1);
+        let mut resumed = build();
+        for ((_, param), (values, state)) in resumed.1.params_mut().into_iter().zip(middle.clone()) {
+            let short = resumed.0.restore(param, values[1..].to_vec(), state.clone()).unwrap_err().to_string();
+            assert!(short.contains("expected") && short.contains("values"), "{short}");
+            let other = OptimizerState::F32 { m: vec![0.0; 1], v: vec![0.0; values.len()] };
+            let other = resumed.0.restore(param, values.clone(), other).unwrap_err().to_string();
+            assert!(other.contains("f32 states of 1 and"), "{other}");
+            resumed.0.restore(param, values, state).unwrap();
+        }
+        step(&mut resumed, 1);
+        assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
+    }
 }

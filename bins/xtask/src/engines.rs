@@ -42,6 +42,12 @@ pub fn engines(workspace: &Workspace) -> Result<Outcome> {
         command.arg(libraries.join("libqlora_kernels_emulated.so")).arg(weights);
         command
     })?);
+    let engine = build_rust(workspace, &dir)?;
+    closing.extend(run_both(&weights, &damaged, |weights| {
+        let mut command = Command::new(&engine);
+        command.arg(weights);
+        command
+    })?);
     closing.push(link_with_nvcc(workspace, &dir)?);
     Ok(Outcome::Passed(closing))
 }
@@ -67,6 +73,16 @@ fn build_c(workspace: &Workspace, prefix: &Path, package: &str, out: &Path, vari
     command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
     check(command)
         .context("the C example needs make, pkg-config and a C compiler (Debian, Ubuntu: build-essential pkg-config)")
+}
+
+/// By cargo, in the example's own workspace.
+fn build_rust(workspace: &Workspace, dir: &Path) -> Result<PathBuf> {
+    let target = dir.join("rust");
+    let mut command = workspace.cargo(&["build", "--release", "--locked", "--features", "emulation"]);
+    command.arg("--manifest-path").arg(workspace.root.join("examples/rust-engine/Cargo.toml"));
+    command.arg("--target-dir").arg(&target);
+    check(command)?;
+    Ok(target.join("release/rust-engine"))
 }
 
 /// The example's `ok` lines on the true weights; on the damaged ones it must fail, and say WRONG.

@@ -4,7 +4,10 @@
 //! weight and state costs. The model's code is the same for all, so the plan is the run by construction.
 
 pub mod cpu;
+mod optimizer_state;
 pub mod plan;
+
+pub use optimizer_state::{OptimizerState, StateFormat};
 
 use crate::checkpoint::{StoredType, Tensor16};
 use crate::error::Result;
@@ -135,11 +138,20 @@ pub trait Backend {
         len: usize,
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
-    /// `trainable` adds a gradient and two optimiser states.
-    fn param(&mut self, len: usize, trainable: bool, init: &mut dyn FnMut() -> Result<Vec<f32>>)
-    -> Result<Self::Param>;
+    /// `states` adds a gradient and the optimiser's states, in the format that it gives a tensor of this length.
+    fn param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Param>;
     /// The current values.
     fn param_values(&self, param: &Self::Param) -> Vec<f32>;
+    /// The optimiser's states; none where the tensor is not trained.
+    fn optimizer_state(&self, param: &Self::Param) -> Option<OptimizerState>;
+    /// Puts back what [`Self::param_values`] and [`Self::optimizer_state`] gave. Refuses values or states of another
+    /// length or kind than the tensor has, and then changes nothing.
+    fn restore(&mut self, param: &mut Self::Param, values: Vec<f32>, state: OptimizerState) -> Result<()>;
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
 

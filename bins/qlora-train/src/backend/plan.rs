@@ -1,7 +1,7 @@
 //! A backend that allocates nothing and computes nothing: it records what the run will hold, and for how many FLOPs.
 
 use super::cpu::{Dims, Workspace};
-use super::{Backend, Batch, LinearGroup, ParamUpdate, Quantization};
+use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
 use crate::checkpoint::{StoredType, Tensor16};
 use crate::error::Result;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
@@ -134,19 +134,27 @@ impl Backend for Plan {
     fn param(
         &mut self,
         len: usize,
-        trainable: bool,
+        states: Option<StateFormat>,
         _init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<PlanTensor> {
         self.record("LoRA A and B", len as u64 * 4);
-        if trainable {
+        if let Some(states) = states {
             self.record("LoRA gradients", len as u64 * 4);
-            self.record("AdamW states", len as u64 * 8);
+            self.record("AdamW states", states.bytes(len));
         }
         Ok(PlanTensor(len))
     }
 
     fn param_values(&self, param: &PlanTensor) -> Vec<f32> {
         vec![0.0; param.0]
+    }
+
+    fn optimizer_state(&self, _param: &PlanTensor) -> Option<OptimizerState> {
+        None
+    }
+
+    fn restore(&mut self, _param: &mut PlanTensor, _values: Vec<f32>, _state: OptimizerState) -> Result<()> {
+        Ok(())
     }
 
     fn rope_table(&mut self, values: usize, _make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {

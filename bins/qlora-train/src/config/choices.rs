@@ -62,11 +62,14 @@ choices! {
     /// What happens to a row of more than `max_length` tokens.
     TooLong { Drop: "drop", Truncate: "truncate", Error: "error" | "raise" } not yet {}
 
-    /// AdamW with f32 states. The paged and fused ones of other stacks differ in speed and place, not in arithmetic.
+    /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic.
     Optim {
+        /// Blockwise 8-bit states; f32 ones for tensors under 4,096 elements.
+        Adamw8bit: "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit",
+        /// f32 states
         Adamw: "adamw_torch" | "adamw" | "adamw_hf" | "adamw_torch_fused" | "paged_adamw_32bit" | "paged_adamw"
     } not yet {
-        "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "lion", "lion_8bit", "sgd", "muon",
+        "adafactor", "lion", "lion_8bit", "sgd", "muon",
         "schedule_free_adamw"
     }
 

@@ -173,8 +173,8 @@ settings! {
     chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca or the path of a template file",
         Results, [];
 
-    "Optimiser: AdamW with f32 states."
-    optim: Optim = Optim::Adamw, "adamw_torch", "adamw_torch", Results, ["optimizer"];
+    "Optimiser: AdamW with blockwise 8-bit states (f32 for tensors under 4,096 elements), or with f32 states."
+    optim: Optim = Optim::Adamw8bit, "adamw_8bit", "adamw_8bit or adamw_torch", Results, ["optimizer"];
     "Decay of the first moment."
     adam_beta1: f64 = 0.9, "0.9", "a number from 0 to below 1", Results, ["beta1"], |v| (0.0..1.0).contains(v);
     "Decay of the second moment."

@@ -3,7 +3,7 @@
 mod step;
 
 use crate::backend::cpu::Dims;
-use crate::backend::{Backend, LinearGroup, Lora, Quantization, Segment};
+use crate::backend::{Backend, LinearGroup, Lora, Quantization, Segment, StateFormat};
 use crate::checkpoint::{LlamaConfig, Module, StoredType, Tensor16};
 use crate::error::Result;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
@@ -16,13 +16,15 @@ pub struct LoraSpec {
     pub terms: BTreeMap<(usize, Module), (usize, f32)>,
     /// Dropout on the low-rank path's input, [0, 1)
     pub dropout: f32,
+    /// How the optimiser keeps its moments, where the terms are trained.
+    pub states: StateFormat,
 }
 
 impl LoraSpec {
-    /// The same rank and scale on `modules` of every layer.
+    /// The same rank and scale on `modules` of every layer; optimiser states in f32.
     pub fn uniform(config: &LlamaConfig, modules: &[Module], r: usize, scale: f32, dropout: f32) -> Self {
         let places = (0..config.num_layers).flat_map(|layer| modules.iter().map(move |&module| (layer, module)));
-        Self { terms: places.map(|place| (place, (r, scale))).collect(), dropout }
+        Self { terms: places.map(|place| (place, (r, scale))).collect(), dropout, states: StateFormat::F32 }
     }
 }
 
@@ -265,11 +267,12 @@ fn build_group<B: Backend>(
             Some(&(r, scale)) => {
                 let name = |factor| ParamName { layer, module, factor };
                 let (a, b) = (name(Factor::A), name(Factor::B));
+                let states = spec.trainable.then_some(spec.lora.states);
                 Some(Lora {
                     r,
                     scale,
-                    a: backend.param(r * k, spec.trainable, &mut || source.lora(a, r * k, k))?,
-                    b: backend.param(n * r, spec.trainable, &mut || source.lora(b, n * r, r))?,
+                    a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
+                    b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
                 })
             }
             None => None,

@@ -1,6 +1,6 @@
 //! What a run works on: the base, its rows, their order, and the model that the settings describe.
 
-use crate::backend::Quantization;
+use crate::backend::{Quantization, StateFormat};
 use crate::checkpoint::{Checkpoint, Module, resolve_model};
 use crate::config::{self, Settings};
 use crate::data::{self, ChatTokenizer, DataOptions, Row, Schedule, ScheduleOptions};
@@ -146,10 +146,15 @@ pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, p
     let divisor = if settings.use_rslora { (r as f64).sqrt() } else { r as f64 };
     let scale = (settings.lora_alpha / divisor) as f32;
     let (config, dropout) = (checkpoint.config(), settings.lora_dropout as f32);
+    let mut lora = LoraSpec::uniform(config, &target_modules(settings), r, scale, dropout);
+    lora.states = match settings.optim {
+        config::Optim::Adamw => StateFormat::F32,
+        config::Optim::Adamw8bit => StateFormat::Blockwise8,
+    };
     ModelSpec {
         config: config.clone(),
         quantization: quantization(settings),
-        lora: LoraSpec::uniform(config, &target_modules(settings), r, scale, dropout),
+        lora,
         trainable: true,
         recompute: false,
         tokens,

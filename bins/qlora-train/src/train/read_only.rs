@@ -33,7 +33,7 @@ impl ReadOnly {
         let mut spec = ModelSpec {
             config: checkpoint.config().clone(),
             quantization: quantization(settings),
-            lora: LoraSpec { terms: shapes, dropout: 0.0 },
+            lora: LoraSpec { terms: shapes, ..LoraSpec::default() },
             trainable: false,
             recompute: false,
             tokens,

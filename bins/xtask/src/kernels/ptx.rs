@@ -4,14 +4,17 @@ use anyhow::{Result, ensure};
 
 /// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax plus offset),
 /// and how many `fma` their source asks for: the low-rank term of the small-M kernel, and both sums of the generic one after
-/// unrolling. One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 11] = [
+/// unrolling, and the boundaries of the maps of the optimiser. One more is a contraction.
+pub const TWO_ROUNDINGS: [(&str, usize); 14] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
     ("mean", 0),
     ("dequantize<float>", 0),
     ("dequantize<__nv_bfloat16>", 0),
+    ("adamw_update", 4),
+    ("gradient_partials", 0),
+    ("gradient_state", 0),
     ("linear_forward<Config<128, 8, 3, false>>", 0),
     ("linear_forward<Config<64, 4, 4, false>>", 0),
     ("linear_small_m<4, false>", 1),

@@ -26,7 +26,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 14] = [
+pub const HOT: [Hot; 16] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
@@ -42,6 +42,8 @@ pub const HOT: [Hot; 14] = [
     memory_bound("quantize_blocks<__nv_bfloat16>"),
     memory_bound("quantize_blocks<float>"),
     memory_bound("quantize_absmax"),
+    memory_bound("adamw_update"),
+    memory_bound("gradient_partials"),
 ];
 
 /// One kernel of one architecture.

@@ -15,7 +15,7 @@ mod workspace;
 
 pub use workspace::{Dims, Workspace};
 
-use super::{Backend, Batch, LinearGroup, ParamUpdate, Quantization};
+use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
 use crate::checkpoint::{StoredType, Tensor16, TensorData};
 use crate::error::Result;
 use crate::refuse;
@@ -138,16 +138,29 @@ impl Backend for Cpu {
         Ok(data)
     }
 
-    fn param(&mut self, len: usize, trainable: bool, init: &mut dyn FnMut() -> Result<Vec<f32>>) -> Result<CpuParam> {
+    fn param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CpuParam> {
         let value = init()?;
         assert_eq!(value.len(), len, "trainable tensor");
-        let state = if trainable { len } else { 0 };
-        self.bytes += ((len + 3 * state) * 4) as u64;
-        Ok(CpuParam { value, gradient: vec![0.0; state], first: vec![0.0; state], second: vec![0.0; state] })
+        let param = optimizer::param(value, states);
+        self.bytes += param.bytes();
+        Ok(param)
     }
 
     fn param_values(&self, param: &CpuParam) -> Vec<f32> {
         param.value.clone()
+    }
+
+    fn optimizer_state(&self, param: &CpuParam) -> Option<OptimizerState> {
+        param.state.clone()
+    }
+
+    fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
+        optimizer::restore(param, values, state)
     }
 
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {

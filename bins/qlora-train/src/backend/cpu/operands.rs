@@ -1,5 +1,6 @@
 //! What the operations work on: buffers, stored matrices, trainable tensors.
 
+use crate::backend::OptimizerState;
 use crate::checkpoint::{Tensor16, TensorData};
 use half::slice::HalfFloatSliceExt;
 use std::ops::Range;
@@ -33,14 +34,18 @@ impl Dense {
 pub struct CpuParam {
     pub(super) value: Vec<f32>,
     pub(super) gradient: Vec<f32>,
-    pub(super) first: Vec<f32>,
-    pub(super) second: Vec<f32>,
+    pub(super) state: Option<OptimizerState>,
 }
 
 impl CpuParam {
     /// The accumulated gradient; empty where the tensor is not trained.
     pub fn gradient(&self) -> &[f32] {
         &self.gradient
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let floats = self.value.len() + self.gradient.len();
+        (floats * size_of::<f32>()) as u64 + self.state.as_ref().map_or(0, OptimizerState::bytes)
     }
 }
 

@@ -1,9 +1,19 @@
 //! Gradient norm and AdamW over all trainable tensors.
 
 use super::CpuParam;
-use crate::backend::ParamUpdate;
+use crate::backend::{OptimizerState, ParamUpdate, StateFormat};
+use crate::error::Result;
+use crate::refuse;
+use qlora_kernels::blockwise::adamw_blockwise;
 use qlora_kernels::reference;
 use rayon::prelude::*;
+
+/// A tensor before its first update; without gradient and states if it is not trained.
+pub fn param(value: Vec<f32>, states: Option<StateFormat>) -> CpuParam {
+    let state = states.map(|format| format.zeros(value.len()));
+    let gradient = vec![0.0; if state.is_some() { value.len() } else { 0 }];
+    CpuParam { value, gradient, state }
+}
 
 /// In f64: per tensor in order, then over the tensors in order.
 pub fn gradient_norm(params: &[&mut CpuParam]) -> f64 {
@@ -12,9 +22,30 @@ pub fn gradient_norm(params: &[&mut CpuParam]) -> f64 {
     squares.iter().sum::<f64>().sqrt()
 }
 
+/// Tensors in parallel: each is updated as on its own.
 pub fn adamw(updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) {
-    updates.into_par_iter().for_each(|update| {
-        let CpuParam { value, gradient, first, second } = update.param;
-        reference::adamw(&update.settings, gradient_scale, gradient, value, first, second);
-    });
+    updates.into_par_iter().for_each(
+        |ParamUpdate { param: CpuParam { value, gradient, state }, settings }| match state {
+            Some(OptimizerState::F32 { m, v }) => reference::adamw(&settings, gradient_scale, gradient, value, m, v),
+            Some(OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax }) => {
+                adamw_blockwise(&settings, gradient_scale, gradient, value, m, m_absmax, v, v_absmax);
+            }
+            None => unreachable!("only trained tensors are updated"),
+        },
+    );
+}
+
+pub fn restore(param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
+    let n = param.value.len();
+    if values.len() != n {
+        refuse!("found {} values, expected {n}", values.len());
+    }
+    match &param.state {
+        Some(own) if own.fits(&state) => {
+            (param.value, param.state) = (values, Some(state));
+            Ok(())
+        }
+        Some(own) => refuse!("found {}, expected {}", state.describe(), own.describe()),
+        None => refuse!("found {}, expected none: the tensor is not trained", state.describe()),
+    }
 }

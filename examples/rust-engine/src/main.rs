@@ -1,0 +1,145 @@
+//! An engine in Rust that has its own context, stream and memory: the kernels get raw addresses and a raw stream. It takes a
+//! weight as bitsandbytes stores it (NF4 codes, double-quantised absmax) and a LoRA pair, computes
+//!
+//! `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ`
+//!
+//! and checks it against a plain loop in double precision.
+//!
+//! ```sh
+//! cargo run --release --features cuda -- ../../tests/golden/nf4.safetensors    # or: --features emulation
+//! ```
+//!
+//! Prints `ok` and the largest error as a share of its bound, or ends with status 1.
+
+mod memory;
+
+use half::bf16;
+use memory::{Engine, Memory};
+use qlora_kernels::cuda::absmax_transpose;
+use qlora_kernels::cuda::linear::{self, Input, Lora, Segment, Weight};
+use qlora_kernels::cuda::nf4::{self, Absmax, Layout};
+use safetensors::SafeTensors;
+use std::error::Error;
+use std::process::ExitCode;
+
+const N: usize = 33;
+const K: usize = 576;
+const R: usize = 8;
+const BLOCK: usize = 64;
+/// alpha 16 over r 8
+const SCALE: f32 = 2.0;
+
+fn main() -> ExitCode {
+    let Some(path) = std::env::args().nth(1) else {
+        eprintln!("usage: rust-engine FILE.safetensors");
+        return ExitCode::FAILURE;
+    };
+    match run(&path) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("rust-engine: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every result is within its bound.
+fn run(path: &str) -> Result<bool, Box<dyn Error>> {
+    let bytes = std::fs::read(path)?;
+    let file = SafeTensors::deserialize(&bytes)?;
+    let floats = |name: &str| -> Result<Vec<f32>, Box<dyn Error>> {
+        let bytes = file.tensor(name)?.data();
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    };
+    let engine = Engine::new()?;
+    let stream = engine.stream();
+
+    let codes = engine.upload(file.tensor("up.b64.codes")?.data())?;
+    // The 8-bit absmax is the one part that changes its order: [N, K / 64] to [K / 64, N], on the device.
+    let row_major = engine.upload(file.tensor("up.b64.nested.codes")?.data())?;
+    let mut absmax = engine.upload(&[0u8; N * K / BLOCK])?;
+    absmax_transpose(row_major.view(), absmax.view_mut(), N, K / BLOCK, stream)?;
+    let nested_absmax = engine.upload(&floats("up.b64.nested.absmax")?)?;
+    let nested_code = engine.upload(&floats("dynamic_map_signed")?)?;
+    let offset = engine.upload(&floats("up.b64.nested.offset")?)?;
+    let weight = nf4::Weight {
+        n: N,
+        k: K,
+        block_size: BLOCK,
+        layout: Layout::Transposed,
+        codes: codes.view(),
+        absmax: Absmax::DoubleQuantised {
+            codes: absmax.view(),
+            nested_absmax: nested_absmax.view(),
+            nested_code: nested_code.view(),
+            offset: offset.view(),
+        },
+    };
+    // What bitsandbytes itself would multiply with: the check's weight.
+    let dequantised = file.tensor("up.b64.nested.dequantised_bf16")?.data();
+    let w: Vec<bf16> = dequantised.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
+
+    let (a, b) = (values(R * K, 0.0625, 2), values(N * R, 0.0625, 3));
+    let (device_a, device_b) = (engine.upload(&a)?, engine.upload(&b)?);
+    let mut good = true;
+    // A decoding step, and a batch on the tensor cores.
+    for m in [1, 24] {
+        let x = values(m * K, 1.0, 1);
+        let device_x = engine.upload(&x)?;
+        let mut y = engine.upload(&vec![bf16::NAN; m * N])?;
+        let mut s = engine.upload(&vec![bf16::NAN; m * R])?;
+        {
+            let lora = Lora { r: R, scale: SCALE, a: device_a.view(), b: device_b.view() };
+            let weight = Weight::Nf4(weight);
+            let mut segments = [Segment { n: N, weight, lora: Some(lora), bias: None, y: y.view_mut(), ldy: N }];
+            let input = Input { m, k: K, x: device_x.view(), ldx: K, s: None };
+            // The workspace is S itself: given its room, the forward pass computes it.
+            linear::forward(&input, &mut segments, s.view_mut(), stream)?;
+        }
+        let error = worst_error(m, &x, &a, &b, &w, &engine.download(&s)?, &engine.download(&y)?);
+        let verdict = if error <= 1.0 { "ok" } else { "WRONG" };
+        println!("{verdict} rust-engine: M {m}, N {N}, K {K}, r {R}: largest error {error:.3} of its bound");
+        good &= error <= 1.0;
+    }
+    Ok(good)
+}
+
+/// Values in (-size, size), cut to bf16; the same on every machine.
+fn values(count: usize, size: f32, mut seed: u32) -> Vec<bf16> {
+    let mut next = || {
+        seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
+        bf16::from_f32(((seed >> 8) as f32 / 8388608.0 - 1.0) * size)
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The largest |error| / bound of S and Y. A bound is what f32 sums of that many terms in any order, and one rounding to bf16
+/// (2⁻⁸), can differ by; 2⁻²³ a term, because tensor cores cut where f32 rounds.
+fn worst_error(m: usize, x: &[bf16], a: &[bf16], b: &[bf16], w: &[bf16], s: &[bf16], y: &[bf16]) -> f64 {
+    let mut worst: f64 = 0.0;
+    let mut compare = |found: bf16, terms: &[f64]| {
+        let sum: f64 = terms.iter().sum();
+        let size: f64 = terms.iter().map(|term| term.abs()).sum();
+        let bound = sum.abs() * 2f64.powi(-8) + terms.len() as f64 * size * 2f64.powi(-23);
+        let error = (found.to_f64() - sum).abs() / bound;
+        // Not a number counts as infinitely wrong.
+        worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
+    };
+    let products = |left: &[bf16], right: &[bf16], scale: f32| -> Vec<f64> {
+        left.iter().zip(right).map(|(l, r)| l.to_f64() * r.to_f64() * f64::from(scale)).collect()
+    };
+    for row in 0..m {
+        let (x, s) = (&x[row * K..][..K], &s[row * R..][..R]);
+        for r in 0..R {
+            compare(s[r], &products(x, &a[r * K..][..K], SCALE));
+        }
+        for n in 0..N {
+            let mut terms = products(x, &w[n * K..][..K], 1.0);
+            // With the S that the kernel gave: its own error was measured above.
+            terms.extend(products(s, &b[n * R..][..R], 1.0));
+            compare(y[row * N + n], &terms);
+        }
+    }
+    worst
+}

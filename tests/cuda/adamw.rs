@@ -1,0 +1,133 @@
+//! The optimiser on the device against the plain Rust references, bit for bit, under every schedule.
+
+use crate::adamw_operation::{Described, OptimizerStep};
+use crate::device::{Tally, cases, device};
+use crate::operation::{Operation, run, verify};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use qlora_kernels::cuda::adamw::{STATE_LEN, States, Tensor, Tensors, rates};
+use qlora_kernels::cuda::{Buffer, View};
+use qlora_kernels::reference::AdamW;
+
+const SCHEDULES: u64 = 3;
+
+fn runner(most: u32) -> TestRunner {
+    TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() })
+}
+
+/// Sizes around blocks of 256 and chunks of 4096, and ragged ones.
+fn sizes() -> impl Strategy<Value = usize> {
+    prop_oneof![1usize..600, Just(255), Just(256), Just(4096), 4000usize..4400, 8000usize..9000]
+}
+
+fn steps() -> impl Strategy<Value = OptimizerStep> {
+    let tensor = (sizes(), 0usize..2, any::<bool>(), any::<bool>())
+        .prop_map(|(n, rate, blockwise, working)| Described { n, rate, blockwise, working });
+    let clipping = prop_oneof![Just(0.0), Just(1e-3), Just(1e9)];
+    (prop::collection::vec(tensor, 1..6), clipping, any::<u64>()).prop_map(|(tensors, max_norm, seed)| OptimizerStep {
+        tensors,
+        rates: vec![(1e-3, 0.0), (1.6e-2, 0.1)],
+        max_norm,
+        seed,
+        bad: Vec::new(),
+    })
+}
+
+#[test]
+fn updates_and_norms_equal_the_reference_bit_for_bit() {
+    let tally = Tally::new("AdamW", SCHEDULES);
+    let device = device();
+    let case = |step: OptimizerStep| {
+        verify(&device, &step, step.seed, SCHEDULES).map_err(TestCaseError::fail)?;
+        tally.case();
+        Ok(())
+    };
+    runner(32).run(&steps(), case).unwrap();
+}
+
+fn example() -> OptimizerStep {
+    let tensor = |n, rate, blockwise| Described { n, rate, blockwise, working: true };
+    OptimizerStep {
+        tensors: vec![tensor(300, 0, false), tensor(4500, 1, true), tensor(5000, 0, true), tensor(5, 1, false)],
+        rates: vec![(1e-3, 0.0), (1.6e-2, 0.1)],
+        max_norm: 1.0,
+        seed: 7,
+        bad: Vec::new(),
+    }
+}
+
+/// The first tensor is named whatever the order of the faults, and nothing is updated.
+#[test]
+fn gradients_that_are_not_finite_name_their_tensor_and_stop_the_update() {
+    let device = device();
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for bad in [vec![(0, 0, value)], vec![(3, 4, value), (1, 4499, value)], vec![(2, 4096, value)]] {
+            let step = OptimizerStep { bad, ..example() };
+            verify(&device, &step, 1, 1).unwrap();
+        }
+    }
+    // Squares beyond f32 are no fault: the norm is f64.
+    let mut step = example();
+    step.bad = vec![(1, 7, 3e38)];
+    let inputs = step.inputs();
+    let found = run(&device, &step, &inputs);
+    step.bad.clear();
+    step.check(&inputs, &found, usize::MAX).unwrap();
+}
+
+/// An optimiser that ignores a tensor's rate, its decay or the clipping would not pass.
+#[test]
+fn a_rate_that_is_ignored_is_seen() {
+    let (device, step) = (device(), example());
+    let inputs = step.inputs();
+    let right = run(&device, &step, &inputs);
+    step.check(&inputs, &right, usize::MAX).unwrap();
+    let mut ignoring = step.clone();
+    ignoring.tensors[1].rate = 0;
+    assert!(step.check(&inputs, &run(&device, &ignoring, &inputs), usize::MAX).unwrap_err().contains("tensor 1"));
+    let undecayed = OptimizerStep { rates: vec![(1e-3, 0.0), (1.6e-2, 0.0)], ..step.clone() };
+    assert!(step.check(&inputs, &run(&device, &undecayed, &inputs), usize::MAX).unwrap_err().contains("tensor 1"));
+    let unclipped = OptimizerStep { max_norm: 0.0, ..step.clone() };
+    assert!(step.check(&inputs, &run(&device, &unclipped, &inputs), usize::MAX).unwrap_err().contains("scale"));
+    let mut wrong = right;
+    wrong.tensors[2][3][17] ^= 1;
+    assert!(step.check(&inputs, &wrong, usize::MAX).unwrap_err().contains("tensor 2, part 3, element 17"));
+}
+
+/// With f32 states and the second rate.
+fn described<'a>(
+    value: &'a mut Buffer<f32>,
+    gradient: View<'a, f32>,
+    m: &'a mut Buffer<f32>,
+    v: &'a mut Buffer<f32>,
+) -> Tensor<'a> {
+    let states = States::F32 { m: m.view_mut(), v: v.view_mut() };
+    Tensor { value: value.view_mut(), working: None, gradient, states, rate: 1 }
+}
+
+#[test]
+fn bad_arguments_are_errors_that_say_what_was_expected() {
+    let device = device();
+    let floats = || device.upload(&[0.0f32; 100]).unwrap();
+    let (mut value, gradient, mut m, mut v) = (floats(), floats(), floats(), floats());
+    let short = device.upload(&[0.0f32; 99]).unwrap();
+    let error = Tensors::new(Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("no tensors"), "{error}");
+    let tensor = described(&mut value, short.view(), &mut m, &mut v);
+    let error = Tensors::new(vec![tensor]).unwrap_err().to_string();
+    assert!(error.contains("the gradient of tensor 0 has 99 elements, expected 100"), "{error}");
+    let tensor = described(&mut value, gradient.view(), &mut m, &mut v);
+    let mut tensors = Tensors::new(vec![tensor]).unwrap();
+    let table = device.upload(&tensors.table().unwrap()).unwrap();
+    let one = AdamW { learning_rate: 1.0, beta1: 0.9, beta2: 0.9, epsilon: 1e-8, weight_decay: 0.0, step: 1 };
+    let (one, two) = (device.upload(&rates(&[one])).unwrap(), device.upload(&rates(&[one, one])).unwrap());
+    let stream = device.stream();
+    let error = tensors.update(table.view(), one.view(), None, stream).unwrap_err().to_string();
+    assert!(error.contains("the rates have 8 values, expected 8 for each of 2 rates"), "{error}");
+    tensors.update(table.view(), two.view(), None, stream).unwrap();
+    let mut state = device.upload(&[0u64; STATE_LEN]).unwrap();
+    let mut workspace = device.upload(&[0u64; 2]).unwrap();
+    let (to, room) = (state.view_mut(), workspace.view_mut());
+    let error = tensors.gradient_norm(table.view(), two.view(), 1.0, to, room, stream).unwrap_err().to_string();
+    assert!(error.contains("the workspace has 2 elements, expected 1"), "{error}");
+}
