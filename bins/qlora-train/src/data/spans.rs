@@ -90,9 +90,8 @@ impl ChatTokenizer {
         Ok(ChatTokens { input_ids, labels, open_ended })
     }
 
-    /// Token ids and labels of a text. A token is supervised when it begins in a supervised span, or begins before
-    /// one and holds more of it than white space: where a prompt ends with a space, the answer's first word comes
-    /// with that space in one token.
+    /// Token ids and labels of a text. A token is supervised when it holds any of a supervised span, as in
+    /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
     fn labelled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
         let tokens = self.encode_with_offsets(text)?;
         let mut labels = Vec::with_capacity(tokens.len());
@@ -103,11 +102,7 @@ impl ChatTokenizer {
                 spans = &spans[1..];
             }
             let inside = spans.first().is_some_and(|span| {
-                let begun = || text.get(span.start..range.end.min(span.end));
-                span.contains(&range.start)
-                    || (range.start < span.start
-                        && span.start < range.end
-                        && begun().is_some_and(|part| !part.trim().is_empty()))
+                span.contains(&range.start) || (range.start < span.start && span.start < range.end)
             });
             let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
             labels.push(if inside { label } else { UNSUPERVISED });
