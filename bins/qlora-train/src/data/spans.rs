@@ -73,7 +73,8 @@ impl ChatTokenizer {
     /// already is not given a second time.
     pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
         let text = format!("{prompt}{completion}");
-        let (mut input_ids, mut labels) = self.labelled(&text, &[prompt.len()..text.len()])?;
+        let supervised = prompt.len()..text.len();
+        let (mut input_ids, mut labels) = self.labelled(&text, std::slice::from_ref(&supervised))?;
         if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
             && input_ids.first() != Some(&bos)
         {

@@ -134,3 +134,32 @@ fn endless_recursion_is_stopped_on_a_worker_thread_too() {
         .unwrap();
     assert!(error.contains("recursion"), "{error}");
 }
+
+#[test]
+fn a_template_that_asks_for_huge_memory_is_stopped() {
+    for source in [
+        "{{ 'x' * 10000000000 }}",
+        "{{ [1] * 10000000000 }}",
+        "{{ range(10000000000) | list | length }}",
+        "{{ 'x'.ljust(10000000000) }}",
+        "{{ 'x'.center(10000000000) }}",
+        "{{ '%10000000000s' | format('x') }}",
+        "{{ '{:>10000000000}'.format('x') }}",
+        "{{ 'x\ny' | indent(10000000000) }}",
+        "{{ [1] | batch(10000000000, 'x') | list | length }}",
+        "{{ [1] | slice(10000000000, 'x') | list | length }}",
+        "{{ [1] | tojson(indent=10000000000) }}",
+        "{{ 1.5 | round(10000000000) }}",
+        "{{ 10 ** 10000000000 }}",
+        "{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', 'xxxxxxxxxxxxxxxx') %}{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}{{ ns.l | length }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join %}{% endfor %}{{ ns.s | length }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = '%s%s' | format(ns.s, ns.s) %}{% endfor %}{{ ns.s | length }}",
+    ] {
+        let started = std::time::Instant::now();
+        let answer = render(source, "");
+        println!("{source}: {:?} in {:?}", answer.map(|text| text.len()), started.elapsed());
+    }
+}
