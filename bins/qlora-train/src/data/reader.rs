@@ -15,8 +15,11 @@ use super::{json, parquet};
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// Longer lines are refused, so that a file without line breaks does not fill the memory.
-const MAX_LINE_BYTES: u64 = 256 << 20;
+/// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers takes
+/// some twenty times its room.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+/// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by row.
+const MAX_ARRAY_BYTES: u64 = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects) and Parquet";
 
@@ -96,13 +99,24 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: &mut dyn FnMut(usize,
     Ok(())
 }
 
-fn read_array(path: &Path, mut reader: impl Read, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+fn read_array(path: &Path, reader: impl Read, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
     let name = path.display();
+    let too_large = || {
+        let limit = MAX_ARRAY_BYTES >> 30;
+        refuse!("{name}: one JSON array of more than {limit} GiB; write it as JSON Lines, one object a line");
+    };
+    // Known beforehand for a file, and only at the end for a pipe.
+    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_ARRAY_BYTES) {
+        return too_large();
+    }
     let mut text = String::new();
-    match reader.read_to_string(&mut text) {
+    match reader.take(MAX_ARRAY_BYTES + 1).read_to_string(&mut text) {
         Err(error) if error.kind() == ErrorKind::InvalidData => refuse!("{name}: not UTF-8"),
         result => result.or_refuse(|| format!("{name}: cannot read"))?,
     };
+    if text.len() as u64 > MAX_ARRAY_BYTES {
+        return too_large();
+    }
     let rows: Vec<&RawValue> = match serde_json::from_str(&text) {
         Ok(rows) => rows,
         Err(error) => refuse!("{name}: line {}: {}; {SUPPORTED}", error.line(), without_line(&error)),
@@ -113,6 +127,9 @@ fn read_array(path: &Path, mut reader: impl Read, each: &mut dyn FnMut(usize, Va
         let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
         line += text[counted..offset].matches('\n').count();
         counted = offset;
+        if raw.get().len() as u64 > MAX_LINE_BYTES {
+            refuse!("{name}: line {line}: a row of more than {} MiB", MAX_LINE_BYTES >> 20);
+        }
         match json::parse(raw.get()) {
             Ok(row) => each(line, row)?,
             Err(error) => refuse!("{name}: line {}: {}", line + error.line().max(1) - 1, without_line(&error)),

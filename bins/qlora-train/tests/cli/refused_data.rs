@@ -91,3 +91,21 @@ fn conversations_need_a_tokenizer_and_a_template() {
     }
     sandbox.refused(&line, &["chat.jsonl: line 1", "vocabulary of 96", "tokenizer of this model?"]);
 }
+
+/// The limit on the process is a tenth of what the parsed line would take.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_line_of_100_mb_is_refused_in_little_memory() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", &format!("{{\"input_ids\": [1{}]}}\n", ",1".repeat(50 << 20)));
+    let program = env!("CARGO_BIN_EXE_qlora-train");
+    let line = "preview --model model --data rows.jsonl";
+    let output = std::process::Command::new("sh")
+        .args(["-c", &format!("ulimit -v 400000 && exec {program} {line}")])
+        .current_dir(sandbox.path("."))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("rows.jsonl: line 1: longer than 64 MiB"), "{said}");
+}

@@ -1,6 +1,6 @@
 //! Rows of every format: what becomes text, what of it is supervised, and what is refused.
 
-use qlora_train::data::{ChatTokenizer, Checks, Dataset, Histogram, RowKind, SpecialTokens, UNSUPERVISED};
+use qlora_train::data::{ChatTokenizer, Checks, Dataset, Histogram, RowKind, SpecialTokens, UNSUPERVISED, load};
 use serde_json::{Value, json};
 
 use super::fixture::*;
@@ -198,11 +198,21 @@ fn a_template_that_loops_or_raises_is_refused_with_the_line_of_the_row() {
 }
 
 #[test]
-fn a_line_of_100_mb_is_refused_without_being_tokenised() {
+fn rows_of_many_megabytes_are_refused_without_being_tokenised() {
     let tokenizer = chat_tokenizer(CHATML);
-    let line = format!("{{\"text\": \"{}\"}}\n", "a ".repeat(50 << 20));
-    assert_says(&refusal(load_one(line, Some(&tokenizer))), &["line 1", "104857600 bytes of text", "32 MiB"]);
-    assert_says(&refusal(load_one(vec![b' '; 300 << 20], None)), &["line 1", "longer than 256 MiB"]);
+    let text = |megabytes: usize| format!("{{\"text\": \"{}\"}}\n", "a ".repeat(megabytes << 19));
+    assert_says(&refusal(load_one(text(40), Some(&tokenizer))), &["line 1", "41943040 bytes of text", "32 MiB"]);
+    assert_says(&refusal(load_one(text(100), Some(&tokenizer))), &["line 1", "longer than 64 MiB"]);
+    let array = format!("[\n{}]", text(100));
+    assert_says(&refusal(load_one(array, Some(&tokenizer))), &["line 2", "a row of more than 64 MiB"]);
+}
+
+#[test]
+fn an_array_of_more_than_a_gibibyte_is_refused_without_being_read() {
+    let file = file("rows.json", "[");
+    std::fs::OpenOptions::new().write(true).open(&file.path).unwrap().set_len(1 << 40).unwrap();
+    let message = refusal(load(std::slice::from_ref(&file.path), None, &options()));
+    assert_says(&message, &["rows.json", "more than 1 GiB", "JSON Lines"]);
 }
 
 #[test]
