@@ -109,6 +109,8 @@ fn mistakes_in_a_template_are_told_with_their_line() {
     assert!(syntax.contains("does not compile") && syntax.contains(":2"), "{syntax}");
     let runtime = render("a\n{{ messages[0].content.missing.deeper }}", "").unwrap_err();
     assert!(runtime.contains("the chat template fails") && runtime.contains(":2"), "{runtime}");
+    let unclosed = compile("a\n{%} b %} {% if true %}").unwrap_err();
+    assert!(unclosed.contains("does not compile") && unclosed.contains(":2"), "{unclosed}");
     let method = render("{{ messages[0].content.nonsense() }}", "").unwrap_err();
     assert!(method.contains("nonsense"), "{method}");
 }
