@@ -82,6 +82,9 @@ fn build_emulation() -> compile::Result<()> {
     files.extend(sources(root, "cuda/emulation", "cpp"));
     files.extend(sources(root, "tests/kernels", "cu"));
     println!("cargo:rerun-if-changed=tests/kernels");
+    if env::var_os("CARGO_FEATURE_EMULATION_SHARED").is_some() {
+        return share(&compiler, &files, "emulation", "qlora_kernels_emulation");
+    }
     archive(&compiler, &files, "emulation", "qlora_kernels_emulation")
 }
 
@@ -112,12 +115,29 @@ fn link_address_sanitizer(compiler: &Path) -> compile::Result<()> {
 
 /// Compiles the files and links the crate with them.
 fn archive(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> compile::Result<()> {
+    cc::Build::new().cpp(true).objects(&objects(compiler, files, kind)?).compile(name);
+    Ok(())
+}
+
+/// The same into a shared library, which the tests find where cargo says that the build script's libraries are.
+fn share(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> compile::Result<()> {
+    let library = out_dir().join(format!("lib{name}.so"));
+    let objects = objects(compiler, files, kind)?;
+    let status = Command::new(&compiler.path).arg("-shared").arg("-o").arg(&library).args(objects).status();
+    if !status.is_ok_and(|status| status.success()) {
+        return Err(format!("{} does not link {}", compiler.path.display(), library.display()));
+    }
+    println!("cargo:rustc-link-search=native={}", out_dir().display());
+    println!("cargo:rustc-link-lib=dylib={name}");
+    Ok(())
+}
+
+fn objects(compiler: &Compiler, files: &[PathBuf], kind: &str) -> compile::Result<Vec<PathBuf>> {
     println!("cargo:rerun-if-changed=cuda");
     let workers = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     let (objects, warnings) = compiler.compile(Path::new(""), files, &out_dir().join(kind), workers)?;
     for warning in warnings {
         println!("cargo:warning={warning}");
     }
-    cc::Build::new().cpp(true).objects(&objects).compile(name);
-    Ok(())
+    Ok(objects)
 }

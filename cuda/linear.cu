@@ -1,28 +1,15 @@
 // The host side of the fused linear layer: check the operand, choose the kernel, launch.
+#include <cmath>
+
 #include "linear.cuh"
 
 namespace {
 
 constexpr int64_t kSmallM = 16;
 
-int64_t round_up_8(int64_t value) { return (value + 7) / 8 * 8; }
-
 const qk_segment *segment_at(const qk_linear *linear, uint32_t index) {
     const char *first = reinterpret_cast<const char *>(linear->segments);
     return reinterpret_cast<const qk_segment *>(first + size_t(index) * linear->segments->struct_size);
-}
-
-int check_lora(const qk_lora *lora, SegmentView *view) {
-    if (lora->struct_size != sizeof(qk_lora)) return QK_ERROR_STRUCT_SIZE;
-    if (lora->adapter_index != nullptr || lora->num_adapters != 1) return QK_ERROR_NOT_BUILT;
-    if (lora->r < 1 || lora->r > QK_MAX_R) return QK_ERROR_SHAPE;
-    if (lora->a == nullptr || lora->b == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(lora->a, 16) || !is_aligned(lora->b, 16)) return QK_ERROR_ALIGNMENT;
-    view->a = static_cast<const bf16 *>(lora->a);
-    view->b = static_cast<const bf16 *>(lora->b);
-    view->r = int(lora->r);
-    view->scale = lora->scale;
-    return QK_OK;
 }
 
 int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentView *view) {
@@ -40,7 +27,7 @@ int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentVie
     view->y = static_cast<bf16 *>(segment->y);
     view->n = segment->n;
     view->ldy = segment->ldy;
-    return segment->lora == nullptr ? QK_OK : check_lora(segment->lora, view);
+    return segment->lora == nullptr ? QK_OK : lora_view(segment->lora, view);
 }
 
 int check(const qk_linear *linear, LinearView *view) {
@@ -64,7 +51,7 @@ int check(const qk_linear *linear, LinearView *view) {
         view->lds += round_up_8(segment->r);
     }
     if (view->lds > 0) view->s = static_cast<const bf16 *>(linear->s);
-    return QK_OK;
+    return dropout_view(linear->dropout, linear->m, &view->dropout);
 }
 
 qk_path path_of(const LinearView &view) {
@@ -102,6 +89,41 @@ int forward(const qk_linear *linear, bool dense, void *workspace, size_t workspa
 }
 
 }  // namespace
+
+int lora_view(const qk_lora *lora, LoraView *view) {
+    if (lora->struct_size != sizeof(qk_lora)) return QK_ERROR_STRUCT_SIZE;
+    if (lora->r < 1 || lora->r > QK_MAX_R) return QK_ERROR_SHAPE;
+    bool indexed = lora->adapter_index != nullptr;
+    if (lora->num_adapters < 1 || lora->num_adapters > INT32_MAX || (!indexed && lora->num_adapters != 1)) return QK_ERROR_SHAPE;
+    if (lora->a == nullptr || lora->b == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(lora->a, 16) || !is_aligned(lora->b, 16)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(lora->adapter_index, sizeof(int32_t)) || !is_aligned(lora->scales, sizeof(float))) return QK_ERROR_ALIGNMENT;
+    view->a = static_cast<const bf16 *>(lora->a);
+    view->b = static_cast<const bf16 *>(lora->b);
+    view->adapter_index = lora->adapter_index;
+    view->scales = lora->scales;
+    view->scale = lora->scale;
+    view->r = int(lora->r);
+    view->num_adapters = int(lora->num_adapters);
+    return QK_OK;
+}
+
+int dropout_view(const qk_dropout *dropout, int64_t m, DropoutView *view) {
+    *view = {};
+    if (dropout == nullptr) return QK_OK;
+    if (dropout->struct_size != sizeof(qk_dropout)) return QK_ERROR_STRUCT_SIZE;
+    if (!(dropout->p >= 0.0f && dropout->p < 1.0f)) return QK_ERROR_VALUE;
+    if (dropout->first_token < 0 || dropout->first_token > (int64_t(1) << 32) - m) return QK_ERROR_VALUE;
+    double p = dropout->p, threshold = std::round(p * 4294967296.0);
+    view->key_low = uint32_t(dropout->seed);
+    view->key_high = uint32_t(dropout->seed >> 32);
+    view->site = dropout->site;
+    view->draw = dropout->draw;
+    view->first_token = uint32_t(dropout->first_token);
+    view->threshold = uint32_t(threshold < 4294967295.0 ? threshold : 4294967295.0);
+    view->scale = float(1.0 / (1.0 - p));
+    return QK_OK;
+}
 
 extern "C" int64_t qk_lora_columns(const qk_linear *linear) {
     LinearView view;

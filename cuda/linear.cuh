@@ -6,27 +6,56 @@
 #pragma once
 
 #include "nf4.cuh"
+#include "philox.cuh"
 
 constexpr int kTileK = 64; // one block of 64 weights: one absmax per row and tile
 
-struct SegmentView {
+// What a kernel needs of a qk_lora, by value; all zero without one.
+struct LoraView {
+    const bf16 *a, *b;            // [num_adapters, r, K], [num_adapters, n, r]
+    const int32_t *adapter_index; // [M], or NULL: adapter 0 for all rows
+    const float *scales;          // [num_adapters], or NULL: scale
+    float scale;
+    int r;                        // 0 without LoRA
+    int num_adapters;
+
+    // The adapter of a row; -1: none.
+    __device__ __forceinline__ int adapter(int64_t row) const {
+        if (adapter_index == nullptr) return 0;
+        int index = adapter_index[row];
+        return index >= 0 && index < num_adapters ? index : -1;
+    }
+    // Whether any of `rows` rows from `first` on, of m, has it: the same answer in all warps. All lanes ask.
+    __device__ __forceinline__ bool any_has(int of_adapter, int64_t first, int rows, int64_t m) const {
+        bool has = false;
+        for (int64_t row = first + threadIdx.x % 32; row < first + rows && row < m; row += 32) has |= adapter(row) == of_adapter;
+        return __ballot_sync(~0u, has) != 0;
+    }
+    __device__ __forceinline__ float scale_of(int adapter) const { return scales != nullptr ? scales[adapter] : scale; }
+};
+
+struct SegmentView : LoraView {
     Nf4View nf4;
     const bf16 *dense;   // [n, K], or NULL: nf4
-    const bf16 *a, *b;   // [r, K], [n, r]; NULL without LoRA
     const bf16 *bias;    // [n] or NULL
     bf16 *y;             // [M, ldy]
     int64_t n, ldy;
     int64_t s_column;    // where this segment's part of S begins
-    float scale;
-    int r;               // 0 without LoRA
 };
 
 struct LinearView {
     const bf16 *x;       // [M, ldx]
     const bf16 *s;       // [M, lds], lds a multiple of 8; NULL without LoRA
     int64_t m, k, ldx, lds;
+    DropoutView dropout; // of S
     int num_segments;
     SegmentView segments[QK_MAX_SEGMENTS];
+
+    __host__ __device__ bool has_adapters() const {
+        for (int i = 0; i < num_segments; ++i)
+            if (segments[i].adapter_index != nullptr) return true;
+        return false;
+    }
 
     // The segment of tile `tile` when each has ceil(rows / tile_rows) tiles; `tile` becomes the number within it. `ranks`: rows are those
     // of A, else those of the weight.
@@ -46,6 +75,11 @@ struct LinearView {
         return sum;
     }
 };
+
+// Checks a LoRA pair and turns it into a view: QK_OK or the error.
+int lora_view(const qk_lora *lora, LoraView *view);
+
+inline int64_t round_up_8(int64_t value) { return (value + 7) / 8 * 8; }
 
 // Launchers, one per kernel file. The view is valid and m >= 1.
 int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream);

@@ -2,7 +2,8 @@
 //
 // Block: kM tokens by 32 * kWarps rows of W; each warp all kM tokens by its own 32 rows, so that a weight is dequantised once a block.
 // Pipeline of kStages tiles of 64 features, by cp.async: X [kM, 64] bf16, codes [rows, 32 bytes] (or W [rows, 64] bf16); the tile's absmax is
-// decoded by one thread per row, a tile ahead of its use. Then S * B^T, 64 ranks at a time, into the same accumulators.
+// decoded by one thread per row, a tile ahead of its use. Then S * B^T, 64 ranks at a time, into the same accumulators; with
+// an adapter index once for each adapter of the block's tokens, whose sums alone it changes.
 //
 // Shared memory: 16-byte chunks of X (and of bf16 rows) at chunk ^ (row & 1), code rows at row ^ (row & 8) / 4, so that no load conflicts.
 // Lane (g, t) of a warp takes weight row 8 * (g / 2) + 2 * j + g % 2 as column g of its j-th group of 8: its sums are then those of 8 neighbouring
@@ -124,10 +125,32 @@ template <typename C> struct Tile {
         }
     }
 
-    __device__ __forceinline__ void multiply_dense(const unsigned char *x, const unsigned char *rows) {
-        Features w[4];
+    // The same for the tokens of one adapter alone, whatever the other tokens' S and this adapter's B hold.
+    __device__ __forceinline__ void multiply_own(const unsigned char *x, const Features (&w)[4], int adapter) {
+        int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+        for (int i = 0; i < C::kM / 16; ++i) {
+            int64_t token = m0 + 16 * i + g;
+            bool own = token < view.m && segment.adapter(token) == adapter, own8 = token + 8 < view.m && segment.adapter(token + 8) == adapter;
+            Features x_g = load_row(x, 16 * i + g, t), x_g8 = load_row(x, 16 * i + g + 8, t);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                float sum[4] = {sums[i][j][0], sums[i][j][1], sums[i][j][2], sums[i][j][3]};
+                mma_tile(sum, x_g, x_g8, w[j]);
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sums[i][j][c] = (c < 2 ? own : own8) ? sum[c] : sums[i][j][c];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load_dense(Features (&w)[4], const unsigned char *rows) const {
 #pragma unroll
         for (int j = 0; j < 4; ++j) w[j] = load_row(rows, weight_row(j), threadIdx.x % 4);
+    }
+
+    __device__ __forceinline__ void multiply_dense(const unsigned char *x, const unsigned char *rows) {
+        Features w[4];
+        load_dense(w, rows);
         multiply(x, w);
     }
 
@@ -176,7 +199,8 @@ template <typename C> struct Tile {
         }
     }
 
-    __device__ __forceinline__ void low_rank() {
+    // sums += S * B^T with one adapter's B; for its own tokens alone, or for all.
+    template <bool own> __device__ __forceinline__ void ranks(int adapter) {
         unsigned char *s_tile = stages, *b_tile = stages + C::kXBytes;
         int r = segment.r;
         for (int first = 0; first < r; first += kTileK) {
@@ -184,14 +208,24 @@ template <typename C> struct Tile {
             cp_async_wait<0>();
             __syncthreads(); // everyone is done with what lies here
             fetch_rows<C::kM, C::kThreads>(s_tile, view.s + m0 * view.lds + segment.s_column + first, view.lds, view.m - m0, (ranks + 7) / 8 * 8);
-            const bf16 *b = segment.b + n0 * r + first;
+            const bf16 *b = segment.b + (adapter * segment.n + n0) * r + first;
             if (r % 8 == 0) fetch_rows<C::kN, C::kThreads>(b_tile, b, r, segment.n - n0, ranks);
             else copy_rows<C::kN, C::kThreads>(b_tile, b, r, segment.n - n0, ranks);
             cp_async_commit();
             cp_async_wait<0>();
             __syncthreads();
-            multiply_dense(s_tile, b_tile);
+            Features w[4];
+            load_dense(w, b_tile);
+            if constexpr (own) multiply_own(s_tile, w, adapter);
+            else multiply(s_tile, w);
         }
+    }
+
+    __device__ __forceinline__ void low_rank() {
+        if (segment.adapter_index == nullptr) return ranks<false>(0);
+#pragma unroll 1
+        for (int adapter = 0; adapter < segment.num_adapters; ++adapter)
+            if (segment.any_has(adapter, m0, C::kM, view.m)) ranks<true>(adapter);
     }
 
     __device__ __forceinline__ void write() {

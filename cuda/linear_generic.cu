@@ -1,5 +1,6 @@
-// Y = X * W^T + S * B^T (+ bias), and S = bf16(scale * X * A^T), for any K, ldx and block size: one thread per output, features in order, f32.
-// Slow on purpose: it is for shapes that no model has.
+// Y = X * W^T + S * B^T (+ bias), and S = bf16(scale * dropout(X) * A^T), for any K, ldx and block size: one thread per output, features in
+// order, f32. Slow on purpose: it is for shapes that no model has.
+#include "by_tokens.cuh"
 #include "linear.cuh"
 
 namespace {
@@ -20,8 +21,11 @@ __global__ void __launch_bounds__(kThreads) linear_generic(LinearView view, int6
                      : to_bf16(__fmul_rn(nf4_code(segment.nf4.code(i)), segment.nf4.block_absmax(i >> segment.nf4.block_shift)));
         sum = fmaf(to_float(x[k]), to_float(w), sum);
     }
-    for (int j = 0; j < segment.r; ++j)
-        sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(segment.b[n * segment.r + j]), sum);
+    int adapter = segment.r > 0 ? segment.adapter(token) : -1;
+    if (adapter >= 0) {
+        const bf16 *b = segment.b + (adapter * segment.n + n) * segment.r, *s = view.s + token * view.lds + segment.s_column;
+        for (int j = 0; j < segment.r; ++j) sum = fmaf(to_float(s[j]), to_float(b[j]), sum);
+    }
     if (segment.bias != nullptr) sum += to_float(segment.bias[n]);
     segment.y[token * segment.ldy + n] = to_bf16(sum);
 }
@@ -32,18 +36,19 @@ __global__ void __launch_bounds__(kThreads) lora_down_generic(LinearView view, b
     int row = threadIdx.x;
     int64_t token = first_token + blockIdx.y;
     if (row >= (segment.r + 7) / 8 * 8) return;
+    int adapter = segment.adapter(token);
     float sum = 0.0f;
-    if (row < segment.r)
-        for (int64_t k = 0; k < view.k; ++k) sum = fmaf(to_float(view.x[token * view.ldx + k]), to_float(segment.a[row * view.k + k]), sum);
-    s[token * view.lds + segment.s_column + row] = to_bf16(segment.scale * sum);
-}
-
-// A grid has at most 65,535 tokens.
-template <typename Launch> int by_tokens(int64_t m, Launch launch_from) {
-    constexpr int64_t kMost = 65535;
-    for (int64_t first = 0; first < m; first += kMost)
-        if (int error = launch_from(first, unsigned(m - first < kMost ? m - first : kMost))) return error;
-    return QK_OK;
+    if (row < segment.r && adapter >= 0) {
+        const bf16 *x = view.x + token * view.ldx, *a = segment.a + (int64_t(adapter) * segment.r + row) * view.k;
+        bool drops = view.dropout.active();
+        uint32_t kept = 0;
+        for (int64_t k = 0; k < view.k; ++k) {
+            if (drops && k % 4 == 0) kept = dropout_kept(view.dropout, token, k / 4);
+            if (!drops || (kept >> (k % 4) & 1) != 0) sum = fmaf(to_float(x[k]), to_float(a[k]), sum);
+        }
+        sum = __fmul_rn(segment.scale_of(adapter), drops ? __fmul_rn(view.dropout.scale, sum) : sum);
+    }
+    s[token * view.lds + segment.s_column + row] = to_bf16(sum);
 }
 
 }  // namespace

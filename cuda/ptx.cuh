@@ -122,15 +122,24 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void *
 #endif
 }
 
-// cp.async.cg of 16 bytes from global to shared memory; 16 zero bytes, and no read, if not `valid`.
-__device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid PTX_SITE) {
+// cp.async.cg of the first `bytes` of 16 bytes from global to shared memory, and zeros after them; reads nothing if `bytes` is 0.
+__device__ __forceinline__ void cp_async_partial(void *shared, const void *global, int bytes PTX_SITE) {
 #ifdef QK_EMULATION
-    emulation::async_copy(shared, valid ? global : nullptr, site);
+    emulation::async_copy(shared, global, bytes, site);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
-                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(__cvta_generic_to_global(global)), "r"(bytes)
                  : "memory");
+#endif
+}
+
+// All 16 bytes; 16 zero bytes, and no read, if not `valid`.
+__device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid PTX_SITE) {
+#ifdef QK_EMULATION
+    cp_async_partial(shared, global, valid ? 16 : 0, site);
+#else
+    cp_async_partial(shared, global, valid ? 16 : 0);
 #endif
 }
 

@@ -64,11 +64,11 @@ fn a_linear_layer_on_a_stream_and_memory_of_cudarc() {
         let (mut y, mut workspace) = (queue.write(&mut y).unwrap(), queue.write(&mut workspace).unwrap());
         let absmax = Absmax::F32(absmax.view());
         let weight = nf4::Weight { n, k, block_size: 64, layout: Layout::RowMajor, codes: codes.view(), absmax };
-        let lora = Some(Lora { r, scale: 2.0, a: a.view(), b: b.view() });
+        let lora = Some(Lora { r, scale: 2.0, a: a.view(), b: b.view(), adapters: None });
         let weight = Weight::Nf4(weight);
         let mut segments = [Segment { n, weight, lora, bias: None, y: y.view_mut(), ldy: n }];
         assert_eq!(lora_columns(&segments), r);
-        let input = Input { m, k, x: x.view(), ldx: k, s: None };
+        let input = Input { m, k, x: x.view(), ldx: k, s: None, dropout: None };
         queue.forward(&input, &mut segments, workspace.view_mut()).unwrap();
     }
     let y = stream.clone_dtoh(&y).unwrap();

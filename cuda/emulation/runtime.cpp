@@ -248,11 +248,12 @@ void check_shared(const void *address, size_t bytes, Site site) {
     if (first < m.shared || first + bytes > m.shared + m.shared_bytes) fail(site, "out of bounds of shared memory");
 }
 
-void async_copy(void *destination, const void *source, Site site) {
+void async_copy(void *destination, const void *source, int bytes, Site site) {
     check_shared(destination, 16, site);
+    if (bytes < 0 || bytes > 16) fail(site, "a cp.async of 16 bytes takes 0 to 16 of its source");
     if (reinterpret_cast<uintptr_t>(source) % 16 != 0) fail(site, "misaligned cp.async source");
     Thread &self = current_thread();
-    self.copies.push_back({destination, source, self.committed});
+    self.copies.push_back({destination, source, unsigned(bytes), self.committed});
 }
 
 void async_commit() { ++current_thread().committed; }
@@ -262,8 +263,8 @@ void async_wait(unsigned pending_groups) {
     auto due = [&](const AsyncCopy &copy) { return copy.group + pending_groups < self.committed; };
     for (const AsyncCopy &copy : self.copies) {
         if (!due(copy)) continue;
-        if (copy.source) std::memcpy(copy.destination, copy.source, 16);
-        else std::memset(copy.destination, 0, 16);
+        if (copy.bytes) std::memcpy(copy.destination, copy.source, copy.bytes);
+        std::memset(static_cast<unsigned char *>(copy.destination) + copy.bytes, 0, 16 - copy.bytes);
     }
     self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(), due), self.copies.end());
 }

@@ -24,11 +24,11 @@ struct Site {
     static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
-// A 16-byte cp.async that has been issued; `source` NULL stands for zeros.
+// A 16-byte cp.async that has been issued: `bytes` from `source`, then zeros.
 struct AsyncCopy {
     void *destination;
     const void *source;
-    unsigned group;
+    unsigned bytes, group;
 };
 
 enum class State { Ready, AtBarrier, AtCollective, Done };
@@ -69,7 +69,7 @@ void warp_collective(unsigned mask, Slot &slot, Site site, const Operation &oper
 // `bytes` at `address` must lie in the block's shared memory and be aligned to `bytes`.
 void check_shared(const void *address, size_t bytes, Site site);
 
-void async_copy(void *destination, const void *source, Site site);
+void async_copy(void *destination, const void *source, int bytes, Site site);
 void async_commit();
 void async_wait(unsigned pending_groups);
 

@@ -10,7 +10,7 @@
  * - `struct_size` is set by the caller to sizeof of the struct: it tells versions of the interface apart.
  * - bf16 is bfloat16 in its 16 bits; it is passed as `void *` because C has no such type.
  * - Matrices are row-major. M is tokens, N out features, K in features, r the LoRA rank.
- * - Base pointers of X, codes, dense weights, A, B, S, Y and the workspace are 16-byte aligned; others to their element.
+ * - Base pointers of X, codes, dense weights, A, B, S, Y, dY, T, dX and the workspace are 16-byte aligned; others to their element.
  */
 #ifndef QLORA_KERNELS_H
 #define QLORA_KERNELS_H
@@ -23,7 +23,7 @@ extern "C" {
 #endif
 
 /* Grows when a struct or a function changes its meaning; adding a function leaves it. */
-#define QK_ABI_VERSION 1u
+#define QK_ABI_VERSION 2u
 
 /* At most this many row segments (q, k, v or gate, up) make one operand. */
 #define QK_MAX_SEGMENTS 4u
@@ -53,7 +53,9 @@ enum qk_status {
     QK_ERROR_BLOCK_SIZE = -6,   /* a block size other than a power of two in 32..4096 */
     QK_ERROR_WORKSPACE = -7,    /* the workspace is smaller than its size query says */
     QK_ERROR_NOT_BUILT = -8,    /* a feature of the interface that this version does not have yet */
-    QK_ERROR_EMULATION = -9     /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
+    QK_ERROR_EMULATION = -9,    /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
+    QK_ERROR_VALUE = -10,       /* a number that is no dimension is out of range: dropout's p, a flag, a token's place */
+    QK_ERROR_HEAD_DIM = -11     /* attention: a head_dim that is not built */
 };
 
 /* Element type of a dense matrix. */
@@ -84,16 +86,31 @@ typedef struct qk_nf4 {
     const float *offset;          /* device, [1]; NULL without double quantisation */
 } qk_nf4;
 
-/* A LoRA pair: Y += bf16(scale * X * A^T) * B^T. */
+/* A LoRA pair: Y += bf16(scale * X * A^T) * B^T. Or, with adapter_index, num_adapters pairs of which each row takes its own: A and B then hold
+ * the pairs one after the other, all of rank r; one of a lower rank is padded with zeros, A with rows and B with columns. What a row gets is,
+ * bit for bit, what it would get if every other row had the index -1. */
 typedef struct qk_lora {
     uint32_t struct_size;         /* sizeof(struct qk_lora) */
     uint32_t r;                   /* rank, 1..QK_MAX_R */
     float scale;                  /* alpha / r, or alpha / sqrt(r) for rsLoRA */
-    uint32_t num_adapters;        /* 1; more come with adapter_index */
-    const void *a;                /* device, bf16 [r, K] */
-    const void *b;                /* device, bf16 [N, r] */
-    const int32_t *adapter_index; /* device, [M]: the adapter of each row. Must be NULL for now (QK_ERROR_NOT_BUILT) */
+    uint32_t num_adapters;        /* 1 without adapter_index, else >= 1 */
+    const void *a;                /* device, bf16 [num_adapters, r, K] */
+    const void *b;                /* device, bf16 [num_adapters, N, r] */
+    const int32_t *adapter_index; /* device, [M]: the adapter of each row, 0..num_adapters; any other, as -1: none. NULL: one adapter, all rows */
+    const float *scales;          /* device, [num_adapters]: the scale of each adapter in place of `scale`; NULL: `scale` is that of all */
 } qk_lora;
+
+/* Dropout of the low-rank path's input: the same mask for all segments, in the forward pass and in the backward pass, drawn again each time. The
+ * element (token, feature) is dropped if its number is below round(p * 2^32), else multiplied by f32(1 / (1 - p)). Its number is word feature %
+ * 4 of Philox4x32-10 with key (seed, seed >> 32) and counter (first_token + row, feature / 4, site, draw). */
+typedef struct qk_dropout {
+    uint32_t struct_size; /* sizeof(struct qk_dropout) */
+    float p;              /* in [0, 1); with 0 nothing is dropped */
+    uint64_t seed;
+    uint32_t site;        /* layer * 16 + site */
+    uint32_t draw;        /* step * accumulation + micro */
+    int64_t first_token;  /* of row 0; first_token + M <= 2^32 */
+} qk_dropout;
 
 /* One row segment of an operand: its own weight, LoRA pair, bias and output. */
 typedef struct qk_segment {
@@ -118,13 +135,47 @@ typedef struct qk_linear {
     int64_t ldx;                       /* elements from one row of x to the next, >= k */
     const struct qk_segment *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
     const void *s;                     /* device, bf16 [M, qk_lora_columns()] from qk_lora_down, or NULL: computed inside */
+    const struct qk_dropout *dropout;  /* host, or NULL: none. Read where S is computed: by qk_lora_down, and if s is NULL */
 } qk_linear;
+
+/* One row segment of an operand, seen from its gradient. */
+typedef struct qk_segment_backward {
+    uint32_t struct_size;       /* sizeof(struct qk_segment_backward) */
+    uint32_t reserved;          /* 0 */
+    int64_t n;                  /* out features of this segment, >= 1; equals nf4->n */
+    const struct qk_nf4 *nf4;   /* host; the weight of qk_linear_dx, else NULL */
+    const void *dense;          /* device, bf16 [n, K]; the weight of qk_linear_dx_dense, else NULL */
+    const struct qk_lora *lora; /* host, or NULL: no LoRA on this segment */
+    const void *dy;             /* device, bf16 [M, lddy]: the gradient of the segment's output, columns 0..n of each row */
+    int64_t lddy;               /* elements from one row of dy to the next, >= n */
+    float *da;                  /* device, f32 [num_adapters, r, K], or NULL: not wanted. Of qk_lora_gradients, which adds to it */
+    float *db;                  /* device, f32 [num_adapters, n, r], or NULL: not wanted. Likewise */
+} qk_segment_backward;
+
+/* The gradients of one input X of several segments. A function needs the pointers that it reads or writes; others may be NULL. A weight is
+ * needed by the two dX functions only. */
+typedef struct qk_linear_backward {
+    uint32_t struct_size;    /* sizeof(struct qk_linear_backward) */
+    uint32_t num_segments;   /* 1..QK_MAX_SEGMENTS */
+    int64_t m;               /* M, tokens, >= 0; with 0 nothing is done */
+    int64_t k;               /* K, the same for all segments */
+    const void *x;           /* device, bf16 [M, ldx]: read by qk_lora_gradients */
+    int64_t ldx;             /* elements from one row of x to the next, >= k; not read where x is NULL */
+    void *dx;                /* device, bf16 [M, lddx]: written by qk_linear_dx and qk_linear_dx_dense, columns 0..k of each row */
+    int64_t lddx;            /* elements from one row of dx to the next, >= k; not read where dx is NULL */
+    uint32_t accumulate;     /* 1: dX becomes bf16(dX + gradient), the sum in f32, rounded once; 0: bf16(gradient) */
+    uint32_t reserved;       /* 0 */
+    const struct qk_segment_backward *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
+    const void *s;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_down: read by qk_lora_gradients */
+    const void *t;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_up, or NULL: computed inside, in the workspace */
+    const struct qk_dropout *dropout; /* host, that of the forward pass, or NULL: none */
+} qk_linear_backward;
 
 /* The kernel that a call takes. */
 enum qk_path {
     QK_PATH_TENSOR_CORE = 0, /* M > 16: mma.sync tiles */
     QK_PATH_SMALL_M = 1,     /* M <= 16: reads each weight once */
-    QK_PATH_GENERIC = 2      /* K % 64, ldx % 8, a block size other than 64: one plain, slow kernel */
+    QK_PATH_GENERIC = 2      /* K % 64, ldx % 8 (lddy % 8 of any segment), a block size other than 64: one plain, slow kernel */
 };
 
 /* What qk_nf4_quantize reads and writes. Every block's absmax is that of its elements; a block with a NaN or an infinity
@@ -248,6 +299,145 @@ int qk_gradient_norm(const struct qk_adamw *adamw, double max_norm, struct qk_gr
 /* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results depend on neither
  * device nor grid, and equal those of the Rust functions reference::adamw and blockwise::adamw_blockwise bit for bit. */
 int qk_adamw_update(const struct qk_adamw *adamw, qk_stream stream);
+
+/* T [M, qk_lora_columns()] bf16: part s is bf16(scale_s * dY_s * B_s), padding columns are zero. backward->t is not read. */
+int qk_lora_up(const struct qk_linear_backward *backward, void *t, qk_stream stream);
+
+/* Bytes of workspace of the two dX functions: T, if the call has to compute it, else 0. */
+int qk_linear_backward_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+
+/* The kernel the dX functions take for this call: QK_PATH_TENSOR_CORE for any M, or QK_PATH_GENERIC; or a negative qk_status. */
+int qk_linear_dx_path(const struct qk_linear_backward *backward);
+
+/* dX = mask(sum_s T_s * A_s) + sum_s dY_s * W_s (+ dX), NF4 weights: every segment has nf4. The segments are one operand: products are summed in
+ * f32 in an order that depends on the segments' N and r alone, the low-rank ones first, and dX is rounded once. */
+int qk_linear_dx(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* The same with bf16 weights: every segment has dense. */
+int qk_linear_dx_dense(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* dA_s += T_s^T * dropout(X) and dB_s += dY_s^T * S_s, f32, of every segment that has da or db. Sums over tokens: each 256 tokens (from row 0 on)
+ * from zero, this sum then added to what is there, in order. So the bits do not depend on tiling, and a batch cut at multiples of 256 rows and added up in order gives
+ * the same. With adapters, pair p sums the rows of index p, as if no other were there. Needs x where a da is set, s where a db is, lora where
+ * either is; reads no weight. */
+int qk_lora_gradients(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices are few and small. */
+int qk_lora_gradients_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+
+/* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16 matrices are 16-byte
+ * aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
+
+/* Rows of an embedding table. */
+typedef struct qk_embedding_args {
+    uint32_t struct_size; /* sizeof(struct qk_embedding_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, the width of a row, >= 1 */
+    int64_t vocab;        /* rows of the table, >= 1 */
+    const uint32_t *ids;  /* device, [M]; a row whose id is not below vocab becomes NaN */
+    const void *table;    /* bf16 [vocab, H], device or pinned host memory that the device can read */
+    void *out;            /* device, bf16 [M, H] */
+} qk_embedding_args;
+
+/* out[t] = table[ids[t]]. */
+int qk_embedding(const struct qk_embedding_args *args, qk_stream stream);
+
+/* RMSNorm, with the residual add before it. */
+typedef struct qk_rms_norm_args {
+    uint32_t struct_size; /* sizeof(struct qk_rms_norm_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, >= 1 */
+    const void *x;        /* device, bf16 [M, H]: the residual stream */
+    const void *delta;    /* device, bf16 [M, H]: what is added to it, or NULL */
+    const float *weight;  /* device, [H] */
+    void *sum;            /* device, out bf16 [M, H]: bf16(x + delta), may be x itself; NULL if and only if delta is */
+    void *y;              /* device, out bf16 [M, H] */
+} qk_rms_norm_args;
+
+/* y = weight * (s / sqrt(mean(s^2) + eps)), s = bf16(x + delta): the norm reads the rounded stream. */
+int qk_rms_norm(const struct qk_rms_norm_args *args, qk_stream stream);
+
+/* The gradient of RMSNorm with respect to its input. */
+typedef struct qk_rms_norm_backward_args {
+    uint32_t struct_size; /* sizeof(struct qk_rms_norm_backward_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, >= 1 */
+    const void *dy;       /* device, bf16 [M, H] */
+    const void *x;        /* device, bf16 [M, H]: what the norm read */
+    const float *weight;  /* device, [H] */
+    void *dx;             /* device, bf16 [M, H]; may be dy itself */
+    uint32_t accumulate;  /* 1: added to dx, 0: written over it */
+    uint32_t reserved;    /* 0 */
+} qk_rms_norm_backward_args;
+
+/* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
+int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
+
+/* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
+typedef struct qk_rope_args {
+    uint32_t struct_size;      /* sizeof(struct qk_rope_args) */
+    uint32_t head_dim;         /* D, even, 2..1024 */
+    uint32_t heads;            /* rotated heads of a row: query heads and key heads, >= 1 */
+    uint32_t inverse;          /* 1: by the negative angle, which is the gradient */
+    int64_t m;                 /* M, tokens, >= 0 */
+    int64_t ldx;               /* elements from row to row of x, >= heads * D */
+    void *x;                   /* device, bf16 [M, ldx] */
+    const uint32_t *positions; /* device, [M], below table_positions; a row beyond becomes NaN */
+    const float *cosines;      /* device, [table_positions, D / 2] */
+    const float *sines;        /* device, [table_positions, D / 2] */
+    int64_t table_positions;   /* >= 1 */
+} qk_rope_args;
+
+/* (a, b) = elements (i, i + D / 2) of a head become (a * cos - b * sin, b * cos + a * sin). */
+int qk_rope(const struct qk_rope_args *args, qk_stream stream);
+
+/* SwiGLU. A row of gate_up is gate [I], then up [I]. */
+typedef struct qk_swiglu_args {
+    uint32_t struct_size; /* sizeof(struct qk_swiglu_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t i;            /* I, >= 1 */
+    void *gate_up;        /* device, bf16 [M, 2 * I]; qk_swiglu_backward writes its gradient over it */
+    void *out;            /* device, bf16 [M, I]: written by qk_swiglu, or NULL in qk_swiglu_backward: not wanted */
+    const void *dout;     /* device, bf16 [M, I]: the gradient of out; NULL in qk_swiglu */
+} qk_swiglu_args;
+
+/* out = gate / (1 + exp(-gate)) * up. */
+int qk_swiglu(const struct qk_swiglu_args *args, qk_stream stream);
+
+/* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set it gets the forward
+ * result once more, so that a recomputing backward pass needs no second kernel. */
+int qk_swiglu_backward(const struct qk_swiglu_args *args, qk_stream stream);
+
+/* Causal attention over documents laid end to end, with grouped queries. */
+typedef struct qk_attention_args {
+    uint32_t struct_size;       /* sizeof(struct qk_attention_args) */
+    uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
+    uint32_t heads;             /* H, query heads, >= 1 */
+    uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
+    int64_t m;                  /* M, tokens, >= 0 */
+    int64_t documents;          /* >= 1 */
+    const uint32_t *boundaries; /* device, [documents + 1], ascending from 0 to M: document d has tokens boundaries[d] .. boundaries[d + 1] */
+    int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before it */
+    const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each */
+    int64_t ldqkv;              /* elements from row to row of qkv and dqkv, a multiple of 8, >= (H + 2 Hkv) * D */
+    void *out;                  /* device, bf16 [M, H * D]: written forward, read backward */
+    float *lse;                 /* device, [M, H]: log of the sum of exponentials, written forward, read backward */
+    const void *dout;           /* device, bf16 [M, H * D]: backward only */
+    void *dqkv;                 /* device, out bf16 [M, ldqkv]: backward only */
+} qk_attention_args;
+
+/* out = softmax(Q * K^T / sqrt(D)) * V. */
+int qk_attention(const struct qk_attention_args *args, qk_stream stream);
+
+/* Bytes of workspace of the backward function: rowsum(dout * out), M * H floats. */
+int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *bytes);
+
+/* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
+int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 #ifdef __cplusplus
 }

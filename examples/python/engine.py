@@ -23,7 +23,7 @@ class Nf4(ctypes.Structure):
 
 class Lora(ctypes.Structure):
     _fields_ = [("struct_size", u32), ("r", u32), ("scale", f32), ("num_adapters", u32), ("a", pointer), ("b", pointer),
-                ("adapter_index", pointer)]
+                ("adapter_index", pointer), ("scales", pointer)]
 
 
 class Segment(ctypes.Structure):
@@ -33,7 +33,7 @@ class Segment(ctypes.Structure):
 
 class Linear(ctypes.Structure):
     _fields_ = [("struct_size", u32), ("num_segments", u32), ("m", i64), ("k", i64), ("x", pointer), ("ldx", i64),
-                ("segments", ctypes.POINTER(Segment)), ("s", pointer)]
+                ("segments", ctypes.POINTER(Segment)), ("s", pointer), ("dropout", pointer)]
 
 
 def sized(struct, **fields):
@@ -48,7 +48,7 @@ def load(path):
     library.qk_absmax_transpose.argtypes = [pointer, pointer, i64, i64, pointer]
     library.qk_lora_down.argtypes = [ctypes.POINTER(Linear), pointer, pointer]
     library.qk_linear_forward.argtypes = [ctypes.POINTER(Linear), pointer, ctypes.c_size_t, pointer]
-    if library.qk_abi_version() != 1:
+    if library.qk_abi_version() != 2:
         sys.exit("python engine: the library has another version of the interface")
     return library
 

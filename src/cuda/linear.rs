@@ -1,6 +1,7 @@
 //! The fused linear layer: `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ (+ bias)`, f32 sums, Y rounded once.
 
 use super::error::Operation;
+use super::operand::{self, Operands, rows};
 use super::{Result, Stream, View, ViewMut, nf4, sys};
 use half::bf16;
 
@@ -12,17 +13,44 @@ pub enum Weight<'a> {
     Dense(View<'a, bf16>),
 }
 
-/// A LoRA pair of one segment.
+/// A LoRA pair of one segment, or several of which each token takes its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Lora<'a> {
     /// 1 to 256
     pub r: usize,
     /// alpha / r, or alpha / √r
     pub scale: f32,
-    /// `[r, k]`
+    /// `[r, k]`, or `[count, r, k]`
     pub a: View<'a, bf16>,
-    /// `[n, r]`
+    /// `[n, r]`, or `[count, n, r]`
     pub b: View<'a, bf16>,
+    /// None: one adapter, for every token.
+    pub adapters: Option<Adapters<'a>>,
+}
+
+/// Several LoRA pairs, one after the other in A and B, all of rank r: one of a lower rank is padded with zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapters<'a> {
+    /// How many.
+    pub count: usize,
+    /// `[m]`: the adapter of each token, 0 to count; any other, as -1: none.
+    pub index: View<'a, i32>,
+    /// `[count]`, or none: [`Lora::scale`] is that of all.
+    pub scales: Option<View<'a, f32>>,
+}
+
+/// Dropout of the low-rank path's input: the mask of [`crate::philox::Dropout`], which forward and backward both draw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// In [0, 1).
+    pub p: f32,
+    pub seed: u64,
+    /// layer · 16 + site
+    pub site: u32,
+    /// step · accumulation + micro
+    pub draw: u32,
+    /// The mask's token of the first row; the last row's is below 2³².
+    pub first_token: u64,
 }
 
 /// One row segment of an operand (q, k or v; gate or up), with its own output.
@@ -53,6 +81,8 @@ pub struct Input<'a> {
     pub ldx: usize,
     /// `[m, lora_columns]` of [`lora_down`], or none: computed inside, in the workspace.
     pub s: Option<View<'a, bf16>>,
+    /// Of the input of S, where it is computed.
+    pub dropout: Option<Dropout>,
 }
 
 /// The kernel that a call takes.
@@ -67,7 +97,7 @@ pub enum Path {
 
 /// Columns of S: every segment's rank, rounded up to 8.
 pub fn lora_columns(segments: &[Segment<'_>]) -> usize {
-    segments.iter().filter_map(|segment| segment.lora.as_ref()).map(|lora| lora.r.next_multiple_of(8)).sum()
+    operand::lora_columns(segments.iter().map(|segment| segment.lora.as_ref()))
 }
 
 /// Elements of workspace that [`forward`] needs.
@@ -79,13 +109,17 @@ pub fn workspace_len(input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
 pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
     let call = Call::new("linear_path", input, segments)?;
     // SAFETY: reads the structs only, which `call` holds.
-    match unsafe { sys::qk_linear_path(&call.linear()) } {
+    let code = unsafe { sys::qk_linear_path(&call.linear()) };
+    path_of(&call.operation, code)
+}
+
+/// What the C interface's functions for paths return.
+pub(super) fn path_of(operation: &Operation, code: i32) -> Result<Path> {
+    match code {
         0 => Ok(Path::TensorCore),
         1 => Ok(Path::SmallM),
         2 => Ok(Path::Generic),
-        code => {
-            Err(call.operation.status(code).err().unwrap_or_else(|| call.operation.argument("unknown path".into())))
-        }
+        code => Err(operation.status(code).err().unwrap_or_else(|| operation.argument("unknown path".into()))),
     }
 }
 
@@ -123,24 +157,18 @@ struct Call {
     operation: Operation,
     input: sys::qk_linear,
     segments: Vec<sys::qk_segment>,
-    #[expect(clippy::vec_box, reason = "the segments point to them, so that they must not move")]
-    _nf4: Vec<Box<sys::qk_nf4>>,
-    #[expect(clippy::vec_box, reason = "as above")]
-    _lora: Vec<Box<sys::qk_lora>>,
+    operands: Operands,
 }
 
 impl Call {
     /// The structs, with every length checked. Outputs are borrowed mutably by the caller for the call's length.
     fn new(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
-        let widths: Vec<String> = segments.iter().map(|segment| segment.n.to_string()).collect();
-        let operation = Operation { name, shape: format!("M {}, K {}, N {}", input.m, input.k, widths.join(" + ")) };
-        operation.check((1..=sys::QK_MAX_SEGMENTS as usize).contains(&segments.len()), || {
-            format!("{} segments, expected 1 to {}", segments.len(), sys::QK_MAX_SEGMENTS)
-        })?;
+        let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;
         if let Some(s) = &input.s {
             operation.length("s", s.len(), input.m * lora_columns(segments))?;
         }
+        let mut operands = Operands::default();
         let linear = sys::qk_linear {
             struct_size: size_of::<sys::qk_linear>() as u32,
             num_segments: segments.len() as u32,
@@ -150,8 +178,9 @@ impl Call {
             ldx: operation.dimension("ldx", input.ldx)?,
             segments: std::ptr::null(),
             s: input.s.map_or(std::ptr::null(), |s| s.address().cast()),
+            dropout: operands.dropout(&operation, input.dropout, input.m)?,
         };
-        let mut call = Self { operation, input: linear, segments: Vec::new(), _nf4: Vec::new(), _lora: Vec::new() };
+        let mut call = Self { operation, input: linear, segments: Vec::new(), operands };
         for segment in segments {
             call.push(input, segment)?;
         }
@@ -159,73 +188,31 @@ impl Call {
     }
 
     fn push(&mut self, input: &Input<'_>, segment: &Segment<'_>) -> Result<()> {
-        let (operation, n, k) = (&self.operation, segment.n, input.k);
-        let size = |rows: usize, columns: usize| {
-            rows.checked_mul(columns).ok_or_else(|| operation.argument("too many elements".into()))
-        };
+        let (operation, n) = (&self.operation, segment.n);
         rows(operation, "y", segment.y.len(), input.m, n, segment.ldy)?;
-        let mut description = sys::qk_segment {
+        let (nf4, dense) = self.operands.weight(operation, &segment.weight, n, input.k)?;
+        let lora = match &segment.lora {
+            Some(lora) => self.operands.lora(operation, lora, input.m, n, input.k)?,
+            None => std::ptr::null(),
+        };
+        if let Some(bias) = &segment.bias {
+            operation.length("bias", bias.len(), n)?;
+        }
+        self.segments.push(sys::qk_segment {
             struct_size: size_of::<sys::qk_segment>() as u32,
             reserved: 0,
             n: operation.dimension("N", n)?,
-            nf4: std::ptr::null(),
-            dense: std::ptr::null(),
-            lora: std::ptr::null(),
-            bias: std::ptr::null(),
+            nf4,
+            dense,
+            lora,
+            bias: segment.bias.map_or(std::ptr::null(), |bias| bias.address().cast()),
             y: segment.y.address().cast(),
             ldy: operation.dimension("ldy", segment.ldy)?,
-        };
-        match &segment.weight {
-            Weight::Nf4(weight) => {
-                operation.check(weight.n == n && weight.k == k, || {
-                    format!("the weight is [{}, {}], expected [{n}, {k}]", weight.n, weight.k)
-                })?;
-                self._nf4.push(Box::new(weight.describe(operation)?));
-                description.nf4 = self._nf4.last().map_or(std::ptr::null(), |weight| &raw const **weight);
-            }
-            Weight::Dense(weight) => {
-                operation.length("the weight", weight.len(), size(n, k)?)?;
-                description.dense = weight.address().cast();
-            }
-        }
-        if let Some(lora) = &segment.lora {
-            operation.check((1..=sys::QK_MAX_R as usize).contains(&lora.r), || {
-                format!("the LoRA rank is {}, expected 1 to {}", lora.r, sys::QK_MAX_R)
-            })?;
-            operation.length("A", lora.a.len(), size(lora.r, k)?)?;
-            operation.length("B", lora.b.len(), size(n, lora.r)?)?;
-            self._lora.push(Box::new(sys::qk_lora {
-                struct_size: size_of::<sys::qk_lora>() as u32,
-                r: lora.r as u32,
-                scale: lora.scale,
-                num_adapters: 1,
-                a: lora.a.address().cast(),
-                b: lora.b.address().cast(),
-                adapter_index: std::ptr::null(),
-            }));
-            description.lora = self._lora.last().map_or(std::ptr::null(), |lora| &raw const **lora);
-        }
-        if let Some(bias) = &segment.bias {
-            operation.length("bias", bias.len(), n)?;
-            description.bias = bias.address().cast();
-        }
-        self.segments.push(description);
+        });
         Ok(())
     }
 
     fn linear(&self) -> sys::qk_linear {
         sys::qk_linear { segments: self.segments.as_ptr(), ..self.input }
     }
-}
-
-/// A strided matrix `[m, columns]` in `len` elements.
-fn rows(operation: &Operation, what: &str, len: usize, m: usize, columns: usize, stride: usize) -> Result<()> {
-    operation.check(stride >= columns, || format!("{what} has a stride of {stride}, expected at least {columns}"))?;
-    let needed = match m {
-        0 => Some(0),
-        _ => (m - 1).checked_mul(stride).and_then(|last| last.checked_add(columns)),
-    };
-    operation.check(needed.is_some_and(|needed| len >= needed), || {
-        format!("{what} has {len} elements, expected at least {m} rows of {columns}, {stride} apart")
-    })
 }

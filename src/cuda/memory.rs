@@ -36,6 +36,11 @@ impl<'a, T: Element> View<'a, T> {
         self.address
     }
 
+    /// The first `len` elements, or all if there are fewer.
+    pub fn first(self, len: usize) -> Self {
+        Self { len: self.len.min(len), ..self }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -63,6 +68,11 @@ impl<'a, T: Element> ViewMut<'a, T> {
 
     pub fn address(&self) -> *mut T {
         self.address
+    }
+
+    /// The first `len` elements, or all if there are fewer.
+    pub fn first(self, len: usize) -> Self {
+        Self { len: self.len.min(len), ..self }
     }
 
     pub fn len(&self) -> usize {

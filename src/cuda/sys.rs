@@ -3,7 +3,7 @@
 
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
-pub const QK_ABI_VERSION: u32 = 1;
+pub const QK_ABI_VERSION: u32 = 2;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
 pub const QK_NESTED_BLOCK: u32 = 256;
@@ -25,6 +25,8 @@ pub const QK_ERROR_BLOCK_SIZE: qk_status = -6;
 pub const QK_ERROR_WORKSPACE: qk_status = -7;
 pub const QK_ERROR_NOT_BUILT: qk_status = -8;
 pub const QK_ERROR_EMULATION: qk_status = -9;
+pub const QK_ERROR_VALUE: qk_status = -10;
+pub const QK_ERROR_HEAD_DIM: qk_status = -11;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
 pub const QK_F32: qk_dtype = 1;
@@ -75,10 +77,11 @@ pub struct qk_lora {
     pub a: *const ::std::os::raw::c_void,
     pub b: *const ::std::os::raw::c_void,
     pub adapter_index: *const i32,
+    pub scales: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_lora"][::std::mem::size_of::<qk_lora>() - 40usize];
+    ["Size of qk_lora"][::std::mem::size_of::<qk_lora>() - 48usize];
     ["Alignment of qk_lora"][::std::mem::align_of::<qk_lora>() - 8usize];
     ["Offset of field: qk_lora::struct_size"][::std::mem::offset_of!(qk_lora, struct_size) - 0usize];
     ["Offset of field: qk_lora::r"][::std::mem::offset_of!(qk_lora, r) - 4usize];
@@ -87,6 +90,28 @@ const _: () = {
     ["Offset of field: qk_lora::a"][::std::mem::offset_of!(qk_lora, a) - 16usize];
     ["Offset of field: qk_lora::b"][::std::mem::offset_of!(qk_lora, b) - 24usize];
     ["Offset of field: qk_lora::adapter_index"][::std::mem::offset_of!(qk_lora, adapter_index) - 32usize];
+    ["Offset of field: qk_lora::scales"][::std::mem::offset_of!(qk_lora, scales) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_dropout {
+    pub struct_size: u32,
+    pub p: f32,
+    pub seed: u64,
+    pub site: u32,
+    pub draw: u32,
+    pub first_token: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_dropout"][::std::mem::size_of::<qk_dropout>() - 32usize];
+    ["Alignment of qk_dropout"][::std::mem::align_of::<qk_dropout>() - 8usize];
+    ["Offset of field: qk_dropout::struct_size"][::std::mem::offset_of!(qk_dropout, struct_size) - 0usize];
+    ["Offset of field: qk_dropout::p"][::std::mem::offset_of!(qk_dropout, p) - 4usize];
+    ["Offset of field: qk_dropout::seed"][::std::mem::offset_of!(qk_dropout, seed) - 8usize];
+    ["Offset of field: qk_dropout::site"][::std::mem::offset_of!(qk_dropout, site) - 16usize];
+    ["Offset of field: qk_dropout::draw"][::std::mem::offset_of!(qk_dropout, draw) - 20usize];
+    ["Offset of field: qk_dropout::first_token"][::std::mem::offset_of!(qk_dropout, first_token) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -126,10 +151,11 @@ pub struct qk_linear {
     pub ldx: i64,
     pub segments: *const qk_segment,
     pub s: *const ::std::os::raw::c_void,
+    pub dropout: *const qk_dropout,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear"][::std::mem::size_of::<qk_linear>() - 56usize];
+    ["Size of qk_linear"][::std::mem::size_of::<qk_linear>() - 64usize];
     ["Alignment of qk_linear"][::std::mem::align_of::<qk_linear>() - 8usize];
     ["Offset of field: qk_linear::struct_size"][::std::mem::offset_of!(qk_linear, struct_size) - 0usize];
     ["Offset of field: qk_linear::num_segments"][::std::mem::offset_of!(qk_linear, num_segments) - 4usize];
@@ -139,6 +165,77 @@ const _: () = {
     ["Offset of field: qk_linear::ldx"][::std::mem::offset_of!(qk_linear, ldx) - 32usize];
     ["Offset of field: qk_linear::segments"][::std::mem::offset_of!(qk_linear, segments) - 40usize];
     ["Offset of field: qk_linear::s"][::std::mem::offset_of!(qk_linear, s) - 48usize];
+    ["Offset of field: qk_linear::dropout"][::std::mem::offset_of!(qk_linear, dropout) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_segment_backward {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub n: i64,
+    pub nf4: *const qk_nf4,
+    pub dense: *const ::std::os::raw::c_void,
+    pub lora: *const qk_lora,
+    pub dy: *const ::std::os::raw::c_void,
+    pub lddy: i64,
+    pub da: *mut f32,
+    pub db: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_segment_backward"][::std::mem::size_of::<qk_segment_backward>() - 72usize];
+    ["Alignment of qk_segment_backward"][::std::mem::align_of::<qk_segment_backward>() - 8usize];
+    ["Offset of field: qk_segment_backward::struct_size"]
+        [::std::mem::offset_of!(qk_segment_backward, struct_size) - 0usize];
+    ["Offset of field: qk_segment_backward::reserved"][::std::mem::offset_of!(qk_segment_backward, reserved) - 4usize];
+    ["Offset of field: qk_segment_backward::n"][::std::mem::offset_of!(qk_segment_backward, n) - 8usize];
+    ["Offset of field: qk_segment_backward::nf4"][::std::mem::offset_of!(qk_segment_backward, nf4) - 16usize];
+    ["Offset of field: qk_segment_backward::dense"][::std::mem::offset_of!(qk_segment_backward, dense) - 24usize];
+    ["Offset of field: qk_segment_backward::lora"][::std::mem::offset_of!(qk_segment_backward, lora) - 32usize];
+    ["Offset of field: qk_segment_backward::dy"][::std::mem::offset_of!(qk_segment_backward, dy) - 40usize];
+    ["Offset of field: qk_segment_backward::lddy"][::std::mem::offset_of!(qk_segment_backward, lddy) - 48usize];
+    ["Offset of field: qk_segment_backward::da"][::std::mem::offset_of!(qk_segment_backward, da) - 56usize];
+    ["Offset of field: qk_segment_backward::db"][::std::mem::offset_of!(qk_segment_backward, db) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_linear_backward {
+    pub struct_size: u32,
+    pub num_segments: u32,
+    pub m: i64,
+    pub k: i64,
+    pub x: *const ::std::os::raw::c_void,
+    pub ldx: i64,
+    pub dx: *mut ::std::os::raw::c_void,
+    pub lddx: i64,
+    pub accumulate: u32,
+    pub reserved: u32,
+    pub segments: *const qk_segment_backward,
+    pub s: *const ::std::os::raw::c_void,
+    pub t: *const ::std::os::raw::c_void,
+    pub dropout: *const qk_dropout,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_linear_backward"][::std::mem::size_of::<qk_linear_backward>() - 96usize];
+    ["Alignment of qk_linear_backward"][::std::mem::align_of::<qk_linear_backward>() - 8usize];
+    ["Offset of field: qk_linear_backward::struct_size"]
+        [::std::mem::offset_of!(qk_linear_backward, struct_size) - 0usize];
+    ["Offset of field: qk_linear_backward::num_segments"]
+        [::std::mem::offset_of!(qk_linear_backward, num_segments) - 4usize];
+    ["Offset of field: qk_linear_backward::m"][::std::mem::offset_of!(qk_linear_backward, m) - 8usize];
+    ["Offset of field: qk_linear_backward::k"][::std::mem::offset_of!(qk_linear_backward, k) - 16usize];
+    ["Offset of field: qk_linear_backward::x"][::std::mem::offset_of!(qk_linear_backward, x) - 24usize];
+    ["Offset of field: qk_linear_backward::ldx"][::std::mem::offset_of!(qk_linear_backward, ldx) - 32usize];
+    ["Offset of field: qk_linear_backward::dx"][::std::mem::offset_of!(qk_linear_backward, dx) - 40usize];
+    ["Offset of field: qk_linear_backward::lddx"][::std::mem::offset_of!(qk_linear_backward, lddx) - 48usize];
+    ["Offset of field: qk_linear_backward::accumulate"]
+        [::std::mem::offset_of!(qk_linear_backward, accumulate) - 56usize];
+    ["Offset of field: qk_linear_backward::reserved"][::std::mem::offset_of!(qk_linear_backward, reserved) - 60usize];
+    ["Offset of field: qk_linear_backward::segments"][::std::mem::offset_of!(qk_linear_backward, segments) - 64usize];
+    ["Offset of field: qk_linear_backward::s"][::std::mem::offset_of!(qk_linear_backward, s) - 72usize];
+    ["Offset of field: qk_linear_backward::t"][::std::mem::offset_of!(qk_linear_backward, t) - 80usize];
+    ["Offset of field: qk_linear_backward::dropout"][::std::mem::offset_of!(qk_linear_backward, dropout) - 88usize];
 };
 pub const QK_PATH_TENSOR_CORE: qk_path = 0;
 pub const QK_PATH_SMALL_M: qk_path = 1;
@@ -277,6 +374,185 @@ const _: () = {
     ["Offset of field: qk_adamw::reserved"][::std::mem::offset_of!(qk_adamw, reserved) - 36usize];
     ["Offset of field: qk_adamw::gradients"][::std::mem::offset_of!(qk_adamw, gradients) - 40usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_embedding_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub m: i64,
+    pub h: i64,
+    pub vocab: i64,
+    pub ids: *const u32,
+    pub table: *const ::std::os::raw::c_void,
+    pub out: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_embedding_args"][::std::mem::size_of::<qk_embedding_args>() - 56usize];
+    ["Alignment of qk_embedding_args"][::std::mem::align_of::<qk_embedding_args>() - 8usize];
+    ["Offset of field: qk_embedding_args::struct_size"]
+        [::std::mem::offset_of!(qk_embedding_args, struct_size) - 0usize];
+    ["Offset of field: qk_embedding_args::reserved"][::std::mem::offset_of!(qk_embedding_args, reserved) - 4usize];
+    ["Offset of field: qk_embedding_args::m"][::std::mem::offset_of!(qk_embedding_args, m) - 8usize];
+    ["Offset of field: qk_embedding_args::h"][::std::mem::offset_of!(qk_embedding_args, h) - 16usize];
+    ["Offset of field: qk_embedding_args::vocab"][::std::mem::offset_of!(qk_embedding_args, vocab) - 24usize];
+    ["Offset of field: qk_embedding_args::ids"][::std::mem::offset_of!(qk_embedding_args, ids) - 32usize];
+    ["Offset of field: qk_embedding_args::table"][::std::mem::offset_of!(qk_embedding_args, table) - 40usize];
+    ["Offset of field: qk_embedding_args::out"][::std::mem::offset_of!(qk_embedding_args, out) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_rms_norm_args {
+    pub struct_size: u32,
+    pub eps: f32,
+    pub m: i64,
+    pub h: i64,
+    pub x: *const ::std::os::raw::c_void,
+    pub delta: *const ::std::os::raw::c_void,
+    pub weight: *const f32,
+    pub sum: *mut ::std::os::raw::c_void,
+    pub y: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_rms_norm_args"][::std::mem::size_of::<qk_rms_norm_args>() - 64usize];
+    ["Alignment of qk_rms_norm_args"][::std::mem::align_of::<qk_rms_norm_args>() - 8usize];
+    ["Offset of field: qk_rms_norm_args::struct_size"][::std::mem::offset_of!(qk_rms_norm_args, struct_size) - 0usize];
+    ["Offset of field: qk_rms_norm_args::eps"][::std::mem::offset_of!(qk_rms_norm_args, eps) - 4usize];
+    ["Offset of field: qk_rms_norm_args::m"][::std::mem::offset_of!(qk_rms_norm_args, m) - 8usize];
+    ["Offset of field: qk_rms_norm_args::h"][::std::mem::offset_of!(qk_rms_norm_args, h) - 16usize];
+    ["Offset of field: qk_rms_norm_args::x"][::std::mem::offset_of!(qk_rms_norm_args, x) - 24usize];
+    ["Offset of field: qk_rms_norm_args::delta"][::std::mem::offset_of!(qk_rms_norm_args, delta) - 32usize];
+    ["Offset of field: qk_rms_norm_args::weight"][::std::mem::offset_of!(qk_rms_norm_args, weight) - 40usize];
+    ["Offset of field: qk_rms_norm_args::sum"][::std::mem::offset_of!(qk_rms_norm_args, sum) - 48usize];
+    ["Offset of field: qk_rms_norm_args::y"][::std::mem::offset_of!(qk_rms_norm_args, y) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_rms_norm_backward_args {
+    pub struct_size: u32,
+    pub eps: f32,
+    pub m: i64,
+    pub h: i64,
+    pub dy: *const ::std::os::raw::c_void,
+    pub x: *const ::std::os::raw::c_void,
+    pub weight: *const f32,
+    pub dx: *mut ::std::os::raw::c_void,
+    pub accumulate: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_rms_norm_backward_args"][::std::mem::size_of::<qk_rms_norm_backward_args>() - 64usize];
+    ["Alignment of qk_rms_norm_backward_args"][::std::mem::align_of::<qk_rms_norm_backward_args>() - 8usize];
+    ["Offset of field: qk_rms_norm_backward_args::struct_size"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, struct_size) - 0usize];
+    ["Offset of field: qk_rms_norm_backward_args::eps"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, eps) - 4usize];
+    ["Offset of field: qk_rms_norm_backward_args::m"][::std::mem::offset_of!(qk_rms_norm_backward_args, m) - 8usize];
+    ["Offset of field: qk_rms_norm_backward_args::h"][::std::mem::offset_of!(qk_rms_norm_backward_args, h) - 16usize];
+    ["Offset of field: qk_rms_norm_backward_args::dy"][::std::mem::offset_of!(qk_rms_norm_backward_args, dy) - 24usize];
+    ["Offset of field: qk_rms_norm_backward_args::x"][::std::mem::offset_of!(qk_rms_norm_backward_args, x) - 32usize];
+    ["Offset of field: qk_rms_norm_backward_args::weight"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, weight) - 40usize];
+    ["Offset of field: qk_rms_norm_backward_args::dx"][::std::mem::offset_of!(qk_rms_norm_backward_args, dx) - 48usize];
+    ["Offset of field: qk_rms_norm_backward_args::accumulate"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, accumulate) - 56usize];
+    ["Offset of field: qk_rms_norm_backward_args::reserved"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_rope_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub inverse: u32,
+    pub m: i64,
+    pub ldx: i64,
+    pub x: *mut ::std::os::raw::c_void,
+    pub positions: *const u32,
+    pub cosines: *const f32,
+    pub sines: *const f32,
+    pub table_positions: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_rope_args"][::std::mem::size_of::<qk_rope_args>() - 72usize];
+    ["Alignment of qk_rope_args"][::std::mem::align_of::<qk_rope_args>() - 8usize];
+    ["Offset of field: qk_rope_args::struct_size"][::std::mem::offset_of!(qk_rope_args, struct_size) - 0usize];
+    ["Offset of field: qk_rope_args::head_dim"][::std::mem::offset_of!(qk_rope_args, head_dim) - 4usize];
+    ["Offset of field: qk_rope_args::heads"][::std::mem::offset_of!(qk_rope_args, heads) - 8usize];
+    ["Offset of field: qk_rope_args::inverse"][::std::mem::offset_of!(qk_rope_args, inverse) - 12usize];
+    ["Offset of field: qk_rope_args::m"][::std::mem::offset_of!(qk_rope_args, m) - 16usize];
+    ["Offset of field: qk_rope_args::ldx"][::std::mem::offset_of!(qk_rope_args, ldx) - 24usize];
+    ["Offset of field: qk_rope_args::x"][::std::mem::offset_of!(qk_rope_args, x) - 32usize];
+    ["Offset of field: qk_rope_args::positions"][::std::mem::offset_of!(qk_rope_args, positions) - 40usize];
+    ["Offset of field: qk_rope_args::cosines"][::std::mem::offset_of!(qk_rope_args, cosines) - 48usize];
+    ["Offset of field: qk_rope_args::sines"][::std::mem::offset_of!(qk_rope_args, sines) - 56usize];
+    ["Offset of field: qk_rope_args::table_positions"][::std::mem::offset_of!(qk_rope_args, table_positions) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_swiglu_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub m: i64,
+    pub i: i64,
+    pub gate_up: *mut ::std::os::raw::c_void,
+    pub out: *mut ::std::os::raw::c_void,
+    pub dout: *const ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_swiglu_args"][::std::mem::size_of::<qk_swiglu_args>() - 48usize];
+    ["Alignment of qk_swiglu_args"][::std::mem::align_of::<qk_swiglu_args>() - 8usize];
+    ["Offset of field: qk_swiglu_args::struct_size"][::std::mem::offset_of!(qk_swiglu_args, struct_size) - 0usize];
+    ["Offset of field: qk_swiglu_args::reserved"][::std::mem::offset_of!(qk_swiglu_args, reserved) - 4usize];
+    ["Offset of field: qk_swiglu_args::m"][::std::mem::offset_of!(qk_swiglu_args, m) - 8usize];
+    ["Offset of field: qk_swiglu_args::i"][::std::mem::offset_of!(qk_swiglu_args, i) - 16usize];
+    ["Offset of field: qk_swiglu_args::gate_up"][::std::mem::offset_of!(qk_swiglu_args, gate_up) - 24usize];
+    ["Offset of field: qk_swiglu_args::out"][::std::mem::offset_of!(qk_swiglu_args, out) - 32usize];
+    ["Offset of field: qk_swiglu_args::dout"][::std::mem::offset_of!(qk_swiglu_args, dout) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_attention_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub m: i64,
+    pub documents: i64,
+    pub boundaries: *const u32,
+    pub window: i64,
+    pub qkv: *const ::std::os::raw::c_void,
+    pub ldqkv: i64,
+    pub out: *mut ::std::os::raw::c_void,
+    pub lse: *mut f32,
+    pub dout: *const ::std::os::raw::c_void,
+    pub dqkv: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 96usize];
+    ["Alignment of qk_attention_args"][::std::mem::align_of::<qk_attention_args>() - 8usize];
+    ["Offset of field: qk_attention_args::struct_size"]
+        [::std::mem::offset_of!(qk_attention_args, struct_size) - 0usize];
+    ["Offset of field: qk_attention_args::head_dim"][::std::mem::offset_of!(qk_attention_args, head_dim) - 4usize];
+    ["Offset of field: qk_attention_args::heads"][::std::mem::offset_of!(qk_attention_args, heads) - 8usize];
+    ["Offset of field: qk_attention_args::kv_heads"][::std::mem::offset_of!(qk_attention_args, kv_heads) - 12usize];
+    ["Offset of field: qk_attention_args::m"][::std::mem::offset_of!(qk_attention_args, m) - 16usize];
+    ["Offset of field: qk_attention_args::documents"][::std::mem::offset_of!(qk_attention_args, documents) - 24usize];
+    ["Offset of field: qk_attention_args::boundaries"][::std::mem::offset_of!(qk_attention_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_args::window"][::std::mem::offset_of!(qk_attention_args, window) - 40usize];
+    ["Offset of field: qk_attention_args::qkv"][::std::mem::offset_of!(qk_attention_args, qkv) - 48usize];
+    ["Offset of field: qk_attention_args::ldqkv"][::std::mem::offset_of!(qk_attention_args, ldqkv) - 56usize];
+    ["Offset of field: qk_attention_args::out"][::std::mem::offset_of!(qk_attention_args, out) - 64usize];
+    ["Offset of field: qk_attention_args::lse"][::std::mem::offset_of!(qk_attention_args, lse) - 72usize];
+    ["Offset of field: qk_attention_args::dout"][::std::mem::offset_of!(qk_attention_args, dout) - 80usize];
+    ["Offset of field: qk_attention_args::dqkv"][::std::mem::offset_of!(qk_attention_args, dqkv) - 88usize];
+};
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
@@ -344,4 +620,50 @@ unsafe extern "C" {
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_adamw_update(adamw: *const qk_adamw, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_lora_up(
+        backward: *const qk_linear_backward,
+        t: *mut ::std::os::raw::c_void,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_backward_workspace_size(
+        backward: *const qk_linear_backward,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_path(backward: *const qk_linear_backward) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_dense(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_lora_gradients(
+        backward: *const qk_linear_backward,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_lora_gradients_workspace_size(
+        backward: *const qk_linear_backward,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_rms_norm(args: *const qk_rms_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_rms_norm_backward(args: *const qk_rms_norm_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_rope(args: *const qk_rope_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention(args: *const qk_attention_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_attention_backward(
+        args: *const qk_attention_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
 }

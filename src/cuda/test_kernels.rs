@@ -8,7 +8,7 @@ use super::{Result, Stream, View, ViewMut};
 unsafe extern "C" {
     fn twin_mma(a: *const u32, b: *const u32, c: *mut f32, stream: qk_stream) -> i32;
     fn twin_ldmatrix(transposed: i32, rows: *const u32, d: *mut u32, stream: qk_stream) -> i32;
-    fn twin_cp_async(input: *const u32, valid: u32, out: *mut u32, stream: qk_stream) -> i32;
+    fn twin_cp_async(input: *const u32, valid: u32, bytes: u32, out: *mut u32, stream: qk_stream) -> i32;
     fn twin_pack(pairs: *const u32, packed: *mut u32, count: i32, stream: qk_stream) -> i32;
 }
 
@@ -35,13 +35,14 @@ pub fn ldmatrix(transposed: bool, rows: View<'_, u32>, d: ViewMut<'_, u32>, stre
     operation.status(unsafe { twin_ldmatrix(transposed.into(), rows.address(), d.address(), stream.0) })
 }
 
-/// `out` `[2, 32, 4]` = `input`, in two cp.async groups; zeros for lanes whose bit of `valid` is not set.
-pub fn cp_async(input: View<'_, u32>, valid: u32, out: ViewMut<'_, u32>, stream: Stream) -> Result<()> {
+/// `out` `[2, 32, 4]` = `input`, in two cp.async groups; of lanes whose bit of `valid` is not set only the first `bytes` (to 16), then zeros.
+pub fn cp_async(input: View<'_, u32>, valid: u32, bytes: u32, out: ViewMut<'_, u32>, stream: Stream) -> Result<()> {
     let operation = operation("cp_async");
     operation.length("input", input.len(), 256)?;
     operation.length("out", out.len(), 256)?;
+    operation.check(bytes <= 16, || format!("{bytes} bytes, expected at most 16"))?;
     // SAFETY: the lengths that the kernel uses were checked; device memory is 16-byte aligned.
-    operation.status(unsafe { twin_cp_async(input.address(), valid, out.address(), stream.0) })
+    operation.status(unsafe { twin_cp_async(input.address(), valid, bytes, out.address(), stream.0) })
 }
 
 /// `packed[i]`: the f32 bits `pairs[2i]` and `pairs[2i + 1]` rounded to bf16, the first in the lower half.

@@ -1,6 +1,8 @@
 //! The C interface itself, below the checks of the Rust functions: every named error is reached, nothing is written on the way, and structs
 //! lie as the header says.
 
+mod gradients;
+
 use super::memory::{Buffer, Device};
 use super::{abi_version, status_name, sys};
 use half::bf16;
@@ -61,6 +63,7 @@ impl Valid {
             a: at(&dense),
             b: at(&dense),
             adapter_index: null(),
+            scales: null(),
         };
         let segment = sys::qk_segment {
             struct_size: size::<sys::qk_segment>(),
@@ -82,6 +85,7 @@ impl Valid {
             ldx: K as i64,
             segments: null(),
             s: null(),
+            dropout: null(),
         };
         let mut valid = Box::new(Self { device, x, y, dense, workspace, floats, nf4, lora, segment, linear });
         valid.segment.nf4 = &raw const valid.nf4;
@@ -178,6 +182,8 @@ fn shapes_out_of_range_and_shapes_that_disagree_are_refused() {
     assert_eq!(spoiled(|v| v.nf4.n = i64::MAX), error);
     assert_eq!(spoiled(|v| v.lora.r = 0), error);
     assert_eq!(spoiled(|v| v.lora.r = 257), error);
+    assert_eq!(spoiled(|v| v.lora.num_adapters = 0), error);
+    assert_eq!(spoiled(|v| v.lora.num_adapters = 2), error, "several adapters without an index");
 }
 
 #[test]
@@ -191,6 +197,8 @@ fn misaligned_pointers_are_refused() {
     assert_eq!(spoiled(|v| v.nf4.offset = v.nf4.offset.wrapping_byte_add(2)), error);
     assert_eq!(spoiled(|v| v.lora.a = v.lora.a.wrapping_byte_add(8)), error);
     assert_eq!(spoiled(|v| v.lora.b = v.lora.b.wrapping_byte_add(8)), error);
+    assert_eq!(spoiled(|v| v.lora.adapter_index = v.linear.x.wrapping_byte_add(2).cast()), error);
+    assert_eq!(spoiled(|v| v.lora.scales = v.linear.x.wrapping_byte_add(2).cast()), error);
     let valid = Valid::new();
     assert_eq!(valid.forward(valid.workspace() + 8, M * 16 * 2), error);
 }
@@ -206,8 +214,6 @@ fn layouts_block_sizes_features_and_workspaces_have_their_own_errors() {
     for block_size in [0, 16, 48, 8192] {
         assert_eq!(spoiled(|v| v.nf4.block_size = block_size), sys::QK_ERROR_BLOCK_SIZE);
     }
-    assert_eq!(spoiled(|v| v.lora.num_adapters = 2), sys::QK_ERROR_NOT_BUILT);
-    assert_eq!(spoiled(|v| v.lora.adapter_index = v.linear.x.cast()), sys::QK_ERROR_NOT_BUILT);
     let valid = Valid::new();
     assert_eq!(valid.forward(valid.workspace(), M * 16 * 2 - 1), sys::QK_ERROR_WORKSPACE);
     assert_eq!(valid.forward(0, M * 16 * 2), sys::QK_ERROR_WORKSPACE);
@@ -217,9 +223,85 @@ fn layouts_block_sizes_features_and_workspaces_have_their_own_errors() {
     assert_eq!(valid.x.view().len(), M * K + 8);
 }
 
+/// The status of a dX call with one thing spoiled; nothing may have been written.
+fn spoiled_dx(spoil: impl FnOnce(&mut Valid, &mut sys::qk_segment_backward, &mut sys::qk_linear_backward)) -> i32 {
+    let mut valid = Valid::new();
+    let dx = valid.device.upload(&[bf16::ONE; M * K]).unwrap();
+    let mut segment = sys::qk_segment_backward {
+        struct_size: size::<sys::qk_segment_backward>(),
+        reserved: 0,
+        n: N as i64,
+        nf4: valid.segment.nf4,
+        dense: null(),
+        lora: valid.segment.lora,
+        dy: valid.y.view().address().cast(),
+        lddy: N as i64,
+        da: std::ptr::null_mut(),
+        db: std::ptr::null_mut(),
+    };
+    let mut backward = sys::qk_linear_backward {
+        struct_size: size::<sys::qk_linear_backward>(),
+        num_segments: 1,
+        m: M as i64,
+        k: K as i64,
+        x: null(),
+        ldx: 0,
+        dx: dx.view().address().cast_mut().cast(),
+        lddx: K as i64,
+        accumulate: 0,
+        reserved: 0,
+        segments: &raw const segment,
+        s: null(),
+        t: null(),
+        dropout: null(),
+    };
+    spoil(&mut valid, &mut segment, &mut backward);
+    let workspace = valid.workspace() as *mut _;
+    // SAFETY: the structs are valid, or spoiled so that the call must refuse them before it reads device memory.
+    let status = unsafe { sys::qk_linear_dx(&backward, workspace, M * 16 * 2, std::ptr::null_mut()) };
+    let written = valid.device.download(&dx).unwrap().iter().any(|&dx| dx != bf16::ONE);
+    assert_eq!(written, status == sys::QK_OK, "status {status}");
+    status
+}
+
+#[test]
+fn dx_refuses_what_it_cannot_take() {
+    use sys::{QK_ERROR_ALIGNMENT, QK_ERROR_NULL_POINTER, QK_ERROR_SHAPE, QK_ERROR_STRUCT_SIZE, QK_ERROR_VALUE};
+    assert_eq!(spoiled_dx(|_, _, _| ()), sys::QK_OK);
+    assert_eq!(spoiled_dx(|_, _, b| b.struct_size = 4), QK_ERROR_STRUCT_SIZE);
+    assert_eq!(spoiled_dx(|_, s, _| s.struct_size = 4), QK_ERROR_STRUCT_SIZE);
+    assert_eq!(spoiled_dx(|v, _, _| v.lora.struct_size = 4), QK_ERROR_STRUCT_SIZE);
+    assert_eq!(spoiled_dx(|_, _, b| b.segments = null()), QK_ERROR_NULL_POINTER);
+    assert_eq!(spoiled_dx(|_, _, b| b.dx = std::ptr::null_mut()), QK_ERROR_NULL_POINTER);
+    assert_eq!(spoiled_dx(|_, s, _| s.dy = null()), QK_ERROR_NULL_POINTER);
+    assert_eq!(spoiled_dx(|_, s, _| s.nf4 = null()), QK_ERROR_NULL_POINTER);
+    assert_eq!(spoiled_dx(|v, s, _| s.dense = v.dense.view().address().cast()), QK_ERROR_NULL_POINTER, "two weights");
+    assert_eq!(spoiled_dx(|_, _, b| b.num_segments = 5), QK_ERROR_SHAPE);
+    assert_eq!(spoiled_dx(|_, _, b| b.m = -1), QK_ERROR_SHAPE);
+    assert_eq!(spoiled_dx(|_, _, b| b.k = 64), QK_ERROR_SHAPE, "the weight has another K");
+    assert_eq!(spoiled_dx(|_, _, b| b.lddx = K as i64 - 1), QK_ERROR_SHAPE);
+    assert_eq!(spoiled_dx(|_, s, _| s.lddy = N as i64 - 1), QK_ERROR_SHAPE);
+    assert_eq!(spoiled_dx(|_, s, _| s.n = N as i64 - 8), QK_ERROR_SHAPE, "the weight has another N");
+    assert_eq!(spoiled_dx(|_, _, b| b.dx = b.dx.wrapping_byte_add(8)), QK_ERROR_ALIGNMENT);
+    assert_eq!(spoiled_dx(|_, s, _| s.dy = s.dy.wrapping_byte_add(8)), QK_ERROR_ALIGNMENT);
+    assert_eq!(spoiled_dx(|_, _, b| b.t = b.dx.wrapping_byte_add(8)), QK_ERROR_ALIGNMENT);
+    assert_eq!(spoiled_dx(|_, _, b| b.accumulate = 2), QK_ERROR_VALUE);
+    let struct_size = size::<sys::qk_dropout>();
+    let good = sys::qk_dropout { struct_size, p: 0.5, seed: 1, site: 2, draw: 3, first_token: (1 << 32) - M as i64 };
+    let dropout = |dropout: sys::qk_dropout| spoiled_dx(|_, _, b| b.dropout = Box::leak(Box::new(dropout)));
+    assert_eq!(dropout(good), sys::QK_OK);
+    assert_eq!(dropout(sys::qk_dropout { struct_size: 4, ..good }), QK_ERROR_STRUCT_SIZE);
+    for p in [-0.1, 1.0, f32::NAN] {
+        assert_eq!(dropout(sys::qk_dropout { p, ..good }), QK_ERROR_VALUE);
+    }
+    for first_token in [-1, good.first_token + 1] {
+        assert_eq!(dropout(sys::qk_dropout { first_token, ..good }), QK_ERROR_VALUE);
+    }
+}
+
 #[test]
 fn statuses_have_names() {
-    let named = (-9..=0).map(status_name).collect::<Vec<_>>();
+    let named = (-10..=0).map(status_name).collect::<Vec<_>>();
     assert!(named.iter().all(|name| name.starts_with("QK_")), "{named:?}");
     assert_eq!(status_name(sys::QK_ERROR_STRUCT_SIZE), "QK_ERROR_STRUCT_SIZE");
     assert_eq!([status_name(2), status_name(-1000)], ["cudaError", "unknown"]);
@@ -247,6 +329,6 @@ fn struct_layouts_are_those_of_the_header() {
         [8, 40, 48]
     );
     assert_eq!(size_of::<sys::qk_nf4>(), 80);
-    assert_eq!([size_of::<sys::qk_lora>(), size_of::<sys::qk_segment>(), size_of::<sys::qk_linear>()], [40, 64, 56]);
+    assert_eq!([size_of::<sys::qk_lora>(), size_of::<sys::qk_segment>(), size_of::<sys::qk_linear>()], [48, 64, 64]);
     assert_eq!([offset_of!(sys::qk_nf4_quantize_args, weight), size_of::<sys::qk_nf4_quantize_args>()], [24, 80]);
 }

@@ -29,6 +29,7 @@ fn case(m: std::ops::Range<usize>, dense: bool, exact: bool) -> impl Strategy<Va
             double_quant,
             values: if exact { Values::Exact } else { Values::Ragged },
             given_s: false,
+            adapters: 0,
             parts,
             seed,
         },
@@ -108,4 +109,17 @@ fn generic_path_is_within_its_rounding() {
 fn generic_path_is_exact_where_no_sum_rounds() {
     checked("forward, odd shapes, exact", 16, odd_case(false, true), Path::Generic);
     checked("dense forward, odd shapes, exact", 16, odd_case(true, true), Path::Generic);
+}
+
+/// Tokens of one batch with adapters of their own, of different ranks.
+fn adapters(cases: impl Strategy<Value = Linear>) -> impl Strategy<Value = Linear> {
+    (cases, 1usize..4).prop_map(|(case, adapters)| Linear { adapters, ..case })
+}
+
+#[test]
+fn every_token_takes_its_own_adapter() {
+    checked("adapters, tensor cores", 12, adapters(case(17..200, false, false)), Path::TensorCore);
+    checked("adapters, tensor cores, exact", 12, adapters(case(17..200, true, true)), Path::TensorCore);
+    checked("adapters, M to 16", 12, adapters(case(1..17, false, true)), Path::SmallM);
+    checked("adapters, odd shapes", 8, adapters(odd_case(false, true)), Path::Generic);
 }

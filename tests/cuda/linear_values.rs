@@ -18,6 +18,7 @@ fn linear(m: usize, k: usize, part: Part) -> Linear {
         double_quant: true,
         values: Values::Ragged,
         given_s: false,
+        adapters: 0,
         parts: vec![part],
         seed: 5,
     }
@@ -140,9 +141,9 @@ fn bad_operands_are_errors_that_say_what_was_expected() {
     let (x, w, a, b, mut y, mut none) =
         (buffer(4 * 64), buffer(8 * 64), buffer(2 * 64), buffer(8 * 2), buffer(4 * 8), buffer(0));
     let mut attempt = |m: usize, k: usize, n: usize, r: usize, ldy: usize| {
-        let lora = Some(Lora { r, scale: 1.0, a: a.view(), b: b.view() });
+        let lora = Some(Lora { r, scale: 1.0, a: a.view(), b: b.view(), adapters: None });
         let mut segments = [Segment { n, weight: Weight::Dense(w.view()), lora, bias: None, y: y.view_mut(), ldy }];
-        let input = Input { m, k, x: x.view(), ldx: k, s: None };
+        let input = Input { m, k, x: x.view(), ldx: k, s: None, dropout: None };
         forward(&input, &mut segments, none.view_mut(), device.stream()).unwrap_err().to_string()
     };
     assert!(attempt(4, 64, 8, 2, 8).contains("the workspace has 0 elements, expected at least 32"));

@@ -7,21 +7,43 @@
 #[path = "../support/adamw.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod adamw_operation;
+#[path = "../support/attention_operation.rs"]
+mod attention_operation;
 #[path = "../support/device.rs"]
 mod device;
+#[path = "../support/dispatched.rs"]
+mod dispatched;
+#[path = "../support/layer_operations.rs"]
+mod layer_operations;
+#[path = "../support/linear_dx.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod linear_dx_operation;
 #[path = "../support/linear.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
+#[path = "../support/low_rank.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod low_rank_operation;
 #[path = "../support/nf4_operations.rs"]
 mod nf4_operations;
 #[path = "../support/operation.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod operation;
+#[path = "../support/values.rs"]
+mod values;
 
 mod adamw;
+mod attention;
+mod dispatch;
 #[cfg(feature = "emulation")]
 mod emulation;
+mod layer;
+mod layer_gradients;
 mod linear;
+mod linear_dx;
+mod linear_dx_values;
 mod linear_values;
+mod low_rank;
+mod low_rank_values;
 mod nf4;
 mod twins;

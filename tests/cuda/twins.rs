@@ -101,19 +101,21 @@ fn ldmatrix_follows_the_manual() {
 }
 
 #[test]
-fn cp_async_copies_16_bytes_or_writes_zeros() {
+fn cp_async_copies_up_to_16_bytes_and_writes_zeros_after_them() {
     let (device, tally) = (device(), Tally::new("cp.async", 1));
-    let run = |(input, valid, seed): (Vec<u32>, u32, u64)| {
+    let run = |(input, valid, bytes, seed): (Vec<u32>, u32, u32, u64)| {
         let input_device = device.upload(&input).unwrap();
         let mut out = device.upload(&vec![0xeeee_eeeeu32; 256]).unwrap();
         set_schedule(seed);
-        test_kernels::cp_async(input_device.view(), valid, out.view_mut(), device.stream()).unwrap();
-        let expected: Vec<u32> = (0..256).map(|i| if valid >> (i / 4 % 32) & 1 == 1 { input[i] } else { 0 }).collect();
+        test_kernels::cp_async(input_device.view(), valid, bytes, out.view_mut(), device.stream()).unwrap();
+        let copied = |i: usize| if valid >> (i / 4 % 32) & 1 == 1 { 16 } else { bytes as usize };
+        let kept = |i: usize| (1u64 << (copied(i).saturating_sub(i % 4 * 4).min(4) * 8)) as u32;
+        let expected: Vec<u32> = (0..256).map(|i| input[i] & kept(i).wrapping_sub(1)).collect();
         prop_assert_eq!(device.download(&out).unwrap(), expected);
         tally.case();
         Ok(())
     };
-    runner().run(&(prop::collection::vec(any::<u32>(), 256), any::<u32>(), any::<u64>()), run).unwrap();
+    runner().run(&(prop::collection::vec(any::<u32>(), 256), any::<u32>(), 0u32..17, any::<u64>()), run).unwrap();
 }
 
 /// Round to nearest even by integer arithmetic; a NaN becomes the canonical one, 0x7fff.

@@ -28,12 +28,13 @@ template <bool transposed> __global__ void one_ldmatrix(const uint32_t *rows /* 
 
 // Two groups of 16 bytes a lane: the first is read when only it is waited for, the second after both. Lane l copies if bit l of
 // `valid` is set, and gets zeros if not.
-__global__ void two_cp_async(const uint32_t *in /* [2, 32, 4] */, uint32_t valid, uint32_t *out /* [2, 32, 4] */) {
+__global__ void two_cp_async(const uint32_t *in /* [2, 32, 4] */, uint32_t valid, uint32_t bytes, uint32_t *out /* [2, 32, 4] */) {
     uint32_t *shared = reinterpret_cast<uint32_t *>(dynamic_shared());
     int lane = threadIdx.x;
     for (int group = 0; group < 2; ++group) {
         int at = (group * 32 + lane) * 4;
-        cp_async_16(shared + at, in + at, valid >> lane & 1);
+        if (bytes == 0) cp_async_16(shared + at, in + at, valid >> lane & 1);
+        else cp_async_partial(shared + at, in + at, valid >> lane & 1 ? 16 : int(bytes));
         cp_async_commit();
     }
     cp_async_wait<1>();
@@ -58,8 +59,8 @@ extern "C" int twin_ldmatrix(int transposed, const uint32_t *rows, uint32_t *d, 
     return launch(transposed ? one_ldmatrix<true> : one_ldmatrix<false>, dim3(1), dim3(32), 512, stream, rows, d);
 }
 
-extern "C" int twin_cp_async(const uint32_t *in, uint32_t valid, uint32_t *out, qk_stream stream) {
-    return launch(two_cp_async, dim3(1), dim3(32), 1024, stream, in, valid, out);
+extern "C" int twin_cp_async(const uint32_t *in, uint32_t valid, uint32_t bytes, uint32_t *out, qk_stream stream) {
+    return launch(two_cp_async, dim3(1), dim3(32), 1024, stream, in, valid, bytes, out);
 }
 
 extern "C" int twin_pack(const uint32_t *pairs, uint32_t *packed, int count, qk_stream stream) {

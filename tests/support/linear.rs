@@ -2,11 +2,14 @@
 
 use super::device::{DeviceWeight, to_bf16, weights};
 use super::operation::Operation;
+use super::values::{chosen, integers, random_codes};
 use half::bf16;
-use qlora_kernels::cuda::linear::{self, Input, Lora, Path, Segment, Weight, forward, lora_columns, lora_down};
+use qlora_kernels::cuda::linear::{
+    self, Adapters, Input, Lora, Path, Segment, Weight, forward, lora_columns, lora_down,
+};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
-use qlora_kernels::nf4::{Absmax, CODE, Nf4Matrix, Nf4Options, dynamic_map_signed};
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox;
 
 /// What one segment is made of.
@@ -43,6 +46,8 @@ pub struct Linear {
     pub values: Values,
     /// S comes from `lora_down`, else the forward function computes it.
     pub given_s: bool,
+    /// Several adapters, of which every token takes one or none; 0: one, without an index.
+    pub adapters: usize,
     pub parts: Vec<Part>,
     pub seed: u64,
 }
@@ -51,20 +56,26 @@ pub struct HostPart {
     /// [n, k], what the kernels multiply with: dequantised and rounded to bf16
     pub weight: Vec<f32>,
     pub nf4: Option<Nf4Matrix>,
+    /// [adapters, r, k]
     pub a: Vec<bf16>,
+    /// [adapters, n, r]
     pub b: Vec<bf16>,
     pub bias: Vec<bf16>,
-    pub scale: f32,
+    /// [adapters], 1 without an index
+    pub scales: Vec<f32>,
 }
 
 pub struct Host {
     /// [m, k + pad_x]
     pub x: Vec<bf16>,
+    /// [m], -1 for none; empty without adapters
+    pub index: Vec<i32>,
     pub parts: Vec<HostPart>,
 }
 
 pub struct Buffers {
     x: Buffer<bf16>,
+    index: Buffer<i32>,
     s: Buffer<bf16>,
     none: Buffer<bf16>,
     parts: Vec<PartBuffers>,
@@ -77,6 +88,7 @@ struct PartBuffers {
     b: Buffer<bf16>,
     bias: Buffer<bf16>,
     y: Buffer<bf16>,
+    scales: Buffer<f32>,
     scale: f32,
 }
 
@@ -89,33 +101,12 @@ pub struct Output {
 
 pub const SENTINEL: bf16 = bf16::from_bits(0x4bcd);
 
-fn integers(len: usize, most: u32, stream: &mut philox::Stream) -> Vec<f32> {
-    (0..len).map(|_| stream.below(2 * most + 1) as f32 - most as f32).collect()
-}
-
-fn random_codes(n: usize, k: usize, stream: &mut philox::Stream) -> Nf4Matrix {
-    let mut bytes = |len: usize| -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..len.div_ceil(4)).flat_map(|_| stream.next_u32().to_le_bytes()).collect();
-        bytes.truncate(len);
-        bytes
-    };
-    let blocks = n * k / 64;
-    let absmax = Absmax::DoubleQuantised {
-        codes: bytes(blocks),
-        nested_absmax: bytes(blocks.div_ceil(256)).into_iter().map(|byte| 1.0 / f32::from(byte).max(1.0)).collect(),
-        nested_code: Box::new(*dynamic_map_signed()),
-        nested_block_size: 256,
-        offset: 1.5,
-    };
-    Nf4Matrix::from_parts(n, k, 64, CODE, bytes(n * k / 2), absmax).unwrap()
-}
-
 impl Linear {
-    fn exact(&self) -> bool {
+    pub fn exact(&self) -> bool {
         self.values == Values::Exact
     }
 
-    fn numbers(&self, len: usize, stream: &mut philox::Stream) -> Vec<bf16> {
+    pub fn numbers(&self, len: usize, stream: &mut philox::Stream) -> Vec<bf16> {
         let values = if self.exact() {
             integers(len, 2, stream)
         } else {
@@ -124,7 +115,7 @@ impl Linear {
         to_bf16(&values)
     }
 
-    fn columns(&self) -> usize {
+    pub fn columns(&self) -> usize {
         self.parts.iter().map(|part| part.r.next_multiple_of(8)).sum()
     }
 
@@ -132,12 +123,19 @@ impl Linear {
         if !self.exact() {
             return weights(len, stream.next_u32().into());
         }
-        let scale = [0.5, 1.0, 2.0][stream.below(3) as usize];
-        // Every block has its largest magnitude, so that absmax is the power of two.
-        (0..len).map(|i| if i % 32 == 0 { scale } else { (stream.below(3) as f32 - 1.0) * scale }).collect()
+        // Every block has its own power of two, and its largest magnitude, so that this is its absmax.
+        let mut scale = 1.0;
+        let mut next = |i: usize| {
+            if i.is_multiple_of(self.block_size) {
+                scale = [0.5, 1.0, 2.0][stream.below(3) as usize];
+                return scale;
+            }
+            (stream.below(3) as f32 - 1.0) * scale
+        };
+        (0..len).map(&mut next).collect()
     }
 
-    fn part(&self, part: &Part, stream: &mut philox::Stream) -> HostPart {
+    pub fn part(&self, part: &Part, stream: &mut philox::Stream) -> HostPart {
         let nf4 = if self.values == Values::RandomCodes {
             random_codes(part.n, self.k, stream)
         } else {
@@ -146,36 +144,75 @@ impl Linear {
             Nf4Matrix::quantize(&self.plain_weight(part.n * self.k, stream), part.n, self.k, &options).unwrap()
         };
         let weight = nf4.dequantize_bf16().iter().map(|w| w.to_f32()).collect();
-        let a = if self.exact() {
-            // One feature a rank, so that S stays a small integer.
-            let mut a = vec![bf16::ZERO; part.r * self.k];
-            (0..part.r).for_each(|row| a[row * self.k + stream.below(self.k as u32) as usize] = bf16::from_f32(2.0));
-            a
-        } else {
-            self.numbers(part.r * self.k, stream)
-        };
-        let (b, bias) = (self.numbers(part.n * part.r, stream), self.numbers(part.n, stream));
+        let count = self.adapters.max(1);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for adapter in 0..count {
+            // Ranks differ: what an adapter has fewer is zero.
+            let r = if adapter == 0 { part.r } else { 1 + stream.below(part.r.max(1) as u32) as usize };
+            a.extend(self.a(r.min(part.r), part.r, stream));
+            let mut rows = self.numbers(part.n * part.r, stream);
+            rows.iter_mut().enumerate().filter(|(i, _)| i % part.r >= r).for_each(|(_, b)| *b = bf16::ZERO);
+            b.extend(rows);
+        }
+        let bias = self.numbers(part.n, stream);
         let scale = if self.exact() { 0.5 } else { 1.5 };
-        HostPart { weight, nf4: (!self.dense).then_some(nf4), a, b, bias, scale }
+        let scales = (0..count).map(|adapter| if adapter % 2 == 0 { scale } else { 2.0 * scale }).collect();
+        HostPart { weight, nf4: (!self.dense).then_some(nf4), a, b, bias, scales }
     }
 
-    fn with<T>(
+    /// `[r, k]`, rows from `rank` on zero.
+    fn a(&self, rank: usize, r: usize, stream: &mut philox::Stream) -> Vec<bf16> {
+        let mut a = vec![bf16::ZERO; r * self.k];
+        if self.exact() {
+            // One feature a rank, so that S stays a small integer.
+            (0..rank).for_each(|row| a[row * self.k + stream.below(self.k as u32) as usize] = bf16::from_f32(2.0));
+        } else {
+            a[..rank * self.k].copy_from_slice(&self.numbers(rank * self.k, stream));
+        }
+        a
+    }
+
+    /// Runs of tokens of one adapter, some of none and some of one that does not exist.
+    pub fn index(&self, stream: &mut philox::Stream) -> Vec<i32> {
+        let mut adapter = -1;
+        let mut next = |_| {
+            if stream.below(4) == 0 {
+                adapter = stream.below(self.adapters as u32 + 2) as i32 - 1;
+            }
+            adapter
+        };
+        if self.adapters == 0 { Vec::new() } else { (0..self.m).map(&mut next).collect() }
+    }
+
+    /// The adapter of a token, none for an index that is out of range.
+    pub fn adapter(&self, index: &[i32], token: usize) -> Option<usize> {
+        match index.get(token) {
+            None => Some(0),
+            Some(&adapter) => usize::try_from(adapter).ok().filter(|&adapter| adapter < self.adapters),
+        }
+    }
+
+    pub fn with<T>(
         &self,
         buffers: &mut Buffers,
         call: impl FnOnce(Input<'_>, &mut [Segment<'_>], &mut Buffer<bf16>, &mut Buffer<bf16>) -> Result<T>,
     ) -> Result<T> {
         let mut segments: Vec<Segment> = Vec::new();
+        let index = &buffers.index;
         for (part, buffers) in self.parts.iter().zip(&mut buffers.parts) {
             let weight = match (&buffers.nf4, &buffers.dense) {
                 (Some(nf4), _) => Weight::Nf4(nf4.weight()),
                 (None, dense) => Weight::Dense(dense.as_ref().expect("one of the two").view()),
             };
             let (a, b) = (buffers.a.view(), buffers.b.view());
-            let lora = (part.r > 0).then_some(Lora { r: part.r, scale: buffers.scale, a, b });
+            let (count, scales) = (self.adapters, Some(buffers.scales.view()));
+            let adapters = (count > 0).then_some(Adapters { count, index: index.view(), scales });
+            let lora = (part.r > 0).then_some(Lora { r: part.r, scale: buffers.scale, a, b, adapters });
             let bias = part.bias.then(|| buffers.bias.view());
             segments.push(Segment { n: part.n, weight, lora, bias, y: buffers.y.view_mut(), ldy: part.n + part.pad });
         }
-        let input = Input { m: self.m, k: self.k, x: buffers.x.view(), ldx: self.k + self.pad_x, s: None };
+        let input =
+            Input { m: self.m, k: self.k, x: buffers.x.view(), ldx: self.k + self.pad_x, s: None, dropout: None };
         call(input, &mut segments, &mut buffers.s, &mut buffers.none)
     }
 
@@ -186,7 +223,7 @@ impl Linear {
 
     /// |found − expected| may be 2⁻⁸ of the value for its own rounding, and an f32 sum's error over the magnitudes that it adds. A sum
     /// that is no number, or infinite, must be found so.
-    fn compare(
+    pub fn compare(
         &self,
         found: u16,
         (sum, magnitude): (f64, f64),
@@ -203,16 +240,6 @@ impl Linear {
         };
         if right { Ok(()) } else { Err(format!("{}: found {found}, expected {sum}, bound {bound}", what())) }
     }
-}
-
-/// Indices of `count`, about `most`: the first and the last among them.
-fn chosen(count: usize, most: usize, stream: &mut philox::Stream) -> Vec<usize> {
-    if count <= most {
-        return (0..count).collect();
-    }
-    let mut indices = vec![0, count - 1];
-    indices.extend((2..most).map(|_| stream.below(count as u32) as usize));
-    indices
 }
 
 /// Σ xᵢ·wᵢ and Σ |xᵢ·wᵢ|.
@@ -256,7 +283,8 @@ impl Operation for Linear {
     fn inputs(&self) -> Host {
         let mut stream = philox::Stream::new(self.seed, 2);
         let x = self.numbers(self.m * (self.k + self.pad_x), &mut stream);
-        Host { x, parts: self.parts.iter().map(|part| self.part(part, &mut stream)).collect() }
+        let index = self.index(&mut stream);
+        Host { x, index, parts: self.parts.iter().map(|part| self.part(part, &mut stream)).collect() }
     }
 
     fn upload(&self, device: &Device, inputs: &Host) -> Result<Buffers> {
@@ -270,11 +298,13 @@ impl Operation for Linear {
                 b: device.upload(&host.b)?,
                 bias: device.upload(&host.bias)?,
                 y: device.upload(&vec![SENTINEL; self.m * (part.n + part.pad)])?,
-                scale: host.scale,
+                scales: device.upload(&host.scales)?,
+                scale: host.scales[0],
             })
         };
         Ok(Buffers {
             x: device.upload(&inputs.x)?,
+            index: device.upload(&inputs.index)?,
             s: device.upload(&vec![SENTINEL; self.m * self.columns()])?,
             none: device.upload(&[])?,
             parts: self.parts.iter().zip(&inputs.parts).map(of).collect::<Result<_>>()?,
@@ -285,8 +315,10 @@ impl Operation for Linear {
         self.with(buffers, |input, segments, s, none| {
             assert_eq!(lora_columns(segments), self.columns());
             if self.given_s {
-                lora_down(&input, segments, s.view_mut(), stream)?;
-                let input = Input { s: Some(s.view()), ..input };
+                // Buffers may be of a larger M.
+                let len = self.m * self.columns();
+                lora_down(&input, segments, s.view_mut().first(len), stream)?;
+                let input = Input { s: Some(s.view().first(len)), ..input };
                 forward(&input, segments, none.view_mut(), stream)
             } else {
                 forward(&input, segments, s.view_mut(), stream)
@@ -308,25 +340,27 @@ impl Operation for Linear {
             let features = chosen(part.n, most / tokens.len().max(1), &mut stream);
             for token in tokens {
                 let x = &inputs.x[token * ldx..][..self.k];
+                let adapter = self.adapter(&inputs.index, token);
                 let s = &output.s[token * columns + column..][..part.r.next_multiple_of(8)];
                 for (j, &found) in s.iter().enumerate() {
-                    if j >= part.r {
+                    let Some(adapter) = adapter.filter(|_| j < part.r) else {
                         if found != 0 {
                             return Err(format!("padding of S at token {token}, column {j} is {found:#x}"));
                         }
                         continue;
-                    }
-                    let (sum, magnitude) = dot(x, host.a[j * self.k..][..self.k].iter().map(|a| a.to_f32()));
-                    let scale = f64::from(host.scale);
+                    };
+                    let a = &host.a[(adapter * part.r + j) * self.k..][..self.k];
+                    let (sum, magnitude) = dot(x, a.iter().map(|a| a.to_f32()));
+                    let scale = f64::from(host.scales[adapter]);
                     self.compare(found, (scale * sum, scale * magnitude), self.k + 1, || format!("S[{token}, {j}]"))?;
                 }
                 for &n in &features {
                     let (mut sum, mut magnitude) = dot(x, host.weight[n * self.k..][..self.k].iter().copied());
                     // S as it was rounded: what follows is exact in it.
                     let mut add = |term: f64| (sum, magnitude) = (sum + term, magnitude + term.abs());
-                    for j in 0..part.r {
-                        let s = f64::from(bf16::from_bits(s[j]).to_f32());
-                        add(s * f64::from(host.b[n * part.r + j].to_f32()));
+                    let b = adapter.map_or(&[][..], |adapter| &host.b[(adapter * part.n + n) * part.r..][..part.r]);
+                    for (s, b) in s.iter().zip(b) {
+                        add(f64::from(bf16::from_bits(*s).to_f32()) * f64::from(b.to_f32()));
                     }
                     if part.bias {
                         add(f64::from(host.bias[n].to_f32()));

@@ -1,7 +1,7 @@
 //! `cargo xtask install-lib`: the kernels as a library for engines that are not built by cargo.
 
 #[path = "../../../build/compile.rs"]
-mod compile;
+pub mod compile;
 
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, anyhow, bail, ensure};

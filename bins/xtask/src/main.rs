@@ -7,6 +7,7 @@ mod demo;
 mod engines;
 mod kernels;
 mod library;
+mod mutants;
 mod setup;
 mod test;
 mod workspace;
@@ -41,6 +42,8 @@ enum Task {
     SetupCuda,
     /// Write the Rust declarations of the kernels' C interface, from its header
     Bindings,
+    /// Plant bugs into copies of the kernels, one at a time: each must turn the emulated tests red
+    Mutants,
     /// Install the kernels as a C library: header, static and shared library, pkg-config and CMake files
     InstallLib {
         /// The directory to install into: include/ and lib/ in it
@@ -73,6 +76,7 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Test { list: true, .. } => test::list(),
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => setup::cuda::run(workspace)?,
+        Task::Mutants => println!("{}", mutants::run(workspace)?),
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),

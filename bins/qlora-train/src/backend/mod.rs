@@ -9,7 +9,7 @@ pub mod plan;
 
 pub use optimizer_state::{OptimizerState, StateFormat};
 
-use crate::checkpoint::{StoredType, Tensor16};
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AdamW, AttentionShape, RopeTable};
@@ -115,6 +115,8 @@ pub trait Backend {
     /// A buffer of `width` values for every token of the longest batch. The name appears in the memory plan.
     fn alloc(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer>;
     fn free(&mut self, buffer: Self::Buffer);
+    /// A 16-bit weight is quantised as `quantization` says; one that is stored in NF4 is held as it is, and
+    /// `quantization` describes it.
     fn weight(
         &mut self,
         name: &str,
@@ -122,7 +124,7 @@ pub trait Backend {
         k: usize,
         quantization: Quantization,
         stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<Self::Weight>;
     fn table(
         &mut self,
@@ -152,6 +154,11 @@ pub trait Backend {
     /// Puts back what [`Self::param_values`] and [`Self::optimizer_state`] gave. Refuses values or states of another
     /// length or kind than the tensor has, and then changes nothing.
     fn restore(&mut self, param: &mut Self::Param, values: Vec<f32>, state: OptimizerState) -> Result<()>;
+    /// What [`Self::restore`] leaves out: the gradient accumulated so far, of as many values. Empty where the tensor is
+    /// not trained.
+    fn gradient(&self, param: &Self::Param) -> Vec<f32>;
+    /// Puts back what [`Self::gradient`] gave. Refuses another length, and then changes nothing.
+    fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
 

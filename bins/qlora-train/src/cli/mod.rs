@@ -5,6 +5,7 @@ mod eval;
 mod generate;
 mod plan;
 mod preview;
+mod quantize;
 mod train;
 
 use crate::adapter::Adapter;
@@ -38,6 +39,8 @@ enum Command {
     Plan(SettingsArgs),
     /// Print tokenised rows: what is learnt, special tokens, lengths
     Preview(preview::PreviewArgs),
+    /// Write a model in NF4, in the format of bitsandbytes
+    Quantize(quantize::QuantizeArgs),
     /// Loss per supervised token and perplexity
     Eval(eval::EvalArgs),
     /// Greedy text
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Preview(args) => preview::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
     };

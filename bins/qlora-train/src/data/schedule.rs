@@ -12,6 +12,9 @@ use crate::refuse;
 
 const ORDER_DOMAIN: u64 = 0x4F52_4445_0000_0000;
 
+/// A second's worth of shuffling and packing.
+const MAX_WALKED_ROWS: usize = 1 << 21;
+
 /// The rows of an epoch in the order they are trained on, shuffled by seed and epoch (counted from 0).
 pub fn order(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows).collect();
@@ -141,7 +144,7 @@ impl Schedule {
         Steps { schedule: self, next: from, epoch: None }
     }
 
-    /// The largest micro-batch of the whole run, the first of equals.
+    /// The largest micro-batch of the whole run, the first of equals. Walks through all of it.
     pub fn longest(&self) -> Longest {
         let mut longest = Longest { tokens: 0, rows: Vec::new(), step: 0, micro: 0 };
         for step in self.steps(0) {
@@ -164,9 +167,30 @@ impl Schedule {
         Some(Packing { rows: self.lengths.len(), packs, tokens, max_length: options.max_length })
     }
 
-    /// Tokens of the largest micro-batch of the whole run.
+    /// Tokens of the largest micro-batch of the whole run; of a run too long to walk through, the most that one can
+    /// have.
     pub fn max_tokens(&self) -> usize {
-        self.longest().tokens
+        let bound = self.most_tokens();
+        let (mut largest, mut rows) = (0, 0);
+        for batch in self.steps(0).flat_map(|step| step.micro_batches) {
+            largest = largest.max(self.tokens(&batch));
+            rows += batch.len();
+            if largest == bound || rows > MAX_WALKED_ROWS {
+                return bound;
+            }
+        }
+        largest
+    }
+
+    /// What no micro-batch can exceed.
+    fn most_tokens(&self) -> usize {
+        let batch = self.options.per_device_train_batch_size;
+        if self.options.packing {
+            return batch.saturating_mul(self.options.max_length).min(self.lengths.iter().sum());
+        }
+        let mut lengths = self.lengths.clone();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().take(batch).sum()
     }
 
     pub fn tokens(&self, rows: &[usize]) -> usize {

@@ -4,7 +4,7 @@ mod step;
 
 use crate::backend::cpu::Dims;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Segment, StateFormat};
-use crate::checkpoint::{LlamaConfig, Module, StoredType, Tensor16};
+use crate::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 use std::collections::BTreeMap;
@@ -108,6 +108,15 @@ pub trait Source {
     /// How a tensor is stored.
     fn stored(&self, name: &str) -> StoredType;
     fn read(&mut self, name: &str) -> Result<Tensor16>;
+    /// How a linear weight is held, where its source settles that: as a quantised checkpoint stores it. `None`: as
+    /// [`ModelSpec::quantization`] says.
+    fn held(&self, _name: &str) -> Option<Quantization> {
+        None
+    }
+    /// A linear weight, in NF4 where the source stores it so.
+    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+        self.read(name).map(StoredWeight::Tensor)
+    }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>>;
 }
@@ -258,7 +267,8 @@ fn build_group<B: Backend>(
         let (n, k) = module.shape(&spec.config);
         let name = module.weight_name(layer);
         let stored = source.stored(&name);
-        let weight = backend.weight(&name, n, k, spec.quantization, stored, &mut || source.read(&name))?;
+        let quantization = source.held(&name).unwrap_or(spec.quantization);
+        let weight = backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?;
         let bias = match module.has_bias(&spec.config) {
             true => Some(vector(backend, source, "biases", &module.bias_name(layer), n)?),
             false => None,

@@ -1,8 +1,8 @@
 //! A model that is only read: for evaluation and text.
 
-use super::inputs::quantization;
+use super::inputs::{check_quantization, quantization, recipe};
 use super::{CheckpointSource, memory};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, metadata};
 use crate::backend::cpu::Cpu;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Checkpointing, Settings};
@@ -28,11 +28,23 @@ impl ReadOnly {
         positions: usize,
     ) -> Result<Self> {
         let adapter = adapter.map(Adapter::load).transpose()?;
+        match adapter.as_ref().map(|adapter| adapter.metadata.get(metadata::QUANTIZATION)) {
+            None => check_quantization(settings, checkpoint)?,
+            Some(Some(trained)) if checkpoint.quantization().is_some() => {
+                let held = recipe(settings, checkpoint);
+                if *trained != held {
+                    say!(
+                        "warning: the adapter was trained on base weights held as: {trained}; this base holds: {held}"
+                    );
+                }
+            }
+            Some(_) => {}
+        }
         let pairs = adapter.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
         let shapes: BTreeMap<_, _> = pairs.iter().map(|(&place, pair)| (place, (pair.r, pair.scale))).collect();
         let mut spec = ModelSpec {
             config: checkpoint.config().clone(),
-            quantization: quantization(settings),
+            quantization: quantization(settings, checkpoint),
             lora: LoraSpec { terms: shapes, ..LoraSpec::default() },
             trainable: false,
             recompute: false,

@@ -41,7 +41,7 @@ pub fn build(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// Where cargo let the build script of the kernels write, from its messages.
-fn out_dir(messages: &str) -> Option<PathBuf> {
+pub fn out_dir(messages: &str) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let mut dirs = messages.filter(|message| message["reason"] == "build-script-executed").filter_map(|message| {
         let dir = PathBuf::from(message["out_dir"].as_str()?);
@@ -49,6 +49,23 @@ fn out_dir(messages: &str) -> Option<PathBuf> {
         package.starts_with("qlora-kernels-").then_some(dir)
     });
     dirs.next_back()
+}
+
+/// An executable that cargo built.
+pub struct Executable {
+    pub target: String,
+    pub path: PathBuf,
+}
+
+/// The executables of cargo's messages.
+pub fn executables(messages: &str) -> Vec<Executable> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let built = messages.filter(|message| message["reason"] == "compiler-artifact").filter_map(|message| {
+        let path = PathBuf::from(message["executable"].as_str()?);
+        let target = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+        Some(Executable { target, path })
+    });
+    built.collect()
 }
 
 /// Builds the kernels, prints what became of each, and fails on what a hot kernel must not have.
@@ -121,5 +138,14 @@ not json
 {"reason":"compiler-artifact","out_dir":"/t/release/build/qlora-kernels-3c/out"}"#;
         assert_eq!(out_dir(messages), Some("/t/release/build/qlora-kernels-1a/out".into()));
         assert_eq!(out_dir(""), None);
+    }
+
+    #[test]
+    fn executables_are_read_from_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"cuda"},"executable":"/t/cuda-1"}
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"qlora_kernels"},"executable":null}"#;
+        let found = executables(messages);
+        assert_eq!(found.len(), 1);
+        assert_eq!((&*found[0].target, &*found[0].path), ("cuda", Path::new("/t/cuda-1")));
     }
 }

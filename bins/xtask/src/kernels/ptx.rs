@@ -2,10 +2,11 @@
 
 use anyhow::{Result, ensure};
 
-/// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax plus offset),
-/// and how many `fma` their source asks for: the low-rank term of the small-M kernel, and both sums of the generic one after
-/// unrolling, and the boundaries of the maps of the optimiser. One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 14] = [
+/// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax plus offset; what
+/// dropout keeps times its factor, added to a gradient), and how many `fma` their source asks for: the low-rank term of the small-M
+/// kernel, both sums of the generic one after unrolling, both of the generic dX, one of the generic gradients, and the boundaries of the
+/// maps of the optimiser. One more is a contraction.
+pub const TWO_ROUNDINGS: [(&str, usize); 25] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
@@ -20,6 +21,17 @@ pub const TWO_ROUNDINGS: [(&str, usize); 14] = [
     ("linear_small_m<4, false>", 1),
     ("linear_small_m<1, false>", 1),
     ("linear_generic", 4),
+    ("linear_dx<Config<128, 8, 3, false, true>>", 0),
+    ("linear_dx<Config<64, 4, 4, false, true>>", 0),
+    ("linear_dx<Config<64, 4, 4, false, false>>", 0),
+    ("linear_dx_generic", 2),
+    ("lora_gradients<1, false>", 0),
+    ("lora_gradients<1, true>", 0),
+    ("lora_gradients<2, false>", 0),
+    ("lora_gradients<2, true>", 0),
+    ("lora_gradients<4, false>", 0),
+    ("lora_gradients<4, true>", 0),
+    ("lora_gradients_generic", 1),
 ];
 
 /// Floating-point instructions of one kernel.

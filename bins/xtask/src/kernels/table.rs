@@ -26,17 +26,37 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 16] = [
+pub const HOT: [Hot; 49] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
     tensor_core("linear_forward<Config<64, 4, 3, true>>", true, [9.4, 10.8, 8.9]),
+    tensor_core("linear_dx<Config<128, 8, 3, false, true>>", true, [4.3, 4.3, 4.3]),
+    tensor_core("linear_dx<Config<64, 4, 4, false, true>>", true, [8.3, 8.3, 8.2]),
+    tensor_core("linear_dx<Config<64, 4, 4, false, false>>", true, [8.3, 8.3, 8.1]),
+    tensor_core("linear_dx<Config<128, 8, 2, true, true>>", true, [2.1, 2.0, 2.1]),
+    tensor_core("linear_dx<Config<64, 4, 3, true, true>>", true, [3.8, 3.8, 3.9]),
+    tensor_core("linear_dx<Config<64, 4, 3, true, false>>", true, [3.8, 3.8, 3.9]),
     // Operands go straight from global memory into registers: each is read once.
     tensor_core("linear_small_m<4, false>", false, [50.5, 50.9, 51.5]),
     tensor_core("linear_small_m<1, false>", false, [56.9, 56.2, 50.7]),
     tensor_core("linear_small_m<4, true>", false, [10.4, 10.4, 9.7]),
     tensor_core("linear_small_m<1, true>", false, [13.2, 13.2, 11.4]),
     tensor_core("lora_down", false, [9.7, 9.6, 9.1]),
+    // Long sums of few columns: what is beside the matrix instructions is copying, and drawing the mask.
+    tensor_core("lora_down_masked", false, [28.8, 29.1, 26.3]),
+    tensor_core("lora_gradients<1, false>", true, [54.6, 58.7, 58.2]),
+    tensor_core("lora_gradients<1, true>", true, [130.5, 134.2, 138.6]),
+    tensor_core("lora_gradients<2, false>", true, [29.9, 32.3, 34.7]),
+    tensor_core("lora_gradients<2, true>", true, [66.6, 70.8, 74.2]),
+    tensor_core("lora_gradients<4, false>", true, [19.2, 20.9, 24.7]),
+    tensor_core("lora_gradients<4, true>", true, [37.6, 39.5, 43.7]),
+    tensor_core("lora_up<1, 2, false>", false, [47.6, 47.9, 31.8]),
+    tensor_core("lora_up<1, 2, true>", false, [30.7, 31.8, 22.8]),
+    tensor_core("lora_up<2, 8, true>", false, [9.7, 8.2, 7.5]),
+    memory_bound("add_chunks<1>"),
+    memory_bound("add_chunks<2>"),
+    memory_bound("add_chunks<4>"),
     memory_bound("dequantize<__nv_bfloat16>"),
     memory_bound("dequantize<float>"),
     memory_bound("quantize_blocks<__nv_bfloat16>"),
@@ -44,6 +64,20 @@ pub const HOT: [Hot; 16] = [
     memory_bound("quantize_absmax"),
     memory_bound("adamw_update"),
     memory_bound("gradient_partials"),
+    tensor_core("attention<128>", true, [9.8, 10.0, 10.3]),
+    tensor_core("attention<64>", true, [18.5, 18.8, 14.2]),
+    tensor_core("attention_backward_keys<128>", true, [10.2, 10.9, 5.7]),
+    tensor_core("attention_backward_keys<64>", true, [19.9, 21.1, 10.8]),
+    tensor_core("attention_backward_queries<128>", true, [7.9, 8.2, 7.0]),
+    tensor_core("attention_backward_queries<64>", true, [15.0, 15.5, 9.1]),
+    memory_bound("attention_delta<128>"),
+    memory_bound("attention_delta<64>"),
+    memory_bound("rms_norm<8>"),
+    memory_bound("rms_norm_backward<8>"),
+    memory_bound("rope<8>"),
+    memory_bound("swiglu<8, false>"),
+    memory_bound("swiglu<8, true>"),
+    memory_bound("embedding<8>"),
 ];
 
 /// One kernel of one architecture.

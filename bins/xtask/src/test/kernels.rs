@@ -4,7 +4,7 @@ use super::Outcome;
 use super::command::{check, check_and_keep};
 use super::steps::has_nextest;
 use crate::workspace::Workspace;
-use crate::{bindings, kernels};
+use crate::{bindings, kernels, mutants};
 use anyhow::{Result, ensure};
 use std::process::{Command, Stdio};
 
@@ -47,6 +47,11 @@ pub fn emulated(workspace: &Workspace) -> Result<Outcome> {
     lint.args(PACKAGE).args(["--", "--deny", "warnings"]);
     check(lint)?;
     suite(workspace, |_| {})
+}
+
+pub fn mutants(workspace: &Workspace) -> Result<Outcome> {
+    ensure_compiler()?;
+    Ok(Outcome::Passed(vec![mutants::run(workspace)?]))
 }
 
 /// In a target directory of its own: cargo does not see that objects and link arguments differ.

@@ -28,6 +28,11 @@ pub const STEPS: &[Step] = &[
     },
     Step { name: "kernels-ptx", about: "two roundings where the format has two", run: kernels::ptx },
     Step { name: "kernels-emulated", about: "the kernels' tests on the host", run: kernels::emulated },
+    Step {
+        name: "kernels-mutants",
+        about: "bugs planted into the kernels turn those tests red",
+        run: kernels::mutants,
+    },
     Step { name: "kernels-asan", about: "the same under AddressSanitizer", run: kernels::sanitized },
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
     Step { name: "tests", about: "all unit and integration tests", run: tests },

@@ -16,7 +16,7 @@ mod workspace;
 pub use workspace::{Dims, Workspace};
 
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
-use crate::checkpoint::{StoredType, Tensor16, TensorData};
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::error::Result;
 use crate::refuse;
 use batch::Current;
@@ -91,11 +91,11 @@ impl Backend for Cpu {
         k: usize,
         quantization: Quantization,
         _stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<CpuWeight> {
-        let values = read()?;
-        let weight = match quantization {
-            Quantization::Nf4 { block_size, double_quant } => {
+        let weight = match (read()?, quantization) {
+            (StoredWeight::Nf4(matrix), _) => CpuWeight::Nf4(matrix),
+            (StoredWeight::Tensor(values), Quantization::Nf4 { block_size, double_quant }) => {
                 let options = Nf4Options { block_size, double_quant };
                 let quantized = match &values.data {
                     TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, &options),
@@ -106,7 +106,7 @@ impl Backend for Cpu {
                     Err(cause) => refuse!("{name}: {cause}"),
                 }
             }
-            Quantization::None => CpuWeight::Dense(Dense { tensor: values, cols: k }),
+            (StoredWeight::Tensor(tensor), Quantization::None) => CpuWeight::Dense(Dense { tensor, cols: k }),
         };
         self.bytes += weight.bytes();
         Ok(weight)
@@ -161,6 +161,14 @@ impl Backend for Cpu {
 
     fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
         optimizer::restore(param, values, state)
+    }
+
+    fn gradient(&self, param: &CpuParam) -> Vec<f32> {
+        param.gradient.clone()
+    }
+
+    fn restore_gradient(&mut self, param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
+        optimizer::restore_gradient(param, gradient)
     }
 
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {

@@ -1,0 +1,163 @@
+//! What is timed on a GPU: everything is checked against the reference once, then its launches are recorded into a CUDA graph, over
+//! operands that no cache holds, and replayed between two events.
+
+use crate::Options;
+use crate::groups;
+use crate::nf4_operations::{Dequantize, Quantize};
+use crate::operation::Operation;
+use crate::record::Record;
+use crate::values::random_codes;
+use criterion::Criterion;
+use half::bf16;
+use qlora_kernels::cuda::measure::Timer;
+use qlora_kernels::cuda::nf4::Layout;
+use qlora_kernels::cuda::{Device, Stream};
+use qlora_kernels::nf4::Nf4Options;
+use qlora_kernels::philox;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Outputs that are compared with the reference before an operation is timed.
+pub const CHECKED: usize = 1024;
+/// Samples that a figure is the median of.
+const SAMPLES: usize = 10;
+
+pub type Result<T> = std::result::Result<T, String>;
+
+pub fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+pub struct Bench<'a> {
+    pub options: &'a Options,
+    pub device: Device,
+    pub timer: Timer,
+    /// Bytes a second, measured in this run.
+    pub copy: f64,
+    criterion: Criterion,
+    record: Record,
+    failures: Vec<String>,
+}
+
+/// The operations that are judged against the copy bandwidth. A new one is one line.
+fn operations(bench: &mut Bench<'_>) {
+    let (n, k) = if bench.options.quick { (4096, 8192) } else { (8192, 8192) };
+    let mut stream = philox::Stream::new(1, 1);
+    let options = Nf4Options::default();
+    for layout in [Layout::RowMajor, Layout::Transposed] {
+        let note = if layout == Layout::Transposed { ", transposed absmax" } else { "" };
+        bench.operation(note, || Dequantize::<bf16>::new(random_codes(n, k, &mut stream), layout));
+    }
+    bench.operation("", || Dequantize::<f32>::new(random_codes(n, k, &mut stream), Layout::Transposed));
+    bench.operation("", || Quantize::<bf16>::random(n, k, options, 1));
+}
+
+pub fn run(options: &Options, criterion: Criterion) -> Result<()> {
+    let started = Instant::now();
+    let (device, timer) = (Device::open().map_err(text)?, Timer::new().map_err(text)?);
+    let facts = timer.facts().clone();
+    let copy = timer.copy_bandwidth(&device).map_err(text)?;
+    println!("{}, {} multiprocessors, CUDA {}", facts.gpu, facts.multiprocessors, facts.cuda);
+    println!("copy bandwidth, read and write counted: {:.0} GB/s", copy / 1e9);
+    let record = Record::new(&facts, copy, options.quick)?;
+    let mut bench = Bench { options, device, timer, copy, criterion, record, failures: Vec::new() };
+    operations(&mut bench);
+    groups::run(&mut bench);
+    let Bench { record, failures, .. } = bench;
+    println!("{} rows in {:.0} s", record.len(), started.elapsed().as_secs_f64());
+    if let Some(dir) = &options.record {
+        println!("written: {}", record.write(Path::new(dir), &failures)?.display());
+    }
+    if failures.is_empty() { Ok(()) } else { Err(format!("not measured:\n  {}", failures.join("\n  "))) }
+}
+
+impl Bench<'_> {
+    pub fn wanted(&self, name: &str) -> bool {
+        self.options.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+    }
+
+    pub fn row(&mut self, row: Value) {
+        self.record.push(row);
+    }
+
+    /// A row that could not be measured: named at the end, and the exit status says so.
+    pub fn failed(&mut self, name: &str, error: &str) {
+        println!("NOT MEASURED {name}: {error}");
+        self.failures.push(format!("{name}: {error}"));
+    }
+
+    /// Sets of operands: enough that none is in the cache when `used` bytes of each are, in at most a quarter of the memory when each
+    /// holds `held` bytes.
+    pub fn sets(&self, used: f64, held: f64) -> usize {
+        let room = (self.timer.facts().memory_bytes as f64 / 4.0 / held.max(1.0)) as usize;
+        self.timer.sets(used as usize).min(room.max(1))
+    }
+
+    /// Runs once and compares with the reference.
+    pub fn verify<O: Operation>(&self, operation: &O, inputs: &O::Inputs, buffers: &mut O::Buffers) -> Result<()> {
+        operation.launch(buffers, self.device.stream()).map_err(text)?;
+        self.timer.synchronize().map_err(text)?;
+        let output = operation.download(&self.device, buffers).map_err(text)?;
+        operation.check(inputs, &output, CHECKED).map_err(|error| format!("wrong: {error}"))
+    }
+
+    /// Seconds of one launch: the median of criterion's samples.
+    pub fn time<O: Operation>(&mut self, name: &str, operation: &O, buffers: &mut [O::Buffers]) -> Result<f64> {
+        let sets = self.timer.sets(operation.bytes() as usize).min(buffers.len());
+        let launch = |set: usize, stream: Stream| operation.launch(&mut buffers[set], stream);
+        let graph = self.timer.record(sets, launch).map_err(text)?;
+        let (mut samples, mut failure) = (Vec::new(), None);
+        self.criterion.bench_function(name, |bencher| {
+            bencher.iter_custom(|iterations| {
+                let replays = (iterations as usize).div_ceil(graph.launches()).max(1);
+                match graph.seconds_per_launch(replays) {
+                    Ok(seconds) => samples.push(seconds),
+                    Err(error) => failure = Some(error),
+                }
+                Duration::from_secs_f64(samples.last().copied().unwrap_or(1e-6) * iterations as f64)
+            });
+        });
+        if let Some(error) = failure {
+            return Err(text(error));
+        }
+        // The last ones: those before were for warming up.
+        let first = samples.len().saturating_sub(SAMPLES);
+        let mut last = samples.split_off(first);
+        last.sort_by(f64::total_cmp);
+        last.get(last.len() / 2).copied().ok_or_else(|| "no sample".into())
+    }
+
+    /// Verifies and times one operation against the copy bandwidth.
+    fn operation<O: Operation>(&mut self, note: &str, make: impl FnOnce() -> O) {
+        let operation = make();
+        let name = format!("{} {}{note}", operation.name(), operation.shape());
+        if !self.wanted(&name) {
+            return;
+        }
+        let measured = (|| {
+            let inputs = operation.inputs();
+            let sets = self.sets(operation.bytes(), operation.bytes());
+            let upload = |_| operation.upload(&self.device, &inputs).map_err(text);
+            let mut buffers: Vec<_> = (0..sets).map(upload).collect::<Result<_>>()?;
+            self.verify(&operation, &inputs, &mut buffers[0])?;
+            self.time(&name, &operation, &mut buffers)
+        })();
+        match measured {
+            Ok(seconds) => {
+                let rate = operation.bytes() / seconds;
+                let share = rate / self.copy;
+                println!("{:>5.1}% of copy | {:.0} GB/s, {} | {name}", 100.0 * share, rate / 1e9, shown(seconds));
+                self.row(json!({
+                    "operation": operation.name(), "shape": operation.shape(), "note": note.trim_start_matches(", "),
+                    "seconds": seconds, "gb_per_s": rate / 1e9, "share_of_copy": share,
+                }));
+            }
+            Err(error) => self.failed(&name, &error),
+        }
+    }
+}
+
+pub fn shown(seconds: f64) -> String {
+    if seconds < 1e-3 { format!("{:.1} µs", seconds * 1e6) } else { format!("{:.3} ms", seconds * 1e3) }
+}

@@ -1,0 +1,121 @@
+//! Times the kernels on the first GPU (feature `cuda`), else the storage format's code on the CPU, and says which.
+//!
+//! `cargo bench --features cuda --bench kernels -- [--quick] [--record DIR] [FILTER]`. A new operation is one line in
+//! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/support.
+
+// `unsafe` is denied by the workspace; the calls are the crate's safe ones.
+#[cfg(not(feature = "cuda"))]
+mod cpu;
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(feature = "cuda")]
+mod groups;
+#[cfg(feature = "cuda")]
+mod record;
+#[cfg(feature = "cuda")]
+mod source;
+
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/device.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod device;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/dispatched.rs"]
+mod dispatched;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/linear.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod linear_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/nf4_operations.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod nf4_operations;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/operation.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/values.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod values;
+
+use criterion::Criterion;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USAGE: &str = "usage: kernels --bench [--quick] [--record DIR] [FILTER]
+  --quick       fewer shapes
+  --record DIR  write DIR/<date>-<gpu>.json
+  FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantise";
+
+#[derive(Default)]
+struct Options {
+    bench: bool,
+    quick: bool,
+    record: Option<String>,
+    filter: Option<String>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options::default();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => options.bench = true,
+            "--quick" => options.quick = true,
+            "--record" => options.record = Some(arguments.next().ok_or("--record needs a directory")?),
+            // What test runners ask of every target.
+            "--test" | "--list" | "--ignored" | "--nocapture" | "--format" | "terse" => {}
+            other if other.starts_with('-') => return Err(format!("unknown argument {other}\n{USAGE}")),
+            other => options.filter = Some(other.to_owned()),
+        }
+    }
+    Ok(options)
+}
+
+/// Short measurements with few samples: there are hundreds of them, and what is timed is long or repeated often.
+fn criterion(options: &Options) -> Criterion {
+    let mut criterion = Criterion::default().without_plots();
+    // On a GPU whole rows are chosen, with what they are compared with.
+    if let (false, Some(filter)) = (cfg!(feature = "cuda"), &options.filter) {
+        criterion = criterion.with_filter(filter.as_str());
+    }
+    criterion
+        .sample_size(10)
+        .nresamples(2000)
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200))
+}
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) if options.bench => options,
+        // Run as a test: there is nothing to check here that the tests do not.
+        Ok(_) => return ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn run(options: &Options) -> Result<(), String> {
+    gpu::run(options, criterion(options))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn run(options: &Options) -> Result<(), String> {
+    if options.record.is_some() {
+        return Err("records are of GPUs, and this build has none (feature cuda)".into());
+    }
+    cpu::run(criterion(options), options.quick);
+    Ok(())
+}
