@@ -32,6 +32,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         max_length: args.max_length,
         too_long: TooLong::Error,
         vocab_size: loaded.checkpoint.config().vocab_size,
+        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
     say!("{}", dataset.report);

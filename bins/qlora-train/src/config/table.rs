@@ -89,7 +89,7 @@ settings! {
     "Revision of the base model, recorded in the adapter."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: one or more JSONL or JSON files."
+    "Training rows: one or more JSONL, JSON or Parquet files; the format of a row is told by its keys."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
         ["datasets", "dataset", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];

@@ -2,6 +2,7 @@
 //! memory plan can run through the whole of it beforehand and a resumed run can start anywhere.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use qlora_kernels::philox::Stream;
 
@@ -68,6 +69,31 @@ pub struct Longest {
     pub micro: usize,
 }
 
+/// What packing makes of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    pub rows: usize,
+    pub packs: usize,
+    /// Of all rows.
+    pub tokens: usize,
+    /// Of a pack at most.
+    pub max_length: usize,
+}
+
+impl Packing {
+    /// The share of all packs' room that tokens fill, at most 1.
+    pub fn efficiency(&self) -> f64 {
+        self.tokens as f64 / (self.packs.max(1) as f64 * self.max_length as f64)
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (rows, packs, share) = (self.rows, self.packs, 100.0 * self.efficiency());
+        write!(f, "packing: {rows} rows in {packs} packs of {} tokens, {share:.1}% full", self.max_length)
+    }
+}
+
 impl Schedule {
     /// `lengths` are the tokens of the training rows. Errors: no rows, a setting that gives no step.
     pub fn new(lengths: Vec<usize>, options: ScheduleOptions) -> Result<Self> {
@@ -130,6 +156,15 @@ impl Schedule {
             }
         }
         longest
+    }
+
+    /// How full the packs of the first epoch are. None without packing.
+    pub fn packing(&self) -> Option<Packing> {
+        let options = &self.options;
+        let order = order(self.lengths.len(), 0, options.seed);
+        let packs = options.packing.then(|| pack(&self.lengths, &order, options.max_length).ok())??.len();
+        let tokens = self.lengths.iter().sum();
+        Some(Packing { rows: self.lengths.len(), packs, tokens, max_length: options.max_length })
     }
 
     /// Tokens of the largest micro-batch of the whole run; of a run too long to walk through, the most that one can

@@ -98,6 +98,9 @@ impl Workload {
             false => settings.val_data.clone(),
         };
         let schedule = schedule(settings, &rows)?;
+        if let Some(packing) = schedule.packing() {
+            say!("{packing}");
+        }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
         let positions = loaded.checkpoint.config().max_position_embeddings;
         if longest > positions {
@@ -113,6 +116,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
         vocab_size: loaded.checkpoint.config().vocab_size,
+        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     }
 }
 
@@ -136,7 +140,7 @@ fn load_rows(settings: &Settings, loaded: &Loaded) -> Result<(Vec<Row>, Vec<Row>
     Ok((rows, validation))
 }
 
-fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
+pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
     Schedule::new(
         rows.iter().map(Row::len).collect(),
         ScheduleOptions {
