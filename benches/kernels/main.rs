@@ -16,6 +16,10 @@ mod record;
 mod source;
 
 #[cfg(feature = "cuda")]
+#[path = "../../tests/support/adamw.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod adamw_operation;
+#[cfg(feature = "cuda")]
 #[path = "../../tests/support/device.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod device;
@@ -23,9 +27,20 @@ mod device;
 #[path = "../../tests/support/dispatched.rs"]
 mod dispatched;
 #[cfg(feature = "cuda")]
+#[path = "../../tests/support/dispatched_dx.rs"]
+mod dispatched_dx;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/linear_dx.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod linear_dx_operation;
+#[cfg(feature = "cuda")]
 #[path = "../../tests/support/linear.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod linear_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/low_rank.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod low_rank_operation;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/nf4_operations.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]

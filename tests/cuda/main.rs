@@ -11,6 +11,8 @@ mod adamw_operation;
 mod device;
 #[path = "../support/dispatched.rs"]
 mod dispatched;
+#[path = "../support/dispatched_dx.rs"]
+mod dispatched_dx;
 #[path = "../support/linear_dx.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_dx_operation;
