@@ -54,7 +54,8 @@ enum qk_status {
     QK_ERROR_WORKSPACE = -7,    /* the workspace is smaller than its size query says */
     QK_ERROR_NOT_BUILT = -8,    /* a feature of the interface that this version does not have yet */
     QK_ERROR_EMULATION = -9,    /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
-    QK_ERROR_VALUE = -10        /* a number that is no dimension is out of range: dropout's p, a flag, a token's place */
+    QK_ERROR_VALUE = -10,       /* a number that is no dimension is out of range: dropout's p, a flag, a token's place */
+    QK_ERROR_HEAD_DIM = -11     /* attention: a head_dim that is not built */
 };
 
 /* Element type of a dense matrix. */
@@ -323,6 +324,120 @@ int qk_lora_gradients(const struct qk_linear_backward *backward, void *workspace
 
 /* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices are few and small. */
 int qk_lora_gradients_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+
+/* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16 matrices are 16-byte
+ * aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
+
+/* Rows of an embedding table. */
+typedef struct qk_embedding_args {
+    uint32_t struct_size; /* sizeof(struct qk_embedding_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, the width of a row, >= 1 */
+    int64_t vocab;        /* rows of the table, >= 1 */
+    const uint32_t *ids;  /* device, [M]; a row whose id is not below vocab becomes NaN */
+    const void *table;    /* bf16 [vocab, H], device or pinned host memory that the device can read */
+    void *out;            /* device, bf16 [M, H] */
+} qk_embedding_args;
+
+/* out[t] = table[ids[t]]. */
+int qk_embedding(const struct qk_embedding_args *args, qk_stream stream);
+
+/* RMSNorm, with the residual add before it. */
+typedef struct qk_rms_norm_args {
+    uint32_t struct_size; /* sizeof(struct qk_rms_norm_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, >= 1 */
+    const void *x;        /* device, bf16 [M, H]: the residual stream */
+    const void *delta;    /* device, bf16 [M, H]: what is added to it, or NULL */
+    const float *weight;  /* device, [H] */
+    void *sum;            /* device, out bf16 [M, H]: bf16(x + delta), may be x itself; NULL if and only if delta is */
+    void *y;              /* device, out bf16 [M, H] */
+} qk_rms_norm_args;
+
+/* y = weight * (s / sqrt(mean(s^2) + eps)), s = bf16(x + delta): the norm reads the rounded stream. */
+int qk_rms_norm(const struct qk_rms_norm_args *args, qk_stream stream);
+
+/* The gradient of RMSNorm with respect to its input. */
+typedef struct qk_rms_norm_backward_args {
+    uint32_t struct_size; /* sizeof(struct qk_rms_norm_backward_args) */
+    float eps;            /* > 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t h;            /* H, >= 1 */
+    const void *dy;       /* device, bf16 [M, H] */
+    const void *x;        /* device, bf16 [M, H]: what the norm read */
+    const float *weight;  /* device, [H] */
+    void *dx;             /* device, bf16 [M, H]; may be dy itself */
+    uint32_t accumulate;  /* 1: added to dx, 0: written over it */
+    uint32_t reserved;    /* 0 */
+} qk_rms_norm_backward_args;
+
+/* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
+int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
+
+/* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
+typedef struct qk_rope_args {
+    uint32_t struct_size;      /* sizeof(struct qk_rope_args) */
+    uint32_t head_dim;         /* D, even, 2..1024 */
+    uint32_t heads;            /* rotated heads of a row: query heads and key heads, >= 1 */
+    uint32_t inverse;          /* 1: by the negative angle, which is the gradient */
+    int64_t m;                 /* M, tokens, >= 0 */
+    int64_t ldx;               /* elements from row to row of x, >= heads * D */
+    void *x;                   /* device, bf16 [M, ldx] */
+    const uint32_t *positions; /* device, [M], below table_positions; a row beyond becomes NaN */
+    const float *cosines;      /* device, [table_positions, D / 2] */
+    const float *sines;        /* device, [table_positions, D / 2] */
+    int64_t table_positions;   /* >= 1 */
+} qk_rope_args;
+
+/* (a, b) = elements (i, i + D / 2) of a head become (a * cos - b * sin, b * cos + a * sin). */
+int qk_rope(const struct qk_rope_args *args, qk_stream stream);
+
+/* SwiGLU. A row of gate_up is gate [I], then up [I]. */
+typedef struct qk_swiglu_args {
+    uint32_t struct_size; /* sizeof(struct qk_swiglu_args) */
+    uint32_t reserved;    /* 0 */
+    int64_t m;            /* M, tokens, >= 0 */
+    int64_t i;            /* I, >= 1 */
+    void *gate_up;        /* device, bf16 [M, 2 * I]; qk_swiglu_backward writes its gradient over it */
+    void *out;            /* device, bf16 [M, I]: written by qk_swiglu, or NULL in qk_swiglu_backward: not wanted */
+    const void *dout;     /* device, bf16 [M, I]: the gradient of out; NULL in qk_swiglu */
+} qk_swiglu_args;
+
+/* out = gate / (1 + exp(-gate)) * up. */
+int qk_swiglu(const struct qk_swiglu_args *args, qk_stream stream);
+
+/* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set it gets the forward
+ * result once more, so that a recomputing backward pass needs no second kernel. */
+int qk_swiglu_backward(const struct qk_swiglu_args *args, qk_stream stream);
+
+/* Causal attention over documents laid end to end, with grouped queries. */
+typedef struct qk_attention_args {
+    uint32_t struct_size;       /* sizeof(struct qk_attention_args) */
+    uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
+    uint32_t heads;             /* H, query heads, >= 1 */
+    uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
+    int64_t m;                  /* M, tokens, >= 0 */
+    int64_t documents;          /* >= 1 */
+    const uint32_t *boundaries; /* device, [documents + 1], ascending from 0 to M: document d has tokens boundaries[d] .. boundaries[d + 1] */
+    int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before it */
+    const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each */
+    int64_t ldqkv;              /* elements from row to row of qkv and dqkv, a multiple of 8, >= (H + 2 Hkv) * D */
+    void *out;                  /* device, bf16 [M, H * D]: written forward, read backward */
+    float *lse;                 /* device, [M, H]: log of the sum of exponentials, written forward, read backward */
+    const void *dout;           /* device, bf16 [M, H * D]: backward only */
+    void *dqkv;                 /* device, out bf16 [M, ldqkv]: backward only */
+} qk_attention_args;
+
+/* out = softmax(Q * K^T / sqrt(D)) * V. */
+int qk_attention(const struct qk_attention_args *args, qk_stream stream);
+
+/* Bytes of workspace of the backward function: rowsum(dout * out), M * H floats. */
+int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *bytes);
+
+/* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
+int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 #ifdef __cplusplus
 }

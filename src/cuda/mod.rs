@@ -10,11 +10,13 @@
 #![allow(unsafe_code)]
 
 pub mod adamw;
+pub mod attention;
 pub mod cublaslt;
 pub mod dispatch;
 #[cfg(feature = "emulation")]
 pub mod emulation;
 mod error;
+pub mod layer;
 pub mod linear;
 pub mod linear_backward;
 pub mod lora_gradients;
@@ -30,6 +32,8 @@ pub mod test_kernels;
 mod tests;
 #[cfg(test)]
 mod tests_adamw;
+#[cfg(test)]
+mod tests_layer;
 #[cfg(feature = "cuda")]
 pub mod typed;
 

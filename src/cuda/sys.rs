@@ -26,6 +26,7 @@ pub const QK_ERROR_WORKSPACE: qk_status = -7;
 pub const QK_ERROR_NOT_BUILT: qk_status = -8;
 pub const QK_ERROR_EMULATION: qk_status = -9;
 pub const QK_ERROR_VALUE: qk_status = -10;
+pub const QK_ERROR_HEAD_DIM: qk_status = -11;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
 pub const QK_F32: qk_dtype = 1;
@@ -373,6 +374,185 @@ const _: () = {
     ["Offset of field: qk_adamw::reserved"][::std::mem::offset_of!(qk_adamw, reserved) - 36usize];
     ["Offset of field: qk_adamw::gradients"][::std::mem::offset_of!(qk_adamw, gradients) - 40usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_embedding_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub m: i64,
+    pub h: i64,
+    pub vocab: i64,
+    pub ids: *const u32,
+    pub table: *const ::std::os::raw::c_void,
+    pub out: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_embedding_args"][::std::mem::size_of::<qk_embedding_args>() - 56usize];
+    ["Alignment of qk_embedding_args"][::std::mem::align_of::<qk_embedding_args>() - 8usize];
+    ["Offset of field: qk_embedding_args::struct_size"]
+        [::std::mem::offset_of!(qk_embedding_args, struct_size) - 0usize];
+    ["Offset of field: qk_embedding_args::reserved"][::std::mem::offset_of!(qk_embedding_args, reserved) - 4usize];
+    ["Offset of field: qk_embedding_args::m"][::std::mem::offset_of!(qk_embedding_args, m) - 8usize];
+    ["Offset of field: qk_embedding_args::h"][::std::mem::offset_of!(qk_embedding_args, h) - 16usize];
+    ["Offset of field: qk_embedding_args::vocab"][::std::mem::offset_of!(qk_embedding_args, vocab) - 24usize];
+    ["Offset of field: qk_embedding_args::ids"][::std::mem::offset_of!(qk_embedding_args, ids) - 32usize];
+    ["Offset of field: qk_embedding_args::table"][::std::mem::offset_of!(qk_embedding_args, table) - 40usize];
+    ["Offset of field: qk_embedding_args::out"][::std::mem::offset_of!(qk_embedding_args, out) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_rms_norm_args {
+    pub struct_size: u32,
+    pub eps: f32,
+    pub m: i64,
+    pub h: i64,
+    pub x: *const ::std::os::raw::c_void,
+    pub delta: *const ::std::os::raw::c_void,
+    pub weight: *const f32,
+    pub sum: *mut ::std::os::raw::c_void,
+    pub y: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_rms_norm_args"][::std::mem::size_of::<qk_rms_norm_args>() - 64usize];
+    ["Alignment of qk_rms_norm_args"][::std::mem::align_of::<qk_rms_norm_args>() - 8usize];
+    ["Offset of field: qk_rms_norm_args::struct_size"][::std::mem::offset_of!(qk_rms_norm_args, struct_size) - 0usize];
+    ["Offset of field: qk_rms_norm_args::eps"][::std::mem::offset_of!(qk_rms_norm_args, eps) - 4usize];
+    ["Offset of field: qk_rms_norm_args::m"][::std::mem::offset_of!(qk_rms_norm_args, m) - 8usize];
+    ["Offset of field: qk_rms_norm_args::h"][::std::mem::offset_of!(qk_rms_norm_args, h) - 16usize];
+    ["Offset of field: qk_rms_norm_args::x"][::std::mem::offset_of!(qk_rms_norm_args, x) - 24usize];
+    ["Offset of field: qk_rms_norm_args::delta"][::std::mem::offset_of!(qk_rms_norm_args, delta) - 32usize];
+    ["Offset of field: qk_rms_norm_args::weight"][::std::mem::offset_of!(qk_rms_norm_args, weight) - 40usize];
+    ["Offset of field: qk_rms_norm_args::sum"][::std::mem::offset_of!(qk_rms_norm_args, sum) - 48usize];
+    ["Offset of field: qk_rms_norm_args::y"][::std::mem::offset_of!(qk_rms_norm_args, y) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_rms_norm_backward_args {
+    pub struct_size: u32,
+    pub eps: f32,
+    pub m: i64,
+    pub h: i64,
+    pub dy: *const ::std::os::raw::c_void,
+    pub x: *const ::std::os::raw::c_void,
+    pub weight: *const f32,
+    pub dx: *mut ::std::os::raw::c_void,
+    pub accumulate: u32,
+    pub reserved: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_rms_norm_backward_args"][::std::mem::size_of::<qk_rms_norm_backward_args>() - 64usize];
+    ["Alignment of qk_rms_norm_backward_args"][::std::mem::align_of::<qk_rms_norm_backward_args>() - 8usize];
+    ["Offset of field: qk_rms_norm_backward_args::struct_size"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, struct_size) - 0usize];
+    ["Offset of field: qk_rms_norm_backward_args::eps"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, eps) - 4usize];
+    ["Offset of field: qk_rms_norm_backward_args::m"][::std::mem::offset_of!(qk_rms_norm_backward_args, m) - 8usize];
+    ["Offset of field: qk_rms_norm_backward_args::h"][::std::mem::offset_of!(qk_rms_norm_backward_args, h) - 16usize];
+    ["Offset of field: qk_rms_norm_backward_args::dy"][::std::mem::offset_of!(qk_rms_norm_backward_args, dy) - 24usize];
+    ["Offset of field: qk_rms_norm_backward_args::x"][::std::mem::offset_of!(qk_rms_norm_backward_args, x) - 32usize];
+    ["Offset of field: qk_rms_norm_backward_args::weight"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, weight) - 40usize];
+    ["Offset of field: qk_rms_norm_backward_args::dx"][::std::mem::offset_of!(qk_rms_norm_backward_args, dx) - 48usize];
+    ["Offset of field: qk_rms_norm_backward_args::accumulate"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, accumulate) - 56usize];
+    ["Offset of field: qk_rms_norm_backward_args::reserved"]
+        [::std::mem::offset_of!(qk_rms_norm_backward_args, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_rope_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub inverse: u32,
+    pub m: i64,
+    pub ldx: i64,
+    pub x: *mut ::std::os::raw::c_void,
+    pub positions: *const u32,
+    pub cosines: *const f32,
+    pub sines: *const f32,
+    pub table_positions: i64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_rope_args"][::std::mem::size_of::<qk_rope_args>() - 72usize];
+    ["Alignment of qk_rope_args"][::std::mem::align_of::<qk_rope_args>() - 8usize];
+    ["Offset of field: qk_rope_args::struct_size"][::std::mem::offset_of!(qk_rope_args, struct_size) - 0usize];
+    ["Offset of field: qk_rope_args::head_dim"][::std::mem::offset_of!(qk_rope_args, head_dim) - 4usize];
+    ["Offset of field: qk_rope_args::heads"][::std::mem::offset_of!(qk_rope_args, heads) - 8usize];
+    ["Offset of field: qk_rope_args::inverse"][::std::mem::offset_of!(qk_rope_args, inverse) - 12usize];
+    ["Offset of field: qk_rope_args::m"][::std::mem::offset_of!(qk_rope_args, m) - 16usize];
+    ["Offset of field: qk_rope_args::ldx"][::std::mem::offset_of!(qk_rope_args, ldx) - 24usize];
+    ["Offset of field: qk_rope_args::x"][::std::mem::offset_of!(qk_rope_args, x) - 32usize];
+    ["Offset of field: qk_rope_args::positions"][::std::mem::offset_of!(qk_rope_args, positions) - 40usize];
+    ["Offset of field: qk_rope_args::cosines"][::std::mem::offset_of!(qk_rope_args, cosines) - 48usize];
+    ["Offset of field: qk_rope_args::sines"][::std::mem::offset_of!(qk_rope_args, sines) - 56usize];
+    ["Offset of field: qk_rope_args::table_positions"][::std::mem::offset_of!(qk_rope_args, table_positions) - 64usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_swiglu_args {
+    pub struct_size: u32,
+    pub reserved: u32,
+    pub m: i64,
+    pub i: i64,
+    pub gate_up: *mut ::std::os::raw::c_void,
+    pub out: *mut ::std::os::raw::c_void,
+    pub dout: *const ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_swiglu_args"][::std::mem::size_of::<qk_swiglu_args>() - 48usize];
+    ["Alignment of qk_swiglu_args"][::std::mem::align_of::<qk_swiglu_args>() - 8usize];
+    ["Offset of field: qk_swiglu_args::struct_size"][::std::mem::offset_of!(qk_swiglu_args, struct_size) - 0usize];
+    ["Offset of field: qk_swiglu_args::reserved"][::std::mem::offset_of!(qk_swiglu_args, reserved) - 4usize];
+    ["Offset of field: qk_swiglu_args::m"][::std::mem::offset_of!(qk_swiglu_args, m) - 8usize];
+    ["Offset of field: qk_swiglu_args::i"][::std::mem::offset_of!(qk_swiglu_args, i) - 16usize];
+    ["Offset of field: qk_swiglu_args::gate_up"][::std::mem::offset_of!(qk_swiglu_args, gate_up) - 24usize];
+    ["Offset of field: qk_swiglu_args::out"][::std::mem::offset_of!(qk_swiglu_args, out) - 32usize];
+    ["Offset of field: qk_swiglu_args::dout"][::std::mem::offset_of!(qk_swiglu_args, dout) - 40usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_attention_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub m: i64,
+    pub documents: i64,
+    pub boundaries: *const u32,
+    pub window: i64,
+    pub qkv: *const ::std::os::raw::c_void,
+    pub ldqkv: i64,
+    pub out: *mut ::std::os::raw::c_void,
+    pub lse: *mut f32,
+    pub dout: *const ::std::os::raw::c_void,
+    pub dqkv: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 96usize];
+    ["Alignment of qk_attention_args"][::std::mem::align_of::<qk_attention_args>() - 8usize];
+    ["Offset of field: qk_attention_args::struct_size"]
+        [::std::mem::offset_of!(qk_attention_args, struct_size) - 0usize];
+    ["Offset of field: qk_attention_args::head_dim"][::std::mem::offset_of!(qk_attention_args, head_dim) - 4usize];
+    ["Offset of field: qk_attention_args::heads"][::std::mem::offset_of!(qk_attention_args, heads) - 8usize];
+    ["Offset of field: qk_attention_args::kv_heads"][::std::mem::offset_of!(qk_attention_args, kv_heads) - 12usize];
+    ["Offset of field: qk_attention_args::m"][::std::mem::offset_of!(qk_attention_args, m) - 16usize];
+    ["Offset of field: qk_attention_args::documents"][::std::mem::offset_of!(qk_attention_args, documents) - 24usize];
+    ["Offset of field: qk_attention_args::boundaries"][::std::mem::offset_of!(qk_attention_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_args::window"][::std::mem::offset_of!(qk_attention_args, window) - 40usize];
+    ["Offset of field: qk_attention_args::qkv"][::std::mem::offset_of!(qk_attention_args, qkv) - 48usize];
+    ["Offset of field: qk_attention_args::ldqkv"][::std::mem::offset_of!(qk_attention_args, ldqkv) - 56usize];
+    ["Offset of field: qk_attention_args::out"][::std::mem::offset_of!(qk_attention_args, out) - 64usize];
+    ["Offset of field: qk_attention_args::lse"][::std::mem::offset_of!(qk_attention_args, lse) - 72usize];
+    ["Offset of field: qk_attention_args::dout"][::std::mem::offset_of!(qk_attention_args, dout) - 80usize];
+    ["Offset of field: qk_attention_args::dqkv"][::std::mem::offset_of!(qk_attention_args, dqkv) - 88usize];
+};
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
@@ -471,5 +651,19 @@ unsafe extern "C" {
     pub fn qk_lora_gradients_workspace_size(
         backward: *const qk_linear_backward,
         bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_rms_norm(args: *const qk_rms_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_rms_norm_backward(args: *const qk_rms_norm_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_rope(args: *const qk_rope_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention(args: *const qk_attention_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_attention_backward(
+        args: *const qk_attention_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
     ) -> ::std::os::raw::c_int;
 }

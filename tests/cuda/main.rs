@@ -7,12 +7,16 @@
 #[path = "../support/adamw.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod adamw_operation;
+#[path = "../support/attention_operation.rs"]
+mod attention_operation;
 #[path = "../support/device.rs"]
 mod device;
 #[path = "../support/dispatched.rs"]
 mod dispatched;
 #[path = "../support/dispatched_dx.rs"]
 mod dispatched_dx;
+#[path = "../support/layer_operations.rs"]
+mod layer_operations;
 #[path = "../support/linear_dx.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_dx_operation;
@@ -31,9 +35,11 @@ mod operation;
 mod values;
 
 mod adamw;
+mod attention;
 mod dispatch;
 #[cfg(feature = "emulation")]
 mod emulation;
+mod layer;
 mod layer_gradients;
 mod linear;
 mod linear_dx;

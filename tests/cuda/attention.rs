@@ -1,0 +1,122 @@
+//! Attention and its gradient against the definition, over documents, grouped heads and windows, under every schedule.
+
+use crate::attention_operation::AttentionOperation;
+use crate::device::{Tally, cases, device};
+use crate::operation::{Operation, run, verify};
+use half::bf16;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use qlora_kernels::cuda::attention::{Attention, attention};
+use qlora_kernels::reference::AttentionShape;
+
+const SCHEDULES: u64 = 2;
+
+fn operations(backward: bool) -> impl Strategy<Value = AttentionOperation> {
+    let shape = (1usize..3, 1usize..3, prop_oneof![Just(64usize), Just(128)])
+        .prop_map(|(kv_heads, group, head_dim)| AttentionShape { heads: kv_heads * group, kv_heads, head_dim });
+    let documents = prop_oneof![
+        prop::collection::vec(0usize..90, 1..4),
+        (100usize..270).prop_map(|len| vec![len]),
+        prop::collection::vec(1usize..4, 10..40),
+    ];
+    let window = prop_oneof![2 => Just(None), 1 => (1usize..100).prop_map(Some)];
+    let size = prop_oneof![Just(1.0f32), Just(4.0), Just(0.0)];
+    (shape, documents, window, size, any::<u64>()).prop_map(move |(shape, mut documents, window, size, seed)| {
+        if documents.iter().sum::<usize>() == 0 {
+            documents.push(5);
+        }
+        AttentionOperation { shape, documents, window, backward, size, seed }
+    })
+}
+
+fn checked(name: &'static str, most: u32, backward: bool) {
+    let tally = Tally::new(name, SCHEDULES);
+    let device = device();
+    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&operations(backward), |operation| {
+        verify(&device, &operation, operation.seed, SCHEDULES).map_err(TestCaseError::fail)?;
+        tally.case();
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn attention_is_within_its_rounding() {
+    checked("attention", 24, false);
+}
+
+#[test]
+fn attention_gradients_are_within_their_rounding() {
+    checked("attention backward", 20, true);
+}
+
+fn example(backward: bool) -> AttentionOperation {
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 64 };
+    AttentionOperation { shape, documents: vec![70, 3, 90], window: Some(40), backward, size: 2.0, seed: 3 }
+}
+
+/// What a kernel with a wrong mask, a wrong head or a dropped tile would give must turn the check red.
+#[test]
+fn the_check_sees_wrong_masks_heads_and_tiles() {
+    let device = device();
+    for backward in [false, true] {
+        let right = example(backward);
+        let inputs = right.inputs();
+        assert_eq!(right.check(&inputs, &run(&device, &right, &inputs), usize::MAX), Ok(()));
+        let wrong = [
+            AttentionOperation { documents: vec![73, 90], ..right.clone() },
+            AttentionOperation { documents: vec![70, 4, 89], ..right.clone() },
+            AttentionOperation { window: Some(41), ..right.clone() },
+            AttentionOperation { window: None, ..right.clone() },
+        ];
+        for wrong in wrong {
+            // The same numbers under another mask.
+            let output = run(&device, &wrong, &wrong.inputs());
+            assert!(right.check(&inputs, &output, usize::MAX).is_err(), "{wrong:?}");
+        }
+        let mut swapped = right.inputs();
+        swapped.qkv.chunks_mut(right.shape.qkv()).for_each(|row| row[..128].rotate_left(64));
+        assert!(right.check(&inputs, &run(&device, &right, &swapped), usize::MAX).is_err(), "heads exchanged");
+        let mut dropped = right.inputs();
+        let width = right.shape.qkv();
+        dropped.qkv[159 * width + 128..160 * width].fill(bf16::ZERO);
+        assert!(right.check(&inputs, &run(&device, &right, &dropped), usize::MAX).is_err(), "a key dropped");
+    }
+}
+
+/// Attention never looks at another document: what stands there may be NaN.
+#[test]
+fn documents_do_not_see_each_other() {
+    let device = device();
+    let operation = example(false);
+    let inputs = operation.inputs();
+    let clean = run(&device, &operation, &inputs);
+    let mut spoiled = operation.inputs();
+    let width = operation.shape.qkv();
+    spoiled.qkv[70 * width..73 * width].fill(bf16::from_f32(1e30));
+    let output = run(&device, &operation, &spoiled);
+    let out = operation.shape.out();
+    assert!(output.values[..70 * out] == clean.values[..70 * out], "the document before");
+    assert!(output.values[73 * out..] == clean.values[73 * out..], "the document after");
+    assert!(output.values[70 * out..73 * out] != clean.values[70 * out..73 * out]);
+}
+
+#[test]
+fn other_head_dims_and_bad_shapes_are_named_errors() {
+    let device = device();
+    let call = |head_dim: usize, heads: usize, kv_heads: usize, window| {
+        let shape = AttentionShape { heads, kv_heads, head_dim };
+        let qkv = device.upload(&vec![bf16::ONE; 3 * shape.qkv()]).unwrap();
+        let boundaries = device.upload(&[0u32, 3]).unwrap();
+        let mut out = device.upload(&vec![bf16::ONE; 3 * shape.out()]).unwrap();
+        let mut lse = device.upload(&vec![0.0f32; 3 * heads]).unwrap();
+        let input = Attention { shape, m: 3, qkv: qkv.view(), boundaries: boundaries.view(), window };
+        let result = attention(&input, out.view_mut(), lse.view_mut(), device.stream());
+        result.map_err(|error| error.to_string())
+    };
+    assert_eq!(call(64, 2, 1, None), Ok(()));
+    assert!(call(96, 2, 1, None).unwrap_err().contains("QK_ERROR_HEAD_DIM"));
+    assert!(call(64, 3, 2, None).unwrap_err().contains("QK_ERROR_SHAPE"));
+    assert!(call(64, 2, 1, Some(0)).unwrap_err().contains("window"));
+}

@@ -1,0 +1,133 @@
+//! Norms, rotary embedding, SwiGLU and the embedding against `reference`, under every schedule, on widths that vectorise and that do not.
+
+use crate::device::{Tally, cases, device, to_bf16};
+use crate::layer_operations::{Kind, Layer};
+use crate::operation::{Operation, verify};
+use half::bf16;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use qlora_kernels::cuda::layer::{self, Residual, RopeTable};
+
+const SCHEDULES: u64 = 2;
+
+fn checked(name: &'static str, kinds: impl Strategy<Value = Kind>, widths: impl Strategy<Value = usize>) {
+    let tally = Tally::new(name, SCHEDULES);
+    let device = device();
+    let mut runner = TestRunner::new(Config { cases: cases(32), failure_persistence: None, ..Config::default() });
+    let strategy = (kinds, 1usize..20, widths, any::<u64>());
+    let outcome = runner.run(&strategy, |(kind, m, width, seed)| {
+        verify(&device, &Layer { kind, m, width, seed }, seed, SCHEDULES).map_err(TestCaseError::fail)?;
+        tally.case();
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+/// Widths on and off the vector's 8.
+fn widths(most: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![1usize..most, (1usize..most / 8).prop_map(|groups| groups * 8)]
+}
+
+#[test]
+fn norms_are_within_their_rounding() {
+    checked("rms_norm", prop_oneof![Just(Kind::Norm), Just(Kind::AddNorm), Just(Kind::AddNormInPlace)], widths(5000));
+}
+
+#[test]
+fn norm_gradients_are_within_their_rounding() {
+    checked("rms_norm backward", any::<bool>().prop_map(|accumulate| Kind::NormBackward { accumulate }), widths(5000));
+}
+
+#[test]
+fn rotary_embedding_is_within_its_rounding() {
+    let kinds = (1usize..6, prop_oneof![Just(0usize), 1usize..20], any::<bool>())
+        .prop_map(|(heads, pad, inverse)| Kind::Rope { heads, pad, inverse });
+    checked("rope", kinds, prop_oneof![(1usize..70).prop_map(|half| 2 * half), Just(64), Just(128)]);
+}
+
+#[test]
+fn swiglu_is_within_its_rounding() {
+    checked("swiglu", Just(Kind::Swiglu), widths(1000));
+}
+
+#[test]
+fn swiglu_gradients_are_within_their_rounding() {
+    let kinds = any::<bool>().prop_map(|recompute| Kind::SwigluBackward { recompute });
+    checked("swiglu backward", kinds, widths(1000));
+}
+
+/// What a kernel with a bug would give must turn the check red.
+#[test]
+fn the_check_sees_wrong_results() {
+    let device = device();
+    let kinds = [
+        Kind::AddNorm,
+        Kind::NormBackward { accumulate: true },
+        Kind::Rope { heads: 2, pad: 3, inverse: false },
+        Kind::SwigluBackward { recompute: true },
+    ];
+    for kind in kinds {
+        let operation = Layer { kind, m: 3, width: 40, seed: 9 };
+        let inputs = operation.inputs();
+        let good = crate::operation::run(&device, &operation, &inputs);
+        assert_eq!(operation.check(&inputs, &good, usize::MAX), Ok(()));
+        // The inputs of another run: a mask, a row or a term that is left out shows at least as much.
+        let other = Layer { seed: 10, ..operation.clone() };
+        assert!(other.check(&other.inputs(), &good, usize::MAX).is_err(), "{kind:?}");
+        for i in [0, good.len() / 2, good.len() - 1] {
+            let mut bad = good.clone();
+            // Two units in the last place of bf16.
+            bad[i] ^= 2;
+            assert!(operation.check(&inputs, &bad, usize::MAX).is_err(), "{kind:?}, element {i}");
+        }
+    }
+    let wrong_way = Layer { kind: Kind::Rope { heads: 2, pad: 3, inverse: true }, m: 3, width: 40, seed: 9 };
+    let operation = Layer { kind: Kind::Rope { heads: 2, pad: 3, inverse: false }, ..wrong_way.clone() };
+    let output = crate::operation::run(&device, &wrong_way, &wrong_way.inputs());
+    assert!(operation.check(&operation.inputs(), &output, usize::MAX).is_err());
+}
+
+#[test]
+fn embedding_copies_rows_and_marks_unknown_ids() {
+    let device = device();
+    for h in [1usize, 7, 8, 576, 1031] {
+        let (vocab, ids) = (50usize, [0u32, 49, 7, 50, 7, u32::MAX]);
+        let table: Vec<bf16> = to_bf16(&(0..vocab * h).map(|i| i as f32).collect::<Vec<_>>());
+        let (device_ids, device_table) = (device.upload(&ids).unwrap(), device.upload(&table).unwrap());
+        let mut out = device.upload(&vec![bf16::ONE; ids.len() * h]).unwrap();
+        layer::embedding(device_ids.view(), device_table.view(), vocab, h, out.view_mut(), device.stream()).unwrap();
+        let out = device.download(&out).unwrap();
+        for (row, &id) in out.chunks(h).zip(&ids) {
+            match table.chunks(h).nth(id as usize) {
+                Some(expected) => assert_eq!(row, expected),
+                None => assert!(row.iter().all(|x| x.is_nan()), "id {id}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_position_beyond_the_table_becomes_nan() {
+    let device = device();
+    let mut x = device.upload(&[bf16::ONE; 16]).unwrap();
+    let positions = device.upload(&[1u32, 2]).unwrap();
+    let (cosines, sines) = (device.upload(&[1.0f32; 8]).unwrap(), device.upload(&[0.0f32; 8]).unwrap());
+    let table = RopeTable { half: 4, cosines: cosines.view(), sines: sines.view() };
+    layer::rope(x.view_mut(), 8, 1, positions.view(), table, false, device.stream()).unwrap();
+    let x = device.download(&x).unwrap();
+    assert!(x[..8].iter().all(|&x| x == bf16::ONE) && x[8..].iter().all(|x| x.is_nan()), "{x:?}");
+}
+
+#[test]
+fn wrong_lengths_are_refused_with_the_operation_and_the_shape() {
+    let device = device();
+    let x = device.upload(&[bf16::ONE; 24]).unwrap();
+    let weight = device.upload(&[1.0f32; 8]).unwrap();
+    let mut y = device.upload(&[bf16::ONE; 16]).unwrap();
+    let result = layer::rms_norm(Residual::Plain(x.view()), weight.view(), 1e-5, y.view_mut(), device.stream());
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("rms_norm") && error.contains("M 2, H 8") && error.contains("24"), "{error}");
+    let mut out = device.upload(&[bf16::ONE; 24]).unwrap();
+    let result = layer::rms_norm(Residual::Plain(x.view()), weight.view(), 0.0, out.view_mut(), device.stream());
+    assert!(result.unwrap_err().to_string().contains("QK_ERROR_SHAPE"));
+}
