@@ -8,6 +8,7 @@ mod engines;
 mod kernels;
 mod library;
 mod mutants;
+mod records;
 mod setup;
 mod test;
 mod workspace;
@@ -44,6 +45,8 @@ enum Task {
     Bindings,
     /// Plant bugs into copies of the kernels, one at a time: each must turn the emulated tests red
     Mutants,
+    /// Write the README's table of GPU figures from the files of benches/records
+    Records,
     /// Install the kernels as a C library: header, static and shared library, pkg-config and CMake files
     InstallLib {
         /// The directory to install into: include/ and lib/ in it
@@ -77,6 +80,7 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => setup::cuda::run(workspace)?,
         Task::Mutants => println!("{}", mutants::run(workspace)?),
+        Task::Records => println!("{}", records::write(&workspace.root)?),
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),

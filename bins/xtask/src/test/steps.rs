@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 pub const STEPS: &[Step] = &[
     Step { name: "tree", about: "sizes of files, `unsafe` only where it belongs", run: check_tree },
+    Step { name: "records", about: "the README's GPU figures are those of the records", run: records },
     Step { name: "compiler", about: "a C++ compiler, for the kernels", run: kernels::compiler },
     Step { name: "format", about: "rustfmt changes nothing", run: format },
     Step { name: "clippy", about: "clippy without a warning, all targets", run: clippy },
@@ -51,6 +52,10 @@ fn check_tree(workspace: &Workspace) -> Result<Outcome> {
     let findings = tree::findings(&workspace.root)?;
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
     DONE()
+}
+
+fn records(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome::Passed(vec![crate::records::check(&workspace.root)?]))
 }
 
 fn format(workspace: &Workspace) -> Result<Outcome> {

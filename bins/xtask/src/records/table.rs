@@ -1,0 +1,86 @@
+//! The table in Markdown.
+
+use super::format::Record;
+use super::goals::{Bound, Figure, GOALS, Unit};
+use std::fmt::Write;
+
+const NOTHING: &str = "not measured on a GPU";
+
+/// Of the newest record of each GPU; `hash` is that of the kernels as they are.
+pub fn table(records: &[Record], hash: &str) -> String {
+    let mut newest: Vec<&Record> = Vec::new();
+    for record in records {
+        newest.retain(|other| other.gpu != record.gpu);
+        newest.push(record);
+    }
+    let mut text = String::from("| work | goal | measured |\n|---|---|---|\n");
+    for goal in &GOALS {
+        let cells: Vec<String> = newest.iter().filter_map(|record| cell(goal.figures, record)).collect();
+        let cell = if cells.is_empty() { NOTHING.into() } else { cells.join("<br>") };
+        let _ = writeln!(text, "| {} | {} | {cell} |", goal.work, goal.goal);
+    }
+    text.push('\n');
+    if newest.is_empty() {
+        text.push_str("There is no record of a GPU.\n");
+    }
+    for record in newest {
+        text.push_str(&facts(record));
+        if record.kernels_hash != hash {
+            text.push_str(" **The kernels have changed since.**");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// A GPU's figures of one goal; none if none of them was measured.
+fn cell(figures: &[Figure], record: &Record) -> Option<String> {
+    let wanted: Vec<&Figure> = figures.iter().filter(|figure| record.gpu.contains(figure.gpu)).collect();
+    let found: Vec<Option<String>> = wanted.iter().map(|figure| worst(figure, record)).collect();
+    if found.iter().all(Option::is_none) {
+        return None;
+    }
+    let shown = wanted.iter().zip(found).map(|(figure, found)| {
+        let found = found.unwrap_or_else(|| "not measured".into());
+        if figure.what.is_empty() { found } else { format!("{}: {found}", figure.what) }
+    });
+    Some(format!("{}: {}", record.gpu, shown.collect::<Vec<_>>().join("; ")))
+}
+
+/// The worst value, where it is, and whether it is within the bound.
+fn worst(figure: &Figure, record: &Record) -> Option<String> {
+    let worse = |a: &(f64, String), b: &(f64, String)| match figure.bound {
+        Bound::AtLeast(_) => a.0.total_cmp(&b.0),
+        Bound::AtMost(_) => b.0.total_cmp(&a.0),
+    };
+    let (value, place) = (figure.values)(&record.rows).into_iter().min_by(worse)?;
+    let met = match figure.bound {
+        Bound::AtLeast(bound) => value >= bound,
+        Bound::AtMost(bound) => value <= bound,
+    };
+    let number = match figure.unit {
+        Unit::Percent => format!("{:.0}%", 100.0 * value),
+        Unit::PercentOnTop => format!("{value:.1}%"),
+        Unit::TeraFlops => format!("{value:.0} TFLOP/s"),
+        Unit::Gigabytes => format!("{:.2} GB", value / 1e9),
+    };
+    Some(format!("{number} ({place}), {}", if met { "met" } else { "missed" }))
+}
+
+fn facts(record: &Record) -> String {
+    let of =
+        |name: &str, value: &Option<String>| value.as_ref().map_or(String::new(), |value| format!(", {name} {value}"));
+    let commit = record.commit.as_ref().map(|commit| commit.chars().take(12).collect());
+    format!(
+        "{}: {} UTC{}, CUDA {}{}{}; {} runs, {:.0} GB/s copied; [`{name}`](benches/records/{name}).",
+        record.gpu,
+        record.date,
+        of("driver", &record.driver),
+        record.cuda,
+        of("cuBLASLt", &record.cublaslt),
+        of("commit", &commit),
+        record.mode,
+        record.copy_gb_per_s,
+        name = record.file_name(),
+    )
+}
