@@ -7,9 +7,15 @@
 #[cfg(not(feature = "cuda"))]
 mod cpu;
 #[cfg(feature = "cuda")]
+mod format;
+#[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
 mod groups;
+#[cfg(feature = "cuda")]
+mod low_rank;
+#[cfg(feature = "cuda")]
+mod optimizer;
 #[cfg(feature = "cuda")]
 mod record;
 #[cfg(feature = "cuda")]
@@ -60,7 +66,7 @@ use std::time::Duration;
 
 const USAGE: &str = "usage: kernels --bench [--quick] [--record DIR] [FILTER]
   --quick       fewer shapes
-  --record DIR  write DIR/<date>-<gpu>.json
+  --record DIR  write DIR/<date>-<time>-<gpu>.json
   FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantise";
 
 #[derive(Default)]

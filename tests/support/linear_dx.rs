@@ -239,8 +239,11 @@ impl Operation for LinearDx {
         self.with(buffers, |backward, segments, gradient, t, none| {
             assert_eq!(lora_columns(segments), self.linear.columns());
             if self.linear.given_s {
-                lora_up(&backward, segments, t.view_mut(), stream)?;
-                dx(&Backward { t: Some(t.view()), ..backward }, segments, gradient, none.view_mut(), stream)
+                // Buffers may be of a larger M.
+                let len = self.linear.m * self.linear.columns();
+                lora_up(&backward, segments, t.view_mut().first(len), stream)?;
+                let backward = Backward { t: Some(t.view().first(len)), ..backward };
+                dx(&backward, segments, gradient, none.view_mut(), stream)
             } else {
                 dx(&backward, segments, gradient, t.view_mut(), stream)
             }
