@@ -10,7 +10,7 @@ use crate::values::random_codes;
 use crate::{low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
-use qlora_kernels::cuda::measure::Timer;
+use qlora_kernels::cuda::measure::{Facts, Timer};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::nf4::Nf4Options;
@@ -52,12 +52,24 @@ fn operations(bench: &mut Bench<'_>) {
     bench.operation("", || Quantize::<bf16>::random(n, k, options, 1));
 }
 
+/// The first GPU, in a line.
+pub fn facts() -> Result<String> {
+    Ok(shown_facts(Timer::new().map_err(text)?.facts()))
+}
+
+fn shown_facts(facts: &Facts) -> String {
+    let driver = record::driver().unwrap_or_else(|| "?".into());
+    let Facts { gpu, cuda, multiprocessors, memory_bytes, l2_bytes } = facts;
+    let (memory, l2) = (*memory_bytes as f64 / f64::from(1 << 30), l2_bytes >> 20);
+    format!("{gpu}: {multiprocessors} multiprocessors, {memory:.1} GiB, {l2} MiB L2; driver {driver}, CUDA {cuda}")
+}
+
 pub fn run(options: &Options, criterion: Criterion) -> Result<()> {
     let started = Instant::now();
     let (device, timer) = (Device::open().map_err(text)?, Timer::new().map_err(text)?);
     let facts = timer.facts().clone();
     let copy = timer.copy_bandwidth(&device).map_err(text)?;
-    println!("{}, {} multiprocessors, CUDA {}", facts.gpu, facts.multiprocessors, facts.cuda);
+    println!("{}", shown_facts(&facts));
     println!("copy bandwidth, read and write counted: {:.0} GB/s", copy / 1e9);
     let record = record::new(&facts, copy, options.quick)?;
     let mut bench = Bench { options, device, timer, copy, criterion, record };

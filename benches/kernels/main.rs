@@ -65,13 +65,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "usage: kernels --bench [--quick] [--record DIR] [FILTER]
+       kernels --facts
   --quick       fewer shapes
   --record DIR  write DIR/<date>-<time>-<gpu>.json
+  --facts       says which GPU there is; exit status 3: none
   FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantise";
 
 #[derive(Default)]
 struct Options {
     bench: bool,
+    facts: bool,
     quick: bool,
     record: Option<String>,
     filter: Option<String>,
@@ -83,6 +86,7 @@ fn options() -> Result<Options, String> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => options.bench = true,
+            "--facts" => options.facts = true,
             "--quick" => options.quick = true,
             "--record" => options.record = Some(arguments.next().ok_or("--record needs a directory")?),
             // What test runners ask of every target.
@@ -110,6 +114,7 @@ fn criterion(options: &Options) -> Criterion {
 
 fn main() -> ExitCode {
     let options = match options() {
+        Ok(options) if options.facts => return facts(),
         Ok(options) if options.bench => options,
         // Run as a test: there is nothing to check here that the tests do not.
         Ok(_) => return ExitCode::SUCCESS,
@@ -123,6 +128,24 @@ fn main() -> ExitCode {
         Err(message) => {
             eprintln!("error: {message}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the first GPU is; a status of its own where there is none.
+fn facts() -> ExitCode {
+    #[cfg(feature = "cuda")]
+    let facts = gpu::facts();
+    #[cfg(not(feature = "cuda"))]
+    let facts: Result<String, String> = Err("this build has no kernels (feature cuda)".into());
+    match facts {
+        Ok(facts) => {
+            println!("{facts}");
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::from(3)
         }
     }
 }

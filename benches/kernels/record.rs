@@ -75,7 +75,7 @@ fn built() -> Result<Built, String> {
 }
 
 /// The driver's version, as its kernel module tells it.
-fn driver() -> Option<String> {
+pub fn driver() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)

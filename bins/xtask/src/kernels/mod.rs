@@ -52,6 +52,7 @@ pub fn out_dir(messages: &str) -> Option<PathBuf> {
 }
 
 /// An executable that cargo built.
+#[derive(Clone)]
 pub struct Executable {
     pub target: String,
     pub path: PathBuf,

@@ -35,6 +35,11 @@ pub const STEPS: &[Step] = &[
         run: kernels::mutants,
     },
     Step { name: "kernels-asan", about: "the same under AddressSanitizer", run: kernels::sanitized },
+    Step {
+        name: "gpu-bundle",
+        about: "the bundle for a GPU machine is built, is small, and says when there is no GPU",
+        run: gpu_bundle,
+    },
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
     Step { name: "tests", about: "all unit and integration tests", run: tests },
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
@@ -98,6 +103,10 @@ fn docs(workspace: &Workspace) -> Result<Outcome> {
     command.env("RUSTDOCFLAGS", "--deny warnings");
     check(command)?;
     DONE()
+}
+
+fn gpu_bundle(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome::Passed(vec![crate::bundle::check_bundle(workspace)?]))
 }
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {
