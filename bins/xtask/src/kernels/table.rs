@@ -26,7 +26,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 35] = [
+pub const HOT: [Hot; 49] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
@@ -64,6 +64,20 @@ pub const HOT: [Hot; 35] = [
     memory_bound("quantize_absmax"),
     memory_bound("adamw_update"),
     memory_bound("gradient_partials"),
+    tensor_core("attention<128>", true, [9.8, 10.0, 10.3]),
+    tensor_core("attention<64>", true, [18.5, 18.8, 14.2]),
+    tensor_core("attention_backward_keys<128>", true, [10.2, 10.9, 5.7]),
+    tensor_core("attention_backward_keys<64>", true, [19.9, 21.1, 10.8]),
+    tensor_core("attention_backward_queries<128>", true, [7.9, 8.2, 7.0]),
+    tensor_core("attention_backward_queries<64>", true, [15.0, 15.5, 9.1]),
+    memory_bound("attention_delta<128>"),
+    memory_bound("attention_delta<64>"),
+    memory_bound("rms_norm<8>"),
+    memory_bound("rms_norm_backward<8>"),
+    memory_bound("rope<8>"),
+    memory_bound("swiglu<8, false>"),
+    memory_bound("swiglu<8, true>"),
+    memory_bound("embedding<8>"),
 ];
 
 /// One kernel of one architecture.

@@ -5,18 +5,25 @@
 
 mod attention;
 mod batch;
+mod cache;
+mod dots;
 mod elementwise;
 mod linear;
 mod loss;
 mod matmul;
+mod nf4;
 mod operands;
 mod optimizer;
+mod pack;
+mod panels;
+mod small;
+mod vectorized;
 mod workspace;
 
 pub use workspace::{Dims, Workspace};
 
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
-use crate::checkpoint::{StoredType, Tensor16, TensorData};
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::error::Result;
 use crate::refuse;
 use batch::Current;
@@ -25,7 +32,8 @@ pub use operands::{CpuBuffer, CpuParam, Dense};
 use operands::{rows, rows_mut};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use qlora_kernels::reference::{AttentionShape, RopeTable};
+use rayon::prelude::*;
 use std::collections::HashMap;
 
 /// Tokens of one task of a parallel operation.
@@ -51,6 +59,12 @@ impl Cpu {
     /// Everything this backend holds: weights, tables, trainable state, buffers and workspace.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Gives up buffers that no operation holds.
+    pub fn trim(&mut self) {
+        let lengths = self.pool.drain().flat_map(|(_, free)| free.into_iter().map(|data| data.len() as u64 * 4));
+        self.bytes -= lengths.sum::<u64>();
     }
 
     fn tokens(&self) -> usize {
@@ -91,11 +105,11 @@ impl Backend for Cpu {
         k: usize,
         quantization: Quantization,
         _stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<CpuWeight> {
-        let values = read()?;
-        let weight = match quantization {
-            Quantization::Nf4 { block_size, double_quant } => {
+        let weight = match (read()?, quantization) {
+            (StoredWeight::Nf4(matrix), _) => CpuWeight::Nf4(matrix),
+            (StoredWeight::Tensor(values), Quantization::Nf4 { block_size, double_quant }) => {
                 let options = Nf4Options { block_size, double_quant };
                 let quantized = match &values.data {
                     TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, &options),
@@ -106,7 +120,7 @@ impl Backend for Cpu {
                     Err(cause) => refuse!("{name}: {cause}"),
                 }
             }
-            Quantization::None => CpuWeight::Dense(Dense { tensor: values, cols: k }),
+            (StoredWeight::Tensor(tensor), Quantization::None) => CpuWeight::Dense(Dense { tensor, cols: k }),
         };
         self.bytes += weight.bytes();
         Ok(weight)
@@ -151,6 +165,10 @@ impl Backend for Cpu {
         Ok(param)
     }
 
+    fn free_param(&mut self, param: CpuParam) {
+        self.bytes -= param.bytes();
+    }
+
     fn param_values(&self, param: &CpuParam) -> Vec<f32> {
         param.value.clone()
     }
@@ -161,6 +179,14 @@ impl Backend for Cpu {
 
     fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
         optimizer::restore(param, values, state)
+    }
+
+    fn gradient(&self, param: &CpuParam) -> Vec<f32> {
+        param.gradient.clone()
+    }
+
+    fn restore_gradient(&mut self, param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
+        optimizer::restore_gradient(param, gradient)
     }
 
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
@@ -179,9 +205,8 @@ impl Backend for Cpu {
     fn embed(&mut self, table: &Dense, out: &mut CpuBuffer) -> Result<()> {
         assert_eq!(out.width, table.cols, "embed");
         self.batch.check_vocabulary(table.rows())?;
-        for (&id, out) in self.batch.input_ids.iter().zip(out.data.chunks_exact_mut(table.cols)) {
-            table.widen_rows(id as usize..id as usize + 1, out);
-        }
+        let rows = out.data.par_chunks_exact_mut(table.cols).zip(&self.batch.input_ids);
+        rows.with_min_len(16).for_each(|(out, &id)| table.widen(id as usize * table.cols, out));
         Ok(())
     }
 
@@ -216,11 +241,14 @@ impl Backend for Cpu {
         dx: &mut CpuBuffer,
     ) -> Result<()> {
         let tokens = self.tokens();
-        let dx = rows_mut(dx, tokens);
-        if !accumulate {
-            dx.fill(0.0);
-        }
-        elementwise::rms_norm_backward(rows(dy, tokens), rows(x, tokens), weight, eps, dx);
+        elementwise::rms_norm_backward(
+            rows(dy, tokens),
+            rows(x, tokens),
+            weight,
+            eps,
+            accumulate,
+            rows_mut(dx, tokens),
+        );
         Ok(())
     }
 
@@ -250,7 +278,7 @@ impl Backend for Cpu {
 
     fn lora_up(&mut self, dy: &CpuBuffer, group: &LinearGroup<Self>, t: &mut CpuBuffer) -> Result<()> {
         let tokens = self.tokens();
-        linear::lora_up(rows(dy, tokens), group, rows_mut(t, tokens));
+        linear::lora_up(&mut self.workspace, rows(dy, tokens), group, rows_mut(t, tokens));
         Ok(())
     }
 
@@ -299,9 +327,7 @@ impl Backend for Cpu {
     fn rope(&mut self, qkv: &mut CpuBuffer, shape: AttentionShape, inverse: bool) -> Result<()> {
         let tokens = self.tokens();
         let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built");
-        let heads = shape.heads + shape.kv_heads;
-        let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-        rotate(rows_mut(qkv, tokens), shape.qkv(), heads, &self.batch.positions, table);
+        elementwise::rope(rows_mut(qkv, tokens), shape, &self.batch.positions, table, inverse);
         Ok(())
     }
 
@@ -344,6 +370,30 @@ impl Backend for Cpu {
             shape,
             rows_mut(dqkv, tokens),
         );
+        Ok(())
+    }
+
+    fn append_to_cache(
+        &mut self,
+        qkv: &CpuBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        cache: &mut CpuBuffer,
+    ) -> Result<()> {
+        cache::append(rows(qkv, self.tokens()), &self.batch, shape, starts, &mut cache.data);
+        Ok(())
+    }
+
+    fn attention_over_cache(
+        &mut self,
+        qkv: &CpuBuffer,
+        cache: &CpuBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let tokens = self.tokens();
+        cache::attention(rows(qkv, tokens), &cache.data, &self.batch, shape, starts, rows_mut(out, tokens));
         Ok(())
     }
 
