@@ -7,7 +7,7 @@ use crate::groups;
 use crate::nf4_operations::{Dequantize, Quantize};
 use crate::operation::Operation;
 use crate::values::random_codes;
-use crate::{low_rank, optimizer, record};
+use crate::{attention, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
 use qlora_kernels::cuda::measure::{Facts, Timer};
@@ -75,7 +75,7 @@ pub fn run(options: &Options, criterion: Criterion) -> Result<()> {
     let mut bench = Bench { options, device, timer, copy, criterion, record };
     operations(&mut bench);
     // What is measured is kept, also if a later group ends the process.
-    for measure in [groups::run, optimizer::run, low_rank::run] {
+    for measure in [groups::run, optimizer::run, low_rank::run, attention::run] {
         measure(&mut bench);
         bench.keep()?;
     }

@@ -4,6 +4,8 @@
 //! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/support.
 
 // `unsafe` is denied by the workspace; the calls are the crate's safe ones.
+#[cfg(feature = "cuda")]
+mod attention;
 #[cfg(not(feature = "cuda"))]
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -25,6 +27,10 @@ mod source;
 #[path = "../../tests/support/adamw.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod adamw_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/attention_operation.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod attention_operation;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/device.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
