@@ -15,7 +15,7 @@ use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::philox;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Outputs that are compared with the reference before an operation is timed.
@@ -74,10 +74,11 @@ pub fn run(options: &Options, criterion: Criterion) -> Result<()> {
     let record = record::new(&facts, copy, options.quick)?;
     let mut bench = Bench { options, device, timer, copy, criterion, record };
     operations(&mut bench);
-    // What is measured is kept, also if a later group ends the process.
     for measure in [groups::run, optimizer::run, low_rank::run, attention::run] {
         measure(&mut bench);
-        bench.keep()?;
+    }
+    if let Some(path) = bench.keep()? {
+        println!("written: {}", path.display());
     }
     let failures = bench.record.not_measured;
     println!("{} rows in {:.0} s", bench.record.rows.len(), started.elapsed().as_secs_f64());
@@ -89,16 +90,17 @@ impl Bench<'_> {
         self.options.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 
-    /// Writes what there is so far, if a record is wanted.
-    fn keep(&self) -> Result<()> {
-        if let Some(dir) = self.options.record.as_ref().filter(|_| !self.record.rows.is_empty()) {
-            println!("written: {}", record::write(&self.record, Path::new(dir))?.display());
-        }
-        Ok(())
-    }
-
+    /// Kept at once, if a record is wanted: what ends the process later takes nothing away.
     pub fn row(&mut self, row: Row) {
         self.record.rows.push(row);
+        if let Err(error) = self.keep() {
+            self.failed("the record", &error);
+        }
+    }
+
+    fn keep(&self) -> Result<Option<PathBuf>> {
+        let dir = self.options.record.as_ref().filter(|_| !self.record.rows.is_empty());
+        dir.map(|dir| record::write(&self.record, Path::new(dir))).transpose()
     }
 
     /// A row that could not be measured: named at the end, and the exit status says so.

@@ -1,31 +1,55 @@
 //! The table in Markdown.
 
-use super::format::Record;
+use super::format::{Record, Row};
 use super::goals::{Bound, Figure, GOALS, Unit};
 use std::fmt::Write;
 
 const NOTHING: &str = "not measured on a GPU";
 
-/// Of the newest record of each GPU; `hash` is that of the kernels as they are.
-pub fn table(records: &[Record], hash: &str) -> String {
-    let mut newest: Vec<&Record> = Vec::new();
-    for record in records {
-        newest.retain(|other| other.gpu != record.gpu);
-        newest.push(record);
+/// A GPU's records of the same kernels, as one: the newest, with the rows that only older ones have.
+struct Merged {
+    record: Record,
+    files: Vec<String>,
+}
+
+fn merged(records: &[Record]) -> Vec<Merged> {
+    let mut all: Vec<Merged> = Vec::new();
+    for record in records.iter().rev() {
+        let Some(newer) = all.iter_mut().find(|newer| newer.record.gpu == record.gpu) else {
+            all.push(Merged { record: record.clone(), files: vec![record.file_name()] });
+            continue;
+        };
+        if newer.record.kernels_hash != record.kernels_hash {
+            continue;
+        }
+        let key = |row: &Row| (row.operation.clone(), row.shape.clone(), row.m);
+        let known: Vec<_> = newer.record.rows.iter().map(key).collect();
+        let missing: Vec<Row> = record.rows.iter().filter(|row| !known.contains(&key(row))).cloned().collect();
+        if !missing.is_empty() {
+            newer.record.rows.extend(missing);
+            newer.files.push(record.file_name());
+        }
     }
+    all.sort_by(|a, b| a.record.gpu.cmp(&b.record.gpu));
+    all
+}
+
+/// Of the newest kernels' records of each GPU; `hash` is that of the kernels as they are.
+pub fn table(records: &[Record], hash: &str) -> String {
+    let merged = merged(records);
     let mut text = String::from("| work | goal | measured |\n|---|---|---|\n");
     for goal in &GOALS {
-        let cells: Vec<String> = newest.iter().filter_map(|record| cell(goal.figures, record)).collect();
+        let cells: Vec<String> = merged.iter().filter_map(|of| cell(goal.figures, &of.record)).collect();
         let cell = if cells.is_empty() { NOTHING.into() } else { cells.join("<br>") };
         let _ = writeln!(text, "| {} | {} | {cell} |", goal.work, goal.goal);
     }
     text.push('\n');
-    if newest.is_empty() {
+    if merged.is_empty() {
         text.push_str("There is no record of a GPU.\n");
     }
-    for record in newest {
-        text.push_str(&facts(record));
-        if record.kernels_hash != hash {
+    for of in merged {
+        text.push_str(&facts(&of));
+        if of.record.kernels_hash != hash {
             text.push_str(" **The kernels have changed since.**");
         }
         text.push('\n');
@@ -67,12 +91,12 @@ fn worst(figure: &Figure, record: &Record) -> Option<String> {
     Some(format!("{number} ({place}), {}", if met { "met" } else { "missed" }))
 }
 
-fn facts(record: &Record) -> String {
+fn facts(Merged { record, files }: &Merged) -> String {
     let of =
         |name: &str, value: &Option<String>| value.as_ref().map_or(String::new(), |value| format!(", {name} {value}"));
     let commit = record.commit.as_ref().map(|commit| commit.chars().take(12).collect());
     format!(
-        "{}: {} UTC{}, CUDA {}{}{}; {} runs, {:.0} GB/s copied; [`{name}`](benches/records/{name}).",
+        "{}: {} UTC{}, CUDA {}{}{}; {} runs, {:.0} GB/s copied; {}.",
         record.gpu,
         record.date,
         of("driver", &record.driver),
@@ -81,6 +105,6 @@ fn facts(record: &Record) -> String {
         of("commit", &commit),
         record.mode,
         record.copy_gb_per_s,
-        name = record.file_name(),
+        files.iter().map(|name| format!("[`{name}`](benches/records/{name})")).collect::<Vec<_>>().join(", "),
     )
 }
