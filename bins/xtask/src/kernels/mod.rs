@@ -94,7 +94,12 @@ pub fn check_machine_code(workspace: &Workspace) -> Result<String> {
     findings.extend(launches::findings(&rows));
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
     let kernels = rows.len() / ARCHS.len();
-    Ok(format!("{kernels} kernels for {} and PTX, {} of them within their bounds", ARCHS.join(", "), table::HOT.len()))
+    let (within, most) = (table::HOT.len(), rows.iter().filter_map(|row| row.dynamic).max().unwrap_or_default());
+    let archs = ARCHS.join(", ");
+    Ok(format!(
+        "{kernels} kernels for {archs} and PTX, {within} of them within their bounds; {most} of {} bytes of shared memory in the largest launch",
+        launches::LIMIT
+    ))
 }
 
 /// Builds the kernels, and fails on a contracted multiply-add where two roundings are due.
