@@ -28,6 +28,8 @@ const DX: &str = "linear_dx::dx_on_tensor_cores";
 const DENSE_DX: &str = "linear_dx::dense_dx_on_tensor_cores";
 const LOW_RANK: &str = "low_rank::gradients_on_tensor_cores";
 const ADAMW: &str = "adamw::updates";
+const ATTENTION: &str = "attention::attention_is_within";
+const ATTENTION_BACKWARD: &str = "attention::attention_gradients";
 
 pub const MUTANTS: &[Mutant] = &[
     mutant(
@@ -272,5 +274,62 @@ pub const MUTANTS: &[Mutant] = &[
         "scale = view.gradients->scale;",
         "",
         "adamw::a_rate_that_is_ignored",
+    ),
+    mutant(
+        "attention: a query sees the next key",
+        "attention.cu",
+        "column <= row[i / 2] &&",
+        "column <= row[i / 2] + 1 &&",
+        ATTENTION,
+    ),
+    mutant(
+        "attention: windows and documents ignored within a tile",
+        "attention.cu",
+        " && column >= from[i / 2]",
+        "",
+        ATTENTION,
+    ),
+    mutant(
+        "attention: removed barrier between stages",
+        "attention.cu",
+        "        __syncthreads();\n        if (key + kKeys <= last)",
+        "        if (key + kKeys <= last)",
+        ATTENTION,
+    ),
+    mutant(
+        "attention: sums keep an old maximum",
+        "attention.cu",
+        "sum[i] * shrink + tile_sum",
+        "sum[i] + tile_sum",
+        ATTENTION,
+    ),
+    mutant(
+        "attention backward: removed barrier between stages",
+        "attention_backward.cu",
+        "            __syncthreads();\n            if (query + kWalked < stop)",
+        "            if (query + kWalked < stop)",
+        ATTENTION_BACKWARD,
+    ),
+    mutant(
+        "attention backward: a query head left out",
+        "attention_backward.cu",
+        "head < (kv_head + 1) * group; ++head",
+        "head + 1 < (kv_head + 1) * group; ++head",
+        ATTENTION_BACKWARD,
+    ),
+    mutant("norm backward: without what lies along x", "norm.cu", " - along_x * x.v[j]", "", "layer::norm_gradients"),
+    mutant(
+        "norm backward: forgets what it accumulates into",
+        "norm.cu",
+        "if (norm.accumulate) dx = Vector<V>::load(norm.dx + row + i);",
+        "",
+        "layer::norm_gradients",
+    ),
+    mutant(
+        "rotary embedding: the inverse turns as forward",
+        "rope.cu",
+        "args->inverse != 0 ? -1.0f : 1.0f",
+        "1.0f",
+        "layer::rotary",
     ),
 ];
