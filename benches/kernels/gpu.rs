@@ -2,20 +2,20 @@
 //! operands that no cache holds, and replayed between two events.
 
 use crate::Options;
+use crate::format::{Record, Row};
 use crate::groups;
 use crate::nf4_operations::{Dequantize, Quantize};
 use crate::operation::Operation;
-use crate::record::Record;
 use crate::values::random_codes;
+use crate::{attention, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
-use qlora_kernels::cuda::measure::Timer;
+use qlora_kernels::cuda::measure::{Facts, Timer};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::philox;
-use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Outputs that are compared with the reference before an operation is timed.
@@ -36,8 +36,7 @@ pub struct Bench<'a> {
     /// Bytes a second, measured in this run.
     pub copy: f64,
     criterion: Criterion,
-    record: Record,
-    failures: Vec<String>,
+    pub record: Record,
 }
 
 /// The operations that are judged against the copy bandwidth. A new one is one line.
@@ -53,22 +52,36 @@ fn operations(bench: &mut Bench<'_>) {
     bench.operation("", || Quantize::<bf16>::random(n, k, options, 1));
 }
 
+/// The first GPU, in a line.
+pub fn facts() -> Result<String> {
+    Ok(shown_facts(Timer::new().map_err(text)?.facts()))
+}
+
+fn shown_facts(facts: &Facts) -> String {
+    let driver = record::driver().unwrap_or_else(|| "?".into());
+    let Facts { gpu, cuda, multiprocessors, memory_bytes, l2_bytes } = facts;
+    let (memory, l2) = (*memory_bytes as f64 / f64::from(1 << 30), l2_bytes >> 20);
+    format!("{gpu}: {multiprocessors} multiprocessors, {memory:.1} GiB, {l2} MiB L2; driver {driver}, CUDA {cuda}")
+}
+
 pub fn run(options: &Options, criterion: Criterion) -> Result<()> {
     let started = Instant::now();
     let (device, timer) = (Device::open().map_err(text)?, Timer::new().map_err(text)?);
     let facts = timer.facts().clone();
     let copy = timer.copy_bandwidth(&device).map_err(text)?;
-    println!("{}, {} multiprocessors, CUDA {}", facts.gpu, facts.multiprocessors, facts.cuda);
+    println!("{}", shown_facts(&facts));
     println!("copy bandwidth, read and write counted: {:.0} GB/s", copy / 1e9);
-    let record = Record::new(&facts, copy, options.quick)?;
-    let mut bench = Bench { options, device, timer, copy, criterion, record, failures: Vec::new() };
+    let record = record::new(&facts, copy, options.quick)?;
+    let mut bench = Bench { options, device, timer, copy, criterion, record };
     operations(&mut bench);
-    groups::run(&mut bench);
-    let Bench { record, failures, .. } = bench;
-    println!("{} rows in {:.0} s", record.len(), started.elapsed().as_secs_f64());
-    if let Some(dir) = &options.record {
-        println!("written: {}", record.write(Path::new(dir), &failures)?.display());
+    for measure in [groups::run, optimizer::run, low_rank::run, attention::run] {
+        measure(&mut bench);
     }
+    if let Some(path) = bench.keep()? {
+        println!("written: {}", path.display());
+    }
+    let failures = bench.record.not_measured;
+    println!("{} rows in {:.0} s", bench.record.rows.len(), started.elapsed().as_secs_f64());
     if failures.is_empty() { Ok(()) } else { Err(format!("not measured:\n  {}", failures.join("\n  "))) }
 }
 
@@ -77,14 +90,23 @@ impl Bench<'_> {
         self.options.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 
-    pub fn row(&mut self, row: Value) {
-        self.record.push(row);
+    /// Kept at once, if a record is wanted: what ends the process later takes nothing away.
+    pub fn row(&mut self, row: Row) {
+        self.record.rows.push(row);
+        if let Err(error) = self.keep() {
+            self.failed("the record", &error);
+        }
+    }
+
+    fn keep(&self) -> Result<Option<PathBuf>> {
+        let dir = self.options.record.as_ref().filter(|_| !self.record.rows.is_empty());
+        dir.map(|dir| record::write(&self.record, Path::new(dir))).transpose()
     }
 
     /// A row that could not be measured: named at the end, and the exit status says so.
     pub fn failed(&mut self, name: &str, error: &str) {
         println!("NOT MEASURED {name}: {error}");
-        self.failures.push(format!("{name}: {error}"));
+        self.record.not_measured.push(format!("{name}: {error}"));
     }
 
     /// Sets of operands: enough that none is in the cache when `used` bytes of each are, in at most a quarter of the memory when each
@@ -102,11 +124,20 @@ impl Bench<'_> {
         operation.check(inputs, &output, CHECKED).map_err(|error| format!("wrong: {error}"))
     }
 
-    /// Seconds of one launch: the median of criterion's samples.
+    /// Seconds of one launch of an operation: the median of criterion's samples.
     pub fn time<O: Operation>(&mut self, name: &str, operation: &O, buffers: &mut [O::Buffers]) -> Result<f64> {
         let sets = self.timer.sets(operation.bytes() as usize).min(buffers.len());
-        let launch = |set: usize, stream: Stream| operation.launch(&mut buffers[set], stream);
-        let graph = self.timer.record(sets, launch).map_err(text)?;
+        self.time_launches(name, &mut buffers[..sets], |buffers, stream| operation.launch(buffers, stream))
+    }
+
+    /// The same of one launch on each set of buffers.
+    pub fn time_launches<B>(
+        &mut self,
+        name: &str,
+        sets: &mut [B],
+        mut launch: impl FnMut(&mut B, Stream) -> qlora_kernels::cuda::Result<()>,
+    ) -> Result<f64> {
+        let graph = self.timer.record(sets.len(), |set, stream| launch(&mut sets[set], stream)).map_err(text)?;
         let (mut samples, mut failure) = (Vec::new(), None);
         self.criterion.bench_function(name, |bencher| {
             bencher.iter_custom(|iterations| {
@@ -144,17 +175,29 @@ impl Bench<'_> {
             self.time(&name, &operation, &mut buffers)
         })();
         match measured {
-            Ok(seconds) => {
-                let rate = operation.bytes() / seconds;
-                let share = rate / self.copy;
-                println!("{:>5.1}% of copy | {:.0} GB/s, {} | {name}", 100.0 * share, rate / 1e9, shown(seconds));
-                self.row(json!({
-                    "operation": operation.name(), "shape": operation.shape(), "note": note.trim_start_matches(", "),
-                    "seconds": seconds, "gb_per_s": rate / 1e9, "share_of_copy": share,
-                }));
-            }
+            Ok(seconds) => self.memory_bound(
+                &operation.name(),
+                &format!("{}{note}", operation.shape()),
+                operation.bytes(),
+                seconds,
+            ),
             Err(error) => self.failed(&name, &error),
         }
+    }
+
+    /// A row that is judged against the copy bandwidth.
+    pub fn memory_bound(&mut self, operation: &str, shape: &str, bytes: f64, seconds: f64) {
+        let rate = bytes / seconds;
+        let share = rate / self.copy;
+        println!("{:>5.1}% of copy | {:.0} GB/s, {} | {operation} {shape}", 100.0 * share, rate / 1e9, shown(seconds));
+        self.row(Row {
+            operation: operation.into(),
+            shape: shape.into(),
+            seconds,
+            gb_per_s: Some(rate / 1e9),
+            share_of_copy: Some(share),
+            ..Row::default()
+        });
     }
 }
 

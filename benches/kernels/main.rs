@@ -4,17 +4,33 @@
 //! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/support.
 
 // `unsafe` is denied by the workspace; the calls are the crate's safe ones.
+#[cfg(feature = "cuda")]
+mod attention;
 #[cfg(not(feature = "cuda"))]
 mod cpu;
+#[cfg(feature = "cuda")]
+mod format;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
 mod groups;
 #[cfg(feature = "cuda")]
+mod low_rank;
+#[cfg(feature = "cuda")]
+mod optimizer;
+#[cfg(feature = "cuda")]
 mod record;
 #[cfg(feature = "cuda")]
 mod source;
 
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/adamw.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod adamw_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/attention_operation.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod attention_operation;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/device.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
@@ -23,9 +39,20 @@ mod device;
 #[path = "../../tests/support/dispatched.rs"]
 mod dispatched;
 #[cfg(feature = "cuda")]
+#[path = "../../tests/support/dispatched_dx.rs"]
+mod dispatched_dx;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/linear_dx.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod linear_dx_operation;
+#[cfg(feature = "cuda")]
 #[path = "../../tests/support/linear.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod linear_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/low_rank.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod low_rank_operation;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/nf4_operations.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
@@ -44,13 +71,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "usage: kernels --bench [--quick] [--record DIR] [FILTER]
+       kernels --facts
   --quick       fewer shapes
-  --record DIR  write DIR/<date>-<gpu>.json
+  --record DIR  write DIR/<date>-<time>-<gpu>.json
+  --facts       says which GPU there is; exit status 3: none
   FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantise";
 
 #[derive(Default)]
 struct Options {
     bench: bool,
+    facts: bool,
     quick: bool,
     record: Option<String>,
     filter: Option<String>,
@@ -62,6 +92,7 @@ fn options() -> Result<Options, String> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => options.bench = true,
+            "--facts" => options.facts = true,
             "--quick" => options.quick = true,
             "--record" => options.record = Some(arguments.next().ok_or("--record needs a directory")?),
             // What test runners ask of every target.
@@ -89,6 +120,7 @@ fn criterion(options: &Options) -> Criterion {
 
 fn main() -> ExitCode {
     let options = match options() {
+        Ok(options) if options.facts => return facts(),
         Ok(options) if options.bench => options,
         // Run as a test: there is nothing to check here that the tests do not.
         Ok(_) => return ExitCode::SUCCESS,
@@ -102,6 +134,24 @@ fn main() -> ExitCode {
         Err(message) => {
             eprintln!("error: {message}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the first GPU is; a status of its own where there is none.
+fn facts() -> ExitCode {
+    #[cfg(feature = "cuda")]
+    let facts = gpu::facts();
+    #[cfg(not(feature = "cuda"))]
+    let facts: Result<String, String> = Err("this build has no kernels (feature cuda)".into());
+    match facts {
+        Ok(facts) => {
+            println!("{facts}");
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::from(3)
         }
     }
 }

@@ -75,6 +75,9 @@ void async_wait(unsigned pending_groups);
 
 int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void *), const void *state);
 
+// Remembers a launch where QLORA_EMULATION_LAUNCHES says so (launches.cpp).
+void note_launch(const void *kernel, size_t shared_bytes);
+
 }  // namespace emulation
 
 // The emulated build's own interface (not in the header of the library).

@@ -1,18 +1,20 @@
-//! Which code computes a forward pass. The default is the fused kernels; another row is only taken by a caller that names it.
+//! Which code computes a forward pass or a dX. The default is the fused kernels; another row is only taken by a caller that names it.
 
 use super::cublaslt::CublasLt;
 use super::linear::{self, Input, Segment};
+use super::linear_backward::{self, Backward, InputGradient, SegmentBackward};
 use super::{Result, Stream, ViewMut};
 use half::bf16;
 
-/// A row of the dispatch table of [`forward`].
+/// A row of the dispatch tables of [`forward`] and [`dx`].
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Dispatch<'a> {
-    /// The fused kernel that [`linear::path`] names.
+    /// The fused kernel that [`linear::path`] or [`linear_backward::path`] names.
     #[default]
     Fused,
-    /// Weights dequantised into the workspace, then products by cuBLASLt. Y is rounded once more where there is a low-rank term, which
-    /// is added to the rounded base product; sums are in the library's order.
+    /// Weights dequantised into the workspace, then products by cuBLASLt, each added to the rounded sum of those before: Y is rounded
+    /// once more where there is a low-rank term, dX once a product. Sums are in the library's order. Adapters by an index are refused,
+    /// and dropout in dX.
     DequantizeCublasLt(&'a CublasLt),
 }
 
@@ -45,5 +47,28 @@ pub fn forward(
     match dispatch {
         Dispatch::Fused => linear::forward(input, segments, workspace, stream),
         Dispatch::DequantizeCublasLt(library) => library.forward(input, segments, workspace, stream),
+    }
+}
+
+/// Elements of workspace that [`dx`] needs.
+pub fn dx_workspace_len(dispatch: Dispatch<'_>, backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> usize {
+    match dispatch {
+        Dispatch::Fused => linear_backward::workspace_len(backward, segments),
+        Dispatch::DequantizeCublasLt(library) => library.dx_workspace_len(backward, segments),
+    }
+}
+
+/// Writes dX, as [`linear_backward::dx`] does, by the code of `dispatch`. The workspace has at least [`dx_workspace_len`] elements.
+pub fn dx(
+    dispatch: Dispatch<'_>,
+    backward: &Backward<'_>,
+    segments: &[SegmentBackward<'_>],
+    gradient: InputGradient<'_>,
+    workspace: ViewMut<'_, bf16>,
+    stream: Stream,
+) -> Result<()> {
+    match dispatch {
+        Dispatch::Fused => linear_backward::dx(backward, segments, gradient, workspace, stream),
+        Dispatch::DequantizeCublasLt(library) => library.dx(backward, segments, gradient, workspace, stream),
     }
 }

@@ -53,7 +53,19 @@ impl Nf4Matrix {
         out
     }
 
-    /// Elements `element..element + out.len()` of the flattened matrix.
+    /// Writes elements `first..first + out.len()` of the flattened matrix as f32.
+    ///
+    /// Panics when the range passes the last element.
+    pub fn dequantize_range(&self, first: usize, out: &mut [f32]) {
+        assert!(
+            first <= self.len() && out.len() <= self.len() - first,
+            "{} elements from {first} of an NF4 matrix that has {}",
+            out.len(),
+            self.len()
+        );
+        self.dequantize_from(first, out);
+    }
+
     fn dequantize_from(&self, mut element: usize, mut out: &mut [f32]) {
         let own;
         let pairs = if *self.code() == CODE {

@@ -42,6 +42,19 @@ fn a_token_does_not_depend_on_the_tile_that_it_falls_in() {
     }
 }
 
+/// Wide weights take the wide tiles of few tokens, which nothing smaller reaches.
+#[test]
+fn few_tokens_by_a_wide_weight_are_within_their_rounding() {
+    let device = device();
+    for (dense, values) in
+        [(false, Values::Ragged), (true, Values::Ragged), (false, Values::Exact), (true, Values::Exact)]
+    {
+        let part = Part { n: 4101, r: 12, bias: true, pad: 3 };
+        let wide = Linear { dense, values, ..linear(5, 192, part) };
+        verify(&device, &wide, 3, 2).unwrap_or_else(|what| panic!("dense {dense}, {values:?}: {what}"));
+    }
+}
+
 #[test]
 fn no_tokens_are_no_work() {
     let device = device();

@@ -13,6 +13,8 @@ mod attention_operation;
 mod device;
 #[path = "../support/dispatched.rs"]
 mod dispatched;
+#[path = "../support/dispatched_dx.rs"]
+mod dispatched_dx;
 #[path = "../support/layer_operations.rs"]
 mod layer_operations;
 #[path = "../support/linear_dx.rs"]

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 import adamw_files
+import chat_files
 import logits_files
 import nf4_files
 import source_model
 import train_files
 
 HERE = pathlib.Path(__file__).parent
-PARTS = ("adamw", "nf4", "logits", "train")
+PARTS = ("adamw", "chat", "nf4", "logits", "train")
 TRAIN_LAYERS = 2
 LOGITS_LAYERS = 3
 
@@ -36,7 +37,11 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     if "adamw" in arguments.parts:
         save_file(adamw_files.make(), out / "adamw.safetensors")
-    if arguments.parts != ["adamw"]:
+    if "chat" in arguments.parts:
+        # One line a list of ids: a number a line would be thousands of lines.
+        text = json.dumps(chat_files.make(arguments.work), indent=1, sort_keys=True, ensure_ascii=False)
+        (out / "chat.json").write_text(chat_files.one_line_lists(text) + "\n")
+    if not set(arguments.parts) <= {"adamw", "chat"}:
         model, tokenizer = source_model.load_full(source_model.fetch(arguments.work))
 
     if "nf4" in arguments.parts:

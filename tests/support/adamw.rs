@@ -46,11 +46,11 @@ pub struct DeviceTensor {
 }
 
 pub struct Buffers {
-    tensors: Vec<DeviceTensor>,
-    table: Option<Buffer<u64>>,
-    rates: Vec<Buffer<f32>>,
-    state: Buffer<u64>,
-    workspace: Buffer<u64>,
+    pub tensors: Vec<DeviceTensor>,
+    pub table: Option<Buffer<u64>>,
+    pub rates: Vec<Buffer<f32>>,
+    pub state: Buffer<u64>,
+    pub workspace: Buffer<u64>,
 }
 
 /// Bits of value, working copy, and the parts of the states.
@@ -85,7 +85,7 @@ impl OptimizerStep {
         self.rates.iter().map(setting).collect()
     }
 
-    fn views<'a>(&self, tensors: &'a mut [DeviceTensor]) -> Result<Tensors<'a>> {
+    pub fn views<'a>(&self, tensors: &'a mut [DeviceTensor]) -> Result<Tensors<'a>> {
         let view = |(described, tensor): (&Described, &'a mut DeviceTensor)| Tensor {
             value: tensor.value.view_mut(),
             working: tensor.working.as_mut().map(Buffer::view_mut),

@@ -56,10 +56,10 @@ pub struct Output {
 }
 
 /// A row of sums and of the magnitudes that they add.
-struct Row(Vec<(f64, f64)>);
+pub struct Row(pub Vec<(f64, f64)>);
 
 impl Row {
-    fn add(&mut self, factor: bf16, row: impl Iterator<Item = f32>) {
+    pub fn add(&mut self, factor: bf16, row: impl Iterator<Item = f32>) {
         let factor = f64::from(factor.to_f32());
         for ((sum, magnitude), value) in self.0.iter_mut().zip(row) {
             let product = factor * f64::from(value);
@@ -70,7 +70,7 @@ impl Row {
 }
 
 impl LinearDx {
-    fn with<T>(
+    pub fn with<T>(
         &self,
         buffers: &mut Buffers,
         call: impl FnOnce(
@@ -105,7 +105,7 @@ impl LinearDx {
         self.with(buffers, |backward, segments, _, _, _| linear_backward::path(&backward, segments))
     }
 
-    fn check_t(&self, inputs: &Host, t: &[u16], token: usize) -> std::result::Result<(), String> {
+    pub fn check_t(&self, inputs: &Host, t: &[u16], token: usize) -> std::result::Result<(), String> {
         let mut column = 0;
         for ((part, host), dy) in self.linear.parts.iter().zip(&inputs.parts).zip(&inputs.dy) {
             let dy = &dy[token * (part.n + part.pad)..][..part.n];
@@ -129,7 +129,7 @@ impl LinearDx {
         Ok(())
     }
 
-    /// Row `token` of dX in f64, from T as it was rounded.
+    /// Row `token` of dX in f64, from T as it was rounded: sums and the magnitudes that they add.
     fn row(&self, inputs: &Host, t: &[u16], token: usize) -> Row {
         let Linear { k, pad_x, .. } = self.linear;
         let mut row = Row(vec![(0.0, 0.0); k]);
@@ -239,8 +239,11 @@ impl Operation for LinearDx {
         self.with(buffers, |backward, segments, gradient, t, none| {
             assert_eq!(lora_columns(segments), self.linear.columns());
             if self.linear.given_s {
-                lora_up(&backward, segments, t.view_mut(), stream)?;
-                dx(&Backward { t: Some(t.view()), ..backward }, segments, gradient, none.view_mut(), stream)
+                // Buffers may be of a larger M.
+                let len = self.linear.m * self.linear.columns();
+                lora_up(&backward, segments, t.view_mut().first(len), stream)?;
+                let backward = Backward { t: Some(t.view().first(len)), ..backward };
+                dx(&backward, segments, gradient, none.view_mut(), stream)
             } else {
                 dx(&backward, segments, gradient, t.view_mut(), stream)
             }

@@ -141,7 +141,7 @@ impl LowRank {
         f64::from(if self.adapters > 1 { inputs.scales[adapter] } else { inputs.parts[part].scale })
     }
 
-    fn with<T>(
+    pub fn with<T>(
         &self,
         buffers: &mut Buffers,
         call: impl FnOnce(

@@ -9,7 +9,7 @@ use qlora_train::checkpoint::Checkpoint;
 use qlora_train::config::{Settings, TooLong};
 use qlora_train::data::{ChatTokenizer, DataOptions, MicroBatch, load, needs_tokenizer};
 use qlora_train::error::{Context, Error, Result};
-use qlora_train::train::ReadOnly;
+use qlora_train::train::{ReadOnly, Reading};
 use safetensors::{Dtype, tensor::TensorView};
 use std::path::Path;
 
@@ -29,11 +29,11 @@ fn main() -> Result<()> {
         false => None,
     };
     let vocab_size = checkpoint.config().vocab_size;
-    let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size };
+    let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size, eos_token_ids: Vec::new() };
     let mut rows = load(&files, tokenizer.as_ref(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let mut loaded = ReadOnly::load(&settings, &checkpoint, Some(Path::new(adapter)), longest, longest)?;
+    let mut loaded = ReadOnly::load(&settings, &checkpoint, &[adapter.into()], Reading::Loss, longest, longest)?;
     let mut tensors = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let batch = MicroBatch::new([row]);

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod fault;
 pub mod model;
 pub mod report;
 pub mod train;

@@ -39,7 +39,15 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "device" => words(&["cpu", "cuda", "cuda:3"]),
         "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),
         "threads" => (1u64..=4096).prop_map(Json::from).boxed(),
+        "save_steps" | "eval_steps" => {
+            prop_oneof![share(), words(&["epoch"]), (2u64..1_000_000_000).prop_map(Json::from)].boxed()
+        }
+        "resume_from_checkpoint" => {
+            prop_oneof![any::<bool>().prop_map(Json::from), path().prop_map(Json::from)].boxed()
+        }
         "max_steps"
+        | "save_total_limit"
+        | "early_stopping_patience"
         | "per_device_train_batch_size"
         | "gradient_accumulation_steps"
         | "max_length"

@@ -119,12 +119,8 @@ fn one_value_keys_are_checked() {
 #[test]
 fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
     for (name, on) in [
-        ("save_steps", "500"),
-        ("save_total_limit", "2"),
-        ("eval_steps", "100"),
-        ("early_stopping_patience", "3"),
-        ("load_best_model_at_end", "true"),
-        ("resume_from_checkpoint", "out/checkpoint-5"),
+        ("saves_per_epoch", "2"),
+        ("push_to_hub", "true"),
         ("report_to", "wandb"),
         ("report_to", "[wandb]"),
         ("use_dora", "true"),
@@ -136,11 +132,54 @@ fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
             Settings::from_yaml(&format!("{name}: {off}"), "cfg.yaml", &[]).unwrap();
         }
     }
-    says(&flags(&["--save-steps", "500"]), &["save-steps", "is not supported yet"]);
+    says(&flags(&["--saves-per-epoch", "2"]), &["saves-per-epoch", "is not supported yet"]);
     for optim in ["adafactor", "lion_8bit", "sgd"] {
         says(&yaml(&format!("optim: {optim}")), &[optim, "is not supported yet", "adamw_8bit or adamw_torch"]);
     }
     says(&yaml("lr_scheduler_type: cosine_with_restarts"), &["is not supported yet"]);
+}
+
+#[test]
+fn when_to_save_and_to_evaluate() {
+    for (line, save_steps) in [
+        ("save_steps: 20", Every::Steps(20)),
+        ("save_steps: 0.1", Every::Share(0.1)),
+        ("save_steps: epoch", Every::Epoch),
+        ("save_steps: -1", Every::Never),
+        ("save_steps: false", Every::Never),
+        ("save_strategy: epoch", Every::Epoch),
+        ("save_strategy: 'no'", Every::Never),
+        ("save_strategy: steps", Every::Steps(500)),
+        ("save_strategy: steps\nsave_steps: 7", Every::Steps(7)),
+    ] {
+        let settings = Settings::from_yaml(line, "cfg.yaml", &[]).unwrap();
+        assert_eq!(settings.save_steps, save_steps, "{line}");
+        let line = line.replace("save", "eval");
+        let settings = Settings::from_yaml(&line, "cfg.yaml", &[]).unwrap();
+        let none_given = line == "eval_strategy: steps";
+        assert_eq!(settings.eval_steps, if none_given { Every::Never } else { save_steps }, "{line}");
+    }
+    for (line, resume) in [
+        ("resume_from_checkpoint: true", Resume::Latest),
+        ("resume_from_checkpoint:", Resume::No),
+        ("resume_from_checkpoint: false", Resume::No),
+        ("auto_resume_from_checkpoints: true", Resume::Latest),
+        ("resume_from_checkpoint: out/checkpoint-5", Resume::From("out/checkpoint-5".into())),
+    ] {
+        assert_eq!(Settings::from_yaml(line, "cfg.yaml", &[]).unwrap().resume_from_checkpoint, resume, "{line}");
+    }
+    says(&yaml("save_strategy: epoch\nsave_steps: 5"), &["line 1", "line 2", "keep one"]);
+    says(&yaml("save_strategy: best"), &["`best` is not supported yet"]);
+    says(&yaml("eval_strategy: sometimes"), &["steps, epoch or no"]);
+    says(&yaml("save_steps: 1.5"), &["a share below 1"]);
+    says(&yaml("metric_for_best_model: bleu"), &["eval_loss"]);
+    // Only where it has a say in the run does the rhythm of evaluation make another run.
+    let hash = |text: &str| Settings::from_yaml(text, "cfg.yaml", &[]).unwrap().result_hash();
+    assert_eq!(hash("eval_steps: 2"), hash("eval_steps: 3\nsave_steps: 9"));
+    assert_ne!(
+        hash("eval_steps: 2\nload_best_model_at_end: true"),
+        hash("eval_steps: 3\nload_best_model_at_end: true")
+    );
 }
 
 #[test]

@@ -4,8 +4,12 @@
 mod chat;
 #[path = "data/fixture.rs"]
 mod fixture;
+#[path = "data/formats.rs"]
+mod formats;
 #[path = "data/messages.rs"]
 mod messages;
+#[path = "data/parquet.rs"]
+mod parquet;
 #[path = "data/rows.rs"]
 mod rows;
 #[path = "data/schedule.rs"]

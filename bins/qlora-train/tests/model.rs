@@ -7,9 +7,10 @@ use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::plan::Plan;
-use qlora_train::backend::{Backend, OptimizerState, Quantization, StateFormat};
+use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
 use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
 use qlora_train::checkpoint::{LlamaConfig, Module, Rope, StoredType};
+use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
 use qlora_train::model::{Llama, LoraSpec, ModelSpec};
 use qlora_train::train::{Hyperparameters, optimizer_step};
 use support::{Documents, Memory, Oracle, to_f64};
@@ -203,6 +204,53 @@ fn documents_of_one_batch_do_not_see_each_other() {
         let largest = sum.iter().fold(0.0f64, |a, g| a.max(g.abs()));
         for (s, &g) in sum.iter().zip(gradient) {
             assert!((s - f64::from(g)).abs() <= 1e-5 * largest, "{s} {g}");
+        }
+    }
+}
+
+/// Bits, not tolerances: rows packed by the trainer's own packing into one batch, against the same rows one after the other
+/// as micro-batches of the same step. Sums over tokens run in chunks of 256, so rows of whole chunks add up alike.
+#[test]
+fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
+    let config = LlamaConfig { hidden_size: 96, intermediate_size: 200, ..tiny_config() };
+    let lengths = [256usize, 512, 256, 768, 256];
+    let rows: Vec<Row> = lengths
+        .iter()
+        .enumerate()
+        .map(|(at, &length)| {
+            let mut stream = Stream::new(at as u64, 77);
+            let input_ids: Vec<u32> = (0..length).map(|_| stream.below(config.vocab_size as u32)).collect();
+            let label = |(i, &id): (usize, &u32)| if i % 5 == 4 { UNSUPERVISED } else { id as i32 };
+            Row { labels: input_ids.iter().enumerate().map(label).collect(), input_ids, file: 0, line: at + 1 }
+        })
+        .collect();
+    let packs = pack(&lengths, &order(rows.len(), 0, 1), 1024).unwrap();
+    assert!(packs.len() == 2 && packs.iter().all(|pack| pack.len() > 1), "{packs:?}");
+    for recompute in [false, true] {
+        let mut spec = spec(config.clone(), 1024);
+        spec.recompute = recompute;
+        let gradients = |batches: &[MicroBatch]| -> (f64, Vec<Vec<u32>>) {
+            let mut cpu = Cpu::new(spec.dims());
+            let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
+            let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
+            let mut loss = 0.0;
+            for batch in batches {
+                loss += model.forward_backward(&mut cpu, &Batch::from(batch), 0, 0.001).unwrap();
+            }
+            let bits = |gradient: &[f32]| gradient.iter().map(|g| g.to_bits()).collect();
+            (loss, model.params_mut().into_iter().map(|(_, p)| bits(p.gradient())).collect())
+        };
+        for pack in &packs {
+            let together = gradients(&[MicroBatch::new(pack.iter().map(|&row| &rows[row]))]);
+            let apart: Vec<MicroBatch> = pack.iter().map(|&row| MicroBatch::new([&rows[row]])).collect();
+            let apart = gradients(&apart);
+            assert!(together.1.iter().flatten().any(|&bits| bits << 1 != 0), "all gradients are zero");
+            assert_eq!(together.1, apart.1);
+            assert!((together.0 - apart.0).abs() <= 1e-12 * apart.0, "{} {}", together.0, apart.0);
+            // The comparison sees a row that looks at the one before it.
+            let mut leaking = MicroBatch::new(pack.iter().map(|&row| &rows[row]));
+            leaking.cu_seqlens.remove(1);
+            assert_ne!(gradients(&[leaking]).1, apart.1);
         }
     }
 }

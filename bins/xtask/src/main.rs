@@ -3,11 +3,13 @@
 #![deny(unsafe_code)]
 
 mod bindings;
+mod bundle;
 mod demo;
 mod engines;
 mod kernels;
 mod library;
 mod mutants;
+mod records;
 mod setup;
 mod test;
 mod workspace;
@@ -44,6 +46,10 @@ enum Task {
     Bindings,
     /// Plant bugs into copies of the kernels, one at a time: each must turn the emulated tests red
     Mutants,
+    /// Write the README's table of GPU figures from the files of benches/records
+    Records,
+    /// Build one folder that checks and measures the kernels on a machine with a GPU and without Rust
+    GpuBundle,
     /// Install the kernels as a C library: header, static and shared library, pkg-config and CMake files
     InstallLib {
         /// The directory to install into: include/ and lib/ in it
@@ -77,6 +83,8 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => setup::cuda::run(workspace)?,
         Task::Mutants => println!("{}", mutants::run(workspace)?),
+        Task::GpuBundle => println!("{}", bundle::run(workspace)?),
+        Task::Records => println!("{}", records::write(&workspace.root)?),
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),

@@ -90,10 +90,10 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
         let mut y = engine.upload(&vec![bf16::NAN; m * N])?;
         let mut s = engine.upload(&vec![bf16::NAN; m * R])?;
         {
-            let lora = Lora { r: R, scale: SCALE, a: device_a.view(), b: device_b.view() };
+            let lora = Lora { r: R, scale: SCALE, a: device_a.view(), b: device_b.view(), adapters: None };
             let weight = Weight::Nf4(weight);
             let mut segments = [Segment { n: N, weight, lora: Some(lora), bias: None, y: y.view_mut(), ldy: N }];
-            let input = Input { m, k: K, x: device_x.view(), ldx: K, s: None };
+            let input = Input { m, k: K, x: device_x.view(), ldx: K, s: None, dropout: None };
             // The workspace is S itself: given its room, the forward pass computes it.
             linear::forward(&input, &mut segments, s.view_mut(), stream)?;
         }

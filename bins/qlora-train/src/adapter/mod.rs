@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use crate::checkpoint::{BaseName, Module};
 
-pub(crate) use atomic::AtomicFiles;
+pub(crate) use atomic::{AtomicFiles, remove_stale_files, sync_dir};
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files};
 pub use pairs::{LoraPair, Matrix, tensor_key};

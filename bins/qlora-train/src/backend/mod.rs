@@ -9,8 +9,8 @@ pub mod plan;
 
 pub use optimizer_state::{OptimizerState, StateFormat};
 
-use crate::checkpoint::{StoredType, Tensor16};
-use crate::error::Result;
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
+use crate::error::{Error, Result};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AdamW, AttentionShape, RopeTable};
 
@@ -115,6 +115,8 @@ pub trait Backend {
     /// A buffer of `width` values for every token of the longest batch. The name appears in the memory plan.
     fn alloc(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer>;
     fn free(&mut self, buffer: Self::Buffer);
+    /// A 16-bit weight is quantised as `quantization` says; one that is stored in NF4 is held as it is, and
+    /// `quantization` describes it.
     fn weight(
         &mut self,
         name: &str,
@@ -122,7 +124,7 @@ pub trait Backend {
         k: usize,
         quantization: Quantization,
         stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<Self::Weight>;
     fn table(
         &mut self,
@@ -145,6 +147,10 @@ pub trait Backend {
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Param>;
+    /// Gives up a tensor that is not used any more.
+    fn free_param(&mut self, param: Self::Param) {
+        drop(param);
+    }
     /// The current values.
     fn param_values(&self, param: &Self::Param) -> Vec<f32>;
     /// The optimiser's states; none where the tensor is not trained.
@@ -152,6 +158,11 @@ pub trait Backend {
     /// Puts back what [`Self::param_values`] and [`Self::optimizer_state`] gave. Refuses values or states of another
     /// length or kind than the tensor has, and then changes nothing.
     fn restore(&mut self, param: &mut Self::Param, values: Vec<f32>, state: OptimizerState) -> Result<()>;
+    /// What [`Self::restore`] leaves out: the gradient accumulated so far, of as many values. Empty where the tensor is
+    /// not trained.
+    fn gradient(&self, param: &Self::Param) -> Vec<f32>;
+    /// Puts back what [`Self::gradient`] gave. Refuses another length, and then changes nothing.
+    fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
 
@@ -238,6 +249,28 @@ pub trait Backend {
         shape: AttentionShape,
         dqkv: &mut Self::Buffer,
     ) -> Result<()>;
+    /// Copies keys and values of q‖k‖v, already rotated, to `cache` `[2·Hkv·D]`: those of position p of document d to row
+    /// `starts[d] + p`.
+    fn append_to_cache(
+        &mut self,
+        _qkv: &Self::Buffer,
+        _shape: AttentionShape,
+        _starts: &[u32],
+        _cache: &mut Self::Buffer,
+    ) -> Result<()> {
+        Err(Error::Failed("this device keeps no keys and values".to_owned()))
+    }
+    /// Out `[H·D]` = attention of the batch's queries over the cached rows of their documents, their own included.
+    fn attention_over_cache(
+        &mut self,
+        _qkv: &Self::Buffer,
+        _cache: &Self::Buffer,
+        _shape: AttentionShape,
+        _starts: &[u32],
+        _out: &mut Self::Buffer,
+    ) -> Result<()> {
+        Err(Error::Failed("this device keeps no keys and values".to_owned()))
+    }
     /// Out `[I]` = silu(gate) ∘ up.
     fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
     /// Turns gate‖up `[2·I]` into its gradient.

@@ -2,7 +2,7 @@
 
 use super::cpu::{Dims, Workspace};
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
-use crate::checkpoint::{StoredType, Tensor16};
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
@@ -102,7 +102,7 @@ impl Backend for Plan {
         k: usize,
         quantization: Quantization,
         stored: StoredType,
-        _read: &mut dyn FnMut() -> Result<Tensor16>,
+        _read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<()> {
         let (name, bytes) = match quantization {
             Quantization::Nf4 { block_size, double_quant } => {
@@ -154,6 +154,14 @@ impl Backend for Plan {
     }
 
     fn restore(&mut self, _param: &mut PlanTensor, _values: Vec<f32>, _state: OptimizerState) -> Result<()> {
+        Ok(())
+    }
+
+    fn gradient(&self, param: &PlanTensor) -> Vec<f32> {
+        vec![0.0; param.0]
+    }
+
+    fn restore_gradient(&mut self, _param: &mut PlanTensor, _gradient: Vec<f32>) -> Result<()> {
         Ok(())
     }
 
@@ -277,6 +285,28 @@ impl Backend for Plan {
         _dqkv: &mut PlanBuffer,
     ) -> Result<()> {
         self.count(7 * self.tokens * shape.out() / 2);
+        Ok(())
+    }
+
+    fn append_to_cache(
+        &mut self,
+        _qkv: &PlanBuffer,
+        _shape: AttentionShape,
+        _starts: &[u32],
+        _cache: &mut PlanBuffer,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn attention_over_cache(
+        &mut self,
+        _qkv: &PlanBuffer,
+        _cache: &PlanBuffer,
+        shape: AttentionShape,
+        _starts: &[u32],
+        _out: &mut PlanBuffer,
+    ) -> Result<()> {
+        self.count(2 * self.dims.tokens * shape.out());
         Ok(())
     }
 

@@ -8,19 +8,28 @@
 //! line   = name TAB dtype TAB shape TAB digest LF      dtype: BF16, F16, F32; shape: decimal, joined by ","
 //! ```
 //!
+//! The line of a weight that is stored in NF4 has the dtype NF4, the shape of the matrix, and as digest the SHA-256 of
+//! the lines of its stored parts (`weight`, `weight.absmax`, …; each by the recipe above), sorted.
+//!
 //! The fingerprint is the SHA-256 in lower-case hex of the line `qlora base fingerprint 1` LF, followed by the lines of
 //! all tensors sorted by the bytes of the name. It does not depend on how the tensors are spread over files, on the
 //! order they are read in, or on the number of threads; it can be computed while the weights are loaded.
+//!
+//! A checkpoint that `quantize` wrote has two: that of its own tensors, which has to be the one recorded in it, and that
+//! of the original, which is the one that adapters know.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use rayon::prelude::*;
+use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use sha2::{Digest, Sha256};
 
-use super::{Checkpoint, Tensor16};
+use super::quantized::OriginalBase;
+use super::{Checkpoint, Entry, StoredWeight, Tensor16};
 use crate::error::{Error, Result};
+use crate::refuse;
 
 const HEAD: &str = "qlora base fingerprint 1\n";
 
@@ -33,10 +42,35 @@ pub struct TensorDigest {
 }
 
 impl TensorDigest {
-    fn new(name: &str, info: &TensorInfo, hasher: Sha256) -> Self {
-        let shape: Vec<String> = info.shape.iter().map(usize::to_string).collect();
-        let description = format!("{}\t{}\t{}", info.dtype, shape.join(","), hex(&hasher.finalize()));
+    fn new(name: &str, dtype: impl Display, shape: &[usize], hasher: Sha256) -> Self {
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let description = format!("{dtype}\t{}\t{}", shape.join(","), hex(&hasher.finalize()));
         Self { name: name.to_owned(), description }
+    }
+
+    /// Of a weight in NF4 from its parts: what follows the weight's name, type, shape and bytes hashed.
+    fn of_hashed_parts<'a>(
+        name: &str,
+        shape: &[usize],
+        parts: impl Iterator<Item = (&'a str, Dtype, &'a [usize], Sha256)>,
+    ) -> Self {
+        let mut lines: Vec<String> = parts
+            .map(|(suffix, dtype, shape, hasher)| {
+                let part = Self::new(&format!("{name}{suffix}"), dtype, shape, hasher);
+                format!("{}\t{}\n", part.name, part.description)
+            })
+            .collect();
+        lines.sort();
+        Self::new(name, "NF4", shape, Sha256::new_with_prefix(lines.concat()))
+    }
+
+    pub(super) fn of_parts<'a>(
+        name: &str,
+        shape: &[usize],
+        parts: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+    ) -> Self {
+        let hashed = |(suffix, dtype, shape, bytes)| (suffix, dtype, shape, Sha256::new_with_prefix(bytes));
+        Self::of_hashed_parts(name, shape, parts.into_iter().map(hashed))
     }
 }
 
@@ -45,11 +79,18 @@ impl TensorDigest {
 pub struct Fingerprint {
     /// Every tensor of the checkpoint, with its description once it was seen.
     seen: BTreeMap<String, Option<String>>,
+    /// For messages.
+    checkpoint: String,
+    original: Option<OriginalBase>,
 }
 
 impl Fingerprint {
     pub fn new(checkpoint: &Checkpoint) -> Self {
-        Self { seen: checkpoint.names().map(|name| (name.to_owned(), None)).collect() }
+        Self {
+            seen: checkpoint.names().map(|name| (name.to_owned(), None)).collect(),
+            checkpoint: checkpoint.dir.display().to_string(),
+            original: checkpoint.original.clone(),
+        }
     }
 
     /// A tensor may come twice (a tied embedding is read for both ends), but not with other bytes. Failed: the
@@ -64,7 +105,8 @@ impl Fingerprint {
         Ok(())
     }
 
-    /// 64 hex digits, equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added.
+    /// 64 hex digits, equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the checkpoint
+    /// records another fingerprint of its quantised tensors.
     pub fn finish(self) -> Result<String> {
         let mut hasher = Sha256::new();
         hasher.update(HEAD);
@@ -74,7 +116,17 @@ impl Fingerprint {
             };
             hasher.update(format!("{name}\t{description}\n"));
         }
-        Ok(hex(&hasher.finalize()))
+        let found = hex(&hasher.finalize());
+        let Some(original) = self.original else { return Ok(found) };
+        if found != original.quantized_fingerprint {
+            refuse!(
+                "{}: found tensors with the fingerprint {found}, expected {} as its files record: they were changed \
+                 after the model was quantised; quantise it again",
+                self.checkpoint,
+                original.quantized_fingerprint
+            );
+        }
+        Ok(original.fingerprint)
     }
 }
 
@@ -90,26 +142,65 @@ impl Checkpoint {
 
     /// [`read`](Self::read) and digest in one pass over the file.
     pub fn read_with_digest(&self, name: &str) -> Result<(Tensor16, TensorDigest)> {
-        let (file, info) = self.find(name)?;
-        let mut hasher = Sha256::new();
-        let tensor = file.read(name, info, |bytes| hasher.update(bytes))?;
-        Ok((tensor, TensorDigest::new(name, info, hasher)))
+        let (weight, digest) = self.read_weight_with_digest(name)?;
+        Ok((weight.into_tensor(), digest))
+    }
+
+    /// [`read_weight`](Self::read_weight) and digest in one pass over the file.
+    pub fn read_weight_with_digest(&self, name: &str) -> Result<(StoredWeight, TensorDigest)> {
+        match self.find(name)? {
+            Entry::Dense(file, info) => {
+                let mut hasher = Sha256::new();
+                let tensor = self.files[*file].read(name, info, |bytes| hasher.update(bytes))?;
+                let digest = TensorDigest::new(name, info.dtype, &info.shape, hasher);
+                Ok((StoredWeight::Tensor(tensor), digest))
+            }
+            Entry::Nf4(entry) => {
+                let mut hashers: BTreeMap<&str, Sha256> =
+                    entry.parts.keys().map(|&part| (part, Sha256::new())).collect();
+                let matrix = entry.read(name, &self.files, |part, bytes| {
+                    hashers.get_mut(part).expect("a part of the entry").update(bytes);
+                })?;
+                let parts = entry.parts.iter().zip(hashers.into_values());
+                let parts = parts.map(|((&part, (_, info)), hasher)| (part, info.dtype, &info.shape[..], hasher));
+                let digest = TensorDigest::of_hashed_parts(name, &entry.shape, parts);
+                Ok((StoredWeight::Nf4(matrix), digest))
+            }
+        }
     }
 
     /// [`read_f32`](Self::read_f32) and digest (of the bytes as stored) in one pass over the file.
     pub fn read_f32_with_digest(&self, name: &str) -> Result<(Vec<f32>, TensorDigest)> {
-        let (file, info) = self.find(name)?;
+        let Entry::Dense(file, info) = self.find(name)? else {
+            let (weight, digest) = self.read_weight_with_digest(name)?;
+            return Ok((weight.into_tensor().into_f32(), digest));
+        };
         let mut hasher = Sha256::new();
-        let values = file.read_f32(name, info, |bytes| hasher.update(bytes))?;
-        Ok((values, TensorDigest::new(name, info, hasher)))
+        let values = self.files[*file].read_f32(name, info, |bytes| hasher.update(bytes))?;
+        Ok((values, TensorDigest::new(name, info.dtype, &info.shape, hasher)))
     }
 
     /// The digest of one tensor, without keeping it.
     pub fn digest(&self, name: &str) -> Result<TensorDigest> {
-        let (file, info) = self.find(name)?;
-        let mut hasher = Sha256::new();
-        file.scan(name, info, |bytes| hasher.update(bytes))?;
-        Ok(TensorDigest::new(name, info, hasher))
+        let scan = |name: &str, (file, info): &(usize, TensorInfo)| -> Result<Sha256> {
+            let mut hasher = Sha256::new();
+            self.files[*file].scan(name, info, |bytes| hasher.update(bytes))?;
+            Ok(hasher)
+        };
+        match self.find(name)? {
+            Entry::Dense(file, info) => {
+                let hasher = scan(name, &(*file, info.clone()))?;
+                Ok(TensorDigest::new(name, info.dtype, &info.shape, hasher))
+            }
+            Entry::Nf4(entry) => {
+                let mut parts = Vec::with_capacity(entry.parts.len());
+                for (&part, place) in &entry.parts {
+                    let hasher = scan(&format!("{name}{part}"), place)?;
+                    parts.push((part, place.1.dtype, &place.1.shape[..], hasher));
+                }
+                Ok(TensorDigest::of_hashed_parts(name, &entry.shape, parts.into_iter()))
+            }
+        }
     }
 }
 

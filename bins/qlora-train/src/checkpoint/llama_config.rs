@@ -197,12 +197,6 @@ fn check_architecture(keys: &Keys) -> Result<()> {
     if keys.get("architectures").is_some_and(|value| !value.as_array().is_some_and(llama)) {
         return Err(keys.wrong("architectures", "[\"LlamaForCausalLM\"], the one architecture that is supported"));
     }
-    if keys.get("quantization_config").is_some() {
-        return Err(keys.wrong(
-            "quantization_config",
-            "none: checkpoints that are quantised already are not supported yet; use the original 16-bit model",
-        ));
-    }
     Ok(())
 }
 

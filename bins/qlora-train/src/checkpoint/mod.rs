@@ -1,4 +1,5 @@
-//! Base models: Hugging Face directories of a Llama, with single or sharded safetensors in bf16, f16 or f32.
+//! Base models: Hugging Face directories of a Llama, with single or sharded safetensors in bf16, f16 or f32, or with
+//! linear weights in NF4 as bitsandbytes stores them.
 //!
 //! [`Checkpoint::open`] looks at `config.json` and at the headers of the weight files only, and refuses everything
 //! that could go wrong later: a tensor that is missing, unknown, stored twice, of another shape or type, or outside
@@ -11,6 +12,7 @@ mod llama_config;
 mod locate;
 mod module;
 mod open;
+mod quantized;
 mod rope;
 pub mod synthetic;
 mod tensor;
@@ -19,29 +21,42 @@ pub(crate) mod tensor_file;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use qlora_kernels::nf4::Nf4Options;
 use safetensors::tensor::TensorInfo;
 
 use crate::error::Result;
 use crate::refuse;
+use quantized::Nf4Entry;
 use tensor_file::TensorFile;
 
 pub use base_name::{BaseName, looks_like_hub_id, resolve_model};
 pub use fingerprint::{Fingerprint, TensorDigest};
 pub use llama_config::LlamaConfig;
 pub use module::{Module, expected_tensors};
+pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
 pub use rope::{Rope, RopeScaling};
-pub use tensor::{StoredType, Tensor16, TensorData};
+pub use tensor::{StoredType, StoredWeight, Tensor16, TensorData};
 
-/// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32,
-/// inside its file. It can be read from several threads.
+/// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or
+/// with all the parts of an NF4 weight, inside its file. It can be read from several threads.
 pub struct Checkpoint {
     dir: PathBuf,
     config: LlamaConfig,
     base_name: BaseName,
     files: Vec<TensorFile>,
-    /// The expected tensors and nothing else: name → (position in `files`, header entry).
-    tensors: BTreeMap<String, (usize, TensorInfo)>,
+    /// The expected tensors and nothing else.
+    tensors: BTreeMap<String, Entry>,
     notes: Vec<String>,
+    /// How its linear weights are stored where they are quantised.
+    quantization: Option<Nf4Options>,
+    /// What it was made of, where `quantize` wrote it.
+    original: Option<OriginalBase>,
+}
+
+/// Where a tensor is: position in `files`, header entry.
+enum Entry {
+    Dense(usize, TensorInfo),
+    Nf4(Nf4Entry),
 }
 
 impl Checkpoint {
@@ -69,40 +84,101 @@ impl Checkpoint {
     }
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|(_, info)| &info.shape[..])
+        self.tensors.get(name).map(|entry| match entry {
+            Entry::Dense(_, info) => &info.shape[..],
+            Entry::Nf4(entry) => &entry.shape,
+        })
     }
 
+    /// The type that [`read`](Self::read) gives: f32 for a weight that is stored in NF4.
     pub fn stored_type(&self, name: &str) -> Option<StoredType> {
-        self.tensors.get(name).and_then(|(_, info)| StoredType::from_dtype(info.dtype))
+        self.tensors.get(name).and_then(|entry| match entry {
+            Entry::Dense(_, info) => StoredType::from_dtype(info.dtype),
+            Entry::Nf4(_) => Some(StoredType::F32),
+        })
+    }
+
+    /// How the linear weights are stored, where the checkpoint is quantised: the same block size and double
+    /// quantisation for all that are.
+    pub fn quantization(&self) -> Option<Nf4Options> {
+        self.quantization
+    }
+
+    /// Whether a tensor is stored in NF4.
+    pub fn is_nf4(&self, name: &str) -> bool {
+        matches!(self.tensors.get(name), Some(Entry::Nf4(_)))
+    }
+
+    /// The linear modules of a quantised checkpoint that are stored as they were (`llm_int8_skip_modules`).
+    pub fn skipped_modules(&self) -> Vec<String> {
+        let layers = if self.quantization.is_some() { 0..self.config.num_layers } else { 0..0 };
+        let names = layers.flat_map(|layer| Module::ALL.map(|module| module.weight_name(layer)));
+        names.filter(|name| !self.is_nf4(name)).map(|name| name.trim_end_matches(".weight").to_owned()).collect()
+    }
+
+    /// What a checkpoint that [`quantize`] wrote was made of.
+    pub fn original(&self) -> Option<&OriginalBase> {
+        self.original.as_ref()
     }
 
     /// The file that stores a tensor, for messages.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
-        self.tensors.get(name).map(|(file, _)| self.files[*file].path())
+        self.tensors.get(name).map(|entry| match entry {
+            Entry::Dense(file, _) => self.files[*file].path(),
+            Entry::Nf4(entry) => self.files[entry.parts[""].0].path(),
+        })
     }
 
     /// Bytes of all tensors as stored.
     pub fn stored_bytes(&self) -> u64 {
-        self.tensors.values().map(|(_, info)| (info.data_offsets.1 - info.data_offsets.0) as u64).sum()
+        let bytes = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
+        let of = |entry: &Entry| match entry {
+            Entry::Dense(_, info) => bytes(info),
+            Entry::Nf4(entry) => entry.parts.values().map(|(_, info)| bytes(info)).sum(),
+        };
+        self.tensors.values().map(of).sum()
     }
 
-    /// Reads one tensor as stored. A name that is not in [`names`](Self::names) is refused; a file that changed since
-    /// it was opened is `Failed`. Values that are not finite are left for the quantiser to report.
+    /// Reads one tensor as stored, or dequantised to f32 where it is stored in NF4. A name that is not in
+    /// [`names`](Self::names) is refused, and so is an NF4 weight whose scales are not finite; a file that changed since
+    /// it was opened is `Failed`. Other values that are not finite are left for [`check_finite`](Self::check_finite).
     pub fn read(&self, name: &str) -> Result<Tensor16> {
-        let (file, info) = self.find(name)?;
-        file.read(name, info, |_| ())
+        self.read_weight(name).map(StoredWeight::into_tensor)
     }
 
-    /// Reads one tensor widened to f32; beside the result only 1 MiB of it is in memory.
+    /// As [`read`](Self::read), but a weight in NF4 as it is stored.
+    pub fn read_weight(&self, name: &str) -> Result<StoredWeight> {
+        match self.find(name)? {
+            Entry::Dense(file, info) => Ok(StoredWeight::Tensor(self.files[*file].read(name, info, |_| ())?)),
+            Entry::Nf4(entry) => Ok(StoredWeight::Nf4(entry.read(name, &self.files, |_, _| ())?)),
+        }
+    }
+
+    /// Reads one tensor widened to f32; beside the result only 1 MiB of it is in memory, or the NF4 weight.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let (file, info) = self.find(name)?;
-        file.read_f32(name, info, |_| ())
+        match self.find(name)? {
+            Entry::Dense(file, info) => self.files[*file].read_f32(name, info, |_| ()),
+            Entry::Nf4(entry) => Ok(entry.read(name, &self.files, |_, _| ())?.dequantize()),
+        }
     }
 
-    fn find(&self, name: &str) -> Result<(&TensorFile, &TensorInfo)> {
-        let Some((file, info)) = self.tensors.get(name) else {
+    /// Refuses a NaN or infinity in a tensor that was read: it would spread to everything that is trained on it.
+    pub fn check_finite(&self, name: &str, tensor: &Tensor16) -> Result<()> {
+        let Some((index, value)) = tensor.find_not_finite() else { return Ok(()) };
+        let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        refuse!(
+            "{}: tensor `{name}`: found {value} at row {}, column {}, expected finite numbers: the file is damaged or \
+             the model diverged when it was made; get it again",
+            self.file_of(name).unwrap_or(&self.dir).display(),
+            index / columns,
+            index % columns
+        )
+    }
+
+    fn find(&self, name: &str) -> Result<&Entry> {
+        let Some(entry) = self.tensors.get(name) else {
             refuse!("{}: found no tensor `{name}`, expected one of a Llama checkpoint", self.dir.display());
         };
-        Ok((&self.files[*file], info))
+        Ok(entry)
     }
 }

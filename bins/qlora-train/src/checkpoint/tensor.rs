@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use qlora_kernels::nf4::Nf4Matrix;
 use safetensors::Dtype;
 
 // Stored bytes are little-endian and are read straight into place.
@@ -111,6 +112,15 @@ impl Tensor16 {
         }
     }
 
+    /// Index and value of the first element that is NaN or infinite.
+    pub(super) fn find_not_finite(&self) -> Option<(usize, f32)> {
+        match &self.data {
+            TensorData::Bf16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
+            TensorData::F16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
+            TensorData::F32(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])),
+        }
+    }
+
     /// Rounds f32 values (to nearest, ties to even) to the stored type.
     pub fn from_f32(shape: Vec<usize>, values: Vec<f32>, stored: StoredType) -> Self {
         let data = match stored {
@@ -119,6 +129,27 @@ impl Tensor16 {
             StoredType::F32 => TensorData::F32(values),
         };
         Self { shape, data }
+    }
+}
+
+/// A linear weight as a checkpoint stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoredWeight {
+    Tensor(Tensor16),
+    /// Quantised already: its maps and scales are used as they are.
+    Nf4(Nf4Matrix),
+}
+
+impl StoredWeight {
+    /// NF4 dequantised to f32, anything else as it is.
+    pub fn into_tensor(self) -> Tensor16 {
+        match self {
+            Self::Tensor(tensor) => tensor,
+            Self::Nf4(matrix) => {
+                let shape = vec![matrix.rows(), matrix.cols()];
+                Tensor16 { shape, data: TensorData::F32(matrix.dequantize()) }
+            }
+        }
     }
 }
 

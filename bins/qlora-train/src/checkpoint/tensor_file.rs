@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bytemuck::Pod;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -100,7 +101,8 @@ impl TensorFile {
         Ok(())
     }
 
-    fn read_elements<T: Element>(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<Vec<T>> {
+    /// A tensor's bytes as elements of `T`, whatever its dtype is.
+    pub fn read_elements<T: Pod>(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<Vec<T>> {
         let (begin, end) = info.data_offsets;
         let mut values = vec![T::zeroed(); (end - begin) / size_of::<T>()];
         let mut offset = begin;

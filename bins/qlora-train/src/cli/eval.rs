@@ -6,7 +6,7 @@ use crate::data::{self, DataOptions};
 use crate::error::Result;
 use crate::report::{Bars, say};
 use crate::train::evaluate::evaluate;
-use crate::train::{Loaded, ReadOnly, memory};
+use crate::train::{Loaded, ReadOnly, Reading, memory};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -32,26 +32,36 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         max_length: args.max_length,
         too_long: TooLong::Error,
         vocab_size: loaded.checkpoint.config().vocab_size,
+        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
     say!("{}", dataset.report);
     let longest = dataset.report.longest;
     // Short rows share a batch; a small data set needs no more than its own tokens.
     let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-    let mut model = ReadOnly::load(&settings, &loaded.checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
-    let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
-    let mut done = 0;
-    let evaluation = evaluate(&mut model.backend, &model.model, &dataset.rows, tokens, |rows| {
-        done += rows as u64;
-        bar.set(done, String::new());
-    })?;
-    bar.finish();
-    let perplexity = evaluation.perplexity();
-    Ok(Answer {
-        text: format!(
-            "loss {:.4} per supervised token, perplexity {perplexity:.3}, {} tokens",
-            evaluation.loss, evaluation.tokens
-        ),
-        json: json!({"loss": evaluation.loss, "perplexity": perplexity, "tokens": evaluation.tokens}),
-    })
+    let adapters = &args.model.adapter;
+    let mut model = ReadOnly::load(&settings, &loaded.checkpoint, adapters, Reading::Loss, tokens, longest)?;
+    let (mut text, mut answers) = (Vec::new(), Vec::new());
+    for index in 0..adapters.len().max(1) {
+        if index > 0 {
+            model.select(&loaded.checkpoint, index)?;
+        }
+        let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
+        let mut done = 0;
+        let evaluation = evaluate(&mut model.backend, &model.model, &dataset.rows, tokens, |rows| {
+            done += rows as u64;
+            bar.set(done, String::new());
+        })?;
+        bar.finish();
+        let (loss, tokens, perplexity) = (evaluation.loss, evaluation.tokens, evaluation.perplexity());
+        let line = format!("loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens");
+        let figures = json!({"loss": loss, "perplexity": perplexity, "tokens": tokens});
+        if adapters.len() < 2 {
+            return Ok(Answer { text: line, json: figures });
+        }
+        let name = adapters[index].display().to_string();
+        text.push(format!("{name}: {line}"));
+        answers.push(json!({"adapter": name, "loss": loss, "perplexity": perplexity, "tokens": tokens}));
+    }
+    Ok(Answer { text: text.join("\n"), json: json!({"adapters": answers}) })
 }

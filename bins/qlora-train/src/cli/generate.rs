@@ -1,14 +1,16 @@
 //! `qlora-train generate`
 
+use super::stream::TextStream;
 use super::{Answer, ModelArgs};
 use crate::data::{ChatTokenizer, Message};
 use crate::error::Result;
 use crate::refuse;
-use crate::report::Bars;
-use crate::train::generate::generate;
-use crate::train::{Loaded, ReadOnly, memory};
+use crate::report::{Bars, say};
+use crate::train::generate::{Sampling, generate};
+use crate::train::{Loaded, ReadOnly, Reading, memory};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::Instant;
 
 #[derive(Args)]
 pub struct GenerateArgs {
@@ -20,12 +22,55 @@ pub struct GenerateArgs {
     /// What the system message says, if there is to be one
     #[arg(long)]
     system: Option<String>,
+    /// Continue the prompt as it stands: no chat template, and no token that is not written out
+    #[arg(long, conflicts_with_all = ["system", "chat_template"])]
+    raw: bool,
     /// Tokens of an answer at most
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
+    /// 0 takes the most likely token; above, tokens are drawn: at 1 as often as the model says
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Draw only from the most likely tokens whose probabilities reach this sum
+    #[arg(long, default_value_t = 1.0, value_parser = top_p)]
+    top_p: f32,
+    /// Seed of the draws: the same seed gives the same text
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
 }
 
-pub fn run(args: &GenerateArgs) -> Result<Answer> {
+fn temperature(text: &str) -> Result<f32, String> {
+    let value = text.parse().map_err(|_| "expected a number")?;
+    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err("expected 0 to 100".to_owned()) }
+}
+
+fn top_p(text: &str) -> Result<f32, String> {
+    let value = text.parse().map_err(|_| "expected a number")?;
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err("expected a number above 0, at most 1".to_owned()) }
+}
+
+impl GenerateArgs {
+    /// Token ids of every prompt.
+    fn encode(&self, tokenizer: &ChatTokenizer) -> Result<Vec<Vec<u32>>> {
+        let mut prompts = Vec::with_capacity(self.prompt.len());
+        for prompt in &self.prompt {
+            let ids = if self.raw {
+                tokenizer.encode(prompt)?
+            } else {
+                let system = self.system.iter().map(|text| Message::new("system", text));
+                let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+                tokenizer.encode(&tokenizer.prompt(&messages)?)?
+            };
+            if ids.is_empty() {
+                refuse!("--prompt {prompt:?}: no token was made of it");
+            }
+            prompts.push(ids);
+        }
+        Ok(prompts)
+    }
+}
+
+pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let settings = args.model.settings()?;
     memory::set_threads(settings.threads)?;
     let loaded = Loaded::open(&settings, &[])?;
@@ -33,16 +78,7 @@ pub fn run(args: &GenerateArgs) -> Result<Answer> {
     let checkpoint = &loaded.checkpoint;
     let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
     let max_new_tokens = args.max_new_tokens as usize;
-    let mut prompts = Vec::with_capacity(args.prompt.len());
-    for prompt in &args.prompt {
-        let system = args.system.iter().map(|text| Message::new("system", text));
-        let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-        let ids = tokenizer.encode(&tokenizer.prompt(&messages)?)?;
-        if ids.is_empty() {
-            refuse!("--prompt {prompt:?}: the chat template made no token of it");
-        }
-        prompts.push(ids);
-    }
+    let prompts = args.encode(&tokenizer)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
     let limit = checkpoint.config().max_position_embeddings;
     if longest > limit {
@@ -52,21 +88,54 @@ pub fn run(args: &GenerateArgs) -> Result<Answer> {
         );
     }
     let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
-    let mut model = ReadOnly::load(&settings, checkpoint, args.model.adapter.as_deref(), tokens, longest)?;
+    let adapters = &args.model.adapter;
+    let mut model = ReadOnly::load(&settings, checkpoint, adapters, Reading::Text, tokens, longest)?;
     let mut stop = checkpoint.config().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
-    let mut bar = Bars::new("generating", max_new_tokens as u64);
-    let mut done = 0;
-    let answers = generate(&mut model.backend, &model.model, &prompts, max_new_tokens, &stop, || {
-        done += 1;
-        bar.set(done, String::new());
-    })?;
-    bar.finish();
-    let mut texts = Vec::with_capacity(answers.len());
-    for answer in &answers {
-        texts.push(tokenizer.decode(answer, true)?);
+    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+
+    // Answers side by side cannot be written as they grow.
+    let streaming = !to_program && prompts.len() == 1;
+    let (mut completions, mut text) = (Vec::new(), Vec::new());
+    for index in 0..adapters.len().max(1) {
+        if index > 0 {
+            model.select(checkpoint, index)?;
+        }
+        let name = adapters.get(index).map(|path| path.display().to_string());
+        let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));
+        let mut stream = TextStream::new(&tokenizer, streaming);
+        stream.write(heading.as_deref().unwrap_or(""))?;
+        let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
+        let start = Instant::now();
+        let mut done = 0;
+        let answers =
+            generate(&mut model.backend, &model.model, &prompts, max_new_tokens, &stop, &sampling, &mut |_, id| {
+                done += 1;
+                if let Some(bar) = &mut bar {
+                    bar.set(done, String::new());
+                }
+                stream.push(id)
+            })?;
+        if let Some(bar) = bar {
+            bar.finish();
+        }
+        stream.finish()?;
+        let texts: Vec<String> = answers.iter().map(|ids| tokenizer.decode(ids, true)).collect::<Result<_>>()?;
+        for (prompt, text) in args.prompt.iter().zip(&texts) {
+            let mut completion = json!({"prompt": prompt, "text": text});
+            if let (Value::Object(fields), Some(name)) = (&mut completion, name.as_ref().filter(|_| adapters.len() > 1))
+            {
+                fields.insert("adapter".to_owned(), name.as_str().into());
+            }
+            completions.push(completion);
+        }
+        if streaming && index + 1 < adapters.len() {
+            stream.write("\n")?;
+        } else if !streaming {
+            text.push(heading.unwrap_or_default() + &texts.join("\n---\n"));
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        say!("{done} tokens in {seconds:.1} s, {:.1} tokens/s with the prompts read", done as f64 / seconds.max(1e-9));
     }
-    let completions: Vec<_> =
-        args.prompt.iter().zip(&texts).map(|(prompt, text)| json!({"prompt": prompt, "text": text})).collect();
-    Ok(Answer { text: texts.join("\n---\n"), json: json!({"completions": completions}) })
+    Ok(Answer { text: text.join("\n"), json: json!({"completions": completions}) })
 }

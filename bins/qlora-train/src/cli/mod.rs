@@ -5,12 +5,15 @@ mod eval;
 mod generate;
 mod plan;
 mod preview;
+mod quantize;
+mod stream;
 mod train;
 
 use crate::adapter::Adapter;
 use crate::adapter::metadata::QUANTIZATION;
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
+use crate::refuse;
 use crate::report::say;
 use crate::train::inputs::recipe_settings;
 use clap::{Args, Parser, Subcommand};
@@ -38,9 +41,11 @@ enum Command {
     Plan(SettingsArgs),
     /// Print tokenised rows: what is learnt, special tokens, lengths
     Preview(preview::PreviewArgs),
+    /// Write a model in NF4, in the format of bitsandbytes
+    Quantize(quantize::QuantizeArgs),
     /// Loss per supervised token and perplexity
     Eval(eval::EvalArgs),
-    /// Greedy text
+    /// Text, greedy or sampled
     Generate(generate::GenerateArgs),
 }
 
@@ -56,9 +61,9 @@ struct ModelArgs {
     /// Revision of a hub id
     #[arg(long)]
     revision: Option<String>,
-    /// Adapter directory
+    /// Adapter directory; repeated, one after the other on the same base
     #[arg(long)]
-    adapter: Option<PathBuf>,
+    adapter: Vec<PathBuf>,
     /// How the base weights are held: nf4 or none; without it, as the adapter was trained, else nf4
     #[arg(long)]
     quantization: Option<String>,
@@ -90,13 +95,32 @@ impl ModelArgs {
         ];
         let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
         let mut given: Vec<_> = given.collect();
-        if let (None, Some(adapter)) = (&self.quantization, &self.adapter) {
-            let adapter = Adapter::load(adapter)?;
-            given.extend(adapter.metadata.get(QUANTIZATION).into_iter().flat_map(|recipe| recipe_settings(recipe)));
+        if self.quantization.is_none() {
+            given.extend(self.recorded_recipe()?);
         }
         let settings = Settings::load(None, &given)?;
         settings.validate(Purpose::Plan)?;
         Ok(settings)
+    }
+}
+
+impl ModelArgs {
+    /// How the base was held when the adapters were trained. Refused: they do not agree.
+    fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
+        let mut recorded: Option<(&PathBuf, String)> = None;
+        for path in &self.adapter {
+            let Some(recipe) = Adapter::load(path)?.metadata.get(QUANTIZATION).cloned() else { continue };
+            match &recorded {
+                Some((first, other)) if *other != recipe => refuse!(
+                    "{}: was trained on a base held as {recipe:?}, {} on one held as {other:?}: say with --quantization \
+                     how the base is to be held, or use them one at a time",
+                    path.display(),
+                    first.display()
+                ),
+                _ => recorded = Some((path, recipe)),
+            }
+        }
+        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe_settings(&recipe)))
     }
 }
 
@@ -122,8 +146,9 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Preview(args) => preview::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Eval(args) => eval::run(&args),
-        Command::Generate(args) => generate::run(&args),
+        Command::Generate(args) => generate::run(&args, cli.json),
     };
     match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
         Ok(()) => ExitCode::SUCCESS,

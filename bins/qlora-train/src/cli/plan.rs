@@ -5,7 +5,7 @@ use crate::config::memory::format_bytes;
 use crate::config::{Checkpointing, Purpose, SettingsArgs};
 use crate::error::Result;
 use crate::report::trainable_line;
-use crate::train::inputs::model_spec;
+use crate::train::inputs::{check_quantization, model_spec};
 use crate::train::{Loaded, Workload, memory};
 use serde_json::json;
 use std::fmt::Write;
@@ -16,6 +16,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
     let loaded = Loaded::open(&settings, &files)?;
     let checkpoint = &loaded.checkpoint;
+    check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
     // Without data the longest batch that the settings allow is planned.
     let (tokens, positions) = if settings.data.is_empty() {

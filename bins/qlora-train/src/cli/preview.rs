@@ -2,15 +2,16 @@
 
 use super::Answer;
 use crate::config::{Purpose, SettingsArgs};
-use crate::data::{self, ChatTokenizer, Dataset, Row};
+use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::report::say;
 use crate::train::Loaded;
-use crate::train::inputs::data_options;
+use crate::train::inputs::{data_options, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct PreviewArgs {
@@ -21,62 +22,120 @@ pub struct PreviewArgs {
     rows: usize,
 }
 
-/// What surrounds supervised tokens.
-struct Marks {
-    open: String,
-    close: String,
+/// How the loss mask is shown.
+#[derive(Clone, Copy, PartialEq)]
+enum Marks {
+    /// Supervised tokens green, special ones bold.
+    Colour,
+    /// Supervised tokens in brackets that no text holds by chance.
+    Brackets,
 }
 
 impl Marks {
-    /// Colour on a terminal, brackets that no text holds by chance elsewhere.
+    /// Colour on a terminal, unless NO_COLOR or CLICOLOR_FORCE say otherwise.
     fn new() -> Self {
-        if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) {
-            let green = Style::new().fg_color(Some(AnsiColor::Green.into()));
-            return Self { open: green.render().to_string(), close: green.render_reset().to_string() };
-        }
-        Self { open: "⟦".to_owned(), close: "⟧".to_owned() }
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+        let colour = set("CLICOLOR_FORCE") || (std::io::stdout().is_terminal() && !set("NO_COLOR"));
+        if colour { Marks::Colour } else { Marks::Brackets }
     }
+
+    fn legend(self) -> String {
+        match self {
+            Marks::Colour => styled("supervised", true, false),
+            Marks::Brackets => "⟦supervised⟧".to_owned(),
+        }
+    }
+}
+
+fn styled(token: &str, supervised: bool, special: bool) -> String {
+    let mut style = if special { Style::new().bold() } else { Style::new() };
+    if supervised {
+        style = style.fg_color(Some(AnsiColor::Green.into()));
+    }
+    format!("{style}{token}{style:#}")
 }
 
 /// The rows are read, checked and tokenised as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
-    let loaded = Loaded::open(&settings, &settings.data)?;
+    let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
+    let loaded = Loaded::open(&settings, &files)?;
     let tokenizer = loaded.tokenizer.as_ref();
-    let dataset = data::load(&settings.data, tokenizer, &data_options(&settings, &loaded))?;
+    let options = data_options(&settings, &loaded);
+    let dataset = data::load(&settings.data, tokenizer, &options)?;
     say!("{}", dataset.report);
+    if !settings.val_data.is_empty() {
+        say!("validation: {}", data::load(&settings.val_data, tokenizer, &options)?.report);
+    }
+    let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
+    let checks = Checks::of(&dataset.rows, &special);
+    let packing = schedule(&settings, &dataset.rows)?.packing();
+
     let shown = &dataset.rows[..args.rows.min(dataset.rows.len())];
     let marks = Marks::new();
-    let mut text: Vec<String> = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &marks)).collect();
-    text.push(format!("{} of {} rows; {}supervised{}", shown.len(), dataset.rows.len(), marks.open, marks.close));
+    let mut text: Vec<String> = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &special, marks)).collect();
+    text.push(format!("{} of {} rows; {}", shown.len(), dataset.rows.len(), marks.legend()));
+    text.push(checks.to_string());
+    text.push(format!("lengths of the {} rows read:\n{}", dataset.report.rows_read, dataset.report.lengths));
+    text.extend(packing.map(|packing| packing.to_string()));
+
+    let report = &dataset.report;
     let rows: Vec<Value> = shown.iter().map(|row| json_of(row, &dataset, tokenizer)).collect();
-    Ok(Answer { text: text.join("\n\n"), json: json!({"rows": rows, "rows_in_all": dataset.rows.len()}) })
+    let lengths = report.lengths.buckets().into_iter();
+    let json = json!({
+        "rows": rows,
+        "rows_in_all": dataset.rows.len(),
+        "files": report.files.iter().map(|file| json!({
+            "path": file.path.display().to_string(),
+            "rows": file.rows,
+            "formats": file.kinds.iter().map(|(kind, rows)| (kind.name().to_owned(), json!(rows)))
+                .collect::<serde_json::Map<_, _>>(),
+        })).collect::<Vec<_>>(),
+        "counts": {
+            "read": report.rows_read, "kept": report.rows_kept, "dropped": report.dropped,
+            "truncated": report.truncated, "unsupervised": report.unsupervised, "open_ended": report.open_ended,
+            "tokens": report.tokens, "supervised_tokens": report.supervised_tokens,
+        },
+        "checks": {
+            "expects_bos": checks.expects_bos, "without_bos": checks.without_bos, "double_bos": checks.double_bos,
+            "without_end": checks.without_end, "masked_eos": checks.masked_eos,
+        },
+        "lengths": lengths.map(|(from, to, rows)| json!({"from": from, "to": to, "rows": rows})).collect::<Vec<_>>(),
+        "packing": packing.map(|packing| json!({
+            "packs": packing.packs, "max_length": packing.max_length, "efficiency": packing.efficiency(),
+        })),
+    });
+    Ok(Answer { text: text.join("\n\n"), json })
 }
 
-fn file_of(row: &Row, dataset: &Dataset) -> String {
-    dataset.report.files[row.file].path.display().to_string()
-}
-
-fn text_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>, marks: &Marks) -> String {
-    let (file, line) = (file_of(row, dataset), row.line);
-    let mut text = format!("{file} line {line}: {} tokens, {} supervised\n", row.len(), row.supervised());
-    let mut inside = false;
-    for (at, (token, supervised)) in data::describe(row, tokenizer).iter().enumerate() {
-        if inside && !supervised {
-            text += &marks.close;
-        }
+fn text_of(
+    row: &Row,
+    dataset: &Dataset,
+    tokenizer: Option<&ChatTokenizer>,
+    special: &SpecialTokens,
+    marks: Marks,
+) -> String {
+    let place = dataset.report.place(row.file, row.line);
+    let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
+    let tokens = data::describe(row, tokenizer);
+    let supervised_at = |at: usize| tokens.get(at).is_some_and(|(_, supervised)| *supervised);
+    for (at, (token, supervised)) in tokens.iter().enumerate() {
         if at > 0 {
             text.push(' ');
         }
-        if !inside && *supervised {
-            text += &marks.open;
+        let token = printable(token);
+        match marks {
+            Marks::Colour => {
+                let id = row.input_ids[at];
+                text += &styled(&token, *supervised, special.bos == Some(id) || special.ends.contains(&id));
+            }
+            Marks::Brackets => {
+                text += if *supervised && (at == 0 || !supervised_at(at - 1)) { "⟦" } else { "" };
+                text += &token;
+                text += if *supervised && !supervised_at(at + 1) { "⟧" } else { "" };
+            }
         }
-        inside = *supervised;
-        text += &printable(token);
-    }
-    if inside {
-        text += &marks.close;
     }
     text
 }
@@ -89,7 +148,7 @@ fn printable(token: &str) -> String {
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {
     let tokens: Vec<String> = data::describe(row, tokenizer).into_iter().map(|(token, _)| token).collect();
     json!({
-        "file": file_of(row, dataset),
+        "file": dataset.report.files[row.file].path.display().to_string(),
         "line": row.line,
         "length": row.len(),
         "supervised": row.supervised(),

@@ -33,6 +33,8 @@ pub const FIXED: &[Fixed] = &[
     fixed(&["bnb_4bit_quant_storage"], &["uint8", "torch.uint8"]),
     fixed(&["model_type"], &["llamaforcausallm", "automodelforcausallm", "mistralforcausallm", "llama"]),
     fixed(&["tokenizer_type"], &["autotokenizer", "llamatokenizer", "pretrainedtokenizerfast"]),
+    fixed(&["metric_for_best_model"], &["eval_loss", "loss", "none", ""]),
+    fixed(&["greater_is_better"], &["false", "none", ""]),
     // How other trainers compute the same values, pad, cache or check.
     fixed(
         &["attn_implementation", "flash_attention", "xformers_attention", "sdp_attention", "use_flash_attention_2"],
@@ -48,20 +50,9 @@ pub const FIXED: &[Fixed] = &[
 
 /// Features of the format that this version does not have; a value that turns them off is accepted.
 pub const NOT_YET: &[&str] = &[
-    "save_steps",
-    "save_strategy",
-    "save_total_limit",
     "saves_per_epoch",
-    "eval_steps",
-    "eval_strategy",
-    "evaluation_strategy",
     "evals_per_epoch",
     "do_eval",
-    "early_stopping_patience",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "resume_from_checkpoint",
-    "auto_resume_from_checkpoints",
     "report_to",
     "wandb_project",
     "wandb_entity",
@@ -115,7 +106,30 @@ fn quantization(value: &'static str, weak: bool) -> Result<Option<Implied>, Reje
     Ok(Some(Implied { setting: "quantization", value: Value::text(value), weak }))
 }
 
+fn strategy(setting: &'static str, value: &Value) -> Result<Option<Implied>, Reject> {
+    let text = if is_off(value) { "no".to_owned() } else { String::read(value)?.trim().to_ascii_lowercase() };
+    match text.as_str() {
+        "steps" => Ok(None),
+        "no" => Ok(Some(Implied { setting, value: Value::text("0"), weak: false })),
+        "epoch" => Ok(Some(Implied { setting, value: Value::text("epoch"), weak: false })),
+        "best" => Err(Reject::NotYet("best")),
+        _ => Err(Reject::Wrong),
+    }
+}
+
 pub const DERIVED: &[Derived] = &[
+    Derived {
+        names: &["save_strategy"],
+        switch: false,
+        values: "steps, epoch or no",
+        read: |value| strategy("save_steps", value),
+    },
+    Derived {
+        names: &["eval_strategy", "evaluation_strategy"],
+        switch: false,
+        values: "steps, epoch or no",
+        read: |value| strategy("eval_steps", value),
+    },
     Derived {
         names: &["load_in_4bit"],
         switch: true,

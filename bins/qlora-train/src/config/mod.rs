@@ -36,13 +36,15 @@
 //! # Defaults that differ from other trainers'
 //!
 //! `num_train_epochs` 1 (Axolotl's; transformers has 3): the epoch not asked for is the one that costs hours. Batch and
-//! accumulation 1: with packing a step already holds `max_length` tokens. `logging_steps` 1.
+//! accumulation 1: with packing a step already holds `max_length` tokens. `logging_steps` 1. `save_total_limit` 2: a
+//! checkpoint of a large model takes gigabytes, and only the newest and the best are of use.
 
 mod args;
 mod choices;
 mod known;
 pub mod memory;
 mod resolved;
+mod saving;
 pub mod schedule;
 mod source;
 mod table;
@@ -53,5 +55,6 @@ pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use choices::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
 pub use known::{all_names, nearest};
 pub use resolved::{LARGE_MODEL_PARAMETERS, Purpose, settings_markdown};
+pub use saving::{Every, Resume};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use values::{Bytes, Limit, ValSet};

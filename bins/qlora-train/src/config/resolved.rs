@@ -7,8 +7,9 @@ use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use super::choices::{Preset, Scheduler};
+use super::saving::Every;
 use super::schedule;
-use super::table::{Effect, SETTINGS, Settings};
+use super::table::{Effect, SETTINGS, SettingInfo, Settings};
 use super::values::{Reject, ValSet};
 use super::yaml::Value;
 use crate::error::{Context, Result};
@@ -53,6 +54,24 @@ impl Settings {
         }
         if purpose == Purpose::Train {
             self.output_path()?;
+            self.check_evaluation()?;
+        }
+        Ok(())
+    }
+
+    /// What judges by the validation loss needs one on the way.
+    fn check_evaluation(&self) -> Result<()> {
+        let wanted = [
+            ("early_stopping_patience", self.early_stopping_patience.0.is_some()),
+            ("load_best_model_at_end", self.load_best_model_at_end),
+        ];
+        for name in wanted.iter().filter(|(_, given)| *given).map(|(name, _)| name) {
+            if self.eval_steps == Every::Never {
+                refuse!("`{name}` needs evaluations on the way: give `eval_steps` as well");
+            }
+        }
+        if self.eval_steps != Every::Never && self.val_set_size == ValSet::Off && self.val_data.is_empty() {
+            refuse!("`eval_steps` needs rows to evaluate on: give `val_data` or `val_set_size` as well");
         }
         Ok(())
     }
@@ -119,14 +138,18 @@ impl Settings {
         serde_saphyr::to_string(&self.to_json()).or_fail(|| "the settings cannot be written as YAML".into())
     }
 
+    /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run.
+    pub fn result_settings(&self) -> Map<String, Json> {
+        let judged = self.early_stopping_patience.0.is_some() || self.load_best_model_at_end;
+        let counts = |info: &&SettingInfo| info.effect == Effect::Results || (judged && info.name == "eval_steps");
+        SETTINGS.iter().filter(counts).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
+    }
+
     /// SHA-256 (hex) over every setting that can change results, by name; neither their order nor how they were
     /// spelled matters. Paths of model and data count as text: their contents have fingerprints of their own.
     pub fn result_hash(&self) -> String {
-        let mut lines: Vec<String> = SETTINGS
-            .iter()
-            .filter(|info| info.effect == Effect::Results)
-            .map(|info| format!("{}={}\n", info.name, (info.get)(self)))
-            .collect();
+        let mut lines: Vec<String> =
+            self.result_settings().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
         if self.learning_rate.is_none() {
             // The preset matters only through the default rate; the ratio it sets is already in the settings.
             lines.push(format!("learning_rate.default={:e}\n", self.learning_rate_for(0)));

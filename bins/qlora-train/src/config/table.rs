@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use super::choices::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+use super::saving::{Every, Resume};
 use super::values::{Bytes, Limit, Reject, SettingValue, ValSet};
 use super::yaml::Value;
 
@@ -88,7 +89,7 @@ settings! {
     "Revision of the base model, recorded in the adapter."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: one or more JSONL or JSON files."
+    "Training rows: one or more JSONL, JSON or Parquet files; the format of a row is told by its keys."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
         ["datasets", "dataset", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
@@ -192,6 +193,23 @@ settings! {
     "Optimiser steps between two lines of metrics."
     logging_steps: usize = 1, "1", "an integer from 1 to 1000000000", RunOnly, ["log_interval"],
         |v| (1..=1_000_000_000).contains(v);
+    "Optimiser steps between two checkpoints; below 1 it is a share of all steps."
+    save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, or 0 for never", RunOnly,
+        ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
+    "Checkpoints that are kept; the best one is kept beside them."
+    save_total_limit: Limit = Limit(Some(2)), "2", "a count of checkpoints; 0 or -1 for all", RunOnly, [],
+        |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+    "Where the run goes on: at the newest checkpoint of `output_dir` (`true`; at the beginning if there is none) or at the one given."
+    resume_from_checkpoint: Resume = Resume::No, "false", "true, false or the path of a checkpoint", RunOnly,
+        ["auto_resume_from_checkpoints"];
+    "Optimiser steps between two evaluations of the validation rows, beside the one at the end."
+    eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, or 0 for never", RunOnly, [],
+        |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
+    "Evaluations without a lower validation loss after which the run ends."
+    early_stopping_patience: Limit = Limit(None), "none", "a count of evaluations; 0 for no end before the last step",
+        Results, [], |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+    "Whether the adapter written at the end is the one with the lowest validation loss."
+    load_best_model_at_end: bool = false, "false", "true or false", Results, [];
     "Whether activations are recomputed in the backward pass; never changes a value."
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true or false", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."

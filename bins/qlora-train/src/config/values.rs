@@ -210,10 +210,11 @@ fn data_file(value: &Value) -> Result<PathBuf, Reject> {
             "path" | "data_files" | "file" => {
                 return Err(Reject::Because("found two paths in one data set, expected one `path` in each".into()));
             }
-            "type" => &["chat_template"],
-            "ds_type" => &["json", "jsonl"],
+            "type" => &["chat_template", "completion"],
+            "ds_type" => &["json", "jsonl", "parquet"],
             "split" => &["train"],
-            "field_messages" => &["messages"],
+            "field_messages" => &["messages", "conversations"],
+            "field" => &["text"],
             key => {
                 let key = key.escape_debug();
                 return Err(Reject::Because(format!("found the unknown key `{key}` in a data set, expected `path`")));

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use qlora_kernels::philox::Stream;
 use rayon::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::UNSUPERVISED;
-use super::messages;
+use super::formats::{self, AlpacaStyle, Content};
 use super::options::DataOptions;
-use super::reader::read_rows;
+use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
 use super::rows::{self, RowKind};
+use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::TooLong;
 use crate::error::{Error, Result};
@@ -28,7 +29,7 @@ pub struct Row {
     pub labels: Vec<i32>,
     /// Index into [`DatasetReport::files`].
     pub file: usize,
-    /// Where the row stands in its file, counted from 1.
+    /// Where the row stands in its file, counted from 1: its line, or its number in a Parquet file.
     pub line: usize,
 }
 
@@ -54,23 +55,25 @@ pub struct Dataset {
     pub report: DatasetReport,
 }
 
-/// Whether any of the files holds text, told by its first row.
+/// Whether any row of the files is text. Reads up to the first such row.
 pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
     for path in paths {
-        let mut kind = None;
-        // An error ends the reading after the first row; it is dropped when the row was recognised.
-        let outcome = read_rows(path, &mut |line, row| match rows::detect(&row) {
-            Ok(found) => {
-                kind = Some(found);
-                Err(Error::Refused(String::new()))
+        let (mut found, mut rows) = (false, 0);
+        // An error ends the reading at the first row of text; it is dropped then.
+        let outcome = read_rows(path, &mut |unit, number, row| {
+            rows += 1;
+            match rows::detect(&row).map_err(|why| at(path, unit, number, &why))? {
+                RowKind::Tokenised => Ok(()),
+                _ => {
+                    found = true;
+                    Err(Error::Refused(String::new()))
+                }
             }
-            Err(why) => Err(at(path, line, &why)),
         });
-        match kind {
-            Some(RowKind::Messages) => return Ok(true),
-            Some(RowKind::Tokenised) => {}
-            None => outcome?,
+        if found {
+            return Ok(true);
         }
+        outcome?;
     }
     Ok(false)
 }
@@ -78,9 +81,9 @@ pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
 /// Reads, checks and tokenises all rows of all files.
 ///
 /// Errors (all of them refusals that name the file, and the line where one is at fault): a file that cannot be read;
-/// a row that is broken or of another shape than the first row of its file; a token id outside the vocabulary; two
-/// BOS tokens at the start of a row; what the chat template refuses; a row that is too long, under `error`; no
-/// supervised token in any row.
+/// a row that is broken, of no known format or of two; a token id outside the vocabulary; two BOS tokens at the start
+/// of a row; an EOS whose label is masked behind supervised tokens; what the chat template refuses; a row that is too
+/// long, under `error`; no supervised token in any row.
 pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &DataOptions) -> Result<Dataset> {
     if paths.is_empty() {
         refuse!("no data file was given");
@@ -101,7 +104,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     if rows.is_empty() {
         refuse!(
             "{files}: no row is left: of {} rows, {} are longer than max_length {} and {} have no supervised \
-             token (labels that are not -100, or assistant turns)",
+             token (labels that are not -100, assistant turns, completions or texts)",
             report.rows_read,
             report.dropped,
             options.max_length,
@@ -121,45 +124,39 @@ struct Loader<'a> {
     rows: Vec<Row>,
     report: DatasetReport,
     /// Rows read and not tokenised yet.
-    waiting: Vec<(usize, Value)>,
+    waiting: Vec<(usize, RowKind, Value)>,
 }
 
-/// Token ids and labels of one row, and whether an assistant turn of it has no end-of-turn token.
+/// Token ids and labels of one row, and whether an answer in it has no end-of-turn token.
 type Tokenised = (Vec<u32>, Vec<i32>, bool);
 
 impl Loader<'_> {
     fn file(&mut self, path: &Path) -> Result<()> {
-        let mut first: Option<(RowKind, usize)> = None;
         let file = self.report.files.len();
-        read_rows(path, &mut |line, row| {
-            let kind = rows::detect(&row).map_err(|why| at(path, line, &why))?;
-            let (expected, first_line) = *first.get_or_insert((kind, line));
-            if first_line == line && self.report.files.len() == file {
-                self.report.files.push(FileReport { path: path.to_path_buf(), kind, rows: 0 });
-            }
-            if kind != expected {
-                let (found, expected) = (kind.name(), expected.name());
-                let why = format!("a {found} row; expected a {expected} row like the one on line {first_line}");
-                return Err(at(path, line, &why));
-            }
-            self.report.files[file].rows += 1;
-            self.waiting.push((line, row));
-            if self.waiting.len() == CHUNK { self.tokenise(path, file, kind) } else { Ok(()) }
+        self.report.files.push(FileReport { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new() });
+        read_rows(path, &mut |unit, line, row| {
+            let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
+            let report = &mut self.report.files[file];
+            report.unit = unit;
+            report.count(kind);
+            self.waiting.push((line, kind, row));
+            if self.waiting.len() == CHUNK { self.tokenise(path, file) } else { Ok(()) }
         })?;
-        match first {
-            Some((kind, _)) => self.tokenise(path, file, kind),
-            None => refuse!("{}: no row found; expected at least one", path.display()),
+        if self.report.files[file].rows == 0 {
+            refuse!("{}: no row found; expected at least one", path.display());
         }
+        self.tokenise(path, file)
     }
 
-    fn tokenise(&mut self, path: &Path, file: usize, kind: RowKind) -> Result<()> {
+    fn tokenise(&mut self, path: &Path, file: usize) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
         let this = &*self;
         let done: Vec<(usize, Result<Tokenised, String>)> =
-            waiting.into_par_iter().map(|(line, row)| (line, this.row(&row, kind))).collect();
+            waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
+        let unit = self.report.files[file].unit;
         for (line, result) in done {
-            let (input_ids, labels, open_ended) = result.map_err(|why| at(path, line, &why))?;
-            self.keep(path, Row { input_ids, labels, file, line }, open_ended)?;
+            let (input_ids, labels, open_ended) = result.map_err(|why| at(path, unit, line, &why))?;
+            self.keep(path, unit, Row { input_ids, labels, file, line }, open_ended)?;
         }
         Ok(())
     }
@@ -169,21 +166,11 @@ impl Loader<'_> {
         let (input_ids, labels, open_ended) = match (kind, self.tokenizer) {
             (RowKind::Tokenised, _) => {
                 let (input_ids, labels) = rows::tokenised(map, self.options.vocab_size)?;
+                self.check_eos(&input_ids, &labels)?;
                 (input_ids, labels, false)
             }
-            (RowKind::Messages, None) => return Err("`messages` rows need the model's tokenizer".into()),
-            (RowKind::Messages, Some(tokenizer)) => {
-                let chat = tokenizer.encode_chat(&messages::messages(map)?)?;
-                if let Some(id) = chat.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
-                    return Err(format!(
-                        "the tokenizer gives the token {id} ({:?}), the model has a vocabulary of {}; is it the \
-                         tokenizer of this model?",
-                        tokenizer.token(*id),
-                        self.options.vocab_size
-                    ));
-                }
-                (chat.input_ids, chat.labels, chat.open_ended > 0)
-            }
+            (_, None) => return Err(format!("{} rows need the model's tokenizer", kind.name())),
+            (_, Some(tokenizer)) => self.text(map, kind, tokenizer)?,
         };
         if let (Some(bos), [first, second, ..]) = (self.tokenizer.and_then(ChatTokenizer::bos_token_id), &input_ids[..])
             && *first == bos
@@ -194,10 +181,48 @@ impl Loader<'_> {
         Ok((input_ids, labels, open_ended))
     }
 
-    fn keep(&mut self, path: &Path, mut row: Row, open_ended: bool) -> Result<()> {
+    fn text(&self, map: &Map<String, Value>, kind: RowKind, tokenizer: &ChatTokenizer) -> Result<Tokenised, String> {
+        let style = match tokenizer.builtin_template() {
+            Some(Builtin::Alpaca) => AlpacaStyle::Headings,
+            _ => AlpacaStyle::Plain,
+        };
+        let tokens = match formats::content(map, kind, style)? {
+            Content::Conversation(messages) => tokenizer.encode_chat(&messages)?,
+            Content::Text { prompt, completion } => tokenizer.encode_completion(&prompt, &completion)?,
+        };
+        if let Some(id) = tokens.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
+            return Err(format!(
+                "the tokenizer gives the token {id} ({:?}), the model has a vocabulary of {}; is it the tokenizer of \
+                 this model?",
+                tokenizer.token(*id),
+                self.options.vocab_size
+            ));
+        }
+        Ok((tokens.input_ids, tokens.labels, tokens.open_ended > 0))
+    }
+
+    /// Labels made by masking the pad token lose the EOS with it where both are the same token, and the model never
+    /// learns to stop.
+    fn check_eos(&self, input_ids: &[u32], labels: &[i32]) -> Result<(), String> {
+        let own = self.tokenizer.and_then(ChatTokenizer::eos_token_id);
+        let is_eos = |id: u32| own == Some(id) || self.options.eos_token_ids.contains(&id);
+        let masked = (1..input_ids.len())
+            .find(|&at| is_eos(input_ids[at]) && labels[at] == UNSUPERVISED && labels[at - 1] != UNSUPERVISED);
+        match masked {
+            None => Ok(()),
+            Some(at) => Err(format!(
+                "`labels[{at}]` is -100 for the EOS (token {}) that ends a supervised text, so the model would not learn \
+                 to stop; give it its own id as label (it is often lost where pad and EOS are the same token)",
+                input_ids[at]
+            )),
+        }
+    }
+
+    fn keep(&mut self, path: &Path, unit: Unit, mut row: Row, open_ended: bool) -> Result<()> {
         let report = &mut self.report;
         let max_length = self.options.max_length;
         report.rows_read += 1;
+        report.lengths.add(row.len());
         report.longest_read = report.longest_read.max(row.len());
         if row.len() > max_length {
             match self.options.too_long {
@@ -215,7 +240,7 @@ impl Loader<'_> {
                         "{} tokens, longer than max_length {max_length}; raise it, or choose drop or truncate",
                         row.len()
                     );
-                    return Err(at(path, row.line, &why));
+                    return Err(at(path, unit, row.line, &why));
                 }
             }
         }
@@ -227,10 +252,6 @@ impl Loader<'_> {
         self.rows.push(row);
         Ok(())
     }
-}
-
-fn at(path: &Path, line: usize, why: &str) -> Error {
-    Error::Refused(format!("{}: line {line}: {why}", path.display()))
 }
 
 impl Dataset {

@@ -1,4 +1,4 @@
-//! Checks the turns of a `messages` row and turns them into what chat templates expect.
+//! Checks the turns of a conversation and turns them into what chat templates expect.
 
 use minijinja::Value as Jinja;
 use serde_json::{Map, Value};
@@ -39,33 +39,44 @@ impl Message {
         message
     }
 
+    /// The same turn as context that is not learnt.
+    pub(super) fn unsupervised(mut self) -> Self {
+        self.supervised = false;
+        self
+    }
+
     pub(super) fn to_jinja(&self) -> Jinja {
         Jinja::from_pairs(self.fields.iter().map(|(key, value)| (key.clone(), to_jinja(value))))
     }
 }
 
-/// Checks the `messages` of a row: a non-empty array of objects with a known `role` and a `content` that is a string
-/// or a list of `{"type": "text", "text": …}` parts, which are joined.
-pub(super) fn messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
-    if let Some(tools) = row.get("tools").filter(|tools| !is_empty(tools)) {
-        return Err(format!(
+/// Refuses tool definitions.
+pub(super) fn no_tools(row: &Map<String, Value>) -> Result<(), String> {
+    match row.get("tools").filter(|tools| !is_empty(tools)) {
+        None => Ok(()),
+        Some(tools) => Err(format!(
             "`tools` is {}; tool definitions are not supported yet, and leaving them out would train on another text",
             json::describe(tools)
-        ));
+        )),
     }
-    let turns = match &row["messages"] {
+}
+
+/// Checks the turns under `key`: a non-empty array of objects with a known `role` and a `content` that is a string
+/// or a list of `{"type": "text", "text": …}` parts, which are joined.
+pub(super) fn turns(row: &Map<String, Value>, key: &str) -> Result<Vec<Message>, String> {
+    let turns = match &row[key] {
         Value::Array(turns) if !turns.is_empty() => turns,
         other => {
             return Err(format!(
-                "`messages` must be a non-empty array of {{\"role\", \"content\"}}, found {}",
+                "`{key}` must be a non-empty array of {{\"role\", \"content\"}}, found {}",
                 json::describe(other)
             ));
         }
     };
-    turns.iter().enumerate().map(|(at, turn)| message(turn).map_err(|why| format!("`messages[{at}]`{why}"))).collect()
+    turns.iter().enumerate().map(|(at, turn)| message(turn).map_err(|why| format!("`{key}[{at}]`{why}"))).collect()
 }
 
-fn message(turn: &Value) -> Result<Message, String> {
+pub(super) fn message(turn: &Value) -> Result<Message, String> {
     let Value::Object(map) = turn else {
         return Err(format!(" must be an object with `role` and `content`, found {}", json::describe(turn)));
     };
@@ -75,11 +86,17 @@ fn message(turn: &Value) -> Result<Message, String> {
             return Err(format!(".role is {}; expected system, user, assistant or tool", json::describe(other)));
         }
         None if map.contains_key("from") => {
-            return Err(" has `from` and no `role`: that is a ShareGPT turn; expected `role` and `content`".into());
+            return Err(
+                " has `from` and no `role`: that is a ShareGPT turn, which stands under `conversations`; expected \
+                        `role` and `content`"
+                    .into(),
+            );
         }
         None => return Err(format!(" has no `role`; found the keys {}", json::keys(map))),
     };
     let mut fields = map.clone();
+    // Tables hold nulls where another row has a value, and templates ask whether a key is there.
+    fields.retain(|_, value| !value.is_null());
     let has_tool_calls = map.get("tool_calls").is_some_and(|calls| !is_empty(calls));
     let content = match map.get("content") {
         Some(Value::String(text)) => Some(text.clone()),

@@ -1,15 +1,20 @@
 //! Data files → tokenised rows with their loss mask → the micro-batches of a run.
 //!
-//! A row is a conversation (`messages`, of which what the assistant says is supervised) or token ids with labels.
+//! A row is a conversation (of which what the assistant says is supervised), a prompt with its completion, a text, or
+//! token ids with labels. Its format is told by its keys; the rows of one file may differ in it.
 //! Every row of every file is checked before anything is trained on: a wrong one is refused with its file and line.
 //! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
 mod batch;
+mod checks;
 mod dataset;
+mod formats;
+mod histogram;
 mod json;
 mod messages;
 mod options;
 mod pack;
+mod parquet;
 mod reader;
 mod report;
 mod rows;
@@ -19,13 +24,16 @@ mod template;
 mod tokenizer;
 
 pub use batch::MicroBatch;
+pub use checks::{Checks, SpecialTokens};
 pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
+pub use histogram::Histogram;
 pub use messages::Message;
 pub use options::DataOptions;
 pub use pack::pack;
+pub use reader::Unit;
 pub use report::{DatasetReport, FileReport, RowPlace};
 pub use rows::RowKind;
-pub use schedule::{Longest, Schedule, ScheduleOptions, Step, Steps, order};
+pub use schedule::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use spans::{ChatText, ChatTokens};
 pub use template::{Builtin, ChatTemplate};
 pub use tokenizer::ChatTokenizer;

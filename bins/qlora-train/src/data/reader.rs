@@ -1,7 +1,8 @@
-//! Reads the rows of a JSONL or JSON file one by one, each with the line it starts on (counted from 1).
+//! Reads the rows of a data file one by one, each with the line it starts on, or its number in a Parquet file (both
+//! counted from 1).
 //!
-//! Whether a file is an array or JSON Lines is told by its first character, not by its name: data sets in JSON Lines
-//! often end in `.json`. JSON Lines are read line by line; an array is read whole.
+//! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. JSON
+//! Lines are read line by line, a Parquet file page by page; a JSON array is read whole.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -10,17 +11,44 @@ use std::path::Path;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::json;
-use crate::error::{Context, Result};
+use super::{json, parquet};
+use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// Longer lines are refused, so that a file without line breaks does not fill the memory.
-const MAX_LINE_BYTES: u64 = 256 << 20;
+/// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers takes
+/// some twenty times its room.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+/// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by row.
+const MAX_ARRAY_BYTES: u64 = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
-const SUPPORTED: &str = "supported are JSON Lines (one object a line) and JSON (one array of objects)";
+const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects) and Parquet";
 
-/// Calls `each(line, row)` for every row of the file, in order. Errors of `each` end the reading.
-pub(super) fn read_rows(path: &Path, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+/// What counts the rows of a file in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Line,
+    Row,
+}
+
+impl Unit {
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::Line => "line",
+            Unit::Row => "row",
+        }
+    }
+}
+
+/// A row at fault.
+pub(super) fn at(path: &Path, unit: Unit, number: usize, why: &str) -> Error {
+    Error::Refused(format!("{}: {} {number}: {why}", path.display(), unit.name()))
+}
+
+/// What a callback gets: the unit and number of a row, and the row.
+pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Value) -> Result<()>;
+
+/// Calls `each` for every row of the file, in order. Errors of `each` end the reading.
+pub(super) fn read_rows(path: &Path, each: Each) -> Result<()> {
     let name = path.display();
     if path.is_dir() {
         refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
@@ -29,7 +57,7 @@ pub(super) fn read_rows(path: &Path, each: &mut dyn FnMut(usize, Value) -> Resul
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
     if head.starts_with(b"PAR1") {
-        refuse!("{name}: Parquet is not supported yet; {SUPPORTED}");
+        return parquet::read_rows(path, &mut |number, row| each(Unit::Row, number, row));
     }
     if head.starts_with(&[0x1F, 0x8B]) || head.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
         refuse!("{name}: the file is compressed; decompress it first ({SUPPORTED})");
@@ -37,6 +65,7 @@ pub(super) fn read_rows(path: &Path, each: &mut dyn FnMut(usize, Value) -> Resul
     let bom = if head.starts_with(BOM) { BOM.len() } else { 0 };
     let first = head[bom..].iter().find(|byte| !byte.is_ascii_whitespace()).copied();
     reader.consume(bom);
+    let each = &mut |line, row| each(Unit::Line, line, row);
     if first == Some(b'[') { read_array(path, reader, each) } else { read_lines(path, reader, each) }
 }
 
@@ -70,13 +99,24 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: &mut dyn FnMut(usize,
     Ok(())
 }
 
-fn read_array(path: &Path, mut reader: impl Read, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+fn read_array(path: &Path, reader: impl Read, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
     let name = path.display();
+    let too_large = || {
+        let limit = MAX_ARRAY_BYTES >> 30;
+        refuse!("{name}: one JSON array of more than {limit} GiB; write it as JSON Lines, one object a line");
+    };
+    // Known beforehand for a file, and only at the end for a pipe.
+    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_ARRAY_BYTES) {
+        return too_large();
+    }
     let mut text = String::new();
-    match reader.read_to_string(&mut text) {
+    match reader.take(MAX_ARRAY_BYTES + 1).read_to_string(&mut text) {
         Err(error) if error.kind() == ErrorKind::InvalidData => refuse!("{name}: not UTF-8"),
         result => result.or_refuse(|| format!("{name}: cannot read"))?,
     };
+    if text.len() as u64 > MAX_ARRAY_BYTES {
+        return too_large();
+    }
     let rows: Vec<&RawValue> = match serde_json::from_str(&text) {
         Ok(rows) => rows,
         Err(error) => refuse!("{name}: line {}: {}; {SUPPORTED}", error.line(), without_line(&error)),
@@ -87,6 +127,9 @@ fn read_array(path: &Path, mut reader: impl Read, each: &mut dyn FnMut(usize, Va
         let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
         line += text[counted..offset].matches('\n').count();
         counted = offset;
+        if raw.get().len() as u64 > MAX_LINE_BYTES {
+            refuse!("{name}: line {line}: a row of more than {} MiB", MAX_LINE_BYTES >> 20);
+        }
         match json::parse(raw.get()) {
             Ok(row) => each(line, row)?,
             Err(error) => refuse!("{name}: line {}: {}", line + error.line().max(1) - 1, without_line(&error)),

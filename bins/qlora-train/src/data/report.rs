@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::histogram::Histogram;
+use super::reader::Unit;
 use super::rows::RowKind;
 
 /// Rows named one by one in the printed report; more than these are only counted.
@@ -11,11 +13,35 @@ const NAMED_ROWS: usize = 5;
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileReport {
     pub path: PathBuf,
-    pub kind: RowKind,
+    /// What its rows are counted by.
+    pub unit: Unit,
     pub rows: usize,
+    /// Rows of each format found, in the order of [`RowKind::ALL`].
+    pub kinds: Vec<(RowKind, usize)>,
 }
 
-/// A row of a file: index into [`DatasetReport::files`] and line, counted from 1.
+impl FileReport {
+    pub(super) fn count(&mut self, kind: RowKind) {
+        self.rows += 1;
+        match self.kinds.binary_search_by_key(&kind, |&(kind, _)| kind) {
+            Ok(at) => self.kinds[at].1 += 1,
+            Err(at) => self.kinds.insert(at, (kind, 1)),
+        }
+    }
+}
+
+impl fmt::Display for FileReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: ", self.path.display())?;
+        if let [(kind, rows)] = self.kinds[..] {
+            return write!(f, "{rows} {} rows", kind.name());
+        }
+        let kinds: Vec<String> = self.kinds.iter().map(|(kind, rows)| format!("{rows} {}", kind.name())).collect();
+        write!(f, "{} rows of mixed formats: {}", self.rows, kinds.join(", "))
+    }
+}
+
+/// A row of a file: index into [`DatasetReport::files`], and line or number, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowPlace {
     pub file: usize,
@@ -37,7 +63,7 @@ pub struct DatasetReport {
     pub unsupervised: usize,
     /// The first of those.
     pub unsupervised_rows: Vec<RowPlace>,
-    /// Rows with an assistant turn that ends without a token of its own.
+    /// Rows with a text or an assistant turn that ends without a token of its own.
     pub open_ended: usize,
     /// Over the kept rows.
     pub tokens: usize,
@@ -48,9 +74,17 @@ pub struct DatasetReport {
     /// Tokens of the longest kept row.
     pub longest: usize,
     pub max_length: usize,
+    /// Lengths before truncation of all rows read.
+    pub lengths: Histogram,
 }
 
 impl DatasetReport {
+    /// Where a row stands, for people: `data.jsonl line 3`.
+    pub fn place(&self, file: usize, line: usize) -> String {
+        let file = &self.files[file];
+        format!("{} {} {line}", file.path.display(), file.unit.name())
+    }
+
     pub(super) fn skip_unsupervised(&mut self, place: RowPlace) {
         self.unsupervised += 1;
         if self.unsupervised_rows.len() < NAMED_ROWS {
@@ -63,7 +97,7 @@ impl DatasetReport {
 impl fmt::Display for DatasetReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for file in &self.files {
-            writeln!(f, "{}: {} {} rows", file.path.display(), file.rows, file.kind.name())?;
+            writeln!(f, "{file}")?;
         }
         write!(
             f,
@@ -85,19 +119,15 @@ impl fmt::Display for DatasetReport {
             )?;
         }
         if self.unsupervised > 0 {
-            let named: Vec<String> = self
-                .unsupervised_rows
-                .iter()
-                .map(|row| format!("{} line {}", self.files[row.file].path.display(), row.line))
-                .collect();
+            let named: Vec<String> = self.unsupervised_rows.iter().map(|row| self.place(row.file, row.line)).collect();
             let more = if self.unsupervised > named.len() { ", …" } else { "" };
             write!(f, "\n{} rows left out: no supervised token ({}{more})", self.unsupervised, named.join(", "))?;
         }
         if self.open_ended > 0 {
             write!(
                 f,
-                "\nwarning: in {} rows the chat template ends the assistant's turn without an end-of-turn token; the \
-                 model will not learn to stop",
+                "\nwarning: in {} rows an answer or a text ends without an end-of-turn token, because the chat template \
+                 writes none or the tokenizer has no EOS; the model will not learn to stop",
                 self.open_ended
             )?;
         }

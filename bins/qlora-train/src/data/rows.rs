@@ -1,46 +1,114 @@
-//! The shapes a row can have, told by its keys, and the rows that are token ids already.
+//! The formats that a row can have, told by its keys, and the rows that are token ids already.
 
 use serde_json::{Map, Value};
 
 use super::json;
 
-/// The shape of the rows of a file. All rows of one file have the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The format of a row. The rows of one file may differ in it; they are counted by format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RowKind {
-    /// `messages`: a conversation of `role` / `content` turns, tokenised by the model's chat template.
+    /// `messages`: a conversation of `role` / `content` turns, written by the model's chat template.
     Messages,
+    /// `conversations`: the same with `from` / `value`.
+    ShareGpt,
+    /// `prompt` + `completion`: two texts, or two lists of turns.
+    PromptCompletion,
+    /// `instruction`, `output`, optional `input`, `system`, `history`: a conversation.
+    Alpaca,
+    /// `text`: supervised from its first token to its EOS.
+    Text,
     /// `input_ids`, optional `labels` with −100 for unsupervised: needs no tokenizer.
     Tokenised,
 }
 
 impl RowKind {
+    pub const ALL: [RowKind; 6] = [
+        RowKind::Messages,
+        RowKind::ShareGpt,
+        RowKind::PromptCompletion,
+        RowKind::Alpaca,
+        RowKind::Text,
+        RowKind::Tokenised,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             RowKind::Messages => "messages",
+            RowKind::ShareGpt => "ShareGPT",
+            RowKind::PromptCompletion => "prompt + completion",
+            RowKind::Alpaca => "Alpaca",
+            RowKind::Text => "text",
             RowKind::Tokenised => "tokenised",
+        }
+    }
+
+    /// The keys that every row of this format has, and no row of another one.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            RowKind::Messages => &["messages"],
+            RowKind::ShareGpt => &["conversations"],
+            RowKind::PromptCompletion => &["prompt", "completion"],
+            RowKind::Alpaca => &["instruction", "output"],
+            RowKind::Text => &["text"],
+            RowKind::Tokenised => &["input_ids"],
         }
     }
 }
 
-const SUPPORTED: &str =
-    "supported are `messages` rows (role/content) and tokenised rows (`input_ids`, optional `labels`)";
+/// Every key that has a meaning in some format.
+pub(super) const KNOWN_KEYS: [&str; 14] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "output",
+    "input",
+    "system",
+    "history",
+    "text",
+    "input_ids",
+    "labels",
+    "attention_mask",
+    "tools",
+];
 
-/// Tells the shape of a row from its keys. The error says what was found and what is supported.
+pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `conversations` (from/value), `prompt` + \
+                                    `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenised rows \
+                                    (`input_ids`, optional `labels`)";
+
+/// Tells the format of a row from its keys. A key that is null counts as missing: tables that were put together from
+/// several formats hold nulls in the other formats' columns. The error says what was found and what is supported.
 pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
     let Value::Object(map) = row else {
         return Err(format!("expected a row (a JSON object), found {}; {SUPPORTED}", json::describe(row)));
     };
-    let has = |key: &str| map.contains_key(key);
-    let unsupported = |name: &str| Err(format!("{name} rows are not supported yet; {SUPPORTED}"));
-    match (has("messages"), has("input_ids")) {
-        (true, true) => Err("the row has both `messages` and `input_ids`; keep one of the two".into()),
-        (true, false) => Ok(RowKind::Messages),
-        (false, true) => Ok(RowKind::Tokenised),
-        _ if has("conversations") => unsupported("ShareGPT (`conversations`)"),
-        _ if has("prompt") && has("completion") => unsupported("`prompt` + `completion`"),
-        _ if has("instruction") => unsupported("Alpaca (`instruction`, `input`, `output`)"),
-        _ if has("text") => unsupported("`text`"),
-        _ => Err(format!("unknown kind of row: found {}; {SUPPORTED}", json::describe(row))),
+    let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
+    let shown = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" + ");
+    let mut found = RowKind::ALL.into_iter().filter(|kind| kind.keys().iter().all(has));
+    match (found.next(), found.next()) {
+        (Some(kind), None) => Ok(kind),
+        (Some(one), Some(two)) => Err(format!(
+            "the row has both {} and {}, so its format is ambiguous; keep one of the two",
+            shown(one.keys()),
+            shown(two.keys())
+        )),
+        (None, _) => {
+            let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
+            if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))
+            {
+                let state = if map.contains_key(*missing) { "null" } else { "missing" };
+                return Err(format!(
+                    "`{missing}` is {state}; expected {} in a {} row",
+                    shown(half.keys()),
+                    half.name()
+                ));
+            }
+            if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
+                return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));
+            }
+            Err(format!("unknown kind of row: found {}; {SUPPORTED}", json::describe(row)))
+        }
     }
 }
 

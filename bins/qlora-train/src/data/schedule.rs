@@ -2,6 +2,7 @@
 //! memory plan can run through the whole of it beforehand and a resumed run can start anywhere.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use qlora_kernels::philox::Stream;
 
@@ -10,6 +11,9 @@ use crate::error::Result;
 use crate::refuse;
 
 const ORDER_DOMAIN: u64 = 0x4F52_4445_0000_0000;
+
+/// A second's worth of shuffling and packing.
+const MAX_WALKED_ROWS: usize = 1 << 21;
 
 /// The rows of an epoch in the order they are trained on, shuffled by seed and epoch (counted from 0).
 pub fn order(rows: usize, epoch: u64, seed: u64) -> Vec<usize> {
@@ -65,6 +69,31 @@ pub struct Longest {
     pub micro: usize,
 }
 
+/// What packing makes of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    pub rows: usize,
+    pub packs: usize,
+    /// Of all rows.
+    pub tokens: usize,
+    /// Of a pack at most.
+    pub max_length: usize,
+}
+
+impl Packing {
+    /// The share of all packs' room that tokens fill, at most 1.
+    pub fn efficiency(&self) -> f64 {
+        self.tokens as f64 / (self.packs.max(1) as f64 * self.max_length as f64)
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (rows, packs, share) = (self.rows, self.packs, 100.0 * self.efficiency());
+        write!(f, "packing: {rows} rows in {packs} packs of {} tokens, {share:.1}% full", self.max_length)
+    }
+}
+
 impl Schedule {
     /// `lengths` are the tokens of the training rows. Errors: no rows, a setting that gives no step.
     pub fn new(lengths: Vec<usize>, options: ScheduleOptions) -> Result<Self> {
@@ -115,7 +144,7 @@ impl Schedule {
         Steps { schedule: self, next: from, epoch: None }
     }
 
-    /// The largest micro-batch of the whole run, the first of equals.
+    /// The largest micro-batch of the whole run, the first of equals. Walks through all of it.
     pub fn longest(&self) -> Longest {
         let mut longest = Longest { tokens: 0, rows: Vec::new(), step: 0, micro: 0 };
         for step in self.steps(0) {
@@ -129,9 +158,39 @@ impl Schedule {
         longest
     }
 
-    /// Tokens of the largest micro-batch of the whole run.
+    /// How full the packs of the first epoch are. None without packing.
+    pub fn packing(&self) -> Option<Packing> {
+        let options = &self.options;
+        let order = order(self.lengths.len(), 0, options.seed);
+        let packs = options.packing.then(|| pack(&self.lengths, &order, options.max_length).ok())??.len();
+        let tokens = self.lengths.iter().sum();
+        Some(Packing { rows: self.lengths.len(), packs, tokens, max_length: options.max_length })
+    }
+
+    /// Tokens of the largest micro-batch of the whole run; of a run too long to walk through, the most that one can
+    /// have.
     pub fn max_tokens(&self) -> usize {
-        self.longest().tokens
+        let bound = self.most_tokens();
+        let (mut largest, mut rows) = (0, 0);
+        for batch in self.steps(0).flat_map(|step| step.micro_batches) {
+            largest = largest.max(self.tokens(&batch));
+            rows += batch.len();
+            if largest == bound || rows > MAX_WALKED_ROWS {
+                return bound;
+            }
+        }
+        largest
+    }
+
+    /// What no micro-batch can exceed.
+    fn most_tokens(&self) -> usize {
+        let batch = self.options.per_device_train_batch_size;
+        if self.options.packing {
+            return batch.saturating_mul(self.options.max_length).min(self.lengths.iter().sum());
+        }
+        let mut lengths = self.lengths.clone();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().take(batch).sum()
     }
 
     pub fn tokens(&self, rows: &[usize]) -> usize {

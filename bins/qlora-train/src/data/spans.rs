@@ -61,28 +61,54 @@ impl ChatTokenizer {
         Ok(ChatText { text, supervised, open_ended })
     }
 
-    /// Tokenises the rendered conversation once, as a whole. A token is supervised when it begins in a supervised
-    /// span, or begins before one and holds more of it than white space: where a prompt ends with a space, the
-    /// answer's first word comes with that space in one token.
+    /// Tokenises the rendered conversation once, as a whole.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<ChatTokens, String> {
         let chat = self.render_chat(messages)?;
-        let tokens = self.encode_with_offsets(&chat.text)?;
-        let mut labels = Vec::with_capacity(tokens.len());
-        for (id, range) in &tokens {
-            let inside = |span: &Range<usize>| {
-                span.contains(&range.start)
-                    || (range.start < span.start
-                        && span.start < range.end
-                        && chat
-                            .text
-                            .get(span.start..range.end.min(span.end))
-                            .is_some_and(|part| !part.trim().is_empty()))
-            };
-            let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
-            labels.push(if chat.supervised.iter().any(inside) { label } else { UNSUPERVISED });
-        }
-        let input_ids = tokens.into_iter().map(|(id, _)| id).collect();
+        let (input_ids, labels) = self.labelled(&chat.text, &chat.supervised)?;
         Ok(ChatTokens { input_ids, labels, open_ended: chat.open_ended })
+    }
+
+    /// Tokenises a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
+    /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS or EOS that the text has
+    /// already is not given a second time.
+    pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
+        let text = format!("{prompt}{completion}");
+        let supervised = prompt.len()..text.len();
+        let (mut input_ids, mut labels) = self.labelled(&text, std::slice::from_ref(&supervised))?;
+        if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
+            && input_ids.first() != Some(&bos)
+        {
+            input_ids.insert(0, bos);
+            labels.insert(0, UNSUPERVISED);
+        }
+        let last_supervised = labels.last().is_some_and(|&label| label != UNSUPERVISED);
+        let ends = last_supervised && self.ends_with_added_token(completion);
+        if let Some(eos) = self.eos_token_id().filter(|_| !ends) {
+            input_ids.push(eos);
+            labels.push(i32::try_from(eos).map_err(|_| format!("the tokenizer has the token id {eos}"))?);
+        }
+        let open_ended = usize::from(!ends && self.eos_token_id().is_none());
+        Ok(ChatTokens { input_ids, labels, open_ended })
+    }
+
+    /// Token ids and labels of a text. A token is supervised when it holds any of a supervised span, as in
+    /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
+    fn labelled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
+        let tokens = self.encode_with_offsets(text)?;
+        let mut labels = Vec::with_capacity(tokens.len());
+        // Spans and tokens both come in order; a span is done with once a token begins behind it.
+        let mut spans = supervised;
+        for (id, range) in &tokens {
+            while spans.first().is_some_and(|span| span.end <= range.start) {
+                spans = &spans[1..];
+            }
+            let inside = spans.first().is_some_and(|span| {
+                span.contains(&range.start) || (range.start < span.start && span.start < range.end)
+            });
+            let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
+            labels.push(if inside { label } else { UNSUPERVISED });
+        }
+        Ok((tokens.into_iter().map(|(id, _)| id).collect(), labels))
     }
 
     /// Leaves out white space behind an end-of-turn token. Without such a token the white space stays: then it is all

@@ -22,6 +22,9 @@ use crate::refuse;
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// The tokens of a text take some fifty times its room.
+const MAX_TEXT_BYTES: usize = 32 << 20;
+
 #[derive(Debug)]
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
@@ -34,6 +37,9 @@ pub struct ChatTokenizer {
     added: Vec<String>,
     template: Option<ChatTemplate>,
     template_origin: String,
+    builtin: Option<Builtin>,
+    /// The tokenizer itself puts a BOS before plain text.
+    begins_with_bos: bool,
 }
 
 impl ChatTokenizer {
@@ -74,8 +80,9 @@ impl ChatTokenizer {
             }
         };
         let (bos_token_id, eos_token_id) = (id("bos_token")?, id("eos_token")?);
+        let begins_with_bos = bos_token_id.is_some() && first_of_plain_text(&tokenizer) == bos_token_id;
         let vocabulary = Vocabulary {
-            begins_with_bos: bos_token_id.is_some() && first_of_plain_text(&tokenizer) == bos_token_id,
+            begins_with_bos,
             has_eos: eos_token_id.is_some(),
             has_im_end: tokenizer.token_to_id("<|im_end|>").is_some(),
         };
@@ -101,8 +108,18 @@ impl ChatTokenizer {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).or_refuse(|| format!("{}: truncation", path.display()))?;
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
-        let dir = dir.to_path_buf();
-        Ok(Self { tokenizer, dir, special, bos_token_id, eos_token_id, added, template, template_origin })
+        Ok(Self {
+            tokenizer,
+            dir: dir.to_path_buf(),
+            special,
+            bos_token_id,
+            eos_token_id,
+            added,
+            template,
+            template_origin,
+            builtin: chat_template.and_then(Builtin::from_name),
+            begins_with_bos,
+        })
     }
 
     pub fn dir(&self) -> &Path {
@@ -115,6 +132,16 @@ impl ChatTokenizer {
 
     pub fn eos_token_id(&self) -> Option<u32> {
         self.eos_token_id
+    }
+
+    /// Whether rows begin with a BOS: the tokenizer puts one before plain text.
+    pub fn begins_with_bos(&self) -> bool {
+        self.begins_with_bos
+    }
+
+    /// The built-in template, if `chat_template` named one.
+    pub fn builtin_template(&self) -> Option<Builtin> {
+        self.builtin
     }
 
     /// One more than the largest token id.
@@ -156,6 +183,13 @@ impl ChatTokenizer {
 
     /// Token ids with the byte range of the text that each stands for.
     pub(super) fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, String> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(format!(
+                "the row has {} bytes of text, more than the {} MiB that are tokenised at once; split it",
+                text.len(),
+                MAX_TEXT_BYTES >> 20
+            ));
+        }
         let encoding = self.tokenizer.encode(text, false).map_err(|error| format!("cannot tokenise: {error}"))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
@@ -187,6 +221,11 @@ impl ChatTokenizer {
     /// Whether the text ends with a token of its own, like an end-of-turn or end-of-text mark.
     pub(super) fn ends_with_added_token(&self, text: &str) -> bool {
         self.added.iter().any(|token| text.ends_with(token.as_str()))
+    }
+
+    /// Ids of all added tokens: special ones, and those that end turns.
+    pub fn added_token_ids(&self) -> Vec<u32> {
+        self.added.iter().filter_map(|token| self.tokenizer.token_to_id(token)).collect()
     }
 
     /// Where the last added token inside the text ends.

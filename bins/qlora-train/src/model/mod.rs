@@ -1,10 +1,13 @@
 //! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
 
+mod cached;
 mod step;
+
+pub use cached::KvCache;
 
 use crate::backend::cpu::Dims;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Segment, StateFormat};
-use crate::checkpoint::{LlamaConfig, Module, StoredType, Tensor16};
+use crate::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 use std::collections::BTreeMap;
@@ -108,6 +111,15 @@ pub trait Source {
     /// How a tensor is stored.
     fn stored(&self, name: &str) -> StoredType;
     fn read(&mut self, name: &str) -> Result<Tensor16>;
+    /// How a linear weight is held, where its source settles that: as a quantised checkpoint stores it. `None`: as
+    /// [`ModelSpec::quantization`] says.
+    fn held(&self, _name: &str) -> Option<Quantization> {
+        None
+    }
+    /// A linear weight, in NF4 where the source stores it so.
+    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+        self.read(name).map(StoredWeight::Tensor)
+    }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>>;
 }
@@ -193,6 +205,23 @@ impl<B: Backend> Llama<B> {
         params
     }
 
+    /// Puts other low-rank terms on the same base. They are read from `source`; the base is not.
+    pub fn replace_lora(&mut self, b: &mut B, source: &mut dyn Source, lora: LoraSpec) -> Result<()> {
+        self.spec.lora = lora;
+        for (layer, block) in self.layers.iter_mut().enumerate() {
+            for (group, modules) in block.groups_mut().into_iter().zip(GROUPS) {
+                for (segment, &module) in group.segments.iter_mut().zip(modules) {
+                    if let Some(old) = segment.lora.take() {
+                        b.free_param(old.a);
+                        b.free_param(old.b);
+                    }
+                    segment.lora = build_lora(b, source, &self.spec, layer, module)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Shape and values of every trainable tensor, in the order of [`Self::params_mut`].
     pub fn param_values(&self, backend: &B) -> Vec<(ParamName, [usize; 2], Vec<f32>)> {
         let mut values = Vec::new();
@@ -258,27 +287,35 @@ fn build_group<B: Backend>(
         let (n, k) = module.shape(&spec.config);
         let name = module.weight_name(layer);
         let stored = source.stored(&name);
-        let weight = backend.weight(&name, n, k, spec.quantization, stored, &mut || source.read(&name))?;
+        let quantization = source.held(&name).unwrap_or(spec.quantization);
+        let weight = backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?;
         let bias = match module.has_bias(&spec.config) {
             true => Some(vector(backend, source, "biases", &module.bias_name(layer), n)?),
             false => None,
         };
-        let lora = match spec.lora.terms.get(&(layer, module)) {
-            Some(&(r, scale)) => {
-                let name = |factor| ParamName { layer, module, factor };
-                let (a, b) = (name(Factor::A), name(Factor::B));
-                let states = spec.trainable.then_some(spec.lora.states);
-                Some(Lora {
-                    r,
-                    scale,
-                    a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
-                    b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
-                })
-            }
-            None => None,
-        };
+        let lora = build_lora(backend, source, spec, layer, module)?;
         segments.push(Segment { n, weight, bias, lora });
     }
     let k = GROUPS[site][0].shape(&spec.config).1;
     Ok(LinearGroup { k, segments, site: (layer * 16 + site) as u32 })
+}
+
+fn build_lora<B: Backend>(
+    backend: &mut B,
+    source: &mut dyn Source,
+    spec: &ModelSpec,
+    layer: usize,
+    module: Module,
+) -> Result<Option<Lora<B>>> {
+    let Some(&(r, scale)) = spec.lora.terms.get(&(layer, module)) else { return Ok(None) };
+    let (n, k) = module.shape(&spec.config);
+    let name = |factor| ParamName { layer, module, factor };
+    let (a, b) = (name(Factor::A), name(Factor::B));
+    let states = spec.trainable.then_some(spec.lora.states);
+    Ok(Some(Lora {
+        r,
+        scale,
+        a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
+        b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
+    }))
 }

@@ -1,5 +1,6 @@
 //! Forward and backward of one micro-batch.
 
+use super::cached::{Past, View};
 use super::{Layer, Llama};
 use crate::backend::{Backend, Batch, LinearGroup};
 use crate::error::Result;
@@ -67,7 +68,7 @@ impl<B: Backend> Llama<B> {
         b.begin(batch)?;
         let recompute = self.spec.recompute;
         let mut kept = Vec::with_capacity(self.layers.len());
-        let (stream, normed) = self.forward(b, &pass, |b, input, activations| {
+        let (stream, normed) = self.forward(b, &pass, None, |b, input, activations| {
             if recompute {
                 activations.free(b);
                 kept.push((input, None));
@@ -90,7 +91,7 @@ impl<B: Backend> Llama<B> {
                 None => {
                     let mut normed = b.alloc("normed", pass.hidden)?;
                     b.rms_norm(&input, &layer.input_norm, pass.eps, &mut normed)?;
-                    block(b, layer, &pass, &input, normed, false)?.0
+                    block(b, layer, &pass, &input, normed, false, None)?.0
                 }
             };
             block_backward(b, layer, &pass, &input, activations, &mut d_stream, kept.is_empty())?;
@@ -103,7 +104,7 @@ impl<B: Backend> Llama<B> {
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
         b.begin(batch)?;
-        let normed = self.evaluate(b)?;
+        let normed = self.evaluate(b, None)?;
         let loss = b.loss(&normed, self.head.as_ref().unwrap_or(&self.embedding), 1.0, None)?;
         b.free(normed);
         Ok(loss)
@@ -112,15 +113,16 @@ impl<B: Backend> Llama<B> {
     /// Logits `[vocab]` of the named tokens of the batch.
     pub fn logits(&self, b: &mut B, batch: &Batch, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
         b.begin(batch)?;
-        let normed = self.evaluate(b)?;
+        let normed = self.evaluate(b, None)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let logits = tokens.iter().map(|&token| b.logits(&normed, head, token)).collect();
         b.free(normed);
         logits
     }
 
-    fn evaluate(&self, b: &mut B) -> Result<B::Buffer> {
-        let (stream, normed) = self.forward(b, &self.pass(None), |b, input, activations| {
+    /// The final norm's output, with nothing kept for a backward pass.
+    pub(super) fn evaluate(&self, b: &mut B, past: Option<Past<B>>) -> Result<B::Buffer> {
+        let (stream, normed) = self.forward(b, &self.pass(None), past, |b, input, activations| {
             b.free(input);
             activations.free(b);
         })?;
@@ -133,6 +135,7 @@ impl<B: Backend> Llama<B> {
         &self,
         b: &mut B,
         pass: &Pass,
+        mut past: Option<Past<B>>,
         mut keep: impl FnMut(&mut B, B::Buffer, Activations<B>),
     ) -> Result<(B::Buffer, B::Buffer)> {
         let mut stream = b.alloc("residual stream", pass.hidden)?;
@@ -140,7 +143,8 @@ impl<B: Backend> Llama<B> {
         let mut normed = b.alloc("normed", pass.hidden)?;
         b.rms_norm(&stream, &self.layers[0].input_norm, pass.eps, &mut normed)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let (activations, mlp) = block(b, layer, pass, &stream, normed, true)?;
+            let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
+            let (activations, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;
             let mlp = mlp.expect("asked for");
             let norm = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
             let mut next = b.alloc("residual stream", pass.hidden)?;
@@ -178,6 +182,7 @@ fn linear<B: Backend>(
 }
 
 /// One transformer block. `normed` is RMSNorm of `input` and is given up. The MLP's output is computed if `output`.
+/// With a cache the batch's keys and values are appended to it and attention sees what it holds.
 fn block<B: Backend>(
     b: &mut B,
     layer: &Layer<B>,
@@ -185,13 +190,23 @@ fn block<B: Backend>(
     input: &B::Buffer,
     normed: B::Buffer,
     output: bool,
+    cache: Option<(&mut B::Buffer, View)>,
 ) -> Result<(Activations<B>, Option<B::Buffer>)> {
     let (mut qkv, s_qkv) = linear(b, pass, "qkv", &normed, &layer.qkv)?;
     b.free(normed);
     b.rope(&mut qkv, pass.shape, false)?;
     let mut attention = b.alloc("attention output", pass.shape.out())?;
     let mut lse = b.alloc("attention log-sum-exp", pass.shape.heads)?;
-    b.attention(&qkv, pass.shape, &mut attention, &mut lse)?;
+    if let Some((cache, view)) = cache {
+        b.append_to_cache(&qkv, pass.shape, view.starts, cache)?;
+        if view.fresh {
+            b.attention(&qkv, pass.shape, &mut attention, &mut lse)?;
+        } else {
+            b.attention_over_cache(&qkv, cache, pass.shape, view.starts, &mut attention)?;
+        }
+    } else {
+        b.attention(&qkv, pass.shape, &mut attention, &mut lse)?;
+    }
 
     let (projected, s_o) = linear(b, pass, "projected attention", &attention, &layer.o)?;
     let mut middle = b.alloc("residual stream", pass.hidden)?;

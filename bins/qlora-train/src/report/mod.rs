@@ -1,10 +1,14 @@
 //! What a run tells: lines for people on standard error, files for programs, one JSON object on standard output.
 
 mod bar;
+mod identity;
+mod output_dir;
 mod record;
 
 pub use bar::Bars;
-pub use record::{LogEntry, RunRecord, TrainerState, check_output_dir, check_recorded_base};
+pub use identity::Identity;
+pub use output_dir::{Finished, Found, OutputLock, check_output_dir, check_recorded_base};
+pub use record::{LogEntry, RunRecord, STATE_FILE, TrainerState, write_json, write_state};
 
 /// A line on standard error. Unlike `eprintln!` it survives a closed one: a run of hours must not end because
 /// somebody left the pager.
@@ -15,6 +19,11 @@ macro_rules! say {
     }};
 }
 pub(crate) use say;
+
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A count with thousands separated: 41,943,040.
 pub fn thousands(n: u64) -> String {

@@ -1,13 +1,14 @@
 //! The files a run leaves beside its adapter: `metrics.jsonl` as it goes, `trainer_state.json` at the end, and
 //! `run.json`, which tells which run the directory belongs to.
 
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, AtomicFiles};
-use crate::checkpoint::BaseName;
+use super::output_dir::Finished;
+use crate::adapter::AtomicFiles;
 use crate::error::{Context, Result};
-use crate::refuse;
+use crate::fault;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,9 @@ pub struct LogEntry {
     pub loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_loss: Option<f64>,
+    /// Of each file's rows, where there are several files.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_file_losses: Option<BTreeMap<String, f64>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grad_norm: Option<f64>,
     /// Of A.
@@ -49,7 +53,9 @@ pub struct TrainerState {
     pub epoch: f64,
     pub max_steps: u64,
     pub log_history: Vec<LogEntry>,
+    /// The lowest validation loss so far.
     pub best_metric: Option<f64>,
+    /// The directory in `output_dir` that it was saved in.
     pub best_model_checkpoint: Option<String>,
     pub num_input_tokens_seen: u64,
 }
@@ -58,118 +64,65 @@ pub struct TrainerState {
 pub struct RunRecord {
     dir: PathBuf,
     metrics: File,
-}
-
-/// Where a run may write: a directory that is empty, new and writable, or holds the same run. Nothing is written.
-/// Refused: anything else.
-pub fn check_output_dir(dir: &Path, identity: &str) -> Result<()> {
-    // The directory itself, or the nearest one above that is there already.
-    let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
-        refuse!("{}: found no directory above it, expected one that it can be made in (output_dir)", dir.display());
-    };
-    if !existing.is_dir() {
-        refuse!(
-            "{}: found something that is not a directory, expected one (output_dir): choose another",
-            existing.display()
-        );
-    }
-    // A file without a name: it never appears in the directory.
-    tempfile::tempfile_in(existing)
-        .or_refuse(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
-
-    let Some(run) = read_run(dir)? else {
-        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
-        // A model: its tokenizer would be overwritten.
-        occupied.extend(["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
-        if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
-            refuse!(
-                "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
-                 choose another output_dir",
-                dir.display()
-            );
-        }
-        return Ok(());
-    };
-    if run.get("identity").and_then(Value::as_str) != Some(identity) {
-        refuse!(
-            "{}: holds a different run (other settings, data or base model); choose another output_dir, or move that \
-             run away",
-            dir.display()
-        );
-    }
-    Ok(())
-}
-
-/// The part of [`check_output_dir`] that can only be told once the base is loaded: that a run in `dir` was one of the
-/// same weights.
-pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
-    let Some(run) = read_run(dir)? else { return Ok(()) };
-    let found = run.pointer("/base/fingerprint").and_then(Value::as_str).unwrap_or("none");
-    if found != fingerprint {
-        refuse!(
-            "{}: holds a run on another base (fingerprint {found}, this model has {fingerprint}); choose another \
-             output_dir, or move that run away",
-            dir.display()
-        );
-    }
-    Ok(())
-}
-
-/// "" stands for the working directory.
-fn or_here(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() { Path::new(".") } else { path }
-}
-
-/// `run.json`, where there is one.
-fn read_run(dir: &Path) -> Result<Option<Value>> {
-    let path = dir.join(RUN_FILE);
-    let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
-    match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).or_refuse(what).map(Some),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).or_refuse(what),
-    }
+    /// `run.json`
+    run: Value,
 }
 
 impl RunRecord {
-    /// Makes the directory if need be, and starts the run's files anew.
-    pub fn create(
-        dir: &Path,
-        identity: &str,
-        base: &BaseName,
-        base_fingerprint: &str,
-        settings: &Value,
-    ) -> Result<Self> {
-        let run = serde_json::json!({
-            "identity": identity,
-            "base": {"name": base.name, "revision": base.revision, "fingerprint": base_fingerprint},
-            "version": env!("CARGO_PKG_VERSION"),
-            "settings": settings,
-        });
-        write_json(dir, RUN_FILE, &run)?;
+    /// Makes the directory if need be, and starts the run's files anew: `history` is what a resumed run has logged
+    /// already.
+    pub fn create(dir: &Path, run: Value, history: &[LogEntry]) -> Result<Self> {
+        let mut files = AtomicFiles::new(dir)?;
+        files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
+        add_json(&mut files, RUN_FILE, &run)?;
+        files.commit()?;
         let path = dir.join(METRICS_FILE);
-        let metrics = File::create(&path).or_fail(|| format!("{}: cannot be written", path.display()))?;
-        Ok(Self { dir: dir.to_owned(), metrics })
+        let metrics = OpenOptions::new().append(true).open(&path);
+        let metrics = metrics.or_fail(|| format!("{}: cannot be written", path.display()))?;
+        Ok(Self { dir: dir.to_owned(), metrics, run })
     }
 
     pub fn log(&mut self, entry: &LogEntry) -> Result<()> {
-        let line = serde_json::to_string(entry).expect("numbers and names serialise") + "\n";
-        self.metrics
-            .write_all(line.as_bytes())
-            .or_fail(|| format!("{}: cannot be written", self.dir.join(METRICS_FILE).display()))
+        let line = line(entry);
+        let mut bytes = line.as_bytes();
+        while !bytes.is_empty() {
+            let written = fault::write(&self.metrics, METRICS_FILE, bytes)
+                .or_fail(|| format!("{}: cannot be written", self.dir.join(METRICS_FILE).display()))?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
     }
 
-    pub fn finish(&self, state: &TrainerState) -> Result<()> {
-        write_json(&self.dir, STATE_FILE, state)
+    pub fn write_state(&self, state: &TrainerState) -> Result<()> {
+        write_state(&self.dir, state)
+    }
+
+    /// Says that the run's adapter is there; the last thing a run does.
+    pub fn finish(&mut self, finished: &Finished) -> Result<()> {
+        self.run["finished"] = serde_json::to_value(finished).expect("numbers serialise");
+        write_json(&self.dir, RUN_FILE, &self.run)
     }
 }
 
+fn line(entry: &LogEntry) -> String {
+    serde_json::to_string(entry).expect("numbers and names serialise") + "\n"
+}
+
+/// `trainer_state.json` in any directory.
+pub fn write_state(dir: &Path, state: &TrainerState) -> Result<()> {
+    write_json(dir, STATE_FILE, state)
+}
+
 /// A reader sees the old content or the new one.
-fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+pub fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
     let mut files = AtomicFiles::new(dir)?;
+    add_json(&mut files, name, value)?;
+    files.commit()
+}
+
+fn add_json(files: &mut AtomicFiles, name: &str, value: &impl Serialize) -> Result<()> {
     files.add(name, |to| {
         serde_json::to_writer_pretty(&mut *to, value)?;
         to.write_all(b"\n")
-    })?;
-    files.commit()
+    })
 }

@@ -46,11 +46,28 @@ pub fn evaluate<B: Backend>(
     capacity: usize,
     mut progress: impl FnMut(usize),
 ) -> Result<Evaluation> {
+    let mut go_on = |rows| {
+        progress(rows);
+        true
+    };
+    Ok(evaluate_while(backend, model, rows, capacity, &mut go_on)?.expect("it was not stopped"))
+}
+
+/// [`evaluate`] that ends without a result when `go_on`, called after each batch with its rows, says so.
+pub fn evaluate_while<B: Backend>(
+    backend: &mut B,
+    model: &Llama<B>,
+    rows: &[Row],
+    capacity: usize,
+    go_on: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<Evaluation>> {
     let (mut loss, mut tokens) = (0.0, 0);
     for batch in batches(rows, capacity) {
         loss += model.loss(backend, &Batch::from(&batch))?;
         tokens += batch.supervised;
-        progress(batch.rows());
+        if !go_on(batch.rows()) {
+            return Ok(None);
+        }
     }
     let loss = loss / tokens.max(1) as f64;
     if !loss.is_finite() {
@@ -58,7 +75,7 @@ pub fn evaluate<B: Backend>(
             "the loss is {loss}, expected a finite one: the adapter or the base diverged"
         )));
     }
-    Ok(Evaluation { loss, tokens })
+    Ok(Some(Evaluation { loss, tokens }))
 }
 
 impl<'a> From<&'a MicroBatch> for Batch<'a> {

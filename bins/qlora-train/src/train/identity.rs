@@ -1,43 +1,43 @@
-//! Which run this is: one hash over everything, known before the weights are read, that decides its result.
+//! Which run this is, gathered before the weights are read: everything, settings and contents, that decides its result.
 //!
-//! Settings that change results count, but not the paths of model and data: their contents do. Of the base these are
-//! its config.json as it was understood and, where rows are text, its tokenizer and the chat template in use. Two bases
-//! that differ in their weights only are told apart by the fingerprint, which `run.json` keeps beside this hash.
+//! The paths of model and data do not count, their contents do. Of the base these are its config.json as it was
+//! understood and, where rows are text, its tokenizer and the chat template in use. Two bases that differ in their
+//! weights only are told apart by the fingerprint, which is kept beside.
 
-use super::inputs::Loaded;
+use super::inputs::{Loaded, held_settings};
 use crate::config::Settings;
 use crate::error::{Context, Result};
+use crate::report::{Identity, hex};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<String> {
-    let contents_count = Settings {
-        model: None,
-        revision: None,
-        data: Vec::new(),
-        val_data: Vec::new(),
-        chat_template: None,
-        ..settings.clone()
-    };
-    let mut lines = vec![format!("settings {}", contents_count.result_hash())];
+/// Settings that name a place; what is found there counts.
+const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_template"];
+
+pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
     let checkpoint = &loaded.checkpoint;
-    let config = serde_json::Value::from(checkpoint.config().to_json(""));
-    lines.push(format!("config {config}"));
-    if let Some(tokenizer) = &loaded.tokenizer {
-        lines.push(format!("tokenizer {}", file_hash(&checkpoint.dir().join("tokenizer.json"))?));
-        lines.push(format!("template {:?}", tokenizer.template_hash()));
-    }
-    for (what, files) in [("data", &settings.data), ("val_data", &settings.val_data)] {
-        for path in files {
-            lines.push(format!("{what} {}", file_hash(path)?));
-        }
-    }
-    Ok(hex(Sha256::digest(lines.join("\n"))))
+    let mut result_settings = held_settings(settings, checkpoint).result_settings();
+    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()));
+    let hashes = |files: &[PathBuf]| files.iter().map(|path| file_hash(path)).collect::<Result<Vec<_>>>();
+    let tokenizer = match &loaded.tokenizer {
+        Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
+        None => None,
+    };
+    Ok(Identity {
+        settings: result_settings,
+        base_config: checkpoint.config().to_json("").into(),
+        not_quantized: checkpoint.skipped_modules(),
+        tokenizer,
+        chat_template: loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.template_hash()),
+        data: hashes(&settings.data)?,
+        val_data: hashes(&settings.val_data)?,
+    })
 }
 
-fn file_hash(path: &Path) -> Result<String> {
+/// SHA-256 (hex) of a file's bytes.
+pub fn file_hash(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut read = || -> std::io::Result<()> {
@@ -51,8 +51,4 @@ fn file_hash(path: &Path) -> Result<String> {
     };
     read().or_refuse(|| format!("{}: cannot be read", path.display()))?;
     Ok(hex(hash.finalize()))
-}
-
-fn hex(digest: impl AsRef<[u8]>) -> String {
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -62,10 +62,26 @@ impl Loaded {
     }
 }
 
+/// Refuses 16-bit weights where the checkpoint holds NF4.
+pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
+    if settings.quantization == config::Quantization::Off && checkpoint.quantization().is_some() {
+        refuse!(
+            "`quantization`: found none, but the weights of {} are quantised already ({}); expected nf4, or the original \
+             16-bit model",
+            checkpoint.dir().display(),
+            recipe(settings, checkpoint)
+        );
+    }
+    Ok(())
+}
+
 /// The rows of a run and the order in which they are trained on.
 pub struct Workload {
     pub rows: Vec<Row>,
+    /// Those of one file next to each other.
     pub validation: Vec<Row>,
+    /// What `Row::file` of a validation row counts.
+    pub validation_files: Vec<PathBuf>,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -77,13 +93,20 @@ impl Workload {
     /// Reads and checks every row, and prints what became of them.
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
         let (rows, validation) = load_rows(settings, loaded)?;
+        let validation_files = match settings.val_data.is_empty() {
+            true => settings.data.clone(),
+            false => settings.val_data.clone(),
+        };
         let schedule = schedule(settings, &rows)?;
+        if let Some(packing) = schedule.packing() {
+            say!("{packing}");
+        }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
         let positions = loaded.checkpoint.config().max_position_embeddings;
         if longest > positions {
             say!("warning: the longest row has {longest} tokens, the model was made for {positions} at most");
         }
-        Ok(Self { tokens: schedule.max_tokens().max(longest), rows, validation, schedule, longest })
+        Ok(Self { tokens: schedule.max_tokens().max(longest), rows, validation, validation_files, schedule, longest })
     }
 }
 
@@ -93,6 +116,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
         vocab_size: loaded.checkpoint.config().vocab_size,
+        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     }
 }
 
@@ -116,7 +140,7 @@ fn load_rows(settings: &Settings, loaded: &Loaded) -> Result<(Vec<Row>, Vec<Row>
     Ok((rows, validation))
 }
 
-fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
+pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
     Schedule::new(
         rows.iter().map(Row::len).collect(),
         ScheduleOptions {
@@ -149,7 +173,7 @@ pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, p
     };
     ModelSpec {
         config: config.clone(),
-        quantization: quantization(settings),
+        quantization: quantization(settings, checkpoint),
         lora,
         trainable: true,
         recompute: false,
@@ -159,7 +183,22 @@ pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, p
     }
 }
 
-pub fn quantization(settings: &Settings) -> Quantization {
+/// How the frozen linear weights are held: as a quantised checkpoint stores them, else as the settings say.
+pub fn quantization(settings: &Settings, checkpoint: &Checkpoint) -> Quantization {
+    of_settings(&held_settings(settings, checkpoint))
+}
+
+/// The settings with the block size and double quantisation of a quantised checkpoint.
+pub fn held_settings(settings: &Settings, checkpoint: &Checkpoint) -> Settings {
+    let mut held = settings.clone();
+    if let Some(options) = checkpoint.quantization() {
+        held.quantization = config::Quantization::Nf4;
+        (held.nf4_block_size, held.double_quant) = (options.block_size, options.double_quant);
+    }
+    held
+}
+
+fn of_settings(settings: &Settings) -> Quantization {
     match settings.quantization {
         config::Quantization::Nf4 => {
             Quantization::Nf4 { block_size: settings.nf4_block_size, double_quant: settings.double_quant }
@@ -169,8 +208,16 @@ pub fn quantization(settings: &Settings) -> Quantization {
 }
 
 /// The quantisation recipe in words, for people and for the adapter's metadata.
-pub fn recipe(settings: &Settings) -> String {
-    match quantization(settings) {
+pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> String {
+    let recipe = recipe_of(quantization(settings, checkpoint));
+    match checkpoint.skipped_modules().len() {
+        0 => recipe,
+        skipped => format!("{recipe}; {skipped} linear layers as they were"),
+    }
+}
+
+fn recipe_of(quantization: Quantization) -> String {
+    match quantization {
         Quantization::Nf4 { block_size, double_quant: true } => {
             format!("nf4, block {block_size}, double quantisation, block 256")
         }
@@ -186,7 +233,8 @@ pub fn recipe_settings(recipe: &str) -> Vec<(String, String)> {
     if recipe == "none" {
         return vec![setting("quantization", "none")];
     }
-    let Some(rest) = recipe.strip_prefix("nf4, block ") else { return Vec::new() };
+    let whole = recipe.split_once("; ").map_or(recipe, |(recipe, _)| recipe);
+    let Some(rest) = whole.strip_prefix("nf4, block ") else { return Vec::new() };
     let (block, double) = match rest.split_once(", double quantisation") {
         Some((block, _)) => (block, "true"),
         None => (rest, "false"),
@@ -210,8 +258,13 @@ mod tests {
                 ],
             )
             .unwrap();
-            let again = Settings::load(None, &recipe_settings(&recipe(&settings))).unwrap();
-            assert_eq!(super::quantization(&again), super::quantization(&settings));
+            let recipe = recipe_of(of_settings(&settings));
+            for recipe in [recipe.clone(), format!("{recipe}; 2 linear layers as they were")] {
+                if recipe.starts_with("nf4") || !recipe.contains(';') {
+                    let again = Settings::load(None, &recipe_settings(&recipe)).unwrap();
+                    assert_eq!(of_settings(&again), of_settings(&settings));
+                }
+            }
         }
         assert!(recipe_settings("fp4").is_empty());
     }

@@ -1,7 +1,7 @@
 //! The memory plan of a run: the model's own code on the planning backend.
 
-use crate::backend::Batch;
 use crate::backend::plan::{Plan, PlannedBuffer};
+use crate::backend::{Batch, Quantization};
 use crate::checkpoint::{Checkpoint, StoredType, Tensor16};
 use crate::config::Checkpointing;
 use crate::config::memory::format_bytes;
@@ -29,12 +29,24 @@ impl MemoryPlan {
     }
 }
 
+/// How a checkpoint stores a tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredAs {
+    /// f32 for what is stored in NF4 and used dequantised.
+    pub dtype: StoredType,
+    /// How a linear weight of a quantised checkpoint is held; `None`: as the settings say.
+    pub held: Option<Quantization>,
+}
+
 /// Only how the tensors are stored; nothing is read.
-struct Stored<'a>(&'a dyn Fn(&str) -> StoredType);
+struct Stored<'a>(&'a dyn Fn(&str) -> StoredAs);
 
 impl Source for Stored<'_> {
     fn stored(&self, name: &str) -> StoredType {
-        (self.0)(name)
+        (self.0)(name).dtype
+    }
+    fn held(&self, name: &str) -> Option<Quantization> {
+        (self.0)(name).held
     }
     fn read(&mut self, _name: &str) -> Result<Tensor16> {
         unreachable!("a plan reads no tensor")
@@ -45,12 +57,35 @@ impl Source for Stored<'_> {
 }
 
 /// How the tensors of an opened checkpoint are stored.
-pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredType {
-    |name| checkpoint.stored_type(name).expect("opening the checkpoint checked that every tensor is there")
+pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
+    |name| StoredAs {
+        dtype: checkpoint.stored_type(name).expect("opening the checkpoint checked that every tensor is there"),
+        held: checkpoint.quantization().map(|options| match checkpoint.is_nf4(name) {
+            true => Quantization::Nf4 { block_size: options.block_size, double_quant: options.double_quant },
+            false => Quantization::None,
+        }),
+    }
 }
 
 /// Plans `spec`: a training step, or an evaluation where nothing is trainable.
-pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredType, budget_bytes: u64) -> Result<MemoryPlan> {
+pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, budget_bytes: u64) -> Result<MemoryPlan> {
+    plan_of(spec, stored, budget_bytes, |backend, model, batch| {
+        if spec.trainable {
+            model.forward_backward(backend, batch, 0, 1.0)?;
+        } else {
+            model.loss(backend, batch)?;
+        }
+        Ok(())
+    })
+}
+
+/// Plans `pass` over the longest batch.
+pub fn plan_of(
+    spec: &ModelSpec,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget_bytes: u64,
+    pass: impl FnOnce(&mut Plan, &mut Llama<Plan>, &Batch) -> Result<()>,
+) -> Result<MemoryPlan> {
     if spec.tokens > MAX_BATCH_TOKENS {
         refuse!(
             "a batch could hold {} tokens, expected at most {MAX_BATCH_TOKENS}: lower max_length or \
@@ -64,11 +99,7 @@ pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredType, budget_bytes:
     let targets = bytemuck::cast_slice(&zeros);
     let boundaries = [0, spec.tokens as u32];
     let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
-    if spec.trainable {
-        model.forward_backward(&mut backend, &batch, 0, 1.0)?;
-    } else {
-        model.loss(&mut backend, &batch)?;
-    }
+    pass(&mut backend, &mut model, &batch)?;
     Ok(MemoryPlan { buffers: backend.buffers(), peak_bytes: backend.bytes(), budget_bytes, flops: backend.flops() })
 }
 
@@ -77,7 +108,7 @@ pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredType, budget_bytes:
 pub fn choose(
     spec: &mut ModelSpec,
     checkpointing: Checkpointing,
-    stored: &dyn Fn(&str) -> StoredType,
+    stored: &dyn Fn(&str) -> StoredAs,
     budget_bytes: u64,
 ) -> Result<MemoryPlan> {
     spec.recompute = checkpointing == Checkpointing::On;
@@ -93,7 +124,7 @@ pub fn choose(
 pub fn longest_row(
     spec: &ModelSpec,
     checkpointing: Checkpointing,
-    stored: &dyn Fn(&str) -> StoredType,
+    stored: &dyn Fn(&str) -> StoredAs,
     budget_bytes: u64,
     rows: usize,
 ) -> Result<usize> {

@@ -1,23 +1,33 @@
 //! The optimiser step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
+mod checkpoints;
 pub mod evaluate;
 pub mod generate;
 mod identity;
 pub mod inputs;
+mod interruption;
 pub mod memory;
+mod outcome;
+mod progress;
 mod read_only;
+mod resume;
 mod run;
+mod saved;
 mod source;
+mod steps;
 
 pub use inputs::{Loaded, Workload};
-pub use read_only::ReadOnly;
-pub use run::{TrainOutcome, train};
+pub use outcome::TrainOutcome;
+pub use read_only::{ReadOnly, Reading};
+pub use run::train;
 pub use source::CheckpointSource;
 
 use crate::backend::{Backend, Batch, ParamUpdate};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::model::{Factor, Llama};
 use qlora_kernels::reference::AdamW;
+use serde::{Deserialize, Serialize};
 
 /// What an optimiser step follows from, beside the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +57,14 @@ pub struct StepReport {
     pub supervised: usize,
 }
 
+/// The micro-batches of a step that are done; their gradients are in the trainable tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Accumulated {
+    pub micro_batches: usize,
+    /// Sum over their supervised tokens.
+    pub loss: f64,
+}
+
 /// One optimiser step (`step` counts from 0) over `batches`, with the schedule's `factor` on both rates.
 ///
 /// The loss is divided by the supervised tokens of all micro-batches together, so splitting a batch does not change
@@ -60,16 +78,56 @@ pub fn optimizer_step<B: Backend>(
     factor: f64,
     batches: &[Batch],
 ) -> Result<StepReport> {
-    let supervised: usize = batches.iter().map(Batch::supervised).sum();
+    let done = accumulate(backend, model, step, accumulation, batches, Accumulated::default(), &|| false)?;
+    update(backend, model, hyper, step, factor, batches, done.loss)
+}
+
+/// The first half of a step: the gradients of `batches` after those that are `done`. Between two micro-batches it asks
+/// whether to `stop`; what it returns then has fewer micro-batches than there are.
+pub fn accumulate<B: Backend>(
+    backend: &mut B,
+    model: &mut Llama<B>,
+    step: u64,
+    accumulation: usize,
+    batches: &[Batch],
+    mut done: Accumulated,
+    stop: &dyn Fn() -> bool,
+) -> Result<Accumulated> {
+    let supervised = supervised(batches);
     if supervised == 0 {
         return Err(Error::Failed(format!("step {}: no token of this step is supervised", step + 1)));
     }
-    backend.zero_gradients(params(model))?;
-    let mut loss = 0.0;
-    for (micro, batch) in batches.iter().enumerate() {
-        let draw = (step * accumulation as u64 + micro as u64) as u32;
-        loss += model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+    if done.micro_batches == 0 {
+        backend.zero_gradients(params(model))?;
     }
+    for (micro, batch) in batches.iter().enumerate().skip(done.micro_batches) {
+        let draw = (step * accumulation as u64 + micro as u64) as u32;
+        done.loss += model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+        done.micro_batches += 1;
+        fault::moment("micro-batch");
+        if stop() {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+fn supervised(batches: &[Batch]) -> usize {
+    batches.iter().map(Batch::supervised).sum()
+}
+
+/// The second half of a step: clips the accumulated gradients and updates every trainable tensor. `loss` is the sum
+/// over the supervised tokens of `batches`.
+pub fn update<B: Backend>(
+    backend: &mut B,
+    model: &mut Llama<B>,
+    hyper: &Hyperparameters,
+    step: u64,
+    factor: f64,
+    batches: &[Batch],
+    loss: f64,
+) -> Result<StepReport> {
+    let supervised = supervised(batches);
     let loss = loss / supervised as f64;
     let grad_norm = backend.gradient_norm(params(model))?;
     if !loss.is_finite() || !grad_norm.is_finite() {

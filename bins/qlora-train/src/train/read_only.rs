@@ -1,65 +1,140 @@
-//! A model that is only read: for evaluation and text.
+//! A model that is only read: for evaluation and text, with one adapter after another on the same base.
 
-use super::inputs::quantization;
-use super::{CheckpointSource, memory};
-use crate::adapter::Adapter;
+use super::CheckpointSource;
+use super::inputs::{check_quantization, quantization, recipe};
+use super::memory::{self, MemoryPlan};
+use crate::adapter::{Adapter, metadata};
+use crate::backend::Batch;
 use crate::backend::cpu::Cpu;
+use crate::backend::plan::Plan;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Checkpointing, Settings};
-use crate::error::Result;
+use crate::config::Settings;
+use crate::error::{Error, Result};
 use crate::model::{Llama, LoraSpec, ModelSpec};
 use crate::report::{Bars, say};
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What a model is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    Loss,
+    /// Keys and values of a whole batch are kept.
+    Text,
+}
 
 pub struct ReadOnly {
     pub backend: Cpu,
     pub model: Llama<Cpu>,
+    adapters: Vec<(PathBuf, Adapter)>,
+    seed: u64,
 }
 
 impl ReadOnly {
-    /// Loads the base with an adapter, for batches of `tokens` and rows of `positions` tokens. An adapter that was
-    /// trained on another base is refused; what cannot be told for sure is printed as a warning.
+    /// Loads the base with the first of `adapters`, for batches of `tokens` and rows of `positions` tokens. An adapter
+    /// that was trained on another base is refused, each before anything is computed; what cannot be told for sure is
+    /// printed as a warning.
     pub fn load(
         settings: &Settings,
         checkpoint: &Checkpoint,
-        adapter: Option<&Path>,
+        adapters: &[PathBuf],
+        reading: Reading,
         tokens: usize,
         positions: usize,
     ) -> Result<Self> {
-        let adapter = adapter.map(Adapter::load).transpose()?;
-        let pairs = adapter.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
-        let shapes: BTreeMap<_, _> = pairs.iter().map(|(&place, pair)| (place, (pair.r, pair.scale))).collect();
-        let mut spec = ModelSpec {
-            config: checkpoint.config().clone(),
-            quantization: quantization(settings),
-            lora: LoraSpec { terms: shapes, ..LoraSpec::default() },
-            trainable: false,
-            recompute: false,
-            tokens,
-            positions,
-            seed: settings.seed,
+        let load = |path: &PathBuf| -> Result<(PathBuf, Adapter)> { Ok((path.clone(), Adapter::load(path)?)) };
+        let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
+        if adapters.is_empty() {
+            check_quantization(settings, checkpoint)?;
+        }
+        let several = adapters.len() > 1;
+        let warn = |path: &Path, warning: &str| match several {
+            false => say!("warning: {warning}"),
+            true => say!("warning: {}: {warning}", path.display()),
         };
-        if let Some(adapter) = &adapter {
-            // Shapes can be judged before the base is read; its fingerprint only after.
-            adapter.check_shapes(checkpoint.config(), checkpoint.base_name())?;
+        let held = recipe(settings, checkpoint);
+        for (path, adapter) in &adapters {
+            let trained = adapter.metadata.get(metadata::QUANTIZATION);
+            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && **trained != held) {
+                warn(
+                    path,
+                    &format!("the adapter was trained on base weights held as: {trained}; this base holds: {held}"),
+                );
+            }
         }
         let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
-        let plan = memory::choose(&mut spec, Checkpointing::Off, &memory::stored_in(checkpoint), budget)?;
-        memory::refuse_unless_it_fits(&plan, tokens)?;
+        let mut specs = Vec::new();
+        for terms in adapters.iter().map(|(_, adapter)| lora_spec(adapter)).chain([Ok(LoraSpec::default())]) {
+            let spec = ModelSpec {
+                config: checkpoint.config().clone(),
+                quantization: quantization(settings, checkpoint),
+                lora: terms?,
+                trainable: false,
+                recompute: false,
+                tokens,
+                positions,
+                seed: settings.seed,
+            };
+            specs.push(spec);
+        }
+        for ((path, adapter), spec) in adapters.iter().zip(&specs) {
+            // Shapes can be judged before the base is read; its fingerprint only after.
+            let fits = adapter.check_shapes(checkpoint.config(), checkpoint.base_name());
+            fits.map_err(|error| of_adapter(path, error))?;
+            memory::refuse_unless_it_fits(&plan(spec, reading, checkpoint, budget)?, tokens)?;
+        }
+        let spec = specs.swap_remove(0);
+        memory::refuse_unless_it_fits(&plan(&spec, reading, checkpoint, budget)?, tokens)?;
 
         let mut backend = Cpu::new(spec.dims());
+        let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
         let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
         let mut bar = Bars::new("loading", spec.config.num_layers as u64);
         let mut progress = |layer| bar.set(layer as u64, String::new());
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
         bar.finish();
         let fingerprint = source.finish()?;
-        if let Some(adapter) = &adapter {
-            for warning in adapter.check_base(checkpoint.config(), &fingerprint, checkpoint.base_name())? {
-                say!("warning: {warning}");
+        for (path, adapter) in &adapters {
+            let warnings = adapter.check_base(checkpoint.config(), &fingerprint, checkpoint.base_name());
+            for warning in warnings.map_err(|error| of_adapter(path, error))? {
+                warn(path, &warning);
             }
         }
-        Ok(Self { backend, model })
+        Ok(Self { backend, model, adapters, seed: settings.seed })
     }
+
+    /// Puts adapter `index` of those given to [`load`](Self::load) on the base.
+    pub fn select(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
+        let (_, adapter) = &self.adapters[index];
+        let mut source = CheckpointSource::new(checkpoint, adapter.lora_pairs()?, self.seed);
+        // Of the last adapter's rank.
+        self.backend.trim();
+        self.model.replace_lora(&mut self.backend, &mut source, lora_spec(adapter)?)
+    }
+}
+
+fn lora_spec(adapter: &Adapter) -> Result<LoraSpec> {
+    let terms = adapter.lora_pairs()?.into_iter().map(|(place, pair)| (place, (pair.r, pair.scale))).collect();
+    Ok(LoraSpec { terms, ..LoraSpec::default() })
+}
+
+/// The same error, naming the adapter.
+fn of_adapter(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Refused(text) => Error::Refused(format!("{}: {text}", path.display())),
+        other => other,
+    }
+}
+
+/// What reading holds, with the adapter of `spec` in place.
+fn plan(spec: &ModelSpec, reading: Reading, checkpoint: &Checkpoint, budget: u64) -> Result<MemoryPlan> {
+    let stored = memory::stored_in(checkpoint);
+    if reading == Reading::Loss {
+        return memory::plan(spec, &stored, budget);
+    }
+    memory::plan_of(spec, &stored, budget, |backend: &mut Plan, model: &mut Llama<Plan>, batch: &Batch| {
+        let mut cache = model.cache(backend)?;
+        model.logits_cached(backend, batch, &mut cache, &[0], &[0])?;
+        model.free_cache(backend, cache);
+        Ok(())
+    })
 }

@@ -2,10 +2,10 @@
 
 use super::memory::stored_in;
 use crate::adapter::LoraPair;
-use crate::checkpoint::{Checkpoint, Fingerprint, Module, StoredType, Tensor16, TensorData};
+use crate::backend::Quantization;
+use crate::checkpoint::{Checkpoint, Fingerprint, Module, StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use crate::model::{Factor, ParamName, Source};
-use crate::refuse;
 use qlora_kernels::philox::Stream;
 use std::collections::BTreeMap;
 
@@ -33,14 +33,28 @@ impl<'a> CheckpointSource<'a> {
 
 impl Source for CheckpointSource<'_> {
     fn stored(&self, name: &str) -> StoredType {
-        stored_in(self.checkpoint)(name)
+        stored_in(self.checkpoint)(name).dtype
     }
 
     fn read(&mut self, name: &str) -> Result<Tensor16> {
         let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
         self.fingerprint.add(digest)?;
-        check_finite(self.checkpoint, name, &tensor)?;
+        self.checkpoint.check_finite(name, &tensor)?;
         Ok(tensor)
+    }
+
+    fn held(&self, name: &str) -> Option<Quantization> {
+        stored_in(self.checkpoint)(name).held
+    }
+
+    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+        let (weight, digest) = self.checkpoint.read_weight_with_digest(name)?;
+        self.fingerprint.add(digest)?;
+        // The scales of NF4 were checked when its parts were put together.
+        if let StoredWeight::Tensor(tensor) = &weight {
+            self.checkpoint.check_finite(name, tensor)?;
+        }
+        Ok(weight)
     }
 
     fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
@@ -58,22 +72,4 @@ impl Source for CheckpointSource<'_> {
         let mut stream = Stream::new(self.seed, INIT_DOMAIN + (name.layer * 16 + name.module as usize) as u64);
         Ok((0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect())
     }
-}
-
-/// A NaN or infinity in the base would spread to everything that is trained on it.
-fn check_finite(checkpoint: &Checkpoint, name: &str, tensor: &Tensor16) -> Result<()> {
-    let found = match &tensor.data {
-        TensorData::Bf16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
-        TensorData::F16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
-        TensorData::F32(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])),
-    };
-    let Some((index, value)) = found else { return Ok(()) };
-    let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
-    refuse!(
-        "{}: tensor `{name}`: found {value} at row {}, column {}, expected finite numbers: the file is damaged or the \
-         model diverged when it was made; get it again",
-        checkpoint.file_of(name).unwrap_or(checkpoint.dir()).display(),
-        index / columns,
-        index % columns
-    )
 }

@@ -151,10 +151,6 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
         (json!({ "architectures": ["LlamaForSequenceClassification"] }), &["`architectures`", "LlamaForCausalLM"]),
         (json!({ "architectures": [] }), &["`architectures`"]),
         (json!({ "hidden_act": "gelu" }), &["`hidden_act`", "\"gelu\"", "\"silu\""]),
-        (
-            json!({ "quantization_config": { "quant_method": "gptq" } }),
-            &["`quantization_config`", "gptq", "not supported yet"],
-        ),
         (json!({ "pretraining_tp": 2 }), &["`pretraining_tp`", "found 2", "expected 1"]),
         (json!({ "partial_rotary_factor": 0.5 }), &["`partial_rotary_factor`", "0.5"]),
         (json!({ "attention_dropout": 0.1 }), &["`attention_dropout`", "0.1"]),

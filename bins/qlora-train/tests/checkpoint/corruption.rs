@@ -78,8 +78,50 @@ fn damage_file(
     open_and_read(dir.path())
 }
 
+/// The same for a quantised model; damaged scales are found when they are read.
+fn damage_quantized(file: &str, limit: impl Fn(&[u8]) -> usize, damage: &Damage) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().unwrap();
+    super::quantized::write(dir.path(), &super::quantized::options(64, true));
+    let path = dir.path().join(file);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let limit = limit(&bytes);
+    damage.apply(&mut bytes, limit);
+    std::fs::write(path, bytes).unwrap();
+    match Checkpoint::open(dir.path()) {
+        Err(error) => prop_assert!(matches!(error, Error::Refused(_)), "{}", error),
+        Ok(checkpoint) => {
+            for name in checkpoint.names() {
+                match checkpoint.read_weight_with_digest(name) {
+                    Err(error) => prop_assert!(matches!(error, Error::Refused(_)), "{}", error),
+                    Ok((weight, _)) => prop_assert_eq!(weight.into_tensor().shape, checkpoint.shape(name).unwrap()),
+                }
+            }
+            if let Err(error) = checkpoint.fingerprint() {
+                prop_assert!(matches!(error, Error::Refused(_)), "{}", error);
+            }
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn a_damaged_config_of_a_quantised_model(damage in damages()) {
+        damage_quantized("config.json", <[u8]>::len, &damage)?;
+    }
+
+    #[test]
+    fn a_damaged_header_of_a_quantised_model(damage in damages()) {
+        let header = |bytes: &[u8]| 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        damage_quantized("model.safetensors", header, &damage)?;
+    }
+
+    #[test]
+    fn a_damaged_weight_file_of_a_quantised_model(damage in damages()) {
+        damage_quantized("model.safetensors", <[u8]>::len, &damage)?;
+    }
 
     #[test]
     fn a_damaged_config(damage in damages()) {

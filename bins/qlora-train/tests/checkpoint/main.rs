@@ -4,6 +4,8 @@ mod assert_refused;
 mod config;
 mod corruption;
 mod fingerprint;
+mod quantized;
+mod quantized_refusals;
 mod refusals;
 mod round_trip;
 

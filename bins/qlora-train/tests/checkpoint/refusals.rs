@@ -14,12 +14,12 @@ use tempfile::TempDir;
 use super::assert_refused::assert_refused;
 use super::contents;
 
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const NORM: &str = "model.norm.weight";
 
 /// A tensor as a test writes it.
-type Raw = (Dtype, Vec<usize>, Vec<u8>);
+pub(super) type Raw = (Dtype, Vec<usize>, Vec<u8>);
 
 /// A change of a file's tensors.
 type Edit = dyn Fn(&mut BTreeMap<String, Raw>);
@@ -32,7 +32,7 @@ fn model(shards: usize) -> TempDir {
     dir
 }
 
-fn refused(dir: &TempDir, words: &[&str]) {
+pub(super) fn refused(dir: &TempDir, words: &[&str]) {
     let before = contents(dir.path());
     assert_refused(Checkpoint::open(dir.path()), words);
     assert!(contents(dir.path()) == before, "something was written");
@@ -42,7 +42,7 @@ fn shard(i: usize, of: usize) -> String {
     format!("model-{i:05}-of-{of:05}.safetensors")
 }
 
-fn tensors_of(path: &Path) -> BTreeMap<String, Raw> {
+pub(super) fn tensors_of(path: &Path) -> BTreeMap<String, Raw> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let raw = |view: TensorView| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
@@ -50,7 +50,7 @@ fn tensors_of(path: &Path) -> BTreeMap<String, Raw> {
 }
 
 /// Rewrites the tensors of one file, with the library's own writer.
-fn edit(path: PathBuf, change: impl FnOnce(&mut BTreeMap<String, Raw>)) {
+pub(super) fn edit(path: PathBuf, change: impl FnOnce(&mut BTreeMap<String, Raw>)) {
     let mut tensors = tensors_of(&path);
     change(&mut tensors);
     let views = tensors
@@ -166,7 +166,7 @@ fn tensors_missing_unknown_or_of_another_shape_or_type() {
         ),
         (
             &|t| drop(t.insert(format!("{NORM}.absmax"), (Dtype::U8, vec![1], vec![0]))),
-            &[SINGLE, "absmax", "quantised already"],
+            &[SINGLE, "absmax", "part of a quantised weight"],
         ),
     ];
     for (change, words) in cases {

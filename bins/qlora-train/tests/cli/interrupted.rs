@@ -1,6 +1,6 @@
-//! Runs that do not reach their end: exit status 1 with a reason, and never a part of an adapter.
+//! Runs that do not reach their end leave a reason, and never a part of an adapter.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::sandbox::{Sandbox, train};
@@ -25,10 +25,9 @@ fn a_run_that_diverges_names_the_step_and_writes_no_adapter() {
 #[test]
 fn a_full_disk_ends_the_run() {
     let sandbox = Sandbox::new();
-    sandbox.train("").ok();
-    std::fs::remove_file(sandbox.path("out/metrics.jsonl")).unwrap();
-    std::os::unix::fs::symlink("/dev/full", sandbox.path("out/metrics.jsonl")).unwrap();
-    sandbox.train("").ended(1, &["out/metrics.jsonl: cannot be written", "No space left"]);
+    let done = sandbox.run_at_fault(&train(""), "write/metrics.jsonl:3:full");
+    done.ended(1, &["out/metrics.jsonl: cannot be written", "No space left"]);
+    assert_eq!(adapter_files(&sandbox), Vec::<String>::new());
 }
 
 #[test]
@@ -41,10 +40,10 @@ fn an_adapter_that_cannot_be_put_in_place_ends_the_run() {
 }
 
 #[test]
-fn an_interrupted_run_leaves_no_part_of_an_adapter_and_may_be_started_again() {
+fn a_killed_run_leaves_no_part_of_an_adapter_and_may_be_started_again() {
     let sandbox = Sandbox::new();
     let endless = train("--max-steps 1000000 --packing false");
-    for signal in ["-INT", "-KILL"] {
+    for _ in 0..2 {
         let mut child = sandbox.command(&endless).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let metrics = sandbox.path("out/metrics.jsonl");
         let start = Instant::now();
@@ -53,7 +52,7 @@ fn an_interrupted_run_leaves_no_part_of_an_adapter_and_may_be_started_again() {
             assert!(start.elapsed() < Duration::from_secs(120), "no step in two minutes");
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        child.kill().unwrap();
         assert!(!child.wait().unwrap().success());
         assert_eq!(adapter_files(&sandbox), Vec::<String>::new());
         assert!(sandbox.path("out/run.json").exists());

@@ -4,14 +4,20 @@
 #[allow(dead_code)]
 mod fixture;
 
+mod evaluation;
 mod interrupted;
+mod killed;
 mod outputs;
 mod parameters;
 mod preview;
+mod quantized;
 mod refused_data;
 mod refused_models;
 mod refused_runs;
+mod resume;
+mod resume_refused;
 mod same_run;
 mod sandbox;
 mod settings;
+mod signals;
 mod usage;

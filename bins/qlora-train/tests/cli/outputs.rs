@@ -16,12 +16,8 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     assert_eq!(answer["adapter"], "out");
     assert!(answer["tokens_per_second"].as_f64().unwrap() > 0.0);
 
-    let mut names: Vec<String> = std::fs::read_dir(sandbox.path("out"))
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
     let expected = [
+        ".lock",
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -29,7 +25,7 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
         "run.json",
         "trainer_state.json",
     ];
-    assert_eq!(names, expected);
+    assert_eq!(sandbox.names("out"), expected);
 
     let metrics = sandbox.lines("out/metrics.jsonl");
     let state = sandbox.json("out/trainer_state.json");
@@ -43,7 +39,7 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     assert!((mean - answer["train_loss"].as_f64().unwrap()).abs() < 0.5);
 
     let run = sandbox.json("out/run.json");
-    assert_eq!(keys(&run), ["identity", "base", "version", "settings"]);
+    assert_eq!(keys(&run), ["identity", "base", "version", "settings", "finished"]);
     assert_eq!(run["settings"]["learning_rate"], 0.01);
     let adapter = Adapter::load(&sandbox.path("out")).unwrap();
     let fingerprint = Checkpoint::open(&sandbox.path("model")).unwrap().fingerprint().unwrap();

@@ -16,11 +16,31 @@ fn supervised_tokens_are_marked_and_special_ones_visible() {
 }
 
 #[test]
+fn colour_on_request_checks_lengths_and_packing_are_shown() {
+    let sandbox = Sandbox::chat();
+    let output =
+        sandbox.command("preview --model model --data chat.jsonl").env("CLICOLOR_FORCE", "1").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("\u{1b}[32mw\u{1b}[0m"), "supervised tokens are green: {text}");
+    assert!(text.contains("\u{1b}[1m<|im_start|>\u{1b}[0m"), "special tokens are bold: {text}");
+    for part in
+        ["warning: BOS: 2 of 2 rows", "end: in all 2 rows", "lengths of the 2 rows read", "packing: 2 rows in 1 packs"]
+    {
+        assert!(text.contains(part), "{part:?} is missing: {text}");
+    }
+}
+
+#[test]
 fn json_holds_ids_labels_and_tokens() {
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6, 7], \"labels\": [-100, 6, -100]}\n{\"input_ids\": [8, 9]}\n");
     let answer: Value = sandbox.run("preview --model model --data rows.jsonl --rows 1 --json").json();
-    assert_eq!((keys(&answer), &answer["rows_in_all"]), (vec!["rows", "rows_in_all"], &json!(2)));
+    let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing"];
+    assert_eq!((&keys(&answer)[..], &answer["rows_in_all"]), (&expected[..], &json!(2)));
+    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "formats": {"tokenised": 2}}]));
+    assert_eq!(answer["lengths"], json!([{"from": 2, "to": 2, "rows": 1}, {"from": 3, "to": 4, "rows": 1}]));
+    assert_eq!(answer["packing"], json!({"packs": 1, "max_length": 2048, "efficiency": 5.0 / 2048.0}));
+    assert_eq!((&answer["checks"]["without_end"], &answer["counts"]["kept"]), (&json!(2), &json!(2)));
     let expected = json!({
         "file": "rows.jsonl", "line": 1, "length": 3, "supervised": 1, "input_ids": [5, 6, 7],
         "labels": [-100, 6, -100], "tokens": ["<5>", "<6>", "<7>"],

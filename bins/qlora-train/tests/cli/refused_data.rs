@@ -21,8 +21,8 @@ fn a_wrong_row_is_named_by_its_line() {
         (r#"{"input_ids": [1, -1]}"#, &["`input_ids[1]` is the number -1"]),
         (r#"{"input_ids": [1, 2], "labels": [1]}"#, &["`labels` has 1 entries, `input_ids` 2"]),
         (r#"{"input_ids": [1, 2], "labels": [1, -5]}"#, &["`labels[1]` is the number -5", "-100"]),
-        (r#"{"messages": [{"role": "user", "content": "x"}]}"#, &["messages row", "tokenised row", "line 1"]),
-        (r#"{"text": "x"}"#, &["not supported yet", "supported are"]),
+        (r#"{"prompt": "x"}"#, &["`completion` is missing"]),
+        (r#"{"text": "x", "input_ids": [1, 2]}"#, &["both `text` and `input_ids`", "ambiguous"]),
         (r#"{"input_ids": [1, 2], "input_ids": [3, 4]}"#, &["input_ids"]),
     ] {
         let words = [&["rows.jsonl: line 13: "], words].concat();
@@ -80,6 +80,9 @@ fn conversations_need_a_tokenizer_and_a_template() {
     sandbox.run(&format!("{line} --chat-template chatml")).ok();
     std::fs::remove_file(sandbox.path("model/tokenizer.json")).unwrap();
     sandbox.refused(&line.replace("--output-dir out", "--output-dir other"), &["model/tokenizer.json", "not found"]);
+    // One row of text among others is enough.
+    let mixed = with_line(r#"{"text": "x"}"#);
+    mixed.refused(&train(""), &["model/tokenizer.json", "not found"]);
     // A tokenizer of another model gives tokens that this one does not have.
     let sandbox = Sandbox::new();
     let chat = Sandbox::chat();
@@ -87,4 +90,22 @@ fn conversations_need_a_tokenizer_and_a_template() {
         std::fs::copy(chat.path(name), sandbox.path(name)).unwrap();
     }
     sandbox.refused(&line, &["chat.jsonl: line 1", "vocabulary of 96", "tokenizer of this model?"]);
+}
+
+/// The limit on the process is a tenth of what the parsed line would take.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_line_of_100_mb_is_refused_in_little_memory() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", &format!("{{\"input_ids\": [1{}]}}\n", ",1".repeat(50 << 20)));
+    let program = env!("CARGO_BIN_EXE_qlora-train");
+    let line = "preview --model model --data rows.jsonl";
+    let output = std::process::Command::new("sh")
+        .args(["-c", &format!("ulimit -v 400000 && exec {program} {line}")])
+        .current_dir(sandbox.path("."))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("rows.jsonl: line 1: longer than 64 MiB"), "{said}");
 }

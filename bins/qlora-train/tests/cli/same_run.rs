@@ -6,17 +6,38 @@ use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
 use crate::sandbox::{Sandbox, train};
 
 #[test]
+fn a_finished_run_says_so_and_is_left_alone() {
+    let sandbox = Sandbox::new();
+    let answer = sandbox.train("").json();
+    let files = sandbox.files();
+    // Settings that change no result, and the same contents at other places, are the same run.
+    for more in ["", "--resume-from-checkpoint", "--threads 1 --logging-steps 3 --save-steps 1"] {
+        let again = sandbox.train(more).ok();
+        assert!(again.stderr.contains("out: this run is finished (6 steps)"), "{}", again.stderr);
+        assert!(again.stderr.contains("nothing was done"), "{}", again.stderr);
+        assert_eq!(again.json(), answer, "{more}");
+        assert!(sandbox.files() == files, "{more}");
+    }
+    std::fs::rename(sandbox.path("rows.jsonl"), sandbox.path("moved.jsonl")).unwrap();
+    std::fs::rename(sandbox.path("model"), sandbox.path("moved")).unwrap();
+    let again = sandbox.train("--model moved --data moved.jsonl").ok();
+    assert!(again.stderr.contains("this run is finished"), "{}", again.stderr);
+}
+
+#[test]
 fn the_same_run_again_gives_the_same_adapter() {
     let sandbox = Sandbox::new();
     sandbox.train("").ok();
-    let adapter = sandbox.bytes("out/adapter_model.safetensors");
-    std::fs::remove_file(sandbox.path("out/adapter_model.safetensors")).unwrap();
-    sandbox.train("").ok();
-    assert!(sandbox.bytes("out/adapter_model.safetensors") == adapter);
+    for name in ["adapter_model.safetensors", "adapter_config.json"] {
+        let adapter = sandbox.bytes("out/adapter_model.safetensors");
+        std::fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
+        sandbox.train("").ok();
+        assert!(sandbox.bytes("out/adapter_model.safetensors") == adapter);
+    }
     let tensors = Adapter::load(&sandbox.path("out")).unwrap().tensors;
-    // Settings that change no result, and the same contents at other places, are the same run.
     std::fs::rename(sandbox.path("rows.jsonl"), sandbox.path("moved.jsonl")).unwrap();
     std::fs::rename(sandbox.path("model"), sandbox.path("moved")).unwrap();
+    std::fs::remove_file(sandbox.path("out/adapter_config.json")).unwrap();
     let moved = train("--model moved --data moved.jsonl");
     sandbox.run(&format!("{moved} --threads 1 --logging-steps 3")).ok();
     // The adapter names its base, which is now called otherwise; its tensors are the same.
@@ -28,8 +49,14 @@ fn the_same_run_again_gives_the_same_adapter() {
 fn a_run_with_other_settings_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.train("").ok();
-    for more in ["--seed 2", "--lora-dropout 0.1", "--learning-rate 2e-2", "--val-set-size 2", "--max-steps 7"] {
-        sandbox.refused(&train(more), &["out: holds a different run", "choose another output_dir"]);
+    for (more, what) in [
+        ("--seed 2", "`seed` was 42 and is 2 now"),
+        ("--lora-dropout 0.1", "`lora_dropout` was 0 and is 0.1 now"),
+        ("--learning-rate 2e-2", "`learning_rate` was 0.01 and is 0.02 now"),
+        ("--val-set-size 2", "`val_set_size` was 0 and is 2 now"),
+        ("--max-steps 7", "`max_steps` was 6 and is 7 now"),
+    ] {
+        sandbox.refused(&train(more), &["out: holds a different run", what, "choose another output_dir"]);
     }
 }
 
@@ -41,10 +68,10 @@ fn a_run_on_other_data_is_refused() {
     let line = train("--val-data val.jsonl");
     let text = sandbox.read("rows.jsonl");
     sandbox.write("rows.jsonl", &format!("{text}\n"));
-    sandbox.refused(&line, &["holds a different run"]);
+    sandbox.refused(&line, &["holds a different run", "the contents of `data` changed"]);
     sandbox.write("rows.jsonl", &text);
     sandbox.write_rows("val.jsonl", 2, 6);
-    sandbox.refused(&line, &["holds a different run"]);
+    sandbox.refused(&line, &["holds a different run", "the contents of `val_data` changed"]);
     sandbox.write_rows("val.jsonl", 2, 5);
     sandbox.run(&line).ok();
 }

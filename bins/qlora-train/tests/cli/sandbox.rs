@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use qlora_kernels::philox::Stream;
 use qlora_train::checkpoint::LlamaConfig;
 use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::fault::VARIABLE;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -139,14 +140,21 @@ impl Sandbox {
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qlora-train"));
         command.args(line.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
-        command.env_remove("RUST_LOG").env("HF_HOME", self.path("no-cache")).env_remove("HF_HUB_CACHE");
+        command
+            .env_remove(VARIABLE)
+            .env_remove("RUST_LOG")
+            .env("HF_HOME", self.path("no-cache"))
+            .env_remove("HF_HUB_CACHE");
         command
     }
 
     pub fn run(&self, line: &str) -> Done {
-        let output = self.command(line).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Done { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        finish(&mut self.command(line))
+    }
+
+    /// With something going wrong at a fault point.
+    pub fn run_at_fault(&self, line: &str, fault: &str) -> Done {
+        finish(self.command(line).env(VARIABLE, fault))
     }
 
     pub fn train(&self, more: &str) -> Done {
@@ -171,12 +179,52 @@ impl Sandbox {
         assert!(self.files() == before, "something was written: {:?}", self.files().keys());
     }
 
+    /// The names in a directory, sorted.
+    pub fn names(&self, dir: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path(dir)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The lines of a run's metrics, less the speed, which is the only thing that two equal runs differ in.
+    pub fn metrics(&self, out: &str) -> Vec<Value> {
+        without_speed(self.lines(&format!("{out}/metrics.jsonl")))
+    }
+
+    /// Two finished runs left the same adapter and the same log.
+    #[track_caller]
+    pub fn assert_same_result(&self, one: &str, other: &str) {
+        for name in ["adapter_model.safetensors", "adapter_config.json", "README.md"] {
+            assert!(self.bytes(&format!("{one}/{name}")) == self.bytes(&format!("{other}/{name}")), "{name} differs");
+        }
+        assert_eq!(self.metrics(one), self.metrics(other));
+        let state = |out: &str| {
+            let mut state = self.json(&format!("{out}/trainer_state.json"));
+            let history = state["log_history"].as_array_mut().unwrap();
+            *history = without_speed(std::mem::take(history));
+            state
+        };
+        assert_eq!(state(one), state(other));
+    }
+
     /// Every file and directory below, with its bytes.
     pub fn files(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut files = BTreeMap::new();
         collect(self.0.path(), &mut files);
         files
     }
+}
+
+fn finish(command: &mut Command) -> Done {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Done { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn without_speed(mut lines: Vec<Value>) -> Vec<Value> {
+    lines.iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("tokens_per_second")));
+    lines
 }
 
 fn collect(dir: &Path, files: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {

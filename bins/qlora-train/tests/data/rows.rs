@@ -52,7 +52,7 @@ fn more_rows_than_one_chunk_keep_their_order() {
 fn wrong_rows_are_refused_with_their_line_and_what_was_expected() {
     let good = "{\"input_ids\": [1, 2]}";
     let too_large = format!("{{\"input_ids\": [1, {VOCAB_SIZE}]}}");
-    let table: [(&str, &[&str]); 22] = [
+    let table: &[(&str, &[&str])] = &[
         (&too_large, &["`input_ids[1]`", "the number 268", "0 to 267"]),
         ("{\"input_ids\": [1, 2], \"labels\": [1, -1]}", &["`labels[1]`", "-1", "-100"]),
         ("{\"input_ids\": [1, 2], \"labels\": [1]}", &["`labels` has 1", "`input_ids` 2"]),
@@ -67,11 +67,19 @@ fn wrong_rows_are_refused_with_their_line_and_what_was_expected() {
         ("[1, 2]", &["expected a row (a JSON object)", "an array of 2 items"]),
         ("7", &["expected a row", "the number 7"]),
         ("{\"messages\": [], \"input_ids\": []}", &["both `messages` and `input_ids`"]),
-        ("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}", &["a messages row", "tokenised row", "line 1"]),
-        ("{\"conversations\": []}", &["ShareGPT", "not supported yet", "`messages`", "`input_ids`"]),
-        ("{\"prompt\": \"a\", \"completion\": \"b\"}", &["`prompt` + `completion`", "not supported yet"]),
-        ("{\"instruction\": \"a\", \"output\": \"b\"}", &["Alpaca", "not supported yet"]),
-        ("{\"text\": \"a\"}", &["`text` rows are not supported yet"]),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}", &["messages rows need", "tokenizer"]),
+        ("{\"messages\": null, \"conversations\": null}", &["unknown kind of row", "`messages` is null"]),
+        ("{\"prompt\": \"a\", \"id\": 3}", &["`completion` is missing", "`prompt` + `completion`"]),
+        ("{\"instruction\": \"a\", \"output\": null}", &["`output` is null", "Alpaca"]),
+        (
+            "{\"instruction\": \"a\", \"output\": \"b\", \"text\": \"c\"}",
+            &["`instruction` + `output` and `text`", "ambiguous"],
+        ),
+        ("{\"labels\": null}", &["unknown kind of row", "`labels` is null"]),
+        (
+            "{\"input_ids\": [1, 2, 260], \"labels\": [1, 2, -100]}",
+            &["`labels[2]`", "EOS (token 260)", "learn to stop"],
+        ),
         ("{\"question\": \"a\"}", &["unknown kind of row", "`question`", "supported are"]),
         ("{}", &["an empty object"]),
         ("{\"a\": \"\\ud800\"}", &["broken JSON"]),
@@ -105,7 +113,7 @@ fn files_that_hold_no_rows_are_refused() {
     for empty in ["", "\n\n", "[]", "\u{FEFF}"] {
         assert_says(&refusal(load_one(empty, None)), &["rows.jsonl", "no row found"]);
     }
-    assert_says(&refusal(load_one(b"PAR1\x00\x00", None)), &["Parquet", "not supported yet"]);
+    assert_says(&refusal(load_one(b"PAR1\x00\x00", None)), &["Parquet", "cut off or damaged"]);
     assert_says(&refusal(load_one(b"\x1F\x8B\x08\x00", None)), &["compressed"]);
     let dir = tempfile::tempdir().unwrap();
     assert_says(&refusal(load(&[dir.path().join("no.jsonl")], None, &options())), &["no.jsonl", "cannot open"]);
@@ -122,7 +130,11 @@ fn lengths(too_long: TooLong) -> qlora_train::error::Result<qlora_train::data::D
     let rows = "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 2, 3, 4, 5]}\n\
                 {\"input_ids\": [1, 2, 3, 4, 5, 6], \"labels\": [-100, -100, -100, -100, 5, 6]}\n{\"input_ids\": [1, 2, 3, 4]}\n";
     let file = file("rows.jsonl", rows);
-    load(std::slice::from_ref(&file.path), None, &DataOptions { max_length: 4, too_long, vocab_size: 10 })
+    load(
+        std::slice::from_ref(&file.path),
+        None,
+        &DataOptions { max_length: 4, too_long, vocab_size: 10, eos_token_ids: vec![] },
+    )
 }
 
 #[test]
@@ -170,7 +182,7 @@ fn two_bos_at_the_start_are_refused() {
 }
 
 #[test]
-fn several_files_may_differ_in_kind() {
+fn several_files_may_differ_in_format() {
     let (ids, chat) = (
         file("ids.jsonl", "{\"input_ids\": [1, 2]}"),
         file(
@@ -224,14 +236,22 @@ proptest! {
     }
 
     #[test]
-    fn any_json_under_the_known_keys_never_panics(key in prop::sample::select(vec!["messages", "input_ids", "labels"]),
+    fn any_json_under_the_known_keys_never_panics(key in prop::sample::select(vec![
+            "messages", "input_ids", "labels", "conversations", "prompt", "completion", "instruction", "output", "input",
+            "history", "text", "system", "tools"]),
         value in json_value()) {
         let tokenizer = chat_tokenizer(CHATML);
-        let row = serde_json::json!({"input_ids": [1, 2], key: value});
-        let mut row = row.as_object().unwrap().clone();
-        if key == "messages" {
-            row.remove("input_ids");
-        }
+        let turn = serde_json::json!([{"role": "assistant", "content": "a"}]);
+        let base = match key {
+            "input_ids" | "labels" => serde_json::json!({"input_ids": [1, 2]}),
+            "prompt" | "completion" => serde_json::json!({"prompt": turn, "completion": turn}),
+            "instruction" | "output" | "input" | "history" => serde_json::json!({"instruction": "a", "output": "b"}),
+            "system" => serde_json::json!({"conversations": [{"from": "gpt", "value": "a"}]}),
+            "tools" => serde_json::json!({"messages": turn}),
+            _ => serde_json::json!({}),
+        };
+        let mut row = base.as_object().unwrap().clone();
+        row.insert(key.into(), value);
         if let Err(error) = load_one(serde_json::Value::Object(row).to_string(), Some(&tokenizer)) {
             prop_assert_eq!(error.exit_status(), 2);
         }

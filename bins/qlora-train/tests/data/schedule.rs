@@ -134,6 +134,20 @@ fn splits_that_leave_nothing_to_train_on_are_refused() {
     }
 }
 
+#[test]
+fn the_memory_plan_of_a_run_of_a_thousand_million_steps_takes_no_time() {
+    let start = std::time::Instant::now();
+    for (packing, most) in [(false, 9 + 8), (true, 2 * 10)] {
+        let options = ScheduleOptions { max_steps: Some(1_000_000_000), packing, ..options() };
+        let schedule = Schedule::new(vec![3, 9, 1, 8, 2, 7, 4], options).unwrap();
+        assert_eq!(schedule.max_tokens(), most);
+    }
+    // No pair of packs is ever full: the bound stands in for what would take hours to find.
+    let options = ScheduleOptions { max_steps: Some(1_000_000_000), packing: true, ..options() };
+    assert_eq!(Schedule::new(vec![9; 6], options).unwrap().max_tokens(), 20);
+    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+}
+
 proptest! {
     #[test]
     fn packing_never_exceeds_the_length_and_neither_loses_nor_repeats_a_row(

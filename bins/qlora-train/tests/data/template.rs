@@ -109,6 +109,8 @@ fn mistakes_in_a_template_are_told_with_their_line() {
     assert!(syntax.contains("does not compile") && syntax.contains(":2"), "{syntax}");
     let runtime = render("a\n{{ messages[0].content.missing.deeper }}", "").unwrap_err();
     assert!(runtime.contains("the chat template fails") && runtime.contains(":2"), "{runtime}");
+    let unclosed = compile("a\n{%} b %} {% if true %}").unwrap_err();
+    assert!(unclosed.contains("does not compile") && unclosed.contains(":2"), "{unclosed}");
     let method = render("{{ messages[0].content.nonsense() }}", "").unwrap_err();
     assert!(method.contains("nonsense"), "{method}");
 }
@@ -133,4 +135,47 @@ fn endless_recursion_is_stopped_on_a_worker_thread_too() {
         .join()
         .unwrap();
     assert!(error.contains("recursion"), "{error}");
+}
+
+/// Each of these would take more memory than any machine has, or more time than anybody waits.
+#[test]
+fn a_template_that_asks_for_huge_memory_is_stopped() {
+    let doubling = |what: &str, then: &str| {
+        let set = "{% set ns = namespace(l=[1], s='x') %}{% for i in range(60) %}{% set ns.";
+        format!("{set}{what} %}}{{% endfor %}}{{{{ {then} }}}}")
+    };
+    for source in [
+        "{{ 'x' * 10000000000 }}".to_owned(),
+        "{{ [1] * 10000000000 }}".to_owned(),
+        "{{ range(10000000000) | list | length }}".to_owned(),
+        "{{ '%10000000000s' | format('x') }}".to_owned(),
+        "{{ '{:>10000000000}'.format('x') }}".to_owned(),
+        "{{ '{:.10000000000f}'.format(1.5) }}".to_owned(),
+        "{{ 'x\ny' | indent(10000000000) }}".to_owned(),
+        "{{ [1] | batch(10000000000, 'x') | list | length }}".to_owned(),
+        "{{ [1] | slice(10000000000, 'x') | list | length }}".to_owned(),
+        "{{ 10 ** 10000000000 }}".to_owned(),
+        doubling("s = ns.s.replace('x', 'xx')", "ns.s"),
+        doubling("s = [ns.s, ns.s] | join", "ns.s"),
+        doubling("s = '%s%s' | format(ns.s, ns.s)", "ns.s"),
+        doubling("l = [ns.l, ns.l]", "ns.l"),
+        doubling("l = [ns.l, ns.l]", "ns.l | tojson"),
+    ] {
+        let error = render(&source, "").unwrap_err();
+        assert!(error.starts_with("the chat template"), "{source}: {error}");
+    }
+    assert_eq!(render("{{ '{:>5}|{:.2f}'.format('x', 1.5) }}", "").unwrap(), "    x|1.50");
+    // A width among the arguments would need a limit too.
+    assert!(render("{{ '{:>{}}'.format('x', 3) }}", "").unwrap_err().contains("invalid conversion type"));
+    assert_eq!(render("{{ [1, [2]] }}{{ {'a': none} }}", "").unwrap(), "[1, [2]]{'a': None}");
+}
+
+#[test]
+fn a_template_reads_no_files_and_no_other_templates() {
+    for source in
+        ["{% include 'chat_template' %}", "{% include '/etc/hostname' %}", "{% import 'x' as y %}", "{% extends 'x' %}"]
+    {
+        let error = render(source, "").unwrap_err();
+        assert!(error.starts_with("the chat template"), "{source}: {error}");
+    }
 }

@@ -1,5 +1,6 @@
 //! What nvcc makes of the kernels in `cuda/`: built for every architecture, and read back.
 
+mod launches;
 mod names;
 mod ptx;
 mod resources;
@@ -52,6 +53,7 @@ pub fn out_dir(messages: &str) -> Option<PathBuf> {
 }
 
 /// An executable that cargo built.
+#[derive(Clone)]
 pub struct Executable {
     pub target: String,
     pub path: PathBuf,
@@ -84,12 +86,20 @@ pub fn check_machine_code(workspace: &Workspace) -> Result<String> {
     })?;
     let code: Vec<_> = listings.iter().flat_map(|listing| sass::parse(listing)).collect();
     let resources = resources::parse(&cuobjdump(&toolkit, &library, &["--dump-resource-usage"])?);
-    let rows = table::rows(&code, &resources)?;
+    let mut rows = table::rows(&code, &resources)?;
+    let launched = launches::launched(workspace)?;
+    rows.iter_mut().for_each(|row| row.dynamic = launched.get(&row.name).copied());
     println!("{}", table::shown(&rows));
-    let findings = table::findings(&rows, &table::HOT);
+    let mut findings = table::findings(&rows, &table::HOT);
+    findings.extend(launches::findings(&rows));
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
     let kernels = rows.len() / ARCHS.len();
-    Ok(format!("{kernels} kernels for {} and PTX, {} of them within their bounds", ARCHS.join(", "), table::HOT.len()))
+    let (within, most) = (table::HOT.len(), rows.iter().filter_map(|row| row.dynamic).max().unwrap_or_default());
+    let archs = ARCHS.join(", ");
+    Ok(format!(
+        "{kernels} kernels for {archs} and PTX, {within} of them within their bounds; {most} of {} bytes of shared memory in the largest launch",
+        launches::LIMIT
+    ))
 }
 
 /// Builds the kernels, and fails on a contracted multiply-add where two roundings are due.

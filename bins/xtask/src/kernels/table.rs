@@ -89,8 +89,18 @@ pub struct Row {
     /// Bytes a thread: spilled registers and local arrays.
     pub spilled: u32,
     pub shared: u32,
+    /// Bytes of dynamic shared memory of the largest launch, if one is known.
+    pub dynamic: Option<u64>,
     pub whole: Counts,
     pub main_loop: Option<Counts>,
+}
+
+impl Row {
+    /// Static shared memory without the system's.
+    pub fn shared_of_own(&self) -> u32 {
+        let is_later = self.arch.trim_start_matches("sm_").parse::<u32>().is_ok_and(|arch| arch >= 90);
+        self.shared.saturating_sub(if is_later { 1024 } else { 0 })
+    }
 }
 
 /// Every kernel on every architecture, kernel by kernel.
@@ -106,6 +116,7 @@ pub fn rows(code: &[Code], resources: &[Resources]) -> Result<Vec<Row>> {
             registers: found.registers,
             spilled: found.local,
             shared: found.shared,
+            dynamic: None,
             whole: code.counts(),
             main_loop: code.main_loop(),
         });
@@ -119,10 +130,10 @@ pub fn rows(code: &[Code], resources: &[Resources]) -> Result<Vec<Row>> {
 pub fn shown(rows: &[Row]) -> String {
     let mut lines = vec![
         "local: loads and stores of local memory. loop: the K loop of a tensor-core kernel; beside: its instructions that are not".into(),
-        "HMMA, per HMMA. shared: static bytes (1,024 are the system's from sm_90 on); what a launch asks for comes on top.".into(),
+        "HMMA, per HMMA. shared: static bytes (1,024 are the system's from sm_90 on); dynamic: what the largest launch of the suite asks for.".into(),
         format!(
-            "{:<42} {:<6} {:>4} {:>7} {:>6} {:>5} {:>6} {:>5} {:>6} {:>9} {:>9} {:>6}",
-            "kernel", "arch", "regs", "spilled", "shared", "HMMA", "LDGSTS", "local", "instr", "loop HMMA", "loop instr", "beside"
+            "{:<42} {:<6} {:>4} {:>7} {:>6} {:>7} {:>5} {:>6} {:>5} {:>6} {:>9} {:>9} {:>6}",
+            "kernel", "arch", "regs", "spilled", "shared", "dynamic", "HMMA", "LDGSTS", "local", "instr", "loop HMMA", "loop instr", "beside"
         ),
     ];
     for row in rows {
@@ -136,9 +147,14 @@ pub fn shown(rows: &[Row]) -> String {
             None => Default::default(),
         };
         lines.push(format!(
-            "{:<42} {:<6} {:>4} {:>7} {:>6} {hmma:>5} {ldgsts:>6} {local:>5} {instructions:>6} {loop_hmma:>9} \
+            "{:<42} {:<6} {:>4} {:>7} {:>6} {:>7} {hmma:>5} {ldgsts:>6} {local:>5} {instructions:>6} {loop_hmma:>9} \
              {loop_instructions:>10} {beside:>6}",
-            row.name, row.arch, row.registers, row.spilled, row.shared
+            row.name,
+            row.arch,
+            row.registers,
+            row.spilled,
+            row.shared,
+            row.dynamic.map_or("?".into(), |bytes| bytes.to_string())
         ));
     }
     lines.join("\n")
@@ -194,6 +210,7 @@ fn row_findings(row: &Row, hot: &Hot, bound: Option<f64>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::launches;
     use super::*;
 
     const LISTED: [Hot; 1] = [tensor_core("k", true, [3.0, 3.0, 3.0])];
@@ -201,13 +218,31 @@ mod tests {
     fn row(arch: &str) -> Row {
         let whole = Counts { instructions: 20, hmma: 4, ldgsts: 2, local: 0 };
         let main_loop = Some(Counts { instructions: 16, hmma: 4, ldgsts: 2, local: 0 });
-        Row { name: "k".into(), arch: arch.into(), registers: 9, spilled: 0, shared: 0, whole, main_loop }
+        Row {
+            name: "k".into(),
+            arch: arch.into(),
+            registers: 9,
+            spilled: 0,
+            shared: 0,
+            dynamic: Some(0),
+            whole,
+            main_loop,
+        }
     }
 
     fn findings_of(change: impl Fn(&mut Row)) -> Vec<String> {
         let mut rows: Vec<Row> = ARCHS.iter().map(|arch| row(arch)).collect();
         change(&mut rows[1]);
         findings(&rows, &LISTED)
+    }
+
+    #[test]
+    fn shared_memory_beyond_the_smaller_cards_and_kernels_that_are_never_launched_are_found() {
+        let of = |shared, dynamic| launches::findings(&[Row { shared, dynamic, ..row("sm_90") }]).join("");
+        assert_eq!(of(1024, Some(launches::LIMIT)), "");
+        assert!(of(1024, Some(launches::LIMIT + 1)).contains("101377 bytes"));
+        assert!(of(1040, Some(launches::LIMIT)).contains("101376 bytes"));
+        assert!(of(1024, None).contains("no launch"));
     }
 
     #[test]

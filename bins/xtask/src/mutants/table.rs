@@ -24,6 +24,12 @@ const TENSOR_CORES: &str = "linear::tensor_core_path";
 const SMALL_M: &str = "linear::small_m_path";
 const GENERIC: &str = "linear::generic_path";
 const DENSE: &str = "linear::dense_tensor_core_path";
+const DX: &str = "linear_dx::dx_on_tensor_cores";
+const DENSE_DX: &str = "linear_dx::dense_dx_on_tensor_cores";
+const LOW_RANK: &str = "low_rank::gradients_on_tensor_cores";
+const ADAMW: &str = "adamw::updates";
+const ATTENTION: &str = "attention::attention_is_within";
+const ATTENTION_BACKWARD: &str = "attention::attention_gradients";
 
 pub const MUTANTS: &[Mutant] = &[
     mutant(
@@ -78,8 +84,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "forward: wrong stride of B's rows",
         "linear_forward.cu",
-        "const bf16 *b = segment.b + n0 * r + first;",
-        "const bf16 *b = segment.b + n0 * ((r + 7) / 8 * 8) + first;",
+        "const bf16 *b = segment.b + (adapter * segment.n + n0) * r + first;",
+        "const bf16 *b = segment.b + (adapter * segment.n + n0) * ((r + 7) / 8 * 8) + first;",
         TENSOR_CORES,
     ),
     mutant(
@@ -127,8 +133,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "M to 16: wrong stride of B's rows",
         "linear_small_m.cu",
-        "segment.b[n * segment.r + j]",
-        "segment.b[n * (segment.r + 1) + j]",
+        "(adapter * segment.n + n) * segment.r;",
+        "(adapter * segment.n + n) * (segment.r + 1);",
         SMALL_M,
     ),
     mutant(
@@ -182,4 +188,148 @@ pub const MUTANTS: &[Mutant] = &[
         "nf4::quantising",
     ),
     mutant("transpose: removed barrier", "absmax_transpose.cu", "    __syncthreads();\n", "", "nf4::"),
+    mutant("dX: dropped N tail", "linear_dx.cu", "left > 0; left -= kTileN", "left >= kTileN; left -= kTileN", DX),
+    mutant(
+        "dX: removed barrier between stages",
+        "linear_dx.cu",
+        "            __syncthreads();                 // ... for everyone",
+        "            // ... for everyone",
+        DX,
+    ),
+    mutant(
+        "dX: waits for one copy too few",
+        "linear_dx.cu",
+        "cp_async_wait<C::kStages - 2>();",
+        "cp_async_wait<C::kStages - 1>();",
+        DENSE_DX,
+    ),
+    mutant(
+        "dX: absmax indexed as if it were not transposed",
+        "linear_dx.cu",
+        "segment.nf4.transposed ? scale_column * segment.n + scale_row : cursor.block",
+        "cursor.block",
+        DX,
+    ),
+    mutant(
+        "dX: another mask than the forward pass's",
+        "linear_dx.cu",
+        "column() / 4 + draw % 2",
+        "column() / 4 + 1 - draw % 2",
+        DX,
+    ),
+    mutant(
+        "dX: forgets what it accumulates into",
+        "linear_dx.cu",
+        "if (whole) old = *reinterpret_cast<const uint4 *>(dx);",
+        "",
+        DX,
+    ),
+    mutant(
+        "dX: an adapter's ranks for every token",
+        "linear_dx.cu",
+        "own >> (2 * i + c / 2) & 1 ? sum[c] : sums[i][j][c]",
+        "sum[c]",
+        "linear_dx_values::rows_of_an_adapter",
+    ),
+    mutant(
+        "T: scale applied twice",
+        "lora_up.cu",
+        "segment.scale_of(adapter) * sum : 0.0f",
+        "segment.scale_of(adapter) * segment.scale_of(adapter) * sum : 0.0f",
+        LOW_RANK,
+    ),
+    mutant(
+        "T: removed barrier before the warps' sums are added",
+        "lora_up.cu",
+        "        __syncthreads();\n        for (int i",
+        "        for (int i",
+        LOW_RANK,
+    ),
+    mutant(
+        "LoRA gradients: another mask than the forward pass's",
+        "lora_gradients.cu",
+        "uint32_t(column / 4) + 2 * j + g / 4",
+        "uint32_t(column / 4) + 2 * j + 1 - g / 4",
+        LOW_RANK,
+    ),
+    mutant(
+        "LoRA gradients: removed barrier between stages",
+        "lora_gradients.cu",
+        "        __syncthreads();              // ... for everyone",
+        "        // ... for everyone",
+        LOW_RANK,
+    ),
+    mutant(
+        "LoRA gradients: the last chunk of tokens dropped",
+        "lora_gradients.cu",
+        "for (int stage = 0; now.chunk < last;",
+        "for (int stage = 0; now.chunk + 1 < last;",
+        LOW_RANK,
+    ),
+    mutant("AdamW: a tensor's rate ignored", "adamw.cu", "view.rates[entry.rate]", "view.rates[0]", ADAMW),
+    mutant("AdamW: removed barrier after the maps", "adamw.cu", "        __syncthreads();\n", "", ADAMW),
+    mutant(
+        "AdamW: gradients are not clipped",
+        "adamw.cu",
+        "scale = view.gradients->scale;",
+        "",
+        "adamw::a_rate_that_is_ignored",
+    ),
+    mutant(
+        "attention: a query sees the next key",
+        "attention.cu",
+        "column <= row[i / 2] &&",
+        "column <= row[i / 2] + 1 &&",
+        ATTENTION,
+    ),
+    mutant(
+        "attention: windows and documents ignored within a tile",
+        "attention.cu",
+        " && column >= from[i / 2]",
+        "",
+        ATTENTION,
+    ),
+    mutant(
+        "attention: removed barrier between stages",
+        "attention.cu",
+        "        __syncthreads();\n        if (key + kKeys <= last)",
+        "        if (key + kKeys <= last)",
+        ATTENTION,
+    ),
+    mutant(
+        "attention: sums keep an old maximum",
+        "attention.cu",
+        "sum[i] * shrink + tile_sum",
+        "sum[i] + tile_sum",
+        ATTENTION,
+    ),
+    mutant(
+        "attention backward: removed barrier between stages",
+        "attention_backward.cu",
+        "            __syncthreads();\n            if (query + kWalked < stop)",
+        "            if (query + kWalked < stop)",
+        ATTENTION_BACKWARD,
+    ),
+    mutant(
+        "attention backward: a query head left out",
+        "attention_backward.cu",
+        "head < (kv_head + 1) * group; ++head",
+        "head + 1 < (kv_head + 1) * group; ++head",
+        ATTENTION_BACKWARD,
+    ),
+    mutant("norm backward: without what lies along x", "norm.cu", " - along_x * x.v[j]", "", "layer::norm_gradients"),
+    mutant(
+        "norm backward: forgets what it accumulates into",
+        "norm.cu",
+        "if (norm.accumulate) dx = Vector<V>::load(norm.dx + row + i);",
+        "",
+        "layer::norm_gradients",
+    ),
+    mutant(
+        "rotary embedding: the inverse turns as forward",
+        "rope.cu",
+        "args->inverse != 0 ? -1.0f : 1.0f",
+        "1.0f",
+        "layer::rotary",
+    ),
 ];

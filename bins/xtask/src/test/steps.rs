@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 pub const STEPS: &[Step] = &[
     Step { name: "tree", about: "sizes of files, `unsafe` only where it belongs", run: check_tree },
+    Step { name: "records", about: "the README's GPU figures are those of the records", run: records },
     Step { name: "compiler", about: "a C++ compiler, for the kernels", run: kernels::compiler },
     Step { name: "format", about: "rustfmt changes nothing", run: format },
     Step { name: "clippy", about: "clippy without a warning, all targets", run: clippy },
@@ -34,6 +35,11 @@ pub const STEPS: &[Step] = &[
         run: kernels::mutants,
     },
     Step { name: "kernels-asan", about: "the same under AddressSanitizer", run: kernels::sanitized },
+    Step {
+        name: "gpu-bundle",
+        about: "the bundle for a GPU machine is built, is small, and says when there is no GPU",
+        run: gpu_bundle,
+    },
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
     Step { name: "tests", about: "all unit and integration tests", run: tests },
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
@@ -51,6 +57,10 @@ fn check_tree(workspace: &Workspace) -> Result<Outcome> {
     let findings = tree::findings(&workspace.root)?;
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
     DONE()
+}
+
+fn records(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome::Passed(vec![crate::records::check(&workspace.root)?]))
 }
 
 fn format(workspace: &Workspace) -> Result<Outcome> {
@@ -93,6 +103,10 @@ fn docs(workspace: &Workspace) -> Result<Outcome> {
     command.env("RUSTDOCFLAGS", "--deny warnings");
     check(command)?;
     DONE()
+}
+
+fn gpu_bundle(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome::Passed(vec![crate::bundle::check_bundle(workspace)?]))
 }
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {

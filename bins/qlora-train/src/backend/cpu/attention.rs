@@ -1,8 +1,8 @@
 //! Causal attention in tiles with a running softmax (Dao et al. 2022): no `[M, M]` memory, and every output row is
 //! summed in one fixed order.
 
-use super::elementwise::exp_shifted;
-use super::matmul::{Mat, matmul};
+use super::elementwise::{exp_shifted, score_gradients};
+use super::small::{Mat, matmul};
 use super::workspace::Workspace;
 use qlora_kernels::reference::AttentionShape;
 use rayon::prelude::*;
@@ -203,18 +203,23 @@ impl Pass<'_> {
                 let dout = Mat::new(&self.dout[(queries.start * heads + head) * d..], columns, d, heads * d);
                 matmul(p, COLUMNS, false, scale, k, q.transposed());
                 matmul(ds, COLUMNS, false, 1.0, v, dout.transposed());
+                let (mut lse, mut delta) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+                for (column, query) in queries.clone().enumerate() {
+                    lse[column] = self.lse[query * heads + head];
+                    delta[column] = self.delta[query * heads + head];
+                }
                 for row in 0..rows {
                     // Queries before the key do not see it.
                     let hidden = (keys.start + row).saturating_sub(queries.start).min(columns);
                     let p = &mut p[row * COLUMNS..][..columns];
                     let ds = &mut ds[row * COLUMNS..][..columns];
-                    for (column, p) in p.iter_mut().enumerate().skip(hidden) {
-                        *p -= self.lse[(queries.start + column) * heads + head];
-                    }
-                    exp_shifted(&mut p[hidden..], 0.0);
-                    for (column, (ds, p)) in ds.iter_mut().zip(p.iter()).enumerate().skip(hidden) {
-                        *ds = scale * p * (*ds - self.delta[(queries.start + column) * heads + head]);
-                    }
+                    score_gradients(
+                        &lse[hidden..columns],
+                        &delta[hidden..columns],
+                        scale,
+                        &mut p[hidden..],
+                        &mut ds[hidden..],
+                    );
                     p[..hidden].fill(0.0);
                     ds[..hidden].fill(0.0);
                 }

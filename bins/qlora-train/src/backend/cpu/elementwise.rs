@@ -1,8 +1,7 @@
 //! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
 
-use super::TOKEN_CHUNK;
-use pulp::Arch;
-use qlora_kernels::reference;
+use super::vectorized::vectorized;
+use qlora_kernels::reference::{self, AttentionShape, RopeTable};
 use rayon::prelude::*;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without
@@ -32,85 +31,154 @@ fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { result }
 }
 
+/// Values of one task of an operation that takes one at a time.
+const PART: usize = 1 << 14;
+/// Rows of a task at least.
+const MIN_ROWS: usize = 16;
+
 /// Interleaved partial sums: as many as the widest vectors have lanes, so that the order of a sum is the same on every
 /// processor.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
-/// Replaces every x by `e^(x − shift)` and returns their sum (in [`LANES`] interleaved parts, added in order).
-pub fn exp_shifted(values: &mut [f32], shift: f32) -> f32 {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || exp_shifted_lanes(values, shift),
-    )
-}
-
-#[inline(always)]
-fn exp_shifted_lanes(values: &mut [f32], shift: f32) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let mut chunks = values.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        for (x, sum) in chunk.iter_mut().zip(&mut sums) {
+vectorized! {
+    /// Replaces every x by `e^(x − shift)` and returns their sum (in [`LANES`] interleaved parts, added in order).
+    pub fn exp_shifted<'a>(values: &'a mut [f32], shift: f32) -> f32 {
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = values.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for (x, sum) in chunk.iter_mut().zip(&mut sums) {
+                *x = exp(*x - shift);
+                *sum += *x;
+            }
+        }
+        for (x, sum) in rest.iter_mut().zip(&mut sums) {
             *x = exp(*x - shift);
             *sum += *x;
         }
+        sums.iter().sum()
     }
-    for (x, sum) in chunks.into_remainder().iter_mut().zip(&mut sums) {
-        *x = exp(*x - shift);
-        *sum += *x;
+}
+
+vectorized! {
+    /// From scores P and dO·Vᵀ of one row to probabilities and the scores' gradients: `p = e^(p − lse)`,
+    /// `ds = scale·p·(ds − delta)`.
+    pub fn score_gradients<'a>(lse: &'a [f32], delta: &'a [f32], scale: f32, p: &'a mut [f32], ds: &'a mut [f32]) {
+        for (((p, ds), lse), delta) in p.iter_mut().zip(ds).zip(lse).zip(delta) {
+            *p = exp(*p - lse);
+            *ds = scale * *p * (*ds - delta);
+        }
+    }
+}
+
+pub fn add(x: &[f32], y: &[f32], sum: &mut [f32]) {
+    sum.par_chunks_mut(PART).zip(x.par_chunks(PART).zip(y.par_chunks(PART))).for_each(|(sum, (x, y))| {
+        sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
+    });
+}
+
+/// Σ x·y of two rows of equal length, in L interleaved parts.
+#[inline(always)]
+pub fn dot<const L: usize>(x: &[f32], y: &[f32]) -> f32 {
+    let mut sums = [0.0f32; L];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<L>(), y.as_chunks::<L>());
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..L {
+            sums[lane] += x[lane] * y[lane];
+        }
+    }
+    for (sum, (x, y)) in sums.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *sum += x * y;
     }
     sums.iter().sum()
 }
 
-pub fn add(x: &[f32], y: &[f32], sum: &mut [f32]) {
-    sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot::<LANES>(x, x) / x.len() as f32 + eps).sqrt()
 }
 
+/// `y = w ∘ x / √(mean(x²) + eps)` (as [`qlora_kernels::reference::rms_norm`])
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let chunk = TOKEN_CHUNK * weight.len();
-    out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| reference::rms_norm(x, weight, eps, out));
+    let h = weight.len();
+    let rows = out.par_chunks_exact_mut(h).zip(x.par_chunks_exact(h)).with_min_len(MIN_ROWS);
+    rows.for_each(|(out, x)| rms_norm_row(x, weight, eps, out));
 }
 
-pub fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, dx: &mut [f32]) {
-    let chunk = TOKEN_CHUNK * weight.len();
-    dx.par_chunks_mut(chunk)
-        .zip(dy.par_chunks(chunk).zip(x.par_chunks(chunk)))
-        .for_each(|(dx, (dy, x))| reference::rms_norm_backward(dy, x, weight, eps, dx));
+vectorized! {
+    fn rms_norm_row<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) {
+        let inverse = inverse_rms(x, eps);
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = w * (x * inverse);
+        }
+    }
 }
 
-pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize) {
-    out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(16).for_each(|(out, row)| {
-        let (gate, up) = row.split_at(i);
-        Arch::new().dispatch(
-            #[inline(always)]
-            || swiglu_row(gate, up, out),
-        );
+/// `dX = ∂y/∂x · dY`, or += with `accumulate` (as [`qlora_kernels::reference::rms_norm_backward`])
+pub fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, accumulate: bool, dx: &mut [f32]) {
+    let h = weight.len();
+    let rows = dx.par_chunks_exact_mut(h).zip(dy.par_chunks_exact(h).zip(x.par_chunks_exact(h)));
+    rows.with_min_len(MIN_ROWS).for_each(|(dx, (dy, x))| {
+        if !accumulate {
+            dx.fill(0.0);
+        }
+        rms_norm_backward_row(dy, x, weight, eps, dx);
     });
 }
 
-#[inline(always)]
-fn swiglu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = gate / (1.0 + exp(-gate)) * up;
+vectorized! {
+    fn rms_norm_backward_row<'a>(dy: &'a [f32], x: &'a [f32], weight: &'a [f32], eps: f32, dx: &'a mut [f32]) {
+        let inverse = inverse_rms(x, eps);
+        let mut sums = [0.0f32; LANES];
+        for ((w, dy), x) in weight.chunks(LANES).zip(dy.chunks(LANES)).zip(x.chunks(LANES)) {
+            for (sum, ((w, dy), x)) in sums.iter_mut().zip(w.iter().zip(dy).zip(x)) {
+                *sum += w * dy * x;
+            }
+        }
+        let along_x = inverse * inverse * inverse * sums.iter().sum::<f32>() / weight.len() as f32;
+        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+            *dx += inverse * w * dy - along_x * x;
+        }
+    }
+}
+
+/// Rotates queries and keys in place, backwards for the gradient.
+pub fn rope(qkv: &mut [f32], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
+    let (width, heads) = (shape.qkv(), shape.heads + shape.kv_heads);
+    let rotate = if inverse { reference::rope_inverse } else { reference::rope };
+    let rows = qkv.par_chunks_mut(MIN_ROWS * width).zip(positions.par_chunks(MIN_ROWS));
+    rows.for_each(|(qkv, positions)| rotate(qkv, width, heads, positions, table));
+}
+
+pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize) {
+    out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(MIN_ROWS).for_each(|(out, row)| {
+        let (gate, up) = row.split_at(i);
+        swiglu_row(gate, up, out);
+    });
+}
+
+vectorized! {
+    fn swiglu_row<'a>(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) {
+        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate / (1.0 + exp(-gate)) * up;
+        }
     }
 }
 
 pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize) {
-    gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(16).for_each(|(row, dout)| {
+    gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS).for_each(|(row, dout)| {
         let (gate, up) = row.split_at_mut(i);
-        Arch::new().dispatch(
-            #[inline(always)]
-            || swiglu_backward_row(dout, gate, up),
-        );
+        swiglu_backward_row(dout, gate, up);
     });
 }
 
-#[inline(always)]
-fn swiglu_backward_row(dout: &[f32], gate: &mut [f32], up: &mut [f32]) {
-    for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
-        let s = 1.0 / (1.0 + exp(-*gate));
-        let silu = *gate * s;
-        *gate = dout * *up * s * (1.0 + *gate * (1.0 - s));
-        *up = dout * silu;
+vectorized! {
+    fn swiglu_backward_row<'a>(dout: &'a [f32], gate: &'a mut [f32], up: &'a mut [f32]) {
+        for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
+            let s = 1.0 / (1.0 + exp(-*gate));
+            let silu = *gate * s;
+            *gate = dout * *up * s * (1.0 + *gate * (1.0 - s));
+            *up = dout * silu;
+        }
     }
 }
 

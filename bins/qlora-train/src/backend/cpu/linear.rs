@@ -1,21 +1,16 @@
-//! Frozen linear layers with a low-rank term. A weight is dequantised once per operation, panel by panel, by all
-//! threads; then every thread multiplies its own tokens with the panel.
+//! Frozen linear layers with a low-rank term.
 
-use super::matmul::{Mat, matmul};
+use super::pack::Scaled;
+use super::panels::{Left, Product, Right, TOKENS, multiply};
 use super::workspace::Workspace;
 use super::{Cpu, Dense, TOKEN_CHUNK};
-use crate::backend::{LinearGroup, Segment};
-use qlora_kernels::nf4::Nf4Matrix;
+use crate::backend::{LinearGroup, Quantization, Segment};
+use crate::checkpoint::{StoredWeight, TensorData};
+use crate::error::Result;
+use crate::refuse;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use rayon::prelude::*;
-use std::ops::Range;
-
-/// Sums over tokens run in chunks of this many.
-pub const GRADIENT_CHUNK: usize = 256;
-/// A panel holds about this many values (4 MiB): it stays in the last-level cache while it is multiplied.
-const PANEL_VALUES: usize = 1 << 20;
-/// Rows that one task dequantises.
-const PANEL_TASK_ROWS: usize = 32;
 
 pub enum CpuWeight {
     Nf4(Nf4Matrix),
@@ -23,43 +18,30 @@ pub enum CpuWeight {
 }
 
 impl CpuWeight {
+    /// The weight of `n` rows of `k` columns called `name`, from what the checkpoint stores of it.
+    pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredWeight) -> Result<Self> {
+        let (tensor, options) = match (stored, quantization) {
+            (StoredWeight::Nf4(matrix), _) => return Ok(Self::Nf4(matrix)),
+            (StoredWeight::Tensor(tensor), Quantization::None) => return Ok(Self::Dense(Dense { tensor, cols: k })),
+            (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
+                (tensor, Nf4Options { block_size, double_quant })
+            }
+        };
+        let quantized = match &tensor.data {
+            TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, &options),
+            _ => Nf4Matrix::quantize(&tensor.to_f32(), n, k, &options),
+        };
+        match quantized {
+            Ok(matrix) => Ok(Self::Nf4(matrix)),
+            Err(cause) => refuse!("{name}: {cause}"),
+        }
+    }
+
     pub fn bytes(&self) -> u64 {
         match self {
             CpuWeight::Nf4(matrix) => matrix.bytes() as u64,
             CpuWeight::Dense(dense) => dense.bytes(),
         }
-    }
-
-    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        match self {
-            CpuWeight::Nf4(matrix) => matrix.dequantize_rows(rows, out),
-            CpuWeight::Dense(dense) => dense.widen_rows(rows, out),
-        }
-    }
-}
-
-/// Rows of a panel of an `[n, k]` matrix.
-pub fn panel_rows(n: usize, k: usize) -> usize {
-    (PANEL_VALUES / k / PANEL_TASK_ROWS * PANEL_TASK_ROWS).max(PANEL_TASK_ROWS).min(n)
-}
-
-/// Calls `body(rows, panel)` for the panels of an `[n, k]` matrix in order; `fill` writes rows of it.
-pub fn for_each_panel(
-    scratch: &mut [f32],
-    n: usize,
-    k: usize,
-    fill: impl Fn(Range<usize>, &mut [f32]) + Sync,
-    mut body: impl FnMut(Range<usize>, &[f32]),
-) {
-    let step = panel_rows(n, k);
-    for start in (0..n).step_by(step) {
-        let rows = start..(start + step).min(n);
-        let panel = &mut scratch[..rows.len() * k];
-        panel.par_chunks_mut(PANEL_TASK_ROWS * k).enumerate().for_each(|(task, out)| {
-            let first = start + task * PANEL_TASK_ROWS;
-            fill(first..first + out.len() / k, out);
-        });
-        body(rows, panel);
     }
 }
 
@@ -103,15 +85,14 @@ pub fn lora_down(
 ) {
     let (k, width) = (group.k, group.r());
     let x = dropped(x, k, dropout, &mut workspace.dropped);
-    s.par_chunks_mut(TOKEN_CHUNK * width).zip(x.par_chunks(TOKEN_CHUNK * k)).for_each(|(s, x)| {
-        let tokens = x.len() / k;
-        for (_, column, segment) in placed(group) {
-            if let Some(lora) = &segment.lora {
-                let a = Mat::new(&lora.a.value, lora.r, k, k).transposed();
-                matmul(&mut s[column..], width, false, lora.scale, Mat::new(x, tokens, k, k), a);
-            }
+    for (_, column, segment) in placed(group) {
+        if let Some(lora) = &segment.lora {
+            let a = Scaled { data: &lora.a.value, stride: k, factor: lora.scale };
+            let product = Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&a));
+            let columns = column..column + lora.r;
+            multiply(&mut workspace.panels, s, width, x.len() / k, columns, false, &[product]);
         }
-    });
+    }
 }
 
 /// `Y = X·Wᵀ + S·Bᵀ + bias`
@@ -124,47 +105,40 @@ pub fn forward(
 ) {
     let (k, n, r) = (group.k, group.n(), group.r());
     for (out_column, rank_column, segment) in placed(group) {
-        let fill = |rows: Range<usize>, out: &mut [f32]| segment.weight.dequantize_rows(rows, out);
-        for_each_panel(&mut workspace.panel, segment.n, k, fill, |rows, panel| {
-            let w = Mat::new(panel, rows.len(), k, k).transposed();
-            y.par_chunks_mut(TOKEN_CHUNK * n).zip(x.par_chunks(TOKEN_CHUNK * k)).enumerate().for_each(
-                |(chunk, (y, x))| {
-                    let tokens = x.len() / k;
-                    let column = out_column + rows.start;
-                    matmul(&mut y[column..], n, false, 1.0, Mat::new(x, tokens, k, k), w);
-                    if let (Some(s), Some(lora)) = (s, &segment.lora) {
-                        let s = Mat::new(&s[chunk * TOKEN_CHUNK * r + rank_column..], tokens, lora.r, r);
-                        let b = Mat::new(&lora.b.value[rows.start * lora.r..], rows.len(), lora.r, lora.r);
-                        matmul(&mut y[column..], n, true, 1.0, s, b.transposed());
-                    }
-                    if let Some(bias) = &segment.bias {
-                        for y in y.chunks_exact_mut(n) {
-                            y[column..].iter_mut().zip(&bias[rows.clone()]).for_each(|(y, b)| *y += b);
-                        }
-                    }
-                },
-            );
-        });
+        let mut products = vec![Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&segment.weight))];
+        let b;
+        if let (Some(s), Some(lora)) = (s, &segment.lora) {
+            b = Scaled { data: &lora.b.value, stride: lora.r, factor: 1.0 };
+            let left = Left::Rows { data: &s[rank_column..], stride: r };
+            products.push(Product::new(left, lora.r, Right::Turned(&b)));
+        }
+        let columns = out_column..out_column + segment.n;
+        multiply(&mut workspace.panels, y, n, x.len() / k, columns.clone(), false, &products);
+        if let Some(bias) = &segment.bias {
+            y.par_chunks_exact_mut(n)
+                .with_min_len(16)
+                .for_each(|y| y[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
     }
 }
 
 /// `T = scale·dY·B`
 pub fn lora_up(
+    workspace: &mut Workspace,
     dy: &[f32], // [M, ΣN]
     group: &LinearGroup<Cpu>,
     t: &mut [f32], // [M, Σr]
 ) {
     let (n, width) = (group.n(), group.r());
-    t.par_chunks_mut(TOKEN_CHUNK * width).zip(dy.par_chunks(TOKEN_CHUNK * n)).for_each(|(t, dy)| {
-        let tokens = dy.len() / n;
-        for (out_column, rank_column, segment) in placed(group) {
-            if let Some(lora) = &segment.lora {
-                let dy = Mat::new(&dy[out_column..], tokens, segment.n, n);
-                let b = Mat::new(&lora.b.value, segment.n, lora.r, lora.r);
-                matmul(&mut t[rank_column..], width, false, lora.scale, dy, b);
-            }
+    for (out_column, rank_column, segment) in placed(group) {
+        if let Some(lora) = &segment.lora {
+            let b = Scaled { data: &lora.b.value, stride: lora.r, factor: lora.scale };
+            let left = Left::Rows { data: &dy[out_column..], stride: n };
+            let product = Product::new(left, segment.n, Right::upright(&b));
+            let columns = rank_column..rank_column + lora.r;
+            multiply(&mut workspace.panels, t, width, dy.len() / n, columns, false, &[product]);
         }
-    });
+    }
 }
 
 /// `dX = dY·W + dropout(T·A)`
@@ -177,42 +151,35 @@ pub fn backward(
     dx: &mut [f32], // [M, K]
 ) {
     let (k, n, r) = (group.k, group.n(), group.r());
+    let rows = dy.len() / n;
     let dropout = dropout.filter(|d| !d.is_identity());
-    let mut first = true;
-    for (out_column, _, segment) in placed(group) {
-        let fill = |rows: Range<usize>, out: &mut [f32]| segment.weight.dequantize_rows(rows, out);
-        for_each_panel(&mut workspace.panel, segment.n, k, fill, |rows, panel| {
-            let w = Mat::new(panel, rows.len(), k, k);
-            dx.par_chunks_mut(TOKEN_CHUNK * k).zip(dy.par_chunks(TOKEN_CHUNK * n)).for_each(|(dx, dy)| {
-                let dy = Mat::new(&dy[out_column + rows.start..], dx.len() / k, rows.len(), n);
-                matmul(dx, k, !first, 1.0, dy, w);
-            });
-            first = false;
-        });
-    }
-    let Some(t) = t else { return };
-    let add_low_rank = |dx: &mut [f32], t: &[f32], mut accumulate: bool| {
-        let tokens = dx.len() / k;
-        for (_, rank_column, segment) in placed(group) {
-            if let Some(lora) = &segment.lora {
-                let t = Mat::new(&t[rank_column..], tokens, lora.r, r);
-                matmul(dx, k, accumulate, 1.0, t, Mat::new(&lora.a.value, lora.r, k, k));
-                accumulate = true;
-            }
-        }
+    let mut products: Vec<Product> = placed(group)
+        .map(|(out_column, _, segment)| {
+            let left = Left::Rows { data: &dy[out_column..], stride: n };
+            Product::new(left, segment.n, Right::upright(&segment.weight))
+        })
+        .collect();
+    let terms: Vec<(Left, usize, Scaled)> = placed(group)
+        .filter_map(|(_, rank_column, segment)| {
+            let (t, lora) = (t?, segment.lora.as_ref()?);
+            let left = Left::Rows { data: &t[rank_column..], stride: r };
+            Some((left, lora.r, Scaled { data: &lora.a.value, stride: k, factor: 1.0 }))
+        })
+        .collect();
+    let low_rank = terms.iter().map(|(left, k, a)| Product::new(*left, *k, Right::upright(a)));
+    let Some(dropout) = dropout.filter(|_| !terms.is_empty()) else {
+        products.extend(low_rank);
+        multiply(&mut workspace.panels, dx, k, rows, 0..k, false, &products);
+        return;
     };
-    let chunks = dx.par_chunks_mut(TOKEN_CHUNK * k).zip(t.par_chunks(TOKEN_CHUNK * r));
-    match dropout {
-        None => chunks.for_each(|(dx, t)| add_low_rank(dx, t, true)),
-        Some(dropout) => chunks.zip(workspace.dropped.par_chunks_mut(TOKEN_CHUNK * k)).enumerate().for_each(
-            |(chunk, ((dx, t), scratch))| {
-                let low_rank = &mut scratch[..dx.len()];
-                add_low_rank(low_rank, t, false);
-                apply_dropout(low_rank, k, chunk * TOKEN_CHUNK, &dropout);
-                dx.iter_mut().zip(low_rank).for_each(|(dx, x)| *dx += *x);
-            },
-        ),
-    }
+    multiply(&mut workspace.panels, dx, k, rows, 0..k, false, &products);
+    let masked = &mut workspace.dropped[..rows * k];
+    multiply(&mut workspace.panels, masked, k, rows, 0..k, false, &low_rank.collect::<Vec<_>>());
+    let chunks = dx.par_chunks_mut(TOKEN_CHUNK * k).zip(masked.par_chunks_mut(TOKEN_CHUNK * k)).enumerate();
+    chunks.for_each(|(chunk, (dx, masked))| {
+        apply_dropout(masked, k, chunk * TOKEN_CHUNK, &dropout);
+        dx.iter_mut().zip(masked).for_each(|(dx, x)| *dx += *x);
+    });
 }
 
 /// `dA += Tᵀ·dropout(X)` and `dB += dYᵀ·S`, over chunks of tokens in order.
@@ -226,34 +193,19 @@ pub fn lora_gradients(
     dropout: Option<Dropout>,
 ) {
     let (k, n, r) = (group.k, group.n(), group.r());
-    let x = dropped(x, k, dropout, &mut workspace.dropped);
-    let chunks = t.len().div_ceil(GRADIENT_CHUNK * r);
-    let partials = &mut workspace.partials[..chunks * r * k];
-    partials
-        .par_chunks_mut(r * k)
-        .zip(t.par_chunks(GRADIENT_CHUNK * r).zip(x.par_chunks(GRADIENT_CHUNK * k)))
-        .for_each(|(partial, (t, x))| {
-            let tokens = x.len() / k;
-            matmul(partial, k, false, 1.0, Mat::new(t, tokens, r, r).transposed(), Mat::new(x, tokens, k, k));
-        });
+    let tokens = x.len() / k;
+    let x = Scaled { data: dropped(x, k, dropout, &mut workspace.dropped), stride: k, factor: 1.0 };
     let (mut out_column, mut rank_column) = (0, 0);
     for segment in &mut group.segments {
         if let Some(lora) = &mut segment.lora {
             let rank = lora.r;
-            lora.a.gradient.par_chunks_mut(k).enumerate().for_each(|(row, da)| {
-                for partial in partials.chunks_exact(r * k) {
-                    let partial = &partial[(rank_column + row) * k..][..k];
-                    da.iter_mut().zip(partial).for_each(|(da, p)| *da += p);
-                }
-            });
-            lora.b.gradient.par_chunks_mut(TOKEN_CHUNK * rank).enumerate().for_each(|(task, db)| {
-                let (first, rows) = (out_column + task * TOKEN_CHUNK, db.len() / rank);
-                for (dy, s) in dy.chunks(GRADIENT_CHUNK * n).zip(s.chunks(GRADIENT_CHUNK * r)) {
-                    let tokens = dy.len() / n;
-                    let dy = Mat::new(&dy[first..], tokens, rows, n).transposed();
-                    matmul(db, rank, true, 1.0, dy, Mat::new(&s[rank_column..], tokens, rank, r));
-                }
-            });
+            let t = Left::Columns { data: &t[rank_column..], stride: r };
+            let da = Product { left: t, k: tokens, right: Right::upright(&x), chunk: TOKENS };
+            multiply(&mut workspace.panels, &mut lora.a.gradient, k, rank, 0..k, true, &[da]);
+            let s = Scaled { data: &s[rank_column..], stride: r, factor: 1.0 };
+            let dy = Left::Columns { data: &dy[out_column..], stride: n };
+            let db = Product { left: dy, k: tokens, right: Right::upright(&s), chunk: TOKENS };
+            multiply(&mut workspace.panels, &mut lora.b.gradient, rank, segment.n, 0..rank, true, &[db]);
             rank_column += rank;
         }
         out_column += segment.n;

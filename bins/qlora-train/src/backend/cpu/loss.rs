@@ -2,16 +2,15 @@
 
 use super::Dense;
 use super::elementwise::exp_shifted;
-use super::linear::for_each_panel;
-use super::matmul::{Mat, matmul};
+use super::panels::{Left, Product, Right, multiply};
 use super::workspace::Workspace;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Tokens whose logits exist at one time.
 pub const CHUNK: usize = 256;
-/// Tokens of one task.
-const ROWS: usize = 128;
+/// Rows of the output layer whose part of the gradient is computed together: logits of a chunk that the last-level cache
+/// holds.
+const VOCABULARY: usize = 4096;
 
 pub fn linear_cross_entropy(
     workspace: &mut Workspace,
@@ -27,7 +26,6 @@ pub fn linear_cross_entropy(
     }
     let vocab = head.rows();
     let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0).collect();
-    let fill = |rows: Range<usize>, out: &mut [f32]| head.widen_rows(rows, out);
     let mut loss = 0.0;
     for tokens in supervised.chunks(CHUNK) {
         let half = workspace.gathered.len() / 2;
@@ -37,7 +35,7 @@ pub fn linear_cross_entropy(
             to.copy_from_slice(&x[token * h..(token + 1) * h]);
         }
         let logits = &mut workspace.logits[..tokens.len() * vocab];
-        multiply(&mut workspace.panel, gathered, head, logits);
+        project(&mut workspace.panels, gathered, head, logits);
         // Logits become weight·(softmax − onehot); the loss of each token is taken on the way.
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocab)
@@ -56,13 +54,12 @@ pub fn linear_cross_entropy(
         loss += losses.iter().sum::<f64>();
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut gradient[..tokens.len() * h];
-        for_each_panel(&mut workspace.panel, vocab, h, fill, |rows, panel| {
-            let w = Mat::new(panel, rows.len(), h, h);
-            gradient.par_chunks_mut(ROWS * h).zip(logits.par_chunks(ROWS * vocab)).for_each(|(gradient, p)| {
-                let p = Mat::new(&p[rows.start..], gradient.len() / h, rows.len(), vocab);
-                matmul(gradient, h, rows.start > 0, 1.0, p, w);
-            });
-        });
+        for first in (0..vocab).step_by(VOCABULARY) {
+            let right = Right::Upright { matrix: head, first };
+            let left = Left::Rows { data: &logits[first..], stride: vocab };
+            let product = Product::new(left, VOCABULARY.min(vocab - first), right);
+            multiply(&mut workspace.panels, gradient, h, tokens.len(), 0..h, first > 0, &[product]);
+        }
         for (from, &token) in gradient.chunks_exact(h).zip(tokens) {
             dx[token * h..(token + 1) * h].copy_from_slice(from);
         }
@@ -73,18 +70,12 @@ pub fn linear_cross_entropy(
 /// Logits `[vocab]` of one row.
 pub fn logits(workspace: &mut Workspace, x: &[f32], head: &Dense) -> Vec<f32> {
     let mut logits = vec![0.0; head.rows()];
-    multiply(&mut workspace.panel, x, head, &mut logits);
+    project(&mut workspace.panels, x, head, &mut logits);
     logits
 }
 
-fn multiply(panel: &mut [f32], x: &[f32], head: &Dense, logits: &mut [f32]) {
-    let h = head.cols;
-    let vocab = head.rows();
-    let fill = |rows: Range<usize>, out: &mut [f32]| head.widen_rows(rows, out);
-    for_each_panel(panel, vocab, h, fill, |rows, panel| {
-        let w = Mat::new(panel, rows.len(), h, h).transposed();
-        logits.par_chunks_mut(ROWS * vocab).zip(x.par_chunks(ROWS * h)).for_each(|(logits, x)| {
-            matmul(&mut logits[rows.start..], vocab, false, 1.0, Mat::new(x, x.len() / h, h, h), w);
-        });
-    });
+fn project(panels: &mut [f32], x: &[f32], head: &Dense, logits: &mut [f32]) {
+    let (h, vocab) = (head.cols, head.rows());
+    let product = Product::new(Left::Rows { data: x, stride: h }, h, Right::Turned(head));
+    multiply(panels, logits, vocab, x.len() / h, 0..vocab, false, &[product]);
 }

@@ -5,27 +5,27 @@
 
 mod attention;
 mod batch;
+mod cache;
+mod dots;
 mod elementwise;
 mod linear;
 mod loss;
 mod matmul;
+mod nf4;
 mod operands;
+mod operations;
 mod optimizer;
+mod pack;
+mod panels;
+mod small;
+mod vectorized;
 mod workspace;
 
 pub use workspace::{Dims, Workspace};
 
-use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
-use crate::checkpoint::{StoredType, Tensor16, TensorData};
-use crate::error::Result;
-use crate::refuse;
 use batch::Current;
-use linear::CpuWeight;
 pub use operands::{CpuBuffer, CpuParam, Dense};
-use operands::{rows, rows_mut};
-use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use qlora_kernels::reference::RopeTable;
 use std::collections::HashMap;
 
 /// Tokens of one task of a parallel operation.
@@ -53,339 +53,13 @@ impl Cpu {
         self.bytes
     }
 
+    /// Gives up buffers that no operation holds.
+    pub fn trim(&mut self) {
+        let lengths = self.pool.drain().flat_map(|(_, free)| free.into_iter().map(|data| data.len() as u64 * 4));
+        self.bytes -= lengths.sum::<u64>();
+    }
+
     fn tokens(&self) -> usize {
         self.batch.input_ids.len()
-    }
-}
-
-impl Backend for Cpu {
-    type Buffer = CpuBuffer;
-    type Weight = CpuWeight;
-    type Table = Dense;
-    type Vector = Vec<f32>;
-    type Param = CpuParam;
-
-    fn alloc(&mut self, _name: &'static str, width: usize) -> Result<CpuBuffer> {
-        let data = match self.pool.get_mut(&width).and_then(Vec::pop) {
-            Some(data) => data,
-            None => {
-                self.bytes += (self.dims.tokens * width * 4) as u64;
-                vec![0.0; self.dims.tokens * width]
-            }
-        };
-        Ok(CpuBuffer { data, width })
-    }
-
-    fn free(&mut self, mut buffer: CpuBuffer) {
-        // A stale value that is read anyway must not go unnoticed.
-        if cfg!(debug_assertions) {
-            buffer.data.fill(f32::NAN);
-        }
-        self.pool.entry(buffer.width).or_default().push(buffer.data);
-    }
-
-    fn weight(
-        &mut self,
-        name: &str,
-        n: usize,
-        k: usize,
-        quantization: Quantization,
-        _stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
-    ) -> Result<CpuWeight> {
-        let values = read()?;
-        let weight = match quantization {
-            Quantization::Nf4 { block_size, double_quant } => {
-                let options = Nf4Options { block_size, double_quant };
-                let quantized = match &values.data {
-                    TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, &options),
-                    _ => Nf4Matrix::quantize(&values.to_f32(), n, k, &options),
-                };
-                match quantized {
-                    Ok(matrix) => CpuWeight::Nf4(matrix),
-                    Err(cause) => refuse!("{name}: {cause}"),
-                }
-            }
-            Quantization::None => CpuWeight::Dense(Dense { tensor: values, cols: k }),
-        };
-        self.bytes += weight.bytes();
-        Ok(weight)
-    }
-
-    fn table(
-        &mut self,
-        _name: &'static str,
-        vocab: usize,
-        hidden: usize,
-        _stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
-    ) -> Result<Dense> {
-        let table = Dense { tensor: read()?, cols: hidden };
-        assert_eq!(table.rows(), vocab, "table");
-        self.bytes += table.bytes();
-        Ok(table)
-    }
-
-    fn vector(
-        &mut self,
-        _name: &'static str,
-        len: usize,
-        read: &mut dyn FnMut() -> Result<Vec<f32>>,
-    ) -> Result<Vec<f32>> {
-        let data = read()?;
-        assert_eq!(data.len(), len, "vector");
-        self.bytes += (len * 4) as u64;
-        Ok(data)
-    }
-
-    fn param(
-        &mut self,
-        len: usize,
-        states: Option<StateFormat>,
-        init: &mut dyn FnMut() -> Result<Vec<f32>>,
-    ) -> Result<CpuParam> {
-        let value = init()?;
-        assert_eq!(value.len(), len, "trainable tensor");
-        let param = optimizer::param(value, states);
-        self.bytes += param.bytes();
-        Ok(param)
-    }
-
-    fn param_values(&self, param: &CpuParam) -> Vec<f32> {
-        param.value.clone()
-    }
-
-    fn optimizer_state(&self, param: &CpuParam) -> Option<OptimizerState> {
-        param.state.clone()
-    }
-
-    fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
-        optimizer::restore(param, values, state)
-    }
-
-    fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
-        let table = make();
-        assert_eq!(table.cos.len(), values, "rotation angles");
-        self.bytes += (values * 8) as u64;
-        self.rope = Some(table);
-        Ok(())
-    }
-
-    fn begin(&mut self, batch: &Batch) -> Result<()> {
-        let positions = self.rope.as_ref().map_or(0, RopeTable::positions);
-        self.batch.set(batch, self.dims.tokens, positions)
-    }
-
-    fn embed(&mut self, table: &Dense, out: &mut CpuBuffer) -> Result<()> {
-        assert_eq!(out.width, table.cols, "embed");
-        self.batch.check_vocabulary(table.rows())?;
-        for (&id, out) in self.batch.input_ids.iter().zip(out.data.chunks_exact_mut(table.cols)) {
-            table.widen_rows(id as usize..id as usize + 1, out);
-        }
-        Ok(())
-    }
-
-    fn rms_norm(&mut self, x: &CpuBuffer, weight: &Vec<f32>, eps: f32, out: &mut CpuBuffer) -> Result<()> {
-        let tokens = self.tokens();
-        elementwise::rms_norm(rows(x, tokens), weight, eps, rows_mut(out, tokens));
-        Ok(())
-    }
-
-    fn add_rms_norm(
-        &mut self,
-        x: &CpuBuffer,
-        delta: &CpuBuffer,
-        sum: &mut CpuBuffer,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        elementwise::add(rows(x, tokens), rows(delta, tokens), rows_mut(sum, tokens));
-        elementwise::rms_norm(rows(sum, tokens), weight, eps, rows_mut(out, tokens));
-        Ok(())
-    }
-
-    fn rms_norm_backward(
-        &mut self,
-        dy: &CpuBuffer,
-        x: &CpuBuffer,
-        weight: &Vec<f32>,
-        eps: f32,
-        accumulate: bool,
-        dx: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        let dx = rows_mut(dx, tokens);
-        if !accumulate {
-            dx.fill(0.0);
-        }
-        elementwise::rms_norm_backward(rows(dy, tokens), rows(x, tokens), weight, eps, dx);
-        Ok(())
-    }
-
-    fn lora_down(
-        &mut self,
-        x: &CpuBuffer,
-        group: &LinearGroup<Self>,
-        dropout: Option<Dropout>,
-        s: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        linear::lora_down(&mut self.workspace, rows(x, tokens), group, dropout, rows_mut(s, tokens));
-        Ok(())
-    }
-
-    fn linear(
-        &mut self,
-        x: &CpuBuffer,
-        s: Option<&CpuBuffer>,
-        group: &LinearGroup<Self>,
-        y: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        linear::forward(&mut self.workspace, rows(x, tokens), s.map(|s| rows(s, tokens)), group, rows_mut(y, tokens));
-        Ok(())
-    }
-
-    fn lora_up(&mut self, dy: &CpuBuffer, group: &LinearGroup<Self>, t: &mut CpuBuffer) -> Result<()> {
-        let tokens = self.tokens();
-        linear::lora_up(rows(dy, tokens), group, rows_mut(t, tokens));
-        Ok(())
-    }
-
-    fn linear_dx(
-        &mut self,
-        dy: &CpuBuffer,
-        t: Option<&CpuBuffer>,
-        group: &LinearGroup<Self>,
-        dropout: Option<Dropout>,
-        dx: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        linear::backward(
-            &mut self.workspace,
-            rows(dy, tokens),
-            t.map(|t| rows(t, tokens)),
-            group,
-            dropout,
-            rows_mut(dx, tokens),
-        );
-        Ok(())
-    }
-
-    fn lora_gradients(
-        &mut self,
-        x: &CpuBuffer,
-        dy: &CpuBuffer,
-        s: &CpuBuffer,
-        t: &CpuBuffer,
-        group: &mut LinearGroup<Self>,
-        dropout: Option<Dropout>,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        linear::lora_gradients(
-            &mut self.workspace,
-            rows(x, tokens),
-            rows(dy, tokens),
-            rows(s, tokens),
-            rows(t, tokens),
-            group,
-            dropout,
-        );
-        Ok(())
-    }
-
-    fn rope(&mut self, qkv: &mut CpuBuffer, shape: AttentionShape, inverse: bool) -> Result<()> {
-        let tokens = self.tokens();
-        let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built");
-        let heads = shape.heads + shape.kv_heads;
-        let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-        rotate(rows_mut(qkv, tokens), shape.qkv(), heads, &self.batch.positions, table);
-        Ok(())
-    }
-
-    fn attention(
-        &mut self,
-        qkv: &CpuBuffer,
-        shape: AttentionShape,
-        out: &mut CpuBuffer,
-        lse: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        attention::forward(
-            &mut self.workspace,
-            rows(qkv, tokens),
-            &self.batch.boundaries,
-            shape,
-            rows_mut(out, tokens),
-            rows_mut(lse, tokens),
-        );
-        Ok(())
-    }
-
-    fn attention_backward(
-        &mut self,
-        dout: &CpuBuffer,
-        qkv: &CpuBuffer,
-        out: &CpuBuffer,
-        lse: &CpuBuffer,
-        shape: AttentionShape,
-        dqkv: &mut CpuBuffer,
-    ) -> Result<()> {
-        let tokens = self.tokens();
-        attention::backward(
-            &mut self.workspace,
-            rows(dout, tokens),
-            rows(qkv, tokens),
-            rows(out, tokens),
-            rows(lse, tokens),
-            &self.batch.boundaries,
-            shape,
-            rows_mut(dqkv, tokens),
-        );
-        Ok(())
-    }
-
-    fn swiglu(&mut self, gate_up: &CpuBuffer, out: &mut CpuBuffer) -> Result<()> {
-        let (tokens, width) = (self.tokens(), out.width);
-        elementwise::swiglu(rows(gate_up, tokens), rows_mut(out, tokens), width);
-        Ok(())
-    }
-
-    fn swiglu_backward(&mut self, dout: &CpuBuffer, gate_up: &mut CpuBuffer) -> Result<()> {
-        let (tokens, width) = (self.tokens(), dout.width);
-        elementwise::swiglu_backward(rows(dout, tokens), rows_mut(gate_up, tokens), width);
-        Ok(())
-    }
-
-    fn loss(&mut self, x: &CpuBuffer, head: &Dense, weight: f32, dx: Option<&mut CpuBuffer>) -> Result<f64> {
-        let tokens = self.tokens();
-        Ok(loss::linear_cross_entropy(
-            &mut self.workspace,
-            rows(x, tokens),
-            head,
-            &self.batch.targets,
-            weight,
-            dx.map(|dx| rows_mut(dx, tokens)),
-        ))
-    }
-
-    fn logits(&mut self, x: &CpuBuffer, head: &Dense, token: usize) -> Result<Vec<f32>> {
-        Ok(loss::logits(&mut self.workspace, &rows(x, self.batch.input_ids.len())[token * x.width..][..x.width], head))
-    }
-
-    fn zero_gradients(&mut self, params: Vec<&mut CpuParam>) -> Result<()> {
-        params.into_iter().for_each(|p| p.gradient.fill(0.0));
-        Ok(())
-    }
-
-    fn gradient_norm(&mut self, params: Vec<&mut CpuParam>) -> Result<f64> {
-        Ok(optimizer::gradient_norm(&params))
-    }
-
-    fn adamw(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) -> Result<()> {
-        optimizer::adamw(updates, gradient_scale);
-        Ok(())
     }
 }

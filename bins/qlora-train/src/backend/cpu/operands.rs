@@ -3,7 +3,6 @@
 use crate::backend::OptimizerState;
 use crate::checkpoint::{Tensor16, TensorData};
 use half::slice::HalfFloatSliceExt;
-use std::ops::Range;
 
 /// `[capacity, width]`; operations use the rows of the current batch.
 pub struct CpuBuffer {
@@ -26,8 +25,19 @@ impl Dense {
         self.tensor.bytes().len() as u64
     }
 
-    pub(super) fn widen_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        widen(&self.tensor, rows.start * self.cols..rows.end * self.cols, out);
+    /// Elements `first..first + out.len()` of the flattened matrix as f32, exactly.
+    #[inline(always)]
+    pub(super) fn widen(&self, first: usize, out: &mut [f32]) {
+        let range = first..first + out.len();
+        match &self.tensor.data {
+            // Written out so that it takes the caller's vector width; a bf16 is the upper half of an f32.
+            TensorData::Bf16(values) => {
+                let widen = |x: &half::bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
+                out.iter_mut().zip(&values[range]).for_each(|(out, x)| *out = widen(x));
+            }
+            TensorData::F16(values) => values[range].convert_to_f32_slice(out),
+            TensorData::F32(values) => out.copy_from_slice(&values[range]),
+        }
     }
 }
 
@@ -56,13 +66,4 @@ pub(super) fn rows(buffer: &CpuBuffer, tokens: usize) -> &[f32] {
 
 pub(super) fn rows_mut(buffer: &mut CpuBuffer, tokens: usize) -> &mut [f32] {
     &mut buffer.data[..tokens * buffer.width]
-}
-
-/// A range of a stored tensor as f32, exactly.
-fn widen(tensor: &Tensor16, range: Range<usize>, out: &mut [f32]) {
-    match &tensor.data {
-        TensorData::Bf16(values) => values[range].convert_to_f32_slice(out),
-        TensorData::F16(values) => values[range].convert_to_f32_slice(out),
-        TensorData::F32(values) => out.copy_from_slice(&values[range]),
-    }
 }

@@ -49,3 +49,11 @@ pub fn restore(param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) ->
         None => refuse!("found {}, expected none: the tensor is not trained", state.describe()),
     }
 }
+
+pub fn restore_gradient(param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
+    if gradient.len() != param.gradient.len() {
+        refuse!("found a gradient of {} values, expected {}", gradient.len(), param.gradient.len());
+    }
+    param.gradient = gradient;
+    Ok(())
+}

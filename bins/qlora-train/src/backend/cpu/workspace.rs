@@ -1,6 +1,9 @@
 //! Scratch memory of the CPU operations, sized once from the model's dimensions.
 
-use super::{attention, linear, loss};
+use super::{attention, loss, panels};
+
+/// Threads that take part in one product at most.
+const MAX_THREADS: usize = 64;
 
 /// What the sizes of the scratch memory follow from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,12 +23,10 @@ pub struct Dims {
 
 #[derive(Debug)]
 pub struct Workspace {
-    /// Dequantised rows of a weight or table.
-    pub panel: Vec<f32>,
+    /// Dequantised panels of weights and tables, one for each thread.
+    pub panels: Vec<f32>,
     /// `[tokens, max K]`: the input after dropout.
     pub dropped: Vec<f32>,
-    /// `[tokens / 256, max Σr·K]`: dA of each chunk of tokens.
-    pub partials: Vec<f32>,
     /// Attention scores, a tile pair per task.
     pub scores: Vec<f32>,
     /// `[tokens, H]`: rowsum(dO ∘ O).
@@ -37,21 +38,13 @@ pub struct Workspace {
 }
 
 /// Lengths in the order of [`Workspace`]'s fields.
-fn lengths(dims: &Dims) -> [usize; 7] {
+fn lengths(dims: &Dims) -> [usize; 6] {
     let max_k = dims.groups.iter().map(|g| g.1).max().unwrap_or(0);
-    let panel = dims
-        .groups
-        .iter()
-        .map(|&(n, k, _)| linear::panel_rows(n, k) * k)
-        .chain([linear::panel_rows(dims.vocab, dims.hidden) * dims.hidden])
-        .max();
-    let partials = dims.groups.iter().map(|g| g.1 * g.2).max().unwrap_or(0);
     let training = usize::from(dims.training);
     let loss_tokens = dims.tokens.min(loss::CHUNK);
     [
-        panel.unwrap_or(0),
+        MAX_THREADS * panels::PANEL,
         usize::from(dims.dropout) * dims.tokens * max_k,
-        training * dims.tokens.div_ceil(linear::GRADIENT_CHUNK) * partials,
         attention::scratch(dims.tokens),
         training * dims.tokens * dims.heads,
         loss_tokens * dims.vocab,
@@ -61,8 +54,8 @@ fn lengths(dims: &Dims) -> [usize; 7] {
 
 impl Workspace {
     pub fn new(dims: &Dims) -> Self {
-        let [panel, dropped, partials, scores, delta, logits, gathered] = lengths(dims).map(|len| vec![0.0; len]);
-        Self { panel, dropped, partials, scores, delta, logits, gathered }
+        let [panels, dropped, scores, delta, logits, gathered] = lengths(dims).map(|len| vec![0.0; len]);
+        Self { panels, dropped, scores, delta, logits, gathered }
     }
 
     /// The bytes that [`Workspace::new`] will take.
@@ -71,7 +64,7 @@ impl Workspace {
     }
 
     pub fn bytes(&self) -> u64 {
-        let all = [&self.panel, &self.dropped, &self.partials, &self.scores, &self.delta, &self.logits, &self.gathered];
+        let all = [&self.panels, &self.dropped, &self.scores, &self.delta, &self.logits, &self.gathered];
         all.iter().map(|v| v.len() as u64 * 4).sum()
     }
 }

@@ -2,6 +2,7 @@
 //! `raise_exception`, `strftime_now`, `tojson` without HTML escapes, Python's string methods).
 
 mod builtin;
+mod limits;
 mod tojson;
 
 use std::fmt;
@@ -56,7 +57,8 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| error.to_string())?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(limits::method);
+        environment.set_formatter(limits::write_value);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.add_filter("tojson", tojson::tojson);
@@ -126,7 +128,8 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(open) = rest.find("{%") {
         out.push_str(&rest[..open]);
         let tag = &rest[open..];
-        let Some(close) = tag.find("%}") else {
+        // Behind the opening mark: `{%}` opens a tag and does not close it.
+        let Some(close) = tag[2..].find("%}").map(|at| at + 2) else {
             out.push_str(tag);
             return out;
         };

@@ -2,9 +2,11 @@
 //! sort_keys)`. minijinja's own escapes `<`, `>`, `&` and `'` for HTML, which would change what a model reads.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
 
-pub(super) fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+use super::limits;
+
+pub(super) fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get::<Option<Value>>("indent")?,
@@ -27,7 +29,7 @@ pub(super) fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> R
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(invalid("tojson: separators must be a pair of strings")),
     };
-    let mut writer = Writer { out: String::new(), indent, item, key, ensure_ascii, sort_keys };
+    let mut writer = Writer { state, out: String::new(), indent, item, key, ensure_ascii, sort_keys };
     writer.value(value, 0)?;
     Ok(Value::from(writer.out))
 }
@@ -36,7 +38,8 @@ fn invalid(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
-struct Writer {
+struct Writer<'a> {
+    state: &'a State<'a, 'a>,
     out: String,
     indent: Option<String>,
     item: String,
@@ -45,11 +48,16 @@ struct Writer {
     sort_keys: bool,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         // Deeper values than a row can hold (128) only come from a template that nests without end.
         if depth > 256 {
             return Err(invalid("tojson: the value is nested too deeply"));
+        }
+        // A list may hold another one many times over: what counts is what is written.
+        self.state.consume_fuel(1)?;
+        if self.out.len() > limits::MAX_VALUE_BYTES {
+            return Err(limits::too_large());
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),

@@ -1,0 +1,28 @@
+//! Checkpoints whose linear weights are stored in NF4, as bitsandbytes and transformers write them: what config.json
+//! says of it, the parts of a weight, and a writer.
+//!
+//! A quantised weight `W` is stored as `W` (the packed codes, in any dtype), `W.absmax`, `W.quant_map`,
+//! `W.quant_state.bitsandbytes__nf4` (JSON) and, under double quantisation, `W.nested_absmax` and
+//! `W.nested_quant_map`. The files win: what is quantised, in which block size and with which maps is read from the
+//! tensors.
+
+mod config;
+mod layout;
+mod record;
+mod state;
+mod weight;
+mod write;
+
+pub(super) use config::QuantizationConfig;
+pub use record::OriginalBase;
+pub(super) use weight::{Nf4Entry, has_parts};
+pub use write::{QuantizeOptions, Quantized, quantize};
+
+/// Parts of a quantised weight: what follows its name.
+mod part {
+    pub const ABSMAX: &str = ".absmax";
+    pub const QUANT_MAP: &str = ".quant_map";
+    pub const NESTED_ABSMAX: &str = ".nested_absmax";
+    pub const NESTED_QUANT_MAP: &str = ".nested_quant_map";
+    pub const STATE: &str = ".quant_state.bitsandbytes__nf4";
+}

@@ -1,0 +1,165 @@
+//! Rows of other formats as conversations: ShareGPT, Alpaca, and prompts that are lists of turns.
+
+use serde_json::{Map, Value};
+
+use super::json;
+use super::messages::{Message, message, no_tools, turns};
+use super::rows::RowKind;
+
+/// What a row says before it is tokenised.
+pub(super) enum Content {
+    Conversation(Vec<Message>),
+    /// Text as it stands, of which what follows the prompt is supervised.
+    Text {
+        prompt: String,
+        completion: String,
+    },
+}
+
+/// Instruction and input of an Alpaca row as one user turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AlpacaStyle {
+    /// With a blank line between them.
+    Plain,
+    /// Under the heading that the Alpaca prompt has for an input, with its other opening sentence.
+    Headings,
+}
+
+const WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further \
+                          context. Write a response that appropriately completes the request.";
+
+/// The content of a row that is text. The error is a reason in words.
+pub(super) fn content(map: &Map<String, Value>, kind: RowKind, alpaca: AlpacaStyle) -> Result<Content, String> {
+    no_tools(map)?;
+    match kind {
+        RowKind::Messages => Ok(Content::Conversation(turns(map, "messages")?)),
+        RowKind::ShareGpt => share_gpt(map).map(Content::Conversation),
+        RowKind::Alpaca => alpaca_turns(map, alpaca).map(Content::Conversation),
+        RowKind::PromptCompletion => prompt_completion(map),
+        RowKind::Text => Ok(Content::Text { prompt: String::new(), completion: text(map, "text")?.to_owned() }),
+        RowKind::Tokenised => Err("a tokenised row has no text".into()),
+    }
+}
+
+fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
+    match map.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!("`{key}` is {}; expected a string", json::describe(other))),
+        None => Err(format!("`{key}` is missing; expected a string")),
+    }
+}
+
+/// As [`text`], and an empty string where the key is missing or null.
+fn optional<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(""),
+        Some(_) => text(map, key),
+    }
+}
+
+fn share_gpt(map: &Map<String, Value>) -> Result<Vec<Message>, String> {
+    let Some(Value::Array(items)) = map.get("conversations") else {
+        let found = map.get("conversations").map_or_else(|| "nothing".into(), json::describe);
+        return Err(format!("`conversations` must be a non-empty array of {{\"from\", \"value\"}}, found {found}"));
+    };
+    // Some data sets keep `role` and `content` under this key.
+    if items.first().is_some_and(|turn| turn.get("role").is_some() && turn.get("from").is_none()) {
+        return turns(map, "conversations");
+    }
+    let mut conversation = Vec::with_capacity(items.len() + 1);
+    let system = optional(map, "system")?;
+    if !system.is_empty() {
+        if items.first().and_then(|turn| turn.get("from")).and_then(Value::as_str) == Some("system") {
+            return Err("the row has `system` and a system turn in `conversations`; keep one of the two".into());
+        }
+        conversation.push(Message::new("system", system));
+    }
+    if items.is_empty() {
+        return Err("`conversations` is an empty array; expected turns of {\"from\", \"value\"}".into());
+    }
+    for (at, turn) in items.iter().enumerate() {
+        conversation.push(share_gpt_turn(turn).map_err(|why| format!("`conversations[{at}]`{why}"))?);
+    }
+    Ok(conversation)
+}
+
+fn share_gpt_turn(turn: &Value) -> Result<Message, String> {
+    let Value::Object(map) = turn else {
+        return Err(format!(" must be an object with `from` and `value`, found {}", json::describe(turn)));
+    };
+    let role = match map.get("from") {
+        Some(Value::String(from)) => match from.as_str() {
+            "human" | "user" => "user",
+            "gpt" | "assistant" | "chatgpt" | "model" | "bot" => "assistant",
+            "system" => "system",
+            "tool" | "observation" | "function_response" => "tool",
+            other => {
+                let other = json::shorten(other);
+                return Err(format!(".from is {other:?}; expected system, human, gpt, tool or observation"));
+            }
+        },
+        Some(other) => return Err(format!(".from is {}; expected a string", json::describe(other))),
+        None => return Err(format!(" has no `from`; found the keys {}", json::keys(map))),
+    };
+    if !map.contains_key("value") {
+        return Err(format!(" has no `value`; found the keys {}", json::keys(map)));
+    }
+    if let Some(Value::Null) = map.get("value") {
+        return Err(".value is null; expected a string".into());
+    }
+    // The same rules as for `messages` from here on, `weight` included.
+    let mut fields = Map::new();
+    fields.insert("role".into(), role.into());
+    for (key, value) in map.iter().filter(|(key, _)| !matches!(key.as_str(), "from" | "role" | "content")) {
+        fields.insert(if key == "value" { "content".into() } else { key.clone() }, value.clone());
+    }
+    message(&Value::Object(fields)).map_err(|why| why.replacen(".content", ".value", 1))
+}
+
+/// `history` is a list of [instruction, output] pairs that came before; only `output` is supervised.
+fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle) -> Result<Vec<Message>, String> {
+    let (instruction, output) = (text(map, "instruction")?, text(map, "output")?);
+    let (input, mut system) = (optional(map, "input")?, optional(map, "system")?);
+    let user = match style {
+        _ if input.trim().is_empty() => instruction.to_owned(),
+        AlpacaStyle::Plain => format!("{instruction}\n\n{input}"),
+        AlpacaStyle::Headings => {
+            if system.is_empty() {
+                system = WITH_INPUT;
+            }
+            format!("{instruction}\n\n### Input:\n{input}")
+        }
+    };
+    let mut conversation = Vec::new();
+    if !system.is_empty() {
+        conversation.push(Message::new("system", system));
+    }
+    let history = match map.get("history") {
+        None | Some(Value::Null) => &[][..],
+        Some(Value::Array(pairs)) => &pairs[..],
+        Some(other) => return Err(format!("`history` is {}; expected an array of pairs", json::describe(other))),
+    };
+    for (at, pair) in history.iter().enumerate() {
+        match pair.as_array().map(Vec::as_slice) {
+            Some([Value::String(question), Value::String(answer)]) => {
+                conversation.push(Message::new("user", question));
+                conversation.push(Message::new("assistant", answer).unsupervised());
+            }
+            _ => {
+                let found = json::describe(pair);
+                return Err(format!("`history[{at}]` is {found}; expected a pair of strings, instruction and output"));
+            }
+        }
+    }
+    conversation.extend([Message::new("user", &user), Message::new("assistant", output)]);
+    Ok(conversation)
+}
+
+fn prompt_completion(map: &Map<String, Value>) -> Result<Content, String> {
+    if !map["prompt"].is_array() && !map["completion"].is_array() {
+        let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
+        return Ok(Content::Text { prompt, completion });
+    }
+    let prompt = turns(map, "prompt")?.into_iter().map(Message::unsupervised);
+    Ok(Content::Conversation(prompt.chain(turns(map, "completion")?).collect()))
+}

@@ -1,0 +1,59 @@
+//! Forward passes over new tokens only: the keys and values of earlier ones are kept.
+
+use super::Llama;
+use crate::backend::{Backend, Batch};
+use crate::error::Result;
+
+/// Keys and values of every layer, a row for each token of the longest batch.
+pub struct KvCache<B: Backend> {
+    layers: Vec<B::Buffer>,
+}
+
+/// The cache as one pass sees it.
+pub(super) struct Past<'a, B: Backend> {
+    pub layers: &'a mut [B::Buffer],
+    pub view: View<'a>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    /// `[documents]`: the cache's row of position 0
+    pub starts: &'a [u32],
+    /// Every document begins with this batch, which therefore holds all that attention sees.
+    pub fresh: bool,
+}
+
+impl<B: Backend> Llama<B> {
+    /// An empty cache with as many rows as the longest batch has tokens.
+    pub fn cache(&self, b: &mut B) -> Result<KvCache<B>> {
+        let width = 2 * self.attention.kv_heads * self.attention.head_dim;
+        let layers = self.layers.iter().map(|_| b.alloc("KV cache", width)).collect::<Result<_>>()?;
+        Ok(KvCache { layers })
+    }
+
+    pub fn free_cache(&self, b: &mut B, cache: KvCache<B>) {
+        cache.layers.into_iter().for_each(|layer| b.free(layer));
+    }
+
+    /// Logits `[vocab]` of the named tokens of a batch that continues what the cache holds. Row `starts[d] + p` of the
+    /// cache belongs to position p of the batch's document d: the documents' rows must not overlap, and all positions
+    /// below the batch's own must have been in earlier batches.
+    pub fn logits_cached(
+        &self,
+        b: &mut B,
+        batch: &Batch,
+        cache: &mut KvCache<B>,
+        starts: &[u32],
+        tokens: &[usize],
+    ) -> Result<Vec<Vec<f32>>> {
+        assert_eq!(starts.len() + 1, batch.boundaries.len(), "a start for each document");
+        b.begin(batch)?;
+        let fresh = batch.boundaries.windows(2).all(|w| w[0] == w[1] || batch.positions[w[0] as usize] == 0);
+        let past = Past { layers: &mut cache.layers, view: View { starts, fresh } };
+        let normed = self.evaluate(b, Some(past))?;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let logits = tokens.iter().map(|&token| b.logits(&normed, head, token)).collect();
+        b.free(normed);
+        logits
+    }
+}

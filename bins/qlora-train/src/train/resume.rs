@@ -1,0 +1,43 @@
+//! Which checkpoint a run goes on from.
+
+use super::checkpoints;
+use super::saved::Saved;
+use crate::config::{Resume, Settings};
+use crate::error::{Error, Result};
+use crate::refuse;
+use crate::report::{Identity, say};
+use std::path::Path;
+
+/// The checkpoint that the settings ask for, its files checked. None: the run begins at its first step. Refused: a
+/// checkpoint that cannot be resumed, and a run that would start over although it could go on.
+pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result<Option<Saved>> {
+    let found = checkpoints::list(output)?;
+    match &settings.resume_from_checkpoint {
+        Resume::No => match found.last() {
+            None => Ok(None),
+            Some((step, path)) => refuse!(
+                "{}: holds this run, stopped at step {step} or later ({}): `--resume-from-checkpoint` goes on with it; \
+                 to start over, choose another output_dir or remove its checkpoints",
+                output.display(),
+                path.display()
+            ),
+        },
+        Resume::From(dir) => Saved::open(dir, identity).map(Some),
+        Resume::Latest => {
+            let Some((_, newest)) = found.last() else {
+                say!("{}: no checkpoint to resume from: starting at the first step", output.display());
+                return Ok(None);
+            };
+            let hint = match found.iter().rev().nth(1) {
+                Some((_, before)) => {
+                    format!("the one before is `--resume-from-checkpoint {}`", before.display())
+                }
+                None => "there is no earlier one: remove it to start over".to_owned(),
+            };
+            Saved::open(newest, identity).map(Some).map_err(|error| match error {
+                Error::Refused(text) => Error::Refused(format!("{text}; {hint}")),
+                other => other,
+            })
+        }
+    }
+}

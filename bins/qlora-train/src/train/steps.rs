@@ -1,0 +1,274 @@
+//! The steps of a run, with what happens between them: log, evaluation, checkpoint, interruption.
+
+use super::evaluate::evaluate_while;
+use super::inputs::{Loaded, Workload};
+use super::interruption::{Interruption, resume_command};
+use super::progress::{Progress, Speed};
+use super::run::adapter_of;
+use super::saved::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
+use super::{Hyperparameters, StepReport, accumulate, checkpoints, update};
+use crate::adapter::copy_tokenizer_files;
+use crate::backend::Batch;
+use crate::backend::cpu::Cpu;
+use crate::config::{Every, Settings};
+use crate::data::{MicroBatch, Row, Step};
+use crate::error::{Context, Error, Result};
+use crate::fault;
+use crate::model::Llama;
+use crate::report::{Bars, Identity, LogEntry, RunRecord, TrainerState, say, write_json, write_state};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A run under way.
+pub struct Run<'a> {
+    pub settings: &'a Settings,
+    pub output: &'a Path,
+    pub loaded: &'a Loaded,
+    pub work: &'a Workload,
+    pub identity: &'a Identity,
+    pub base_fingerprint: &'a str,
+    pub backend: Cpu,
+    pub model: Llama<Cpu>,
+    pub record: RunRecord,
+    pub state: TrainerState,
+    pub progress: Progress,
+    pub speed: Speed,
+    pub interruption: Interruption,
+    /// The newest checkpoint of `output`, if the run stands exactly there.
+    pub standing_at: Option<PathBuf>,
+}
+
+impl Run<'_> {
+    /// Trains to the end, or until the validation loss no longer falls. [`Error::Interrupted`]: after a checkpoint.
+    pub fn steps(&mut self) -> Result<()> {
+        let (settings, work) = (self.settings, self.work);
+        let total = work.schedule.total_steps();
+        let hyper = hyperparameters(settings);
+        let mut bar = Bars::new("training", total);
+        // Interrupted while it was evaluating.
+        let from = self.state.global_step;
+        if self.evaluation_due() && self.progress.evaluated_at != Some(from) && self.evaluate()? {
+            self.save()?;
+        }
+        for step in work.schedule.steps(from) {
+            if self.progress.stopped_early {
+                break;
+            }
+            self.stop_if_interrupted()?;
+            let report = self.step(&hyper, &step)?;
+            self.account(&step, &report)?;
+            bar.set(self.state.global_step, progress(&report, self.speed.tokens_per_second()));
+            fault::moment("step");
+            let improved = self.evaluation_due() && self.evaluate()?;
+            let due = settings.save_steps.due(self.state.global_step, total, work.schedule.steps_per_epoch());
+            if due || improved {
+                self.save()?;
+            }
+        }
+        bar.finish();
+        self.stop_if_interrupted()
+    }
+
+    fn step(&mut self, hyper: &Hyperparameters, step: &Step) -> Result<StepReport> {
+        let rows = &self.work.rows;
+        let rows_of = |indices: &Vec<usize>| MicroBatch::new(indices.iter().map(|&index| &rows[index]));
+        let batches: Vec<MicroBatch> = step.micro_batches.iter().map(rows_of).collect();
+        let batches: Vec<Batch> = batches.iter().map(Batch::from).collect();
+        let accumulation = self.settings.gradient_accumulation_steps;
+        let stop = || self.interruption.signal().is_some();
+        let (backend, model) = (&mut self.backend, &mut self.model);
+        let done = std::mem::take(&mut self.progress.accumulation);
+        let done = accumulate(backend, model, step.index, accumulation, &batches, done, &stop)?;
+        if done.micro_batches < batches.len() {
+            self.progress.accumulation = done;
+            self.standing_at = None;
+            return Err(self.interrupted()?);
+        }
+        let factor = self.settings.lr_factor(step.index as usize, self.work.schedule.total_steps() as usize);
+        update(backend, model, hyper, step.index, factor, &batches, done.loss)
+    }
+
+    fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
+        self.standing_at = None;
+        self.speed.add(report.tokens);
+        self.progress.whole_run.add(report);
+        self.progress.since_log.add(report);
+        let (done, total) = (step.index + 1, self.work.schedule.total_steps());
+        self.state.global_step = done;
+        self.state.epoch = step.epoch;
+        self.state.num_input_tokens_seen += report.tokens as u64;
+        if done.is_multiple_of(self.settings.logging_steps as u64) || done == total {
+            let since_log = std::mem::take(&mut self.progress.since_log);
+            self.log(LogEntry {
+                loss: Some(since_log.mean()),
+                grad_norm: Some(report.grad_norm),
+                learning_rate: Some(report.learning_rate_a),
+                learning_rate_b: Some(report.learning_rate_b),
+                tokens_per_second: self.speed.tokens_per_second(),
+                ..LogEntry::new(done, step.epoch)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, entry: LogEntry) -> Result<()> {
+        self.record.log(&entry)?;
+        self.state.log_history.push(entry);
+        Ok(())
+    }
+
+    /// Whether `eval_steps` asks for an evaluation here; the one at the end comes after the adapter is written.
+    fn evaluation_due(&self) -> bool {
+        let (done, schedule) = (self.state.global_step, &self.work.schedule);
+        let total = schedule.total_steps();
+        0 < done && done < total && self.settings.eval_steps.due(done, total, schedule.steps_per_epoch())
+    }
+
+    /// Evaluates the validation rows; whether the loss is the lowest so far and is to be saved.
+    pub fn evaluate(&mut self) -> Result<bool> {
+        let (work, step) = (self.work, self.state.global_step);
+        let mut bar = Bars::new("validation", work.validation.len() as u64);
+        let mut done = 0;
+        let interruption = self.interruption.clone();
+        let mut go_on = |rows| {
+            done += rows as u64;
+            bar.set(done, String::new());
+            interruption.signal().is_none()
+        };
+        // File by file: the rows of a file are next to each other.
+        let (mut sum, mut tokens, mut files) = (0.0, 0, BTreeMap::new());
+        for rows in work.validation.chunk_by(|a, b| a.file == b.file) {
+            let evaluation = evaluate_while(&mut self.backend, &self.model, rows, work.tokens, &mut go_on)
+                .or_fail(|| format!("validation after step {step}"))?;
+            let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
+            sum += evaluation.loss * evaluation.tokens as f64;
+            tokens += evaluation.tokens;
+            files.insert(work.validation_file(&rows[0]), evaluation.loss);
+        }
+        bar.finish();
+        fault::moment("evaluation");
+        let loss = sum / tokens.max(1) as f64;
+        self.log(LogEntry {
+            eval_loss: Some(loss),
+            eval_file_losses: (files.len() > 1).then_some(files),
+            ..LogEntry::new(step, self.state.epoch)
+        })?;
+        self.progress.evaluated_at = Some(step);
+        Ok(self.judge(loss))
+    }
+
+    fn judge(&mut self, loss: f64) -> bool {
+        if self.settings.eval_steps == Every::Never {
+            return false;
+        }
+        if self.state.best_metric.is_none_or(|best| loss < best) {
+            self.state.best_metric = Some(loss);
+            self.progress.without_improvement = 0;
+            let kept = self.settings.load_best_model_at_end || self.settings.save_steps != Every::Never;
+            self.state.best_model_checkpoint = kept.then(|| checkpoints::name(self.state.global_step));
+            return kept;
+        }
+        self.progress.without_improvement += 1;
+        if let Some(patience) = self.settings.early_stopping_patience.0
+            && self.progress.without_improvement >= patience as u64
+            && self.state.global_step < self.work.schedule.total_steps()
+        {
+            self.progress.stopped_early = true;
+            say!(
+                "stopping early after step {}: {patience} evaluations without a validation loss below {:.4}",
+                self.state.global_step,
+                self.state.best_metric.unwrap_or(loss)
+            );
+        }
+        false
+    }
+
+    /// Writes the checkpoint of where the run stands, and removes those that are no longer kept.
+    pub fn save(&mut self) -> Result<PathBuf> {
+        let (step, within) = (self.state.global_step, self.progress.accumulation.micro_batches);
+        let accumulation = self.settings.gradient_accumulation_steps;
+        let draw = step * accumulation as u64 + within as u64;
+        let state = RunState::new(
+            self.identity,
+            self.base_fingerprint,
+            Cursor::of(&self.work.schedule, step, accumulation, within),
+            Generator::new(self.settings.seed, draw),
+            self.progress.clone(),
+        );
+        let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
+            adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend).save(dir)?;
+            copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
+            // rsLoRA is folded in the adapter's file.
+            write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
+            write_state(dir, &self.state)?;
+            write_json(dir, RUN_STATE, &state)
+        })?;
+        self.standing_at = Some(dir.clone());
+        let best = self.state.best_model_checkpoint.as_deref();
+        checkpoints::prune(self.output, step, self.settings.save_total_limit.0, best)?;
+        Ok(dir)
+    }
+
+    fn stop_if_interrupted(&mut self) -> Result<()> {
+        match self.interruption.signal() {
+            Some(_) => Err(self.interrupted()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Saves where the run stands, says how to go on, and returns the error to end with.
+    fn interrupted(&mut self) -> Result<Error> {
+        let dir = match self.standing_at.clone() {
+            Some(dir) => dir,
+            None => self.save()?,
+        };
+        let (done, total) = (self.state.global_step, self.work.schedule.total_steps());
+        let within = match self.progress.accumulation.micro_batches {
+            0 => String::new(),
+            micro => format!(" and {micro} micro-batches"),
+        };
+        say!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
+        say!("to go on: {}", resume_command());
+        Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
+    }
+
+    /// Puts the trainable tensors of the lowest validation loss in place; whether they were others.
+    pub fn load_best(&mut self) -> Result<bool> {
+        let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
+        if best == checkpoints::name(self.state.global_step) {
+            return Ok(false);
+        }
+        let saved = Saved::open(&self.output.join(&best), self.identity)
+            .map_err(|error| Error::Failed(format!("load_best_model_at_end: {error}")))?;
+        saved.restore(&mut self.backend, &mut self.model)?;
+        say!("the adapter is that of {best}, with the lowest validation loss");
+        Ok(true)
+    }
+}
+
+impl super::Workload {
+    /// The name of the file that a validation row is from.
+    fn validation_file(&self, row: &Row) -> String {
+        self.validation_files.get(row.file).map_or_else(|| row.file.to_string(), |path| path.display().to_string())
+    }
+}
+
+fn hyperparameters(settings: &Settings) -> Hyperparameters {
+    // `resolve` wrote the rate down, so it no longer depends on the model's size.
+    let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(0);
+    Hyperparameters {
+        learning_rate_a,
+        learning_rate_b,
+        weight_decay: settings.weight_decay,
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        epsilon: settings.adam_epsilon,
+        max_grad_norm: settings.max_grad_norm,
+    }
+}
+
+fn progress(report: &StepReport, tokens_per_second: Option<f64>) -> String {
+    let speed = tokens_per_second.map_or(String::new(), |speed| format!(" {speed:.0} tokens/s"));
+    let StepReport { loss, learning_rate_a, learning_rate_b, .. } = report;
+    format!("loss {loss:.4} lr A {learning_rate_a:.2e} B {learning_rate_b:.2e}{speed}")
+}

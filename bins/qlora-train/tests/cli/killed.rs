@@ -1,0 +1,165 @@
+//! A process killed at any moment loses nothing that was saved: the run goes on and ends in the same bytes.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use qlora_kernels::philox::Stream;
+use qlora_train::fault::VARIABLE;
+
+use crate::sandbox::{Sandbox, train};
+
+/// Short, and with every kind of write in it: checkpoints that are pruned and a best one that is not, metrics,
+/// evaluations, the adapter at the end. With rsLoRA at r = 3 the adapter's file does not hold B itself.
+const RUN: &str = "--max-steps 7 --packing false --per-device-train-batch-size 3 --gradient-accumulation-steps 2 \
+                   --lora-dropout 0.1 --lora-r 3 --use-rslora --lora-target-modules q_proj,down_proj --save-steps 2 \
+                   --save-total-limit 1 --val-set-size 2 --eval-steps 3 --load-best-model-at-end --threads 1 \
+                   --resume-from-checkpoint";
+
+/// What may be there at any moment: an adapter only as a whole, and no checkpoint that cannot be resumed.
+fn check_left(sandbox: &Sandbox) {
+    if sandbox.path("out/adapter_config.json").exists() {
+        qlora_train::adapter::Adapter::load(&sandbox.path("out")).unwrap();
+    }
+    for name in sandbox.names("out").iter().filter(|name| name.starts_with("checkpoint-")) {
+        qlora_train::adapter::Adapter::load(&sandbox.path(&format!("out/{name}"))).unwrap();
+        sandbox.json(&format!("out/{name}/trainer_state.json"));
+    }
+}
+
+/// A finished run, however often it was killed: the same bytes, and nothing left over.
+fn check_finished(sandbox: &Sandbox) {
+    sandbox.assert_same_result("out", "whole");
+    for path in sandbox.files().keys().filter(|path| path.starts_with(sandbox.path("out"))) {
+        let name = path.file_name().unwrap().to_string_lossy();
+        assert!(name == ".lock" || !name.starts_with('.'), "{} is left over", path.display());
+    }
+    std::fs::remove_dir_all(sandbox.path("out")).unwrap();
+}
+
+#[test]
+fn killed_at_every_fault_point_a_run_ends_in_the_same_bytes() {
+    let sandbox = Sandbox::new();
+    let line = train(RUN);
+    let traced = sandbox.run_at_fault(&line, "trace").ok();
+    std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    for place in traced.stderr.lines().filter_map(|line| line.strip_prefix("fault point ")) {
+        *places.entry(place).or_default() += 1;
+    }
+    for file in [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+        "optimizer.safetensors",
+        "trainer_state.json",
+        "run_state.json",
+        "SHA256SUMS",
+        "run.json",
+        "metrics.jsonl",
+    ] {
+        for stage in ["write", "synced", "rename", "renamed"] {
+            assert!(places.contains_key(format!("{stage}/{file}").as_str()), "{stage} of {file} in {places:?}");
+        }
+    }
+    for place in ["checkpoint-begun", "checkpoint-whole", "checkpoint-in-place", "removal-begun", "removal"] {
+        assert!(places.contains_key(place), "{place} in {places:?}");
+    }
+
+    let mut kills = 0;
+    for (place, &times) in &places {
+        // The first time, and the last, which is where the run ends.
+        let mut when = vec![1, times];
+        when.dedup();
+        for nth in when {
+            let done = sandbox.run_at_fault(&line, &format!("{place}:{nth}"));
+            match done.status {
+                None => {
+                    kills += 1;
+                    check_left(&sandbox);
+                }
+                // A run that was killed on the way there has fewer of them left; from the beginning it gets there.
+                Some(0) => {
+                    check_finished(&sandbox);
+                    let done = sandbox.run_at_fault(&line, &format!("{place}:{nth}"));
+                    assert_eq!(done.status, None, "{place}:{nth} {done:#?}");
+                    kills += 1;
+                    check_left(&sandbox);
+                }
+                Some(_) => panic!("{place}:{nth} {done:#?}"),
+            }
+        }
+    }
+    sandbox.run(&line).ok();
+    check_finished(&sandbox);
+    println!("killed {kills} times at {} fault points", places.len());
+    assert!(kills >= places.len(), "{kills} kills at {} fault points", places.len());
+}
+
+/// Checkpoint 0 is replaced by a later state of the same step; wherever that ends, one of the two is found.
+#[test]
+fn killed_while_a_checkpoint_replaces_another_a_run_keeps_one_of_them() {
+    let sandbox = Sandbox::new();
+    let line = train(RUN);
+    sandbox.run(&line).ok();
+    std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
+    // The same run, its second checkpoint written twice.
+    let mut kills = 0;
+    for place in ["checkpoint-whole:1", "checkpoint-set-aside:1", "checkpoint-in-place:1", "removal:1"] {
+        assert_eq!(sandbox.run_at_fault(&line, "step:3").status, None);
+        let again = train(&format!("{RUN} out/checkpoint-2"))
+            .replace("--save-steps 2 --save-total-limit 1", "--save-steps 1 --save-total-limit 0");
+        let first = sandbox.run_at_fault(&again, "step:2");
+        assert_eq!(first.status, None, "{first:#?}");
+        assert!(sandbox.path("out/checkpoint-3").exists());
+        let done = sandbox.run_at_fault(&again, place);
+        assert_eq!(done.status, None, "{place} {done:#?}");
+        kills += 3;
+        check_left(&sandbox);
+        sandbox.run(&line).ok();
+        sandbox.assert_same_result("out", "whole");
+        std::fs::remove_dir_all(sandbox.path("out")).unwrap();
+    }
+    assert_eq!(kills, 12);
+}
+
+#[test]
+fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
+    const KILLS: usize = 100;
+    let sandbox = Sandbox::new();
+    let line = train(RUN);
+    let start = Instant::now();
+    sandbox.run(&line).ok();
+    let whole = start.elapsed();
+    std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
+    let mut stream = Stream::new(std::process::id().into(), 11);
+    let (mut kills, mut runs, mut within_training) = (0, 0, 0);
+    while kills < KILLS {
+        let mut command = sandbox.command(&line);
+        let mut child = command.env_remove(VARIABLE).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole.mul_f32(stream.uniform()));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        match status.code() {
+            None => {
+                kills += 1;
+                if sandbox.path("out").exists() {
+                    within_training += 1;
+                    check_left(&sandbox);
+                }
+            }
+            Some(0) => {
+                runs += 1;
+                check_finished(&sandbox);
+            }
+            Some(code) => panic!("exit status {code} after {kills} kills"),
+        }
+        assert!(start.elapsed() < Duration::from_secs(300), "{kills} kills in five minutes");
+    }
+    sandbox.run(&line).ok();
+    check_finished(&sandbox);
+    println!(
+        "killed {kills} times, {within_training} of them in a run that had begun, {runs} runs finished on the way"
+    );
+    assert!(within_training > 0);
+}

@@ -1,0 +1,150 @@
+//! `quantize`, and quantised models as the base of every other command.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::checkpoint::{Checkpoint, LlamaConfig};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::sandbox::{Sandbox, keys, train};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoint").join(name)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn the_file_is_the_one_that_transformers_and_bitsandbytes_dequantised() {
+    let sandbox = Sandbox::new();
+    let ours: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(golden("ours.json")).unwrap()).unwrap();
+    assert_eq!(ours.len(), 3);
+    for (variant, expected) in ours {
+        let arguments: Vec<&str> = expected["arguments"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let base = golden("base");
+        let line = format!("quantize --json --model {} --output {variant} {}", base.display(), arguments.join(" "));
+        let answer = sandbox.run(&line).json();
+        let found = hex(&sandbox.bytes(&format!("{variant}/model.safetensors")));
+        assert_eq!(found, expected["file_sha256"].as_str().unwrap(), "{variant}");
+        let checkpoint = Checkpoint::open(&sandbox.path(&variant)).unwrap();
+        let dequantised = expected["dequantised"].as_object().unwrap();
+        assert_eq!(answer["quantized"], dequantised.len());
+        for (name, hashes) in dequantised {
+            assert!(checkpoint.is_nf4(name), "{variant} {name}");
+            let values = checkpoint.read_f32(name).unwrap();
+            assert_eq!(hex(bytemuck::cast_slice(&values)), hashes["f32"].as_str().unwrap(), "{variant} {name}");
+        }
+    }
+}
+
+#[test]
+fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
+    let sandbox = Sandbox::chat();
+    for (i, (quantize, settings)) in
+        [("", ""), ("--no-double-quant --nf4-block-size 128", "--double-quant false --nf4-block-size 128")]
+            .into_iter()
+            .enumerate()
+    {
+        let (nf4, a, b) = (format!("nf4-{i}"), format!("a-{i}"), format!("b-{i}"));
+        let answer = sandbox.run(&format!("quantize --model model --output {nf4} --json {quantize}")).json();
+        assert_eq!(
+            keys(&answer),
+            [
+                "output",
+                "quantized",
+                "skipped",
+                "files",
+                "bytes",
+                "original_bytes",
+                "base",
+                "block_size",
+                "double_quant"
+            ]
+        );
+        assert_eq!(sandbox.bytes(&format!("{nf4}/tokenizer.json")), sandbox.bytes("model/tokenizer.json"));
+        sandbox.train_into(&a, settings).ok();
+        let on_nf4 = sandbox.train_into(&b, &format!("--model {nf4}")).ok();
+        for file in ["adapter_model.safetensors", "adapter_config.json", "README.md"] {
+            assert!(sandbox.bytes(&format!("{a}/{file}")) == sandbox.bytes(&format!("{b}/{file}")), "{file}");
+        }
+        let expected = if i == 0 { "nf4, block 64, double quantisation" } else { "quantisation: nf4, block 128\n" };
+        assert!(on_nf4.stderr.contains(expected), "{}", on_nf4.stderr);
+        // The same base, in whatever form: the adapter belongs to both, and the run's directory too.
+        let eval = |model: &str, adapter: &str| {
+            sandbox.run(&format!("eval --json --model {model} --adapter {adapter} --data rows.jsonl")).ok()
+        };
+        let on_quantised = eval(&nf4, &a);
+        assert_eq!(on_quantised.stdout, eval("model", &b).stdout);
+        assert!(!on_quantised.stderr.contains("warning"), "{}", on_quantised.stderr);
+        sandbox.train_into(&a, &format!("--model {nf4}")).ok();
+        let text = |model: &str| {
+            sandbox
+                .run(&format!("generate --json --model {model} --adapter {b} --prompt hello --max-new-tokens 4"))
+                .ok()
+        };
+        assert_eq!(text(&nf4).stdout, text("model").stdout);
+    }
+    let warned = sandbox.run("eval --model nf4-1 --adapter a-0 --data rows.jsonl").ok();
+    assert!(warned.stderr.contains("warning: the adapter was trained on base weights held as: nf4, block 64, double"));
+    sandbox.refused(&train("--model nf4-1 --output-dir a-0"), &["a-0", "holds a different run"]);
+}
+
+#[test]
+fn models_that_others_quantised_are_trained_evaluated_and_planned() {
+    let sandbox = Sandbox::new();
+    for variant in ["double", "bf16-storage", "f32-storage", "head"] {
+        let model = golden(&format!("theirs-{variant}"));
+        let model = model.display();
+        let plan = sandbox.run(&format!("plan --json --model {model} --data rows.jsonl --max-length 64 --lora-r 4"));
+        let planned = plan.json()["host"]["peak_bytes"].clone();
+        let answer = sandbox.train_into(variant, &format!("--model {model}")).json();
+        assert_eq!(answer["peak_bytes"], planned, "{variant}");
+        let eval = sandbox.run(&format!("eval --json --model {model} --adapter {variant} --data rows.jsonl")).json();
+        assert!(eval["loss"].as_f64().unwrap() < 5.0, "{eval}");
+    }
+    assert!(sandbox.read("f32-storage/README.md").contains("block 256; 4 linear layers as they were"));
+}
+
+#[test]
+fn the_name_and_revision_of_the_original_are_kept() {
+    let sandbox = Sandbox::new();
+    let snapshot = sandbox.path("hub/models--org--tiny/snapshots/abc123");
+    Synthetic::new(LlamaConfig { num_layers: 1, ..tiny_config() }, 1).write(&snapshot).unwrap();
+    let run = |line: &str| {
+        let output = sandbox.command(line).env("HF_HUB_CACHE", sandbox.path("hub")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    run("quantize --model org/tiny --revision abc123 --output nf4");
+    sandbox.train_into("out", "--model nf4").ok();
+    let config = sandbox.json("out/adapter_config.json");
+    assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&"org/tiny".into(), &"abc123".into()));
+    assert!(!sandbox.read("nf4/config.json").contains(&*sandbox.path("").to_string_lossy()));
+}
+
+#[test]
+fn what_cannot_be_quantised_or_used_so_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.run("quantize --model model --output nf4").ok();
+    let again = "quantize --model model --output nf4";
+    sandbox.refused(again, &["nf4: found a directory that is not empty", "choose another"]);
+    sandbox.refused("quantize --model nf4 --output new", &["nf4: found a model that is quantised already"]);
+    sandbox.refused("quantize --model nowhere --output new", &["nowhere: found no such directory"]);
+    let with = |more: &str| format!("quantize --model model --output new {more}");
+    sandbox.refused(&with("--nf4-block-size 48"), &["--nf4-block-size", "found 48", "power of two from 32 to 4096"]);
+    sandbox.refused(&with("--max-shard-size five"), &["--max-shard-size", "\"five\"", "5GB"]);
+    sandbox.refused(&with("--llm-int8-skip-modules w_proj"), &["llm_int8_skip_modules", "\"w_proj\"", "down_proj"]);
+    let none = &["`quantization`", "found none", "quantised already", "original 16-bit model"];
+    sandbox.refused(&train("--model nf4 --quantization none"), none);
+    sandbox.refused("plan --model nf4 --quantization none", none);
+    sandbox.refused("eval --model nf4 --quantization none --data rows.jsonl", none);
+    // Changed after it was quantised.
+    let mut bytes = sandbox.bytes("nf4/model.safetensors");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(sandbox.path("nf4/model.safetensors"), bytes).unwrap();
+    sandbox.refused(&train("--model nf4"), &["nf4", "changed after the model was quantised", "quantise it again"]);
+}

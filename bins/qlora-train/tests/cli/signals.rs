@@ -1,0 +1,134 @@
+//! SIGINT and SIGTERM: the first saves and stops, the second leaves at once.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use qlora_train::fault::VARIABLE;
+
+use crate::resume::RUN;
+use crate::sandbox::{Sandbox, train};
+
+/// Reads standard error up to the line that holds `words`; returns it all. One byte at a time, as what follows is read
+/// by others.
+pub fn wait_for(child: &mut Child, words: &str) -> String {
+    let mut read = String::new();
+    let mut lines = BufReader::with_capacity(1, child.stderr.as_mut().unwrap());
+    loop {
+        let before = read.len();
+        assert!(lines.read_line(&mut read).unwrap() > 0, "no {words:?} in {read}");
+        if read[before..].contains(words) {
+            return read;
+        }
+    }
+}
+
+/// The run waits at a fault point.
+fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Child {
+    let mut command = sandbox.command(line);
+    command.env(VARIABLE, format!("{place}:pause:{milliseconds}")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    wait_for(&mut child, "fault point reached");
+    child
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+fn end(mut child: Child) -> (Option<i32>, String) {
+    let mut rest = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
+    (child.wait().unwrap().code(), rest)
+}
+
+#[test]
+fn the_first_signal_saves_and_says_how_to_go_on() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("whole", RUN).ok();
+    let places = [
+        // Between two steps; within a step of five micro-batches, with and without a checkpoint of the step before.
+        ("-INT", "step:3", 130, "stopped after step 3 of 8; saved in out/checkpoint-3"),
+        ("-TERM", "micro-batch:3", 143, "stopped after step 0 of 8 and 3 micro-batches; saved in out/checkpoint-0"),
+        ("-TERM", "micro-batch:11", 143, "stopped after step 2 of 8 and 2 micro-batches; saved in out/checkpoint-2"),
+        // A step is finished, and a file too.
+        ("-INT", "write/optimizer.safetensors:1", 130, "stopped after step 2 of 8; saved in out/checkpoint-2"),
+        ("-INT", "step:8", 130, "stopped after step 8 of 8; saved in out/checkpoint-8"),
+        ("-TERM", "evaluation:1", 0, ""),
+    ];
+    for (name, place, status, words) in places {
+        let line = train(RUN);
+        let child = paused(&sandbox, &line, place, 700);
+        signal(&child, name);
+        let (found, text) = end(child);
+        assert_eq!(found, Some(status), "{place}: {text}");
+        assert!(text.contains("saving and stopping after the current micro-batch"), "{place}: {text}");
+        if status != 0 {
+            assert!(text.contains(words), "{place}: {text} lacks {words:?}");
+            let command = format!("to go on: {} {line} --resume-from-checkpoint\n", env!("CARGO_BIN_EXE_qlora-train"));
+            assert!(text.contains(&command.replace("  ", " ")), "{text} lacks {command:?}");
+            assert!(!sandbox.path("out/adapter_model.safetensors").exists());
+            sandbox.train(&format!("{RUN} --resume-from-checkpoint")).ok();
+        }
+        sandbox.assert_same_result("out", "whole");
+        std::fs::remove_dir_all(sandbox.path("out")).unwrap();
+    }
+}
+
+#[test]
+fn a_run_stopped_in_the_same_step_again_and_again_goes_on_where_it_stood() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("whole", RUN).ok();
+    let mut line = train(RUN);
+    for stop in 1..=4 {
+        let child = paused(&sandbox, &line, "micro-batch:1", 400);
+        signal(&child, "-INT");
+        let (status, text) = end(child);
+        assert_eq!(status, Some(130), "{text}");
+        assert!(text.contains(&format!("stopped after step 0 of 8 and {stop} micro-batches")), "{text}");
+        assert_eq!(sandbox.json("out/checkpoint-0/run_state.json")["progress"]["accumulation"]["micro_batches"], stop);
+        line = train(&format!("{RUN} --resume-from-checkpoint"));
+    }
+    sandbox.run(&line).ok();
+    sandbox.assert_same_result("out", "whole");
+}
+
+#[test]
+fn an_interrupted_evaluation_is_done_again() {
+    let sandbox = Sandbox::new();
+    sandbox.write_rows("val.jsonl", 40, 3);
+    let run = RUN.replace("--val-set-size 3", "--val-data val.jsonl --val-data rows.jsonl --eval-steps 2");
+    sandbox.train_into("whole", &run).ok();
+    let mut line = train(&run);
+    for place in ["step:2", "step:1"] {
+        // The signal is found by the evaluation after step 2, then by that of the resumed run after step 3 or 4.
+        let child = paused(&sandbox, &line, place, 400);
+        signal(&child, "-INT");
+        let (status, text) = end(child);
+        assert_eq!(status, Some(130), "{text}");
+        line = train(&format!("{run} --resume-from-checkpoint"));
+    }
+    assert_eq!(sandbox.json("out/checkpoint-2/run_state.json")["progress"]["evaluated_at"], 2);
+    sandbox.run(&line).ok();
+    sandbox.assert_same_result("out", "whole");
+}
+
+#[test]
+fn the_second_signal_leaves_at_once() {
+    let sandbox = Sandbox::new();
+    for (first, second, status) in [("-INT", "-INT", 130), ("-INT", "-TERM", 143), ("-TERM", "-INT", 130)] {
+        let mut child = paused(&sandbox, &train(&format!("{RUN} --resume-from-checkpoint")), "step:1", 60_000);
+        signal(&child, first);
+        wait_for(&mut child, "a second one leaves at once");
+        let start = Instant::now();
+        signal(&child, second);
+        let (found, text) = end(child);
+        assert_eq!(found, Some(status), "{text}");
+        assert!(start.elapsed() < Duration::from_secs(20), "it waited");
+        assert!(!text.contains("saved in"), "{text}");
+    }
+    let whole = sandbox.train_into("whole", RUN);
+    whole.ok();
+    sandbox.train(&format!("{RUN} --resume-from-checkpoint")).ok();
+    sandbox.assert_same_result("out", "whole");
+}

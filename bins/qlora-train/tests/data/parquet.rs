@@ -1,0 +1,152 @@
+//! Rows of Parquet files, written by the tests.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::basic::Compression;
+use parquet::column::writer::ColumnWriter;
+use parquet::data_type::ByteArray;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use proptest::prelude::*;
+use qlora_train::data::{RowKind, Unit, load, needs_tokenizer};
+use tempfile::TempDir;
+
+use super::fixture::*;
+
+/// A column's values with their definition and repetition levels.
+enum Column {
+    Text(Vec<&'static str>, Vec<i16>, Vec<i16>),
+    Bytes(Vec<&'static [u8]>, Vec<i16>, Vec<i16>),
+    Integers(Vec<i64>, Vec<i16>, Vec<i16>),
+}
+
+/// One row group with these columns, in the order of the schema's leaves.
+fn write(path: &Path, schema: &str, groups: &[Vec<Column>], compression: Compression) {
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, properties).unwrap();
+    for columns in groups {
+        let mut group = writer.next_row_group().unwrap();
+        for column in columns {
+            let mut out = group.next_column().unwrap().unwrap();
+            let bytes = |text: &[u8]| ByteArray::from(text.to_vec());
+            match (out.untyped(), column) {
+                (ColumnWriter::ByteArrayColumnWriter(out), Column::Text(values, def, rep)) => {
+                    let values: Vec<_> = values.iter().map(|text| bytes(text.as_bytes())).collect();
+                    out.write_batch(&values, Some(def), Some(rep)).unwrap();
+                }
+                (ColumnWriter::ByteArrayColumnWriter(out), Column::Bytes(values, def, rep)) => {
+                    let values: Vec<_> = values.iter().map(|text| bytes(text)).collect();
+                    out.write_batch(&values, Some(def), Some(rep)).unwrap();
+                }
+                (ColumnWriter::Int64ColumnWriter(out), Column::Integers(values, def, rep)) => {
+                    out.write_batch(values, Some(def), Some(rep)).unwrap();
+                }
+                _ => panic!("a column of another type"),
+            }
+            out.close().unwrap();
+        }
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+/// A conversation, then a tokenised row, with a column of no meaning that is not even text.
+const SCHEMA: &str = "message rows {
+    optional group messages (LIST) { repeated group list { optional group element {
+        optional binary role (UTF8); optional binary content (UTF8); optional int64 weight; } } }
+    optional group input_ids (LIST) { repeated group list { optional int64 element; } }
+    optional binary image;
+}";
+
+fn group() -> Vec<Column> {
+    vec![
+        Column::Text(vec!["user", "assistant"], vec![4, 4, 0], vec![0, 1, 0]),
+        Column::Text(vec!["hello", "w"], vec![4, 4, 0], vec![0, 1, 0]),
+        Column::Integers(vec![1], vec![3, 4, 0], vec![0, 1, 0]),
+        Column::Integers(vec![5, 6, 7], vec![0, 3, 3, 3], vec![0, 0, 1, 1]),
+        Column::Bytes(vec![&[0xFF, 0xFE]], vec![1, 0], vec![0, 0]),
+    ]
+}
+
+fn table(compression: Compression) -> (TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    // The name does not matter.
+    let path = dir.path().join("rows.jsonl");
+    write(&path, SCHEMA, &[group(), group()], compression);
+    (dir, path)
+}
+
+#[test]
+fn conversations_and_token_ids_are_read_from_every_row_group() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let expected = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")])).unwrap();
+    let gzip = Compression::GZIP(Default::default());
+    for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, gzip, Compression::LZ4_RAW] {
+        let (_dir, path) = table(compression);
+        assert!(needs_tokenizer(std::slice::from_ref(&path)).unwrap());
+        let data = load(std::slice::from_ref(&path), Some(&tokenizer), &options()).unwrap();
+        assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert_eq!((&data.rows[2].input_ids, &data.rows[2].labels), (&expected.input_ids, &expected.labels));
+        assert_eq!(data.rows[3].input_ids, [5, 6, 7]);
+        assert_eq!(data.report.files[0].unit, Unit::Row);
+        assert_eq!(data.report.files[0].kinds, [(RowKind::Messages, 2), (RowKind::Tokenised, 2)]);
+    }
+}
+
+#[test]
+fn wrong_rows_are_refused_by_their_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    let tokenizer = chat_tokenizer(CHATML);
+    let refused = |schema: &str, column: Column, parts: &[&str]| {
+        write(&path, schema, &[vec![column]], Compression::UNCOMPRESSED);
+        let message = refusal(load(std::slice::from_ref(&path), Some(&tokenizer), &options()));
+        assert_says(&message, &["rows.parquet: "]);
+        assert_says(&message, parts);
+    };
+    let text = "message rows { optional binary text (UTF8); }";
+    refused(text, Column::Text(vec!["a"], vec![1, 0], vec![0, 0]), &["row 2: ", "`text` is null"]);
+    refused(text, Column::Text(vec![], vec![], vec![]), &["no row found"]);
+    let bytes = "message rows { optional binary text; }";
+    refused(
+        bytes,
+        Column::Bytes(vec![b"a", b"b\xFF"], vec![1, 1], vec![0, 0]),
+        &["row 2: ", "`text` is not UTF-8 (byte 2)"],
+    );
+    let number = "message rows { optional int64 text; }";
+    refused(number, Column::Integers(vec![3], vec![1], vec![0]), &["row 1: ", "`text` is the number 3"]);
+    let other = "message rows { optional binary question (UTF8); }";
+    refused(other, Column::Text(vec!["a"], vec![1], vec![0]), &["the columns `question`", "supported are"]);
+    let date = "message rows { optional int64 text (TIMESTAMP_MILLIS); }";
+    refused(date, Column::Integers(vec![3], vec![1], vec![0]), &["row 1: `text` is 1970-01-01", "expected text"]);
+}
+
+#[test]
+fn a_truncated_file_is_refused_wherever_it_ends() {
+    let (_dir, path) = table(Compression::SNAPPY);
+    let whole = std::fs::read(&path).unwrap();
+    for length in (4..whole.len()).step_by(7) {
+        let message = refusal(load_one(&whole[..length], Some(&chat_tokenizer(CHATML))));
+        assert_says(&message, &["Parquet", "damaged"]);
+    }
+}
+
+proptest! {
+    /// Parquet has no checksum over all of its bytes, so a changed file may be read as other rows; it never panics.
+    #[test]
+    fn damaged_bytes_are_read_or_refused(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let (_dir, path) = table(Compression::UNCOMPRESSED);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for (at, value) in changes {
+            let at = 4 + at.index(bytes.len() - 4);
+            bytes[at] = value;
+        }
+        if let Err(error) = load_one(bytes, Some(&chat_tokenizer(CHATML))) {
+            prop_assert_eq!(error.exit_status(), 2);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The fuzz targets (`fuzz/`), on random changes of their seeds: the same for every run, without a nightly compiler.
+//!
+//! `QLORA_FUZZ_EXECUTIONS` says how many changes of each target are tried; `QLORA_UPDATE_SEEDS=1` writes the seeds that
+//! programs make.
+
+#[allow(dead_code)]
+#[path = "data/fixture.rs"]
+mod fixture;
+#[path = "../../../fuzz/src/targets.rs"]
+mod targets;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use qlora_kernels::philox::Stream;
+
+const EXECUTIONS: usize = 1500;
+
+/// What parsers branch on.
+const WORDS: [&str; 48] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    ":",
+    ",",
+    "\\u0000",
+    "\\ud800",
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e999",
+    "1e-999",
+    "NaN",
+    "18446744073709551615",
+    "9223372036854775808",
+    "4294967296",
+    "2147483648",
+    "-9223372036854775808",
+    "0.1",
+    "\n",
+    "\r\n",
+    "\t",
+    " ",
+    "\u{FEFF}",
+    "{{ ",
+    " }}",
+    "{% for x in messages %}",
+    "{% endfor %}",
+    "{% if ",
+    "{% endif %}",
+    "{%",
+    "| tojson",
+    "messages",
+    "input_ids",
+    "labels",
+    "role",
+    "content",
+    "assistant",
+    "&a",
+    "*a",
+    "<<: ",
+    "!!binary ",
+    "- ",
+    "? ",
+    "\0",
+];
+
+fn below(random: &mut Stream, end: usize) -> usize {
+    random.below(end.max(1) as u32) as usize
+}
+
+/// A range that is mostly short.
+fn range(random: &mut Stream, len: usize) -> std::ops::Range<usize> {
+    let start = below(random, len);
+    let longest = if below(random, 8) == 0 { len } else { 16 };
+    start..len.min(start + 1 + below(random, longest))
+}
+
+/// One change of `data`; `other` is another seed.
+fn change(random: &mut Stream, data: &mut Vec<u8>, other: &[u8]) {
+    let at = below(random, data.len() + 1);
+    match below(random, 9) {
+        0 if !data.is_empty() => {
+            let at = below(random, data.len());
+            data[at] ^= 1 << below(random, 8);
+        }
+        1 if !data.is_empty() => {
+            let at = below(random, data.len());
+            data[at] = below(random, 256) as u8;
+        }
+        2 => drop(data.drain(range(random, data.len()))),
+        3 => drop(data.splice(at..at, (0..1 + below(random, 8)).map(|_| random.below(256) as u8).collect::<Vec<_>>())),
+        4 => {
+            let copy = data[range(random, data.len())].to_vec();
+            data.splice(at..at, copy);
+        }
+        5 => drop(data.splice(at..at, other[range(random, other.len())].to_vec())),
+        6 => data.truncate(at),
+        // Another number where one stands.
+        7 => {
+            let digit = |at: &usize| data[*at].is_ascii_digit();
+            if let Some(start) = (at..data.len()).find(digit) {
+                let end = (start..data.len()).find(|at| !digit(at)).unwrap_or(data.len());
+                data.splice(start..end, WORDS[11 + below(random, 11)].bytes());
+            }
+        }
+        _ => drop(data.splice(at..at, WORDS[below(random, WORDS.len())].bytes())),
+    }
+}
+
+fn seeds_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds")
+}
+
+fn executions() -> usize {
+    match std::env::var("QLORA_FUZZ_EXECUTIONS") {
+        Ok(number) => number.parse().expect("QLORA_FUZZ_EXECUTIONS is a number"),
+        Err(_) => EXECUTIONS,
+    }
+}
+
+fn fuzz(name: &str) {
+    let (index, run) = targets::TARGETS
+        .iter()
+        .enumerate()
+        .find_map(|(index, (target, run))| (*target == name).then_some((index, run)))
+        .unwrap();
+    let seeds: Vec<Vec<u8>> = targets::seeds(&seeds_folder(), name).into_iter().map(|(_, bytes)| bytes).collect();
+    assert!(!seeds.is_empty());
+    let mut random = Stream::new(0, index as u64);
+    for execution in 0..seeds.len() + executions() {
+        let mut data = seeds[execution % seeds.len()].clone();
+        // The seeds as they are come first.
+        if execution >= seeds.len() {
+            for _ in 0..1 + below(&mut random, 6) {
+                let other = below(&mut random, seeds.len());
+                change(&mut random, &mut data, &seeds[other]);
+            }
+        }
+        if catch_unwind(AssertUnwindSafe(|| run(&data))).is_err() {
+            let path = std::env::temp_dir().join(format!("fuzz-{name}"));
+            std::fs::write(&path, &data).unwrap();
+            panic!("{name}: execution {execution} panics; its {} bytes are in {}", data.len(), path.display());
+        }
+    }
+    println!("{name}: {} seeds, {} random changes of them", seeds.len(), executions());
+}
+
+macro_rules! targets {
+    ($($name:ident),*) => {
+        $(#[test] fn $name() { fuzz(stringify!($name)); })*
+
+        #[test]
+        fn every_target_is_run() {
+            let run = [$(stringify!($name)),*];
+            assert_eq!(targets::TARGETS.map(|(name, _)| name).to_vec(), run);
+            for name in run {
+                let program = seeds_folder().join(format!("../fuzz_targets/{name}.rs"));
+                let text = std::fs::read_to_string(&program).unwrap();
+                assert!(text.contains(&format!("qlora_fuzz::targets::{name}(data)")), "{}", program.display());
+            }
+        }
+    };
+}
+
+targets!(rows, template, tokenizer_config, settings, model_config, safetensors, index, adapter, quant_state);
+
+/// A seed that is refused at once would leave most of a parser untried.
+#[test]
+fn made_seeds_are_what_the_programs_write() {
+    for (target, name, bytes) in targets::made_seeds() {
+        let path = seeds_folder().join(target).join(name);
+        if std::env::var_os("QLORA_UPDATE_SEEDS").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let found = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(found == bytes, "{} differs: run this test with QLORA_UPDATE_SEEDS=1", path.display());
+    }
+}

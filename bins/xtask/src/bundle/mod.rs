@@ -1,0 +1,133 @@
+//! `cargo xtask gpu-bundle`: one folder that checks and measures the kernels on a machine with a GPU and without Rust.
+//!
+//! Four executables rather than one: the suites are cargo's test targets, whose `main` is the test harness's, and a second harness to merge
+//! them with the benches and the trainer would have to be kept as good as the first. What they share, the kernels' code, is the small part.
+
+#[cfg(test)]
+mod tests;
+
+use crate::kernels::{ARCHS, Executable, executables};
+use crate::records::source::kernels_hash;
+use crate::setup::cuda;
+use crate::test::command::check;
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const RUN: &str = include_str!("run.sh");
+const LIMIT: u64 = 40_000_000;
+/// Cargo's target and its name in the bundle.
+const EXECUTABLES: [(&str, &str); 4] =
+    [("cuda", "suite"), ("cuda_typed", "typed"), ("kernels", "bench"), ("qlora-train", "qlora-train")];
+/// `run`'s exit status where there is no GPU.
+const NO_GPU: i32 = 3;
+
+/// Builds the bundle; what it is, in a sentence.
+pub fn run(workspace: &Workspace) -> Result<String> {
+    let dir = workspace.target.join("gpu-bundle");
+    let nvcc = cuda::toolkit(workspace)?.nvcc;
+    let built = [
+        build(
+            workspace,
+            &[
+                "test",
+                "--no-run",
+                "--package",
+                "qlora-kernels",
+                "--features",
+                "cuda",
+                "--test",
+                "cuda",
+                "--test",
+                "cuda_typed",
+                "--bench",
+                "kernels",
+            ],
+        )?,
+        build(workspace, &["build", "--package", "qlora-train"])?,
+    ]
+    .concat();
+    // Made anew, so that nothing of an earlier one stays.
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    fs::create_dir_all(dir.join("bin")).with_context(|| format!("cannot make {}", dir.display()))?;
+    for (target, name) in EXECUTABLES {
+        let found = built.iter().find(|executable| executable.target == target);
+        let from = &found.with_context(|| format!("cargo built no executable of {target}"))?.path;
+        let mut strip = Command::new("strip");
+        strip.arg("--strip-all").arg("-o").arg(dir.join("bin").join(name)).arg(from);
+        check(strip).context("binutils' strip makes the executables small")?;
+    }
+    let facts = serde_json::json!({
+        "commit": line_of(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=40"]).current_dir(&workspace.root)),
+        "kernels_hash": kernels_hash(&workspace.root).context("cannot read the kernels' sources")?,
+        "nvcc": line_of(Command::new(nvcc).arg("--version")),
+        "archs": ARCHS.join(","),
+        "libc": line_of(Command::new("getconf").arg("GNU_LIBC_VERSION")),
+    });
+    fs::write(dir.join("built.json"), format!("{facts}\n"))?;
+    write_script(&dir)?;
+    let bytes = size(&dir)?;
+    ensure_small(bytes)?;
+    Ok(format!("{}: {:.1} MB (at most {})", dir.display(), bytes as f64 / 1e6, LIMIT / 1_000_000))
+}
+
+/// Builds the bundle and runs it: on a GPU its first stage passes, elsewhere it says that there is none.
+pub fn check_bundle(workspace: &Workspace) -> Result<String> {
+    let built = run(workspace)?;
+    let dir = workspace.target.join("gpu-bundle");
+    let mut command = Command::new(dir.join("run"));
+    command.args(["--quick", "--stages", "twins", "--output"]).arg(workspace.target.join("gpu-bundle-output"));
+    let output = command.output().context("cannot run the bundle")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    match output.status.code() {
+        Some(0) => Ok(format!("{built}; on this GPU its PTX twins pass")),
+        Some(NO_GPU) => {
+            ensure!(text.starts_with("No GPU or no driver was found"), "`run` ends with {NO_GPU} without saying why");
+            Ok(format!("{built}; without a GPU it says so"))
+        }
+        _ => anyhow::bail!("`run` ended with {}", output.status),
+    }
+}
+
+fn build(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Executable>> {
+    let mut command = workspace.cargo(arguments);
+    command.args(["--release", "--locked", "--message-format=json-render-diagnostics"]);
+    command.env("QLORA_CUDA_ARCHS", ARCHS.map(|arch| arch.trim_start_matches("sm_")).join(","));
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "`cargo {}`: {}", arguments.join(" "), output.status);
+    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The last line that a command prints, if it can be run.
+fn line_of(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().lines().last()?.to_owned())
+}
+
+fn write_script(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("run");
+    fs::write(&path, RUN).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// Bytes of all files in a folder.
+fn size(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let entry = entry?;
+        bytes += if entry.file_type()?.is_dir() { size(&entry.path())? } else { entry.metadata()?.len() };
+    }
+    Ok(bytes)
+}
+
+fn ensure_small(bytes: u64) -> Result<()> {
+    ensure!(bytes <= LIMIT, "the bundle has {bytes} bytes, at most {LIMIT} are wanted, so that it is quickly carried");
+    Ok(())
+}

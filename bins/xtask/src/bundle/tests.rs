@@ -1,0 +1,114 @@
+//! The script, with shell scripts in place of the executables.
+
+use super::*;
+
+/// A bundle whose programs are these scripts; one that is not given ends well.
+fn bundle(programs: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("bin")).unwrap();
+    fs::write(dir.path().join("built.json"), "{\"commit\": \"abc\"}\n").unwrap();
+    write_script(dir.path()).unwrap();
+    for (_, name) in EXECUTABLES.into_iter().chain([("", "compute-sanitizer")]) {
+        let body =
+            programs.iter().find(|(program, _)| *program == name).map_or("echo test result: ok", |(_, body)| body);
+        let path = dir.path().join("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    dir
+}
+
+/// Exit status, output and summary.
+fn run_with(bundle: &tempfile::TempDir, arguments: &[&str]) -> (i32, String, String) {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(bundle.path().join("run"));
+    command.args(arguments).current_dir(bundle.path());
+    command.env("PATH", format!("{}:{path}", bundle.path().join("bin").display()));
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let summary = fs::read_to_string(bundle.path().join("output/summary.txt")).unwrap_or_default();
+    (output.status.code().unwrap(), text, summary)
+}
+
+#[test]
+fn all_stages_run_in_order_and_pass() {
+    let programs = [(
+        "bench",
+        "[ \"$1\" = --facts ] && echo A GPU || { mkdir -p \"$4\"; echo 5 rows in 1 s; echo \"$@\" >\"$4/r.json\"; }",
+    )];
+    let bundle = bundle(&programs);
+    let (status, text, summary) = run_with(&bundle, &["--quick"]);
+    assert_eq!(status, 0, "{text}");
+    let places: Vec<_> = ["A GPU", "abc", "twins", "suite", "memcheck", "racecheck", "bench", "trainer", "all passed"]
+        .map(|word| summary.find(word).unwrap_or_else(|| panic!("{word}: {summary}")))
+        .into();
+    assert!(places.is_sorted(), "{summary}");
+    assert!(summary.contains("5 rows in 1 s"));
+    let arguments = fs::read_to_string(bundle.path().join("output/records/r.json")).unwrap();
+    assert!(arguments.starts_with("--bench --quick --record "), "{arguments}");
+}
+
+#[test]
+fn a_failing_stage_stops_no_other_and_the_run_fails() {
+    let suite = "case $1 in twins::) echo wrong twin; exit 101;; *) sleep 20;; esac";
+    let sanitizer = "[ \"$2\" = racecheck ] && { echo ========= RACECHECK SUMMARY: 1 hazard; exit 86; }; echo \"cases $PROPTEST_CASES\"";
+    let bundle = bundle(&[("suite", suite), ("compute-sanitizer", sanitizer), ("bench", "echo facts")]);
+    let (status, text, summary) = run_with(&bundle, &["--limit", "suite=1"]);
+    assert_eq!(status, 1, "{text}");
+    for expected in [
+        "FAILED   twins (0 s, exit status 101): wrong twin",
+        "FAILED   suite: stopped after 1 s",
+        "FAILED   racecheck",
+        "1 hazard",
+        "passed   bench",
+        "passed   trainer",
+        "NOT all passed",
+    ] {
+        assert!(summary.contains(expected), "{expected}: {summary}");
+    }
+    assert!(summary.contains("passed   memcheck") && summary.contains("cases 2"), "{summary}");
+}
+
+#[test]
+fn only_the_stages_that_are_asked_for_run() {
+    let bundle = bundle(&[("suite", "exit 1"), ("bench", "echo \"rows of $*\"")]);
+    let (status, _, summary) = run_with(&bundle, &["--stages", "bench,trainer", "--filter", "M 512"]);
+    assert!(status == 0 && !summary.contains("twins"), "{summary}");
+    assert!(summary.contains("M 512"), "{summary}");
+}
+
+#[test]
+fn without_a_gpu_it_says_so_and_has_a_status_of_its_own() {
+    let (status, text, summary) = run_with(&bundle(&[("bench", "echo no NVIDIA driver >&2; exit 3")]), &[]);
+    assert_eq!((status, summary.as_str()), (NO_GPU, ""));
+    assert!(text.starts_with("No GPU or no driver was found") && text.contains("no NVIDIA driver"), "{text}");
+    let (status, text, _) = run_with(&bundle(&[("bench", "echo GLIBC_9 not found >&2; exit 1")]), &[]);
+    assert!(status == 1 && text.contains("do not start here") && text.contains("GLIBC_9"), "{text}");
+}
+
+#[test]
+fn wrong_usage_is_told_before_anything_runs() {
+    let bundle = bundle(&[("bench", "echo facts")]);
+    for (arguments, expected) in [
+        (["--stages", "twin"].as_slice(), "no stage is named twin"),
+        (&["--limit", "suite"], "expected STAGE=SECONDS"),
+        (&["--limit", "x=3"], "no stage is named x"),
+        (&["--fast"], "unknown argument --fast"),
+        (&["--output"], "needs a value"),
+    ] {
+        let (status, text, summary) = run_with(&bundle, arguments);
+        assert_eq!((status, summary.as_str()), (2, ""), "{text}");
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn forty_megabytes_are_the_limit_and_all_files_count() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("bin")).unwrap();
+    fs::write(dir.path().join("a"), [0; 300]).unwrap();
+    fs::write(dir.path().join("bin/b"), [0; 50]).unwrap();
+    assert_eq!(size(dir.path()).unwrap(), 350);
+    ensure_small(LIMIT).unwrap();
+    assert!(ensure_small(LIMIT + 1).unwrap_err().to_string().contains("40000001"));
+}

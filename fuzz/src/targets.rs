@@ -1,0 +1,259 @@
+//! One function a parser: any bytes at all are either read, and then what was read is consistent, or refused with the
+//! status of bad input. A panic is a finding. libFuzzer calls these functions (`fuzz_targets/`), and so do the trainer's
+//! tests on random mutations of the seeds (`bins/qlora-train/tests/fuzz.rs`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
+use qlora_train::checkpoint::{BaseName, Checkpoint, LlamaConfig, Module, StoredType, expected_tensors, synthetic};
+use qlora_train::config::{Purpose, Settings};
+use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, needs_tokenizer};
+use qlora_train::error::Result;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::fixture::{CHATML, VOCAB_SIZE, chat_tokenizer, model_dir, options, turns};
+
+pub type Target = fn(&[u8]);
+
+/// Name, as that of the folder of its seeds, and function.
+pub const TARGETS: [(&str, Target); 9] = [
+    ("rows", rows),
+    ("template", template),
+    ("tokenizer_config", tokenizer_config),
+    ("settings", settings),
+    ("model_config", model_config),
+    ("safetensors", safetensors),
+    ("index", index),
+    ("adapter", adapter),
+    ("quant_state", quant_state),
+];
+
+/// Every refusal is bad input's: work that failed, or a panic, is not an answer to a file.
+fn refused<T>(result: Result<T>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            assert_eq!(error.exit_status(), 2, "{error}");
+            let text = error.to_string();
+            assert!(!text.is_empty() && text.len() < 20_000, "a message of {} bytes", text.len());
+            None
+        }
+    }
+}
+
+/// A directory for the files of one execution, kept for all executions of a thread.
+macro_rules! scratch {
+    ($make:expr) => {{
+        thread_local!(static DIR: TempDir = $make);
+        DIR.with(|dir| dir.path().to_owned())
+    }};
+}
+
+fn empty() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// A file of rows: JSON Lines, one JSON array, or Parquet.
+pub fn rows(data: &[u8]) {
+    thread_local!(static TOKENIZER: ChatTokenizer = chat_tokenizer(CHATML));
+    let path = scratch!(empty()).join("rows.jsonl");
+    fs::write(&path, data).unwrap();
+    let paths = [path];
+    refused(needs_tokenizer(&paths));
+    TOKENIZER.with(|tokenizer| {
+        let Some(data) = refused(load(&paths, Some(tokenizer), &options())) else { return };
+        assert!(!data.rows.is_empty());
+        for row in &data.rows {
+            assert!(row.len() <= options().max_length && row.labels.len() == row.len() && row.supervised() > 0);
+            assert!(row.input_ids.iter().all(|&id| (id as usize) < VOCAB_SIZE));
+            assert!(row.labels.iter().all(|&label| label == UNSUPERVISED || (0..VOCAB_SIZE as i32).contains(&label)));
+        }
+        assert_eq!(MicroBatch::new(&data.rows).supervised, data.report.supervised_tokens);
+    });
+}
+
+/// A chat template, on a conversation of two answers.
+pub fn template(data: &[u8]) {
+    let dir = scratch!(model_dir(None));
+    fs::write(dir.join("chat_template.jinja"), data).unwrap();
+    let Some(tokenizer) = refused(ChatTokenizer::open(&dir, None)) else { return };
+    let conversation =
+        turns(&[("system", "s"), ("user", "hello"), ("assistant", " w "), ("user", "é🙂"), ("assistant", "he")]);
+    refused(tokenizer.prompt(&conversation));
+    if let Ok(chat) = tokenizer.render_chat(&conversation) {
+        let mut end = 0;
+        for span in &chat.supervised {
+            assert!(end <= span.start && chat.text.get(span.clone()).is_some(), "{span:?} of {:?}", chat.text);
+            end = span.end;
+        }
+        let tokens = tokenizer.encode_chat(&conversation).unwrap();
+        assert_eq!(tokens.input_ids.len(), tokens.labels.len());
+    }
+}
+
+/// `tokenizer_config.json`.
+pub fn tokenizer_config(data: &[u8]) {
+    let dir = scratch!(model_dir(None));
+    fs::write(dir.join("tokenizer_config.json"), data).unwrap();
+    for template in [None, Some("chatml")] {
+        if let Some(tokenizer) = refused(ChatTokenizer::open(&dir, template)) {
+            let _ = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")]));
+        }
+    }
+}
+
+/// The settings file of a run.
+pub fn settings(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some(settings) = refused(Settings::from_yaml(text, "run.yaml", &[])) else { return };
+    for purpose in [Purpose::Train, Purpose::Plan, Purpose::Preview] {
+        refused(settings.validate(purpose));
+    }
+}
+
+/// A tiny model in a directory of its own.
+fn tiny() -> LlamaConfig {
+    LlamaConfig { num_layers: 1, vocab_size: 32, hidden_size: 16, intermediate_size: 16, ..synthetic::tiny_config() }
+}
+
+fn tiny_model(shards: usize) -> TempDir {
+    let dir = empty();
+    synthetic::Synthetic { shards, ..synthetic::Synthetic::new(tiny(), 1) }.write(dir.path()).unwrap();
+    dir
+}
+
+/// Opens a model and reads all that it holds.
+fn open_and_read(dir: &Path) {
+    let Some(checkpoint) = refused(Checkpoint::open(dir)) else { return };
+    for (name, shape) in expected_tensors(checkpoint.config()) {
+        if let Some(values) = refused(checkpoint.read_f32(&name)) {
+            assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
+        }
+    }
+    refused(checkpoint.fingerprint());
+}
+
+/// `config.json` of a model.
+pub fn model_config(data: &[u8]) {
+    let dir = scratch!(tiny_model(1));
+    fs::write(dir.join("config.json"), data).unwrap();
+    if let Some(config) = refused(LlamaConfig::from_file(&dir.join("config.json"))) {
+        let _ = (config.num_parameters(), config.q_dim(), config.kv_dim());
+    }
+    open_and_read(&dir);
+}
+
+/// A model's `model.safetensors`.
+pub fn safetensors(data: &[u8]) {
+    let dir = scratch!(tiny_model(1));
+    fs::write(dir.join("model.safetensors"), data).unwrap();
+    open_and_read(&dir);
+}
+
+/// `model.safetensors.index.json`, beside its shards.
+pub fn index(data: &[u8]) {
+    let dir = scratch!(tiny_model(2));
+    fs::write(dir.join("model.safetensors.index.json"), data).unwrap();
+    open_and_read(&dir);
+}
+
+/// A PEFT adapter: its configuration and its tensors, the first line and all that follows it.
+pub fn adapter(data: &[u8]) {
+    let dir = scratch!(empty());
+    let line = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
+    fs::write(dir.join("adapter_config.json"), &data[..line]).unwrap();
+    fs::write(dir.join("adapter_model.safetensors"), data.get(line + 1..).unwrap_or_default()).unwrap();
+    if let Some(mut adapter) = refused(Adapter::load(&dir)) {
+        let base = refused(Checkpoint::open(&scratch!(tiny_model(1)))).unwrap();
+        refused(adapter.check_shapes(base.config(), base.base_name()));
+        refused(adapter.fold_rslora());
+    }
+}
+
+/// The quant_state of one weight of a checkpoint quantised by bitsandbytes.
+pub fn quant_state(data: &[u8]) {
+    let dir = scratch!(empty());
+    let config = tiny();
+    let mut json = config.to_json("bfloat16");
+    json.insert("quantization_config".into(), bitsandbytes_config());
+    fs::write(dir.join("config.json"), Value::Object(json).to_string()).unwrap();
+    fs::write(dir.join("model.safetensors"), quantised(&config, data)).unwrap();
+    open_and_read(&dir);
+}
+
+fn bitsandbytes_config() -> Value {
+    json!({
+        "quant_method": "bitsandbytes", "_load_in_4bit": true, "_load_in_8bit": false, "load_in_4bit": true,
+        "load_in_8bit": false, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": false,
+        "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8", "llm_int8_threshold": 6.0,
+        "llm_int8_skip_modules": Module::ALL.iter().filter(|m| **m != Module::K).map(|m| m.name()).chain(["lm_head"])
+            .collect::<Vec<_>>(),
+        "llm_int8_enable_fp32_cpu_offload": false, "llm_int8_has_fp16_weight": false
+    })
+}
+
+/// A safetensors file in which the weight of `k_proj` is 4-bit codes with this state, and everything else bf16 zeros.
+fn quantised(config: &LlamaConfig, state: &[u8]) -> Vec<u8> {
+    let weight = Module::K.weight_name(0);
+    let (n, k) = Module::K.shape(config);
+    let mut tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)> = vec![
+        (weight.clone(), "U8", vec![n * k / 2, 1], vec![0x70; n * k / 2]),
+        (format!("{weight}.absmax"), "F32", vec![(n * k).div_ceil(64)], vec![0; (n * k).div_ceil(64) * 4]),
+        (format!("{weight}.quant_map"), "F32", vec![16], nf4_map()),
+        (format!("{weight}.quant_state.bitsandbytes__nf4"), "U8", vec![state.len()], state.to_vec()),
+    ];
+    for (name, shape) in expected_tensors(config).into_iter().filter(|(name, _)| *name != weight) {
+        let bytes = shape.iter().product::<usize>() * StoredType::Bf16.size();
+        tensors.push((name, "BF16", shape, vec![0; bytes]));
+    }
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        data.extend(bytes);
+    }
+    let header = Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+fn nf4_map() -> Vec<u8> {
+    qlora_kernels::nf4::CODE.iter().flat_map(|code| code.to_le_bytes()).collect()
+}
+
+/// Seeds that nobody could write by hand: (target, name, bytes).
+pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let model = tiny_model(1);
+    let shards = tiny_model(2);
+    let read = |dir: &TempDir, name: &str| fs::read(dir.path().join(name)).unwrap();
+    let tensors = read(&model, "model.safetensors");
+    let base = BaseName { name: "org/base".into(), revision: None, is_hub: true };
+    let provenance = Provenance {
+        base: base.clone(),
+        base_fingerprint: "0123".into(),
+        quantization: "none".into(),
+        chat_template_sha256: None,
+    };
+    let mut adapter = Adapter::new(AdapterConfig::new(&base, 2, 4.0, 0.0, &[Module::K]), &provenance);
+    let (n, k) = Module::K.shape(&tiny());
+    adapter.insert(0, Module::K, (vec![2, k], vec![0.5; 2 * k]), (vec![n, 2], vec![0.25; 2 * n]));
+    adapter.save(model.path()).unwrap();
+    let config: Value = serde_json::from_slice(&read(&model, "adapter_config.json")).unwrap();
+    let adapter = [config.to_string().as_bytes(), b"\n", &read(&model, "adapter_model.safetensors")].concat();
+    vec![
+        ("safetensors", "tiny", tensors),
+        ("model_config", "v5", read(&model, "config.json")),
+        ("index", "two-shards", read(&shards, "model.safetensors.index.json")),
+        ("adapter", "one-layer", adapter),
+    ]
+}
+
+/// Files that the random changes start from, under their names.
+pub fn seeds(folder: &Path, target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let folder = folder.join(target);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
