@@ -20,6 +20,7 @@ mod report;
 mod rows;
 mod schedule;
 mod spans;
+mod stream;
 mod template;
 mod tokenizer;
 
@@ -35,6 +36,7 @@ pub use report::{DatasetReport, FileReport, RowPlace};
 pub use rows::RowKind;
 pub use schedule::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use spans::{ChatText, ChatTokens};
+pub use stream::TextStream;
 pub use template::{Builtin, ChatTemplate};
 pub use tokenizer::ChatTokenizer;
 

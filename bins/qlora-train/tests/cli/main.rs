@@ -5,6 +5,7 @@
 mod fixture;
 
 mod evaluation;
+mod generate;
 mod interrupted;
 mod killed;
 mod outputs;
