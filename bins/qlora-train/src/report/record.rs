@@ -28,6 +28,9 @@ pub struct LogEntry {
     /// Of each file's rows, where there are several files.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_file_losses: Option<BTreeMap<String, f64>>,
+    /// Of the rows of each task, where there are several tasks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_task_losses: Option<BTreeMap<String, f64>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grad_norm: Option<f64>,
     /// Of A.
