@@ -17,6 +17,7 @@ mod source;
 mod steps;
 
 pub use inputs::{Loaded, Workload};
+pub use interruption::Interruption;
 pub use outcome::TrainOutcome;
 pub use read_only::{ReadOnly, Reading};
 pub use run::train;

@@ -119,7 +119,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),
-        interruption: Interruption::watch()?,
+        interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
     finish(run)
 }
