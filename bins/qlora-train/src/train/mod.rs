@@ -1,6 +1,7 @@
 //! The optimiser step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
 mod checkpoints;
+pub mod disk;
 pub mod evaluate;
 pub mod generate;
 mod identity;

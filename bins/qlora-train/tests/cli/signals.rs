@@ -24,7 +24,7 @@ pub fn wait_for(child: &mut Child, words: &str) -> String {
 }
 
 /// The run waits at a fault point. Signals that these tests were started to ignore, as under nohup, are not ignored there.
-fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Child {
+pub fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Child {
     let plain = sandbox.command(line);
     let mut command = Command::new("env");
     command.arg("--default-signal=HUP,INT,TERM").arg(plain.get_program()).args(plain.get_args());
@@ -41,11 +41,11 @@ fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Chil
     child
 }
 
-fn signal(child: &Child, name: &str) {
+pub fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-fn end(mut child: Child) -> (Option<i32>, String) {
+pub fn end(mut child: Child) -> (Option<i32>, String) {
     let mut rest = String::new();
     child.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
     (child.wait().unwrap().code(), rest)
