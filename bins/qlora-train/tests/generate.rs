@@ -1,5 +1,6 @@
 //! Text from the KV cache against the whole row computed anew for every token.
 
+#[allow(dead_code)]
 mod support;
 
 use proptest::prelude::*;

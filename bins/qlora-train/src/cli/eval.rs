@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows: JSONL or JSON files; repeated, the loss is over all of them
+    /// Rows: JSONL, JSON or Parquet files; repeated, the loss is over all of them, and over each
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
     /// Longer rows are refused
