@@ -76,8 +76,9 @@ impl RunRecord {
     /// already.
     pub fn create(dir: &Path, run: Value, history: &[LogEntry]) -> Result<Self> {
         let mut files = AtomicFiles::new(dir)?;
-        files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
+        // First what says whose the others are: a process that is killed in between leaves a run that goes on.
         add_json(&mut files, RUN_FILE, &run)?;
+        files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
         files.commit()?;
         let path = dir.join(METRICS_FILE);
         let metrics = OpenOptions::new().append(true).open(&path);
