@@ -1,5 +1,5 @@
 //! One error type for the whole trainer, split by what the process must do with it: exit with 2 (the input was
-//! refused before any work), with 1 (the work failed), or with 130 / 143 (interrupted after a checkpoint).
+//! refused before any work), with 1 (the work failed), or with 129 / 130 / 143 (interrupted).
 
 use std::fmt::Display;
 
@@ -14,7 +14,8 @@ pub enum Error {
     /// The work began and could not be finished. Exit status 1.
     #[error("{0}")]
     Failed(String),
-    /// SIGINT (2) or SIGTERM (15), after a checkpoint was written. Exit status 128 + signal.
+    /// SIGHUP (1), SIGINT (2) or SIGTERM (15), after a checkpoint was written, or with nothing left behind. Exit status
+    /// 128 + signal.
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
 }

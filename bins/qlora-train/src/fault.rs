@@ -10,7 +10,7 @@
 //! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
 //!
 //! `any` is every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of its
-//! removal, and `micro-batch`, `step` and `evaluation` between them.
+//! removal, `micro-batch`, `step` and `evaluation` between them, and `tensor`, each of a model that is quantised.
 
 use std::fs::File;
 use std::io::{self, Write};

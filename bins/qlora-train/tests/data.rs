@@ -14,6 +14,8 @@ mod parquet;
 mod rows;
 #[path = "data/schedule.rs"]
 mod schedule;
+#[path = "data/stream.rs"]
+mod stream;
 #[path = "data/template.rs"]
 mod template;
 #[path = "data/tokenizer.rs"]

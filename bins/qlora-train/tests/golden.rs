@@ -105,7 +105,7 @@ fn logit_differences(prefix: &str, quantization: Quantization) -> (f64, f64) {
     for (row, input) in description["rows"].as_array().unwrap().iter().enumerate() {
         let ids: Vec<u32> =
             input["input_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-        let row_data = Row { labels: vec![-100; ids.len()], input_ids: ids.clone(), file: 0, line: 0 };
+        let row_data = Row { labels: vec![-100; ids.len()], input_ids: ids.clone(), file: 0, line: 0, task: None };
         let batch = MicroBatch::new([&row_data]);
         let spec = spec(&checkpoint, layers, quantization, ids.len());
         let mut cpu = Cpu::new(spec.dims());
@@ -167,6 +167,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
             labels: row["labels"].as_array().unwrap().iter().map(|x| x.as_i64().unwrap() as i32).collect(),
             file: 0,
             line: 0,
+            task: None,
         })
         .collect();
     let number = |name: &str| settings[name].as_f64().unwrap_or_else(|| panic!("{name}"));

@@ -221,7 +221,13 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
             let mut stream = Stream::new(at as u64, 77);
             let input_ids: Vec<u32> = (0..length).map(|_| stream.below(config.vocab_size as u32)).collect();
             let label = |(i, &id): (usize, &u32)| if i % 5 == 4 { UNSUPERVISED } else { id as i32 };
-            Row { labels: input_ids.iter().enumerate().map(label).collect(), input_ids, file: 0, line: at + 1 }
+            Row {
+                labels: input_ids.iter().enumerate().map(label).collect(),
+                input_ids,
+                file: 0,
+                line: at + 1,
+                task: None,
+            }
         })
         .collect();
     let packs = pack(&lengths, &order(rows.len(), 0, 1), 1024).unwrap();

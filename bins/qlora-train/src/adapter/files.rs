@@ -86,6 +86,11 @@ impl Adapter {
     }
 }
 
+/// Bytes of the files that [`copy_tokenizer_files`] copies.
+pub fn tokenizer_bytes(base_dir: &Path) -> u64 {
+    TOKENIZER_FILES.iter().filter_map(|name| base_dir.join(name).metadata().ok()).map(|file| file.len()).sum()
+}
+
 /// Copies the tokenizer and the chat template of a base beside its adapter, whichever of their files there are, and
 /// returns their names. A base without any is no error: tokenised rows need none.
 pub fn copy_tokenizer_files(base_dir: &Path, out_dir: &Path) -> Result<Vec<String>> {

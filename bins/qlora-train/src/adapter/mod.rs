@@ -18,7 +18,7 @@ use crate::checkpoint::{BaseName, Module};
 
 pub(crate) use atomic::{AtomicFiles, remove_stale_files, sync_dir};
 pub use config::{AdapterConfig, TargetModules};
-pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files};
+pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
 pub use pairs::{LoraPair, Matrix, tensor_key};
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`

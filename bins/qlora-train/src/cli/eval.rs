@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows: JSONL or JSON files; repeated, the loss is over all of them
+    /// Rows: JSONL, JSON or Parquet files; repeated, the loss is over all of them, and over each
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
     /// Longer rows are refused
@@ -48,20 +48,23 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         }
         let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
         let mut done = 0;
-        let evaluation = evaluate(&mut model.backend, &model.model, &dataset.rows, tokens, |rows| {
+        let mut go_on = |rows| {
             done += rows as u64;
             bar.set(done, String::new());
-        })?;
+            true
+        };
+        let (backend, rows) = (&mut model.backend, &dataset.rows);
+        let evaluation = evaluate(backend, &model.model, rows, &args.data, tokens, &mut go_on)?;
+        let evaluation = evaluation.expect("it was not stopped");
         bar.finish();
-        let (loss, tokens, perplexity) = (evaluation.loss, evaluation.tokens, evaluation.perplexity());
-        let line = format!("loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens");
-        let figures = json!({"loss": loss, "perplexity": perplexity, "tokens": tokens});
         if adapters.len() < 2 {
-            return Ok(Answer { text: line, json: figures });
+            return Ok(Answer { text: evaluation.to_string(), json: evaluation.to_json() });
         }
         let name = adapters[index].display().to_string();
-        text.push(format!("{name}: {line}"));
-        answers.push(json!({"adapter": name, "loss": loss, "perplexity": perplexity, "tokens": tokens}));
+        text.push(format!("{name}: {evaluation}"));
+        let mut json = evaluation.to_json();
+        json["adapter"] = name.into();
+        answers.push(json);
     }
     Ok(Answer { text: text.join("\n"), json: json!({"adapters": answers}) })
 }

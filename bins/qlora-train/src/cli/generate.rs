@@ -1,8 +1,7 @@
 //! `qlora-train generate`
 
-use super::stream::TextStream;
 use super::{Answer, ModelArgs};
-use crate::data::{ChatTokenizer, Message};
+use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{Bars, say};
@@ -103,7 +102,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
         }
         let name = adapters.get(index).map(|path| path.display().to_string());
         let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));
-        let mut stream = TextStream::new(&tokenizer, streaming);
+        let mut stream = TextStream::new(&tokenizer, streaming.then(std::io::stdout));
         stream.write(heading.as_deref().unwrap_or(""))?;
         let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
         let start = Instant::now();

@@ -6,7 +6,6 @@ mod generate;
 mod plan;
 mod preview;
 mod quantize;
-mod stream;
 mod train;
 
 use crate::adapter::Adapter;

@@ -3,9 +3,10 @@
 use super::Answer;
 use crate::checkpoint::{Checkpoint, QuantizeOptions, Quantized, expected_tensors, quantize, resolve_model};
 use crate::config::memory::{format_bytes, parse_bytes};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::refuse;
 use crate::report::{Bars, say};
+use crate::train::Interruption;
 use clap::Args;
 use qlora_kernels::nf4::Nf4Options;
 use serde_json::json;
@@ -59,7 +60,11 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     }
     let tensors = expected_tensors(checkpoint.config()).len();
     let mut bar = Bars::new("quantising", tensors as u64);
-    let done = quantize(&checkpoint, &args.output, &options, &mut |done| bar.set(done as u64, String::new()))?;
+    let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
+    let done = quantize(&checkpoint, &args.output, &options, &mut |done| {
+        bar.set(done as u64, String::new());
+        interruption.signal().map_or(Ok(()), |signal| Err(Error::Interrupted(signal)))
+    })?;
     bar.finish();
     Ok(answer(&checkpoint, &args.output, &options, &done))
 }

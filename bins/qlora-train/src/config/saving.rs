@@ -20,6 +20,16 @@ pub enum Every {
 }
 
 impl Every {
+    /// How often it happens in a run of `total` steps.
+    pub fn times(self, total: u64, steps_per_epoch: u64) -> u64 {
+        match self {
+            Every::Never => 0,
+            Every::Steps(steps) => total / steps.max(1),
+            Every::Share(share) => total / ((share * total as f64).ceil() as u64).max(1),
+            Every::Epoch => total.div_ceil(steps_per_epoch.max(1)),
+        }
+    }
+
     /// Whether it happens after `done` of `total` steps.
     pub fn due(self, done: u64, total: u64, steps_per_epoch: u64) -> bool {
         match self {
@@ -95,7 +105,11 @@ mod tests {
 
     #[test]
     fn steps_shares_and_epochs_fall_due() {
-        let due = |every: Every| (1..=10).filter(|&done| every.due(done, 10, 4)).collect::<Vec<u64>>();
+        let due = |every: Every| {
+            let due = (1..=10).filter(|&done| every.due(done, 10, 4)).collect::<Vec<u64>>();
+            assert_eq!(every.times(10, 4), due.len() as u64, "{every:?}");
+            due
+        };
         assert!(due(Every::Never).is_empty());
         assert_eq!(due(Every::Steps(3)), [3, 6, 9]);
         assert_eq!(due(Every::Share(0.25)), [3, 6, 9]);

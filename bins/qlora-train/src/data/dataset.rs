@@ -1,6 +1,8 @@
 //! Loads data files into tokenised rows, and splits them into training and validation rows.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use qlora_kernels::philox::Stream;
 use rayon::prelude::*;
@@ -31,6 +33,8 @@ pub struct Row {
     pub file: usize,
     /// Where the row stands in its file, counted from 1: its line, or its number in a Parquet file.
     pub line: usize,
+    /// What it is of, if it says so.
+    pub task: Option<Arc<str>>,
 }
 
 impl Row {
@@ -91,12 +95,20 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     if options.max_length < 2 {
         refuse!("max_length is {}; expected at least 2, a token and the one to predict after it", options.max_length);
     }
-    let mut loader = Loader { tokenizer, options, rows: Vec::new(), report: DatasetReport::default(), waiting: vec![] };
+    let mut loader = Loader {
+        tokenizer,
+        options,
+        rows: Vec::new(),
+        report: DatasetReport::default(),
+        waiting: vec![],
+        tasks: BTreeSet::new(),
+    };
     loader.report.max_length = options.max_length;
     for path in paths {
         loader.file(path)?;
     }
-    let Loader { rows, mut report, .. } = loader;
+    let Loader { rows, mut report, tasks, .. } = loader;
+    report.tasks = tasks.len();
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if report.rows_read == 0 {
         refuse!("{files}: no row found; expected at least one");
@@ -125,10 +137,14 @@ struct Loader<'a> {
     report: DatasetReport,
     /// Rows read and not tokenised yet.
     waiting: Vec<(usize, RowKind, Value)>,
+    /// The names of tasks so far, each kept once.
+    tasks: BTreeSet<Arc<str>>,
 }
 
 /// Token ids and labels of one row, and whether an answer in it has no end-of-turn token.
 type Tokenised = (Vec<u32>, Vec<i32>, bool);
+/// With the row's task.
+type Read = (Tokenised, Option<String>);
 
 impl Loader<'_> {
     fn file(&mut self, path: &Path) -> Result<()> {
@@ -151,18 +167,31 @@ impl Loader<'_> {
     fn tokenise(&mut self, path: &Path, file: usize) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
         let this = &*self;
-        let done: Vec<(usize, Result<Tokenised, String>)> =
+        let done: Vec<(usize, Result<Read, String>)> =
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
         let unit = self.report.files[file].unit;
         for (line, result) in done {
-            let (input_ids, labels, open_ended) = result.map_err(|why| at(path, unit, line, &why))?;
-            self.keep(path, unit, Row { input_ids, labels, file, line }, open_ended)?;
+            let ((input_ids, labels, open_ended), task) = result.map_err(|why| at(path, unit, line, &why))?;
+            let task = task.map(|name| self.task(name));
+            self.keep(path, unit, Row { input_ids, labels, file, line, task }, open_ended)?;
         }
         Ok(())
     }
 
-    fn row(&self, row: &Value, kind: RowKind) -> Result<Tokenised, String> {
+    fn task(&mut self, name: String) -> Arc<str> {
+        match self.tasks.get(name.as_str()) {
+            Some(task) => task.clone(),
+            None => {
+                let task: Arc<str> = name.into();
+                self.tasks.insert(task.clone());
+                task
+            }
+        }
+    }
+
+    fn row(&self, row: &Value, kind: RowKind) -> Result<Read, String> {
         let map = row.as_object().ok_or("expected a row (a JSON object)")?;
+        let task = rows::task(map)?;
         let (input_ids, labels, open_ended) = match (kind, self.tokenizer) {
             (RowKind::Tokenised, _) => {
                 let (input_ids, labels) = rows::tokenised(map, self.options.vocab_size)?;
@@ -178,7 +207,7 @@ impl Loader<'_> {
         {
             return Err("the row begins with two BOS tokens; remove one (from the text or the chat template)".into());
         }
-        Ok((input_ids, labels, open_ended))
+        Ok(((input_ids, labels, open_ended), task))
     }
 
     fn text(&self, map: &Map<String, Value>, kind: RowKind, tokenizer: &ChatTokenizer) -> Result<Tokenised, String> {

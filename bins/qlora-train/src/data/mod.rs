@@ -1,7 +1,7 @@
 //! Data files → tokenised rows with their loss mask → the micro-batches of a run.
 //!
 //! A row is a conversation (of which what the assistant says is supervised), a prompt with its completion, a text, or
-//! token ids with labels. Its format is told by its keys; the rows of one file may differ in it.
+//! token ids with labels. Its format is told by its keys; the rows of one file may differ in it. Any may name a `task`.
 //! Every row of every file is checked before anything is trained on: a wrong one is refused with its file and line.
 //! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
@@ -20,6 +20,7 @@ mod report;
 mod rows;
 mod schedule;
 mod spans;
+mod stream;
 mod template;
 mod tokenizer;
 
@@ -31,10 +32,11 @@ pub use messages::Message;
 pub use options::DataOptions;
 pub use pack::pack;
 pub use reader::Unit;
-pub use report::{DatasetReport, FileReport, RowPlace};
+pub use report::{DatasetReport, FileReport, MAX_TASKS, RowPlace};
 pub use rows::RowKind;
 pub use schedule::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use spans::{ChatText, ChatTokens};
+pub use stream::TextStream;
 pub use template::{Builtin, ChatTemplate};
 pub use tokenizer::ChatTokenizer;
 

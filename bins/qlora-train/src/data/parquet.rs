@@ -14,7 +14,7 @@ use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
 use super::reader::{Unit, at};
-use super::rows::{KNOWN_KEYS, SUPPORTED};
+use super::rows::{KNOWN_KEYS, SUPPORTED, TASK};
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
@@ -45,9 +45,9 @@ fn open(path: &Path) -> Result<(RowIter<'static>, i64)> {
     let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
     let metadata = reader.metadata().file_metadata();
     let (schema, expected) = (metadata.schema(), metadata.num_rows());
-    let (known, others): (Vec<_>, Vec<_>) =
-        schema.get_fields().iter().cloned().partition(|field| KNOWN_KEYS.contains(&field.name()));
-    if known.is_empty() {
+    let known = |name: &str| KNOWN_KEYS.contains(&name) || name == TASK;
+    let (known, others): (Vec<_>, Vec<_>) = schema.get_fields().iter().cloned().partition(|field| known(field.name()));
+    if known.iter().all(|field| field.name() == TASK) {
         let names: Vec<String> = others.iter().take(8).map(|field| format!("`{}`", field.name())).collect();
         refuse!("{name}: unknown kind of rows: found the columns {}; {SUPPORTED}", names.join(", "));
     }

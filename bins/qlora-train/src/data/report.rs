@@ -9,6 +9,8 @@ use super::rows::RowKind;
 
 /// Rows named one by one in the printed report; more than these are only counted.
 const NAMED_ROWS: usize = 5;
+/// Tasks that are evaluated apart; with more of them, none is.
+pub const MAX_TASKS: usize = 100;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct FileReport {
@@ -65,6 +67,8 @@ pub struct DatasetReport {
     pub unsupervised_rows: Vec<RowPlace>,
     /// Rows with a text or an assistant turn that ends without a token of its own.
     pub open_ended: usize,
+    /// Different tasks that rows name.
+    pub tasks: usize,
     /// Over the kept rows.
     pub tokens: usize,
     /// Tokens of the kept rows that are predicted: labels of the second and later tokens that are not −100.
@@ -104,6 +108,15 @@ impl fmt::Display for DatasetReport {
             "{} rows, {} tokens, {} of them supervised, longest row {} tokens",
             self.rows_kept, self.tokens, self.supervised_tokens, self.longest
         )?;
+        match self.tasks {
+            0 => {}
+            tasks if tasks > MAX_TASKS => write!(
+                f,
+                "\n{tasks} different values of `task`, more than the {MAX_TASKS} that are evaluated apart: losses by task \
+                 are left out"
+            )?,
+            tasks => write!(f, "\n{tasks} task{}", if tasks == 1 { "" } else { "s" })?,
+        }
         if self.dropped > 0 {
             write!(
                 f,

@@ -77,6 +77,22 @@ pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `co
                                     `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenised rows \
                                     (`input_ids`, optional `labels`)";
 
+/// What a row of any format is of: evaluated apart from rows of other tasks.
+pub(super) const TASK: &str = "task";
+
+/// The task of a row, if it names one. Numbers count as what they are written as.
+pub(super) fn task(map: &Map<String, Value>) -> Result<Option<String>, String> {
+    match map.get(TASK) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(task)) if task.trim().is_empty() => Ok(None),
+        Some(Value::String(task)) => Ok(Some(task.trim().to_owned())),
+        Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(Some(value.to_string())),
+        Some(other) => {
+            Err(format!("`{TASK}` is {}; expected a string, a name of the row's task", json::describe(other)))
+        }
+    }
+}
+
 /// Tells the format of a row from its keys. A key that is null counts as missing: tables that were put together from
 /// several formats hold nulls in the other formats' columns. The error says what was found and what is supported.
 pub(super) fn detect(row: &Value) -> Result<RowKind, String> {

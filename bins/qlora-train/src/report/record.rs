@@ -28,6 +28,9 @@ pub struct LogEntry {
     /// Of each file's rows, where there are several files.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_file_losses: Option<BTreeMap<String, f64>>,
+    /// Of the rows of each task, where there are several tasks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_task_losses: Option<BTreeMap<String, f64>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grad_norm: Option<f64>,
     /// Of A.
@@ -73,8 +76,9 @@ impl RunRecord {
     /// already.
     pub fn create(dir: &Path, run: Value, history: &[LogEntry]) -> Result<Self> {
         let mut files = AtomicFiles::new(dir)?;
-        files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
+        // First what says whose the others are: a process that is killed in between leaves a run that goes on.
         add_json(&mut files, RUN_FILE, &run)?;
+        files.add(METRICS_FILE, |to| history.iter().try_for_each(|entry| to.write_all(line(entry).as_bytes())))?;
         files.commit()?;
         let path = dir.join(METRICS_FILE);
         let metrics = OpenOptions::new().append(true).open(&path);

@@ -1,13 +1,32 @@
-//! Loss over a data set.
+//! Loss over a data set, and over the files and tasks that its rows are of.
 
 use crate::backend::{Backend, Batch};
-use crate::data::{MicroBatch, Row};
+use crate::data::{MAX_TASKS, MicroBatch, Row};
 use crate::error::{Error, Result};
 use crate::model::Llama;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
 
 /// What `eval` reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
+    /// Mean over supervised tokens, nats.
+    pub loss: f64,
+    /// Supervised tokens.
+    pub tokens: usize,
+    /// By file, in their order; empty where the rows are of one.
+    pub files: Vec<Part>,
+    /// By task, sorted by name; empty where all rows are of one or none, or of more than [`MAX_TASKS`]. Rows without a
+    /// task are in no part.
+    pub tasks: Vec<Part>,
+}
+
+/// Some of the rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub name: String,
     /// Mean over supervised tokens, nats.
     pub loss: f64,
     /// Supervised tokens.
@@ -18,10 +37,40 @@ impl Evaluation {
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
     }
+
+    /// `loss`, `perplexity`, `tokens`, and `files` and `tasks` where there are several.
+    pub fn to_json(&self) -> Value {
+        let mut json = json!({"loss": self.loss, "perplexity": self.perplexity(), "tokens": self.tokens});
+        for (key, parts) in [("files", &self.files), ("tasks", &self.tasks)] {
+            if !parts.is_empty() {
+                let part = |p: &Part| json!({"name": p.name, "loss": p.loss, "tokens": p.tokens});
+                json[key] = parts.iter().map(part).collect();
+            }
+        }
+        json
+    }
+}
+
+/// Losses by name; none where there are no parts.
+pub fn losses(parts: &[Part]) -> Option<BTreeMap<String, f64>> {
+    (!parts.is_empty()).then(|| parts.iter().map(|part| (part.name.clone(), part.loss)).collect())
+}
+
+/// A line for all rows, and one for each part.
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (loss, tokens, perplexity) = (self.loss, self.tokens, self.perplexity());
+        write!(f, "loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens")?;
+        let files = self.files.iter().map(|part| ("", part));
+        for (kind, Part { name, loss, tokens }) in files.chain(self.tasks.iter().map(|part| ("task ", part))) {
+            write!(f, "\n  {kind}{name}: loss {loss:.4}, {tokens} tokens")?;
+        }
+        Ok(())
+    }
 }
 
 /// Rows side by side in batches of at most `capacity` tokens. A row alone may be longer.
-pub fn batches(rows: &[Row], capacity: usize) -> Vec<MicroBatch> {
+fn batches(rows: &[&Row], capacity: usize) -> Vec<MicroBatch> {
     let mut batches = Vec::new();
     let mut start = 0;
     while start < rows.len() {
@@ -31,51 +80,81 @@ pub fn batches(rows: &[Row], capacity: usize) -> Vec<MicroBatch> {
             tokens += rows[end].len();
             end += 1;
         }
-        batches.push(MicroBatch::new(&rows[start..end]));
+        batches.push(MicroBatch::new(rows[start..end].iter().copied()));
         start = end;
     }
     batches
 }
 
-/// The mean loss of the supervised tokens; `progress` is called after each batch with its rows. Failed: it is not
-/// finite.
+/// A sum over supervised tokens.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    loss: f64,
+    tokens: usize,
+}
+
+impl Sum {
+    fn add(&mut self, loss: f64, tokens: usize) {
+        self.loss += loss;
+        self.tokens += tokens;
+    }
+
+    fn mean(self) -> f64 {
+        self.loss / self.tokens.max(1) as f64
+    }
+
+    fn part(self, name: String) -> Part {
+        Part { name, loss: self.mean(), tokens: self.tokens }
+    }
+}
+
+/// The mean loss of the supervised tokens, over all of `rows` and by the file of `files` and the task they are of.
+/// `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss is not finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
     rows: &[Row],
-    capacity: usize,
-    mut progress: impl FnMut(usize),
-) -> Result<Evaluation> {
-    let mut go_on = |rows| {
-        progress(rows);
-        true
-    };
-    Ok(evaluate_while(backend, model, rows, capacity, &mut go_on)?.expect("it was not stopped"))
-}
-
-/// [`evaluate`] that ends without a result when `go_on`, called after each batch with its rows, says so.
-pub fn evaluate_while<B: Backend>(
-    backend: &mut B,
-    model: &Llama<B>,
-    rows: &[Row],
+    files: &[PathBuf],
     capacity: usize,
     go_on: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Evaluation>> {
-    let (mut loss, mut tokens) = (0.0, 0);
-    for batch in batches(rows, capacity) {
-        loss += model.loss(backend, &Batch::from(&batch))?;
-        tokens += batch.supervised;
-        if !go_on(batch.rows()) {
-            return Ok(None);
+    let tasks: BTreeSet<Option<&str>> = rows.iter().map(|row| row.task.as_deref()).collect();
+    let by_task = tasks.len() > 1 && tasks.iter().flatten().count() <= MAX_TASKS;
+    // No batch has rows of two parts.
+    let mut groups: BTreeMap<(usize, Option<&str>), Vec<&Row>> = BTreeMap::new();
+    for row in rows {
+        groups.entry((row.file, row.task.as_deref().filter(|_| by_task))).or_default().push(row);
+    }
+    let mut whole = Sum::default();
+    let (mut of_files, mut of_tasks): (BTreeMap<usize, Sum>, BTreeMap<&str, Sum>) = Default::default();
+    for ((file, task), rows) in groups {
+        for batch in batches(&rows, capacity) {
+            let loss = model.loss(backend, &Batch::from(&batch))?;
+            whole.add(loss, batch.supervised);
+            of_files.entry(file).or_default().add(loss, batch.supervised);
+            if let Some(task) = task {
+                of_tasks.entry(task).or_default().add(loss, batch.supervised);
+            }
+            if !go_on(batch.rows()) {
+                return Ok(None);
+            }
         }
     }
-    let loss = loss / tokens.max(1) as f64;
+    let loss = whole.mean();
     if !loss.is_finite() {
         return Err(Error::Failed(format!(
             "the loss is {loss}, expected a finite one: the adapter or the base diverged"
         )));
     }
-    Ok(Some(Evaluation { loss, tokens }))
+    let name = |file: usize| files.get(file).map_or_else(|| file.to_string(), |path| path.display().to_string());
+    let files = of_files.into_iter().map(|(file, sum)| sum.part(name(file)));
+    let files: Vec<Part> = files.collect();
+    Ok(Some(Evaluation {
+        loss,
+        tokens: whole.tokens,
+        files: if files.len() > 1 { files } else { Vec::new() },
+        tasks: of_tasks.into_iter().map(|(task, sum)| sum.part(task.to_owned())).collect(),
+    }))
 }
 
 impl<'a> From<&'a MicroBatch> for Batch<'a> {

@@ -78,7 +78,6 @@ pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Resul
 /// The rows of a run and the order in which they are trained on.
 pub struct Workload {
     pub rows: Vec<Row>,
-    /// Those of one file next to each other.
     pub validation: Vec<Row>,
     /// What `Row::file` of a validation row counts.
     pub validation_files: Vec<PathBuf>,

@@ -1,24 +1,27 @@
-//! SIGINT and SIGTERM: the first asks a run to save and stop, the second ends the process at once.
+//! SIGINT, SIGTERM and SIGHUP: the first asks the work to stop in good order, the second ends the process at once.
 
 use crate::error::{Context, Result};
 use crate::report::say;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Whether the run was asked to stop.
+/// Whether the work was asked to stop.
 #[derive(Clone, Debug)]
 pub struct Interruption(Arc<AtomicI32>);
 
 impl Interruption {
-    /// From now on, for the whole process.
-    pub fn watch() -> Result<Self> {
+    /// From now on, for the whole process; `answer` is what people are told at the first signal. A SIGHUP that the process
+    /// was started to ignore, as by nohup, stays ignored.
+    pub fn watch(answer: &'static str) -> Result<Self> {
         static RECEIVED: OnceLock<Arc<AtomicI32>> = OnceLock::new();
         if let Some(received) = RECEIVED.get() {
             return Ok(Self(received.clone()));
         }
-        let mut signals = Signals::new([SIGINT, SIGTERM]).or_fail(|| "signals cannot be watched".to_owned())?;
+        let hang_up = (!ignored(SIGHUP)).then_some(SIGHUP);
+        let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hang_up))
+            .or_fail(|| "signals cannot be watched".to_owned())?;
         let received = RECEIVED.get_or_init(Arc::default).clone();
         let flag = received.clone();
         std::thread::Builder::new()
@@ -29,7 +32,7 @@ impl Interruption {
                         signal_hook::low_level::exit(128 + signal);
                     }
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-                    say!("{name}: saving and stopping after the current micro-batch; a second one leaves at once");
+                    say!("{name}: {answer}; a second one leaves at once");
                 }
             })
             .or_fail(|| "the thread that watches for signals cannot be started".to_owned())?;
@@ -40,6 +43,18 @@ impl Interruption {
     pub fn signal(&self) -> Option<i32> {
         Some(self.0.load(Ordering::SeqCst)).filter(|&signal| signal != 0)
     }
+}
+
+/// Whether the process ignores a signal; no where that cannot be told.
+fn ignored(signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
+    ignored_in(&status, signal)
+}
+
+/// `SigIgn` is a mask in hexadecimal, its lowest bit signal 1.
+fn ignored_in(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// The command that goes on with this process's run.
@@ -81,6 +96,13 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status_of_the_process() {
+        let status = "SigBlk:\t0000000000000001\nSigIgn:\t0000000000001004\nSigCgt:\t0000000000000000\n";
+        assert!(ignored_in(status, 3) && ignored_in(status, 13));
+        assert!(!ignored_in(status, SIGHUP) && !ignored_in(status, SIGTERM) && !ignored_in("", SIGHUP));
+    }
 
     #[test]
     fn the_command_to_resume_is_the_one_given_with_the_flag_once() {

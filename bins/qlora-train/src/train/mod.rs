@@ -1,6 +1,7 @@
 //! The optimiser step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
 mod checkpoints;
+pub mod disk;
 pub mod evaluate;
 pub mod generate;
 mod identity;
@@ -17,6 +18,7 @@ mod source;
 mod steps;
 
 pub use inputs::{Loaded, Workload};
+pub use interruption::Interruption;
 pub use outcome::TrainOutcome;
 pub use read_only::{ReadOnly, Reading};
 pub use run::train;

@@ -5,6 +5,7 @@
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
+use super::disk::{self, DiskPlan};
 use super::identity::run_identity;
 use super::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
 use super::interruption::Interruption;
@@ -26,7 +27,7 @@ use crate::report::{
 };
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
@@ -64,6 +65,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let plan = memory::choose(&mut spec, settings.gradient_checkpointing, &stored, budget)?;
     memory::refuse_unless_it_fits(&plan, work.tokens)?;
     print_run(&settings, &loaded, &spec, &plan, &work.schedule);
+    check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
 
     let mut backend = Cpu::new(spec.dims());
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
@@ -119,7 +121,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),
-        interruption: Interruption::watch()?,
+        interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
     finish(run)
 }
@@ -158,6 +160,26 @@ fn finish(mut run: Run) -> Result<TrainOutcome> {
 fn write_adapter(run: &Run) -> Result<()> {
     adapter_of(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend).save(run.output)?;
     copy_tokenizer_files(run.loaded.checkpoint.dir(), run.output)?;
+    Ok(())
+}
+
+/// Prints what the checkpoints take and what is free. Refused: no room for one.
+fn check_disk(
+    settings: &Settings,
+    loaded: &Loaded,
+    spec: &ModelSpec,
+    schedule: &Schedule,
+    output: &Path,
+) -> Result<()> {
+    let existing = checkpoints::list(output)?.len() as u64;
+    let (steps, per_epoch) = (schedule.total_steps(), schedule.steps_per_epoch());
+    let plan = DiskPlan::new(settings, spec, loaded.checkpoint.dir(), steps, per_epoch, existing);
+    let Some(free) = disk::free_bytes(output) else { return Ok(()) };
+    let warning = plan.check(free, output)?;
+    say!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
+    if let Some(warning) = warning {
+        say!("warning: {warning}");
+    }
     Ok(())
 }
 

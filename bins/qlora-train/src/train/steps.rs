@@ -1,6 +1,6 @@
 //! The steps of a run, with what happens between them: log, evaluation, checkpoint, interruption.
 
-use super::evaluate::evaluate_while;
+use super::evaluate::{evaluate, losses};
 use super::inputs::{Loaded, Workload};
 use super::interruption::{Interruption, resume_command};
 use super::progress::{Progress, Speed};
@@ -11,12 +11,11 @@ use crate::adapter::copy_tokenizer_files;
 use crate::backend::Batch;
 use crate::backend::cpu::Cpu;
 use crate::config::{Every, Settings};
-use crate::data::{MicroBatch, Row, Step};
+use crate::data::{MicroBatch, Step};
 use crate::error::{Context, Error, Result};
 use crate::fault;
 use crate::model::Llama;
 use crate::report::{Bars, Identity, LogEntry, RunRecord, TrainerState, say, write_json, write_state};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A run under way.
@@ -135,22 +134,18 @@ impl Run<'_> {
             bar.set(done, String::new());
             interruption.signal().is_none()
         };
-        // File by file: the rows of a file are next to each other.
-        let (mut sum, mut tokens, mut files) = (0.0, 0, BTreeMap::new());
-        for rows in work.validation.chunk_by(|a, b| a.file == b.file) {
-            let evaluation = evaluate_while(&mut self.backend, &self.model, rows, work.tokens, &mut go_on)
-                .or_fail(|| format!("validation after step {step}"))?;
-            let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
-            sum += evaluation.loss * evaluation.tokens as f64;
-            tokens += evaluation.tokens;
-            files.insert(work.validation_file(&rows[0]), evaluation.loss);
-        }
+        let (backend, rows, files) = (&mut self.backend, &work.validation, &work.validation_files);
+        let evaluation = evaluate(backend, &self.model, rows, files, work.tokens, &mut go_on)
+            .or_fail(|| format!("validation after step {step}"))?;
+        let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
         fault::moment("evaluation");
-        let loss = sum / tokens.max(1) as f64;
+        say!("validation after step {step}: {evaluation}");
+        let loss = evaluation.loss;
         self.log(LogEntry {
             eval_loss: Some(loss),
-            eval_file_losses: (files.len() > 1).then_some(files),
+            eval_file_losses: losses(&evaluation.files),
+            eval_task_losses: losses(&evaluation.tasks),
             ..LogEntry::new(step, self.state.epoch)
         })?;
         self.progress.evaluated_at = Some(step);
@@ -243,13 +238,6 @@ impl Run<'_> {
         saved.restore(&mut self.backend, &mut self.model)?;
         say!("the adapter is that of {best}, with the lowest validation loss");
         Ok(true)
-    }
-}
-
-impl super::Workload {
-    /// The name of the file that a validation row is from.
-    fn validation_file(&self, row: &Row) -> String {
-        self.validation_files.get(row.file).map_or_else(|| row.file.to_string(), |path| path.display().to_string())
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn options(block_size: usize, double_quant: bool) -> QuantizeOptions 
 pub(super) fn write(dir: &Path, options: &QuantizeOptions) {
     let original = tempfile::tempdir().unwrap();
     Synthetic::new(LlamaConfig { num_layers: 1, ..tiny_config() }, 1).write(original.path()).unwrap();
-    quantize(&Checkpoint::open(original.path()).unwrap(), dir, options, &mut |_| ()).unwrap();
+    quantize(&Checkpoint::open(original.path()).unwrap(), dir, options, &mut |_| Ok(())).unwrap();
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -52,7 +52,7 @@ proptest! {
             max_shard_bytes,
             ..options(1 << block, double_quant)
         };
-        let done = quantize(&before, &output, &options, &mut |_| ()).unwrap();
+        let done = quantize(&before, &output, &options, &mut |_| Ok(())).unwrap();
 
         let after = Checkpoint::open(&output).unwrap();
         for (name, shape) in expected_tensors(&model.config) {
@@ -149,7 +149,7 @@ fn outputs_and_options_that_are_refused_leave_nothing_behind() {
     let checkpoint = Checkpoint::open(&model).unwrap();
     let refused = |output: &Path, options: &QuantizeOptions, words: &[&str]| {
         let before = contents(dir.path());
-        assert_refused(quantize(&checkpoint, output, options, &mut |_| ()), words);
+        assert_refused(quantize(&checkpoint, output, options, &mut |_| Ok(())), words);
         assert_eq!(contents(dir.path()), before);
     };
     let fine = options(64, true);
@@ -164,9 +164,9 @@ fn outputs_and_options_that_are_refused_leave_nothing_behind() {
     // An empty directory is taken, a quantised model is not quantised again.
     let output = dir.path().join("empty");
     std::fs::create_dir(&output).unwrap();
-    quantize(&checkpoint, &output, &fine, &mut |_| ()).unwrap();
+    quantize(&checkpoint, &output, &fine, &mut |_| Ok(())).unwrap();
     let again = Checkpoint::open(&output).unwrap();
-    assert_refused(quantize(&again, &dir.path().join("new"), &fine, &mut |_| ()), &["empty", "quantised already"]);
+    assert_refused(quantize(&again, &dir.path().join("new"), &fine, &mut |_| Ok(())), &["empty", "quantised already"]);
     assert!(!dir.path().join("new").exists());
 }
 
@@ -182,6 +182,6 @@ fn a_weight_that_is_not_finite_is_refused_and_nothing_is_left_behind() {
     std::fs::write(path, bytes).unwrap();
     let checkpoint = Checkpoint::open(&model).unwrap();
     let output = dir.path().join("new");
-    assert_refused(quantize(&checkpoint, &output, &options(64, true), &mut |_| ()), &["lm_head.weight", "NaN"]);
+    assert_refused(quantize(&checkpoint, &output, &options(64, true), &mut |_| Ok(())), &["lm_head.weight", "NaN"]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the model");
 }

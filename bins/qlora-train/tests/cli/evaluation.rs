@@ -107,3 +107,82 @@ fn several_validation_files_have_losses_of_their_own() {
     let mean = (of("val.jsonl") * val + of("opposite.jsonl") * opposite) / (val + opposite);
     assert_close(answer["eval_loss"].as_f64().unwrap(), mean, 1e-6);
 }
+
+/// Rows of three kinds in two files; a third of them name no task.
+fn tasks(sandbox: &Sandbox) {
+    let row = |start: u32, task: Value| {
+        let ids: Vec<u32> = (start..start + 10).collect();
+        let mut row = json!({"input_ids": ids});
+        if task != "none" {
+            row["task"] = task;
+        }
+        row.to_string()
+    };
+    let rows = |from: u32, tasks: [Value; 3]| -> String {
+        (from..from + 12).map(|at| row(at, tasks[at as usize % 3].clone())).collect::<Vec<_>>().join("\n")
+    };
+    sandbox.write("one.jsonl", &rows(5, [json!("add"), json!(" copy "), json!("none")]));
+    sandbox.write("two.jsonl", &rows(30, [json!("add"), json!(7), Value::Null]));
+}
+
+#[test]
+fn tasks_have_losses_of_their_own() {
+    let sandbox = Sandbox::new();
+    tasks(&sandbox);
+    let data = "--val-data one.jsonl --val-data two.jsonl";
+    let done = sandbox.train(&format!("{data} --eval-steps 3")).ok();
+    let metrics = sandbox.lines("out/metrics.jsonl");
+    let last = metrics.iter().rfind(|line| !line["eval_loss"].is_null()).unwrap();
+    let eval = "eval --model model --adapter out --data one.jsonl --data two.jsonl";
+    let answer = sandbox.run(&format!("{eval} --json")).json();
+    let text = sandbox.run(eval).ok().stdout;
+    let parts = |key: &str| -> Vec<(String, f64, f64)> {
+        let figure = |part: &Value, key: &str| part[key].as_f64().unwrap();
+        let parts = answer[key].as_array().unwrap().iter();
+        parts.map(|p| (p["name"].as_str().unwrap().to_owned(), figure(p, "loss"), figure(p, "tokens"))).collect()
+    };
+    let (files, tasks) = (parts("files"), parts("tasks"));
+    let names = |parts: &[(String, f64, f64)]| parts.iter().map(|(name, ..)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&files), ["one.jsonl", "two.jsonl"]);
+    assert_eq!(names(&tasks), ["7", "add", "copy"]);
+    // 9 tokens of each row are predicted; four rows of each file are of each task.
+    let tokens = |parts: &[(String, f64, f64)]| parts.iter().map(|(_, _, tokens)| *tokens).collect::<Vec<_>>();
+    assert_eq!((tokens(&files), tokens(&tasks)), (vec![108.0, 108.0], vec![36.0, 72.0, 36.0]));
+    assert_close(files.iter().map(|(_, loss, _)| loss / 2.0).sum(), answer["loss"].as_f64().unwrap(), 1e-9);
+    // The rows of one task alone.
+    let ids: Vec<Value> = ["one.jsonl", "two.jsonl"].iter().flat_map(|file| sandbox.lines(file)).collect();
+    for (name, task) in [("7", json!(7)), ("add", json!("add")), ("copy", json!(" copy "))] {
+        let alone: Vec<String> = ids.iter().filter(|row| row["task"] == task).map(Value::to_string).collect();
+        sandbox.write("alone.jsonl", &alone.join("\n"));
+        let (_, loss, _) = tasks.iter().find(|(found, ..)| found == name).unwrap();
+        assert_close(sandbox.eval("--adapter out --data alone.jsonl"), *loss, 1e-6);
+        assert_close(last["eval_task_losses"][name].as_f64().unwrap(), *loss, 1e-6);
+        let line = format!("  task {name}: loss {loss:.4}, ");
+        assert!(text.contains(&line) && done.stderr.contains(&line), "{line:?} in {text} and {}", done.stderr);
+    }
+    assert!(done.stderr.contains("validation after step 3: loss ") && done.stderr.contains("\n3 tasks\n"), "{done:?}");
+    // One task, or none, is no reason to tell parts apart.
+    sandbox.write("alone.jsonl", &json!({"input_ids": [1, 2, 3], "task": "add"}).to_string());
+    for file in ["alone.jsonl", "rows.jsonl"] {
+        let answer = sandbox.run(&format!("eval --model model --json --data {file}")).json();
+        assert_eq!(crate::sandbox::keys(&answer), ["loss", "perplexity", "tokens"]);
+    }
+}
+
+#[test]
+fn too_many_tasks_are_counted_and_a_wrong_one_is_refused() {
+    let sandbox = Sandbox::new();
+    let rows = |tasks: usize| -> String {
+        (0..tasks).map(|at| json!({"input_ids": [1, 2, 3], "task": format!("t{at}")}).to_string() + "\n").collect()
+    };
+    for (tasks, parts) in [(100, 100), (101, 0)] {
+        sandbox.write("many.jsonl", &rows(tasks));
+        let done = sandbox.run("eval --model model --json --data many.jsonl").ok();
+        let said = "101 different values of `task`, more than the 100";
+        assert_eq!(done.stderr.contains(said), parts == 0, "{}", done.stderr);
+        assert_eq!(done.json()["tasks"].as_array().map_or(0, Vec::len), parts);
+    }
+    sandbox.write("wrong.jsonl", "{\"input_ids\": [1, 2], \"task\": [\"add\"]}\n");
+    let words = ["wrong.jsonl: line 1: `task` is an array of 1 items", "expected a string"];
+    sandbox.refused("eval --model model --data wrong.jsonl", &words);
+}

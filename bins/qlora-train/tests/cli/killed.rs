@@ -1,6 +1,7 @@
 //! A process killed at any moment loses nothing that was saved: the run goes on and ends in the same bytes.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,22 @@ fn killed_at_every_fault_point_a_run_ends_in_the_same_bytes() {
     assert!(kills >= places.len(), "{kills} kills at {} fault points", places.len());
 }
 
+/// Between the first files of a directory as well: what is left of them is this run's, and not a stranger's.
+#[test]
+fn killed_while_its_directory_is_made_a_run_may_be_started_again() {
+    let sandbox = Sandbox::new();
+    let line = train(RUN);
+    sandbox.run(&line).ok();
+    std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
+    for file in ["run.json", "metrics.jsonl"] {
+        for stage in ["write", "synced", "rename", "renamed"] {
+            assert_eq!(sandbox.run_at_fault(&line, &format!("{stage}/{file}:1")).status, None, "{stage} of {file}");
+            sandbox.run(&line).ok();
+            check_finished(&sandbox);
+        }
+    }
+}
+
 /// Checkpoint 0 is replaced by a later state of the same step; wherever that ends, one of the two is found.
 #[test]
 fn killed_while_a_checkpoint_replaces_another_a_run_keeps_one_of_them() {
@@ -136,7 +153,8 @@ fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
     let (mut kills, mut runs, mut within_training) = (0, 0, 0);
     while kills < KILLS {
         let mut command = sandbox.command(&line);
-        let mut child = command.env_remove(VARIABLE).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let said = File::create(sandbox.path("said")).unwrap();
+        let mut child = command.env_remove(VARIABLE).stdout(Stdio::null()).stderr(said).spawn().unwrap();
         std::thread::sleep(whole.mul_f32(stream.uniform()));
         child.kill().unwrap();
         let status = child.wait().unwrap();
@@ -152,7 +170,7 @@ fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
                 runs += 1;
                 check_finished(&sandbox);
             }
-            Some(code) => panic!("exit status {code} after {kills} kills"),
+            Some(code) => panic!("exit status {code} after {kills} kills: {}", sandbox.read("said")),
         }
         assert!(start.elapsed() < Duration::from_secs(300), "{kills} kills in five minutes");
     }

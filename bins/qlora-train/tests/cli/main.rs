@@ -4,7 +4,9 @@
 #[allow(dead_code)]
 mod fixture;
 
+mod disk;
 mod evaluation;
+mod generate;
 mod interrupted;
 mod killed;
 mod outputs;

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first saves and stops, the second leaves at once.
+//! SIGINT, SIGTERM and SIGHUP: the first saves and stops, the second leaves at once.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -23,20 +23,29 @@ pub fn wait_for(child: &mut Child, words: &str) -> String {
     }
 }
 
-/// The run waits at a fault point.
-fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Child {
-    let mut command = sandbox.command(line);
+/// The run waits at a fault point. Signals that these tests were started to ignore, as under nohup, are not ignored there.
+pub fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Child {
+    let plain = sandbox.command(line);
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP,INT,TERM").arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(plain.get_current_dir().unwrap()).stdin(Stdio::null());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     command.env(VARIABLE, format!("{place}:pause:{milliseconds}")).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     wait_for(&mut child, "fault point reached");
     child
 }
 
-fn signal(child: &Child, name: &str) {
+pub fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-fn end(mut child: Child) -> (Option<i32>, String) {
+pub fn end(mut child: Child) -> (Option<i32>, String) {
     let mut rest = String::new();
     child.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
     (child.wait().unwrap().code(), rest)
@@ -53,6 +62,7 @@ fn the_first_signal_saves_and_says_how_to_go_on() {
         ("-TERM", "micro-batch:11", 143, "stopped after step 2 of 8 and 2 micro-batches; saved in out/checkpoint-2"),
         // A step is finished, and a file too.
         ("-INT", "write/optimizer.safetensors:1", 130, "stopped after step 2 of 8; saved in out/checkpoint-2"),
+        ("-HUP", "step:5", 129, "stopped after step 5 of 8; saved in out/checkpoint-5"),
         ("-INT", "step:8", 130, "stopped after step 8 of 8; saved in out/checkpoint-8"),
         ("-TERM", "evaluation:1", 0, ""),
     ];
@@ -116,7 +126,9 @@ fn an_interrupted_evaluation_is_done_again() {
 #[test]
 fn the_second_signal_leaves_at_once() {
     let sandbox = Sandbox::new();
-    for (first, second, status) in [("-INT", "-INT", 130), ("-INT", "-TERM", 143), ("-TERM", "-INT", 130)] {
+    for (first, second, status) in
+        [("-INT", "-INT", 130), ("-INT", "-TERM", 143), ("-TERM", "-INT", 130), ("-TERM", "-HUP", 129)]
+    {
         let mut child = paused(&sandbox, &train(&format!("{RUN} --resume-from-checkpoint")), "step:1", 60_000);
         signal(&child, first);
         wait_for(&mut child, "a second one leaves at once");
@@ -131,4 +143,45 @@ fn the_second_signal_leaves_at_once() {
     whole.ok();
     sandbox.train(&format!("{RUN} --resume-from-checkpoint")).ok();
     sandbox.assert_same_result("out", "whole");
+}
+
+/// The terminal may be closed then.
+#[test]
+fn a_run_under_nohup_goes_on_after_a_hang_up() {
+    let sandbox = Sandbox::new();
+    let mut command = Command::new("nohup");
+    command.arg(env!("CARGO_BIN_EXE_qlora-train")).args(train(RUN).split_whitespace()).current_dir(sandbox.path("."));
+    command.env(VARIABLE, "step:2:pause:400").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    wait_for(&mut child, "fault point reached");
+    signal(&child, "-HUP");
+    let (status, text) = end(child);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(!text.contains("stopping"), "{text}");
+}
+
+#[test]
+fn quantize_leaves_nothing_when_it_is_stopped() {
+    let sandbox = Sandbox::new();
+    let line = "quantize --model model --output nf4";
+    let before = sandbox.files();
+    for (name, place, status) in
+        [("-INT", "tensor:1", 130), ("-TERM", "tensor:5", 143), ("-HUP", "tensor:12", 129), ("-INT", "tensor:20", 130)]
+    {
+        let child = paused(&sandbox, line, place, 400);
+        assert!(sandbox.files().len() > before.len(), "it writes beside the output");
+        signal(&child, name);
+        let (found, text) = end(child);
+        assert_eq!(found, Some(status), "{place}: {text}");
+        assert!(text.contains("stopping after the current tensor; nothing is kept"), "{place}: {text}");
+        assert!(sandbox.files() == before, "{place}: {:?}", sandbox.files().keys());
+    }
+    sandbox.run(line).ok();
+    assert!(sandbox.path("nf4/config.json").exists());
+    // An empty directory that was there stays as it was.
+    std::fs::create_dir(sandbox.path("empty")).unwrap();
+    let child = paused(&sandbox, "quantize --model model --output empty", "tensor:2", 400);
+    signal(&child, "-TERM");
+    assert_eq!(end(child).0, Some(143));
+    assert_eq!(sandbox.names("empty"), Vec::<String>::new());
 }

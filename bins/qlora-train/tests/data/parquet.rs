@@ -60,6 +60,7 @@ const SCHEMA: &str = "message rows {
         optional binary role (UTF8); optional binary content (UTF8); optional int64 weight; } } }
     optional group input_ids (LIST) { repeated group list { optional int64 element; } }
     optional binary image;
+    optional binary task (UTF8);
 }";
 
 fn group() -> Vec<Column> {
@@ -69,6 +70,7 @@ fn group() -> Vec<Column> {
         Column::Integers(vec![1], vec![3, 4, 0], vec![0, 1, 0]),
         Column::Integers(vec![5, 6, 7], vec![0, 3, 3, 3], vec![0, 0, 1, 1]),
         Column::Bytes(vec![&[0xFF, 0xFE]], vec![1, 0], vec![0, 0]),
+        Column::Text(vec!["add"], vec![1, 0], vec![0, 0]),
     ]
 }
 
@@ -92,6 +94,8 @@ fn conversations_and_token_ids_are_read_from_every_row_group() {
         assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert_eq!((&data.rows[2].input_ids, &data.rows[2].labels), (&expected.input_ids, &expected.labels));
         assert_eq!(data.rows[3].input_ids, [5, 6, 7]);
+        let tasks: Vec<Option<&str>> = data.rows.iter().map(|row| row.task.as_deref()).collect();
+        assert_eq!(tasks, [Some("add"), None, Some("add"), None]);
         assert_eq!(data.report.files[0].unit, Unit::Row);
         assert_eq!(data.report.files[0].kinds, [(RowKind::Messages, 2), (RowKind::Tokenised, 2)]);
     }

@@ -10,7 +10,7 @@ use qlora_train::data::{
 use super::fixture::{assert_says, refusal};
 
 fn row(input_ids: &[u32], labels: &[i32]) -> Row {
-    Row { input_ids: input_ids.into(), labels: labels.into(), file: 0, line: 1 }
+    Row { input_ids: input_ids.into(), labels: labels.into(), file: 0, line: 1, task: None }
 }
 
 fn options() -> ScheduleOptions {

@@ -18,6 +18,7 @@ use crate::checkpoint::json::read_object;
 use crate::checkpoint::tensor::{StoredType, Tensor16, TensorData};
 use crate::checkpoint::{Checkpoint, Fingerprint, Module, expected_tensors};
 use crate::error::{Context, Result};
+use crate::fault;
 use crate::refuse;
 
 /// How a checkpoint is quantised.
@@ -49,12 +50,12 @@ pub struct Quantized {
 ///
 /// The directory appears whole or not at all. Refused: a base that is quantised already, an output that is there and
 /// not empty, weights that are not finite, an entry of `skip_modules` that matches nothing. `progress` gets the number
-/// of tensors done, of [`expected_tensors`].
+/// of tensors done, of [`expected_tensors`]; an error of it ends the work, and nothing is left.
 pub fn quantize(
     checkpoint: &Checkpoint,
     output: &Path,
     options: &QuantizeOptions,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Quantized> {
     if checkpoint.quantization().is_some() {
         refuse!("{}: found a model that is quantised already, expected a 16-bit one", checkpoint.dir().display());
@@ -116,7 +117,7 @@ impl<'a> Plan<'a> {
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
     }
 
-    fn write_weights(&self, dir: &Path, progress: &mut dyn FnMut(usize)) -> Result<OriginalBase> {
+    fn write_weights(&self, dir: &Path, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<OriginalBase> {
         let blank = "0".repeat(64);
         let name = self.checkpoint.base_name().clone();
         let mut original = OriginalBase { name, fingerprint: blank.clone(), quantized_fingerprint: blank };
@@ -133,7 +134,8 @@ impl<'a> Plan<'a> {
                     digest
                 }
             })?;
-            progress(done + 1);
+            fault::moment("tensor");
+            progress(done + 1)?;
         }
         original.fingerprint = before.finish()?;
         original.quantized_fingerprint = after.finish()?;

@@ -1,24 +1,24 @@
 //! Text as it grows, token by token.
 
-use crate::data::ChatTokenizer;
-use crate::error::{Context, Result};
 use std::io::{ErrorKind, Write};
+
+use super::tokenizer::ChatTokenizer;
+use crate::error::{Context, Result};
 
 /// Turns tokens into text of whole characters: a token may end within one, and what a token means may depend on the one
 /// before it.
-pub struct TextStream<'a> {
+pub struct TextStream<'a, W: Write> {
     tokenizer: &'a ChatTokenizer,
     ids: Vec<u32>,
     /// Tokens from here on are decoded together; their text up to `shown` is written.
     context: usize,
     shown: usize,
     /// None: nobody reads it.
-    out: Option<std::io::Stdout>,
+    out: Option<W>,
 }
 
-impl<'a> TextStream<'a> {
-    pub fn new(tokenizer: &'a ChatTokenizer, write: bool) -> Self {
-        let out = write.then(std::io::stdout);
+impl<'a, W: Write> TextStream<'a, W> {
+    pub fn new(tokenizer: &'a ChatTokenizer, out: Option<W>) -> Self {
         Self { tokenizer, ids: Vec::new(), context: 0, shown: 0, out }
     }
 
@@ -37,7 +37,7 @@ impl<'a> TextStream<'a> {
         self.write(&text)
     }
 
-    /// The text that the tokens since the last call add, once it ends with a whole character.
+    /// The text that the tokens since the last one written add, once it ends with a whole character.
     fn next(&mut self, end: bool) -> Result<String> {
         let before = self.tokenizer.decode(&self.ids[self.context..self.shown], true)?;
         let now = self.tokenizer.decode(&self.ids[self.context..], true)?;
@@ -56,7 +56,7 @@ impl<'a> TextStream<'a> {
         let Some(out) = &mut self.out else { return Ok(()) };
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => self.out = None,
-            Err(error) => return Err(error).or_fail(|| "standard output".to_owned()),
+            Err(error) => return Err(error).or_fail(|| "the text cannot be written".to_owned()),
             Ok(()) => {}
         }
         Ok(())

@@ -1,0 +1,157 @@
+//! Text from the KV cache against the whole row computed anew for every token.
+
+#[allow(dead_code)]
+mod support;
+
+use proptest::prelude::*;
+use qlora_kernels::philox::Stream;
+use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::{Batch, Quantization};
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::checkpoint::{LlamaConfig, Module};
+use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use qlora_train::train::generate::{Sampling, generate};
+use support::Memory;
+
+const VOCAB: usize = 37;
+
+fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
+    let config =
+        LlamaConfig { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, ..tiny_config() };
+    let spec = ModelSpec {
+        lora: LoraSpec::uniform(&config, &Module::ALL, 3, 0.7, 0.0),
+        config,
+        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
+        trainable: false,
+        recompute: false,
+        tokens,
+        positions: tokens,
+        seed,
+    };
+    let mut cpu = Cpu::new(spec.dims());
+    let mut memory = Memory::new(Synthetic::new(spec.config.clone(), seed));
+    let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
+    (cpu, model)
+}
+
+/// Logits after the last token of `row`, without a cache.
+fn anew(cpu: &mut Cpu, model: &Llama<Cpu>, row: &[u32]) -> Vec<f32> {
+    let positions: Vec<u32> = (0..row.len() as u32).collect();
+    let (boundaries, targets) = ([0, row.len() as u32], vec![-100; row.len()]);
+    let batch = Batch { input_ids: row, positions: &positions, boundaries: &boundaries, targets: &targets };
+    model.logits(cpu, &batch, &[row.len() - 1]).unwrap().remove(0)
+}
+
+fn rows(lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
+    let mut stream = Stream::new(seed, 5);
+    lengths.iter().map(|&len| (0..len).map(|_| stream.below(VOCAB as u32)).collect()).collect()
+}
+
+/// The two largest.
+fn top_two(logits: &[f32]) -> [(f32, usize); 2] {
+    let mut sorted: Vec<(f32, usize)> = logits.iter().copied().zip(0..).collect();
+    sorted.sort_by(|a, b| b.0.total_cmp(&a.0));
+    [sorted[0], sorted[1]]
+}
+
+/// What f32 sums in another order may differ by, relative to the largest logit.
+const ROUNDING: f32 = 1e-5;
+
+fn largest(logits: &[f32]) -> f32 {
+    logits.iter().fold(0.0, |a, x| a.max(x.abs()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Rows that grow by pieces of any size, side by side, each in rows of the cache of its own.
+    #[test]
+    fn logits_from_the_cache_are_those_of_the_whole_row(
+        (kv_heads, per_kv) in (1..3usize, 1..3usize),
+        lengths in prop::collection::vec(2..14usize, 1..4),
+        cuts in prop::collection::vec(1..6usize, 1..5),
+        seed in any::<u64>(),
+    ) {
+        let total: usize = lengths.iter().sum();
+        let (mut cpu, model) = model(kv_heads, per_kv, total, seed);
+        let rows = rows(&lengths, seed);
+        let starts: Vec<u32> = lengths.iter().scan(0, |at, &len| { let start = *at; *at += len as u32; Some(start) }).collect();
+        let mut cache = model.cache(&mut cpu).unwrap();
+        let mut held = vec![0; rows.len()];
+        for turn in 0.. {
+            let open: Vec<usize> = (0..rows.len()).filter(|&row| held[row] < rows[row].len()).collect();
+            if open.is_empty() {
+                break;
+            }
+            let (mut ids, mut positions, mut boundaries) = (Vec::new(), Vec::new(), vec![0u32]);
+            let (mut row_starts, mut last) = (Vec::new(), Vec::new());
+            for &row in &open {
+                let end = (held[row] + cuts[(turn + row) % cuts.len()]).min(rows[row].len());
+                ids.extend_from_slice(&rows[row][held[row]..end]);
+                positions.extend(held[row] as u32..end as u32);
+                boundaries.push(ids.len() as u32);
+                row_starts.push(starts[row]);
+                last.push(ids.len() - 1);
+                held[row] = end;
+            }
+            let targets = vec![-100; ids.len()];
+            let batch = Batch { input_ids: &ids, positions: &positions, boundaries: &boundaries, targets: &targets };
+            let found = model.logits_cached(&mut cpu, &batch, &mut cache, &row_starts, &last).unwrap();
+            for (&row, found) in open.iter().zip(&found) {
+                let expected = anew(&mut cpu, &model, &rows[row][..held[row]]);
+                let bound = ROUNDING * largest(&expected);
+                for (found, expected) in found.iter().zip(&expected) {
+                    prop_assert!((found - expected).abs() <= bound, "row {row} of {}: {found} {expected}", held[row]);
+                }
+            }
+        }
+        model.free_cache(&mut cpu, cache);
+    }
+
+    /// Several prompts side by side get the tokens that each would get alone from the most likely token of the whole
+    /// row, computed anew each time; where two tokens are as likely but for rounding, either is right.
+    #[test]
+    fn greedy_tokens_are_the_most_likely_of_the_whole_row(
+        lengths in prop::collection::vec(1..10usize, 1..4),
+        new in 1..12usize,
+        stop in 0..VOCAB as u32,
+        seed in any::<u64>(),
+    ) {
+        let total = lengths.iter().map(|len| len + new).sum();
+        let (mut cpu, model) = model(2, 2, total, seed);
+        let prompts = rows(&lengths, seed);
+        let mut called = vec![Vec::new(); prompts.len()];
+        let mut token = |row: usize, id| { called[row].push(id); Ok(()) };
+        let answers = generate(&mut cpu, &model, &prompts, new, &[stop], &Sampling::GREEDY, &mut token).unwrap();
+        prop_assert_eq!(&answers, &called);
+        for (prompt, answer) in prompts.iter().zip(&answers) {
+            let mut row = prompt.clone();
+            let stopped = (answer.len() < new).then_some(stop);
+            for id in answer.iter().copied().chain(stopped) {
+                let logits = anew(&mut cpu, &model, &row);
+                let [(best, first), (second, _)] = top_two(&logits);
+                let tie = best - second <= 2.0 * ROUNDING * largest(&logits);
+                prop_assert!(first == id as usize || tie, "{id} after {row:?}, {first} is more likely");
+                row.push(id);
+            }
+            prop_assert!(!answer.contains(&stop));
+        }
+    }
+
+    #[test]
+    fn drawn_tokens_follow_the_seed_and_a_temperature_of_0_is_greedy(seed in any::<u64>(), top_p in 0.2f32..=1.0) {
+        let (mut cpu, model) = model(1, 2, 2 * (4 + 16), seed);
+        let prompts = rows(&[4, 4], seed);
+        let mut answers = |temperature, top_p, seed| {
+            let sampling = Sampling { temperature, top_p, seed };
+            generate(&mut cpu, &model, &prompts, 16, &[], &sampling, &mut |_, _| Ok(())).unwrap()
+        };
+        // Hot enough that two draws of 32 tokens do not agree by chance.
+        let one = answers(50.0, 1.0, seed);
+        prop_assert_eq!(&answers(50.0, 1.0, seed), &one);
+        prop_assert_ne!(&answers(50.0, 1.0, seed ^ 1), &one);
+        let greedy = answers(0.0, 1.0, 0);
+        prop_assert_eq!(&answers(0.0, top_p, seed), &greedy);
+        prop_assert_eq!(answers(1.0, 1e-9, seed), greedy);
+    }
+}
