@@ -26,6 +26,7 @@ extern "C" const char *qk_status_name(int status) {
     case QK_ERROR_BLOCK_SIZE: return "QK_ERROR_BLOCK_SIZE";
     case QK_ERROR_WORKSPACE: return "QK_ERROR_WORKSPACE";
     case QK_ERROR_NOT_BUILT: return "QK_ERROR_NOT_BUILT";
+    case QK_ERROR_OVERLAP: return "QK_ERROR_OVERLAP";
     case QK_ERROR_HEAD_DIM: return "QK_ERROR_HEAD_DIM";
     case QK_ERROR_EMULATION: return "QK_ERROR_EMULATION";
     case QK_ERROR_VALUE: return "QK_ERROR_VALUE";

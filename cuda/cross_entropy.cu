@@ -186,8 +186,8 @@ struct Parts {
     }
 };
 
-// Checks, and fills all but the workspace's parts.
-int check(const qk_cross_entropy_args *args, CrossEntropyView *view) {
+// Checks the shape and fills what follows from it.
+int check_shape(const qk_cross_entropy_args *args, CrossEntropyView *view) {
     *view = {};
     if (args == nullptr) return QK_ERROR_NULL_POINTER;
     if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
@@ -201,24 +201,35 @@ int check(const qk_cross_entropy_args *args, CrossEntropyView *view) {
     view->padded_h = ceil_div(args->h, 64) * 64;
     view->ldz = ceil_div(args->vocab, 8) * 8;
     view->num_statistics = ceil_div(args->vocab, kStatisticColumns);
-    // A launch has a block for 128 tokens and 256 columns at most; the logits' bytes are counted in 63 bits.
-    if (ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) > INT32_MAX || ceil_div(view->chunk, 64) * ceil_div(args->h, 128) > INT32_MAX)
-        return QK_ERROR_SHAPE;
-    if (args->head == nullptr || args->state == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr)) return QK_ERROR_NULL_POINTER;
-    for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden)})
-        if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->targets, 4) || !is_aligned(args->losses, 4) || !is_aligned(args->state, 8)) return QK_ERROR_ALIGNMENT;
-    view->hidden = static_cast<const bf16 *>(args->hidden);
-    view->head = static_cast<const bf16 *>(args->head);
-    view->targets = args->targets;
-    view->losses = args->losses;
-    view->state = args->state;
     view->dhidden = static_cast<bf16 *>(args->dhidden);
     view->m = int(args->m);
     view->supervised = int(args->supervised);
     view->weight = args->weight;
-    return QK_OK;
+    // Blocks of a launch are counted in 31 bits. (So are the logits' bytes in 47.)
+    bool fits = ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) <= INT32_MAX && ceil_div(view->chunk, 64) * ceil_div(args->h, 128) <= INT32_MAX;
+    return fits ? QK_OK : QK_ERROR_SHAPE;
+}
+
+// Memory of an operand.
+struct Range {
+    uintptr_t first;
+    uint64_t bytes;
+    Range(const void *base, uint64_t bytes) : first(reinterpret_cast<uintptr_t>(base)), bytes(base == nullptr ? 0 : bytes) {}
+    bool overlaps(const Range &other) const { return bytes > 0 && other.bytes > 0 && first < other.first + other.bytes && other.first < first + bytes; }
+};
+
+// Whether something that is written overlaps another operand; dhidden may be hidden itself.
+bool overlapping(const qk_cross_entropy_args *args, const void *workspace, size_t workspace_bytes) {
+    uint64_t m = uint64_t(args->m), row = uint64_t(args->h) * sizeof(bf16);
+    const Range written[] = {{workspace, workspace_bytes}, {args->state, sizeof *args->state}, {args->losses, m * sizeof(float)}, {args->dhidden, m * row}};
+    const Range read[] = {{args->head, uint64_t(args->vocab) * row}, {args->targets, m * sizeof(int32_t)}, {args->hidden, m * row}};
+    for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < i; ++j)
+            if (written[i].overlaps(written[j])) return true;
+        for (const Range &other : read)
+            if (written[i].overlaps(other) && !(&other == &read[2] && i == 3 && args->dhidden == args->hidden)) return true;
+    }
+    return false;
 }
 
 size_t place(CrossEntropyView *view, void *workspace) {
@@ -229,6 +240,24 @@ size_t place(CrossEntropyView *view, void *workspace) {
     view->target_logits = parts.take<float>(view->chunk);
     if (view->dhidden != nullptr) view->logits = parts.take<float>(view->chunk * view->ldz);
     return parts.used;
+}
+
+// Checks everything, and fills the view with its parts of the workspace.
+int check(const qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes, CrossEntropyView *view) {
+    if (int error = check_shape(args, view)) return error;
+    if (args->head == nullptr || args->state == nullptr) return QK_ERROR_NULL_POINTER;
+    if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr)) return QK_ERROR_NULL_POINTER;
+    for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden), static_cast<const void *>(workspace)})
+        if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args->targets, 4) || !is_aligned(args->losses, 4) || !is_aligned(args->state, 8)) return QK_ERROR_ALIGNMENT;
+    view->hidden = static_cast<const bf16 *>(args->hidden);
+    view->head = static_cast<const bf16 *>(args->head);
+    view->targets = args->targets;
+    view->losses = args->losses;
+    view->state = args->state;
+    size_t needed = place(view, workspace);
+    if (workspace_bytes < needed || (workspace == nullptr && needed > 0)) return QK_ERROR_WORKSPACE;
+    return overlapping(args, workspace, workspace_bytes) ? QK_ERROR_OVERLAP : QK_OK;
 }
 
 template <bool kScatter> int launch_copy(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {
@@ -266,18 +295,14 @@ int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_str
 extern "C" int qk_cross_entropy_workspace_size(const qk_cross_entropy_args *args, size_t *bytes) {
     CrossEntropyView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
-    if (int error = check(args, &view)) return error;
+    if (int error = check_shape(args, &view)) return error;
     *bytes = place(&view, nullptr);
     return QK_OK;
 }
 
 extern "C" int qk_cross_entropy(const qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes, qk_stream stream) {
     CrossEntropyView view;
-    if (int error = check(args, &view)) return error;
-    if (workspace_bytes < place(&view, nullptr)) return QK_ERROR_WORKSPACE;
-    if (workspace == nullptr && view.supervised > 0) return QK_ERROR_WORKSPACE;
-    if (!is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
-    place(&view, workspace);
+    if (int error = check(args, workspace, workspace_bytes, &view)) return error;
     if (int error = launch(supervised_rows, dim3(1), dim3(kScanThreads), 2 * kScanWarps * sizeof(int), stream, view)) return error;
     if (view.dhidden != nullptr && view.m > 0) {
         auto clear = view.h % 8 == 0 ? clear_rows<8> : clear_rows<1>;

@@ -55,7 +55,8 @@ enum qk_status {
     QK_ERROR_NOT_BUILT = -8,    /* a feature of the interface that this version does not have yet */
     QK_ERROR_EMULATION = -9,    /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
     QK_ERROR_VALUE = -10,       /* a number that is no dimension is out of range: dropout's p, a flag, a token's place */
-    QK_ERROR_HEAD_DIM = -11     /* attention: a head_dim that is not built */
+    QK_ERROR_HEAD_DIM = -11,    /* attention: a head_dim that is not built */
+    QK_ERROR_OVERLAP = -12      /* what is written overlaps another operand that it may not overlap */
 };
 
 /* Element type of a dense matrix. */
@@ -443,7 +444,8 @@ int qk_attention_backward(const struct qk_attention_args *args, void *workspace,
 typedef struct qk_loss_state {
     double sum;          /* of the losses: each 256 rows (from row 0 on) from zero, these sums then added in order; NaN if a loss is not finite */
     int32_t row;         /* the first row whose loss is not finite, or -1 */
-    uint32_t supervised; /* the targets found that are not negative; sum is NaN if args->supervised is another number */
+    uint32_t supervised; /* the targets found that are not negative; sum is NaN if args->supervised is another number. If they are more, what is
+                          * beyond has a loss of NaN and a gradient that is not written */
 } qk_loss_state;
 
 /* The output layer, the softmax cross-entropy and its gradient, without M * V logits. */
@@ -464,7 +466,8 @@ typedef struct qk_cross_entropy_args {
 } qk_cross_entropy_args;
 
 /* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 * supervised + C * (2 * H + V / 8 + 4)
- * with some padding, and, with a gradient, C * V * 4 more, the logits (1,024 tokens of 128,256: 525 MB). */
+ * with some padding, and, with a gradient, C * V * 4 more, the logits (1,024 tokens of 128,256: 525 MB). Of the pointers it only reads
+ * whether dhidden is NULL. */
 int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
 
 /* losses, state and, if set, dhidden = weight * (softmax(z) - onehot(target)) * head with z = hidden * head^T. Logits, softmax and losses are f32; the

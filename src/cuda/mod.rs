@@ -11,6 +11,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cross_entropy;
 pub mod cublaslt;
 pub mod dispatch;
 #[cfg(feature = "emulation")]

@@ -27,6 +27,7 @@ pub const QK_ERROR_NOT_BUILT: qk_status = -8;
 pub const QK_ERROR_EMULATION: qk_status = -9;
 pub const QK_ERROR_VALUE: qk_status = -10;
 pub const QK_ERROR_HEAD_DIM: qk_status = -11;
+pub const QK_ERROR_OVERLAP: qk_status = -12;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
 pub const QK_F32: qk_dtype = 1;
