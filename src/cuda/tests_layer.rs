@@ -45,6 +45,8 @@ macro_rules! refuses {
     };
 }
 
+mod cross_entropy;
+
 #[test]
 fn the_embedding_refuses() {
     let mut memory = Memory::new();

@@ -9,6 +9,9 @@
 mod adamw_operation;
 #[path = "../support/attention_operation.rs"]
 mod attention_operation;
+#[path = "../support/cross_entropy.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod cross_entropy_operation;
 #[path = "../support/device.rs"]
 mod device;
 #[path = "../support/dispatched.rs"]
@@ -36,6 +39,8 @@ mod values;
 
 mod adamw;
 mod attention;
+mod cross_entropy;
+mod cross_entropy_values;
 mod dispatch;
 #[cfg(feature = "emulation")]
 mod emulation;

@@ -1,0 +1,126 @@
+//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without remainders.
+
+use crate::cross_entropy_operation::{Host, Loss, Output, Targets, Values};
+use crate::device::{Tally, cases, device};
+use crate::operation::{Operation, run, verify};
+use half::bf16;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use qlora_kernels::cuda::cross_entropy::LossState;
+use qlora_kernels::reference::linear_cross_entropy;
+
+const SCHEDULES: u64 = 2;
+
+fn operations(values: impl Strategy<Value = Values>) -> impl Strategy<Value = Loss> {
+    // Widths whose gradient is of the tensor cores, that copy 16 bytes at a time, and that do neither.
+    let h = prop_oneof![3 => (1usize..4).prop_map(|n| 64 * n), 1 => (1usize..20).prop_map(|n| 8 * n), 1 => 1usize..150];
+    let shape = (prop_oneof![1usize..20, 100usize..200], h, prop_oneof![1usize..40, 200usize..700]);
+    let targets = prop_oneof![2 => Just(Targets::Some), 1 => Just(Targets::All), 1 => Just(Targets::Unknown)];
+    let chunk = prop_oneof![1usize..80, Just(128usize), Just(1 << 40)];
+    (shape, targets, chunk, prop::bool::weighted(0.8), values, any::<u64>()).prop_map(
+        |((m, h, vocab), targets, chunk, gradient, values, seed)| {
+            // A launch a chunk: not too many.
+            let chunk = chunk.max(m / 8);
+            Loss { m, h, vocab, chunk, targets, gradient, values, seed }
+        },
+    )
+}
+
+/// Every case also in one chunk, or in two: no bit depends on it.
+fn checked(name: &'static str, most: u32, values: impl Strategy<Value = Values>) {
+    let tally = Tally::new(name, SCHEDULES);
+    let device = device();
+    let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&operations(values), |operation| {
+        let output = verify(&device, &operation, operation.seed, SCHEDULES).map_err(TestCaseError::fail)?;
+        let chunk = if operation.chunk < operation.m { operation.m } else { operation.m.div_ceil(2) };
+        let other = Loss { chunk, ..operation.clone() };
+        prop_assert!(run(&device, &other, &other.inputs()) == output, "chunks of {chunk} give other bits");
+        tally.case();
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn loss_and_gradient_are_within_their_rounding() {
+    let size = prop_oneof![Just(1.0f32), Just(0.01), Just(8.0)];
+    checked("cross-entropy", 40, size.prop_map(|size| Values::Random { size }));
+}
+
+#[test]
+fn gradients_that_no_sum_rounds_are_exact() {
+    checked("cross-entropy, exact", 24, Just(Values::Exact));
+}
+
+pub fn example() -> Loss {
+    let values = Values::Random { size: 2.0 };
+    Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets: Targets::Some, gradient: true, values, seed: 3 }
+}
+
+/// What the checks here call the definition is the reference, loss and gradient.
+#[test]
+fn the_definition_is_the_reference() {
+    for values in [example().values, Values::Exact] {
+        let loss = Loss { values, ..example() };
+        let host = loss.inputs();
+        let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+        let (x, w) = (f64s(&host.hidden), f64s(&host.head));
+        let (weight, mut dx) = (f64::from(host.weight), vec![f64::NAN; x.len()]);
+        let sum = linear_cross_entropy(&x, &w, &host.targets, weight, Some(&mut dx), loss.h);
+        let expected: Vec<_> = (0..loss.m).map(|row| host.expected(row, loss.h)).collect();
+        let own: f64 = expected.iter().map(|((loss, _), _)| weight * loss).sum();
+        assert!((sum - own).abs() <= 1e-12 * sum, "{sum}, {own}");
+        for (dx, (own, bound)) in dx.iter().zip(expected.iter().flat_map(|(_, gradient)| gradient)) {
+            assert!((dx - own).abs() <= 1e-12, "{dx}, {own}");
+            assert!(
+                values == Values::Exact || *bound <= 0.005 * (1.0 + own.abs()),
+                "a bound of {bound} checks nothing"
+            );
+        }
+    }
+}
+
+/// What a kernel with a bug would give must turn the check red.
+#[test]
+fn the_check_sees_wrong_results() {
+    let device = device();
+    for values in [example().values, Values::Exact] {
+        let right = Loss { values, ..example() };
+        let host = right.inputs();
+        let good = run(&device, &right, &host);
+        assert_eq!(right.check(&host, &good, usize::MAX), Ok(()));
+        let with = |change: &dyn Fn(&mut Host)| {
+            let mut host = right.inputs();
+            change(&mut host);
+            run(&device, &right, &host)
+        };
+        let row = host.targets.iter().position(|&target| target >= 0).unwrap();
+        let mut wrong: Vec<(&str, Output)> = vec![
+            ("another target", with(&|host| host.targets[row] = (host.targets[row] + 1) % 333)),
+            ("a target too few", with(&|host| host.targets[row] = -1)),
+            ("another weight", with(&|host| host.weight *= 1.02)),
+            // Of a token that every row gives a probability.
+            ("a token of the vocabulary left out", {
+                let token = (0..333).find(|token| host.head[token * 72].to_f32() > -100.0).unwrap();
+                with(&|host| host.head[token * 72..][..72].fill(bf16::from_f32(-1e4)))
+            }),
+        ];
+        for bit in [20, 51] {
+            let mut other = good.clone();
+            other.state[0] ^= 1 << bit;
+            wrong.push(("a bit of the sum", other));
+        }
+        let mut other = good.clone();
+        other.losses[row] ^= 1 << 12;
+        wrong.push(("a bit of a loss", other));
+        let mut other = good.clone();
+        other.dhidden[row * 72 + 71] ^= if values == Values::Exact { 1 } else { 8 };
+        wrong.push(("a bit of the gradient", other));
+        for (what, wrong) in wrong {
+            assert!(right.check(&host, &wrong, usize::MAX).is_err(), "{values:?}: {what}");
+        }
+        let state = LossState::from_words(good.state);
+        assert_eq!((state.not_finite, state.supervised), (None, host.supervised()));
+    }
+}
