@@ -11,13 +11,13 @@ use qlora_kernels::reference::linear_cross_entropy;
 
 const SCHEDULES: u64 = 2;
 
-fn operations(values: impl Strategy<Value = Values>) -> impl Strategy<Value = Loss> {
-    // Widths whose gradient is of the tensor cores, that copy 16 bytes at a time, and that do neither.
-    let h = prop_oneof![3 => (1usize..4).prop_map(|n| 64 * n), 1 => (1usize..20).prop_map(|n| 8 * n), 1 => 1usize..150];
-    let shape = (prop_oneof![1usize..20, 100usize..200], h, prop_oneof![1usize..40, 200usize..700]);
+fn operations(
+    sizes: impl Strategy<Value = (usize, usize, usize)>,
+    values: impl Strategy<Value = Values>,
+) -> impl Strategy<Value = Loss> {
     let targets = prop_oneof![2 => Just(Targets::Some), 1 => Just(Targets::All), 1 => Just(Targets::Unknown)];
     let chunk = prop_oneof![1usize..80, Just(128usize), Just(1 << 40)];
-    (shape, targets, chunk, prop::bool::weighted(0.8), values, any::<u64>()).prop_map(
+    (sizes, targets, chunk, prop::bool::weighted(0.8), values, any::<u64>()).prop_map(
         |((m, h, vocab), targets, chunk, gradient, values, seed)| {
             // A launch a chunk: not too many.
             let chunk = chunk.max(m / 8);
@@ -26,12 +26,18 @@ fn operations(values: impl Strategy<Value = Values>) -> impl Strategy<Value = Lo
     )
 }
 
+/// Widths whose gradient is of the tensor cores, that copy 16 bytes at a time, and that do neither.
+fn sizes() -> impl Strategy<Value = (usize, usize, usize)> {
+    let h = prop_oneof![3 => (1usize..4).prop_map(|n| 64 * n), 1 => (1usize..20).prop_map(|n| 8 * n), 1 => 1usize..150];
+    (prop_oneof![1usize..20, 100usize..200], h, prop_oneof![1usize..40, 200usize..700])
+}
+
 /// Every case also in one chunk, or in two: no bit depends on it.
-fn checked(name: &'static str, most: u32, values: impl Strategy<Value = Values>) {
+fn checked(name: &'static str, most: u32, operations: impl Strategy<Value = Loss>) {
     let tally = Tally::new(name, SCHEDULES);
     let device = device();
     let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&operations(values), |operation| {
+    let outcome = runner.run(&operations, |operation| {
         let output = verify(&device, &operation, operation.seed, SCHEDULES).map_err(TestCaseError::fail)?;
         let chunk = if operation.chunk < operation.m { operation.m } else { operation.m.div_ceil(2) };
         let other = Loss { chunk, ..operation.clone() };
@@ -42,15 +48,25 @@ fn checked(name: &'static str, most: u32, values: impl Strategy<Value = Values>)
     outcome.unwrap();
 }
 
+fn random() -> impl Strategy<Value = Values> {
+    prop_oneof![Just(1.0f32), Just(0.01), Just(8.0)].prop_map(|size| Values::Random { size })
+}
+
 #[test]
 fn loss_and_gradient_are_within_their_rounding() {
-    let size = prop_oneof![Just(1.0f32), Just(0.01), Just(8.0)];
-    checked("cross-entropy", 40, size.prop_map(|size| Values::Random { size }));
+    checked("cross-entropy", 40, operations(sizes(), random()));
 }
 
 #[test]
 fn gradients_that_no_sum_rounds_are_exact() {
-    checked("cross-entropy, exact", 24, Just(Values::Exact));
+    checked("cross-entropy, exact", 24, operations(sizes(), Just(Values::Exact)));
+}
+
+/// More logits than the softmax takes in one pass (2,048), more statistics than it has threads (16,384 logits).
+#[test]
+fn large_vocabularies_are_as_small_ones() {
+    let sizes = (1usize..5, prop_oneof![Just(64usize), 1usize..30], 17_000usize..40_000);
+    checked("cross-entropy, large vocabularies", 6, operations(sizes, prop_oneof![random(), Just(Values::Exact)]));
 }
 
 pub fn example() -> Loss {

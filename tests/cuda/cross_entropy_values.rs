@@ -193,6 +193,9 @@ fn many_tokens_are_counted_and_summed() {
         lanes[0]
     };
     assert_eq!(state(&output).sum, losses.chunks(256).map(of_256).sum::<f64>());
+    let mut host = many.inputs();
+    host.targets[8000..8010].fill(3);
+    assert_eq!(state(&run(&device, &many, &host)).not_finite, Some(8000));
 }
 
 #[test]
