@@ -37,7 +37,7 @@ __device__ __forceinline__ void load(Tile<kFeatures> tile, const bf16 *matrix, i
     }
 }
 
-template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 1) logits(CrossEntropyView view, int64_t chunk_first, int tokens) {
+template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 1) cross_entropy_logits(CrossEntropyView view, int64_t chunk_first, int tokens) {
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     int tiles_m = int(ceil_div(tokens, kTokens)), m0 = int(blockIdx.x) % tiles_m * kTokens;
     int64_t n0 = int64_t(blockIdx.x) / tiles_m * kColumns;
@@ -118,6 +118,7 @@ template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 
 int launch_cross_entropy_logits(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {
     int64_t blocks = ceil_div(tokens, kTokens) * ceil_div(view.vocab, kColumns);
     bool whole = view.h % 8 == 0, store = view.logits != nullptr;
-    auto kernel = whole ? store ? logits<true, true> : logits<true, false> : store ? logits<false, true> : logits<false, false>;
+    auto kernel = whole ? store ? cross_entropy_logits<true, true> : cross_entropy_logits<true, false>
+                        : store ? cross_entropy_logits<false, true> : cross_entropy_logits<false, false>;
     return launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), kSharedBytes, stream, view, first, tokens);
 }

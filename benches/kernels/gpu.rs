@@ -7,7 +7,7 @@ use crate::groups;
 use crate::nf4_operations::{Dequantize, Quantize};
 use crate::operation::Operation;
 use crate::values::random_codes;
-use crate::{attention, low_rank, optimizer, record};
+use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
 use qlora_kernels::cuda::measure::{Facts, Timer};
@@ -74,7 +74,7 @@ pub fn run(options: &Options, criterion: Criterion) -> Result<()> {
     let record = record::new(&facts, copy, options.quick)?;
     let mut bench = Bench { options, device, timer, copy, criterion, record };
     operations(&mut bench);
-    for measure in [groups::run, optimizer::run, low_rank::run, attention::run] {
+    for measure in [groups::run, optimizer::run, low_rank::run, attention::run, cross_entropy::run] {
         measure(&mut bench);
     }
     if let Some(path) = bench.keep()? {

@@ -9,6 +9,8 @@ mod attention;
 #[cfg(not(feature = "cuda"))]
 mod cpu;
 #[cfg(feature = "cuda")]
+mod cross_entropy;
+#[cfg(feature = "cuda")]
 mod format;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -31,6 +33,10 @@ mod adamw_operation;
 #[path = "../../tests/support/attention_operation.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod attention_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/cross_entropy.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod cross_entropy_operation;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/device.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]

@@ -134,6 +134,13 @@ fn dot(a: &[bf16], b: &[bf16]) -> Bounded {
     (sum, (a.len() + 8) as f64 * unit(24) * magnitude)
 }
 
+impl Buffers {
+    /// Device memory beside what the operation reads and writes.
+    pub fn transient_bytes(&self) -> usize {
+        self.workspace.view().len()
+    }
+}
+
 impl Loss {
     fn shape_of(&self, host: &Host) -> Shape {
         Shape { m: self.m, h: self.h, vocab: self.vocab, supervised: host.supervised(), chunk: self.chunk }
