@@ -33,6 +33,7 @@ pub struct Dropout {
     pub site: u32,
     /// step · accumulation + micro
     pub draw: u32,
+    p: f32,
     threshold: u32,
     scale: f32,
 }
@@ -42,7 +43,12 @@ impl Dropout {
     pub fn new(seed: u64, site: u32, draw: u32, p: f32) -> Self {
         assert!((0.0..1.0).contains(&p), "dropout must be in [0, 1), found {p}");
         let threshold = (f64::from(p) * 4_294_967_296.0).round().min(4_294_967_295.0) as u32;
-        Self { seed, site, draw, threshold, scale: (1.0 / (1.0 - f64::from(p))) as f32 }
+        Self { seed, site, draw, p, threshold, scale: (1.0 / (1.0 - f64::from(p))) as f32 }
+    }
+
+    /// The share that is dropped, in [0, 1).
+    pub fn p(&self) -> f32 {
+        self.p
     }
 
     pub fn is_identity(&self) -> bool {

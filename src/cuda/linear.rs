@@ -123,10 +123,11 @@ pub(super) fn path_of(operation: &Operation, code: i32) -> Result<Path> {
     }
 }
 
-/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero.
+/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not written and
+/// may be of no elements.
 pub fn lora_down(input: &Input<'_>, segments: &mut [Segment<'_>], s: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     let columns = lora_columns(segments);
-    let call = Call::new("lora_down", &Input { s: None, ..*input }, segments)?;
+    let call = Call::without_outputs("lora_down", &Input { s: None, ..*input }, segments)?;
     call.operation.length("s", s.len(), input.m * columns)?;
     // SAFETY: `Call::new` checked every length against the shapes, and the line above that of `s`.
     call.operation.status(unsafe { sys::qk_lora_down(&call.linear(), s.address().cast(), stream.0) })
@@ -163,6 +164,15 @@ struct Call {
 impl Call {
     /// The structs, with every length checked. Outputs are borrowed mutably by the caller for the call's length.
     fn new(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
+        let call = Self::without_outputs(name, input, segments)?;
+        for segment in segments {
+            rows(&call.operation, "y", segment.y.len(), input.m, segment.n, segment.ldy)?;
+        }
+        Ok(call)
+    }
+
+    /// The same for a function that writes no y.
+    fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
         let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;
         if let Some(s) = &input.s {
@@ -189,7 +199,6 @@ impl Call {
 
     fn push(&mut self, input: &Input<'_>, segment: &Segment<'_>) -> Result<()> {
         let (operation, n) = (&self.operation, segment.n);
-        rows(operation, "y", segment.y.len(), input.m, n, segment.ldy)?;
         let (nf4, dense) = self.operands.weight(operation, &segment.weight, n, input.k)?;
         let lora = match &segment.lora {
             Some(lora) => self.operands.lora(operation, lora, input.m, n, input.k)?,

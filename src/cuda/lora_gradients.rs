@@ -1,5 +1,6 @@
 //! The gradients of the LoRA matrices: `dA += Tᵀ · dropout(X)`, `dB += dYᵀ · S`, in f32, over chunks of 256 tokens in order.
 
+use super::linear::{Lora, Weight};
 use super::linear_backward::{Backward, Call, SegmentBackward, lora_columns};
 use super::operand::{rows, size};
 use super::{Result, Stream, View, ViewMut, sys};
@@ -33,6 +34,44 @@ pub fn workspace_bytes(
     gradients: &mut [PairGradient<'_>],
 ) -> Result<usize> {
     workspace_of(&call("lora_gradients_workspace_size", backward, segments, inputs, gradients)?)
+}
+
+/// The same for segments of (n, r), each with one adapter and both gradients wanted, T given: before there is any operand. It grows
+/// with m, so that the workspace of the longest batch serves every one.
+pub fn workspace_bytes_of(m: usize, k: usize, segments: &[(usize, usize)]) -> Result<usize> {
+    // Aligned as every operand has to be; never followed.
+    let address = std::ptr::without_provenance_mut::<bf16>(4096);
+    let f32s = |len: usize| {
+        // SAFETY: made to be measured: the query follows no pointer.
+        unsafe { ViewMut::from_raw_parts(address.cast::<f32>(), len) }
+    };
+    let bf16s = |len: usize| {
+        // SAFETY: as above.
+        unsafe { View::from_raw_parts(address.cast_const(), len) }
+    };
+    let columns: usize = segments.iter().map(|&(_, r)| r.next_multiple_of(8)).sum();
+    let operand = |&(n, r): &(usize, usize)| SegmentBackward {
+        n,
+        weight: Weight::Dense(bf16s(n.saturating_mul(k))),
+        lora: Some(Lora {
+            r,
+            scale: 1.0,
+            a: bf16s(r.saturating_mul(k)),
+            b: bf16s(n.saturating_mul(r)),
+            adapters: None,
+        }),
+        dy: bf16s(m.saturating_mul(n)),
+        lddy: n,
+    };
+    let pair = |&(n, r): &(usize, usize)| PairGradient {
+        da: Some(f32s(r.saturating_mul(k))),
+        db: Some(f32s(n.saturating_mul(r))),
+    };
+    let low_rank = bf16s(m.saturating_mul(columns));
+    let backward = Backward { m, k, t: Some(low_rank), dropout: None };
+    let inputs = ForwardInputs { x: bf16s(m.saturating_mul(k)), ldx: k, s: low_rank };
+    let (operands, mut pairs): (Vec<_>, Vec<_>) = segments.iter().map(|s| (operand(s), pair(s))).unzip();
+    workspace_bytes(&backward, &operands, &inputs, &mut pairs)
 }
 
 /// Adds to the `gradients` of every segment. `workspace` has at least [`workspace_bytes`].

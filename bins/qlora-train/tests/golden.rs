@@ -202,6 +202,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
     }
     let params = model
         .param_values(&cpu)
+        .unwrap()
         .into_iter()
         .map(|(name, _, values)| (key(name), values.into_iter().map(f64::from).collect()))
         .collect();

@@ -303,7 +303,7 @@ fn values_and_states_that_are_put_back_continue_the_run() {
         };
         let snapshot = |(cpu, model): &mut (Cpu, Llama<Cpu>)| -> Vec<(Vec<f32>, OptimizerState)> {
             let params = model.params_mut().into_iter();
-            params.map(|(_, p)| (cpu.param_values(p), cpu.optimizer_state(p).unwrap())).collect()
+            params.map(|(_, p)| (cpu.param_values(p).unwrap(), cpu.optimizer_state(p).unwrap().unwrap())).collect()
         };
         let mut whole = build();
         step(&mut whole, 0);

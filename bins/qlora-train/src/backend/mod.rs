@@ -1,9 +1,12 @@
 //! What the model is written over: fused operations on buffers that the caller asked for beforehand.
 //!
-//! Implementations: [`cpu::Cpu`] computes in f32; [`plan::Plan`] computes nothing and records what every buffer,
-//! weight and state costs. The model's code is the same for all, so the plan is the run by construction.
+//! Implementations: [`cpu::Cpu`] computes in f32; `cuda::Cuda` on a GPU, with activations in bf16; [`plan::Plan`] computes
+//! nothing and records what every buffer, weight and state costs. The model's code is the same for all, so the plan is the run
+//! by construction.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+pub mod cuda;
 mod optimizer_state;
 pub mod plan;
 
@@ -114,7 +117,19 @@ pub trait Backend {
 
     /// A buffer of `width` values for every token of the longest batch. The name appears in the memory plan.
     fn alloc(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer>;
+    /// As [`Self::alloc`], for values that stay f32 whatever type activations have: the log-sum-exp of attention.
+    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer> {
+        self.alloc(name, width)
+    }
     fn free(&mut self, buffer: Self::Buffer);
+    /// The width of S and T: Σr, with what the device pads the ranks by.
+    fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
+        group.r()
+    }
+    /// Refuses, when the model is built, linear layers that the device cannot compute. `name` is that of a weight of the group.
+    fn accept(&mut self, _name: &str, _group: &LinearGroup<Self>) -> Result<()> {
+        Ok(())
+    }
     /// A 16-bit weight is quantised as `quantization` says; one that is stored in NF4 is held as it is, and
     /// `quantization` describes it.
     fn weight(
@@ -152,15 +167,15 @@ pub trait Backend {
         drop(param);
     }
     /// The current values.
-    fn param_values(&self, param: &Self::Param) -> Vec<f32>;
+    fn param_values(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// The optimiser's states; none where the tensor is not trained.
-    fn optimizer_state(&self, param: &Self::Param) -> Option<OptimizerState>;
+    fn optimizer_state(&self, param: &Self::Param) -> Result<Option<OptimizerState>>;
     /// Puts back what [`Self::param_values`] and [`Self::optimizer_state`] gave. Refuses values or states of another
     /// length or kind than the tensor has, and then changes nothing.
     fn restore(&mut self, param: &mut Self::Param, values: Vec<f32>, state: OptimizerState) -> Result<()>;
     /// What [`Self::restore`] leaves out: the gradient accumulated so far, of as many values. Empty where the tensor is
     /// not trained.
-    fn gradient(&self, param: &Self::Param) -> Vec<f32>;
+    fn gradient(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// Puts back what [`Self::gradient`] gave. Refuses another length, and then changes nothing.
     fn restore_gradient(&mut self, param: &mut Self::Param, gradient: Vec<f32>) -> Result<()>;
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
@@ -194,7 +209,7 @@ pub trait Backend {
         accumulate: bool,
         dx: &mut Self::Buffer,
     ) -> Result<()>;
-    /// S `[Σr]` = scale · dropout(x) · Aᵀ.
+    /// S `[low_rank_columns]` = scale · dropout(x) · Aᵀ.
     fn lora_down(
         &mut self,
         x: &Self::Buffer,
@@ -210,7 +225,7 @@ pub trait Backend {
         group: &LinearGroup<Self>,
         y: &mut Self::Buffer,
     ) -> Result<()>;
-    /// T `[Σr]` = scale · dy · B.
+    /// T `[low_rank_columns]` = scale · dy · B.
     fn lora_up(&mut self, dy: &Self::Buffer, group: &LinearGroup<Self>, t: &mut Self::Buffer) -> Result<()>;
     /// dx `[K]` = dy · W + dropout(T · A).
     fn linear_dx(

@@ -145,20 +145,20 @@ impl Backend for Plan {
         Ok(PlanTensor(len))
     }
 
-    fn param_values(&self, param: &PlanTensor) -> Vec<f32> {
-        vec![0.0; param.0]
+    fn param_values(&self, param: &PlanTensor) -> Result<Vec<f32>> {
+        Ok(vec![0.0; param.0])
     }
 
-    fn optimizer_state(&self, _param: &PlanTensor) -> Option<OptimizerState> {
-        None
+    fn optimizer_state(&self, _param: &PlanTensor) -> Result<Option<OptimizerState>> {
+        Ok(None)
     }
 
     fn restore(&mut self, _param: &mut PlanTensor, _values: Vec<f32>, _state: OptimizerState) -> Result<()> {
         Ok(())
     }
 
-    fn gradient(&self, param: &PlanTensor) -> Vec<f32> {
-        vec![0.0; param.0]
+    fn gradient(&self, param: &PlanTensor) -> Result<Vec<f32>> {
+        Ok(vec![0.0; param.0])
     }
 
     fn restore_gradient(&mut self, _param: &mut PlanTensor, _gradient: Vec<f32>) -> Result<()> {

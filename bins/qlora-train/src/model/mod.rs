@@ -217,26 +217,27 @@ impl<B: Backend> Llama<B> {
                     }
                     segment.lora = build_lora(b, source, &self.spec, layer, module)?;
                 }
+                b.accept(&modules[0].weight_name(layer), group)?;
             }
         }
         Ok(())
     }
 
     /// Shape and values of every trainable tensor, in the order of [`Self::params_mut`].
-    pub fn param_values(&self, backend: &B) -> Vec<(ParamName, [usize; 2], Vec<f32>)> {
+    pub fn param_values(&self, backend: &B) -> Result<Vec<(ParamName, [usize; 2], Vec<f32>)>> {
         let mut values = Vec::new();
         for (layer, block) in self.layers.iter().enumerate() {
             for (group, modules) in block.groups().into_iter().zip(GROUPS) {
                 for (segment, &module) in group.segments.iter().zip(modules) {
                     if let Some(lora) = &segment.lora {
                         let name = |factor| ParamName { layer, module, factor };
-                        values.push((name(Factor::A), [lora.r, group.k], backend.param_values(&lora.a)));
-                        values.push((name(Factor::B), [segment.n, lora.r], backend.param_values(&lora.b)));
+                        values.push((name(Factor::A), [lora.r, group.k], backend.param_values(&lora.a)?));
+                        values.push((name(Factor::B), [segment.n, lora.r], backend.param_values(&lora.b)?));
                     }
                 }
             }
         }
-        values
+        Ok(values)
     }
 }
 
@@ -297,7 +298,9 @@ fn build_group<B: Backend>(
         segments.push(Segment { n, weight, bias, lora });
     }
     let k = GROUPS[site][0].shape(&spec.config).1;
-    Ok(LinearGroup { k, segments, site: (layer * 16 + site) as u32 })
+    let group = LinearGroup { k, segments, site: (layer * 16 + site) as u32 };
+    backend.accept(&GROUPS[site][0].weight_name(layer), &group)?;
+    Ok(group)
 }
 
 fn build_lora<B: Backend>(

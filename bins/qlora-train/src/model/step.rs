@@ -162,7 +162,7 @@ fn project<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, group: &LinearGrou
     if group.r() == 0 {
         return Ok(None);
     }
-    let mut s = b.alloc("low-rank projections", group.r())?;
+    let mut s = b.alloc("low-rank projections", B::low_rank_columns(group))?;
     b.lora_down(x, group, pass.mask(group), &mut s)?;
     Ok(Some(s))
 }
@@ -196,7 +196,7 @@ fn block<B: Backend>(
     b.free(normed);
     b.rope(&mut qkv, pass.shape, false)?;
     let mut attention = b.alloc("attention output", pass.shape.out())?;
-    let mut lse = b.alloc("attention log-sum-exp", pass.shape.heads)?;
+    let mut lse = b.alloc_f32("attention log-sum-exp", pass.shape.heads)?;
     if let Some((cache, view)) = cache {
         b.append_to_cache(&qkv, pass.shape, view.starts, cache)?;
         if view.fresh {
@@ -242,7 +242,7 @@ fn linear_backward<B: Backend>(
     let mask = pass.mask(group);
     let t = match &s {
         Some(_) => {
-            let mut t = b.alloc("low-rank projections", group.r())?;
+            let mut t = b.alloc("low-rank projections", B::low_rank_columns(group))?;
             b.lora_up(dy, group, &mut t)?;
             Some(t)
         }

@@ -158,7 +158,7 @@ fn finish(mut run: Run) -> Result<TrainOutcome> {
 }
 
 fn write_adapter(run: &Run) -> Result<()> {
-    adapter_of(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend).save(run.output)?;
+    adapter_of(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
     copy_tokenizer_files(run.loaded.checkpoint.dir(), run.output)?;
     Ok(())
 }
@@ -213,7 +213,7 @@ pub fn adapter_of(
     base_fingerprint: &str,
     model: &Llama<Cpu>,
     backend: &Cpu,
-) -> Adapter {
+) -> Result<Adapter> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();
     let mut config = AdapterConfig::new(
@@ -231,10 +231,10 @@ pub fn adapter_of(
         chat_template_sha256: loaded.tokenizer.as_ref().and_then(ChatTokenizer::template_hash),
     };
     let mut adapter = Adapter::new(config, &provenance);
-    let mut values = model.param_values(backend).into_iter();
+    let mut values = model.param_values(backend)?.into_iter();
     // A before B, linear by linear.
     while let (Some((name, a_shape, a)), Some((_, b_shape, b))) = (values.next(), values.next()) {
         adapter.insert(name.layer, name.module, (a_shape.to_vec(), a), (b_shape.to_vec(), b));
     }
-    adapter
+    Ok(adapter)
 }

@@ -159,21 +159,22 @@ pub fn write_optimizer<B: Backend>(
     gradients: bool,
 ) -> Result<()> {
     let tensors = |param: &B::Param| {
-        let state = backend.optimizer_state(param).expect("every parameter of a training run has one");
-        let value = values.then(|| backend.param_values(param));
-        tensors_of(state, value, gradients.then(|| backend.gradient(param)))
+        let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
+        let value = values.then(|| backend.param_values(param)).transpose()?;
+        Ok::<_, crate::error::Error>(tensors_of(state, value, gradients.then(|| backend.gradient(param)).transpose()?))
     };
     let mut params = model.params_mut();
     let mut header = Vec::new();
     for (name, param) in &params {
-        header.extend(tensors(param).iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
+        header.extend(tensors(param)?.iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
     }
     let mut files = AtomicFiles::new(dir)?;
     files.add(OPTIMIZER, |to| {
         let entries = header.iter().map(|(name, (dtype, shape))| (name.as_str(), *dtype, &shape[..]));
         write_header(to, &BTreeMap::new(), entries)?;
         for (_, param) in &mut params {
-            tensors(param).iter().try_for_each(|(_, data)| to.write_all(data.bytes()))?;
+            let tensors = tensors(param).map_err(std::io::Error::other)?;
+            tensors.iter().try_for_each(|(_, data)| to.write_all(data.bytes()))?;
         }
         Ok(())
     })?;

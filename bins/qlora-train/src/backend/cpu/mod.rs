@@ -4,7 +4,7 @@
 //! does not depend on the number of threads.
 
 mod attention;
-mod batch;
+pub(super) mod batch;
 mod cache;
 mod dots;
 mod elementwise;
@@ -24,6 +24,7 @@ mod workspace;
 pub use workspace::{Dims, Workspace};
 
 use batch::Current;
+pub(super) use linear::CpuWeight;
 pub use operands::{CpuBuffer, CpuParam, Dense};
 use qlora_kernels::reference::RopeTable;
 use std::collections::HashMap;

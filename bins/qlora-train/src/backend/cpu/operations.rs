@@ -93,20 +93,20 @@ impl Backend for Cpu {
         self.bytes -= param.bytes();
     }
 
-    fn param_values(&self, param: &CpuParam) -> Vec<f32> {
-        param.value.clone()
+    fn param_values(&self, param: &CpuParam) -> Result<Vec<f32>> {
+        Ok(param.value.clone())
     }
 
-    fn optimizer_state(&self, param: &CpuParam) -> Option<OptimizerState> {
-        param.state.clone()
+    fn optimizer_state(&self, param: &CpuParam) -> Result<Option<OptimizerState>> {
+        Ok(param.state.clone())
     }
 
     fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
         optimizer::restore(param, values, state)
     }
 
-    fn gradient(&self, param: &CpuParam) -> Vec<f32> {
-        param.gradient.clone()
+    fn gradient(&self, param: &CpuParam) -> Result<Vec<f32>> {
+        Ok(param.gradient.clone())
     }
 
     fn restore_gradient(&mut self, param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {

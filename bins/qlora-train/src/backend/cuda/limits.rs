@@ -1,0 +1,45 @@
+//! What the kernels do not compute, refused when a model is loaded.
+
+use super::{Cuda, CudaWeight};
+use crate::backend::LinearGroup;
+use crate::checkpoint::LlamaConfig;
+use crate::error::Result;
+use crate::refuse;
+
+/// The largest LoRA rank of the kernels.
+const MAX_RANK: usize = qlora_kernels::cuda::sys::QK_MAX_R as usize;
+
+const ELSEWHERE: &str = "`--device cpu` computes it";
+
+/// Shapes of the whole model.
+pub fn check_model(config: &LlamaConfig) -> Result<()> {
+    let LlamaConfig { head_dim, hidden_size, intermediate_size, .. } = *config;
+    if ![64, 128].contains(&head_dim) {
+        refuse!("config.json: `head_dim`: found {head_dim}, expected 64 or 128 on cuda; {ELSEWHERE}");
+    }
+    // Rows of these widths begin at multiples of 16 bytes, as the kernels read them.
+    for (name, width) in [("hidden_size", hidden_size), ("intermediate_size", intermediate_size)] {
+        if !width.is_multiple_of(8) {
+            refuse!("config.json: `{name}`: found {width}, expected a multiple of 8 on cuda; {ELSEWHERE}");
+        }
+    }
+    Ok(())
+}
+
+/// The linear layers of one input. `name` is that of one of their weights.
+pub fn check_group(name: &str, group: &LinearGroup<Cuda>) -> Result<()> {
+    let nf4 = group.segments.iter().filter(|segment| matches!(segment.weight, CudaWeight::Nf4(_))).count();
+    if nf4 != 0 && nf4 != group.segments.len() {
+        refuse!(
+            "{name}: of the {} weights that share its input {nf4} are held in NF4 and the others in 16 bits, expected one \
+             kind on cuda; {ELSEWHERE}",
+            group.segments.len()
+        );
+    }
+    for lora in group.segments.iter().filter_map(|segment| segment.lora.as_ref()) {
+        if lora.r > MAX_RANK {
+            refuse!("{name}: found a LoRA rank of {}, expected at most {MAX_RANK} on cuda; {ELSEWHERE}", lora.r);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! What the operations work on: buffers, frozen weights, trainable tensors.
+
+use crate::backend::OptimizerState;
+use half::bf16;
+use qlora_kernels::cuda::{Buffer, View, ViewMut, linear, nf4};
+
+/// `[capacity, width]`; operations use the rows of the current batch.
+pub struct CudaBuffer {
+    pub(super) data: Storage,
+    pub(super) width: usize,
+}
+
+/// bf16 for activations, f32 for the log-sum-exp.
+pub(super) enum Storage {
+    Bf16(Buffer<bf16>),
+    F32(Buffer<f32>),
+}
+
+impl Storage {
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Bf16(data) => 2 * data.len() as u64,
+            Self::F32(data) => 4 * data.len() as u64,
+        }
+    }
+
+    pub fn is_f32(&self) -> bool {
+        matches!(self, Self::F32(_))
+    }
+}
+
+impl CudaBuffer {
+    /// The first `tokens` rows of an activation.
+    pub(super) fn rows(&self, tokens: usize) -> View<'_, bf16> {
+        match &self.data {
+            Storage::Bf16(data) => data.view().first(tokens * self.width),
+            Storage::F32(_) => panic!("an activation was expected, this buffer is f32"),
+        }
+    }
+
+    pub(super) fn rows_mut(&mut self, tokens: usize) -> ViewMut<'_, bf16> {
+        match &mut self.data {
+            Storage::Bf16(data) => data.view_mut().first(tokens * self.width),
+            Storage::F32(_) => panic!("an activation was expected, this buffer is f32"),
+        }
+    }
+
+    /// The first `tokens` rows of a buffer that `alloc_f32` made.
+    pub(super) fn f32_rows(&self, tokens: usize) -> View<'_, f32> {
+        match &self.data {
+            Storage::F32(data) => data.view().first(tokens * self.width),
+            Storage::Bf16(_) => panic!("an f32 buffer was expected, this one is bf16"),
+        }
+    }
+
+    pub(super) fn f32_rows_mut(&mut self, tokens: usize) -> ViewMut<'_, f32> {
+        match &mut self.data {
+            Storage::F32(data) => data.view_mut().first(tokens * self.width),
+            Storage::Bf16(_) => panic!("an f32 buffer was expected, this one is bf16"),
+        }
+    }
+}
+
+/// `[vocab, hidden]` in bf16.
+pub struct CudaTable {
+    pub(super) data: Buffer<bf16>,
+    pub(super) vocab: usize,
+    pub(super) hidden: usize,
+}
+
+/// Norms are read in f32, biases in bf16.
+pub struct CudaVector {
+    pub(super) f32: Buffer<f32>,
+    pub(super) bf16: Buffer<bf16>,
+}
+
+/// A frozen linear weight `[n, k]`.
+pub enum CudaWeight {
+    Nf4(Nf4Memory),
+    /// `[n * k]`
+    Dense(Buffer<bf16>),
+}
+
+/// An NF4 weight as the kernels read it.
+pub struct Nf4Memory {
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) block_size: usize,
+    pub(super) layout: nf4::Layout,
+    /// `[ceil(n * k / 2)]`
+    pub(super) codes: Buffer<u8>,
+    pub(super) absmax: AbsmaxMemory,
+}
+
+pub(super) enum AbsmaxMemory {
+    /// `[blocks]`
+    F32(Buffer<f32>),
+    DoubleQuantised {
+        /// `[blocks]`
+        codes: Buffer<u8>,
+        /// `[ceil(blocks / 256)]`
+        nested_absmax: Buffer<f32>,
+        /// `[256]`
+        nested_code: Buffer<f32>,
+        /// `[1]`
+        offset: Buffer<f32>,
+    },
+}
+
+impl CudaWeight {
+    pub(super) fn view(&self) -> linear::Weight<'_> {
+        match self {
+            Self::Nf4(weight) => linear::Weight::Nf4(weight.view()),
+            Self::Dense(weight) => linear::Weight::Dense(weight.view()),
+        }
+    }
+}
+
+impl Nf4Memory {
+    fn view(&self) -> nf4::Weight<'_> {
+        let absmax = match &self.absmax {
+            AbsmaxMemory::F32(absmax) => nf4::Absmax::F32(absmax.view()),
+            AbsmaxMemory::DoubleQuantised { codes, nested_absmax, nested_code, offset } => {
+                nf4::Absmax::DoubleQuantised {
+                    codes: codes.view(),
+                    nested_absmax: nested_absmax.view(),
+                    nested_code: nested_code.view(),
+                    offset: offset.view(),
+                }
+            }
+        };
+        let &Self { n, k, block_size, layout, .. } = self;
+        nf4::Weight { n, k, block_size, layout, codes: self.codes.view(), absmax }
+    }
+}
+
+/// A trainable tensor of n elements.
+pub struct CudaParam {
+    /// Of all tensors of this process: names the tensor in the optimiser's table.
+    pub(super) id: u64,
+    /// `[n]`: the master copy
+    pub(super) value: Buffer<f32>,
+    /// `[n]`: the rounded copy that products read
+    pub(super) working: Buffer<bf16>,
+    pub(super) training: Option<Training>,
+}
+
+impl CudaParam {
+    /// The working copy, and the gradient where the tensor is trained.
+    pub(super) fn for_gradient(&mut self) -> (View<'_, bf16>, Option<ViewMut<'_, f32>>) {
+        (self.working.view(), self.training.as_mut().map(|training| training.gradient.view_mut()))
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let training = self.training.as_ref().map_or(0, |t| 4 * t.gradient.len() as u64 + t.states.shape().bytes());
+        6 * self.value.len() as u64 + training
+    }
+}
+
+/// What only a tensor that is trained has.
+pub(super) struct Training {
+    /// `[n]`
+    pub gradient: Buffer<f32>,
+    pub states: StateMemory,
+}
+
+/// As [`OptimizerState`].
+pub(super) enum StateMemory {
+    F32 { m: Buffer<f32>, v: Buffer<f32> },
+    Blockwise8 { m: Buffer<u8>, m_absmax: Buffer<f32>, v: Buffer<u8>, v_absmax: Buffer<f32> },
+}
+
+impl StateMemory {
+    /// Zeros of the same kind and lengths, for comparing.
+    pub fn shape(&self) -> OptimizerState {
+        match self {
+            Self::F32 { m, v } => OptimizerState::F32 { m: vec![0.0; m.len()], v: vec![0.0; v.len()] },
+            Self::Blockwise8 { m, m_absmax, v, v_absmax } => OptimizerState::Blockwise8 {
+                m: vec![0; m.len()],
+                m_absmax: vec![0.0; m_absmax.len()],
+                v: vec![0; v.len()],
+                v_absmax: vec![0.0; v_absmax.len()],
+            },
+        }
+    }
+}
