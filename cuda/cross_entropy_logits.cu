@@ -16,26 +16,37 @@ constexpr size_t kStageBytes = Tile<kFeatures>::bytes(kTokens + kColumns), kShar
 static_assert(kSharedBytes <= kMaxSharedBytes, "fits every card");
 static_assert(kTokens / kWarpTokens * (kColumns / kWarpColumns) * 32 == kThreads, "the warps cover the tile");
 
-// Rows first .. first + kRows of a bf16 matrix [rows, ld], features feature .. feature + 64 of h; zeros past either.
-template <int kRows, bool kWhole>
-__device__ __forceinline__ void load(Tile<kFeatures> tile, const bf16 *matrix, int64_t ld, int64_t first, int64_t rows, int64_t feature, int64_t h) {
-    constexpr int kAtOnce = kThreads / 8;
-    static_assert(kAtOnce % 8 == 0, "a thread's rows have the same swizzle");
-    int row = int(threadIdx.x) / 8, chunk = int(threadIdx.x) % 8;
-    int64_t left = rows - first - row, columns = h - feature - chunk * 8;
-    const bf16 *from = matrix + (first + row) * ld + feature + chunk * 8;
-    bf16 *to = tile.at(row, chunk);
-#pragma unroll
-    for (int i = 0; i < kRows / kAtOnce; ++i) {
-        bool valid = i * kAtOnce < left && columns > 0;
-        if constexpr (kWhole) {
-            cp_async_16(to + i * kAtOnce * kFeatures, valid ? from + i * kAtOnce * ld : matrix, valid);
-        } else {
-#pragma unroll 1
-            for (int j = 0; j < 8; ++j) to[i * kAtOnce * kFeatures + j] = valid && j < columns ? from[i * kAtOnce * ld + j] : to_bf16(0.0f);
-        }
+// What this thread copies of a bf16 matrix: 8 features of every 32nd row, 64 features further with each tile.
+struct Cursor {
+    static constexpr int kRows = kThreads / 8; // of the block at once
+    static_assert(kRows % 8 == 0, "a thread's rows have the same swizzle");
+    const bf16 *from;
+    int64_t step;      // from row to row
+    int rows, columns; // that are left, from this thread's on; zeros past them
+
+    __device__ __forceinline__ static Cursor start(const bf16 *matrix, int64_t ld, int64_t first, int64_t rows, int64_t columns) {
+        int64_t row = first + int(threadIdx.x) / 8, column = int(threadIdx.x) % 8 * 8;
+        return {matrix + row * ld + column, kRows * ld, int(rows - row), int(columns - column)};
     }
-}
+
+    // Starts copying the next tile. Not kWhole: rows that do not begin at multiples of 16 bytes.
+    template <int kTileRows, bool kWhole> __device__ __forceinline__ void fetch(Tile<kFeatures> tile) {
+        bf16 *to = tile.at(int(threadIdx.x) / 8, int(threadIdx.x) % 8);
+        const bf16 *source = from;
+        int left = columns > 0 ? rows : 0;
+#pragma unroll
+        for (int i = 0; i < kTileRows; i += kRows, source += step) {
+            if constexpr (kWhole) {
+                cp_async_16(to + i * kFeatures, source, i < left);
+            } else {
+#pragma unroll 1
+                for (int j = 0; j < 8; ++j) to[i * kFeatures + j] = i < left && j < columns ? source[j] : to_bf16(0.0f);
+            }
+        }
+        from += kFeatures;
+        columns -= kFeatures;
+    }
+};
 
 template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 1) cross_entropy_logits(CrossEntropyView view, int64_t chunk_first, int tokens) {
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
@@ -44,20 +55,21 @@ template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 
     int warp_m = warp % 2 * kWarpTokens, warp_n = warp / 2 * kWarpColumns;
     auto hidden = [](int stage) { return Tile<kFeatures>{reinterpret_cast<bf16 *>(dynamic_shared() + stage * kStageBytes)}; };
     auto head = [](int stage) { return Tile<kFeatures>{reinterpret_cast<bf16 *>(dynamic_shared() + stage * kStageBytes) + kTokens * kFeatures}; };
-    auto fetch = [&](int64_t feature, int stage) {
-        load<kTokens, true>(hidden(stage), view.gathered, view.padded_h, m0, tokens, feature, view.padded_h);
-        load<kColumns, kWhole>(head(stage), view.head, view.h, n0, view.vocab, feature, view.h);
+    Cursor hidden_at = Cursor::start(view.gathered, view.padded_h, m0, tokens, view.padded_h), head_at = Cursor::start(view.head, view.h, n0, view.vocab, view.h);
+    auto fetch = [&](int stage) {
+        hidden_at.template fetch<kTokens, true>(hidden(stage));
+        head_at.template fetch<kColumns, kWhole>(head(stage));
         cp_async_commit();
     };
 
     float sums[kWarpTokens / 16][kWarpColumns / 8][4] = {};
-    fetch(0, 0);
+    fetch(0);
     int stage = 0;
 #pragma unroll 1
-    for (int64_t feature = 0; feature < view.padded_h; feature += kFeatures, stage ^= 1) {
+    for (int left = int(view.padded_h); left > 0; left -= kFeatures, stage ^= 1) {
         cp_async_wait<0>(); // this tile is here ...
         __syncthreads();    // ... for everyone, and everyone is done with the one before
-        if (feature + kFeatures < view.padded_h) fetch(feature + kFeatures, stage ^ 1);
+        if (left > kFeatures) fetch(stage ^ 1);
 #pragma unroll
         for (int step = 0; step < kFeatures / 16; ++step) {
             uint32_t a[kWarpTokens / 16][4];

@@ -26,7 +26,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 49] = [
+pub const HOT: [Hot; 57] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
@@ -72,6 +72,15 @@ pub const HOT: [Hot; 49] = [
     tensor_core("attention_backward_queries<64>", true, [15.0, 15.5, 9.1]),
     memory_bound("attention_delta<128>"),
     memory_bound("attention_delta<64>"),
+    tensor_core("cross_entropy_logits<true, true>", true, [1.1, 1.0, 1.2]),
+    tensor_core("cross_entropy_logits<true, false>", true, [1.1, 1.0, 1.2]),
+    // Rows that do not begin at multiples of 16 bytes are copied element by element.
+    tensor_core("cross_entropy_logits<false, true>", true, [2.2, 2.1, 1.9]),
+    tensor_core("cross_entropy_logits<false, false>", true, [2.2, 2.1, 1.9]),
+    memory_bound("softmax_rows"),
+    memory_bound("copy_rows<false, 8>"),
+    memory_bound("copy_rows<true, 8>"),
+    memory_bound("clear_rows<8>"),
     memory_bound("rms_norm<8>"),
     memory_bound("rms_norm_backward<8>"),
     memory_bound("rope<8>"),
