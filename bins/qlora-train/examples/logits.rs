@@ -5,11 +5,13 @@
 //! the first four rows; tests/golden/check_adapter.py reads it.
 
 use qlora_train::backend::Batch;
+use qlora_train::backend::cpu::Cpu;
 use qlora_train::checkpoint::Checkpoint;
 use qlora_train::config::{Settings, TooLong};
 use qlora_train::data::{ChatTokenizer, DataOptions, MicroBatch, load, needs_tokenizer};
 use qlora_train::error::{Context, Error, Result};
-use qlora_train::train::{ReadOnly, Reading};
+use qlora_train::model::ModelSpec;
+use qlora_train::train::{Device, ReadOnly, Reading};
 use safetensors::{Dtype, tensor::TensorView};
 use std::path::Path;
 
@@ -33,7 +35,9 @@ fn main() -> Result<()> {
     let mut rows = load(&files, tokenizer.as_ref(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let mut loaded = ReadOnly::load(&settings, &checkpoint, &[adapter.into()], Reading::Loss, longest, longest)?;
+    let make = |spec: &ModelSpec| Ok(Cpu::new(spec.dims()));
+    let mut loaded =
+        ReadOnly::load(&settings, &checkpoint, &[adapter.into()], Reading::Loss, longest, longest, Device::Cpu, make)?;
     let mut tensors = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let batch = MicroBatch::new([row]);

@@ -181,6 +181,11 @@ pub trait Backend {
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
 
+    /// Everything that it holds.
+    fn bytes(&self) -> u64;
+    /// Gives up buffers that no operation holds.
+    fn trim(&mut self) {}
+
     // The step.
 
     /// Makes `batch` the one that the following operations work on.

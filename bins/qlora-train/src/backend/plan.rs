@@ -48,10 +48,6 @@ impl Plan {
         buffers
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.buffers.iter().map(|b| b.bytes).sum()
-    }
-
     /// Multiply–adds of the operations recorded so far, counted as two.
     pub fn flops(&self) -> f64 {
         self.flops
@@ -168,6 +164,10 @@ impl Backend for Plan {
     fn rope_table(&mut self, values: usize, _make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
         self.record("rotation angles", values as u64 * 8);
         Ok(())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|b| b.bytes).sum()
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {

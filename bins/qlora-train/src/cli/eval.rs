@@ -1,12 +1,14 @@
 //! `qlora-train eval`
 
 use super::{Answer, ModelArgs};
-use crate::config::TooLong;
-use crate::data::{self, DataOptions};
+use crate::backend::Backend;
+use crate::config::{Settings, TooLong};
+use crate::data::{self, DataOptions, Dataset};
 use crate::error::Result;
+use crate::model::ModelSpec;
 use crate::report::{Bars, say};
 use crate::train::evaluate::evaluate;
-use crate::train::{Loaded, ReadOnly, Reading, memory};
+use crate::train::{Device, Loaded, OnDevice, ReadOnly, Reading, memory};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -26,8 +28,9 @@ pub struct EvalArgs {
 pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
     memory::set_threads(settings.threads)?;
+    let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings, &args.data)?;
-    loaded.check_size(&settings)?;
+    loaded.check_size(&settings, device)?;
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
@@ -36,35 +39,53 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
     say!("{}", dataset.report);
-    let longest = dataset.report.longest;
-    // Short rows share a batch; a small data set needs no more than its own tokens.
-    let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-    let adapters = &args.model.adapter;
-    let mut model = ReadOnly::load(&settings, &loaded.checkpoint, adapters, Reading::Loss, tokens, longest)?;
-    let (mut text, mut answers) = (Vec::new(), Vec::new());
-    for index in 0..adapters.len().max(1) {
-        if index > 0 {
-            model.select(&loaded.checkpoint, index)?;
+    device.run(Evaluate { args, settings, loaded, dataset, device })
+}
+
+struct Evaluate<'a> {
+    args: &'a EvalArgs,
+    settings: Settings,
+    loaded: Loaded,
+    dataset: Dataset,
+    device: Device,
+}
+
+impl OnDevice for Evaluate<'_> {
+    type Output = Answer;
+
+    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec) -> Result<B>) -> Result<Answer> {
+        let Self { args, settings, loaded, dataset, device } = self;
+        let longest = dataset.report.longest;
+        // Short rows share a batch; a small data set needs no more than its own tokens.
+        let tokens = longest.max(args.max_length.min(dataset.report.tokens));
+        let adapters = &args.model.adapter;
+        let mut model =
+            ReadOnly::load(&settings, &loaded.checkpoint, adapters, Reading::Loss, tokens, longest, device, make)?;
+        let (mut text, mut answers) = (Vec::new(), Vec::new());
+        for index in 0..adapters.len().max(1) {
+            if index > 0 {
+                model.select(&loaded.checkpoint, index)?;
+            }
+            let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
+            let mut done = 0;
+            let mut go_on = |rows| {
+                done += rows as u64;
+                bar.set(done, String::new());
+                true
+            };
+            let (backend, rows) = (&mut model.backend, &dataset.rows);
+            let evaluation = evaluate(backend, &model.model, rows, &args.data, tokens, &mut go_on)?;
+            let evaluation = evaluation.expect("it was not stopped");
+            bar.finish();
+            if adapters.len() < 2 {
+                return Ok(Answer { text: evaluation.to_string(), json: evaluation.to_json() });
+            }
+            let name = adapters[index].display().to_string();
+            text.push(format!("{name}: {evaluation}"));
+            let mut json = evaluation.to_json();
+            json["adapter"] = name.into();
+            answers.push(json);
         }
-        let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
-        let mut done = 0;
-        let mut go_on = |rows| {
-            done += rows as u64;
-            bar.set(done, String::new());
-            true
-        };
-        let (backend, rows) = (&mut model.backend, &dataset.rows);
-        let evaluation = evaluate(backend, &model.model, rows, &args.data, tokens, &mut go_on)?;
-        let evaluation = evaluation.expect("it was not stopped");
-        bar.finish();
-        if adapters.len() < 2 {
-            return Ok(Answer { text: evaluation.to_string(), json: evaluation.to_json() });
-        }
-        let name = adapters[index].display().to_string();
-        text.push(format!("{name}: {evaluation}"));
-        let mut json = evaluation.to_json();
-        json["adapter"] = name.into();
-        answers.push(json);
+        Ok(Answer { text: text.join("\n"), json: json!({"adapters": answers}) })
     }
-    Ok(Answer { text: text.join("\n"), json: json!({"adapters": answers}) })
 }

@@ -1,12 +1,14 @@
 //! `qlora-train generate`
 
 use super::{Answer, ModelArgs};
+use crate::backend::cpu::Cpu;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::Result;
+use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, say};
 use crate::train::generate::{Sampling, generate};
-use crate::train::{Loaded, ReadOnly, Reading, memory};
+use crate::train::{Device, Loaded, ReadOnly, Reading, memory};
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -72,8 +74,10 @@ impl GenerateArgs {
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let settings = args.model.settings()?;
     memory::set_threads(settings.threads)?;
+    // The CUDA backend keeps no keys and values.
+    let device = Device::cpu_only(&settings, "generate")?;
     let loaded = Loaded::open(&settings, &[])?;
-    loaded.check_size(&settings)?;
+    loaded.check_size(&settings, device)?;
     let checkpoint = &loaded.checkpoint;
     let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
     let max_new_tokens = args.max_new_tokens as usize;
@@ -88,7 +92,8 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     }
     let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
     let adapters = &args.model.adapter;
-    let mut model = ReadOnly::load(&settings, checkpoint, adapters, Reading::Text, tokens, longest)?;
+    let make = |spec: &ModelSpec| Ok(Cpu::new(spec.dims()));
+    let mut model = ReadOnly::load(&settings, checkpoint, adapters, Reading::Text, tokens, longest, device, make)?;
     let mut stop = checkpoint.config().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };

@@ -69,7 +69,7 @@ struct ModelArgs {
     /// Template of a base model that has none of its own: chatml, alpaca or a file
     #[arg(long)]
     chat_template: Option<String>,
-    /// Where to work: cpu
+    /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     device: Option<String>,
     /// Host memory that may be used, such as 8GiB

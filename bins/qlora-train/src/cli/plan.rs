@@ -2,8 +2,9 @@
 
 use super::Answer;
 use crate::config::memory::format_bytes;
-use crate::config::{Checkpointing, Purpose, SettingsArgs};
+use crate::config::{Checkpointing, Device, Purpose, SettingsArgs};
 use crate::error::Result;
+use crate::refuse;
 use crate::report::trainable_line;
 use crate::train::inputs::{check_quantization, model_spec};
 use crate::train::{Loaded, Workload, memory};
@@ -13,6 +14,9 @@ use std::fmt::Write;
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
     settings.validate(Purpose::Plan)?;
+    if let Some(Device::Cuda(_)) = settings.device {
+        refuse!("`device`: found cuda, but plan counts the memory of a run on the CPU only; expected cpu or auto");
+    }
     let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
     let loaded = Loaded::open(&settings, &files)?;
     let checkpoint = &loaded.checkpoint;

@@ -217,6 +217,6 @@ settings! {
     "Worker threads; results do not depend on them."
     threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
-    "Where the run works."
-    device: Option<Device> = None, "cpu", "cpu, cuda or cuda:N; cuda is not built yet", RunOnly, [];
+    "Where the run works; `auto` takes a GPU if there is one and the build has CUDA, and says which it took."
+    device: Option<Device> = None, "auto", "auto, cpu, cuda or cuda:N", RunOnly, [];
 }

@@ -94,6 +94,9 @@ pub struct ParamName {
     pub factor: Factor,
 }
 
+/// Place, shape and values of one trainable tensor.
+pub type ParamValues = (ParamName, [usize; 2], Vec<f32>);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Factor {
     A,
@@ -224,7 +227,7 @@ impl<B: Backend> Llama<B> {
     }
 
     /// Shape and values of every trainable tensor, in the order of [`Self::params_mut`].
-    pub fn param_values(&self, backend: &B) -> Result<Vec<(ParamName, [usize; 2], Vec<f32>)>> {
+    pub fn param_values(&self, backend: &B) -> Result<Vec<ParamValues>> {
         let mut values = Vec::new();
         for (layer, block) in self.layers.iter().enumerate() {
             for (group, modules) in block.groups().into_iter().zip(GROUPS) {

@@ -1,5 +1,6 @@
 //! What a run works on: the base, its rows, their order, and the model that the settings describe.
 
+use super::Device;
 use crate::backend::{Quantization, StateFormat};
 use crate::checkpoint::{Checkpoint, Module, resolve_model};
 use crate::config::{self, Settings};
@@ -21,12 +22,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens and checks the base, without its weights; its tokenizer too if any of `files` holds text. Refuses a
-    /// device that this build does not have.
+    /// Opens and checks the base, without its weights; its tokenizer too if any of `files` holds text.
     pub fn open(settings: &Settings, files: &[PathBuf]) -> Result<Self> {
-        if let Some(config::Device::Cuda(_)) = settings.device {
-            refuse!("`device`: found cuda, but this build works on the CPU only; expected cpu");
-        }
         let arg = settings.model_path()?;
         let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
         let checkpoint = Checkpoint::open(&dir)?;
@@ -49,9 +46,9 @@ impl Loaded {
     }
 
     /// Refuses a model that would keep a CPU busy for days, unless the CPU was asked for.
-    pub fn check_size(&self, settings: &Settings) -> Result<()> {
+    pub fn check_size(&self, settings: &Settings, device: Device) -> Result<()> {
         let parameters = self.parameters();
-        if settings.device.is_none() && parameters > CPU_PARAMETERS {
+        if device == Device::Cpu && settings.device.is_none() && parameters > CPU_PARAMETERS {
             refuse!(
                 "the model has {:.1}B parameters, which takes very long on a CPU; say `--device cpu` if that is what you \
                  want",

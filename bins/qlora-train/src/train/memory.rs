@@ -1,7 +1,7 @@
 //! The memory plan of a run: the model's own code on the planning backend.
 
 use crate::backend::plan::{Plan, PlannedBuffer};
-use crate::backend::{Batch, Quantization};
+use crate::backend::{Backend, Batch, Quantization};
 use crate::checkpoint::{Checkpoint, StoredType, Tensor16};
 use crate::config::Checkpointing;
 use crate::config::memory::format_bytes;

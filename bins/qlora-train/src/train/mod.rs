@@ -1,6 +1,7 @@
 //! The optimiser step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
 mod checkpoints;
+mod device;
 pub mod disk;
 pub mod evaluate;
 pub mod generate;
@@ -17,6 +18,7 @@ mod saved;
 mod source;
 mod steps;
 
+pub use device::{Device, OnDevice};
 pub use inputs::{Loaded, Workload};
 pub use interruption::Interruption;
 pub use outcome::TrainOutcome;

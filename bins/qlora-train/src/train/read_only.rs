@@ -1,12 +1,11 @@
 //! A model that is only read: for evaluation and text, with one adapter after another on the same base.
 
-use super::CheckpointSource;
 use super::inputs::{check_quantization, quantization, recipe};
 use super::memory::{self, MemoryPlan};
+use super::{CheckpointSource, Device};
 use crate::adapter::{Adapter, metadata};
-use crate::backend::Batch;
-use crate::backend::cpu::Cpu;
 use crate::backend::plan::Plan;
+use crate::backend::{Backend, Batch};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::error::{Error, Result};
@@ -22,14 +21,14 @@ pub enum Reading {
     Text,
 }
 
-pub struct ReadOnly {
-    pub backend: Cpu,
-    pub model: Llama<Cpu>,
+pub struct ReadOnly<B: Backend> {
+    pub backend: B,
+    pub model: Llama<B>,
     adapters: Vec<(PathBuf, Adapter)>,
     seed: u64,
 }
 
-impl ReadOnly {
+impl<B: Backend> ReadOnly<B> {
     /// Loads the base with the first of `adapters`, for batches of `tokens` and rows of `positions` tokens. An adapter
     /// that was trained on another base is refused, each before anything is computed; what cannot be told for sure is
     /// printed as a warning.
@@ -40,6 +39,8 @@ impl ReadOnly {
         reading: Reading,
         tokens: usize,
         positions: usize,
+        device: Device,
+        make: impl FnOnce(&ModelSpec) -> Result<B>,
     ) -> Result<Self> {
         let load = |path: &PathBuf| -> Result<(PathBuf, Adapter)> { Ok((path.clone(), Adapter::load(path)?)) };
         let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
@@ -76,16 +77,18 @@ impl ReadOnly {
             };
             specs.push(spec);
         }
-        for ((path, adapter), spec) in adapters.iter().zip(&specs) {
+        for (path, adapter) in &adapters {
             // Shapes can be judged before the base is read; its fingerprint only after.
             let fits = adapter.check_shapes(checkpoint.config(), checkpoint.base_name());
             fits.map_err(|error| of_adapter(path, error))?;
+        }
+        // What a GPU has room for, it says itself.
+        for spec in specs.iter().filter(|_| device == Device::Cpu) {
             memory::refuse_unless_it_fits(&plan(spec, reading, checkpoint, budget)?, tokens)?;
         }
         let spec = specs.swap_remove(0);
-        memory::refuse_unless_it_fits(&plan(&spec, reading, checkpoint, budget)?, tokens)?;
 
-        let mut backend = Cpu::new(spec.dims());
+        let mut backend = make(&spec)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
         let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
         let mut bar = Bars::new("loading", spec.config.num_layers as u64);

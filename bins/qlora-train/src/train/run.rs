@@ -13,16 +13,18 @@ use super::memory::{self, MemoryPlan};
 use super::progress::{Progress, Speed};
 use super::saved::Saved;
 use super::steps::Run;
-use super::{CheckpointSource, TrainOutcome, checkpoints, resume};
+use super::{CheckpointSource, Device, OnDevice, TrainOutcome, checkpoints, resume};
 use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+use crate::config;
 use crate::config::memory::format_bytes;
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
 use crate::error::Result;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{
-    Bars, Finished, Found, OutputLock, RunRecord, TrainerState, check_output_dir, check_recorded_base, say,
+    Bars, Finished, Found, Identity, OutputLock, RunRecord, TrainerState, check_output_dir, check_recorded_base, say,
     trainable_line,
 };
 use serde_json::json;
@@ -32,11 +34,12 @@ use std::path::{Path, PathBuf};
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
     let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
     let loaded = Loaded::open(&settings, &files)?;
-    loaded.check_size(&settings)?;
+    loaded.check_size(&settings, device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
     let identity = run_identity(&settings, &loaded)?;
@@ -60,14 +63,48 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         saved.check_schedule(&work.schedule, settings.gradient_accumulation_steps)?;
     }
     let mut spec = model_spec(&settings, &loaded.checkpoint, work.tokens, work.longest);
-    let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
-    let stored = memory::stored_in(&loaded.checkpoint);
-    let plan = memory::choose(&mut spec, settings.gradient_checkpointing, &stored, budget)?;
-    memory::refuse_unless_it_fits(&plan, work.tokens)?;
-    print_run(&settings, &loaded, &spec, &plan, &work.schedule);
+    let plan = match device {
+        Device::Cpu => {
+            let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
+            let stored = memory::stored_in(&loaded.checkpoint);
+            let plan = memory::choose(&mut spec, settings.gradient_checkpointing, &stored, budget)?;
+            memory::refuse_unless_it_fits(&plan, work.tokens)?;
+            Some(plan)
+        }
+        // The memory of a GPU is not planned yet: what needs least is the choice.
+        #[cfg(any(feature = "cuda", feature = "emulation"))]
+        Device::Cuda(_) => {
+            spec.recompute = settings.gradient_checkpointing != config::Checkpointing::Off;
+            None
+        }
+    };
+    print_run(&settings, &loaded, &spec, plan.as_ref(), &work.schedule);
     check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
+    device.run(Prepared { settings, output, lock, loaded, identity, saved, work, spec })
+}
 
-    let mut backend = Cpu::new(spec.dims());
+/// A run of which everything but the weights was read and found good.
+struct Prepared {
+    settings: Settings,
+    output: PathBuf,
+    lock: Option<OutputLock>,
+    loaded: Loaded,
+    identity: Identity,
+    saved: Option<Saved>,
+    work: Workload,
+    spec: ModelSpec,
+}
+
+impl OnDevice for Prepared {
+    type Output = TrainOutcome;
+
+    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec) -> Result<B>) -> Result<TrainOutcome> {
+        train_on(make(&self.spec)?, self)
+    }
+}
+
+fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
+    let Prepared { settings, output, lock, loaded, identity, saved, work, spec } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
     let mut bar = Bars::new("loading", spec.config.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
@@ -127,7 +164,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
 }
 
 /// The steps that are left, the adapter, and its evaluation.
-fn finish(mut run: Run) -> Result<TrainOutcome> {
+fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
     run.steps()?;
     let best = run.settings.load_best_model_at_end;
     if !best {
@@ -157,7 +194,7 @@ fn finish(mut run: Run) -> Result<TrainOutcome> {
     Ok(TrainOutcome::new(finished, run.output))
 }
 
-fn write_adapter(run: &Run) -> Result<()> {
+fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     adapter_of(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
     copy_tokenizer_files(run.loaded.checkpoint.dir(), run.output)?;
     Ok(())
@@ -183,7 +220,7 @@ fn check_disk(
     Ok(())
 }
 
-fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &MemoryPlan, schedule: &Schedule) {
+fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: Option<&MemoryPlan>, schedule: &Schedule) {
     let checkpoint = &loaded.checkpoint;
     let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
     let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
@@ -197,22 +234,23 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     say!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     let (a, b) = settings.learning_rates_for(parameters);
     say!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
-    say!(
-        "device: cpu, {} threads; memory: {} planned, {} may be used{}",
-        rayon::current_num_threads(),
-        format_bytes(plan.peak_bytes),
-        format_bytes(plan.budget_bytes),
-        if spec.recompute { "; activations are recomputed in the backward pass" } else { "" }
-    );
+    let planned = match plan {
+        Some(MemoryPlan { peak_bytes, budget_bytes, .. }) => {
+            format!("{} planned, {} may be used", format_bytes(*peak_bytes), format_bytes(*budget_bytes))
+        }
+        None => "that of a GPU is not planned".to_owned(),
+    };
+    let recompute = if spec.recompute { "; activations are recomputed in the backward pass" } else { "" };
+    say!("memory: {planned}{recompute}");
 }
 
 /// The adapter as it is trained so far.
-pub fn adapter_of(
+pub fn adapter_of<B: Backend>(
     settings: &Settings,
     loaded: &Loaded,
     base_fingerprint: &str,
-    model: &Llama<Cpu>,
-    backend: &Cpu,
+    model: &Llama<B>,
+    backend: &B,
 ) -> Result<Adapter> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();

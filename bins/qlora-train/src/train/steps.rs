@@ -8,8 +8,7 @@ use super::run::adapter_of;
 use super::saved::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
 use super::{Hyperparameters, StepReport, accumulate, checkpoints, update};
 use crate::adapter::copy_tokenizer_files;
-use crate::backend::Batch;
-use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Batch};
 use crate::config::{Every, Settings};
 use crate::data::{MicroBatch, Step};
 use crate::error::{Context, Error, Result};
@@ -19,15 +18,15 @@ use crate::report::{Bars, Identity, LogEntry, RunRecord, TrainerState, say, writ
 use std::path::{Path, PathBuf};
 
 /// A run under way.
-pub struct Run<'a> {
+pub struct Run<'a, B: Backend> {
     pub settings: &'a Settings,
     pub output: &'a Path,
     pub loaded: &'a Loaded,
     pub work: &'a Workload,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a str,
-    pub backend: Cpu,
-    pub model: Llama<Cpu>,
+    pub backend: B,
+    pub model: Llama<B>,
     pub record: RunRecord,
     pub state: TrainerState,
     pub progress: Progress,
@@ -37,7 +36,7 @@ pub struct Run<'a> {
     pub standing_at: Option<PathBuf>,
 }
 
-impl Run<'_> {
+impl<B: Backend> Run<'_, B> {
     /// Trains to the end, or until the validation loss no longer falls. [`Error::Interrupted`]: after a checkpoint.
     pub fn steps(&mut self) -> Result<()> {
         let (settings, work) = (self.settings, self.work);

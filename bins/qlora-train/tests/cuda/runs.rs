@@ -39,13 +39,24 @@ pub fn micro_batches(vocab: usize) -> [Documents; 2] {
 }
 
 pub fn train<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelSpec, steps: u64) -> Trained {
-    let mut model = Llama::build(backend, source, spec.clone(), &mut |_| ()).unwrap();
     let micro_batches = micro_batches(spec.config.vocab_size);
     let batches: Vec<Batch> = micro_batches.iter().map(Documents::batch).collect();
+    train_on(backend, source, spec, steps, &batches)
+}
+
+/// The same on other micro-batches.
+pub fn train_on<B: Backend>(
+    backend: &mut B,
+    source: &mut dyn Source,
+    spec: &ModelSpec,
+    steps: u64,
+    batches: &[Batch],
+) -> Trained {
+    let mut model = Llama::build(backend, source, spec.clone(), &mut |_| ()).unwrap();
     let start = model.param_values(backend).unwrap();
     let (mut losses, mut norms, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..steps {
-        let report = optimizer_step(backend, &mut model, &HYPER, step, batches.len(), 1.0, &batches).unwrap();
+        let report = optimizer_step(backend, &mut model, &HYPER, step, batches.len(), 1.0, batches).unwrap();
         losses.push(report.loss);
         norms.push(report.grad_norm);
         if step == 0 {

@@ -49,17 +49,6 @@ impl Cpu {
         Self { dims, workspace, batch: Current::default(), rope: None, pool: HashMap::new(), bytes }
     }
 
-    /// Everything this backend holds: weights, tables, trainable state, buffers and workspace.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Gives up buffers that no operation holds.
-    pub fn trim(&mut self) {
-        let lengths = self.pool.drain().flat_map(|(_, free)| free.into_iter().map(|data| data.len() as u64 * 4));
-        self.bytes -= lengths.sum::<u64>();
-    }
-
     fn tokens(&self) -> usize {
         self.batch.input_ids.len()
     }

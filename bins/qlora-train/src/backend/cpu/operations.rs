@@ -121,6 +121,15 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn trim(&mut self) {
+        let lengths = self.pool.drain().flat_map(|(_, free)| free.into_iter().map(|data| data.len() as u64 * 4));
+        self.bytes -= lengths.sum::<u64>();
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         let positions = self.rope.as_ref().map_or(0, RopeTable::positions);
         self.batch.set(batch, self.dims.tokens, positions)

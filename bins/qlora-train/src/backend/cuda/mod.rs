@@ -116,17 +116,6 @@ impl Cuda {
         self.device.name()
     }
 
-    /// Everything this backend holds on the device.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Gives up buffers that no operation holds.
-    pub fn trim(&mut self) {
-        let freed: u64 = self.pool.drain().flat_map(|(_, free)| free).map(|storage| storage.bytes()).sum();
-        self.bytes -= freed;
-    }
-
     fn tokens(&self) -> usize {
         self.batch.input_ids.len()
     }

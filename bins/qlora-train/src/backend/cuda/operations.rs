@@ -135,6 +135,15 @@ impl Backend for Cuda {
         Ok(())
     }
 
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn trim(&mut self) {
+        let freed: u64 = self.pool.drain().flat_map(|(_, free)| free).map(|storage| storage.bytes()).sum();
+        self.bytes -= freed;
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         let positions = self.rope.as_ref().map_or(0, |rope| rope.positions);
         self.batch.set(batch, self.dims.tokens, positions)?;
