@@ -1,6 +1,7 @@
 //! Training on the CUDA backend, emulated or on a GPU, against the CPU backend.
 #![cfg(any(feature = "cuda", feature = "emulation"))]
 
+mod commands;
 #[path = "../../../../tests/support/device.rs"]
 #[allow(dead_code, reason = "shared with the kernels' tests")]
 mod device;

@@ -76,12 +76,14 @@ fn length(values: impl Iterator<Item = f64>) -> f64 {
 
 /// ‖found − expected‖ / ‖expected‖ of every tensor.
 fn tensors_apart(found: &Values, expected: &Values) -> Vec<f64> {
-    let apart = |(found, expected): (&(ParamName, Vec<f32>), &(ParamName, Vec<f32>))| {
-        assert!(found.0 == expected.0 && found.1.len() == expected.1.len());
-        let pairs = found.1.iter().zip(&expected.1);
-        length(pairs.map(|(a, b)| f64::from(a - b))) / length(expected.1.iter().map(|&x| f64::from(x)))
-    };
-    found.iter().zip(expected).map(apart).collect()
+    assert_eq!(found.len(), expected.len());
+    let mut distances = Vec::with_capacity(found.len());
+    for ((name, found), (expected_name, expected)) in found.iter().zip(expected) {
+        assert!(name == expected_name && found.len() == expected.len());
+        let differences = found.iter().zip(expected).map(|(a, b)| f64::from(a - b));
+        distances.push(length(differences) / length(expected.iter().map(|&x| f64::from(x))));
+    }
+    distances
 }
 
 /// How far one run is from another.

@@ -1,0 +1,110 @@
+//! The commands with `--device cuda`, and the same with `--device cpu`.
+
+use crate::sources::config;
+use qlora_kernels::philox::Stream;
+use qlora_train::checkpoint::synthetic::Synthetic;
+use serde_json::Value;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A directory with a tiny model and rows of token ids, in which the binary runs.
+struct Directory(TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        let directory = Self(tempfile::tempdir().unwrap());
+        Synthetic::new(config(), 1).write(&directory.path("model")).unwrap();
+        let mut stream = Stream::new(3, 3);
+        let mut rows = String::new();
+        for _ in 0..8 {
+            let first = stream.below(200);
+            // Each token follows from the one before, so that there is something to learn.
+            let ids: Vec<u32> = (0..8 + stream.below(20)).map(|i| (first + 7 * i) % 211).collect();
+            let _ = writeln!(rows, "{{\"input_ids\": {ids:?}}}");
+        }
+        std::fs::write(directory.path("rows.jsonl"), rows).unwrap();
+        directory
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, line: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qlora-train"));
+        command.args(line.split_whitespace()).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// The answer, and what went to standard error.
+    fn done(&self, line: &str) -> (Value, String) {
+        let output = self.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{line}\n{errors}");
+        (serde_json::from_slice(&output.stdout).unwrap(), errors)
+    }
+
+    fn train(&self, more: &str) -> String {
+        self.done(&format!(
+            "train --json --model model --data rows.jsonl --max-length 64 --lora-r 24 --lora-dropout 0.1 --learning-rate \
+             1e-2 --max-steps 4 --save-steps 2 --gradient-accumulation-steps 2 {more}"
+        ))
+        .1
+    }
+
+    /// The loss of every step.
+    fn losses(&self, run: &str) -> Vec<f64> {
+        let metrics = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        let entries = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        entries.filter_map(|entry| entry["loss"].as_f64()).collect()
+    }
+}
+
+#[test]
+fn a_run_on_the_device_gives_the_losses_and_the_adapter_of_one_on_the_cpu() {
+    let directory = Directory::new();
+    let on_cuda = directory.train("--output-dir cuda --device cuda");
+    let on_cpu = directory.train("--output-dir cpu --device cpu");
+    assert!(on_cuda.starts_with("device: cuda:0, "), "{on_cuda}");
+    assert!(on_cpu.starts_with("device: cpu, "), "{on_cpu}");
+    let (found, expected) = (directory.losses("cuda"), directory.losses("cpu"));
+    assert!(found.len() == 4 && expected.len() == 4);
+    // Each by less than 1%, while the run itself goes down by more.
+    let near = |found: &f64, expected: &f64| (found - expected).abs() < 0.01 * expected;
+    assert!(found.iter().zip(&expected).all(|(found, expected)| near(found, expected)), "{found:?} {expected:?}");
+    assert!(expected[3] < 0.9 * expected[0], "{expected:?}");
+    let mut losses = Vec::new();
+    for adapter in ["cuda", "cpu"] {
+        for device in ["cuda", "cpu"] {
+            let (answer, _) = directory
+                .done(&format!("eval --json --model model --adapter {adapter} --data rows.jsonl --device {device}"));
+            losses.push(answer["loss"].as_f64().unwrap());
+        }
+    }
+    assert!(losses.iter().all(|loss| near(loss, &losses[3])), "{losses:?}");
+}
+
+#[test]
+fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
+    let directory = Directory::new();
+    directory.train("--output-dir whole --device cuda");
+    directory.train("--output-dir resumed --device cuda --resume-from-checkpoint whole/checkpoint-2");
+    let adapter = |run: &str| std::fs::read(directory.path(run).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter("whole") == adapter("resumed"));
+}
+
+#[test]
+fn what_a_gpu_does_not_do_is_refused_by_name() {
+    let directory = Directory::new();
+    for (line, words) in [
+        ("generate --model model --prompt x --device cuda", ["`device`", "generate works on the CPU only"]),
+        ("plan --model model --device cuda", ["`device`", "plan counts the memory of a run on the CPU"]),
+        ("eval --model model --data rows.jsonl --device cuda:99", ["`device`", "cuda:99"]),
+    ] {
+        let output = directory.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(words.iter().all(|word| errors.contains(word)), "{errors}");
+    }
+}
