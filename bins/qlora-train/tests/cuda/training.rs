@@ -251,7 +251,7 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
         losses.push(model.loss(&mut cpu, &documents.batch()).unwrap() - loss);
     }
     let found_loss = on_cuda.loss(&mut cuda, &documents.batch()).unwrap();
-    println!("logits {} of {}, loss {} of {}", apart(&found), rms(&moved), found_loss - loss, rms(&losses));
+    println!("logits apart by {} of {}, loss {} of {}", apart(&found), rms(&moved), found_loss - loss, rms(&losses));
     assert!(apart(&found) <= 2.0 * rms(&moved));
     assert!((found_loss - loss).abs() <= 4.0 * rms(&losses));
 }

@@ -11,7 +11,13 @@ use std::process::{Command, Stdio};
 /// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says how many ran.
 const SANITIZED_CASES: &str = "8";
 
-const PACKAGE: [&str; 6] = ["--release", "--locked", "--package", "qlora-kernels", "--features", "emulation"];
+const EMULATED: [&str; 4] = ["--release", "--locked", "--features", "emulation"];
+
+/// The crate of the kernels, with what cargo selects its tests on the device by.
+const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--lib", "--test", "cuda*"]);
+
+/// The trainer: whole steps on the kernels.
+const TRAINER: (&str, &[&str]) = ("qlora-train", &["--test", "cuda"]);
 
 pub fn compiler(_: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
@@ -43,10 +49,14 @@ pub fn ptx(workspace: &Workspace) -> Result<Outcome> {
 
 pub fn emulated(workspace: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
-    let mut lint = workspace.cargo(&["clippy", "--all-targets"]);
-    lint.args(PACKAGE).args(["--", "--deny", "warnings"]);
-    check(lint)?;
-    suite(workspace, |_| {})
+    let mut closing = Vec::new();
+    for (package, targets) in [KERNELS, TRAINER] {
+        let mut lint = workspace.cargo(&["clippy", "--all-targets", "--package", package]);
+        lint.args(EMULATED).args(["--", "--deny", "warnings"]);
+        check(lint)?;
+        closing.extend(suite(workspace, (package, targets), |_| {})?);
+    }
+    Ok(Outcome::Passed(closing))
 }
 
 pub fn mutants(workspace: &Workspace) -> Result<Outcome> {
@@ -56,28 +66,34 @@ pub fn mutants(workspace: &Workspace) -> Result<Outcome> {
 
 /// In a target directory of its own: cargo does not see that objects and link arguments differ.
 pub fn sanitized(workspace: &Workspace) -> Result<Outcome> {
-    suite(workspace, |command| {
+    let closing = suite(workspace, KERNELS, |command| {
         command.env("CARGO_TARGET_DIR", workspace.target.join("asan"));
         command.env("QLORA_EMULATION_SANITIZE", "address");
         command.env("PROPTEST_CASES", SANITIZED_CASES);
         // The emulation switches stacks, and what a test's process leaves is the system's to take back.
         command.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
-    })
+    })?;
+    Ok(Outcome::Passed(closing))
 }
 
-fn suite(workspace: &Workspace, set_up: impl Fn(&mut Command)) -> Result<Outcome> {
+/// The summary's lines.
+fn suite(
+    workspace: &Workspace,
+    (package, targets): (&str, &[&str]),
+    set_up: impl Fn(&mut Command),
+) -> Result<Vec<String>> {
     ensure_compiler()?;
-    let targets = ["--lib", "--test", "cuda*", "--no-fail-fast"];
     // nextest repeats the output of the tests, each of which has a summary of its own.
     let nextest = has_nextest(workspace);
     let summary = if nextest { "Summary [" } else { "test result: " };
     let mut command = if nextest {
         let mut command = workspace.cargo(&["nextest", "run", "--success-output", "immediate"]);
-        command.args(PACKAGE).args(targets);
+        command.args(["--package", package]).args(EMULATED).args(targets).arg("--no-fail-fast");
         command
     } else {
         let mut command = workspace.cargo(&["test"]);
-        command.args(PACKAGE).args(targets).args(["--", "--nocapture"]);
+        command.args(["--package", package]).args(EMULATED).args(targets);
+        command.args(["--no-fail-fast", "--", "--nocapture"]);
         command
     };
     set_up(&mut command);
@@ -86,8 +102,8 @@ fn suite(workspace: &Workspace, set_up: impl Fn(&mut Command)) -> Result<Outcome
     let mut closing: Vec<String> = kept.iter().filter(|line| line.starts_with(summary)).cloned().collect();
     ensure!(!closing.is_empty(), "the test runner printed no summary, so it is unknown whether a test ran");
     ensure!(!tallies.is_empty(), "no test printed its cases and schedules, so it is unknown whether a kernel ran");
-    closing.push(summed(&tallies));
-    Ok(Outcome::Passed(closing))
+    closing.push(format!("{package}: {}", summed(&tallies)));
+    Ok(closing)
 }
 
 fn is_summary(line: &str) -> bool {
@@ -111,7 +127,7 @@ fn tally(line: &str) -> Option<Tally> {
 fn summed(tallies: &[Tally]) -> String {
     let cases: u64 = tallies.iter().map(|tally| tally.cases).sum();
     let runs: u64 = tallies.iter().map(|tally| tally.cases * tally.schedules).sum();
-    format!("{} properties of the kernels: {cases} cases, {runs} with their schedules", tallies.len())
+    format!("{} properties: {cases} cases, {runs} with their schedules", tallies.len())
 }
 
 pub fn declarations(workspace: &Workspace) -> Result<Outcome> {
@@ -134,6 +150,6 @@ mod tests {
         ];
         let found: Vec<_> = lines.iter().filter_map(|line| tally(line)).collect();
         assert_eq!(found, [Tally { cases: 32, schedules: 2 }, Tally { cases: 64, schedules: 3 }]);
-        assert_eq!(summed(&found), "2 properties of the kernels: 96 cases, 256 with their schedules");
+        assert_eq!(summed(&found), "2 properties: 96 cases, 256 with their schedules");
     }
 }

@@ -28,7 +28,11 @@ pub const STEPS: &[Step] = &[
         run: kernels::machine_code,
     },
     Step { name: "kernels-ptx", about: "two roundings where the format has two", run: kernels::ptx },
-    Step { name: "kernels-emulated", about: "the kernels' tests on the host", run: kernels::emulated },
+    Step {
+        name: "kernels-emulated",
+        about: "the tests of the kernels, and of training on them, on the host",
+        run: kernels::emulated,
+    },
     Step {
         name: "kernels-mutants",
         about: "bugs planted into the kernels turn those tests red",
