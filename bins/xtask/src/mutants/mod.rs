@@ -2,8 +2,9 @@
 //! less than they say.
 //!
 //! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For every entry of
-//! [`MUTANTS`] that library is linked anew with the files that the bug changes, and the same executable runs with it.
+//! [`mutants`] that library is linked anew with the files that the bug changes, and the same executable runs with it.
 
+mod loss;
 mod table;
 
 use crate::library::compile::{Compiler, sources};
@@ -13,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use table::{MUTANTS, Mutant};
+use table::Mutant;
 
 const LIBRARY: &str = "libqlora_kernels_emulation.so";
 /// Cases of each property: few, as the ones without a barrier are wrong in most schedules. The seed makes a run repeatable.
@@ -22,12 +23,17 @@ const SEED: &str = "20250601";
 /// A bug may make a kernel loop; then the tests are red too.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
+/// Every planted bug.
+fn mutants() -> impl Iterator<Item = &'static Mutant> {
+    [table::MUTANTS, loss::MUTANTS].into_iter().flatten()
+}
+
 /// Runs every mutant, and the kernels as they are; what was done, in a sentence.
 pub fn run(workspace: &Workspace) -> Result<String> {
     let sources = read_sources(&workspace.root)?;
-    let mutated: Vec<String> = MUTANTS.iter().map(|mutant| mutate(mutant, &sources)).collect::<Result<_>>()?;
+    let mutated: Vec<String> = mutants().map(|mutant| mutate(mutant, &sources)).collect::<Result<_>>()?;
     let built = build(workspace)?;
-    let mut tests: Vec<&str> = MUTANTS.iter().map(|mutant| mutant.test).collect();
+    let mut tests: Vec<&str> = mutants().map(|mutant| mutant.test).collect();
     tests.sort_unstable();
     tests.dedup();
     for test in &tests {
@@ -36,7 +42,7 @@ pub fn run(workspace: &Workspace) -> Result<String> {
         ensure!(!red, "the kernels as they are fail {test}: {how}");
     }
     let mut survived = Vec::new();
-    for (mutant, text) in MUTANTS.iter().zip(&mutated) {
+    for (mutant, text) in mutants().zip(&mutated) {
         let library = link(workspace, &built, mutant, text)?;
         let Verdict { red, how, seconds } = run_tests(&built.tests, &library, mutant.test)?;
         println!("{:<58} {how} ({seconds:.1} s)", mutant.what);
@@ -45,7 +51,7 @@ pub fn run(workspace: &Workspace) -> Result<String> {
         }
     }
     ensure!(survived.is_empty(), "{} planted bugs were not seen:\n  {}", survived.len(), survived.join("\n  "));
-    Ok(format!("{} bugs planted into the kernels, each seen; the kernels as they are stay green", MUTANTS.len()))
+    Ok(format!("{} bugs planted into the kernels, each seen; the kernels as they are stay green", mutants().count()))
 }
 
 /// The files of `cuda/` that bugs can be planted into, by name.
@@ -198,15 +204,15 @@ mod tests {
     fn every_planted_bugs_text_is_in_the_kernels_once() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let sources = read_sources(&root).unwrap();
-        for mutant in MUTANTS {
+        for mutant in mutants() {
             let mutated = mutate(mutant, &sources).unwrap();
             let (_, text) = sources.iter().find(|(name, _)| name == mutant.file).unwrap();
             assert_ne!(&mutated, text, "{} changes nothing", mutant.what);
         }
-        let mut names: Vec<_> = MUTANTS.iter().map(|mutant| slug(mutant.what)).collect();
+        let mut names: Vec<_> = mutants().map(|mutant| slug(mutant.what)).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), MUTANTS.len(), "two share a directory");
+        assert_eq!(names.len(), mutants().count(), "two share a directory");
     }
 
     #[test]

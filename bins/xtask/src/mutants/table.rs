@@ -10,7 +10,7 @@ pub struct Mutant {
     pub test: &'static str,
 }
 
-const fn mutant(
+pub const fn mutant(
     what: &'static str,
     file: &'static str,
     find: &'static str,
@@ -30,7 +30,6 @@ const LOW_RANK: &str = "low_rank::gradients_on_tensor_cores";
 const ADAMW: &str = "adamw::updates";
 const ATTENTION: &str = "attention::attention_is_within";
 const ATTENTION_BACKWARD: &str = "attention::attention_gradients";
-const LOSS: &str = "cross_entropy::loss_and_gradient";
 
 pub const MUTANTS: &[Mutant] = &[
     mutant(
@@ -332,75 +331,5 @@ pub const MUTANTS: &[Mutant] = &[
         "args->inverse != 0 ? -1.0f : 1.0f",
         "1.0f",
         "layer::rotary",
-    ),
-    mutant(
-        "cross-entropy: dropped vocabulary tail",
-        "cross_entropy_logits.cu",
-        "if (first_column + 8 * n + j < view.vocab) sum += expf",
-        "if (first_column + 8 * n + j < view.vocab / 64 * 64) sum += expf",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: vocabulary padded with logits of 0",
-        "cross_entropy_logits.cu",
-        "if (first_column + 8 * n + j < view.vocab) sum += expf",
-        "sum += expf",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: removed barrier between stages",
-        "cross_entropy_logits.cu",
-        "        __syncthreads();    // ... for everyone",
-        "        // ... for everyone",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: sums keep an old maximum",
-        "cross_entropy.cu",
-        "__fmul_rn(sum, expf(largest - base))",
-        "sum",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: targets of the first chunk for all",
-        "cross_entropy.cuh",
-        "rows[first + row]",
-        "rows[row]",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: logits overwritten before they are read",
-        "cross_entropy.cu",
-        "        __syncthreads();\n        if (column >= view.vocab) continue;",
-        "        if (column >= view.vocab) continue;",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: every second pass over a row left out",
-        "cross_entropy.cu",
-        "first < view.vocab; first += kRowThreads * 8",
-        "first < view.vocab; first += kRowThreads * 16",
-        "cross_entropy::large_vocabularies",
-    ),
-    mutant(
-        "cross-entropy: only the first statistics of a row",
-        "cross_entropy.cu",
-        "i < view.num_statistics; i += kRowThreads",
-        "i < view.num_statistics && i < kRowThreads; i += kRowThreads",
-        "cross_entropy::large_vocabularies",
-    ),
-    mutant(
-        "cross-entropy: tokens without a target keep an old gradient",
-        "cross_entropy.cu",
-        "if (view.targets[row] >= 0) return;",
-        "return;",
-        LOSS,
-    ),
-    mutant(
-        "cross-entropy: rows that are not finite looked for in the first rows only",
-        "cross_entropy.cu",
-        "for (int i = 1; i < kScanWarps; ++i) bad = min(bad, firsts[i]);",
-        "",
-        "cross_entropy_values::many_tokens",
     ),
 ];
