@@ -12,8 +12,10 @@ pub mod plan;
 
 pub use optimizer_state::{OptimizerState, StateFormat};
 
-use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
+use crate::checkpoint::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::error::{Error, Result};
+use crate::refuse;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AdamW, AttentionShape, RopeTable};
 
@@ -26,6 +28,18 @@ pub enum Quantization {
     },
     /// 16-bit weights as they are in the checkpoint.
     None,
+}
+
+/// The 16-bit weight of `n` rows of `k` columns called `name` in NF4: the same on every device.
+fn quantize(name: &str, n: usize, k: usize, tensor: &Tensor16, options: &Nf4Options) -> Result<Nf4Matrix> {
+    let quantized = match &tensor.data {
+        TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, options),
+        _ => Nf4Matrix::quantize(&tensor.to_f32(), n, k, options),
+    };
+    match quantized {
+        Ok(matrix) => Ok(matrix),
+        Err(cause) => refuse!("{name}: {cause}"),
+    }
 }
 
 /// One micro-batch: documents laid end to end, without padding. Attention does not cross `boundaries`.

@@ -4,10 +4,9 @@ use super::pack::Scaled;
 use super::panels::{Left, Product, Right, TOKENS, multiply};
 use super::workspace::Workspace;
 use super::{Cpu, Dense, TOKEN_CHUNK};
-use crate::backend::{LinearGroup, Quantization, Segment};
-use crate::checkpoint::{StoredWeight, TensorData};
+use crate::backend::{LinearGroup, Quantization, Segment, quantize};
+use crate::checkpoint::StoredWeight;
 use crate::error::Result;
-use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use rayon::prelude::*;
@@ -20,20 +19,12 @@ pub enum CpuWeight {
 impl CpuWeight {
     /// The weight of `n` rows of `k` columns called `name`, from what the checkpoint stores of it.
     pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredWeight) -> Result<Self> {
-        let (tensor, options) = match (stored, quantization) {
-            (StoredWeight::Nf4(matrix), _) => return Ok(Self::Nf4(matrix)),
-            (StoredWeight::Tensor(tensor), Quantization::None) => return Ok(Self::Dense(Dense { tensor, cols: k })),
+        match (stored, quantization) {
+            (StoredWeight::Nf4(matrix), _) => Ok(Self::Nf4(matrix)),
+            (StoredWeight::Tensor(tensor), Quantization::None) => Ok(Self::Dense(Dense { tensor, cols: k })),
             (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
-                (tensor, Nf4Options { block_size, double_quant })
+                quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant }).map(Self::Nf4)
             }
-        };
-        let quantized = match &tensor.data {
-            TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, &options),
-            _ => Nf4Matrix::quantize(&tensor.to_f32(), n, k, &options),
-        };
-        match quantized {
-            Ok(matrix) => Ok(Self::Nf4(matrix)),
-            Err(cause) => refuse!("{name}: {cause}"),
         }
     }
 

@@ -24,7 +24,6 @@ mod workspace;
 pub use workspace::{Dims, Workspace};
 
 use batch::Current;
-pub(super) use linear::CpuWeight;
 pub use operands::{CpuBuffer, CpuParam, Dense};
 use qlora_kernels::reference::RopeTable;
 use std::collections::HashMap;

@@ -2,8 +2,7 @@
 
 use super::operands::{AbsmaxMemory, Nf4Memory};
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
-use crate::backend::Quantization;
-use crate::backend::cpu::CpuWeight;
+use crate::backend::{Quantization, quantize};
 use crate::checkpoint::{StoredWeight, Tensor16, TensorData};
 use crate::error::Result;
 use crate::refuse;
@@ -11,7 +10,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::cuda::absmax_transpose;
 use qlora_kernels::cuda::nf4::Layout;
-use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix};
+use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
 
 /// In bf16; other types are rounded to it.
 fn to_bf16(tensor: Tensor16) -> Vec<bf16> {
@@ -28,7 +27,7 @@ pub(super) fn rounded(values: &[f32]) -> Vec<bf16> {
 }
 
 impl Cuda {
-    /// Quantised on the host, as on every device, so that the base is the same bits on each.
+    /// Quantised on the host, as on every device.
     pub(super) fn load_weight(
         &mut self,
         name: &str,
@@ -37,19 +36,18 @@ impl Cuda {
         quantization: Quantization,
         stored: StoredWeight,
     ) -> Result<CudaWeight> {
-        match (stored, quantization) {
+        let matrix = match (stored, quantization) {
+            (StoredWeight::Nf4(matrix), _) => matrix,
+            (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
+                quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant })?
+            }
             (StoredWeight::Tensor(tensor), Quantization::None) => {
                 let values = to_bf16(tensor);
-                if values.len() != n * k {
-                    refuse!("{name}: found {} values, expected {n} x {k}", values.len());
-                }
-                Ok(CudaWeight::Dense(self.upload(name, &values)?))
+                assert_eq!(values.len(), n * k, "weight");
+                return Ok(CudaWeight::Dense(self.upload(name, &values)?));
             }
-            (stored, quantization) => match CpuWeight::new(name, n, k, quantization, stored)? {
-                CpuWeight::Nf4(matrix) => Ok(CudaWeight::Nf4(self.load_nf4(name, &matrix)?)),
-                CpuWeight::Dense(_) => unreachable!("a weight to be quantised is NF4"),
-            },
-        }
+        };
+        Ok(CudaWeight::Nf4(self.load_nf4(name, &matrix)?))
     }
 
     /// The kernels know one set of 16 values and one size of nested blocks: those of NF4 as bitsandbytes writes it.
