@@ -101,8 +101,8 @@ fn models_of_another_kind() {
         ),
         (
             "rope_parameters",
-            json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}),
-            &["rope_type", "\"yarn\"", "llama3"],
+            json!({"rope_type": "longrope", "rope_theta": 1e4, "factor": 4}),
+            &["rope_type", "\"longrope\"", "llama3"],
         ),
         ("hidden_act", json!("gelu"), &["`hidden_act`", "silu"]),
     ] {
