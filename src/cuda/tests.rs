@@ -2,6 +2,7 @@
 //! lie as the header says.
 
 mod gradients;
+mod memory;
 
 use super::memory::{Buffer, Device};
 use super::{abi_version, status_name, sys};

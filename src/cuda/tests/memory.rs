@@ -1,0 +1,87 @@
+//! Device memory: parts of it, and what is written to it.
+
+use super::super::adamw::GradientState;
+use super::super::linear::{Lora, Weight};
+use super::super::linear_backward::{Backward, SegmentBackward};
+use super::super::lora_gradients::{ForwardInputs, PairGradient, workspace_bytes, workspace_bytes_of};
+use super::super::memory::Device;
+use half::bf16;
+
+#[test]
+fn buffers_are_made_overwritten_and_cleared() {
+    let device = Device::open().unwrap();
+    let mut buffer = device.zeros::<f32>(5).unwrap();
+    assert_eq!(device.download(&buffer).unwrap(), [0.0; 5]);
+    device.write(&mut buffer, &[1.0, 2.0]).unwrap();
+    assert_eq!(device.download(&buffer).unwrap(), [1.0, 2.0, 0.0, 0.0, 0.0]);
+    let error = device.write(&mut buffer, &[3.0; 6]).unwrap_err().to_string();
+    assert!(error.contains("6 elements") && error.contains("buffer of 5"), "{error}");
+    assert_eq!(device.download(&buffer).unwrap()[0], 1.0);
+    device.clear(&mut buffer).unwrap();
+    assert_eq!(device.download(&buffer).unwrap(), [0.0; 5]);
+    let mut empty = device.zeros::<u8>(0).unwrap();
+    device.write(&mut empty, &[]).unwrap();
+    device.clear(&mut empty).unwrap();
+    assert!(empty.is_empty() && device.download(&empty).unwrap().is_empty());
+    assert!(Device::open_at(1_000).is_err());
+}
+
+#[test]
+fn parts_begin_where_they_should_and_end_with_the_whole() {
+    let device = Device::open().unwrap();
+    let mut buffer = device.zeros::<f32>(2 * 10).unwrap();
+    let view = buffer.view();
+    let (skipped, address) = (view.skip(3), view.address());
+    assert!(skipped.address() == address.wrapping_add(3) && skipped.len() == 17);
+    assert!(view.skip(21).is_empty());
+    let parts = buffer.view_mut().columns(&[3, 5, 2]);
+    let found: Vec<_> = parts.iter().map(|part| (part.address().cast_const(), part.len())).collect();
+    assert_eq!(found, [(address, 20), (address.wrapping_add(3), 17), (address.wrapping_add(8), 12)]);
+}
+
+#[test]
+fn the_workspace_of_gradients_is_known_before_the_operands_and_grows_with_the_tokens() {
+    let device = Device::open().unwrap();
+    let (k, segments) = (128, [(24, 12), (64, 16)]);
+    let mut last = 0;
+    for m in [1, 256, 257, 900, 5_000] {
+        let zeros = device.zeros::<bf16>(m.max(64) * 128).unwrap();
+        let mut sums = device.zeros::<f32>(16 * 128 * 4).unwrap();
+        let low_rank = zeros.view().first(m * 32);
+        let operand = |(n, r): (usize, usize)| SegmentBackward {
+            n,
+            weight: Weight::Dense(zeros.view().first(n * k)),
+            lora: Some(Lora {
+                r,
+                scale: 1.0,
+                a: zeros.view().first(r * k),
+                b: zeros.view().first(n * r),
+                adapters: None,
+            }),
+            dy: zeros.view(),
+            lddy: n,
+        };
+        let mut pairs: Vec<PairGradient> = Vec::new();
+        let mut rest = sums.view_mut().columns(&[12 * 128, 24 * 12, 16 * 128, 64 * 16]).into_iter();
+        for (n, r) in segments {
+            let (da, db) = (rest.next().unwrap().first(r * k), rest.next().unwrap().first(n * r));
+            pairs.push(PairGradient { da: Some(da), db: Some(db) });
+        }
+        let backward = Backward { m, k, t: Some(low_rank), dropout: None };
+        let inputs = ForwardInputs { x: zeros.view(), ldx: k, s: low_rank };
+        let expected = workspace_bytes(&backward, &segments.map(operand), &inputs, &mut pairs).unwrap();
+        let found = workspace_bytes_of(m, k, &segments).unwrap();
+        assert_eq!(found, expected);
+        assert!(found >= last, "{m} tokens");
+        last = found;
+    }
+    assert!(last > 0);
+}
+
+#[test]
+fn a_gradient_state_comes_back_from_its_words() {
+    for not_finite in [None, Some(0), Some(448)] {
+        let state = GradientState { norm: 1.25, scale: 0.3, not_finite };
+        assert_eq!(GradientState::from_words(state.to_words()), state);
+    }
+}
