@@ -204,6 +204,7 @@ fn what_is_put_back_continues_the_run() {
         };
         let mut whole = build();
         step(&mut whole, 0);
+        let held = whole.0.bytes();
         whole.1.forward_backward(&mut whole.0, &batches[0], 9, 0.01).unwrap();
         let middle = snapshot(&mut whole);
         let eight_bit = middle.iter().filter(|(_, s, _)| matches!(s, OptimizerState::Blockwise8 { .. })).count();
@@ -225,6 +226,7 @@ fn what_is_put_back_continues_the_run() {
             step(run, 1);
         }
         assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
+        assert_eq!(whole.0.bytes(), held, "a later step allocated");
     }
 }
 

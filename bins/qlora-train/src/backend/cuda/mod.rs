@@ -4,8 +4,9 @@
 //! weights stay in NF4, or are bf16. A trainable tensor has an f32 master copy, which the optimiser updates, and a bf16 working
 //! copy, which the kernels read; its gradient is f32.
 //!
-//! All calls are queued on one stream, in order. Every size is known before the first step, so a step allocates nothing on the
-//! device; it reads back the loss of each micro-batch and the norm of the gradients.
+//! All calls are queued on one stream, in order. Workspaces are made with the model and have room for the longest batch; buffers
+//! are made in the first step and used again, so that later ones allocate nothing on the device. A step reads back the loss of
+//! each micro-batch and the norm of the gradients.
 
 mod limits;
 mod linear;
