@@ -53,6 +53,57 @@ fn llama3_rope_frequencies_are_those_of_transformers() {
     );
 }
 
+/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole indices, and not.
+#[test]
+fn yarn_rope_frequencies_are_those_of_transformers() {
+    let rounded = RopeScaling::Yarn {
+        factor: 16.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_position_embeddings: 4096,
+        attention_factor: 1.2772588722239782,
+        truncate: true,
+    };
+    assert_frequencies(
+        &frequencies(10_000.0, rounded),
+        &[
+            (0, 1.0),
+            (1, 0.8659643530845642),
+            (20, 0.05623412877321243),
+            (21, 0.04694085940718651),
+            (30, 0.008526843972504139),
+            (45, 0.00015177164459601045),
+            (46, 8.334509038832039e-05),
+            (47, 7.217387610580772e-05),
+            (63, 7.217387064883951e-06),
+        ],
+    );
+    let exact = RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast: 24.0,
+        beta_slow: 2.0,
+        original_max_position_embeddings: 8192,
+        attention_factor: 1.0648216253695715,
+        truncate: false,
+    };
+    assert_frequencies(
+        &frequencies(500_000.0, exact),
+        &[
+            (17, 0.030634520575404167),
+            (20, 0.016031838953495026),
+            (21, 0.012224960140883923),
+            (25, 0.003912903368473053),
+            (30, 0.0007442581700161099),
+            (35, 0.00019112424342893064),
+            (63, 6.137851755738666e-07),
+        ],
+    );
+    let table = RopeTable::<f64>::new(128, 500_000.0, exact, 7);
+    for (cos, sin) in table.cos.iter().zip(&table.sin) {
+        assert!((cos.hypot(*sin) - 1.0648216253695715).abs() < 1e-12, "{cos} and {sin}");
+    }
+}
+
 #[test]
 fn linear_rope_frequencies_are_those_of_transformers() {
     assert_frequencies(

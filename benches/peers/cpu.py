@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training speed and memory on a CPU: PEFT + bitsandbytes and qlora-train, alternating, on one machine in one go.
 
-    python benches/peers/cpu.py MODEL_DIR [--binary target/release/qlora-train] [--repeats 3] [--out benches/records]
+    python benches/peers/cpu.py MODEL_DIR [--binary target/release/qlora-train] [--repeats 3] [--out benches/peers/records]
 
 Both fine-tune MODEL_DIR in NF4 with double quantisation, LoRA r 16 on all linear layers, AdamW, on the same row of 512
 token ids, all supervised, one row a step. A figure is the wall time of a process with 24 steps minus that of one with 8,
@@ -202,7 +202,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compute", default="float32", choices=["float32", "bfloat16"], help="bitsandbytes' compute dtype")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "records")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "records")
     parser.add_argument("--smoke", action="store_true", help="a few tokens and steps; writes no record")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rows", help=argparse.SUPPRESS)

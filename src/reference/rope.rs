@@ -18,6 +18,27 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
+    /// YaRN (Peng et al. 2023): frequencies that turn more than `beta_fast` times within the trained context are kept, those that turn
+    /// less than `beta_slow` times are divided by `factor`, a linear blend between; queries and keys grow by `attention_factor`.
+    Yarn {
+        factor: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+        original_max_position_embeddings: usize,
+        attention_factor: f64,
+        /// Whether the ends of the blend are rounded outwards to whole indices.
+        truncate: bool,
+    },
+}
+
+impl RopeScaling {
+    /// What cos and sin are multiplied by.
+    fn attention_factor(self) -> f64 {
+        match self {
+            Self::Yarn { attention_factor, .. } => attention_factor,
+            Self::Default | Self::Linear { .. } | Self::Llama3 { .. } => 1.0,
+        }
+    }
 }
 
 /// cos and sin of every (position, frequency), from f64.
@@ -35,13 +56,13 @@ impl<T: Real> RopeTable<T> {
     /// `head_dim` is even; `theta` is the base of the frequencies θ^(−2i/D).
     pub fn new(head_dim: usize, theta: f64, scaling: RopeScaling, positions: usize) -> Self {
         let half = head_dim / 2;
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| scaled(theta.powf(-(2.0 * i as f64) / head_dim as f64), scaling)).collect();
+        let frequencies: Vec<f64> = (0..half).map(|i| frequency(i, head_dim, theta, scaling)).collect();
         let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+        let factor = scaling.attention_factor();
         Self {
             half,
-            cos: angles().map(|angle| T::of(angle.cos())).collect(),
-            sin: angles().map(|angle| T::of(angle.sin())).collect(),
+            cos: angles().map(|angle| T::of(angle.cos() * factor)).collect(),
+            sin: angles().map(|angle| T::of(angle.sin() * factor)).collect(),
         }
     }
 
@@ -50,7 +71,8 @@ impl<T: Real> RopeTable<T> {
     }
 }
 
-fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
+fn frequency(i: usize, head_dim: usize, theta: f64, scaling: RopeScaling) -> f64 {
+    let frequency = theta.powf(-(2.0 * i as f64) / head_dim as f64);
     match scaling {
         RopeScaling::Default => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
@@ -65,6 +87,20 @@ fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
                 let blend = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 (1.0 - blend) * frequency / factor + blend * frequency
             }
+        }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } => {
+            let dim = head_dim as f64;
+            // The index of the frequency that turns this often within the trained context.
+            let index = |turns: f64| {
+                let wavelengths = original_max_position_embeddings as f64 / (turns * std::f64::consts::TAU);
+                dim * wavelengths.ln() / (2.0 * theta.ln())
+            };
+            let (first, last) = (index(beta_fast), index(beta_slow));
+            let (first, last) = if truncate { (first.floor(), last.ceil()) } else { (first, last) };
+            let (first, last) = (first.max(0.0), last.min(dim - 1.0));
+            let width = if first == last { 0.001 } else { last - first };
+            let divided = ((i as f64 - first) / width).clamp(0.0, 1.0);
+            frequency / factor * divided + frequency * (1.0 - divided)
         }
     }
 }
@@ -95,7 +131,7 @@ pub fn rope<T: Real>(
     rotate(x, row, heads, positions, table, T::ONE);
 }
 
-/// The inverse rotation, which is also the gradient.
+/// The gradient: the transpose, which is the inverse where no attention factor scales the rotation.
 pub fn rope_inverse<T: Real>(x: &mut [T], row: usize, heads: usize, positions: &[u32], table: &RopeTable<T>) {
     rotate(x, row, heads, positions, table, -T::ONE);
 }

@@ -57,6 +57,14 @@ fn cases() -> impl Strategy<Value = Case> {
             high_freq_factor: 4.0,
             original_max_position_embeddings: 16
         }),
+        Just(RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 4.0,
+            beta_slow: 0.5,
+            original_max_position_embeddings: 16,
+            attention_factor: 1.14,
+            truncate: true,
+        }),
     ];
     let lengths = proptest::collection::vec(1..20usize, 1..4);
     let stored = prop_oneof![Just(StoredType::Bf16), Just(StoredType::F16), Just(StoredType::F32)];

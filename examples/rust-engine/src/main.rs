@@ -3,16 +3,19 @@
 //!
 //! `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ`
 //!
-//! and checks it against a plain loop in double precision.
+//! checks it against a plain loop in double precision, and trains the pair (`train.rs`).
 //!
 //! ```sh
 //! cargo run --release --features cuda -- ../../tests/golden/nf4.safetensors    # or: --features emulation
 //! ```
 //!
-//! Prints `ok` and the largest error as a share of its bound, or ends with status 1.
+//! Prints `ok` and the largest error as a share of its bound, and how far the loss fell, or ends with status 1.
 
+mod checks;
 mod memory;
+mod train;
 
+use checks::{Worst, products, values};
 use half::bf16;
 use memory::{Engine, Memory};
 use qlora_kernels::cuda::absmax_transpose;
@@ -102,44 +105,22 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
         println!("{verdict} rust-engine: M {m}, N {N}, K {K}, r {R}: largest error {error:.3} of its bound");
         good &= error <= 1.0;
     }
-    Ok(good)
+    Ok(good && train::train(&engine, weight, &w)?)
 }
 
-/// Values in (-size, size), cut to bf16; the same on every machine.
-fn values(count: usize, size: f32, mut seed: u32) -> Vec<bf16> {
-    let mut next = || {
-        seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
-        bf16::from_f32(((seed >> 8) as f32 / 8388608.0 - 1.0) * size)
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-/// The largest |error| / bound of S and Y. A bound is what f32 sums of that many terms in any order, and one rounding to bf16
-/// (2⁻⁸), can differ by; 2⁻²³ a term, because tensor cores cut where f32 rounds.
+/// The largest |error| / bound of S and Y.
 fn worst_error(m: usize, x: &[bf16], a: &[bf16], b: &[bf16], w: &[bf16], s: &[bf16], y: &[bf16]) -> f64 {
-    let mut worst: f64 = 0.0;
-    let mut compare = |found: bf16, terms: &[f64]| {
-        let sum: f64 = terms.iter().sum();
-        let size: f64 = terms.iter().map(|term| term.abs()).sum();
-        let bound = sum.abs() * 2f64.powi(-8) + terms.len() as f64 * size * 2f64.powi(-23);
-        let error = (found.to_f64() - sum).abs() / bound;
-        // Not a number counts as infinitely wrong.
-        worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
-    };
-    let products = |left: &[bf16], right: &[bf16], scale: f32| -> Vec<f64> {
-        left.iter().zip(right).map(|(l, r)| l.to_f64() * r.to_f64() * f64::from(scale)).collect()
-    };
+    let mut worst = Worst::default();
     for row in 0..m {
         let (x, s) = (&x[row * K..][..K], &s[row * R..][..R]);
         for r in 0..R {
-            compare(s[r], &products(x, &a[r * K..][..K], SCALE));
+            worst.compare_bf16(s[r], products(x, &a[r * K..][..K], SCALE));
         }
         for n in 0..N {
-            let mut terms = products(x, &w[n * K..][..K], 1.0);
             // With the S that the kernel gave: its own error was measured above.
-            terms.extend(products(s, &b[n * R..][..R], 1.0));
-            compare(y[row * N + n], &terms);
+            let terms = products(x, &w[n * K..][..K], 1.0).chain(products(s, &b[n * R..][..R], 1.0));
+            worst.compare_bf16(y[row * N + n], terms);
         }
     }
-    worst
+    worst.0
 }

@@ -55,6 +55,12 @@ mod imp {
             self.0.synchronize()?;
             Ok(data)
         }
+
+        /// As many values as there were.
+        pub fn replace<T: Element + DeviceRepr>(&self, slice: &mut Slice<T>, data: &[T]) -> Result<(), Box<dyn Error>> {
+            self.0.memcpy_htod(data, &mut slice.0)?;
+            Ok(self.0.synchronize()?)
+        }
     }
 
     impl<T: Element> Memory<T> for Slice<T> {
@@ -104,6 +110,14 @@ mod imp {
             // SAFETY: `len` elements, initialised by `upload`; the emulation's work is done when a call returns.
             Ok(unsafe { std::slice::from_raw_parts(slice.address(), slice.len) }.to_vec())
         }
+
+        /// As many values as there were.
+        pub fn replace<T: Element>(&self, slice: &mut Slice<T>, data: &[T]) -> Result<(), Box<dyn Error>> {
+            assert_eq!(slice.len(), data.len(), "values to replace");
+            // SAFETY: the slice has room for `data`, and is borrowed exclusively.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), slice.address(), data.len()) };
+            Ok(())
+        }
     }
 
     impl<T: Element> Memory<T> for Slice<T> {
@@ -117,4 +131,4 @@ mod imp {
     }
 }
 
-pub use imp::Engine;
+pub use imp::{Engine, Slice};

@@ -70,7 +70,12 @@ impl Rope {
             let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
             return Err(holder.wrong("rope_theta", "a number above 0"));
         }
-        Ok(Self { theta, scaling: scaling_from_keys(config, &nested, max_position_embeddings)? })
+        let scaling = scaling_from_keys(config, &nested, max_position_embeddings)?;
+        if matches!(scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
+            let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
+            return Err(holder.wrong("rope_theta", "a number above 1, for rope type \"yarn\""));
+        }
+        Ok(Self { theta, scaling })
     }
 
     /// The v5 `rope_parameters` object.
@@ -86,6 +91,17 @@ impl Rope {
             } => json!({
                 "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
                 "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original,
+            }),
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings: original,
+                attention_factor,
+                truncate,
+            } => json!({
+                "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
+                "original_max_position_embeddings": original, "attention_factor": attention_factor, "truncate": truncate,
             }),
         };
         let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
@@ -108,24 +124,17 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
         "default" => (RopeScaling::Default, &[]),
         "linear" => (RopeScaling::Linear { factor: positive("factor")? }, &["factor"]),
         "llama3" => {
-            // transformers prefers the key outside, and falls back on the longest position.
-            let outer = config.whole("original_max_position_embeddings")?;
-            let inner = nested.whole("original_max_position_embeddings")?;
             let scaling = RopeScaling::Llama3 {
                 factor: positive("factor")?,
                 low_freq_factor: positive("low_freq_factor")?,
                 high_freq_factor: positive("high_freq_factor")?,
-                original_max_position_embeddings: outer.or(inner).unwrap_or(max_position_embeddings),
+                original_max_position_embeddings: original_context(config, nested, max_position_embeddings)?,
             };
-            if let (Some(outer), Some(_)) = (outer, inner.filter(|inner| Some(*inner) != outer)) {
-                let expected = format!("{outer}, as the key of that name outside says");
-                return Err(nested.wrong("original_max_position_embeddings", &expected));
-            }
             check_llama3(scaling, nested)?;
-            let used = &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
-            (scaling, used)
+            (scaling, &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
         }
-        _ => return Err(nested.wrong(key, "a supported rope type: \"default\", \"linear\" or \"llama3\"")),
+        "yarn" => (yarn(config, nested, max_position_embeddings)?, &YARN_KEYS),
+        _ => return Err(nested.wrong(key, "a supported rope type: \"default\", \"linear\", \"llama3\" or \"yarn\"")),
     };
     for key in nested.map.keys().map(String::as_str) {
         if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
@@ -135,15 +144,71 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
     Ok(scaling)
 }
 
+/// The context that the model was trained with. transformers prefers the key outside, and falls back on the longest position.
+fn original_context(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<usize> {
+    const KEY: &str = "original_max_position_embeddings";
+    let (outer, inner) = (config.whole(KEY)?, nested.whole(KEY)?);
+    if let (Some(outer), Some(_)) = (outer, inner.filter(|inner| Some(*inner) != outer)) {
+        return Err(nested.wrong(KEY, &format!("{outer}, as the key of that name outside says")));
+    }
+    match outer.or(inner).unwrap_or(max_position_embeddings) {
+        0 => Err(if outer.is_some() { config } else { nested }.wrong(KEY, "a whole number above 0")),
+        original => Ok(original),
+    }
+}
+
+const YARN_KEYS: [&str; 8] = [
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+];
+
+fn yarn(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let original = original_context(config, nested, max_position_embeddings)?;
+    let positive = |key: &str| match nested.number(key)? {
+        Some(x) if x > 0.0 => Ok(Some(x)),
+        Some(_) => Err(nested.wrong(key, "a number above 0")),
+        None => Ok(None),
+    };
+    let factor = positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let (beta_fast, beta_slow) = (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
+    if beta_fast < beta_slow {
+        return Err(nested.wrong("beta_fast", &format!("a number of at least beta_slow ({beta_slow})")));
+    }
+    // transformers takes 0 for none.
+    let optional = |key: &str| Ok::<_, crate::error::Error>(nested.number(key)?.filter(|&x| x != 0.0));
+    let growth = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    let attention_factor = match (positive("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
+        (Some(given), _, _) => given,
+        (None, Some(mscale), Some(all)) => growth(mscale) / growth(all),
+        (None, _, _) => growth(1.0),
+    };
+    if !(attention_factor > 0.0 && attention_factor.is_finite()) {
+        return Err(
+            nested.wrong("mscale", &format!("one that scales attention by a number above 0, not {attention_factor}"))
+        );
+    }
+    let truncate = nested.flag("truncate")?.unwrap_or(true);
+    Ok(RopeScaling::Yarn {
+        factor,
+        beta_fast,
+        beta_slow,
+        original_max_position_embeddings: original,
+        attention_factor,
+        truncate,
+    })
+}
+
 fn check_llama3(scaling: RopeScaling, nested: &Keys) -> Result<()> {
-    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, original_max_position_embeddings, .. } = scaling {
-        if high_freq_factor <= low_freq_factor {
-            let expected = format!("a number above low_freq_factor ({low_freq_factor})");
-            return Err(nested.wrong("high_freq_factor", &expected));
-        }
-        if original_max_position_embeddings == 0 {
-            return Err(nested.wrong("original_max_position_embeddings", "a whole number above 0"));
-        }
+    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
+        && high_freq_factor <= low_freq_factor
+    {
+        return Err(nested.wrong("high_freq_factor", &format!("a number above low_freq_factor ({low_freq_factor})")));
     }
     Ok(())
 }

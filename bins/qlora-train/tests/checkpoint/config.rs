@@ -130,6 +130,30 @@ fn llama3_rope_falls_back_on_the_longest_position_as_transformers_does() {
 }
 
 #[test]
+fn yarn_settings_default_to_those_of_transformers() {
+    let yarn = |changes: Value| {
+        let rope =
+            with(&json!({ "rope_type": "yarn", "factor": 16, "original_max_position_embeddings": 8192 }), changes);
+        read(&with(&llama_31_8b(), json!({ "rope_scaling": rope }))).unwrap().rope.scaling
+    };
+    let growth = |m: f64| 0.1 * m * 16f64.ln() + 1.0;
+    let of = |attention_factor| RopeScaling::Yarn {
+        factor: 16.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_position_embeddings: 8192,
+        attention_factor,
+        truncate: true,
+    };
+    assert_eq!(yarn(json!({})), of(growth(1.0)));
+    assert_eq!(yarn(json!({ "mscale": 1.0 })), of(growth(1.0)));
+    assert_eq!(yarn(json!({ "mscale": 1.0, "mscale_all_dim": 0.5 })), of(growth(1.0) / growth(0.5)));
+    assert_eq!(yarn(json!({ "mscale": 1.0, "mscale_all_dim": 0.5, "attention_factor": 1.5 })), of(1.5));
+    // Without a factor it is the ratio of both contexts: 131072 / 8192.
+    assert_eq!(yarn(json!({ "factor": null })), of(growth(1.0)));
+}
+
+#[test]
 fn parameter_counts_of_published_models() {
     let of = |changes: Value| read(&with(&llama_31_8b(), changes)).unwrap().num_parameters().unwrap();
     let b70 =
@@ -157,7 +181,24 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
         (json!({ "sliding_window": 4096 }), &["`sliding_window`", "4096"]),
         (json!({ "rope_interleaved": true }), &["`rope_interleaved`"]),
         (json!({ "layer_types": ["full_attention", "sliding_attention"] }), &["`layer_types`"]),
-        (rope(json!({ "rope_type": "yarn", "factor": 4 })), &["rope_scaling", "`rope_type`", "\"yarn\"", "llama3"]),
+        (
+            rope(json!({ "rope_type": "longrope", "factor": 4 })),
+            &["rope_scaling", "`rope_type`", "\"longrope\"", "yarn"],
+        ),
+        (rope(json!({ "rope_type": "yarn", "factor": -4 })), &["rope_scaling", "`factor`", "above 0"]),
+        (
+            rope(json!({ "rope_type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2 })),
+            &["`beta_fast`", "beta_slow (2)"],
+        ),
+        (
+            rope(json!({ "rope_type": "yarn", "factor": 4, "mscale": -100, "mscale_all_dim": 1 })),
+            &["`mscale`", "above 0"],
+        ),
+        (rope(json!({ "rope_type": "yarn", "factor": 4, "truncate": 1 })), &["`truncate`"]),
+        (
+            json!({ "rope_theta": 1, "rope_scaling": { "rope_type": "yarn", "factor": 4 } }),
+            &["`rope_theta`", "found 1", "above 1"],
+        ),
         (rope(json!({ "type": "dynamic", "factor": 4 })), &["`type`", "\"dynamic\""]),
         (rope(json!({ "type": "linear", "rope_type": "llama3" })), &["`type`", "linear", "llama3"]),
         (rope(json!({ "rope_type": "linear" })), &["`factor`", "nothing", "above 0"]),

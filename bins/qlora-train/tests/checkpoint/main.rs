@@ -37,8 +37,20 @@ fn ropes() -> impl Strategy<Value = Rope> {
         },
     );
     let linear = (1.0..16.0).prop_map(|factor| RopeScaling::Linear { factor });
-    let scaling = prop_oneof![Just(RopeScaling::Default), linear, llama3];
-    (1.0..1e6, scaling).prop_map(|(theta, scaling)| Rope { theta, scaling })
+    let yarn = (1.0..32.0, 8.0..64.0, 0.5..4.0, 1..10_000usize, 0.5..2.0, any::<bool>()).prop_map(
+        |(factor, beta_fast, beta_slow, original_max_position_embeddings, attention_factor, truncate)| {
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings,
+                attention_factor,
+                truncate,
+            }
+        },
+    );
+    let scaling = prop_oneof![Just(RopeScaling::Default), linear, llama3, yarn];
+    (1.5..1e6, scaling).prop_map(|(theta, scaling)| Rope { theta, scaling })
 }
 
 /// Small Llamas of odd sizes, with every option that changes the list of tensors.
