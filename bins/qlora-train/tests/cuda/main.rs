@@ -1,0 +1,13 @@
+//! Training on the CUDA backend, emulated or on a GPU, against the CPU backend.
+#![cfg(any(feature = "cuda", feature = "emulation"))]
+
+#[path = "../../../../tests/support/device.rs"]
+#[allow(dead_code, reason = "shared with the kernels' tests")]
+mod device;
+mod refusals;
+mod runs;
+mod sources;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "shared with the CPU backend's tests")]
+mod support;
+mod training;

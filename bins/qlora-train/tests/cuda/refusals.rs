@@ -1,0 +1,140 @@
+use crate::runs::{HYPER, micro_batches};
+use crate::sources::{config, memory, spec};
+use crate::support::{Documents, Memory};
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_train::backend::cuda::Cuda;
+use qlora_train::backend::{Backend, Batch, Quantization};
+use qlora_train::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
+use qlora_train::error::{Error, Result};
+use qlora_train::model::{Llama, ModelSpec, ParamName, Source};
+use qlora_train::train::optimizer_step;
+
+/// The random model with one tensor in another form.
+struct Changed {
+    memory: Memory,
+    name: &'static str,
+    to: fn(Tensor16) -> StoredWeight,
+}
+
+impl Source for Changed {
+    fn stored(&self, name: &str) -> StoredType {
+        self.memory.stored(name)
+    }
+    fn held(&self, name: &str) -> Option<Quantization> {
+        let dense = matches!((self.to)(self.memory.tensor(name)), StoredWeight::Tensor(_));
+        (name == self.name && dense).then_some(Quantization::None)
+    }
+    fn read(&mut self, name: &str) -> Result<Tensor16> {
+        Ok(self.read_weight(name)?.into_tensor())
+    }
+    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+        let tensor = self.memory.tensor(name);
+        Ok(if name == self.name { (self.to)(tensor) } else { StoredWeight::Tensor(tensor) })
+    }
+    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
+        self.memory.lora(name, len, columns)
+    }
+}
+
+fn refused(spec: &ModelSpec, source: &mut dyn Source) -> String {
+    let built = Cuda::new(0, spec.dims(), &spec.config)
+        .and_then(|mut cuda| Llama::build(&mut cuda, source, spec.clone(), &mut |_| ()).map(|_| ()));
+    match built {
+        Err(Error::Refused(text)) => text,
+        Err(other) => panic!("expected a refusal, found {other:?}"),
+        Ok(()) => panic!("expected a refusal"),
+    }
+}
+
+#[test]
+fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
+    let names = |spec: &ModelSpec, source: &mut dyn Source, parts: &[&str]| {
+        let text = refused(spec, source);
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    };
+    let shape = |config: LlamaConfig, parts: &[&str]| names(&spec(config.clone()), &mut memory(&config), parts);
+    shape(LlamaConfig { head_dim: 16, ..config() }, &["head_dim", "found 16", "64 or 128", "--device cpu"]);
+    shape(LlamaConfig { intermediate_size: 100, ..config() }, &["intermediate_size", "found 100", "multiple of 8"]);
+    shape(LlamaConfig { hidden_size: 190, ..config() }, &["hidden_size", "found 190"]);
+
+    let mut ranks = spec(config());
+    ranks.lora.terms.insert((1, Module::O), (300, 1.0));
+    names(&ranks, &mut memory(&config()), &["layers.1.self_attn.o_proj", "rank of 300", "at most 256"]);
+
+    let name = "model.layers.0.self_attn.k_proj.weight";
+    let changed = |to| Changed { memory: memory(&config()), name, to };
+    names(&spec(config()), &mut changed(StoredWeight::Tensor), &["layers.0.self_attn", "2 are held in NF4", "16 bits"]);
+    let own_values = |tensor: Tensor16| {
+        let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+        let options = Nf4Options { block_size: 64, double_quant: false };
+        let matrix = Nf4Matrix::quantize(&tensor.to_f32(), rows, cols, &options).unwrap();
+        let (codes, absmax) = (matrix.codes().to_vec(), matrix.absmax().clone());
+        let code = matrix.code().map(|value| value * 0.5);
+        StoredWeight::Nf4(Nf4Matrix::from_parts(rows, cols, 64, code, codes, absmax).unwrap())
+    };
+    names(&spec(config()), &mut changed(own_values), &[name, "quant_map", "original 16-bit model"]);
+
+    let Err(Error::Refused(text)) = Cuda::new(99, spec(config()).dims(), &config()) else {
+        panic!("there is no GPU 99")
+    };
+    assert!(text.contains("`device`") && text.contains("99"), "{text}");
+}
+
+fn built(source: &mut dyn Source) -> (Cuda, Llama<Cuda>) {
+    let spec = spec(config());
+    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let model = Llama::build(&mut cuda, source, spec, &mut |_| ()).unwrap();
+    (cuda, model)
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_step_with_its_place_and_updates_nothing() {
+    // Logits beyond f32.
+    let huge = |tensor: Tensor16| {
+        let values = tensor.to_f32().into_iter().map(|x| x.signum() * 3e38).collect();
+        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+    };
+    let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: huge };
+    let (mut cuda, mut model) = built(&mut source);
+    let before = model.param_values(&cuda).unwrap();
+    let documents = micro_batches(config().vocab_size);
+    let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
+    let error = optimizer_step(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches).unwrap_err();
+    assert_eq!(error.exit_status(), 1);
+    let text = error.to_string();
+    assert!(
+        text.contains("not finite") && text.contains("position 0 of row 0") && text.contains("learning_rate"),
+        "{text}"
+    );
+    assert!(before == model.param_values(&cuda).unwrap());
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_ends_the_step_and_updates_nothing() {
+    let (mut cuda, mut model) = built(&mut memory(&config()));
+    let before = model.param_values(&cuda).unwrap();
+    for (index, (_, param)) in model.params_mut().into_iter().enumerate() {
+        let mut gradient = cuda.gradient(param).unwrap();
+        gradient[0] = if index == 3 { f32::INFINITY } else { 1.0 };
+        cuda.restore_gradient(param, gradient).unwrap();
+    }
+    let documents = micro_batches(config().vocab_size);
+    let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
+    let error = qlora_train::train::update(&mut cuda, &mut model, &HYPER, 0, 1.0, &batches, 1.0).unwrap_err();
+    assert!(error.to_string().contains("gradient norm"), "{error}");
+    assert!(before == model.param_values(&cuda).unwrap());
+}
+
+#[test]
+fn a_batch_that_does_not_fit_the_run_is_refused() {
+    let (mut cuda, model) = built(&mut memory(&config()));
+    let long = Documents::random(&[40, 40], config().vocab_size, 1);
+    assert!(model.loss(&mut cuda, &long.batch()).unwrap_err().to_string().contains("80 tokens"));
+    let row = Documents::random(&[51], config().vocab_size, 1);
+    assert!(model.loss(&mut cuda, &row.batch()).unwrap_err().to_string().contains("position 50"));
+    let ids = Documents::random(&[10], 100_000, 1);
+    assert!(model.loss(&mut cuda, &ids.batch()).unwrap_err().to_string().contains("vocabulary of 211"));
+    let targets = [1, 2, 250, -100];
+    let batch = Batch { input_ids: &[0; 4], positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &targets };
+    assert!(model.loss(&mut cuda, &batch).unwrap_err().to_string().contains("token id 250"));
+}

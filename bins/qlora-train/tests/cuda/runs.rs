@@ -1,0 +1,110 @@
+//! Short runs on any backend, and how far apart two of them are.
+
+use crate::sources::TOKENS;
+use crate::support::Documents;
+use qlora_train::backend::{Backend, Batch};
+use qlora_train::model::{Llama, ModelSpec, ParamName, Source};
+use qlora_train::train::{Hyperparameters, optimizer_step};
+
+pub const HYPER: Hyperparameters = Hyperparameters {
+    learning_rate_a: 1e-3,
+    learning_rate_b: 4e-3,
+    weight_decay: 0.01,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    max_grad_norm: 1.0,
+};
+
+type Values = Vec<(ParamName, Vec<f32>)>;
+
+/// What a run of some steps shows.
+#[derive(Clone, PartialEq)]
+pub struct Trained {
+    /// Of every step.
+    pub losses: Vec<f64>,
+    /// Of every step, before clipping.
+    pub norms: Vec<f64>,
+    /// Of the first step.
+    pub gradients: Values,
+    /// How far the steps moved the trainable tensors.
+    pub moved: Values,
+}
+
+/// Two micro-batches a step, of packed documents.
+pub fn micro_batches(vocab: usize) -> [Documents; 2] {
+    let of = |lengths: &[usize], seed| Documents::random(lengths, vocab, seed);
+    assert_eq!(37 + 20 + 6 + 1, TOKENS);
+    [of(&[37, 20, 6, 1], 1), of(&[50, 9], 2)]
+}
+
+pub fn train<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelSpec, steps: u64) -> Trained {
+    let mut model = Llama::build(backend, source, spec.clone(), &mut |_| ()).unwrap();
+    let micro_batches = micro_batches(spec.config.vocab_size);
+    let batches: Vec<Batch> = micro_batches.iter().map(Documents::batch).collect();
+    let start = model.param_values(backend).unwrap();
+    let (mut losses, mut norms, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
+    for step in 0..steps {
+        let report = optimizer_step(backend, &mut model, &HYPER, step, batches.len(), 1.0, &batches).unwrap();
+        losses.push(report.loss);
+        norms.push(report.grad_norm);
+        if step == 0 {
+            let params = model.params_mut().into_iter();
+            gradients = params.map(|(name, param)| (name, backend.gradient(param).unwrap())).collect();
+        }
+    }
+    let end = model.param_values(backend).unwrap();
+    let change = |(from, to): (&[f32], &[f32])| from.iter().zip(to).map(|(from, to)| to - from).collect();
+    let moved = start.iter().zip(&end).map(|((name, _, from), (_, _, to))| (*name, change((from, to)))).collect();
+    Trained { losses, norms, gradients, moved }
+}
+
+fn length(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// ‖found − expected‖ / ‖expected‖ of every tensor.
+fn tensors_apart(found: &Values, expected: &Values) -> Vec<f64> {
+    let apart = |(found, expected): (&(ParamName, Vec<f32>), &(ParamName, Vec<f32>))| {
+        assert!(found.0 == expected.0 && found.1.len() == expected.1.len());
+        let pairs = found.1.iter().zip(&expected.1);
+        length(pairs.map(|(a, b)| f64::from(a - b))) / length(expected.1.iter().map(|&x| f64::from(x)))
+    };
+    found.iter().zip(expected).map(apart).collect()
+}
+
+/// How far one run is from another.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    /// Of every step, absolute.
+    pub losses: Vec<f64>,
+    /// Of every step, relative.
+    pub norms: Vec<f64>,
+    /// Of every trainable tensor, relative.
+    pub gradients: Vec<f64>,
+    /// Likewise.
+    pub moved: Vec<f64>,
+}
+
+impl Apart {
+    pub fn of(found: &Trained, expected: &Trained) -> Self {
+        let steps = |found: &[f64], expected: &[f64]| found.iter().zip(expected).map(|(a, b)| (a - b).abs()).collect();
+        let mut norms: Vec<f64> = steps(&found.norms, &expected.norms);
+        norms.iter_mut().zip(&expected.norms).for_each(|(apart, norm)| *apart /= norm);
+        Self {
+            losses: steps(&found.losses, &expected.losses),
+            norms,
+            gradients: tensors_apart(&found.gradients, &expected.gradients),
+            moved: tensors_apart(&found.moved, &expected.moved),
+        }
+    }
+}
+
+/// Root of the mean square.
+pub fn rms(values: &[f64]) -> f64 {
+    (values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
+}
+
+pub fn largest(values: &[f64]) -> f64 {
+    values.iter().copied().fold(0.0, f64::max)
+}

@@ -1,0 +1,102 @@
+//! Random models, and the same with every value moved by as much as rounding to bf16 may move it.
+
+use crate::support::Memory;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::philox::Stream;
+use qlora_train::backend::Quantization;
+use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::checkpoint::{LlamaConfig, Module, StoredType, Tensor16};
+use qlora_train::error::Result;
+use qlora_train::model::{LoraSpec, ModelSpec, ParamName, Source};
+
+/// The largest relative error of rounding to bf16: half a unit in the last of 8 significant bits.
+const BF16: f32 = 1.0 / 256.0;
+
+/// Tokens of the longest batch of these tests.
+pub const TOKENS: usize = 64;
+
+/// Two layers, grouped queries, and widths that are no multiples of the kernels' tiles.
+pub fn config() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 211,
+        hidden_size: 192,
+        intermediate_size: 200,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 64,
+        ..tiny_config()
+    }
+}
+
+pub fn spec(config: LlamaConfig) -> ModelSpec {
+    let mut lora = LoraSpec::uniform(&config, &Module::ALL, 6, 0.7, 0.1);
+    // Ranks differ within an operand, one pair is large enough for 8-bit states, and one segment has no term.
+    lora.terms.insert((0, Module::K), (11, 0.3));
+    lora.terms.insert((0, Module::Gate), (32, 0.3));
+    lora.terms.remove(&(1, Module::Up));
+    ModelSpec {
+        lora,
+        config,
+        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
+        trainable: true,
+        recompute: true,
+        tokens: TOKENS,
+        positions: 50,
+        seed: 11,
+    }
+}
+
+pub fn memory(config: &LlamaConfig) -> Memory {
+    Memory::new(Synthetic::new(config.clone(), 5))
+}
+
+/// The model of [`memory`], its frozen values in f32 and, with a seed, each multiplied by a factor within [`BF16`] of 1.
+pub struct Moved {
+    memory: Memory,
+    quantization: Quantization,
+    seed: Option<u64>,
+    tensors: u64,
+}
+
+impl Moved {
+    pub fn new(spec: &ModelSpec, seed: Option<u64>) -> Self {
+        Self { memory: memory(&spec.config), quantization: spec.quantization, seed, tensors: 0 }
+    }
+
+    fn moved(&mut self, mut values: Vec<f32>) -> Vec<f32> {
+        self.tensors += 1;
+        if let Some(seed) = self.seed {
+            let mut stream = Stream::new(seed, self.tensors);
+            values.iter_mut().for_each(|value| *value *= 1.0 + BF16 * (2.0 * stream.uniform() - 1.0));
+        }
+        values
+    }
+}
+
+impl Source for Moved {
+    fn stored(&self, _name: &str) -> StoredType {
+        StoredType::F32
+    }
+
+    fn held(&self, _name: &str) -> Option<Quantization> {
+        Some(Quantization::None)
+    }
+
+    fn read(&mut self, name: &str) -> Result<Tensor16> {
+        let tensor = self.memory.tensor(name);
+        let shape = tensor.shape.clone();
+        let values = match self.quantization {
+            Quantization::Nf4 { block_size, double_quant } if name.contains("_proj.weight") => {
+                let options = Nf4Options { block_size, double_quant };
+                Nf4Matrix::quantize(&tensor.to_f32(), shape[0], shape[1], &options).unwrap().dequantize()
+            }
+            _ => tensor.to_f32(),
+        };
+        Ok(Tensor16::from_f32(shape, self.moved(values), StoredType::F32))
+    }
+
+    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
+        let values = self.memory.lora(name, len, columns)?;
+        Ok(self.moved(values))
+    }
+}

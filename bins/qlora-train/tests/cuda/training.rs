@@ -1,0 +1,247 @@
+//! The CUDA backend computes in bf16 what the CPU backend computes in f32. How far that moves a run is not guessed but measured:
+//! the CPU backend runs again in f32 with every value of every frozen matrix, table and norm, and of A and B, multiplied by its own
+//! factor within 2⁻⁸ of 1, the largest relative error of rounding to bf16. To a product over K such factors do what K rounded
+//! inputs do, so each product, norm, gather and gradient has an error as from one rounded operand.
+//!
+//! On the device a value is rounded about twice as often as it goes through one of these: what enters a product and what leaves
+//! it, and between two products rotation, softmax or SwiGLU. Errors of independent roundings add up as squares do: √2. The
+//! errors themselves are smaller than the factors': uniform within half a unit in the last place, which is 2⁻⁸ of the value only
+//! where the mantissa is 1; over all mantissas the root of their mean square is 0.7 of the factors'. The two cancel: the device
+//! may be about as far from the CPU as the moved models are, as if it were one of them. Bounds: for tensors, whose distances are
+//! sums of squares over thousands of elements and so hardly spread, 2 × the moved models' mean; for losses and norms, which are
+//! single numbers around 0, 4 × the root of their mean square.
+
+use crate::device::{Tally, set_schedule};
+use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train};
+use crate::sources::{Moved, config, memory, spec};
+use crate::support::Documents;
+use qlora_kernels::reference::RopeScaling;
+use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::cuda::Cuda;
+use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
+use qlora_train::checkpoint::{LlamaConfig, Rope};
+use qlora_train::model::{Llama, ModelSpec};
+use qlora_train::train::optimizer_step;
+
+/// Moved models that a run is compared with.
+const MODELS: u64 = 6;
+
+fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
+    train(&mut Cpu::new(spec.dims()), &mut memory(&spec.config), spec, steps)
+}
+
+fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
+    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    train(&mut cuda, &mut memory(&spec.config), spec, steps)
+}
+
+/// Distances that rounding to bf16 explains.
+struct Bounds {
+    loss: f64,
+    norm: f64,
+    gradients: Vec<f64>,
+    moved: Vec<f64>,
+}
+
+impl Bounds {
+    fn measure(spec: &ModelSpec, steps: u64, expected: &Trained) -> Self {
+        let run = |seed| {
+            let trained = train(&mut Cpu::new(spec.dims()), &mut Moved::new(spec, seed), spec, steps);
+            Apart::of(&trained, expected)
+        };
+        // In f32 and not moved they are the same model.
+        let same = run(None);
+        assert!(largest(&same.losses) < 1e-5 && largest(&same.gradients) < 1e-4, "{same:?}");
+        let models: Vec<Apart> = (0..MODELS).map(|seed| run(Some(seed))).collect();
+        let single = |of: fn(&Apart) -> &Vec<f64>| 4.0 * rms(&models.iter().flat_map(of).copied().collect::<Vec<_>>());
+        let tensors = |of: fn(&Apart) -> &Vec<f64>| {
+            let mean = |i| models.iter().map(|apart| of(apart)[i]).sum::<f64>() / models.len() as f64;
+            (0..of(&same).len()).map(|i| 2.0 * mean(i)).collect()
+        };
+        Self {
+            loss: single(|apart| &apart.losses),
+            norm: single(|apart| &apart.norms),
+            gradients: tensors(|apart| &apart.gradients),
+            moved: tensors(|apart| &apart.moved),
+        }
+    }
+
+    /// The largest share of its bound that anything takes.
+    fn share(&self, apart: &Apart) -> f64 {
+        let tensors = |found: &[f64], bounds: &[f64]| -> f64 {
+            found.iter().zip(bounds).map(|(found, bound)| found / bound).fold(0.0, f64::max)
+        };
+        let single = [largest(&apart.losses) / self.loss, largest(&apart.norms) / self.norm];
+        let tensors = [tensors(&apart.gradients, &self.gradients), tensors(&apart.moved, &self.moved)];
+        single.into_iter().chain(tensors).fold(0.0, f64::max)
+    }
+
+    fn check(&self, what: &str, apart: &Apart) {
+        println!(
+            "{what}: losses within {:.1e} (bound {:.1e}), norms {:.1e} ({:.1e}), gradients {:.1e} ({:.1e}), tensors {:.1e} \
+             ({:.1e}); at most {:.2} of a bound",
+            largest(&apart.losses),
+            self.loss,
+            largest(&apart.norms),
+            self.norm,
+            largest(&apart.gradients),
+            largest(&self.gradients),
+            largest(&apart.moved),
+            largest(&self.moved),
+            self.share(apart),
+        );
+        assert!(self.share(apart) <= 1.0, "{what}: {apart:?}");
+    }
+}
+
+/// Two layers, packed documents, dropout, two micro-batches a step, 8-bit states for the larger tensors.
+#[test]
+fn a_run_gives_the_cpu_backends_losses_and_adapter() {
+    let tally = Tally::new("training, 4 steps", 1);
+    let mut spec = spec(config());
+    spec.lora.states = StateFormat::Blockwise8;
+    let expected = on_cpu(&spec, 4);
+    let bounds = Bounds::measure(&spec, 4, &expected);
+    let found = on_cuda(&spec, 4);
+    bounds.check("4 steps", &Apart::of(&found, &expected));
+    assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+    tally.case();
+}
+
+/// Every way to hold weights, tied tables, biases, the other head_dim, scaled rotation, f32 states, no dropout.
+#[test]
+fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
+    let tally = Tally::new("training, models", 1);
+    let none = Quantization::None;
+    let single = Quantization::Nf4 { block_size: 128, double_quant: false };
+    let scaling = RopeScaling::Llama3 {
+        factor: 4.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 16,
+    };
+    let scaled = Rope { theta: 100.0, scaling };
+    let biased = LlamaConfig { attention_bias: true, mlp_bias: true, ..config() };
+    let tied = LlamaConfig { tie_word_embeddings: true, rope: scaled, hidden_size: 256, ..config() };
+    let wide = LlamaConfig { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
+    for (what, config, quantization, dropout) in [
+        ("16-bit weights, biases", biased, none, 0.1),
+        ("tied tables, blocks of 128", tied, single, 0.0),
+        ("heads of 128", wide, Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
+    ] {
+        let mut spec = ModelSpec { quantization, recompute: false, ..spec(config) };
+        spec.lora.dropout = dropout;
+        let expected = on_cpu(&spec, 1);
+        let bounds = Bounds::measure(&spec, 1, &expected);
+        bounds.check(what, &Apart::of(&on_cuda(&spec, 1), &expected));
+        tally.case();
+    }
+}
+
+/// What a wrong mask, wrong positions of the documents or a lost micro-batch would change is far outside of the bounds.
+#[test]
+fn the_bounds_see_another_mask_a_leak_between_documents_and_other_rates() {
+    let spec = spec(config());
+    let expected = on_cpu(&spec, 1);
+    let bounds = Bounds::measure(&spec, 1, &expected);
+    let masked = on_cuda(&ModelSpec { seed: 12, ..spec.clone() }, 1);
+    assert!(bounds.share(&Apart::of(&masked, &expected)) > 2.0);
+    let mut scaled = spec.clone();
+    scaled.lora.terms.insert((1, qlora_train::checkpoint::Module::Down), (6, 0.5));
+    assert!(bounds.share(&Apart::of(&on_cuda(&scaled, 1), &expected)) > 2.0);
+}
+
+/// Also with activations kept, which recomputing gives again.
+#[test]
+fn every_schedule_gives_the_same_bits() {
+    let tally = Tally::new("training, schedules", 3);
+    let mut spec = spec(config());
+    spec.lora.states = StateFormat::Blockwise8;
+    let run = |seed, recompute| {
+        set_schedule(seed);
+        on_cuda(&ModelSpec { recompute, ..spec.clone() }, 2)
+    };
+    let first = run(0, true);
+    assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
+    assert!(first == run(1, true) && first == run(7, false));
+    tally.case();
+}
+
+/// Two updates, or one, a copy of values, states and a half-accumulated gradient into a new model, and the rest.
+#[test]
+fn what_is_put_back_continues_the_run() {
+    for states in [StateFormat::F32, StateFormat::Blockwise8] {
+        let mut spec = spec(LlamaConfig { num_layers: 1, ..config() });
+        spec.lora.terms.retain(|&(layer, _), _| layer == 0);
+        spec.lora.states = states;
+        let documents = micro_batches(spec.config.vocab_size);
+        let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
+        let build = || {
+            let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+            let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+            (cuda, model)
+        };
+        type Run = (Cuda, Llama<Cuda>);
+        let step = |(cuda, model): &mut Run, step: u64| {
+            optimizer_step(cuda, model, &HYPER, step, 2, 1.0, &batches).unwrap();
+        };
+        let snapshot = |(cuda, model): &mut Run| -> Vec<(Vec<f32>, OptimizerState, Vec<f32>)> {
+            let copy = |param| {
+                let state = cuda.optimizer_state(param).unwrap().unwrap();
+                (cuda.param_values(param).unwrap(), state, cuda.gradient(param).unwrap())
+            };
+            model.params_mut().into_iter().map(|(_, param)| copy(param)).collect()
+        };
+        let mut whole = build();
+        step(&mut whole, 0);
+        whole.1.forward_backward(&mut whole.0, &batches[0], 9, 0.01).unwrap();
+        let middle = snapshot(&mut whole);
+        let eight_bit = middle.iter().filter(|(_, s, _)| matches!(s, OptimizerState::Blockwise8 { .. })).count();
+        assert_eq!(eight_bit > 0, states == StateFormat::Blockwise8);
+        let mut resumed = build();
+        for ((_, param), (values, state, gradient)) in resumed.1.params_mut().into_iter().zip(middle.clone()) {
+            let short = resumed.0.restore(param, values[1..].to_vec(), state.clone()).unwrap_err().to_string();
+            assert!(short.contains("expected") && short.contains("values"), "{short}");
+            let other = OptimizerState::F32 { m: vec![0.0; 1], v: vec![0.0; values.len()] };
+            let other = resumed.0.restore(param, values.clone(), other).unwrap_err().to_string();
+            assert!(other.contains("f32 states of 1 and"), "{other}");
+            assert!(resumed.0.restore_gradient(param, vec![0.0]).is_err());
+            resumed.0.restore(param, values, state).unwrap();
+            resumed.0.restore_gradient(param, gradient).unwrap();
+        }
+        assert!(middle == snapshot(&mut resumed), "{states:?}");
+        for run in [&mut whole, &mut resumed] {
+            run.1.forward_backward(&mut run.0, &batches[1], 10, 0.01).unwrap();
+            step(run, 1);
+        }
+        assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
+    }
+}
+
+/// Loss without a gradient, and the logits of single tokens, which are rounded to bf16 as well.
+#[test]
+fn losses_and_logits_are_those_of_the_cpu_backend() {
+    let spec = ModelSpec { trainable: false, ..spec(config()) };
+    let documents = &micro_batches(spec.config.vocab_size)[0];
+    let mut cpu = Cpu::new(spec.dims());
+    let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let tokens = [0, 7, 63];
+    let expected = on_cpu.logits(&mut cpu, &documents.batch(), &tokens).unwrap().concat();
+    let found = on_cuda.logits(&mut cuda, &documents.batch(), &tokens).unwrap().concat();
+    let mut moved = Vec::new();
+    let mut losses = Vec::new();
+    let loss = on_cpu.loss(&mut cpu, &documents.batch()).unwrap();
+    let apart = |found: &[f32]| rms(&found.iter().zip(&expected).map(|(a, b)| f64::from(a - b)).collect::<Vec<_>>());
+    for seed in 0..MODELS {
+        let mut cpu = Cpu::new(spec.dims());
+        let model = Llama::build(&mut cpu, &mut Moved::new(&spec, Some(seed)), spec.clone(), &mut |_| ()).unwrap();
+        moved.push(apart(&model.logits(&mut cpu, &documents.batch(), &tokens).unwrap().concat()));
+        losses.push(model.loss(&mut cpu, &documents.batch()).unwrap() - loss);
+    }
+    let found_loss = on_cuda.loss(&mut cuda, &documents.batch()).unwrap();
+    println!("logits {} of {}, loss {} of {}", apart(&found), rms(&moved), found_loss - loss, rms(&losses));
+    assert!(apart(&found) <= 2.0 * rms(&moved));
+    assert!((found_loss - loss).abs() <= 4.0 * rms(&losses));
+}
