@@ -53,6 +53,7 @@ fn build_cuda() -> compile::Result<()> {
     )?;
     let archs = variable("QLORA_CUDA_ARCHS").unwrap_or_else(|| compile::DEFAULT_ARCHS.into());
     let compiler = Compiler::cuda(&nvcc, &archs)?;
+    println!("cargo:rustc-env=QLORA_KERNELS_ARCHS={archs}");
     archive(&compiler, &sources(Path::new(""), "cuda", "cu"), "cuda", "qlora_kernels_cuda")?;
     // One kernel per PTX instruction, for the tests. Nothing of it is linked where nothing calls it.
     println!("cargo:rerun-if-changed=tests/kernels");

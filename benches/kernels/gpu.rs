@@ -59,7 +59,7 @@ pub fn facts() -> Result<String> {
 
 fn shown_facts(facts: &Facts) -> String {
     let driver = record::driver().unwrap_or_else(|| "?".into());
-    let Facts { gpu, cuda, multiprocessors, memory_bytes, l2_bytes } = facts;
+    let Facts { gpu, cuda, multiprocessors, memory_bytes, l2_bytes, .. } = facts;
     let (memory, l2) = (*memory_bytes as f64 / f64::from(1 << 30), l2_bytes >> 20);
     format!("{gpu}: {multiprocessors} multiprocessors, {memory:.1} GiB, {l2} MiB L2; driver {driver}, CUDA {cuda}")
 }

@@ -1,7 +1,7 @@
 //! Times device work (feature `cuda`): events around replays of a CUDA graph, and the bandwidth of a plain copy on the same device in
 //! the same run, against which memory-bound kernels are judged.
 
-use super::typed::context;
+use super::typed::{context, driver};
 use super::{Buffer, CudaError, Device, Result, Stream};
 use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ pub struct Facts {
     pub gpu: String,
     /// What the driver supports, for example "13.0".
     pub cuda: String,
+    /// (9, 0) for sm_90
+    pub compute_capability: (usize, usize),
     pub multiprocessors: usize,
     pub l2_bytes: usize,
     pub memory_bytes: usize,
@@ -40,18 +42,24 @@ fn failed(what: &'static str) -> impl Fn(result::DriverError) -> CudaError {
 impl Timer {
     /// An error, not a panic, where there is no driver or no GPU.
     pub fn new() -> Result<Self> {
-        let context = context(0)?;
+        Self::at(0)
+    }
+
+    /// The same on the GPU of this number.
+    pub fn at(ordinal: usize) -> Result<Self> {
+        let context = context(ordinal)?;
         context.bind_to_thread().map_err(failed("the context cannot be bound"))?;
         let attribute = |attribute| {
             let value = context.attribute(attribute).map_err(failed("an attribute of the device"))?;
             usize::try_from(value).map_err(|_| CudaError::Device(format!("the device has an attribute of {value}")))
         };
-        let mut version = 0;
-        // SAFETY: writes one integer; the driver is there, as a context is.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("the driver's version"))?;
         let facts = Facts {
             gpu: context.name().map_err(failed("the device's name"))?,
-            cuda: format!("{}.{}", version / 1000, version % 1000 / 10),
+            cuda: driver()?,
+            compute_capability: (
+                attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
             multiprocessors: attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             l2_bytes: attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             memory_bytes: context.total_mem().map_err(failed("the device's memory"))?,
@@ -79,6 +87,11 @@ impl Timer {
     /// How many sets of buffers, of `bytes` each, take three times the L2 together: then no launch finds its operands in the cache.
     pub fn sets(&self, bytes: usize) -> usize {
         sets(self.facts.l2_bytes, bytes)
+    }
+
+    /// Bytes of device memory that nothing has taken.
+    pub fn free_bytes(&self) -> Result<usize> {
+        self.context.mem_get_info().map(|(free, _)| free).map_err(failed("the device's free memory"))
     }
 
     /// Waits for everything queued, on all streams.

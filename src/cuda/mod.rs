@@ -36,11 +36,19 @@ mod tests_adamw;
 #[cfg(test)]
 mod tests_layer;
 #[cfg(feature = "cuda")]
+mod transfer;
+#[cfg(feature = "cuda")]
 pub mod typed;
 
 pub use error::{CudaError, Result, status_name};
 pub use memory::{Buffer, Device, Element, View, ViewMut};
 pub use nf4::absmax_transpose;
+#[cfg(feature = "cuda")]
+pub use transfer::Transfer;
+
+/// What nvcc compiled the kernels for, for example "80,90,120": code of each, and PTX of the first for what is newer.
+#[cfg(feature = "cuda")]
+pub const ARCHITECTURES: &str = env!("QLORA_KERNELS_ARCHS");
 
 /// The stream that a call queues its work on. The emulation ignores it: its work is done when a call returns.
 #[derive(Clone, Copy, Debug)]

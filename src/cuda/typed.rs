@@ -26,8 +26,8 @@ use std::sync::Arc;
 /// The oldest driver that this build's functions are all in, as `cuDriverGetVersion` counts.
 const DRIVER_VERSION: i32 = 13000;
 
-/// The primary context of a GPU. An error, not a panic, where there is no driver, an old one or no such GPU.
-pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
+/// What the driver supports, for example "13.0". An error where there is none, or one that is too old for this build.
+pub fn driver() -> Result<String> {
     // cudarc panics where the library or a symbol of it is missing: look first.
     // SAFETY: only tries to open the library.
     if !unsafe { sys::is_culib_present() } {
@@ -36,14 +36,20 @@ pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     let mut version = 0;
     // SAFETY: may be called before the driver is initialised; writes one integer.
     let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-    check_driver((status == sys::CUresult::CUDA_SUCCESS).then_some(version))?;
+    check_driver((status == sys::CUresult::CUDA_SUCCESS).then_some(version))
+}
+
+/// The primary context of a GPU. An error, not a panic, where there is no driver, an old one or no such GPU.
+pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
+    driver()?;
     CudaContext::new(ordinal).map_err(|error| CudaError::Device(format!("GPU {ordinal} cannot be used: {error:?}")))
 }
 
-fn check_driver(version: Option<i32>) -> Result<()> {
+fn check_driver(version: Option<i32>) -> Result<String> {
+    let name = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
     let found = match version {
-        Some(DRIVER_VERSION..) => return Ok(()),
-        Some(version) => format!("the NVIDIA driver supports CUDA {}.{}", version / 1000, version % 1000 / 10),
+        Some(version @ DRIVER_VERSION..) => return Ok(name(version)),
+        Some(version) => format!("the NVIDIA driver supports CUDA {}", name(version)),
         None => "the NVIDIA driver does not tell its version".into(),
     };
     Err(CudaError::Device(format!("{found}; this build needs 13.0 (driver 580 or newer)")))
@@ -177,8 +183,8 @@ mod tests {
 
     #[test]
     fn an_old_driver_is_an_error_that_names_both_versions() {
-        assert_eq!(check_driver(Some(13000)), Ok(()));
-        assert_eq!(check_driver(Some(13020)), Ok(()));
+        assert_eq!(check_driver(Some(13000)), Ok("13.0".to_owned()));
+        assert_eq!(check_driver(Some(13020)), Ok("13.2".to_owned()));
         let error = check_driver(Some(12080)).unwrap_err().to_string();
         assert!(error.contains("12.8") && error.contains("13.0") && error.contains("580"), "{error}");
         assert!(check_driver(None).is_err());

@@ -1,6 +1,7 @@
 //! The command line: arguments in, one exit status out. Standard output carries the answer (`--json`: one object);
 //! everything else goes to standard error.
 
+mod doctor;
 mod eval;
 mod generate;
 mod plan;
@@ -46,6 +47,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Text, greedy or sampled
     Generate(generate::GenerateArgs),
+    /// What a run would find on this machine: processor, memory, GPU, driver, transfer speed
+    Doctor(doctor::DoctorArgs),
 }
 
 /// The commands that take the settings of a run.
@@ -148,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
+        Command::Doctor(args) => doctor::run(&args),
     };
     match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
         Ok(()) => ExitCode::SUCCESS,

@@ -47,3 +47,18 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
         assert!(done.stderr.contains(word), "{done:?} lacks {word:?}");
     }
 }
+
+#[test]
+fn the_doctor_says_what_there_is_and_what_is_missing() {
+    let sandbox = Sandbox::new();
+    let text = sandbox.run("doctor").ok().stdout;
+    assert!(text.lines().any(|line| line.starts_with("ok      host memory")), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("missing gpu") && line.contains("--features cuda")), "{text}");
+    assert!(text.ends_with("Runs work on the CPU.\n"), "{text}");
+    let found: serde_json::Value = serde_json::from_str(&sandbox.run("doctor --json").ok().stdout).unwrap();
+    assert!(found["processor"]["threads"].as_u64().unwrap() >= 1, "{found}");
+    let bytes = |key: &str| found["host_memory"][key].as_u64().unwrap();
+    assert!(bytes("free_bytes") <= bytes("total_bytes"), "{found}");
+    assert_eq!((&found["gpu"], &found["gpu_usable"]), (&serde_json::Value::Null, &serde_json::json!(false)));
+    assert_eq!(found["problems"].as_array().unwrap().len(), 1, "{found}");
+}

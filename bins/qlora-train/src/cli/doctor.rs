@@ -1,0 +1,221 @@
+//! `qlora-train doctor`: what a run would find on this machine.
+
+use super::Answer;
+use crate::config::memory::format_bytes;
+use crate::error::Result;
+use crate::train::memory::host_budget;
+use clap::Args;
+use serde_json::{Map, Value, json};
+use sysinfo::System;
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Number of the GPU to look at
+    #[arg(long, default_value_t = 0)]
+    gpu: usize,
+}
+
+/// One thing that was looked at.
+struct Finding {
+    name: &'static str,
+    /// What is missing, and what to do about it.
+    problem: Option<String>,
+    text: String,
+    json: Value,
+}
+
+impl Finding {
+    fn good(name: &'static str, text: String, json: Value) -> Self {
+        Self { name, problem: None, text, json }
+    }
+
+    fn missing(name: &'static str, problem: impl Into<String>) -> Self {
+        let problem = problem.into();
+        Self { name, text: problem.clone(), json: Value::Null, problem: Some(problem) }
+    }
+}
+
+/// The answer has the exit status 0 whatever was found: a machine without a GPU is no error, and `gpu_usable` tells.
+pub fn run(args: &DoctorArgs) -> Result<Answer> {
+    let mut findings = host();
+    findings.extend(gpu::look(args.gpu));
+    let gpu_usable = cfg!(feature = "cuda") && findings.iter().all(|finding| finding.problem.is_none());
+    let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+    let lines = findings.iter().map(|finding| {
+        let mark = if finding.problem.is_some() { "missing" } else { "ok" };
+        format!("{mark:<8}{:width$}  {}", finding.name, finding.text)
+    });
+    let mut lines: Vec<String> = lines.collect();
+    lines.push(if gpu_usable {
+        format!("Runs can work on GPU {}.", args.gpu)
+    } else {
+        "Runs work on the CPU.".to_owned()
+    });
+    let mut map: Map<String, Value> =
+        findings.iter().map(|finding| (finding.name.replace(' ', "_"), finding.json.clone())).collect();
+    let problems: Vec<&String> = findings.iter().filter_map(|finding| finding.problem.as_ref()).collect();
+    map.insert("problems".to_owned(), json!(problems));
+    map.insert("gpu_usable".to_owned(), json!(gpu_usable));
+    Ok(Answer { text: lines.join("\n"), json: Value::Object(map) })
+}
+
+fn host() -> Vec<Finding> {
+    let mut system = System::new();
+    system.refresh_memory();
+    let (total, free) = (system.total_memory(), host_budget(None));
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let instructions = instructions();
+    let named =
+        if instructions.is_empty() { "no vector instructions known".to_owned() } else { instructions.join(", ") };
+    vec![
+        Finding::good(
+            "processor",
+            format!("{threads} threads, {named}"),
+            json!({"threads": threads, "instructions": instructions}),
+        ),
+        Finding::good(
+            "host memory",
+            format!("{}, {} free", format_bytes(total), format_bytes(free)),
+            json!({"total_bytes": total, "free_bytes": free}),
+        ),
+    ]
+}
+
+/// Of those that the CPU backend is faster with.
+#[cfg(target_arch = "x86_64")]
+fn instructions() -> Vec<&'static str> {
+    let found = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    found.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(not(feature = "cuda"))]
+mod gpu {
+    use super::Finding;
+
+    pub fn look(_ordinal: usize) -> Vec<Finding> {
+        let problem =
+            "this binary was built for the CPU only: `cargo build --release --features cuda` builds one for a GPU";
+        vec![Finding::missing("gpu", problem)]
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::{Finding, format_bytes};
+    use qlora_kernels::cuda::measure::Timer;
+    use qlora_kernels::cuda::{ARCHITECTURES, Device, typed};
+    use serde_json::json;
+
+    /// What is copied each way.
+    const BYTES: usize = 256 << 20;
+
+    /// Looks as far as each finding allows the next.
+    pub fn look(ordinal: usize) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        match typed::driver() {
+            Ok(cuda) => findings.push(Finding::good("driver", format!("CUDA {cuda}"), json!({"cuda": cuda}))),
+            Err(error) => {
+                findings.push(Finding::missing("driver", format!("{error}: install NVIDIA's driver, 580 or newer")));
+                return findings;
+            }
+        }
+        let opened = Timer::at(ordinal).and_then(|timer| Ok((timer, Device::open_at(ordinal)?)));
+        let (timer, device) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                findings.push(Finding::missing("gpu", format!("{error} (`nvidia-smi -L` lists those there are)")));
+                return findings;
+            }
+        };
+        let facts = timer.facts();
+        let (major, minor) = facts.compute_capability;
+        findings.push(Finding::good(
+            "gpu",
+            format!("{}, sm_{major}{minor}, {} multiprocessors", facts.gpu, facts.multiprocessors),
+            json!({
+                "name": facts.gpu, "compute_capability": format!("{major}.{minor}"),
+                "multiprocessors": facts.multiprocessors,
+            }),
+        ));
+        findings.push(match code_for(ARCHITECTURES, major, minor) {
+            Some(code) => {
+                let text = format!("built for {ARCHITECTURES}: {code}");
+                Finding::good("kernels", text, json!({"architectures": ARCHITECTURES, "code": code}))
+            }
+            None => Finding::missing(
+                "kernels",
+                format!(
+                    "built for {ARCHITECTURES}, which sm_{major}{minor} cannot run: GPUs from sm_80 on are supported; build with \
+                     QLORA_CUDA_ARCHS={major}{minor}"
+                ),
+            ),
+        });
+        findings.push(match timer.free_bytes() {
+            Ok(free) => {
+                let (total, free) = (facts.memory_bytes as u64, free as u64);
+                let text = format!("{}, {} free", format_bytes(total), format_bytes(free));
+                Finding::good("gpu memory", text, json!({"total_bytes": total, "free_bytes": free}))
+            }
+            Err(error) => Finding::missing("gpu memory", error.to_string()),
+        });
+        findings.push(match timer.transfer(&device, BYTES) {
+            Ok(found) => {
+                let (to, from) = (found.to_device / 1e9, found.from_device / 1e9);
+                let text =
+                    format!("{} pinned; {to:.1} GB/s to the GPU, {from:.1} GB/s from it", format_bytes(BYTES as u64));
+                Finding::good("transfer", text, json!({"to_gpu_gb_per_s": to, "from_gpu_gb_per_s": from}))
+            }
+            Err(error) => Finding::missing("transfer", format!("{error} (`ulimit -l` may limit pinned memory)")),
+        });
+        findings
+    }
+
+    /// How a GPU of this compute capability runs what nvcc compiled for `architectures`, if it does: a code runs on its own
+    /// capability and later ones of the same major; PTX of the first is compiled by the driver for any later one.
+    fn code_for(architectures: &str, major: usize, minor: usize) -> Option<String> {
+        let of = |arch: &str| {
+            let number: usize = arch.trim_end_matches(['a', 'f']).parse().ok()?;
+            Some((number / 10, number % 10, arch.ends_with('a')))
+        };
+        let runs = |arch: &&str| {
+            of(arch).is_some_and(|(arch_major, arch_minor, exact)| {
+                arch_major == major && if exact { arch_minor == minor } else { arch_minor <= minor }
+            })
+        };
+        let all = || architectures.split(',').map(str::trim);
+        if let Some(best) = all().filter(runs).max_by_key(|arch| of(arch)) {
+            return Some(format!("code of sm_{best}"));
+        }
+        let first = all().next()?;
+        let ptx = of(first)
+            .is_some_and(|(arch_major, arch_minor, exact)| !exact && (arch_major, arch_minor) <= (major, minor));
+        ptx.then(|| format!("PTX of sm_{first}, compiled by the driver at the first start"))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::code_for;
+
+        #[test]
+        fn a_gpu_runs_code_of_its_own_generation_or_older_ptx() {
+            let built = "80,90,120";
+            assert_eq!(code_for(built, 8, 0).as_deref(), Some("code of sm_80"));
+            assert_eq!(code_for(built, 8, 9).as_deref(), Some("code of sm_80"));
+            assert_eq!(code_for("80, 86,90", 8, 9).as_deref(), Some("code of sm_86"));
+            assert_eq!(code_for("90a", 9, 0).as_deref(), Some("code of sm_90a"));
+            assert!(code_for(built, 10, 0).is_some_and(|code| code.starts_with("PTX of sm_80")));
+            assert_eq!(code_for(built, 7, 5), None);
+            assert_eq!(code_for("90a", 10, 0), None);
+        }
+    }
+}
