@@ -35,7 +35,9 @@ impl Directory {
     }
 
     fn run(&self, line: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qlora-train"));
+        // Elsewhere than where it was built, the program is named.
+        let program = std::env::var_os("QLORA_TRAIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_qlora-train").into());
+        let mut command = Command::new(program);
         command.args(line.split_whitespace()).current_dir(self.0.path()).output().unwrap()
     }
 

@@ -5,7 +5,7 @@ usage() {
 usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT]
   --output DIR     where logs, the summary and the record go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite
-  --stages LIST    of twins,suite,memcheck,racecheck,bench,trainer (default: all, in this order)
+  --stages LIST    of doctor,twins,suite,training,memcheck,racecheck,stepcheck,bench (default: all, in this order)
   --limit S=N      stage S is stopped after N seconds
   --filter TEXT    the benches measure only what has this in its name
 exit status: 0 all passed; 1 a stage failed or could not run; 2 wrong usage; 3 no GPU or no driver, nothing was run
@@ -13,10 +13,11 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-output=./output stages=twins,suite,memcheck,racecheck,bench,trainer quick= filter=
-limit_twins=60 limit_suite=300 limit_memcheck=300 limit_racecheck=300 limit_bench=540 limit_trainer=30
+output=./output stages=doctor,twins,suite,training,memcheck,racecheck,stepcheck,bench quick= filter=
+limit_doctor=60 limit_twins=60 limit_suite=300 limit_training=120
+limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_bench=540
 
-is_stage() { case $1 in twins | suite | memcheck | racecheck | bench | trainer) ;; *) return 1 ;; esac; }
+is_stage() { case $1 in doctor | twins | suite | training | memcheck | racecheck | stepcheck | bench) ;; *) return 1 ;; esac; }
 wrong() { echo "run: $1" >&2; usage >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
@@ -69,7 +70,7 @@ say "built from $(tr -d '\n' <"$here/built.json")"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
-export QLORA_BUILT="$here/built.json" CRITERION_HOME="$scratch"
+export QLORA_BUILT="$here/built.json" QLORA_TRAIN="$here/bin/qlora-train" CRITERION_HOME="$scratch"
 failed=0
 
 # run_stage NAME COMMAND...: its output in NAME.log, its end in the summary.
@@ -101,30 +102,35 @@ closing() {
     echo "$line" | cut -c 1-300
 }
 
-# sanitized NAME CASES: few cases and one thread, as each launch is many times slower.
+# sanitized NAME TOOL CASES TESTS...: few cases and one thread, as each launch is many times slower.
 sanitized() {
     if [ -z "$sanitizer" ]; then
         failed=1
         say "NOT RUN  $1: compute-sanitizer is neither in PATH nor in /usr/local/cuda/bin"
         return
     fi
-    PROPTEST_CASES=$2
+    stage_name=$1 tool=$2 PROPTEST_CASES=$3
     export PROPTEST_CASES
-    run_stage "$1" "$sanitizer" --tool "$1" --error-exitcode 86 "$here/bin/suite" --test-threads 1 --nocapture
+    shift 3
+    run_stage "$stage_name" "$sanitizer" --tool "$tool" --error-exitcode 86 "$@" --test-threads 1 --nocapture
 }
 
 for stage in $(echo "$stages" | tr , ' '); do
     case $stage in
+    doctor) run_stage doctor "$here/bin/qlora-train" doctor ;;
     twins) run_stage twins "$here/bin/suite" twins:: --nocapture ;;
     suite)
         if [ -n "$quick" ]; then PROPTEST_CASES=8; else PROPTEST_CASES=256; fi
         export PROPTEST_CASES
         run_stage suite sh -c '"$0/bin/suite" --nocapture && "$0/bin/typed" --nocapture' "$here"
         ;;
-    memcheck) sanitized memcheck 2 ;;
-    racecheck) sanitized racecheck 1 ;;
+    # Training on the GPU against the CPU, and the commands of the trainer itself.
+    training) run_stage training "$here/bin/training" --nocapture ;;
+    memcheck) sanitized memcheck memcheck 2 "$here/bin/suite" ;;
+    racecheck) sanitized racecheck racecheck 1 "$here/bin/suite" ;;
+    # Whole steps of a model.
+    stepcheck) sanitized stepcheck memcheck 1 "$here/bin/training" training::a_step_of_every_kind ;;
     bench) run_stage bench "$here/bin/bench" --bench $quick --record "$output/records" ${filter:+"$filter"} ;;
-    trainer) run_stage trainer "$here/bin/qlora-train" --version ;;
     esac
 done
 if [ $failed -eq 0 ]; then say "all passed"; else say "NOT all passed"; fi

@@ -8,7 +8,7 @@ fn bundle(programs: &[(&str, &str)]) -> tempfile::TempDir {
     fs::create_dir_all(dir.path().join("bin")).unwrap();
     fs::write(dir.path().join("built.json"), "{\"commit\": \"abc\"}\n").unwrap();
     write_script(dir.path()).unwrap();
-    for (_, name) in EXECUTABLES.into_iter().chain([("", "compute-sanitizer")]) {
+    for (_, name) in KERNELS.into_iter().chain(TRAINER).chain([("", "compute-sanitizer")]) {
         let body =
             programs.iter().find(|(program, _)| *program == name).map_or("echo test result: ok", |(_, body)| body);
         let path = dir.path().join("bin").join(name);
@@ -39,9 +39,21 @@ fn all_stages_run_in_order_and_pass() {
     let bundle = bundle(&programs);
     let (status, text, summary) = run_with(&bundle, &["--quick"]);
     assert_eq!(status, 0, "{text}");
-    let places: Vec<_> = ["A GPU", "abc", "twins", "suite", "memcheck", "racecheck", "bench", "trainer", "all passed"]
-        .map(|word| summary.find(word).unwrap_or_else(|| panic!("{word}: {summary}")))
-        .into();
+    let places: Vec<_> = [
+        "A GPU",
+        "abc",
+        "doctor",
+        "twins",
+        "suite",
+        "training",
+        "memcheck",
+        "racecheck",
+        "stepcheck",
+        "bench",
+        "all passed",
+    ]
+    .map(|word| summary.find(word).unwrap_or_else(|| panic!("{word}: {summary}")))
+    .into();
     assert!(places.is_sorted(), "{summary}");
     assert!(summary.contains("5 rows in 1 s"));
     let arguments = fs::read_to_string(bundle.path().join("output/records/r.json")).unwrap();
@@ -61,7 +73,8 @@ fn a_failing_stage_stops_no_other_and_the_run_fails() {
         "FAILED   racecheck",
         "1 hazard",
         "passed   bench",
-        "passed   trainer",
+        "passed   training",
+        "passed   stepcheck",
         "NOT all passed",
     ] {
         assert!(summary.contains(expected), "{expected}: {summary}");
@@ -72,7 +85,7 @@ fn a_failing_stage_stops_no_other_and_the_run_fails() {
 #[test]
 fn only_the_stages_that_are_asked_for_run() {
     let bundle = bundle(&[("suite", "exit 1"), ("bench", "echo \"rows of $*\"")]);
-    let (status, _, summary) = run_with(&bundle, &["--stages", "bench,trainer", "--filter", "M 512"]);
+    let (status, _, summary) = run_with(&bundle, &["--stages", "bench,training", "--filter", "M 512"]);
     assert!(status == 0 && !summary.contains("twins"), "{summary}");
     assert!(summary.contains("M 512"), "{summary}");
 }
@@ -103,12 +116,12 @@ fn wrong_usage_is_told_before_anything_runs() {
 }
 
 #[test]
-fn forty_megabytes_are_the_limit_and_all_files_count() {
+fn there_is_a_limit_and_all_files_count() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("bin")).unwrap();
     fs::write(dir.path().join("a"), [0; 300]).unwrap();
     fs::write(dir.path().join("bin/b"), [0; 50]).unwrap();
     assert_eq!(size(dir.path()).unwrap(), 350);
     ensure_small(LIMIT).unwrap();
-    assert!(ensure_small(LIMIT + 1).unwrap_err().to_string().contains("40000001"));
+    assert!(ensure_small(LIMIT + 1).unwrap_err().to_string().contains("60000001"));
 }
