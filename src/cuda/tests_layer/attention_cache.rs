@@ -28,11 +28,10 @@ fn attention_over_a_cache_refuses() {
     let workspace = memory.at(16);
     // A tile of 16 queries: 64 sums, a maximum and a normaliser each. Two of them: 6 queries, and one more document.
     let bytes = 16 * 66 * 4;
-    let attention = |args| unsafe { sys::qk_attention_cache(args, workspace, bytes, null_mut()) };
     macro_rules! both_refuse {
         ({ $($spoil:expr => $error:ident,)* }) => {
             refuses!(memory, valid, |args| sys::qk_attention_cache_append(args, null_mut()), { $($spoil => $error,)* });
-            refuses!(memory, valid, attention, { $($spoil => $error,)* });
+            refuses!(memory, valid, |args| sys::qk_attention_cache(args, workspace, bytes, null_mut()), { $($spoil => $error,)* });
         };
     }
     both_refuse!({
@@ -64,7 +63,7 @@ fn attention_over_a_cache_refuses() {
         |a: &mut Args| a.starts = a.starts.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.positions = a.positions.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
     });
-    refuses!(memory, valid, attention, {
+    refuses!(memory, valid, |args| sys::qk_attention_cache(args, workspace, bytes, null_mut()), {
         |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.out = a.out.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.documents = 2 => QK_ERROR_WORKSPACE,
