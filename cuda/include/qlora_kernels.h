@@ -440,6 +440,55 @@ int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *by
 /* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
 int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
 
+/* Attention of new tokens over the keys and values of earlier ones, kept in a cache. Documents have rows of the cache of their own, position p of
+ * document d being row starts[d] + p; the rows of two documents must not overlap. A batch has the next tokens of each document, any number of
+ * them, also none; the positions of a document's new tokens ascend by 1. */
+typedef struct qk_attention_cache_args {
+    uint32_t struct_size;       /* sizeof(struct qk_attention_cache_args) */
+    uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
+    uint32_t heads;             /* H, query heads, >= 1, at most 65,535 */
+    uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
+    int64_t m;                  /* M, new tokens, >= 0 */
+    int64_t documents;          /* >= 1 */
+    const uint32_t *boundaries; /* device, [documents + 1], ascending from 0 to M: document d has tokens boundaries[d] .. boundaries[d + 1] */
+    const uint32_t *starts;     /* device, [documents]: the row of the cache of each document's position 0 */
+    const uint32_t *positions;  /* device, [M]: of each new token in its document */
+    int64_t longest;            /* more than every position, 1..65535 * 128: what the grid and the workspace have room for. No bit of the result depends on it */
+    int64_t rows;               /* of the cache, >= 1 */
+    const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each, rotated */
+    int64_t ldqkv;              /* elements from row to row of qkv, a multiple of 8, >= (H + 2 Hkv) * D */
+    void *cache;                /* device, bf16 [rows, 2 * Hkv * D]: a row is Hkv keys, Hkv values; qk_attention_cache only reads it */
+    void *out;                  /* device, bf16 [M, H * D]; not used by qk_attention_cache_append */
+} qk_attention_cache_args;
+
+/* Copies the new tokens' keys and values to their rows of the cache. A token whose row is beyond the cache is left out. */
+int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_stream stream);
+
+/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache, with two floats beside; of many new
+ * tokens so many at a time that they need 64 MiB or, if one tile of 16 queries a key head needs more, that. Of the pointers it reads none. */
+int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
+
+/* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, which qk_attention_cache_append has written. A row whose position is not
+ * below `longest`, or whose document's rows do not fit the cache, becomes NaN. Deterministic: what 128 rows of the cache add is computed apart from
+ * the others and combined by a second kernel, in order; the same whatever else is in the batch. */
+int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
+
+/* The output layer of a few tokens: what the next token is chosen by. */
+typedef struct qk_logits_args {
+    uint32_t struct_size;   /* sizeof(struct qk_logits_args) */
+    uint32_t num_tokens;    /* 0..65,535; 16 are computed at a time */
+    int64_t m;              /* M, rows of hidden, >= 1 */
+    int64_t h;              /* H, >= 1; the last 64 of features are padded with zeros, multiples of 8 are fast */
+    int64_t vocab;          /* V, rows of head, >= 1 */
+    const void *hidden;     /* device, bf16 [M, H]: after the last norm */
+    const void *head;       /* device, bf16 [V, H] */
+    const uint32_t *tokens; /* host, [num_tokens]: the rows of hidden, each below M */
+    float *const *logits;   /* host, [num_tokens]: each device, out [V] */
+} qk_logits_args;
+
+/* logits[i] = head * hidden[tokens[i]], summed in f32 and not rounded to bf16. A token's bits do not depend on the others. */
+int qk_logits(const struct qk_logits_args *args, qk_stream stream);
+
 /* What qk_cross_entropy finds. Device memory, 8-byte aligned. */
 typedef struct qk_loss_state {
     double sum;          /* of the losses: each 256 rows (from row 0 on) from zero, these sums then added in order; NaN if a loss is not finite */

@@ -11,6 +11,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod attention_cache;
 pub mod cross_entropy;
 pub mod cublaslt;
 pub mod dispatch;
@@ -20,6 +21,7 @@ mod error;
 pub mod layer;
 pub mod linear;
 pub mod linear_backward;
+pub mod logits;
 pub mod lora_gradients;
 #[cfg(feature = "cuda")]
 pub mod measure;

@@ -556,6 +556,83 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct qk_attention_cache_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub m: i64,
+    pub documents: i64,
+    pub boundaries: *const u32,
+    pub starts: *const u32,
+    pub positions: *const u32,
+    pub longest: i64,
+    pub rows: i64,
+    pub qkv: *const ::std::os::raw::c_void,
+    pub ldqkv: i64,
+    pub cache: *mut ::std::os::raw::c_void,
+    pub out: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 104usize];
+    ["Alignment of qk_attention_cache_args"][::std::mem::align_of::<qk_attention_cache_args>() - 8usize];
+    ["Offset of field: qk_attention_cache_args::struct_size"]
+        [::std::mem::offset_of!(qk_attention_cache_args, struct_size) - 0usize];
+    ["Offset of field: qk_attention_cache_args::head_dim"]
+        [::std::mem::offset_of!(qk_attention_cache_args, head_dim) - 4usize];
+    ["Offset of field: qk_attention_cache_args::heads"]
+        [::std::mem::offset_of!(qk_attention_cache_args, heads) - 8usize];
+    ["Offset of field: qk_attention_cache_args::kv_heads"]
+        [::std::mem::offset_of!(qk_attention_cache_args, kv_heads) - 12usize];
+    ["Offset of field: qk_attention_cache_args::m"][::std::mem::offset_of!(qk_attention_cache_args, m) - 16usize];
+    ["Offset of field: qk_attention_cache_args::documents"]
+        [::std::mem::offset_of!(qk_attention_cache_args, documents) - 24usize];
+    ["Offset of field: qk_attention_cache_args::boundaries"]
+        [::std::mem::offset_of!(qk_attention_cache_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_cache_args::starts"]
+        [::std::mem::offset_of!(qk_attention_cache_args, starts) - 40usize];
+    ["Offset of field: qk_attention_cache_args::positions"]
+        [::std::mem::offset_of!(qk_attention_cache_args, positions) - 48usize];
+    ["Offset of field: qk_attention_cache_args::longest"]
+        [::std::mem::offset_of!(qk_attention_cache_args, longest) - 56usize];
+    ["Offset of field: qk_attention_cache_args::rows"][::std::mem::offset_of!(qk_attention_cache_args, rows) - 64usize];
+    ["Offset of field: qk_attention_cache_args::qkv"][::std::mem::offset_of!(qk_attention_cache_args, qkv) - 72usize];
+    ["Offset of field: qk_attention_cache_args::ldqkv"]
+        [::std::mem::offset_of!(qk_attention_cache_args, ldqkv) - 80usize];
+    ["Offset of field: qk_attention_cache_args::cache"]
+        [::std::mem::offset_of!(qk_attention_cache_args, cache) - 88usize];
+    ["Offset of field: qk_attention_cache_args::out"][::std::mem::offset_of!(qk_attention_cache_args, out) - 96usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct qk_logits_args {
+    pub struct_size: u32,
+    pub num_tokens: u32,
+    pub m: i64,
+    pub h: i64,
+    pub vocab: i64,
+    pub hidden: *const ::std::os::raw::c_void,
+    pub head: *const ::std::os::raw::c_void,
+    pub tokens: *const u32,
+    pub logits: *const *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_logits_args"][::std::mem::size_of::<qk_logits_args>() - 64usize];
+    ["Alignment of qk_logits_args"][::std::mem::align_of::<qk_logits_args>() - 8usize];
+    ["Offset of field: qk_logits_args::struct_size"][::std::mem::offset_of!(qk_logits_args, struct_size) - 0usize];
+    ["Offset of field: qk_logits_args::num_tokens"][::std::mem::offset_of!(qk_logits_args, num_tokens) - 4usize];
+    ["Offset of field: qk_logits_args::m"][::std::mem::offset_of!(qk_logits_args, m) - 8usize];
+    ["Offset of field: qk_logits_args::h"][::std::mem::offset_of!(qk_logits_args, h) - 16usize];
+    ["Offset of field: qk_logits_args::vocab"][::std::mem::offset_of!(qk_logits_args, vocab) - 24usize];
+    ["Offset of field: qk_logits_args::hidden"][::std::mem::offset_of!(qk_logits_args, hidden) - 32usize];
+    ["Offset of field: qk_logits_args::head"][::std::mem::offset_of!(qk_logits_args, head) - 40usize];
+    ["Offset of field: qk_logits_args::tokens"][::std::mem::offset_of!(qk_logits_args, tokens) - 48usize];
+    ["Offset of field: qk_logits_args::logits"][::std::mem::offset_of!(qk_logits_args, logits) - 56usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct qk_loss_state {
     pub sum: f64,
     pub row: i32,
@@ -721,6 +798,18 @@ unsafe extern "C" {
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
+    pub fn qk_attention_cache_append(args: *const qk_attention_cache_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_attention_cache_workspace_size(
+        args: *const qk_attention_cache_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_attention_cache(
+        args: *const qk_attention_cache_args,
+        workspace: *mut ::std::os::raw::c_void,
+        workspace_bytes: usize,
+        stream: qk_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn qk_logits(args: *const qk_logits_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_cross_entropy_workspace_size(
         args: *const qk_cross_entropy_args,
         bytes: *mut usize,

@@ -45,6 +45,7 @@ macro_rules! refuses {
     };
 }
 
+mod attention_cache;
 mod cross_entropy;
 
 #[test]

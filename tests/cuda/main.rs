@@ -9,6 +9,9 @@
 mod adamw_operation;
 #[path = "../support/attention_operation.rs"]
 mod attention_operation;
+#[path = "../support/cache_operation.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod cache_operation;
 #[path = "../support/cross_entropy.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod cross_entropy_operation;
@@ -26,6 +29,9 @@ mod linear_dx_operation;
 #[path = "../support/linear.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod linear_operation;
+#[path = "../support/logits_operation.rs"]
+#[allow(dead_code, reason = "what timing an operation needs is not used yet")]
+mod logits_operation;
 #[path = "../support/low_rank.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
 mod low_rank_operation;
@@ -39,6 +45,7 @@ mod values;
 
 mod adamw;
 mod attention;
+mod attention_cache;
 mod cross_entropy;
 mod cross_entropy_values;
 mod dispatch;

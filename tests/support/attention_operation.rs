@@ -107,8 +107,9 @@ impl Heads<'_> {
 }
 
 impl AttentionOperation {
-    /// out and its bounds, and lse.
-    fn forward(&self, qkv: &[bf16]) -> (Vec<(f64, f64)>, Vec<f64>) {
+    /// out and its bounds, and lse. A term of out is the product of so many exponentials: more than one where parts of the keys
+    /// are combined.
+    pub fn forward(&self, qkv: &[bf16], exponentials: usize) -> (Vec<(f64, f64)>, Vec<f64>) {
         let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv });
         let d = shape.head_dim;
         let (mut out, mut lse) = (Vec::new(), Vec::new());
@@ -121,8 +122,9 @@ impl AttentionOperation {
                 let (mut value, mut bound) = (vec![0.0; d], vec![0.0; d]);
                 // Errors of the normaliser: relative ones of every term.
                 let worst = scores.iter().fold(0.0f64, |worst, score| worst.max(score.1));
+                let exponential = exponentials as f64 * (max.abs() + 20.0) * unit(23);
                 let relative =
-                    unit(8) + 2.0 * (worst + (max.abs() + 20.0) * unit(23)) + (keys.len() + 8) as f64 * unit(24);
+                    unit(8) + 2.0 * (worst + exponential) + (keys.len() + 8 * exponentials) as f64 * unit(24);
                 for (key, score) in keys.clone().zip(&scores) {
                     let p = (score.0 - max).exp() / sum;
                     for (i, v) in heads.at(key, shape.value_column(head)).iter().enumerate() {
@@ -211,7 +213,7 @@ impl Operation for AttentionOperation {
         for &len in &self.documents {
             boundaries.push(boundaries[boundaries.len() - 1] + len as u32);
         }
-        let (forward, lse) = self.forward(&qkv);
+        let (forward, lse) = self.forward(&qkv, 1);
         let out: Vec<bf16> = forward.iter().map(|(value, _)| bf16::from_f64(*value)).collect();
         let lse: Vec<f32> = lse.into_iter().map(|lse| lse as f32).collect();
         let expected = if self.backward { self.gradient(&qkv, &dout, &out, &lse) } else { forward };

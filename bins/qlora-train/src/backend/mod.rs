@@ -314,6 +314,10 @@ pub trait Backend {
     -> Result<f64>;
     /// Logits `[vocab]` of one token of the batch.
     fn logits(&mut self, x: &Self::Buffer, head: &Self::Table, token: usize) -> Result<Vec<f32>>;
+    /// Those of several tokens, each as it would be alone.
+    fn logits_of_tokens(&mut self, x: &Self::Buffer, head: &Self::Table, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        tokens.iter().map(|&token| self.logits(x, head, token)).collect()
+    }
 
     // The optimiser.
 

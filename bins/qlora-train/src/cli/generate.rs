@@ -1,14 +1,15 @@
 //! `qlora-train generate`
 
 use super::{Answer, ModelArgs};
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
+use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::Result;
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, say};
 use crate::train::generate::{Sampling, generate};
-use crate::train::{Device, Loaded, ReadOnly, Reading, memory};
+use crate::train::{Device, Loaded, OnDevice, ReadOnly, Reading, memory};
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -74,8 +75,7 @@ impl GenerateArgs {
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let settings = args.model.settings()?;
     memory::set_threads(settings.threads)?;
-    // The CUDA backend keeps no keys and values.
-    let device = Device::cpu_only(&settings, "generate")?;
+    let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings, &[])?;
     loaded.check_size(&settings, device)?;
     let checkpoint = &loaded.checkpoint;
@@ -90,56 +90,89 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
              prompt or lower --max-new-tokens"
         );
     }
-    let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
-    let adapters = &args.model.adapter;
-    let make = |spec: &ModelSpec| Ok(Cpu::new(spec.dims()));
-    let mut model = ReadOnly::load(&settings, checkpoint, adapters, Reading::Text, tokens, longest, device, make)?;
     let mut stop = checkpoint.config().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
-    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+    device.run(Generate { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program })
+}
 
-    // Answers side by side cannot be written as they grow.
-    let streaming = !to_program && prompts.len() == 1;
-    let (mut completions, mut text) = (Vec::new(), Vec::new());
-    for index in 0..adapters.len().max(1) {
-        if index > 0 {
-            model.select(checkpoint, index)?;
-        }
-        let name = adapters.get(index).map(|path| path.display().to_string());
-        let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));
-        let mut stream = TextStream::new(&tokenizer, streaming.then(std::io::stdout));
-        stream.write(heading.as_deref().unwrap_or(""))?;
-        let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
-        let start = Instant::now();
-        let mut done = 0;
-        let answers =
-            generate(&mut model.backend, &model.model, &prompts, max_new_tokens, &stop, &sampling, &mut |_, id| {
-                done += 1;
-                if let Some(bar) = &mut bar {
-                    bar.set(done, String::new());
-                }
-                stream.push(id)
-            })?;
-        if let Some(bar) = bar {
-            bar.finish();
-        }
-        stream.finish()?;
-        let texts: Vec<String> = answers.iter().map(|ids| tokenizer.decode(ids, true)).collect::<Result<_>>()?;
-        for (prompt, text) in args.prompt.iter().zip(&texts) {
-            let mut completion = json!({"prompt": prompt, "text": text});
-            if let (Value::Object(fields), Some(name)) = (&mut completion, name.as_ref().filter(|_| adapters.len() > 1))
-            {
-                fields.insert("adapter".to_owned(), name.as_str().into());
+struct Generate<'a> {
+    args: &'a GenerateArgs,
+    settings: Settings,
+    loaded: Loaded,
+    tokenizer: ChatTokenizer,
+    prompts: Vec<Vec<u32>>,
+    /// Tokens of the longest prompt with its answer.
+    longest: usize,
+    stop: Vec<u32>,
+    device: Device,
+    to_program: bool,
+}
+
+impl OnDevice for Generate<'_> {
+    type Output = Answer;
+
+    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec) -> Result<B>) -> Result<Answer> {
+        let Self { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program } = self;
+        let (checkpoint, max_new_tokens) = (&loaded.checkpoint, args.max_new_tokens as usize);
+        let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
+        let adapters = &args.model.adapter;
+        let mut model = ReadOnly::load(&settings, checkpoint, adapters, Reading::Text, tokens, longest, device, make)?;
+        let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+
+        // Answers side by side cannot be written as they grow.
+        let streaming = !to_program && prompts.len() == 1;
+        let (mut completions, mut text) = (Vec::new(), Vec::new());
+        for index in 0..adapters.len().max(1) {
+            if index > 0 {
+                model.select(checkpoint, index)?;
             }
-            completions.push(completion);
+            let name = adapters.get(index).map(|path| path.display().to_string());
+            let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));
+            let mut stream = TextStream::new(&tokenizer, streaming.then(std::io::stdout));
+            stream.write(heading.as_deref().unwrap_or(""))?;
+            let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
+            let start = Instant::now();
+            let mut done = 0;
+            let answers = generate(
+                &mut model.backend,
+                &model.model,
+                &prompts,
+                max_new_tokens,
+                &stop,
+                &sampling,
+                &mut |_, id| {
+                    done += 1;
+                    if let Some(bar) = &mut bar {
+                        bar.set(done, String::new());
+                    }
+                    stream.push(id)
+                },
+            )?;
+            if let Some(bar) = bar {
+                bar.finish();
+            }
+            stream.finish()?;
+            let texts: Vec<String> = answers.iter().map(|ids| tokenizer.decode(ids, true)).collect::<Result<_>>()?;
+            for (prompt, text) in args.prompt.iter().zip(&texts) {
+                let mut completion = json!({"prompt": prompt, "text": text});
+                if let (Value::Object(fields), Some(name)) =
+                    (&mut completion, name.as_ref().filter(|_| adapters.len() > 1))
+                {
+                    fields.insert("adapter".to_owned(), name.as_str().into());
+                }
+                completions.push(completion);
+            }
+            if streaming && index + 1 < adapters.len() {
+                stream.write("\n")?;
+            } else if !streaming {
+                text.push(heading.unwrap_or_default() + &texts.join("\n---\n"));
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            say!(
+                "{done} tokens in {seconds:.1} s, {:.1} tokens/s with the prompts read",
+                done as f64 / seconds.max(1e-9)
+            );
         }
-        if streaming && index + 1 < adapters.len() {
-            stream.write("\n")?;
-        } else if !streaming {
-            text.push(heading.unwrap_or_default() + &texts.join("\n---\n"));
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        say!("{done} tokens in {seconds:.1} s, {:.1} tokens/s with the prompts read", done as f64 / seconds.max(1e-9));
+        Ok(Answer { text: text.join("\n"), json: json!({"completions": completions}) })
     }
-    Ok(Answer { text: text.join("\n"), json: json!({"completions": completions}) })
 }

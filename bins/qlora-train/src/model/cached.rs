@@ -52,7 +52,7 @@ impl<B: Backend> Llama<B> {
         let past = Past { layers: &mut cache.layers, view: View { starts, fresh } };
         let normed = self.evaluate(b, Some(past))?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let logits = tokens.iter().map(|&token| b.logits(&normed, head, token)).collect();
+        let logits = b.logits_of_tokens(&normed, head, tokens);
         b.free(normed);
         logits
     }

@@ -115,7 +115,7 @@ impl<B: Backend> Llama<B> {
         b.begin(batch)?;
         let normed = self.evaluate(b, None)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let logits = tokens.iter().map(|&token| b.logits(&normed, head, token)).collect();
+        let logits = b.logits_of_tokens(&normed, head, tokens);
         b.free(normed);
         logits
     }

@@ -7,7 +7,6 @@ use crate::backend::cuda::Cuda;
 use crate::config::{self, Settings};
 use crate::error::Result;
 use crate::model::ModelSpec;
-use crate::refuse;
 use crate::report::say;
 
 #[cfg(not(any(feature = "cuda", feature = "emulation")))]
@@ -39,16 +38,6 @@ impl Device {
         }
     }
 
-    /// As [`Self::choose`] for `what`, which only the CPU does.
-    pub fn cpu_only(settings: &Settings, what: &str) -> Result<Self> {
-        match settings.device {
-            Some(config::Device::Cuda(_)) => {
-                refuse!("`device`: found cuda, but {what} works on the CPU only; expected cpu or auto")
-            }
-            _ => Self::cpu(""),
-        }
-    }
-
     fn cpu(why: &str) -> Result<Self> {
         say!("device: cpu, {} threads{why}", rayon::current_num_threads());
         Ok(Self::Cpu)
@@ -56,7 +45,7 @@ impl Device {
 
     #[cfg(not(any(feature = "cuda", feature = "emulation")))]
     fn named(_ordinal: usize) -> Result<Self> {
-        refuse!(
+        crate::refuse!(
             "`device`: found cuda, but this build works on the CPU only; expected cpu or auto, or a build with CUDA: `{BUILD}`"
         );
     }

@@ -1,7 +1,9 @@
 //! The commands with `--device cuda`, and the same with `--device cpu`.
 
+use crate::fixture;
 use crate::sources::config;
 use qlora_kernels::philox::Stream;
+use qlora_train::checkpoint::LlamaConfig;
 use qlora_train::checkpoint::synthetic::Synthetic;
 use serde_json::Value;
 use std::fmt::Write;
@@ -100,7 +102,7 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
 fn what_a_gpu_does_not_do_is_refused_by_name() {
     let directory = Directory::new();
     for (line, words) in [
-        ("generate --model model --prompt x --device cuda", ["`device`", "generate works on the CPU only"]),
+        ("generate --model model --prompt x --device cuda:99", ["`device`", "cuda:99"]),
         ("plan --model model --device cuda", ["`device`", "plan counts the memory of a run on the CPU"]),
         ("eval --model model --data rows.jsonl --device cuda:99", ["`device`", "cuda:99"]),
     ] {
@@ -109,4 +111,41 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
         assert_eq!(output.status.code(), Some(2), "{errors}");
         assert!(words.iter().all(|word| errors.contains(word)), "{errors}");
     }
+}
+
+/// Drawn and most likely tokens, one prompt and several, with adapters one after the other: what the device answers is what it answers
+/// again, alone or beside others. How near the logits are to those of the CPU is tested where they can be seen.
+#[test]
+fn text_is_made_on_the_device() {
+    let directory = Directory::new();
+    let chat = LlamaConfig { vocab_size: fixture::VOCAB_SIZE, ..config() };
+    Synthetic::new(chat, 1).write(&directory.path("chat")).unwrap();
+    fixture::write_json(&directory.path("chat"), "tokenizer.json", &fixture::tokenizer_json());
+    let tokenizer = fixture::tokenizer_config(Some(fixture::CHATML));
+    fixture::write_json(&directory.path("chat"), "tokenizer_config.json", &tokenizer);
+    for (adapter, rank) in [("a", 8), ("b", 40)] {
+        directory.done(&format!(
+            "train --json --model chat --data rows.jsonl --output-dir {adapter} --max-length 64 --lora-r {rank} --seed {rank} \
+             --learning-rate 3e-2 --max-steps 2 --device cuda"
+        ));
+    }
+    let texts = |more: &str| -> Vec<String> {
+        let line = format!("generate --json --model chat --prompt hello --max-new-tokens 12 --device cuda {more}");
+        let (answer, errors) = directory.done(&line);
+        assert!(errors.contains("device: cuda:0, "), "{errors}");
+        let completions = answer["completions"].as_array().unwrap();
+        completions.iter().map(|completion| completion["text"].as_str().unwrap().to_owned()).collect()
+    };
+    for more in ["", "--temperature 1 --seed 5"] {
+        let alone = ["a", "b"].map(|adapter| texts(&format!("{more} --adapter {adapter}")));
+        // After two steps the most likely tokens may be the same.
+        assert!(more.is_empty() || alone[0] != alone[1], "{more}: the adapters are to differ");
+        let both = texts(&format!("{more} --adapter b --adapter a --adapter b"));
+        assert_eq!(both, [&alone[1][..], &alone[0], &alone[1]].concat(), "{more}");
+    }
+    let drawn = texts("--temperature 1 --seed 5 --prompt who --prompt hello");
+    assert_eq!((drawn.len(), &drawn[0]), (3, &texts("--temperature 1 --seed 5")[0]));
+    assert_ne!(drawn[0], drawn[2], "prompts draw from streams of their own");
+    assert_ne!(texts("--temperature 1 --seed 6"), texts("--temperature 1 --seed 5"));
+    assert_eq!(texts("--temperature 0 --seed 6"), texts(""));
 }

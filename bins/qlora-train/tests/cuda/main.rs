@@ -5,6 +5,10 @@ mod commands;
 #[path = "../../../../tests/support/device.rs"]
 #[allow(dead_code, reason = "shared with the kernels' tests")]
 mod device;
+#[path = "../data/fixture.rs"]
+#[allow(dead_code, reason = "shared with the tests of the data")]
+mod fixture;
+mod generation;
 mod refusals;
 mod runs;
 mod sources;

@@ -230,7 +230,7 @@ fn what_is_put_back_continues_the_run() {
     }
 }
 
-/// Loss without a gradient, and the logits of single tokens, which are rounded to bf16 as well.
+/// Loss without a gradient, and the logits of single tokens.
 #[test]
 fn losses_and_logits_are_those_of_the_cpu_backend() {
     let spec = ModelSpec { trainable: false, ..spec(config()) };

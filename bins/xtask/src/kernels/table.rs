@@ -26,7 +26,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 57] = [
+pub const HOT: [Hot; 64] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
@@ -72,6 +72,15 @@ pub const HOT: [Hot; 57] = [
     tensor_core("attention_backward_queries<64>", true, [15.0, 15.5, 9.1]),
     memory_bound("attention_delta<128>"),
     memory_bound("attention_delta<64>"),
+    // Few queries: what is beside the matrix instructions is the tile's place, copies, masks and the softmax.
+    tensor_core("attention_cache<128>", true, [11.5, 11.0, 8.8]),
+    tensor_core("attention_cache<64>", true, [11.5, 11.0, 8.8]),
+    memory_bound("attention_cache_append"),
+    memory_bound("attention_cache_combine<128>"),
+    memory_bound("attention_cache_combine<64>"),
+    // Straight from global memory into registers; where rows do not begin at multiples of 16 bytes, element by element.
+    tensor_core("logits_of_tokens<true>", false, [24.2, 23.1, 17.3]),
+    tensor_core("logits_of_tokens<false>", false, [106.1, 104.7, 77.8]),
     tensor_core("cross_entropy_logits<true, true>", true, [1.1, 1.0, 1.2]),
     tensor_core("cross_entropy_logits<true, false>", true, [1.1, 1.0, 1.2]),
     // Rows that do not begin at multiples of 16 bytes are copied element by element.

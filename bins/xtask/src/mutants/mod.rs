@@ -4,6 +4,7 @@
 //! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For every entry of
 //! [`mutants`] that library is linked anew with the files that the bug changes, and the same executable runs with it.
 
+mod cache;
 mod loss;
 mod table;
 
@@ -25,7 +26,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Every planted bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    [table::MUTANTS, loss::MUTANTS].into_iter().flatten()
+    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().flatten()
 }
 
 /// Runs every mutant, and the kernels as they are; what was done, in a sentence.

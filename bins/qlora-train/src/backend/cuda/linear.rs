@@ -103,6 +103,8 @@ impl Cuda {
         let (m, k) = (self.tokens(), group.k);
         let input = Input { m, k, x: x.rows(m), ldx: k, s: s.map(|s| s.rows(m)), dropout: None };
         let mut segments = segments(group, y.rows_mut(m));
+        #[cfg(feature = "emulation")]
+        self.paths.push(linear::path(&input, &mut segments)?);
         Ok(linear::forward(&input, &mut segments, self.empty.view_mut(), self.device.stream())?)
     }
 

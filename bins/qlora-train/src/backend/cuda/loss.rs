@@ -5,14 +5,15 @@ use super::{Cuda, zeros};
 use crate::backend::cpu::Dims;
 use crate::error::{Error, Result};
 use crate::refuse;
-use half::bf16;
-use half::slice::HalfFloatSliceExt;
 use qlora_kernels::cuda::cross_entropy::{self, CrossEntropy, LossState, Shape};
-use qlora_kernels::cuda::linear::{self, Input, Segment, Weight};
-use qlora_kernels::cuda::{Buffer, Device};
+use qlora_kernels::cuda::logits::{OutputLayer, logits};
+use qlora_kernels::cuda::{Buffer, Device, ViewMut};
 
 /// Tokens whose logits exist at one time, at most as many as a batch has.
 const CHUNK: usize = cross_entropy::CHUNK;
+
+/// Tokens whose logits are computed together.
+const LOGITS: usize = 16;
 
 /// What the loss needs beside its operands.
 pub struct LossMemory {
@@ -20,8 +21,8 @@ pub struct LossMemory {
     losses: Buffer<f32>,
     state: Buffer<u64>,
     workspace: Buffer<u8>,
-    /// `[vocab]`, of one token
-    logits: Buffer<bf16>,
+    /// `[vocab]` of every token whose logits are computed together; made when there is one
+    logits: Vec<Buffer<f32>>,
 }
 
 impl LossMemory {
@@ -33,7 +34,7 @@ impl LossMemory {
             losses: zeros(device, held, "losses", tokens)?,
             state: zeros(device, held, "losses", cross_entropy::STATE_LEN)?,
             workspace: zeros(device, held, "the logits of the loss", workspace)?,
-            logits: zeros(device, held, "logits", vocab)?,
+            logits: Vec::new(),
         })
     }
 }
@@ -82,15 +83,24 @@ impl Cuda {
         ))
     }
 
-    /// Rounded to bf16, as all that comes out of a linear layer.
-    pub(super) fn logits_of(&mut self, x: &CudaBuffer, head: &CudaTable, token: usize) -> Result<Vec<f32>> {
-        let (k, n) = (head.hidden, head.vocab);
-        let x = x.rows(self.tokens()).skip(token * k).first(k);
-        let input = Input { m: 1, k, x, ldx: k, s: None, dropout: None };
-        let y = self.loss.logits.view_mut();
-        let weight = Weight::Dense(head.data.view());
-        let mut segment = [Segment { n, weight, lora: None, bias: None, y, ldy: n }];
-        linear::forward(&input, &mut segment, self.empty.view_mut(), self.device.stream())?;
-        Ok(self.device.download(&self.loss.logits)?.to_f32_vec())
+    /// In f32, as they are summed; the output layer is read once for [`LOGITS`] tokens.
+    pub(super) fn logits_of(&mut self, x: &CudaBuffer, head: &CudaTable, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let (m, h, vocab) = (self.tokens(), head.hidden, head.vocab);
+        while self.loss.logits.len() < tokens.len().min(LOGITS) {
+            let row = self.zeros("logits", vocab)?;
+            self.loss.logits.push(row);
+        }
+        let layer = OutputLayer { m, h, vocab, hidden: x.rows(m), head: head.data.view() };
+        let mut found = Vec::with_capacity(tokens.len());
+        for tokens in tokens.chunks(LOGITS) {
+            let rows: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
+            let buffers = &mut self.loss.logits[..rows.len()];
+            let mut outputs: Vec<ViewMut<'_, f32>> = buffers.iter_mut().map(Buffer::view_mut).collect();
+            logits(&layer, &rows, &mut outputs, self.device.stream())?;
+            for buffer in buffers.iter() {
+                found.push(self.device.download(buffer)?);
+            }
+        }
+        Ok(found)
     }
 }

@@ -6,8 +6,10 @@
 //!
 //! All calls are queued on one stream, in order. Workspaces are made with the model and have room for the longest batch; buffers
 //! are made in the first step and used again, so that later ones allocate nothing on the device. A step reads back the loss of
-//! each micro-batch and the norm of the gradients.
+//! each micro-batch and the norm of the gradients. Text is made from keys and values that stay on the device; a token reads back the
+//! logits it is chosen by, in f32.
 
+mod cache;
 mod limits;
 mod linear;
 mod load;
@@ -22,6 +24,7 @@ use super::cpu::Dims;
 use super::cpu::batch::Current;
 use crate::checkpoint::LlamaConfig;
 use crate::error::{Context, Error, Result};
+use cache::CacheMemory;
 use half::bf16;
 use loss::LossMemory;
 use operands::Storage;
@@ -47,6 +50,11 @@ pub struct Cuda {
     empty: Buffer<bf16>,
     loss: LossMemory,
     optimizer: OptimizerMemory,
+    cache: CacheMemory,
+    /// Of each document of the batch as it was given: whether it has tokens.
+    batch_documents: Vec<bool>,
+    #[cfg(feature = "emulation")]
+    paths: Vec<qlora_kernels::cuda::linear::Path>,
     bytes: u64,
 }
 
@@ -102,6 +110,10 @@ impl Cuda {
             empty: zeros(&device, &mut bytes, "workspace", 0)?,
             loss: LossMemory::new(&device, &mut bytes, &dims)?,
             optimizer: OptimizerMemory::new(&device, &mut bytes)?,
+            cache: CacheMemory::new(&device, &mut bytes)?,
+            batch_documents: Vec::new(),
+            #[cfg(feature = "emulation")]
+            paths: Vec::new(),
             device,
             dims,
             batch: Current::default(),
@@ -115,6 +127,12 @@ impl Cuda {
     /// The GPU's name, or that it is emulated.
     pub fn name(&self) -> String {
         self.device.name()
+    }
+
+    /// The kernels that linear layers took since the last call, in order; for tests.
+    #[cfg(feature = "emulation")]
+    pub fn take_paths(&mut self) -> Vec<qlora_kernels::cuda::linear::Path> {
+        std::mem::take(&mut self.paths)
     }
 
     fn tokens(&self) -> usize {

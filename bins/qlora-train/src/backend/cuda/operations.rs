@@ -149,6 +149,8 @@ impl Backend for Cuda {
         self.batch.set(batch, self.dims.tokens, positions)?;
         let (device, memory) = (&self.device, &mut self.on_device);
         // Two documents at least begin at different tokens, but empty ones may be any number.
+        self.batch_documents.clear();
+        self.batch_documents.extend(batch.boundaries.windows(2).map(|bounds| bounds[0] < bounds[1]));
         self.batch.boundaries.dedup();
         device.write(&mut memory.input_ids, &self.batch.input_ids)?;
         device.write(&mut memory.positions, &self.batch.positions)?;
@@ -279,6 +281,27 @@ impl Backend for Cuda {
         Ok(attention::attention_backward(&input, dout, out, lse, dqkv, workspace, stream)?)
     }
 
+    fn append_to_cache(
+        &mut self,
+        qkv: &CudaBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        cache: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.append(qkv, shape, starts, cache)
+    }
+
+    fn attention_over_cache(
+        &mut self,
+        qkv: &CudaBuffer,
+        cache: &CudaBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.attend(qkv, cache, shape, starts, out)
+    }
+
     fn swiglu(&mut self, gate_up: &CudaBuffer, out: &mut CudaBuffer) -> Result<()> {
         let (m, stream, width) = (self.tokens(), self.device.stream(), out.width);
         Ok(layer::swiglu(gate_up.rows(m), width, out.rows_mut(m), stream)?)
@@ -294,7 +317,11 @@ impl Backend for Cuda {
     }
 
     fn logits(&mut self, x: &CudaBuffer, head: &CudaTable, token: usize) -> Result<Vec<f32>> {
-        self.logits_of(x, head, token)
+        Ok(self.logits_of(x, head, &[token])?.remove(0))
+    }
+
+    fn logits_of_tokens(&mut self, x: &CudaBuffer, head: &CudaTable, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        self.logits_of(x, head, tokens)
     }
 
     fn zero_gradients(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {

@@ -1,0 +1,111 @@
+//! Keys and values of earlier tokens on the device.
+
+use super::operands::CudaBuffer;
+use super::{BatchMemory, Cuda, zeros};
+use crate::error::{Error, Result};
+use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::cuda::{Buffer, Device};
+use qlora_kernels::reference::AttentionShape;
+
+/// What attention over a cache needs beside its operands. It is made with the first batch that reads a cache; later batches of as many
+/// tokens and documents or fewer allocate nothing.
+pub struct CacheMemory {
+    /// `[documents]`: the cache's row of position 0 of each document of the batch that has tokens
+    starts: Buffer<u32>,
+    /// What `starts` has.
+    uploaded: Vec<u32>,
+    workspace: Buffer<u8>,
+}
+
+impl CacheMemory {
+    pub fn new(device: &Device, held: &mut u64) -> Result<Self> {
+        let what = "attention over the KV cache";
+        Ok(Self {
+            starts: zeros(device, held, what, 0)?,
+            uploaded: Vec::new(),
+            workspace: zeros(device, held, what, 0)?,
+        })
+    }
+}
+
+impl Cuda {
+    /// Puts the documents' `starts` on the device, once for all layers, and makes sure of the workspace. Failed: a document that does not
+    /// fit the cache's rows.
+    fn prepare_cache(&mut self, shape: AttentionShape, starts: &[u32]) -> Result<()> {
+        let given = self.batch_documents.len();
+        assert_eq!(starts.len(), given, "a start for each document of the batch");
+        let with_tokens =
+            (0..given).filter(|&document| self.batch_documents[document]).map(|document| starts[document]);
+        let starts: Vec<u32> = with_tokens.collect();
+        for (&start, bounds) in starts.iter().zip(self.batch.boundaries.windows(2)) {
+            let (last, rows) = (self.batch.positions[bounds[1] as usize - 1], self.dims.tokens);
+            if start as usize + last as usize >= rows {
+                return Err(Error::Failed(format!(
+                    "position {last} of the row that begins at {start} of the KV cache is beyond its {rows} rows"
+                )));
+            }
+        }
+        let needed = attention_cache::workspace_bytes(&self.cache_shape(shape))?;
+        let what = "attention over the KV cache";
+        if self.cache.workspace.len() < needed {
+            self.bytes -= self.cache.workspace.len() as u64;
+            self.cache.workspace = self.device.zeros(0)?;
+            self.cache.workspace = self.zeros(what, needed)?;
+        }
+        if self.cache.uploaded != starts {
+            if self.cache.starts.len() < starts.len() {
+                self.bytes -= 4 * self.cache.starts.len() as u64;
+                self.cache.starts = self.zeros(what, starts.len())?;
+            }
+            self.cache.uploaded.clear();
+            self.device.write(&mut self.cache.starts, &starts)?;
+            self.cache.uploaded = starts;
+        }
+        Ok(())
+    }
+
+    /// Every batch of a run has room for rows as long as the rotation angles reach.
+    fn cache_shape(&self, attention: AttentionShape) -> Shape {
+        let longest = self.rope.as_ref().map_or(1, |rope| rope.positions);
+        Shape { attention, m: self.tokens(), documents: self.batch.boundaries.len() - 1, longest }
+    }
+
+    pub(super) fn append(
+        &mut self,
+        qkv: &CudaBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        cache: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.prepare_cache(shape, starts)?;
+        let new = new_tokens(self.cache_shape(shape), qkv, &self.on_device, &self.cache.starts);
+        Ok(attention_cache::append(&new, cache.rows_mut(self.dims.tokens), self.device.stream())?)
+    }
+
+    pub(super) fn attend(
+        &mut self,
+        qkv: &CudaBuffer,
+        cache: &CudaBuffer,
+        shape: AttentionShape,
+        starts: &[u32],
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.prepare_cache(shape, starts)?;
+        let shape = self.cache_shape(shape);
+        let CacheMemory { starts, workspace, .. } = &mut self.cache;
+        let new = new_tokens(shape, qkv, &self.on_device, starts);
+        let (rows, out) = (cache.rows(self.dims.tokens), out.rows_mut(shape.m));
+        Ok(attention_cache::attention(&new, rows, out, workspace.view_mut(), self.device.stream())?)
+    }
+}
+
+/// Fields one by one: the workspace is written while these are read.
+fn new_tokens<'a>(shape: Shape, qkv: &'a CudaBuffer, batch: &'a BatchMemory, starts: &'a Buffer<u32>) -> NewTokens<'a> {
+    NewTokens {
+        shape,
+        qkv: qkv.rows(shape.m),
+        boundaries: batch.boundaries.view().first(shape.documents + 1),
+        starts: starts.view().first(shape.documents),
+        positions: batch.positions.view().first(shape.m),
+    }
+}
