@@ -48,8 +48,10 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    (void)cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...);
-    return static_cast<int>(cudaGetLastError());
+    // Not cudaGetLastError(): that could be somebody else's, from before.
+    cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...);
+    if (error != cudaSuccess) (void)cudaGetLastError();
+    return static_cast<int>(error);
 #endif
 }
 

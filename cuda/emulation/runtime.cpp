@@ -60,6 +60,8 @@ struct Machine {
     Random random;
     std::string message;
     uint64_t launches = 0;
+    uint64_t lost_from = UINT64_MAX; // the launch from which on the device is lost
+    int lost_code = 0;
 };
 
 Machine &machine() {
@@ -248,12 +250,21 @@ void check_shared(const void *address, size_t bytes, Site site) {
     if (first < m.shared || first + bytes > m.shared + m.shared_bytes) fail(site, "out of bounds of shared memory");
 }
 
+static void perform(const AsyncCopy &copy) {
+    if (copy.bytes) std::memcpy(copy.destination, copy.source, copy.bytes);
+    std::memset(static_cast<unsigned char *>(copy.destination) + copy.bytes, 0, 16 - copy.bytes);
+}
+
 void async_copy(void *destination, const void *source, int bytes, Site site) {
     check_shared(destination, 16, site);
     if (bytes < 0 || bytes > 16) fail(site, "a cp.async of 16 bytes takes 0 to 16 of its source");
     if (reinterpret_cast<uintptr_t>(source) % 16 != 0) fail(site, "misaligned cp.async source");
     Thread &self = current_thread();
-    self.copies.push_back({destination, source, unsigned(bytes), self.committed});
+    AsyncCopy copy = {destination, source, unsigned(bytes), self.committed};
+    // Hardware may perform it at once, or as late as the wait: both happen here, so that a missing wait and a stage that is
+    // refilled too early are seen.
+    if (machine().random.below(4) == 0) perform(copy);
+    else self.copies.push_back(copy);
 }
 
 void async_commit() { ++current_thread().committed; }
@@ -262,9 +273,7 @@ void async_wait(unsigned pending_groups) {
     Thread &self = current_thread();
     auto due = [&](const AsyncCopy &copy) { return copy.group + pending_groups < self.committed; };
     for (const AsyncCopy &copy : self.copies) {
-        if (!due(copy)) continue;
-        if (copy.bytes) std::memcpy(copy.destination, copy.source, copy.bytes);
-        std::memset(static_cast<unsigned char *>(copy.destination) + copy.bytes, 0, 16 - copy.bytes);
+        if (due(copy)) perform(copy);
     }
     self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(), due), self.copies.end());
 }
@@ -287,7 +296,7 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     m.thread = thread;
     m.state = state;
     m.failed = false;
-    ++m.launches;
+    if (++m.launches >= m.lost_from) return m.lost_code;
     std::vector<unsigned> order(blocks);
     std::iota(order.begin(), order.end(), 0u);
     for (size_t i = order.size(); i-- > 1;) std::swap(order[i], order[m.random.below(static_cast<unsigned>(i + 1))]);
@@ -302,4 +311,8 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
 
 void qk_emulation_set_seed(uint64_t seed) { emulation::machine().random.state = seed; }
 const char *qk_emulation_message(void) { return emulation::machine().message.c_str(); }
+void qk_emulation_lose(uint64_t launch, int code) {
+    emulation::machine().lost_from = launch;
+    emulation::machine().lost_code = code;
+}
 uint64_t qk_emulation_launches(void) { return emulation::machine().launches; }

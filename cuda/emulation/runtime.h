@@ -2,7 +2,7 @@
 // - dynamic shared memory is poisoned (bytes 0xff: NaN) at the start of each block and guarded at both ends;
 // - one warp, chosen by the schedule's seed, runs ahead as far as barriers allow, then another; inside a warp one lane does; blocks
 //   come in a random order. Equal seeds give equal schedules;
-// - a cp.async copy happens at the wait that completes it, and not at all without one;
+// - a cp.async copy happens at the wait that completes it, and not at all without one, or, one in four, at once;
 // - all threads of a block must meet at the same __syncthreads, all lanes of a warp at the same collective.
 // A broken rule ends the launch with QK_ERROR_EMULATION, and message() says which thread, where.
 #pragma once
@@ -86,6 +86,8 @@ extern "C" {
 void qk_emulation_set_seed(uint64_t seed);
 // Of this OS thread's last launch that returned QK_ERROR_EMULATION; valid until the next.
 const char *qk_emulation_message(void);
+// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a cudaError_t.
+void qk_emulation_lose(uint64_t launch, int code);
 // Launches of this OS thread so far: a test can show that something ran.
 uint64_t qk_emulation_launches(void);
 }

@@ -86,6 +86,20 @@ pub fn rates(settings: &[AdamW]) -> Vec<f32> {
     settings.iter().flat_map(rate).collect()
 }
 
+fn chunks(lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.map(|n| n.div_ceil(sys::QK_ADAMW_CHUNK as usize)).sum()
+}
+
+/// u64 words of the table of tensors of these lengths: 80 bytes a tensor, 4 a chunk.
+pub fn table_len(lengths: &[usize]) -> usize {
+    (lengths.len() * 80 + chunks(lengths.iter().copied()) * 4).div_ceil(8)
+}
+
+/// u64 words of workspace of [`Tensors::gradient_norm`] over tensors of these lengths.
+pub fn workspace_len(lengths: &[usize]) -> usize {
+    chunks(lengths.iter().copied())
+}
+
 impl<'a> Tensors<'a> {
     /// Checks every length. The views stay borrowed for as long as the tensors are updated.
     pub fn new(tensors: Vec<Tensor<'a>>) -> Result<Self> {
@@ -168,10 +182,8 @@ impl<'a> Tensors<'a> {
         rates: View<'_, f32>,
         state: Option<View<'_, u64>>,
     ) -> Result<sys::qk_adamw> {
-        let chunk = sys::QK_ADAMW_CHUNK as usize;
-        let chunks: usize = self.described.iter().map(|tensor| (tensor.n as usize).div_ceil(chunk)).sum();
-        // 80 bytes a tensor, 4 a chunk: a table of other tensors is seldom as long.
-        operation.length("the table", table.len(), (self.described.len() * 80 + chunks * 4).div_ceil(8))?;
+        // A table of other tensors is seldom as long.
+        operation.length("the table", table.len(), table_len(&self.lengths()))?;
         operation.check(rates.len() >= self.rates * RATE_LEN && rates.len().is_multiple_of(RATE_LEN), || {
             format!("the rates have {} values, expected {RATE_LEN} for each of {} rates", rates.len(), self.rates)
         })?;
@@ -190,10 +202,13 @@ impl<'a> Tensors<'a> {
         })
     }
 
+    fn lengths(&self) -> Vec<usize> {
+        self.described.iter().map(|tensor| tensor.n as usize).collect()
+    }
+
     /// u64 words of workspace of [`gradient_norm`](Self::gradient_norm).
     pub fn workspace_len(&self) -> usize {
-        let chunk = sys::QK_ADAMW_CHUNK as usize;
-        self.described.iter().map(|tensor| (tensor.n as usize).div_ceil(chunk)).sum()
+        workspace_len(&self.lengths())
     }
 
     /// `state` `[STATE_LEN]` = a [`GradientState`]: the norm, its clipping to `max_norm` (0: none), the first tensor that is

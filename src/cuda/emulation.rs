@@ -6,6 +6,7 @@ unsafe extern "C" {
     fn qk_emulation_set_seed(seed: u64);
     fn qk_emulation_message() -> *const c_char;
     fn qk_emulation_launches() -> u64;
+    fn qk_emulation_lose(launch: u64, code: i32);
 }
 
 /// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on.
@@ -24,4 +25,11 @@ pub fn message() -> String {
 pub fn launches() -> u64 {
     // SAFETY: reads a number of this OS thread.
     unsafe { qk_emulation_launches() }
+}
+
+/// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a `cudaError_t`: a GPU that
+/// is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for a whole program.
+pub fn lose(launch: u64, code: i32) {
+    // SAFETY: sets two numbers of this OS thread.
+    unsafe { qk_emulation_lose(launch, code) }
 }

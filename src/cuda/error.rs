@@ -16,15 +16,30 @@ pub enum CudaError {
     /// No device, or its memory.
     #[error("{0}")]
     Device(String),
+    /// The driver said this while doing that.
+    #[error("{what}: {text} ({code})")]
+    Driver { what: String, code: i32, text: String },
 }
 
 impl CudaError {
     /// The status code, if a call returned one.
     pub fn code(&self) -> Option<i32> {
         match self {
-            Self::Status { code, .. } => Some(*code),
+            Self::Status { code, .. } | Self::Driver { code, .. } => Some(*code),
             Self::Argument { .. } | Self::Device(_) => None,
         }
+    }
+
+    /// Whether the GPU can do nothing more for this process: the runtime and the driver number such errors alike.
+    pub fn is_lost(&self) -> bool {
+        // Uncorrectable ECC and NVLink errors, a contained one; from an illegal address to a launch that failed; a lost service or device;
+        // unknown.
+        matches!(self.code(), Some(214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721 | 810 | 911 | 999))
+    }
+
+    #[cfg(not(feature = "emulation"))]
+    pub(super) fn driver(what: &str, code: i32, text: String) -> Self {
+        Self::Driver { what: what.to_owned(), code, text }
     }
 }
 

@@ -12,14 +12,14 @@ pub struct Transfer {
 }
 
 /// Host memory that the device copies from and to by itself.
-struct Pinned {
+pub(super) struct Pinned {
     address: *mut u8,
     bytes: usize,
 }
 
 impl Pinned {
     /// In the current context.
-    fn new(bytes: usize) -> Result<Self> {
+    pub(super) fn new(bytes: usize) -> Result<Self> {
         // SAFETY: a context is current, and at least one byte is asked for.
         let address = unsafe { result::malloc_host(bytes.max(1), 0) }
             .map_err(|error| CudaError::Device(format!("{bytes} bytes of pinned host memory: {error:?}")))?;
@@ -28,7 +28,7 @@ impl Pinned {
         Ok(Self { address: address.cast(), bytes })
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: allocated and written in `new`.
         unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
     }

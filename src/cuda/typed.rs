@@ -39,10 +39,21 @@ pub fn driver() -> Result<String> {
     check_driver((status == sys::CUresult::CUDA_SUCCESS).then_some(version))
 }
 
-/// The primary context of a GPU. An error, not a panic, where there is no driver, an old one or no such GPU.
+/// The primary context of a GPU. An error, not a panic, where there is no driver, an old one, no such GPU or one that is too old.
 pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     driver()?;
-    CudaContext::new(ordinal).map_err(|error| CudaError::Device(format!("GPU {ordinal} cannot be used: {error:?}")))
+    let unusable = |error| CudaError::Device(format!("GPU {ordinal} cannot be used: {error:?}"));
+    let context = CudaContext::new(ordinal).map_err(unusable)?;
+    check_capability(ordinal, context.compute_capability().map_err(unusable)?)?;
+    Ok(context)
+}
+
+/// The kernels need the tensor cores and asynchronous copies of sm_80.
+fn check_capability(ordinal: usize, (major, minor): (i32, i32)) -> Result<()> {
+    if major >= 8 {
+        return Ok(());
+    }
+    Err(CudaError::Device(format!("GPU {ordinal} is of sm_{major}{minor}; the kernels need sm_80 or newer (Ampere)")))
 }
 
 fn check_driver(version: Option<i32>) -> Result<String> {
@@ -188,5 +199,12 @@ mod tests {
         let error = check_driver(Some(12080)).unwrap_err().to_string();
         assert!(error.contains("12.8") && error.contains("13.0") && error.contains("580"), "{error}");
         assert!(check_driver(None).is_err());
+    }
+
+    #[test]
+    fn an_old_gpu_is_an_error_that_names_what_is_needed() {
+        assert!(check_capability(0, (8, 0)).is_ok() && check_capability(0, (12, 1)).is_ok());
+        let error = check_capability(3, (7, 5)).unwrap_err().to_string();
+        assert!(error.contains("GPU 3") && error.contains("sm_75") && error.contains("sm_80"), "{error}");
     }
 }

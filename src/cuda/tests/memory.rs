@@ -1,10 +1,11 @@
 //! Device memory: parts of it, and what is written to it.
 
+use super::super::CudaError;
 use super::super::adamw::GradientState;
 use super::super::linear::{Lora, Weight};
 use super::super::linear_backward::{Backward, SegmentBackward};
 use super::super::lora_gradients::{ForwardInputs, PairGradient, workspace_bytes, workspace_bytes_of};
-use super::super::memory::Device;
+use super::super::memory::{Arena, Device, Inbox, Marks, Outbox};
 use half::bf16;
 
 #[test]
@@ -84,4 +85,69 @@ fn a_gradient_state_comes_back_from_its_words() {
         let state = GradientState { norm: 1.25, scale: 0.3, not_finite };
         assert_eq!(GradientState::from_words(state.to_words()), state);
     }
+}
+
+#[test]
+fn an_arena_gives_out_what_was_planned_and_no_more() {
+    let device = Device::open().unwrap();
+    let arena = Arena::new(&device, 2048).unwrap();
+    let mut first = arena.take::<f32>("first", 100).unwrap();
+    let second = arena.take::<u8>("second", 1000).unwrap();
+    device.write(&mut first, &[1.5; 100]).unwrap();
+    assert_eq!(arena.taken(), 512 + 1024);
+    let error = arena.take::<u64>("third", 100).err().unwrap().to_string();
+    assert!(error.contains("800 bytes of third") && error.contains("1536 of the 2048"), "{error}");
+    drop(second);
+    let third = arena.take::<u64>("third", 192).unwrap();
+    assert_eq!(device.download(&first).unwrap(), [1.5; 100]);
+    let peak = arena.peak();
+    assert_eq!((peak.bytes, peak.names.get("third")), (2048, Some(&1536)));
+    // The memory lives as long as its parts.
+    drop(arena);
+    assert_eq!(device.download(&first).unwrap().len() + device.download(&third).unwrap().len(), 292);
+    let too_many = device.capacity().unwrap().total + 4096;
+    assert!(Arena::new(&device, too_many).is_err());
+}
+
+#[test]
+fn a_planned_arena_counts_without_memory() {
+    let arena = Arena::planned();
+    let huge = arena.take::<f32>("huge", 1 << 40).unwrap();
+    assert_eq!((huge.len(), arena.taken()), (1 << 40, 4 << 40));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| huge.view().len())).is_err());
+    drop(huge);
+    assert_eq!((arena.taken(), arena.peak().bytes), (0, 4 << 40));
+}
+
+#[test]
+fn arrays_come_and_go_beside_the_stream() {
+    let device = Device::open().unwrap();
+    let (mut inbox, mut outbox) = (Inbox::new(&device, 6).unwrap(), Outbox::new(&device, 4).unwrap());
+    let (mut buffer, mut marks) = (device.zeros::<u32>(4).unwrap(), Marks::new(&device).unwrap());
+    assert!(outbox.read().unwrap().is_empty());
+    for round in 0..20u32 {
+        marks.add().unwrap();
+        inbox.send(&device, &[round; 3], &mut buffer).unwrap();
+        outbox.fetch(&device, &buffer).unwrap();
+        assert_eq!(outbox.read().unwrap(), [round, round, round, 0]);
+    }
+    assert!(inbox.send(&device, &[0; 5], &mut buffer).is_err(), "the buffer has room for 4");
+    assert!(Outbox::new(&device, 3).unwrap().fetch(&device, &buffer).is_err());
+    let seconds = marks.seconds().unwrap();
+    assert!(seconds.len() == 19 && seconds.iter().all(|seconds| *seconds >= 0.0), "{seconds:?}");
+    assert!(marks.seconds().unwrap().is_empty());
+}
+
+#[test]
+fn errors_that_end_the_use_of_a_gpu_are_told_from_others() {
+    let status = |code| CudaError::Status {
+        operation: "dx",
+        shape: String::new(),
+        code,
+        name: String::new(),
+        detail: String::new(),
+    };
+    assert!([700, 716, 719, 214].into_iter().all(|code| status(code).is_lost()));
+    assert!([-3, 2, 9, 1].into_iter().all(|code| !status(code).is_lost()));
+    assert!(!CudaError::Device("no GPU".into()).is_lost());
 }
