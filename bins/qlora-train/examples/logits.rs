@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     let mut rows = load(&files, tokenizer.as_ref(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let make = |spec: &ModelSpec| Ok(Cpu::new(spec.dims()));
+    let make = |spec: &ModelSpec, _| Ok(Cpu::new(spec.dims()));
     let mut loaded =
         ReadOnly::load(&settings, &checkpoint, &[adapter.into()], Reading::Loss, longest, longest, Device::Cpu, make)?;
     let mut tensors = Vec::new();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::backend::cpu::Cpu;
-use qlora_train::backend::plan::Plan;
+use qlora_train::backend::plan::{Plan, Planner};
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
 use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
 use qlora_train::checkpoint::{LlamaConfig, Module, Rope, StoredType};

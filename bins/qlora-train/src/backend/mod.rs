@@ -7,6 +7,7 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulation"))]
 pub mod cuda;
+pub mod observed;
 mod optimizer_state;
 pub mod plan;
 
@@ -66,35 +67,40 @@ impl Batch<'_> {
     }
 }
 
+/// Linear layers of a backend that share one input.
+pub type LinearGroup<B> = LinearGroupOf<<B as Backend>::Weight, <B as Backend>::Vector, <B as Backend>::Param>;
+pub type Segment<B> = SegmentOf<<B as Backend>::Weight, <B as Backend>::Vector, <B as Backend>::Param>;
+pub type Lora<B> = LoraOf<<B as Backend>::Param>;
+
 /// Linear layers that share one input, as row segments of one operand: q‖k‖v, o, gate‖up, down.
-pub struct LinearGroup<B: Backend + ?Sized> {
+pub struct LinearGroupOf<Weight, Vector, Param> {
     /// K, the width of the input
     pub k: usize,
-    pub segments: Vec<Segment<B>>,
+    pub segments: Vec<SegmentOf<Weight, Vector, Param>>,
     /// layer · 16 + site: names the dropout mask of the input.
     pub site: u32,
 }
 
-pub struct Segment<B: Backend + ?Sized> {
+pub struct SegmentOf<Weight, Vector, Param> {
     /// N, the rows of this segment
     pub n: usize,
     /// `[N, K]`
-    pub weight: B::Weight,
+    pub weight: Weight,
     /// `[N]`
-    pub bias: Option<B::Vector>,
-    pub lora: Option<Lora<B>>,
+    pub bias: Option<Vector>,
+    pub lora: Option<LoraOf<Param>>,
 }
 
-pub struct Lora<B: Backend + ?Sized> {
+pub struct LoraOf<Param> {
     pub r: usize,
     pub scale: f32,
     /// `[r, K]`
-    pub a: B::Param,
+    pub a: Param,
     /// `[N, r]`
-    pub b: B::Param,
+    pub b: Param,
 }
 
-impl<B: Backend + ?Sized> LinearGroup<B> {
+impl<Weight, Vector, Param> LinearGroupOf<Weight, Vector, Param> {
     /// Σ N, the width of the output.
     pub fn n(&self) -> usize {
         self.segments.iter().map(|s| s.n).sum()
@@ -104,6 +110,28 @@ impl<B: Backend + ?Sized> LinearGroup<B> {
     pub fn r(&self) -> usize {
         self.segments.iter().filter_map(|s| s.lora.as_ref()).map(|l| l.r).sum()
     }
+}
+
+/// Where a step is, for messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Before the first layer
+    #[default]
+    Input,
+    Layer(usize),
+    /// After the last layer
+    Output,
+}
+
+/// What is looked at while a step runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Watch {
+    #[default]
+    Nothing,
+    /// How long each operation takes.
+    Times,
+    /// The first value that is not finite ends the step with an error that names it.
+    Values,
 }
 
 /// One trainable tensor and how the optimiser treats it.
@@ -195,7 +223,7 @@ pub trait Backend {
     /// Rotation angles of every position the run will use, `values` cosines and as many sines; kept by the backend.
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
 
-    /// Everything that it holds.
+    /// Everything that it holds, or has held when it held most.
     fn bytes(&self) -> u64;
     /// Gives up buffers that no operation holds.
     fn trim(&mut self) {}
@@ -309,9 +337,11 @@ pub trait Backend {
     fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<()>;
     /// Turns gate‖up `[2·I]` into its gradient.
     fn swiglu_backward(&mut self, dout: &Self::Buffer, gate_up: &mut Self::Buffer) -> Result<()>;
-    /// Σ of the cross-entropy of the batch's supervised tokens (unweighted), and `weight` times its gradient in `dx`.
-    fn loss(&mut self, x: &Self::Buffer, head: &Self::Table, weight: f32, dx: Option<&mut Self::Buffer>)
-    -> Result<f64>;
+    /// The cross-entropy of the batch's supervised tokens, and `weight` times its gradient in `dx`.
+    fn loss(&mut self, x: &Self::Buffer, head: &Self::Table, weight: f32, dx: Option<&mut Self::Buffer>) -> Result<()>;
+    /// Σ of the last [`loss`](Self::loss) over the supervised tokens, unweighted; NaN if one is not finite. Waits for it, so
+    /// that what does not need it is best queued before.
+    fn loss_sum(&mut self) -> Result<f64>;
     /// Logits `[vocab]` of one token of the batch.
     fn logits(&mut self, x: &Self::Buffer, head: &Self::Table, token: usize) -> Result<Vec<f32>>;
     /// Those of several tokens, each as it would be alone.
@@ -321,9 +351,49 @@ pub trait Backend {
 
     // The optimiser.
 
+    /// Makes room for updates of these tensors; before the first operation of a step.
+    fn prepare_update(&mut self, _params: Vec<&mut Self::Param>) -> Result<()> {
+        Ok(())
+    }
     fn zero_gradients(&mut self, params: Vec<&mut Self::Param>) -> Result<()>;
-    /// The L2 norm over all gradients.
-    fn gradient_norm(&mut self, params: Vec<&mut Self::Param>) -> Result<f64>;
-    /// One AdamW update of all tensors with gradients scaled by `gradient_scale`.
-    fn adamw(&mut self, updates: Vec<ParamUpdate<'_, Self::Param>>, gradient_scale: f32) -> Result<()>;
+    /// One AdamW update of all tensors, with gradients scaled down to the L2 norm `max_norm` (0: as they are). Returns their norm
+    /// before; if it is not finite, nothing was updated.
+    fn update(&mut self, updates: Vec<ParamUpdate<'_, Self::Param>>, max_norm: f64) -> Result<f64>;
+
+    // Looking at a step.
+
+    /// The operations that follow belong to this place.
+    fn enter(&mut self, _place: Place) {}
+    /// Looks at the operations that follow; whether this backend can.
+    fn watch(&mut self, _watch: Watch) -> bool {
+        false
+    }
+    /// Seconds of each kind of operation since [`Watch::Times`] was asked for or since the last call, in the order of their first.
+    fn times(&mut self) -> Result<Vec<(&'static str, f64)>> {
+        Ok(Vec::new())
+    }
+    /// Remembers when the work that was asked for so far is done.
+    fn mark(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Seconds from each mark to the next.
+    fn marks(&mut self) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
+    /// Row and column of the first value of the batch's rows that is not finite.
+    fn first_not_finite(&mut self, _buffer: &Self::Buffer) -> Result<Option<(usize, usize)>> {
+        Ok(None)
+    }
+}
+
+/// What gradients of this norm are multiplied by, as PyTorch's `clip_grad_norm_` has it: never above 1, safe at a norm of 0, and
+/// 1 without a limit.
+pub fn clip(norm: f64, max_norm: f64) -> f32 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) as f32 } else { 1.0 }
+}
+
+/// Row and column of the first value of `[rows, width]` that is not finite.
+fn not_finite_at(values: impl Iterator<Item = f32>, width: usize) -> Option<(usize, usize)> {
+    let index = values.enumerate().find(|(_, value)| !value.is_finite())?.0;
+    Some((index / width.max(1), index % width.max(1)))
 }

@@ -4,6 +4,7 @@ use super::cpu::{Dims, Workspace};
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
+use crate::model::ModelSpec;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
@@ -14,6 +15,18 @@ use std::collections::HashMap;
 pub struct PlannedBuffer {
     pub name: String,
     pub bytes: u64,
+}
+
+/// A backend that can tell what a run on it would hold, without holding it.
+pub trait Planner: Backend + Sized {
+    /// For batches of `spec`. Refused: a model that it does not compute.
+    fn of(spec: &ModelSpec) -> Result<Self>;
+    /// What was held when most was, by name, largest first; the sum is [`Backend::bytes`].
+    fn planned(&self) -> Vec<PlannedBuffer>;
+    /// Multiply–adds of the operations so far, counted as two; 0 where they are not counted.
+    fn flops(&self) -> f64 {
+        0.0
+    }
 }
 
 /// Plans a run of [`super::cpu::Cpu`].
@@ -41,18 +54,6 @@ impl Plan {
         plan
     }
 
-    /// Largest first.
-    pub fn buffers(&self) -> Vec<PlannedBuffer> {
-        let mut buffers = self.buffers.clone();
-        buffers.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        buffers
-    }
-
-    /// Multiply–adds of the operations recorded so far, counted as two.
-    pub fn flops(&self) -> f64 {
-        self.flops
-    }
-
     fn record(&mut self, name: &str, bytes: u64) {
         match self.buffers.iter_mut().find(|b| b.name == name) {
             Some(buffer) => buffer.bytes += bytes,
@@ -62,6 +63,22 @@ impl Plan {
 
     fn count(&mut self, per_token: usize) {
         self.flops += 2.0 * self.tokens as f64 * per_token as f64;
+    }
+}
+
+impl Planner for Plan {
+    fn of(spec: &ModelSpec) -> Result<Self> {
+        Ok(Self::new(spec.dims()))
+    }
+
+    fn planned(&self) -> Vec<PlannedBuffer> {
+        let mut buffers = self.buffers.clone();
+        buffers.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        buffers
+    }
+
+    fn flops(&self) -> f64 {
+        self.flops
     }
 }
 
@@ -318,24 +335,24 @@ impl Backend for Plan {
         Ok(())
     }
 
-    fn loss(&mut self, _x: &PlanBuffer, head: &PlanTensor, _weight: f32, dx: Option<&mut PlanBuffer>) -> Result<f64> {
+    fn loss(&mut self, _x: &PlanBuffer, head: &PlanTensor, _weight: f32, dx: Option<&mut PlanBuffer>) -> Result<()> {
         self.count(head.0 * if dx.is_some() { 2 } else { 1 });
+        Ok(())
+    }
+
+    fn loss_sum(&mut self) -> Result<f64> {
         Ok(0.0)
     }
 
     fn logits(&mut self, _x: &PlanBuffer, _head: &PlanTensor, _token: usize) -> Result<Vec<f32>> {
-        Ok(Vec::new())
+        Ok(vec![0.0; self.dims.vocab])
     }
 
     fn zero_gradients(&mut self, _params: Vec<&mut PlanTensor>) -> Result<()> {
         Ok(())
     }
 
-    fn gradient_norm(&mut self, _params: Vec<&mut PlanTensor>) -> Result<f64> {
+    fn update(&mut self, _updates: Vec<ParamUpdate<'_, PlanTensor>>, _max_norm: f64) -> Result<f64> {
         Ok(0.0)
-    }
-
-    fn adamw(&mut self, _updates: Vec<ParamUpdate<'_, PlanTensor>>, _gradient_scale: f32) -> Result<()> {
-        Ok(())
     }
 }

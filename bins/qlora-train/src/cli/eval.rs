@@ -53,7 +53,7 @@ struct Evaluate<'a> {
 impl OnDevice for Evaluate<'_> {
     type Output = Answer;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec) -> Result<B>) -> Result<Answer> {
+    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
         let Self { args, settings, loaded, dataset, device } = self;
         let longest = dataset.report.longest;
         // Short rows share a batch; a small data set needs no more than its own tokens.

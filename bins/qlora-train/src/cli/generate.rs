@@ -111,12 +111,13 @@ struct Generate<'a> {
 impl OnDevice for Generate<'_> {
     type Output = Answer;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec) -> Result<B>) -> Result<Answer> {
+    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
         let Self { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program } = self;
         let (checkpoint, max_new_tokens) = (&loaded.checkpoint, args.max_new_tokens as usize);
         let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
         let adapters = &args.model.adapter;
-        let mut model = ReadOnly::load(&settings, checkpoint, adapters, Reading::Text, tokens, longest, device, make)?;
+        let reading = Reading::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
+        let mut model = ReadOnly::load(&settings, checkpoint, adapters, reading, tokens, longest, device, make)?;
         let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
 
         // Answers side by side cannot be written as they grow.

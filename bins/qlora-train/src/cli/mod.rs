@@ -78,6 +78,9 @@ struct ModelArgs {
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     host_memory: Option<String>,
+    /// Memory of the GPU that may be held, such as 44.4GiB
+    #[arg(long)]
+    device_memory: Option<String>,
     /// Worker threads
     #[arg(long)]
     threads: Option<String>,
@@ -93,6 +96,7 @@ impl ModelArgs {
             ("chat_template", self.chat_template.as_ref()),
             ("device", self.device.as_ref()),
             ("host_memory", self.host_memory.as_ref()),
+            ("device_memory", self.device_memory.as_ref()),
             ("threads", self.threads.as_ref()),
         ];
         let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));

@@ -2,21 +2,18 @@
 
 use super::Answer;
 use crate::config::memory::format_bytes;
-use crate::config::{Checkpointing, Device, Purpose, SettingsArgs};
+use crate::config::{Checkpointing, Purpose, SettingsArgs};
 use crate::error::Result;
-use crate::refuse;
 use crate::report::trainable_line;
 use crate::train::inputs::{check_quantization, model_spec};
-use crate::train::{Loaded, Workload, memory};
+use crate::train::{Device, Loaded, Workload, memory};
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
     settings.validate(Purpose::Plan)?;
-    if let Some(Device::Cuda(_)) = settings.device {
-        refuse!("`device`: found cuda, but plan counts the memory of a run on the CPU only; expected cpu or auto");
-    }
+    let device = Device::choose_for_plan(&settings)?;
     let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
     let loaded = Loaded::open(&settings, &files)?;
     let checkpoint = &loaded.checkpoint;
@@ -30,12 +27,11 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         (work.tokens, work.longest)
     };
     let mut spec = model_spec(&settings, checkpoint, tokens, positions);
-    // A given size may be that of another machine.
-    let budget = settings.host_memory.map_or_else(|| memory::host_budget(None), |bytes| bytes.0);
+    let budget = device.budget_of_plan(&settings)?;
     let stored = memory::stored_in(checkpoint);
     let checkpointing = settings.gradient_checkpointing;
-    let plan = memory::choose(&mut spec, checkpointing, &stored, budget)?;
-    let max_length = memory::longest_row(&spec, checkpointing, &stored, budget, per_batch)?;
+    let plan = memory::choose(device, &mut spec, checkpointing, &stored, budget)?;
+    let max_length = memory::longest_row(device, &spec, checkpointing, &stored, budget, per_batch)?;
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
@@ -45,7 +41,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         if max_length > 0 {
             suggestions.push(format!("max_length: {max_length} is the longest that fits"));
         } else {
-            suggestions.push("no length fits: more host_memory or a smaller model is needed".to_owned());
+            suggestions.push(format!("no length fits: more {} or a smaller model is needed", device.memory_setting()));
         }
         if per_batch > 1 {
             suggestions.push("per_device_train_batch_size: 1 with gradient_accumulation_steps".to_owned());
@@ -59,27 +55,36 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let verdict = if plan.fits() { "fits" } else { "does not fit" };
     let _ = write!(
         text,
-        "{:>12}  in all, on the CPU, for batches of {tokens} tokens{}: {verdict} in {}\nlongest row that fits: \
+        "{:>12}  of {} in all for batches of {tokens} tokens{}: {verdict} in {}\nlongest row that fits: \
          {max_length} tokens",
-        format_bytes(plan.peak_bytes),
+        format_bytes(plan.peak_bytes()),
+        plan.place(),
         if spec.recompute { " (activations recomputed)" } else { "" },
-        format_bytes(budget)
+        format_bytes(budget.limit)
     );
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
+    let place = if device == Device::Cpu { "host" } else { "device" };
     let buffers: Vec<_> =
-        plan.buffers.iter().map(|b| json!({"name": b.name, "place": "host", "bytes": b.bytes})).collect();
+        plan.buffers.iter().map(|b| json!({"name": b.name, "place": place, "bytes": b.bytes})).collect();
+    let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
+    let (on_device, on_host) = match device {
+        Device::Cpu => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
+        // Beside a GPU the host holds the rows and one matrix on its way, which are not planned.
+        #[cfg(any(feature = "cuda", feature = "emulation"))]
+        Device::Cuda(_) => (planned, json!({"budget_bytes": memory::host_budget(None), "peak_bytes": null})),
+    };
     Ok(Answer {
         text,
         json: json!({
             "fits": plan.fits(),
-            "device": {"budget_bytes": 0, "peak_bytes": 0},
-            "host": {"budget_bytes": plan.budget_bytes, "peak_bytes": plan.peak_bytes},
+            "device": on_device,
+            "host": on_host,
             "max_length": max_length,
             "step_seconds": null,
             "recompute": spec.recompute,
-            "flops_per_micro_batch": plan.flops,
+            "flops_per_micro_batch": if plan.flops > 0.0 { json!(plan.flops) } else { json!(null) },
             "buffers": buffers,
             "suggestions": suggestions,
         }),

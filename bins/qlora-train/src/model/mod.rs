@@ -6,7 +6,7 @@ mod step;
 pub use cached::KvCache;
 
 use crate::backend::cpu::Dims;
-use crate::backend::{Backend, LinearGroup, Lora, Quantization, Segment, StateFormat};
+use crate::backend::{Backend, LinearGroup, LinearGroupOf, Lora, LoraOf, Quantization, SegmentOf, StateFormat};
 use crate::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
@@ -298,10 +298,10 @@ fn build_group<B: Backend>(
             false => None,
         };
         let lora = build_lora(backend, source, spec, layer, module)?;
-        segments.push(Segment { n, weight, bias, lora });
+        segments.push(SegmentOf { n, weight, bias, lora });
     }
     let k = GROUPS[site][0].shape(&spec.config).1;
-    let group = LinearGroup { k, segments, site: (layer * 16 + site) as u32 };
+    let group = LinearGroupOf { k, segments, site: (layer * 16 + site) as u32 };
     backend.accept(&GROUPS[site][0].weight_name(layer), &group)?;
     Ok(group)
 }
@@ -318,7 +318,7 @@ fn build_lora<B: Backend>(
     let name = |factor| ParamName { layer, module, factor };
     let (a, b) = (name(Factor::A), name(Factor::B));
     let states = spec.trainable.then_some(spec.lora.states);
-    Ok(Some(Lora {
+    Ok(Some(LoraOf {
         r,
         scale,
         a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,

@@ -2,7 +2,7 @@
 
 use super::cached::{Past, View};
 use super::{Layer, Llama};
-use crate::backend::{Backend, Batch, LinearGroup};
+use crate::backend::{Backend, Batch, LinearGroup, Place};
 use crate::error::Result;
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::AttentionShape;
@@ -78,13 +78,14 @@ impl<B: Backend> Llama<B> {
         })?;
         let mut d_normed = b.alloc("gradients", pass.hidden)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let loss = b.loss(&normed, head, weight, Some(&mut d_normed))?;
+        b.loss(&normed, head, weight, Some(&mut d_normed))?;
         b.free(normed);
         let mut d_stream = b.alloc("gradients", pass.hidden)?;
         b.rms_norm_backward(&d_normed, &stream, &self.final_norm, pass.eps, false, &mut d_stream)?;
         b.free(d_normed);
         b.free(stream);
         while let Some((input, activations)) = kept.pop() {
+            b.enter(Place::Layer(kept.len()));
             let layer = &mut self.layers[kept.len()];
             let activations = match activations {
                 Some(activations) => activations,
@@ -98,16 +99,16 @@ impl<B: Backend> Llama<B> {
             b.free(input);
         }
         b.free(d_stream);
-        Ok(loss)
+        b.loss_sum()
     }
 
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
         b.begin(batch)?;
         let normed = self.evaluate(b, None)?;
-        let loss = b.loss(&normed, self.head.as_ref().unwrap_or(&self.embedding), 1.0, None)?;
+        b.loss(&normed, self.head.as_ref().unwrap_or(&self.embedding), 1.0, None)?;
         b.free(normed);
-        Ok(loss)
+        b.loss_sum()
     }
 
     /// Logits `[vocab]` of the named tokens of the batch.
@@ -138,15 +139,18 @@ impl<B: Backend> Llama<B> {
         mut past: Option<Past<B>>,
         mut keep: impl FnMut(&mut B, B::Buffer, Activations<B>),
     ) -> Result<(B::Buffer, B::Buffer)> {
+        b.enter(Place::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
         b.embed(&self.embedding, &mut stream)?;
         let mut normed = b.alloc("normed", pass.hidden)?;
         b.rms_norm(&stream, &self.layers[0].input_norm, pass.eps, &mut normed)?;
         for (index, layer) in self.layers.iter().enumerate() {
+            b.enter(Place::Layer(index));
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
             let (activations, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;
             let mlp = mlp.expect("asked for");
             let norm = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
+            b.enter(if index + 1 < self.layers.len() { Place::Layer(index + 1) } else { Place::Output });
             let mut next = b.alloc("residual stream", pass.hidden)?;
             normed = b.alloc("normed", pass.hidden)?;
             b.add_rms_norm(&activations.middle, &mlp, &mut next, norm, pass.eps, &mut normed)?;
@@ -163,7 +167,7 @@ fn project<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, group: &LinearGrou
         return Ok(None);
     }
     let mut s = b.alloc("low-rank projections", B::low_rank_columns(group))?;
-    b.lora_down(x, group, pass.mask(group), &mut s)?;
+    b.lora_down(x, group, pass.mask::<B>(group), &mut s)?;
     Ok(Some(s))
 }
 
@@ -239,7 +243,7 @@ fn linear_backward<B: Backend>(
     group: &mut LinearGroup<B>,
     dx: Option<&mut B::Buffer>,
 ) -> Result<()> {
-    let mask = pass.mask(group);
+    let mask = pass.mask::<B>(group);
     let t = match &s {
         Some(_) => {
             let mut t = b.alloc("low-rank projections", B::low_rank_columns(group))?;

@@ -1,32 +1,60 @@
-//! The memory plan of a run: the model's own code on the planning backend.
+//! The memory plan of a run: the model's own code on a backend that holds nothing.
 
-use crate::backend::plan::{Plan, PlannedBuffer};
-use crate::backend::{Backend, Batch, Quantization};
+use super::device::Budget;
+use super::generate::{Sampling, generate};
+use super::{Device, Hyperparameters, optimizer_step};
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+use crate::backend::cuda::Cuda;
+use crate::backend::plan::{Plan, PlannedBuffer, Planner};
+use crate::backend::{Batch, Quantization};
 use crate::checkpoint::{Checkpoint, StoredType, Tensor16};
 use crate::config::Checkpointing;
 use crate::config::memory::format_bytes;
 use crate::error::{Context, Result};
-use crate::model::{Llama, ModelSpec, ParamName, Source};
+use crate::model::{Llama, LoraSpec, ModelSpec, ParamName, Source};
 use crate::refuse;
 use sysinfo::System;
 
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
 const MAX_BATCH_TOKENS: usize = 1 << 28;
 
-/// What a run will hold in host memory, and what there is.
+/// What a run will hold where it works, and what there is.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
+    pub device: Device,
     pub buffers: Vec<PlannedBuffer>,
-    pub peak_bytes: u64,
-    pub budget_bytes: u64,
-    /// FLOPs of one pass over the longest micro-batch.
+    /// What the run itself holds when it holds most.
+    pub run_bytes: u64,
+    pub budget: Budget,
+    /// FLOPs of one pass over the longest micro-batch; 0 where they are not counted.
     pub flops: f64,
 }
 
 impl MemoryPlan {
-    pub fn fits(&self) -> bool {
-        self.peak_bytes <= self.budget_bytes
+    /// With what is taken before the run begins.
+    pub fn peak_bytes(&self) -> u64 {
+        self.run_bytes.saturating_add(self.budget.held)
     }
+
+    pub fn fits(&self) -> bool {
+        self.peak_bytes() <= self.budget.limit
+    }
+
+    /// What memory this is about.
+    pub fn place(&self) -> &'static str {
+        self.device.place()
+    }
+}
+
+/// What a run does with its model.
+#[derive(Clone, Copy, Debug)]
+pub enum Work<'a> {
+    /// Optimiser steps, with evaluations between them.
+    Train,
+    /// Evaluation under each of these adapters, one after the other.
+    Loss(&'a [LoraSpec]),
+    /// Answers to prompts of these lengths, of as many new tokens, under each of these adapters.
+    Text { adapters: &'a [LoraSpec], prompts: &'a [usize], max_new_tokens: usize },
 }
 
 /// How a checkpoint stores a tensor.
@@ -67,24 +95,13 @@ pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
     }
 }
 
-/// Plans `spec`: a training step, or an evaluation where nothing is trainable.
-pub fn plan(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, budget_bytes: u64) -> Result<MemoryPlan> {
-    plan_of(spec, stored, budget_bytes, |backend, model, batch| {
-        if spec.trainable {
-            model.forward_backward(backend, batch, 0, 1.0)?;
-        } else {
-            model.loss(backend, batch)?;
-        }
-        Ok(())
-    })
-}
-
-/// Plans `pass` over the longest batch.
-pub fn plan_of(
+/// Plans `work` with `spec`, whose low-rank terms are those of the first adapter.
+pub fn plan(
+    device: Device,
     spec: &ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
-    budget_bytes: u64,
-    pass: impl FnOnce(&mut Plan, &mut Llama<Plan>, &Batch) -> Result<()>,
+    work: Work,
+    budget: Budget,
 ) -> Result<MemoryPlan> {
     if spec.tokens > MAX_BATCH_TOKENS {
         refuse!(
@@ -93,39 +110,95 @@ pub fn plan_of(
             spec.tokens
         );
     }
-    let mut backend = Plan::new(spec.dims());
-    let mut model = Llama::build(&mut backend, &mut Stored(stored), spec.clone(), &mut |_| ())?;
+    let (mut buffers, flops) = match device {
+        Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
+        #[cfg(any(feature = "cuda", feature = "emulation"))]
+        Device::Cuda(_) => rehearse::<Cuda>(spec, stored, work)?,
+    };
+    let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
+    if budget.held > 0 {
+        buffers.push(PlannedBuffer { name: budget.held_name.to_owned(), bytes: budget.held });
+        buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
+    }
+    Ok(MemoryPlan { device, buffers, run_bytes, budget, flops })
+}
+
+/// Does `work` on a backend that holds and computes nothing; what it would have held, and the FLOPs of one pass.
+fn rehearse<P: Planner>(
+    spec: &ModelSpec,
+    stored: &dyn Fn(&str) -> StoredAs,
+    work: Work,
+) -> Result<(Vec<PlannedBuffer>, f64)> {
+    let mut backend = P::of(spec)?;
+    let b = &mut backend;
+    let mut source = Stored(stored);
+    let mut model = Llama::build(b, &mut source, spec.clone(), &mut |_| ())?;
     let zeros = vec![0u32; spec.tokens];
-    let targets = bytemuck::cast_slice(&zeros);
-    let boundaries = [0, spec.tokens as u32];
+    let (boundaries, targets) = ([0, spec.tokens as u32], bytemuck::cast_slice(&zeros));
     let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
-    pass(&mut backend, &mut model, &batch)?;
-    Ok(MemoryPlan { buffers: backend.buffers(), peak_bytes: backend.bytes(), budget_bytes, flops: backend.flops() })
+    let adapters = match work {
+        Work::Train => &[],
+        Work::Loss(adapters) | Work::Text { adapters, .. } => adapters,
+    };
+    let mut flops = 0.0;
+    for index in 0..adapters.len().max(1) {
+        if index > 0 {
+            b.trim();
+            model.replace_lora(b, &mut source, adapters[index].clone())?;
+        }
+        match work {
+            Work::Train => {
+                // The second step begins with what the first has left.
+                for step in 0..2 {
+                    let before = b.flops();
+                    optimizer_step(b, &mut model, &Hyperparameters::NONE, step, 1, 0.0, &[batch])?;
+                    flops = b.flops() - before;
+                }
+                model.loss(b, &batch)?;
+            }
+            Work::Loss(_) => {
+                let before = b.flops();
+                model.loss(b, &batch)?;
+                flops = b.flops() - before;
+            }
+            Work::Text { prompts, max_new_tokens, .. } => {
+                let prompts: Vec<Vec<u32>> = prompts.iter().map(|&len| vec![0; len]).collect();
+                // Only the first tokens take anything. None of a plan's is a stop token.
+                let new = max_new_tokens.min(3);
+                let room = prompts.iter().map(|prompt| prompt.len() + new).sum::<usize>();
+                assert!(room <= spec.tokens, "the batches have room for prompts and answers");
+                generate(b, &model, &prompts, new, &[], &Sampling::GREEDY, &mut |_, _| Ok(()))?;
+            }
+        }
+    }
+    Ok((backend.planned(), flops))
 }
 
 /// Settles whether activations are recomputed: kept where they fit, unless the setting says otherwise. The values of
 /// the run are the same either way.
 pub fn choose(
+    device: Device,
     spec: &mut ModelSpec,
     checkpointing: Checkpointing,
     stored: &dyn Fn(&str) -> StoredAs,
-    budget_bytes: u64,
+    budget: Budget,
 ) -> Result<MemoryPlan> {
     spec.recompute = checkpointing == Checkpointing::On;
-    let kept = plan(spec, stored, budget_bytes)?;
+    let kept = plan(device, spec, stored, Work::Train, budget)?;
     if checkpointing != Checkpointing::Auto || kept.fits() {
         return Ok(kept);
     }
     spec.recompute = true;
-    plan(spec, stored, budget_bytes)
+    plan(device, spec, stored, Work::Train, budget)
 }
 
 /// The largest row that fits when each micro-batch holds `rows` of them; 0 if none does.
 pub fn longest_row(
+    device: Device,
     spec: &ModelSpec,
     checkpointing: Checkpointing,
     stored: &dyn Fn(&str) -> StoredAs,
-    budget_bytes: u64,
+    budget: Budget,
     rows: usize,
 ) -> Result<usize> {
     let fits = |length: usize| -> Result<bool> {
@@ -134,7 +207,7 @@ pub fn longest_row(
             return Ok(false);
         }
         let mut spec = ModelSpec { tokens, positions: length, ..spec.clone() };
-        Ok(choose(&mut spec, checkpointing, stored, budget_bytes)?.fits())
+        Ok(choose(device, &mut spec, checkpointing, stored, budget)?.fits())
     };
     // Memory grows with the length, so the longest that fits is found by halving.
     let (mut fitting, mut beyond) = (0, spec.config.max_position_embeddings + 1);
@@ -173,11 +246,13 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize) -> Result<()> {
         let largest: Vec<String> =
             plan.buffers.iter().take(3).map(|b| format!("{} {}", b.name, format_bytes(b.bytes))).collect();
         refuse!(
-            "the run needs {} of host memory for batches of {tokens} tokens and {} may be used; the largest parts are \
-             {}. Lower max_length or per_device_train_batch_size, or raise host_memory if more is free",
-            format_bytes(plan.peak_bytes),
-            format_bytes(plan.budget_bytes),
-            largest.join(", ")
+            "the run needs {} of {} for batches of {tokens} tokens and {} may be used; the largest parts are \
+             {}. Lower max_length or per_device_train_batch_size, or raise {} if more is free",
+            format_bytes(plan.peak_bytes()),
+            plan.place(),
+            format_bytes(plan.budget.limit),
+            largest.join(", "),
+            plan.device.memory_setting()
         );
     }
     Ok(())

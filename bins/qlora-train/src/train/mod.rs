@@ -18,7 +18,7 @@ mod saved;
 mod source;
 mod steps;
 
-pub use device::{Device, OnDevice};
+pub use device::{Budget, Device, OnDevice};
 pub use inputs::{Loaded, Workload};
 pub use interruption::Interruption;
 pub use outcome::TrainOutcome;
@@ -26,7 +26,7 @@ pub use read_only::{ReadOnly, Reading};
 pub use run::train;
 pub use source::CheckpointSource;
 
-use crate::backend::{Backend, Batch, ParamUpdate};
+use crate::backend::{Backend, Batch, ParamUpdate, Watch};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::model::{Factor, Llama};
@@ -46,6 +46,19 @@ pub struct Hyperparameters {
     pub epsilon: f64,
     /// The gradient is scaled down to this norm; 0 means no clipping.
     pub max_grad_norm: f64,
+}
+
+impl Hyperparameters {
+    /// Changes nothing: for plans.
+    pub const NONE: Self = Self {
+        learning_rate_a: 0.0,
+        learning_rate_b: 0.0,
+        weight_decay: 0.0,
+        beta1: 0.0,
+        beta2: 0.0,
+        epsilon: 1.0,
+        max_grad_norm: 0.0,
+    };
 }
 
 /// What one optimiser step did.
@@ -83,7 +96,7 @@ pub fn optimizer_step<B: Backend>(
     batches: &[Batch],
 ) -> Result<StepReport> {
     let done = accumulate(backend, model, step, accumulation, batches, Accumulated::default(), &|| false)?;
-    update(backend, model, hyper, step, factor, batches, done.loss)
+    update(backend, model, hyper, step, accumulation, factor, batches, done.loss)
 }
 
 /// The first half of a step: the gradients of `batches` after those that are `done`. Between two micro-batches it asks
@@ -101,12 +114,18 @@ pub fn accumulate<B: Backend>(
     if supervised == 0 {
         return Err(Error::Failed(format!("step {}: no token of this step is supervised", step + 1)));
     }
+    backend.prepare_update(params(model))?;
     if done.micro_batches == 0 {
         backend.zero_gradients(params(model))?;
     }
     for (micro, batch) in batches.iter().enumerate().skip(done.micro_batches) {
         let draw = (step * accumulation as u64 + micro as u64) as u32;
-        done.loss += model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+        let loss = model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+        if !loss.is_finite() {
+            let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
+            return Err(not_finite(backend, model, step, accumulation, &batches[..=micro], &what));
+        }
+        done.loss += loss;
         done.micro_batches += 1;
         fault::moment("micro-batch");
         if stop() {
@@ -127,22 +146,13 @@ pub fn update<B: Backend>(
     model: &mut Llama<B>,
     hyper: &Hyperparameters,
     step: u64,
+    accumulation: usize,
     factor: f64,
     batches: &[Batch],
     loss: f64,
 ) -> Result<StepReport> {
     let supervised = supervised(batches);
     let loss = loss / supervised as f64;
-    let grad_norm = backend.gradient_norm(params(model))?;
-    if !loss.is_finite() || !grad_norm.is_finite() {
-        return Err(Error::Failed(format!(
-            "step {}: the loss is {loss} and the gradient norm {grad_norm}; nothing was updated. A lower learning_rate \
-             is the usual cure",
-            step + 1
-        )));
-    }
-    // PyTorch's clip_grad_norm_: never above 1, and safe at a norm of 0.
-    let clip = if hyper.max_grad_norm > 0.0 { (hyper.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
     let rate = |peak: f64| peak * factor;
     let updates = model
         .params_mut()
@@ -163,7 +173,11 @@ pub fn update<B: Backend>(
             ParamUpdate { param, settings }
         })
         .collect();
-    backend.adamw(updates, clip as f32)?;
+    let grad_norm = backend.update(updates, hyper.max_grad_norm)?;
+    if !grad_norm.is_finite() {
+        let what = format!("step {}: the gradient norm is {grad_norm}", step + 1);
+        return Err(not_finite(backend, model, step, accumulation, batches, &what));
+    }
     Ok(StepReport {
         loss,
         grad_norm,
@@ -172,6 +186,30 @@ pub fn update<B: Backend>(
         tokens: batches.iter().map(Batch::tokens).sum(),
         supervised,
     })
+}
+
+/// The error that ends a run in which `what` became of a step: computes the step's micro-batches again, from the last to the first, and
+/// names the first value that is not finite. Their gradients are of no use afterwards.
+fn not_finite<B: Backend>(
+    backend: &mut B,
+    model: &mut Llama<B>,
+    step: u64,
+    accumulation: usize,
+    batches: &[Batch],
+    what: &str,
+) -> Error {
+    let mut found = String::new();
+    if backend.watch(Watch::Values) {
+        for (micro, batch) in batches.iter().enumerate().rev() {
+            let draw = (step * accumulation as u64 + micro as u64) as u32;
+            if let Err(error) = model.forward_backward(backend, batch, draw, 1.0 / supervised(batches) as f32) {
+                found = format!("; in micro-batch {}, {error}", micro + 1);
+                break;
+            }
+        }
+        backend.watch(Watch::Nothing);
+    }
+    Error::Failed(format!("{what}{found}; nothing was updated. A lower learning_rate is the usual cure"))
 }
 
 fn params<B: Backend>(model: &mut Llama<B>) -> Vec<&mut B::Param> {

@@ -1,11 +1,10 @@
 //! A model that is only read: for evaluation and text, with one adapter after another on the same base.
 
 use super::inputs::{check_quantization, quantization, recipe};
-use super::memory::{self, MemoryPlan};
-use super::{CheckpointSource, Device};
+use super::memory::{self, MemoryPlan, Work};
+use super::{Budget, CheckpointSource, Device};
 use crate::adapter::{Adapter, metadata};
-use crate::backend::plan::Plan;
-use crate::backend::{Backend, Batch};
+use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::error::{Error, Result};
@@ -14,11 +13,14 @@ use crate::report::{Bars, say};
 use std::path::{Path, PathBuf};
 
 /// What a model is read for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
     Loss,
-    /// Keys and values of a whole batch are kept.
-    Text,
+    /// Answers of at most so many tokens to prompts of these lengths.
+    Text {
+        prompts: Vec<usize>,
+        max_new_tokens: usize,
+    },
 }
 
 pub struct ReadOnly<B: Backend> {
@@ -40,7 +42,7 @@ impl<B: Backend> ReadOnly<B> {
         tokens: usize,
         positions: usize,
         device: Device,
-        make: impl FnOnce(&ModelSpec) -> Result<B>,
+        make: impl FnOnce(&ModelSpec, u64) -> Result<B>,
     ) -> Result<Self> {
         let load = |path: &PathBuf| -> Result<(PathBuf, Adapter)> { Ok((path.clone(), Adapter::load(path)?)) };
         let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
@@ -62,7 +64,7 @@ impl<B: Backend> ReadOnly<B> {
                 );
             }
         }
-        let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
+        let budget = device.budget(settings)?;
         let mut specs = Vec::new();
         for terms in adapters.iter().map(|(_, adapter)| lora_spec(adapter)).chain([Ok(LoraSpec::default())]) {
             let spec = ModelSpec {
@@ -82,13 +84,15 @@ impl<B: Backend> ReadOnly<B> {
             let fits = adapter.check_shapes(checkpoint.config(), checkpoint.base_name());
             fits.map_err(|error| of_adapter(path, error))?;
         }
-        // What a GPU has room for, it says itself.
-        for spec in specs.iter().filter(|_| device == Device::Cpu) {
-            memory::refuse_unless_it_fits(&plan(spec, reading, checkpoint, budget)?, tokens)?;
+        if !adapters.is_empty() {
+            // The base alone.
+            specs.pop();
         }
+        let plan = plan(device, &specs, &reading, checkpoint, budget)?;
+        memory::refuse_unless_it_fits(&plan, tokens)?;
         let spec = specs.swap_remove(0);
 
-        let mut backend = make(&spec)?;
+        let mut backend = make(&spec, plan.run_bytes)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
         let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
         let mut bar = Bars::new("loading", spec.config.num_layers as u64);
@@ -128,16 +132,30 @@ fn of_adapter(path: &Path, error: Error) -> Error {
     }
 }
 
-/// What reading holds, with the adapter of `spec` in place.
-fn plan(spec: &ModelSpec, reading: Reading, checkpoint: &Checkpoint, budget: u64) -> Result<MemoryPlan> {
+/// What reading holds with the adapters of `specs`, one after the other.
+fn plan(
+    device: Device,
+    specs: &[ModelSpec],
+    reading: &Reading,
+    checkpoint: &Checkpoint,
+    budget: Budget,
+) -> Result<MemoryPlan> {
     let stored = memory::stored_in(checkpoint);
-    if reading == Reading::Loss {
-        return memory::plan(spec, &stored, budget);
+    let of = |spec: &ModelSpec, adapters: &[LoraSpec]| {
+        let work = match reading {
+            Reading::Loss => Work::Loss(adapters),
+            Reading::Text { prompts, max_new_tokens } => {
+                Work::Text { adapters, prompts, max_new_tokens: *max_new_tokens }
+            }
+        };
+        memory::plan(device, spec, &stored, work, budget)
+    };
+    let adapters: Vec<LoraSpec> = specs.iter().map(|spec| spec.lora.clone()).collect();
+    if device != Device::Cpu {
+        return of(&specs[0], &adapters);
     }
-    memory::plan_of(spec, &stored, budget, |backend: &mut Plan, model: &mut Llama<Plan>, batch: &Batch| {
-        let mut cache = model.cache(backend)?;
-        model.logits_cached(backend, batch, &mut cache, &[0], &[0])?;
-        model.free_cache(backend, cache);
-        Ok(())
-    })
+    // The host's memory is taken and given back by each.
+    let mut plans = specs.iter().zip(&adapters).map(|(spec, adapter)| of(spec, std::slice::from_ref(adapter)));
+    let first = plans.next().expect("there is an adapter, or the base alone")?;
+    plans.try_fold(first, |most, plan| plan.map(|plan| if plan.run_bytes > most.run_bytes { plan } else { most }))
 }

@@ -16,8 +16,6 @@ use super::steps::Run;
 use super::{CheckpointSource, Device, OnDevice, TrainOutcome, checkpoints, resume};
 use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
 use crate::backend::Backend;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
-use crate::config;
 use crate::config::memory::format_bytes;
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
@@ -63,24 +61,16 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         saved.check_schedule(&work.schedule, settings.gradient_accumulation_steps)?;
     }
     let mut spec = model_spec(&settings, &loaded.checkpoint, work.tokens, work.longest);
-    let plan = match device {
-        Device::Cpu => {
-            let budget = memory::host_budget(settings.host_memory.map(|bytes| bytes.0));
-            let stored = memory::stored_in(&loaded.checkpoint);
-            let plan = memory::choose(&mut spec, settings.gradient_checkpointing, &stored, budget)?;
-            memory::refuse_unless_it_fits(&plan, work.tokens)?;
-            Some(plan)
-        }
-        // The memory of a GPU is not planned yet: what needs least is the choice.
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
-        Device::Cuda(_) => {
-            spec.recompute = settings.gradient_checkpointing != config::Checkpointing::Off;
-            None
-        }
+    let budget = device.budget(&settings)?;
+    let plan = {
+        let stored = memory::stored_in(&loaded.checkpoint);
+        memory::choose(device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
     };
-    print_run(&settings, &loaded, &spec, plan.as_ref(), &work.schedule);
+    memory::refuse_unless_it_fits(&plan, work.tokens)?;
+    print_run(&settings, &loaded, &spec, &plan, &work.schedule);
     check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
-    device.run(Prepared { settings, output, lock, loaded, identity, saved, work, spec })
+    let bytes = plan.run_bytes;
+    device.run(Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes })
 }
 
 /// A run of which everything but the weights was read and found good.
@@ -93,18 +83,20 @@ struct Prepared {
     saved: Option<Saved>,
     work: Workload,
     spec: ModelSpec,
+    /// What the plan found.
+    bytes: u64,
 }
 
 impl OnDevice for Prepared {
     type Output = TrainOutcome;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec) -> Result<B>) -> Result<TrainOutcome> {
-        train_on(make(&self.spec)?, self)
+    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<TrainOutcome> {
+        train_on(make(&self.spec, self.bytes)?, self)
     }
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, lock, loaded, identity, saved, work, spec } = prepared;
+    let Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes: _ } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
     let mut bar = Bars::new("loading", spec.config.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
@@ -220,7 +212,7 @@ fn check_disk(
     Ok(())
 }
 
-fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: Option<&MemoryPlan>, schedule: &Schedule) {
+fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &MemoryPlan, schedule: &Schedule) {
     let checkpoint = &loaded.checkpoint;
     let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
     let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
@@ -234,14 +226,9 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: Optio
     say!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     let (a, b) = settings.learning_rates_for(parameters);
     say!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
-    let planned = match plan {
-        Some(MemoryPlan { peak_bytes, budget_bytes, .. }) => {
-            format!("{} planned, {} may be used", format_bytes(*peak_bytes), format_bytes(*budget_bytes))
-        }
-        None => "that of a GPU is not planned".to_owned(),
-    };
+    let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let recompute = if spec.recompute { "; activations are recomputed in the backward pass" } else { "" };
-    say!("memory: {planned}{recompute}");
+    say!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
 }
 
 /// The adapter as it is trained so far.

@@ -83,7 +83,7 @@ impl<B: Backend> Run<'_, B> {
             return Err(self.interrupted()?);
         }
         let factor = self.settings.lr_factor(step.index as usize, self.work.schedule.total_steps() as usize);
-        update(backend, model, hyper, step.index, factor, &batches, done.loss)
+        update(backend, model, hyper, step.index, accumulation, factor, &batches, done.loss)
     }
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {

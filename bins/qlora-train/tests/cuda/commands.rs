@@ -12,10 +12,10 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// A directory with a tiny model and rows of token ids, in which the binary runs.
-struct Directory(TempDir);
+pub struct Directory(TempDir);
 
 impl Directory {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = Self(tempfile::tempdir().unwrap());
         Synthetic::new(config(), 1).write(&directory.path("model")).unwrap();
         let mut stream = Stream::new(3, 3);
@@ -30,31 +30,33 @@ impl Directory {
         directory
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn run(&self, line: &str) -> Output {
+    pub fn run(&self, line: &str) -> Output {
+        self.run_with(line, &[])
+    }
+
+    /// With variables of the environment.
+    pub fn run_with(&self, line: &str, variables: &[(&str, &str)]) -> Output {
         // Elsewhere than where it was built, the program is named.
         let program = std::env::var_os("QLORA_TRAIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_qlora-train").into());
         let mut command = Command::new(program);
-        command.args(line.split_whitespace()).current_dir(self.0.path()).output().unwrap()
+        command.args(line.split_whitespace()).envs(variables.iter().copied());
+        command.current_dir(self.0.path()).output().unwrap()
     }
 
     /// The answer, and what went to standard error.
-    fn done(&self, line: &str) -> (Value, String) {
+    pub fn done(&self, line: &str) -> (Value, String) {
         let output = self.run(line);
         let errors = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{line}\n{errors}");
         (serde_json::from_slice(&output.stdout).unwrap(), errors)
     }
 
-    fn train(&self, more: &str) -> String {
-        self.done(&format!(
-            "train --json --model model --data rows.jsonl --max-length 64 --lora-r 24 --lora-dropout 0.1 --learning-rate \
-             1e-2 --max-steps 4 --save-steps 2 --gradient-accumulation-steps 2 {more}"
-        ))
-        .1
+    pub fn train(&self, more: &str) -> String {
+        self.done(&train(more)).1
     }
 
     /// The loss of every step.
@@ -63,6 +65,14 @@ impl Directory {
         let entries = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         entries.filter_map(|entry| entry["loss"].as_f64()).collect()
     }
+}
+
+/// Four steps, with a checkpoint after two.
+pub fn train(more: &str) -> String {
+    format!(
+        "train --json --model model --data rows.jsonl --max-length 64 --lora-r 24 --lora-dropout 0.1 --learning-rate 1e-2 --max-steps 4 \
+         --save-steps 2 --gradient-accumulation-steps 2 {more}"
+    )
 }
 
 #[test]
@@ -103,7 +113,7 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
     let directory = Directory::new();
     for (line, words) in [
         ("generate --model model --prompt x --device cuda:99", ["`device`", "cuda:99"]),
-        ("plan --model model --device cuda", ["`device`", "plan counts the memory of a run on the CPU"]),
+        ("plan --model model --device cuda:99", ["`device`", "cuda:99"]),
         ("eval --model model --data rows.jsonl --device cuda:99", ["`device`", "cuda:99"]),
     ] {
         let output = directory.run(line);

@@ -2,12 +2,11 @@
 //! models that are moved by bf16's largest error, tensors by twice the moved models' mean and single numbers by 4 times.
 
 use crate::device::{Tally, set_schedule};
-use crate::runs::rms;
-use crate::sources::{Moved, config, memory, spec};
+use crate::runs::{largest, rms};
+use crate::sources::{Moved, config, memory, on_device, spec};
 use qlora_kernels::cuda::linear::Path;
 use qlora_kernels::philox::Stream;
 use qlora_train::backend::cpu::Cpu;
-use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Backend, Batch, Quantization};
 use qlora_train::checkpoint::{LlamaConfig, Rope};
 use qlora_train::model::{Llama, ModelSpec, Source};
@@ -97,7 +96,7 @@ fn stepped<B: Backend>(
 }
 
 fn on_cuda(spec: &ModelSpec, rows: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<u64>) {
-    stepped(&mut Cuda::new(0, spec.dims(), &spec.config).unwrap(), &mut memory(&spec.config), spec, rows)
+    stepped(&mut on_device(spec), &mut memory(&spec.config), spec, rows)
 }
 
 /// Root of the mean square of the differences, step by step.
@@ -121,7 +120,7 @@ fn bounds(spec: &ModelSpec, rows: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<f64>) {
 }
 
 fn share(apart: &[f64], bounds: &[f64]) -> f64 {
-    apart.iter().zip(bounds).map(|(apart, bound)| apart / bound).fold(0.0, f64::max)
+    largest(&apart.iter().zip(bounds).map(|(apart, bound)| apart / bound).collect::<Vec<_>>())
 }
 
 /// Both sizes of heads, grouped queries, tied tables, biases, scaled rotation, weights of 4 and 16 bits.
@@ -156,7 +155,7 @@ fn the_cache_gives_what_the_whole_rows_give() {
     let rows = rows(spec.config.vocab_size);
     let (_, bounds) = bounds(&spec, &rows);
     let (cached, _) = on_cuda(&spec, &rows);
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
     let mut anew = Vec::new();
     for step in steps(&rows) {
@@ -183,7 +182,7 @@ fn the_bounds_see_another_past() {
     let mut other = rows.clone();
     other.iter_mut().for_each(|row| row[0] = (row[0] + 1) % 211);
     assert!(share(&apart(&on_cuda(&spec, &other).0, &expected), &bounds) > 2.0);
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
     let mut steps = steps(&rows);
@@ -219,7 +218,7 @@ fn tokens_are_chosen_as_on_the_cpu() {
     let rows = rows(spec.config.vocab_size);
     let (_, bounds) = bounds(&spec, &rows);
     let prompts: Vec<Vec<u32>> = rows.iter().zip(PROMPTS).map(|(row, len)| row[..len].to_vec()).collect();
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
     let mut answers = |prompts: &[Vec<u32>], sampling: Sampling, schedule: u64| {
         set_schedule(schedule);
@@ -261,7 +260,7 @@ fn decoding_takes_the_path_of_few_tokens() {
     // Widths that the fast paths need: multiples of 64.
     let spec = reading(LlamaConfig { intermediate_size: 256, ..config() });
     let rows = rows(spec.config.vocab_size);
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
     for (index, step) in steps(&rows).iter().enumerate() {
@@ -276,7 +275,7 @@ fn decoding_takes_the_path_of_few_tokens() {
 fn a_row_that_does_not_fit_the_cache_is_refused() {
     let spec = reading(config());
     let rows = rows(spec.config.vocab_size);
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
     let mut step = Pieces::new(&rows, |row| 0..PROMPTS[row]);

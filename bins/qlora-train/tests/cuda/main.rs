@@ -5,10 +5,12 @@ mod commands;
 #[path = "../../../../tests/support/device.rs"]
 #[allow(dead_code, reason = "shared with the kernels' tests")]
 mod device;
+mod faults;
 #[path = "../data/fixture.rs"]
 #[allow(dead_code, reason = "shared with the tests of the data")]
 mod fixture;
 mod generation;
+mod planning;
 mod refusals;
 mod runs;
 mod sources;

@@ -1,8 +1,9 @@
 use crate::runs::{HYPER, micro_batches};
-use crate::sources::{config, memory, spec};
+use crate::sources::{ROOM, config, memory, on_device, spec};
 use crate::support::{Documents, Memory};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_train::backend::cuda::Cuda;
+use qlora_train::backend::observed::Observed;
 use qlora_train::backend::{Backend, Batch, Quantization};
 use qlora_train::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
 use qlora_train::error::{Error, Result};
@@ -37,7 +38,7 @@ impl Source for Changed {
 }
 
 fn refused(spec: &ModelSpec, source: &mut dyn Source) -> String {
-    let built = Cuda::new(0, spec.dims(), &spec.config)
+    let built = Cuda::new(0, spec.dims(), &spec.config, ROOM)
         .and_then(|mut cuda| Llama::build(&mut cuda, source, spec.clone(), &mut |_| ()).map(|_| ()));
     match built {
         Err(Error::Refused(text)) => text,
@@ -74,15 +75,15 @@ fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
     };
     names(&spec(config()), &mut changed(own_values), &[name, "quant_map", "original 16-bit model"]);
 
-    let Err(Error::Refused(text)) = Cuda::new(99, spec(config()).dims(), &config()) else {
+    let Err(Error::Refused(text)) = Cuda::new(99, spec(config()).dims(), &config(), ROOM) else {
         panic!("there is no GPU 99")
     };
     assert!(text.contains("`device`") && text.contains("99"), "{text}");
 }
 
-fn built(source: &mut dyn Source) -> (Cuda, Llama<Cuda>) {
+fn built(source: &mut dyn Source) -> (Observed<Cuda>, Llama<Observed<Cuda>>) {
     let spec = spec(config());
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = Observed::new(on_device(&spec));
     let model = Llama::build(&mut cuda, source, spec, &mut |_| ()).unwrap();
     (cuda, model)
 }
@@ -102,11 +103,71 @@ fn a_loss_that_is_not_finite_ends_the_step_with_its_place_and_updates_nothing() 
     let error = optimizer_step(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches).unwrap_err();
     assert_eq!(error.exit_status(), 1);
     let text = error.to_string();
-    assert!(
-        text.contains("not finite") && text.contains("position 0 of row 0") && text.contains("learning_rate"),
-        "{text}"
-    );
+    let words = [
+        "step 1: the loss of micro-batch 1",
+        "after the last layer",
+        "the gradient of the loss",
+        "row 0 (position 0 of row 0",
+    ];
+    assert!(words.iter().chain(&["nothing was updated", "learning_rate"]).all(|word| text.contains(word)), "{text}");
     assert!(before == model.param_values(&cuda).unwrap());
+}
+
+/// The layer, the tensor and the row where the first value that is not finite appears, forward and backward.
+#[test]
+fn the_first_value_that_is_not_finite_is_named() {
+    let documents = micro_batches(config().vocab_size);
+    let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
+    let infinite = |tensor: Tensor16| {
+        let mut values = tensor.to_f32();
+        values[3] = f32::INFINITY;
+        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+    };
+    // One row of the embedding is read where its token first stands.
+    let token = documents[0].batch().input_ids[40];
+    let first = documents[0].batch().input_ids.iter().position(|&id| id == token).unwrap();
+    let row_of_token = |tensor: Tensor16| {
+        let (mut values, token) = (tensor.to_f32(), Documents::random(&[37, 20, 6, 1], 211, 1).batch().input_ids[40]);
+        values[token as usize * 192 + 7] = f32::NAN;
+        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+    };
+    let row = format!("operation embedding: the residual stream, row {first} (");
+    for (name, to, words) in [
+        (
+            "model.embed_tokens.weight",
+            row_of_token as fn(Tensor16) -> StoredWeight,
+            ["before the first layer", &row, "column 7"],
+        ),
+        (
+            "model.layers.1.input_layernorm.weight",
+            infinite,
+            ["in layer 1 (model.layers.1), operation norm", "the norm of the residual stream, row 0", "column 3"],
+        ),
+        ("model.norm.weight", infinite, ["after the last layer, operation norm", "row 0", "column 3"]),
+    ] {
+        let mut source = Changed { memory: memory(&config()), name, to };
+        let (mut cuda, mut model) = built(&mut source);
+        let text = optimizer_step(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches).unwrap_err().to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{name}: {text}");
+    }
+    // Only in the backward pass: a steep loss, and a B whose A is zero, so that the forward pass is as without it.
+    let steep = |tensor: Tensor16| {
+        let values = tensor.to_f32().into_iter().map(|x| x * 1e30).collect();
+        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+    };
+    let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: steep };
+    let (mut cuda, mut model) = built(&mut source);
+    for (name, param) in model.params_mut() {
+        if (name.layer, name.module) == (1, Module::Down) {
+            let state = cuda.optimizer_state(param).unwrap().unwrap();
+            let values = cuda.param_values(param).unwrap();
+            let to = if name.factor == qlora_train::model::Factor::A { 0.0 } else { 1e16 };
+            cuda.restore(param, vec![to; values.len()], state).unwrap();
+        }
+    }
+    let text = optimizer_step(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches).unwrap_err().to_string();
+    let words = ["the gradient norm is", "in layer 1 (model.layers.1), operation LoRA dY·B", "dY·B of down_proj, row "];
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
 }
 
 #[test]
@@ -120,7 +181,7 @@ fn a_gradient_that_is_not_finite_ends_the_step_and_updates_nothing() {
     }
     let documents = micro_batches(config().vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-    let error = qlora_train::train::update(&mut cuda, &mut model, &HYPER, 0, 1.0, &batches, 1.0).unwrap_err();
+    let error = qlora_train::train::update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err();
     assert!(error.to_string().contains("gradient norm"), "{error}");
     assert!(before == model.param_values(&cuda).unwrap());
 }

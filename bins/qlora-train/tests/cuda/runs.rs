@@ -118,6 +118,7 @@ pub fn rms(values: &[f64]) -> f64 {
     (values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
 }
 
+/// Infinity if one is not a number, which is within no bound.
 pub fn largest(values: &[f64]) -> f64 {
-    values.iter().copied().fold(0.0, f64::max)
+    values.iter().map(|value| if value.is_nan() { f64::INFINITY } else { *value }).fold(0.0, f64::max)
 }

@@ -4,6 +4,7 @@ use crate::support::Memory;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Stream;
 use qlora_train::backend::Quantization;
+use qlora_train::backend::cuda::Cuda;
 use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
 use qlora_train::checkpoint::{LlamaConfig, Module, StoredType, Tensor16};
 use qlora_train::error::Result;
@@ -44,6 +45,13 @@ pub fn spec(config: LlamaConfig) -> ModelSpec {
         positions: 50,
         seed: 11,
     }
+}
+
+/// Bytes on the device, more than any of these models takes.
+pub const ROOM: u64 = 64 << 20;
+
+pub fn on_device(spec: &ModelSpec) -> Cuda {
+    Cuda::new(0, spec.dims(), &spec.config, ROOM).unwrap()
 }
 
 pub fn memory(config: &LlamaConfig) -> Memory {

@@ -13,7 +13,7 @@
 
 use crate::device::{Tally, set_schedule};
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
-use crate::sources::{Moved, config, memory, spec};
+use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::support::Documents;
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::backend::cpu::Cpu;
@@ -31,7 +31,7 @@ fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
 }
 
 fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(spec);
     train(&mut cuda, &mut memory(&spec.config), spec, steps)
 }
 
@@ -69,11 +69,11 @@ impl Bounds {
     /// The largest share of its bound that anything takes.
     fn share(&self, apart: &Apart) -> f64 {
         let tensors = |found: &[f64], bounds: &[f64]| -> f64 {
-            found.iter().zip(bounds).map(|(found, bound)| found / bound).fold(0.0, f64::max)
+            largest(&found.iter().zip(bounds).map(|(found, bound)| found / bound).collect::<Vec<_>>())
         };
         let single = [largest(&apart.losses) / self.loss, largest(&apart.norms) / self.norm];
         let tensors = [tensors(&apart.gradients, &self.gradients), tensors(&apart.moved, &self.moved)];
-        single.into_iter().chain(tensors).fold(0.0, f64::max)
+        largest(&single.into_iter().chain(tensors).collect::<Vec<_>>())
     }
 
     fn check(&self, what: &str, apart: &Apart) {
@@ -155,7 +155,7 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     let [first, second] = [0, 1].map(|i| documents[i].batch());
     let leaking = Batch { boundaries: &[0, 57, 63, 64], ..first };
     for batches in [&[leaking, second][..], &[first]] {
-        let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+        let mut cuda = on_device(&spec);
         let found = train_on(&mut cuda, &mut memory(&spec.config), &spec, 1, batches);
         assert!(bounds.share(&Apart::of(&found, &expected)) > 2.0);
     }
@@ -187,7 +187,7 @@ fn what_is_put_back_continues_the_run() {
         let documents = micro_batches(spec.config.vocab_size);
         let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
         let build = || {
-            let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+            let mut cuda = on_device(&spec);
             let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
             (cuda, model)
         };
@@ -237,7 +237,7 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
     let documents = &micro_batches(spec.config.vocab_size)[0];
     let mut cpu = Cpu::new(spec.dims());
     let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
-    let mut cuda = Cuda::new(0, spec.dims(), &spec.config).unwrap();
+    let mut cuda = on_device(&spec);
     let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
     let tokens = [0, 7, 63];
     let expected = on_cpu.logits(&mut cpu, &documents.batch(), &tokens).unwrap().concat();

@@ -27,6 +27,7 @@ use batch::Current;
 pub use operands::{CpuBuffer, CpuParam, Dense};
 use qlora_kernels::reference::RopeTable;
 use std::collections::HashMap;
+use std::time::Instant;
 
 /// Tokens of one task of a parallel operation.
 const TOKEN_CHUNK: usize = 256;
@@ -38,6 +39,9 @@ pub struct Cpu {
     rope: Option<RopeTable<f32>>,
     /// Buffers that were freed, by width; they are handed out again before new ones are made.
     pool: HashMap<usize, Vec<Vec<f32>>>,
+    /// Of the last batch, summed over its supervised tokens.
+    loss: f64,
+    marks: Vec<Instant>,
     bytes: u64,
 }
 
@@ -45,7 +49,8 @@ impl Cpu {
     pub fn new(dims: Dims) -> Self {
         let workspace = Workspace::new(&dims);
         let bytes = workspace.bytes();
-        Self { dims, workspace, batch: Current::default(), rope: None, pool: HashMap::new(), bytes }
+        let batch = Current::default();
+        Self { dims, workspace, batch, rope: None, pool: HashMap::new(), loss: 0.0, marks: Vec::new(), bytes }
     }
 
     fn tokens(&self) -> usize {

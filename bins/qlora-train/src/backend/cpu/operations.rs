@@ -3,12 +3,15 @@
 use super::linear::CpuWeight;
 use super::operands::{rows, rows_mut};
 use super::{Cpu, CpuBuffer, CpuParam, Dense, attention, cache, elementwise, linear, loss, optimizer};
-use crate::backend::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
+use crate::backend::{
+    Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, not_finite_at,
+};
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 use rayon::prelude::*;
+use std::time::Instant;
 
 impl Backend for Cpu {
     type Buffer = CpuBuffer;
@@ -342,16 +345,21 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn loss(&mut self, x: &CpuBuffer, head: &Dense, weight: f32, dx: Option<&mut CpuBuffer>) -> Result<f64> {
+    fn loss(&mut self, x: &CpuBuffer, head: &Dense, weight: f32, dx: Option<&mut CpuBuffer>) -> Result<()> {
         let tokens = self.tokens();
-        Ok(loss::linear_cross_entropy(
+        self.loss = loss::linear_cross_entropy(
             &mut self.workspace,
             rows(x, tokens),
             head,
             &self.batch.targets,
             weight,
             dx.map(|dx| rows_mut(dx, tokens)),
-        ))
+        );
+        Ok(())
+    }
+
+    fn loss_sum(&mut self) -> Result<f64> {
+        Ok(self.loss)
     }
 
     fn logits(&mut self, x: &CpuBuffer, head: &Dense, token: usize) -> Result<Vec<f32>> {
@@ -363,12 +371,21 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn gradient_norm(&mut self, params: Vec<&mut CpuParam>) -> Result<f64> {
-        Ok(optimizer::gradient_norm(&params))
+    fn update(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, max_norm: f64) -> Result<f64> {
+        Ok(optimizer::update(updates, max_norm))
     }
 
-    fn adamw(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) -> Result<()> {
-        optimizer::adamw(updates, gradient_scale);
+    fn mark(&mut self) -> Result<()> {
+        self.marks.push(Instant::now());
         Ok(())
+    }
+
+    fn marks(&mut self) -> Result<Vec<f64>> {
+        let marks = std::mem::take(&mut self.marks);
+        Ok(marks.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
+    }
+
+    fn first_not_finite(&mut self, buffer: &CpuBuffer) -> Result<Option<(usize, usize)>> {
+        Ok(not_finite_at(rows(buffer, self.tokens()).iter().copied(), buffer.width))
     }
 }

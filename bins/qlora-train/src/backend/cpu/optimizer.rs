@@ -1,7 +1,7 @@
 //! Gradient norm and AdamW over all trainable tensors.
 
 use super::CpuParam;
-use crate::backend::{OptimizerState, ParamUpdate, StateFormat};
+use crate::backend::{OptimizerState, ParamUpdate, StateFormat, clip};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::blockwise::adamw_blockwise;
@@ -16,23 +16,28 @@ pub fn param(value: Vec<f32>, states: Option<StateFormat>) -> CpuParam {
 }
 
 /// In f64: per tensor in order, then over the tensors in order.
-pub fn gradient_norm(params: &[&mut CpuParam]) -> f64 {
-    let squares: Vec<f64> =
-        params.par_iter().map(|p| p.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>()).collect();
-    squares.iter().sum::<f64>().sqrt()
+fn gradient_norm(updates: &[ParamUpdate<'_, CpuParam>]) -> f64 {
+    let squares =
+        updates.par_iter().map(|update| update.param.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum());
+    squares.collect::<Vec<f64>>().iter().sum::<f64>().sqrt()
 }
 
-/// Tensors in parallel: each is updated as on its own.
-pub fn adamw(updates: Vec<ParamUpdate<'_, CpuParam>>, gradient_scale: f32) {
-    updates.into_par_iter().for_each(
-        |ParamUpdate { param: CpuParam { value, gradient, state }, settings }| match state {
-            Some(OptimizerState::F32 { m, v }) => reference::adamw(&settings, gradient_scale, gradient, value, m, v),
-            Some(OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax }) => {
-                adamw_blockwise(&settings, gradient_scale, gradient, value, m, m_absmax, v, v_absmax);
+/// Tensors in parallel: each is updated as on its own. Returns the gradients' norm before clipping.
+pub fn update(updates: Vec<ParamUpdate<'_, CpuParam>>, max_norm: f64) -> f64 {
+    let norm = gradient_norm(&updates);
+    if norm.is_finite() {
+        let scale = clip(norm, max_norm);
+        updates.into_par_iter().for_each(|ParamUpdate { param: CpuParam { value, gradient, state }, settings }| {
+            match state {
+                Some(OptimizerState::F32 { m, v }) => reference::adamw(&settings, scale, gradient, value, m, v),
+                Some(OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax }) => {
+                    adamw_blockwise(&settings, scale, gradient, value, m, m_absmax, v, v_absmax);
+                }
+                None => unreachable!("only trained tensors are updated"),
             }
-            None => unreachable!("only trained tensors are updated"),
-        },
-    );
+        });
+    }
+    norm
 }
 
 pub fn restore(param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {

@@ -1,11 +1,15 @@
 //! Keys and values of earlier tokens on the device.
 
+use super::memory::Memory;
 use super::operands::CudaBuffer;
-use super::{BatchMemory, Cuda, zeros};
+use super::{BatchMemory, Cuda};
 use crate::error::{Error, Result};
+use qlora_kernels::cuda::Buffer;
 use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::cuda::{Buffer, Device};
 use qlora_kernels::reference::AttentionShape;
+
+/// The plan's line.
+const NAME: &str = "attention over the KV cache";
 
 /// What attention over a cache needs beside its operands. It is made with the first batch that reads a cache; later batches of as many
 /// tokens and documents or fewer allocate nothing.
@@ -18,13 +22,8 @@ pub struct CacheMemory {
 }
 
 impl CacheMemory {
-    pub fn new(device: &Device, held: &mut u64) -> Result<Self> {
-        let what = "attention over the KV cache";
-        Ok(Self {
-            starts: zeros(device, held, what, 0)?,
-            uploaded: Vec::new(),
-            workspace: zeros(device, held, what, 0)?,
-        })
+    pub fn new(memory: &Memory) -> Result<Self> {
+        Ok(Self { starts: memory.take(NAME, 0)?, uploaded: Vec::new(), workspace: memory.take(NAME, 0)? })
     }
 }
 
@@ -46,19 +45,16 @@ impl Cuda {
             }
         }
         let needed = attention_cache::workspace_bytes(&self.cache_shape(shape))?;
-        let what = "attention over the KV cache";
         if self.cache.workspace.len() < needed {
-            self.bytes -= self.cache.workspace.len() as u64;
-            self.cache.workspace = self.device.zeros(0)?;
-            self.cache.workspace = self.zeros(what, needed)?;
+            self.cache.workspace = self.memory.take(NAME, 0)?;
+            self.cache.workspace = self.memory.take(NAME, needed)?;
         }
         if self.cache.uploaded != starts {
             if self.cache.starts.len() < starts.len() {
-                self.bytes -= 4 * self.cache.starts.len() as u64;
-                self.cache.starts = self.zeros(what, starts.len())?;
+                self.cache.starts = self.memory.take(NAME, starts.len())?;
             }
             self.cache.uploaded.clear();
-            self.device.write(&mut self.cache.starts, &starts)?;
+            self.memory.write(&mut self.cache.starts, &starts)?;
             self.cache.uploaded = starts;
         }
         Ok(())
@@ -78,8 +74,9 @@ impl Cuda {
         cache: &mut CudaBuffer,
     ) -> Result<()> {
         self.prepare_cache(shape, starts)?;
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let new = new_tokens(self.cache_shape(shape), qkv, &self.on_device, &self.cache.starts);
-        Ok(attention_cache::append(&new, cache.rows_mut(self.dims.tokens), self.device.stream())?)
+        Ok(attention_cache::append(&new, cache.rows_mut(self.dims.tokens), stream)?)
     }
 
     pub(super) fn attend(
@@ -91,11 +88,12 @@ impl Cuda {
         out: &mut CudaBuffer,
     ) -> Result<()> {
         self.prepare_cache(shape, starts)?;
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let shape = self.cache_shape(shape);
         let CacheMemory { starts, workspace, .. } = &mut self.cache;
         let new = new_tokens(shape, qkv, &self.on_device, starts);
         let (rows, out) = (cache.rows(self.dims.tokens), out.rows_mut(shape.m));
-        Ok(attention_cache::attention(&new, rows, out, workspace.view_mut(), self.device.stream())?)
+        Ok(attention_cache::attention(&new, rows, out, workspace.view_mut(), stream)?)
     }
 }
 

@@ -72,9 +72,8 @@ impl Cuda {
         }
         let needed = workspace_bytes_of(self.dims.tokens, group.k, &pairs)?;
         if needed > self.gradients.len() {
-            self.bytes -= self.gradients.len() as u64;
-            self.gradients = self.device.zeros(0)?;
-            self.gradients = self.zeros("low-rank gradients", needed)?;
+            self.gradients = self.memory.take("workspace", 0)?;
+            self.gradients = self.memory.take("workspace", needed)?;
         }
         Ok(())
     }
@@ -86,11 +85,12 @@ impl Cuda {
         dropout: Option<philox::Dropout>,
         s: &mut CudaBuffer,
     ) -> Result<()> {
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let (m, k) = (self.tokens(), group.k);
         let input = Input { m, k, x: x.rows(m), ldx: k, s: None, dropout: mask(dropout) };
         // Nothing is written to the outputs.
         let mut segments = segments(group, self.empty.view_mut());
-        Ok(linear::lora_down(&input, &mut segments, s.rows_mut(m), self.device.stream())?)
+        Ok(linear::lora_down(&input, &mut segments, s.rows_mut(m), stream)?)
     }
 
     pub(super) fn forward(
@@ -100,19 +100,21 @@ impl Cuda {
         group: &Group,
         y: &mut CudaBuffer,
     ) -> Result<()> {
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let (m, k) = (self.tokens(), group.k);
         let input = Input { m, k, x: x.rows(m), ldx: k, s: s.map(|s| s.rows(m)), dropout: None };
         let mut segments = segments(group, y.rows_mut(m));
         #[cfg(feature = "emulation")]
         self.paths.push(linear::path(&input, &mut segments)?);
-        Ok(linear::forward(&input, &mut segments, self.empty.view_mut(), self.device.stream())?)
+        Ok(linear::forward(&input, &mut segments, self.empty.view_mut(), stream)?)
     }
 
     pub(super) fn project_back(&mut self, dy: &CudaBuffer, group: &Group, t: &mut CudaBuffer) -> Result<()> {
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let m = self.tokens();
         let backward = Backward { m, k: group.k, t: None, dropout: None };
         let segments = segments_backward(group, dy.rows(m));
-        Ok(linear_backward::lora_up(&backward, &segments, t.rows_mut(m), self.device.stream())?)
+        Ok(linear_backward::lora_up(&backward, &segments, t.rows_mut(m), stream)?)
     }
 
     pub(super) fn backward(
@@ -123,11 +125,12 @@ impl Cuda {
         dropout: Option<philox::Dropout>,
         dx: &mut CudaBuffer,
     ) -> Result<()> {
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let (m, k) = (self.tokens(), group.k);
         let backward = Backward { m, k, t: t.map(|t| t.rows(m)), dropout: mask(dropout) };
         let segments = segments_backward(group, dy.rows(m));
         let gradient = InputGradient { dx: dx.rows_mut(m), lddx: k, accumulate: false };
-        Ok(linear_backward::dx(&backward, &segments, gradient, self.empty.view_mut(), self.device.stream())?)
+        Ok(linear_backward::dx(&backward, &segments, gradient, self.empty.view_mut(), stream)?)
     }
 
     pub(super) fn add_gradients(
@@ -139,12 +142,13 @@ impl Cuda {
         group: &mut Group,
         dropout: Option<philox::Dropout>,
     ) -> Result<()> {
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let (m, k) = (self.tokens(), group.k);
         let backward = Backward { m, k, t: Some(t.rows(m)), dropout: mask(dropout) };
         let lddy = group.n();
         let mut column = 0;
         let (mut segments, mut pairs) = (Vec::new(), Vec::new());
-        for crate::backend::Segment { n, weight, lora, .. } in &mut group.segments {
+        for crate::backend::SegmentOf { n, weight, lora, .. } in &mut group.segments {
             let mut pair = PairGradient::default();
             let lora = lora.as_mut().map(|lora| {
                 let (r, scale) = (lora.r, lora.scale);
@@ -159,6 +163,6 @@ impl Cuda {
         }
         let inputs = ForwardInputs { x: x.rows(m), ldx: k, s: s.rows(m) };
         let workspace = self.gradients.view_mut();
-        Ok(lora_gradients(&backward, &segments, &inputs, &mut pairs, workspace, self.device.stream())?)
+        Ok(lora_gradients(&backward, &segments, &inputs, &mut pairs, workspace, stream)?)
     }
 }

@@ -34,68 +34,84 @@ impl Cuda {
         n: usize,
         k: usize,
         quantization: Quantization,
-        stored: StoredWeight,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<CudaWeight> {
-        let matrix = match (stored, quantization) {
-            (StoredWeight::Nf4(matrix), _) => matrix,
-            (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
-                quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant })?
-            }
-            (StoredWeight::Tensor(tensor), Quantization::None) => {
-                let values = to_bf16(tensor);
-                assert_eq!(values.len(), n * k, "weight");
-                return Ok(CudaWeight::Dense(self.upload(name, &values)?));
-            }
+        let stored = self.memory.device().map(|_| read()).transpose()?;
+        let Quantization::Nf4 { block_size, double_quant } = quantization else {
+            let values = match stored {
+                Some(StoredWeight::Tensor(tensor)) => Some(to_bf16(tensor)),
+                Some(StoredWeight::Nf4(_)) => unreachable!("a weight that is stored in NF4 is held in NF4"),
+                None => None,
+            };
+            return Ok(CudaWeight::Dense(self.memory.upload("weights", n * k, values.as_deref())?));
         };
-        Ok(CudaWeight::Nf4(self.load_nf4(name, &matrix)?))
+        let options = Nf4Options { block_size, double_quant };
+        let matrix = match stored {
+            Some(StoredWeight::Nf4(matrix)) => Some(matrix),
+            Some(StoredWeight::Tensor(tensor)) => Some(quantize(name, n, k, &tensor, &options)?),
+            None => None,
+        };
+        if let Some(matrix) = &matrix {
+            check(name, matrix, &options)?;
+        }
+        Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, matrix.as_ref())?)))
     }
 
-    /// The kernels know one set of 16 values and one size of nested blocks: those of NF4 as bitsandbytes writes it.
-    fn load_nf4(&mut self, name: &str, matrix: &Nf4Matrix) -> Result<Nf4Memory> {
-        const INSTEAD: &str = "quantise the original 16-bit model instead, or use `--device cpu`";
-        if *matrix.code() != CODE {
-            refuse!(
-                "{name}: the checkpoint brings 16 values of its own (quant_map), expected those of NF4 on cuda: {INSTEAD}"
-            );
-        }
-        let (n, k, block_size) = (matrix.rows(), matrix.cols(), matrix.block_size());
+    fn load_nf4(
+        &mut self,
+        n: usize,
+        k: usize,
+        &Nf4Options { block_size, double_quant }: &Nf4Options,
+        matrix: Option<&Nf4Matrix>,
+    ) -> Result<Nf4Memory> {
+        let (memory, name, blocks) = (&self.memory, "NF4 weights", (n * k).div_ceil(block_size));
         // With whole blocks in a row, those of one column of blocks lie together: what the kernels read fastest.
         let mut layout = if k.is_multiple_of(block_size) { Layout::Transposed } else { Layout::RowMajor };
-        let absmax = match matrix.absmax() {
-            Absmax::F32(absmax) => {
-                let blocks = k / block_size;
-                let ordered: Vec<f32> = match layout {
-                    Layout::RowMajor => absmax.clone(),
-                    Layout::Transposed => (0..absmax.len()).map(|i| absmax[i % n * blocks + i / n]).collect(),
-                };
-                AbsmaxMemory::F32(self.upload(name, &ordered)?)
+        let absmax = if double_quant {
+            let parts = matrix.map(|matrix| match matrix.absmax() {
+                Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset, .. } => {
+                    (&codes[..], &nested_absmax[..], nested_code.as_slice(), [*offset])
+                }
+                Absmax::F32(_) => unreachable!("checked"),
+            });
+            let stored = parts.as_ref().map(|parts| parts.0);
+            // Their kernel counts in 32 bits.
+            if blocks > i32::MAX as usize {
+                layout = Layout::RowMajor;
             }
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_code, offset } => {
-                if *nested_block_size != NESTED_BLOCK_SIZE {
-                    refuse!(
-                        "{name}: found nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE} on cuda: \
-                         {INSTEAD}"
-                    );
+            let codes = match layout {
+                Layout::RowMajor => memory.upload(name, blocks, stored)?,
+                Layout::Transposed => {
+                    let stored = memory.upload("weights on the way", blocks, stored)?;
+                    let mut ordered = memory.take(name, blocks)?;
+                    if let Some(stream) = memory.stream() {
+                        absmax_transpose(stored.view(), ordered.view_mut(), n, k / block_size, stream)?;
+                    }
+                    ordered
                 }
-                let mut ordered = self.upload(name, codes)?;
-                // Their kernel counts in 32 bits.
-                if codes.len() > i32::MAX as usize {
-                    layout = Layout::RowMajor;
-                }
-                if layout == Layout::Transposed {
-                    let stored = self.device.upload(codes)?;
-                    let stream = self.device.stream();
-                    absmax_transpose(stored.view(), ordered.view_mut(), n, k / block_size, stream)?;
-                }
-                AbsmaxMemory::DoubleQuantised {
-                    codes: ordered,
-                    nested_absmax: self.upload(name, nested_absmax)?,
-                    nested_code: self.upload(name, nested_code.as_slice())?,
-                    offset: self.upload(name, &[*offset])?,
-                }
+            };
+            AbsmaxMemory::DoubleQuantised {
+                codes,
+                nested_absmax: memory.upload(
+                    name,
+                    blocks.div_ceil(NESTED_BLOCK_SIZE),
+                    parts.as_ref().map(|parts| parts.1),
+                )?,
+                nested_code: memory.upload(name, 256, parts.as_ref().map(|parts| parts.2))?,
+                offset: memory.upload(name, 1, parts.as_ref().map(|parts| &parts.3[..]))?,
             }
+        } else {
+            let ordered = matrix.map(|matrix| match (matrix.absmax(), layout) {
+                (Absmax::F32(absmax), Layout::RowMajor) => absmax.clone(),
+                (Absmax::F32(absmax), Layout::Transposed) => {
+                    (0..blocks).map(|i| absmax[i % n * (k / block_size) + i / n]).collect()
+                }
+                (Absmax::DoubleQuantised { .. }, _) => unreachable!("checked"),
+            });
+            AbsmaxMemory::F32(memory.upload(name, blocks, ordered.as_deref())?)
         };
-        Ok(Nf4Memory { n, k, block_size, layout, codes: self.upload(name, matrix.codes())?, absmax })
+        let codes = memory.upload(name, (n * k).div_ceil(2), matrix.map(Nf4Matrix::codes))?;
+        Ok(Nf4Memory { n, k, block_size, layout, codes, absmax })
     }
 
     pub(super) fn load_table(
@@ -103,15 +119,51 @@ impl Cuda {
         name: &'static str,
         vocab: usize,
         hidden: usize,
-        tensor: Tensor16,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<CudaTable> {
-        let values = to_bf16(tensor);
-        assert_eq!(values.len(), vocab * hidden, "table");
-        Ok(CudaTable { data: self.upload(name, &values)?, vocab, hidden })
+        let values = self.memory.device().map(|_| read()).transpose()?.map(to_bf16);
+        Ok(CudaTable { data: self.memory.upload(name, vocab * hidden, values.as_deref())?, vocab, hidden })
     }
 
-    pub(super) fn load_vector(&mut self, name: &'static str, len: usize, values: &[f32]) -> Result<CudaVector> {
-        assert_eq!(values.len(), len, "vector");
-        Ok(CudaVector { f32: self.upload(name, values)?, bf16: self.upload(name, &rounded(values))? })
+    pub(super) fn load_vector(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        read: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CudaVector> {
+        let values = self.memory.device().map(|_| read()).transpose()?;
+        let in_bf16 = values.as_deref().map(rounded);
+        Ok(CudaVector {
+            f32: self.memory.upload(name, len, values.as_deref())?,
+            bf16: self.memory.upload(name, len, in_bf16.as_deref())?,
+        })
     }
+}
+
+/// The kernels know one set of 16 values and one size of nested blocks: those of NF4 as bitsandbytes writes it. How a weight is held was
+/// said before it was read.
+fn check(name: &str, matrix: &Nf4Matrix, options: &Nf4Options) -> Result<()> {
+    const INSTEAD: &str = "quantise the original 16-bit model instead, or use `--device cpu`";
+    if *matrix.code() != CODE {
+        refuse!(
+            "{name}: the checkpoint brings 16 values of its own (quant_map), expected those of NF4 on cuda: {INSTEAD}"
+        );
+    }
+    let (block_size, double_quant) = match matrix.absmax() {
+        Absmax::DoubleQuantised { nested_block_size, .. } if *nested_block_size != NESTED_BLOCK_SIZE => refuse!(
+            "{name}: found nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE} on cuda: {INSTEAD}"
+        ),
+        absmax => (matrix.block_size(), matches!(absmax, Absmax::DoubleQuantised { .. })),
+    };
+    if (block_size, double_quant) != (options.block_size, options.double_quant) {
+        let kind = |block_size: usize, double: bool| {
+            format!("blocks of {block_size}, {}", if double { "absmax in 8 bits" } else { "absmax in f32" })
+        };
+        refuse!(
+            "{name}: found {}, expected {} as the other weights have: {INSTEAD}",
+            kind(block_size, double_quant),
+            kind(options.block_size, options.double_quant)
+        );
+    }
+    Ok(())
 }

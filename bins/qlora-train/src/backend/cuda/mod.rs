@@ -4,16 +4,18 @@
 //! weights stay in NF4, or are bf16. A trainable tensor has an f32 master copy, which the optimiser updates, and a bf16 working
 //! copy, which the kernels read; its gradient is f32.
 //!
-//! All calls are queued on one stream, in order. Workspaces are made with the model and have room for the longest batch; buffers
-//! are made in the first step and used again, so that later ones allocate nothing on the device. A step reads back the loss of
-//! each micro-batch and the norm of the gradients. Text is made from keys and values that stay on the device; a token reads back the
-//! logits it is chosen by, in f32.
+//! All operations are queued on one stream, in order, on parts of one arena whose size a plan has found: [`Cuda::planning`] is this
+//! backend without a device, which takes and gives back the same parts and launches nothing. A batch and the optimiser's rates come
+//! through pinned memory on a stream of their own, and the sum of the losses and the norm of the gradients go back on another: the host
+//! waits for those two and for nothing else in a step, each when all that does not need it is queued. Gradients are clipped on the
+//! device. Text is made from keys and values that stay on the device; a token reads back the logits it is chosen by, in f32.
 
 mod cache;
 mod limits;
 mod linear;
 mod load;
 mod loss;
+mod memory;
 mod operands;
 mod operations;
 mod optimizer;
@@ -22,26 +24,27 @@ pub use operands::{CudaBuffer, CudaParam, CudaTable, CudaVector, CudaWeight};
 
 use super::cpu::Dims;
 use super::cpu::batch::Current;
+use super::plan::{PlannedBuffer, Planner};
 use crate::checkpoint::LlamaConfig;
 use crate::error::{Context, Error, Result};
+use crate::model::ModelSpec;
 use cache::CacheMemory;
 use half::bf16;
 use loss::LossMemory;
-use operands::Storage;
+use memory::Memory;
 use optimizer::OptimizerMemory;
-use qlora_kernels::cuda::{Buffer, CudaError, Device, Element, View, layer};
-use std::collections::HashMap;
+use qlora_kernels::cuda::{Buffer, CudaError, Device, Inbox, Marks, View, layer};
 
-/// A GPU and what a run holds on it.
+/// A GPU and what a run holds on it; or, while planning, what it would hold.
 pub struct Cuda {
-    device: Device,
+    memory: Memory,
     dims: Dims,
+    /// head_dim / 2
+    half: usize,
     batch: Current,
     /// The current batch on the device, with room for the longest.
     on_device: BatchMemory,
     rope: Option<Rope>,
-    /// Buffers that were freed, by width and by whether they are f32; they are handed out again before new ones are made.
-    pool: HashMap<(usize, bool), Vec<Storage>>,
     /// `[tokens, heads]`: rowsum(dO ∘ O).
     attention: Buffer<f32>,
     /// Sums over tokens of the low-rank gradients.
@@ -53,9 +56,10 @@ pub struct Cuda {
     cache: CacheMemory,
     /// Of each document of the batch as it was given: whether it has tokens.
     batch_documents: Vec<bool>,
+    /// Made when the first moment is marked.
+    marks: Option<Marks>,
     #[cfg(feature = "emulation")]
     paths: Vec<qlora_kernels::cuda::linear::Path>,
-    bytes: u64,
 }
 
 struct BatchMemory {
@@ -67,6 +71,9 @@ struct BatchMemory {
     boundaries: Buffer<u32>,
     /// `[tokens]`
     targets: Buffer<i32>,
+    /// How the four get there; none while planning.
+    inbox: Option<[Inbox<u32>; 3]>,
+    targets_inbox: Option<Inbox<i32>>,
 }
 
 /// Rotation angles of every position.
@@ -85,48 +92,84 @@ impl Rope {
 
 impl From<CudaError> for Error {
     fn from(error: CudaError) -> Self {
-        Error::Failed(format!("the GPU: {error}"))
+        memory::failed(&error)
+    }
+}
+
+impl Planner for Cuda {
+    fn of(spec: &ModelSpec) -> Result<Self> {
+        Self::planning(spec.dims(), &spec.config)
+    }
+
+    fn planned(&self) -> Vec<PlannedBuffer> {
+        self.memory.planned()
+    }
+}
+
+impl BatchMemory {
+    fn new(memory: &Memory, tokens: usize) -> Result<Self> {
+        let name = "batch";
+        let inbox = |len| memory.inbox(len);
+        let inboxes = match (inbox(tokens)?, inbox(tokens)?, inbox(tokens + 1)?) {
+            (Some(input_ids), Some(positions), Some(boundaries)) => Some([input_ids, positions, boundaries]),
+            _ => None,
+        };
+        Ok(Self {
+            input_ids: memory.zeros(name, tokens)?,
+            positions: memory.zeros(name, tokens)?,
+            boundaries: memory.zeros(name, tokens + 1)?,
+            targets: memory.zeros(name, tokens)?,
+            inbox: inboxes,
+            targets_inbox: memory.inbox(tokens)?,
+        })
+    }
+
+    fn set(&mut self, memory: &Memory, batch: &Current) -> Result<()> {
+        let Some(device) = memory.device() else { return Ok(()) };
+        if let Some([input_ids, positions, boundaries]) = &mut self.inbox {
+            input_ids.send(device, &batch.input_ids, &mut self.input_ids)?;
+            positions.send(device, &batch.positions, &mut self.positions)?;
+            boundaries.send(device, &batch.boundaries, &mut self.boundaries)?;
+        }
+        memory::send(memory, &mut self.targets_inbox, &batch.targets, &mut self.targets)
     }
 }
 
 impl Cuda {
-    /// GPU number `ordinal`, with room for the batches of `dims`. Refused: no driver, no such GPU, or a model that the kernels
-    /// do not compute.
-    pub fn new(ordinal: usize, dims: Dims, config: &LlamaConfig) -> Result<Self> {
+    /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found. Refused: no
+    /// driver, no such GPU, no room, or a model that the kernels do not compute.
+    pub fn new(ordinal: usize, dims: Dims, config: &LlamaConfig, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
         let device = Device::open_at(ordinal).or_refuse(|| "`device`: found cuda".to_owned())?;
-        let mut bytes = 0;
-        let tokens = dims.tokens;
-        let on_device = BatchMemory {
-            input_ids: zeros(&device, &mut bytes, "the batch", tokens)?,
-            positions: zeros(&device, &mut bytes, "the batch", tokens)?,
-            boundaries: zeros(&device, &mut bytes, "the batch", tokens + 1)?,
-            targets: zeros(&device, &mut bytes, "the batch", tokens)?,
-        };
-        let attention = if dims.training { tokens * dims.heads } else { 0 };
-        Ok(Self {
-            attention: zeros(&device, &mut bytes, "attention", attention)?,
-            gradients: zeros(&device, &mut bytes, "low-rank gradients", 0)?,
-            empty: zeros(&device, &mut bytes, "workspace", 0)?,
-            loss: LossMemory::new(&device, &mut bytes, &dims)?,
-            optimizer: OptimizerMemory::new(&device, &mut bytes)?,
-            cache: CacheMemory::new(&device, &mut bytes)?,
-            batch_documents: Vec::new(),
-            #[cfg(feature = "emulation")]
-            paths: Vec::new(),
-            device,
-            dims,
-            batch: Current::default(),
-            on_device,
-            rope: None,
-            pool: HashMap::new(),
-            bytes,
-        })
+        Self::on(Memory::new(device, bytes)?, dims, config)
     }
 
-    /// The GPU's name, or that it is emulated.
-    pub fn name(&self) -> String {
-        self.device.name()
+    /// A plan of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not compute.
+    pub fn planning(dims: Dims, config: &LlamaConfig) -> Result<Self> {
+        limits::check_model(config)?;
+        Self::on(Memory::planning(), dims, config)
+    }
+
+    fn on(memory: Memory, dims: Dims, config: &LlamaConfig) -> Result<Self> {
+        let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
+        Ok(Self {
+            on_device: BatchMemory::new(&memory, dims.tokens)?,
+            attention: memory.take("workspace", attention)?,
+            gradients: memory.take("workspace", 0)?,
+            empty: memory.take("workspace", 0)?,
+            loss: LossMemory::new(&memory, &dims)?,
+            optimizer: OptimizerMemory::new(&memory)?,
+            cache: CacheMemory::new(&memory)?,
+            batch_documents: Vec::new(),
+            marks: None,
+            #[cfg(feature = "emulation")]
+            paths: Vec::new(),
+            batch: Current::default(),
+            rope: None,
+            half: config.head_dim / 2,
+            memory,
+            dims,
+        })
     }
 
     /// The kernels that linear layers took since the last call, in order; for tests.
@@ -139,16 +182,6 @@ impl Cuda {
         self.batch.input_ids.len()
     }
 
-    fn zeros<T: Element>(&mut self, what: &str, len: usize) -> Result<Buffer<T>> {
-        zeros(&self.device, &mut self.bytes, what, len)
-    }
-
-    fn upload<T: Element>(&mut self, what: &str, data: &[T]) -> Result<Buffer<T>> {
-        let mut buffer = self.zeros(what, data.len())?;
-        self.device.write(&mut buffer, data)?;
-        Ok(buffer)
-    }
-
     fn positions(&self) -> View<'_, u32> {
         self.on_device.positions.view().first(self.tokens())
     }
@@ -156,16 +189,4 @@ impl Cuda {
     fn boundaries(&self) -> View<'_, u32> {
         self.on_device.boundaries.view().first(self.batch.boundaries.len())
     }
-}
-
-/// `len` zeros, counted in `held`; `what` is named if there is no room for them.
-fn zeros<T: Element>(device: &Device, held: &mut u64, what: &str, len: usize) -> Result<Buffer<T>> {
-    let buffer = device.zeros(len).or_fail(|| {
-        format!(
-            "the GPU has no room for {what}, beside the {held} bytes held already (lower max_length or \
-             per_device_train_batch_size)"
-        )
-    })?;
-    *held += (len * size_of::<T>()) as u64;
-    Ok(buffer)
 }

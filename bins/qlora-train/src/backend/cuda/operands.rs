@@ -16,19 +16,6 @@ pub(super) enum Storage {
     F32(Buffer<f32>),
 }
 
-impl Storage {
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Bf16(data) => 2 * data.len() as u64,
-            Self::F32(data) => 4 * data.len() as u64,
-        }
-    }
-
-    pub fn is_f32(&self) -> bool {
-        matches!(self, Self::F32(_))
-    }
-}
-
 impl CudaBuffer {
     /// The first `tokens` rows of an activation.
     pub(super) fn rows(&self, tokens: usize) -> View<'_, bf16> {
@@ -76,7 +63,7 @@ pub struct CudaVector {
 
 /// A frozen linear weight `[n, k]`.
 pub enum CudaWeight {
-    Nf4(Nf4Memory),
+    Nf4(Box<Nf4Memory>),
     /// `[n * k]`
     Dense(Buffer<bf16>),
 }
@@ -149,11 +136,6 @@ impl CudaParam {
     /// The working copy, and the gradient where the tensor is trained.
     pub(super) fn for_gradient(&mut self) -> (View<'_, bf16>, Option<ViewMut<'_, f32>>) {
         (self.working.view(), self.training.as_mut().map(|training| training.gradient.view_mut()))
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        let training = self.training.as_ref().map_or(0, |t| 4 * t.gradient.len() as u64 + t.states.shape().bytes());
-        6 * self.value.len() as u64 + training
     }
 }
 

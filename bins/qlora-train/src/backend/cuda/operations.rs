@@ -2,21 +2,23 @@
 
 use super::operands::{CudaBuffer, CudaParam, CudaTable, CudaVector, CudaWeight, Storage};
 use super::{Cuda, Rope, limits, linear};
-use crate::backend::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
+use crate::backend::{
+    Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, not_finite_at,
+};
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
+use qlora_kernels::cuda::Marks;
 use qlora_kernels::cuda::attention::{self, Attention};
 use qlora_kernels::cuda::layer::{self, Residual};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 
 impl Cuda {
-    fn buffer(&mut self, name: &str, width: usize, f32: bool) -> Result<CudaBuffer> {
+    fn buffer(&mut self, name: &'static str, width: usize, f32: bool) -> Result<CudaBuffer> {
         let len = self.dims.tokens * width;
-        let data = match self.pool.get_mut(&(width, f32)).and_then(Vec::pop) {
-            Some(data) => data,
-            None if f32 => Storage::F32(self.zeros(name, len)?),
-            None => Storage::Bf16(self.zeros(name, len)?),
+        let data = match f32 {
+            true => Storage::F32(self.memory.take(name, len)?),
+            false => Storage::Bf16(self.memory.take(name, len)?),
         };
         Ok(CudaBuffer { data, width })
     }
@@ -43,7 +45,8 @@ impl Backend for Cuda {
     }
 
     fn free(&mut self, buffer: CudaBuffer) {
-        self.pool.entry((buffer.width, buffer.data.is_f32())).or_default().push(buffer.data);
+        // Back to the arena.
+        drop(buffer);
     }
 
     fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
@@ -64,7 +67,7 @@ impl Backend for Cuda {
         _stored: StoredType,
         read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<CudaWeight> {
-        self.load_weight(name, n, k, quantization, read()?)
+        self.load_weight(name, n, k, quantization, read)
     }
 
     fn table(
@@ -75,7 +78,7 @@ impl Backend for Cuda {
         _stored: StoredType,
         read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<CudaTable> {
-        self.load_table(name, vocab, hidden, read()?)
+        self.load_table(name, vocab, hidden, read)
     }
 
     fn vector(
@@ -84,7 +87,7 @@ impl Backend for Cuda {
         len: usize,
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaVector> {
-        self.load_vector(name, len, &read()?)
+        self.load_vector(name, len, read)
     }
 
     fn param(
@@ -93,17 +96,11 @@ impl Backend for Cuda {
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CudaParam> {
-        let values = init()?;
-        assert_eq!(values.len(), len, "trainable tensor");
-        self.new_param(&values, states)
-    }
-
-    fn free_param(&mut self, param: CudaParam) {
-        self.bytes -= param.bytes();
+        self.new_param(len, states, init)
     }
 
     fn param_values(&self, param: &CudaParam) -> Result<Vec<f32>> {
-        Ok(self.device.download(&param.value)?)
+        self.memory.download(&param.value)
     }
 
     fn optimizer_state(&self, param: &CudaParam) -> Result<Option<OptimizerState>> {
@@ -116,7 +113,7 @@ impl Backend for Cuda {
 
     fn gradient(&self, param: &CudaParam) -> Result<Vec<f32>> {
         match &param.training {
-            Some(training) => Ok(self.device.download(&training.gradient)?),
+            Some(training) => self.memory.download(&training.gradient),
             None => Ok(Vec::new()),
         }
     }
@@ -126,47 +123,39 @@ impl Backend for Cuda {
     }
 
     fn rope_table(&mut self, values: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
-        let table = make();
-        assert_eq!(table.cos.len(), values, "rotation angles");
-        let positions = table.positions();
-        let what = "rotation angles";
-        let (cosines, sines) = (self.upload(what, &table.cos)?, self.upload(what, &table.sin)?);
-        self.rope = Some(Rope { half: values / positions.max(1), positions, cosines, sines });
+        let (memory, name) = (&self.memory, "rotation angles");
+        let table = memory.device().map(|_| make());
+        let (cos, sin) = table.as_ref().map(|table| (&table.cos[..], &table.sin[..])).unzip();
+        let (cosines, sines) = (memory.upload(name, values, cos)?, memory.upload(name, values, sin)?);
+        self.rope = Some(Rope { half: self.half, positions: values / self.half.max(1), cosines, sines });
         Ok(())
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn trim(&mut self) {
-        let freed: u64 = self.pool.drain().flat_map(|(_, free)| free).map(|storage| storage.bytes()).sum();
-        self.bytes -= freed;
+        self.memory.peak().bytes
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         let positions = self.rope.as_ref().map_or(0, |rope| rope.positions);
         self.batch.set(batch, self.dims.tokens, positions)?;
-        let (device, memory) = (&self.device, &mut self.on_device);
         // Two documents at least begin at different tokens, but empty ones may be any number.
         self.batch_documents.clear();
         self.batch_documents.extend(batch.boundaries.windows(2).map(|bounds| bounds[0] < bounds[1]));
         self.batch.boundaries.dedup();
-        device.write(&mut memory.input_ids, &self.batch.input_ids)?;
-        device.write(&mut memory.positions, &self.batch.positions)?;
-        device.write(&mut memory.boundaries, &self.batch.boundaries)?;
-        Ok(device.write(&mut memory.targets, &self.batch.targets)?)
+        self.on_device.set(&self.memory, &self.batch)
     }
 
     fn embed(&mut self, table: &CudaTable, out: &mut CudaBuffer) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         self.batch.check_vocabulary(table.vocab)?;
         let ids = self.on_device.input_ids.view().first(m);
         Ok(layer::embedding(ids, table.data.view(), table.vocab, table.hidden, out.rows_mut(m), stream)?)
     }
 
     fn rms_norm(&mut self, x: &CudaBuffer, weight: &CudaVector, eps: f32, out: &mut CudaBuffer) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         Ok(layer::rms_norm(Residual::Plain(x.rows(m)), weight.f32.view(), eps, out.rows_mut(m), stream)?)
     }
 
@@ -179,7 +168,8 @@ impl Backend for Cuda {
         eps: f32,
         out: &mut CudaBuffer,
     ) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         let residual = Residual::Add { x: x.rows(m), delta: delta.rows(m), sum: sum.rows_mut(m) };
         Ok(layer::rms_norm(residual, weight.f32.view(), eps, out.rows_mut(m), stream)?)
     }
@@ -193,7 +183,8 @@ impl Backend for Cuda {
         accumulate: bool,
         dx: &mut CudaBuffer,
     ) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         let (dy, x, weight) = (dy.rows(m), x.rows(m), weight.f32.view());
         Ok(layer::rms_norm_backward(dy, x, weight, eps, accumulate, dx.rows_mut(m), stream)?)
     }
@@ -246,7 +237,8 @@ impl Backend for Cuda {
     }
 
     fn rope(&mut self, qkv: &mut CudaBuffer, shape: AttentionShape, inverse: bool) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();
         let (ldx, heads) = (qkv.width, shape.heads + shape.kv_heads);
         Ok(layer::rope(qkv.rows_mut(m), ldx, heads, self.positions(), table, inverse, stream)?)
@@ -259,7 +251,8 @@ impl Backend for Cuda {
         out: &mut CudaBuffer,
         lse: &mut CudaBuffer,
     ) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         Ok(attention::attention(&self.attention_input(qkv, shape), out.rows_mut(m), lse.f32_rows_mut(m), stream)?)
     }
 
@@ -272,7 +265,8 @@ impl Backend for Cuda {
         shape: AttentionShape,
         dqkv: &mut CudaBuffer,
     ) -> Result<()> {
-        let (m, stream) = (self.tokens(), self.device.stream());
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let m = self.tokens();
         // Fields one by one: the workspace is written while the boundaries are read.
         let boundaries = self.on_device.boundaries.view().first(self.batch.boundaries.len());
         let input = Attention { shape, m, qkv: qkv.rows(m), boundaries, window: None };
@@ -303,17 +297,23 @@ impl Backend for Cuda {
     }
 
     fn swiglu(&mut self, gate_up: &CudaBuffer, out: &mut CudaBuffer) -> Result<()> {
-        let (m, stream, width) = (self.tokens(), self.device.stream(), out.width);
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let (m, width) = (self.tokens(), out.width);
         Ok(layer::swiglu(gate_up.rows(m), width, out.rows_mut(m), stream)?)
     }
 
     fn swiglu_backward(&mut self, dout: &CudaBuffer, gate_up: &mut CudaBuffer) -> Result<()> {
-        let (m, stream, width) = (self.tokens(), self.device.stream(), dout.width);
+        let Some(stream) = self.memory.stream() else { return Ok(()) };
+        let (m, width) = (self.tokens(), dout.width);
         Ok(layer::swiglu_backward(dout.rows(m), gate_up.rows_mut(m), width, None, stream)?)
     }
 
-    fn loss(&mut self, x: &CudaBuffer, head: &CudaTable, weight: f32, dx: Option<&mut CudaBuffer>) -> Result<f64> {
+    fn loss(&mut self, x: &CudaBuffer, head: &CudaTable, weight: f32, dx: Option<&mut CudaBuffer>) -> Result<()> {
         self.cross_entropy(x, head, weight, dx)
+    }
+
+    fn loss_sum(&mut self) -> Result<f64> {
+        self.read_loss()
     }
 
     fn logits(&mut self, x: &CudaBuffer, head: &CudaTable, token: usize) -> Result<Vec<f32>> {
@@ -324,19 +324,44 @@ impl Backend for Cuda {
         self.logits_of(x, head, tokens)
     }
 
+    fn prepare_update(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+        self.prepare_optimizer(params)
+    }
+
     fn zero_gradients(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
-        let trained = params.into_iter().filter_map(|param| param.training.as_mut());
-        for training in trained {
-            self.device.clear(&mut training.gradient)?;
+        let Some(device) = self.memory.device() else { return Ok(()) };
+        for training in params.into_iter().filter_map(|param| param.training.as_mut()) {
+            device.clear(&mut training.gradient)?;
         }
         Ok(())
     }
 
-    fn gradient_norm(&mut self, params: Vec<&mut CudaParam>) -> Result<f64> {
-        self.norm(params)
+    fn update(&mut self, updates: Vec<ParamUpdate<'_, CudaParam>>, max_norm: f64) -> Result<f64> {
+        self.clip_and_update(updates, max_norm)
     }
 
-    fn adamw(&mut self, updates: Vec<ParamUpdate<'_, CudaParam>>, gradient_scale: f32) -> Result<()> {
-        self.update(updates, gradient_scale)
+    fn mark(&mut self) -> Result<()> {
+        let Some(device) = self.memory.device() else { return Ok(()) };
+        let marks = match &mut self.marks {
+            Some(marks) => marks,
+            none => none.insert(Marks::new(device)?),
+        };
+        Ok(marks.add()?)
+    }
+
+    fn marks(&mut self) -> Result<Vec<f64>> {
+        match &mut self.marks {
+            Some(marks) => Ok(marks.seconds()?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn first_not_finite(&mut self, buffer: &CudaBuffer) -> Result<Option<(usize, usize)>> {
+        let Some(device) = self.memory.device() else { return Ok(None) };
+        let (len, width) = (self.tokens() * buffer.width, buffer.width);
+        Ok(match &buffer.data {
+            Storage::F32(data) => not_finite_at(device.download(data)?.into_iter().take(len), width),
+            Storage::Bf16(data) => not_finite_at(device.download(data)?.iter().take(len).map(|x| x.to_f32()), width),
+        })
     }
 }

@@ -1,13 +1,20 @@
 //! Trainable tensors: the norm of their gradients and AdamW, each one launch over all of them.
 
+use super::Cuda;
 use super::load::rounded;
+use super::memory::{Memory, fetch, send};
 use super::operands::{CudaParam, StateMemory, Training};
-use super::{Cuda, zeros};
 use crate::backend::{OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::cuda::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States, Tensor, Tensors};
-use qlora_kernels::cuda::{Buffer, Device};
+use qlora_kernels::cuda::{Buffer, Element, Inbox, Outbox};
+
+/// The plan's lines.
+const PARAMS: &str = "LoRA A and B";
+const GRADIENTS: &str = "LoRA gradients";
+const STATES: &str = "AdamW states";
+const TABLES: &str = "the optimiser's tables";
 
 /// What the optimiser needs beside the tensors. It is made for a set of tensors when they are first used together.
 pub struct OptimizerMemory {
@@ -20,23 +27,23 @@ pub struct OptimizerMemory {
     rates: Buffer<f32>,
     workspace: Buffer<u64>,
     state: Buffer<u64>,
+    /// How the rates get there, and where the state is read; none while planning.
+    inbox: Option<Inbox<f32>>,
+    outbox: Option<Outbox<u64>>,
 }
 
 impl OptimizerMemory {
-    pub fn new(device: &Device, held: &mut u64) -> Result<Self> {
-        let what = "the optimiser";
+    pub fn new(memory: &Memory) -> Result<Self> {
         Ok(Self {
             next_id: 0,
             ids: Vec::new(),
-            table: zeros(device, held, what, 0)?,
-            rates: zeros(device, held, what, 0)?,
-            workspace: zeros(device, held, what, 0)?,
-            state: zeros(device, held, what, STATE_LEN)?,
+            table: memory.take(TABLES, 0)?,
+            rates: memory.take(TABLES, 0)?,
+            workspace: memory.take(TABLES, 0)?,
+            state: memory.take(TABLES, STATE_LEN)?,
+            inbox: None,
+            outbox: memory.outbox(STATE_LEN)?,
         })
-    }
-
-    fn bytes(&self) -> u64 {
-        8 * (self.table.len() + self.workspace.len()) as u64 + 4 * self.rates.len() as u64
     }
 }
 
@@ -66,36 +73,30 @@ fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
 }
 
 impl Cuda {
-    pub(super) fn new_param(&mut self, values: &[f32], states: Option<StateFormat>) -> Result<CudaParam> {
-        let what = "the low-rank terms";
-        let value = self.upload(what, values)?;
-        let working = self.upload(what, &rounded(values))?;
+    pub(super) fn new_param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CudaParam> {
+        let memory = &self.memory;
+        let values = memory.device().map(|_| init()).transpose()?;
+        let in_bf16 = values.as_deref().map(rounded);
+        let value = memory.upload(PARAMS, len, values.as_deref())?;
+        let working = memory.upload(PARAMS, len, in_bf16.as_deref())?;
         let training = match states {
             None => None,
-            Some(format) => {
-                let states = format.zeros(values.len());
-                Some(Training { gradient: self.zeros(what, values.len())?, states: self.upload_states(&states)? })
-            }
+            Some(format) => Some(Training {
+                gradient: memory.zeros(GRADIENTS, len)?,
+                states: new_states(memory, &format.zeros(len))?,
+            }),
         };
         self.optimizer.next_id += 1;
         Ok(CudaParam { id: self.optimizer.next_id, value, working, training })
     }
 
-    fn upload_states(&mut self, states: &OptimizerState) -> Result<StateMemory> {
-        let what = "the optimiser's states";
-        Ok(match states {
-            OptimizerState::F32 { m, v } => StateMemory::F32 { m: self.upload(what, m)?, v: self.upload(what, v)? },
-            OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => StateMemory::Blockwise8 {
-                m: self.upload(what, m)?,
-                m_absmax: self.upload(what, m_absmax)?,
-                v: self.upload(what, v)?,
-                v_absmax: self.upload(what, v_absmax)?,
-            },
-        })
-    }
-
     pub(super) fn download_states(&self, states: &StateMemory) -> Result<OptimizerState> {
-        let device = &self.device;
+        let device = &self.memory;
         Ok(match states {
             StateMemory::F32 { m, v } => OptimizerState::F32 { m: device.download(m)?, v: device.download(v)? },
             StateMemory::Blockwise8 { m, m_absmax, v, v_absmax } => OptimizerState::Blockwise8 {
@@ -119,7 +120,7 @@ impl Cuda {
         if !own.fits(state) {
             refuse!("found {}, expected {}", state.describe(), own.describe());
         }
-        let device = &self.device;
+        let device = &self.memory;
         device.write(&mut param.value, values)?;
         device.write(&mut param.working, &rounded(values))?;
         match (&mut training.states, state) {
@@ -147,55 +148,66 @@ impl Cuda {
             refuse!("found a gradient of {} values, expected {own}", values.len());
         }
         if let Some(training) = &mut param.training {
-            self.device.write(&mut training.gradient, values)?;
+            self.memory.write(&mut training.gradient, values)?;
         }
         Ok(())
     }
 
     /// Makes table and workspace those of these tensors; nothing is to do after the first step.
-    fn prepare(&mut self, ids: Vec<u64>, tensors: &Tensors) -> Result<()> {
+    pub(super) fn prepare_optimizer(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+        let ids: Vec<u64> = params.iter().map(|param| param.id).collect();
         if self.optimizer.ids == ids {
             return Ok(());
         }
-        let what = "the optimiser";
-        self.bytes -= self.optimizer.bytes();
-        self.optimizer.ids.clear();
-        self.optimizer.table = self.upload(what, &tensors.table()?)?;
-        self.optimizer.rates = self.zeros(what, ids.len() * RATE_LEN)?;
-        self.optimizer.workspace = self.zeros(what, tensors.workspace_len())?;
-        self.optimizer.ids = ids;
+        let (memory, optimizer) = (&self.memory, &mut self.optimizer);
+        optimizer.ids.clear();
+        let lengths: Vec<usize> = params.iter().map(|param| param.value.len()).collect();
+        let table = memory.device().map(|_| tensors(params)?.table().map_err(crate::error::Error::from)).transpose()?;
+        let table_len = adamw::table_len(&lengths);
+        optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
+        optimizer.rates = memory.take(TABLES, ids.len() * RATE_LEN)?;
+        optimizer.workspace = memory.take(TABLES, adamw::workspace_len(&lengths))?;
+        optimizer.inbox = memory.inbox(ids.len() * RATE_LEN)?;
+        optimizer.ids = ids;
         Ok(())
     }
 
-    /// NaN or an infinity if a gradient is not finite.
-    pub(super) fn norm(&mut self, params: Vec<&mut CudaParam>) -> Result<f64> {
-        if params.is_empty() {
+    /// The norm before clipping; NaN or an infinity, and nothing updated, if a gradient is not finite.
+    pub(super) fn clip_and_update(
+        &mut self,
+        mut updates: Vec<ParamUpdate<'_, CudaParam>>,
+        max_norm: f64,
+    ) -> Result<f64> {
+        if updates.is_empty() {
             return Ok(0.0);
         }
-        let ids = params.iter().map(|param| param.id).collect();
-        let tensors = tensors(params)?;
-        self.prepare(ids, &tensors)?;
-        let OptimizerMemory { table, rates, workspace, state, .. } = &mut self.optimizer;
-        let stream = self.device.stream();
-        tensors.gradient_norm(table.view(), rates.view(), 0.0, state.view_mut(), workspace.view_mut(), stream)?;
-        let words = self.device.download(state)?;
+        self.prepare_optimizer(updates.iter_mut().map(|update| &mut *update.param).collect())?;
+        let Some(stream) = self.memory.stream() else { return Ok(0.0) };
+        let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
+        let mut tensors = tensors(updates.into_iter().map(|update| update.param).collect())?;
+        let OptimizerMemory { table, rates, workspace, state, inbox, outbox, .. } = &mut self.optimizer;
+        send(&self.memory, inbox, &adamw::rates(&settings), rates)?;
+        let (norm, room) = (state.view_mut(), workspace.view_mut());
+        tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
+        fetch(&self.memory, outbox, state)?;
+        tensors.update(table.view(), rates.view(), Some(state.view()), stream)?;
+        let words = outbox.as_mut().expect("it is there while running").read()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
+}
 
-    pub(super) fn update(&mut self, updates: Vec<ParamUpdate<'_, CudaParam>>, gradient_scale: f32) -> Result<()> {
-        if updates.is_empty() {
-            return Ok(());
-        }
-        let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
-        let params: Vec<_> = updates.into_iter().map(|update| update.param).collect();
-        let ids = params.iter().map(|param| param.id).collect();
-        let mut tensors = tensors(params)?;
-        self.prepare(ids, &tensors)?;
-        let OptimizerMemory { table, rates, state, .. } = &mut self.optimizer;
-        self.device.write(rates, &adamw::rates(&settings))?;
-        let chosen = GradientState { norm: 0.0, scale: gradient_scale, not_finite: None };
-        self.device.write(state, &chosen.to_words())?;
-        let stream = self.device.stream();
-        Ok(tensors.update(table.view(), rates.view(), Some(state.view()), stream)?)
+/// Before the first update.
+fn new_states(memory: &Memory, states: &OptimizerState) -> Result<StateMemory> {
+    fn upload<T: Element>(memory: &Memory, data: &[T]) -> Result<Buffer<T>> {
+        memory.upload(STATES, data.len(), Some(data))
     }
+    Ok(match states {
+        OptimizerState::F32 { m, v } => StateMemory::F32 { m: upload(memory, m)?, v: upload(memory, v)? },
+        OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => StateMemory::Blockwise8 {
+            m: upload(memory, m)?,
+            m_absmax: upload(memory, m_absmax)?,
+            v: upload(memory, v)?,
+            v_absmax: upload(memory, v_absmax)?,
+        },
+    })
 }

@@ -1,0 +1,81 @@
+//! What a run takes of the device's memory is what its plan says, to the byte.
+
+use crate::commands::Directory;
+use crate::runs::train;
+use crate::sources::{config, memory, spec};
+use qlora_train::backend::cuda::Cuda;
+use qlora_train::backend::{Backend, Quantization, StateFormat};
+use qlora_train::checkpoint::StoredType;
+use qlora_train::model::ModelSpec;
+use qlora_train::train::memory::{StoredAs, Work, plan};
+use qlora_train::train::{Budget, Device};
+
+const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "" };
+
+fn planned(spec: &ModelSpec) -> u64 {
+    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    plan(Device::Cuda(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
+}
+
+#[test]
+fn a_run_takes_what_was_planned_and_fails_with_less() {
+    let nf4 = |block_size, double_quant| Quantization::Nf4 { block_size, double_quant };
+    for (quantization, states, recompute, tokens) in [
+        (nf4(64, true), StateFormat::Blockwise8, true, 64),
+        (nf4(64, true), StateFormat::F32, false, 64),
+        (nf4(128, true), StateFormat::F32, true, 100),
+        (nf4(32, false), StateFormat::F32, true, 64),
+        (Quantization::None, StateFormat::Blockwise8, false, 79),
+    ] {
+        let spec = ModelSpec { recompute, quantization, tokens, ..spec(config()) };
+        let spec = ModelSpec { lora: qlora_train::model::LoraSpec { states, ..spec.lora.clone() }, ..spec };
+        let bytes = planned(&spec);
+        let mut cuda = Cuda::new(0, spec.dims(), &spec.config, bytes).unwrap();
+        let steps = 3;
+        train(&mut cuda, &mut memory(&spec.config), &spec, steps);
+        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?}, recompute {recompute}");
+        if recompute {
+            continue;
+        }
+        // One part less, and the step that needs most cannot be done.
+        let mut short = Cuda::new(0, spec.dims(), &spec.config, bytes - 256).unwrap();
+        let run = std::panic::AssertUnwindSafe(|| train(&mut short, &mut memory(&spec.config), &spec, steps));
+        assert!(std::panic::catch_unwind(run).is_err(), "{quantization:?}: the plan has more than it needs");
+    }
+}
+
+/// The plan of a command names its parts; a run within it is done, and one byte less is refused before anything is read or written.
+#[test]
+fn plan_says_whether_a_run_fits_and_the_run_agrees() {
+    let directory = Directory::new();
+    let line =
+        "--model model --data rows.jsonl --max-length 64 --lora-r 24 --gradient-checkpointing false --device cuda";
+    let (answer, _) = directory.done(&format!("plan --json {line} --device-memory 40GiB"));
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    let peak = number(&answer["device"]["peak_bytes"]);
+    let buffers = answer["buffers"].as_array().unwrap();
+    assert_eq!(buffers.iter().map(|buffer| number(&buffer["bytes"])).sum::<u64>(), peak);
+    assert!(buffers.iter().all(|buffer| buffer["place"] == "device"));
+    for name in ["NF4 weights", "AdamW states", "LoRA A and B", "CUDA context (assumed)"] {
+        assert!(buffers.iter().any(|buffer| buffer["name"] == name), "{name}: {buffers:?}");
+    }
+    assert!(answer["fits"] == true && number(&answer["device"]["budget_bytes"]) == 40 << 30);
+    assert!(number(&answer["max_length"]) >= 64);
+
+    // What the process itself takes is measured where there is a device.
+    let (answer, _) = directory.done(&format!("plan --json {line}"));
+    let peak = number(&answer["device"]["peak_bytes"]);
+    let run = |memory: u64, output: &str| {
+        directory.run(&format!("train {line} --max-steps 1 --device-memory {memory} --output-dir {output}"))
+    };
+    let short = run(peak - 1, "short");
+    let errors = String::from_utf8(short.stderr).unwrap();
+    assert_eq!(short.status.code(), Some(2), "{errors}");
+    for words in ["of GPU memory", "the largest parts are", "max_length", "device_memory"] {
+        assert!(errors.contains(words), "{errors}");
+    }
+    assert!(!directory.path("short").exists());
+    let enough = run(peak, "enough");
+    let errors = String::from_utf8(enough.stderr).unwrap();
+    assert!(enough.status.success() && errors.contains("GPU memory: "), "{errors}");
+}
