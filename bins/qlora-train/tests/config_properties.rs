@@ -33,7 +33,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
         "seed" => any::<u64>().prop_map(Json::from).boxed(),
         "gradient_checkpointing" => prop_oneof![Just(json!("auto")), any::<bool>().prop_map(Json::from)].boxed(),
-        "host_memory" => {
+        "host_memory" | "device_memory" => {
             prop_oneof![words(&["8GiB", "44.4 GiB", "24 GB"]), (1u64..=i64::MAX as u64).prop_map(Json::from)].boxed()
         }
         "device" => words(&["cpu", "cuda", "cuda:3"]),
@@ -97,7 +97,7 @@ proptest! {
         let held = info(name).value_in(&load(&as_yaml(name, &value), &[]));
         let same = match (name, &value) {
             // These are normalised: order, units, device number, synonyms, ratio written as steps.
-            ("lora_target_modules" | "host_memory" | "device" | "optim" | "warmup_steps", _) => true,
+            ("lora_target_modules" | "host_memory" | "device_memory" | "device" | "optim" | "warmup_steps", _) => true,
             (_, Json::Number(n)) => held.as_f64() == n.as_f64(),
             _ => held == value,
         };

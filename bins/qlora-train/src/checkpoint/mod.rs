@@ -14,6 +14,7 @@ mod module;
 mod open;
 mod quantized;
 mod rope;
+pub mod shapes;
 pub mod synthetic;
 mod tensor;
 pub(crate) mod tensor_file;

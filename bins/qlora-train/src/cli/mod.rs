@@ -1,6 +1,7 @@
 //! The command line: arguments in, one exit status out. Standard output carries the answer (`--json`: one object);
 //! everything else goes to standard error.
 
+mod bench;
 mod doctor;
 mod eval;
 mod generate;
@@ -47,6 +48,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Text, greedy or sampled
     Generate(generate::GenerateArgs),
+    /// Real training steps on random weights of a shape: speed, memory, time by kind of operation
+    Bench(bench::BenchArgs),
     /// What a run would find on this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
 }
@@ -155,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {

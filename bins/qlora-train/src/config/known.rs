@@ -80,7 +80,6 @@ pub const NOT_YET: &[&str] = &[
     "label_smoothing_factor",
     "special_tokens",
     "rope_scaling",
-    "device_memory",
     "deepspeed",
     "fsdp",
     "fsdp_config",

@@ -27,6 +27,8 @@ pub enum Purpose {
     Plan,
     /// model, data
     Preview,
+    /// Nothing: the model is random.
+    Bench,
 }
 
 impl Settings {
@@ -47,6 +49,9 @@ impl Settings {
         }
         if self.val_set_size != ValSet::Off && !self.val_data.is_empty() {
             refuse!("`val_set_size` stands in for `val_data`: found both, expected one of them");
+        }
+        if purpose == Purpose::Bench {
+            return Ok(());
         }
         self.model_path()?;
         if purpose != Purpose::Plan && self.data.is_empty() {

@@ -156,6 +156,27 @@ impl Device {
         }
     }
 
+    /// Bytes of the GPU that are taken now, by this process and others; none on the CPU.
+    pub fn taken_bytes(self) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(any(feature = "cuda", feature = "emulation"))]
+            Self::Cuda(ordinal) => {
+                let capacity = qlora_kernels::cuda::Device::open_at(ordinal)?.capacity()?;
+                Ok(Some(capacity.total - capacity.free))
+            }
+        }
+    }
+
+    /// The GPU's name; none on the CPU.
+    pub fn gpu(self) -> Result<Option<String>> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(any(feature = "cuda", feature = "emulation"))]
+            Self::Cuda(ordinal) => Ok(Some(qlora_kernels::cuda::Device::open_at(ordinal)?.name())),
+        }
+    }
+
     /// The same for a plan: sizes that the settings give may be those of another machine.
     pub fn budget_of_plan(self, settings: &Settings) -> Result<Budget> {
         match self {

@@ -2,7 +2,7 @@
 
 use super::Device;
 use crate::backend::{Quantization, StateFormat};
-use crate::checkpoint::{Checkpoint, Module, resolve_model};
+use crate::checkpoint::{Checkpoint, LlamaConfig, Module, resolve_model};
 use crate::config::{self, Settings};
 use crate::data::{self, ChatTokenizer, DataOptions, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
@@ -158,10 +158,22 @@ pub fn target_modules(settings: &Settings) -> Vec<Module> {
 
 /// The model that the settings describe, for batches of `tokens` and rows of `positions` tokens.
 pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> ModelSpec {
+    let quantization = quantization(settings, checkpoint);
+    model_spec_of(settings, checkpoint.config(), quantization, tokens, positions)
+}
+
+/// The same for a base of this shape.
+pub fn model_spec_of(
+    settings: &Settings,
+    config: &LlamaConfig,
+    quantization: Quantization,
+    tokens: usize,
+    positions: usize,
+) -> ModelSpec {
     let r = settings.lora_r;
     let divisor = if settings.use_rslora { (r as f64).sqrt() } else { r as f64 };
     let scale = (settings.lora_alpha / divisor) as f32;
-    let (config, dropout) = (checkpoint.config(), settings.lora_dropout as f32);
+    let dropout = settings.lora_dropout as f32;
     let mut lora = LoraSpec::uniform(config, &target_modules(settings), r, scale, dropout);
     lora.states = match settings.optim {
         config::Optim::Adamw => StateFormat::F32,
@@ -169,7 +181,7 @@ pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, p
     };
     ModelSpec {
         config: config.clone(),
-        quantization: quantization(settings, checkpoint),
+        quantization,
         lora,
         trainable: true,
         recompute: false,
@@ -194,7 +206,8 @@ pub fn held_settings(settings: &Settings, checkpoint: &Checkpoint) -> Settings {
     held
 }
 
-fn of_settings(settings: &Settings) -> Quantization {
+/// How the settings say that the frozen linear weights are held.
+pub fn of_settings(settings: &Settings) -> Quantization {
     match settings.quantization {
         config::Quantization::Nf4 => {
             Quantization::Nf4 { block_size: settings.nf4_block_size, double_quant: settings.double_quant }

@@ -1,5 +1,6 @@
 //! The optimiser step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
+pub mod bench;
 mod checkpoints;
 mod device;
 pub mod disk;
@@ -11,6 +12,7 @@ mod interruption;
 pub mod memory;
 mod outcome;
 mod progress;
+mod random;
 mod read_only;
 mod resume;
 mod run;
@@ -28,7 +30,6 @@ pub use source::CheckpointSource;
 
 use crate::backend::{Backend, Batch, ParamUpdate, Watch};
 use crate::error::{Error, Result};
-use crate::fault;
 use crate::model::{Factor, Llama};
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
@@ -127,7 +128,6 @@ pub fn accumulate<B: Backend>(
         }
         done.loss += loss;
         done.micro_batches += 1;
-        fault::moment("micro-batch");
         if stop() {
             break;
         }

@@ -64,12 +64,17 @@ impl Source for CheckpointSource<'_> {
                 Factor::B => pair.b.to_vec(),
             });
         }
-        if name.factor == Factor::B {
-            return Ok(vec![0.0; len]);
-        }
-        // Kaiming-uniform with a = √5: the bound √(6 / ((1 + a²)·fan_in)) is 1/√fan_in.
-        let bound = 1.0 / (columns as f32).sqrt();
-        let mut stream = Stream::new(self.seed, INIT_DOMAIN + (name.layer * 16 + name.module as usize) as u64);
-        Ok((0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect())
+        Ok(initial_lora(self.seed, name, len, columns))
     }
+}
+
+/// Values of a tensor of a new adapter whose rows have `columns` values: B is zero, A Kaiming-uniform with a = √5, whose bound
+/// √(6 / ((1 + a²)·fan_in)) is 1/√fan_in.
+pub(super) fn initial_lora(seed: u64, name: ParamName, len: usize, columns: usize) -> Vec<f32> {
+    if name.factor == Factor::B {
+        return vec![0.0; len];
+    }
+    let bound = 1.0 / (columns as f32).sqrt();
+    let mut stream = Stream::new(seed, INIT_DOMAIN + (name.layer * 16 + name.module as usize) as u64);
+    (0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect()
 }

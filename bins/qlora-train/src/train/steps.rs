@@ -73,7 +73,10 @@ impl<B: Backend> Run<'_, B> {
         let batches: Vec<MicroBatch> = step.micro_batches.iter().map(rows_of).collect();
         let batches: Vec<Batch> = batches.iter().map(Batch::from).collect();
         let accumulation = self.settings.gradient_accumulation_steps;
-        let stop = || self.interruption.signal().is_some();
+        let stop = || {
+            fault::moment("micro-batch");
+            self.interruption.signal().is_some()
+        };
         let (backend, model) = (&mut self.backend, &mut self.model);
         let done = std::mem::take(&mut self.progress.accumulation);
         let done = accumulate(backend, model, step.index, accumulation, &batches, done, &stop)?;

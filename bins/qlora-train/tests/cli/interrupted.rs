@@ -16,7 +16,10 @@ fn a_run_that_diverges_names_the_step_and_writes_no_adapter() {
     let sandbox = Sandbox::new();
     // Each step turns every weight into −999 times itself.
     let absurd = "--learning-rate 10 --weight-decay 100 --lr-scheduler-type constant --max-steps 100";
-    sandbox.train(absurd).ended(1, &["step ", "the loss is ", "learning_rate"]);
+    sandbox.train(absurd).ended(
+        1,
+        &["step ", "the loss of micro-batch 1 is NaN", "(model.layers.", "row 0 (position 0", "learning_rate"],
+    );
     assert_eq!(adapter_files(&sandbox), Vec::<String>::new());
     let logged = sandbox.read("out/metrics.jsonl");
     assert!(!logged.contains("null") && !logged.contains("NaN"), "{logged}");

@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 mod fixture;
 
+mod bench;
 mod disk;
 mod evaluation;
 mod generate;

@@ -108,6 +108,28 @@ fn a_run_that_is_gone_on_with_from_its_checkpoint_gives_the_same_adapter() {
     assert!(adapter("whole") == adapter("resumed"));
 }
 
+/// Random weights of the model's shape, whose steps take what was planned.
+#[test]
+fn steps_on_random_weights_are_measured() {
+    let directory = Directory::new();
+    let line = "bench --json --shape model/config.json --seq 30 --batch 2 --steps 2 --lora-r 8 --device cuda";
+    for more in ["", "--quantization none --optim adamw_torch"] {
+        let (found, _) = directory.done(&format!("{line} {more}"));
+        let seconds = |value: &Value| value.as_f64().unwrap();
+        assert!(
+            seconds(&found["tokens_per_second"]) > 0.0 && (seconds(&found["loss"]) - 211f64.ln()).abs() < 0.5,
+            "{found}"
+        );
+        assert!(found["device"]["planned_bytes"].as_u64().unwrap() > 0 && found["gpu"].is_string(), "{found}");
+        let kernels = found["kernels"].as_array().unwrap();
+        for name in ["linear", "linear, backward", "LoRA X·Aᵀ", "LoRA gradients", "attention, backward", "optimiser"]
+        {
+            let of_name = |kernel: &&Value| kernel["name"] == name && seconds(&kernel["seconds"]) > 0.0;
+            assert!(kernels.iter().any(|kernel| of_name(&kernel)), "{name}: {found}");
+        }
+    }
+}
+
 #[test]
 fn what_a_gpu_does_not_do_is_refused_by_name() {
     let directory = Directory::new();

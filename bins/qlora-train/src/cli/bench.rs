@@ -1,0 +1,234 @@
+//! `qlora-train bench`
+
+use super::Answer;
+use crate::checkpoint::shapes::shape;
+use crate::config::memory::format_bytes;
+use crate::config::{Purpose, Settings};
+use crate::error::{Context, Result};
+use crate::refuse;
+use crate::report::thousands;
+use crate::train::bench::{Measured, Shape, bench};
+use clap::Args;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// llama-3-8b, llama-3-70b or the path of a config.json
+    #[arg(long)]
+    shape: String,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 2048)]
+    seq: usize,
+    /// Rows of a step
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Steps that are timed, after one that is not
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// Rank of the adapters of all linear layers
+    #[arg(long)]
+    lora_r: Option<String>,
+    /// nf4 or none
+    #[arg(long)]
+    quantization: Option<String>,
+    /// adamw_8bit or adamw_torch
+    #[arg(long)]
+    optim: Option<String>,
+    /// auto, true or false
+    #[arg(long)]
+    gradient_checkpointing: Option<String>,
+    /// Where to work: auto, cpu, cuda or cuda:N
+    #[arg(long)]
+    device: Option<String>,
+    /// Memory of the GPU that may be held, such as 44.4GiB
+    #[arg(long)]
+    device_memory: Option<String>,
+    /// Host memory that may be used, such as 8GiB
+    #[arg(long)]
+    host_memory: Option<String>,
+    /// Worker threads
+    #[arg(long)]
+    threads: Option<String>,
+    /// Seed of the weights and tokens
+    #[arg(long)]
+    seed: Option<String>,
+}
+
+impl BenchArgs {
+    fn settings(&self) -> Result<Settings> {
+        let values = [
+            ("lora_r", &self.lora_r),
+            ("quantization", &self.quantization),
+            ("optim", &self.optim),
+            ("gradient_checkpointing", &self.gradient_checkpointing),
+            ("device", &self.device),
+            ("device_memory", &self.device_memory),
+            ("host_memory", &self.host_memory),
+            ("threads", &self.threads),
+            ("seed", &self.seed),
+        ];
+        let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.as_ref()?.clone())));
+        let settings = Settings::load(None, &given.collect::<Vec<_>>())?;
+        settings.validate(Purpose::Bench)?;
+        Ok(settings)
+    }
+
+    fn shape(&self) -> Result<Shape> {
+        let config = shape(&self.shape)?;
+        let most = config.max_position_embeddings;
+        if !(2..=most).contains(&self.seq) {
+            refuse!("--seq: found {}, expected a number of tokens from 2 to {most}", self.seq);
+        }
+        for (name, value) in [("--batch", self.batch), ("--steps", self.steps)] {
+            if !(1..=65_536).contains(&value) {
+                refuse!("{name}: found {value}, expected a number from 1 to 65536");
+            }
+        }
+        Ok(Shape { config, seq: self.seq, batch: self.batch, steps: self.steps })
+    }
+}
+
+/// FLOP/s of dense products of bf16, with sums in f32, that NVIDIA names for a GPU; none for one that is not listed.
+fn peak_flops(gpu: &str) -> Option<f64> {
+    const PEAKS: [(&str, f64); 13] = [
+        ("H100 PCIe", 756e12),
+        ("H100 NVL", 835e12),
+        ("H100", 989e12),
+        ("H200", 989e12),
+        ("B200", 2250e12),
+        ("A100", 312e12),
+        ("L40S", 362e12),
+        ("RTX 6000 Ada", 364e12),
+        ("L40", 181e12),
+        ("RTX A6000", 155e12),
+        ("A40", 150e12),
+        ("RTX 4090", 165e12),
+        ("RTX 3090", 71e12),
+    ];
+    PEAKS.iter().find(|(name, _)| gpu.contains(name)).map(|(_, peak)| *peak)
+}
+
+const FORMULA: &str = "model FLOPs of a step = tokens · 4 · (parameters of the linear layers and lm_head) + rows · layers · 6 · seq² · \
+    heads · head_dim: forward and the gradients of activations, causal attention, nothing that is recomputed";
+
+pub fn run(args: &BenchArgs) -> Result<Answer> {
+    let settings = args.settings()?;
+    let shape = args.shape()?;
+    let (tokens, flops) = (shape.tokens(), shape.flops());
+    let measured = bench(&settings, shape)?;
+    let Measured { plan, spec, seconds, loss, kinds, device_bytes, host_bytes } = &measured;
+    let step = seconds.iter().sum::<f64>() / seconds.len() as f64;
+    let speed = tokens as f64 / step;
+    let gpu = plan.device.gpu()?;
+    let peak = gpu.as_deref().and_then(peak_flops);
+    let mfu = peak.map(|peak| flops / step / peak);
+    let all: f64 = kinds.iter().map(|kind| kind.1).sum();
+    let mut sorted = kinds.clone();
+    sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+
+    let mut text = format!(
+        "{}, {} rows of {} tokens, r {}, {}{}\n{} tokens/s: {step:.4} s a step (mean of {}, {:.4} to {:.4}), loss {loss:.4}\n",
+        args.shape,
+        args.batch,
+        thousands(args.seq as u64),
+        settings.lora_r,
+        gpu.as_deref().unwrap_or("CPU"),
+        if spec.recompute { ", activations recomputed" } else { "" },
+        format_number(speed),
+        seconds.len(),
+        seconds.iter().copied().fold(f64::INFINITY, f64::min),
+        seconds.iter().copied().fold(0.0, f64::max),
+    );
+    let _ = writeln!(
+        text,
+        "{:.2} TFLOP/s of model FLOPs{}\n{FORMULA}",
+        flops / step / 1e12,
+        match (mfu, peak) {
+            (Some(mfu), Some(peak)) => format!(", {:.1}% of {:.0} (dense bf16)", 100.0 * mfu, peak / 1e12),
+            _ => String::new(),
+        }
+    );
+    let bytes = |bytes: &Option<u64>| bytes.map_or("not known".to_owned(), format_bytes);
+    let _ = writeln!(
+        text,
+        "{}: {} planned, {} taken on the GPU; {} of host memory at most",
+        plan.place(),
+        format_bytes(plan.peak_bytes()),
+        bytes(device_bytes),
+        bytes(host_bytes)
+    );
+    let _ = write!(text, "{:<24}{:>12}{:>8}", "operation", "ms a step", "share");
+    for (name, seconds) in &sorted {
+        let _ = write!(text, "\n{name:<24}{:>12.3}{:>7.1}%", 1e3 * seconds, 100.0 * seconds / all);
+    }
+    let kernels: Vec<Value> = sorted
+        .iter()
+        .map(|(name, seconds)| json!({"name": name, "seconds": seconds, "share": seconds / all}))
+        .collect();
+    Ok(Answer {
+        text,
+        json: json!({
+            "tokens_per_second": speed,
+            "step_seconds": step,
+            "step_seconds_each": seconds,
+            "mfu": mfu,
+            "model_flops_per_step": flops,
+            "peak_flops": peak,
+            "loss": loss,
+            "device": {
+                "planned_bytes": if gpu.is_some() { json!(plan.peak_bytes()) } else { json!(0) },
+                "peak_bytes": device_bytes.unwrap_or(0),
+            },
+            "host": {
+                "planned_bytes": if gpu.is_none() { json!(plan.peak_bytes()) } else { json!(null) },
+                "peak_bytes": host_bytes,
+            },
+            "kernels": kernels,
+            "gpu": gpu,
+            "driver": driver(),
+            "shape": args.shape,
+            "seq": args.seq,
+            "batch": args.batch,
+            "lora_r": settings.lora_r,
+            "quantization": if spec.quantization == crate::backend::Quantization::None { "none" } else { "nf4" },
+            "recompute": spec.recompute,
+            "built": built()?,
+            "date": jiff::Timestamp::now().to_string(),
+        }),
+    })
+}
+
+fn format_number(value: f64) -> String {
+    if value < 100.0 { format!("{value:.1}") } else { thousands(value.round() as u64) }
+}
+
+/// The driver's version, as its kernel module tells it.
+fn driver() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
+}
+
+/// What the bundle for a GPU machine says of its build (the file that `QLORA_BUILT` names); null elsewhere.
+fn built() -> Result<Value> {
+    let Some(path) = std::env::var_os("QLORA_BUILT") else { return Ok(Value::Null) };
+    let shown = std::path::Path::new(&path).display().to_string();
+    let text = std::fs::read_to_string(&path).or_fail(|| format!("QLORA_BUILT, {shown}"))?;
+    serde_json::from_str(&text).or_fail(|| format!("QLORA_BUILT, {shown}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_that_of_the_most_exact_name() {
+        assert_eq!(peak_flops("NVIDIA H100 80GB HBM3"), Some(989e12));
+        assert_eq!(peak_flops("NVIDIA H100 PCIe"), Some(756e12));
+        assert_eq!(peak_flops("NVIDIA L40S"), Some(362e12));
+        assert_eq!(peak_flops("NVIDIA L40"), Some(181e12));
+        assert_eq!(peak_flops("NVIDIA A40"), Some(150e12));
+        assert_eq!(peak_flops("the emulation on the host (no GPU)"), None);
+    }
+}

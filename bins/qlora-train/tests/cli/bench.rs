@@ -1,0 +1,52 @@
+//! `bench`: real steps on random weights.
+
+use crate::sandbox::Sandbox;
+
+#[test]
+fn steps_of_any_shape_are_measured() {
+    let sandbox = Sandbox::new();
+    let line = "bench --shape model/config.json --seq 40 --batch 3 --steps 2 --lora-r 4 --device cpu";
+    let found = sandbox.run(&format!("{line} --json")).json();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    assert_eq!(
+        (found["seq"].as_u64(), found["batch"].as_u64(), found["lora_r"].as_u64()),
+        (Some(40), Some(3), Some(4))
+    );
+    let (step, speed) = (number(&found["step_seconds"]), number(&found["tokens_per_second"]));
+    assert!(step > 0.0 && (speed * step / 120.0 - 1.0).abs() < 1e-9, "{found}");
+    let each = found["step_seconds_each"].as_array().unwrap();
+    assert!(each.len() == 2 && (each.iter().map(number).sum::<f64>() / 2.0 / step - 1.0).abs() < 1e-9, "{found}");
+    // Random tokens of 96: about ln 96.
+    assert!((number(&found["loss"]) - 96f64.ln()).abs() < 0.5, "{found}");
+    let kernels = found["kernels"].as_array().unwrap();
+    assert!((kernels.iter().map(|kernel| number(&kernel["share"])).sum::<f64>() - 1.0).abs() < 1e-6, "{found}");
+    for name in ["linear", "linear, backward", "attention", "attention, backward", "output layer and loss", "optimiser"]
+    {
+        assert!(kernels.iter().any(|kernel| kernel["name"] == name), "{name}: {found}");
+    }
+    assert!(found["host"]["peak_bytes"].as_u64() > found["host"]["planned_bytes"].as_u64(), "{found}");
+    assert!(found["gpu"].is_null() && found["mfu"].is_null() && number(&found["model_flops_per_step"]) > 0.0);
+
+    let done = sandbox.run(line).ok();
+    for words in
+        ["tokens/s", "3 rows of 40 tokens, r 4, CPU", "model FLOPs of a step = ", "ms a step", "linear, backward"]
+    {
+        assert!(done.stdout.contains(words), "{}", done.stdout);
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let sandbox = Sandbox::new();
+    for (flags, words) in [
+        ("--shape llama-9", &["--shape", "\"llama-9\"", "llama-3-70b", "config.json"][..]),
+        ("--shape model/config.json --seq 1", &["--seq", "found 1", "from 2 to"]),
+        ("--shape model/config.json --seq 999999", &["--seq", "found 999999"]),
+        ("--shape model/config.json --seq 8 --batch 0", &["--batch", "found 0"]),
+        ("--shape model/config.json --seq 8 --steps 0", &["--steps", "found 0"]),
+        ("--shape model/config.json --seq 8 --lora-r 0", &["--lora-r", "from 1 to 256"]),
+        ("--shape llama-3-8b --seq 2048 --device cpu --host-memory 1GiB", &["of host memory", "1.0 GiB may be used"]),
+    ] {
+        sandbox.refused(&format!("bench {flags}"), words);
+    }
+}
