@@ -5,7 +5,7 @@ usage() {
 usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT]
   --output DIR     where logs, the summary and the record go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite
-  --stages LIST    of doctor,twins,suite,training,memcheck,racecheck,stepcheck,bench (default: all, in this order)
+  --stages LIST    of doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench (default: all, in this order)
   --limit S=N      stage S is stopped after N seconds
   --filter TEXT    the benches measure only what has this in its name
 exit status: 0 all passed; 1 a stage failed or could not run; 2 wrong usage; 3 no GPU or no driver, nothing was run
@@ -13,11 +13,11 @@ END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-output=./output stages=doctor,twins,suite,training,memcheck,racecheck,stepcheck,bench quick= filter=
+output=./output stages=doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench quick= filter=
 limit_doctor=60 limit_twins=60 limit_suite=300 limit_training=120
-limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_bench=540
+limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_steps=540 limit_bench=540
 
-is_stage() { case $1 in doctor | twins | suite | training | memcheck | racecheck | stepcheck | bench) ;; *) return 1 ;; esac; }
+is_stage() { case $1 in doctor | twins | suite | training | memcheck | racecheck | stepcheck | steps | bench) ;; *) return 1 ;; esac; }
 wrong() { echo "run: $1" >&2; usage >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
@@ -115,6 +115,34 @@ sanitized() {
     run_stage "$stage_name" "$sanitizer" --tool "$tool" --error-exitcode 86 "$@" --test-threads 1 --nocapture
 }
 
+# Whole training steps on random weights: shape, tokens of a row, what else. None stops the others. A memory limit is that of a 48 GB card.
+cat >"$scratch/steps" <<'END'
+trainer=$1 records=$2 timed=$3 failed=0
+mkdir -p "$records" || exit 1
+measure() {
+    file="$records/$(date -u +%Y-%m-%d-%H%M)-$1-$2.json"
+    name="$1 $2"
+    shape=$1 seq=$2
+    shift 2
+    echo "== $name $*"
+    if "$trainer" bench --json --device cuda --shape "$shape" --seq "$seq" --steps "$timed" "$@" >"$file.partial"; then
+        mv "$file.partial" "$file"
+        tr -d '\n' <"$file" && echo
+    else
+        failed=1
+        rm -f "$file.partial"
+        echo "error: $name was not measured"
+    fi
+}
+measure llama-3-8b 2048
+measure llama-3-70b 2048 --device-memory 44.4GiB
+[ "$timed" = 1 ] || measure llama-3-70b 4096
+[ "$timed" = 1 ] || measure llama-3-70b 8192
+[ "$timed" = 1 ] || measure llama-3-8b 8192
+[ $failed -eq 0 ] && echo "$(ls "$records" | wc -l) rows in $records"
+exit $failed
+END
+
 for stage in $(echo "$stages" | tr , ' '); do
     case $stage in
     doctor) run_stage doctor "$here/bin/qlora-train" doctor ;;
@@ -130,6 +158,10 @@ for stage in $(echo "$stages" | tr , ' '); do
     racecheck) sanitized racecheck racecheck 1 "$here/bin/suite" ;;
     # Whole steps of a model.
     stepcheck) sanitized stepcheck memcheck 1 "$here/bin/training" training::a_step_of_every_kind ;;
+    steps)
+        if [ -n "$quick" ]; then timed=1; else timed=3; fi
+        run_stage steps sh "$scratch/steps" "$here/bin/qlora-train" "$output/records/steps" $timed
+        ;;
     bench) run_stage bench "$here/bin/bench" --bench $quick --record "$output/records" ${filter:+"$filter"} ;;
     esac
 done

@@ -49,6 +49,7 @@ fn all_stages_run_in_order_and_pass() {
         "memcheck",
         "racecheck",
         "stepcheck",
+        "steps",
         "bench",
         "all passed",
     ]
@@ -75,11 +76,29 @@ fn a_failing_stage_stops_no_other_and_the_run_fails() {
         "passed   bench",
         "passed   training",
         "passed   stepcheck",
+        "passed   steps",
         "NOT all passed",
     ] {
         assert!(summary.contains(expected), "{expected}: {summary}");
     }
     assert!(summary.contains("passed   memcheck") && summary.contains("cases 2"), "{summary}");
+}
+
+/// A shape that does not fit is told, and the others are measured.
+#[test]
+fn steps_are_measured_one_by_one() {
+    let trainer = "case $* in *70b*) echo 'error: the run needs 43 GiB' >&2; exit 2;; *) echo \"{\\\"words\\\": \\\"$*\\\"}\";; esac";
+    let bundle = bundle(&[("qlora-train", trainer), ("bench", "echo facts")]);
+    let (status, text, summary) = run_with(&bundle, &["--stages", "steps"]);
+    assert_eq!(status, 1, "{text}");
+    assert!(summary.contains("FAILED   steps") && summary.contains("llama-3-70b 8192 was not measured"), "{summary}");
+    assert!(text.contains("the run needs 43 GiB"), "{text}");
+    let files: Vec<String> = fs::read_dir(bundle.path().join("output/records/steps"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    assert!(files.iter().all(|text| text.contains("--device cuda --shape llama-3-8b") && text.contains("--steps 3")));
 }
 
 #[test]

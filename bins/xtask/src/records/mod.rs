@@ -5,6 +5,7 @@ pub mod format;
 mod goals;
 #[path = "../../../../benches/kernels/source.rs"]
 pub mod source;
+mod steps;
 mod table;
 
 use anyhow::{Context, Result, ensure};
@@ -46,7 +47,8 @@ fn readme(root: &Path) -> Result<(String, String)> {
     let current = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let parts = current.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.with_context(|| format!("{README} has no {} … {END}", BEGIN.trim()))?;
-    let wanted = format!("{before}{BEGIN}{}{END}{after}", table::table(&records, &hash));
+    let steps = steps::read(&root.join(RECORDS).join("steps"))?;
+    let wanted = format!("{before}{BEGIN}{}{END}{after}", table::table(&records, &steps, &hash));
     Ok((current, wanted))
 }
 

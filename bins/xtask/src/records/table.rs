@@ -2,9 +2,10 @@
 
 use super::format::{Record, Row};
 use super::goals::{Bound, Figure, GOALS, Unit};
+use super::steps::{self, Steps};
 use std::fmt::Write;
 
-const NOTHING: &str = "not measured on a GPU";
+pub const NOTHING: &str = "not measured on a GPU";
 
 /// A GPU's records of the same kernels, as one: the newest, with the rows that only older ones have.
 struct Merged {
@@ -35,7 +36,7 @@ fn merged(records: &[Record]) -> Vec<Merged> {
 }
 
 /// Of the newest kernels' records of each GPU; `hash` is that of the kernels as they are.
-pub fn table(records: &[Record], hash: &str) -> String {
+pub fn table(records: &[Record], steps: &[Steps], hash: &str) -> String {
     let merged = merged(records);
     let mut text = String::from("| work | goal | measured |\n|---|---|---|\n");
     for goal in &GOALS {
@@ -43,9 +44,10 @@ pub fn table(records: &[Record], hash: &str) -> String {
         let cell = if cells.is_empty() { NOTHING.into() } else { cells.join("<br>") };
         let _ = writeln!(text, "| {} | {} | {cell} |", goal.work, goal.goal);
     }
+    text.push_str(&steps::rows(steps, hash));
     text.push('\n');
     if merged.is_empty() {
-        text.push_str("There is no record of a GPU.\n");
+        text.push_str("There is no record of the kernels on a GPU.\n");
     }
     for of in merged {
         text.push_str(&facts(&of));
