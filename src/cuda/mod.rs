@@ -44,7 +44,7 @@ pub mod typed;
 
 pub use error::{CudaError, Result, status_name};
 pub use memory::ranges;
-pub use memory::{Arena, Buffer, Capacity, Device, Element, Inbox, Marks, Outbox, View, ViewMut};
+pub use memory::{Arena, Buffer, Capacity, Device, Element, Inbox, Marks, Outbox, Pinned, Stash, View, ViewMut};
 pub use nf4::absmax_transpose;
 #[cfg(feature = "cuda")]
 pub use transfer::Transfer;

@@ -28,6 +28,10 @@ impl Pinned {
         Ok(Self { address: address.cast(), bytes })
     }
 
+    pub(super) fn address(&self) -> *const u8 {
+        self.address
+    }
+
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: allocated and written in `new`.
         unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }

@@ -32,7 +32,9 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "too_long" => words(&["drop", "truncate", "error"]),
         "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
         "seed" => any::<u64>().prop_map(Json::from).boxed(),
-        "gradient_checkpointing" => prop_oneof![Just(json!("auto")), any::<bool>().prop_map(Json::from)].boxed(),
+        "gradient_checkpointing" => {
+            prop_oneof![words(&["auto", "offload"]), any::<bool>().prop_map(Json::from)].boxed()
+        }
         "host_memory" | "device_memory" => {
             prop_oneof![words(&["8GiB", "44.4 GiB", "24 GB"]), (1u64..=i64::MAX as u64).prop_map(Json::from)].boxed()
         }

@@ -24,6 +24,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: false,
         recompute: false,
+        offload: false,
         tokens,
         positions: tokens,
         seed,

@@ -86,6 +86,7 @@ fn spec(checkpoint: &Checkpoint, layers: usize, quantization: Quantization, toke
         lora: LoraSpec::default(),
         trainable: false,
         recompute: false,
+        offload: false,
         tokens,
         positions: tokens,
         seed: 0,

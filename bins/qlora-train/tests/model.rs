@@ -22,6 +22,7 @@ fn spec(config: LlamaConfig, tokens: usize) -> ModelSpec {
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
         recompute: false,
+        offload: false,
         tokens,
         positions: tokens,
         seed: 11,

@@ -185,3 +185,39 @@ impl Marks {
         Ok(marks.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
     }
 }
+
+pub struct Slot<T: Element> {
+    len: usize,
+    data: Vec<T>,
+}
+
+impl<T: Element> Slot<T> {
+    pub fn new(_device: &Device, len: usize) -> Result<Self> {
+        Ok(Self { len, data: Vec::new() })
+    }
+
+    pub fn put(&mut self, device: &Device, memory: &Memory<T>) -> Result<()> {
+        self.data = device.download(memory, self.len)?;
+        Ok(())
+    }
+
+    pub fn get(&mut self, device: &Device, memory: &mut Memory<T>) -> Result<()> {
+        device.write(memory, &self.data)
+    }
+
+    pub fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub struct Pinned<T: Element>(Vec<T>);
+
+impl<T: Element> Pinned<T> {
+    pub fn new(_device: &Device, data: &[T]) -> Result<Self> {
+        Ok(Self(data.to_vec()))
+    }
+
+    pub fn address(&self) -> *const T {
+        self.0.as_ptr()
+    }
+}

@@ -4,13 +4,17 @@ mod arena;
 mod copies;
 #[cfg(not(feature = "emulation"))]
 mod gpu;
+#[cfg(not(feature = "emulation"))]
+mod gpu_copies;
 #[cfg(feature = "emulation")]
 mod host;
+mod host_side;
 pub mod ranges;
 mod view;
 
 pub use arena::Arena;
 pub use copies::{Inbox, Marks, Outbox};
+pub use host_side::{Pinned, Stash};
 pub use view::{View, ViewMut};
 
 use super::{CudaError, Result, Stream};

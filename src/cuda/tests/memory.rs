@@ -5,7 +5,7 @@ use super::super::adamw::GradientState;
 use super::super::linear::{Lora, Weight};
 use super::super::linear_backward::{Backward, SegmentBackward};
 use super::super::lora_gradients::{ForwardInputs, PairGradient, workspace_bytes, workspace_bytes_of};
-use super::super::memory::{Arena, Device, Inbox, Marks, Outbox};
+use super::super::memory::{Arena, Device, Inbox, Marks, Outbox, Pinned, Stash};
 use half::bf16;
 
 #[test]
@@ -150,4 +150,38 @@ fn errors_that_end_the_use_of_a_gpu_are_told_from_others() {
     assert!([700, 716, 719, 214].into_iter().all(|code| status(code).is_lost()));
     assert!([-3, 2, 9, 1].into_iter().all(|code| !status(code).is_lost()));
     assert!(!CudaError::Device("no GPU".into()).is_lost());
+}
+
+#[test]
+fn buffers_leave_for_the_host_and_come_back() {
+    let device = Device::open().unwrap();
+    let arena = Arena::new(&device, 4 << 10).unwrap();
+    let mut stashes: Vec<Stash<f32>> = (0..3).map(|_| Stash::new(&device, 100).unwrap()).collect();
+    for round in 0..3 {
+        for (index, stash) in stashes.iter_mut().enumerate() {
+            let mut buffer = arena.take("value", 100).unwrap();
+            device.write(&mut buffer, &[(10 * round + index) as f32; 100]).unwrap();
+            stash.leave(&device, buffer).unwrap();
+        }
+        assert_eq!(arena.taken(), 3 * 512, "buffers on their way are kept");
+        stashes.iter_mut().for_each(|stash| stash.settle().unwrap());
+        assert_eq!(arena.taken(), 0);
+        for (index, stash) in stashes.iter_mut().enumerate().rev() {
+            stash.come(&device, arena.take("value", 100).unwrap()).unwrap();
+            let buffer = stash.arrive().unwrap();
+            assert_eq!(device.download(&buffer).unwrap(), [(10 * round + index) as f32; 100]);
+        }
+    }
+    assert!(stashes[0].leave(&device, arena.take("value", 99).unwrap()).is_err());
+}
+
+/// An array that stays on the host, read by a kernel.
+#[test]
+fn the_device_reads_pinned_memory_in_place() {
+    let device = Device::open().unwrap();
+    let values: Vec<bf16> = (0..6 * 8).map(|i| bf16::from_f32(i as f32)).collect();
+    let table = Pinned::new(&device, &values).unwrap();
+    let (ids, mut out) = (device.upload(&[5u32, 0, 5]).unwrap(), device.zeros::<bf16>(3 * 8).unwrap());
+    super::super::layer::embedding(ids.view(), table.view(), 6, 8, out.view_mut(), device.stream()).unwrap();
+    assert_eq!(device.download(&out).unwrap(), [&values[40..], &values[..8], &values[40..]].concat());
 }

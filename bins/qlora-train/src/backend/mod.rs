@@ -7,10 +7,12 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulation"))]
 pub mod cuda;
+mod group;
 pub mod observed;
 mod optimizer_state;
 pub mod plan;
 
+pub use group::{LinearGroup, LinearGroupOf, Lora, LoraOf, Segment, SegmentOf};
 pub use optimizer_state::{OptimizerState, StateFormat};
 
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16, TensorData};
@@ -67,51 +69,6 @@ impl Batch<'_> {
     }
 }
 
-/// Linear layers of a backend that share one input.
-pub type LinearGroup<B> = LinearGroupOf<<B as Backend>::Weight, <B as Backend>::Vector, <B as Backend>::Param>;
-pub type Segment<B> = SegmentOf<<B as Backend>::Weight, <B as Backend>::Vector, <B as Backend>::Param>;
-pub type Lora<B> = LoraOf<<B as Backend>::Param>;
-
-/// Linear layers that share one input, as row segments of one operand: q‖k‖v, o, gate‖up, down.
-pub struct LinearGroupOf<Weight, Vector, Param> {
-    /// K, the width of the input
-    pub k: usize,
-    pub segments: Vec<SegmentOf<Weight, Vector, Param>>,
-    /// layer · 16 + site: names the dropout mask of the input.
-    pub site: u32,
-}
-
-pub struct SegmentOf<Weight, Vector, Param> {
-    /// N, the rows of this segment
-    pub n: usize,
-    /// `[N, K]`
-    pub weight: Weight,
-    /// `[N]`
-    pub bias: Option<Vector>,
-    pub lora: Option<LoraOf<Param>>,
-}
-
-pub struct LoraOf<Param> {
-    pub r: usize,
-    pub scale: f32,
-    /// `[r, K]`
-    pub a: Param,
-    /// `[N, r]`
-    pub b: Param,
-}
-
-impl<Weight, Vector, Param> LinearGroupOf<Weight, Vector, Param> {
-    /// Σ N, the width of the output.
-    pub fn n(&self) -> usize {
-        self.segments.iter().map(|s| s.n).sum()
-    }
-
-    /// Σ r, the width of S and T.
-    pub fn r(&self) -> usize {
-        self.segments.iter().filter_map(|s| s.lora.as_ref()).map(|l| l.r).sum()
-    }
-}
-
 /// Where a step is, for messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
@@ -154,6 +111,8 @@ pub trait Backend {
     type Vector;
     /// A trainable tensor with its gradient and optimiser states.
     type Param;
+    /// A buffer that is not used for a while, or its values in host memory.
+    type Stowed;
 
     // Memory and operands. `read` is called at most once, and not at all by a backend that only plans.
 
@@ -164,6 +123,14 @@ pub trait Backend {
         self.alloc(name, width)
     }
     fn free(&mut self, buffer: Self::Buffer);
+    /// Puts a buffer away until the backward pass: into host memory, where the run is made so.
+    fn stow(&mut self, buffer: Self::Buffer) -> Result<Self::Stowed>;
+    /// A buffer that stays as it is.
+    fn keep(&mut self, buffer: Self::Buffer) -> Self::Stowed;
+    /// Begins to bring it back, before it is needed.
+    fn fetch(&mut self, stowed: Self::Stowed) -> Result<Self::Stowed>;
+    /// The buffer as it was.
+    fn unstow(&mut self, stowed: Self::Stowed) -> Result<Self::Buffer>;
     /// The width of S and T: Σr, with what the device pads the ranks by.
     fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
         group.r()
@@ -183,11 +150,13 @@ pub trait Backend {
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<Self::Weight>;
+    /// With `gathered` only its rows are gathered, and it may stay in host memory.
     fn table(
         &mut self,
         name: &'static str,
         vocab: usize,
         hidden: usize,
+        gathered: bool,
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<Self::Table>;
@@ -385,6 +354,25 @@ pub trait Backend {
         Ok(None)
     }
 }
+
+/// For a backend whose buffers are in the host's memory: they wait for the backward pass where they are.
+macro_rules! waits_where_it_is {
+    ($buffer:ty) => {
+        fn stow(&mut self, buffer: $buffer) -> Result<$buffer> {
+            Ok(buffer)
+        }
+        fn keep(&mut self, buffer: $buffer) -> $buffer {
+            buffer
+        }
+        fn fetch(&mut self, stowed: $buffer) -> Result<$buffer> {
+            Ok(stowed)
+        }
+        fn unstow(&mut self, stowed: $buffer) -> Result<$buffer> {
+            Ok(stowed)
+        }
+    };
+}
+use waits_where_it_is;
 
 /// What gradients of this norm are multiplied by, as PyTorch's `clip_grad_norm_` has it: never above 1, safe at a norm of 0, and
 /// 1 without a limit.

@@ -94,18 +94,23 @@ impl<B: Backend> Backend for Observed<B> {
     type Table = B::Table;
     type Vector = B::Vector;
     type Param = B::Param;
+    type Stowed = B::Stowed;
 
     handed_on! {
         alloc(name: &'static str, width: usize) -> Result<B::Buffer>;
         alloc_f32(name: &'static str, width: usize) -> Result<B::Buffer>;
         free(buffer: B::Buffer) -> ();
+        stow(buffer: B::Buffer) -> Result<B::Stowed>;
+        keep(buffer: B::Buffer) -> B::Stowed;
+        fetch(stowed: B::Stowed) -> Result<B::Stowed>;
+        unstow(stowed: B::Stowed) -> Result<B::Buffer>;
         accept(name: &str, group: &LinearGroup<Self>) -> Result<()>;
         weight(
             name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredType,
             read: &mut dyn FnMut() -> Result<StoredWeight>
         ) -> Result<B::Weight>;
         table(
-            name: &'static str, vocab: usize, hidden: usize, stored: StoredType, read: &mut dyn FnMut() -> Result<Tensor16>
+            name: &'static str, vocab: usize, hidden: usize, gathered: bool, stored: StoredType, read: &mut dyn FnMut() -> Result<Tensor16>
         ) -> Result<B::Table>;
         vector(name: &'static str, len: usize, read: &mut dyn FnMut() -> Result<Vec<f32>>) -> Result<B::Vector>;
         param(len: usize, states: Option<StateFormat>, init: &mut dyn FnMut() -> Result<Vec<f32>>) -> Result<B::Param>;

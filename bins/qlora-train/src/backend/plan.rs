@@ -1,7 +1,7 @@
 //! A backend that allocates nothing and computes nothing: it records what the run will hold, and for how many FLOPs.
 
 use super::cpu::{Dims, Workspace};
-use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat};
+use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, waits_where_it_is};
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
 use crate::model::ModelSpec;
@@ -23,6 +23,10 @@ pub trait Planner: Backend + Sized {
     fn of(spec: &ModelSpec) -> Result<Self>;
     /// What was held when most was, by name, largest first; the sum is [`Backend::bytes`].
     fn planned(&self) -> Vec<PlannedBuffer>;
+    /// What is held in the host's memory, where that is another one.
+    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        Vec::new()
+    }
     /// Multiply–adds of the operations so far, counted as two; 0 where they are not counted.
     fn flops(&self) -> f64 {
         0.0
@@ -92,6 +96,7 @@ impl Backend for Plan {
     type Table = PlanTensor;
     type Vector = ();
     type Param = PlanTensor;
+    type Stowed = PlanBuffer;
 
     fn alloc(&mut self, name: &'static str, width: usize) -> Result<PlanBuffer> {
         match self.free.get_mut(&width).filter(|free| **free > 0) {
@@ -107,6 +112,8 @@ impl Backend for Plan {
     fn free(&mut self, buffer: PlanBuffer) {
         *self.free.entry(buffer.width).or_default() += 1;
     }
+
+    waits_where_it_is!(PlanBuffer);
 
     fn weight(
         &mut self,
@@ -132,6 +139,7 @@ impl Backend for Plan {
         name: &'static str,
         vocab: usize,
         hidden: usize,
+        _gathered: bool,
         stored: StoredType,
         _read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<PlanTensor> {

@@ -35,7 +35,7 @@ pub struct BenchArgs {
     /// adamw_8bit or adamw_torch
     #[arg(long)]
     optim: Option<String>,
-    /// auto, true or false
+    /// auto, true, false or offload
     #[arg(long)]
     gradient_checkpointing: Option<String>,
     /// Where to work: auto, cpu, cuda or cuda:N
@@ -134,7 +134,11 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
         thousands(args.seq as u64),
         settings.lora_r,
         gpu.as_deref().unwrap_or("CPU"),
-        if spec.recompute { ", activations recomputed" } else { "" },
+        match (spec.recompute, spec.offload) {
+            (true, true) => ", activations recomputed from inputs in host memory",
+            (true, false) => ", activations recomputed",
+            _ => "",
+        },
         format_number(speed),
         seconds.len(),
         seconds.iter().copied().fold(f64::INFINITY, f64::min),
@@ -181,7 +185,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
                 "peak_bytes": device_bytes.unwrap_or(0),
             },
             "host": {
-                "planned_bytes": if gpu.is_none() { json!(plan.peak_bytes()) } else { json!(null) },
+                "planned_bytes": if gpu.is_none() { json!(plan.peak_bytes()) } else { json!(plan.host_bytes()) },
                 "peak_bytes": host_bytes,
             },
             "kernels": kernels,
@@ -193,6 +197,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             "lora_r": settings.lora_r,
             "quantization": if spec.quantization == crate::backend::Quantization::None { "none" } else { "nf4" },
             "recompute": spec.recompute,
+            "offload": spec.offload,
             "built": built()?,
             "date": jiff::Timestamp::now().to_string(),
         }),

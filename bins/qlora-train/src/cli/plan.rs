@@ -1,6 +1,7 @@
 //! `qlora-train plan`
 
 use super::Answer;
+use crate::backend::plan::PlannedBuffer;
 use crate::config::memory::format_bytes;
 use crate::config::{Checkpointing, Purpose, SettingsArgs};
 use crate::error::Result;
@@ -52,6 +53,9 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
+    for buffer in &plan.on_host {
+        let _ = writeln!(text, "{:>12}  {}, pinned in host memory", format_bytes(buffer.bytes), buffer.name);
+    }
     let verdict = if plan.fits() { "fits" } else { "does not fit" };
     let _ = write!(
         text,
@@ -59,21 +63,25 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
          {max_length} tokens",
         format_bytes(plan.peak_bytes()),
         plan.place(),
-        if spec.recompute { " (activations recomputed)" } else { "" },
+        match (spec.recompute, spec.offload) {
+            (true, true) => " (activations recomputed, from inputs in host memory)",
+            (true, false) => " (activations recomputed)",
+            _ => "",
+        },
         format_bytes(budget.limit)
     );
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
     let place = if device == Device::Cpu { "host" } else { "device" };
-    let buffers: Vec<_> =
-        plan.buffers.iter().map(|b| json!({"name": b.name, "place": place, "bytes": b.bytes})).collect();
+    let of = |place: &'static str| move |b: &PlannedBuffer| json!({"name": b.name, "place": place, "bytes": b.bytes});
+    let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(plan.on_host.iter().map(of("host"))).collect();
     let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
     let (on_device, on_host) = match device {
         Device::Cpu => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
-        // Beside a GPU the host holds the rows and one matrix on its way, which are not planned.
+        // Pinned; the rows and one matrix on its way come on top.
         #[cfg(any(feature = "cuda", feature = "emulation"))]
-        Device::Cuda(_) => (planned, json!({"budget_bytes": memory::host_budget(None), "peak_bytes": null})),
+        Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
     Ok(Answer {
         text,
@@ -84,6 +92,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
             "max_length": max_length,
             "step_seconds": null,
             "recompute": spec.recompute,
+            "offload": spec.offload,
             "flops_per_micro_batch": if plan.flops > 0.0 { json!(plan.flops) } else { json!(null) },
             "buffers": buffers,
             "suggestions": suggestions,

@@ -88,6 +88,8 @@ pub enum Checkpointing {
     Auto,
     On,
     Off,
+    /// On, with the layers' inputs in host memory.
+    Offload,
 }
 
 impl SettingValue for Checkpointing {
@@ -96,6 +98,9 @@ impl SettingValue for Checkpointing {
         if matches!(value, Value::Null) || matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("auto")) {
             return Ok(Checkpointing::Auto);
         }
+        if matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("offload")) {
+            return Ok(Checkpointing::Offload);
+        }
         Ok(if bool::read(value)? { Checkpointing::On } else { Checkpointing::Off })
     }
     fn json(&self) -> Json {
@@ -103,6 +108,7 @@ impl SettingValue for Checkpointing {
             Checkpointing::Auto => Json::from("auto"),
             Checkpointing::On => Json::from(true),
             Checkpointing::Off => Json::from(false),
+            Checkpointing::Offload => Json::from("offload"),
         }
     }
 }

@@ -210,8 +210,8 @@ settings! {
         Results, [], |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Whether the adapter written at the end is the one with the lowest validation loss."
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
-    "Whether activations are recomputed in the backward pass; never changes a value."
-    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true or false", RunOnly, [];
+    "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
+    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
     host_memory: Option<Bytes> = None, "what is free", "a size such as 8GiB or 24GB", RunOnly, [];
     "Memory of the GPU that the process may hold, the CUDA context included; GB is 10⁹ bytes, GiB 2³⁰."

@@ -41,6 +41,8 @@ pub struct ModelSpec {
     pub trainable: bool,
     /// Keep only each layer's input and compute its activations again in the backward pass. Same bits, less memory.
     pub recompute: bool,
+    /// Keep those inputs in host memory, where the device has memory of its own. Same bits.
+    pub offload: bool,
     /// Tokens of the longest batch.
     pub tokens: usize,
     /// Tokens of the longest row.
@@ -69,6 +71,7 @@ impl ModelSpec {
             groups,
             dropout: self.trainable && self.lora.dropout > 0.0,
             training: self.trainable,
+            offload: self.offload && self.recompute,
         }
     }
 
@@ -173,7 +176,7 @@ impl<B: Backend> Llama<B> {
         backend.rope_table(spec.positions * (c.head_dim / 2), &mut || {
             RopeTable::new(c.head_dim, c.rope.theta, c.rope.scaling, spec.positions)
         })?;
-        let embedding = table(backend, source, "embedding", "model.embed_tokens.weight", &c)?;
+        let embedding = table(backend, source, "embedding", "model.embed_tokens.weight", !c.tie_word_embeddings, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
             layers.push(build_layer(backend, source, &spec, layer)?);
@@ -182,7 +185,7 @@ impl<B: Backend> Llama<B> {
         let final_norm = vector(backend, source, "norms", "model.norm.weight", c.hidden_size)?;
         let head = match c.tie_word_embeddings {
             true => None,
-            false => Some(table(backend, source, "lm_head", "lm_head.weight", &c)?),
+            false => Some(table(backend, source, "lm_head", "lm_head.weight", false, &c)?),
         };
         let attention = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
         Ok(Self { spec, attention, embedding, layers, final_norm, head })
@@ -259,10 +262,11 @@ fn table<B: Backend>(
     source: &mut dyn Source,
     what: &'static str,
     name: &str,
+    gathered: bool,
     config: &LlamaConfig,
 ) -> Result<B::Table> {
     let stored = source.stored(name);
-    backend.table(what, config.vocab_size, config.hidden_size, stored, &mut || source.read(name))
+    backend.table(what, config.vocab_size, config.hidden_size, gathered, stored, &mut || source.read(name))
 }
 
 fn build_layer<B: Backend>(

@@ -66,15 +66,18 @@ impl<B: Backend> Llama<B> {
     pub fn forward_backward(&mut self, b: &mut B, batch: &Batch, draw: u32, weight: f32) -> Result<f64> {
         let pass = self.pass(Some(draw));
         b.begin(batch)?;
-        let recompute = self.spec.recompute;
-        let mut kept = Vec::with_capacity(self.layers.len());
+        let (recompute, layers) = (self.spec.recompute, self.layers.len());
+        let mut kept = Vec::with_capacity(layers);
         let (stream, normed) = self.forward(b, &pass, None, |b, input, activations| {
             if recompute {
                 activations.free(b);
-                kept.push((input, None));
+                // That of the last layer is needed at once.
+                let stowed = if kept.len() + 1 < layers { b.stow(input)? } else { b.keep(input) };
+                kept.push((stowed, None));
             } else {
-                kept.push((input, Some(activations)));
+                kept.push((b.keep(input), Some(activations)));
             }
+            Ok(())
         })?;
         let mut d_normed = b.alloc("gradients", pass.hidden)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
@@ -85,6 +88,11 @@ impl<B: Backend> Llama<B> {
         b.free(d_normed);
         b.free(stream);
         while let Some((input, activations)) = kept.pop() {
+            let input = b.unstow(input)?;
+            // The next one comes while this layer computes.
+            if let Some((next, activations)) = kept.pop() {
+                kept.push((b.fetch(next)?, activations));
+            }
             b.enter(Place::Layer(kept.len()));
             let layer = &mut self.layers[kept.len()];
             let activations = match activations {
@@ -126,6 +134,7 @@ impl<B: Backend> Llama<B> {
         let (stream, normed) = self.forward(b, &self.pass(None), past, |b, input, activations| {
             b.free(input);
             activations.free(b);
+            Ok(())
         })?;
         b.free(stream);
         Ok(normed)
@@ -137,7 +146,7 @@ impl<B: Backend> Llama<B> {
         b: &mut B,
         pass: &Pass,
         mut past: Option<Past<B>>,
-        mut keep: impl FnMut(&mut B, B::Buffer, Activations<B>),
+        mut keep: impl FnMut(&mut B, B::Buffer, Activations<B>) -> Result<()>,
     ) -> Result<(B::Buffer, B::Buffer)> {
         b.enter(Place::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
@@ -155,7 +164,7 @@ impl<B: Backend> Llama<B> {
             normed = b.alloc("normed", pass.hidden)?;
             b.add_rms_norm(&activations.middle, &mlp, &mut next, norm, pass.eps, &mut normed)?;
             b.free(mlp);
-            keep(b, std::mem::replace(&mut stream, next), activations);
+            keep(b, std::mem::replace(&mut stream, next), activations)?;
         }
         Ok((stream, normed))
     }

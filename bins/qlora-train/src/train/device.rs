@@ -30,6 +30,8 @@ pub struct Budget {
     /// Before the run begins
     pub held: u64,
     pub held_name: &'static str,
+    /// Of the host's memory, beside a GPU
+    pub host_limit: u64,
 }
 
 #[cfg(any(feature = "cuda", feature = "emulation"))]
@@ -40,14 +42,14 @@ impl Budget {
     const CONTEXT: u64 = 512 << 20;
 
     /// On a GPU where a context was just made. Other processes count as held, as their memory is not to be had either.
-    fn of_gpu(capacity: qlora_kernels::cuda::Capacity, limit: Option<u64>) -> Self {
+    fn of_gpu(capacity: qlora_kernels::cuda::Capacity, limit: Option<u64>, host_limit: u64) -> Self {
         let held = (capacity.total - capacity.free).saturating_add(Self::LATER);
         let limit = limit.map_or(capacity.total, |limit| limit.min(capacity.total));
-        Self { limit, held, held_name: "CUDA context, and what else is on the GPU" }
+        Self { limit, held, held_name: "CUDA context, and what else is on the GPU", host_limit }
     }
 
-    fn of_another_gpu(limit: u64) -> Self {
-        Self { limit, held: Self::CONTEXT + Self::LATER, held_name: "CUDA context (assumed)" }
+    fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
+        Self { limit, held: Self::CONTEXT + Self::LATER, held_name: "CUDA context (assumed)", host_limit }
     }
 }
 
@@ -146,12 +148,13 @@ impl Device {
         match self {
             Self::Cpu => {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget { limit, held: 0, held_name: "" })
+                Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
             }
             #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(ordinal) => {
                 let capacity = qlora_kernels::cuda::Device::open_at(ordinal)?.capacity()?;
-                Ok(Budget::of_gpu(capacity, settings.device_memory.map(|bytes| bytes.0)))
+                let host_limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
+                Ok(Budget::of_gpu(capacity, settings.device_memory.map(|bytes| bytes.0), host_limit))
             }
         }
     }
@@ -182,11 +185,14 @@ impl Device {
         match self {
             Self::Cpu => {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
-                Ok(Budget { limit, held: 0, held_name: "" })
+                Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
             }
             #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => match settings.device_memory {
-                Some(limit) => Ok(Budget::of_another_gpu(limit.0)),
+                Some(limit) => {
+                    let host_limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
+                    Ok(Budget::of_another_gpu(limit.0, host_limit))
+                }
                 None => self.budget(settings),
             },
         }

@@ -185,6 +185,7 @@ pub fn model_spec_of(
         lora,
         trainable: true,
         recompute: false,
+        offload: false,
         tokens,
         positions,
         seed: settings.seed,

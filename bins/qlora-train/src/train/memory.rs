@@ -26,6 +26,9 @@ pub struct MemoryPlan {
     /// What the run itself holds when it holds most.
     pub run_bytes: u64,
     pub budget: Budget,
+    /// Beside a GPU: what is pinned in the host's memory, and what may be.
+    pub on_host: Vec<PlannedBuffer>,
+    pub host_limit: u64,
     /// FLOPs of one pass over the longest micro-batch; 0 where they are not counted.
     pub flops: f64,
 }
@@ -37,7 +40,12 @@ impl MemoryPlan {
     }
 
     pub fn fits(&self) -> bool {
-        self.peak_bytes() <= self.budget.limit
+        self.peak_bytes() <= self.budget.limit && self.host_bytes() <= self.host_limit
+    }
+
+    /// Pinned in the host's memory, beside a GPU.
+    pub fn host_bytes(&self) -> u64 {
+        self.on_host.iter().map(|buffer| buffer.bytes).sum()
     }
 
     /// What memory this is about.
@@ -110,7 +118,7 @@ pub fn plan(
             spec.tokens
         );
     }
-    let (mut buffers, flops) = match device {
+    let Rehearsed { mut buffers, on_host, flops } = match device {
         Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
         #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => rehearse::<Cuda>(spec, stored, work)?,
@@ -120,15 +128,17 @@ pub fn plan(
         buffers.push(PlannedBuffer { name: budget.held_name.to_owned(), bytes: budget.held });
         buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
     }
-    Ok(MemoryPlan { device, buffers, run_bytes, budget, flops })
+    Ok(MemoryPlan { device, buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })
+}
+
+struct Rehearsed {
+    buffers: Vec<PlannedBuffer>,
+    on_host: Vec<PlannedBuffer>,
+    flops: f64,
 }
 
 /// Does `work` on a backend that holds and computes nothing; what it would have held, and the FLOPs of one pass.
-fn rehearse<P: Planner>(
-    spec: &ModelSpec,
-    stored: &dyn Fn(&str) -> StoredAs,
-    work: Work,
-) -> Result<(Vec<PlannedBuffer>, f64)> {
+fn rehearse<P: Planner>(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, work: Work) -> Result<Rehearsed> {
     let mut backend = P::of(spec)?;
     let b = &mut backend;
     let mut source = Stored(stored);
@@ -171,10 +181,10 @@ fn rehearse<P: Planner>(
             }
         }
     }
-    Ok((backend.planned(), flops))
+    Ok(Rehearsed { buffers: backend.planned(), on_host: backend.planned_on_host(), flops })
 }
 
-/// Settles whether activations are recomputed: kept where they fit, unless the setting says otherwise. The values of
+/// Settles whether activations are recomputed, and from where: kept where they fit, unless the setting says otherwise. The values of
 /// the run are the same either way.
 pub fn choose(
     device: Device,
@@ -183,13 +193,24 @@ pub fn choose(
     stored: &dyn Fn(&str) -> StoredAs,
     budget: Budget,
 ) -> Result<MemoryPlan> {
-    spec.recompute = checkpointing == Checkpointing::On;
-    let kept = plan(device, spec, stored, Work::Train, budget)?;
-    if checkpointing != Checkpointing::Auto || kept.fits() {
-        return Ok(kept);
+    // What costs least comes first.
+    let tried: &[(bool, bool)] = match checkpointing {
+        Checkpointing::Off => &[(false, false)],
+        Checkpointing::On => &[(true, false)],
+        Checkpointing::Offload => &[(true, true)],
+        Checkpointing::Auto if device == Device::Cpu => &[(false, false), (true, false)],
+        Checkpointing::Auto => &[(false, false), (true, false), (true, true)],
+    };
+    let mut last = None;
+    for &(recompute, offload) in tried {
+        (spec.recompute, spec.offload) = (recompute, offload);
+        let plan = plan(device, spec, stored, Work::Train, budget)?;
+        if plan.fits() {
+            return Ok(plan);
+        }
+        last = Some(plan);
     }
-    spec.recompute = true;
-    plan(device, spec, stored, Work::Train, budget)
+    Ok(last.expect("at least one was tried"))
 }
 
 /// The largest row that fits when each micro-batch holds `rows` of them; 0 if none does.
@@ -242,18 +263,21 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
 
 /// The refusal of a run that does not fit.
 pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize) -> Result<()> {
-    if !plan.fits() {
-        let largest: Vec<String> =
-            plan.buffers.iter().take(3).map(|b| format!("{} {}", b.name, format_bytes(b.bytes))).collect();
-        refuse!(
-            "the run needs {} of {} for batches of {tokens} tokens and {} may be used; the largest parts are \
-             {}. Lower max_length or per_device_train_batch_size, or raise {} if more is free",
-            format_bytes(plan.peak_bytes()),
-            plan.place(),
-            format_bytes(plan.budget.limit),
-            largest.join(", "),
-            plan.device.memory_setting()
-        );
+    if plan.fits() {
+        return Ok(());
     }
-    Ok(())
+    let on_device = plan.peak_bytes() > plan.budget.limit;
+    let (needed, limit, buffers, place, setting) = match on_device {
+        true => (plan.peak_bytes(), plan.budget.limit, &plan.buffers, plan.place(), plan.device.memory_setting()),
+        false => (plan.host_bytes(), plan.host_limit, &plan.on_host, "host memory", "host_memory"),
+    };
+    let largest: Vec<String> =
+        buffers.iter().take(3).map(|b| format!("{} {}", b.name, format_bytes(b.bytes))).collect();
+    refuse!(
+        "the run needs {} of {place} for batches of {tokens} tokens and {} may be used; the largest parts are {}. Lower \
+         max_length or per_device_train_batch_size, or raise {setting} if more is free",
+        format_bytes(needed),
+        format_bytes(limit),
+        largest.join(", "),
+    );
 }

@@ -73,6 +73,7 @@ impl<B: Backend> ReadOnly<B> {
                 lora: terms?,
                 trainable: false,
                 recompute: false,
+                offload: false,
                 tokens,
                 positions,
                 seed: settings.seed,

@@ -227,8 +227,16 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let (a, b) = settings.learning_rates_for(parameters);
     say!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
-    let recompute = if spec.recompute { "; activations are recomputed in the backward pass" } else { "" };
+    let recompute = match (spec.recompute, spec.offload) {
+        (true, true) => "; activations are recomputed in the backward pass, from inputs in host memory",
+        (true, false) => "; activations are recomputed in the backward pass",
+        _ => "",
+    };
     say!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
+    if !plan.on_host.is_empty() {
+        let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
+        say!("host memory: {pinned} pinned for the GPU, {limit} may be used");
+    }
 }
 
 /// The adapter as it is trained so far.

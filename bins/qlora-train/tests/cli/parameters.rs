@@ -12,6 +12,7 @@ fn spec(config: LlamaConfig, modules: &[Module]) -> ModelSpec {
         quantization: qlora_train::backend::Quantization::None,
         trainable: true,
         recompute: false,
+        offload: false,
         tokens: 1,
         positions: 1,
         seed: 0,

@@ -4,6 +4,7 @@
 use crate::device::{Tally, set_schedule};
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
+#[cfg(feature = "emulation")]
 use qlora_kernels::cuda::linear::Path;
 use qlora_kernels::philox::Stream;
 use qlora_train::backend::cpu::Cpu;

@@ -5,12 +5,12 @@ use crate::runs::train;
 use crate::sources::{config, memory, spec};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Backend, Quantization, StateFormat};
-use qlora_train::checkpoint::StoredType;
+use qlora_train::checkpoint::{LlamaConfig, StoredType};
 use qlora_train::model::ModelSpec;
 use qlora_train::train::memory::{StoredAs, Work, plan};
 use qlora_train::train::{Budget, Device};
 
-const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "" };
+const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "", host_limit: u64::MAX };
 
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
@@ -20,20 +20,28 @@ fn planned(spec: &ModelSpec) -> u64 {
 #[test]
 fn a_run_takes_what_was_planned_and_fails_with_less() {
     let nf4 = |block_size, double_quant| Quantization::Nf4 { block_size, double_quant };
-    for (quantization, states, recompute, tokens) in [
-        (nf4(64, true), StateFormat::Blockwise8, true, 64),
-        (nf4(64, true), StateFormat::F32, false, 64),
-        (nf4(128, true), StateFormat::F32, true, 100),
-        (nf4(32, false), StateFormat::F32, true, 64),
-        (Quantization::None, StateFormat::Blockwise8, false, 79),
+    for (quantization, states, (recompute, offload), tokens) in [
+        (nf4(64, true), StateFormat::Blockwise8, (true, false), 64),
+        (nf4(64, true), StateFormat::F32, (false, false), 64),
+        (nf4(128, true), StateFormat::F32, (true, true), 100),
+        (nf4(32, false), StateFormat::F32, (true, false), 64),
+        (Quantization::None, StateFormat::Blockwise8, (false, false), 79),
+        (nf4(64, true), StateFormat::Blockwise8, (true, true), 64),
     ] {
-        let spec = ModelSpec { recompute, quantization, tokens, ..spec(config()) };
+        let config = LlamaConfig { num_layers: 5, ..config() };
+        let spec = ModelSpec { recompute, offload, quantization, tokens, ..spec(config) };
         let spec = ModelSpec { lora: qlora_train::model::LoraSpec { states, ..spec.lora.clone() }, ..spec };
         let bytes = planned(&spec);
+        if offload {
+            let here = planned(&ModelSpec { offload: false, ..spec.clone() });
+            // Of the four layers' inputs that wait elsewhere, two may be under way.
+            let input = (tokens * spec.config.hidden_size * 2) as u64;
+            assert!(bytes + 2 * input <= here, "{bytes} {here}");
+        }
         let mut cuda = Cuda::new(0, spec.dims(), &spec.config, bytes).unwrap();
         let steps = 3;
         train(&mut cuda, &mut memory(&spec.config), &spec, steps);
-        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?}, recompute {recompute}");
+        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?}, recompute {recompute}, offload {offload}");
         if recompute {
             continue;
         }
@@ -54,8 +62,11 @@ fn plan_says_whether_a_run_fits_and_the_run_agrees() {
     let number = |value: &serde_json::Value| value.as_u64().unwrap();
     let peak = number(&answer["device"]["peak_bytes"]);
     let buffers = answer["buffers"].as_array().unwrap();
-    assert_eq!(buffers.iter().map(|buffer| number(&buffer["bytes"])).sum::<u64>(), peak);
-    assert!(buffers.iter().all(|buffer| buffer["place"] == "device"));
+    let of = |place: &str| -> u64 {
+        let there = buffers.iter().filter(|buffer| buffer["place"] == place);
+        there.map(|buffer| number(&buffer["bytes"])).sum()
+    };
+    assert_eq!((of("device"), of("host")), (peak, number(&answer["host"]["peak_bytes"])));
     for name in ["NF4 weights", "AdamW states", "LoRA A and B", "CUDA context (assumed)"] {
         assert!(buffers.iter().any(|buffer| buffer["name"] == name), "{name}: {buffers:?}");
     }

@@ -41,6 +41,7 @@ pub fn spec(config: LlamaConfig) -> ModelSpec {
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
         recompute: true,
+        offload: false,
         tokens: TOKENS,
         positions: 50,
         seed: 11,

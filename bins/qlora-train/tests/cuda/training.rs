@@ -161,19 +161,19 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     }
 }
 
-/// Also with activations kept, which recomputing gives again.
+/// Also with activations kept, which recomputing gives again, and with layers' inputs in host memory.
 #[test]
 fn every_schedule_gives_the_same_bits() {
-    let tally = Tally::new("training, schedules", 3);
-    let mut spec = spec(config());
+    let tally = Tally::new("training, schedules", 4);
+    let mut spec = spec(LlamaConfig { num_layers: 3, ..config() });
     spec.lora.states = StateFormat::Blockwise8;
-    let run = |seed, recompute| {
+    let run = |seed, recompute, offload| {
         set_schedule(seed);
-        on_cuda(&ModelSpec { recompute, ..spec.clone() }, 2)
+        on_cuda(&ModelSpec { recompute, offload, ..spec.clone() }, 2)
     };
-    let first = run(0, true);
+    let first = run(0, true, false);
     assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
-    assert!(first == run(1, true) && first == run(7, false));
+    assert!(first == run(1, true, false) && first == run(7, false, false) && first == run(2, true, true));
     tally.case();
 }
 

@@ -5,6 +5,7 @@ use super::operands::{rows, rows_mut};
 use super::{Cpu, CpuBuffer, CpuParam, Dense, attention, cache, elementwise, linear, loss, optimizer};
 use crate::backend::{
     Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, not_finite_at,
+    waits_where_it_is,
 };
 use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
@@ -19,6 +20,7 @@ impl Backend for Cpu {
     type Table = Dense;
     type Vector = Vec<f32>;
     type Param = CpuParam;
+    type Stowed = CpuBuffer;
 
     fn alloc(&mut self, _name: &'static str, width: usize) -> Result<CpuBuffer> {
         let data = match self.pool.get_mut(&width).and_then(Vec::pop) {
@@ -39,6 +41,8 @@ impl Backend for Cpu {
         self.pool.entry(buffer.width).or_default().push(buffer.data);
     }
 
+    waits_where_it_is!(CpuBuffer);
+
     fn weight(
         &mut self,
         name: &str,
@@ -58,6 +62,7 @@ impl Backend for Cpu {
         _name: &'static str,
         vocab: usize,
         hidden: usize,
+        _gathered: bool,
         _stored: StoredType,
         read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<Dense> {

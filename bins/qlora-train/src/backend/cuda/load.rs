@@ -1,6 +1,6 @@
 //! Frozen weights, from the checkpoint to the device.
 
-use super::operands::{AbsmaxMemory, Nf4Memory};
+use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
 use crate::backend::{Quantization, quantize};
 use crate::checkpoint::{StoredWeight, Tensor16, TensorData};
@@ -119,10 +119,15 @@ impl Cuda {
         name: &'static str,
         vocab: usize,
         hidden: usize,
+        gathered: bool,
         read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<CudaTable> {
         let values = self.memory.device().map(|_| read()).transpose()?.map(to_bf16);
-        Ok(CudaTable { data: self.memory.upload(name, vocab * hidden, values.as_deref())?, vocab, hidden })
+        let data = match gathered {
+            true => TableMemory::Host(self.memory.pin(name, vocab * hidden, values.as_deref())?),
+            false => TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?),
+        };
+        Ok(CudaTable { data, vocab, hidden })
     }
 
     pub(super) fn load_vector(

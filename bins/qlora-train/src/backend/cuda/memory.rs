@@ -3,17 +3,20 @@
 use crate::backend::plan::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::cuda::ranges::Peak;
-use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Stream};
+use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream};
+use std::cell::RefCell;
 
 pub struct Memory {
     /// None: a plan, which takes and gives back as the run does and computes nothing.
     device: Option<Device>,
     arena: Arena,
+    /// Pinned host memory, by name
+    pinned: RefCell<Vec<PlannedBuffer>>,
 }
 
 impl Memory {
     pub fn planning() -> Self {
-        Self { device: None, arena: Arena::planned() }
+        Self { device: None, arena: Arena::planned(), pinned: RefCell::default() }
     }
 
     /// Refused: a GPU without that many free bytes.
@@ -21,7 +24,7 @@ impl Memory {
         let arena = Arena::new(&device, bytes).or_refuse(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
-        Ok(Self { device: Some(device), arena })
+        Ok(Self { device: Some(device), arena, pinned: RefCell::default() })
     }
 
     pub fn device(&self) -> Option<&Device> {
@@ -72,14 +75,53 @@ impl Memory {
         }
     }
 
+    fn count_pinned<T>(&self, name: &str, len: usize) {
+        let (bytes, mut pinned) = ((len * size_of::<T>()) as u64, self.pinned.borrow_mut());
+        match pinned.iter_mut().find(|line| line.name == name) {
+            Some(line) => line.bytes += bytes,
+            None => pinned.push(PlannedBuffer { name: name.to_owned(), bytes }),
+        }
+    }
+
+    /// What `make` makes of pinned host memory for `len` elements; nothing while planning.
+    fn pinned<T, P>(
+        &self,
+        name: &str,
+        len: usize,
+        make: impl FnOnce(&Device) -> qlora_kernels::cuda::Result<P>,
+    ) -> Result<Option<P>> {
+        self.count_pinned::<T>(name, len);
+        self.device.as_ref().map(make).transpose().or_fail(|| {
+            format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
+        })
+    }
+
     pub fn inbox<T: Element>(&self, len: usize) -> Result<Option<Inbox<T>>> {
-        let inbox = self.device.as_ref().map(|device| Inbox::new(device, len)).transpose();
-        inbox.or_fail(|| format!("{len} elements of pinned host memory"))
+        self.pinned::<T, _>("batches and rates on their way", len, |device| Inbox::new(device, len))
     }
 
     pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<Outbox<T>>> {
-        let outbox = self.device.as_ref().map(|device| Outbox::new(device, len)).transpose();
-        outbox.or_fail(|| format!("{len} elements of pinned host memory"))
+        self.pinned::<T, _>("batches and rates on their way", len, |device| Outbox::new(device, len))
+    }
+
+    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<Stash<T>>> {
+        self.pinned::<T, _>(name, len, |device| Stash::new(device, len))
+    }
+
+    /// `data` while running: `len` elements that the device reads where they are.
+    pub fn pin<T: Element>(&self, name: &'static str, len: usize, data: Option<&[T]>) -> Result<Option<Pinned<T>>> {
+        self.pinned::<T, _>(name, len, |device| {
+            let data = data.expect("a run has what it pins");
+            assert_eq!(data.len(), len, "{name}");
+            Pinned::new(device, data)
+        })
+    }
+
+    /// Pinned host memory, largest first.
+    pub fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        let mut lines = self.pinned.borrow().clone();
+        lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        lines
     }
 
     pub fn peak(&self) -> Peak {

@@ -19,8 +19,9 @@ mod memory;
 mod operands;
 mod operations;
 mod optimizer;
+mod stow;
 
-pub use operands::{CudaBuffer, CudaParam, CudaTable, CudaVector, CudaWeight};
+pub use operands::{CudaBuffer, CudaParam, CudaStowed, CudaTable, CudaVector, CudaWeight};
 
 use super::cpu::Dims;
 use super::cpu::batch::Current;
@@ -34,6 +35,7 @@ use loss::LossMemory;
 use memory::Memory;
 use optimizer::OptimizerMemory;
 use qlora_kernels::cuda::{Buffer, CudaError, Device, Inbox, Marks, View, layer};
+use stow::StowMemory;
 
 /// A GPU and what a run holds on it; or, while planning, what it would hold.
 pub struct Cuda {
@@ -54,6 +56,7 @@ pub struct Cuda {
     loss: LossMemory,
     optimizer: OptimizerMemory,
     cache: CacheMemory,
+    stowed: StowMemory,
     /// Of each document of the batch as it was given: whether it has tokens.
     batch_documents: Vec<bool>,
     /// Made when the first moment is marked.
@@ -103,6 +106,10 @@ impl Planner for Cuda {
 
     fn planned(&self) -> Vec<PlannedBuffer> {
         self.memory.planned()
+    }
+
+    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        self.memory.planned_on_host()
     }
 }
 
@@ -160,6 +167,7 @@ impl Cuda {
             loss: LossMemory::new(&memory, &dims)?,
             optimizer: OptimizerMemory::new(&memory)?,
             cache: CacheMemory::new(&memory)?,
+            stowed: StowMemory::default(),
             batch_documents: Vec::new(),
             marks: None,
             #[cfg(feature = "emulation")]

@@ -2,7 +2,7 @@
 
 use crate::backend::OptimizerState;
 use half::bf16;
-use qlora_kernels::cuda::{Buffer, View, ViewMut, linear, nf4};
+use qlora_kernels::cuda::{Buffer, Pinned, View, ViewMut, linear, nf4};
 
 /// `[capacity, width]`; operations use the rows of the current batch.
 pub struct CudaBuffer {
@@ -50,9 +50,35 @@ impl CudaBuffer {
 
 /// `[vocab, hidden]` in bf16.
 pub struct CudaTable {
-    pub(super) data: Buffer<bf16>,
+    pub(super) data: TableMemory,
     pub(super) vocab: usize,
     pub(super) hidden: usize,
+}
+
+pub(super) enum TableMemory {
+    Device(Buffer<bf16>),
+    /// Rows are read where they are; none while planning.
+    Host(Option<Pinned<bf16>>),
+}
+
+impl TableMemory {
+    pub fn view(&self) -> View<'_, bf16> {
+        match self {
+            Self::Device(data) => data.view(),
+            Self::Host(data) => data.as_ref().expect("it is there while running").view(),
+        }
+    }
+}
+
+/// A layer's input that waits for the backward pass.
+pub enum CudaStowed {
+    Here(CudaBuffer),
+    /// In this stash of host memory, or on its way back.
+    Away {
+        stash: usize,
+        width: usize,
+        coming: bool,
+    },
 }
 
 /// Norms are read in f32, biases in bf16.

@@ -1,6 +1,6 @@
 //! The operations, each a call of one kernel.
 
-use super::operands::{CudaBuffer, CudaParam, CudaTable, CudaVector, CudaWeight, Storage};
+use super::operands::{CudaBuffer, CudaParam, CudaStowed, CudaTable, CudaVector, CudaWeight, Storage};
 use super::{Cuda, Rope, limits, linear};
 use crate::backend::{
     Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, not_finite_at,
@@ -35,6 +35,7 @@ impl Backend for Cuda {
     type Table = CudaTable;
     type Vector = CudaVector;
     type Param = CudaParam;
+    type Stowed = CudaStowed;
 
     fn alloc(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
         self.buffer(name, width, false)
@@ -47,6 +48,22 @@ impl Backend for Cuda {
     fn free(&mut self, buffer: CudaBuffer) {
         // Back to the arena.
         drop(buffer);
+    }
+
+    fn stow(&mut self, buffer: CudaBuffer) -> Result<CudaStowed> {
+        self.put_away(buffer)
+    }
+
+    fn keep(&mut self, buffer: CudaBuffer) -> CudaStowed {
+        CudaStowed::Here(buffer)
+    }
+
+    fn fetch(&mut self, stowed: CudaStowed) -> Result<CudaStowed> {
+        self.bring_back(stowed)
+    }
+
+    fn unstow(&mut self, stowed: CudaStowed) -> Result<CudaBuffer> {
+        self.brought_back(stowed)
     }
 
     fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
@@ -75,10 +92,11 @@ impl Backend for Cuda {
         name: &'static str,
         vocab: usize,
         hidden: usize,
+        gathered: bool,
         _stored: StoredType,
         read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<CudaTable> {
-        self.load_table(name, vocab, hidden, read)
+        self.load_table(name, vocab, hidden, gathered, read)
     }
 
     fn vector(
