@@ -38,9 +38,9 @@ template <int kTiles> struct LowRankRows {
 struct Nf4Rows {
     Nf4View weight;
     __device__ __forceinline__ Features load(int, int64_t row, int64_t tile, int lane, const float *codebook) const {
-        int64_t block = row * (weight.k / kTileK) + tile;
+        int64_t block = row * (weight.k / kTileK) + tile, at = weight.transposed ? tile * weight.n + row : block;
         uint2 codes = *reinterpret_cast<const uint2 *>(weight.codes + block * (kTileK / 2) + lane * 8);
-        return dequantize16(codes, codebook, weight.block_absmax(block));
+        return dequantize16(codes, codebook, weight.absmax_at(at, block));
     }
 };
 

@@ -41,6 +41,11 @@ struct Nf4View {
             int64_t per_row = k >> block_shift;
             at = block % per_row * n + block / per_row;
         }
+        return absmax_at(at, block);
+    }
+
+    // The same of the block whose absmax is the one `at` in its layout: without a division, for who knows row and column of blocks.
+    __device__ __forceinline__ float absmax_at(int64_t at, int64_t block) const {
         if (absmax != nullptr) return absmax[at];
         return __fadd_rn(__fmul_rn(nested_code[absmax_codes[at]], nested_absmax[block / QK_NESTED_BLOCK]), *offset);
     }

@@ -7,7 +7,8 @@ use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
 use crate::refuse;
 use crate::report::thousands;
-use crate::train::bench::{Measured, Shape, bench};
+use crate::train::Device;
+use crate::train::bench::{Measured, Shape, bench, stored_in_16_bits};
 use clap::Args;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -50,6 +51,9 @@ pub struct BenchArgs {
     /// Worker threads
     #[arg(long)]
     threads: Option<String>,
+    /// Print the memory plan of the steps and do nothing; with `--device-memory` no GPU is needed
+    #[arg(long)]
+    plan: bool,
     /// Seed of the weights and tokens
     #[arg(long)]
     seed: Option<String>,
@@ -115,6 +119,10 @@ const FORMULA: &str = "model FLOPs of a step = tokens · 4 · (parameters of the
 pub fn run(args: &BenchArgs) -> Result<Answer> {
     let settings = args.settings()?;
     let shape = args.shape()?;
+    if args.plan {
+        let device = Device::choose_for_plan(&settings)?;
+        return super::plan::answer(&settings, device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
+    }
     let (tokens, flops) = (shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
     let Measured { plan, spec, seconds, loss, kinds, device_bytes, host_bytes } = &measured;

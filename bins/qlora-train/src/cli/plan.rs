@@ -1,12 +1,14 @@
-//! `qlora-train plan`
+//! `qlora-train plan`, and the plan of `bench`
 
 use super::Answer;
 use crate::backend::plan::PlannedBuffer;
 use crate::config::memory::format_bytes;
-use crate::config::{Checkpointing, Purpose, SettingsArgs};
+use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
+use crate::model::ModelSpec;
 use crate::report::trainable_line;
 use crate::train::inputs::{check_quantization, model_spec};
+use crate::train::memory::StoredAs;
 use crate::train::{Device, Loaded, Workload, memory};
 use serde_json::json;
 use std::fmt::Write;
@@ -27,12 +29,23 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         let work = Workload::load(&settings, &loaded)?;
         (work.tokens, work.longest)
     };
-    let mut spec = model_spec(&settings, checkpoint, tokens, positions);
-    let budget = device.budget_of_plan(&settings)?;
-    let stored = memory::stored_in(checkpoint);
+    let spec = model_spec(&settings, checkpoint, tokens, positions);
+    answer(&settings, device, spec, &memory::stored_in(checkpoint), per_batch)
+}
+
+/// The plan of training with `spec`, in micro-batches of `rows` rows.
+pub fn answer(
+    settings: &Settings,
+    device: Device,
+    mut spec: ModelSpec,
+    stored: &dyn Fn(&str) -> StoredAs,
+    rows: usize,
+) -> Result<Answer> {
+    let budget = device.budget_of_plan(settings)?;
     let checkpointing = settings.gradient_checkpointing;
-    let plan = memory::choose(device, &mut spec, checkpointing, &stored, budget)?;
-    let max_length = memory::longest_row(device, &spec, checkpointing, &stored, budget, per_batch)?;
+    let plan = memory::choose(device, &mut spec, checkpointing, stored, budget)?;
+    let max_length = memory::longest_row(device, &spec, checkpointing, stored, budget, rows)?;
+    let tokens = spec.tokens;
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
@@ -42,25 +55,26 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         if max_length > 0 {
             suggestions.push(format!("max_length: {max_length} is the longest that fits"));
         } else {
-            suggestions.push(format!("no length fits: more {} or a smaller model is needed", device.memory_setting()));
+            let short = if plan.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
+            suggestions.push(format!("no length fits: more {short} or a smaller model is needed"));
         }
-        if per_batch > 1 {
+        if rows > 1 {
             suggestions.push("per_device_train_batch_size: 1 with gradient_accumulation_steps".to_owned());
         }
     }
     let trainable = spec.lora_parameters();
-    let mut text = trainable_line(trainable, loaded.parameters().saturating_add(trainable)) + "\n";
+    let mut text =
+        trainable_line(trainable, spec.config.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
     for buffer in &plan.on_host {
         let _ = writeln!(text, "{:>12}  {}, pinned in host memory", format_bytes(buffer.bytes), buffer.name);
     }
-    let verdict = if plan.fits() { "fits" } else { "does not fit" };
-    let _ = write!(
+    let verdict = |bytes: u64, limit: u64| if bytes <= limit { "fits" } else { "does not fit" };
+    let _ = writeln!(
         text,
-        "{:>12}  of {} in all for batches of {tokens} tokens{}: {verdict} in {}\nlongest row that fits: \
-         {max_length} tokens",
+        "{:>12}  of {} in all for batches of {tokens} tokens{}: {} in {}",
         format_bytes(plan.peak_bytes()),
         plan.place(),
         match (spec.recompute, spec.offload) {
@@ -68,8 +82,20 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
             (true, false) => " (activations recomputed)",
             _ => "",
         },
+        verdict(plan.peak_bytes(), budget.limit),
         format_bytes(budget.limit)
     );
+    if !plan.on_host.is_empty() {
+        let (pinned, limit) = (plan.host_bytes(), plan.host_limit);
+        let _ = writeln!(
+            text,
+            "{:>12}  pinned in host memory in all: {} in {}",
+            format_bytes(pinned),
+            verdict(pinned, limit),
+            format_bytes(limit)
+        );
+    }
+    let _ = write!(text, "longest row that fits: {max_length} tokens");
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
@@ -93,7 +119,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
             "step_seconds": null,
             "recompute": spec.recompute,
             "offload": spec.offload,
-            "flops_per_micro_batch": if plan.flops > 0.0 { json!(plan.flops) } else { json!(null) },
+            "flops_per_micro_batch": plan.flops,
             "buffers": buffers,
             "suggestions": suggestions,
         }),

@@ -46,6 +46,11 @@ impl Shape {
         self.seq * self.batch
     }
 
+    /// A training run of this shape, as the settings have it.
+    pub fn spec(&self, settings: &Settings) -> ModelSpec {
+        model_spec_of(settings, &self.config, of_settings(settings), self.tokens(), self.seq)
+    }
+
     /// FLOPs of a step that no implementation can leave out: forward, and the gradients of the activations. Of every token 4 for each
     /// parameter of a linear layer, lm_head included; of every layer and row 6·seq²·heads·head_dim for attention, which is causal:
     /// two products forward and four backward over half of the scores.
@@ -56,6 +61,11 @@ impl Shape {
         let attention = 6.0 * (self.seq as f64).powi(2) * (c.num_heads * c.head_dim * c.num_layers) as f64;
         4.0 * linear * self.tokens() as f64 + attention * self.batch as f64
     }
+}
+
+/// How the tensors of a model are stored whose weights are random.
+pub fn stored_in_16_bits(_name: &str) -> StoredAs {
+    StoredAs { dtype: StoredType::Bf16, held: None }
 }
 
 /// Refused: what does not fit.

@@ -29,7 +29,7 @@ pub struct MemoryPlan {
     /// Beside a GPU: what is pinned in the host's memory, and what may be.
     pub on_host: Vec<PlannedBuffer>,
     pub host_limit: u64,
-    /// FLOPs of one pass over the longest micro-batch; 0 where they are not counted.
+    /// FLOPs of one pass over the longest micro-batch
     pub flops: f64,
 }
 
@@ -121,7 +121,10 @@ pub fn plan(
     let Rehearsed { mut buffers, on_host, flops } = match device {
         Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
         #[cfg(any(feature = "cuda", feature = "emulation"))]
-        Device::Cuda(_) => rehearse::<Cuda>(spec, stored, work)?,
+        Device::Cuda(_) => {
+            let flops = rehearse::<Plan>(spec, stored, work)?.flops;
+            Rehearsed { flops, ..rehearse::<Cuda>(spec, stored, work)? }
+        }
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
     if budget.held > 0 {

@@ -36,6 +36,18 @@ fn steps_of_any_shape_are_measured() {
 }
 
 #[test]
+fn the_plan_of_steps_is_that_of_a_run() {
+    let sandbox = Sandbox::new();
+    let line = "bench --shape model/config.json --seq 40 --batch 3 --lora-r 4 --device cpu --json";
+    let plan = sandbox.run(&format!("{line} --plan")).json();
+    assert!(plan["fits"] == true && plan["max_length"].as_u64() >= Some(40), "{plan}");
+    let found = sandbox.run(&format!("{line} --steps 1")).json();
+    assert_eq!(plan["host"]["peak_bytes"], found["host"]["planned_bytes"]);
+    let run = "plan --json --model model --max-length 40 --per-device-train-batch-size 3 --lora-r 4 --device cpu";
+    assert_eq!(sandbox.run(run).json()["host"]["peak_bytes"], plan["host"]["peak_bytes"]);
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let sandbox = Sandbox::new();
     for (flags, words) in [
