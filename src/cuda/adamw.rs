@@ -69,14 +69,6 @@ impl GradientState {
     }
 }
 
-impl GradientState {
-    /// As its words are in device memory: for an update whose factor the caller chose.
-    pub fn to_words(self) -> [u64; STATE_LEN] {
-        let tensor = self.not_finite.map_or(-1, |tensor| i32::try_from(tensor).unwrap_or(i32::MAX));
-        [self.norm.to_bits(), u64::from(tensor as u32) << 32 | u64::from(self.scale.to_bits())]
-    }
-}
-
 /// The rates of one update as the device reads them, `[settings * RATE_LEN]`.
 pub fn rates(settings: &[AdamW]) -> Vec<f32> {
     let rate = |settings: &AdamW| {

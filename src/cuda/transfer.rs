@@ -17,12 +17,16 @@ pub(super) struct Pinned {
     bytes: usize,
 }
 
+fn driver_error(what: &str, error: result::DriverError) -> CudaError {
+    CudaError::driver(what, error.0 as i32, format!("{error:?}"))
+}
+
 impl Pinned {
     /// In the current context.
     pub(super) fn new(bytes: usize) -> Result<Self> {
         // SAFETY: a context is current, and at least one byte is asked for.
         let address = unsafe { result::malloc_host(bytes.max(1), 0) }
-            .map_err(|error| CudaError::Device(format!("{bytes} bytes of pinned host memory: {error:?}")))?;
+            .map_err(|error| driver_error(&format!("{bytes} bytes of pinned host memory"), error))?;
         // SAFETY: as many bytes as were just allocated.
         unsafe { std::ptr::write_bytes(address.cast::<u8>(), 0, bytes) };
         Ok(Self { address: address.cast(), bytes })
@@ -48,7 +52,7 @@ impl Drop for Pinned {
 impl Timer {
     /// Copies `bytes` each way: the median of 7. An error too where that much memory cannot be pinned.
     pub fn transfer(&self, device: &Device, bytes: usize) -> Result<Transfer> {
-        let failed = |error| CudaError::Device(format!("a copy between host and device: {error:?}"));
+        let failed = |error| driver_error("a copy between host and device", error);
         let mut host = Pinned::new(bytes)?;
         let mut buffer = device.zeros::<u8>(bytes)?;
         self.synchronize()?;

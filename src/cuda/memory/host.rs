@@ -186,26 +186,49 @@ impl Marks {
     }
 }
 
+/// Every second copy is done at once and the others only when they are waited for, as a GPU may do it: a buffer that is used meanwhile
+/// shows.
 pub struct Slot<T: Element> {
     len: usize,
     data: Vec<T>,
+    copies: usize,
+    late: Option<Late<T>>,
+}
+
+enum Late<T> {
+    Put(*const T),
+    Get(*mut T),
 }
 
 impl<T: Element> Slot<T> {
     pub fn new(_device: &Device, len: usize) -> Result<Self> {
-        Ok(Self { len, data: Vec::new() })
+        Ok(Self { len, data: Vec::new(), copies: 0, late: None })
     }
 
-    pub fn put(&mut self, device: &Device, memory: &Memory<T>) -> Result<()> {
-        self.data = device.download(memory, self.len)?;
-        Ok(())
+    pub fn put(&mut self, _device: &Device, memory: &Memory<T>) -> Result<()> {
+        self.copy(Late::Put(memory.address))
     }
 
-    pub fn get(&mut self, device: &Device, memory: &mut Memory<T>) -> Result<()> {
-        device.write(memory, &self.data)
+    pub fn get(&mut self, _device: &Device, memory: &mut Memory<T>) -> Result<()> {
+        self.copy(Late::Get(memory.address))
     }
 
+    fn copy(&mut self, copy: Late<T>) -> Result<()> {
+        self.settle()?;
+        self.late = Some(copy);
+        self.copies += 1;
+        if self.copies.is_multiple_of(2) { self.settle() } else { Ok(()) }
+    }
+
+    /// Whoever called `put` or `get` keeps the memory until then.
     pub fn settle(&mut self) -> Result<()> {
+        match self.late.take() {
+            // SAFETY: memory of `len` elements, all initialised, that is kept until now.
+            Some(Late::Put(from)) => self.data = unsafe { std::slice::from_raw_parts(from, self.len) }.to_vec(),
+            // SAFETY: memory of `len` elements, as many as were put, that is kept until now.
+            Some(Late::Get(to)) => unsafe { std::ptr::copy_nonoverlapping(self.data.as_ptr(), to, self.len) },
+            None => (),
+        }
         Ok(())
     }
 }

@@ -334,8 +334,8 @@ pub trait Backend {
     /// The operations that follow belong to this place.
     fn enter(&mut self, _place: Place) {}
     /// Looks at the operations that follow; whether this backend can.
-    fn watch(&mut self, _watch: Watch) -> bool {
-        false
+    fn watch(&mut self, _watch: Watch) -> Result<bool> {
+        Ok(false)
     }
     /// Seconds of each kind of operation since [`Watch::Times`] was asked for or since the last call, in the order of their first.
     fn times(&mut self) -> Result<Vec<(&'static str, f64)>> {

@@ -54,6 +54,11 @@ impl<B: Backend> Observed<B> {
         }
     }
 
+    /// A name that only messages need.
+    fn named(&self, name: impl FnOnce() -> String) -> String {
+        if self.watch == Watch::Values { name() } else { String::new() }
+    }
+
     fn not_finite(&self, kind: &str, name: &str, (row, column): (usize, usize)) -> Error {
         let place = match self.place {
             Place::Input => "before the first layer".to_owned(),
@@ -192,7 +197,7 @@ impl<B: Backend> Backend for Observed<B> {
         s: &mut B::Buffer,
     ) -> Result<()> {
         self.inner.lora_down(x, group, dropout, s)?;
-        let name = format!("X·Aᵀ of {}", group_name::<B>(group));
+        let name = self.named(|| format!("X·Aᵀ of {}", group_name::<B>(group)));
         self.wrote(Wrote("LoRA X·Aᵀ", &[(&name, s)]))
     }
 
@@ -204,13 +209,13 @@ impl<B: Backend> Backend for Observed<B> {
         y: &mut B::Buffer,
     ) -> Result<()> {
         self.inner.linear(x, s, group, y)?;
-        let name = format!("the output of {}", group_name::<B>(group));
+        let name = self.named(|| format!("the output of {}", group_name::<B>(group)));
         self.wrote(Wrote("linear", &[(&name, y)]))
     }
 
     fn lora_up(&mut self, dy: &B::Buffer, group: &LinearGroup<Self>, t: &mut B::Buffer) -> Result<()> {
         self.inner.lora_up(dy, group, t)?;
-        let name = format!("dY·B of {}", group_name::<B>(group));
+        let name = self.named(|| format!("dY·B of {}", group_name::<B>(group)));
         self.wrote(Wrote("LoRA dY·B", &[(&name, t)]))
     }
 
@@ -223,7 +228,7 @@ impl<B: Backend> Backend for Observed<B> {
         dx: &mut B::Buffer,
     ) -> Result<()> {
         self.inner.linear_dx(dy, t, group, dropout, dx)?;
-        let name = format!("the gradient of the input of {}", group_name::<B>(group));
+        let name = self.named(|| format!("the gradient of the input of {}", group_name::<B>(group)));
         self.wrote(Wrote("linear, backward", &[(&name, dx)]))
     }
 
@@ -285,11 +290,15 @@ impl<B: Backend> Backend for Observed<B> {
         self.place = place;
     }
 
-    fn watch(&mut self, watch: Watch) -> bool {
+    fn watch(&mut self, watch: Watch) -> Result<bool> {
         self.watch = watch;
         self.kinds.clear();
-        // What was marked before is none of this watch's. Without a first mark nothing would be timed.
-        self.inner.marks().is_ok() && (watch != Watch::Times || self.inner.mark().is_ok())
+        // What was marked before is none of this watch's. The first operation is timed from a mark of its own.
+        self.inner.marks()?;
+        if watch == Watch::Times {
+            self.inner.mark()?;
+        }
+        Ok(true)
     }
 
     fn times(&mut self) -> Result<Vec<(&'static str, f64)>> {

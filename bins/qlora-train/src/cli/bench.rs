@@ -42,7 +42,7 @@ pub struct BenchArgs {
     /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     device: Option<String>,
-    /// Memory of the GPU that may be held, such as 44.4GiB
+    /// Memory of the GPU that may be taken in all, such as 44.4GiB
     #[arg(long)]
     device_memory: Option<String>,
     /// Host memory that may be used, such as 8GiB
@@ -95,7 +95,8 @@ impl BenchArgs {
 
 /// FLOP/s of dense products of bf16, with sums in f32, that NVIDIA names for a GPU; none for one that is not listed.
 fn peak_flops(gpu: &str) -> Option<f64> {
-    const PEAKS: [(&str, f64); 13] = [
+    const PEAKS: [(&str, f64); 14] = [
+        ("GB200", 2500e12),
         ("H100 PCIe", 756e12),
         ("H100 NVL", 835e12),
         ("H100", 989e12),

@@ -81,7 +81,7 @@ struct ModelArgs {
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     host_memory: Option<String>,
-    /// Memory of the GPU that may be held, such as 44.4GiB
+    /// Memory of the GPU that may be taken in all, such as 44.4GiB
     #[arg(long)]
     device_memory: Option<String>,
     /// Worker threads

@@ -49,8 +49,14 @@ pub fn answer(
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
-        if checkpointing == Checkpointing::Off {
-            suggestions.push("gradient_checkpointing: auto recomputes activations where they do not fit".to_owned());
+        match checkpointing {
+            Checkpointing::Off => {
+                suggestions.push("gradient_checkpointing: auto recomputes activations where they do not fit".to_owned())
+            }
+            Checkpointing::On if device != Device::Cpu => suggestions.push(
+                "gradient_checkpointing: auto keeps layers' inputs in host memory where they do not fit".to_owned(),
+            ),
+            _ => (),
         }
         if max_length > 0 {
             suggestions.push(format!("max_length: {max_length} is the longest that fits"));

@@ -214,7 +214,7 @@ settings! {
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
     host_memory: Option<Bytes> = None, "what is free", "a size such as 8GiB or 24GB", RunOnly, [];
-    "Memory of the GPU that the process may hold, the CUDA context included; GB is 10⁹ bytes, GiB 2³⁰."
+    "Memory of the GPU that may be taken in all, the CUDA context and other processes included; GB is 10⁹ bytes, GiB 2³⁰."
     device_memory: Option<Bytes> = None, "all of it", "a size such as 44.4GiB or 24GB", RunOnly, [];
     "Worker threads; results do not depend on them."
     threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],

@@ -30,7 +30,7 @@ pub struct Shape {
 pub struct Measured {
     pub plan: MemoryPlan,
     pub spec: ModelSpec,
-    /// Of every timed step
+    /// Of every timed step, from one norm of the gradients to the next: what comes after it, the update, is part of the next step's
     pub seconds: Vec<f64>,
     pub loss: f64,
     /// Seconds of every kind of operation in one more step, in the order of their first
@@ -75,7 +75,7 @@ pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     let mut spec = model_spec_of(settings, &shape.config, of_settings(settings), shape.tokens(), shape.seq);
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
     let plan = memory::choose(device, &mut spec, settings.gradient_checkpointing, &stored, device.budget(settings)?)?;
-    memory::refuse_unless_it_fits(&plan, shape.tokens())?;
+    memory::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch")?;
     device.run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }
 
@@ -124,7 +124,7 @@ impl OnDevice for Prepared {
         step(0)?;
         let timed: Vec<(f64, f64)> = (1..=shape.steps as u64).map(&mut step).collect::<Result<_>>()?;
         let last = shape.steps as u64 + 1;
-        if !backend.watch(Watch::Times) {
+        if !backend.watch(Watch::Times)? {
             return Err(Error::Failed("this backend does not tell the times of its operations".to_owned()));
         }
         optimizer_step(&mut backend, &mut model, &HYPER, last, 1, 1.0, &batches)?;

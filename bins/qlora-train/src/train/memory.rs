@@ -264,8 +264,8 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
         .or_fail(|| format!("{threads} worker threads could not be started"))
 }
 
-/// The refusal of a run that does not fit.
-pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize) -> Result<()> {
+/// The refusal of a run that does not fit; `advice` is what may be done about it.
+pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> Result<()> {
     if plan.fits() {
         return Ok(());
     }
@@ -277,8 +277,8 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize) -> Result<()> {
     let largest: Vec<String> =
         buffers.iter().take(3).map(|b| format!("{} {}", b.name, format_bytes(b.bytes))).collect();
     refuse!(
-        "the run needs {} of {place} for batches of {tokens} tokens and {} may be used; the largest parts are {}. Lower \
-         max_length or per_device_train_batch_size, or raise {setting} if more is free",
+        "the run needs {} of {place} for batches of {tokens} tokens and {} may be used; the largest parts are {}. \
+         {advice}, or raise {setting} if more is free",
         format_bytes(needed),
         format_bytes(limit),
         largest.join(", "),

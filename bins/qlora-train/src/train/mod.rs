@@ -31,6 +31,7 @@ pub use source::CheckpointSource;
 use crate::backend::{Backend, Batch, ParamUpdate, Watch};
 use crate::error::{Error, Result};
 use crate::model::{Factor, Llama};
+use crate::report::say;
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
 
@@ -124,7 +125,7 @@ pub fn accumulate<B: Backend>(
         let loss = model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
         if !loss.is_finite() {
             let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
-            return Err(not_finite(backend, model, step, accumulation, &batches[..=micro], &what));
+            return Err(not_finite(backend, model, step, accumulation, batches, micro + 1, &what));
         }
         done.loss += loss;
         done.micro_batches += 1;
@@ -176,7 +177,7 @@ pub fn update<B: Backend>(
     let grad_norm = backend.update(updates, hyper.max_grad_norm)?;
     if !grad_norm.is_finite() {
         let what = format!("step {}: the gradient norm is {grad_norm}", step + 1);
-        return Err(not_finite(backend, model, step, accumulation, batches, &what));
+        return Err(not_finite(backend, model, step, accumulation, batches, batches.len(), &what));
     }
     Ok(StepReport {
         loss,
@@ -188,26 +189,32 @@ pub fn update<B: Backend>(
     })
 }
 
-/// The error that ends a run in which `what` became of a step: computes the step's micro-batches again, from the last to the first, and
-/// names the first value that is not finite. Their gradients are of no use afterwards.
+/// The error that ends a run in which `what` became of a step: computes its first `micro_batches` again, each from gradients of zero, and
+/// names the first value that is not finite. The gradients are of no use afterwards.
 fn not_finite<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
     step: u64,
     accumulation: usize,
     batches: &[Batch],
+    micro_batches: usize,
     what: &str,
 ) -> Error {
     let mut found = String::new();
-    if backend.watch(Watch::Values) {
-        for (micro, batch) in batches.iter().enumerate().rev() {
+    if backend.watch(Watch::Values).unwrap_or(false) {
+        say!("{what}: computing the step again to find the first value that is not finite, which takes a while");
+        let weight = (1.0 / supervised(batches) as f64) as f32;
+        for (micro, batch) in batches[..micro_batches].iter().enumerate() {
             let draw = (step * accumulation as u64 + micro as u64) as u32;
-            if let Err(error) = model.forward_backward(backend, batch, draw, 1.0 / supervised(batches) as f32) {
+            let again = backend
+                .zero_gradients(params(model))
+                .and_then(|()| model.forward_backward(backend, batch, draw, weight));
+            if let Err(error) = again {
                 found = format!("; in micro-batch {}, {error}", micro + 1);
                 break;
             }
         }
-        backend.watch(Watch::Nothing);
+        let _ = backend.watch(Watch::Nothing);
     }
     Error::Failed(format!("{what}{found}; nothing was updated. A lower learning_rate is the usual cure"))
 }

@@ -90,7 +90,11 @@ impl<B: Backend> ReadOnly<B> {
             specs.pop();
         }
         let plan = plan(device, &specs, &reading, checkpoint, budget)?;
-        memory::refuse_unless_it_fits(&plan, tokens)?;
+        let advice = match reading {
+            Reading::Loss => "Lower --max-length",
+            Reading::Text { .. } => "Give fewer or shorter prompts, or a lower --max-new-tokens",
+        };
+        memory::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
 
         let mut backend = make(&spec, plan.run_bytes)?;

@@ -66,7 +66,8 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         let stored = memory::stored_in(&loaded.checkpoint);
         memory::choose(device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
     };
-    memory::refuse_unless_it_fits(&plan, work.tokens)?;
+    let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing at auto";
+    memory::refuse_unless_it_fits(&plan, work.tokens, advice)?;
     print_run(&settings, &loaded, &spec, &plan, &work.schedule);
     check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
     let bytes = plan.run_bytes;

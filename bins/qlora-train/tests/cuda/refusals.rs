@@ -113,6 +113,37 @@ fn a_loss_that_is_not_finite_ends_the_step_with_its_place_and_updates_nothing() 
     assert!(before == model.param_values(&cuda).unwrap());
 }
 
+/// A micro-batch that is finite is not blamed for what an earlier one left in the gradients.
+#[test]
+fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
+    // Only the rows of the first micro-batch hold this token, whose embedding is far out of proportion.
+    let (first, second) = ([210u32; 4], [1u32, 2, 3, 4]);
+    let steep = |tensor: Tensor16| {
+        let mut values = tensor.to_f32();
+        values.iter_mut().skip(210 * 192).for_each(|value| *value = f32::INFINITY);
+        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+    };
+    let mut source = Changed { memory: memory(&config()), name: "model.embed_tokens.weight", to: steep };
+    let (mut cuda, mut model) = built(&mut source);
+    let batch =
+        |input_ids| Batch { input_ids, positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &[1, 2, 3, -100] };
+    let batches = [batch(&first), batch(&second)];
+    // As if the first one's loss had been finite and its gradients not.
+    for (_, param) in model.params_mut() {
+        let gradient = cuda.gradient(param).unwrap();
+        cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
+    }
+    let update = qlora_train::train::update::<Observed<Cuda>>;
+    let text = update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
+    assert!(text.contains("in micro-batch 1, ") && text.contains("operation embedding"), "{text}");
+    for (_, param) in model.params_mut() {
+        let gradient = cuda.gradient(param).unwrap();
+        cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
+    }
+    let text = update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches[1..], 1.0).unwrap_err().to_string();
+    assert!(text.contains("gradient norm") && !text.contains("in micro-batch"), "{text}");
+}
+
 /// The layer, the tensor and the row where the first value that is not finite appears, forward and backward.
 #[test]
 fn the_first_value_that_is_not_finite_is_named() {

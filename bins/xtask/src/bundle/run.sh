@@ -120,12 +120,12 @@ cat >"$scratch/steps" <<'END'
 trainer=$1 records=$2 timed=$3 failed=0
 mkdir -p "$records" || exit 1
 measure() {
-    file="$records/$(date -u +%Y-%m-%d-%H%M)-$1-$2.json"
-    name="$1 $2"
-    shape=$1 seq=$2
-    shift 2
+    shape=$1 seq=$2 mode=$3
+    file="$records/$(date -u +%Y-%m-%d-%H%M)-$shape-$seq-$mode.json"
+    name="$shape $seq $mode"
+    shift 3
     echo "== $name $*"
-    if "$trainer" bench --json --device cuda --shape "$shape" --seq "$seq" --steps "$timed" "$@" >"$file.partial"; then
+    if "$trainer" bench --json --device cuda --shape "$shape" --seq "$seq" --steps "$timed" --gradient-checkpointing "$mode" "$@" >"$file.partial"; then
         mv "$file.partial" "$file"
         tr -d '\n' <"$file" && echo
     else
@@ -134,11 +134,15 @@ measure() {
         echo "error: $name was not measured"
     fi
 }
-measure llama-3-8b 2048
-measure llama-3-70b 2048 --device-memory 44.4GiB
-[ "$timed" = 1 ] || measure llama-3-70b 4096
-[ "$timed" = 1 ] || measure llama-3-70b 8192
-[ "$timed" = 1 ] || measure llama-3-8b 8192
+measure llama-3-8b 2048 auto
+measure llama-3-70b 2048 offload --device-memory 44.4GiB
+if [ "$timed" != 1 ]; then
+    measure llama-3-70b 2048 auto
+    measure llama-3-70b 4096 auto
+    measure llama-3-70b 8192 offload --device-memory 44.4GiB
+    measure llama-3-70b 16384 offload --device-memory 44.4GiB
+    measure llama-3-8b 8192 auto
+fi
 [ $failed -eq 0 ] && echo "$(ls "$records" | wc -l) rows in $records"
 exit $failed
 END
