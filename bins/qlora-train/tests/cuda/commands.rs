@@ -60,7 +60,7 @@ impl Directory {
     }
 
     /// The loss of every step.
-    fn losses(&self, run: &str) -> Vec<f64> {
+    pub fn losses(&self, run: &str) -> Vec<f64> {
         let metrics = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let entries = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         entries.filter_map(|entry| entry["loss"].as_f64()).collect()
@@ -73,30 +73,6 @@ pub fn train(more: &str) -> String {
         "train --json --model model --data rows.jsonl --max-length 64 --lora-r 24 --lora-dropout 0.1 --learning-rate 1e-2 --max-steps 4 \
          --save-steps 2 --gradient-accumulation-steps 2 {more}"
     )
-}
-
-#[test]
-fn a_run_on_the_device_gives_the_losses_and_the_adapter_of_one_on_the_cpu() {
-    let directory = Directory::new();
-    let on_cuda = directory.train("--output-dir cuda --device cuda");
-    let on_cpu = directory.train("--output-dir cpu --device cpu");
-    assert!(on_cuda.starts_with("device: cuda:0, "), "{on_cuda}");
-    assert!(on_cpu.starts_with("device: cpu, "), "{on_cpu}");
-    let (found, expected) = (directory.losses("cuda"), directory.losses("cpu"));
-    assert!(found.len() == 4 && expected.len() == 4);
-    // Each by less than 1%, while the run itself goes down by more.
-    let near = |found: &f64, expected: &f64| (found - expected).abs() < 0.01 * expected;
-    assert!(found.iter().zip(&expected).all(|(found, expected)| near(found, expected)), "{found:?} {expected:?}");
-    assert!(expected[3] < 0.9 * expected[0], "{expected:?}");
-    let mut losses = Vec::new();
-    for adapter in ["cuda", "cpu"] {
-        for device in ["cuda", "cpu"] {
-            let (answer, _) = directory
-                .done(&format!("eval --json --model model --adapter {adapter} --data rows.jsonl --device {device}"));
-            losses.push(answer["loss"].as_f64().unwrap());
-        }
-    }
-    assert!(losses.iter().all(|loss| near(loss, &losses[3])), "{losses:?}");
 }
 
 #[test]

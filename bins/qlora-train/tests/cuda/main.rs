@@ -2,6 +2,7 @@
 #![cfg(any(feature = "cuda", feature = "emulation"))]
 
 mod commands;
+mod curve;
 #[path = "../../../../tests/support/device.rs"]
 #[allow(dead_code, reason = "shared with the kernels' tests")]
 mod device;

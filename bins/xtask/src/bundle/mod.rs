@@ -23,6 +23,8 @@ const LIMIT: u64 = 60_000_000;
 const KERNELS: [(&str, &str); 3] = [("cuda", "suite"), ("cuda_typed", "typed"), ("kernels", "bench")];
 /// Likewise of the trainer's.
 const TRAINER: [(&str, &str); 2] = [("cuda", "training"), ("qlora-train", "qlora-train")];
+/// The demo's rows.
+const ROWS: [&str; 2] = ["habit.train.jsonl", "habit.validation.jsonl"];
 /// `run`'s exit status where there is no GPU.
 const NO_GPU: i32 = 3;
 
@@ -46,6 +48,11 @@ pub fn run(workspace: &Workspace) -> Result<String> {
         let mut strip = Command::new("strip");
         strip.arg("--strip-all").arg("-o").arg(dir.join("bin").join(name)).arg(from);
         check(strip).context("binutils' strip makes the executables small")?;
+    }
+    fs::create_dir_all(dir.join("rows"))?;
+    for name in ROWS {
+        let from = workspace.root.join("examples/data").join(name);
+        fs::copy(&from, dir.join("rows").join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     let facts = serde_json::json!({
         "commit": line_of(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=40"]).current_dir(&workspace.root)),

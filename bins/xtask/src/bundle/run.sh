@@ -2,34 +2,36 @@
 # Checks and measures the kernels on a machine with a GPU and its driver. Nothing else is needed, except compute-sanitizer for two of the stages.
 usage() {
     cat <<'END'
-usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT]
+usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT] [--model DIR]
   --output DIR     where logs, the summary and the record go (default: ./output)
   --quick          fewer shapes in the benches, fewer cases in the suite
   --stages LIST    of doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench (default: all, in this order)
   --limit S=N      stage S is stopped after N seconds
   --filter TEXT    the benches measure only what has this in its name
+  --model DIR      one stage more, curve: the demo's run of this model on the GPU, twice, and on the CPU
 exit status: 0 all passed; 1 a stage failed or could not run; 2 wrong usage; 3 no GPU or no driver, nothing was run
 END
 }
 
 here=$(cd "$(dirname "$0")" && pwd) || exit 2
-output=./output stages=doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench quick= filter=
+output=./output stages=doctor,twins,suite,training,memcheck,racecheck,stepcheck,steps,bench quick= filter= model=
 limit_doctor=60 limit_twins=60 limit_suite=300 limit_training=120
-limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_steps=540 limit_bench=540
+limit_memcheck=300 limit_racecheck=300 limit_stepcheck=300 limit_steps=540 limit_bench=540 limit_curve=540
 
-is_stage() { case $1 in doctor | twins | suite | training | memcheck | racecheck | stepcheck | steps | bench) ;; *) return 1 ;; esac; }
+is_stage() { case $1 in doctor | twins | suite | training | memcheck | racecheck | stepcheck | steps | bench | curve) ;; *) return 1 ;; esac; }
 wrong() { echo "run: $1" >&2; usage >&2; exit 2; }
 
 while [ $# -gt 0 ]; do
     case $1 in
     --help | -h) usage; exit 0 ;;
     --quick) quick=--quick ;;
-    --output | --stages | --limit | --filter)
+    --output | --stages | --limit | --filter | --model)
         [ $# -ge 2 ] || wrong "$1 needs a value"
         case $1 in
         --output) output=$2 ;;
         --stages) stages=$2 ;;
         --filter) filter=$2 ;;
+        --model) model=$2 ;;
         --limit)
             is_stage "${2%%=*}" || wrong "--limit $2: no stage is named ${2%%=*}"
             case ${2#*=} in '' | *[!0-9]*) wrong "--limit $2: expected STAGE=SECONDS" ;; esac
@@ -42,6 +44,12 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+if [ -n "$model" ]; then
+    [ -f "$model/config.json" ] || wrong "--model $model: it has no config.json"
+    model=$(cd "$model" && pwd)
+    case ,$stages, in *,curve,*) ;; *) stages=$stages,curve ;; esac
+fi
+case ,$stages, in *,curve,*) [ -n "$model" ] || wrong "stage curve needs --model DIR" ;; esac
 for stage in $(echo "$stages" | tr , ' '); do is_stage "$stage" || wrong "--stages: no stage is named $stage"; done
 
 facts=$("$here/bin/bench" --facts 2>&1)
@@ -165,6 +173,11 @@ for stage in $(echo "$stages" | tr , ' '); do
     steps)
         if [ -n "$quick" ]; then timed=1; else timed=3; fi
         run_stage steps sh "$scratch/steps" "$here/bin/qlora-train" "$output/records/steps" $timed
+        ;;
+    curve)
+        QLORA_CURVE_MODEL=$model QLORA_CURVE_ROWS=$here/rows
+        export QLORA_CURVE_MODEL QLORA_CURVE_ROWS
+        run_stage curve "$here/bin/training" --ignored curve:: --nocapture
         ;;
     bench) run_stage bench "$here/bin/bench" --bench $quick --record "$output/records" ${filter:+"$filter"} ;;
     esac

@@ -104,6 +104,18 @@ fn steps_are_measured_one_by_one() {
 }
 
 #[test]
+fn a_model_adds_a_stage_that_trains_it() {
+    let bundle = bundle(&[("training", "echo \"$* of $QLORA_CURVE_MODEL\""), ("bench", "echo facts")]);
+    fs::create_dir(bundle.path().join("model")).unwrap();
+    fs::write(bundle.path().join("model/config.json"), "{}").unwrap();
+    let (status, text, summary) = run_with(&bundle, &["--stages", "twins", "--model", "model"]);
+    assert_eq!(status, 0, "{text}");
+    assert!(summary.contains("passed   curve") && summary.contains("--ignored curve:: --nocapture of /"), "{summary}");
+    let (status, text, _) = run_with(&bundle, &["--stages", "curve"]);
+    assert!(status == 2 && text.contains("needs --model DIR"), "{text}");
+}
+
+#[test]
 fn only_the_stages_that_are_asked_for_run() {
     let bundle = bundle(&[("suite", "exit 1"), ("bench", "echo \"rows of $*\"")]);
     let (status, _, summary) = run_with(&bundle, &["--stages", "bench,training", "--filter", "M 512"]);
@@ -129,6 +141,7 @@ fn wrong_usage_is_told_before_anything_runs() {
         (&["--limit", "x=3"], "no stage is named x"),
         (&["--fast"], "unknown argument --fast"),
         (&["--output"], "needs a value"),
+        (&["--model", "nowhere"], "it has no config.json"),
     ] {
         let (status, text, summary) = run_with(&bundle, arguments);
         assert_eq!((status, summary.as_str()), (2, ""), "{text}");
