@@ -2,8 +2,11 @@
 //! operands that no cache holds, and replayed between two events.
 
 use crate::Options;
+use crate::cache_operation::CacheOperation;
 use crate::format::{Record, Row};
 use crate::groups;
+use crate::layer_operations::{Kind, Layer};
+use crate::logits_operation::LogitsOperation;
 use crate::nf4_operations::{Dequantize, Quantize};
 use crate::operation::Operation;
 use crate::values::random_codes;
@@ -15,6 +18,7 @@ use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::philox;
+use qlora_kernels::reference::AttentionShape;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -50,6 +54,27 @@ fn operations(bench: &mut Bench<'_>) {
     }
     bench.operation("", || Dequantize::<f32>::new(random_codes(n, k, &mut stream), Layout::Transposed));
     bench.operation("", || Quantize::<bf16>::random(n, k, options, 1));
+    // The rest of a Llama 70B's layer: each is checked whole on the host, which limits the tokens.
+    let layer = |kind, m, width| move || Layer { kind, m, width, seed: 70 };
+    let heads = Kind::Rope { heads: 72, pad: 8 * 128, inverse: false };
+    let (h, i, d) = (8192, 28672, 128);
+    for (kind, m, width) in [
+        (Kind::Norm, 2048, h),
+        (Kind::AddNorm, 2048, h),
+        (Kind::NormBackward { accumulate: true }, 2048, h),
+        (heads, 2048, d),
+        (Kind::Swiglu, 512, i),
+        (Kind::SwigluBackward { recompute: false }, 512, i),
+    ] {
+        bench.operation("", layer(kind, m, width));
+    }
+    // What a token of an answer reads beside the linear layers.
+    let shape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128 };
+    let decoding =
+        |past| move || CacheOperation { shape, documents: vec![(past, 1)], gap: 0, room: 0, size: 1.0, seed: 70 };
+    bench.operation("", decoding(8192));
+    let vocab = if bench.options.quick { 32_064 } else { 128_256 };
+    bench.operation("", || LogitsOperation { m: 1, h, vocab, tokens: vec![0], seed: 70 });
 }
 
 /// The first GPU, in a line.

@@ -34,6 +34,10 @@ mod adamw_operation;
 #[allow(dead_code, reason = "the tests use all of it")]
 mod attention_operation;
 #[cfg(feature = "cuda")]
+#[path = "../../tests/support/cache_operation.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod cache_operation;
+#[cfg(feature = "cuda")]
 #[path = "../../tests/support/cross_entropy.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod cross_entropy_operation;
@@ -48,6 +52,10 @@ mod dispatched;
 #[path = "../../tests/support/dispatched_dx.rs"]
 mod dispatched_dx;
 #[cfg(feature = "cuda")]
+#[path = "../../tests/support/layer_operations.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod layer_operations;
+#[cfg(feature = "cuda")]
 #[path = "../../tests/support/linear_dx.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod linear_dx_operation;
@@ -55,6 +63,10 @@ mod linear_dx_operation;
 #[path = "../../tests/support/linear.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod linear_operation;
+#[cfg(feature = "cuda")]
+#[path = "../../tests/support/logits_operation.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod logits_operation;
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/low_rank.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]

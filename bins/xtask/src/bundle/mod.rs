@@ -74,6 +74,7 @@ pub fn check_bundle(workspace: &Workspace) -> Result<String> {
     let dir = workspace.target.join("gpu-bundle");
     let mut command = Command::new(dir.join("run"));
     command.args(["--quick", "--stages", "twins", "--output"]).arg(workspace.target.join("gpu-bundle-output"));
+    check_old_driver(workspace, &dir.join("bin/qlora-train"))?;
     let output = command.output().context("cannot run the bundle")?;
     let text = String::from_utf8_lossy(&output.stdout);
     print!("{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -85,6 +86,31 @@ pub fn check_bundle(workspace: &Workspace) -> Result<String> {
         }
         _ => anyhow::bail!("`run` ended with {}", output.status),
     }
+}
+
+/// A driver that is too old, which here is a library that says so: every command names what it found and what it needs, and does nothing.
+fn check_old_driver(workspace: &Workspace, trainer: &Path) -> Result<()> {
+    let dir = workspace.target.join("old-driver");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let (source, library) = (dir.join("driver.c"), dir.join("libcuda.so"));
+    fs::write(&source, "int cuDriverGetVersion(int *version) { *version = 12080; return 0; }\n")?;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source);
+    check(compiler)?;
+    fs::copy(&library, dir.join("libcuda.so.1"))?;
+    for line in [
+        "train --model none --data none --output-dir none --device cuda",
+        "generate --model none --prompt none --device cuda",
+        "bench --shape llama-3-8b --device cuda",
+    ] {
+        let mut command = Command::new(trainer);
+        command.args(line.split_whitespace()).current_dir(&dir).env("LD_LIBRARY_PATH", &dir);
+        let output = command.output().context("cannot run the trainer")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let told = ["CUDA 12.8", "needs 13.0", "580"].iter().all(|word| errors.contains(word));
+        ensure!(told && output.status.code() == Some(2), "`{line}` with an old driver: {}: {errors}", output.status);
+    }
+    Ok(())
 }
 
 /// Tests and benches for a GPU, not run.
