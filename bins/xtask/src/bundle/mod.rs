@@ -99,8 +99,8 @@ fn check_old_driver(workspace: &Workspace, trainer: &Path) -> Result<()> {
     check(compiler)?;
     fs::copy(&library, dir.join("libcuda.so.1"))?;
     for line in [
-        "train --model none --data none --output-dir none --device cuda",
-        "generate --model none --prompt none --device cuda",
+        "train --model m --data d --output-dir o --device cuda",
+        "generate --model m --prompt p --device cuda",
         "bench --shape llama-3-8b --device cuda",
     ] {
         let mut command = Command::new(trainer);
