@@ -134,6 +134,29 @@ impl Device {
             .map_err(|error| failed("clearing device memory", error))
     }
 
+    /// `len` elements; the caller checked that both have as many from there on.
+    pub fn copy<T: Element>(
+        &self,
+        from: &Memory<T>,
+        first: usize,
+        to: &mut Memory<T>,
+        at: usize,
+        len: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        let (from, to) = (from.address.wrapping_add(first), to.address.wrapping_add(at));
+        // SAFETY: both have these elements; the copy is in the order of the default stream.
+        unsafe {
+            result::memcpy_dtod_async(
+                to as sys::CUdeviceptr,
+                from as sys::CUdeviceptr,
+                len * size_of::<T>(),
+                null_mut(),
+            )
+        }
+        .map_err(|error| failed("copy on the device", error))
+    }
+
     pub fn download<T: Element>(&self, memory: &Memory<T>, len: usize) -> Result<Vec<T>> {
         self.bind()?;
         let mut data: Vec<T> = Vec::with_capacity(len);

@@ -87,6 +87,20 @@ impl Device {
         Ok(())
     }
 
+    /// `len` elements; the caller checked that both have as many from there on.
+    pub fn copy<T: Element>(
+        &self,
+        from: &Memory<T>,
+        first: usize,
+        to: &mut Memory<T>,
+        at: usize,
+        len: usize,
+    ) -> Result<()> {
+        // SAFETY: both have these elements, initialised since `room`, and are not the same memory: one is borrowed exclusively.
+        unsafe { std::ptr::copy_nonoverlapping(from.address.add(first), to.address.add(at), len) };
+        Ok(())
+    }
+
     pub fn download<T: Element>(&self, memory: &Memory<T>, len: usize) -> Result<Vec<T>> {
         // SAFETY: the elements are initialised since `room`; launches are over when they return.
         Ok(unsafe { std::slice::from_raw_parts(memory.address, len) }.to_vec())

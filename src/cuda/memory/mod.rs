@@ -113,6 +113,21 @@ impl Device {
         self.0.clear(buffer.memory_mut(), len)
     }
 
+    /// Overwrites all elements with those of `pattern` from element `first` on, which comes round again, in the order of the stream.
+    pub fn repeat<T: Element>(&self, buffer: &mut Buffer<T>, pattern: &Buffer<T>, first: usize) -> Result<()> {
+        if first >= pattern.len() {
+            let len = pattern.len();
+            return Err(CudaError::Device(format!("a pattern of {len} elements has no element {first}")));
+        }
+        let (mut done, mut from) = (0, first);
+        while done < buffer.len() {
+            let len = (pattern.len() - from).min(buffer.len() - done);
+            self.0.copy(pattern.memory(), from, buffer.memory_mut(), done, len)?;
+            (done, from) = (done + len, 0);
+        }
+        Ok(())
+    }
+
     /// Waits for the stream, then copies.
     pub fn download<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         self.0.download(buffer.memory(), buffer.len)

@@ -185,3 +185,14 @@ fn the_device_reads_pinned_memory_in_place() {
     super::super::layer::embedding(ids.view(), table.view(), 6, 8, out.view_mut(), device.stream()).unwrap();
     assert_eq!(device.download(&out).unwrap(), [&values[40..], &values[..8], &values[40..]].concat());
 }
+
+#[test]
+fn a_pattern_is_repeated_over_a_buffer() {
+    let device = Device::open().unwrap();
+    let (pattern, mut buffer) = (device.upload(&[1u8, 2, 3]).unwrap(), device.zeros::<u8>(8).unwrap());
+    device.repeat(&mut buffer, &pattern, 2).unwrap();
+    assert_eq!(device.download(&buffer).unwrap(), [3, 1, 2, 3, 1, 2, 3, 1]);
+    assert!(device.repeat(&mut buffer, &pattern, 3).is_err());
+    let mut empty = device.zeros::<u8>(0).unwrap();
+    device.repeat(&mut empty, &pattern, 0).unwrap();
+}

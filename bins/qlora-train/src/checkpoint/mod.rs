@@ -13,6 +13,7 @@ mod locate;
 mod module;
 mod open;
 mod quantized;
+pub mod random;
 mod rope;
 pub mod shapes;
 pub mod synthetic;

@@ -1,5 +1,6 @@
 //! One tensor in memory, in the floating type it is stored in.
 
+use super::random::RandomNf4;
 use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -138,18 +139,20 @@ pub enum StoredWeight {
     Tensor(Tensor16),
     /// Quantised already: its maps and scales are used as they are.
     Nf4(Nf4Matrix),
+    /// No checkpoint's
+    Random(RandomNf4),
 }
 
 impl StoredWeight {
     /// NF4 dequantised to f32, anything else as it is.
     pub fn into_tensor(self) -> Tensor16 {
-        match self {
-            Self::Tensor(tensor) => tensor,
-            Self::Nf4(matrix) => {
-                let shape = vec![matrix.rows(), matrix.cols()];
-                Tensor16 { shape, data: TensorData::F32(matrix.dequantize()) }
-            }
-        }
+        let matrix = match self {
+            Self::Tensor(tensor) => return tensor,
+            Self::Nf4(matrix) => matrix,
+            Self::Random(random) => random.into_matrix(),
+        };
+        let shape = vec![matrix.rows(), matrix.cols()];
+        Tensor16 { shape, data: TensorData::F32(matrix.dequantize()) }
     }
 }
 

@@ -162,14 +162,13 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             _ => String::new(),
         }
     );
-    let bytes = |bytes: &Option<u64>| bytes.map_or("not known".to_owned(), format_bytes);
+    let taken = device_bytes.map_or(String::new(), |bytes| format!(", {} taken on the GPU", format_bytes(bytes)));
+    let host = host_bytes.map_or("not known".to_owned(), format_bytes);
     let _ = writeln!(
         text,
-        "{}: {} planned, {} taken on the GPU; {} of host memory at most",
+        "{}: {} planned{taken}; the process held {host} of host memory at most, pages of files included",
         plan.place(),
-        format_bytes(plan.peak_bytes()),
-        bytes(device_bytes),
-        bytes(host_bytes)
+        format_bytes(plan.peak_bytes())
     );
     let _ = write!(text, "{:<24}{:>12}{:>8}", "operation", "ms a step", "share");
     for (name, seconds) in &sorted {

@@ -2,13 +2,15 @@
 
 use super::source::initial_lora;
 use crate::backend::Quantization;
+use crate::checkpoint::random::{RandomNf4, repeated};
 use crate::checkpoint::{LlamaConfig, StoredType, StoredWeight, Tensor16, TensorData, expected_tensors};
 use crate::error::{Error, Result};
 use crate::model::{ParamName, Source};
 use half::bf16;
-use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, dynamic_map_signed};
+use qlora_kernels::nf4::{Absmax, NESTED_BLOCK_SIZE, dynamic_map_signed};
 use qlora_kernels::philox::Stream;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Random bytes and values that are drawn once; tensors repeat them, each from another place.
 const DRAWN: usize = 1 << 20;
@@ -18,7 +20,7 @@ pub struct RandomSource {
     shapes: HashMap<String, Vec<usize>>,
     quantization: Quantization,
     seed: u64,
-    bytes: Vec<u8>,
+    bytes: Arc<[u8]>,
     values: Vec<bf16>,
     tensors: usize,
 }
@@ -33,17 +35,10 @@ impl RandomSource {
         Self { shapes, quantization, seed, bytes, values, tensors: 0 }
     }
 
-    /// `len` of what was drawn, from another place for every tensor.
-    fn repeated<T: Copy>(drawn: &[T], tensors: usize, len: usize) -> Vec<T> {
-        // A prime, so that places come round late.
-        let from = tensors * 7919 % drawn.len();
-        let mut values = Vec::with_capacity(len);
-        values.extend_from_slice(&drawn[from..][..len.min(drawn.len() - from)]);
-        while values.len() < len {
-            let rest = len - values.len();
-            values.extend_from_slice(&drawn[..rest.min(drawn.len())]);
-        }
-        values
+    /// Where the next tensor begins in what was drawn: a prime further, so that places come round late.
+    fn next_first(&mut self) -> usize {
+        self.tensors += 1;
+        self.tensors * 7919 % DRAWN
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
@@ -59,26 +54,26 @@ impl Source for RandomSource {
     fn read(&mut self, name: &str) -> Result<Tensor16> {
         let shape = self.shape(name)?;
         let len = shape.iter().product();
-        self.tensors += 1;
+        let first = self.next_first();
         if name.contains("norm") {
             return Ok(Tensor16::from_f32(shape, vec![1.0; len], StoredType::Bf16));
         }
-        Ok(Tensor16 { shape, data: TensorData::Bf16(Self::repeated(&self.values, self.tensors, len)) })
+        Ok(Tensor16 { shape, data: TensorData::Bf16(repeated(&self.values, first, len)) })
     }
 
-    /// NF4 as it would be after quantisation, without quantising.
+    /// NF4 as it would be after quantisation, without quantising; its codes are made by whoever holds it.
     fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
         let Quantization::Nf4 { block_size, double_quant } = self.quantization else {
             return self.read(name).map(StoredWeight::Tensor);
         };
         let shape = self.shape(name)?;
-        self.tensors += 1;
-        let (n, k) = (shape[0], shape[1]);
-        let blocks = (n * k).div_ceil(block_size);
+        let first = self.next_first();
+        let (rows, cols) = (shape[0], shape[1]);
+        let blocks = (rows * cols).div_ceil(block_size);
         // The 16 values have a root mean square of 0.6.
         let absmax = match double_quant {
             true => Absmax::DoubleQuantised {
-                codes: Self::repeated(&self.bytes, self.tensors + 1, blocks),
+                codes: repeated(&self.bytes, (first + 1) % DRAWN, blocks),
                 nested_absmax: vec![0.01; blocks.div_ceil(NESTED_BLOCK_SIZE)],
                 nested_block_size: NESTED_BLOCK_SIZE,
                 nested_code: Box::new(*dynamic_map_signed()),
@@ -86,9 +81,8 @@ impl Source for RandomSource {
             },
             false => Absmax::F32(vec![0.035; blocks]),
         };
-        let codes = Self::repeated(&self.bytes, self.tensors, (n * k).div_ceil(2));
-        let matrix = Nf4Matrix::from_parts(n, k, block_size, CODE, codes, absmax);
-        Ok(StoredWeight::Nf4(matrix.map_err(|error| Error::Failed(format!("{name}: {error}")))?))
+        let bytes = self.bytes.clone();
+        Ok(StoredWeight::Random(RandomNf4 { rows, cols, block_size, absmax, bytes, first }))
     }
 
     fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
@@ -112,8 +106,8 @@ mod tests {
             for (name, shape) in expected_tensors(&config) {
                 let values = match name.contains("_proj") {
                     true => match source.read_weight(&name).unwrap() {
-                        StoredWeight::Nf4(matrix) => matrix.dequantize(),
-                        StoredWeight::Tensor(_) => panic!("{name} is to be in NF4"),
+                        StoredWeight::Random(random) => random.into_matrix().dequantize(),
+                        other => panic!("{name} is {other:?}, expected random NF4"),
                     },
                     false => source.read(&name).unwrap().to_f32(),
                 };
@@ -125,7 +119,5 @@ mod tests {
             }
             assert!(source.read("model.layers.9.mlp.up_proj.weight").is_err());
         }
-        let long = RandomSource::repeated(&[1, 2, 3], 1, 10);
-        assert_eq!(long, [3, 1, 2, 3, 1, 2, 3, 1, 2, 3]);
     }
 }

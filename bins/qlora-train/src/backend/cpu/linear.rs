@@ -21,6 +21,7 @@ impl CpuWeight {
     pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredWeight) -> Result<Self> {
         match (stored, quantization) {
             (StoredWeight::Nf4(matrix), _) => Ok(Self::Nf4(matrix)),
+            (StoredWeight::Random(random), _) => Ok(Self::Nf4(random.into_matrix())),
             (StoredWeight::Tensor(tensor), Quantization::None) => Ok(Self::Dense(Dense { tensor, cols: k })),
             (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
                 quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant }).map(Self::Nf4)

@@ -3,6 +3,7 @@
 use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
 use crate::backend::{Quantization, quantize};
+use crate::checkpoint::random::RandomNf4;
 use crate::checkpoint::{StoredWeight, Tensor16, TensorData};
 use crate::error::Result;
 use crate::refuse;
@@ -11,6 +12,7 @@ use half::slice::HalfFloatSliceExt;
 use qlora_kernels::cuda::absmax_transpose;
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
+use std::sync::Arc;
 
 /// In bf16; other types are rounded to it.
 fn to_bf16(tensor: Tensor16) -> Vec<bf16> {
@@ -24,6 +26,15 @@ pub(super) fn rounded(values: &[f32]) -> Vec<bf16> {
     let mut rounded = vec![bf16::ZERO; values.len()];
     rounded.convert_from_f32_slice(values);
     rounded
+}
+
+/// Where the codes of a weight come from.
+enum Codes<'a> {
+    Stored(&'a [u8]),
+    /// What [`Cuda::keep_pattern`] keeps, repeated, from this byte on
+    Random {
+        first: usize,
+    },
 }
 
 impl Cuda {
@@ -40,35 +51,50 @@ impl Cuda {
         let Quantization::Nf4 { block_size, double_quant } = quantization else {
             let values = match stored {
                 Some(StoredWeight::Tensor(tensor)) => Some(to_bf16(tensor)),
-                Some(StoredWeight::Nf4(_)) => unreachable!("a weight that is stored in NF4 is held in NF4"),
+                Some(_) => unreachable!("a weight that is stored in NF4 is held in NF4"),
                 None => None,
             };
             return Ok(CudaWeight::Dense(self.memory.upload("weights", n * k, values.as_deref())?));
         };
         let options = Nf4Options { block_size, double_quant };
         let matrix = match stored {
-            Some(StoredWeight::Nf4(matrix)) => Some(matrix),
-            Some(StoredWeight::Tensor(tensor)) => Some(quantize(name, n, k, &tensor, &options)?),
-            None => None,
+            Some(StoredWeight::Nf4(matrix)) => matrix,
+            Some(StoredWeight::Tensor(tensor)) => quantize(name, n, k, &tensor, &options)?,
+            Some(StoredWeight::Random(random)) => {
+                self.keep_pattern(&random)?;
+                let codes = Codes::Random { first: random.first };
+                return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, Some((codes, &random.absmax)))?)));
+            }
+            None => return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, None)?))),
         };
-        if let Some(matrix) = &matrix {
-            check(name, matrix, &options)?;
-        }
-        Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, matrix.as_ref())?)))
+        check(name, &matrix, &options)?;
+        let values = Some((Codes::Stored(matrix.codes()), matrix.absmax()));
+        Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, values)?)))
     }
 
+    /// What random weights repeat, on the device beside the arena: a plan reads no weight and does not know of it.
+    fn keep_pattern(&mut self, random: &RandomNf4) -> Result<()> {
+        let known = self.pattern.as_ref().is_some_and(|(bytes, _)| Arc::ptr_eq(bytes, &random.bytes));
+        if let (false, Some(device)) = (known, self.memory.device()) {
+            self.pattern = Some((random.bytes.clone(), device.upload(&random.bytes)?));
+        }
+        Ok(())
+    }
+
+    /// `values` while running.
     fn load_nf4(
         &mut self,
         n: usize,
         k: usize,
         &Nf4Options { block_size, double_quant }: &Nf4Options,
-        matrix: Option<&Nf4Matrix>,
+        values: Option<(Codes, &Absmax)>,
     ) -> Result<Nf4Memory> {
         let (memory, name, blocks) = (&self.memory, "NF4 weights", (n * k).div_ceil(block_size));
         // With whole blocks in a row, those of one column of blocks lie together: what the kernels read fastest.
         let mut layout = if k.is_multiple_of(block_size) { Layout::Transposed } else { Layout::RowMajor };
+        let (codes, stored_absmax) = values.unzip();
         let absmax = if double_quant {
-            let parts = matrix.map(|matrix| match matrix.absmax() {
+            let parts = stored_absmax.map(|absmax| match absmax {
                 Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset, .. } => {
                     (&codes[..], &nested_absmax[..], nested_code.as_slice(), [*offset])
                 }
@@ -101,7 +127,7 @@ impl Cuda {
                 offset: memory.upload(name, 1, parts.as_ref().map(|parts| &parts.3[..]))?,
             }
         } else {
-            let ordered = matrix.map(|matrix| match (matrix.absmax(), layout) {
+            let ordered = stored_absmax.map(|absmax| match (absmax, layout) {
                 (Absmax::F32(absmax), Layout::RowMajor) => absmax.clone(),
                 (Absmax::F32(absmax), Layout::Transposed) => {
                     (0..blocks).map(|i| absmax[i % n * (k / block_size) + i / n]).collect()
@@ -110,7 +136,18 @@ impl Cuda {
             });
             AbsmaxMemory::F32(memory.upload(name, blocks, ordered.as_deref())?)
         };
-        let codes = memory.upload(name, (n * k).div_ceil(2), matrix.map(Nf4Matrix::codes))?;
+        let len = (n * k).div_ceil(2);
+        let codes = match codes {
+            Some(Codes::Random { first }) => {
+                let mut codes = memory.take(name, len)?;
+                if let (Some(device), Some((_, pattern))) = (memory.device(), &self.pattern) {
+                    device.repeat(&mut codes, pattern, first)?;
+                }
+                codes
+            }
+            Some(Codes::Stored(codes)) => memory.upload(name, len, Some(codes))?,
+            None => memory.take(name, len)?,
+        };
         Ok(Nf4Memory { n, k, block_size, layout, codes, absmax })
     }
 

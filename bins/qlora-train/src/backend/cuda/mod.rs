@@ -35,6 +35,7 @@ use loss::LossMemory;
 use memory::Memory;
 use optimizer::OptimizerMemory;
 use qlora_kernels::cuda::{Buffer, CudaError, Device, Inbox, Marks, View, layer};
+use std::sync::Arc;
 use stow::StowMemory;
 
 /// A GPU and what a run holds on it; or, while planning, what it would hold.
@@ -59,6 +60,8 @@ pub struct Cuda {
     stowed: StowMemory,
     /// Of each document of the batch as it was given: whether it has tokens.
     batch_documents: Vec<bool>,
+    /// What random weights repeat, and the same on the device.
+    pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
     /// Made when the first moment is marked.
     marks: Option<Marks>,
     #[cfg(feature = "emulation")]
@@ -169,6 +172,7 @@ impl Cuda {
             cache: CacheMemory::new(&memory)?,
             stowed: StowMemory::default(),
             batch_documents: Vec::new(),
+            pattern: None,
             marks: None,
             #[cfg(feature = "emulation")]
             paths: Vec::new(),
