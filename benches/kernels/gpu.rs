@@ -13,7 +13,7 @@ use crate::values::random_codes;
 use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
-use qlora_kernels::cuda::measure::{Facts, Timer};
+use qlora_kernels::cuda::measure::{Facts, Timer, driver_version};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::nf4::Nf4Options;
@@ -83,7 +83,7 @@ pub fn facts() -> Result<String> {
 }
 
 fn shown_facts(facts: &Facts) -> String {
-    let driver = record::driver().unwrap_or_else(|| "?".into());
+    let driver = driver_version().unwrap_or_else(|| "?".into());
     let Facts { gpu, cuda, multiprocessors, memory_bytes, l2_bytes, .. } = facts;
     let (memory, l2) = (*memory_bytes as f64 / f64::from(1 << 30), l2_bytes >> 20);
     format!("{gpu}: {multiprocessors} multiprocessors, {memory:.1} GiB, {l2} MiB L2; driver {driver}, CUDA {cuda}")

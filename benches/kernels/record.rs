@@ -2,7 +2,7 @@
 
 use crate::format::{Record, Row};
 use crate::source::kernels_hash;
-use qlora_kernels::cuda::measure::Facts;
+use qlora_kernels::cuda::measure::{Facts, driver_version};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +17,7 @@ pub fn new(facts: &Facts, copy: f64, quick: bool) -> Result<Record, String> {
     Ok(Record {
         date: now(),
         gpu: facts.gpu.clone(),
-        driver: driver(),
+        driver: driver_version(),
         cuda: facts.cuda.clone(),
         nvcc: built.nvcc,
         cublaslt: None,
@@ -72,13 +72,6 @@ fn built() -> Result<Built, String> {
     let commit = git.ok().filter(|output| output.status.success());
     let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     Ok(Built { commit, kernels_hash, nvcc: None })
-}
-
-/// The driver's version, as its kernel module tells it.
-pub fn driver() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
-    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
 }
 
 /// Date and time in UTC, from seconds since 1970 in the proleptic Gregorian calendar.

@@ -19,6 +19,13 @@ pub struct Facts {
     pub memory_bytes: usize,
 }
 
+/// The driver's version, as its kernel module tells it.
+pub fn driver_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
+}
+
 /// A stream and two events on the first GPU.
 pub struct Timer {
     context: Arc<CudaContext>,

@@ -2,27 +2,27 @@
 
 mod arena;
 mod copies;
+#[cfg(feature = "emulation")]
+mod emulated;
 #[cfg(not(feature = "emulation"))]
 mod gpu;
 #[cfg(not(feature = "emulation"))]
 mod gpu_copies;
-#[cfg(feature = "emulation")]
-mod host;
-mod host_side;
+mod pinned;
 pub mod ranges;
 mod view;
 
 pub use arena::Arena;
 pub use copies::{Inbox, Marks, Outbox};
-pub use host_side::{Pinned, Stash};
+pub use pinned::{Pinned, Stash};
 pub use view::{View, ViewMut};
 
 use super::{CudaError, Result, Stream};
 use arena::Part;
+#[cfg(feature = "emulation")]
+use emulated as imp;
 #[cfg(not(feature = "emulation"))]
 use gpu as imp;
-#[cfg(feature = "emulation")]
-use host as imp;
 
 mod sealed {
     pub trait Sealed {}

@@ -216,11 +216,12 @@ fn format_number(value: f64) -> String {
     if value < 100.0 { format!("{value:.1}") } else { thousands(value.round() as u64) }
 }
 
-/// The driver's version, as its kernel module tells it.
+/// None where no GPU can be used.
 fn driver() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
-    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
+    #[cfg(feature = "cuda")]
+    return qlora_kernels::cuda::measure::driver_version();
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
 /// What the bundle for a GPU machine says of its build (the file that `QLORA_BUILT` names); null elsewhere.

@@ -72,9 +72,9 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     memory::set_threads(settings.threads)?;
     let device = Device::choose(settings)?;
-    let mut spec = model_spec_of(settings, &shape.config, of_settings(settings), shape.tokens(), shape.seq);
-    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-    let plan = memory::choose(device, &mut spec, settings.gradient_checkpointing, &stored, device.budget(settings)?)?;
+    let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
+    let checkpointing = settings.gradient_checkpointing;
+    let plan = memory::choose(device, &mut spec, checkpointing, &stored_in_16_bits, budget)?;
     memory::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch")?;
     device.run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }

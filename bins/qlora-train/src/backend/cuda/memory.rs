@@ -3,7 +3,7 @@
 use crate::backend::plan::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::cuda::ranges::Peak;
-use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream};
+use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream, View};
 use std::cell::RefCell;
 
 pub struct Memory {
@@ -96,7 +96,7 @@ impl Memory {
         })
     }
 
-    pub fn inbox<T: Element>(&self, len: usize) -> Result<Option<Inbox<T>>> {
+    fn inbox<T: Element>(&self, len: usize) -> Result<Option<Inbox<T>>> {
         self.pinned::<T, _>("batches and rates on their way", len, |device| Inbox::new(device, len))
     }
 
@@ -142,16 +142,27 @@ impl Memory {
     }
 }
 
-/// Puts an array into a buffer through its inbox; nothing while planning.
-pub fn send<T: Element>(
-    memory: &Memory,
-    inbox: &mut Option<Inbox<T>>,
-    data: &[T],
-    buffer: &mut Buffer<T>,
-) -> Result<()> {
-    match (memory.device(), inbox) {
-        (Some(device), Some(inbox)) => Ok(inbox.send(device, data, buffer)?),
-        _ => Ok(()),
+/// A buffer that gets new values again and again, and the pinned memory they come through; none while planning.
+pub struct Incoming<T: Element> {
+    buffer: Buffer<T>,
+    inbox: Option<Inbox<T>>,
+}
+
+impl<T: Element> Incoming<T> {
+    pub fn new(memory: &Memory, name: &'static str, len: usize) -> Result<Self> {
+        Ok(Self { buffer: memory.zeros(name, len)?, inbox: memory.inbox(len)? })
+    }
+
+    /// The first values, at most as many as there is room for.
+    pub fn set(&mut self, memory: &Memory, values: &[T]) -> Result<()> {
+        match (memory.device(), &mut self.inbox) {
+            (Some(device), Some(inbox)) => Ok(inbox.send(device, values, &mut self.buffer)?),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn view(&self) -> View<'_, T> {
+        self.buffer.view()
     }
 }
 
@@ -167,7 +178,8 @@ pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<Outbox<T>>, buffer
 pub fn failed(error: &qlora_kernels::cuda::CudaError) -> Error {
     let lost = match error.is_lost() {
         true => {
-            ". This process cannot use the GPU any more; checkpoints are untouched, and `--resume-from-checkpoint` goes on from the newest"
+            ". This process cannot use the GPU any more; a training run goes on from its newest checkpoint with \
+             `--resume-from-checkpoint`"
         }
         false => "",
     };

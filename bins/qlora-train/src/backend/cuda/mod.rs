@@ -32,9 +32,9 @@ use crate::model::ModelSpec;
 use cache::CacheMemory;
 use half::bf16;
 use loss::LossMemory;
-use memory::Memory;
+use memory::{Incoming, Memory};
 use optimizer::OptimizerMemory;
-use qlora_kernels::cuda::{Buffer, CudaError, Device, Inbox, Marks, View, layer};
+use qlora_kernels::cuda::{Buffer, CudaError, Device, Marks, View, layer};
 use std::sync::Arc;
 use stow::StowMemory;
 
@@ -70,16 +70,13 @@ pub struct Cuda {
 
 struct BatchMemory {
     /// `[tokens]`
-    input_ids: Buffer<u32>,
+    input_ids: Incoming<u32>,
     /// `[tokens]`
-    positions: Buffer<u32>,
+    positions: Incoming<u32>,
     /// `[tokens + 1]`
-    boundaries: Buffer<u32>,
+    boundaries: Incoming<u32>,
     /// `[tokens]`
-    targets: Buffer<i32>,
-    /// How the four get there; none while planning.
-    inbox: Option<[Inbox<u32>; 3]>,
-    targets_inbox: Option<Inbox<i32>>,
+    targets: Incoming<i32>,
 }
 
 /// Rotation angles of every position.
@@ -119,29 +116,19 @@ impl Planner for Cuda {
 impl BatchMemory {
     fn new(memory: &Memory, tokens: usize) -> Result<Self> {
         let name = "batch";
-        let inbox = |len| memory.inbox(len);
-        let inboxes = match (inbox(tokens)?, inbox(tokens)?, inbox(tokens + 1)?) {
-            (Some(input_ids), Some(positions), Some(boundaries)) => Some([input_ids, positions, boundaries]),
-            _ => None,
-        };
         Ok(Self {
-            input_ids: memory.zeros(name, tokens)?,
-            positions: memory.zeros(name, tokens)?,
-            boundaries: memory.zeros(name, tokens + 1)?,
-            targets: memory.zeros(name, tokens)?,
-            inbox: inboxes,
-            targets_inbox: memory.inbox(tokens)?,
+            input_ids: Incoming::new(memory, name, tokens)?,
+            positions: Incoming::new(memory, name, tokens)?,
+            boundaries: Incoming::new(memory, name, tokens + 1)?,
+            targets: Incoming::new(memory, name, tokens)?,
         })
     }
 
     fn set(&mut self, memory: &Memory, batch: &Current) -> Result<()> {
-        let Some(device) = memory.device() else { return Ok(()) };
-        if let Some([input_ids, positions, boundaries]) = &mut self.inbox {
-            input_ids.send(device, &batch.input_ids, &mut self.input_ids)?;
-            positions.send(device, &batch.positions, &mut self.positions)?;
-            boundaries.send(device, &batch.boundaries, &mut self.boundaries)?;
-        }
-        memory::send(memory, &mut self.targets_inbox, &batch.targets, &mut self.targets)
+        self.input_ids.set(memory, &batch.input_ids)?;
+        self.positions.set(memory, &batch.positions)?;
+        self.boundaries.set(memory, &batch.boundaries)?;
+        self.targets.set(memory, &batch.targets)
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::Cuda;
 use super::load::rounded;
-use super::memory::{Memory, fetch, send};
+use super::memory::{Incoming, Memory, fetch};
 use super::operands::{CudaParam, StateMemory, Training};
 use crate::backend::{OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::cuda::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States, Tensor, Tensors};
-use qlora_kernels::cuda::{Buffer, Element, Inbox, Outbox};
+use qlora_kernels::cuda::{Buffer, Element, Outbox};
 
 /// The plan's lines.
 const PARAMS: &str = "LoRA A and B";
@@ -24,11 +24,10 @@ pub struct OptimizerMemory {
     ids: Vec<u64>,
     table: Buffer<u64>,
     /// A rate for each tensor.
-    rates: Buffer<f32>,
+    rates: Incoming<f32>,
     workspace: Buffer<u64>,
     state: Buffer<u64>,
-    /// How the rates get there, and where the state is read; none while planning.
-    inbox: Option<Inbox<f32>>,
+    /// Where the state is read; none while planning.
     outbox: Option<Outbox<u64>>,
 }
 
@@ -38,10 +37,9 @@ impl OptimizerMemory {
             next_id: 0,
             ids: Vec::new(),
             table: memory.take(TABLES, 0)?,
-            rates: memory.take(TABLES, 0)?,
+            rates: Incoming::new(memory, TABLES, 0)?,
             workspace: memory.take(TABLES, 0)?,
             state: memory.take(TABLES, STATE_LEN)?,
-            inbox: None,
             outbox: memory.outbox(STATE_LEN)?,
         })
     }
@@ -165,9 +163,8 @@ impl Cuda {
         let table = memory.device().map(|_| tensors(params)?.table().map_err(crate::error::Error::from)).transpose()?;
         let table_len = adamw::table_len(&lengths);
         optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
-        optimizer.rates = memory.take(TABLES, ids.len() * RATE_LEN)?;
+        optimizer.rates = Incoming::new(memory, TABLES, ids.len() * RATE_LEN)?;
         optimizer.workspace = memory.take(TABLES, adamw::workspace_len(&lengths))?;
-        optimizer.inbox = memory.inbox(ids.len() * RATE_LEN)?;
         optimizer.ids = ids;
         Ok(())
     }
@@ -185,8 +182,8 @@ impl Cuda {
         let Some(stream) = self.memory.stream() else { return Ok(0.0) };
         let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
         let mut tensors = tensors(updates.into_iter().map(|update| update.param).collect())?;
-        let OptimizerMemory { table, rates, workspace, state, inbox, outbox, .. } = &mut self.optimizer;
-        send(&self.memory, inbox, &adamw::rates(&settings), rates)?;
+        let OptimizerMemory { table, rates, workspace, state, outbox, .. } = &mut self.optimizer;
+        rates.set(&self.memory, &adamw::rates(&settings))?;
         let (norm, room) = (state.view_mut(), workspace.view_mut());
         tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
         fetch(&self.memory, outbox, state)?;

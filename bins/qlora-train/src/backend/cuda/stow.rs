@@ -70,8 +70,9 @@ impl Cuda {
             (planned, _) => *planned = Stowing::Planned(Some(data)),
         }
         self.stowed.under_way.push_back(index);
-        while self.stowed.under_way.len() > UNDER_WAY {
-            let oldest = self.stowed.under_way.pop_front().expect("there are more");
+        if self.stowed.under_way.len() > UNDER_WAY
+            && let Some(oldest) = self.stowed.under_way.pop_front()
+        {
             self.stowed.settle(oldest)?;
         }
         Ok(CudaStowed::Away { stash: index, width, coming: false })
