@@ -3,7 +3,6 @@
 
 use crate::dispatched::Dispatched;
 use crate::dispatched_dx::DispatchedDx;
-use crate::format::Row;
 use crate::gpu::{Bench, Result, shown, text};
 use crate::linear_dx_operation::{self as dx, LinearDx};
 use crate::linear_operation::{self, Host, HostPart, Linear, Part, Values};
@@ -13,6 +12,7 @@ use qlora_kernels::cuda;
 use qlora_kernels::cuda::cublaslt::CublasLt;
 use qlora_kernels::cuda::dispatch::Dispatch;
 use qlora_kernels::cuda::linear::Path;
+use records::format::Row;
 
 struct Group {
     name: &'static str,
