@@ -2,10 +2,10 @@
 #include "launch.cuh"
 
 static_assert(sizeof(qk_nf4) == 80 && sizeof(qk_lora) == 48 && sizeof(qk_segment) == 64, "the layout of the interface");
-static_assert(sizeof(qk_linear) == 64 && sizeof(qk_nf4_quantize_args) == 80, "the layout of the interface");
+static_assert(sizeof(qk_linear_args) == 64 && sizeof(qk_nf4_quantize_args) == 80, "the layout of the interface");
 static_assert(sizeof(qk_dropout) == 32 && sizeof(qk_segment_backward) == 72, "the layout of the interface");
-static_assert(sizeof(qk_linear_backward) == 96, "the layout of the interface");
-static_assert(sizeof(qk_adamw_tensor) == 72 && sizeof(qk_adamw) == 48, "the layout of the interface");
+static_assert(sizeof(qk_linear_backward_args) == 96, "the layout of the interface");
+static_assert(sizeof(qk_adamw_tensor) == 72 && sizeof(qk_adamw_args) == 48, "the layout of the interface");
 static_assert(sizeof(qk_embedding_args) == 56 && sizeof(qk_rms_norm_args) == 64, "the layout of the interface");
 static_assert(sizeof(qk_rms_norm_backward_args) == 64 && sizeof(qk_rope_args) == 72, "the layout of the interface");
 static_assert(sizeof(qk_swiglu_args) == 48 && sizeof(qk_attention_args) == 96, "the layout of the interface");

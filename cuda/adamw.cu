@@ -183,7 +183,7 @@ int blocks_for(int chunks) {
 
 }  // namespace
 
-extern "C" int qk_adamw_update(const qk_adamw *adamw, qk_stream stream) {
+extern "C" int qk_adamw_update(const qk_adamw_args *adamw, qk_stream stream) {
     AdamWView view;
     int status = adamw_view(adamw, &view);
     if (status != QK_OK) return status;

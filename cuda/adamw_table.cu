@@ -36,7 +36,7 @@ size_t table_bytes(uint32_t count, int chunks) { return count * sizeof(AdamWEntr
 
 }  // namespace
 
-int adamw_view(const qk_adamw *adamw, AdamWView *view) {
+int adamw_view(const qk_adamw_args *adamw, AdamWView *view) {
     if (adamw == nullptr) return QK_ERROR_NULL_POINTER;
     if (adamw->struct_size != sizeof(*adamw)) return QK_ERROR_STRUCT_SIZE;
     int status = check_tensors(adamw->tensors, adamw->num_tensors, &view->chunks, &view->quantised);

@@ -167,7 +167,7 @@ extern "C" int qk_attention(const qk_attention_args *args, qk_stream stream) {
     return args->head_dim == 64 ? launch_forward<64>(view, stream) : launch_forward<128>(view, stream);
 }
 
-extern "C" int qk_attention_workspace_size(const qk_attention_args *args, size_t *bytes) {
+extern "C" int qk_attention_backward_workspace_size(const qk_attention_args *args, size_t *bytes) {
     AttentionView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = check(args, &view)) return error;

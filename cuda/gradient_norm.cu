@@ -76,7 +76,7 @@ size_t partial_bytes(const AdamWView &view) { return size_t(view.chunks) * sizeo
 
 }  // namespace
 
-extern "C" int qk_gradient_norm_workspace_size(const qk_adamw *adamw, size_t *bytes) {
+extern "C" int qk_gradient_norm_workspace_size(const qk_adamw_args *adamw, size_t *bytes) {
     AdamWView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     int status = adamw_view(adamw, &view);
@@ -84,7 +84,7 @@ extern "C" int qk_gradient_norm_workspace_size(const qk_adamw *adamw, size_t *by
     return status;
 }
 
-extern "C" int qk_gradient_norm(const qk_adamw *adamw, double max_norm, qk_gradient_state *state, void *workspace, size_t workspace_bytes,
+extern "C" int qk_gradient_norm(const qk_adamw_args *adamw, double max_norm, qk_gradient_state *state, void *workspace, size_t workspace_bytes,
                                 qk_stream stream) {
     AdamWView view;
     int status = adamw_view(adamw, &view);

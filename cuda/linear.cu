@@ -7,12 +7,12 @@ namespace {
 
 constexpr int64_t kSmallM = 16;
 
-const qk_segment *segment_at(const qk_linear *linear, uint32_t index) {
+const qk_segment *segment_at(const qk_linear_args *linear, uint32_t index) {
     const char *first = reinterpret_cast<const char *>(linear->segments);
     return reinterpret_cast<const qk_segment *>(first + size_t(index) * linear->segments->struct_size);
 }
 
-int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentView *view) {
+int check_segment(const qk_linear_args *linear, const qk_segment *segment, SegmentView *view) {
     if (segment->struct_size != sizeof(qk_segment)) return QK_ERROR_STRUCT_SIZE;
     if (segment->n < 1 || segment->n > INT32_MAX || segment->ldy < segment->n) return QK_ERROR_SHAPE;
     if ((segment->nf4 != nullptr) == (segment->dense != nullptr)) return QK_ERROR_NULL_POINTER;
@@ -30,10 +30,10 @@ int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentVie
     return segment->lora == nullptr ? QK_OK : lora_view(segment->lora, view);
 }
 
-int check(const qk_linear *linear, LinearView *view) {
+int check(const qk_linear_args *linear, LinearView *view) {
     *view = {};
     if (linear == nullptr) return QK_ERROR_NULL_POINTER;
-    if (linear->struct_size != sizeof(qk_linear)) return QK_ERROR_STRUCT_SIZE;
+    if (linear->struct_size != sizeof(qk_linear_args)) return QK_ERROR_STRUCT_SIZE;
     if (linear->num_segments < 1 || linear->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
     if (linear->m < 0 || linear->m > INT32_MAX || linear->k < 1 || linear->k > INT32_MAX || linear->ldx < linear->k) return QK_ERROR_SHAPE;
     if (linear->segments == nullptr || (linear->x == nullptr && linear->m > 0)) return QK_ERROR_NULL_POINTER;
@@ -68,7 +68,7 @@ int lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
     return fast ? launch_lora_down(view, s, stream) : launch_lora_down_generic(view, s, stream);
 }
 
-int forward(const qk_linear *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
+int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
     LinearView view;
     if (int error = check(linear, &view)) return error;
     for (int i = 0; i < view.num_segments; ++i)
@@ -117,20 +117,20 @@ int dropout_view(const qk_dropout *dropout, int64_t m, DropoutView *view) {
     double p = dropout->p, threshold = std::round(p * 4294967296.0);
     view->key_low = uint32_t(dropout->seed);
     view->key_high = uint32_t(dropout->seed >> 32);
-    view->site = dropout->site;
-    view->draw = dropout->draw;
+    view->dropout_id = dropout->dropout_id;
+    view->dropout_step = dropout->dropout_step;
     view->first_token = uint32_t(dropout->first_token);
     view->threshold = uint32_t(threshold < 4294967295.0 ? threshold : 4294967295.0);
     view->scale = float(1.0 / (1.0 - p));
     return QK_OK;
 }
 
-extern "C" int64_t qk_lora_columns(const qk_linear *linear) {
+extern "C" int64_t qk_lora_columns(const qk_linear_args *linear) {
     LinearView view;
     return check(linear, &view) == QK_OK ? view.lds : 0;
 }
 
-extern "C" int qk_lora_down(const qk_linear *linear, void *s, qk_stream stream) {
+extern "C" int qk_lora_down(const qk_linear_args *linear, void *s, qk_stream stream) {
     LinearView view;
     if (int error = check(linear, &view)) return error;
     if (view.lds == 0 || view.m == 0) return QK_OK;
@@ -139,7 +139,7 @@ extern "C" int qk_lora_down(const qk_linear *linear, void *s, qk_stream stream) 
     return lora_down(view, static_cast<bf16 *>(s), stream);
 }
 
-extern "C" int qk_linear_workspace_size(const qk_linear *linear, size_t *bytes) {
+extern "C" int qk_linear_forward_workspace_size(const qk_linear_args *linear, size_t *bytes) {
     LinearView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = check(linear, &view)) return error;
@@ -147,16 +147,16 @@ extern "C" int qk_linear_workspace_size(const qk_linear *linear, size_t *bytes) 
     return QK_OK;
 }
 
-extern "C" int qk_linear_path(const qk_linear *linear) {
+extern "C" int qk_linear_forward_path(const qk_linear_args *linear) {
     LinearView view;
     int error = check(linear, &view);
     return error != QK_OK ? error : int(path_of(view));
 }
 
-extern "C" int qk_linear_forward(const qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_forward(const qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return forward(linear, false, workspace, workspace_bytes, stream);
 }
 
-extern "C" int qk_linear_forward_dense(const qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_forward_dense(const qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return forward(linear, true, workspace, workspace_bytes, stream);
 }

@@ -3,12 +3,12 @@
 
 namespace {
 
-const qk_segment_backward *segment_at(const qk_linear_backward *backward, uint32_t index) {
+const qk_segment_backward *segment_at(const qk_linear_backward_args *backward, uint32_t index) {
     const char *first = reinterpret_cast<const char *>(backward->segments);
     return reinterpret_cast<const qk_segment_backward *>(first + size_t(index) * backward->segments->struct_size);
 }
 
-int check_segment(const qk_linear_backward *backward, const qk_segment_backward *segment, BackwardSegment *view) {
+int check_segment(const qk_linear_backward_args *backward, const qk_segment_backward *segment, BackwardSegment *view) {
     if (segment->struct_size != sizeof(qk_segment_backward)) return QK_ERROR_STRUCT_SIZE;
     if (segment->n < 1 || segment->n > INT32_MAX || segment->lddy < segment->n) return QK_ERROR_SHAPE;
     if (segment->nf4 != nullptr && segment->dense != nullptr) return QK_ERROR_NULL_POINTER;
@@ -39,7 +39,7 @@ qk_path path_of(const BackwardView &view) {
 
 size_t workspace_bytes_of(const BackwardView &view) { return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
 
-int linear_dx(const qk_linear_backward *backward, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
+int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
     BackwardView view;
     if (int error = backward_view(backward, &view)) return error;
     for (uint32_t i = 0; i < backward->num_segments; ++i) {
@@ -52,7 +52,7 @@ int linear_dx(const qk_linear_backward *backward, bool dense, void *workspace, s
     if (needed > 0 && !is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
     if (view.m == 0) return QK_OK;
     if (needed > 0) {
-        if (int error = launch_lora_up(view, static_cast<bf16 *>(workspace), stream)) return error;
+        if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
     }
     return path_of(view) == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, stream) : launch_linear_dx_generic(view, stream);
@@ -60,10 +60,10 @@ int linear_dx(const qk_linear_backward *backward, bool dense, void *workspace, s
 
 }  // namespace
 
-int backward_view(const qk_linear_backward *backward, BackwardView *view) {
+int backward_view(const qk_linear_backward_args *backward, BackwardView *view) {
     *view = {};
     if (backward == nullptr) return QK_ERROR_NULL_POINTER;
-    if (backward->struct_size != sizeof(qk_linear_backward)) return QK_ERROR_STRUCT_SIZE;
+    if (backward->struct_size != sizeof(qk_linear_backward_args)) return QK_ERROR_STRUCT_SIZE;
     if (backward->num_segments < 1 || backward->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
     if (backward->m < 0 || backward->m > INT32_MAX || backward->k < 1 || backward->k > INT32_MAX) return QK_ERROR_SHAPE;
     if ((backward->x != nullptr && backward->ldx < backward->k) || (backward->dx != nullptr && backward->lddx < backward->k)) return QK_ERROR_SHAPE;
@@ -93,16 +93,16 @@ int backward_view(const qk_linear_backward *backward, BackwardView *view) {
     return dropout_view(backward->dropout, backward->m, &view->dropout);
 }
 
-extern "C" int qk_lora_up(const qk_linear_backward *backward, void *t, qk_stream stream) {
+extern "C" int qk_lora_dy_b(const qk_linear_backward_args *backward, void *t, qk_stream stream) {
     BackwardView view;
     if (int error = backward_view(backward, &view)) return error;
     if (view.lds == 0 || view.m == 0) return QK_OK;
     if (t == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(t, 16)) return QK_ERROR_ALIGNMENT;
-    return launch_lora_up(view, static_cast<bf16 *>(t), stream);
+    return launch_lora_dy_b(view, static_cast<bf16 *>(t), stream);
 }
 
-extern "C" int qk_linear_backward_workspace_size(const qk_linear_backward *backward, size_t *bytes) {
+extern "C" int qk_linear_dx_workspace_size(const qk_linear_backward_args *backward, size_t *bytes) {
     BackwardView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = backward_view(backward, &view)) return error;
@@ -110,7 +110,7 @@ extern "C" int qk_linear_backward_workspace_size(const qk_linear_backward *backw
     return QK_OK;
 }
 
-extern "C" int qk_linear_dx_path(const qk_linear_backward *backward) {
+extern "C" int qk_linear_dx_path(const qk_linear_backward_args *backward) {
     BackwardView view;
     int error = backward_view(backward, &view);
     if (error != QK_OK) return error;
@@ -121,10 +121,10 @@ extern "C" int qk_linear_dx_path(const qk_linear_backward *backward) {
     return int(path_of(view));
 }
 
-extern "C" int qk_linear_dx(const qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_dx(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return linear_dx(backward, false, workspace, workspace_bytes, stream);
 }
 
-extern "C" int qk_linear_dx_dense(const qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_dx_dense(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return linear_dx(backward, true, workspace, workspace_bytes, stream);
 }

@@ -30,9 +30,9 @@ struct BackwardView {
 };
 
 // Checks what all functions of the backward pass share (no pointer that only some need, no weight's absence): QK_OK or the error.
-int backward_view(const qk_linear_backward *backward, BackwardView *view);
+int backward_view(const qk_linear_backward_args *backward, BackwardView *view);
 
 // Launchers, one per kernel file. The view is valid, m >= 1, and what the operation reads and writes is there.
-int launch_lora_up(const BackwardView &view, bf16 *t, qk_stream stream);
+int launch_lora_dy_b(const BackwardView &view, bf16 *t, qk_stream stream);
 int launch_linear_dx_tensor_core(const BackwardView &view, qk_stream stream);
 int launch_linear_dx_generic(const BackwardView &view, qk_stream stream);

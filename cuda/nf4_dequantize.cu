@@ -62,12 +62,12 @@ int nf4_view(const qk_nf4 *weight, Nf4View *view) {
     if (transposed && weight->k % weight->block_size != 0) return QK_ERROR_LAYOUT;
     bool nested = weight->absmax_codes != nullptr;
     if (weight->codes == nullptr || nested == (weight->absmax != nullptr)) return QK_ERROR_NULL_POINTER;
-    for (const float *part : {weight->nested_absmax, weight->nested_code, weight->offset}) {
+    for (const float *part : {weight->nested_absmax, weight->nested_map, weight->offset}) {
         if ((part != nullptr) != nested) return QK_ERROR_NULL_POINTER;
         if (!is_aligned(part, sizeof(float))) return QK_ERROR_ALIGNMENT;
     }
     if (!is_aligned(weight->codes, 16) || !is_aligned(weight->absmax, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    *view = {weight->codes, weight->absmax_codes, weight->absmax, weight->nested_absmax, weight->nested_code, weight->offset,
+    *view = {weight->codes, weight->absmax_codes, weight->absmax, weight->nested_absmax, weight->nested_map, weight->offset,
              weight->n, weight->k, log2_of(weight->block_size), transposed};
     return QK_OK;
 }

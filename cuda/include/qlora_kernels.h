@@ -69,7 +69,7 @@ enum qk_layout {
 };
 
 /* An NF4 weight W [N, K]. Element i (row-major, flat) is codebook[code i] * absmax[i / block_size]; code 2j is the high
- * nibble of byte j, code 2j + 1 the low one. With double quantisation absmax[b] = nested_code[absmax_codes[b]] *
+ * nibble of byte j, code 2j + 1 the low one. With double quantisation absmax[b] = nested_map[absmax_codes[b]] *
  * nested_absmax[b / 256] + offset in two roundings, b being the row-major block index whatever the layout.
  * Exactly one of absmax_codes (double quantisation) and absmax (without) is set. */
 typedef struct qk_nf4 {
@@ -83,7 +83,7 @@ typedef struct qk_nf4 {
     const uint8_t *absmax_codes;  /* device, [ceil(N * K / block_size)], or NULL */
     const float *absmax;          /* device, [ceil(N * K / block_size)], or NULL */
     const float *nested_absmax;   /* device, [ceil(blocks / 256)]; NULL without double quantisation */
-    const float *nested_code;     /* device, [256]: the 8-bit map; NULL without double quantisation */
+    const float *nested_map;     /* device, [256]: the 8-bit map; NULL without double quantisation */
     const float *offset;          /* device, [1]; NULL without double quantisation */
 } qk_nf4;
 
@@ -103,13 +103,13 @@ typedef struct qk_lora {
 
 /* Dropout of the low-rank path's input: the same mask for all segments, in the forward pass and in the backward pass, drawn again each time. The
  * element (token, feature) is dropped if its number is below round(p * 2^32), else multiplied by f32(1 / (1 - p)). Its number is word feature %
- * 4 of Philox4x32-10 with key (seed, seed >> 32) and counter (first_token + row, feature / 4, site, draw). */
+ * 4 of Philox4x32-10 with key (seed, seed >> 32) and counter (first_token + row, feature / 4, dropout_id, dropout_step). */
 typedef struct qk_dropout {
     uint32_t struct_size; /* sizeof(struct qk_dropout) */
     float p;              /* in [0, 1); with 0 nothing is dropped */
     uint64_t seed;
-    uint32_t site;        /* layer * 16 + site */
-    uint32_t draw;        /* step * accumulation + micro */
+    uint32_t dropout_id;   /* of the input: layer * 16 + which input of the layer */
+    uint32_t dropout_step; /* step * accumulation + micro */
     int64_t first_token;  /* of row 0; first_token + M <= 2^32 */
 } qk_dropout;
 
@@ -127,8 +127,8 @@ typedef struct qk_segment {
 } qk_segment;
 
 /* Y_s = X * W_s^T + S_s * B_s^T (+ bias_s) for every segment s of one input X. */
-typedef struct qk_linear {
-    uint32_t struct_size;              /* sizeof(struct qk_linear) */
+typedef struct qk_linear_args {
+    uint32_t struct_size;              /* sizeof(struct qk_linear_args) */
     uint32_t num_segments;             /* 1..QK_MAX_SEGMENTS */
     int64_t m;                         /* M, tokens, >= 0; with 0 nothing is done */
     int64_t k;                         /* K, the same for all segments */
@@ -137,7 +137,7 @@ typedef struct qk_linear {
     const struct qk_segment *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
     const void *s;                     /* device, bf16 [M, qk_lora_columns()] from qk_lora_down, or NULL: computed inside */
     const struct qk_dropout *dropout;  /* host, or NULL: none. Read where S is computed: by qk_lora_down, and if s is NULL */
-} qk_linear;
+} qk_linear_args;
 
 /* One row segment of an operand, seen from its gradient. */
 typedef struct qk_segment_backward {
@@ -155,8 +155,8 @@ typedef struct qk_segment_backward {
 
 /* The gradients of one input X of several segments. A function needs the pointers that it reads or writes; others may be NULL. A weight is
  * needed by the two dX functions only. */
-typedef struct qk_linear_backward {
-    uint32_t struct_size;    /* sizeof(struct qk_linear_backward) */
+typedef struct qk_linear_backward_args {
+    uint32_t struct_size;    /* sizeof(struct qk_linear_backward_args) */
     uint32_t num_segments;   /* 1..QK_MAX_SEGMENTS */
     int64_t m;               /* M, tokens, >= 0; with 0 nothing is done */
     int64_t k;               /* K, the same for all segments */
@@ -168,9 +168,9 @@ typedef struct qk_linear_backward {
     uint32_t reserved;       /* 0 */
     const struct qk_segment_backward *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
     const void *s;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_down: read by qk_lora_gradients */
-    const void *t;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_up, or NULL: computed inside, in the workspace */
+    const void *t;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_dy_b, or NULL: computed inside, in the workspace */
     const struct qk_dropout *dropout; /* host, that of the forward pass, or NULL: none */
-} qk_linear_backward;
+} qk_linear_backward_args;
 
 /* The kernel that a call takes. */
 enum qk_path {
@@ -188,7 +188,7 @@ typedef struct qk_nf4_quantize_args {
     uint32_t block_size;    /* a power of two in 32..4096 */
     uint32_t reserved;      /* 0 */
     const void *weight;     /* device, [count] */
-    const float *nested_code; /* device, [256] ascending 8-bit map, or NULL: no double quantisation */
+    const float *nested_map; /* device, [256] ascending 8-bit map, or NULL: no double quantisation */
     uint8_t *codes;         /* device, out [ceil(count / 2)]; a last odd low nibble is 7, the code of 0 */
     float *absmax;          /* device, out [blocks], blocks = ceil(count / block_size); scratch under double quantisation */
     uint8_t *absmax_codes;  /* device, out [blocks], row-major order; NULL without double quantisation */
@@ -201,7 +201,7 @@ typedef struct qk_nf4_quantize_args {
  * the absmax are 0, in either format. value, working, gradient, m and v are 16-byte aligned. */
 typedef struct qk_adamw_tensor {
     uint32_t struct_size;     /* sizeof(struct qk_adamw_tensor) */
-    uint32_t rate;            /* index into qk_adamw.rates: LoRA+ has one rate for every A and another for every B */
+    uint32_t rate;            /* index into qk_adamw_args.rates: LoRA+ has one rate for every A and another for every B */
     int64_t n;                /* elements, >= 1 */
     float *value;             /* device, [n]: the f32 master copy, updated */
     void *working;            /* device, bf16 [n]: written with the rounded new value, or NULL */
@@ -232,8 +232,8 @@ typedef struct qk_gradient_state {
 } qk_gradient_state;
 
 /* AdamW over all trainable tensors. */
-typedef struct qk_adamw {
-    uint32_t struct_size;              /* sizeof(struct qk_adamw) */
+typedef struct qk_adamw_args {
+    uint32_t struct_size;              /* sizeof(struct qk_adamw_args) */
     uint32_t num_tensors;              /* >= 1 */
     const qk_adamw_tensor *tensors;    /* host, [num_tensors]: those that the table was made from */
     const void *table;                 /* device: a copy of what qk_adamw_table wrote, 16-byte aligned */
@@ -241,7 +241,7 @@ typedef struct qk_adamw {
     uint32_t num_rates;                /* above every tensor's rate */
     uint32_t reserved;                 /* 0 */
     const qk_gradient_state *gradients;/* device: read by qk_adamw_update; NULL: scale 1, and nothing is skipped */
-} qk_adamw;
+} qk_adamw_args;
 
 /* QK_ABI_VERSION of the library, to be compared with the header's. */
 uint32_t qk_abi_version(void);
@@ -249,7 +249,7 @@ uint32_t qk_abi_version(void);
 /* A static name such as "QK_ERROR_SHAPE"; "cudaError" for positive values, "unknown" for what is neither. Never NULL. */
 const char *qk_status_name(int status);
 
-/* Quantises to NF4, with double quantisation if nested_code is set. */
+/* Quantises to NF4, with double quantisation if nested_map is set. */
 int qk_nf4_quantize(const struct qk_nf4_quantize_args *args, qk_stream stream);
 
 /* out [N, K] of `dtype` (enum qk_dtype): the f32 product code * absmax, rounded once if bf16. 16-byte aligned. */
@@ -261,22 +261,22 @@ int qk_absmax_transpose(const uint8_t *in, uint8_t *out, int64_t rows, int64_t c
 
 /* Columns of S: every segment's r rounded up to 8 (0 without LoRA), summed; the segments' parts follow each other in order. 0 for
  * an operand without LoRA or one that is not valid. */
-int64_t qk_lora_columns(const struct qk_linear *linear);
+int64_t qk_lora_columns(const struct qk_linear_args *linear);
 
 /* S [M, qk_lora_columns()] bf16: part s is bf16(scale_s * X * A_s^T), padding columns are zero. linear->s is not read. */
-int qk_lora_down(const struct qk_linear *linear, void *s, qk_stream stream);
+int qk_lora_down(const struct qk_linear_args *linear, void *s, qk_stream stream);
 
 /* Bytes of workspace of the two forward functions: S, if the call has to compute it, else 0. */
-int qk_linear_workspace_size(const struct qk_linear *linear, size_t *bytes);
+int qk_linear_forward_workspace_size(const struct qk_linear_args *linear, size_t *bytes);
 
 /* The kernel the forward functions take for this call (enum qk_path), or a negative qk_status. */
-int qk_linear_path(const struct qk_linear *linear);
+int qk_linear_forward_path(const struct qk_linear_args *linear);
 
 /* NF4 weights: every segment has nf4. Products are summed in f32 in an order that depends on K and r alone, within a path. */
-int qk_linear_forward(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_linear_forward(const struct qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 /* The same with bf16 weights: every segment has dense. */
-int qk_linear_forward_dense(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_linear_forward_dense(const struct qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 /* Bytes of the table for these tensors. The functions of the table and of rates touch no device. */
 int qk_adamw_table_size(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, size_t *bytes);
@@ -290,41 +290,41 @@ int qk_adamw_rate_of(double learning_rate, double beta1, double beta2, double ep
                      struct qk_adamw_rate *rate);
 
 /* Bytes of workspace of qk_gradient_norm: a double for every chunk. */
-int qk_gradient_norm_workspace_size(const struct qk_adamw *adamw, size_t *bytes);
+int qk_gradient_norm_workspace_size(const struct qk_adamw_args *adamw, size_t *bytes);
 
 /* *state (device) = norm of all gradients, the factor that clips it to max_norm (0: no clipping), and the first tensor that is not
  * finite. Sums are f64 in one fixed order: equal gradients give equal bits. adamw->gradients is not read. */
-int qk_gradient_norm(const struct qk_adamw *adamw, double max_norm, struct qk_gradient_state *state, void *workspace,
+int qk_gradient_norm(const struct qk_adamw_args *adamw, double max_norm, struct qk_gradient_state *state, void *workspace,
                      size_t workspace_bytes, qk_stream stream);
 
 /* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results depend on neither
  * device nor grid, and equal those of the Rust functions reference::adamw and blockwise::adamw_blockwise bit for bit. */
-int qk_adamw_update(const struct qk_adamw *adamw, qk_stream stream);
+int qk_adamw_update(const struct qk_adamw_args *adamw, qk_stream stream);
 
 /* T [M, qk_lora_columns()] bf16: part s is bf16(scale_s * dY_s * B_s), padding columns are zero. backward->t is not read. */
-int qk_lora_up(const struct qk_linear_backward *backward, void *t, qk_stream stream);
+int qk_lora_dy_b(const struct qk_linear_backward_args *backward, void *t, qk_stream stream);
 
 /* Bytes of workspace of the two dX functions: T, if the call has to compute it, else 0. */
-int qk_linear_backward_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+int qk_linear_dx_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
 /* The kernel the dX functions take for this call: QK_PATH_TENSOR_CORE for any M, or QK_PATH_GENERIC; or a negative qk_status. */
-int qk_linear_dx_path(const struct qk_linear_backward *backward);
+int qk_linear_dx_path(const struct qk_linear_backward_args *backward);
 
 /* dX = mask(sum_s T_s * A_s) + sum_s dY_s * W_s (+ dX), NF4 weights: every segment has nf4. The segments are one operand: products are summed in
  * f32 in an order that depends on the segments' N and r alone, the low-rank ones first, and dX is rounded once. */
-int qk_linear_dx(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_linear_dx(const struct qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 /* The same with bf16 weights: every segment has dense. */
-int qk_linear_dx_dense(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_linear_dx_dense(const struct qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 /* dA_s += T_s^T * dropout(X) and dB_s += dY_s^T * S_s, f32, of every segment that has da or db. Sums over tokens: each 256 tokens (from row 0 on)
  * from zero, this sum then added to what is there, in order. So the bits do not depend on tiling, and a batch cut at multiples of 256 rows and added up in order gives
  * the same. With adapters, pair p sums the rows of index p, as if no other were there. Needs x where a da is set, s where a db is, lora where
  * either is; reads no weight. */
-int qk_lora_gradients(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_lora_gradients(const struct qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
 
 /* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices are few and small. */
-int qk_lora_gradients_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+int qk_lora_gradients_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
 /* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16 matrices are 16-byte
  * aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
@@ -435,7 +435,7 @@ typedef struct qk_attention_args {
 int qk_attention(const struct qk_attention_args *args, qk_stream stream);
 
 /* Bytes of workspace of the backward function: rowsum(dout * out), M * H floats. */
-int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *bytes);
+int qk_attention_backward_workspace_size(const struct qk_attention_args *args, size_t *bytes);
 
 /* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
 int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);

@@ -34,18 +34,18 @@ def main(library_path, weights_path):
     kernels = Kernels(library_path)
     device = memory(kernels)
 
-    codes, absmax, nested, nested_code, offset, expected_weight = read(weights_path, [
+    codes, absmax, nested, nested_map, offset, expected_weight = read(weights_path, [
         "up.b64.codes", "up.b64.nested.codes", "up.b64.nested.absmax", "dynamic_map_signed", "up.b64.nested.offset",
         "up.b64.nested.dequantised_bf16"])  # the last is bitsandbytes' own: the check's weight
     (n, k), r, scale = expected_weight.shape, 8, 2.0
     random = np.random.default_rng(0)
     a, b = bf16(random, (r, k), 1 / 16), bf16(random, (n, r), 1 / 16)
-    parts = [device.upload(array) for array in (codes, absmax, nested, nested_code, offset, a, b)]
+    parts = [device.upload(array) for array in (codes, absmax, nested, nested_map, offset, a, b)]
     transposed = device.upload(np.zeros_like(absmax))
     address = [device.address(part) for part in parts]
     kernels.qk_absmax_transpose(address[1], device.address(transposed), n, k // 64, device.stream)
     weight = sized(Nf4, layout=1, n=n, k=k, block_size=64, codes=address[0], absmax_codes=device.address(transposed),
-                   nested_absmax=address[2], nested_code=address[3], offset=address[4])
+                   nested_absmax=address[2], nested_map=address[3], offset=address[4])
     lora = sized(Lora, r=r, scale=scale, num_adapters=1, a=address[5], b=address[6])
 
     for m in (1, 24):

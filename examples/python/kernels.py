@@ -12,7 +12,7 @@ pointer, size = ctypes.c_void_p, ctypes.c_size_t
 class Nf4(ctypes.Structure):
     _fields_ = [("struct_size", u32), ("layout", u32), ("n", i64), ("k", i64), ("block_size", u32), ("reserved", u32),
                 ("codes", pointer), ("absmax_codes", pointer), ("absmax", pointer), ("nested_absmax", pointer),
-                ("nested_code", pointer), ("offset", pointer)]
+                ("nested_map", pointer), ("offset", pointer)]
 
 
 class Lora(ctypes.Structure):
@@ -70,7 +70,7 @@ FUNCTIONS = {
     "qk_absmax_transpose": [pointer, pointer, i64, i64, pointer],
     "qk_lora_down": [LINEAR, pointer, pointer],
     "qk_linear_forward": [LINEAR, pointer, size, pointer],
-    "qk_lora_up": [BACKWARD, pointer, pointer],
+    "qk_lora_dy_b": [BACKWARD, pointer, pointer],
     "qk_linear_dx": [BACKWARD, pointer, size, pointer],
     "qk_lora_gradients_workspace_size": [BACKWARD, SIZE],
     "qk_lora_gradients": [BACKWARD, pointer, size, pointer],

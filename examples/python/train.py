@@ -104,7 +104,7 @@ def train(kernels, device, weight, weight_values):
         device.replace(buffers["dy"], to_bf16(2 * error / error.size))
         for trainable in (a, b):
             device.replace(trainable.gradient, np.zeros(trainable.gradient.shape, np.float32))
-        kernels.qk_lora_up(backward, at["t"], stream)
+        kernels.qk_lora_dy_b(backward, at["t"], stream)
         kernels.qk_linear_dx(backward, None, 0, stream)  # for the layer below, which there is not
         kernels.qk_lora_gradients(backward, device.address(workspace), bytes, stream)
         if step == STEPS:  # B is not zero any more

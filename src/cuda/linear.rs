@@ -46,9 +46,9 @@ pub struct Dropout {
     pub p: f32,
     pub seed: u64,
     /// layer · 16 + site
-    pub site: u32,
+    pub dropout_id: u32,
     /// step · accumulation + micro
-    pub draw: u32,
+    pub dropout_step: u32,
     /// The mask's token of the first row; the last row's is below 2³².
     pub first_token: u64,
 }
@@ -109,7 +109,7 @@ pub fn workspace_len(input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
 pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
     let call = Call::new("linear_path", input, segments)?;
     // SAFETY: reads the structs only, which `call` holds.
-    let code = unsafe { sys::qk_linear_path(&call.linear()) };
+    let code = unsafe { sys::qk_linear_forward_path(&call.linear()) };
     path_of(&call.operation, code)
 }
 
@@ -156,7 +156,7 @@ pub fn forward(
 /// The structs of one call; the C side reads them before it returns.
 struct Call {
     operation: Operation,
-    input: sys::qk_linear,
+    input: sys::qk_linear_args,
     segments: Vec<sys::qk_segment>,
     operands: Operands,
 }
@@ -179,8 +179,8 @@ impl Call {
             operation.length("s", s.len(), input.m * lora_columns(segments))?;
         }
         let mut operands = Operands::default();
-        let linear = sys::qk_linear {
-            struct_size: size_of::<sys::qk_linear>() as u32,
+        let linear = sys::qk_linear_args {
+            struct_size: size_of::<sys::qk_linear_args>() as u32,
             num_segments: segments.len() as u32,
             m: operation.dimension("M", input.m)?,
             k: operation.dimension("K", input.k)?,
@@ -221,7 +221,7 @@ impl Call {
         Ok(())
     }
 
-    fn linear(&self) -> sys::qk_linear {
-        sys::qk_linear { segments: self.segments.as_ptr(), ..self.input }
+    fn linear(&self) -> sys::qk_linear_args {
+        sys::qk_linear_args { segments: self.segments.as_ptr(), ..self.input }
     }
 }

@@ -48,7 +48,7 @@ pub struct qk_nf4 {
     pub absmax_codes: *const u8,
     pub absmax: *const f32,
     pub nested_absmax: *const f32,
-    pub nested_code: *const f32,
+    pub nested_map: *const f32,
     pub offset: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -65,7 +65,7 @@ const _: () = {
     ["Offset of field: qk_nf4::absmax_codes"][::std::mem::offset_of!(qk_nf4, absmax_codes) - 40usize];
     ["Offset of field: qk_nf4::absmax"][::std::mem::offset_of!(qk_nf4, absmax) - 48usize];
     ["Offset of field: qk_nf4::nested_absmax"][::std::mem::offset_of!(qk_nf4, nested_absmax) - 56usize];
-    ["Offset of field: qk_nf4::nested_code"][::std::mem::offset_of!(qk_nf4, nested_code) - 64usize];
+    ["Offset of field: qk_nf4::nested_map"][::std::mem::offset_of!(qk_nf4, nested_map) - 64usize];
     ["Offset of field: qk_nf4::offset"][::std::mem::offset_of!(qk_nf4, offset) - 72usize];
 };
 #[repr(C)]
@@ -143,7 +143,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct qk_linear {
+pub struct qk_linear_args {
     pub struct_size: u32,
     pub num_segments: u32,
     pub m: i64,
@@ -156,17 +156,17 @@ pub struct qk_linear {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear"][::std::mem::size_of::<qk_linear>() - 64usize];
-    ["Alignment of qk_linear"][::std::mem::align_of::<qk_linear>() - 8usize];
-    ["Offset of field: qk_linear::struct_size"][::std::mem::offset_of!(qk_linear, struct_size) - 0usize];
-    ["Offset of field: qk_linear::num_segments"][::std::mem::offset_of!(qk_linear, num_segments) - 4usize];
-    ["Offset of field: qk_linear::m"][::std::mem::offset_of!(qk_linear, m) - 8usize];
-    ["Offset of field: qk_linear::k"][::std::mem::offset_of!(qk_linear, k) - 16usize];
-    ["Offset of field: qk_linear::x"][::std::mem::offset_of!(qk_linear, x) - 24usize];
-    ["Offset of field: qk_linear::ldx"][::std::mem::offset_of!(qk_linear, ldx) - 32usize];
-    ["Offset of field: qk_linear::segments"][::std::mem::offset_of!(qk_linear, segments) - 40usize];
-    ["Offset of field: qk_linear::s"][::std::mem::offset_of!(qk_linear, s) - 48usize];
-    ["Offset of field: qk_linear::dropout"][::std::mem::offset_of!(qk_linear, dropout) - 56usize];
+    ["Size of qk_linear_args"][::std::mem::size_of::<qk_linear_args>() - 64usize];
+    ["Alignment of qk_linear_args"][::std::mem::align_of::<qk_linear_args>() - 8usize];
+    ["Offset of field: qk_linear_args::struct_size"][::std::mem::offset_of!(qk_linear_args, struct_size) - 0usize];
+    ["Offset of field: qk_linear_args::num_segments"][::std::mem::offset_of!(qk_linear_args, num_segments) - 4usize];
+    ["Offset of field: qk_linear_args::m"][::std::mem::offset_of!(qk_linear_args, m) - 8usize];
+    ["Offset of field: qk_linear_args::k"][::std::mem::offset_of!(qk_linear_args, k) - 16usize];
+    ["Offset of field: qk_linear_args::x"][::std::mem::offset_of!(qk_linear_args, x) - 24usize];
+    ["Offset of field: qk_linear_args::ldx"][::std::mem::offset_of!(qk_linear_args, ldx) - 32usize];
+    ["Offset of field: qk_linear_args::segments"][::std::mem::offset_of!(qk_linear_args, segments) - 40usize];
+    ["Offset of field: qk_linear_args::s"][::std::mem::offset_of!(qk_linear_args, s) - 48usize];
+    ["Offset of field: qk_linear_args::dropout"][::std::mem::offset_of!(qk_linear_args, dropout) - 56usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -200,7 +200,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct qk_linear_backward {
+pub struct qk_linear_backward_args {
     pub struct_size: u32,
     pub num_segments: u32,
     pub m: i64,
@@ -218,25 +218,25 @@ pub struct qk_linear_backward {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear_backward"][::std::mem::size_of::<qk_linear_backward>() - 96usize];
-    ["Alignment of qk_linear_backward"][::std::mem::align_of::<qk_linear_backward>() - 8usize];
-    ["Offset of field: qk_linear_backward::struct_size"]
-        [::std::mem::offset_of!(qk_linear_backward, struct_size) - 0usize];
-    ["Offset of field: qk_linear_backward::num_segments"]
-        [::std::mem::offset_of!(qk_linear_backward, num_segments) - 4usize];
-    ["Offset of field: qk_linear_backward::m"][::std::mem::offset_of!(qk_linear_backward, m) - 8usize];
-    ["Offset of field: qk_linear_backward::k"][::std::mem::offset_of!(qk_linear_backward, k) - 16usize];
-    ["Offset of field: qk_linear_backward::x"][::std::mem::offset_of!(qk_linear_backward, x) - 24usize];
-    ["Offset of field: qk_linear_backward::ldx"][::std::mem::offset_of!(qk_linear_backward, ldx) - 32usize];
-    ["Offset of field: qk_linear_backward::dx"][::std::mem::offset_of!(qk_linear_backward, dx) - 40usize];
-    ["Offset of field: qk_linear_backward::lddx"][::std::mem::offset_of!(qk_linear_backward, lddx) - 48usize];
-    ["Offset of field: qk_linear_backward::accumulate"]
-        [::std::mem::offset_of!(qk_linear_backward, accumulate) - 56usize];
-    ["Offset of field: qk_linear_backward::reserved"][::std::mem::offset_of!(qk_linear_backward, reserved) - 60usize];
-    ["Offset of field: qk_linear_backward::segments"][::std::mem::offset_of!(qk_linear_backward, segments) - 64usize];
-    ["Offset of field: qk_linear_backward::s"][::std::mem::offset_of!(qk_linear_backward, s) - 72usize];
-    ["Offset of field: qk_linear_backward::t"][::std::mem::offset_of!(qk_linear_backward, t) - 80usize];
-    ["Offset of field: qk_linear_backward::dropout"][::std::mem::offset_of!(qk_linear_backward, dropout) - 88usize];
+    ["Size of qk_linear_backward_args"][::std::mem::size_of::<qk_linear_backward_args>() - 96usize];
+    ["Alignment of qk_linear_backward_args"][::std::mem::align_of::<qk_linear_backward_args>() - 8usize];
+    ["Offset of field: qk_linear_backward_args::struct_size"]
+        [::std::mem::offset_of!(qk_linear_backward_args, struct_size) - 0usize];
+    ["Offset of field: qk_linear_backward_args::num_segments"]
+        [::std::mem::offset_of!(qk_linear_backward_args, num_segments) - 4usize];
+    ["Offset of field: qk_linear_backward_args::m"][::std::mem::offset_of!(qk_linear_backward_args, m) - 8usize];
+    ["Offset of field: qk_linear_backward_args::k"][::std::mem::offset_of!(qk_linear_backward_args, k) - 16usize];
+    ["Offset of field: qk_linear_backward_args::x"][::std::mem::offset_of!(qk_linear_backward_args, x) - 24usize];
+    ["Offset of field: qk_linear_backward_args::ldx"][::std::mem::offset_of!(qk_linear_backward_args, ldx) - 32usize];
+    ["Offset of field: qk_linear_backward_args::dx"][::std::mem::offset_of!(qk_linear_backward_args, dx) - 40usize];
+    ["Offset of field: qk_linear_backward_args::lddx"][::std::mem::offset_of!(qk_linear_backward_args, lddx) - 48usize];
+    ["Offset of field: qk_linear_backward_args::accumulate"]
+        [::std::mem::offset_of!(qk_linear_backward_args, accumulate) - 56usize];
+    ["Offset of field: qk_linear_backward_args::reserved"][::std::mem::offset_of!(qk_linear_backward_args, reserved) - 60usize];
+    ["Offset of field: qk_linear_backward_args::segments"][::std::mem::offset_of!(qk_linear_backward_args, segments) - 64usize];
+    ["Offset of field: qk_linear_backward_args::s"][::std::mem::offset_of!(qk_linear_backward_args, s) - 72usize];
+    ["Offset of field: qk_linear_backward_args::t"][::std::mem::offset_of!(qk_linear_backward_args, t) - 80usize];
+    ["Offset of field: qk_linear_backward_args::dropout"][::std::mem::offset_of!(qk_linear_backward_args, dropout) - 88usize];
 };
 pub const QK_PATH_TENSOR_CORE: qk_path = 0;
 pub const QK_PATH_SMALL_M: qk_path = 1;
@@ -251,7 +251,7 @@ pub struct qk_nf4_quantize_args {
     pub block_size: u32,
     pub reserved: u32,
     pub weight: *const ::std::os::raw::c_void,
-    pub nested_code: *const f32,
+    pub nested_map: *const f32,
     pub codes: *mut u8,
     pub absmax: *mut f32,
     pub absmax_codes: *mut u8,
@@ -271,8 +271,8 @@ const _: () = {
     ["Offset of field: qk_nf4_quantize_args::reserved"]
         [::std::mem::offset_of!(qk_nf4_quantize_args, reserved) - 20usize];
     ["Offset of field: qk_nf4_quantize_args::weight"][::std::mem::offset_of!(qk_nf4_quantize_args, weight) - 24usize];
-    ["Offset of field: qk_nf4_quantize_args::nested_code"]
-        [::std::mem::offset_of!(qk_nf4_quantize_args, nested_code) - 32usize];
+    ["Offset of field: qk_nf4_quantize_args::nested_map"]
+        [::std::mem::offset_of!(qk_nf4_quantize_args, nested_map) - 32usize];
     ["Offset of field: qk_nf4_quantize_args::codes"][::std::mem::offset_of!(qk_nf4_quantize_args, codes) - 40usize];
     ["Offset of field: qk_nf4_quantize_args::absmax"][::std::mem::offset_of!(qk_nf4_quantize_args, absmax) - 48usize];
     ["Offset of field: qk_nf4_quantize_args::absmax_codes"]
@@ -352,7 +352,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct qk_adamw {
+pub struct qk_adamw_args {
     pub struct_size: u32,
     pub num_tensors: u32,
     pub tensors: *const qk_adamw_tensor,
@@ -364,16 +364,16 @@ pub struct qk_adamw {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_adamw"][::std::mem::size_of::<qk_adamw>() - 48usize];
-    ["Alignment of qk_adamw"][::std::mem::align_of::<qk_adamw>() - 8usize];
-    ["Offset of field: qk_adamw::struct_size"][::std::mem::offset_of!(qk_adamw, struct_size) - 0usize];
-    ["Offset of field: qk_adamw::num_tensors"][::std::mem::offset_of!(qk_adamw, num_tensors) - 4usize];
-    ["Offset of field: qk_adamw::tensors"][::std::mem::offset_of!(qk_adamw, tensors) - 8usize];
-    ["Offset of field: qk_adamw::table"][::std::mem::offset_of!(qk_adamw, table) - 16usize];
-    ["Offset of field: qk_adamw::rates"][::std::mem::offset_of!(qk_adamw, rates) - 24usize];
-    ["Offset of field: qk_adamw::num_rates"][::std::mem::offset_of!(qk_adamw, num_rates) - 32usize];
-    ["Offset of field: qk_adamw::reserved"][::std::mem::offset_of!(qk_adamw, reserved) - 36usize];
-    ["Offset of field: qk_adamw::gradients"][::std::mem::offset_of!(qk_adamw, gradients) - 40usize];
+    ["Size of qk_adamw_args"][::std::mem::size_of::<qk_adamw_args>() - 48usize];
+    ["Alignment of qk_adamw_args"][::std::mem::align_of::<qk_adamw_args>() - 8usize];
+    ["Offset of field: qk_adamw_args::struct_size"][::std::mem::offset_of!(qk_adamw_args, struct_size) - 0usize];
+    ["Offset of field: qk_adamw_args::num_tensors"][::std::mem::offset_of!(qk_adamw_args, num_tensors) - 4usize];
+    ["Offset of field: qk_adamw_args::tensors"][::std::mem::offset_of!(qk_adamw_args, tensors) - 8usize];
+    ["Offset of field: qk_adamw_args::table"][::std::mem::offset_of!(qk_adamw_args, table) - 16usize];
+    ["Offset of field: qk_adamw_args::rates"][::std::mem::offset_of!(qk_adamw_args, rates) - 24usize];
+    ["Offset of field: qk_adamw_args::num_rates"][::std::mem::offset_of!(qk_adamw_args, num_rates) - 32usize];
+    ["Offset of field: qk_adamw_args::reserved"][::std::mem::offset_of!(qk_adamw_args, reserved) - 36usize];
+    ["Offset of field: qk_adamw_args::gradients"][::std::mem::offset_of!(qk_adamw_args, gradients) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -702,22 +702,22 @@ unsafe extern "C" {
         columns: i64,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_lora_columns(linear: *const qk_linear) -> i64;
+    pub fn qk_lora_columns(linear: *const qk_linear_args) -> i64;
     pub fn qk_lora_down(
-        linear: *const qk_linear,
+        linear: *const qk_linear_args,
         s: *mut ::std::os::raw::c_void,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_workspace_size(linear: *const qk_linear, bytes: *mut usize) -> ::std::os::raw::c_int;
-    pub fn qk_linear_path(linear: *const qk_linear) -> ::std::os::raw::c_int;
+    pub fn qk_linear_forward_workspace_size(linear: *const qk_linear_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_linear_forward_path(linear: *const qk_linear_args) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward(
-        linear: *const qk_linear,
+        linear: *const qk_linear_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward_dense(
-        linear: *const qk_linear,
+        linear: *const qk_linear_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
@@ -742,46 +742,46 @@ unsafe extern "C" {
         step: u64,
         rate: *mut qk_adamw_rate,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_gradient_norm_workspace_size(adamw: *const qk_adamw, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_gradient_norm_workspace_size(adamw: *const qk_adamw_args, bytes: *mut usize) -> ::std::os::raw::c_int;
     pub fn qk_gradient_norm(
-        adamw: *const qk_adamw,
+        adamw: *const qk_adamw_args,
         max_norm: f64,
         state: *mut qk_gradient_state,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_adamw_update(adamw: *const qk_adamw, stream: qk_stream) -> ::std::os::raw::c_int;
-    pub fn qk_lora_up(
-        backward: *const qk_linear_backward,
+    pub fn qk_adamw_update(adamw: *const qk_adamw_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_lora_dy_b(
+        backward: *const qk_linear_backward_args,
         t: *mut ::std::os::raw::c_void,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_backward_workspace_size(
-        backward: *const qk_linear_backward,
+    pub fn qk_linear_dx_workspace_size(
+        backward: *const qk_linear_backward_args,
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_dx_path(backward: *const qk_linear_backward) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_path(backward: *const qk_linear_backward_args) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx_dense(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_lora_gradients(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_lora_gradients_workspace_size(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
     pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
@@ -791,7 +791,7 @@ unsafe extern "C" {
     pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_attention(args: *const qk_attention_args, stream: qk_stream) -> ::std::os::raw::c_int;
-    pub fn qk_attention_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_attention_backward_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
     pub fn qk_attention_backward(
         args: *const qk_attention_args,
         workspace: *mut ::std::os::raw::c_void,

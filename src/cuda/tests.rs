@@ -26,7 +26,7 @@ struct Valid {
     nf4: sys::qk_nf4,
     lora: sys::qk_lora,
     segment: sys::qk_segment,
-    linear: sys::qk_linear,
+    linear: sys::qk_linear_args,
 }
 
 fn size<T>() -> u32 {
@@ -53,7 +53,7 @@ impl Valid {
             absmax_codes: at(&dense).cast(),
             absmax: null(),
             nested_absmax: f32s,
-            nested_code: f32s,
+            nested_map: f32s,
             offset: f32s,
         };
         let lora = sys::qk_lora {
@@ -77,8 +77,8 @@ impl Valid {
             y: at(&y).cast_mut(),
             ldy: N as i64,
         };
-        let linear = sys::qk_linear {
-            struct_size: size::<sys::qk_linear>(),
+        let linear = sys::qk_linear_args {
+            struct_size: size::<sys::qk_linear_args>(),
             num_segments: 1,
             m: M as i64,
             k: K as i64,
@@ -122,7 +122,7 @@ fn a_valid_call_passes() {
     assert_eq!(valid.forward(valid.workspace(), M * 16 * 2), sys::QK_OK);
     let mut bytes = 0;
     // SAFETY: valid structs, one integer.
-    assert_eq!(unsafe { sys::qk_linear_workspace_size(&valid.linear, &mut bytes) }, sys::QK_OK);
+    assert_eq!(unsafe { sys::qk_linear_forward_workspace_size(&valid.linear, &mut bytes) }, sys::QK_OK);
     assert_eq!(bytes, M * 16 * 2);
     // SAFETY: valid structs.
     assert_eq!(unsafe { sys::qk_lora_columns(&valid.linear) }, 16);
@@ -151,7 +151,7 @@ fn missing_and_contradicting_pointers_are_refused() {
     assert_eq!(spoiled(|v| v.nf4.absmax_codes = null()), error, "no absmax");
     assert_eq!(spoiled(|v| v.nf4.absmax = v.floats.view().address()), error, "two absmax");
     assert_eq!(spoiled(|v| v.nf4.nested_absmax = null()), error);
-    assert_eq!(spoiled(|v| v.nf4.nested_code = null()), error);
+    assert_eq!(spoiled(|v| v.nf4.nested_map = null()), error);
     assert_eq!(spoiled(|v| v.nf4.offset = null()), error);
     assert_eq!(spoiled(|v| v.lora.a = null()), error);
     assert_eq!(spoiled(|v| v.lora.b = null()), error);
@@ -161,7 +161,7 @@ fn missing_and_contradicting_pointers_are_refused() {
         assert_eq!(sys::qk_nf4_quantize(null(), std::ptr::null_mut()), error);
         assert_eq!(sys::qk_nf4_dequantize(null(), std::ptr::null_mut(), 0, std::ptr::null_mut()), error);
         assert_eq!(sys::qk_absmax_transpose(null(), std::ptr::null_mut(), 1, 1, std::ptr::null_mut()), error);
-        assert_eq!(sys::qk_linear_workspace_size(&Valid::new().linear, std::ptr::null_mut()), error);
+        assert_eq!(sys::qk_linear_forward_workspace_size(&Valid::new().linear, std::ptr::null_mut()), error);
     }
 }
 
@@ -225,7 +225,7 @@ fn layouts_block_sizes_features_and_workspaces_have_their_own_errors() {
 }
 
 /// The status of a dX call with one thing spoiled; nothing may have been written.
-fn spoiled_dx(spoil: impl FnOnce(&mut Valid, &mut sys::qk_segment_backward, &mut sys::qk_linear_backward)) -> i32 {
+fn spoiled_dx(spoil: impl FnOnce(&mut Valid, &mut sys::qk_segment_backward, &mut sys::qk_linear_backward_args)) -> i32 {
     let mut valid = Valid::new();
     let dx = valid.device.upload(&[bf16::ONE; M * K]).unwrap();
     let mut segment = sys::qk_segment_backward {
@@ -240,8 +240,8 @@ fn spoiled_dx(spoil: impl FnOnce(&mut Valid, &mut sys::qk_segment_backward, &mut
         da: std::ptr::null_mut(),
         db: std::ptr::null_mut(),
     };
-    let mut backward = sys::qk_linear_backward {
-        struct_size: size::<sys::qk_linear_backward>(),
+    let mut backward = sys::qk_linear_backward_args {
+        struct_size: size::<sys::qk_linear_backward_args>(),
         num_segments: 1,
         m: M as i64,
         k: K as i64,
@@ -288,7 +288,7 @@ fn dx_refuses_what_it_cannot_take() {
     assert_eq!(spoiled_dx(|_, _, b| b.t = b.dx.wrapping_byte_add(8)), QK_ERROR_ALIGNMENT);
     assert_eq!(spoiled_dx(|_, _, b| b.accumulate = 2), QK_ERROR_VALUE);
     let struct_size = size::<sys::qk_dropout>();
-    let good = sys::qk_dropout { struct_size, p: 0.5, seed: 1, site: 2, draw: 3, first_token: (1 << 32) - M as i64 };
+    let good = sys::qk_dropout { struct_size, p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: (1 << 32) - M as i64 };
     let dropout = |dropout: sys::qk_dropout| spoiled_dx(|_, _, b| b.dropout = Box::leak(Box::new(dropout)));
     assert_eq!(dropout(good), sys::QK_OK);
     assert_eq!(dropout(sys::qk_dropout { struct_size: 4, ..good }), QK_ERROR_STRUCT_SIZE);
@@ -316,7 +316,7 @@ fn struct_layouts_are_those_of_the_header() {
         [offset_of!(sys::qk_nf4, n), offset_of!(sys::qk_nf4, block_size), offset_of!(sys::qk_nf4, codes)],
         [8, 24, 32]
     );
-    assert_eq!([offset_of!(sys::qk_nf4, nested_code), offset_of!(sys::qk_nf4, offset)], [64, 72]);
+    assert_eq!([offset_of!(sys::qk_nf4, nested_map), offset_of!(sys::qk_nf4, offset)], [64, 72]);
     assert_eq!(
         [offset_of!(sys::qk_lora, scale), offset_of!(sys::qk_lora, a), offset_of!(sys::qk_lora, adapter_index)],
         [8, 16, 32]
@@ -326,10 +326,10 @@ fn struct_layouts_are_those_of_the_header() {
         [8, 48, 56]
     );
     assert_eq!(
-        [offset_of!(sys::qk_linear, m), offset_of!(sys::qk_linear, segments), offset_of!(sys::qk_linear, s)],
+        [offset_of!(sys::qk_linear_args, m), offset_of!(sys::qk_linear_args, segments), offset_of!(sys::qk_linear_args, s)],
         [8, 40, 48]
     );
     assert_eq!(size_of::<sys::qk_nf4>(), 80);
-    assert_eq!([size_of::<sys::qk_lora>(), size_of::<sys::qk_segment>(), size_of::<sys::qk_linear>()], [48, 64, 64]);
+    assert_eq!([size_of::<sys::qk_lora>(), size_of::<sys::qk_segment>(), size_of::<sys::qk_linear_args>()], [48, 64, 64]);
     assert_eq!([offset_of!(sys::qk_nf4_quantize_args, weight), size_of::<sys::qk_nf4_quantize_args>()], [24, 80]);
 }

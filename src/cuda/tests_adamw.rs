@@ -12,7 +12,7 @@ struct Valid {
     floats: Buffer<f32>,
     table: Buffer<u64>,
     tensor: sys::qk_adamw_tensor,
-    adamw: sys::qk_adamw,
+    adamw: sys::qk_adamw_args,
 }
 
 impl Valid {
@@ -34,8 +34,8 @@ impl Valid {
             m_absmax: null_mut(),
             v_absmax: null_mut(),
         };
-        let adamw = sys::qk_adamw {
-            struct_size: size_of::<sys::qk_adamw>() as u32,
+        let adamw = sys::qk_adamw_args {
+            struct_size: size_of::<sys::qk_adamw_args>() as u32,
             num_tensors: 1,
             tensors: null(),
             table: table.view().address().cast(),

@@ -270,8 +270,8 @@ fn attention_refuses() {
         assert_eq!(sys::qk_attention_backward(&raw const valid, null_mut(), 24, null_mut()), sys::QK_ERROR_WORKSPACE);
         let shifted = workspace.wrapping_byte_add(4);
         assert_eq!(sys::qk_attention_backward(&raw const valid, shifted, 24, null_mut()), sys::QK_ERROR_ALIGNMENT);
-        assert_eq!(sys::qk_attention_workspace_size(&raw const valid, null_mut()), sys::QK_ERROR_NULL_POINTER);
-        assert_eq!((sys::qk_attention_workspace_size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, 24));
+        assert_eq!(sys::qk_attention_backward_workspace_size(&raw const valid, null_mut()), sys::QK_ERROR_NULL_POINTER);
+        assert_eq!((sys::qk_attention_backward_workspace_size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, 24));
     }
     assert!(memory.is_untouched());
 }

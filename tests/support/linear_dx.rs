@@ -7,7 +7,7 @@ use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
 use qlora_kernels::cuda::linear::{Adapters, Dropout, Lora, Path, Weight};
-use qlora_kernels::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_up};
+use qlora_kernels::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_dy_b};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
 use qlora_kernels::philox;
@@ -241,7 +241,7 @@ impl Operation for LinearDx {
             if self.linear.given_s {
                 // Buffers may be of a larger M.
                 let len = self.linear.m * self.linear.columns();
-                lora_up(&backward, segments, t.view_mut().first(len), stream)?;
+                lora_dy_b(&backward, segments, t.view_mut().first(len), stream)?;
                 let backward = Backward { t: Some(t.view().first(len)), ..backward };
                 dx(&backward, segments, gradient, none.view_mut(), stream)
             } else {

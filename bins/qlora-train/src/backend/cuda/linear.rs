@@ -114,7 +114,7 @@ impl Cuda {
         let m = self.tokens();
         let backward = Backward { m, k: group.k, t: None, dropout: None };
         let segments = segments_backward(group, dy.rows(m));
-        Ok(linear_backward::lora_up(&backward, &segments, t.rows_mut(m), stream)?)
+        Ok(linear_backward::lora_dy_b(&backward, &segments, t.rows_mut(m), stream)?)
     }
 
     pub(super) fn backward(
