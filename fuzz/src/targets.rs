@@ -6,10 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
-use qlora_train::checkpoint::{BaseName, Checkpoint, LlamaConfig, Module, StoredType, expected_tensors, synthetic};
+use qlora_train::arch::{LlamaConfig, Module, expected_tensors};
+use qlora_train::base::{BaseName, Checkpoint, synthetic};
 use qlora_train::config::{Purpose, Settings};
 use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, needs_tokenizer};
 use qlora_train::error::Result;
+use qlora_train::files::tensor::StoredType;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -6,12 +6,13 @@
 
 use qlora_train::backend::Batch;
 use qlora_train::backend::cpu::Cpu;
-use qlora_train::checkpoint::Checkpoint;
+use qlora_train::base::Checkpoint;
 use qlora_train::config::{Settings, TooLong};
 use qlora_train::data::{ChatTokenizer, DataOptions, MicroBatch, load, needs_tokenizer};
 use qlora_train::error::{Context, Error, Result};
+use qlora_train::infer::{ReadOnly, Reading};
 use qlora_train::model::ModelSpec;
-use qlora_train::train::{Device, ReadOnly, Reading};
+use qlora_train::session::Device;
 use safetensors::{Dtype, tensor::TensorView};
 use std::path::Path;
 

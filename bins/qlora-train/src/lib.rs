@@ -3,13 +3,17 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+pub mod arch;
 pub mod backend;
-pub mod checkpoint;
+pub mod base;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
-pub mod fault;
+pub mod files;
+pub mod infer;
 pub mod model;
 pub mod report;
+pub mod session;
 pub mod train;

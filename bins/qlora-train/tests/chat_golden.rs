@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qlora_train::config::TooLong;
+use qlora_train::data::MicroBatch;
 use qlora_train::data::{ChatTokenizer, DataOptions, Message, UNSUPERVISED, load};
-use qlora_train::{config::TooLong, data::MicroBatch};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

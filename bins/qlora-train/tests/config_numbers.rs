@@ -1,8 +1,8 @@
 //! Schedules and memory sizes against known answers.
 
 use qlora_train::config::Scheduler;
-use qlora_train::config::memory::{format_bytes, parse_bytes};
-use qlora_train::config::schedule::{factor, warmup_steps};
+use qlora_train::config::lr_schedule::{factor, warmup_steps};
+use qlora_train::files::units::{format_bytes, parse_bytes};
 
 /// From transformers 5.23.0: `get_scheduler` over an SGD of rate 1, and `TrainingArguments.get_warmup_steps`.
 #[test]

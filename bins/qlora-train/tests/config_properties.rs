@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use qlora_train::config::memory::{format_bytes, parse_bytes};
 use qlora_train::config::*;
+use qlora_train::files::units::{format_bytes, parse_bytes};
 use serde_json::{Value as Json, json};
 
 fn info(name: &str) -> &'static SettingInfo {
@@ -195,7 +195,7 @@ proptest! {
         kind in select(vec![Scheduler::Constant, Scheduler::ConstantWithWarmup, Scheduler::Linear, Scheduler::Cosine]),
         step in 0usize..1000, warmup in 0usize..1000, total in 0usize..1000,
     ) {
-        let factor = schedule::factor(kind, step, warmup, total);
+        let factor = lr_schedule::factor(kind, step, warmup, total);
         prop_assert!((0.0..=1.0).contains(&factor), "{}", factor);
     }
 }

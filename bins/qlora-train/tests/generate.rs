@@ -5,12 +5,12 @@ mod support;
 
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
+use qlora_train::arch::{LlamaConfig, Module};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{LlamaConfig, Module};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::infer::generate::{Sampling, generate};
 use qlora_train::model::{Llama, LoraSpec, ModelSpec};
-use qlora_train::train::generate::{Sampling, generate};
 use support::Memory;
 
 const VOCAB: usize = 37;

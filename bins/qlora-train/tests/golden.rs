@@ -1,14 +1,15 @@
 //! The CPU backend against files made with transformers, PEFT and bitsandbytes (`tests/golden/generate.py`), on the
 //! first layers of a real model.
 
+use qlora_train::arch::Module;
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
-use qlora_train::checkpoint::{Checkpoint, Module};
-use qlora_train::checkpoint::{StoredType, Tensor16};
+use qlora_train::base::Checkpoint;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::error::Result;
+use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
 use qlora_train::model::{Factor, Llama, LoraSpec, ModelSpec, ParamName, Source};
-use qlora_train::train::{Hyperparameters, optimizer_step};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -5,14 +5,15 @@ mod support;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
+use qlora_train::arch::{LlamaConfig, Module, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::plan::{Plan, Planner};
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{LlamaConfig, Module, Rope, StoredType};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
+use qlora_train::files::tensor::StoredType;
+use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
 use qlora_train::model::{Llama, LoraSpec, ModelSpec};
-use qlora_train::train::{Hyperparameters, optimizer_step};
 use support::{Documents, Memory, Oracle, to_f64};
 
 fn spec(config: LlamaConfig, tokens: usize) -> ModelSpec {

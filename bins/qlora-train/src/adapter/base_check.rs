@@ -1,7 +1,8 @@
 //! Whether an adapter belongs to a base.
 
 use super::{Adapter, metadata};
-use crate::checkpoint::{BaseName, LlamaConfig, Module};
+use crate::arch::{LlamaConfig, Module};
+use crate::base::BaseName;
 use crate::error::Result;
 use crate::refuse;
 

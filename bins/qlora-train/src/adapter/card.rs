@@ -1,7 +1,7 @@
 //! The model card, `README.md`: front matter that the hub reads, and what the adapter was trained on.
 
 use super::{Adapter, TargetModules, metadata};
-use crate::checkpoint::looks_like_hub_id;
+use crate::base::looks_like_hub_id;
 
 /// By this line a card is known as ours and may be replaced.
 pub(super) const MARK: &str = "<!-- written by qlora-train -->";

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::json::Keys;
-use crate::checkpoint::{BaseName, Module};
+use crate::arch::Module;
+use crate::base::BaseName;
 use crate::error::Result;
+use crate::files::json::Keys;
 
 /// The PEFT release whose adapter format is followed.
 const PEFT_VERSION: &str = "0.21.2";

@@ -7,10 +7,11 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::card::{MARK, model_card};
-use super::{Adapter, AdapterConfig, AtomicFiles};
-use crate::checkpoint::json::read_object;
-use crate::checkpoint::tensor_file::{TensorFile, write_header};
+use super::{Adapter, AdapterConfig};
 use crate::error::{Context, Error, Result};
+use crate::files::atomic::AtomicFiles;
+use crate::files::json::read_object;
+use crate::files::safetensors::{TensorFile, write_header};
 use crate::refuse;
 
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";

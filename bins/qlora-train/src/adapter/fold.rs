@@ -3,7 +3,7 @@
 
 use super::Adapter;
 use super::pairs::{Matrix, tensor_key};
-use crate::checkpoint::Module;
+use crate::arch::Module;
 use crate::error::Result;
 
 impl Adapter {

@@ -4,7 +4,6 @@
 //! of them ignore `use_rslora`. The metadata of the safetensors file also keeps what the adapter was trained on, above
 //! all the base's fingerprint, so that it cannot be put on another model unnoticed.
 
-mod atomic;
 mod base_check;
 mod card;
 mod config;
@@ -14,9 +13,9 @@ mod pairs;
 
 use std::collections::BTreeMap;
 
-use crate::checkpoint::{BaseName, Module};
+use crate::arch::Module;
+use crate::base::BaseName;
 
-pub(crate) use atomic::{AtomicFiles, remove_stale_files, sync_dir};
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
 pub use pairs::{LoraPair, Matrix, tensor_key};
@@ -52,7 +51,7 @@ impl Adapter {
 
 /// Keys of the safetensors metadata.
 pub mod metadata {
-    /// [`Checkpoint::fingerprint`](crate::checkpoint::Checkpoint::fingerprint) of the base as it was before quantising.
+    /// [`Checkpoint::fingerprint`](crate::base::Checkpoint::fingerprint) of the base as it was before quantising.
     pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
     pub const BASE_NAME: &str = "qlora.base_name";
     pub const BASE_REVISION: &str = "qlora.base_revision";

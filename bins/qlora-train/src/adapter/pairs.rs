@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Adapter, AdapterConfig, TargetModules};
-use crate::checkpoint::Module;
+use crate::arch::Module;
 use crate::error::Result;
 use crate::refuse;
 

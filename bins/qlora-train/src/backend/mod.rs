@@ -4,9 +4,11 @@
 //! nothing and records what every buffer, weight and state costs. The model's code is the same for all, so the plan is the run
 //! by construction.
 
+pub mod batch;
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulation"))]
 pub mod cuda;
+pub mod dims;
 mod group;
 pub mod observed;
 mod optimizer_state;
@@ -15,8 +17,8 @@ pub mod plan;
 pub use group::{LinearGroup, LinearGroupOf, Lora, LoraOf, Segment, SegmentOf};
 pub use optimizer_state::{OptimizerState, StateFormat};
 
-use crate::checkpoint::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::error::{Error, Result};
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;

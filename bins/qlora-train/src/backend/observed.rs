@@ -2,8 +2,8 @@
 //! what the backend inside computes.
 
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Place, Quantization, StateFormat, Watch};
-use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::{Error, Result};
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 

@@ -1,9 +1,10 @@
 //! A backend that allocates nothing and computes nothing: it records what the run will hold, and for how many FLOPs.
 
-use super::cpu::{Dims, Workspace};
+use super::cpu::Workspace;
+use super::dims::Dims;
 use super::{Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, waits_where_it_is};
-use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use crate::model::ModelSpec;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;

@@ -1,14 +1,14 @@
 //! `qlora-train bench`
 
 use super::Answer;
-use crate::checkpoint::shapes::shape;
-use crate::config::memory::format_bytes;
+use crate::arch::shapes::shape;
+use crate::bench::{Measured, Shape, bench, stored_in_16_bits};
 use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
+use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::thousands;
-use crate::train::Device;
-use crate::train::bench::{Measured, Shape, bench, stored_in_16_bits};
+use crate::session::Device;
 use clap::Args;
 use serde_json::{Value, json};
 use std::fmt::Write;

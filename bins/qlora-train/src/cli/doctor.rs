@@ -1,9 +1,9 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
 use super::Answer;
-use crate::config::memory::format_bytes;
 use crate::error::Result;
-use crate::train::memory::host_budget;
+use crate::files::units::format_bytes;
+use crate::session::plan::host_budget;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use sysinfo::System;

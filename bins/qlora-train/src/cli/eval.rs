@@ -5,10 +5,11 @@ use crate::backend::Backend;
 use crate::config::{Settings, TooLong};
 use crate::data::{self, DataOptions, Dataset};
 use crate::error::Result;
+use crate::infer::evaluate::evaluate;
+use crate::infer::{ReadOnly, Reading};
 use crate::model::ModelSpec;
 use crate::report::{Bars, say};
-use crate::train::evaluate::evaluate;
-use crate::train::{Device, Loaded, OnDevice, ReadOnly, Reading, memory};
+use crate::session::{Device, Loaded, OnDevice, plan};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ pub struct EvalArgs {
 
 pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
-    memory::set_threads(settings.threads)?;
+    plan::set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings, &args.data)?;
     loaded.check_size(&settings, device)?;

@@ -5,11 +5,12 @@ use crate::backend::Backend;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::Result;
+use crate::infer::generate::{Sampling, generate};
+use crate::infer::{ReadOnly, Reading};
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, say};
-use crate::train::generate::{Sampling, generate};
-use crate::train::{Device, Loaded, OnDevice, ReadOnly, Reading, memory};
+use crate::session::{Device, Loaded, OnDevice, plan};
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -74,7 +75,7 @@ impl GenerateArgs {
 
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let settings = args.model.settings()?;
-    memory::set_threads(settings.threads)?;
+    plan::set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings, &[])?;
     loaded.check_size(&settings, device)?;

@@ -16,7 +16,7 @@ use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
 use crate::report::say;
-use crate::train::inputs::recipe_settings;
+use crate::session::inputs::recipe_settings;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};

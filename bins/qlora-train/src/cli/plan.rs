@@ -2,14 +2,14 @@
 
 use super::Answer;
 use crate::backend::plan::PlannedBuffer;
-use crate::config::memory::format_bytes;
 use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
+use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
 use crate::report::trainable_line;
-use crate::train::inputs::{check_quantization, model_spec};
-use crate::train::memory::StoredAs;
-use crate::train::{Device, Loaded, Workload, memory};
+use crate::session::inputs::{check_quantization, model_spec};
+use crate::session::plan::StoredAs;
+use crate::session::{Device, Loaded, Workload, plan};
 use serde_json::json;
 use std::fmt::Write;
 
@@ -30,7 +30,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         (work.tokens, work.longest)
     };
     let spec = model_spec(&settings, checkpoint, tokens, positions);
-    answer(&settings, device, spec, &memory::stored_in(checkpoint), per_batch)
+    answer(&settings, device, spec, &plan::stored_in(checkpoint), per_batch)
 }
 
 /// The plan of training with `spec`, in micro-batches of `rows` rows.
@@ -43,8 +43,8 @@ pub fn answer(
 ) -> Result<Answer> {
     let budget = device.budget_of_plan(settings)?;
     let checkpointing = settings.gradient_checkpointing;
-    let plan = memory::choose(device, &mut spec, checkpointing, stored, budget)?;
-    let max_length = memory::longest_row(device, &spec, checkpointing, stored, budget, rows)?;
+    let plan = plan::choose(device, &mut spec, checkpointing, stored, budget)?;
+    let max_length = plan::longest_row(device, &spec, checkpointing, stored, budget, rows)?;
     let tokens = spec.tokens;
 
     let mut suggestions = Vec::new();

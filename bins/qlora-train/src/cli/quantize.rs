@@ -1,12 +1,13 @@
 //! `qlora-train quantize`
 
 use super::Answer;
-use crate::checkpoint::{Checkpoint, QuantizeOptions, Quantized, expected_tensors, quantize, resolve_model};
-use crate::config::memory::{format_bytes, parse_bytes};
+use crate::arch::expected_tensors;
+use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
+use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
 use crate::report::{Bars, say};
-use crate::train::Interruption;
+use crate::session::Interruption;
 use clap::Args;
 use qlora_kernels::nf4::Nf4Options;
 use serde_json::json;

@@ -2,14 +2,14 @@
 
 use super::Answer;
 use crate::config::SettingsArgs;
-use crate::config::memory::format_bytes;
 use crate::error::Result;
+use crate::files::units::format_bytes;
 use crate::train;
 use serde_json::json;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
-    train::memory::set_threads(settings.threads)?;
+    crate::session::plan::set_threads(settings.threads)?;
     let outcome = train::train(settings)?;
     let eval = outcome.eval_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     let speed = outcome.tokens_per_second.map_or(String::new(), |speed| format!(", {speed:.0} tokens/s"));

@@ -42,10 +42,9 @@
 mod args;
 mod choices;
 mod known;
-pub mod memory;
+pub mod lr_schedule;
 mod resolved;
 mod saving;
-pub mod schedule;
 mod source;
 mod table;
 mod values;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use super::choices::{Preset, Scheduler};
+use super::lr_schedule;
 use super::saving::Every;
-use super::schedule;
 use super::table::{Effect, SETTINGS, SettingInfo, Settings};
 use super::values::{Reject, ValSet};
 use super::yaml::Value;
@@ -122,15 +122,15 @@ impl Settings {
         let steps = match self.warmup_steps {
             _ if self.lr_scheduler_type == Scheduler::Constant => 0,
             Some(steps) if steps >= 1.0 => steps as usize,
-            Some(ratio) if ratio > 0.0 => schedule::warmup_steps(None, ratio, total_steps),
-            _ => schedule::warmup_steps(None, self.warmup_ratio, total_steps),
+            Some(ratio) if ratio > 0.0 => lr_schedule::warmup_steps(None, ratio, total_steps),
+            _ => lr_schedule::warmup_steps(None, self.warmup_ratio, total_steps),
         };
         steps.min(total_steps.saturating_sub(1))
     }
 
     /// Learning rate of A at optimiser step `step` (0 is the first) over its peak; the same for B.
     pub fn lr_factor(&self, step: usize, total_steps: usize) -> f64 {
-        schedule::factor(self.lr_scheduler_type, step, self.warmup_steps_of(total_steps), total_steps)
+        lr_schedule::factor(self.lr_scheduler_type, step, self.warmup_steps_of(total_steps), total_steps)
     }
 
     /// All settings by their own names, in the table's order. [`Settings::load`] reads them back to the same.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
-use super::memory::parse_bytes;
 use super::yaml::Value;
+use crate::files::units::parse_bytes;
 
 /// Why a value cannot be taken. The caller adds the place and the setting.
 #[derive(Debug, PartialEq)]

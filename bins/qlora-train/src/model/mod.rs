@@ -1,14 +1,16 @@
 //! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
 
 mod cached;
+pub mod optimizer_step;
 mod step;
 
 pub use cached::KvCache;
 
-use crate::backend::cpu::Dims;
+use crate::arch::{LlamaConfig, Module};
+use crate::backend::dims::Dims;
 use crate::backend::{Backend, LinearGroup, LinearGroupOf, Lora, LoraOf, Quantization, SegmentOf, StateFormat};
-use crate::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 use std::collections::BTreeMap;
 

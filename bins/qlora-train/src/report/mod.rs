@@ -1,14 +1,8 @@
-//! What a run tells: lines for people on standard error, files for programs, one JSON object on standard output.
+//! Speaking to people: lines and bars on standard error.
 
 mod bar;
-mod identity;
-mod output_dir;
-mod record;
 
 pub use bar::Bars;
-pub use identity::Identity;
-pub use output_dir::{Finished, Found, OutputLock, check_output_dir, check_recorded_base};
-pub use record::{LogEntry, RunRecord, STATE_FILE, TrainerState, write_json, write_state};
 
 /// A line on standard error. Unlike `eprintln!` it survives a closed one: a run of hours must not end because
 /// somebody left the pager.

@@ -5,9 +5,9 @@
 //! under the name that [`recover`] knows.
 
 use super::identity::file_hash;
-use crate::adapter::{AtomicFiles, remove_stale_files, sync_dir};
 use crate::error::{Context, Result};
-use crate::fault;
+use crate::files::atomic::{AtomicFiles, remove_stale_files, sync_dir};
+use crate::files::failpoint;
 use crate::refuse;
 use crate::report::say;
 use std::fs::{self, Permissions};
@@ -96,7 +96,7 @@ pub fn remove_stale(output: &Path) -> Result<()> {
 pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let target = output.join(name(step));
     let what = || format!("{}: cannot be written", target.display());
-    fault::point("checkpoint-begun", "").or_fail(what)?;
+    failpoint::point("checkpoint-begun", "").or_fail(what)?;
     let partial = tempfile::Builder::new()
         .prefix(&format!(".{}.", name(step)))
         .suffix(&format!(".{PARTIAL}"))
@@ -105,13 +105,13 @@ pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path
         .or_fail(what)?;
     fill(partial.path())?;
     write_sums(partial.path(), guarded)?;
-    fault::point("checkpoint-whole", "").or_fail(what)?;
+    failpoint::point("checkpoint-whole", "").or_fail(what)?;
 
     let aside = hidden(output, step, REPLACED);
     let replaces = target.exists();
     if replaces {
         fs::rename(&target, &aside).or_fail(what)?;
-        fault::moment("checkpoint-set-aside");
+        failpoint::moment("checkpoint-set-aside");
     }
     if let Err(error) = fs::rename(partial.path(), &target) {
         if replaces {
@@ -122,7 +122,7 @@ pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path
     // It is no longer there to be removed.
     let _ = partial.keep();
     sync_dir(output)?;
-    fault::moment("checkpoint-in-place");
+    failpoint::moment("checkpoint-in-place");
     if replaces {
         remove(&aside, &aside);
     }
@@ -180,13 +180,13 @@ fn remove(dir: &Path, aside: &Path) {
     let remove = || -> io::Result<()> {
         if dir != aside {
             fs::rename(dir, aside)?;
-            fault::moment("removal-begun");
+            failpoint::moment("removal-begun");
         }
         for entry in fs::read_dir(aside)? {
             let path = entry?.path();
             if path.is_file() {
                 fs::remove_file(path)?;
-                fault::moment("removal");
+                failpoint::moment("removal");
             }
         }
         fs::remove_dir_all(aside)

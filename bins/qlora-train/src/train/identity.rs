@@ -4,10 +4,11 @@
 //! understood and, where rows are text, its tokenizer and the chat template in use. Two bases that differ in their
 //! weights only are told apart by the fingerprint, which is kept beside.
 
-use super::inputs::{Loaded, held_settings};
+use super::Identity;
 use crate::config::Settings;
 use crate::error::{Context, Result};
-use crate::report::{Identity, hex};
+use crate::report::hex;
+use crate::session::inputs::{Loaded, held_settings};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;

@@ -1,6 +1,6 @@
 //! What `train` reports.
 
-use crate::report::Finished;
+use super::Finished;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! What a run remembers from one step to the next, beside the model and `trainer_state.json`.
 
-use super::{Accumulated, StepReport};
+use crate::model::optimizer_step::{Accumulated, StepReport};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 

@@ -1,11 +1,12 @@
 //! Which checkpoint a run goes on from.
 
+use super::Identity;
 use super::checkpoints;
-use super::saved::Saved;
+use super::snapshot::Saved;
 use crate::config::{Resume, Settings};
 use crate::error::{Error, Result};
 use crate::refuse;
-use crate::report::{Identity, say};
+use crate::report::say;
 use std::path::Path;
 
 /// The checkpoint that the settings ask for, its files checked. None: the run begins at its first step. Refused: a

@@ -5,26 +5,25 @@
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
-use super::disk::{self, DiskPlan};
 use super::identity::run_identity;
-use super::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
-use super::interruption::Interruption;
-use super::memory::{self, MemoryPlan};
 use super::progress::{Progress, Speed};
-use super::saved::Saved;
+use super::snapshot::Saved;
 use super::steps::Run;
-use super::{CheckpointSource, Device, OnDevice, TrainOutcome, checkpoints, resume};
+use super::{Finished, Found, Identity, OutputLock, RunRecord, TrainerState, check_output_dir, check_recorded_base};
+use super::{TrainOutcome, checkpoints, resume};
 use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
 use crate::backend::Backend;
-use crate::config::memory::format_bytes;
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
 use crate::error::Result;
+use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
-use crate::report::{
-    Bars, Finished, Found, Identity, OutputLock, RunRecord, TrainerState, check_output_dir, check_recorded_base, say,
-    trainable_line,
-};
+use crate::report::{Bars, say, trainable_line};
+use crate::session::disk::{self, DiskPlan};
+use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
+use crate::session::interruption::Interruption;
+use crate::session::plan::{self, MemoryPlan};
+use crate::session::{CheckpointSource, Device, OnDevice};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -63,11 +62,11 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let mut spec = model_spec(&settings, &loaded.checkpoint, work.tokens, work.longest);
     let budget = device.budget(&settings)?;
     let plan = {
-        let stored = memory::stored_in(&loaded.checkpoint);
-        memory::choose(device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
+        let stored = plan::stored_in(&loaded.checkpoint);
+        plan::choose(device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
     };
     let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing at auto";
-    memory::refuse_unless_it_fits(&plan, work.tokens, advice)?;
+    plan::refuse_unless_it_fits(&plan, work.tokens, advice)?;
     print_run(&settings, &loaded, &spec, &plan, &work.schedule);
     check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
     let bytes = plan.run_bytes;

@@ -1,20 +1,22 @@
 //! The steps of a run, with what happens between them: log, evaluation, checkpoint, interruption.
 
-use super::evaluate::{evaluate, losses};
-use super::inputs::{Loaded, Workload};
-use super::interruption::{Interruption, resume_command};
+use super::checkpoints;
 use super::progress::{Progress, Speed};
 use super::run::adapter_of;
-use super::saved::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
-use super::{Hyperparameters, StepReport, accumulate, checkpoints, update};
+use super::snapshot::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
+use super::{Identity, LogEntry, RunRecord, TrainerState, write_json, write_state};
 use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
 use crate::config::{Every, Settings};
 use crate::data::{MicroBatch, Step};
 use crate::error::{Context, Error, Result};
-use crate::fault;
+use crate::files::failpoint;
+use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
-use crate::report::{Bars, Identity, LogEntry, RunRecord, TrainerState, say, write_json, write_state};
+use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
+use crate::report::{Bars, say};
+use crate::session::inputs::{Loaded, Workload};
+use crate::session::interruption::{Interruption, resume_command};
 use std::path::{Path, PathBuf};
 
 /// A run under way.
@@ -56,7 +58,7 @@ impl<B: Backend> Run<'_, B> {
             let report = self.step(&hyper, &step)?;
             self.account(&step, &report)?;
             bar.set(self.state.global_step, progress(&report, self.speed.tokens_per_second()));
-            fault::moment("step");
+            failpoint::moment("step");
             let improved = self.evaluation_due() && self.evaluate()?;
             let due = settings.save_steps.due(self.state.global_step, total, work.schedule.steps_per_epoch());
             if due || improved {
@@ -74,7 +76,7 @@ impl<B: Backend> Run<'_, B> {
         let batches: Vec<Batch> = batches.iter().map(Batch::from).collect();
         let accumulation = self.settings.gradient_accumulation_steps;
         let stop = || {
-            fault::moment("micro-batch");
+            failpoint::moment("micro-batch");
             self.interruption.signal().is_some()
         };
         let (backend, model) = (&mut self.backend, &mut self.model);
@@ -141,7 +143,7 @@ impl<B: Backend> Run<'_, B> {
             .or_fail(|| format!("validation after step {step}"))?;
         let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
-        fault::moment("evaluation");
+        failpoint::moment("evaluation");
         say!("validation after step {step}: {evaluation}");
         let loss = evaluation.loss;
         self.log(LogEntry {

@@ -1,8 +1,9 @@
 //! Whether an adapter belongs to the base at hand.
 
 use qlora_train::adapter::metadata::BASE_FINGERPRINT;
-use qlora_train::checkpoint::synthetic::tiny_config;
-use qlora_train::checkpoint::{BaseName, LlamaConfig, Module};
+use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::base::BaseName;
+use qlora_train::base::synthetic::tiny_config;
 
 use super::assert_refused::assert_refused;
 use super::{adapter, base, with_layers};

@@ -6,7 +6,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use qlora_train::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, copy_tokenizer_files};
-use qlora_train::checkpoint::Module;
+use qlora_train::arch::Module;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use qlora_train::adapter::Adapter;
-use qlora_train::checkpoint::Module;
+use qlora_train::arch::Module;
 
 use super::{adapter, module_lists, updates};
 

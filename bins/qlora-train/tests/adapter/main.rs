@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
-use qlora_train::checkpoint::synthetic::tiny_config;
-use qlora_train::checkpoint::{BaseName, LlamaConfig, Module};
+use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::base::BaseName;
+use qlora_train::base::synthetic::tiny_config;
 
 fn base() -> BaseName {
     BaseName { name: "org/tiny-llama".into(), revision: Some("0123abc".into()), is_hub: true }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use qlora_train::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, TargetModules};
-use qlora_train::checkpoint::Module;
+use qlora_train::arch::Module;
 use qlora_train::error::Error;
 use serde_json::{Value, json};
 use tempfile::TempDir;

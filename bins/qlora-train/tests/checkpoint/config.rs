@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::checkpoint::{LlamaConfig, Module, Rope, RopeScaling, expected_tensors};
+use qlora_train::arch::{LlamaConfig, Module, Rope, RopeScaling, expected_tensors};
 use qlora_train::error::Result;
 use serde_json::{Value, json};
 

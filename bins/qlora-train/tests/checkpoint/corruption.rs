@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{Checkpoint, LlamaConfig};
+use qlora_train::arch::LlamaConfig;
+use qlora_train::base::Checkpoint;
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use qlora_train::error::Error;
 
 #[derive(Clone, Debug)]

@@ -2,8 +2,10 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{Checkpoint, Fingerprint, LlamaConfig, StoredType, expected_tensors};
+use qlora_train::arch::{LlamaConfig, expected_tensors};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::{Checkpoint, Fingerprint};
+use qlora_train::files::tensor::StoredType;
 use sha2::{Digest, Sha256};
 
 use super::{configs, stored_types};

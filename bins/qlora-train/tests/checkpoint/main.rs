@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::checkpoint::synthetic::tiny_config;
-use qlora_train::checkpoint::{LlamaConfig, Rope, RopeScaling, StoredType};
+use qlora_train::arch::{LlamaConfig, Rope, RopeScaling};
+use qlora_train::base::synthetic::tiny_config;
+use qlora_train::files::tensor::StoredType;
 
 /// Every file of a directory with its bytes.
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{Checkpoint, LlamaConfig, QuantizeOptions, StoredWeight, expected_tensors, quantize};
+use qlora_train::arch::{LlamaConfig, expected_tensors};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::{Checkpoint, QuantizeOptions, quantize};
+use qlora_train::files::tensor::StoredWeight;
 use sha2::{Digest, Sha256};
 
 use super::assert_refused::assert_refused;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use qlora_train::checkpoint::{Checkpoint, QuantizeOptions};
+use qlora_train::base::{Checkpoint, QuantizeOptions};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;

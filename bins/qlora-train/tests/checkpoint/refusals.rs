@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{Checkpoint, LlamaConfig, expected_tensors};
+use qlora_train::arch::{LlamaConfig, expected_tensors};
+use qlora_train::base::Checkpoint;
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};

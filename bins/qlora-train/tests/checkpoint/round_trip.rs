@@ -1,6 +1,8 @@
 use proptest::prelude::*;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{Checkpoint, LlamaConfig, Tensor16, expected_tensors};
+use qlora_train::arch::{LlamaConfig, expected_tensors};
+use qlora_train::base::Checkpoint;
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::files::tensor::Tensor16;
 
 use super::assert_refused::assert_refused;
 use super::{configs, stored_types};

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use qlora_kernels::philox::Stream;
-use qlora_train::fault::VARIABLE;
+use qlora_train::files::failpoint::VARIABLE;
 
 use crate::sandbox::{Sandbox, train};
 

@@ -1,7 +1,8 @@
 //! What train, eval and plan leave and say.
 
 use qlora_train::adapter::{Adapter, metadata};
-use qlora_train::checkpoint::{Checkpoint, Module};
+use qlora_train::arch::Module;
+use qlora_train::base::Checkpoint;
 
 use crate::sandbox::{Sandbox, assert_close, keys, train};
 

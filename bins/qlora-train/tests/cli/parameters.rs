@@ -1,7 +1,7 @@
 //! Parameter counts of real models against the figures that PEFT prints for them; no weights are needed.
 
-use qlora_train::checkpoint::synthetic::tiny_config;
-use qlora_train::checkpoint::{LlamaConfig, Module};
+use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::base::synthetic::tiny_config;
 use qlora_train::model::{LoraSpec, ModelSpec};
 use qlora_train::report::trainable_line;
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{Checkpoint, LlamaConfig};
+use qlora_train::arch::LlamaConfig;
+use qlora_train::base::Checkpoint;
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -1,7 +1,7 @@
 //! Bases and adapters that are refused, through the binary: exit status 2, one sentence, nothing written.
 
 use half::bf16;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};

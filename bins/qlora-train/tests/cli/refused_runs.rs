@@ -82,11 +82,11 @@ fn sizes_beyond_any_machine_are_refused_and_not_tried() {
 /// A model of this size never trains on the CPU by chance. Its weights are a hole in a file.
 #[test]
 fn a_large_model_trains_on_the_cpu_only_when_told_to() {
-    use qlora_train::checkpoint::expected_tensors;
-    use qlora_train::checkpoint::synthetic::tiny_config;
+    use qlora_train::arch::expected_tensors;
+    use qlora_train::base::synthetic::tiny_config;
     use std::io::Write;
     let sandbox = Sandbox::new();
-    let config = qlora_train::checkpoint::LlamaConfig {
+    let config = qlora_train::arch::LlamaConfig {
         vocab_size: 2000,
         hidden_size: 1_000_000,
         intermediate_size: 2,

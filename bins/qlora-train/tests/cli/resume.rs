@@ -153,7 +153,7 @@ fn a_run_that_could_go_on_does_not_start_over_by_itself() {
 fn two_runs_in_one_directory_are_refused() {
     let sandbox = Sandbox::new();
     let mut command = sandbox.command(&train(RUN));
-    command.env(qlora_train::fault::VARIABLE, "step:2:pause:60000").stderr(std::process::Stdio::piped());
+    command.env(qlora_train::files::failpoint::VARIABLE, "step:2:pause:60000").stderr(std::process::Stdio::piped());
     let mut first = command.stdout(std::process::Stdio::null()).spawn().unwrap();
     crate::signals::wait_for(&mut first, "fault point reached");
     for more in ["", "--resume-from-checkpoint", "--seed 7"] {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use serde_json::{Value, json};
 
 use crate::resume::{RUN, stop_after};

@@ -1,7 +1,7 @@
 //! An output directory belongs to one run, which may be run again; another is refused and changes nothing.
 
 use qlora_train::adapter::Adapter;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 
 use crate::sandbox::{Sandbox, train};
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use qlora_kernels::philox::Stream;
-use qlora_train::checkpoint::LlamaConfig;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::fault::VARIABLE;
+use qlora_train::arch::LlamaConfig;
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::files::failpoint::VARIABLE;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -1,8 +1,8 @@
 //! Every setting that shapes a run, through the binary.
 
 use qlora_train::adapter::Adapter;
-use qlora_train::checkpoint::Module;
-use qlora_train::config::{Scheduler, schedule};
+use qlora_train::arch::Module;
+use qlora_train::config::{Scheduler, lr_schedule};
 use serde_json::Value;
 
 use crate::sandbox::{Sandbox, assert_close};
@@ -129,7 +129,7 @@ fn every_schedule_is_followed_at_both_rates() {
         let (a, b) = (column(&sandbox, name, "learning_rate"), column(&sandbox, name, "learning_rate_b"));
         assert_eq!((a.len(), b.len()), (10, 10));
         for step in 0..10 {
-            let factor = schedule::factor(kind, step, warmup, 10);
+            let factor = lr_schedule::factor(kind, step, warmup, 10);
             assert!((a[step] - 1e-2 * factor).abs() < 1e-12, "{name} step {step}: {}", a[step]);
             assert!((b[step] - 8e-2 * factor).abs() < 1e-12, "{name} step {step}: {}", b[step]);
         }
@@ -163,8 +163,9 @@ fn a_settings_file_and_flags_that_win_over_it() {
 
 #[test]
 fn weights_in_every_form_and_a_tied_head_train() {
-    use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-    use qlora_train::checkpoint::{LlamaConfig, StoredType};
+    use qlora_train::arch::LlamaConfig;
+    use qlora_train::base::synthetic::{Synthetic, tiny_config};
+    use qlora_train::files::tensor::StoredType;
     let config = LlamaConfig {
         tie_word_embeddings: true,
         attention_bias: true,

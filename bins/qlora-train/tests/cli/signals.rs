@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use qlora_train::fault::VARIABLE;
+use qlora_train::files::failpoint::VARIABLE;
 
 use crate::resume::RUN;
 use crate::sandbox::{Sandbox, train};

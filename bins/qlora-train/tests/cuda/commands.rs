@@ -3,8 +3,8 @@
 use crate::fixture;
 use crate::sources::config;
 use qlora_kernels::philox::Stream;
-use qlora_train::checkpoint::LlamaConfig;
-use qlora_train::checkpoint::synthetic::Synthetic;
+use qlora_train::arch::LlamaConfig;
+use qlora_train::base::synthetic::Synthetic;
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::PathBuf;

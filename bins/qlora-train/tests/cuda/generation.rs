@@ -7,11 +7,11 @@ use crate::sources::{Moved, config, memory, on_device, spec};
 #[cfg(feature = "emulation")]
 use qlora_kernels::cuda::linear::Path;
 use qlora_kernels::philox::Stream;
+use qlora_train::arch::{LlamaConfig, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::checkpoint::{LlamaConfig, Rope};
+use qlora_train::infer::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec, Source};
-use qlora_train::train::generate::{Sampling, generate};
 
 const MODELS: u64 = 6;
 

@@ -3,12 +3,13 @@
 use crate::commands::Directory;
 use crate::runs::train;
 use crate::sources::{config, memory, spec};
+use qlora_train::arch::LlamaConfig;
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Backend, Quantization, StateFormat};
-use qlora_train::checkpoint::{LlamaConfig, StoredType};
+use qlora_train::files::tensor::StoredType;
 use qlora_train::model::ModelSpec;
-use qlora_train::train::memory::{StoredAs, Work, plan};
-use qlora_train::train::{Budget, Device};
+use qlora_train::session::plan::{StoredAs, Work, plan};
+use qlora_train::session::{Budget, Device};
 
 const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "", host_limit: u64::MAX };
 

@@ -2,13 +2,14 @@ use crate::runs::{HYPER, micro_batches};
 use crate::sources::{ROOM, config, memory, on_device, spec};
 use crate::support::{Documents, Memory};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_train::arch::{LlamaConfig, Module};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::observed::Observed;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::checkpoint::{LlamaConfig, Module, StoredType, StoredWeight, Tensor16};
 use qlora_train::error::{Error, Result};
+use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
+use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec, ParamName, Source};
-use qlora_train::train::optimizer_step;
 
 /// The random model with one tensor in another form.
 struct Changed {
@@ -133,7 +134,7 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
         let gradient = cuda.gradient(param).unwrap();
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
-    let update = qlora_train::train::update::<Observed<Cuda>>;
+    let update = qlora_train::model::optimizer_step::update::<Observed<Cuda>>;
     let text = update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
     assert!(text.contains("in micro-batch 1, ") && text.contains("operation embedding"), "{text}");
     for (_, param) in model.params_mut() {
@@ -212,7 +213,8 @@ fn a_gradient_that_is_not_finite_ends_the_step_and_updates_nothing() {
     }
     let documents = micro_batches(config().vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-    let error = qlora_train::train::update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err();
+    let error = qlora_train::model::optimizer_step::update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0)
+        .unwrap_err();
     assert!(error.to_string().contains("gradient norm"), "{error}");
     assert!(before == model.param_values(&cuda).unwrap());
 }

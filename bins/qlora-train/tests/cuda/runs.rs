@@ -3,8 +3,8 @@
 use crate::sources::TOKENS;
 use crate::support::Documents;
 use qlora_train::backend::{Backend, Batch};
+use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
 use qlora_train::model::{Llama, ModelSpec, ParamName, Source};
-use qlora_train::train::{Hyperparameters, optimizer_step};
 
 pub const HYPER: Hyperparameters = Hyperparameters {
     learning_rate_a: 1e-3,

@@ -3,11 +3,12 @@
 use crate::support::Memory;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Stream;
+use qlora_train::arch::{LlamaConfig, Module};
 use qlora_train::backend::Quantization;
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::checkpoint::synthetic::{Synthetic, tiny_config};
-use qlora_train::checkpoint::{LlamaConfig, Module, StoredType, Tensor16};
+use qlora_train::base::synthetic::{Synthetic, tiny_config};
 use qlora_train::error::Result;
+use qlora_train::files::tensor::{StoredType, Tensor16};
 use qlora_train::model::{LoraSpec, ModelSpec, ParamName, Source};
 
 /// The largest relative error of rounding to bf16: half a unit in the last of 8 significant bits.

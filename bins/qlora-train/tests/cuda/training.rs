@@ -16,12 +16,12 @@ use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, tra
 use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::support::Documents;
 use qlora_kernels::reference::RopeScaling;
+use qlora_train::arch::{LlamaConfig, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
-use qlora_train::checkpoint::{LlamaConfig, Rope};
+use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec};
-use qlora_train::train::optimizer_step;
 
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
@@ -149,7 +149,7 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     let masked = on_cuda(&ModelSpec { seed: 12, ..spec.clone() }, 1);
     assert!(bounds.share(&Apart::of(&masked, &expected)) > 2.0);
     let mut scaled = spec.clone();
-    scaled.lora.terms.insert((1, qlora_train::checkpoint::Module::Down), (6, 0.5));
+    scaled.lora.terms.insert((1, qlora_train::arch::Module::Down), (6, 0.5));
     assert!(bounds.share(&Apart::of(&on_cuda(&scaled, 1), &expected)) > 2.0);
     let documents = micro_batches(spec.config.vocab_size);
     let [first, second] = [0, 1].map(|i| documents[i].batch());

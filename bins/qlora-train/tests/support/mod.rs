@@ -3,10 +3,11 @@
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::{self, AttentionShape, LoraTerm, RopeTable};
+use qlora_train::arch::{Module, expected_tensors};
 use qlora_train::backend::{Batch, Quantization};
-use qlora_train::checkpoint::synthetic::Synthetic;
-use qlora_train::checkpoint::{Module, StoredType, Tensor16, expected_tensors};
+use qlora_train::base::synthetic::Synthetic;
 use qlora_train::error::Result;
+use qlora_train::files::tensor::{StoredType, Tensor16};
 use qlora_train::model::{Factor, ModelSpec, ParamName, Source};
 use std::collections::HashMap;
 

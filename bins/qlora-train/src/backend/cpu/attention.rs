@@ -2,7 +2,7 @@
 //! summed in one fixed order.
 
 use super::elementwise::{exp_shifted, score_gradients};
-use super::small::{Mat, matmul};
+use super::gemm::small::{Mat, matmul};
 use super::workspace::Workspace;
 use qlora_kernels::reference::AttentionShape;
 use rayon::prelude::*;

@@ -1,8 +1,8 @@
 //! Keys and values of earlier tokens, and attention of a few new ones over them.
 
-use super::batch::Current;
 use super::elementwise::{LANES, dot, exp_shifted};
-use super::vectorized::vectorized;
+use super::gemm::simd::vectorized;
+use crate::backend::batch::Current;
 use qlora_kernels::reference::AttentionShape;
 use rayon::prelude::*;
 

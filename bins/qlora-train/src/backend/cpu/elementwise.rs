@@ -1,6 +1,6 @@
 //! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
 
-use super::vectorized::vectorized;
+use super::gemm::simd::vectorized;
 use qlora_kernels::reference::{self, AttentionShape, RopeTable};
 use rayon::prelude::*;
 

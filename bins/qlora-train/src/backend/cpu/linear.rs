@@ -1,12 +1,12 @@
 //! Frozen linear layers with a low-rank term.
 
-use super::pack::Scaled;
-use super::panels::{Left, Product, Right, TOKENS, multiply};
+use super::gemm::pack::Scaled;
+use super::gemm::panels::{Left, Product, Right, TOKENS, multiply};
 use super::workspace::Workspace;
 use super::{Cpu, Dense, TOKEN_CHUNK};
 use crate::backend::{LinearGroup, Quantization, Segment, quantize};
-use crate::checkpoint::StoredWeight;
 use crate::error::Result;
+use crate::files::tensor::StoredWeight;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Dropout;
 use rayon::prelude::*;

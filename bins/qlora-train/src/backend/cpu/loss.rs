@@ -2,7 +2,7 @@
 
 use super::Dense;
 use super::elementwise::exp_shifted;
-use super::panels::{Left, Product, Right, multiply};
+use super::gemm::panels::{Left, Product, Right, multiply};
 use super::workspace::Workspace;
 use rayon::prelude::*;
 

@@ -4,26 +4,20 @@
 //! does not depend on the number of threads.
 
 mod attention;
-pub(super) mod batch;
 mod cache;
-mod dots;
 mod elementwise;
+mod gemm;
 mod linear;
 mod loss;
-mod matmul;
-mod nf4;
 mod operands;
 mod operations;
 mod optimizer;
-mod pack;
-mod panels;
-mod small;
-mod vectorized;
 mod workspace;
 
-pub use workspace::{Dims, Workspace};
+pub use workspace::Workspace;
 
-use batch::Current;
+use crate::backend::batch::Current;
+use crate::backend::dims::Dims;
 pub use operands::{CpuBuffer, CpuParam, Dense};
 use qlora_kernels::reference::RopeTable;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! What the operations work on: buffers, stored matrices, trainable tensors.
 
 use crate::backend::OptimizerState;
-use crate::checkpoint::{Tensor16, TensorData};
+use crate::files::tensor::{Tensor16, TensorData};
 use half::slice::HalfFloatSliceExt;
 
 /// `[capacity, width]`; operations use the rows of the current batch.

@@ -7,8 +7,8 @@ use crate::backend::{
     Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, not_finite_at,
     waits_where_it_is,
 };
-use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 use rayon::prelude::*;

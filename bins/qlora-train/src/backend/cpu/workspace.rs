@@ -1,27 +1,11 @@
 //! Scratch memory of the CPU operations, sized once from the model's dimensions.
 
-use super::{attention, loss, panels};
+use super::gemm::panels;
+use super::{attention, loss};
+use crate::backend::dims::Dims;
 
 /// Threads that take part in one product at most.
 const MAX_THREADS: usize = 64;
-
-/// What the sizes of the scratch memory follow from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dims {
-    /// Tokens of the longest batch.
-    pub tokens: usize,
-    pub hidden: usize,
-    pub vocab: usize,
-    pub heads: usize,
-    /// (ΣN, K, Σr) of every kind of linear group.
-    pub groups: Vec<(usize, usize, usize)>,
-    /// Dropout on the low-rank path's input.
-    pub dropout: bool,
-    /// Whether gradients are computed.
-    pub training: bool,
-    /// Whether layers' inputs wait in host memory for the backward pass.
-    pub offload: bool,
-}
 
 #[derive(Debug)]
 pub struct Workspace {

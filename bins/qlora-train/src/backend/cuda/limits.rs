@@ -1,8 +1,8 @@
 //! What the kernels do not compute, refused when a model is loaded.
 
 use super::{Cuda, CudaWeight};
+use crate::arch::LlamaConfig;
 use crate::backend::LinearGroup;
-use crate::checkpoint::LlamaConfig;
 use crate::error::Result;
 use crate::refuse;
 

@@ -3,9 +3,9 @@
 use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
 use crate::backend::{Quantization, quantize};
-use crate::checkpoint::random::RandomNf4;
-use crate::checkpoint::{StoredWeight, Tensor16, TensorData};
 use crate::error::Result;
+use crate::files::random::RandomNf4;
+use crate::files::tensor::{StoredWeight, Tensor16, TensorData};
 use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;

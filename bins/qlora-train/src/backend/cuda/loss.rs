@@ -3,7 +3,7 @@
 use super::Cuda;
 use super::memory::{Memory, fetch};
 use super::operands::{CudaBuffer, CudaTable};
-use crate::backend::cpu::Dims;
+use crate::backend::dims::Dims;
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::cuda::cross_entropy::{self, CrossEntropy, LossState, Shape};

@@ -23,10 +23,10 @@ mod stow;
 
 pub use operands::{CudaBuffer, CudaParam, CudaStowed, CudaTable, CudaVector, CudaWeight};
 
-use super::cpu::Dims;
-use super::cpu::batch::Current;
+use super::batch::Current;
+use super::dims::Dims;
 use super::plan::{PlannedBuffer, Planner};
-use crate::checkpoint::LlamaConfig;
+use crate::arch::LlamaConfig;
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use cache::CacheMemory;

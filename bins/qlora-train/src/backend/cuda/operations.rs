@@ -5,8 +5,8 @@ use super::{Cuda, Rope, limits, linear};
 use crate::backend::{
     Backend, Batch, LinearGroup, OptimizerState, ParamUpdate, Quantization, StateFormat, not_finite_at,
 };
-use crate::checkpoint::{StoredType, StoredWeight, Tensor16};
 use crate::error::Result;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use qlora_kernels::cuda::Marks;
 use qlora_kernels::cuda::attention::{self, Attention};
 use qlora_kernels::cuda::layer::{self, Residual};

@@ -1,0 +1,214 @@
+//! Rotary position settings of config.json, in the spelling of transformers v4 (`rope_theta` and `rope_scaling`) and
+//! of v5 (`rope_parameters`).
+
+pub use qlora_kernels::reference::RopeScaling;
+use serde_json::{Map, Value, json};
+
+use crate::error::Result;
+use crate::files::json::Keys;
+use crate::refuse;
+
+/// What transformers takes when a config names none.
+const DEFAULT_THETA: f64 = 10_000.0;
+
+/// Every key that some rope type of transformers reads. A key outside this list is an error; one that is in it but is
+/// not read by the type at hand only warns, as it does there.
+const KNOWN_KEYS: [&str; 16] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+];
+
+/// Base wavelength and how the frequencies are stretched for long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+impl Rope {
+    pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize) -> Result<Self> {
+        let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
+        let nested = match (v4, v5) {
+            (Some(v4), Some(v5)) if v4.map != v5.map => refuse!(
+                "{}: keys `rope_scaling` and `rope_parameters` contradict each other; expected one of them: remove \
+                 the one that does not belong to this model",
+                config.source
+            ),
+            (v4, v5) => v5.or(v4),
+        };
+        let empty = Map::new();
+        let nested = nested.unwrap_or(Keys { source: config.source.clone(), map: &empty });
+        if let Some(key) = nested.map.keys().find(|key| !KNOWN_KEYS.contains(&key.as_str())) {
+            return Err(nested.wrong(key, "no such key: its effect on the rotary positions is not known"));
+        }
+        for keys in [config, &nested] {
+            if keys.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
+                return Err(keys.wrong("partial_rotary_factor", "1: partial rotary positions are not supported"));
+            }
+        }
+        let theta = match (config.number("rope_theta")?, nested.number("rope_theta")?) {
+            (Some(outer), Some(inner)) if outer != inner => {
+                return Err(nested.wrong("rope_theta", &format!("{outer}, as the key of that name outside says")));
+            }
+            (outer, inner) => inner.or(outer).unwrap_or(DEFAULT_THETA),
+        };
+        if theta <= 0.0 {
+            let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
+            return Err(holder.wrong("rope_theta", "a number above 0"));
+        }
+        let scaling = scaling_from_keys(config, &nested, max_position_embeddings)?;
+        if matches!(scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
+            let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
+            return Err(holder.wrong("rope_theta", "a number above 1, for rope type \"yarn\""));
+        }
+        Ok(Self { theta, scaling })
+    }
+
+    /// The v5 `rope_parameters` object.
+    pub(super) fn to_json(self) -> Map<String, Value> {
+        let value = match self.scaling {
+            RopeScaling::Default => json!({"rope_type": "default"}),
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: original,
+            } => json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original,
+            }),
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings: original,
+                attention_factor,
+                truncate,
+            } => json!({
+                "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
+                "original_max_position_embeddings": original, "attention_factor": attention_factor, "truncate": truncate,
+            }),
+        };
+        let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
+        map.insert("rope_theta".to_owned(), json!(self.theta));
+        map
+    }
+}
+
+fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let (new, old) = (nested.text("rope_type")?, nested.text("type")?);
+    if let (Some(new), Some(_)) = (new, old.filter(|old| Some(*old) != new)) {
+        return Err(nested.wrong("type", &format!("{new:?}, as `rope_type` says")));
+    }
+    let key = if new.is_some() { "rope_type" } else { "type" };
+    let positive = |key: &str| match nested.number(key)? {
+        Some(x) if x > 0.0 => Ok(x),
+        _ => Err(nested.wrong(key, "a number above 0")),
+    };
+    let (scaling, used): (RopeScaling, &[&str]) = match new.or(old).unwrap_or("default") {
+        "default" => (RopeScaling::Default, &[]),
+        "linear" => (RopeScaling::Linear { factor: positive("factor")? }, &["factor"]),
+        "llama3" => {
+            let scaling = RopeScaling::Llama3 {
+                factor: positive("factor")?,
+                low_freq_factor: positive("low_freq_factor")?,
+                high_freq_factor: positive("high_freq_factor")?,
+                original_max_position_embeddings: original_context(config, nested, max_position_embeddings)?,
+            };
+            check_llama3(scaling, nested)?;
+            (scaling, &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
+        }
+        "yarn" => (yarn(config, nested, max_position_embeddings)?, &YARN_KEYS),
+        _ => return Err(nested.wrong(key, "a supported rope type: \"default\", \"linear\", \"llama3\" or \"yarn\"")),
+    };
+    for key in nested.map.keys().map(String::as_str) {
+        if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
+            tracing::warn!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
+        }
+    }
+    Ok(scaling)
+}
+
+/// The context that the model was trained with. transformers prefers the key outside, and falls back on the longest position.
+fn original_context(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<usize> {
+    const KEY: &str = "original_max_position_embeddings";
+    let (outer, inner) = (config.whole(KEY)?, nested.whole(KEY)?);
+    if let (Some(outer), Some(_)) = (outer, inner.filter(|inner| Some(*inner) != outer)) {
+        return Err(nested.wrong(KEY, &format!("{outer}, as the key of that name outside says")));
+    }
+    match outer.or(inner).unwrap_or(max_position_embeddings) {
+        0 => Err(if outer.is_some() { config } else { nested }.wrong(KEY, "a whole number above 0")),
+        original => Ok(original),
+    }
+}
+
+const YARN_KEYS: [&str; 8] = [
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+];
+
+fn yarn(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let original = original_context(config, nested, max_position_embeddings)?;
+    let positive = |key: &str| match nested.number(key)? {
+        Some(x) if x > 0.0 => Ok(Some(x)),
+        Some(_) => Err(nested.wrong(key, "a number above 0")),
+        None => Ok(None),
+    };
+    let factor = positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let (beta_fast, beta_slow) = (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
+    if beta_fast < beta_slow {
+        return Err(nested.wrong("beta_fast", &format!("a number of at least beta_slow ({beta_slow})")));
+    }
+    // transformers takes 0 for none.
+    let optional = |key: &str| Ok::<_, crate::error::Error>(nested.number(key)?.filter(|&x| x != 0.0));
+    let growth = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    let attention_factor = match (positive("attention_factor")?, optional("mscale")?, optional("mscale_all_dim")?) {
+        (Some(given), _, _) => given,
+        (None, Some(mscale), Some(all)) => growth(mscale) / growth(all),
+        (None, _, _) => growth(1.0),
+    };
+    if !(attention_factor > 0.0 && attention_factor.is_finite()) {
+        return Err(
+            nested.wrong("mscale", &format!("one that scales attention by a number above 0, not {attention_factor}"))
+        );
+    }
+    let truncate = nested.flag("truncate")?.unwrap_or(true);
+    Ok(RopeScaling::Yarn {
+        factor,
+        beta_fast,
+        beta_slow,
+        original_max_position_embeddings: original,
+        attention_factor,
+        truncate,
+    })
+}
+
+fn check_llama3(scaling: RopeScaling, nested: &Keys) -> Result<()> {
+    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
+        && high_freq_factor <= low_freq_factor
+    {
+        return Err(nested.wrong("high_freq_factor", &format!("a number above low_freq_factor ({low_freq_factor})")));
+    }
+    Ok(())
+}

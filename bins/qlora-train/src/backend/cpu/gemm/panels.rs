@@ -1,0 +1,305 @@
+//! Matrix products whose right operand is made panel by panel: dequantised straight into the layout that the inner loop
+//! reads, by the thread that multiplies with it, so that it never leaves that core's cache.
+//!
+//! Every element of a product is one chain of multiply-adds along each [`CHUNK`] of the contraction, and the chunks'
+//! sums are added in order. Which tile, thread or vector width computes it changes no bit.
+
+use super::gemv::Dots;
+use super::pack::{Stored, turn};
+use super::tiles::{Tile, split};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Steps of a contraction that are summed on their own.
+pub const CHUNK: usize = 512;
+/// Steps of a sum over tokens that are summed on their own.
+pub const TOKENS: usize = 256;
+/// Columns of a panel at most.
+pub const WIDTH: usize = 64;
+/// Values of a panel at most.
+pub const PANEL: usize = CHUNK * WIDTH;
+/// Rows that the inner loop works on together.
+const ROWS: usize = 6;
+
+/// The left operand `[M, k]` of a product.
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// Row-major, `stride` values from one row to the next
+    Rows { data: &'a [f32], stride: usize },
+    /// Column-major, `stride` values from one column to the next
+    Columns { data: &'a [f32], stride: usize },
+}
+
+impl Left<'_> {
+    pub fn at(&self, row: usize, column: usize) -> f32 {
+        match *self {
+            Left::Rows { data, stride } => data[row * stride + column],
+            Left::Columns { data, stride } => data[column * stride + row],
+        }
+    }
+}
+
+/// The right operand `[k, N]` of a product, read panel by panel.
+#[derive(Clone, Copy)]
+pub enum Right<'a> {
+    /// The matrix from row `first` on
+    Upright { matrix: &'a dyn Stored, first: usize },
+    /// The transposed matrix
+    Turned(&'a dyn Stored),
+}
+
+impl<'a> Right<'a> {
+    pub fn upright(matrix: &'a dyn Stored) -> Self {
+        Right::Upright { matrix, first: 0 }
+    }
+
+    fn fill(&self, steps: Range<usize>, columns: Range<usize>, panel: &mut [f32], width: usize) {
+        match *self {
+            Right::Upright { matrix, first } => {
+                matrix.read(first + steps.start..first + steps.end, columns, panel, width);
+            }
+            Right::Turned(matrix) => turn(matrix, steps, columns, panel, width),
+        }
+    }
+}
+
+/// One product of a sum of products.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub left: Left<'a>,
+    pub k: usize,
+    pub right: Right<'a>,
+    /// Steps of the contraction that are summed on their own, at most [`CHUNK`]
+    pub chunk: usize,
+}
+
+impl<'a> Product<'a> {
+    /// In equal chunks, as few as there can be.
+    pub fn new(left: Left<'a>, k: usize, right: Right<'a>) -> Self {
+        Self { left, k, right, chunk: k.div_ceil(k.div_ceil(CHUNK)) }
+    }
+}
+
+/// `dst = Σ left·right`, or `dst += …` with `accumulate`, in columns `columns` of the first `rows` rows of `dst` (rows of
+/// `stride` values); column 0 of the right operands is `columns.start` of `dst`. `scratch` holds one [`PANEL`] for each
+/// thread that may take part.
+pub fn multiply(
+    scratch: &mut [f32],
+    dst: &mut [f32],
+    stride: usize,
+    rows: usize,
+    columns: Range<usize>,
+    accumulate: bool,
+    products: &[Product],
+) {
+    let arch = Arch::new();
+    let first = columns.start;
+    let lanes = arch.dispatch(Lanes);
+    let threads = rayon::current_num_threads();
+    if let Some(dots) = Dots::of(rows, products) {
+        return dots.multiply(dst, stride, rows, columns, accumulate);
+    }
+    let tiles = split(dst, stride, rows, columns, widest(lanes), threads);
+    let workers = threads.min(tiles.len());
+    let queue = Mutex::new(tiles.into_iter());
+    scratch.par_chunks_exact_mut(PANEL).take(workers).with_max_len(1).for_each(|panel| {
+        loop {
+            let tile = queue.lock().expect("no thread panics while it takes a tile").next();
+            let Some(mut tile) = tile else { return };
+            compute(arch, lanes, &mut tile, first, panel, accumulate, products);
+        }
+    });
+}
+
+/// As many columns as there are registers for their sums: 24 of 32, or 12 of 16.
+pub fn widest(lanes: usize) -> usize {
+    match lanes {
+        16 => WIDTH,
+        4 | 8 => 16,
+        _ => 4,
+    }
+}
+
+/// One tile. `panel` holds the chunks of the contraction one after the other; column `first` of the destination is
+/// column 0 of the right operands.
+pub fn compute(
+    arch: Arch,
+    lanes: usize,
+    tile: &mut Tile,
+    first: usize,
+    panel: &mut [f32],
+    mut add: bool,
+    products: &[Product],
+) {
+    let columns = tile.columns.start - first..tile.columns.end - first;
+    let width = columns.len().next_multiple_of(lanes);
+    let parts = products.iter().flat_map(|product| {
+        let ends = move |start: usize| start..(start + product.chunk).min(product.k);
+        (0..product.k).step_by(product.chunk).map(move |start| (product, ends(start)))
+    });
+    let mut parts = parts.peekable();
+    // Chunks that fit a panel together are one chain: a low-rank term ends that of its base.
+    while let Some(first) = parts.next() {
+        let second = parts.next_if(|(_, steps)| steps.len() + first.1.len() <= CHUNK && products.len() > 1);
+        let mut rest = &mut *panel;
+        let mut taken = [None, None];
+        for (taken, (product, steps)) in taken.iter_mut().zip([Some(first), second].into_iter().flatten()) {
+            let (values, after) = rest.split_at_mut(steps.len() * width);
+            product.right.fill(steps.clone(), columns.clone(), values, width);
+            *taken = Some(Part { panel: values, left: product.left, first: steps.start });
+            rest = after;
+        }
+        let [Some(base), more] = taken else { unreachable!("there is a first part") };
+        arch.dispatch(RowTiles { tile, width, base, more, add });
+        add = true;
+    }
+}
+
+/// Values of a vector of this processor.
+pub struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+/// A panel and the first of the left operand's columns that it meets.
+struct Part<'a> {
+    panel: &'a [f32],
+    left: Left<'a>,
+    first: usize,
+}
+
+/// All rows of a tile against one panel or two.
+struct RowTiles<'t, 'm, 'a> {
+    tile: &'t mut Tile<'m>,
+    width: usize,
+    base: Part<'a>,
+    more: Option<Part<'a>>,
+    add: bool,
+}
+
+impl WithSimd for RowTiles<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match self.width / S::F32_LANES {
+            1 => self.rows::<S, 1>(simd),
+            2 => self.rows::<S, 2>(simd),
+            3 => self.rows::<S, 3>(simd),
+            4 => self.rows::<S, 4>(simd),
+            vectors => unreachable!("a panel of {vectors} vectors"),
+        }
+    }
+}
+
+impl RowTiles<'_, '_, '_> {
+    /// `V` vectors make up a row of the panel.
+    #[inline(always)]
+    fn rows<S: Simd, const V: usize>(self, simd: S) {
+        let mut edge = [[0.0f32; ROWS]; CHUNK];
+        for row in (0..self.tile.rows.len()).step_by(ROWS) {
+            let count = ROWS.min(self.tile.rows.len() - row);
+            let first = self.tile.rows.start + row;
+            let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
+            sums = part::<S, V>(simd, &self.base, first, count, &mut edge, sums);
+            if let Some(more) = &self.more {
+                sums = part::<S, V>(simd, more, first, count, &mut edge, sums);
+            }
+            for i in 0..ROWS {
+                if i < count {
+                    store(simd, self.tile.row(row + i), &sums[i], self.add);
+                }
+            }
+        }
+    }
+}
+
+/// Continues the chains of `count` rows from `row` on.
+#[inline(always)]
+fn part<S: Simd, const V: usize>(
+    simd: S,
+    part: &Part,
+    row: usize,
+    count: usize,
+    edge: &mut [[f32; ROWS]; CHUNK],
+    mut sums: [[S::f32s; V]; ROWS],
+) -> [[S::f32s; V]; ROWS] {
+    let panel = S::as_simd_f32s(part.panel).0.as_chunks::<V>().0;
+    let steps = panel.len();
+    match part.left {
+        Left::Rows { data, stride } if count == ROWS => {
+            let row = |i: usize| &data[(row + i) * stride + part.first..][..steps];
+            let rows = [row(0), row(1), row(2), row(3), row(4), row(5)];
+            for j in 0..steps {
+                let left = [rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]];
+                sums = step(simd, &panel[j], left, sums);
+            }
+        }
+        Left::Columns { data, stride } if count == ROWS => {
+            for (panel, column) in panel.iter().zip(data[part.first * stride + row..].chunks(stride)) {
+                sums = step(simd, panel, *column.first_chunk().expect("inside the matrix"), sums);
+            }
+        }
+        left => {
+            match left {
+                Left::Rows { data, stride } => {
+                    for i in 0..count {
+                        let values = &data[(row + i) * stride + part.first..][..steps];
+                        edge.iter_mut().zip(values).for_each(|(edge, x)| edge[i] = *x);
+                    }
+                }
+                Left::Columns { data, stride } => {
+                    for (edge, column) in
+                        edge.iter_mut().zip(data[part.first * stride + row..].chunks(stride)).take(steps)
+                    {
+                        edge[..count].copy_from_slice(&column[..count]);
+                    }
+                }
+            }
+            for (panel, left) in panel.iter().zip(edge.iter()) {
+                sums = step(simd, panel, *left, sums);
+            }
+        }
+    }
+    sums
+}
+
+/// One multiply-add for each of [`ROWS`] rows and V vectors of columns.
+#[inline(always)]
+fn step<S: Simd, const V: usize>(
+    simd: S,
+    panel: &[S::f32s; V],
+    left: [f32; ROWS],
+    mut sums: [[S::f32s; V]; ROWS],
+) -> [[S::f32s; V]; ROWS] {
+    let panel = *panel;
+    for i in 0..ROWS {
+        let x = simd.splat_f32s(left[i]);
+        for v in 0..V {
+            sums[i][v] = simd.mul_add_e_f32s(x, panel[v], sums[i][v]);
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn store<S: Simd, const V: usize>(simd: S, out: &mut [f32], sums: &[S::f32s; V], add: bool) {
+    if let Some(out) = S::as_mut_simd_f32s(out).0.first_chunk_mut::<V>() {
+        for v in 0..V {
+            out[v] = if add { simd.add_f32s(out[v], sums[v]) } else { sums[v] };
+        }
+        return;
+    }
+    // The last columns of a matrix do not fill a vector.
+    let sums: &[f32] = bytemuck::cast_slice(sums);
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = if add { *out + sum } else { *sum };
+    }
+}

@@ -1,0 +1,19 @@
+//! Sizes that a backend is made for.
+
+/// What the sizes of the scratch memory follow from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dims {
+    /// Tokens of the longest batch.
+    pub tokens: usize,
+    pub hidden: usize,
+    pub vocab: usize,
+    pub heads: usize,
+    /// (ΣN, K, Σr) of every kind of linear group.
+    pub groups: Vec<(usize, usize, usize)>,
+    /// Dropout on the low-rank path's input.
+    pub dropout: bool,
+    /// Whether gradients are computed.
+    pub training: bool,
+    /// Whether layers' inputs wait in host memory for the backward pass.
+    pub offload: bool,
+}

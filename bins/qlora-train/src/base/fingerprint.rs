@@ -1,0 +1,213 @@
+//! The identity of a base model: one SHA-256 over the names, shapes, types and stored bytes of its tensors.
+//!
+//! Recipe. For every tensor that the model uses (those of [`expected_tensors`](super::expected_tensors); a stored
+//! `lm_head.weight` that is tied, or `inv_freq`, is not used):
+//!
+//! ```text
+//! digest = SHA-256(the tensor's bytes as stored: row-major, little-endian), as 64 lower-case hex digits
+//! line   = name TAB dtype TAB shape TAB digest LF      dtype: BF16, F16, F32; shape: decimal, joined by ","
+//! ```
+//!
+//! The line of a weight that is stored in NF4 has the dtype NF4, the shape of the matrix, and as digest the SHA-256 of
+//! the lines of its stored parts (`weight`, `weight.absmax`, …; each by the recipe above), sorted.
+//!
+//! The fingerprint is the SHA-256 in lower-case hex of the line `qlora base fingerprint 1` LF, followed by the lines of
+//! all tensors sorted by the bytes of the name. It does not depend on how the tensors are spread over files, on the
+//! order they are read in, or on the number of threads; it can be computed while the weights are loaded.
+//!
+//! A checkpoint that `quantize` wrote has two: that of its own tensors, which has to be the one recorded in it, and that
+//! of the original, which is the one that adapters know.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
+
+use rayon::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use sha2::{Digest, Sha256};
+
+use super::quantized::OriginalBase;
+use super::{Checkpoint, Entry};
+use crate::error::{Error, Result};
+use crate::files::tensor::{StoredWeight, Tensor16};
+use crate::refuse;
+
+const HEAD: &str = "qlora base fingerprint 1\n";
+
+/// The digest of one tensor's stored bytes, with what else goes into the fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorDigest {
+    pub name: String,
+    /// The line of the recipe, less the name and the newline.
+    description: String,
+}
+
+impl TensorDigest {
+    fn new(name: &str, dtype: impl Display, shape: &[usize], hasher: Sha256) -> Self {
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let description = format!("{dtype}\t{}\t{}", shape.join(","), hex(&hasher.finalize()));
+        Self { name: name.to_owned(), description }
+    }
+
+    /// Of a weight in NF4 from its parts: what follows the weight's name, type, shape and bytes hashed.
+    fn of_hashed_parts<'a>(
+        name: &str,
+        shape: &[usize],
+        parts: impl Iterator<Item = (&'a str, Dtype, &'a [usize], Sha256)>,
+    ) -> Self {
+        let mut lines: Vec<String> = parts
+            .map(|(suffix, dtype, shape, hasher)| {
+                let part = Self::new(&format!("{name}{suffix}"), dtype, shape, hasher);
+                format!("{}\t{}\n", part.name, part.description)
+            })
+            .collect();
+        lines.sort();
+        Self::new(name, "NF4", shape, Sha256::new_with_prefix(lines.concat()))
+    }
+
+    pub(super) fn of_parts<'a>(
+        name: &str,
+        shape: &[usize],
+        parts: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+    ) -> Self {
+        let hashed = |(suffix, dtype, shape, bytes)| (suffix, dtype, shape, Sha256::new_with_prefix(bytes));
+        Self::of_hashed_parts(name, shape, parts.into_iter().map(hashed))
+    }
+}
+
+/// Collects digests of tensors, in any order, into the fingerprint of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Fingerprint {
+    /// Every tensor of the checkpoint, with its description once it was seen.
+    seen: BTreeMap<String, Option<String>>,
+    /// For messages.
+    checkpoint: String,
+    original: Option<OriginalBase>,
+}
+
+impl Fingerprint {
+    pub fn new(checkpoint: &Checkpoint) -> Self {
+        Self {
+            seen: checkpoint.names().map(|name| (name.to_owned(), None)).collect(),
+            checkpoint: checkpoint.dir.display().to_string(),
+            original: checkpoint.original.clone(),
+        }
+    }
+
+    /// A tensor may come twice (a tied embedding is read for both ends), but not with other bytes. Failed: the
+    /// checkpoint has no such tensor, or its file changed in between.
+    pub fn add(&mut self, digest: TensorDigest) -> Result<()> {
+        let TensorDigest { name, description } = digest;
+        match self.seen.get_mut(&name) {
+            Some(slot) if slot.as_ref().is_none_or(|earlier| *earlier == description) => *slot = Some(description),
+            Some(_) => return Err(Error::Failed(format!("tensor `{name}`: its file changed while it was being read"))),
+            None => return Err(Error::Failed(format!("tensor `{name}` is not part of the fingerprinted checkpoint"))),
+        }
+        Ok(())
+    }
+
+    /// 64 hex digits, equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the checkpoint
+    /// records another fingerprint of its quantised tensors.
+    pub fn finish(self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        hasher.update(HEAD);
+        for (name, description) in self.seen {
+            let Some(description) = description else {
+                return Err(Error::Failed(format!("fingerprint: tensor `{name}` was never read")));
+            };
+            hasher.update(format!("{name}\t{description}\n"));
+        }
+        let found = hex(&hasher.finalize());
+        let Some(original) = self.original else { return Ok(found) };
+        if found != original.quantized_fingerprint {
+            refuse!(
+                "{}: found tensors with the fingerprint {found}, expected {} as its files record: they were changed \
+                 after the model was quantised; quantise it again",
+                self.checkpoint,
+                original.quantized_fingerprint
+            );
+        }
+        Ok(original.fingerprint)
+    }
+}
+
+impl Checkpoint {
+    /// Reads every tensor once, several at a time (rayon), 1 MiB of each in memory.
+    pub fn fingerprint(&self) -> Result<String> {
+        let names: Vec<&str> = self.names().collect();
+        let digests: Vec<TensorDigest> = names.into_par_iter().map(|name| self.digest(name)).collect::<Result<_>>()?;
+        let mut fingerprint = Fingerprint::new(self);
+        digests.into_iter().try_for_each(|digest| fingerprint.add(digest))?;
+        fingerprint.finish()
+    }
+
+    /// [`read`](Self::read) and digest in one pass over the file.
+    pub fn read_with_digest(&self, name: &str) -> Result<(Tensor16, TensorDigest)> {
+        let (weight, digest) = self.read_weight_with_digest(name)?;
+        Ok((weight.into_tensor(), digest))
+    }
+
+    /// [`read_weight`](Self::read_weight) and digest in one pass over the file.
+    pub fn read_weight_with_digest(&self, name: &str) -> Result<(StoredWeight, TensorDigest)> {
+        match self.find(name)? {
+            Entry::Dense(file, info) => {
+                let mut hasher = Sha256::new();
+                let tensor = self.files[*file].read(name, info, |bytes| hasher.update(bytes))?;
+                let digest = TensorDigest::new(name, info.dtype, &info.shape, hasher);
+                Ok((StoredWeight::Tensor(tensor), digest))
+            }
+            Entry::Nf4(entry) => {
+                let mut hashers: BTreeMap<&str, Sha256> =
+                    entry.parts.keys().map(|&part| (part, Sha256::new())).collect();
+                let matrix = entry.read(name, &self.files, |part, bytes| {
+                    hashers.get_mut(part).expect("a part of the entry").update(bytes);
+                })?;
+                let parts = entry.parts.iter().zip(hashers.into_values());
+                let parts = parts.map(|((&part, (_, info)), hasher)| (part, info.dtype, &info.shape[..], hasher));
+                let digest = TensorDigest::of_hashed_parts(name, &entry.shape, parts);
+                Ok((StoredWeight::Nf4(matrix), digest))
+            }
+        }
+    }
+
+    /// [`read_f32`](Self::read_f32) and digest (of the bytes as stored) in one pass over the file.
+    pub fn read_f32_with_digest(&self, name: &str) -> Result<(Vec<f32>, TensorDigest)> {
+        let Entry::Dense(file, info) = self.find(name)? else {
+            let (weight, digest) = self.read_weight_with_digest(name)?;
+            return Ok((weight.into_tensor().into_f32(), digest));
+        };
+        let mut hasher = Sha256::new();
+        let values = self.files[*file].read_f32(name, info, |bytes| hasher.update(bytes))?;
+        Ok((values, TensorDigest::new(name, info.dtype, &info.shape, hasher)))
+    }
+
+    /// The digest of one tensor, without keeping it.
+    pub fn digest(&self, name: &str) -> Result<TensorDigest> {
+        let scan = |name: &str, (file, info): &(usize, TensorInfo)| -> Result<Sha256> {
+            let mut hasher = Sha256::new();
+            self.files[*file].scan(name, info, |bytes| hasher.update(bytes))?;
+            Ok(hasher)
+        };
+        match self.find(name)? {
+            Entry::Dense(file, info) => {
+                let hasher = scan(name, &(*file, info.clone()))?;
+                Ok(TensorDigest::new(name, info.dtype, &info.shape, hasher))
+            }
+            Entry::Nf4(entry) => {
+                let mut parts = Vec::with_capacity(entry.parts.len());
+                for (&part, place) in &entry.parts {
+                    let hasher = scan(&format!("{name}{part}"), place)?;
+                    parts.push((part, place.1.dtype, &place.1.shape[..], hasher));
+                }
+                Ok(TensorDigest::of_hashed_parts(name, &entry.shape, parts.into_iter()))
+            }
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}

@@ -1,0 +1,176 @@
+//! Base models: Hugging Face directories of a Llama, with single or sharded safetensors in bf16, f16 or f32, or with
+//! linear weights in NF4 as bitsandbytes stores them.
+//!
+//! [`Checkpoint::open`] looks at `config.json` and at the headers of the weight files only, and refuses everything
+//! that could go wrong later: a tensor that is missing, unknown, stored twice, of another shape or type, or outside
+//! its file. Reading is by position, one tensor at a time; nothing is mapped and no alignment is assumed.
+
+mod base_name;
+mod fingerprint;
+mod locate;
+mod open;
+mod quantized;
+pub mod synthetic;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use qlora_kernels::nf4::Nf4Options;
+use safetensors::tensor::TensorInfo;
+
+use crate::arch::{LlamaConfig, Module};
+use crate::error::Result;
+use crate::files::safetensors::TensorFile;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::refuse;
+use quantized::Nf4Entry;
+
+pub use base_name::{BaseName, looks_like_hub_id, resolve_model};
+pub use fingerprint::{Fingerprint, TensorDigest};
+pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
+
+/// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or
+/// with all the parts of an NF4 weight, inside its file. It can be read from several threads.
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: LlamaConfig,
+    base_name: BaseName,
+    files: Vec<TensorFile>,
+    /// The expected tensors and nothing else.
+    tensors: BTreeMap<String, Entry>,
+    notes: Vec<String>,
+    /// How its linear weights are stored where they are quantised.
+    quantization: Option<Nf4Options>,
+    /// What it was made of, where `quantize` wrote it.
+    original: Option<OriginalBase>,
+}
+
+/// Where a tensor is: position in `files`, header entry.
+enum Entry {
+    Dense(usize, TensorInfo),
+    Nf4(Nf4Entry),
+}
+
+impl Checkpoint {
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The name by which adapters refer to this model.
+    pub fn base_name(&self) -> &BaseName {
+        &self.base_name
+    }
+
+    /// What was found and not used, one sentence each: for the log.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Names of the tensors that can be read, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| match entry {
+            Entry::Dense(_, info) => &info.shape[..],
+            Entry::Nf4(entry) => &entry.shape,
+        })
+    }
+
+    /// The type that [`read`](Self::read) gives: f32 for a weight that is stored in NF4.
+    pub fn stored_type(&self, name: &str) -> Option<StoredType> {
+        self.tensors.get(name).and_then(|entry| match entry {
+            Entry::Dense(_, info) => StoredType::from_dtype(info.dtype),
+            Entry::Nf4(_) => Some(StoredType::F32),
+        })
+    }
+
+    /// How the linear weights are stored, where the checkpoint is quantised: the same block size and double
+    /// quantisation for all that are.
+    pub fn quantization(&self) -> Option<Nf4Options> {
+        self.quantization
+    }
+
+    /// Whether a tensor is stored in NF4.
+    pub fn is_nf4(&self, name: &str) -> bool {
+        matches!(self.tensors.get(name), Some(Entry::Nf4(_)))
+    }
+
+    /// The linear modules of a quantised checkpoint that are stored as they were (`llm_int8_skip_modules`).
+    pub fn skipped_modules(&self) -> Vec<String> {
+        let layers = if self.quantization.is_some() { 0..self.config.num_layers } else { 0..0 };
+        let names = layers.flat_map(|layer| Module::ALL.map(|module| module.weight_name(layer)));
+        names.filter(|name| !self.is_nf4(name)).map(|name| name.trim_end_matches(".weight").to_owned()).collect()
+    }
+
+    /// What a checkpoint that [`quantize`] wrote was made of.
+    pub fn original(&self) -> Option<&OriginalBase> {
+        self.original.as_ref()
+    }
+
+    /// The file that stores a tensor, for messages.
+    pub fn file_of(&self, name: &str) -> Option<&Path> {
+        self.tensors.get(name).map(|entry| match entry {
+            Entry::Dense(file, _) => self.files[*file].path(),
+            Entry::Nf4(entry) => self.files[entry.parts[""].0].path(),
+        })
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn stored_bytes(&self) -> u64 {
+        let bytes = |info: &TensorInfo| (info.data_offsets.1 - info.data_offsets.0) as u64;
+        let of = |entry: &Entry| match entry {
+            Entry::Dense(_, info) => bytes(info),
+            Entry::Nf4(entry) => entry.parts.values().map(|(_, info)| bytes(info)).sum(),
+        };
+        self.tensors.values().map(of).sum()
+    }
+
+    /// Reads one tensor as stored, or dequantised to f32 where it is stored in NF4. A name that is not in
+    /// [`names`](Self::names) is refused, and so is an NF4 weight whose scales are not finite; a file that changed since
+    /// it was opened is `Failed`. Other values that are not finite are left for [`check_finite`](Self::check_finite).
+    pub fn read(&self, name: &str) -> Result<Tensor16> {
+        self.read_weight(name).map(StoredWeight::into_tensor)
+    }
+
+    /// As [`read`](Self::read), but a weight in NF4 as it is stored.
+    pub fn read_weight(&self, name: &str) -> Result<StoredWeight> {
+        match self.find(name)? {
+            Entry::Dense(file, info) => Ok(StoredWeight::Tensor(self.files[*file].read(name, info, |_| ())?)),
+            Entry::Nf4(entry) => Ok(StoredWeight::Nf4(entry.read(name, &self.files, |_, _| ())?)),
+        }
+    }
+
+    /// Reads one tensor widened to f32; beside the result only 1 MiB of it is in memory, or the NF4 weight.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        match self.find(name)? {
+            Entry::Dense(file, info) => self.files[*file].read_f32(name, info, |_| ()),
+            Entry::Nf4(entry) => Ok(entry.read(name, &self.files, |_, _| ())?.dequantize()),
+        }
+    }
+
+    /// Refuses a NaN or infinity in a tensor that was read: it would spread to everything that is trained on it.
+    pub fn check_finite(&self, name: &str, tensor: &Tensor16) -> Result<()> {
+        let Some((index, value)) = tensor.find_not_finite() else { return Ok(()) };
+        let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        refuse!(
+            "{}: tensor `{name}`: found {value} at row {}, column {}, expected finite numbers: the file is damaged or \
+             the model diverged when it was made; get it again",
+            self.file_of(name).unwrap_or(&self.dir).display(),
+            index / columns,
+            index % columns
+        )
+    }
+
+    fn find(&self, name: &str) -> Result<&Entry> {
+        let Some(entry) = self.tensors.get(name) else {
+            refuse!("{}: found no tensor `{name}`, expected one of a Llama checkpoint", self.dir.display());
+        };
+        Ok(entry)
+    }
+}

@@ -1,0 +1,74 @@
+//! What a quantised checkpoint of ours remembers of the model that it was made of: metadata of every weight file.
+
+use std::collections::BTreeMap;
+
+use crate::base::BaseName;
+use crate::base::base_name::looks_like_hub_id;
+use crate::error::Result;
+use crate::files::safetensors::TensorFile;
+use crate::refuse;
+
+const FINGERPRINT: &str = "qlora.base_fingerprint";
+const NAME: &str = "qlora.base_name";
+const REVISION: &str = "qlora.base_revision";
+const QUANTIZED_FINGERPRINT: &str = "qlora.quantized_fingerprint";
+
+/// The model that a quantised checkpoint was made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginalBase {
+    pub name: BaseName,
+    /// The fingerprint of the original.
+    pub fingerprint: String,
+    /// The fingerprint of the quantised tensors themselves: what the weights have to give to be believed.
+    pub quantized_fingerprint: String,
+}
+
+impl OriginalBase {
+    /// `None`: the files are another program's. Refused: they disagree, or a value is damaged.
+    pub(in crate::base) fn of(files: &[TensorFile]) -> Result<Option<Self>> {
+        let Some(first) = files.first() else { return Ok(None) };
+        let own = |file: &TensorFile| -> BTreeMap<String, String> {
+            let keys = [FINGERPRINT, NAME, REVISION, QUANTIZED_FINGERPRINT];
+            file.metadata.clone().into_iter().filter(|(key, _)| keys.contains(&key.as_str())).collect()
+        };
+        let metadata = own(first);
+        if let Some(other) = files.iter().find(|file| own(file) != metadata) {
+            refuse!(
+                "{}: metadata `{FINGERPRINT}`: found {:?}, expected {:?} as in {}: the files belong to different \
+                 checkpoints, get them again",
+                other.path().display(),
+                own(other).get(FINGERPRINT),
+                metadata.get(FINGERPRINT),
+                first.path().display()
+            );
+        }
+        if metadata.is_empty() {
+            return Ok(None);
+        }
+        let text = |key: &str, valid: fn(&str) -> bool, expected: &str| match metadata.get(key) {
+            Some(value) if valid(value) => Ok(value.clone()),
+            found => refuse!("{}: metadata `{key}`: found {found:?}, expected {expected}", first.path().display()),
+        };
+        let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let digest = "a fingerprint of 64 hex digits: the file is damaged, get it again";
+        // A path would be one of another machine.
+        let is_name = |name: &str| !name.is_empty() && (!name.contains('/') || looks_like_hub_id(name));
+        let name = text(NAME, is_name, "a hub id or the name of a directory")?;
+        Ok(Some(Self {
+            name: BaseName { is_hub: looks_like_hub_id(&name), name, revision: metadata.get(REVISION).cloned() },
+            fingerprint: text(FINGERPRINT, is_digest, digest)?,
+            quantized_fingerprint: text(QUANTIZED_FINGERPRINT, is_digest, digest)?,
+        }))
+    }
+
+    pub(super) fn to_metadata(&self) -> BTreeMap<String, String> {
+        let entries = [
+            ("format", Some("pt")),
+            (FINGERPRINT, Some(&self.fingerprint)),
+            (NAME, Some(&self.name.name)),
+            (REVISION, self.name.revision.as_deref()),
+            (QUANTIZED_FINGERPRINT, Some(&self.quantized_fingerprint)),
+        ];
+        entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned()))).collect()
+    }
+}

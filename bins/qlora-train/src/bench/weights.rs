@@ -1,0 +1,124 @@
+//! A model of random values in any shape, for measuring: nothing is read.
+
+use crate::arch::{LlamaConfig, expected_tensors};
+use crate::backend::Quantization;
+use crate::error::{Error, Result};
+use crate::files::random::{RandomNf4, repeated};
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
+use crate::model::{ParamName, Source};
+use crate::session::weights::initial_lora;
+use half::bf16;
+use qlora_kernels::nf4::{Absmax, NESTED_BLOCK_SIZE, dynamic_map_signed};
+use qlora_kernels::philox::Stream;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Random bytes and values that are drawn once; tensors repeat them, each from another place.
+const DRAWN: usize = 1 << 20;
+
+/// Linear weights of a standard deviation of about 0.02, norms of 1. Every tensor is made when it is asked for.
+pub struct RandomSource {
+    shapes: HashMap<String, Vec<usize>>,
+    quantization: Quantization,
+    seed: u64,
+    bytes: Arc<[u8]>,
+    values: Vec<bf16>,
+    tensors: usize,
+}
+
+impl RandomSource {
+    pub fn new(config: &LlamaConfig, quantization: Quantization, seed: u64) -> Self {
+        let mut stream = Stream::new(seed, 0);
+        let bytes = (0..DRAWN / 4).flat_map(|_| stream.next_u32().to_le_bytes()).collect();
+        let spread = 0.02 * 3f32.sqrt();
+        let values = (0..DRAWN).map(|_| bf16::from_f32(spread * (2.0 * stream.uniform() - 1.0))).collect();
+        let shapes = expected_tensors(config).into_iter().collect();
+        Self { shapes, quantization, seed, bytes, values, tensors: 0 }
+    }
+
+    /// Where the next tensor begins in what was drawn: a prime further, so that places come round late.
+    fn next_first(&mut self) -> usize {
+        self.tensors += 1;
+        self.tensors * 7919 % DRAWN
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.shapes.get(name).cloned().ok_or_else(|| Error::Failed(format!("a Llama of this shape has no {name}")))
+    }
+}
+
+impl Source for RandomSource {
+    fn stored(&self, _name: &str) -> StoredType {
+        StoredType::Bf16
+    }
+
+    fn read(&mut self, name: &str) -> Result<Tensor16> {
+        let shape = self.shape(name)?;
+        let len = shape.iter().product();
+        let first = self.next_first();
+        if name.contains("norm") {
+            return Ok(Tensor16::from_f32(shape, vec![1.0; len], StoredType::Bf16));
+        }
+        Ok(Tensor16 { shape, data: TensorData::Bf16(repeated(&self.values, first, len)) })
+    }
+
+    /// NF4 as it would be after quantisation, without quantising; its codes are made by whoever holds it.
+    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+        let Quantization::Nf4 { block_size, double_quant } = self.quantization else {
+            return self.read(name).map(StoredWeight::Tensor);
+        };
+        let shape = self.shape(name)?;
+        let first = self.next_first();
+        let (rows, cols) = (shape[0], shape[1]);
+        let blocks = (rows * cols).div_ceil(block_size);
+        // The 16 values have a root mean square of 0.6.
+        let absmax = match double_quant {
+            true => Absmax::DoubleQuantised {
+                codes: repeated(&self.bytes, (first + 1) % DRAWN, blocks),
+                nested_absmax: vec![0.01; blocks.div_ceil(NESTED_BLOCK_SIZE)],
+                nested_block_size: NESTED_BLOCK_SIZE,
+                nested_map: Box::new(*dynamic_map_signed()),
+                offset: 0.035,
+            },
+            false => Absmax::F32(vec![0.035; blocks]),
+        };
+        let bytes = self.bytes.clone();
+        Ok(StoredWeight::Random(RandomNf4 { rows, cols, block_size, absmax, bytes, first }))
+    }
+
+    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
+        Ok(initial_lora(self.seed, name, len, columns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::synthetic::tiny_config;
+
+    #[test]
+    fn every_tensor_of_the_shape_has_plausible_values() {
+        let config = LlamaConfig { hidden_size: 128, intermediate_size: 256, ..tiny_config() };
+        let rms = |values: &[f32]| (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
+        for double_quant in [true, false] {
+            let quantization = Quantization::Nf4 { block_size: 64, double_quant };
+            let mut source = RandomSource::new(&config, quantization, 3);
+            let mut last = Vec::new();
+            for (name, shape) in expected_tensors(&config) {
+                let values = match name.contains("_proj") {
+                    true => match source.read_weight(&name).unwrap() {
+                        StoredWeight::Random(random) => random.into_matrix().dequantize(),
+                        other => panic!("{name} is {other:?}, expected random NF4"),
+                    },
+                    false => source.read(&name).unwrap().to_f32(),
+                };
+                assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
+                let expected = if name.contains("norm") { 1.0 } else { 0.02 };
+                assert!((rms(&values) / expected - 1.0).abs() < 0.25, "{name}: {}", rms(&values));
+                assert!(name.contains("norm") || values != last, "{name} repeats the tensor before it");
+                last = values;
+            }
+            assert!(source.read("model.layers.9.mlp.up_proj.weight").is_err());
+        }
+    }
+}

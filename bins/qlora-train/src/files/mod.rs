@@ -1,0 +1,9 @@
+//! Files and values in them: crash-safe writing, tensors, JSON, sizes.
+
+pub mod atomic;
+pub mod failpoint;
+pub(crate) mod json;
+pub mod random;
+pub(crate) mod safetensors;
+pub mod tensor;
+pub mod units;

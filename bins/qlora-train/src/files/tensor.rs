@@ -1,0 +1,180 @@
+//! One tensor in memory, in the floating type it is stored in.
+
+use super::random::RandomNf4;
+use bytemuck::Pod;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use qlora_kernels::nf4::Nf4Matrix;
+use safetensors::Dtype;
+
+// Stored bytes are little-endian and are read straight into place.
+const _: () = assert!(cfg!(target_endian = "little"), "only little-endian hosts are supported");
+
+/// The three types that weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredType {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl StoredType {
+    pub fn from_dtype(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::BF16 => Some(Self::Bf16),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::F32 => Some(Self::F32),
+            _ => None,
+        }
+    }
+
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
+        }
+    }
+
+    /// The name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+            Self::F32 => "F32",
+        }
+    }
+
+    /// The name in config.json.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+            Self::F32 => "float32",
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// Elements in row-major order, as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TensorData {
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+    F32(Vec<f32>),
+}
+
+/// A tensor as stored: 16-bit, or f32 where the checkpoint is f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor16 {
+    pub shape: Vec<usize>,
+    pub data: TensorData,
+}
+
+impl Tensor16 {
+    pub fn stored_type(&self) -> StoredType {
+        match self.data {
+            TensorData::Bf16(_) => StoredType::Bf16,
+            TensorData::F16(_) => StoredType::F16,
+            TensorData::F32(_) => StoredType::F32,
+        }
+    }
+
+    /// Exact: both 16-bit types are subsets of f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match &self.data {
+            TensorData::Bf16(values) => values.to_f32_vec(),
+            TensorData::F16(values) => values.to_f32_vec(),
+            TensorData::F32(values) => values.clone(),
+        }
+    }
+
+    /// As [`to_f32`](Self::to_f32), without a copy where the data is f32 already.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self.data {
+            TensorData::F32(values) => values,
+            _ => self.to_f32(),
+        }
+    }
+
+    /// The little-endian bytes as stored.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.data {
+            TensorData::Bf16(values) => bytemuck::cast_slice(values),
+            TensorData::F16(values) => bytemuck::cast_slice(values),
+            TensorData::F32(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    /// Index and value of the first element that is NaN or infinite.
+    pub(crate) fn find_not_finite(&self) -> Option<(usize, f32)> {
+        match &self.data {
+            TensorData::Bf16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
+            TensorData::F16(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i].to_f32())),
+            TensorData::F32(values) => values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])),
+        }
+    }
+
+    /// Rounds f32 values (to nearest, ties to even) to the stored type.
+    pub fn from_f32(shape: Vec<usize>, values: Vec<f32>, stored: StoredType) -> Self {
+        let data = match stored {
+            StoredType::Bf16 => TensorData::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+            StoredType::F16 => TensorData::F16(values.into_iter().map(f16::from_f32).collect()),
+            StoredType::F32 => TensorData::F32(values),
+        };
+        Self { shape, data }
+    }
+}
+
+/// A linear weight as a checkpoint stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoredWeight {
+    Tensor(Tensor16),
+    /// Quantised already: its maps and scales are used as they are.
+    Nf4(Nf4Matrix),
+    /// No checkpoint's
+    Random(RandomNf4),
+}
+
+impl StoredWeight {
+    /// NF4 dequantised to f32, anything else as it is.
+    pub fn into_tensor(self) -> Tensor16 {
+        let matrix = match self {
+            Self::Tensor(tensor) => return tensor,
+            Self::Nf4(matrix) => matrix,
+            Self::Random(random) => random.into_matrix(),
+        };
+        let shape = vec![matrix.rows(), matrix.cols()];
+        Tensor16 { shape, data: TensorData::F32(matrix.dequantize()) }
+    }
+}
+
+/// An element type whose slices widen to f32.
+pub(super) trait Element: Pod {
+    fn widen(from: &[Self], to: &mut [f32]);
+}
+
+impl Element for bf16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Element for f16 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+impl Element for f32 {
+    fn widen(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}

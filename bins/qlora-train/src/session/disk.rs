@@ -1,0 +1,124 @@
+//! Disk space: what the checkpoints of a run take, against what is free where they are written.
+
+use crate::adapter::tokenizer_bytes;
+use crate::config::{Every, Settings};
+use crate::error::Result;
+use crate::files::units::format_bytes;
+use crate::model::ModelSpec;
+use crate::refuse;
+use std::path::Path;
+
+/// Header entries and rounding to blocks: of the names of PEFT's tensors and the optimiser's, at most.
+const TENSOR_OVERHEAD: u64 = 1 << 10;
+/// Settings, model card, sums, and the records of the run.
+const OVERHEAD: u64 = 64 << 10;
+/// One step in `log_history`, as it is written with indentation.
+const LOG_ENTRY: u64 = 256;
+
+/// What a run takes on disk. Tensors are counted to the byte, the records of a run generously.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// Of one checkpoint, less the log in it.
+    pub checkpoint_bytes: u64,
+    /// More in one that was written within a step.
+    pub gradient_bytes: u64,
+    /// The result, beside the checkpoints.
+    pub adapter_bytes: u64,
+    /// The log of the whole run, once in every checkpoint and twice beside them.
+    pub log_bytes: u64,
+    /// Checkpoints that there are at once and are still to be written, the one that is being written included; at least
+    /// 1, for an interruption.
+    pub checkpoints: u64,
+}
+
+impl DiskPlan {
+    /// Of a run of `steps` steps, `steps_per_epoch` to an epoch, whose output directory holds `existing` checkpoints;
+    /// `base` is the directory that tokenizer files are copied from.
+    pub fn new(
+        settings: &Settings,
+        spec: &ModelSpec,
+        base: &Path,
+        steps: u64,
+        steps_per_epoch: u64,
+        existing: u64,
+    ) -> Self {
+        let (mut values, mut states, mut tensors) = (0u64, 0u64, 0u64);
+        for (&(_, module), &(r, _)) in &spec.lora.terms {
+            let (n, k) = module.shape(&spec.config);
+            for len in [r * k, n * r] {
+                values += 4 * len as u64;
+                states += spec.lora.states.bytes(len);
+                tensors += 1;
+            }
+        }
+        let log = LOG_ENTRY.saturating_mul(
+            steps / (settings.logging_steps as u64).max(1) + settings.eval_steps.times(steps, steps_per_epoch) + 2,
+        );
+        let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
+        // The adapter's file holds the values folded where rsLoRA is used.
+        let copies = if settings.use_rslora { 2 } else { 1 };
+        Self {
+            checkpoint_bytes: values * copies + states + files,
+            gradient_bytes: values,
+            adapter_bytes: values + files,
+            log_bytes: log,
+            checkpoints: checkpoints(settings, steps, steps_per_epoch).saturating_sub(existing).max(1),
+        }
+    }
+
+    /// For one checkpoint at the beginning of the run, and the adapter.
+    pub fn least_bytes(&self) -> u64 {
+        self.checkpoint_bytes + self.gradient_bytes + self.adapter_bytes
+    }
+
+    /// For all that may be there at once.
+    pub fn most_bytes(&self) -> u64 {
+        let checkpoints = (self.checkpoint_bytes.saturating_add(self.log_bytes)).saturating_mul(self.checkpoints);
+        let others = (self.gradient_bytes + self.adapter_bytes).saturating_add(self.log_bytes.saturating_mul(2));
+        checkpoints.saturating_add(others)
+    }
+
+    /// A warning where not all that is to be kept has room. Refused: not even one checkpoint and the adapter have.
+    pub fn check(&self, free: u64, output: &Path) -> Result<Option<String>> {
+        let (shown, free_shown, one) = (output.display(), format_bytes(free), format_bytes(self.checkpoint_bytes));
+        if free < self.least_bytes() {
+            refuse!(
+                "{shown}: {free_shown} are free on its file system, expected {} for the adapter and one checkpoint \
+                 ({one}): make room, or choose another output_dir",
+                format_bytes(self.least_bytes())
+            );
+        }
+        Ok((free < self.most_bytes()).then(|| {
+            format!(
+                "{shown}: {free_shown} are free on its file system; the run may come to take {}: {} checkpoints of {one}, \
+                 the adapter, and the log in each. A lower save_total_limit or a larger save_steps needs less",
+                format_bytes(self.most_bytes()),
+                self.checkpoints
+            )
+        }))
+    }
+}
+
+/// Checkpoints of a run that are there at once, the one that is being written included.
+fn checkpoints(settings: &Settings, steps: u64, steps_per_epoch: u64) -> u64 {
+    let times = |every: Every| every.times(steps, steps_per_epoch);
+    // Every evaluation may be the best so far, the one at the end too.
+    let keeps_best =
+        settings.eval_steps != Every::Never && (settings.load_best_model_at_end || settings.save_steps != Every::Never);
+    let best = if keeps_best { times(settings.eval_steps) + 1 } else { 0 };
+    let written = times(settings.save_steps).saturating_add(best);
+    match settings.save_total_limit.0 {
+        Some(kept) => written.min(kept as u64 + 1 + u64::from(keeps_best)),
+        None => written,
+    }
+}
+
+/// Bytes that this user may still write in the file system of `dir`, or of the nearest directory above it that is there
+/// already. None where that cannot be told. Quotas are not known.
+pub fn free_bytes(dir: &Path) -> Option<u64> {
+    let here = |path: &Path| if path.as_os_str().is_empty() { Path::new(".").to_owned() } else { path.to_owned() };
+    let existing = dir.ancestors().map(here).find(|path| path.is_dir())?;
+    let status = rustix::fs::statvfs(&existing).ok()?;
+    // Some network file systems have nothing to say.
+    (status.f_blocks > 0).then(|| status.f_bavail.saturating_mul(status.f_frsize))
+}

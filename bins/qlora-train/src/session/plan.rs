@@ -1,0 +1,288 @@
+//! The memory plan of a run: the model's own code on a backend that holds nothing.
+
+use super::Device;
+use super::device::Budget;
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+use crate::backend::cuda::Cuda;
+use crate::backend::plan::{Plan, PlannedBuffer, Planner};
+use crate::backend::{Batch, Quantization};
+use crate::base::Checkpoint;
+use crate::config::Checkpointing;
+use crate::error::{Context, Result};
+use crate::files::tensor::{StoredType, Tensor16};
+use crate::files::units::format_bytes;
+use crate::infer::generate::{Sampling, generate};
+use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
+use crate::model::{Llama, LoraSpec, ModelSpec, ParamName, Source};
+use crate::refuse;
+use sysinfo::System;
+
+/// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
+const MAX_BATCH_TOKENS: usize = 1 << 28;
+
+/// What a run will hold where it works, and what there is.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    pub device: Device,
+    pub buffers: Vec<PlannedBuffer>,
+    /// What the run itself holds when it holds most.
+    pub run_bytes: u64,
+    pub budget: Budget,
+    /// Beside a GPU: what is pinned in the host's memory, and what may be.
+    pub on_host: Vec<PlannedBuffer>,
+    pub host_limit: u64,
+    /// FLOPs of one pass over the longest micro-batch
+    pub flops: f64,
+}
+
+impl MemoryPlan {
+    /// With what is taken before the run begins.
+    pub fn peak_bytes(&self) -> u64 {
+        self.run_bytes.saturating_add(self.budget.held)
+    }
+
+    pub fn fits(&self) -> bool {
+        self.peak_bytes() <= self.budget.limit && self.host_bytes() <= self.host_limit
+    }
+
+    /// Pinned in the host's memory, beside a GPU.
+    pub fn host_bytes(&self) -> u64 {
+        self.on_host.iter().map(|buffer| buffer.bytes).sum()
+    }
+
+    /// What memory this is about.
+    pub fn place(&self) -> &'static str {
+        self.device.place()
+    }
+}
+
+/// What a run does with its model.
+#[derive(Clone, Copy, Debug)]
+pub enum Work<'a> {
+    /// Optimiser steps, with evaluations between them.
+    Train,
+    /// Evaluation under each of these adapters, one after the other.
+    Loss(&'a [LoraSpec]),
+    /// Answers to prompts of these lengths, of as many new tokens, under each of these adapters.
+    Text { adapters: &'a [LoraSpec], prompts: &'a [usize], max_new_tokens: usize },
+}
+
+/// How a checkpoint stores a tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredAs {
+    /// f32 for what is stored in NF4 and used dequantised.
+    pub dtype: StoredType,
+    /// How a linear weight of a quantised checkpoint is held; `None`: as the settings say.
+    pub held: Option<Quantization>,
+}
+
+/// Only how the tensors are stored; nothing is read.
+struct Stored<'a>(&'a dyn Fn(&str) -> StoredAs);
+
+impl Source for Stored<'_> {
+    fn stored(&self, name: &str) -> StoredType {
+        (self.0)(name).dtype
+    }
+    fn held(&self, name: &str) -> Option<Quantization> {
+        (self.0)(name).held
+    }
+    fn read(&mut self, _name: &str) -> Result<Tensor16> {
+        unreachable!("a plan reads no tensor")
+    }
+    fn lora(&mut self, _name: ParamName, _len: usize, _columns: usize) -> Result<Vec<f32>> {
+        unreachable!("a plan draws no values")
+    }
+}
+
+/// How the tensors of an opened checkpoint are stored.
+pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
+    |name| StoredAs {
+        dtype: checkpoint.stored_type(name).expect("opening the checkpoint checked that every tensor is there"),
+        held: checkpoint.quantization().map(|options| match checkpoint.is_nf4(name) {
+            true => Quantization::Nf4 { block_size: options.block_size, double_quant: options.double_quant },
+            false => Quantization::None,
+        }),
+    }
+}
+
+/// Plans `work` with `spec`, whose low-rank terms are those of the first adapter.
+pub fn plan(
+    device: Device,
+    spec: &ModelSpec,
+    stored: &dyn Fn(&str) -> StoredAs,
+    work: Work,
+    budget: Budget,
+) -> Result<MemoryPlan> {
+    if spec.tokens > MAX_BATCH_TOKENS {
+        refuse!(
+            "a batch could hold {} tokens, expected at most {MAX_BATCH_TOKENS}: lower max_length or \
+             per_device_train_batch_size",
+            spec.tokens
+        );
+    }
+    let Rehearsed { mut buffers, on_host, flops } = match device {
+        Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
+        #[cfg(any(feature = "cuda", feature = "emulation"))]
+        Device::Cuda(_) => {
+            let flops = rehearse::<Plan>(spec, stored, work)?.flops;
+            Rehearsed { flops, ..rehearse::<Cuda>(spec, stored, work)? }
+        }
+    };
+    let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
+    if budget.held > 0 {
+        buffers.push(PlannedBuffer { name: budget.held_name.to_owned(), bytes: budget.held });
+        buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
+    }
+    Ok(MemoryPlan { device, buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })
+}
+
+struct Rehearsed {
+    buffers: Vec<PlannedBuffer>,
+    on_host: Vec<PlannedBuffer>,
+    flops: f64,
+}
+
+/// Does `work` on a backend that holds and computes nothing; what it would have held, and the FLOPs of one pass.
+fn rehearse<P: Planner>(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, work: Work) -> Result<Rehearsed> {
+    let mut backend = P::of(spec)?;
+    let b = &mut backend;
+    let mut source = Stored(stored);
+    let mut model = Llama::build(b, &mut source, spec.clone(), &mut |_| ())?;
+    let zeros = vec![0u32; spec.tokens];
+    let (boundaries, targets) = ([0, spec.tokens as u32], bytemuck::cast_slice(&zeros));
+    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
+    let adapters = match work {
+        Work::Train => &[],
+        Work::Loss(adapters) | Work::Text { adapters, .. } => adapters,
+    };
+    let mut flops = 0.0;
+    for index in 0..adapters.len().max(1) {
+        if index > 0 {
+            b.trim();
+            model.replace_lora(b, &mut source, adapters[index].clone())?;
+        }
+        match work {
+            Work::Train => {
+                // The second step begins with what the first has left.
+                for step in 0..2 {
+                    let before = b.flops();
+                    optimizer_step(b, &mut model, &Hyperparameters::NONE, step, 1, 0.0, &[batch])?;
+                    flops = b.flops() - before;
+                }
+                model.loss(b, &batch)?;
+            }
+            Work::Loss(_) => {
+                let before = b.flops();
+                model.loss(b, &batch)?;
+                flops = b.flops() - before;
+            }
+            Work::Text { prompts, max_new_tokens, .. } => {
+                let prompts: Vec<Vec<u32>> = prompts.iter().map(|&len| vec![0; len]).collect();
+                // Only the first tokens take anything. None of a plan's is a stop token.
+                let new = max_new_tokens.min(3);
+                let room = prompts.iter().map(|prompt| prompt.len() + new).sum::<usize>();
+                assert!(room <= spec.tokens, "the batches have room for prompts and answers");
+                generate(b, &model, &prompts, new, &[], &Sampling::GREEDY, &mut |_, _| Ok(()))?;
+            }
+        }
+    }
+    Ok(Rehearsed { buffers: backend.planned(), on_host: backend.planned_on_host(), flops })
+}
+
+/// Settles whether activations are recomputed, and from where: kept where they fit, unless the setting says otherwise. The values of
+/// the run are the same either way.
+pub fn choose(
+    device: Device,
+    spec: &mut ModelSpec,
+    checkpointing: Checkpointing,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+) -> Result<MemoryPlan> {
+    // What costs least comes first.
+    let tried: &[(bool, bool)] = match checkpointing {
+        Checkpointing::Off => &[(false, false)],
+        Checkpointing::On => &[(true, false)],
+        Checkpointing::Offload => &[(true, true)],
+        Checkpointing::Auto if device == Device::Cpu => &[(false, false), (true, false)],
+        Checkpointing::Auto => &[(false, false), (true, false), (true, true)],
+    };
+    let mut last = None;
+    for &(recompute, offload) in tried {
+        (spec.recompute, spec.offload) = (recompute, offload);
+        let plan = plan(device, spec, stored, Work::Train, budget)?;
+        if plan.fits() {
+            return Ok(plan);
+        }
+        last = Some(plan);
+    }
+    Ok(last.expect("at least one was tried"))
+}
+
+/// The largest row that fits when each micro-batch holds `rows` of them; 0 if none does.
+pub fn longest_row(
+    device: Device,
+    spec: &ModelSpec,
+    checkpointing: Checkpointing,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+    rows: usize,
+) -> Result<usize> {
+    let fits = |length: usize| -> Result<bool> {
+        let tokens = length.saturating_mul(rows);
+        if tokens > MAX_BATCH_TOKENS {
+            return Ok(false);
+        }
+        let mut spec = ModelSpec { tokens, positions: length, ..spec.clone() };
+        Ok(choose(device, &mut spec, checkpointing, stored, budget)?.fits())
+    };
+    // Memory grows with the length, so the longest that fits is found by halving.
+    let (mut fitting, mut beyond) = (0, spec.config.max_position_embeddings + 1);
+    while beyond - fitting > 1 {
+        let middle = fitting + (beyond - fitting) / 2;
+        if fits(middle)? {
+            fitting = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    Ok(fitting)
+}
+
+/// What a run on this machine may hold: the memory that is free now, within the cgroup's limit and that of the setting.
+pub fn host_budget(limit: Option<u64>) -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    let available = system.available_memory();
+    let free = system.cgroup_limits().map_or(available, |limits| available.min(limits.free_memory));
+    limit.map_or(free, |limit| free.min(limit))
+}
+
+/// Sets the size of the worker pool, once per process.
+pub fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .or_fail(|| format!("{threads} worker threads could not be started"))
+}
+
+/// The refusal of a run that does not fit; `advice` is what may be done about it.
+pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> Result<()> {
+    if plan.fits() {
+        return Ok(());
+    }
+    let on_device = plan.peak_bytes() > plan.budget.limit;
+    let (needed, limit, buffers, place, setting) = match on_device {
+        true => (plan.peak_bytes(), plan.budget.limit, &plan.buffers, plan.place(), plan.device.memory_setting()),
+        false => (plan.host_bytes(), plan.host_limit, &plan.on_host, "host memory", "host_memory"),
+    };
+    let largest: Vec<String> =
+        buffers.iter().take(3).map(|b| format!("{} {}", b.name, format_bytes(b.bytes))).collect();
+    refuse!(
+        "the run needs {} of {place} for batches of {tokens} tokens and {} may be used; the largest parts are {}. \
+         {advice}, or raise {setting} if more is free",
+        format_bytes(needed),
+        format_bytes(limit),
+        largest.join(", "),
+    );
+}

@@ -1,0 +1,163 @@
+//! Whose an output directory is: nobody's, this run's or another's; and that only one process works in it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Identity;
+use super::record::{METRICS_FILE, RUN_FILE, STATE_FILE};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
+use crate::error::{Context, Result};
+use crate::refuse;
+use crate::report::say;
+
+const LOCK_FILE: &str = ".lock";
+
+/// What a finished run reports, kept in `run.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    pub steps: u64,
+    /// Mean over the supervised tokens of the whole run.
+    pub train_loss: f64,
+    /// Of the adapter that was written.
+    pub eval_loss: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub peak_bytes: u64,
+}
+
+/// What an output directory holds of this run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    Nothing,
+    /// It was started.
+    Unfinished,
+    /// Its adapter is there.
+    Finished(Finished),
+}
+
+/// Looks at where a run may write: a directory that is empty, new and writable, or holds the same run. Nothing is
+/// written. Refused: anything else.
+pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
+    // The directory itself, or the nearest one above that is there already.
+    let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
+        refuse!("{}: found no directory above it, expected one that it can be made in (output_dir)", dir.display());
+    };
+    if !existing.is_dir() {
+        refuse!(
+            "{}: found something that is not a directory, expected one (output_dir): choose another",
+            existing.display()
+        );
+    }
+    // A file without a name: it never appears in the directory.
+    tempfile::tempfile_in(existing)
+        .or_refuse(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+
+    let Some(run) = read_run(dir)? else {
+        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
+        // A model: its tokenizer would be overwritten.
+        occupied.extend(["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
+        if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
+            refuse!(
+                "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
+                 choose another output_dir",
+                dir.display()
+            );
+        }
+        return Ok(Found::Nothing);
+    };
+    let recorded = run.get("identity").cloned().unwrap_or_default();
+    let recorded: Identity = serde_json::from_value(recorded).or_refuse(|| {
+        format!("{}: a run of another version; choose another output_dir, or move that run away", dir.display())
+    })?;
+    if let Some(difference) = identity.difference(&recorded) {
+        refuse!(
+            "{}: holds a different run: {difference}; choose another output_dir, or move that run away",
+            dir.display()
+        );
+    }
+    let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).is_file());
+    Ok(match run.get("finished").map(Finished::deserialize) {
+        Some(Ok(finished)) if written => Found::Finished(finished),
+        _ => Found::Unfinished,
+    })
+}
+
+/// The part of [`check_output_dir`] that can only be told once the base is loaded: that a run in `dir` was one of the
+/// same weights.
+pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
+    let Some(run) = read_run(dir)? else { return Ok(()) };
+    let found = run.pointer("/base/fingerprint").and_then(Value::as_str).unwrap_or("none");
+    if found != fingerprint {
+        refuse!(
+            "{}: holds a run on another base (fingerprint {found}, this model has {fingerprint}); choose another \
+             output_dir, or move that run away",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// "" stands for the working directory.
+fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// `run.json`, where there is one.
+fn read_run(dir: &Path) -> Result<Option<Value>> {
+    let path = dir.join(RUN_FILE);
+    let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).or_refuse(what).map(Some),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).or_refuse(what),
+    }
+}
+
+/// Held as long as a process works in an output directory; the system lets go of it however the process ends.
+#[derive(Debug)]
+pub struct OutputLock {
+    _file: File,
+}
+
+impl OutputLock {
+    /// Locks a directory that a run has worked in before; none if it is new. Refused: another process works in it.
+    pub fn of_existing(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(LOCK_FILE);
+        match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => Self::lock(dir, file).map(Some),
+            // `check_output_dir` has more to say about a file in its place.
+            Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
+            Err(e) => Err(e).or_refuse(|| format!("{}: cannot be written (output_dir)", path.display())),
+        }
+    }
+
+    /// Makes the directory if need be, and locks it. Refused: another process works in it.
+    pub fn create(dir: &Path) -> Result<Self> {
+        let path = dir.join(LOCK_FILE);
+        let open = || {
+            std::fs::create_dir_all(dir)?;
+            OpenOptions::new().write(true).create(true).truncate(false).open(&path)
+        };
+        Self::lock(dir, open().or_fail(|| format!("{}: cannot be written", path.display()))?)
+    }
+
+    fn lock(dir: &Path, file: File) -> Result<Self> {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                refuse!(
+                    "{}: another process is training in it; wait for it, or choose another output_dir",
+                    dir.display()
+                )
+            }
+            Err(TryLockError::Error(cause)) => say!(
+                "warning: {}: its file system has no locks ({cause}): nothing keeps a second run out of it",
+                dir.display()
+            ),
+        }
+        Ok(Self { _file: file })
+    }
+}

@@ -1,0 +1,349 @@
+//! What a checkpoint holds beside the adapter, and how a run is put back from it.
+//!
+//! `optimizer.safetensors` has, of every trainable tensor, the moments (`<name>.m`, `<name>.v`, with `_absmax` if they
+//! are 8-bit), the value itself where the adapter's file does not hold it bit for bit (rsLoRA is folded there), and the
+//! gradient so far if the run was stopped within a step. `run_state.json` has the rest that the next step follows from.
+//! Random numbers are a function of seed, step and place, so the step is all there is to keep of the generators.
+
+use super::checkpoints::check_sums;
+use super::progress::Progress;
+use super::{Identity, STATE_FILE, TrainerState};
+use crate::adapter::{ADAPTER_MODEL, Adapter, Matrix, tensor_key};
+use crate::backend::{Backend, OptimizerState};
+use crate::config::Settings;
+use crate::data::Schedule;
+use crate::error::{Context, Result};
+use crate::files::atomic::AtomicFiles;
+use crate::files::json::read_bounded;
+use crate::files::safetensors::{TensorFile, write_header};
+use crate::model::{Factor, Llama, ParamName};
+use crate::refuse;
+use crate::report::hex;
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Of the files described here; raised when their meaning changes.
+const FORMAT: u64 = 1;
+const OPTIMIZER: &str = "optimizer.safetensors";
+pub const RUN_STATE: &str = "run_state.json";
+/// The files that a resumed run reads.
+pub const GUARDED: [&str; 4] = [ADAPTER_MODEL, OPTIMIZER, STATE_FILE, RUN_STATE];
+/// A log of millions of steps.
+const MAX_STATE_BYTES: u64 = 1 << 31;
+
+/// `run_state.json`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    pub format: u64,
+    /// Of the program that wrote it.
+    pub version: String,
+    /// SHA-256 (hex) over `identity`.
+    pub identity_hash: String,
+    pub identity: Identity,
+    pub base_fingerprint: String,
+    pub cursor: Cursor,
+    pub generator: Generator,
+    pub progress: Progress,
+}
+
+/// What is trained on next.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Steps done.
+    pub step: u64,
+    /// The epoch of the next step, from 0, and the micro-batches of it that are done.
+    pub epoch: u64,
+    pub micro_batches: u64,
+    pub steps_per_epoch: u64,
+    pub total_steps: u64,
+    /// SHA-256 (hex) over the rows of the next step; none at the end.
+    pub next_rows: Option<String>,
+}
+
+impl Cursor {
+    pub fn of(schedule: &Schedule, step: u64, accumulation: usize, within: usize) -> Self {
+        let per_epoch = schedule.steps_per_epoch();
+        let next = schedule.steps(step).next();
+        Self {
+            step,
+            epoch: step / per_epoch,
+            micro_batches: step % per_epoch * accumulation as u64 + within as u64,
+            steps_per_epoch: per_epoch,
+            total_steps: schedule.total_steps(),
+            next_rows: next.map(|next| hex(Sha256::digest(format!("{:?}", next.micro_batches)))),
+        }
+    }
+}
+
+/// Counter-based: the numbers drawn at a place follow from the seed and the step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generator {
+    pub kind: String,
+    pub seed: u64,
+    /// Of the next micro-batch's dropout masks.
+    pub draw: u64,
+}
+
+impl Generator {
+    pub fn new(seed: u64, draw: u64) -> Self {
+        Self { kind: "philox4x32-10".to_owned(), seed, draw }
+    }
+}
+
+impl RunState {
+    pub fn new(
+        identity: &Identity,
+        base_fingerprint: &str,
+        cursor: Cursor,
+        generator: Generator,
+        progress: Progress,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            identity_hash: identity.hash(),
+            identity: identity.clone(),
+            base_fingerprint: base_fingerprint.to_owned(),
+            cursor,
+            generator,
+            progress,
+        }
+    }
+}
+
+/// The tensors of one parameter, in the order they are written.
+fn tensors_of(state: OptimizerState, value: Option<Vec<f32>>, gradient: Option<Vec<f32>>) -> Vec<(&'static str, Data)> {
+    let mut tensors = match state {
+        OptimizerState::F32 { m, v } => vec![("m", Data::F32(m)), ("v", Data::F32(v))],
+        OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => vec![
+            ("m", Data::U8(m)),
+            ("m_absmax", Data::F32(m_absmax)),
+            ("v", Data::U8(v)),
+            ("v_absmax", Data::F32(v_absmax)),
+        ],
+    };
+    tensors.extend(value.map(|value| ("value", Data::F32(value))));
+    tensors.extend(gradient.map(|gradient| ("gradient", Data::F32(gradient))));
+    tensors
+}
+
+enum Data {
+    F32(Vec<f32>),
+    U8(Vec<u8>),
+}
+
+impl Data {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Data::F32(values) => bytemuck::cast_slice(values),
+            Data::U8(values) => values,
+        }
+    }
+    fn shape(&self) -> (Dtype, [usize; 1]) {
+        match self {
+            Data::F32(values) => (Dtype::F32, [values.len()]),
+            Data::U8(values) => (Dtype::U8, [values.len()]),
+        }
+    }
+}
+
+/// Writes `optimizer.safetensors`, one parameter in memory at a time. `values`: the adapter's file does not hold them.
+pub fn write_optimizer<B: Backend>(
+    dir: &Path,
+    backend: &B,
+    model: &mut Llama<B>,
+    values: bool,
+    gradients: bool,
+) -> Result<()> {
+    let tensors = |param: &B::Param| {
+        let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
+        let value = values.then(|| backend.param_values(param)).transpose()?;
+        Ok::<_, crate::error::Error>(tensors_of(state, value, gradients.then(|| backend.gradient(param)).transpose()?))
+    };
+    let mut params = model.params_mut();
+    let mut header = Vec::new();
+    for (name, param) in &params {
+        header.extend(tensors(param)?.iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
+    }
+    let mut files = AtomicFiles::new(dir)?;
+    files.add(OPTIMIZER, |to| {
+        let entries = header.iter().map(|(name, (dtype, shape))| (name.as_str(), *dtype, &shape[..]));
+        write_header(to, &BTreeMap::new(), entries)?;
+        for (_, param) in &mut params {
+            let tensors = tensors(param).map_err(std::io::Error::other)?;
+            tensors.iter().try_for_each(|(_, data)| to.write_all(data.bytes()))?;
+        }
+        Ok(())
+    })?;
+    files.commit()
+}
+
+/// A checkpoint whose files are whole.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    pub dir: PathBuf,
+    pub state: RunState,
+    pub trainer: TrainerState,
+}
+
+impl Saved {
+    /// Refused: a directory that is no checkpoint, one that is damaged, of another version, or of another run.
+    pub fn open(dir: &Path, identity: &Identity) -> Result<Self> {
+        let shown = dir.display();
+        if !dir.is_dir() {
+            refuse!("{shown}: found no such directory, expected a checkpoint (resume_from_checkpoint)");
+        }
+        let path = dir.join(RUN_STATE);
+        if !path.is_file() {
+            let hint = match dir.join(STATE_FILE).is_file() {
+                true => "a half-deleted checkpoint, or one of another program",
+                false => "no checkpoint of this program",
+            };
+            refuse!("{shown}: found no {RUN_STATE}: {hint} (resume_from_checkpoint)");
+        }
+        // The version comes first: another one may have other files.
+        let what = |path: &Path| format!("{}: not readable: the checkpoint is damaged", path.display());
+        let value: Value = serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).or_refuse(|| what(&path))?;
+        if value.get("format") != Some(&FORMAT.into()) {
+            let text = |key: &str| value.get(key).map_or("none".to_owned(), Value::to_string);
+            refuse!(
+                "{}: found format {} (written by version {}), this program ({}) reads {FORMAT}: resume it with the \
+                 version that wrote it",
+                path.display(),
+                text("format"),
+                text("version"),
+                env!("CARGO_PKG_VERSION")
+            );
+        }
+        check_sums(dir, &GUARDED)?;
+        let state: RunState = serde_json::from_value(value).or_refuse(|| what(&path))?;
+        let path = dir.join(STATE_FILE);
+        let trainer: TrainerState =
+            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).or_refuse(|| what(&path))?;
+        if let Some(difference) = identity.difference(&state.identity) {
+            refuse!(
+                "{shown}: is of a different run: {difference}; a resumed run takes the same settings, data and base, \
+                 a changed one starts in another output_dir"
+            );
+        }
+        Ok(Self { dir: dir.to_owned(), state, trainer })
+    }
+
+    /// Refuses a checkpoint whose next rows this program would not train on.
+    pub fn check_schedule(&self, schedule: &Schedule, accumulation: usize) -> Result<()> {
+        let found = &self.state.cursor;
+        let expected = Cursor::of(schedule, found.step, accumulation, self.state.progress.accumulation.micro_batches);
+        if *found != expected {
+            refuse!(
+                "{}: goes on with other rows than this program would (step {} of {}, here of {}): it was written by \
+                 version {}, resume it with that one",
+                self.dir.display(),
+                found.step,
+                found.total_steps,
+                expected.total_steps,
+                self.state.version
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a checkpoint that was trained on other weights.
+    pub fn check_base(&self, fingerprint: &str) -> Result<()> {
+        if self.state.base_fingerprint != fingerprint {
+            refuse!(
+                "{}: was trained on another base (fingerprint {}, this model has {fingerprint})",
+                self.dir.display(),
+                self.state.base_fingerprint
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a run that would end with a checkpoint that is gone.
+    pub fn check_best(&self, settings: &Settings, output: &Path) -> Result<()> {
+        if let Some(best) = self.trainer.best_model_checkpoint.as_ref().filter(|_| settings.load_best_model_at_end) {
+            let dir = output.join(best);
+            if !dir.join(RUN_STATE).is_file() {
+                refuse!(
+                    "{}: found no such checkpoint, and the run has its lowest validation loss there \
+                     (load_best_model_at_end): put it back, or start over",
+                    dir.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts every trainable tensor back, bit for bit. Refused: files that do not fit the model.
+    pub fn restore<B: Backend>(&self, backend: &mut B, model: &mut Llama<B>) -> Result<()> {
+        let adapter = Adapter::load(&self.dir)?;
+        let file = Optimizer(TensorFile::open(&self.dir.join(OPTIMIZER))?);
+        let stopped_within = self.state.progress.accumulation.micro_batches > 0;
+        for (name, param) in model.params_mut() {
+            let values = match file.f32(name, "value")? {
+                Some(values) => values,
+                None => adapter_values(&adapter, name, &self.dir)?,
+            };
+            let state = file.state(name, &self.dir)?;
+            let what = || format!("{}: `{name}`", self.dir.display());
+            backend.restore(param, values, state).or_refuse(what)?;
+            if stopped_within {
+                let Some(gradient) = file.f32(name, "gradient")? else {
+                    refuse!("{}: found no gradient of `{name}`", self.dir.join(OPTIMIZER).display());
+                };
+                backend.restore_gradient(param, gradient).or_refuse(what)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn adapter_values(adapter: &Adapter, name: ParamName, dir: &Path) -> Result<Vec<f32>> {
+    let matrix = match name.factor {
+        Factor::A => Matrix::A,
+        Factor::B => Matrix::B,
+    };
+    let key = tensor_key(name.layer, name.module, matrix);
+    match adapter.tensors.get(&key) {
+        Some((_, values)) => Ok(values.clone()),
+        None => refuse!("{}: found no tensor `{key}`", dir.join(ADAPTER_MODEL).display()),
+    }
+}
+
+struct Optimizer(TensorFile);
+
+impl Optimizer {
+    fn f32(&self, name: ParamName, part: &str) -> Result<Option<Vec<f32>>> {
+        let key = format!("{name}.{part}");
+        let Some(info) = self.0.tensors.get(&key) else { return Ok(None) };
+        self.0.read_f32(&key, info, |_| ()).map(Some)
+    }
+
+    fn state(&self, name: ParamName, dir: &Path) -> Result<OptimizerState> {
+        let missing = |part: &str| -> Result<Vec<f32>> {
+            refuse!("{}: found no tensor `{name}.{part}`", dir.join(OPTIMIZER).display())
+        };
+        let f32 = |part: &str| self.f32(name, part)?.map_or_else(|| missing(part), Ok);
+        let (m, v) = (format!("{name}.m"), format!("{name}.v"));
+        match (self.0.tensors.get(&m), self.0.tensors.get(&v)) {
+            (Some(m_info), Some(v_info)) if m_info.dtype == Dtype::U8 && v_info.dtype == Dtype::U8 => {
+                let bytes = |key: &str, info| {
+                    let mut bytes = Vec::new();
+                    self.0.scan(key, info, |piece| bytes.extend_from_slice(piece)).map(|()| bytes)
+                };
+                Ok(OptimizerState::Blockwise8 {
+                    m: bytes(&m, m_info)?,
+                    m_absmax: f32("m_absmax")?,
+                    v: bytes(&v, v_info)?,
+                    v_absmax: f32("v_absmax")?,
+                })
+            }
+            _ => Ok(OptimizerState::F32 { m: f32("m")?, v: f32("v")? }),
+        }
+    }
+}
