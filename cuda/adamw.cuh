@@ -21,7 +21,7 @@ struct AdamWView {
     int chunks;
     bool quantised; // a tensor has 8-bit states
     const qk_adamw_rate *rates;
-    const qk_gradient_state *gradients; // NULL: scale 1
+    const qk_gradient_state *gradient_state; // NULL: scale 1
 };
 
 // Checks everything and fills the view: QK_OK or the error.

@@ -10,6 +10,8 @@ struct BackwardSegment : LoraView {
     float *da, *db;    // [num_adapters, r, K], [num_adapters, n, r]; NULL: not wanted
     int64_t n, lddy;
     int64_t s_column;  // where this segment's part of S and T begins
+
+    bool has_nf4() const { return nf4.codes != nullptr; }
 };
 
 struct BackwardView {

@@ -1,5 +1,6 @@
 // dA += T^T * dropout(X) and dB += dY^T * S for any N, K and stride: one thread per element, tokens in order within chunks of 256, chunks in
 // order, f32. Slow on purpose: it is for shapes that no model has. And the host side of both kernels: check, list the products, launch.
+#include "abi.cuh"
 #include "lora_gradients.cuh"
 
 namespace {
@@ -119,8 +120,7 @@ extern "C" int qk_lora_gradients(const qk_linear_backward_args *backward, void *
     BackwardView view;
     Plan needed;
     if (int error = plan(backward, &view, &needed)) return error;
-    if (workspace_bytes < needed.bytes || (needed.bytes > 0 && workspace == nullptr)) return QK_ERROR_WORKSPACE;
-    if (needed.bytes > 0 && !is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
+    if (int error = check_workspace(workspace, workspace_bytes, needed.bytes)) return error;
     if (view.m == 0) return QK_OK;
     if (needed.t_bytes > 0) {
         if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;

@@ -3,6 +3,7 @@
 // A thread takes 8 consecutive elements: 4 bytes of codes in, 16 (bf16) or 32 (f32) bytes out, both coalesced. Block sizes are
 // multiples of 32 and blocks are counted over the flat weight, so that the 8 share one absmax.
 // No shared memory but the codebook. Any N and K; the last group may be ragged.
+#include "abi.cuh"
 #include "nf4.cuh"
 
 namespace {
@@ -52,9 +53,9 @@ int dequantize_to(const Nf4View &weight, void *out, qk_stream stream) {
 
 }  // namespace
 
-int nf4_view(const qk_nf4 *weight, Nf4View *view) {
-    if (weight == nullptr) return QK_ERROR_NULL_POINTER;
-    if (weight->struct_size != sizeof(qk_nf4)) return QK_ERROR_STRUCT_SIZE;
+int nf4_view(const qk_nf4 *caller, Nf4View *view) {
+    qk_nf4 own, *weight = &own;
+    if (int error = read_struct(caller, weight)) return error;
     if (weight->n < 1 || weight->k < 1 || weight->n > INT64_MAX / 16 / weight->k) return QK_ERROR_SHAPE;
     if (!is_block_size(weight->block_size)) return QK_ERROR_BLOCK_SIZE;
     bool transposed = weight->layout == QK_ABSMAX_TRANSPOSED;

@@ -24,12 +24,12 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 
 /// The dropout mask of one input of one linear group in one micro-batch.
 ///
-/// Counter = (token, feature / 4, layer · 16 + site, step · accumulation + micro); key = seed. An element is kept
+/// Counter = (token, feature / 4, layer · 16 + input, step · accumulation + micro); key = seed. An element is kept
 /// when its 32-bit number is at least `p · 2³²`; kept elements are multiplied by `1 / (1 − p)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     pub seed: u64,
-    /// layer · 16 + site
+    /// layer · 16 + input
     pub dropout_id: u32,
     /// step · accumulation + micro
     pub dropout_step: u32,

@@ -141,7 +141,7 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
     adamw.table = device_table;
     adamw.rates = (const qk_adamw_rate *)rates;
     adamw.num_rates = 2;
-    adamw.gradients = (const qk_gradient_state *)state;
+    adamw.gradient_state = (const qk_gradient_state *)state;
     check(qk_gradient_norm_workspace_size(&adamw, &norm_bytes), "qk_gradient_norm_workspace_size");
     if (device_alloc(&norm_workspace, norm_bytes)) fail("device memory");
 

@@ -56,7 +56,7 @@ class GradientState(ctypes.Structure):
 
 class Adamw(ctypes.Structure):
     _fields_ = [("struct_size", u32), ("num_tensors", u32), ("tensors", ctypes.POINTER(AdamwTensor)), ("table", pointer),
-                ("rates", pointer), ("num_rates", u32), ("reserved", u32), ("gradients", pointer)]
+                ("rates", pointer), ("num_rates", u32), ("reserved", u32), ("gradient_state", pointer)]
 
 
 def sized(struct, **fields):

@@ -47,7 +47,7 @@ class Optimizer:
         self.rates = device.upload(np.zeros(count * ctypes.sizeof(AdamwRate), np.uint8))
         self.state = device.upload(np.zeros(ctypes.sizeof(GradientState), np.uint8))
         self.adamw = sized(Adamw, num_tensors=count, tensors=self.tensors, table=device.address(self.table),
-                           rates=device.address(self.rates), num_rates=count, gradients=device.address(self.state))
+                           rates=device.address(self.rates), num_rates=count, gradient_state=device.address(self.state))
         self.workspace = device.upload(np.zeros(size_of(kernels.qk_gradient_norm_workspace_size, self.adamw), np.uint8))
 
     def step(self):

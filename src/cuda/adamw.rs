@@ -190,7 +190,7 @@ impl<'a> Tensors<'a> {
             rates: rates.address().cast(),
             num_rates: (rates.len() / RATE_LEN) as u32,
             reserved: 0,
-            gradients: state.map_or(std::ptr::null(), |state| state.address().cast()),
+            gradient_state: state.map_or(std::ptr::null(), |state| state.address().cast()),
         })
     }
 

@@ -57,9 +57,10 @@ pub fn workspace_len(backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) 
 /// The kernel that [`dx`] will take.
 pub fn path(backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> Result<Path> {
     let call = Call::new("linear_dx_path", backward, segments)?;
-    // SAFETY: reads the structs only, which `call` holds.
-    let code = unsafe { sys::qk_linear_dx_path(&call.linear()) };
-    path_of(&call.operation, code)
+    let mut path = u32::MAX;
+    // SAFETY: reads the structs only, which `call` holds, and writes one integer.
+    call.operation.status(unsafe { sys::qk_linear_dx_path(&call.linear(), &mut path) })?;
+    path_of(&call.operation, path)
 }
 
 /// `t` `[m, lora_columns]` = bf16(scale · dY · B) of every segment; padding columns become zero.

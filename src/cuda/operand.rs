@@ -89,7 +89,8 @@ impl Operands {
             format!("{m} tokens from {first_token} on, expected none from 2^32 on")
         })?;
         let struct_size = size_of::<sys::qk_dropout>() as u32;
-        let dropout = sys::qk_dropout { struct_size, p, seed, dropout_id, dropout_step, first_token: first_token as i64 };
+        let dropout =
+            sys::qk_dropout { struct_size, p, seed, dropout_id, dropout_step, first_token: first_token as i64 };
         Ok(&raw const **self.dropout.insert(Box::new(dropout)))
     }
 }

@@ -3,7 +3,9 @@
 
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
-pub const QK_ABI_VERSION: u32 = 2;
+pub const QK_ABI_VERSION: u32 = 3;
+pub const QK_ABI_REVISION: u32 = 0;
+pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
 pub const QK_NESTED_BLOCK: u32 = 256;
@@ -28,6 +30,7 @@ pub const QK_ERROR_EMULATION: qk_status = -9;
 pub const QK_ERROR_VALUE: qk_status = -10;
 pub const QK_ERROR_HEAD_DIM: qk_status = -11;
 pub const QK_ERROR_OVERLAP: qk_status = -12;
+pub const QK_ERROR_RESERVED: qk_status = -13;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
 pub const QK_F32: qk_dtype = 1;
@@ -99,8 +102,8 @@ pub struct qk_dropout {
     pub struct_size: u32,
     pub p: f32,
     pub seed: u64,
-    pub site: u32,
-    pub draw: u32,
+    pub dropout_id: u32,
+    pub dropout_step: u32,
     pub first_token: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -110,8 +113,8 @@ const _: () = {
     ["Offset of field: qk_dropout::struct_size"][::std::mem::offset_of!(qk_dropout, struct_size) - 0usize];
     ["Offset of field: qk_dropout::p"][::std::mem::offset_of!(qk_dropout, p) - 4usize];
     ["Offset of field: qk_dropout::seed"][::std::mem::offset_of!(qk_dropout, seed) - 8usize];
-    ["Offset of field: qk_dropout::site"][::std::mem::offset_of!(qk_dropout, site) - 16usize];
-    ["Offset of field: qk_dropout::draw"][::std::mem::offset_of!(qk_dropout, draw) - 20usize];
+    ["Offset of field: qk_dropout::dropout_id"][::std::mem::offset_of!(qk_dropout, dropout_id) - 16usize];
+    ["Offset of field: qk_dropout::dropout_step"][::std::mem::offset_of!(qk_dropout, dropout_step) - 20usize];
     ["Offset of field: qk_dropout::first_token"][::std::mem::offset_of!(qk_dropout, first_token) - 24usize];
 };
 #[repr(C)]
@@ -232,11 +235,14 @@ const _: () = {
     ["Offset of field: qk_linear_backward_args::lddx"][::std::mem::offset_of!(qk_linear_backward_args, lddx) - 48usize];
     ["Offset of field: qk_linear_backward_args::accumulate"]
         [::std::mem::offset_of!(qk_linear_backward_args, accumulate) - 56usize];
-    ["Offset of field: qk_linear_backward_args::reserved"][::std::mem::offset_of!(qk_linear_backward_args, reserved) - 60usize];
-    ["Offset of field: qk_linear_backward_args::segments"][::std::mem::offset_of!(qk_linear_backward_args, segments) - 64usize];
+    ["Offset of field: qk_linear_backward_args::reserved"]
+        [::std::mem::offset_of!(qk_linear_backward_args, reserved) - 60usize];
+    ["Offset of field: qk_linear_backward_args::segments"]
+        [::std::mem::offset_of!(qk_linear_backward_args, segments) - 64usize];
     ["Offset of field: qk_linear_backward_args::s"][::std::mem::offset_of!(qk_linear_backward_args, s) - 72usize];
     ["Offset of field: qk_linear_backward_args::t"][::std::mem::offset_of!(qk_linear_backward_args, t) - 80usize];
-    ["Offset of field: qk_linear_backward_args::dropout"][::std::mem::offset_of!(qk_linear_backward_args, dropout) - 88usize];
+    ["Offset of field: qk_linear_backward_args::dropout"]
+        [::std::mem::offset_of!(qk_linear_backward_args, dropout) - 88usize];
 };
 pub const QK_PATH_TENSOR_CORE: qk_path = 0;
 pub const QK_PATH_SMALL_M: qk_path = 1;
@@ -360,7 +366,7 @@ pub struct qk_adamw_args {
     pub rates: *const qk_adamw_rate,
     pub num_rates: u32,
     pub reserved: u32,
-    pub gradients: *const qk_gradient_state,
+    pub gradient_state: *const qk_gradient_state,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -373,7 +379,7 @@ const _: () = {
     ["Offset of field: qk_adamw_args::rates"][::std::mem::offset_of!(qk_adamw_args, rates) - 24usize];
     ["Offset of field: qk_adamw_args::num_rates"][::std::mem::offset_of!(qk_adamw_args, num_rates) - 32usize];
     ["Offset of field: qk_adamw_args::reserved"][::std::mem::offset_of!(qk_adamw_args, reserved) - 36usize];
-    ["Offset of field: qk_adamw_args::gradients"][::std::mem::offset_of!(qk_adamw_args, gradients) - 40usize];
+    ["Offset of field: qk_adamw_args::gradient_state"][::std::mem::offset_of!(qk_adamw_args, gradient_state) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -525,7 +531,7 @@ pub struct qk_attention_args {
     pub kv_heads: u32,
     pub m: i64,
     pub documents: i64,
-    pub boundaries: *const u32,
+    pub cu_seqlens: *const u32,
     pub window: i64,
     pub qkv: *const ::std::os::raw::c_void,
     pub ldqkv: i64,
@@ -545,7 +551,7 @@ const _: () = {
     ["Offset of field: qk_attention_args::kv_heads"][::std::mem::offset_of!(qk_attention_args, kv_heads) - 12usize];
     ["Offset of field: qk_attention_args::m"][::std::mem::offset_of!(qk_attention_args, m) - 16usize];
     ["Offset of field: qk_attention_args::documents"][::std::mem::offset_of!(qk_attention_args, documents) - 24usize];
-    ["Offset of field: qk_attention_args::boundaries"][::std::mem::offset_of!(qk_attention_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_args::cu_seqlens"][::std::mem::offset_of!(qk_attention_args, cu_seqlens) - 32usize];
     ["Offset of field: qk_attention_args::window"][::std::mem::offset_of!(qk_attention_args, window) - 40usize];
     ["Offset of field: qk_attention_args::qkv"][::std::mem::offset_of!(qk_attention_args, qkv) - 48usize];
     ["Offset of field: qk_attention_args::ldqkv"][::std::mem::offset_of!(qk_attention_args, ldqkv) - 56usize];
@@ -563,10 +569,10 @@ pub struct qk_attention_cache_args {
     pub kv_heads: u32,
     pub m: i64,
     pub documents: i64,
-    pub boundaries: *const u32,
+    pub cu_seqlens: *const u32,
     pub starts: *const u32,
     pub positions: *const u32,
-    pub longest: i64,
+    pub max_seqlen: i64,
     pub rows: i64,
     pub qkv: *const ::std::os::raw::c_void,
     pub ldqkv: i64,
@@ -588,14 +594,14 @@ const _: () = {
     ["Offset of field: qk_attention_cache_args::m"][::std::mem::offset_of!(qk_attention_cache_args, m) - 16usize];
     ["Offset of field: qk_attention_cache_args::documents"]
         [::std::mem::offset_of!(qk_attention_cache_args, documents) - 24usize];
-    ["Offset of field: qk_attention_cache_args::boundaries"]
-        [::std::mem::offset_of!(qk_attention_cache_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_cache_args::cu_seqlens"]
+        [::std::mem::offset_of!(qk_attention_cache_args, cu_seqlens) - 32usize];
     ["Offset of field: qk_attention_cache_args::starts"]
         [::std::mem::offset_of!(qk_attention_cache_args, starts) - 40usize];
     ["Offset of field: qk_attention_cache_args::positions"]
         [::std::mem::offset_of!(qk_attention_cache_args, positions) - 48usize];
-    ["Offset of field: qk_attention_cache_args::longest"]
-        [::std::mem::offset_of!(qk_attention_cache_args, longest) - 56usize];
+    ["Offset of field: qk_attention_cache_args::max_seqlen"]
+        [::std::mem::offset_of!(qk_attention_cache_args, max_seqlen) - 56usize];
     ["Offset of field: qk_attention_cache_args::rows"][::std::mem::offset_of!(qk_attention_cache_args, rows) - 64usize];
     ["Offset of field: qk_attention_cache_args::qkv"][::std::mem::offset_of!(qk_attention_cache_args, qkv) - 72usize];
     ["Offset of field: qk_attention_cache_args::ldqkv"]
@@ -687,6 +693,7 @@ const _: () = {
 };
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
+    pub fn qk_abi_revision() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
     pub fn qk_nf4_quantize(args: *const qk_nf4_quantize_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_nf4_dequantize(
@@ -702,14 +709,14 @@ unsafe extern "C" {
         columns: i64,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_lora_columns(linear: *const qk_linear_args) -> i64;
+    pub fn qk_lora_columns(linear: *const qk_linear_args, columns: *mut i64) -> ::std::os::raw::c_int;
     pub fn qk_lora_down(
         linear: *const qk_linear_args,
         s: *mut ::std::os::raw::c_void,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward_workspace_size(linear: *const qk_linear_args, bytes: *mut usize) -> ::std::os::raw::c_int;
-    pub fn qk_linear_forward_path(linear: *const qk_linear_args) -> ::std::os::raw::c_int;
+    pub fn qk_linear_forward_path(linear: *const qk_linear_args, path: *mut u32) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward(
         linear: *const qk_linear_args,
         workspace: *mut ::std::os::raw::c_void,
@@ -761,7 +768,7 @@ unsafe extern "C" {
         backward: *const qk_linear_backward_args,
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_dx_path(backward: *const qk_linear_backward_args) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_path(backward: *const qk_linear_backward_args, path: *mut u32) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx(
         backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
@@ -791,7 +798,10 @@ unsafe extern "C" {
     pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_attention(args: *const qk_attention_args, stream: qk_stream) -> ::std::os::raw::c_int;
-    pub fn qk_attention_backward_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_attention_backward_workspace_size(
+        args: *const qk_attention_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
     pub fn qk_attention_backward(
         args: *const qk_attention_args,
         workspace: *mut ::std::os::raw::c_void,

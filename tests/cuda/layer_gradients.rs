@@ -245,10 +245,10 @@ fn faults_of_the_step_are_seen() {
             assert!(layer.check(&wrong.run()).is_err(), "{what} is not seen: M {m}, K {k}");
         };
         layer.check(&layer.run()).expect("the right layer passes");
-        seen("a mask that differs between forward and backward", &|layer| layer.backward.draw += 1);
+        seen("a mask that differs between forward and backward", &|layer| layer.backward.dropout_step += 1);
         seen("a mask that no pass shares with the reference", &|layer| {
-            layer.forward.site += 1;
-            layer.backward.site += 1;
+            layer.forward.dropout_id += 1;
+            layer.backward.dropout_id += 1;
         });
         seen("a scale applied twice", &|layer| layer.parts[1].scale *= layer.parts[1].scale);
         seen("a dropped N tail", &|layer| {

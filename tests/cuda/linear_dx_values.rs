@@ -198,8 +198,8 @@ fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
             host.parts[0].a.iter_mut().for_each(|a| *a = bf16::from_f32(a.to_f32() * scale));
         });
         seen("a dropped rank", &operation, &|host| host.parts[0].a[11 * k..12 * k].fill(bf16::ZERO));
-        let other = |draw| LinearDx {
-            dropout: operation.dropout.map(|dropout| Dropout { draw, ..dropout }),
+        let other = |dropout_step| LinearDx {
+            dropout: operation.dropout.map(|dropout| Dropout { dropout_step, ..dropout }),
             ..operation.clone()
         };
         seen("another mask", &other(9), &|_| ());

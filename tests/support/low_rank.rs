@@ -201,7 +201,7 @@ fn bits(values: &[u16]) -> Vec<bf16> {
 
 /// The factors of `tokens`, as src/philox.rs draws them.
 pub fn factors(dropout: Dropout, tokens: &[usize], k: usize) -> Vec<f64> {
-    let mask = philox::Dropout::new(dropout.seed, dropout.site, dropout.draw, dropout.p);
+    let mask = philox::Dropout::new(dropout.seed, dropout.dropout_id, dropout.dropout_step, dropout.p);
     let row = |&token: &usize| {
         let token = dropout.first_token as u32 + token as u32;
         (0..k).map(move |i| f64::from(mask.factors(token, i as u32 / 4)[i % 4]))
@@ -246,7 +246,13 @@ impl Operation for LowRank {
         let index = index.collect();
         let scales = (0..self.count()).map(|i| if self.exact { 0.5 } else { 0.75 + i as f32 }).collect();
         let (seed, first_token) = (stream.next_u32().into(), stream.below(1000).into());
-        let dropout = Dropout { p: self.dropout, seed, dropout_id: stream.next_u32(), dropout_step: stream.next_u32(), first_token };
+        let dropout = Dropout {
+            p: self.dropout,
+            seed,
+            dropout_id: stream.next_u32(),
+            dropout_step: stream.next_u32(),
+            first_token,
+        };
         let dropout = (self.dropout > 0.0).then_some(dropout);
         let parts = self.parts.iter().map(|part| self.part(part, &mut stream)).collect();
         Host { x, index, scales, forward: dropout, backward: dropout, parts }

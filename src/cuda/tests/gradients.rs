@@ -39,8 +39,14 @@ fn spoiled(spoil: impl FnOnce(&mut Call<'_>)) -> i32 {
         da: da.view().address().cast_mut(),
         db: db.view().address().cast_mut(),
     };
-    let mut dropout =
-        sys::qk_dropout { struct_size: size::<sys::qk_dropout>(), p: 0.0, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 0 };
+    let mut dropout = sys::qk_dropout {
+        struct_size: size::<sys::qk_dropout>(),
+        p: 0.0,
+        seed: 1,
+        dropout_id: 2,
+        dropout_step: 3,
+        first_token: 0,
+    };
     let mut backward = sys::qk_linear_backward_args {
         struct_size: size::<sys::qk_linear_backward_args>(),
         num_segments: 1,

@@ -25,7 +25,13 @@ fn lora(lora: &Lora<Cuda>) -> linear::Lora<'_> {
 
 /// Batches are numbered by their draw, so every one begins with token 0.
 fn mask(dropout: Option<philox::Dropout>) -> Option<Dropout> {
-    dropout.map(|d| Dropout { p: d.p(), seed: d.seed, site: d.site, draw: d.draw, first_token: 0 })
+    dropout.map(|d| Dropout {
+        p: d.p(),
+        seed: d.seed,
+        dropout_id: d.dropout_id,
+        dropout_step: d.dropout_step,
+        first_token: 0,
+    })
 }
 
 /// The segments with their columns of `y`, which has no elements where it is not written.
