@@ -7,6 +7,7 @@ trains the pair A, B (train.py). Prints `ok` and the largest error as a share of
 status 1. kernels.py is the C interface.
 """
 
+import ctypes
 import json
 import sys
 from ctypes import pointer
@@ -54,8 +55,10 @@ def main(library_path, weights_path):
         device_s, device_y = device.upload(np.zeros((m, r), np.uint16)), device.upload(np.zeros((m, n), np.uint16))
         segment = sized(Segment, n=n, nf4=pointer(weight), lora=pointer(lora), y=device.address(device_y), ldy=n)
         linear = sized(Linear, num_segments=1, m=m, k=k, x=device.address(device_x), ldx=k, segments=pointer(segment))
-        if kernels.library.qk_lora_columns(linear) != r:
-            sys.exit("python engine: qk_lora_columns")
+        columns = ctypes.c_int64()
+        kernels.qk_lora_columns(linear, columns)
+        if columns.value != r:
+            sys.exit(f"python engine: S has {columns.value} columns, expected {r}")
         kernels.qk_lora_down(linear, device.address(device_s), device.stream)
         linear.s = device.address(device_s)
         kernels.qk_linear_forward(linear, None, 0, device.stream)

@@ -68,6 +68,7 @@ LINEAR, BACKWARD, ADAMW = (ctypes.POINTER(struct) for struct in (Linear, LinearB
 TENSORS, SIZE = ctypes.POINTER(AdamwTensor), ctypes.POINTER(size)
 FUNCTIONS = {
     "qk_absmax_transpose": [pointer, pointer, i64, i64, pointer],
+    "qk_lora_columns": [LINEAR, ctypes.POINTER(i64)],
     "qk_lora_down": [LINEAR, pointer, pointer],
     "qk_linear_forward": [LINEAR, pointer, size, pointer],
     "qk_lora_dy_b": [BACKWARD, pointer, pointer],
@@ -89,10 +90,8 @@ class Kernels:
     def __init__(self, path):
         self.library = ctypes.CDLL(path)
         self.library.qk_status_name.restype = ctypes.c_char_p
-        self.library.qk_lora_columns.restype = i64
-        self.library.qk_lora_columns.argtypes = [LINEAR]
         self.library.qk_abi_version.restype = u32
-        if self.library.qk_abi_version() != 2:
+        if self.library.qk_abi_version() != 3:
             sys.exit("python engine: the library has another version of the interface")
         for name, arguments in FUNCTIONS.items():
             getattr(self.library, name).argtypes = arguments
