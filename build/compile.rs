@@ -67,8 +67,7 @@ impl Compiler {
         }
         let common = common.finish();
         fs::create_dir_all(dir).map_err(|error| format!("{} cannot be made: {error}", dir.display()))?;
-        let objects: Vec<PathBuf> =
-            files.iter().map(|file| dir.join(file.file_name().unwrap_or_default()).with_extension("o")).collect();
+        let objects: Vec<PathBuf> = files.iter().map(|file| dir.join(object_name(root, file))).collect();
         let next = AtomicUsize::new(0);
         let outcome = Mutex::new((Vec::new(), None));
         std::thread::scope(|scope| {
@@ -115,6 +114,12 @@ impl Compiler {
         fs::write(&stamp, hash).map_err(|error| format!("{} cannot be written: {error}", stamp.display()))?;
         Ok(text.lines().filter(|line| line.contains("warning")).map(str::to_owned).collect())
     }
+}
+
+/// The path below the root with dashes, so that files of one name in two folders have two objects.
+fn object_name(root: &Path, file: &Path) -> PathBuf {
+    let name: Vec<_> = file.strip_prefix(root).unwrap_or(file).iter().map(|part| part.to_string_lossy()).collect();
+    Path::new(&name.join("-")).with_extension("o")
 }
 
 fn version(compiler: &Path) -> Result<String> {

@@ -13,8 +13,8 @@ pub struct Hot {
     pub name: &'static str,
     /// Whether its operands reach shared memory by asynchronous copies.
     pub copies: bool,
-    /// Instructions of the main loop beside each matrix instruction, at most, by architecture: about a tenth above what nvcc 13.0
-    /// makes. None: not a tensor-core kernel.
+    /// Instructions of the main loop beside each matrix instruction, at most, by architecture: about a tenth above what
+    /// nvcc 13.0 makes. None: not a tensor-core kernel.
     pub others_per_hmma: Option<[f64; 3]>,
 }
 
@@ -51,9 +51,9 @@ pub const HOT: [Hot; 64] = [
     tensor_core("lora_gradients<2, true>", true, [66.6, 70.8, 74.2]),
     tensor_core("lora_gradients<4, false>", true, [19.2, 20.9, 24.7]),
     tensor_core("lora_gradients<4, true>", true, [37.6, 39.5, 43.7]),
-    tensor_core("lora_up<1, 2, false>", false, [47.6, 47.9, 31.8]),
-    tensor_core("lora_up<1, 2, true>", false, [30.7, 31.8, 22.8]),
-    tensor_core("lora_up<2, 8, true>", false, [9.7, 8.2, 7.5]),
+    tensor_core("lora_dy_b<1, 2, false>", false, [47.6, 47.9, 31.8]),
+    tensor_core("lora_dy_b<1, 2, true>", false, [30.7, 31.8, 22.8]),
+    tensor_core("lora_dy_b<2, 8, true>", false, [9.7, 8.2, 7.5]),
     memory_bound("add_chunks<1>"),
     memory_bound("add_chunks<2>"),
     memory_bound("add_chunks<4>"),

@@ -1,4 +1,5 @@
-//! The bugs that are planted into the real kernels. A new operation gets an entry for each thing that its kernels could get wrong.
+//! The bugs that are planted into the real kernels. A new operation gets an entry for each thing that its kernels could
+//! get wrong.
 
 /// One bug: text of a file of `cuda/`, which must be there exactly once, and what takes its place.
 pub struct Mutant {
@@ -233,14 +234,14 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "T: scale applied twice",
-        "lora_up.cu",
+        "lora_dy_b.cu",
         "segment.scale_of(adapter) * sum : 0.0f",
         "segment.scale_of(adapter) * segment.scale_of(adapter) * sum : 0.0f",
         LOW_RANK,
     ),
     mutant(
         "T: removed barrier before the warps' sums are added",
-        "lora_up.cu",
+        "lora_dy_b.cu",
         "        __syncthreads();\n        for (int i",
         "        for (int i",
         LOW_RANK,

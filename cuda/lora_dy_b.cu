@@ -43,7 +43,7 @@ template <int kRankTiles, bool kWhole> __device__ __forceinline__ Ranks<kRankTil
 
 // grid: (tiles of the ranks of all segments, tiles of tokens). kSlabs: of 16 tokens; kRankTiles: of 8 ranks.
 template <int kSlabs, int kRankTiles, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_up(BackwardView view, bf16 *t_matrix, int64_t first_token) {
+__global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(BackwardView view, bf16 *t_matrix, int64_t first_token) {
     constexpr int kTokens = 16 * kSlabs, kColumns = 8 * kRankTiles;
     static_assert(kRankTiles == 2 || kRankTiles == 8, "one load a row");
     int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens;
@@ -130,12 +130,12 @@ template <int kSlabs, int kRankTiles, bool kWhole> int launch_tiles(const Backwa
     for (int i = 0; i < view.num_segments; ++i) tiles += ceil_div(view.segments[i].r, 8 * kRankTiles);
     return by_tokens(ceil_div(view.m, kTokens), [&](int64_t first, unsigned token_tiles) {
         dim3 grid(unsigned(tiles), token_tiles);
-        return launch(lora_up<kSlabs, kRankTiles, kWhole>, grid, dim3(kThreads), kSharedBytes, stream, view, t, first * kTokens);
+        return launch(lora_dy_b<kSlabs, kRankTiles, kWhole>, grid, dim3(kThreads), kSharedBytes, stream, view, t, first * kTokens);
     });
 }
 
 // grid: (1, M, segments); a thread per column of T, padding included, features in order.
-__global__ void __launch_bounds__(kThreads) lora_up_generic(BackwardView view, bf16 *t, int64_t first_token) {
+__global__ void __launch_bounds__(kThreads) lora_dy_b_generic(BackwardView view, bf16 *t, int64_t first_token) {
     const BackwardSegment &segment = view.segments[blockIdx.z];
     int rank = threadIdx.x;
     int64_t token = first_token + blockIdx.y;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) lora_up_generic(BackwardView view, b
 
 }  // namespace
 
-int launch_lora_up(const BackwardView &view, bf16 *t, qk_stream stream) {
+int launch_lora_dy_b(const BackwardView &view, bf16 *t, qk_stream stream) {
     bool fast = true;
     int most = 0, together = 0; // the largest r; all of them, or-ed: what divides it divides each
     for (int i = 0; i < view.num_segments; ++i) {
@@ -164,6 +164,6 @@ int launch_lora_up(const BackwardView &view, bf16 *t, qk_stream stream) {
     if (fast && most > 16 && together % 8 == 0) return launch_tiles<2, 8, true>(view, t, stream);
     if (fast) return together % 2 == 0 ? launch_tiles<1, 2, true>(view, t, stream) : launch_tiles<1, 2, false>(view, t, stream);
     return by_tokens(view.m, [&](int64_t first, unsigned tokens) {
-        return launch(lora_up_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kThreads), 0, stream, view, t, first);
+        return launch(lora_dy_b_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kThreads), 0, stream, view, t, first);
     });
 }
