@@ -9,7 +9,7 @@ use qlora_train::arch::{LlamaConfig, Module};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_config};
-use qlora_train::infer::generate::{Sampling, generate};
+use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, LoraSpec, ModelSpec};
 use support::Memory;
 

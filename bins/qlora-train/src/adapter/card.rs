@@ -1,6 +1,6 @@
 //! The model card, `README.md`: front matter that the hub reads, and what the adapter was trained on.
 
-use super::{Adapter, TargetModules, metadata};
+use super::{Adapter, QuantizationRecord, TargetModules, metadata};
 use crate::base::looks_like_hub_id;
 
 /// By this line a card is known as ours and may be replaced.
@@ -30,7 +30,13 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         ("Base", base.map(str::to_owned)),
         ("Base revision", config.revision.clone()),
         ("Base fingerprint", stored(metadata::BASE_FINGERPRINT)),
-        ("Base weights in training", stored(metadata::QUANTIZATION)),
+        (
+            "Base weights in training",
+            stored(metadata::QUANTIZATION).map(|text| match QuantizationRecord::parse(&text) {
+                Some(record) => record.to_string(),
+                None => text,
+            }),
+        ),
         ("Chat template (SHA-256)", stored(metadata::CHAT_TEMPLATE_SHA256)),
         ("Rank", Some(config.r.to_string())),
         ("Alpha", Some(config.lora_alpha.to_string())),

@@ -10,6 +10,7 @@ mod config;
 mod files;
 mod fold;
 mod pairs;
+mod quantization;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use crate::base::BaseName;
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
 pub use pairs::{LoraPair, Matrix, tensor_key};
+pub use quantization::QuantizationRecord;
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
 /// and `load`.
@@ -55,7 +57,7 @@ pub mod metadata {
     pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
     pub const BASE_NAME: &str = "qlora.base_name";
     pub const BASE_REVISION: &str = "qlora.base_revision";
-    /// The quantisation recipe, such as "nf4, block 64, double quantisation, block 256".
+    /// A [`QuantizationRecord`] in JSON.
     pub const QUANTIZATION: &str = "qlora.quantization";
     /// SHA-256 (hex) of the chat template's text.
     pub const CHAT_TEMPLATE_SHA256: &str = "qlora.chat_template_sha256";
@@ -66,7 +68,7 @@ pub mod metadata {
 pub struct Provenance {
     pub base: BaseName,
     pub base_fingerprint: String,
-    /// The quantisation recipe in words.
+    /// A [`QuantizationRecord`] in JSON.
     pub quantization: String,
     /// SHA-256 (hex) of the chat template's text, where one was used.
     pub chat_template_sha256: Option<String>,

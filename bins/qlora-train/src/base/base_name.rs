@@ -1,4 +1,4 @@
-//! Which model a directory holds, and where the directory of a named model is: the layout of the local Hugging Face
+//! The name of the model in a directory, and the directory of a named model: the layout of the local Hugging Face
 //! cache, `models--org--name/{refs/<branch>, snapshots/<commit>/}`.
 
 use std::ffi::OsString;
@@ -68,7 +68,7 @@ pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(arg, revision, &cache_roots(|name| std::env::var_os(name)))
 }
 
-/// Where huggingface_hub keeps its cache, the most specific setting first.
+/// Folder of huggingface_hub's cache, the most specific setting first.
 fn cache_roots(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut roots: Vec<PathBuf> = [

@@ -1,4 +1,4 @@
-//! Which safetensors files hold a checkpoint: `model.safetensors`, or the shards of an index.
+//! The safetensors files of a checkpoint: `model.safetensors`, or the shards of an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};

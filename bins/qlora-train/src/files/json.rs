@@ -53,7 +53,7 @@ pub(crate) fn shown(value: &Value) -> String {
 /// The keys of one JSON object, read with their types. A key that is null counts as absent, as it does for
 /// transformers and PEFT; where null means something else, look into `map`.
 pub(crate) struct Keys<'a> {
-    /// What errors call this object: a path, or a path and the key that holds it.
+    /// Name of this object in errors: a path, or a path and the key that holds it.
     pub source: String,
     pub map: &'a Map<String, Value>,
 }

@@ -31,7 +31,7 @@ const METADATA_KEY: &str = "__metadata__";
 pub(crate) struct TensorFile {
     path: PathBuf,
     file: File,
-    /// Where the data of offset 0 begins.
+    /// Position in the file at which the data of offset 0 begins
     data_start: u64,
     pub tensors: BTreeMap<String, TensorInfo>,
     pub metadata: BTreeMap<String, String>,

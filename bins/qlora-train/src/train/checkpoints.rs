@@ -4,10 +4,10 @@
 //! (an interruption within the next step) sets the old one aside first: between the two renames the old one is found
 //! under the name that [`recover`] knows.
 
-use super::identity::file_hash;
 use crate::error::{Context, Result};
 use crate::files::atomic::{AtomicFiles, remove_stale_files, sync_dir};
 use crate::files::failpoint;
+use crate::files::hash::file_hash;
 use crate::refuse;
 use crate::report::warning;
 use std::fs::{self, Permissions};
@@ -91,9 +91,14 @@ pub fn remove_stale(output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes `checkpoint-<step>` of what `fill` writes into the directory it is given; `guarded` are the files whose
+/// Makes `checkpoint-<step>` of what `fill` writes into the directory it is given; `checksummed` are the files whose
 /// damage is to be noticed. Failed: a disk error; then nothing changed.
-pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub fn write(
+    output: &Path,
+    step: u64,
+    checksummed: &[&str],
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let target = output.join(name(step));
     let what = || format!("{}: cannot be written", target.display());
     failpoint::point("checkpoint-begun", "").or_fail(what)?;
@@ -104,7 +109,7 @@ pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path
         .tempdir_in(output)
         .or_fail(what)?;
     fill(partial.path())?;
-    write_sums(partial.path(), guarded)?;
+    write_sums(partial.path(), checksummed)?;
     failpoint::point("checkpoint-whole", "").or_fail(what)?;
 
     let aside = hidden(output, step, REPLACED);
@@ -129,21 +134,21 @@ pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path
     Ok(target)
 }
 
-fn write_sums(dir: &Path, guarded: &[&str]) -> Result<()> {
-    let sums = guarded.iter().map(|name| Ok(format!("{}  {name}\n", file_hash(&dir.join(name))?)));
+fn write_sums(dir: &Path, checksummed: &[&str]) -> Result<()> {
+    let sums = checksummed.iter().map(|name| Ok(format!("{}  {name}\n", file_hash(&dir.join(name))?)));
     let sums = sums.collect::<Result<String>>()?;
     let mut files = AtomicFiles::new(dir)?;
     files.add(SUMS, |to| to.write_all(sums.as_bytes()))?;
     files.commit()
 }
 
-/// Refuses a checkpoint of which a guarded file is missing or holds other bytes than were written.
-pub fn check_sums(dir: &Path, guarded: &[&str]) -> Result<()> {
+/// Refuses a checkpoint of which a checksummed file is missing or holds other bytes than were written.
+pub fn check_sums(dir: &Path, checksummed: &[&str]) -> Result<()> {
     let path = dir.join(SUMS);
     let Ok(text) = fs::read_to_string(&path) else {
         refuse!("{}: cannot be read: the checkpoint is damaged, or a directory of another program", path.display());
     };
-    for name in guarded {
+    for name in checksummed {
         let file = dir.join(name);
         let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {name}"))) else {
             refuse!("{}: found no line of {name}: the checkpoint is damaged", path.display());

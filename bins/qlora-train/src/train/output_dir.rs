@@ -1,14 +1,14 @@
-//! Whose an output directory is: nobody's, this run's or another's; and that only one process works in it.
+//! Output-directory checks: empty, this run's, or someone else's. A lock keeps a second process out while one trains.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::Identity;
-use super::record::{METRICS_FILE, RUN_FILE, STATE_FILE};
+use super::identity::Identity;
+use super::record::{METRICS_FILE, RUN_FILE, RunSummary, STATE_FILE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -16,26 +16,14 @@ use crate::report::warning;
 
 const LOCK_FILE: &str = ".lock";
 
-/// What a finished run reports, kept in `run.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Finished {
-    pub steps: u64,
-    /// Mean over the supervised tokens of the whole run.
-    pub train_loss: f64,
-    /// Of the adapter that was written.
-    pub eval_loss: Option<f64>,
-    pub tokens_per_second: Option<f64>,
-    pub peak_bytes: u64,
-}
-
-/// What an output directory holds of this run.
+/// State of an output directory.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     Nothing,
     /// It was started.
     Unfinished,
     /// Its adapter is there.
-    Finished(Finished),
+    Finished(RunSummary),
 }
 
 /// Looks at where a run may write: a directory that is empty, new and writable, or holds the same run. Nothing is
@@ -79,7 +67,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
         );
     }
     let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).is_file());
-    Ok(match run.get("finished").map(Finished::deserialize) {
+    Ok(match run.get("finished").map(RunSummary::deserialize) {
         Some(Ok(finished)) if written => Found::Finished(finished),
         _ => Found::Unfinished,
     })

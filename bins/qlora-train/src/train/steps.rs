@@ -1,10 +1,11 @@
 //! The steps of a run, with what happens between them: log, evaluation, checkpoint, interruption.
 
 use super::checkpoints;
+use super::identity::Identity;
 use super::progress::{Progress, Speed};
-use super::run::adapter_of;
-use super::snapshot::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
-use super::{Identity, LogEntry, RunRecord, TrainerState, write_json, write_state};
+use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
+use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
+use super::trained_adapter::trained_adapter;
 use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
 use crate::config::{Every, Settings};
@@ -15,8 +16,8 @@ use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::report::{Bars, status};
-use crate::session::inputs::{Loaded, Workload};
 use crate::session::interruption::{Interruption, resume_command};
+use crate::session::{Loaded, TrainingData};
 use std::path::{Path, PathBuf};
 
 /// A run under way.
@@ -24,7 +25,7 @@ pub struct Run<'a, B: Backend> {
     pub settings: &'a Settings,
     pub output: &'a Path,
     pub loaded: &'a Loaded,
-    pub work: &'a Workload,
+    pub work: &'a TrainingData,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a str,
     pub backend: B,
@@ -120,14 +121,14 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Whether `eval_steps` asks for an evaluation here; the one at the end comes after the adapter is written.
+    /// True if `eval_steps` asks for an evaluation here; the one at the end comes after the adapter is written.
     fn evaluation_due(&self) -> bool {
         let (done, schedule) = (self.state.global_step, &self.work.schedule);
         let total = schedule.total_steps();
         0 < done && done < total && self.settings.eval_steps.due(done, total, schedule.steps_per_epoch())
     }
 
-    /// Evaluates the validation rows; whether the loss is the lowest so far and is to be saved.
+    /// Evaluates the validation rows. True if the loss is the lowest so far and is to be saved.
     pub fn evaluate(&mut self) -> Result<bool> {
         let (work, step) = (self.work, self.state.global_step);
         let mut bar = Bars::new("validation", work.validation.len() as u64);
@@ -190,12 +191,13 @@ impl<B: Backend> Run<'_, B> {
         let state = RunState::new(
             self.identity,
             self.base_fingerprint,
-            Cursor::of(&self.work.schedule, step, accumulation, within),
-            Generator::new(self.settings.seed, draw),
+            DataCursor::of(&self.work.schedule, step, accumulation, within),
+            RngState::new(self.settings.seed, draw),
             self.progress.clone(),
         );
-        let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
-            adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?.save(dir)?;
+        let dir = checkpoints::write(self.output, step, &CHECKSUMMED, |dir| {
+            trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
+                .save(dir)?;
             copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
             // rsLoRA is folded in the adapter's file.
             write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
@@ -231,13 +233,13 @@ impl<B: Backend> Run<'_, B> {
         Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
     }
 
-    /// Puts the trainable tensors of the lowest validation loss in place; whether they were others.
+    /// Restores the trainable tensors of the lowest validation loss. True if they were others.
     pub fn load_best(&mut self) -> Result<bool> {
         let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
         if best == checkpoints::name(self.state.global_step) {
             return Ok(false);
         }
-        let saved = Saved::open(&self.output.join(&best), self.identity)
+        let saved = Snapshot::open(&self.output.join(&best), self.identity)
             .failure_context(|| "load_best_model_at_end".to_owned())?;
         saved.restore(&mut self.backend, &mut self.model)?;
         status!("restored {best}, the checkpoint with the lowest validation loss");

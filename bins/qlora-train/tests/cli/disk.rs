@@ -5,7 +5,7 @@ use std::path::Path;
 use qlora_train::config::Settings;
 use qlora_train::session::Loaded;
 use qlora_train::session::disk::{DiskPlan, free_bytes};
-use qlora_train::session::inputs::model_spec;
+use qlora_train::session::model_spec::model_spec;
 
 use crate::sandbox::{Sandbox, train};
 

@@ -46,7 +46,10 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     let fingerprint = Checkpoint::open(&sandbox.path("model")).unwrap().fingerprint().unwrap();
     assert_eq!(adapter.base_fingerprint(), Some(fingerprint.as_str()));
     assert_eq!(run["base"]["fingerprint"], fingerprint.as_str());
-    assert_eq!(adapter.metadata[metadata::QUANTIZATION], "nf4, block 64, double quantisation, block 256");
+    assert_eq!(
+        adapter.metadata[metadata::QUANTIZATION],
+        r#"{"quantization":"nf4","nf4_block_size":64,"double_quant":true}"#
+    );
     let pairs = adapter.lora_pairs().unwrap();
     assert_eq!(pairs.len(), 2 * Module::ALL.len());
     assert!(pairs.values().all(|pair| pair.r == 4 && pair.b.iter().any(|&b| b != 0.0)));
@@ -71,7 +74,7 @@ fn people_are_told_base_parameters_rates_and_what_was_left_out() {
     sandbox.write("rows.jsonl", &format!("{}\n{{\"input_ids\":{long:?}}}\n", sandbox.read("rows.jsonl")));
     let done = sandbox.train("--loraplus-lr-ratio 4").ok();
     for part in [
-        "base: model (model); quantisation: nf4, block 64, double quantisation, block 256",
+        "base: model (model); quantization: nf4, block 64, double quantization",
         "trainable params: 8,192 || all params: ",
         "learning rates: 1e-2 for A, 4e-2 for B; 6 steps",
         "1 rows left out: longer than max_length 64 (the longest has 90 tokens)",

@@ -15,7 +15,7 @@ const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "", host_li
 
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-    plan(Device::Cuda(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
+    plan(&Device::unopened(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
 }
 
 #[test]

@@ -6,7 +6,7 @@ use qlora_train::arch::{LlamaConfig, Module};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::observed::Observed;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::error::{Error, Result};
+use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec, ParamName, Source};

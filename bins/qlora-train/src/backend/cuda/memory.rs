@@ -5,10 +5,12 @@ use crate::error::{Context, Error, Result};
 use qlora_kernels::cuda::ranges::Peak;
 use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream, View};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 pub struct Memory {
     /// None: a plan, which takes and gives back as the run does and computes nothing.
-    device: Option<Device>,
+    /// Shared with whoever opened it.
+    device: Option<Rc<Device>>,
     arena: Arena,
     /// Pinned host memory, by name
     pinned: RefCell<Vec<PlannedBuffer>>,
@@ -20,7 +22,7 @@ impl Memory {
     }
 
     /// Refused: a GPU without that many free bytes.
-    pub fn new(device: Device, bytes: u64) -> Result<Self> {
+    pub fn new(device: Rc<Device>, bytes: u64) -> Result<Self> {
         let arena = Arena::new(&device, bytes).or_refuse(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
@@ -28,12 +30,12 @@ impl Memory {
     }
 
     pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
+        self.device.as_deref()
     }
 
     /// What operations are queued on; none while planning.
     pub fn stream(&self) -> Option<Stream> {
-        self.device.as_ref().map(Device::stream)
+        self.device().map(Device::stream)
     }
 
     /// Any bits; `name` is that of the plan's line.
@@ -91,7 +93,7 @@ impl Memory {
         make: impl FnOnce(&Device) -> qlora_kernels::cuda::Result<P>,
     ) -> Result<Option<P>> {
         self.count_pinned::<T>(name, len);
-        self.device.as_ref().map(make).transpose().or_fail(|| {
+        self.device().map(make).transpose().or_fail(|| {
             format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
         })
     }

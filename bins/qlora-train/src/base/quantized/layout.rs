@@ -1,4 +1,4 @@
-//! Where every tensor of a checkpoint goes: shards of bounded size, the offsets known before a byte is written. So the
+//! The layout of a checkpoint's files: shards of bounded size, the offsets known before a byte is written. So the
 //! data can be written in any order, and the headers last.
 
 use std::collections::BTreeMap;

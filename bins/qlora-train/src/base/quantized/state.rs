@@ -17,7 +17,7 @@ pub(super) struct QuantState {
     /// `[out, in]`
     pub shape: [usize; 2],
     pub block_size: usize,
-    /// What the weight was before, and what bitsandbytes dequantises it to.
+    /// Type of the weight before, which bitsandbytes dequantizes it to
     pub dtype: StoredType,
     /// The offset of the absmax under double quantisation.
     pub nested_offset: Option<f32>,

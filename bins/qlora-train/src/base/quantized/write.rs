@@ -33,7 +33,7 @@ pub struct QuantizeOptions {
     pub max_shard_bytes: u64,
 }
 
-/// What [`quantize`] made.
+/// Result of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct Quantized {
     /// Linear weights in NF4.
@@ -59,7 +59,7 @@ pub fn quantize(
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Quantized> {
     if checkpoint.quantization().is_some() {
-        refuse!("{}: found a model that is quantised already, expected a 16-bit one", checkpoint.dir().display());
+        refuse!("{}: found a model that is already quantized, expected a 16-bit one", checkpoint.dir().display());
     }
     let plan = Plan::new(checkpoint, options)?;
     let partial = Partial::new(output)?;
@@ -81,7 +81,7 @@ pub fn quantize(
     })
 }
 
-/// What goes where.
+/// Plan of the files.
 struct Plan<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a QuantizeOptions,
@@ -112,7 +112,7 @@ impl<'a> Plan<'a> {
         Ok(Self { checkpoint, options, quantized, skipped, layout })
     }
 
-    /// What the linear layers were stored in, as a whole.
+    /// Type that the linear layers were stored in
     fn compute_type(&self) -> StoredType {
         let name = Module::Q.weight_name(0);
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
