@@ -21,7 +21,7 @@ fn quiet_leaves_warnings_and_errors_and_verbose_adds_details() {
     let buffer = |line: &&String| line.ends_with("  embedding");
     assert!(verbose.len() > normal.len(), "{verbose:#?}");
     assert_eq!((verbose.iter().filter(buffer).count(), normal.iter().filter(buffer).count()), (1, 0), "{verbose:#?}");
-    sandbox.run(&line("--output-dir file -q --lora-r 0")).ended(2, &["lora_r"]);
+    sandbox.run(&line("--output-dir file -q --lora-r 0")).ended(2, &["--lora-r"]);
     let both = sandbox.run(&line("-q -v"));
     assert_eq!(both.status, Some(2), "{both:?}");
 }
