@@ -127,7 +127,7 @@ fn snapshot(model: &Path, revision: &str) -> Result<Option<PathBuf>> {
     let reference = model.join("refs").join(revision);
     let commit = if reference.is_file() {
         let text =
-            std::fs::read_to_string(&reference).or_refuse(|| format!("{}: cannot be read", reference.display()))?;
+            std::fs::read_to_string(&reference).usage_context(|| format!("{}: cannot be read", reference.display()))?;
         let text = text.trim().to_owned();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
             refuse!("{}: found {text:?}, expected the name of a commit: download the model again", reference.display());

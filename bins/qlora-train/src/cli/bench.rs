@@ -166,7 +166,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let host = host_bytes.map_or("not known".to_owned(), format_bytes);
     let _ = writeln!(
         text,
-        "{}: {} planned{taken}; the process held {host} of host memory at most, pages of files included",
+        "{}: {} planned{taken}; peak host memory of the process {host}, pages of files included",
         plan.place(),
         format_bytes(plan.peak_bytes())
     );

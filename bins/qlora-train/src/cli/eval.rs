@@ -31,7 +31,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings, &args.data)?;
+    let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     let options = DataOptions {
         max_length: args.max_length,
@@ -39,7 +39,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         vocab_size: loaded.checkpoint.config().vocab_size,
         eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     };
-    let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
+    let dataset = data::load_once(&args.data, &|| loaded.open_tokenizer(), &options)?;
     status!("{}", dataset.report);
     device.clone().run(Evaluate { args, settings, loaded, dataset, device })
 }

@@ -78,7 +78,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let settings = args.model.settings()?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings, &[])?;
+    let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
     let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;

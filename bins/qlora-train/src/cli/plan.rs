@@ -17,8 +17,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
     settings.validate(Purpose::Plan)?;
     let device = Device::choose_for_plan(&settings)?;
-    let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
+    let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
     check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;

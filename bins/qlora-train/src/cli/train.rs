@@ -16,7 +16,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let adapter = adapter.display().to_string();
     Ok(Answer {
         text: format!(
-            "{} steps, training loss {:.4}{eval}{speed}, {} held; adapter in {adapter}",
+            "{} steps, training loss {:.4}{eval}{speed}, peak memory {}; adapter in {adapter}",
             outcome.steps,
             outcome.train_loss,
             format_bytes(outcome.peak_bytes),

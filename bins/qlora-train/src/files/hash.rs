@@ -24,6 +24,31 @@ pub fn file_hash(path: &Path) -> Result<String> {
             }
         }
     };
-    read().or_refuse(|| format!("{}: cannot be read", path.display()))?;
+    read().usage_context(|| format!("{}: cannot be read", path.display()))?;
     Ok(hex(hash.finalize()))
+}
+
+/// A reader that hashes what is read.
+pub(crate) struct HashingReader<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> HashingReader<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, hash: Sha256::new() }
+    }
+
+    /// SHA-256 (hex) of the bytes so far.
+    pub fn finish(self) -> String {
+        hex(self.hash.finalize())
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
 }

@@ -3,11 +3,11 @@
 use super::Device;
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::Settings;
-use crate::data::{self, ChatTokenizer};
+use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::refuse;
 use crate::report::status;
-use std::path::PathBuf;
+use std::cell::OnceCell;
 
 /// Above this many parameters the CPU is only used when it is asked for.
 const CPU_PARAMETERS: u64 = 3_000_000_000;
@@ -15,27 +15,35 @@ const CPU_PARAMETERS: u64 = 3_000_000_000;
 /// A base model and the tokenizer of its directory.
 pub struct Loaded {
     pub checkpoint: Checkpoint,
-    /// None where all rows are token ids already
-    pub tokenizer: Option<ChatTokenizer>,
+    chat_template: Option<String>,
+    tokenizer: OnceCell<ChatTokenizer>,
 }
 
 impl Loaded {
-    /// Opens and checks the base, without its weights; its tokenizer too if any of `files` holds text.
-    pub fn open(settings: &Settings, files: &[PathBuf]) -> Result<Self> {
+    /// Opens and checks the base, without its weights.
+    pub fn open(settings: &Settings) -> Result<Self> {
         let arg = settings.model_path()?;
         let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
         let checkpoint = Checkpoint::open(&dir)?;
         for note in checkpoint.notes() {
             status!("{note}");
         }
-        let tokenizer = match data::needs_tokenizer(files)? {
-            true => Some(ChatTokenizer::open(&dir, settings.chat_template.as_deref())?),
-            false => None,
-        };
-        if let Some(tokenizer) = &tokenizer {
-            status!("chat template: {}", tokenizer.template_origin());
+        Ok(Self { checkpoint, chat_template: settings.chat_template.clone(), tokenizer: OnceCell::new() })
+    }
+
+    /// The tokenizer if it was opened: not where all rows are token ids already.
+    pub fn tokenizer(&self) -> Option<&ChatTokenizer> {
+        self.tokenizer.get()
+    }
+
+    /// The tokenizer, opened now if it was not.
+    pub fn open_tokenizer(&self) -> Result<&ChatTokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
         }
-        Ok(Self { checkpoint, tokenizer })
+        let tokenizer = ChatTokenizer::open(self.checkpoint.dir(), self.chat_template.as_deref())?;
+        status!("chat template: {}", tokenizer.template_origin());
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
     /// Parameters of the base alone. Opening it checked that the count fits 64 bits.

@@ -62,8 +62,8 @@ pub struct Budget {
     /// Bytes in all, other uses included
     pub limit: u64,
     /// Bytes in use before the run begins
-    pub held: u64,
-    pub held_name: &'static str,
+    pub in_use: u64,
+    pub in_use_name: &'static str,
     /// Bytes of pinned host memory, beside a GPU
     pub host_limit: u64,
 }
@@ -77,13 +77,13 @@ impl Budget {
 
     /// Limits on a GPU where a context was just made. Memory of other processes counts as held.
     fn of_gpu(capacity: cuda::Capacity, limit: Option<u64>, host_limit: u64) -> Self {
-        let held = (capacity.total - capacity.free).saturating_add(Self::LATER);
+        let in_use = (capacity.total - capacity.free).saturating_add(Self::LATER);
         let limit = limit.map_or(capacity.total, |limit| limit.min(capacity.total));
-        Self { limit, held, held_name: "CUDA context, and what else is on the GPU", host_limit }
+        Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", host_limit }
     }
 
     fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
-        Self { limit, held: Self::CONTEXT + Self::LATER, held_name: "CUDA context (assumed)", host_limit }
+        Self { limit, in_use: Self::CONTEXT + Self::LATER, in_use_name: "CUDA context (assumed)", host_limit }
     }
 }
 
@@ -196,7 +196,7 @@ impl Device {
         match self {
             Self::Cpu => {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
+                Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
             #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(gpu) => {
@@ -233,7 +233,7 @@ impl Device {
         match self {
             Self::Cpu => {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
-                Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
+                Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
             #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => match settings.device_memory {

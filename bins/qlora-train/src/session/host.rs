@@ -18,5 +18,5 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
-        .or_fail(|| format!("{threads} worker threads could not be started"))
+        .context(|| format!("{threads} worker threads could not be started"))
 }

@@ -21,7 +21,7 @@ impl Interruption {
         }
         let hang_up = (!ignored(SIGHUP)).then_some(SIGHUP);
         let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hang_up))
-            .or_fail(|| "signals cannot be watched".to_owned())?;
+            .context(|| "signals cannot be watched".to_owned())?;
         let received = RECEIVED.get_or_init(Arc::default).clone();
         let flag = received.clone();
         std::thread::Builder::new()
@@ -35,7 +35,7 @@ impl Interruption {
                     status!("{name}: {answer}; a second one leaves at once");
                 }
             })
-            .or_fail(|| "the thread that watches for signals cannot be started".to_owned())?;
+            .context(|| "the thread that watches for signals cannot be started".to_owned())?;
         Ok(Self(received))
     }
 

@@ -63,22 +63,22 @@ pub fn model_spec_of(
     }
 }
 
-/// How the frozen linear weights are held: as a quantised checkpoint stores them, else as the settings say.
+/// Quantization of the frozen linear weights: as a quantized checkpoint stores them, else as the settings say.
 pub fn quantization(settings: &Settings, checkpoint: &Checkpoint) -> Quantization {
-    of_settings(&held_settings(settings, checkpoint))
+    of_settings(&effective_settings(settings, checkpoint))
 }
 
-/// The settings with the block size and double quantisation of a quantised checkpoint.
-pub fn held_settings(settings: &Settings, checkpoint: &Checkpoint) -> Settings {
-    let mut held = settings.clone();
+/// The settings with the block size and double quantization of a quantized checkpoint.
+pub fn effective_settings(settings: &Settings, checkpoint: &Checkpoint) -> Settings {
+    let mut effective = settings.clone();
     if let Some(options) = checkpoint.quantization() {
-        held.quantization = config::Quantization::Nf4;
-        (held.nf4_block_size, held.double_quant) = (options.block_size, options.double_quant);
+        effective.quantization = config::Quantization::Nf4;
+        (effective.nf4_block_size, effective.double_quant) = (options.block_size, options.double_quant);
     }
-    held
+    effective
 }
 
-/// How the settings say that the frozen linear weights are held.
+/// Quantization of the frozen linear weights by the settings.
 pub fn of_settings(settings: &Settings) -> Quantization {
     match settings.quantization {
         config::Quantization::Nf4 => {

@@ -36,7 +36,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Peak with what is taken before the run begins.
     pub fn peak_bytes(&self) -> u64 {
-        self.run_bytes.saturating_add(self.budget.held)
+        self.run_bytes.saturating_add(self.budget.in_use)
     }
 
     pub fn fits(&self) -> bool {
@@ -127,8 +127,8 @@ pub fn plan(
         }
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
-    if budget.held > 0 {
-        buffers.push(PlannedBuffer { name: budget.held_name.to_owned(), bytes: budget.held });
+    if budget.in_use > 0 {
+        buffers.push(PlannedBuffer { name: budget.in_use_name.to_owned(), bytes: budget.in_use });
         buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
     }
     Ok(MemoryPlan { device: device.clone(), buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })

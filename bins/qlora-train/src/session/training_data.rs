@@ -2,7 +2,7 @@
 
 use super::Loaded;
 use crate::config::{self, Settings};
-use crate::data::{self, DataOptions, Row, Schedule, ScheduleOptions};
+use crate::data::{self, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::report::{status, warning};
 use std::path::PathBuf;
@@ -13,6 +13,9 @@ pub struct TrainingData {
     pub validation: Vec<Row>,
     /// Files that `Row::file` of a validation row indexes
     pub validation_files: Vec<PathBuf>,
+    /// SHA-256 (hex) of each file of `data` and of `val_data`
+    pub hashes: Vec<String>,
+    pub validation_hashes: Vec<String>,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -23,10 +26,17 @@ pub struct TrainingData {
 impl TrainingData {
     /// Reads and checks every row, and prints what became of them.
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
-        let (rows, validation) = load_rows(settings, loaded)?;
-        let validation_files = match settings.val_data.is_empty() {
-            true => settings.data.clone(),
-            false => settings.val_data.clone(),
+        let options = data_options(settings, loaded);
+        let training = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+        status!("{}", training.report);
+        let hashes = training.hashes.clone();
+        let (validation_files, validation_hashes, rows, validation) = if settings.val_data.is_empty() {
+            let (rows, validation) = split(settings, training)?;
+            (settings.data.clone(), Vec::new(), rows, validation)
+        } else {
+            let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
+            status!("validation: {}", validation.report);
+            (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
         };
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
@@ -37,7 +47,16 @@ impl TrainingData {
         if longest > positions {
             warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
         }
-        Ok(Self { tokens: schedule.max_tokens().max(longest), rows, validation, validation_files, schedule, longest })
+        Ok(Self {
+            tokens: schedule.max_tokens().max(longest),
+            rows,
+            validation,
+            validation_files,
+            hashes,
+            validation_hashes,
+            schedule,
+            longest,
+        })
     }
 }
 
@@ -51,16 +70,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     }
 }
 
-/// Training and validation rows.
-fn load_rows(settings: &Settings, loaded: &Loaded) -> Result<(Vec<Row>, Vec<Row>)> {
-    let options = data_options(settings, loaded);
-    let training = data::load(&settings.data, loaded.tokenizer.as_ref(), &options)?;
-    status!("{}", training.report);
-    if !settings.val_data.is_empty() {
-        let validation = data::load(&settings.val_data, loaded.tokenizer.as_ref(), &options)?;
-        status!("validation: {}", validation.report);
-        return Ok((training.rows, validation.rows));
-    }
+/// Training rows, and the rows held back for validation.
+fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Row>)> {
     let val_set_size = match settings.val_set_size {
         config::ValSet::Off => return Ok((training.rows, Vec::new())),
         config::ValSet::Share(share) => share,

@@ -59,7 +59,7 @@ fn directories(output: &Path) -> Result<Vec<(String, PathBuf)>> {
     };
     match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        result => result.or_refuse(|| format!("{}: cannot be read (output_dir)", output.display())),
+        result => result.usage_context(|| format!("{}: cannot be read (output_dir)", output.display())),
     }
 }
 
@@ -72,7 +72,7 @@ pub fn recover(output: &Path) -> Result<()> {
         };
         let target = output.join(name);
         if step_of(name).is_some() && !target.exists() {
-            fs::rename(&path, &target).or_fail(|| format!("{}: cannot be put back", target.display()))?;
+            fs::rename(&path, &target).context(|| format!("{}: cannot be put back", target.display()))?;
         }
     }
     Ok(())
@@ -85,7 +85,7 @@ pub fn remove_stale(output: &Path) -> Result<()> {
         let ours = [PARTIAL, REPLACED, REMOVED].iter().any(|state| name.ends_with(&format!(".{state}")));
         if name.starts_with(".checkpoint-") && ours {
             fs::remove_dir_all(&path)
-                .or_fail(|| format!("{}: what an earlier run left cannot be removed", path.display()))?;
+                .context(|| format!("{}: what an earlier run left cannot be removed", path.display()))?;
         }
     }
     Ok(())
@@ -101,28 +101,28 @@ pub fn write(
 ) -> Result<PathBuf> {
     let target = output.join(name(step));
     let what = || format!("{}: cannot be written", target.display());
-    failpoint::point("checkpoint-begun", "").or_fail(what)?;
+    failpoint::point("checkpoint-begun", "").context(what)?;
     let partial = tempfile::Builder::new()
         .prefix(&format!(".{}.", name(step)))
         .suffix(&format!(".{PARTIAL}"))
         .permissions(Permissions::from_mode(0o777))
         .tempdir_in(output)
-        .or_fail(what)?;
+        .context(what)?;
     fill(partial.path())?;
     write_sums(partial.path(), checksummed)?;
-    failpoint::point("checkpoint-whole", "").or_fail(what)?;
+    failpoint::point("checkpoint-whole", "").context(what)?;
 
     let aside = hidden(output, step, REPLACED);
     let replaces = target.exists();
     if replaces {
-        fs::rename(&target, &aside).or_fail(what)?;
+        fs::rename(&target, &aside).context(what)?;
         failpoint::moment("checkpoint-set-aside");
     }
     if let Err(error) = fs::rename(partial.path(), &target) {
         if replaces {
-            fs::rename(&aside, &target).or_fail(|| format!("{}: cannot be put back", target.display()))?;
+            fs::rename(&aside, &target).context(|| format!("{}: cannot be put back", target.display()))?;
         }
-        return Err(error).or_fail(what);
+        return Err(error).context(what);
     }
     // It is no longer there to be removed.
     let _ = partial.keep();

@@ -9,12 +9,11 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::shown;
-use crate::session::Loaded;
-use crate::session::model_spec::held_settings;
+use crate::session::model_spec::effective_settings;
+use crate::session::{Loaded, TrainingData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
 
 /// Two runs with equal identities, on bases of equal fingerprints, give the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,12 +71,11 @@ impl Identity {
 /// Settings that name a place; what is found there counts.
 const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_template"];
 
-pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
+pub fn run_identity(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> Result<Identity> {
     let checkpoint = &loaded.checkpoint;
-    let mut result_settings = held_settings(settings, checkpoint).result_settings();
+    let mut result_settings = effective_settings(settings, checkpoint).result_settings();
     result_settings.retain(|name, _| !PLACES.contains(&name.as_str()));
-    let hashes = |files: &[PathBuf]| files.iter().map(|path| file_hash(path)).collect::<Result<Vec<_>>>();
-    let tokenizer = match &loaded.tokenizer {
+    let tokenizer = match loaded.tokenizer() {
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,
     };
@@ -86,9 +84,9 @@ pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
         base_config: checkpoint.config().to_json("").into(),
         not_quantized: checkpoint.skipped_modules(),
         tokenizer,
-        chat_template: loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.template_hash()),
-        data: hashes(&settings.data)?,
-        val_data: hashes(&settings.val_data)?,
+        chat_template: loaded.tokenizer().and_then(|tokenizer| tokenizer.template_hash()),
+        data: data.hashes.clone(),
+        val_data: data.validation_hashes.clone(),
     })
 }
 

@@ -26,9 +26,8 @@ pub enum Found {
     Finished(RunSummary),
 }
 
-/// Looks at where a run may write: a directory that is empty, new and writable, or holds the same run. Nothing is
-/// written. Refused: anything else.
-pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
+/// Refuses a place where no run can write. Nothing is written.
+pub fn check_writable(dir: &Path) -> Result<()> {
     // The directory itself, or the nearest one above that is there already.
     let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
         refuse!("{}: found no directory above it, expected one that it can be made in (output_dir)", dir.display());
@@ -41,8 +40,13 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
     }
     // A file without a name: it never appears in the directory.
     tempfile::tempfile_in(existing)
-        .or_refuse(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+        .usage_context(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+    Ok(())
+}
 
+/// Looks at where a run may write: a directory that is empty or new, or holds the same run. Nothing is written. Refused:
+/// anything else.
+pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
         let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
         // A model: its tokenizer would be overwritten.
@@ -57,7 +61,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
         return Ok(Found::Nothing);
     };
     let recorded = run.get("identity").cloned().unwrap_or_default();
-    let recorded: Identity = serde_json::from_value(recorded).or_refuse(|| {
+    let recorded: Identity = serde_json::from_value(recorded).usage_context(|| {
         format!("{}: a run of another version; choose another output_dir, or move that run away", dir.display())
     })?;
     if let Some(difference) = identity.difference(&recorded) {
@@ -98,9 +102,9 @@ fn read_run(dir: &Path) -> Result<Option<Value>> {
     let path = dir.join(RUN_FILE);
     let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
     match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).or_refuse(what).map(Some),
+        Ok(text) => serde_json::from_str(&text).usage_context(what).map(Some),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).or_refuse(what),
+        Err(e) => Err(e).usage_context(what),
     }
 }
 
@@ -118,7 +122,7 @@ impl OutputLock {
             Ok(file) => Self::lock(dir, file).map(Some),
             // `check_output_dir` has more to say about a file in its place.
             Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
-            Err(e) => Err(e).or_refuse(|| format!("{}: cannot be written (output_dir)", path.display())),
+            Err(e) => Err(e).usage_context(|| format!("{}: cannot be written (output_dir)", path.display())),
         }
     }
 
@@ -129,7 +133,7 @@ impl OutputLock {
             std::fs::create_dir_all(dir)?;
             OpenOptions::new().write(true).create(true).truncate(false).open(&path)
         };
-        Self::lock(dir, open().or_fail(|| format!("{}: cannot be written", path.display()))?)
+        Self::lock(dir, open().context(|| format!("{}: cannot be written", path.display()))?)
     }
 
     fn lock(dir: &Path, file: File) -> Result<Self> {

@@ -94,7 +94,7 @@ impl RunRecord {
         files.commit()?;
         let path = dir.join(METRICS_FILE);
         let metrics = OpenOptions::new().append(true).open(&path);
-        let metrics = metrics.or_fail(|| format!("{}: cannot be written", path.display()))?;
+        let metrics = metrics.context(|| format!("{}: cannot be written", path.display()))?;
         Ok(Self { dir: dir.to_owned(), metrics, run })
     }
 
@@ -103,7 +103,7 @@ impl RunRecord {
         let mut bytes = line.as_bytes();
         while !bytes.is_empty() {
             let written = failpoint::write(&self.metrics, METRICS_FILE, bytes)
-                .or_fail(|| format!("{}: cannot be written", self.dir.join(METRICS_FILE).display()))?;
+                .context(|| format!("{}: cannot be written", self.dir.join(METRICS_FILE).display()))?;
             bytes = &bytes[written..];
         }
         Ok(())

@@ -6,7 +6,7 @@
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
 use super::identity::{Identity, run_identity};
-use super::output_dir::{Found, OutputLock, check_output_dir, check_recorded_base};
+use super::output_dir::{Found, OutputLock, check_output_dir, check_recorded_base, check_writable};
 use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
@@ -44,12 +44,14 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
-    let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
+    check_writable(&output)?;
+    let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
-    let identity = run_identity(&settings, &loaded)?;
+    // The rows are read once: they may come from a pipe, and their hash is part of the identity.
+    let data = TrainingData::load(&settings, &loaded)?;
+    let identity = run_identity(&settings, &loaded, &data)?;
     if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         status!(
@@ -65,22 +67,21 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     }
     let saved = resume::choose(&settings, &output, &identity)?;
 
-    let work = TrainingData::load(&settings, &loaded)?;
     if let Some(saved) = &saved {
-        saved.check_schedule(&work.schedule, settings.gradient_accumulation_steps)?;
+        saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
     }
-    let mut spec = model_spec(&settings, &loaded.checkpoint, work.tokens, work.longest);
+    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
     let budget = device.budget(&settings)?;
     let plan = {
         let stored = plan::stored_in(&loaded.checkpoint);
         plan::choose(&device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
     };
     let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing at auto";
-    plan::refuse_unless_it_fits(&plan, work.tokens, advice)?;
-    print_run(&settings, &loaded, &spec, &plan, &work.schedule);
-    check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
+    plan::refuse_unless_it_fits(&plan, data.tokens, advice)?;
+    print_run(&settings, &loaded, &spec, &plan, &data.schedule);
+    check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let bytes = plan.run_bytes;
-    device.run(Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes })
+    device.run(Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes })
 }
 
 /// A run of which everything but the weights was read and found good.
@@ -91,7 +92,7 @@ struct Prepared {
     loaded: Loaded,
     identity: Identity,
     saved: Option<Snapshot>,
-    work: TrainingData,
+    data: TrainingData,
     spec: ModelSpec,
     /// Bytes that the plan found
     bytes: u64,
@@ -106,7 +107,7 @@ impl DeviceJob for Prepared {
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes: _ } = prepared;
+    let Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes: _ } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
     let mut bar = Bars::new("loading", spec.config.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
@@ -134,7 +135,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         Some(saved) => (saved.trainer.clone(), saved.state.progress.clone()),
         None => (TrainerState::default(), Progress::default()),
     };
-    let total = work.schedule.total_steps();
+    let total = data.schedule.total_steps();
     if let Some(saved) = &saved {
         status!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
     }
@@ -150,7 +151,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         settings: &settings,
         output: &output,
         loaded: &loaded,
-        work: &work,
+        data: &data,
         identity: &identity,
         base_fingerprint: &fingerprint,
         backend,
@@ -175,7 +176,7 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
         run.record.write_state(&run.state)?;
     }
     let evaluated = run.progress.evaluated_at == Some(run.state.global_step);
-    if !run.work.validation.is_empty() && !evaluated && run.evaluate()? {
+    if !run.data.validation.is_empty() && !evaluated && run.evaluate()? {
         run.save()?;
     }
     let mut eval_loss = run.state.log_history.iter().rev().find_map(|entry| entry.eval_loss);

@@ -209,7 +209,8 @@ impl Snapshot {
         }
         // The version comes first: another one may have other files.
         let what = |path: &Path| format!("{}: not readable: the checkpoint is damaged", path.display());
-        let value: Value = serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).or_refuse(|| what(&path))?;
+        let value: Value =
+            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
         if value.get("format") != Some(&FORMAT.into()) {
             let text = |key: &str| value.get(key).map_or("none".to_owned(), Value::to_string);
             refuse!(
@@ -222,10 +223,10 @@ impl Snapshot {
             );
         }
         check_sums(dir, &CHECKSUMMED)?;
-        let state: RunState = serde_json::from_value(value).or_refuse(|| what(&path))?;
+        let state: RunState = serde_json::from_value(value).usage_context(|| what(&path))?;
         let path = dir.join(STATE_FILE);
         let trainer: TrainerState =
-            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).or_refuse(|| what(&path))?;
+            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
         if let Some(difference) = identity.difference(&state.identity) {
             refuse!(
                 "{shown}: is of a different run: {difference}; a resumed run takes the same settings, data and base, \
@@ -293,12 +294,12 @@ impl Snapshot {
             };
             let state = file.state(name, &self.dir)?;
             let what = || format!("{}: `{name}`", self.dir.display());
-            backend.restore(param, values, state).or_refuse(what)?;
+            backend.restore(param, values, state).usage_context(what)?;
             if stopped_within {
                 let Some(gradient) = file.f32(name, "gradient")? else {
                     refuse!("{}: found no gradient of `{name}`", self.dir.join(OPTIMIZER).display());
                 };
-                backend.restore_gradient(param, gradient).or_refuse(what)?;
+                backend.restore_gradient(param, gradient).usage_context(what)?;
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ pub struct Run<'a, B: Backend> {
     pub settings: &'a Settings,
     pub output: &'a Path,
     pub loaded: &'a Loaded,
-    pub work: &'a TrainingData,
+    pub data: &'a TrainingData,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a str,
     pub backend: B,
@@ -42,8 +42,8 @@ pub struct Run<'a, B: Backend> {
 impl<B: Backend> Run<'_, B> {
     /// Trains to the end, or until the validation loss no longer falls. [`Error::Interrupted`]: after a checkpoint.
     pub fn steps(&mut self) -> Result<()> {
-        let (settings, work) = (self.settings, self.work);
-        let total = work.schedule.total_steps();
+        let (settings, data) = (self.settings, self.data);
+        let total = data.schedule.total_steps();
         let hyper = hyperparameters(settings);
         let mut bar = Bars::new("training", total);
         // Interrupted while it was evaluating.
@@ -51,7 +51,7 @@ impl<B: Backend> Run<'_, B> {
         if self.evaluation_due() && self.progress.evaluated_at != Some(from) && self.evaluate()? {
             self.save()?;
         }
-        for step in work.schedule.steps(from) {
+        for step in data.schedule.steps(from) {
             if self.progress.stopped_early {
                 break;
             }
@@ -61,7 +61,7 @@ impl<B: Backend> Run<'_, B> {
             bar.set(self.state.global_step, progress(&report, self.speed.tokens_per_second()));
             failpoint::moment("step");
             let improved = self.evaluation_due() && self.evaluate()?;
-            let due = settings.save_steps.due(self.state.global_step, total, work.schedule.steps_per_epoch());
+            let due = settings.save_steps.due(self.state.global_step, total, data.schedule.steps_per_epoch());
             if due || improved {
                 self.save()?;
             }
@@ -71,7 +71,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     fn step(&mut self, hyper: &Hyperparameters, step: &Step) -> Result<StepReport> {
-        let rows = &self.work.rows;
+        let rows = &self.data.rows;
         let rows_of = |indices: &Vec<usize>| MicroBatch::new(indices.iter().map(|&index| &rows[index]));
         let batches: Vec<MicroBatch> = step.micro_batches.iter().map(rows_of).collect();
         let batches: Vec<Batch> = batches.iter().map(Batch::from).collect();
@@ -88,7 +88,7 @@ impl<B: Backend> Run<'_, B> {
             self.standing_at = None;
             return Err(self.interrupted()?);
         }
-        let factor = self.settings.lr_factor(step.index as usize, self.work.schedule.total_steps() as usize);
+        let factor = self.settings.lr_factor(step.index as usize, self.data.schedule.total_steps() as usize);
         update(backend, model, hyper, step.index, accumulation, factor, &batches, done.loss)
     }
 
@@ -97,7 +97,7 @@ impl<B: Backend> Run<'_, B> {
         self.speed.add(report.tokens);
         self.progress.whole_run.add(report);
         self.progress.since_log.add(report);
-        let (done, total) = (step.index + 1, self.work.schedule.total_steps());
+        let (done, total) = (step.index + 1, self.data.schedule.total_steps());
         self.state.global_step = done;
         self.state.epoch = step.epoch;
         self.state.num_input_tokens_seen += report.tokens as u64;
@@ -123,15 +123,15 @@ impl<B: Backend> Run<'_, B> {
 
     /// True if `eval_steps` asks for an evaluation here; the one at the end comes after the adapter is written.
     fn evaluation_due(&self) -> bool {
-        let (done, schedule) = (self.state.global_step, &self.work.schedule);
+        let (done, schedule) = (self.state.global_step, &self.data.schedule);
         let total = schedule.total_steps();
         0 < done && done < total && self.settings.eval_steps.due(done, total, schedule.steps_per_epoch())
     }
 
     /// Evaluates the validation rows. True if the loss is the lowest so far and is to be saved.
     pub fn evaluate(&mut self) -> Result<bool> {
-        let (work, step) = (self.work, self.state.global_step);
-        let mut bar = Bars::new("validation", work.validation.len() as u64);
+        let (data, step) = (self.data, self.state.global_step);
+        let mut bar = Bars::new("validation", data.validation.len() as u64);
         let mut done = 0;
         let interruption = self.interruption.clone();
         let mut go_on = |rows| {
@@ -139,9 +139,9 @@ impl<B: Backend> Run<'_, B> {
             bar.set(done, String::new());
             interruption.signal().is_none()
         };
-        let (backend, rows, files) = (&mut self.backend, &work.validation, &work.validation_files);
-        let evaluation = evaluate(backend, &self.model, rows, files, work.tokens, &mut go_on)
-            .or_fail(|| format!("validation after step {step}"))?;
+        let (backend, rows, files) = (&mut self.backend, &data.validation, &data.validation_files);
+        let evaluation = evaluate(backend, &self.model, rows, files, data.tokens, &mut go_on)
+            .context(|| format!("validation after step {step}"))?;
         let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
         failpoint::moment("evaluation");
@@ -171,7 +171,7 @@ impl<B: Backend> Run<'_, B> {
         self.progress.without_improvement += 1;
         if let Some(patience) = self.settings.early_stopping_patience.0
             && self.progress.without_improvement >= patience as u64
-            && self.state.global_step < self.work.schedule.total_steps()
+            && self.state.global_step < self.data.schedule.total_steps()
         {
             self.progress.stopped_early = true;
             status!(
@@ -191,7 +191,7 @@ impl<B: Backend> Run<'_, B> {
         let state = RunState::new(
             self.identity,
             self.base_fingerprint,
-            DataCursor::of(&self.work.schedule, step, accumulation, within),
+            DataCursor::of(&self.data.schedule, step, accumulation, within),
             RngState::new(self.settings.seed, draw),
             self.progress.clone(),
         );
@@ -223,7 +223,7 @@ impl<B: Backend> Run<'_, B> {
             Some(dir) => dir,
             None => self.save()?,
         };
-        let (done, total) = (self.state.global_step, self.work.schedule.total_steps());
+        let (done, total) = (self.state.global_step, self.data.schedule.total_steps());
         let within = match self.progress.accumulation.micro_batches {
             0 => String::new(),
             micro => format!(" and {micro} micro-batches"),

@@ -31,7 +31,7 @@ pub fn trained_adapter<B: Backend>(
         base: base.clone(),
         base_fingerprint: base_fingerprint.to_owned(),
         quantization: quantization_record(settings, checkpoint).to_json(),
-        chat_template_sha256: loaded.tokenizer.as_ref().and_then(ChatTokenizer::template_hash),
+        chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
     };
     let mut adapter = Adapter::new(config, &provenance);
     let mut values = model.param_values(backend)?.into_iter();

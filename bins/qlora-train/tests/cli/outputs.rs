@@ -175,3 +175,17 @@ fn a_plan_without_data_takes_the_longest_batch_and_says_when_it_does_not_fit() {
     let none = sandbox.run(&format!("{line} --host-memory 1KiB")).json();
     assert_eq!(none["max_length"], 0);
 }
+
+#[test]
+fn rows_are_read_once_so_that_they_may_come_from_a_pipe() {
+    let sandbox = Sandbox::chat();
+    let train_from = |data: &str, out: &str| train(&format!("--data {data} --output-dir {out}"));
+    sandbox.run(&train_from("chat.jsonl", "file")).ok();
+    assert!(std::process::Command::new("mkfifo").arg(sandbox.path("pipe")).status().unwrap().success());
+    let (pipe, text) = (sandbox.path("pipe"), sandbox.bytes("chat.jsonl"));
+    let writer = std::thread::spawn(move || std::fs::write(pipe, text).unwrap());
+    sandbox.run(&train_from("pipe", "piped")).ok();
+    writer.join().unwrap();
+    sandbox.assert_same_result("piped", "file");
+    assert_eq!(sandbox.json("piped/run.json")["identity"], sandbox.json("file/run.json")["identity"]);
+}

@@ -175,7 +175,7 @@ impl Nf4Entry {
             let (file, _) = self.parts[""];
             format!("{}: tensor `{name}`: the NF4 weight is damaged, get it again", files[file].path().display())
         };
-        Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax).or_refuse(what)
+        Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax).usage_context(what)
     }
 }
 
