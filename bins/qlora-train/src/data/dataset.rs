@@ -17,7 +17,7 @@ use super::rows::{self, RowKind};
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::TooLong;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::refuse;
 
 /// Rows are tokenised in parallel, this many at a time.

@@ -69,9 +69,10 @@ pub(super) fn read_rows(path: &Path, each: Each) -> Result<String> {
     let first = head[bom..].iter().find(|byte| !byte.is_ascii_whitespace()).copied();
     reader.consume(bom);
     let each = &mut |line, row| each(Unit::Line, line, row);
-    match first == Some(b'[') {
-        true => read_array(path, &mut reader, each)?,
-        false => read_lines(path, &mut reader, each)?,
+    if first == Some(b'[') {
+        read_array(path, &mut reader, each)?;
+    } else {
+        read_lines(path, &mut reader, each)?;
     }
     // Both read to the end.
     Ok(reader.into_inner().finish())

@@ -73,9 +73,10 @@ fn the_first_step_has_the_loss_of_the_base_quantised_or_not() {
     }
     assert!((losses[0] - losses[1]).abs() > 1e-6, "{losses:?}");
     let adapter = Adapter::load(&sandbox.path("sixteen-bits")).unwrap();
-    assert_eq!(adapter.metadata["qlora.quantization"], "none");
+    assert_eq!(adapter.metadata["qlora.quantization"], r#"{"quantization":"none"}"#);
     sandbox.train_into("plain", "--double-quant false --nf4-block-size 128").ok();
-    assert_eq!(Adapter::load(&sandbox.path("plain")).unwrap().metadata["qlora.quantization"], "nf4, block 128");
+    let plain = r#"{"quantization":"nf4","nf4_block_size":128,"double_quant":false}"#;
+    assert_eq!(Adapter::load(&sandbox.path("plain")).unwrap().metadata["qlora.quantization"], plain);
 }
 
 #[test]
