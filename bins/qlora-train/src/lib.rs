@@ -12,6 +12,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod gguf;
 pub mod infer;
 pub mod model;
 pub mod report;
