@@ -13,6 +13,7 @@ pub mod data;
 pub mod error;
 pub mod files;
 pub mod infer;
+pub mod lora;
 pub mod model;
 pub mod report;
 pub mod session;

@@ -5,23 +5,25 @@ mod support;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
-use qlora_train::arch::{LlamaConfig, Module, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::plan::{Plan, Planner};
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
 use qlora_train::files::tensor::StoredType;
+use qlora_train::lora::{LoraSpec, LoraTerm};
 use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
-use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use qlora_train::model::{Llama, ModelSpec};
 use support::{Documents, Memory, Oracle, to_f64};
 
-fn spec(config: LlamaConfig, tokens: usize) -> ModelSpec {
+fn spec(config: Arch, tokens: usize) -> ModelSpec {
     ModelSpec {
-        lora: LoraSpec::uniform(&config, &Module::ALL, 3, 0.7, 0.0),
-        config,
+        lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
+        arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
+        states: StateFormat::F32,
         recompute: false,
         offload: false,
         tokens,
@@ -70,40 +72,41 @@ fn cases() -> impl Strategy<Value = Case> {
     ];
     let lengths = proptest::collection::vec(1..20usize, 1..4);
     let stored = prop_oneof![Just(StoredType::Bf16), Just(StoredType::F16), Just(StoredType::F32)];
-    let targets = proptest::sample::subsequence(Module::ALL.to_vec(), 1..=7);
+    let targets = proptest::sample::subsequence(Projection::ALL.to_vec(), 1..=7);
     (model, switches, rope, lengths, stored, targets).prop_map(|(model, switches, rope, lengths, stored, targets)| {
         let (layers, kv_heads, head_dim, per_kv, hidden, intermediate) = model;
         let ([nf4, attention_bias, mlp_bias, tied, recompute], dropout, r, seed) = switches;
-        let config = LlamaConfig {
+        let attention = Projection::ATTENTION.into_iter().filter(|_| attention_bias);
+        let biases = attention.chain(Projection::MLP.into_iter().filter(|_| mlp_bias)).collect();
+        let config = Arch {
             num_layers: layers,
             num_heads: kv_heads * per_kv,
             num_kv_heads: kv_heads,
             head_dim,
             hidden_size: 18 * hidden,
             intermediate_size: intermediate,
-            attention_bias,
-            mlp_bias,
+            biases,
             tie_word_embeddings: tied,
-            rope: Rope { theta: 100.0, scaling: rope },
+            layers: LayerArch::uniform(Rope::new(100.0, rope)),
             vocab_size: 37,
-            ..tiny_config()
+            ..tiny_arch()
         };
         let tokens = lengths.iter().sum::<usize>();
         let mut spec = spec(config, tokens + seed as usize % 3);
-        spec.lora = LoraSpec::uniform(&spec.config, &targets, r, 0.7, dropout);
+        spec.lora = LoraSpec::uniform(&spec.arch, &targets, r, 0.7 * r as f64, f64::from(dropout));
         // Ranks and scales may differ from layer to layer, and a layer may have no term at all.
-        if let Some(term) = spec.lora.terms.get_mut(&(1, targets[0])) {
-            *term = (r + 2, 0.3);
+        if let Some(term) = spec.lora.terms.get_mut(&spec.arch.module(1, targets[0])) {
+            *term = LoraTerm::lora(r + 2, 0.3 * (r + 2) as f64);
         }
         if seed % 4 == 0 {
-            spec.lora.terms.remove(&(1, targets[targets.len() - 1]));
+            spec.lora.terms.remove(&spec.arch.module(1, targets[targets.len() - 1]));
         }
         spec.recompute = recompute;
         if !nf4 {
             spec.quantization = Quantization::None;
         }
         if seed % 2 == 0 {
-            spec.lora.states = StateFormat::Blockwise8;
+            spec.states = StateFormat::Blockwise8;
         }
         Case { spec, stored, lengths, seed }
     })
@@ -117,9 +120,9 @@ proptest! {
     /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers).
     #[test]
     fn loss_and_gradients_follow_the_f64_oracle(case in cases()) {
-        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.config.clone(), case.seed) };
+        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
-        let documents = Documents::random(&case.lengths, case.spec.config.vocab_size, case.seed);
+        let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
         let weight = 0.125;
         let (loss, gradients) = run(&case.spec, &mut memory, &documents, weight);
         let oracle = Oracle::new(&case.spec, &memory);
@@ -127,8 +130,8 @@ proptest! {
         let expected = oracle.loss(&lora, &documents.batch(), Some(5));
         prop_assert!((loss - expected).abs() <= 1e-5 * expected.abs() + 1e-9, "loss {loss}, oracle {expected}");
 
-        let mut names: Vec<_> = lora.keys().copied().collect();
-        names.sort_by_key(|n| (n.layer, n.module, n.factor));
+        let mut names: Vec<_> = lora.keys().cloned().collect();
+        names.sort_by_key(|id| (case.spec.arch.find(id.module()), id.kind()));
         prop_assert_eq!(names.len(), gradients.len());
         let mut pick = Stream::new(case.seed, 99);
         for (name, gradient) in names.into_iter().zip(&gradients) {
@@ -152,9 +155,9 @@ proptest! {
     /// The memory that the plan names is the memory that the CPU backend takes, byte for byte.
     #[test]
     fn the_plan_is_the_run(case in cases(), steps in 1..3usize) {
-        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.config.clone(), case.seed) };
+        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
-        let documents = Documents::random(&case.lengths, case.spec.config.vocab_size, case.seed);
+        let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
         let mut plan = Plan::new(case.spec.dims());
         let mut planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
         planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
@@ -173,7 +176,7 @@ proptest! {
 /// operation is split into several tasks.
 #[test]
 fn results_do_not_depend_on_threads_or_recomputation() {
-    let config = LlamaConfig { hidden_size: 96, intermediate_size: 200, ..tiny_config() };
+    let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
     let documents = Documents::random(&[300, 5, 150, 230], config.vocab_size, 3);
     let mut base = spec(config, 700);
     base.lora.dropout = 0.1;
@@ -181,7 +184,7 @@ fn results_do_not_depend_on_threads_or_recomputation() {
     for (threads, recompute) in [(1, false), (2, false), (5, false), (1, true), (3, true)] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let spec = ModelSpec { recompute, ..base.clone() };
-        let mut memory = Memory::new(Synthetic::new(spec.config.clone(), 9));
+        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 9));
         results.push(pool.install(|| run(&spec, &mut memory, &documents, 0.01)));
     }
     for (loss, gradients) in &results[1..] {
@@ -195,7 +198,7 @@ fn results_do_not_depend_on_threads_or_recomputation() {
 /// A batch's gradient is the sum of its documents' gradients apart: nothing leaks between documents.
 #[test]
 fn documents_of_one_batch_do_not_see_each_other() {
-    let config = tiny_config();
+    let config = tiny_arch();
     let spec = spec(config.clone(), 60);
     let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
     let together = Documents::random(&[17, 33, 10], config.vocab_size, 1);
@@ -222,7 +225,7 @@ fn documents_of_one_batch_do_not_see_each_other() {
 /// as micro-batches of the same step. Sums over tokens run in chunks of 256, so rows of whole chunks add up alike.
 #[test]
 fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
-    let config = LlamaConfig { hidden_size: 96, intermediate_size: 200, ..tiny_config() };
+    let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
     let lengths = [256usize, 512, 256, 768, 256];
     let rows: Vec<Row> = lengths
         .iter()
@@ -273,7 +276,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
 
 #[test]
 fn a_batch_longer_than_planned_is_refused() {
-    let config = tiny_config();
+    let config = tiny_arch();
     let spec = spec(config.clone(), 8);
     let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
     let mut cpu = Cpu::new(spec.dims());
@@ -288,7 +291,7 @@ fn a_batch_longer_than_planned_is_refused() {
 /// the small ones keep f32 states.
 #[test]
 fn values_and_states_that_are_put_back_continue_the_run() {
-    let config = LlamaConfig { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_config() };
+    let config = Arch { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_arch() };
     let documents = Documents::random(&[20, 11], config.vocab_size, 3);
     let hyper = Hyperparameters {
         learning_rate_a: 1e-3,
@@ -301,7 +304,7 @@ fn values_and_states_that_are_put_back_continue_the_run() {
     };
     for states in [StateFormat::F32, StateFormat::Blockwise8] {
         let mut spec = spec(config.clone(), 31);
-        spec.lora.states = states;
+        spec.states = states;
         let build = || {
             let mut cpu = Cpu::new(spec.dims());
             let mut memory = Memory::new(Synthetic::new(config.clone(), 5));

@@ -13,12 +13,12 @@ mod pairs;
 
 use std::collections::BTreeMap;
 
-use crate::arch::Module;
 use crate::base::BaseName;
+use crate::lora::ParamId;
 
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
-pub use pairs::{LoraPair, Matrix, tensor_key};
+pub use pairs::LoraPair;
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
 /// and `load`.
@@ -37,10 +37,14 @@ impl Adapter {
         Self { config, tensors: BTreeMap::new(), metadata: provenance.to_metadata() }
     }
 
-    /// Adds the pair of one linear: `a` is `[r, k_in]`, `b` is `[n_out, r]`.
-    pub fn insert(&mut self, layer: usize, module: Module, a: (Vec<usize>, Vec<f32>), b: (Vec<usize>, Vec<f32>)) {
-        self.tensors.insert(tensor_key(layer, module, Matrix::A), a);
-        self.tensors.insert(tensor_key(layer, module, Matrix::B), b);
+    /// Adds a tensor: A is `[r, k_in]`, B is `[n_out, r]`.
+    pub fn insert(&mut self, id: &ParamId, shape: [usize; 2], values: Vec<f32>) {
+        self.tensors.insert(id.peft_key(), (shape.to_vec(), values));
+    }
+
+    /// Shape and values of a tensor.
+    pub fn tensor(&self, id: &ParamId) -> Option<&(Vec<usize>, Vec<f32>)> {
+        self.tensors.get(&id.peft_key())
     }
 
     /// The fingerprint of the base that the adapter was trained on; `None` for an adapter of another program.

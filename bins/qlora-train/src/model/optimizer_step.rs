@@ -2,7 +2,8 @@
 
 use crate::backend::{Backend, Batch, ParamUpdate, Watch};
 use crate::error::{Error, Result};
-use crate::model::{Factor, Llama};
+use crate::lora::ParamKind;
+use crate::model::Llama;
 use crate::report::status;
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
@@ -130,10 +131,10 @@ pub fn update<B: Backend>(
     let updates = model
         .params_mut()
         .into_iter()
-        .map(|(name, param)| {
-            let peak = match name.factor {
-                Factor::A => hyper.learning_rate_a,
-                Factor::B => hyper.learning_rate_b,
+        .map(|(id, param)| {
+            let peak = match id.kind() {
+                ParamKind::LoraA => hyper.learning_rate_a,
+                ParamKind::LoraB => hyper.learning_rate_b,
             };
             let settings = AdamW {
                 learning_rate: rate(peak),

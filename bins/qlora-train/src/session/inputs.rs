@@ -1,13 +1,14 @@
 //! What a run works on: the base, its rows, their order, and the model that the settings describe.
 
 use super::Device;
-use crate::arch::{LlamaConfig, Module};
+use crate::arch::{Arch, Projection};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{self, Settings};
 use crate::data::{self, ChatTokenizer, DataOptions, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
-use crate::model::{LoraSpec, ModelSpec};
+use crate::lora::LoraSpec;
+use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{status, warning};
 use std::path::PathBuf;
@@ -43,7 +44,7 @@ impl Loaded {
 
     /// Of the base alone. Opening it checked that the count fits 64 bits.
     pub fn parameters(&self) -> u64 {
-        self.checkpoint.config().num_parameters().unwrap_or(u64::MAX)
+        self.checkpoint.arch().num_parameters().unwrap_or(u64::MAX)
     }
 
     /// Refuses a model that would keep a CPU busy for days, unless the CPU was asked for.
@@ -99,7 +100,7 @@ impl Workload {
             status!("{packing}");
         }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
-        let positions = loaded.checkpoint.config().max_position_embeddings;
+        let positions = loaded.checkpoint.arch().max_position_embeddings;
         if longest > positions {
             warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
         }
@@ -112,8 +113,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
-        vocab_size: loaded.checkpoint.config().vocab_size,
-        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
     }
 }
 
@@ -152,39 +153,38 @@ pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
     )
 }
 
-/// The linear layers that get an adapter, in the order of [`Module::ALL`].
-pub fn target_modules(settings: &Settings) -> Vec<Module> {
-    Module::ALL.into_iter().filter(|module| settings.lora_target_modules.contains(module.name())).collect()
+/// The low-rank terms that the settings ask for.
+fn lora_spec(settings: &Settings, arch: &Arch) -> LoraSpec {
+    let targeted = |p: &Projection| settings.lora_target_modules.contains(arch.names.short(*p));
+    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(targeted).collect();
+    let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
+    LoraSpec { rslora: settings.use_rslora, ..uniform }
 }
 
 /// The model that the settings describe, for batches of `tokens` and rows of `positions` tokens.
 pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> ModelSpec {
     let quantization = quantization(settings, checkpoint);
-    model_spec_of(settings, checkpoint.config(), quantization, tokens, positions)
+    model_spec_of(settings, checkpoint.arch(), quantization, tokens, positions)
 }
 
 /// The same for a base of this shape.
 pub fn model_spec_of(
     settings: &Settings,
-    config: &LlamaConfig,
+    arch: &Arch,
     quantization: Quantization,
     tokens: usize,
     positions: usize,
 ) -> ModelSpec {
-    let r = settings.lora_r;
-    let divisor = if settings.use_rslora { (r as f64).sqrt() } else { r as f64 };
-    let scale = (settings.lora_alpha / divisor) as f32;
-    let dropout = settings.lora_dropout as f32;
-    let mut lora = LoraSpec::uniform(config, &target_modules(settings), r, scale, dropout);
-    lora.states = match settings.optim {
+    let states = match settings.optim {
         config::Optim::Adamw => StateFormat::F32,
         config::Optim::Adamw8bit => StateFormat::Blockwise8,
     };
     ModelSpec {
-        config: config.clone(),
+        arch: arch.clone(),
         quantization,
-        lora,
+        lora: lora_spec(settings, arch),
         trainable: true,
+        states,
         recompute: false,
         offload: false,
         tokens,

@@ -197,8 +197,7 @@ impl<B: Backend> Run<'_, B> {
         let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
             adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?.save(dir)?;
             copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
-            // rsLoRA is folded in the adapter's file.
-            write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
+            write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
             write_state(dir, &self.state)?;
             write_json(dir, RUN_STATE, &state)
         })?;
