@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
 use qlora_train::arch::{Arch, LLAMA_NAMES, Projection};
 use qlora_train::base::{BaseName, Checkpoint, synthetic};
 use qlora_train::config::{Purpose, Settings};
@@ -235,7 +235,7 @@ pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: "0123".into(),
-        quantization: "none".into(),
+        quantization: Recipe::NONE,
         chat_template_sha256: None,
     };
     let lora = LoraSpec::uniform(&tiny(), &[Projection::K], 2, 4.0, 0.0);

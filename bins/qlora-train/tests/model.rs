@@ -10,11 +10,16 @@ use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::plan::{Plan, Planner};
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
+use qlora_train::comm::{Communicator, SingleProcess};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
+use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
 use qlora_train::lora::{LoraSpec, LoraTerm};
-use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
+use qlora_train::model::optimizer_step::{
+    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, update,
+};
 use qlora_train::model::{Llama, ModelSpec};
+use std::sync::{Barrier, Mutex};
 use support::{Documents, Memory, Oracle, to_f64};
 
 fn spec(config: Arch, tokens: usize) -> ModelSpec {
@@ -336,5 +341,110 @@ fn values_and_states_that_are_put_back_continue_the_run() {
         }
         step(&mut resumed, 1);
         assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
+    }
+}
+
+/// A rank of several in one process: a thread. Each puts down its part, all wait, and each adds the parts up in order.
+struct Thread<'a> {
+    rank: usize,
+    parts: &'a [Mutex<(Vec<f32>, Vec<f64>)>],
+    barrier: &'a Barrier,
+}
+
+impl Communicator for Thread<'_> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.parts.len()
+    }
+
+    fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()> {
+        *self.parts[self.rank].lock().unwrap() = (gradients.to_vec(), totals.to_vec());
+        self.barrier.wait();
+        gradients.fill(0.0);
+        totals.fill(0.0);
+        for part in self.parts {
+            let (g, t) = &*part.lock().unwrap();
+            gradients.iter_mut().zip(g).for_each(|(sum, x)| *sum += x);
+            totals.iter_mut().zip(t).for_each(|(sum, x)| *sum += x);
+        }
+        self.barrier.wait();
+        Ok(())
+    }
+}
+
+const HYPER: Hyperparameters = Hyperparameters {
+    learning_rate_a: 1e-2,
+    learning_rate_b: 1e-2,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    max_grad_norm: 0.5,
+    ..Hyperparameters::NONE
+};
+
+/// The report of a step in which `comm`'s rank has these batches, with the gradients and the values after it.
+fn stepped(
+    spec: &ModelSpec,
+    comm: &mut dyn Communicator,
+    accumulation: usize,
+    batches: &[Batch],
+) -> (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let mut cpu = Cpu::new(spec.dims());
+    let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
+    let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
+    let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, Accumulated::default(), &|| false);
+    let loss = done.unwrap().loss;
+    let report = update(&mut cpu, &mut model, comm, &HYPER, 3, accumulation, 1.0, batches, loss).unwrap();
+    let gradients = model.params_mut().into_iter().map(|(_, param)| cpu.gradient(param).unwrap()).collect();
+    let values = model.param_values(&cpu).unwrap().into_iter().map(|(_, _, values)| values).collect();
+    (report, gradients, values)
+}
+
+/// Two ranks that share a step's micro-batches in turn make the step of one process that has all of them, dropout masks
+/// included. Where each rank has one micro-batch of 2ⁿ supervised tokens every factor is exact and the sums are the same: the
+/// same bits. Else every term of a gradient is rounded about as often in another order: each rounding is at most 2⁻²⁴ of a
+/// term, and 1e-5 of a tensor's largest gradient is 170 of them.
+#[test]
+fn a_step_of_two_ranks_is_the_step_of_one_process_over_both_halves() {
+    for (lengths, exact) in [(&[10, 10][..], true), (&[9, 17, 5, 3], false)] {
+        let mut spec = spec(tiny_arch(), 64);
+        spec.lora.dropout = 0.2;
+        let row = |(seed, &length): (usize, &usize)| Documents::random(&[length], spec.arch.vocab_size, seed as u64);
+        let rows: Vec<Documents> = lengths.iter().enumerate().map(row).collect();
+        let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
+        let (whole, gradients, values) = stepped(&spec, &mut SingleProcess, all.len(), &all);
+        let parts = [(); 2].map(|()| Mutex::default());
+        let barrier = Barrier::new(2);
+        let ranks: Vec<_> = std::thread::scope(|scope| {
+            let rank = |rank: usize| {
+                let own: Vec<Batch> = all.iter().copied().skip(rank).step_by(2).collect();
+                let mut comm = Thread { rank, parts: &parts, barrier: &barrier };
+                let spec = &spec;
+                scope.spawn(move || stepped(spec, &mut comm, own.len(), &own))
+            };
+            let threads = [rank(0), rank(1)];
+            threads.map(|thread| thread.join().unwrap()).into()
+        });
+        let supervised = |rank: usize| all.iter().skip(rank).step_by(2).map(Batch::supervised).sum::<usize>();
+        assert_eq!(exact, supervised(0) == supervised(1) && supervised(0).is_power_of_two(), "{}", supervised(0));
+        let (reports, of_ranks): (Vec<_>, Vec<_>) = ranks.into_iter().map(|(report, g, v)| (report, (g, v))).unzip();
+        assert!(of_ranks[0] == of_ranks[1] && reports[0] == reports[1], "the ranks agree");
+        let report = reports[0];
+        assert_eq!((report.tokens, report.supervised), (whole.tokens, whole.supervised));
+        assert!((report.loss - whole.loss).abs() <= 1e-12 * whole.loss.abs());
+        if exact {
+            assert!(of_ranks[0].0 == gradients, "gradients");
+            assert!(of_ranks[0].1 == values && report.grad_norm == whole.grad_norm, "values");
+        }
+        for (found, expected) in of_ranks[0].0.iter().zip(&gradients) {
+            let largest = expected.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+            let apart = found.iter().zip(expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+            assert!(apart <= 1e-5 * largest, "{apart} of {largest}");
+        }
+        // A rank that counted its own tokens only would be far off.
+        assert!(report.supervised > supervised(0).max(supervised(1)));
     }
 }

@@ -28,11 +28,12 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         TargetModules::Names(names) => names.iter().cloned().collect::<Vec<_>>().join(", "),
     };
     let stored = |key: &str| adapter.metadata.get(key).cloned();
+    let recipe = adapter.recipe("adapter").ok().flatten().map(|recipe| recipe.to_string());
     let rows = [
         ("Base", base.map(str::to_owned)),
         ("Base revision", config.revision.clone()),
         ("Base fingerprint", stored(metadata::BASE_FINGERPRINT)),
-        ("Base weights in training", stored(metadata::QUANTIZATION)),
+        ("Base weights in training", recipe.or_else(|| stored(metadata::QUANTIZATION))),
         ("Chat template (SHA-256)", stored(metadata::CHAT_TEMPLATE_SHA256)),
         ("Rank", Some(with_pattern(&config.r, &config.rank_pattern))),
         ("Alpha", Some(with_pattern(&config.lora_alpha, &config.alpha_pattern))),

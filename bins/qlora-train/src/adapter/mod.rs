@@ -10,15 +10,18 @@ mod config;
 mod files;
 mod fold;
 mod pairs;
+mod recipe;
 
 use std::collections::BTreeMap;
 
 use crate::base::BaseName;
+use crate::error::Result;
 use crate::lora::ParamId;
 
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
 pub use pairs::LoraPair;
+pub use recipe::Recipe;
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
 /// and `load`.
@@ -51,6 +54,13 @@ impl Adapter {
     pub fn base_fingerprint(&self) -> Option<&str> {
         self.metadata.get(metadata::BASE_FINGERPRINT).map(String::as_str)
     }
+
+    /// How the base was held when the adapter was trained; `None` for an adapter of another program. `source` is what
+    /// errors call the adapter.
+    pub fn recipe(&self, source: &str) -> Result<Option<Recipe>> {
+        let text = self.metadata.get(metadata::QUANTIZATION);
+        text.map(|text| Recipe::from_metadata(source, text)).transpose()
+    }
 }
 
 /// Keys of the safetensors metadata.
@@ -59,7 +69,7 @@ pub mod metadata {
     pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
     pub const BASE_NAME: &str = "qlora.base_name";
     pub const BASE_REVISION: &str = "qlora.base_revision";
-    /// The quantisation recipe, such as "nf4, block 64, double quantisation, block 256".
+    /// The JSON of a [`Recipe`](super::Recipe).
     pub const QUANTIZATION: &str = "qlora.quantization";
     /// SHA-256 (hex) of the chat template's text.
     pub const CHAT_TEMPLATE_SHA256: &str = "qlora.chat_template_sha256";
@@ -70,19 +80,19 @@ pub mod metadata {
 pub struct Provenance {
     pub base: BaseName,
     pub base_fingerprint: String,
-    /// The quantisation recipe in words.
-    pub quantization: String,
+    pub quantization: Recipe,
     /// SHA-256 (hex) of the chat template's text, where one was used.
     pub chat_template_sha256: Option<String>,
 }
 
 impl Provenance {
     pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let quantization = self.quantization.to_json();
         let entries = [
             (metadata::BASE_FINGERPRINT, Some(&self.base_fingerprint)),
             (metadata::BASE_NAME, Some(&self.base.name)),
             (metadata::BASE_REVISION, self.base.revision.as_ref()),
-            (metadata::QUANTIZATION, Some(&self.quantization)),
+            (metadata::QUANTIZATION, Some(&quantization)),
             (metadata::CHAT_TEMPLATE_SHA256, self.chat_template_sha256.as_ref()),
         ];
         entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.clone()))).collect()

@@ -1,6 +1,6 @@
 //! A model that is only read: for evaluation and text, with one adapter after another on the same base.
 
-use crate::adapter::{Adapter, metadata};
+use crate::adapter::Adapter;
 use crate::backend::{Backend, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::Settings;
@@ -57,8 +57,8 @@ impl<B: Backend> ReadOnly<B> {
         };
         let held = recipe(settings, checkpoint);
         for (path, adapter) in &adapters {
-            let trained = adapter.metadata.get(metadata::QUANTIZATION);
-            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && **trained != held) {
+            let trained = adapter.recipe(&path.display().to_string()).ok().flatten();
+            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && *trained != held) {
                 warn(
                     path,
                     &format!("the adapter was trained on base weights held as: {trained}; this base holds: {held}"),

@@ -1,6 +1,7 @@
 //! What a run works on: the base, its rows, their order, and the model that the settings describe.
 
 use super::Device;
+use crate::adapter::Recipe;
 use crate::arch::{Arch, Projection};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::{Checkpoint, resolve_model};
@@ -218,65 +219,12 @@ pub fn of_settings(settings: &Settings) -> Quantization {
     }
 }
 
-/// The quantisation recipe in words, for people and for the adapter's metadata.
-pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> String {
-    let recipe = recipe_of(quantization(settings, checkpoint));
-    match checkpoint.skipped_modules().len() {
-        0 => recipe,
-        skipped => format!("{recipe}; {skipped} linear layers as they were"),
-    }
-}
-
-fn recipe_of(quantization: Quantization) -> String {
-    match quantization {
-        Quantization::Nf4 { block_size, double_quant: true } => {
-            format!("nf4, block {block_size}, double quantisation, block 256")
+/// How the frozen linear weights are held, as an adapter's metadata keeps it.
+pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> Recipe {
+    match quantization(settings, checkpoint) {
+        Quantization::Nf4 { block_size, double_quant } => {
+            Recipe::nf4(block_size, double_quant, checkpoint.skipped_modules().len())
         }
-        Quantization::Nf4 { block_size, double_quant: false } => format!("nf4, block {block_size}"),
-        Quantization::None => "none".to_owned(),
-    }
-}
-
-/// The settings that a recipe in an adapter's metadata stands for: what [`recipe`] wrote, read back. Nothing for words
-/// that it does not write.
-pub fn recipe_settings(recipe: &str) -> Vec<(String, String)> {
-    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    if recipe == "none" {
-        return vec![setting("quantization", "none")];
-    }
-    let whole = recipe.split_once("; ").map_or(recipe, |(recipe, _)| recipe);
-    let Some(rest) = whole.strip_prefix("nf4, block ") else { return Vec::new() };
-    let (block, double) = match rest.split_once(", double quantisation") {
-        Some((block, _)) => (block, "true"),
-        None => (rest, "false"),
-    };
-    vec![setting("quantization", "nf4"), setting("nf4_block_size", block), setting("double_quant", double)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_recipe_reads_back_as_the_settings_it_was_written_from() {
-        for (quantization, block, double) in [("none", 64, true), ("nf4", 64, true), ("nf4", 128, false)] {
-            let settings = Settings::load(
-                None,
-                &[
-                    ("quantization".to_owned(), quantization.to_owned()),
-                    ("nf4_block_size".to_owned(), block.to_string()),
-                    ("double_quant".to_owned(), double.to_string()),
-                ],
-            )
-            .unwrap();
-            let recipe = recipe_of(of_settings(&settings));
-            for recipe in [recipe.clone(), format!("{recipe}; 2 linear layers as they were")] {
-                if recipe.starts_with("nf4") || !recipe.contains(';') {
-                    let again = Settings::load(None, &recipe_settings(&recipe)).unwrap();
-                    assert_eq!(of_settings(&again), of_settings(&settings));
-                }
-            }
-        }
-        assert!(recipe_settings("fp4").is_empty());
+        Quantization::None => Recipe::NONE,
     }
 }

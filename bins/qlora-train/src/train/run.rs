@@ -13,6 +13,7 @@ use super::{Finished, Found, Identity, OutputLock, RunRecord, TrainerState, chec
 use super::{TrainOutcome, checkpoints, resume};
 use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
 use crate::backend::Backend;
+use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
 use crate::error::Result;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
@@ -143,6 +145,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         work: &work,
         identity: &identity,
         base_fingerprint: &fingerprint,
+        comm: SingleProcess,
         backend,
         model,
         record: RunRecord::create(&output, run, &state.log_history)?,

@@ -95,7 +95,7 @@ fn the_tensors_have_pefts_names_and_the_metadata_says_what_it_was_trained_on() {
         ("qlora.base_name", "org/tiny-llama"),
         ("qlora.base_revision", "0123abc"),
         ("qlora.chat_template_sha256", &template[..]),
-        ("qlora.quantization", "nf4, block 64"),
+        ("qlora.quantization", r#"{"quant_type":"nf4","block_size":64,"double_quant":false}"#),
     ];
     assert!(metadata.iter().map(|(key, value)| (&key[..], &value[..])).eq(expected), "{metadata:?}");
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::base::BaseName;
 use qlora_train::base::synthetic::tiny_arch;
@@ -25,7 +25,7 @@ fn provenance() -> Provenance {
     Provenance {
         base: base(),
         base_fingerprint: "ab".repeat(32),
-        quantization: "nf4, block 64".into(),
+        quantization: Recipe::nf4(64, false, 0),
         chat_template_sha256: Some("cd".repeat(32)),
     }
 }

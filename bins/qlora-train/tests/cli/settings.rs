@@ -73,9 +73,21 @@ fn the_first_step_has_the_loss_of_the_base_quantised_or_not() {
     }
     assert!((losses[0] - losses[1]).abs() > 1e-6, "{losses:?}");
     let adapter = Adapter::load(&sandbox.path("sixteen-bits")).unwrap();
-    assert_eq!(adapter.metadata["qlora.quantization"], "none");
+    assert_eq!(adapter.metadata["qlora.quantization"], r#"{"quant_type":"none"}"#);
     sandbox.train_into("plain", "--double-quant false --nf4-block-size 128").ok();
-    assert_eq!(Adapter::load(&sandbox.path("plain")).unwrap().metadata["qlora.quantization"], "nf4, block 128");
+    let mut plain = Adapter::load(&sandbox.path("plain")).unwrap();
+    let recipe = r#"{"quant_type":"nf4","block_size":128,"double_quant":false}"#;
+    assert_eq!(plain.metadata["qlora.quantization"], recipe);
+    // An adapter of an earlier version, whose recipe is in words, is put on the base that it was trained on.
+    let loss = sandbox.eval("--data rows.jsonl --adapter plain");
+    plain.metadata.insert("qlora.quantization".into(), "nf4, block 128".into());
+    plain.save(&sandbox.path("earlier")).unwrap();
+    assert_eq!(sandbox.eval("--data rows.jsonl --adapter earlier"), loss);
+    assert!((sandbox.eval("--data rows.jsonl --adapter earlier --quantization none") - loss).abs() > 1e-6);
+    plain.metadata.insert("qlora.quantization".into(), "fp4".into());
+    plain.save(&sandbox.path("unknown")).unwrap();
+    let words = ["unknown: metadata `qlora.quantization`", "\"fp4\"", "--quantization"];
+    sandbox.refused("eval --model model --data rows.jsonl --adapter unknown", &words);
 }
 
 #[test]
