@@ -80,8 +80,13 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_are_refused_by_name() {
-        for (rank, size, name) in [("0", "x", "WORLD_SIZE"), ("0", "0", "WORLD_SIZE"), ("0", "", "WORLD_SIZE"),
-            ("1", "1", "RANK"), ("-1", "1", "RANK")] {
+        for (rank, size, name) in [
+            ("0", "x", "WORLD_SIZE"),
+            ("0", "0", "WORLD_SIZE"),
+            ("0", "", "WORLD_SIZE"),
+            ("1", "1", "RANK"),
+            ("-1", "1", "RANK"),
+        ] {
             let error = with(&[("RANK", rank), ("WORLD_SIZE", size)]).unwrap_err().to_string();
             assert!(error.contains(&format!("variable {name}:")), "{error}");
         }

@@ -1,7 +1,7 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
-use crate::comm::{Communicator, SingleProcess};
 use crate::backend::{Backend, Batch, ParamUpdate, Watch};
+use crate::comm::{Communicator, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
 use crate::model::Llama;
@@ -176,11 +176,7 @@ pub fn update<B: Backend>(
     batches: &[Batch],
     loss: f64,
 ) -> Result<StepReport> {
-    let own = Totals {
-        loss,
-        supervised: supervised(batches),
-        tokens: batches.iter().map(Batch::tokens).sum(),
-    };
+    let own = Totals { loss, supervised: supervised(batches), tokens: batches.iter().map(Batch::tokens).sum() };
     let Totals { loss, supervised, tokens } = reduce(backend, model, comm, own)?;
     if supervised == 0 {
         return Err(nothing_supervised(step));

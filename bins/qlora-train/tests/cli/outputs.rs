@@ -46,7 +46,10 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     let fingerprint = Checkpoint::open(&sandbox.path("model")).unwrap().fingerprint().unwrap();
     assert_eq!(adapter.base_fingerprint(), Some(fingerprint.as_str()));
     assert_eq!(run["base"]["fingerprint"], fingerprint.as_str());
-    assert_eq!(adapter.metadata[metadata::QUANTIZATION], r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#);
+    assert_eq!(
+        adapter.metadata[metadata::QUANTIZATION],
+        r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#
+    );
     let pairs = adapter.lora_pairs().unwrap();
     assert_eq!(pairs.len(), 2 * Projection::ALL.len());
     assert!(pairs.values().all(|pair| pair.r == 4 && pair.b.iter().any(|&b| b != 0.0)));

@@ -137,13 +137,16 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
     let update = qlora_train::model::optimizer_step::update::<Observed<Cuda>>;
-    let text = update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
+    let text =
+        update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
     assert!(text.contains("in micro-batch 1, ") && text.contains("operation embedding"), "{text}");
     for (_, param) in model.params_mut() {
         let gradient = cuda.gradient(param).unwrap();
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
-    let text = update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches[1..], 1.0).unwrap_err().to_string();
+    let text = update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches[1..], 1.0)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("gradient norm") && !text.contains("in micro-batch"), "{text}");
 }
 
@@ -215,8 +218,18 @@ fn a_gradient_that_is_not_finite_ends_the_step_and_updates_nothing() {
     }
     let documents = micro_batches(config().vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-    let error = qlora_train::model::optimizer_step::update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0)
-        .unwrap_err();
+    let error = qlora_train::model::optimizer_step::update(
+        &mut cuda,
+        &mut model,
+        &mut SingleProcess,
+        &HYPER,
+        0,
+        2,
+        1.0,
+        &batches,
+        1.0,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("gradient norm"), "{error}");
     assert!(before == model.param_values(&cuda).unwrap());
 }
