@@ -13,6 +13,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod gguf;
 pub mod infer;
 pub mod lora;
 pub mod model;
