@@ -10,8 +10,7 @@ mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::metadata::QUANTIZATION;
-use crate::adapter::{Adapter, QuantizationRecord};
+use crate::adapter::{Adapter, Recipe};
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -109,7 +108,7 @@ impl ModelArgs {
         let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
         let mut given: Vec<_> = given.collect();
         if self.quantization.is_none() {
-            given.extend(self.recorded_quantization()?);
+            given.extend(self.recorded_recipe()?);
         }
         let settings = Settings::load(None, &given)?;
         settings.validate(Purpose::Plan)?;
@@ -118,29 +117,22 @@ impl ModelArgs {
 }
 
 impl ModelArgs {
-    /// How the base was quantized when the adapters were trained, as settings. Refused: they do not agree.
-    fn recorded_quantization(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(&PathBuf, QuantizationRecord)> = None;
+    /// How the base was held when the adapters were trained. Refused: they do not agree.
+    fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
+        let mut recorded: Option<(&PathBuf, Recipe)> = None;
         for path in &self.adapter {
-            let Some(text) = Adapter::load(path)?.metadata.get(QUANTIZATION).cloned() else { continue };
-            let Some(record) = QuantizationRecord::parse(&text) else {
-                refuse!(
-                    "{}: its record of the base's quantization is {text:?}, which this version does not write: use \
-                     --quantization to say how the base is quantized",
-                    path.display()
-                );
-            };
+            let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
             match &recorded {
-                Some((first, other)) if *other != record => refuse!(
-                    "{}: was trained on a base quantized as {record}, {} on one quantized as {other}: use --quantization \
-                     to say how the base is quantized, or evaluate them one at a time",
+                Some((first, other)) if *other != recipe => refuse!(
+                    "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
+                     how the base is to be held, or use them one at a time",
                     path.display(),
                     first.display()
                 ),
                 _ => recorded = Some((path, record)),
             }
         }
-        Ok(recorded.map_or_else(Vec::new, |(_, record)| record.settings()))
+        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
     }
 }
 

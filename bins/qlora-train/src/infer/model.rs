@@ -1,13 +1,14 @@
 //! A model for evaluation and text, with one adapter after another on the same base.
 
-use crate::adapter::{Adapter, QuantizationRecord, metadata};
-use crate::backend::Backend;
+use crate::adapter::Adapter;
+use crate::backend::{Backend, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::Settings;
 use crate::error::{Context, Result};
-use crate::model::{Llama, LoraSpec, ModelSpec};
+use crate::lora::LoraSpec;
+use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, warning};
-use crate::session::model_spec::{check_quantization, quantization, quantization_record};
+use crate::session::model_spec::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, Work};
 use crate::session::{Budget, CheckpointSource, Device};
 use std::path::{Path, PathBuf};
@@ -54,9 +55,9 @@ impl<B: Backend> InferenceModel<B> {
             false => warning!("{warning}"),
             true => warning!("{}: {warning}", path.display()),
         };
-        let resident = quantization_record(settings, checkpoint);
+        let resident = recipe(settings, checkpoint);
         for (path, adapter) in &adapters {
-            let trained = adapter.metadata.get(metadata::QUANTIZATION).and_then(|text| QuantizationRecord::parse(text));
+            let trained = adapter.recipe(&path.display().to_string()).ok().flatten();
             if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && *trained != resident)
             {
                 warn(
@@ -69,12 +70,13 @@ impl<B: Backend> InferenceModel<B> {
         }
         let budget = device.budget(settings)?;
         let mut specs = Vec::new();
-        for terms in adapters.iter().map(|(_, adapter)| lora_spec(adapter)).chain([Ok(LoraSpec::default())]) {
+        for terms in adapters.iter().map(|(_, adapter)| adapter.lora_spec()).chain([Ok(LoraSpec::default())]) {
             let spec = ModelSpec {
-                config: checkpoint.config().clone(),
+                arch: checkpoint.arch().clone(),
                 quantization: quantization(settings, checkpoint),
                 lora: terms?,
                 trainable: false,
+                states: StateFormat::F32,
                 recompute: false,
                 offload: false,
                 tokens,
@@ -85,7 +87,7 @@ impl<B: Backend> InferenceModel<B> {
         }
         for (path, adapter) in &adapters {
             // Shapes can be judged before the base is read; its fingerprint only after.
-            let fits = adapter.check_shapes(checkpoint.config(), checkpoint.base_name());
+            let fits = adapter.check_shapes(checkpoint.arch(), checkpoint.base_name());
             fits.context(|| path.display().to_string())?;
         }
         if !adapters.is_empty() {
@@ -103,13 +105,13 @@ impl<B: Backend> InferenceModel<B> {
         let mut backend = build(&spec, plan.run_bytes)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
         let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
-        let mut bar = Bars::new("loading", spec.config.num_layers as u64);
+        let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
         let mut progress = |layer| bar.set(layer as u64, String::new());
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
         bar.finish();
         let fingerprint = source.finish()?;
         for (path, adapter) in &adapters {
-            let warnings = adapter.check_base(checkpoint.config(), &fingerprint, checkpoint.base_name());
+            let warnings = adapter.check_base(checkpoint.arch(), &fingerprint, checkpoint.base_name());
             for warning in warnings.context(|| path.display().to_string())? {
                 warn(path, &warning);
             }
@@ -123,13 +125,8 @@ impl<B: Backend> InferenceModel<B> {
         let mut source = CheckpointSource::new(checkpoint, adapter.lora_pairs()?, self.seed);
         // Of the last adapter's rank.
         self.backend.trim();
-        self.model.replace_lora(&mut self.backend, &mut source, lora_spec(adapter)?)
+        self.model.replace_lora(&mut self.backend, &mut source, adapter.lora_spec()?)
     }
-}
-
-fn lora_spec(adapter: &Adapter) -> Result<LoraSpec> {
-    let terms = adapter.lora_pairs()?.into_iter().map(|(place, pair)| (place, (pair.r, pair.scale))).collect();
-    Ok(LoraSpec { terms, ..LoraSpec::default() })
 }
 
 /// Memory plan of the job with the adapters of `specs`, one after the other.

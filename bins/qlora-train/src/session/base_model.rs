@@ -48,7 +48,7 @@ impl Loaded {
 
     /// Parameters of the base alone. Opening it checked that the count fits 64 bits.
     pub fn parameters(&self) -> u64 {
-        self.checkpoint.config().num_parameters().unwrap_or(u64::MAX)
+        self.checkpoint.arch().num_parameters().unwrap_or(u64::MAX)
     }
 
     /// Refuses a model that would keep a CPU busy for days, unless the CPU was asked for.

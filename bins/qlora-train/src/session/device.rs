@@ -158,8 +158,9 @@ impl Device {
         match self {
             Self::Cpu => job.run(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
             #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Self::Cuda(gpu) => job
-                .run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.config, bytes).map(Observed::new)),
+            Self::Cuda(gpu) => {
+                job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes).map(Observed::new))
+            }
         }
     }
 

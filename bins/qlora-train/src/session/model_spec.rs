@@ -1,12 +1,13 @@
-//! The model that the settings describe, and how a base's weights are held.
+//! The model that the settings describe, and how a base's weights are quantized.
 
-use crate::adapter::QuantizationRecord;
-use crate::arch::{LlamaConfig, Module};
+use crate::adapter::Recipe;
+use crate::arch::{Arch, Projection};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::{self, Settings};
 use crate::error::Result;
-use crate::model::{LoraSpec, ModelSpec};
+use crate::lora::LoraSpec;
+use crate::model::ModelSpec;
 use crate::refuse;
 
 /// Refuses 16-bit weights where the checkpoint holds NF4.
@@ -16,45 +17,44 @@ pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Resul
             "`quantization`: found none, but the weights of {} are already quantized ({}); expected nf4, or the original \
              16-bit model",
             checkpoint.dir().display(),
-            quantization_record(settings, checkpoint)
+            recipe(settings, checkpoint)
         );
     }
     Ok(())
 }
 
-/// The linear layers that get an adapter, in the order of [`Module::ALL`].
-pub fn target_modules(settings: &Settings) -> Vec<Module> {
-    Module::ALL.into_iter().filter(|module| settings.lora_target_modules.contains(module.name())).collect()
+/// The low-rank terms that the settings ask for.
+fn lora_spec(settings: &Settings, arch: &Arch) -> LoraSpec {
+    let targeted = |p: &Projection| settings.lora_target_modules.contains(arch.names.short(*p));
+    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(targeted).collect();
+    let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
+    LoraSpec { rslora: settings.use_rslora, ..uniform }
 }
 
 /// The model that the settings describe, for batches of `tokens` and rows of `positions` tokens.
 pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> ModelSpec {
     let quantization = quantization(settings, checkpoint);
-    model_spec_of(settings, checkpoint.config(), quantization, tokens, positions)
+    model_spec_of(settings, checkpoint.arch(), quantization, tokens, positions)
 }
 
 /// The model that the settings describe, for a base of this shape.
 pub fn model_spec_of(
     settings: &Settings,
-    config: &LlamaConfig,
+    arch: &Arch,
     quantization: Quantization,
     tokens: usize,
     positions: usize,
 ) -> ModelSpec {
-    let r = settings.lora_r;
-    let divisor = if settings.use_rslora { (r as f64).sqrt() } else { r as f64 };
-    let scale = (settings.lora_alpha / divisor) as f32;
-    let dropout = settings.lora_dropout as f32;
-    let mut lora = LoraSpec::uniform(config, &target_modules(settings), r, scale, dropout);
-    lora.states = match settings.optim {
+    let states = match settings.optim {
         config::Optim::Adamw => StateFormat::F32,
         config::Optim::Adamw8bit => StateFormat::Blockwise8,
     };
     ModelSpec {
-        config: config.clone(),
+        arch: arch.clone(),
         quantization,
-        lora,
+        lora: lora_spec(settings, arch),
         trainable: true,
+        states,
         recompute: false,
         offload: false,
         tokens,
@@ -88,43 +88,12 @@ pub fn of_settings(settings: &Settings) -> Quantization {
     }
 }
 
-/// How the base is quantized, for people and for the adapter's metadata.
-pub fn quantization_record(settings: &Settings, checkpoint: &Checkpoint) -> QuantizationRecord {
-    let unquantized_layers = checkpoint.skipped_modules().len();
+/// The quantization of the base, as an adapter's metadata keeps it.
+pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> Recipe {
     match quantization(settings, checkpoint) {
-        Quantization::Nf4 { block_size, double_quant } => QuantizationRecord {
-            quantization: "nf4".to_owned(),
-            nf4_block_size: Some(block_size),
-            double_quant: Some(double_quant),
-            unquantized_layers,
-        },
-        Quantization::None => QuantizationRecord {
-            quantization: "none".to_owned(),
-            nf4_block_size: None,
-            double_quant: None,
-            unquantized_layers,
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_settings_of_a_record_quantize_alike() {
-        for (quantization, block, double) in [("none", "64", "true"), ("nf4", "64", "true"), ("nf4", "128", "false")] {
-            let given = [("quantization", quantization), ("nf4_block_size", block), ("double_quant", double)];
-            let given = given.map(|(name, value)| (name.to_owned(), value.to_owned()));
-            let settings = Settings::load(None, &given).unwrap();
-            let record = QuantizationRecord {
-                quantization: quantization.to_owned(),
-                nf4_block_size: (quantization == "nf4").then(|| block.parse().unwrap()),
-                double_quant: (quantization == "nf4").then(|| double.parse().unwrap()),
-                unquantized_layers: 0,
-            };
-            let again = Settings::load(None, &record.settings()).unwrap();
-            assert_eq!(of_settings(&again), of_settings(&settings));
+        Quantization::Nf4 { block_size, double_quant } => {
+            Recipe::nf4(block_size, double_quant, checkpoint.skipped_modules().len())
         }
+        Quantization::None => Recipe::NONE,
     }
 }

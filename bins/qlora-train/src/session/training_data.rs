@@ -43,7 +43,7 @@ impl TrainingData {
             status!("{packing}");
         }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
-        let positions = loaded.checkpoint.config().max_position_embeddings;
+        let positions = loaded.checkpoint.arch().max_position_embeddings;
         if longest > positions {
             warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
         }
@@ -65,8 +65,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
-        vocab_size: loaded.checkpoint.config().vocab_size,
-        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
     }
 }
 

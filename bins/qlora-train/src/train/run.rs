@@ -15,6 +15,7 @@ use super::trained_adapter::trained_adapter;
 use super::{checkpoints, resume};
 use crate::adapter::copy_tokenizer_files;
 use crate::backend::Backend;
+use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Settings};
 use crate::data::Schedule;
 use crate::error::Result;
@@ -23,7 +24,7 @@ use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, detail, status, trainable_line, warning};
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
-use crate::session::model_spec::{check_quantization, model_spec, quantization_record};
+use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
 use serde_json::json;
@@ -41,6 +42,7 @@ pub struct TrainOutcome {
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
@@ -109,7 +111,7 @@ impl DeviceJob for Prepared {
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
     let Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes: _ } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
-    let mut bar = Bars::new("loading", spec.config.num_layers as u64);
+    let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
     let fingerprint = source.finish()?;
@@ -154,6 +156,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         data: &data,
         identity: &identity,
         base_fingerprint: &fingerprint,
+        comm: SingleProcess,
         backend,
         model,
         record: RunRecord::create(&output, run, &state.log_history)?,
@@ -231,7 +234,7 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
         "base: {}{revision} ({}); quantization: {}",
         base.name,
         checkpoint.dir().display(),
-        quantization_record(settings, checkpoint)
+        recipe(settings, checkpoint)
     );
     let trainable = spec.lora_parameters();
     status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));

@@ -7,7 +7,7 @@ use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::model::Llama;
 use crate::session::Loaded;
-use crate::session::model_spec::{quantization_record, target_modules};
+use crate::session::model_spec::recipe;
 
 /// The adapter as it is trained so far.
 pub fn trained_adapter<B: Backend>(
@@ -19,25 +19,17 @@ pub fn trained_adapter<B: Backend>(
 ) -> Result<Adapter> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();
-    let mut config = AdapterConfig::new(
-        base,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        &target_modules(settings),
-    );
-    config.use_rslora = settings.use_rslora;
+    let spec = model.spec();
+    let config = AdapterConfig::new(base, &spec.arch, &spec.lora);
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: base_fingerprint.to_owned(),
-        quantization: quantization_record(settings, checkpoint).to_json(),
+        quantization: recipe(settings, checkpoint),
         chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
     };
     let mut adapter = Adapter::new(config, &provenance);
-    let mut values = model.param_values(backend)?.into_iter();
-    // A before B, linear by linear.
-    while let (Some((name, a_shape, a)), Some((_, b_shape, b))) = (values.next(), values.next()) {
-        adapter.insert(name.layer, name.module, (a_shape.to_vec(), a), (b_shape.to_vec(), b));
+    for (id, shape, values) in model.param_values(backend)? {
+        adapter.insert(&id, shape, values);
     }
     Ok(adapter)
 }

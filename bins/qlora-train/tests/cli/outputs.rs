@@ -1,7 +1,7 @@
 //! What train, eval and plan leave and say.
 
 use qlora_train::adapter::{Adapter, metadata};
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 use qlora_train::base::Checkpoint;
 
 use crate::sandbox::{Sandbox, assert_close, keys, train};
@@ -48,10 +48,10 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     assert_eq!(run["base"]["fingerprint"], fingerprint.as_str());
     assert_eq!(
         adapter.metadata[metadata::QUANTIZATION],
-        r#"{"quantization":"nf4","nf4_block_size":64,"double_quant":true}"#
+        r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#
     );
     let pairs = adapter.lora_pairs().unwrap();
-    assert_eq!(pairs.len(), 2 * Module::ALL.len());
+    assert_eq!(pairs.len(), 2 * Projection::ALL.len());
     assert!(pairs.values().all(|pair| pair.r == 4 && pair.b.iter().any(|&b| b != 0.0)));
 }
 
@@ -74,7 +74,7 @@ fn people_are_told_base_parameters_rates_and_what_was_left_out() {
     sandbox.write("rows.jsonl", &format!("{}\n{{\"input_ids\":{long:?}}}\n", sandbox.read("rows.jsonl")));
     let done = sandbox.train("--loraplus-lr-ratio 4").ok();
     for part in [
-        "base: model (model); quantization: nf4, block 64, double quantization",
+        "base: model (model); quantization: nf4, block 64, double quantisation, block 256",
         "trainable params: 8,192 || all params: ",
         "learning rates: 1e-2 for A, 4e-2 for B; 6 steps",
         "1 rows left out: longer than max_length 64 (the longest has 90 tokens)",

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -72,7 +72,7 @@ fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
         for file in ["adapter_model.safetensors", "adapter_config.json", "README.md"] {
             assert!(sandbox.bytes(&format!("{a}/{file}")) == sandbox.bytes(&format!("{b}/{file}")), "{file}");
         }
-        let expected = if i == 0 { "nf4, block 64, double quantization" } else { "quantization: nf4, block 128\n" };
+        let expected = if i == 0 { "nf4, block 64, double quantisation" } else { "quantization: nf4, block 128\n" };
         assert!(on_nf4.stderr.contains(expected), "{}", on_nf4.stderr);
         // The same base, in whatever form: the adapter belongs to both, and the run's directory too.
         let eval = |model: &str, adapter: &str| {
@@ -107,14 +107,16 @@ fn models_that_others_quantised_are_trained_evaluated_and_planned() {
         let eval = sandbox.run(&format!("eval --json --model {model} --adapter {variant} --data rows.jsonl")).json();
         assert!(eval["loss"].as_f64().unwrap() < 5.0, "{eval}");
     }
-    assert!(sandbox.read("f32-storage/README.md").contains("double quantization; 4 linear layers as they were"));
+    assert!(
+        sandbox.read("f32-storage/README.md").contains("double quantisation, block 256; 4 linear layers as they were")
+    );
 }
 
 #[test]
 fn the_name_and_revision_of_the_original_are_kept() {
     let sandbox = Sandbox::new();
     let snapshot = sandbox.path("hub/models--org--tiny/snapshots/abc123");
-    Synthetic::new(LlamaConfig { num_layers: 1, ..tiny_config() }, 1).write(&snapshot).unwrap();
+    Synthetic::new(Arch { num_layers: 1, ..tiny_arch() }, 1).write(&snapshot).unwrap();
     let run = |line: &str| {
         let output = sandbox.command(line).env("HF_HUB_CACHE", sandbox.path("hub")).output().unwrap();
         assert!(output.status.success(), "{output:?}");
