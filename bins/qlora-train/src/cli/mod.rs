@@ -129,7 +129,7 @@ impl ModelArgs {
                     path.display(),
                     first.display()
                 ),
-                _ => recorded = Some((path, record)),
+                _ => recorded = Some((path, recipe)),
             }
         }
         Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
