@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 pub const HEADER: &str = "cuda/include/qlora_kernels.h";
-pub const BINDINGS: &str = "src/cuda/sys.rs";
+pub const BINDINGS: &str = "src/sys.rs";
 
 /// Writes the declarations.
 pub fn run(workspace: &Workspace) -> Result<()> {
