@@ -36,28 +36,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fine-tune: --model, --data and --output-dir are enough
+    /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Print the memory plan of a run and whether it fits
+    /// Plan the memory of a run and say whether it fits
     Plan(SettingsArgs),
-    /// Print tokenised rows: what is learnt, special tokens, lengths
+    /// Show rows as they are tokenized: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),
-    /// Write a model in NF4, in the format of bitsandbytes
+    /// Quantize a model to NF4, in the format of bitsandbytes
     Quantize(quantize::QuantizeArgs),
-    /// Loss per supervised token and perplexity
+    /// Evaluate loss and perplexity
     Eval(eval::EvalArgs),
-    /// Text, greedy or sampled
+    /// Generate text
     Generate(generate::GenerateArgs),
-    /// Real training steps on random weights of a shape: speed, memory, time by kind of operation
+    /// Measure training steps on random weights: speed, memory, time by operation
     Bench(bench::BenchArgs),
-    /// What a run would find on this machine: processor, memory, GPU, driver, transfer speed
+    /// Check this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
 }
 
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
 
-/// What the commands that only read a model have in common.
+/// Arguments shared by the commands that only read a model.
 #[derive(Args)]
 struct ModelArgs {
     /// Base model: a Hugging Face directory, or a hub id in the local cache
@@ -90,7 +90,7 @@ struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The same as settings, so that every value is checked in one place.
+    /// These arguments as settings, so that every value is checked in one place.
     fn settings(&self) -> Result<Settings> {
         let values = [
             ("model", Some(&self.model)),
@@ -133,7 +133,7 @@ impl ModelArgs {
     }
 }
 
-/// What a command answers: for people, and for programs.
+/// Answer of a command: for people, and for programs.
 struct Answer {
     text: String,
     json: Value,

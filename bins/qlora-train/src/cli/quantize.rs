@@ -30,7 +30,7 @@ pub struct QuantizeArgs {
     /// Whether absmax is itself quantised to 8 bits
     #[arg(long, alias = "bnb-4bit-use-double-quant", default_value_t = true, action = clap::ArgAction::Set)]
     double_quant: bool,
-    /// The same as --double-quant false
+    /// Short for --double-quant false
     #[arg(long, conflicts_with = "double_quant")]
     no_double_quant: bool,
     /// Linear layers to leave as they are, such as down_proj or model.layers.0; separated by commas, or repeated

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
-use super::choices::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
-use super::saving::{Every, Resume};
-use super::values::{Bytes, Limit, Reject, SettingValue, ValSet};
+use super::enums::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+use super::intervals::{Every, Resume};
+use super::types::{Bytes, Limit, Reject, SettingValue, ValSet};
 use super::yaml::Value;
 
 /// Whether two runs that differ in the setting may give different adapters.

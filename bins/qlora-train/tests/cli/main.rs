@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 mod fixture;
 
+mod before;
 mod bench;
 mod disk;
 mod evaluation;

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::values::{Reject, SettingValue};
+use super::types::{Reject, SettingValue};
 use super::yaml::Value;
 
 /// `Name: "canonical" | "other spelling"…`; the first name is the one written back. After `not yet`: values the

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::choices::{Preset, Scheduler};
-use super::known::{Implied, Known, is_section, lookup, nearest, normal};
+use super::compat::{Implied, Known, is_section, lookup, nearest, normal};
+use super::enums::{Preset, Scheduler};
 use super::table::{SETTINGS, SettingInfo, Settings};
-use super::values::{Reject, ValSet, is_off, is_unset};
+use super::types::{Reject, ValSet, is_off, is_unset};
 use super::yaml::{self, Entry, Value};
 use crate::error::{Error, Result};
 use crate::refuse;
@@ -21,7 +21,7 @@ struct Given {
     value: Value,
 }
 
-/// What one source says, by the settings' own names.
+/// Values from one file or from the flags, by the settings' own names.
 #[derive(Default)]
 struct Layer {
     given: BTreeMap<&'static str, Given>,

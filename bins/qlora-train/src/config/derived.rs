@@ -1,4 +1,4 @@
-//! What a run asks of its settings: rates, warm-up, completeness, the record, and the hash that tells runs apart.
+//! Settings of a run once it is about to start: rates, warm-up, completeness, the record, and the hash that tells runs apart.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
-use super::choices::{Preset, Scheduler};
+use super::enums::{Preset, Scheduler};
+use super::intervals::Every;
 use super::lr_schedule;
-use super::saving::Every;
 use super::table::{Effect, SETTINGS, SettingInfo, Settings};
-use super::values::{Reject, ValSet};
+use super::types::{Reject, ValSet};
 use super::yaml::Value;
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -18,7 +18,7 @@ use crate::refuse;
 /// From this many parameters up the default learning rate is halved.
 pub const LARGE_MODEL_PARAMETERS: u64 = 60_000_000_000;
 
-/// What the settings are about to be used for; decides which of them must be given.
+/// Use of the settings, which decides which of them must be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// model, data, output_dir

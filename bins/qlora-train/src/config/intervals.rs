@@ -1,10 +1,10 @@
-//! When a run is saved and evaluated, and where it goes on from.
+//! Intervals of saving and evaluating, and where a run goes on from.
 
 use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
-use super::values::{Reject, SettingValue, is_off};
+use super::types::{Reject, SettingValue, is_off};
 use super::yaml::Value;
 
 /// How often something happens in a run.
@@ -65,7 +65,7 @@ impl SettingValue for Every {
     }
 }
 
-/// What a run begins with.
+/// Starting point of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Resume {
     #[default]

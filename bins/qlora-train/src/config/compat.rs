@@ -2,7 +2,7 @@
 //! or refused by name, never skipped in silence.
 
 use super::table::{SETTINGS, SettingInfo};
-use super::values::{Reject, SettingValue, is_off, is_unset};
+use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::Value;
 
 /// A key with one possible value here.
@@ -217,7 +217,7 @@ fn exact(name: &str) -> Option<Known> {
         .or_else(|| NOT_YET.contains(&name).then_some(Known::NotYet))
 }
 
-/// What a key means; `section.key` is looked up as such, then as `key` alone.
+/// Meaning of a key; `section.key` is looked up as such, then as `key` alone.
 pub fn lookup(name: &str) -> Option<Known> {
     let name = normal(name);
     if let Some(known) = exact(&name) {
