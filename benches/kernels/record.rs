@@ -2,7 +2,7 @@
 
 use crate::format::{Record, Row};
 use crate::source::kernels_hash;
-use qlora_kernels::cuda::measure::{Facts, driver_version};
+use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;

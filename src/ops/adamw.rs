@@ -4,8 +4,8 @@
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
-use crate::sys;
 use crate::reference::AdamW;
+use crate::sys;
 use half::bf16;
 use std::marker::PhantomData;
 
@@ -221,7 +221,9 @@ impl<'a> Tensors<'a> {
         let (to, room) = (state.address().cast(), workspace.address().cast());
         // SAFETY: lengths were checked here and in `new`; that the table is of these tensors is the caller's promise, kept by
         // whoever uploads what `table` gave. Structs are read before the return.
-        operation.status(unsafe { call!(qk_gradient_norm(&adamw, max_norm, to, room, workspace.len() * 8, stream.as_raw())) })
+        operation.status(unsafe {
+            call!(qk_gradient_norm(&adamw, max_norm, to, room, workspace.len() * 8, stream.as_raw()))
+        })
     }
 
     /// One update. With `state`, gradients are scaled as it says, and nothing is updated if it names a tensor.

@@ -3,8 +3,8 @@
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
-use crate::sys;
 use crate::reference::AttentionShape;
+use crate::sys;
 use half::bf16;
 
 /// What both passes read.

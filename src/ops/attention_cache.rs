@@ -4,8 +4,8 @@
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
-use crate::sys;
 use crate::reference::AttentionShape;
+use crate::sys;
 use half::bf16;
 use std::ptr::{null, null_mut};
 
@@ -136,7 +136,8 @@ impl Shape {
         })?;
         operation.check(matches!(head_dim, 64 | 128), || format!("head_dim is {head_dim}, expected 64 or 128"))?;
         let (heads, kv_heads, head_dim) = (small("H", heads)?, small("Hkv", kv_heads)?, small("head_dim", head_dim)?);
-        operation.check(heads.is_multiple_of(kv_heads), || format!("H is {heads}, expected a multiple of {kv_heads}"))?;
+        operation
+            .check(heads.is_multiple_of(kv_heads), || format!("H is {heads}, expected a multiple of {kv_heads}"))?;
         operation.check(self.documents > 0, || "no document".into())?;
         Ok(sys::qk_attention_cache_args {
             struct_size: size_of::<sys::qk_attention_cache_args>() as u32,

@@ -1,8 +1,8 @@
 //! The fused linear layer: `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ (+ bias)`, f32 sums, Y rounded once.
 
 use super::check::Operation;
-use super::operand::{self, Operands, rows};
 use super::nf4;
+use super::operand::{self, Operands, rows};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::sys;

@@ -122,7 +122,8 @@ pub fn lora_gradients(
     let (found, needed) = (workspace.len(), workspace_of(backward, segments, inputs, gradients));
     call.operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
     // SAFETY: `call` checked every length against the shapes, and the line above that of the workspace.
-    let status = unsafe { call!(qk_lora_gradients(&call.linear(), workspace.address().cast(), found, stream.as_raw())) };
+    let status =
+        unsafe { call!(qk_lora_gradients(&call.linear(), workspace.address().cast(), found, stream.as_raw())) };
     call.operation.status(status)
 }
 

@@ -213,5 +213,6 @@ pub fn absmax_transpose(
     operation.length("out", out.len(), count)?;
     let (rows, columns) = (operation.dimension("rows", rows)?, operation.dimension("columns", columns)?);
     // SAFETY: both views have rows * columns elements; a `View` and a `ViewMut` do not overlap.
-    operation.status(unsafe { call!(qk_absmax_transpose(input.address(), out.address(), rows, columns, stream.as_raw())) })
+    operation
+        .status(unsafe { call!(qk_absmax_transpose(input.address(), out.address(), rows, columns, stream.as_raw())) })
 }

@@ -2,9 +2,9 @@
 //! kernels with a planted bug each. Here because the calls are `unsafe`.
 
 use super::check::Operation;
-use crate::sys::qk_stream;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
+use crate::sys::qk_stream;
 
 unsafe extern "C" {
     fn twin_mma(a: *const u32, b: *const u32, c: *mut f32, stream: qk_stream) -> i32;
@@ -55,10 +55,10 @@ pub fn pack(pairs: View<'_, u32>, packed: ViewMut<'_, u32>, stream: Stream) -> R
     operation.status(unsafe { twin_pack(pairs.address(), packed.address(), count, stream.as_raw()) })
 }
 
-#[cfg(feature = "emulation")]
+#[cfg(kernels = "emulated")]
 pub use planted::*;
 
-#[cfg(feature = "emulation")]
+#[cfg(kernels = "emulated")]
 mod planted {
     unsafe extern "C" {
         fn planted_run(which: i32, input: *const f32, out: *mut f32) -> i32;

@@ -5,8 +5,8 @@ mod gradients;
 mod memory;
 mod workspaces;
 
-use crate::device::{Buffer, Device};
 use super::{abi_version, status_name};
+use crate::device::{Buffer, Device};
 use crate::sys;
 use half::bf16;
 use std::mem::offset_of;

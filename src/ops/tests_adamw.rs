@@ -1,9 +1,9 @@
 //! The optimiser's C interface: every named error is reached and nothing is written on the way.
 
-use crate::device::{Buffer, Device};
 use super::adamw;
-use crate::sys;
+use crate::device::{Buffer, Device};
 use crate::reference::AdamW;
+use crate::sys;
 use std::ptr::{null, null_mut};
 
 const N: usize = 300;

@@ -1,19 +1,19 @@
-//! In place of the library in the emulated build.
+//! A stub in place of the library in builds that use no GPU.
 
-use crate::ops::linear::{Input, Segment};
-use crate::ops::linear_backward::{Backward, InputGradient, SegmentBackward};
 use crate::device::{Stream, ViewMut};
 use crate::error::{CudaError, Result};
+use crate::ops::linear::{Input, Segment};
+use crate::ops::linear_backward::{Backward, InputGradient, SegmentBackward};
 use half::bf16;
 
-/// No value of this type exists: the emulated build has no cuBLASLt.
+/// No value of this type exists.
 #[derive(Debug)]
 pub enum CublasLt {}
 
 impl CublasLt {
-    /// An error: the emulated build has no cuBLASLt.
+    /// An error: cuBLASLt runs on a GPU.
     pub fn open() -> Result<Self> {
-        Err(CudaError::Device("cuBLASLt runs on a GPU, and this is the emulated build".into()))
+        Err(CudaError::Device("cuBLASLt runs on a GPU, which this build does not use".into()))
     }
 
     pub fn workspace_len(&self, _: &Input<'_>, _: &[Segment<'_>]) -> usize {

@@ -1,12 +1,12 @@
 //! The linear layer's forward pass and its dX by products of the library, on weights that are dequantised first.
 
 use super::library::{CublasLt, Gemm, MOST_ALIGNMENT};
+use crate::device::{Stream, View, ViewMut};
+use crate::error::Result;
 use crate::ops::check::Operation;
 use crate::ops::linear::{self, Input, Lora, Segment, Weight, lora_columns, lora_down};
 use crate::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward, lora_up};
-use super::nf4;
-use crate::device::{Stream, View, ViewMut};
-use crate::error::Result;
+use crate::ops::nf4;
 use half::bf16;
 
 /// A workspace: S or T, and after it one weight.

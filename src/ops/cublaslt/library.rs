@@ -1,8 +1,8 @@
 //! The library itself: its handle, its products, and the algorithm that it chose for each.
 
-use crate::ops::check::Operation;
 use crate::device::{Buffer, Device, Stream, View, ViewMut};
 use crate::error::{CudaError, Result};
+use crate::ops::check::Operation;
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 use std::cell::RefCell;

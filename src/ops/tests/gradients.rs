@@ -1,10 +1,10 @@
 //! What the functions of the low-rank path refuse: every status that they have, and nothing written.
 
+use super::{K, M, N, R, Valid, size};
 use crate::sys::{
     self, QK_ERROR_ALIGNMENT, QK_ERROR_NULL_POINTER, QK_ERROR_SHAPE, QK_ERROR_STRUCT_SIZE, QK_ERROR_VALUE,
     QK_ERROR_WORKSPACE, QK_OK,
 };
-use super::{K, M, N, R, Valid, size};
 use half::bf16;
 use std::ptr::{null, null_mut};
 

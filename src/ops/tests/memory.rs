@@ -122,7 +122,8 @@ fn a_planned_arena_counts_without_memory() {
 #[test]
 fn arrays_come_and_go_beside_the_stream() {
     let device = Device::open().unwrap();
-    let (mut upload, mut readback) = (UploadStaging::new(&device, 6).unwrap(), ReadbackStaging::new(&device, 4).unwrap());
+    let (mut upload, mut readback) =
+        (UploadStaging::new(&device, 6).unwrap(), ReadbackStaging::new(&device, 4).unwrap());
     let (mut buffer, mut timer) = (device.zeros::<u32>(4).unwrap(), EventTimer::new(&device).unwrap());
     assert!(readback.wait().unwrap().is_empty());
     for round in 0..20u32 {

@@ -1,7 +1,7 @@
 //! Attention over a KV cache, and the logits of a few tokens.
 
-use crate::sys;
 use super::{M, Memory};
+use crate::sys;
 use std::ptr::{null, null_mut};
 
 #[test]

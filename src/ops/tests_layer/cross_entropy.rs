@@ -1,7 +1,7 @@
 //! What the fused output layer and cross-entropy refuses, and its gradient written over what it reads.
 
-use crate::sys;
 use super::{M, Memory};
+use crate::sys;
 use std::ptr::{null, null_mut};
 
 fn args(memory: &mut Memory) -> sys::qk_cross_entropy_args {

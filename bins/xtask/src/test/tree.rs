@@ -15,7 +15,15 @@ const GENERATED: [&str; 1] = [crate::bindings::BINDINGS];
 const LINT: &str = concat!("unsafe", "_code");
 /// What may allow what the lint denies: the layer over the C ABI and its tests, and the one call into the matrix product
 /// of the CPU.
-const UNSAFE_HOMES: [&str; 7] = ["src/device/", "src/interop/", "src/ops/", "src/sys.rs", "src/lib.rs", "tests/cuda", "bins/qlora-train/src/backend/cpu/gemm/tiles.rs"];
+const UNSAFE_HOMES: [&str; 7] = [
+    "src/device/",
+    "src/interop/",
+    "src/ops/",
+    "src/sys.rs",
+    "src/lib.rs",
+    "tests/cuda",
+    "bins/qlora-train/src/backend/cpu/gemm/tiles.rs",
+];
 
 /// What is wrong with the repository's files, one line each.
 pub fn findings(root: &Path) -> Result<Vec<String>> {
