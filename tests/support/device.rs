@@ -13,7 +13,7 @@ pub fn device() -> Device {
 
 /// The schedule of the emulation; nothing on a GPU, which has its own.
 pub fn set_schedule(seed: u64) {
-    #[cfg(kernels = "emulated")]
+    #[cfg(feature = "emulation")]
     qlora_kernels::cuda::emulation::set_schedule(seed);
     let _ = seed;
 }

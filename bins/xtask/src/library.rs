@@ -26,7 +26,8 @@ struct Kind {
     sources: Vec<PathBuf>,
 }
 
-/// Installs into `prefix`: include/, lib/, lib/pkgconfig/, lib/cmake/. Everything is built before the first file is written.
+/// Installs into `prefix`: include/, lib/, lib/pkgconfig/, lib/cmake/. Everything is built before the first file is
+/// written.
 pub fn install(workspace: &Workspace, prefix: &Path, emulated: bool) -> Result<()> {
     let kind = if emulated { emulation(workspace)? } else { cuda(workspace)? };
     let prefix = std::path::absolute(prefix)?;

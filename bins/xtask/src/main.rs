@@ -29,6 +29,8 @@ struct Cli {
 enum Task {
     /// Fine-tune a small real Llama on the CPU and show answers and validation loss before and after
     Demo,
+    /// Run what takes seconds of it where everything is built: format, lints, spelling, unit tests
+    Check,
     /// Run everything that has to pass
     Test {
         /// Run only the step of this name; can be given several times
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
 fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
     match task {
         Task::Demo => demo::run(workspace)?,
+        Task::Check => test::check(workspace)?,
         Task::Test { list: true, .. } => test::list(),
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => setup::cuda::run(workspace)?,
@@ -90,9 +93,4 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Setup => println!("{}", setup::run(workspace)?.display()),
     }
     Ok(())
-}
-
-/// The names of all tasks.
-fn task_names() -> Vec<String> {
-    Cli::command().get_subcommands().map(|task| task.get_name().to_owned()).collect()
 }

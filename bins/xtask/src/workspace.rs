@@ -38,6 +38,13 @@ impl Workspace {
         command
     }
 
+    /// A tool of `tools/`, built if need be.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = self.cargo(&["run", "--quiet", "--release", "--locked", "--package", name, "--"]);
+        command.args(arguments);
+        command
+    }
+
     /// The built binary of this name.
     pub fn binary(&self, name: &str) -> PathBuf {
         self.target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))

@@ -1,7 +1,8 @@
 //! `cargo xtask gpu-bundle`: one folder that checks and measures the kernels on a machine with a GPU and without Rust.
 //!
-//! Five executables rather than one: the suites are cargo's test targets, whose `main` is the test harness's, and a second harness to merge
-//! them with the benches and the trainer would have to be kept as good as the first. What they share, the kernels' code, is the small part.
+//! Five executables rather than one: the suites are cargo's test targets, whose `main` is the test harness's, and a
+//! second harness to merge them with the benches and the trainer would have to be kept as good as the first. What they
+//! share, the kernels' code, is the small part.
 
 #[cfg(test)]
 mod tests;
@@ -88,7 +89,8 @@ pub fn check_bundle(workspace: &Workspace) -> Result<String> {
     }
 }
 
-/// A driver that is too old, which here is a library that says so: every command names what it found and what it needs, and does nothing.
+/// A driver that is too old, which here is a library that says so: every command names what it found and what it needs,
+/// and does nothing.
 fn check_old_driver(workspace: &Workspace, trainer: &Path) -> Result<()> {
     let dir = workspace.target.join("old-driver");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;

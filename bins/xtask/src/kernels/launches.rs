@@ -1,5 +1,6 @@
-//! The dynamic shared memory that each kernel is launched with, from the launches themselves: a few cases of the emulated suite, which
-//! notes them, and the symbol table of its executable. The sizes are the launchers', which are the same code on a GPU.
+//! The dynamic shared memory that each kernel is launched with, from the launches themselves: a few cases of the
+//! emulated suite, which notes them, and the symbol table of its executable. The sizes are the launchers', which are
+//! the same code on a GPU.
 
 use super::names::readable;
 use super::{executables, table::Row};

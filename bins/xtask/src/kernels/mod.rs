@@ -16,7 +16,8 @@ use std::thread::ScopedJoinHandle;
 
 pub use table::ARCHS;
 
-/// Compiles and links everything of the kernels' crate for every architecture; nothing of it runs. Returns the library of the kernels.
+/// Compiles and links everything of the kernels' crate for every architecture; nothing of it runs. Returns the library
+/// of the kernels.
 pub fn build(workspace: &Workspace) -> Result<PathBuf> {
     let targets = ["--lib", "--tests"];
     let format = "--message-format=json-render-diagnostics";

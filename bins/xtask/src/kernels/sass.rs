@@ -1,4 +1,5 @@
-//! The machine code of kernels as `cuobjdump -sass` lists it: matrix instructions, asynchronous copies, local memory, loops.
+//! The machine code of kernels as `cuobjdump -sass` lists it: matrix instructions, asynchronous copies, local memory,
+//! loops.
 
 use std::ops::Range;
 
@@ -45,8 +46,8 @@ impl Code {
         self.count(0..self.instructions.len())
     }
 
-    /// The loop that has the most matrix instructions: the innermost such, and of several apart the first, since a kernel's K loop
-    /// precedes that over the ranks.
+    /// The loop that has the most matrix instructions: the innermost such, and of several apart the first, since a
+    /// kernel's K loop precedes that over the ranks.
     pub fn main_loop(&self) -> Option<Counts> {
         let loops: Vec<(Range<usize>, Counts)> = self.loops().map(|span| (span.clone(), self.count(span))).collect();
         let most = loops.iter().map(|(_, counts)| counts.hmma).max().filter(|&most| most > 0)?;
@@ -117,7 +118,8 @@ fn instruction(line: &str) -> Option<Instruction> {
 mod tests {
     use super::*;
 
-    /// Two loops with two matrix instructions each, the first of them inside another; a branch forward and the closing self-loop.
+    /// Two loops with two matrix instructions each, the first of them inside another; a branch forward and the closing
+    /// self-loop.
     const LISTING: &str = "
 Fatbin elf code:
 ================

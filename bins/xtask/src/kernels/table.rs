@@ -13,8 +13,8 @@ pub struct Hot {
     pub name: &'static str,
     /// Whether its operands reach shared memory by asynchronous copies.
     pub copies: bool,
-    /// Instructions of the main loop beside each matrix instruction, at most, by architecture: about a tenth above what nvcc 13.0
-    /// makes. None: not a tensor-core kernel.
+    /// Instructions of the main loop beside each matrix instruction, at most, by architecture: about a tenth above what
+    /// nvcc 13.0 makes. None: not a tensor-core kernel.
     pub others_per_hmma: Option<[f64; 3]>,
 }
 

@@ -1,7 +1,8 @@
-//! Bugs planted into the real kernels, one at a time: each must turn the tests red that ship with the kernels, or those tests check
-//! less than they say.
+//! Bugs planted into the real kernels, one at a time: each must turn the tests red that ship with the kernels, or those
+//! tests check less than they say.
 //!
-//! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For every entry of
+//! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For
+//! every entry of
 //! [`mutants`] that library is linked anew with the files that the bug changes, and the same executable runs with it.
 
 mod cache;
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 use table::Mutant;
 
 const LIBRARY: &str = "libqlora_kernels_emulation.so";
-/// Cases of each property: few, as the ones without a barrier are wrong in most schedules. The seed makes a run repeatable.
+/// Cases of each property: few, as the ones without a barrier are wrong in most schedules. The seed makes a run
+/// repeatable.
 const CASES: &str = "6";
 const SEED: &str = "20250601";
 /// A bug may make a kernel loop; then the tests are red too.
@@ -108,7 +110,8 @@ fn build(workspace: &Workspace) -> Result<Built> {
     Ok(Built { tests, library, objects })
 }
 
-/// The shared library with this bug. Only the files that it changes are compiled: one, or all that may include a header.
+/// The shared library with this bug. Only the files that it changes are compiled: one, or all that may include a
+/// header.
 fn link(workspace: &Workspace, built: &Built, mutant: &Mutant, text: &str) -> Result<PathBuf> {
     let dir = workspace.target.join("mutants").join(slug(mutant.what));
     let copy = dir.join("cuda");

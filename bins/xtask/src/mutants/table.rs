@@ -1,4 +1,5 @@
-//! The bugs that are planted into the real kernels. A new operation gets an entry for each thing that its kernels could get wrong.
+//! The bugs that are planted into the real kernels. A new operation gets an entry for each thing that its kernels could
+//! get wrong.
 
 /// One bug: text of a file of `cuda/`, which must be there exactly once, and what takes its place.
 pub struct Mutant {

@@ -1,4 +1,5 @@
-//! `cargo xtask records`: the README's table of what was measured on GPUs, from the files of `benches/records/`. A row without one says so.
+//! `cargo xtask records`: the README's table of what was measured on GPUs, from the files of `benches/records/`. A row
+//! without one says so.
 
 #[path = "../../../../benches/kernels/format.rs"]
 pub mod format;

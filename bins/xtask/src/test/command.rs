@@ -12,9 +12,9 @@ pub fn check(mut command: Command) -> Result<()> {
 }
 
 /// Like [`check`], and returns the lines of both outputs for which `is_closing` holds.
-pub fn check_and_keep(mut command: Command, is_closing: fn(&str) -> bool) -> Result<Vec<String>> {
+pub fn check_and_keep(command: &mut Command, is_closing: fn(&str) -> bool) -> Result<Vec<String>> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("cannot run {}", shown(&command)))?;
+    let mut child = command.spawn().with_context(|| format!("cannot run {}", shown(command)))?;
     let stdout = child.stdout.take().context("no standard output")?;
     let stderr = child.stderr.take().context("no standard error")?;
     let (out, err) = std::thread::scope(|scope| {
@@ -24,8 +24,18 @@ pub fn check_and_keep(mut command: Command, is_closing: fn(&str) -> bool) -> Res
     let status = child.wait()?;
     let mut closing = out?;
     closing.extend(err.map_err(|_| anyhow::anyhow!("the reader of standard error panicked"))??);
-    ensure!(status.success(), "`{}`: {status}", shown(&command));
+    ensure!(status.success(), "`{}`: {status}", shown(command));
     Ok(closing)
+}
+
+/// Like [`check`], for a tool of this repository: its last line on standard output sums it up.
+pub fn last_line(mut command: Command) -> Result<Vec<String>> {
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {}", shown(&command)))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    ensure!(output.status.success(), "`{}`: {}", shown(&command), output.status);
+    Ok(text.lines().last().map(str::to_owned).into_iter().collect())
 }
 
 fn pass_on(from: impl Read, mut to: impl Write, is_closing: fn(&str) -> bool) -> Result<Vec<String>> {
@@ -63,10 +73,10 @@ mod tests {
 
     #[test]
     fn closing_lines_are_kept_and_failures_name_the_command() {
-        let kept = check_and_keep(tool("no::such::test"), |line| line.starts_with("test result: ")).unwrap();
+        let kept = check_and_keep(&mut tool("no::such::test"), |line| line.starts_with("test result: ")).unwrap();
         assert_eq!(kept.len(), 1);
         assert!(kept[0].contains("0 passed"), "{kept:?}");
-        let error = check_and_keep(tool("--no-such-flag"), |_| false).unwrap_err().to_string();
+        let error = check_and_keep(&mut tool("--no-such-flag"), |_| false).unwrap_err().to_string();
         assert!(error.contains("--no-such-flag"), "{error}");
         assert!(check(tool("--no-such-flag")).is_err());
         assert!(check(Command::new("no-such-program-here")).is_err());

@@ -8,7 +8,8 @@ use crate::{bindings, kernels, mutants};
 use anyhow::{Result, ensure};
 use std::process::{Command, Stdio};
 
-/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says how many ran.
+/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says
+/// how many ran.
 const SANITIZED_CASES: &str = "8";
 
 const EMULATED: [&str; 4] = ["--release", "--locked", "--features", "emulation"];
@@ -97,7 +98,7 @@ fn suite(
         command
     };
     set_up(&mut command);
-    let kept = check_and_keep(command, |line| tally(line).is_some() || is_summary(line))?;
+    let kept = check_and_keep(&mut command, |line| tally(line).is_some() || is_summary(line))?;
     let tallies: Vec<_> = kept.iter().filter_map(|line| tally(line)).collect();
     let mut closing: Vec<String> = kept.iter().filter(|line| line.starts_with(summary)).cloned().collect();
     ensure!(!closing.is_empty(), "the test runner printed no summary, so it is unknown whether a test ran");
