@@ -11,8 +11,6 @@ mod cpu;
 #[cfg(kernels = "cuda")]
 mod cross_entropy;
 #[cfg(kernels = "cuda")]
-mod format;
-#[cfg(kernels = "cuda")]
 mod gpu;
 #[cfg(kernels = "cuda")]
 mod groups;
@@ -22,8 +20,6 @@ mod low_rank;
 mod optimizer;
 #[cfg(kernels = "cuda")]
 mod record;
-#[cfg(kernels = "cuda")]
-mod source;
 
 #[cfg(kernels = "cuda")]
 #[path = "../../tests/support/adamw.rs"]

@@ -63,10 +63,10 @@ pub struct Dropout {
     /// In [0, 1).
     pub p: f32,
     pub seed: u64,
-    /// layer · 16 + site
-    pub site: u32,
+    /// layer · 16 + input
+    pub dropout_id: u32,
     /// step · accumulation + micro
-    pub draw: u32,
+    pub dropout_step: u32,
     /// The mask's token of the first row; the last row's is below 2³².
     pub first_token: u64,
 }
@@ -174,7 +174,7 @@ pub fn forward(
 /// The structs of one call; the C side reads them before it returns.
 pub(super) struct Call {
     operation: Operation,
-    input: sys::qk_linear,
+    input: sys::qk_linear_args,
     segments: Vec<sys::qk_segment>,
     operands: Operands,
 }
@@ -197,8 +197,8 @@ impl Call {
             operation.length("s", s.len(), input.m * lora_columns(segments))?;
         }
         let mut operands = Operands::default();
-        let linear = sys::qk_linear {
-            struct_size: size_of::<sys::qk_linear>() as u32,
+        let linear = sys::qk_linear_args {
+            struct_size: size_of::<sys::qk_linear_args>() as u32,
             num_segments: segments.len() as u32,
             m: operation.dimension("M", input.m)?,
             k: operation.dimension("K", input.k)?,
@@ -239,7 +239,7 @@ impl Call {
         Ok(())
     }
 
-    pub fn linear(&self) -> sys::qk_linear {
-        sys::qk_linear { segments: self.segments.as_ptr(), ..self.input }
+    pub fn linear(&self) -> sys::qk_linear_args {
+        sys::qk_linear_args { segments: self.segments.as_ptr(), ..self.input }
     }
 }

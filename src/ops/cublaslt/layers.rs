@@ -5,7 +5,7 @@ use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::ops::check::Operation;
 use crate::ops::linear::{self, Input, Lora, Segment, Weight, lora_columns, lora_down};
-use crate::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward, lora_up};
+use crate::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward, lora_dy_b};
 use crate::ops::nf4;
 use half::bf16;
 
@@ -140,7 +140,7 @@ impl CublasLt {
         let inside = linear_backward::workspace_len(backward, segments);
         let workspace = Workspace { whole: workspace, low_rank: low_rank_len(inside) };
         if inside > 0 {
-            lora_up(backward, segments, workspace.part(0, inside), stream)?;
+            lora_dy_b(backward, segments, workspace.part(0, inside), stream)?;
         }
         // SAFETY: what was just written, read in stream order; without LoRA it is empty.
         let inside = unsafe { View::from_raw_parts(workspace.whole.address().cast_const(), inside) };

@@ -28,12 +28,14 @@ fn bytes_of(query: impl FnOnce(&mut usize) -> i32) -> Result<usize, i32> {
     }
 }
 
-fn path_of(code: i32) -> Path {
-    match code as u32 {
+fn path_of(query: impl FnOnce(&mut u32) -> i32) -> Path {
+    let mut path = u32::MAX;
+    assert_eq!(query(&mut path), sys::QK_OK);
+    match path {
         sys::QK_PATH_TENSOR_CORE => Path::TensorCore,
         sys::QK_PATH_SMALL_M => Path::SmallM,
         sys::QK_PATH_GENERIC => Path::Generic,
-        _ => panic!("path {code}"),
+        _ => panic!("path {path}"),
     }
 }
 
@@ -92,10 +94,11 @@ proptest! {
         let (path, elements) = (linear::path(&input, &mut forward), linear::workspace_len(&input, &forward));
         let call_forward = linear::Call::new("test", &input, &mut forward).unwrap();
         // SAFETY: valid structs, of which no device memory is followed.
-        let (code, bytes) = unsafe {
-            (sys::qk_linear_path(&call_forward.linear()), bytes_of(|b| sys::qk_linear_workspace_size(&call_forward.linear(), b)))
+        let (path_in_c, bytes) = unsafe {
+            (path_of(|p| sys::qk_linear_forward_path(&call_forward.linear(), p)),
+             bytes_of(|b| sys::qk_linear_forward_workspace_size(&call_forward.linear(), b)))
         };
-        prop_assert_eq!(path.unwrap(), path_of(code));
+        prop_assert_eq!(path.unwrap(), path_in_c);
         prop_assert_eq!(Ok(elements * 2), bytes);
 
         let backward = Backward { m, k, t: s, dropout: None };
@@ -107,11 +110,11 @@ proptest! {
             .collect();
         let call_backward = Call::new("test", &backward, &operands).unwrap();
         // SAFETY: as above.
-        let (code, bytes) = unsafe {
-            (sys::qk_linear_dx_path(&call_backward.linear()),
-             bytes_of(|b| sys::qk_linear_backward_workspace_size(&call_backward.linear(), b)))
+        let (path_in_c, bytes) = unsafe {
+            (path_of(|p| sys::qk_linear_dx_path(&call_backward.linear(), p)),
+             bytes_of(|b| sys::qk_linear_dx_workspace_size(&call_backward.linear(), b)))
         };
-        prop_assert_eq!(linear_backward::path(&backward, &operands).unwrap(), path_of(code));
+        prop_assert_eq!(linear_backward::path(&backward, &operands).unwrap(), path_in_c);
         prop_assert_eq!(Ok(linear_backward::workspace_len(&backward, &operands) * 2), bytes);
 
         let inputs = ForwardInputs { x: view(m * ldx), ldx, s: view(m * columns) };
@@ -147,7 +150,7 @@ proptest! {
         let (_, args) = attention::check("test", &input).unwrap();
         let args = sys::qk_attention_args { out: std::ptr::without_provenance_mut(4096), lse: std::ptr::without_provenance_mut(4096), ..args };
         // SAFETY: as above.
-        let bytes = unsafe { bytes_of(|b| sys::qk_attention_workspace_size(&args, b)) };
+        let bytes = unsafe { bytes_of(|b| sys::qk_attention_backward_workspace_size(&args, b)) };
         prop_assert_eq!(Ok(attention::backward_workspace_len(&input) * 4), bytes);
     }
 
