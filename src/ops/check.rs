@@ -64,14 +64,20 @@ pub fn abi_version() -> u32 {
 
 /// The name of a status, as the C interface gives it.
 pub fn status_name(code: i32) -> String {
-    #[cfg(not(kernels = "absent"))]
-    // SAFETY: returns a static, NUL-terminated string for every argument.
-    return unsafe { std::ffi::CStr::from_ptr(sys::qk_status_name(code)) }.to_string_lossy().into_owned();
-    #[cfg(kernels = "absent")]
-    match code {
-        sys::QK_ERROR_NOT_BUILT => "QK_ERROR_NOT_BUILT".to_owned(),
-        _ => "unknown".to_owned(),
+    macro_rules! name {
+        ($($status:ident)*) => {
+            match code {
+                $(sys::$status => stringify!($status),)*
+                1.. => "cudaError",
+                _ => "unknown",
+            }
+        };
     }
+    let name = name!(
+        QK_OK QK_ERROR_STRUCT_SIZE QK_ERROR_NULL_POINTER QK_ERROR_SHAPE QK_ERROR_ALIGNMENT QK_ERROR_LAYOUT QK_ERROR_BLOCK_SIZE
+        QK_ERROR_WORKSPACE QK_ERROR_NOT_BUILT QK_ERROR_EMULATION QK_ERROR_VALUE QK_ERROR_HEAD_DIM QK_ERROR_OVERLAP QK_ERROR_RESERVED
+    );
+    name.to_owned()
 }
 
 /// The fault of this OS thread's last launch, in the emulated build.
