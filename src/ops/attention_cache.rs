@@ -134,11 +134,10 @@ impl Shape {
         operation.check((1..=MAX_LONGEST).contains(&self.longest), || {
             format!("the longest document is {}, expected 1 to {MAX_LONGEST}", self.longest)
         })?;
-        operation.check(matches!(head_dim, 64 | 128), || format!("head_dim is {head_dim}, expected 64 or 128"))?;
+        operation.status(if matches!(head_dim, 64 | 128) { sys::QK_OK } else { sys::QK_ERROR_HEAD_DIM })?;
         let (heads, kv_heads, head_dim) = (small("H", heads)?, small("Hkv", kv_heads)?, small("head_dim", head_dim)?);
-        operation
-            .check(heads.is_multiple_of(kv_heads), || format!("H is {heads}, expected a multiple of {kv_heads}"))?;
-        operation.check(self.documents > 0, || "no document".into())?;
+        let whole = heads.is_multiple_of(kv_heads) && self.documents > 0;
+        operation.status(if whole { sys::QK_OK } else { sys::QK_ERROR_SHAPE })?;
         Ok(sys::qk_attention_cache_args {
             struct_size: size_of::<sys::qk_attention_cache_args>() as u32,
             head_dim,

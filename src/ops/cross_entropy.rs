@@ -145,9 +145,8 @@ impl Shape {
     /// Without any operand.
     pub(super) fn describe(&self, operation: &Operation) -> Result<sys::qk_cross_entropy_args> {
         let Self { m, h, vocab, supervised, chunk } = *self;
-        operation.check(h > 0 && vocab > 0, || "H and the vocabulary must be at least 1".into())?;
-        operation.check(supervised <= m, || format!("{supervised} supervised tokens, expected at most {m}"))?;
-        operation.check(chunk > 0, || "the chunk must be at least 1".into())?;
+        let computable = h > 0 && vocab > 0 && supervised <= m && chunk > 0;
+        operation.status(if computable { sys::QK_OK } else { sys::QK_ERROR_SHAPE })?;
         Ok(sys::qk_cross_entropy_args {
             struct_size: size_of::<sys::qk_cross_entropy_args>() as u32,
             weight: 0.0,

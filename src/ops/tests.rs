@@ -320,6 +320,11 @@ fn statuses_have_names() {
     let named = (-13..=0).map(status_name).collect::<Vec<_>>();
     assert!(named.iter().all(|name| name.starts_with("QK_")), "{named:?}");
     assert_eq!(status_name(sys::QK_ERROR_STRUCT_SIZE), "QK_ERROR_STRUCT_SIZE");
+    for code in -100..=3 {
+        // SAFETY: returns a static, NUL-terminated string for every argument.
+        let named = unsafe { std::ffi::CStr::from_ptr(sys::qk_status_name(code)) };
+        assert_eq!(status_name(code), named.to_str().unwrap());
+    }
     assert_eq!([status_name(2), status_name(-1000)], ["cudaError", "unknown"]);
 }
 

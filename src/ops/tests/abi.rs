@@ -1,9 +1,9 @@
 //! The rules by which the C interface grows: shorter and longer structs, fields called reserved, arrays of structs.
 
 use super::{M, N, Valid, spoiled};
-use crate::sys::{self, QK_ERROR_RESERVED, QK_ERROR_STRUCT_SIZE, QK_OK};
+use crate::sys::{self, QK_ERROR_NULL_POINTER, QK_ERROR_RESERVED, QK_ERROR_STRUCT_SIZE, QK_OK};
 use half::bf16;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 /// A struct as a caller of a later version has it: fields that this library does not know follow.
 #[repr(C)]
