@@ -108,7 +108,7 @@ impl Device {
         match self {
             Self::Cpu => work.on(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
             Self::Cuda(ordinal) => {
-                work.on(|spec, bytes| Cuda::new(ordinal, spec.dims(), &spec.config, bytes).map(Observed::new))
+                work.on(|spec, bytes| Cuda::new(ordinal, spec.dims(), &spec.arch, bytes).map(Observed::new))
             }
         }
     }
