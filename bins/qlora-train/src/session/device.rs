@@ -3,53 +3,43 @@
 use super::host::host_budget;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 use crate::backend::cuda::Cuda;
 use crate::backend::observed::Observed;
 use crate::config::{self, Settings};
-use crate::error::Result;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
-use crate::error::{Context, Error};
+use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::status;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
-use qlora_kernels::cuda;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
+use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
 use std::rc::Rc;
 
-#[cfg(not(any(feature = "cuda", feature = "emulation")))]
 const BUILD: &str = "cargo build --release --package qlora-train --features cuda";
 
 /// Device that a command computes on. A GPU is opened once, and stays open as long as one of these holds it.
 #[derive(Clone, Debug)]
 pub enum Device {
     Cpu,
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
     Cuda(Gpu),
 }
 
 /// A GPU, or the emulation of one.
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 #[derive(Clone)]
 pub struct Gpu {
     ordinal: usize,
     /// None: a plan for a GPU that need not be there.
-    device: Option<Rc<cuda::Device>>,
+    device: Option<Rc<device::Device>>,
 }
 
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 impl Gpu {
     fn open(ordinal: usize) -> Result<Self> {
-        Ok(Self { ordinal, device: Some(Rc::new(cuda::Device::open_at(ordinal)?)) })
+        Ok(Self { ordinal, device: Some(Rc::new(device::Device::open_at(ordinal)?)) })
     }
 
-    fn device(&self) -> Result<Rc<cuda::Device>> {
+    fn device(&self) -> Result<Rc<device::Device>> {
         let unopened = || Error::Failed(format!("cuda:{} is planned for and was not opened", self.ordinal));
         self.device.clone().ok_or_else(unopened)
     }
 }
 
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "cuda:{}{}", self.ordinal, if self.device.is_some() { "" } else { ", not opened" })
@@ -68,17 +58,16 @@ pub struct Budget {
     pub host_limit: u64,
 }
 
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 impl Budget {
     /// Memory that the driver takes later: the kernels' code, which it loads at their first launch, and their stacks.
     const LATER: u64 = 128 << 20;
     /// A context on a GPU that cannot be asked: 0.5 GiB is more than those of sm_80 to sm_120 are known to take.
     const CONTEXT: u64 = 512 << 20;
 
-    /// Limits on a GPU where a context was just made. Memory of other processes counts as held.
-    fn of_gpu(capacity: cuda::Capacity, limit: Option<u64>, host_limit: u64) -> Self {
-        let in_use = (capacity.total - capacity.free).saturating_add(Self::LATER);
-        let limit = limit.map_or(capacity.total, |limit| limit.min(capacity.total));
+    /// Limits on a GPU where a context was just made. Memory of other processes counts as in use.
+    fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
+        let in_use = (memory.total - memory.free).saturating_add(Self::LATER);
+        let limit = limit.map_or(memory.total, |limit| limit.min(memory.total));
         Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", host_limit }
     }
 
@@ -110,54 +99,40 @@ impl Device {
         Ok(Self::Cpu)
     }
 
-    #[cfg(not(any(feature = "cuda", feature = "emulation")))]
-    fn named(_ordinal: usize) -> Result<Self> {
-        crate::refuse!(
-            "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
-        );
-    }
-
-    #[cfg(not(any(feature = "cuda", feature = "emulation")))]
-    fn found() -> Result<Self> {
-        // What NVIDIA's driver makes on Linux.
-        match std::path::Path::new("/dev/nvidia0").exists() {
-            true => Self::cpu(&format!(
-                "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
-            )),
-            false => Self::cpu(""),
-        }
-    }
-
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
     fn named(ordinal: usize) -> Result<Self> {
+        if KERNELS == Kernels::Absent {
+            crate::refuse!(
+                "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
+            );
+        }
         let what = || format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`");
         Self::said(Gpu::open(ordinal).usage_context(what)?)
     }
 
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
     fn said(gpu: Gpu) -> Result<Self> {
         status!("device: cuda:{}, {}", gpu.ordinal, gpu.device()?.name());
         Ok(Self::Cuda(gpu))
     }
 
-    #[cfg(feature = "cuda")]
     fn found() -> Result<Self> {
-        match Gpu::open(0) {
-            Ok(gpu) => Self::said(gpu),
-            Err(error) => Self::cpu(&format!(" ({error})")),
+        match KERNELS {
+            Kernels::Cuda => match Gpu::open(0) {
+                Ok(gpu) => Self::said(gpu),
+                Err(error) => Self::cpu(&format!(" ({error})")),
+            },
+            // An emulated GPU is for tests, which name it.
+            Kernels::Emulated => Self::cpu(""),
+            // What NVIDIA's driver makes on Linux.
+            Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(&format!(
+                "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
+            )),
+            Kernels::Absent => Self::cpu(""),
         }
-    }
-
-    /// An emulated GPU is for tests, which name it.
-    #[cfg(all(feature = "emulation", not(feature = "cuda")))]
-    fn found() -> Result<Self> {
-        Self::cpu("")
     }
 
     pub fn run<J: DeviceJob>(self, job: J) -> Result<J::Output> {
         match self {
             Self::Cpu => job.run(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(gpu) => {
                 job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes).map(Observed::new))
             }
@@ -165,7 +140,6 @@ impl Device {
     }
 
     /// GPU of this number for a plan, which needs none.
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
     pub fn unopened(ordinal: usize) -> Self {
         Self::Cuda(Gpu { ordinal, device: None })
     }
@@ -178,7 +152,6 @@ impl Device {
     pub fn place(&self) -> &'static str {
         match self {
             Self::Cpu => "host memory",
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => "GPU memory",
         }
     }
@@ -187,7 +160,6 @@ impl Device {
     pub fn memory_setting(&self) -> &'static str {
         match self {
             Self::Cpu => "host_memory",
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => "device_memory",
         }
     }
@@ -199,11 +171,10 @@ impl Device {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
                 Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(gpu) => {
-                let capacity = gpu.device()?.capacity()?;
+                let memory = gpu.device()?.mem_info()?;
                 let host_limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget::of_gpu(capacity, settings.device_memory.map(|bytes| bytes.0), host_limit))
+                Ok(Budget::of_gpu(memory, settings.device_memory.map(|bytes| bytes.0), host_limit))
             }
         }
     }
@@ -212,10 +183,9 @@ impl Device {
     pub fn taken_bytes(&self) -> Result<Option<u64>> {
         match self {
             Self::Cpu => Ok(None),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(gpu) => {
-                let capacity = gpu.device()?.capacity()?;
-                Ok(Some(capacity.total - capacity.free))
+                let memory = gpu.device()?.mem_info()?;
+                Ok(Some(memory.total - memory.free))
             }
         }
     }
@@ -224,7 +194,6 @@ impl Device {
     pub fn gpu(&self) -> Option<String> {
         match self {
             Self::Cpu => None,
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(gpu) => gpu.device.as_ref().map(|device| device.name()),
         }
     }
@@ -236,7 +205,6 @@ impl Device {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
                 Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => match settings.device_memory {
                 Some(limit) => {
                     let host_limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
@@ -250,7 +218,6 @@ impl Device {
     /// The device of a plan. With the size of its memory given, a GPU need not be there.
     pub fn choose_for_plan(settings: &Settings) -> Result<Self> {
         match settings.device {
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::unopened(ordinal)),
             _ => Self::choose(settings),
         }

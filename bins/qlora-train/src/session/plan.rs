@@ -1,7 +1,6 @@
 //! The memory plan of a run: the model's own code on a backend that holds nothing.
 
 use super::device::{Budget, Device};
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 use crate::backend::cuda::Cuda;
 use crate::backend::plan::{Plan, PlannedBuffer, Planner};
 use crate::backend::{Batch, Quantization};
@@ -121,7 +120,6 @@ pub fn plan(
     }
     let Rehearsed { mut buffers, on_host, flops } = match device {
         Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => {
             let flops = rehearse::<Plan>(spec, stored, work)?.flops;
             Rehearsed { flops, ..rehearse::<Cuda>(spec, stored, work)? }
