@@ -1,8 +1,8 @@
 // Output layer and softmax cross-entropy, losses and the gradient of the hidden states, a chunk of supervised tokens at a time:
-//   rows      one block: which tokens have a target, in order; only those are computed
+//   rows      one block: which tokens are supervised, in order; only those are computed
 //   gather    their hidden states, H padded to 64
 //   logits    Z = H * W^T in f32, statistics of each row and 64 columns (cross_entropy_logits.cu)
-//   softmax   a block a row: its loss, and dZ = weight * (softmax(Z) - onehot) as bf16 over Z
+//   softmax   a block a row: its loss, and dZ = scale * weight * (softmax(Z) - onehot) as bf16 over Z
 //   dX        dZ * W by the linear layer's kernel for bf16 weights, over the gathered hidden states; then scattered
 //   sum       one block: the loss over all tokens, 256 at a time, in f64
 //
@@ -20,15 +20,15 @@ constexpr int kRowThreads = 256;
 constexpr int kScanThreads = 1024, kScanWarps = kScanThreads / 32;
 constexpr int kSumTokens = 256; // of one sum of losses
 
-__device__ __forceinline__ bool is_finite(float x) { return x - x == 0.0f; }
+__device__ __forceinline__ bool is_finite(double x) { return x - x == 0.0; }
 
-// One block. rows, state->supervised, and the losses of what is not computed: 0 without a target, NaN beyond `supervised`.
+// One block. rows, state->supervised, and the losses of what is not computed: 0 where not supervised, NaN beyond `supervised`.
 __global__ void __launch_bounds__(kScanThreads) supervised_rows(CrossEntropyView view) {
     int *counts = reinterpret_cast<int *>(dynamic_shared()); // [2][warps]
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, before = 0, round = 0;
     for (int64_t first = 0; first < view.m; first += kScanThreads, round ^= 1) {
         int64_t row = first + threadIdx.x;
-        bool has = row < view.m && view.targets[row] >= 0;
+        bool has = row < view.m && view.is_supervised(row);
         unsigned ballot = __ballot_sync(~0u, has);
         int *of_round = counts + round * kScanWarps;
         int below = 0, all = 0;
@@ -74,10 +74,10 @@ template <bool kScatter, int V> __global__ void __launch_bounds__(kRowThreads) c
     }
 }
 
-// The gradient of rows without a target. A block a row.
+// The gradient of rows that are not supervised. A block a row.
 template <int V> __global__ void __launch_bounds__(kRowThreads) clear_rows(CrossEntropyView view) {
     int64_t row = blockIdx.x;
-    if (view.targets[row] >= 0) return;
+    if (view.is_supervised(row)) return;
     for (int64_t i = int64_t(threadIdx.x) * V; i < view.h; i += kRowThreads * V) {
         if constexpr (V == 8) *reinterpret_cast<uint4 *>(view.dhidden + row * view.h + i) = make_uint4(0, 0, 0, 0);
         else view.dhidden[row * view.h + i] = to_bf16(0.0f);
@@ -121,6 +121,7 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
     float *z = view.logits + row * view.ldz;
     bf16 *dz = reinterpret_cast<bf16 *>(z);
     float inverse = known ? __fdiv_rn(1.0f, all.sum) : NAN;
+    float weight = view.weights == nullptr ? view.gradient_scale : __fmul_rn(view.gradient_scale, view.weights[source]);
     for (int64_t first = 0; first < view.vocab; first += kRowThreads * 8) {
         int64_t column = first + int64_t(threadIdx.x) * 8;
         float4 low = {}, high = {};
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
         for (int j = 0; j < 8; ++j) {
             p[j] = __fmul_rn(expf(p[j] - all.largest), inverse);
             if (column + j == target) p[j] = __fadd_rn(p[j], -1.0f);
-            p[j] = __fmul_rn(p[j], view.weight);
+            p[j] = __fmul_rn(p[j], weight);
         }
         *reinterpret_cast<uint4 *>(dz + column) =
             make_uint4(pack_bf16x2(p[0], p[1]), pack_bf16x2(p[2], p[3]), pack_bf16x2(p[4], p[5]), pack_bf16x2(p[6], p[7]));
@@ -155,9 +156,11 @@ __global__ void __launch_bounds__(kScanThreads) loss_sum(CrossEntropyView view) 
         for (int i = 0; i < kSumTokens / 32; ++i) {
             int64_t row = first + warp * kSumTokens + i * 32 + lane;
             if (row >= view.m) break;
-            float loss = view.losses[row];
+            double loss = view.losses[row];
+            // Exact: two 24-bit factors. Weights where nothing is supervised are not read, and may be anything.
+            if (view.weights != nullptr && view.is_supervised(row)) loss *= double(view.weights[row]);
             if (!is_finite(loss)) bad = min(bad, int(row));
-            sum = __dadd_rn(sum, double(loss));
+            sum = __dadd_rn(sum, loss);
         }
         for (int lanes = 16; lanes > 0; lanes /= 2) sum = __dadd_rn(sum, __shfl_xor_sync(~0u, sum, lanes));
         if (lane == 0) sums[warp] = sum;
@@ -194,7 +197,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     if (args->m < 0 || args->m > INT32_MAX || args->h < 1 || args->h > INT32_MAX - 64 || args->vocab < 1 || args->vocab > INT32_MAX - 256)
         return QK_ERROR_SHAPE;
     if (args->supervised < 0 || args->supervised > args->m || args->chunk < 1) return QK_ERROR_SHAPE;
-    if (!(args->weight - args->weight == 0.0f)) return QK_ERROR_VALUE;
+    if (!(args->gradient_scale - args->gradient_scale == 0.0f)) return QK_ERROR_VALUE;
     view->chunk = args->chunk < args->supervised ? args->chunk : args->supervised;
     view->h = args->h;
     view->vocab = args->vocab;
@@ -204,7 +207,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     view->dhidden = static_cast<bf16 *>(args->dhidden);
     view->m = int(args->m);
     view->supervised = int(args->supervised);
-    view->weight = args->weight;
+    view->gradient_scale = args->gradient_scale;
     // Blocks of a launch are counted in 31 bits. (So are the logits' bytes in 47.)
     bool fits = ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) <= INT32_MAX && ceil_div(view->chunk, 64) * ceil_div(args->h, 128) <= INT32_MAX;
     return fits ? QK_OK : QK_ERROR_SHAPE;
@@ -222,12 +225,13 @@ struct Range {
 bool overlapping(const qk_cross_entropy_args *args, const void *workspace, size_t workspace_bytes) {
     uint64_t m = uint64_t(args->m), row = uint64_t(args->h) * sizeof(bf16);
     const Range written[] = {{workspace, workspace_bytes}, {args->state, sizeof *args->state}, {args->losses, m * sizeof(float)}, {args->dhidden, m * row}};
-    const Range read[] = {{args->head, uint64_t(args->vocab) * row}, {args->targets, m * sizeof(int32_t)}, {args->hidden, m * row}};
+    const Range read[] = {{args->head, uint64_t(args->vocab) * row}, {args->targets, m * sizeof(int32_t)},
+                          {args->weights, m * sizeof(float)}, {args->hidden, m * row}};
     for (int i = 0; i < 4; ++i) {
         for (int j = 0; j < i; ++j)
             if (written[i].overlaps(written[j])) return true;
         for (const Range &other : read)
-            if (written[i].overlaps(other) && !(&other == &read[2] && i == 3 && args->dhidden == args->hidden)) return true;
+            if (written[i].overlaps(other) && !(&other == &read[3] && i == 3 && args->dhidden == args->hidden)) return true;
     }
     return false;
 }
@@ -250,10 +254,11 @@ int check(const qk_cross_entropy_args *caller, void *workspace, size_t workspace
     if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr)) return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->targets, 4) || !is_aligned(args->losses, 4) || !is_aligned(args->state, 8)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args->targets, 4) || !is_aligned(args->weights, 4) || !is_aligned(args->losses, 4) || !is_aligned(args->state, 8)) return QK_ERROR_ALIGNMENT;
     view->hidden = static_cast<const bf16 *>(args->hidden);
     view->head = static_cast<const bf16 *>(args->head);
     view->targets = args->targets;
+    view->weights = args->weights;
     view->losses = args->losses;
     view->state = args->state;
     if (int error = check_workspace(workspace, workspace_bytes, place(view, workspace))) return error;

@@ -16,14 +16,20 @@ struct CrossEntropyView {
     int64_t padded_h;           // H rounded up to 64
     int64_t ldz;                // V rounded up to 8
     int64_t num_statistics;     // of a row: ceil(V / 64)
+    const float *weights;       // [M], or NULL: 1 each
     int m, supervised;
-    float weight;
+    float gradient_scale;
 
-    int32_t *rows;              // [supervised]: the rows of hidden that have a target, in order; -1 past the last
+    int32_t *rows;              // [supervised]: the rows of hidden that are supervised, in order; -1 past the last
     bf16 *gathered;             // [chunk, padded_h]: those rows of hidden, zeros past H; later their gradient
     float2 *statistics;         // [chunk, num_statistics]: largest logit, sum of exponentials of what the others are below it
     float *target_logits;       // [chunk]
     float *logits;              // [chunk, ldz], then their bf16 gradient over it at the same row stride in bytes; NULL without dhidden
+
+    // Whether a row is computed.
+    __device__ __forceinline__ bool is_supervised(int64_t row) const {
+        return targets[row] >= 0 && (weights == nullptr || weights[row] != 0.0f);
+    }
 
     // The target of a row of the chunk that starts at `first`; -1: none.
     __device__ __forceinline__ int target(int64_t first, int64_t row) const {

@@ -27,6 +27,27 @@ pub const MUTANTS: &[Mutant] = &[
         LOSS,
     ),
     mutant(
+        "cross-entropy: a loss summed without its weight",
+        "cross_entropy.cu",
+        "loss *= double(view.weights[row]);",
+        ";",
+        LOSS,
+    ),
+    mutant(
+        "cross-entropy: a gradient with the weight of another row",
+        "cross_entropy.cu",
+        "__fmul_rn(view.gradient_scale, view.weights[source])",
+        "__fmul_rn(view.gradient_scale, view.weights[row])",
+        LOSS,
+    ),
+    mutant(
+        "cross-entropy: a weight of 0 is supervised",
+        "cross_entropy.cuh",
+        "targets[row] >= 0 && (weights == nullptr || weights[row] != 0.0f)",
+        "targets[row] >= 0",
+        LOSS,
+    ),
+    mutant(
         "cross-entropy: sums keep an old maximum",
         "cross_entropy.cu",
         "__fmul_rn(sum, expf(largest - base))",
