@@ -1,8 +1,8 @@
-//! Runs a step's tool with its output visible, keeping the lines in which it sums itself up.
+//! Programs run with their output visible, keeping the lines in which it sums itself up.
 
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 /// Runs a command; its failure is an error that shows the command.
 pub fn check(mut command: Command) -> Result<()> {
@@ -52,6 +52,20 @@ fn pass_on(from: impl Read, mut to: impl Write, is_closing: fn(&str) -> bool) ->
     }
     to.flush()?;
     Ok(closing)
+}
+
+/// The exit status of a tool from what it did: its closing line goes to standard output, an error to standard error.
+pub fn finish(outcome: Result<String>) -> ExitCode {
+    match outcome {
+        Ok(closing) => {
+            println!("{closing}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn shown(command: &Command) -> String {

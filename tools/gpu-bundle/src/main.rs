@@ -1,22 +1,24 @@
-//! `cargo xtask gpu-bundle`: one folder that checks and measures the kernels on a machine with a GPU and without Rust.
+//! One folder that checks and measures the kernels on a machine with a GPU and without Rust.
 //!
 //! Five executables rather than one: the suites are cargo's test targets, whose `main` is the test harness's, and a
 //! second harness to merge them with the benches and the trainer would have to be kept as good as the first. What they
 //! share, the kernels' code, is the small part.
 
+#![deny(unsafe_code)]
+
 #[cfg(test)]
 mod tests;
 
-use crate::kernels::{ARCHS, Executable, executables};
-use crate::records::source::kernels_hash;
-use crate::setup::cuda;
-use crate::test::command::check;
-use crate::workspace::Workspace;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use records::source::kernels_hash;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode};
+use tools_support::artifacts::{self, Built};
+use tools_support::command::{check, finish};
+use tools_support::cuda::{self, ARCHS};
+use tools_support::workspace::Workspace;
 
 const RUN: &str = include_str!("run.sh");
 const LIMIT: u64 = 60_000_000;
@@ -29,8 +31,21 @@ const ROWS: [&str; 2] = ["habit.train.jsonl", "habit.validation.jsonl"];
 /// `run`'s exit status where there is no GPU.
 const NO_GPU: i32 = 3;
 
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    finish(match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => Workspace::locate().and_then(|workspace| run(&workspace)),
+        ["check"] => Workspace::locate().and_then(|workspace| check_bundle(&workspace)),
+        _ => usage(),
+    })
+}
+
+fn usage() -> Result<String> {
+    bail!("usage: gpu-bundle, or gpu-bundle check, which runs what it has built")
+}
+
 /// Builds the bundle; what it is, in a sentence.
-pub fn run(workspace: &Workspace) -> Result<String> {
+fn run(workspace: &Workspace) -> Result<String> {
     let dir = workspace.target.join("gpu-bundle");
     let nvcc = cuda::toolkit(workspace)?.nvcc;
     let suites = ["--test", "cuda", "--test", "cuda_typed", "--bench", "kernels"];
@@ -44,8 +59,7 @@ pub fn run(workspace: &Workspace) -> Result<String> {
     fs::create_dir_all(dir.join("bin")).with_context(|| format!("cannot make {}", dir.display()))?;
     let named = KERNELS.map(|entry| (&kernels, entry)).into_iter().chain(TRAINER.map(|entry| (&trainer, entry)));
     for (built, (target, name)) in named {
-        let found = built.iter().find(|executable| executable.target == target);
-        let from = &found.with_context(|| format!("cargo built no executable of {target}"))?.path;
+        let from = built.executable(target)?;
         let mut strip = Command::new("strip");
         strip.arg("--strip-all").arg("-o").arg(dir.join("bin").join(name)).arg(from);
         check(strip).context("binutils' strip makes the executables small")?;
@@ -70,7 +84,7 @@ pub fn run(workspace: &Workspace) -> Result<String> {
 }
 
 /// Builds the bundle and runs it: on a GPU its first stage passes, elsewhere it says that there is none.
-pub fn check_bundle(workspace: &Workspace) -> Result<String> {
+fn check_bundle(workspace: &Workspace) -> Result<String> {
     let built = run(workspace)?;
     let dir = workspace.target.join("gpu-bundle");
     let mut command = Command::new(dir.join("run"));
@@ -85,7 +99,7 @@ pub fn check_bundle(workspace: &Workspace) -> Result<String> {
             ensure!(text.starts_with("No GPU or no driver was found"), "`run` ends with {NO_GPU} without saying why");
             Ok(format!("{built}; without a GPU it says so"))
         }
-        _ => anyhow::bail!("`run` ended with {}", output.status),
+        _ => bail!("`run` ended with {}", output.status),
     }
 }
 
@@ -116,18 +130,9 @@ fn check_old_driver(workspace: &Workspace, trainer: &Path) -> Result<()> {
 }
 
 /// Tests and benches for a GPU, not run.
-fn build(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Executable>> {
-    let mut command = workspace.cargo(&["test", "--no-run", "--features", "cuda"]);
-    command.args(arguments).args(["--release", "--locked", "--message-format=json-render-diagnostics"]);
-    command.env("QLORA_CUDA_ARCHS", ARCHS.map(|arch| arch.trim_start_matches("sm_")).join(","));
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    ensure!(
-        output.status.success(),
-        "`cargo test --no-run --features cuda {}`: {}",
-        arguments.join(" "),
-        output.status
-    );
-    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+fn build(workspace: &Workspace, arguments: &[&str]) -> Result<Built> {
+    let arguments = [&["test", "--no-run", "--features", "cuda"], arguments].concat();
+    artifacts::build(workspace, &arguments, &[("QLORA_CUDA_ARCHS", &cuda::archs_variable())])
 }
 
 /// The last line that a command prints, if it can be run.

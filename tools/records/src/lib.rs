@@ -1,10 +1,10 @@
-//! `cargo xtask records`: the README's table of what was measured on GPUs, from the files of `benches/records/`. A row
+//! The README's table of measurements on GPUs, from the files of `benches/records/`. A row
 //! without one says so.
 
-#[path = "../../../../benches/kernels/format.rs"]
+#![deny(unsafe_code)]
+
 pub mod format;
 mod goals;
-#[path = "../../../../benches/kernels/source.rs"]
 pub mod source;
 mod steps;
 mod table;

@@ -69,19 +69,19 @@ fn without_a_record_every_goal_says_that_it_was_not_measured() {
 #[test]
 fn figures_are_the_worst_of_the_newest_record_of_each_gpu() {
     let (dir, hash) = repository();
-    let dequantise = |shape: &str, share| Row { share_of_copy: Some(share), ..row("dequantise bf16", shape, None) };
+    let dequantize = |shape: &str, share| Row { share_of_copy: Some(share), ..row("dequantise bf16", shape, None) };
     let gemv =
         |m, seconds| Row {
             seconds, share_of_copy: Some(0.7), ..row("forward NF4 + LoRA", "gate 28672×8192", Some(m))
         };
     // Of older kernels, and of a run in parts.
-    put(dir.path(), &record(&"0".repeat(64), "2025-01-01 00:00", "NVIDIA L40S", vec![dequantise("old", 0.1)]));
-    let replaced = Row { share_of_copy: Some(0.2), ..dequantise("a", 0.2) };
+    put(dir.path(), &record(&"0".repeat(64), "2025-01-01 00:00", "NVIDIA L40S", vec![dequantize("old", 0.1)]));
+    let replaced = Row { share_of_copy: Some(0.2), ..dequantize("a", 0.2) };
     let adamw = Row { share_of_copy: Some(0.9), ..row("AdamW update, 8-bit states", "560 tensors", None) };
     put(dir.path(), &record(&hash, "2025-01-01 09:00", "NVIDIA L40S", vec![replaced, adamw]));
-    let rows = vec![dequantise("a", 0.95), dequantise("b", 0.87), gemv(1, 1e-3), gemv(4, 1.05e-3), gemv(16, 1.2e-3)];
+    let rows = vec![dequantize("a", 0.95), dequantize("b", 0.87), gemv(1, 1e-3), gemv(4, 1.05e-3), gemv(16, 1.2e-3)];
     put(dir.path(), &record(&hash, "2025-01-02 00:00", "NVIDIA L40S", rows));
-    put(dir.path(), &record(&hash, "2024-01-02 00:00", "NVIDIA A40", vec![dequantise("c", 0.8)]));
+    put(dir.path(), &record(&hash, "2024-01-02 00:00", "NVIDIA A40", vec![dequantize("c", 0.8)]));
     let text = written(dir.path());
     assert!(
         text.contains("NVIDIA A40: dequantise: 80% (c), missed<br>NVIDIA L40S: dequantise: 87% (b), met |"),

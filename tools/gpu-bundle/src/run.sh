@@ -1,5 +1,6 @@
 #!/bin/sh
-# Checks and measures the kernels on a machine with a GPU and its driver. Nothing else is needed, except compute-sanitizer for two of the stages.
+# Checks and measures the kernels on a machine with a GPU and its driver. Nothing else is needed, except
+# compute-sanitizer for two of the stages.
 usage() {
     cat <<'END'
 usage: ./run [--output DIR] [--quick] [--stages LIST] [--limit STAGE=SECONDS]... [--filter TEXT] [--model DIR]
@@ -123,7 +124,8 @@ sanitized() {
     run_stage "$stage_name" "$sanitizer" --tool "$tool" --error-exitcode 86 "$@" --test-threads 1 --nocapture
 }
 
-# Whole training steps on random weights: shape, tokens of a row, what else. None stops the others. A memory limit is that of a 48 GB card.
+# Whole training steps on random weights: shape, tokens of a row, what else. None stops the others. A memory limit is
+# that of a 48 GB card.
 cat >"$scratch/steps" <<'END'
 trainer=$1 records=$2 timed=$3 failed=0
 mkdir -p "$records" || exit 1

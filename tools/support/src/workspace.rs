@@ -1,6 +1,6 @@
-//! Where the repository and its build directory are, and how cargo is called there.
+//! The repository, its build directory, and how cargo is called there.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -13,18 +13,10 @@ pub struct Workspace {
 
 impl Workspace {
     pub fn locate() -> Result<Self> {
-        let output = cargo_command()
-            .args(["metadata", "--no-deps", "--format-version", "1"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .context("cannot run cargo")?;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`cargo metadata` failed: {}", stderr.trim());
-        let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("`cargo metadata` output")?;
-        let path = |key: &str| -> Result<PathBuf> {
-            Ok(metadata[key].as_str().with_context(|| format!("`cargo metadata` gives no {key}"))?.into())
-        };
-        Ok(Self { root: path("workspace_root")?, target: path("target_directory")? })
+        let mut command = cargo_metadata::MetadataCommand::new();
+        command.no_deps().current_dir(env!("CARGO_MANIFEST_DIR"));
+        let metadata = command.exec().context("`cargo metadata` failed")?;
+        Ok(Self { root: metadata.workspace_root.into(), target: metadata.target_directory.into() })
     }
 
     pub fn models(&self) -> PathBuf {
@@ -35,7 +27,15 @@ impl Workspace {
     pub fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = cargo_command();
         command.args(arguments).current_dir(&self.root);
+        if std::env::var_os("QLORA_OBJECT_CACHE").is_none() {
+            command.env("QLORA_OBJECT_CACHE", self.objects());
+        }
         command
+    }
+
+    /// Compiled kernels by hash: builds with other features, and those for C, do not compile them again.
+    pub fn objects(&self) -> PathBuf {
+        self.target.join("objects")
     }
 
     /// A tool of `tools/`, built if need be.

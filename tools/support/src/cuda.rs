@@ -1,11 +1,14 @@
 //! `cargo xtask setup-cuda`: nvcc and libclang, the machine's or fetched from PyPI into `<target>/cuda-toolkit`.
 
-use super::pypi;
+use crate::pypi;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The architectures that a cubin is made for.
+pub const ARCHS: [&str; 3] = ["sm_80", "sm_90", "sm_120"];
 
 /// What the wheels of nvcc unpack to, in the layout in which build.rs looks for it.
 const NVCC_PACKAGES: [&str; 7] = [
@@ -37,6 +40,11 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         None => println!("libclang: LIBCLANG_PATH"),
     }
     Ok(())
+}
+
+/// [`ARCHS`] as the build script takes them.
+pub fn archs_variable() -> String {
+    ARCHS.map(|arch| arch.trim_start_matches("sm_")).join(",")
 }
 
 /// nvcc by the search order of build.rs, fetched if that finds none.

@@ -1,4 +1,4 @@
-//! What the compiler gave each kernel, as `cuobjdump --dump-resource-usage` prints it.
+//! Registers, stack and shared memory of each kernel, as `cuobjdump --dump-resource-usage` prints it.
 
 /// Resources of one kernel of one architecture.
 #[derive(Debug, PartialEq)]

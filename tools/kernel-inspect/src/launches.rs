@@ -2,14 +2,15 @@
 //! emulated suite, which notes them, and the symbol table of its executable. The sizes are the launchers', which are
 //! the same code on a GPU.
 
-use super::names::readable;
-use super::{executables, table::Row};
-use crate::workspace::Workspace;
+use crate::names::readable;
+use crate::table::Row;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use tools_support::artifacts;
+use tools_support::workspace::Workspace;
 
 /// What a block gets at most on sm_86 and sm_89: `kMaxSharedBytes` of cuda/launch.cuh.
 pub const LIMIT: u64 = 99 * 1024;
@@ -19,14 +20,9 @@ const SEED: &str = "20250601";
 
 /// Kernels that were launched, with the most bytes of all their launches.
 pub fn launched(workspace: &Workspace) -> Result<BTreeMap<String, u64>> {
-    let arguments =
-        ["test", "--release", "--locked", "--package", "qlora-kernels", "--features", "emulation", "--test", "cuda"];
-    let mut build = workspace.cargo(&arguments);
-    build.args(["--no-run", "--message-format=json-render-diagnostics"]).stderr(Stdio::inherit());
-    let output = build.output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "`cargo {}`: {}", arguments.join(" "), output.status);
-    let built = executables(&String::from_utf8_lossy(&output.stdout));
-    let tests = &built.iter().find(|built| built.target == "cuda").context("cargo built no tests of the kernels")?.path;
+    let arguments = ["test", "--package", "qlora-kernels", "--features", "emulation", "--test", "cuda", "--no-run"];
+    let built = artifacts::build(workspace, &arguments, &[])?;
+    let tests = built.executable("cuda")?;
     let notes = workspace.target.join("kernel-launches.txt");
     // Notes are appended.
     fs::write(&notes, "").with_context(|| format!("cannot write {}", notes.display()))?;
@@ -39,7 +35,7 @@ pub fn launched(workspace: &Workspace) -> Result<BTreeMap<String, u64>> {
         .env("PROPTEST_CASES", CASES)
         .env("PROPTEST_RNG_SEED", SEED)
         .stdout(Stdio::null());
-    crate::test::command::check(suite)?;
+    tools_support::command::check(suite)?;
     let text = fs::read_to_string(&notes).with_context(|| format!("cannot read {}", notes.display()))?;
     let found = named(&text, &symbols(tests)?)?;
     ensure!(!found.is_empty(), "the emulated suite noted no launch");

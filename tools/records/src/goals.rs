@@ -1,4 +1,4 @@
-//! What is wanted of the kernels, and which rows of a record tell it.
+//! Goals of the kernels, and which rows of a record tell it.
 
 use super::format::Row;
 

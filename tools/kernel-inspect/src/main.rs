@@ -1,4 +1,6 @@
-//! What nvcc makes of the kernels in `cuda/`: built for every architecture, and read back.
+//! Machine code and PTX that nvcc makes of the kernels in `cuda/`, built for every architecture and read back.
+
+#![deny(unsafe_code)]
 
 mod launches;
 mod names;
@@ -7,72 +9,40 @@ mod resources;
 mod sass;
 mod table;
 
-use crate::setup::cuda::{self, Toolkit};
-use crate::workspace::Workspace;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode};
 use std::thread::ScopedJoinHandle;
+use tools_support::artifacts;
+use tools_support::command::finish;
+use tools_support::cuda::{self, ARCHS, Toolkit};
+use tools_support::workspace::Workspace;
 
-pub use table::ARCHS;
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    finish(match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["machine-code"] => Workspace::locate().and_then(|workspace| check_machine_code(&workspace)),
+        ["ptx"] => Workspace::locate().and_then(|workspace| check_ptx(&workspace)),
+        _ => usage(),
+    })
+}
+
+fn usage() -> Result<String> {
+    bail!("usage: kernel-inspect machine-code | kernel-inspect ptx")
+}
 
 /// Compiles and links everything of the kernels' crate for every architecture; nothing of it runs. Returns the library
 /// of the kernels.
-pub fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let targets = ["--lib", "--tests"];
-    let format = "--message-format=json-render-diagnostics";
-    let mut command = workspace.cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "qlora-kernels",
-        "--features",
-        "cuda",
-        format,
-    ]);
-    let archs = ARCHS.map(|arch| arch.trim_start_matches("sm_")).join(",");
-    command.args(targets).env("QLORA_CUDA_ARCHS", archs).stderr(Stdio::inherit());
-    let output = command.output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "`cargo build --package qlora-kernels --features cuda`: {}", output.status);
-    let out_dir =
-        out_dir(&String::from_utf8_lossy(&output.stdout)).context("cargo ran no build script of the kernels")?;
-    let library = out_dir.join("libqlora_kernels_cuda.a");
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let arguments = ["build", "--package", "qlora-kernels", "--features", "cuda", "--lib", "--tests"];
+    let built = artifacts::build(workspace, &arguments, &[("QLORA_CUDA_ARCHS", &cuda::archs_variable())])?;
+    let library = built.kernels_out_dir()?.join("libqlora_kernels_cuda.a");
     ensure!(library.is_file(), "the build script left no {}", library.display());
     Ok(library)
 }
 
-/// Where cargo let the build script of the kernels write, from its messages.
-pub fn out_dir(messages: &str) -> Option<PathBuf> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut dirs = messages.filter(|message| message["reason"] == "build-script-executed").filter_map(|message| {
-        let dir = PathBuf::from(message["out_dir"].as_str()?);
-        let package = dir.parent()?.file_name()?.to_str()?;
-        package.starts_with("qlora-kernels-").then_some(dir)
-    });
-    dirs.next_back()
-}
-
-/// An executable that cargo built.
-#[derive(Clone)]
-pub struct Executable {
-    pub target: String,
-    pub path: PathBuf,
-}
-
-/// The executables of cargo's messages.
-pub fn executables(messages: &str) -> Vec<Executable> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let built = messages.filter(|message| message["reason"] == "compiler-artifact").filter_map(|message| {
-        let path = PathBuf::from(message["executable"].as_str()?);
-        let target = message["target"]["name"].as_str().unwrap_or_default().to_owned();
-        Some(Executable { target, path })
-    });
-    built.collect()
-}
-
 /// Builds the kernels, prints what became of each, and fails on what a hot kernel must not have.
-pub fn check_machine_code(workspace: &Workspace) -> Result<String> {
+fn check_machine_code(workspace: &Workspace) -> Result<String> {
     let toolkit = cuda::toolkit(workspace)?;
     let library = build(workspace)?;
     let listings = std::thread::scope(|scope| {
@@ -104,7 +74,7 @@ pub fn check_machine_code(workspace: &Workspace) -> Result<String> {
 }
 
 /// Builds the kernels, and fails on a contracted multiply-add where two roundings are due.
-pub fn check_ptx(workspace: &Workspace) -> Result<String> {
+fn check_ptx(workspace: &Workspace) -> Result<String> {
     let toolkit = cuda::toolkit(workspace)?;
     let library = build(workspace)?;
     let listing = cuobjdump(&toolkit, &library, &["-ptx"])?;
@@ -135,28 +105,4 @@ fn cuobjdump(toolkit: &Toolkit, library: &Path, arguments: &[&str]) -> Result<St
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernels_build_directory_is_read_from_cargos_messages() {
-        let messages = r#"{"reason":"build-script-executed","out_dir":"/t/release/build/qlora-kernels-1a/out"}
-not json
-{"reason":"build-script-executed","out_dir":"/t/release/build/cudarc-2b/out"}
-{"reason":"compiler-artifact","out_dir":"/t/release/build/qlora-kernels-3c/out"}"#;
-        assert_eq!(out_dir(messages), Some("/t/release/build/qlora-kernels-1a/out".into()));
-        assert_eq!(out_dir(""), None);
-    }
-
-    #[test]
-    fn executables_are_read_from_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"cuda"},"executable":"/t/cuda-1"}
-{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"qlora_kernels"},"executable":null}"#;
-        let found = executables(messages);
-        assert_eq!(found.len(), 1);
-        assert_eq!((&*found[0].target, &*found[0].path), ("cuda", Path::new("/t/cuda-1")));
-    }
 }

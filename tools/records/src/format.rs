@@ -52,7 +52,7 @@ pub struct Row {
     pub share_of_copy: Option<f64>,
     /// Seconds of dequantise + cuBLASLt, with the low-rank term, over these: above 1 ours is faster.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub over_dequantise_cublaslt: Option<f64>,
+    pub over_dequantize_cublaslt: Option<f64>,
     /// Seconds of cuBLASLt on bf16 weights, without a low-rank term, over these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_cublaslt: Option<f64>,

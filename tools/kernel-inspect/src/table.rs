@@ -4,9 +4,7 @@ use super::names::readable;
 use super::resources::Resources;
 use super::sass::{Code, Counts};
 use anyhow::{Context, Result, ensure};
-
-/// Those that the kernels are built for and [`HOT`] has bounds for, in its order.
-pub const ARCHS: [&str; 3] = ["sm_80", "sm_90", "sm_120"];
+use tools_support::cuda::ARCHS;
 
 /// A kernel that may neither spill nor use local memory.
 pub struct Hot {

@@ -4,22 +4,13 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What nvcc sees of `cuda/`: folder and extension.
-const SOURCES: [(&str, &str); 4] =
-    [("cuda", "cu"), ("cuda", "cuh"), ("cuda/include", "h"), ("cuda/package", "flags-cuda.txt")];
+/// Ends of the names of the files of `cuda/` that nvcc sees.
+const SOURCES: [&str; 4] = [".cu", ".cuh", ".h", "flags-cuda.txt"];
 
 /// SHA-256 over the names and contents of the kernels' sources, sorted, and of nvcc's flags; not of the emulation.
 pub fn kernels_hash(root: &Path) -> std::io::Result<String> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    for (folder, ending) in SOURCES {
-        for entry in fs::read_dir(root.join(folder))? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name == ending || path.extension().is_some_and(|extension| extension == ending) {
-                files.push(path);
-            }
-        }
-    }
+    let mut files = Vec::new();
+    collect(&root.join("cuda"), &mut files)?;
     files.sort();
     let mut hash = Sha256::new();
     for file in &files {
@@ -31,4 +22,17 @@ pub fn kernels_hash(root: &Path) -> std::io::Result<String> {
         hash.update(&bytes);
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if entry.file_type()?.is_dir() && name != "emulation" {
+            collect(&path, files)?;
+        } else if SOURCES.iter().any(|end| name.ends_with(end)) {
+            files.push(path);
+        }
+    }
+    Ok(())
 }
