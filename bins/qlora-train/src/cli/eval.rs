@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::infer::evaluate::evaluate;
 use crate::infer::{ReadOnly, Reading};
 use crate::model::ModelSpec;
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::{Device, Loaded, OnDevice, plan};
 use clap::Args;
 use serde_json::json;
@@ -35,11 +35,11 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
-        vocab_size: loaded.checkpoint.config().vocab_size,
-        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
-    say!("{}", dataset.report);
+    status!("{}", dataset.report);
     device.run(Evaluate { args, settings, loaded, dataset, device })
 }
 

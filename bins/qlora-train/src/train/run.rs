@@ -13,14 +13,15 @@ use super::{Finished, Found, Identity, OutputLock, RunRecord, TrainerState, chec
 use super::{TrainOutcome, checkpoints, resume};
 use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
 use crate::backend::Backend;
+use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
-use crate::report::{Bars, say, trainable_line};
+use crate::report::{Bars, detail, status, trainable_line, warning};
 use crate::session::disk::{self, DiskPlan};
-use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
+use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe};
 use crate::session::interruption::Interruption;
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::{CheckpointSource, Device, OnDevice};
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
@@ -42,7 +44,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let identity = run_identity(&settings, &loaded)?;
     if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
-        say!(
+        status!(
             "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
             output.display(),
@@ -98,7 +100,7 @@ impl OnDevice for Prepared {
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
     let Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes: _ } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
-    let mut bar = Bars::new("loading", spec.config.num_layers as u64);
+    let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
     let fingerprint = source.finish()?;
@@ -126,7 +128,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     };
     let total = work.schedule.total_steps();
     if let Some(saved) = &saved {
-        say!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
+        status!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
     }
     let base = loaded.checkpoint.base_name();
     let run = json!({
@@ -143,6 +145,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         work: &work,
         identity: &identity,
         base_fingerprint: &fingerprint,
+        comm: SingleProcess,
         backend,
         model,
         record: RunRecord::create(&output, run, &state.log_history)?,
@@ -205,9 +208,9 @@ fn check_disk(
     let plan = DiskPlan::new(settings, spec, loaded.checkpoint.dir(), steps, per_epoch, existing);
     let Some(free) = disk::free_bytes(output) else { return Ok(()) };
     let warning = plan.check(free, output)?;
-    say!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
+    status!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
     if let Some(warning) = warning {
-        say!("warning: {warning}");
+        warning!("{warning}");
     }
     Ok(())
 }
@@ -216,26 +219,29 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let checkpoint = &loaded.checkpoint;
     let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
     let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
-    say!(
+    status!(
         "base: {}{revision} ({}); quantisation: {}",
         base.name,
         checkpoint.dir().display(),
         recipe(settings, checkpoint)
     );
     let trainable = spec.lora_parameters();
-    say!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
+    status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     let (a, b) = settings.learning_rates_for(parameters);
-    say!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
+    status!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let recompute = match (spec.recompute, spec.offload) {
         (true, true) => "; activations are recomputed in the backward pass, from inputs in host memory",
         (true, false) => "; activations are recomputed in the backward pass",
         _ => "",
     };
-    say!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
+    status!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
-        say!("host memory: {pinned} pinned for the GPU, {limit} may be used");
+        status!("host memory: {pinned} pinned for the GPU, {limit} may be used");
+    }
+    for buffer in plan.buffers.iter().chain(&plan.on_host) {
+        detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
 }
 
@@ -249,14 +255,8 @@ pub fn adapter_of<B: Backend>(
 ) -> Result<Adapter> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();
-    let mut config = AdapterConfig::new(
-        base,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        &target_modules(settings),
-    );
-    config.use_rslora = settings.use_rslora;
+    let spec = model.spec();
+    let config = AdapterConfig::new(base, &spec.arch, &spec.lora);
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: base_fingerprint.to_owned(),
@@ -264,10 +264,8 @@ pub fn adapter_of<B: Backend>(
         chat_template_sha256: loaded.tokenizer.as_ref().and_then(ChatTokenizer::template_hash),
     };
     let mut adapter = Adapter::new(config, &provenance);
-    let mut values = model.param_values(backend)?.into_iter();
-    // A before B, linear by linear.
-    while let (Some((name, a_shape, a)), Some((_, b_shape, b))) = (values.next(), values.next()) {
-        adapter.insert(name.layer, name.module, (a_shape.to_vec(), a), (b_shape.to_vec(), b));
+    for (id, shape, values) in model.param_values(backend)? {
+        adapter.insert(&id, shape, values);
     }
     Ok(adapter)
 }

@@ -7,6 +7,7 @@ use super::snapshot::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, wr
 use super::{Identity, LogEntry, RunRecord, TrainerState, write_json, write_state};
 use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
+use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
 use crate::data::{MicroBatch, Step};
 use crate::error::{Context, Error, Result};
@@ -14,7 +15,7 @@ use crate::files::failpoint;
 use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::inputs::{Loaded, Workload};
 use crate::session::interruption::{Interruption, resume_command};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub struct Run<'a, B: Backend> {
     pub work: &'a Workload,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a str,
+    pub comm: SingleProcess,
     pub backend: B,
     pub model: Llama<B>,
     pub record: RunRecord,
@@ -81,14 +83,14 @@ impl<B: Backend> Run<'_, B> {
         };
         let (backend, model) = (&mut self.backend, &mut self.model);
         let done = std::mem::take(&mut self.progress.accumulation);
-        let done = accumulate(backend, model, step.index, accumulation, &batches, done, &stop)?;
+        let done = accumulate(backend, model, &self.comm, step.index, accumulation, &batches, done, &stop)?;
         if done.micro_batches < batches.len() {
             self.progress.accumulation = done;
             self.standing_at = None;
             return Err(self.interrupted()?);
         }
         let factor = self.settings.lr_factor(step.index as usize, self.work.schedule.total_steps() as usize);
-        update(backend, model, hyper, step.index, accumulation, factor, &batches, done.loss)
+        update(backend, model, &mut self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
     }
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
@@ -144,7 +146,7 @@ impl<B: Backend> Run<'_, B> {
         let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
         failpoint::moment("evaluation");
-        say!("validation after step {step}: {evaluation}");
+        status!("validation after step {step}: {evaluation}");
         let loss = evaluation.loss;
         self.log(LogEntry {
             eval_loss: Some(loss),
@@ -173,7 +175,7 @@ impl<B: Backend> Run<'_, B> {
             && self.state.global_step < self.work.schedule.total_steps()
         {
             self.progress.stopped_early = true;
-            say!(
+            status!(
                 "stopping early after step {}: {patience} evaluations without a validation loss below {:.4}",
                 self.state.global_step,
                 self.state.best_metric.unwrap_or(loss)
@@ -197,8 +199,7 @@ impl<B: Backend> Run<'_, B> {
         let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
             adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?.save(dir)?;
             copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
-            // rsLoRA is folded in the adapter's file.
-            write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
+            write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
             write_state(dir, &self.state)?;
             write_json(dir, RUN_STATE, &state)
         })?;
@@ -226,8 +227,8 @@ impl<B: Backend> Run<'_, B> {
             0 => String::new(),
             micro => format!(" and {micro} micro-batches"),
         };
-        say!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
-        say!("to go on: {}", resume_command());
+        status!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
+        status!("to go on: {}", resume_command());
         Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
     }
 
@@ -238,9 +239,9 @@ impl<B: Backend> Run<'_, B> {
             return Ok(false);
         }
         let saved = Saved::open(&self.output.join(&best), self.identity)
-            .map_err(|error| Error::Failed(format!("load_best_model_at_end: {error}")))?;
+            .failure_context(|| "load_best_model_at_end".to_owned())?;
         saved.restore(&mut self.backend, &mut self.model)?;
-        say!("the adapter is that of {best}, with the lowest validation loss");
+        status!("restored {best}, the checkpoint with the lowest validation loss");
         Ok(true)
     }
 }

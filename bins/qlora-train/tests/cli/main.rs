@@ -6,11 +6,13 @@ mod fixture;
 
 mod before;
 mod bench;
+mod console;
 mod disk;
 mod evaluation;
 mod generate;
 mod interrupted;
 mod killed;
+mod launched;
 mod outputs;
 mod parameters;
 mod preview;
