@@ -1,5 +1,5 @@
 // How the C interface reads a caller's structs, on a struct that has grown since its first version, for the tests.
-#include "../../cuda/abi.cuh"
+#include "common/abi.cuh"
 
 struct Grown {
     uint32_t struct_size, reserved;

@@ -1,5 +1,5 @@
 // Small kernels for the tests of the emulation: one right, and the same with one bug each, which must be seen.
-#include "../../cuda/ptx.cuh"
+#include "common/ptx.cuh"
 
 namespace {
 

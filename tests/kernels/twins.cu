@@ -1,5 +1,5 @@
-// One kernel per PTX instruction of ptx.cuh, for one warp: a GPU and the host twins must both agree with the PTX manual's tables.
-#include "../../cuda/ptx.cuh"
+// One kernel per PTX instruction of common/ptx.cuh, for one warp: a GPU and the host twins must both agree with the PTX manual's tables.
+#include "common/ptx.cuh"
 
 namespace {
 
