@@ -77,6 +77,8 @@ struct BatchMemory {
     boundaries: Incoming<u32>,
     /// `[tokens]`
     targets: Incoming<i32>,
+    /// `[tokens]`
+    weights: Incoming<f32>,
 }
 
 /// Rotation angles of every position.
@@ -121,6 +123,7 @@ impl BatchMemory {
             positions: Incoming::new(memory, name, tokens)?,
             boundaries: Incoming::new(memory, name, tokens + 1)?,
             targets: Incoming::new(memory, name, tokens)?,
+            weights: Incoming::new(memory, name, tokens)?,
         })
     }
 
@@ -128,6 +131,9 @@ impl BatchMemory {
         self.input_ids.set(memory, &batch.input_ids)?;
         self.positions.set(memory, &batch.positions)?;
         self.boundaries.set(memory, &batch.boundaries)?;
+        if !batch.weights.is_empty() {
+            self.weights.set(memory, &batch.weights)?;
+        }
         self.targets.set(memory, &batch.targets)
     }
 }
