@@ -1,7 +1,8 @@
-// What the attention kernels share: tiles of rows in shared memory, their matrix fragments, and which keys a query sees.
+// Tiles of rows in shared memory, their matrix fragments, and the keys that a query sees: shared by the attention
+// kernels.
 //
-// A tile is `rows` tokens of one head, D wide, as D / 8 chunks of 16 bytes; chunk c of row r lies at c ^ (r % 8), so that the 8 rows of an
-// ldmatrix fall into different banks.
+// A tile is `rows` tokens of one head, D wide, as D / 8 chunks of 16 bytes; chunk c of row r lies at c ^ (r % 8), so
+// that the 8 rows of an ldmatrix fall into different banks.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -38,7 +39,8 @@ __device__ __forceinline__ Document document_of(const AttentionView &view, int t
         int middle = (low + high + 1) / 2;
         if (view.cu_seqlens[middle] <= uint32_t(token)) low = middle; else high = middle - 1;
     }
-    return {int(min(view.cu_seqlens[low], uint32_t(token))), max(int(min(view.cu_seqlens[low + 1], uint32_t(view.m))), token + 1)};
+    return {int(min(view.cu_seqlens[low], uint32_t(token))),
+            max(int(min(view.cu_seqlens[low + 1], uint32_t(view.m))), token + 1)};
 }
 
 // The first key that query `token` sees; the last is itself.
@@ -53,10 +55,14 @@ template <int D> struct Tile {
 
     __host__ __device__ static constexpr size_t bytes(int rows) { return size_t(rows) * D * sizeof(bf16); }
 
-    __device__ __forceinline__ bf16 *at(int row, int chunk) const { return base + (row * kChunks + (chunk ^ (row & 7))) * 8; }
+    __device__ __forceinline__ bf16 *at(int row, int chunk) const {
+        return base + (row * kChunks + (chunk ^ (row & 7))) * 8;
+    }
 
-    // Rows first .. first + rows of `matrix` [M, ld], columns column .. column + D; zeros from row m on. By all threads of the block.
-    __device__ __forceinline__ void load(const bf16 *matrix, int64_t ld, int64_t column, int first, int rows, int m) const {
+    // Rows first .. first + rows of `matrix` [M, ld], columns column .. column + D; zeros from row m on. By all threads
+    // of the block.
+    __device__ __forceinline__ void load(const bf16 *matrix, int64_t ld, int64_t column, int first, int rows,
+                                         int m) const {
         for (int i = int(threadIdx.x); i < rows * kChunks; i += kAttentionThreads) {
             int row = i / kChunks, chunk = i % kChunks;
             bool valid = first + row < m;
@@ -64,8 +70,8 @@ template <int D> struct Tile {
         }
     }
 
-    // Chunk 2 step + half of a row whose number ends in the 3 bits of the lane's: `at`, written so that 4 offsets serve all steps and the rest is
-    // a constant. (Registers are what limits these kernels.)
+    // Chunk 2 step + half of a row whose number ends in the 3 bits of the lane's: `at`, written so that 4 offsets serve
+    // all steps and the rest is a constant. (Registers are what limits these kernels.)
     __device__ __forceinline__ const bf16 *lane_at(int row, int half, int step) const {
         int lane = int(threadIdx.x) % 32;
         return base + (row * kChunks + (half ^ (lane & 7) ^ (step % 4 * 2))) * 8 + step / 4 * 64;
@@ -77,13 +83,15 @@ template <int D> struct Tile {
         ldmatrix_x4(fragment, lane_at(row + lane % 16, lane / 16, step));
     }
 
-    // B [16 x 16] of a product with the tile's transpose: its columns are rows row .. row + 15. Words 0, 1: the first 8 of them.
+    // B [16 x 16] of a product with the tile's transpose: its columns are rows row .. row + 15. Words 0, 1: the first 8
+    // of them.
     __device__ __forceinline__ void b_of_rows(uint32_t (&fragment)[4], int row, int step) const {
         int lane = int(threadIdx.x) % 32;
         ldmatrix_x4(fragment, lane_at(row + lane / 16 * 8 + lane % 8, lane / 8 % 2, step));
     }
 
-    // B [16 x 16] of a product with the tile itself: rows row .. row + 15, columns 16 pair .. . Words 0, 1: the first 8 columns.
+    // B [16 x 16] of a product with the tile itself: rows row .. row + 15, columns 16 pair .. . Words 0, 1: the first 8
+    // columns.
     __device__ __forceinline__ void b(uint32_t (&fragment)[4], int row, int pair) const {
         int lane = int(threadIdx.x) % 32;
         ldmatrix_x4_trans(fragment, lane_at(row + lane / 8 % 2 * 8 + lane % 8, lane / 16, pair));
@@ -91,7 +99,8 @@ template <int D> struct Tile {
 };
 
 // c[2 pair], c[2 pair + 1] += A * B, for a B fragment of 16 columns.
-__device__ __forceinline__ void mma_pair(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+__device__ __forceinline__ void mma_pair(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[4]) {
     uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
     mma_m16n8k16(c0, a, first);
     mma_m16n8k16(c1, a, second);

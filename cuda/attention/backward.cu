@@ -1,13 +1,15 @@
 // The gradient of attention. With P = exp(S - lse), delta = rowsum(dO * O) and dS = P * (dO * V^T - delta) / sqrt(D):
 // dV = P^T * dO, dK = dS^T * Q, dQ = dS * K.
 //
-// Three kernels, none of which adds into what another block writes, so that sums have one order and no block waits for another: delta; dK and dV
-// with a block for 128 keys of one key head, which walks over the queries of all heads that share it; dQ with a block for 128 queries of one head,
-// which walks over their keys. The price is that S and dP are computed twice: 7 products where 5 would do with an order that changes from run to run.
+// Three kernels, none of which adds into what another block writes, so that sums have one order and no block waits for
+// another: delta; dK and dV with a block for 128 keys of one key head, which walks over the queries of all heads that
+// share it; dQ with a block for 128 queries of one head, which walks over their keys. The price is that S and dP are
+// computed twice: 7 products where 5 would do with an order that changes from run to run.
 //
-// dK, dV: a warp has 16 keys. S^T = K * Q^T, so that P^T and dS^T come out of the accumulators as the A operand of the second products. Shared
-// memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128, and 512 bytes of lse and delta.
-// dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO in the same space.
+// dK, dV: a warp has 16 keys. S^T = K * Q^T, so that P^T and dS^T come out of the accumulators as the A operand of the
+// second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128, and 512 bytes of lse
+// and delta. dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO
+// in the same space.
 #include "attention/attention.cuh"
 
 namespace {
@@ -25,7 +27,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 #pragma unroll
     for (int i = 0; i < D / 64; ++i) {
         int64_t at = index * D + i * 64 + lane * 2;
-        uint32_t dout = *reinterpret_cast<const uint32_t *>(view.dout + at), out = *reinterpret_cast<const uint32_t *>(view.out + at);
+        uint32_t dout = *reinterpret_cast<const uint32_t *>(view.dout + at),
+                 out = *reinterpret_cast<const uint32_t *>(view.out + at);
         sum += low_float(dout) * low_float(out) + high_float(dout) * high_float(out);
     }
 #pragma unroll
@@ -37,20 +40,26 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 
 template <int D> struct KeyShared {
     unsigned char *bytes;
-    static constexpr size_t kStage = 2 * Tile<D>::bytes(kWalked), kStages = 2 * Tile<D>::bytes(kOwned), kRows = kStages + 2 * kStage;
+    static constexpr size_t kStage = 2 * Tile<D>::bytes(kWalked), kStages = 2 * Tile<D>::bytes(kOwned),
+                            kRows = kStages + 2 * kStage;
     static constexpr size_t kBytes = kRows + 2 * 2 * kWalked * sizeof(float);
     __device__ __forceinline__ Tile<D> tile(size_t offset) const { return {reinterpret_cast<bf16 *>(bytes + offset)}; }
     __device__ __forceinline__ Tile<D> keys() const { return tile(0); }
     __device__ __forceinline__ Tile<D> values() const { return tile(Tile<D>::bytes(kOwned)); }
     __device__ __forceinline__ Tile<D> queries(int stage) const { return tile(kStages + stage * kStage); }
-    __device__ __forceinline__ Tile<D> dout(int stage) const { return tile(kStages + stage * kStage + Tile<D>::bytes(kWalked)); }
+    __device__ __forceinline__ Tile<D> dout(int stage) const {
+        return tile(kStages + stage * kStage + Tile<D>::bytes(kWalked));
+    }
     // lse * log2(e) [32], then delta [32]
-    __device__ __forceinline__ float *rows(int stage) const { return reinterpret_cast<float *>(bytes + kRows) + stage * 2 * kWalked; }
+    __device__ __forceinline__ float *rows(int stage) const {
+        return reinterpret_cast<float *>(bytes + kRows) + stage * 2 * kWalked;
+    }
 };
 
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(AttentionView view) {
     KeyShared<D> shared = {dynamic_shared()};
-    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), group = view.heads / view.kv_heads;
+    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y),
+        group = view.heads / view.kv_heads;
     int first = int(blockIdx.x) * kOwned, last = min(first + kOwned, view.m) - 1;
     int64_t key_column = int64_t(view.heads + kv_head) * D, value_column = key_column + int64_t(view.kv_heads) * D;
     shared.keys().load(view.qkv, view.ldqkv, key_column, first, kOwned, view.m);
@@ -66,7 +75,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     for (int i = 0; i < 2; ++i) end[i] = row[i] < view.m ? end_of(row[i]) : 0;
     int begin = first / kWalked * kWalked, stop = end_of(last);
     // Document ends grow with the key: the warp's first key has the least, its last the greatest.
-    int warp_first = first + warp * 16, warp_end = __shfl_sync(~0u, end[0], 0), warp_stop = end_of(min(warp_first + 15, view.m - 1));
+    int warp_first = first + warp * 16, warp_end = __shfl_sync(~0u, end[0], 0),
+        warp_stop = end_of(min(warp_first + 15, view.m - 1));
 
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
     float scale = view.scale * kLog2e;
@@ -158,7 +168,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
-            *reinterpret_cast<uint32_t *>(out + key_column + 8 * n) = pack_bf16x2(dk[n][2 * i] * view.scale, dk[n][2 * i + 1] * view.scale);
+            *reinterpret_cast<uint32_t *>(out + key_column + 8 * n) =
+                pack_bf16x2(dk[n][2 * i] * view.scale, dk[n][2 * i + 1] * view.scale);
             *reinterpret_cast<uint32_t *>(out + value_column + 8 * n) = pack_bf16x2(dv[n][2 * i], dv[n][2 * i + 1]);
         }
     }
@@ -175,7 +186,9 @@ template <int D> struct QueryShared {
     __device__ __forceinline__ Tile<D> tile(size_t offset) const { return {reinterpret_cast<bf16 *>(bytes + offset)}; }
     __device__ __forceinline__ Tile<D> rows() const { return tile(0); }
     __device__ __forceinline__ Tile<D> keys(int stage) const { return tile(stage * kStage); }
-    __device__ __forceinline__ Tile<D> values(int stage) const { return tile(stage * kStage + Tile<D>::bytes(kWalked)); }
+    __device__ __forceinline__ Tile<D> values(int stage) const {
+        return tile(stage * kStage + Tile<D>::bytes(kWalked));
+    }
 };
 
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(AttentionView view) {
@@ -271,17 +284,22 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + query_column + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
-            *reinterpret_cast<uint32_t *>(out + 8 * n) = pack_bf16x2(dq[n][2 * i] * view.scale, dq[n][2 * i + 1] * view.scale);
+            *reinterpret_cast<uint32_t *>(out + 8 * n) =
+                pack_bf16x2(dq[n][2 * i] * view.scale, dq[n][2 * i + 1] * view.scale);
     }
 }
 
 template <int D> int launch_all(const AttentionView &view, qk_stream stream) {
     int64_t rows = int64_t(view.m) * view.heads;
     unsigned tiles = unsigned(ceil_div(view.m, kOwned));
-    if (int error = launch(attention_delta<D>, dim3(unsigned(ceil_div(rows, kAttentionWarps))), dim3(kAttentionThreads), 0, stream, view)) return error;
-    if (int error = launch(attention_backward_keys<D>, dim3(tiles, unsigned(view.kv_heads)), dim3(kAttentionThreads), KeyShared<D>::kBytes, stream, view))
+    if (int error = launch(attention_delta<D>, dim3(unsigned(ceil_div(rows, kAttentionWarps))), dim3(kAttentionThreads),
+                           0, stream, view))
         return error;
-    return launch(attention_backward_queries<D>, dim3(tiles, unsigned(view.heads)), dim3(kAttentionThreads), QueryShared<D>::kBytes, stream, view);
+    if (int error = launch(attention_backward_keys<D>, dim3(tiles, unsigned(view.kv_heads)), dim3(kAttentionThreads),
+                           KeyShared<D>::kBytes, stream, view))
+        return error;
+    return launch(attention_backward_queries<D>, dim3(tiles, unsigned(view.heads)), dim3(kAttentionThreads),
+                  QueryShared<D>::kBytes, stream, view);
 }
 
 }  // namespace

@@ -1,12 +1,15 @@
-// O = softmax(q * K^T / sqrt(D)) * V of new tokens over cached keys and values, split over the cache's length ("flash decoding").
+// O = softmax(q * K^T / sqrt(D)) * V of new tokens over cached keys and values, split over the cache's length ("flash
+// decoding").
 //
-// A tile is 16 queries of one document and one key head: the heads that share it, token by token, so that with grouped queries one new token
-// fills much of a tensor-core tile. A block takes a tile and 128 cached rows: 8 warps have 16 keys each for the scores, then D / 8 or D / 4
-// columns of O each, over all 128 keys. It leaves f32 sums, their maximum and normaliser; a second kernel combines those of a query in order.
-// Document d's tiles begin at cu_seqlens[d] * group / 16 + d: no document has fewer than it needs, and nobody has to count those before.
-// Shared memory: keys and values (512 D bytes), then queries and P in one place, maxima and sums (5 KB): 69 KB at D = 128.
-// Limits, at decoding: the bytes of the cache, 4 Hkv D a row, each read once; beside them 8 (D + 2) a query and 128 rows. All copies of a block
-// are under way before it waits for the keys. Many new tokens read the cache once per tile: a prompt of its own belongs into qk_attention.
+// A tile is 16 queries of one document and one key head: the heads that share it, token by token, so that with grouped
+// queries one new token fills much of a tensor-core tile. A block takes a tile and 128 cached rows: 8 warps have 16
+// keys each for the scores, then D / 8 or D / 4 columns of O each, over all 128 keys. It leaves f32 sums, their maximum
+// and normalizer; a second kernel combines those of a query in order. Document d's tiles begin at cu_seqlens[d] * group
+// / 16 + d: no document has fewer than it needs, and nobody has to count those before. Shared memory: keys and values
+// (512 D bytes), then queries and P in one place, maxima and sums (5 KB): 69 KB at D = 128. Limits, at decoding: the
+// bytes of the cache, 4 Hkv D a row, each read once; beside them 8 (D + 2) a query and 128 rows. All copies of a block
+// are under way before it waits for the keys. Many new tokens read the cache once per tile: a prompt of its own belongs
+// into qk_attention.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 
@@ -26,13 +29,15 @@ struct CacheView {
     const uint32_t *starts;      // [documents]
     const uint32_t *positions;   // [M]
     bf16 *out;                   // [M, H * D]
-    float *sums;                 // [tiles of a slice, Hkv, chunks, 16, D]: not divided by the normaliser
+    float *sums;                 // [tiles of a slice, Hkv, chunks, 16, D]: not divided by the normalizer
     float2 *statistics;          // [tiles of a slice, Hkv, chunks, 16]: maximum in units of log2, sum of exponentials
     int64_t ldqkv, rows, max_seqlen;
     int m, documents, heads, kv_heads, group, chunks;
     float scale;                 // log2(e) / sqrt(D)
 
-    __host__ __device__ int64_t first_tile(int64_t token, int64_t document) const { return token * group / kTileQueries + document; }
+    __host__ __device__ int64_t first_tile(int64_t token, int64_t document) const {
+        return token * group / kTileQueries + document;
+    }
 };
 
 // The queries of a tile: `count` of them from `query` on, numbered within the document token by token.
@@ -41,21 +46,33 @@ struct Queries {
     int query, count;
     int64_t start, position; // of the document in the cache; of its first new token
 
-    __device__ __forceinline__ int token_of(const CacheView &view, int i) const { return token + (query + i) / view.group; }
-    __device__ __forceinline__ int64_t position_of(const CacheView &view, int i) const { return position + (query + i) / view.group; }
-    __device__ __forceinline__ int head_of(const CacheView &view, int kv_head, int i) const { return kv_head * view.group + (query + i) % view.group; }
+    __device__ __forceinline__ int token_of(const CacheView &view, int i) const {
+        return token + (query + i) / view.group;
+    }
+    __device__ __forceinline__ int64_t position_of(const CacheView &view, int i) const {
+        return position + (query + i) / view.group;
+    }
+    __device__ __forceinline__ int head_of(const CacheView &view, int kv_head, int i) const {
+        return kv_head * view.group + (query + i) % view.group;
+    }
 };
 
 __device__ __forceinline__ Queries queries_of(const CacheView &view, int64_t tile) {
     int low = 0, high = view.documents - 1;
     while (low < high) {
         int middle = (low + high + 1) / 2;
-        if (view.first_tile(min(view.cu_seqlens[middle], uint32_t(view.m)), middle) <= tile) low = middle; else high = middle - 1;
+        if (view.first_tile(min(view.cu_seqlens[middle], uint32_t(view.m)), middle) <= tile)
+            low = middle;
+        else
+            high = middle - 1;
     }
-    int first = int(min(view.cu_seqlens[low], uint32_t(view.m))), end = int(min(view.cu_seqlens[low + 1], uint32_t(view.m)));
-    int64_t query = (tile - view.first_tile(first, low)) * kTileQueries, left = int64_t(end - first) * view.group - query;
+    int first = int(min(view.cu_seqlens[low], uint32_t(view.m))),
+        end = int(min(view.cu_seqlens[low + 1], uint32_t(view.m)));
+    int64_t query = (tile - view.first_tile(first, low)) * kTileQueries,
+            left = int64_t(end - first) * view.group - query;
     if (left <= 0) return {};
-    return {first, int(query), int(min(left, int64_t(kTileQueries))), int64_t(view.starts[low]), int64_t(view.positions[first])};
+    return {first, int(query), int(min(left, int64_t(kTileQueries))), int64_t(view.starts[low]),
+            int64_t(view.positions[first])};
 }
 
 template <int D> struct CacheShared {
@@ -73,13 +90,15 @@ template <int D> struct CacheShared {
 };
 
 // grid: (tiles of the slice, Hkv, chunks)
-template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView view, int64_t first_tile) {
+template <int D>
+__global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView view, int64_t first_tile) {
     CacheShared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), chunk = int(blockIdx.z);
     Queries queries = queries_of(view, first_tile + blockIdx.x);
     if (queries.count == 0) return;
     // The last query sees most; what lies beyond is neither read nor looked at.
-    int64_t key0 = int64_t(chunk) * kChunk, end = min(queries.position_of(view, queries.count - 1) + 1, view.rows - queries.start);
+    int64_t key0 = int64_t(chunk) * kChunk,
+            end = min(queries.position_of(view, queries.count - 1) + 1, view.rows - queries.start);
     if (key0 >= end) return;
     int seen = int(min(end - key0, int64_t(kChunk)));
 
@@ -87,7 +106,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     const bf16 *cache = view.cache + (queries.start + key0) * width;
     for (int i = int(threadIdx.x); i < kTileQueries * (D / 8); i += kAttentionThreads) {
         int row = i / (D / 8), piece = i % (D / 8), query = min(row, queries.count - 1);
-        const bf16 *from = view.qkv + queries.token_of(view, query) * view.ldqkv + int64_t(queries.head_of(view, kv_head, query)) * D;
+        const bf16 *from =
+            view.qkv + queries.token_of(view, query) * view.ldqkv + int64_t(queries.head_of(view, kv_head, query)) * D;
         cp_async_16(shared.queries().at(row, piece), from + piece * 8, row < queries.count);
     }
     shared.keys().load(cache, width, int64_t(kv_head) * D, 0, kChunk, seen);
@@ -132,7 +152,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     for (int i = 0; i < 2; ++i) {
         largest[i] = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < kAttentionWarps; ++w) largest[i] = fmaxf(largest[i], shared.maxima()[w * kTileQueries + row[i]]);
+        for (int w = 0; w < kAttentionWarps; ++w)
+            largest[i] = fmaxf(largest[i], shared.maxima()[w * kTileQueries + row[i]]);
         // A query that sees no key of this chunk: every exponential is to be 0, not NaN.
         float base = largest[i] == -INFINITY ? 0.0f : largest[i], sum = 0.0f;
 #pragma unroll
@@ -161,7 +182,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int n = 0; n < 2; ++n)
-                if (row[i] < queries.count) *reinterpret_cast<float2 *>(to + row[i] * D + 8 * n) = make_float2(o[n][2 * i], o[n][2 * i + 1]);
+                if (row[i] < queries.count)
+                    *reinterpret_cast<float2 *>(to + row[i] * D + 8 * n) = make_float2(o[n][2 * i], o[n][2 * i + 1]);
     }
     if (warp == 0 && lane % 4 == 0)
 #pragma unroll
@@ -174,20 +196,23 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 }
 
 // out of one query: warps take every 8th chunk, their sums are added in warp order. grid: (tiles of the slice, Hkv, 16)
-template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_cache_combine(CacheView view, int64_t first_tile) {
+template <int D>
+__global__ void __launch_bounds__(kAttentionThreads) attention_cache_combine(CacheView view, int64_t first_tile) {
     constexpr int kColumns = D / 32;
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), query = int(blockIdx.z);
     Queries queries = queries_of(view, first_tile + blockIdx.x);
     if (query >= queries.count) return;
-    float *shared = reinterpret_cast<float *>(dynamic_shared()); // [warps, D] sums, [warps] maxima, [warps] normalisers
+    float *shared = reinterpret_cast<float *>(dynamic_shared()); // [warps, D] sums, [warps] maxima, [warps] normalizers
     float *maxima = shared + kAttentionWarps * D, *totals = maxima + kAttentionWarps;
-    int64_t position = queries.position_of(view, query), parts = (int64_t(blockIdx.x) * view.kv_heads + kv_head) * view.chunks;
+    int64_t position = queries.position_of(view, query),
+            parts = (int64_t(blockIdx.x) * view.kv_heads + kv_head) * view.chunks;
     bool valid = position < view.max_seqlen && queries.start + position < view.rows;
     int chunks = valid ? int(position / kChunk) + 1 : 0;
 
     float o[kColumns] = {}, max = -INFINITY, total = 0.0f;
     const float2 *statistics = view.statistics + parts * kTileQueries + query;
-    for (int chunk = warp; chunk < chunks; chunk += kAttentionWarps) max = fmaxf(max, statistics[int64_t(chunk) * kTileQueries].x);
+    for (int chunk = warp; chunk < chunks; chunk += kAttentionWarps)
+        max = fmaxf(max, statistics[int64_t(chunk) * kTileQueries].x);
 #pragma unroll 4
     for (int chunk = warp; chunk < chunks; chunk += kAttentionWarps) {
         float2 statistic = statistics[int64_t(chunk) * kTileQueries];
@@ -238,10 +263,13 @@ __global__ void __launch_bounds__(kAppendThreads) attention_cache_append(CacheVi
 // Shapes, which is all that the size of the workspace depends on.
 int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *args, CacheView *view) {
     if (int error = read_struct(caller, args)) return error;
-    if (args->m < 0 || args->m > kMaxTokens || args->documents < 1 || args->documents > kMaxTokens) return QK_ERROR_SHAPE;
-    if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0) return QK_ERROR_SHAPE;
+    if (args->m < 0 || args->m > kMaxTokens || args->documents < 1 || args->documents > kMaxTokens)
+        return QK_ERROR_SHAPE;
+    if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
+        return QK_ERROR_SHAPE;
     if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
-    if (args->max_seqlen < 1 || args->max_seqlen > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX)) return QK_ERROR_SHAPE;
+    if (args->max_seqlen < 1 || args->max_seqlen > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX))
+        return QK_ERROR_SHAPE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     // Queries of one key head, and pieces of the appended rows, are counted in 31 bits.
@@ -264,10 +292,12 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
 int check(const qk_attention_cache_args *caller, qk_attention_cache_args *args, CacheView *view) {
     if (int error = check_shape(caller, args, view)) return error;
     if (args->m == 0) return QK_OK;
-    if (args->qkv == nullptr || args->cache == nullptr || args->cu_seqlens == nullptr || args->starts == nullptr || args->positions == nullptr)
+    if (args->qkv == nullptr || args->cache == nullptr || args->cu_seqlens == nullptr || args->starts == nullptr ||
+        args->positions == nullptr)
         return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args->qkv, 16) || !is_aligned(args->cache, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->cu_seqlens, 4) || !is_aligned(args->starts, 4) || !is_aligned(args->positions, 4)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args->cu_seqlens, 4) || !is_aligned(args->starts, 4) || !is_aligned(args->positions, 4))
+        return QK_ERROR_ALIGNMENT;
     view->qkv = static_cast<const bf16 *>(args->qkv);
     view->cache = static_cast<const bf16 *>(args->cache);
     view->cu_seqlens = args->cu_seqlens;
@@ -278,7 +308,8 @@ int check(const qk_attention_cache_args *caller, qk_attention_cache_args *args, 
 }
 
 size_t tile_bytes(const CacheView &view, int64_t head_dim) {
-    return size_t(view.kv_heads) * size_t(view.chunks) * kTileQueries * (size_t(head_dim) * sizeof(float) + sizeof(float2));
+    return size_t(view.kv_heads) * size_t(view.chunks) * kTileQueries *
+           (size_t(head_dim) * sizeof(float) + sizeof(float2));
 }
 
 // Tiles that the workspace has room for at a time, at least 1 and at most all.
@@ -292,13 +323,15 @@ size_t bytes_of(const CacheView &view, int64_t head_dim) {
 }
 
 template <int D> int launch_cache(CacheView view, float *workspace, qk_stream stream) {
-    int64_t all = view.first_tile(view.m, view.documents), slice = slice_tiles(view, D), parts = slice * view.kv_heads * view.chunks * kTileQueries;
+    int64_t all = view.first_tile(view.m, view.documents), slice = slice_tiles(view, D),
+            parts = slice * view.kv_heads * view.chunks * kTileQueries;
     view.statistics = reinterpret_cast<float2 *>(workspace);
     view.sums = workspace + 2 * parts;
     constexpr size_t combined = (kAttentionWarps * D + 2 * kAttentionWarps) * sizeof(float);
     for (int64_t first = 0; first < all; first += slice) {
         unsigned tiles = unsigned(all - first < slice ? all - first : slice), kv_heads = unsigned(view.kv_heads);
-        dim3 by_chunk(tiles, kv_heads, unsigned(view.chunks)), by_query(tiles, kv_heads, kTileQueries), block(kAttentionThreads);
+        dim3 by_chunk(tiles, kv_heads, unsigned(view.chunks)), by_query(tiles, kv_heads, kTileQueries),
+            block(kAttentionThreads);
         int error = launch(attention_cache<D>, by_chunk, block, CacheShared<D>::kBytes, stream, view, first);
         if (error) return error;
         error = launch(attention_cache_combine<D>, by_query, block, combined, stream, view, first);
@@ -316,7 +349,8 @@ extern "C" int qk_attention_cache_append(const qk_attention_cache_args *caller, 
     if (view.m == 0) return QK_OK;
     int64_t width = int64_t(args.kv_heads) * 2 * args.head_dim;
     dim3 grid(unsigned(ceil_div(view.m * (width / 8), kAppendThreads)));
-    return launch(attention_cache_append, grid, dim3(kAppendThreads), 0, stream, view, static_cast<bf16 *>(args.cache), width);
+    return launch(attention_cache_append, grid, dim3(kAppendThreads), 0, stream, view, static_cast<bf16 *>(args.cache),
+                  width);
 }
 
 extern "C" int qk_attention_cache_workspace_size(const qk_attention_cache_args *caller, size_t *bytes) {

@@ -1,10 +1,11 @@
-// Causal attention O = softmax(Q * K^T / sqrt(D)) * V without the M x M matrix (Dao et al. 2022), for documents laid end to end that do not see
-// each other, grouped queries and an optional sliding window.
+// Causal attention O = softmax(Q * K^T / sqrt(D)) * V without the M x M matrix (Dao et al. 2022), for documents laid
+// end to end that do not see each other, grouped queries and an optional sliding window.
 //
-// A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 through a double buffer. Scores are computed and
-// kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while its row sums are not. The blocks with the most keys start first.
-// Shared memory: two stages of K and V, 512 D bytes (64 KB at D = 128); the queries pass through it into registers.
-// Limits: 4 D FLOPs a score on the tensor cores, 2 exponentials' issue slots beside them.
+// A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 through a double
+// buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while its row
+// sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes (64 KB at
+// D = 128); the queries pass through it into registers. Limits: 4 D FLOPs a score on the tensor cores, 2 exponentials'
+// issue slots beside them.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 
@@ -15,7 +16,9 @@ constexpr int kKeys = 64;
 
 template <int D> struct Shared {
     unsigned char *bytes;
-    __device__ __forceinline__ Tile<D> keys(int stage) const { return {reinterpret_cast<bf16 *>(bytes + size_t(2 * stage) * Tile<D>::bytes(kKeys))}; }
+    __device__ __forceinline__ Tile<D> keys(int stage) const {
+        return {reinterpret_cast<bf16 *>(bytes + size_t(2 * stage) * Tile<D>::bytes(kKeys))};
+    }
     __device__ __forceinline__ Tile<D> values(int stage) const {
         return {reinterpret_cast<bf16 *>(bytes + size_t(2 * stage + 1) * Tile<D>::bytes(kKeys))};
     }
@@ -129,14 +132,17 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
 
 int check(const qk_attention_args *caller, qk_attention_args *args, AttentionView *view) {
     if (int error = read_struct(caller, args)) return error;
-    if (args->m < 0 || args->m > kMaxTokens || args->documents < 1 || args->documents > INT32_MAX || args->window < 0) return QK_ERROR_SHAPE;
-    if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0) return QK_ERROR_SHAPE;
+    if (args->m < 0 || args->m > kMaxTokens || args->documents < 1 || args->documents > INT32_MAX || args->window < 0)
+        return QK_ERROR_SHAPE;
+    if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
+        return QK_ERROR_SHAPE;
     if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     *view = {};
     if (args->m == 0) return QK_OK;
-    if (args->qkv == nullptr || args->cu_seqlens == nullptr || args->out == nullptr || args->lse == nullptr) return QK_ERROR_NULL_POINTER;
+    if (args->qkv == nullptr || args->cu_seqlens == nullptr || args->out == nullptr || args->lse == nullptr)
+        return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args->qkv, 16) || !is_aligned(args->out, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args->cu_seqlens, 4) || !is_aligned(args->lse, 4)) return QK_ERROR_ALIGNMENT;
     view->qkv = static_cast<const bf16 *>(args->qkv);

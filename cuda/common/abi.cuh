@@ -1,7 +1,8 @@
-// What every entry of the C interface does first: copy the caller's struct into one of its own, for the prefix that both know.
+// Reading a caller's struct, with which every entry of the C interface begins: the prefix that both know is copied into
+// a struct of the library's own.
 //
-// A caller's struct of another version is shorter or longer than the library's. What it lacks is 0 in the copy, and what the
-// library does not know is not read; so a kernel's launcher reads its own struct and never the caller's.
+// A caller's struct of another version is shorter or longer than the library's. What it lacks is 0 in the copy, and
+// what the library does not know is not read; so a kernel's launcher reads its own struct and never the caller's.
 #pragma once
 
 #include <cstring>
@@ -9,8 +10,8 @@
 
 #include "common/launch.cuh"
 
-// The structs that a caller fills in, with the bytes of each one's first version under this QK_ABI_VERSION. A field that is
-// appended later changes nothing here: older callers go on passing the shorter struct.
+// The structs that a caller fills in, with the bytes of each one's first version under this QK_ABI_VERSION. A field
+// that is appended later changes nothing here: older callers go on passing the shorter struct.
 #define QK_CALLER_STRUCTS(X)                                                                                         \
     X(qk_nf4, 80) X(qk_lora, 48) X(qk_dropout, 32) X(qk_segment, 64) X(qk_linear_args, 64)                           \
     X(qk_segment_backward, 72) X(qk_linear_backward_args, 96) X(qk_nf4_quantize_args, 80) X(qk_adamw_tensor, 72)     \
@@ -30,7 +31,8 @@ template <typename T> uint32_t reserved_of(const T &, long) { return 0; } // a s
 
 // *to = the prefix of *from that both sides know, the rest 0: QK_OK or the error.
 template <typename T> int read_struct(const T *from, T *to) {
-    static_assert(std::is_trivially_copyable<T>::value && offsetof(T, struct_size) == 0, "a C struct that tells its size");
+    static_assert(std::is_trivially_copyable<T>::value && offsetof(T, struct_size) == 0,
+                  "a C struct that tells its size");
     static_assert(sizeof(T) % 8 == 0 && FirstVersion<T>::kBytes <= sizeof(T), "no version ends inside a field");
     *to = {};
     if (from == nullptr) return QK_ERROR_NULL_POINTER;
@@ -40,8 +42,8 @@ template <typename T> int read_struct(const T *from, T *to) {
     return reserved_of(*to, 0) == 0 ? QK_OK : QK_ERROR_RESERVED;
 }
 
-// *to = element `index` of a caller's array. Its elements lie struct_size bytes apart, as far as the caller's struct is long,
-// and all have the struct_size of the first.
+// *to = element `index` of a caller's array. Its elements lie struct_size bytes apart, as far as the caller's struct is
+// long, and all have the struct_size of the first.
 template <typename T> int read_element(const T *first, uint32_t index, T *to) {
     if (first == nullptr) return read_struct(first, to);
     uint32_t stride = first->struct_size;

@@ -1,7 +1,7 @@
-// What every kernel file starts from: the CUDA runtime (or its emulation), launch() and dynamic shared memory.
+// The CUDA runtime (or its emulation), launch() and dynamic shared memory: included by every kernel file.
 //
-// Kernels use no static __shared__ variables: a block's shared memory is one dynamic allocation, taken apart by the kernel,
-// so that its size is known to the launcher and the emulation can poison it and watch its ends.
+// Kernels use no static __shared__ variables: a block's shared memory is one dynamic allocation, taken apart by the
+// kernel, so that its size is known to the launcher and the emulation can poison it and watch its ends.
 #pragma once
 
 #include "include/qlora_kernels.h"
@@ -28,16 +28,19 @@ __device__ __forceinline__ unsigned char *dynamic_shared() {
 
 // Queues kernel<<<grid, block, shared_bytes, stream>>>(args...) and returns a status of the C interface.
 template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, qk_stream stream, Arguments... args) {
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, qk_stream stream,
+           Arguments... args) {
 #ifdef QK_EMULATION
     (void)stream;
     emulation::note_launch(reinterpret_cast<const void *>(kernel), shared_bytes);
     auto thread = [=] { kernel(static_cast<Parameters>(args)...); };
-    return emulation::run(grid, block, shared_bytes, [](const void *f) { (*static_cast<decltype(thread) const *>(f))(); }, &thread);
+    return emulation::run(
+        grid, block, shared_bytes, [](const void *f) { (*static_cast<decltype(thread) const *>(f))(); }, &thread);
 #else
     if (shared_bytes > 48 * 1024) {
-        cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(shared_bytes));
+        cudaError_t error =
+            cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
         if (error != cudaSuccess) {
             (void)cudaGetLastError();
             return static_cast<int>(error);

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and the dropout mask drawn from it: a pure function of
-// (seed, token, feature, dropout_id, dropout_step), so that forward and backward draw the same mask and none is stored. Host twin: src/philox.rs.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and the dropout mask drawn from
+// it: a pure function of (seed, token, feature, dropout_id, dropout_step), so that forward and backward draw the same
+// mask and none is stored. Host twin: src/philox.rs.
 #pragma once
 
 #include "common/launch.cuh"
@@ -19,7 +20,8 @@ struct Random4 {
     uint32_t words[4];
 };
 
-__device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key_low, uint32_t key_high) {
+__device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key_low,
+                                                 uint32_t key_high) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
         uint64_t low = uint64_t(0xd2511f53u) * c0, high = uint64_t(0xcd9e8d57u) * c2;
@@ -33,9 +35,11 @@ __device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint3
     return {{c0, c1, c2, c3}};
 }
 
-// Bit i: feature 4 * quad + i of a row is kept. For kernels that zero what is dropped and apply `scale` to their f32 sums.
+// Bit i: feature 4 * quad + i of a row is kept. For kernels that zero what is dropped and apply `scale` to their f32
+// sums.
 __device__ __forceinline__ uint32_t dropout_kept(const DropoutView &dropout, int64_t row, int64_t quad) {
-    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.dropout_id, dropout.dropout_step, dropout.key_low, dropout.key_high);
+    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.dropout_id,
+                                   dropout.dropout_step, dropout.key_low, dropout.key_high);
     uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) bits |= uint32_t(random.words[i] >= dropout.threshold) << i;

@@ -1,5 +1,5 @@
-// What the kernels share that walk over rows of bf16: 8 elements at a time where the width allows it, and sums over a block whose order does
-// not depend on the schedule.
+// Rows of bf16: 8 elements at a time where the width allows it, and sums over a block whose order does not depend on
+// the schedule.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -11,12 +11,12 @@ template <> struct Vector<8> {
     float v[8];
     __device__ __forceinline__ static Vector load(const bf16 *from) {
         uint4 bits = *reinterpret_cast<const uint4 *>(from);
-        return {{low_float(bits.x), high_float(bits.x), low_float(bits.y), high_float(bits.y), low_float(bits.z), high_float(bits.z),
-                 low_float(bits.w), high_float(bits.w)}};
+        return {{low_float(bits.x), high_float(bits.x), low_float(bits.y), high_float(bits.y), low_float(bits.z),
+                 high_float(bits.z), low_float(bits.w), high_float(bits.w)}};
     }
     __device__ __forceinline__ void store(bf16 *to) const {
-        *reinterpret_cast<uint4 *>(to) =
-            make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]), pack_bf16x2(v[4], v[5]), pack_bf16x2(v[6], v[7]));
+        *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]),
+                                                    pack_bf16x2(v[4], v[5]), pack_bf16x2(v[6], v[7]));
     }
 };
 
@@ -36,8 +36,8 @@ template <int V> __device__ __forceinline__ Vector<V> rounded(Vector<V> x) {
 constexpr int kRowThreads = 256;
 constexpr size_t kRowSumBytes = 2 * (kRowThreads / 32) * sizeof(float);
 
-// The sums of a and b over the block, in every thread: a tree over the lanes, then over the warps. `shared` has kRowSumBytes; a barrier must
-// lie between two calls.
+// The sums of a and b over the block, in every thread: a tree over the lanes, then over the warps. `shared` has
+// kRowSumBytes; a barrier must lie between two calls.
 __device__ __forceinline__ float2 block_sums(float a, float b, float *shared) {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) {

@@ -350,8 +350,8 @@ int qk_gradient_norm_workspace_size(const struct qk_adamw_args *adamw, size_t *b
 int qk_gradient_norm(const struct qk_adamw_args *adamw, double max_norm, struct qk_gradient_state *state,
                      void *workspace, size_t workspace_bytes, qk_stream stream);
 
-/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (optim/adamw.cu): results
- * depend on neither device nor grid, and equal those of the Rust functions reference::adamw and
+/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (optim/adamw.cu):
+ * results depend on neither device nor grid, and equal those of the Rust functions reference::adamw and
  * blockwise::adamw_blockwise bit for bit. */
 int qk_adamw_update(const struct qk_adamw_args *adamw, qk_stream stream);
 

@@ -1,4 +1,4 @@
-// What the kernels of the fused linear layer's backward pass share: the checked operand by value, and their launchers.
+// The checked operand of the fused linear layer's backward pass, by value, and the launchers of its kernels.
 #pragma once
 
 #include "linear/linear.cuh"
@@ -31,7 +31,8 @@ struct BackwardView {
     }
 };
 
-// Checks what all functions of the backward pass share (no pointer that only some need, no weight's absence): QK_OK or the error.
+// Checks what all functions of the backward pass share (no pointer that only some need, no weight's absence): QK_OK or
+// the error.
 int backward_view(const qk_linear_backward_args *backward, BackwardView *view);
 
 // Launchers, one per kernel file. The view is valid, m >= 1, and what the operation reads and writes is there.

@@ -14,7 +14,8 @@ int check_segment(const qk_linear_args *linear, uint32_t index, SegmentView *vie
     if (segment->n < 1 || segment->n > INT32_MAX || segment->ldy < segment->n) return QK_ERROR_SHAPE;
     if ((segment->nf4 != nullptr) == (segment->dense != nullptr)) return QK_ERROR_NULL_POINTER;
     if (segment->y == nullptr && linear->m > 0) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(segment->y, 16) || !is_aligned(segment->dense, 16) || !is_aligned(segment->bias, 2)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(segment->y, 16) || !is_aligned(segment->dense, 16) || !is_aligned(segment->bias, 2))
+        return QK_ERROR_ALIGNMENT;
     if (segment->nf4 != nullptr) {
         if (int error = nf4_view(segment->nf4, &view->nf4)) return error;
         if (view->nf4.n != segment->n || view->nf4.k != linear->k) return QK_ERROR_SHAPE;
@@ -32,7 +33,8 @@ int check(const qk_linear_args *caller, LinearView *view) {
     *view = {};
     if (int error = read_struct(caller, linear)) return error;
     if (linear->num_segments < 1 || linear->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
-    if (linear->m < 0 || linear->m > INT32_MAX || linear->k < 1 || linear->k > INT32_MAX || linear->ldx < linear->k) return QK_ERROR_SHAPE;
+    if (linear->m < 0 || linear->m > INT32_MAX || linear->k < 1 || linear->k > INT32_MAX || linear->ldx < linear->k)
+        return QK_ERROR_SHAPE;
     if (linear->segments == nullptr || (linear->x == nullptr && linear->m > 0)) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(linear->x, 16) || !is_aligned(linear->s, 16)) return QK_ERROR_ALIGNMENT;
     view->x = static_cast<const bf16 *>(linear->x);
@@ -57,7 +59,9 @@ qk_path path_of(const LinearView &view) {
     return generic ? QK_PATH_GENERIC : view.m <= kSmallM ? QK_PATH_SMALL_M : QK_PATH_TENSOR_CORE;
 }
 
-size_t workspace_bytes_of(const LinearView &view) { return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
+size_t workspace_bytes_of(const LinearView &view) {
+    return view.s != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16);
+}
 
 int lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
     bool fast = view.k % kTileK == 0 && view.ldx % 8 == 0;
@@ -90,10 +94,12 @@ int lora_view(const qk_lora *caller, LoraView *view) {
     if (int error = read_struct(caller, lora)) return error;
     if (lora->r < 1 || lora->r > QK_MAX_R) return QK_ERROR_SHAPE;
     bool indexed = lora->adapter_index != nullptr;
-    if (lora->num_adapters < 1 || lora->num_adapters > INT32_MAX || (!indexed && lora->num_adapters != 1)) return QK_ERROR_SHAPE;
+    if (lora->num_adapters < 1 || lora->num_adapters > INT32_MAX || (!indexed && lora->num_adapters != 1))
+        return QK_ERROR_SHAPE;
     if (lora->a == nullptr || lora->b == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(lora->a, 16) || !is_aligned(lora->b, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(lora->adapter_index, sizeof(int32_t)) || !is_aligned(lora->scales, sizeof(float))) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(lora->adapter_index, sizeof(int32_t)) || !is_aligned(lora->scales, sizeof(float)))
+        return QK_ERROR_ALIGNMENT;
     view->a = static_cast<const bf16 *>(lora->a);
     view->b = static_cast<const bf16 *>(lora->b);
     view->adapter_index = lora->adapter_index;
@@ -155,10 +161,12 @@ extern "C" int qk_linear_forward_path(const qk_linear_args *linear, uint32_t *pa
     return QK_OK;
 }
 
-extern "C" int qk_linear_forward(const qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_forward(const qk_linear_args *linear, void *workspace, size_t workspace_bytes,
+                                 qk_stream stream) {
     return forward(linear, false, workspace, workspace_bytes, stream);
 }
 
-extern "C" int qk_linear_forward_dense(const qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_forward_dense(const qk_linear_args *linear, void *workspace, size_t workspace_bytes,
+                                       qk_stream stream) {
     return forward(linear, true, workspace, workspace_bytes, stream);
 }

@@ -34,9 +34,12 @@ qk_path path_of(const BackwardView &view) {
     return generic ? QK_PATH_GENERIC : QK_PATH_TENSOR_CORE;
 }
 
-size_t workspace_bytes_of(const BackwardView &view) { return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
+size_t workspace_bytes_of(const BackwardView &view) {
+    return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16);
+}
 
-int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
+int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspace, size_t workspace_bytes,
+              qk_stream stream) {
     BackwardView view;
     if (int error = backward_view(backward, &view)) return error;
     for (int i = 0; i < view.num_segments; ++i)
@@ -49,7 +52,8 @@ int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspa
         if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
     }
-    return path_of(view) == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, stream) : launch_linear_dx_generic(view, stream);
+    return path_of(view) == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, stream)
+                                                : launch_linear_dx_generic(view, stream);
 }
 
 }  // namespace
@@ -60,7 +64,9 @@ int backward_view(const qk_linear_backward_args *caller, BackwardView *view) {
     if (int error = read_struct(caller, backward)) return error;
     if (backward->num_segments < 1 || backward->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
     if (backward->m < 0 || backward->m > INT32_MAX || backward->k < 1 || backward->k > INT32_MAX) return QK_ERROR_SHAPE;
-    if ((backward->x != nullptr && backward->ldx < backward->k) || (backward->dx != nullptr && backward->lddx < backward->k)) return QK_ERROR_SHAPE;
+    if ((backward->x != nullptr && backward->ldx < backward->k) ||
+        (backward->dx != nullptr && backward->lddx < backward->k))
+        return QK_ERROR_SHAPE;
     if (backward->accumulate > 1) return QK_ERROR_VALUE;
     if (backward->segments == nullptr) return QK_ERROR_NULL_POINTER;
     for (const void *pointer : {backward->x, static_cast<const void *>(backward->dx), backward->s, backward->t})
@@ -113,10 +119,12 @@ extern "C" int qk_linear_dx_path(const qk_linear_backward_args *backward, uint32
     return QK_OK;
 }
 
-extern "C" int qk_linear_dx(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_dx(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes,
+                            qk_stream stream) {
     return linear_dx(backward, false, workspace, workspace_bytes, stream);
 }
 
-extern "C" int qk_linear_dx_dense(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_dx_dense(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes,
+                                  qk_stream stream) {
     return linear_dx(backward, true, workspace, workspace_bytes, stream);
 }

@@ -1,16 +1,20 @@
-// dX = mask(T * A) + dY * W (+ dX) on tensor cores (mma.sync, sm_80 and up), W in NF4 or bf16, all segments into the same accumulators, dX
-// written once. T * A comes first, up to 64 ranks at a time, then the mask on the accumulators, then dY * W, segment by segment.
+// dX = mask(T * A) + dY * W (+ dX) on tensor cores (mma.sync, sm_80 and up), W in NF4 or bf16, all segments into the
+// same accumulators, dX written once. T * A comes first, up to 64 ranks at a time, then the mask on the accumulators,
+// then dY * W, segment by segment.
 //
-// Block: kM tokens by 32 * kWarps columns; each warp all kM tokens by its own 32, so that a weight is dequantised once a block. The sum is over N:
-// a tile is 64 rows of W. Pipeline of kStages tiles by cp.async: dY [kM, 64] bf16 and codes [64, columns / 2 bytes] (or W [64, columns] bf16);
-// the tile's absmax, one per row and 64 columns, is decoded by one thread each, a tile ahead of its use.
+// Block: kM tokens by 32 * kWarps columns; each warp all kM tokens by its own 32, so that a weight is dequantized once
+// a block. The sum is over N: a tile is 64 rows of W. Pipeline of kStages tiles by cp.async: dY [kM, 64] bf16 and codes
+// [64, columns / 2 bytes] (or W [64, columns] bf16); the tile's absmax, one per row and 64 columns, is decoded by one
+// thread each, a tile ahead of its use.
 //
-// The transpose. Column g of a warp's j-th group of 8 is its column 4g + j: lane (g, t) reads 16 bits, 4 codes, of each of 4 rows a step, applies
-// each row's absmax in f32, and packs rows n, n + 1 of a column as the instruction wants them. Its sums are then those of 8 neighbouring columns.
+// The transpose. Column g of a warp's j-th group of 8 is its column 4g + j: lane (g, t) reads 16 bits, 4 codes, of each
+// of 4 rows a step, applies each row's absmax in f32, and packs rows n, n + 1 of a column as the instruction wants
+// them. Its sums are then those of 8 neighbouring columns.
 //
-// Shared memory: 16-byte chunks at chunk ^ row % 8 (bf16) and chunk ^ row / 2 % 4 (codes), so that no load conflicts. Largest: 76.1 KB (NF4),
-// 97.1 KB (bf16). Preconditions: K % 64 == 0, lddy % 8 == 0, block size 64; M, N, r any. Limit (large tiles, NF4): issue slots, 3.9 beside each
-// matrix instruction, of which dequantising takes 2.3: 4.6 a weight (two to take out a code, its value, the product, half a conversion).
+// Shared memory: 16-byte chunks at chunk ^ row % 8 (bf16) and chunk ^ row / 2 % 4 (codes), so that no load conflicts.
+// Largest: 76.1 KB (NF4), 97.1 KB (bf16). Preconditions: K % 64 == 0, lddy % 8 == 0, block size 64; M, N, r any. Limit
+// (large tiles, NF4): issue slots, 3.9 beside each matrix instruction, of which dequantizing takes 2.3: 4.6 a weight
+// (two to take out a code, its value, the product, half a conversion).
 #include "linear/backward.cuh"
 
 namespace {
@@ -36,16 +40,24 @@ template <int kM_, int kWarps_, int kStages_, bool kDense_, bool kPlain_> struct
 };
 
 // Of 16-byte chunks in a tile of `row_bytes` a row.
-__device__ __forceinline__ int bf16_offset(int row, int chunk, int row_bytes) { return row * row_bytes + (chunk ^ (row & 7)) * 16; }
-__device__ __forceinline__ int code_offset(int row, int chunk, int row_bytes) { return row * row_bytes + (chunk ^ (row >> 1 & 3)) * 16; }
+__device__ __forceinline__ int bf16_offset(int row, int chunk, int row_bytes) {
+    return row * row_bytes + (chunk ^ (row & 7)) * 16;
+}
+__device__ __forceinline__ int code_offset(int row, int chunk, int row_bytes) {
+    return row * row_bytes + (chunk ^ (row >> 1 & 3)) * 16;
+}
 
 // Fragments of 16 rows and a warp's 32 columns: [group j of 8 columns].
 struct Columns {
     uint32_t pairs[4][2];
 };
 
-__device__ __forceinline__ uint32_t low_halves(uint32_t first, uint32_t second) { return (first & 0xffffu) | second << 16; }
-__device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second) { return first >> 16 | (second & 0xffff0000u); }
+__device__ __forceinline__ uint32_t low_halves(uint32_t first, uint32_t second) {
+    return (first & 0xffffu) | second << 16;
+}
+__device__ __forceinline__ uint32_t high_halves(uint32_t first, uint32_t second) {
+    return first >> 16 | (second & 0xffff0000u);
+}
 
 // One block's place and its pipeline.
 template <typename C> struct Tile {
@@ -57,24 +69,30 @@ template <typename C> struct Tile {
     __device__ __forceinline__ static float *codebook() { return reinterpret_cast<float *>(dynamic_shared()); } // [16]
     __device__ __forceinline__ static float *nested_map() { return codebook() + 16; }                          // [256]
     __device__ __forceinline__ static unsigned char *stages() { return dynamic_shared() + kTablesBytes; }
-    __device__ __forceinline__ static float *scales(unsigned char *stage) { return reinterpret_cast<float *>(stage + C::kDyBytes + C::kWBytes); }
+    __device__ __forceinline__ static float *scales(unsigned char *stage) {
+        return reinterpret_cast<float *>(stage + C::kDyBytes + C::kWBytes);
+    }
     __device__ __forceinline__ unsigned char *after(unsigned char *stage) const {
         return stage + C::kStageBytes == stages() + C::kStages * C::kStageBytes ? stages() : stage + C::kStageBytes;
     }
 
-    // Starts copying `columns` (at most 64) of kM rows from m0 on of a bf16 matrix [M, stride]; what is past them becomes zero.
-    __device__ __forceinline__ void fetch_tokens(unsigned char *tile, const bf16 *matrix, int64_t stride, int64_t columns) const {
+    // Starts copying `columns` (at most 64) of kM rows from m0 on of a bf16 matrix [M, stride]; what is past them
+    // becomes zero.
+    __device__ __forceinline__ void fetch_tokens(unsigned char *tile, const bf16 *matrix, int64_t stride,
+                                                 int64_t columns) const {
 #pragma unroll
         for (int i = threadIdx.x; i < C::kM * 8; i += C::kThreads) {
             int row = i / 8, chunk = i % 8;
             int64_t left = int64_t(m0) + row < view.m ? columns - chunk * 8 : 0;
             int bytes = left >= 8 ? 16 : left > 0 ? int(left) * 2 : 0;
-            cp_async_partial(tile + bf16_offset(row, chunk, 128), bytes > 0 ? matrix + (int64_t(m0) + row) * stride + chunk * 8 : matrix, bytes);
+            cp_async_partial(tile + bf16_offset(row, chunk, 128),
+                             bytes > 0 ? matrix + (int64_t(m0) + row) * stride + chunk * 8 : matrix, bytes);
         }
     }
 
-    // The same for 64 rows of this block's columns; row_at(row) is a row's first element, or NULL for zeros.
-    template <typename RowAt> __device__ __forceinline__ void fetch_columns(unsigned char *tile, const bf16 *any, RowAt row_at) const {
+    // fetch_tokens() for 64 rows of this block's columns; row_at(row) is a row's first element, or NULL for zeros.
+    template <typename RowAt>
+    __device__ __forceinline__ void fetch_columns(unsigned char *tile, const bf16 *any, RowAt row_at) const {
         constexpr int kChunks = C::kRowBytes / 16;
 #pragma unroll 1
         for (int i = threadIdx.x; i < kTileN * kChunks; i += C::kThreads) {
@@ -99,8 +117,10 @@ template <typename C> struct Tile {
     static_assert(kDyRows % 8 == 0 && kWRows % 8 == 0, "a thread's rows have the same swizzle");
 
     __device__ __forceinline__ Cursor start(const BackwardSegment &segment) const {
-        int64_t row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks, scale_row = threadIdx.x % kTileN, scale_column = k0 / 64 + threadIdx.x / kTileN;
-        Cursor cursor = {segment.dy + (int64_t(m0) + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0, 0, int(segment.n)};
+        int64_t row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks, scale_row = threadIdx.x % kTileN,
+                scale_column = k0 / 64 + threadIdx.x / kTileN;
+        Cursor cursor = {segment.dy + (int64_t(m0) + threadIdx.x / 8) * segment.lddy + threadIdx.x % 8 * 8, nullptr, 0,
+                         0, int(segment.n)};
         if constexpr (C::kDense) {
             cursor.w = reinterpret_cast<const unsigned char *>(segment.dense + row * view.k + k0 + chunk * 8);
         } else {
@@ -119,11 +139,14 @@ template <typename C> struct Tile {
         unsigned char *dy = to + bf16_offset(threadIdx.x / 8, threadIdx.x % 8, 128);
 #pragma unroll
         for (int i = 0; i < C::kM / kDyRows; ++i)
-            cp_async_partial(dy + i * kDyRows * 128, cursor.dy + i * kDyRows * segment.lddy, i * kDyRows < rows ? bytes : 0);
+            cp_async_partial(dy + i * kDyRows * 128, cursor.dy + i * kDyRows * segment.lddy,
+                             i * kDyRows < rows ? bytes : 0);
         constexpr int kPerChunk = C::kDense ? 8 : 32; // columns
         int row = threadIdx.x / kWChunks, chunk = threadIdx.x % kWChunks;
         int w_rows = int64_t(k0) + chunk * kPerChunk < view.k ? cursor.left - row : 0;
-        unsigned char *w = to + C::kDyBytes + (C::kDense ? bf16_offset(row, chunk, C::kRowBytes) : code_offset(row, chunk, C::kCodeRowBytes));
+        unsigned char *w =
+            to + C::kDyBytes +
+            (C::kDense ? bf16_offset(row, chunk, C::kRowBytes) : code_offset(row, chunk, C::kCodeRowBytes));
         int64_t row_bytes = C::kDense ? view.k * 2 : view.k / 2;
 #pragma unroll
         for (int i = 0; i < kTileN / kWRows; ++i)
@@ -133,21 +156,24 @@ template <typename C> struct Tile {
         cursor.left -= kTileN;
     }
 
-    // The scale of this thread's row and 64 columns in a tile, in two halves so that the first's loads are under way while a tile is computed.
+    // The scale of this thread's row and 64 columns in a tile, in two halves so that the first's loads are under way
+    // while a tile is computed.
     struct Scale {
         float factor; // nested absmax, or the absmax itself
         int code;
     };
     __device__ __forceinline__ Scale load_scale(const Nf4View &w, Cursor &cursor) const {
         bool valid = int(threadIdx.x % kTileN) < cursor.left && int64_t(k0) + threadIdx.x / kTileN * 64 < view.k;
-        int64_t at = valid ? cursor.at : 0, block = valid ? cursor.block : 0; // else any: it meets zeros of dY, or columns past K
+        int64_t at = valid ? cursor.at : 0,
+                block = valid ? cursor.block : 0; // else any: it meets zeros of dY, or columns past K
         cursor.at += w.transposed ? kTileN : kTileN * (view.k / 64);
         cursor.block += kTileN * (view.k / 64);
         if (w.absmax != nullptr) return {w.absmax[at], 0};
         return {w.nested_absmax[block / QK_NESTED_BLOCK], w.absmax_codes[at]};
     }
     __device__ __forceinline__ void store_scale(const Nf4View &w, unsigned char *to, Scale scale, float offset) const {
-        scales(to)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_map()[scale.code], scale.factor), offset);
+        scales(to)[threadIdx.x] =
+            w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_map()[scale.code], scale.factor), offset);
     }
 
     // 16 rows of a bf16 tile, from 16 * step on.
@@ -169,8 +195,9 @@ template <typename C> struct Tile {
         return columns;
     }
 
-    // The same of a tile of codes.
-    __device__ __forceinline__ Columns dequantize_columns(const unsigned char *codes, const float *scales, int step) const {
+    // load_columns() of a tile of codes.
+    __device__ __forceinline__ Columns dequantize_columns(const unsigned char *codes, const float *scales,
+                                                          int step) const {
         int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
         Columns columns;
 #pragma unroll
@@ -180,7 +207,8 @@ template <typename C> struct Tile {
             float weights[2][4];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                uint32_t word = *reinterpret_cast<const uint16_t *>(codes + code_offset(row + i, warp, C::kCodeRowBytes) + g * 2);
+                uint32_t word =
+                    *reinterpret_cast<const uint16_t *>(codes + code_offset(row + i, warp, C::kCodeRowBytes) + g * 2);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     uint32_t code = word >> (j / 2 * 8 + (j % 2 ? 0 : 4)) & 15;
@@ -221,7 +249,8 @@ template <typename C> struct Tile {
     }
 
     // multiply() for those alone, whatever the other rows of T hold and this adapter's A.
-    __device__ __forceinline__ void multiply_own(const unsigned char *tokens, int step, const Columns &columns, uint32_t own) {
+    __device__ __forceinline__ void multiply_own(const unsigned char *tokens, int step, const Columns &columns,
+                                                 uint32_t own) {
 #pragma unroll
         for (int i = 0; i < C::kM / 16; ++i) {
             uint32_t a[4];
@@ -236,8 +265,8 @@ template <typename C> struct Tile {
         }
     }
 
-    // sums += columns first .. end of T (multiples of 8) times the rows of A that belong to them: those of all segments, or, if `own` is not NULL,
-    // of one segment's adapter, for that adapter's rows alone.
+    // sums += columns first .. end of T (multiples of 8) times the rows of A that belong to them: those of all
+    // segments, or, if `own` is not NULL, of one segment's adapter, for that adapter's rows alone.
     __device__ __forceinline__ void ranks(int64_t first, int64_t end, const BackwardSegment *own, int adapter) {
         unsigned char *t_tile = stages(), *a_tile = stages() + C::kDyBytes;
         uint32_t own_bits = !C::kPlain && own != nullptr ? own_tokens(*own, adapter) : 0;
@@ -283,8 +312,12 @@ template <typename C> struct Tile {
         }
     }
 
-    __device__ __forceinline__ int64_t column() const { return int64_t(k0) + threadIdx.x / 32 * 32 + threadIdx.x % 4 * 8; } // the first of this lane's 8
-    __device__ __forceinline__ int64_t token(int i, int half) const { return int64_t(m0) + 16 * i + 8 * half + threadIdx.x % 32 / 4; }
+    __device__ __forceinline__ int64_t column() const {
+        return int64_t(k0) + threadIdx.x / 32 * 32 + threadIdx.x % 4 * 8;
+    } // the first of this lane's 8
+    __device__ __forceinline__ int64_t token(int i, int half) const {
+        return int64_t(m0) + 16 * i + 8 * half + threadIdx.x % 32 / 4;
+    }
 
     // Dropout of what the accumulators hold. 32 elements at a time as bits, so that the numbers need few registers.
     __device__ __forceinline__ void mask() {
@@ -334,7 +367,7 @@ template <typename C> struct Tile {
 #pragma unroll 1
         for (int left = int(segment.n); left > 0; left -= kTileN) {
             cp_async_wait<C::kStages - 2>(); // this tile is here ...
-            __syncthreads();                 // ... for everyone, and everyone is done with the one before, whose stage is next to fill
+            __syncthreads(); // ... for everyone, and everyone is done with the one before, whose stage is next to fill
             if (cursor.left > 0) {
                 fetch(segment, cursor, next);
                 if constexpr (nf4) store_scale(w, next, scale, offset);
@@ -372,7 +405,10 @@ template <typename C> struct Tile {
                     uint32_t pairs[4] = {old.x, old.y, old.z, old.w};
 #pragma unroll
                     for (int j = 0; j < 8; ++j)
-                        row[j] = __fadd_rn(!whole ? to_float(dx[j]) : j % 2 ? high_float(pairs[j / 2]) : low_float(pairs[j / 2]), row[j]);
+                        row[j] = __fadd_rn(!whole  ? to_float(dx[j])
+                                           : j % 2 ? high_float(pairs[j / 2])
+                                                   : low_float(pairs[j / 2]),
+                                           row[j]);
                 }
 #pragma unroll
                 for (int j = 0; j < 4; ++j) packed[j] = pack_bf16x2(row[2 * j], row[2 * j + 1]);
@@ -380,7 +416,8 @@ template <typename C> struct Tile {
                     *reinterpret_cast<uint4 *>(dx) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
                 } else {
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) dx[j] = to_bf16(j % 2 ? high_float(packed[j / 2]) : low_float(packed[j / 2]));
+                    for (int j = 0; j < 8; ++j)
+                        dx[j] = to_bf16(j % 2 ? high_float(packed[j / 2]) : low_float(packed[j / 2]));
                 }
             }
     }
@@ -390,7 +427,8 @@ template <typename C> struct Tile {
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_dx(BackwardView view) {
     int64_t tiles_m = ceil_div(view.m, C::kM);
     Tile<C> tile = {view, int(blockIdx.x % tiles_m) * C::kM, int(blockIdx.x / tiles_m) * C::kK, {}};
-    if (!C::kDense && threadIdx.x < 16) tile.codebook()[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
+    if (!C::kDense && threadIdx.x < 16)
+        tile.codebook()[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
     tile.low_rank();
     if constexpr (!C::kPlain)
         if (view.dropout.active() && view.lds > 0) tile.mask();
@@ -405,11 +443,13 @@ template <typename C> int launch_tiles(const BackwardView &view, qk_stream strea
     return launch(linear_dx<C>, dim3(unsigned(blocks)), dim3(C::kThreads), C::kSharedBytes, stream, view);
 }
 
-// Large tiles once they fill the multiprocessors of the larger cards; small ones below, and with adapters or dropout. All add in the same order.
+// Large tiles once they fill the multiprocessors of the larger cards; small ones below, and with adapters or dropout.
+// All add in the same order.
 template <bool dense> int launch_dx(const BackwardView &view, qk_stream stream) {
     using Large = Config<128, 8, dense ? 2 : 3, dense, true>;
     constexpr int kStages = dense ? 3 : 4;
-    if (view.has_adapters() || view.dropout.active()) return launch_tiles<Config<64, 4, kStages, dense, false>>(view, stream);
+    if (view.has_adapters() || view.dropout.active())
+        return launch_tiles<Config<64, 4, kStages, dense, false>>(view, stream);
     bool large = ceil_div(view.m, Large::kM) * ceil_div(view.k, Large::kK) >= 96;
     return large ? launch_tiles<Large>(view, stream) : launch_tiles<Config<64, 4, kStages, dense, true>>(view, stream);
 }

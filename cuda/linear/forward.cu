@@ -1,13 +1,15 @@
 // Y = X * W^T + S * B^T (+ bias) on tensor cores (mma.sync, sm_80 and up), W in NF4 or bf16, Y written once.
 //
-// Block: kM tokens by 32 * kWarps rows of W; each warp all kM tokens by its own 32 rows, so that a weight is dequantised once a block.
-// Pipeline of kStages tiles of 64 features, by cp.async: X [kM, 64] bf16, codes [rows, 32 bytes] (or W [rows, 64] bf16); the tile's absmax is
-// decoded by one thread per row, a tile ahead of its use. Then S * B^T, 64 ranks at a time, into the same accumulators; with
-// an adapter index once for each adapter of the block's tokens, whose sums alone it changes.
+// Block: kM tokens by 32 * kWarps rows of W; each warp all kM tokens by its own 32 rows, so that a weight is
+// dequantized once a block. Pipeline of kStages tiles of 64 features, by cp.async: X [kM, 64] bf16, codes [rows, 32
+// bytes] (or W [rows, 64] bf16); the tile's absmax is decoded by one thread per row, a tile ahead of its use. Then S *
+// B^T, 64 ranks at a time, into the same accumulators; with an adapter index once for each adapter of the block's
+// tokens, whose sums alone it changes.
 //
-// Shared memory: 16-byte chunks of X (and of bf16 rows) at chunk ^ (row & 1), code rows at row ^ (row & 8) / 4, so that no load conflicts.
-// Lane (g, t) of a warp takes weight row 8 * (g / 2) + 2 * j + g % 2 as column g of its j-th group of 8: its sums are then those of 8 neighbouring
-// outputs, one 16-byte store. Largest: 76.9 KB (NF4), 96.1 KB (bf16). Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64; M, N, r any.
+// Shared memory: 16-byte chunks of X (and of bf16 rows) at chunk ^ (row & 1), code rows at row ^ (row & 8) / 4, so that
+// no load conflicts. Lane (g, t) of a warp takes weight row 8 * (g / 2) + 2 * j + g % 2 as column g of its j-th group
+// of 8: its sums are then those of 8 neighbouring outputs, one 16-byte store. Largest: 76.9 KB (NF4), 96.1 KB (bf16).
+// Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64; M, N, r any.
 #include "linear/linear.cuh"
 
 namespace {
@@ -39,9 +41,11 @@ __device__ __forceinline__ Features load_row(const unsigned char *tile, int row,
                        *reinterpret_cast<const uint4 *>(tile + row_offset(row, 2 * t + 1)));
 }
 
-// Starts copying `columns` (at most 64, whole chunks) of kRows rows of a bf16 matrix; rows from `rows` on and other chunks become zero.
+// Starts copying `columns` (at most 64, whole chunks) of kRows rows of a bf16 matrix; rows from `rows` on and other
+// chunks become zero.
 template <int kRows, int kThreads>
-__device__ __forceinline__ void fetch_rows(unsigned char *tile, const bf16 *matrix, int64_t stride, int64_t rows, int columns) {
+__device__ __forceinline__ void fetch_rows(unsigned char *tile, const bf16 *matrix, int64_t stride, int64_t rows,
+                                           int columns) {
 #pragma unroll
     for (int i = threadIdx.x; i < kRows * 8; i += kThreads) {
         int row = i / 8, chunk = i % 8;
@@ -50,9 +54,10 @@ __device__ __forceinline__ void fetch_rows(unsigned char *tile, const bf16 *matr
     }
 }
 
-// The same for rows that no 16-byte load can read: r % 8 != 0.
+// fetch_rows() for rows that no 16-byte load can read: r % 8 != 0.
 template <int kRows, int kThreads>
-__device__ __forceinline__ void copy_rows(unsigned char *tile, const bf16 *matrix, int64_t stride, int64_t rows, int columns) {
+__device__ __forceinline__ void copy_rows(unsigned char *tile, const bf16 *matrix, int64_t stride, int64_t rows,
+                                          int columns) {
     for (int i = threadIdx.x; i < kRows * kTileK; i += kThreads) {
         int row = i / kTileK, column = i % kTileK;
         bf16 value = row < rows && column < columns ? matrix[row * stride + column] : to_bf16(0.0f);
@@ -69,7 +74,9 @@ template <typename C> struct Tile {
     unsigned char *stages;
     float sums[C::kM / 16][4][4]; // [16 tokens][8 rows of W]
 
-    __device__ __forceinline__ unsigned char *stage(int64_t tile) const { return stages + tile % C::kStages * C::kStageBytes; }
+    __device__ __forceinline__ unsigned char *stage(int64_t tile) const {
+        return stages + tile % C::kStages * C::kStageBytes;
+    }
     __device__ __forceinline__ float *absmax(int64_t tile) const {
         return reinterpret_cast<float *>(stage(tile) + C::kXBytes + C::kWBytes);
     }
@@ -79,7 +86,8 @@ template <typename C> struct Tile {
         fetch_rows<C::kM, C::kThreads>(to, view.x + m0 * view.ldx + tile * kTileK, view.ldx, view.m - m0, kTileK);
         to += C::kXBytes;
         if constexpr (C::kDense) {
-            fetch_rows<C::kN, C::kThreads>(to, segment.dense + n0 * view.k + tile * kTileK, view.k, segment.n - n0, kTileK);
+            fetch_rows<C::kN, C::kThreads>(to, segment.dense + n0 * view.k + tile * kTileK, view.k, segment.n - n0,
+                                           kTileK);
         } else {
 #pragma unroll
             for (int i = threadIdx.x; i < C::kN * 2; i += C::kThreads) {
@@ -91,7 +99,8 @@ template <typename C> struct Tile {
         }
     }
 
-    // The scale of this thread's row in a tile, in two halves so that the first's loads are under way while a tile is computed.
+    // The scale of this thread's row in a tile, in two halves so that the first's loads are under way while a tile is
+    // computed.
     struct Scale {
         float factor; // nested absmax, or the absmax itself
         int code;
@@ -106,7 +115,8 @@ template <typename C> struct Tile {
     }
     __device__ __forceinline__ void store_scale(int64_t tile, Scale scale, float offset) {
         bool plain = segment.nf4.absmax != nullptr;
-        absmax(tile)[threadIdx.x] = plain ? scale.factor : __fadd_rn(__fmul_rn(nested_map[scale.code], scale.factor), offset);
+        absmax(tile)[threadIdx.x] =
+            plain ? scale.factor : __fadd_rn(__fmul_rn(nested_map[scale.code], scale.factor), offset);
     }
 
     __device__ __forceinline__ int weight_row(int j) const {
@@ -125,13 +135,14 @@ template <typename C> struct Tile {
         }
     }
 
-    // The same for the tokens of one adapter alone, whatever the other tokens' S and this adapter's B hold.
+    // multiply() for the tokens of one adapter alone, whatever the other tokens' S and this adapter's B hold.
     __device__ __forceinline__ void multiply_own(const unsigned char *x, const Features (&w)[4], int adapter) {
         int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < C::kM / 16; ++i) {
             int64_t token = m0 + 16 * i + g;
-            bool own = token < view.m && segment.adapter(token) == adapter, own8 = token + 8 < view.m && segment.adapter(token + 8) == adapter;
+            bool own = token < view.m && segment.adapter(token) == adapter,
+                 own8 = token + 8 < view.m && segment.adapter(token + 8) == adapter;
             Features x_g = load_row(x, 16 * i + g, t), x_g8 = load_row(x, 16 * i + g + 8, t);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -183,7 +194,7 @@ template <typename C> struct Tile {
             if (C::kStages - 1 < tiles) scale = load_scale(C::kStages - 1);
         for (int64_t tile = 0; tile < tiles; ++tile) {
             cp_async_wait<C::kStages - 2>(); // this tile is here ...
-            __syncthreads();                 // ... for everyone, and everyone is done with the one before, whose stage is next to fill
+            __syncthreads(); // ... for everyone, and everyone is done with the one before, whose stage is next to fill
             int64_t next = tile + C::kStages - 1;
             if (next < tiles) {
                 fetch(next);
@@ -207,7 +218,8 @@ template <typename C> struct Tile {
             int ranks = r - first;
             cp_async_wait<0>();
             __syncthreads(); // everyone is done with what lies here
-            fetch_rows<C::kM, C::kThreads>(s_tile, view.s + m0 * view.lds + segment.s_column + first, view.lds, view.m - m0, (ranks + 7) / 8 * 8);
+            fetch_rows<C::kM, C::kThreads>(s_tile, view.s + m0 * view.lds + segment.s_column + first, view.lds,
+                                           view.m - m0, (ranks + 7) / 8 * 8);
             const bf16 *b = segment.b + (adapter * segment.n + n0) * r + first;
             if (r % 8 == 0) fetch_rows<C::kN, C::kThreads>(b_tile, b, r, segment.n - n0, ranks);
             else copy_rows<C::kN, C::kThreads>(b_tile, b, r, segment.n - n0, ranks);
@@ -233,7 +245,8 @@ template <typename C> struct Tile {
         int64_t n = n0 + threadIdx.x / 32 * 32 + 8 * t;
         float bias[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) bias[i] = segment.bias != nullptr && n + i < segment.n ? to_float(segment.bias[n + i]) : 0.0f;
+        for (int i = 0; i < 8; ++i)
+            bias[i] = segment.bias != nullptr && n + i < segment.n ? to_float(segment.bias[n + i]) : 0.0f;
         bool whole = n + 8 <= segment.n && segment.ldy % 8 == 0;
 #pragma unroll
         for (int i = 0; i < C::kM / 16; ++i)
@@ -245,13 +258,15 @@ template <typename C> struct Tile {
                 uint32_t packed[4];
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    packed[j] = pack_bf16x2(sums[i][j][2 * half] + bias[2 * j], sums[i][j][2 * half + 1] + bias[2 * j + 1]);
+                    packed[j] =
+                        pack_bf16x2(sums[i][j][2 * half] + bias[2 * j], sums[i][j][2 * half + 1] + bias[2 * j + 1]);
                 if (whole) {
                     *reinterpret_cast<uint4 *>(y) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
                 } else {
 #pragma unroll
                     for (int j = 0; j < 8; ++j)
-                        if (n + j < segment.n) y[j] = to_bf16(j % 2 ? high_float(packed[j / 2]) : low_float(packed[j / 2]));
+                        if (n + j < segment.n)
+                            y[j] = to_bf16(j % 2 ? high_float(packed[j / 2]) : low_float(packed[j / 2]));
                 }
             }
     }
@@ -262,7 +277,8 @@ template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_f
     int64_t tiles_m = ceil_div(view.m, C::kM), tile_n = blockIdx.x / tiles_m;
     const SegmentView &segment = view.segments[view.segment_of(tile_n, C::kN, false)];
     float *codebook = reinterpret_cast<float *>(dynamic_shared());
-    Tile<C> tile = {view, segment, blockIdx.x % tiles_m * C::kM, tile_n * C::kN, codebook, codebook + 16, dynamic_shared() + kTablesBytes, {}};
+    Tile<C> tile = {view,     segment,       blockIdx.x % tiles_m * C::kM,    tile_n * C::kN,
+                    codebook, codebook + 16, dynamic_shared() + kTablesBytes, {}};
     if constexpr (!C::kDense) {
         if (threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x);
         if (segment.nf4.nested_map != nullptr)

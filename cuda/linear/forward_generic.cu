@@ -1,4 +1,5 @@
-// Y = X * W^T + S * B^T (+ bias) for any K, ldx and block size: one thread per output, features in order, f32. Slow on purpose: it is for shapes that no model has.
+// Y = X * W^T + S * B^T (+ bias) for any K, ldx and block size: one thread per output, features in order, f32. Slow on
+// purpose: it is for shapes that no model has.
 #include "common/grid_y.cuh"
 #include "linear/linear.cuh"
 
@@ -15,14 +16,15 @@ __global__ void __launch_bounds__(kThreads) linear_generic(LinearView view, int6
     float sum = 0.0f;
     for (int64_t k = 0; k < view.k; ++k) {
         int64_t i = n * view.k + k;
-        bf16 w = segment.dense != nullptr
-                     ? segment.dense[i]
-                     : to_bf16(__fmul_rn(nf4_code(segment.nf4.code(i)), segment.nf4.block_absmax(i >> segment.nf4.block_shift)));
+        bf16 w = segment.dense != nullptr ? segment.dense[i]
+                                          : to_bf16(__fmul_rn(nf4_code(segment.nf4.code(i)),
+                                                              segment.nf4.block_absmax(i >> segment.nf4.block_shift)));
         sum = fmaf(to_float(x[k]), to_float(w), sum);
     }
     int adapter = segment.r > 0 ? segment.adapter(token) : -1;
     if (adapter >= 0) {
-        const bf16 *b = segment.b + (adapter * segment.n + n) * segment.r, *s = view.s + token * view.lds + segment.s_column;
+        const bf16 *b = segment.b + (adapter * segment.n + n) * segment.r,
+                   *s = view.s + token * view.lds + segment.s_column;
         for (int j = 0; j < segment.r; ++j) sum = fmaf(to_float(s[j]), to_float(b[j]), sum);
     }
     if (segment.bias != nullptr) sum += to_float(segment.bias[n]);

@@ -1,8 +1,9 @@
-// What the kernels of the fused linear layer share: the checked operand by value, fragments and dequantisation.
+// The checked operand of the fused linear layer, by value; matrix fragments and dequantization.
 //
-// The K permutation. A tile is 64 features deep: 4 steps of mma.m16n8k16. Lane t = lane % 4 takes features 16t .. 16t + 15 of it, 4 for each
-// step, of X and of the weight alike (a sum does not care which feature is called which): a row's 16 codes are one 8-byte load, dequantised
-// where the instruction wants them, and X's 16 features are two 16-byte loads. No weight goes through shared memory after dequantising.
+// The K permutation. A tile is 64 features deep: 4 steps of mma.m16n8k16. Lane t = lane % 4 takes features 16t .. 16t +
+// 15 of it, 4 for each step, of X and of the weight alike (a sum does not care which feature is called which): a row's
+// 16 codes are one 8-byte load, dequantized where the instruction wants them, and X's 16 features are two 16-byte
+// loads. No weight goes through shared memory after dequantizing.
 #pragma once
 
 #include "common/philox.cuh"
@@ -28,7 +29,8 @@ struct LoraView {
     // Whether any of `rows` rows from `first` on, of m, has it: the same answer in all warps. All lanes ask.
     __device__ __forceinline__ bool any_has(int of_adapter, int64_t first, int rows, int64_t m) const {
         bool has = false;
-        for (int64_t row = first + threadIdx.x % 32; row < first + rows && row < m; row += 32) has |= adapter(row) == of_adapter;
+        for (int64_t row = first + threadIdx.x % 32; row < first + rows && row < m; row += 32)
+            has |= adapter(row) == of_adapter;
         return __ballot_sync(~0u, has) != 0;
     }
     __device__ __forceinline__ float scale_of(int adapter) const { return scales != nullptr ? scales[adapter] : scale; }
@@ -57,8 +59,8 @@ struct LinearView {
         return false;
     }
 
-    // The segment of tile `tile` when each has ceil(rows / tile_rows) tiles; `tile` becomes the number within it. `ranks`: rows are those
-    // of A, else those of the weight.
+    // The segment of tile `tile` when each has ceil(rows / tile_rows) tiles; `tile` becomes the number within it.
+    // `ranks`: rows are those of A, else those of the weight.
     __host__ __device__ int segment_of(int64_t &tile, int tile_rows, bool ranks) const {
         int segment = 0;
         for (; segment + 1 < num_segments; ++segment) {
@@ -97,13 +99,15 @@ __device__ __forceinline__ Features features_of(uint4 low, uint4 high) {
     return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
 
-// 8 bytes of codes to weights: product in f32, one rounding, as everywhere. `codebook` is in shared memory: 16 floats in 16 banks.
+// 8 bytes of codes to weights: product in f32, one rounding, as everywhere. `codebook` is in shared memory: 16 floats
+// in 16 banks.
 __device__ __forceinline__ Features dequantize16(uint2 codes, const float *codebook, float absmax) {
     Features weights;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         uint32_t byte = (i < 4 ? codes.x : codes.y) >> (i % 4 * 8);
-        weights.pairs[i] = pack_bf16x2(__fmul_rn(codebook[byte >> 4 & 15], absmax), __fmul_rn(codebook[byte & 15], absmax));
+        weights.pairs[i] =
+            pack_bf16x2(__fmul_rn(codebook[byte >> 4 & 15], absmax), __fmul_rn(codebook[byte & 15], absmax));
     }
     return weights;
 }

@@ -1,6 +1,6 @@
-// A skinny product, 16 tokens by 8 * kTiles rows of a matrix a block: of the forward pass for M <= 16 (small_m.cu) and of S
-// (lora/down.cu). 8 warps take every 8th tile of 64 features; their sums are added in warp order through shared memory (4 KB *
-// kTiles), so that a result depends on K alone. Preconditions: K % 64 == 0, ldx % 8 == 0.
+// A skinny product, 16 tokens by 8 * kTiles rows of a matrix a block: of the forward pass for M <= 16 (small_m.cu) and
+// of S (lora/down.cu). 8 warps take every 8th tile of 64 features; their sums are added in warp order through shared
+// memory (4 KB * kTiles), so that a result depends on K alone. Preconditions: K % 64 == 0, ldx % 8 == 0.
 #pragma once
 
 #include "linear/linear.cuh"
@@ -36,9 +36,11 @@ __device__ __forceinline__ void drop(Features &features, const DropoutView &drop
     }
 }
 
-// sums [16, 8 * kTiles] in shared memory: products of the block's tokens and rows. `codebook` is shared memory of 16 floats before it.
+// sums [16, 8 * kTiles] in shared memory: products of the block's tokens and rows. `codebook` is shared memory of 16
+// floats before it.
 template <int kTiles, bool kDropout = false, typename Rows>
-__device__ __forceinline__ float *skinny_product(const LinearView &view, const Rows &rows, int64_t row0, int64_t num_rows, int64_t token0) {
+__device__ __forceinline__ float *skinny_product(const LinearView &view, const Rows &rows, int64_t row0,
+                                                 int64_t num_rows, int64_t token0) {
     constexpr int kColumns = 8 * kTiles;
     float *codebook = reinterpret_cast<float *>(dynamic_shared()), *partial = codebook + 32;
     if (threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x);
@@ -49,7 +51,8 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
     float c[kTiles][4] = {};
 #pragma unroll 2
     for (int64_t tile = warp; tile < view.k / kTileK; tile += kWarps) {
-        Features a = load_features(x_g, tile * kTileK + t * 16, valid_g), a8 = load_features(x_g8, tile * kTileK + t * 16, valid_g8);
+        Features a = load_features(x_g, tile * kTileK + t * 16, valid_g),
+                 a8 = load_features(x_g8, tile * kTileK + t * 16, valid_g8);
         if constexpr (kDropout)
             if (view.dropout.active()) {
                 drop(a, view.dropout, token0 + g, tile * kTileK + t * 16);
@@ -64,7 +67,8 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
 #pragma unroll
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) partial[(warp * kTokens + g + i / 2 * 8) * kColumns + 8 * j + 2 * t + i % 2] = c[j][i];
+        for (int i = 0; i < 4; ++i)
+            partial[(warp * kTokens + g + i / 2 * 8) * kColumns + 8 * j + 2 * t + i % 2] = c[j][i];
     __syncthreads();
     for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
         float sum = partial[i];
@@ -75,6 +79,8 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
     return partial;
 }
 
-constexpr size_t shared_bytes(int tiles) { return 32 * sizeof(float) + size_t(kWarps) * kTokens * 8 * tiles * sizeof(float); }
+constexpr size_t shared_bytes(int tiles) {
+    return 32 * sizeof(float) + size_t(kWarps) * kTokens * 8 * tiles * sizeof(float);
+}
 
 }  // namespace skinny

@@ -1,5 +1,5 @@
-// Y = X * W^T + S * B^T (+ bias) for M <= 16: each weight is read once, straight from global memory into registers, by the skinny
-// product (skinny.cuh). Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64.
+// Y = X * W^T + S * B^T (+ bias) for M <= 16: each weight is read once, straight from global memory into registers, by
+// the skinny product (skinny.cuh). Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64.
 #include "linear/skinny.cuh"
 
 namespace {
@@ -29,14 +29,16 @@ template <int kTiles, bool dense> __global__ void __launch_bounds__(kThreads) li
         int adapter = segment.r > 0 ? segment.adapter(token) : -1, r = adapter >= 0 ? segment.r : 0;
         const bf16 *b = segment.b + (adapter * segment.n + n) * segment.r;
 #pragma unroll 1
-        for (int j = 0; j < r; ++j) sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(b[j]), sum);
+        for (int j = 0; j < r; ++j)
+            sum = fmaf(to_float(view.s[token * view.lds + segment.s_column + j]), to_float(b[j]), sum);
         if (segment.bias != nullptr) sum += to_float(segment.bias[n]);
         segment.y[token * segment.ldy + n] = to_bf16(sum);
     }
 }
 
 template <int kTiles, bool dense> int launch_small_m(const LinearView &view, qk_stream stream) {
-    return launch(linear_small_m<kTiles, dense>, dim3(unsigned(view.tiles(8 * kTiles, false))), dim3(kThreads), shared_bytes(kTiles), stream, view);
+    return launch(linear_small_m<kTiles, dense>, dim3(unsigned(view.tiles(8 * kTiles, false))), dim3(kThreads),
+                  shared_bytes(kTiles), stream, view);
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
-// RMSNorm with the residual add before it: s = bf16(x + delta), y = weight * (s * rho), rho = 1 / sqrt(mean(s^2) + eps); and its gradient
-// dx (+)= rho * g - x * rho^3 * (g . x) / H with g = weight * dy.
+// RMSNorm with the residual add before it: s = bf16(x + delta), y = weight * (s * rho), rho = 1 / sqrt(mean(s^2) +
+// eps); and its gradient dx (+)= rho * g - x * rho^3 * (g . x) / H with g = weight * dy.
 //
-// One block a row; a thread takes every 256th group of 8 elements. The second pass reads the row again, from the caches: the bytes of DRAM are
-// those of x, delta, sum and y (8 H a row with the add), which is what limits it.
+// One block a row; a thread takes every 256th group of 8 elements. The second pass reads the row again, from the
+// caches: the bytes of DRAM are those of x, delta, sum and y (8 H a row with the add), which is what limits it.
 #include "common/abi.cuh"
 #include "common/rows.cuh"
 
@@ -94,11 +94,17 @@ extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
     if (args.m == 0) return QK_OK;
     if (args.x == nullptr || args.weight == nullptr || args.y == nullptr) return QK_ERROR_NULL_POINTER;
     if ((args.delta == nullptr) != (args.sum == nullptr)) return QK_ERROR_NULL_POINTER;
-    for (const void *matrix : {args.x, args.delta, static_cast<const void *>(args.sum), static_cast<const void *>(args.y)})
+    for (const void *matrix :
+         {args.x, args.delta, static_cast<const void *>(args.sum), static_cast<const void *>(args.y)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    Norm norm = {static_cast<const bf16 *>(args.x), static_cast<const bf16 *>(args.delta), args.weight, static_cast<bf16 *>(args.sum),
-                 static_cast<bf16 *>(args.y), args.h, args.eps};
+    Norm norm = {static_cast<const bf16 *>(args.x),
+                 static_cast<const bf16 *>(args.delta),
+                 args.weight,
+                 static_cast<bf16 *>(args.sum),
+                 static_cast<bf16 *>(args.y),
+                 args.h,
+                 args.eps};
     auto kernel = is_vector(args.h) ? rms_norm<8> : rms_norm<1>;
     return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }
@@ -109,12 +115,18 @@ extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *caller, qk_
     if (int error = check_sizes(args.m, args.h, args.eps)) return error;
     if (args.accumulate > 1) return QK_ERROR_VALUE;
     if (args.m == 0) return QK_OK;
-    if (args.dy == nullptr || args.x == nullptr || args.weight == nullptr || args.dx == nullptr) return QK_ERROR_NULL_POINTER;
+    if (args.dy == nullptr || args.x == nullptr || args.weight == nullptr || args.dx == nullptr)
+        return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {args.dy, args.x, static_cast<const void *>(args.dx)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    NormBackward norm = {static_cast<const bf16 *>(args.dy), static_cast<const bf16 *>(args.x), args.weight, static_cast<bf16 *>(args.dx),
-                         args.h, args.eps, args.accumulate != 0};
+    NormBackward norm = {static_cast<const bf16 *>(args.dy),
+                         static_cast<const bf16 *>(args.x),
+                         args.weight,
+                         static_cast<bf16 *>(args.dx),
+                         args.h,
+                         args.eps,
+                         args.accumulate != 0};
     auto kernel = is_vector(args.h) ? rms_norm_backward<8> : rms_norm_backward<1>;
     return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }

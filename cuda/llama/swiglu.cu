@@ -1,5 +1,5 @@
-// SwiGLU: out = gate * s * up with s = 1 / (1 + exp(-gate)); backward in place: dgate = dout * up * s * (1 + gate * (1 - s)),
-// dup = dout * gate * s. Offsets are 64-bit: gate and up of 37 thousand tokens of a 70B pass 2^31.
+// SwiGLU: out = gate * s * up with s = 1 / (1 + exp(-gate)); backward in place: dgate = dout * up * s * (1 + gate * (1
+// - s)), dup = dout * gate * s. Offsets are 64-bit: gate and up of 37 thousand tokens of a 70B pass 2^31.
 //
 // A thread takes 8 (or 1) neighbours. Bytes: 6 I a row forward, 10 I backward (12 I with `out`).
 #include "common/abi.cuh"
@@ -46,14 +46,17 @@ template <bool backward> int run(const qk_swiglu_args *caller, qk_stream stream)
     if (int error = read_struct(caller, &args)) return error;
     if (args.m < 0 || args.m > INT32_MAX || args.i < 1 || args.i > INT32_MAX) return QK_ERROR_SHAPE;
     if (args.m == 0) return QK_OK;
-    if (args.gate_up == nullptr || (args.out == nullptr && !backward) || (args.dout == nullptr) == backward) return QK_ERROR_NULL_POINTER;
+    if (args.gate_up == nullptr || (args.out == nullptr && !backward) || (args.dout == nullptr) == backward)
+        return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {static_cast<const void *>(args.gate_up), static_cast<const void *>(args.out), args.dout})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    Swiglu view = {static_cast<bf16 *>(args.gate_up), static_cast<bf16 *>(args.out), static_cast<const bf16 *>(args.dout), args.m, args.i};
+    Swiglu view = {static_cast<bf16 *>(args.gate_up), static_cast<bf16 *>(args.out),
+                   static_cast<const bf16 *>(args.dout), args.m, args.i};
     bool vector = is_vector(args.i);
     int64_t blocks = ceil_div(view.m * view.i / (vector ? 8 : 1), kThreads);
     if (blocks > INT32_MAX) return QK_ERROR_SHAPE;
-    return launch(vector ? swiglu<8, backward> : swiglu<1, backward>, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, view);
+    return launch(vector ? swiglu<8, backward> : swiglu<1, backward>, dim3(unsigned(blocks)), dim3(kThreads), 0, stream,
+                  view);
 }
 
 }  // namespace

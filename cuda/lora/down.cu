@@ -1,8 +1,8 @@
 // S = bf16(scale * dropout(X) * A^T) [M, columns], for any M: r is small, X is read once per 16 or 64 rows of A.
 //
-// What limits it: reading X and A from L2. Block: 16 tokens by 16 rows of A of one segment, or, where rows differ in what they see, by
-// up to 64 columns of S (skinny.cuh). Preconditions of the fast kernels: K % 64 == 0, ldx % 8 == 0. Other shapes take a thread for
-// each element.
+// What limits it: reading X and A from L2. Block: 16 tokens by 16 rows of A of one segment, or, where rows differ in
+// what they see, by up to 64 columns of S (skinny.cuh). Preconditions of the fast kernels: K % 64 == 0, ldx % 8 == 0.
+// Other shapes take a thread for each element.
 #include "common/grid_y.cuh"
 #include "linear/skinny.cuh"
 
@@ -31,19 +31,22 @@ __global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, 
     float *sums = skinny_product<kRankTiles>(view, DenseRows{segment.a, view.k}, row0, segment.r, token0);
     for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
         int64_t token = token0 + i / kColumns, row = row0 + i % kColumns;
-        if (token < view.m && row < (segment.r + 7) / 8 * 8) // padding columns are zero, also where X has a NaN or an infinity
-            s[token * view.lds + segment.s_column + row] = to_bf16(row < segment.r ? segment.scale_of(0) * sums[i] : 0.0f);
+        if (token < view.m &&
+            row < (segment.r + 7) / 8 * 8) // padding columns are zero, also where X has a NaN or an infinity
+            s[token * view.lds + segment.s_column + row] =
+                to_bf16(row < segment.r ? segment.scale_of(0) * sums[i] : 0.0f);
     }
 }
 
 constexpr int kMaskedTiles = 8;
 
-// S where rows differ in what they see: dropout, adapters. The 16 tokens' X is masked once for all columns of S, up to 64; with adapters a
-// block's columns are of one segment, and the product is made for each adapter that one of its tokens has.
-// grid: (tiles of all columns of S, or of each segment's with adapters; ceil(M / 16))
+// S where rows differ in what they see: dropout, adapters. The 16 tokens' X is masked once for all columns of S, up to
+// 64; with adapters a block's columns are of one segment, and the product is made for each adapter that one of its
+// tokens has. grid: (tiles of all columns of S, or of each segment's with adapters; ceil(M / 16))
 __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view, bf16 *s, int64_t first_token) {
     constexpr int kColumns = 8 * kMaskedTiles;
-    int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens, end = min(token0 + kTokens, view.m);
+    int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens,
+            end = min(token0 + kTokens, view.m);
     bool adapters = view.has_adapters();
     const SegmentView *only = adapters ? &view.segments[view.segment_of(tile, kColumns, true)] : nullptr;
     int64_t column0 = (adapters ? only->s_column : 0) + tile * kColumns;
@@ -73,14 +76,16 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
             const SegmentView &segment = segment_with(column);
             if (segment.adapter(token) != adapter) continue;
             bool padding = column - segment.s_column >= segment.r;
-            s[token * view.lds + column] = to_bf16(padding ? 0.0f : __fmul_rn(segment.scale_of(adapter), __fmul_rn(kept, sums[i])));
+            s[token * view.lds + column] =
+                to_bf16(padding ? 0.0f : __fmul_rn(segment.scale_of(adapter), __fmul_rn(kept, sums[i])));
         }
         __syncthreads(); // before the next adapter's sums
     }
     if (!adapters) return;
     for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
         int64_t token = token0 + i / kColumns;
-        if (token < end && i % kColumns < columns && only->adapter(token) < 0) s[token * view.lds + column0 + i % kColumns] = to_bf16(0.0f);
+        if (token < end && i % kColumns < columns && only->adapter(token) < 0)
+            s[token * view.lds + column0 + i % kColumns] = to_bf16(0.0f);
     }
 }
 
@@ -119,6 +124,7 @@ int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
 
 int launch_lora_down_generic(const LinearView &view, bf16 *s, qk_stream stream) {
     return by_tokens(view.m, [&](int64_t first, unsigned tokens) {
-        return launch(lora_down_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kGenericThreads), 0, stream, view, s, first);
+        return launch(lora_down_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kGenericThreads), 0, stream,
+                      view, s, first);
     });
 }

@@ -1,11 +1,12 @@
 // T = bf16(scale * dY * B) [M, columns]: a product over N, which is long, with r columns, which are few.
 //
-// What limits it: reading dY, once for every 64 ranks of a segment (16 where r % 8 != 0), and B from L2, once for every 32 or 16 tokens. Block:
-// 32 tokens by 64 ranks, or 16 by 16, of one segment; 8 warps take every 8th tile of 64 features, straight from global memory into registers, and
-// their sums are added in warp order through shared memory (64 or 8 KB): a result depends on N alone, not on the tiling.
-// Fragments: lane t takes features 16t .. 16t + 15 of a tile of both operands (linear/linear.cuh), lane g kRankTiles ranks next to each other, each of
-// another group of 8: a row of B is one load a lane, and two rows' ranks make the pairs of features that the instruction wants.
-// Preconditions of the fast kernel: N % 8 == 0, lddy % 8 == 0 for every segment; r and M any (an odd r loads its ranks one by one).
+// What limits it: reading dY, once for every 64 ranks of a segment (16 where r % 8 != 0), and B from L2, once for every
+// 32 or 16 tokens. Block: 32 tokens by 64 ranks, or 16 by 16, of one segment; 8 warps take every 8th tile of 64
+// features, straight from global memory into registers, and their sums are added in warp order through shared memory
+// (64 or 8 KB): a result depends on N alone, not on the tiling. Fragments: lane t takes features 16t .. 16t + 15 of a
+// tile of both operands (linear/linear.cuh), lane g kRankTiles ranks next to each other, each of another group of 8: a
+// row of B is one load a lane, and two rows' ranks make the pairs of features that the instruction wants. Preconditions
+// of the fast kernel: N % 8 == 0, lddy % 8 == 0 for every segment; r and M any (an odd r loads its ranks one by one).
 // Other shapes take one thread per element.
 #include "common/grid_y.cuh"
 #include "linear/backward.cuh"
@@ -28,8 +29,10 @@ template <int kRankTiles> struct alignas(2 * kRankTiles) Ranks {
     uint32_t pairs[kRankTiles / 2];
 };
 
-// kRankTiles ranks of one row of B, `count` of which exist. kWhole: r is a multiple of kRankTiles, and one load takes them all.
-template <int kRankTiles, bool kWhole> __device__ __forceinline__ Ranks<kRankTiles> load_ranks(const bf16 *row, int count) {
+// kRankTiles ranks of one row of B, `count` of which exist. kWhole: r is a multiple of kRankTiles, and one load takes
+// them all.
+template <int kRankTiles, bool kWhole>
+__device__ __forceinline__ Ranks<kRankTiles> load_ranks(const bf16 *row, int count) {
     Ranks<kRankTiles> ranks = {};
     if constexpr (!kWhole) {
 #pragma unroll
@@ -43,7 +46,8 @@ template <int kRankTiles, bool kWhole> __device__ __forceinline__ Ranks<kRankTil
 
 // grid: (tiles of the ranks of all segments, tiles of tokens). kSlabs: of 16 tokens; kRankTiles: of 8 ranks.
 template <int kSlabs, int kRankTiles, bool kWhole>
-__global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(BackwardView view, bf16 *t_matrix, int64_t first_token) {
+__global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1)
+    lora_dy_b(BackwardView view, bf16 *t_matrix, int64_t first_token) {
     constexpr int kTokens = 16 * kSlabs, kColumns = 8 * kRankTiles;
     static_assert(kRankTiles == 2 || kRankTiles == 8, "one load a row");
     int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens;
@@ -68,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(B
             Features a[kSlabs][2];
 #pragma unroll
             for (int i = 0; i < 2 * kSlabs; ++i)
-                a[i / 2][i % 2] = load_gradient(dy + 8 * i * segment.lddy, feature0, segment.n, token0 + g + 8 * i < end);
+                a[i / 2][i % 2] =
+                    load_gradient(dy + 8 * i * segment.lddy, feature0, segment.n, token0 + g + 8 * i < end);
 #pragma unroll
             for (int step = 0; step < 4; ++step) {
                 Ranks<kRankTiles> rows[4];
@@ -87,8 +92,8 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(B
                     }
 #pragma unroll
                     for (int i = 0; i < kSlabs; ++i) {
-                        uint32_t tokens[4] = {a[i][0].pairs[2 * step], a[i][1].pairs[2 * step], a[i][0].pairs[2 * step + 1],
-                                              a[i][1].pairs[2 * step + 1]};
+                        uint32_t tokens[4] = {a[i][0].pairs[2 * step], a[i][1].pairs[2 * step],
+                                              a[i][0].pairs[2 * step + 1], a[i][1].pairs[2 * step + 1]};
                         mma_m16n8k16(c[i][j], tokens, pairs);
                     }
                 }
@@ -100,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(B
             for (int j = 0; j < kRankTiles; ++j)
 #pragma unroll
                 for (int e = 0; e < 4; ++e)
-                    partial[(warp * kTokens + 16 * i + g + e / 2 * 8) * kColumns + kRankTiles * (2 * t + e % 2) + j] = c[i][j][e];
+                    partial[(warp * kTokens + 16 * i + g + e / 2 * 8) * kColumns + kRankTiles * (2 * t + e % 2) + j] =
+                        c[i][j][e];
         __syncthreads();
         for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
             int64_t token = token0 + i / kColumns;
@@ -109,7 +115,8 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(B
             float sum = partial[i];
             for (int w = 1; w < kWarps; ++w) sum += partial[w * kTokens * kColumns + i];
             // Padding columns are zero, also where dY has a NaN or an infinity.
-            t_matrix[token * view.lds + segment.s_column + rank] = to_bf16(rank < segment.r ? segment.scale_of(adapter) * sum : 0.0f);
+            t_matrix[token * view.lds + segment.s_column + rank] =
+                to_bf16(rank < segment.r ? segment.scale_of(adapter) * sum : 0.0f);
         }
         __syncthreads(); // before the next adapter's sums
     }
@@ -122,7 +129,8 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 2 ? 2 : 1) lora_dy_b(B
     }
 }
 
-template <int kSlabs, int kRankTiles, bool kWhole> int launch_tiles(const BackwardView &view, bf16 *t, qk_stream stream) {
+template <int kSlabs, int kRankTiles, bool kWhole>
+int launch_tiles(const BackwardView &view, bf16 *t, qk_stream stream) {
     constexpr int kTokens = 16 * kSlabs;
     constexpr size_t kSharedBytes = size_t(kWarps) * kTokens * 8 * kRankTiles * sizeof(float);
     static_assert(kSharedBytes <= kMaxSharedBytes, "fits every card");
@@ -130,7 +138,8 @@ template <int kSlabs, int kRankTiles, bool kWhole> int launch_tiles(const Backwa
     for (int i = 0; i < view.num_segments; ++i) tiles += ceil_div(view.segments[i].r, 8 * kRankTiles);
     return by_tokens(ceil_div(view.m, kTokens), [&](int64_t first, unsigned token_tiles) {
         dim3 grid(unsigned(tiles), token_tiles);
-        return launch(lora_dy_b<kSlabs, kRankTiles, kWhole>, grid, dim3(kThreads), kSharedBytes, stream, view, t, first * kTokens);
+        return launch(lora_dy_b<kSlabs, kRankTiles, kWhole>, grid, dim3(kThreads), kSharedBytes, stream, view, t,
+                      first * kTokens);
     });
 }
 
@@ -144,7 +153,8 @@ __global__ void __launch_bounds__(kThreads) lora_dy_b_generic(BackwardView view,
     float sum = 0.0f;
     if (rank < segment.r && adapter >= 0) {
         const bf16 *b = segment.b + adapter * segment.n * segment.r;
-        for (int64_t n = 0; n < segment.n; ++n) sum = fmaf(to_float(segment.dy[token * segment.lddy + n]), to_float(b[n * segment.r + rank]), sum);
+        for (int64_t n = 0; n < segment.n; ++n)
+            sum = fmaf(to_float(segment.dy[token * segment.lddy + n]), to_float(b[n * segment.r + rank]), sum);
         sum = __fmul_rn(segment.scale_of(adapter), sum);
     }
     t[token * view.lds + segment.s_column + rank] = to_bf16(sum);
@@ -162,8 +172,11 @@ int launch_lora_dy_b(const BackwardView &view, bf16 *t, qk_stream stream) {
         together |= segment.r;
     }
     if (fast && most > 16 && together % 8 == 0) return launch_tiles<2, 8, true>(view, t, stream);
-    if (fast) return together % 2 == 0 ? launch_tiles<1, 2, true>(view, t, stream) : launch_tiles<1, 2, false>(view, t, stream);
+    if (fast)
+        return together % 2 == 0 ? launch_tiles<1, 2, true>(view, t, stream)
+                                 : launch_tiles<1, 2, false>(view, t, stream);
     return by_tokens(view.m, [&](int64_t first, unsigned tokens) {
-        return launch(lora_dy_b_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kThreads), 0, stream, view, t, first);
+        return launch(lora_dy_b_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kThreads), 0, stream, view,
+                      t, first);
     });
 }

@@ -1,14 +1,16 @@
-// dA += T^T * dropout(X) [r, K] and dB += dY^T * S [N, r], both as small^T [ranks, tokens] * big [tokens, columns] on tensor cores.
+// dA += T^T * dropout(X) [r, K] and dB += dY^T * S [N, r], both as small^T [ranks, tokens] * big [tokens, columns] on
+// tensor cores.
 //
-// What limits it: reading X and dY, which happens once a launch for up to 64 ranks of a product (of all segments together for X, of each for
-// dY), and again for every 64 more. Block: 128 columns of big by up to 64 ranks, over all tokens; each of 4 warps takes 32 columns. Pipeline of
-// 4 stages of 32 tokens by cp.async. Both operands have tokens as rows, so that ldmatrix.trans makes both fragments. Rows of other adapters
-// are never read: both operands get zeros.
+// What limits it: reading X and dY, which happens once a launch for up to 64 ranks of a product (of all segments
+// together for X, of each for dY), and again for every 64 more. Block: 128 columns of big by up to 64 ranks, over all
+// tokens; each of 4 warps takes 32 columns. Pipeline of 4 stages of 32 tokens by cp.async. Both operands have tokens as
+// rows, so that ldmatrix.trans makes both fragments. Rows of other adapters are never read: both operands get zeros.
 //
-// Sums: 256 tokens in the order of the matrix instructions, from zero; then this sum is added to what there is. Where the tiles do not fill the
-// multiprocessors, blocks take groups of such chunks, leave their sums in the workspace, and a second kernel adds them in order: the same
-// additions, so that the bits depend neither on that nor on how a batch is cut at multiples of 256 tokens.
-// Shared memory: 36 to 48 KB; 16-byte chunks of a row are exchanged by row so that ldmatrix does not conflict.
+// Sums: 256 tokens in the order of the matrix instructions, from zero; then this sum is added to what there is. Where
+// the tiles do not fill the multiprocessors, blocks take groups of such chunks, leave their sums in the workspace, and
+// a second kernel adds them in order: the same additions, so that the bits depend neither on that nor on how a batch is
+// cut at multiples of 256 tokens. Shared memory: 36 to 48 KB; 16-byte chunks of a row are exchanged by row so that
+// ldmatrix does not conflict.
 #include "lora/gradients.cuh"
 
 namespace {
@@ -29,7 +31,7 @@ static_assert(shared_bytes(4) <= kMaxSharedBytes, "fits every card");
 // What a launch adds to the view.
 struct Tiling {
     uint32_t chunks_per_block; // a group of chunks: blockIdx.y
-    float *partial;           // chunk sums, NULL where one group is all: [tiles, chunks, 4 * rank tiles, threads] of float4
+    float *partial; // chunk sums, NULL where one group is all: [tiles, chunks, 4 * rank tiles, threads] of float4
 };
 
 __device__ __forceinline__ int big_offset(int row, int chunk) { return row * kColumns * 2 + (chunk ^ (row & 7)) * 16; }
@@ -56,7 +58,8 @@ template <int kRankTiles> struct Tile {
     __device__ __forceinline__ Tile(const GradientsView &view, int64_t number) : view(view) {
         for (int i = 0;; ++i) {
             product = &view.products[i];
-            int64_t tiles = ceil_div(product->columns, kColumns) * ceil_div(product->ranks, 16 * kRankTiles) * product->adapters;
+            int64_t tiles =
+                ceil_div(product->columns, kColumns) * ceil_div(product->ranks, 16 * kRankTiles) * product->adapters;
             if (number < tiles || i + 1 == view.num_products) break;
             number -= tiles;
         }
@@ -97,14 +100,16 @@ template <int kRankTiles> struct Tile {
         return chunk;
     }
 
-    // Starts copying tokens token0 .. token0 + 31: each thread the same chunk of every kRows-th row, from pointers that only the token moves.
+    // Starts copying tokens token0 .. token0 + 31: each thread the same chunk of every kRows-th row, from pointers that
+    // only the token moves.
     __device__ __forceinline__ void fetch(unsigned char *stage, uint32_t token0) const {
         constexpr int kBigChunks = kColumns / 8, kBigRows = kThreads / kBigChunks;
         uint32_t token = token0 + threadIdx.x / kBigChunks;
         const bf16 *from = big + token * product->ld;
 #pragma unroll
         for (int row = 0; row < kStep; row += kBigRows)
-            cp_async_16(stage + big_to + row * kColumns * 2, from + row * product->ld, has_column && takes(token + row));
+            cp_async_16(stage + big_to + row * kColumns * 2, from + row * product->ld,
+                        has_column && takes(token + row));
         constexpr int kSmallChunks = 2 * kRankTiles, kSmallRows = kThreads / kSmallChunks;
         static_assert(kSmallRows % 8 == 0, "rows that a thread copies are exchanged alike");
         token = token0 + threadIdx.x / kSmallChunks;
@@ -112,16 +117,18 @@ template <int kRankTiles> struct Tile {
 #pragma unroll
         for (int row = 0; row < kStep; row += kSmallRows)
             if (kSmallRows <= kStep || threadIdx.x < kStep * kSmallChunks)
-                cp_async_16(stage + small_to + row * kSmallChunks * 16, from + row * view.lds, has_rank && takes(token + row));
+                cp_async_16(stage + small_to + row * kSmallChunks * 16, from + row * view.lds,
+                            has_rank && takes(token + row));
     }
 
-    // Zeroes what dropout drops of two fragments of tokens token0 .. token0 + 15 by the warp's 32 columns. The 4 lanes of a quad of features
-    // draw for one token each of the 4 that they all hold, and exchange what they drew.
+    // Zeroes what dropout drops of two fragments of tokens token0 .. token0 + 15 by the warp's 32 columns. The 4 lanes
+    // of a quad of features draw for one token each of the 4 that they all hold, and exchange what they drew.
     __device__ __forceinline__ void drop(uint32_t (&big)[2][4], uint32_t token0, int64_t column) const {
         int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
         uint32_t own = token0 + 2 * t + (g & 1) + (g & 2) * 4, bits = 0;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) bits |= dropout_kept(view.dropout, own, uint32_t(column / 4) + 2 * j + g / 4) << (4 * j);
+        for (int j = 0; j < 4; ++j)
+            bits |= dropout_kept(view.dropout, own, uint32_t(column / 4) + 2 * j + g / 4) << (4 * j);
         uint32_t kept[4]; // of tokens 2t, 2t + 1, 2t + 8, 2t + 9
 #pragma unroll
         for (int i = 0; i < 4; ++i) kept[i] = __shfl_sync(~0u, bits, (lane & 16) + 4 * i + t) >> (g % 4);
@@ -135,12 +142,14 @@ template <int kRankTiles> struct Tile {
     }
 
     template <bool kDropout>
-    __device__ __forceinline__ void multiply(float (&sums)[kRankTiles][4][4], const unsigned char *stage, uint32_t token0) const {
+    __device__ __forceinline__ void multiply(float (&sums)[kRankTiles][4][4], const unsigned char *stage,
+                                             uint32_t token0) const {
 #pragma unroll
         for (int step = 0; step < kStep / 16; ++step) {
             uint32_t columns[2][4]; // [16 columns][of 8 columns: tokens 2t, 2t + 1; tokens 2t + 8, 2t + 9]
 #pragma unroll
-            for (int j = 0; j < 2; ++j) ldmatrix_x4_trans(columns[j], stage + (big_lane ^ 32 * j) + 16 * step * kColumns * 2);
+            for (int j = 0; j < 2; ++j)
+                ldmatrix_x4_trans(columns[j], stage + (big_lane ^ 32 * j) + 16 * step * kColumns * 2);
             if constexpr (kDropout)
                 if (product->dropped) drop(columns, token0 + 16 * step, column0 + threadIdx.x / 32 * 32);
 #pragma unroll
@@ -184,13 +193,16 @@ template <int kRankTiles> struct Tile {
     }
 
     __device__ __forceinline__ float4 *partial(const Tiling &tiling, uint32_t chunk) const {
-        return reinterpret_cast<float4 *>(tiling.partial) + (int64_t(blockIdx.x) * chunks + chunk) * 4 * kRankTiles * kThreads + threadIdx.x;
+        return reinterpret_cast<float4 *>(tiling.partial) +
+               (int64_t(blockIdx.x) * chunks + chunk) * 4 * kRankTiles * kThreads + threadIdx.x;
     }
 };
 
 // grid: (tiles of all products, groups of chunks)
 template <int kRankTiles, bool kDropout>
-__global__ void __launch_bounds__(kThreads, kRankTiles == 1 ? 4 : kRankTiles == 2 ? 3 : 2) lora_gradients(GradientsView view, Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, kRankTiles == 1   ? 4
+                                            : kRankTiles == 2 ? 3
+                                                              : 2) lora_gradients(GradientsView view, Tiling tiling) {
     constexpr int kStageBytes = kBigBytes + small_bytes(kRankTiles);
     Tile<kRankTiles> tile(view, blockIdx.x);
     uint32_t first = blockIdx.y * tiling.chunks_per_block, last = min(first + tiling.chunks_per_block, tile.chunks);
@@ -202,7 +214,9 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 1 ? 4 : kRankTiles == 
         uint32_t chunk, token;
     };
     auto place = [](uint32_t chunk) { return Place{chunk, chunk * kChunkTokens}; };
-    auto ends_chunk = [&](Place at) { return at.token % kChunkTokens == kChunkTokens - kStep || at.token + kStep >= tile.tokens; };
+    auto ends_chunk = [&](Place at) {
+        return at.token % kChunkTokens == kChunkTokens - kStep || at.token + kStep >= tile.tokens;
+    };
     auto after = [&](Place at) {
         return ends_chunk(at) ? place(tile.next_chunk(at.chunk + 1, last)) : Place{at.chunk, at.token + kStep};
     };
@@ -217,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, kRankTiles == 1 ? 4 : kRankTiles == 
     }
     for (int stage = 0; now.chunk < last; stage = (stage + 1) % kStages) {
         cp_async_wait<kStages - 2>(); // this stage is here ...
-        __syncthreads();              // ... for everyone, and everyone is done with the one before, which is next to fill
+        __syncthreads(); // ... for everyone, and everyone is done with the one before, which is next to fill
         if (next.chunk < last) {
             tile.fetch(dynamic_shared() + (stage + kStages - 1) % kStages * kStageBytes, next.token);
             next = after(next);
@@ -251,7 +265,8 @@ template <int kRankTiles> __global__ void __launch_bounds__(kThreads, 4) add_chu
     Tile<kRankTiles> tile(view, blockIdx.x);
     float totals[kRankTiles][4][4] = {};
     tile.load(totals);
-    for (uint32_t chunk = tile.next_chunk(0, tile.chunks); chunk < tile.chunks; chunk = tile.next_chunk(chunk + 1, tile.chunks)) {
+    for (uint32_t chunk = tile.next_chunk(0, tile.chunks); chunk < tile.chunks;
+         chunk = tile.next_chunk(chunk + 1, tile.chunks)) {
         const float4 *partial = tile.partial(tiling, chunk);
 #pragma unroll
         for (int i = 0; i < kRankTiles; ++i)
@@ -279,7 +294,8 @@ Cut cut(const GradientsView &view) {
     Cut cut = {most <= 16 ? 1 : most <= 32 ? 2 : kMaxRanks / 16, 0, 1, 0, 0};
     for (int i = 0; i < view.num_products; ++i) {
         const GradientProduct &product = view.products[i];
-        cut.tiles += ceil_div(product.columns, kColumns) * ceil_div(product.ranks, 16 * cut.rank_tiles) * product.adapters;
+        cut.tiles +=
+            ceil_div(product.columns, kColumns) * ceil_div(product.ranks, 16 * cut.rank_tiles) * product.adapters;
     }
     // Below this many blocks a larger card has idle multiprocessors; at twice that they are busy.
     constexpr int64_t kFew = 96;
@@ -287,16 +303,20 @@ Cut cut(const GradientsView &view) {
     if (cut.tiles > 0 && cut.tiles < kFew) cut.groups = min(min(ceil_div(2 * kFew, cut.tiles), chunks), int64_t(65535));
     cut.chunks_per_block = ceil_div(chunks, cut.groups);
     cut.groups = ceil_div(chunks, cut.chunks_per_block);
-    if (cut.groups > 1) cut.partial_bytes = size_t(cut.tiles * chunks) * (16 * cut.rank_tiles * kColumns * sizeof(float));
+    if (cut.groups > 1)
+        cut.partial_bytes = size_t(cut.tiles * chunks) * (16 * cut.rank_tiles * kColumns * sizeof(float));
     return cut;
 }
 
-template <int kRankTiles> int launch_tiles(const GradientsView &view, const Cut &cut, float *partial, qk_stream stream) {
+template <int kRankTiles>
+int launch_tiles(const GradientsView &view, const Cut &cut, float *partial, qk_stream stream) {
     Tiling tiling = {uint32_t(cut.chunks_per_block), partial};
     dim3 grid(unsigned(cut.tiles), unsigned(cut.groups));
     auto kernel = view.dropout.active() ? lora_gradients<kRankTiles, true> : lora_gradients<kRankTiles, false>;
     if (int error = launch(kernel, grid, dim3(kThreads), shared_bytes(kRankTiles), stream, view, tiling)) return error;
-    return partial == nullptr ? QK_OK : launch(add_chunks<kRankTiles>, dim3(unsigned(cut.tiles)), dim3(kThreads), 0, stream, view, tiling);
+    return partial == nullptr
+               ? QK_OK
+               : launch(add_chunks<kRankTiles>, dim3(unsigned(cut.tiles)), dim3(kThreads), 0, stream, view, tiling);
 }
 
 }  // namespace

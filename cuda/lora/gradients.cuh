@@ -1,4 +1,5 @@
-// The gradients of the LoRA matrices as one list of products small^T * big over tokens: small is T or S, big is X or dY.
+// The gradients of the LoRA matrices as one list of products small^T * big over tokens: small is T or S, big is X or
+// dY.
 #pragma once
 
 #include "linear/backward.cuh"
@@ -47,7 +48,8 @@ struct GradientsView {
     GradientProduct products[2 * QK_MAX_SEGMENTS];
 };
 
-// One kernel file each. The view is valid, has products, and m >= 1. The first needs ld % 8 == 0 and columns % 8 == 0 of every product.
+// One kernel file each. The view is valid, has products, and m >= 1. The first needs ld % 8 == 0 and columns % 8 == 0
+// of every product.
 size_t gradients_workspace_bytes(const GradientsView &view);
 int launch_lora_gradients(const GradientsView &view, void *workspace, qk_stream stream);
 int launch_lora_gradients_generic(const GradientsView &view, qk_stream stream);

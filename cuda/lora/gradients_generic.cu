@@ -1,5 +1,6 @@
-// dA += T^T * dropout(X) and dB += dY^T * S for any N, K and stride: one thread per element, tokens in order within chunks of 256, chunks in
-// order, f32. Slow on purpose: it is for shapes that no model has. And the host side of both kernels: check, list the products, launch.
+// dA += T^T * dropout(X) and dB += dY^T * S for any N, K and stride: one thread per element, tokens in order within
+// chunks of 256, chunks in order, f32. Slow on purpose: it is for shapes that no model has. And the host side of both
+// kernels: check, list the products, launch.
 #include "common/abi.cuh"
 #include "lora/gradients.cuh"
 
@@ -18,14 +19,16 @@ __global__ void __launch_bounds__(kThreads) lora_gradients_generic(GradientsView
     if (row.out == nullptr) return;
     bool drops = product.dropped && view.dropout.active();
     float total = row.out[column * row.stride];
-    for (int64_t chunk = 0; chunk < view.m; chunk += kChunkTokens) { // the sums of the other kernel: one a chunk, then in order
+    for (int64_t chunk = 0; chunk < view.m;
+         chunk += kChunkTokens) { // the sums of the other kernel: one a chunk, then in order
         float sum = 0.0f;
         bool any = false;
         for (int64_t token = chunk; token < min(chunk + kChunkTokens, view.m); ++token) {
             if (product.adapter_index != nullptr && product.adapter_index[token] != adapter) continue;
             any = true;
             if (drops && (dropout_kept(view.dropout, token, column / 4) >> (column % 4) & 1) == 0) continue;
-            sum = fmaf(to_float(product.small[token * view.lds + rank]), to_float(product.big[token * product.ld + column]), sum);
+            sum = fmaf(to_float(product.small[token * view.lds + rank]),
+                       to_float(product.big[token * product.ld + column]), sum);
         }
         if (any) total = __fadd_rn(total, __fmul_rn(drops ? view.dropout.scale : 1.0f, sum));
     }
@@ -55,16 +58,34 @@ Products products_of(const BackwardView &view) {
         const BackwardSegment &segment = view.segments[i];
         int ranks = int(round_up_8(segment.r));
         if (view.has_adapters() && segment.da != nullptr) {
-            GradientProduct da = {view.x, view.t + segment.s_column, segment.adapter_index, view.ldx, view.k, segment.num_adapters, ranks,
-                                  false, true, 1, {{segment.da, 0, segment.r}}};
+            GradientProduct da = {view.x,
+                                  view.t + segment.s_column,
+                                  segment.adapter_index,
+                                  view.ldx,
+                                  view.k,
+                                  segment.num_adapters,
+                                  ranks,
+                                  false,
+                                  true,
+                                  1,
+                                  {{segment.da, 0, segment.r}}};
             products.add(da);
         } else if (segment.da != nullptr) {
             all.outputs[all.num_outputs++] = {segment.da, int(segment.s_column), segment.r};
             wanted = true;
         }
         if (segment.db != nullptr) {
-            GradientProduct db = {segment.dy, view.s + segment.s_column, segment.adapter_index, segment.lddy, segment.n, segment.num_adapters, ranks,
-                                  true, false, 1, {{segment.db, 0, segment.r}}};
+            GradientProduct db = {segment.dy,
+                                  view.s + segment.s_column,
+                                  segment.adapter_index,
+                                  segment.lddy,
+                                  segment.n,
+                                  segment.num_adapters,
+                                  ranks,
+                                  true,
+                                  false,
+                                  1,
+                                  {{segment.db, 0, segment.r}}};
             products.add(db);
         }
     }
@@ -104,7 +125,8 @@ int launch_lora_gradients_generic(const GradientsView &view, qk_stream stream) {
         most = blocks > most ? blocks : most;
     }
     if (most > INT32_MAX) return QK_ERROR_SHAPE;
-    return launch(lora_gradients_generic, dim3(unsigned(most), unsigned(view.num_products)), dim3(kThreads), 0, stream, view);
+    return launch(lora_gradients_generic, dim3(unsigned(most), unsigned(view.num_products)), dim3(kThreads), 0, stream,
+                  view);
 }
 
 extern "C" int qk_lora_gradients_workspace_size(const qk_linear_backward_args *backward, size_t *bytes) {
@@ -116,7 +138,8 @@ extern "C" int qk_lora_gradients_workspace_size(const qk_linear_backward_args *b
     return QK_OK;
 }
 
-extern "C" int qk_lora_gradients(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_lora_gradients(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes,
+                                 qk_stream stream) {
     BackwardView view;
     Plan needed;
     if (int error = plan(backward, &view, &needed)) return error;
@@ -130,5 +153,6 @@ extern "C" int qk_lora_gradients(const qk_linear_backward_args *backward, void *
     }
     if (needed.products.fast.num_products > 0)
         if (int error = launch_lora_gradients(needed.products.fast, workspace, stream)) return error;
-    return needed.products.generic.num_products > 0 ? launch_lora_gradients_generic(needed.products.generic, stream) : QK_OK;
+    return needed.products.generic.num_products > 0 ? launch_lora_gradients_generic(needed.products.generic, stream)
+                                                    : QK_OK;
 }

@@ -1,4 +1,5 @@
-// Output layer and softmax cross-entropy, losses and the gradient of the hidden states, a chunk of supervised tokens at a time:
+// Output layer and softmax cross-entropy, losses and the gradient of the hidden states, a chunk of supervised tokens at
+// a time:
 //   rows      one block: which tokens are supervised, in order; only those are computed
 //   gather    their hidden states, H padded to 64
 //   logits    Z = H * W^T in f32, statistics of each row and 64 columns (loss/cross_entropy_logits.cu)
@@ -6,10 +7,11 @@
 //   dX        dZ * W by the linear layer's kernel for bf16 weights, over the gathered hidden states; then scattered
 //   sum       one block: the loss over all tokens, 256 at a time, in f64
 //
-// Why f32 logits in memory. bf16 would round a logit near 16 by up to 2^-4, and so its probability by 6%. Recomputing Z for the gradient costs 2 H
-// FLOPs a logit (H = 8192: 16384, 24 ps at 670 TFLOP/s); keeping it 8 bytes, dZ 4 (3.6 ps at 3.35 TB/s): even at H = 2048 less. For all M tokens
-// that would be M * V * 4 bytes, for a chunk of 1,024 it is 0.5 GB at V = 128256. W is read twice a chunk: 2 * 2 V H bytes beside 4 C V H FLOPs,
-// so 1,024 FLOPs a byte at C = 1024 and compute bound from C = 256 on. Not measured on a GPU.
+// Why f32 logits in memory. bf16 would round a logit near 16 by up to 2^-4, and so its probability by 6%. Recomputing Z
+// for the gradient costs 2 H FLOPs a logit (H = 8192: 16384, 24 ps at 670 TFLOP/s); keeping it 8 bytes, dZ 4 (3.6 ps
+// at 3.35 TB/s): even at H = 2048 less. For all M tokens that would be M * V * 4 bytes, for a chunk of 1,024 it is 0.5
+// GB at V = 128256. W is read twice a chunk: 2 * 2 V H bytes beside 4 C V H FLOPs, so 1,024 FLOPs a byte at C = 1024
+// and compute bound from C = 256 on. Not measured on a GPU.
 #include "common/abi.cuh"
 #include "linear/backward.cuh"
 #include "loss/cross_entropy.cuh"
@@ -22,7 +24,8 @@ constexpr int kSumTokens = 256; // of one sum of losses
 
 __device__ __forceinline__ bool is_finite(double x) { return x - x == 0.0; }
 
-// One block. rows, state->supervised, and the losses of what is not computed: 0 where not supervised, NaN beyond `supervised`.
+// One block. rows, state->supervised, and the losses of what is not computed: 0 where not supervised, NaN beyond
+// `supervised`.
 __global__ void __launch_bounds__(kScanThreads) supervised_rows(CrossEntropyView view) {
     int *counts = reinterpret_cast<int *>(dynamic_shared()); // [2][warps]
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, before = 0, round = 0;
@@ -55,7 +58,8 @@ __global__ void __launch_bounds__(kScanThreads) supervised_rows(CrossEntropyView
 }
 
 // Rows of H elements between [M, H] and the gathered [chunk, padded_h]. A block a row.
-template <bool kScatter, int V> __global__ void __launch_bounds__(kRowThreads) copy_rows(CrossEntropyView view, int64_t chunk_first) {
+template <bool kScatter, int V>
+__global__ void __launch_bounds__(kRowThreads) copy_rows(CrossEntropyView view, int64_t chunk_first) {
     int row = view.rows[chunk_first + blockIdx.x];
     if (row < 0 && kScatter) return;
     bf16 *gathered = view.gathered + int64_t(blockIdx.x) * view.padded_h;
@@ -64,10 +68,12 @@ template <bool kScatter, int V> __global__ void __launch_bounds__(kRowThreads) c
         bool there = row >= 0 && i < view.h;
         if constexpr (kScatter) {
             if (!there) continue;
-            if constexpr (V == 8) *reinterpret_cast<uint4 *>(view.dhidden + from + i) = *reinterpret_cast<const uint4 *>(gathered + i);
+            if constexpr (V == 8)
+                *reinterpret_cast<uint4 *>(view.dhidden + from + i) = *reinterpret_cast<const uint4 *>(gathered + i);
             else view.dhidden[from + i] = gathered[i];
         } else if constexpr (V == 8) {
-            *reinterpret_cast<uint4 *>(gathered + i) = there ? *reinterpret_cast<const uint4 *>(view.hidden + from + i) : make_uint4(0, 0, 0, 0);
+            *reinterpret_cast<uint4 *>(gathered + i) =
+                there ? *reinterpret_cast<const uint4 *>(view.hidden + from + i) : make_uint4(0, 0, 0, 0);
         } else {
             gathered[i] = there ? view.hidden[from + i] : to_bf16(0.0f);
         }
@@ -89,14 +95,15 @@ struct Statistic {
     float largest, sum;
     __device__ __forceinline__ Statistic and_(Statistic other) const {
         float both = fmaxf(largest, other.largest), base = both == -INFINITY ? 0.0f : both;
-        return {both, __fadd_rn(__fmul_rn(sum, expf(largest - base)), __fmul_rn(other.sum, expf(other.largest - base)))};
+        return {both,
+                __fadd_rn(__fmul_rn(sum, expf(largest - base)), __fmul_rn(other.sum, expf(other.largest - base)))};
     }
 };
 
 constexpr size_t kSoftmaxBytes = kRowThreads / 32 * sizeof(float2);
 
-// A block a row of the chunk: the loss, and, with a gradient, dZ over Z. A thread takes 8 columns; the 256 of a block are read before any of
-// theirs is written, and what is written lies before what is still to be read.
+// A block a row of the chunk: the loss, and, with a gradient, dZ over Z. A thread takes 8 columns; the 256 of a block
+// are read before any of theirs is written, and what is written lies before what is still to be read.
 __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView view, int64_t chunk_first) {
     float2 *of_warps = reinterpret_cast<float2 *>(dynamic_shared());
     int64_t row = blockIdx.x;
@@ -109,14 +116,16 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
         float2 next = view.statistics[row * view.num_statistics + i];
         all = all.and_({next.x, next.y});
     }
-    for (int lanes = 16; lanes > 0; lanes /= 2) all = all.and_({__shfl_xor_sync(~0u, all.largest, lanes), __shfl_xor_sync(~0u, all.sum, lanes)});
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+        all = all.and_({__shfl_xor_sync(~0u, all.largest, lanes), __shfl_xor_sync(~0u, all.sum, lanes)});
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = make_float2(all.largest, all.sum);
     __syncthreads();
     all = {-INFINITY, 0.0f};
     for (int i = 0; i < kRowThreads / 32; ++i) all = all.and_({of_warps[i].x, of_warps[i].y});
 
     bool known = target < view.vocab;
-    if (threadIdx.x == 0) view.losses[source] = known ? __fadd_rn(logf(all.sum), __fadd_rn(all.largest, -view.target_logits[row])) : NAN;
+    if (threadIdx.x == 0)
+        view.losses[source] = known ? __fadd_rn(logf(all.sum), __fadd_rn(all.largest, -view.target_logits[row])) : NAN;
     if (view.logits == nullptr) return;
     float *z = view.logits + row * view.ldz;
     bf16 *dz = reinterpret_cast<bf16 *>(z);
@@ -138,8 +147,8 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
             if (column + j == target) p[j] = __fadd_rn(p[j], -1.0f);
             p[j] = __fmul_rn(p[j], weight);
         }
-        *reinterpret_cast<uint4 *>(dz + column) =
-            make_uint4(pack_bf16x2(p[0], p[1]), pack_bf16x2(p[2], p[3]), pack_bf16x2(p[4], p[5]), pack_bf16x2(p[6], p[7]));
+        *reinterpret_cast<uint4 *>(dz + column) = make_uint4(pack_bf16x2(p[0], p[1]), pack_bf16x2(p[2], p[3]),
+                                                             pack_bf16x2(p[4], p[5]), pack_bf16x2(p[6], p[7]));
     }
 }
 
@@ -194,7 +203,8 @@ struct Parts {
 int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args, CrossEntropyView *view) {
     *view = {};
     if (int error = read_struct(caller, args)) return error;
-    if (args->m < 0 || args->m > INT32_MAX || args->h < 1 || args->h > INT32_MAX - 64 || args->vocab < 1 || args->vocab > INT32_MAX - 256)
+    if (args->m < 0 || args->m > INT32_MAX || args->h < 1 || args->h > INT32_MAX - 64 || args->vocab < 1 ||
+        args->vocab > INT32_MAX - 256)
         return QK_ERROR_SHAPE;
     if (args->supervised < 0 || args->supervised > args->m || args->chunk < 1) return QK_ERROR_SHAPE;
     if (!(args->gradient_scale - args->gradient_scale == 0.0f)) return QK_ERROR_VALUE;
@@ -209,7 +219,8 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     view->supervised = int(args->supervised);
     view->gradient_scale = args->gradient_scale;
     // Blocks of a launch are counted in 31 bits. (So are the logits' bytes in 47.)
-    bool fits = ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) <= INT32_MAX && ceil_div(view->chunk, 64) * ceil_div(args->h, 128) <= INT32_MAX;
+    bool fits = ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) <= INT32_MAX &&
+                ceil_div(view->chunk, 64) * ceil_div(args->h, 128) <= INT32_MAX;
     return fits ? QK_OK : QK_ERROR_SHAPE;
 }
 
@@ -217,21 +228,28 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
 struct Range {
     uintptr_t first;
     uint64_t bytes;
-    Range(const void *base, uint64_t bytes) : first(reinterpret_cast<uintptr_t>(base)), bytes(base == nullptr ? 0 : bytes) {}
-    bool overlaps(const Range &other) const { return bytes > 0 && other.bytes > 0 && first < other.first + other.bytes && other.first < first + bytes; }
+    Range(const void *base, uint64_t bytes)
+        : first(reinterpret_cast<uintptr_t>(base)), bytes(base == nullptr ? 0 : bytes) {}
+    bool overlaps(const Range &other) const {
+        return bytes > 0 && other.bytes > 0 && first < other.first + other.bytes && other.first < first + bytes;
+    }
 };
 
 // Whether something that is written overlaps another operand; dhidden may be hidden itself.
 bool overlapping(const qk_cross_entropy_args *args, const void *workspace, size_t workspace_bytes) {
     uint64_t m = uint64_t(args->m), row = uint64_t(args->h) * sizeof(bf16);
-    const Range written[] = {{workspace, workspace_bytes}, {args->state, sizeof *args->state}, {args->losses, m * sizeof(float)}, {args->dhidden, m * row}};
+    const Range written[] = {{workspace, workspace_bytes},
+                             {args->state, sizeof *args->state},
+                             {args->losses, m * sizeof(float)},
+                             {args->dhidden, m * row}};
     const Range read[] = {{args->head, uint64_t(args->vocab) * row}, {args->targets, m * sizeof(int32_t)},
                           {args->weights, m * sizeof(float)}, {args->hidden, m * row}};
     for (int i = 0; i < 4; ++i) {
         for (int j = 0; j < i; ++j)
             if (written[i].overlaps(written[j])) return true;
         for (const Range &other : read)
-            if (written[i].overlaps(other) && !(&other == &read[3] && i == 3 && args->dhidden == args->hidden)) return true;
+            if (written[i].overlaps(other) && !(&other == &read[3] && i == 3 && args->dhidden == args->hidden))
+                return true;
     }
     return false;
 }
@@ -251,10 +269,13 @@ int check(const qk_cross_entropy_args *caller, void *workspace, size_t workspace
     qk_cross_entropy_args own, *args = &own;
     if (int error = check_shape(caller, args, view)) return error;
     if (args->head == nullptr || args->state == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr)) return QK_ERROR_NULL_POINTER;
+    if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr))
+        return QK_ERROR_NULL_POINTER;
     for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->targets, 4) || !is_aligned(args->weights, 4) || !is_aligned(args->losses, 4) || !is_aligned(args->state, 8)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args->targets, 4) || !is_aligned(args->weights, 4) || !is_aligned(args->losses, 4) ||
+        !is_aligned(args->state, 8))
+        return QK_ERROR_ALIGNMENT;
     view->hidden = static_cast<const bf16 *>(args->hidden);
     view->head = static_cast<const bf16 *>(args->head);
     view->targets = args->targets;
@@ -289,7 +310,8 @@ int launch_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) 
 int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {
     if (int error = launch_copy<false>(view, first, tokens, stream)) return error;
     if (int error = launch_cross_entropy_logits(view, first, tokens, stream)) return error;
-    if (int error = launch(softmax_rows, dim3(unsigned(tokens)), dim3(kRowThreads), kSoftmaxBytes, stream, view, first)) return error;
+    if (int error = launch(softmax_rows, dim3(unsigned(tokens)), dim3(kRowThreads), kSoftmaxBytes, stream, view, first))
+        return error;
     if (view.dhidden == nullptr) return QK_OK;
     if (int error = launch_gradient(view, tokens, stream)) return error;
     return launch_copy<true>(view, first, tokens, stream);
@@ -306,10 +328,12 @@ extern "C" int qk_cross_entropy_workspace_size(const qk_cross_entropy_args *call
     return QK_OK;
 }
 
-extern "C" int qk_cross_entropy(const qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_cross_entropy(const qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes,
+                                qk_stream stream) {
     CrossEntropyView view;
     if (int error = check(args, workspace, workspace_bytes, &view)) return error;
-    if (int error = launch(supervised_rows, dim3(1), dim3(kScanThreads), 2 * kScanWarps * sizeof(int), stream, view)) return error;
+    if (int error = launch(supervised_rows, dim3(1), dim3(kScanThreads), 2 * kScanWarps * sizeof(int), stream, view))
+        return error;
     if (view.dhidden != nullptr && view.m > 0) {
         auto clear = view.h % 8 == 0 ? clear_rows<8> : clear_rows<1>;
         if (int error = launch(clear, dim3(unsigned(view.m)), dim3(kRowThreads), 0, stream, view)) return error;

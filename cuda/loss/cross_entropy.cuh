@@ -1,11 +1,12 @@
-// What the kernels of the fused output layer and cross-entropy share.
+// The checked operand of the fused output layer and cross-entropy, by value, and its launchers.
 #pragma once
 
 #include "common/ptx.cuh"
 
 constexpr int kStatisticColumns = 64; // logits that one maximum and sum of exponentials are of
 
-// The checked operand and the workspace, by value. A chunk is at most `chunk` supervised tokens; its rows are numbered from 0.
+// The checked operand and the workspace, by value. A chunk is at most `chunk` supervised tokens; its rows are numbered
+// from 0.
 struct CrossEntropyView {
     const bf16 *hidden, *head;  // [M, H], [V, H]
     const int32_t *targets;     // [M]
@@ -22,9 +23,10 @@ struct CrossEntropyView {
 
     int32_t *rows;              // [supervised]: the rows of hidden that are supervised, in order; -1 past the last
     bf16 *gathered;             // [chunk, padded_h]: those rows of hidden, zeros past H; later their gradient
-    float2 *statistics;         // [chunk, num_statistics]: largest logit, sum of exponentials of what the others are below it
+    float2 *statistics; // [chunk, num_statistics]: largest logit, sum of exponentials of what the others are below it
     float *target_logits;       // [chunk]
-    float *logits;              // [chunk, ldz], then their bf16 gradient over it at the same row stride in bytes; NULL without dhidden
+    float
+        *logits; // [chunk, ldz], then their bf16 gradient over it at the same row stride in bytes; NULL without dhidden
 
     // Whether a row is computed.
     __device__ __forceinline__ bool is_supervised(int64_t row) const {

@@ -1,10 +1,11 @@
-// Logits Z = H * W^T of a chunk of tokens in f32, and of each row and 64 of its columns the maximum and the sum of exponentials (mma.sync, sm_80
-// and up). Z itself is stored only where a gradient is wanted.
+// Logits Z = H * W^T of a chunk of tokens in f32, and of each row and 64 of its columns the maximum and the sum of
+// exponentials (mma.sync, sm_80 and up). Z itself is stored only where a gradient is wanted.
 //
-// Block: 128 tokens by 256 rows of W, a warp 64 by 64 of them; tiles of 64 features by cp.async through a double buffer. A logit is one f32 sum
-// over the features in order. Blocks of the same rows of W are neighbours, so that W leaves DRAM once a chunk.
-// Shared memory: 96 KB, 16-byte chunks at chunk ^ row % 8. Preconditions: none on V; H % 8 != 0 copies W element by element.
-// Limit: 2 H FLOPs a logit on the tensor cores. Beside it stand 4 bytes stored and one exponential a logit.
+// Block: 128 tokens by 256 rows of W, a warp 64 by 64 of them; tiles of 64 features by cp.async through a double
+// buffer. A logit is one f32 sum over the features in order. Blocks of the same rows of W are neighbours, so that W
+// leaves DRAM once a chunk. Shared memory: 96 KB, 16-byte chunks at chunk ^ row % 8. Preconditions: none on V; H % 8 !=
+// 0 copies W element by element. Limit: 2 H FLOPs a logit on the tensor cores. Beside it stand 4 bytes stored and one
+// exponential a logit.
 #include "attention/attention.cuh"
 #include "loss/cross_entropy.cuh"
 
@@ -24,7 +25,8 @@ struct Cursor {
     int64_t step;      // from row to row
     int rows, columns; // that are left, from this thread's on; zeros past them
 
-    __device__ __forceinline__ static Cursor start(const bf16 *matrix, int64_t ld, int64_t first, int64_t rows, int64_t columns) {
+    __device__ __forceinline__ static Cursor start(const bf16 *matrix, int64_t ld, int64_t first, int64_t rows,
+                                                   int64_t columns) {
         int64_t row = first + int(threadIdx.x) / 8, column = int(threadIdx.x) % 8 * 8;
         return {matrix + row * ld + column, kRows * ld, int(rows - row), int(columns - column)};
     }
@@ -48,14 +50,21 @@ struct Cursor {
     }
 };
 
-template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 1) cross_entropy_logits(CrossEntropyView view, int64_t chunk_first, int tokens) {
+template <bool kWhole, bool kStore>
+__global__ void __launch_bounds__(kThreads, 1)
+    cross_entropy_logits(CrossEntropyView view, int64_t chunk_first, int tokens) {
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     int tiles_m = int(ceil_div(tokens, kTokens)), m0 = int(blockIdx.x) % tiles_m * kTokens;
     int64_t n0 = int64_t(blockIdx.x) / tiles_m * kColumns;
     int warp_m = warp % 2 * kWarpTokens, warp_n = warp / 2 * kWarpColumns;
-    auto hidden = [](int stage) { return Tile<kFeatures>{reinterpret_cast<bf16 *>(dynamic_shared() + stage * kStageBytes)}; };
-    auto head = [](int stage) { return Tile<kFeatures>{reinterpret_cast<bf16 *>(dynamic_shared() + stage * kStageBytes) + kTokens * kFeatures}; };
-    Cursor hidden_at = Cursor::start(view.gathered, view.padded_h, m0, tokens, view.padded_h), head_at = Cursor::start(view.head, view.h, n0, view.vocab, view.h);
+    auto hidden = [](int stage) {
+        return Tile<kFeatures>{reinterpret_cast<bf16 *>(dynamic_shared() + stage * kStageBytes)};
+    };
+    auto head = [](int stage) {
+        return Tile<kFeatures>{reinterpret_cast<bf16 *>(dynamic_shared() + stage * kStageBytes) + kTokens * kFeatures};
+    };
+    Cursor hidden_at = Cursor::start(view.gathered, view.padded_h, m0, tokens, view.padded_h),
+           head_at = Cursor::start(view.head, view.h, n0, view.vocab, view.h);
     auto fetch = [&](int stage) {
         hidden_at.template fetch<kTokens, true>(hidden(stage));
         head_at.template fetch<kColumns, kWhole>(head(stage));
@@ -114,13 +123,15 @@ template <bool kWhole, bool kStore> __global__ void __launch_bounds__(kThreads, 
             sum = row_sum(sum);
             if (row >= tokens) continue;
             if (lane % 4 == 0 && n0 + warp_n < view.vocab)
-                view.statistics[row * view.num_statistics + (n0 + warp_n) / kStatisticColumns] = make_float2(largest, sum);
+                view.statistics[row * view.num_statistics + (n0 + warp_n) / kStatisticColumns] =
+                    make_float2(largest, sum);
             if constexpr (kStore) {
                 float *to = view.logits + row * view.ldz + first_column;
 #pragma unroll
                 for (int n = 0; n < kWarpColumns / 8; ++n)
                     if (first_column + 8 * n < view.ldz)
-                        *reinterpret_cast<float2 *>(to + 8 * n) = make_float2(sums[i][n][2 * half], sums[i][n][2 * half + 1]);
+                        *reinterpret_cast<float2 *>(to + 8 * n) =
+                            make_float2(sums[i][n][2 * half], sums[i][n][2 * half + 1]);
             }
         }
 }

@@ -1,8 +1,8 @@
 // W[i] = codebook[code i] * absmax[i / block_size] in f32, rounded once to the output type.
 //
-// A thread takes 8 consecutive elements: 4 bytes of codes in, 16 (bf16) or 32 (f32) bytes out, both coalesced. Block sizes are
-// multiples of 32 and blocks are counted over the flat weight, so that the 8 share one absmax.
-// No shared memory but the codebook. Any N and K; the last group may be ragged.
+// A thread takes 8 consecutive elements: 4 bytes of codes in, 16 (bf16) or 32 (f32) bytes out, both coalesced. Block
+// sizes are multiples of 32 and blocks are counted over the flat weight, so that the 8 share one absmax. No shared
+// memory but the codebook. Any N and K; the last group may be ragged.
 #include "common/abi.cuh"
 #include "nf4/nf4.cuh"
 
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) dequantize(Nf4View weight, T *out /*
 template <typename T>
 int dequantize_to(const Nf4View &weight, void *out, qk_stream stream) {
     int64_t groups = ceil_div(weight.n * weight.k, kPerThread);
-    return launch(dequantize<T>, dim3(unsigned(ceil_div(groups, kThreads))), dim3(kThreads), 16 * sizeof(float), stream, weight,
-                  static_cast<T *>(out));
+    return launch(dequantize<T>, dim3(unsigned(ceil_div(groups, kThreads))), dim3(kThreads), 16 * sizeof(float), stream,
+                  weight, static_cast<T *>(out));
 }
 
 }  // namespace
@@ -68,8 +68,16 @@ int nf4_view(const qk_nf4 *caller, Nf4View *view) {
         if (!is_aligned(part, sizeof(float))) return QK_ERROR_ALIGNMENT;
     }
     if (!is_aligned(weight->codes, 16) || !is_aligned(weight->absmax, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    *view = {weight->codes, weight->absmax_codes, weight->absmax, weight->nested_absmax, weight->nested_map, weight->offset,
-             weight->n, weight->k, log2_of(weight->block_size), transposed};
+    *view = {weight->codes,
+             weight->absmax_codes,
+             weight->absmax,
+             weight->nested_absmax,
+             weight->nested_map,
+             weight->offset,
+             weight->n,
+             weight->k,
+             log2_of(weight->block_size),
+             transposed};
     return QK_OK;
 }
 

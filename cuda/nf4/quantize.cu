@@ -1,7 +1,8 @@
-// NF4 quantisation with double-quantised absmax, in four launches:
+// NF4 quantization with double-quantized absmax, in four launches:
 //   codes:   absmax[b] = max |w| of block b; code = nearest of the codebook to w * (1 / absmax), ties to the lower
 //   offset:  the f64 mean of absmax rounded to f32, summed in one fixed order
-//   nested:  nested_absmax[c] = max |absmax - offset| of 256; absmax_codes = nearest of the 8-bit map to (absmax - offset) * (1 / nested_absmax)
+//   nested:  nested_absmax[c] = max |absmax - offset| of 256; absmax_codes = nearest of the 8-bit map to (absmax -
+//   offset) * (1 / nested_absmax)
 // One warp per block of 32..4096 elements; a lane takes pairs of elements, which share a byte. All-zero block: code 7.
 #include "common/abi.cuh"
 #include "common/block_scale.cuh"
@@ -26,7 +27,8 @@ __device__ __forceinline__ float load(const float *in, int64_t i) { return in[i]
 __device__ __forceinline__ float load(const bf16 *in, int64_t i) { return to_float(in[i]); }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) quantize_blocks(const T *weight, uint8_t *codes, float *absmax, int64_t count, int block_size) {
+__global__ void __launch_bounds__(kThreads)
+    quantize_blocks(const T *weight, uint8_t *codes, float *absmax, int64_t count, int block_size) {
     int64_t block = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, first = block * block_size;
     if (first >= count) return; // a whole warp
     int64_t end = first + block_size < count ? first + block_size : count;
@@ -34,10 +36,10 @@ __global__ void __launch_bounds__(kThreads) quantize_blocks(const T *weight, uin
     float largest = 0.0f;
     for (int64_t i = first + lane; i < end; i += 32) largest = nan_max(magnitude(load(weight, i)), largest);
     largest = warp_nan_max(largest);
-    Normaliser normalise = normaliser(largest);
+    Normalizer normalize = normalizer(largest);
     for (int64_t i = first + 2 * lane; i < end; i += 64) {
-        unsigned high = nf4_encode(normalise(load(weight, i)));
-        unsigned low = i + 1 < end ? nf4_encode(normalise(load(weight, i + 1))) : 7; // 7: the code of 0
+        unsigned high = nf4_encode(normalize(load(weight, i)));
+        unsigned low = i + 1 < end ? nf4_encode(normalize(load(weight, i + 1))) : 7; // 7: the code of 0
         codes[i / 2] = uint8_t(high << 4 | low);
     }
     if (lane == 0) absmax[block] = largest;
@@ -57,8 +59,8 @@ __global__ void __launch_bounds__(kMeanThreads) mean(const float *values, int64_
     if (thread == 0) *result = float(__ddiv_rn(sums[0], double(count)));
 }
 
-// The 8-bit code of a value: binary search from pivot 127 in the ascending map, then the midpoint towards the neighbour on the other
-// side: going up the upper one only if x > mid, going down the lower one only if x < mid.
+// The 8-bit code of a value: binary search from pivot 127 in the ascending map, then the midpoint towards the neighbour
+// on the other side: going up the upper one only if x > mid, going down the lower one only if x < mid.
 __device__ __forceinline__ unsigned encode8(const float *map /* [256] */, float x) {
     int pivot = 127, lower = 0, upper = 255;
     for (int step = 64; step > 0; step /= 2) {
@@ -75,17 +77,19 @@ __device__ __forceinline__ unsigned encode8(const float *map /* [256] */, float 
 }
 
 // One warp per 256 absmax values.
-__global__ void __launch_bounds__(kThreads) quantize_absmax(const float *absmax, int64_t count, const float *map, const float *offset,
-                                                            uint8_t *codes, float *nested_absmax) {
+__global__ void __launch_bounds__(kThreads) quantize_absmax(const float *absmax, int64_t count, const float *map,
+                                                            const float *offset, uint8_t *codes, float *nested_absmax) {
     int64_t block = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, first = block * QK_NESTED_BLOCK;
     if (first >= count) return;
     int64_t end = first + QK_NESTED_BLOCK < count ? first + QK_NESTED_BLOCK : count;
     int lane = threadIdx.x % 32;
     float largest = 0.0f;
-    for (int64_t i = first + lane; i < end; i += 32) largest = nan_max(magnitude(__fadd_rn(absmax[i], -*offset)), largest);
+    for (int64_t i = first + lane; i < end; i += 32)
+        largest = nan_max(magnitude(__fadd_rn(absmax[i], -*offset)), largest);
     largest = warp_nan_max(largest);
-    Normaliser normalise = normaliser(largest);
-    for (int64_t i = first + lane; i < end; i += 32) codes[i] = uint8_t(encode8(map, normalise(__fadd_rn(absmax[i], -*offset))));
+    Normalizer normalize = normalizer(largest);
+    for (int64_t i = first + lane; i < end; i += 32)
+        codes[i] = uint8_t(encode8(map, normalize(__fadd_rn(absmax[i], -*offset))));
     if (lane == 0) nested_absmax[block] = largest;
 }
 
@@ -105,19 +109,21 @@ extern "C" int qk_nf4_quantize(const qk_nf4_quantize_args *caller, qk_stream str
     if (args.count < 1) return QK_ERROR_SHAPE;
     bool nested = args.nested_map != nullptr;
     if (args.weight == nullptr || args.codes == nullptr || args.absmax == nullptr) return QK_ERROR_NULL_POINTER;
-    if ((args.absmax_codes != nullptr) != nested || (args.nested_absmax != nullptr) != nested || (args.offset != nullptr) != nested)
+    if ((args.absmax_codes != nullptr) != nested || (args.nested_absmax != nullptr) != nested ||
+        (args.offset != nullptr) != nested)
         return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args.weight, args.dtype == QK_F32 ? 4 : 2)) return QK_ERROR_ALIGNMENT;
-    for (const float *part : {static_cast<const float *>(args.absmax), args.nested_map, static_cast<const float *>(args.nested_absmax),
-                              static_cast<const float *>(args.offset)})
+    for (const float *part : {static_cast<const float *>(args.absmax), args.nested_map,
+                              static_cast<const float *>(args.nested_absmax), static_cast<const float *>(args.offset)})
         if (!is_aligned(part, sizeof(float))) return QK_ERROR_ALIGNMENT;
     int64_t blocks = ceil_div(args.count, args.block_size);
     if (blocks > int64_t(INT32_MAX) * kWarps) return QK_ERROR_SHAPE;
 
     int status = args.dtype == QK_BF16 ? quantize<bf16>(args, blocks, stream) : quantize<float>(args, blocks, stream);
     if (status != QK_OK || !nested) return status;
-    status = launch(mean, dim3(1), dim3(kMeanThreads), kMeanThreads * sizeof(double), stream, args.absmax, blocks, args.offset);
+    status = launch(mean, dim3(1), dim3(kMeanThreads), kMeanThreads * sizeof(double), stream, args.absmax, blocks,
+                    args.offset);
     if (status != QK_OK) return status;
-    return launch(quantize_absmax, dim3(unsigned(ceil_div(ceil_div(blocks, QK_NESTED_BLOCK), kWarps))), dim3(kThreads), 0, stream,
-                  args.absmax, blocks, args.nested_map, args.offset, args.absmax_codes, args.nested_absmax);
+    return launch(quantize_absmax, dim3(unsigned(ceil_div(ceil_div(blocks, QK_NESTED_BLOCK), kWarps))), dim3(kThreads),
+                  0, stream, args.absmax, blocks, args.nested_map, args.offset, args.absmax_codes, args.nested_absmax);
 }

@@ -1,13 +1,13 @@
 // AdamW over all tensors in one launch. Of every element, each operation rounded on its own in this order:
 //   g = scale * gradient; m = beta1 * m + rest1 * g; v = beta2 * v + (rest2 * g) * g
 //   value = value * decay - (step_size * m) / (sqrt(v) / root + epsilon); working = bf16(value)
-// States are f32, or 8-bit codes with an absmax for every 256 elements (optim/dynamic_map.cuh), dequantised before and quantised after.
-// Blocks of 256 threads walk over chunks of 4096 elements; a warp updates 256 elements at a time, a lane four and four neighbours 128
-// apart, so that a warp reads and writes 512 bytes of f32, 256 of bf16 and 128 of codes in a row. Two warp reductions, no atomics.
-// Shared memory: the two maps, 10 KB, only where a tensor has 8-bit states.
-// Limit: memory traffic, 18 bytes an element with 8-bit states and a bf16 copy (26 and 6 more with f32 states). Next come the six
-// reads of shared memory an element (two codes decoded, two found), whose addresses the data choose, and so the banks they fall on.
-// Not measured on a GPU.
+// States are f32, or 8-bit codes with an absmax for every 256 elements (optim/dynamic_map.cuh), dequantized before and
+// quantized after. Blocks of 256 threads walk over chunks of 4096 elements; a warp updates 256 elements at a time, a
+// lane four and four neighbours 128 apart, so that a warp reads and writes 512 bytes of f32, 256 of bf16 and 128 of
+// codes in a row. Two warp reductions, no atomics. Shared memory: the two maps, 10 KB, only where a tensor has 8-bit
+// states. Limit: memory traffic, 18 bytes an element with 8-bit states and a bf16 copy (26 and 6 more with f32 states).
+// Next come the six reads of shared memory an element (two codes decoded, two found), whose addresses the data choose,
+// and so the banks they fall on. Not measured on a GPU.
 #include "common/block_scale.cuh"
 #include "common/ptx.cuh"
 #include "optim/adamw.cuh"
@@ -19,7 +19,8 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPerLane = QK_STATE_BLOCK / 32;
 constexpr int kBlocksOfWarp = QK_ADAMW_CHUNK / QK_STATE_BLOCK / kWarps;
-static_assert(kPerLane == 8 && kBlocksOfWarp * kWarps * QK_STATE_BLOCK == QK_ADAMW_CHUNK, "lanes take four and four elements");
+static_assert(kPerLane == 8 && kBlocksOfWarp * kWarps * QK_STATE_BLOCK == QK_ADAMW_CHUNK,
+              "lanes take four and four elements");
 // Resident blocks on each multiprocessor: 80 registers a thread.
 constexpr int kResident = 3;
 
@@ -43,7 +44,8 @@ __device__ __forceinline__ void store(float *to, int lane, int count, const floa
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<float4 *>(to + half * 128 + lane * 4) = {x[4 * half], x[4 * half + 1], x[4 * half + 2], x[4 * half + 3]};
+            *reinterpret_cast<float4 *>(to + half * 128 + lane * 4) = {x[4 * half], x[4 * half + 1], x[4 * half + 2],
+                                                                       x[4 * half + 3]};
         return;
     }
 #pragma unroll
@@ -66,8 +68,8 @@ __device__ __forceinline__ void store_bf16(bf16 *to, int lane, int count, const 
 
 // map[code] * absmax; 0 past the end.
 template <bool is_signed>
-__device__ __forceinline__ void load_codes(const DynamicMap<is_signed> &map, const uint8_t *codes, float absmax, int lane, int count,
-                                           float (&x)[kPerLane]) {
+__device__ __forceinline__ void load_codes(const DynamicMap<is_signed> &map, const uint8_t *codes, float absmax,
+                                           int lane, int count, float (&x)[kPerLane]) {
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -83,28 +85,28 @@ __device__ __forceinline__ void load_codes(const DynamicMap<is_signed> &map, con
 }
 
 template <bool is_signed>
-__device__ __forceinline__ void store_codes(const DynamicMap<is_signed> &map, uint8_t *codes, float *absmax, int lane, int count,
-                                            const float (&x)[kPerLane]) {
+__device__ __forceinline__ void store_codes(const DynamicMap<is_signed> &map, uint8_t *codes, float *absmax, int lane,
+                                            int count, const float (&x)[kPerLane]) {
     // Magnitudes order as their bits do.
     unsigned largest = 0;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) largest = max(largest, __float_as_uint(magnitude(x[i])));
     largest = __reduce_max_sync(~0u, largest);
-    Normaliser normalise = normaliser(__uint_as_float(largest));
-    if (lane == 0) *absmax = normalise.absmax;
+    Normalizer normalize = normalizer(__uint_as_float(largest));
+    if (lane == 0) *absmax = normalize.absmax;
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             uint32_t four = 0;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) four |= map.code(normalise(x[4 * half + i])) << 8 * i;
+            for (int i = 0; i < 4; ++i) four |= map.code(normalize(x[4 * half + i])) << 8 * i;
             *reinterpret_cast<uint32_t *>(codes + half * 128 + lane * 4) = four;
         }
         return;
     }
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i)
-        if (element(lane, i) < count) codes[element(lane, i)] = uint8_t(map.code(normalise(x[i])));
+        if (element(lane, i) < count) codes[element(lane, i)] = uint8_t(map.code(normalize(x[i])));
 }
 
 __device__ __forceinline__ void update(const qk_adamw_rate &rate, float scale, const float (&gradient)[kPerLane],
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kResident) adamw_update(AdamWView vi
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const auto signed_map = DynamicMap<true>::at(dynamic_shared());
     const auto unsigned_map = DynamicMap<false>::at(dynamic_shared() + DynamicMap<true>::kBytes);
-    if (view.quantised) {
+    if (view.quantized) {
         signed_map.build(thread, kThreads);
         unsigned_map.build(thread, kThreads);
         __syncthreads();
@@ -146,7 +148,8 @@ __global__ void __launch_bounds__(kThreads, kResident) adamw_update(AdamWView vi
             load(entry.gradient + at, lane, count, gradient);
             load(entry.value + at, lane, count, value);
             if (entry.m_absmax != nullptr) {
-                uint8_t *m_codes = static_cast<uint8_t *>(entry.m) + at, *v_codes = static_cast<uint8_t *>(entry.v) + at;
+                uint8_t *m_codes = static_cast<uint8_t *>(entry.m) + at,
+                        *v_codes = static_cast<uint8_t *>(entry.v) + at;
                 load_codes(signed_map, m_codes, entry.m_absmax[block], lane, count, m);
                 load_codes(unsigned_map, v_codes, entry.v_absmax[block], lane, count, v);
                 update(rate, scale, gradient, value, m, v);
@@ -187,6 +190,6 @@ extern "C" int qk_adamw_update(const qk_adamw_args *adamw, qk_stream stream) {
     AdamWView view;
     int status = adamw_view(adamw, &view);
     if (status != QK_OK) return status;
-    size_t shared = view.quantised ? DynamicMap<true>::kBytes + DynamicMap<false>::kBytes : 0;
+    size_t shared = view.quantized ? DynamicMap<true>::kBytes + DynamicMap<false>::kBytes : 0;
     return launch(adamw_update, dim3(unsigned(blocks_for(view.chunks))), dim3(kThreads), shared, stream, view);
 }

@@ -1,4 +1,4 @@
-// The optimiser's table: what it holds, and how the host checks and writes it.
+// The optimizer's table: what it holds, and how the host checks and writes it.
 #pragma once
 
 #include "common/launch.cuh"
@@ -19,7 +19,7 @@ struct AdamWView {
     const AdamWEntry *entries;    // device, [num_tensors]
     const uint32_t *chunk_tensor; // device, [chunks]: the tensor of each chunk of QK_ADAMW_CHUNK elements
     int chunks;
-    bool quantised; // a tensor has 8-bit states
+    bool quantized; // a tensor has 8-bit states
     const qk_adamw_rate *rates;
     const qk_gradient_state *gradient_state; // NULL: scale 1
 };

@@ -1,11 +1,13 @@
-// The 8-bit dynamic maps of optimiser states (signed: first moment, unsigned: second) and the search for the nearest entry.
+// The 8-bit dynamic maps of optimizer states (signed: first moment, unsigned: second) and the search for the nearest
+// entry.
 //
-// Decade i of seven, scaled by 10^(i - 6), holds the midpoints of a division of [0.1, 1] into 2^i parts for either sign, or into
-// 2^(i + 1) parts without signs; then 0 and 1. Every block of threads computes the maps again: a few instructions a thread.
+// Decade i of seven, scaled by 10^(i - 6), holds the midpoints of a division of [0.1, 1] into 2^i parts for either
+// sign, or into 2^(i + 1) parts without signs; then 0 and 1. Every block of threads computes the maps again: a few
+// instructions a thread.
 //
-// The first bits of a float name its bin; a bin holds at most one threshold between two codes, so the code is that of the bin's lowest
-// value or the next one: two reads of shared memory, where a binary search takes eight. Ties go to the even entry, as they do in
-// bitsandbytes' search; unlike there, an unsigned value above 0 never takes the code of 0.
+// The first bits of a float name its bin; a bin holds at most one threshold between two codes, so the code is that of
+// the bin's lowest value or the next one: two reads of shared memory, where a binary search takes eight. Ties go to the
+// even entry, as they do in bitsandbytes' search; unlike there, an unsigned value above 0 never takes the code of 0.
 #pragma once
 
 #include "common/launch.cuh"
@@ -14,7 +16,8 @@ static constexpr __device__ float kDecades[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-
 
 template <bool is_signed> struct DynamicMap {
     static constexpr int kEntries = 256;
-    static constexpr unsigned kLowest = 0x34000000u;  // magnitudes below 2^-23 share the first bin: no threshold lies there
+    static constexpr unsigned kLowest =
+        0x34000000u;  // magnitudes below 2^-23 share the first bin: no threshold lies there
     static constexpr unsigned kHighest = 0x3f800000u; // magnitudes from 1 up share the last one
     static constexpr int kShift = is_signed ? 17 : 16; // mantissa bits that do not name a bin
     static constexpr int kSide = ((kHighest - kLowest) >> kShift) + 1;
@@ -70,10 +73,12 @@ template <bool is_signed> struct DynamicMap {
             float threshold = __uint_as_float(0x7f800000u);
             if (code < kEntries - 1) {
                 threshold = __fmul_rn(__fadd_rn(map[code], map[code + 1]), 0.5f);
-                // A tie goes to the even entry: there the odd one's threshold is the next float below. No such threshold is 0.
+                // A tie goes to the even entry: there the odd one's threshold is the next float below. No such
+                // threshold is 0.
                 unsigned bits = __float_as_uint(threshold);
                 if (code % 2 == 1) threshold = __uint_as_float(bits >> 31 ? bits + 1 : bits - 1);
-                // What is above 0 stays above 0: the root of a second moment of 0 would divide the first by epsilon alone.
+                // What is above 0 stays above 0: the root of a second moment of 0 would divide the first by epsilon
+                // alone.
                 if (!is_signed && code == 0) threshold = 0.0f;
             }
             thresholds[code] = threshold;
@@ -87,7 +92,7 @@ template <bool is_signed> struct DynamicMap {
         }
     }
 
-    // The code nearest to a normalised x; a tie takes the even one.
+    // The code nearest to a normalized x; a tie takes the even one.
     __device__ __forceinline__ unsigned code(float x) const {
         unsigned code = lowest[bin(x)];
         return code + (x > thresholds[code] ? 1u : 0u);

@@ -1,10 +1,12 @@
-// The L2 norm over the gradients of all tensors, the factor that clips it, and the first tensor that is not finite. Two launches:
-//   partials: the sum of squares of each chunk of 4096 elements; a square of f32 is exact in f64, and no sum of them overflows, so a
+// The L2 norm over the gradients of all tensors, the factor that clips it, and the first tensor that is not finite. Two
+// launches:
+//   partials: the sum of squares of each chunk of 4096 elements; a square of f32 is exact in f64, and no sum of them
+//   overflows, so a
 //             partial is not finite exactly if a gradient of its chunk is not
 //   state:    one block of threads over all partials; norm = sqrt(sum), scale = min(1, max_norm / (norm + 1e-6))
-// Everything is f64 and in one fixed order: of a lane's 16 elements, of the lanes by a butterfly, of the warps; thread t of the second
-// launch takes partials t, t + 1024, ... in order, then a tree over threads. No atomics.
-// Shared memory: 64 bytes and 12 KB. Limit: memory traffic, 4 bytes an element; two f64 operations an element are less than that on
+// Everything is f64 and in one fixed order: of a lane's 16 elements, of the lanes by a butterfly, of the warps; thread
+// t of the second launch takes partials t, t + 1024, ... in order, then a tree over threads. No atomics. Shared memory:
+// 64 bytes and 12 KB. Limit: memory traffic, 4 bytes an element; two f64 operations an element are less than that on
 // cards with 1/64 of the f32 rate. Not measured on a GPU.
 #include "common/abi.cuh"
 #include "optim/adamw.cuh"
@@ -85,8 +87,8 @@ extern "C" int qk_gradient_norm_workspace_size(const qk_adamw_args *adamw, size_
     return status;
 }
 
-extern "C" int qk_gradient_norm(const qk_adamw_args *adamw, double max_norm, qk_gradient_state *state, void *workspace, size_t workspace_bytes,
-                                qk_stream stream) {
+extern "C" int qk_gradient_norm(const qk_adamw_args *adamw, double max_norm, qk_gradient_state *state, void *workspace,
+                                size_t workspace_bytes, qk_stream stream) {
     AdamWView view;
     int status = adamw_view(adamw, &view);
     if (status != QK_OK) return status;
@@ -95,8 +97,9 @@ extern "C" int qk_gradient_norm(const qk_adamw_args *adamw, double max_norm, qk_
     if (!(max_norm >= 0.0)) return QK_ERROR_VALUE;
     if (int error = check_workspace(workspace, workspace_bytes, partial_bytes(view))) return error;
     double *partials = static_cast<double *>(workspace);
-    status = launch(gradient_partials, dim3(unsigned(view.chunks)), dim3(kThreads), kWarps * sizeof(double), stream, view, partials);
+    status = launch(gradient_partials, dim3(unsigned(view.chunks)), dim3(kThreads), kWarps * sizeof(double), stream,
+                    view, partials);
     if (status != QK_OK) return status;
-    return launch(gradient_state, dim3(1), dim3(kStateThreads), kStateThreads * (sizeof(double) + sizeof(int)), stream, view, partials,
-                  max_norm, state);
+    return launch(gradient_state, dim3(1), dim3(kStateThreads), kStateThreads * (sizeof(double) + sizeof(int)), stream,
+                  view, partials, max_norm, state);
 }

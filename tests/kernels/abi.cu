@@ -13,7 +13,9 @@ template <> struct FirstVersion<Grown> {
 
 extern "C" int test_read_struct(const Grown *from, Grown *to) { return read_struct(from, to); }
 
-extern "C" int test_read_element(const Grown *first, uint32_t index, Grown *to) { return read_element(first, index, to); }
+extern "C" int test_read_element(const Grown *first, uint32_t index, Grown *to) {
+    return read_element(first, index, to);
+}
 
 // Bytes of the first version of the struct of this name; 0 if no entry takes it.
 extern "C" uint32_t test_first_version(const char *name) {

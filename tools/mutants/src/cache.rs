@@ -51,8 +51,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "cache: a document's tiles begin one too early",
         "attention/cache.cu",
-        "return token * group / kTileQueries + document; }",
-        "return token * group / kTileQueries + (document + 1) / 2; }",
+        "return token * group / kTileQueries + document;",
+        "return token * group / kTileQueries + (document + 1) / 2;",
         CACHE,
     ),
     mutant(

@@ -36,7 +36,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "forward: removed barrier between stages",
         "linear/forward.cu",
-        "            __syncthreads();                 // ... for everyone",
+        "            __syncthreads(); // ... for everyone",
         "            // ... for everyone",
         TENSOR_CORES,
     ),
@@ -71,8 +71,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "forward: writes one output too many",
         "linear/forward.cu",
-        "if (n + j < segment.n) y[j] =",
-        "if (n + j <= segment.n) y[j] =",
+        "if (n + j < segment.n)\n                            y[j] =",
+        "if (n + j <= segment.n)\n                            y[j] =",
         TENSOR_CORES,
     ),
     mutant(
@@ -159,30 +159,30 @@ pub const MUTANTS: &[Mutant] = &[
         "for (int64_t k = 0; k + 1 < view.k; ++k) {\n        int64_t i = n * view.k + k;",
         GENERIC,
     ),
-    mutant("dequantise: swapped nibbles", "nf4/dequantize.cu", "(i % 2 ? 0 : 4)", "(i % 2 ? 4 : 0)", "nf4::dequantis"),
+    mutant("dequantize: swapped nibbles", "nf4/dequantize.cu", "(i % 2 ? 0 : 4)", "(i % 2 ? 4 : 0)", "nf4::dequantis"),
     mutant(
-        "dequantise: removed barrier after the codebook",
+        "dequantize: removed barrier after the codebook",
         "nf4/dequantize.cu",
         "    __syncthreads();\n    int64_t first",
         "    int64_t first",
         "nf4::dequantis",
     ),
     mutant(
-        "quantise: swapped nibbles",
+        "quantize: swapped nibbles",
         "nf4/quantize.cu",
         "uint8_t(high << 4 | low)",
         "uint8_t(low << 4 | high)",
         "nf4::quantising",
     ),
     mutant(
-        "quantise: removed barrier in the mean",
+        "quantize: removed barrier in the mean",
         "nf4/quantize.cu",
         "        __syncthreads();\n        if (thread < half)",
         "        if (thread < half)",
         "nf4::quantising",
     ),
     mutant(
-        "quantise: ragged last element dropped",
+        "quantize: ragged last element dropped",
         "nf4/quantize.cu",
         "i + 1 < end ? nf4_encode(",
         "i + 2 < end ? nf4_encode(",
@@ -193,7 +193,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "dX: removed barrier between stages",
         "linear/dx.cu",
-        "            __syncthreads();                 // ... for everyone",
+        "            __syncthreads(); // ... for everyone",
         "            // ... for everyone",
         DX,
     ),
@@ -256,7 +256,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "LoRA gradients: removed barrier between stages",
         "lora/gradients.cu",
-        "        __syncthreads();              // ... for everyone",
+        "        __syncthreads(); // ... for everyone",
         "        // ... for everyone",
         LOW_RANK,
     ),

@@ -10,6 +10,7 @@ use crate::refuse;
 use crate::report::thousands;
 use crate::session::Device;
 use clap::Args;
+use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -218,10 +219,7 @@ fn format_number(value: f64) -> String {
 
 /// None where no GPU can be used.
 fn driver() -> Option<String> {
-    #[cfg(feature = "cuda")]
-    return qlora_kernels::cuda::measure::driver_version();
-    #[cfg(not(feature = "cuda"))]
-    None
+    qlora_kernels::device::driver_version().filter(|_| KERNELS == Kernels::Cuda)
 }
 
 /// What the bundle for a GPU machine says of its build (the file that `QLORA_BUILT` names); null elsewhere.

@@ -112,7 +112,6 @@ pub fn answer(
     let (on_device, on_host) = match device {
         Device::Cpu => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
         // Pinned; the rows and one matrix on its way come on top.
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
     Ok(Answer {

@@ -3,22 +3,20 @@
 use super::plan::host_budget;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 use crate::backend::cuda::Cuda;
 use crate::backend::observed::Observed;
 use crate::config::{self, Settings};
 use crate::error::Result;
 use crate::model::ModelSpec;
 use crate::report::status;
+use qlora_kernels::device::{KERNELS, Kernels, MemInfo};
 
-#[cfg(not(any(feature = "cuda", feature = "emulation")))]
 const BUILD: &str = "cargo build --release --package qlora-train --features cuda";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     Cpu,
     /// GPU of this number, or the emulation of one.
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
     Cuda(usize),
 }
 
@@ -34,7 +32,6 @@ pub struct Budget {
     pub host_limit: u64,
 }
 
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 impl Budget {
     /// What the driver takes later: the kernels' code, which it loads at their first launch, and their stacks.
     const LATER: u64 = 128 << 20;
@@ -42,9 +39,9 @@ impl Budget {
     const CONTEXT: u64 = 512 << 20;
 
     /// On a GPU where a context was just made. Other processes count as held, as their memory is not to be had either.
-    fn of_gpu(capacity: qlora_kernels::cuda::Capacity, limit: Option<u64>, host_limit: u64) -> Self {
-        let held = (capacity.total - capacity.free).saturating_add(Self::LATER);
-        let limit = limit.map_or(capacity.total, |limit| limit.min(capacity.total));
+    fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
+        let held = (memory.total - memory.free).saturating_add(Self::LATER);
+        let limit = limit.map_or(memory.total, |limit| limit.min(memory.total));
         Self { limit, held, held_name: "CUDA context, and what else is on the GPU", host_limit }
     }
 
@@ -76,51 +73,40 @@ impl Device {
         Ok(Self::Cpu)
     }
 
-    #[cfg(not(any(feature = "cuda", feature = "emulation")))]
-    fn named(_ordinal: usize) -> Result<Self> {
-        crate::refuse!(
-            "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
-        );
-    }
-
-    #[cfg(not(any(feature = "cuda", feature = "emulation")))]
-    fn found() -> Result<Self> {
-        // What NVIDIA's driver makes on Linux.
-        match std::path::Path::new("/dev/nvidia0").exists() {
-            true => Self::cpu(&format!(
-                "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
-            )),
-            false => Self::cpu(""),
-        }
-    }
-
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
     fn named(ordinal: usize) -> Result<Self> {
         use crate::error::Context;
-        let device = qlora_kernels::cuda::Device::open_at(ordinal)
+        if KERNELS == Kernels::Absent {
+            crate::refuse!(
+                "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
+            );
+        }
+        let device = qlora_kernels::device::Device::open_at(ordinal)
             .or_refuse(|| format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`"))?;
         status!("device: cuda:{ordinal}, {}", device.name());
         Ok(Self::Cuda(ordinal))
     }
 
-    #[cfg(feature = "cuda")]
     fn found() -> Result<Self> {
-        match qlora_kernels::cuda::Device::open_at(0) {
-            Ok(_) => Self::named(0),
-            Err(error) => Self::cpu(&format!(" ({error})")),
+        match KERNELS {
+            Kernels::Cuda => match qlora_kernels::device::Device::open_at(0) {
+                Ok(_) => Self::named(0),
+                Err(error) => Self::cpu(&format!(" ({error})")),
+            },
+            // An emulated GPU is for tests, which name it.
+            Kernels::Emulated => Self::cpu(""),
+            // What NVIDIA's driver makes on Linux.
+            Kernels::Absent => match std::path::Path::new("/dev/nvidia0").exists() {
+                true => Self::cpu(&format!(
+                    "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
+                )),
+                false => Self::cpu(""),
+            },
         }
-    }
-
-    /// An emulated GPU is for tests, which name it.
-    #[cfg(all(feature = "emulation", not(feature = "cuda")))]
-    fn found() -> Result<Self> {
-        Self::cpu("")
     }
 
     pub fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
         match self {
             Self::Cpu => work.on(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(ordinal) => {
                 work.on(|spec, bytes| Cuda::new(ordinal, spec.dims(), &spec.arch, bytes).map(Observed::new))
             }
@@ -131,7 +117,6 @@ impl Device {
     pub fn place(self) -> &'static str {
         match self {
             Self::Cpu => "host memory",
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => "GPU memory",
         }
     }
@@ -140,7 +125,6 @@ impl Device {
     pub fn memory_setting(self) -> &'static str {
         match self {
             Self::Cpu => "host_memory",
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => "device_memory",
         }
     }
@@ -152,11 +136,10 @@ impl Device {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
                 Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
             }
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(ordinal) => {
-                let capacity = qlora_kernels::cuda::Device::open_at(ordinal)?.capacity()?;
+                let memory = qlora_kernels::device::Device::open_at(ordinal)?.mem_info()?;
                 let host_limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget::of_gpu(capacity, settings.device_memory.map(|bytes| bytes.0), host_limit))
+                Ok(Budget::of_gpu(memory, settings.device_memory.map(|bytes| bytes.0), host_limit))
             }
         }
     }
@@ -165,10 +148,9 @@ impl Device {
     pub fn taken_bytes(self) -> Result<Option<u64>> {
         match self {
             Self::Cpu => Ok(None),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(ordinal) => {
-                let capacity = qlora_kernels::cuda::Device::open_at(ordinal)?.capacity()?;
-                Ok(Some(capacity.total - capacity.free))
+                let memory = qlora_kernels::device::Device::open_at(ordinal)?.mem_info()?;
+                Ok(Some(memory.total - memory.free))
             }
         }
     }
@@ -177,8 +159,7 @@ impl Device {
     pub fn gpu(self) -> Result<Option<String>> {
         match self {
             Self::Cpu => Ok(None),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Self::Cuda(ordinal) => Ok(Some(qlora_kernels::cuda::Device::open_at(ordinal)?.name())),
+            Self::Cuda(ordinal) => Ok(Some(qlora_kernels::device::Device::open_at(ordinal)?.name())),
         }
     }
 
@@ -189,7 +170,6 @@ impl Device {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
                 Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
             }
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => match settings.device_memory {
                 Some(limit) => {
                     let host_limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
@@ -203,7 +183,6 @@ impl Device {
     /// As [`choose`](Self::choose), for a plan: with the size of its memory given, a GPU need not be there.
     pub fn choose_for_plan(settings: &Settings) -> Result<Self> {
         match settings.device {
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::Cuda(ordinal)),
             _ => Self::choose(settings),
         }

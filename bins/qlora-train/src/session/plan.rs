@@ -2,7 +2,6 @@
 
 use super::Device;
 use super::device::Budget;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 use crate::backend::cuda::Cuda;
 use crate::backend::plan::{Plan, PlannedBuffer, Planner};
 use crate::backend::{Batch, Quantization};
@@ -123,7 +122,6 @@ pub fn plan(
     }
     let Rehearsed { mut buffers, on_host, flops } = match device {
         Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => {
             let flops = rehearse::<Plan>(spec, stored, work)?.flops;
             Rehearsed { flops, ..rehearse::<Cuda>(spec, stored, work)? }

@@ -2,8 +2,9 @@
 
 use crate::backend::plan::PlannedBuffer;
 use crate::error::{Context, Error, Result};
-use qlora_kernels::cuda::ranges::Peak;
-use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream, View};
+use qlora_kernels::device::{
+    Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
+};
 use std::cell::RefCell;
 
 pub struct Memory {
@@ -38,7 +39,7 @@ impl Memory {
 
     /// Any bits; `name` is that of the plan's line.
     pub fn take<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
-        Ok(self.arena.take(name, len)?)
+        Ok(self.arena.alloc(name, len)?)
     }
 
     pub fn zeros<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
@@ -88,7 +89,7 @@ impl Memory {
         &self,
         name: &str,
         len: usize,
-        make: impl FnOnce(&Device) -> qlora_kernels::cuda::Result<P>,
+        make: impl FnOnce(&Device) -> qlora_kernels::Result<P>,
     ) -> Result<Option<P>> {
         self.count_pinned::<T>(name, len);
         self.device.as_ref().map(make).transpose().or_fail(|| {
@@ -96,24 +97,29 @@ impl Memory {
         })
     }
 
-    fn inbox<T: Element>(&self, len: usize) -> Result<Option<Inbox<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| Inbox::new(device, len))
+    fn inbox<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
+        self.pinned::<T, _>("batches and rates on their way", len, |device| UploadStaging::new(device, len))
     }
 
-    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<Outbox<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| Outbox::new(device, len))
+    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
+        self.pinned::<T, _>("batches and rates on their way", len, |device| ReadbackStaging::new(device, len))
     }
 
-    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<Stash<T>>> {
-        self.pinned::<T, _>(name, len, |device| Stash::new(device, len))
+    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
+        self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
     }
 
     /// `data` while running: `len` elements that the device reads where they are.
-    pub fn pin<T: Element>(&self, name: &'static str, len: usize, data: Option<&[T]>) -> Result<Option<Pinned<T>>> {
+    pub fn pin<T: Element>(
+        &self,
+        name: &'static str,
+        len: usize,
+        data: Option<&[T]>,
+    ) -> Result<Option<PinnedBuffer<T>>> {
         self.pinned::<T, _>(name, len, |device| {
             let data = data.expect("a run has what it pins");
             assert_eq!(data.len(), len, "{name}");
-            Pinned::new(device, data)
+            PinnedBuffer::new(device, data)
         })
     }
 
@@ -124,7 +130,7 @@ impl Memory {
         lines
     }
 
-    pub fn peak(&self) -> Peak {
+    pub fn peak(&self) -> PeakUsage {
         self.arena.peak()
     }
 
@@ -145,7 +151,7 @@ impl Memory {
 /// A buffer that gets new values again and again, and the pinned memory they come through; none while planning.
 pub struct Incoming<T: Element> {
     buffer: Buffer<T>,
-    inbox: Option<Inbox<T>>,
+    inbox: Option<UploadStaging<T>>,
 }
 
 impl<T: Element> Incoming<T> {
@@ -155,10 +161,8 @@ impl<T: Element> Incoming<T> {
 
     /// The first values, at most as many as there is room for.
     pub fn set(&mut self, memory: &Memory, values: &[T]) -> Result<()> {
-        match (memory.device(), &mut self.inbox) {
-            (Some(device), Some(inbox)) => Ok(inbox.send(device, values, &mut self.buffer)?),
-            _ => Ok(()),
-        }
+        let _ = memory;
+        self.inbox.as_mut().map_or(Ok(()), |inbox| Ok(inbox.upload(values, &mut self.buffer)?))
     }
 
     pub fn view(&self) -> View<'_, T> {
@@ -167,15 +171,13 @@ impl<T: Element> Incoming<T> {
 }
 
 /// Begins to fetch a buffer; nothing while planning.
-pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<Outbox<T>>, buffer: &Buffer<T>) -> Result<()> {
-    match (memory.device(), outbox) {
-        (Some(device), Some(outbox)) => Ok(outbox.fetch(device, buffer)?),
-        _ => Ok(()),
-    }
+pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
+    let _ = memory;
+    outbox.as_mut().map_or(Ok(()), |outbox| Ok(outbox.read_back(buffer)?))
 }
 
 /// What a process cannot go on after is said to be so.
-pub fn failed(error: &qlora_kernels::cuda::CudaError) -> Error {
+pub fn failed(error: &qlora_kernels::CudaError) -> Error {
     let lost = match error.is_lost() {
         true => {
             ". This process cannot use the GPU any more; a training run goes on from its newest checkpoint with \

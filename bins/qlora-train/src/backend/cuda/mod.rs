@@ -34,7 +34,9 @@ use half::bf16;
 use loss::LossMemory;
 use memory::{Incoming, Memory};
 use optimizer::OptimizerMemory;
-use qlora_kernels::cuda::{Buffer, CudaError, Device, Marks, View, layer};
+use qlora_kernels::CudaError;
+use qlora_kernels::device::{Buffer, Device, EventTimer, View};
+use qlora_kernels::ops::layer;
 use std::sync::Arc;
 use stow::StowMemory;
 
@@ -63,9 +65,9 @@ pub struct Cuda {
     /// What random weights repeat, and the same on the device.
     pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
     /// Made when the first moment is marked.
-    marks: Option<Marks>,
+    marks: Option<EventTimer>,
     #[cfg(feature = "emulation")]
-    paths: Vec<qlora_kernels::cuda::linear::Path>,
+    paths: Vec<qlora_kernels::ops::linear::Path>,
 }
 
 struct BatchMemory {
@@ -179,7 +181,7 @@ impl Cuda {
 
     /// The kernels that linear layers took since the last call, in order; for tests.
     #[cfg(feature = "emulation")]
-    pub fn take_paths(&mut self) -> Vec<qlora_kernels::cuda::linear::Path> {
+    pub fn take_paths(&mut self) -> Vec<qlora_kernels::ops::linear::Path> {
         std::mem::take(&mut self.paths)
     }
 
