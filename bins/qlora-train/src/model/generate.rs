@@ -1,9 +1,9 @@
 //! Text: several prompts at once, side by side in one batch without padding. After the prompts only the new tokens are
 //! computed; keys and values of the earlier ones are kept.
 
+use super::Llama;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
-use crate::model::Llama;
 use qlora_kernels::philox::Stream;
 
 /// Keeps the streams of sampling apart from those of shuffling and of initial values.
