@@ -166,6 +166,7 @@ impl<'a> From<&'a MicroBatch> for Batch<'a> {
             positions: &batch.positions,
             boundaries: &batch.cu_seqlens,
             targets: &batch.targets,
+            weights: None,
         }
     }
 }

@@ -147,7 +147,7 @@ fn rehearse<P: Planner>(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, wor
     let mut model = Llama::build(b, &mut source, spec.clone(), &mut |_| ())?;
     let zeros = vec![0u32; spec.tokens];
     let (boundaries, targets) = ([0, spec.tokens as u32], bytemuck::cast_slice(&zeros));
-    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
+    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets, weights: None };
     let adapters = match work {
         Work::Train => &[],
         Work::Loss(adapters) | Work::Text { adapters, .. } => adapters,

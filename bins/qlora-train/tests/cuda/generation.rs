@@ -62,7 +62,7 @@ impl Pieces {
 
     fn batch(&self) -> Batch<'_> {
         let Self { input_ids, positions, boundaries, targets, .. } = self;
-        Batch { input_ids, positions, boundaries, targets }
+        Batch { input_ids, positions, boundaries, targets, weights: None }
     }
 }
 

@@ -57,11 +57,13 @@ impl Cuda {
         if let Some(target) = targets.iter().find(|&&target| target >= 0 && target as usize >= vocab) {
             refuse!("token id {target} is outside the vocabulary of {vocab}");
         }
-        let supervised = targets.iter().filter(|&&target| target >= 0).count();
+        let weights = &self.batch.weights;
+        let counts = |token: usize| targets[token] >= 0 && weights.get(token) != Some(&0.0);
+        let supervised = (0..m).filter(|&token| counts(token)).count();
         let input = CrossEntropy {
             shape: Shape { m, h: head.hidden, vocab, supervised, chunk: CHUNK },
             gradient_scale: weight,
-            weights: None,
+            weights: (!weights.is_empty()).then(|| self.on_device.weights.view().first(m)),
             hidden: x.rows(m),
             head: head.data.view(),
             targets: self.on_device.targets.view().first(m),

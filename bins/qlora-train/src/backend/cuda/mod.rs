@@ -80,6 +80,8 @@ struct BatchMemory {
     boundaries: Incoming<u32>,
     /// `[tokens]`
     targets: Incoming<i32>,
+    /// `[tokens]`
+    weights: Incoming<f32>,
 }
 
 /// Rotation angles of every position.
@@ -124,6 +126,7 @@ impl BatchMemory {
             positions: Incoming::new(memory, name, tokens)?,
             boundaries: Incoming::new(memory, name, tokens + 1)?,
             targets: Incoming::new(memory, name, tokens)?,
+            weights: Incoming::new(memory, name, tokens)?,
         })
     }
 
@@ -131,6 +134,9 @@ impl BatchMemory {
         self.input_ids.set(memory, &batch.input_ids)?;
         self.positions.set(memory, &batch.positions)?;
         self.boundaries.set(memory, &batch.boundaries)?;
+        if !batch.weights.is_empty() {
+            self.weights.set(memory, &batch.weights)?;
+        }
         self.targets.set(memory, &batch.targets)
     }
 }
