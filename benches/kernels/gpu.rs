@@ -2,16 +2,16 @@
 //! operands that no cache holds, and replayed between two events.
 
 use crate::Options;
-use crate::cache_operation::CacheOperation;
 use crate::groups;
-use crate::layer_operations::{Kind, Layer};
-use crate::logits_operation::LogitsOperation;
-use crate::nf4_operations::{Dequantize, Quantize};
-use crate::operation::Operation;
-use crate::values::random_codes;
 use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
+use lab::attention_cache::CacheOperation;
+use lab::layer::{Kind, Layer};
+use lab::logits::LogitsOperation;
+use lab::nf4::{Dequantize, Quantize};
+use lab::operation::Operation;
+use lab::values::random_codes;
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::device::{DeviceInfo as Facts, driver_version};

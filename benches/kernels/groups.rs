@@ -1,13 +1,13 @@
 //! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantise + cuBLASLt, plain cuBLASLt, and the same
 //! kernel on bf16 weights.
 
-use crate::dispatched::Dispatched;
-use crate::dispatched_dx::DispatchedDx;
 use crate::gpu::{Bench, Result, shown, text};
-use crate::linear_dx_operation::{self as dx, LinearDx};
-use crate::linear_operation::{self, Host, HostPart, Linear, Part, Values};
-use crate::operation::Operation;
 use half::bf16;
+use lab::dispatched::Dispatched;
+use lab::dispatched_dx::DispatchedDx;
+use lab::linear::{self, Host, HostPart, Linear, Part, Values};
+use lab::linear_dx::{self as dx, LinearDx};
+use lab::operation::Operation;
 use qlora_kernels::cuda;
 use qlora_kernels::cuda::cublaslt::CublasLt;
 use qlora_kernels::cuda::dispatch::Dispatch;
@@ -99,7 +99,7 @@ impl Pass for Forward {
         Dispatched { linear, dispatch }
     }
 
-    fn path(fused: &Linear, buffers: &mut linear_operation::Buffers) -> cuda::Result<Path> {
+    fn path(fused: &Linear, buffers: &mut linear::Buffers) -> cuda::Result<Path> {
         fused.path(buffers)
     }
 

@@ -2,8 +2,8 @@
 //! they are judged against the copy bandwidth.
 
 use crate::gpu::{Bench, Result, text};
-use crate::low_rank_operation::{Buffers, LowRank, LowRankPart};
-use crate::operation::Operation;
+use lab::low_rank::{Buffers, LowRank, LowRankPart};
+use lab::operation::Operation;
 use qlora_kernels::cuda::linear::lora_down;
 use qlora_kernels::cuda::linear_backward::{Backward, lora_dy_b};
 use qlora_kernels::cuda::lora_gradients::{ForwardInputs, lora_gradients, workspace_bytes};

@@ -2,9 +2,9 @@
 //! the f64 reference's forward pass. The reference's loss is affine in every single element, so that differences have no truncation error; what is
 //! left are the kernels' own roundings, bounded from the reference's terms.
 
-use crate::device::{DeviceWeight, Tally, device, set_schedule, to_bf16, weights};
-use crate::low_rank_operation::factors;
 use half::bf16;
+use lab::device::{DeviceWeight, Tally, device, set_schedule, to_bf16, weights};
+use lab::low_rank::factors;
 use qlora_kernels::cuda::linear::{Dropout, Input, Lora, Segment, Weight, forward, lora_columns, lora_down};
 use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_dy_b};
 use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};

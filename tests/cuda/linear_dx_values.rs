@@ -1,10 +1,10 @@
 //! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a planted fault, bad operands.
 
-use crate::device::{cases, device, set_schedule};
-use crate::linear_dx_operation::{Host, LinearDx, Output};
-use crate::linear_operation::{Linear, Part, SENTINEL, Values};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::device::{cases, device, set_schedule};
+use lab::linear::{Linear, Part, SENTINEL, Values};
+use lab::linear_dx::{Host, LinearDx, Output};
+use lab::operation::{Operation, run, verify};
 use qlora_kernels::cuda::linear::{Dropout, Lora, Weight};
 use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};

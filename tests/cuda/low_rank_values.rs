@@ -1,10 +1,10 @@
 //! Edges of the low-rank path: the dropout mask bit by bit, adapters that do not see each other, batches cut into pieces, tiles, inputs with a
 //! planted fault, bad operands.
 
-use crate::device::{Tally, device, set_schedule};
-use crate::low_rank_operation::{Host, LowRank, LowRankPart, Output, factors};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::device::{Tally, device, set_schedule};
+use lab::low_rank::{Host, LowRank, LowRankPart, Output, factors};
+use lab::operation::{Operation, run, verify};
 use qlora_kernels::cuda::linear::{Lora, Weight};
 use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward};
 use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};

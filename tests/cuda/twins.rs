@@ -1,8 +1,8 @@
 //! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, else the host twins. What the
 //! emulated suites prove rests on the two being equal, so that this runs first on a GPU.
 
-use crate::device::{Tally, cases, device, set_schedule};
 use half::bf16;
+use lab::device::{Tally, cases, device, set_schedule};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::cuda::test_kernels;

@@ -1,7 +1,7 @@
 //! Attention over a KV cache as an [`Operation`]: append, then attention, against the definition in f64 over each document's whole
 //! length. What no document has reached yet is NaN in the cache.
 
-use super::attention_operation::AttentionOperation;
+use super::attention::AttentionOperation;
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;

@@ -285,3 +285,10 @@ impl Operation for Loss {
         if right { Ok(()) } else { Err(format!("found {state:?}, expected {expected:?}")) }
     }
 }
+
+impl Host {
+    pub fn logit(&self, row: usize, token: usize, h: usize) -> f64 {
+        let (x, w) = (&self.hidden[row * h..][..h], &self.head[token * h..][..h]);
+        x.iter().zip(w).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
+    }
+}

@@ -13,9 +13,7 @@ pub fn device() -> Device {
 
 /// The schedule of the emulation; nothing on a GPU, which has its own.
 pub fn set_schedule(seed: u64) {
-    #[cfg(feature = "emulation")]
-    qlora_kernels::cuda::emulation::set_schedule(seed);
-    let _ = seed;
+    qlora_kernels::device::emulation::set_schedule(seed);
 }
 
 /// How many cases a property runs: `most`, or PROPTEST_CASES if that is fewer (a sanitizer makes each many times slower).

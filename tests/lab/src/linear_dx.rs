@@ -2,7 +2,7 @@
 //! and adapters are those of the forward pass's [`Linear`].
 
 use super::device::{DeviceWeight, to_bf16};
-use super::linear_operation::{HostPart, Linear, Part, SENTINEL};
+use super::linear::{HostPart, Linear, Part, SENTINEL};
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;

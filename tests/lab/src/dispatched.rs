@@ -1,6 +1,6 @@
 //! The linear layer by a named row of the dispatch table, as an [`Operation`].
 
-use super::linear_operation::{Buffers, Host, Linear, Output};
+use super::linear::{Buffers, Host, Linear, Output};
 use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::cuda::dispatch::{self, Dispatch};

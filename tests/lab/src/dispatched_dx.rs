@@ -1,7 +1,7 @@
 //! dX by a named row of the dispatch table, as an [`Operation`].
 
-use super::linear_dx_operation::{Buffers, Host, LinearDx, Output, Row};
-use super::linear_operation::Linear;
+use super::linear::Linear;
+use super::linear_dx::{Buffers, Host, LinearDx, Output, Row};
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
