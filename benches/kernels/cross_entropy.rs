@@ -4,7 +4,7 @@
 use crate::gpu::{Bench, Result, shown, text};
 use lab::cross_entropy::{Loss, Targets, Values};
 use lab::operation::Operation;
-use qlora_kernels::cuda::cross_entropy::CHUNK;
+use qlora_kernels::ops::cross_entropy::CHUNK;
 use records::format::Row;
 
 const H: usize = 8192;

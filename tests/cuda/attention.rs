@@ -6,7 +6,7 @@ use lab::device::{Tally, cases, device};
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::attention::{Attention, attention};
+use qlora_kernels::ops::attention::{Attention, attention};
 use qlora_kernels::reference::AttentionShape;
 
 const SCHEDULES: u64 = 2;

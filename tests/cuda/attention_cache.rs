@@ -8,8 +8,8 @@ use lab::logits::LogitsOperation;
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::cuda::logits::{OutputLayer, logits};
+use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::ops::logits::{OutputLayer, logits};
 use qlora_kernels::reference::{self, AttentionShape};
 
 const SCHEDULES: u64 = 3;

@@ -6,7 +6,7 @@ use lab::device::{Tally, cases, device};
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::cross_entropy::LossState;
+use qlora_kernels::ops::cross_entropy::LossState;
 use qlora_kernels::reference::linear_cross_entropy;
 
 const SCHEDULES: u64 = 2;

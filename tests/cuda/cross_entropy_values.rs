@@ -6,7 +6,7 @@ use half::bf16;
 use lab::cross_entropy::{Loss, Output, Targets};
 use lab::device::{device, set_schedule};
 use lab::operation::{Operation, run};
-use qlora_kernels::cuda::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
+use qlora_kernels::ops::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
 
 fn state(output: &Output) -> LossState {
     LossState::from_words(output.state)

@@ -7,10 +7,10 @@ use lab::dispatched_dx::DispatchedDx;
 use lab::linear::{Linear, Part, Values};
 use lab::linear_dx::LinearDx;
 use lab::operation::{Operation, run, verify};
-use qlora_kernels::cuda::Device;
-use qlora_kernels::cuda::cublaslt::CublasLt;
-use qlora_kernels::cuda::dispatch::Dispatch;
-use qlora_kernels::cuda::linear::Dropout;
+use qlora_kernels::device::Device;
+use qlora_kernels::ops::cublaslt::CublasLt;
+use qlora_kernels::ops::dispatch::Dispatch;
+use qlora_kernels::ops::linear::Dropout;
 
 fn layers() -> Vec<Linear> {
     let part = |n, r, bias, pad| Part { n, r, bias, pad };

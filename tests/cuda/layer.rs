@@ -6,7 +6,7 @@ use lab::layer::{Kind, Layer};
 use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::layer::{self, Residual, RopeTable};
+use qlora_kernels::ops::layer::{self, Residual, RopeTable};
 
 const SCHEDULES: u64 = 2;
 

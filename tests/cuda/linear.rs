@@ -6,7 +6,7 @@ use lab::linear::{Linear, Part, Values};
 use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::linear::Path;
+use qlora_kernels::ops::linear::Path;
 
 const SCHEDULES: u64 = 2;
 

@@ -7,7 +7,7 @@ use lab::linear_dx::LinearDx;
 use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::linear::{Dropout, Path};
+use qlora_kernels::ops::linear::{Dropout, Path};
 
 const SCHEDULES: u64 = 2;
 

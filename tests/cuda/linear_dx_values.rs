@@ -5,9 +5,9 @@ use lab::device::{cases, device, set_schedule};
 use lab::linear::{Linear, Part, SENTINEL, Values};
 use lab::linear_dx::{Host, LinearDx, Output};
 use lab::operation::{Operation, run, verify};
-use qlora_kernels::cuda::linear::{Dropout, Lora, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};
+use qlora_kernels::ops::linear::{Dropout, Lora, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
 
 fn part(n: usize, r: usize) -> Part {
     Part { n, r, bias: false, pad: n.next_multiple_of(8) - n }

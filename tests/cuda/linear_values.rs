@@ -4,8 +4,8 @@ use half::bf16;
 use lab::device::{device, set_schedule};
 use lab::linear::{Host, Linear, Output, Part, SENTINEL, Values};
 use lab::operation::{Operation, run, verify};
-use qlora_kernels::cuda::linear::{Input, Lora, Segment, Weight, forward};
 use qlora_kernels::nf4::Nf4Matrix;
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight, forward};
 
 fn linear(m: usize, k: usize, part: Part) -> Linear {
     Linear {

@@ -5,9 +5,9 @@ use half::bf16;
 use lab::device::{Tally, device, set_schedule};
 use lab::low_rank::{Host, LowRank, LowRankPart, Output, factors};
 use lab::operation::{Operation, run, verify};
-use qlora_kernels::cuda::linear::{Lora, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
+use qlora_kernels::ops::linear::{Lora, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
 
 fn low_rank(m: usize, k: usize, parts: &[(usize, usize)]) -> LowRank {
     let parts = parts.iter().map(|&(n, r)| LowRankPart { n, r, pad: 0 }).collect();

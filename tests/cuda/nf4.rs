@@ -6,9 +6,9 @@ use lab::nf4::{Dequantize, Quantize, bits};
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::nf4::absmax_transpose;
-use qlora_kernels::cuda::nf4::{AbsmaxMut, Layout, quantize};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::nf4::absmax_transpose;
+use qlora_kernels::ops::nf4::{AbsmaxMut, Layout, quantize};
 
 const SCHEDULES: u64 = 3;
 

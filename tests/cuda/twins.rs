@@ -5,7 +5,7 @@ use half::bf16;
 use lab::device::{Tally, cases, device, set_schedule};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::test_kernels;
+use qlora_kernels::ops::test_kernels;
 
 /// PTX ISA, mma.m16n8k16 with .bf16: row and column of element i of A, B and C in lane `lane`, as the manual writes them.
 mod manual {

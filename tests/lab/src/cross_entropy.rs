@@ -7,8 +7,9 @@
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
-use qlora_kernels::cuda::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
 use qlora_kernels::philox;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

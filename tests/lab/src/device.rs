@@ -1,10 +1,7 @@
-//! What the tests of the kernels share: the device, NF4 weights in its memory, and counts for the output.
+//! The device under test, its schedules, and counts for the output.
 
 use half::bf16;
-use qlora_kernels::cuda::nf4::absmax_transpose;
-use qlora_kernels::cuda::nf4::{Absmax, Layout, Weight};
-use qlora_kernels::cuda::{Buffer, Device};
-use qlora_kernels::nf4::{self, Nf4Matrix};
+use qlora_kernels::device::Device;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub fn device() -> Device {
@@ -44,67 +41,6 @@ impl Drop for Tally {
         let cases = *self.cases.get_mut();
         let name = device().name();
         println!("{}: {cases} cases, {} schedules each, on {name}", self.name, self.schedules);
-    }
-}
-
-/// An NF4 weight in device memory.
-pub struct DeviceWeight {
-    n: usize,
-    k: usize,
-    block_size: usize,
-    layout: Layout,
-    codes: Buffer<u8>,
-    absmax: DeviceAbsmax,
-}
-
-enum DeviceAbsmax {
-    F32(Buffer<f32>),
-    DoubleQuantised { codes: Buffer<u8>, nested_absmax: Buffer<f32>, nested_map: Buffer<f32>, offset: Buffer<f32> },
-}
-
-impl DeviceWeight {
-    /// Transposes the absmax codes on the device if `layout` says so.
-    pub fn new(device: &Device, matrix: &Nf4Matrix, layout: Layout) -> Self {
-        let absmax = match matrix.absmax() {
-            nf4::Absmax::F32(absmax) => {
-                let (n, blocks) = (matrix.rows(), matrix.cols() / matrix.block_size());
-                let ordered = match layout {
-                    Layout::RowMajor => absmax.clone(),
-                    Layout::Transposed => (0..n * blocks).map(|i| absmax[i % n * blocks + i / n]).collect(),
-                };
-                DeviceAbsmax::F32(device.upload(&ordered).unwrap())
-            }
-            nf4::Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } => {
-                let mut ordered = device.upload(codes).unwrap();
-                if layout == Layout::Transposed {
-                    let input = device.upload(codes).unwrap();
-                    let (n, blocks) = (matrix.rows(), matrix.cols() / matrix.block_size());
-                    absmax_transpose(input.view(), ordered.view_mut(), n, blocks, device.stream()).unwrap();
-                }
-                DeviceAbsmax::DoubleQuantised {
-                    codes: ordered,
-                    nested_absmax: device.upload(nested_absmax).unwrap(),
-                    nested_map: device.upload(nested_map.as_slice()).unwrap(),
-                    offset: device.upload(&[*offset]).unwrap(),
-                }
-            }
-        };
-        let codes = device.upload(matrix.codes()).unwrap();
-        Self { n: matrix.rows(), k: matrix.cols(), block_size: matrix.block_size(), layout, codes, absmax }
-    }
-
-    pub fn weight(&self) -> Weight<'_> {
-        let absmax = match &self.absmax {
-            DeviceAbsmax::F32(absmax) => Absmax::F32(absmax.view()),
-            DeviceAbsmax::DoubleQuantised { codes, nested_absmax, nested_map, offset } => Absmax::DoubleQuantised {
-                codes: codes.view(),
-                nested_absmax: nested_absmax.view(),
-                nested_map: nested_map.view(),
-                offset: offset.view(),
-            },
-        };
-        let Self { n, k, block_size, layout, .. } = *self;
-        Weight { n, k, block_size, layout, codes: self.codes.view(), absmax }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
 use lab::device::{Tally, set_schedule};
 #[cfg(feature = "emulation")]
-use qlora_kernels::cuda::linear::Path;
+use qlora_kernels::ops::linear::Path;
 use qlora_kernels::philox::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
