@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 0;
+pub const QK_ABI_REVISION: u32 = 1;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -656,7 +656,7 @@ const _: () = {
 #[derive(Debug, Copy, Clone)]
 pub struct qk_cross_entropy_args {
     pub struct_size: u32,
-    pub weight: f32,
+    pub gradient_scale: f32,
     pub m: i64,
     pub h: i64,
     pub vocab: i64,
@@ -668,14 +668,16 @@ pub struct qk_cross_entropy_args {
     pub losses: *mut f32,
     pub state: *mut qk_loss_state,
     pub dhidden: *mut ::std::os::raw::c_void,
+    pub weights: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 96usize];
+    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 104usize];
     ["Alignment of qk_cross_entropy_args"][::std::mem::align_of::<qk_cross_entropy_args>() - 8usize];
     ["Offset of field: qk_cross_entropy_args::struct_size"]
         [::std::mem::offset_of!(qk_cross_entropy_args, struct_size) - 0usize];
-    ["Offset of field: qk_cross_entropy_args::weight"][::std::mem::offset_of!(qk_cross_entropy_args, weight) - 4usize];
+    ["Offset of field: qk_cross_entropy_args::gradient_scale"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, gradient_scale) - 4usize];
     ["Offset of field: qk_cross_entropy_args::m"][::std::mem::offset_of!(qk_cross_entropy_args, m) - 8usize];
     ["Offset of field: qk_cross_entropy_args::h"][::std::mem::offset_of!(qk_cross_entropy_args, h) - 16usize];
     ["Offset of field: qk_cross_entropy_args::vocab"][::std::mem::offset_of!(qk_cross_entropy_args, vocab) - 24usize];
@@ -690,6 +692,8 @@ const _: () = {
     ["Offset of field: qk_cross_entropy_args::state"][::std::mem::offset_of!(qk_cross_entropy_args, state) - 80usize];
     ["Offset of field: qk_cross_entropy_args::dhidden"]
         [::std::mem::offset_of!(qk_cross_entropy_args, dhidden) - 88usize];
+    ["Offset of field: qk_cross_entropy_args::weights"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, weights) - 96usize];
 };
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;

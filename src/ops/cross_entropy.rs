@@ -17,12 +17,12 @@ pub const CHUNK: usize = 1024;
 /// What [`cross_entropy`] finds over all tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossState {
-    /// Σ of the losses, not multiplied by the weight: of 256 rows at a time, in order, in f64. NaN if a loss is not finite, or if
-    /// there are other than [`Shape::supervised`] tokens with a target.
+    /// Σ of the weighted losses: of 256 rows at a time, in order, in f64. NaN if one is not finite, or if there are other
+    /// than [`Shape::supervised`] supervised tokens.
     pub sum: f64,
-    /// The first row whose loss is not finite.
+    /// The first row whose loss or weight is not finite.
     pub not_finite: Option<usize>,
-    /// Tokens with a target, as the device counted them.
+    /// Supervised tokens, as the device counted them.
     pub supervised: usize,
 }
 
@@ -46,7 +46,7 @@ pub struct Shape {
     pub h: usize,
     /// V, rows of the output layer
     pub vocab: usize,
-    /// Targets that are not negative: only those tokens cost anything.
+    /// Tokens whose target is not negative and whose weight is not 0: only those cost anything.
     pub supervised: usize,
     /// Tokens whose logits exist at one time, at least 1, best a multiple of 128. No bit of the result depends on it.
     pub chunk: usize,
@@ -56,14 +56,17 @@ pub struct Shape {
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy<'a> {
     pub shape: Shape,
-    /// Of every token in the gradient: 1 / supervised tokens of the whole optimiser step. The losses are not multiplied by it.
-    pub weight: f32,
+    /// Multiplies the gradient and no loss: 1 / supervised tokens of the whole optimizer step, for a mean.
+    pub gradient_scale: f32,
     /// `[m, h]`: after the last norm
     pub hidden: View<'a, bf16>,
     /// `[vocab, h]`
     pub head: View<'a, bf16>,
     /// `[m]`. Negative: none. From `vocab` on: the row's loss and gradient are NaN.
     pub targets: View<'a, i32>,
+    /// `[m]`: multiplies each token's loss in the sum and in the gradient, of either sign; `None`: 1 each. A token of weight
+    /// 0 is not supervised; weights of negative targets are not read.
+    pub weights: Option<View<'a, f32>>,
 }
 
 /// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with `supervised` and
@@ -90,9 +93,9 @@ pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
     Ok(total)
 }
 
-/// `losses` `[m]` = logsumexp(z) − z\[target\] with z = hidden · headᵀ, 0 without a target; `state` `[STATE_LEN]` = a [`LossState`];
-/// `dhidden` `[m, h]` = weight · (softmax(z) − onehot(target)) · head, zero without a target. `workspace` has at least
-/// [`workspace_bytes`].
+/// `losses` `[m]` = logsumexp(z) − z\[target\] with z = hidden · headᵀ, 0 where not supervised; `state` `[STATE_LEN]` = a
+/// [`LossState`]; `dhidden` `[m, h]` = gradient_scale · weight · (softmax(z) − onehot(target)) · head, zero where not
+/// supervised. `workspace` has at least [`workspace_bytes`].
 ///
 /// Logits, softmax and losses are f32. The gradient of the logits is rounded to bf16 once, and so is `dhidden`. Logits that are
 /// not finite in f32 make the row's loss NaN or infinite.
@@ -110,6 +113,9 @@ pub fn cross_entropy(
     operation.length("hidden", input.hidden.len(), count)?;
     operation.length("the output layer", input.head.len(), operation.size(&[vocab, h])?)?;
     operation.length("the targets", input.targets.len(), m)?;
+    if let Some(weights) = &input.weights {
+        operation.length("the weights", weights.len(), m)?;
+    }
     operation.length("losses", losses.len(), m)?;
     operation.length("the state", state.len(), STATE_LEN)?;
     if let Some(dhidden) = &dhidden {
@@ -119,17 +125,18 @@ pub fn cross_entropy(
     let found = workspace.len();
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
     let args = sys::qk_cross_entropy_args {
-        weight: input.weight,
+        gradient_scale: input.gradient_scale,
         hidden: input.hidden.address().cast(),
         head: input.head.address().cast(),
         targets: input.targets.address(),
+        weights: input.weights.map_or(null(), |weights| weights.address()),
         losses: losses.address(),
         state: state.address().cast(),
         dhidden: dhidden.map_or(null_mut(), |dhidden| dhidden.address().cast()),
         ..input.shape.describe(&operation)?
     };
-    // SAFETY: every length was checked against the shape; `args` is read before the return. The targets' values are the caller's: a
-    // kernel counts them itself and looks up none outside the vocabulary.
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The targets' and weights'
+    // values are the caller's: a kernel counts them itself and looks up none outside the vocabulary.
     operation.status(unsafe { call!(qk_cross_entropy(&args, workspace.address().cast(), found, stream.as_raw())) })
 }
 
@@ -149,7 +156,7 @@ impl Shape {
         operation.status(if computable { sys::QK_OK } else { sys::QK_ERROR_SHAPE })?;
         Ok(sys::qk_cross_entropy_args {
             struct_size: size_of::<sys::qk_cross_entropy_args>() as u32,
-            weight: 0.0,
+            gradient_scale: 0.0,
             m: operation.dimension("M", self.m)?,
             h: operation.dimension("H", self.h)?,
             vocab: operation.dimension("the vocabulary", self.vocab)?,
@@ -161,6 +168,7 @@ impl Shape {
             losses: null_mut(),
             state: null_mut(),
             dhidden: null_mut(),
+            weights: null(),
         })
     }
 }

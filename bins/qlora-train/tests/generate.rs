@@ -9,8 +9,8 @@ use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
-use qlora_train::infer::generate::{Sampling, generate};
 use qlora_train::lora::LoraSpec;
+use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec};
 use support::Memory;
 

@@ -7,7 +7,7 @@ use std::ptr::{null, null_mut};
 fn args(memory: &mut Memory) -> sys::qk_cross_entropy_args {
     sys::qk_cross_entropy_args {
         struct_size: size_of::<sys::qk_cross_entropy_args>() as u32,
-        weight: 1.0,
+        gradient_scale: 1.0,
         m: M,
         h: 8,
         vocab: 4,
@@ -19,6 +19,7 @@ fn args(memory: &mut Memory) -> sys::qk_cross_entropy_args {
         losses: memory.at(3),
         state: memory.at(4),
         dhidden: memory.at(5),
+        weights: null(),
     }
 }
 
@@ -44,8 +45,8 @@ fn every_bad_operand_is_refused() {
         |a: &mut Args| a.chunk = 0 => QK_ERROR_SHAPE,
         // More blocks than a launch has.
         |a: &mut Args| (a.m, a.supervised, a.chunk, a.vocab) = (1 << 30, 1 << 30, 1 << 30, 1 << 30) => QK_ERROR_SHAPE,
-        |a: &mut Args| a.weight = f32::NAN => QK_ERROR_VALUE,
-        |a: &mut Args| a.weight = f32::INFINITY => QK_ERROR_VALUE,
+        |a: &mut Args| a.gradient_scale = f32::NAN => QK_ERROR_VALUE,
+        |a: &mut Args| a.gradient_scale = f32::INFINITY => QK_ERROR_VALUE,
         |a: &mut Args| a.hidden = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.head = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.targets = null() => QK_ERROR_NULL_POINTER,
@@ -55,6 +56,7 @@ fn every_bad_operand_is_refused() {
         |a: &mut Args| a.head = a.head.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.dhidden = a.dhidden.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.targets = a.targets.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.weights = a.targets.wrapping_byte_add(2).cast() => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.losses = a.losses.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.state = a.state.wrapping_byte_add(4) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| (a.supervised, a.chunk) = (3, 3) => QK_ERROR_WORKSPACE,
@@ -64,6 +66,7 @@ fn every_bad_operand_is_refused() {
         |a: &mut Args| a.dhidden = a.head.cast_mut() => QK_ERROR_OVERLAP,
         |a: &mut Args| a.dhidden = a.losses.cast() => QK_ERROR_OVERLAP,
         |a: &mut Args| a.losses = a.targets.cast_mut().cast() => QK_ERROR_OVERLAP,
+        |a: &mut Args| a.weights = a.losses => QK_ERROR_OVERLAP,
         |a: &mut Args| a.losses = a.state.wrapping_byte_add(12).cast() => QK_ERROR_OVERLAP,
         |a: &mut Args| a.state = a.head.wrapping_byte_add(48).cast_mut().cast() => QK_ERROR_OVERLAP,
     });
@@ -84,6 +87,32 @@ fn every_bad_operand_is_refused() {
         assert_eq!((size(&raw const plain, &mut bytes), bytes), (sys::QK_OK, BYTES - 256));
     }
     assert!(memory.is_untouched());
+}
+
+/// Callers of the first version pass 96 bytes, after which anything may lie.
+#[test]
+fn a_struct_without_weights_has_a_weight_of_one_each() {
+    let loss = |struct_size: u32| {
+        let mut memory = Memory::new();
+        let mut args = args(&mut memory);
+        // One row, whose target is 1: equal logits, so a loss of ln 4. Its weight is 0.5.
+        let mut values = vec![1.0f32; 4096];
+        (values[256], values[1024]) = (f32::from_bits(1), 0.5);
+        memory.buffer = memory.device.upload(&values).unwrap();
+        let workspace = memory.at(16);
+        (args.struct_size, args.m, args.supervised, args.weights) = (struct_size, 1, 1, memory.at(8));
+        (args.hidden, args.head, args.targets) = (memory.at(0), memory.at(1), memory.at(2));
+        (args.losses, args.state, args.dhidden) = (memory.at(3), memory.at(4), null_mut());
+        // SAFETY: the operands lie in the buffer, 512 bytes apart.
+        let status = unsafe { sys::qk_cross_entropy(&raw const args, workspace, BYTES, null_mut()) };
+        assert_eq!(status, sys::QK_OK);
+        let values = memory.device.download(&memory.buffer).unwrap();
+        f64::from_bits(u64::from(values[513].to_bits()) << 32 | u64::from(values[512].to_bits()))
+    };
+    let whole = size_of::<sys::qk_cross_entropy_args>() as u32;
+    let (first, weighted) = (loss(96), loss(whole));
+    assert!((first - 4f64.ln()).abs() < 1e-6, "{first}");
+    assert_eq!(weighted, 0.5 * first);
 }
 
 #[test]

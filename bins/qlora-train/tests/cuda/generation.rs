@@ -10,7 +10,7 @@ use qlora_kernels::philox::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::infer::generate::{Sampling, generate};
+use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec, Source};
 
 const MODELS: u64 = 6;

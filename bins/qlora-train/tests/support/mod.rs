@@ -117,7 +117,7 @@ impl Oracle {
         }
         let normed = norm(&stream, "model.norm.weight");
         let head = self.tensors.get("lm_head.weight").unwrap_or(embedding);
-        reference::linear_cross_entropy(&normed, head, batch.targets, 1.0, None, h)
+        reference::linear_cross_entropy(&normed, head, batch.targets, None, 1.0, None, h)
     }
 
     fn linear(

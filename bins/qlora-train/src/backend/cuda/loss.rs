@@ -60,7 +60,8 @@ impl Cuda {
         let supervised = targets.iter().filter(|&&target| target >= 0).count();
         let input = CrossEntropy {
             shape: Shape { m, h: head.hidden, vocab, supervised, chunk: CHUNK },
-            weight,
+            gradient_scale: weight,
+            weights: None,
             hidden: x.rows(m),
             head: head.data.view(),
             targets: self.on_device.targets.view().first(m),

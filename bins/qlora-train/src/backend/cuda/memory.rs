@@ -6,10 +6,12 @@ use qlora_kernels::device::{
     Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
 };
 use std::cell::RefCell;
+use std::rc::Rc;
 
 pub struct Memory {
     /// None: a plan, which takes and gives back as the run does and computes nothing.
-    device: Option<Device>,
+    /// Shared with whoever opened it.
+    device: Option<Rc<Device>>,
     arena: Arena,
     /// Pinned host memory, by name
     pinned: RefCell<Vec<PlannedBuffer>>,
@@ -21,7 +23,7 @@ impl Memory {
     }
 
     /// Refused: a GPU without that many free bytes.
-    pub fn new(device: Device, bytes: u64) -> Result<Self> {
+    pub fn new(device: Rc<Device>, bytes: u64) -> Result<Self> {
         let arena = Arena::new(&device, bytes).or_refuse(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
@@ -29,12 +31,12 @@ impl Memory {
     }
 
     pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
+        self.device.as_deref()
     }
 
     /// What operations are queued on; none while planning.
     pub fn stream(&self) -> Option<Stream> {
-        self.device.as_ref().map(Device::stream)
+        self.device().map(Device::stream)
     }
 
     /// Any bits; `name` is that of the plan's line.
@@ -92,7 +94,7 @@ impl Memory {
         make: impl FnOnce(&Device) -> qlora_kernels::Result<P>,
     ) -> Result<Option<P>> {
         self.count_pinned::<T>(name, len);
-        self.device.as_ref().map(make).transpose().or_fail(|| {
+        self.device().map(make).transpose().or_fail(|| {
             format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
         })
     }

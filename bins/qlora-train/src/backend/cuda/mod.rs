@@ -37,6 +37,7 @@ use optimizer::OptimizerMemory;
 use qlora_kernels::CudaError;
 use qlora_kernels::device::{Buffer, Device, EventTimer, View};
 use qlora_kernels::ops::layer;
+use std::rc::Rc;
 use std::sync::Arc;
 use stow::StowMemory;
 
@@ -138,8 +139,13 @@ impl Cuda {
     /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found. Refused: no
     /// driver, no such GPU, no room, or a model that the kernels do not compute.
     pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+        let device = Device::open_at(ordinal).usage_context(|| format!("`device`: cuda:{ordinal} cannot be used"))?;
+        Self::on_device(Rc::new(device), dims, config, bytes)
+    }
+
+    /// As [`new`](Self::new), on a GPU that is open already.
+    pub fn on_device(device: Rc<Device>, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
-        let device = Device::open_at(ordinal).or_refuse(|| "`device`: found cuda".to_owned())?;
         Self::on(Memory::new(device, bytes)?, dims, config)
     }
 
