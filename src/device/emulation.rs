@@ -27,8 +27,9 @@ pub fn launches() -> u64 {
     unsafe { qk_emulation_launches() }
 }
 
-/// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a `cudaError_t`: a GPU that
-/// is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for a whole program.
+/// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a
+/// `cudaError_t`: a GPU that is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for a
+/// whole program.
 pub fn lose(launch: u64, code: i32) {
     // SAFETY: sets two numbers of this OS thread.
     unsafe { qk_emulation_lose(launch, code) }

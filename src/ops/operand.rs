@@ -1,4 +1,5 @@
-//! What the forward and the backward pass of the linear layer share: weights, LoRA pairs and dropout as the C interface describes them.
+//! Operands of the forward and the backward pass of the linear layer: weights, LoRA pairs and dropout as the C interface
+//! describes them.
 
 use super::check::Operation;
 use super::linear::{Dropout, Lora, Weight};

@@ -1,4 +1,5 @@
-//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without remainders.
+//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without
+//! remainders.
 
 use crate::cross_entropy_operation::{Host, Loss, Output, Targets, Values};
 use crate::device::{Tally, cases, device};

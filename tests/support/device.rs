@@ -1,4 +1,4 @@
-//! What the tests of the kernels share: the device, NF4 weights in its memory, and counts for the output.
+//! Parts that the tests of the kernels share: the device, NF4 weights in its memory, and counts for the output.
 
 use half::bf16;
 use qlora_kernels::cuda::nf4::absmax_transpose;
@@ -18,7 +18,8 @@ pub fn set_schedule(seed: u64) {
     let _ = seed;
 }
 
-/// How many cases a property runs: `most`, or PROPTEST_CASES if that is fewer (a sanitizer makes each many times slower).
+/// How many cases a property runs: `most`, or PROPTEST_CASES if that is fewer (a sanitizer makes each many times
+/// slower).
 pub fn cases(most: u32) -> u32 {
     let limit = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     limit.map_or(most, |limit: u32| limit.min(most))
