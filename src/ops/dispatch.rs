@@ -1,5 +1,5 @@
-//! Dispatch of a forward pass or a dX to the code that computes it. The default is the fused kernels; another row is only taken by a caller
-//! that names it.
+//! Dispatch of a forward pass or a dX to the code that computes it. The default is the fused kernels; another row is
+//! only taken by a caller that names it.
 
 use super::cublaslt::CublasLt;
 use super::linear::{self, Input, Segment};

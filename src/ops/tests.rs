@@ -1,5 +1,5 @@
-//! The C interface itself, below the checks of the Rust functions: every named error is reached, nothing is written on the way, and structs
-//! lie as the header says.
+//! The C interface itself, below the checks of the Rust functions: every named error is reached, nothing is written on
+//! the way, and structs lie as the header says.
 
 mod abi;
 mod gradients;
@@ -98,7 +98,8 @@ impl Valid {
     }
 
     fn forward(&self, workspace: usize, bytes: usize) -> i32 {
-        // SAFETY: the structs are those of `new`, or spoiled so that the call must refuse them before it reads device memory.
+        // SAFETY: the structs are those of `new`, or spoiled so that the call must refuse them before it reads device
+        // memory.
         unsafe { sys::qk_linear_forward(&self.linear, workspace as *mut _, bytes, std::ptr::null_mut()) }
     }
 

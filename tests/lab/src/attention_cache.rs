@@ -1,12 +1,13 @@
 //! Attention over a KV cache as an [`Operation`]: append, then attention, against the definition in f64 over each
 //! document's whole length. What no document has reached yet is NaN in the cache.
 
-use super::attention_operation::AttentionOperation;
+use super::attention::AttentionOperation;
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 

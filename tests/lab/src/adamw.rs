@@ -2,9 +2,10 @@
 
 use super::operation::Operation;
 use half::bf16;
+use qlora_kernels::Result;
 use qlora_kernels::blockwise::{BLOCK_SIZE, adamw_blockwise};
-use qlora_kernels::cuda::adamw::{GradientState, STATE_LEN, States, Tensor, Tensors, rates};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::adamw::{GradientState, STATE_LEN, States, Tensor, Tensors, rates};
 use qlora_kernels::philox;
 use qlora_kernels::reference::{AdamW, adamw};
 

@@ -8,8 +8,9 @@
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
-use qlora_kernels::cuda::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
 use qlora_kernels::philox;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -311,5 +312,12 @@ impl Operation for Loss {
         let expected = LossState { sum, not_finite: bad, supervised: host.supervised() };
         let right = summed && (state.not_finite, state.supervised) == (bad, host.supervised());
         if right { Ok(()) } else { Err(format!("found {state:?}, expected {expected:?}")) }
+    }
+}
+
+impl Host {
+    pub fn logit(&self, row: usize, token: usize, h: usize) -> f64 {
+        let (x, w) = (&self.hidden[row * h..][..h], &self.head[token * h..][..h]);
+        x.iter().zip(w).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
     }
 }

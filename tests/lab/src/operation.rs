@@ -2,7 +2,8 @@
 //! measured is what was tested.
 
 use super::device::set_schedule;
-use qlora_kernels::cuda::{Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Device, Stream};
 use std::fmt::Debug;
 
 pub trait Operation: Clone + Debug {

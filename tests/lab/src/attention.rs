@@ -7,8 +7,9 @@
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::attention::{Attention, attention, attention_backward};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::attention::{Attention, attention, attention_backward};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 
