@@ -1,10 +1,6 @@
 //! What the forward operations and AdamW of the reference must do, apart from having the right gradients.
 
-#[path = "support/differences.rs"]
-#[allow(dead_code)]
-mod differences;
-
-use differences::values;
+use lab::differences::values;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::*;

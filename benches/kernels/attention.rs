@@ -1,12 +1,13 @@
 //! Attention of a Llama 70B, forward and backward. The whole result is checked on short documents; at the length that is timed, some rows
 //! of the output and of the queries' gradient, with scores so far apart that few keys decide a row, wherever they are.
 
-use crate::attention_operation::AttentionOperation;
 use crate::gpu::{Bench, Result, shown, text};
-use crate::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::attention::{Attention, attention, attention_backward, backward_workspace_len};
-use qlora_kernels::cuda::{Buffer, Result as CudaResult, Stream};
+use lab::attention::AttentionOperation;
+use lab::operation::Operation;
+use qlora_kernels::Result as CudaResult;
+use qlora_kernels::device::{Buffer, Stream};
+use qlora_kernels::ops::attention::{Attention, attention, attention_backward, backward_workspace_len};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 use records::format::Row;

@@ -2,21 +2,21 @@
 //! operands that no cache holds, and replayed between two events.
 
 use crate::Options;
-use crate::cache_operation::CacheOperation;
 use crate::groups;
-use crate::layer_operations::{Kind, Layer};
-use crate::logits_operation::LogitsOperation;
-use crate::nf4_operations::{Dequantize, Quantize};
-use crate::operation::Operation;
-use crate::values::random_codes;
 use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
-use qlora_kernels::cuda::nf4::Layout;
-use qlora_kernels::cuda::{Device, Stream};
+use lab::attention_cache::CacheOperation;
+use lab::layer::{Kind, Layer};
+use lab::logits::LogitsOperation;
+use lab::nf4::{Dequantize, Quantize};
+use lab::operation::Operation;
+use lab::values::random_codes;
+use qlora_kernels::device::{Device, Stream};
 use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::ops::measure::Timer;
+use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 use records::format::{Record, Row};
@@ -161,7 +161,7 @@ impl Bench<'_> {
         &mut self,
         name: &str,
         sets: &mut [B],
-        mut launch: impl FnMut(&mut B, Stream) -> qlora_kernels::cuda::Result<()>,
+        mut launch: impl FnMut(&mut B, Stream) -> qlora_kernels::Result<()>,
     ) -> Result<f64> {
         let graph = self.timer.record(sets.len(), |set, stream| launch(&mut sets[set], stream)).map_err(text)?;
         let (mut samples, mut failure) = (Vec::new(), None);

@@ -10,7 +10,6 @@ mod bandwidth;
 mod buffer;
 mod driver;
 mod element;
-#[cfg(kernels = "emulated")]
 pub mod emulation;
 mod event;
 mod offload;

@@ -1,13 +1,13 @@
 //! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a planted fault, bad operands.
 
-use crate::device::{cases, device, set_schedule};
-use crate::linear_dx_operation::{Host, LinearDx, Output};
-use crate::linear_operation::{Linear, Part, SENTINEL, Values};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::linear::{Dropout, Lora, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
+use lab::device::{cases, device, set_schedule};
+use lab::linear::{Linear, Part, SENTINEL, Values};
+use lab::linear_dx::{Host, LinearDx, Output};
+use lab::operation::{Operation, run, verify};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};
+use qlora_kernels::ops::linear::{Dropout, Lora, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
 
 fn part(n: usize, r: usize) -> Part {
     Part { n, r, bias: false, pad: n.next_multiple_of(8) - n }

@@ -1,11 +1,11 @@
 //! Edges of the fused linear layer: tiles, no tokens, values that are no numbers, inputs with a planted fault, bad operands.
 
-use crate::device::{device, set_schedule};
-use crate::linear_operation::{Host, Linear, Output, Part, SENTINEL, Values};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::linear::{Input, Lora, Segment, Weight, forward};
+use lab::device::{device, set_schedule};
+use lab::linear::{Host, Linear, Output, Part, SENTINEL, Values};
+use lab::operation::{Operation, run, verify};
 use qlora_kernels::nf4::Nf4Matrix;
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight, forward};
 
 fn linear(m: usize, k: usize, part: Part) -> Linear {
     Linear {

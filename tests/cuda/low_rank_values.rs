@@ -1,13 +1,13 @@
 //! Edges of the low-rank path: the dropout mask bit by bit, adapters that do not see each other, batches cut into pieces, tiles, inputs with a
 //! planted fault, bad operands.
 
-use crate::device::{Tally, device, set_schedule};
-use crate::low_rank_operation::{Host, LowRank, LowRankPart, Output, factors};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::linear::{Lora, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
+use lab::device::{Tally, device, set_schedule};
+use lab::low_rank::{Host, LowRank, LowRankPart, Output, factors};
+use lab::operation::{Operation, run, verify};
+use qlora_kernels::ops::linear::{Lora, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
 
 fn low_rank(m: usize, k: usize, parts: &[(usize, usize)]) -> LowRank {
     let parts = parts.iter().map(|&(n, r)| LowRankPart { n, r, pad: 0 }).collect();

@@ -1,14 +1,14 @@
 //! NF4 on the device against `nf4`, bit for bit, under every schedule.
 
-use crate::device::{Tally, cases, device, set_schedule, weights};
-use crate::nf4_operations::{Dequantize, Quantize, bits};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::device::{Tally, cases, device, set_schedule, weights};
+use lab::nf4::{Dequantize, Quantize, bits};
+use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::nf4::absmax_transpose;
-use qlora_kernels::cuda::nf4::{AbsmaxMut, Layout, quantize};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::nf4::absmax_transpose;
+use qlora_kernels::ops::nf4::{AbsmaxMut, Layout, quantize};
 
 const SCHEDULES: u64 = 3;
 

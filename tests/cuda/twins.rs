@@ -1,11 +1,11 @@
 //! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, else the host twins. What the
 //! emulated suites prove rests on the two being equal, so that this runs first on a GPU.
 
-use crate::device::{Tally, cases, device, set_schedule};
 use half::bf16;
+use lab::device::{Tally, cases, device, set_schedule};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::test_kernels;
+use qlora_kernels::ops::test_kernels;
 
 /// PTX ISA, mma.m16n8k16 with .bf16: row and column of element i of A, B and C in lane `lane`, as the manual writes them.
 mod manual {

@@ -16,7 +16,7 @@ pub fn of_source(source: &Source) -> Vec<Finding> {
     let mut in_comment = false;
     for (index, line) in source.text.lines().enumerate() {
         let comment = source.comment(line);
-        if !in_comment && comment.is_some_and(|text| text.starts_with("The same ")) && is_documentation(line) {
+        if !in_comment && comment.is_some_and(|text| text.starts_with("The same ")) && is_documentation(source, line) {
             add(Rule::TheSame, index + 1, "a comment that starts with \"The same\" does not make sense alone".into());
         }
         in_comment = comment.is_some();
@@ -33,10 +33,14 @@ pub fn of_source(source: &Source) -> Vec<Finding> {
     findings
 }
 
-/// Comments of C document what follows, whatever their markers.
-fn is_documentation(line: &str) -> bool {
+/// Comments of C document what follows, whatever their markers; those of a script do not.
+fn is_documentation(source: &Source, line: &str) -> bool {
     let line = line.trim_start();
-    line.starts_with("///") || line.starts_with("//!") || line.starts_with("// ")
+    match source.language {
+        Language::Rust => line.starts_with("///") || line.starts_with("//!"),
+        Language::C => true,
+        Language::Script => false,
+    }
 }
 
 fn opens_with_a_question(source: &Source) -> Option<&'static str> {
@@ -67,6 +71,8 @@ mod tests {
     fn the_same_is_found_where_a_comment_starts_with_it() {
         assert_eq!(found("a.rs", "fn a() {}\n/// The same of b.\nfn b() {}\n"), [(Rule::TheSame, 2)]);
         assert!(found("a.rs", "/// A fault.\n/// The same of b.\n").is_empty());
+        assert!(found("a.rs", "// The same rows as above.\n").is_empty());
+        assert_eq!(found("a.cuh", "// The same of b.\n"), [(Rule::TheSame, 1)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Answer;
 use crate::error::Result;
 use crate::files::units::format_bytes;
-use crate::session::plan::host_budget;
+use crate::session::host::host_budget;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Map, Value, json};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-/// What `eval` reports.
+/// Result of `eval`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
     /// Mean over supervised tokens, nats.
@@ -157,15 +157,4 @@ pub fn evaluate<B: Backend>(
         files: if files.len() > 1 { files } else { Vec::new() },
         tasks: of_tasks.into_iter().map(|(task, sum)| sum.part(task.to_owned())).collect(),
     }))
-}
-
-impl<'a> From<&'a MicroBatch> for Batch<'a> {
-    fn from(batch: &'a MicroBatch) -> Self {
-        Batch {
-            input_ids: &batch.input_ids,
-            positions: &batch.positions,
-            boundaries: &batch.cu_seqlens,
-            targets: &batch.targets,
-        }
-    }
 }
