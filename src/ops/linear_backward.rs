@@ -2,8 +2,8 @@
 //! `dX = mask(Σ T_s · A_s) + Σ dY_s · deq(W_s)`, `T_s = bf16(scale · dY_s · B_s)`, f32 sums, dX rounded once.
 
 use super::check::Operation;
-use super::linear::{Dropout, Lora, Path, TILE_K, Weight};
-use super::operand::{self, Operands, rows};
+use super::linear::Path;
+use super::operand::{self, Dropout, Lora, Operands, TILE_K, Weight, rows};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::sys;
