@@ -97,7 +97,7 @@ fn partial_bytes(m: usize, products: impl Iterator<Item = Product>) -> usize {
     let products: Vec<_> = products.filter(|p| p.ld.is_multiple_of(8) && p.columns.is_multiple_of(8)).collect();
     let rank_tile = match products.iter().map(|product| product.ranks).max().unwrap_or(0) {
         ..=16 => 16,
-        ..=32 => 32,
+        17..=32 => 32,
         _ => 64,
     };
     let tiles_of = |p: &Product| p.columns.div_ceil(COLUMNS) * p.ranks.div_ceil(rank_tile) * p.adapters;
