@@ -1,6 +1,6 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
-use crate::backend::{Backend, Batch, ParamUpdate, Watch};
+use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
 use crate::comm::{Communicator, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
@@ -245,7 +245,7 @@ fn not_finite<B: Backend>(
     what: &str,
 ) -> Error {
     let mut found = String::new();
-    if backend.watch(Watch::Values).unwrap_or(false) {
+    if backend.set_trace(TraceMode::Values).is_ok() {
         status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
         let weight = scale_of(total_weight(batches));
         for (micro, batch) in batches[..micro_batches].iter().enumerate() {
@@ -258,7 +258,7 @@ fn not_finite<B: Backend>(
                 break;
             }
         }
-        let _ = backend.watch(Watch::Nothing);
+        let _ = backend.set_trace(TraceMode::Off);
     }
     Error::Failed(format!("{what}{found}; nothing was updated. A lower learning_rate is the usual cure"))
 }
