@@ -32,14 +32,16 @@ enum AbsmaxBuffers {
 }
 
 impl Nf4Weight {
-    /// The layout that the kernels read fastest: transposed, where rows have whole blocks and few enough of them for 32 bits.
+    /// The layout that the kernels read fastest: transposed, where rows have whole blocks and few enough of them for 32
+    /// bits.
     pub fn fastest_layout(n: usize, k: usize, block_size: usize) -> Layout {
         let few = (n * k).div_ceil(block_size) <= i32::MAX as usize;
         if k.is_multiple_of(block_size) && few { Layout::Transposed } else { Layout::RowMajor }
     }
 
-    /// Copies `matrix` to the device and brings its absmax into `layout`. Refused: values or nested blocks other than those of NF4 as
-    /// bitsandbytes writes it, which the kernels do not know, and a transposed layout of blocks that straddle rows.
+    /// Copies `matrix` to the device and brings its absmax into `layout`. Refused: values or nested blocks other than
+    /// those of NF4 as bitsandbytes writes it, which the kernels do not know, and a transposed layout of blocks that
+    /// straddle rows.
     pub fn upload(device: &Device, matrix: &Nf4Matrix, layout: Layout) -> Result<Self> {
         let (n, k, block_size) = (matrix.rows(), matrix.cols(), matrix.block_size());
         if *matrix.code() != CODE {

@@ -37,7 +37,7 @@ impl Layer {
         (y, s)
     }
 
-    /// The same with every number replaced by its magnitude: how large the terms are whose roundings add up.
+    /// The result with every number replaced by its magnitude: how large the terms are whose roundings add up.
     fn magnitudes(&self) -> Layer {
         let dropout = self.dropout.as_deref().map(absolute);
         let bias = self.bias.as_deref().map(absolute);

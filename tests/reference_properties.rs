@@ -1,4 +1,4 @@
-//! What the forward operations and AdamW of the reference must do, apart from having the right gradients.
+//! Properties of the forward operations and AdamW of the reference, apart from having the right gradients.
 
 use lab::differences::values;
 use proptest::prelude::*;
@@ -49,7 +49,8 @@ fn llama3_rope_frequencies_are_those_of_transformers() {
     );
 }
 
-/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole indices, and not.
+/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole
+/// indices, and not.
 #[test]
 fn yarn_rope_frequencies_are_those_of_transformers() {
     let rounded = RopeScaling::Yarn {

@@ -1,5 +1,6 @@
-//! Attention of a Llama 70B, forward and backward. The whole result is checked on short documents; at the length that is timed, some rows
-//! of the output and of the queries' gradient, with scores so far apart that few keys decide a row, wherever they are.
+//! Attention of a Llama 70B, forward and backward. The whole result is checked on short documents; at the length that
+//! is timed, some rows of the output and of the queries' gradient, with scores so far apart that few keys decide a row,
+//! wherever they are.
 
 use crate::gpu::{Bench, Result, shown, text};
 use half::bf16;
@@ -129,7 +130,8 @@ fn dot(a: &[bf16], b: &[bf16]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
 }
 
-/// One query's output and gradient in one head, by the definition in f64. P and dS are rounded to bf16 on the way, and so are the results.
+/// One query's output and gradient in one head, by the definition in f64. P and dS are rounded to bf16 on the way, and
+/// so are the results.
 fn check_row(qkv: &[bf16], dout: &[bf16], out: &[bf16], dqkv: &[bf16], query: usize, head: usize) -> Result<()> {
     let d = SHAPE.head_dim;
     let at = |token: usize, column: usize| &qkv[token * SHAPE.qkv() + column..][..d];

@@ -1,5 +1,6 @@
-//! The fused output layer and cross-entropy of a Llama 3 70B, with the gradient of the hidden states and without, and the memory that it takes
-//! beside its operands. Two tokens are checked at the length that is timed: each has a vocabulary of logits.
+//! The fused output layer and cross-entropy of a Llama 3 70B, with the gradient of the hidden states and without, and
+//! the memory that it takes beside its operands. Two tokens are checked at the length that is timed: each has a
+//! vocabulary of logits.
 
 use crate::gpu::{Bench, Result, shown, text};
 use lab::cross_entropy::{Loss, Targets, Values};

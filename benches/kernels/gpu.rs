@@ -1,5 +1,5 @@
-//! What is timed on a GPU: everything is checked against the reference once, then its launches are recorded into a CUDA graph, over
-//! operands that no cache holds, and replayed between two events.
+//! Timings on a GPU: everything is checked against the reference once, then its launches are recorded into a CUDA
+//! graph, over operands that no cache holds, and replayed between two events.
 
 use crate::Options;
 use crate::groups;
@@ -135,8 +135,8 @@ impl Bench<'_> {
         self.record.not_measured.push(format!("{name}: {error}"));
     }
 
-    /// Sets of operands: enough that none is in the cache when `used` bytes of each are, in at most a quarter of the memory when each
-    /// holds `held` bytes.
+    /// Sets of operands: enough that none is in the cache when `used` bytes of each are, in at most a quarter of the
+    /// memory when each holds `held` bytes.
     pub fn sets(&self, used: f64, held: f64) -> usize {
         let room = (self.timer.facts().memory_bytes as f64 / 4.0 / held.max(1.0)) as usize;
         self.timer.sets(used as usize).min(room.max(1))
@@ -156,7 +156,7 @@ impl Bench<'_> {
         self.time_launches(name, &mut buffers[..sets], |buffers, stream| operation.launch(buffers, stream))
     }
 
-    /// The same of one launch on each set of buffers.
+    /// Seconds of one launch on each set of buffers: the median of criterion's samples.
     pub fn time_launches<B>(
         &mut self,
         name: &str,

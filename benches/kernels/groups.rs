@@ -1,5 +1,5 @@
-//! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantise + cuBLASLt, plain cuBLASLt, and the same
-//! kernel on bf16 weights.
+//! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantise + cuBLASLt, plain
+//! cuBLASLt, and the same kernel on bf16 weights.
 
 use crate::gpu::{Bench, Result, shown, text};
 use half::bf16;
@@ -53,7 +53,7 @@ fn linear(m: usize, k: usize, n: &[usize], r: usize, dense: bool) -> Linear {
     }
 }
 
-/// The same weights in one bf16 segment, and one LoRA pair.
+/// The weights of all segments in one of bf16, and one LoRA pair.
 fn merged(parts: &[HostPart], k: usize) -> HostPart {
     let total: usize = parts.iter().map(|part| part.weight.len() / k).sum();
     HostPart {

@@ -1,5 +1,5 @@
-//! The low-rank path's own kernels on the linear layers of a Llama 70B: S, T, and the gradients of A and B. Nobody fuses them, so that
-//! they are judged against the copy bandwidth.
+//! The low-rank path's own kernels on the linear layers of a Llama 70B: S, T, and the gradients of A and B. Nobody
+//! fuses them, so that they are judged against the copy bandwidth.
 
 use crate::gpu::{Bench, Result, text};
 use lab::low_rank::{Buffers, LowRank, LowRankPart};

@@ -76,8 +76,8 @@ pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
     })
 }
 
-/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not written and
-/// may be of no elements.
+/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not
+/// written and may be of no elements.
 pub fn lora_down(input: &Input<'_>, segments: &mut [Segment<'_>], s: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     let columns = lora_columns(segments);
     let call = Call::without_outputs("lora_down", &Input { s: None, ..*input }, segments)?;
@@ -129,7 +129,7 @@ impl Call {
         Ok(call)
     }
 
-    /// The same for a function that writes no y.
+    /// The structs of a function that writes no y, with every length checked.
     fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
         let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;

@@ -108,7 +108,8 @@ pub fn dx(
     call.operation.status(status)
 }
 
-/// The structs of one call; the C side reads them before it returns. What only some functions read or write, they set themselves.
+/// The structs of one call; the C side reads them before it returns. What only some functions read or write, they set
+/// themselves.
 pub(super) struct Call {
     pub operation: Operation,
     pub input: sys::qk_linear_backward_args,

@@ -1,5 +1,5 @@
-//! Attention over a KV cache against the definition, over documents with any past, under every schedule; and the logits that the next
-//! token is chosen by.
+//! Attention over a KV cache against the definition, over documents with any past, under every schedule; and the logits
+//! that the next token is chosen by.
 
 use half::bf16;
 use lab::attention_cache::{CacheOperation, Output};
@@ -164,7 +164,8 @@ fn a_workspace_is_used_several_times() {
     verify(&device, &operation, 1, 1).unwrap();
 }
 
-/// Positions that are beyond what was said, or beyond the cache: NaN there, nothing written elsewhere, and the others as ever.
+/// Positions that are beyond what was said, or beyond the cache: NaN there, nothing written elsewhere, and the others
+/// as ever.
 #[test]
 fn places_beyond_the_cache_give_nan_and_write_nothing() {
     let device = device();

@@ -1,4 +1,5 @@
-//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without remainders.
+//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without
+//! remainders.
 
 use half::bf16;
 use lab::cross_entropy::{Host, Loss, Output, Targets, Values};

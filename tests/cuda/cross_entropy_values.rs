@@ -1,5 +1,5 @@
-//! Edges of the fused output layer and cross-entropy: no targets, targets of no token, numbers that are none, logits that overflow, rows
-//! that must not see each other, bad operands.
+//! Edges of the fused output layer and cross-entropy: no targets, targets of no token, numbers that are none, logits
+//! that overflow, rows that must not see each other, bad operands.
 
 use crate::cross_entropy::example;
 use half::bf16;

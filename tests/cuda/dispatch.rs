@@ -1,4 +1,5 @@
-//! The rows of the dispatch table. Dequantise + cuBLASLt is only there on a GPU with that library; elsewhere it is a named error.
+//! The rows of the dispatch table. Dequantise + cuBLASLt is only there on a GPU with that library; elsewhere it is a
+//! named error.
 
 use half::bf16;
 use lab::device::{Tally, device};
@@ -69,7 +70,8 @@ fn dequantise_and_cublaslt_is_within_its_roundings_or_a_named_error() {
     }
 }
 
-/// The check of the other row allows for its roundings, which the fused kernels' result is well within, and for no fault.
+/// The check of the other row allows for its roundings, which the fused kernels' result is well within, and for no
+/// fault.
 #[test]
 fn a_fault_is_more_than_the_other_rows_roundings() {
     let (device, dispatch) = (device(), Dispatch::Fused);

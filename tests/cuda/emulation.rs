@@ -1,4 +1,5 @@
-//! The emulation itself: planted bugs, each of which must be seen under some schedule while the right kernel is right under all.
+//! The emulation itself: planted bugs, each of which must be seen under some schedule while the right kernel is right
+//! under all.
 
 use qlora_kernels::device::emulation;
 use qlora_kernels::ops::test_kernels;

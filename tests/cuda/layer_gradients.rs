@@ -1,6 +1,7 @@
-//! The whole layer, as a training step calls it: forward, dX, dA and dB of two segments with dropout, each gradient against finite differences of
-//! the f64 reference's forward pass. The reference's loss is affine in every single element, so that differences have no truncation error; what is
-//! left are the kernels' own roundings, bounded from the reference's terms.
+//! The whole layer, as a training step calls it: forward, dX, dA and dB of two segments with dropout, each gradient
+//! against finite differences of the f64 reference's forward pass. The reference's loss is affine in every single
+//! element, so that differences have no truncation error; what is left are the kernels' own roundings, bounded from the
+//! reference's terms.
 
 use half::bf16;
 use lab::device::{Tally, device, set_schedule, to_bf16, weights};

@@ -1,5 +1,5 @@
-//! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
-//! schedule, with S given or not.
+//! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum
+//! rounds, under every schedule, with S given or not.
 
 use lab::device::{Tally, cases, device, set_schedule};
 use lab::linear::{Linear, Part, Values};

@@ -1,5 +1,5 @@
-//! Both paths of dX: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every schedule, with T given
-//! or not, with dropout, accumulation and adapters.
+//! Both paths of dX: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
+//! schedule, with T given or not, with dropout, accumulation and adapters.
 
 use lab::device::{Tally, cases, device, set_schedule};
 use lab::linear::{Linear, Part, Values};

@@ -1,4 +1,5 @@
-//! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a planted fault, bad operands.
+//! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a
+//! planted fault, bad operands.
 
 use half::bf16;
 use lab::device::{cases, device, set_schedule};
@@ -104,7 +105,8 @@ fn nans_and_infinities_of_dy_stay_in_their_token() {
     }
 }
 
-/// Rows of one adapter are, bit for bit, those of a run in which all other rows have none: whatever the others' adapters hold.
+/// Rows of one adapter are, bit for bit, those of a run in which all other rows have none: whatever the others'
+/// adapters hold.
 #[test]
 fn rows_of_an_adapter_never_see_another() {
     let device = device();
@@ -144,8 +146,8 @@ fn rows_of_an_adapter_never_see_another() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded cases and in the exact
-/// ones, on both paths.
+/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded
+/// cases and in the exact ones, on both paths.
 #[test]
 fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
     let device = device();

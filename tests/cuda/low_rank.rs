@@ -1,5 +1,5 @@
-//! The low-rank path: S, T and the gradients of A and B. Element-wise bounds derived from the roundings, and exact cases where no sum rounds,
-//! under every schedule, with T given or not, with dropout and adapters.
+//! The low-rank path: S, T and the gradients of A and B. Element-wise bounds derived from the roundings, and exact
+//! cases where no sum rounds, under every schedule, with T given or not, with dropout and adapters.
 
 use lab::device::{Tally, cases, device};
 use lab::low_rank::{LowRank, LowRankPart};

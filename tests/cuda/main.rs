@@ -1,5 +1,5 @@
-//! The kernels of `cuda/` against `reference` and `nf4`: on the first GPU (feature `cuda`), or emulated (feature `emulation`). One
-//! executable, so that it can be carried to a GPU machine that has no Rust.
+//! The kernels of `cuda/` against `reference` and `nf4`: on the first GPU (feature `cuda`), or emulated (feature
+//! `emulation`). One executable, so that it can be carried to a GPU machine that has no Rust.
 
 #![allow(unsafe_code)]
 #![cfg(not(kernels = "absent"))]

@@ -256,8 +256,8 @@ impl Operation for OptimizerStep {
         })
     }
 
-    /// All of it. The norm is an f64 sum of n squares in another order: within n roundings. Given its scale, everything else
-    /// is exact.
+    /// All of it. The norm is an f64 sum of n squares in another order: within n roundings. Given its scale, everything
+    /// else is exact.
     fn check(&self, inputs: &Inputs, output: &Updated, _: usize) -> std::result::Result<(), String> {
         let found = GradientState::from_words(output.state);
         let first = self.bad.iter().map(|bad| bad.0).min();

@@ -1,8 +1,9 @@
 //! The fused output layer and cross-entropy as an [`Operation`], against the definition in f64 on the same bf16 inputs.
 //!
-//! The bounds count roundings. A logit is an f32 sum (2⁻²⁴ of the magnitudes a term); its error is one of an exponent, so a relative one of
-//! its probability, and the largest of a row is one of the logarithm of their sum. An exponential is right to 2⁻²² and each of the few
-//! merges of statistics adds another. The gradient of a logit is rounded to bf16 (2⁻⁸ of it) before the second product, and the result once.
+//! The bounds count roundings. A logit is an f32 sum (2⁻²⁴ of the magnitudes a term); its error is one of an exponent,
+//! so a relative one of its probability, and the largest of a row is one of the logarithm of their sum. An exponential
+//! is right to 2⁻²² and each of the few merges of statistics adds another. The gradient of a logit is rounded to bf16
+//! (2⁻⁸ of it) before the second product, and the result once.
 
 use super::operation::Operation;
 use super::values::chosen;
@@ -238,8 +239,8 @@ impl Operation for Loss {
                 (hidden, head)
             }
         };
-        // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no product
-        // is to be rounded.
+        // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no
+        // product is to be rounded.
         let mut stream = philox::Stream::new(self.seed, 15);
         let mut weight = || match (stream.below(4), self.values) {
             (0, _) => 0.0,

@@ -24,7 +24,8 @@ pub struct DispatchedBuffers {
 }
 
 impl DispatchedDx<'_> {
-    /// Row `token` of dX in f64, from T as it was rounded, and the sum of the magnitudes of what is rounded on the way: every partial sum.
+    /// Row `token` of dX in f64, from T as it was rounded, and the sum of the magnitudes of what is rounded on the way:
+    /// every partial sum.
     fn row(&self, inputs: &Host, t: &[u16], token: usize) -> (Row, Vec<f64>) {
         let Linear { k, pad_x, .. } = self.dx.linear;
         let (mut row, mut rounded) = (Row(vec![(0.0, 0.0); k]), vec![0.0; k]);

@@ -1,5 +1,5 @@
-//! The laboratory of the kernels: one [`Operation`](operation::Operation) per kernel, which serves its check against the reference and its
-//! timing, and what tests share beside them.
+//! The laboratory of the kernels: one [`Operation`](operation::Operation) per kernel, which serves its check against
+//! the reference and its timing, and what tests share beside them.
 //!
 //! Tests and benches use it as a crate, on a GPU or emulated as their features say; it is not published.
 

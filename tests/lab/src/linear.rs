@@ -1,4 +1,5 @@
-//! The fused linear layer as an [`Operation`], against a plain f64 product of the same bf16 inputs and dequantised weights.
+//! The fused linear layer as an [`Operation`], against a plain f64 product of the same bf16 inputs and dequantised
+//! weights.
 
 use super::device::{to_bf16, weights};
 use super::operation::Operation;

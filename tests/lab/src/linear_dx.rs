@@ -1,5 +1,5 @@
-//! dX of the fused linear layer as an [`Operation`], against a plain f64 sum over the same bf16 inputs and dequantised weights. Parts, weights
-//! and adapters are those of the forward pass's [`Linear`].
+//! dX of the fused linear layer as an [`Operation`], against a plain f64 sum over the same bf16 inputs and dequantised
+//! weights. Parts, weights and adapters are those of the forward pass's [`Linear`].
 
 use super::device::to_bf16;
 use super::linear::{HostPart, Linear, Part, SENTINEL};

@@ -1,5 +1,5 @@
-//! The low-rank path of the linear layer as an [`Operation`]: S, T and the gradients of A and B, with dropout and adapters, against the f64
-//! reference. Every result is checked from the kernels' own S and T, as they were rounded.
+//! The low-rank path of the linear layer as an [`Operation`]: S, T and the gradients of A and B, with dropout and
+//! adapters, against the f64 reference. Every result is checked from the kernels' own S and T, as they were rounded.
 
 use super::device::to_bf16;
 use super::operation::Operation;
