@@ -21,8 +21,10 @@ pub fn of_source(source: &Source) -> Vec<Finding> {
         }
         in_comment = comment.is_some();
         let columns = line.chars().count();
-        if in_comment && columns > WIDTH {
-            add(Rule::Width, index + 1, format!("a comment of {columns} columns (at most {WIDTH})"));
+        // No formatter keeps the lines of C and CUDA.
+        if columns > WIDTH && (in_comment || source.language == Language::C) {
+            let what = if in_comment { "comment" } else { "line" };
+            add(Rule::Width, index + 1, format!("a {what} of {columns} columns (at most {WIDTH})"));
         }
     }
     for line in lints::paths(source) {
@@ -74,10 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn long_comments_are_found_by_their_characters() {
+    fn long_comments_and_long_lines_of_c_are_found_by_their_characters() {
         let wide = |count: usize| format!("// {}\n", "ß".repeat(count - 3));
         assert_eq!(found("a.cu", &wide(121)), [(Rule::Width, 1)]);
         assert!(found("a.cu", &wide(120)).is_empty());
+        let code = |columns: usize| format!("int {};\n", "a".repeat(columns - 5));
+        assert_eq!(found("a.cu", &code(121)), [(Rule::Width, 1)]);
+        assert!(found("a.cu", &code(120)).is_empty() && found("a.rs", &code(121)).is_empty());
         assert!(found("a.rs", &format!("let a = \"{}\";\n", "x".repeat(200))).is_empty());
     }
 }

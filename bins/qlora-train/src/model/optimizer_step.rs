@@ -125,7 +125,8 @@ fn scale_of(total: f64) -> f32 {
 }
 
 fn check_total(step: u64, total: f64) -> Result<()> {
-    if total > 0.0 {
+    // A weight that is not a number is refused by its place when its batch begins.
+    if total > 0.0 || total.is_nan() {
         return Ok(());
     }
     let what = match total == 0.0 {

@@ -1,9 +1,9 @@
 //! Text from keys and values kept on the device. Bounds as in `training`: logits may be as far from the CPU backend's as those of
 //! models that are moved by bf16's largest error, tensors by twice the moved models' mean and single numbers by 4 times.
 
-use crate::device::{Tally, set_schedule};
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
+use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
 use qlora_kernels::philox::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};

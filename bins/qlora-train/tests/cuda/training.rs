@@ -11,10 +11,10 @@
 //! sums of squares over thousands of elements and so hardly spread, 2 × the moved models' mean; for losses and norms, which are
 //! single numbers around 0, 4 × the root of their mean square.
 
-use crate::device::{Tally, set_schedule};
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::support::{self, Documents};
+use lab::device::{Tally, set_schedule};
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};

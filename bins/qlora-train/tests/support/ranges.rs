@@ -188,8 +188,9 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     found
 }
 
-/// Bits, not tolerances: every operation of one token at a time, over parts of a batch as over the whole. Parts end at multiples of 256
-/// tokens, in which sums over tokens run. What needs the whole batch says so, and a buffer that does not cover a range is refused.
+/// Bits, not tolerances: every operation of one token at a time, over parts of a batch as over the whole. Parts end at
+/// multiples of 256 tokens, in which sums over tokens run. What needs the whole batch says so, and a buffer that does
+/// not cover a range is refused.
 pub fn check_ranges<B: Backend>(b: &mut B) {
     let half = SHAPE.head_dim / 2;
     b.rope_table(400, half, &mut || RopeTable::new(SHAPE.head_dim, 100.0, RopeScaling::Default, 400)).unwrap();

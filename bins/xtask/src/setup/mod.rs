@@ -105,7 +105,8 @@ fn is_current(dir: &Path, gguf_sha256: &str) -> bool {
     })
 }
 
-/// Builds the model directory beside its place and moves it there when it is complete. `convert` fills an empty directory.
+/// Builds the model directory beside its place and moves it there when it is complete. `convert` fills an empty
+/// directory.
 fn build(convert: impl FnOnce(&Path) -> Result<()>, gguf_sha256: &str, dir: &Path) -> Result<()> {
     let parent = dir.parent().context("a model directory without a parent")?;
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep, last_line};
 use tools_support::workspace::Workspace;
 
-/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says how
-/// many ran. Every run draws others.
+/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says
+/// how many ran. Every run draws others.
 const SANITIZED_CASES: &str = "3";
 
 /// Left out under AddressSanitizer, which is there for indices: tests that a check sees a wrong result. They run the
@@ -23,8 +23,8 @@ const EMULATED: [&str; 4] = ["--release", "--locked", "--features", "emulation"]
 /// code are built, so that all of these share their dependencies.
 const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--package", "qlora-kernels", "--lib", "--test", "cuda*"]);
 
-/// The trainer: whole steps on the kernels. As a part of the workspace, whose dependencies `tests` has built; cargo gives
-/// the dependencies of a package alone other features, and would build them all again.
+/// The trainer: whole steps on the kernels. As a part of the workspace, whose dependencies `tests` has built; cargo
+/// gives the dependencies of a package alone other features, and would build them all again.
 const TRAINER: (&str, &[&str]) = ("qlora-train", &["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"]);
 
 pub fn compiler(_: &Workspace) -> Result<Outcome> {
