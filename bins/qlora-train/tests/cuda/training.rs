@@ -114,7 +114,7 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     let tally = Tally::new("training in bf16 on the CPU, 4 steps", 1);
     let mut spec = spec(config());
-    spec.lora.states = StateFormat::Blockwise8;
+    spec.states = StateFormat::Blockwise8;
     let expected = on_cpu(&spec, 4);
     let bounds = Bounds::measure(&spec, 4, &expected);
     let precision = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
