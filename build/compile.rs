@@ -1,7 +1,8 @@
 //! How the kernels of `cuda/` are compiled, for build.rs and for `cargo xtask install-lib`. The flags are files beside
 //! `cuda/CMakeLists.txt`, which reads them too.
 //!
-//! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version changed.
+//! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version
+//! changed.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
@@ -27,6 +28,9 @@ pub struct Compiler {
     /// What `--version` prints.
     version: String,
     flags: Vec<OsString>,
+    /// A folder of objects by their hash, which builds share: `QLORA_OBJECT_CACHE`, which xtask sets. A build does not
+    /// depend on it, so cargo need not know.
+    pub cache: Option<PathBuf>,
 }
 
 impl Compiler {
@@ -46,11 +50,13 @@ impl Compiler {
 
     fn new(path: &Path, flags: &str) -> Result<Self> {
         let version = version(path)?;
-        Ok(Self { path: path.into(), version, flags: flags.split_whitespace().map(OsString::from).collect() })
+        let flags = flags.split_whitespace().map(OsString::from).collect();
+        let cache = std::env::var_os("QLORA_OBJECT_CACHE").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Ok(Self { path: path.into(), version, flags, cache })
     }
 
-    /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at a
-    /// time. Returns the objects and the compiler's warnings.
+    /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at
+    /// a time. Returns the objects and the compiler's warnings.
     pub fn compile(
         &self,
         root: &Path,
@@ -60,15 +66,14 @@ impl Compiler {
     ) -> Result<(Vec<PathBuf>, Vec<String>)> {
         let mut common = DefaultHasher::new();
         (&self.path, &self.version, &self.flags).hash(&mut common);
-        for (folder, extension) in [("cuda", "cuh"), ("cuda/include", "h"), ("cuda/emulation", "h")] {
-            for header in sources(root, folder, extension) {
+        for extension in ["cuh", "h"] {
+            for header in sources(root, "cuda", extension) {
                 fs::read(header).unwrap_or_default().hash(&mut common);
             }
         }
         let common = common.finish();
         fs::create_dir_all(dir).map_err(|error| format!("{} cannot be made: {error}", dir.display()))?;
-        let objects: Vec<PathBuf> =
-            files.iter().map(|file| dir.join(file.file_name().unwrap_or_default()).with_extension("o")).collect();
+        let objects: Vec<PathBuf> = files.iter().map(|file| dir.join(object_name(root, file))).collect();
         let next = AtomicUsize::new(0);
         let outcome = Mutex::new((Vec::new(), None));
         std::thread::scope(|scope| {
@@ -94,10 +99,17 @@ impl Compiler {
     /// The warnings, if it had to be compiled.
     fn compile_one(&self, root: &Path, file: &Path, object: &Path, common: u64) -> Result<Vec<String>> {
         let mut hasher = DefaultHasher::new();
-        (common, file, fs::read(file).unwrap_or_default()).hash(&mut hasher);
+        (common, file.strip_prefix(root).unwrap_or(file), fs::read(file).unwrap_or_default()).hash(&mut hasher);
         let hash = hasher.finish().to_string();
         let stamp = object.with_extension("hash");
         if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == hash) {
+            return Ok(Vec::new());
+        }
+        let cached = self.cache.as_ref().map(|dir| dir.join(&hash).with_extension("o"));
+        let keep = |what: std::io::Error| format!("{} cannot be written: {what}", object.display());
+        if let Some(cached) = cached.as_ref().filter(|cached| cached.is_file()) {
+            fs::copy(cached, object).map_err(keep)?;
+            fs::write(&stamp, hash).map_err(keep)?;
             return Ok(Vec::new());
         }
         let mut command = Command::new(&self.path);
@@ -112,9 +124,26 @@ impl Compiler {
             eprintln!("{text}");
             return Err(format!("{} does not compile ({})", file.display(), output.status));
         }
-        fs::write(&stamp, hash).map_err(|error| format!("{} cannot be written: {error}", stamp.display()))?;
+        fs::write(&stamp, hash).map_err(keep)?;
+        if let Some(cached) = cached {
+            share(object, &cached).map_err(|error| format!("{} cannot be written: {error}", cached.display()))?;
+        }
         Ok(text.lines().filter(|line| line.contains("warning")).map(str::to_owned).collect())
     }
+}
+
+/// A copy that is there whole or not at all, as another build may read it now.
+fn share(object: &Path, cached: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(cached.parent().unwrap_or(Path::new(".")))?;
+    let partial = cached.with_extension(format!("{}.partial", std::process::id()));
+    fs::copy(object, &partial)?;
+    fs::rename(&partial, cached)
+}
+
+/// The path below the root with dashes, so that files of one name in two folders have two objects.
+fn object_name(root: &Path, file: &Path) -> PathBuf {
+    let name: Vec<_> = file.strip_prefix(root).unwrap_or(file).iter().map(|part| part.to_string_lossy()).collect();
+    Path::new(&name.join("-")).with_extension("o")
 }
 
 fn version(compiler: &Path) -> Result<String> {
@@ -147,8 +176,8 @@ fn architecture_flags(list: &str) -> Result<Vec<OsString>> {
     Ok(flags)
 }
 
-/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), else of `wheels`: directories that may
-/// hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
+/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), else of `wheels`: directories that
+/// may hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
 pub fn find_nvcc(variable: impl Fn(&str) -> Option<String>, wheels: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     if let Some(nvcc) = variable("NVCC") {
         let nvcc = PathBuf::from(nvcc);
@@ -179,12 +208,20 @@ pub fn cudart_dir(nvcc: &Path, arch: &str) -> Result<PathBuf> {
     })
 }
 
-/// The files of `root/dir` with this extension, sorted.
+/// The files below `root/dir` with this extension, sorted by their paths.
 pub fn sources(root: &Path, dir: &str, extension: &str) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(root.join(dir))
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-        .unwrap_or_default();
-    files.retain(|path| path.extension().is_some_and(|found| found == extension));
+    let mut files = Vec::new();
+    let mut folders = vec![root.join(dir)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                files.push(path);
+            }
+        }
+    }
     files.sort();
     files
 }

@@ -4,10 +4,7 @@
 //! not affine, Cauchy's estimate bounds the fifth derivative: |f⁽⁵⁾| ≤ 5!·max|f| / R⁵ over a circle of radius R in
 //! the complex plane on which f is analytic. The radii leave room for the two steps around x.
 
-#[path = "support/differences.rs"]
-mod differences;
-
-use differences::{ErrorOf, absolute, added, check_gradient, largest, magnitude, values};
+use lab::differences::{ErrorOf, absolute, added, check_gradient, largest, magnitude, values};
 use proptest::prelude::*;
 use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::*;
@@ -40,7 +37,7 @@ impl Layer {
         (y, s)
     }
 
-    /// The same with every number replaced by its magnitude: how large the terms are whose roundings add up.
+    /// The result with every number replaced by its magnitude: how large the terms are whose roundings add up.
     fn magnitudes(&self) -> Layer {
         let dropout = self.dropout.as_deref().map(absolute);
         let bias = self.bias.as_deref().map(absolute);
@@ -83,7 +80,7 @@ proptest! {
         let (_, s) = layer.forward(&x, &a, &b);
         let lora = LoraTerm { a: &a, b: &b, r, scale };
         let mut t = vec![f64::NAN; m * r];
-        lora_up(&dy, &lora, &mut t, n);
+        lora_dy_b(&dy, &lora, &mut t, n);
         let (dx0, da0, db0) = (values(stream, m * k, 1.0), values(stream, r * k, 1.0), values(stream, n * r, 1.0));
         let (mut dx, mut da, mut db) = (dx0.clone(), da0.clone(), db0.clone());
         linear_dx(&dy, &layer.w, Some((&t, &lora)), layer.dropout.as_deref(), &mut dx, n, k);
@@ -137,7 +134,7 @@ proptest! {
             rms_norm(x, &weight, eps, &mut y);
             y
         };
-        let radius = 0.5 - 2.0 * differences::STEP; // half of the least ρ, as |x| ≥ 1, with room for the steps
+        let radius = 0.5 - 2.0 * lab::differences::STEP; // half of the least ρ, as |x| ≥ 1, with room for the steps
         let size = 3.0 * (h as f64).sqrt() * magnitude(&dy) * largest(&weight);
         let fifth_derivative = 120.0 * size / f64::powi(radius, 5);
         // H + 1 roundings in the mean, a few more to y, M·H in the sum.
@@ -237,10 +234,12 @@ proptest! {
         let targets: Vec<i32> = (0..m)
             .map(|_| if stream.below(3) == 0 { -100 } else { stream.below(vocab as u32) as i32 })
             .collect();
+        let weights = values(stream, m, 1.0);
+        let weights = (stream.below(2) == 0).then_some(weights.as_slice());
         let weight = 1.0 / targets.iter().filter(|&&t| t >= 0).count().max(1) as f64;
         let mut dx = vec![f64::NAN; m * h];
-        let loss = linear_cross_entropy(&x, &w, &targets, weight, Some(&mut dx), h);
-        let forward = |x: &[f64]| vec![linear_cross_entropy(x, &w, &targets, weight, None, h)];
+        let loss = linear_cross_entropy(&x, &w, &targets, weights, weight, Some(&mut dx), h);
+        let forward = |x: &[f64]| vec![linear_cross_entropy(x, &w, &targets, weights, weight, None, h)];
         prop_assert_eq!(forward(&x)[0], loss);
         let fifth_derivative = 120.0 * 1.2 * weight * (2.0 * limit).powi(5);
         // Logits are sums of H products of size 2.5·limit; V terms in the denominator; M tokens.

@@ -1,10 +1,6 @@
-//! What the forward operations and AdamW of the reference must do, apart from having the right gradients.
+//! Properties of the forward operations and AdamW of the reference, apart from having the right gradients.
 
-#[path = "support/differences.rs"]
-#[allow(dead_code)]
-mod differences;
-
-use differences::values;
+use lab::differences::values;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::*;
@@ -53,7 +49,8 @@ fn llama3_rope_frequencies_are_those_of_transformers() {
     );
 }
 
-/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole indices, and not.
+/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole
+/// indices, and not.
 #[test]
 fn yarn_rope_frequencies_are_those_of_transformers() {
     let rounded = RopeScaling::Yarn {
@@ -122,7 +119,7 @@ fn large_scores_and_logits_stay_finite() {
         assert_eq!(out, [5.0, second]);
     }
     let mut dx = [f32::NAN];
-    let loss = linear_cross_entropy(&[1000.0], &[1.0, -1.0], &[1], 1.0, Some(&mut dx), 1);
+    let loss = linear_cross_entropy(&[1000.0], &[1.0, -1.0], &[1], None, 1.0, Some(&mut dx), 1);
     assert_eq!((loss, dx), (2000.0, [2.0]));
     for (gate, silu, gradient) in [(1000.0f32, 2000.0, [2.0, 1000.0]), (-1000.0, 0.0, [0.0, 0.0])] {
         let (mut out, mut gate_up) = ([f32::NAN], [gate, 2.0]);
@@ -288,7 +285,7 @@ proptest! {
         let stream = &mut Stream::new(seed, 0);
         let (x, row) = (values(stream, m * 3, 2.0), values(stream, 3, 2.0));
         let targets: Vec<i32> = (0..m).map(|_| stream.below(vocab as u32) as i32).collect();
-        let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, 1.0 / m as f64, None, 3);
+        let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, None, 1.0 / m as f64, None, 3);
         prop_assert!((loss - (vocab as f64).ln()).abs() <= 1e-13, "{loss}");
     }
 

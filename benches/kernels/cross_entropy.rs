@@ -1,11 +1,12 @@
-//! The fused output layer and cross-entropy of a Llama 3 70B, with the gradient of the hidden states and without, and the memory that it takes
-//! beside its operands. Two tokens are checked at the length that is timed: each has a vocabulary of logits.
+//! The fused output layer and cross-entropy of a Llama 3 70B, with the gradient of the hidden states and without, and
+//! the memory that it takes beside its operands. Two tokens are checked at the length that is timed: each has a
+//! vocabulary of logits.
 
-use crate::cross_entropy_operation::{Loss, Targets, Values};
-use crate::format::Row;
 use crate::gpu::{Bench, Result, shown, text};
-use crate::operation::Operation;
-use qlora_kernels::cuda::cross_entropy::CHUNK;
+use lab::cross_entropy::{Loss, Targets, Values};
+use lab::operation::Operation;
+use qlora_kernels::ops::cross_entropy::CHUNK;
+use records::format::Row;
 
 const H: usize = 8192;
 const VOCAB: usize = 128_256;
@@ -28,8 +29,9 @@ pub fn run(bench: &mut Bench<'_>) {
 
 fn measure(bench: &mut Bench<'_>, m: usize) -> Result<()> {
     let values = Values::Random { size: SIZE };
+    let (targets, weighted) = (Targets::All, false);
     let mut operation =
-        Loss { m, h: H, vocab: VOCAB, chunk: CHUNK, targets: Targets::All, gradient: true, values, seed: 70 };
+        Loss { m, h: H, vocab: VOCAB, chunk: CHUNK, targets, gradient: true, weighted, values, seed: 70 };
     let inputs = operation.inputs();
     for gradient in [true, false] {
         operation.gradient = gradient;

@@ -1,17 +1,19 @@
-//! The whole layer, as a training step calls it: forward, dX, dA and dB of two segments with dropout, each gradient against finite differences of
-//! the f64 reference's forward pass. The reference's loss is affine in every single element, so that differences have no truncation error; what is
-//! left are the kernels' own roundings, bounded from the reference's terms.
+//! The whole layer, as a training step calls it: forward, dX, dA and dB of two segments with dropout, each gradient
+//! against finite differences of the f64 reference's forward pass. The reference's loss is affine in every single
+//! element, so that differences have no truncation error; what is left are the kernels' own roundings, bounded from the
+//! reference's terms.
 
-use crate::device::{DeviceWeight, Tally, device, set_schedule, to_bf16, weights};
-use crate::low_rank_operation::factors;
 use half::bf16;
-use qlora_kernels::cuda::linear::{Dropout, Input, Lora, Segment, Weight, forward, lora_columns, lora_down};
-use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_up};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
-use qlora_kernels::cuda::nf4::Layout;
+use lab::device::{Tally, device, set_schedule, to_bf16, weights};
+use lab::low_rank::factors;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::linear::{Dropout, Input, Lora, Segment, Weight, forward, lora_columns, lora_down};
+use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_dy_b};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
+use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::{self, LoraTerm};
+use qlora_kernels::weights::Nf4Weight;
 
 const STEP: f64 = 1.0 / 2048.0;
 
@@ -65,7 +67,7 @@ impl Layer {
             Part { n, r, scale: 1.5, nf4, a: numbers(r * k), b: numbers(n * r), dy: numbers(m * n) }
         };
         let parts = widths.iter().map(part).collect();
-        let dropout = Dropout { p: 0.25, seed, site: 19, draw: 7, first_token: 1000 };
+        let dropout = Dropout { p: 0.25, seed, dropout_id: 19, dropout_step: 7, first_token: 1000 };
         Self { m, k, dense, x: numbers(m * k), forward: dropout, backward: dropout, parts }
     }
 
@@ -80,14 +82,14 @@ impl Layer {
         let mut parts = Vec::new();
         for part in &self.parts {
             let upload = |values: &[bf16]| device.upload(values).unwrap();
-            let weight = DeviceWeight::new(&device, &part.nf4, Layout::RowMajor);
+            let weight = Nf4Weight::upload(&device, &part.nf4, Layout::RowMajor).unwrap();
             let inputs = [upload(&part.nf4.dequantize_bf16()), upload(&part.a), upload(&part.b), upload(&part.dy)];
             parts.push((weight, inputs, zeros(m * part.n), floats(part.r * k), floats(part.n * part.r)));
         }
         let (mut ahead, mut back, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
         for (part, (nf4, [dense, a, b, dy], y, da, db)) in self.parts.iter().zip(&mut parts) {
             let (n, r, scale) = (part.n, part.r, part.scale);
-            let weight = if self.dense { Weight::Dense(dense.view()) } else { Weight::Nf4(nf4.weight()) };
+            let weight = if self.dense { Weight::Dense(dense.view()) } else { Weight::Nf4(nf4.view()) };
             let lora = Some(Lora { r, scale, a: a.view(), b: b.view(), adapters: None });
             ahead.push(Segment { n, weight, lora, bias: None, y: y.view_mut(), ldy: n });
             back.push(SegmentBackward { n, weight, lora, dy: dy.view(), lddy: n });
@@ -99,7 +101,7 @@ impl Layer {
         lora_down(&input, &mut ahead, s.view_mut(), stream).unwrap();
         forward(&Input { s: Some(s.view()), ..input }, &mut ahead, none.view_mut(), stream).unwrap();
         let shared = Backward { m, k, t: None, dropout: Some(self.backward) };
-        lora_up(&shared, &back, t.view_mut(), stream).unwrap();
+        lora_dy_b(&shared, &back, t.view_mut(), stream).unwrap();
         let shared = Backward { t: Some(t.view()), ..shared };
         let gradient = InputGradient { dx: dx_buffer.view_mut(), lddx: k, accumulate: false };
         dx(&shared, &back, gradient, none.view_mut(), stream).unwrap();
@@ -175,13 +177,13 @@ impl Layer {
             let lora = LoraTerm { a: &a, b: &b, r, scale: f64::from(part.scale) };
             let (mut s, mut t) = (vec![0.0; m * r], vec![0.0; m * r]);
             reference::lora_down(&x, Some(&factors), &lora, &mut s, k);
-            reference::lora_up(&dy, &lora, &mut t, n);
+            reference::lora_dy_b(&dy, &lora, &mut t, n);
             // S and T are rounded to bf16; every sum rounds in f32, over magnitudes.
             let [x_size, a_size, b_size, w_size, dy_size] = [&x, &a, &b, &w, &dy].map(|values| absolute(values));
             let sizes = LoraTerm { a: &a_size, b: &b_size, ..lora };
             let (mut s_size, mut t_size) = (vec![0.0; m * r], vec![0.0; m * r]);
             reference::lora_down(&x_size, Some(&factors), &sizes, &mut s_size, k);
-            reference::lora_up(&dy_size, &sizes, &mut t_size, n);
+            reference::lora_dy_b(&dy_size, &sizes, &mut t_size, n);
             let terms = (n + k + m + r + 8) as f64;
             let rounded = |values: &[f64], sizes: &[f64]| -> Vec<f64> {
                 values.iter().zip(sizes).map(|(value, size)| half * value.abs() + terms * unit * size).collect()
@@ -245,10 +247,10 @@ fn faults_of_the_step_are_seen() {
             assert!(layer.check(&wrong.run()).is_err(), "{what} is not seen: M {m}, K {k}");
         };
         layer.check(&layer.run()).expect("the right layer passes");
-        seen("a mask that differs between forward and backward", &|layer| layer.backward.draw += 1);
+        seen("a mask that differs between forward and backward", &|layer| layer.backward.dropout_step += 1);
         seen("a mask that no pass shares with the reference", &|layer| {
-            layer.forward.site += 1;
-            layer.backward.site += 1;
+            layer.forward.dropout_id += 1;
+            layer.backward.dropout_id += 1;
         });
         seen("a scale applied twice", &|layer| layer.parts[1].scale *= layer.parts[1].scale);
         seen("a dropped N tail", &|layer| {

@@ -5,32 +5,32 @@ mod support;
 
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
-use qlora_train::infer::generate::{Sampling, generate};
-use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
+use qlora_train::lora::LoraSpec;
+use qlora_train::model::generate::{Sampling, generate};
+use qlora_train::model::{Llama, ModelSpec};
 use support::Memory;
 
 const VOCAB: usize = 37;
 
 fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
-    let config =
-        LlamaConfig { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, ..tiny_config() };
+    let config = Arch { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, ..tiny_arch() };
     let spec = ModelSpec {
-        lora: LoraSpec::uniform(&config, &Module::ALL, 3, 0.7, 0.0),
-        config,
+        lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
+        arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: false,
-        recompute: false,
-        offload: false,
+        states: qlora_train::backend::StateFormat::F32,
+        activations: Vec::new(),
         tokens,
         positions: tokens,
         seed,
     };
     let mut cpu = Cpu::new(spec.dims());
-    let mut memory = Memory::new(Synthetic::new(spec.config.clone(), seed));
+    let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), seed));
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
     (cpu, model)
 }
@@ -39,7 +39,8 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
 fn anew(cpu: &mut Cpu, model: &Llama<Cpu>, row: &[u32]) -> Vec<f32> {
     let positions: Vec<u32> = (0..row.len() as u32).collect();
     let (boundaries, targets) = ([0, row.len() as u32], vec![-100; row.len()]);
-    let batch = Batch { input_ids: row, positions: &positions, boundaries: &boundaries, targets: &targets };
+    let batch =
+        Batch { input_ids: row, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
     model.logits(cpu, &batch, &[row.len() - 1]).unwrap().remove(0)
 }
 
@@ -96,7 +97,7 @@ proptest! {
                 held[row] = end;
             }
             let targets = vec![-100; ids.len()];
-            let batch = Batch { input_ids: &ids, positions: &positions, boundaries: &boundaries, targets: &targets };
+            let batch = Batch { input_ids: &ids, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
             let found = model.logits_cached(&mut cpu, &batch, &mut cache, &row_starts, &last).unwrap();
             for (&row, found) in open.iter().zip(&found) {
                 let expected = anew(&mut cpu, &model, &rows[row][..held[row]]);
@@ -106,7 +107,6 @@ proptest! {
                 }
             }
         }
-        model.free_cache(&mut cpu, cache);
     }
 
     /// Several prompts side by side get the tokens that each would get alone from the most likely token of the whole

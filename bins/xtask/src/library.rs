@@ -1,16 +1,13 @@
 //! `cargo xtask install-lib`: the kernels as a library for engines that are not built by cargo.
 
-#[path = "../../../build/compile.rs"]
-pub mod compile;
-
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use compile::{Compiler, sources};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tools_support::compile::{self, Compiler, sources};
+use tools_support::workspace::Workspace;
 
 /// What differs between the library for GPUs and the emulated one.
 struct Kind {
@@ -26,9 +23,11 @@ struct Kind {
     sources: Vec<PathBuf>,
 }
 
-/// Installs into `prefix`: include/, lib/, lib/pkgconfig/, lib/cmake/. Everything is built before the first file is written.
+/// Installs into `prefix`: include/, lib/, lib/pkgconfig/, lib/cmake/. Everything is built before the first file is
+/// written.
 pub fn install(workspace: &Workspace, prefix: &Path, emulated: bool) -> Result<()> {
-    let kind = if emulated { emulation(workspace)? } else { cuda(workspace)? };
+    let mut kind = if emulated { emulation(workspace)? } else { cuda(workspace)? };
+    kind.compiler.cache = Some(workspace.objects());
     let prefix = std::path::absolute(prefix)?;
     let build = workspace.target.join("library").join(kind.library);
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get());
@@ -193,7 +192,7 @@ mod tests {
     fn the_version_of_the_interface_is_read_from_the_header() {
         let header = include_str!("../../../cuda/include/qlora_kernels.h");
         let declared = format!("pub const QK_ABI_VERSION: u32 = {};", abi_version(header).unwrap());
-        assert!(include_str!("../../../src/cuda/sys.rs").contains(&declared), "the Rust declarations: {declared}");
+        assert!(include_str!("../../../src/sys.rs").contains(&declared), "the Rust declarations: {declared}");
         assert_eq!(abi_version("#define QK_ABI_VERSION 12u\n").unwrap(), "12");
         assert!(abi_version("#define QK_ABI_VERSION one\n").is_err());
         assert!(abi_version("#define QK_ABI_VERSION oneu\n").is_err());

@@ -40,6 +40,10 @@ pub struct Rope {
 }
 
 impl Rope {
+    pub fn new(theta: f64, scaling: RopeScaling) -> Self {
+        Self { theta, scaling }
+    }
+
     pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize) -> Result<Self> {
         let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = match (v4, v5) {
@@ -76,6 +80,14 @@ impl Rope {
             return Err(holder.wrong("rope_theta", "a number above 1, for rope type \"yarn\""));
         }
         Ok(Self { theta, scaling })
+    }
+
+    /// `rope_theta` and `rope_scaling` of transformers v4.
+    pub(super) fn to_json_v4(self) -> (Value, Value) {
+        let mut scaling = self.to_json();
+        let theta = scaling.remove("rope_theta").unwrap_or(Value::Null);
+        let default = self.scaling == RopeScaling::Default;
+        (theta, if default { Value::Null } else { Value::Object(scaling) })
     }
 
     /// The v5 `rope_parameters` object.
@@ -138,13 +150,14 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
     };
     for key in nested.map.keys().map(String::as_str) {
         if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
-            tracing::warn!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
+            crate::report::warning!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
         }
     }
     Ok(scaling)
 }
 
-/// The context that the model was trained with. transformers prefers the key outside, and falls back on the longest position.
+/// The context that the model was trained with. transformers prefers the key outside, and falls back on the longest
+/// position.
 fn original_context(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<usize> {
     const KEY: &str = "original_max_position_embeddings";
     let (outer, inner) = (config.whole(KEY)?, nested.whole(KEY)?);

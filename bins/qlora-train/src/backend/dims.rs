@@ -8,12 +8,12 @@ pub struct Dims {
     pub hidden: usize,
     pub vocab: usize,
     pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
     /// (ΣN, K, Σr) of every kind of linear group.
     pub groups: Vec<(usize, usize, usize)>,
     /// Dropout on the low-rank path's input.
     pub dropout: bool,
     /// Whether gradients are computed.
     pub training: bool,
-    /// Whether layers' inputs wait in host memory for the backward pass.
-    pub offload: bool,
 }

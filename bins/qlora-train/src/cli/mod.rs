@@ -10,19 +10,16 @@ mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::Adapter;
-use crate::adapter::metadata::QUANTIZATION;
+use crate::adapter::{Adapter, Recipe};
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
-use crate::report::say;
-use crate::session::inputs::recipe_settings;
+use crate::report::{Verbosity, print_error, set_verbosity};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 #[command(name = "qlora-train", version, about = "Fine-tunes a Llama with QLoRA", disable_help_subcommand = true)]
@@ -32,32 +29,38 @@ struct Cli {
     /// Print one JSON object on standard output
     #[arg(long, global = true)]
     json: bool,
+    /// Print warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print more of what is done
+    #[arg(short, long, global = true)]
+    verbose: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fine-tune: --model, --data and --output-dir are enough
+    /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Print the memory plan of a run and whether it fits
+    /// Plan the memory of a run and say whether it fits
     Plan(SettingsArgs),
-    /// Print tokenised rows: what is learnt, special tokens, lengths
+    /// Show rows as they are tokenized: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),
-    /// Write a model in NF4, in the format of bitsandbytes
+    /// Quantize a model to NF4, in the format of bitsandbytes
     Quantize(quantize::QuantizeArgs),
-    /// Loss per supervised token and perplexity
+    /// Evaluate loss and perplexity
     Eval(eval::EvalArgs),
-    /// Text, greedy or sampled
+    /// Generate text
     Generate(generate::GenerateArgs),
-    /// Real training steps on random weights of a shape: speed, memory, time by kind of operation
+    /// Measure training steps on random weights: speed, memory, time by operation
     Bench(bench::BenchArgs),
-    /// What a run would find on this machine: processor, memory, GPU, driver, transfer speed
+    /// Check this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
 }
 
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
 
-/// What the commands that only read a model have in common.
+/// Arguments shared by the commands that only read a model.
 #[derive(Args)]
 struct ModelArgs {
     /// Base model: a Hugging Face directory, or a hub id in the local cache
@@ -90,7 +93,7 @@ struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The same as settings, so that every value is checked in one place.
+    /// These arguments as settings, so that every value is checked in one place.
     fn settings(&self) -> Result<Settings> {
         let values = [
             ("model", Some(&self.model)),
@@ -116,12 +119,12 @@ impl ModelArgs {
 impl ModelArgs {
     /// How the base was held when the adapters were trained. Refused: they do not agree.
     fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(&PathBuf, String)> = None;
+        let mut recorded: Option<(&PathBuf, Recipe)> = None;
         for path in &self.adapter {
-            let Some(recipe) = Adapter::load(path)?.metadata.get(QUANTIZATION).cloned() else { continue };
+            let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
             match &recorded {
                 Some((first, other)) if *other != recipe => refuse!(
-                    "{}: was trained on a base held as {recipe:?}, {} on one held as {other:?}: say with --quantization \
+                    "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
                      how the base is to be held, or use them one at a time",
                     path.display(),
                     first.display()
@@ -129,28 +132,26 @@ impl ModelArgs {
                 _ => recorded = Some((path, recipe)),
             }
         }
-        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe_settings(&recipe)))
+        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
     }
 }
 
-/// What a command answers: for people, and for programs.
+/// Answer of a command: for people, and for programs.
 struct Answer {
     text: String,
     json: Value,
 }
 
 pub fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .log_internal_errors(false)
-        .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse_usage(&error),
     };
+    set_verbosity(match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    });
     let answer = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -164,7 +165,7 @@ pub fn main() -> ExitCode {
     match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say!("error: {error}");
+            print_error(&error);
             ExitCode::from(error.exit_status())
         }
     }
@@ -176,7 +177,7 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).find(|arg| !arg.starts_with('-'));
     let takes_settings = command.is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
     if let Some(unknown) = unknown_flag(error).filter(|_| takes_settings) {
-        say!("error: {unknown}");
+        print_error(&unknown);
         return ExitCode::from(unknown.exit_status());
     }
     // Nobody listens if this fails.

@@ -1,15 +1,15 @@
 //! `qlora-train plan`, and the plan of `bench`
 
 use super::Answer;
-use crate::backend::plan::PlannedBuffer;
+use crate::backend::PlannedBuffer;
 use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
 use crate::report::trainable_line;
-use crate::session::inputs::{check_quantization, model_spec};
+use crate::session::model_spec::{check_quantization, model_spec};
 use crate::session::plan::StoredAs;
-use crate::session::{Device, Loaded, Workload, plan};
+use crate::session::{Device, Loaded, TrainingData, plan};
 use serde_json::json;
 use std::fmt::Write;
 
@@ -17,8 +17,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
     settings.validate(Purpose::Plan)?;
     let device = Device::choose_for_plan(&settings)?;
-    let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
+    let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
     check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
@@ -26,17 +25,17 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let (tokens, positions) = if settings.data.is_empty() {
         (per_batch * settings.max_length, settings.max_length)
     } else {
-        let work = Workload::load(&settings, &loaded)?;
+        let work = TrainingData::load(&settings, &loaded)?;
         (work.tokens, work.longest)
     };
     let spec = model_spec(&settings, checkpoint, tokens, positions);
-    answer(&settings, device, spec, &plan::stored_in(checkpoint), per_batch)
+    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
 }
 
 /// The plan of training with `spec`, in micro-batches of `rows` rows.
 pub fn answer(
     settings: &Settings,
-    device: Device,
+    device: &Device,
     mut spec: ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
     rows: usize,
@@ -53,7 +52,7 @@ pub fn answer(
             Checkpointing::Off => {
                 suggestions.push("gradient_checkpointing: auto recomputes activations where they do not fit".to_owned())
             }
-            Checkpointing::On if device != Device::Cpu => suggestions.push(
+            Checkpointing::On if !device.is_cpu() => suggestions.push(
                 "gradient_checkpointing: auto keeps layers' inputs in host memory where they do not fit".to_owned(),
             ),
             _ => (),
@@ -70,24 +69,22 @@ pub fn answer(
     }
     let trainable = spec.lora_parameters();
     let mut text =
-        trainable_line(trainable, spec.config.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
+        trainable_line(trainable, spec.arch.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
     for buffer in &plan.on_host {
         let _ = writeln!(text, "{:>12}  {}, pinned in host memory", format_bytes(buffer.bytes), buffer.name);
     }
+    let counts = spec.activation_counts();
+    let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
     let verdict = |bytes: u64, limit: u64| if bytes <= limit { "fits" } else { "does not fit" };
     let _ = writeln!(
         text,
         "{:>12}  of {} in all for batches of {tokens} tokens{}: {} in {}",
         format_bytes(plan.peak_bytes()),
         plan.place(),
-        match (spec.recompute, spec.offload) {
-            (true, true) => " (activations recomputed, from inputs in host memory)",
-            (true, false) => " (activations recomputed)",
-            _ => "",
-        },
+        activations,
         verdict(plan.peak_bytes(), budget.limit),
         format_bytes(budget.limit)
     );
@@ -105,14 +102,13 @@ pub fn answer(
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
-    let place = if device == Device::Cpu { "host" } else { "device" };
+    let place = if device.is_cpu() { "host" } else { "device" };
     let of = |place: &'static str| move |b: &PlannedBuffer| json!({"name": b.name, "place": place, "bytes": b.bytes});
     let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(plan.on_host.iter().map(of("host"))).collect();
     let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
     let (on_device, on_host) = match device {
-        Device::Cpu => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
+        Device::Cpu(_) => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
         // Pinned; the rows and one matrix on its way come on top.
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
     Ok(Answer {
@@ -123,8 +119,9 @@ pub fn answer(
             "host": on_host,
             "max_length": max_length,
             "step_seconds": null,
-            "recompute": spec.recompute,
-            "offload": spec.offload,
+            "recompute": counts.keep < counts.layers(),
+            "offload": counts.offload > 0,
+            "activations": counts.to_json(),
             "flops_per_micro_batch": plan.flops,
             "buffers": buffers,
             "suggestions": suggestions,

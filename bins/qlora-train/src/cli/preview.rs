@@ -4,14 +4,13 @@ use super::Answer;
 use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
-use crate::report::say;
+use crate::report::{printable, status};
 use crate::session::Loaded;
-use crate::session::inputs::{data_options, schedule};
+use crate::session::training_data::{data_options, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct PreviewArgs {
@@ -59,15 +58,14 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
-    let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
-    let tokenizer = loaded.tokenizer.as_ref();
+    let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
-    let dataset = data::load(&settings.data, tokenizer, &options)?;
-    say!("{}", dataset.report);
+    let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+    status!("{}", dataset.report);
     if !settings.val_data.is_empty() {
-        say!("validation: {}", data::load(&settings.val_data, tokenizer, &options)?.report);
+        status!("validation: {}", data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?.report);
     }
+    let tokenizer = loaded.tokenizer();
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);
     let packing = schedule(&settings, &dataset.rows)?.packing();
@@ -138,11 +136,6 @@ fn text_of(
         }
     }
     text
-}
-
-/// A token without what could move the cursor or colour the terminal.
-fn printable(token: &str) -> String {
-    token.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {

@@ -1,12 +1,11 @@
 //! `qlora-train quantize`
 
 use super::Answer;
-use crate::arch::expected_tensors;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::Interruption;
 use clap::Args;
 use qlora_kernels::nf4::Nf4Options;
@@ -30,7 +29,7 @@ pub struct QuantizeArgs {
     /// Whether absmax is itself quantised to 8 bits
     #[arg(long, alias = "bnb-4bit-use-double-quant", default_value_t = true, action = clap::ArgAction::Set)]
     double_quant: bool,
-    /// The same as --double-quant false
+    /// Short for --double-quant false
     #[arg(long, conflicts_with = "double_quant")]
     no_double_quant: bool,
     /// Linear layers to leave as they are, such as down_proj or model.layers.0; separated by commas, or repeated
@@ -57,10 +56,10 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     let dir = resolve_model(&args.model, args.revision.as_deref())?;
     let checkpoint = Checkpoint::open(&dir)?;
     for note in checkpoint.notes() {
-        say!("{note}");
+        status!("{note}");
     }
-    let tensors = expected_tensors(checkpoint.config()).len();
-    let mut bar = Bars::new("quantising", tensors as u64);
+    let tensors = checkpoint.arch().tensors().len();
+    let mut bar = Bars::new("quantizing", tensors as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
     let done = quantize(&checkpoint, &args.output, &options, &mut |done| {
         bar.set(done as u64, String::new());
@@ -79,7 +78,7 @@ fn answer(checkpoint: &Checkpoint, output: &Path, options: &QuantizeOptions, don
     let double = if options.nf4.double_quant { "with" } else { "without" };
     Answer {
         text: format!(
-            "{} linear weights in NF4, block {}, {double} double quantisation{skipped}: {} instead of {}, in {}",
+            "{} linear weights in NF4, block {}, {double} double quantization{skipped}: {} instead of {}, in {}",
             done.quantized,
             options.nf4.block_size,
             format_bytes(done.bytes),

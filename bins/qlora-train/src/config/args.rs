@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
-use super::known::{DERIVED, FIXED, NOT_YET, nearest};
+use super::compat::{DERIVED, FIXED, NOT_YET, nearest};
 use super::table::{SETTINGS, Settings};
 use crate::error::{Error, Result};
 

@@ -1,6 +1,6 @@
 //! Learning-rate schedules, as transformers' `get_*_schedule_with_warmup` compute them.
 
-use super::choices::Scheduler;
+use super::enums::Scheduler;
 
 /// What the base rate is multiplied by at optimiser step `step` (0 is the first).
 ///

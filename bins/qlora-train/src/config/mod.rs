@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! CONFIG.yaml ── yaml ──┐
-//!                       ├─ source ── Settings ── resolve(parameters) ── record, hash, rates
+//!                       ├─ layers ── Settings ── resolve(parameters) ── record, hash, rates
 //! --name value ─ args ──┘     │
-//!                     table, known (names)
+//!                     table, compat (names)
 //! ```
 //!
 //! [`Settings::load`] → [`Settings::validate`] → (once the model is open) [`Settings::resolve`] → [`Settings::to_yaml`]
@@ -18,7 +18,7 @@
 //! [`SETTINGS`], the one table that parsing, `--help`, README and records are made from. Hyphens and underscores are
 //! the same. A key `section.key` is looked up as such, then as `key` alone, so `training: {warmup_ratio: 0.1}` works.
 //!
-//! What the table does not hold is in one of three lists (`known`): keys with one possible value here are checked
+//! What the table does not hold is in one of three lists (`compat`): keys with one possible value here are checked
 //! (`bias: none`), keys that speak of one of our settings are translated (`load_in_4bit`, `adapter: qlora`), features
 //! not built yet are refused by name unless they are turned off. Anything else is an error that names the nearest
 //! known name: no key is ever skipped.
@@ -40,20 +40,20 @@
 //! checkpoint of a large model takes gigabytes, and only the newest and the best are of use.
 
 mod args;
-mod choices;
-mod known;
+mod compat;
+mod derived;
+mod enums;
+mod intervals;
+mod layers;
 pub mod lr_schedule;
-mod resolved;
-mod saving;
-mod source;
 mod table;
-mod values;
+mod types;
 mod yaml;
 
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
-pub use choices::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
-pub use known::{all_names, nearest};
-pub use resolved::{LARGE_MODEL_PARAMETERS, Purpose, settings_markdown};
-pub use saving::{Every, Resume};
+pub use compat::{all_names, nearest};
+pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, settings_markdown};
+pub use enums::{Checkpointing, Compute, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+pub use intervals::{Every, Resume};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
-pub use values::{Bytes, Limit, ValSet};
+pub use types::{Bytes, Limit, ValSet};

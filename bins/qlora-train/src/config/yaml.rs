@@ -1,5 +1,5 @@
 //! A settings file as a tree that remembers lines. Everything hostile is refused here: size, encoding, nesting,
-//! alias bombs, duplicate keys. What the keys mean is decided in `source`.
+//! alias bombs, duplicate keys. What the keys mean is decided in `layers`.
 
 use std::fmt;
 use std::io::Read;

@@ -4,12 +4,13 @@ use crate::backend::{Backend, Batch};
 use crate::data::{MAX_TASKS, MicroBatch, Row};
 use crate::error::{Error, Result};
 use crate::model::Llama;
+use crate::report::printable;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-/// What `eval` reports.
+/// Result of `eval`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
     /// Mean over supervised tokens, nats.
@@ -63,6 +64,7 @@ impl fmt::Display for Evaluation {
         write!(f, "loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens")?;
         let files = self.files.iter().map(|part| ("", part));
         for (kind, Part { name, loss, tokens }) in files.chain(self.tasks.iter().map(|part| ("task ", part))) {
+            let name = printable(name);
             write!(f, "\n  {kind}{name}: loss {loss:.4}, {tokens} tokens")?;
         }
         Ok(())
@@ -155,15 +157,4 @@ pub fn evaluate<B: Backend>(
         files: if files.len() > 1 { files } else { Vec::new() },
         tasks: of_tasks.into_iter().map(|(task, sum)| sum.part(task.to_owned())).collect(),
     }))
-}
-
-impl<'a> From<&'a MicroBatch> for Batch<'a> {
-    fn from(batch: &'a MicroBatch) -> Self {
-        Batch {
-            input_ids: &batch.input_ids,
-            positions: &batch.positions,
-            boundaries: &batch.cu_seqlens,
-            targets: &batch.targets,
-        }
-    }
 }

@@ -1,9 +1,12 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
-use crate::backend::{Backend, Batch, ParamUpdate, Watch};
+use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
+use crate::comm::{Communicator, SingleProcess};
 use crate::error::{Error, Result};
-use crate::model::{Factor, Llama};
-use crate::report::say;
+use crate::lora::ParamKind;
+use crate::model::Llama;
+use crate::objective::total_weight;
+use crate::report::status;
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +59,7 @@ pub struct Accumulated {
     pub loss: f64,
 }
 
-/// One optimiser step (`step` counts from 0) over `batches`, with the schedule's `factor` on both rates.
+/// One optimizer step in one process (`step` counts from 0) over `batches`, with the schedule's `factor` on both rates.
 ///
 /// The loss is divided by the supervised tokens of all micro-batches together, so splitting a batch does not change
 /// the gradient. `accumulation` is the number of micro-batches of a full step: it numbers the dropout masks.
@@ -69,8 +72,9 @@ pub fn optimizer_step<B: Backend>(
     factor: f64,
     batches: &[Batch],
 ) -> Result<StepReport> {
-    let done = accumulate(backend, model, step, accumulation, batches, Accumulated::default(), &|| false)?;
-    update(backend, model, hyper, step, accumulation, factor, batches, done.loss)
+    let mut comm = SingleProcess;
+    let done = accumulate(backend, model, &comm, step, accumulation, batches, Accumulated::default(), &|| false)?;
+    update(backend, model, &mut comm, hyper, step, accumulation, factor, batches, done.loss)
 }
 
 /// The first half of a step: the gradients of `batches` after those that are `done`. Between two micro-batches it asks
@@ -78,26 +82,27 @@ pub fn optimizer_step<B: Backend>(
 pub fn accumulate<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
+    comm: &dyn Communicator,
     step: u64,
     accumulation: usize,
     batches: &[Batch],
     mut done: Accumulated,
     stop: &dyn Fn() -> bool,
 ) -> Result<Accumulated> {
-    let supervised = supervised(batches);
-    if supervised == 0 {
-        return Err(Error::Failed(format!("step {}: no token of this step is supervised", step + 1)));
+    let total = total_weight(batches);
+    if comm.world_size() == 1 {
+        check_total(step, total)?;
     }
     backend.prepare_update(params(model))?;
     if done.micro_batches == 0 {
         backend.zero_gradients(params(model))?;
     }
     for (micro, batch) in batches.iter().enumerate().skip(done.micro_batches) {
-        let draw = (step * accumulation as u64 + micro as u64) as u32;
-        let loss = model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+        let draw = draw_of(comm, step, accumulation, micro);
+        let loss = model.forward_backward(backend, batch, draw, scale_of(total))?;
         if !loss.is_finite() {
             let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
-            return Err(not_finite(backend, model, step, accumulation, batches, micro + 1, &what));
+            return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
         }
         done.loss += loss;
         done.micro_batches += 1;
@@ -108,15 +113,74 @@ pub fn accumulate<B: Backend>(
     Ok(done)
 }
 
-fn supervised(batches: &[Batch]) -> usize {
-    batches.iter().map(Batch::supervised).sum()
+/// The number of a micro-batch's dropout masks: that of the micro-batch in the step of all ranks.
+fn draw_of(comm: &dyn Communicator, step: u64, accumulation: usize, micro: usize) -> u32 {
+    let of_rank = step * accumulation as u64 + micro as u64;
+    (of_rank * comm.world_size() as u64 + comm.rank() as u64) as u32
 }
 
-/// The second half of a step: clips the accumulated gradients and updates every trainable tensor. `loss` is the sum
-/// over the supervised tokens of `batches`.
+/// What this rank's gradients are multiplied by: they are a mean over its own tokens until [`reduce`].
+fn scale_of(total: f64) -> f32 {
+    if total > 0.0 { (1.0 / total) as f32 } else { 1.0 }
+}
+
+fn check_total(step: u64, total: f64) -> Result<()> {
+    // A weight that is not a number is refused by its place when its batch begins.
+    if total > 0.0 || total.is_nan() {
+        return Ok(());
+    }
+    let what = match total == 0.0 {
+        true => "no token of this step is supervised".to_owned(),
+        false => format!("the weights of this step's tokens add up to {total}, expected a number above 0"),
+    };
+    Err(Error::Failed(format!("step {}: {what}", step + 1)))
+}
+
+/// What the ranks of a step add up.
+struct Totals {
+    loss: f64,
+    weight: f64,
+    supervised: usize,
+    tokens: usize,
+}
+
+/// Turns the gradients of this rank, which are divided by its own total weight, into those of all ranks. Nothing is
+/// touched in one process.
+fn reduce<B: Backend>(
+    backend: &mut B,
+    model: &mut Llama<B>,
+    comm: &mut dyn Communicator,
+    totals: Totals,
+) -> Result<Totals> {
+    if comm.world_size() == 1 {
+        return Ok(totals);
+    }
+    let mut params = params(model);
+    let mut gradients = Vec::new();
+    for param in &params {
+        gradients.extend(backend.gradient(param)?);
+    }
+    let own = 1.0 / scale_of(totals.weight);
+    gradients.iter_mut().for_each(|x| *x *= own);
+    let mut sums = [totals.loss, totals.weight, totals.supervised as f64, totals.tokens as f64];
+    comm.all_reduce_sum(&mut gradients, &mut sums)?;
+    let [loss, weight, supervised, tokens] = sums;
+    gradients.iter_mut().for_each(|x| *x *= scale_of(weight));
+    let mut rest = &gradients[..];
+    for param in &mut params {
+        let (own, others) = rest.split_at(backend.gradient(param)?.len());
+        backend.restore_gradient(param, own.to_vec())?;
+        rest = others;
+    }
+    Ok(Totals { loss, weight, supervised: supervised as usize, tokens: tokens as usize })
+}
+
+/// The second half of a step: adds up the gradients of all ranks, clips them and updates every trainable tensor. `loss` is
+/// the sum over the supervised tokens of `batches`, which are those of this rank.
 pub fn update<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
+    comm: &mut dyn Communicator,
     hyper: &Hyperparameters,
     step: u64,
     accumulation: usize,
@@ -124,16 +188,23 @@ pub fn update<B: Backend>(
     batches: &[Batch],
     loss: f64,
 ) -> Result<StepReport> {
-    let supervised = supervised(batches);
-    let loss = loss / supervised as f64;
+    let own = Totals {
+        loss,
+        weight: total_weight(batches),
+        supervised: batches.iter().map(Batch::supervised).sum(),
+        tokens: batches.iter().map(Batch::tokens).sum(),
+    };
+    let Totals { loss, weight, supervised, tokens } = reduce(backend, model, comm, own)?;
+    check_total(step, weight)?;
+    let loss = loss / weight;
     let rate = |peak: f64| peak * factor;
     let updates = model
         .params_mut()
         .into_iter()
-        .map(|(name, param)| {
-            let peak = match name.factor {
-                Factor::A => hyper.learning_rate_a,
-                Factor::B => hyper.learning_rate_b,
+        .map(|(id, param)| {
+            let peak = match id.kind() {
+                ParamKind::LoraA => hyper.learning_rate_a,
+                ParamKind::LoraB => hyper.learning_rate_b,
             };
             let settings = AdamW {
                 learning_rate: rate(peak),
@@ -149,14 +220,14 @@ pub fn update<B: Backend>(
     let grad_norm = backend.update(updates, hyper.max_grad_norm)?;
     if !grad_norm.is_finite() {
         let what = format!("step {}: the gradient norm is {grad_norm}", step + 1);
-        return Err(not_finite(backend, model, step, accumulation, batches, batches.len(), &what));
+        return Err(not_finite(backend, model, comm, step, accumulation, batches, batches.len(), &what));
     }
     Ok(StepReport {
         loss,
         grad_norm,
         learning_rate_a: rate(hyper.learning_rate_a),
         learning_rate_b: rate(hyper.learning_rate_b),
-        tokens: batches.iter().map(Batch::tokens).sum(),
+        tokens,
         supervised,
     })
 }
@@ -166,6 +237,7 @@ pub fn update<B: Backend>(
 fn not_finite<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
+    comm: &dyn Communicator,
     step: u64,
     accumulation: usize,
     batches: &[Batch],
@@ -173,11 +245,11 @@ fn not_finite<B: Backend>(
     what: &str,
 ) -> Error {
     let mut found = String::new();
-    if backend.watch(Watch::Values).unwrap_or(false) {
-        say!("{what}: computing the step again to find the first value that is not finite, which takes a while");
-        let weight = (1.0 / supervised(batches) as f64) as f32;
+    if backend.set_trace(TraceMode::Values).is_ok() {
+        status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
+        let weight = scale_of(total_weight(batches));
         for (micro, batch) in batches[..micro_batches].iter().enumerate() {
-            let draw = (step * accumulation as u64 + micro as u64) as u32;
+            let draw = draw_of(comm, step, accumulation, micro);
             let again = backend
                 .zero_gradients(params(model))
                 .and_then(|()| model.forward_backward(backend, batch, draw, weight));
@@ -186,7 +258,7 @@ fn not_finite<B: Backend>(
                 break;
             }
         }
-        let _ = backend.watch(Watch::Nothing);
+        let _ = backend.set_trace(TraceMode::Off);
     }
     Error::Failed(format!("{what}{found}; nothing was updated. A lower learning_rate is the usual cure"))
 }

@@ -1,19 +1,19 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks the work to stop in good order, the second ends the process at once.
 
 use crate::error::{Context, Result};
-use crate::report::say;
+use crate::report::status;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Whether the work was asked to stop.
+/// A request to stop, if there was one.
 #[derive(Clone, Debug)]
 pub struct Interruption(Arc<AtomicI32>);
 
 impl Interruption {
-    /// From now on, for the whole process; `answer` is what people are told at the first signal. A SIGHUP that the process
-    /// was started to ignore, as by nohup, stays ignored.
+    /// From now on, for the whole process; `answer` is what people are told at the first signal. A SIGHUP that the
+    /// process was started to ignore, as by nohup, stays ignored.
     pub fn watch(answer: &'static str) -> Result<Self> {
         static RECEIVED: OnceLock<Arc<AtomicI32>> = OnceLock::new();
         if let Some(received) = RECEIVED.get() {
@@ -21,7 +21,7 @@ impl Interruption {
         }
         let hang_up = (!ignored(SIGHUP)).then_some(SIGHUP);
         let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hang_up))
-            .or_fail(|| "signals cannot be watched".to_owned())?;
+            .context(|| "signals cannot be watched".to_owned())?;
         let received = RECEIVED.get_or_init(Arc::default).clone();
         let flag = received.clone();
         std::thread::Builder::new()
@@ -32,10 +32,10 @@ impl Interruption {
                         signal_hook::low_level::exit(128 + signal);
                     }
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-                    say!("{name}: {answer}; a second one leaves at once");
+                    status!("{name}: {answer}; a second one leaves at once");
                 }
             })
-            .or_fail(|| "the thread that watches for signals cannot be started".to_owned())?;
+            .context(|| "the thread that watches for signals cannot be started".to_owned())?;
         Ok(Self(received))
     }
 
@@ -45,7 +45,7 @@ impl Interruption {
     }
 }
 
-/// Whether the process ignores a signal; no where that cannot be told.
+/// True if the process ignores a signal; false where that cannot be told.
 fn ignored(signal: i32) -> bool {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
     ignored_in(&status, signal)
@@ -84,7 +84,7 @@ fn resumed(arguments: &[String]) -> String {
     words.join(" ")
 }
 
-/// As a shell reads it back.
+/// A word quoted for a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -4,12 +4,15 @@
 #[allow(dead_code)]
 mod fixture;
 
+mod before;
 mod bench;
+mod console;
 mod disk;
 mod evaluation;
 mod generate;
 mod interrupted;
 mod killed;
+mod launched;
 mod outputs;
 mod parameters;
 mod preview;

@@ -3,7 +3,7 @@
 use crate::fixture;
 use crate::sources::config;
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::Synthetic;
 use serde_json::Value;
 use std::fmt::Write;
@@ -98,7 +98,7 @@ fn steps_on_random_weights_are_measured() {
         );
         assert!(found["device"]["planned_bytes"].as_u64().unwrap() > 0 && found["gpu"].is_string(), "{found}");
         let kernels = found["kernels"].as_array().unwrap();
-        for name in ["linear", "linear, backward", "LoRA X·Aᵀ", "LoRA gradients", "attention, backward", "optimiser"]
+        for name in ["linear", "linear, backward", "LoRA X·Aᵀ", "LoRA gradients", "attention, backward", "optimizer"]
         {
             let of_name = |kernel: &&Value| kernel["name"] == name && seconds(&kernel["seconds"]) > 0.0;
             assert!(kernels.iter().any(|kernel| of_name(&kernel)), "{name}: {found}");
@@ -126,7 +126,7 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
 #[test]
 fn text_is_made_on_the_device() {
     let directory = Directory::new();
-    let chat = LlamaConfig { vocab_size: fixture::VOCAB_SIZE, ..config() };
+    let chat = Arch { vocab_size: fixture::VOCAB_SIZE, ..config() };
     Synthetic::new(chat, 1).write(&directory.path("chat")).unwrap();
     fixture::write_json(&directory.path("chat"), "tokenizer.json", &fixture::tokenizer_json());
     let tokenizer = fixture::tokenizer_config(Some(fixture::CHATML));

@@ -11,28 +11,28 @@
 //! sums of squares over thousands of elements and so hardly spread, 2 × the moved models' mean; for losses and norms, which are
 //! single numbers around 0, 4 × the root of their mean square.
 
-use crate::device::{Tally, set_schedule};
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, spec};
-use crate::support::Documents;
+use crate::support::{self, Documents};
+use lab::device::{Tally, set_schedule};
 use qlora_kernels::reference::RopeScaling;
-use qlora_train::arch::{LlamaConfig, Rope};
-use qlora_train::backend::cpu::Cpu;
+use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
+use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
+use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::model::optimizer_step::optimizer_step;
-use qlora_train::model::{Llama, ModelSpec};
+use qlora_train::model::{Activations, Llama, ModelSpec};
 
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
 
 fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
-    train(&mut Cpu::new(spec.dims()), &mut memory(&spec.config), spec, steps)
+    train(&mut Cpu::new(spec.dims()), &mut memory(&spec.arch), spec, steps)
 }
 
 fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
     let mut cuda = on_device(spec);
-    train(&mut cuda, &mut memory(&spec.config), spec, steps)
+    train(&mut cuda, &mut memory(&spec.arch), spec, steps)
 }
 
 /// Distances that rounding to bf16 explains.
@@ -99,12 +99,27 @@ impl Bounds {
 fn a_run_gives_the_cpu_backends_losses_and_adapter() {
     let tally = Tally::new("training, 4 steps", 1);
     let mut spec = spec(config());
-    spec.lora.states = StateFormat::Blockwise8;
+    spec.states = StateFormat::Blockwise8;
     let expected = on_cpu(&spec, 4);
     let bounds = Bounds::measure(&spec, 4, &expected);
     let found = on_cuda(&spec, 4);
-    assert!(spec.lora.terms.iter().any(|(_, &(r, _))| r * spec.config.hidden_size >= 4096), "no 8-bit states");
+    assert!(spec.lora.terms.values().any(|term| term.r * spec.arch.hidden_size >= 4096), "no 8-bit states");
     bounds.check("4 steps", &Apart::of(&found, &expected));
+    assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+    tally.case();
+}
+
+/// The CPU backend in bf16 rounds where the device does, so the bounds are the same.
+#[test]
+fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
+    let tally = Tally::new("training in bf16 on the CPU, 4 steps", 1);
+    let mut spec = spec(config());
+    spec.states = StateFormat::Blockwise8;
+    let expected = on_cpu(&spec, 4);
+    let bounds = Bounds::measure(&spec, 4, &expected);
+    let precision = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
+    let found = train(&mut Cpu::with_precision(spec.dims(), precision), &mut memory(&spec.arch), &spec, 4);
+    bounds.check("4 steps in bf16", &Apart::of(&found, &expected));
     assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
     tally.case();
 }
@@ -121,16 +136,16 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 16,
     };
-    let scaled = Rope { theta: 100.0, scaling };
-    let biased = LlamaConfig { attention_bias: true, mlp_bias: true, ..config() };
-    let tied = LlamaConfig { tie_word_embeddings: true, rope: scaled, hidden_size: 256, ..config() };
-    let wide = LlamaConfig { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
+    let scaled = Rope::new(100.0, scaling);
+    let biased = Arch { biases: Projection::ALL.into(), ..config() };
+    let tied = Arch { tie_word_embeddings: true, layers: LayerArch::uniform(scaled), hidden_size: 256, ..config() };
+    let wide = Arch { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
     for (what, config, quantization, dropout) in [
         ("16-bit weights, biases", biased, none, 0.1),
         ("tied tables, blocks of 128", tied, single, 0.0),
         ("heads of 128", wide, Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
     ] {
-        let mut spec = ModelSpec { quantization, recompute: false, ..spec(config) };
+        let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
         spec.lora.dropout = dropout;
         let expected = on_cpu(&spec, 1);
         let bounds = Bounds::measure(&spec, 1, &expected);
@@ -149,14 +164,14 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     let masked = on_cuda(&ModelSpec { seed: 12, ..spec.clone() }, 1);
     assert!(bounds.share(&Apart::of(&masked, &expected)) > 2.0);
     let mut scaled = spec.clone();
-    scaled.lora.terms.insert((1, qlora_train::arch::Module::Down), (6, 0.5));
+    scaled.lora.terms.insert(scaled.arch.module(1, Projection::Down), qlora_train::lora::LoraTerm::lora(6, 3.0));
     assert!(bounds.share(&Apart::of(&on_cuda(&scaled, 1), &expected)) > 2.0);
-    let documents = micro_batches(spec.config.vocab_size);
+    let documents = micro_batches(spec.arch.vocab_size);
     let [first, second] = [0, 1].map(|i| documents[i].batch());
     let leaking = Batch { boundaries: &[0, 57, 63, 64], ..first };
     for batches in [&[leaking, second][..], &[first]] {
         let mut cuda = on_device(&spec);
-        let found = train_on(&mut cuda, &mut memory(&spec.config), &spec, 1, batches);
+        let found = train_on(&mut cuda, &mut memory(&spec.arch), &spec, 1, batches);
         assert!(bounds.share(&Apart::of(&found, &expected)) > 2.0);
     }
 }
@@ -165,15 +180,24 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
 #[test]
 fn every_schedule_gives_the_same_bits() {
     let tally = Tally::new("training, schedules", 4);
-    let mut spec = spec(LlamaConfig { num_layers: 3, ..config() });
-    spec.lora.states = StateFormat::Blockwise8;
-    let run = |seed, recompute, offload| {
+    let mut spec = spec(Arch { num_layers: 3, ..config() });
+    spec.states = StateFormat::Blockwise8;
+    let run = |seed, activations: [Activations; 3]| {
         set_schedule(seed);
-        on_cuda(&ModelSpec { recompute, offload, ..spec.clone() }, 2)
+        on_cuda(&ModelSpec { activations: activations.to_vec(), ..spec.clone() }, 2)
     };
-    let first = run(0, true, false);
+    use Activations::{Keep, Offload, Recompute};
+    let first = run(0, [Recompute; 3]);
     assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
-    assert!(first == run(1, true, false) && first == run(7, false, false) && first == run(2, true, true));
+    for (seed, activations) in [
+        (1, [Recompute; 3]),
+        (7, [Keep; 3]),
+        (2, [Offload; 3]),
+        (3, [Offload, Recompute, Keep]),
+        (4, [Keep, Offload, Recompute]),
+    ] {
+        assert!(first == run(seed, activations), "{activations:?}");
+    }
     tally.case();
 }
 
@@ -181,14 +205,14 @@ fn every_schedule_gives_the_same_bits() {
 #[test]
 fn what_is_put_back_continues_the_run() {
     for states in [StateFormat::F32, StateFormat::Blockwise8] {
-        let mut spec = spec(LlamaConfig { num_layers: 1, ..config() });
-        spec.lora.terms.retain(|&(layer, _), _| layer == 0);
-        spec.lora.states = states;
-        let documents = micro_batches(spec.config.vocab_size);
+        let mut spec = spec(Arch { num_layers: 1, ..config() });
+        spec.lora.terms.retain(|module, _| module.starts_with("model.layers.0."));
+        spec.states = states;
+        let documents = micro_batches(spec.arch.vocab_size);
         let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
         let build = || {
             let mut cuda = on_device(&spec);
-            let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+            let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
             (cuda, model)
         };
         type Run = (Cuda, Llama<Cuda>);
@@ -234,11 +258,11 @@ fn what_is_put_back_continues_the_run() {
 #[test]
 fn losses_and_logits_are_those_of_the_cpu_backend() {
     let spec = ModelSpec { trainable: false, ..spec(config()) };
-    let documents = &micro_batches(spec.config.vocab_size)[0];
+    let documents = &micro_batches(spec.arch.vocab_size)[0];
     let mut cpu = Cpu::new(spec.dims());
-    let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cuda = on_device(&spec);
-    let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let tokens = [0, 7, 63];
     let expected = on_cpu.logits(&mut cpu, &documents.batch(), &tokens).unwrap().concat();
     let found = on_cuda.logits(&mut cuda, &documents.batch(), &tokens).unwrap().concat();
@@ -256,4 +280,44 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
     println!("logits apart by {} of {}, loss {} of {}", apart(&found), rms(&moved), found_loss - loss, rms(&losses));
     assert!(apart(&found) <= 2.0 * rms(&moved));
     assert!((found_loss - loss).abs() <= 4.0 * rms(&losses));
+}
+
+#[test]
+fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
+    let tally = Tally::new("ranges of a batch", 1);
+    support::ranges::check_ranges(&mut on_device(&support::ranges::spec()));
+    tally.case();
+}
+
+/// Weights of 1 change no bit, a weight of 0 is a target that is not there, and a loss is the weighted sum of the tokens'.
+#[test]
+fn weights_of_tokens_are_those_of_the_loss_and_its_gradient() {
+    let tally = Tally::new("training, weights", 1);
+    let spec = spec(Arch { num_layers: 1, ..config() });
+    let documents = |weights: Option<Vec<f32>>| {
+        let mut documents = Documents::random(&[9, 7], spec.arch.vocab_size, 3);
+        documents.weights = weights;
+        documents
+    };
+    let step = |batch: Batch| train_on(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 1, &[batch]);
+    let plain = documents(None);
+    let expected = step(plain.batch());
+    assert!(step(documents(Some(vec![1.0; 16])).batch()) == expected);
+    let even = |token: usize| if token % 2 == 0 { 1.0 } else { 0.0 };
+    let half = step(documents(Some((0..16).map(even).collect())).batch());
+    let targets: Vec<i32> =
+        plain.batch().targets.iter().enumerate().map(|(i, &target)| if i % 2 == 0 { target } else { -100 }).collect();
+    assert!(half == step(Batch { targets: &targets, ..plain.batch() }));
+    assert!(half != expected);
+
+    let mut cuda = on_device(&spec);
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
+    let mut loss = |weights: Vec<f32>| model.loss(&mut cuda, &documents(Some(weights)).batch()).unwrap();
+    let weights: Vec<f32> = (0..16).map(|token| 0.25 * token as f32 - 1.0).collect();
+    let alone: Vec<f64> =
+        (0..16).map(|token| loss((0..16).map(|i| f32::from(u8::from(i == token))).collect())).collect();
+    let sum: f64 = alone.iter().zip(&weights).map(|(loss, &weight)| loss * f64::from(weight)).sum();
+    let found = loss(weights);
+    assert!((found - sum).abs() <= 1e-12 * alone.iter().sum::<f64>(), "{found}, expected {sum}");
+    tally.case();
 }

@@ -27,7 +27,7 @@ fn options() -> ScheduleOptions {
 
 fn dataset(rows: usize) -> Dataset {
     let rows = (0..rows).map(|at| Row { line: at + 1, ..row(&[1, 2], &[1, 2]) }).collect();
-    Dataset { rows, report: DatasetReport::default() }
+    Dataset { hashes: Vec::new(), rows, report: DatasetReport::default() }
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_micro_batch_is_the_rows_one_behind_the_other_with_shifted_targets() {
     let batch = MicroBatch::new([&row(&[5, 6, 7], &[-100, 6, 7]), &row(&[8, 9], &[8, -100]), &row(&[4], &[4])]);
     assert_eq!(batch.input_ids, [5, 6, 7, 8, 9, 4]);
     assert_eq!(batch.positions, [0, 1, 2, 0, 1, 0]);
-    assert_eq!(batch.cu_seqlens, [0, 3, 5, 6]);
+    assert_eq!(batch.boundaries, [0, 3, 5, 6]);
     assert_eq!(batch.targets, [6, 7, -100, -100, -100, -100]);
     assert_eq!((batch.supervised, batch.tokens(), batch.rows()), (2, 6, 3));
 }
@@ -43,7 +43,7 @@ fn a_micro_batch_is_the_rows_one_behind_the_other_with_shifted_targets() {
 #[test]
 fn a_micro_batch_of_nothing_is_empty() {
     let batch = MicroBatch::new([]);
-    assert_eq!((batch.tokens(), batch.rows(), batch.cu_seqlens), (0, 0, vec![0]));
+    assert_eq!((batch.tokens(), batch.rows(), batch.boundaries), (0, 0, vec![0]));
     assert!(MicroBatch::new([&row(&[], &[])]).targets.is_empty());
 }
 
@@ -213,13 +213,51 @@ proptest! {
         prop_assert_eq!(batch.rows(), rows.len());
         prop_assert_eq!(batch.supervised, rows.iter().map(Row::supervised).sum::<usize>());
         for (b, row) in rows.iter().enumerate() {
-            let start = batch.cu_seqlens[b] as usize;
-            prop_assert_eq!(batch.cu_seqlens[b + 1] as usize - start, row.len());
+            let start = batch.boundaries[b] as usize;
+            prop_assert_eq!(batch.boundaries[b + 1] as usize - start, row.len());
             for t in 0..row.len() {
                 prop_assert_eq!(batch.input_ids[start + t], row.input_ids[t]);
                 prop_assert_eq!(batch.positions[start + t] as usize, t);
                 prop_assert_eq!(batch.targets[start + t], row.labels.get(t + 1).copied().unwrap_or(UNSUPERVISED));
             }
         }
+    }
+}
+
+proptest! {
+    /// Rank by rank, micro-batch by micro-batch, the parts of all processes are the steps of one.
+    #[test]
+    fn the_parts_of_all_ranks_are_the_steps_of_one_process(
+        lengths in prop::collection::vec(1..10usize, 1..60), batch in 1..4usize, accumulation in 1..4usize,
+        world in 1..5usize, packing: bool, epochs in 1..3u8, seed in 0..99u64,
+    ) {
+        let options = ScheduleOptions {
+            per_device_train_batch_size: batch,
+            gradient_accumulation_steps: accumulation,
+            num_train_epochs: f64::from(epochs),
+            packing,
+            seed,
+            ..options()
+        };
+        let alone = ScheduleOptions { gradient_accumulation_steps: accumulation * world, ..options.clone() };
+        let alone = Schedule::new(lengths.clone(), alone).unwrap();
+        let schedule = Schedule::new(lengths, options).unwrap();
+        let ranks: Vec<_> = (0..world).map(|rank| schedule.clone().of_rank(rank, world).unwrap()).collect();
+        for rank in &ranks {
+            prop_assert_eq!(rank.total_steps(), alone.total_steps());
+            prop_assert_eq!(rank.steps_per_epoch(), alone.steps_per_epoch());
+        }
+        for step in alone.steps(0) {
+            let parts: Vec<_> = ranks.iter().map(|rank| rank.steps(step.index).next().unwrap()).collect();
+            let most = parts.iter().map(|part| part.micro_batches.len()).max().unwrap();
+            prop_assert!(most <= accumulation);
+            let together: Vec<_> = (0..most)
+                .flat_map(|micro| parts.iter().filter_map(move |part| part.micro_batches.get(micro)))
+                .cloned()
+                .collect();
+            prop_assert_eq!(together, step.micro_batches);
+            prop_assert!(parts.iter().all(|part| part.epoch == step.epoch));
+        }
+        prop_assert!(schedule.of_rank(world, world).is_err());
     }
 }

@@ -1,53 +1,121 @@
-//! The embedded default: f32 throughout, frozen weights dequantised panel by panel.
+//! The embedded default: f32 throughout, frozen weights dequantized panel by panel.
 //!
 //! Work is split into pieces whose sizes are constants, and every sum over tokens or panels runs in order, so a result
 //! does not depend on the number of threads.
 
 mod attention;
+mod bf16;
 mod cache;
+mod compute;
 mod elementwise;
 mod gemm;
 mod linear;
 mod loss;
+mod memory;
 mod operands;
-mod operations;
 mod optimizer;
+mod weights;
 mod workspace;
 
-pub use workspace::Workspace;
-
-use crate::backend::batch::Current;
 use crate::backend::dims::Dims;
-pub use operands::{CpuBuffer, CpuParam, Dense};
+use crate::backend::{CheckedBatch, Operands, Trace};
+pub use bf16::isa::Isa;
+use linear::CpuWeight;
+use loss::LossSum;
+pub use memory::CpuBuffer;
+use memory::{Held, HostMemory, Value};
+pub use operands::{CpuParam, Dense};
 use qlora_kernels::reference::RopeTable;
-use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Instant;
+use workspace::Workspace;
 
 /// Tokens of one task of a parallel operation.
 const TOKEN_CHUNK: usize = 256;
 
+/// What the operations compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    F32,
+    /// bf16 values with sums in f32, by these instructions
+    Bf16(Isa),
+}
+
+impl Precision {
+    fn value(self) -> Value {
+        match self {
+            Precision::F32 => Value::F32,
+            Precision::Bf16(_) => Value::Bf16,
+        }
+    }
+}
+
 pub struct Cpu {
+    precision: Precision,
     dims: Dims,
-    workspace: Workspace,
-    batch: Current,
-    rope: Option<RopeTable<f32>>,
-    /// Buffers that were freed, by width; they are handed out again before new ones are made.
-    pool: HashMap<usize, Vec<Vec<f32>>>,
-    /// Of the last batch, summed over its supervised tokens.
-    loss: f64,
-    marks: Vec<Instant>,
-    bytes: u64,
+    memory: Rc<HostMemory>,
+    workspace: Held<Workspace>,
+    workspace_bf16: Option<Held<Option<bf16::compute::Workspace>>>,
+    batch: CheckedBatch,
+    /// With how many positions they are for
+    rope: Option<(usize, Held<RopeTable<f32>>)>,
+    loss: LossSum,
+    events: Vec<Instant>,
+    trace: Trace,
+}
+
+impl Operands for Cpu {
+    type Buffer = CpuBuffer;
+    type Weight = Held<CpuWeight>;
+    type Table = Held<Dense>;
+    type Vector = Held<Vec<f32>>;
+    type Param = CpuParam;
+    type Offloaded = CpuBuffer;
 }
 
 impl Cpu {
+    /// Computes in f32.
     pub fn new(dims: Dims) -> Self {
-        let workspace = Workspace::new(&dims);
-        let bytes = workspace.bytes();
-        let batch = Current::default();
-        Self { dims, workspace, batch, rope: None, pool: HashMap::new(), loss: 0.0, marks: Vec::new(), bytes }
+        Self::with_precision(dims, Precision::F32)
     }
 
-    fn tokens(&self) -> usize {
-        self.batch.input_ids.len()
+    pub fn with_precision(dims: Dims, precision: Precision) -> Self {
+        Self::with(dims, precision, HostMemory::new(false))
+    }
+
+    /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would hold.
+    pub fn dry_run(dims: Dims) -> Self {
+        Self::dry_run_with_precision(dims, Precision::F32)
+    }
+
+    pub fn dry_run_with_precision(dims: Dims, precision: Precision) -> Self {
+        Self::with(dims, precision, HostMemory::new(true))
+    }
+
+    fn with(dims: Dims, precision: Precision, memory: Rc<HostMemory>) -> Self {
+        let (workspace, workspace_bf16) = match precision {
+            Precision::F32 => {
+                let workspace = if memory.is_dry_run() { Workspace::default() } else { Workspace::new(&dims) };
+                (memory.hold("workspace", Workspace::bytes_for(&dims), workspace), None)
+            }
+            Precision::Bf16(isa) => {
+                let made = (!memory.is_dry_run()).then(|| bf16::compute::Workspace::new(isa, &dims));
+                let held = memory.hold("workspace", bf16::compute::Workspace::bytes_for(&dims), made);
+                (memory.hold("workspace", 0, Workspace::default()), Some(held))
+            }
+        };
+        Self {
+            precision,
+            workspace,
+            workspace_bf16,
+            dims,
+            memory,
+            batch: CheckedBatch::default(),
+            rope: None,
+            loss: LossSum::default(),
+            events: Vec::new(),
+            trace: Trace::default(),
+        }
     }
 }

@@ -1,26 +1,32 @@
-//! What a run holds on the device, all of it from one arena; or what it would hold.
+//! Device memory of a run, all of it from one arena, or the record of a dry run.
 
-use crate::backend::plan::PlannedBuffer;
+use super::Cuda;
+use super::operands::{CudaBuffer, CudaOffloaded, Storage};
+use crate::backend::{self, PlannedBuffer};
 use crate::error::{Context, Error, Result};
-use qlora_kernels::cuda::ranges::Peak;
-use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream, View};
+use qlora_kernels::device::{
+    Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
+};
 use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
 
-pub struct Memory {
-    /// None: a plan, which takes and gives back as the run does and computes nothing.
-    device: Option<Device>,
+pub struct DeviceMemory {
+    /// None: a dry run, which takes and gives back as the run does and computes nothing.
+    /// Shared with whoever opened it.
+    device: Option<Rc<Device>>,
     arena: Arena,
     /// Pinned host memory, by name
     pinned: RefCell<Vec<PlannedBuffer>>,
 }
 
-impl Memory {
-    pub fn planning() -> Self {
+impl DeviceMemory {
+    pub fn dry_run() -> Self {
         Self { device: None, arena: Arena::planned(), pinned: RefCell::default() }
     }
 
     /// Refused: a GPU without that many free bytes.
-    pub fn new(device: Device, bytes: u64) -> Result<Self> {
+    pub fn new(device: Rc<Device>, bytes: u64) -> Result<Self> {
         let arena = Arena::new(&device, bytes).or_refuse(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
@@ -28,25 +34,35 @@ impl Memory {
     }
 
     pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
+        self.device.as_deref()
     }
 
-    /// What operations are queued on; none while planning.
-    pub fn stream(&self) -> Option<Stream> {
-        self.device.as_ref().map(Device::stream)
+    /// What operations are queued on.
+    ///
+    /// # Panics
+    ///
+    /// In a dry run, which computes nothing.
+    pub fn stream(&self) -> Stream {
+        self.device.as_ref().expect("a dry run computes nothing").stream()
     }
 
     /// Any bits; `name` is that of the plan's line.
     pub fn take<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
-        Ok(self.arena.take(name, len)?)
+        Ok(self.arena.alloc(name, len)?)
     }
 
     pub fn zeros<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.take(name, len)?;
-        if let Some(device) = &self.device {
-            device.clear(&mut buffer)?;
-        }
+        self.clear(&mut buffer)?;
         Ok(buffer)
+    }
+
+    /// Overwrites all elements with zero bits.
+    pub fn clear<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<()> {
+        match &self.device {
+            Some(device) => Ok(device.clear(buffer)?),
+            None => Ok(()),
+        }
     }
 
     /// `data` while running: `len` elements.
@@ -67,7 +83,7 @@ impl Memory {
         }
     }
 
-    /// Zeros while planning.
+    /// Zeros in a dry run.
     pub fn download<T: Element + Default>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         match &self.device {
             Some(device) => Ok(device.download(buffer)?),
@@ -83,99 +99,134 @@ impl Memory {
         }
     }
 
-    /// What `make` makes of pinned host memory for `len` elements; nothing while planning.
+    /// What `make` makes of pinned host memory for `len` elements; nothing in a dry run.
     fn pinned<T, P>(
         &self,
         name: &str,
         len: usize,
-        make: impl FnOnce(&Device) -> qlora_kernels::cuda::Result<P>,
+        make: impl FnOnce(&Device) -> qlora_kernels::Result<P>,
     ) -> Result<Option<P>> {
         self.count_pinned::<T>(name, len);
-        self.device.as_ref().map(make).transpose().or_fail(|| {
+        self.device().map(make).transpose().or_fail(|| {
             format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
         })
     }
 
-    fn inbox<T: Element>(&self, len: usize) -> Result<Option<Inbox<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| Inbox::new(device, len))
+    fn inbox<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
+        self.pinned::<T, _>("batches and rates on their way", len, |device| UploadStaging::new(device, len))
     }
 
-    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<Outbox<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| Outbox::new(device, len))
+    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
+        self.pinned::<T, _>("batches and rates on their way", len, |device| ReadbackStaging::new(device, len))
     }
 
-    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<Stash<T>>> {
-        self.pinned::<T, _>(name, len, |device| Stash::new(device, len))
+    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
+        self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
     }
 
     /// `data` while running: `len` elements that the device reads where they are.
-    pub fn pin<T: Element>(&self, name: &'static str, len: usize, data: Option<&[T]>) -> Result<Option<Pinned<T>>> {
+    pub fn pin<T: Element>(
+        &self,
+        name: &'static str,
+        len: usize,
+        data: Option<&[T]>,
+    ) -> Result<Option<PinnedBuffer<T>>> {
         self.pinned::<T, _>(name, len, |device| {
             let data = data.expect("a run has what it pins");
             assert_eq!(data.len(), len, "{name}");
-            Pinned::new(device, data)
+            PinnedBuffer::new(device, data)
         })
     }
 
-    /// Pinned host memory, largest first.
-    pub fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        let mut lines = self.pinned.borrow().clone();
-        lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        lines
-    }
-
-    pub fn peak(&self) -> Peak {
+    fn peak(&self) -> PeakUsage {
         self.arena.peak()
-    }
-
-    /// The lines of a plan: what is held when most is, largest first.
-    pub fn planned(&self) -> Vec<PlannedBuffer> {
-        let peak = self.arena.peak();
-        let mut lines: Vec<PlannedBuffer> =
-            peak.names.iter().map(|(name, &bytes)| PlannedBuffer { name: (*name).to_owned(), bytes }).collect();
-        let between = peak.bytes - peak.names.values().sum::<u64>();
-        if between > 0 {
-            lines.push(PlannedBuffer { name: "gaps between buffers".to_owned(), bytes: between });
-        }
-        lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        lines
     }
 }
 
-/// A buffer that gets new values again and again, and the pinned memory they come through; none while planning.
+impl backend::Memory for Cuda {
+    fn is_dry_run(&self) -> bool {
+        self.memory.device.is_none()
+    }
+
+    fn capacity(&self) -> usize {
+        self.dims.tokens
+    }
+
+    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
+        let data = Storage::Bf16(self.memory.take(name, tokens * width)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width })
+    }
+
+    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
+        let tokens = self.dims.tokens;
+        let data = Storage::F32(self.memory.take(name, tokens * width)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width })
+    }
+
+    fn offload(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        self.offload.offload(&self.memory, buffer)
+    }
+
+    fn keep(&mut self, buffer: CudaBuffer) -> CudaOffloaded {
+        CudaOffloaded::OnDevice(buffer)
+    }
+
+    fn prefetch(&mut self, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
+        self.offload.prefetch(&self.memory, offloaded)
+    }
+
+    fn wait(&mut self, offloaded: CudaOffloaded) -> Result<CudaBuffer> {
+        self.offload.wait(&self.memory, offloaded)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.memory.peak().bytes
+    }
+
+    fn planned(&self) -> Vec<PlannedBuffer> {
+        let peak = self.memory.peak();
+        let between = peak.bytes - peak.names.values().sum::<u64>();
+        let gaps = (between > 0).then_some(("gaps between buffers", between));
+        PlannedBuffer::lines(peak.names.iter().map(|(name, &bytes)| (*name, bytes)).chain(gaps))
+    }
+
+    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        PlannedBuffer::lines(self.memory.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
+    }
+}
+
+/// A buffer that gets new values again and again, and the pinned memory they come through; none in a dry run.
 pub struct Incoming<T: Element> {
     buffer: Buffer<T>,
-    inbox: Option<Inbox<T>>,
+    inbox: Option<UploadStaging<T>>,
 }
 
 impl<T: Element> Incoming<T> {
-    pub fn new(memory: &Memory, name: &'static str, len: usize) -> Result<Self> {
+    pub fn new(memory: &DeviceMemory, name: &'static str, len: usize) -> Result<Self> {
         Ok(Self { buffer: memory.zeros(name, len)?, inbox: memory.inbox(len)? })
     }
 
     /// The first values, at most as many as there is room for.
-    pub fn set(&mut self, memory: &Memory, values: &[T]) -> Result<()> {
-        match (memory.device(), &mut self.inbox) {
-            (Some(device), Some(inbox)) => Ok(inbox.send(device, values, &mut self.buffer)?),
-            _ => Ok(()),
-        }
+    pub fn set(&mut self, values: &[T]) -> Result<()> {
+        self.inbox.as_mut().map_or(Ok(()), |inbox| Ok(inbox.upload(values, &mut self.buffer)?))
     }
 
     pub fn view(&self) -> View<'_, T> {
         self.buffer.view()
     }
-}
 
-/// Begins to fetch a buffer; nothing while planning.
-pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<Outbox<T>>, buffer: &Buffer<T>) -> Result<()> {
-    match (memory.device(), outbox) {
-        (Some(device), Some(outbox)) => Ok(outbox.fetch(device, buffer)?),
-        _ => Ok(()),
+    pub fn rows(&self, rows: &Range<usize>) -> View<'_, T> {
+        self.view().skip(rows.start).first(rows.len())
     }
 }
 
+/// Begins to fetch a buffer; nothing in a dry run.
+pub fn fetch<T: Element>(outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
+    outbox.as_mut().map_or(Ok(()), |outbox| Ok(outbox.read_back(buffer)?))
+}
+
 /// What a process cannot go on after is said to be so.
-pub fn failed(error: &qlora_kernels::cuda::CudaError) -> Error {
+pub fn failed(error: &qlora_kernels::CudaError) -> Error {
     let lost = match error.is_lost() {
         true => {
             ". This process cannot use the GPU any more; a training run goes on from its newest checkpoint with \

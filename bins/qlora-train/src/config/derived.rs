@@ -1,0 +1,187 @@
+//! Settings of a run once it is about to start: rates, warm-up, completeness, the record, and the hash that tells runs apart.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+use sha2::{Digest, Sha256};
+
+use super::enums::{Preset, Scheduler};
+use super::intervals::Every;
+use super::lr_schedule;
+use super::table::{Effect, SETTINGS, SettingInfo, Settings};
+use super::types::{Reject, ValSet};
+use super::yaml::Value;
+use crate::error::{Context, Result};
+use crate::refuse;
+
+/// From this many parameters up the default learning rate is halved.
+pub const LARGE_MODEL_PARAMETERS: u64 = 60_000_000_000;
+
+/// Use of the settings, which decides which of them must be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// model, data, output_dir
+    Train,
+    /// model
+    Plan,
+    /// model, data
+    Preview,
+    /// Nothing: the model is random.
+    Bench,
+}
+
+impl Settings {
+    /// Ranges of every field (also of settings built in code) and what `purpose` needs.
+    pub fn validate(&self, purpose: Purpose) -> Result<()> {
+        for info in SETTINGS {
+            let json = (info.get)(self);
+            let found = Value::from(&json);
+            if let Err(reject) = (info.set)(&mut self.clone(), &found) {
+                match reject {
+                    Reject::Because(sentence) => refuse!("`{}`: {sentence}", info.name),
+                    _ => refuse!("`{}`: found {found}, expected {}", info.name, info.values),
+                }
+            }
+        }
+        if self.warmup_steps.is_some_and(|s| s != 0.0) && self.warmup_ratio != 0.0 {
+            refuse!("`warmup_steps` stands in for `warmup_ratio`: found both, expected one of them");
+        }
+        if self.val_set_size != ValSet::Off && !self.val_data.is_empty() {
+            refuse!("`val_set_size` stands in for `val_data`: found both, expected one of them");
+        }
+        if purpose == Purpose::Bench {
+            return Ok(());
+        }
+        self.model_path()?;
+        if purpose != Purpose::Plan && self.data.is_empty() {
+            refuse!("`data` is missing: give the training rows, `data: rows.jsonl` in YAML or `--data rows.jsonl`");
+        }
+        if purpose == Purpose::Train {
+            self.output_path()?;
+            self.check_evaluation()?;
+        }
+        Ok(())
+    }
+
+    /// What judges by the validation loss needs one on the way.
+    fn check_evaluation(&self) -> Result<()> {
+        let wanted = [
+            ("early_stopping_patience", self.early_stopping_patience.0.is_some()),
+            ("load_best_model_at_end", self.load_best_model_at_end),
+        ];
+        for name in wanted.iter().filter(|(_, given)| *given).map(|(name, _)| name) {
+            if self.eval_steps == Every::Never {
+                refuse!("`{name}` needs evaluations on the way: give `eval_steps` as well");
+            }
+        }
+        if self.eval_steps != Every::Never && self.val_set_size == ValSet::Off && self.val_data.is_empty() {
+            refuse!("`eval_steps` needs rows to evaluate on: give `val_data` or `val_set_size` as well");
+        }
+        Ok(())
+    }
+
+    pub fn model_path(&self) -> Result<&Path> {
+        match &self.model {
+            Some(model) if !model.trim().is_empty() => Ok(Path::new(model)),
+            _ => refuse!("`model` is missing: give the base model, `model: PATH` in YAML or `--model PATH`"),
+        }
+    }
+
+    pub fn output_path(&self) -> Result<&Path> {
+        match &self.output_dir {
+            Some(dir) => Ok(dir),
+            None => refuse!(
+                "`output_dir` is missing: say where the adapter goes, `output_dir: PATH` in YAML or `--output-dir PATH`"
+            ),
+        }
+    }
+
+    /// Peak learning rate of A in a model of `parameters`: as given, else 2e-4 (1e-4 from 60B up), halved by the
+    /// preset `loraplus`.
+    pub fn learning_rate_for(&self, parameters: u64) -> f64 {
+        let default = if parameters >= LARGE_MODEL_PARAMETERS { 1e-4 } else { 2e-4 };
+        let preset = if self.preset == Some(Preset::Loraplus) { 0.5 } else { 1.0 };
+        self.learning_rate.unwrap_or(default * preset)
+    }
+
+    /// Peak learning rates (A, B).
+    pub fn learning_rates_for(&self, parameters: u64) -> (f64, f64) {
+        let a = self.learning_rate_for(parameters);
+        (a, a * self.loraplus_lr_ratio)
+    }
+
+    /// Writes down what depended on the model, so that record and hash hold numbers. Run it before either.
+    pub fn resolve(&mut self, parameters: u64) {
+        self.learning_rate = Some(self.learning_rate_for(parameters));
+    }
+
+    /// Warm-up steps of a run of `total_steps`: fewer than that, so that a short run trains at all (the first step of a
+    /// warm-up has rate 0).
+    pub fn warmup_steps_of(&self, total_steps: usize) -> usize {
+        let steps = match self.warmup_steps {
+            _ if self.lr_scheduler_type == Scheduler::Constant => 0,
+            Some(steps) if steps >= 1.0 => steps as usize,
+            Some(ratio) if ratio > 0.0 => lr_schedule::warmup_steps(None, ratio, total_steps),
+            _ => lr_schedule::warmup_steps(None, self.warmup_ratio, total_steps),
+        };
+        steps.min(total_steps.saturating_sub(1))
+    }
+
+    /// Learning rate of A at optimiser step `step` (0 is the first) over its peak; the same for B.
+    pub fn lr_factor(&self, step: usize, total_steps: usize) -> f64 {
+        lr_schedule::factor(self.lr_scheduler_type, step, self.warmup_steps_of(total_steps), total_steps)
+    }
+
+    /// All settings by their own names, in the table's order. [`Settings::load`] reads them back to the same.
+    pub fn to_json(&self) -> Json {
+        Json::Object(SETTINGS.iter().map(|info| (info.name.to_owned(), (info.get)(self))).collect::<Map<_, _>>())
+    }
+
+    /// [`Settings::to_json`] as a settings file.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_saphyr::to_string(&self.to_json()).or_fail(|| "the settings cannot be written as YAML".into())
+    }
+
+    /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run.
+    pub fn result_settings(&self) -> Map<String, Json> {
+        let judged = self.early_stopping_patience.0.is_some() || self.load_best_model_at_end;
+        let counts = |info: &&SettingInfo| info.effect == Effect::Results || (judged && info.name == "eval_steps");
+        SETTINGS.iter().filter(counts).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
+    }
+
+    /// SHA-256 (hex) over every setting that can change results, by name; neither their order nor how they were
+    /// spelled matters. Paths of model and data count as text: their contents have fingerprints of their own.
+    pub fn result_hash(&self) -> String {
+        let mut lines: Vec<String> =
+            self.result_settings().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        if self.learning_rate.is_none() {
+            // The preset matters only through the default rate; the ratio it sets is already in the settings.
+            lines.push(format!("learning_rate.default={:e}\n", self.learning_rate_for(0)));
+        }
+        lines.sort();
+        let digest = Sha256::digest(lines.concat().as_bytes());
+        digest.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
+/// The README's table of settings, in Markdown.
+pub fn settings_markdown() -> String {
+    let mut table =
+        String::from("| setting | default | accepted | what it does | other names |\n|---|---|---|---|---|\n");
+    for info in SETTINGS {
+        let names = info.aliases.iter().map(|alias| format!("`{alias}`")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(
+            table,
+            "| `{}` | {} | {} | {} | {names} |",
+            info.name,
+            info.default,
+            info.values,
+            info.help.replace('|', "\\|")
+        );
+    }
+    table
+}

@@ -1,0 +1,194 @@
+//! Settings with a few named values, or a subset of them.
+
+use serde_json::Value as Json;
+
+use super::types::{Reject, SettingValue};
+use super::yaml::Value;
+
+/// `Name: "canonical" | "other spelling"…`; the first name is the one written back. After `not yet`: values the
+/// format knows and this version refuses.
+macro_rules! choices {
+    ($( $(#[$doc:meta])* $ty:ident { $( $(#[$vdoc:meta])* $variant:ident: $name:literal $(| $other:literal)* ),+ }
+        not yet { $($later:literal),* } )+) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $ty { $( $(#[$vdoc])* $variant ),+ }
+
+        impl $ty {
+            pub fn name(self) -> &'static str {
+                match self { $( $ty::$variant => $name ),+ }
+            }
+        }
+
+        impl SettingValue for $ty {
+            fn read(value: &Value) -> Result<Self, Reject> {
+                let Value::Str(text) = value else { return Err(Reject::Wrong) };
+                let text = text.trim().to_ascii_lowercase();
+                match text.as_str() {
+                    $( $name $(| $other)* => Ok($ty::$variant), )+
+                    other => {
+                        let later: &[&'static str] = &[$($later),*];
+                        Err(later.iter().find(|l| **l == other).map_or(Reject::Wrong, |l| Reject::NotYet(l)))
+                    }
+                }
+            }
+            fn json(&self) -> Json {
+                Json::from(self.name())
+            }
+        }
+    )+ };
+}
+
+choices! {
+    /// How the frozen base weights are held.
+    Quantization {
+        Nf4: "nf4",
+        /// 16-bit weights: plain LoRA
+        Off: "none"
+    } not yet { "fp4", "int8", "8bit" }
+
+    /// Arithmetic of the CPU.
+    Compute {
+        F32: "f32" | "float32" | "fp32",
+        Bf16: "bf16" | "bfloat16",
+        /// The fastest that the processor has
+        Auto: "auto"
+    } not yet { "fp16", "float16" }
+
+    /// Shape of the learning rate over the run.
+    Scheduler {
+        /// No warm-up, as in transformers.
+        Constant: "constant",
+        ConstantWithWarmup: "constant_with_warmup",
+        Linear: "linear",
+        Cosine: "cosine"
+    } not yet {
+        "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt", "reduce_lr_on_plateau",
+        "warmup_stable_decay", "rex", "one_cycle"
+    }
+
+    /// What happens to a row of more than `max_length` tokens.
+    TooLong { Drop: "drop", Truncate: "truncate", Error: "error" | "raise" } not yet {}
+
+    /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic.
+    Optim {
+        /// Blockwise 8-bit states; f32 ones for tensors under 4,096 elements.
+        Adamw8bit: "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit",
+        /// f32 states
+        Adamw: "adamw_torch" | "adamw" | "adamw_hf" | "adamw_torch_fused" | "paged_adamw_32bit" | "paged_adamw"
+    } not yet {
+        "adafactor", "lion", "lion_8bit", "sgd", "muon",
+        "schedule_free_adamw"
+    }
+
+    /// A named bundle of defaults.
+    Preset {
+        /// `loraplus_lr_ratio` 16 and half the default learning rate
+        Loraplus: "loraplus"
+    } not yet {}
+}
+
+/// Whether activations are recomputed in the backward pass; never changes a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Checkpointing {
+    /// The planner decides.
+    #[default]
+    Auto,
+    On,
+    Off,
+    /// On, with the layers' inputs in host memory.
+    Offload,
+}
+
+impl SettingValue for Checkpointing {
+    const SWITCH: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        if matches!(value, Value::Null) || matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("auto")) {
+            return Ok(Checkpointing::Auto);
+        }
+        if matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("offload")) {
+            return Ok(Checkpointing::Offload);
+        }
+        Ok(if bool::read(value)? { Checkpointing::On } else { Checkpointing::Off })
+    }
+    fn json(&self) -> Json {
+        match self {
+            Checkpointing::Auto => Json::from("auto"),
+            Checkpointing::On => Json::from(true),
+            Checkpointing::Off => Json::from(false),
+            Checkpointing::Offload => Json::from("offload"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// CUDA ordinal
+    Cuda(usize),
+}
+
+impl SettingValue for Device {
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let Value::Str(text) = value else { return Err(Reject::Wrong) };
+        match text.trim() {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            other => match other.strip_prefix("cuda:").map(str::parse::<u8>) {
+                Some(Ok(n)) => Ok(Device::Cuda(n.into())),
+                _ => Err(Reject::Wrong),
+            },
+        }
+    }
+    fn json(&self) -> Json {
+        match self {
+            Device::Cpu => Json::from("cpu"),
+            Device::Cuda(n) => Json::from(format!("cuda:{n}")),
+        }
+    }
+}
+
+/// A subset of a block's seven linear layers, in the order q, k, v, o, gate, up, down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetModules(Vec<&'static str>);
+
+impl TargetModules {
+    pub const ALL: [&'static str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    pub fn all_linear() -> Self {
+        TargetModules(Self::ALL.to_vec())
+    }
+    pub fn names(&self) -> &[&'static str] {
+        &self.0
+    }
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.contains(&name)
+    }
+}
+
+impl SettingValue for TargetModules {
+    const LIST: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let items = match value {
+            Value::List(items) => items.iter().map(String::read).collect::<Result<Vec<_>, _>>()?,
+            one => vec![String::read(one)?],
+        };
+        let names: Vec<&str> = items.iter().flat_map(|item| item.split(',')).map(str::trim).collect();
+        if ["all-linear", "all_linear", "all"].iter().any(|all| names == [*all]) {
+            return Ok(Self::all_linear());
+        }
+        if let Some(name) = names.iter().find(|name| !Self::ALL.contains(name)) {
+            return Err(Reject::Because(format!(
+                "found `{}`, expected all-linear or some of {}",
+                name.escape_debug(),
+                Self::ALL.join(", ")
+            )));
+        }
+        if names.is_empty() {
+            return Err(Reject::Wrong);
+        }
+        Ok(TargetModules(Self::ALL.into_iter().filter(|name| names.contains(name)).collect()))
+    }
+    fn json(&self) -> Json {
+        if self.0 == Self::ALL { Json::from("all-linear") } else { Json::from(self.0.clone()) }
+    }
+}

@@ -1,0 +1,120 @@
+//! Intervals of saving and evaluating, and where a run goes on from.
+
+use std::path::PathBuf;
+
+use serde_json::Value as Json;
+
+use super::types::{Reject, SettingValue, is_off};
+use super::yaml::Value;
+
+/// How often something happens in a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Every {
+    Never,
+    /// optimiser steps, at least 1
+    Steps(u64),
+    /// of all steps, 0 < share < 1
+    Share(f64),
+    /// At the end of each, and of the run.
+    Epoch,
+}
+
+impl Every {
+    /// How often it happens in a run of `total` steps.
+    pub fn times(self, total: u64, steps_per_epoch: u64) -> u64 {
+        match self {
+            Every::Never => 0,
+            Every::Steps(steps) => total / steps.max(1),
+            Every::Share(share) => total / ((share * total as f64).ceil() as u64).max(1),
+            Every::Epoch => total.div_ceil(steps_per_epoch.max(1)),
+        }
+    }
+
+    /// Whether it happens after `done` of `total` steps.
+    pub fn due(self, done: u64, total: u64, steps_per_epoch: u64) -> bool {
+        match self {
+            Every::Never => false,
+            Every::Steps(steps) => done.is_multiple_of(steps.max(1)),
+            Every::Share(share) => done.is_multiple_of(((share * total as f64).ceil() as u64).max(1)),
+            Every::Epoch => done == total || done.is_multiple_of(steps_per_epoch.max(1)),
+        }
+    }
+}
+
+impl SettingValue for Every {
+    fn read(value: &Value) -> Result<Self, Reject> {
+        if is_off(value) || matches!(value, Value::Int(-1)) {
+            return Ok(Every::Never);
+        }
+        if matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("epoch")) {
+            return Ok(Every::Epoch);
+        }
+        match f64::read(value)? {
+            0.0 | -1.0 => Ok(Every::Never),
+            share if share > 0.0 && share < 1.0 => Ok(Every::Share(share)),
+            _ => u64::read(value).map(Every::Steps),
+        }
+    }
+    fn json(&self) -> Json {
+        match self {
+            Every::Never => Json::from(0),
+            Every::Steps(steps) => Json::from(*steps),
+            Every::Share(share) => share.json(),
+            Every::Epoch => Json::from("epoch"),
+        }
+    }
+}
+
+/// Starting point of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Resume {
+    #[default]
+    No,
+    /// The newest checkpoint of `output_dir`; the beginning where there is none.
+    Latest,
+    From(PathBuf),
+}
+
+impl SettingValue for Resume {
+    const SWITCH: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        if matches!(value, Value::Str(s) if ["auto", "latest"].contains(&s.trim())) {
+            return Ok(Resume::Latest);
+        }
+        if is_off(value) {
+            return Ok(Resume::No);
+        }
+        match bool::read(value) {
+            Ok(true) => Ok(Resume::Latest),
+            Ok(false) => Ok(Resume::No),
+            Err(_) => PathBuf::read(value).map(Resume::From),
+        }
+    }
+    fn json(&self) -> Json {
+        match self {
+            Resume::No => Json::from(false),
+            Resume::Latest => Json::from(true),
+            Resume::From(path) => path.json(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_shares_and_epochs_fall_due() {
+        let due = |every: Every| {
+            let due = (1..=10).filter(|&done| every.due(done, 10, 4)).collect::<Vec<u64>>();
+            assert_eq!(every.times(10, 4), due.len() as u64, "{every:?}");
+            due
+        };
+        assert!(due(Every::Never).is_empty());
+        assert_eq!(due(Every::Steps(3)), [3, 6, 9]);
+        assert_eq!(due(Every::Share(0.25)), [3, 6, 9]);
+        assert_eq!(due(Every::Share(1e-9)), (1..=10).collect::<Vec<_>>());
+        assert_eq!(due(Every::Epoch), [4, 8, 10]);
+        assert!(due(Every::Steps(11)).is_empty());
+    }
+}

@@ -1,0 +1,289 @@
+//! The operations of a Llama layer beside its linear ones, as [`Operation`]s against `reference` in f64 on the same
+//! bf16 inputs.
+//!
+//! A result is rounded once, from f32 arithmetic whose errors are counted in units of 2⁻²⁴ of the magnitudes that enter
+//! it.
+
+use super::device::to_bf16;
+use super::operation::Operation;
+use half::bf16;
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::layer::{self, Residual, RopeTable};
+use qlora_kernels::{philox, reference};
+
+/// The kinds of operation, which share sizes, inputs and the comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Norm,
+    AddNorm,
+    AddNormInPlace,
+    NormBackward { accumulate: bool },
+    Rope { heads: usize, pad: usize, inverse: bool },
+    Swiglu,
+    SwigluBackward { recompute: bool },
+}
+
+/// `[m, width]`; the width is H, D or I.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub kind: Kind,
+    pub m: usize,
+    pub width: usize,
+    pub seed: u64,
+}
+
+/// a, b, c: the operation's bf16 matrices in the order of its parameters; c is the one that is written, as it was
+/// before.
+pub struct Host {
+    a: Vec<bf16>,
+    b: Vec<bf16>,
+    c: Vec<bf16>,
+    weight: Vec<f32>,
+    positions: Vec<u32>,
+    table: reference::RopeTable<f32>,
+}
+
+pub struct Buffers {
+    a: Buffer<bf16>,
+    b: Buffer<bf16>,
+    c: Buffer<bf16>,
+    /// A second output.
+    d: Buffer<bf16>,
+    weight: Buffer<f32>,
+    positions: Buffer<u32>,
+    cosines: Buffer<f32>,
+    sines: Buffer<f32>,
+}
+
+const EPS: f32 = 1e-5;
+const POSITIONS: usize = 97;
+
+impl Layer {
+    fn row(&self) -> usize {
+        match self.kind {
+            Kind::Rope { heads, pad, .. } => heads * self.width + pad,
+            Kind::Swiglu | Kind::SwigluBackward { .. } => 2 * self.width,
+            _ => self.width,
+        }
+    }
+
+    /// (expected, magnitude of what enters it) of the written matrices, one after the other.
+    fn expected(&self, host: &Host) -> Vec<(f64, f64)> {
+        let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+        let (a, b, mut c) = (f64s(&host.a), f64s(&host.b), f64s(&host.c));
+        let weight: Vec<f64> = host.weight.iter().map(|&w| w.into()).collect();
+        let (m, width) = (self.m, self.width);
+        let plain = |values: Vec<f64>| values.into_iter().map(|y| (y, y.abs())).collect::<Vec<_>>();
+        match self.kind {
+            Kind::Norm => {
+                let mut y = vec![0.0; m * width];
+                reference::rms_norm(&a, &weight, EPS.into(), &mut y);
+                plain(y)
+            }
+            Kind::AddNorm | Kind::AddNormInPlace => {
+                // The norm reads the rounded sum.
+                let sum: Vec<f64> =
+                    host.a.iter().zip(&host.b).map(|(a, b)| bf16::from_f32(a.to_f32() + b.to_f32()).to_f64()).collect();
+                let mut y = vec![0.0; m * width];
+                reference::rms_norm(&sum, &weight, EPS.into(), &mut y);
+                plain(sum.into_iter().chain(y).collect())
+            }
+            Kind::NormBackward { accumulate } => {
+                if !accumulate {
+                    c.fill(0.0);
+                }
+                let before = c.clone();
+                reference::rms_norm_backward(&a, &b, &weight, EPS.into(), &mut c);
+                // The two terms, whose difference it is, and the sum g · x in absolute values.
+                let rows = a.chunks(width).zip(b.chunks(width)).map(|(dy, x)| {
+                    let rho = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width as f64 + f64::from(EPS)).sqrt();
+                    (rho, (0..width).map(|j| (weight[j] * dy[j] * x[j]).abs()).sum::<f64>())
+                });
+                let rows: Vec<(f64, f64)> = rows.collect();
+                let magnitude = |i: usize| {
+                    let ((rho, g_dot_x), j) = (rows[i / width], i % width);
+                    let along_x = b[i] * rho.powi(3) * g_dot_x / width as f64;
+                    before[i].abs() + (rho * weight[j] * a[i]).abs() + along_x.abs()
+                };
+                c.iter().enumerate().map(|(i, &dx)| (dx, magnitude(i))).collect()
+            }
+            Kind::Rope { heads, inverse, .. } => {
+                let row = self.row();
+                let f64s = |values: &[f32]| values.iter().map(|&x| x.into()).collect::<Vec<f64>>();
+                let (cos, sin) = (f64s(&host.table.cos), f64s(&host.table.sin));
+                let table = reference::RopeTable { half: width / 2, cos, sin };
+                let rotate = if inverse { reference::rope_inverse } else { reference::rope };
+                let before = c.clone();
+                rotate(&mut c, row, heads, &host.positions, &table);
+                // A pair keeps its length, which bounds both terms.
+                let pair = |i: usize| {
+                    let (start, column) = (i / row * row, i % row);
+                    if column >= heads * width {
+                        return before[i].abs();
+                    }
+                    let partner = column / width * width + (column % width + width / 2) % width;
+                    before[i].abs() + before[start + partner].abs()
+                };
+                c.iter().enumerate().map(|(i, &x)| (x, pair(i))).collect()
+            }
+            Kind::Swiglu => {
+                let mut out = vec![0.0; m * width];
+                reference::swiglu(&a, &mut out, width);
+                plain(out)
+            }
+            Kind::SwigluBackward { recompute } => {
+                let mut out = vec![0.0; m * width];
+                reference::swiglu(&c, &mut out, width);
+                let before = c.clone();
+                reference::swiglu_backward(&a, &mut c, width);
+                // 1 + gate · (1 − s) may cancel.
+                let magnitude = |i: usize| {
+                    let (gate, dout) =
+                        (before[i / (2 * width) * 2 * width + i % width], a[i / (2 * width) * width + i % width]);
+                    let up = before[i / (2 * width) * 2 * width + width + i % width];
+                    let s = 1.0 / (1.0 + (-gate).exp());
+                    let dgate = (dout * up * s).abs() * (1.0 + gate.abs());
+                    if i % (2 * width) < width { dgate } else { (dout * gate * s).abs() }
+                };
+                let gradient = c.iter().enumerate().map(|(i, &x)| (x, magnitude(i))).collect::<Vec<_>>();
+                if recompute { gradient.into_iter().chain(plain(out)).collect() } else { gradient }
+            }
+        }
+    }
+}
+
+impl Operation for Layer {
+    type Inputs = Host;
+    type Buffers = Buffers;
+    type Output = Vec<u16>;
+
+    fn name(&self) -> String {
+        match self.kind {
+            Kind::Norm => "rms_norm",
+            Kind::AddNorm | Kind::AddNormInPlace => "add + rms_norm",
+            Kind::NormBackward { .. } => "rms_norm backward",
+            Kind::Rope { .. } => "rope",
+            Kind::Swiglu => "swiglu",
+            Kind::SwigluBackward { .. } => "swiglu backward",
+        }
+        .into()
+    }
+
+    fn shape(&self) -> String {
+        format!("{}×{}", self.m, self.row())
+    }
+
+    fn flops(&self) -> f64 {
+        0.0
+    }
+
+    fn bytes(&self) -> f64 {
+        let matrices = match self.kind {
+            Kind::Norm | Kind::Rope { .. } => 2.0,
+            Kind::AddNorm | Kind::AddNormInPlace => 4.0,
+            Kind::NormBackward { accumulate } => 3.0 + f64::from(u8::from(accumulate)),
+            Kind::Swiglu => 1.5,
+            Kind::SwigluBackward { recompute } => 2.5 + 0.5 * f64::from(u8::from(recompute)),
+        };
+        matrices * (self.m * self.row() * 2) as f64
+    }
+
+    fn inputs(&self) -> Host {
+        let mut stream = philox::Stream::new(self.seed, 11);
+        let mut numbers = |len: usize, size: f32| {
+            to_bf16(&(0..len).map(|_| (stream.uniform() * 2.0 - 1.0) * size).collect::<Vec<f32>>())
+        };
+        let len = self.m * self.row();
+        let size = if matches!(self.kind, Kind::Swiglu | Kind::SwigluBackward { .. }) { 8.0 } else { 1.0 };
+        let (a, b, c) = (numbers(len, size), numbers(len, 1.0), numbers(len, size));
+        let weight = numbers(self.width, 1.0).iter().map(|w| w.to_f32()).collect();
+        let positions = (0..self.m).map(|_| stream.below(POSITIONS as u32)).collect();
+        let table = reference::RopeTable::new(self.width.max(2), 10_000.0, reference::RopeScaling::Default, POSITIONS);
+        let mut host = Host { a, b, c, weight, positions, table };
+        if matches!(self.kind, Kind::SwigluBackward { .. }) {
+            host.a.truncate(self.m * self.width);
+        }
+        host
+    }
+
+    fn upload(&self, device: &Device, host: &Host) -> Result<Buffers> {
+        let poison = vec![bf16::NAN; self.m * self.width.max(self.row())];
+        let written = matches!(self.kind, Kind::NormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { .. });
+        let out = match self.kind {
+            Kind::Swiglu | Kind::SwigluBackward { .. } => self.m * self.width,
+            _ => self.m * self.row(),
+        };
+        Ok(Buffers {
+            a: device.upload(&host.a)?,
+            b: device.upload(&host.b)?,
+            c: device.upload(if written { &host.c } else { &poison })?,
+            d: device.upload(&poison[..out])?,
+            weight: device.upload(&host.weight)?,
+            positions: device.upload(&host.positions)?,
+            cosines: device.upload(&host.table.cos)?,
+            sines: device.upload(&host.table.sin)?,
+        })
+    }
+
+    fn launch(&self, buffers: &mut Buffers, stream: Stream) -> Result<()> {
+        let Buffers { a, b, c, d, weight, positions, cosines, sines } = buffers;
+        let weight = weight.view();
+        match self.kind {
+            Kind::Norm => layer::rms_norm(Residual::Plain(a.view()), weight, EPS, d.view_mut(), stream),
+            Kind::AddNorm => {
+                let input = Residual::Add { x: a.view(), delta: b.view(), sum: c.view_mut() };
+                layer::rms_norm(input, weight, EPS, d.view_mut(), stream)
+            }
+            Kind::AddNormInPlace => {
+                let input = Residual::AddInPlace { x: a.view_mut(), delta: b.view() };
+                layer::rms_norm(input, weight, EPS, d.view_mut(), stream)
+            }
+            Kind::NormBackward { accumulate } => {
+                layer::rms_norm_backward(a.view(), b.view(), weight, EPS, accumulate, c.view_mut(), stream)
+            }
+            Kind::Rope { heads, inverse, .. } => {
+                let table = RopeTable { half: self.width / 2, cosines: cosines.view(), sines: sines.view() };
+                layer::rope(c.view_mut(), self.row(), heads, positions.view(), table, inverse, stream)
+            }
+            Kind::Swiglu => layer::swiglu(a.view(), self.width, d.view_mut(), stream),
+            Kind::SwigluBackward { recompute } => {
+                let out = recompute.then(|| d.view_mut());
+                layer::swiglu_backward(a.view(), c.view_mut(), self.width, out, stream)
+            }
+        }
+    }
+
+    fn download(&self, device: &Device, buffers: &Buffers) -> Result<Vec<u16>> {
+        let Buffers { a, c, d, .. } = buffers;
+        let written: &[&Buffer<bf16>] = match self.kind {
+            Kind::Norm | Kind::Swiglu => &[d],
+            Kind::AddNorm => &[c, d],
+            Kind::AddNormInPlace => &[a, d],
+            Kind::NormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { recompute: false } => &[c],
+            Kind::SwigluBackward { recompute: true } => &[c, d],
+        };
+        let mut bits = Vec::new();
+        for buffer in written {
+            bits.extend(device.download(buffer)?.into_iter().map(bf16::to_bits));
+        }
+        Ok(bits)
+    }
+
+    fn check(&self, host: &Host, output: &Vec<u16>, _: usize) -> std::result::Result<(), String> {
+        let expected = self.expected(host);
+        if expected.len() != output.len() {
+            return Err(format!("{} outputs, expected {}", output.len(), expected.len()));
+        }
+        // A norm sums `width` squares; everything else is at most a dozen operations.
+        let roundings = (self.width + 16) as f64 * 2f64.powi(-24);
+        for (i, (&found, (expected, magnitude))) in output.iter().zip(expected).enumerate() {
+            let found = bf16::from_bits(found).to_f64();
+            let bound = 2f64.powi(-8) * expected.abs() + roundings * magnitude + 1e-38;
+            if (found - expected).abs() > bound || found.is_nan() {
+                return Err(format!("element {i}: found {found}, expected {expected}, bound {bound}"));
+            }
+        }
+        Ok(())
+    }
+}
