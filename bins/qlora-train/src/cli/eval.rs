@@ -37,6 +37,8 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         too_long: TooLong::Error,
         vocab_size: loaded.checkpoint.config().vocab_size,
         eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        columns: crate::session::inputs::columns(&settings),
+        max_samples: settings.max_samples.0,
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
     say!("{}", dataset.report);

@@ -5,6 +5,7 @@ mod bench;
 mod doctor;
 mod eval;
 mod generate;
+mod init;
 mod plan;
 mod preview;
 mod quantize;
@@ -50,6 +51,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Measure training steps on random weights: speed, memory, time by operation
     Bench(bench::BenchArgs),
+    /// Write a settings file to begin with: every setting, its default and what it does
+    Init(init::InitArgs),
     /// Check this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
 }
@@ -159,6 +162,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {

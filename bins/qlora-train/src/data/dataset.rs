@@ -150,14 +150,25 @@ impl Loader<'_> {
     fn file(&mut self, path: &Path) -> Result<()> {
         let file = self.report.files.len();
         self.report.files.push(FileReport { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new() });
-        read_rows(path, &mut |unit, line, row| {
+        let most = self.options.max_samples.unwrap_or(usize::MAX);
+        let mut enough = false;
+        let outcome = read_rows(path, &mut |unit, line, row| {
+            if self.report.files[file].rows == most {
+                enough = true;
+                // Ends the reading; it is dropped then.
+                return Err(Error::Refused(String::new()));
+            }
+            let row = self.options.columns.renamed(row).map_err(|why| at(path, unit, line, &why))?;
             let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
             let report = &mut self.report.files[file];
             report.unit = unit;
             report.count(kind);
             self.waiting.push((line, kind, row));
             if self.waiting.len() == CHUNK { self.tokenise(path, file) } else { Ok(()) }
-        })?;
+        });
+        if !enough {
+            outcome?;
+        }
         if self.report.files[file].rows == 0 {
             refuse!("{}: no row found; expected at least one", path.display());
         }

@@ -5,7 +5,7 @@ use crate::arch::{LlamaConfig, Module};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{self, Settings};
-use crate::data::{self, ChatTokenizer, DataOptions, Row, Schedule, ScheduleOptions};
+use crate::data::{self, ChatTokenizer, Columns, DataOptions, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::model::{LoraSpec, ModelSpec};
 use crate::refuse;
@@ -31,12 +31,16 @@ impl Loaded {
         for note in checkpoint.notes() {
             say!("{note}");
         }
-        let tokenizer = match data::needs_tokenizer(files)? {
+        // Only rows of text have columns.
+        let tokenizer = match !files.is_empty() && (!columns(settings).is_empty() || data::needs_tokenizer(files)?) {
             true => Some(ChatTokenizer::open(&dir, settings.chat_template.as_deref())?),
             false => None,
         };
         if let Some(tokenizer) = &tokenizer {
             say!("chat template: {}", tokenizer.template_origin());
+            for (name, given) in [("eos_token", &settings.eos_token), ("bos_token", &settings.bos_token)] {
+                check_special_token(tokenizer, name, given.as_deref())?;
+            }
         }
         Ok(Self { checkpoint, tokenizer })
     }
@@ -58,6 +62,31 @@ impl Loaded {
         }
         Ok(())
     }
+}
+
+/// Refuses a special token other than the tokenizer's: the model was made with that one.
+fn check_special_token(tokenizer: &ChatTokenizer, name: &str, given: Option<&str>) -> Result<()> {
+    let own = tokenizer.special_token(name);
+    match given {
+        Some(given) if own != Some(given) => refuse!(
+            "`{name}`: found {given:?}, the tokenizer of {} has {}; leave it out, or change tokenizer_config.json",
+            tokenizer.dir().display(),
+            own.map_or_else(|| "none".to_owned(), |own| format!("{own:?}"))
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Columns that the settings name.
+pub fn columns(settings: &Settings) -> Columns {
+    Columns::new(
+        settings.prompt_column.as_deref(),
+        settings.completion_column.as_deref(),
+        settings.input_column.as_deref(),
+        settings.system_column.as_deref(),
+        settings.messages_column.as_deref(),
+        settings.text_column.as_deref(),
+    )
 }
 
 /// Refuses 16-bit weights where the checkpoint holds NF4.
@@ -114,6 +143,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         too_long: settings.too_long,
         vocab_size: loaded.checkpoint.config().vocab_size,
         eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        columns: columns(settings),
+        max_samples: settings.max_samples.0,
     }
 }
 
