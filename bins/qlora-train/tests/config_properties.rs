@@ -153,7 +153,7 @@ proptest! {
     ]) {
         if let Err(e) = Settings::from_yaml(&text, "test", &[]) {
             prop_assert_eq!(e.exit_status(), 2);
-            prop_assert!(!e.to_string().contains('\n'), "{}", e);
+            prop_assert!(!e.to_string().trim().is_empty());
         }
     }
 

@@ -1,13 +1,14 @@
-//! The step `engines` of `cargo xtask test`: the kernels' library installed and linked by engines that cargo does not build.
+//! The step `engines` of `cargo xtask test`: the kernels' library installed and linked by engines that cargo does not
+//! build.
 
 use crate::library;
 use crate::test::Outcome;
-use crate::test::command::{check, check_and_keep};
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use tools_support::command::{check, check_and_keep};
+use tools_support::workspace::Workspace;
 
 const NUMPY: &str = "numpy==2.2.6";
 /// Real codes and absmax of bitsandbytes, with what it makes of them.
@@ -87,7 +88,7 @@ fn build_rust(workspace: &Workspace, dir: &Path) -> Result<PathBuf> {
 
 /// The example's `ok` lines on the true weights; on the damaged ones it must fail, and say WRONG.
 fn run_both(weights: &Path, damaged: &Path, engine: impl Fn(&Path) -> Command) -> Result<Vec<String>> {
-    let lines = check_and_keep(engine(weights), |line| line.starts_with("ok "))?;
+    let lines = check_and_keep(&mut engine(weights), |line| line.starts_with("ok "))?;
     ensure!(lines.iter().any(|line| line.contains("loss")), "the example ended well without an `ok` of its training");
     let output = engine(damaged).stderr(Stdio::inherit()).output().context("cannot run the example again")?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 use super::compat::{DERIVED, FOREIGN, nearest};
 use super::table::{SETTINGS, Settings};
 use crate::error::{Error, Result};
-use crate::report::say;
+use crate::report::status;
 
 /// `#[command(flatten)] settings: SettingsArgs` gives a command of the trainer its settings, their `--help` included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl SettingsArgs {
     pub fn load(&self) -> Result<Settings> {
         let (settings, notes) = Settings::load_noting(self.file.as_deref(), &self.overrides)?;
         for note in notes {
-            say!("{note}");
+            status!("{note}");
         }
         Ok(settings)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::compat::{Implied, LORA_SCALE, Known, Treatment, is_section, lookup, nearest, normal};
+use super::compat::{Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
 use super::datasets::data_implies;
 use super::enums::{Preset, Scheduler};
 use super::intervals::Every;

@@ -4,7 +4,9 @@
 #[allow(dead_code)]
 mod fixture;
 
+mod before;
 mod bench;
+mod console;
 mod disk;
 mod evaluation;
 mod generate;

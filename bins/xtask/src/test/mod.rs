@@ -1,13 +1,12 @@
-//! `cargo xtask test`: everything that has to pass, as named steps in order. It stops at the first that fails.
+//! `cargo xtask test`: everything that has to pass, as named steps, cheap ones first. Every step runs, also after one
+//! has failed.
 
-pub mod command;
 mod kernels;
 mod steps;
-mod tree;
 
-use crate::workspace::Workspace;
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
+use tools_support::workspace::Workspace;
 
 /// One thing that has to pass.
 struct Step {
@@ -25,18 +24,29 @@ pub enum Outcome {
 
 pub fn list() {
     for step in steps::STEPS {
-        println!("{:<16} {}", step.name, step.about);
+        let is_quick = if steps::QUICK.contains(&step.name) { "check" } else { "" };
+        println!("{:<16} {is_quick:<6} {}", step.name, step.about);
     }
 }
 
+/// Runs all steps, or those of `only`.
 pub fn run(workspace: &Workspace, only: &[String]) -> Result<()> {
-    let selected = select(steps::STEPS, only)?;
-    let (summary, failure) = run_steps(workspace, &selected);
+    finish(workspace, &select(steps::STEPS, only)?)
+}
+
+/// `cargo xtask check`: the steps that take seconds where everything is built.
+pub fn check(workspace: &Workspace) -> Result<()> {
+    let only: Vec<String> = steps::QUICK.map(str::to_owned).to_vec();
+    finish(workspace, &select(steps::STEPS, &only)?)
+}
+
+fn finish(workspace: &Workspace, steps: &[&Step]) -> Result<()> {
+    let (summary, failures) = run_steps(workspace, steps);
     println!("\n{}", summary.join("\n"));
-    match failure {
-        None => Ok(()),
-        Some(message) => bail!(message),
+    if !failures.is_empty() {
+        bail!("{} of {} steps failed:\n{}", failures.len(), steps.len(), failures.join("\n"));
     }
+    Ok(())
 }
 
 fn select<'a>(steps: &'a [Step], only: &[String]) -> Result<Vec<&'a Step>> {
@@ -50,45 +60,38 @@ fn select<'a>(steps: &'a [Step], only: &[String]) -> Result<Vec<&'a Step>> {
 }
 
 /// The closing summary, and what failed.
-fn run_steps(workspace: &Workspace, steps: &[&Step]) -> (Vec<String>, Option<String>) {
+fn run_steps(workspace: &Workspace, steps: &[&Step]) -> (Vec<String>, Vec<String>) {
     let started = Instant::now();
     let mut summary = Vec::new();
-    let (mut passed, mut skipped) = (0, 0);
+    let mut failures = Vec::new();
+    let mut skipped = 0;
     for (index, step) in steps.iter().enumerate() {
-        println!("\n== {} ({}/{}): {}", step.name, index + 1, steps.len(), step.about);
+        let name = step.name;
+        println!("\n== {name} ({}/{}): {}", index + 1, steps.len(), step.about);
         let step_started = Instant::now();
         let outcome = (step.run)(workspace);
         let elapsed = seconds(step_started.elapsed());
         match outcome {
             Ok(Outcome::Passed(closing)) => {
-                passed += 1;
-                summary.push(format!("passed   {elapsed}  {}", step.name));
+                summary.push(format!("passed   {elapsed}  {name}"));
                 summary.extend(closing.iter().map(|line| format!("                    {}", line.trim())));
             }
             Ok(Outcome::Skipped(why)) => {
                 skipped += 1;
                 println!("skipped: {why}");
-                summary.push(format!("skipped  {elapsed}  {}: {why}", step.name));
+                summary.push(format!("skipped  {elapsed}  {name}: {why}"));
             }
             Err(error) => {
-                summary.push(format!("FAILED   {elapsed}  {}", step.name));
-                let not_run = steps.len() - index - 1;
-                summary.push(counts(passed, skipped, 1, not_run, started.elapsed()));
-                let name = step.name;
-                let message = format!("step {name} failed: {error:#}\n  alone: cargo xtask test --only {name}");
-                return (summary, Some(message));
+                eprintln!("step {name} failed: {error:#}");
+                summary.push(format!("FAILED   {elapsed}  {name}"));
+                failures.push(format!("{name}: {error:#}\n  alone: cargo xtask test --only {name}"));
             }
         }
     }
-    summary.push(counts(passed, skipped, 0, 0, started.elapsed()));
-    (summary, None)
-}
-
-fn counts(passed: usize, skipped: usize, failed: usize, not_run: usize, elapsed: Duration) -> String {
-    format!(
-        "steps: {passed} passed, {skipped} skipped, {failed} failed, {not_run} not run in {}",
-        seconds(elapsed).trim_start()
-    )
+    let (failed, elapsed) = (failures.len(), seconds(started.elapsed()));
+    let passed = steps.len() - failed - skipped;
+    summary.push(format!("steps: {passed} passed, {skipped} skipped, {failed} failed in {}", elapsed.trim_start()));
+    (summary, failures)
 }
 
 fn seconds(elapsed: Duration) -> String {
@@ -99,11 +102,12 @@ fn seconds(elapsed: Duration) -> String {
 mod tests {
     use super::*;
 
-    const SAMPLE: [Step; 4] = [
+    const SAMPLE: [Step; 5] = [
         Step { name: "good", about: "", run: |_| Ok(Outcome::Passed(vec!["3 tests run: 3 passed".to_owned()])) },
         Step { name: "absent", about: "", run: |_| Ok(Outcome::Skipped("no tool".to_owned())) },
         Step { name: "bad", about: "", run: |_| bail!("it broke") },
-        Step { name: "later", about: "", run: |_| panic!("ran after a failure") },
+        Step { name: "later", about: "", run: |_| Ok(Outcome::Passed(vec!["ran after a failure".to_owned()])) },
+        Step { name: "worse", about: "", run: |_| bail!("this too") },
     ];
 
     fn workspace() -> Workspace {
@@ -111,14 +115,19 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_ends_the_run_and_says_how_to_run_it_alone() {
-        let (summary, failure) = run_steps(&workspace(), &SAMPLE.iter().collect::<Vec<_>>());
-        let failure = failure.unwrap();
-        assert!(failure.contains("step bad failed: it broke"), "{failure}");
-        assert!(failure.contains("cargo xtask test --only bad"), "{failure}");
+    fn every_step_runs_and_every_failure_is_reported() {
+        let (summary, failures) = run_steps(&workspace(), &SAMPLE.iter().collect::<Vec<_>>());
+        assert_eq!(failures.len(), 2);
+        assert!(failures[0].starts_with("bad: it broke"), "{failures:?}");
+        assert!(failures[0].contains("cargo xtask test --only bad"), "{failures:?}");
+        assert!(failures[1].starts_with("worse: this too"), "{failures:?}");
         let text = summary.join("\n");
-        assert!(text.contains("3 tests run: 3 passed") && text.contains("absent: no tool"), "{text}");
-        assert!(text.contains("1 passed, 1 skipped, 1 failed, 1 not run"), "{text}");
+        for expected in ["3 tests run: 3 passed", "absent: no tool", "ran after a failure"] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        assert!(text.contains("2 passed, 1 skipped, 2 failed"), "{text}");
+        assert!(finish(&workspace(), &[&SAMPLE[0], &SAMPLE[2]]).is_err());
+        assert!(finish(&workspace(), &[&SAMPLE[0], &SAMPLE[1]]).is_ok());
     }
 
     #[test]
@@ -127,18 +136,19 @@ mod tests {
             let only: Vec<String> = only.iter().map(|name| name.to_string()).collect();
             select(&SAMPLE, &only).map(|steps| steps.iter().map(|step| step.name).collect::<Vec<_>>())
         };
-        assert_eq!(names(&[]).unwrap(), ["good", "absent", "bad", "later"]);
+        assert_eq!(names(&[]).unwrap(), ["good", "absent", "bad", "later", "worse"]);
         assert_eq!(names(&["later", "good"]).unwrap(), ["good", "later"]);
         let error = names(&["god"]).unwrap_err().to_string();
-        assert!(error.contains("\"god\"") && error.contains("good, absent, bad, later"), "{error}");
+        assert!(error.contains("\"god\"") && error.contains("good, absent, bad, later, worse"), "{error}");
     }
 
     #[test]
-    fn no_two_steps_share_a_name() {
+    fn no_two_steps_share_a_name_and_the_quick_ones_are_steps() {
         let mut names: Vec<_> = steps::STEPS.iter().map(|step| step.name).collect();
         names.sort_unstable();
         let count = names.len();
         names.dedup();
         assert_eq!(names.len(), count);
+        assert!(steps::QUICK.iter().all(|name| names.contains(name)));
     }
 }

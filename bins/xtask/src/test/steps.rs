@@ -2,25 +2,44 @@
 //!
 //! A new step is one more entry of [`STEPS`] and one function.
 
-use super::command::{check, check_and_keep};
-use super::{Outcome, Step, kernels, tree};
-use crate::setup;
-use crate::workspace::Workspace;
+use super::{Outcome, Step, kernels};
+use crate::setup::{self, tools};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
+use tools_support::command::{check, check_and_keep, last_line};
+use tools_support::workspace::Workspace;
+
+/// What `cargo xtask check` runs.
+pub const QUICK: [&str; 6] = ["tree", "typos", "deny", "format", "clippy", "unit"];
 
 pub const STEPS: &[Step] = &[
-    Step { name: "tree", about: "sizes of files, `unsafe` only where it belongs", run: check_tree },
+    Step {
+        name: "tree",
+        about: "rules of files, comments, names and imports; `unsafe` only where it belongs",
+        run: tree,
+    },
+    Step { name: "typos", about: "no misspelt word", run: typos },
+    Step { name: "deny", about: "licenses, duplicates and sources of the dependencies", run: deny },
     Step { name: "records", about: "the README's GPU figures are those of the records", run: records },
     Step { name: "compiler", about: "a C++ compiler, for the kernels", run: kernels::compiler },
     Step { name: "format", about: "rustfmt changes nothing", run: format },
     Step { name: "clippy", about: "clippy without a warning, all targets", run: clippy },
-    Step { name: "other-host", about: "the other supported Linux host compiles", run: other_host },
+    Step { name: "unit", about: "the tests inside the crates", run: unit },
     Step { name: "docs", about: "rustdoc without a warning", run: docs },
     Step {
         name: "bindings",
         about: "the C interface's declarations are those of its header",
         run: kernels::declarations,
+    },
+    Step { name: "other-host", about: "the other supported Linux host compiles", run: other_host },
+    Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
+    Step { name: "tests", about: "all unit and integration tests", run: tests },
+    Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
+    Step { name: "readme", about: "the commands that the documents name exist", run: readme },
+    Step {
+        name: "kernels-emulated",
+        about: "the tests of the kernels, and of training on them, on the host",
+        run: kernels::emulated,
     },
     Step {
         name: "kernels-nvcc",
@@ -29,42 +48,52 @@ pub const STEPS: &[Step] = &[
     },
     Step { name: "kernels-ptx", about: "two roundings where the format has two", run: kernels::ptx },
     Step {
-        name: "kernels-emulated",
-        about: "the tests of the kernels, and of training on them, on the host",
-        run: kernels::emulated,
+        name: "gpu-bundle",
+        about: "the bundle for a GPU machine is built, is small, and says when there is no GPU",
+        run: gpu_bundle,
+    },
+    Step {
+        name: "engines",
+        about: "other engines link the emulated library: C, Rust, Python",
+        run: crate::engines::engines,
     },
     Step {
         name: "kernels-mutants",
         about: "bugs planted into the kernels turn those tests red",
         run: kernels::mutants,
     },
-    Step { name: "kernels-asan", about: "the same under AddressSanitizer", run: kernels::sanitized },
-    Step {
-        name: "gpu-bundle",
-        about: "the bundle for a GPU machine is built, is small, and says when there is no GPU",
-        run: gpu_bundle,
-    },
-    Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
-    Step { name: "tests", about: "all unit and integration tests", run: tests },
-    Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
-    Step {
-        name: "engines",
-        about: "other engines link the emulated library: C, Rust, Python",
-        run: crate::engines::engines,
-    },
-    Step { name: "readme", about: "the commands that README.md names exist", run: readme },
+    Step { name: "kernels-asan", about: "the kernels' tests under AddressSanitizer", run: kernels::sanitized },
 ];
 
 const DONE: fn() -> Result<Outcome> = || Ok(Outcome::Passed(Vec::new()));
 
-fn check_tree(workspace: &Workspace) -> Result<Outcome> {
-    let findings = tree::findings(&workspace.root)?;
-    ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
+fn tree(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["tree"]))?))
+}
+
+fn typos(workspace: &Workspace) -> Result<Outcome> {
+    let mut command = Command::new(tools::tool(workspace, &tools::TYPOS)?);
+    command.args(["--config", "_typos.toml", "--format", "brief"]).current_dir(&workspace.root);
+    check(command)?;
     DONE()
 }
 
+/// Advisories would need a database from the network, so they are not looked at here.
+fn deny(workspace: &Workspace) -> Result<Outcome> {
+    let program = tools::tool(workspace, &tools::DENY)?;
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut metadata = workspace.cargo(&["metadata", "--locked", "--format-version", "1", "--filter-platform", &host]);
+    let output = metadata.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "`cargo metadata`: {}", output.status);
+    let path = workspace.target.join("metadata.json");
+    std::fs::write(&path, output.stdout).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut command = Command::new(program);
+    command.arg("--metadata-path").arg(&path).args(["check", "bans", "licenses", "sources"]);
+    check_and_keep(command.current_dir(&workspace.root), |line| line.starts_with("bans ")).map(Outcome::Passed)
+}
+
 fn records(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(vec![crate::records::check(&workspace.root)?]))
+    Ok(Outcome::Passed(last_line(workspace.tool("records", &["check"]))?))
 }
 
 fn format(workspace: &Workspace) -> Result<Outcome> {
@@ -110,7 +139,7 @@ fn docs(workspace: &Workspace) -> Result<Outcome> {
 }
 
 fn gpu_bundle(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(vec![crate::bundle::check_bundle(workspace)?]))
+    Ok(Outcome::Passed(last_line(workspace.tool("gpu-bundle", &["check"]))?))
 }
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {
@@ -118,14 +147,24 @@ fn prepare(workspace: &Workspace) -> Result<Outcome> {
     DONE()
 }
 
+fn unit(workspace: &Workspace) -> Result<Outcome> {
+    run_tests(workspace, &["--lib", "--bins"])
+}
+
+/// The unit tests again too: where their step has passed it costs seconds, and no test is left out.
 fn tests(workspace: &Workspace) -> Result<Outcome> {
-    let arguments: &[&str] = if has_nextest(workspace) {
-        &["nextest", "run", "--release", "--workspace", "--locked", "--no-fail-fast"]
+    run_tests(workspace, if has_nextest(workspace) { &[] } else { &["--all-targets"] })
+}
+
+fn run_tests(workspace: &Workspace, targets: &[&str]) -> Result<Outcome> {
+    let runner: &[&str] = if has_nextest(workspace) {
+        &["nextest", "run"]
     } else {
         println!("cargo-nextest is not installed; cargo's own runner takes its place");
-        &["test", "--release", "--workspace", "--locked", "--all-targets", "--no-fail-fast"]
+        &["test"]
     };
-    let mut command = workspace.cargo(arguments);
+    let mut command = workspace.cargo(runner);
+    command.args(["--release", "--workspace", "--locked", "--no-fail-fast"]).args(targets);
     command.env("QLORA_MODELS", workspace.models());
     keep_results(command)
 }
@@ -139,33 +178,15 @@ fn doc_tests(workspace: &Workspace) -> Result<Outcome> {
     keep_results(workspace.cargo(&["test", "--release", "--workspace", "--locked", "--doc"]))
 }
 
-fn keep_results(command: Command) -> Result<Outcome> {
-    let closing = check_and_keep(command, |line| line.starts_with("Summary [") || line.starts_with("test result: "))?;
+fn keep_results(mut command: Command) -> Result<Outcome> {
+    let is_summary = |line: &str| line.starts_with("Summary [") || line.starts_with("test result: ");
+    let closing = check_and_keep(&mut command, is_summary)?;
     ensure!(!closing.is_empty(), "the test runner printed no summary, so it is unknown whether a test ran");
     Ok(Outcome::Passed(closing))
 }
 
 fn readme(workspace: &Workspace) -> Result<Outcome> {
-    check(workspace.cargo(&["build", "--release", "--locked", "--package", "qlora-train"]))?;
-    let trainer = workspace.binary("qlora-train");
-    let tasks = crate::task_names();
-    let mut findings = Vec::new();
-    let commands = tree::readme_commands(&workspace.root)?;
-    ensure!(!commands.is_empty(), "README.md names no `cargo xtask` and no `qlora-train` command");
-    for tree::NamedCommand { line, program, name } in &commands {
-        let exists = match program.as_str() {
-            "xtask" => tasks.contains(name),
-            _ => {
-                let mut help = Command::new(&trainer);
-                help.args([name, "--help"]).stdout(Stdio::null()).stderr(Stdio::null());
-                help.status().with_context(|| format!("cannot run {}", trainer.display()))?.success()
-            }
-        };
-        if !exists {
-            findings.push(format!("README.md:{line}: {program} has no command `{name}`"));
-        }
-    }
-    ensure!(findings.is_empty(), "{}", findings.join("\n  "));
-    println!("{} commands named, all exist", commands.len());
-    DONE()
+    check(workspace.cargo(&["build", "--release", "--locked", "--package", "qlora-train", "--package", "xtask"]))?;
+    let programs = workspace.binary("xtask").parent().map(|dir| dir.display().to_string()).unwrap_or_default();
+    Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["commands", &programs]))?))
 }

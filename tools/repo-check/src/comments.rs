@@ -1,0 +1,78 @@
+//! Rules of comments: a file opens with its noun, a doc comment makes sense alone, lines keep to the formatter's width.
+
+use crate::files::Source;
+use crate::known::{Finding, Rule};
+use crate::lints;
+
+const WIDTH: usize = 120;
+const QUESTION_WORDS: [&str; 4] = ["What", "Which", "Whose", "Where"];
+
+pub fn of_source(source: &Source) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |rule, line: usize, text: String| findings.push(Finding::new(rule, &source.name, line, text));
+    if let Some(word) = opens_with_a_question(source) {
+        add(Rule::Opening, 1, format!("the file opens with \"{word}\"; open with a noun"));
+    }
+    let mut in_comment = false;
+    for (index, line) in source.text.lines().enumerate() {
+        let comment = source.comment(line);
+        if !in_comment && comment.is_some_and(|text| text.starts_with("The same ")) && is_documentation(line) {
+            add(Rule::TheSame, index + 1, "a comment that starts with \"The same\" does not make sense alone".into());
+        }
+        in_comment = comment.is_some();
+        let columns = line.chars().count();
+        if in_comment && columns > WIDTH {
+            add(Rule::Width, index + 1, format!("a comment of {columns} columns (at most {WIDTH})"));
+        }
+    }
+    for line in lints::paths(source) {
+        add(Rule::Path, line, "a module from elsewhere; make it a crate".into());
+    }
+    findings
+}
+
+/// Comments of C document what follows, whatever their markers.
+fn is_documentation(line: &str) -> bool {
+    let line = line.trim_start();
+    line.starts_with("///") || line.starts_with("//!") || line.starts_with("// ")
+}
+
+fn opens_with_a_question(source: &Source) -> Option<&'static str> {
+    let first = source.text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!"))?;
+    let text = source.comment(first).unwrap_or(first.trim().trim_start_matches("\"\"\""));
+    QUESTION_WORDS.into_iter().find(|word| text.split_whitespace().next() == Some(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Language;
+
+    fn found(name: &str, text: &str) -> Vec<(Rule, usize)> {
+        let language = crate::files::language(name).unwrap_or(Language::Script);
+        let source = Source { name: name.into(), language, text: text.into() };
+        of_source(&source).into_iter().map(|finding| (finding.rule, finding.line)).collect()
+    }
+
+    #[test]
+    fn files_that_open_with_a_question_word_are_found_in_every_language() {
+        assert_eq!(found("a.rs", "//! What this does.\n"), [(Rule::Opening, 1)]);
+        assert_eq!(found("a.cuh", "\n// Whose rows are read.\n"), [(Rule::Opening, 1)]);
+        assert_eq!(found("a.py", "#!/usr/bin/env python3\n\"\"\"Which files.\"\"\"\n"), [(Rule::Opening, 1)]);
+        assert!(found("a.rs", "//! Whatever the rows hold.\n//! What else.\n").is_empty());
+    }
+
+    #[test]
+    fn the_same_is_found_where_a_comment_starts_with_it() {
+        assert_eq!(found("a.rs", "fn a() {}\n/// The same of b.\nfn b() {}\n"), [(Rule::TheSame, 2)]);
+        assert!(found("a.rs", "/// A fault.\n/// The same of b.\n").is_empty());
+    }
+
+    #[test]
+    fn long_comments_are_found_by_their_characters() {
+        let wide = |count: usize| format!("// {}\n", "ß".repeat(count - 3));
+        assert_eq!(found("a.cu", &wide(121)), [(Rule::Width, 1)]);
+        assert!(found("a.cu", &wide(120)).is_empty());
+        assert!(found("a.rs", &format!("let a = \"{}\";\n", "x".repeat(200))).is_empty());
+    }
+}

@@ -1,0 +1,69 @@
+//! Checks of the repository's files: sizes, `unsafe`, comments, spelling of names, circles of imports, and the commands
+//! that README.md names.
+
+#![deny(unsafe_code)]
+
+mod circles;
+mod commands;
+mod comments;
+mod files;
+mod known;
+mod lints;
+mod spelling;
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: repo-check tree | repo-check commands DIRECTORY_OF_PROGRAMS";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(closing) => {
+            println!("{closing}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The closing line.
+fn run() -> Result<String> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize().context("cannot find the repository")?;
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["tree"] => tree(&root),
+        ["commands", programs] => commands::check(&root, Path::new(programs)),
+        _ => bail!(USAGE),
+    }
+}
+
+fn tree(root: &Path) -> Result<String> {
+    let names = files::tracked(root)?;
+    let mut findings = files::oversized(root, &names)?;
+    findings.extend(lints::manifests(root, &names)?);
+    let sources = files::sources(root, &names)?;
+    let mut kept = Vec::new();
+    for source in &sources {
+        findings.extend(lints::of_source(source));
+        kept.extend(comments::of_source(source));
+        kept.extend(spelling::of_source(source)?);
+    }
+    kept.extend(names.iter().filter_map(|name| spelling::of_file_name(name)));
+    for folder in circles::ROOTS {
+        kept.extend(circles::findings(root, folder)?);
+    }
+    let known = known::split(kept, &mut findings);
+    for source in sources.iter().filter(|source| source.is_long()) {
+        println!("long: {} has {} lines; does it hold one thing?", source.name, source.text.lines().count());
+    }
+    println!("{known}");
+    if !findings.is_empty() {
+        bail!("{} findings:\n  {}", findings.len(), findings.join("\n  "));
+    }
+    Ok(format!("{} files, {} of them sources, without a finding", names.len(), sources.len()))
+}
