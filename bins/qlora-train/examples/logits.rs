@@ -31,7 +31,7 @@ fn main() -> Result<()> {
         true => Some(ChatTokenizer::open(Path::new(model), None)?),
         false => None,
     };
-    let vocab_size = checkpoint.config().vocab_size;
+    let vocab_size = checkpoint.arch().vocab_size;
     let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size, eos_token_ids: Vec::new() };
     let mut rows = load(&files, tokenizer.as_ref(), &options)?.rows;
     rows.truncate(ROWS);

@@ -1,6 +1,6 @@
 //! The identity of a base model: one SHA-256 over the names, shapes, types and stored bytes of its tensors.
 //!
-//! Recipe. For every tensor that the model uses (those of [`expected_tensors`](super::expected_tensors); a stored
+//! Recipe. For every tensor that the model uses (those of [`Arch::tensors`](crate::arch::Arch::tensors); a stored
 //! `lm_head.weight` that is tied, or `inv_freq`, is not used):
 //!
 //! ```text

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use qlora_kernels::nf4::Nf4Options;
 use safetensors::tensor::TensorInfo;
 
-use crate::arch::{LlamaConfig, Module};
+use crate::arch::Arch;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
@@ -33,7 +33,7 @@ pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
 /// with all the parts of an NF4 weight, inside its file. It can be read from several threads.
 pub struct Checkpoint {
     dir: PathBuf,
-    config: LlamaConfig,
+    arch: Arch,
     base_name: BaseName,
     files: Vec<TensorFile>,
     /// The expected tensors and nothing else.
@@ -52,8 +52,8 @@ enum Entry {
 }
 
 impl Checkpoint {
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config
+    pub fn arch(&self) -> &Arch {
+        &self.arch
     }
 
     pub fn dir(&self) -> &Path {
@@ -103,9 +103,10 @@ impl Checkpoint {
 
     /// The linear modules of a quantised checkpoint that are stored as they were (`llm_int8_skip_modules`).
     pub fn skipped_modules(&self) -> Vec<String> {
-        let layers = if self.quantization.is_some() { 0..self.config.num_layers } else { 0..0 };
-        let names = layers.flat_map(|layer| Module::ALL.map(|module| module.weight_name(layer)));
-        names.filter(|name| !self.is_nf4(name)).map(|name| name.trim_end_matches(".weight").to_owned()).collect()
+        if self.quantization.is_none() {
+            return Vec::new();
+        }
+        self.arch.modules().filter(|module| !self.is_nf4(&format!("{module}.weight"))).collect()
     }
 
     /// What a checkpoint that [`quantize`] wrote was made of.

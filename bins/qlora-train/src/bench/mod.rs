@@ -2,7 +2,7 @@
 
 pub mod weights;
 
-use crate::arch::LlamaConfig;
+use crate::arch::Arch;
 use crate::backend::{Backend, Batch, Watch};
 use crate::bench::weights::RandomSource;
 use crate::config::Settings;
@@ -20,7 +20,7 @@ use std::time::Instant;
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    pub config: LlamaConfig,
+    pub config: Arch,
     /// Tokens of a row
     pub seq: usize,
     /// Rows of a micro-batch, which is a step
@@ -60,7 +60,7 @@ impl Shape {
     /// two products forward and four backward over half of the scores.
     pub fn flops(&self) -> f64 {
         let c = &self.config;
-        let layer: usize = crate::arch::Module::ALL.iter().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();
+        let layer: usize = crate::arch::Projection::ALL.iter().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();
         let linear = (c.num_layers * layer + c.vocab_size * c.hidden_size) as f64;
         let attention = 6.0 * (self.seq as f64).powi(2) * (c.num_heads * c.head_dim * c.num_layers) as f64;
         4.0 * linear * self.tokens() as f64 + attention * self.batch as f64
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn rows_end_where_they_should() {
-        let config = crate::base::synthetic::tiny_config();
+        let config = crate::base::synthetic::tiny_arch();
         let tokens = Tokens::new(&Shape { config, seq: 4, batch: 2, steps: 1 }, 5);
         assert_eq!(tokens.positions, [0, 1, 2, 3, 0, 1, 2, 3]);
         assert_eq!(tokens.boundaries, [0, 4, 8]);

@@ -35,8 +35,8 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
-        vocab_size: loaded.checkpoint.config().vocab_size,
-        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
         columns: crate::session::inputs::columns(&settings),
         max_samples: settings.max_samples.0,
     };

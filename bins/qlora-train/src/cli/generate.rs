@@ -84,14 +84,14 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let max_new_tokens = args.max_new_tokens as usize;
     let prompts = args.encode(&tokenizer)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
-    let limit = checkpoint.config().max_position_embeddings;
+    let limit = checkpoint.arch().max_position_embeddings;
     if longest > limit {
         refuse!(
             "prompt and --max-new-tokens together reach {longest} tokens, the model has {limit} positions: shorten the \
              prompt or lower --max-new-tokens"
         );
     }
-    let mut stop = checkpoint.config().eos_token_ids.clone();
+    let mut stop = checkpoint.arch().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
     device.run(Generate { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program })
 }

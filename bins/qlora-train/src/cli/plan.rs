@@ -70,7 +70,7 @@ pub fn answer(
     }
     let trainable = spec.lora_parameters();
     let mut text =
-        trainable_line(trainable, spec.config.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
+        trainable_line(trainable, spec.arch.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }

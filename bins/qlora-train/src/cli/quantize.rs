@@ -1,7 +1,6 @@
 //! `qlora-train quantize`
 
 use super::Answer;
-use crate::arch::expected_tensors;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
@@ -59,7 +58,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     for note in checkpoint.notes() {
         status!("{note}");
     }
-    let tensors = expected_tensors(checkpoint.config()).len();
+    let tensors = checkpoint.arch().tensors().len();
     let mut bar = Bars::new("quantising", tensors as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
     let done = quantize(&checkpoint, &args.output, &options, &mut |done| {

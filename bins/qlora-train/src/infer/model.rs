@@ -1,11 +1,12 @@
 //! A model that is only read: for evaluation and text, with one adapter after another on the same base.
 
-use crate::adapter::{Adapter, metadata};
-use crate::backend::Backend;
+use crate::adapter::Adapter;
+use crate::backend::{Backend, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::Settings;
 use crate::error::{Context, Result};
-use crate::model::{Llama, LoraSpec, ModelSpec};
+use crate::lora::LoraSpec;
+use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, warning};
 use crate::session::inputs::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, Work};
@@ -56,8 +57,8 @@ impl<B: Backend> ReadOnly<B> {
         };
         let held = recipe(settings, checkpoint);
         for (path, adapter) in &adapters {
-            let trained = adapter.metadata.get(metadata::QUANTIZATION);
-            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && **trained != held) {
+            let trained = adapter.recipe(&path.display().to_string()).ok().flatten();
+            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && *trained != held) {
                 warn(
                     path,
                     &format!("the adapter was trained on base weights held as: {trained}; this base holds: {held}"),
@@ -66,12 +67,13 @@ impl<B: Backend> ReadOnly<B> {
         }
         let budget = device.budget(settings)?;
         let mut specs = Vec::new();
-        for terms in adapters.iter().map(|(_, adapter)| lora_spec(adapter)).chain([Ok(LoraSpec::default())]) {
+        for terms in adapters.iter().map(|(_, adapter)| adapter.lora_spec()).chain([Ok(LoraSpec::default())]) {
             let spec = ModelSpec {
-                config: checkpoint.config().clone(),
+                arch: checkpoint.arch().clone(),
                 quantization: quantization(settings, checkpoint),
                 lora: terms?,
                 trainable: false,
+                states: StateFormat::F32,
                 recompute: false,
                 offload: false,
                 tokens,
@@ -82,7 +84,7 @@ impl<B: Backend> ReadOnly<B> {
         }
         for (path, adapter) in &adapters {
             // Shapes can be judged before the base is read; its fingerprint only after.
-            let fits = adapter.check_shapes(checkpoint.config(), checkpoint.base_name());
+            let fits = adapter.check_shapes(checkpoint.arch(), checkpoint.base_name());
             fits.context(|| path.display().to_string())?;
         }
         if !adapters.is_empty() {
@@ -100,13 +102,13 @@ impl<B: Backend> ReadOnly<B> {
         let mut backend = make(&spec, plan.run_bytes)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
         let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
-        let mut bar = Bars::new("loading", spec.config.num_layers as u64);
+        let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
         let mut progress = |layer| bar.set(layer as u64, String::new());
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
         bar.finish();
         let fingerprint = source.finish()?;
         for (path, adapter) in &adapters {
-            let warnings = adapter.check_base(checkpoint.config(), &fingerprint, checkpoint.base_name());
+            let warnings = adapter.check_base(checkpoint.arch(), &fingerprint, checkpoint.base_name());
             for warning in warnings.context(|| path.display().to_string())? {
                 warn(path, &warning);
             }
@@ -120,13 +122,8 @@ impl<B: Backend> ReadOnly<B> {
         let mut source = CheckpointSource::new(checkpoint, adapter.lora_pairs()?, self.seed);
         // Of the last adapter's rank.
         self.backend.trim();
-        self.model.replace_lora(&mut self.backend, &mut source, lora_spec(adapter)?)
+        self.model.replace_lora(&mut self.backend, &mut source, adapter.lora_spec()?)
     }
-}
-
-fn lora_spec(adapter: &Adapter) -> Result<LoraSpec> {
-    let terms = adapter.lora_pairs()?.into_iter().map(|(place, pair)| (place, (pair.r, pair.scale))).collect();
-    Ok(LoraSpec { terms, ..LoraSpec::default() })
 }
 
 /// What reading holds with the adapters of `specs`, one after the other.

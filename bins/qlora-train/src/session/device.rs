@@ -122,7 +122,7 @@ impl Device {
             Self::Cpu => work.on(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
             #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(ordinal) => {
-                work.on(|spec, bytes| Cuda::new(ordinal, spec.dims(), &spec.config, bytes).map(Observed::new))
+                work.on(|spec, bytes| Cuda::new(ordinal, spec.dims(), &spec.arch, bytes).map(Observed::new))
             }
         }
     }

@@ -43,20 +43,17 @@ impl DiskPlan {
         existing: u64,
     ) -> Self {
         let (mut values, mut states, mut tensors) = (0u64, 0u64, 0u64);
-        for (&(_, module), &(r, _)) in &spec.lora.terms {
-            let (n, k) = module.shape(&spec.config);
-            for len in [r * k, n * r] {
-                values += 4 * len as u64;
-                states += spec.lora.states.bytes(len);
-                tensors += 1;
-            }
+        for len in spec.lora.lengths(&spec.arch).flatten() {
+            values += 4 * len as u64;
+            states += spec.states.bytes(len);
+            tensors += 1;
         }
         let log = LOG_ENTRY.saturating_mul(
             steps / (settings.logging_steps as u64).max(1) + settings.eval_steps.times(steps, steps_per_epoch) + 2,
         );
         let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
         // The adapter's file holds the values folded where rsLoRA is used.
-        let copies = if settings.use_rslora { 2 } else { 1 };
+        let copies = if spec.lora.rslora { 2 } else { 1 };
         Self {
             checkpoint_bytes: values * copies + states + files,
             gradient_bytes: values,

@@ -1,13 +1,15 @@
 //! What a run works on: the base, its rows, their order, and the model that the settings describe.
 
 use super::Device;
-use crate::arch::{LlamaConfig, Module};
+use crate::adapter::Recipe;
+use crate::arch::{Arch, Projection};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{self, Settings};
 use crate::data::{self, ChatTokenizer, Columns, DataOptions, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
-use crate::model::{LoraSpec, ModelSpec};
+use crate::lora::LoraSpec;
+use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{status, warning};
 use std::path::PathBuf;
@@ -47,7 +49,7 @@ impl Loaded {
 
     /// Of the base alone. Opening it checked that the count fits 64 bits.
     pub fn parameters(&self) -> u64 {
-        self.checkpoint.config().num_parameters().unwrap_or(u64::MAX)
+        self.checkpoint.arch().num_parameters().unwrap_or(u64::MAX)
     }
 
     /// Refuses a model that would keep a CPU busy for days, unless the CPU was asked for.
@@ -128,7 +130,7 @@ impl Workload {
             status!("{packing}");
         }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
-        let positions = loaded.checkpoint.config().max_position_embeddings;
+        let positions = loaded.checkpoint.arch().max_position_embeddings;
         if longest > positions {
             warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
         }
@@ -141,8 +143,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
-        vocab_size: loaded.checkpoint.config().vocab_size,
-        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
         columns: columns(settings),
         max_samples: settings.max_samples.0,
     }
@@ -183,39 +185,38 @@ pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
     )
 }
 
-/// The linear layers that get an adapter, in the order of [`Module::ALL`].
-pub fn target_modules(settings: &Settings) -> Vec<Module> {
-    Module::ALL.into_iter().filter(|module| settings.lora_target_modules.contains(module.name())).collect()
+/// The low-rank terms that the settings ask for.
+fn lora_spec(settings: &Settings, arch: &Arch) -> LoraSpec {
+    let targeted = |p: &Projection| settings.lora_target_modules.contains(arch.names.short(*p));
+    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(targeted).collect();
+    let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
+    LoraSpec { rslora: settings.use_rslora, ..uniform }
 }
 
 /// The model that the settings describe, for batches of `tokens` and rows of `positions` tokens.
 pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> ModelSpec {
     let quantization = quantization(settings, checkpoint);
-    model_spec_of(settings, checkpoint.config(), quantization, tokens, positions)
+    model_spec_of(settings, checkpoint.arch(), quantization, tokens, positions)
 }
 
 /// The same for a base of this shape.
 pub fn model_spec_of(
     settings: &Settings,
-    config: &LlamaConfig,
+    arch: &Arch,
     quantization: Quantization,
     tokens: usize,
     positions: usize,
 ) -> ModelSpec {
-    let r = settings.lora_r;
-    let divisor = if settings.use_rslora { (r as f64).sqrt() } else { r as f64 };
-    let scale = (settings.lora_alpha / divisor) as f32;
-    let dropout = settings.lora_dropout as f32;
-    let mut lora = LoraSpec::uniform(config, &target_modules(settings), r, scale, dropout);
-    lora.states = match settings.optim {
+    let states = match settings.optim {
         config::Optim::Adamw => StateFormat::F32,
         config::Optim::Adamw8bit => StateFormat::Blockwise8,
     };
     ModelSpec {
-        config: config.clone(),
+        arch: arch.clone(),
         quantization,
-        lora,
+        lora: lora_spec(settings, arch),
         trainable: true,
+        states,
         recompute: false,
         offload: false,
         tokens,
@@ -249,65 +250,12 @@ pub fn of_settings(settings: &Settings) -> Quantization {
     }
 }
 
-/// The quantisation recipe in words, for people and for the adapter's metadata.
-pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> String {
-    let recipe = recipe_of(quantization(settings, checkpoint));
-    match checkpoint.skipped_modules().len() {
-        0 => recipe,
-        skipped => format!("{recipe}; {skipped} linear layers as they were"),
-    }
-}
-
-fn recipe_of(quantization: Quantization) -> String {
-    match quantization {
-        Quantization::Nf4 { block_size, double_quant: true } => {
-            format!("nf4, block {block_size}, double quantisation, block 256")
+/// How the frozen linear weights are held, as an adapter's metadata keeps it.
+pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> Recipe {
+    match quantization(settings, checkpoint) {
+        Quantization::Nf4 { block_size, double_quant } => {
+            Recipe::nf4(block_size, double_quant, checkpoint.skipped_modules().len())
         }
-        Quantization::Nf4 { block_size, double_quant: false } => format!("nf4, block {block_size}"),
-        Quantization::None => "none".to_owned(),
-    }
-}
-
-/// The settings that a recipe in an adapter's metadata stands for: what [`recipe`] wrote, read back. Nothing for words
-/// that it does not write.
-pub fn recipe_settings(recipe: &str) -> Vec<(String, String)> {
-    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    if recipe == "none" {
-        return vec![setting("quantization", "none")];
-    }
-    let whole = recipe.split_once("; ").map_or(recipe, |(recipe, _)| recipe);
-    let Some(rest) = whole.strip_prefix("nf4, block ") else { return Vec::new() };
-    let (block, double) = match rest.split_once(", double quantisation") {
-        Some((block, _)) => (block, "true"),
-        None => (rest, "false"),
-    };
-    vec![setting("quantization", "nf4"), setting("nf4_block_size", block), setting("double_quant", double)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_recipe_reads_back_as_the_settings_it_was_written_from() {
-        for (quantization, block, double) in [("none", 64, true), ("nf4", 64, true), ("nf4", 128, false)] {
-            let settings = Settings::load(
-                None,
-                &[
-                    ("quantization".to_owned(), quantization.to_owned()),
-                    ("nf4_block_size".to_owned(), block.to_string()),
-                    ("double_quant".to_owned(), double.to_string()),
-                ],
-            )
-            .unwrap();
-            let recipe = recipe_of(of_settings(&settings));
-            for recipe in [recipe.clone(), format!("{recipe}; 2 linear layers as they were")] {
-                if recipe.starts_with("nf4") || !recipe.contains(';') {
-                    let again = Settings::load(None, &recipe_settings(&recipe)).unwrap();
-                    assert_eq!(of_settings(&again), of_settings(&settings));
-                }
-            }
-        }
-        assert!(recipe_settings("fp4").is_empty());
+        Quantization::None => Recipe::NONE,
     }
 }

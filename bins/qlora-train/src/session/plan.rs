@@ -12,8 +12,9 @@ use crate::error::{Context, Result};
 use crate::files::tensor::{StoredType, Tensor16};
 use crate::files::units::format_bytes;
 use crate::infer::generate::{Sampling, generate};
+use crate::lora::{LoraSpec, ParamId};
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
-use crate::model::{Llama, LoraSpec, ModelSpec, ParamName, Source};
+use crate::model::{Llama, ModelSpec, Source};
 use crate::refuse;
 use sysinfo::System;
 
@@ -89,7 +90,7 @@ impl Source for Stored<'_> {
     fn read(&mut self, _name: &str) -> Result<Tensor16> {
         unreachable!("a plan reads no tensor")
     }
-    fn lora(&mut self, _name: ParamName, _len: usize, _columns: usize) -> Result<Vec<f32>> {
+    fn lora(&mut self, _id: &ParamId, _len: usize, _columns: usize) -> Result<Vec<f32>> {
         unreachable!("a plan draws no values")
     }
 }
@@ -236,7 +237,7 @@ pub fn longest_row(
         Ok(choose(device, &mut spec, checkpointing, stored, budget)?.fits())
     };
     // Memory grows with the length, so the longest that fits is found by halving.
-    let (mut fitting, mut beyond) = (0, spec.config.max_position_embeddings + 1);
+    let (mut fitting, mut beyond) = (0, spec.arch.max_position_embeddings + 1);
     while beyond - fitting > 1 {
         let middle = fitting + (beyond - fitting) / 2;
         if fits(middle)? {

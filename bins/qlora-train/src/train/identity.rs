@@ -28,7 +28,7 @@ pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
     };
     Ok(Identity {
         settings: result_settings,
-        base_config: checkpoint.config().to_json("").into(),
+        base_config: checkpoint.arch().to_json("").into(),
         not_quantized: checkpoint.skipped_modules(),
         tokenizer,
         chat_template: loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.template_hash()),

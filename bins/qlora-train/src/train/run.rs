@@ -13,6 +13,7 @@ use super::{Finished, Found, Identity, OutputLock, RunRecord, TrainerState, chec
 use super::{TrainOutcome, checkpoints, resume};
 use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
 use crate::backend::Backend;
+use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
 use crate::error::Result;
@@ -20,7 +21,7 @@ use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, detail, status, trainable_line, warning};
 use crate::session::disk::{self, DiskPlan};
-use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
+use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe};
 use crate::session::interruption::Interruption;
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::{CheckpointSource, Device, OnDevice};
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
@@ -98,7 +100,7 @@ impl OnDevice for Prepared {
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
     let Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes: _ } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
-    let mut bar = Bars::new("loading", spec.config.num_layers as u64);
+    let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
     let fingerprint = source.finish()?;
@@ -143,6 +145,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         work: &work,
         identity: &identity,
         base_fingerprint: &fingerprint,
+        comm: SingleProcess,
         backend,
         model,
         record: RunRecord::create(&output, run, &state.log_history)?,
@@ -252,14 +255,8 @@ pub fn adapter_of<B: Backend>(
 ) -> Result<Adapter> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();
-    let mut config = AdapterConfig::new(
-        base,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        &target_modules(settings),
-    );
-    config.use_rslora = settings.use_rslora;
+    let spec = model.spec();
+    let config = AdapterConfig::new(base, &spec.arch, &spec.lora);
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: base_fingerprint.to_owned(),
@@ -267,10 +264,8 @@ pub fn adapter_of<B: Backend>(
         chat_template_sha256: loaded.tokenizer.as_ref().and_then(ChatTokenizer::template_hash),
     };
     let mut adapter = Adapter::new(config, &provenance);
-    let mut values = model.param_values(backend)?.into_iter();
-    // A before B, linear by linear.
-    while let (Some((name, a_shape, a)), Some((_, b_shape, b))) = (values.next(), values.next()) {
-        adapter.insert(name.layer, name.module, (a_shape.to_vec(), a), (b_shape.to_vec(), b));
+    for (id, shape, values) in model.param_values(backend)? {
+        adapter.insert(&id, shape, values);
     }
     Ok(adapter)
 }

@@ -8,7 +8,7 @@
 use super::checkpoints::check_sums;
 use super::progress::Progress;
 use super::{Identity, STATE_FILE, TrainerState};
-use crate::adapter::{ADAPTER_MODEL, Adapter, Matrix, tensor_key};
+use crate::adapter::{ADAPTER_MODEL, Adapter};
 use crate::backend::{Backend, OptimizerState};
 use crate::config::Settings;
 use crate::data::Schedule;
@@ -16,7 +16,8 @@ use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_bounded;
 use crate::files::safetensors::{TensorFile, write_header};
-use crate::model::{Factor, Llama, ParamName};
+use crate::lora::ParamId;
+use crate::model::Llama;
 use crate::refuse;
 use crate::report::hex;
 use safetensors::Dtype;
@@ -152,14 +153,10 @@ impl Data {
     }
 }
 
-/// Writes `optimizer.safetensors`, one parameter in memory at a time. `values`: the adapter's file does not hold them.
-pub fn write_optimizer<B: Backend>(
-    dir: &Path,
-    backend: &B,
-    model: &mut Llama<B>,
-    values: bool,
-    gradients: bool,
-) -> Result<()> {
+/// Writes `optimizer.safetensors`, one parameter in memory at a time.
+pub fn write_optimizer<B: Backend>(dir: &Path, backend: &B, model: &mut Llama<B>, gradients: bool) -> Result<()> {
+    // rsLoRA is folded in the adapter's file.
+    let values = model.spec().lora.rslora;
     let tensors = |param: &B::Param| {
         let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
         let value = values.then(|| backend.param_values(param)).transpose()?;
@@ -284,17 +281,17 @@ impl Saved {
         let adapter = Adapter::load(&self.dir)?;
         let file = Optimizer(TensorFile::open(&self.dir.join(OPTIMIZER))?);
         let stopped_within = self.state.progress.accumulation.micro_batches > 0;
-        for (name, param) in model.params_mut() {
-            let values = match file.f32(name, "value")? {
+        for (id, param) in model.params_mut() {
+            let values = match file.f32(&id, "value")? {
                 Some(values) => values,
-                None => adapter_values(&adapter, name, &self.dir)?,
+                None => adapter_values(&adapter, &id, &self.dir)?,
             };
-            let state = file.state(name, &self.dir)?;
-            let what = || format!("{}: `{name}`", self.dir.display());
+            let state = file.state(&id, &self.dir)?;
+            let what = || format!("{}: `{id}`", self.dir.display());
             backend.restore(param, values, state).or_refuse(what)?;
             if stopped_within {
-                let Some(gradient) = file.f32(name, "gradient")? else {
-                    refuse!("{}: found no gradient of `{name}`", self.dir.join(OPTIMIZER).display());
+                let Some(gradient) = file.f32(&id, "gradient")? else {
+                    refuse!("{}: found no gradient of `{id}`", self.dir.join(OPTIMIZER).display());
                 };
                 backend.restore_gradient(param, gradient).or_refuse(what)?;
             }
@@ -303,33 +300,28 @@ impl Saved {
     }
 }
 
-fn adapter_values(adapter: &Adapter, name: ParamName, dir: &Path) -> Result<Vec<f32>> {
-    let matrix = match name.factor {
-        Factor::A => Matrix::A,
-        Factor::B => Matrix::B,
-    };
-    let key = tensor_key(name.layer, name.module, matrix);
-    match adapter.tensors.get(&key) {
+fn adapter_values(adapter: &Adapter, id: &ParamId, dir: &Path) -> Result<Vec<f32>> {
+    match adapter.tensor(id) {
         Some((_, values)) => Ok(values.clone()),
-        None => refuse!("{}: found no tensor `{key}`", dir.join(ADAPTER_MODEL).display()),
+        None => refuse!("{}: found no tensor `{}`", dir.join(ADAPTER_MODEL).display(), id.peft_key()),
     }
 }
 
 struct Optimizer(TensorFile);
 
 impl Optimizer {
-    fn f32(&self, name: ParamName, part: &str) -> Result<Option<Vec<f32>>> {
-        let key = format!("{name}.{part}");
+    fn f32(&self, id: &ParamId, part: &str) -> Result<Option<Vec<f32>>> {
+        let key = format!("{id}.{part}");
         let Some(info) = self.0.tensors.get(&key) else { return Ok(None) };
         self.0.read_f32(&key, info, |_| ()).map(Some)
     }
 
-    fn state(&self, name: ParamName, dir: &Path) -> Result<OptimizerState> {
+    fn state(&self, id: &ParamId, dir: &Path) -> Result<OptimizerState> {
         let missing = |part: &str| -> Result<Vec<f32>> {
-            refuse!("{}: found no tensor `{name}.{part}`", dir.join(OPTIMIZER).display())
+            refuse!("{}: found no tensor `{id}.{part}`", dir.join(OPTIMIZER).display())
         };
-        let f32 = |part: &str| self.f32(name, part)?.map_or_else(|| missing(part), Ok);
-        let (m, v) = (format!("{name}.m"), format!("{name}.v"));
+        let f32 = |part: &str| self.f32(id, part)?.map_or_else(|| missing(part), Ok);
+        let (m, v) = (format!("{id}.m"), format!("{id}.v"));
         match (self.0.tensors.get(&m), self.0.tensors.get(&v)) {
             (Some(m_info), Some(v_info)) if m_info.dtype == Dtype::U8 && v_info.dtype == Dtype::U8 => {
                 let bytes = |key: &str, info| {

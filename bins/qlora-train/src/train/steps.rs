@@ -7,6 +7,7 @@ use super::snapshot::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, wr
 use super::{Identity, LogEntry, RunRecord, TrainerState, write_json, write_state};
 use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
+use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
 use crate::data::{MicroBatch, Step};
 use crate::error::{Context, Error, Result};
@@ -27,6 +28,7 @@ pub struct Run<'a, B: Backend> {
     pub work: &'a Workload,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a str,
+    pub comm: SingleProcess,
     pub backend: B,
     pub model: Llama<B>,
     pub record: RunRecord,
@@ -81,14 +83,14 @@ impl<B: Backend> Run<'_, B> {
         };
         let (backend, model) = (&mut self.backend, &mut self.model);
         let done = std::mem::take(&mut self.progress.accumulation);
-        let done = accumulate(backend, model, step.index, accumulation, &batches, done, &stop)?;
+        let done = accumulate(backend, model, &self.comm, step.index, accumulation, &batches, done, &stop)?;
         if done.micro_batches < batches.len() {
             self.progress.accumulation = done;
             self.standing_at = None;
             return Err(self.interrupted()?);
         }
         let factor = self.settings.lr_factor(step.index as usize, self.work.schedule.total_steps() as usize);
-        update(backend, model, hyper, step.index, accumulation, factor, &batches, done.loss)
+        update(backend, model, &mut self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
     }
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
@@ -197,8 +199,7 @@ impl<B: Backend> Run<'_, B> {
         let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
             adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?.save(dir)?;
             copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
-            // rsLoRA is folded in the adapter's file.
-            write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
+            write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
             write_state(dir, &self.state)?;
             write_json(dir, RUN_STATE, &state)
         })?;

@@ -1,7 +1,7 @@
 //! What train, eval and plan leave and say.
 
 use qlora_train::adapter::{Adapter, metadata};
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 use qlora_train::base::Checkpoint;
 
 use crate::sandbox::{Sandbox, assert_close, keys, train};
@@ -46,9 +46,12 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     let fingerprint = Checkpoint::open(&sandbox.path("model")).unwrap().fingerprint().unwrap();
     assert_eq!(adapter.base_fingerprint(), Some(fingerprint.as_str()));
     assert_eq!(run["base"]["fingerprint"], fingerprint.as_str());
-    assert_eq!(adapter.metadata[metadata::QUANTIZATION], "nf4, block 64, double quantisation, block 256");
+    assert_eq!(
+        adapter.metadata[metadata::QUANTIZATION],
+        r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#
+    );
     let pairs = adapter.lora_pairs().unwrap();
-    assert_eq!(pairs.len(), 2 * Module::ALL.len());
+    assert_eq!(pairs.len(), 2 * Projection::ALL.len());
     assert!(pairs.values().all(|pair| pair.r == 4 && pair.b.iter().any(|&b| b != 0.0)));
 }
 

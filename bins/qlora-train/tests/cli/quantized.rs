@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -114,7 +114,7 @@ fn models_that_others_quantised_are_trained_evaluated_and_planned() {
 fn the_name_and_revision_of_the_original_are_kept() {
     let sandbox = Sandbox::new();
     let snapshot = sandbox.path("hub/models--org--tiny/snapshots/abc123");
-    Synthetic::new(LlamaConfig { num_layers: 1, ..tiny_config() }, 1).write(&snapshot).unwrap();
+    Synthetic::new(Arch { num_layers: 1, ..tiny_arch() }, 1).write(&snapshot).unwrap();
     let run = |line: &str| {
         let output = sandbox.command(line).env("HF_HUB_CACHE", sandbox.path("hub")).output().unwrap();
         assert!(output.status.success(), "{output:?}");

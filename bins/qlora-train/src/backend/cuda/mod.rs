@@ -26,7 +26,7 @@ pub use operands::{CudaBuffer, CudaParam, CudaStowed, CudaTable, CudaVector, Cud
 use super::batch::Current;
 use super::dims::Dims;
 use super::plan::{PlannedBuffer, Planner};
-use crate::arch::LlamaConfig;
+use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use cache::CacheMemory;
@@ -101,7 +101,7 @@ impl From<CudaError> for Error {
 
 impl Planner for Cuda {
     fn of(spec: &ModelSpec) -> Result<Self> {
-        Self::planning(spec.dims(), &spec.config)
+        Self::planning(spec.dims(), &spec.arch)
     }
 
     fn planned(&self) -> Vec<PlannedBuffer> {
@@ -135,19 +135,19 @@ impl BatchMemory {
 impl Cuda {
     /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found. Refused: no
     /// driver, no such GPU, no room, or a model that the kernels do not compute.
-    pub fn new(ordinal: usize, dims: Dims, config: &LlamaConfig, bytes: u64) -> Result<Self> {
+    pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
         let device = Device::open_at(ordinal).or_refuse(|| "`device`: found cuda".to_owned())?;
         Self::on(Memory::new(device, bytes)?, dims, config)
     }
 
     /// A plan of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not compute.
-    pub fn planning(dims: Dims, config: &LlamaConfig) -> Result<Self> {
+    pub fn planning(dims: Dims, config: &Arch) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(Memory::planning(), dims, config)
     }
 
-    fn on(memory: Memory, dims: Dims, config: &LlamaConfig) -> Result<Self> {
+    fn on(memory: Memory, dims: Dims, config: &Arch) -> Result<Self> {
         let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,

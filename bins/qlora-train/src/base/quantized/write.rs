@@ -13,7 +13,7 @@ use super::config::{QuantizationConfig, quantized_config, skipped};
 use super::layout::{Layout, Stored, Writer, write_json};
 use super::state::{QuantState, STATE_BYTES};
 use super::{OriginalBase, part};
-use crate::arch::{Module, expected_tensors};
+use crate::arch::Projection;
 use crate::base::fingerprint::TensorDigest;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::{Context, Result};
@@ -51,7 +51,7 @@ pub struct Quantized {
 ///
 /// The directory appears whole or not at all. Refused: a base that is quantised already, an output that is there and
 /// not empty, weights that are not finite, an entry of `skip_modules` that matches nothing. `progress` gets the number
-/// of tensors done, of [`expected_tensors`]; an error of it ends the work, and nothing is left.
+/// of tensors done, of [`Arch::tensors`](crate::arch::Arch::tensors); an error of it ends the work, and nothing is left.
 pub fn quantize(
     checkpoint: &Checkpoint,
     output: &Path,
@@ -93,13 +93,14 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(checkpoint: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
-        let config = checkpoint.config();
-        let layers = 0..config.num_layers;
-        let weights: Vec<String> = layers.flat_map(|l| Module::ALL.map(|module| module.weight_name(l))).collect();
-        let module = |name: &'_ str| name.trim_end_matches(".weight").to_owned();
-        let modules: Vec<String> = weights.iter().map(|name| module(name)).collect();
+        let arch = checkpoint.arch();
+        let modules: Vec<String> = arch.modules().collect();
         let skipped = skipped(&options.skip_modules, modules.iter().map(String::as_str))?;
-        let quantized: BTreeSet<String> = weights.into_iter().filter(|name| !skipped.contains(&module(name))).collect();
+        let quantized: BTreeSet<String> = modules
+            .iter()
+            .filter(|module| !skipped.contains(*module))
+            .map(|module| format!("{module}.weight"))
+            .collect();
         let group = |(name, shape): (String, Vec<usize>)| match quantized.contains(&name) {
             true => nf4_parts(&name, shape[0], shape[1], &options.nf4),
             false => {
@@ -107,14 +108,14 @@ impl<'a> Plan<'a> {
                 vec![Stored { name, dtype, shape }]
             }
         };
-        let groups = expected_tensors(config).into_iter().map(group).collect();
+        let groups = arch.tensors().into_iter().map(group).collect();
         let layout = Layout::new(groups, options.max_shard_bytes);
         Ok(Self { checkpoint, options, quantized, skipped, layout })
     }
 
     /// What the linear layers were stored in, as a whole.
     fn compute_type(&self) -> StoredType {
-        let name = Module::Q.weight_name(0);
+        let name = self.checkpoint.arch().weight_name(0, Projection::Q);
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
     }
 
@@ -124,7 +125,7 @@ impl<'a> Plan<'a> {
         let mut original = OriginalBase { name, fingerprint: blank.clone(), quantized_fingerprint: blank };
         let writer = self.layout.create(dir, &original.to_metadata())?;
         let (mut before, mut after) = (Fingerprint::new(self.checkpoint), Fingerprint::new(self.checkpoint));
-        for (done, (name, _)) in expected_tensors(self.checkpoint.config()).iter().enumerate() {
+        for (done, (name, _)) in self.checkpoint.arch().tensors().iter().enumerate() {
             let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
             before.add(digest.clone())?;
             self.checkpoint.check_finite(name, &tensor)?;

@@ -1,4 +1,4 @@
-//! The ggml tensor types that the fetched model uses, and their values as f32.
+//! The ggml tensor types that are read, and their values as f32.
 //!
 //! A block holds 32 consecutive elements of a row. With d and m stored as f16:
 //!
@@ -7,7 +7,9 @@
 //! | Q8_0 | d, 32 × i8 | `d · q[i]` |
 //! | Q4_1 | d, m, 16 × u8 | `d · q + m`; q is the low nibble of byte i for i < 16, else the high nibble of byte i − 16 |
 
-use anyhow::{Context, Result, bail, ensure};
+use super::ensure;
+use crate::error::{Error, Result};
+use crate::refuse;
 use half::{bf16, f16};
 
 const BLOCK: usize = 32;
@@ -27,7 +29,7 @@ impl GgmlType {
             1 => Self::F16,
             3 => Self::Q4_1,
             8 => Self::Q8_0,
-            other => bail!("ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3 or Q8_0 8)"),
+            other => refuse!("ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3 or Q8_0 8)"),
         })
     }
 
@@ -44,13 +46,13 @@ impl GgmlType {
     /// Bytes of a tensor of this shape (outermost dimension first). Blocks never straddle rows.
     pub fn byte_length(self, shape: &[usize]) -> Result<usize> {
         let (elements, bytes) = self.block();
-        let row = *shape.last().context("a tensor without dimensions")?;
+        let row = *shape.last().ok_or_else(|| Error::Refused("a tensor without dimensions".to_owned()))?;
         ensure!(row.is_multiple_of(elements), "rows of {row} values in {self:?} (expected a multiple of {elements})");
         shape
             .iter()
             .try_fold(1usize, |product, &length| product.checked_mul(length))
             .and_then(|count| (count / elements).checked_mul(bytes))
-            .with_context(|| format!("a tensor of shape {shape:?} is too large"))
+            .ok_or_else(|| Error::Refused(format!("a tensor of shape {shape:?} is too large")))
     }
 
     /// The values of whole blocks, in order. `data` comes from a tensor whose length was checked by `byte_length`.

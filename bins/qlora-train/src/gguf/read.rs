@@ -5,8 +5,10 @@
 //! All integers are little-endian. Every length found in the file is checked against the bytes that are really there
 //! before anything is allocated or sliced, so a damaged file is an error and never a panic.
 
-use super::dequantize::GgmlType;
-use anyhow::{Context, Result, bail, ensure};
+use super::ensure;
+use super::ggml::GgmlType;
+use crate::error::{Context, Error, Result};
+use crate::refuse;
 use std::collections::BTreeMap;
 
 const VERSION: u32 = 3;
@@ -52,29 +54,29 @@ impl<'a> Gguf<'a> {
 
         let mut metadata = BTreeMap::new();
         for index in 0..entry_count {
-            let key = reader.string().with_context(|| format!("metadata entry {index} of {entry_count}"))?;
-            let value =
-                reader.u32().and_then(|kind| reader.value(kind, 0)).with_context(|| format!("value of {key}"))?;
+            let key = reader.string().or_refuse(|| format!("metadata entry {index} of {entry_count}"))?;
+            let value = reader.u32().and_then(|kind| reader.value(kind, 0)).or_refuse(|| format!("value of {key}"))?;
             ensure!(metadata.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
         }
 
         let mut records = Vec::new();
         for index in 0..tensor_count {
-            let record = reader.tensor_record().with_context(|| format!("tensor record {index} of {tensor_count}"))?;
+            let record = reader.tensor_record().or_refuse(|| format!("tensor record {index} of {tensor_count}"))?;
             records.push(record);
         }
 
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(Value::Unsigned(value)) if value.is_power_of_two() => *value,
-            Some(other) => bail!("general.alignment is {other:?} (expected a power of two)"),
+            Some(other) => refuse!("general.alignment is {other:?} (expected a power of two)"),
         };
-        let data_start = (reader.position as u64).checked_next_multiple_of(alignment).context("alignment overflows")?;
+        let data_start = (reader.position as u64).checked_next_multiple_of(alignment);
+        let data_start = data_start.ok_or_else(|| Error::Refused("general.alignment overflows".to_owned()))?;
         let mut tensors = BTreeMap::new();
         for record in records {
             let TensorRecord { name, shape, kind, offset } = record;
             let data = tensor_bytes(bytes, data_start, alignment, &shape, kind, offset)
-                .with_context(|| format!("tensor {name}"))?;
+                .or_refuse(|| format!("tensor {name}"))?;
             let tensor = Tensor { shape, kind, data };
             ensure!(tensors.insert(name.clone(), tensor).is_none(), "the tensor {name} appears twice");
         }
@@ -82,13 +84,13 @@ impl<'a> Gguf<'a> {
     }
 
     fn get(&self, key: &str) -> Result<&Value> {
-        self.metadata.get(key).with_context(|| format!("the metadata key {key} is missing"))
+        self.metadata.get(key).ok_or_else(|| Error::Refused(format!("the metadata key {key} is missing")))
     }
 
     pub fn string(&self, key: &str) -> Result<&str> {
         match self.get(key)? {
             Value::String(text) => Ok(text),
-            other => bail!("{key} is {} (expected a string)", other.summary()),
+            other => refuse!("{key} is {} (expected a string)", other.summary()),
         }
     }
 
@@ -96,26 +98,26 @@ impl<'a> Gguf<'a> {
         match self.get(key)? {
             Value::Unsigned(value) => Ok(*value),
             Value::Signed(value) if *value >= 0 => Ok(*value as u64),
-            other => bail!("{key} is {} (expected an integer that is not negative)", other.summary()),
+            other => refuse!("{key} is {} (expected an integer that is not negative)", other.summary()),
         }
     }
 
     /// A number as the shortest decimal that means the stored value: an f32 of 1e-5 is 1e-5, not 9.99999974e-6.
     pub fn number(&self, key: &str) -> Result<f64> {
         let value = match self.get(key)? {
-            Value::Float32(value) => value.to_string().parse::<f64>()?,
+            Value::Float32(value) => value.to_string().parse::<f64>().or_refuse(|| key.to_owned())?,
             Value::Float64(value) => *value,
-            other => bail!("{key} is {} (expected a floating-point number)", other.summary()),
+            other => refuse!("{key} is {} (expected a floating-point number)", other.summary()),
         };
         ensure!(value.is_finite() && value > 0.0, "{key} is {value} (expected a positive number)");
         Ok(value)
     }
 
     pub fn strings(&self, key: &str) -> Result<Vec<&str>> {
-        let Value::Array(values) = self.get(key)? else { bail!("{key} is not an array") };
+        let Value::Array(values) = self.get(key)? else { refuse!("{key} is not an array") };
         let as_text = |value: &'_ Value| match value {
             Value::String(_) => Ok(()),
-            other => bail!("{key} holds {} (expected strings only)", other.summary()),
+            other => refuse!("{key} holds {} (expected strings only)", other.summary()),
         };
         values.iter().try_for_each(as_text)?;
         Ok(values
@@ -125,13 +127,13 @@ impl<'a> Gguf<'a> {
     }
 
     pub fn integers(&self, key: &str) -> Result<Vec<i64>> {
-        let Value::Array(values) = self.get(key)? else { bail!("{key} is not an array") };
+        let Value::Array(values) = self.get(key)? else { refuse!("{key} is not an array") };
         values
             .iter()
             .map(|value| match value {
-                Value::Unsigned(value) => i64::try_from(*value).with_context(|| format!("{key} holds {value}")),
+                Value::Unsigned(value) => i64::try_from(*value).or_refuse(|| format!("{key} holds {value}")),
                 Value::Signed(value) => Ok(*value),
-                other => bail!("{key} holds {} (expected integers only)", other.summary()),
+                other => refuse!("{key} holds {} (expected integers only)", other.summary()),
             })
             .collect()
     }
@@ -164,8 +166,8 @@ fn tensor_bytes<'a>(
 ) -> Result<&'a [u8]> {
     ensure!(offset.is_multiple_of(alignment), "its offset {offset} is no multiple of the alignment {alignment}");
     let length = kind.byte_length(shape)?;
-    let start = data_start.checked_add(offset).context("its offset overflows")?;
-    let end = start.checked_add(length as u64).context("its size overflows")?;
+    let start = data_start.checked_add(offset).ok_or_else(|| Error::Refused("its offset overflows".to_owned()))?;
+    let end = start.checked_add(length as u64).ok_or_else(|| Error::Refused("its size overflows".to_owned()))?;
     let size = bytes.len() as u64;
     ensure!(end <= size, "its data ends at byte {end}, but the file has {size} bytes: it is truncated or damaged");
     // Both ends are at most the length of a slice in memory, so they fit a usize.
@@ -212,7 +214,7 @@ impl<'a> Reader<'a> {
         let position = self.position;
         let length = self.u64()?;
         let bytes = self.take(usize::try_from(length).unwrap_or(usize::MAX))?;
-        Ok(std::str::from_utf8(bytes).with_context(|| format!("the string at byte {position}"))?.to_owned())
+        Ok(std::str::from_utf8(bytes).or_refuse(|| format!("the string at byte {position}"))?.to_owned())
     }
 
     fn value(&mut self, kind: u32, depth: u32) -> Result<Value> {
@@ -227,7 +229,7 @@ impl<'a> Reader<'a> {
             7 => match self.array()? {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
-                [other] => bail!("a boolean is {other} (expected 0 or 1)"),
+                [other] => refuse!("a boolean is {other} (expected 0 or 1)"),
             },
             8 => Value::String(self.string()?),
             9 => {
@@ -242,7 +244,7 @@ impl<'a> Reader<'a> {
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::Float64(f64::from_le_bytes(self.array()?)),
-            other => bail!("unknown metadata type {other} (expected 0 to 12)"),
+            other => refuse!("unknown metadata type {other} (expected 0 to 12)"),
         })
     }
 
@@ -256,11 +258,11 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let length = self.u64()?;
-            shape.push(usize::try_from(length).with_context(|| format!("tensor {name} has a dimension of {length}"))?);
+            shape.push(usize::try_from(length).or_refuse(|| format!("tensor {name} has a dimension of {length}"))?);
         }
         shape.reverse();
         let code = self.u32()?;
-        let kind = GgmlType::from_code(code).with_context(|| format!("tensor {name}"))?;
+        let kind = GgmlType::from_code(code).or_refuse(|| format!("tensor {name}"))?;
         let offset = self.u64()?;
         Ok(TensorRecord { name, shape, kind, offset })
     }

@@ -1,7 +1,9 @@
 //! The tokenizer of a GGUF file as Hugging Face's tokenizer.json: byte-level BPE from the file's own tokens and merges.
 
-use super::gguf::{Gguf, Value};
-use anyhow::{Context, Result, bail, ensure};
+use super::ensure;
+use super::read::{Gguf, Value};
+use crate::error::Result;
+use crate::refuse;
 use serde_json::{Map, Value as Json, json};
 use std::collections::HashSet;
 
@@ -47,7 +49,7 @@ impl<'a> Vocabulary<'a> {
         let merges = gguf.strings("tokenizer.ggml.merges")?;
         ensure!(kinds.len() == tokens.len(), "{} tokens, but {} token types", tokens.len(), kinds.len());
         if let Some(kind) = kinds.iter().find(|kind| ![NORMAL, CONTROL, USER_DEFINED].contains(kind)) {
-            bail!("tokenizer.ggml.token_type holds {kind} (expected 1 normal, 3 control or 4 user-defined)");
+            refuse!("tokenizer.ggml.token_type holds {kind} (expected 1 normal, 3 control or 4 user-defined)");
         }
         let known: HashSet<&str> = tokens.iter().copied().collect();
         ensure!(known.len() == tokens.len(), "tokenizer.ggml.tokens holds a token twice");
@@ -71,7 +73,7 @@ impl<'a> Vocabulary<'a> {
         };
         let chat_template = match gguf.metadata.get("tokenizer.chat_template") {
             None => None,
-            Some(_) => Some(gguf.string("tokenizer.chat_template").context("the chat template")?),
+            Some(_) => Some(gguf.string("tokenizer.chat_template")?),
         };
         Ok(Self { tokens, kinds, merges, special, chat_template })
     }

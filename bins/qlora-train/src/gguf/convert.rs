@@ -1,10 +1,12 @@
 //! Turns a GGUF file of architecture `llama` into a Hugging Face directory: config.json, generation_config.json,
 //! model.safetensors (bf16), and the tokenizer's files.
 
-use super::dequantize::{to_bf16_bytes, undo_interleaved_rows};
-use super::gguf::{Gguf, Tensor};
+use super::ensure;
+use super::ggml::{to_bf16_bytes, undo_interleaved_rows};
+use super::read::{Gguf, Tensor};
 use super::tokenizer;
-use anyhow::{Context, Result, bail, ensure};
+use crate::error::{Context, Error, Result};
+use crate::refuse;
 use safetensors::Dtype;
 use safetensors::tensor::View;
 use serde_json::json;
@@ -85,7 +87,7 @@ fn expected_tensors(shape: &Shape, tied: bool) -> Vec<(String, String, Vec<usize
     expected
 }
 
-/// A tensor that is dequantised when safetensors asks for its bytes, so that one at a time is in memory.
+/// A tensor that is dequantized when safetensors asks for its bytes, so that one at a time is in memory.
 struct Bf16View<'a> {
     tensor: &'a Tensor<'a>,
     rows: Rows,
@@ -126,7 +128,8 @@ pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
     let expected = expected_tensors(&shape, tied);
     let mut views = Vec::new();
     for (gguf_name, hf_name, dimensions, rows) in &expected {
-        let tensor = gguf.tensors.get(gguf_name).with_context(|| format!("the tensor {gguf_name} is missing"))?;
+        let tensor = gguf.tensors.get(gguf_name);
+        let tensor = tensor.ok_or_else(|| Error::Refused(format!("the tensor {gguf_name} is missing")))?;
         ensure!(
             tensor.shape == *dimensions,
             "the tensor {gguf_name} has shape {:?} (expected {dimensions:?})",
@@ -135,7 +138,7 @@ pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
         views.push((hf_name.as_str(), Bf16View { tensor, rows: *rows }));
     }
     if let Some(unknown) = gguf.tensors.keys().find(|name| !expected.iter().any(|(known, ..)| known == *name)) {
-        bail!("the tensor {unknown} has no place in a Llama without biases and rope factors");
+        refuse!("the tensor {unknown} has no place in a Llama without biases and rope factors");
     }
 
     let vocabulary = tokenizer::Vocabulary::from_gguf(gguf)?;
@@ -185,18 +188,18 @@ pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = dir.join("model.safetensors");
     safetensors::serialize_to_file(views, Some(metadata), &weights)
-        .with_context(|| format!("cannot write {}", weights.display()))?;
+        .or_fail(|| format!("cannot write {}", weights.display()))?;
     // safetensors makes the file private to its user, unlike its neighbours.
-    let usual = fs::metadata(dir.join("config.json"))?.permissions();
-    fs::set_permissions(&weights, usual).with_context(|| format!("cannot set permissions of {}", weights.display()))
+    let usual = fs::metadata(dir.join("config.json")).or_fail(|| dir.display().to_string())?.permissions();
+    fs::set_permissions(&weights, usual).or_fail(|| format!("cannot set permissions of {}", weights.display()))
 }
 
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
+    let mut text = serde_json::to_string_pretty(value).or_fail(|| path.display().to_string())?;
     text.push('\n');
     write(path, text.as_bytes())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(path, bytes).or_fail(|| format!("cannot write {}", path.display()))
 }
