@@ -32,7 +32,14 @@ fn main() -> Result<()> {
         false => None,
     };
     let vocab_size = checkpoint.arch().vocab_size;
-    let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size, eos_token_ids: Vec::new() };
+    let options = DataOptions {
+        max_length: 2048,
+        too_long: TooLong::Error,
+        vocab_size,
+        eos_token_ids: Vec::new(),
+        columns: Default::default(),
+        max_samples: None,
+    };
     let mut rows = load(&files, tokenizer.as_ref(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
