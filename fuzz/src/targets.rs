@@ -9,7 +9,7 @@ use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
 use qlora_train::arch::{Arch, LLAMA_NAMES, Projection};
 use qlora_train::base::{BaseName, Checkpoint, synthetic};
 use qlora_train::config::{Purpose, Settings};
-use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, needs_tokenizer};
+use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, load_once};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
 use qlora_train::lora::{LoraSpec, ParamId};
@@ -64,8 +64,8 @@ pub fn rows(data: &[u8]) {
     let path = scratch!(empty()).join("rows.jsonl");
     fs::write(&path, data).unwrap();
     let paths = [path];
-    refused(needs_tokenizer(&paths));
     TOKENIZER.with(|tokenizer| {
+        refused(load_once(&paths, &|| Ok(tokenizer), &options()));
         let Some(data) = refused(load(&paths, Some(tokenizer), &options())) else { return };
         assert!(!data.rows.is_empty());
         for row in &data.rows {

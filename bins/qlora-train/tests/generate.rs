@@ -9,8 +9,8 @@ use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
-use qlora_train::infer::generate::{Sampling, generate};
 use qlora_train::lora::LoraSpec;
+use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec};
 use support::Memory;
 
@@ -40,7 +40,8 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
 fn anew(cpu: &mut Cpu, model: &Llama<Cpu>, row: &[u32]) -> Vec<f32> {
     let positions: Vec<u32> = (0..row.len() as u32).collect();
     let (boundaries, targets) = ([0, row.len() as u32], vec![-100; row.len()]);
-    let batch = Batch { input_ids: row, positions: &positions, boundaries: &boundaries, targets: &targets };
+    let batch =
+        Batch { input_ids: row, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
     model.logits(cpu, &batch, &[row.len() - 1]).unwrap().remove(0)
 }
 
@@ -97,7 +98,7 @@ proptest! {
                 held[row] = end;
             }
             let targets = vec![-100; ids.len()];
-            let batch = Batch { input_ids: &ids, positions: &positions, boundaries: &boundaries, targets: &targets };
+            let batch = Batch { input_ids: &ids, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
             let found = model.logits_cached(&mut cpu, &batch, &mut cache, &row_starts, &last).unwrap();
             for (&row, found) in open.iter().zip(&found) {
                 let expected = anew(&mut cpu, &model, &rows[row][..held[row]]);

@@ -10,7 +10,7 @@ use tools_support::cuda;
 use tools_support::workspace::Workspace;
 
 pub const HEADER: &str = "cuda/include/qlora_kernels.h";
-pub const BINDINGS: &str = "src/cuda/sys.rs";
+pub const BINDINGS: &str = "src/sys.rs";
 
 /// Writes the declarations.
 pub fn run(workspace: &Workspace) -> Result<()> {

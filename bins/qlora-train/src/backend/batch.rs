@@ -11,6 +11,8 @@ pub struct Current {
     pub positions: Vec<u32>,
     pub boundaries: Vec<u32>,
     pub targets: Vec<i32>,
+    /// Empty: 1 each
+    pub weights: Vec<f32>,
 }
 
 impl Current {
@@ -22,7 +24,12 @@ impl Current {
                 "a batch of {tokens} tokens was given to a run planned for 1 to {limit}"
             )));
         }
-        assert!(batch.positions.len() == tokens && batch.targets.len() == tokens, "batch of unequal lengths");
+        assert!(
+            batch.positions.len() == tokens
+                && batch.targets.len() == tokens
+                && batch.weights.is_none_or(|weights| weights.len() == tokens),
+            "batch of unequal lengths"
+        );
         assert!(
             batch.boundaries.first() == Some(&0)
                 && batch.boundaries.last() == Some(&(tokens as u32))
@@ -32,6 +39,11 @@ impl Current {
         if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= positions) {
             refuse!("a row reaches position {position}, but the run was planned for rows of {positions} tokens");
         }
+        let weights = batch.weights.unwrap_or_default();
+        if let Some(token) = weights.iter().position(|weight| !weight.is_finite()) {
+            refuse!("token {token} of a batch has a weight of {}, expected a finite number", weights[token]);
+        }
+        replace(&mut self.weights, weights);
         replace(&mut self.input_ids, batch.input_ids);
         replace(&mut self.positions, batch.positions);
         replace(&mut self.boundaries, batch.boundaries);

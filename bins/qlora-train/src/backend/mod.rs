@@ -6,7 +6,6 @@
 
 pub mod batch;
 pub mod cpu;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 pub mod cuda;
 pub mod dims;
 mod group;
@@ -58,6 +57,8 @@ pub struct Batch<'a> {
     pub boundaries: &'a [u32],
     /// `[M]`: the next token of the same document, or negative where nothing is learned
     pub targets: &'a [i32],
+    /// `[M]`: what each token's loss is multiplied by; 0 where nothing is learned. `None`: 1 each
+    pub weights: Option<&'a [f32]>,
 }
 
 impl Batch<'_> {
@@ -67,7 +68,19 @@ impl Batch<'_> {
 
     /// Tokens that something is learned from.
     pub fn supervised(&self) -> usize {
-        self.targets.iter().filter(|&&target| target >= 0).count()
+        self.counted().count()
+    }
+
+    /// The sum of the weights of those tokens.
+    pub fn weight(&self) -> f64 {
+        self.counted().map(f64::from).sum()
+    }
+
+    /// Weights of the tokens that something is learned from.
+    fn counted(&self) -> impl Iterator<Item = f32> + '_ {
+        let weight = |token: usize| self.weights.map_or(1.0, |weights| weights[token]);
+        let targets = self.targets.iter().enumerate().filter(|&(_, &target)| target >= 0);
+        targets.map(move |(token, _)| weight(token)).filter(|&weight| weight != 0.0)
     }
 }
 

@@ -41,11 +41,11 @@ pub struct Checkpoint {
     notes: Vec<String>,
     /// How its linear weights are stored where they are quantised.
     quantization: Option<Nf4Options>,
-    /// What it was made of, where `quantize` wrote it.
+    /// Original model, where `quantize` wrote this one
     original: Option<OriginalBase>,
 }
 
-/// Where a tensor is: position in `files`, header entry.
+/// Place of a tensor: position in `files`, header entry.
 enum Entry {
     Dense(usize, TensorInfo),
     Nf4(Nf4Entry),
@@ -65,7 +65,7 @@ impl Checkpoint {
         &self.base_name
     }
 
-    /// What was found and not used, one sentence each: for the log.
+    /// Notes on what was found and not used, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -96,7 +96,7 @@ impl Checkpoint {
         self.quantization
     }
 
-    /// Whether a tensor is stored in NF4.
+    /// True if a tensor is stored in NF4.
     pub fn is_nf4(&self, name: &str) -> bool {
         matches!(self.tensors.get(name), Some(Entry::Nf4(_)))
     }
@@ -109,7 +109,7 @@ impl Checkpoint {
         self.arch.modules().filter(|module| !self.is_nf4(&format!("{module}.weight"))).collect()
     }
 
-    /// What a checkpoint that [`quantize`] wrote was made of.
+    /// Original model of a checkpoint that [`quantize`] wrote.
     pub fn original(&self) -> Option<&OriginalBase> {
         self.original.as_ref()
     }
@@ -139,7 +139,7 @@ impl Checkpoint {
         self.read_weight(name).map(StoredWeight::into_tensor)
     }
 
-    /// As [`read`](Self::read), but a weight in NF4 as it is stored.
+    /// Reads one tensor as stored, in NF4 too.
     pub fn read_weight(&self, name: &str) -> Result<StoredWeight> {
         match self.find(name)? {
             Entry::Dense(file, info) => Ok(StoredWeight::Tensor(self.files[*file].read(name, info, |_| ())?)),

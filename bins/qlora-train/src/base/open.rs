@@ -89,8 +89,8 @@ impl Checkpoint {
                     Stored::Nf4(entry)
                 }
                 None if self.is_linear(&name) && has_parts(owners, &name) => refuse!(
-                    "{}: tensor `{name}`: found parts of a quantised weight beside it, but no `quantization_config` in \
-                     config.json, expected both or neither: get config.json of the quantised model",
+                    "{}: tensor `{name}`: found parts of a quantized weight beside it, but no `quantization_config` in \
+                     config.json, expected both or neither: get config.json of the quantized model",
                     self.files[owners[&name]].path().display()
                 ),
                 _ => {
@@ -139,7 +139,7 @@ impl Checkpoint {
         if earlier != entry.options {
             let double = |double_quant| if double_quant { "with" } else { "without" };
             refuse!(
-                "{}: tensor `{name}`: found block size {} {} double quantisation, expected {} {} it as in the others: \
+                "{}: tensor `{name}`: found block size {} {} double quantization, expected {} {} it as in the others: \
                  the checkpoint is a mixture of two, get it again",
                 self.files[entry.parts[""].0].path().display(),
                 entry.options.block_size,
@@ -180,7 +180,7 @@ impl Checkpoint {
         let more = and_more(unknown.len() - 1, "");
         if unknown.iter().any(|(name, _)| name.contains(".weight.") || name.ends_with("_scale_inv")) {
             refuse!(
-                "{shown}: tensor `{name}`{more}: found part of a quantised weight where none is expected: weights in \
+                "{shown}: tensor `{name}`{more}: found part of a quantized weight where none is expected: weights in \
                  NF4 are read where `quantization_config` of config.json names them, and of linear layers only; use the \
                  original model"
             );

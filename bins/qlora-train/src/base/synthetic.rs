@@ -37,7 +37,7 @@ impl Synthetic {
     /// Writes `config.json` and the weights into `dir`, which is made if need be; one tensor is in memory at a time.
     /// The files are not written atomically: this is for scratch directories.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).or_fail(|| format!("{}: cannot be made", dir.display()))?;
+        std::fs::create_dir_all(dir).context(|| format!("{}: cannot be made", dir.display()))?;
         let dtype = self.stored.torch_name();
         let config = if self.v4 { self.config.to_json_v4(dtype) } else { self.config.to_json(dtype) };
         write_json(&dir.join("config.json"), &config)?;
@@ -82,13 +82,13 @@ impl Synthetic {
             }
             file.flush()
         };
-        write().or_fail(|| format!("{}: cannot be written", path.display()))
+        write().context(|| format!("{}: cannot be written", path.display()))
     }
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let write = || std::fs::write(path, serde_json::to_vec_pretty(value)?);
-    write().or_fail(|| format!("{}: cannot be written", path.display()))
+    write().context(|| format!("{}: cannot be written", path.display()))
 }
 
 /// Two layers, hidden 64, 4 heads over 2 kv heads of 16, vocabulary 96, untied, no biases.

@@ -38,7 +38,7 @@ impl RandomSource {
         Self { arch: arch.clone(), shapes, quantization, seed, bytes, values, tensors: 0 }
     }
 
-    /// Where the next tensor begins in what was drawn: a prime further, so that places come round late.
+    /// Place where the next tensor begins in the random values: a prime further, so that places come round late.
     fn next_first(&mut self) -> usize {
         self.tensors += 1;
         self.tensors * 7919 % DRAWN

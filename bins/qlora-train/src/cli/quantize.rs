@@ -59,7 +59,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
         status!("{note}");
     }
     let tensors = checkpoint.arch().tensors().len();
-    let mut bar = Bars::new("quantising", tensors as u64);
+    let mut bar = Bars::new("quantizing", tensors as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
     let done = quantize(&checkpoint, &args.output, &options, &mut |done| {
         bar.set(done as u64, String::new());
@@ -78,7 +78,7 @@ fn answer(checkpoint: &Checkpoint, output: &Path, options: &QuantizeOptions, don
     let double = if options.nf4.double_quant { "with" } else { "without" };
     Answer {
         text: format!(
-            "{} linear weights in NF4, block {}, {double} double quantisation{skipped}: {} instead of {}, in {}",
+            "{} linear weights in NF4, block {}, {double} double quantization{skipped}: {} instead of {}, in {}",
             done.quantized,
             options.nf4.block_size,
             format_bytes(done.bytes),

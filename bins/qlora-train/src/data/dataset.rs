@@ -17,7 +17,7 @@ use super::rows::{self, RowKind};
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::TooLong;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::refuse;
 
 /// Rows are tokenised in parallel, this many at a time.
@@ -54,33 +54,15 @@ impl Row {
 
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// SHA-256 (hex) of each file
+    pub hashes: Vec<String>,
     /// In the order of the files; every one has at least one supervised token and at most `max_length` tokens.
     pub rows: Vec<Row>,
     pub report: DatasetReport,
 }
 
-/// Whether any row of the files is text. Reads up to the first such row.
-pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
-    for path in paths {
-        let (mut found, mut rows) = (false, 0);
-        // An error ends the reading at the first row of text; it is dropped then.
-        let outcome = read_rows(path, &mut |unit, number, row| {
-            rows += 1;
-            match rows::detect(&row).map_err(|why| at(path, unit, number, &why))? {
-                RowKind::Tokenised => Ok(()),
-                _ => {
-                    found = true;
-                    Err(Error::Refused(String::new()))
-                }
-            }
-        });
-        if found {
-            return Ok(true);
-        }
-        outcome?;
-    }
-    Ok(false)
-}
+/// How a loader gets the tokenizer, at the first row that needs one.
+pub type OpenTokenizer<'a> = dyn Fn() -> Result<&'a ChatTokenizer> + 'a;
 
 /// Reads, checks and tokenises all rows of all files.
 ///
@@ -89,6 +71,20 @@ pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
 /// of a row; an EOS whose label is masked behind supervised tokens; what the chat template refuses; a row that is too
 /// long, under `error`; no supervised token in any row.
 pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &DataOptions) -> Result<Dataset> {
+    load_files(paths, tokenizer, None, options)
+}
+
+/// As [`load`], with a tokenizer that is opened if a row needs one. Every file is read once, so that it may be a pipe.
+pub fn load_once<'a>(paths: &[PathBuf], open: &OpenTokenizer<'a>, options: &'a DataOptions) -> Result<Dataset> {
+    load_files(paths, None, Some(open), options)
+}
+
+fn load_files<'a>(
+    paths: &[PathBuf],
+    tokenizer: Option<&'a ChatTokenizer>,
+    open: Option<&OpenTokenizer<'a>>,
+    options: &'a DataOptions,
+) -> Result<Dataset> {
     if paths.is_empty() {
         refuse!("no data file was given");
     }
@@ -104,9 +100,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
         tasks: BTreeSet::new(),
     };
     loader.report.max_length = options.max_length;
-    for path in paths {
-        loader.file(path)?;
-    }
+    let hashes = paths.iter().map(|path| loader.file(path, open)).collect::<Result<Vec<_>>>()?;
     let Loader { rows, mut report, tasks, .. } = loader;
     report.tasks = tasks.len();
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -127,7 +121,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     report.tokens = rows.iter().map(Row::len).sum();
     report.supervised_tokens = rows.iter().map(Row::supervised).sum();
     report.longest = rows.iter().map(Row::len).max().unwrap_or(0);
-    Ok(Dataset { rows, report })
+    Ok(Dataset { rows, report, hashes })
 }
 
 struct Loader<'a> {
@@ -146,33 +140,32 @@ type Tokenised = (Vec<u32>, Vec<i32>, bool);
 /// With the row's task.
 type Read = (Tokenised, Option<String>);
 
-impl Loader<'_> {
-    fn file(&mut self, path: &Path) -> Result<()> {
+impl<'a> Loader<'a> {
+    /// Returns the file's SHA-256.
+    fn file(&mut self, path: &Path, open: Option<&OpenTokenizer<'a>>) -> Result<String> {
         let file = self.report.files.len();
         self.report.files.push(FileReport { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new() });
         let most = self.options.max_samples.unwrap_or(usize::MAX);
-        let mut enough = false;
-        let outcome = read_rows(path, &mut |unit, line, row| {
-            if self.report.files[file].rows == most {
-                enough = true;
-                // Ends the reading; it is dropped then.
-                return Err(Error::Refused(String::new()));
+        let hash = read_rows(path, &mut |unit, line, row| {
+            if self.report.files[file].rows >= most {
+                return Ok(());
             }
             let row = self.options.columns.renamed(row).map_err(|why| at(path, unit, line, &why))?;
             let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
             let report = &mut self.report.files[file];
             report.unit = unit;
             report.count(kind);
+            if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenised) {
+                self.tokenizer = Some(open()?);
+            }
             self.waiting.push((line, kind, row));
             if self.waiting.len() == CHUNK { self.tokenise(path, file) } else { Ok(()) }
-        });
-        if !enough {
-            outcome?;
-        }
+        })?;
         if self.report.files[file].rows == 0 {
             refuse!("{}: no row found; expected at least one", path.display());
         }
-        self.tokenise(path, file)
+        self.tokenise(path, file)?;
+        Ok(hash)
     }
 
     fn tokenise(&mut self, path: &Path, file: usize) -> Result<()> {

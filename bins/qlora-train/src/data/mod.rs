@@ -28,7 +28,7 @@ mod tokenizer;
 pub use batch::MicroBatch;
 pub use checks::{Checks, SpecialTokens};
 pub use columns::Columns;
-pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
+pub use dataset::{Dataset, OpenTokenizer, Row, describe, load, load_once};
 pub use histogram::Histogram;
 pub use messages::Message;
 pub use options::DataOptions;

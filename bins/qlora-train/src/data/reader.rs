@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::{json, parquet};
 use crate::error::{Context, Error, Result};
+use crate::files::hash::{HashingReader, file_hash};
 use crate::refuse;
 
 /// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers takes
@@ -47,17 +48,19 @@ pub(super) fn at(path: &Path, unit: Unit, number: usize, why: &str) -> Error {
 /// What a callback gets: the unit and number of a row, and the row.
 pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Value) -> Result<()>;
 
-/// Calls `each` for every row of the file, in order. Errors of `each` end the reading.
-pub(super) fn read_rows(path: &Path, each: Each) -> Result<()> {
+/// Calls `each` for every row of the file, in order, and returns the file's SHA-256 in hex. Errors of `each` end the
+/// reading.
+pub(super) fn read_rows(path: &Path, each: Each) -> Result<String> {
     let name = path.display();
     if path.is_dir() {
         refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
     }
     let file = File::open(path).or_refuse(|| format!("{name}: cannot open the data file"))?;
-    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
     let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
     if head.starts_with(b"PAR1") {
-        return parquet::read_rows(path, &mut |number, row| each(Unit::Row, number, row));
+        parquet::read_rows(path, &mut |number, row| each(Unit::Row, number, row))?;
+        return file_hash(path);
     }
     if head.starts_with(&[0x1F, 0x8B]) || head.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
         refuse!("{name}: the file is compressed; decompress it first ({SUPPORTED})");
@@ -66,7 +69,13 @@ pub(super) fn read_rows(path: &Path, each: Each) -> Result<()> {
     let first = head[bom..].iter().find(|byte| !byte.is_ascii_whitespace()).copied();
     reader.consume(bom);
     let each = &mut |line, row| each(Unit::Line, line, row);
-    if first == Some(b'[') { read_array(path, reader, each) } else { read_lines(path, reader, each) }
+    if first == Some(b'[') {
+        read_array(path, &mut reader, each)?;
+    } else {
+        read_lines(path, &mut reader, each)?;
+    }
+    // Both read to the end.
+    Ok(reader.into_inner().finish())
 }
 
 fn read_lines(path: &Path, mut reader: impl BufRead, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
-/// What `eval` reports.
+/// Result of `eval`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
     /// Mean over supervised tokens, nats.
@@ -166,6 +166,7 @@ impl<'a> From<&'a MicroBatch> for Batch<'a> {
             positions: &batch.positions,
             boundaries: &batch.cu_seqlens,
             targets: &batch.targets,
+            weights: None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A model that is only read: for evaluation and text, with one adapter after another on the same base.
+//! A model for evaluation and text, with one adapter after another on the same base.
 
 use crate::adapter::Adapter;
 use crate::backend::{Backend, StateFormat};
@@ -8,14 +8,14 @@ use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, warning};
-use crate::session::inputs::{check_quantization, quantization, recipe};
+use crate::session::model_spec::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, Work};
 use crate::session::{Budget, CheckpointSource, Device};
 use std::path::{Path, PathBuf};
 
-/// What a model is read for.
+/// Job of a model: what is computed with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub enum InferenceJob {
     Loss,
     /// Answers of at most so many tokens to prompts of these lengths.
     Text {
@@ -24,14 +24,14 @@ pub enum Reading {
     },
 }
 
-pub struct ReadOnly<B: Backend> {
+pub struct InferenceModel<B: Backend> {
     pub backend: B,
     pub model: Llama<B>,
     adapters: Vec<(PathBuf, Adapter)>,
     seed: u64,
 }
 
-impl<B: Backend> ReadOnly<B> {
+impl<B: Backend> InferenceModel<B> {
     /// Loads the base with the first of `adapters`, for batches of `tokens` and rows of `positions` tokens. An adapter
     /// that was trained on another base is refused, each before anything is computed; what cannot be told for sure is
     /// printed as a warning.
@@ -39,11 +39,11 @@ impl<B: Backend> ReadOnly<B> {
         settings: &Settings,
         checkpoint: &Checkpoint,
         adapters: &[PathBuf],
-        reading: Reading,
+        job: InferenceJob,
         tokens: usize,
         positions: usize,
-        device: Device,
-        make: impl FnOnce(&ModelSpec, u64) -> Result<B>,
+        device: &Device,
+        build: impl FnOnce(&ModelSpec, u64) -> Result<B>,
     ) -> Result<Self> {
         let load = |path: &PathBuf| -> Result<(PathBuf, Adapter)> { Ok((path.clone(), Adapter::load(path)?)) };
         let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
@@ -55,13 +55,16 @@ impl<B: Backend> ReadOnly<B> {
             false => warning!("{warning}"),
             true => warning!("{}: {warning}", path.display()),
         };
-        let held = recipe(settings, checkpoint);
+        let resident = recipe(settings, checkpoint);
         for (path, adapter) in &adapters {
             let trained = adapter.recipe(&path.display().to_string()).ok().flatten();
-            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && *trained != held) {
+            if let Some(trained) = trained.filter(|trained| checkpoint.quantization().is_some() && *trained != resident)
+            {
                 warn(
                     path,
-                    &format!("the adapter was trained on base weights held as: {trained}; this base holds: {held}"),
+                    &format!(
+                        "the adapter was trained on a base quantized as {trained}; this base is quantized as {resident}"
+                    ),
                 );
             }
         }
@@ -91,15 +94,15 @@ impl<B: Backend> ReadOnly<B> {
             // The base alone.
             specs.pop();
         }
-        let plan = plan(device, &specs, &reading, checkpoint, budget)?;
-        let advice = match reading {
-            Reading::Loss => "Lower --max-length",
-            Reading::Text { .. } => "Give fewer or shorter prompts, or a lower --max-new-tokens",
+        let plan = plan(device, &specs, &job, checkpoint, budget)?;
+        let advice = match job {
+            InferenceJob::Loss => "Lower --max-length",
+            InferenceJob::Text { .. } => "Give fewer or shorter prompts, or a lower --max-new-tokens",
         };
         plan::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
 
-        let mut backend = make(&spec, plan.run_bytes)?;
+        let mut backend = build(&spec, plan.run_bytes)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
         let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
         let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
@@ -117,7 +120,7 @@ impl<B: Backend> ReadOnly<B> {
     }
 
     /// Puts adapter `index` of those given to [`load`](Self::load) on the base.
-    pub fn select(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
+    pub fn activate_adapter(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
         let (_, adapter) = &self.adapters[index];
         let mut source = CheckpointSource::new(checkpoint, adapter.lora_pairs()?, self.seed);
         // Of the last adapter's rank.
@@ -126,26 +129,26 @@ impl<B: Backend> ReadOnly<B> {
     }
 }
 
-/// What reading holds with the adapters of `specs`, one after the other.
+/// Memory plan of the job with the adapters of `specs`, one after the other.
 fn plan(
-    device: Device,
+    device: &Device,
     specs: &[ModelSpec],
-    reading: &Reading,
+    job: &InferenceJob,
     checkpoint: &Checkpoint,
     budget: Budget,
 ) -> Result<MemoryPlan> {
     let stored = plan::stored_in(checkpoint);
     let of = |spec: &ModelSpec, adapters: &[LoraSpec]| {
-        let work = match reading {
-            Reading::Loss => Work::Loss(adapters),
-            Reading::Text { prompts, max_new_tokens } => {
+        let work = match job {
+            InferenceJob::Loss => Work::Loss(adapters),
+            InferenceJob::Text { prompts, max_new_tokens } => {
                 Work::Text { adapters, prompts, max_new_tokens: *max_new_tokens }
             }
         };
         plan::plan(device, spec, &stored, work, budget)
     };
     let adapters: Vec<LoraSpec> = specs.iter().map(|spec| spec.lora.clone()).collect();
-    if device != Device::Cpu {
+    if !device.is_cpu() {
         return of(&specs[0], &adapters);
     }
     // The host's memory is taken and given back by each.

@@ -1,6 +1,7 @@
 //! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
 
 mod cached;
+pub mod generate;
 pub mod optimizer_step;
 mod step;
 

@@ -129,12 +129,12 @@ fn a_changed_weight_or_record_is_noticed_by_the_fingerprint() {
     changed[whole.len() - 256 - 128 - 1] ^= 1;
     std::fs::write(&path, changed).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    assert_refused(checkpoint.fingerprint(), &["changed after the model was quantised", "quantise it again"]);
+    assert_refused(checkpoint.fingerprint(), &["changed after the model was quantized", "quantize it again"]);
 
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let text = String::from_utf8(whole[8..header].to_vec()).unwrap();
     for (from, to, words) in [
-        (&original.quantized_fingerprint, "0".repeat(64), &["expected 00000000", "quantise it again"][..]),
+        (&original.quantized_fingerprint, "0".repeat(64), &["expected 00000000", "quantize it again"][..]),
         (&original.fingerprint, "x".repeat(64), &["`qlora.base_fingerprint`", "64 hex digits"]),
     ] {
         let edited = [&whole[..8], text.replace(from.as_str(), &to).as_bytes(), &whole[header..]].concat();
@@ -168,7 +168,7 @@ fn outputs_and_options_that_are_refused_leave_nothing_behind() {
     std::fs::create_dir(&output).unwrap();
     quantize(&checkpoint, &output, &fine, &mut |_| Ok(())).unwrap();
     let again = Checkpoint::open(&output).unwrap();
-    assert_refused(quantize(&again, &dir.path().join("new"), &fine, &mut |_| Ok(())), &["empty", "quantised already"]);
+    assert_refused(quantize(&again, &dir.path().join("new"), &fine, &mut |_| Ok(())), &["empty", "already quantized"]);
     assert!(!dir.path().join("new").exists());
 }
 

@@ -167,7 +167,7 @@ fn tensors_missing_unknown_or_of_another_shape_or_type() {
         ),
         (
             &|t| drop(t.insert(format!("{NORM}.absmax"), (Dtype::U8, vec![1], vec![0]))),
-            &[SINGLE, "absmax", "part of a quantised weight"],
+            &[SINGLE, "absmax", "part of a quantized weight"],
         ),
     ];
     for (change, words) in cases {

@@ -10,7 +10,7 @@ use qlora_kernels::philox::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::infer::generate::{Sampling, generate};
+use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec, Source};
 
 const MODELS: u64 = 6;
@@ -62,7 +62,7 @@ impl Pieces {
 
     fn batch(&self) -> Batch<'_> {
         let Self { input_ids, positions, boundaries, targets, .. } = self;
-        Batch { input_ids, positions, boundaries, targets }
+        Batch { input_ids, positions, boundaries, targets, weights: None }
     }
 }
 

@@ -11,11 +11,11 @@ use qlora_train::model::ModelSpec;
 use qlora_train::session::plan::{StoredAs, Work, plan};
 use qlora_train::session::{Budget, Device};
 
-const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "", host_limit: u64::MAX };
+const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", host_limit: u64::MAX };
 
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-    plan(Device::Cuda(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
+    plan(&Device::unopened(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
 }
 
 #[test]

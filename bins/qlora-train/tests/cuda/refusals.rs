@@ -128,8 +128,13 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
     };
     let mut source = Changed { memory: memory(&config()), name: "model.embed_tokens.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);
-    let batch =
-        |input_ids| Batch { input_ids, positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &[1, 2, 3, -100] };
+    let batch = |input_ids| Batch {
+        input_ids,
+        positions: &[0, 1, 2, 3],
+        boundaries: &[0, 4],
+        targets: &[1, 2, 3, -100],
+        weights: None,
+    };
     let batches = [batch(&first), batch(&second)];
     // As if the first one's loss had been finite and its gradients not.
     for (_, param) in model.params_mut() {
@@ -244,6 +249,7 @@ fn a_batch_that_does_not_fit_the_run_is_refused() {
     let ids = Documents::random(&[10], 100_000, 1);
     assert!(model.loss(&mut cuda, &ids.batch()).unwrap_err().to_string().contains("vocabulary of 211"));
     let targets = [1, 2, 250, -100];
-    let batch = Batch { input_ids: &[0; 4], positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &targets };
+    let batch =
+        Batch { input_ids: &[0; 4], positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &targets, weights: None };
     assert!(model.loss(&mut cuda, &batch).unwrap_err().to_string().contains("token id 250"));
 }

@@ -257,3 +257,36 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
     assert!(apart(&found) <= 2.0 * rms(&moved));
     assert!((found_loss - loss).abs() <= 4.0 * rms(&losses));
 }
+
+/// Weights of 1 change no bit, a weight of 0 is a target that is not there, and a loss is the weighted sum of the tokens'.
+#[test]
+fn weights_of_tokens_are_those_of_the_loss_and_its_gradient() {
+    let tally = Tally::new("training, weights", 1);
+    let spec = spec(Arch { num_layers: 1, ..config() });
+    let documents = |weights: Option<Vec<f32>>| {
+        let mut documents = Documents::random(&[9, 7], spec.arch.vocab_size, 3);
+        documents.weights = weights;
+        documents
+    };
+    let step = |batch: Batch| train_on(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 1, &[batch]);
+    let plain = documents(None);
+    let expected = step(plain.batch());
+    assert!(step(documents(Some(vec![1.0; 16])).batch()) == expected);
+    let even = |token: usize| if token % 2 == 0 { 1.0 } else { 0.0 };
+    let half = step(documents(Some((0..16).map(even).collect())).batch());
+    let targets: Vec<i32> =
+        plain.batch().targets.iter().enumerate().map(|(i, &target)| if i % 2 == 0 { target } else { -100 }).collect();
+    assert!(half == step(Batch { targets: &targets, ..plain.batch() }));
+    assert!(half != expected);
+
+    let mut cuda = on_device(&spec);
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
+    let mut loss = |weights: Vec<f32>| model.loss(&mut cuda, &documents(Some(weights)).batch()).unwrap();
+    let weights: Vec<f32> = (0..16).map(|token| 0.25 * token as f32 - 1.0).collect();
+    let alone: Vec<f64> =
+        (0..16).map(|token| loss((0..16).map(|i| f32::from(u8::from(i == token))).collect())).collect();
+    let sum: f64 = alone.iter().zip(&weights).map(|(loss, &weight)| loss * f64::from(weight)).sum();
+    let found = loss(weights);
+    assert!((found - sum).abs() <= 1e-12 * alone.iter().sum::<f64>(), "{found}, expected {sum}");
+    tally.case();
+}

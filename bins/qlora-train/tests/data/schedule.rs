@@ -27,7 +27,7 @@ fn options() -> ScheduleOptions {
 
 fn dataset(rows: usize) -> Dataset {
     let rows = (0..rows).map(|at| Row { line: at + 1, ..row(&[1, 2], &[1, 2]) }).collect();
-    Dataset { rows, report: DatasetReport::default() }
+    Dataset { hashes: Vec::new(), rows, report: DatasetReport::default() }
 }
 
 #[test]

@@ -17,7 +17,8 @@ pub fn linear_cross_entropy(
     x: &[f32], // [M, H]
     head: &Dense,
     targets: &[i32], // [M]
-    weight: f32,
+    weights: &[f32], // [M], or empty: 1 each
+    scale: f32,
     mut dx: Option<&mut [f32]>, // [M, H]
 ) -> f64 {
     let h = head.cols;
@@ -25,7 +26,8 @@ pub fn linear_cross_entropy(
         dx.fill(0.0);
     }
     let vocab = head.rows();
-    let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0).collect();
+    let weight_of = |token: usize| weights.get(token).copied().unwrap_or(1.0);
+    let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0 && weight_of(t) != 0.0).collect();
     let mut loss = 0.0;
     for tokens in supervised.chunks(CHUNK) {
         let half = workspace.gathered.len() / 2;
@@ -36,19 +38,20 @@ pub fn linear_cross_entropy(
         }
         let logits = &mut workspace.logits[..tokens.len() * vocab];
         project(&mut workspace.panels, gathered, head, logits);
-        // Logits become weight·(softmax − onehot); the loss of each token is taken on the way.
+        // Logits become scale·weight·(softmax − onehot); the loss of each token is taken on the way.
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocab)
             .zip(tokens)
             .map(|(logits, &token)| {
                 let target = targets[token] as usize;
+                let weight = scale * weight_of(token);
                 let target_logit = logits[target];
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let sum = logits.chunks_mut(512).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>();
                 let factor = (f64::from(weight) / sum) as f32;
                 logits.iter_mut().for_each(|p| *p *= factor);
                 logits[target] -= weight;
-                f64::from(max) + sum.ln() - f64::from(target_logit)
+                f64::from(weight_of(token)) * (f64::from(max) + sum.ln() - f64::from(target_logit))
             })
             .collect();
         loss += losses.iter().sum::<f64>();

@@ -357,6 +357,7 @@ impl Backend for Cpu {
             rows(x, tokens),
             head,
             &self.batch.targets,
+            &self.batch.weights,
             weight,
             dx.map(|dx| rows_mut(dx, tokens)),
         );

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::refuse;
 
 /// The largest LoRA rank of the kernels.
-const MAX_RANK: usize = qlora_kernels::cuda::sys::QK_MAX_R as usize;
+const MAX_RANK: usize = qlora_kernels::sys::QK_MAX_R as usize;
 
 const ELSEWHERE: &str = "`--device cpu` computes it";
 

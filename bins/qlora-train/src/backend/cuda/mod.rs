@@ -34,7 +34,10 @@ use half::bf16;
 use loss::LossMemory;
 use memory::{Incoming, Memory};
 use optimizer::OptimizerMemory;
-use qlora_kernels::cuda::{Buffer, CudaError, Device, Marks, View, layer};
+use qlora_kernels::CudaError;
+use qlora_kernels::device::{Buffer, Device, EventTimer, View};
+use qlora_kernels::ops::layer;
+use std::rc::Rc;
 use std::sync::Arc;
 use stow::StowMemory;
 
@@ -63,9 +66,9 @@ pub struct Cuda {
     /// What random weights repeat, and the same on the device.
     pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
     /// Made when the first moment is marked.
-    marks: Option<Marks>,
+    marks: Option<EventTimer>,
     #[cfg(feature = "emulation")]
-    paths: Vec<qlora_kernels::cuda::linear::Path>,
+    paths: Vec<qlora_kernels::ops::linear::Path>,
 }
 
 struct BatchMemory {
@@ -77,6 +80,8 @@ struct BatchMemory {
     boundaries: Incoming<u32>,
     /// `[tokens]`
     targets: Incoming<i32>,
+    /// `[tokens]`
+    weights: Incoming<f32>,
 }
 
 /// Rotation angles of every position.
@@ -121,6 +126,7 @@ impl BatchMemory {
             positions: Incoming::new(memory, name, tokens)?,
             boundaries: Incoming::new(memory, name, tokens + 1)?,
             targets: Incoming::new(memory, name, tokens)?,
+            weights: Incoming::new(memory, name, tokens)?,
         })
     }
 
@@ -128,6 +134,9 @@ impl BatchMemory {
         self.input_ids.set(memory, &batch.input_ids)?;
         self.positions.set(memory, &batch.positions)?;
         self.boundaries.set(memory, &batch.boundaries)?;
+        if !batch.weights.is_empty() {
+            self.weights.set(memory, &batch.weights)?;
+        }
         self.targets.set(memory, &batch.targets)
     }
 }
@@ -136,8 +145,13 @@ impl Cuda {
     /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found. Refused: no
     /// driver, no such GPU, no room, or a model that the kernels do not compute.
     pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+        let device = Device::open_at(ordinal).usage_context(|| format!("`device`: cuda:{ordinal} cannot be used"))?;
+        Self::on_device(Rc::new(device), dims, config, bytes)
+    }
+
+    /// As [`new`](Self::new), on a GPU that is open already.
+    pub fn on_device(device: Rc<Device>, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
-        let device = Device::open_at(ordinal).or_refuse(|| "`device`: found cuda".to_owned())?;
         Self::on(Memory::new(device, bytes)?, dims, config)
     }
 
@@ -173,7 +187,7 @@ impl Cuda {
 
     /// The kernels that linear layers took since the last call, in order; for tests.
     #[cfg(feature = "emulation")]
-    pub fn take_paths(&mut self) -> Vec<qlora_kernels::cuda::linear::Path> {
+    pub fn take_paths(&mut self) -> Vec<qlora_kernels::ops::linear::Path> {
         std::mem::take(&mut self.paths)
     }
 

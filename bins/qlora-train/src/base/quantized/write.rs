@@ -33,7 +33,7 @@ pub struct QuantizeOptions {
     pub max_shard_bytes: u64,
 }
 
-/// What [`quantize`] made.
+/// Result of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct Quantized {
     /// Linear weights in NF4.
@@ -59,7 +59,7 @@ pub fn quantize(
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Quantized> {
     if checkpoint.quantization().is_some() {
-        refuse!("{}: found a model that is quantised already, expected a 16-bit one", checkpoint.dir().display());
+        refuse!("{}: found a model that is already quantized, expected a 16-bit one", checkpoint.dir().display());
     }
     let plan = Plan::new(checkpoint, options)?;
     let partial = Partial::new(output)?;
@@ -81,7 +81,7 @@ pub fn quantize(
     })
 }
 
-/// What goes where.
+/// Plan of the files.
 struct Plan<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a QuantizeOptions,
@@ -113,7 +113,7 @@ impl<'a> Plan<'a> {
         Ok(Self { checkpoint, options, quantized, skipped, layout })
     }
 
-    /// What the linear layers were stored in, as a whole.
+    /// Type that the linear layers were stored in
     fn compute_type(&self) -> StoredType {
         let name = self.checkpoint.arch().weight_name(0, Projection::Q);
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
@@ -153,7 +153,7 @@ impl<'a> Plan<'a> {
             _ => Nf4Matrix::quantize(&tensor.to_f32(), rows, cols, &self.options.nf4),
         };
         drop(tensor);
-        let matrix = quantized.or_refuse(|| format!("{}: tensor `{name}`", self.checkpoint.dir().display()))?;
+        let matrix = quantized.usage_context(|| format!("{}: tensor `{name}`", self.checkpoint.dir().display()))?;
         let bytes = nf4_bytes(&matrix, dtype);
         let parts = nf4_parts(name, rows, cols, &self.options.nf4);
         parts.iter().zip(&bytes).try_for_each(|(stored, bytes)| writer.write(&stored.name, bytes))?;
@@ -219,13 +219,13 @@ impl Partial {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        std::fs::create_dir_all(parent).or_refuse(|| format!("{shown}: its parent directory cannot be made"))?;
+        std::fs::create_dir_all(parent).usage_context(|| format!("{shown}: its parent directory cannot be made"))?;
         // Readable by whom the umask lets read.
         let guard = tempfile::Builder::new()
             .prefix(&format!(".{name}.partial-"))
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(parent)
-            .or_refuse(|| format!("{shown}: cannot be made; choose another directory"))?;
+            .usage_context(|| format!("{shown}: cannot be made; choose another directory"))?;
         Ok(Self { path: guard.path().to_owned(), guard })
     }
 
@@ -236,7 +236,7 @@ impl Partial {
             std::fs::rename(&self.path, output)?;
             File::open(output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
         };
-        put().or_fail(|| format!("{}: cannot be put in place", output.display()))?;
+        put().context(|| format!("{}: cannot be put in place", output.display()))?;
         // It has another name now.
         let _ = self.guard.keep();
         Ok(())
@@ -250,7 +250,7 @@ pub(super) fn check_output(output: &Path) -> Result<()> {
     if !metadata.is_dir() {
         refuse!("{shown}: found something that is not a directory, expected none, or an empty one; choose another");
     }
-    let mut entries = std::fs::read_dir(output).or_refuse(|| format!("{shown}: cannot be read"))?;
+    let mut entries = std::fs::read_dir(output).usage_context(|| format!("{shown}: cannot be read"))?;
     if entries.next().is_some() {
         refuse!("{shown}: found a directory that is not empty, expected none, or an empty one; choose another");
     }
@@ -276,8 +276,8 @@ const WEIGHTS: [&str; 13] = [
 
 /// Tokenizer, templates, generation settings, licence, model card: all files but weights and hidden ones.
 fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(from).or_fail(|| format!("{}: cannot be read", from.display()))? {
-        let entry = entry.or_fail(|| format!("{}: cannot be read", from.display()))?;
+    for entry in std::fs::read_dir(from).context(|| format!("{}: cannot be read", from.display()))? {
+        let entry = entry.context(|| format!("{}: cannot be read", from.display()))?;
         let (name, path) = (entry.file_name(), entry.path());
         let text = name.to_string_lossy();
         let weights = WEIGHTS.iter().any(|ending| text.ends_with(&format!(".{ending}")));
@@ -290,7 +290,7 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
             io::copy(&mut File::open(&path)?, &mut target)?;
             target.sync_all()
         };
-        copy().or_fail(|| format!("{}: cannot be copied", path.display()))?;
+        copy().context(|| format!("{}: cannot be copied", path.display()))?;
     }
     Ok(())
 }

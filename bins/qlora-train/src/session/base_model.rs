@@ -1,0 +1,86 @@
+//! The base model of a run: its checkpoint, opened and checked, and its tokenizer.
+
+use super::Device;
+use crate::base::{Checkpoint, resolve_model};
+use crate::config::Settings;
+use crate::data::ChatTokenizer;
+use crate::error::Result;
+use crate::refuse;
+use crate::report::status;
+use std::cell::OnceCell;
+
+/// Above this many parameters the CPU is only used when it is asked for.
+const CPU_PARAMETERS: u64 = 3_000_000_000;
+
+/// A base model and the tokenizer of its directory.
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    chat_template: Option<String>,
+    /// Special tokens that the settings name, by the names of `tokenizer_config.json`.
+    special_tokens: [(&'static str, Option<String>); 2],
+    tokenizer: OnceCell<ChatTokenizer>,
+}
+
+impl Loaded {
+    /// Opens and checks the base, without its weights.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        let arg = settings.model_path()?;
+        let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
+        let checkpoint = Checkpoint::open(&dir)?;
+        for note in checkpoint.notes() {
+            status!("{note}");
+        }
+        let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
+        let chat_template = settings.chat_template.clone();
+        Ok(Self { checkpoint, chat_template, special_tokens, tokenizer: OnceCell::new() })
+    }
+
+    /// The tokenizer if it was opened: not where all rows are token ids already.
+    pub fn tokenizer(&self) -> Option<&ChatTokenizer> {
+        self.tokenizer.get()
+    }
+
+    /// The tokenizer, opened now if it was not.
+    pub fn open_tokenizer(&self) -> Result<&ChatTokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = ChatTokenizer::open(self.checkpoint.dir(), self.chat_template.as_deref())?;
+        status!("chat template: {}", tokenizer.template_origin());
+        for (name, given) in &self.special_tokens {
+            check_special_token(&tokenizer, name, given.as_deref())?;
+        }
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// Parameters of the base alone. Opening it checked that the count fits 64 bits.
+    pub fn parameters(&self) -> u64 {
+        self.checkpoint.arch().num_parameters().unwrap_or(u64::MAX)
+    }
+
+    /// Refuses a model that would keep a CPU busy for days, unless the CPU was asked for.
+    pub fn check_size(&self, settings: &Settings, device: &Device) -> Result<()> {
+        let parameters = self.parameters();
+        if device.is_cpu() && settings.device.is_none() && parameters > CPU_PARAMETERS {
+            refuse!(
+                "the model has {:.1}B parameters, which takes very long on a CPU; use `--device cpu` to train it there \
+                 anyway",
+                parameters as f64 / 1e9
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a special token other than the tokenizer's: the model was made with that one.
+fn check_special_token(tokenizer: &ChatTokenizer, name: &str, given: Option<&str>) -> Result<()> {
+    let own = tokenizer.special_token(name);
+    match given {
+        Some(given) if own != Some(given) => refuse!(
+            "`{name}`: found {given:?}, the tokenizer of {} has {}; leave it out, or change tokenizer_config.json",
+            tokenizer.dir().display(),
+            own.map_or_else(|| "none".to_owned(), |own| format!("{own:?}"))
+        ),
+        _ => Ok(()),
+    }
+}
