@@ -62,7 +62,8 @@ impl DeviceJob for Evaluate<'_> {
         let longest = dataset.report.longest;
         // Short rows share a batch; a small data set needs no more than its own tokens.
         let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-        let adapters = &args.model.adapter;
+        let adapters = args.model.adapters();
+        let adapters = &adapters[..];
         let mut model = InferenceModel::load(
             &settings,
             &loaded.checkpoint,

@@ -11,15 +11,15 @@ mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::{Adapter, Recipe};
+use crate::adapter::{ADAPTER_CONFIG, Adapter, Recipe};
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
-use crate::report::{Verbosity, print_error, set_verbosity};
+use crate::report::{Verbosity, print_error, set_verbosity, status};
 use clap::{Args, Parser, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -66,9 +66,10 @@ const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
 /// Arguments shared by the commands that only read a model.
 #[derive(Args)]
 struct ModelArgs {
-    /// Base model: a Hugging Face directory, or a hub id in the local cache
-    #[arg(long)]
-    model: String,
+    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the first adapter
+    /// was trained on. An adapter directory stands for that adapter on its base
+    #[arg(long, required_unless_present = "adapter")]
+    model: Option<String>,
     /// Revision of a hub id
     #[arg(long)]
     revision: Option<String>,
@@ -95,11 +96,46 @@ struct ModelArgs {
     threads: Option<String>,
 }
 
+/// Whether a directory holds an adapter and no model.
+fn is_adapter(dir: &Path) -> bool {
+    dir.join(ADAPTER_CONFIG).is_file() && !dir.join("config.json").is_file()
+}
+
+/// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
+fn recorded_base(adapter: &Path) -> Result<String> {
+    let read = |name: &str, pointer: &str| {
+        let text = std::fs::read_to_string(adapter.join(name)).ok()?;
+        let json: Value = serde_json::from_str(&text).ok()?;
+        json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+    };
+    let of_run = read("run.json", "/settings/model").filter(|model| Path::new(model).exists() || model.contains('/'));
+    match of_run.or_else(|| read(ADAPTER_CONFIG, "/base_model_name_or_path")) {
+        Some(base) => {
+            status!("base: {base}, as {} records", adapter.display());
+            Ok(base)
+        }
+        None => {
+            refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
+        }
+    }
+}
+
 impl ModelArgs {
+    /// The adapters to use, one after the other.
+    fn adapters(&self) -> Vec<PathBuf> {
+        let own = self.model.iter().map(PathBuf::from).filter(|model| is_adapter(model));
+        own.chain(self.adapter.iter().cloned()).collect()
+    }
+
     /// These arguments as settings, so that every value is checked in one place.
     fn settings(&self) -> Result<Settings> {
+        let base = match (&self.model, self.adapters().first()) {
+            (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
+            (_, Some(adapter)) => recorded_base(adapter)?,
+            (_, None) => refuse!("give the base with --model, or an adapter with --adapter"),
+        };
         let values = [
-            ("model", Some(&self.model)),
+            ("model", Some(&base)),
             ("revision", self.revision.as_ref()),
             ("quantization", self.quantization.as_ref()),
             ("chat_template", self.chat_template.as_ref()),
@@ -122,9 +158,9 @@ impl ModelArgs {
 impl ModelArgs {
     /// How the base was held when the adapters were trained. Refused: they do not agree.
     fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(&PathBuf, Recipe)> = None;
-        for path in &self.adapter {
-            let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
+        let mut recorded: Option<(PathBuf, Recipe)> = None;
+        for path in self.adapters() {
+            let Some(recipe) = Adapter::load(&path)?.recipe(&path.display().to_string())? else { continue };
             match &recorded {
                 Some((first, other)) if *other != recipe => refuse!(
                     "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
@@ -170,6 +206,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print_error(&error);
+            if cli.json {
+                let message = error.to_string();
+                let told = json!({"error": {"message": message, "exit_status": error.exit_status()}});
+                // Nobody listens if this fails.
+                let _ = print(&told.to_string());
+            }
             ExitCode::from(error.exit_status())
         }
     }
@@ -189,8 +231,11 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(error.exit_code() as u8)
 }
 
-/// A reader that has seen enough, such as `head`, is no failure.
+/// Prints nothing where there is no answer: it was written as it grew. A reader that has seen enough, such as `head`, is no failure.
 fn print(text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
     let mut out = std::io::stdout();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).or_fail(|| "standard output".to_owned()),

@@ -126,6 +126,15 @@ impl ChatTokenizer {
         &self.dir
     }
 
+    /// The added token that ends an answer in this template, if it ends with one that is trained on.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        let turns = [Message::new("user", "x"), Message::new("assistant", "y")];
+        let tokens = self.encode_chat(&turns).ok()?;
+        let last = tokens.labels.iter().rposition(|&label| label >= 0)?;
+        let id = tokens.input_ids[last];
+        self.tokenizer.id_to_token(id).filter(|text| self.added.contains(text)).map(|_| id)
+    }
+
     /// Text of a special token by its name in `tokenizer_config.json`.
     pub fn special_token(&self, name: &str) -> Option<&str> {
         self.special.iter().find(|(key, _)| key == name).map(|(_, token)| token.as_str())

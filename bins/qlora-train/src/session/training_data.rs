@@ -38,6 +38,11 @@ impl TrainingData {
             status!("validation: {}", validation.report);
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
         };
+        if validation.len() == 1 {
+            warning!(
+                "one row is held back for validation: its loss says little; give a larger val_set_size or val_data"
+            );
+        }
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
             status!("{packing}");

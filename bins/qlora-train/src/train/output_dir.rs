@@ -77,6 +77,27 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
     })
 }
 
+/// Removes the run that `dir` holds, `run.json` last, so that what is left of it is still known as a run. Other files stay.
+pub fn remove_run(dir: &Path) -> Result<()> {
+    let what = |path: &Path| format!("{}: cannot be removed (overwrite_output_dir)", path.display());
+    for (_, path) in super::checkpoints::list(dir)? {
+        std::fs::remove_dir_all(&path).or_fail(|| what(&path))?;
+    }
+    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, RUN_FILE] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).or_fail(|| what(&path)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether `dir` holds a run, of whatever settings.
+pub fn holds_run(dir: &Path) -> bool {
+    dir.join(RUN_FILE).is_file()
+}
+
 /// The part of [`check_output_dir`] that can only be told once the base is loaded: that a run in `dir` was one of the
 /// same weights.
 pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
