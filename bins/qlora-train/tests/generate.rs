@@ -24,8 +24,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: false,
         states: qlora_train::backend::StateFormat::F32,
-        recompute: false,
-        offload: false,
+        activations: Vec::new(),
         tokens,
         positions: tokens,
         seed,
@@ -108,7 +107,6 @@ proptest! {
                 }
             }
         }
-        model.free_cache(&mut cpu, cache);
     }
 
     /// Several prompts side by side get the tokens that each would get alone from the most likely token of the whole

@@ -82,7 +82,6 @@ pub fn generate<B: Backend>(
         }
         open = still_open;
     }
-    model.free_cache(backend, cache);
     Ok(rows.into_iter().zip(prompts).map(|(row, prompt)| row[prompt.len()..].to_vec()).collect())
 }
 

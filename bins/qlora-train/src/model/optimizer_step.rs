@@ -1,6 +1,6 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
-use crate::backend::{Backend, Batch, ParamUpdate, Watch};
+use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
 use crate::comm::{Communicator, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
@@ -125,7 +125,8 @@ fn scale_of(total: f64) -> f32 {
 }
 
 fn check_total(step: u64, total: f64) -> Result<()> {
-    if total > 0.0 {
+    // A weight that is not a number is refused by its place when its batch begins.
+    if total > 0.0 || total.is_nan() {
         return Ok(());
     }
     let what = match total == 0.0 {
@@ -244,7 +245,7 @@ fn not_finite<B: Backend>(
     what: &str,
 ) -> Error {
     let mut found = String::new();
-    if backend.watch(Watch::Values).unwrap_or(false) {
+    if backend.set_trace(TraceMode::Values).is_ok() {
         status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
         let weight = scale_of(total_weight(batches));
         for (micro, batch) in batches[..micro_batches].iter().enumerate() {
@@ -257,7 +258,7 @@ fn not_finite<B: Backend>(
                 break;
             }
         }
-        let _ = backend.watch(Watch::Nothing);
+        let _ = backend.set_trace(TraceMode::Off);
     }
     Error::Failed(format!("{what}{found}; nothing was updated. A lower learning_rate is the usual cure"))
 }

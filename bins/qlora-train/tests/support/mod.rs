@@ -1,5 +1,7 @@
 //! A random model in memory, and the f64 oracle of its loss.
 
+pub mod ranges;
+
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::{self, AttentionShape, LoraTerm, RopeTable};
