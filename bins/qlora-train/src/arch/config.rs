@@ -138,14 +138,6 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
     map
 }
 
-/// Refuses `key` unless it is absent or has the one value that is computed.
-pub(super) fn only_number(keys: &Keys, key: &str, neutral: f64) -> Result<()> {
-    match keys.number(key)? {
-        Some(x) if x != neutral => Err(keys.wrong(key, &format!("{neutral}, the only supported value"))),
-        _ => Ok(()),
-    }
-}
-
 /// Refuses `key` where it is true.
 pub(super) fn only_false(keys: &Keys, key: &str) -> Result<()> {
     match keys.flag(key)? {

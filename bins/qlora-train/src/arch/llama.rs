@@ -4,7 +4,7 @@
 //! A key that is absent has the default of transformers' `LlamaConfig`; a key that would change the arithmetic in a way
 //! that this trainer does not know is refused.
 
-use super::config::{self, Defaults, only_false, only_full_attention, only_number, only_silu};
+use super::config::{self, Defaults, only_false, only_full_attention, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;

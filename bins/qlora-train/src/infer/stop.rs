@@ -60,10 +60,10 @@ mod tests {
             std::fs::write(dir.path().join(FILE), text).unwrap();
             of_generation_config(dir.path(), 10)
         };
-        assert_eq!(of_generation_config(Path::new("no/such"), 10).unwrap(), []);
+        assert_eq!(of_generation_config(Path::new("no/such"), 10).unwrap(), [0u32; 0]);
         assert_eq!(of(r#"{"eos_token_id": 3}"#).unwrap(), [3]);
         assert_eq!(of(r#"{"eos_token_id": [3, 9, 10, -1]}"#).unwrap(), [3, 9]);
-        assert_eq!(of(r#"{"eos_token_id": null, "temperature": 0.6}"#).unwrap(), []);
+        assert_eq!(of(r#"{"eos_token_id": null, "temperature": 0.6}"#).unwrap(), [0u32; 0]);
         for bad in [r#"{"eos_token_id": "x"}"#, "{"] {
             let error = of(bad).unwrap_err();
             assert!(error.to_string().contains(FILE) && error.exit_status() == 2, "{error}");
