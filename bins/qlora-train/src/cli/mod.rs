@@ -11,7 +11,7 @@ mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::{ADAPTER_CONFIG, Adapter, Recipe};
+use crate::adapter::{Adapter, Recipe, is_adapter, recorded_base};
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -96,30 +96,6 @@ struct ModelArgs {
     threads: Option<String>,
 }
 
-/// Whether a directory holds an adapter and no model.
-fn is_adapter(dir: &Path) -> bool {
-    dir.join(ADAPTER_CONFIG).is_file() && !dir.join("config.json").is_file()
-}
-
-/// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
-fn recorded_base(adapter: &Path) -> Result<String> {
-    let read = |name: &str, pointer: &str| {
-        let text = std::fs::read_to_string(adapter.join(name)).ok()?;
-        let json: Value = serde_json::from_str(&text).ok()?;
-        json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
-    };
-    let of_run = read("run.json", "/settings/model").filter(|model| Path::new(model).exists() || model.contains('/'));
-    match of_run.or_else(|| read(ADAPTER_CONFIG, "/base_model_name_or_path")) {
-        Some(base) => {
-            status!("base: {base}, as {} records", adapter.display());
-            Ok(base)
-        }
-        None => {
-            refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
-        }
-    }
-}
-
 impl ModelArgs {
     /// The adapters to use, one after the other.
     fn adapters(&self) -> Vec<PathBuf> {
@@ -131,7 +107,11 @@ impl ModelArgs {
     fn settings(&self) -> Result<Settings> {
         let base = match (&self.model, self.adapters().first()) {
             (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
-            (_, Some(adapter)) => recorded_base(adapter)?,
+            (_, Some(adapter)) => {
+                let base = recorded_base(adapter)?;
+                status!("base: {base}, as {} records", adapter.display());
+                base
+            }
             (_, None) => refuse!("give the base with --model, or an adapter with --adapter"),
         };
         let values = [

@@ -15,10 +15,10 @@ use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::{Adapter, copy_tokenizer_files};
+use crate::adapter::{Adapter, copy_tokenizer_files, is_adapter, recorded_base};
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
-use crate::config::{Purpose, Settings};
+use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
@@ -47,6 +47,12 @@ pub struct TrainOutcome {
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
+        let base = recorded_base(&adapter)?;
+        status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
+        settings.model = Some(base);
+        settings.init_adapter.get_or_insert(adapter);
+    }
     launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
@@ -59,11 +65,12 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
     let identity = run_identity(&settings, &loaded, &data)?;
-    let found = match check_output_dir(&output, &identity) {
+    let resumes = settings.resume_from_checkpoint != Resume::No;
+    let found = match check_output_dir(&output, &identity, resumes) {
         Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(&output) => {
             warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
             remove_run(&output)?;
-            check_output_dir(&output, &identity)?
+            Found::Nothing
         }
         found => found?,
     };
@@ -172,7 +179,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         None => {
             let lock = OutputLock::create(&output)?;
             // Another process may have been faster.
-            check_output_dir(&output, &identity)?;
+            check_output_dir(&output, &identity, false)?;
             lock
         }
     };
