@@ -22,6 +22,7 @@ pub mod nf4;
 pub mod ops;
 pub mod philox;
 pub mod reference;
+#[allow(rustdoc::broken_intra_doc_links, reason = "generated: an option of bindgen looks like a link")]
 pub mod sys;
 pub mod weights;
 

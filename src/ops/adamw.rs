@@ -47,7 +47,7 @@ pub struct Tensors<'a> {
     memory: PhantomData<Tensor<'a>>,
 }
 
-/// What [`gradient_norm`] finds.
+/// The result of [`Tensors::gradient_norm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GradientState {
     /// L2 over all gradients, before clipping.
