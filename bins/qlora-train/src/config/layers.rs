@@ -65,7 +65,7 @@ impl Layer {
         let Given { place, value, line } = &given;
         match lookup(name) {
             // As if it were not written.
-            Some(Known::Setting(_)) if *value == Value::Null => Ok(()),
+            Some(Known::Setting(_) | Known::Derived(_)) if *value == Value::Null => Ok(()),
             // Axolotl's and LLaMA-Factory's names of the model's own template.
             Some(Known::Setting(info)) if info.name == "chat_template" && own_template(value) => Ok(()),
             Some(Known::Setting(info)) => {

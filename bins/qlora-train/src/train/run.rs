@@ -294,7 +294,8 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
         if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };
     let steps = schedule.total_steps();
     status!("{rates}; {}", count(steps, "step"));
-    if steps < FEW_STEPS {
+    // Who gives max_steps knows how many there are.
+    if steps < FEW_STEPS && settings.max_steps.0.is_none() {
         warning!(
             "{} may be too few to change the model: give more rows, num_train_epochs, or a smaller max_length",
             count(steps, "step")
