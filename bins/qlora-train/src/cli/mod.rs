@@ -42,7 +42,7 @@ struct Cli {
 enum Command {
     /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Plan the memory of a run and say whether it fits
+    /// Plan the memory of a run, with --gpu on one that is not here; the exit status is 0 if it fits, 1 if not
     Plan(SettingsArgs),
     /// Show rows as they are tokenized: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),
@@ -171,6 +171,7 @@ pub fn main() -> ExitCode {
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     });
+    let plans = matches!(cli.command, Command::Plan(_));
     let answer = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -182,8 +183,15 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
-    match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
-        Ok(()) => ExitCode::SUCCESS,
+    let fits = |answer: &Answer| !plans || answer.json["fits"] != false;
+    let printed = answer.and_then(|answer| {
+        print(&if cli.json { answer.json.to_string() } else { answer.text.clone() })?;
+        Ok(fits(&answer))
+    });
+    match printed {
+        Ok(true) => ExitCode::SUCCESS,
+        // A plan that does not fit.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             print_error(&error);
             if cli.json {

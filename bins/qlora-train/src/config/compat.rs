@@ -156,7 +156,35 @@ fn per_epoch(setting: &'static str, value: &Value, weak: bool) -> Result<Option<
 /// Stands for alpha / r, which is alpha only once r is known.
 pub const LORA_SCALE: &str = "lora.scale";
 
+/// Memory that CUDA sees of a GPU, ECC on where it is the default.
+const GPUS: [(&str, &str); 10] = [
+    ("l40s", "44.4GiB"),
+    ("l40", "44.4GiB"),
+    ("a6000", "47.4GiB"),
+    ("a40", "44.4GiB"),
+    ("4090", "23.5GiB"),
+    ("3090", "23.6GiB"),
+    ("5090", "31.3GiB"),
+    ("a100", "79.1GiB"),
+    ("h100", "79.1GiB"),
+    ("h200", "139.7GiB"),
+];
+
 pub const DERIVED: &[Derived] = &[
+    Derived {
+        names: &["gpu"],
+        switch: false,
+        values: "l40s, l40, a6000, a40, 4090, 3090, 5090, a100, h100 or h200",
+        read: |value| {
+            let plain = |text: String| text.trim().to_ascii_lowercase().replace("rtx", "").replace([' ', '_', '-'], "");
+            let name = match value {
+                Value::Int(number) => number.to_string(),
+                value => plain(String::read(value)?),
+            };
+            let (_, memory) = GPUS.iter().find(|(gpu, _)| *gpu == name).ok_or(Reject::Wrong)?;
+            Ok(Some(Implied::new("device_memory", Value::text(*memory))))
+        },
+    },
     Derived {
         names: &[LORA_SCALE],
         switch: false,
