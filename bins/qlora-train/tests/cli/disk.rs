@@ -130,7 +130,7 @@ fn a_run_without_room_for_a_checkpoint_is_refused_and_writes_nothing() {
     let (binary, line) = (env!("CARGO_BIN_EXE_qlora-train"), train("--output-dir disk/out"));
     let script = format!(
         "mount -t tmpfs -o size=64k tmpfs disk || exit 77
-         {binary} {line} 2>errors; echo status $?; ls -A disk
+         {binary} {line} >/dev/null 2>errors; echo status $?; ls -A disk
          mount -o remount,size=64m disk
          {binary} {line} >/dev/null 2>&1; echo then $?"
     );
