@@ -64,7 +64,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.resolve(loaded.parameters());
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
-    let identity = run_identity(&settings, &loaded, &data)?;
+    let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
     let resumes = settings.resume_from_checkpoint != Resume::No;
     let found = match check_output_dir(&output, &identity, resumes) {
         Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(&output) => {
