@@ -32,6 +32,7 @@ use crate::session::plan::{self, MemoryPlan};
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Fewer steps than this are told.
 const FEW_STEPS: u64 = 50;
@@ -215,6 +216,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),
+        started: Instant::now(),
         interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
     finish(run)
