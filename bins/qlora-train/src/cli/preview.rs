@@ -89,6 +89,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         "files": report.files.iter().map(|file| json!({
             "path": file.path.display().to_string(),
             "rows": file.rows,
+            "notes": file.notes.lines(file.unit.name()),
             "formats": file.kinds.iter().map(|(kind, rows)| (kind.name().to_owned(), json!(rows)))
                 .collect::<serde_json::Map<_, _>>(),
         })).collect::<Vec<_>>(),
@@ -128,7 +129,7 @@ fn text_of(
         match marks {
             Marks::Colour => {
                 let id = row.input_ids[at];
-                text += &styled(&token, *supervised, special.bos == Some(id) || special.ends.contains(&id));
+                text += &styled(&token, *supervised, special.added.contains(&id));
             }
             Marks::Brackets => {
                 text += if *supervised && (at == 0 || !supervised_at(at - 1)) { "⟦" } else { "" };

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::UNSUPERVISED;
+use super::chat::ChatTokens;
 use super::formats::{self, AlpacaStyle, Content};
+use super::notes::Note;
 use super::options::DataOptions;
 use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
@@ -123,6 +125,10 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
             report.unsupervised
         );
     }
+    let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
+    if report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| conversations.contains(kind)) {
+        report.warnings.extend(tokenizer.and_then(ChatTokenizer::template_warning));
+    }
     report.rows_kept = rows.len();
     report.tokens = rows.iter().map(Row::len).sum();
     report.supervised_tokens = rows.iter().map(Row::supervised).sum();
@@ -141,15 +147,20 @@ struct Loader<'a> {
     tasks: BTreeSet<Arc<str>>,
 }
 
-/// Token ids and labels of one row, and whether an answer in it has no end-of-turn token.
-type Tokenised = (Vec<u32>, Vec<i32>, bool);
-/// With the row's task.
-type Read = (Tokenised, Option<String>);
+/// One row as it was read.
+struct Read {
+    input_ids: Vec<u32>,
+    labels: Vec<i32>,
+    /// An answer in it has no end-of-turn token.
+    open_ended: bool,
+    task: Option<String>,
+    notes: Vec<Note>,
+}
 
 impl Loader<'_> {
     fn file(&mut self, path: &Path) -> Result<()> {
         let file = self.report.files.len();
-        self.report.files.push(FileReport { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new() });
+        self.report.files.push(FileReport::new(path));
         read_rows(path, &mut |unit, line, row| {
             let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
             let report = &mut self.report.files[file];
@@ -171,8 +182,10 @@ impl Loader<'_> {
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
         let unit = self.report.files[file].unit;
         for (line, result) in done {
-            let ((input_ids, labels, open_ended), task) = result.map_err(|why| at(path, unit, line, &why))?;
+            let read = result.map_err(|why| at(path, unit, line, &why))?;
+            let Read { input_ids, labels, open_ended, task, notes } = read;
             let task = task.map(|name| self.task(name));
+            notes.into_iter().for_each(|note| self.report.files[file].notes.add(note, line));
             self.keep(path, unit, Row { input_ids, labels, file, line, task }, open_ended)?;
         }
         Ok(())
@@ -192,14 +205,21 @@ impl Loader<'_> {
     fn row(&self, row: &Value, kind: RowKind) -> Result<Read, String> {
         let map = row.as_object().ok_or("expected a row (a JSON object)")?;
         let task = rows::task(map)?;
-        let (input_ids, labels, open_ended) = match (kind, self.tokenizer) {
+        let mut notes = Vec::new();
+        rows::check_keys(map, kind, &mut notes)?;
+        let weight = formats::row_weight(map)?;
+        let (input_ids, mut labels, open_ended) = match (kind, self.tokenizer) {
             (RowKind::Tokenised, _) => {
                 let (input_ids, labels) = rows::tokenised(map, self.options.vocab_size)?;
                 self.check_eos(&input_ids, &labels)?;
                 (input_ids, labels, false)
             }
             (_, None) => return Err(format!("{} rows need the model's tokenizer", kind.name())),
-            (_, Some(tokenizer)) => self.text(map, kind, tokenizer)?,
+            (_, Some(tokenizer)) => {
+                let tokens = self.text(map, kind, tokenizer, &mut notes)?;
+                notes.extend(tokens.notes);
+                (tokens.input_ids, tokens.labels, tokens.open_ended > 0)
+            }
         };
         if let (Some(bos), [first, second, ..]) = (self.tokenizer.and_then(ChatTokenizer::bos_token_id), &input_ids[..])
             && *first == bos
@@ -207,16 +227,35 @@ impl Loader<'_> {
         {
             return Err("the row begins with two BOS tokens; remove one (from the text or the chat template)".into());
         }
-        Ok(((input_ids, labels, open_ended), task))
+        if let Some(tokenizer) = self.tokenizer.filter(|tokenizer| tokenizer.begins_with_bos())
+            && kind != RowKind::Tokenised
+            && input_ids.first().copied() != tokenizer.bos_token_id()
+        {
+            notes.push(Note::Said(format!(
+                "the text begins without the BOS token ({:?}), which this tokenizer puts before every text: the chat \
+                 template does not write it",
+                tokenizer.bos_token_id().map(|id| tokenizer.token(id)).unwrap_or_default()
+            )));
+        }
+        if weight == 0.0 {
+            labels.fill(UNSUPERVISED);
+        }
+        Ok(Read { input_ids, labels, open_ended, task, notes })
     }
 
-    fn text(&self, map: &Map<String, Value>, kind: RowKind, tokenizer: &ChatTokenizer) -> Result<Tokenised, String> {
+    fn text(
+        &self,
+        map: &Map<String, Value>,
+        kind: RowKind,
+        tokenizer: &ChatTokenizer,
+        notes: &mut Vec<Note>,
+    ) -> Result<ChatTokens, String> {
         let style = match tokenizer.builtin_template() {
             Some(Builtin::Alpaca) => AlpacaStyle::Headings,
             _ => AlpacaStyle::Plain,
         };
-        let tokens = match formats::content(map, kind, style)? {
-            Content::Conversation(messages) => tokenizer.encode_chat(&messages)?,
+        let tokens = match formats::content(map, kind, style, notes)? {
+            Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
             Content::Text { prompt, completion } => tokenizer.encode_completion(&prompt, &completion)?,
         };
         if let Some(id) = tokens.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
@@ -227,7 +266,7 @@ impl Loader<'_> {
                 self.options.vocab_size
             ));
         }
-        Ok((tokens.input_ids, tokens.labels, tokens.open_ended > 0))
+        Ok(tokens)
     }
 
     /// Labels made by masking the pad token lose the EOS with it where both are the same token, and the model never

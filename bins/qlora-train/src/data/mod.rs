@@ -6,12 +6,16 @@
 //! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
 mod batch;
+mod chat;
 mod checks;
 mod dataset;
 mod formats;
+mod habits;
 mod histogram;
+mod holds;
 mod json;
 mod messages;
+mod notes;
 mod options;
 mod pack;
 mod parquet;
@@ -23,19 +27,22 @@ mod spans;
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
+mod weight;
 
 pub use batch::MicroBatch;
+pub use chat::{ChatText, ChatTokens};
 pub use checks::{Checks, SpecialTokens};
 pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
 pub use histogram::Histogram;
-pub use messages::Message;
+pub use messages::{Conversation, Message};
+pub use notes::{KeyOf, Note, Notes};
 pub use options::DataOptions;
 pub use pack::pack;
 pub use reader::Unit;
 pub use report::{DatasetReport, FileReport, MAX_TASKS, RowPlace};
 pub use rows::RowKind;
 pub use sampler::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
-pub use spans::{ChatText, ChatTokens};
 pub use stream::TextStream;
 pub use template::{Builtin, ChatTemplate};
 pub use tokenizer::ChatTokenizer;

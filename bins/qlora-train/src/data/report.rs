@@ -1,9 +1,10 @@
 //! What became of the rows of the data files: printed before a run, so that nothing is left out without a word.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::histogram::Histogram;
+use super::notes::Notes;
 use super::reader::Unit;
 use super::rows::RowKind;
 
@@ -20,9 +21,15 @@ pub struct FileReport {
     pub rows: usize,
     /// Rows of each format found, in the order of [`RowKind::ALL`].
     pub kinds: Vec<(RowKind, usize)>,
+    /// What is to be said of its rows.
+    pub notes: Notes,
 }
 
 impl FileReport {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new(), notes: Notes::default() }
+    }
+
     pub(super) fn count(&mut self, kind: RowKind) {
         self.rows += 1;
         match self.kinds.binary_search_by_key(&kind, |&(kind, _)| kind) {
@@ -67,6 +74,8 @@ pub struct DatasetReport {
     pub unsupervised_rows: Vec<RowPlace>,
     /// Rows with a text or an assistant turn that ends without a token of its own.
     pub open_ended: usize,
+    /// What is to be said of the chat template.
+    pub warnings: Vec<String>,
     /// Different tasks that rows name.
     pub tasks: usize,
     /// Over the kept rows.
@@ -102,6 +111,12 @@ impl fmt::Display for DatasetReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for file in &self.files {
             writeln!(f, "{file}")?;
+            for line in file.notes.lines(file.unit.name()) {
+                match line.strip_prefix("warning: ") {
+                    Some(line) => writeln!(f, "warning: {}: {line}", file.path.display())?,
+                    None => writeln!(f, "{}: {line}", file.path.display())?,
+                }
+            }
         }
         write!(
             f,
@@ -135,6 +150,9 @@ impl fmt::Display for DatasetReport {
             let named: Vec<String> = self.unsupervised_rows.iter().map(|row| self.place(row.file, row.line)).collect();
             let more = if self.unsupervised > named.len() { ", …" } else { "" };
             write!(f, "\n{} rows left out: no supervised token ({}{more})", self.unsupervised, named.join(", "))?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\nwarning: {warning}")?;
         }
         if self.open_ended > 0 {
             write!(

@@ -12,8 +12,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
+use super::habits::{Habits, OwnTokens};
 use super::json;
-use super::messages::Message;
+use super::messages::{Conversation, Message};
 use super::template::{Builtin, ChatTemplate, Vocabulary};
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -35,7 +36,11 @@ pub struct ChatTokenizer {
     eos_token_id: Option<u32>,
     /// Texts of all added tokens: one of them ends a turn.
     added: Vec<String>,
+    /// Texts of the tokens that end a text or a turn by the model's settings.
+    ends: Vec<String>,
     template: Option<ChatTemplate>,
+    /// The model's own template for conversations with tools, where it has another one for them.
+    tool_template: Option<ChatTemplate>,
     template_origin: String,
     builtin: Option<Builtin>,
     /// The tokenizer itself puts a BOS before plain text.
@@ -86,23 +91,26 @@ impl ChatTokenizer {
             has_eos: eos_token_id.is_some(),
             has_im_end: tokenizer.token_to_id("<|im_end|>").is_some(),
         };
-        let (source, template_origin) = match chat_template {
+        let Templates { default, tool_use, origin: template_origin } = match chat_template {
             Some(setting) => {
                 let (source, origin) = chosen_template(setting, &vocabulary)?;
-                (Some(source), origin)
+                Templates { default: Some(source), tool_use: None, origin }
             }
-            None => own_template(dir, &config_path, &config)?,
+            None => own_templates(dir, &config_path, &config)?,
         };
-        let template = match source {
-            None => None,
+        let compile = |source: Option<String>| match source {
+            None => Ok(None),
             Some(source) => {
                 let compiled = ChatTemplate::compile(&source, special.clone(), Zoned::now());
-                Some(compiled.or_refuse(|| template_origin.clone())?)
+                compiled.or_refuse(|| template_origin.clone()).map(Some)
             }
         };
+        let (template, tool_template) = (compile(default)?, compile(tool_use)?);
         let mut added: Vec<String> = tokenizer.get_added_tokens_decoder().values().map(|t| t.content.clone()).collect();
         added.extend(special.iter().filter(|(name, _)| name == "eos_token").map(|(_, token)| token.clone()));
         added.retain(|token| !token.trim().is_empty());
+
+        let ends = special.iter().filter(|(name, _)| name == "eos_token").map(|(_, token)| token.clone()).collect();
 
         // Truncation and padding are ours to do, and post-processors only add special tokens or trim offsets.
         tokenizer.with_padding(None);
@@ -115,7 +123,9 @@ impl ChatTokenizer {
             bos_token_id,
             eos_token_id,
             added,
+            ends,
             template,
+            tool_template,
             template_origin,
             builtin: chat_template.and_then(Builtin::from_name),
             begins_with_bos,
@@ -168,9 +178,9 @@ impl ChatTokenizer {
     /// Sets what `strftime_now` tells templates that write the date (the time of `open` unless set), so that a
     /// resumed run renders the same rows. See [`ChatTemplate::uses_date`].
     pub fn set_now(&mut self, now: Zoned) -> Result<()> {
-        if let Some(template) = &self.template {
-            let compiled = ChatTemplate::compile(template.source(), self.special.clone(), now);
-            self.template = Some(compiled.or_refuse(|| self.template_origin.clone())?);
+        for template in [&mut self.template, &mut self.tool_template].into_iter().flatten() {
+            let compiled = ChatTemplate::compile(template.source(), self.special.clone(), now.clone());
+            *template = compiled.or_refuse(|| self.template_origin.clone())?;
         }
         Ok(())
     }
@@ -211,6 +221,22 @@ impl ChatTokenizer {
         template.render(&turns, true).or_refuse(|| self.template_origin.clone())
     }
 
+    /// The template that renders a conversation.
+    pub(super) fn template_for(&self, conversation: &Conversation) -> Result<&ChatTemplate, String> {
+        let tools = self.tool_template.as_ref().filter(|_| !conversation.tools.is_empty());
+        tools.or(self.template.as_ref()).ok_or_else(|| self.no_template())
+    }
+
+    pub(super) fn habits<'a>(&self, template: &'a ChatTemplate) -> Option<&'a Habits> {
+        let bos = self.special.iter().find(|(name, _)| name == "bos_token").map(|(_, token)| token.as_str());
+        template.habits(&OwnTokens { all: &self.added, ends: &self.ends, bos })
+    }
+
+    /// The training template (a value of `chat_template`) that keeps what the model's own template cuts.
+    pub(super) fn training_template(&self) -> Option<&'static str> {
+        None
+    }
+
     pub(super) fn no_template(&self) -> String {
         format!(
             "{}: the model has no chat template; set `chat_template` to chatml, alpaca or a Jinja file",
@@ -226,6 +252,27 @@ impl ChatTokenizer {
     /// Ids of all added tokens: special ones, and those that end turns.
     pub fn added_token_ids(&self) -> Vec<u32> {
         self.added.iter().filter_map(|token| self.tokenizer.token_to_id(token)).collect()
+    }
+
+    /// Ids of the tokens that end a turn under the chat template. A template whose habits are not known may end a turn
+    /// with any token of the tokenizer's own.
+    pub fn turn_end_ids(&self) -> Vec<u32> {
+        let Some(template) = &self.template else { return Vec::new() };
+        let Some(habits) = self.habits(template) else { return self.added_token_ids() };
+        let ids = [&habits.closing, &habits.inner].map(|closing| {
+            let last = self.added.iter().filter(|token| closing.trim_end().ends_with(token.as_str()));
+            last.max_by_key(|token| token.len()).and_then(|token| self.tokenizer.token_to_id(token))
+        });
+        ids.into_iter().flatten().collect()
+    }
+
+    /// What is to be said of the chat template before conversations are rendered by it.
+    pub fn template_warning(&self) -> Option<String> {
+        let differs = self.habits(self.template.as_ref()?)?.prompt_differs()?;
+        Some(match self.training_template() {
+            Some(name) => format!("{differs} (`chat_template: {name}`)"),
+            None => differs,
+        })
     }
 
     /// Where the last added token inside the text ends.
@@ -283,26 +330,41 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
     Ok((source, setting.to_owned()))
 }
 
-/// The model's own template, if it has one.
-fn own_template(dir: &Path, config_path: &Path, config: &Map<String, Value>) -> Result<(Option<String>, String)> {
+/// The sources of a model's templates.
+struct Templates {
+    default: Option<String>,
+    /// For conversations with tools, where it is another one.
+    tool_use: Option<String>,
+    /// Where the default one comes from, in words.
+    origin: String,
+}
+
+/// The model's own templates, if it has any.
+fn own_templates(dir: &Path, config_path: &Path, config: &Map<String, Value>) -> Result<Templates> {
+    let read = |file: &Path| match file.is_file() {
+        true => std::fs::read_to_string(file).or_refuse(|| format!("{}: cannot read", file.display())).map(Some),
+        false => Ok(None),
+    };
     let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        let source = fs::read_to_string(&file).or_refuse(|| format!("{}: cannot read", file.display()))?;
-        return Ok((Some(source), file.display().to_string()));
+    if let Some(source) = read(&file)? {
+        let tool_use = read(&dir.join("additional_chat_templates").join("tool_use.jinja"))?;
+        return Ok(Templates { default: Some(source), tool_use, origin: file.display().to_string() });
     }
     let origin = format!("{}: chat_template", config_path.display());
     match config.get("chat_template") {
-        None | Some(Value::Null) => Ok((None, "none".into())),
-        Some(Value::String(source)) => Ok((Some(source.clone()), origin)),
+        None | Some(Value::Null) => Ok(Templates { default: None, tool_use: None, origin: "none".into() }),
+        Some(Value::String(source)) => Ok(Templates { default: Some(source.clone()), tool_use: None, origin }),
         Some(Value::Array(named)) => {
             let text = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-            match named.iter().find(|entry| text(entry, "name").as_deref() == Some("default")) {
-                Some(entry) if text(entry, "template").is_some() => Ok((text(entry, "template"), origin)),
-                _ => {
-                    let names: Vec<String> = named.iter().filter_map(|entry| text(entry, "name")).collect();
-                    refuse!("{origin}: expected a template named default, found {names:?}; set `chat_template`")
-                }
-            }
+            let find = |name: &str| {
+                let entry = named.iter().find(|entry| text(entry, "name").as_deref() == Some(name));
+                entry.and_then(|entry| text(entry, "template"))
+            };
+            let Some(default) = find("default") else {
+                let names: Vec<String> = named.iter().filter_map(|entry| text(entry, "name")).collect();
+                refuse!("{origin}: expected a template named default, found {names:?}; set `chat_template`")
+            };
+            Ok(Templates { default: Some(default), tool_use: find("tool_use"), origin })
         }
         Some(other) => refuse!("{origin} is {}; expected a string or named templates", json::describe(other)),
     }
