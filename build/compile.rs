@@ -27,6 +27,9 @@ pub struct Compiler {
     /// What `--version` prints.
     version: String,
     flags: Vec<OsString>,
+    /// A folder of objects by their hash, which builds share: `QLORA_OBJECT_CACHE`, which xtask sets. A build does not
+    /// depend on it, so cargo need not know.
+    pub cache: Option<PathBuf>,
 }
 
 impl Compiler {
@@ -46,7 +49,9 @@ impl Compiler {
 
     fn new(path: &Path, flags: &str) -> Result<Self> {
         let version = version(path)?;
-        Ok(Self { path: path.into(), version, flags: flags.split_whitespace().map(OsString::from).collect() })
+        let flags = flags.split_whitespace().map(OsString::from).collect();
+        let cache = std::env::var_os("QLORA_OBJECT_CACHE").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Ok(Self { path: path.into(), version, flags, cache })
     }
 
     /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at a
@@ -67,8 +72,7 @@ impl Compiler {
         }
         let common = common.finish();
         fs::create_dir_all(dir).map_err(|error| format!("{} cannot be made: {error}", dir.display()))?;
-        let objects: Vec<PathBuf> =
-            files.iter().map(|file| dir.join(file.file_name().unwrap_or_default()).with_extension("o")).collect();
+        let objects: Vec<PathBuf> = files.iter().map(|file| dir.join(object_name(root, file))).collect();
         let next = AtomicUsize::new(0);
         let outcome = Mutex::new((Vec::new(), None));
         std::thread::scope(|scope| {
@@ -94,10 +98,17 @@ impl Compiler {
     /// The warnings, if it had to be compiled.
     fn compile_one(&self, root: &Path, file: &Path, object: &Path, common: u64) -> Result<Vec<String>> {
         let mut hasher = DefaultHasher::new();
-        (common, file, fs::read(file).unwrap_or_default()).hash(&mut hasher);
+        (common, file.strip_prefix(root).unwrap_or(file), fs::read(file).unwrap_or_default()).hash(&mut hasher);
         let hash = hasher.finish().to_string();
         let stamp = object.with_extension("hash");
         if object.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == hash) {
+            return Ok(Vec::new());
+        }
+        let cached = self.cache.as_ref().map(|dir| dir.join(&hash).with_extension("o"));
+        let keep = |what: std::io::Error| format!("{} cannot be written: {what}", object.display());
+        if let Some(cached) = cached.as_ref().filter(|cached| cached.is_file()) {
+            fs::copy(cached, object).map_err(keep)?;
+            fs::write(&stamp, hash).map_err(keep)?;
             return Ok(Vec::new());
         }
         let mut command = Command::new(&self.path);
@@ -112,9 +123,26 @@ impl Compiler {
             eprintln!("{text}");
             return Err(format!("{} does not compile ({})", file.display(), output.status));
         }
-        fs::write(&stamp, hash).map_err(|error| format!("{} cannot be written: {error}", stamp.display()))?;
+        fs::write(&stamp, hash).map_err(keep)?;
+        if let Some(cached) = cached {
+            share(object, &cached).map_err(|error| format!("{} cannot be written: {error}", cached.display()))?;
+        }
         Ok(text.lines().filter(|line| line.contains("warning")).map(str::to_owned).collect())
     }
+}
+
+/// A copy that is there whole or not at all, as another build may read it now.
+fn share(object: &Path, cached: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(cached.parent().unwrap_or(Path::new(".")))?;
+    let partial = cached.with_extension(format!("{}.partial", std::process::id()));
+    fs::copy(object, &partial)?;
+    fs::rename(&partial, cached)
+}
+
+/// The path below the root with dashes, so that files of one name in two folders have two objects.
+fn object_name(root: &Path, file: &Path) -> PathBuf {
+    let name: Vec<_> = file.strip_prefix(root).unwrap_or(file).iter().map(|part| part.to_string_lossy()).collect();
+    Path::new(&name.join("-")).with_extension("o")
 }
 
 fn version(compiler: &Path) -> Result<String> {

@@ -1,18 +1,17 @@
 // Version and names of the C interface.
-#include "launch.cuh"
+#include "abi.cuh"
 
-static_assert(sizeof(qk_nf4) == 80 && sizeof(qk_lora) == 48 && sizeof(qk_segment) == 64, "the layout of the interface");
-static_assert(sizeof(qk_linear) == 64 && sizeof(qk_nf4_quantize_args) == 80, "the layout of the interface");
-static_assert(sizeof(qk_dropout) == 32 && sizeof(qk_segment_backward) == 72, "the layout of the interface");
-static_assert(sizeof(qk_linear_backward) == 96, "the layout of the interface");
-static_assert(sizeof(qk_adamw_tensor) == 72 && sizeof(qk_adamw) == 48, "the layout of the interface");
-static_assert(sizeof(qk_embedding_args) == 56 && sizeof(qk_rms_norm_args) == 64, "the layout of the interface");
-static_assert(sizeof(qk_rms_norm_backward_args) == 64 && sizeof(qk_rope_args) == 72, "the layout of the interface");
-static_assert(sizeof(qk_swiglu_args) == 48 && sizeof(qk_attention_args) == 96, "the layout of the interface");
-static_assert(sizeof(qk_loss_state) == 16 && sizeof(qk_cross_entropy_args) == 96, "the layout of the interface");
+static_assert(sizeof(void *) == 8, "the layout of the interface is that of 64-bit pointers");
+#define QK_FIRST_FITS(type, bytes) static_assert((bytes) % 8 == 0 && (bytes) <= sizeof(type), "the first version of " #type);
+QK_CALLER_STRUCTS(QK_FIRST_FITS)
+#undef QK_FIRST_FITS
 
 extern "C" uint32_t qk_abi_version(void) {
     return QK_ABI_VERSION;
+}
+
+extern "C" uint32_t qk_abi_revision(void) {
+    return QK_ABI_REVISION;
 }
 
 extern "C" const char *qk_status_name(int status) {
@@ -30,6 +29,7 @@ extern "C" const char *qk_status_name(int status) {
     case QK_ERROR_HEAD_DIM: return "QK_ERROR_HEAD_DIM";
     case QK_ERROR_EMULATION: return "QK_ERROR_EMULATION";
     case QK_ERROR_VALUE: return "QK_ERROR_VALUE";
+    case QK_ERROR_RESERVED: return "QK_ERROR_RESERVED";
     default: return status > 0 ? "cudaError" : "unknown";
     }
 }

@@ -29,6 +29,9 @@ __global__ void __launch_bounds__(kThreads) transpose(const uint8_t *in /* [rows
 extern "C" int qk_absmax_transpose(const uint8_t *in, uint8_t *out, int64_t rows, int64_t columns, qk_stream stream) {
     if (in == nullptr || out == nullptr) return QK_ERROR_NULL_POINTER;
     if (rows < 1 || columns < 1) return QK_ERROR_SHAPE;
+    if (rows > INT64_MAX / columns) return QK_ERROR_SHAPE;
+    uintptr_t from = reinterpret_cast<uintptr_t>(in), to = reinterpret_cast<uintptr_t>(out), bytes = uintptr_t(rows * columns);
+    if (from < to + bytes && to < from + bytes) return QK_ERROR_OVERLAP;
     int64_t down = ceil_div(rows, kTile), across = ceil_div(columns, kTile);
     if (down > INT32_MAX / across) return QK_ERROR_SHAPE;
     return launch(transpose, dim3(unsigned(down * across)), dim3(kThreads), kTile * kStride, stream, in, out, rows, columns);

@@ -121,9 +121,9 @@ __device__ __forceinline__ void update(const qk_adamw_rate &rate, float scale, c
 
 __global__ void __launch_bounds__(kThreads, kResident) adamw_update(AdamWView view) {
     float scale = 1.0f;
-    if (view.gradients != nullptr) {
-        if (view.gradients->tensor >= 0) return; // a gradient is not finite: nothing is updated
-        scale = view.gradients->scale;
+    if (view.gradient_state != nullptr) {
+        if (view.gradient_state->tensor >= 0) return; // a gradient is not finite: nothing is updated
+        scale = view.gradient_state->scale;
     }
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const auto signed_map = DynamicMap<true>::at(dynamic_shared());
@@ -183,7 +183,7 @@ int blocks_for(int chunks) {
 
 }  // namespace
 
-extern "C" int qk_adamw_update(const qk_adamw *adamw, qk_stream stream) {
+extern "C" int qk_adamw_update(const qk_adamw_args *adamw, qk_stream stream) {
     AdamWView view;
     int status = adamw_view(adamw, &view);
     if (status != QK_OK) return status;

@@ -14,15 +14,15 @@ struct AdamWEntry {
     uint32_t rate, reserved;
 };
 
-// What the kernels need of a qk_adamw, by value.
+// What the kernels need of a qk_adamw_args, by value.
 struct AdamWView {
     const AdamWEntry *entries;    // device, [num_tensors]
     const uint32_t *chunk_tensor; // device, [chunks]: the tensor of each chunk of QK_ADAMW_CHUNK elements
     int chunks;
     bool quantised; // a tensor has 8-bit states
     const qk_adamw_rate *rates;
-    const qk_gradient_state *gradients; // NULL: scale 1
+    const qk_gradient_state *gradient_state; // NULL: scale 1
 };
 
 // Checks everything and fills the view: QK_OK or the error.
-int adamw_view(const qk_adamw *adamw, AdamWView *view);
+int adamw_view(const qk_adamw_args *adamw, AdamWView *view);

@@ -5,6 +5,7 @@
 // kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while its row sums are not. The blocks with the most keys start first.
 // Shared memory: two stages of K and V, 512 D bytes (64 KB at D = 128); the queries pass through it into registers.
 // Limits: 4 D FLOPs a score on the tensor cores, 2 exponentials' issue slots beside them.
+#include "abi.cuh"
 #include "attention.cuh"
 
 namespace {
@@ -126,9 +127,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
     }
 }
 
-int check(const qk_attention_args *args, AttentionView *view) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
+int check(const qk_attention_args *caller, qk_attention_args *args, AttentionView *view) {
+    if (int error = read_struct(caller, args)) return error;
     if (args->m < 0 || args->m > kMaxTokens || args->documents < 1 || args->documents > INT32_MAX || args->window < 0) return QK_ERROR_SHAPE;
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0) return QK_ERROR_SHAPE;
     if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
@@ -136,11 +136,11 @@ int check(const qk_attention_args *args, AttentionView *view) {
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     *view = {};
     if (args->m == 0) return QK_OK;
-    if (args->qkv == nullptr || args->boundaries == nullptr || args->out == nullptr || args->lse == nullptr) return QK_ERROR_NULL_POINTER;
+    if (args->qkv == nullptr || args->cu_seqlens == nullptr || args->out == nullptr || args->lse == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args->qkv, 16) || !is_aligned(args->out, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->boundaries, 4) || !is_aligned(args->lse, 4)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args->cu_seqlens, 4) || !is_aligned(args->lse, 4)) return QK_ERROR_ALIGNMENT;
     view->qkv = static_cast<const bf16 *>(args->qkv);
-    view->boundaries = args->boundaries;
+    view->cu_seqlens = args->cu_seqlens;
     view->out = static_cast<bf16 *>(args->out);
     view->lse = args->lse;
     view->m = int(args->m);
@@ -153,6 +153,8 @@ int check(const qk_attention_args *args, AttentionView *view) {
     return QK_OK;
 }
 
+size_t backward_bytes_of(const AttentionView &view) { return size_t(view.m) * size_t(view.heads) * sizeof(float); }
+
 template <int D> int launch_forward(const AttentionView &view, qk_stream stream) {
     dim3 grid(unsigned(ceil_div(view.m, kQueries)), unsigned(view.heads));
     return launch(attention<D>, grid, dim3(kAttentionThreads), Shared<D>::kBytes, stream, view);
@@ -160,31 +162,34 @@ template <int D> int launch_forward(const AttentionView &view, qk_stream stream)
 
 }  // namespace
 
-extern "C" int qk_attention(const qk_attention_args *args, qk_stream stream) {
+extern "C" int qk_attention(const qk_attention_args *caller, qk_stream stream) {
+    qk_attention_args args;
     AttentionView view;
-    if (int error = check(args, &view)) return error;
+    if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
-    return args->head_dim == 64 ? launch_forward<64>(view, stream) : launch_forward<128>(view, stream);
+    return args.head_dim == 64 ? launch_forward<64>(view, stream) : launch_forward<128>(view, stream);
 }
 
-extern "C" int qk_attention_workspace_size(const qk_attention_args *args, size_t *bytes) {
+extern "C" int qk_attention_backward_workspace_size(const qk_attention_args *caller, size_t *bytes) {
+    qk_attention_args args;
     AttentionView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
-    if (int error = check(args, &view)) return error;
-    *bytes = size_t(view.m) * size_t(view.heads) * sizeof(float);
+    if (int error = check(caller, &args, &view)) return error;
+    *bytes = backward_bytes_of(view);
     return QK_OK;
 }
 
-extern "C" int qk_attention_backward(const qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_attention_backward(const qk_attention_args *caller, void *workspace, size_t workspace_bytes,
+                                     qk_stream stream) {
+    qk_attention_args args;
     AttentionView view;
-    if (int error = check(args, &view)) return error;
+    if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
-    if (args->dout == nullptr || args->dqkv == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args->dout, 16) || !is_aligned(args->dqkv, 16)) return QK_ERROR_ALIGNMENT;
-    if (workspace == nullptr || workspace_bytes < size_t(view.m) * size_t(view.heads) * sizeof(float)) return QK_ERROR_WORKSPACE;
-    if (!is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
-    view.dout = static_cast<const bf16 *>(args->dout);
-    view.dqkv = static_cast<bf16 *>(args->dqkv);
+    if (args.dout == nullptr || args.dqkv == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(args.dout, 16) || !is_aligned(args.dqkv, 16)) return QK_ERROR_ALIGNMENT;
+    if (int error = check_workspace(workspace, workspace_bytes, backward_bytes_of(view))) return error;
+    view.dout = static_cast<const bf16 *>(args.dout);
+    view.dqkv = static_cast<bf16 *>(args.dqkv);
     view.delta = static_cast<float *>(workspace);
-    return launch_attention_backward(view, int(args->head_dim), stream);
+    return launch_attention_backward(view, int(args.head_dim), stream);
 }

@@ -17,7 +17,7 @@ constexpr int64_t kMaxTokens = INT32_MAX - 1024;
 // The checked operand, by value.
 struct AttentionView {
     const bf16 *qkv;             // [M, ldqkv]: H query heads, Hkv key heads, Hkv value heads, each D wide
-    const uint32_t *boundaries;  // [documents + 1]
+    const uint32_t *cu_seqlens;  // [documents + 1]
     bf16 *out;                   // [M, H * D]
     float *lse;                  // [M, H]
     const bf16 *dout;            // [M, H * D]
@@ -29,16 +29,16 @@ struct AttentionView {
     float scale;                 // 1 / sqrt(D)
 };
 
-// The first and one past the last token of the document of `token`, within the M tokens whatever the boundaries say.
+// The first and one past the last token of the document of `token`, within the M tokens whatever cu_seqlens says.
 struct Document { int first, end; };
 
 __device__ __forceinline__ Document document_of(const AttentionView &view, int token) {
     int low = 0, high = view.documents - 1;
     while (low < high) {
         int middle = (low + high + 1) / 2;
-        if (view.boundaries[middle] <= uint32_t(token)) low = middle; else high = middle - 1;
+        if (view.cu_seqlens[middle] <= uint32_t(token)) low = middle; else high = middle - 1;
     }
-    return {int(min(view.boundaries[low], uint32_t(token))), max(int(min(view.boundaries[low + 1], uint32_t(view.m))), token + 1)};
+    return {int(min(view.cu_seqlens[low], uint32_t(token))), max(int(min(view.cu_seqlens[low + 1], uint32_t(view.m))), token + 1)};
 }
 
 // The first key that query `token` sees; the last is itself.

@@ -3,10 +3,11 @@
 // A tile is 16 queries of one document and one key head: the heads that share it, token by token, so that with grouped queries one new token
 // fills much of a tensor-core tile. A block takes a tile and 128 cached rows: 8 warps have 16 keys each for the scores, then D / 8 or D / 4
 // columns of O each, over all 128 keys. It leaves f32 sums, their maximum and normaliser; a second kernel combines those of a query in order.
-// Document d's tiles begin at boundaries[d] * group / 16 + d: no document has fewer than it needs, and nobody has to count those before.
+// Document d's tiles begin at cu_seqlens[d] * group / 16 + d: no document has fewer than it needs, and nobody has to count those before.
 // Shared memory: keys and values (512 D bytes), then queries and P in one place, maxima and sums (5 KB): 69 KB at D = 128.
 // Limits, at decoding: the bytes of the cache, 4 Hkv D a row, each read once; beside them 8 (D + 2) a query and 128 rows. All copies of a block
 // are under way before it waits for the keys. Many new tokens read the cache once per tile: a prompt of its own belongs into qk_attention.
+#include "abi.cuh"
 #include "attention.cuh"
 
 namespace {
@@ -21,13 +22,13 @@ constexpr int64_t kLongest = int64_t(65535) * kChunk; // a grid has at most 65,5
 struct CacheView {
     const bf16 *qkv;             // [M, ldqkv]
     const bf16 *cache;           // [rows, 2 * Hkv * D]
-    const uint32_t *boundaries;  // [documents + 1]
+    const uint32_t *cu_seqlens;  // [documents + 1]
     const uint32_t *starts;      // [documents]
     const uint32_t *positions;   // [M]
     bf16 *out;                   // [M, H * D]
     float *sums;                 // [tiles of a slice, Hkv, chunks, 16, D]: not divided by the normaliser
     float2 *statistics;          // [tiles of a slice, Hkv, chunks, 16]: maximum in units of log2, sum of exponentials
-    int64_t ldqkv, rows, longest;
+    int64_t ldqkv, rows, max_seqlen;
     int m, documents, heads, kv_heads, group, chunks;
     float scale;                 // log2(e) / sqrt(D)
 
@@ -49,9 +50,9 @@ __device__ __forceinline__ Queries queries_of(const CacheView &view, int64_t til
     int low = 0, high = view.documents - 1;
     while (low < high) {
         int middle = (low + high + 1) / 2;
-        if (view.first_tile(min(view.boundaries[middle], uint32_t(view.m)), middle) <= tile) low = middle; else high = middle - 1;
+        if (view.first_tile(min(view.cu_seqlens[middle], uint32_t(view.m)), middle) <= tile) low = middle; else high = middle - 1;
     }
-    int first = int(min(view.boundaries[low], uint32_t(view.m))), end = int(min(view.boundaries[low + 1], uint32_t(view.m)));
+    int first = int(min(view.cu_seqlens[low], uint32_t(view.m))), end = int(min(view.cu_seqlens[low + 1], uint32_t(view.m)));
     int64_t query = (tile - view.first_tile(first, low)) * kTileQueries, left = int64_t(end - first) * view.group - query;
     if (left <= 0) return {};
     return {first, int(query), int(min(left, int64_t(kTileQueries))), int64_t(view.starts[low]), int64_t(view.positions[first])};
@@ -181,7 +182,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     float *shared = reinterpret_cast<float *>(dynamic_shared()); // [warps, D] sums, [warps] maxima, [warps] normalisers
     float *maxima = shared + kAttentionWarps * D, *totals = maxima + kAttentionWarps;
     int64_t position = queries.position_of(view, query), parts = (int64_t(blockIdx.x) * view.kv_heads + kv_head) * view.chunks;
-    bool valid = position < view.longest && queries.start + position < view.rows;
+    bool valid = position < view.max_seqlen && queries.start + position < view.rows;
     int chunks = valid ? int(position / kChunk) + 1 : 0;
 
     float o[kColumns] = {}, max = -INFINITY, total = 0.0f;
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kAppendThreads) attention_cache_append(CacheVi
     int low = 0, high = view.documents - 1;
     while (low < high) {
         int middle = (low + high + 1) / 2;
-        if (view.boundaries[middle] <= uint32_t(token)) low = middle; else high = middle - 1;
+        if (view.cu_seqlens[middle] <= uint32_t(token)) low = middle; else high = middle - 1;
     }
     int64_t row = int64_t(view.starts[low]) + view.positions[token];
     if (row >= view.rows) return;
@@ -235,13 +236,12 @@ __global__ void __launch_bounds__(kAppendThreads) attention_cache_append(CacheVi
 }
 
 // Shapes, which is all that the size of the workspace depends on.
-int check_shape(const qk_attention_cache_args *args, CacheView *view) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
+int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *args, CacheView *view) {
+    if (int error = read_struct(caller, args)) return error;
     if (args->m < 0 || args->m > kMaxTokens || args->documents < 1 || args->documents > kMaxTokens) return QK_ERROR_SHAPE;
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0) return QK_ERROR_SHAPE;
     if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
-    if (args->longest < 1 || args->longest > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX)) return QK_ERROR_SHAPE;
+    if (args->max_seqlen < 1 || args->max_seqlen > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX)) return QK_ERROR_SHAPE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     // Queries of one key head, and pieces of the appended rows, are counted in 31 bits.
@@ -253,24 +253,24 @@ int check_shape(const qk_attention_cache_args *args, CacheView *view) {
     view->heads = int(args->heads);
     view->kv_heads = int(args->kv_heads);
     view->group = int(group);
-    view->chunks = int(ceil_div(args->longest, kChunk));
-    view->longest = args->longest;
+    view->chunks = int(ceil_div(args->max_seqlen, kChunk));
+    view->max_seqlen = args->max_seqlen;
     view->rows = args->rows;
     view->ldqkv = args->ldqkv;
     return QK_OK;
 }
 
 // Pointers that both functions use.
-int check(const qk_attention_cache_args *args, CacheView *view) {
-    if (int error = check_shape(args, view)) return error;
+int check(const qk_attention_cache_args *caller, qk_attention_cache_args *args, CacheView *view) {
+    if (int error = check_shape(caller, args, view)) return error;
     if (args->m == 0) return QK_OK;
-    if (args->qkv == nullptr || args->cache == nullptr || args->boundaries == nullptr || args->starts == nullptr || args->positions == nullptr)
+    if (args->qkv == nullptr || args->cache == nullptr || args->cu_seqlens == nullptr || args->starts == nullptr || args->positions == nullptr)
         return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args->qkv, 16) || !is_aligned(args->cache, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->boundaries, 4) || !is_aligned(args->starts, 4) || !is_aligned(args->positions, 4)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args->cu_seqlens, 4) || !is_aligned(args->starts, 4) || !is_aligned(args->positions, 4)) return QK_ERROR_ALIGNMENT;
     view->qkv = static_cast<const bf16 *>(args->qkv);
     view->cache = static_cast<const bf16 *>(args->cache);
-    view->boundaries = args->boundaries;
+    view->cu_seqlens = args->cu_seqlens;
     view->starts = args->starts;
     view->positions = args->positions;
     view->scale = float(double(kLog2e) / sqrt(double(args->head_dim)));
@@ -285,6 +285,10 @@ size_t tile_bytes(const CacheView &view, int64_t head_dim) {
 int64_t slice_tiles(const CacheView &view, int64_t head_dim) {
     int64_t all = view.first_tile(view.m, view.documents), most = int64_t(kSliceBytes / tile_bytes(view, head_dim));
     return most < 1 ? 1 : most < all ? most : all;
+}
+
+size_t bytes_of(const CacheView &view, int64_t head_dim) {
+    return view.m == 0 ? 0 : size_t(slice_tiles(view, head_dim)) * tile_bytes(view, head_dim);
 }
 
 template <int D> int launch_cache(CacheView view, float *workspace, qk_stream stream) {
@@ -305,34 +309,35 @@ template <int D> int launch_cache(CacheView view, float *workspace, qk_stream st
 
 }  // namespace
 
-extern "C" int qk_attention_cache_append(const qk_attention_cache_args *args, qk_stream stream) {
+extern "C" int qk_attention_cache_append(const qk_attention_cache_args *caller, qk_stream stream) {
+    qk_attention_cache_args args;
     CacheView view;
-    if (int error = check(args, &view)) return error;
+    if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
-    int64_t width = int64_t(args->kv_heads) * 2 * args->head_dim;
+    int64_t width = int64_t(args.kv_heads) * 2 * args.head_dim;
     dim3 grid(unsigned(ceil_div(view.m * (width / 8), kAppendThreads)));
-    return launch(attention_cache_append, grid, dim3(kAppendThreads), 0, stream, view, static_cast<bf16 *>(args->cache), width);
+    return launch(attention_cache_append, grid, dim3(kAppendThreads), 0, stream, view, static_cast<bf16 *>(args.cache), width);
 }
 
-extern "C" int qk_attention_cache_workspace_size(const qk_attention_cache_args *args, size_t *bytes) {
+extern "C" int qk_attention_cache_workspace_size(const qk_attention_cache_args *caller, size_t *bytes) {
+    qk_attention_cache_args args;
     CacheView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
-    if (int error = check_shape(args, &view)) return error;
-    *bytes = view.m == 0 ? 0 : size_t(slice_tiles(view, args->head_dim)) * tile_bytes(view, args->head_dim);
+    if (int error = check_shape(caller, &args, &view)) return error;
+    *bytes = bytes_of(view, args.head_dim);
     return QK_OK;
 }
 
-extern "C" int qk_attention_cache(const qk_attention_cache_args *args, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_attention_cache(const qk_attention_cache_args *caller, void *workspace, size_t workspace_bytes,
+                                  qk_stream stream) {
+    qk_attention_cache_args args;
     CacheView view;
-    size_t needed = 0;
-    if (int error = check(args, &view)) return error;
+    if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
-    if (args->out == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args->out, 16)) return QK_ERROR_ALIGNMENT;
-    if (int error = qk_attention_cache_workspace_size(args, &needed)) return error;
-    if (workspace == nullptr || workspace_bytes < needed) return QK_ERROR_WORKSPACE;
-    if (!is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
-    view.out = static_cast<bf16 *>(args->out);
+    if (args.out == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(args.out, 16)) return QK_ERROR_ALIGNMENT;
+    if (int error = check_workspace(workspace, workspace_bytes, bytes_of(view, args.head_dim))) return error;
+    view.out = static_cast<bf16 *>(args.out);
     float *scratch = static_cast<float *>(workspace);
-    return args->head_dim == 64 ? launch_cache<64>(view, scratch, stream) : launch_cache<128>(view, scratch, stream);
+    return args.head_dim == 64 ? launch_cache<64>(view, scratch, stream) : launch_cache<128>(view, scratch, stream);
 }

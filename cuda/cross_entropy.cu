@@ -10,6 +10,7 @@
 // FLOPs a logit (H = 8192: 16384, 24 ps at 670 TFLOP/s); keeping it 8 bytes, dZ 4 (3.6 ps at 3.35 TB/s): even at H = 2048 less. For all M tokens
 // that would be M * V * 4 bytes, for a chunk of 1,024 it is 0.5 GB at V = 128256. W is read twice a chunk: 2 * 2 V H bytes beside 4 C V H FLOPs,
 // so 1,024 FLOPs a byte at C = 1024 and compute bound from C = 256 on. Not measured on a GPU.
+#include "abi.cuh"
 #include "cross_entropy.cuh"
 #include "linear_backward.cuh"
 
@@ -187,10 +188,9 @@ struct Parts {
 };
 
 // Checks the shape and fills what follows from it.
-int check_shape(const qk_cross_entropy_args *args, CrossEntropyView *view) {
+int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args, CrossEntropyView *view) {
     *view = {};
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
+    if (int error = read_struct(caller, args)) return error;
     if (args->m < 0 || args->m > INT32_MAX || args->h < 1 || args->h > INT32_MAX - 64 || args->vocab < 1 || args->vocab > INT32_MAX - 256)
         return QK_ERROR_SHAPE;
     if (args->supervised < 0 || args->supervised > args->m || args->chunk < 1) return QK_ERROR_SHAPE;
@@ -243,11 +243,12 @@ size_t place(CrossEntropyView *view, void *workspace) {
 }
 
 // Checks everything, and fills the view with its parts of the workspace.
-int check(const qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes, CrossEntropyView *view) {
-    if (int error = check_shape(args, view)) return error;
+int check(const qk_cross_entropy_args *caller, void *workspace, size_t workspace_bytes, CrossEntropyView *view) {
+    qk_cross_entropy_args own, *args = &own;
+    if (int error = check_shape(caller, args, view)) return error;
     if (args->head == nullptr || args->state == nullptr) return QK_ERROR_NULL_POINTER;
     if (args->m > 0 && (args->hidden == nullptr || args->targets == nullptr || args->losses == nullptr)) return QK_ERROR_NULL_POINTER;
-    for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden), static_cast<const void *>(workspace)})
+    for (const void *matrix : {args->hidden, args->head, static_cast<const void *>(args->dhidden)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args->targets, 4) || !is_aligned(args->losses, 4) || !is_aligned(args->state, 8)) return QK_ERROR_ALIGNMENT;
     view->hidden = static_cast<const bf16 *>(args->hidden);
@@ -255,8 +256,7 @@ int check(const qk_cross_entropy_args *args, void *workspace, size_t workspace_b
     view->targets = args->targets;
     view->losses = args->losses;
     view->state = args->state;
-    size_t needed = place(view, workspace);
-    if (workspace_bytes < needed || (workspace == nullptr && needed > 0)) return QK_ERROR_WORKSPACE;
+    if (int error = check_workspace(workspace, workspace_bytes, place(view, workspace))) return error;
     return overlapping(args, workspace, workspace_bytes) ? QK_ERROR_OVERLAP : QK_OK;
 }
 
@@ -292,10 +292,11 @@ int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_str
 
 }  // namespace
 
-extern "C" int qk_cross_entropy_workspace_size(const qk_cross_entropy_args *args, size_t *bytes) {
+extern "C" int qk_cross_entropy_workspace_size(const qk_cross_entropy_args *caller, size_t *bytes) {
+    qk_cross_entropy_args args;
     CrossEntropyView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
-    if (int error = check_shape(args, &view)) return error;
+    if (int error = check_shape(caller, &args, &view)) return error;
     *bytes = place(&view, nullptr);
     return QK_OK;
 }

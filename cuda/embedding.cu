@@ -1,5 +1,6 @@
 // out[t] = table[ids[t]]: one block a token, 16 bytes a thread. The table may lie in pinned host memory: every row is read once, in order, so
 // that PCIe sees whole rows. An id past the table makes its row NaN, which the check for non-finite values then finds.
+#include "abi.cuh"
 #include "elementwise.cuh"
 
 namespace {
@@ -24,14 +25,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-extern "C" int qk_embedding(const qk_embedding_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
-    if (args->m < 0 || args->m > INT32_MAX || args->h < 1 || args->h > INT32_MAX || args->vocab < 1 || args->vocab > INT32_MAX) return QK_ERROR_SHAPE;
-    if (args->m == 0) return QK_OK;
-    if (args->ids == nullptr || args->table == nullptr || args->out == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args->table, 16) || !is_aligned(args->out, 16) || !is_aligned(args->ids, 4)) return QK_ERROR_ALIGNMENT;
-    auto kernel = is_vector(args->h) ? embedding<8> : embedding<1>;
-    return launch(kernel, dim3(unsigned(args->m)), dim3(kThreads), 0, stream, args->ids, static_cast<const bf16 *>(args->table),
-                  static_cast<bf16 *>(args->out), args->h, args->vocab);
+extern "C" int qk_embedding(const qk_embedding_args *caller, qk_stream stream) {
+    qk_embedding_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (args.m < 0 || args.m > INT32_MAX || args.h < 1 || args.h > INT32_MAX || args.vocab < 1 || args.vocab > INT32_MAX) return QK_ERROR_SHAPE;
+    if (args.m == 0) return QK_OK;
+    if (args.ids == nullptr || args.table == nullptr || args.out == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(args.table, 16) || !is_aligned(args.out, 16) || !is_aligned(args.ids, 4)) return QK_ERROR_ALIGNMENT;
+    auto kernel = is_vector(args.h) ? embedding<8> : embedding<1>;
+    return launch(kernel, dim3(unsigned(args.m)), dim3(kThreads), 0, stream, args.ids, static_cast<const bf16 *>(args.table),
+                  static_cast<bf16 *>(args.out), args.h, args.vocab);
 }

@@ -6,6 +6,7 @@
 // launch takes partials t, t + 1024, ... in order, then a tree over threads. No atomics.
 // Shared memory: 64 bytes and 12 KB. Limit: memory traffic, 4 bytes an element; two f64 operations an element are less than that on
 // cards with 1/64 of the f32 rate. Not measured on a GPU.
+#include "abi.cuh"
 #include "adamw.cuh"
 
 namespace {
@@ -76,7 +77,7 @@ size_t partial_bytes(const AdamWView &view) { return size_t(view.chunks) * sizeo
 
 }  // namespace
 
-extern "C" int qk_gradient_norm_workspace_size(const qk_adamw *adamw, size_t *bytes) {
+extern "C" int qk_gradient_norm_workspace_size(const qk_adamw_args *adamw, size_t *bytes) {
     AdamWView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     int status = adamw_view(adamw, &view);
@@ -84,16 +85,15 @@ extern "C" int qk_gradient_norm_workspace_size(const qk_adamw *adamw, size_t *by
     return status;
 }
 
-extern "C" int qk_gradient_norm(const qk_adamw *adamw, double max_norm, qk_gradient_state *state, void *workspace, size_t workspace_bytes,
+extern "C" int qk_gradient_norm(const qk_adamw_args *adamw, double max_norm, qk_gradient_state *state, void *workspace, size_t workspace_bytes,
                                 qk_stream stream) {
     AdamWView view;
     int status = adamw_view(adamw, &view);
     if (status != QK_OK) return status;
     if (state == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(state, 8)) return QK_ERROR_ALIGNMENT;
-    if (!(max_norm >= 0.0)) return QK_ERROR_SHAPE;
-    if (workspace == nullptr || workspace_bytes < partial_bytes(view)) return QK_ERROR_WORKSPACE;
-    if (!is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
+    if (!(max_norm >= 0.0)) return QK_ERROR_VALUE;
+    if (int error = check_workspace(workspace, workspace_bytes, partial_bytes(view))) return error;
     double *partials = static_cast<double *>(workspace);
     status = launch(gradient_partials, dim3(unsigned(view.chunks)), dim3(kThreads), kWarps * sizeof(double), stream, view, partials);
     if (status != QK_OK) return status;

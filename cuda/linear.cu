@@ -1,19 +1,16 @@
 // The host side of the fused linear layer: check the operand, choose the kernel, launch.
 #include <cmath>
 
+#include "abi.cuh"
 #include "linear.cuh"
 
 namespace {
 
 constexpr int64_t kSmallM = 16;
 
-const qk_segment *segment_at(const qk_linear *linear, uint32_t index) {
-    const char *first = reinterpret_cast<const char *>(linear->segments);
-    return reinterpret_cast<const qk_segment *>(first + size_t(index) * linear->segments->struct_size);
-}
-
-int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentView *view) {
-    if (segment->struct_size != sizeof(qk_segment)) return QK_ERROR_STRUCT_SIZE;
+int check_segment(const qk_linear_args *linear, uint32_t index, SegmentView *view) {
+    qk_segment own, *segment = &own;
+    if (int error = read_element(linear->segments, index, segment)) return error;
     if (segment->n < 1 || segment->n > INT32_MAX || segment->ldy < segment->n) return QK_ERROR_SHAPE;
     if ((segment->nf4 != nullptr) == (segment->dense != nullptr)) return QK_ERROR_NULL_POINTER;
     if (segment->y == nullptr && linear->m > 0) return QK_ERROR_NULL_POINTER;
@@ -30,14 +27,13 @@ int check_segment(const qk_linear *linear, const qk_segment *segment, SegmentVie
     return segment->lora == nullptr ? QK_OK : lora_view(segment->lora, view);
 }
 
-int check(const qk_linear *linear, LinearView *view) {
+int check(const qk_linear_args *caller, LinearView *view) {
+    qk_linear_args own, *linear = &own;
     *view = {};
-    if (linear == nullptr) return QK_ERROR_NULL_POINTER;
-    if (linear->struct_size != sizeof(qk_linear)) return QK_ERROR_STRUCT_SIZE;
+    if (int error = read_struct(caller, linear)) return error;
     if (linear->num_segments < 1 || linear->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
     if (linear->m < 0 || linear->m > INT32_MAX || linear->k < 1 || linear->k > INT32_MAX || linear->ldx < linear->k) return QK_ERROR_SHAPE;
     if (linear->segments == nullptr || (linear->x == nullptr && linear->m > 0)) return QK_ERROR_NULL_POINTER;
-    if (linear->segments->struct_size != sizeof(qk_segment)) return QK_ERROR_STRUCT_SIZE;
     if (!is_aligned(linear->x, 16) || !is_aligned(linear->s, 16)) return QK_ERROR_ALIGNMENT;
     view->x = static_cast<const bf16 *>(linear->x);
     view->m = linear->m;
@@ -46,7 +42,7 @@ int check(const qk_linear *linear, LinearView *view) {
     view->num_segments = int(linear->num_segments);
     for (uint32_t i = 0; i < linear->num_segments; ++i) {
         SegmentView *segment = &view->segments[i];
-        if (int error = check_segment(linear, segment_at(linear, i), segment)) return error;
+        if (int error = check_segment(linear, i, segment)) return error;
         segment->s_column = view->lds;
         view->lds += round_up_8(segment->r);
     }
@@ -68,14 +64,13 @@ int lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
     return fast ? launch_lora_down(view, s, stream) : launch_lora_down_generic(view, s, stream);
 }
 
-int forward(const qk_linear *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
+int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
     LinearView view;
     if (int error = check(linear, &view)) return error;
     for (int i = 0; i < view.num_segments; ++i)
         if ((view.segments[i].dense != nullptr) != dense) return QK_ERROR_NULL_POINTER;
     size_t needed = workspace_bytes_of(view);
-    if (workspace_bytes < needed || (needed > 0 && workspace == nullptr)) return QK_ERROR_WORKSPACE;
-    if (needed > 0 && !is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
+    if (int error = check_workspace(workspace, workspace_bytes, needed)) return error;
     if (view.m == 0) return QK_OK;
     if (needed > 0) {
         if (int error = lora_down(view, static_cast<bf16 *>(workspace), stream)) return error;
@@ -90,8 +85,9 @@ int forward(const qk_linear *linear, bool dense, void *workspace, size_t workspa
 
 }  // namespace
 
-int lora_view(const qk_lora *lora, LoraView *view) {
-    if (lora->struct_size != sizeof(qk_lora)) return QK_ERROR_STRUCT_SIZE;
+int lora_view(const qk_lora *caller, LoraView *view) {
+    qk_lora own, *lora = &own;
+    if (int error = read_struct(caller, lora)) return error;
     if (lora->r < 1 || lora->r > QK_MAX_R) return QK_ERROR_SHAPE;
     bool indexed = lora->adapter_index != nullptr;
     if (lora->num_adapters < 1 || lora->num_adapters > INT32_MAX || (!indexed && lora->num_adapters != 1)) return QK_ERROR_SHAPE;
@@ -108,29 +104,33 @@ int lora_view(const qk_lora *lora, LoraView *view) {
     return QK_OK;
 }
 
-int dropout_view(const qk_dropout *dropout, int64_t m, DropoutView *view) {
+int dropout_view(const qk_dropout *caller, int64_t m, DropoutView *view) {
+    qk_dropout own, *dropout = &own;
     *view = {};
-    if (dropout == nullptr) return QK_OK;
-    if (dropout->struct_size != sizeof(qk_dropout)) return QK_ERROR_STRUCT_SIZE;
+    if (caller == nullptr) return QK_OK;
+    if (int error = read_struct(caller, dropout)) return error;
     if (!(dropout->p >= 0.0f && dropout->p < 1.0f)) return QK_ERROR_VALUE;
     if (dropout->first_token < 0 || dropout->first_token > (int64_t(1) << 32) - m) return QK_ERROR_VALUE;
     double p = dropout->p, threshold = std::round(p * 4294967296.0);
     view->key_low = uint32_t(dropout->seed);
     view->key_high = uint32_t(dropout->seed >> 32);
-    view->site = dropout->site;
-    view->draw = dropout->draw;
+    view->dropout_id = dropout->dropout_id;
+    view->dropout_step = dropout->dropout_step;
     view->first_token = uint32_t(dropout->first_token);
     view->threshold = uint32_t(threshold < 4294967295.0 ? threshold : 4294967295.0);
     view->scale = float(1.0 / (1.0 - p));
     return QK_OK;
 }
 
-extern "C" int64_t qk_lora_columns(const qk_linear *linear) {
+extern "C" int qk_lora_columns(const qk_linear_args *linear, int64_t *columns) {
     LinearView view;
-    return check(linear, &view) == QK_OK ? view.lds : 0;
+    if (columns == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = check(linear, &view)) return error;
+    *columns = view.lds;
+    return QK_OK;
 }
 
-extern "C" int qk_lora_down(const qk_linear *linear, void *s, qk_stream stream) {
+extern "C" int qk_lora_down(const qk_linear_args *linear, void *s, qk_stream stream) {
     LinearView view;
     if (int error = check(linear, &view)) return error;
     if (view.lds == 0 || view.m == 0) return QK_OK;
@@ -139,7 +139,7 @@ extern "C" int qk_lora_down(const qk_linear *linear, void *s, qk_stream stream) 
     return lora_down(view, static_cast<bf16 *>(s), stream);
 }
 
-extern "C" int qk_linear_workspace_size(const qk_linear *linear, size_t *bytes) {
+extern "C" int qk_linear_forward_workspace_size(const qk_linear_args *linear, size_t *bytes) {
     LinearView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = check(linear, &view)) return error;
@@ -147,16 +147,18 @@ extern "C" int qk_linear_workspace_size(const qk_linear *linear, size_t *bytes) 
     return QK_OK;
 }
 
-extern "C" int qk_linear_path(const qk_linear *linear) {
+extern "C" int qk_linear_forward_path(const qk_linear_args *linear, uint32_t *path) {
     LinearView view;
-    int error = check(linear, &view);
-    return error != QK_OK ? error : int(path_of(view));
+    if (path == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = check(linear, &view)) return error;
+    *path = path_of(view);
+    return QK_OK;
 }
 
-extern "C" int qk_linear_forward(const qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_forward(const qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return forward(linear, false, workspace, workspace_bytes, stream);
 }
 
-extern "C" int qk_linear_forward_dense(const qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_forward_dense(const qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return forward(linear, true, workspace, workspace_bytes, stream);
 }

@@ -1,15 +1,12 @@
 // The host side of the fused linear layer's backward pass: check the operand, choose the kernel, launch.
+#include "abi.cuh"
 #include "linear_backward.cuh"
 
 namespace {
 
-const qk_segment_backward *segment_at(const qk_linear_backward *backward, uint32_t index) {
-    const char *first = reinterpret_cast<const char *>(backward->segments);
-    return reinterpret_cast<const qk_segment_backward *>(first + size_t(index) * backward->segments->struct_size);
-}
-
-int check_segment(const qk_linear_backward *backward, const qk_segment_backward *segment, BackwardSegment *view) {
-    if (segment->struct_size != sizeof(qk_segment_backward)) return QK_ERROR_STRUCT_SIZE;
+int check_segment(const qk_linear_backward_args *backward, uint32_t index, BackwardSegment *view) {
+    qk_segment_backward own, *segment = &own;
+    if (int error = read_element(backward->segments, index, segment)) return error;
     if (segment->n < 1 || segment->n > INT32_MAX || segment->lddy < segment->n) return QK_ERROR_SHAPE;
     if (segment->nf4 != nullptr && segment->dense != nullptr) return QK_ERROR_NULL_POINTER;
     if (segment->dy == nullptr && backward->m > 0) return QK_ERROR_NULL_POINTER;
@@ -39,20 +36,17 @@ qk_path path_of(const BackwardView &view) {
 
 size_t workspace_bytes_of(const BackwardView &view) { return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16); }
 
-int linear_dx(const qk_linear_backward *backward, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
+int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspace, size_t workspace_bytes, qk_stream stream) {
     BackwardView view;
     if (int error = backward_view(backward, &view)) return error;
-    for (uint32_t i = 0; i < backward->num_segments; ++i) {
-        const qk_segment_backward *segment = segment_at(backward, i);
-        if ((dense ? segment->dense == nullptr : segment->nf4 == nullptr)) return QK_ERROR_NULL_POINTER;
-    }
+    for (int i = 0; i < view.num_segments; ++i)
+        if (dense ? view.segments[i].dense == nullptr : !view.segments[i].has_nf4()) return QK_ERROR_NULL_POINTER;
     if (view.dx == nullptr && view.m > 0) return QK_ERROR_NULL_POINTER;
     size_t needed = workspace_bytes_of(view);
-    if (workspace_bytes < needed || (needed > 0 && workspace == nullptr)) return QK_ERROR_WORKSPACE;
-    if (needed > 0 && !is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
+    if (int error = check_workspace(workspace, workspace_bytes, needed)) return error;
     if (view.m == 0) return QK_OK;
     if (needed > 0) {
-        if (int error = launch_lora_up(view, static_cast<bf16 *>(workspace), stream)) return error;
+        if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
     }
     return path_of(view) == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, stream) : launch_linear_dx_generic(view, stream);
@@ -60,16 +54,15 @@ int linear_dx(const qk_linear_backward *backward, bool dense, void *workspace, s
 
 }  // namespace
 
-int backward_view(const qk_linear_backward *backward, BackwardView *view) {
+int backward_view(const qk_linear_backward_args *caller, BackwardView *view) {
+    qk_linear_backward_args own, *backward = &own;
     *view = {};
-    if (backward == nullptr) return QK_ERROR_NULL_POINTER;
-    if (backward->struct_size != sizeof(qk_linear_backward)) return QK_ERROR_STRUCT_SIZE;
+    if (int error = read_struct(caller, backward)) return error;
     if (backward->num_segments < 1 || backward->num_segments > QK_MAX_SEGMENTS) return QK_ERROR_SHAPE;
     if (backward->m < 0 || backward->m > INT32_MAX || backward->k < 1 || backward->k > INT32_MAX) return QK_ERROR_SHAPE;
     if ((backward->x != nullptr && backward->ldx < backward->k) || (backward->dx != nullptr && backward->lddx < backward->k)) return QK_ERROR_SHAPE;
     if (backward->accumulate > 1) return QK_ERROR_VALUE;
     if (backward->segments == nullptr) return QK_ERROR_NULL_POINTER;
-    if (backward->segments->struct_size != sizeof(qk_segment_backward)) return QK_ERROR_STRUCT_SIZE;
     for (const void *pointer : {backward->x, static_cast<const void *>(backward->dx), backward->s, backward->t})
         if (!is_aligned(pointer, 16)) return QK_ERROR_ALIGNMENT;
     view->x = static_cast<const bf16 *>(backward->x);
@@ -82,7 +75,7 @@ int backward_view(const qk_linear_backward *backward, BackwardView *view) {
     view->num_segments = int(backward->num_segments);
     for (uint32_t i = 0; i < backward->num_segments; ++i) {
         BackwardSegment *segment = &view->segments[i];
-        if (int error = check_segment(backward, segment_at(backward, i), segment)) return error;
+        if (int error = check_segment(backward, i, segment)) return error;
         segment->s_column = view->lds;
         view->lds += round_up_8(segment->r);
     }
@@ -93,16 +86,16 @@ int backward_view(const qk_linear_backward *backward, BackwardView *view) {
     return dropout_view(backward->dropout, backward->m, &view->dropout);
 }
 
-extern "C" int qk_lora_up(const qk_linear_backward *backward, void *t, qk_stream stream) {
+extern "C" int qk_lora_dy_b(const qk_linear_backward_args *backward, void *t, qk_stream stream) {
     BackwardView view;
     if (int error = backward_view(backward, &view)) return error;
     if (view.lds == 0 || view.m == 0) return QK_OK;
     if (t == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(t, 16)) return QK_ERROR_ALIGNMENT;
-    return launch_lora_up(view, static_cast<bf16 *>(t), stream);
+    return launch_lora_dy_b(view, static_cast<bf16 *>(t), stream);
 }
 
-extern "C" int qk_linear_backward_workspace_size(const qk_linear_backward *backward, size_t *bytes) {
+extern "C" int qk_linear_dx_workspace_size(const qk_linear_backward_args *backward, size_t *bytes) {
     BackwardView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = backward_view(backward, &view)) return error;
@@ -110,21 +103,20 @@ extern "C" int qk_linear_backward_workspace_size(const qk_linear_backward *backw
     return QK_OK;
 }
 
-extern "C" int qk_linear_dx_path(const qk_linear_backward *backward) {
+extern "C" int qk_linear_dx_path(const qk_linear_backward_args *backward, uint32_t *path) {
     BackwardView view;
-    int error = backward_view(backward, &view);
-    if (error != QK_OK) return error;
-    for (uint32_t i = 0; i < backward->num_segments; ++i) {
-        const qk_segment_backward *segment = segment_at(backward, i);
-        if (segment->nf4 == nullptr && segment->dense == nullptr) return QK_ERROR_NULL_POINTER;
-    }
-    return int(path_of(view));
+    if (path == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = backward_view(backward, &view)) return error;
+    for (int i = 0; i < view.num_segments; ++i)
+        if (view.segments[i].dense == nullptr && !view.segments[i].has_nf4()) return QK_ERROR_NULL_POINTER;
+    *path = path_of(view);
+    return QK_OK;
 }
 
-extern "C" int qk_linear_dx(const qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_dx(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return linear_dx(backward, false, workspace, workspace_bytes, stream);
 }
 
-extern "C" int qk_linear_dx_dense(const qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_linear_dx_dense(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
     return linear_dx(backward, true, workspace, workspace_bytes, stream);
 }

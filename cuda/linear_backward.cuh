@@ -10,6 +10,8 @@ struct BackwardSegment : LoraView {
     float *da, *db;    // [num_adapters, r, K], [num_adapters, n, r]; NULL: not wanted
     int64_t n, lddy;
     int64_t s_column;  // where this segment's part of S and T begins
+
+    bool has_nf4() const { return nf4.codes != nullptr; }
 };
 
 struct BackwardView {
@@ -30,9 +32,9 @@ struct BackwardView {
 };
 
 // Checks what all functions of the backward pass share (no pointer that only some need, no weight's absence): QK_OK or the error.
-int backward_view(const qk_linear_backward *backward, BackwardView *view);
+int backward_view(const qk_linear_backward_args *backward, BackwardView *view);
 
 // Launchers, one per kernel file. The view is valid, m >= 1, and what the operation reads and writes is there.
-int launch_lora_up(const BackwardView &view, bf16 *t, qk_stream stream);
+int launch_lora_dy_b(const BackwardView &view, bf16 *t, qk_stream stream);
 int launch_linear_dx_tensor_core(const BackwardView &view, qk_stream stream);
 int launch_linear_dx_generic(const BackwardView &view, qk_stream stream);

@@ -55,7 +55,7 @@ template <typename C> struct Tile {
 
     // Their addresses are constants: functions rather than members, which would take registers.
     __device__ __forceinline__ static float *codebook() { return reinterpret_cast<float *>(dynamic_shared()); } // [16]
-    __device__ __forceinline__ static float *nested_code() { return codebook() + 16; }                          // [256]
+    __device__ __forceinline__ static float *nested_map() { return codebook() + 16; }                          // [256]
     __device__ __forceinline__ static unsigned char *stages() { return dynamic_shared() + kTablesBytes; }
     __device__ __forceinline__ static float *scales(unsigned char *stage) { return reinterpret_cast<float *>(stage + C::kDyBytes + C::kWBytes); }
     __device__ __forceinline__ unsigned char *after(unsigned char *stage) const {
@@ -147,7 +147,7 @@ template <typename C> struct Tile {
         return {w.nested_absmax[block / QK_NESTED_BLOCK], w.absmax_codes[at]};
     }
     __device__ __forceinline__ void store_scale(const Nf4View &w, unsigned char *to, Scale scale, float offset) const {
-        scales(to)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_code()[scale.code], scale.factor), offset);
+        scales(to)[threadIdx.x] = w.absmax != nullptr ? scale.factor : __fadd_rn(__fmul_rn(nested_map()[scale.code], scale.factor), offset);
     }
 
     // 16 rows of a bf16 tile, from 16 * step on.
@@ -312,9 +312,9 @@ template <typename C> struct Tile {
         __syncthreads(); // everyone is done with what lies in the stages, and with the tables
         float offset = 0.0f;
         if constexpr (nf4) {
-            if (w.nested_code != nullptr) {
+            if (w.nested_map != nullptr) {
                 offset = *w.offset;
-                for (int i = threadIdx.x; i < 256; i += C::kThreads) nested_code()[i] = w.nested_code[i];
+                for (int i = threadIdx.x; i < 256; i += C::kThreads) nested_map()[i] = w.nested_map[i];
             }
             __syncthreads();
         }

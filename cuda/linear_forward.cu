@@ -65,7 +65,7 @@ template <typename C> struct Tile {
     const LinearView &view;
     const SegmentView &segment;
     int64_t m0, n0;
-    float *codebook, *nested_code; // [16], [256]
+    float *codebook, *nested_map; // [16], [256]
     unsigned char *stages;
     float sums[C::kM / 16][4][4]; // [16 tokens][8 rows of W]
 
@@ -106,7 +106,7 @@ template <typename C> struct Tile {
     }
     __device__ __forceinline__ void store_scale(int64_t tile, Scale scale, float offset) {
         bool plain = segment.nf4.absmax != nullptr;
-        absmax(tile)[threadIdx.x] = plain ? scale.factor : __fadd_rn(__fmul_rn(nested_code[scale.code], scale.factor), offset);
+        absmax(tile)[threadIdx.x] = plain ? scale.factor : __fadd_rn(__fmul_rn(nested_map[scale.code], scale.factor), offset);
     }
 
     __device__ __forceinline__ int weight_row(int j) const {
@@ -265,8 +265,8 @@ template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_f
     Tile<C> tile = {view, segment, blockIdx.x % tiles_m * C::kM, tile_n * C::kN, codebook, codebook + 16, dynamic_shared() + kTablesBytes, {}};
     if constexpr (!C::kDense) {
         if (threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x);
-        if (segment.nf4.nested_code != nullptr)
-            for (int i = threadIdx.x; i < 256; i += C::kThreads) tile.nested_code[i] = segment.nf4.nested_code[i];
+        if (segment.nf4.nested_map != nullptr)
+            for (int i = threadIdx.x; i < 256; i += C::kThreads) tile.nested_map[i] = segment.nf4.nested_map[i];
         __syncthreads();
     }
     tile.base();

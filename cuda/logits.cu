@@ -3,6 +3,7 @@
 // A block has 64 rows of head, each of its 8 warps 8 of them over all of H: sums stay in one warp's accumulators, in the order of the features.
 // The other way round (warps along H, as for the linear layers) would not fill a GPU better: a vocabulary has thousands of rows.
 // Limits: the bytes of head, 2 H V; the 16 hidden rows come from the caches. Tokens past the last are zeros that nobody stores.
+#include "abi.cuh"
 #include "linear.cuh"
 
 namespace {
@@ -56,27 +57,27 @@ template <bool kWhole> __global__ void __launch_bounds__(kThreads) logits_of_tok
 
 }  // namespace
 
-extern "C" int qk_logits(const qk_logits_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
-    if (args->num_tokens > 65535 || args->m < 1 || args->m > INT32_MAX || args->h < 1 || args->h > INT32_MAX) return QK_ERROR_SHAPE;
-    if (args->vocab < 1 || args->vocab > INT32_MAX) return QK_ERROR_SHAPE;
-    if (args->num_tokens == 0) return QK_OK;
-    if (args->hidden == nullptr || args->head == nullptr || args->tokens == nullptr || args->logits == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args->hidden, 16) || !is_aligned(args->head, 16)) return QK_ERROR_ALIGNMENT;
-    for (uint32_t i = 0; i < args->num_tokens; ++i) {
-        if (args->tokens[i] >= args->m) return QK_ERROR_VALUE;
-        if (args->logits[i] == nullptr) return QK_ERROR_NULL_POINTER;
-        if (!is_aligned(args->logits[i], 4)) return QK_ERROR_ALIGNMENT;
+extern "C" int qk_logits(const qk_logits_args *caller, qk_stream stream) {
+    qk_logits_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (args.num_tokens > 65535 || args.m < 1 || args.m > INT32_MAX || args.h < 1 || args.h > INT32_MAX) return QK_ERROR_SHAPE;
+    if (args.vocab < 1 || args.vocab > INT32_MAX) return QK_ERROR_SHAPE;
+    if (args.num_tokens == 0) return QK_OK;
+    if (args.hidden == nullptr || args.head == nullptr || args.tokens == nullptr || args.logits == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(args.hidden, 16) || !is_aligned(args.head, 16)) return QK_ERROR_ALIGNMENT;
+    for (uint32_t i = 0; i < args.num_tokens; ++i) {
+        if (args.tokens[i] >= args.m) return QK_ERROR_VALUE;
+        if (args.logits[i] == nullptr) return QK_ERROR_NULL_POINTER;
+        if (!is_aligned(args.logits[i], 4)) return QK_ERROR_ALIGNMENT;
     }
-    auto kernel = args->h % 8 == 0 ? logits_of_tokens<true> : logits_of_tokens<false>;
-    for (uint32_t first = 0; first < args->num_tokens; first += kTokens) {
-        LogitsView view = {static_cast<const bf16 *>(args->hidden), static_cast<const bf16 *>(args->head), args->h, args->vocab, 0, {}, {}};
-        for (; view.count < kTokens && first + uint32_t(view.count) < args->num_tokens; ++view.count) {
-            view.tokens[view.count] = args->tokens[first + uint32_t(view.count)];
-            view.logits[view.count] = args->logits[first + uint32_t(view.count)];
+    auto kernel = args.h % 8 == 0 ? logits_of_tokens<true> : logits_of_tokens<false>;
+    for (uint32_t first = 0; first < args.num_tokens; first += kTokens) {
+        LogitsView view = {static_cast<const bf16 *>(args.hidden), static_cast<const bf16 *>(args.head), args.h, args.vocab, 0, {}, {}};
+        for (; view.count < kTokens && first + uint32_t(view.count) < args.num_tokens; ++view.count) {
+            view.tokens[view.count] = args.tokens[first + uint32_t(view.count)];
+            view.logits[view.count] = args.logits[first + uint32_t(view.count)];
         }
-        int error = launch(kernel, dim3(unsigned(ceil_div(args->vocab, kRows))), dim3(kThreads), 0, stream, view);
+        int error = launch(kernel, dim3(unsigned(ceil_div(args.vocab, kRows))), dim3(kThreads), 0, stream, view);
         if (error) return error;
     }
     return QK_OK;

@@ -1,5 +1,6 @@
 // dA += T^T * dropout(X) and dB += dY^T * S for any N, K and stride: one thread per element, tokens in order within chunks of 256, chunks in
 // order, f32. Slow on purpose: it is for shapes that no model has. And the host side of both kernels: check, list the products, launch.
+#include "abi.cuh"
 #include "lora_gradients.cuh"
 
 namespace {
@@ -77,7 +78,7 @@ struct Plan {
     size_t t_bytes, bytes;
 };
 
-int plan(const qk_linear_backward *backward, BackwardView *view, Plan *plan) {
+int plan(const qk_linear_backward_args *backward, BackwardView *view, Plan *plan) {
     if (int error = backward_view(backward, view)) return error;
     bool da = false, db = false;
     for (int i = 0; i < view->num_segments; ++i) {
@@ -106,7 +107,7 @@ int launch_lora_gradients_generic(const GradientsView &view, qk_stream stream) {
     return launch(lora_gradients_generic, dim3(unsigned(most), unsigned(view.num_products)), dim3(kThreads), 0, stream, view);
 }
 
-extern "C" int qk_lora_gradients_workspace_size(const qk_linear_backward *backward, size_t *bytes) {
+extern "C" int qk_lora_gradients_workspace_size(const qk_linear_backward_args *backward, size_t *bytes) {
     BackwardView view;
     Plan needed;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
@@ -115,15 +116,14 @@ extern "C" int qk_lora_gradients_workspace_size(const qk_linear_backward *backwa
     return QK_OK;
 }
 
-extern "C" int qk_lora_gradients(const qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
+extern "C" int qk_lora_gradients(const qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes, qk_stream stream) {
     BackwardView view;
     Plan needed;
     if (int error = plan(backward, &view, &needed)) return error;
-    if (workspace_bytes < needed.bytes || (needed.bytes > 0 && workspace == nullptr)) return QK_ERROR_WORKSPACE;
-    if (needed.bytes > 0 && !is_aligned(workspace, 16)) return QK_ERROR_ALIGNMENT;
+    if (int error = check_workspace(workspace, workspace_bytes, needed.bytes)) return error;
     if (view.m == 0) return QK_OK;
     if (needed.t_bytes > 0) {
-        if (int error = launch_lora_up(view, static_cast<bf16 *>(workspace), stream)) return error;
+        if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
         needed.products = products_of(view);
         workspace = static_cast<char *>(workspace) + needed.t_bytes;

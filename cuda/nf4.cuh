@@ -29,7 +29,7 @@ __device__ __forceinline__ unsigned nf4_encode(float normalised) {
 struct Nf4View {
     const uint8_t *codes;
     const uint8_t *absmax_codes;
-    const float *absmax, *nested_absmax, *nested_code, *offset;
+    const float *absmax, *nested_absmax, *nested_map, *offset;
     int64_t n, k;
     int block_shift; // log2 of the block size
     bool transposed; // [K / block_size, N] rather than flat
@@ -47,7 +47,7 @@ struct Nf4View {
     // The same of the block whose absmax is the one `at` in its layout: without a division, for who knows row and column of blocks.
     __device__ __forceinline__ float absmax_at(int64_t at, int64_t block) const {
         if (absmax != nullptr) return absmax[at];
-        return __fadd_rn(__fmul_rn(nested_code[absmax_codes[at]], nested_absmax[block / QK_NESTED_BLOCK]), *offset);
+        return __fadd_rn(__fmul_rn(nested_map[absmax_codes[at]], nested_absmax[block / QK_NESTED_BLOCK]), *offset);
     }
 
     // The code of element (row-major, flat).

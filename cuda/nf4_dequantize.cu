@@ -3,6 +3,7 @@
 // A thread takes 8 consecutive elements: 4 bytes of codes in, 16 (bf16) or 32 (f32) bytes out, both coalesced. Block sizes are
 // multiples of 32 and blocks are counted over the flat weight, so that the 8 share one absmax.
 // No shared memory but the codebook. Any N and K; the last group may be ragged.
+#include "abi.cuh"
 #include "nf4.cuh"
 
 namespace {
@@ -52,9 +53,9 @@ int dequantize_to(const Nf4View &weight, void *out, qk_stream stream) {
 
 }  // namespace
 
-int nf4_view(const qk_nf4 *weight, Nf4View *view) {
-    if (weight == nullptr) return QK_ERROR_NULL_POINTER;
-    if (weight->struct_size != sizeof(qk_nf4)) return QK_ERROR_STRUCT_SIZE;
+int nf4_view(const qk_nf4 *caller, Nf4View *view) {
+    qk_nf4 own, *weight = &own;
+    if (int error = read_struct(caller, weight)) return error;
     if (weight->n < 1 || weight->k < 1 || weight->n > INT64_MAX / 16 / weight->k) return QK_ERROR_SHAPE;
     if (!is_block_size(weight->block_size)) return QK_ERROR_BLOCK_SIZE;
     bool transposed = weight->layout == QK_ABSMAX_TRANSPOSED;
@@ -62,12 +63,12 @@ int nf4_view(const qk_nf4 *weight, Nf4View *view) {
     if (transposed && weight->k % weight->block_size != 0) return QK_ERROR_LAYOUT;
     bool nested = weight->absmax_codes != nullptr;
     if (weight->codes == nullptr || nested == (weight->absmax != nullptr)) return QK_ERROR_NULL_POINTER;
-    for (const float *part : {weight->nested_absmax, weight->nested_code, weight->offset}) {
+    for (const float *part : {weight->nested_absmax, weight->nested_map, weight->offset}) {
         if ((part != nullptr) != nested) return QK_ERROR_NULL_POINTER;
         if (!is_aligned(part, sizeof(float))) return QK_ERROR_ALIGNMENT;
     }
     if (!is_aligned(weight->codes, 16) || !is_aligned(weight->absmax, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    *view = {weight->codes, weight->absmax_codes, weight->absmax, weight->nested_absmax, weight->nested_code, weight->offset,
+    *view = {weight->codes, weight->absmax_codes, weight->absmax, weight->nested_absmax, weight->nested_map, weight->offset,
              weight->n, weight->k, log2_of(weight->block_size), transposed};
     return QK_OK;
 }

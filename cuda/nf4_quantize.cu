@@ -4,6 +4,7 @@
 //   nested:  nested_absmax[c] = max |absmax - offset| of 256; absmax_codes = nearest of the 8-bit map to (absmax - offset) * (1 / nested_absmax)
 // One warp per block of 32..4096 elements; a lane takes pairs of elements, which share a byte. All-zero block: code 7.
 #include "nf4.cuh"
+#include "abi.cuh"
 #include "normalise.cuh"
 
 namespace {
@@ -96,27 +97,27 @@ int quantize(const qk_nf4_quantize_args &args, int64_t blocks, qk_stream stream)
 
 }  // namespace
 
-extern "C" int qk_nf4_quantize(const qk_nf4_quantize_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof(*args)) return QK_ERROR_STRUCT_SIZE;
-    if (args->dtype != QK_BF16 && args->dtype != QK_F32) return QK_ERROR_LAYOUT;
-    if (!is_block_size(args->block_size)) return QK_ERROR_BLOCK_SIZE;
-    if (args->count < 1) return QK_ERROR_SHAPE;
-    bool nested = args->nested_code != nullptr;
-    if (args->weight == nullptr || args->codes == nullptr || args->absmax == nullptr) return QK_ERROR_NULL_POINTER;
-    if ((args->absmax_codes != nullptr) != nested || (args->nested_absmax != nullptr) != nested || (args->offset != nullptr) != nested)
+extern "C" int qk_nf4_quantize(const qk_nf4_quantize_args *caller, qk_stream stream) {
+    qk_nf4_quantize_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (args.dtype != QK_BF16 && args.dtype != QK_F32) return QK_ERROR_LAYOUT;
+    if (!is_block_size(args.block_size)) return QK_ERROR_BLOCK_SIZE;
+    if (args.count < 1) return QK_ERROR_SHAPE;
+    bool nested = args.nested_map != nullptr;
+    if (args.weight == nullptr || args.codes == nullptr || args.absmax == nullptr) return QK_ERROR_NULL_POINTER;
+    if ((args.absmax_codes != nullptr) != nested || (args.nested_absmax != nullptr) != nested || (args.offset != nullptr) != nested)
         return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args->weight, args->dtype == QK_F32 ? 4 : 2)) return QK_ERROR_ALIGNMENT;
-    for (const float *part : {static_cast<const float *>(args->absmax), args->nested_code, static_cast<const float *>(args->nested_absmax),
-                              static_cast<const float *>(args->offset)})
+    if (!is_aligned(args.weight, args.dtype == QK_F32 ? 4 : 2)) return QK_ERROR_ALIGNMENT;
+    for (const float *part : {static_cast<const float *>(args.absmax), args.nested_map, static_cast<const float *>(args.nested_absmax),
+                              static_cast<const float *>(args.offset)})
         if (!is_aligned(part, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    int64_t blocks = ceil_div(args->count, args->block_size);
+    int64_t blocks = ceil_div(args.count, args.block_size);
     if (blocks > int64_t(INT32_MAX) * kWarps) return QK_ERROR_SHAPE;
 
-    int status = args->dtype == QK_BF16 ? quantize<bf16>(*args, blocks, stream) : quantize<float>(*args, blocks, stream);
+    int status = args.dtype == QK_BF16 ? quantize<bf16>(args, blocks, stream) : quantize<float>(args, blocks, stream);
     if (status != QK_OK || !nested) return status;
-    status = launch(mean, dim3(1), dim3(kMeanThreads), kMeanThreads * sizeof(double), stream, args->absmax, blocks, args->offset);
+    status = launch(mean, dim3(1), dim3(kMeanThreads), kMeanThreads * sizeof(double), stream, args.absmax, blocks, args.offset);
     if (status != QK_OK) return status;
     return launch(quantize_absmax, dim3(unsigned(ceil_div(ceil_div(blocks, QK_NESTED_BLOCK), kWarps))), dim3(kThreads), 0, stream,
-                  args->absmax, blocks, args->nested_code, args->offset, args->absmax_codes, args->nested_absmax);
+                  args.absmax, blocks, args.nested_map, args.offset, args.absmax_codes, args.nested_absmax);
 }

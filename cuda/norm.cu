@@ -3,6 +3,7 @@
 //
 // One block a row; a thread takes every 256th group of 8 elements. The second pass reads the row again, from the caches: the bytes of DRAM are
 // those of x, delta, sum and y (8 H a row with the add), which is what limits it.
+#include "abi.cuh"
 #include "elementwise.cuh"
 
 namespace {
@@ -80,39 +81,40 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm_backwar
 }
 
 int check_sizes(int64_t m, int64_t h, float eps) {
-    return m < 0 || m > INT32_MAX || h < 1 || h > INT32_MAX || !(eps > 0.0f) ? QK_ERROR_SHAPE : QK_OK;
+    if (m < 0 || m > INT32_MAX || h < 1 || h > INT32_MAX) return QK_ERROR_SHAPE;
+    return eps > 0.0f ? QK_OK : QK_ERROR_VALUE;
 }
 
 }  // namespace
 
-extern "C" int qk_rms_norm(const qk_rms_norm_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
-    if (int error = check_sizes(args->m, args->h, args->eps)) return error;
-    if (args->m == 0) return QK_OK;
-    if (args->x == nullptr || args->weight == nullptr || args->y == nullptr) return QK_ERROR_NULL_POINTER;
-    if ((args->delta == nullptr) != (args->sum == nullptr)) return QK_ERROR_NULL_POINTER;
-    for (const void *matrix : {args->x, args->delta, static_cast<const void *>(args->sum), static_cast<const void *>(args->y)})
+extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
+    qk_rms_norm_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (int error = check_sizes(args.m, args.h, args.eps)) return error;
+    if (args.m == 0) return QK_OK;
+    if (args.x == nullptr || args.weight == nullptr || args.y == nullptr) return QK_ERROR_NULL_POINTER;
+    if ((args.delta == nullptr) != (args.sum == nullptr)) return QK_ERROR_NULL_POINTER;
+    for (const void *matrix : {args.x, args.delta, static_cast<const void *>(args.sum), static_cast<const void *>(args.y)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    Norm norm = {static_cast<const bf16 *>(args->x), static_cast<const bf16 *>(args->delta), args->weight, static_cast<bf16 *>(args->sum),
-                 static_cast<bf16 *>(args->y), args->h, args->eps};
-    auto kernel = is_vector(args->h) ? rms_norm<8> : rms_norm<1>;
-    return launch(kernel, dim3(unsigned(args->m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
+    if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
+    Norm norm = {static_cast<const bf16 *>(args.x), static_cast<const bf16 *>(args.delta), args.weight, static_cast<bf16 *>(args.sum),
+                 static_cast<bf16 *>(args.y), args.h, args.eps};
+    auto kernel = is_vector(args.h) ? rms_norm<8> : rms_norm<1>;
+    return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }
 
-extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
-    if (int error = check_sizes(args->m, args->h, args->eps)) return error;
-    if (args->accumulate > 1) return QK_ERROR_SHAPE;
-    if (args->m == 0) return QK_OK;
-    if (args->dy == nullptr || args->x == nullptr || args->weight == nullptr || args->dx == nullptr) return QK_ERROR_NULL_POINTER;
-    for (const void *matrix : {args->dy, args->x, static_cast<const void *>(args->dx)})
+extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *caller, qk_stream stream) {
+    qk_rms_norm_backward_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (int error = check_sizes(args.m, args.h, args.eps)) return error;
+    if (args.accumulate > 1) return QK_ERROR_VALUE;
+    if (args.m == 0) return QK_OK;
+    if (args.dy == nullptr || args.x == nullptr || args.weight == nullptr || args.dx == nullptr) return QK_ERROR_NULL_POINTER;
+    for (const void *matrix : {args.dy, args.x, static_cast<const void *>(args.dx)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    if (!is_aligned(args->weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    NormBackward norm = {static_cast<const bf16 *>(args->dy), static_cast<const bf16 *>(args->x), args->weight, static_cast<bf16 *>(args->dx),
-                         args->h, args->eps, args->accumulate != 0};
-    auto kernel = is_vector(args->h) ? rms_norm_backward<8> : rms_norm_backward<1>;
-    return launch(kernel, dim3(unsigned(args->m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
+    if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
+    NormBackward norm = {static_cast<const bf16 *>(args.dy), static_cast<const bf16 *>(args.x), args.weight, static_cast<bf16 *>(args.dx),
+                         args.h, args.eps, args.accumulate != 0};
+    auto kernel = is_vector(args.h) ? rms_norm_backward<8> : rms_norm_backward<1>;
+    return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }

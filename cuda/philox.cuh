@@ -1,5 +1,5 @@
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and the dropout mask drawn from it: a pure function of
-// (seed, token, feature, site, draw), so that forward and backward draw the same mask and none is stored. Host twin: src/philox.rs.
+// (seed, token, feature, dropout_id, dropout_step), so that forward and backward draw the same mask and none is stored. Host twin: src/philox.rs.
 #pragma once
 
 #include "launch.cuh"
@@ -7,7 +7,7 @@
 // What a kernel needs of a qk_dropout, by value.
 struct DropoutView {
     uint32_t key_low, key_high;
-    uint32_t site, draw;
+    uint32_t dropout_id, dropout_step;
     uint32_t first_token; // of row 0
     uint32_t threshold;   // a number below it drops its element; 0: no dropout
     float scale;          // of what is kept
@@ -35,7 +35,7 @@ __device__ __forceinline__ Random4 philox4x32_10(uint32_t c0, uint32_t c1, uint3
 
 // Bit i: feature 4 * quad + i of a row is kept. For kernels that zero what is dropped and apply `scale` to their f32 sums.
 __device__ __forceinline__ uint32_t dropout_kept(const DropoutView &dropout, int64_t row, int64_t quad) {
-    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.site, dropout.draw, dropout.key_low, dropout.key_high);
+    Random4 random = philox4x32_10(dropout.first_token + uint32_t(row), uint32_t(quad), dropout.dropout_id, dropout.dropout_step, dropout.key_low, dropout.key_high);
     uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) bits |= uint32_t(random.words[i] >= dropout.threshold) << i;

@@ -2,6 +2,7 @@
 // come from tables made in double precision on the host.
 //
 // A thread takes 8 (or 1) of the D / 2 pairs of one head. Bytes: 4 D a head, read and written once; the tables' rows stay in the caches.
+#include "abi.cuh"
 #include "elementwise.cuh"
 
 namespace {
@@ -41,20 +42,21 @@ template <int V> __global__ void __launch_bounds__(kThreads) rope(Rope rope) {
 
 }  // namespace
 
-extern "C" int qk_rope(const qk_rope_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
-    if (args->head_dim < 2 || args->head_dim > 1024 || args->head_dim % 2 != 0 || args->heads < 1 || args->heads > 65536) return QK_ERROR_SHAPE;
-    if (args->inverse > 1 || args->m < 0 || args->m > INT32_MAX || args->table_positions < 1) return QK_ERROR_SHAPE;
-    if (args->ldx < int64_t(args->heads) * args->head_dim) return QK_ERROR_SHAPE;
-    if (args->m == 0) return QK_OK;
-    if (args->x == nullptr || args->positions == nullptr || args->cosines == nullptr || args->sines == nullptr) return QK_ERROR_NULL_POINTER;
-    if (!is_aligned(args->x, 16)) return QK_ERROR_ALIGNMENT;
-    for (const void *part : {static_cast<const void *>(args->positions), static_cast<const void *>(args->cosines), static_cast<const void *>(args->sines)})
+extern "C" int qk_rope(const qk_rope_args *caller, qk_stream stream) {
+    qk_rope_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (args.head_dim < 2 || args.head_dim > 1024 || args.head_dim % 2 != 0 || args.heads < 1 || args.heads > 65536) return QK_ERROR_SHAPE;
+    if (args.inverse > 1) return QK_ERROR_VALUE;
+    if (args.m < 0 || args.m > INT32_MAX || args.table_positions < 1) return QK_ERROR_SHAPE;
+    if (args.ldx < int64_t(args.heads) * args.head_dim) return QK_ERROR_SHAPE;
+    if (args.m == 0) return QK_OK;
+    if (args.x == nullptr || args.positions == nullptr || args.cosines == nullptr || args.sines == nullptr) return QK_ERROR_NULL_POINTER;
+    if (!is_aligned(args.x, 16)) return QK_ERROR_ALIGNMENT;
+    for (const void *part : {static_cast<const void *>(args.positions), static_cast<const void *>(args.cosines), static_cast<const void *>(args.sines)})
         if (!is_aligned(part, 4)) return QK_ERROR_ALIGNMENT;
-    Rope view = {static_cast<bf16 *>(args->x), args->positions, args->cosines, args->sines, args->m, args->ldx, args->table_positions,
-                 int(args->heads), int(args->head_dim / 2), args->inverse != 0 ? -1.0f : 1.0f};
-    bool vector = view.half % 8 == 0 && is_vector(args->ldx);
+    Rope view = {static_cast<bf16 *>(args.x), args.positions, args.cosines, args.sines, args.m, args.ldx, args.table_positions,
+                 int(args.heads), int(args.head_dim / 2), args.inverse != 0 ? -1.0f : 1.0f};
+    bool vector = view.half % 8 == 0 && is_vector(args.ldx);
     int64_t threads = view.m * view.heads * (view.half / (vector ? 8 : 1));
     if (ceil_div(threads, kThreads) > INT32_MAX) return QK_ERROR_SHAPE;
     return launch(vector ? rope<8> : rope<1>, dim3(unsigned(ceil_div(threads, kThreads))), dim3(kThreads), 0, stream, view);

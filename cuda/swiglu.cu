@@ -2,6 +2,7 @@
 // dup = dout * gate * s. Offsets are 64-bit: gate and up of 37 thousand tokens of a 70B pass 2^31.
 //
 // A thread takes 8 (or 1) neighbours. Bytes: 6 I a row forward, 10 I backward (12 I with `out`).
+#include "abi.cuh"
 #include "elementwise.cuh"
 
 namespace {
@@ -40,16 +41,16 @@ template <int V, bool backward> __global__ void __launch_bounds__(kThreads) swig
     if (args.out != nullptr) out.store(args.out + index);
 }
 
-template <bool backward> int run(const qk_swiglu_args *args, qk_stream stream) {
-    if (args == nullptr) return QK_ERROR_NULL_POINTER;
-    if (args->struct_size != sizeof *args) return QK_ERROR_STRUCT_SIZE;
-    if (args->m < 0 || args->m > INT32_MAX || args->i < 1 || args->i > INT32_MAX) return QK_ERROR_SHAPE;
-    if (args->m == 0) return QK_OK;
-    if (args->gate_up == nullptr || (args->out == nullptr && !backward) || (args->dout == nullptr) == backward) return QK_ERROR_NULL_POINTER;
-    for (const void *matrix : {static_cast<const void *>(args->gate_up), static_cast<const void *>(args->out), args->dout})
+template <bool backward> int run(const qk_swiglu_args *caller, qk_stream stream) {
+    qk_swiglu_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (args.m < 0 || args.m > INT32_MAX || args.i < 1 || args.i > INT32_MAX) return QK_ERROR_SHAPE;
+    if (args.m == 0) return QK_OK;
+    if (args.gate_up == nullptr || (args.out == nullptr && !backward) || (args.dout == nullptr) == backward) return QK_ERROR_NULL_POINTER;
+    for (const void *matrix : {static_cast<const void *>(args.gate_up), static_cast<const void *>(args.out), args.dout})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
-    Swiglu view = {static_cast<bf16 *>(args->gate_up), static_cast<bf16 *>(args->out), static_cast<const bf16 *>(args->dout), args->m, args->i};
-    bool vector = is_vector(args->i);
+    Swiglu view = {static_cast<bf16 *>(args.gate_up), static_cast<bf16 *>(args.out), static_cast<const bf16 *>(args.dout), args.m, args.i};
+    bool vector = is_vector(args.i);
     int64_t blocks = ceil_div(view.m * view.i / (vector ? 8 : 1), kThreads);
     if (blocks > INT32_MAX) return QK_ERROR_SHAPE;
     return launch(vector ? swiglu<8, backward> : swiglu<1, backward>, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, view);

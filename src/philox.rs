@@ -24,15 +24,15 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 
 /// The dropout mask of one input of one linear group in one micro-batch.
 ///
-/// Counter = (token, feature / 4, layer · 16 + site, step · accumulation + micro); key = seed. An element is kept
+/// Counter = (token, feature / 4, layer · 16 + input, step · accumulation + micro); key = seed. An element is kept
 /// when its 32-bit number is at least `p · 2³²`; kept elements are multiplied by `1 / (1 − p)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     pub seed: u64,
-    /// layer · 16 + site
-    pub site: u32,
+    /// layer · 16 + input
+    pub dropout_id: u32,
     /// step · accumulation + micro
-    pub draw: u32,
+    pub dropout_step: u32,
     p: f32,
     threshold: u32,
     scale: f32,
@@ -40,10 +40,10 @@ pub struct Dropout {
 
 impl Dropout {
     /// `p` in [0, 1); 0 keeps everything.
-    pub fn new(seed: u64, site: u32, draw: u32, p: f32) -> Self {
+    pub fn new(seed: u64, dropout_id: u32, dropout_step: u32, p: f32) -> Self {
         assert!((0.0..1.0).contains(&p), "dropout must be in [0, 1), found {p}");
         let threshold = (f64::from(p) * 4_294_967_296.0).round().min(4_294_967_295.0) as u32;
-        Self { seed, site, draw, p, threshold, scale: (1.0 / (1.0 - f64::from(p))) as f32 }
+        Self { seed, dropout_id, dropout_step, p, threshold, scale: (1.0 / (1.0 - f64::from(p))) as f32 }
     }
 
     /// The share that is dropped, in [0, 1).
@@ -59,7 +59,7 @@ impl Dropout {
     #[inline]
     pub fn factors(&self, token: u32, quad: u32) -> [f32; 4] {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
-        philox4x32_10([token, quad, self.site, self.draw], key)
+        philox4x32_10([token, quad, self.dropout_id, self.dropout_step], key)
             .map(|bits| if bits >= self.threshold { self.scale } else { 0.0 })
     }
 }

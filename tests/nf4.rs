@@ -145,26 +145,26 @@ proptest! {
         let plain = Nf4Matrix::quantize(&weight, rows, cols, &plain).unwrap();
         let matrix = Nf4Matrix::quantize(&weight, rows, cols, &Nf4Options { double_quant: true, ..options }).unwrap();
         prop_assert_eq!(matrix.codes(), plain.codes());
-        let Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_code, offset } = matrix.absmax()
+        let Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset } = matrix.absmax()
         else { panic!("double quantisation was asked for") };
-        prop_assert_eq!(nested_code.as_ref(), dynamic_map_signed());
+        prop_assert_eq!(nested_map.as_ref(), dynamic_map_signed());
         prop_assert_eq!(*nested_block_size, NESTED_BLOCK_SIZE);
         let mut sum = 0f64;
         (0..plain.blocks()).for_each(|b| sum += f64::from(plain.absmax_at(b)));
         prop_assert_eq!(*offset, if plain.blocks() == 0 { 0.0 } else { (sum / plain.blocks() as f64) as f32 });
         for b in 0..matrix.blocks() {
             let scale = nested_absmax[b / NESTED_BLOCK_SIZE];
-            prop_assert_eq!(matrix.absmax_at(b), nested_code[usize::from(codes[b])] * scale + offset);
+            prop_assert_eq!(matrix.absmax_at(b), nested_map[usize::from(codes[b])] * scale + offset);
             if scale == 0.0 {
                 prop_assert_eq!(codes[b], 127);
                 continue;
             }
             let wanted = f64::from(plain.absmax_at(b) - offset) / f64::from(scale);
             let distance = |entry: f32| (f64::from(entry) - wanted).abs();
-            let best = nested_code.iter().map(|&e| distance(e)).fold(f64::INFINITY, f64::min);
+            let best = nested_map.iter().map(|&e| distance(e)).fold(f64::INFINITY, f64::min);
             // Reciprocal and product each round, the reciprocal of a scale beyond 2¹²⁶ to a subnormal.
             let slack = wanted.abs() * if scale > 2f32.powi(126) { 2f64.powi(-20) } else { 2f64.powi(-22) };
-            prop_assert!(distance(nested_code[usize::from(codes[b])]) <= best + slack);
+            prop_assert!(distance(nested_map[usize::from(codes[b])]) <= best + slack);
         }
         for (i, nested) in nested_absmax.iter().enumerate() {
             let blocks = i * NESTED_BLOCK_SIZE..matrix.blocks().min((i + 1) * NESTED_BLOCK_SIZE);
@@ -249,7 +249,7 @@ fn the_two_roundings_of_a_double_quantised_absmax_are_not_fused() {
             codes: vec![i as u8],
             nested_absmax: vec![nested],
             nested_block_size: 256,
-            nested_code: Box::new(*map),
+            nested_map: Box::new(*map),
             offset,
         };
         let matrix = Nf4Matrix::from_parts(1, 2, 32, CODE, vec![0xFF], absmax).unwrap();

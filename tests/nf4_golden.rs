@@ -56,12 +56,12 @@ fn input(file: &SafeTensors, case: &str) -> (Vec<f32>, usize, usize) {
 }
 
 /// The double-quantised absmax that a golden file holds under `key`.
-fn nested(file: &SafeTensors, key: &str, nested_code: &[f32; 256]) -> Absmax {
+fn nested(file: &SafeTensors, key: &str, nested_map: &[f32; 256]) -> Absmax {
     Absmax::DoubleQuantised {
         codes: u8s(file, &format!("{key}.nested.codes")),
         nested_absmax: f32s(file, &format!("{key}.nested.absmax")),
         nested_block_size: NESTED_BLOCK_SIZE,
-        nested_code: Box::new(*nested_code),
+        nested_map: Box::new(*nested_map),
         offset: f32s(file, &format!("{key}.nested.offset"))[0],
     }
 }
@@ -132,13 +132,13 @@ fn their_tensors_dequantise_bit_exactly() {
 /// two bins farther off than ours. (Around 0 the map's entries lie closer together than the bins.)
 fn count_differing(what: &str, absmax: &[f32], ours: &Absmax, theirs: &[u8]) -> usize {
     const BIN: f32 = 2.0 / 65536.0;
-    let Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset, .. } = ours else {
+    let Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } = ours else {
         panic!("double quantisation was asked for")
     };
     assert_eq!(codes.len(), theirs.len(), "{what}");
     for (i, (&ours, &theirs)) in codes.iter().zip(theirs).enumerate() {
         let x = (absmax[i] - offset) * (1.0 / nested_absmax[i / NESTED_BLOCK_SIZE]);
-        let distance = |code: u8| (nested_code[usize::from(code)] - x).abs();
+        let distance = |code: u8| (nested_map[usize::from(code)] - x).abs();
         assert!(
             ours == theirs || distance(theirs) <= distance(ours) + 2.0 * BIN,
             "{what}: nested code {i} of {x} is {ours}, theirs {theirs}"

@@ -38,7 +38,7 @@ fn parts_of_wrong_length_or_value_are_refused() {
         codes: vec![0; codes],
         nested_absmax: absmax,
         nested_block_size: size,
-        nested_code: Box::new(*dynamic_map_signed()),
+        nested_map: Box::new(*dynamic_map_signed()),
         offset,
     };
     let refusal = |codes, absmax| build(codes, absmax).unwrap_err().to_string();

@@ -83,7 +83,7 @@ proptest! {
         let (_, s) = layer.forward(&x, &a, &b);
         let lora = LoraTerm { a: &a, b: &b, r, scale };
         let mut t = vec![f64::NAN; m * r];
-        lora_up(&dy, &lora, &mut t, n);
+        lora_dy_b(&dy, &lora, &mut t, n);
         let (dx0, da0, db0) = (values(stream, m * k, 1.0), values(stream, r * k, 1.0), values(stream, n * r, 1.0));
         let (mut dx, mut da, mut db) = (dx0.clone(), da0.clone(), db0.clone());
         linear_dx(&dy, &layer.w, Some((&t, &lora)), layer.dropout.as_deref(), &mut dx, n, k);

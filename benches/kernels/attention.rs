@@ -2,7 +2,6 @@
 //! of the output and of the queries' gradient, with scores so far apart that few keys decide a row, wherever they are.
 
 use crate::attention_operation::AttentionOperation;
-use crate::format::Row;
 use crate::gpu::{Bench, Result, shown, text};
 use crate::operation::Operation;
 use half::bf16;
@@ -10,6 +9,7 @@ use qlora_kernels::cuda::attention::{Attention, attention, attention_backward, b
 use qlora_kernels::cuda::{Buffer, Result as CudaResult, Stream};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
+use records::format::Row;
 
 const SHAPE: AttentionShape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128 };
 const TOKENS: [usize; 3] = [2048, 4096, 16384];

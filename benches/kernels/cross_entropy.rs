@@ -2,10 +2,10 @@
 //! beside its operands. Two tokens are checked at the length that is timed: each has a vocabulary of logits.
 
 use crate::cross_entropy_operation::{Loss, Targets, Values};
-use crate::format::Row;
 use crate::gpu::{Bench, Result, shown, text};
 use crate::operation::Operation;
 use qlora_kernels::cuda::cross_entropy::CHUNK;
+use records::format::Row;
 
 const H: usize = 8192;
 const VOCAB: usize = 128_256;

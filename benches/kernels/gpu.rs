@@ -3,7 +3,6 @@
 
 use crate::Options;
 use crate::cache_operation::CacheOperation;
-use crate::format::{Record, Row};
 use crate::groups;
 use crate::layer_operations::{Kind, Layer};
 use crate::logits_operation::LogitsOperation;
@@ -19,6 +18,7 @@ use qlora_kernels::cuda::{Device, Stream};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
+use records::format::{Record, Row};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

@@ -3,7 +3,6 @@
 
 use crate::dispatched::Dispatched;
 use crate::dispatched_dx::DispatchedDx;
-use crate::format::Row;
 use crate::gpu::{Bench, Result, shown, text};
 use crate::linear_dx_operation::{self as dx, LinearDx};
 use crate::linear_operation::{self, Host, HostPart, Linear, Part, Values};
@@ -13,6 +12,7 @@ use qlora_kernels::cuda;
 use qlora_kernels::cuda::cublaslt::CublasLt;
 use qlora_kernels::cuda::dispatch::Dispatch;
 use qlora_kernels::cuda::linear::Path;
+use records::format::Row;
 
 struct Group {
     name: &'static str,
@@ -253,7 +253,7 @@ fn measure<P: Pass>(bench: &mut Bench<'_>, group: &Group, tokens: &[usize], libr
             tflops: Some(flops / 1e12),
             gb_per_s: Some(rate / 1e9),
             share_of_copy: Some(rate / bench.copy),
-            over_dequantise_cublaslt: over(&library_times),
+            over_dequantize_cublaslt: over(&library_times),
             over_cublaslt: over(&plain_library),
             over_bf16_weights: dense_times[i].map(|dense| dense / seconds),
             lora_percent: plain[i].map(|plain| 100.0 * (seconds / plain - 1.0)),
@@ -270,7 +270,7 @@ fn line(row: &Row, name: &str) -> String {
     let number = |value: Option<f64>| value.map_or("?".into(), |value| format!("{value:.0}"));
     format!(
         "{} dequantise + cuBLASLt, {} cuBLASLt without LoRA, {} bf16 weights, {}% of copy | {} TFLOP/s, {} GB/s, {}, LoRA {} | {name}, {}",
-        ratio(row.over_dequantise_cublaslt),
+        ratio(row.over_dequantize_cublaslt),
         ratio(row.over_cublaslt),
         ratio(row.over_bf16_weights),
         number(row.share_of_copy.map(|share| 100.0 * share)),

@@ -5,7 +5,7 @@ use crate::gpu::{Bench, Result, text};
 use crate::low_rank_operation::{Buffers, LowRank, LowRankPart};
 use crate::operation::Operation;
 use qlora_kernels::cuda::linear::lora_down;
-use qlora_kernels::cuda::linear_backward::{Backward, lora_up};
+use qlora_kernels::cuda::linear_backward::{Backward, lora_dy_b};
 use qlora_kernels::cuda::lora_gradients::{ForwardInputs, lora_gradients, workspace_bytes};
 use qlora_kernels::cuda::{Buffer, Result as CudaResult, Stream};
 
@@ -107,7 +107,7 @@ fn launch(
 ) -> CudaResult<()> {
     low_rank.with(buffers, |backward, segments, input, forward, gradients, (s, t)| match kind {
         Kind::S => lora_down(input, forward, s.view_mut(), stream),
-        Kind::T => lora_up(backward, segments, t.view_mut(), stream),
+        Kind::T => lora_dy_b(backward, segments, t.view_mut(), stream),
         Kind::Gradients => {
             let backward = Backward { t: Some(t.view()), ..*backward };
             let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view() };

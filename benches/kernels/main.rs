@@ -11,8 +11,6 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cross_entropy;
 #[cfg(feature = "cuda")]
-mod format;
-#[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
 mod groups;
@@ -22,8 +20,6 @@ mod low_rank;
 mod optimizer;
 #[cfg(feature = "cuda")]
 mod record;
-#[cfg(feature = "cuda")]
-mod source;
 
 #[cfg(feature = "cuda")]
 #[path = "../../tests/support/adamw.rs"]

@@ -1,8 +1,8 @@
 //! What is left of a run: `benches/records/<date>-<gpu>.json`.
 
-use crate::format::{Record, Row};
-use crate::source::kernels_hash;
 use qlora_kernels::cuda::measure::{Facts, driver_version};
+use records::format::{Record, Row};
+use records::source::kernels_hash;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;

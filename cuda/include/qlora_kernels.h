@@ -1,16 +1,34 @@
 /* qlora-kernels: fused NF4 + LoRA kernels behind a plain C interface (C99; also C++, and Rust by bindgen).
  *
  * Rules that hold for every function
- * - Pointers named "device" are device addresses (in the emulated build: ordinary host addresses). Structs themselves, and
- *   arrays of structs, live in host memory and are read before the function returns.
- * - Work is queued on `stream` and the function returns at once. Nothing is allocated, no global state is kept, and a
- *   stream under graph capture is fine. What needs scratch memory takes it from the caller and has a size query.
- * - The status is 0 for success, a cudaError_t when positive, and a qk_status when negative. On a negative status nothing
- *   was queued and nothing was written. Nothing is printed and the process is never ended.
- * - `struct_size` is set by the caller to sizeof of the struct: it tells versions of the interface apart.
+ * - Pointers named "device" are device addresses (in the emulated build: ordinary host addresses). Structs
+ *   themselves, and arrays of structs, live in host memory and are read before the function returns.
+ * - Work is queued on `stream` and the function returns at once. Nothing is allocated, no global state is kept, and
+ *   a stream under graph capture is fine. What needs scratch memory takes it from the caller: qk_NAME takes a
+ *   workspace whose bytes qk_NAME_workspace_size gives.
+ * - The status is 0 for success, a cudaError_t when positive, and a qk_status when negative. On a negative status
+ *   nothing was queued and nothing was written. Nothing is printed and the process is never ended. The same fault
+ *   has the same status everywhere; enum qk_status says which.
+ * - A struct that a function takes as its arguments is called qk_NAME_args; the others describe an operand.
  * - bf16 is bfloat16 in its 16 bits; it is passed as `void *` because C has no such type.
  * - Matrices are row-major. M is tokens, N out features, K in features, r the LoRA rank.
- * - Base pointers of X, codes, dense weights, A, B, S, Y, dY, T, dX and the workspace are 16-byte aligned; others to their element.
+ * - Base pointers of X, codes, dense weights, A, B, S, Y, dY, T, dX and the workspace are 16-byte aligned; others to
+ *   their element.
+ *
+ * Versions
+ * - The caller sets `struct_size` to sizeof of the struct and fills the rest of it with zeros where nothing is to be
+ *   said: `struct qk_lora lora = {.struct_size = sizeof lora, ...}`.
+ * - Structs grow at their end and nowhere else. A struct_size that is smaller or larger than the library's is
+ *   accepted for the prefix that both know: what a shorter struct lacks is 0, and what the library does not know of
+ *   a longer one is not read, so that it has no effect. 0 always means what the library did before the field was
+ *   there.
+ * - Refused with QK_ERROR_STRUCT_SIZE: a size below that of the struct's first version under this
+ *   QK_ABI_VERSION, above QK_MAX_STRUCT_SIZE, or not a multiple of 8. In an array of structs the elements lie struct_size
+ *   bytes apart, and all have the struct_size of the first.
+ * - `reserved` is 0; anything else is refused with QK_ERROR_RESERVED, so that it can get a meaning.
+ * - QK_ABI_VERSION is another one when a struct or a function is no longer compatible; it is the number in the
+ *   shared library's name. QK_ABI_REVISION grows when a field or a function is added. Who needs an added field asks
+ *   qk_abi_revision() for it first: an older library would not see it.
  */
 #ifndef QLORA_KERNELS_H
 #define QLORA_KERNELS_H
@@ -22,8 +40,12 @@
 extern "C" {
 #endif
 
-/* Grows when a struct or a function changes its meaning; adding a function leaves it. */
-#define QK_ABI_VERSION 2u
+/* The version of the interface, and what was added to it since; see above. */
+#define QK_ABI_VERSION 3u
+#define QK_ABI_REVISION 0u
+
+/* The largest struct_size that any version will have: what is above was not set. */
+#define QK_MAX_STRUCT_SIZE 4096u
 
 /* At most this many row segments (q, k, v or gate, up) make one operand. */
 #define QK_MAX_SEGMENTS 4u
@@ -31,13 +53,13 @@ extern "C" {
 /* The largest LoRA rank. */
 #define QK_MAX_R 256u
 
-/* Blocks of the second level of the double quantisation, in absmax values. */
+/* Blocks of the second level of the double quantization, in absmax values. */
 #define QK_NESTED_BLOCK 256u
 
-/* Elements of one scale of 8-bit optimiser states. */
+/* Elements of one scale of 8-bit optimizer states. */
 #define QK_STATE_BLOCK 256u
 
-/* Elements that the optimiser's table counts as one chunk of work. */
+/* Elements that the optimizer's table counts as one chunk of work. */
 #define QK_ADAMW_CHUNK 4096u
 
 /* A cudaStream_t / CUstream; NULL is the default stream. Ignored in the emulated build. */
@@ -45,18 +67,19 @@ typedef struct CUstream_st *qk_stream;
 
 enum qk_status {
     QK_OK = 0,
-    QK_ERROR_STRUCT_SIZE = -1,  /* a struct_size this library does not know */
+    QK_ERROR_STRUCT_SIZE = -1,  /* a struct_size that no version has, or two of one array that differ */
     QK_ERROR_NULL_POINTER = -2, /* a pointer that is needed is NULL, or two that exclude each other are set */
-    QK_ERROR_SHAPE = -3,        /* a dimension or a stride is out of range, or two do not agree */
+    QK_ERROR_SHAPE = -3,        /* a dimension, a count or a stride is out of range, or two do not agree */
     QK_ERROR_ALIGNMENT = -4,    /* a base pointer is not aligned as the rules above say */
     QK_ERROR_LAYOUT = -5,       /* an unknown layout or dtype, or one that this weight's shape does not allow */
     QK_ERROR_BLOCK_SIZE = -6,   /* a block size other than a power of two in 32..4096 */
-    QK_ERROR_WORKSPACE = -7,    /* the workspace is smaller than its size query says */
+    QK_ERROR_WORKSPACE = -7,    /* the workspace is NULL or smaller than its size query says */
     QK_ERROR_NOT_BUILT = -8,    /* a feature of the interface that this version does not have yet */
     QK_ERROR_EMULATION = -9,    /* emulated build only: a kernel broke a rule; qk_emulation_message() says which */
-    QK_ERROR_VALUE = -10,       /* a number that is no dimension is out of range: dropout's p, a flag, a token's place */
+    QK_ERROR_VALUE = -10,       /* a number that is no dimension is out of range: a flag, an index, p, eps, a step */
     QK_ERROR_HEAD_DIM = -11,    /* attention: a head_dim that is not built */
-    QK_ERROR_OVERLAP = -12      /* what is written overlaps another operand that it may not overlap */
+    QK_ERROR_OVERLAP = -12,     /* what is written overlaps another operand that it may not overlap */
+    QK_ERROR_RESERVED = -13     /* a field called reserved is not 0 */
 };
 
 /* Element type of a dense matrix. */
@@ -69,27 +92,28 @@ enum qk_layout {
 };
 
 /* An NF4 weight W [N, K]. Element i (row-major, flat) is codebook[code i] * absmax[i / block_size]; code 2j is the high
- * nibble of byte j, code 2j + 1 the low one. With double quantisation absmax[b] = nested_code[absmax_codes[b]] *
+ * nibble of byte j, code 2j + 1 the low one. With double quantization absmax[b] = nested_map[absmax_codes[b]] *
  * nested_absmax[b / 256] + offset in two roundings, b being the row-major block index whatever the layout.
- * Exactly one of absmax_codes (double quantisation) and absmax (without) is set. */
+ * Exactly one of absmax_codes (double quantization) and absmax (without) is set. */
 typedef struct qk_nf4 {
-    uint32_t struct_size;         /* sizeof(struct qk_nf4) */
-    uint32_t layout;              /* enum qk_layout, of absmax_codes or absmax */
-    int64_t n;                    /* N, rows (out features), >= 1 */
-    int64_t k;                    /* K, columns (in features), >= 1 */
-    uint32_t block_size;          /* elements per absmax: a power of two in 32..4096; 64 has the fast kernels */
-    uint32_t reserved;            /* 0 */
-    const uint8_t *codes;         /* device, [ceil(N * K / 2)] */
-    const uint8_t *absmax_codes;  /* device, [ceil(N * K / block_size)], or NULL */
-    const float *absmax;          /* device, [ceil(N * K / block_size)], or NULL */
-    const float *nested_absmax;   /* device, [ceil(blocks / 256)]; NULL without double quantisation */
-    const float *nested_code;     /* device, [256]: the 8-bit map; NULL without double quantisation */
-    const float *offset;          /* device, [1]; NULL without double quantisation */
+    uint32_t struct_size;        /* sizeof(struct qk_nf4) */
+    uint32_t layout;             /* enum qk_layout, of absmax_codes or absmax */
+    int64_t n;                   /* N, rows (out features), >= 1 */
+    int64_t k;                   /* K, columns (in features), >= 1 */
+    uint32_t block_size;         /* elements per absmax: a power of two in 32..4096; 64 has the fast kernels */
+    uint32_t reserved;           /* 0 */
+    const uint8_t *codes;        /* device, [ceil(N * K / 2)] */
+    const uint8_t *absmax_codes; /* device, [ceil(N * K / block_size)], or NULL */
+    const float *absmax;         /* device, [ceil(N * K / block_size)], or NULL */
+    const float *nested_absmax;  /* device, [ceil(blocks / 256)]; NULL without double quantization */
+    const float *nested_map;     /* device, [256]: the 8-bit map; NULL without double quantization */
+    const float *offset;         /* device, [1]; NULL without double quantization */
 } qk_nf4;
 
-/* A LoRA pair: Y += bf16(scale * X * A^T) * B^T. Or, with adapter_index, num_adapters pairs of which each row takes its own: A and B then hold
- * the pairs one after the other, all of rank r; one of a lower rank is padded with zeros, A with rows and B with columns. What a row gets is,
- * bit for bit, what it would get if every other row had the index -1. */
+/* A LoRA pair: Y += bf16(scale * X * A^T) * B^T. Or, with adapter_index, num_adapters pairs of which each row takes
+ * its own: A and B then hold the pairs one after the other, all of rank r; one of a lower rank is padded with zeros,
+ * A with rows and B with columns. What a row gets is, bit for bit, what it would get if every other row had the index
+ * -1. */
 typedef struct qk_lora {
     uint32_t struct_size;         /* sizeof(struct qk_lora) */
     uint32_t r;                   /* rank, 1..QK_MAX_R */
@@ -97,47 +121,52 @@ typedef struct qk_lora {
     uint32_t num_adapters;        /* 1 without adapter_index, else >= 1 */
     const void *a;                /* device, bf16 [num_adapters, r, K] */
     const void *b;                /* device, bf16 [num_adapters, N, r] */
-    const int32_t *adapter_index; /* device, [M]: the adapter of each row, 0..num_adapters; any other, as -1: none. NULL: one adapter, all rows */
-    const float *scales;          /* device, [num_adapters]: the scale of each adapter in place of `scale`; NULL: `scale` is that of all */
+    const int32_t *adapter_index; /* device, [M]: the adapter of each row, 0..num_adapters; any other, as -1: none.
+                                   * NULL: one adapter, all rows */
+    const float *scales;          /* device, [num_adapters]: the scale of each adapter in place of `scale`; NULL:
+                                   * `scale` is that of all */
 } qk_lora;
 
-/* Dropout of the low-rank path's input: the same mask for all segments, in the forward pass and in the backward pass, drawn again each time. The
- * element (token, feature) is dropped if its number is below round(p * 2^32), else multiplied by f32(1 / (1 - p)). Its number is word feature %
- * 4 of Philox4x32-10 with key (seed, seed >> 32) and counter (first_token + row, feature / 4, site, draw). */
+/* Dropout of the low-rank path's input: the same mask for all segments, in the forward pass and in the backward pass,
+ * drawn again each time. The element (token, feature) is dropped if its number is below round(p * 2^32), else
+ * multiplied by f32(1 / (1 - p)). Its number is word feature % 4 of Philox4x32-10 with key (seed, seed >> 32) and
+ * counter (first_token + row, feature / 4, dropout_id, dropout_step). */
 typedef struct qk_dropout {
-    uint32_t struct_size; /* sizeof(struct qk_dropout) */
-    float p;              /* in [0, 1); with 0 nothing is dropped */
+    uint32_t struct_size;  /* sizeof(struct qk_dropout) */
+    float p;               /* in [0, 1); with 0 nothing is dropped */
     uint64_t seed;
-    uint32_t site;        /* layer * 16 + site */
-    uint32_t draw;        /* step * accumulation + micro */
-    int64_t first_token;  /* of row 0; first_token + M <= 2^32 */
+    uint32_t dropout_id;   /* of the input: layer * 16 + which input of the layer */
+    uint32_t dropout_step; /* step * accumulation + micro */
+    int64_t first_token;   /* of row 0; first_token + M <= 2^32 */
 } qk_dropout;
 
 /* One row segment of an operand: its own weight, LoRA pair, bias and output. */
 typedef struct qk_segment {
-    uint32_t struct_size;         /* sizeof(struct qk_segment) */
-    uint32_t reserved;            /* 0 */
-    int64_t n;                    /* out features of this segment, >= 1; equals nf4->n */
-    const struct qk_nf4 *nf4;     /* host; the weight of qk_linear_forward, else NULL */
-    const void *dense;            /* device, bf16 [n, K]; the weight of qk_linear_forward_dense, else NULL */
-    const struct qk_lora *lora;   /* host, or NULL: no LoRA on this segment */
-    const void *bias;             /* device, bf16 [n], or NULL */
-    void *y;                      /* device, bf16 [M, ldy]: the output, columns 0..n of each row */
-    int64_t ldy;                  /* elements from one row of y to the next, >= n */
+    uint32_t struct_size;       /* sizeof(struct qk_segment) */
+    uint32_t reserved;          /* 0 */
+    int64_t n;                  /* out features of this segment, >= 1; equals nf4->n */
+    const struct qk_nf4 *nf4;   /* host; the weight of qk_linear_forward, else NULL */
+    const void *dense;          /* device, bf16 [n, K]; the weight of qk_linear_forward_dense, else NULL */
+    const struct qk_lora *lora; /* host, or NULL: no LoRA on this segment */
+    const void *bias;           /* device, bf16 [n], or NULL */
+    void *y;                    /* device, bf16 [M, ldy]: the output, columns 0..n of each row */
+    int64_t ldy;                /* elements from one row of y to the next, >= n */
 } qk_segment;
 
 /* Y_s = X * W_s^T + S_s * B_s^T (+ bias_s) for every segment s of one input X. */
-typedef struct qk_linear {
-    uint32_t struct_size;              /* sizeof(struct qk_linear) */
+typedef struct qk_linear_args {
+    uint32_t struct_size;              /* sizeof(struct qk_linear_args) */
     uint32_t num_segments;             /* 1..QK_MAX_SEGMENTS */
     int64_t m;                         /* M, tokens, >= 0; with 0 nothing is done */
     int64_t k;                         /* K, the same for all segments */
     const void *x;                     /* device, bf16 [M, ldx] */
     int64_t ldx;                       /* elements from one row of x to the next, >= k */
     const struct qk_segment *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
-    const void *s;                     /* device, bf16 [M, qk_lora_columns()] from qk_lora_down, or NULL: computed inside */
-    const struct qk_dropout *dropout;  /* host, or NULL: none. Read where S is computed: by qk_lora_down, and if s is NULL */
-} qk_linear;
+    const void *s;                     /* device, bf16 [M, qk_lora_columns()] from qk_lora_down, or NULL: computed
+                                        * inside */
+    const struct qk_dropout *dropout;  /* host, or NULL: none. Read where S is computed: by qk_lora_down, and if s is
+                                        * NULL */
+} qk_linear_args;
 
 /* One row segment of an operand, seen from its gradient. */
 typedef struct qk_segment_backward {
@@ -147,69 +176,80 @@ typedef struct qk_segment_backward {
     const struct qk_nf4 *nf4;   /* host; the weight of qk_linear_dx, else NULL */
     const void *dense;          /* device, bf16 [n, K]; the weight of qk_linear_dx_dense, else NULL */
     const struct qk_lora *lora; /* host, or NULL: no LoRA on this segment */
-    const void *dy;             /* device, bf16 [M, lddy]: the gradient of the segment's output, columns 0..n of each row */
+    const void *dy;             /* device, bf16 [M, lddy]: the gradient of the segment's output, columns 0..n of each
+                                 * row */
     int64_t lddy;               /* elements from one row of dy to the next, >= n */
-    float *da;                  /* device, f32 [num_adapters, r, K], or NULL: not wanted. Of qk_lora_gradients, which adds to it */
+    float *da;                  /* device, f32 [num_adapters, r, K], or NULL: not wanted. Of qk_lora_gradients, which
+                                 * adds to it */
     float *db;                  /* device, f32 [num_adapters, n, r], or NULL: not wanted. Likewise */
 } qk_segment_backward;
 
-/* The gradients of one input X of several segments. A function needs the pointers that it reads or writes; others may be NULL. A weight is
- * needed by the two dX functions only. */
-typedef struct qk_linear_backward {
-    uint32_t struct_size;    /* sizeof(struct qk_linear_backward) */
-    uint32_t num_segments;   /* 1..QK_MAX_SEGMENTS */
-    int64_t m;               /* M, tokens, >= 0; with 0 nothing is done */
-    int64_t k;               /* K, the same for all segments */
-    const void *x;           /* device, bf16 [M, ldx]: read by qk_lora_gradients */
-    int64_t ldx;             /* elements from one row of x to the next, >= k; not read where x is NULL */
-    void *dx;                /* device, bf16 [M, lddx]: written by qk_linear_dx and qk_linear_dx_dense, columns 0..k of each row */
-    int64_t lddx;            /* elements from one row of dx to the next, >= k; not read where dx is NULL */
-    uint32_t accumulate;     /* 1: dX becomes bf16(dX + gradient), the sum in f32, rounded once; 0: bf16(gradient) */
-    uint32_t reserved;       /* 0 */
+/* The gradients of one input X of several segments. A function needs the pointers that it reads or writes; others may
+ * be NULL. A weight is needed by the two dX functions only. */
+typedef struct qk_linear_backward_args {
+    uint32_t struct_size;                       /* sizeof(struct qk_linear_backward_args) */
+    uint32_t num_segments;                      /* 1..QK_MAX_SEGMENTS */
+    int64_t m;                                  /* M, tokens, >= 0; with 0 nothing is done */
+    int64_t k;                                  /* K, the same for all segments */
+    const void *x;                              /* device, bf16 [M, ldx]: read by qk_lora_gradients */
+    int64_t ldx;                                /* elements from one row of x to the next, >= k; not read where x is
+                                                 * NULL */
+    void *dx;                                   /* device, bf16 [M, lddx]: written by qk_linear_dx and
+                                                 * qk_linear_dx_dense, columns 0..k of each row */
+    int64_t lddx;                               /* elements from one row of dx to the next, >= k; not read where dx is
+                                                 * NULL */
+    uint32_t accumulate;                        /* 1: dX becomes bf16(dX + gradient), the sum in f32, rounded once; 0:
+                                                 * bf16(gradient) */
+    uint32_t reserved;                          /* 0 */
     const struct qk_segment_backward *segments; /* host, [num_segments], consecutive by segments[0].struct_size bytes */
-    const void *s;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_down: read by qk_lora_gradients */
-    const void *t;           /* device, bf16 [M, qk_lora_columns()] of qk_lora_up, or NULL: computed inside, in the workspace */
-    const struct qk_dropout *dropout; /* host, that of the forward pass, or NULL: none */
-} qk_linear_backward;
+    const void *s;                              /* device, bf16 [M, qk_lora_columns()] of qk_lora_down: read by
+                                                 * qk_lora_gradients */
+    const void *t;                              /* device, bf16 [M, qk_lora_columns()] of qk_lora_dy_b, or NULL:
+                                                 * computed inside, in the workspace */
+    const struct qk_dropout *dropout;           /* host, that of the forward pass, or NULL: none */
+} qk_linear_backward_args;
 
 /* The kernel that a call takes. */
 enum qk_path {
     QK_PATH_TENSOR_CORE = 0, /* M > 16: mma.sync tiles */
     QK_PATH_SMALL_M = 1,     /* M <= 16: reads each weight once */
-    QK_PATH_GENERIC = 2      /* K % 64, ldx % 8 (lddy % 8 of any segment), a block size other than 64: one plain, slow kernel */
+    QK_PATH_GENERIC = 2      /* K % 64, ldx % 8 (lddy % 8 of any segment), block_size other than 64: one slow kernel */
 };
 
-/* What qk_nf4_quantize reads and writes. Every block's absmax is that of its elements; a block with a NaN or an infinity
- * gets that absmax and its codes are unspecified but in range. */
+/* What qk_nf4_quantize reads and writes. Every block's absmax is that of its elements; a block with a NaN or an
+ * infinity gets that absmax and its codes are unspecified but in range. */
 typedef struct qk_nf4_quantize_args {
-    uint32_t struct_size;   /* sizeof(struct qk_nf4_quantize_args) */
-    uint32_t dtype;         /* enum qk_dtype of weight */
-    int64_t count;          /* elements, N * K, >= 1 */
-    uint32_t block_size;    /* a power of two in 32..4096 */
-    uint32_t reserved;      /* 0 */
-    const void *weight;     /* device, [count] */
-    const float *nested_code; /* device, [256] ascending 8-bit map, or NULL: no double quantisation */
-    uint8_t *codes;         /* device, out [ceil(count / 2)]; a last odd low nibble is 7, the code of 0 */
-    float *absmax;          /* device, out [blocks], blocks = ceil(count / block_size); scratch under double quantisation */
-    uint8_t *absmax_codes;  /* device, out [blocks], row-major order; NULL without double quantisation */
-    float *nested_absmax;   /* device, out [ceil(blocks / 256)]; NULL without double quantisation */
-    float *offset;          /* device, out [1]: the f64 mean of absmax rounded to f32; NULL without double quantisation */
+    uint32_t struct_size;    /* sizeof(struct qk_nf4_quantize_args) */
+    uint32_t dtype;          /* enum qk_dtype of weight */
+    int64_t count;           /* elements, N * K, >= 1 */
+    uint32_t block_size;     /* a power of two in 32..4096 */
+    uint32_t reserved;       /* 0 */
+    const void *weight;      /* device, [count] */
+    const float *nested_map; /* device, [256] ascending 8-bit map, or NULL: no double quantization */
+    uint8_t *codes;          /* device, out [ceil(count / 2)]; a last odd low nibble is 7, the code of 0 */
+    float *absmax;           /* device, out [blocks], blocks = ceil(count / block_size); scratch under double
+                              * quantization */
+    uint8_t *absmax_codes;   /* device, out [blocks], row-major order; NULL without double quantization */
+    float *nested_absmax;    /* device, out [ceil(blocks / 256)]; NULL without double quantization */
+    float *offset;           /* device, out [1]: the f64 mean of absmax rounded to f32; NULL without double
+                              * quantization */
 } qk_nf4_quantize_args;
 
-/* One trainable tensor of the optimiser. Its moments m and v are f32, or 8-bit codes with an absmax for every 256 elements: of the
- * signed dynamic map for m, of the unsigned one for v, as bitsandbytes keeps them. Before the first update all bytes of m, v and
- * the absmax are 0, in either format. value, working, gradient, m and v are 16-byte aligned. */
+/* One trainable tensor of the optimizer. Its moments m and v are f32, or 8-bit codes with an absmax for every 256
+ * elements: of the signed dynamic map for m, of the unsigned one for v, as bitsandbytes keeps them. Before the first
+ * update all bytes of m, v and the absmax are 0, in either format. value, working, gradient, m and v are 16-byte
+ * aligned. */
 typedef struct qk_adamw_tensor {
-    uint32_t struct_size;     /* sizeof(struct qk_adamw_tensor) */
-    uint32_t rate;            /* index into qk_adamw.rates: LoRA+ has one rate for every A and another for every B */
-    int64_t n;                /* elements, >= 1 */
-    float *value;             /* device, [n]: the f32 master copy, updated */
-    void *working;            /* device, bf16 [n]: written with the rounded new value, or NULL */
-    const float *gradient;    /* device, [n] */
-    void *m;                  /* device, f32 [n] or codes u8 [n], updated: first moment */
-    void *v;                  /* device, likewise: second moment */
-    float *m_absmax;          /* device, [ceil(n / 256)], updated; NULL: f32 states */
-    float *v_absmax;          /* device, [ceil(n / 256)], updated; NULL: f32 states */
+    uint32_t struct_size;  /* sizeof(struct qk_adamw_tensor) */
+    uint32_t rate;         /* index into qk_adamw_args.rates: LoRA+ has one rate for every A and another for every B */
+    int64_t n;             /* elements, >= 1 */
+    float *value;          /* device, [n]: the f32 master copy, updated */
+    void *working;         /* device, bf16 [n]: written with the rounded new value, or NULL */
+    const float *gradient; /* device, [n] */
+    void *m;               /* device, f32 [n] or codes u8 [n], updated: first moment */
+    void *v;               /* device, likewise: second moment */
+    float *m_absmax;       /* device, [ceil(n / 256)], updated; NULL: f32 states */
+    float *v_absmax;       /* device, [ceil(n / 256)], updated; NULL: f32 states */
 } qk_adamw_tensor;
 
 /* What the tensors of one rate are updated with. Device memory: a captured graph is replayed with new contents. */
@@ -224,110 +264,132 @@ typedef struct qk_adamw_rate {
     float epsilon;
 } qk_adamw_rate;
 
-/* What qk_gradient_norm finds. Device memory, 8-byte aligned: the update reads it there, so the host need not wait for it. */
+/* What qk_gradient_norm finds. Device memory, 8-byte aligned: the update reads it there, so the host need not wait
+ * for it. */
 typedef struct qk_gradient_state {
     double norm;    /* L2 norm over all gradients, before clipping; not finite if a gradient is not */
-    float scale;    /* what every gradient is multiplied by in the update: min(1, max_norm / (norm + 1e-6)), 1 without clipping */
-    int32_t tensor; /* the first tensor with a gradient that is not finite, or -1. The update does nothing unless it is negative */
+    float scale;    /* what every gradient is multiplied by in the update: min(1, max_norm / (norm + 1e-6)), 1 without
+                     * clipping */
+    int32_t tensor; /* the first tensor with a gradient that is not finite, or -1. The update does nothing unless it
+                     * is negative */
 } qk_gradient_state;
 
 /* AdamW over all trainable tensors. */
-typedef struct qk_adamw {
-    uint32_t struct_size;              /* sizeof(struct qk_adamw) */
-    uint32_t num_tensors;              /* >= 1 */
-    const qk_adamw_tensor *tensors;    /* host, [num_tensors]: those that the table was made from */
-    const void *table;                 /* device: a copy of what qk_adamw_table wrote, 16-byte aligned */
-    const qk_adamw_rate *rates;        /* device, [num_rates] */
-    uint32_t num_rates;                /* above every tensor's rate */
-    uint32_t reserved;                 /* 0 */
-    const qk_gradient_state *gradients;/* device: read by qk_adamw_update; NULL: scale 1, and nothing is skipped */
-} qk_adamw;
+typedef struct qk_adamw_args {
+    uint32_t struct_size;                    /* sizeof(struct qk_adamw_args) */
+    uint32_t num_tensors;                    /* >= 1 */
+    const qk_adamw_tensor *tensors;          /* host, [num_tensors]: those that the table was made from */
+    const void *table;                       /* device: a copy of what qk_adamw_table wrote, 16-byte aligned */
+    const qk_adamw_rate *rates;              /* device, [num_rates] */
+    uint32_t num_rates;                      /* above every tensor's rate */
+    uint32_t reserved;                       /* 0 */
+    const qk_gradient_state *gradient_state; /* device: read by qk_adamw_update; NULL: scale 1, and nothing is
+                                              * skipped */
+} qk_adamw_args;
 
 /* QK_ABI_VERSION of the library, to be compared with the header's. */
 uint32_t qk_abi_version(void);
 
-/* A static name such as "QK_ERROR_SHAPE"; "cudaError" for positive values, "unknown" for what is neither. Never NULL. */
+/* QK_ABI_REVISION of the library: at least that of the header which has the fields and functions that the caller
+ * needs. */
+uint32_t qk_abi_revision(void);
+
+/* A static name such as "QK_ERROR_SHAPE"; "cudaError" for positive values, "unknown" for what is neither. Not NULL. */
 const char *qk_status_name(int status);
 
-/* Quantises to NF4, with double quantisation if nested_code is set. */
+/* Quantizes to NF4, with double quantization if nested_map is set. */
 int qk_nf4_quantize(const struct qk_nf4_quantize_args *args, qk_stream stream);
 
 /* out [N, K] of `dtype` (enum qk_dtype): the f32 product code * absmax, rounded once if bf16. 16-byte aligned. */
 int qk_nf4_dequantize(const struct qk_nf4 *weight, void *out, uint32_t dtype, qk_stream stream);
 
-/* out [columns, rows] = transpose of in [rows, columns], bytes: row-major absmax codes (rows = N, columns = K / block_size) to
- * the transposed layout, and back with rows and columns exchanged. in and out must not overlap. */
+/* out [columns, rows] = transpose of in [rows, columns], bytes: row-major absmax codes (rows = N, columns = K /
+ * block_size) to the transposed layout, and back with rows and columns exchanged. in and out must not overlap. */
 int qk_absmax_transpose(const uint8_t *in, uint8_t *out, int64_t rows, int64_t columns, qk_stream stream);
 
-/* Columns of S: every segment's r rounded up to 8 (0 without LoRA), summed; the segments' parts follow each other in order. 0 for
- * an operand without LoRA or one that is not valid. */
-int64_t qk_lora_columns(const struct qk_linear *linear);
+/* Columns of S and T: every segment's r rounded up to 8 (0 without LoRA), summed; the segments' parts follow each
+ * other in order. */
+int qk_lora_columns(const struct qk_linear_args *linear, int64_t *columns);
 
-/* S [M, qk_lora_columns()] bf16: part s is bf16(scale_s * X * A_s^T), padding columns are zero. linear->s is not read. */
-int qk_lora_down(const struct qk_linear *linear, void *s, qk_stream stream);
+/* S [M, qk_lora_columns()] bf16: part s is bf16(scale_s * X * A_s^T), padding columns are zero. linear->s is not
+ * read. */
+int qk_lora_down(const struct qk_linear_args *linear, void *s, qk_stream stream);
 
 /* Bytes of workspace of the two forward functions: S, if the call has to compute it, else 0. */
-int qk_linear_workspace_size(const struct qk_linear *linear, size_t *bytes);
+int qk_linear_forward_workspace_size(const struct qk_linear_args *linear, size_t *bytes);
 
-/* The kernel the forward functions take for this call (enum qk_path), or a negative qk_status. */
-int qk_linear_path(const struct qk_linear *linear);
+/* The kernel that the forward functions take for this call (enum qk_path). */
+int qk_linear_forward_path(const struct qk_linear_args *linear, uint32_t *path);
 
-/* NF4 weights: every segment has nf4. Products are summed in f32 in an order that depends on K and r alone, within a path. */
-int qk_linear_forward(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
+/* NF4 weights: every segment has nf4. Products are summed in f32 in an order that depends on K and r alone, within a
+ * path. */
+int qk_linear_forward(const struct qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
 
-/* The same with bf16 weights: every segment has dense. */
-int qk_linear_forward_dense(const struct qk_linear *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
+/* qk_linear_forward with bf16 weights: every segment has dense. */
+int qk_linear_forward_dense(const struct qk_linear_args *linear, void *workspace, size_t workspace_bytes,
+                            qk_stream stream);
 
 /* Bytes of the table for these tensors. The functions of the table and of rates touch no device. */
 int qk_adamw_table_size(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, size_t *bytes);
 
-/* Writes the table into `table` (host, 8-byte aligned): which tensor each chunk of work belongs to, and the tensors' pointers. The caller
- * copies it to the device once; a tensor that moves or changes its rate's index needs a new one. */
+/* Writes the table into `table` (host, 8-byte aligned): which tensor each chunk of work belongs to, and the tensors'
+ * pointers. The caller copies it to the device once; a tensor that moves or changes its rate's index needs a new
+ * one. */
 int qk_adamw_table(const struct qk_adamw_tensor *tensors, uint32_t num_tensors, void *table, size_t table_size);
 
 /* The scalars of update `step` (>= 1), computed in double and rounded once. */
-int qk_adamw_rate_of(double learning_rate, double beta1, double beta2, double epsilon, double weight_decay, uint64_t step,
-                     struct qk_adamw_rate *rate);
+int qk_adamw_rate_of(double learning_rate, double beta1, double beta2, double epsilon, double weight_decay,
+                     uint64_t step, struct qk_adamw_rate *rate);
 
 /* Bytes of workspace of qk_gradient_norm: a double for every chunk. */
-int qk_gradient_norm_workspace_size(const struct qk_adamw *adamw, size_t *bytes);
+int qk_gradient_norm_workspace_size(const struct qk_adamw_args *adamw, size_t *bytes);
 
-/* *state (device) = norm of all gradients, the factor that clips it to max_norm (0: no clipping), and the first tensor that is not
- * finite. Sums are f64 in one fixed order: equal gradients give equal bits. adamw->gradients is not read. */
-int qk_gradient_norm(const struct qk_adamw *adamw, double max_norm, struct qk_gradient_state *state, void *workspace,
-                     size_t workspace_bytes, qk_stream stream);
+/* *state (device) = norm of all gradients, the factor that clips it to max_norm (0: no clipping), and the first
+ * tensor that is not finite. Sums are f64 in one fixed order: equal gradients give equal bits. adamw->gradient_state
+ * is not read. */
+int qk_gradient_norm(const struct qk_adamw_args *adamw, double max_norm, struct qk_gradient_state *state,
+                     void *workspace, size_t workspace_bytes, qk_stream stream);
 
-/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results depend on neither
- * device nor grid, and equal those of the Rust functions reference::adamw and blockwise::adamw_blockwise bit for bit. */
-int qk_adamw_update(const struct qk_adamw *adamw, qk_stream stream);
+/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results
+ * depend on neither device nor grid, and equal those of the Rust functions reference::adamw and
+ * blockwise::adamw_blockwise bit for bit. */
+int qk_adamw_update(const struct qk_adamw_args *adamw, qk_stream stream);
 
-/* T [M, qk_lora_columns()] bf16: part s is bf16(scale_s * dY_s * B_s), padding columns are zero. backward->t is not read. */
-int qk_lora_up(const struct qk_linear_backward *backward, void *t, qk_stream stream);
+/* T [M, qk_lora_columns()] bf16: part s is bf16(scale_s * dY_s * B_s), padding columns are zero. backward->t is not
+ * read. */
+int qk_lora_dy_b(const struct qk_linear_backward_args *backward, void *t, qk_stream stream);
 
 /* Bytes of workspace of the two dX functions: T, if the call has to compute it, else 0. */
-int qk_linear_backward_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+int qk_linear_dx_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
-/* The kernel the dX functions take for this call: QK_PATH_TENSOR_CORE for any M, or QK_PATH_GENERIC; or a negative qk_status. */
-int qk_linear_dx_path(const struct qk_linear_backward *backward);
+/* The kernel that the dX functions take for this call (enum qk_path): QK_PATH_TENSOR_CORE for any M, or
+ * QK_PATH_GENERIC. */
+int qk_linear_dx_path(const struct qk_linear_backward_args *backward, uint32_t *path);
 
-/* dX = mask(sum_s T_s * A_s) + sum_s dY_s * W_s (+ dX), NF4 weights: every segment has nf4. The segments are one operand: products are summed in
- * f32 in an order that depends on the segments' N and r alone, the low-rank ones first, and dX is rounded once. */
-int qk_linear_dx(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+/* dX = mask(sum_s T_s * A_s) + sum_s dY_s * W_s (+ dX), NF4 weights: every segment has nf4. The segments are one
+ * operand: products are summed in f32 in an order that depends on the segments' N and r alone, the low-rank ones
+ * first, and dX is rounded once. */
+int qk_linear_dx(const struct qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes,
+                 qk_stream stream);
 
-/* The same with bf16 weights: every segment has dense. */
-int qk_linear_dx_dense(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+/* qk_linear_dx with bf16 weights: every segment has dense. */
+int qk_linear_dx_dense(const struct qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes,
+                       qk_stream stream);
 
-/* dA_s += T_s^T * dropout(X) and dB_s += dY_s^T * S_s, f32, of every segment that has da or db. Sums over tokens: each 256 tokens (from row 0 on)
- * from zero, this sum then added to what is there, in order. So the bits do not depend on tiling, and a batch cut at multiples of 256 rows and added up in order gives
- * the same. With adapters, pair p sums the rows of index p, as if no other were there. Needs x where a da is set, s where a db is, lora where
+/* dA_s += T_s^T * dropout(X) and dB_s += dY_s^T * S_s, f32, of every segment that has da or db. Sums over tokens:
+ * each 256 tokens (from row 0 on) from zero, this sum then added to what is there, in order. So the bits do not
+ * depend on tiling, and a batch cut at multiples of 256 rows and added up in order gives the same. With adapters,
+ * pair p sums the rows of index p, as if no other were there. Needs x where a da is set, s where a db is, lora where
  * either is; reads no weight. */
-int qk_lora_gradients(const struct qk_linear_backward *backward, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_lora_gradients(const struct qk_linear_backward_args *backward, void *workspace, size_t workspace_bytes,
+                      qk_stream stream);
 
-/* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices are few and small. */
-int qk_lora_gradients_workspace_size(const struct qk_linear_backward *backward, size_t *bytes);
+/* Bytes of workspace of qk_lora_gradients: T, if the call has to compute it, and sums over tokens where the matrices
+ * are few and small. */
+int qk_lora_gradients_workspace_size(const struct qk_linear_backward_args *backward, size_t *bytes);
 
-/* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16 matrices are 16-byte
- * aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
+/* ---- The rest of a Llama layer. Activations are bf16, sums f32; each result is rounded once. Base pointers of bf16
+ * matrices are 16-byte aligned; widths that are multiples of 8 are fast, others are taken element by element. ---- */
 
 /* Rows of an embedding table. */
 typedef struct qk_embedding_args {
@@ -409,8 +471,8 @@ typedef struct qk_swiglu_args {
 /* out = gate / (1 + exp(-gate)) * up. */
 int qk_swiglu(const struct qk_swiglu_args *args, qk_stream stream);
 
-/* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set it gets the forward
- * result once more, so that a recomputing backward pass needs no second kernel. */
+/* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set
+ * it gets the forward result once more, so that a recomputing backward pass needs no second kernel. */
 int qk_swiglu_backward(const struct qk_swiglu_args *args, qk_stream stream);
 
 /* Causal attention over documents laid end to end, with grouped queries. */
@@ -421,8 +483,10 @@ typedef struct qk_attention_args {
     uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
     int64_t m;                  /* M, tokens, >= 0 */
     int64_t documents;          /* >= 1 */
-    const uint32_t *boundaries; /* device, [documents + 1], ascending from 0 to M: document d has tokens boundaries[d] .. boundaries[d + 1] */
-    int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before it */
+    const uint32_t *cu_seqlens; /* device, [documents + 1], ascending from 0 to M: document d has tokens cu_seqlens[d]
+                                 * .. cu_seqlens[d + 1] */
+    int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before
+                                 * it */
     const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each */
     int64_t ldqkv;              /* elements from row to row of qkv and dqkv, a multiple of 8, >= (H + 2 Hkv) * D */
     void *out;                  /* device, bf16 [M, H * D]: written forward, read backward */
@@ -435,14 +499,16 @@ typedef struct qk_attention_args {
 int qk_attention(const struct qk_attention_args *args, qk_stream stream);
 
 /* Bytes of workspace of the backward function: rowsum(dout * out), M * H floats. */
-int qk_attention_workspace_size(const struct qk_attention_args *args, size_t *bytes);
+int qk_attention_backward_workspace_size(const struct qk_attention_args *args, size_t *bytes);
 
 /* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */
-int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
+int qk_attention_backward(const struct qk_attention_args *args, void *workspace, size_t workspace_bytes,
+                          qk_stream stream);
 
-/* Attention of new tokens over the keys and values of earlier ones, kept in a cache. Documents have rows of the cache of their own, position p of
- * document d being row starts[d] + p; the rows of two documents must not overlap. A batch has the next tokens of each document, any number of
- * them, also none; the positions of a document's new tokens ascend by 1. */
+/* Attention of new tokens over the keys and values of earlier ones, kept in a cache. Documents have rows of the cache
+ * of their own, position p of document d being row starts[d] + p; the rows of two documents must not overlap. A batch
+ * has the next tokens of each document, any number of them, also none; the positions of a document's new tokens
+ * ascend by 1. */
 typedef struct qk_attention_cache_args {
     uint32_t struct_size;       /* sizeof(struct qk_attention_cache_args) */
     uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
@@ -450,28 +516,36 @@ typedef struct qk_attention_cache_args {
     uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
     int64_t m;                  /* M, new tokens, >= 0 */
     int64_t documents;          /* >= 1 */
-    const uint32_t *boundaries; /* device, [documents + 1], ascending from 0 to M: document d has tokens boundaries[d] .. boundaries[d + 1] */
+    const uint32_t *cu_seqlens; /* device, [documents + 1], ascending from 0 to M: document d has tokens cu_seqlens[d]
+                                 * .. cu_seqlens[d + 1] */
     const uint32_t *starts;     /* device, [documents]: the row of the cache of each document's position 0 */
     const uint32_t *positions;  /* device, [M]: of each new token in its document */
-    int64_t longest;            /* more than every position, 1..65535 * 128: what the grid and the workspace have room for. No bit of the result depends on it */
+    int64_t max_seqlen;         /* more than every position, 1..65535 * 128: what the grid and the workspace have room
+                                 * for. No bit of the result depends on it */
     int64_t rows;               /* of the cache, >= 1 */
-    const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each, rotated */
+    const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each,
+                                 * rotated */
     int64_t ldqkv;              /* elements from row to row of qkv, a multiple of 8, >= (H + 2 Hkv) * D */
-    void *cache;                /* device, bf16 [rows, 2 * Hkv * D]: a row is Hkv keys, Hkv values; qk_attention_cache only reads it */
+    void *cache;                /* device, bf16 [rows, 2 * Hkv * D]: a row is Hkv keys, Hkv values; qk_attention_cache
+                                 * only reads it */
     void *out;                  /* device, bf16 [M, H * D]; not used by qk_attention_cache_append */
 } qk_attention_cache_args;
 
-/* Copies the new tokens' keys and values to their rows of the cache. A token whose row is beyond the cache is left out. */
+/* Copies the new tokens' keys and values to their rows of the cache. A token whose row is beyond the cache is left
+ * out. */
 int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_stream stream);
 
-/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache, with two floats beside; of many new
- * tokens so many at a time that they need 64 MiB or, if one tile of 16 queries a key head needs more, that. Of the pointers it reads none. */
+/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache, with two
+ * floats beside; of many new tokens so many at a time that they need 64 MiB or, if one tile of 16 queries a key head
+ * needs more, that. Of the pointers it reads none. */
 int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
 
-/* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, which qk_attention_cache_append has written. A row whose position is not
- * below `longest`, or whose document's rows do not fit the cache, becomes NaN. Deterministic: what 128 rows of the cache add is computed apart from
- * the others and combined by a second kernel, in order; the same whatever else is in the batch. */
-int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
+/* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, which qk_attention_cache_append has
+ * written. A row whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes
+ * NaN. Deterministic: what 128 rows of the cache add is computed apart from the others and combined by a second
+ * kernel, in order; the same whatever else is in the batch. */
+int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes,
+                       qk_stream stream);
 
 /* The output layer of a few tokens: what the next token is chosen by. */
 typedef struct qk_logits_args {
@@ -486,42 +560,198 @@ typedef struct qk_logits_args {
     float *const *logits;   /* host, [num_tokens]: each device, out [V] */
 } qk_logits_args;
 
-/* logits[i] = head * hidden[tokens[i]], summed in f32 and not rounded to bf16. A token's bits do not depend on the others. */
+/* logits[i] = head * hidden[tokens[i]], summed in f32 and not rounded to bf16. A token's bits do not depend on the
+ * others. */
 int qk_logits(const struct qk_logits_args *args, qk_stream stream);
 
 /* What qk_cross_entropy finds. Device memory, 8-byte aligned. */
 typedef struct qk_loss_state {
-    double sum;          /* of the losses: each 256 rows (from row 0 on) from zero, these sums then added in order; NaN if a loss is not finite */
+    double sum;          /* of the losses: each 256 rows (from row 0 on) from zero, these sums then added in order;
+                          * NaN if a loss is not finite */
     int32_t row;         /* the first row whose loss is not finite, or -1 */
-    uint32_t supervised; /* the targets found that are not negative; sum is NaN if args->supervised is another number. If they are more, what is
-                          * beyond has a loss of NaN and a gradient that is not written */
+    uint32_t supervised; /* the targets found that are not negative; sum is NaN if args->supervised is another number.
+                          * If they are more, what is beyond has a loss of NaN and a gradient that is not written */
 } qk_loss_state;
 
 /* The output layer, the softmax cross-entropy and its gradient, without M * V logits. */
 typedef struct qk_cross_entropy_args {
-    uint32_t struct_size;         /* sizeof(struct qk_cross_entropy_args) */
-    float weight;                 /* of every token in dhidden, finite: 1 / supervised tokens of the whole optimiser step. Losses are not multiplied */
-    int64_t m;                    /* M, tokens, >= 0 */
-    int64_t h;                    /* H, >= 1; multiples of 64 are fast, with others the gradient takes one plain, slow kernel */
-    int64_t vocab;                /* V, rows of head, >= 1 */
-    int64_t supervised;           /* targets that are not negative, 0..m: what is computed, and what the workspace has room for */
-    int64_t chunk;                /* tokens whose logits exist at one time, >= 1, best a multiple of 128. No bit of the result depends on it */
-    const void *hidden;           /* device, bf16 [M, H]: after the last norm */
-    const void *head;             /* device, bf16 [V, H] */
-    const int32_t *targets;       /* device, [M]: below V; negative: none, which costs nothing. From V on: that row's loss and gradient are NaN */
-    float *losses;                /* device, out [M]: log(sum(exp(z))) - z[target], 0 without a target */
-    struct qk_loss_state *state;  /* device, out [1] */
-    void *dhidden;                /* device, out bf16 [M, H], may be hidden itself; zero without a target. NULL: losses only */
+    uint32_t struct_size;        /* sizeof(struct qk_cross_entropy_args) */
+    float weight;                /* of every token in dhidden, finite: 1 / supervised tokens of the whole optimizer
+                                  * step. Losses are not multiplied */
+    int64_t m;                   /* M, tokens, >= 0 */
+    int64_t h;                   /* H, >= 1; multiples of 64 are fast, with others the gradient takes one plain, slow
+                                  * kernel */
+    int64_t vocab;               /* V, rows of head, >= 1 */
+    int64_t supervised;          /* targets that are not negative, 0..m: what is computed, and what the workspace has
+                                  * room for */
+    int64_t chunk;               /* tokens whose logits exist at one time, >= 1, best a multiple of 128. No bit of the
+                                  * result depends on it */
+    const void *hidden;          /* device, bf16 [M, H]: after the last norm */
+    const void *head;            /* device, bf16 [V, H] */
+    const int32_t *targets;      /* device, [M]: below V; negative: none, which costs nothing. From V on: that row's
+                                  * loss and gradient are NaN */
+    float *losses;               /* device, out [M]: log(sum(exp(z))) - z[target], 0 without a target */
+    struct qk_loss_state *state; /* device, out [1] */
+    void *dhidden;               /* device, out bf16 [M, H], may be hidden itself; zero without a target. NULL: losses
+                                  * only */
 } qk_cross_entropy_args;
 
-/* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 * supervised + C * (2 * H + V / 8 + 4)
- * with some padding, and, with a gradient, C * V * 4 more, the logits (1,024 tokens of 128,256: 525 MB). Of the pointers it only reads
- * whether dhidden is NULL. */
+/* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 *
+ * supervised + C * (2 * H + V / 8 + 4) with some padding, and, with a gradient, C * V * 4 more, the logits (1,024
+ * tokens of 128,256: 525 MB). Of the pointers it only reads whether dhidden is NULL. */
 int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
 
-/* losses, state and, if set, dhidden = weight * (softmax(z) - onehot(target)) * head with z = hidden * head^T. Logits, softmax and losses are f32; the
- * gradient of the logits is rounded to bf16 once, dhidden is summed in f32 over the vocabulary in order and rounded once. */
-int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes, qk_stream stream);
+/* losses, state and, if set, dhidden = weight * (softmax(z) - onehot(target)) * head with z = hidden * head^T.
+ * Logits, softmax and losses are f32; the gradient of the logits is rounded to bf16 once, dhidden is summed in f32
+ * over the vocabulary in order and rounded once. */
+int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes,
+                     qk_stream stream);
+
+/* ---- Layout. Sizes and offsets where pointers have 64 bits, which C11 and C++11 compilers check. A committed table of
+ * them tells an incompatible change from an added field. ---- */
+
+#if UINTPTR_MAX == UINT64_MAX
+#ifdef __cplusplus
+#define QK_STATIC_ASSERT(condition, message) static_assert(condition, message)
+#elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
+#define QK_STATIC_ASSERT(condition, message) _Static_assert(condition, message)
+#endif
+#endif
+
+#ifdef QK_STATIC_ASSERT
+#define QK_SIZE(type, bytes) QK_STATIC_ASSERT(sizeof(struct type) == (bytes), "the size of " #type)
+#define QK_AT(type, field, bytes) QK_STATIC_ASSERT(offsetof(struct type, field) == (bytes), #field " of " #type)
+
+QK_SIZE(qk_nf4, 80);
+QK_AT(qk_nf4, struct_size, 0); QK_AT(qk_nf4, layout, 4); QK_AT(qk_nf4, n, 8); QK_AT(qk_nf4, k, 16);
+QK_AT(qk_nf4, block_size, 24); QK_AT(qk_nf4, reserved, 28); QK_AT(qk_nf4, codes, 32); QK_AT(qk_nf4, absmax_codes, 40);
+QK_AT(qk_nf4, absmax, 48); QK_AT(qk_nf4, nested_absmax, 56); QK_AT(qk_nf4, nested_map, 64); QK_AT(qk_nf4, offset, 72);
+
+QK_SIZE(qk_lora, 48);
+QK_AT(qk_lora, struct_size, 0); QK_AT(qk_lora, r, 4); QK_AT(qk_lora, scale, 8); QK_AT(qk_lora, num_adapters, 12);
+QK_AT(qk_lora, a, 16); QK_AT(qk_lora, b, 24); QK_AT(qk_lora, adapter_index, 32); QK_AT(qk_lora, scales, 40);
+
+QK_SIZE(qk_dropout, 32);
+QK_AT(qk_dropout, struct_size, 0); QK_AT(qk_dropout, p, 4); QK_AT(qk_dropout, seed, 8);
+QK_AT(qk_dropout, dropout_id, 16); QK_AT(qk_dropout, dropout_step, 20); QK_AT(qk_dropout, first_token, 24);
+
+QK_SIZE(qk_segment, 64);
+QK_AT(qk_segment, struct_size, 0); QK_AT(qk_segment, reserved, 4); QK_AT(qk_segment, n, 8);
+QK_AT(qk_segment, nf4, 16); QK_AT(qk_segment, dense, 24); QK_AT(qk_segment, lora, 32); QK_AT(qk_segment, bias, 40);
+QK_AT(qk_segment, y, 48); QK_AT(qk_segment, ldy, 56);
+
+QK_SIZE(qk_linear_args, 64);
+QK_AT(qk_linear_args, struct_size, 0); QK_AT(qk_linear_args, num_segments, 4); QK_AT(qk_linear_args, m, 8);
+QK_AT(qk_linear_args, k, 16); QK_AT(qk_linear_args, x, 24); QK_AT(qk_linear_args, ldx, 32);
+QK_AT(qk_linear_args, segments, 40); QK_AT(qk_linear_args, s, 48); QK_AT(qk_linear_args, dropout, 56);
+
+QK_SIZE(qk_segment_backward, 72);
+QK_AT(qk_segment_backward, struct_size, 0); QK_AT(qk_segment_backward, reserved, 4); QK_AT(qk_segment_backward, n, 8);
+QK_AT(qk_segment_backward, nf4, 16); QK_AT(qk_segment_backward, dense, 24); QK_AT(qk_segment_backward, lora, 32);
+QK_AT(qk_segment_backward, dy, 40); QK_AT(qk_segment_backward, lddy, 48); QK_AT(qk_segment_backward, da, 56);
+QK_AT(qk_segment_backward, db, 64);
+
+QK_SIZE(qk_linear_backward_args, 96);
+QK_AT(qk_linear_backward_args, struct_size, 0); QK_AT(qk_linear_backward_args, num_segments, 4);
+QK_AT(qk_linear_backward_args, m, 8); QK_AT(qk_linear_backward_args, k, 16); QK_AT(qk_linear_backward_args, x, 24);
+QK_AT(qk_linear_backward_args, ldx, 32); QK_AT(qk_linear_backward_args, dx, 40);
+QK_AT(qk_linear_backward_args, lddx, 48); QK_AT(qk_linear_backward_args, accumulate, 56);
+QK_AT(qk_linear_backward_args, reserved, 60); QK_AT(qk_linear_backward_args, segments, 64);
+QK_AT(qk_linear_backward_args, s, 72); QK_AT(qk_linear_backward_args, t, 80);
+QK_AT(qk_linear_backward_args, dropout, 88);
+
+QK_SIZE(qk_nf4_quantize_args, 80);
+QK_AT(qk_nf4_quantize_args, struct_size, 0); QK_AT(qk_nf4_quantize_args, dtype, 4);
+QK_AT(qk_nf4_quantize_args, count, 8); QK_AT(qk_nf4_quantize_args, block_size, 16);
+QK_AT(qk_nf4_quantize_args, reserved, 20); QK_AT(qk_nf4_quantize_args, weight, 24);
+QK_AT(qk_nf4_quantize_args, nested_map, 32); QK_AT(qk_nf4_quantize_args, codes, 40);
+QK_AT(qk_nf4_quantize_args, absmax, 48); QK_AT(qk_nf4_quantize_args, absmax_codes, 56);
+QK_AT(qk_nf4_quantize_args, nested_absmax, 64); QK_AT(qk_nf4_quantize_args, offset, 72);
+
+QK_SIZE(qk_adamw_tensor, 72);
+QK_AT(qk_adamw_tensor, struct_size, 0); QK_AT(qk_adamw_tensor, rate, 4); QK_AT(qk_adamw_tensor, n, 8);
+QK_AT(qk_adamw_tensor, value, 16); QK_AT(qk_adamw_tensor, working, 24); QK_AT(qk_adamw_tensor, gradient, 32);
+QK_AT(qk_adamw_tensor, m, 40); QK_AT(qk_adamw_tensor, v, 48); QK_AT(qk_adamw_tensor, m_absmax, 56);
+QK_AT(qk_adamw_tensor, v_absmax, 64);
+
+QK_SIZE(qk_adamw_rate, 32);
+QK_AT(qk_adamw_rate, decay, 0); QK_AT(qk_adamw_rate, step_size, 4); QK_AT(qk_adamw_rate, root, 8);
+QK_AT(qk_adamw_rate, beta1, 12); QK_AT(qk_adamw_rate, rest1, 16); QK_AT(qk_adamw_rate, beta2, 20);
+QK_AT(qk_adamw_rate, rest2, 24); QK_AT(qk_adamw_rate, epsilon, 28);
+
+QK_SIZE(qk_gradient_state, 16);
+QK_AT(qk_gradient_state, norm, 0); QK_AT(qk_gradient_state, scale, 8); QK_AT(qk_gradient_state, tensor, 12);
+
+QK_SIZE(qk_adamw_args, 48);
+QK_AT(qk_adamw_args, struct_size, 0); QK_AT(qk_adamw_args, num_tensors, 4); QK_AT(qk_adamw_args, tensors, 8);
+QK_AT(qk_adamw_args, table, 16); QK_AT(qk_adamw_args, rates, 24); QK_AT(qk_adamw_args, num_rates, 32);
+QK_AT(qk_adamw_args, reserved, 36); QK_AT(qk_adamw_args, gradient_state, 40);
+
+QK_SIZE(qk_embedding_args, 56);
+QK_AT(qk_embedding_args, struct_size, 0); QK_AT(qk_embedding_args, reserved, 4); QK_AT(qk_embedding_args, m, 8);
+QK_AT(qk_embedding_args, h, 16); QK_AT(qk_embedding_args, vocab, 24); QK_AT(qk_embedding_args, ids, 32);
+QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48);
+
+QK_SIZE(qk_rms_norm_args, 64);
+QK_AT(qk_rms_norm_args, struct_size, 0); QK_AT(qk_rms_norm_args, eps, 4); QK_AT(qk_rms_norm_args, m, 8);
+QK_AT(qk_rms_norm_args, h, 16); QK_AT(qk_rms_norm_args, x, 24); QK_AT(qk_rms_norm_args, delta, 32);
+QK_AT(qk_rms_norm_args, weight, 40); QK_AT(qk_rms_norm_args, sum, 48); QK_AT(qk_rms_norm_args, y, 56);
+
+QK_SIZE(qk_rms_norm_backward_args, 64);
+QK_AT(qk_rms_norm_backward_args, struct_size, 0); QK_AT(qk_rms_norm_backward_args, eps, 4);
+QK_AT(qk_rms_norm_backward_args, m, 8); QK_AT(qk_rms_norm_backward_args, h, 16);
+QK_AT(qk_rms_norm_backward_args, dy, 24); QK_AT(qk_rms_norm_backward_args, x, 32);
+QK_AT(qk_rms_norm_backward_args, weight, 40); QK_AT(qk_rms_norm_backward_args, dx, 48);
+QK_AT(qk_rms_norm_backward_args, accumulate, 56); QK_AT(qk_rms_norm_backward_args, reserved, 60);
+
+QK_SIZE(qk_rope_args, 72);
+QK_AT(qk_rope_args, struct_size, 0); QK_AT(qk_rope_args, head_dim, 4); QK_AT(qk_rope_args, heads, 8);
+QK_AT(qk_rope_args, inverse, 12); QK_AT(qk_rope_args, m, 16); QK_AT(qk_rope_args, ldx, 24);
+QK_AT(qk_rope_args, x, 32); QK_AT(qk_rope_args, positions, 40); QK_AT(qk_rope_args, cosines, 48);
+QK_AT(qk_rope_args, sines, 56); QK_AT(qk_rope_args, table_positions, 64);
+
+QK_SIZE(qk_swiglu_args, 48);
+QK_AT(qk_swiglu_args, struct_size, 0); QK_AT(qk_swiglu_args, reserved, 4); QK_AT(qk_swiglu_args, m, 8);
+QK_AT(qk_swiglu_args, i, 16); QK_AT(qk_swiglu_args, gate_up, 24); QK_AT(qk_swiglu_args, out, 32);
+QK_AT(qk_swiglu_args, dout, 40);
+
+QK_SIZE(qk_attention_args, 96);
+QK_AT(qk_attention_args, struct_size, 0); QK_AT(qk_attention_args, head_dim, 4); QK_AT(qk_attention_args, heads, 8);
+QK_AT(qk_attention_args, kv_heads, 12); QK_AT(qk_attention_args, m, 16); QK_AT(qk_attention_args, documents, 24);
+QK_AT(qk_attention_args, cu_seqlens, 32); QK_AT(qk_attention_args, window, 40); QK_AT(qk_attention_args, qkv, 48);
+QK_AT(qk_attention_args, ldqkv, 56); QK_AT(qk_attention_args, out, 64); QK_AT(qk_attention_args, lse, 72);
+QK_AT(qk_attention_args, dout, 80); QK_AT(qk_attention_args, dqkv, 88);
+
+QK_SIZE(qk_attention_cache_args, 104);
+QK_AT(qk_attention_cache_args, struct_size, 0); QK_AT(qk_attention_cache_args, head_dim, 4);
+QK_AT(qk_attention_cache_args, heads, 8); QK_AT(qk_attention_cache_args, kv_heads, 12);
+QK_AT(qk_attention_cache_args, m, 16); QK_AT(qk_attention_cache_args, documents, 24);
+QK_AT(qk_attention_cache_args, cu_seqlens, 32); QK_AT(qk_attention_cache_args, starts, 40);
+QK_AT(qk_attention_cache_args, positions, 48); QK_AT(qk_attention_cache_args, max_seqlen, 56);
+QK_AT(qk_attention_cache_args, rows, 64); QK_AT(qk_attention_cache_args, qkv, 72);
+QK_AT(qk_attention_cache_args, ldqkv, 80); QK_AT(qk_attention_cache_args, cache, 88);
+QK_AT(qk_attention_cache_args, out, 96);
+
+QK_SIZE(qk_logits_args, 64);
+QK_AT(qk_logits_args, struct_size, 0); QK_AT(qk_logits_args, num_tokens, 4); QK_AT(qk_logits_args, m, 8);
+QK_AT(qk_logits_args, h, 16); QK_AT(qk_logits_args, vocab, 24); QK_AT(qk_logits_args, hidden, 32);
+QK_AT(qk_logits_args, head, 40); QK_AT(qk_logits_args, tokens, 48); QK_AT(qk_logits_args, logits, 56);
+
+QK_SIZE(qk_loss_state, 16);
+QK_AT(qk_loss_state, sum, 0); QK_AT(qk_loss_state, row, 8); QK_AT(qk_loss_state, supervised, 12);
+
+QK_SIZE(qk_cross_entropy_args, 96);
+QK_AT(qk_cross_entropy_args, struct_size, 0); QK_AT(qk_cross_entropy_args, weight, 4);
+QK_AT(qk_cross_entropy_args, m, 8); QK_AT(qk_cross_entropy_args, h, 16); QK_AT(qk_cross_entropy_args, vocab, 24);
+QK_AT(qk_cross_entropy_args, supervised, 32); QK_AT(qk_cross_entropy_args, chunk, 40);
+QK_AT(qk_cross_entropy_args, hidden, 48); QK_AT(qk_cross_entropy_args, head, 56);
+QK_AT(qk_cross_entropy_args, targets, 64); QK_AT(qk_cross_entropy_args, losses, 72);
+QK_AT(qk_cross_entropy_args, state, 80); QK_AT(qk_cross_entropy_args, dhidden, 88);
+
+#undef QK_SIZE
+#undef QK_AT
+#undef QK_STATIC_ASSERT
+#endif
 
 #ifdef __cplusplus
 }

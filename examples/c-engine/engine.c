@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
     qk_nf4 weight = {0};
     qk_lora lora = {0};
     qk_segment segment = {0};
-    qk_linear linear = {0};
+    qk_linear_args linear = {0};
     size_t i;
     if (argc != 2) fail("usage: engine FILE.safetensors");
     if (qk_abi_version() != QK_ABI_VERSION) fail("the library is not of the header's version");
@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
     weight.codes = (const uint8_t *)uploaded(tensor(&f, "up.b64.codes", N * K / 2), N * K / 2);
     weight.absmax_codes = (const uint8_t *)absmax;
     weight.nested_absmax = (const float *)uploaded(tensor(&f, "up.b64.nested.absmax", NESTED * 4), NESTED * 4);
-    weight.nested_code = (const float *)uploaded(tensor(&f, "dynamic_map_signed", 256 * 4), 256 * 4);
+    weight.nested_map = (const float *)uploaded(tensor(&f, "dynamic_map_signed", 256 * 4), 256 * 4);
     weight.offset = (const float *)uploaded(tensor(&f, "up.b64.nested.offset", 4), 4); /* on the device, like the rest */
     /* What bitsandbytes itself would multiply with: the check's weight. */
     memcpy(w, tensor(&f, "up.b64.nested.dequantised_bf16", sizeof w), sizeof w);
@@ -92,16 +92,20 @@ int main(int argc, char **argv) {
 
     for (i = 0; i < sizeof rows / sizeof *rows; ++i) {
         double error;
+        int64_t columns = 0;
+        uint32_t path = 0;
         linear.m = rows[i];
         linear.s = NULL;
-        if (qk_lora_columns(&linear) != R) fail("qk_lora_columns"); /* r rounded up to 8 */
+        check(qk_lora_columns(&linear, &columns), "qk_lora_columns");
+        if (columns != R) fail("S does not have r columns, rounded up to 8");
         check(qk_lora_down(&linear, device_s, stream), "qk_lora_down");
         linear.s = device_s; /* given, so that no workspace is needed */
         check(qk_linear_forward(&linear, NULL, 0, stream), "qk_linear_forward");
+        check(qk_linear_forward_path(&linear, &path), "qk_linear_forward_path");
         if (from_device(s, device_s, sizeof s, stream) || from_device(y, device_y, sizeof y, stream)) fail("the kernels did not end well");
         error = worst_error(rows[i]);
-        printf("%s c-engine: M %d, N %d, K %d, r %d, path %d: largest error %.3f of its bound\n", error <= 1 ? "ok" : "WRONG", rows[i], N, K, R,
-               qk_linear_path(&linear), error);
+        printf("%s c-engine: M %d, N %d, K %d, r %d, path %u: largest error %.3f of its bound\n",
+               error <= 1 ? "ok" : "WRONG", rows[i], N, K, R, path, error);
         if (!(error <= 1)) return 1;
     }
 
@@ -111,7 +115,7 @@ int main(int argc, char **argv) {
     device_free(absmax);
     device_free((void *)weight.codes);
     device_free((void *)weight.nested_absmax);
-    device_free((void *)weight.nested_code);
+    device_free((void *)weight.nested_map);
     device_free((void *)weight.offset);
     device_free((void *)lora.a);
     device_free((void *)lora.b);

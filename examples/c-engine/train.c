@@ -73,11 +73,11 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
     static const float zeros[R * K];
     qk_lora lora = {0};
     qk_segment segment = {0};
-    qk_linear linear = {0};
+    qk_linear_args linear = {0};
     qk_segment_backward segment_backward = {0};
-    qk_linear_backward backward = {0};
+    qk_linear_backward_args backward = {0};
     qk_adamw_tensor tensors[2];
-    qk_adamw adamw = {0};
+    qk_adamw_args adamw = {0};
     qk_gradient_state found;
     void *device_x, *device_s, *device_t, *device_y, *device_dy, *device_dx, *teacher_a, *teacher_b, *table, *device_table, *workspace,
         *norm_workspace, *state, *rates;
@@ -141,7 +141,7 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
     adamw.table = device_table;
     adamw.rates = (const qk_adamw_rate *)rates;
     adamw.num_rates = 2;
-    adamw.gradients = (const qk_gradient_state *)state;
+    adamw.gradient_state = (const qk_gradient_state *)state;
     check(qk_gradient_norm_workspace_size(&adamw, &norm_bytes), "qk_gradient_norm_workspace_size");
     if (device_alloc(&norm_workspace, norm_bytes)) fail("device memory");
 
@@ -180,7 +180,7 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
         if (to_device(device_dy, dy, sizeof dy) || to_device(segment_backward.da, zeros, sizeof da) ||
             to_device(segment_backward.db, zeros, sizeof db))
             fail("device memory");
-        check(qk_lora_up(&backward, device_t, stream), "qk_lora_up");
+        check(qk_lora_dy_b(&backward, device_t, stream), "qk_lora_dy_b");
         check(qk_linear_dx(&backward, NULL, 0, stream), "qk_linear_dx"); /* for the layer below, which there is not */
         check(qk_lora_gradients(&backward, workspace, bytes, stream), "qk_lora_gradients");
         if (step == STEPS) { /* B is not zero any more */

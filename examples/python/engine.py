@@ -7,6 +7,7 @@ trains the pair A, B (train.py). Prints `ok` and the largest error as a share of
 status 1. kernels.py is the C interface.
 """
 
+import ctypes
 import json
 import sys
 from ctypes import pointer
@@ -34,18 +35,18 @@ def main(library_path, weights_path):
     kernels = Kernels(library_path)
     device = memory(kernels)
 
-    codes, absmax, nested, nested_code, offset, expected_weight = read(weights_path, [
+    codes, absmax, nested, nested_map, offset, expected_weight = read(weights_path, [
         "up.b64.codes", "up.b64.nested.codes", "up.b64.nested.absmax", "dynamic_map_signed", "up.b64.nested.offset",
         "up.b64.nested.dequantised_bf16"])  # the last is bitsandbytes' own: the check's weight
     (n, k), r, scale = expected_weight.shape, 8, 2.0
     random = np.random.default_rng(0)
     a, b = bf16(random, (r, k), 1 / 16), bf16(random, (n, r), 1 / 16)
-    parts = [device.upload(array) for array in (codes, absmax, nested, nested_code, offset, a, b)]
+    parts = [device.upload(array) for array in (codes, absmax, nested, nested_map, offset, a, b)]
     transposed = device.upload(np.zeros_like(absmax))
     address = [device.address(part) for part in parts]
     kernels.qk_absmax_transpose(address[1], device.address(transposed), n, k // 64, device.stream)
     weight = sized(Nf4, layout=1, n=n, k=k, block_size=64, codes=address[0], absmax_codes=device.address(transposed),
-                   nested_absmax=address[2], nested_code=address[3], offset=address[4])
+                   nested_absmax=address[2], nested_map=address[3], offset=address[4])
     lora = sized(Lora, r=r, scale=scale, num_adapters=1, a=address[5], b=address[6])
 
     for m in (1, 24):
@@ -54,8 +55,10 @@ def main(library_path, weights_path):
         device_s, device_y = device.upload(np.zeros((m, r), np.uint16)), device.upload(np.zeros((m, n), np.uint16))
         segment = sized(Segment, n=n, nf4=pointer(weight), lora=pointer(lora), y=device.address(device_y), ldy=n)
         linear = sized(Linear, num_segments=1, m=m, k=k, x=device.address(device_x), ldx=k, segments=pointer(segment))
-        if kernels.library.qk_lora_columns(linear) != r:
-            sys.exit("python engine: qk_lora_columns")
+        columns = ctypes.c_int64()
+        kernels.qk_lora_columns(linear, columns)
+        if columns.value != r:
+            sys.exit(f"python engine: S has {columns.value} columns, expected {r}")
         kernels.qk_lora_down(linear, device.address(device_s), device.stream)
         linear.s = device.address(device_s)
         kernels.qk_linear_forward(linear, None, 0, device.stream)

@@ -12,7 +12,7 @@ pointer, size = ctypes.c_void_p, ctypes.c_size_t
 class Nf4(ctypes.Structure):
     _fields_ = [("struct_size", u32), ("layout", u32), ("n", i64), ("k", i64), ("block_size", u32), ("reserved", u32),
                 ("codes", pointer), ("absmax_codes", pointer), ("absmax", pointer), ("nested_absmax", pointer),
-                ("nested_code", pointer), ("offset", pointer)]
+                ("nested_map", pointer), ("offset", pointer)]
 
 
 class Lora(ctypes.Structure):
@@ -56,7 +56,7 @@ class GradientState(ctypes.Structure):
 
 class Adamw(ctypes.Structure):
     _fields_ = [("struct_size", u32), ("num_tensors", u32), ("tensors", ctypes.POINTER(AdamwTensor)), ("table", pointer),
-                ("rates", pointer), ("num_rates", u32), ("reserved", u32), ("gradients", pointer)]
+                ("rates", pointer), ("num_rates", u32), ("reserved", u32), ("gradient_state", pointer)]
 
 
 def sized(struct, **fields):
@@ -68,9 +68,10 @@ LINEAR, BACKWARD, ADAMW = (ctypes.POINTER(struct) for struct in (Linear, LinearB
 TENSORS, SIZE = ctypes.POINTER(AdamwTensor), ctypes.POINTER(size)
 FUNCTIONS = {
     "qk_absmax_transpose": [pointer, pointer, i64, i64, pointer],
+    "qk_lora_columns": [LINEAR, ctypes.POINTER(i64)],
     "qk_lora_down": [LINEAR, pointer, pointer],
     "qk_linear_forward": [LINEAR, pointer, size, pointer],
-    "qk_lora_up": [BACKWARD, pointer, pointer],
+    "qk_lora_dy_b": [BACKWARD, pointer, pointer],
     "qk_linear_dx": [BACKWARD, pointer, size, pointer],
     "qk_lora_gradients_workspace_size": [BACKWARD, SIZE],
     "qk_lora_gradients": [BACKWARD, pointer, size, pointer],
@@ -89,10 +90,8 @@ class Kernels:
     def __init__(self, path):
         self.library = ctypes.CDLL(path)
         self.library.qk_status_name.restype = ctypes.c_char_p
-        self.library.qk_lora_columns.restype = i64
-        self.library.qk_lora_columns.argtypes = [LINEAR]
         self.library.qk_abi_version.restype = u32
-        if self.library.qk_abi_version() != 2:
+        if self.library.qk_abi_version() != 3:
             sys.exit("python engine: the library has another version of the interface")
         for name, arguments in FUNCTIONS.items():
             getattr(self.library, name).argtypes = arguments

@@ -47,7 +47,7 @@ class Optimizer:
         self.rates = device.upload(np.zeros(count * ctypes.sizeof(AdamwRate), np.uint8))
         self.state = device.upload(np.zeros(ctypes.sizeof(GradientState), np.uint8))
         self.adamw = sized(Adamw, num_tensors=count, tensors=self.tensors, table=device.address(self.table),
-                           rates=device.address(self.rates), num_rates=count, gradients=device.address(self.state))
+                           rates=device.address(self.rates), num_rates=count, gradient_state=device.address(self.state))
         self.workspace = device.upload(np.zeros(size_of(kernels.qk_gradient_norm_workspace_size, self.adamw), np.uint8))
 
     def step(self):
@@ -104,7 +104,7 @@ def train(kernels, device, weight, weight_values):
         device.replace(buffers["dy"], to_bf16(2 * error / error.size))
         for trainable in (a, b):
             device.replace(trainable.gradient, np.zeros(trainable.gradient.shape, np.float32))
-        kernels.qk_lora_up(backward, at["t"], stream)
+        kernels.qk_lora_dy_b(backward, at["t"], stream)
         kernels.qk_linear_dx(backward, None, 0, stream)  # for the layer below, which there is not
         kernels.qk_lora_gradients(backward, device.address(workspace), bytes, stream)
         if step == STEPS:  # B is not zero any more

@@ -173,7 +173,7 @@ impl<'a> Tensors<'a> {
         table: View<'_, u64>,
         rates: View<'_, f32>,
         state: Option<View<'_, u64>>,
-    ) -> Result<sys::qk_adamw> {
+    ) -> Result<sys::qk_adamw_args> {
         // A table of other tensors is seldom as long.
         operation.length("the table", table.len(), table_len(&self.lengths()))?;
         operation.check(rates.len() >= self.rates * RATE_LEN && rates.len().is_multiple_of(RATE_LEN), || {
@@ -182,15 +182,15 @@ impl<'a> Tensors<'a> {
         if let Some(state) = &state {
             operation.length("the gradients' state", state.len(), STATE_LEN)?;
         }
-        Ok(sys::qk_adamw {
-            struct_size: size_of::<sys::qk_adamw>() as u32,
+        Ok(sys::qk_adamw_args {
+            struct_size: size_of::<sys::qk_adamw_args>() as u32,
             num_tensors: self.described.len() as u32,
             tensors: self.described.as_ptr(),
             table: table.address().cast(),
             rates: rates.address().cast(),
             num_rates: (rates.len() / RATE_LEN) as u32,
             reserved: 0,
-            gradients: state.map_or(std::ptr::null(), |state| state.address().cast()),
+            gradient_state: state.map_or(std::ptr::null(), |state| state.address().cast()),
         })
     }
 

@@ -82,7 +82,7 @@ fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operation, sys::q
         kv_heads,
         m: operation.dimension("M", m)?,
         documents: operation.dimension("documents", input.boundaries.len() - 1)?,
-        boundaries: input.boundaries.address(),
+        cu_seqlens: input.boundaries.address(),
         window: match input.window {
             None => 0,
             Some(0) => return Err(operation.argument("a window of 0 keys".into())),

@@ -97,7 +97,7 @@ fn check(name: &'static str, new: &NewTokens<'_>, len: usize) -> Result<(Operati
         format!("the cache has {len} elements, expected rows of {width}, at least one")
     })?;
     let args = sys::qk_attention_cache_args {
-        boundaries: new.boundaries.address(),
+        cu_seqlens: new.boundaries.address(),
         starts: new.starts.address(),
         positions: new.positions.address(),
         qkv: new.qkv.address().cast(),
@@ -134,10 +134,10 @@ impl Shape {
             kv_heads,
             m: operation.dimension("M", self.m)?,
             documents: operation.dimension("documents", self.documents)?,
-            boundaries: null(),
+            cu_seqlens: null(),
             starts: null(),
             positions: null(),
-            longest: operation.dimension("the longest document", self.longest)?,
+            max_seqlen: operation.dimension("the longest document", self.longest)?,
             rows: 1,
             qkv: null(),
             ldqkv: operation.dimension("the row", self.attention.qkv())?,

@@ -45,10 +45,10 @@ pub struct Dropout {
     /// In [0, 1).
     pub p: f32,
     pub seed: u64,
-    /// layer · 16 + site
-    pub site: u32,
+    /// layer · 16 + input
+    pub dropout_id: u32,
     /// step · accumulation + micro
-    pub draw: u32,
+    pub dropout_step: u32,
     /// The mask's token of the first row; the last row's is below 2³².
     pub first_token: u64,
 }
@@ -108,18 +108,19 @@ pub fn workspace_len(input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
 /// The kernel that [`forward`] will take.
 pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
     let call = Call::new("linear_path", input, segments)?;
-    // SAFETY: reads the structs only, which `call` holds.
-    let code = unsafe { sys::qk_linear_path(&call.linear()) };
-    path_of(&call.operation, code)
+    let mut path = u32::MAX;
+    // SAFETY: reads the structs only, which `call` holds, and writes one integer.
+    call.operation.status(unsafe { sys::qk_linear_forward_path(&call.linear(), &mut path) })?;
+    path_of(&call.operation, path)
 }
 
-/// What the C interface's functions for paths return.
-pub(super) fn path_of(operation: &Operation, code: i32) -> Result<Path> {
-    match code {
-        0 => Ok(Path::TensorCore),
-        1 => Ok(Path::SmallM),
-        2 => Ok(Path::Generic),
-        code => Err(operation.status(code).err().unwrap_or_else(|| operation.argument("unknown path".into()))),
+/// A path as the C interface numbers it.
+pub(super) fn path_of(operation: &Operation, path: u32) -> Result<Path> {
+    match path {
+        sys::QK_PATH_TENSOR_CORE => Ok(Path::TensorCore),
+        sys::QK_PATH_SMALL_M => Ok(Path::SmallM),
+        sys::QK_PATH_GENERIC => Ok(Path::Generic),
+        path => Err(operation.argument(format!("the library names path {path}, which this crate does not know"))),
     }
 }
 
@@ -156,7 +157,7 @@ pub fn forward(
 /// The structs of one call; the C side reads them before it returns.
 struct Call {
     operation: Operation,
-    input: sys::qk_linear,
+    input: sys::qk_linear_args,
     segments: Vec<sys::qk_segment>,
     operands: Operands,
 }
@@ -179,8 +180,8 @@ impl Call {
             operation.length("s", s.len(), input.m * lora_columns(segments))?;
         }
         let mut operands = Operands::default();
-        let linear = sys::qk_linear {
-            struct_size: size_of::<sys::qk_linear>() as u32,
+        let linear = sys::qk_linear_args {
+            struct_size: size_of::<sys::qk_linear_args>() as u32,
             num_segments: segments.len() as u32,
             m: operation.dimension("M", input.m)?,
             k: operation.dimension("K", input.k)?,
@@ -221,7 +222,7 @@ impl Call {
         Ok(())
     }
 
-    fn linear(&self) -> sys::qk_linear {
-        sys::qk_linear { segments: self.segments.as_ptr(), ..self.input }
+    fn linear(&self) -> sys::qk_linear_args {
+        sys::qk_linear_args { segments: self.segments.as_ptr(), ..self.input }
     }
 }

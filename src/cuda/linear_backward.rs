@@ -27,7 +27,7 @@ pub struct Backward<'a> {
     pub m: usize,
     /// K, in features
     pub k: usize,
-    /// `[m, lora_columns]` of [`lora_up`], or none: computed inside, in the workspace.
+    /// `[m, lora_columns]` of [`lora_dy_b`], or none: computed inside, in the workspace.
     pub t: Option<View<'a, bf16>>,
     /// That of the forward pass.
     pub dropout: Option<Dropout>,
@@ -57,22 +57,23 @@ pub fn workspace_len(backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) 
 /// The kernel that [`dx`] will take.
 pub fn path(backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> Result<Path> {
     let call = Call::new("linear_dx_path", backward, segments)?;
-    // SAFETY: reads the structs only, which `call` holds.
-    let code = unsafe { sys::qk_linear_dx_path(&call.linear()) };
-    path_of(&call.operation, code)
+    let mut path = u32::MAX;
+    // SAFETY: reads the structs only, which `call` holds, and writes one integer.
+    call.operation.status(unsafe { sys::qk_linear_dx_path(&call.linear(), &mut path) })?;
+    path_of(&call.operation, path)
 }
 
 /// `t` `[m, lora_columns]` = bf16(scale · dY · B) of every segment; padding columns become zero.
-pub fn lora_up(
+pub fn lora_dy_b(
     backward: &Backward<'_>,
     segments: &[SegmentBackward<'_>],
     t: ViewMut<'_, bf16>,
     stream: Stream,
 ) -> Result<()> {
-    let call = Call::new("lora_up", &Backward { t: None, ..*backward }, segments)?;
+    let call = Call::new("lora_dy_b", &Backward { t: None, ..*backward }, segments)?;
     call.operation.length("t", t.len(), backward.m * lora_columns(segments))?;
     // SAFETY: `Call::new` checked every length against the shapes, and the line above that of `t`.
-    call.operation.status(unsafe { sys::qk_lora_up(&call.linear(), t.address().cast(), stream.0) })
+    call.operation.status(unsafe { sys::qk_lora_dy_b(&call.linear(), t.address().cast(), stream.0) })
 }
 
 /// Writes dX. All weights are NF4, or all dense. `workspace` has at least [`workspace_len`] elements.
@@ -104,7 +105,7 @@ pub fn dx(
 /// The structs of one call; the C side reads them before it returns. What only some functions read or write, they set themselves.
 pub(super) struct Call {
     pub operation: Operation,
-    pub input: sys::qk_linear_backward,
+    pub input: sys::qk_linear_backward_args,
     pub segments: Vec<sys::qk_segment_backward>,
     operands: Operands,
 }
@@ -118,8 +119,8 @@ impl Call {
             operation.length("t", t.len(), m * lora_columns(segments))?;
         }
         let mut operands = Operands::default();
-        let input = sys::qk_linear_backward {
-            struct_size: size_of::<sys::qk_linear_backward>() as u32,
+        let input = sys::qk_linear_backward_args {
+            struct_size: size_of::<sys::qk_linear_backward_args>() as u32,
             num_segments: segments.len() as u32,
             m: operation.dimension("M", m)?,
             k: operation.dimension("K", k)?,
@@ -164,7 +165,7 @@ impl Call {
         Ok(())
     }
 
-    pub fn linear(&self) -> sys::qk_linear_backward {
-        sys::qk_linear_backward { segments: self.segments.as_ptr(), ..self.input }
+    pub fn linear(&self) -> sys::qk_linear_backward_args {
+        sys::qk_linear_backward_args { segments: self.segments.as_ptr(), ..self.input }
     }
 }

@@ -18,14 +18,14 @@ pub enum Layout {
 pub enum Absmax<'a> {
     /// `[blocks]`
     F32(View<'a, f32>),
-    /// `absmax = nested_code[code] * nested_absmax[block / 256] + offset`, two roundings.
+    /// `absmax = nested_map[code] * nested_absmax[block / 256] + offset`, two roundings.
     DoubleQuantised {
         /// `[blocks]`
         codes: View<'a, u8>,
         /// `[ceil(blocks / 256)]`
         nested_absmax: View<'a, f32>,
         /// `[256]`
-        nested_code: View<'a, f32>,
+        nested_map: View<'a, f32>,
         /// `[1]`
         offset: View<'a, f32>,
     },
@@ -55,7 +55,7 @@ pub enum AbsmaxMut<'a> {
         /// `[blocks]`: scratch, the first-level absmax in f32
         absmax: ViewMut<'a, f32>,
         /// `[256]`, ascending: the 8-bit map
-        nested_code: View<'a, f32>,
+        nested_map: View<'a, f32>,
         /// `[blocks]`
         codes: ViewMut<'a, u8>,
         /// `[ceil(blocks / 256)]`
@@ -100,7 +100,7 @@ impl<'a> Weight<'a> {
             absmax_codes: std::ptr::null(),
             absmax: std::ptr::null(),
             nested_absmax: std::ptr::null(),
-            nested_code: std::ptr::null(),
+            nested_map: std::ptr::null(),
             offset: std::ptr::null(),
         };
         match &self.absmax {
@@ -108,15 +108,15 @@ impl<'a> Weight<'a> {
                 operation.length("absmax", absmax.len(), blocks)?;
                 weight.absmax = absmax.address();
             }
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset } => {
+            Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset } => {
                 let nested = blocks.div_ceil(sys::QK_NESTED_BLOCK as usize);
                 operation.length("absmax codes", codes.len(), blocks)?;
                 operation.length("nested absmax", nested_absmax.len(), nested)?;
-                operation.length("nested code", nested_code.len(), 256)?;
+                operation.length("nested code", nested_map.len(), 256)?;
                 operation.length("offset", offset.len(), 1)?;
                 weight.absmax_codes = codes.address();
                 weight.nested_absmax = nested_absmax.address();
-                weight.nested_code = nested_code.address();
+                weight.nested_map = nested_map.address();
                 weight.offset = offset.address();
             }
         }
@@ -156,7 +156,7 @@ pub fn quantize<T: Float>(
         block_size: block_size as u32,
         reserved: 0,
         weight: weight.address().cast(),
-        nested_code: std::ptr::null(),
+        nested_map: std::ptr::null(),
         codes: codes.address(),
         absmax: std::ptr::null_mut(),
         absmax_codes: std::ptr::null_mut(),
@@ -168,14 +168,14 @@ pub fn quantize<T: Float>(
             operation.length("absmax", absmax.len(), blocks)?;
             args.absmax = absmax.address();
         }
-        AbsmaxMut::DoubleQuantised { absmax, nested_code, codes, nested_absmax, offset } => {
+        AbsmaxMut::DoubleQuantised { absmax, nested_map, codes, nested_absmax, offset } => {
             operation.length("absmax", absmax.len(), blocks)?;
-            operation.length("nested code", nested_code.len(), 256)?;
+            operation.length("nested code", nested_map.len(), 256)?;
             operation.length("absmax codes", codes.len(), blocks)?;
             operation.length("nested absmax", nested_absmax.len(), blocks.div_ceil(sys::QK_NESTED_BLOCK as usize))?;
             operation.length("offset", offset.len(), 1)?;
             args.absmax = absmax.address();
-            args.nested_code = nested_code.address();
+            args.nested_map = nested_map.address();
             args.absmax_codes = codes.address();
             args.nested_absmax = nested_absmax.address();
             args.offset = offset.address();

@@ -83,13 +83,14 @@ impl Operands {
         dropout: Option<Dropout>,
         m: usize,
     ) -> Result<*const sys::qk_dropout> {
-        let Some(Dropout { p, seed, site, draw, first_token }) = dropout else { return Ok(null()) };
+        let Some(Dropout { p, seed, dropout_id, dropout_step, first_token }) = dropout else { return Ok(null()) };
         operation.check((0.0..1.0).contains(&p), || format!("dropout is {p}, expected at least 0 and less than 1"))?;
         operation.check((m as u64).checked_add(first_token).is_some_and(|end| end <= 1 << 32), || {
             format!("{m} tokens from {first_token} on, expected none from 2^32 on")
         })?;
         let struct_size = size_of::<sys::qk_dropout>() as u32;
-        let dropout = sys::qk_dropout { struct_size, p, seed, site, draw, first_token: first_token as i64 };
+        let dropout =
+            sys::qk_dropout { struct_size, p, seed, dropout_id, dropout_step, first_token: first_token as i64 };
         Ok(&raw const **self.dropout.insert(Box::new(dropout)))
     }
 }

@@ -3,7 +3,9 @@
 
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
-pub const QK_ABI_VERSION: u32 = 2;
+pub const QK_ABI_VERSION: u32 = 3;
+pub const QK_ABI_REVISION: u32 = 0;
+pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
 pub const QK_NESTED_BLOCK: u32 = 256;
@@ -28,6 +30,7 @@ pub const QK_ERROR_EMULATION: qk_status = -9;
 pub const QK_ERROR_VALUE: qk_status = -10;
 pub const QK_ERROR_HEAD_DIM: qk_status = -11;
 pub const QK_ERROR_OVERLAP: qk_status = -12;
+pub const QK_ERROR_RESERVED: qk_status = -13;
 pub type qk_status = ::std::os::raw::c_int;
 pub const QK_BF16: qk_dtype = 0;
 pub const QK_F32: qk_dtype = 1;
@@ -48,7 +51,7 @@ pub struct qk_nf4 {
     pub absmax_codes: *const u8,
     pub absmax: *const f32,
     pub nested_absmax: *const f32,
-    pub nested_code: *const f32,
+    pub nested_map: *const f32,
     pub offset: *const f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -65,7 +68,7 @@ const _: () = {
     ["Offset of field: qk_nf4::absmax_codes"][::std::mem::offset_of!(qk_nf4, absmax_codes) - 40usize];
     ["Offset of field: qk_nf4::absmax"][::std::mem::offset_of!(qk_nf4, absmax) - 48usize];
     ["Offset of field: qk_nf4::nested_absmax"][::std::mem::offset_of!(qk_nf4, nested_absmax) - 56usize];
-    ["Offset of field: qk_nf4::nested_code"][::std::mem::offset_of!(qk_nf4, nested_code) - 64usize];
+    ["Offset of field: qk_nf4::nested_map"][::std::mem::offset_of!(qk_nf4, nested_map) - 64usize];
     ["Offset of field: qk_nf4::offset"][::std::mem::offset_of!(qk_nf4, offset) - 72usize];
 };
 #[repr(C)]
@@ -99,8 +102,8 @@ pub struct qk_dropout {
     pub struct_size: u32,
     pub p: f32,
     pub seed: u64,
-    pub site: u32,
-    pub draw: u32,
+    pub dropout_id: u32,
+    pub dropout_step: u32,
     pub first_token: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -110,8 +113,8 @@ const _: () = {
     ["Offset of field: qk_dropout::struct_size"][::std::mem::offset_of!(qk_dropout, struct_size) - 0usize];
     ["Offset of field: qk_dropout::p"][::std::mem::offset_of!(qk_dropout, p) - 4usize];
     ["Offset of field: qk_dropout::seed"][::std::mem::offset_of!(qk_dropout, seed) - 8usize];
-    ["Offset of field: qk_dropout::site"][::std::mem::offset_of!(qk_dropout, site) - 16usize];
-    ["Offset of field: qk_dropout::draw"][::std::mem::offset_of!(qk_dropout, draw) - 20usize];
+    ["Offset of field: qk_dropout::dropout_id"][::std::mem::offset_of!(qk_dropout, dropout_id) - 16usize];
+    ["Offset of field: qk_dropout::dropout_step"][::std::mem::offset_of!(qk_dropout, dropout_step) - 20usize];
     ["Offset of field: qk_dropout::first_token"][::std::mem::offset_of!(qk_dropout, first_token) - 24usize];
 };
 #[repr(C)]
@@ -143,7 +146,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct qk_linear {
+pub struct qk_linear_args {
     pub struct_size: u32,
     pub num_segments: u32,
     pub m: i64,
@@ -156,17 +159,17 @@ pub struct qk_linear {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear"][::std::mem::size_of::<qk_linear>() - 64usize];
-    ["Alignment of qk_linear"][::std::mem::align_of::<qk_linear>() - 8usize];
-    ["Offset of field: qk_linear::struct_size"][::std::mem::offset_of!(qk_linear, struct_size) - 0usize];
-    ["Offset of field: qk_linear::num_segments"][::std::mem::offset_of!(qk_linear, num_segments) - 4usize];
-    ["Offset of field: qk_linear::m"][::std::mem::offset_of!(qk_linear, m) - 8usize];
-    ["Offset of field: qk_linear::k"][::std::mem::offset_of!(qk_linear, k) - 16usize];
-    ["Offset of field: qk_linear::x"][::std::mem::offset_of!(qk_linear, x) - 24usize];
-    ["Offset of field: qk_linear::ldx"][::std::mem::offset_of!(qk_linear, ldx) - 32usize];
-    ["Offset of field: qk_linear::segments"][::std::mem::offset_of!(qk_linear, segments) - 40usize];
-    ["Offset of field: qk_linear::s"][::std::mem::offset_of!(qk_linear, s) - 48usize];
-    ["Offset of field: qk_linear::dropout"][::std::mem::offset_of!(qk_linear, dropout) - 56usize];
+    ["Size of qk_linear_args"][::std::mem::size_of::<qk_linear_args>() - 64usize];
+    ["Alignment of qk_linear_args"][::std::mem::align_of::<qk_linear_args>() - 8usize];
+    ["Offset of field: qk_linear_args::struct_size"][::std::mem::offset_of!(qk_linear_args, struct_size) - 0usize];
+    ["Offset of field: qk_linear_args::num_segments"][::std::mem::offset_of!(qk_linear_args, num_segments) - 4usize];
+    ["Offset of field: qk_linear_args::m"][::std::mem::offset_of!(qk_linear_args, m) - 8usize];
+    ["Offset of field: qk_linear_args::k"][::std::mem::offset_of!(qk_linear_args, k) - 16usize];
+    ["Offset of field: qk_linear_args::x"][::std::mem::offset_of!(qk_linear_args, x) - 24usize];
+    ["Offset of field: qk_linear_args::ldx"][::std::mem::offset_of!(qk_linear_args, ldx) - 32usize];
+    ["Offset of field: qk_linear_args::segments"][::std::mem::offset_of!(qk_linear_args, segments) - 40usize];
+    ["Offset of field: qk_linear_args::s"][::std::mem::offset_of!(qk_linear_args, s) - 48usize];
+    ["Offset of field: qk_linear_args::dropout"][::std::mem::offset_of!(qk_linear_args, dropout) - 56usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -200,7 +203,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct qk_linear_backward {
+pub struct qk_linear_backward_args {
     pub struct_size: u32,
     pub num_segments: u32,
     pub m: i64,
@@ -218,25 +221,28 @@ pub struct qk_linear_backward {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_linear_backward"][::std::mem::size_of::<qk_linear_backward>() - 96usize];
-    ["Alignment of qk_linear_backward"][::std::mem::align_of::<qk_linear_backward>() - 8usize];
-    ["Offset of field: qk_linear_backward::struct_size"]
-        [::std::mem::offset_of!(qk_linear_backward, struct_size) - 0usize];
-    ["Offset of field: qk_linear_backward::num_segments"]
-        [::std::mem::offset_of!(qk_linear_backward, num_segments) - 4usize];
-    ["Offset of field: qk_linear_backward::m"][::std::mem::offset_of!(qk_linear_backward, m) - 8usize];
-    ["Offset of field: qk_linear_backward::k"][::std::mem::offset_of!(qk_linear_backward, k) - 16usize];
-    ["Offset of field: qk_linear_backward::x"][::std::mem::offset_of!(qk_linear_backward, x) - 24usize];
-    ["Offset of field: qk_linear_backward::ldx"][::std::mem::offset_of!(qk_linear_backward, ldx) - 32usize];
-    ["Offset of field: qk_linear_backward::dx"][::std::mem::offset_of!(qk_linear_backward, dx) - 40usize];
-    ["Offset of field: qk_linear_backward::lddx"][::std::mem::offset_of!(qk_linear_backward, lddx) - 48usize];
-    ["Offset of field: qk_linear_backward::accumulate"]
-        [::std::mem::offset_of!(qk_linear_backward, accumulate) - 56usize];
-    ["Offset of field: qk_linear_backward::reserved"][::std::mem::offset_of!(qk_linear_backward, reserved) - 60usize];
-    ["Offset of field: qk_linear_backward::segments"][::std::mem::offset_of!(qk_linear_backward, segments) - 64usize];
-    ["Offset of field: qk_linear_backward::s"][::std::mem::offset_of!(qk_linear_backward, s) - 72usize];
-    ["Offset of field: qk_linear_backward::t"][::std::mem::offset_of!(qk_linear_backward, t) - 80usize];
-    ["Offset of field: qk_linear_backward::dropout"][::std::mem::offset_of!(qk_linear_backward, dropout) - 88usize];
+    ["Size of qk_linear_backward_args"][::std::mem::size_of::<qk_linear_backward_args>() - 96usize];
+    ["Alignment of qk_linear_backward_args"][::std::mem::align_of::<qk_linear_backward_args>() - 8usize];
+    ["Offset of field: qk_linear_backward_args::struct_size"]
+        [::std::mem::offset_of!(qk_linear_backward_args, struct_size) - 0usize];
+    ["Offset of field: qk_linear_backward_args::num_segments"]
+        [::std::mem::offset_of!(qk_linear_backward_args, num_segments) - 4usize];
+    ["Offset of field: qk_linear_backward_args::m"][::std::mem::offset_of!(qk_linear_backward_args, m) - 8usize];
+    ["Offset of field: qk_linear_backward_args::k"][::std::mem::offset_of!(qk_linear_backward_args, k) - 16usize];
+    ["Offset of field: qk_linear_backward_args::x"][::std::mem::offset_of!(qk_linear_backward_args, x) - 24usize];
+    ["Offset of field: qk_linear_backward_args::ldx"][::std::mem::offset_of!(qk_linear_backward_args, ldx) - 32usize];
+    ["Offset of field: qk_linear_backward_args::dx"][::std::mem::offset_of!(qk_linear_backward_args, dx) - 40usize];
+    ["Offset of field: qk_linear_backward_args::lddx"][::std::mem::offset_of!(qk_linear_backward_args, lddx) - 48usize];
+    ["Offset of field: qk_linear_backward_args::accumulate"]
+        [::std::mem::offset_of!(qk_linear_backward_args, accumulate) - 56usize];
+    ["Offset of field: qk_linear_backward_args::reserved"]
+        [::std::mem::offset_of!(qk_linear_backward_args, reserved) - 60usize];
+    ["Offset of field: qk_linear_backward_args::segments"]
+        [::std::mem::offset_of!(qk_linear_backward_args, segments) - 64usize];
+    ["Offset of field: qk_linear_backward_args::s"][::std::mem::offset_of!(qk_linear_backward_args, s) - 72usize];
+    ["Offset of field: qk_linear_backward_args::t"][::std::mem::offset_of!(qk_linear_backward_args, t) - 80usize];
+    ["Offset of field: qk_linear_backward_args::dropout"]
+        [::std::mem::offset_of!(qk_linear_backward_args, dropout) - 88usize];
 };
 pub const QK_PATH_TENSOR_CORE: qk_path = 0;
 pub const QK_PATH_SMALL_M: qk_path = 1;
@@ -251,7 +257,7 @@ pub struct qk_nf4_quantize_args {
     pub block_size: u32,
     pub reserved: u32,
     pub weight: *const ::std::os::raw::c_void,
-    pub nested_code: *const f32,
+    pub nested_map: *const f32,
     pub codes: *mut u8,
     pub absmax: *mut f32,
     pub absmax_codes: *mut u8,
@@ -271,8 +277,8 @@ const _: () = {
     ["Offset of field: qk_nf4_quantize_args::reserved"]
         [::std::mem::offset_of!(qk_nf4_quantize_args, reserved) - 20usize];
     ["Offset of field: qk_nf4_quantize_args::weight"][::std::mem::offset_of!(qk_nf4_quantize_args, weight) - 24usize];
-    ["Offset of field: qk_nf4_quantize_args::nested_code"]
-        [::std::mem::offset_of!(qk_nf4_quantize_args, nested_code) - 32usize];
+    ["Offset of field: qk_nf4_quantize_args::nested_map"]
+        [::std::mem::offset_of!(qk_nf4_quantize_args, nested_map) - 32usize];
     ["Offset of field: qk_nf4_quantize_args::codes"][::std::mem::offset_of!(qk_nf4_quantize_args, codes) - 40usize];
     ["Offset of field: qk_nf4_quantize_args::absmax"][::std::mem::offset_of!(qk_nf4_quantize_args, absmax) - 48usize];
     ["Offset of field: qk_nf4_quantize_args::absmax_codes"]
@@ -352,7 +358,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct qk_adamw {
+pub struct qk_adamw_args {
     pub struct_size: u32,
     pub num_tensors: u32,
     pub tensors: *const qk_adamw_tensor,
@@ -360,20 +366,20 @@ pub struct qk_adamw {
     pub rates: *const qk_adamw_rate,
     pub num_rates: u32,
     pub reserved: u32,
-    pub gradients: *const qk_gradient_state,
+    pub gradient_state: *const qk_gradient_state,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_adamw"][::std::mem::size_of::<qk_adamw>() - 48usize];
-    ["Alignment of qk_adamw"][::std::mem::align_of::<qk_adamw>() - 8usize];
-    ["Offset of field: qk_adamw::struct_size"][::std::mem::offset_of!(qk_adamw, struct_size) - 0usize];
-    ["Offset of field: qk_adamw::num_tensors"][::std::mem::offset_of!(qk_adamw, num_tensors) - 4usize];
-    ["Offset of field: qk_adamw::tensors"][::std::mem::offset_of!(qk_adamw, tensors) - 8usize];
-    ["Offset of field: qk_adamw::table"][::std::mem::offset_of!(qk_adamw, table) - 16usize];
-    ["Offset of field: qk_adamw::rates"][::std::mem::offset_of!(qk_adamw, rates) - 24usize];
-    ["Offset of field: qk_adamw::num_rates"][::std::mem::offset_of!(qk_adamw, num_rates) - 32usize];
-    ["Offset of field: qk_adamw::reserved"][::std::mem::offset_of!(qk_adamw, reserved) - 36usize];
-    ["Offset of field: qk_adamw::gradients"][::std::mem::offset_of!(qk_adamw, gradients) - 40usize];
+    ["Size of qk_adamw_args"][::std::mem::size_of::<qk_adamw_args>() - 48usize];
+    ["Alignment of qk_adamw_args"][::std::mem::align_of::<qk_adamw_args>() - 8usize];
+    ["Offset of field: qk_adamw_args::struct_size"][::std::mem::offset_of!(qk_adamw_args, struct_size) - 0usize];
+    ["Offset of field: qk_adamw_args::num_tensors"][::std::mem::offset_of!(qk_adamw_args, num_tensors) - 4usize];
+    ["Offset of field: qk_adamw_args::tensors"][::std::mem::offset_of!(qk_adamw_args, tensors) - 8usize];
+    ["Offset of field: qk_adamw_args::table"][::std::mem::offset_of!(qk_adamw_args, table) - 16usize];
+    ["Offset of field: qk_adamw_args::rates"][::std::mem::offset_of!(qk_adamw_args, rates) - 24usize];
+    ["Offset of field: qk_adamw_args::num_rates"][::std::mem::offset_of!(qk_adamw_args, num_rates) - 32usize];
+    ["Offset of field: qk_adamw_args::reserved"][::std::mem::offset_of!(qk_adamw_args, reserved) - 36usize];
+    ["Offset of field: qk_adamw_args::gradient_state"][::std::mem::offset_of!(qk_adamw_args, gradient_state) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -525,7 +531,7 @@ pub struct qk_attention_args {
     pub kv_heads: u32,
     pub m: i64,
     pub documents: i64,
-    pub boundaries: *const u32,
+    pub cu_seqlens: *const u32,
     pub window: i64,
     pub qkv: *const ::std::os::raw::c_void,
     pub ldqkv: i64,
@@ -545,7 +551,7 @@ const _: () = {
     ["Offset of field: qk_attention_args::kv_heads"][::std::mem::offset_of!(qk_attention_args, kv_heads) - 12usize];
     ["Offset of field: qk_attention_args::m"][::std::mem::offset_of!(qk_attention_args, m) - 16usize];
     ["Offset of field: qk_attention_args::documents"][::std::mem::offset_of!(qk_attention_args, documents) - 24usize];
-    ["Offset of field: qk_attention_args::boundaries"][::std::mem::offset_of!(qk_attention_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_args::cu_seqlens"][::std::mem::offset_of!(qk_attention_args, cu_seqlens) - 32usize];
     ["Offset of field: qk_attention_args::window"][::std::mem::offset_of!(qk_attention_args, window) - 40usize];
     ["Offset of field: qk_attention_args::qkv"][::std::mem::offset_of!(qk_attention_args, qkv) - 48usize];
     ["Offset of field: qk_attention_args::ldqkv"][::std::mem::offset_of!(qk_attention_args, ldqkv) - 56usize];
@@ -563,10 +569,10 @@ pub struct qk_attention_cache_args {
     pub kv_heads: u32,
     pub m: i64,
     pub documents: i64,
-    pub boundaries: *const u32,
+    pub cu_seqlens: *const u32,
     pub starts: *const u32,
     pub positions: *const u32,
-    pub longest: i64,
+    pub max_seqlen: i64,
     pub rows: i64,
     pub qkv: *const ::std::os::raw::c_void,
     pub ldqkv: i64,
@@ -588,14 +594,14 @@ const _: () = {
     ["Offset of field: qk_attention_cache_args::m"][::std::mem::offset_of!(qk_attention_cache_args, m) - 16usize];
     ["Offset of field: qk_attention_cache_args::documents"]
         [::std::mem::offset_of!(qk_attention_cache_args, documents) - 24usize];
-    ["Offset of field: qk_attention_cache_args::boundaries"]
-        [::std::mem::offset_of!(qk_attention_cache_args, boundaries) - 32usize];
+    ["Offset of field: qk_attention_cache_args::cu_seqlens"]
+        [::std::mem::offset_of!(qk_attention_cache_args, cu_seqlens) - 32usize];
     ["Offset of field: qk_attention_cache_args::starts"]
         [::std::mem::offset_of!(qk_attention_cache_args, starts) - 40usize];
     ["Offset of field: qk_attention_cache_args::positions"]
         [::std::mem::offset_of!(qk_attention_cache_args, positions) - 48usize];
-    ["Offset of field: qk_attention_cache_args::longest"]
-        [::std::mem::offset_of!(qk_attention_cache_args, longest) - 56usize];
+    ["Offset of field: qk_attention_cache_args::max_seqlen"]
+        [::std::mem::offset_of!(qk_attention_cache_args, max_seqlen) - 56usize];
     ["Offset of field: qk_attention_cache_args::rows"][::std::mem::offset_of!(qk_attention_cache_args, rows) - 64usize];
     ["Offset of field: qk_attention_cache_args::qkv"][::std::mem::offset_of!(qk_attention_cache_args, qkv) - 72usize];
     ["Offset of field: qk_attention_cache_args::ldqkv"]
@@ -687,6 +693,7 @@ const _: () = {
 };
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;
+    pub fn qk_abi_revision() -> u32;
     pub fn qk_status_name(status: ::std::os::raw::c_int) -> *const ::std::os::raw::c_char;
     pub fn qk_nf4_quantize(args: *const qk_nf4_quantize_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_nf4_dequantize(
@@ -702,22 +709,22 @@ unsafe extern "C" {
         columns: i64,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_lora_columns(linear: *const qk_linear) -> i64;
+    pub fn qk_lora_columns(linear: *const qk_linear_args, columns: *mut i64) -> ::std::os::raw::c_int;
     pub fn qk_lora_down(
-        linear: *const qk_linear,
+        linear: *const qk_linear_args,
         s: *mut ::std::os::raw::c_void,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_workspace_size(linear: *const qk_linear, bytes: *mut usize) -> ::std::os::raw::c_int;
-    pub fn qk_linear_path(linear: *const qk_linear) -> ::std::os::raw::c_int;
+    pub fn qk_linear_forward_workspace_size(linear: *const qk_linear_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_linear_forward_path(linear: *const qk_linear_args, path: *mut u32) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward(
-        linear: *const qk_linear,
+        linear: *const qk_linear_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward_dense(
-        linear: *const qk_linear,
+        linear: *const qk_linear_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
@@ -742,46 +749,46 @@ unsafe extern "C" {
         step: u64,
         rate: *mut qk_adamw_rate,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_gradient_norm_workspace_size(adamw: *const qk_adamw, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_gradient_norm_workspace_size(adamw: *const qk_adamw_args, bytes: *mut usize) -> ::std::os::raw::c_int;
     pub fn qk_gradient_norm(
-        adamw: *const qk_adamw,
+        adamw: *const qk_adamw_args,
         max_norm: f64,
         state: *mut qk_gradient_state,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_adamw_update(adamw: *const qk_adamw, stream: qk_stream) -> ::std::os::raw::c_int;
-    pub fn qk_lora_up(
-        backward: *const qk_linear_backward,
+    pub fn qk_adamw_update(adamw: *const qk_adamw_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_lora_dy_b(
+        backward: *const qk_linear_backward_args,
         t: *mut ::std::os::raw::c_void,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_backward_workspace_size(
-        backward: *const qk_linear_backward,
+    pub fn qk_linear_dx_workspace_size(
+        backward: *const qk_linear_backward_args,
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
-    pub fn qk_linear_dx_path(backward: *const qk_linear_backward) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_path(backward: *const qk_linear_backward_args, path: *mut u32) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx_dense(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_lora_gradients(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,
         workspace_bytes: usize,
         stream: qk_stream,
     ) -> ::std::os::raw::c_int;
     pub fn qk_lora_gradients_workspace_size(
-        backward: *const qk_linear_backward,
+        backward: *const qk_linear_backward_args,
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
     pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
@@ -791,7 +798,10 @@ unsafe extern "C" {
     pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_attention(args: *const qk_attention_args, stream: qk_stream) -> ::std::os::raw::c_int;
-    pub fn qk_attention_workspace_size(args: *const qk_attention_args, bytes: *mut usize) -> ::std::os::raw::c_int;
+    pub fn qk_attention_backward_workspace_size(
+        args: *const qk_attention_args,
+        bytes: *mut usize,
+    ) -> ::std::os::raw::c_int;
     pub fn qk_attention_backward(
         args: *const qk_attention_args,
         workspace: *mut ::std::os::raw::c_void,

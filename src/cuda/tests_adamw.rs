@@ -12,7 +12,7 @@ struct Valid {
     floats: Buffer<f32>,
     table: Buffer<u64>,
     tensor: sys::qk_adamw_tensor,
-    adamw: sys::qk_adamw,
+    adamw: sys::qk_adamw_args,
 }
 
 impl Valid {
@@ -34,15 +34,15 @@ impl Valid {
             m_absmax: null_mut(),
             v_absmax: null_mut(),
         };
-        let adamw = sys::qk_adamw {
-            struct_size: size_of::<sys::qk_adamw>() as u32,
+        let adamw = sys::qk_adamw_args {
+            struct_size: size_of::<sys::qk_adamw_args>() as u32,
             num_tensors: 1,
             tensors: null(),
             table: table.view().address().cast(),
             rates: base.wrapping_add(1216).cast(),
             num_rates: 1,
             reserved: 0,
-            gradients: null(),
+            gradient_state: null(),
         };
         let mut valid = Box::new(Self { device, floats, table, tensor, adamw });
         valid.adamw.tensors = &raw const valid.tensor;
@@ -83,7 +83,7 @@ fn every_bad_argument_of_the_optimiser_has_its_error() {
     assert_eq!(spoiled(|v| v.adamw.num_tensors = 0), shape);
     assert_eq!(spoiled(|v| v.tensor.n = 0), shape);
     assert_eq!(spoiled(|v| v.tensor.n = i64::MAX), shape);
-    assert_eq!(spoiled(|v| v.tensor.rate = 1), shape, "there is one rate");
+    assert_eq!(spoiled(|v| v.tensor.rate = 1), sys::QK_ERROR_VALUE, "there is one rate");
     let alignment = sys::QK_ERROR_ALIGNMENT;
     assert_eq!(spoiled(|v| v.tensor.value = v.tensor.value.wrapping_add(1)), alignment);
     assert_eq!(spoiled(|v| v.tensor.gradient = v.tensor.gradient.wrapping_add(2)), alignment);
@@ -96,7 +96,7 @@ fn every_bad_argument_of_the_optimiser_has_its_error() {
     };
     assert_eq!(spoiled(absmax), alignment);
     assert_eq!(spoiled(|v| v.adamw.table = v.adamw.table.wrapping_byte_add(8)), alignment);
-    assert_eq!(spoiled(|v| v.adamw.gradients = v.tensor.value.wrapping_add(1).cast()), alignment);
+    assert_eq!(spoiled(|v| v.adamw.gradient_state = v.tensor.value.wrapping_add(1).cast()), alignment);
     // SAFETY: null is refused.
     assert_eq!(unsafe { sys::qk_adamw_update(null(), null_mut()) }, null_pointer);
 }
@@ -109,8 +109,8 @@ fn norms_tables_and_rates_refuse_too() {
     assert_eq!(valid.norm(1.0, 0, workspace, 8), sys::QK_ERROR_NULL_POINTER);
     assert_eq!(valid.norm(1.0, state + 4, workspace, 8), sys::QK_ERROR_ALIGNMENT);
     assert_eq!(valid.norm(1.0, state, workspace + 8, 8), sys::QK_ERROR_ALIGNMENT);
-    assert_eq!(valid.norm(-1.0, state, workspace, 8), sys::QK_ERROR_SHAPE);
-    assert_eq!(valid.norm(f64::NAN, state, workspace, 8), sys::QK_ERROR_SHAPE);
+    assert_eq!(valid.norm(-1.0, state, workspace, 8), sys::QK_ERROR_VALUE);
+    assert_eq!(valid.norm(f64::NAN, state, workspace, 8), sys::QK_ERROR_VALUE);
     assert_eq!(valid.norm(1.0, state, workspace, 7), sys::QK_ERROR_WORKSPACE);
     assert_eq!(valid.norm(1.0, state, 0, 8), sys::QK_ERROR_WORKSPACE);
     let (mut bytes, mut table) = (0usize, [0u64; 16]);
@@ -147,6 +147,6 @@ fn rates_of_c_are_those_of_the_reference() {
         assert_eq!((status, rate.to_vec()), (sys::QK_OK, adamw::rates(&[s])));
         // SAFETY: refused.
         let status = unsafe { sys::qk_adamw_rate_of(1.0, 0.9, 0.9, 0.1, 0.0, 0, rate.as_mut_ptr().cast()) };
-        assert_eq!(status, sys::QK_ERROR_SHAPE, "the first step is 1");
+        assert_eq!(status, sys::QK_ERROR_VALUE, "the first step is 1");
     }
 }

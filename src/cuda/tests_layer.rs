@@ -95,8 +95,8 @@ fn norms_refuse() {
     type Args = sys::qk_rms_norm_args;
     refuses!(memory, valid, |args| sys::qk_rms_norm(args, null_mut()), {
         |a: &mut Args| a.struct_size = 0 => QK_ERROR_STRUCT_SIZE,
-        |a: &mut Args| a.eps = 0.0 => QK_ERROR_SHAPE,
-        |a: &mut Args| a.eps = f32::NAN => QK_ERROR_SHAPE,
+        |a: &mut Args| a.eps = 0.0 => QK_ERROR_VALUE,
+        |a: &mut Args| a.eps = f32::NAN => QK_ERROR_VALUE,
         |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
         |a: &mut Args| a.h = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
@@ -129,10 +129,11 @@ fn gradients_of_norms_refuse() {
     };
     type Args = sys::qk_rms_norm_backward_args;
     refuses!(memory, valid, |args| sys::qk_rms_norm_backward(args, null_mut()), {
-        |a: &mut Args| a.struct_size += 8 => QK_ERROR_STRUCT_SIZE,
-        |a: &mut Args| a.eps = -1.0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.struct_size += 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
+        |a: &mut Args| a.eps = -1.0 => QK_ERROR_VALUE,
         |a: &mut Args| a.h = 1 << 31 => QK_ERROR_SHAPE,
-        |a: &mut Args| a.accumulate = 2 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.accumulate = 2 => QK_ERROR_VALUE,
         |a: &mut Args| a.dy = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.weight = null() => QK_ERROR_NULL_POINTER,
@@ -167,7 +168,7 @@ fn rotary_embedding_refuses() {
         |a: &mut Args| a.head_dim = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.head_dim = 1026 => QK_ERROR_SHAPE,
         |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
-        |a: &mut Args| a.inverse = 2 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.inverse = 2 => QK_ERROR_VALUE,
         |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
         |a: &mut Args| a.table_positions = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldx = 15 => QK_ERROR_SHAPE,
@@ -224,7 +225,7 @@ fn attention_refuses() {
         kv_heads: 1,
         m: M,
         documents: 1,
-        boundaries: memory.at(0),
+        cu_seqlens: memory.at(0),
         window: 0,
         qkv: memory.at(1),
         ldqkv: 256,
@@ -248,13 +249,13 @@ fn attention_refuses() {
         |a: &mut Args| a.ldqkv = 255 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldqkv = 260 => QK_ERROR_SHAPE,
         |a: &mut Args| a.qkv = null() => QK_ERROR_NULL_POINTER,
-        |a: &mut Args| a.boundaries = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.cu_seqlens = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.lse = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.qkv = a.qkv.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.out = a.out.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.lse = a.lse.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
-        |a: &mut Args| a.boundaries = a.boundaries.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.cu_seqlens = a.cu_seqlens.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
     });
     let workspace = memory.at(30);
     refuses!(memory, valid, |args| sys::qk_attention_backward(args, workspace, 24, null_mut()), {
@@ -270,8 +271,8 @@ fn attention_refuses() {
         assert_eq!(sys::qk_attention_backward(&raw const valid, null_mut(), 24, null_mut()), sys::QK_ERROR_WORKSPACE);
         let shifted = workspace.wrapping_byte_add(4);
         assert_eq!(sys::qk_attention_backward(&raw const valid, shifted, 24, null_mut()), sys::QK_ERROR_ALIGNMENT);
-        assert_eq!(sys::qk_attention_workspace_size(&raw const valid, null_mut()), sys::QK_ERROR_NULL_POINTER);
-        assert_eq!((sys::qk_attention_workspace_size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, 24));
+        assert_eq!(sys::qk_attention_backward_workspace_size(&raw const valid, null_mut()), sys::QK_ERROR_NULL_POINTER);
+        assert_eq!((sys::qk_attention_backward_workspace_size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, 24));
     }
     assert!(memory.is_untouched());
 }

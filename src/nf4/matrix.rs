@@ -23,12 +23,12 @@ impl Default for Nf4Options {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Absmax {
     F32(Vec<f32>),
-    /// `absmax[b] = nested_code[codes[b]] * nested_absmax[b / nested_block_size] + offset`
+    /// `absmax[b] = nested_map[codes[b]] * nested_absmax[b / nested_block_size] + offset`
     DoubleQuantised {
         codes: Vec<u8>,
         nested_absmax: Vec<f32>,
         nested_block_size: usize,
-        nested_code: Box<[f32; 256]>,
+        nested_map: Box<[f32; 256]>,
         offset: f32,
     },
 }
@@ -38,8 +38,8 @@ impl Absmax {
     pub(super) fn at(&self, block: usize) -> f32 {
         match self {
             Absmax::F32(absmax) => absmax[block],
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_code, offset } => {
-                nested_code[usize::from(codes[block])] * nested_absmax[block / nested_block_size] + offset
+            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset } => {
+                nested_map[usize::from(codes[block])] * nested_absmax[block / nested_block_size] + offset
             }
         }
     }
@@ -101,13 +101,13 @@ impl Nf4Matrix {
                 length("absmax", absmax.len(), blocks)?;
                 finite("absmax", absmax)?;
             }
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_code, offset } => {
+            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset } => {
                 if !nested_block_size.is_power_of_two() {
                     return Err(Nf4Error::NestedBlockSize { found: *nested_block_size });
                 }
                 length("absmax", codes.len(), blocks)?;
                 length("nested_absmax", nested_absmax.len(), blocks.div_ceil(*nested_block_size))?;
-                finite("nested_quant_map", nested_code.as_slice())?;
+                finite("nested_quant_map", nested_map.as_slice())?;
                 finite("nested_absmax", nested_absmax)?;
                 finite("nested_offset", &[*offset])?;
             }
@@ -178,8 +178,8 @@ impl Nf4Matrix {
         self.codes.len()
             + match &self.absmax {
                 Absmax::F32(absmax) => size_of_val(absmax.as_slice()),
-                Absmax::DoubleQuantised { codes, nested_absmax, nested_code, .. } => {
-                    codes.len() + size_of_val(nested_absmax.as_slice()) + size_of_val(nested_code.as_slice())
+                Absmax::DoubleQuantised { codes, nested_absmax, nested_map, .. } => {
+                    codes.len() + size_of_val(nested_absmax.as_slice()) + size_of_val(nested_map.as_slice())
                 }
             }
     }

@@ -83,9 +83,9 @@ fn double_quantise(absmax: &[f32]) -> Result<Absmax, Nf4Error> {
         codes.extend(block.iter().map(|&x| dynamic_code(map, x)));
         nested_absmax.push(max);
     }
-    let nested_code = Box::new(*map);
+    let nested_map = Box::new(*map);
     let quantised =
-        Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size: NESTED_BLOCK_SIZE, nested_code, offset };
+        Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size: NESTED_BLOCK_SIZE, nested_map, offset };
     for (block, &absmax) in absmax.iter().enumerate() {
         let dequantised = quantised.at(block);
         if !dequantised.is_finite() {

@@ -58,7 +58,7 @@ pub fn linear<T: Real>(
 }
 
 /// `T = scale·dY·B`, the gradient of `(D∘X)·Aᵀ`.
-pub fn lora_up<T: Real>(
+pub fn lora_dy_b<T: Real>(
     dy: &[T], // [M, N]
     lora: &LoraTerm<T>,
     t: &mut [T], // [M, r]
@@ -106,7 +106,7 @@ pub fn lora_gradients<T: Real>(
     dropout: Option<&[T]>, // [M, K] factors
     dy: &[T],              // [M, N]
     s: &[T],               // [M, r], from lora_down
-    t: &[T],               // [M, r], from lora_up
+    t: &[T],               // [M, r], from lora_dy_b
     da: &mut [T],          // [r, K]
     db: &mut [T],          // [N, r]
     n: usize,

@@ -14,7 +14,7 @@ mod swiglu;
 
 pub use adamw::{AdamW, AdamWScalars, adamw};
 pub use attention::{AttentionShape, attention, attention_backward};
-pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_gradients, lora_up};
+pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_dy_b, lora_gradients};
 pub use loss::linear_cross_entropy;
 pub use norm::{rms_norm, rms_norm_backward};
 pub use rope::{RopeScaling, RopeTable, rope, rope_inverse};

@@ -101,7 +101,7 @@ fn refuses_what_it_has_not(dispatch: Dispatch<'_>) {
         let mut buffers = operation.upload(device, &operation.inputs()).unwrap();
         operation.launch(&mut buffers, device.stream()).unwrap_err().to_string()
     }
-    let dropout = Dropout { p: 0.5, seed: 1, site: 0, draw: 0, first_token: 0 };
+    let dropout = Dropout { p: 0.5, seed: 1, dropout_id: 0, dropout_step: 0, first_token: 0 };
     assert!(refusal(&device, &Dispatched { linear: linear.clone(), dispatch }).contains("adapters"));
     assert!(refusal(&device, &dx(2, None)).contains("adapters"));
     assert!(refusal(&device, &dx(0, Some(dropout))).contains("dropout"));

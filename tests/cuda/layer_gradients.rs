@@ -6,7 +6,7 @@ use crate::device::{DeviceWeight, Tally, device, set_schedule, to_bf16, weights}
 use crate::low_rank_operation::factors;
 use half::bf16;
 use qlora_kernels::cuda::linear::{Dropout, Input, Lora, Segment, Weight, forward, lora_columns, lora_down};
-use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_up};
+use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_dy_b};
 use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
@@ -65,7 +65,7 @@ impl Layer {
             Part { n, r, scale: 1.5, nf4, a: numbers(r * k), b: numbers(n * r), dy: numbers(m * n) }
         };
         let parts = widths.iter().map(part).collect();
-        let dropout = Dropout { p: 0.25, seed, site: 19, draw: 7, first_token: 1000 };
+        let dropout = Dropout { p: 0.25, seed, dropout_id: 19, dropout_step: 7, first_token: 1000 };
         Self { m, k, dense, x: numbers(m * k), forward: dropout, backward: dropout, parts }
     }
 
@@ -99,7 +99,7 @@ impl Layer {
         lora_down(&input, &mut ahead, s.view_mut(), stream).unwrap();
         forward(&Input { s: Some(s.view()), ..input }, &mut ahead, none.view_mut(), stream).unwrap();
         let shared = Backward { m, k, t: None, dropout: Some(self.backward) };
-        lora_up(&shared, &back, t.view_mut(), stream).unwrap();
+        lora_dy_b(&shared, &back, t.view_mut(), stream).unwrap();
         let shared = Backward { t: Some(t.view()), ..shared };
         let gradient = InputGradient { dx: dx_buffer.view_mut(), lddx: k, accumulate: false };
         dx(&shared, &back, gradient, none.view_mut(), stream).unwrap();
@@ -175,13 +175,13 @@ impl Layer {
             let lora = LoraTerm { a: &a, b: &b, r, scale: f64::from(part.scale) };
             let (mut s, mut t) = (vec![0.0; m * r], vec![0.0; m * r]);
             reference::lora_down(&x, Some(&factors), &lora, &mut s, k);
-            reference::lora_up(&dy, &lora, &mut t, n);
+            reference::lora_dy_b(&dy, &lora, &mut t, n);
             // S and T are rounded to bf16; every sum rounds in f32, over magnitudes.
             let [x_size, a_size, b_size, w_size, dy_size] = [&x, &a, &b, &w, &dy].map(|values| absolute(values));
             let sizes = LoraTerm { a: &a_size, b: &b_size, ..lora };
             let (mut s_size, mut t_size) = (vec![0.0; m * r], vec![0.0; m * r]);
             reference::lora_down(&x_size, Some(&factors), &sizes, &mut s_size, k);
-            reference::lora_up(&dy_size, &sizes, &mut t_size, n);
+            reference::lora_dy_b(&dy_size, &sizes, &mut t_size, n);
             let terms = (n + k + m + r + 8) as f64;
             let rounded = |values: &[f64], sizes: &[f64]| -> Vec<f64> {
                 values.iter().zip(sizes).map(|(value, size)| half * value.abs() + terms * unit * size).collect()
@@ -245,10 +245,10 @@ fn faults_of_the_step_are_seen() {
             assert!(layer.check(&wrong.run()).is_err(), "{what} is not seen: M {m}, K {k}");
         };
         layer.check(&layer.run()).expect("the right layer passes");
-        seen("a mask that differs between forward and backward", &|layer| layer.backward.draw += 1);
+        seen("a mask that differs between forward and backward", &|layer| layer.backward.dropout_step += 1);
         seen("a mask that no pass shares with the reference", &|layer| {
-            layer.forward.site += 1;
-            layer.backward.site += 1;
+            layer.forward.dropout_id += 1;
+            layer.backward.dropout_id += 1;
         });
         seen("a scale applied twice", &|layer| layer.parts[1].scale *= layer.parts[1].scale);
         seen("a dropped N tail", &|layer| {

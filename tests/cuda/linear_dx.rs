@@ -21,8 +21,11 @@ fn parts(most: usize) -> impl Strategy<Value = Vec<Part>> {
 }
 
 fn dropout() -> impl Strategy<Value = Option<Dropout>> {
-    let some = (any::<u64>(), any::<u32>(), any::<u32>(), 0u64..1 << 31)
-        .prop_map(|(seed, site, draw, first_token)| Some(Dropout { p: 0.5, seed, site, draw, first_token }));
+    let some = (any::<u64>(), any::<u32>(), any::<u32>(), 0u64..1 << 31).prop_map(
+        |(seed, dropout_id, dropout_step, first_token)| {
+            Some(Dropout { p: 0.5, seed, dropout_id, dropout_step, first_token })
+        },
+    );
     prop_oneof![Just(None), some]
 }
 

@@ -42,7 +42,7 @@ fn with(operation: &LinearDx, change: impl FnOnce(&mut Linear)) -> LinearDx {
 fn a_tokens_dx_does_not_depend_on_the_tile_that_it_falls_in() {
     let device = device();
     let k = 3072 - 64;
-    let mask = Some(Dropout { p: 0.3, seed: 3, site: 18, draw: 7, first_token: 100 });
+    let mask = Some(Dropout { p: 0.3, seed: 3, dropout_id: 18, dropout_step: 7, first_token: 100 });
     for dense in [false, true] {
         // Only the first has large tiles.
         for (adapters, dropout) in [(0, None), (2, mask)] {
@@ -88,7 +88,7 @@ fn nans_and_infinities_of_dy_stay_in_their_token() {
     let device = device();
     for (m, k, dense) in [(3, 192, false), (40, 192, true), (200, 192, false), (3, 100, false)] {
         let mut operation = with(&operation(m, k, vec![part(70, 12), part(5, 0)]), |linear| linear.dense = dense);
-        operation.dropout = Some(Dropout { p: 0.5, seed: 1, site: 2, draw: 3, first_token: 4 });
+        operation.dropout = Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 4 });
         let clean = run(&device, &operation, &operation.inputs());
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut inputs = operation.inputs();
@@ -154,7 +154,7 @@ fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
             (linear.values, linear.seed, linear.block_size) = (values, 11, if k == 100 { 32 } else { 64 });
             (linear.transposed, linear.double_quant) = (false, false);
         });
-        operation.dropout = Some(Dropout { p: 0.5, seed: 1, site: 2, draw: 3, first_token: 4 });
+        operation.dropout = Some(Dropout { p: 0.5, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 4 });
         operation.accumulate = true;
         let right = operation.inputs();
         verify(&device, &operation, 1, 1).expect("right inputs pass");
@@ -198,8 +198,8 @@ fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
             host.parts[0].a.iter_mut().for_each(|a| *a = bf16::from_f32(a.to_f32() * scale));
         });
         seen("a dropped rank", &operation, &|host| host.parts[0].a[11 * k..12 * k].fill(bf16::ZERO));
-        let other = |draw| LinearDx {
-            dropout: operation.dropout.map(|dropout| Dropout { draw, ..dropout }),
+        let other = |dropout_step| LinearDx {
+            dropout: operation.dropout.map(|dropout| Dropout { dropout_step, ..dropout }),
             ..operation.clone()
         };
         seen("another mask", &other(9), &|_| ());
@@ -217,7 +217,7 @@ fn bad_operands_of_dx_are_errors_that_say_what_was_expected() {
     let mut attempt = |m: usize, n: usize, r: usize, lddx: usize, p: f32| {
         let lora = Some(Lora { r, scale: 1.0, a: a.view(), b: b.view(), adapters: None });
         let segments = [SegmentBackward { n, weight: Weight::Dense(w.view()), lora, dy: dy.view(), lddy: 8 }];
-        let dropout = Some(Dropout { p, seed: 0, site: 0, draw: 0, first_token: 0 });
+        let dropout = Some(Dropout { p, seed: 0, dropout_id: 0, dropout_step: 0, first_token: 0 });
         let backward = Backward { m, k: 64, t: None, dropout };
         let gradient = InputGradient { dx: gradient.view_mut(), lddx, accumulate: false };
         dx(&backward, &segments, gradient, none.view_mut(), device.stream()).unwrap_err().to_string()

@@ -199,7 +199,9 @@ fn faults_brought_about_through_the_inputs_are_seen() {
             assert!(operation.check(&right, &spliced, usize::MAX).is_err(), "a dropped token, dA {da}: K {k}, {exact}");
         }
         seen("a dropped tail of tokens", &|host| host.parts[1].dy[last * n..].fill(bf16::ZERO));
-        seen("a mask that differs between forward and backward", &|host| host.backward.as_mut().unwrap().draw ^= 1);
+        seen("a mask that differs between forward and backward", &|host| {
+            host.backward.as_mut().unwrap().dropout_step ^= 1
+        });
         seen("a mask that starts at another token", &|host| host.backward.as_mut().unwrap().first_token += 1);
         seen("no dropout in the backward pass", &|host| host.backward = None);
         seen("a scale applied twice", &|host| host.scales.iter_mut().for_each(|scale| *scale *= *scale));

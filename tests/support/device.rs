@@ -60,7 +60,7 @@ pub struct DeviceWeight {
 
 enum DeviceAbsmax {
     F32(Buffer<f32>),
-    DoubleQuantised { codes: Buffer<u8>, nested_absmax: Buffer<f32>, nested_code: Buffer<f32>, offset: Buffer<f32> },
+    DoubleQuantised { codes: Buffer<u8>, nested_absmax: Buffer<f32>, nested_map: Buffer<f32>, offset: Buffer<f32> },
 }
 
 impl DeviceWeight {
@@ -75,7 +75,7 @@ impl DeviceWeight {
                 };
                 DeviceAbsmax::F32(device.upload(&ordered).unwrap())
             }
-            nf4::Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset, .. } => {
+            nf4::Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } => {
                 let mut ordered = device.upload(codes).unwrap();
                 if layout == Layout::Transposed {
                     let input = device.upload(codes).unwrap();
@@ -85,7 +85,7 @@ impl DeviceWeight {
                 DeviceAbsmax::DoubleQuantised {
                     codes: ordered,
                     nested_absmax: device.upload(nested_absmax).unwrap(),
-                    nested_code: device.upload(nested_code.as_slice()).unwrap(),
+                    nested_map: device.upload(nested_map.as_slice()).unwrap(),
                     offset: device.upload(&[*offset]).unwrap(),
                 }
             }
@@ -97,10 +97,10 @@ impl DeviceWeight {
     pub fn weight(&self) -> Weight<'_> {
         let absmax = match &self.absmax {
             DeviceAbsmax::F32(absmax) => Absmax::F32(absmax.view()),
-            DeviceAbsmax::DoubleQuantised { codes, nested_absmax, nested_code, offset } => Absmax::DoubleQuantised {
+            DeviceAbsmax::DoubleQuantised { codes, nested_absmax, nested_map, offset } => Absmax::DoubleQuantised {
                 codes: codes.view(),
                 nested_absmax: nested_absmax.view(),
-                nested_code: nested_code.view(),
+                nested_map: nested_map.view(),
                 offset: offset.view(),
             },
         };

@@ -6,7 +6,7 @@ use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
 use qlora_kernels::cuda::dispatch::{self, Dispatch};
-use qlora_kernels::cuda::linear_backward::{Backward, lora_up};
+use qlora_kernels::cuda::linear_backward::{Backward, lora_dy_b};
 use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
 use qlora_kernels::philox;
 
@@ -108,7 +108,7 @@ impl Operation for DispatchedDx<'_> {
         let DispatchedBuffers { dx, workspace } = buffers;
         self.dx.with(dx, |backward, segments, gradient, t, _| {
             let len = backward.m * self.dx.linear.columns();
-            lora_up(&backward, segments, t.view_mut().first(len), stream)?;
+            lora_dy_b(&backward, segments, t.view_mut().first(len), stream)?;
             let backward = Backward { t: Some(t.view().first(len)), ..backward };
             dispatch::dx(self.dispatch, &backward, segments, gradient, workspace.view_mut(), stream)
         })

@@ -7,7 +7,9 @@ use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
 use qlora_kernels::cuda::linear::{Adapters, Dropout, Lora, Path, Weight};
-use qlora_kernels::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_up};
+use qlora_kernels::cuda::linear_backward::{
+    self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_dy_b,
+};
 use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
 use qlora_kernels::philox;
@@ -143,8 +145,8 @@ impl LinearDx {
             }
             column += part.r.next_multiple_of(8);
         }
-        if let Some(Dropout { p, seed, site, draw, first_token }) = self.dropout {
-            let mask = philox::Dropout::new(seed, site, draw, p);
+        if let Some(Dropout { p, seed, dropout_id, dropout_step, first_token }) = self.dropout {
+            let mask = philox::Dropout::new(seed, dropout_id, dropout_step, p);
             for (i, (sum, magnitude)) in row.0.iter_mut().enumerate() {
                 let factor = f64::from(mask.factors(first_token as u32 + token as u32, i as u32 / 4)[i % 4]);
                 // A dropped element is zero whatever it was.
@@ -241,7 +243,7 @@ impl Operation for LinearDx {
             if self.linear.given_s {
                 // Buffers may be of a larger M.
                 let len = self.linear.m * self.linear.columns();
-                lora_up(&backward, segments, t.view_mut().first(len), stream)?;
+                lora_dy_b(&backward, segments, t.view_mut().first(len), stream)?;
                 let backward = Backward { t: Some(t.view().first(len)), ..backward };
                 dx(&backward, segments, gradient, none.view_mut(), stream)
             } else {

@@ -5,7 +5,7 @@ use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::cuda::linear::{self, Adapters, Dropout, Input, Lora, Segment, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward, lora_up};
+use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward, lora_dy_b};
 use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
 use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
 use qlora_kernels::philox;
@@ -32,7 +32,7 @@ pub struct LowRank {
     pub dropout: f32,
     /// Small integers, so that no sum rounds.
     pub exact: bool,
-    /// T comes from `lora_up`, else the gradients compute it.
+    /// T comes from `lora_dy_b`, else the gradients compute it.
     pub given_t: bool,
     pub seed: u64,
 }
@@ -201,7 +201,7 @@ fn bits(values: &[u16]) -> Vec<bf16> {
 
 /// The factors of `tokens`, as src/philox.rs draws them.
 pub fn factors(dropout: Dropout, tokens: &[usize], k: usize) -> Vec<f64> {
-    let mask = philox::Dropout::new(dropout.seed, dropout.site, dropout.draw, dropout.p);
+    let mask = philox::Dropout::new(dropout.seed, dropout.dropout_id, dropout.dropout_step, dropout.p);
     let row = |&token: &usize| {
         let token = dropout.first_token as u32 + token as u32;
         (0..k).map(move |i| f64::from(mask.factors(token, i as u32 / 4)[i % 4]))
@@ -246,7 +246,13 @@ impl Operation for LowRank {
         let index = index.collect();
         let scales = (0..self.count()).map(|i| if self.exact { 0.5 } else { 0.75 + i as f32 }).collect();
         let (seed, first_token) = (stream.next_u32().into(), stream.below(1000).into());
-        let dropout = Dropout { p: self.dropout, seed, site: stream.next_u32(), draw: stream.next_u32(), first_token };
+        let dropout = Dropout {
+            p: self.dropout,
+            seed,
+            dropout_id: stream.next_u32(),
+            dropout_step: stream.next_u32(),
+            first_token,
+        };
         let dropout = (self.dropout > 0.0).then_some(dropout);
         let parts = self.parts.iter().map(|part| self.part(part, &mut stream)).collect();
         Host { x, index, scales, forward: dropout, backward: dropout, parts }
@@ -283,7 +289,7 @@ impl Operation for LowRank {
         self.with(buffers, |backward, segments, input, forward, gradients, (s, t)| {
             linear::lora_down(input, forward, s.view_mut(), stream)?;
             if self.given_t {
-                lora_up(backward, segments, t.view_mut(), stream)?;
+                lora_dy_b(backward, segments, t.view_mut(), stream)?;
             }
             let backward = Backward { t: self.given_t.then(|| t.view()), ..*backward };
             let inputs = ForwardInputs { x: input.x, ldx: input.ldx, s: s.view() };
@@ -327,8 +333,8 @@ impl Operation for LowRank {
                 let [mut s, mut s_size, mut t, mut t_size] = [(); 4].map(|()| vec![0.0; tokens.len() * r]);
                 reference::lora_down(&x, factors.as_deref(), &lora, &mut s, k);
                 reference::lora_down(&absolute(&x), factors.as_deref(), &sizes, &mut s_size, k);
-                reference::lora_up(&dy, &lora, &mut t, n);
-                reference::lora_up(&absolute(&dy), &sizes, &mut t_size, n);
+                reference::lora_dy_b(&dy, &lora, &mut t, n);
+                reference::lora_dy_b(&absolute(&dy), &sizes, &mut t_size, n);
                 let halves = [(&output.s, &mut s, s_size, k, true), (&output.t, &mut t, t_size, n, self.given_t)];
                 for (what, (found, expected, sizes, terms, written)) in ["S", "T"].iter().zip(halves) {
                     if !written {

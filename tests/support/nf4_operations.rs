@@ -121,7 +121,7 @@ impl<T: Number> Operation for Quantize<T> {
         let out = if self.options.double_quant {
             AbsmaxMut::DoubleQuantised {
                 absmax,
-                nested_code: buffers.map.view(),
+                nested_map: buffers.map.view(),
                 codes: buffers.absmax_codes.view_mut(),
                 nested_absmax: buffers.nested.view_mut(),
                 offset: buffers.offset.view_mut(),

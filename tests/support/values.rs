@@ -18,7 +18,7 @@ pub fn random_codes(n: usize, k: usize, stream: &mut philox::Stream) -> Nf4Matri
     let absmax = Absmax::DoubleQuantised {
         codes: bytes(blocks),
         nested_absmax: bytes(blocks.div_ceil(256)).into_iter().map(|byte| 1.0 / f32::from(byte).max(1.0)).collect(),
-        nested_code: Box::new(*dynamic_map_signed()),
+        nested_map: Box::new(*dynamic_map_signed()),
         nested_block_size: 256,
         offset: 1.5,
     };

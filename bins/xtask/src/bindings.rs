@@ -1,12 +1,12 @@
 //! `cargo xtask bindings`: the Rust declarations of the kernels' C interface, generated from its header.
 
-use crate::setup::cuda;
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use tools_support::cuda;
+use tools_support::workspace::Workspace;
 
 pub const HEADER: &str = "cuda/include/qlora_kernels.h";
 pub const BINDINGS: &str = "src/cuda/sys.rs";

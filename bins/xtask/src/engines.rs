@@ -3,12 +3,12 @@
 
 use crate::library;
 use crate::test::Outcome;
-use crate::test::command::{check, check_and_keep};
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use tools_support::command::{check, check_and_keep};
+use tools_support::workspace::Workspace;
 
 const NUMPY: &str = "numpy==2.2.6";
 /// Real codes and absmax of bitsandbytes, with what it makes of them.

@@ -1,16 +1,13 @@
 //! `cargo xtask install-lib`: the kernels as a library for engines that are not built by cargo.
 
-#[path = "../../../build/compile.rs"]
-pub mod compile;
-
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use compile::{Compiler, sources};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tools_support::compile::{self, Compiler, sources};
+use tools_support::workspace::Workspace;
 
 /// What differs between the library for GPUs and the emulated one.
 struct Kind {
@@ -29,7 +26,8 @@ struct Kind {
 /// Installs into `prefix`: include/, lib/, lib/pkgconfig/, lib/cmake/. Everything is built before the first file is
 /// written.
 pub fn install(workspace: &Workspace, prefix: &Path, emulated: bool) -> Result<()> {
-    let kind = if emulated { emulation(workspace)? } else { cuda(workspace)? };
+    let mut kind = if emulated { emulation(workspace)? } else { cuda(workspace)? };
+    kind.compiler.cache = Some(workspace.objects());
     let prefix = std::path::absolute(prefix)?;
     let build = workspace.target.join("library").join(kind.library);
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get());

@@ -3,20 +3,17 @@
 #![deny(unsafe_code)]
 
 mod bindings;
-mod bundle;
 mod demo;
 mod engines;
-mod kernels;
 mod library;
-mod mutants;
-mod records;
 mod setup;
 mod test;
-mod workspace;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
-use workspace::Workspace;
+use tools_support::command::check;
+use tools_support::cuda;
+use tools_support::workspace::Workspace;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The tasks of this repository", disable_help_subcommand = true)]
@@ -84,10 +81,10 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Check => test::check(workspace)?,
         Task::Test { list: true, .. } => test::list(),
         Task::Test { only, .. } => test::run(workspace, &only)?,
-        Task::SetupCuda => setup::cuda::run(workspace)?,
-        Task::Mutants => println!("{}", mutants::run(workspace)?),
-        Task::GpuBundle => println!("{}", bundle::run(workspace)?),
-        Task::Records => println!("{}", records::write(&workspace.root)?),
+        Task::SetupCuda => cuda::run(workspace)?,
+        Task::Mutants => check(workspace.tool("mutants", &[]))?,
+        Task::GpuBundle => check(workspace.tool("gpu-bundle", &[]))?,
+        Task::Records => check(workspace.tool("records", &["write"]))?,
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
         Task::Setup => println!("{}", setup::run(workspace)?.display()),

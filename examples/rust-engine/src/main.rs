@@ -64,7 +64,7 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
     let mut absmax = engine.upload(&[0u8; N * K / BLOCK])?;
     absmax_transpose(row_major.view(), absmax.view_mut(), N, K / BLOCK, stream)?;
     let nested_absmax = engine.upload(&floats("up.b64.nested.absmax")?)?;
-    let nested_code = engine.upload(&floats("dynamic_map_signed")?)?;
+    let nested_map = engine.upload(&floats("dynamic_map_signed")?)?;
     let offset = engine.upload(&floats("up.b64.nested.offset")?)?;
     let weight = nf4::Weight {
         n: N,
@@ -75,7 +75,7 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
         absmax: Absmax::DoubleQuantised {
             codes: absmax.view(),
             nested_absmax: nested_absmax.view(),
-            nested_code: nested_code.view(),
+            nested_map: nested_map.view(),
             offset: offset.view(),
         },
     };

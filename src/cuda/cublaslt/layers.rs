@@ -3,7 +3,7 @@
 use super::library::{CublasLt, Gemm, MOST_ALIGNMENT};
 use crate::cuda::error::Operation;
 use crate::cuda::linear::{self, Input, Lora, Segment, Weight, lora_columns, lora_down};
-use crate::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward, lora_up};
+use crate::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward, lora_dy_b};
 use crate::cuda::{Result, Stream, View, ViewMut, nf4};
 use half::bf16;
 
@@ -138,7 +138,7 @@ impl CublasLt {
         let inside = linear_backward::workspace_len(backward, segments);
         let workspace = Workspace { whole: workspace, low_rank: low_rank_len(inside) };
         if inside > 0 {
-            lora_up(backward, segments, workspace.part(0, inside), stream)?;
+            lora_dy_b(backward, segments, workspace.part(0, inside), stream)?;
         }
         // SAFETY: what was just written, read in stream order; without LoRA it is empty.
         let inside = unsafe { View::from_raw_parts(workspace.whole.address().cast_const(), inside) };

@@ -12,7 +12,7 @@ use std::ptr::{null, null_mut};
 struct Call<'a> {
     valid: &'a mut Valid,
     segment: &'a mut sys::qk_segment_backward,
-    backward: &'a mut sys::qk_linear_backward,
+    backward: &'a mut sys::qk_linear_backward_args,
     dropout: &'a mut sys::qk_dropout,
     workspace: usize,
     bytes: usize,
@@ -39,10 +39,16 @@ fn spoiled(spoil: impl FnOnce(&mut Call<'_>)) -> i32 {
         da: da.view().address().cast_mut(),
         db: db.view().address().cast_mut(),
     };
-    let mut dropout =
-        sys::qk_dropout { struct_size: size::<sys::qk_dropout>(), p: 0.0, seed: 1, site: 2, draw: 3, first_token: 0 };
-    let mut backward = sys::qk_linear_backward {
-        struct_size: size::<sys::qk_linear_backward>(),
+    let mut dropout = sys::qk_dropout {
+        struct_size: size::<sys::qk_dropout>(),
+        p: 0.0,
+        seed: 1,
+        dropout_id: 2,
+        dropout_step: 3,
+        first_token: 0,
+    };
+    let mut backward = sys::qk_linear_backward_args {
+        struct_size: size::<sys::qk_linear_backward_args>(),
         num_segments: 1,
         m: M as i64,
         k: K as i64,
@@ -118,7 +124,7 @@ fn t_refuses_what_it_cannot_take() {
             let mut t = call.workspace;
             spoil(call, &mut t);
             // SAFETY: as in `spoiled`.
-            status = unsafe { sys::qk_lora_up(&*call.backward, t as *mut _, null_mut()) };
+            status = unsafe { sys::qk_lora_dy_b(&*call.backward, t as *mut _, null_mut()) };
         });
         status
     };

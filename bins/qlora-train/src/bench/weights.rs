@@ -77,7 +77,7 @@ impl Source for RandomSource {
                 codes: repeated(&self.bytes, (first + 1) % DRAWN, blocks),
                 nested_absmax: vec![0.01; blocks.div_ceil(NESTED_BLOCK_SIZE)],
                 nested_block_size: NESTED_BLOCK_SIZE,
-                nested_code: Box::new(*dynamic_map_signed()),
+                nested_map: Box::new(*dynamic_map_signed()),
                 offset: 0.035,
             },
             false => Absmax::F32(vec![0.035; blocks]),

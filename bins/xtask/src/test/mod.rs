@@ -1,13 +1,12 @@
 //! `cargo xtask test`: everything that has to pass, as named steps, cheap ones first. Every step runs, also after one
 //! has failed.
 
-pub mod command;
 mod kernels;
 mod steps;
 
-use crate::workspace::Workspace;
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
+use tools_support::workspace::Workspace;
 
 /// One thing that has to pass.
 struct Step {

@@ -2,12 +2,12 @@
 //!
 //! A new step is one more entry of [`STEPS`] and one function.
 
-use super::command::{check, check_and_keep, last_line};
 use super::{Outcome, Step, kernels};
 use crate::setup::{self, tools};
-use crate::workspace::Workspace;
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
+use tools_support::command::{check, check_and_keep, last_line};
+use tools_support::workspace::Workspace;
 
 /// What `cargo xtask check` runs.
 pub const QUICK: [&str; 6] = ["tree", "typos", "deny", "format", "clippy", "unit"];
@@ -93,7 +93,7 @@ fn deny(workspace: &Workspace) -> Result<Outcome> {
 }
 
 fn records(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(vec![crate::records::check(&workspace.root)?]))
+    Ok(Outcome::Passed(last_line(workspace.tool("records", &["check"]))?))
 }
 
 fn format(workspace: &Workspace) -> Result<Outcome> {
@@ -139,7 +139,7 @@ fn docs(workspace: &Workspace) -> Result<Outcome> {
 }
 
 fn gpu_bundle(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(vec![crate::bundle::check_bundle(workspace)?]))
+    Ok(Outcome::Passed(last_line(workspace.tool("gpu-bundle", &["check"]))?))
 }
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {

@@ -25,7 +25,13 @@ fn lora(lora: &Lora<Cuda>) -> linear::Lora<'_> {
 
 /// Batches are numbered by their draw, so every one begins with token 0.
 fn mask(dropout: Option<philox::Dropout>) -> Option<Dropout> {
-    dropout.map(|d| Dropout { p: d.p(), seed: d.seed, site: d.site, draw: d.draw, first_token: 0 })
+    dropout.map(|d| Dropout {
+        p: d.p(),
+        seed: d.seed,
+        dropout_id: d.dropout_id,
+        dropout_step: d.dropout_step,
+        first_token: 0,
+    })
 }
 
 /// The segments with their columns of `y`, which has no elements where it is not written.
@@ -114,7 +120,7 @@ impl Cuda {
         let m = self.tokens();
         let backward = Backward { m, k: group.k, t: None, dropout: None };
         let segments = segments_backward(group, dy.rows(m));
-        Ok(linear_backward::lora_up(&backward, &segments, t.rows_mut(m), stream)?)
+        Ok(linear_backward::lora_dy_b(&backward, &segments, t.rows_mut(m), stream)?)
     }
 
     pub(super) fn backward(

@@ -95,8 +95,8 @@ impl Cuda {
         let (codes, stored_absmax) = values.unzip();
         let absmax = if double_quant {
             let parts = stored_absmax.map(|absmax| match absmax {
-                Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset, .. } => {
-                    (&codes[..], &nested_absmax[..], nested_code.as_slice(), [*offset])
+                Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } => {
+                    (&codes[..], &nested_absmax[..], nested_map.as_slice(), [*offset])
                 }
                 Absmax::F32(_) => unreachable!("checked"),
             });
@@ -123,7 +123,7 @@ impl Cuda {
                     blocks.div_ceil(NESTED_BLOCK_SIZE),
                     parts.as_ref().map(|parts| parts.1),
                 )?,
-                nested_code: memory.upload(name, 256, parts.as_ref().map(|parts| parts.2))?,
+                nested_map: memory.upload(name, 256, parts.as_ref().map(|parts| parts.2))?,
                 offset: memory.upload(name, 1, parts.as_ref().map(|parts| &parts.3[..]))?,
             }
         } else {

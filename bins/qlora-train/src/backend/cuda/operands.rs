@@ -114,7 +114,7 @@ pub(super) enum AbsmaxMemory {
         /// `[ceil(blocks / 256)]`
         nested_absmax: Buffer<f32>,
         /// `[256]`
-        nested_code: Buffer<f32>,
+        nested_map: Buffer<f32>,
         /// `[1]`
         offset: Buffer<f32>,
     },
@@ -133,11 +133,11 @@ impl Nf4Memory {
     fn view(&self) -> nf4::Weight<'_> {
         let absmax = match &self.absmax {
             AbsmaxMemory::F32(absmax) => nf4::Absmax::F32(absmax.view()),
-            AbsmaxMemory::DoubleQuantised { codes, nested_absmax, nested_code, offset } => {
+            AbsmaxMemory::DoubleQuantised { codes, nested_absmax, nested_map, offset } => {
                 nf4::Absmax::DoubleQuantised {
                     codes: codes.view(),
                     nested_absmax: nested_absmax.view(),
-                    nested_code: nested_code.view(),
+                    nested_map: nested_map.view(),
                     offset: offset.view(),
                 }
             }

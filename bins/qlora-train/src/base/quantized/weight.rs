@@ -165,7 +165,7 @@ impl Nf4Entry {
                 codes: u8s.remove(part::ABSMAX).expect("opening the checkpoint checked every part"),
                 nested_absmax: f32s(part::NESTED_ABSMAX),
                 nested_block_size: NESTED_BLOCK_SIZE,
-                nested_code: f32s(part::NESTED_QUANT_MAP).try_into().expect("its shape was checked"),
+                nested_map: f32s(part::NESTED_QUANT_MAP).try_into().expect("its shape was checked"),
                 offset,
             },
         };

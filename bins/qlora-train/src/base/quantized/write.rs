@@ -189,8 +189,8 @@ fn nf4_bytes(matrix: &Nf4Matrix, dtype: StoredType) -> Vec<Vec<u8>> {
             bytes.push(floats(absmax));
             None
         }
-        Absmax::DoubleQuantised { codes, nested_absmax, nested_code, offset, .. } => {
-            bytes.extend([codes.clone(), floats(nested_absmax), floats(nested_code.as_slice())]);
+        Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } => {
+            bytes.extend([codes.clone(), floats(nested_absmax), floats(nested_map.as_slice())]);
             Some(*offset)
         }
     };

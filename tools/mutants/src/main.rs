@@ -1,0 +1,316 @@
+//! Bugs planted into the real kernels, one at a time: each must turn the tests red that ship with the kernels, or those
+//! tests check less than they say.
+//!
+//! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For
+//! every entry of [`mutants`] that library is linked anew with the files that the bug changes, and the same executable
+//! runs the entry's tests with it, until the first is red. As many run at a time as there are processors.
+
+#![deny(unsafe_code)]
+
+mod cache;
+mod loss;
+mod table;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use table::Mutant;
+use tools_support::artifacts;
+use tools_support::command::{check, finish};
+use tools_support::compile::{Compiler, sources};
+use tools_support::workspace::Workspace;
+
+const LIBRARY: &str = "libqlora_kernels_emulation.so";
+/// Cases of each property: few, as the ones without a barrier are wrong in most schedules. The seed makes a run
+/// repeatable.
+const CASES: &str = "6";
+const SEED: &str = "20250601";
+/// A bug may make a kernel loop; then the tests are red too. No sound test of the table takes a quarter of it.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+fn main() -> ExitCode {
+    finish(Workspace::locate().and_then(|workspace| run(&workspace)))
+}
+
+/// Every planted bug.
+fn mutants() -> impl Iterator<Item = &'static Mutant> {
+    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().flatten()
+}
+
+/// Runs every mutant, and the kernels as they are; what was done, in a sentence.
+fn run(workspace: &Workspace) -> Result<String> {
+    let sources = read_sources(&workspace.root)?;
+    let mutated: Vec<(&Mutant, String)> =
+        mutants().map(|mutant| Ok((mutant, mutate(mutant, &sources)?))).collect::<Result<_>>()?;
+    let built = build(workspace)?;
+    let mut tests: Vec<&str> = mutants().map(|mutant| mutant.test).collect();
+    tests.sort_unstable();
+    tests.dedup();
+    let sound = at_once(&tests, |test| {
+        let log = workspace.target.join("mutants").join(format!("{}.log", slug(test)));
+        let verdict = run_tests(&built.tests, &built.library, test, &log)?;
+        println!("{:<58} {}", format!("as it is: {test}"), verdict.how);
+        Ok((!verdict.red).then_some(()).ok_or(verdict.how))
+    })?;
+    for (test, outcome) in tests.iter().zip(sound) {
+        outcome.map_err(|how| anyhow!("the kernels as they are fail {test}: {how}"))?;
+    }
+    let seen = at_once(&mutated, |(mutant, text)| {
+        let library = link(workspace, &built, mutant, text)?;
+        let verdict = run_tests(&built.tests, &library, mutant.test, &library.with_extension("log"))?;
+        println!("{:<58} {}", mutant.what, verdict.how);
+        Ok(verdict.red)
+    })?;
+    let survived: Vec<String> = (mutated.iter().zip(seen).filter(|(_, seen)| !seen))
+        .map(|((mutant, _), _)| format!("{} ({}): {} stayed green", mutant.what, mutant.file, mutant.test))
+        .collect();
+    ensure!(survived.is_empty(), "{} planted bugs were not seen:\n  {}", survived.len(), survived.join("\n  "));
+    Ok(format!("{} bugs planted into the kernels, each seen; the kernels as they are stay green", mutants().count()))
+}
+
+/// Does all of it, as many at a time as there are processors; results in the order of `all`, or the first error.
+fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<Result<R>>>> = all.iter().map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |count| count.get()) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = all.get(index) else { break };
+                    let result = work(item);
+                    *results[index].lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(result);
+                }
+            });
+        }
+    });
+    let inner = |slot: Mutex<Option<_>>| slot.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    results.into_iter().map(|slot| inner(slot).context("a worker left nothing")?).collect()
+}
+
+/// The files of `cuda/` that bugs can be planted into, by name.
+fn read_sources(root: &Path) -> Result<Vec<(String, String)>> {
+    let files = [sources(root, "cuda", "cu"), sources(root, "cuda", "cuh")].concat();
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), text))
+    };
+    files.iter().map(read).collect()
+}
+
+fn mutate(mutant: &Mutant, sources: &[(String, String)]) -> Result<String> {
+    let Mutant { what, file, find, replace, .. } = mutant;
+    let (_, text) = sources.iter().find(|(name, _)| name == file).with_context(|| format!("{what}: no cuda/{file}"))?;
+    let count = text.matches(find).count();
+    ensure!(
+        count == 1,
+        "{what}: cuda/{file} has its text {count} times, expected once; the kernel changed, so change the entry of the table"
+    );
+    Ok(text.replacen(find, replace, 1))
+}
+
+struct Built {
+    tests: PathBuf,
+    /// The emulated kernels as they are, and their objects beside.
+    library: PathBuf,
+    objects: PathBuf,
+}
+
+fn build(workspace: &Workspace) -> Result<Built> {
+    let arguments =
+        ["test", "--package", "qlora-kernels", "--features", "emulation-shared", "--test", "cuda", "--no-run"];
+    let built = artifacts::build(workspace, &arguments, &[])?;
+    let out = built.kernels_out_dir()?;
+    let (library, objects) = (out.join(LIBRARY), out.join("emulation"));
+    ensure!(library.is_file(), "the build script left no {}", library.display());
+    Ok(Built { tests: built.executable("cuda")?.clone(), library, objects })
+}
+
+/// The shared library with this bug. Only the files that it changes are compiled: one, or all that may include a
+/// header.
+fn link(workspace: &Workspace, built: &Built, mutant: &Mutant, text: &str) -> Result<PathBuf> {
+    let dir = workspace.target.join("mutants").join(slug(mutant.what));
+    let copy = dir.join("cuda");
+    for (from, to, extensions) in [
+        ("cuda", "", ["cu", "cuh"].as_slice()),
+        ("cuda/include", "include", &["h"]),
+        ("cuda/emulation", "emulation", &["h"]),
+    ] {
+        fs::create_dir_all(copy.join(to)).with_context(|| format!("cannot make {}", copy.display()))?;
+        for file in extensions.iter().flat_map(|extension| sources(&workspace.root, from, extension)) {
+            let name = file.file_name().unwrap_or_default();
+            fs::copy(&file, copy.join(to).join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
+        }
+    }
+    fs::write(copy.join(mutant.file), text)?;
+    let files = affected(sources(&dir, "cuda", "cu"), &sources(&dir, "cuda", "cuh"), mutant.file);
+    let compiler = Compiler::emulation(Path::new(&cxx()), &[]).map_err(|error| anyhow!(error))?;
+    let (objects, _) =
+        compiler.compile(&dir, &files, &dir.join("objects"), 1).map_err(|error| anyhow!("{}: {error}", mutant.what))?;
+    let replaced: Vec<_> = objects.iter().filter_map(|object| object.file_name()).collect();
+    let mut all = sources(&built.objects, "", "o");
+    all.retain(|object| object.file_name().is_some_and(|name| !replaced.contains(&name)));
+    ensure!(!all.is_empty(), "no objects in {}", built.objects.display());
+    all.extend(objects.iter().cloned());
+    let library = dir.join(LIBRARY);
+    let mut command = Command::new(cxx());
+    command.arg("-shared").arg("-o").arg(&library).args(&all);
+    check(command)?;
+    Ok(library)
+}
+
+/// The file of this name if it is among `files`, or those of them that include it, directly or through `headers`.
+fn affected(mut files: Vec<PathBuf>, headers: &[PathBuf], changed: &str) -> Vec<PathBuf> {
+    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let includes = |path: &Path, names: &[String]| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let mut included =
+            text.lines().filter_map(|line| line.trim_start().strip_prefix("#include \"")?.split('"').next());
+        included.any(|name| names.iter().any(|known| name.rsplit('/').next() == Some(known)))
+    };
+    let mut names = vec![changed.rsplit('/').next().unwrap_or(changed).to_owned()];
+    let mut count = 0;
+    while names.len() > count {
+        count = names.len();
+        let more: Vec<_> = headers.iter().filter(|path| includes(path, &names)).map(|path| name_of(path)).collect();
+        names.extend(more.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+    }
+    files.retain(|path| name_of(path) == names[0] || includes(path, &names));
+    files
+}
+
+fn cxx() -> String {
+    std::env::var("CXX").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".into())
+}
+
+fn slug(what: &str) -> String {
+    what.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
+}
+
+struct Verdict {
+    red: bool,
+    /// With the seconds that it took.
+    how: String,
+}
+
+/// Runs the tests of this name with this library of kernels, until one fails. An error if there are none, or if they do
+/// not start.
+fn run_tests(tests: &Path, library: &Path, name: &str, log: &Path) -> Result<Verdict> {
+    fs::create_dir_all(log.parent().context("a file in a directory")?)?;
+    let output = fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let mut command = Command::new(tests);
+    // One at a time, as another mutant runs on the other processor.
+    command.args([name, "--test-threads=1"]);
+    command.env("LD_LIBRARY_PATH", library.parent().context("a file in a directory")?);
+    command.envs([("PROPTEST_CASES", CASES), ("PROPTEST_RNG_SEED", SEED), ("PROPTEST_MAX_SHRINK_ITERS", "0")]);
+    let started = Instant::now();
+    let mut child = command.stdout(output.try_clone()?).stderr(output).spawn().context("cannot run the tests")?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some((status.success(), status.to_string()));
+        }
+        let has_failed = failures(&String::from_utf8_lossy(&fs::read(log)?)) > 0;
+        if has_failed || started.elapsed() > TIME_LIMIT {
+            child.kill()?;
+            child.wait()?;
+            break has_failed.then(|| (false, "stopped at the first".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    let (red, how) = verdict(status, &text).with_context(|| format!("{name}; its output is in {}", log.display()))?;
+    Ok(Verdict { red, how: format!("{how} ({:.1} s)", started.elapsed().as_secs_f64()) })
+}
+
+/// Tests that have failed so far. With one thread the name and the result of a test may stand on two lines.
+fn failures(text: &str) -> usize {
+    text.lines().filter(|line| line.ends_with("... FAILED") || *line == "FAILED").count()
+}
+
+/// Red or green, and how, from the exit status (none: stopped at the time limit) and the output.
+fn verdict(status: Option<(bool, String)>, text: &str) -> Result<(bool, String)> {
+    let started = text.lines().find_map(|line| line.strip_prefix("running ")?.split(' ').next()?.parse::<usize>().ok());
+    ensure!(started.is_some_and(|count| count > 0), "no test ran");
+    let failed = failures(text);
+    let count = started.unwrap_or_default();
+    Ok(match status {
+        None => (true, format!("red: stopped after {} s", TIME_LIMIT.as_secs())),
+        Some((true, _)) => (false, format!("green: {count} tests")),
+        Some((false, _)) if failed > 0 => (true, format!("red: {failed} of {count} tests")),
+        Some((false, status)) => (true, format!("red: {status}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_planted_bugs_text_is_in_the_kernels_once() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let sources = read_sources(&root).unwrap();
+        for mutant in mutants() {
+            let mutated = mutate(mutant, &sources).unwrap();
+            let (_, text) = sources.iter().find(|(name, _)| name == mutant.file).unwrap();
+            assert_ne!(&mutated, text, "{} changes nothing", mutant.what);
+        }
+        let mut names: Vec<_> = mutants().map(|mutant| slug(mutant.what)).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), mutants().count(), "two share a directory");
+    }
+
+    #[test]
+    fn only_what_includes_a_changed_header_is_compiled() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("a.cu", "#include \"a.cuh\"\n"),
+            ("b.cu", "#include \"folder/b.cuh\"\n"),
+            ("c.cu", "int a;\n"),
+            ("a.cuh", ""),
+            ("b.cuh", "#include \"a.cuh\"\n"),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let found = |changed: &str| {
+            let files = affected(sources(dir.path(), "", "cu"), &sources(dir.path(), "", "cuh"), changed);
+            files.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found("a.cuh"), ["a.cu", "b.cu"]);
+        assert_eq!(found("b.cuh"), ["b.cu"]);
+        assert_eq!(found("c.cu"), ["c.cu"]);
+    }
+
+    #[test]
+    fn work_is_done_in_parallel_and_the_first_error_is_told() {
+        let numbers = [1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(at_once(&numbers, |n| Ok(n * n)).unwrap(), [1, 4, 9, 16, 25, 36, 49]);
+        let fail = |n: &i32| if *n > 3 { Err(anyhow!("{n}")) } else { Ok(()) };
+        assert_eq!(at_once(&numbers, fail).unwrap_err().to_string(), "4");
+    }
+
+    #[test]
+    fn text_that_is_absent_or_there_twice_is_an_error() {
+        let mutant = Mutant { what: "w", file: "a.cu", find: "x;", replace: "", test: "t" };
+        let with = |text: &str| mutate(&mutant, &[("a.cu".to_owned(), text.to_owned())]);
+        assert_eq!(with("a; x; b;").unwrap(), "a;  b;");
+        assert!(with("a;").unwrap_err().to_string().contains("0 times"));
+        assert!(with("x; x;").unwrap_err().to_string().contains("2 times"));
+    }
+
+    #[test]
+    fn a_run_without_tests_is_no_verdict() {
+        assert!(verdict(Some((true, String::new())), "running 0 tests\n").is_err());
+        assert!(verdict(Some((false, "exit status: 127".into())), "error while loading shared libraries").is_err());
+        let red =
+            verdict(Some((false, "exit status: 101".into())), "running 3 tests\ntest a ... FAILED\ntest b ... ok\n");
+        assert_eq!(red.unwrap(), (true, "red: 1 of 3 tests".into()));
+        assert!(!verdict(Some((true, String::new())), "running 3 tests\n").unwrap().0);
+        assert!(verdict(Some((false, "signal: 11".into())), "running 3 tests\n").unwrap().0);
+        assert!(verdict(None, "running 1 test\n").unwrap().0);
+    }
+}

@@ -1,0 +1,57 @@
+//! The repository, its build directory, and how cargo is called there.
+
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use std::process::Command;
+
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    pub root: PathBuf,
+    /// Cargo's target directory; what the tasks fetch and make lies in it too.
+    pub target: PathBuf,
+}
+
+impl Workspace {
+    pub fn locate() -> Result<Self> {
+        let mut command = cargo_metadata::MetadataCommand::new();
+        command.no_deps().current_dir(env!("CARGO_MANIFEST_DIR"));
+        let metadata = command.exec().context("`cargo metadata` failed")?;
+        Ok(Self { root: metadata.workspace_root.into(), target: metadata.target_directory.into() })
+    }
+
+    pub fn models(&self) -> PathBuf {
+        self.target.join("models")
+    }
+
+    /// A cargo command that runs in the repository's root.
+    pub fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = cargo_command();
+        command.args(arguments).current_dir(&self.root);
+        if std::env::var_os("QLORA_OBJECT_CACHE").is_none() {
+            command.env("QLORA_OBJECT_CACHE", self.objects());
+        }
+        command
+    }
+
+    /// Compiled kernels by hash: builds with other features, and those for C, do not compile them again.
+    pub fn objects(&self) -> PathBuf {
+        self.target.join("objects")
+    }
+
+    /// A tool of `tools/`, built if need be.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = self.cargo(&["run", "--quiet", "--release", "--locked", "--package", name, "--"]);
+        command.args(arguments);
+        command
+    }
+
+    /// The built binary of this name.
+    pub fn binary(&self, name: &str) -> PathBuf {
+        self.target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
+    }
+}
+
+/// The cargo that runs this task, so that `cargo +toolchain xtask` stays on its toolchain.
+fn cargo_command() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
