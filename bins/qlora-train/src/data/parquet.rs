@@ -1,10 +1,7 @@
 //! Rows of a Parquet file, of its known columns only: a table's other columns cost nothing and may hold anything.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::Once;
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -13,6 +10,7 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
+use super::guard;
 use super::reader::{Unit, at};
 use super::rows::{KNOWN_KEYS, SUPPORTED, TASK};
 use crate::error::{Context, Error, Result};
@@ -66,26 +64,9 @@ fn damaged(path: &Path, error: &ParquetError) -> Error {
     Error::Refused(format!("{}: cannot read as Parquet ({text}): {cure}", path.display()))
 }
 
-thread_local! {
-    /// This thread is inside the library, whose panics are an answer about the file and not a fault of ours.
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-static HOOK: Once = Once::new();
-
-/// The library checks most of what it reads; on some damaged files it panics, which is made a refusal here.
+/// The library checks most of what it reads; on some damaged files it panics.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> T) -> Result<T> {
-    HOOK.call_once(|| {
-        let others = take_hook();
-        set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                others(info);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    let done = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(false);
-    done.map_err(|_| {
+    guard::guarded(work).ok_or_else(|| {
         Error::Refused(format!("{}: cannot read as Parquet: the file is damaged, get it again", path.display()))
     })
 }
