@@ -144,7 +144,7 @@ impl AdapterConfig {
         let known = config.to_json();
         for key in map.keys().map(String::as_str) {
             if !known.contains_key(key) && !HARMLESS.contains(&key) && !REFUSED_UNLESS_EMPTY.contains(&key) {
-                tracing::warn!("{}: key `{key}` is not known and not used", path.display());
+                crate::report::warning!("{}: key `{key}` is not known and not used", path.display());
             }
         }
         Ok(config)

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use super::card::{MARK, model_card};
 use super::{Adapter, AdapterConfig};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_object;
 use crate::files::safetensors::{TensorFile, write_header};
@@ -37,10 +37,10 @@ impl Adapter {
         let source = dir.join(ADAPTER_MODEL).display().to_string();
         if self.config.use_rslora {
             let mut folded = self.clone();
-            folded.fold_rslora().map_err(|error| Error::Failed(format!("{source}: not written: {error}")))?;
+            folded.fold_rslora().failure_context(|| format!("{source}: not written"))?;
             return folded.save(dir);
         }
-        self.pairs(&source).map_err(|error| Error::Failed(format!("not written: {error}")))?;
+        self.pairs(&source).failure_context(|| "not written".to_owned())?;
 
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
@@ -52,7 +52,10 @@ impl Adapter {
         })?;
         match std::fs::read_to_string(dir.join(CARD)) {
             Ok(text) if !text.contains(MARK) => {
-                tracing::warn!("{}: not replaced: it was not written by this program", dir.join(CARD).display());
+                crate::report::warning!(
+                    "{}: not replaced: it was not written by this program",
+                    dir.join(CARD).display()
+                );
             }
             _ => files.add(CARD, |to| to.write_all(model_card(self).as_bytes()))?,
         }

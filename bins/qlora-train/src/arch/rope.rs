@@ -138,7 +138,7 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
     };
     for key in nested.map.keys().map(String::as_str) {
         if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
-            tracing::warn!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
+            crate::report::warning!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
         }
     }
     Ok(scaling)

@@ -25,7 +25,7 @@ pub(super) fn locate(dir: &Path) -> Result<Files> {
     // symlink_metadata: a dangling link is then reported by name, not as "nothing found".
     if single.symlink_metadata().is_ok() {
         if index.exists() {
-            tracing::warn!("{}: both {SINGLE} and {INDEX} are there; {SINGLE} is used", dir.display());
+            crate::report::warning!("{}: both {SINGLE} and {INDEX} are there; {SINGLE} is used", dir.display());
         }
         return Ok(Files { paths: vec![PathBuf::from(SINGLE)], index: None });
     }

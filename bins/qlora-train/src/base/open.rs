@@ -56,9 +56,6 @@ impl Checkpoint {
         };
         let used = checkpoint.take_expected(&owners, quantization.as_ref())?;
         checkpoint.check_unexpected(&owners, &used)?;
-        for note in &checkpoint.notes {
-            tracing::info!("{note}");
-        }
         Ok(checkpoint)
     }
 

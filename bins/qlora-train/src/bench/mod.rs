@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::files::tensor::StoredType;
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
 use crate::model::{Llama, ModelSpec};
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::inputs::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, StoredAs};
 use crate::session::{Device, OnDevice};
@@ -114,7 +114,7 @@ impl OnDevice for Prepared {
         let mut model = Llama::build(&mut backend, &mut source, spec.clone(), &mut progress)?;
         bar.finish();
         drop(source);
-        say!("random weights are there after {:.1} s", start.elapsed().as_secs_f64());
+        status!("initialized random weights in {:.1} s", start.elapsed().as_secs_f64());
 
         let tokens = Tokens::new(&shape, seed);
         let batches = [tokens.batch()];

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::infer::evaluate::evaluate;
 use crate::infer::{ReadOnly, Reading};
 use crate::model::ModelSpec;
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::{Device, Loaded, OnDevice, plan};
 use clap::Args;
 use serde_json::json;
@@ -39,7 +39,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     };
     let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
-    say!("{}", dataset.report);
+    status!("{}", dataset.report);
     device.run(Evaluate { args, settings, loaded, dataset, device })
 }
 

@@ -9,7 +9,7 @@ use crate::infer::generate::{Sampling, generate};
 use crate::infer::{ReadOnly, Reading};
 use crate::model::ModelSpec;
 use crate::refuse;
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::{Device, Loaded, OnDevice, plan};
 use clap::Args;
 use serde_json::{Value, json};
@@ -170,7 +170,7 @@ impl OnDevice for Generate<'_> {
                 text.push(heading.unwrap_or_default() + &texts.join("\n---\n"));
             }
             let seconds = start.elapsed().as_secs_f64();
-            say!(
+            status!(
                 "{done} tokens in {seconds:.1} s, {:.1} tokens/s with the prompts read",
                 done as f64 / seconds.max(1e-9)
             );

@@ -15,14 +15,13 @@ use crate::adapter::metadata::QUANTIZATION;
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
-use crate::report::say;
+use crate::report::{Verbosity, print_error, set_verbosity};
 use crate::session::inputs::recipe_settings;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
 #[command(name = "qlora-train", version, about = "Fine-tunes a Llama with QLoRA", disable_help_subcommand = true)]
@@ -32,6 +31,12 @@ struct Cli {
     /// Print one JSON object on standard output
     #[arg(long, global = true)]
     json: bool,
+    /// Print warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print more of what is done
+    #[arg(short, long, global = true)]
+    verbose: bool,
 }
 
 #[derive(Subcommand)]
@@ -140,17 +145,15 @@ struct Answer {
 }
 
 pub fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .log_internal_errors(false)
-        .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse_usage(&error),
     };
+    set_verbosity(match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    });
     let answer = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -164,7 +167,7 @@ pub fn main() -> ExitCode {
     match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say!("error: {error}");
+            print_error(&error);
             ExitCode::from(error.exit_status())
         }
     }
@@ -176,7 +179,7 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).find(|arg| !arg.starts_with('-'));
     let takes_settings = command.is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
     if let Some(unknown) = unknown_flag(error).filter(|_| takes_settings) {
-        say!("error: {unknown}");
+        print_error(&unknown);
         return ExitCode::from(unknown.exit_status());
     }
     // Nobody listens if this fails.

@@ -4,7 +4,7 @@ use super::Answer;
 use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
-use crate::report::say;
+use crate::report::{printable, status};
 use crate::session::Loaded;
 use crate::session::inputs::{data_options, schedule};
 use anstyle::{AnsiColor, Style};
@@ -64,9 +64,9 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let tokenizer = loaded.tokenizer.as_ref();
     let options = data_options(&settings, &loaded);
     let dataset = data::load(&settings.data, tokenizer, &options)?;
-    say!("{}", dataset.report);
+    status!("{}", dataset.report);
     if !settings.val_data.is_empty() {
-        say!("validation: {}", data::load(&settings.val_data, tokenizer, &options)?.report);
+        status!("validation: {}", data::load(&settings.val_data, tokenizer, &options)?.report);
     }
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);
@@ -139,11 +139,6 @@ fn text_of(
         }
     }
     text
-}
-
-/// A token without what could move the cursor or colour the terminal.
-fn printable(token: &str) -> String {
-    token.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {

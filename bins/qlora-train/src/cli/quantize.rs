@@ -6,7 +6,7 @@ use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_mode
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::Interruption;
 use clap::Args;
 use qlora_kernels::nf4::Nf4Options;
@@ -57,7 +57,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     let dir = resolve_model(&args.model, args.revision.as_deref())?;
     let checkpoint = Checkpoint::open(&dir)?;
     for note in checkpoint.notes() {
-        say!("{note}");
+        status!("{note}");
     }
     let tensors = expected_tensors(checkpoint.config()).len();
     let mut bar = Bars::new("quantising", tensors as u64);

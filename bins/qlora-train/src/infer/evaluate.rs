@@ -4,6 +4,7 @@ use crate::backend::{Backend, Batch};
 use crate::data::{MAX_TASKS, MicroBatch, Row};
 use crate::error::{Error, Result};
 use crate::model::Llama;
+use crate::report::printable;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -63,6 +64,7 @@ impl fmt::Display for Evaluation {
         write!(f, "loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens")?;
         let files = self.files.iter().map(|part| ("", part));
         for (kind, Part { name, loss, tokens }) in files.chain(self.tasks.iter().map(|part| ("task ", part))) {
+            let name = printable(name);
             write!(f, "\n  {kind}{name}: loss {loss:.4}, {tokens} tokens")?;
         }
         Ok(())

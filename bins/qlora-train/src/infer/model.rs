@@ -4,9 +4,9 @@ use crate::adapter::{Adapter, metadata};
 use crate::backend::Backend;
 use crate::base::Checkpoint;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::{Context, Result};
 use crate::model::{Llama, LoraSpec, ModelSpec};
-use crate::report::{Bars, say};
+use crate::report::{Bars, warning};
 use crate::session::inputs::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, Work};
 use crate::session::{Budget, CheckpointSource, Device};
@@ -51,8 +51,8 @@ impl<B: Backend> ReadOnly<B> {
         }
         let several = adapters.len() > 1;
         let warn = |path: &Path, warning: &str| match several {
-            false => say!("warning: {warning}"),
-            true => say!("warning: {}: {warning}", path.display()),
+            false => warning!("{warning}"),
+            true => warning!("{}: {warning}", path.display()),
         };
         let held = recipe(settings, checkpoint);
         for (path, adapter) in &adapters {
@@ -83,7 +83,7 @@ impl<B: Backend> ReadOnly<B> {
         for (path, adapter) in &adapters {
             // Shapes can be judged before the base is read; its fingerprint only after.
             let fits = adapter.check_shapes(checkpoint.config(), checkpoint.base_name());
-            fits.map_err(|error| of_adapter(path, error))?;
+            fits.context(|| path.display().to_string())?;
         }
         if !adapters.is_empty() {
             // The base alone.
@@ -107,7 +107,7 @@ impl<B: Backend> ReadOnly<B> {
         let fingerprint = source.finish()?;
         for (path, adapter) in &adapters {
             let warnings = adapter.check_base(checkpoint.config(), &fingerprint, checkpoint.base_name());
-            for warning in warnings.map_err(|error| of_adapter(path, error))? {
+            for warning in warnings.context(|| path.display().to_string())? {
                 warn(path, &warning);
             }
         }
@@ -127,14 +127,6 @@ impl<B: Backend> ReadOnly<B> {
 fn lora_spec(adapter: &Adapter) -> Result<LoraSpec> {
     let terms = adapter.lora_pairs()?.into_iter().map(|(place, pair)| (place, (pair.r, pair.scale))).collect();
     Ok(LoraSpec { terms, ..LoraSpec::default() })
-}
-
-/// The same error, naming the adapter.
-fn of_adapter(path: &Path, error: Error) -> Error {
-    match error {
-        Error::Refused(text) => Error::Refused(format!("{}: {text}", path.display())),
-        other => other,
-    }
 }
 
 /// What reading holds with the adapters of `specs`, one after the other.

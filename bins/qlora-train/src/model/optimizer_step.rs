@@ -3,7 +3,7 @@
 use crate::backend::{Backend, Batch, ParamUpdate, Watch};
 use crate::error::{Error, Result};
 use crate::model::{Factor, Llama};
-use crate::report::say;
+use crate::report::status;
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
 
@@ -174,7 +174,7 @@ fn not_finite<B: Backend>(
 ) -> Error {
     let mut found = String::new();
     if backend.watch(Watch::Values).unwrap_or(false) {
-        say!("{what}: computing the step again to find the first value that is not finite, which takes a while");
+        status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
         let weight = (1.0 / supervised(batches) as f64) as f32;
         for (micro, batch) in batches[..micro_batches].iter().enumerate() {
             let draw = (step * accumulation as u64 + micro as u64) as u32;

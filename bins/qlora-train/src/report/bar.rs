@@ -1,6 +1,6 @@
 //! Progress on standard error: a bar where it is a terminal, plain lines where it is not.
 
-use super::say;
+use super::console::{self, Verbosity, status};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -20,8 +20,10 @@ pub struct Bars {
 impl Bars {
     pub fn new(what: &'static str, total: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
+        let bar = match plain || !console::says(Verbosity::Normal) {
+            true => ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()),
+            false => console::BARS.add(ProgressBar::new(total)),
+        };
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed}<{eta}")
             .expect("the template is well-formed")
             .progress_chars("=> ");
@@ -42,7 +44,7 @@ impl Bars {
                 let left = elapsed.mul_f64((self.total - position.min(self.total)) as f64 / position as f64);
                 let gap = if message.is_empty() { "" } else { " " };
                 let (what, total) = (self.what, self.total);
-                say!("{what} {position}/{total}{gap}{message} {}<{}", duration(elapsed), duration(left));
+                status!("{what} {position}/{total}{gap}{message} {}<{}", duration(elapsed), duration(left));
             }
         } else {
             self.bar.set_message(message);

@@ -1,18 +1,11 @@
 //! Speaking to people: lines and bars on standard error.
 
 mod bar;
+mod console;
 
 pub use bar::Bars;
-
-/// A line on standard error. Unlike `eprintln!` it survives a closed one: a run of hours must not end because
-/// somebody left the pager.
-macro_rules! say {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($arg)*);
-    }};
-}
-pub(crate) use say;
+pub use console::{Verbosity, printable, set_verbosity};
+pub(crate) use console::{detail, print, print_error, status, warning};
 
 /// Bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {

@@ -9,7 +9,7 @@ use crate::backend::observed::Observed;
 use crate::config::{self, Settings};
 use crate::error::Result;
 use crate::model::ModelSpec;
-use crate::report::say;
+use crate::report::status;
 
 #[cfg(not(any(feature = "cuda", feature = "emulation")))]
 const BUILD: &str = "cargo build --release --package qlora-train --features cuda";
@@ -72,14 +72,14 @@ impl Device {
     }
 
     fn cpu(why: &str) -> Result<Self> {
-        say!("device: cpu, {} threads{why}", rayon::current_num_threads());
+        status!("device: cpu, {} threads{why}", rayon::current_num_threads());
         Ok(Self::Cpu)
     }
 
     #[cfg(not(any(feature = "cuda", feature = "emulation")))]
     fn named(_ordinal: usize) -> Result<Self> {
         crate::refuse!(
-            "`device`: found cuda, but this build works on the CPU only; expected cpu or auto, or a build with CUDA: `{BUILD}`"
+            "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
         );
     }
 
@@ -87,7 +87,9 @@ impl Device {
     fn found() -> Result<Self> {
         // What NVIDIA's driver makes on Linux.
         match std::path::Path::new("/dev/nvidia0").exists() {
-            true => Self::cpu(&format!("; this build cannot use the GPU of this machine, another can: `{BUILD}`")),
+            true => Self::cpu(&format!(
+                "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
+            )),
             false => Self::cpu(""),
         }
     }
@@ -96,8 +98,8 @@ impl Device {
     fn named(ordinal: usize) -> Result<Self> {
         use crate::error::Context;
         let device = qlora_kernels::cuda::Device::open_at(ordinal)
-            .or_refuse(|| format!("`device`: found cuda:{ordinal}, expected cpu or a GPU that can be used"))?;
-        say!("device: cuda:{ordinal}, {}", device.name());
+            .or_refuse(|| format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`"))?;
+        status!("device: cuda:{ordinal}, {}", device.name());
         Ok(Self::Cuda(ordinal))
     }
 

@@ -9,7 +9,7 @@ use crate::data::{self, ChatTokenizer, DataOptions, Row, Schedule, ScheduleOptio
 use crate::error::Result;
 use crate::model::{LoraSpec, ModelSpec};
 use crate::refuse;
-use crate::report::say;
+use crate::report::{status, warning};
 use std::path::PathBuf;
 
 /// Above this many parameters the CPU is only used when it is asked for.
@@ -29,14 +29,14 @@ impl Loaded {
         let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
         let checkpoint = Checkpoint::open(&dir)?;
         for note in checkpoint.notes() {
-            say!("{note}");
+            status!("{note}");
         }
         let tokenizer = match data::needs_tokenizer(files)? {
             true => Some(ChatTokenizer::open(&dir, settings.chat_template.as_deref())?),
             false => None,
         };
         if let Some(tokenizer) = &tokenizer {
-            say!("chat template: {}", tokenizer.template_origin());
+            status!("chat template: {}", tokenizer.template_origin());
         }
         Ok(Self { checkpoint, tokenizer })
     }
@@ -96,12 +96,12 @@ impl Workload {
         };
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
-            say!("{packing}");
+            status!("{packing}");
         }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
         let positions = loaded.checkpoint.config().max_position_embeddings;
         if longest > positions {
-            say!("warning: the longest row has {longest} tokens, the model was made for {positions} at most");
+            warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
         }
         Ok(Self { tokens: schedule.max_tokens().max(longest), rows, validation, validation_files, schedule, longest })
     }
@@ -121,10 +121,10 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
 fn load_rows(settings: &Settings, loaded: &Loaded) -> Result<(Vec<Row>, Vec<Row>)> {
     let options = data_options(settings, loaded);
     let training = data::load(&settings.data, loaded.tokenizer.as_ref(), &options)?;
-    say!("{}", training.report);
+    status!("{}", training.report);
     if !settings.val_data.is_empty() {
         let validation = data::load(&settings.val_data, loaded.tokenizer.as_ref(), &options)?;
-        say!("validation: {}", validation.report);
+        status!("validation: {}", validation.report);
         return Ok((training.rows, validation.rows));
     }
     let val_set_size = match settings.val_set_size {
@@ -133,7 +133,7 @@ fn load_rows(settings: &Settings, loaded: &Loaded) -> Result<(Vec<Row>, Vec<Row>
         config::ValSet::Count(rows) => rows as f64,
     };
     let (rows, validation) = training.split(val_set_size, settings.seed)?;
-    say!("{} rows to train on, {} held back for validation", rows.len(), validation.len());
+    status!("{} rows to train on, {} held back for validation", rows.len(), validation.len());
     Ok((rows, validation))
 }
 

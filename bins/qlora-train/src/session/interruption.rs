@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks the work to stop in good order, the second ends the process at once.
 
 use crate::error::{Context, Result};
-use crate::report::say;
+use crate::report::status;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -32,7 +32,7 @@ impl Interruption {
                         signal_hook::low_level::exit(128 + signal);
                     }
                     let name = signal_hook::low_level::signal_name(signal).unwrap_or("signal");
-                    say!("{name}: {answer}; a second one leaves at once");
+                    status!("{name}: {answer}; a second one leaves at once");
                 }
             })
             .or_fail(|| "the thread that watches for signals cannot be started".to_owned())?;

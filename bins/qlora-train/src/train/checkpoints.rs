@@ -9,7 +9,7 @@ use crate::error::{Context, Result};
 use crate::files::atomic::{AtomicFiles, remove_stale_files, sync_dir};
 use crate::files::failpoint;
 use crate::refuse;
-use crate::report::say;
+use crate::report::warning;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -192,6 +192,6 @@ fn remove(dir: &Path, aside: &Path) {
         fs::remove_dir_all(aside)
     };
     if let Err(error) = remove() {
-        say!("warning: {}: cannot be removed: {error}", dir.display());
+        warning!("{}: cannot be removed: {error}", dir.display());
     }
 }

@@ -12,7 +12,7 @@ use super::record::{METRICS_FILE, RUN_FILE, STATE_FILE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
 use crate::error::{Context, Result};
 use crate::refuse;
-use crate::report::say;
+use crate::report::warning;
 
 const LOCK_FILE: &str = ".lock";
 
@@ -153,8 +153,8 @@ impl OutputLock {
                     dir.display()
                 )
             }
-            Err(TryLockError::Error(cause)) => say!(
-                "warning: {}: its file system has no locks ({cause}): nothing keeps a second run out of it",
+            Err(TryLockError::Error(cause)) => warning!(
+                "{}: its file system has no locks ({cause}): nothing keeps a second run out of it",
                 dir.display()
             ),
         }

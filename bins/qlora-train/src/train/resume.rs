@@ -4,9 +4,9 @@ use super::Identity;
 use super::checkpoints;
 use super::snapshot::Saved;
 use crate::config::{Resume, Settings};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::refuse;
-use crate::report::say;
+use crate::report::status;
 use std::path::Path;
 
 /// The checkpoint that the settings ask for, its files checked. None: the run begins at its first step. Refused: a
@@ -26,19 +26,14 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
         Resume::From(dir) => Saved::open(dir, identity).map(Some),
         Resume::Latest => {
             let Some((_, newest)) = found.last() else {
-                say!("{}: no checkpoint to resume from: starting at the first step", output.display());
+                status!("{}: no checkpoint to resume from: starting at the first step", output.display());
                 return Ok(None);
             };
-            let hint = match found.iter().rev().nth(1) {
-                Some((_, before)) => {
-                    format!("the one before is `--resume-from-checkpoint {}`", before.display())
-                }
+            let hint = || match found.iter().rev().nth(1) {
+                Some((_, before)) => format!("the one before is `--resume-from-checkpoint {}`", before.display()),
                 None => "there is no earlier one: remove it to start over".to_owned(),
             };
-            Saved::open(newest, identity).map(Some).map_err(|error| match error {
-                Error::Refused(text) => Error::Refused(format!("{text}; {hint}")),
-                other => other,
-            })
+            Saved::open(newest, identity).map(Some).map_err(|error| error.usage_hint(hint))
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::data::{ChatTokenizer, Schedule};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
-use crate::report::{Bars, say, trainable_line};
+use crate::report::{Bars, detail, status, trainable_line, warning};
 use crate::session::disk::{self, DiskPlan};
 use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
 use crate::session::interruption::Interruption;
@@ -42,7 +42,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let identity = run_identity(&settings, &loaded)?;
     if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
-        say!(
+        status!(
             "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
             output.display(),
@@ -126,7 +126,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     };
     let total = work.schedule.total_steps();
     if let Some(saved) = &saved {
-        say!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
+        status!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
     }
     let base = loaded.checkpoint.base_name();
     let run = json!({
@@ -205,9 +205,9 @@ fn check_disk(
     let plan = DiskPlan::new(settings, spec, loaded.checkpoint.dir(), steps, per_epoch, existing);
     let Some(free) = disk::free_bytes(output) else { return Ok(()) };
     let warning = plan.check(free, output)?;
-    say!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
+    status!("disk: {} a checkpoint, {} free", format_bytes(plan.checkpoint_bytes), format_bytes(free));
     if let Some(warning) = warning {
-        say!("warning: {warning}");
+        warning!("{warning}");
     }
     Ok(())
 }
@@ -216,26 +216,29 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let checkpoint = &loaded.checkpoint;
     let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
     let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
-    say!(
+    status!(
         "base: {}{revision} ({}); quantisation: {}",
         base.name,
         checkpoint.dir().display(),
         recipe(settings, checkpoint)
     );
     let trainable = spec.lora_parameters();
-    say!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
+    status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     let (a, b) = settings.learning_rates_for(parameters);
-    say!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
+    status!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let recompute = match (spec.recompute, spec.offload) {
         (true, true) => "; activations are recomputed in the backward pass, from inputs in host memory",
         (true, false) => "; activations are recomputed in the backward pass",
         _ => "",
     };
-    say!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
+    status!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
-        say!("host memory: {pinned} pinned for the GPU, {limit} may be used");
+        status!("host memory: {pinned} pinned for the GPU, {limit} may be used");
+    }
+    for buffer in plan.buffers.iter().chain(&plan.on_host) {
+        detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
 }
 

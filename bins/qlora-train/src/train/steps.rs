@@ -14,7 +14,7 @@ use crate::files::failpoint;
 use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
-use crate::report::{Bars, say};
+use crate::report::{Bars, status};
 use crate::session::inputs::{Loaded, Workload};
 use crate::session::interruption::{Interruption, resume_command};
 use std::path::{Path, PathBuf};
@@ -144,7 +144,7 @@ impl<B: Backend> Run<'_, B> {
         let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
         failpoint::moment("evaluation");
-        say!("validation after step {step}: {evaluation}");
+        status!("validation after step {step}: {evaluation}");
         let loss = evaluation.loss;
         self.log(LogEntry {
             eval_loss: Some(loss),
@@ -173,7 +173,7 @@ impl<B: Backend> Run<'_, B> {
             && self.state.global_step < self.work.schedule.total_steps()
         {
             self.progress.stopped_early = true;
-            say!(
+            status!(
                 "stopping early after step {}: {patience} evaluations without a validation loss below {:.4}",
                 self.state.global_step,
                 self.state.best_metric.unwrap_or(loss)
@@ -226,8 +226,8 @@ impl<B: Backend> Run<'_, B> {
             0 => String::new(),
             micro => format!(" and {micro} micro-batches"),
         };
-        say!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
-        say!("to go on: {}", resume_command());
+        status!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
+        status!("to go on: {}", resume_command());
         Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
     }
 
@@ -238,9 +238,9 @@ impl<B: Backend> Run<'_, B> {
             return Ok(false);
         }
         let saved = Saved::open(&self.output.join(&best), self.identity)
-            .map_err(|error| Error::Failed(format!("load_best_model_at_end: {error}")))?;
+            .failure_context(|| "load_best_model_at_end".to_owned())?;
         saved.restore(&mut self.backend, &mut self.model)?;
-        say!("the adapter is that of {best}, with the lowest validation loss");
+        status!("restored {best}, the checkpoint with the lowest validation loss");
         Ok(true)
     }
 }

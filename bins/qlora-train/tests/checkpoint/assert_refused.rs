@@ -1,11 +1,11 @@
 //! What every refusal must be; also for the tests of adapters.
 
-use qlora_train::error::{Error, Result};
+use qlora_train::error::Result;
 
 /// The error is a refusal (exit status 2) whose one sentence holds every word.
 pub fn assert_refused<T>(result: Result<T>, words: &[&str]) {
     let Err(error) = result else { panic!("accepted, expected a refusal with {words:?}") };
-    assert!(matches!(error, Error::Refused(_)), "{error}");
+    assert!(error.is_usage(), "{error}");
     assert_eq!(error.exit_status(), 2);
     let text = error.to_string();
     assert!(!text.contains('\n'), "{text:?}");

@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use qlora_train::arch::LlamaConfig;
 use qlora_train::base::Checkpoint;
 use qlora_train::base::synthetic::{Synthetic, tiny_config};
-use qlora_train::error::Error;
 
 #[derive(Clone, Debug)]
 enum Damage {
@@ -50,7 +49,7 @@ fn damages() -> impl Strategy<Value = Damage> {
 /// Opening refuses or succeeds; what was opened can be read to the end.
 fn open_and_read(dir: &Path) -> Result<(), TestCaseError> {
     match Checkpoint::open(dir) {
-        Err(error) => prop_assert!(matches!(error, Error::Refused(_)), "{}", error),
+        Err(error) => prop_assert!(error.is_usage(), "{}", error),
         Ok(checkpoint) => {
             for name in checkpoint.names() {
                 let expected: usize = checkpoint.shape(name).unwrap().iter().product();
@@ -89,16 +88,16 @@ fn damage_quantized(file: &str, limit: impl Fn(&[u8]) -> usize, damage: &Damage)
     damage.apply(&mut bytes, limit);
     std::fs::write(path, bytes).unwrap();
     match Checkpoint::open(dir.path()) {
-        Err(error) => prop_assert!(matches!(error, Error::Refused(_)), "{}", error),
+        Err(error) => prop_assert!(error.is_usage(), "{}", error),
         Ok(checkpoint) => {
             for name in checkpoint.names() {
                 match checkpoint.read_weight_with_digest(name) {
-                    Err(error) => prop_assert!(matches!(error, Error::Refused(_)), "{}", error),
+                    Err(error) => prop_assert!(error.is_usage(), "{}", error),
                     Ok((weight, _)) => prop_assert_eq!(weight.into_tensor().shape, checkpoint.shape(name).unwrap()),
                 }
             }
             if let Err(error) = checkpoint.fingerprint() {
-                prop_assert!(matches!(error, Error::Refused(_)), "{}", error);
+                prop_assert!(error.is_usage(), "{}", error);
             }
         }
     }

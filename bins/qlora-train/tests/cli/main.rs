@@ -6,6 +6,7 @@ mod fixture;
 
 mod before;
 mod bench;
+mod console;
 mod disk;
 mod evaluation;
 mod generate;

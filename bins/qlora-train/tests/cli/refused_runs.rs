@@ -50,7 +50,8 @@ fn a_device_that_this_build_lacks() {
     for line in
         [&train(""), "plan --model model", "eval --model model --data rows.jsonl", "generate --model model --prompt x"]
     {
-        sandbox.refused(&format!("{line} --device cuda"), &["`device`", "found cuda", "CPU only", "expected cpu"]);
+        let words = ["`device: cuda`", "no CUDA support", "rebuild it with `cargo build", "--device cpu"];
+        sandbox.refused(&format!("{line} --device cuda"), &words);
     }
 }
 

@@ -140,11 +140,7 @@ impl Sandbox {
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qlora-train"));
         command.args(line.split_whitespace()).current_dir(self.0.path()).stdin(Stdio::null());
-        command
-            .env_remove(VARIABLE)
-            .env_remove("RUST_LOG")
-            .env("HF_HOME", self.path("no-cache"))
-            .env_remove("HF_HUB_CACHE");
+        command.env_remove(VARIABLE).env("HF_HOME", self.path("no-cache")).env_remove("HF_HUB_CACHE");
         command
     }
 

@@ -1,6 +1,6 @@
-//! Named places at which a test ends the process or makes a write fail, to show that neither loses anything.
+//! Failpoints of a test build.
 //!
-//! Inert unless the variable `QLORA_FAULT` is set, which is for tests only. It is read once:
+//! The variable `QLORA_FAULT` is read once:
 //!
 //! | value | does |
 //! |---|---|
@@ -17,8 +17,6 @@ use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use crate::report::say;
 
 /// "No space left on device", "Read-only file system"
 const ENOSPC: i32 = 28;
@@ -62,12 +60,16 @@ fn parse(text: &str) -> Option<Fault> {
     Some(Fault::At { place, nth, action, passed: AtomicU64::new(0) })
 }
 
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// What is to happen now, if anything.
 fn pass(stage: &str, what: &str) -> Option<Action> {
     let name = if what.is_empty() { stage.to_owned() } else { format!("{stage}/{what}") };
     match fault()? {
         Fault::Trace => {
-            say!("fault point {name}");
+            say(&format!("fault point {name}"));
             None
         }
         Fault::At { place, nth, action, passed } => {
@@ -90,7 +92,7 @@ fn act(action: Action) -> io::Result<()> {
         Action::Full => Err(io::Error::from_raw_os_error(ENOSPC)),
         Action::ReadOnly => Err(io::Error::from_raw_os_error(EROFS)),
         Action::Pause(milliseconds) => {
-            say!("fault point reached");
+            say("fault point reached");
             std::thread::sleep(Duration::from_millis(milliseconds));
             Ok(())
         }

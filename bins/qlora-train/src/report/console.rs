@@ -1,0 +1,112 @@
+//! Lines for people on standard error: one way for every part of the trainer, with three levels.
+//!
+//! [`status!`](crate::report::status) says what a command does, [`detail!`](crate::report::detail) more of it for `-v`,
+//! [`warning!`](crate::report::warning) what a user should look at. `-q` leaves warnings and errors. Lines have no colors
+//! and no control characters, whatever the files hold that they quote.
+
+use indicatif::MultiProgress;
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Verbosity {
+    /// Warnings and errors only
+    Quiet,
+    #[default]
+    Normal,
+    /// Details too
+    Verbose,
+}
+
+static VERBOSITY: AtomicU8 = AtomicU8::new(Verbosity::Normal as u8);
+/// The progress bars on the terminal, which a line must not run into.
+pub(super) static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// For the whole process, from now on.
+pub fn set_verbosity(verbosity: Verbosity) {
+    VERBOSITY.store(verbosity as u8, Ordering::Relaxed);
+}
+
+/// Whether lines of this level are printed.
+pub(crate) fn says(verbosity: Verbosity) -> bool {
+    VERBOSITY.load(Ordering::Relaxed) >= verbosity as u8
+}
+
+/// Prints lines if `verbosity` is asked for. Unlike `eprintln!` this survives a closed standard error: a run of hours
+/// must not end because somebody left the pager.
+pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
+    if !says(verbosity) {
+        return;
+    }
+    let text = format!("{prefix}{text}");
+    let lines: Vec<Cow<str>> = text.split('\n').map(printable).collect();
+    let text = lines.join("\n");
+    BARS.suspend(|| {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    });
+}
+
+/// Text without what could move the cursor, color the terminal or turn the direction of writing: such characters are
+/// escaped, a line break included.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if harmful(c) {
+            let _ = write!(escaped, "{}", c.escape_default());
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Says what the command does: a line on standard error.
+macro_rules! status {
+    ($($arg:tt)*) => {
+        $crate::report::print($crate::report::Verbosity::Normal, "", format_args!($($arg)*))
+    };
+}
+
+/// Says what only matters to who asks with `-v`.
+macro_rules! detail {
+    ($($arg:tt)*) => {
+        $crate::report::print($crate::report::Verbosity::Verbose, "", format_args!($($arg)*))
+    };
+}
+
+/// Says what a user should look at, although the work goes on.
+macro_rules! warning {
+    ($($arg:tt)*) => {
+        $crate::report::print($crate::report::Verbosity::Quiet, "warning: ", format_args!($($arg)*))
+    };
+}
+
+pub(crate) use {detail, status, warning};
+
+/// Says why the command ends.
+pub(crate) fn print_error(error: &impl fmt::Display) {
+    print(Verbosity::Quiet, "error: ", format_args!("{error}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_and_the_rest_is_left() {
+        assert!(matches!(printable("loss 0.5: 70% ⟦größer⟧"), Cow::Borrowed(_)));
+        assert_eq!(
+            printable("a\x1b[31mb\x07\r\n\u{9b}2J\u{202e}x\x7f"),
+            r"a\u{1b}[31mb\u{7}\r\n\u{9b}2J\u{202e}x\u{7f}"
+        );
+    }
+}

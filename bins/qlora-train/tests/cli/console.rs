@@ -1,0 +1,57 @@
+//! What the commands say on standard error: how much of it, and never a character that could move the cursor.
+
+use crate::sandbox::{Sandbox, train};
+
+#[test]
+fn quiet_leaves_warnings_and_errors_and_verbose_adds_details() {
+    let sandbox = Sandbox::new();
+    // A row longer than the model was made for is a warning.
+    let ids: Vec<String> = (0..300).map(|id| (3 + id % 90).to_string()).collect();
+    sandbox.write("long.jsonl", &format!("{{\"input_ids\": [{}]}}", ids.join(",")));
+    let line = |more: &str| train(&format!("--data long.jsonl --max-length 320 --max-steps 1 {more}"));
+    let lines = |more: &str| {
+        let text = sandbox.run(&line(more)).ok().stderr;
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let quiet = lines("--output-dir quiet -q");
+    assert!(quiet.len() == 1 && quiet[0].starts_with("warning: the longest row has 300 tokens"), "{quiet:#?}");
+    let normal = lines("--output-dir normal");
+    assert!(normal.iter().any(|line| line.starts_with("device: ")) && normal.contains(&quiet[0]), "{normal:#?}");
+    let verbose = lines("--output-dir verbose --verbose");
+    let buffer = |line: &&String| line.ends_with("  embedding");
+    assert!(verbose.len() > normal.len(), "{verbose:#?}");
+    assert_eq!((verbose.iter().filter(buffer).count(), normal.iter().filter(buffer).count()), (1, 0), "{verbose:#?}");
+    sandbox.run(&line("--output-dir file -q --lora-r 0")).ended(2, &["--lora-r"]);
+    let both = sandbox.run(&line("-q -v"));
+    assert_eq!(both.status, Some(2), "{both:?}");
+}
+
+#[test]
+fn every_command_takes_quiet_and_verbose_and_no_variable_changes_what_is_said() {
+    let sandbox = Sandbox::new();
+    for command in ["train", "plan", "preview", "quantize", "eval", "generate", "bench", "doctor"] {
+        let help = sandbox.run(&format!("{command} --help")).ok().stdout;
+        assert!(help.contains("-q, --quiet") && help.contains("-v, --verbose"), "{help}");
+    }
+    let plan = "plan --model model --data rows.jsonl --max-length 64";
+    let plain = sandbox.run(plan).ok();
+    let logged = sandbox.command(plan).env("RUST_LOG", "trace").output().unwrap();
+    assert_eq!(String::from_utf8(logged.stderr).unwrap(), plain.stderr);
+    assert!(!plain.stderr.is_empty());
+    assert_eq!(sandbox.run(&format!("{plan} --quiet")).ok().stderr, "");
+}
+
+#[test]
+fn control_characters_of_files_and_names_are_escaped() {
+    let sandbox = Sandbox::new();
+    let name = "rows\u{1b}[31m\u{7}.jsonl";
+    sandbox.write_rows(name, 4, 1);
+    let said = sandbox.run(&train(&format!("--data {name} --max-steps 1"))).ok().stderr;
+    assert!(said.contains(r"rows\u{1b}[31m\u{7}.jsonl"), "{said}");
+    sandbox.write(name, "{\"input_ids\": 1, \"t\u{9b}2J\": 2}");
+    let refused = sandbox.run(&train(&format!("--data {name} --output-dir other")));
+    assert!(refused.stderr.contains(r"error: rows\u{1b}[31m\u{7}.jsonl: line 1"), "{refused:?}");
+    for text in [said, refused.stderr] {
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    }
+}
