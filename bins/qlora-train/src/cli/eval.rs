@@ -30,7 +30,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
     plan::set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings, &args.data)?;
+    let loaded = Loaded::open_for(&settings, &args.data, &args.model.adapter)?;
     loaded.check_size(&settings, device)?;
     let options = DataOptions {
         max_length: args.max_length,

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
-use super::enums::{Checkpointing, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+use super::enums::{
+    BadRow, Checkpointing, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules, TooLong,
+};
 use super::intervals::{Every, Resume};
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet};
 use super::yaml::Value;
@@ -89,7 +91,7 @@ settings! {
     "Revision of the base model, recorded in the adapter."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: one or more JSONL, JSON or Parquet files; the format of a row is told by its keys."
+    "Training rows: JSONL, JSON, Parquet, Arrow or CSV files, patterns of their names, or a folder that holds them; the format of a row is told by its keys."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
         ["datasets", "dataset", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
@@ -168,10 +170,21 @@ settings! {
     "What happens to a row of more than `max_length` tokens; counts are printed."
     too_long: TooLong = TooLong::Drop, "drop", "drop, truncate or error", Results,
         ["overlong", "excess_length_strategy"];
+    "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
+    on_bad_row: BadRow = BadRow::Error, "error", "error or skip", Results, [];
+    "Column of the rows that holds the prompt, where it has another name."
+    prompt_column: Option<String> = None, "none: prompt", "the name of a column", Results,
+        ["prompt_feature", "field_instruction", "dataset_prompt_field"];
+    "Column of the rows that holds the completion, where it has another name."
+    completion_column: Option<String> = None, "none: completion", "the name of a column", Results,
+        ["completion_feature", "field_output", "response_column"];
+    "Whether texts under prompt and completion are trained on as they stand, or as turns of the chat template."
+    prompt_completion: PromptCompletion = PromptCompletion::Text, "text", "text or chat", Results, [];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
-    "Template of a base model that has none of its own."
-    chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca or the path of a template file",
+    "Chat template: for a base model that has none of its own, or one for training."
+    chat_template: Option<String> = None, "none: the model's own",
+        "chatml, alpaca, qwen3_training, deepseek_r1_training or the path of a template file",
         Results, [];
 
     "Optimiser: AdamW with blockwise 8-bit states (f32 for tensors under 4,096 elements), or with f32 states."

@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 
 use super::UNSUPERVISED;
 use super::chat::ChatTokens;
+use super::columns::Columns;
 use super::formats::{self, AlpacaStyle, Content};
+use super::messages::{Conversation, Message};
 use super::notes::Note;
 use super::options::DataOptions;
 use super::reader::{Unit, at, read_rows};
@@ -18,7 +20,7 @@ use super::report::{DatasetReport, FileReport, RowPlace};
 use super::rows::{self, RowKind};
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
-use crate::config::TooLong;
+use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::{Error, Result};
 use crate::refuse;
 
@@ -62,17 +64,21 @@ pub struct Dataset {
 }
 
 /// Whether any row of the files is text. Reads up to the first such row.
-pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
+pub fn needs_tokenizer(paths: &[PathBuf], columns: &Columns) -> Result<bool> {
     for path in paths {
-        let (mut found, mut rows) = (false, 0);
+        let (mut found, mut bad) = (false, None);
         // An error ends the reading at the first row of text; it is dropped then.
-        let outcome = read_rows(path, &mut |unit, number, row| {
-            rows += 1;
-            match rows::detect(&row).map_err(|why| at(path, unit, number, &why))? {
-                RowKind::Tokenised => Ok(()),
-                _ => {
+        let outcome = read_rows(path, columns, &mut |unit, number, row| {
+            match row.and_then(|row| columns.renamed(row)).and_then(|row| rows::detect(&row)) {
+                Ok(RowKind::Tokenised) => Ok(()),
+                Ok(_) => {
                     found = true;
                     Err(Error::Refused(String::new()))
+                }
+                // Perhaps to be skipped: whether it is, is decided when it is read.
+                Err(why) => {
+                    bad.get_or_insert_with(|| at(path, unit, number, &why));
+                    Ok(())
                 }
             }
         });
@@ -80,6 +86,9 @@ pub fn needs_tokenizer(paths: &[PathBuf]) -> Result<bool> {
             return Ok(true);
         }
         outcome?;
+        if let Some(error) = bad {
+            return Err(error);
+        }
     }
     Ok(false)
 }
@@ -111,6 +120,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     }
     let Loader { rows, mut report, tasks, .. } = loader;
     report.tasks = tasks.len();
+    report.check_bad_rows()?;
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if report.rows_read == 0 {
         refuse!("{files}: no row found; expected at least one");
@@ -128,6 +138,21 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
     if report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| conversations.contains(kind)) {
         report.warnings.extend(tokenizer.and_then(ChatTokenizer::template_warning));
+    }
+    let plain = report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| *kind == RowKind::PromptCompletion);
+    if plain && tokenizer.is_some_and(|tokenizer| tokenizer.template().is_some()) {
+        report.remarks.push(match options.prompt_completion {
+            PromptCompletion::Text => {
+                "prompt + completion rows of texts are trained on as plain text, without the chat template \
+                 (`prompt_completion: chat` uses it); `generate --raw` asks in that form"
+                    .to_owned()
+            }
+            PromptCompletion::Chat => {
+                "prompt + completion rows of texts are trained on as a user turn and an answer, by the chat template \
+                 (`prompt_completion: text` does without); `generate` asks in that form"
+                    .to_owned()
+            }
+        });
     }
     report.rows_kept = rows.len();
     report.tokens = rows.iter().map(Row::len).sum();
@@ -161,15 +186,20 @@ impl Loader<'_> {
     fn file(&mut self, path: &Path) -> Result<()> {
         let file = self.report.files.len();
         self.report.files.push(FileReport::new(path));
-        read_rows(path, &mut |unit, line, row| {
-            let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
-            let report = &mut self.report.files[file];
-            report.unit = unit;
-            report.count(kind);
-            self.waiting.push((line, kind, row));
+        let options = self.options;
+        read_rows(path, &options.columns, &mut |unit, line, row| {
+            self.report.files[file].unit = unit;
+            let row = row.and_then(|row| options.columns.renamed(row));
+            match row.and_then(|row| Ok((rows::detect(&row)?, row))) {
+                Ok((kind, row)) => {
+                    self.report.files[file].count(kind);
+                    self.waiting.push((line, kind, row));
+                }
+                Err(why) => self.bad(path, file, line, &why)?,
+            }
             if self.waiting.len() == CHUNK { self.tokenise(path, file) } else { Ok(()) }
         })?;
-        if self.report.files[file].rows == 0 {
+        if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
             refuse!("{}: no row found; expected at least one", path.display());
         }
         self.tokenise(path, file)
@@ -182,13 +212,31 @@ impl Loader<'_> {
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
         let unit = self.report.files[file].unit;
         for (line, result) in done {
-            let read = result.map_err(|why| at(path, unit, line, &why))?;
+            let read = match result {
+                Ok(read) => read,
+                Err(why) => {
+                    self.bad(path, file, line, &why)?;
+                    continue;
+                }
+            };
             let Read { input_ids, labels, open_ended, task, notes } = read;
             let task = task.map(|name| self.task(name));
             notes.into_iter().for_each(|note| self.report.files[file].notes.add(note, line));
             self.keep(path, unit, Row { input_ids, labels, file, line, task }, open_ended)?;
         }
         Ok(())
+    }
+
+    /// A row that cannot be trained on.
+    fn bad(&mut self, path: &Path, file: usize, line: usize, why: &str) -> Result<()> {
+        let error = at(path, self.report.files[file].unit, line, why);
+        match self.options.on_bad_row {
+            BadRow::Error => Err(error),
+            BadRow::Skip => {
+                self.report.skip_bad(error.to_string());
+                Ok(())
+            }
+        }
     }
 
     fn task(&mut self, name: String) -> Arc<str> {
@@ -256,6 +304,12 @@ impl Loader<'_> {
         };
         let tokens = match formats::content(map, kind, style, notes)? {
             Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
+            Content::Text { prompt, completion }
+                if kind == RowKind::PromptCompletion && self.options.prompt_completion == PromptCompletion::Chat =>
+            {
+                let turns = vec![Message::new("user", &prompt), Message::new("assistant", &completion)];
+                tokenizer.encode_conversation(&Conversation::new(turns))?
+            }
             Content::Text { prompt, completion } => tokenizer.encode_completion(&prompt, &completion)?,
         };
         if let Some(id) = tokens.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {

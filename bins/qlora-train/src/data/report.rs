@@ -7,9 +7,13 @@ use super::histogram::Histogram;
 use super::notes::Notes;
 use super::reader::Unit;
 use super::rows::RowKind;
+use crate::error::Result;
+use crate::refuse;
 
 /// Rows named one by one in the printed report; more than these are only counted.
 const NAMED_ROWS: usize = 5;
+/// Rows that may be skipped of a data set however small it is.
+const SKIPPED_ALWAYS: usize = 5;
 /// Tasks that are evaluated apart; with more of them, none is.
 pub const MAX_TASKS: usize = 100;
 
@@ -74,6 +78,12 @@ pub struct DatasetReport {
     pub unsupervised_rows: Vec<RowPlace>,
     /// Rows with a text or an assistant turn that ends without a token of its own.
     pub open_ended: usize,
+    /// Left out because they cannot be trained on (`on_bad_row: skip`).
+    pub skipped: usize,
+    /// Why, of the first of those.
+    pub bad_rows: Vec<String>,
+    /// How rows were read, where it could be otherwise.
+    pub remarks: Vec<String>,
     /// What is to be said of the chat template.
     pub warnings: Vec<String>,
     /// Different tasks that rows name.
@@ -96,6 +106,26 @@ impl DatasetReport {
     pub fn place(&self, file: usize, line: usize) -> String {
         let file = &self.files[file];
         format!("{} {} {line}", file.path.display(), file.unit.name())
+    }
+
+    pub(super) fn skip_bad(&mut self, why: String) {
+        self.skipped += 1;
+        if self.bad_rows.len() < NAMED_ROWS {
+            self.bad_rows.push(why);
+        }
+    }
+
+    /// Refuses files of which more than a few rows had to be skipped: then something else is wrong than a few rows.
+    pub(super) fn check_bad_rows(&self) -> Result<()> {
+        let rows = self.rows_read + self.skipped;
+        if self.skipped <= (rows / 10).max(SKIPPED_ALWAYS) {
+            return Ok(());
+        }
+        refuse!(
+            "{} of {rows} rows cannot be trained on, more than the tenth that on_bad_row skips; the first: {}",
+            self.skipped,
+            self.bad_rows.first().map_or("", String::as_str)
+        )
     }
 
     pub(super) fn skip_unsupervised(&mut self, place: RowPlace) {
@@ -131,6 +161,16 @@ impl fmt::Display for DatasetReport {
                  are left out"
             )?,
             tasks => write!(f, "\n{tasks} task{}", if tasks == 1 { "" } else { "s" })?,
+        }
+        for remark in &self.remarks {
+            write!(f, "\n{remark}")?;
+        }
+        if self.skipped > 0 {
+            write!(f, "\nwarning: {} rows skipped, because they cannot be trained on:", self.skipped)?;
+            for why in &self.bad_rows {
+                write!(f, "\n  {why}")?;
+            }
+            write!(f, "{}", if self.skipped > self.bad_rows.len() { "\n  …" } else { "" })?;
         }
         if self.dropped > 0 {
             write!(

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::columns::Columns;
 use super::messages::is_empty;
 use super::notes::{KeyOf, Note};
 use super::{json, weight};
@@ -179,9 +180,10 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
             {
                 let state = if map.contains_key(*missing) { "null" } else { "missing" };
                 return Err(format!(
-                    "`{missing}` is {state}; expected {} in a {} row",
+                    "`{missing}` is {state}; expected {} in a {} row{}",
                     shown(half.keys()),
-                    half.name()
+                    half.name(),
+                    Columns::guess(map)
                 ));
             }
             if let Some(key) = OTHER_MEANING.iter().find(|key| has(*key)) {
@@ -190,7 +192,7 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
             if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
                 return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));
             }
-            Err(format!("unknown kind of row: found {}; {SUPPORTED}", json::describe(row)))
+            Err(format!("unknown kind of row: found {}; {SUPPORTED}{}", json::describe(row), Columns::guess(map)))
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_object;
 use crate::files::safetensors::TensorFile;
 use crate::refuse;
-use crate::report::say;
+use crate::report::warning;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +33,8 @@ pub fn open_tokenizer(settings: &Settings, checkpoint: &Checkpoint, adapters: &[
             continue;
         }
         let Some(theirs) = trained.tokenizer else {
-            say!(
-                "warning: {}: was trained with another chat template (SHA-256 {}) than the one in use ({}), and does not \
+            warning!(
+                "{}: was trained with another chat template (SHA-256 {}) than the one in use ({}), and does not \
                  hold it: its answers may differ from what it learned",
                 adapter.display(),
                 short(&hash),
@@ -43,8 +43,8 @@ pub fn open_tokenizer(settings: &Settings, checkpoint: &Checkpoint, adapters: &[
             continue;
         };
         if chosen {
-            say!(
-                "warning: {}: was trained with another chat template ({}) than the one chosen; leave chat_template out to \
+            warning!(
+                "{}: was trained with another chat template ({}) than the one chosen; leave chat_template out to \
                  use it",
                 adapter.display(),
                 theirs.template_origin()

@@ -1,11 +1,12 @@
 //! What a run works on: the base, its rows, their order, and the model that the settings describe.
 
 use super::Device;
+use super::chat_template::open_tokenizer;
 use crate::arch::{LlamaConfig, Module};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::{self, Settings};
-use crate::data::{self, ChatTokenizer, DataOptions, Row, Schedule, ScheduleOptions};
+use crate::data::{self, ChatTokenizer, Columns, DataFiles, DataOptions, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::model::{LoraSpec, ModelSpec};
 use crate::refuse;
@@ -25,14 +26,19 @@ pub struct Loaded {
 impl Loaded {
     /// Opens and checks the base, without its weights; its tokenizer too if any of `files` holds text.
     pub fn open(settings: &Settings, files: &[PathBuf]) -> Result<Self> {
+        Self::open_for(settings, files, &[])
+    }
+
+    /// As [`open`](Self::open), with the chat template that these adapters were trained with.
+    pub fn open_for(settings: &Settings, files: &[PathBuf], adapters: &[PathBuf]) -> Result<Self> {
         let arg = settings.model_path()?;
         let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
         let checkpoint = Checkpoint::open(&dir)?;
         for note in checkpoint.notes() {
             status!("{note}");
         }
-        let tokenizer = match data::needs_tokenizer(files)? {
-            true => Some(ChatTokenizer::open(&dir, settings.chat_template.as_deref())?),
+        let tokenizer = match data::needs_tokenizer(files, &columns(settings))? {
+            true => Some(open_tokenizer(settings, &checkpoint, adapters)?),
             false => None,
         };
         if let Some(tokenizer) = &tokenizer {
@@ -107,11 +113,29 @@ impl Workload {
     }
 }
 
+/// The columns of prompt and completion that the settings name.
+fn columns(settings: &Settings) -> Columns {
+    Columns { prompt: settings.prompt_column.clone(), completion: settings.completion_column.clone() }
+}
+
+/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are taken
+/// where none are given.
+pub fn find_files(settings: &mut Settings) -> Result<()> {
+    let found = DataFiles::find(&settings.data)?;
+    settings.data = found.training;
+    let chosen = !settings.val_data.is_empty() || settings.val_set_size != config::ValSet::Off;
+    settings.val_data = if chosen { DataFiles::find(&settings.val_data)?.training } else { found.validation };
+    Ok(())
+}
+
 /// How rows are read for this model.
 pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
+        on_bad_row: settings.on_bad_row,
+        columns: columns(settings),
+        prompt_completion: settings.prompt_completion,
         vocab_size: loaded.checkpoint.config().vocab_size,
         eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
     }

@@ -1,5 +1,6 @@
 //! What train, infer and bench share: device, memory plan, inputs, where weights come from.
 
+pub mod chat_template;
 mod device;
 pub mod disk;
 pub mod inputs;

@@ -11,7 +11,7 @@ use super::snapshot::Saved;
 use super::steps::Run;
 use super::{Finished, Found, Identity, OutputLock, RunRecord, TrainerState, check_output_dir, check_recorded_base};
 use super::{TrainOutcome, checkpoints, resume};
-use crate::adapter::{Adapter, AdapterConfig, Provenance, copy_tokenizer_files};
+use crate::adapter::{Adapter, AdapterConfig, Provenance};
 use crate::backend::Backend;
 use crate::config::{Purpose, Settings};
 use crate::data::{ChatTokenizer, Schedule};
@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, detail, status, trainable_line, warning};
+use crate::session::chat_template::save_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
 use crate::session::interruption::Interruption;
@@ -188,7 +189,7 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     adapter_of(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
-    copy_tokenizer_files(run.loaded.checkpoint.dir(), run.output)?;
+    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer.as_ref(), run.output)?;
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use super::progress::{Progress, Speed};
 use super::run::adapter_of;
 use super::snapshot::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
 use super::{Identity, LogEntry, RunRecord, TrainerState, write_json, write_state};
-use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
 use crate::config::{Every, Settings};
 use crate::data::{MicroBatch, Step};
@@ -15,6 +14,7 @@ use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::report::{Bars, status};
+use crate::session::chat_template::save_tokenizer;
 use crate::session::inputs::{Loaded, Workload};
 use crate::session::interruption::{Interruption, resume_command};
 use std::path::{Path, PathBuf};
@@ -196,7 +196,7 @@ impl<B: Backend> Run<'_, B> {
         );
         let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
             adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?.save(dir)?;
-            copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
+            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer.as_ref(), dir)?;
             // rsLoRA is folded in the adapter's file.
             write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
             write_state(dir, &self.state)?;

@@ -141,7 +141,8 @@ fn builtin_alpaca_supervises_the_response_and_the_eos() {
 
 #[test]
 fn builtin_templates_have_names() {
-    assert_eq!(Builtin::ALL.map(Builtin::name), ["chatml", "alpaca"]);
+    let names = ["chatml", "alpaca", "qwen3_training", "deepseek_r1_training"];
+    assert_eq!(Builtin::ALL.map(Builtin::name), names);
     assert_eq!(Builtin::from_name("alpaca"), Some(Builtin::Alpaca));
     assert_eq!(Builtin::from_name("ALPACA"), None);
 }
