@@ -1,9 +1,12 @@
 //! Compiles the kernels of `cuda/`.
 //!
 //! - feature `cuda`: with nvcc, for the architectures of `QLORA_CUDA_ARCHS` (default 80,90,120, and PTX of the first);
-//! - feature `emulation` (tests): the same files with the host C++ compiler, `QLORA_EMULATION_SANITIZE=address` under
-//!   AddressSanitizer;
+//! - feature `emulation` (tests), with or without `cuda`: the same files with the host C++ compiler,
+//!   `QLORA_EMULATION_SANITIZE=address` under AddressSanitizer;
 //! - neither: nothing is compiled, and no C++ compiler is needed.
+//!
+//! The crate's code asks `cfg(kernels = "cuda" | "emulated" | "absent")` which it was. On docs.rs nothing is compiled, and the
+//! documentation is that of the features.
 
 #[path = "build/compile.rs"]
 mod compile;
@@ -17,15 +20,21 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rustc-check-cfg=cfg(sanitize_address)");
+    println!("cargo:rustc-check-cfg=cfg(kernels, values(\"cuda\", \"emulated\", \"absent\"))");
     let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
     let emulation = env::var_os("CARGO_FEATURE_EMULATION").is_some();
-    let built = match (cuda, emulation) {
-        (false, false) => Ok(()),
-        (true, false) => build_cuda(),
-        (false, true) => build_emulation(),
-        (true, true) => {
-            Err("features `cuda` and `emulation` exclude each other: both define the kernels' C functions".into())
-        }
+    // Both define the kernels' C functions. A build that names `emulation` is one for tests.
+    let kernels = match (cuda, emulation) {
+        (false, false) => "absent",
+        (true, false) => "cuda",
+        (_, true) => "emulated",
+    };
+    println!("cargo:rustc-cfg=kernels=\"{kernels}\"");
+    let built = match kernels {
+        _ if variable("DOCS_RS").is_some() => Ok(()),
+        "cuda" => build_cuda(),
+        "emulated" => build_emulation(),
+        _ => Ok(()),
     };
     if let Err(message) = built {
         // One sentence instead of a panic's backtrace.

@@ -65,8 +65,8 @@ impl Compiler {
     ) -> Result<(Vec<PathBuf>, Vec<String>)> {
         let mut common = DefaultHasher::new();
         (&self.path, &self.version, &self.flags).hash(&mut common);
-        for (folder, extension) in [("cuda", "cuh"), ("cuda/include", "h"), ("cuda/emulation", "h")] {
-            for header in sources(root, folder, extension) {
+        for extension in ["cuh", "h"] {
+            for header in sources(root, "cuda", extension) {
                 fs::read(header).unwrap_or_default().hash(&mut common);
             }
         }
@@ -207,12 +207,20 @@ pub fn cudart_dir(nvcc: &Path, arch: &str) -> Result<PathBuf> {
     })
 }
 
-/// The files of `root/dir` with this extension, sorted.
+/// The files below `root/dir` with this extension, sorted by their paths.
 pub fn sources(root: &Path, dir: &str, extension: &str) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(root.join(dir))
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-        .unwrap_or_default();
-    files.retain(|path| path.extension().is_some_and(|found| found == extension));
+    let mut files = Vec::new();
+    let mut folders = vec![root.join(dir)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                files.push(path);
+            }
+        }
+    }
     files.sort();
     files
 }

@@ -3,14 +3,32 @@
 //! - [`nf4`]: the storage format, quantise and dequantise, in plain Rust;
 //! - [`blockwise`]: 8-bit optimiser states and AdamW on them;
 //! - [`mod@reference`]: naive, generic implementations of every operation of a Llama step, the oracle of every test;
-//! - `cuda` (features `cuda`, `emulation`): the GPU kernels and their C interface;
+//! - [`device`]: device memory, on a GPU (feature `cuda`) or on the host (feature `emulation`, for tests);
+//! - [`ops`]: the GPU kernels behind checked functions, and [`sys`] their C interface as generated;
 //! - [`philox`]: the random numbers of dropout and initialisation.
 
 #![deny(unsafe_code)]
 
 pub mod blockwise;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
-pub mod cuda;
+#[allow(unsafe_code)]
+pub mod device;
+mod error;
+#[cfg(kernels = "cuda")]
+#[allow(unsafe_code)]
+pub mod interop;
 pub mod nf4;
+#[allow(unsafe_code)]
+pub mod ops;
 pub mod philox;
 pub mod reference;
+pub mod sys;
+
+pub use error::{CudaError, Result};
+
+/// The former place of [`device`], [`ops`] and [`sys`].
+#[doc(hidden)]
+pub mod cuda {
+    pub use crate::device::*;
+    pub use crate::ops::*;
+    pub use crate::{CudaError, Result, sys};
+}

@@ -1,12 +1,12 @@
 //! cudarc's types over the kernels, and what happens on a machine without a driver.
 
-#![cfg(feature = "cuda")]
+#![cfg(kernels = "cuda")]
 
 use half::bf16;
-use qlora_kernels::cuda::linear::{Input, Lora, Segment, Weight, lora_columns};
-use qlora_kernels::cuda::nf4::{self, Absmax, Layout};
-use qlora_kernels::cuda::{Device, typed};
+use qlora_kernels::device::{Device, context};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::linear::{self, Input, Lora, Segment, Weight, lora_columns};
+use qlora_kernels::ops::nf4::{self, Absmax, Layout};
 use std::path::Path;
 
 /// Told without the code under test: the driver's kernel module, or its library where distributions put it.
@@ -21,10 +21,10 @@ fn has_driver() -> bool {
 fn without_a_driver_opening_a_gpu_is_an_error_that_says_so() {
     if has_driver() {
         println!("there may be a driver: only that nothing panics is checked");
-        let _ = (typed::context(0), Device::open());
+        let _ = (context(0), Device::open());
         return;
     }
-    for error in [typed::context(0).err(), Device::open().err()] {
+    for error in [context(0).err(), Device::open().err()] {
         let error = error.expect("no driver, so no context").to_string();
         assert!(error.contains("no NVIDIA driver") && error.contains("libcuda"), "{error}");
     }
@@ -32,13 +32,13 @@ fn without_a_driver_opening_a_gpu_is_an_error_that_says_so() {
 
 #[test]
 fn a_context_that_does_not_exist_is_an_error() {
-    assert!(typed::context(4096).is_err());
+    assert!(context(4096).is_err());
 }
 
-/// On a GPU: a layer through `Queue` on a stream that cudarc made. X is one-hot, so that Y is W's columns exactly.
+/// On a GPU: a layer on a stream that cudarc made. X is one-hot, so that Y is W's columns exactly.
 #[test]
 fn a_linear_layer_on_a_stream_and_memory_of_cudarc() {
-    let context = match typed::context(0) {
+    let context = match context(0) {
         Ok(context) => context,
         Err(error) => return println!("not run on a GPU: {error}"),
     };
@@ -58,18 +58,15 @@ fn a_linear_layer_on_a_stream_and_memory_of_cudarc() {
     let mut y = stream.alloc_zeros::<bf16>(m * n).unwrap();
     let mut workspace = stream.alloc_zeros::<bf16>(m * r).unwrap();
     {
-        let queue = typed::Queue::new(&stream);
-        let (x, a, b) = (queue.read(&x).unwrap(), queue.read(&a).unwrap(), queue.read(&b).unwrap());
-        let (codes, absmax) = (queue.read(&codes).unwrap(), queue.read(&absmax).unwrap());
-        let (mut y, mut workspace) = (queue.write(&mut y).unwrap(), queue.write(&mut workspace).unwrap());
-        let absmax = Absmax::F32(absmax.view());
-        let weight = nf4::Weight { n, k, block_size: 64, layout: Layout::RowMajor, codes: codes.view(), absmax };
-        let lora = Some(Lora { r, scale: 2.0, a: a.view(), b: b.view(), adapters: None });
+        let absmax = Absmax::F32((&absmax).into());
+        let weight = nf4::Weight { n, k, block_size: 64, layout: Layout::RowMajor, codes: (&codes).into(), absmax };
+        let lora = Some(Lora { r, scale: 2.0, a: (&a).into(), b: (&b).into(), adapters: None });
         let weight = Weight::Nf4(weight);
-        let mut segments = [Segment { n, weight, lora, bias: None, y: y.view_mut(), ldy: n }];
+        let mut segments = [Segment { n, weight, lora, bias: None, y: (&mut y).into(), ldy: n }];
         assert_eq!(lora_columns(&segments), r);
-        let input = Input { m, k, x: x.view(), ldx: k, s: None, dropout: None };
-        queue.forward(&input, &mut segments, workspace.view_mut()).unwrap();
+        let input = Input { m, k, x: (&x).into(), ldx: k, s: None, dropout: None };
+        let stream = stream.as_ref().try_into().unwrap();
+        linear::forward(&input, &mut segments, (&mut workspace).into(), stream).unwrap();
     }
     let y = stream.clone_dtoh(&y).unwrap();
     for (row, values) in y.chunks(n).enumerate() {

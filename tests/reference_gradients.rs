@@ -237,10 +237,12 @@ proptest! {
         let targets: Vec<i32> = (0..m)
             .map(|_| if stream.below(3) == 0 { -100 } else { stream.below(vocab as u32) as i32 })
             .collect();
+        let weights = values(stream, m, 1.0);
+        let weights = (stream.below(2) == 0).then_some(weights.as_slice());
         let weight = 1.0 / targets.iter().filter(|&&t| t >= 0).count().max(1) as f64;
         let mut dx = vec![f64::NAN; m * h];
-        let loss = linear_cross_entropy(&x, &w, &targets, weight, Some(&mut dx), h);
-        let forward = |x: &[f64]| vec![linear_cross_entropy(x, &w, &targets, weight, None, h)];
+        let loss = linear_cross_entropy(&x, &w, &targets, weights, weight, Some(&mut dx), h);
+        let forward = |x: &[f64]| vec![linear_cross_entropy(x, &w, &targets, weights, weight, None, h)];
         prop_assert_eq!(forward(&x)[0], loss);
         let fifth_derivative = 120.0 * 1.2 * weight * (2.0 * limit).powi(5);
         // Logits are sums of H products of size 2.5·limit; V terms in the denominator; M tokens.

@@ -122,7 +122,7 @@ fn large_scores_and_logits_stay_finite() {
         assert_eq!(out, [5.0, second]);
     }
     let mut dx = [f32::NAN];
-    let loss = linear_cross_entropy(&[1000.0], &[1.0, -1.0], &[1], 1.0, Some(&mut dx), 1);
+    let loss = linear_cross_entropy(&[1000.0], &[1.0, -1.0], &[1], None, 1.0, Some(&mut dx), 1);
     assert_eq!((loss, dx), (2000.0, [2.0]));
     for (gate, silu, gradient) in [(1000.0f32, 2000.0, [2.0, 1000.0]), (-1000.0, 0.0, [0.0, 0.0])] {
         let (mut out, mut gate_up) = ([f32::NAN], [gate, 2.0]);
@@ -288,7 +288,7 @@ proptest! {
         let stream = &mut Stream::new(seed, 0);
         let (x, row) = (values(stream, m * 3, 2.0), values(stream, 3, 2.0));
         let targets: Vec<i32> = (0..m).map(|_| stream.below(vocab as u32) as i32).collect();
-        let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, 1.0 / m as f64, None, 3);
+        let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, None, 1.0 / m as f64, None, 3);
         prop_assert!((loss - (vocab as f64).ln()).abs() <= 1e-13, "{loss}");
     }
 

@@ -4,78 +4,78 @@
 //! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/support.
 
 // `unsafe` is denied by the workspace; the calls are the crate's safe ones.
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod attention;
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(kernels = "cuda"))]
 mod cpu;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod cross_entropy;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod gpu;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod groups;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod low_rank;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod optimizer;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 mod record;
 
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/adamw.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod adamw_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/attention_operation.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod attention_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/cache_operation.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod cache_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/cross_entropy.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod cross_entropy_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/device.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod device;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/dispatched.rs"]
 mod dispatched;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/dispatched_dx.rs"]
 mod dispatched_dx;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/layer_operations.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod layer_operations;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/linear_dx.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod linear_dx_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/linear.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod linear_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/logits_operation.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod logits_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/low_rank.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod low_rank_operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/nf4_operations.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod nf4_operations;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/operation.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod operation;
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 #[path = "../../tests/support/values.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod values;
@@ -122,7 +122,7 @@ fn options() -> Result<Options, String> {
 fn criterion(options: &Options) -> Criterion {
     let mut criterion = Criterion::default().without_plots();
     // On a GPU whole rows are chosen, with what they are compared with.
-    if let (false, Some(filter)) = (cfg!(feature = "cuda"), &options.filter) {
+    if let (false, Some(filter)) = (cfg!(kernels = "cuda"), &options.filter) {
         criterion = criterion.with_filter(filter.as_str());
     }
     criterion
@@ -154,9 +154,9 @@ fn main() -> ExitCode {
 
 /// What the first GPU is; a status of its own where there is none.
 fn facts() -> ExitCode {
-    #[cfg(feature = "cuda")]
+    #[cfg(kernels = "cuda")]
     let facts = gpu::facts();
-    #[cfg(not(feature = "cuda"))]
+    #[cfg(not(kernels = "cuda"))]
     let facts: Result<String, String> = Err("this build has no kernels (feature cuda)".into());
     match facts {
         Ok(facts) => {
@@ -170,12 +170,12 @@ fn facts() -> ExitCode {
     }
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(kernels = "cuda")]
 fn run(options: &Options) -> Result<(), String> {
     gpu::run(options, criterion(options))
 }
 
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(kernels = "cuda"))]
 fn run(options: &Options) -> Result<(), String> {
     if options.record.is_some() {
         return Err("records are of GPUs, and this build has none (feature cuda)".into());

@@ -1,6 +1,6 @@
 //! What is left of a run: `benches/records/<date>-<gpu>.json`.
 
-use qlora_kernels::cuda::measure::{Facts, driver_version};
+use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use records::format::{Record, Row};
 use records::source::kernels_hash;
 use serde::Deserialize;

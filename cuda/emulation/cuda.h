@@ -1,5 +1,5 @@
-// The part of the CUDA language that the kernels use, for the host C++ compiler. Every CUDA thread of a block is a fiber; blocks
-// run one after the other. See runtime.h for what is checked.
+// The part of the CUDA language that the kernels use, for the host C++ compiler. Every CUDA thread of a block is a
+// fiber; blocks run one after the other. See runtime.h for what is checked.
 #pragma once
 
 #include <cmath>
@@ -74,16 +74,20 @@ struct FromAbove { int operator()(int lane, int delta) const { return lane + del
 
 }  // namespace emulation
 
-template <typename T> T __shfl_sync(unsigned mask, T value, int source, emulation::Site site = emulation::Site::here()) {
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, emulation::Site site = emulation::Site::here()) {
     return emulation::shuffle(mask, value, source, site, emulation::FromLane());
 }
-template <typename T> T __shfl_xor_sync(unsigned mask, T value, int lanes, emulation::Site site = emulation::Site::here()) {
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, emulation::Site site = emulation::Site::here()) {
     return emulation::shuffle(mask, value, lanes, site, emulation::FromXor());
 }
-template <typename T> T __shfl_up_sync(unsigned mask, T value, unsigned delta, emulation::Site site = emulation::Site::here()) {
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, emulation::Site site = emulation::Site::here()) {
     return emulation::shuffle(mask, value, static_cast<int>(delta), site, emulation::FromBelow());
 }
-template <typename T> T __shfl_down_sync(unsigned mask, T value, unsigned delta, emulation::Site site = emulation::Site::here()) {
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, emulation::Site site = emulation::Site::here()) {
     return emulation::shuffle(mask, value, static_cast<int>(delta), site, emulation::FromAbove());
 }
 

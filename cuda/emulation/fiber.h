@@ -1,5 +1,5 @@
-// Switching between stacks. On x86-64 a few lines of assembly (tens of nanoseconds); elsewhere, and under AddressSanitizer, which
-// must be told of each switch, ucontext.
+// Switching between stacks. On x86-64 a few lines of assembly (tens of nanoseconds); elsewhere, and under
+// AddressSanitizer, which must be told of each switch, ucontext.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +35,8 @@ struct Fiber {
 // A fiber that will call entry() on this stack; entry must not return.
 void fiber_create(Fiber &fiber, void *stack, size_t bytes, void (*entry)());
 
-// Leaves `from`, which can be switched to again, and goes on in `to`. The OS thread's own stack is a Fiber as well; it needs no
-// creation.
+// Leaves `from`, which can be switched to again, and goes on in `to`. The OS thread's own stack is a Fiber as well; it
+// needs no creation.
 void fiber_switch(Fiber &from, Fiber &to);
 
 // The first thing to call in a fiber's entry: completes the switch that led here.

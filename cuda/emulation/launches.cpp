@@ -1,5 +1,6 @@
-// Which kernels are launched with how much dynamic shared memory, for whoever wants to know: with QLORA_EMULATION_LAUNCHES naming a file, a line
-// "address-in-the-executable bytes" is appended to it for every pair that is new to this process. A symbol table tells the kernel's name.
+// A record of the kernels launched and their dynamic shared memory, for whoever wants to know: with
+// QLORA_EMULATION_LAUNCHES naming a file, a line "address-in-the-executable bytes" is appended to it for every pair
+// that is new to this process. A symbol table tells the kernel's name.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

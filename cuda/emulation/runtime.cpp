@@ -72,8 +72,8 @@ Machine &machine() {
 std::string describe(const Thread &thread) {
     const Block &block = machine().block;
     char text[160];
-    std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", block.index.x, block.index.y, block.index.z,
-                  thread.index.x, thread.index.y, thread.index.z);
+    std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", block.index.x, block.index.y,
+                  block.index.z, thread.index.x, thread.index.y, thread.index.z);
     return text;
 }
 
@@ -135,7 +135,8 @@ void record_divergence() {
         if (m.threads[t].state != State::Done) waiting = &m.threads[t];
     for (unsigned t = 0; t < m.count && !other; ++t)
         if (m.threads[t].state != waiting->state || !(m.threads[t].site == waiting->site)) other = &m.threads[t];
-    record("divergent barrier: " + describe(*waiting) + " " + doing(*waiting) + ", " + (other ? describe(*other) + " " + doing(*other) : ""));
+    record("divergent barrier: " + describe(*waiting) + " " + doing(*waiting) + ", " +
+           (other ? describe(*other) + " " + doing(*other) : ""));
 }
 
 // One warp at a time runs as far as it can, its lanes in a random rotation, each as far as it can.
@@ -162,8 +163,9 @@ void check_guards() {
     for (size_t i = 0; i < kGuardBytes; ++i) {
         bool below = m.shared[-1 - static_cast<ptrdiff_t>(i)] != kGuard, above = m.shared[m.shared_bytes + i] != kGuard;
         if (!below && !above) continue;
-        return record("out of bounds: block (" + std::to_string(m.block.index.x) + ", " + std::to_string(m.block.index.y) +
-                      ") wrote to shared memory " + std::to_string(below ? i + 1 : i) + " bytes " + (below ? "before its start" : "past its end") +
+        return record("out of bounds: block (" + std::to_string(m.block.index.x) + ", " +
+                      std::to_string(m.block.index.y) + ") wrote to shared memory " +
+                      std::to_string(below ? i + 1 : i) + " bytes " + (below ? "before its start" : "past its end") +
                       " (" + std::to_string(m.shared_bytes) + " bytes)");
     }
 }
@@ -222,13 +224,15 @@ void block_barrier(Site site) {
     to_scheduler(); // so that the warp that runs ahead is drawn anew
 }
 
-void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *), const void *state) {
+void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *),
+                     const void *state) {
     Machine &m = machine();
     Thread &self = current_thread();
     Warp &warp = m.warps[self.warp];
     if (mask != ~0u) fail(site, "a collective of part of a warp is not emulated");
     if (warp.arrived && !(warp.site == site)) {
-        record("divergent warp: " + describe(self) + " is at " + describe(site) + ", other lanes wait at " + describe(warp.site));
+        record("divergent warp: " + describe(self) + " is at " + describe(site) + ", other lanes wait at " +
+               describe(warp.site));
         abandon();
     }
     warp.site = site;
@@ -261,8 +265,8 @@ void async_copy(void *destination, const void *source, int bytes, Site site) {
     if (reinterpret_cast<uintptr_t>(source) % 16 != 0) fail(site, "misaligned cp.async source");
     Thread &self = current_thread();
     AsyncCopy copy = {destination, source, unsigned(bytes), self.committed};
-    // Hardware may perform it at once, or as late as the wait: both happen here, so that a missing wait and a stage that is
-    // refilled too early are seen.
+    // Hardware may perform it at once, or as late as the wait: both happen here, so that a missing wait and a stage
+    // that is refilled too early are seen.
     if (machine().random.below(4) == 0) perform(copy);
     else self.copies.push_back(copy);
 }
@@ -281,13 +285,14 @@ void async_wait(unsigned pending_groups) {
 int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void *), const void *state) {
     Machine &m = machine();
     uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
-    if (threads == 0 || threads > kMaxThreads || threads % 32 || shared_bytes > kMaxSharedBytes || blocks == 0 || blocks > 1u << 31 ||
-        grid.y > 65535 || grid.z > 65535)
+    if (threads == 0 || threads > kMaxThreads || threads % 32 || shared_bytes > kMaxSharedBytes || blocks == 0 ||
+        blocks > 1u << 31 || grid.y > 65535 || grid.z > 65535)
         return kErrorInvalidConfiguration;
     if (!m.stacks) m.stacks.reset(new unsigned char[kMaxThreads * kStackBytes]);
     size_t bytes = (shared_bytes + 127) / 128 * 128;
     std::unique_ptr<unsigned char, void (*)(void *)> memory(
-        static_cast<unsigned char *>(std::aligned_alloc(128, std::max<size_t>(bytes, 128) + 2 * kGuardBytes)), std::free);
+        static_cast<unsigned char *>(std::aligned_alloc(128, std::max<size_t>(bytes, 128) + 2 * kGuardBytes)),
+        std::free);
     m.shared = memory.get() + kGuardBytes;
     m.shared_bytes = shared_bytes;
     m.count = static_cast<unsigned>(threads);

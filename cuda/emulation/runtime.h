@@ -1,6 +1,7 @@
 // Runs one block at a time, a fiber per thread, and checks what a GPU does not:
 // - dynamic shared memory is poisoned (bytes 0xff: NaN) at the start of each block and guarded at both ends;
-// - one warp, chosen by the schedule's seed, runs ahead as far as barriers allow, then another; inside a warp one lane does; blocks
+// - one warp, chosen by the schedule's seed, runs ahead as far as barriers allow, then another; inside a warp one lane
+// does; blocks
 //   come in a random order. Equal seeds give equal schedules;
 // - a cp.async copy happens at the wait that completes it, and not at all without one, or, one in four, at once;
 // - all threads of a block must meet at the same __syncthreads, all lanes of a warp at the same collective.
@@ -21,7 +22,9 @@ struct Site {
     int line;
     bool operator==(const Site &other) const { return file == other.file && line == other.line; }
     // As a default argument: the place of the call.
-    static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
 };
 
 // A 16-byte cp.async that has been issued: `bytes` from `source`, then zeros.
@@ -54,7 +57,8 @@ unsigned char *shared_memory();
 void block_barrier(Site site);
 
 // Blocks until all lanes called it at the same place; the last one runs its `operation` on the slots of all.
-void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **slots, const void *state), const void *state);
+void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **slots, const void *state),
+                     const void *state);
 
 template <typename Slot, typename Operation>
 void warp_collective(unsigned mask, Slot &slot, Site site, const Operation &operation) {
@@ -86,7 +90,8 @@ extern "C" {
 void qk_emulation_set_seed(uint64_t seed);
 // Of this OS thread's last launch that returned QK_ERROR_EMULATION; valid until the next.
 const char *qk_emulation_message(void);
-// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a cudaError_t.
+// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a
+// cudaError_t.
 void qk_emulation_lose(uint64_t launch, int code);
 // Launches of this OS thread so far: a test can show that something ran.
 uint64_t qk_emulation_launches(void);

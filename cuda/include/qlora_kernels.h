@@ -23,8 +23,8 @@
  *   a longer one is not read, so that it has no effect. 0 always means what the library did before the field was
  *   there.
  * - Refused with QK_ERROR_STRUCT_SIZE: a size below that of the struct's first version under this
- *   QK_ABI_VERSION, above QK_MAX_STRUCT_SIZE, or not a multiple of 8. In an array of structs the elements lie struct_size
- *   bytes apart, and all have the struct_size of the first.
+ *   QK_ABI_VERSION, above QK_MAX_STRUCT_SIZE, or not a multiple of 8. In an array of structs the elements lie
+ *   struct_size bytes apart, and all have the struct_size of the first.
  * - `reserved` is 0; anything else is refused with QK_ERROR_RESERVED, so that it can get a meaning.
  * - QK_ABI_VERSION is another one when a struct or a function is no longer compatible; it is the number in the
  *   shared library's name. QK_ABI_REVISION grows when a field or a function is added. Who needs an added field asks
@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 0u
+#define QK_ABI_REVISION 1u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -350,8 +350,8 @@ int qk_gradient_norm_workspace_size(const struct qk_adamw_args *adamw, size_t *b
 int qk_gradient_norm(const struct qk_adamw_args *adamw, double max_norm, struct qk_gradient_state *state,
                      void *workspace, size_t workspace_bytes, qk_stream stream);
 
-/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (adamw.cu): results
- * depend on neither device nor grid, and equal those of the Rust functions reference::adamw and
+/* One update of all tensors, in one launch. Every operation rounds on its own in a fixed order (optim/adamw.cu):
+ * results depend on neither device nor grid, and equal those of the Rust functions reference::adamw and
  * blockwise::adamw_blockwise bit for bit. */
 int qk_adamw_update(const struct qk_adamw_args *adamw, qk_stream stream);
 
@@ -566,34 +566,37 @@ int qk_logits(const struct qk_logits_args *args, qk_stream stream);
 
 /* What qk_cross_entropy finds. Device memory, 8-byte aligned. */
 typedef struct qk_loss_state {
-    double sum;          /* of the losses: each 256 rows (from row 0 on) from zero, these sums then added in order;
-                          * NaN if a loss is not finite */
-    int32_t row;         /* the first row whose loss is not finite, or -1 */
-    uint32_t supervised; /* the targets found that are not negative; sum is NaN if args->supervised is another number.
-                          * If they are more, what is beyond has a loss of NaN and a gradient that is not written */
+    double sum;          /* of weights * losses: each 256 rows (from row 0 on) from zero, these sums then added in
+                          * order; NaN if one is not finite */
+    int32_t row;         /* the first row whose loss or weight is not finite, or -1 */
+    uint32_t supervised; /* the supervised tokens found; sum is NaN if args->supervised is another number. If they are
+                          * more, what is beyond has a loss of NaN and a gradient that is not written */
 } qk_loss_state;
 
-/* The output layer, the softmax cross-entropy and its gradient, without M * V logits. */
+/* The output layer, the softmax cross-entropy and its gradient, without M * V logits. A token is supervised if its
+ * target is not negative and its weight is not 0; any other costs nothing. */
 typedef struct qk_cross_entropy_args {
     uint32_t struct_size;        /* sizeof(struct qk_cross_entropy_args) */
-    float weight;                /* of every token in dhidden, finite: 1 / supervised tokens of the whole optimizer
-                                  * step. Losses are not multiplied */
+    float gradient_scale;        /* multiplies dhidden and no loss, finite: 1 / supervised tokens of the whole
+                                  * optimizer step, for a mean */
     int64_t m;                   /* M, tokens, >= 0 */
     int64_t h;                   /* H, >= 1; multiples of 64 are fast, with others the gradient takes one plain, slow
                                   * kernel */
     int64_t vocab;               /* V, rows of head, >= 1 */
-    int64_t supervised;          /* targets that are not negative, 0..m: what is computed, and what the workspace has
-                                  * room for */
+    int64_t supervised;          /* supervised tokens, 0..m: what is computed, and what the workspace has room for */
     int64_t chunk;               /* tokens whose logits exist at one time, >= 1, best a multiple of 128. No bit of the
                                   * result depends on it */
     const void *hidden;          /* device, bf16 [M, H]: after the last norm */
     const void *head;            /* device, bf16 [V, H] */
     const int32_t *targets;      /* device, [M]: below V; negative: none, which costs nothing. From V on: that row's
                                   * loss and gradient are NaN */
-    float *losses;               /* device, out [M]: log(sum(exp(z))) - z[target], 0 without a target */
+    float *losses;               /* device, out [M]: log(sum(exp(z))) - z[target], not weighted; 0 where not
+                                  * supervised */
     struct qk_loss_state *state; /* device, out [1] */
-    void *dhidden;               /* device, out bf16 [M, H], may be hidden itself; zero without a target. NULL: losses
-                                  * only */
+    void *dhidden;               /* device, out bf16 [M, H], may be hidden itself; zero where not supervised. NULL:
+                                  * losses only */
+    const float *weights;        /* device, [M]: of each token's loss in the sum and in dhidden, of either sign; NULL:
+                                  * 1 each. Those of negative targets are not read. Revision 1 */
 } qk_cross_entropy_args;
 
 /* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 *
@@ -601,14 +604,15 @@ typedef struct qk_cross_entropy_args {
  * tokens of 128,256: 525 MB). Of the pointers it only reads whether dhidden is NULL. */
 int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
 
-/* losses, state and, if set, dhidden = weight * (softmax(z) - onehot(target)) * head with z = hidden * head^T.
- * Logits, softmax and losses are f32; the gradient of the logits is rounded to bf16 once, dhidden is summed in f32
- * over the vocabulary in order and rounded once. */
+/* losses, state and, if set, dhidden = gradient_scale * weights[t] * (softmax(z) - onehot(target)) * head with
+ * z = hidden * head^T: the gradient of gradient_scale * state->sum. gradient_scale * weights[t] is one f32. Logits,
+ * softmax and losses are f32; the gradient of the logits is rounded to bf16 once, dhidden is summed in f32 over the
+ * vocabulary in order and rounded once. */
 int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes,
                      qk_stream stream);
 
-/* ---- Layout. Sizes and offsets where pointers have 64 bits, which C11 and C++11 compilers check. A committed table of
- * them tells an incompatible change from an added field. ---- */
+/* ---- Layout. Sizes and offsets where pointers have 64 bits, which C11 and C++11 compilers check. A committed table
+ * of them tells an incompatible change from an added field. ---- */
 
 #if UINTPTR_MAX == UINT64_MAX
 #ifdef __cplusplus
@@ -740,13 +744,14 @@ QK_AT(qk_logits_args, head, 40); QK_AT(qk_logits_args, tokens, 48); QK_AT(qk_log
 QK_SIZE(qk_loss_state, 16);
 QK_AT(qk_loss_state, sum, 0); QK_AT(qk_loss_state, row, 8); QK_AT(qk_loss_state, supervised, 12);
 
-QK_SIZE(qk_cross_entropy_args, 96);
-QK_AT(qk_cross_entropy_args, struct_size, 0); QK_AT(qk_cross_entropy_args, weight, 4);
+QK_SIZE(qk_cross_entropy_args, 104);
+QK_AT(qk_cross_entropy_args, struct_size, 0); QK_AT(qk_cross_entropy_args, gradient_scale, 4);
 QK_AT(qk_cross_entropy_args, m, 8); QK_AT(qk_cross_entropy_args, h, 16); QK_AT(qk_cross_entropy_args, vocab, 24);
 QK_AT(qk_cross_entropy_args, supervised, 32); QK_AT(qk_cross_entropy_args, chunk, 40);
 QK_AT(qk_cross_entropy_args, hidden, 48); QK_AT(qk_cross_entropy_args, head, 56);
 QK_AT(qk_cross_entropy_args, targets, 64); QK_AT(qk_cross_entropy_args, losses, 72);
 QK_AT(qk_cross_entropy_args, state, 80); QK_AT(qk_cross_entropy_args, dhidden, 88);
+QK_AT(qk_cross_entropy_args, weights, 96);
 
 #undef QK_SIZE
 #undef QK_AT

@@ -11,20 +11,28 @@
 
 /* ---- Memory and a stream: this engine's own business, which the kernels have no part in. ---- */
 
-#ifdef QLORA_KERNELS_EMULATED /* set by the emulated library's pkg-config and CMake files: device memory is host memory */
+#ifdef QLORA_KERNELS_EMULATED /* set by the emulated library's pkg-config and CMake files: device memory is host \
+                                 memory */
 typedef qk_stream stream_t;
-static inline int device_alloc(void **p, size_t bytes) { return (*p = malloc(bytes)) == NULL; } /* 16-byte aligned, as the kernels ask */
+static inline int device_alloc(void **p, size_t bytes) {
+    return (*p = malloc(bytes)) == NULL;
+} /* 16-byte aligned, as the kernels ask */
 static inline int to_device(void *to, const void *from, size_t bytes) { return memcpy(to, from, bytes) != to; }
-static inline int from_device(void *to, const void *from, size_t bytes, stream_t stream) { return (void)stream, to_device(to, from, bytes); }
+static inline int from_device(void *to, const void *from, size_t bytes, stream_t stream) {
+    return (void)stream, to_device(to, from, bytes);
+}
 static inline int stream_create(stream_t *stream) { return (*stream = NULL) != NULL; }
 static inline void device_free(void *p) { free(p); }
 #else
 #include <cuda_runtime_api.h>
 typedef cudaStream_t stream_t;
 static inline int device_alloc(void **p, size_t bytes) { return cudaMalloc(p, bytes) != cudaSuccess; }
-static inline int to_device(void *to, const void *from, size_t bytes) { return cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice) != cudaSuccess; }
+static inline int to_device(void *to, const void *from, size_t bytes) {
+    return cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice) != cudaSuccess;
+}
 static inline int from_device(void *to, const void *from, size_t bytes, stream_t stream) {
-    return cudaStreamSynchronize(stream) != cudaSuccess || cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost) != cudaSuccess;
+    return cudaStreamSynchronize(stream) != cudaSuccess ||
+           cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost) != cudaSuccess;
 }
 /* A blocking stream: it waits for the copies above, which are in the default stream. */
 static inline int stream_create(stream_t *stream) { return cudaStreamCreate(stream) != cudaSuccess; }
@@ -90,8 +98,8 @@ static inline void add(sum *s, double product) {
     s->terms++;
 }
 
-/* |error| of what a kernel found as a share of what it may be off by: f32 sums in any order (2^-23 a term, because tensor cores
- * cut where f32 rounds) and one rounding to bf16 (rounding -8), or to none (-24). Infinite for a NaN. */
+/* |error| of what a kernel found as a share of what it may be off by: f32 sums in any order (2^-23 a term, because
+ * tensor cores cut where f32 rounds) and one rounding to bf16 (rounding -8), or to none (-24). Infinite for a NaN. */
 static inline double share(double found, const sum *s, int rounding) {
     double error = fabs(found - s->value) / (ldexp(fabs(s->value), rounding) + ldexp(s->terms * s->size, -23));
     return error >= 0 ? error : HUGE_VAL;

@@ -1,8 +1,10 @@
-/* An engine in plain C: takes a weight as bitsandbytes stores it (NF4 codes, double-quantised absmax) and a LoRA pair, computes
+/* An engine in plain C: takes a weight as bitsandbytes stores it (NF4 codes, double-quantised absmax) and a LoRA pair,
+ * computes
  *
  *     Y = X * deq(W)^T + bf16(scale * X * A^T) * B^T
  *
- * with the kernels, on a stream of its own, and checks it against a plain loop in double precision; then trains the pair (train.c).
+ * with the kernels, on a stream of its own, and checks it against a plain loop in double precision; then trains the
+ * pair (train.c).
  *
  *     ./engine ../../tests/golden/nf4.safetensors
  *
@@ -25,7 +27,9 @@ static double worst_error(int m) {
         for (n = 0; n < N; ++n) {
             sum expected = {0};
             for (k = 0; k < K; ++k) add(&expected, (double)f32_of(x[row * K + k]) * f32_of(w[n * K + k]));
-            for (r = 0; r < R; ++r) add(&expected, (double)f32_of(s[row * R + r]) * f32_of(b[n * R + r])); /* with the kernel's S: its own error was measured above */
+            for (r = 0; r < R; ++r)
+                add(&expected, (double)f32_of(s[row * R + r]) *
+                                   f32_of(b[n * R + r])); /* with the kernel's S: its own error was measured above */
             worst = larger(share(f32_of(y[row * N + n]), &expected, -8), worst);
         }
     }
@@ -50,7 +54,8 @@ int main(int argc, char **argv) {
     /* The 8-bit absmax is the one part that changes its order: [N, K / 64] to [K / 64, N], on the device. */
     absmax_row_major = uploaded(tensor(&f, "up.b64.nested.codes", BLOCKS), BLOCKS);
     if (device_alloc(&absmax, BLOCKS)) fail("device memory");
-    check(qk_absmax_transpose((const uint8_t *)absmax_row_major, (uint8_t *)absmax, N, K / BLOCK, stream), "qk_absmax_transpose");
+    check(qk_absmax_transpose((const uint8_t *)absmax_row_major, (uint8_t *)absmax, N, K / BLOCK, stream),
+          "qk_absmax_transpose");
     weight.struct_size = sizeof weight;
     weight.layout = QK_ABSMAX_TRANSPOSED;
     weight.n = N;
@@ -60,7 +65,8 @@ int main(int argc, char **argv) {
     weight.absmax_codes = (const uint8_t *)absmax;
     weight.nested_absmax = (const float *)uploaded(tensor(&f, "up.b64.nested.absmax", NESTED * 4), NESTED * 4);
     weight.nested_map = (const float *)uploaded(tensor(&f, "dynamic_map_signed", 256 * 4), 256 * 4);
-    weight.offset = (const float *)uploaded(tensor(&f, "up.b64.nested.offset", 4), 4); /* on the device, like the rest */
+    weight.offset =
+        (const float *)uploaded(tensor(&f, "up.b64.nested.offset", 4), 4); /* on the device, like the rest */
     /* What bitsandbytes itself would multiply with: the check's weight. */
     memcpy(w, tensor(&f, "up.b64.nested.dequantised_bf16", sizeof w), sizeof w);
 
@@ -102,7 +108,8 @@ int main(int argc, char **argv) {
         linear.s = device_s; /* given, so that no workspace is needed */
         check(qk_linear_forward(&linear, NULL, 0, stream), "qk_linear_forward");
         check(qk_linear_forward_path(&linear, &path), "qk_linear_forward_path");
-        if (from_device(s, device_s, sizeof s, stream) || from_device(y, device_y, sizeof y, stream)) fail("the kernels did not end well");
+        if (from_device(s, device_s, sizeof s, stream) || from_device(y, device_y, sizeof y, stream))
+            fail("the kernels did not end well");
         error = worst_error(rows[i]);
         printf("%s c-engine: M %d, N %d, K %d, r %d, path %u: largest error %.3f of its bound\n",
                error <= 1 ? "ok" : "WRONG", rows[i], N, K, R, path, error);

@@ -1,5 +1,5 @@
-/* Training steps of one layer: forward, squared error, gradients of X, A and B, and LoRA+ AdamW, all but the error by the kernels.
- * The target is the same layer with another pair, the teacher's, so a pair that learns can reach it. */
+/* Training steps of one layer: forward, squared error, gradients of X, A and B, and LoRA+ AdamW, all but the error by
+ * the kernels. The target is the same layer with another pair, the teacher's, so a pair that learns can reach it. */
 #include "layer.h"
 
 enum { STEPS = 30, M = MAX_M, FALL = 10 /* to less than a tenth */ };
@@ -52,7 +52,8 @@ static double worst_error(const uint16_t *w) {
     return worst;
 }
 
-/* A trainable tensor: its f32 master copy, its gradient and both moments, beside the bf16 working copy that the layer reads. */
+/* A trainable tensor: its f32 master copy, its gradient and both moments, beside the bf16 working copy that the layer
+ * reads. */
 static qk_adamw_tensor trainable(const uint16_t *values, float *master, const void *working, int64_t n, uint32_t rate) {
     static const float zeros[R * K + N * R];
     qk_adamw_tensor tensor = {0};
@@ -79,8 +80,8 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
     qk_adamw_tensor tensors[2];
     qk_adamw_args adamw = {0};
     qk_gradient_state found;
-    void *device_x, *device_s, *device_t, *device_y, *device_dy, *device_dx, *teacher_a, *teacher_b, *table, *device_table, *workspace,
-        *norm_workspace, *state, *rates;
+    void *device_x, *device_s, *device_t, *device_y, *device_dy, *device_dx, *teacher_a, *teacher_b, *table,
+        *device_table, *workspace, *norm_workspace, *state, *rates;
     size_t bytes, norm_bytes;
     double first = 0, loss = 0, error = 0;
     int step, learned, i;
@@ -184,9 +185,11 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
         check(qk_linear_dx(&backward, NULL, 0, stream), "qk_linear_dx"); /* for the layer below, which there is not */
         check(qk_lora_gradients(&backward, workspace, bytes, stream), "qk_lora_gradients");
         if (step == STEPS) { /* B is not zero any more */
-            if (from_device(a, lora.a, sizeof a, stream) || from_device(b, lora.b, sizeof b, stream) || from_device(s, device_s, sizeof s, stream) ||
-                from_device(t, device_t, sizeof t, stream) || from_device(dx, device_dx, sizeof dx, stream) ||
-                from_device(da, segment_backward.da, sizeof da, stream) || from_device(db, segment_backward.db, sizeof db, stream))
+            if (from_device(a, lora.a, sizeof a, stream) || from_device(b, lora.b, sizeof b, stream) ||
+                from_device(s, device_s, sizeof s, stream) || from_device(t, device_t, sizeof t, stream) ||
+                from_device(dx, device_dx, sizeof dx, stream) ||
+                from_device(da, segment_backward.da, sizeof da, stream) ||
+                from_device(db, segment_backward.db, sizeof db, stream))
                 fail("the kernels did not end well");
             error = worst_error(w);
         }
@@ -194,14 +197,16 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
         check(qk_adamw_rate_of(RATE_A, 0.9, 0.999, 1e-8, 0, (uint64_t)step, &rate[0]), "qk_adamw_rate_of");
         check(qk_adamw_rate_of(RATE_A * RATIO, 0.9, 0.999, 1e-8, 0, (uint64_t)step, &rate[1]), "qk_adamw_rate_of");
         if (to_device(rates, rate, sizeof rate)) fail("device memory");
-        check(qk_gradient_norm(&adamw, 1.0, (qk_gradient_state *)state, norm_workspace, norm_bytes, stream), "qk_gradient_norm");
+        check(qk_gradient_norm(&adamw, 1.0, (qk_gradient_state *)state, norm_workspace, norm_bytes, stream),
+              "qk_gradient_norm");
         check(qk_adamw_update(&adamw, stream), "qk_adamw_update"); /* scales by what the norm says, on the device */
     }
     if (from_device(&found, state, sizeof found, stream)) fail("the kernels did not end well");
     printf("%s c-engine: T, dX, dA and dB: largest error %.3f of its bound\n", error <= 1 ? "ok" : "WRONG", error);
     if (found.tensor >= 0) printf("   c-engine: the gradient of tensor %d is not finite\n", found.tensor);
     learned = loss < first / FALL; /* false for a NaN */
-    printf("%s c-engine: %d steps, loss %.6f to %.6f, 1/%d of it asked for\n", learned ? "ok" : "WRONG", STEPS, first, loss, FALL);
+    printf("%s c-engine: %d steps, loss %.6f to %.6f, 1/%d of it asked for\n", learned ? "ok" : "WRONG", STEPS, first,
+           loss, FALL);
 
     for (i = 0; i < 2; ++i) {
         device_free(tensors[i].value);

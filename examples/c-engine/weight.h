@@ -16,7 +16,8 @@ static inline file read_file(const char *path) {
     long end;
     size_t header_bytes = 0;
     int i;
-    if (in == NULL || fseek(in, 0, SEEK_END) != 0 || (end = ftell(in)) < 8 || fseek(in, 0, SEEK_SET) != 0) fail("the weight file cannot be read");
+    if (in == NULL || fseek(in, 0, SEEK_END) != 0 || (end = ftell(in)) < 8 || fseek(in, 0, SEEK_SET) != 0)
+        fail("the weight file cannot be read");
     if (fread(length, 1, 8, in) != 8) fail("the weight file cannot be read");
     for (i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | length[i];
     if (header_bytes > (size_t)end - 8) fail("the weight file is no safetensors file");
@@ -24,7 +25,8 @@ static inline file read_file(const char *path) {
     f.header = (char *)calloc(header_bytes + 1, 1);
     f.data = (char *)malloc(f.data_bytes + 1);
     if (f.header == NULL || f.data == NULL) fail("memory");
-    if (fread(f.header, 1, header_bytes, in) != header_bytes || fread(f.data, 1, f.data_bytes, in) != f.data_bytes) fail("the weight file is short");
+    if (fread(f.header, 1, header_bytes, in) != header_bytes || fread(f.data, 1, f.data_bytes, in) != f.data_bytes)
+        fail("the weight file is short");
     fclose(in);
     return f;
 }

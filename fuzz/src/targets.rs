@@ -5,13 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
-use qlora_train::arch::{LlamaConfig, Module, expected_tensors};
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
+use qlora_train::arch::{Arch, LLAMA_NAMES, Projection};
 use qlora_train::base::{BaseName, Checkpoint, synthetic};
 use qlora_train::config::{Purpose, Settings};
-use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, needs_tokenizer};
+use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, load_once};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
+use qlora_train::lora::{LoraSpec, ParamId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -63,8 +64,8 @@ pub fn rows(data: &[u8]) {
     let path = scratch!(empty()).join("rows.jsonl");
     fs::write(&path, data).unwrap();
     let paths = [path];
-    refused(needs_tokenizer(&paths));
     TOKENIZER.with(|tokenizer| {
+        refused(load_once(&paths, &|| Ok(tokenizer), &options()));
         let Some(data) = refused(load(&paths, Some(tokenizer), &options())) else { return };
         assert!(!data.rows.is_empty());
         for row in &data.rows {
@@ -116,8 +117,8 @@ pub fn settings(data: &[u8]) {
 }
 
 /// A tiny model in a directory of its own.
-fn tiny() -> LlamaConfig {
-    LlamaConfig { num_layers: 1, vocab_size: 32, hidden_size: 16, intermediate_size: 16, ..synthetic::tiny_config() }
+fn tiny() -> Arch {
+    Arch { num_layers: 1, vocab_size: 32, hidden_size: 16, intermediate_size: 16, ..synthetic::tiny_arch() }
 }
 
 fn tiny_model(shards: usize) -> TempDir {
@@ -129,7 +130,7 @@ fn tiny_model(shards: usize) -> TempDir {
 /// Opens a model and reads all that it holds.
 fn open_and_read(dir: &Path) {
     let Some(checkpoint) = refused(Checkpoint::open(dir)) else { return };
-    for (name, shape) in expected_tensors(checkpoint.config()) {
+    for (name, shape) in checkpoint.arch().tensors() {
         if let Some(values) = refused(checkpoint.read_f32(&name)) {
             assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
         }
@@ -141,7 +142,7 @@ fn open_and_read(dir: &Path) {
 pub fn model_config(data: &[u8]) {
     let dir = scratch!(tiny_model(1));
     fs::write(dir.join("config.json"), data).unwrap();
-    if let Some(config) = refused(LlamaConfig::from_file(&dir.join("config.json"))) {
+    if let Some(config) = refused(Arch::from_file(&dir.join("config.json"))) {
         let _ = (config.num_parameters(), config.q_dim(), config.kv_dim());
     }
     open_and_read(&dir);
@@ -169,7 +170,7 @@ pub fn adapter(data: &[u8]) {
     fs::write(dir.join("adapter_model.safetensors"), data.get(line + 1..).unwrap_or_default()).unwrap();
     if let Some(mut adapter) = refused(Adapter::load(&dir)) {
         let base = refused(Checkpoint::open(&scratch!(tiny_model(1)))).unwrap();
-        refused(adapter.check_shapes(base.config(), base.base_name()));
+        refused(adapter.check_shapes(base.arch(), base.base_name()));
         refused(adapter.fold_rslora());
     }
 }
@@ -190,23 +191,23 @@ fn bitsandbytes_config() -> Value {
         "quant_method": "bitsandbytes", "_load_in_4bit": true, "_load_in_8bit": false, "load_in_4bit": true,
         "load_in_8bit": false, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": false,
         "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8", "llm_int8_threshold": 6.0,
-        "llm_int8_skip_modules": Module::ALL.iter().filter(|m| **m != Module::K).map(|m| m.name()).chain(["lm_head"])
+        "llm_int8_skip_modules": Projection::ALL.iter().filter(|p| **p != Projection::K).map(|p| LLAMA_NAMES.short(*p)).chain(["lm_head"])
             .collect::<Vec<_>>(),
         "llm_int8_enable_fp32_cpu_offload": false, "llm_int8_has_fp16_weight": false
     })
 }
 
 /// A safetensors file in which the weight of `k_proj` is 4-bit codes with this state, and everything else bf16 zeros.
-fn quantised(config: &LlamaConfig, state: &[u8]) -> Vec<u8> {
-    let weight = Module::K.weight_name(0);
-    let (n, k) = Module::K.shape(config);
+fn quantised(arch: &Arch, state: &[u8]) -> Vec<u8> {
+    let weight = arch.weight_name(0, Projection::K);
+    let (n, k) = Projection::K.shape(arch);
     let mut tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)> = vec![
         (weight.clone(), "U8", vec![n * k / 2, 1], vec![0x70; n * k / 2]),
         (format!("{weight}.absmax"), "F32", vec![(n * k).div_ceil(64)], vec![0; (n * k).div_ceil(64) * 4]),
         (format!("{weight}.quant_map"), "F32", vec![16], nf4_map()),
         (format!("{weight}.quant_state.bitsandbytes__nf4"), "U8", vec![state.len()], state.to_vec()),
     ];
-    for (name, shape) in expected_tensors(config).into_iter().filter(|(name, _)| *name != weight) {
+    for (name, shape) in arch.tensors().into_iter().filter(|(name, _)| *name != weight) {
         let bytes = shape.iter().product::<usize>() * StoredType::Bf16.size();
         tensors.push((name, "BF16", shape, vec![0; bytes]));
     }
@@ -234,12 +235,15 @@ pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let provenance = Provenance {
         base: base.clone(),
         base_fingerprint: "0123".into(),
-        quantization: "none".into(),
+        quantization: Recipe::NONE,
         chat_template_sha256: None,
     };
-    let mut adapter = Adapter::new(AdapterConfig::new(&base, 2, 4.0, 0.0, &[Module::K]), &provenance);
-    let (n, k) = Module::K.shape(&tiny());
-    adapter.insert(0, Module::K, (vec![2, k], vec![0.5; 2 * k]), (vec![n, 2], vec![0.25; 2 * n]));
+    let lora = LoraSpec::uniform(&tiny(), &[Projection::K], 2, 4.0, 0.0);
+    let mut adapter = Adapter::new(AdapterConfig::new(&base, &tiny(), &lora), &provenance);
+    let (n, k) = Projection::K.shape(&tiny());
+    let module = tiny().module(0, Projection::K);
+    adapter.insert(&ParamId::a(module.as_str()), [2, k], vec![0.5; 2 * k]);
+    adapter.insert(&ParamId::b(module), [n, 2], vec![0.25; 2 * n]);
     adapter.save(model.path()).unwrap();
     let config: Value = serde_json::from_slice(&read(&model, "adapter_config.json")).unwrap();
     let adapter = [config.to_string().as_bytes(), b"\n", &read(&model, "adapter_model.safetensors")].concat();

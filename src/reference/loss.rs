@@ -2,13 +2,14 @@
 
 use super::{Real, axpy, dot};
 
-/// Σ over supervised tokens of `weight · (logsumexp(z) − z[target])`, z = x·Wᵀ, and its gradient, written over `dx`.
-/// A negative target is unsupervised: it costs nothing and its gradient is zero.
+/// Σ over supervised tokens of `scale · weights[m] · (logsumexp(z) − z[target])`, z = x·Wᵀ, and its gradient, written over
+/// `dx`. A token with a negative target or a weight of 0 is not supervised: it costs nothing and its gradient is zero.
 pub fn linear_cross_entropy<T: Real>(
     x: &[T],                  // [M, H]
     w: &[T],                  // [V, H]
     targets: &[i32],          // [M]
-    weight: T,                // 1 / supervised tokens of the whole optimiser step
+    weights: Option<&[T]>,    // [M]; none: 1 each
+    scale: T,                 // 1 / supervised tokens of the whole optimizer step
     mut dx: Option<&mut [T]>, // [M, H]
     h: usize,
 ) -> T {
@@ -17,6 +18,10 @@ pub fn linear_cross_entropy<T: Real>(
     }
     let mut loss = T::ZERO;
     for (m, &target) in targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
+        let weight = weights.map_or(scale, |weights| scale * weights[m]);
+        if weights.is_some_and(|weights| weights[m] == T::ZERO) {
+            continue;
+        }
         let x = &x[m * h..(m + 1) * h];
         let logits: Vec<T> = w.chunks_exact(h).map(|w| dot(x, w)).collect();
         let max = logits.iter().copied().fold(logits[0], |a, b| if b > a { b } else { a });

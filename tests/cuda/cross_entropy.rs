@@ -17,11 +17,11 @@ fn operations(
 ) -> impl Strategy<Value = Loss> {
     let targets = prop_oneof![2 => Just(Targets::Some), 1 => Just(Targets::All), 1 => Just(Targets::Unknown)];
     let chunk = prop_oneof![1usize..80, Just(128usize), Just(1 << 40)];
-    (sizes, targets, chunk, prop::bool::weighted(0.8), values, any::<u64>()).prop_map(
-        |((m, h, vocab), targets, chunk, gradient, values, seed)| {
+    (sizes, targets, chunk, prop::bool::weighted(0.8), any::<bool>(), values, any::<u64>()).prop_map(
+        |((m, h, vocab), targets, chunk, gradient, weighted, values, seed)| {
             // A launch a chunk: not too many.
             let chunk = chunk.max(m / 8);
-            Loss { m, h, vocab, chunk, targets, gradient, values, seed }
+            Loss { m, h, vocab, chunk, targets, gradient, weighted, values, seed }
         },
     )
 }
@@ -71,24 +71,32 @@ fn large_vocabularies_are_as_small_ones() {
 
 pub fn example() -> Loss {
     let values = Values::Random { size: 2.0 };
-    Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets: Targets::Some, gradient: true, values, seed: 3 }
+    let (targets, weighted) = (Targets::Some, false);
+    Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets, gradient: true, weighted, values, seed: 3 }
 }
 
 /// What the checks here call the definition is the reference, loss and gradient.
 #[test]
 fn the_definition_is_the_reference() {
-    for values in [example().values, Values::Exact] {
-        let loss = Loss { values, ..example() };
+    for (values, weighted) in [(example().values, false), (example().values, true), (Values::Exact, true)] {
+        let loss = Loss { values, weighted, ..example() };
         let host = loss.inputs();
+        let weights: Option<Vec<f64>> = host.weights.as_ref().map(|w| w.iter().map(|&w| w.into()).collect());
         let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let (x, w) = (f64s(&host.hidden), f64s(&host.head));
-        let (weight, mut dx) = (f64::from(host.weight), vec![f64::NAN; x.len()]);
-        let sum = linear_cross_entropy(&x, &w, &host.targets, weight, Some(&mut dx), loss.h);
+        let (scale, mut dx) = (f64::from(host.scale), vec![f64::NAN; x.len()]);
+        let sum = linear_cross_entropy(&x, &w, &host.targets, weights.as_deref(), scale, Some(&mut dx), loss.h);
         let expected: Vec<_> = (0..loss.m).map(|row| host.expected(row, loss.h)).collect();
-        let own: f64 = expected.iter().map(|((loss, _), _)| weight * loss).sum();
-        assert!((sum - own).abs() <= 1e-12 * sum, "{sum}, {own}");
+        let own = |row: usize| scale * f64::from(host.weight(row)) * expected[row].0.0;
+        let (own, all): (f64, f64) =
+            (0..loss.m).fold((0.0, 0.0), |(sum, all), row| (sum + own(row), all + own(row).abs()));
+        assert!((sum - own).abs() <= 1e-12 * all, "{sum}, {own}");
         for (dx, (own, bound)) in dx.iter().zip(expected.iter().flat_map(|(_, gradient)| gradient)) {
-            assert!((dx - own).abs() <= 1e-12, "{dx}, {own}");
+            // The kernels multiply scale and weight in f32.
+            assert!(
+                (dx - own).abs() <= 1e-12 + f64::from(u8::from(weighted)) * 2f64.powi(-23) * own.abs(),
+                "{dx}, {own}"
+            );
             assert!(
                 values == Values::Exact || *bound <= 0.005 * (1.0 + own.abs()),
                 "a bound of {bound} checks nothing"
@@ -115,7 +123,7 @@ fn the_check_sees_wrong_results() {
         let mut wrong: Vec<(&str, Output)> = vec![
             ("another target", with(&|host| host.targets[row] = (host.targets[row] + 1) % 333)),
             ("a target too few", with(&|host| host.targets[row] = -1)),
-            ("another weight", with(&|host| host.weight *= 1.02)),
+            ("another scale", with(&|host| host.scale *= 1.02)),
             // Of a token that every row gives a probability.
             ("a token of the vocabulary left out", {
                 let token = (0..333).find(|token| host.head[token * 72].to_f32() > -100.0).unwrap();

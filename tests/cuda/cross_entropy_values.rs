@@ -143,7 +143,7 @@ fn huge_logits_do_not_overflow() {
         // Token 299 has the largest logit, all others its negative.
         (0..300).for_each(|token| host.head[token * 64] = bf16::from_f32(if token == 299 { w } else { -w }));
         host.targets = vec![299, 0, 299];
-        host.weight = 0.5;
+        host.scale = 0.5;
         run(&device, &operation, &host)
     };
     for (x, w) in [(100.0, 80.0), (1e15, 1e15), (1e19, 1e19)] {
@@ -178,6 +178,69 @@ fn a_tokens_result_does_not_depend_on_the_other_tokens() {
     }
 }
 
+#[test]
+fn weights_of_one_are_no_weights() {
+    let device = device();
+    for gradient in [true, false] {
+        let operation = Loss { gradient, ..example() };
+        let mut host = operation.inputs();
+        let without = run(&device, &operation, &host);
+        host.weights = Some(vec![1.0; operation.m]);
+        assert_eq!(run(&device, &operation, &host), without, "gradient {gradient}");
+    }
+}
+
+#[test]
+fn a_weight_of_zero_is_no_target_and_weights_without_a_target_are_not_read() {
+    let device = device();
+    for h in [72, 71] {
+        let operation = Loss { h, weighted: true, ..example() };
+        let mut host = operation.inputs();
+        let weighted = run(&device, &operation, &host);
+        let weights = host.weights.clone().unwrap();
+        let zeros = (0..operation.m).filter(|&row| weights[row] == 0.0 && host.targets[row] >= 0).count();
+        assert!(zeros > 3, "{zeros}");
+        for (row, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight == 0.0) {
+            assert_eq!(weight, 0.0);
+            host.targets[row] = -1;
+        }
+        assert_eq!(run(&device, &operation, &host), weighted);
+        let unread = (0..operation.m).filter(|&row| host.targets[row] < 0);
+        unread.for_each(|row| host.weights.as_mut().unwrap()[row] = f32::NAN);
+        assert_eq!(run(&device, &operation, &host), weighted);
+    }
+}
+
+/// A weight of 2 is the loss twice; the losses themselves are not weighted.
+#[test]
+fn a_weight_scales_the_sum_and_the_gradient_of_its_token_alone() {
+    let device = device();
+    let operation = example();
+    let mut host = operation.inputs();
+    let clean = run(&device, &operation, &host);
+    let token = host.targets.iter().position(|&target| target >= 0).unwrap();
+    let mut weights = vec![1.0; operation.m];
+    weights[token] = -2.0;
+    host.weights = Some(weights.clone());
+    let output = run(&device, &operation, &host);
+    assert_eq!(output.losses, clean.losses);
+    let loss = f64::from(f32::from_bits(clean.losses[token]));
+    assert!((state(&output).sum - (state(&clean).sum - 3.0 * loss)).abs() <= 1e-9);
+    for other in 0..operation.m {
+        let (_, found) = row(&output, other, 72);
+        let (_, unweighted) = row(&clean, other, 72);
+        let factor = if other == token { -2.0 } else { 1.0 };
+        let expected = unweighted.iter().map(|&bits| bf16::from_bits(bits).to_f32() * factor);
+        assert!(found.iter().zip(expected).all(|(&bits, x)| bf16::from_bits(bits).to_f32() == x), "row {other}");
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        weights[token] = bad;
+        host.weights = Some(weights.clone());
+        let found = state(&run(&device, &operation, &host));
+        assert!(found.sum.is_nan() && found.not_finite == Some(token), "{bad}: {found:?}");
+    }
+}
+
 /// More tokens than one pass over rows or losses takes.
 #[test]
 fn many_tokens_are_counted_and_summed() {
@@ -206,22 +269,26 @@ fn many_tokens_are_counted_and_summed() {
 fn wrong_lengths_and_a_small_workspace_are_refused_with_the_operation_and_the_shape() {
     let device = device();
     let shape = Shape { m: 2, h: 8, vocab: 5, supervised: 1, chunk: 128 };
-    let call =
-        |hidden: usize, head: usize, targets: usize, losses: usize, dhidden: usize, short: usize, weight: f32| {
-            let ones = |len: usize| device.upload(&vec![bf16::ONE; len]).unwrap();
-            let (hidden, head, mut dhidden) = (ones(hidden), ones(head), ones(dhidden));
-            let targets = device.upload(&vec![-1i32; targets]).unwrap();
-            let mut losses = device.upload(&vec![0.0f32; losses]).unwrap();
-            let mut state = device.upload(&[0u64; STATE_LEN]).unwrap();
-            let bytes = workspace_bytes(&shape, true).unwrap();
-            let mut workspace = device.upload(&vec![0u8; bytes - short]).unwrap();
-            let (hidden, head, targets) = (hidden.view(), head.view(), targets.view());
-            let input = CrossEntropy { shape, weight, hidden, head, targets };
-            let (dhidden, workspace) = (Some(dhidden.view_mut()), workspace.view_mut());
-            let result =
-                cross_entropy(&input, losses.view_mut(), state.view_mut(), dhidden, workspace, device.stream());
-            result.map_err(|error| error.to_string())
-        };
+    let call = |hidden: usize,
+                head: usize,
+                targets: usize,
+                losses: usize,
+                dhidden: usize,
+                short: usize,
+                gradient_scale: f32| {
+        let ones = |len: usize| device.upload(&vec![bf16::ONE; len]).unwrap();
+        let (hidden, head, mut dhidden) = (ones(hidden), ones(head), ones(dhidden));
+        let targets = device.upload(&vec![-1i32; targets]).unwrap();
+        let mut losses = device.upload(&vec![0.0f32; losses]).unwrap();
+        let mut state = device.upload(&[0u64; STATE_LEN]).unwrap();
+        let bytes = workspace_bytes(&shape, true).unwrap();
+        let mut workspace = device.upload(&vec![0u8; bytes - short]).unwrap();
+        let (hidden, head, targets) = (hidden.view(), head.view(), targets.view());
+        let input = CrossEntropy { shape, gradient_scale, hidden, head, targets, weights: None };
+        let (dhidden, workspace) = (Some(dhidden.view_mut()), workspace.view_mut());
+        let result = cross_entropy(&input, losses.view_mut(), state.view_mut(), dhidden, workspace, device.stream());
+        result.map_err(|error| error.to_string())
+    };
     assert_eq!(call(16, 40, 2, 2, 16, 0, 1.0), Ok(()));
     for (result, what) in [
         (call(15, 40, 2, 2, 16, 0, 1.0), "hidden has 15 elements, expected 16"),

@@ -2,7 +2,7 @@
 //! executable, so that it can be carried to a GPU machine that has no Rust.
 
 #![allow(unsafe_code)]
-#![cfg(any(feature = "emulation", feature = "cuda"))]
+#![cfg(not(kernels = "absent"))]
 
 #[path = "../support/adamw.rs"]
 #[allow(dead_code, reason = "what timing an operation needs is not used yet")]
@@ -49,7 +49,7 @@ mod attention_cache;
 mod cross_entropy;
 mod cross_entropy_values;
 mod dispatch;
-#[cfg(feature = "emulation")]
+#[cfg(kernels = "emulated")]
 mod emulation;
 mod layer;
 mod layer_gradients;

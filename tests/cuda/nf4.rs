@@ -6,7 +6,7 @@ use crate::operation::{Operation, run, verify};
 use half::bf16;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::absmax_transpose;
+use qlora_kernels::cuda::nf4::absmax_transpose;
 use qlora_kernels::cuda::nf4::{AbsmaxMut, Layout, quantize};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 

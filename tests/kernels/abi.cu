@@ -1,5 +1,5 @@
 // How the C interface reads a caller's structs, on a struct that has grown since its first version, for the tests.
-#include "../../cuda/abi.cuh"
+#include "common/abi.cuh"
 
 struct Grown {
     uint32_t struct_size, reserved;
@@ -13,7 +13,9 @@ template <> struct FirstVersion<Grown> {
 
 extern "C" int test_read_struct(const Grown *from, Grown *to) { return read_struct(from, to); }
 
-extern "C" int test_read_element(const Grown *first, uint32_t index, Grown *to) { return read_element(first, index, to); }
+extern "C" int test_read_element(const Grown *first, uint32_t index, Grown *to) {
+    return read_element(first, index, to);
+}
 
 // Bytes of the first version of the struct of this name; 0 if no entry takes it.
 extern "C" uint32_t test_first_version(const char *name) {

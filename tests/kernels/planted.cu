@@ -1,5 +1,5 @@
 // Small kernels for the tests of the emulation: one right, and the same with one bug each, which must be seen.
-#include "../../cuda/ptx.cuh"
+#include "common/ptx.cuh"
 
 namespace {
 
@@ -93,8 +93,19 @@ constexpr size_t kShared = kThreads * sizeof(float);
 }  // namespace
 
 enum Planted {
-    Reverse, ReverseNoBarrier, Twice, TwiceNoBarrier, WarpReverse, WarpReverseNoBarrier, Copy, CopyNoWait, Overrun, LdmatrixOverrun,
-    ThreadLeaves, OtherBarrier, Poison,
+    Reverse,
+    ReverseNoBarrier,
+    Twice,
+    TwiceNoBarrier,
+    WarpReverse,
+    WarpReverseNoBarrier,
+    Copy,
+    CopyNoWait,
+    Overrun,
+    LdmatrixOverrun,
+    ThreadLeaves,
+    OtherBarrier,
+    Poison,
 };
 
 // in and out have 4 * 128 elements.
@@ -120,4 +131,6 @@ extern "C" int planted_run(int which, const float *in, float *out) {
 
 extern "C" int planted_lanes(uint32_t *out) { return launch(lanes, dim3(1), dim3(32), 0, nullptr, out); }
 
-extern "C" int planted_count(uint32_t *counter) { return launch(count, dim3(5, 3, 2), dim3(64, 2), 0, nullptr, counter); }
+extern "C" int planted_count(uint32_t *counter) {
+    return launch(count, dim3(5, 3, 2), dim3(64, 2), 0, nullptr, counter);
+}

@@ -1,5 +1,6 @@
-// One kernel per PTX instruction of ptx.cuh, for one warp: a GPU and the host twins must both agree with the PTX manual's tables.
-#include "../../cuda/ptx.cuh"
+// One kernel per PTX instruction of common/ptx.cuh, for one warp: a GPU and the host twins must both agree with the PTX
+// manual's tables.
+#include "common/ptx.cuh"
 
 namespace {
 
@@ -26,9 +27,10 @@ template <bool transposed> __global__ void one_ldmatrix(const uint32_t *rows /* 
     for (int i = 0; i < 4; ++i) d[lane * 4 + i] = fragment[i];
 }
 
-// Two groups of 16 bytes a lane: the first is read when only it is waited for, the second after both. Lane l copies if bit l of
-// `valid` is set, and gets zeros if not.
-__global__ void two_cp_async(const uint32_t *in /* [2, 32, 4] */, uint32_t valid, uint32_t bytes, uint32_t *out /* [2, 32, 4] */) {
+// Two groups of 16 bytes a lane: the first is read when only it is waited for, the second after both. Lane l copies if
+// bit l of `valid` is set, and gets zeros if not.
+__global__ void two_cp_async(const uint32_t *in /* [2, 32, 4] */, uint32_t valid, uint32_t bytes,
+                             uint32_t *out /* [2, 32, 4] */) {
     uint32_t *shared = reinterpret_cast<uint32_t *>(dynamic_shared());
     int lane = threadIdx.x;
     for (int group = 0; group < 2; ++group) {

@@ -37,6 +37,8 @@ pub struct Loss {
     pub chunk: usize,
     pub targets: Targets,
     pub gradient: bool,
+    /// Each token has a weight, of either sign, and one of four of 0.
+    pub weighted: bool,
     pub values: Values,
     pub seed: u64,
 }
@@ -48,7 +50,9 @@ pub struct Host {
     pub head: Vec<bf16>,
     /// [m]
     pub targets: Vec<i32>,
-    pub weight: f32,
+    /// [m]
+    pub weights: Option<Vec<f32>>,
+    pub scale: f32,
 }
 
 pub struct Buffers {
@@ -59,8 +63,9 @@ pub struct Buffers {
     state: Buffer<u64>,
     dhidden: Buffer<bf16>,
     workspace: Buffer<u8>,
+    weights: Option<Buffer<f32>>,
     shape: Shape,
-    weight: f32,
+    scale: f32,
 }
 
 /// All of it as bits.
@@ -81,11 +86,20 @@ fn unit(bits: i32) -> f64 {
 }
 
 impl Host {
-    /// The loss of a row that has a target, and its gradient.
+    pub fn weight(&self, row: usize) -> f32 {
+        self.weights.as_ref().map_or(1.0, |weights| weights[row])
+    }
+
+    pub fn is_supervised(&self, row: usize) -> bool {
+        self.targets[row] >= 0 && self.weight(row) != 0.0
+    }
+
+    /// The loss of a row, not weighted, and its gradient.
     pub fn expected(&self, row: usize, h: usize) -> (Bounded, Vec<Bounded>) {
         let x = &self.hidden[row * h..][..h];
         let rows = self.head.chunks_exact(h);
-        let Ok(target) = usize::try_from(self.targets[row]) else { return ((0.0, 0.0), vec![(0.0, 0.0); h]) };
+        let target = usize::try_from(self.targets[row]).ok().filter(|_| self.is_supervised(row));
+        let Some(target) = target else { return ((0.0, 0.0), vec![(0.0, 0.0); h]) };
         if target >= rows.len() {
             return ((f64::NAN, 0.0), vec![(f64::NAN, 0.0); h]);
         }
@@ -101,13 +115,13 @@ impl Host {
         let loss = sum.ln() + (max - z);
         let loss_error = 1.01 * (normaliser + z_error) + unit(22) * (sum.ln().abs() + (max - z).abs() + loss.abs());
 
-        let weight = f64::from(self.weight);
+        let weight = f64::from(self.scale * self.weight(row));
         let mut gradient = vec![(0.0, 0.0, 0.0); h];
         for (column, (w, z)) in rows.zip(&logits).enumerate() {
             let (p, one) = ((z.0 - max).exp() / sum, f64::from(u8::from(column == target)));
             let p_error = p * (z.1 + normaliser + exponential(z.0) + unit(22)).exp_m1() + (p + one) * unit(23);
             let dz = weight * (p - one);
-            let dz_error = weight * p_error * (1.0 + unit(8)) + unit(8) * dz.abs();
+            let dz_error = weight.abs() * p_error * (1.0 + unit(8)) + unit(8) * dz.abs();
             for (to, w) in gradient.iter_mut().zip(w) {
                 let w = w.to_f64();
                 *to = (to.0 + dz * w, to.1 + dz_error * w.abs(), to.2 + (dz * w).abs());
@@ -121,7 +135,7 @@ impl Host {
     }
 
     pub fn supervised(&self) -> usize {
-        self.targets.iter().filter(|&&target| target >= 0).count()
+        (0..self.targets.len()).filter(|&row| self.is_supervised(row)).count()
     }
 }
 
@@ -223,7 +237,16 @@ impl Operation for Loss {
                 (hidden, head)
             }
         };
-        Host { hidden, head, targets, weight: if self.values == Values::Exact { 0.25 } else { 0.3 } }
+        // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no product
+        // is to be rounded.
+        let mut stream = philox::Stream::new(self.seed, 15);
+        let mut weight = || match (stream.below(4), self.values) {
+            (0, _) => 0.0,
+            (_, Values::Exact) => [0.5, 1.0, 2.0, -1.0][stream.below(4) as usize],
+            (_, Values::Random { .. }) => stream.uniform() * 4.0 - 2.0,
+        };
+        let weights = self.weighted.then(|| (0..m).map(|_| weight()).collect());
+        Host { hidden, head, targets, weights, scale: if self.values == Values::Exact { 0.25 } else { 0.3 } }
     }
 
     fn upload(&self, device: &Device, host: &Host) -> Result<Buffers> {
@@ -237,14 +260,16 @@ impl Operation for Loss {
             dhidden: device.upload(&vec![bf16::from_f32(-7.0); if self.gradient { self.m * self.h } else { 0 }])?,
             workspace: device.upload(&vec![0xffu8; workspace_bytes(&shape, self.gradient)?])?,
             shape,
-            weight: host.weight,
+            weights: host.weights.as_deref().map(|weights| device.upload(weights)).transpose()?,
+            scale: host.scale,
         })
     }
 
     fn launch(&self, buffers: &mut Buffers, stream: Stream) -> Result<()> {
-        let Buffers { hidden, head, targets, losses, state, dhidden, workspace, shape, weight } = buffers;
+        let Buffers { hidden, head, targets, losses, state, dhidden, workspace, weights, shape, scale } = buffers;
         let (hidden, head, targets) = (hidden.view(), head.view(), targets.view());
-        let input = CrossEntropy { shape: *shape, weight: *weight, hidden, head, targets };
+        let weights = weights.as_ref().map(Buffer::view);
+        let input = CrossEntropy { shape: *shape, gradient_scale: *scale, hidden, head, targets, weights };
         let dhidden = self.gradient.then(|| dhidden.view_mut());
         cross_entropy(&input, losses.view_mut(), state.view_mut(), dhidden, workspace.view_mut(), stream)
     }
@@ -271,9 +296,11 @@ impl Operation for Loss {
                 self.compare(|| format!("dhidden[{row}, {i}]"), bf16::from_bits(*found).to_f64(), expected)?;
             }
         }
-        // The sum is of the losses as they were found, in f64.
+        // The sum is of the losses as they were found, weighted, in f64.
         let state = LossState::from_words(output.state);
-        let (sum, magnitude) = losses.iter().fold((0.0, 0.0), |(sum, all), x| (sum + x, all + x.abs()));
+        let weight = |row| if host.is_supervised(row) { f64::from(host.weight(row)) } else { 0.0 };
+        let weighted = losses.iter().enumerate().map(|(row, loss)| weight(row) * loss);
+        let (sum, magnitude) = weighted.fold((0.0, 0.0), |(sum, all), x| (sum + x, all + x.abs()));
         let bad = losses.iter().position(|loss| !loss.is_finite());
         let summed = if bad.is_some() {
             state.sum.is_nan()

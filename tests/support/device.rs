@@ -1,8 +1,9 @@
 //! What the tests of the kernels share: the device, NF4 weights in its memory, and counts for the output.
 
 use half::bf16;
+use qlora_kernels::cuda::nf4::absmax_transpose;
 use qlora_kernels::cuda::nf4::{Absmax, Layout, Weight};
-use qlora_kernels::cuda::{Buffer, Device, absmax_transpose};
+use qlora_kernels::cuda::{Buffer, Device};
 use qlora_kernels::nf4::{self, Nf4Matrix};
 use std::sync::atomic::{AtomicU64, Ordering};
 

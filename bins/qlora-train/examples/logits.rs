@@ -6,13 +6,12 @@
 
 use qlora_train::backend::Batch;
 use qlora_train::backend::cpu::Cpu;
-use qlora_train::base::Checkpoint;
 use qlora_train::config::{Settings, TooLong};
-use qlora_train::data::{ChatTokenizer, DataOptions, MicroBatch, load, needs_tokenizer};
+use qlora_train::data::{DataOptions, MicroBatch, load_once};
 use qlora_train::error::{Context, Error, Result};
-use qlora_train::infer::{ReadOnly, Reading};
+use qlora_train::infer::{InferenceJob, InferenceModel};
 use qlora_train::model::ModelSpec;
-use qlora_train::session::Device;
+use qlora_train::session::{Device, Loaded};
 use safetensors::{Dtype, tensor::TensorView};
 use std::path::Path;
 
@@ -25,20 +24,16 @@ fn main() -> Result<()> {
     };
     let settings =
         Settings::load(None, &[("model".to_owned(), model.clone()), ("quantization".to_owned(), "none".to_owned())])?;
-    let checkpoint = Checkpoint::open(Path::new(model))?;
-    let files = [rows.into()];
-    let tokenizer = match needs_tokenizer(&files)? {
-        true => Some(ChatTokenizer::open(Path::new(model), None)?),
-        false => None,
-    };
-    let vocab_size = checkpoint.config().vocab_size;
+    let base = Loaded::open(&settings)?;
+    let vocab_size = base.checkpoint.arch().vocab_size;
     let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size, eos_token_ids: Vec::new() };
-    let mut rows = load(&files, tokenizer.as_ref(), &options)?.rows;
+    let mut rows = load_once(&[rows.into()], &|| base.open_tokenizer(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let make = |spec: &ModelSpec, _| Ok(Cpu::new(spec.dims()));
+    let build = |spec: &ModelSpec, _| Ok(Cpu::new(spec.dims()));
+    let (adapters, job) = ([adapter.into()], InferenceJob::Loss);
     let mut loaded =
-        ReadOnly::load(&settings, &checkpoint, &[adapter.into()], Reading::Loss, longest, longest, Device::Cpu, make)?;
+        InferenceModel::load(&settings, &base.checkpoint, &adapters, job, longest, longest, &Device::Cpu, build)?;
     let mut tensors = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let batch = MicroBatch::new([row]);
@@ -55,6 +50,6 @@ fn main() -> Result<()> {
             TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name.clone(), view))
         })
         .collect::<std::result::Result<_, _>>()
-        .or_fail(|| out.clone())?;
-    safetensors::serialize_to_file(views, None, Path::new(out)).or_fail(|| out.clone())
+        .context(|| out.clone())?;
+    safetensors::serialize_to_file(views, None, Path::new(out)).context(|| out.clone())
 }

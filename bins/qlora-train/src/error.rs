@@ -28,7 +28,7 @@ pub enum Error {
     Hint { source: Box<Error>, hint: String },
 }
 
-/// What an error means for the process.
+/// Consequence of an error for the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Refused before any work
@@ -65,7 +65,7 @@ impl Error {
         self.kind().exit_status()
     }
 
-    /// Whether the input is at fault, so that nothing was done.
+    /// True if the input is at fault, so that nothing was done.
     pub fn is_usage(&self) -> bool {
         self.kind() == Kind::Usage
     }

@@ -5,24 +5,25 @@ mod support;
 
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
-use qlora_train::infer::generate::{Sampling, generate};
-use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
+use qlora_train::lora::LoraSpec;
+use qlora_train::model::generate::{Sampling, generate};
+use qlora_train::model::{Llama, ModelSpec};
 use support::Memory;
 
 const VOCAB: usize = 37;
 
 fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
-    let config =
-        LlamaConfig { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, ..tiny_config() };
+    let config = Arch { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, ..tiny_arch() };
     let spec = ModelSpec {
-        lora: LoraSpec::uniform(&config, &Module::ALL, 3, 0.7, 0.0),
-        config,
+        lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
+        arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: false,
+        states: qlora_train::backend::StateFormat::F32,
         recompute: false,
         offload: false,
         tokens,
@@ -30,7 +31,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
         seed,
     };
     let mut cpu = Cpu::new(spec.dims());
-    let mut memory = Memory::new(Synthetic::new(spec.config.clone(), seed));
+    let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), seed));
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
     (cpu, model)
 }

@@ -1,15 +1,16 @@
 //! The CPU backend against files made with transformers, PEFT and bitsandbytes (`tests/golden/generate.py`), on the
 //! first layers of a real model.
 
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 use qlora_train::backend::cpu::Cpu;
-use qlora_train::backend::{Batch, Quantization};
+use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::lora::{LoraSpec, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
-use qlora_train::model::{Factor, Llama, LoraSpec, ModelSpec, ParamName, Source};
+use qlora_train::model::{Llama, ModelSpec, Source};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -67,25 +68,22 @@ impl Source for Cut<'_> {
     fn read(&mut self, name: &str) -> Result<Tensor16> {
         self.checkpoint.read(name)
     }
-    fn lora(&mut self, name: ParamName, len: usize, _columns: usize) -> Result<Vec<f32>> {
-        let values = self.lora.get(&key(name)).map(|v| v.iter().map(|&x| x as f32).collect());
-        assert!(values.is_some() || name.factor == Factor::B, "{name} has no initial values");
+    fn lora(&mut self, id: &ParamId, len: usize, _columns: usize) -> Result<Vec<f32>> {
+        let values = self.lora.get(&id.peft_key()).map(|v| v.iter().map(|&x| x as f32).collect());
+        assert!(values.is_some() || id.kind() == ParamKind::LoraB, "{id} has no initial values");
         Ok(values.unwrap_or_else(|| vec![0.0; len]))
     }
 }
 
-fn key(name: ParamName) -> String {
-    format!("base_model.model.{name}")
-}
-
 fn spec(checkpoint: &Checkpoint, layers: usize, quantization: Quantization, tokens: usize) -> ModelSpec {
-    let mut config = checkpoint.config().clone();
+    let mut config = checkpoint.arch().clone();
     config.num_layers = layers;
     ModelSpec {
-        config,
+        arch: config,
         quantization,
         lora: LoraSpec::default(),
         trainable: false,
+        states: StateFormat::F32,
         recompute: false,
         offload: false,
         tokens,
@@ -175,7 +173,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
     let number = |name: &str| settings[name].as_f64().unwrap_or_else(|| panic!("{name}"));
     let mut spec = spec(&checkpoint, number("layers") as usize, NF4, 1024);
     let (r, alpha) = (number("lora_r") as usize, number("lora_alpha"));
-    spec.lora = LoraSpec::uniform(&spec.config, &Module::ALL, r, (alpha / r as f64) as f32, 0.0);
+    spec.lora = LoraSpec::uniform(&spec.arch, &Projection::ALL, r, alpha, 0.0);
     spec.trainable = true;
     let mut cpu = Cpu::new(spec.dims());
     let mut source = Cut { checkpoint: &checkpoint, lora: tensors("train_init.safetensors") };
@@ -206,7 +204,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
         .param_values(&cpu)
         .unwrap()
         .into_iter()
-        .map(|(name, _, values)| (key(name), values.into_iter().map(f64::from).collect()))
+        .map(|(id, _, values)| (id.peft_key(), values.into_iter().map(f64::from).collect()))
         .collect();
     Trajectory { losses, grad_norms, params }
 }

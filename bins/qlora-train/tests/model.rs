@@ -5,23 +5,30 @@ mod support;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
-use qlora_train::arch::{LlamaConfig, Module, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::plan::{Plan, Planner};
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
+use qlora_train::comm::{Communicator, SingleProcess};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
+use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
-use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
-use qlora_train::model::{Llama, LoraSpec, ModelSpec};
+use qlora_train::lora::{LoraSpec, LoraTerm};
+use qlora_train::model::optimizer_step::{
+    Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, update,
+};
+use qlora_train::model::{Llama, ModelSpec};
+use std::sync::{Barrier, Mutex};
 use support::{Documents, Memory, Oracle, to_f64};
 
-fn spec(config: LlamaConfig, tokens: usize) -> ModelSpec {
+fn spec(config: Arch, tokens: usize) -> ModelSpec {
     ModelSpec {
-        lora: LoraSpec::uniform(&config, &Module::ALL, 3, 0.7, 0.0),
-        config,
+        lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
+        arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
+        states: StateFormat::F32,
         recompute: false,
         offload: false,
         tokens,
@@ -70,40 +77,41 @@ fn cases() -> impl Strategy<Value = Case> {
     ];
     let lengths = proptest::collection::vec(1..20usize, 1..4);
     let stored = prop_oneof![Just(StoredType::Bf16), Just(StoredType::F16), Just(StoredType::F32)];
-    let targets = proptest::sample::subsequence(Module::ALL.to_vec(), 1..=7);
+    let targets = proptest::sample::subsequence(Projection::ALL.to_vec(), 1..=7);
     (model, switches, rope, lengths, stored, targets).prop_map(|(model, switches, rope, lengths, stored, targets)| {
         let (layers, kv_heads, head_dim, per_kv, hidden, intermediate) = model;
         let ([nf4, attention_bias, mlp_bias, tied, recompute], dropout, r, seed) = switches;
-        let config = LlamaConfig {
+        let attention = Projection::ATTENTION.into_iter().filter(|_| attention_bias);
+        let biases = attention.chain(Projection::MLP.into_iter().filter(|_| mlp_bias)).collect();
+        let config = Arch {
             num_layers: layers,
             num_heads: kv_heads * per_kv,
             num_kv_heads: kv_heads,
             head_dim,
             hidden_size: 18 * hidden,
             intermediate_size: intermediate,
-            attention_bias,
-            mlp_bias,
+            biases,
             tie_word_embeddings: tied,
-            rope: Rope { theta: 100.0, scaling: rope },
+            layers: LayerArch::uniform(Rope::new(100.0, rope)),
             vocab_size: 37,
-            ..tiny_config()
+            ..tiny_arch()
         };
         let tokens = lengths.iter().sum::<usize>();
         let mut spec = spec(config, tokens + seed as usize % 3);
-        spec.lora = LoraSpec::uniform(&spec.config, &targets, r, 0.7, dropout);
+        spec.lora = LoraSpec::uniform(&spec.arch, &targets, r, 0.7 * r as f64, f64::from(dropout));
         // Ranks and scales may differ from layer to layer, and a layer may have no term at all.
-        if let Some(term) = spec.lora.terms.get_mut(&(1, targets[0])) {
-            *term = (r + 2, 0.3);
+        if let Some(term) = spec.lora.terms.get_mut(&spec.arch.module(1, targets[0])) {
+            *term = LoraTerm::lora(r + 2, 0.3 * (r + 2) as f64);
         }
         if seed % 4 == 0 {
-            spec.lora.terms.remove(&(1, targets[targets.len() - 1]));
+            spec.lora.terms.remove(&spec.arch.module(1, targets[targets.len() - 1]));
         }
         spec.recompute = recompute;
         if !nf4 {
             spec.quantization = Quantization::None;
         }
         if seed % 2 == 0 {
-            spec.lora.states = StateFormat::Blockwise8;
+            spec.states = StateFormat::Blockwise8;
         }
         Case { spec, stored, lengths, seed }
     })
@@ -117,9 +125,9 @@ proptest! {
     /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers).
     #[test]
     fn loss_and_gradients_follow_the_f64_oracle(case in cases()) {
-        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.config.clone(), case.seed) };
+        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
-        let documents = Documents::random(&case.lengths, case.spec.config.vocab_size, case.seed);
+        let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
         let weight = 0.125;
         let (loss, gradients) = run(&case.spec, &mut memory, &documents, weight);
         let oracle = Oracle::new(&case.spec, &memory);
@@ -127,8 +135,8 @@ proptest! {
         let expected = oracle.loss(&lora, &documents.batch(), Some(5));
         prop_assert!((loss - expected).abs() <= 1e-5 * expected.abs() + 1e-9, "loss {loss}, oracle {expected}");
 
-        let mut names: Vec<_> = lora.keys().copied().collect();
-        names.sort_by_key(|n| (n.layer, n.module, n.factor));
+        let mut names: Vec<_> = lora.keys().cloned().collect();
+        names.sort_by_key(|id| (case.spec.arch.find(id.module()), id.kind()));
         prop_assert_eq!(names.len(), gradients.len());
         let mut pick = Stream::new(case.seed, 99);
         for (name, gradient) in names.into_iter().zip(&gradients) {
@@ -152,9 +160,9 @@ proptest! {
     /// The memory that the plan names is the memory that the CPU backend takes, byte for byte.
     #[test]
     fn the_plan_is_the_run(case in cases(), steps in 1..3usize) {
-        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.config.clone(), case.seed) };
+        let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
-        let documents = Documents::random(&case.lengths, case.spec.config.vocab_size, case.seed);
+        let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
         let mut plan = Plan::new(case.spec.dims());
         let mut planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
         planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
@@ -173,7 +181,7 @@ proptest! {
 /// operation is split into several tasks.
 #[test]
 fn results_do_not_depend_on_threads_or_recomputation() {
-    let config = LlamaConfig { hidden_size: 96, intermediate_size: 200, ..tiny_config() };
+    let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
     let documents = Documents::random(&[300, 5, 150, 230], config.vocab_size, 3);
     let mut base = spec(config, 700);
     base.lora.dropout = 0.1;
@@ -181,7 +189,7 @@ fn results_do_not_depend_on_threads_or_recomputation() {
     for (threads, recompute) in [(1, false), (2, false), (5, false), (1, true), (3, true)] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let spec = ModelSpec { recompute, ..base.clone() };
-        let mut memory = Memory::new(Synthetic::new(spec.config.clone(), 9));
+        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 9));
         results.push(pool.install(|| run(&spec, &mut memory, &documents, 0.01)));
     }
     for (loss, gradients) in &results[1..] {
@@ -195,7 +203,7 @@ fn results_do_not_depend_on_threads_or_recomputation() {
 /// A batch's gradient is the sum of its documents' gradients apart: nothing leaks between documents.
 #[test]
 fn documents_of_one_batch_do_not_see_each_other() {
-    let config = tiny_config();
+    let config = tiny_arch();
     let spec = spec(config.clone(), 60);
     let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
     let together = Documents::random(&[17, 33, 10], config.vocab_size, 1);
@@ -222,7 +230,7 @@ fn documents_of_one_batch_do_not_see_each_other() {
 /// as micro-batches of the same step. Sums over tokens run in chunks of 256, so rows of whole chunks add up alike.
 #[test]
 fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
-    let config = LlamaConfig { hidden_size: 96, intermediate_size: 200, ..tiny_config() };
+    let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
     let lengths = [256usize, 512, 256, 768, 256];
     let rows: Vec<Row> = lengths
         .iter()
@@ -273,7 +281,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
 
 #[test]
 fn a_batch_longer_than_planned_is_refused() {
-    let config = tiny_config();
+    let config = tiny_arch();
     let spec = spec(config.clone(), 8);
     let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
     let mut cpu = Cpu::new(spec.dims());
@@ -288,7 +296,7 @@ fn a_batch_longer_than_planned_is_refused() {
 /// the small ones keep f32 states.
 #[test]
 fn values_and_states_that_are_put_back_continue_the_run() {
-    let config = LlamaConfig { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_config() };
+    let config = Arch { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_arch() };
     let documents = Documents::random(&[20, 11], config.vocab_size, 3);
     let hyper = Hyperparameters {
         learning_rate_a: 1e-3,
@@ -301,7 +309,7 @@ fn values_and_states_that_are_put_back_continue_the_run() {
     };
     for states in [StateFormat::F32, StateFormat::Blockwise8] {
         let mut spec = spec(config.clone(), 31);
-        spec.lora.states = states;
+        spec.states = states;
         let build = || {
             let mut cpu = Cpu::new(spec.dims());
             let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
@@ -333,5 +341,110 @@ fn values_and_states_that_are_put_back_continue_the_run() {
         }
         step(&mut resumed, 1);
         assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
+    }
+}
+
+/// A rank of several in one process: a thread. Each puts down its part, all wait, and each adds the parts up in order.
+struct Thread<'a> {
+    rank: usize,
+    parts: &'a [Mutex<(Vec<f32>, Vec<f64>)>],
+    barrier: &'a Barrier,
+}
+
+impl Communicator for Thread<'_> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.parts.len()
+    }
+
+    fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()> {
+        *self.parts[self.rank].lock().unwrap() = (gradients.to_vec(), totals.to_vec());
+        self.barrier.wait();
+        gradients.fill(0.0);
+        totals.fill(0.0);
+        for part in self.parts {
+            let (g, t) = &*part.lock().unwrap();
+            gradients.iter_mut().zip(g).for_each(|(sum, x)| *sum += x);
+            totals.iter_mut().zip(t).for_each(|(sum, x)| *sum += x);
+        }
+        self.barrier.wait();
+        Ok(())
+    }
+}
+
+const HYPER: Hyperparameters = Hyperparameters {
+    learning_rate_a: 1e-2,
+    learning_rate_b: 1e-2,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    max_grad_norm: 0.5,
+    ..Hyperparameters::NONE
+};
+
+/// The report of a step in which `comm`'s rank has these batches, with the gradients and the values after it.
+fn stepped(
+    spec: &ModelSpec,
+    comm: &mut dyn Communicator,
+    accumulation: usize,
+    batches: &[Batch],
+) -> (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let mut cpu = Cpu::new(spec.dims());
+    let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
+    let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
+    let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, Accumulated::default(), &|| false);
+    let loss = done.unwrap().loss;
+    let report = update(&mut cpu, &mut model, comm, &HYPER, 3, accumulation, 1.0, batches, loss).unwrap();
+    let gradients = model.params_mut().into_iter().map(|(_, param)| cpu.gradient(param).unwrap()).collect();
+    let values = model.param_values(&cpu).unwrap().into_iter().map(|(_, _, values)| values).collect();
+    (report, gradients, values)
+}
+
+/// Two ranks that share a step's micro-batches in turn make the step of one process that has all of them, dropout masks
+/// included. Where each rank has one micro-batch of 2ⁿ supervised tokens every factor is exact and the sums are the same: the
+/// same bits. Else every term of a gradient is rounded about as often in another order: each rounding is at most 2⁻²⁴ of a
+/// term, and 1e-5 of a tensor's largest gradient is 170 of them.
+#[test]
+fn a_step_of_two_ranks_is_the_step_of_one_process_over_both_halves() {
+    for (lengths, exact) in [(&[10, 10][..], true), (&[9, 17, 5, 3], false)] {
+        let mut spec = spec(tiny_arch(), 64);
+        spec.lora.dropout = 0.2;
+        let row = |(seed, &length): (usize, &usize)| Documents::random(&[length], spec.arch.vocab_size, seed as u64);
+        let rows: Vec<Documents> = lengths.iter().enumerate().map(row).collect();
+        let all: Vec<Batch> = rows.iter().map(Documents::batch).collect();
+        let (whole, gradients, values) = stepped(&spec, &mut SingleProcess, all.len(), &all);
+        let parts = [(); 2].map(|()| Mutex::default());
+        let barrier = Barrier::new(2);
+        let ranks: Vec<_> = std::thread::scope(|scope| {
+            let rank = |rank: usize| {
+                let own: Vec<Batch> = all.iter().copied().skip(rank).step_by(2).collect();
+                let mut comm = Thread { rank, parts: &parts, barrier: &barrier };
+                let spec = &spec;
+                scope.spawn(move || stepped(spec, &mut comm, own.len(), &own))
+            };
+            let threads = [rank(0), rank(1)];
+            threads.map(|thread| thread.join().unwrap()).into()
+        });
+        let supervised = |rank: usize| all.iter().skip(rank).step_by(2).map(Batch::supervised).sum::<usize>();
+        assert_eq!(exact, supervised(0) == supervised(1) && supervised(0).is_power_of_two(), "{}", supervised(0));
+        let (reports, of_ranks): (Vec<_>, Vec<_>) = ranks.into_iter().map(|(report, g, v)| (report, (g, v))).unzip();
+        assert!(of_ranks[0] == of_ranks[1] && reports[0] == reports[1], "the ranks agree");
+        let report = reports[0];
+        assert_eq!((report.tokens, report.supervised), (whole.tokens, whole.supervised));
+        assert!((report.loss - whole.loss).abs() <= 1e-12 * whole.loss.abs());
+        if exact {
+            assert!(of_ranks[0].0 == gradients, "gradients");
+            assert!(of_ranks[0].1 == values && report.grad_norm == whole.grad_norm, "values");
+        }
+        for (found, expected) in of_ranks[0].0.iter().zip(&gradients) {
+            let largest = expected.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+            let apart = found.iter().zip(expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+            assert!(apart <= 1e-5 * largest, "{apart} of {largest}");
+        }
+        // A rank that counted its own tokens only would be far off.
+        assert!(report.supervised > supervised(0).max(supervised(1)));
     }
 }

@@ -1,15 +1,16 @@
 //! `cargo xtask bindings`: the Rust declarations of the kernels' C interface, generated from its header.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
+use tools_support::command::finished;
 use tools_support::cuda;
 use tools_support::workspace::Workspace;
 
 pub const HEADER: &str = "cuda/include/qlora_kernels.h";
-pub const BINDINGS: &str = "src/cuda/sys.rs";
+pub const BINDINGS: &str = "src/sys.rs";
 
 /// Writes the declarations.
 pub fn run(workspace: &Workspace) -> Result<()> {
@@ -88,13 +89,6 @@ fn format(text: &str, root: &Path) -> Result<String> {
             .context("cannot write to rustfmt")?;
         formatted
     })
-}
-
-fn finished(output: std::io::Result<Output>, shown: &str) -> Result<String> {
-    let output = output.with_context(|| format!("cannot run {shown}"))?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{shown}`: {} {}", output.status, stderr.trim());
-    String::from_utf8(output.stdout).with_context(|| format!("the output of {shown} is not UTF-8"))
 }
 
 #[cfg(test)]

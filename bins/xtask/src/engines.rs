@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep};
 use tools_support::workspace::Workspace;
 
-const NUMPY: &str = "numpy==2.2.6";
+/// What the virtual environment has.
+const PACKAGES: [&str; 2] = ["numpy==2.2.6", "cmake==3.31.6"];
 /// Real codes and absmax of bitsandbytes, with what it makes of them.
 const WEIGHTS: &str = "tests/golden/nf4.safetensors";
 /// The tensor of which the damaged copy has one byte changed.
@@ -43,6 +44,13 @@ pub fn engines(workspace: &Workspace) -> Result<Outcome> {
         command.arg(libraries.join("libqlora_kernels_emulated.so")).arg(weights);
         command
     })?);
+    for engine in build_cmake(workspace, &prefix, &dir)? {
+        closing.extend(run_both(&weights, &damaged, |weights| {
+            let mut command = Command::new(&engine);
+            command.arg(weights);
+            command
+        })?);
+    }
     let engine = build_rust(workspace, &dir)?;
     closing.extend(run_both(&weights, &damaged, |weights| {
         let mut command = Command::new(&engine);
@@ -74,6 +82,52 @@ fn build_c(workspace: &Workspace, prefix: &Path, package: &str, out: &Path, vari
     command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
     check(command)
         .context("the C example needs make, pkg-config and a C compiler (Debian, Ubuntu: build-essential pkg-config)")
+}
+
+/// A project with the kernels as a subdirectory, and with targets that many a project has.
+const CMAKE_HOST: &str = "cmake_minimum_required(VERSION 3.21)
+project(host LANGUAGES C CXX)
+add_custom_target(kernels)
+add_custom_target(static)
+add_custom_target(shared)
+set(QLORA_EMULATION ON)
+set(QLORA_KERNELS_INSTALL ON)
+set(EMULATED ON)
+add_subdirectory(${ROOT}/cuda cuda)
+add_subdirectory(${ROOT}/examples/c-engine engine)
+";
+
+/// The C example by CMake: with the kernels as a subdirectory, with what that project installs, and with `prefix`,
+/// where `cargo xtask install-lib` has installed them. CMake is that of the virtual environment.
+fn build_cmake(workspace: &Workspace, prefix: &Path, dir: &Path) -> Result<[PathBuf; 3]> {
+    let cmake = dir.join("venv/bin/cmake");
+    let dir = dir.join("cmake");
+    let (host, installed) = (dir.join("host"), dir.join("installed"));
+    fs::create_dir_all(&host).with_context(|| format!("cannot make {}", host.display()))?;
+    fs::write(host.join("CMakeLists.txt"), CMAKE_HOST)?;
+    let run = |arguments: &[&str], paths: &[(&str, &Path)]| {
+        let mut command = Command::new(&cmake);
+        command.args(arguments);
+        for (option, path) in paths {
+            command.arg(format!("{option}{}", path.display()));
+        }
+        check(command)
+    };
+    let built = dir.join("host-build");
+    run(&["--log-level=ERROR"], &[("-DROOT=", &workspace.root), ("-S", &host), ("-B", &built)])?;
+    let build = built.to_string_lossy().into_owned();
+    run(&["--build", &build, "--parallel", "2"], &[])?;
+    run(&["--install", &build], &[("--prefix=", &installed)])?;
+    let example = workspace.root.join("examples/c-engine");
+    let mut engines = vec![built.join("engine/engine")];
+    for (name, prefix) in [("from-cmake", installed.as_path()), ("from-xtask", prefix)] {
+        let built = dir.join(name);
+        let paths = [("-DCMAKE_PREFIX_PATH=", prefix), ("-S", &example), ("-B", &built)];
+        run(&["--log-level=ERROR", "--fresh", "-DEMULATED=ON"], &paths)?;
+        run(&["--build", &built.to_string_lossy()], &[])?;
+        engines.push(built.join("engine"));
+    }
+    engines.try_into().map_err(|_| anyhow::anyhow!("three engines are built"))
 }
 
 /// By cargo, in the example's own workspace.
@@ -111,21 +165,22 @@ fn damage(weights: &Path, copy: &Path) -> Result<()> {
     fs::write(copy, bytes).with_context(|| format!("cannot write {}", copy.display()))
 }
 
-/// The Python of a virtual environment with numpy.
+/// The Python of a virtual environment with [`PACKAGES`].
 fn python(dir: &Path) -> Result<PathBuf> {
     let venv = dir.join("venv");
     let python = venv.join("bin/python");
     let stamp = venv.join("requirements");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == NUMPY) {
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == PACKAGES.join(" ")) {
         return Ok(python);
     }
     let mut command = Command::new("python3");
     command.args(["-m", "venv", "--clear"]).arg(&venv);
     check(command).context("the Python example needs python3 with venv (Debian, Ubuntu: python3-venv)")?;
     let mut command = Command::new(&python);
-    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", NUMPY]);
-    check(command).context("numpy comes from PyPI (a mirror: PIP_INDEX_URL)")?;
-    fs::write(&stamp, NUMPY)?;
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]);
+    command.args(PACKAGES);
+    check(command).context("numpy and cmake come from PyPI (a mirror: PIP_INDEX_URL)")?;
+    fs::write(&stamp, PACKAGES.join(" "))?;
     Ok(python)
 }
 

@@ -192,7 +192,7 @@ mod tests {
     fn the_version_of_the_interface_is_read_from_the_header() {
         let header = include_str!("../../../cuda/include/qlora_kernels.h");
         let declared = format!("pub const QK_ABI_VERSION: u32 = {};", abi_version(header).unwrap());
-        assert!(include_str!("../../../src/cuda/sys.rs").contains(&declared), "the Rust declarations: {declared}");
+        assert!(include_str!("../../../src/sys.rs").contains(&declared), "the Rust declarations: {declared}");
         assert_eq!(abi_version("#define QK_ABI_VERSION 12u\n").unwrap(), "12");
         assert!(abi_version("#define QK_ABI_VERSION one\n").is_err());
         assert!(abi_version("#define QK_ABI_VERSION oneu\n").is_err());

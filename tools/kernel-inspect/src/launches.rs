@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use tools_support::artifacts;
 use tools_support::workspace::Workspace;
 
-/// What a block gets at most on sm_86 and sm_89: `kMaxSharedBytes` of cuda/launch.cuh.
+/// What a block gets at most on sm_86 and sm_89: `kMaxSharedBytes` of cuda/common/launch.cuh.
 pub const LIMIT: u64 = 99 * 1024;
 /// Of each property; with the seed, a run can be repeated.
 const CASES: &str = "12";

@@ -92,14 +92,19 @@ fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -
     results.into_iter().map(|slot| inner(slot).context("a worker left nothing")?).collect()
 }
 
-/// The files of `cuda/` that bugs can be planted into, by name.
+/// The files of `cuda/` that bugs can be planted into, by their paths below it.
 fn read_sources(root: &Path) -> Result<Vec<(String, String)>> {
     let files = [sources(root, "cuda", "cu"), sources(root, "cuda", "cuh")].concat();
     let read = |path: &PathBuf| {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), text))
+        Ok((below(&root.join("cuda"), path), text))
     };
     files.iter().map(read).collect()
+}
+
+/// The path below `dir`, as an include names it.
+fn below(dir: &Path, path: &Path) -> String {
+    path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned()
 }
 
 fn mutate(mutant: &Mutant, sources: &[(String, String)]) -> Result<String> {
@@ -135,19 +140,15 @@ fn build(workspace: &Workspace) -> Result<Built> {
 fn link(workspace: &Workspace, built: &Built, mutant: &Mutant, text: &str) -> Result<PathBuf> {
     let dir = workspace.target.join("mutants").join(slug(mutant.what));
     let copy = dir.join("cuda");
-    for (from, to, extensions) in [
-        ("cuda", "", ["cu", "cuh"].as_slice()),
-        ("cuda/include", "include", &["h"]),
-        ("cuda/emulation", "emulation", &["h"]),
-    ] {
-        fs::create_dir_all(copy.join(to)).with_context(|| format!("cannot make {}", copy.display()))?;
-        for file in extensions.iter().flat_map(|extension| sources(&workspace.root, from, extension)) {
-            let name = file.file_name().unwrap_or_default();
-            fs::copy(&file, copy.join(to).join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
-        }
+    let kernels = workspace.root.join("cuda");
+    for file in ["cu", "cuh", "h"].iter().flat_map(|extension| sources(&workspace.root, "cuda", extension)) {
+        let to = copy.join(below(&kernels, &file));
+        let folder = to.parent().context("a file in a directory")?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::copy(&file, &to).with_context(|| format!("cannot copy {}", file.display()))?;
     }
     fs::write(copy.join(mutant.file), text)?;
-    let files = affected(sources(&dir, "cuda", "cu"), &sources(&dir, "cuda", "cuh"), mutant.file);
+    let files = affected(&copy, sources(&dir, "cuda", "cu"), &sources(&dir, "cuda", "cuh"), mutant.file);
     let compiler = Compiler::emulation(Path::new(&cxx()), &[]).map_err(|error| anyhow!(error))?;
     let (objects, _) =
         compiler.compile(&dir, &files, &dir.join("objects"), 1).map_err(|error| anyhow!("{}: {error}", mutant.what))?;
@@ -163,23 +164,23 @@ fn link(workspace: &Workspace, built: &Built, mutant: &Mutant, text: &str) -> Re
     Ok(library)
 }
 
-/// The file of this name if it is among `files`, or those of them that include it, directly or through `headers`.
-fn affected(mut files: Vec<PathBuf>, headers: &[PathBuf], changed: &str) -> Vec<PathBuf> {
-    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// The file of this path below `dir` if it is among `files`, or those of them that include it, directly or through
+/// `headers`.
+fn affected(dir: &Path, mut files: Vec<PathBuf>, headers: &[PathBuf], changed: &str) -> Vec<PathBuf> {
     let includes = |path: &Path, names: &[String]| {
         let text = fs::read_to_string(path).unwrap_or_default();
         let mut included =
             text.lines().filter_map(|line| line.trim_start().strip_prefix("#include \"")?.split('"').next());
-        included.any(|name| names.iter().any(|known| name.rsplit('/').next() == Some(known)))
+        included.any(|name| names.iter().any(|known| known == name))
     };
-    let mut names = vec![changed.rsplit('/').next().unwrap_or(changed).to_owned()];
+    let mut names = vec![changed.to_owned()];
     let mut count = 0;
     while names.len() > count {
         count = names.len();
-        let more: Vec<_> = headers.iter().filter(|path| includes(path, &names)).map(|path| name_of(path)).collect();
+        let more: Vec<_> = headers.iter().filter(|path| includes(path, &names)).map(|path| below(dir, path)).collect();
         names.extend(more.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
     }
-    files.retain(|path| name_of(path) == names[0] || includes(path, &names));
+    files.retain(|path| below(dir, path) == names[0] || includes(path, &names));
     files
 }
 
@@ -268,21 +269,25 @@ mod tests {
     fn only_what_includes_a_changed_header_is_compiled() {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in [
-            ("a.cu", "#include \"a.cuh\"\n"),
-            ("b.cu", "#include \"folder/b.cuh\"\n"),
-            ("c.cu", "int a;\n"),
-            ("a.cuh", ""),
-            ("b.cuh", "#include \"a.cuh\"\n"),
+            ("one/a.cu", "#include \"one/a.cuh\"\n"),
+            ("two/a.cu", "#include \"two/b.cuh\"\n"),
+            ("two/c.cu", "int a;\n"),
+            ("one/a.cuh", ""),
+            ("two/a.cuh", ""),
+            ("two/b.cuh", "#include \"one/a.cuh\"\n"),
         ] {
-            fs::write(dir.path().join(name), text).unwrap();
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
         }
         let found = |changed: &str| {
-            let files = affected(sources(dir.path(), "", "cu"), &sources(dir.path(), "", "cuh"), changed);
-            files.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+            let files = affected(dir.path(), sources(dir.path(), "", "cu"), &sources(dir.path(), "", "cuh"), changed);
+            files.iter().map(|path| below(dir.path(), path)).collect::<Vec<_>>()
         };
-        assert_eq!(found("a.cuh"), ["a.cu", "b.cu"]);
-        assert_eq!(found("b.cuh"), ["b.cu"]);
-        assert_eq!(found("c.cu"), ["c.cu"]);
+        assert_eq!(found("one/a.cuh"), ["one/a.cu", "two/a.cu"]);
+        assert_eq!(found("two/a.cuh"), [""; 0]);
+        assert_eq!(found("two/b.cuh"), ["two/a.cu"]);
+        assert_eq!(found("one/a.cu"), ["one/a.cu"]);
     }
 
     #[test]

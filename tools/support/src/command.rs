@@ -1,14 +1,24 @@
 //! Programs run with their output visible, keeping the lines in which it sums itself up.
 
 use anyhow::{Context, Result, ensure};
+use std::borrow::BorrowMut;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 
 /// Runs a command; its failure is an error that shows the command.
-pub fn check(mut command: Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {}", shown(&command)))?;
-    ensure!(status.success(), "`{}`: {status}", shown(&command));
+pub fn check(mut command: impl BorrowMut<Command>) -> Result<()> {
+    let command = command.borrow_mut();
+    let status = command.status().with_context(|| format!("cannot run {}", shown(command)))?;
+    ensure!(status.success(), "`{}`: {status}", shown(command));
     Ok(())
+}
+
+/// The standard output of a command that has succeeded; its failure is an error with what it said.
+pub fn finished(output: std::io::Result<Output>, shown: &str) -> Result<String> {
+    let output = output.with_context(|| format!("cannot run {shown}"))?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{shown}`: {} {}", output.status, stderr.trim());
+    String::from_utf8(output.stdout).with_context(|| format!("the output of {shown} is not UTF-8"))
 }
 
 /// Like [`check`], and returns the lines of both outputs for which `is_closing` holds.

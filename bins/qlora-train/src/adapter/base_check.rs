@@ -1,7 +1,9 @@
 //! Whether an adapter belongs to a base.
 
+use super::config::last_part;
+use super::pairs::layer_of;
 use super::{Adapter, metadata};
-use crate::arch::{LlamaConfig, Module};
+use crate::arch::{Arch, Projection};
 use crate::base::BaseName;
 use crate::error::Result;
 use crate::refuse;
@@ -9,19 +11,25 @@ use crate::refuse;
 impl Adapter {
     /// The part of [`check_base`](Self::check_base) that needs no weights. Refused: a layer or shape that the base
     /// does not have.
-    pub fn check_shapes(&self, config: &LlamaConfig, base_name: &BaseName) -> Result<()> {
+    pub fn check_shapes(&self, arch: &Arch, base_name: &BaseName) -> Result<()> {
         let pairs = self.lora_pairs()?;
         let own_base = self.own_base();
-        for (&(layer, module), pair) in &pairs {
-            let name = module.name();
-            if layer >= config.num_layers {
-                refuse!(
-                    "adapter: found {name} of layer {layer}, expected layers below {}: it was made for {own_base}, not for {}",
-                    config.num_layers,
-                    base_name.name
-                );
-            }
-            let (n_out, k_in) = module.shape(config);
+        for module in pairs.keys().filter(|module| arch.find(module).is_none()) {
+            let (expected, name) = match layer_of(module).filter(|&layer| layer >= arch.num_layers) {
+                Some(layer) => {
+                    (format!("layers below {}", arch.num_layers), format!("{} of layer {layer}", last_part(module)))
+                }
+                None => (Projection::ALL.map(|p| arch.names.short(p)).join(", "), module.clone()),
+            };
+            refuse!(
+                "adapter: found {name}, expected {expected}: it was made for {own_base}, not for {}",
+                base_name.name
+            );
+        }
+        for module in arch.modules() {
+            let (Some(pair), Some((layer, projection))) = (pairs.get(&module), arch.find(&module)) else { continue };
+            let name = arch.names.short(projection);
+            let (n_out, k_in) = projection.shape(arch);
             if (pair.n_out, pair.k_in) != (n_out, k_in) {
                 refuse!(
                     "adapter: {name} of layer {layer}: found out x in = {} x {}, expected {n_out} x {k_in}: it was made \
@@ -38,13 +46,8 @@ impl Adapter {
     /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one.
     /// Returned are warnings, one sentence each: no recorded fingerprint, another name or revision, linears that are
     /// targeted but have no tensors.
-    pub fn check_base(
-        &self,
-        config: &LlamaConfig,
-        base_fingerprint: &str,
-        base_name: &BaseName,
-    ) -> Result<Vec<String>> {
-        self.check_shapes(config, base_name)?;
+    pub fn check_base(&self, arch: &Arch, base_fingerprint: &str, base_name: &BaseName) -> Result<Vec<String>> {
+        self.check_shapes(arch, base_name)?;
         let pairs = self.lora_pairs()?;
         let own_base = self.own_base();
         let mut warnings = Vec::new();
@@ -70,10 +73,11 @@ impl Adapter {
         {
             warnings.push(format!("the adapter names revision {found:?} of its base, this one is {here:?}"));
         }
-        let lacking: Vec<String> = (0..config.num_layers)
-            .flat_map(|layer| Module::ALL.map(|module| (layer, module)))
-            .filter(|place| self.config.names(place.0, place.1) && !pairs.contains_key(place))
-            .map(|(layer, module)| format!("{} of layer {layer}", module.name()))
+        let lacking: Vec<String> = arch
+            .modules()
+            .filter(|module| self.config.names(module) && !pairs.contains_key(module))
+            .filter_map(|module| arch.find(&module))
+            .map(|(layer, projection)| format!("{} of layer {layer}", arch.names.short(projection)))
             .collect();
         if let [first, others @ ..] = &lacking[..] {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };

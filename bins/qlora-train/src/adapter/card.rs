@@ -2,6 +2,8 @@
 
 use super::{Adapter, TargetModules, metadata};
 use crate::base::looks_like_hub_id;
+use std::collections::BTreeMap;
+use std::fmt::Display;
 
 /// By this line a card is known as ours and may be replaced.
 pub(super) const MARK: &str = "<!-- written by qlora-train -->";
@@ -26,14 +28,15 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         TargetModules::Names(names) => names.iter().cloned().collect::<Vec<_>>().join(", "),
     };
     let stored = |key: &str| adapter.metadata.get(key).cloned();
+    let recipe = adapter.recipe("adapter").ok().flatten().map(|recipe| recipe.to_string());
     let rows = [
         ("Base", base.map(str::to_owned)),
         ("Base revision", config.revision.clone()),
         ("Base fingerprint", stored(metadata::BASE_FINGERPRINT)),
-        ("Base weights in training", stored(metadata::QUANTIZATION)),
+        ("Base weights in training", recipe.or_else(|| stored(metadata::QUANTIZATION))),
         ("Chat template (SHA-256)", stored(metadata::CHAT_TEMPLATE_SHA256)),
-        ("Rank", Some(config.r.to_string())),
-        ("Alpha", Some(config.lora_alpha.to_string())),
+        ("Rank", Some(with_pattern(&config.r, &config.rank_pattern))),
+        ("Alpha", Some(with_pattern(&config.lora_alpha, &config.alpha_pattern))),
         ("Dropout", Some(config.lora_dropout.to_string())),
         ("Target modules", Some(targets)),
     ];
@@ -51,6 +54,12 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         );
     }
     card
+}
+
+/// A value, and the modules that have another.
+fn with_pattern<T: Display>(value: &T, pattern: &BTreeMap<String, T>) -> String {
+    let others: Vec<String> = pattern.iter().map(|(module, other)| format!("{other} for {module}")).collect();
+    if others.is_empty() { value.to_string() } else { format!("{value}; {}", others.join(", ")) }
 }
 
 /// A value as a table cell holds it.

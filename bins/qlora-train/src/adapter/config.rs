@@ -5,10 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::arch::Module;
+use crate::arch::Arch;
 use crate::base::BaseName;
 use crate::error::Result;
 use crate::files::json::Keys;
+use crate::lora::{LoraSpec, LoraTerm};
 
 /// The PEFT release whose adapter format is followed.
 const PEFT_VERSION: &str = "0.21.2";
@@ -65,7 +66,7 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// scale = alpha / √r instead of alpha / r.
     pub use_rslora: bool,
-    /// Module name or path suffix → rank or alpha of its own.
+    /// Projection name or path suffix → rank or alpha of its own.
     pub rank_pattern: BTreeMap<String, usize>,
     pub alpha_pattern: BTreeMap<String, f64>,
     /// `None`: every layer.
@@ -73,20 +74,48 @@ pub struct AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// LoRA of one rank and alpha on `modules` of every layer.
-    pub fn new(base: &BaseName, r: usize, lora_alpha: f64, lora_dropout: f64, modules: &[Module]) -> Self {
-        Self {
+    /// The terms of `lora` on a model of `arch`. Rank and alpha are those that most terms have; `rank_pattern` and
+    /// `alpha_pattern` name the others.
+    pub fn new(base: &BaseName, arch: &Arch, lora: &LoraSpec) -> Self {
+        let LoraTerm { r, alpha, .. } = most_common(lora.terms.values().copied());
+        let mut config = Self {
             base_model_name_or_path: Some(base.name.clone()),
             revision: base.revision.clone(),
             r,
-            lora_alpha,
-            lora_dropout,
-            target_modules: TargetModules::Names(modules.iter().map(|module| module.name().to_owned()).collect()),
-            use_rslora: false,
+            lora_alpha: alpha,
+            lora_dropout: lora.dropout,
+            target_modules: TargetModules::Names(BTreeSet::new()),
+            use_rslora: lora.rslora,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             layers_to_transform: None,
+        };
+        let mut targets = BTreeSet::new();
+        let mut by_name: BTreeMap<&str, Vec<(&str, LoraTerm)>> = BTreeMap::new();
+        for (module, &term) in &lora.terms {
+            by_name.entry(last_part(module)).or_default().push((module, term));
         }
+        for (name, terms) in by_name {
+            // A name stands for all modules that end with it; where only some have a term, each is named by its path.
+            let all = arch.modules().filter(|module| last_part(module) == name).count() == terms.len();
+            match all {
+                true => drop(targets.insert(name.to_owned())),
+                false => targets.extend(terms.iter().map(|(module, _)| (*module).to_owned())),
+            }
+            let first = terms[0].1;
+            let alike = terms.iter().all(|(_, term)| *term == first);
+            let keys = if alike { vec![(name, first)] } else { terms };
+            for (key, term) in keys {
+                if term.r != r {
+                    config.rank_pattern.insert(key.to_owned(), term.r);
+                }
+                if term.alpha != alpha {
+                    config.alpha_pattern.insert(key.to_owned(), term.alpha);
+                }
+            }
+        }
+        config.target_modules = TargetModules::Names(targets);
+        config
     }
 
     /// The object that PEFT reads, keys sorted.
@@ -149,6 +178,28 @@ impl AdapterConfig {
         }
         Ok(config)
     }
+}
+
+/// The last part of a module's path: "q_proj".
+pub(super) fn last_part(module: &str) -> &str {
+    module.rsplit_once('.').map_or(module, |(_, name)| name)
+}
+
+/// The first of the terms that occur most often.
+fn most_common(terms: impl Iterator<Item = LoraTerm> + Clone) -> LoraTerm {
+    let count = |term: &LoraTerm| terms.clone().filter(|other| other == term).count();
+    let mut best = (0, LoraTerm::lora(1, 1.0));
+    let mut seen: Vec<LoraTerm> = Vec::new();
+    for term in terms.clone() {
+        if !seen.contains(&term) {
+            seen.push(term);
+            let n = count(&term);
+            if n > best.0 {
+                best = (n, term);
+            }
+        }
+    }
+    best.1
 }
 
 /// An integer where it is one: PEFT's `lora_alpha` is an integer, and some readers insist on it.

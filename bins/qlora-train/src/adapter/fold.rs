@@ -2,9 +2,8 @@
 //! written must not depend on it: alpha / √r = (alpha · √r) / r.
 
 use super::Adapter;
-use super::pairs::{Matrix, tensor_key};
-use crate::arch::Module;
 use crate::error::Result;
+use crate::lora::ParamId;
 
 impl Adapter {
     /// Turns rsLoRA into plain LoRA that computes the same; other adapters stay as they are.
@@ -15,15 +14,15 @@ impl Adapter {
         if !self.config.use_rslora {
             return Ok(());
         }
-        let ranks: Vec<((usize, Module), usize)> =
-            self.lora_pairs()?.into_iter().map(|(place, pair)| (place, pair.r)).collect();
+        let ranks: Vec<(String, usize)> =
+            self.lora_pairs()?.into_iter().map(|(module, pair)| (module, pair.r)).collect();
         let uniform = self.config.rank_pattern.is_empty() && self.config.alpha_pattern.is_empty();
         match self.config.folded_alpha() {
             Some(alpha) if uniform => self.config.lora_alpha = alpha,
             _ => {
-                for ((layer, module), r) in ranks {
+                for (module, r) in ranks {
                     let factor = (r as f64).sqrt();
-                    if let Some((_, b)) = self.tensors.get_mut(&tensor_key(layer, module, Matrix::B)) {
+                    if let Some((_, b)) = self.tensors.get_mut(&ParamId::b(module).peft_key()) {
                         b.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
                     }
                 }

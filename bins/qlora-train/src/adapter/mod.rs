@@ -10,15 +10,18 @@ mod config;
 mod files;
 mod fold;
 mod pairs;
+mod recipe;
 
 use std::collections::BTreeMap;
 
-use crate::arch::Module;
 use crate::base::BaseName;
+use crate::error::Result;
+use crate::lora::ParamId;
 
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
-pub use pairs::{LoraPair, Matrix, tensor_key};
+pub use pairs::LoraPair;
+pub use recipe::Recipe;
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
 /// and `load`.
@@ -37,15 +40,26 @@ impl Adapter {
         Self { config, tensors: BTreeMap::new(), metadata: provenance.to_metadata() }
     }
 
-    /// Adds the pair of one linear: `a` is `[r, k_in]`, `b` is `[n_out, r]`.
-    pub fn insert(&mut self, layer: usize, module: Module, a: (Vec<usize>, Vec<f32>), b: (Vec<usize>, Vec<f32>)) {
-        self.tensors.insert(tensor_key(layer, module, Matrix::A), a);
-        self.tensors.insert(tensor_key(layer, module, Matrix::B), b);
+    /// Adds a tensor: A is `[r, k_in]`, B is `[n_out, r]`.
+    pub fn insert(&mut self, id: &ParamId, shape: [usize; 2], values: Vec<f32>) {
+        self.tensors.insert(id.peft_key(), (shape.to_vec(), values));
+    }
+
+    /// Shape and values of a tensor.
+    pub fn tensor(&self, id: &ParamId) -> Option<&(Vec<usize>, Vec<f32>)> {
+        self.tensors.get(&id.peft_key())
     }
 
     /// The fingerprint of the base that the adapter was trained on; `None` for an adapter of another program.
     pub fn base_fingerprint(&self) -> Option<&str> {
         self.metadata.get(metadata::BASE_FINGERPRINT).map(String::as_str)
+    }
+
+    /// How the base was held when the adapter was trained; `None` for an adapter of another program. `source` is what
+    /// errors call the adapter.
+    pub fn recipe(&self, source: &str) -> Result<Option<Recipe>> {
+        let text = self.metadata.get(metadata::QUANTIZATION);
+        text.map(|text| Recipe::from_metadata(source, text)).transpose()
     }
 }
 
@@ -55,7 +69,7 @@ pub mod metadata {
     pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
     pub const BASE_NAME: &str = "qlora.base_name";
     pub const BASE_REVISION: &str = "qlora.base_revision";
-    /// The quantisation recipe, such as "nf4, block 64, double quantisation, block 256".
+    /// The JSON of a [`Recipe`](super::Recipe).
     pub const QUANTIZATION: &str = "qlora.quantization";
     /// SHA-256 (hex) of the chat template's text.
     pub const CHAT_TEMPLATE_SHA256: &str = "qlora.chat_template_sha256";
@@ -66,19 +80,19 @@ pub mod metadata {
 pub struct Provenance {
     pub base: BaseName,
     pub base_fingerprint: String,
-    /// The quantisation recipe in words.
-    pub quantization: String,
+    pub quantization: Recipe,
     /// SHA-256 (hex) of the chat template's text, where one was used.
     pub chat_template_sha256: Option<String>,
 }
 
 impl Provenance {
     pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        let quantization = self.quantization.to_json();
         let entries = [
             (metadata::BASE_FINGERPRINT, Some(&self.base_fingerprint)),
             (metadata::BASE_NAME, Some(&self.base.name)),
             (metadata::BASE_REVISION, self.base.revision.as_ref()),
-            (metadata::QUANTIZATION, Some(&self.quantization)),
+            (metadata::QUANTIZATION, Some(&quantization)),
             (metadata::CHAT_TEMPLATE_SHA256, self.chat_template_sha256.as_ref()),
         ];
         entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.clone()))).collect()

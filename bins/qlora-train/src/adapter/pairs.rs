@@ -3,20 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Adapter, AdapterConfig, TargetModules};
-use crate::arch::Module;
 use crate::error::Result;
+use crate::lora::{LoraSpec, LoraTerm, ParamId};
 use crate::refuse;
-
-const PREFIX: &str = "base_model.model.model.layers.";
-
-/// Which half of a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Matrix {
-    /// `[r, k_in]`
-    A,
-    /// `[n_out, r]`
-    B,
-}
 
 /// One linear's adapter: `y += scale · (x · Aᵀ) · Bᵀ`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,37 +17,28 @@ pub struct LoraPair<'a> {
     pub r: usize,
     pub k_in: usize,
     pub n_out: usize,
-    /// alpha / r, or alpha / √r with rsLoRA
+    pub alpha: f64,
+    /// [`LoraSpec::scale`] of alpha and r
     pub scale: f32,
 }
 
-/// PEFT's key of one tensor: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
-pub fn tensor_key(layer: usize, module: Module, matrix: Matrix) -> String {
-    format!("{PREFIX}{layer}.{}.lora_{matrix:?}.weight", module.path())
-}
-
-/// The reverse of [`tensor_key`].
-fn parse_key(key: &str) -> Option<(usize, Module, Matrix)> {
-    let (layer, rest) = key.strip_prefix(PREFIX)?.split_once('.')?;
-    let (path, matrix) = match rest.strip_suffix(".lora_A.weight") {
-        Some(path) => (path, Matrix::A),
-        None => (rest.strip_suffix(".lora_B.weight")?, Matrix::B),
-    };
-    let found = (layer.parse().ok()?, Module::from_path(path)?, matrix);
-    // "+1" and "01" parse as numbers but are no layer names.
-    (tensor_key(found.0, found.1, found.2) == key).then_some(found)
-}
-
 impl Adapter {
-    /// Every (layer, linear) that has an adapter. Refused: a key that is not recognised, half a pair, shapes that do
-    /// not fit each other or the config's rank, a linear that `target_modules` or `layers_to_transform` leaves out, a
-    /// value that is not finite.
-    pub fn lora_pairs(&self) -> Result<BTreeMap<(usize, Module), LoraPair<'_>>> {
+    /// Every module that has an adapter. Refused: a key that is not recognised, half a pair, shapes that do not fit each
+    /// other or the config's rank, a linear that `target_modules` or `layers_to_transform` leaves out, a value that is not
+    /// finite. Whether a model has these modules is for [`check_shapes`](Self::check_shapes) to say.
+    pub fn lora_pairs(&self) -> Result<BTreeMap<String, LoraPair<'_>>> {
         self.pairs("adapter")
     }
 
-    /// As [`lora_pairs`](Self::lora_pairs); `source` is what errors call the adapter.
-    pub(super) fn pairs(&self, source: &str) -> Result<BTreeMap<(usize, Module), LoraPair<'_>>> {
+    /// The terms that the adapter puts on a base. Refused: as by [`lora_pairs`](Self::lora_pairs).
+    pub fn lora_spec(&self) -> Result<LoraSpec> {
+        let term = |(module, pair): (String, LoraPair)| (module, LoraTerm::lora(pair.r, pair.alpha));
+        let terms = self.lora_pairs()?.into_iter().map(term).collect();
+        Ok(LoraSpec { terms, rslora: self.config.use_rslora, dropout: self.config.lora_dropout })
+    }
+
+    /// Every pair; `source` is what errors call the adapter.
+    pub(super) fn pairs(&self, source: &str) -> Result<BTreeMap<String, LoraPair<'_>>> {
         let config = &self.config;
         if !(0.0..1.0).contains(&config.lora_dropout) {
             refuse!(
@@ -71,18 +51,18 @@ impl Adapter {
         }
         let mut pairs = BTreeMap::new();
         for key in self.tensors.keys() {
-            let Some((layer, module, _)) = parse_key(key) else {
+            let Some(id) = ParamId::from_peft_key(key).filter(is_linear) else {
                 refuse!("{source}: tensor `{key}`: {}", why_not(key))
             };
-            if let std::collections::btree_map::Entry::Vacant(entry) = pairs.entry((layer, module)) {
-                entry.insert(self.pair(source, layer, module)?);
+            if !pairs.contains_key(id.module()) {
+                pairs.insert(id.module().to_owned(), self.pair(source, id.module())?);
             }
         }
         Ok(pairs)
     }
 
-    fn pair(&self, source: &str, layer: usize, module: Module) -> Result<LoraPair<'_>> {
-        let (a_key, b_key) = (tensor_key(layer, module, Matrix::A), tensor_key(layer, module, Matrix::B));
+    fn pair(&self, source: &str, module: &str) -> Result<LoraPair<'_>> {
+        let (a_key, b_key) = (ParamId::a(module).peft_key(), ParamId::b(module).peft_key());
         let (a_shape, a) = self.matrix(source, &a_key, &b_key)?;
         let (b_shape, b) = self.matrix(source, &b_key, &a_key)?;
         let ([r, k_in], [n_out, b_r]) = (a_shape, b_shape);
@@ -92,21 +72,22 @@ impl Adapter {
             );
         }
         let config = &self.config;
-        let expected = config.rank_of(source, layer, module)?;
+        let expected = config.rank_of(source, module)?;
         if r != expected {
             refuse!("{source}: tensor `{a_key}`: found rank {r}, expected {expected} as the adapter config says");
         }
-        if !config.targets(layer, module) {
+        if !config.targets(module) {
             refuse!(
                 "{source}: tensor `{a_key}`: found an adapter of a linear that `target_modules` or `layers_to_transform` \
                  of the adapter config leaves out, expected only those that they name"
             );
         }
-        let scale = config.scale_of(source, layer, module)? as f32;
+        let alpha = config.alpha_of(source, module)?;
+        let scale = LoraSpec::scale(alpha, r, config.use_rslora) as f32;
         if !scale.is_finite() {
             refuse!("{source}: `lora_alpha` of the adapter config: found a scale of {scale}, expected a finite one");
         }
-        Ok(LoraPair { a, b, r, k_in, n_out, scale })
+        Ok(LoraPair { a, b, r, k_in, n_out, alpha, scale })
     }
 
     fn matrix(&self, source: &str, key: &str, partner: &str) -> Result<([usize; 2], &[f32])> {
@@ -132,53 +113,54 @@ impl Adapter {
 }
 
 impl AdapterConfig {
-    /// Whether `target_modules` and `layers_to_transform` name this linear. A regular expression is taken to name what
+    /// Whether `target_modules` and `layers_to_transform` name this module. A regular expression is taken to name what
     /// has tensors.
-    pub fn targets(&self, layer: usize, module: Module) -> bool {
-        matches!(self.target_modules, TargetModules::Pattern(_)) && self.transforms(layer) || self.names(layer, module)
+    pub fn targets(&self, module: &str) -> bool {
+        matches!(self.target_modules, TargetModules::Pattern(_)) && self.transforms(module) || self.names(module)
     }
 
-    /// As [`targets`](Self::targets), of what is named outright: not by a regular expression.
-    pub(super) fn names(&self, layer: usize, module: Module) -> bool {
-        let path = format!("model.layers.{layer}.{}", module.path());
+    /// Whether a module is named outright: not by a regular expression.
+    pub(super) fn names(&self, module: &str) -> bool {
         let TargetModules::Names(names) = &self.target_modules else { return false };
-        self.transforms(layer) && names.iter().any(|name| is_suffix(name, &path))
+        self.transforms(module) && names.iter().any(|name| is_suffix(name, module))
     }
 
-    fn transforms(&self, layer: usize) -> bool {
-        self.layers_to_transform.as_ref().is_none_or(|layers| layers.contains(&layer))
+    fn transforms(&self, module: &str) -> bool {
+        let listed = |layers: &Vec<usize>| layer_of(module).is_some_and(|layer| layers.contains(&layer));
+        self.layers_to_transform.as_ref().is_none_or(listed)
     }
 
-    pub(super) fn rank_of(&self, source: &str, layer: usize, module: Module) -> Result<usize> {
-        Ok(from_pattern(source, "rank_pattern", &self.rank_pattern, layer, module)?.unwrap_or(self.r))
+    fn rank_of(&self, source: &str, module: &str) -> Result<usize> {
+        Ok(from_pattern(source, "rank_pattern", &self.rank_pattern, module)?.unwrap_or(self.r))
     }
 
-    /// alpha / r, or alpha / √r with rsLoRA.
-    pub(super) fn scale_of(&self, source: &str, layer: usize, module: Module) -> Result<f64> {
-        let r = self.rank_of(source, layer, module)? as f64;
-        let alpha = from_pattern(source, "alpha_pattern", &self.alpha_pattern, layer, module)?;
-        Ok(alpha.unwrap_or(self.lora_alpha) / if self.use_rslora { r.sqrt() } else { r })
+    fn alpha_of(&self, source: &str, module: &str) -> Result<f64> {
+        Ok(from_pattern(source, "alpha_pattern", &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha))
     }
 }
 
+/// The number of the layer that a module is in: what follows "layers" in its path.
+pub(super) fn layer_of(module: &str) -> Option<usize> {
+    let mut parts = module.split('.').skip_while(|part| *part != "layers");
+    parts.nth(1)?.parse().ok()
+}
+
 /// PEFT's rule: the key matches the module's path or the end of it that follows a dot; "^" ties it to the beginning.
-fn from_pattern<T: Copy>(
-    source: &str,
-    what: &str,
-    pattern: &BTreeMap<String, T>,
-    layer: usize,
-    module: Module,
-) -> Result<Option<T>> {
-    let path = format!("model.layers.{layer}.{}", module.path());
-    let matches = |key: &str| key.strip_prefix('^').map_or_else(|| is_suffix(key, &path), |whole| whole == path);
+fn from_pattern<T: Copy>(source: &str, what: &str, pattern: &BTreeMap<String, T>, module: &str) -> Result<Option<T>> {
+    let matches = |key: &str| key.strip_prefix('^').map_or_else(|| is_suffix(key, module), |whole| whole == module);
     let mut found = pattern.iter().filter(|(key, _)| matches(key));
     let first = found.next();
     if let (Some((first, _)), Some((second, _))) = (first, found.next()) {
         refuse!(
-            "{source}: `{what}` of the adapter config: found both `{first}` and `{second}` for {path}, expected one"
+            "{source}: `{what}` of the adapter config: found both `{first}` and `{second}` for {module}, expected one"
         );
     }
     Ok(first.map(|(_, &value)| value))
+}
+
+/// Whether a term belongs to a linear layer of a block, which is what can carry one.
+fn is_linear(id: &ParamId) -> bool {
+    layer_of(id.module()).is_some()
 }
 
 fn is_suffix(name: &str, path: &str) -> bool {
@@ -198,6 +180,6 @@ fn why_not(key: &str) -> String {
         "an adapter of another module"
     };
     format!(
-        "found {what}, expected only the LoRA pairs of a Llama's seven linears (`{PREFIX}N.….lora_A.weight`, `….lora_B.weight`)"
+        "found {what}, expected only the LoRA pairs of linear layers (`….layers.N.….lora_A.weight`, `….lora_B.weight`)"
     )
 }

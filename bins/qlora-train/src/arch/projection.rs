@@ -1,10 +1,10 @@
-//! The linear layers of a block and the tensors that a Llama checkpoint must hold.
+//! The linear layers of a block.
 
-use super::LlamaConfig;
+use super::Arch;
 
-/// The seven linear layers of a block, in this order everywhere: Q, K, V, O, Gate, Up, Down.
+/// A linear layer of a block. The order is that of the forward pass, everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Module {
+pub enum Projection {
     Q,
     K,
     V,
@@ -14,95 +14,77 @@ pub enum Module {
     Down,
 }
 
-impl Module {
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+/// An input that projections share. Its number names the dropout mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Input {
+    /// The norm before attention
+    Attention,
+    /// The heads' outputs
+    Heads,
+    /// The norm before the MLP
+    Mlp,
+    /// The MLP's activation
+    Activated,
+}
 
-    /// The name that PEFT's `target_modules` uses: "q_proj" …
-    pub fn name(self) -> &'static str {
+impl Input {
+    pub const ALL: [Self; 4] = [Self::Attention, Self::Heads, Self::Mlp, Self::Activated];
+
+    /// The projections of this input, as they lie in one operand.
+    pub fn projections(self) -> &'static [Projection] {
         match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
+            Self::Attention => &[Projection::Q, Projection::K, Projection::V],
+            Self::Heads => &[Projection::O],
+            Self::Mlp => &[Projection::Gate, Projection::Up],
+            Self::Activated => &[Projection::Down],
         }
     }
 
-    /// The path inside a block: "self_attn.q_proj" …
-    pub fn path(self) -> &'static str {
+    pub fn width(self, arch: &Arch) -> usize {
         match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
+            Self::Attention | Self::Mlp => arch.hidden_size,
+            Self::Heads => arch.q_dim(),
+            Self::Activated => arch.intermediate_size,
         }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|module| module.name() == name)
-    }
-
-    pub fn from_path(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|module| module.path() == path)
-    }
-
-    /// `(n_out, k_in)`: the weight is stored row-major with these dimensions.
-    pub fn shape(self, config: &LlamaConfig) -> (usize, usize) {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        match self {
-            Self::Q => (config.q_dim(), hidden),
-            Self::K | Self::V => (config.kv_dim(), hidden),
-            Self::O => (hidden, config.q_dim()),
-            Self::Gate | Self::Up => (inner, hidden),
-            Self::Down => (hidden, inner),
-        }
-    }
-
-    pub fn has_bias(self, config: &LlamaConfig) -> bool {
-        match self {
-            Self::Q | Self::K | Self::V | Self::O => config.attention_bias,
-            Self::Gate | Self::Up | Self::Down => config.mlp_bias,
-        }
-    }
-
-    /// Checkpoint name of the weight in one block.
-    pub fn weight_name(self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}.weight", self.path())
-    }
-
-    /// Checkpoint name of the bias in one block.
-    pub fn bias_name(self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}.bias", self.path())
     }
 }
 
-/// Name and shape of every tensor that a checkpoint of this config holds, in the order of the forward pass. `lm_head`
-/// is there unless it is tied to the embedding.
-pub fn expected_tensors(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
-    let hidden = config.hidden_size;
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden])];
-    for layer in 0..config.num_layers {
-        let norm = |name: &str| (format!("model.layers.{layer}.{name}.weight"), vec![hidden]);
-        tensors.push(norm("input_layernorm"));
-        for module in Module::ALL {
-            if module == Module::Gate {
-                tensors.push(norm("post_attention_layernorm"));
-            }
-            let (n_out, k_in) = module.shape(config);
-            tensors.push((module.weight_name(layer), vec![n_out, k_in]));
-            if module.has_bias(config) {
-                tensors.push((module.bias_name(layer), vec![n_out]));
-            }
+impl Projection {
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub const ATTENTION: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
+    pub const MLP: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+
+    pub fn input(self) -> Input {
+        match self {
+            Self::Q | Self::K | Self::V => Input::Attention,
+            Self::O => Input::Heads,
+            Self::Gate | Self::Up => Input::Mlp,
+            Self::Down => Input::Activated,
         }
     }
-    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
-    if !config.tie_word_embeddings {
-        tensors.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
+
+    /// `(n_out, k_in)`: the weight is stored row-major with these dimensions.
+    pub fn shape(self, arch: &Arch) -> (usize, usize) {
+        let n_out = match self {
+            Self::Q => arch.q_dim(),
+            Self::K | Self::V => arch.kv_dim(),
+            Self::O | Self::Down => arch.hidden_size,
+            Self::Gate | Self::Up => arch.intermediate_size,
+        };
+        (n_out, self.input().width(arch))
     }
-    tensors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_projection_is_of_one_input() {
+        let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| input.projections()).copied().collect();
+        assert_eq!(listed, Projection::ALL);
+        for projection in Projection::ALL {
+            assert!(projection.input().projections().contains(&projection));
+        }
+    }
 }

@@ -40,6 +40,10 @@ pub struct Rope {
 }
 
 impl Rope {
+    pub fn new(theta: f64, scaling: RopeScaling) -> Self {
+        Self { theta, scaling }
+    }
+
     pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize) -> Result<Self> {
         let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = match (v4, v5) {
@@ -76,6 +80,14 @@ impl Rope {
             return Err(holder.wrong("rope_theta", "a number above 1, for rope type \"yarn\""));
         }
         Ok(Self { theta, scaling })
+    }
+
+    /// `rope_theta` and `rope_scaling` of transformers v4.
+    pub(super) fn to_json_v4(self) -> (Value, Value) {
+        let mut scaling = self.to_json();
+        let theta = scaling.remove("rope_theta").unwrap_or(Value::Null);
+        let default = self.scaling == RopeScaling::Default;
+        (theta, if default { Value::Null } else { Value::Object(scaling) })
     }
 
     /// The v5 `rope_parameters` object.

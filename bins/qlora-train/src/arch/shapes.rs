@@ -1,39 +1,39 @@
 //! Models by name, of which only the shape is known here.
 
-use super::{LlamaConfig, Rope, RopeScaling};
+use super::Arch;
 use crate::error::Result;
 use crate::refuse;
+use serde_json::json;
 use std::path::Path;
 
 /// What `--shape` takes beside a config.json.
 pub const NAMES: [&str; 2] = ["llama-3-8b", "llama-3-70b"];
 
 /// The config of one of [`NAMES`], or of a config.json. Refused: neither.
-pub fn shape(name: &str) -> Result<LlamaConfig> {
+pub fn shape(name: &str) -> Result<Arch> {
     let (hidden_size, intermediate_size, num_layers, num_heads) = match name {
         "llama-3-8b" => (4096, 14336, 32, 32),
         "llama-3-70b" => (8192, 28672, 80, 64),
-        _ if Path::new(name).is_file() => return LlamaConfig::from_file(Path::new(name)),
+        _ if Path::new(name).is_file() => return Arch::from_file(Path::new(name)),
         _ => refuse!("--shape: found {name:?}, expected {} or the path of a config.json", NAMES.join(", ")),
     };
-    Ok(LlamaConfig {
-        vocab_size: 128_256,
-        hidden_size,
-        intermediate_size,
-        num_layers,
-        num_heads,
-        num_kv_heads: 8,
-        head_dim: 128,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: false,
+    let config = json!({
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
         // Of the context that is asked for, not of the model.
-        max_position_embeddings: 1 << 20,
-        bos_token_id: Some(128_000),
-        eos_token_ids: vec![128_001],
-    })
+        "max_position_embeddings": 1 << 20,
+        "bos_token_id": 128_000,
+        "eos_token_id": 128_001,
+    });
+    Arch::from_json(Path::new(name), config.as_object().expect("json! of braces is an object"))
 }
 
 #[cfg(test)]

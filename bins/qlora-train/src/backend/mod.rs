@@ -6,7 +6,6 @@
 
 pub mod batch;
 pub mod cpu;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 pub mod cuda;
 pub mod dims;
 mod group;

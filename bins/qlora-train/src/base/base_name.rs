@@ -1,4 +1,4 @@
-//! Which model a directory holds, and where the directory of a named model is: the layout of the local Hugging Face
+//! The name of the model in a directory, and the directory of a named model: the layout of the local Hugging Face
 //! cache, `models--org--name/{refs/<branch>, snapshots/<commit>/}`.
 
 use std::ffi::OsString;
@@ -68,7 +68,7 @@ pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(arg, revision, &cache_roots(|name| std::env::var_os(name)))
 }
 
-/// Where huggingface_hub keeps its cache, the most specific setting first.
+/// Folder of huggingface_hub's cache, the most specific setting first.
 fn cache_roots(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut roots: Vec<PathBuf> = [
@@ -127,7 +127,7 @@ fn snapshot(model: &Path, revision: &str) -> Result<Option<PathBuf>> {
     let reference = model.join("refs").join(revision);
     let commit = if reference.is_file() {
         let text =
-            std::fs::read_to_string(&reference).or_refuse(|| format!("{}: cannot be read", reference.display()))?;
+            std::fs::read_to_string(&reference).usage_context(|| format!("{}: cannot be read", reference.display()))?;
         let text = text.trim().to_owned();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
             refuse!("{}: found {text:?}, expected the name of a commit: download the model again", reference.display());

@@ -1,6 +1,6 @@
 //! The identity of a base model: one SHA-256 over the names, shapes, types and stored bytes of its tensors.
 //!
-//! Recipe. For every tensor that the model uses (those of [`expected_tensors`](super::expected_tensors); a stored
+//! Recipe. For every tensor that the model uses (those of [`Arch::tensors`](crate::arch::Arch::tensors); a stored
 //! `lm_head.weight` that is tied, or `inv_freq`, is not used):
 //!
 //! ```text
@@ -49,7 +49,7 @@ impl TensorDigest {
         Self { name: name.to_owned(), description }
     }
 
-    /// Of a weight in NF4 from its parts: what follows the weight's name, type, shape and bytes hashed.
+    /// Digest of a weight in NF4 from its parts: what follows the weight's name, type, shape and bytes hashed.
     fn of_hashed_parts<'a>(
         name: &str,
         shape: &[usize],
@@ -122,7 +122,7 @@ impl Fingerprint {
         if found != original.quantized_fingerprint {
             refuse!(
                 "{}: found tensors with the fingerprint {found}, expected {} as its files record: they were changed \
-                 after the model was quantised; quantise it again",
+                 after the model was quantized; quantize it again",
                 self.checkpoint,
                 original.quantized_fingerprint
             );

@@ -1,4 +1,4 @@
-//! Which safetensors files hold a checkpoint: `model.safetensors`, or the shards of an index.
+//! The safetensors files of a checkpoint: `model.safetensors`, or the shards of an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -67,7 +67,7 @@ fn read_index(path: &Path) -> Result<Files> {
     let shown = path.display();
     let bytes = read_bounded(path, MAX_INDEX_BYTES)?;
     let Index { weight_map: UniqueMap(entries) } = serde_json::from_slice(&bytes)
-        .or_refuse(|| format!("{shown}: not an index of shards (an object with `weight_map`: tensor → file)"))?;
+        .usage_context(|| format!("{shown}: not an index of shards (an object with `weight_map`: tensor → file)"))?;
     if entries.is_empty() {
         refuse!("{shown}: key `weight_map`: found no tensors, expected those of a model");
     }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use qlora_kernels::nf4::Nf4Options;
 use safetensors::tensor::TensorInfo;
 
-use crate::arch::{LlamaConfig, Module};
+use crate::arch::Arch;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
@@ -33,7 +33,7 @@ pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
 /// with all the parts of an NF4 weight, inside its file. It can be read from several threads.
 pub struct Checkpoint {
     dir: PathBuf,
-    config: LlamaConfig,
+    arch: Arch,
     base_name: BaseName,
     files: Vec<TensorFile>,
     /// The expected tensors and nothing else.
@@ -41,19 +41,19 @@ pub struct Checkpoint {
     notes: Vec<String>,
     /// How its linear weights are stored where they are quantised.
     quantization: Option<Nf4Options>,
-    /// What it was made of, where `quantize` wrote it.
+    /// Original model, where `quantize` wrote this one
     original: Option<OriginalBase>,
 }
 
-/// Where a tensor is: position in `files`, header entry.
+/// Place of a tensor: position in `files`, header entry.
 enum Entry {
     Dense(usize, TensorInfo),
     Nf4(Nf4Entry),
 }
 
 impl Checkpoint {
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config
+    pub fn arch(&self) -> &Arch {
+        &self.arch
     }
 
     pub fn dir(&self) -> &Path {
@@ -65,7 +65,7 @@ impl Checkpoint {
         &self.base_name
     }
 
-    /// What was found and not used, one sentence each: for the log.
+    /// Notes on what was found and not used, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -96,19 +96,20 @@ impl Checkpoint {
         self.quantization
     }
 
-    /// Whether a tensor is stored in NF4.
+    /// True if a tensor is stored in NF4.
     pub fn is_nf4(&self, name: &str) -> bool {
         matches!(self.tensors.get(name), Some(Entry::Nf4(_)))
     }
 
     /// The linear modules of a quantised checkpoint that are stored as they were (`llm_int8_skip_modules`).
     pub fn skipped_modules(&self) -> Vec<String> {
-        let layers = if self.quantization.is_some() { 0..self.config.num_layers } else { 0..0 };
-        let names = layers.flat_map(|layer| Module::ALL.map(|module| module.weight_name(layer)));
-        names.filter(|name| !self.is_nf4(name)).map(|name| name.trim_end_matches(".weight").to_owned()).collect()
+        if self.quantization.is_none() {
+            return Vec::new();
+        }
+        self.arch.modules().filter(|module| !self.is_nf4(&format!("{module}.weight"))).collect()
     }
 
-    /// What a checkpoint that [`quantize`] wrote was made of.
+    /// Original model of a checkpoint that [`quantize`] wrote.
     pub fn original(&self) -> Option<&OriginalBase> {
         self.original.as_ref()
     }
@@ -138,7 +139,7 @@ impl Checkpoint {
         self.read_weight(name).map(StoredWeight::into_tensor)
     }
 
-    /// As [`read`](Self::read), but a weight in NF4 as it is stored.
+    /// Reads one tensor as stored, in NF4 too.
     pub fn read_weight(&self, name: &str) -> Result<StoredWeight> {
         match self.find(name)? {
             Entry::Dense(file, info) => Ok(StoredWeight::Tensor(self.files[*file].read(name, info, |_| ())?)),

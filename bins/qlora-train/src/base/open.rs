@@ -8,8 +8,7 @@ use super::base_name::BaseName;
 use super::locate::{Files, INDEX, locate};
 use super::quantized::{Nf4Entry, OriginalBase, QuantizationConfig, has_parts};
 use super::{Checkpoint, Entry as Stored};
-use crate::arch::LlamaConfig;
-use crate::arch::{Module, expected_tensors};
+use crate::arch::Arch;
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 use crate::files::safetensors::TensorFile;
@@ -27,7 +26,7 @@ impl Checkpoint {
             refuse!("{}: found no such file, expected the config.json of a Llama", config_path.display());
         }
         let json = read_object(&config_path)?;
-        let config = LlamaConfig::from_json(&config_path, &json)?;
+        let arch = Arch::from_json(&config_path, &json)?;
         let quantization = QuantizationConfig::from_keys(&Keys::new(&config_path, &json))?;
 
         let Files { paths, index } = locate(dir)?;
@@ -46,7 +45,7 @@ impl Checkpoint {
         let base_name = original.as_ref().map_or_else(|| BaseName::of(dir, &json), |original| original.name.clone());
         let mut checkpoint = Self {
             dir: dir.to_owned(),
-            config,
+            arch,
             base_name,
             files,
             tensors: BTreeMap::new(),
@@ -65,7 +64,7 @@ impl Checkpoint {
         owners: &BTreeMap<String, usize>,
         quantization: Option<&QuantizationConfig>,
     ) -> Result<BTreeSet<String>> {
-        let expected = expected_tensors(&self.config);
+        let expected = self.arch.tensors();
         let missing: Vec<&str> =
             expected.iter().map(|(name, _)| name.as_str()).filter(|name| !owners.contains_key(*name)).collect();
         if let [first, others @ ..] = &missing[..] {
@@ -83,15 +82,15 @@ impl Checkpoint {
         let mut used = BTreeSet::new();
         for (name, shape) in expected {
             let entry = match quantization {
-                Some(_) if is_linear(&name) && has_parts(owners, &name) => {
+                Some(_) if self.is_linear(&name) && has_parts(owners, &name) => {
                     let entry = Nf4Entry::open(&name, &shape, &self.files, owners)?;
                     self.check_alike(&name, &entry)?;
                     used.extend(entry.parts.keys().map(|part| format!("{name}{part}")));
                     Stored::Nf4(entry)
                 }
-                None if is_linear(&name) && has_parts(owners, &name) => refuse!(
-                    "{}: tensor `{name}`: found parts of a quantised weight beside it, but no `quantization_config` in \
-                     config.json, expected both or neither: get config.json of the quantised model",
+                None if self.is_linear(&name) && has_parts(owners, &name) => refuse!(
+                    "{}: tensor `{name}`: found parts of a quantized weight beside it, but no `quantization_config` in \
+                     config.json, expected both or neither: get config.json of the quantized model",
                     self.files[owners[&name]].path().display()
                 ),
                 _ => {
@@ -116,7 +115,9 @@ impl Checkpoint {
         let shown = file.path().display();
         let module = name.trim_end_matches(".weight");
         // An output layer is plain to see, however config.json puts it.
-        if quantization.is_some_and(|config| is_linear(name) && name != "lm_head.weight" && !config.skips(module)) {
+        if quantization
+            .is_some_and(|config| self.is_linear(name) && name != self.arch.names.head && !config.skips(module))
+        {
             refuse!(
                 "{shown}: tensor `{name}`: found {} {:?} without a quant_state, expected an NF4 weight with the tensor \
                  `{name}.quant_state.bitsandbytes__nf4`, or `{module}` in `llm_int8_skip_modules` of config.json: the \
@@ -138,7 +139,7 @@ impl Checkpoint {
         if earlier != entry.options {
             let double = |double_quant| if double_quant { "with" } else { "without" };
             refuse!(
-                "{}: tensor `{name}`: found block size {} {} double quantisation, expected {} {} it as in the others: \
+                "{}: tensor `{name}`: found block size {} {} double quantization, expected {} {} it as in the others: \
                  the checkpoint is a mixture of two, get it again",
                 self.files[entry.parts[""].0].path().display(),
                 entry.options.block_size,
@@ -158,8 +159,8 @@ impl Checkpoint {
                 // Old exports store the rotary frequencies; they follow from config.json.
                 self.notes
                     .push(format!("{}: tensor `{name}` follows from config.json: not used", file.path().display()));
-            } else if name == "lm_head.weight" && self.config.tie_word_embeddings {
-                let (shape, expected) = (&file.tensors[name].shape, [self.config.vocab_size, self.config.hidden_size]);
+            } else if name == self.arch.names.head && self.arch.tie_word_embeddings {
+                let (shape, expected) = (&file.tensors[name].shape, [self.arch.vocab_size, self.arch.hidden_size]);
                 if shape[..] != expected {
                     refuse!(
                         "{}: tensor `{name}`: found shape {shape:?}, expected {expected:?}, or none: config.json ties it",
@@ -179,7 +180,7 @@ impl Checkpoint {
         let more = and_more(unknown.len() - 1, "");
         if unknown.iter().any(|(name, _)| name.contains(".weight.") || name.ends_with("_scale_inv")) {
             refuse!(
-                "{shown}: tensor `{name}`{more}: found part of a quantised weight where none is expected: weights in \
+                "{shown}: tensor `{name}`{more}: found part of a quantized weight where none is expected: weights in \
                  NF4 are read where `quantization_config` of config.json names them, and of linear layers only; use the \
                  original model"
             );
@@ -193,12 +194,12 @@ impl Checkpoint {
             "{shown}: tensor `{name}`{more}: found a tensor that is not part of a Llama by config.json{hint}, expected none"
         );
     }
-}
 
-/// The weights that bitsandbytes quantises.
-fn is_linear(name: &str) -> bool {
-    let module = name.strip_suffix(".weight").and_then(|path| path.rsplit_once('.'));
-    name == "lm_head.weight" || module.is_some_and(|(_, module)| Module::from_name(module).is_some())
+    /// The weights that bitsandbytes quantizes.
+    fn is_linear(&self, name: &str) -> bool {
+        let module = name.strip_suffix(".weight");
+        name == self.arch.names.head || module.is_some_and(|module| self.arch.find(module).is_some())
+    }
 }
 
 fn and_more(others: usize, what: &str) -> String {

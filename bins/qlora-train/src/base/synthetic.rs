@@ -11,7 +11,7 @@ use qlora_kernels::philox::Stream;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::arch::{LlamaConfig, Rope, RopeScaling, expected_tensors};
+use crate::arch::Arch;
 use crate::error::{Context, Result};
 use crate::files::safetensors::write_header;
 use crate::files::tensor::{StoredType, Tensor16};
@@ -19,7 +19,7 @@ use crate::files::tensor::{StoredType, Tensor16};
 /// How the random model is written.
 #[derive(Clone, Debug)]
 pub struct Synthetic {
-    pub config: LlamaConfig,
+    pub config: Arch,
     pub seed: u64,
     pub stored: StoredType,
     /// 1: `model.safetensors`; more: an index and that many shards, tensors dealt out in turn.
@@ -30,19 +30,19 @@ pub struct Synthetic {
 
 impl Synthetic {
     /// One bf16 file with a v5 config.json.
-    pub fn new(config: LlamaConfig, seed: u64) -> Self {
+    pub fn new(config: Arch, seed: u64) -> Self {
         Self { config, seed, stored: StoredType::Bf16, shards: 1, v4: false }
     }
 
     /// Writes `config.json` and the weights into `dir`, which is made if need be; one tensor is in memory at a time.
     /// The files are not written atomically: this is for scratch directories.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).or_fail(|| format!("{}: cannot be made", dir.display()))?;
+        std::fs::create_dir_all(dir).context(|| format!("{}: cannot be made", dir.display()))?;
         let dtype = self.stored.torch_name();
         let config = if self.v4 { self.config.to_json_v4(dtype) } else { self.config.to_json(dtype) };
         write_json(&dir.join("config.json"), &config)?;
 
-        let tensors = expected_tensors(&self.config);
+        let tensors = self.config.tensors();
         if self.shards <= 1 {
             return self.write_file(&dir.join("model.safetensors"), &tensors.iter().collect::<Vec<_>>());
         }
@@ -82,32 +82,29 @@ impl Synthetic {
             }
             file.flush()
         };
-        write().or_fail(|| format!("{}: cannot be written", path.display()))
+        write().context(|| format!("{}: cannot be written", path.display()))
     }
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let write = || std::fs::write(path, serde_json::to_vec_pretty(value)?);
-    write().or_fail(|| format!("{}: cannot be written", path.display()))
+    write().context(|| format!("{}: cannot be written", path.display()))
 }
 
 /// Two layers, hidden 64, 4 heads over 2 kv heads of 16, vocabulary 96, untied, no biases.
-pub fn tiny_config() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 96,
-        hidden_size: 64,
-        intermediate_size: 128,
-        num_layers: 2,
-        num_heads: 4,
-        num_kv_heads: 2,
-        head_dim: 16,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: false,
-        max_position_embeddings: 256,
-        bos_token_id: Some(1),
-        eos_token_ids: vec![2],
-    }
+pub fn tiny_arch() -> Arch {
+    let config = serde_json::json!({
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 256,
+    });
+    let config = config.as_object().expect("json! of braces is an object");
+    Arch::from_json(Path::new("the tiny Llama"), config).expect("its sizes fit together")
 }

@@ -2,7 +2,7 @@
 
 pub mod weights;
 
-use crate::arch::LlamaConfig;
+use crate::arch::Arch;
 use crate::backend::{Backend, Batch, Watch};
 use crate::bench::weights::RandomSource;
 use crate::config::Settings;
@@ -11,16 +11,17 @@ use crate::files::tensor::StoredType;
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, status};
-use crate::session::inputs::{model_spec_of, of_settings};
+use crate::session::host::set_threads;
+use crate::session::model_spec::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, StoredAs};
-use crate::session::{Device, OnDevice};
+use crate::session::{Device, DeviceJob};
 use qlora_kernels::philox::Stream;
 use std::time::Instant;
 
-/// What is measured.
+/// Shape of the steps that are measured.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    pub config: LlamaConfig,
+    pub config: Arch,
     /// Tokens of a row
     pub seq: usize,
     /// Rows of a micro-batch, which is a step
@@ -29,12 +30,12 @@ pub struct Shape {
     pub steps: usize,
 }
 
-/// What was measured.
+/// Measurements of a bench.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub plan: MemoryPlan,
     pub spec: ModelSpec,
-    /// Of every timed step, from one norm of the gradients to the next: what comes after it, the update, is part of the next step's
+    /// Seconds of every timed step, from one norm of the gradients to the next: what comes after it, the update, is part of the next step's
     pub seconds: Vec<f64>,
     pub loss: f64,
     /// Seconds of every kind of operation in one more step, in the order of their first
@@ -60,7 +61,7 @@ impl Shape {
     /// two products forward and four backward over half of the scores.
     pub fn flops(&self) -> f64 {
         let c = &self.config;
-        let layer: usize = crate::arch::Module::ALL.iter().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();
+        let layer: usize = crate::arch::Projection::ALL.iter().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();
         let linear = (c.num_layers * layer + c.vocab_size * c.hidden_size) as f64;
         let attention = 6.0 * (self.seq as f64).powi(2) * (c.num_heads * c.head_dim * c.num_layers) as f64;
         4.0 * linear * self.tokens() as f64 + attention * self.batch as f64
@@ -74,13 +75,13 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 
 /// Refused: what does not fit.
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
-    plan::set_threads(settings.threads)?;
+    set_threads(settings.threads)?;
     let device = Device::choose(settings)?;
     let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
     let checkpointing = settings.gradient_checkpointing;
-    let plan = plan::choose(device, &mut spec, checkpointing, &stored_in_16_bits, budget)?;
+    let plan = plan::choose(&device, &mut spec, checkpointing, &stored_in_16_bits, budget)?;
     plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch")?;
-    device.run(Prepared { device, shape, spec, plan, seed: settings.seed })
+    device.clone().run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }
 
 struct Prepared {
@@ -91,7 +92,7 @@ struct Prepared {
     seed: u64,
 }
 
-/// Of a run that learns slowly enough for any values.
+/// Hyperparameters of a run that learns slowly enough for any values.
 const HYPER: Hyperparameters = Hyperparameters {
     learning_rate_a: 1e-4,
     learning_rate_b: 1e-4,
@@ -101,12 +102,12 @@ const HYPER: Hyperparameters = Hyperparameters {
     ..Hyperparameters::NONE
 };
 
-impl OnDevice for Prepared {
+impl DeviceJob for Prepared {
     type Output = Measured;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Measured> {
+    fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Measured> {
         let Self { device, shape, spec, plan, seed } = self;
-        let mut backend = make(&spec, plan.run_bytes)?;
+        let mut backend = build(&spec, plan.run_bytes)?;
         let mut source = RandomSource::new(&shape.config, spec.quantization, seed);
         let mut bar = Bars::new("random weights", shape.config.num_layers as u64);
         let start = Instant::now();
@@ -175,7 +176,7 @@ impl Tokens {
     }
 }
 
-/// As the kernel of Linux counts: pages of files included.
+/// Peak memory of the process as Linux counts it: pages of files included.
 fn host_peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn rows_end_where_they_should() {
-        let config = crate::base::synthetic::tiny_config();
+        let config = crate::base::synthetic::tiny_arch();
         let tokens = Tokens::new(&Shape { config, seq: 4, batch: 2, steps: 1 }, 5);
         assert_eq!(tokens.positions, [0, 1, 2, 3, 0, 1, 2, 3]);
         assert_eq!(tokens.boundaries, [0, 4, 8]);

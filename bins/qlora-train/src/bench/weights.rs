@@ -1,11 +1,12 @@
 //! A model of random values in any shape, for measuring: nothing is read.
 
-use crate::arch::{LlamaConfig, expected_tensors};
+use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::error::{Error, Result};
 use crate::files::random::{RandomNf4, repeated};
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
-use crate::model::{ParamName, Source};
+use crate::lora::ParamId;
+use crate::model::Source;
 use crate::session::weights::initial_lora;
 use half::bf16;
 use qlora_kernels::nf4::{Absmax, NESTED_BLOCK_SIZE, dynamic_map_signed};
@@ -18,6 +19,7 @@ const DRAWN: usize = 1 << 20;
 
 /// Linear weights of a standard deviation of about 0.02, norms of 1. Every tensor is made when it is asked for.
 pub struct RandomSource {
+    arch: Arch,
     shapes: HashMap<String, Vec<usize>>,
     quantization: Quantization,
     seed: u64,
@@ -27,16 +29,16 @@ pub struct RandomSource {
 }
 
 impl RandomSource {
-    pub fn new(config: &LlamaConfig, quantization: Quantization, seed: u64) -> Self {
+    pub fn new(arch: &Arch, quantization: Quantization, seed: u64) -> Self {
         let mut stream = Stream::new(seed, 0);
         let bytes = (0..DRAWN / 4).flat_map(|_| stream.next_u32().to_le_bytes()).collect();
         let spread = 0.02 * 3f32.sqrt();
         let values = (0..DRAWN).map(|_| bf16::from_f32(spread * (2.0 * stream.uniform() - 1.0))).collect();
-        let shapes = expected_tensors(config).into_iter().collect();
-        Self { shapes, quantization, seed, bytes, values, tensors: 0 }
+        let shapes = arch.tensors().into_iter().collect();
+        Self { arch: arch.clone(), shapes, quantization, seed, bytes, values, tensors: 0 }
     }
 
-    /// Where the next tensor begins in what was drawn: a prime further, so that places come round late.
+    /// Place where the next tensor begins in the random values: a prime further, so that places come round late.
     fn next_first(&mut self) -> usize {
         self.tensors += 1;
         self.tensors * 7919 % DRAWN
@@ -86,25 +88,25 @@ impl Source for RandomSource {
         Ok(StoredWeight::Random(RandomNf4 { rows, cols, block_size, absmax, bytes, first }))
     }
 
-    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
-        Ok(initial_lora(self.seed, name, len, columns))
+    fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
+        Ok(initial_lora(&self.arch, self.seed, id, len, columns))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::synthetic::tiny_config;
+    use crate::base::synthetic::tiny_arch;
 
     #[test]
     fn every_tensor_of_the_shape_has_plausible_values() {
-        let config = LlamaConfig { hidden_size: 128, intermediate_size: 256, ..tiny_config() };
+        let config = Arch { hidden_size: 128, intermediate_size: 256, ..tiny_arch() };
         let rms = |values: &[f32]| (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
         for double_quant in [true, false] {
             let quantization = Quantization::Nf4 { block_size: 64, double_quant };
             let mut source = RandomSource::new(&config, quantization, 3);
             let mut last = Vec::new();
-            for (name, shape) in expected_tensors(&config) {
+            for (name, shape) in config.tensors() {
                 let values = match name.contains("_proj") {
                     true => match source.read_weight(&name).unwrap() {
                         StoredWeight::Random(random) => random.into_matrix().dequantize(),

@@ -10,6 +10,7 @@ use crate::refuse;
 use crate::report::thousands;
 use crate::session::Device;
 use clap::Args;
+use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -122,14 +123,14 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let shape = args.shape()?;
     if args.plan {
         let device = Device::choose_for_plan(&settings)?;
-        return super::plan::answer(&settings, device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
+        return super::plan::answer(&settings, &device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
     }
     let (tokens, flops) = (shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
     let Measured { plan, spec, seconds, loss, kinds, device_bytes, host_bytes } = &measured;
     let step = seconds.iter().sum::<f64>() / seconds.len() as f64;
     let speed = tokens as f64 / step;
-    let gpu = plan.device.gpu()?;
+    let gpu = plan.device.gpu();
     let peak = gpu.as_deref().and_then(peak_flops);
     let mfu = peak.map(|peak| flops / step / peak);
     let all: f64 = kinds.iter().map(|kind| kind.1).sum();
@@ -166,7 +167,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let host = host_bytes.map_or("not known".to_owned(), format_bytes);
     let _ = writeln!(
         text,
-        "{}: {} planned{taken}; the process held {host} of host memory at most, pages of files included",
+        "{}: {} planned{taken}; peak host memory of the process {host}, pages of files included",
         plan.place(),
         format_bytes(plan.peak_bytes())
     );
@@ -218,10 +219,7 @@ fn format_number(value: f64) -> String {
 
 /// None where no GPU can be used.
 fn driver() -> Option<String> {
-    #[cfg(feature = "cuda")]
-    return qlora_kernels::cuda::measure::driver_version();
-    #[cfg(not(feature = "cuda"))]
-    None
+    qlora_kernels::device::driver_version().filter(|_| KERNELS == Kernels::Cuda)
 }
 
 /// What the bundle for a GPU machine says of its build (the file that `QLORA_BUILT` names); null elsewhere.

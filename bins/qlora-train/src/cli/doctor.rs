@@ -3,8 +3,9 @@
 use super::Answer;
 use crate::error::Result;
 use crate::files::units::format_bytes;
-use crate::session::plan::host_budget;
+use crate::session::host::host_budget;
 use clap::Args;
+use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Map, Value, json};
 use sysinfo::System;
 
@@ -39,7 +40,7 @@ impl Finding {
 pub fn run(args: &DoctorArgs) -> Result<Answer> {
     let mut findings = host();
     findings.extend(gpu::look(args.gpu));
-    let gpu_usable = cfg!(feature = "cuda") && findings.iter().all(|finding| finding.problem.is_none());
+    let gpu_usable = KERNELS == Kernels::Cuda && findings.iter().all(|finding| finding.problem.is_none());
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let lines = findings.iter().map(|finding| {
         let mark = if finding.problem.is_some() { "missing" } else { "ok" };
@@ -98,22 +99,9 @@ fn instructions() -> Vec<&'static str> {
     Vec::new()
 }
 
-#[cfg(not(feature = "cuda"))]
-mod gpu {
-    use super::Finding;
-
-    pub fn look(_ordinal: usize) -> Vec<Finding> {
-        let problem =
-            "this binary was built for the CPU only: `cargo build --release --features cuda` builds one for a GPU";
-        vec![Finding::missing("gpu", problem)]
-    }
-}
-
-#[cfg(feature = "cuda")]
 mod gpu {
     use super::{Finding, format_bytes};
-    use qlora_kernels::cuda::measure::Timer;
-    use qlora_kernels::cuda::{ARCHITECTURES, Device, typed};
+    use qlora_kernels::device::{ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, TransferBandwidth, cuda_version};
     use serde_json::json;
 
     /// What is copied each way.
@@ -121,54 +109,57 @@ mod gpu {
 
     /// Looks as far as each finding allows the next.
     pub fn look(ordinal: usize) -> Vec<Finding> {
+        let (Kernels::Cuda, Some(architectures)) = (KERNELS, ARCHITECTURES) else {
+            let problem =
+                "this binary was built for the CPU only: `cargo build --release --features cuda` builds one for a GPU";
+            return vec![Finding::missing("gpu", problem)];
+        };
         let mut findings = Vec::new();
-        match typed::driver() {
+        match cuda_version() {
             Ok(cuda) => findings.push(Finding::good("driver", format!("CUDA {cuda}"), json!({"cuda": cuda}))),
             Err(error) => {
                 findings.push(Finding::missing("driver", format!("{error}: install NVIDIA's driver, 580 or newer")));
                 return findings;
             }
         }
-        let opened = Timer::at(ordinal).and_then(|timer| Ok((timer, Device::open_at(ordinal)?)));
-        let (timer, device) = match opened {
+        let opened = Device::open_at(ordinal).and_then(|device| Ok((device.info()?, device)));
+        let (info, device) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 findings.push(Finding::missing("gpu", format!("{error} (`nvidia-smi -L` lists those there are)")));
                 return findings;
             }
         };
-        let facts = timer.facts();
-        let (major, minor) = facts.compute_capability;
+        let (major, minor) = info.compute_capability;
         findings.push(Finding::good(
             "gpu",
-            format!("{}, sm_{major}{minor}, {} multiprocessors", facts.gpu, facts.multiprocessors),
+            format!("{}, sm_{major}{minor}, {} multiprocessors", info.gpu, info.multiprocessors),
             json!({
-                "name": facts.gpu, "compute_capability": format!("{major}.{minor}"),
-                "multiprocessors": facts.multiprocessors,
+                "name": info.gpu, "compute_capability": format!("{major}.{minor}"),
+                "multiprocessors": info.multiprocessors,
             }),
         ));
-        findings.push(match code_for(ARCHITECTURES, major, minor) {
+        findings.push(match code_for(architectures, major, minor) {
             Some(code) => {
-                let text = format!("built for {ARCHITECTURES}: {code}");
-                Finding::good("kernels", text, json!({"architectures": ARCHITECTURES, "code": code}))
+                let text = format!("built for {architectures}: {code}");
+                Finding::good("kernels", text, json!({"architectures": architectures, "code": code}))
             }
             None => Finding::missing(
                 "kernels",
                 format!(
-                    "built for {ARCHITECTURES}, which sm_{major}{minor} cannot run: GPUs from sm_80 on are supported; build with \
+                    "built for {architectures}, which sm_{major}{minor} cannot run: GPUs from sm_80 on are supported; build with \
                      QLORA_CUDA_ARCHS={major}{minor}"
                 ),
             ),
         });
-        findings.push(match timer.free_bytes() {
-            Ok(free) => {
-                let (total, free) = (facts.memory_bytes as u64, free as u64);
+        findings.push(match device.mem_info() {
+            Ok(MemInfo { total, free }) => {
                 let text = format!("{}, {} free", format_bytes(total), format_bytes(free));
                 Finding::good("gpu memory", text, json!({"total_bytes": total, "free_bytes": free}))
             }
             Err(error) => Finding::missing("gpu memory", error.to_string()),
         });
-        findings.push(match timer.transfer(&device, BYTES) {
+        findings.push(match TransferBandwidth::measure(&device, BYTES) {
             Ok(found) => {
                 let (to, from) = (found.to_device / 1e9, found.from_device / 1e9);
                 let text =

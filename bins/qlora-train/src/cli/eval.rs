@@ -3,13 +3,14 @@
 use super::{Answer, ModelArgs};
 use crate::backend::Backend;
 use crate::config::{Settings, TooLong};
-use crate::data::{self, DataOptions, Dataset};
+use crate::data::{self, DataFiles, DataOptions, Dataset};
 use crate::error::Result;
 use crate::infer::evaluate::evaluate;
-use crate::infer::{ReadOnly, Reading};
+use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::report::{Bars, status};
-use crate::session::{Device, Loaded, OnDevice, plan};
+use crate::session::host::set_threads;
+use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,44 +29,56 @@ pub struct EvalArgs {
 
 pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
-    plan::set_threads(settings.threads)?;
+    set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open_for(&settings, &args.data, &args.model.adapter)?;
-    loaded.check_size(&settings, device)?;
+    let loaded = Loaded::open_for(&settings, &args.model.adapter)?;
+    loaded.check_size(&settings, &device)?;
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
-        vocab_size: loaded.checkpoint.config().vocab_size,
-        eos_token_ids: loaded.checkpoint.config().eos_token_ids.clone(),
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
+        ..DataOptions::default()
     };
-    let dataset = data::load(&args.data, loaded.tokenizer.as_ref(), &options)?;
+    let files = DataFiles::find(&args.data)?.training;
+    let dataset = data::load_once(&files, &|| loaded.open_tokenizer(), &options)?;
     status!("{}", dataset.report);
-    device.run(Evaluate { args, settings, loaded, dataset, device })
+    device.clone().run(Evaluate { args, files, settings, loaded, dataset, device })
 }
 
 struct Evaluate<'a> {
     args: &'a EvalArgs,
+    /// What `--data` means.
+    files: Vec<PathBuf>,
     settings: Settings,
     loaded: Loaded,
     dataset: Dataset,
     device: Device,
 }
 
-impl OnDevice for Evaluate<'_> {
+impl DeviceJob for Evaluate<'_> {
     type Output = Answer;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
-        let Self { args, settings, loaded, dataset, device } = self;
+    fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
+        let Self { args, files, settings, loaded, dataset, device } = self;
         let longest = dataset.report.longest;
         // Short rows share a batch; a small data set needs no more than its own tokens.
         let tokens = longest.max(args.max_length.min(dataset.report.tokens));
         let adapters = &args.model.adapter;
-        let mut model =
-            ReadOnly::load(&settings, &loaded.checkpoint, adapters, Reading::Loss, tokens, longest, device, make)?;
+        let mut model = InferenceModel::load(
+            &settings,
+            &loaded.checkpoint,
+            adapters,
+            InferenceJob::Loss,
+            tokens,
+            longest,
+            &device,
+            build,
+        )?;
         let (mut text, mut answers) = (Vec::new(), Vec::new());
         for index in 0..adapters.len().max(1) {
             if index > 0 {
-                model.select(&loaded.checkpoint, index)?;
+                model.activate_adapter(&loaded.checkpoint, index)?;
             }
             let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
             let mut done = 0;
@@ -75,7 +88,7 @@ impl OnDevice for Evaluate<'_> {
                 true
             };
             let (backend, rows) = (&mut model.backend, &dataset.rows);
-            let evaluation = evaluate(backend, &model.model, rows, &args.data, tokens, &mut go_on)?;
+            let evaluation = evaluate(backend, &model.model, rows, &files, tokens, &mut go_on)?;
             let evaluation = evaluation.expect("it was not stopped");
             bar.finish();
             if adapters.len() < 2 {

@@ -5,13 +5,14 @@ use crate::backend::Backend;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::Result;
-use crate::infer::generate::{Sampling, generate};
-use crate::infer::{ReadOnly, Reading};
+use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
+use crate::model::generate::{Sampling, generate};
 use crate::refuse;
 use crate::report::{Bars, status};
 use crate::session::chat_template::open_tokenizer;
-use crate::session::{Device, Loaded, OnDevice, plan};
+use crate::session::host::set_threads;
+use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -76,25 +77,25 @@ impl GenerateArgs {
 
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let settings = args.model.settings()?;
-    plan::set_threads(settings.threads)?;
+    set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings, &[])?;
-    loaded.check_size(&settings, device)?;
+    let loaded = Loaded::open(&settings)?;
+    loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
-    let tokenizer = open_tokenizer(&settings, checkpoint, &args.model.adapter)?;
+    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &args.model.adapter)?;
     let max_new_tokens = args.max_new_tokens as usize;
     let prompts = args.encode(&tokenizer)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
-    let limit = checkpoint.config().max_position_embeddings;
+    let limit = checkpoint.arch().max_position_embeddings;
     if longest > limit {
         refuse!(
             "prompt and --max-new-tokens together reach {longest} tokens, the model has {limit} positions: shorten the \
              prompt or lower --max-new-tokens"
         );
     }
-    let mut stop = checkpoint.config().eos_token_ids.clone();
+    let mut stop = checkpoint.arch().eos_token_ids.clone();
     stop.extend(tokenizer.eos_token_id());
-    device.run(Generate { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program })
+    device.clone().run(Generate { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program })
 }
 
 struct Generate<'a> {
@@ -110,16 +111,16 @@ struct Generate<'a> {
     to_program: bool,
 }
 
-impl OnDevice for Generate<'_> {
+impl DeviceJob for Generate<'_> {
     type Output = Answer;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
+    fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
         let Self { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program } = self;
         let (checkpoint, max_new_tokens) = (&loaded.checkpoint, args.max_new_tokens as usize);
         let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
         let adapters = &args.model.adapter;
-        let reading = Reading::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
-        let mut model = ReadOnly::load(&settings, checkpoint, adapters, reading, tokens, longest, device, make)?;
+        let job = InferenceJob::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
+        let mut model = InferenceModel::load(&settings, checkpoint, adapters, job, tokens, longest, &device, build)?;
         let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
 
         // Answers side by side cannot be written as they grow.
@@ -127,7 +128,7 @@ impl OnDevice for Generate<'_> {
         let (mut completions, mut text) = (Vec::new(), Vec::new());
         for index in 0..adapters.len().max(1) {
             if index > 0 {
-                model.select(checkpoint, index)?;
+                model.activate_adapter(checkpoint, index)?;
             }
             let name = adapters.get(index).map(|path| path.display().to_string());
             let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));

@@ -10,13 +10,11 @@ mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::Adapter;
-use crate::adapter::metadata::QUANTIZATION;
+use crate::adapter::{Adapter, Recipe};
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
 use crate::report::{Verbosity, print_error, set_verbosity};
-use crate::session::inputs::recipe_settings;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
@@ -121,12 +119,12 @@ impl ModelArgs {
 impl ModelArgs {
     /// How the base was held when the adapters were trained. Refused: they do not agree.
     fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(&PathBuf, String)> = None;
+        let mut recorded: Option<(&PathBuf, Recipe)> = None;
         for path in &self.adapter {
-            let Some(recipe) = Adapter::load(path)?.metadata.get(QUANTIZATION).cloned() else { continue };
+            let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
             match &recorded {
                 Some((first, other)) if *other != recipe => refuse!(
-                    "{}: was trained on a base held as {recipe:?}, {} on one held as {other:?}: say with --quantization \
+                    "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
                      how the base is to be held, or use them one at a time",
                     path.display(),
                     first.display()
@@ -134,7 +132,7 @@ impl ModelArgs {
                 _ => recorded = Some((path, recipe)),
             }
         }
-        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe_settings(&recipe)))
+        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
     }
 }
 

@@ -7,18 +7,19 @@ use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
 use crate::report::trainable_line;
-use crate::session::inputs::{check_quantization, model_spec};
+use crate::session::model_spec::{check_quantization, model_spec};
 use crate::session::plan::StoredAs;
-use crate::session::{Device, Loaded, Workload, plan};
+use crate::session::training_data::find_files;
+use crate::session::{Device, Loaded, TrainingData, plan};
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
-    let settings = args.load()?;
+    let mut settings = args.load()?;
     settings.validate(Purpose::Plan)?;
+    find_files(&mut settings)?;
     let device = Device::choose_for_plan(&settings)?;
-    let files: Vec<_> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
+    let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
     check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
@@ -26,17 +27,17 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let (tokens, positions) = if settings.data.is_empty() {
         (per_batch * settings.max_length, settings.max_length)
     } else {
-        let work = Workload::load(&settings, &loaded)?;
+        let work = TrainingData::load(&settings, &loaded)?;
         (work.tokens, work.longest)
     };
     let spec = model_spec(&settings, checkpoint, tokens, positions);
-    answer(&settings, device, spec, &plan::stored_in(checkpoint), per_batch)
+    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
 }
 
 /// The plan of training with `spec`, in micro-batches of `rows` rows.
 pub fn answer(
     settings: &Settings,
-    device: Device,
+    device: &Device,
     mut spec: ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
     rows: usize,
@@ -53,7 +54,7 @@ pub fn answer(
             Checkpointing::Off => {
                 suggestions.push("gradient_checkpointing: auto recomputes activations where they do not fit".to_owned())
             }
-            Checkpointing::On if device != Device::Cpu => suggestions.push(
+            Checkpointing::On if !device.is_cpu() => suggestions.push(
                 "gradient_checkpointing: auto keeps layers' inputs in host memory where they do not fit".to_owned(),
             ),
             _ => (),
@@ -70,7 +71,7 @@ pub fn answer(
     }
     let trainable = spec.lora_parameters();
     let mut text =
-        trainable_line(trainable, spec.config.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
+        trainable_line(trainable, spec.arch.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
@@ -105,14 +106,13 @@ pub fn answer(
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
-    let place = if device == Device::Cpu { "host" } else { "device" };
+    let place = if device.is_cpu() { "host" } else { "device" };
     let of = |place: &'static str| move |b: &PlannedBuffer| json!({"name": b.name, "place": place, "bytes": b.bytes});
     let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(plan.on_host.iter().map(of("host"))).collect();
     let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
     let (on_device, on_host) = match device {
         Device::Cpu => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
         // Pinned; the rows and one matrix on its way come on top.
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };
     Ok(Answer {

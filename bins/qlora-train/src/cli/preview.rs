@@ -6,12 +6,11 @@ use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::report::{printable, status};
 use crate::session::Loaded;
-use crate::session::inputs::{data_options, schedule};
+use crate::session::training_data::{find_files, data_options, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct PreviewArgs {
@@ -57,17 +56,17 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 
 /// The rows are read, checked and tokenised as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
-    let settings = args.settings.load()?;
+    let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
-    let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
-    let tokenizer = loaded.tokenizer.as_ref();
+    find_files(&mut settings)?;
+    let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
-    let dataset = data::load(&settings.data, tokenizer, &options)?;
+    let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
     status!("{}", dataset.report);
     if !settings.val_data.is_empty() {
-        status!("validation: {}", data::load(&settings.val_data, tokenizer, &options)?.report);
+        status!("validation: {}", data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?.report);
     }
+    let tokenizer = loaded.tokenizer();
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);
     let packing = schedule(&settings, &dataset.rows)?.packing();

@@ -1,7 +1,6 @@
 //! `qlora-train quantize`
 
 use super::Answer;
-use crate::arch::expected_tensors;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
@@ -59,8 +58,8 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     for note in checkpoint.notes() {
         status!("{note}");
     }
-    let tensors = expected_tensors(checkpoint.config()).len();
-    let mut bar = Bars::new("quantising", tensors as u64);
+    let tensors = checkpoint.arch().tensors().len();
+    let mut bar = Bars::new("quantizing", tensors as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
     let done = quantize(&checkpoint, &args.output, &options, &mut |done| {
         bar.set(done as u64, String::new());
@@ -79,7 +78,7 @@ fn answer(checkpoint: &Checkpoint, output: &Path, options: &QuantizeOptions, don
     let double = if options.nf4.double_quant { "with" } else { "without" };
     Answer {
         text: format!(
-            "{} linear weights in NF4, block {}, {double} double quantisation{skipped}: {} instead of {}, in {}",
+            "{} linear weights in NF4, block {}, {double} double quantization{skipped}: {} instead of {}, in {}",
             done.quantized,
             options.nf4.block_size,
             format_bytes(done.bytes),

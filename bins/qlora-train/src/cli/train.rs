@@ -9,14 +9,14 @@ use serde_json::json;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
-    crate::session::plan::set_threads(settings.threads)?;
-    let outcome = train::train(settings)?;
+    crate::session::host::set_threads(settings.threads)?;
+    let train::TrainOutcome { summary: outcome, adapter } = train::train(settings)?;
     let eval = outcome.eval_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     let speed = outcome.tokens_per_second.map_or(String::new(), |speed| format!(", {speed:.0} tokens/s"));
-    let adapter = outcome.adapter.display().to_string();
+    let adapter = adapter.display().to_string();
     Ok(Answer {
         text: format!(
-            "{} steps, training loss {:.4}{eval}{speed}, {} held; adapter in {adapter}",
+            "{} steps, training loss {:.4}{eval}{speed}, peak memory {}; adapter in {adapter}",
             outcome.steps,
             outcome.train_loss,
             format_bytes(outcome.peak_bytes),

@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 
 use super::UNSUPERVISED;
 use super::chat::ChatTokens;
-use super::columns::Columns;
 use super::formats::{self, AlpacaStyle, Content};
 use super::messages::{Conversation, Message};
 use super::notes::Note;
@@ -21,7 +20,7 @@ use super::rows::{self, RowKind};
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::{BadRow, PromptCompletion, TooLong};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::refuse;
 
 /// Rows are tokenised in parallel, this many at a time.
@@ -58,40 +57,15 @@ impl Row {
 
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// SHA-256 (hex) of each file
+    pub hashes: Vec<String>,
     /// In the order of the files; every one has at least one supervised token and at most `max_length` tokens.
     pub rows: Vec<Row>,
     pub report: DatasetReport,
 }
 
-/// Whether any row of the files is text. Reads up to the first such row.
-pub fn needs_tokenizer(paths: &[PathBuf], columns: &Columns) -> Result<bool> {
-    for path in paths {
-        let (mut found, mut bad) = (false, None);
-        // An error ends the reading at the first row of text; it is dropped then.
-        let outcome = read_rows(path, columns, &mut |unit, number, row| {
-            match row.and_then(|row| columns.renamed(row)).and_then(|row| rows::detect(&row)) {
-                Ok(RowKind::Tokenised) => Ok(()),
-                Ok(_) => {
-                    found = true;
-                    Err(Error::Refused(String::new()))
-                }
-                // Perhaps to be skipped: whether it is, is decided when it is read.
-                Err(why) => {
-                    bad.get_or_insert_with(|| at(path, unit, number, &why));
-                    Ok(())
-                }
-            }
-        });
-        if found {
-            return Ok(true);
-        }
-        outcome?;
-        if let Some(error) = bad {
-            return Err(error);
-        }
-    }
-    Ok(false)
-}
+/// How a loader gets the tokenizer, at the first row that needs one.
+pub type OpenTokenizer<'a> = dyn Fn() -> Result<&'a ChatTokenizer> + 'a;
 
 /// Reads, checks and tokenises all rows of all files.
 ///
@@ -100,6 +74,20 @@ pub fn needs_tokenizer(paths: &[PathBuf], columns: &Columns) -> Result<bool> {
 /// of a row; an EOS whose label is masked behind supervised tokens; what the chat template refuses; a row that is too
 /// long, under `error`; no supervised token in any row.
 pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &DataOptions) -> Result<Dataset> {
+    load_files(paths, tokenizer, None, options)
+}
+
+/// As [`load`], with a tokenizer that is opened if a row needs one. Every file is read once, so that it may be a pipe.
+pub fn load_once<'a>(paths: &[PathBuf], open: &OpenTokenizer<'a>, options: &'a DataOptions) -> Result<Dataset> {
+    load_files(paths, None, Some(open), options)
+}
+
+fn load_files<'a>(
+    paths: &[PathBuf],
+    tokenizer: Option<&'a ChatTokenizer>,
+    open: Option<&OpenTokenizer<'a>>,
+    options: &'a DataOptions,
+) -> Result<Dataset> {
     if paths.is_empty() {
         refuse!("no data file was given");
     }
@@ -115,10 +103,8 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
         tasks: BTreeSet::new(),
     };
     loader.report.max_length = options.max_length;
-    for path in paths {
-        loader.file(path)?;
-    }
-    let Loader { rows, mut report, tasks, .. } = loader;
+    let hashes = paths.iter().map(|path| loader.file(path, open)).collect::<Result<Vec<_>>>()?;
+    let Loader { rows, mut report, tasks, tokenizer, .. } = loader;
     report.tasks = tasks.len();
     report.check_bad_rows()?;
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -158,7 +144,7 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     report.tokens = rows.iter().map(Row::len).sum();
     report.supervised_tokens = rows.iter().map(Row::supervised).sum();
     report.longest = rows.iter().map(Row::len).max().unwrap_or(0);
-    Ok(Dataset { rows, report })
+    Ok(Dataset { rows, report, hashes })
 }
 
 struct Loader<'a> {
@@ -182,17 +168,21 @@ struct Read {
     notes: Vec<Note>,
 }
 
-impl Loader<'_> {
-    fn file(&mut self, path: &Path) -> Result<()> {
+impl<'a> Loader<'a> {
+    /// Returns the file's SHA-256.
+    fn file(&mut self, path: &Path, open: Option<&OpenTokenizer<'a>>) -> Result<String> {
         let file = self.report.files.len();
         self.report.files.push(FileReport::new(path));
         let options = self.options;
-        read_rows(path, &options.columns, &mut |unit, line, row| {
+        let hash = read_rows(path, &options.columns, &mut |unit, line, row| {
             self.report.files[file].unit = unit;
             let row = row.and_then(|row| options.columns.renamed(row));
             match row.and_then(|row| Ok((rows::detect(&row)?, row))) {
                 Ok((kind, row)) => {
                     self.report.files[file].count(kind);
+                    if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenised) {
+                        self.tokenizer = Some(open()?);
+                    }
                     self.waiting.push((line, kind, row));
                 }
                 Err(why) => self.bad(path, file, line, &why)?,
@@ -202,7 +192,8 @@ impl Loader<'_> {
         if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
             refuse!("{}: no row found; expected at least one", path.display());
         }
-        self.tokenise(path, file)
+        self.tokenise(path, file)?;
+        Ok(hash)
     }
 
     fn tokenise(&mut self, path: &Path, file: usize) -> Result<()> {

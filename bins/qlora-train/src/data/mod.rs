@@ -5,7 +5,6 @@
 //! Every row of every file is checked before anything is trained on: a wrong one is refused with its file and line.
 //! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
-mod arrow;
 mod batch;
 mod chat;
 mod checks;
@@ -40,7 +39,7 @@ pub use batch::MicroBatch;
 pub use chat::{ChatText, ChatTokens};
 pub use checks::{Checks, SpecialTokens};
 pub use columns::Columns;
-pub use dataset::{Dataset, Row, describe, load, needs_tokenizer};
+pub use dataset::{Dataset, OpenTokenizer, Row, describe, load, load_once};
 pub use files::DataFiles;
 pub use histogram::Histogram;
 pub use messages::{Conversation, Message};

@@ -2,8 +2,8 @@
 //! counted from 1).
 //!
 //! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only CSV
-//! is told by its name. JSON Lines are read line by line, Parquet and Arrow files batch by batch; a JSON array, and objects
-//! printed over several lines, are read whole. Files compressed with gzip or Zstandard are read as what they hold.
+//! is told by its name. JSON Lines are read line by line, Parquet page by page; a JSON array, and objects printed over
+//! several lines, are read whole. A file compressed by gzip is read as what it holds.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -15,8 +15,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::columns::Columns;
-use super::{arrow, csv, json, parquet};
+use super::{csv, json, parquet};
 use crate::error::{Context, Error, Result};
+use crate::files::hash::{HashingReader, file_hash};
 use crate::refuse;
 
 /// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers takes
@@ -25,8 +26,8 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by row.
 const MAX_ARRAY_BYTES: u64 = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
-const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet, Arrow and CSV, \
-                         JSON and CSV also compressed (gzip, zstd)";
+const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet and CSV; \
+                         JSON and CSV also compressed by gzip";
 /// Keys under which one JSON object holds all rows.
 const ROWS_UNDER: [&str; 6] = ["train", "data", "rows", "examples", "instances", "items"];
 
@@ -56,49 +57,37 @@ pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Result<Value, String>)
 /// As [`Each`], for rows of one unit.
 pub(super) type EachOf<'a> = &'a mut dyn FnMut(usize, Result<Value, String>) -> Result<()>;
 
-/// Calls `each` for every row of the file, in order. Errors of `each` end the reading.
-pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<()> {
+/// Calls `each` for every row of the file, in order, and returns the file's SHA-256 in hex. Errors of `each` end the
+/// reading.
+pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<String> {
     let name = path.display();
     if path.is_dir() {
         refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
     }
     let file = File::open(path).or_refuse(|| format!("{name}: cannot open the data file"))?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        refuse!(
-            "{name}: is no regular file; rows are read more than once (to check them, and when a run goes on), so write \
-             them to a file first"
-        );
+    let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
+    let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
+    if head.starts_with(b"PAR1") {
+        if !path.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            refuse!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
+        }
+        parquet::read_rows(path, columns, &mut |number, row| each(Unit::Row, number, row))?;
+        return file_hash(path);
     }
-    read_from(path, BufReader::with_capacity(1 << 16, file), columns, each, true)
+    if head.starts_with(&[0x1F, 0x8B]) {
+        read_text_rows(path, BufReader::with_capacity(1 << 16, MultiGzDecoder::new(&mut reader)), each)?;
+        std::io::copy(&mut reader, &mut std::io::sink()).or_refuse(|| format!("{name}: cannot read"))?;
+    } else {
+        read_text_rows(path, &mut reader, each)?;
+    }
+    // All of it was read.
+    Ok(reader.into_inner().finish())
 }
 
-fn read_from(
-    path: &Path,
-    mut reader: impl BufRead + 'static,
-    columns: &Columns,
-    each: Each,
-    may_be_compressed: bool,
-) -> Result<()> {
+/// Rows of JSON or CSV.
+fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<()> {
     let name = path.display();
     let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
-    let compressed = |magic: &[u8]| may_be_compressed && head.starts_with(magic);
-    if may_be_compressed && head.starts_with(b"PAR1") {
-        return parquet::read_rows(path, columns, &mut |number, row| each(Unit::Row, number, row));
-    }
-    if head.starts_with(b"ARROW1") || head.starts_with(&[0xFF; 4]) {
-        if !may_be_compressed {
-            refuse!("{name}: a compressed Arrow file; decompress it first");
-        }
-        return arrow::read_rows(path, columns, &mut |number, row| each(Unit::Row, number, row));
-    }
-    if compressed(&[0x1F, 0x8B]) {
-        let inner = BufReader::with_capacity(1 << 16, MultiGzDecoder::new(reader));
-        return read_from(path, inner, columns, each, false);
-    }
-    if compressed(&[0x28, 0xB5, 0x2F, 0xFD]) {
-        let decoder = zstd::Decoder::with_buffer(reader).or_refuse(|| format!("{name}: not Zstandard"))?;
-        return read_from(path, BufReader::with_capacity(1 << 16, decoder), columns, each, false);
-    }
     if let Some(kind) = other_kind(head) {
         refuse!("{name}: is {kind}; {SUPPORTED}");
     }
@@ -116,7 +105,11 @@ fn read_from(
 
 /// A file of another kind, by its first bytes.
 fn other_kind(head: &[u8]) -> Option<&'static str> {
-    let kinds: [(&[u8], &str); 7] = [
+    let kinds: [(&[u8], &str); 11] = [
+        (b"ARROW1", "an Arrow file (Feather): write it as Parquet or JSON Lines, with `datasets` by `to_parquet`"),
+        (&[0xFF; 4], "an Arrow stream, as `datasets` saves it: write it as Parquet or JSON Lines by `to_parquet`"),
+        (&[0x28, 0xB5, 0x2F, 0xFD], "compressed with Zstandard: decompress it first"),
+        (b"PAR1", "a compressed Parquet file: decompress it first"),
         (b"PK\x03\x04", "a zip archive"),
         (b"BZh", "compressed with bzip2"),
         (b"\xFD7zXZ", "compressed with xz"),

@@ -38,7 +38,7 @@ impl Write for PartialFile<'_> {
 impl AtomicFiles {
     /// Makes `dir` if need be.
     pub fn new(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir).or_fail(|| format!("{}: the directory cannot be made", dir.display()))?;
+        std::fs::create_dir_all(dir).context(|| format!("{}: the directory cannot be made", dir.display()))?;
         Ok(Self { dir: dir.to_owned(), pending: Vec::new() })
     }
 
@@ -60,7 +60,7 @@ impl AtomicFiles {
             failpoint::point("synced", name)?;
             Ok(temporary)
         };
-        let temporary = make().or_fail(|| format!("{}: cannot be written", self.dir.join(name).display()))?;
+        let temporary = make().context(|| format!("{}: cannot be written", self.dir.join(name).display()))?;
         self.pending.push((temporary, name.to_owned()));
         Ok(())
     }
@@ -75,7 +75,7 @@ impl AtomicFiles {
                 temporary.persist(&path)?;
                 failpoint::point("renamed", &name)
             };
-            put().or_fail(|| format!("{}: cannot be put in place", path.display()))?;
+            put().context(|| format!("{}: cannot be put in place", path.display()))?;
         }
         sync_dir(&self.dir)
     }
@@ -84,7 +84,7 @@ impl AtomicFiles {
 /// Makes renames in `dir` last.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     let sync = || File::open(dir)?.sync_all();
-    sync().or_fail(|| format!("{}: the directory cannot be synced", dir.display()))
+    sync().context(|| format!("{}: the directory cannot be synced", dir.display()))
 }
 
 /// Removes what a process that was killed left half-written in `dir`. Only for who holds the directory's lock.
@@ -100,5 +100,5 @@ pub(crate) fn remove_stale_files(dir: &Path) -> Result<()> {
         }
         Ok(())
     };
-    remove().or_fail(|| format!("{}: half-written files of an earlier run cannot be removed", dir.display()))
+    remove().context(|| format!("{}: half-written files of an earlier run cannot be removed", dir.display()))
 }

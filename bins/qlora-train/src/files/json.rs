@@ -20,13 +20,13 @@ pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Reads a regular file (symlinks are followed, pipes and devices are not opened) of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let shown = path.display();
-    let metadata = std::fs::metadata(path).or_refuse(|| format!("{shown}: cannot be read"))?;
+    let metadata = std::fs::metadata(path).usage_context(|| format!("{shown}: cannot be read"))?;
     if !metadata.is_file() {
         refuse!("{shown}: found something that is not a regular file, expected a file");
     }
     let mut bytes = Vec::new();
-    let file = File::open(path).or_refuse(|| format!("{shown}: cannot be read"))?;
-    file.take(limit + 1).read_to_end(&mut bytes).or_refuse(|| format!("{shown}: cannot be read"))?;
+    let file = File::open(path).usage_context(|| format!("{shown}: cannot be read"))?;
+    file.take(limit + 1).read_to_end(&mut bytes).usage_context(|| format!("{shown}: cannot be read"))?;
     if bytes.len() as u64 > limit {
         refuse!(
             "{shown}: found more than {limit} bytes, expected a JSON file of at most that size; is it another file?"
@@ -38,7 +38,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// Reads a file that holds one JSON object.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let bytes = read_bounded(path, MAX_CONFIG_BYTES)?;
-    match serde_json::from_slice(&bytes).or_refuse(|| format!("{}: not valid JSON", path.display()))? {
+    match serde_json::from_slice(&bytes).usage_context(|| format!("{}: not valid JSON", path.display()))? {
         Value::Object(map) => Ok(map),
         other => refuse!("{}: found {}, expected a JSON object", path.display(), shown(&other)),
     }
@@ -53,7 +53,7 @@ pub(crate) fn shown(value: &Value) -> String {
 /// The keys of one JSON object, read with their types. A key that is null counts as absent, as it does for
 /// transformers and PEFT; where null means something else, look into `map`.
 pub(crate) struct Keys<'a> {
-    /// What errors call this object: a path, or a path and the key that holds it.
+    /// Name of this object in errors: a path, or a path and the key that holds it.
     pub source: String,
     pub map: &'a Map<String, Value>,
 }

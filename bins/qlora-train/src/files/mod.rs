@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod failpoint;
+pub(crate) mod hash;
 pub(crate) mod json;
 pub mod random;
 pub(crate) mod safetensors;

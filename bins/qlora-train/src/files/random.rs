@@ -12,14 +12,14 @@ pub struct RandomNf4 {
     pub cols: usize,
     pub block_size: usize,
     pub absmax: Absmax,
-    /// The same allocation for all weights of a model.
+    /// One allocation, shared by all weights of a model
     pub bytes: Arc<[u8]>,
     /// Below the length of `bytes`
     pub first: usize,
 }
 
 impl RandomNf4 {
-    /// With its codes in the host's memory.
+    /// The weight with its codes in the host's memory.
     ///
     /// # Panics
     ///

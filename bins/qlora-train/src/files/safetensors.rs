@@ -31,7 +31,7 @@ const METADATA_KEY: &str = "__metadata__";
 pub(crate) struct TensorFile {
     path: PathBuf,
     file: File,
-    /// Where the data of offset 0 begins.
+    /// Position in the file at which the data of offset 0 begins
     data_start: u64,
     pub tensors: BTreeMap<String, TensorInfo>,
     pub metadata: BTreeMap<String, String>,
@@ -41,16 +41,16 @@ impl TensorFile {
     /// Checks that the tensors of the header tile the rest of the file exactly.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let kind = std::fs::metadata(path).or_refuse(|| format!("{shown}: cannot be read"))?;
+        let kind = std::fs::metadata(path).usage_context(|| format!("{shown}: cannot be read"))?;
         if !kind.is_file() {
             refuse!("{shown}: found something that is not a regular file, expected a safetensors file");
         }
-        let file = File::open(path).or_refuse(|| format!("{shown}: cannot be read"))?;
-        let length = file.metadata().or_refuse(|| format!("{shown}: cannot be read"))?.len();
+        let file = File::open(path).usage_context(|| format!("{shown}: cannot be read"))?;
+        let length = file.metadata().usage_context(|| format!("{shown}: cannot be read"))?.len();
         let header = read_header(&shown, &file, length)?;
         let data_start = 8 + header.len() as u64;
         let Header { tensors, metadata } = serde_json::from_slice(&header)
-            .or_refuse(|| format!("{shown}: the safetensors header is not valid; download the file again"))?;
+            .usage_context(|| format!("{shown}: the safetensors header is not valid; download the file again"))?;
         check_layout(&shown, &tensors, length - data_start)?;
         Ok(Self { path: path.to_owned(), file, data_start, tensors, metadata })
     }
@@ -135,7 +135,7 @@ impl TensorFile {
     fn read_at(&self, name: &str, bytes: &mut [u8], offset: usize) -> Result<()> {
         self.file
             .read_exact_at(bytes, self.data_start + offset as u64)
-            .or_fail(|| format!("{}: tensor `{name}`: cannot be read (was the file changed?)", self.path.display()))
+            .context(|| format!("{}: tensor `{name}`: cannot be read (was the file changed?)", self.path.display()))
     }
 }
 
@@ -144,7 +144,7 @@ fn read_header(shown: &impl fmt::Display, file: &File, length: u64) -> Result<Ve
         refuse!("{shown}: found {length} bytes, expected a safetensors file: download it again");
     }
     let mut prefix = [0u8; 8];
-    file.read_exact_at(&mut prefix, 0).or_refuse(|| format!("{shown}: cannot be read"))?;
+    file.read_exact_at(&mut prefix, 0).usage_context(|| format!("{shown}: cannot be read"))?;
     if &prefix == b"version " {
         refuse!("{shown}: found a Git LFS pointer, expected a safetensors file: fetch the weights with `git lfs pull`");
     }
@@ -162,7 +162,7 @@ fn read_header(shown: &impl fmt::Display, file: &File, length: u64) -> Result<Ve
         );
     }
     let mut header = vec![0u8; header_bytes as usize];
-    file.read_exact_at(&mut header, 8).or_refuse(|| format!("{shown}: cannot be read"))?;
+    file.read_exact_at(&mut header, 8).usage_context(|| format!("{shown}: cannot be read"))?;
     Ok(header)
 }
 

@@ -96,7 +96,7 @@ impl Tensor16 {
         }
     }
 
-    /// As [`to_f32`](Self::to_f32), without a copy where the data is f32 already.
+    /// Values in f32, without a copy where the data is f32 already.
     pub fn into_f32(self) -> Vec<f32> {
         match self.data {
             TensorData::F32(values) => values,

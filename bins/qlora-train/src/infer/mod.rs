@@ -1,7 +1,6 @@
 //! Inference: models that are only read, evaluation, generation.
 
 pub mod evaluate;
-pub mod generate;
 mod model;
 
-pub use model::{ReadOnly, Reading};
+pub use model::{InferenceJob, InferenceModel};

@@ -1,46 +1,31 @@
 //! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
 
 mod cached;
+pub mod generate;
 pub mod optimizer_step;
 mod step;
 
 pub use cached::KvCache;
 
-use crate::arch::{LlamaConfig, Module};
+use crate::arch::{Arch, Input, Projection};
 use crate::backend::dims::Dims;
 use crate::backend::{Backend, LinearGroup, LinearGroupOf, Lora, LoraOf, Quantization, SegmentOf, StateFormat};
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::lora::{LoraSpec, ParamId};
 use qlora_kernels::reference::{AttentionShape, RopeTable};
-use std::collections::BTreeMap;
-
-/// The low-rank terms of a model.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LoraSpec {
-    /// (layer, module) → (r, scale); the scale is alpha / r, or alpha / √r with rsLoRA.
-    pub terms: BTreeMap<(usize, Module), (usize, f32)>,
-    /// Dropout on the low-rank path's input, [0, 1)
-    pub dropout: f32,
-    /// How the optimiser keeps its moments, where the terms are trained.
-    pub states: StateFormat,
-}
-
-impl LoraSpec {
-    /// The same rank and scale on `modules` of every layer; optimiser states in f32.
-    pub fn uniform(config: &LlamaConfig, modules: &[Module], r: usize, scale: f32, dropout: f32) -> Self {
-        let places = (0..config.num_layers).flat_map(|layer| modules.iter().map(move |&module| (layer, module)));
-        Self { terms: places.map(|place| (place, (r, scale))).collect(), dropout, states: StateFormat::F32 }
-    }
-}
+use std::sync::Arc;
 
 /// What is built, before any weight is read.
 #[derive(Clone, Debug)]
 pub struct ModelSpec {
-    pub config: LlamaConfig,
+    pub arch: Arch,
     pub quantization: Quantization,
     pub lora: LoraSpec,
     /// Whether the low-rank terms get gradients and optimiser states.
     pub trainable: bool,
+    /// How the optimizer keeps its moments, where the terms are trained.
+    pub states: StateFormat,
     /// Keep only each layer's input and compute its activations again in the backward pass. Same bits, less memory.
     pub recompute: bool,
     /// Keep those inputs in host memory, where the device has memory of its own. Same bits.
@@ -54,13 +39,14 @@ pub struct ModelSpec {
 
 impl ModelSpec {
     pub fn dims(&self) -> Dims {
-        let c = &self.config;
+        let c = &self.arch;
         let mut groups: Vec<_> = (0..c.num_layers)
-            .flat_map(|layer| GROUPS.map(|modules| (layer, modules)))
-            .map(|(layer, modules)| {
-                let n = modules.iter().map(|m| m.shape(c).0).sum::<usize>();
-                let r = modules.iter().map(|&m| self.rank(layer, m)).sum::<usize>();
-                (n, modules[0].shape(c).1, r)
+            .flat_map(|layer| Input::ALL.map(|input| (layer, input)))
+            .map(|(layer, input)| {
+                let projections = input.projections();
+                let n = projections.iter().map(|p| p.shape(c).0).sum::<usize>();
+                let r = projections.iter().map(|&p| self.rank(layer, p)).sum::<usize>();
+                (n, input.width(c), r)
             })
             .collect();
         groups.sort_unstable();
@@ -77,42 +63,18 @@ impl ModelSpec {
         }
     }
 
-    fn rank(&self, layer: usize, module: Module) -> usize {
-        self.lora.terms.get(&(layer, module)).map_or(0, |term| term.0)
+    fn rank(&self, layer: usize, projection: Projection) -> usize {
+        self.lora.terms.get(&self.arch.module(layer, projection)).map_or(0, |term| term.r)
     }
 
     /// Parameters of the low-rank terms: r·(N + K) each.
     pub fn lora_parameters(&self) -> u64 {
-        let count = |(&(_, module), &(r, _)): (&(usize, Module), &(usize, f32))| {
-            let (n, k) = module.shape(&self.config);
-            (r * (n + k)) as u64
-        };
-        self.lora.terms.iter().map(count).sum()
+        self.lora.lengths(&self.arch).flatten().map(|len| len as u64).sum()
     }
 }
 
-/// One trainable tensor's place: A `[r, K]` or B `[N, r]` of one linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ParamName {
-    pub layer: usize,
-    pub module: Module,
-    pub factor: Factor,
-}
-
-/// Place, shape and values of one trainable tensor.
-pub type ParamValues = (ParamName, [usize; 2], Vec<f32>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Factor {
-    A,
-    B,
-}
-
-impl std::fmt::Display for ParamName {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "model.layers.{}.{}.lora_{:?}.weight", self.layer, self.module.path(), self.factor)
-    }
-}
+/// Name, shape and values of one trainable tensor.
+pub type ParamValues = (ParamId, [usize; 2], Vec<f32>);
 
 /// Where the values of a model come from.
 pub trait Source {
@@ -129,12 +91,8 @@ pub trait Source {
         self.read(name).map(StoredWeight::Tensor)
     }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
-    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>>;
+    fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
 }
-
-/// Linear layers that share their input. The index is the dropout site.
-const GROUPS: [&[Module]; 4] =
-    [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
 
 struct Layer<B: Backend> {
     input_norm: B::Vector,
@@ -146,7 +104,7 @@ struct Layer<B: Backend> {
 }
 
 impl<B: Backend> Layer<B> {
-    /// In the order of [`GROUPS`].
+    /// In the order of [`Input::ALL`].
     fn groups_mut(&mut self) -> [&mut LinearGroup<B>; 4] {
         [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
     }
@@ -174,20 +132,21 @@ impl<B: Backend> Llama<B> {
         spec: ModelSpec,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let c = spec.config.clone();
+        let c = spec.arch.clone();
         backend.rope_table(spec.positions * (c.head_dim / 2), &mut || {
-            RopeTable::new(c.head_dim, c.rope.theta, c.rope.scaling, spec.positions)
+            let rope = c.rope();
+            RopeTable::new(c.head_dim, rope.theta, rope.scaling, spec.positions)
         })?;
-        let embedding = table(backend, source, "embedding", "model.embed_tokens.weight", !c.tie_word_embeddings, &c)?;
+        let embedding = table(backend, source, "embedding", c.names.embedding, !c.tie_word_embeddings, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
             layers.push(build_layer(backend, source, &spec, layer)?);
             progress(layer + 1);
         }
-        let final_norm = vector(backend, source, "norms", "model.norm.weight", c.hidden_size)?;
+        let final_norm = vector(backend, source, "norms", c.names.final_norm, c.hidden_size)?;
         let head = match c.tie_word_embeddings {
             true => None,
-            false => Some(table(backend, source, "lm_head", "lm_head.weight", false, &c)?),
+            false => Some(table(backend, source, "lm_head", c.names.head, false, &c)?),
         };
         let attention = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
         Ok(Self { spec, attention, embedding, layers, final_norm, head })
@@ -197,15 +156,16 @@ impl<B: Backend> Llama<B> {
         &self.spec
     }
 
-    /// Every trainable tensor, layer by layer in the order of [`Module::ALL`], A before B.
-    pub fn params_mut(&mut self) -> Vec<(ParamName, &mut B::Param)> {
+    /// Every trainable tensor, layer by layer in the order of [`Projection::ALL`], A before B.
+    pub fn params_mut(&mut self) -> Vec<(ParamId, &mut B::Param)> {
         let mut params = Vec::new();
         for (layer, block) in self.layers.iter_mut().enumerate() {
-            for (group, modules) in block.groups_mut().into_iter().zip(GROUPS) {
-                for (segment, &module) in group.segments.iter_mut().zip(modules) {
+            for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
+                for (segment, &projection) in group.segments.iter_mut().zip(input.projections()) {
                     if let Some(lora) = &mut segment.lora {
-                        params.push((ParamName { layer, module, factor: Factor::A }, &mut lora.a));
-                        params.push((ParamName { layer, module, factor: Factor::B }, &mut lora.b));
+                        let module: Arc<str> = self.spec.arch.module(layer, projection).into();
+                        params.push((ParamId::a(module.clone()), &mut lora.a));
+                        params.push((ParamId::b(module), &mut lora.b));
                     }
                 }
             }
@@ -217,15 +177,15 @@ impl<B: Backend> Llama<B> {
     pub fn replace_lora(&mut self, b: &mut B, source: &mut dyn Source, lora: LoraSpec) -> Result<()> {
         self.spec.lora = lora;
         for (layer, block) in self.layers.iter_mut().enumerate() {
-            for (group, modules) in block.groups_mut().into_iter().zip(GROUPS) {
-                for (segment, &module) in group.segments.iter_mut().zip(modules) {
+            for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
+                for (segment, &projection) in group.segments.iter_mut().zip(input.projections()) {
                     if let Some(old) = segment.lora.take() {
                         b.free_param(old.a);
                         b.free_param(old.b);
                     }
-                    segment.lora = build_lora(b, source, &self.spec, layer, module)?;
+                    segment.lora = build_lora(b, source, &self.spec, layer, projection)?;
                 }
-                b.accept(&modules[0].weight_name(layer), group)?;
+                b.accept(&self.spec.arch.weight_name(layer, input.projections()[0]), group)?;
             }
         }
         Ok(())
@@ -235,12 +195,13 @@ impl<B: Backend> Llama<B> {
     pub fn param_values(&self, backend: &B) -> Result<Vec<ParamValues>> {
         let mut values = Vec::new();
         for (layer, block) in self.layers.iter().enumerate() {
-            for (group, modules) in block.groups().into_iter().zip(GROUPS) {
-                for (segment, &module) in group.segments.iter().zip(modules) {
+            for (group, input) in block.groups().into_iter().zip(Input::ALL) {
+                for (segment, &projection) in group.segments.iter().zip(input.projections()) {
                     if let Some(lora) = &segment.lora {
-                        let name = |factor| ParamName { layer, module, factor };
-                        values.push((name(Factor::A), [lora.r, group.k], backend.param_values(&lora.a)?));
-                        values.push((name(Factor::B), [segment.n, lora.r], backend.param_values(&lora.b)?));
+                        let module: Arc<str> = self.spec.arch.module(layer, projection).into();
+                        let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
+                        values.push((a, [lora.r, group.k], backend.param_values(&lora.a)?));
+                        values.push((b, [segment.n, lora.r], backend.param_values(&lora.b)?));
                     }
                 }
             }
@@ -265,7 +226,7 @@ fn table<B: Backend>(
     what: &'static str,
     name: &str,
     gathered: bool,
-    config: &LlamaConfig,
+    config: &Arch,
 ) -> Result<B::Table> {
     let stored = source.stored(name);
     backend.table(what, config.vocab_size, config.hidden_size, gathered, stored, &mut || source.read(name))
@@ -277,12 +238,19 @@ fn build_layer<B: Backend>(
     spec: &ModelSpec,
     layer: usize,
 ) -> Result<Layer<B>> {
-    let hidden = spec.config.hidden_size;
-    let norm = |name: &str| format!("model.layers.{layer}.{name}.weight");
-    let input_norm = vector(backend, source, "norms", &norm("input_layernorm"), hidden)?;
-    let post_attention_norm = vector(backend, source, "norms", &norm("post_attention_layernorm"), hidden)?;
-    let mut group = |site: usize| build_group(backend, source, spec, layer, site);
-    Ok(Layer { input_norm, qkv: group(0)?, o: group(1)?, post_attention_norm, gate_up: group(2)?, down: group(3)? })
+    let hidden = spec.arch.hidden_size;
+    let norm = |name: &str| spec.arch.layer_tensor(layer, name);
+    let input_norm = vector(backend, source, "norms", &norm(spec.arch.names.input_norm), hidden)?;
+    let post_attention_norm = vector(backend, source, "norms", &norm(spec.arch.names.post_attention_norm), hidden)?;
+    let mut group = |input| build_group(backend, source, spec, layer, input);
+    Ok(Layer {
+        input_norm,
+        qkv: group(Input::Attention)?,
+        o: group(Input::Heads)?,
+        post_attention_norm,
+        gate_up: group(Input::Mlp)?,
+        down: group(Input::Activated)?,
+    })
 }
 
 fn build_group<B: Backend>(
@@ -290,25 +258,25 @@ fn build_group<B: Backend>(
     source: &mut dyn Source,
     spec: &ModelSpec,
     layer: usize,
-    site: usize,
+    input: Input,
 ) -> Result<LinearGroup<B>> {
+    let arch = &spec.arch;
     let mut segments = Vec::new();
-    for &module in GROUPS[site] {
-        let (n, k) = module.shape(&spec.config);
-        let name = module.weight_name(layer);
+    for &projection in input.projections() {
+        let (n, k) = projection.shape(arch);
+        let name = arch.weight_name(layer, projection);
         let stored = source.stored(&name);
         let quantization = source.held(&name).unwrap_or(spec.quantization);
         let weight = backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?;
-        let bias = match module.has_bias(&spec.config) {
-            true => Some(vector(backend, source, "biases", &module.bias_name(layer), n)?),
+        let bias = match arch.biases.contains(&projection) {
+            true => Some(vector(backend, source, "biases", &arch.bias_name(layer, projection), n)?),
             false => None,
         };
-        let lora = build_lora(backend, source, spec, layer, module)?;
+        let lora = build_lora(backend, source, spec, layer, projection)?;
         segments.push(SegmentOf { n, weight, bias, lora });
     }
-    let k = GROUPS[site][0].shape(&spec.config).1;
-    let group = LinearGroupOf { k, segments, site: (layer * 16 + site) as u32 };
-    backend.accept(&GROUPS[site][0].weight_name(layer), &group)?;
+    let group = LinearGroupOf { k: input.width(arch), segments, site: (layer * 16 + input as usize) as u32 };
+    backend.accept(&arch.weight_name(layer, input.projections()[0]), &group)?;
     Ok(group)
 }
 
@@ -317,17 +285,17 @@ fn build_lora<B: Backend>(
     source: &mut dyn Source,
     spec: &ModelSpec,
     layer: usize,
-    module: Module,
+    projection: Projection,
 ) -> Result<Option<Lora<B>>> {
-    let Some(&(r, scale)) = spec.lora.terms.get(&(layer, module)) else { return Ok(None) };
-    let (n, k) = module.shape(&spec.config);
-    let name = |factor| ParamName { layer, module, factor };
-    let (a, b) = (name(Factor::A), name(Factor::B));
-    let states = spec.trainable.then_some(spec.lora.states);
+    let module: Arc<str> = spec.arch.module(layer, projection).into();
+    let Some((r, scale)) = spec.lora.of(&module) else { return Ok(None) };
+    let (n, k) = projection.shape(&spec.arch);
+    let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
+    let states = spec.trainable.then_some(spec.states);
     Ok(Some(LoraOf {
         r,
         scale,
-        a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
-        b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
+        a: backend.param(r * k, states, &mut || source.lora(&a, r * k, k))?,
+        b: backend.param(n * r, states, &mut || source.lora(&b, n * r, r))?,
     }))
 }

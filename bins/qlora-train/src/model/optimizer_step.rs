@@ -1,8 +1,10 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
 use crate::backend::{Backend, Batch, ParamUpdate, Watch};
+use crate::comm::{Communicator, SingleProcess};
 use crate::error::{Error, Result};
-use crate::model::{Factor, Llama};
+use crate::lora::ParamKind;
+use crate::model::Llama;
 use crate::report::status;
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
@@ -56,7 +58,7 @@ pub struct Accumulated {
     pub loss: f64,
 }
 
-/// One optimiser step (`step` counts from 0) over `batches`, with the schedule's `factor` on both rates.
+/// One optimizer step in one process (`step` counts from 0) over `batches`, with the schedule's `factor` on both rates.
 ///
 /// The loss is divided by the supervised tokens of all micro-batches together, so splitting a batch does not change
 /// the gradient. `accumulation` is the number of micro-batches of a full step: it numbers the dropout masks.
@@ -69,8 +71,9 @@ pub fn optimizer_step<B: Backend>(
     factor: f64,
     batches: &[Batch],
 ) -> Result<StepReport> {
-    let done = accumulate(backend, model, step, accumulation, batches, Accumulated::default(), &|| false)?;
-    update(backend, model, hyper, step, accumulation, factor, batches, done.loss)
+    let mut comm = SingleProcess;
+    let done = accumulate(backend, model, &comm, step, accumulation, batches, Accumulated::default(), &|| false)?;
+    update(backend, model, &mut comm, hyper, step, accumulation, factor, batches, done.loss)
 }
 
 /// The first half of a step: the gradients of `batches` after those that are `done`. Between two micro-batches it asks
@@ -78,6 +81,7 @@ pub fn optimizer_step<B: Backend>(
 pub fn accumulate<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
+    comm: &dyn Communicator,
     step: u64,
     accumulation: usize,
     batches: &[Batch],
@@ -85,19 +89,19 @@ pub fn accumulate<B: Backend>(
     stop: &dyn Fn() -> bool,
 ) -> Result<Accumulated> {
     let supervised = supervised(batches);
-    if supervised == 0 {
-        return Err(Error::Failed(format!("step {}: no token of this step is supervised", step + 1)));
+    if supervised == 0 && comm.world_size() == 1 {
+        return Err(nothing_supervised(step));
     }
     backend.prepare_update(params(model))?;
     if done.micro_batches == 0 {
         backend.zero_gradients(params(model))?;
     }
     for (micro, batch) in batches.iter().enumerate().skip(done.micro_batches) {
-        let draw = (step * accumulation as u64 + micro as u64) as u32;
-        let loss = model.forward_backward(backend, batch, draw, (1.0 / supervised as f64) as f32)?;
+        let draw = draw_of(comm, step, accumulation, micro);
+        let loss = model.forward_backward(backend, batch, draw, (1.0 / supervised.max(1) as f64) as f32)?;
         if !loss.is_finite() {
             let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
-            return Err(not_finite(backend, model, step, accumulation, batches, micro + 1, &what));
+            return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
         }
         done.loss += loss;
         done.micro_batches += 1;
@@ -108,15 +112,63 @@ pub fn accumulate<B: Backend>(
     Ok(done)
 }
 
+/// The number of a micro-batch's dropout masks: that of the micro-batch in the step of all ranks.
+fn draw_of(comm: &dyn Communicator, step: u64, accumulation: usize, micro: usize) -> u32 {
+    let of_rank = step * accumulation as u64 + micro as u64;
+    (of_rank * comm.world_size() as u64 + comm.rank() as u64) as u32
+}
+
+fn nothing_supervised(step: u64) -> Error {
+    Error::Failed(format!("step {}: no token of this step is supervised", step + 1))
+}
+
+/// What the ranks of a step add up.
+struct Totals {
+    loss: f64,
+    supervised: usize,
+    tokens: usize,
+}
+
+/// Turns the gradients of this rank, which are a mean over its own supervised tokens, into those of all ranks. Nothing is
+/// touched in one process.
+fn reduce<B: Backend>(
+    backend: &mut B,
+    model: &mut Llama<B>,
+    comm: &mut dyn Communicator,
+    totals: Totals,
+) -> Result<Totals> {
+    if comm.world_size() == 1 {
+        return Ok(totals);
+    }
+    let mut params = params(model);
+    let mut gradients = Vec::new();
+    for param in &params {
+        gradients.extend(backend.gradient(param)?);
+    }
+    gradients.iter_mut().for_each(|x| *x *= totals.supervised as f32);
+    let mut sums = [totals.loss, totals.supervised as f64, totals.tokens as f64];
+    comm.all_reduce_sum(&mut gradients, &mut sums)?;
+    let [loss, supervised, tokens] = sums;
+    gradients.iter_mut().for_each(|x| *x /= supervised as f32);
+    let mut rest = &gradients[..];
+    for param in &mut params {
+        let (own, others) = rest.split_at(backend.gradient(param)?.len());
+        backend.restore_gradient(param, own.to_vec())?;
+        rest = others;
+    }
+    Ok(Totals { loss, supervised: supervised as usize, tokens: tokens as usize })
+}
+
 fn supervised(batches: &[Batch]) -> usize {
     batches.iter().map(Batch::supervised).sum()
 }
 
-/// The second half of a step: clips the accumulated gradients and updates every trainable tensor. `loss` is the sum
-/// over the supervised tokens of `batches`.
+/// The second half of a step: adds up the gradients of all ranks, clips them and updates every trainable tensor. `loss` is
+/// the sum over the supervised tokens of `batches`, which are those of this rank.
 pub fn update<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
+    comm: &mut dyn Communicator,
     hyper: &Hyperparameters,
     step: u64,
     accumulation: usize,
@@ -124,16 +176,20 @@ pub fn update<B: Backend>(
     batches: &[Batch],
     loss: f64,
 ) -> Result<StepReport> {
-    let supervised = supervised(batches);
+    let own = Totals { loss, supervised: supervised(batches), tokens: batches.iter().map(Batch::tokens).sum() };
+    let Totals { loss, supervised, tokens } = reduce(backend, model, comm, own)?;
+    if supervised == 0 {
+        return Err(nothing_supervised(step));
+    }
     let loss = loss / supervised as f64;
     let rate = |peak: f64| peak * factor;
     let updates = model
         .params_mut()
         .into_iter()
-        .map(|(name, param)| {
-            let peak = match name.factor {
-                Factor::A => hyper.learning_rate_a,
-                Factor::B => hyper.learning_rate_b,
+        .map(|(id, param)| {
+            let peak = match id.kind() {
+                ParamKind::LoraA => hyper.learning_rate_a,
+                ParamKind::LoraB => hyper.learning_rate_b,
             };
             let settings = AdamW {
                 learning_rate: rate(peak),
@@ -149,14 +205,14 @@ pub fn update<B: Backend>(
     let grad_norm = backend.update(updates, hyper.max_grad_norm)?;
     if !grad_norm.is_finite() {
         let what = format!("step {}: the gradient norm is {grad_norm}", step + 1);
-        return Err(not_finite(backend, model, step, accumulation, batches, batches.len(), &what));
+        return Err(not_finite(backend, model, comm, step, accumulation, batches, batches.len(), &what));
     }
     Ok(StepReport {
         loss,
         grad_norm,
         learning_rate_a: rate(hyper.learning_rate_a),
         learning_rate_b: rate(hyper.learning_rate_b),
-        tokens: batches.iter().map(Batch::tokens).sum(),
+        tokens,
         supervised,
     })
 }
@@ -166,6 +222,7 @@ pub fn update<B: Backend>(
 fn not_finite<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
+    comm: &dyn Communicator,
     step: u64,
     accumulation: usize,
     batches: &[Batch],
@@ -175,9 +232,9 @@ fn not_finite<B: Backend>(
     let mut found = String::new();
     if backend.watch(Watch::Values).unwrap_or(false) {
         status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
-        let weight = (1.0 / supervised(batches) as f64) as f32;
+        let weight = (1.0 / supervised(batches).max(1) as f64) as f32;
         for (micro, batch) in batches[..micro_batches].iter().enumerate() {
-            let draw = (step * accumulation as u64 + micro as u64) as u32;
+            let draw = draw_of(comm, step, accumulation, micro);
             let again = backend
                 .zero_gradients(params(model))
                 .and_then(|()| model.forward_backward(backend, batch, draw, weight));

@@ -51,12 +51,12 @@ impl Pass {
 
 impl<B: Backend> Llama<B> {
     fn pass(&self, draw: Option<u32>) -> Pass {
-        let dropout = Some(self.spec.lora.dropout).filter(|&p| p > 0.0);
+        let dropout = Some(self.spec.lora.dropout as f32).filter(|&p| p > 0.0);
         Pass {
             shape: self.attention,
-            hidden: self.spec.config.hidden_size,
-            intermediate: self.spec.config.intermediate_size,
-            eps: self.spec.config.rms_norm_eps,
+            hidden: self.spec.arch.hidden_size,
+            intermediate: self.spec.arch.intermediate_size,
+            eps: self.spec.arch.norm.eps,
             dropout: draw.zip(dropout).map(|(draw, p)| (self.spec.seed, draw, p)),
         }
     }

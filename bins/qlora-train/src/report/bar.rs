@@ -20,9 +20,10 @@ pub struct Bars {
 impl Bars {
     pub fn new(what: &'static str, total: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        let bar = match plain || !console::says(Verbosity::Normal) {
-            true => ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()),
-            false => console::BARS.add(ProgressBar::new(total)),
+        let bar = if plain || !console::says(Verbosity::Normal) {
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
+        } else {
+            console::BARS.add(ProgressBar::new(total))
         };
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed}<{eta}")
             .expect("the template is well-formed")

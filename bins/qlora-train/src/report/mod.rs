@@ -7,11 +7,6 @@ pub use bar::Bars;
 pub use console::{Verbosity, printable, set_verbosity};
 pub(crate) use console::{detail, print, print_error, status, warning};
 
-/// Bytes in lower-case hexadecimal.
-pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A count with thousands separated: 41,943,040.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

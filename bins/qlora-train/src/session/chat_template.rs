@@ -5,7 +5,6 @@
 
 use crate::adapter::{ADAPTER_MODEL, copy_tokenizer_files, metadata};
 use crate::base::Checkpoint;
-use crate::config::Settings;
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
@@ -19,11 +18,15 @@ use std::path::{Path, PathBuf};
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// The base's tokenizer with the template that the settings choose, else the one that the adapters were trained with,
+/// The base's tokenizer with the template that `chat_template` chooses, else the one that the adapters were trained with,
 /// else the base's own. Refused: adapters that were trained with different templates.
-pub fn open_tokenizer(settings: &Settings, checkpoint: &Checkpoint, adapters: &[PathBuf]) -> Result<ChatTokenizer> {
-    let mut tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
-    let chosen = settings.chat_template.is_some();
+pub fn open_tokenizer(
+    chat_template: Option<&str>,
+    checkpoint: &Checkpoint,
+    adapters: &[PathBuf],
+) -> Result<ChatTokenizer> {
+    let mut tokenizer = ChatTokenizer::open(checkpoint.dir(), chat_template)?;
+    let chosen = chat_template.is_some();
     let mut used: Option<&PathBuf> = None;
     for adapter in adapters {
         let Some(trained) = trained_with(checkpoint.dir(), adapter)? else { continue };

@@ -1,67 +1,90 @@
-//! What a command computes on: chosen here, and nowhere else.
+//! The device of a command, chosen and opened here and nowhere else, and what memory may be used on it.
 
-use super::plan::host_budget;
+use super::host::host_budget;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 use crate::backend::cuda::Cuda;
 use crate::backend::observed::Observed;
 use crate::config::{self, Settings};
-use crate::error::Result;
+use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::status;
+use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
+use std::rc::Rc;
 
-#[cfg(not(any(feature = "cuda", feature = "emulation")))]
 const BUILD: &str = "cargo build --release --package qlora-train --features cuda";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Device that a command computes on. A GPU is opened once, and stays open as long as one of these holds it.
+#[derive(Clone, Debug)]
 pub enum Device {
     Cpu,
-    /// GPU of this number, or the emulation of one.
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
-    Cuda(usize),
+    Cuda(Gpu),
 }
 
-/// What a run may hold, beside what is held before it begins.
+/// A GPU, or the emulation of one.
+#[derive(Clone)]
+pub struct Gpu {
+    ordinal: usize,
+    /// None: a plan for a GPU that need not be there.
+    device: Option<Rc<device::Device>>,
+}
+
+impl Gpu {
+    fn open(ordinal: usize) -> Result<Self> {
+        Ok(Self { ordinal, device: Some(Rc::new(device::Device::open_at(ordinal)?)) })
+    }
+
+    fn device(&self) -> Result<Rc<device::Device>> {
+        let unopened = || Error::Failed(format!("cuda:{} is planned for and was not opened", self.ordinal));
+        self.device.clone().ok_or_else(unopened)
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "cuda:{}{}", self.ordinal, if self.device.is_some() { "" } else { ", not opened" })
+    }
+}
+
+/// Memory limits of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// In all
+    /// Bytes in all, other uses included
     pub limit: u64,
-    /// Before the run begins
-    pub held: u64,
-    pub held_name: &'static str,
-    /// Of the host's memory, beside a GPU
+    /// Bytes in use before the run begins
+    pub in_use: u64,
+    pub in_use_name: &'static str,
+    /// Bytes of pinned host memory, beside a GPU
     pub host_limit: u64,
 }
 
-#[cfg(any(feature = "cuda", feature = "emulation"))]
 impl Budget {
-    /// What the driver takes later: the kernels' code, which it loads at their first launch, and their stacks.
+    /// Memory that the driver takes later: the kernels' code, which it loads at their first launch, and their stacks.
     const LATER: u64 = 128 << 20;
     /// A context on a GPU that cannot be asked: 0.5 GiB is more than those of sm_80 to sm_120 are known to take.
     const CONTEXT: u64 = 512 << 20;
 
-    /// On a GPU where a context was just made. Other processes count as held, as their memory is not to be had either.
-    fn of_gpu(capacity: qlora_kernels::cuda::Capacity, limit: Option<u64>, host_limit: u64) -> Self {
-        let held = (capacity.total - capacity.free).saturating_add(Self::LATER);
-        let limit = limit.map_or(capacity.total, |limit| limit.min(capacity.total));
-        Self { limit, held, held_name: "CUDA context, and what else is on the GPU", host_limit }
+    /// Limits on a GPU where a context was just made. Memory of other processes counts as in use.
+    fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
+        let in_use = (memory.total - memory.free).saturating_add(Self::LATER);
+        let limit = limit.map_or(memory.total, |limit| limit.min(memory.total));
+        Self { limit, in_use, in_use_name: "CUDA context, and what else is on the GPU", host_limit }
     }
 
     fn of_another_gpu(limit: u64, host_limit: u64) -> Self {
-        Self { limit, held: Self::CONTEXT + Self::LATER, held_name: "CUDA context (assumed)", host_limit }
+        Self { limit, in_use: Self::CONTEXT + Self::LATER, in_use_name: "CUDA context (assumed)", host_limit }
     }
 }
 
-/// A piece of work that is the same on every device.
-pub trait OnDevice {
+/// Work that is written once for every device.
+pub trait DeviceJob {
     type Output;
-    /// `make` makes the backend, once it is known for what model, with the bytes that were planned for it.
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Self::Output>;
+    /// `build` makes the backend, once it is known for what model, with the bytes that were planned for it.
+    fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Self::Output>;
 }
 
 impl Device {
-    /// The one that the settings name; without a name a GPU if there is one, which this build can use, else the CPU. Says which.
+    /// The device that the settings name; without a name a GPU if there is one that this build can use, else the CPU. Says which.
     /// Refused: a GPU that cannot be used.
     pub fn choose(settings: &Settings) -> Result<Self> {
         match settings.device {
@@ -76,120 +99,112 @@ impl Device {
         Ok(Self::Cpu)
     }
 
-    #[cfg(not(any(feature = "cuda", feature = "emulation")))]
-    fn named(_ordinal: usize) -> Result<Self> {
-        crate::refuse!(
-            "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
-        );
+    fn named(ordinal: usize) -> Result<Self> {
+        if KERNELS == Kernels::Absent {
+            crate::refuse!(
+                "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
+            );
+        }
+        let what = || format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`");
+        Self::said(Gpu::open(ordinal).usage_context(what)?)
     }
 
-    #[cfg(not(any(feature = "cuda", feature = "emulation")))]
+    fn said(gpu: Gpu) -> Result<Self> {
+        status!("device: cuda:{}, {}", gpu.ordinal, gpu.device()?.name());
+        Ok(Self::Cuda(gpu))
+    }
+
     fn found() -> Result<Self> {
-        // What NVIDIA's driver makes on Linux.
-        match std::path::Path::new("/dev/nvidia0").exists() {
-            true => Self::cpu(&format!(
+        match KERNELS {
+            Kernels::Cuda => match Gpu::open(0) {
+                Ok(gpu) => Self::said(gpu),
+                Err(error) => Self::cpu(&format!(" ({error})")),
+            },
+            // An emulated GPU is for tests, which name it.
+            Kernels::Emulated => Self::cpu(""),
+            // What NVIDIA's driver makes on Linux.
+            Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(&format!(
                 "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
             )),
-            false => Self::cpu(""),
+            Kernels::Absent => Self::cpu(""),
         }
     }
 
-    #[cfg(any(feature = "cuda", feature = "emulation"))]
-    fn named(ordinal: usize) -> Result<Self> {
-        use crate::error::Context;
-        let device = qlora_kernels::cuda::Device::open_at(ordinal)
-            .or_refuse(|| format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`"))?;
-        status!("device: cuda:{ordinal}, {}", device.name());
-        Ok(Self::Cuda(ordinal))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn found() -> Result<Self> {
-        match qlora_kernels::cuda::Device::open_at(0) {
-            Ok(_) => Self::named(0),
-            Err(error) => Self::cpu(&format!(" ({error})")),
-        }
-    }
-
-    /// An emulated GPU is for tests, which name it.
-    #[cfg(all(feature = "emulation", not(feature = "cuda")))]
-    fn found() -> Result<Self> {
-        Self::cpu("")
-    }
-
-    pub fn run<W: OnDevice>(self, work: W) -> Result<W::Output> {
+    pub fn run<J: DeviceJob>(self, job: J) -> Result<J::Output> {
         match self {
-            Self::Cpu => work.on(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Self::Cuda(ordinal) => {
-                work.on(|spec, bytes| Cuda::new(ordinal, spec.dims(), &spec.config, bytes).map(Observed::new))
+            Self::Cpu => job.run(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
+            Self::Cuda(gpu) => {
+                job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes).map(Observed::new))
             }
         }
     }
 
-    /// What memory a run on it is short of first.
-    pub fn place(self) -> &'static str {
+    /// GPU of this number for a plan, which needs none.
+    pub fn unopened(ordinal: usize) -> Self {
+        Self::Cuda(Gpu { ordinal, device: None })
+    }
+
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+
+    /// Memory that a run on it is short of first.
+    pub fn place(&self) -> &'static str {
         match self {
             Self::Cpu => "host memory",
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => "GPU memory",
         }
     }
 
-    /// The setting that limits it.
-    pub fn memory_setting(self) -> &'static str {
+    /// Name of the setting that limits that memory.
+    pub fn memory_setting(&self) -> &'static str {
         match self {
             Self::Cpu => "host_memory",
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => "device_memory",
         }
     }
 
-    /// What a run on this machine may hold.
-    pub fn budget(self, settings: &Settings) -> Result<Budget> {
+    /// Memory limits on this machine.
+    pub fn budget(&self, settings: &Settings) -> Result<Budget> {
         match self {
             Self::Cpu => {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
+                Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Self::Cuda(ordinal) => {
-                let capacity = qlora_kernels::cuda::Device::open_at(ordinal)?.capacity()?;
+            Self::Cuda(gpu) => {
+                let memory = gpu.device()?.mem_info()?;
                 let host_limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget::of_gpu(capacity, settings.device_memory.map(|bytes| bytes.0), host_limit))
+                Ok(Budget::of_gpu(memory, settings.device_memory.map(|bytes| bytes.0), host_limit))
             }
         }
     }
 
     /// Bytes of the GPU that are taken now, by this process and others; none on the CPU.
-    pub fn taken_bytes(self) -> Result<Option<u64>> {
+    pub fn taken_bytes(&self) -> Result<Option<u64>> {
         match self {
             Self::Cpu => Ok(None),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Self::Cuda(ordinal) => {
-                let capacity = qlora_kernels::cuda::Device::open_at(ordinal)?.capacity()?;
-                Ok(Some(capacity.total - capacity.free))
+            Self::Cuda(gpu) => {
+                let memory = gpu.device()?.mem_info()?;
+                Ok(Some(memory.total - memory.free))
             }
         }
     }
 
-    /// The GPU's name; none on the CPU.
-    pub fn gpu(self) -> Result<Option<String>> {
+    /// The GPU's name; none on the CPU and where none was opened.
+    pub fn gpu(&self) -> Option<String> {
         match self {
-            Self::Cpu => Ok(None),
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Self::Cuda(ordinal) => Ok(Some(qlora_kernels::cuda::Device::open_at(ordinal)?.name())),
+            Self::Cpu => None,
+            Self::Cuda(gpu) => gpu.device.as_ref().map(|device| device.name()),
         }
     }
 
-    /// The same for a plan: sizes that the settings give may be those of another machine.
-    pub fn budget_of_plan(self, settings: &Settings) -> Result<Budget> {
+    /// The budget of a plan: sizes that the settings give may be those of another machine.
+    pub fn budget_of_plan(&self, settings: &Settings) -> Result<Budget> {
         match self {
             Self::Cpu => {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
-                Ok(Budget { limit, held: 0, held_name: "", host_limit: 0 })
+                Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
             Self::Cuda(_) => match settings.device_memory {
                 Some(limit) => {
                     let host_limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
@@ -200,11 +215,10 @@ impl Device {
         }
     }
 
-    /// As [`choose`](Self::choose), for a plan: with the size of its memory given, a GPU need not be there.
+    /// The device of a plan. With the size of its memory given, a GPU need not be there.
     pub fn choose_for_plan(settings: &Settings) -> Result<Self> {
         match settings.device {
-            #[cfg(any(feature = "cuda", feature = "emulation"))]
-            Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::Cuda(ordinal)),
+            Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::unopened(ordinal)),
             _ => Self::choose(settings),
         }
     }

@@ -1,4 +1,4 @@
-//! Disk space: what the checkpoints of a run take, against what is free where they are written.
+//! Disk space: checkpoints of a run against the free space of their file system.
 
 use crate::adapter::tokenizer_bytes;
 use crate::config::{Every, Settings};
@@ -15,12 +15,12 @@ const OVERHEAD: u64 = 64 << 10;
 /// One step in `log_history`, as it is written with indentation.
 const LOG_ENTRY: u64 = 256;
 
-/// What a run takes on disk. Tensors are counted to the byte, the records of a run generously.
+/// Disk space of a run. Tensors are counted to the byte, the records of a run generously.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskPlan {
-    /// Of one checkpoint, less the log in it.
+    /// Bytes of one checkpoint, less the log in it
     pub checkpoint_bytes: u64,
-    /// More in one that was written within a step.
+    /// More bytes in one that was written within a step
     pub gradient_bytes: u64,
     /// The result, beside the checkpoints.
     pub adapter_bytes: u64,
@@ -32,7 +32,7 @@ pub struct DiskPlan {
 }
 
 impl DiskPlan {
-    /// Of a run of `steps` steps, `steps_per_epoch` to an epoch, whose output directory holds `existing` checkpoints;
+    /// Plan of a run of `steps` steps, `steps_per_epoch` to an epoch, whose output directory holds `existing` checkpoints;
     /// `base` is the directory that tokenizer files are copied from.
     pub fn new(
         settings: &Settings,
@@ -43,20 +43,17 @@ impl DiskPlan {
         existing: u64,
     ) -> Self {
         let (mut values, mut states, mut tensors) = (0u64, 0u64, 0u64);
-        for (&(_, module), &(r, _)) in &spec.lora.terms {
-            let (n, k) = module.shape(&spec.config);
-            for len in [r * k, n * r] {
-                values += 4 * len as u64;
-                states += spec.lora.states.bytes(len);
-                tensors += 1;
-            }
+        for len in spec.lora.lengths(&spec.arch).flatten() {
+            values += 4 * len as u64;
+            states += spec.states.bytes(len);
+            tensors += 1;
         }
         let log = LOG_ENTRY.saturating_mul(
             steps / (settings.logging_steps as u64).max(1) + settings.eval_steps.times(steps, steps_per_epoch) + 2,
         );
         let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
         // The adapter's file holds the values folded where rsLoRA is used.
-        let copies = if settings.use_rslora { 2 } else { 1 };
+        let copies = if spec.lora.rslora { 2 } else { 1 };
         Self {
             checkpoint_bytes: values * copies + states + files,
             gradient_bytes: values,
@@ -66,12 +63,12 @@ impl DiskPlan {
         }
     }
 
-    /// For one checkpoint at the beginning of the run, and the adapter.
+    /// Bytes of one checkpoint at the beginning of the run, and of the adapter.
     pub fn least_bytes(&self) -> u64 {
         self.checkpoint_bytes + self.gradient_bytes + self.adapter_bytes
     }
 
-    /// For all that may be there at once.
+    /// Bytes of everything that may be there at once.
     pub fn most_bytes(&self) -> u64 {
         let checkpoints = (self.checkpoint_bytes.saturating_add(self.log_bytes)).saturating_mul(self.checkpoints);
         let others = (self.gradient_bytes + self.adapter_bytes).saturating_add(self.log_bytes.saturating_mul(2));

@@ -7,7 +7,7 @@ use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Whether the work was asked to stop.
+/// A request to stop, if there was one.
 #[derive(Clone, Debug)]
 pub struct Interruption(Arc<AtomicI32>);
 
@@ -21,7 +21,7 @@ impl Interruption {
         }
         let hang_up = (!ignored(SIGHUP)).then_some(SIGHUP);
         let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hang_up))
-            .or_fail(|| "signals cannot be watched".to_owned())?;
+            .context(|| "signals cannot be watched".to_owned())?;
         let received = RECEIVED.get_or_init(Arc::default).clone();
         let flag = received.clone();
         std::thread::Builder::new()
@@ -35,7 +35,7 @@ impl Interruption {
                     status!("{name}: {answer}; a second one leaves at once");
                 }
             })
-            .or_fail(|| "the thread that watches for signals cannot be started".to_owned())?;
+            .context(|| "the thread that watches for signals cannot be started".to_owned())?;
         Ok(Self(received))
     }
 
@@ -45,7 +45,7 @@ impl Interruption {
     }
 }
 
-/// Whether the process ignores a signal; no where that cannot be told.
+/// True if the process ignores a signal; false where that cannot be told.
 fn ignored(signal: i32) -> bool {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
     ignored_in(&status, signal)
@@ -84,7 +84,7 @@ fn resumed(arguments: &[String]) -> String {
     words.join(" ")
 }
 
-/// As a shell reads it back.
+/// A word quoted for a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,14 +1,18 @@
-//! What train, infer and bench share: device, memory plan, inputs, where weights come from.
+//! The parts that train, infer and bench share: device, memory plan, base model, rows, weights.
 
+mod base_model;
 pub mod chat_template;
 mod device;
 pub mod disk;
-pub mod inputs;
+pub mod host;
 pub mod interruption;
+pub mod model_spec;
 pub mod plan;
+pub mod training_data;
 pub mod weights;
 
-pub use device::{Budget, Device, OnDevice};
-pub use inputs::{Loaded, Workload};
+pub use base_model::Loaded;
+pub use device::{Budget, Device, DeviceJob};
 pub use interruption::Interruption;
+pub use training_data::TrainingData;
 pub use weights::CheckpointSource;

@@ -1,31 +1,29 @@
 //! The memory plan of a run: the model's own code on a backend that holds nothing.
 
-use super::Device;
-use super::device::Budget;
-#[cfg(any(feature = "cuda", feature = "emulation"))]
+use super::device::{Budget, Device};
 use crate::backend::cuda::Cuda;
 use crate::backend::plan::{Plan, PlannedBuffer, Planner};
 use crate::backend::{Batch, Quantization};
 use crate::base::Checkpoint;
 use crate::config::Checkpointing;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::files::tensor::{StoredType, Tensor16};
 use crate::files::units::format_bytes;
-use crate::infer::generate::{Sampling, generate};
+use crate::lora::{LoraSpec, ParamId};
+use crate::model::generate::{Sampling, generate};
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
-use crate::model::{Llama, LoraSpec, ModelSpec, ParamName, Source};
+use crate::model::{Llama, ModelSpec, Source};
 use crate::refuse;
-use sysinfo::System;
 
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
 const MAX_BATCH_TOKENS: usize = 1 << 28;
 
-/// What a run will hold where it works, and what there is.
+/// Planned memory of a run, and the memory that may be used.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
     pub device: Device,
     pub buffers: Vec<PlannedBuffer>,
-    /// What the run itself holds when it holds most.
+    /// Peak of what the run itself allocates
     pub run_bytes: u64,
     pub budget: Budget,
     /// Beside a GPU: what is pinned in the host's memory, and what may be.
@@ -36,9 +34,9 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// With what is taken before the run begins.
+    /// Peak with what is taken before the run begins.
     pub fn peak_bytes(&self) -> u64 {
-        self.run_bytes.saturating_add(self.budget.held)
+        self.run_bytes.saturating_add(self.budget.in_use)
     }
 
     pub fn fits(&self) -> bool {
@@ -50,13 +48,13 @@ impl MemoryPlan {
         self.on_host.iter().map(|buffer| buffer.bytes).sum()
     }
 
-    /// What memory this is about.
+    /// "host memory" or "GPU memory".
     pub fn place(&self) -> &'static str {
         self.device.place()
     }
 }
 
-/// What a run does with its model.
+/// Job that is planned: what a run does with its model.
 #[derive(Clone, Copy, Debug)]
 pub enum Work<'a> {
     /// Optimiser steps, with evaluations between them.
@@ -89,7 +87,7 @@ impl Source for Stored<'_> {
     fn read(&mut self, _name: &str) -> Result<Tensor16> {
         unreachable!("a plan reads no tensor")
     }
-    fn lora(&mut self, _name: ParamName, _len: usize, _columns: usize) -> Result<Vec<f32>> {
+    fn lora(&mut self, _id: &ParamId, _len: usize, _columns: usize) -> Result<Vec<f32>> {
         unreachable!("a plan draws no values")
     }
 }
@@ -107,7 +105,7 @@ pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
 
 /// Plans `work` with `spec`, whose low-rank terms are those of the first adapter.
 pub fn plan(
-    device: Device,
+    device: &Device,
     spec: &ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
     work: Work,
@@ -122,18 +120,17 @@ pub fn plan(
     }
     let Rehearsed { mut buffers, on_host, flops } = match device {
         Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
-        #[cfg(any(feature = "cuda", feature = "emulation"))]
         Device::Cuda(_) => {
             let flops = rehearse::<Plan>(spec, stored, work)?.flops;
             Rehearsed { flops, ..rehearse::<Cuda>(spec, stored, work)? }
         }
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
-    if budget.held > 0 {
-        buffers.push(PlannedBuffer { name: budget.held_name.to_owned(), bytes: budget.held });
+    if budget.in_use > 0 {
+        buffers.push(PlannedBuffer { name: budget.in_use_name.to_owned(), bytes: budget.in_use });
         buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
     }
-    Ok(MemoryPlan { device, buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })
+    Ok(MemoryPlan { device: device.clone(), buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })
 }
 
 struct Rehearsed {
@@ -192,7 +189,7 @@ fn rehearse<P: Planner>(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, wor
 /// Settles whether activations are recomputed, and from where: kept where they fit, unless the setting says otherwise. The values of
 /// the run are the same either way.
 pub fn choose(
-    device: Device,
+    device: &Device,
     spec: &mut ModelSpec,
     checkpointing: Checkpointing,
     stored: &dyn Fn(&str) -> StoredAs,
@@ -203,7 +200,7 @@ pub fn choose(
         Checkpointing::Off => &[(false, false)],
         Checkpointing::On => &[(true, false)],
         Checkpointing::Offload => &[(true, true)],
-        Checkpointing::Auto if device == Device::Cpu => &[(false, false), (true, false)],
+        Checkpointing::Auto if device.is_cpu() => &[(false, false), (true, false)],
         Checkpointing::Auto => &[(false, false), (true, false), (true, true)],
     };
     let mut last = None;
@@ -220,7 +217,7 @@ pub fn choose(
 
 /// The largest row that fits when each micro-batch holds `rows` of them; 0 if none does.
 pub fn longest_row(
-    device: Device,
+    device: &Device,
     spec: &ModelSpec,
     checkpointing: Checkpointing,
     stored: &dyn Fn(&str) -> StoredAs,
@@ -236,7 +233,7 @@ pub fn longest_row(
         Ok(choose(device, &mut spec, checkpointing, stored, budget)?.fits())
     };
     // Memory grows with the length, so the longest that fits is found by halving.
-    let (mut fitting, mut beyond) = (0, spec.config.max_position_embeddings + 1);
+    let (mut fitting, mut beyond) = (0, spec.arch.max_position_embeddings + 1);
     while beyond - fitting > 1 {
         let middle = fitting + (beyond - fitting) / 2;
         if fits(middle)? {
@@ -246,24 +243,6 @@ pub fn longest_row(
         }
     }
     Ok(fitting)
-}
-
-/// What a run on this machine may hold: the memory that is free now, within the cgroup's limit and that of the setting.
-pub fn host_budget(limit: Option<u64>) -> u64 {
-    let mut system = System::new();
-    system.refresh_memory();
-    let available = system.available_memory();
-    let free = system.cgroup_limits().map_or(available, |limits| available.min(limits.free_memory));
-    limit.map_or(free, |limit| free.min(limit))
-}
-
-/// Sets the size of the worker pool, once per process.
-pub fn set_threads(threads: Option<usize>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .or_fail(|| format!("{threads} worker threads could not be started"))
 }
 
 /// The refusal of a run that does not fit; `advice` is what may be done about it.

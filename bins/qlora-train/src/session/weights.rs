@@ -2,12 +2,13 @@
 
 use super::plan::stored_in;
 use crate::adapter::LoraPair;
-use crate::arch::Module;
+use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
-use crate::model::{Factor, ParamName, Source};
+use crate::lora::{ParamId, ParamKind};
+use crate::model::Source;
 use qlora_kernels::philox::Stream;
 use std::collections::BTreeMap;
 
@@ -17,13 +18,13 @@ const INIT_DOMAIN: u64 = 1 << 32;
 pub struct CheckpointSource<'a> {
     checkpoint: &'a Checkpoint,
     fingerprint: Fingerprint,
-    adapter: BTreeMap<(usize, Module), LoraPair<'a>>,
+    adapter: BTreeMap<String, LoraPair<'a>>,
     seed: u64,
 }
 
 impl<'a> CheckpointSource<'a> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
-    pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<(usize, Module), LoraPair<'a>>, seed: u64) -> Self {
+    pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
         Self { checkpoint, fingerprint: Fingerprint::new(checkpoint), adapter, seed }
     }
 
@@ -59,24 +60,25 @@ impl Source for CheckpointSource<'_> {
         Ok(weight)
     }
 
-    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
-        if let Some(pair) = self.adapter.get(&(name.layer, name.module)) {
-            return Ok(match name.factor {
-                Factor::A => pair.a.to_vec(),
-                Factor::B => pair.b.to_vec(),
+    fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
+        if let Some(pair) = self.adapter.get(id.module()) {
+            return Ok(match id.kind() {
+                ParamKind::LoraA => pair.a.to_vec(),
+                ParamKind::LoraB => pair.b.to_vec(),
             });
         }
-        Ok(initial_lora(self.seed, name, len, columns))
+        Ok(initial_lora(self.checkpoint.arch(), self.seed, id, len, columns))
     }
 }
 
 /// Values of a tensor of a new adapter whose rows have `columns` values: B is zero, A Kaiming-uniform with a = √5, whose bound
 /// √(6 / ((1 + a²)·fan_in)) is 1/√fan_in.
-pub(crate) fn initial_lora(seed: u64, name: ParamName, len: usize, columns: usize) -> Vec<f32> {
-    if name.factor == Factor::B {
+pub(crate) fn initial_lora(arch: &Arch, seed: u64, id: &ParamId, len: usize, columns: usize) -> Vec<f32> {
+    if id.kind() == ParamKind::LoraB {
         return vec![0.0; len];
     }
+    let (layer, projection) = arch.find(id.module()).expect("the model asks for terms of its own projections");
     let bound = 1.0 / (columns as f32).sqrt();
-    let mut stream = Stream::new(seed, INIT_DOMAIN + (name.layer * 16 + name.module as usize) as u64);
+    let mut stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection as usize) as u64);
     (0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect()
 }

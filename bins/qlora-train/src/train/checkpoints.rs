@@ -4,10 +4,10 @@
 //! (an interruption within the next step) sets the old one aside first: between the two renames the old one is found
 //! under the name that [`recover`] knows.
 
-use super::identity::file_hash;
 use crate::error::{Context, Result};
 use crate::files::atomic::{AtomicFiles, remove_stale_files, sync_dir};
 use crate::files::failpoint;
+use crate::files::hash::file_hash;
 use crate::refuse;
 use crate::report::warning;
 use std::fs::{self, Permissions};
@@ -59,7 +59,7 @@ fn directories(output: &Path) -> Result<Vec<(String, PathBuf)>> {
     };
     match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        result => result.or_refuse(|| format!("{}: cannot be read (output_dir)", output.display())),
+        result => result.usage_context(|| format!("{}: cannot be read (output_dir)", output.display())),
     }
 }
 
@@ -72,7 +72,7 @@ pub fn recover(output: &Path) -> Result<()> {
         };
         let target = output.join(name);
         if step_of(name).is_some() && !target.exists() {
-            fs::rename(&path, &target).or_fail(|| format!("{}: cannot be put back", target.display()))?;
+            fs::rename(&path, &target).context(|| format!("{}: cannot be put back", target.display()))?;
         }
     }
     Ok(())
@@ -85,39 +85,44 @@ pub fn remove_stale(output: &Path) -> Result<()> {
         let ours = [PARTIAL, REPLACED, REMOVED].iter().any(|state| name.ends_with(&format!(".{state}")));
         if name.starts_with(".checkpoint-") && ours {
             fs::remove_dir_all(&path)
-                .or_fail(|| format!("{}: what an earlier run left cannot be removed", path.display()))?;
+                .context(|| format!("{}: what an earlier run left cannot be removed", path.display()))?;
         }
     }
     Ok(())
 }
 
-/// Makes `checkpoint-<step>` of what `fill` writes into the directory it is given; `guarded` are the files whose
+/// Makes `checkpoint-<step>` of what `fill` writes into the directory it is given; `checksummed` are the files whose
 /// damage is to be noticed. Failed: a disk error; then nothing changed.
-pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub fn write(
+    output: &Path,
+    step: u64,
+    checksummed: &[&str],
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let target = output.join(name(step));
     let what = || format!("{}: cannot be written", target.display());
-    failpoint::point("checkpoint-begun", "").or_fail(what)?;
+    failpoint::point("checkpoint-begun", "").context(what)?;
     let partial = tempfile::Builder::new()
         .prefix(&format!(".{}.", name(step)))
         .suffix(&format!(".{PARTIAL}"))
         .permissions(Permissions::from_mode(0o777))
         .tempdir_in(output)
-        .or_fail(what)?;
+        .context(what)?;
     fill(partial.path())?;
-    write_sums(partial.path(), guarded)?;
-    failpoint::point("checkpoint-whole", "").or_fail(what)?;
+    write_sums(partial.path(), checksummed)?;
+    failpoint::point("checkpoint-whole", "").context(what)?;
 
     let aside = hidden(output, step, REPLACED);
     let replaces = target.exists();
     if replaces {
-        fs::rename(&target, &aside).or_fail(what)?;
+        fs::rename(&target, &aside).context(what)?;
         failpoint::moment("checkpoint-set-aside");
     }
     if let Err(error) = fs::rename(partial.path(), &target) {
         if replaces {
-            fs::rename(&aside, &target).or_fail(|| format!("{}: cannot be put back", target.display()))?;
+            fs::rename(&aside, &target).context(|| format!("{}: cannot be put back", target.display()))?;
         }
-        return Err(error).or_fail(what);
+        return Err(error).context(what);
     }
     // It is no longer there to be removed.
     let _ = partial.keep();
@@ -129,21 +134,21 @@ pub fn write(output: &Path, step: u64, guarded: &[&str], fill: impl FnOnce(&Path
     Ok(target)
 }
 
-fn write_sums(dir: &Path, guarded: &[&str]) -> Result<()> {
-    let sums = guarded.iter().map(|name| Ok(format!("{}  {name}\n", file_hash(&dir.join(name))?)));
+fn write_sums(dir: &Path, checksummed: &[&str]) -> Result<()> {
+    let sums = checksummed.iter().map(|name| Ok(format!("{}  {name}\n", file_hash(&dir.join(name))?)));
     let sums = sums.collect::<Result<String>>()?;
     let mut files = AtomicFiles::new(dir)?;
     files.add(SUMS, |to| to.write_all(sums.as_bytes()))?;
     files.commit()
 }
 
-/// Refuses a checkpoint of which a guarded file is missing or holds other bytes than were written.
-pub fn check_sums(dir: &Path, guarded: &[&str]) -> Result<()> {
+/// Refuses a checkpoint of which a checksummed file is missing or holds other bytes than were written.
+pub fn check_sums(dir: &Path, checksummed: &[&str]) -> Result<()> {
     let path = dir.join(SUMS);
     let Ok(text) = fs::read_to_string(&path) else {
         refuse!("{}: cannot be read: the checkpoint is damaged, or a directory of another program", path.display());
     };
-    for name in guarded {
+    for name in checksummed {
         let file = dir.join(name);
         let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {name}"))) else {
             refuse!("{}: found no line of {name}: the checkpoint is damaged", path.display());

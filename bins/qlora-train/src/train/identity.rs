@@ -1,55 +1,127 @@
-//! Which run this is, gathered before the weights are read: everything, settings and contents, that decides its result.
+//! The identity of a run, gathered before the weights are read: everything, settings and contents, that decides its
+//! result.
 //!
 //! The paths of model and data do not count, their contents do. Of the base these are its config.json as it was
 //! understood and, where rows are text, its tokenizer and the chat template in use. Two bases that differ in their
 //! weights only are told apart by the fingerprint, which is kept beside.
 
-use super::Identity;
 use crate::config::Settings;
-use crate::error::{Context, Result};
-use crate::report::hex;
-use crate::session::inputs::{Loaded, held_settings};
+use crate::error::Result;
+use crate::files::hash::{file_hash, hex};
+use crate::files::json::shown;
+use crate::session::model_spec::effective_settings;
+use crate::session::{Loaded, TrainingData};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+
+/// Two runs with equal identities, on bases of equal fingerprints, give the same bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Every setting that changes results, less the paths of model and data, whose contents count.
+    pub settings: Map<String, Value>,
+    /// The base's config.json as it was understood.
+    pub base_config: Value,
+    /// Linear layers that a quantised base keeps as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_quantized: Vec<String>,
+    /// SHA-256 (hex) of tokenizer.json; none where all rows are token ids.
+    pub tokenizer: Option<String>,
+    /// SHA-256 (hex) of the chat template's text.
+    pub chat_template: Option<String>,
+    /// SHA-256 (hex) of each file.
+    pub data: Vec<String>,
+    pub val_data: Vec<String>,
+}
+
+impl Identity {
+    /// SHA-256 (hex) over all of it.
+    pub fn hash(&self) -> String {
+        let mut settings: Vec<_> = self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        settings.sort();
+        let Self { base_config, not_quantized, tokenizer, chat_template, data, val_data, .. } = self;
+        let rest =
+            format!("{base_config}\n{not_quantized:?}\n{tokenizer:?}\n{chat_template:?}\n{data:?}\n{val_data:?}\n");
+        hex(Sha256::digest(settings.join("\n") + "\n" + &rest))
+    }
+
+    /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
+    pub fn difference(&self, earlier: &Self) -> Option<String> {
+        let names = self.settings.keys().chain(earlier.settings.keys());
+        for name in names {
+            let (here, there) = (self.settings.get(name), earlier.settings.get(name));
+            if here != there {
+                let of = |value: Option<&Value>| value.map_or("nothing".to_owned(), shown);
+                return Some(format!("`{name}` was {} and is {} now", of(there), of(here)));
+            }
+        }
+        let parts = [
+            (self.base_config == earlier.base_config, "the model's config.json"),
+            (self.not_quantized == earlier.not_quantized, "which linear layers the base keeps unquantized"),
+            (self.tokenizer == earlier.tokenizer, "the model's tokenizer.json"),
+            (self.chat_template == earlier.chat_template, "the chat template"),
+            (self.data == earlier.data, "the contents of `data`"),
+            (self.val_data == earlier.val_data, "the contents of `val_data`"),
+        ];
+        let (_, what) = parts.into_iter().find(|(same, _)| !same)?;
+        Some(format!("{what} changed"))
+    }
+}
 
 /// Settings that name a place; what is found there counts.
 const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_template"];
 
-pub fn run_identity(settings: &Settings, loaded: &Loaded) -> Result<Identity> {
+pub fn run_identity(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> Result<Identity> {
     let checkpoint = &loaded.checkpoint;
-    let mut result_settings = held_settings(settings, checkpoint).result_settings();
+    let mut result_settings = effective_settings(settings, checkpoint).result_settings();
     result_settings.retain(|name, _| !PLACES.contains(&name.as_str()));
-    let hashes = |files: &[PathBuf]| files.iter().map(|path| file_hash(path)).collect::<Result<Vec<_>>>();
-    let tokenizer = match &loaded.tokenizer {
+    let tokenizer = match loaded.tokenizer() {
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,
     };
     Ok(Identity {
         settings: result_settings,
-        base_config: checkpoint.config().to_json("").into(),
+        base_config: checkpoint.arch().to_json("").into(),
         not_quantized: checkpoint.skipped_modules(),
         tokenizer,
-        chat_template: loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.template_hash()),
-        data: hashes(&settings.data)?,
-        val_data: hashes(&settings.val_data)?,
+        chat_template: loaded.tokenizer().and_then(|tokenizer| tokenizer.template_hash()),
+        data: data.hashes.clone(),
+        val_data: data.validation_hashes.clone(),
     })
 }
 
-/// SHA-256 (hex) of a file's bytes.
-pub fn file_hash(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    let mut read = || -> std::io::Result<()> {
-        let mut file = File::open(path)?;
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(()),
-                n => hash.update(&buffer[..n]),
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_first_difference_is_named_and_every_one_changes_the_hash() {
+        let settings = |seed: u64| json!({"lora_r": 4, "seed": seed}).as_object().unwrap().clone();
+        let one = Identity {
+            settings: settings(1),
+            base_config: json!({"hidden_size": 8}),
+            not_quantized: Vec::new(),
+            tokenizer: None,
+            chat_template: None,
+            data: vec!["a".into()],
+            val_data: Vec::new(),
+        };
+        assert_eq!(one.difference(&one.clone()), None);
+        let others = [
+            (Identity { settings: settings(2), ..one.clone() }, "`seed` was 2 and is 1 now"),
+            (Identity { base_config: json!({}), ..one.clone() }, "config.json changed"),
+            (Identity { not_quantized: vec!["q".into()], ..one.clone() }, "unquantized changed"),
+            (Identity { tokenizer: Some("t".into()), ..one.clone() }, "tokenizer.json changed"),
+            (Identity { chat_template: Some("t".into()), ..one.clone() }, "the chat template changed"),
+            (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
+            (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),
+            (Identity { settings: Map::new(), ..one.clone() }, "`lora_r` was nothing and is 4 now"),
+        ];
+        for (other, words) in others {
+            let difference = one.difference(&other).unwrap();
+            assert!(difference.contains(words), "{difference:?} lacks {words:?}");
+            assert_ne!(other.hash(), one.hash(), "{words}");
         }
-    };
-    read().or_refuse(|| format!("{}: cannot be read", path.display()))?;
-    Ok(hex(hash.finalize()))
+    }
 }

@@ -1,14 +1,14 @@
-//! Whose an output directory is: nobody's, this run's or another's; and that only one process works in it.
+//! Output-directory checks: empty, this run's, or someone else's. A lock keeps a second process out while one trains.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::Identity;
-use super::record::{METRICS_FILE, RUN_FILE, STATE_FILE};
+use super::identity::Identity;
+use super::record::{METRICS_FILE, RUN_FILE, RunSummary, STATE_FILE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -16,31 +16,18 @@ use crate::report::warning;
 
 const LOCK_FILE: &str = ".lock";
 
-/// What a finished run reports, kept in `run.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Finished {
-    pub steps: u64,
-    /// Mean over the supervised tokens of the whole run.
-    pub train_loss: f64,
-    /// Of the adapter that was written.
-    pub eval_loss: Option<f64>,
-    pub tokens_per_second: Option<f64>,
-    pub peak_bytes: u64,
-}
-
-/// What an output directory holds of this run.
+/// State of an output directory.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     Nothing,
     /// It was started.
     Unfinished,
     /// Its adapter is there.
-    Finished(Finished),
+    Finished(RunSummary),
 }
 
-/// Looks at where a run may write: a directory that is empty, new and writable, or holds the same run. Nothing is
-/// written. Refused: anything else.
-pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
+/// Refuses a place where no run can write. Nothing is written.
+pub fn check_writable(dir: &Path) -> Result<()> {
     // The directory itself, or the nearest one above that is there already.
     let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
         refuse!("{}: found no directory above it, expected one that it can be made in (output_dir)", dir.display());
@@ -53,8 +40,13 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
     }
     // A file without a name: it never appears in the directory.
     tempfile::tempfile_in(existing)
-        .or_refuse(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+        .usage_context(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+    Ok(())
+}
 
+/// Looks at where a run may write: a directory that is empty or new, or holds the same run. Nothing is written. Refused:
+/// anything else.
+pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
         let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
         // A model: its tokenizer would be overwritten.
@@ -69,7 +61,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
         return Ok(Found::Nothing);
     };
     let recorded = run.get("identity").cloned().unwrap_or_default();
-    let recorded: Identity = serde_json::from_value(recorded).or_refuse(|| {
+    let recorded: Identity = serde_json::from_value(recorded).usage_context(|| {
         format!("{}: a run of another version; choose another output_dir, or move that run away", dir.display())
     })?;
     if let Some(difference) = identity.difference(&recorded) {
@@ -79,7 +71,7 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
         );
     }
     let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).is_file());
-    Ok(match run.get("finished").map(Finished::deserialize) {
+    Ok(match run.get("finished").map(RunSummary::deserialize) {
         Some(Ok(finished)) if written => Found::Finished(finished),
         _ => Found::Unfinished,
     })
@@ -110,9 +102,9 @@ fn read_run(dir: &Path) -> Result<Option<Value>> {
     let path = dir.join(RUN_FILE);
     let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
     match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).or_refuse(what).map(Some),
+        Ok(text) => serde_json::from_str(&text).usage_context(what).map(Some),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).or_refuse(what),
+        Err(e) => Err(e).usage_context(what),
     }
 }
 
@@ -130,7 +122,7 @@ impl OutputLock {
             Ok(file) => Self::lock(dir, file).map(Some),
             // `check_output_dir` has more to say about a file in its place.
             Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
-            Err(e) => Err(e).or_refuse(|| format!("{}: cannot be written (output_dir)", path.display())),
+            Err(e) => Err(e).usage_context(|| format!("{}: cannot be written (output_dir)", path.display())),
         }
     }
 
@@ -141,7 +133,7 @@ impl OutputLock {
             std::fs::create_dir_all(dir)?;
             OpenOptions::new().write(true).create(true).truncate(false).open(&path)
         };
-        Self::lock(dir, open().or_fail(|| format!("{}: cannot be written", path.display()))?)
+        Self::lock(dir, open().context(|| format!("{}: cannot be written", path.display()))?)
     }
 
     fn lock(dir: &Path, file: File) -> Result<Self> {

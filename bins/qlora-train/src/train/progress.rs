@@ -1,4 +1,4 @@
-//! What a run remembers from one step to the next, beside the model and `trainer_state.json`.
+//! State that a run carries from one step to the next, beside the model and `trainer_state.json`.
 
 use crate::model::optimizer_step::{Accumulated, StepReport};
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use std::time::Instant;
 /// Part of a checkpoint: sums are kept as they are, so that a resumed run logs the same figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Of the step that the run was stopped in.
+    /// Gradients of the step that the run was stopped in
     pub accumulation: Accumulated,
     /// Since the last logged loss.
     pub since_log: Losses,
@@ -16,7 +16,7 @@ pub struct Progress {
     pub evaluated_at: Option<u64>,
     /// Evaluations since the lowest loss.
     pub without_improvement: u64,
-    /// Whether the run ends before its last step, because the validation loss no longer falls.
+    /// True if the run ends before its last step, because the validation loss no longer falls.
     pub stopped_early: bool,
 }
 

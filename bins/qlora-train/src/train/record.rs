@@ -1,7 +1,6 @@
 //! The files a run leaves beside its adapter: `metrics.jsonl` as it goes, `trainer_state.json` at the end, and
 //! `run.json`, which tells which run the directory belongs to.
 
-use super::output_dir::Finished;
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::failpoint;
@@ -25,15 +24,15 @@ pub struct LogEntry {
     pub loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_loss: Option<f64>,
-    /// Of each file's rows, where there are several files.
+    /// Validation loss of each file, where there are several
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_file_losses: Option<BTreeMap<String, f64>>,
-    /// Of the rows of each task, where there are several tasks.
+    /// Validation loss of each task, where there are several
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_task_losses: Option<BTreeMap<String, f64>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grad_norm: Option<f64>,
-    /// Of A.
+    /// Learning rate of A
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub learning_rate: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -63,7 +62,20 @@ pub struct TrainerState {
     pub num_input_tokens_seen: u64,
 }
 
-/// Which run a directory belongs to, and its metrics file.
+/// Result of a finished run, kept in `run.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    pub steps: u64,
+    /// Mean over the supervised tokens of the whole run.
+    pub train_loss: f64,
+    /// Validation loss of the adapter that was written
+    pub eval_loss: Option<f64>,
+    /// Non-padding tokens over the steps after the first; None where there was only one.
+    pub tokens_per_second: Option<f64>,
+    pub peak_bytes: u64,
+}
+
+/// The run that a directory belongs to, and its metrics file.
 pub struct RunRecord {
     dir: PathBuf,
     metrics: File,
@@ -82,7 +94,7 @@ impl RunRecord {
         files.commit()?;
         let path = dir.join(METRICS_FILE);
         let metrics = OpenOptions::new().append(true).open(&path);
-        let metrics = metrics.or_fail(|| format!("{}: cannot be written", path.display()))?;
+        let metrics = metrics.context(|| format!("{}: cannot be written", path.display()))?;
         Ok(Self { dir: dir.to_owned(), metrics, run })
     }
 
@@ -91,7 +103,7 @@ impl RunRecord {
         let mut bytes = line.as_bytes();
         while !bytes.is_empty() {
             let written = failpoint::write(&self.metrics, METRICS_FILE, bytes)
-                .or_fail(|| format!("{}: cannot be written", self.dir.join(METRICS_FILE).display()))?;
+                .context(|| format!("{}: cannot be written", self.dir.join(METRICS_FILE).display()))?;
             bytes = &bytes[written..];
         }
         Ok(())
@@ -102,14 +114,14 @@ impl RunRecord {
     }
 
     /// Says that the run's adapter is there; the last thing a run does.
-    pub fn finish(&mut self, finished: &Finished) -> Result<()> {
-        self.run["finished"] = serde_json::to_value(finished).expect("numbers serialise");
+    pub fn finish(&mut self, summary: &RunSummary) -> Result<()> {
+        self.run["finished"] = serde_json::to_value(summary).expect("numbers serialize");
         write_json(&self.dir, RUN_FILE, &self.run)
     }
 }
 
 fn line(entry: &LogEntry) -> String {
-    serde_json::to_string(entry).expect("numbers and names serialise") + "\n"
+    serde_json::to_string(entry).expect("numbers and names serialize") + "\n"
 }
 
 /// `trainer_state.json` in any directory.

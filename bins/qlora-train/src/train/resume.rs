@@ -1,8 +1,8 @@
-//! Which checkpoint a run goes on from.
+//! The checkpoint that a run goes on from.
 
-use super::Identity;
 use super::checkpoints;
-use super::snapshot::Saved;
+use super::identity::Identity;
+use super::snapshot::Snapshot;
 use crate::config::{Resume, Settings};
 use crate::error::Result;
 use crate::refuse;
@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// The checkpoint that the settings ask for, its files checked. None: the run begins at its first step. Refused: a
 /// checkpoint that cannot be resumed, and a run that would start over although it could go on.
-pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result<Option<Saved>> {
+pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result<Option<Snapshot>> {
     let found = checkpoints::list(output)?;
     match &settings.resume_from_checkpoint {
         Resume::No => match found.last() {
@@ -23,7 +23,7 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
                 path.display()
             ),
         },
-        Resume::From(dir) => Saved::open(dir, identity).map(Some),
+        Resume::From(dir) => Snapshot::open(dir, identity).map(Some),
         Resume::Latest => {
             let Some((_, newest)) = found.last() else {
                 status!("{}: no checkpoint to resume from: starting at the first step", output.display());
@@ -33,7 +33,7 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
                 Some((_, before)) => format!("the one before is `--resume-from-checkpoint {}`", before.display()),
                 None => "there is no earlier one: remove it to start over".to_owned(),
             };
-            Saved::open(newest, identity).map(Some).map_err(|error| error.usage_hint(hint))
+            Snapshot::open(newest, identity).map(Some).map_err(|error| error.usage_hint(hint))
         }
     }
 }

@@ -5,42 +5,57 @@
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
-use super::identity::run_identity;
+use super::identity::{Identity, run_identity};
+use super::output_dir::{Found, OutputLock, check_output_dir, check_recorded_base, check_writable};
 use super::progress::{Progress, Speed};
-use super::snapshot::Saved;
+use super::record::{RunRecord, RunSummary, TrainerState};
+use super::snapshot::Snapshot;
 use super::steps::Run;
-use super::{Finished, Found, Identity, OutputLock, RunRecord, TrainerState, check_output_dir, check_recorded_base};
-use super::{TrainOutcome, checkpoints, resume};
-use crate::adapter::{Adapter, AdapterConfig, Provenance};
+use super::trained_adapter::trained_adapter;
+use super::{checkpoints, resume};
 use crate::backend::Backend;
+use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Settings};
-use crate::data::{ChatTokenizer, Schedule};
+use crate::data::Schedule;
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, detail, status, trainable_line, warning};
 use crate::session::chat_template::save_tokenizer;
 use crate::session::disk::{self, DiskPlan};
-use crate::session::inputs::{Loaded, Workload, check_quantization, model_spec, recipe, target_modules};
 use crate::session::interruption::Interruption;
+use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
-use crate::session::{CheckpointSource, Device, OnDevice};
+use crate::session::training_data::find_files;
+use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Result of `train`.
+#[derive(Clone, Debug)]
+pub struct TrainOutcome {
+    pub summary: RunSummary,
+    /// Where the adapter is.
+    pub adapter: PathBuf,
+}
+
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    find_files(&mut settings)?;
+    launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
     let lock = OutputLock::of_existing(&output)?;
-    let files: Vec<PathBuf> = settings.data.iter().chain(&settings.val_data).cloned().collect();
-    let loaded = Loaded::open(&settings, &files)?;
-    loaded.check_size(&settings, device)?;
+    check_writable(&output)?;
+    let loaded = Loaded::open(&settings)?;
+    loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
-    let identity = run_identity(&settings, &loaded)?;
+    // The rows are read once: they may come from a pipe, and their hash is part of the identity.
+    let data = TrainingData::load(&settings, &loaded)?;
+    let identity = run_identity(&settings, &loaded, &data)?;
     if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         status!(
@@ -49,29 +64,28 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
             output.display(),
             finished.steps
         );
-        return Ok(TrainOutcome::new(finished, &output));
+        return Ok(TrainOutcome { summary: finished, adapter: output });
     }
     if lock.is_some() {
         checkpoints::recover(&output)?;
     }
     let saved = resume::choose(&settings, &output, &identity)?;
 
-    let work = Workload::load(&settings, &loaded)?;
     if let Some(saved) = &saved {
-        saved.check_schedule(&work.schedule, settings.gradient_accumulation_steps)?;
+        saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
     }
-    let mut spec = model_spec(&settings, &loaded.checkpoint, work.tokens, work.longest);
+    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
     let budget = device.budget(&settings)?;
     let plan = {
         let stored = plan::stored_in(&loaded.checkpoint);
-        plan::choose(device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
+        plan::choose(&device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
     };
     let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing at auto";
-    plan::refuse_unless_it_fits(&plan, work.tokens, advice)?;
-    print_run(&settings, &loaded, &spec, &plan, &work.schedule);
-    check_disk(&settings, &loaded, &spec, &work.schedule, &output)?;
+    plan::refuse_unless_it_fits(&plan, data.tokens, advice)?;
+    print_run(&settings, &loaded, &spec, &plan, &data.schedule);
+    check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let bytes = plan.run_bytes;
-    device.run(Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes })
+    device.run(Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes })
 }
 
 /// A run of which everything but the weights was read and found good.
@@ -81,25 +95,25 @@ struct Prepared {
     lock: Option<OutputLock>,
     loaded: Loaded,
     identity: Identity,
-    saved: Option<Saved>,
-    work: Workload,
+    saved: Option<Snapshot>,
+    data: TrainingData,
     spec: ModelSpec,
-    /// What the plan found.
+    /// Bytes that the plan found
     bytes: u64,
 }
 
-impl OnDevice for Prepared {
+impl DeviceJob for Prepared {
     type Output = TrainOutcome;
 
-    fn on<B: Backend>(self, make: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<TrainOutcome> {
-        train_on(make(&self.spec, self.bytes)?, self)
+    fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<TrainOutcome> {
+        train_on(build(&self.spec, self.bytes)?, self)
     }
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, lock, loaded, identity, saved, work, spec, bytes: _ } = prepared;
+    let Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes: _ } = prepared;
     let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
-    let mut bar = Bars::new("loading", spec.config.num_layers as u64);
+    let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
     let fingerprint = source.finish()?;
@@ -125,7 +139,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         Some(saved) => (saved.trainer.clone(), saved.state.progress.clone()),
         None => (TrainerState::default(), Progress::default()),
     };
-    let total = work.schedule.total_steps();
+    let total = data.schedule.total_steps();
     if let Some(saved) = &saved {
         status!("resuming after step {} of {total} from {}", state.global_step, saved.dir.display());
     }
@@ -136,14 +150,15 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         "version": env!("CARGO_PKG_VERSION"),
         "settings": settings.to_json(),
     });
-    let own = |saved: &&Saved| saved.dir == output.join(checkpoints::name(saved.trainer.global_step));
+    let own = |saved: &&Snapshot| saved.dir == output.join(checkpoints::name(saved.trainer.global_step));
     let run = Run {
         settings: &settings,
         output: &output,
         loaded: &loaded,
-        work: &work,
+        data: &data,
         identity: &identity,
         base_fingerprint: &fingerprint,
+        comm: SingleProcess,
         backend,
         model,
         record: RunRecord::create(&output, run, &state.log_history)?,
@@ -166,7 +181,7 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
         run.record.write_state(&run.state)?;
     }
     let evaluated = run.progress.evaluated_at == Some(run.state.global_step);
-    if !run.work.validation.is_empty() && !evaluated && run.evaluate()? {
+    if !run.data.validation.is_empty() && !evaluated && run.evaluate()? {
         run.save()?;
     }
     let mut eval_loss = run.state.log_history.iter().rev().find_map(|entry| entry.eval_loss);
@@ -176,24 +191,24 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
         write_adapter(&run)?;
     }
     run.record.write_state(&run.state)?;
-    let finished = Finished {
+    let summary = RunSummary {
         steps: run.state.global_step,
         train_loss: run.progress.whole_run.mean(),
         eval_loss,
         tokens_per_second: run.speed.tokens_per_second(),
         peak_bytes: run.backend.bytes(),
     };
-    run.record.finish(&finished)?;
-    Ok(TrainOutcome::new(finished, run.output))
+    run.record.finish(&summary)?;
+    Ok(TrainOutcome { summary, adapter: run.output.to_owned() })
 }
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
-    adapter_of(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
-    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer.as_ref(), run.output)?;
+    trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
+    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), run.output)?;
     Ok(())
 }
 
-/// Prints what the checkpoints take and what is free. Refused: no room for one.
+/// Prints the size of a checkpoint and the free space. Refused: no room for one.
 fn check_disk(
     settings: &Settings,
     loaded: &Loaded,
@@ -218,7 +233,7 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let (base, parameters) = (checkpoint.base_name(), loaded.parameters());
     let revision = base.revision.as_ref().map_or(String::new(), |revision| format!(" at revision {revision}"));
     status!(
-        "base: {}{revision} ({}); quantisation: {}",
+        "base: {}{revision} ({}); quantization: {}",
         base.name,
         checkpoint.dir().display(),
         recipe(settings, checkpoint)
@@ -241,37 +256,4 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     for buffer in plan.buffers.iter().chain(&plan.on_host) {
         detail!("{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
-}
-
-/// The adapter as it is trained so far.
-pub fn adapter_of<B: Backend>(
-    settings: &Settings,
-    loaded: &Loaded,
-    base_fingerprint: &str,
-    model: &Llama<B>,
-    backend: &B,
-) -> Result<Adapter> {
-    let checkpoint = &loaded.checkpoint;
-    let base = checkpoint.base_name();
-    let mut config = AdapterConfig::new(
-        base,
-        settings.lora_r,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        &target_modules(settings),
-    );
-    config.use_rslora = settings.use_rslora;
-    let provenance = Provenance {
-        base: base.clone(),
-        base_fingerprint: base_fingerprint.to_owned(),
-        quantization: recipe(settings, checkpoint),
-        chat_template_sha256: loaded.tokenizer.as_ref().and_then(ChatTokenizer::template_hash),
-    };
-    let mut adapter = Adapter::new(config, &provenance);
-    let mut values = model.param_values(backend)?.into_iter();
-    // A before B, linear by linear.
-    while let (Some((name, a_shape, a)), Some((_, b_shape, b))) = (values.next(), values.next()) {
-        adapter.insert(name.layer, name.module, (a_shape.to_vec(), a), (b_shape.to_vec(), b));
-    }
-    Ok(adapter)
 }

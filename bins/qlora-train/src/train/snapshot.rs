@@ -1,4 +1,4 @@
-//! What a checkpoint holds beside the adapter, and how a run is put back from it.
+//! Snapshots: the state of a run beside its adapter, and how a run is restored from it.
 //!
 //! `optimizer.safetensors` has, of every trainable tensor, the moments (`<name>.m`, `<name>.v`, with `_absmax` if they
 //! are 8-bit), the value itself where the adapter's file does not hold it bit for bit (rsLoRA is folded there), and the
@@ -6,19 +6,21 @@
 //! Random numbers are a function of seed, step and place, so the step is all there is to keep of the generators.
 
 use super::checkpoints::check_sums;
+use super::identity::Identity;
 use super::progress::Progress;
-use super::{Identity, STATE_FILE, TrainerState};
-use crate::adapter::{ADAPTER_MODEL, Adapter, Matrix, tensor_key};
+use super::record::{STATE_FILE, TrainerState};
+use crate::adapter::{ADAPTER_MODEL, Adapter};
 use crate::backend::{Backend, OptimizerState};
 use crate::config::Settings;
 use crate::data::Schedule;
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
+use crate::files::hash::hex;
 use crate::files::json::read_bounded;
 use crate::files::safetensors::{TensorFile, write_header};
-use crate::model::{Factor, Llama, ParamName};
+use crate::lora::ParamId;
+use crate::model::Llama;
 use crate::refuse;
-use crate::report::hex;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -27,12 +29,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Of the files described here; raised when their meaning changes.
+/// Version of the files described here; raised when their meaning changes.
 const FORMAT: u64 = 1;
 const OPTIMIZER: &str = "optimizer.safetensors";
 pub const RUN_STATE: &str = "run_state.json";
 /// The files that a resumed run reads.
-pub const GUARDED: [&str; 4] = [ADAPTER_MODEL, OPTIMIZER, STATE_FILE, RUN_STATE];
+pub const CHECKSUMMED: [&str; 4] = [ADAPTER_MODEL, OPTIMIZER, STATE_FILE, RUN_STATE];
 /// A log of millions of steps.
 const MAX_STATE_BYTES: u64 = 1 << 31;
 
@@ -40,20 +42,20 @@ const MAX_STATE_BYTES: u64 = 1 << 31;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     pub format: u64,
-    /// Of the program that wrote it.
+    /// Version of the program that wrote it
     pub version: String,
     /// SHA-256 (hex) over `identity`.
     pub identity_hash: String,
     pub identity: Identity,
     pub base_fingerprint: String,
-    pub cursor: Cursor,
-    pub generator: Generator,
+    pub cursor: DataCursor,
+    pub generator: RngState,
     pub progress: Progress,
 }
 
-/// What is trained on next.
+/// Position in the data: what is trained on next.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Cursor {
+pub struct DataCursor {
     /// Steps done.
     pub step: u64,
     /// The epoch of the next step, from 0, and the micro-batches of it that are done.
@@ -65,7 +67,7 @@ pub struct Cursor {
     pub next_rows: Option<String>,
 }
 
-impl Cursor {
+impl DataCursor {
     pub fn of(schedule: &Schedule, step: u64, accumulation: usize, within: usize) -> Self {
         let per_epoch = schedule.steps_per_epoch();
         let next = schedule.steps(step).next();
@@ -82,14 +84,14 @@ impl Cursor {
 
 /// Counter-based: the numbers drawn at a place follow from the seed and the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Generator {
+pub struct RngState {
     pub kind: String,
     pub seed: u64,
-    /// Of the next micro-batch's dropout masks.
+    /// Index of the next micro-batch's dropout masks
     pub draw: u64,
 }
 
-impl Generator {
+impl RngState {
     pub fn new(seed: u64, draw: u64) -> Self {
         Self { kind: "philox4x32-10".to_owned(), seed, draw }
     }
@@ -99,8 +101,8 @@ impl RunState {
     pub fn new(
         identity: &Identity,
         base_fingerprint: &str,
-        cursor: Cursor,
-        generator: Generator,
+        cursor: DataCursor,
+        generator: RngState,
         progress: Progress,
     ) -> Self {
         Self {
@@ -152,14 +154,10 @@ impl Data {
     }
 }
 
-/// Writes `optimizer.safetensors`, one parameter in memory at a time. `values`: the adapter's file does not hold them.
-pub fn write_optimizer<B: Backend>(
-    dir: &Path,
-    backend: &B,
-    model: &mut Llama<B>,
-    values: bool,
-    gradients: bool,
-) -> Result<()> {
+/// Writes `optimizer.safetensors`, one parameter in memory at a time.
+pub fn write_optimizer<B: Backend>(dir: &Path, backend: &B, model: &mut Llama<B>, gradients: bool) -> Result<()> {
+    // rsLoRA is folded in the adapter's file.
+    let values = model.spec().lora.rslora;
     let tensors = |param: &B::Param| {
         let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
         let value = values.then(|| backend.param_values(param)).transpose()?;
@@ -185,13 +183,13 @@ pub fn write_optimizer<B: Backend>(
 
 /// A checkpoint whose files are whole.
 #[derive(Clone, Debug)]
-pub struct Saved {
+pub struct Snapshot {
     pub dir: PathBuf,
     pub state: RunState,
     pub trainer: TrainerState,
 }
 
-impl Saved {
+impl Snapshot {
     /// Refused: a directory that is no checkpoint, one that is damaged, of another version, or of another run.
     pub fn open(dir: &Path, identity: &Identity) -> Result<Self> {
         let shown = dir.display();
@@ -208,7 +206,8 @@ impl Saved {
         }
         // The version comes first: another one may have other files.
         let what = |path: &Path| format!("{}: not readable: the checkpoint is damaged", path.display());
-        let value: Value = serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).or_refuse(|| what(&path))?;
+        let value: Value =
+            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
         if value.get("format") != Some(&FORMAT.into()) {
             let text = |key: &str| value.get(key).map_or("none".to_owned(), Value::to_string);
             refuse!(
@@ -220,11 +219,11 @@ impl Saved {
                 env!("CARGO_PKG_VERSION")
             );
         }
-        check_sums(dir, &GUARDED)?;
-        let state: RunState = serde_json::from_value(value).or_refuse(|| what(&path))?;
+        check_sums(dir, &CHECKSUMMED)?;
+        let state: RunState = serde_json::from_value(value).usage_context(|| what(&path))?;
         let path = dir.join(STATE_FILE);
         let trainer: TrainerState =
-            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).or_refuse(|| what(&path))?;
+            serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
         if let Some(difference) = identity.difference(&state.identity) {
             refuse!(
                 "{shown}: is of a different run: {difference}; a resumed run takes the same settings, data and base, \
@@ -237,7 +236,8 @@ impl Saved {
     /// Refuses a checkpoint whose next rows this program would not train on.
     pub fn check_schedule(&self, schedule: &Schedule, accumulation: usize) -> Result<()> {
         let found = &self.state.cursor;
-        let expected = Cursor::of(schedule, found.step, accumulation, self.state.progress.accumulation.micro_batches);
+        let expected =
+            DataCursor::of(schedule, found.step, accumulation, self.state.progress.accumulation.micro_batches);
         if *found != expected {
             refuse!(
                 "{}: goes on with other rows than this program would (step {} of {}, here of {}): it was written by \
@@ -284,52 +284,47 @@ impl Saved {
         let adapter = Adapter::load(&self.dir)?;
         let file = Optimizer(TensorFile::open(&self.dir.join(OPTIMIZER))?);
         let stopped_within = self.state.progress.accumulation.micro_batches > 0;
-        for (name, param) in model.params_mut() {
-            let values = match file.f32(name, "value")? {
+        for (id, param) in model.params_mut() {
+            let values = match file.f32(&id, "value")? {
                 Some(values) => values,
-                None => adapter_values(&adapter, name, &self.dir)?,
+                None => adapter_values(&adapter, &id, &self.dir)?,
             };
-            let state = file.state(name, &self.dir)?;
-            let what = || format!("{}: `{name}`", self.dir.display());
-            backend.restore(param, values, state).or_refuse(what)?;
+            let state = file.state(&id, &self.dir)?;
+            let what = || format!("{}: `{id}`", self.dir.display());
+            backend.restore(param, values, state).usage_context(what)?;
             if stopped_within {
-                let Some(gradient) = file.f32(name, "gradient")? else {
-                    refuse!("{}: found no gradient of `{name}`", self.dir.join(OPTIMIZER).display());
+                let Some(gradient) = file.f32(&id, "gradient")? else {
+                    refuse!("{}: found no gradient of `{id}`", self.dir.join(OPTIMIZER).display());
                 };
-                backend.restore_gradient(param, gradient).or_refuse(what)?;
+                backend.restore_gradient(param, gradient).usage_context(what)?;
             }
         }
         Ok(())
     }
 }
 
-fn adapter_values(adapter: &Adapter, name: ParamName, dir: &Path) -> Result<Vec<f32>> {
-    let matrix = match name.factor {
-        Factor::A => Matrix::A,
-        Factor::B => Matrix::B,
-    };
-    let key = tensor_key(name.layer, name.module, matrix);
-    match adapter.tensors.get(&key) {
+fn adapter_values(adapter: &Adapter, id: &ParamId, dir: &Path) -> Result<Vec<f32>> {
+    match adapter.tensor(id) {
         Some((_, values)) => Ok(values.clone()),
-        None => refuse!("{}: found no tensor `{key}`", dir.join(ADAPTER_MODEL).display()),
+        None => refuse!("{}: found no tensor `{}`", dir.join(ADAPTER_MODEL).display(), id.peft_key()),
     }
 }
 
 struct Optimizer(TensorFile);
 
 impl Optimizer {
-    fn f32(&self, name: ParamName, part: &str) -> Result<Option<Vec<f32>>> {
-        let key = format!("{name}.{part}");
+    fn f32(&self, id: &ParamId, part: &str) -> Result<Option<Vec<f32>>> {
+        let key = format!("{id}.{part}");
         let Some(info) = self.0.tensors.get(&key) else { return Ok(None) };
         self.0.read_f32(&key, info, |_| ()).map(Some)
     }
 
-    fn state(&self, name: ParamName, dir: &Path) -> Result<OptimizerState> {
+    fn state(&self, id: &ParamId, dir: &Path) -> Result<OptimizerState> {
         let missing = |part: &str| -> Result<Vec<f32>> {
-            refuse!("{}: found no tensor `{name}.{part}`", dir.join(OPTIMIZER).display())
+            refuse!("{}: found no tensor `{id}.{part}`", dir.join(OPTIMIZER).display())
         };
-        let f32 = |part: &str| self.f32(name, part)?.map_or_else(|| missing(part), Ok);
-        let (m, v) = (format!("{name}.m"), format!("{name}.v"));
+        let f32 = |part: &str| self.f32(id, part)?.map_or_else(|| missing(part), Ok);
+        let (m, v) = (format!("{id}.m"), format!("{id}.v"));
         match (self.0.tensors.get(&m), self.0.tensors.get(&v)) {
             (Some(m_info), Some(v_info)) if m_info.dtype == Dtype::U8 && v_info.dtype == Dtype::U8 => {
                 let bytes = |key: &str, info| {

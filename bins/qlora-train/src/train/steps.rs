@@ -1,11 +1,13 @@
 //! The steps of a run, with what happens between them: log, evaluation, checkpoint, interruption.
 
 use super::checkpoints;
+use super::identity::Identity;
 use super::progress::{Progress, Speed};
-use super::run::adapter_of;
-use super::snapshot::{Cursor, GUARDED, Generator, RUN_STATE, RunState, Saved, write_optimizer};
-use super::{Identity, LogEntry, RunRecord, TrainerState, write_json, write_state};
+use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
+use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
+use super::trained_adapter::trained_adapter;
 use crate::backend::{Backend, Batch};
+use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
 use crate::data::{MicroBatch, Step};
 use crate::error::{Context, Error, Result};
@@ -15,8 +17,8 @@ use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::report::{Bars, status};
 use crate::session::chat_template::save_tokenizer;
-use crate::session::inputs::{Loaded, Workload};
 use crate::session::interruption::{Interruption, resume_command};
+use crate::session::{Loaded, TrainingData};
 use std::path::{Path, PathBuf};
 
 /// A run under way.
@@ -24,9 +26,10 @@ pub struct Run<'a, B: Backend> {
     pub settings: &'a Settings,
     pub output: &'a Path,
     pub loaded: &'a Loaded,
-    pub work: &'a Workload,
+    pub data: &'a TrainingData,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a str,
+    pub comm: SingleProcess,
     pub backend: B,
     pub model: Llama<B>,
     pub record: RunRecord,
@@ -41,8 +44,8 @@ pub struct Run<'a, B: Backend> {
 impl<B: Backend> Run<'_, B> {
     /// Trains to the end, or until the validation loss no longer falls. [`Error::Interrupted`]: after a checkpoint.
     pub fn steps(&mut self) -> Result<()> {
-        let (settings, work) = (self.settings, self.work);
-        let total = work.schedule.total_steps();
+        let (settings, data) = (self.settings, self.data);
+        let total = data.schedule.total_steps();
         let hyper = hyperparameters(settings);
         let mut bar = Bars::new("training", total);
         // Interrupted while it was evaluating.
@@ -50,7 +53,7 @@ impl<B: Backend> Run<'_, B> {
         if self.evaluation_due() && self.progress.evaluated_at != Some(from) && self.evaluate()? {
             self.save()?;
         }
-        for step in work.schedule.steps(from) {
+        for step in data.schedule.steps(from) {
             if self.progress.stopped_early {
                 break;
             }
@@ -60,7 +63,7 @@ impl<B: Backend> Run<'_, B> {
             bar.set(self.state.global_step, progress(&report, self.speed.tokens_per_second()));
             failpoint::moment("step");
             let improved = self.evaluation_due() && self.evaluate()?;
-            let due = settings.save_steps.due(self.state.global_step, total, work.schedule.steps_per_epoch());
+            let due = settings.save_steps.due(self.state.global_step, total, data.schedule.steps_per_epoch());
             if due || improved {
                 self.save()?;
             }
@@ -70,7 +73,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     fn step(&mut self, hyper: &Hyperparameters, step: &Step) -> Result<StepReport> {
-        let rows = &self.work.rows;
+        let rows = &self.data.rows;
         let rows_of = |indices: &Vec<usize>| MicroBatch::new(indices.iter().map(|&index| &rows[index]));
         let batches: Vec<MicroBatch> = step.micro_batches.iter().map(rows_of).collect();
         let batches: Vec<Batch> = batches.iter().map(Batch::from).collect();
@@ -81,14 +84,14 @@ impl<B: Backend> Run<'_, B> {
         };
         let (backend, model) = (&mut self.backend, &mut self.model);
         let done = std::mem::take(&mut self.progress.accumulation);
-        let done = accumulate(backend, model, step.index, accumulation, &batches, done, &stop)?;
+        let done = accumulate(backend, model, &self.comm, step.index, accumulation, &batches, done, &stop)?;
         if done.micro_batches < batches.len() {
             self.progress.accumulation = done;
             self.standing_at = None;
             return Err(self.interrupted()?);
         }
-        let factor = self.settings.lr_factor(step.index as usize, self.work.schedule.total_steps() as usize);
-        update(backend, model, hyper, step.index, accumulation, factor, &batches, done.loss)
+        let factor = self.settings.lr_factor(step.index as usize, self.data.schedule.total_steps() as usize);
+        update(backend, model, &mut self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
     }
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
@@ -96,7 +99,7 @@ impl<B: Backend> Run<'_, B> {
         self.speed.add(report.tokens);
         self.progress.whole_run.add(report);
         self.progress.since_log.add(report);
-        let (done, total) = (step.index + 1, self.work.schedule.total_steps());
+        let (done, total) = (step.index + 1, self.data.schedule.total_steps());
         self.state.global_step = done;
         self.state.epoch = step.epoch;
         self.state.num_input_tokens_seen += report.tokens as u64;
@@ -120,17 +123,17 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Whether `eval_steps` asks for an evaluation here; the one at the end comes after the adapter is written.
+    /// True if `eval_steps` asks for an evaluation here; the one at the end comes after the adapter is written.
     fn evaluation_due(&self) -> bool {
-        let (done, schedule) = (self.state.global_step, &self.work.schedule);
+        let (done, schedule) = (self.state.global_step, &self.data.schedule);
         let total = schedule.total_steps();
         0 < done && done < total && self.settings.eval_steps.due(done, total, schedule.steps_per_epoch())
     }
 
-    /// Evaluates the validation rows; whether the loss is the lowest so far and is to be saved.
+    /// Evaluates the validation rows. True if the loss is the lowest so far and is to be saved.
     pub fn evaluate(&mut self) -> Result<bool> {
-        let (work, step) = (self.work, self.state.global_step);
-        let mut bar = Bars::new("validation", work.validation.len() as u64);
+        let (data, step) = (self.data, self.state.global_step);
+        let mut bar = Bars::new("validation", data.validation.len() as u64);
         let mut done = 0;
         let interruption = self.interruption.clone();
         let mut go_on = |rows| {
@@ -138,9 +141,9 @@ impl<B: Backend> Run<'_, B> {
             bar.set(done, String::new());
             interruption.signal().is_none()
         };
-        let (backend, rows, files) = (&mut self.backend, &work.validation, &work.validation_files);
-        let evaluation = evaluate(backend, &self.model, rows, files, work.tokens, &mut go_on)
-            .or_fail(|| format!("validation after step {step}"))?;
+        let (backend, rows, files) = (&mut self.backend, &data.validation, &data.validation_files);
+        let evaluation = evaluate(backend, &self.model, rows, files, data.tokens, &mut go_on)
+            .context(|| format!("validation after step {step}"))?;
         let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
         failpoint::moment("evaluation");
@@ -170,7 +173,7 @@ impl<B: Backend> Run<'_, B> {
         self.progress.without_improvement += 1;
         if let Some(patience) = self.settings.early_stopping_patience.0
             && self.progress.without_improvement >= patience as u64
-            && self.state.global_step < self.work.schedule.total_steps()
+            && self.state.global_step < self.data.schedule.total_steps()
         {
             self.progress.stopped_early = true;
             status!(
@@ -190,15 +193,15 @@ impl<B: Backend> Run<'_, B> {
         let state = RunState::new(
             self.identity,
             self.base_fingerprint,
-            Cursor::of(&self.work.schedule, step, accumulation, within),
-            Generator::new(self.settings.seed, draw),
+            DataCursor::of(&self.data.schedule, step, accumulation, within),
+            RngState::new(self.settings.seed, draw),
             self.progress.clone(),
         );
-        let dir = checkpoints::write(self.output, step, &GUARDED, |dir| {
-            adapter_of(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?.save(dir)?;
-            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer.as_ref(), dir)?;
-            // rsLoRA is folded in the adapter's file.
-            write_optimizer(dir, &self.backend, &mut self.model, self.settings.use_rslora, within > 0)?;
+        let dir = checkpoints::write(self.output, step, &CHECKSUMMED, |dir| {
+            trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
+                .save(dir)?;
+            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), dir)?;
+            write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
             write_state(dir, &self.state)?;
             write_json(dir, RUN_STATE, &state)
         })?;
@@ -221,7 +224,7 @@ impl<B: Backend> Run<'_, B> {
             Some(dir) => dir,
             None => self.save()?,
         };
-        let (done, total) = (self.state.global_step, self.work.schedule.total_steps());
+        let (done, total) = (self.state.global_step, self.data.schedule.total_steps());
         let within = match self.progress.accumulation.micro_batches {
             0 => String::new(),
             micro => format!(" and {micro} micro-batches"),
@@ -231,13 +234,13 @@ impl<B: Backend> Run<'_, B> {
         Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
     }
 
-    /// Puts the trainable tensors of the lowest validation loss in place; whether they were others.
+    /// Restores the trainable tensors of the lowest validation loss. True if they were others.
     pub fn load_best(&mut self) -> Result<bool> {
         let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
         if best == checkpoints::name(self.state.global_step) {
             return Ok(false);
         }
-        let saved = Saved::open(&self.output.join(&best), self.identity)
+        let saved = Snapshot::open(&self.output.join(&best), self.identity)
             .failure_context(|| "load_best_model_at_end".to_owned())?;
         saved.restore(&mut self.backend, &mut self.model)?;
         status!("restored {best}, the checkpoint with the lowest validation loss");

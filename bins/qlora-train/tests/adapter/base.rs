@@ -1,9 +1,11 @@
 //! Whether an adapter belongs to the base at hand.
 
+use qlora_train::adapter::TargetModules;
 use qlora_train::adapter::metadata::BASE_FINGERPRINT;
-use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::base::BaseName;
-use qlora_train::base::synthetic::tiny_config;
+use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::lora::ParamId;
 
 use super::assert_refused::assert_refused;
 use super::{adapter, base, with_layers};
@@ -11,7 +13,7 @@ use super::{adapter, base, with_layers};
 #[test]
 fn its_own_base_is_accepted_without_a_word() {
     let own = "ab".repeat(32);
-    let warnings = adapter(4, 8.0, &Module::ALL, 1).check_base(&tiny_config(), &own, &base()).unwrap();
+    let warnings = adapter(4, 8.0, &Projection::ALL, 1).check_base(&tiny_arch(), &own, &base()).unwrap();
     assert_eq!(warnings, [""; 0]);
 }
 
@@ -19,16 +21,16 @@ fn its_own_base_is_accepted_without_a_word() {
 fn other_weights_of_the_same_shape_are_refused_by_fingerprint() {
     let other = "99".repeat(32);
     let words = ["qlora.base_fingerprint", &"ab".repeat(32), &other, "org/tiny-llama", "other weights"];
-    assert_refused(adapter(4, 8.0, &Module::ALL, 1).check_base(&tiny_config(), &other, &base()), &words);
+    assert_refused(adapter(4, 8.0, &Projection::ALL, 1).check_base(&tiny_arch(), &other, &base()), &words);
 }
 
 #[test]
 fn another_shape_or_number_of_layers_is_refused_whoever_made_the_adapter() {
     let own = "ab".repeat(32);
-    let mut foreign = adapter(4, 8.0, &Module::ALL, 1);
+    let mut foreign = adapter(4, 8.0, &Projection::ALL, 1);
     foreign.metadata.remove(BASE_FINGERPRINT);
-    for adapter in [adapter(4, 8.0, &Module::ALL, 1), foreign] {
-        let wide = LlamaConfig { intermediate_size: 160, ..tiny_config() };
+    for adapter in [adapter(4, 8.0, &Projection::ALL, 1), foreign] {
+        let wide = Arch { intermediate_size: 160, ..tiny_arch() };
         let words = ["gate_proj of layer 0", "128 x 64", "160 x 64"];
         assert_refused(adapter.check_base(&wide, &own, &base()), &words);
         assert_refused(adapter.check_base(&with_layers(1), &own, &base()), &["layer 1", "layers below 1"]);
@@ -36,10 +38,21 @@ fn another_shape_or_number_of_layers_is_refused_whoever_made_the_adapter() {
 }
 
 #[test]
+fn a_module_that_the_base_does_not_have_is_refused() {
+    for module in ["model.layers.0.self_attn.qkv_proj", "model.layers.00.self_attn.q_proj"] {
+        let mut foreign = adapter(4, 8.0, &[Projection::Q], 1);
+        foreign.insert(&ParamId::a(module), [4, 64], vec![0.5; 4 * 64]);
+        foreign.insert(&ParamId::b(module), [64, 4], vec![0.5; 64 * 4]);
+        foreign.config.target_modules = TargetModules::Pattern("all-linear".into());
+        assert_refused(foreign.check_shapes(&tiny_arch(), &base()), &[module, "q_proj, k_proj", "org/tiny-llama"]);
+    }
+}
+
+#[test]
 fn a_foreign_adapter_that_fits_warns() {
-    let mut foreign = adapter(4, 8.0, &[Module::Q], 1);
+    let mut foreign = adapter(4, 8.0, &[Projection::Q], 1);
     foreign.metadata.clear();
-    let warnings = foreign.check_base(&tiny_config(), "99", &base()).unwrap();
+    let warnings = foreign.check_base(&tiny_arch(), "99", &base()).unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("no fingerprint"), "{warnings:?}");
 }
 
@@ -47,7 +60,7 @@ fn a_foreign_adapter_that_fits_warns() {
 fn another_name_or_revision_only_warns() {
     let own = "ab".repeat(32);
     let renamed = BaseName { name: "local-copy".into(), revision: Some("fff".into()), is_hub: false };
-    let warnings = adapter(4, 8.0, &[Module::Q], 1).check_base(&tiny_config(), &own, &renamed).unwrap();
+    let warnings = adapter(4, 8.0, &[Projection::Q], 1).check_base(&tiny_arch(), &own, &renamed).unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("org/tiny-llama") && warnings[0].contains("local-copy"), "{warnings:?}");
     assert!(warnings[1].contains("0123abc") && warnings[1].contains("fff"), "{warnings:?}");
@@ -56,9 +69,9 @@ fn another_name_or_revision_only_warns() {
 #[test]
 fn targeted_linears_without_tensors_are_named() {
     let own = "ab".repeat(32);
-    let warnings = adapter(4, 8.0, &[Module::Q], 1).check_base(&with_layers(4), &own, &base()).unwrap();
+    let warnings = adapter(4, 8.0, &[Projection::Q], 1).check_base(&with_layers(4), &own, &base()).unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("q_proj of layer 2 and 1 more"), "{warnings:?}");
-    let mut partial = adapter(4, 8.0, &[Module::Q], 1);
+    let mut partial = adapter(4, 8.0, &[Projection::Q], 1);
     partial.config.layers_to_transform = Some(vec![0, 1]);
     assert_eq!(partial.check_base(&with_layers(4), &own, &base()).unwrap(), [""; 0]);
 }

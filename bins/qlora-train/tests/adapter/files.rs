@@ -5,13 +5,17 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use qlora_train::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, copy_tokenizer_files};
-use qlora_train::arch::Module;
+use qlora_train::adapter::{
+    ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, AdapterConfig, TargetModules, copy_tokenizer_files,
+};
+use qlora_train::arch::Projection;
+use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::lora::{LoraSpec, LoraTerm, ParamId};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use super::{adapter, module_lists};
+use super::{adapter, base, module_lists, provenance};
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -48,7 +52,7 @@ proptest! {
 #[test]
 fn the_config_has_pefts_keys_sorted_and_indented_by_two() {
     let dir = tempfile::tempdir().unwrap();
-    adapter(8, 16.0, &[Module::V, Module::Q], 1).save(dir.path()).unwrap();
+    adapter(8, 16.0, &[Projection::V, Projection::Q], 1).save(dir.path()).unwrap();
     let text = fs::read_to_string(dir.path().join(ADAPTER_CONFIG)).unwrap();
     let config: Value = serde_json::from_str(&text).unwrap();
     let expected = json!({
@@ -67,7 +71,7 @@ fn the_config_has_pefts_keys_sorted_and_indented_by_two() {
 #[test]
 fn the_tensors_have_pefts_names_and_the_metadata_says_what_it_was_trained_on() {
     let dir = tempfile::tempdir().unwrap();
-    adapter(8, 16.0, &[Module::Down], 1).save(dir.path()).unwrap();
+    adapter(8, 16.0, &[Projection::Down], 1).save(dir.path()).unwrap();
     let bytes = fs::read(dir.path().join(ADAPTER_MODEL)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: Vec<_> =
@@ -91,7 +95,7 @@ fn the_tensors_have_pefts_names_and_the_metadata_says_what_it_was_trained_on() {
         ("qlora.base_name", "org/tiny-llama"),
         ("qlora.base_revision", "0123abc"),
         ("qlora.chat_template_sha256", &template[..]),
-        ("qlora.quantization", "nf4, block 64"),
+        ("qlora.quantization", r#"{"quant_type":"nf4","block_size":64,"double_quant":false}"#),
     ];
     assert!(metadata.iter().map(|(key, value)| (&key[..], &value[..])).eq(expected), "{metadata:?}");
 }
@@ -99,7 +103,7 @@ fn the_tensors_have_pefts_names_and_the_metadata_says_what_it_was_trained_on() {
 #[test]
 fn the_card_has_the_front_matter_of_the_hub() {
     let dir = tempfile::tempdir().unwrap();
-    let mut saved = adapter(8, 16.0, &[Module::Q], 1);
+    let mut saved = adapter(8, 16.0, &[Projection::Q], 1);
     saved.save(dir.path()).unwrap();
     let card = fs::read_to_string(dir.path().join("README.md")).unwrap();
     let front = "---\nbase_model: org/tiny-llama\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
@@ -121,7 +125,7 @@ fn the_card_has_the_front_matter_of_the_hub() {
 fn saving_leaves_no_temporary_files_and_ordinary_permissions() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("a/b");
-    let saved = adapter(4, 8.0, &[Module::Q], 1);
+    let saved = adapter(4, 8.0, &[Projection::Q], 1);
     saved.save(&out).unwrap();
     saved.save(&out).unwrap();
     assert_eq!(names(&out), ["README.md", ADAPTER_CONFIG, ADAPTER_MODEL]);
@@ -133,10 +137,10 @@ fn saving_leaves_no_temporary_files_and_ordinary_permissions() {
 #[test]
 fn an_adapter_that_cannot_be_saved_leaves_the_earlier_one_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let good = adapter(4, 8.0, &[Module::Q], 1);
+    let good = adapter(4, 8.0, &[Projection::Q], 1);
     good.save(dir.path()).unwrap();
     let before = fs::read(dir.path().join(ADAPTER_MODEL)).unwrap();
-    let mut bad = adapter(4, 8.0, &[Module::Q], 2);
+    let mut bad = adapter(4, 8.0, &[Projection::Q], 2);
     bad.tensors.values_mut().next().unwrap().1[65] = f32::NAN;
     for use_rslora in [false, true] {
         bad.config.use_rslora = use_rslora;
@@ -163,7 +167,7 @@ fn an_adapter_that_cannot_be_saved_leaves_the_earlier_one_alone() {
 #[test]
 fn sixteen_bit_adapters_are_widened_exactly() {
     let dir = tempfile::tempdir().unwrap();
-    let mut expected = adapter(4, 8.0, &[Module::Q], 1);
+    let mut expected = adapter(4, 8.0, &[Projection::Q], 1);
     expected.save(dir.path()).unwrap();
     for dtype in [Dtype::BF16, Dtype::F16] {
         let mut stored = BTreeMap::new();
@@ -205,4 +209,60 @@ fn tokenizer_files_are_copied_and_nothing_else() {
     assert!(copy_tokenizer_files(&out, &out).unwrap().is_empty(), "onto itself");
     let empty = tempfile::tempdir().unwrap();
     assert!(copy_tokenizer_files(empty.path(), &out).unwrap().is_empty());
+}
+
+/// Every term reads back with the rank and alpha that it was given, whatever is the same and whatever differs.
+fn reads_back(lora: &LoraSpec) -> AdapterConfig {
+    let arch = tiny_arch();
+    let mut adapter = Adapter::new(AdapterConfig::new(&base(), &arch, lora), &provenance());
+    for (module, term) in &lora.terms {
+        let (n, k) = arch.find(module).unwrap().1.shape(&arch);
+        adapter.insert(&ParamId::a(module.as_str()), [term.r, k], vec![0.5; term.r * k]);
+        adapter.insert(&ParamId::b(module.as_str()), [n, term.r], vec![0.25; n * term.r]);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save(dir.path()).unwrap();
+    let loaded = Adapter::load(dir.path()).unwrap();
+    assert_eq!(loaded.lora_spec().unwrap(), *lora);
+    assert_eq!(loaded.check_base(&arch, &"ab".repeat(32), &base()).unwrap(), [""; 0]);
+    loaded.config
+}
+
+#[test]
+fn ranks_and_alphas_that_differ_become_patterns() {
+    let arch = tiny_arch();
+    let mut lora = LoraSpec::uniform(&arch, &Projection::ALL, 4, 8.0, 0.0);
+    let uniform = reads_back(&lora);
+    assert!(uniform.rank_pattern.is_empty() && uniform.alpha_pattern.is_empty());
+    let term = |lora: &mut LoraSpec, layer, projection, r, alpha| {
+        lora.terms.insert(arch.module(layer, projection), LoraTerm::lora(r, alpha));
+    };
+    // In every layer, and in one.
+    for layer in 0..arch.num_layers {
+        term(&mut lora, layer, Projection::V, 2, 8.0);
+    }
+    term(&mut lora, 1, Projection::Up, 4, 3.5);
+    let config = reads_back(&lora);
+    assert_eq!((config.r, config.lora_alpha), (4, 8.0));
+    assert_eq!(config.rank_pattern, BTreeMap::from([("v_proj".to_owned(), 2)]));
+    assert_eq!(config.alpha_pattern, BTreeMap::from([("model.layers.1.mlp.up_proj".to_owned(), 3.5)]));
+    // A term that some layers lack is named by its path.
+    lora.terms.remove(&arch.module(0, Projection::Down));
+    let TargetModules::Names(names) = reads_back(&lora).target_modules else { panic!("no names") };
+    assert!(names.contains("model.layers.1.mlp.down_proj") && !names.contains("down_proj"), "{names:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn any_terms_read_back(
+        terms in prop::collection::btree_map((0..2usize, 0..7usize), (1..4usize, 1..4u32), 1..14), dropout in 0.0..0.9f64,
+    ) {
+        let arch = tiny_arch();
+        let terms = terms.into_iter().map(|((layer, projection), (r, alpha))| {
+            (arch.module(layer, Projection::ALL[projection]), LoraTerm::lora(r, f64::from(alpha)))
+        });
+        reads_back(&LoraSpec { terms: terms.collect(), rslora: false, dropout });
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use qlora_train::adapter::Adapter;
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 
 use super::{adapter, module_lists, updates};
 
@@ -50,7 +50,7 @@ proptest! {
 fn saving_folds() {
     let dir = tempfile::tempdir().unwrap();
     for r in [16, 8] {
-        let mut original = adapter(r, 32.0, &[Module::Q, Module::Up], 3);
+        let mut original = adapter(r, 32.0, &[Projection::Q, Projection::Up], 3);
         original.config.use_rslora = true;
         original.save(dir.path()).unwrap();
         let loaded = Adapter::load(dir.path()).unwrap();
@@ -62,7 +62,7 @@ fn saving_folds() {
 
 #[test]
 fn plain_lora_is_left_alone() {
-    let original = adapter(4, 8.0, &[Module::Q], 3);
+    let original = adapter(4, 8.0, &[Projection::Q], 3);
     let mut folded = original.clone();
     folded.fold_rslora().unwrap();
     assert_eq!(folded, original);
@@ -70,8 +70,8 @@ fn plain_lora_is_left_alone() {
 
 #[test]
 fn ranks_and_alphas_of_their_own_are_folded_each() {
-    let mut original = adapter(4, 8.0, &[Module::Q, Module::V], 3);
-    let wide = adapter(9, 8.0, &[Module::V], 4);
+    let mut original = adapter(4, 8.0, &[Projection::Q, Projection::V], 3);
+    let wide = adapter(9, 8.0, &[Projection::V], 4);
     original.tensors.extend(wide.tensors);
     original.config.use_rslora = true;
     original.config.rank_pattern = BTreeMap::from([("v_proj".into(), 9)]);

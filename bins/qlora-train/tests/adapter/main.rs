@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance};
-use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::base::BaseName;
-use qlora_train::base::synthetic::tiny_config;
+use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::lora::{LoraSpec, ParamId};
 
 fn base() -> BaseName {
     BaseName { name: "org/tiny-llama".into(), revision: Some("0123abc".into()), is_hub: true }
@@ -24,36 +25,36 @@ fn provenance() -> Provenance {
     Provenance {
         base: base(),
         base_fingerprint: "ab".repeat(32),
-        quantization: "nf4, block 64".into(),
+        quantization: Recipe::nf4(64, false, 0),
         chat_template_sha256: Some("cd".repeat(32)),
     }
 }
 
 /// Random values for `modules` of every layer of the tiny Llama.
-fn adapter(r: usize, alpha: f64, modules: &[Module], seed: u64) -> Adapter {
-    let llama = tiny_config();
-    let mut adapter = Adapter::new(AdapterConfig::new(&base(), r, alpha, 0.05, modules), &provenance());
+fn adapter(r: usize, alpha: f64, modules: &[Projection], seed: u64) -> Adapter {
+    let llama = tiny_arch();
+    let lora = LoraSpec::uniform(&llama, modules, r, alpha, 0.05);
+    let mut adapter = Adapter::new(AdapterConfig::new(&base(), &llama, &lora), &provenance());
     let mut stream = Stream::new(seed, 0);
-    let mut matrix = |rows: usize, columns: usize| {
-        let values = (0..rows * columns).map(|_| stream.uniform() - 0.5).collect();
-        (vec![rows, columns], values)
-    };
+    let mut matrix = |rows: usize, columns: usize| (0..rows * columns).map(|_| stream.uniform() - 0.5).collect();
     for layer in 0..llama.num_layers {
         for &module in modules {
             let (n_out, k_in) = module.shape(&llama);
-            adapter.insert(layer, module, matrix(r, k_in), matrix(n_out, r));
+            let path = llama.module(layer, module);
+            adapter.insert(&ParamId::a(path.as_str()), [r, k_in], matrix(r, k_in));
+            adapter.insert(&ParamId::b(path), [n_out, r], matrix(n_out, r));
         }
     }
     adapter
 }
 
 /// Any choice of linears but none.
-fn module_lists() -> impl Strategy<Value = Vec<Module>> {
-    prop::sample::subsequence(Module::ALL.to_vec(), 1..=7)
+fn module_lists() -> impl Strategy<Value = Vec<Projection>> {
+    prop::sample::subsequence(Projection::ALL.to_vec(), 1..=7)
 }
 
 /// `scale · B · A` of every pair, in f64.
-fn updates(adapter: &Adapter) -> BTreeMap<(usize, Module), Vec<f64>> {
+fn updates(adapter: &Adapter) -> BTreeMap<String, Vec<f64>> {
     let pairs = adapter.lora_pairs().unwrap();
     let update = |pair: &qlora_train::adapter::LoraPair| {
         let at = |row: usize, column: usize| -> f64 {
@@ -62,9 +63,9 @@ fn updates(adapter: &Adapter) -> BTreeMap<(usize, Module), Vec<f64>> {
         };
         (0..pair.n_out).flat_map(|row| (0..pair.k_in).map(move |column| (row, column))).map(|(r, c)| at(r, c)).collect()
     };
-    pairs.iter().map(|(place, pair)| (*place, update(pair))).collect()
+    pairs.iter().map(|(module, pair)| (module.clone(), update(pair))).collect()
 }
 
-fn with_layers(num_layers: usize) -> LlamaConfig {
-    LlamaConfig { num_layers, ..tiny_config() }
+fn with_layers(num_layers: usize) -> Arch {
+    Arch { num_layers, ..tiny_arch() }
 }

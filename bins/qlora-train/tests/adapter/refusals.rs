@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use qlora_train::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, TargetModules};
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 
 fn saved() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    adapter(4, 8.0, &[Module::Q, Module::Down], 1).save(dir.path()).unwrap();
+    adapter(4, 8.0, &[Projection::Q, Projection::Down], 1).save(dir.path()).unwrap();
     dir
 }
 
@@ -120,7 +120,7 @@ fn what_peft_also_accepts_is_accepted() {
     change_config(dir.path(), &json!({ "target_modules": "all-linear", "alpha_pattern": pattern }));
     let scales: Vec<f32> =
         Adapter::load(dir.path()).unwrap().lora_pairs().unwrap().values().map(|pair| pair.scale).collect();
-    assert_eq!(scales, [2.0, 0.5, 2.0, 0.5], "\"^q_proj\" matches no whole path");
+    assert_eq!(scales, [0.5, 2.0, 0.5, 2.0], "\"^q_proj\" matches no whole path");
 }
 
 #[test]
@@ -131,8 +131,8 @@ fn tensors_that_are_unknown_unpaired_or_of_the_wrong_shape() {
         ("base_model.model.lm_head.lora_A.weight", "lm_head"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
         ("base_model.model.model.norm.weight", "not LoRA"),
-        ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "another module"),
-        ("base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "another module"),
+        ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "expected both"),
+        ("base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "expected both"),
         ("base_model.model.model.layers.-1.self_attn.q_proj.lora_A.weight", "another module"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "another module"),
     ];

@@ -1,18 +1,19 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::arch::{LlamaConfig, Module, Rope, RopeScaling, expected_tensors};
+use qlora_train::arch::{Arch, LayerArch, Norm, Projection, Rope, RopeScaling};
+use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::error::Result;
 use serde_json::{Value, json};
 
 use super::assert_refused::assert_refused;
 use super::configs;
 
-fn read(value: &Value) -> Result<LlamaConfig> {
+fn read(value: &Value) -> Result<Arch> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
     std::fs::write(&path, value.to_string()).unwrap();
-    LlamaConfig::from_file(&path)
+    Arch::from_file(&path)
 }
 
 /// `base` with some keys replaced; a null removes nothing, it is written as null.
@@ -48,13 +49,13 @@ fn a_published_v4_config_reads_as_its_authors_meant_it() {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
     };
-    assert_eq!(config.rope, Rope { theta: 500_000.0, scaling: llama3 });
+    assert_eq!(config.rope(), Rope::new(500_000.0, llama3));
     assert_eq!((config.head_dim, config.q_dim(), config.kv_dim()), (128, 4096, 1024));
     assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(128000), &[128001, 128008, 128009][..]));
-    assert_eq!(config.rms_norm_eps, 1e-5);
+    assert_eq!(config.norm.eps, 1e-5);
     assert_eq!(config.num_parameters(), Some(8_030_261_248));
-    assert_eq!(Module::Down.shape(&config), (4096, 14336));
-    assert_eq!(Module::V.shape(&config), (1024, 4096));
+    assert_eq!(Projection::Down.shape(&config), (4096, 14336));
+    assert_eq!(Projection::V.shape(&config), (1024, 4096));
 }
 
 #[test]
@@ -70,7 +71,7 @@ fn the_same_model_in_v4_and_in_v5_spelling_is_the_same_config() {
     assert_eq!(read(&v4).unwrap(), read(&v5).unwrap());
     // The older key inside rope_scaling.
     let old = json!({ "rope_scaling": { "type": "linear", "factor": 2 }, "rope_parameters": null });
-    assert_eq!(read(&with(&v4, old)).unwrap().rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(read(&with(&v4, old)).unwrap().rope().scaling, RopeScaling::Linear { factor: 2.0 });
 }
 
 proptest! {
@@ -81,7 +82,7 @@ proptest! {
         prop_assert!(v5.get("rope_theta").is_none() && v4.get("rope_parameters").is_none());
         prop_assert_eq!(&read(&v5).unwrap(), &config);
         prop_assert_eq!(&read(&v4).unwrap(), &config);
-        let elements: u64 = expected_tensors(&config).iter().map(|(_, s)| s.iter().product::<usize>() as u64).sum();
+        let elements: u64 = config.tensors().iter().map(|(_, s)| s.iter().product::<usize>() as u64).sum();
         prop_assert_eq!(config.num_parameters(), Some(elements));
     }
 }
@@ -89,7 +90,7 @@ proptest! {
 #[test]
 fn absent_keys_have_the_defaults_of_transformers() {
     let config = read(&json!({ "model_type": "llama" })).unwrap();
-    let expected = LlamaConfig {
+    let expected = Arch {
         vocab_size: 32000,
         hidden_size: 4096,
         intermediate_size: 11008,
@@ -97,14 +98,13 @@ fn absent_keys_have_the_defaults_of_transformers() {
         num_heads: 32,
         num_kv_heads: 32,
         head_dim: 128,
-        rms_norm_eps: 1e-6,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
-        attention_bias: false,
-        mlp_bias: false,
+        norm: Norm::llama(1e-6),
+        layers: LayerArch::uniform(Rope::new(10_000.0, RopeScaling::Default)),
         tie_word_embeddings: false,
         max_position_embeddings: 2048,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
+        ..tiny_arch()
     };
     assert_eq!(config, expected);
     // These are Llama-2-7B's own sizes.
@@ -115,7 +115,7 @@ fn absent_keys_have_the_defaults_of_transformers() {
     });
     assert_eq!(read(&with(&json!({ "model_type": "llama" }), nulls)).unwrap(), expected);
     let no_tokens = json!({ "model_type": "llama", "bos_token_id": null, "eos_token_id": null });
-    assert_eq!(read(&no_tokens).unwrap(), LlamaConfig { bos_token_id: None, eos_token_ids: vec![], ..expected });
+    assert_eq!(read(&no_tokens).unwrap(), Arch { bos_token_id: None, eos_token_ids: vec![], ..expected });
 }
 
 #[test]
@@ -123,9 +123,9 @@ fn llama3_rope_falls_back_on_the_longest_position_as_transformers_does() {
     let rope = json!({ "rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4 });
     let config = read(&with(&llama_31_8b(), json!({ "rope_scaling": rope }))).unwrap();
     assert!(
-        matches!(config.rope.scaling, RopeScaling::Llama3 { original_max_position_embeddings: 131072, .. }),
+        matches!(config.rope().scaling, RopeScaling::Llama3 { original_max_position_embeddings: 131072, .. }),
         "{:?}",
-        config.rope
+        config.rope()
     );
 }
 
@@ -134,7 +134,7 @@ fn yarn_settings_default_to_those_of_transformers() {
     let yarn = |changes: Value| {
         let rope =
             with(&json!({ "rope_type": "yarn", "factor": 16, "original_max_position_embeddings": 8192 }), changes);
-        read(&with(&llama_31_8b(), json!({ "rope_scaling": rope }))).unwrap().rope.scaling
+        read(&with(&llama_31_8b(), json!({ "rope_scaling": rope }))).unwrap().rope().scaling
     };
     let growth = |m: f64| 0.1 * m * 16f64.ln() + 1.0;
     let of = |attention_factor| RopeScaling::Yarn {
@@ -248,12 +248,12 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
 fn files_that_are_no_config_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
-    assert_refused(LlamaConfig::from_file(&path), &["config.json", "cannot be read"]);
-    assert_refused(LlamaConfig::from_file(Path::new("/dev/null")), &["/dev/null", "not a regular file"]);
+    assert_refused(Arch::from_file(&path), &["config.json", "cannot be read"]);
+    assert_refused(Arch::from_file(Path::new("/dev/null")), &["/dev/null", "not a regular file"]);
     for (text, word) in [("", "not valid JSON"), ("{", "not valid JSON"), ("[1]", "expected a JSON object")] {
         std::fs::write(&path, text).unwrap();
-        assert_refused(LlamaConfig::from_file(&path), &["config.json", word]);
+        assert_refused(Arch::from_file(&path), &["config.json", word]);
     }
     std::fs::write(&path, vec![b' '; (16 << 20) + 1]).unwrap();
-    assert_refused(LlamaConfig::from_file(&path), &["config.json", "more than 16777216 bytes"]);
+    assert_refused(Arch::from_file(&path), &["config.json", "more than 16777216 bytes"]);
 }

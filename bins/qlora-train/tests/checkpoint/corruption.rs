@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 
 #[derive(Clone, Debug)]
 enum Damage {
@@ -68,7 +68,7 @@ fn damage_file(
     damage: &Damage,
 ) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
-    let config = LlamaConfig { num_layers: 1, ..tiny_config() };
+    let config = Arch { num_layers: 1, ..tiny_arch() };
     Synthetic { shards, ..Synthetic::new(config, 1) }.write(dir.path()).unwrap();
     let path = dir.path().join(file);
     let mut bytes = std::fs::read(&path).unwrap();

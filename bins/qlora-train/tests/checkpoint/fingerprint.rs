@@ -2,8 +2,8 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
-use qlora_train::arch::{LlamaConfig, expected_tensors};
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::arch::Arch;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::base::{Checkpoint, Fingerprint};
 use qlora_train::files::tensor::StoredType;
 use sha2::{Digest, Sha256};
@@ -16,7 +16,7 @@ fn hex(bytes: impl AsRef<[u8]>) -> String {
 
 /// The documented recipe, over the values that the synthetic model was made of.
 fn by_the_recipe(model: &Synthetic) -> String {
-    let mut tensors = expected_tensors(&model.config);
+    let mut tensors = model.config.tensors();
     tensors.sort();
     let mut text = String::from("qlora base fingerprint 1\n");
     for (name, shape) in tensors {
@@ -75,7 +75,7 @@ proptest! {
 #[test]
 fn it_does_not_depend_on_the_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Synthetic { shards: 4, ..Synthetic::new(tiny_config(), 1) };
+    let model = Synthetic { shards: 4, ..Synthetic::new(tiny_arch(), 1) };
     model.write(dir.path()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     for threads in [1, 2, 7] {
@@ -86,13 +86,13 @@ fn it_does_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn values_types_and_shapes_all_count() {
-    let model = Synthetic::new(tiny_config(), 1);
+    let model = Synthetic::new(tiny_arch(), 1);
     let variants = [
         model.clone(),
         Synthetic { seed: 2, ..model.clone() },
         Synthetic { stored: StoredType::F16, ..model.clone() },
-        Synthetic { config: LlamaConfig { vocab_size: 97, ..tiny_config() }, ..model.clone() },
-        Synthetic { config: LlamaConfig { tie_word_embeddings: true, ..tiny_config() }, ..model.clone() },
+        Synthetic { config: Arch { vocab_size: 97, ..tiny_arch() }, ..model.clone() },
+        Synthetic { config: Arch { tie_word_embeddings: true, ..tiny_arch() }, ..model.clone() },
     ];
     let distinct: BTreeSet<String> = variants.iter().map(of).collect();
     assert_eq!(distinct.len(), variants.len());
@@ -102,7 +102,7 @@ fn values_types_and_shapes_all_count() {
 #[test]
 fn one_flipped_bit_changes_it_and_a_change_while_loading_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Synthetic::new(tiny_config(), 1);
+    let model = Synthetic::new(tiny_arch(), 1);
     model.write(dir.path()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let before = checkpoint.fingerprint().unwrap();
@@ -126,13 +126,13 @@ fn one_flipped_bit_changes_it_and_a_change_while_loading_is_noticed() {
 
 #[test]
 fn a_tensor_of_another_model_is_not_taken() {
-    let open = |config: LlamaConfig| {
+    let open = |config: Arch| {
         let dir = tempfile::tempdir().unwrap();
         Synthetic::new(config, 1).write(dir.path()).unwrap();
         (Checkpoint::open(dir.path()).unwrap(), dir)
     };
-    let (tied, _keep) = open(LlamaConfig { tie_word_embeddings: true, ..tiny_config() });
-    let (untied, _keep_too) = open(tiny_config());
+    let (tied, _keep) = open(Arch { tie_word_embeddings: true, ..tiny_arch() });
+    let (untied, _keep_too) = open(tiny_arch());
     let digest = untied.digest("lm_head.weight").unwrap();
     assert!(Fingerprint::new(&tied).add(digest).is_err());
 }

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::arch::{LlamaConfig, Rope, RopeScaling};
-use qlora_train::base::synthetic::tiny_config;
+use qlora_train::arch::{Arch, LayerArch, Projection, Rope, RopeScaling};
+use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::files::tensor::StoredType;
 
 /// Every file of a directory with its bytes.
@@ -51,18 +51,20 @@ fn ropes() -> impl Strategy<Value = Rope> {
         },
     );
     let scaling = prop_oneof![Just(RopeScaling::Default), linear, llama3, yarn];
-    (1.5..1e6, scaling).prop_map(|(theta, scaling)| Rope { theta, scaling })
+    (1.5..1e6, scaling).prop_map(|(theta, scaling)| Rope::new(theta, scaling))
 }
 
 /// Small Llamas of odd sizes, with every option that changes the list of tensors.
-fn configs() -> impl Strategy<Value = LlamaConfig> {
+fn configs() -> impl Strategy<Value = Arch> {
     let sizes = (3..40usize, 1..24usize, 1..24usize, 1..4usize, 1..4usize, 1..4usize, 1..5usize);
     let flags = any::<(bool, bool, bool)>();
     let tokens = (any::<bool>(), proptest::collection::vec(0..3u32, 0..3));
     (sizes, flags, ropes(), tokens, 1..4096usize).prop_map(
         |(sizes, (attention_bias, mlp_bias, tie_word_embeddings), rope, (bos, eos_token_ids), positions)| {
             let (vocab_size, hidden_size, intermediate_size, num_layers, num_kv_heads, group, half_head) = sizes;
-            LlamaConfig {
+            let attention = Projection::ATTENTION.into_iter().filter(|_| attention_bias);
+            let mlp = Projection::MLP.into_iter().filter(|_| mlp_bias);
+            Arch {
                 vocab_size,
                 hidden_size,
                 intermediate_size,
@@ -70,14 +72,13 @@ fn configs() -> impl Strategy<Value = LlamaConfig> {
                 num_heads: num_kv_heads * group,
                 num_kv_heads,
                 head_dim: 2 * half_head,
-                rope,
-                attention_bias,
-                mlp_bias,
+                layers: LayerArch::uniform(rope),
+                biases: attention.chain(mlp).collect(),
                 tie_word_embeddings,
                 max_position_embeddings: positions,
                 bos_token_id: bos.then_some(1),
                 eos_token_ids,
-                ..tiny_config()
+                ..tiny_arch()
             }
         },
     )

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_train::arch::{LlamaConfig, expected_tensors};
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::arch::Arch;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::base::{Checkpoint, QuantizeOptions, quantize};
 use qlora_train::files::tensor::StoredWeight;
 use sha2::{Digest, Sha256};
@@ -22,7 +22,7 @@ pub(super) fn options(block_size: usize, double_quant: bool) -> QuantizeOptions 
 /// A quantised model of one layer in an empty directory.
 pub(super) fn write(dir: &Path, options: &QuantizeOptions) {
     let original = tempfile::tempdir().unwrap();
-    Synthetic::new(LlamaConfig { num_layers: 1, ..tiny_config() }, 1).write(original.path()).unwrap();
+    Synthetic::new(Arch { num_layers: 1, ..tiny_arch() }, 1).write(original.path()).unwrap();
     quantize(&Checkpoint::open(original.path()).unwrap(), dir, options, &mut |_| Ok(())).unwrap();
 }
 
@@ -57,7 +57,7 @@ proptest! {
         let done = quantize(&before, &output, &options, &mut |_| Ok(())).unwrap();
 
         let after = Checkpoint::open(&output).unwrap();
-        for (name, shape) in expected_tensors(&model.config) {
+        for (name, shape) in model.config.tensors() {
             let tensor = model.tensor(&name, &shape);
             let module = name.trim_end_matches(".weight");
             let skipped = skip.is_some_and(|skip| module.ends_with(skip) || module.starts_with(&format!("{skip}.")));
@@ -77,7 +77,7 @@ proptest! {
         }
         prop_assert_eq!(after.fingerprint().unwrap(), before.fingerprint().unwrap());
         prop_assert_eq!(after.base_name(), before.base_name());
-        prop_assert_eq!(after.config(), before.config());
+        prop_assert_eq!(after.arch(), before.arch());
         prop_assert_eq!(after.stored_bytes(), done.bytes);
         let files = contents(&output);
         prop_assert_eq!(&files["tokenizer.json"][..], b"{}");
@@ -129,12 +129,12 @@ fn a_changed_weight_or_record_is_noticed_by_the_fingerprint() {
     changed[whole.len() - 256 - 128 - 1] ^= 1;
     std::fs::write(&path, changed).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    assert_refused(checkpoint.fingerprint(), &["changed after the model was quantised", "quantise it again"]);
+    assert_refused(checkpoint.fingerprint(), &["changed after the model was quantized", "quantize it again"]);
 
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let text = String::from_utf8(whole[8..header].to_vec()).unwrap();
     for (from, to, words) in [
-        (&original.quantized_fingerprint, "0".repeat(64), &["expected 00000000", "quantise it again"][..]),
+        (&original.quantized_fingerprint, "0".repeat(64), &["expected 00000000", "quantize it again"][..]),
         (&original.fingerprint, "x".repeat(64), &["`qlora.base_fingerprint`", "64 hex digits"]),
     ] {
         let edited = [&whole[..8], text.replace(from.as_str(), &to).as_bytes(), &whole[header..]].concat();
@@ -147,7 +147,7 @@ fn a_changed_weight_or_record_is_noticed_by_the_fingerprint() {
 fn outputs_and_options_that_are_refused_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
-    Synthetic::new(tiny_config(), 1).write(&model).unwrap();
+    Synthetic::new(tiny_arch(), 1).write(&model).unwrap();
     let checkpoint = Checkpoint::open(&model).unwrap();
     let refused = |output: &Path, options: &QuantizeOptions, words: &[&str]| {
         let before = contents(dir.path());
@@ -168,7 +168,7 @@ fn outputs_and_options_that_are_refused_leave_nothing_behind() {
     std::fs::create_dir(&output).unwrap();
     quantize(&checkpoint, &output, &fine, &mut |_| Ok(())).unwrap();
     let again = Checkpoint::open(&output).unwrap();
-    assert_refused(quantize(&again, &dir.path().join("new"), &fine, &mut |_| Ok(())), &["empty", "quantised already"]);
+    assert_refused(quantize(&again, &dir.path().join("new"), &fine, &mut |_| Ok(())), &["empty", "already quantized"]);
     assert!(!dir.path().join("new").exists());
 }
 
@@ -176,7 +176,7 @@ fn outputs_and_options_that_are_refused_leave_nothing_behind() {
 fn a_weight_that_is_not_finite_is_refused_and_nothing_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("model");
-    Synthetic::new(tiny_config(), 1).write(&model).unwrap();
+    Synthetic::new(tiny_arch(), 1).write(&model).unwrap();
     let path = model.join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let end = bytes.len();

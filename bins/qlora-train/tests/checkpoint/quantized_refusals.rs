@@ -132,7 +132,7 @@ fn parts_of_other_kinds_of_quantisation() {
     refused_after(add(part(".SCB")), &["up_proj.weight.SCB", "does not have", "different checkpoints"]);
     refused_after(add(part(".quant_state.bitsandbytes__fp4")), &["bitsandbytes__fp4", "FP4", "expected NF4"]);
     let embedding = "model.embed_tokens.weight.absmax";
-    refused_after(add(embedding.to_owned()), &[embedding, "part of a quantised weight", "linear layers only"]);
+    refused_after(add(embedding.to_owned()), &[embedding, "part of a quantized weight", "linear layers only"]);
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn configs_of_other_quantisations() {
     edit_config(dir.path(), |config| config["quantization_config"] = json!("nf4"));
     refused(&dir, &["config.json", "key `quantization_config`", "found \"nf4\"", "an object"]);
     edit_config(dir.path(), |config| drop(config.remove("quantization_config")));
-    refused(&dir, &[SINGLE, "parts of a quantised weight", "no `quantization_config`", "get config.json"]);
+    refused(&dir, &[SINGLE, "parts of a quantized weight", "no `quantization_config`", "get config.json"]);
 }
 
 #[test]

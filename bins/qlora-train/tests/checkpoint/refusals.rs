@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qlora_train::arch::{LlamaConfig, expected_tensors};
+use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ type Case<'a, F> = (&'a F, &'a [&'a str]);
 
 fn model(shards: usize) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    Synthetic { shards, ..Synthetic::new(tiny_config(), 1) }.write(dir.path()).unwrap();
+    Synthetic { shards, ..Synthetic::new(tiny_arch(), 1) }.write(dir.path()).unwrap();
     dir
 }
 
@@ -82,7 +82,7 @@ fn directories_that_are_no_checkpoint() {
     assert_refused(Checkpoint::open(Path::new("/nonexistent/model")), &["/nonexistent/model", "no such directory"]);
     let dir = tempfile::tempdir().unwrap();
     refused(&dir, &["config.json", "no such file"]);
-    let config = Value::Object(tiny_config().to_json("bfloat16")).to_string();
+    let config = Value::Object(tiny_arch().to_json("bfloat16")).to_string();
     fs::write(dir.path().join("config.json"), config).unwrap();
     refused(&dir, &["no weights", SINGLE, INDEX]);
     fs::write(dir.path().join(shard(1, 2)), "").unwrap();
@@ -167,7 +167,7 @@ fn tensors_missing_unknown_or_of_another_shape_or_type() {
         ),
         (
             &|t| drop(t.insert(format!("{NORM}.absmax"), (Dtype::U8, vec![1], vec![0]))),
-            &[SINGLE, "absmax", "part of a quantised weight"],
+            &[SINGLE, "absmax", "part of a quantized weight"],
         ),
     ];
     for (change, words) in cases {
@@ -180,7 +180,7 @@ fn tensors_missing_unknown_or_of_another_shape_or_type() {
 #[test]
 fn harmless_extra_tensors_are_noted_and_not_part_of_the_model() {
     let dir = tempfile::tempdir().unwrap();
-    let config = LlamaConfig { tie_word_embeddings: true, ..tiny_config() };
+    let config = Arch { tie_word_embeddings: true, ..tiny_arch() };
     Synthetic::new(config.clone(), 1).write(dir.path()).unwrap();
     let fingerprint = Checkpoint::open(dir.path()).unwrap().fingerprint().unwrap();
     edit(dir.path().join(SINGLE), |tensors| {
@@ -189,7 +189,7 @@ fn harmless_extra_tensors_are_noted_and_not_part_of_the_model() {
         tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (Dtype::F32, vec![8], vec![0; 32]));
     });
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    assert_eq!(checkpoint.names().count(), expected_tensors(&config).len());
+    assert_eq!(checkpoint.names().count(), config.tensors().len());
     assert_eq!(checkpoint.fingerprint().unwrap(), fingerprint);
     let notes = checkpoint.notes().join("; ");
     assert!(checkpoint.notes().len() == 2 && notes.contains("lm_head.weight") && notes.contains("inv_freq"), "{notes}");

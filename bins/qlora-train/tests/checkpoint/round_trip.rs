@@ -1,7 +1,7 @@
 use proptest::prelude::*;
-use qlora_train::arch::{LlamaConfig, expected_tensors};
+use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::files::tensor::Tensor16;
 
 use super::assert_refused::assert_refused;
@@ -18,10 +18,10 @@ proptest! {
         let model = Synthetic { config: config.clone(), seed, stored, shards, v4 };
         model.write(dir.path()).unwrap();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        prop_assert_eq!(checkpoint.config(), &config);
+        prop_assert_eq!(checkpoint.arch(), &config);
         prop_assert_eq!(checkpoint.dir(), dir.path());
         prop_assert!(checkpoint.notes().is_empty());
-        let mut expected = expected_tensors(&config);
+        let mut expected = config.tensors();
         let mut bytes = 0;
         for (name, shape) in &expected {
             let tensor = model.tensor(name, shape);
@@ -40,7 +40,7 @@ proptest! {
 /// Longer than the 1 MiB in which tensors are read, at a length that the pieces do not divide.
 #[test]
 fn a_tensor_of_several_pieces_is_read_whole() {
-    let config = LlamaConfig { vocab_size: 10_007, num_layers: 1, tie_word_embeddings: true, ..tiny_config() };
+    let config = Arch { vocab_size: 10_007, num_layers: 1, tie_word_embeddings: true, ..tiny_arch() };
     let dir = tempfile::tempdir().unwrap();
     let model = Synthetic::new(config, 3);
     model.write(dir.path()).unwrap();
@@ -57,7 +57,7 @@ fn a_tensor_of_several_pieces_is_read_whole() {
 #[test]
 fn data_at_an_odd_offset_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Synthetic::new(tiny_config(), 4);
+    let model = Synthetic::new(tiny_arch(), 4);
     model.write(dir.path()).unwrap();
     let path = dir.path().join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
@@ -65,7 +65,7 @@ fn data_at_an_odd_offset_is_read() {
     let (header, data) = bytes[8..].split_at(length as usize);
     std::fs::write(&path, [&(length + 3).to_le_bytes()[..], header, b"   ", data].concat()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    for (name, shape) in expected_tensors(&tiny_config()) {
+    for (name, shape) in tiny_arch().tensors() {
         assert_eq!(checkpoint.read(&name).unwrap(), model.tensor(&name, &shape));
     }
 }
@@ -73,11 +73,11 @@ fn data_at_an_odd_offset_is_read() {
 #[test]
 fn an_independent_reader_reads_the_synthetic_file() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Synthetic::new(tiny_config(), 5);
+    let model = Synthetic::new(tiny_arch(), 5);
     model.write(dir.path()).unwrap();
     let bytes = std::fs::read(dir.path().join("model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let expected = expected_tensors(&tiny_config());
+    let expected = tiny_arch().tensors();
     assert_eq!(file.len(), expected.len());
     for (name, shape) in expected {
         let view = file.tensor(&name).unwrap();
@@ -88,7 +88,7 @@ fn an_independent_reader_reads_the_synthetic_file() {
 #[test]
 fn a_tensor_that_is_not_there_and_a_file_that_shrank_are_errors() {
     let dir = tempfile::tempdir().unwrap();
-    Synthetic::new(tiny_config(), 6).write(dir.path()).unwrap();
+    Synthetic::new(tiny_arch(), 6).write(dir.path()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_refused(checkpoint.read("model.nothing"), &["model.nothing"]);
     let path = dir.path().join("model.safetensors");

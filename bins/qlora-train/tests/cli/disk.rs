@@ -5,7 +5,7 @@ use std::path::Path;
 use qlora_train::config::Settings;
 use qlora_train::session::Loaded;
 use qlora_train::session::disk::{DiskPlan, free_bytes};
-use qlora_train::session::inputs::model_spec;
+use qlora_train::session::model_spec::model_spec;
 
 use crate::sandbox::{Sandbox, train};
 
@@ -18,7 +18,7 @@ fn plan(sandbox: &Sandbox, more: &str, steps: u64, existing: u64) -> DiskPlan {
     let mut given: Vec<(String, String)> = words.chunks(2).map(pair).collect();
     given.push(("model".to_owned(), sandbox.path("model").display().to_string()));
     let settings = Settings::load(None, &given).unwrap();
-    let loaded = Loaded::open(&settings, &[]).unwrap();
+    let loaded = Loaded::open(&settings).unwrap();
     let spec = model_spec(&settings, &loaded.checkpoint, 64, 64);
     DiskPlan::new(&settings, &spec, loaded.checkpoint.dir(), steps, 10, existing)
 }

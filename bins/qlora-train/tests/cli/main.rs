@@ -12,6 +12,7 @@ mod evaluation;
 mod generate;
 mod interrupted;
 mod killed;
+mod launched;
 mod outputs;
 mod parameters;
 mod preview;

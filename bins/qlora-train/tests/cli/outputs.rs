@@ -1,7 +1,7 @@
 //! What train, eval and plan leave and say.
 
 use qlora_train::adapter::{Adapter, metadata};
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 use qlora_train::base::Checkpoint;
 
 use crate::sandbox::{Sandbox, assert_close, keys, train};
@@ -46,9 +46,12 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     let fingerprint = Checkpoint::open(&sandbox.path("model")).unwrap().fingerprint().unwrap();
     assert_eq!(adapter.base_fingerprint(), Some(fingerprint.as_str()));
     assert_eq!(run["base"]["fingerprint"], fingerprint.as_str());
-    assert_eq!(adapter.metadata[metadata::QUANTIZATION], "nf4, block 64, double quantisation, block 256");
+    assert_eq!(
+        adapter.metadata[metadata::QUANTIZATION],
+        r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#
+    );
     let pairs = adapter.lora_pairs().unwrap();
-    assert_eq!(pairs.len(), 2 * Module::ALL.len());
+    assert_eq!(pairs.len(), 2 * Projection::ALL.len());
     assert!(pairs.values().all(|pair| pair.r == 4 && pair.b.iter().any(|&b| b != 0.0)));
 }
 
@@ -71,7 +74,7 @@ fn people_are_told_base_parameters_rates_and_what_was_left_out() {
     sandbox.write("rows.jsonl", &format!("{}\n{{\"input_ids\":{long:?}}}\n", sandbox.read("rows.jsonl")));
     let done = sandbox.train("--loraplus-lr-ratio 4").ok();
     for part in [
-        "base: model (model); quantisation: nf4, block 64, double quantisation, block 256",
+        "base: model (model); quantization: nf4, block 64, double quantisation, block 256",
         "trainable params: 8,192 || all params: ",
         "learning rates: 1e-2 for A, 4e-2 for B; 6 steps",
         "1 rows left out: longer than max_length 64 (the longest has 90 tokens)",
@@ -171,4 +174,18 @@ fn a_plan_without_data_takes_the_longest_batch_and_says_when_it_does_not_fit() {
     assert!(fits(longest) && !fits(longest + 1), "{longest}");
     let none = sandbox.run(&format!("{line} --host-memory 1KiB")).json();
     assert_eq!(none["max_length"], 0);
+}
+
+#[test]
+fn rows_are_read_once_so_that_they_may_come_from_a_pipe() {
+    let sandbox = Sandbox::chat();
+    let train_from = |data: &str, out: &str| train(&format!("--data {data} --output-dir {out}"));
+    sandbox.run(&train_from("chat.jsonl", "file")).ok();
+    assert!(std::process::Command::new("mkfifo").arg(sandbox.path("pipe")).status().unwrap().success());
+    let (pipe, text) = (sandbox.path("pipe"), sandbox.bytes("chat.jsonl"));
+    let writer = std::thread::spawn(move || std::fs::write(pipe, text).unwrap());
+    sandbox.run(&train_from("pipe", "piped")).ok();
+    writer.join().unwrap();
+    sandbox.assert_same_result("piped", "file");
+    assert_eq!(sandbox.json("piped/run.json")["identity"], sandbox.json("file/run.json")["identity"]);
 }

@@ -1,16 +1,18 @@
 //! Parameter counts of real models against the figures that PEFT prints for them; no weights are needed.
 
-use qlora_train::arch::{LlamaConfig, Module};
-use qlora_train::base::synthetic::tiny_config;
-use qlora_train::model::{LoraSpec, ModelSpec};
+use qlora_train::arch::{Arch, Projection};
+use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::lora::LoraSpec;
+use qlora_train::model::ModelSpec;
 use qlora_train::report::trainable_line;
 
-fn spec(config: LlamaConfig, modules: &[Module]) -> ModelSpec {
+fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
     ModelSpec {
-        lora: LoraSpec::uniform(&config, modules, 16, 2.0, 0.0),
-        config,
+        lora: LoraSpec::uniform(&config, modules, 16, 32.0, 0.0),
+        arch: config,
         quantization: qlora_train::backend::Quantization::None,
         trainable: true,
+        states: qlora_train::backend::StateFormat::F32,
         recompute: false,
         offload: false,
         tokens: 1,
@@ -21,12 +23,12 @@ fn spec(config: LlamaConfig, modules: &[Module]) -> ModelSpec {
 
 fn line(spec: &ModelSpec) -> String {
     let trainable = spec.lora_parameters();
-    trainable_line(trainable, spec.config.num_parameters().unwrap() + trainable)
+    trainable_line(trainable, spec.arch.num_parameters().unwrap() + trainable)
 }
 
 #[test]
 fn llama_3_1_8b_on_all_linears() {
-    let config = LlamaConfig {
+    let config = Arch {
         vocab_size: 128_256,
         hidden_size: 4096,
         intermediate_size: 14_336,
@@ -34,17 +36,17 @@ fn llama_3_1_8b_on_all_linears() {
         num_heads: 32,
         num_kv_heads: 8,
         head_dim: 128,
-        ..tiny_config()
+        ..tiny_arch()
     };
     assert_eq!(
-        line(&spec(config, &Module::ALL)),
+        line(&spec(config, &Projection::ALL)),
         "trainable params: 41,943,040 || all params: 8,072,204,288 || trainable%: 0.5196"
     );
 }
 
 #[test]
 fn llama_7b_on_the_attention_projections() {
-    let config = LlamaConfig {
+    let config = Arch {
         vocab_size: 32_000,
         hidden_size: 4096,
         intermediate_size: 11_008,
@@ -52,8 +54,8 @@ fn llama_7b_on_the_attention_projections() {
         num_heads: 32,
         num_kv_heads: 32,
         head_dim: 128,
-        ..tiny_config()
+        ..tiny_arch()
     };
-    let spec = spec(config, &[Module::Q, Module::K, Module::V, Module::O]);
+    let spec = spec(config, &[Projection::Q, Projection::K, Projection::V, Projection::O]);
     assert_eq!(line(&spec), "trainable params: 16,777,216 || all params: 6,755,192,832 || trainable%: 0.2484");
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -72,7 +72,7 @@ fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
         for file in ["adapter_model.safetensors", "adapter_config.json", "README.md"] {
             assert!(sandbox.bytes(&format!("{a}/{file}")) == sandbox.bytes(&format!("{b}/{file}")), "{file}");
         }
-        let expected = if i == 0 { "nf4, block 64, double quantisation" } else { "quantisation: nf4, block 128\n" };
+        let expected = if i == 0 { "nf4, block 64, double quantisation" } else { "quantization: nf4, block 128\n" };
         assert!(on_nf4.stderr.contains(expected), "{}", on_nf4.stderr);
         // The same base, in whatever form: the adapter belongs to both, and the run's directory too.
         let eval = |model: &str, adapter: &str| {
@@ -90,7 +90,7 @@ fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
         assert_eq!(text(&nf4).stdout, text("model").stdout);
     }
     let warned = sandbox.run("eval --model nf4-1 --adapter a-0 --data rows.jsonl").ok();
-    assert!(warned.stderr.contains("warning: the adapter was trained on base weights held as: nf4, block 64, double"));
+    assert!(warned.stderr.contains("warning: the adapter was trained on a base quantized as nf4, block 64, double"));
     sandbox.refused(&train("--model nf4-1 --output-dir a-0"), &["a-0", "holds a different run"]);
 }
 
@@ -107,14 +107,16 @@ fn models_that_others_quantised_are_trained_evaluated_and_planned() {
         let eval = sandbox.run(&format!("eval --json --model {model} --adapter {variant} --data rows.jsonl")).json();
         assert!(eval["loss"].as_f64().unwrap() < 5.0, "{eval}");
     }
-    assert!(sandbox.read("f32-storage/README.md").contains("block 256; 4 linear layers as they were"));
+    assert!(
+        sandbox.read("f32-storage/README.md").contains("double quantisation, block 256; 4 linear layers as they were")
+    );
 }
 
 #[test]
 fn the_name_and_revision_of_the_original_are_kept() {
     let sandbox = Sandbox::new();
     let snapshot = sandbox.path("hub/models--org--tiny/snapshots/abc123");
-    Synthetic::new(LlamaConfig { num_layers: 1, ..tiny_config() }, 1).write(&snapshot).unwrap();
+    Synthetic::new(Arch { num_layers: 1, ..tiny_arch() }, 1).write(&snapshot).unwrap();
     let run = |line: &str| {
         let output = sandbox.command(line).env("HF_HUB_CACHE", sandbox.path("hub")).output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -132,13 +134,13 @@ fn what_cannot_be_quantised_or_used_so_is_refused() {
     sandbox.run("quantize --model model --output nf4").ok();
     let again = "quantize --model model --output nf4";
     sandbox.refused(again, &["nf4: found a directory that is not empty", "choose another"]);
-    sandbox.refused("quantize --model nf4 --output new", &["nf4: found a model that is quantised already"]);
+    sandbox.refused("quantize --model nf4 --output new", &["nf4: found a model that is already quantized"]);
     sandbox.refused("quantize --model nowhere --output new", &["nowhere: found no such directory"]);
     let with = |more: &str| format!("quantize --model model --output new {more}");
     sandbox.refused(&with("--nf4-block-size 48"), &["--nf4-block-size", "found 48", "power of two from 32 to 4096"]);
     sandbox.refused(&with("--max-shard-size five"), &["--max-shard-size", "\"five\"", "5GB"]);
     sandbox.refused(&with("--llm-int8-skip-modules w_proj"), &["llm_int8_skip_modules", "\"w_proj\"", "down_proj"]);
-    let none = &["`quantization`", "found none", "quantised already", "original 16-bit model"];
+    let none = &["`quantization`", "found none", "already quantized", "original 16-bit model"];
     sandbox.refused(&train("--model nf4 --quantization none"), none);
     sandbox.refused("plan --model nf4 --quantization none", none);
     sandbox.refused("eval --model nf4 --quantization none --data rows.jsonl", none);
@@ -147,5 +149,5 @@ fn what_cannot_be_quantised_or_used_so_is_refused() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(sandbox.path("nf4/model.safetensors"), bytes).unwrap();
-    sandbox.refused(&train("--model nf4"), &["nf4", "changed after the model was quantised", "quantise it again"]);
+    sandbox.refused(&train("--model nf4"), &["nf4", "changed after the model was quantized", "quantize it again"]);
 }

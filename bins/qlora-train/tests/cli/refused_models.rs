@@ -1,7 +1,7 @@
 //! Bases and adapters that are refused, through the binary: exit status 2, one sentence, nothing written.
 
 use half::bf16;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::sandbox::{Sandbox, train};
 
 fn sharded() -> Sandbox {
-    Sandbox::of(&Synthetic { shards: 3, ..Synthetic::new(tiny_config(), 1) })
+    Sandbox::of(&Synthetic { shards: 3, ..Synthetic::new(tiny_arch(), 1) })
 }
 
 const SHARD: &str = "model/model-00002-of-00003.safetensors";
@@ -128,9 +128,9 @@ fn adapters_of_another_base() {
     sandbox.train("").ok();
     let eval = "eval --model model --adapter out --data rows.jsonl";
     sandbox.run(eval).ok();
-    Synthetic::new(tiny_config(), 2).write(&sandbox.path("model")).unwrap();
+    Synthetic::new(tiny_arch(), 2).write(&sandbox.path("model")).unwrap();
     sandbox.refused(eval, &["qlora.base_fingerprint", "trained on other weights", "load the base"]);
-    let mut config = tiny_config();
+    let mut config = tiny_arch();
     config.intermediate_size = 96;
     Synthetic::new(config, 1).write(&sandbox.path("model")).unwrap();
     sandbox.refused(eval, &["adapter: gate_proj of layer 0", "128 x 64", "96 x 64"]);

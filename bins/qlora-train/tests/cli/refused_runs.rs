@@ -83,11 +83,10 @@ fn sizes_beyond_any_machine_are_refused_and_not_tried() {
 /// A model of this size never trains on the CPU by chance. Its weights are a hole in a file.
 #[test]
 fn a_large_model_trains_on_the_cpu_only_when_told_to() {
-    use qlora_train::arch::expected_tensors;
-    use qlora_train::base::synthetic::tiny_config;
+    use qlora_train::base::synthetic::tiny_arch;
     use std::io::Write;
     let sandbox = Sandbox::new();
-    let config = qlora_train::arch::LlamaConfig {
+    let config = qlora_train::arch::Arch {
         vocab_size: 2000,
         hidden_size: 1_000_000,
         intermediate_size: 2,
@@ -95,11 +94,11 @@ fn a_large_model_trains_on_the_cpu_only_when_told_to() {
         num_kv_heads: 1,
         head_dim: 2,
         num_layers: 1,
-        ..tiny_config()
+        ..tiny_arch()
     };
     crate::fixture::write_json(&sandbox.path("model"), "config.json", &config.to_json("bfloat16").into());
     let (mut header, mut end) = (serde_json::Map::new(), 0usize);
-    for (name, shape) in expected_tensors(&config) {
+    for (name, shape) in config.tensors() {
         let begin = end;
         end += 2 * shape.iter().product::<usize>();
         header.insert(name, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use serde_json::{Value, json};
 
 use crate::resume::{RUN, stop_after};
@@ -128,7 +128,7 @@ fn a_checkpoint_of_another_run() {
     sandbox.refused(&into(""), &["out/checkpoint-4: is of a different run: the contents of `data` changed"]);
     sandbox.refused(&latest(""), &["out: holds a different run: the contents of `data` changed"]);
     sandbox.write("rows.jsonl", &rows);
-    Synthetic::new(tiny_config(), 2).write(&sandbox.path("model")).unwrap();
+    Synthetic::new(tiny_arch(), 2).write(&sandbox.path("model")).unwrap();
     sandbox.refused(&into(""), &["out/checkpoint-4: was trained on another base", "fingerprint"]);
     sandbox.refused(&latest(""), &["out: holds a run on another base", "fingerprint"]);
 }

@@ -1,7 +1,7 @@
 //! An output directory belongs to one run, which may be run again; another is refused and changes nothing.
 
 use qlora_train::adapter::Adapter;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 
 use crate::sandbox::{Sandbox, train};
 
@@ -81,10 +81,10 @@ fn a_run_on_another_base_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.train("").ok();
     // Only the weights differ: this is told by the fingerprint, once they are read.
-    Synthetic::new(tiny_config(), 2).write(&sandbox.path("model")).unwrap();
+    Synthetic::new(tiny_arch(), 2).write(&sandbox.path("model")).unwrap();
     sandbox.refused(&train(""), &["out: holds a run on another base", "fingerprint", "choose another output_dir"]);
-    let mut config = tiny_config();
-    config.rope.theta = 500.0;
+    let mut config = tiny_arch();
+    config.layers = qlora_train::arch::LayerArch::uniform(qlora_train::arch::Rope { theta: 500.0, ..config.rope() });
     Synthetic::new(config, 1).write(&sandbox.path("model")).unwrap();
     sandbox.refused(&train(""), &["holds a different run"]);
 }

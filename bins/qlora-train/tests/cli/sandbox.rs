@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::LlamaConfig;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::arch::Arch;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::files::failpoint::VARIABLE;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -74,7 +74,7 @@ impl Done {
 impl Sandbox {
     /// `model/` of 96 tokens and `rows.jsonl` of token ids.
     pub fn new() -> Self {
-        Self::of(&Synthetic::new(tiny_config(), 1))
+        Self::of(&Synthetic::new(tiny_arch(), 1))
     }
 
     pub fn of(model: &Synthetic) -> Self {
@@ -86,7 +86,7 @@ impl Sandbox {
 
     /// As [`new`](Self::new), with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
     pub fn chat() -> Self {
-        let config = LlamaConfig { vocab_size: fixture::VOCAB_SIZE, ..tiny_config() };
+        let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..tiny_arch() };
         let sandbox = Self::of(&Synthetic::new(config, 1));
         let model = sandbox.path("model");
         fixture::write_json(&model, "tokenizer.json", &fixture::tokenizer_json());

@@ -1,7 +1,7 @@
 //! Every setting that shapes a run, through the binary.
 
 use qlora_train::adapter::Adapter;
-use qlora_train::arch::Module;
+use qlora_train::arch::Projection;
 use qlora_train::config::{Scheduler, lr_schedule};
 use serde_json::Value;
 
@@ -73,9 +73,21 @@ fn the_first_step_has_the_loss_of_the_base_quantised_or_not() {
     }
     assert!((losses[0] - losses[1]).abs() > 1e-6, "{losses:?}");
     let adapter = Adapter::load(&sandbox.path("sixteen-bits")).unwrap();
-    assert_eq!(adapter.metadata["qlora.quantization"], "none");
+    assert_eq!(adapter.metadata["qlora.quantization"], r#"{"quant_type":"none"}"#);
     sandbox.train_into("plain", "--double-quant false --nf4-block-size 128").ok();
-    assert_eq!(Adapter::load(&sandbox.path("plain")).unwrap().metadata["qlora.quantization"], "nf4, block 128");
+    let mut plain = Adapter::load(&sandbox.path("plain")).unwrap();
+    let recipe = r#"{"quant_type":"nf4","block_size":128,"double_quant":false}"#;
+    assert_eq!(plain.metadata["qlora.quantization"], recipe);
+    // An adapter of an earlier version, whose recipe is in words, is put on the base that it was trained on.
+    let loss = sandbox.eval("--data rows.jsonl --adapter plain");
+    plain.metadata.insert("qlora.quantization".into(), "nf4, block 128".into());
+    plain.save(&sandbox.path("earlier")).unwrap();
+    assert_eq!(sandbox.eval("--data rows.jsonl --adapter earlier"), loss);
+    assert!((sandbox.eval("--data rows.jsonl --adapter earlier --quantization none") - loss).abs() > 1e-6);
+    plain.metadata.insert("qlora.quantization".into(), "fp4".into());
+    plain.save(&sandbox.path("unknown")).unwrap();
+    let words = ["unknown: metadata `qlora.quantization`", "\"fp4\"", "--quantization"];
+    sandbox.refused("eval --model model --data rows.jsonl --adapter unknown", &words);
 }
 
 #[test]
@@ -99,8 +111,9 @@ fn only_the_target_modules_get_an_adapter() {
     let config = sandbox.json("out/adapter_config.json");
     assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
     let adapter = Adapter::load(&sandbox.path("out")).unwrap();
-    let places: Vec<(usize, Module)> = adapter.lora_pairs().unwrap().into_keys().collect();
-    assert_eq!(places, [(0, Module::Q), (0, Module::V), (1, Module::Q), (1, Module::V)]);
+    let places: Vec<String> = adapter.lora_pairs().unwrap().into_keys().collect();
+    let expected = [0, 1].map(|l| ["q", "v"].map(|name| format!("model.layers.{l}.self_attn.{name}_proj"))).concat();
+    assert_eq!(places, expected);
 }
 
 #[test]
@@ -163,16 +176,10 @@ fn a_settings_file_and_flags_that_win_over_it() {
 
 #[test]
 fn weights_in_every_form_and_a_tied_head_train() {
-    use qlora_train::arch::LlamaConfig;
-    use qlora_train::base::synthetic::{Synthetic, tiny_config};
+    use qlora_train::arch::Arch;
+    use qlora_train::base::synthetic::{Synthetic, tiny_arch};
     use qlora_train::files::tensor::StoredType;
-    let config = LlamaConfig {
-        tie_word_embeddings: true,
-        attention_bias: true,
-        mlp_bias: true,
-        num_kv_heads: 1,
-        ..tiny_config()
-    };
+    let config = Arch { tie_word_embeddings: true, biases: Projection::ALL.into(), num_kv_heads: 1, ..tiny_arch() };
     for (stored, shards, v4) in [(StoredType::F16, 3, true), (StoredType::F32, 1, false)] {
         let sandbox = Sandbox::of(&Synthetic { stored, shards, v4, ..Synthetic::new(config.clone(), 3) });
         let answer: Value = sandbox.train("--val-set-size 0.2").json();

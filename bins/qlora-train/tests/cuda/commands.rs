@@ -3,7 +3,7 @@
 use crate::fixture;
 use crate::sources::config;
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::Synthetic;
 use serde_json::Value;
 use std::fmt::Write;
@@ -126,7 +126,7 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
 #[test]
 fn text_is_made_on_the_device() {
     let directory = Directory::new();
-    let chat = LlamaConfig { vocab_size: fixture::VOCAB_SIZE, ..config() };
+    let chat = Arch { vocab_size: fixture::VOCAB_SIZE, ..config() };
     Synthetic::new(chat, 1).write(&directory.path("chat")).unwrap();
     fixture::write_json(&directory.path("chat"), "tokenizer.json", &fixture::tokenizer_json());
     let tokenizer = fixture::tokenizer_config(Some(fixture::CHATML));

@@ -7,10 +7,10 @@ use crate::sources::{Moved, config, memory, on_device, spec};
 #[cfg(feature = "emulation")]
 use qlora_kernels::cuda::linear::Path;
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::{LlamaConfig, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::infer::generate::{Sampling, generate};
+use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec, Source};
 
 const MODELS: u64 = 6;
@@ -19,7 +19,7 @@ const MODELS: u64 = 6;
 const PROMPTS: [usize; 4] = [17, 5, 30, 1];
 const NEW: usize = 6;
 
-fn reading(config: LlamaConfig) -> ModelSpec {
+fn reading(config: Arch) -> ModelSpec {
     let tokens = PROMPTS.iter().map(|len| len + NEW).sum();
     ModelSpec { trainable: false, recompute: false, tokens, positions: 40, ..spec(config) }
 }
@@ -97,7 +97,7 @@ fn stepped<B: Backend>(
 }
 
 fn on_cuda(spec: &ModelSpec, rows: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<u64>) {
-    stepped(&mut on_device(spec), &mut memory(&spec.config), spec, rows)
+    stepped(&mut on_device(spec), &mut memory(&spec.arch), spec, rows)
 }
 
 /// Root of the mean square of the differences, step by step.
@@ -113,7 +113,7 @@ fn apart(found: &[Vec<f32>], expected: &[Vec<f32>]) -> Vec<f64> {
 /// The CPU backend's logits and, of every step, how far those of the moved models are from them: twice their mean.
 fn bounds(spec: &ModelSpec, rows: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<f64>) {
     let cpu = |source: &mut dyn Source| stepped(&mut Cpu::new(spec.dims()), source, spec, rows).0;
-    let expected = cpu(&mut memory(&spec.config));
+    let expected = cpu(&mut memory(&spec.arch));
     let moved: Vec<_> = (0..MODELS).map(|seed| apart(&cpu(&mut Moved::new(spec, Some(seed))), &expected)).collect();
     let mean = |step: usize| moved.iter().map(|moved| moved[step]).sum::<f64>() / MODELS as f64;
     let bounds = (0..expected.len()).map(|step| 2.0 * mean(step)).collect();
@@ -131,12 +131,13 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
     let dense = ModelSpec { quantization: Quantization::None, ..reading(config()) };
     let scaling = qlora_kernels::reference::RopeScaling::Linear { factor: 2.0 };
     let rope = Rope { theta: 10_000.0, scaling };
-    let wide = LlamaConfig { head_dim: 128, num_heads: 6, tie_word_embeddings: true, rope, ..config() };
-    let biased = LlamaConfig { num_kv_heads: 1, attention_bias: true, mlp_bias: true, ..config() };
+    let wide =
+        Arch { head_dim: 128, num_heads: 6, tie_word_embeddings: true, layers: LayerArch::uniform(rope), ..config() };
+    let biased = Arch { num_kv_heads: 1, biases: Projection::ALL.into(), ..config() };
     for (what, spec) in
         [("4 bits", reading(config())), ("16 bits", dense), ("wide", reading(wide)), ("biases", reading(biased))]
     {
-        let rows = rows(spec.config.vocab_size);
+        let rows = rows(spec.arch.vocab_size);
         let (expected, bounds) = bounds(&spec, &rows);
         let (found, bytes) = on_cuda(&spec, &rows);
         let found = apart(&found, &expected);
@@ -153,11 +154,11 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
 #[test]
 fn the_cache_gives_what_the_whole_rows_give() {
     let spec = reading(config());
-    let rows = rows(spec.config.vocab_size);
+    let rows = rows(spec.arch.vocab_size);
     let (_, bounds) = bounds(&spec, &rows);
     let (cached, _) = on_cuda(&spec, &rows);
     let mut cuda = on_device(&spec);
-    let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut anew = Vec::new();
     for step in steps(&rows) {
         let ends = step.boundaries.windows(2).map(|bounds| match bounds[0] == bounds[1] {
@@ -178,13 +179,13 @@ fn the_cache_gives_what_the_whole_rows_give() {
 #[test]
 fn the_bounds_see_another_past() {
     let spec = reading(config());
-    let rows = rows(spec.config.vocab_size);
+    let rows = rows(spec.arch.vocab_size);
     let (expected, bounds) = bounds(&spec, &rows);
     let mut other = rows.clone();
     other.iter_mut().for_each(|row| row[0] = (row[0] + 1) % 211);
     assert!(share(&apart(&on_cuda(&spec, &other).0, &expected), &bounds) > 2.0);
     let mut cuda = on_device(&spec);
-    let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
     let mut steps = steps(&rows);
     steps[1].starts = vec![34, 0, 23, 0];
@@ -200,7 +201,7 @@ fn the_bounds_see_another_past() {
 fn every_schedule_gives_the_same_logits() {
     let tally = Tally::new("generation, schedules", 3);
     let spec = reading(config());
-    let rows = rows(spec.config.vocab_size);
+    let rows = rows(spec.arch.vocab_size);
     let run = |seed| {
         set_schedule(seed);
         on_cuda(&spec, &rows).0
@@ -216,11 +217,11 @@ fn every_schedule_gives_the_same_logits() {
 #[test]
 fn tokens_are_chosen_as_on_the_cpu() {
     let spec = reading(config());
-    let rows = rows(spec.config.vocab_size);
+    let rows = rows(spec.arch.vocab_size);
     let (_, bounds) = bounds(&spec, &rows);
     let prompts: Vec<Vec<u32>> = rows.iter().zip(PROMPTS).map(|(row, len)| row[..len].to_vec()).collect();
     let mut cuda = on_device(&spec);
-    let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut answers = |prompts: &[Vec<u32>], sampling: Sampling, schedule: u64| {
         set_schedule(schedule);
         generate(&mut cuda, &model, prompts, NEW, &[], &sampling, &mut |_, _| Ok(())).unwrap()
@@ -234,7 +235,7 @@ fn tokens_are_chosen_as_on_the_cpu() {
     assert_eq!(first[..2], answers(&prompts[..2], drawn(1), 0), "two of the prompts alone");
 
     let mut cpu = Cpu::new(spec.dims());
-    let model = Llama::build(&mut cpu, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let model = Llama::build(&mut cpu, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     // A single difference of two logits, each as far off as 4 roots of the mean square: the bounds are 2.
     let near = 4.0 * bounds.iter().copied().fold(0.0, f64::max);
     let mut exact = 0;
@@ -259,10 +260,10 @@ fn tokens_are_chosen_as_on_the_cpu() {
 #[cfg(feature = "emulation")]
 fn decoding_takes_the_path_of_few_tokens() {
     // Widths that the fast paths need: multiples of 64.
-    let spec = reading(LlamaConfig { intermediate_size: 256, ..config() });
-    let rows = rows(spec.config.vocab_size);
+    let spec = reading(Arch { intermediate_size: 256, ..config() });
+    let rows = rows(spec.arch.vocab_size);
     let mut cuda = on_device(&spec);
-    let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
     for (index, step) in steps(&rows).iter().enumerate() {
         model.logits_cached(&mut cuda, &step.batch(), &mut cache, &step.starts, &step.last).unwrap();
@@ -275,9 +276,9 @@ fn decoding_takes_the_path_of_few_tokens() {
 #[test]
 fn a_row_that_does_not_fit_the_cache_is_refused() {
     let spec = reading(config());
-    let rows = rows(spec.config.vocab_size);
+    let rows = rows(spec.arch.vocab_size);
     let mut cuda = on_device(&spec);
-    let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
     let mut step = Pieces::new(&rows, |row| 0..PROMPTS[row]);
     let whole = step.starts.clone();

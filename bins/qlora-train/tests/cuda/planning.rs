@@ -3,7 +3,7 @@
 use crate::commands::Directory;
 use crate::runs::train;
 use crate::sources::{config, memory, spec};
-use qlora_train::arch::LlamaConfig;
+use qlora_train::arch::Arch;
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Backend, Quantization, StateFormat};
 use qlora_train::files::tensor::StoredType;
@@ -11,11 +11,11 @@ use qlora_train::model::ModelSpec;
 use qlora_train::session::plan::{StoredAs, Work, plan};
 use qlora_train::session::{Budget, Device};
 
-const BUDGET: Budget = Budget { limit: u64::MAX, held: 0, held_name: "", host_limit: u64::MAX };
+const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", host_limit: u64::MAX };
 
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-    plan(Device::Cuda(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
+    plan(&Device::unopened(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
 }
 
 #[test]
@@ -29,26 +29,25 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         (Quantization::None, StateFormat::Blockwise8, (false, false), 79),
         (nf4(64, true), StateFormat::Blockwise8, (true, true), 64),
     ] {
-        let config = LlamaConfig { num_layers: 5, ..config() };
-        let spec = ModelSpec { recompute, offload, quantization, tokens, ..spec(config) };
-        let spec = ModelSpec { lora: qlora_train::model::LoraSpec { states, ..spec.lora.clone() }, ..spec };
+        let config = Arch { num_layers: 5, ..config() };
+        let spec = ModelSpec { recompute, offload, quantization, tokens, states, ..spec(config) };
         let bytes = planned(&spec);
         if offload {
             let here = planned(&ModelSpec { offload: false, ..spec.clone() });
             // Of the four layers' inputs that wait elsewhere, two may be under way.
-            let input = (tokens * spec.config.hidden_size * 2) as u64;
+            let input = (tokens * spec.arch.hidden_size * 2) as u64;
             assert!(bytes + 2 * input <= here, "{bytes} {here}");
         }
-        let mut cuda = Cuda::new(0, spec.dims(), &spec.config, bytes).unwrap();
+        let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, bytes).unwrap();
         let steps = 3;
-        train(&mut cuda, &mut memory(&spec.config), &spec, steps);
+        train(&mut cuda, &mut memory(&spec.arch), &spec, steps);
         assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?}, recompute {recompute}, offload {offload}");
         if recompute {
             continue;
         }
         // One part less, and the step that needs most cannot be done.
-        let mut short = Cuda::new(0, spec.dims(), &spec.config, bytes - 256).unwrap();
-        let run = std::panic::AssertUnwindSafe(|| train(&mut short, &mut memory(&spec.config), &spec, steps));
+        let mut short = Cuda::new(0, spec.dims(), &spec.arch, bytes - 256).unwrap();
+        let run = std::panic::AssertUnwindSafe(|| train(&mut short, &mut memory(&spec.arch), &spec, steps));
         assert!(std::panic::catch_unwind(run).is_err(), "{quantization:?}: the plan has more than it needs");
     }
 }

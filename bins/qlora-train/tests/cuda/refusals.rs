@@ -2,14 +2,16 @@ use crate::runs::{HYPER, micro_batches};
 use crate::sources::{ROOM, config, memory, on_device, spec};
 use crate::support::{Documents, Memory};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_train::arch::{LlamaConfig, Module};
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::observed::Observed;
 use qlora_train::backend::{Backend, Batch, Quantization};
-use qlora_train::error::{Error, Result};
+use qlora_train::comm::SingleProcess;
+use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
+use qlora_train::lora::{LoraTerm, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::optimizer_step;
-use qlora_train::model::{Llama, ModelSpec, ParamName, Source};
+use qlora_train::model::{Llama, ModelSpec, Source};
 
 /// The random model with one tensor in another form.
 struct Changed {
@@ -33,13 +35,13 @@ impl Source for Changed {
         let tensor = self.memory.tensor(name);
         Ok(if name == self.name { (self.to)(tensor) } else { StoredWeight::Tensor(tensor) })
     }
-    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
-        self.memory.lora(name, len, columns)
+    fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
+        self.memory.lora(id, len, columns)
     }
 }
 
 fn refused(spec: &ModelSpec, source: &mut dyn Source) -> String {
-    let built = Cuda::new(0, spec.dims(), &spec.config, ROOM)
+    let built = Cuda::new(0, spec.dims(), &spec.arch, ROOM)
         .and_then(|mut cuda| Llama::build(&mut cuda, source, spec.clone(), &mut |_| ()).map(|_| ()));
     match built {
         Err(error) if error.is_usage() => error.to_string(),
@@ -54,13 +56,13 @@ fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
         let text = refused(spec, source);
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
     };
-    let shape = |config: LlamaConfig, parts: &[&str]| names(&spec(config.clone()), &mut memory(&config), parts);
-    shape(LlamaConfig { head_dim: 16, ..config() }, &["head_dim", "found 16", "64 or 128", "--device cpu"]);
-    shape(LlamaConfig { intermediate_size: 100, ..config() }, &["intermediate_size", "found 100", "multiple of 8"]);
-    shape(LlamaConfig { hidden_size: 190, ..config() }, &["hidden_size", "found 190"]);
+    let shape = |config: Arch, parts: &[&str]| names(&spec(config.clone()), &mut memory(&config), parts);
+    shape(Arch { head_dim: 16, ..config() }, &["head_dim", "found 16", "64 or 128", "--device cpu"]);
+    shape(Arch { intermediate_size: 100, ..config() }, &["intermediate_size", "found 100", "multiple of 8"]);
+    shape(Arch { hidden_size: 190, ..config() }, &["hidden_size", "found 190"]);
 
     let mut ranks = spec(config());
-    ranks.lora.terms.insert((1, Module::O), (300, 1.0));
+    ranks.lora.terms.insert(ranks.arch.module(1, Projection::O), LoraTerm::lora(300, 300.0));
     names(&ranks, &mut memory(&config()), &["layers.1.self_attn.o_proj", "rank of 300", "at most 256"]);
 
     let name = "model.layers.0.self_attn.k_proj.weight";
@@ -135,13 +137,16 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
     let update = qlora_train::model::optimizer_step::update::<Observed<Cuda>>;
-    let text = update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
+    let text =
+        update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
     assert!(text.contains("in micro-batch 1, ") && text.contains("operation embedding"), "{text}");
     for (_, param) in model.params_mut() {
         let gradient = cuda.gradient(param).unwrap();
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
-    let text = update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches[1..], 1.0).unwrap_err().to_string();
+    let text = update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches[1..], 1.0)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("gradient norm") && !text.contains("in micro-batch"), "{text}");
 }
 
@@ -189,11 +194,11 @@ fn the_first_value_that_is_not_finite_is_named() {
     };
     let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);
-    for (name, param) in model.params_mut() {
-        if (name.layer, name.module) == (1, Module::Down) {
+    for (id, param) in model.params_mut() {
+        if id.module() == "model.layers.1.mlp.down_proj" {
             let state = cuda.optimizer_state(param).unwrap().unwrap();
             let values = cuda.param_values(param).unwrap();
-            let to = if name.factor == qlora_train::model::Factor::A { 0.0 } else { 1e16 };
+            let to = if id.kind() == ParamKind::LoraA { 0.0 } else { 1e16 };
             cuda.restore(param, vec![to; values.len()], state).unwrap();
         }
     }
@@ -213,8 +218,18 @@ fn a_gradient_that_is_not_finite_ends_the_step_and_updates_nothing() {
     }
     let documents = micro_batches(config().vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-    let error = qlora_train::model::optimizer_step::update(&mut cuda, &mut model, &HYPER, 0, 2, 1.0, &batches, 1.0)
-        .unwrap_err();
+    let error = qlora_train::model::optimizer_step::update(
+        &mut cuda,
+        &mut model,
+        &mut SingleProcess,
+        &HYPER,
+        0,
+        2,
+        1.0,
+        &batches,
+        1.0,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("gradient norm"), "{error}");
     assert!(before == model.param_values(&cuda).unwrap());
 }

@@ -3,8 +3,9 @@
 use crate::sources::TOKENS;
 use crate::support::Documents;
 use qlora_train::backend::{Backend, Batch};
+use qlora_train::lora::ParamId;
 use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
-use qlora_train::model::{Llama, ModelSpec, ParamName, Source};
+use qlora_train::model::{Llama, ModelSpec, Source};
 
 pub const HYPER: Hyperparameters = Hyperparameters {
     learning_rate_a: 1e-3,
@@ -16,7 +17,7 @@ pub const HYPER: Hyperparameters = Hyperparameters {
     max_grad_norm: 1.0,
 };
 
-type Values = Vec<(ParamName, Vec<f32>)>;
+type Values = Vec<(ParamId, Vec<f32>)>;
 
 /// What a run of some steps shows.
 #[derive(Clone, PartialEq)]
@@ -39,7 +40,7 @@ pub fn micro_batches(vocab: usize) -> [Documents; 2] {
 }
 
 pub fn train<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelSpec, steps: u64) -> Trained {
-    let micro_batches = micro_batches(spec.config.vocab_size);
+    let micro_batches = micro_batches(spec.arch.vocab_size);
     let batches: Vec<Batch> = micro_batches.iter().map(Documents::batch).collect();
     train_on(backend, source, spec, steps, &batches)
 }
@@ -66,7 +67,8 @@ pub fn train_on<B: Backend>(
     }
     let end = model.param_values(backend).unwrap();
     let change = |(from, to): (&[f32], &[f32])| from.iter().zip(to).map(|(from, to)| to - from).collect();
-    let moved = start.iter().zip(&end).map(|((name, _, from), (_, _, to))| (*name, change((from, to)))).collect();
+    let moved =
+        start.iter().zip(&end).map(|((name, _, from), (_, _, to))| (name.clone(), change((from, to)))).collect();
     Trained { losses, norms, gradients, moved }
 }
 

@@ -3,13 +3,14 @@
 use crate::support::Memory;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::Stream;
-use qlora_train::arch::{LlamaConfig, Module};
-use qlora_train::backend::Quantization;
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::base::synthetic::{Synthetic, tiny_config};
+use qlora_train::backend::{Quantization, StateFormat};
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, Tensor16};
-use qlora_train::model::{LoraSpec, ModelSpec, ParamName, Source};
+use qlora_train::lora::{LoraSpec, LoraTerm, ParamId};
+use qlora_train::model::{ModelSpec, Source};
 
 /// The largest relative error of rounding to bf16: half a unit in the last of 8 significant bits.
 const BF16: f32 = 1.0 / 256.0;
@@ -18,29 +19,30 @@ const BF16: f32 = 1.0 / 256.0;
 pub const TOKENS: usize = 64;
 
 /// Two layers, grouped queries, and widths that are no multiples of the kernels' tiles.
-pub fn config() -> LlamaConfig {
-    LlamaConfig {
+pub fn config() -> Arch {
+    Arch {
         vocab_size: 211,
         hidden_size: 192,
         intermediate_size: 200,
         num_heads: 4,
         num_kv_heads: 2,
         head_dim: 64,
-        ..tiny_config()
+        ..tiny_arch()
     }
 }
 
-pub fn spec(config: LlamaConfig) -> ModelSpec {
-    let mut lora = LoraSpec::uniform(&config, &Module::ALL, 6, 0.7, 0.1);
+pub fn spec(config: Arch) -> ModelSpec {
+    let mut lora = LoraSpec::uniform(&config, &Projection::ALL, 6, 4.2, 0.1);
     // Ranks differ within an operand, one pair is large enough for 8-bit states, and one segment has no term.
-    lora.terms.insert((0, Module::K), (11, 0.3));
-    lora.terms.insert((0, Module::Gate), (32, 0.3));
-    lora.terms.remove(&(1, Module::Up));
+    lora.terms.insert(config.module(0, Projection::K), LoraTerm::lora(11, 3.3));
+    lora.terms.insert(config.module(0, Projection::Gate), LoraTerm::lora(32, 9.6));
+    lora.terms.remove(&config.module(1, Projection::Up));
     ModelSpec {
         lora,
-        config,
+        arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
+        states: StateFormat::F32,
         recompute: true,
         offload: false,
         tokens: TOKENS,
@@ -53,10 +55,10 @@ pub fn spec(config: LlamaConfig) -> ModelSpec {
 pub const ROOM: u64 = 64 << 20;
 
 pub fn on_device(spec: &ModelSpec) -> Cuda {
-    Cuda::new(0, spec.dims(), &spec.config, ROOM).unwrap()
+    Cuda::new(0, spec.dims(), &spec.arch, ROOM).unwrap()
 }
 
-pub fn memory(config: &LlamaConfig) -> Memory {
+pub fn memory(config: &Arch) -> Memory {
     Memory::new(Synthetic::new(config.clone(), 5))
 }
 
@@ -70,7 +72,7 @@ pub struct Moved {
 
 impl Moved {
     pub fn new(spec: &ModelSpec, seed: Option<u64>) -> Self {
-        Self { memory: memory(&spec.config), quantization: spec.quantization, seed, tensors: 0 }
+        Self { memory: memory(&spec.arch), quantization: spec.quantization, seed, tensors: 0 }
     }
 
     fn moved(&mut self, mut values: Vec<f32>) -> Vec<f32> {
@@ -105,8 +107,8 @@ impl Source for Moved {
         Ok(Tensor16::from_f32(shape, self.moved(values), StoredType::F32))
     }
 
-    fn lora(&mut self, name: ParamName, len: usize, columns: usize) -> Result<Vec<f32>> {
-        let values = self.memory.lora(name, len, columns)?;
+    fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
+        let values = self.memory.lora(id, len, columns)?;
         Ok(self.moved(values))
     }
 }

@@ -16,7 +16,7 @@ use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, tra
 use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::support::Documents;
 use qlora_kernels::reference::RopeScaling;
-use qlora_train::arch::{LlamaConfig, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
@@ -27,12 +27,12 @@ use qlora_train::model::{Llama, ModelSpec};
 const MODELS: u64 = 6;
 
 fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
-    train(&mut Cpu::new(spec.dims()), &mut memory(&spec.config), spec, steps)
+    train(&mut Cpu::new(spec.dims()), &mut memory(&spec.arch), spec, steps)
 }
 
 fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
     let mut cuda = on_device(spec);
-    train(&mut cuda, &mut memory(&spec.config), spec, steps)
+    train(&mut cuda, &mut memory(&spec.arch), spec, steps)
 }
 
 /// Distances that rounding to bf16 explains.
@@ -99,11 +99,11 @@ impl Bounds {
 fn a_run_gives_the_cpu_backends_losses_and_adapter() {
     let tally = Tally::new("training, 4 steps", 1);
     let mut spec = spec(config());
-    spec.lora.states = StateFormat::Blockwise8;
+    spec.states = StateFormat::Blockwise8;
     let expected = on_cpu(&spec, 4);
     let bounds = Bounds::measure(&spec, 4, &expected);
     let found = on_cuda(&spec, 4);
-    assert!(spec.lora.terms.iter().any(|(_, &(r, _))| r * spec.config.hidden_size >= 4096), "no 8-bit states");
+    assert!(spec.lora.terms.values().any(|term| term.r * spec.arch.hidden_size >= 4096), "no 8-bit states");
     bounds.check("4 steps", &Apart::of(&found, &expected));
     assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
     tally.case();
@@ -121,10 +121,10 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 16,
     };
-    let scaled = Rope { theta: 100.0, scaling };
-    let biased = LlamaConfig { attention_bias: true, mlp_bias: true, ..config() };
-    let tied = LlamaConfig { tie_word_embeddings: true, rope: scaled, hidden_size: 256, ..config() };
-    let wide = LlamaConfig { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
+    let scaled = Rope::new(100.0, scaling);
+    let biased = Arch { biases: Projection::ALL.into(), ..config() };
+    let tied = Arch { tie_word_embeddings: true, layers: LayerArch::uniform(scaled), hidden_size: 256, ..config() };
+    let wide = Arch { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
     for (what, config, quantization, dropout) in [
         ("16-bit weights, biases", biased, none, 0.1),
         ("tied tables, blocks of 128", tied, single, 0.0),
@@ -149,14 +149,14 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     let masked = on_cuda(&ModelSpec { seed: 12, ..spec.clone() }, 1);
     assert!(bounds.share(&Apart::of(&masked, &expected)) > 2.0);
     let mut scaled = spec.clone();
-    scaled.lora.terms.insert((1, qlora_train::arch::Module::Down), (6, 0.5));
+    scaled.lora.terms.insert(scaled.arch.module(1, Projection::Down), qlora_train::lora::LoraTerm::lora(6, 3.0));
     assert!(bounds.share(&Apart::of(&on_cuda(&scaled, 1), &expected)) > 2.0);
-    let documents = micro_batches(spec.config.vocab_size);
+    let documents = micro_batches(spec.arch.vocab_size);
     let [first, second] = [0, 1].map(|i| documents[i].batch());
     let leaking = Batch { boundaries: &[0, 57, 63, 64], ..first };
     for batches in [&[leaking, second][..], &[first]] {
         let mut cuda = on_device(&spec);
-        let found = train_on(&mut cuda, &mut memory(&spec.config), &spec, 1, batches);
+        let found = train_on(&mut cuda, &mut memory(&spec.arch), &spec, 1, batches);
         assert!(bounds.share(&Apart::of(&found, &expected)) > 2.0);
     }
 }
@@ -165,8 +165,8 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
 #[test]
 fn every_schedule_gives_the_same_bits() {
     let tally = Tally::new("training, schedules", 4);
-    let mut spec = spec(LlamaConfig { num_layers: 3, ..config() });
-    spec.lora.states = StateFormat::Blockwise8;
+    let mut spec = spec(Arch { num_layers: 3, ..config() });
+    spec.states = StateFormat::Blockwise8;
     let run = |seed, recompute, offload| {
         set_schedule(seed);
         on_cuda(&ModelSpec { recompute, offload, ..spec.clone() }, 2)
@@ -181,14 +181,14 @@ fn every_schedule_gives_the_same_bits() {
 #[test]
 fn what_is_put_back_continues_the_run() {
     for states in [StateFormat::F32, StateFormat::Blockwise8] {
-        let mut spec = spec(LlamaConfig { num_layers: 1, ..config() });
-        spec.lora.terms.retain(|&(layer, _), _| layer == 0);
-        spec.lora.states = states;
-        let documents = micro_batches(spec.config.vocab_size);
+        let mut spec = spec(Arch { num_layers: 1, ..config() });
+        spec.lora.terms.retain(|module, _| module.starts_with("model.layers.0."));
+        spec.states = states;
+        let documents = micro_batches(spec.arch.vocab_size);
         let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
         let build = || {
             let mut cuda = on_device(&spec);
-            let model = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+            let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
             (cuda, model)
         };
         type Run = (Cuda, Llama<Cuda>);
@@ -234,11 +234,11 @@ fn what_is_put_back_continues_the_run() {
 #[test]
 fn losses_and_logits_are_those_of_the_cpu_backend() {
     let spec = ModelSpec { trainable: false, ..spec(config()) };
-    let documents = &micro_batches(spec.config.vocab_size)[0];
+    let documents = &micro_batches(spec.arch.vocab_size)[0];
     let mut cpu = Cpu::new(spec.dims());
-    let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cuda = on_device(&spec);
-    let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.config), spec.clone(), &mut |_| ()).unwrap();
+    let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let tokens = [0, 7, 63];
     let expected = on_cpu.logits(&mut cpu, &documents.batch(), &tokens).unwrap().concat();
     let found = on_cuda.logits(&mut cuda, &documents.batch(), &tokens).unwrap().concat();

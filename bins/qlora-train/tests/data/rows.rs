@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qlora_train::config::TooLong;
-use qlora_train::data::{DataOptions, RowPlace, describe, load, needs_tokenizer};
+use qlora_train::data::{DataOptions, RowPlace, describe, load, load_once};
 
 use super::fixture::*;
 
@@ -133,7 +133,7 @@ fn lengths(too_long: TooLong) -> qlora_train::error::Result<qlora_train::data::D
     load(
         std::slice::from_ref(&file.path),
         None,
-        &DataOptions { max_length: 4, too_long, vocab_size: 10, eos_token_ids: vec![] },
+        &DataOptions { max_length: 4, too_long, vocab_size: 10, ..DataOptions::default() },
     )
 }
 
@@ -194,11 +194,24 @@ fn several_files_may_differ_in_format() {
     let data = load(&[ids.path.clone(), chat.path.clone()], Some(&tokenizer), &options()).unwrap();
     assert_eq!(data.rows.iter().map(|row| row.file).collect::<Vec<_>>(), [0, 1]);
     assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenised rows", "chat.jsonl: 1 messages rows"]);
-    assert!(needs_tokenizer(&[ids.path.clone(), chat.path.clone()]).unwrap());
-    assert!(!needs_tokenizer(std::slice::from_ref(&ids.path)).unwrap());
+    // The tokenizer is opened at the first row of text, once, and not for token ids.
+    let (opened, options) = (std::cell::Cell::new(0), options());
+    let open = || {
+        opened.set(opened.get() + 1);
+        Ok(&tokenizer)
+    };
+    assert_eq!(load_once(std::slice::from_ref(&ids.path), &open, &options).unwrap().rows.len(), 1);
+    assert_eq!(opened.get(), 0);
+    let once = load_once(&[ids.path.clone(), chat.path.clone(), chat.path.clone()], &open, &options).unwrap();
+    assert_eq!((opened.get(), &once.rows[..2]), (1, &data.rows[..]));
+    assert_eq!(once.hashes[1], once.hashes[2]);
+    assert_eq!(once.hashes[0], "5f77904015b835462fd8c77d39e233ce0e50646c5e968f511339c5b28a271f7c");
     let odd = file("odd.jsonl", "{\"x\": 1}");
-    assert_says(&refusal(needs_tokenizer(&[ids.path, odd.path.clone()])), &["odd.jsonl: line 1", "unknown kind"]);
-    assert_says(&refusal(load(&[chat.path], None, &options())), &["line 1", "need the model's tokenizer"]);
+    assert_says(
+        &refusal(load_once(&[ids.path, odd.path.clone()], &open, &options)),
+        &["odd.jsonl: line 1", "unknown kind"],
+    );
+    assert_says(&refusal(load(&[chat.path], None, &options)), &["line 1", "need the model's tokenizer"]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn options() -> ScheduleOptions {
 
 fn dataset(rows: usize) -> Dataset {
     let rows = (0..rows).map(|at| Row { line: at + 1, ..row(&[1, 2], &[1, 2]) }).collect();
-    Dataset { rows, report: DatasetReport::default() }
+    Dataset { hashes: Vec::new(), rows, report: DatasetReport::default() }
 }
 
 #[test]
@@ -221,5 +221,43 @@ proptest! {
                 prop_assert_eq!(batch.targets[start + t], row.labels.get(t + 1).copied().unwrap_or(UNSUPERVISED));
             }
         }
+    }
+}
+
+proptest! {
+    /// Rank by rank, micro-batch by micro-batch, the parts of all processes are the steps of one.
+    #[test]
+    fn the_parts_of_all_ranks_are_the_steps_of_one_process(
+        lengths in prop::collection::vec(1..10usize, 1..60), batch in 1..4usize, accumulation in 1..4usize,
+        world in 1..5usize, packing: bool, epochs in 1..3u8, seed in 0..99u64,
+    ) {
+        let options = ScheduleOptions {
+            per_device_train_batch_size: batch,
+            gradient_accumulation_steps: accumulation,
+            num_train_epochs: f64::from(epochs),
+            packing,
+            seed,
+            ..options()
+        };
+        let alone = ScheduleOptions { gradient_accumulation_steps: accumulation * world, ..options.clone() };
+        let alone = Schedule::new(lengths.clone(), alone).unwrap();
+        let schedule = Schedule::new(lengths, options).unwrap();
+        let ranks: Vec<_> = (0..world).map(|rank| schedule.clone().of_rank(rank, world).unwrap()).collect();
+        for rank in &ranks {
+            prop_assert_eq!(rank.total_steps(), alone.total_steps());
+            prop_assert_eq!(rank.steps_per_epoch(), alone.steps_per_epoch());
+        }
+        for step in alone.steps(0) {
+            let parts: Vec<_> = ranks.iter().map(|rank| rank.steps(step.index).next().unwrap()).collect();
+            let most = parts.iter().map(|part| part.micro_batches.len()).max().unwrap();
+            prop_assert!(most <= accumulation);
+            let together: Vec<_> = (0..most)
+                .flat_map(|micro| parts.iter().filter_map(move |part| part.micro_batches.get(micro)))
+                .cloned()
+                .collect();
+            prop_assert_eq!(together, step.micro_batches);
+            prop_assert!(parts.iter().all(|part| part.epoch == step.epoch));
+        }
+        prop_assert!(schedule.of_rank(world, world).is_err());
     }
 }

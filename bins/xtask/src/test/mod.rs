@@ -2,6 +2,7 @@
 //! has failed.
 
 mod kernels;
+mod packages;
 mod steps;
 
 use anyhow::{Result, bail};

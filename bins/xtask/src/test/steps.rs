@@ -2,7 +2,7 @@
 //!
 //! A new step is one more entry of [`STEPS`] and one function.
 
-use super::{Outcome, Step, kernels};
+use super::{Outcome, Step, kernels, packages};
 use crate::setup::{self, tools};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
@@ -45,6 +45,13 @@ pub const STEPS: &[Step] = &[
         name: "kernels-nvcc",
         about: "the kernels for every GPU architecture, taken apart",
         run: kernels::machine_code,
+    },
+    Step { name: "features", about: "every set of features compiles", run: packages::features },
+    Step { name: "msrv", about: "the oldest Rust that Cargo.toml names compiles it", run: packages::oldest_compiler },
+    Step {
+        name: "package",
+        about: "the crates are described, small and whole, as a registry wants",
+        run: packages::published,
     },
     Step { name: "kernels-ptx", about: "two roundings where the format has two", run: kernels::ptx },
     Step {

@@ -4,8 +4,8 @@ use super::memory::Memory;
 use super::operands::CudaBuffer;
 use super::{BatchMemory, Cuda};
 use crate::error::{Error, Result};
-use qlora_kernels::cuda::Buffer;
-use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::device::Buffer;
+use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
 use qlora_kernels::reference::AttentionShape;
 
 /// The plan's line.

@@ -1,19 +1,19 @@
 //! What the kernels do not compute, refused when a model is loaded.
 
 use super::{Cuda, CudaWeight};
-use crate::arch::LlamaConfig;
+use crate::arch::Arch;
 use crate::backend::LinearGroup;
 use crate::error::Result;
 use crate::refuse;
 
 /// The largest LoRA rank of the kernels.
-const MAX_RANK: usize = qlora_kernels::cuda::sys::QK_MAX_R as usize;
+const MAX_RANK: usize = qlora_kernels::sys::QK_MAX_R as usize;
 
 const ELSEWHERE: &str = "`--device cpu` computes it";
 
 /// Shapes of the whole model.
-pub fn check_model(config: &LlamaConfig) -> Result<()> {
-    let LlamaConfig { head_dim, hidden_size, intermediate_size, .. } = *config;
+pub fn check_model(config: &Arch) -> Result<()> {
+    let Arch { head_dim, hidden_size, intermediate_size, .. } = *config;
     if ![64, 128].contains(&head_dim) {
         refuse!("config.json: `head_dim`: found {head_dim}, expected 64 or 128 on cuda; {ELSEWHERE}");
     }

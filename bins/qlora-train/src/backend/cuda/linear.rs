@@ -5,10 +5,10 @@ use super::operands::CudaBuffer;
 use crate::backend::{LinearGroup, Lora};
 use crate::error::Result;
 use half::bf16;
-use qlora_kernels::cuda::linear::{self, Dropout, Input, Segment};
-use qlora_kernels::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes_of};
-use qlora_kernels::cuda::{View, ViewMut};
+use qlora_kernels::device::{View, ViewMut};
+use qlora_kernels::ops::linear::{self, Dropout, Input, Segment};
+use qlora_kernels::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes_of};
 use qlora_kernels::philox;
 
 type Group = LinearGroup<Cuda>;
@@ -76,7 +76,7 @@ impl Cuda {
         if !self.dims.training || pairs.is_empty() {
             return Ok(());
         }
-        let needed = workspace_bytes_of(self.dims.tokens, group.k, &pairs)?;
+        let needed = workspace_bytes_of(self.dims.tokens, group.k, &pairs);
         if needed > self.gradients.len() {
             self.gradients = self.memory.take("workspace", 0)?;
             self.gradients = self.memory.take("workspace", needed)?;

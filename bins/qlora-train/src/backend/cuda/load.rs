@@ -9,9 +9,9 @@ use crate::files::tensor::{StoredWeight, Tensor16, TensorData};
 use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use qlora_kernels::cuda::absmax_transpose;
-use qlora_kernels::cuda::nf4::Layout;
 use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::nf4::Layout;
+use qlora_kernels::ops::nf4::absmax_transpose;
 use std::sync::Arc;
 
 /// In bf16; other types are rounded to it.

@@ -6,9 +6,9 @@ use super::operands::{CudaBuffer, CudaTable};
 use crate::backend::dims::Dims;
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::cuda::cross_entropy::{self, CrossEntropy, LossState, Shape};
-use qlora_kernels::cuda::logits::{OutputLayer, logits};
-use qlora_kernels::cuda::{Buffer, Outbox, ViewMut};
+use qlora_kernels::device::{Buffer, ReadbackStaging, ViewMut};
+use qlora_kernels::ops::cross_entropy::{self, CrossEntropy, LossState, Shape};
+use qlora_kernels::ops::logits::{OutputLayer, logits};
 
 /// Tokens whose logits exist at one time, at most as many as a batch has.
 const CHUNK: usize = cross_entropy::CHUNK;
@@ -23,7 +23,7 @@ pub struct LossMemory {
     state: Buffer<u64>,
     workspace: Buffer<u8>,
     /// Where the state is read; none while planning.
-    outbox: Option<Outbox<u64>>,
+    outbox: Option<ReadbackStaging<u64>>,
     /// `[vocab]` of every token whose logits are computed together; made when there is one
     logits: Vec<Buffer<f32>>,
 }
@@ -60,7 +60,8 @@ impl Cuda {
         let supervised = targets.iter().filter(|&&target| target >= 0).count();
         let input = CrossEntropy {
             shape: Shape { m, h: head.hidden, vocab, supervised, chunk: CHUNK },
-            weight,
+            gradient_scale: weight,
+            weights: None,
             hidden: x.rows(m),
             head: head.data.view(),
             targets: self.on_device.targets.view().first(m),
@@ -75,7 +76,7 @@ impl Cuda {
     /// The sum of the last losses, NaN if one is not finite.
     pub(super) fn read_loss(&mut self) -> Result<f64> {
         let Some(outbox) = &mut self.loss.outbox else { return Ok(0.0) };
-        let words = outbox.read()?;
+        let words = outbox.wait()?;
         let found = LossState::from_words([words[0], words[1]]);
         Ok(if found.not_finite.is_some() { f64::NAN } else { found.sum })
     }

@@ -2,13 +2,16 @@
 
 use crate::backend::plan::PlannedBuffer;
 use crate::error::{Context, Error, Result};
-use qlora_kernels::cuda::ranges::Peak;
-use qlora_kernels::cuda::{Arena, Buffer, Device, Element, Inbox, Outbox, Pinned, Stash, Stream, View};
+use qlora_kernels::device::{
+    Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
+};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 pub struct Memory {
     /// None: a plan, which takes and gives back as the run does and computes nothing.
-    device: Option<Device>,
+    /// Shared with whoever opened it.
+    device: Option<Rc<Device>>,
     arena: Arena,
     /// Pinned host memory, by name
     pinned: RefCell<Vec<PlannedBuffer>>,
@@ -20,7 +23,7 @@ impl Memory {
     }
 
     /// Refused: a GPU without that many free bytes.
-    pub fn new(device: Device, bytes: u64) -> Result<Self> {
+    pub fn new(device: Rc<Device>, bytes: u64) -> Result<Self> {
         let arena = Arena::new(&device, bytes).or_refuse(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
@@ -28,17 +31,17 @@ impl Memory {
     }
 
     pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
+        self.device.as_deref()
     }
 
     /// What operations are queued on; none while planning.
     pub fn stream(&self) -> Option<Stream> {
-        self.device.as_ref().map(Device::stream)
+        self.device().map(Device::stream)
     }
 
     /// Any bits; `name` is that of the plan's line.
     pub fn take<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
-        Ok(self.arena.take(name, len)?)
+        Ok(self.arena.alloc(name, len)?)
     }
 
     pub fn zeros<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
@@ -88,32 +91,37 @@ impl Memory {
         &self,
         name: &str,
         len: usize,
-        make: impl FnOnce(&Device) -> qlora_kernels::cuda::Result<P>,
+        make: impl FnOnce(&Device) -> qlora_kernels::Result<P>,
     ) -> Result<Option<P>> {
         self.count_pinned::<T>(name, len);
-        self.device.as_ref().map(make).transpose().or_fail(|| {
+        self.device().map(make).transpose().or_fail(|| {
             format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
         })
     }
 
-    fn inbox<T: Element>(&self, len: usize) -> Result<Option<Inbox<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| Inbox::new(device, len))
+    fn inbox<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
+        self.pinned::<T, _>("batches and rates on their way", len, |device| UploadStaging::new(device, len))
     }
 
-    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<Outbox<T>>> {
-        self.pinned::<T, _>("batches and rates on their way", len, |device| Outbox::new(device, len))
+    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
+        self.pinned::<T, _>("batches and rates on their way", len, |device| ReadbackStaging::new(device, len))
     }
 
-    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<Stash<T>>> {
-        self.pinned::<T, _>(name, len, |device| Stash::new(device, len))
+    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
+        self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
     }
 
     /// `data` while running: `len` elements that the device reads where they are.
-    pub fn pin<T: Element>(&self, name: &'static str, len: usize, data: Option<&[T]>) -> Result<Option<Pinned<T>>> {
+    pub fn pin<T: Element>(
+        &self,
+        name: &'static str,
+        len: usize,
+        data: Option<&[T]>,
+    ) -> Result<Option<PinnedBuffer<T>>> {
         self.pinned::<T, _>(name, len, |device| {
             let data = data.expect("a run has what it pins");
             assert_eq!(data.len(), len, "{name}");
-            Pinned::new(device, data)
+            PinnedBuffer::new(device, data)
         })
     }
 
@@ -124,7 +132,7 @@ impl Memory {
         lines
     }
 
-    pub fn peak(&self) -> Peak {
+    pub fn peak(&self) -> PeakUsage {
         self.arena.peak()
     }
 
@@ -145,7 +153,7 @@ impl Memory {
 /// A buffer that gets new values again and again, and the pinned memory they come through; none while planning.
 pub struct Incoming<T: Element> {
     buffer: Buffer<T>,
-    inbox: Option<Inbox<T>>,
+    inbox: Option<UploadStaging<T>>,
 }
 
 impl<T: Element> Incoming<T> {
@@ -155,10 +163,8 @@ impl<T: Element> Incoming<T> {
 
     /// The first values, at most as many as there is room for.
     pub fn set(&mut self, memory: &Memory, values: &[T]) -> Result<()> {
-        match (memory.device(), &mut self.inbox) {
-            (Some(device), Some(inbox)) => Ok(inbox.send(device, values, &mut self.buffer)?),
-            _ => Ok(()),
-        }
+        let _ = memory;
+        self.inbox.as_mut().map_or(Ok(()), |inbox| Ok(inbox.upload(values, &mut self.buffer)?))
     }
 
     pub fn view(&self) -> View<'_, T> {
@@ -167,15 +173,13 @@ impl<T: Element> Incoming<T> {
 }
 
 /// Begins to fetch a buffer; nothing while planning.
-pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<Outbox<T>>, buffer: &Buffer<T>) -> Result<()> {
-    match (memory.device(), outbox) {
-        (Some(device), Some(outbox)) => Ok(outbox.fetch(device, buffer)?),
-        _ => Ok(()),
-    }
+pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
+    let _ = memory;
+    outbox.as_mut().map_or(Ok(()), |outbox| Ok(outbox.read_back(buffer)?))
 }
 
 /// What a process cannot go on after is said to be so.
-pub fn failed(error: &qlora_kernels::cuda::CudaError) -> Error {
+pub fn failed(error: &qlora_kernels::CudaError) -> Error {
     let lost = match error.is_lost() {
         true => {
             ". This process cannot use the GPU any more; a training run goes on from its newest checkpoint with \

@@ -26,7 +26,7 @@ pub use operands::{CudaBuffer, CudaParam, CudaStowed, CudaTable, CudaVector, Cud
 use super::batch::Current;
 use super::dims::Dims;
 use super::plan::{PlannedBuffer, Planner};
-use crate::arch::LlamaConfig;
+use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use cache::CacheMemory;
@@ -34,7 +34,10 @@ use half::bf16;
 use loss::LossMemory;
 use memory::{Incoming, Memory};
 use optimizer::OptimizerMemory;
-use qlora_kernels::cuda::{Buffer, CudaError, Device, Marks, View, layer};
+use qlora_kernels::CudaError;
+use qlora_kernels::device::{Buffer, Device, EventTimer, View};
+use qlora_kernels::ops::layer;
+use std::rc::Rc;
 use std::sync::Arc;
 use stow::StowMemory;
 
@@ -63,9 +66,9 @@ pub struct Cuda {
     /// What random weights repeat, and the same on the device.
     pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
     /// Made when the first moment is marked.
-    marks: Option<Marks>,
+    marks: Option<EventTimer>,
     #[cfg(feature = "emulation")]
-    paths: Vec<qlora_kernels::cuda::linear::Path>,
+    paths: Vec<qlora_kernels::ops::linear::Path>,
 }
 
 struct BatchMemory {
@@ -101,7 +104,7 @@ impl From<CudaError> for Error {
 
 impl Planner for Cuda {
     fn of(spec: &ModelSpec) -> Result<Self> {
-        Self::planning(spec.dims(), &spec.config)
+        Self::planning(spec.dims(), &spec.arch)
     }
 
     fn planned(&self) -> Vec<PlannedBuffer> {
@@ -135,19 +138,24 @@ impl BatchMemory {
 impl Cuda {
     /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found. Refused: no
     /// driver, no such GPU, no room, or a model that the kernels do not compute.
-    pub fn new(ordinal: usize, dims: Dims, config: &LlamaConfig, bytes: u64) -> Result<Self> {
+    pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+        let device = Device::open_at(ordinal).usage_context(|| format!("`device`: cuda:{ordinal} cannot be used"))?;
+        Self::on_device(Rc::new(device), dims, config, bytes)
+    }
+
+    /// As [`new`](Self::new), on a GPU that is open already.
+    pub fn on_device(device: Rc<Device>, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
-        let device = Device::open_at(ordinal).or_refuse(|| "`device`: found cuda".to_owned())?;
         Self::on(Memory::new(device, bytes)?, dims, config)
     }
 
     /// A plan of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not compute.
-    pub fn planning(dims: Dims, config: &LlamaConfig) -> Result<Self> {
+    pub fn planning(dims: Dims, config: &Arch) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(Memory::planning(), dims, config)
     }
 
-    fn on(memory: Memory, dims: Dims, config: &LlamaConfig) -> Result<Self> {
+    fn on(memory: Memory, dims: Dims, config: &Arch) -> Result<Self> {
         let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,
@@ -173,7 +181,7 @@ impl Cuda {
 
     /// The kernels that linear layers took since the last call, in order; for tests.
     #[cfg(feature = "emulation")]
-    pub fn take_paths(&mut self) -> Vec<qlora_kernels::cuda::linear::Path> {
+    pub fn take_paths(&mut self) -> Vec<qlora_kernels::ops::linear::Path> {
         std::mem::take(&mut self.paths)
     }
 

@@ -2,7 +2,8 @@
 
 use crate::backend::OptimizerState;
 use half::bf16;
-use qlora_kernels::cuda::{Buffer, Pinned, View, ViewMut, linear, nf4};
+use qlora_kernels::device::{Buffer, PinnedBuffer, View, ViewMut};
+use qlora_kernels::ops::{linear, nf4};
 
 /// `[capacity, width]`; operations use the rows of the current batch.
 pub struct CudaBuffer {
@@ -58,7 +59,7 @@ pub struct CudaTable {
 pub(super) enum TableMemory {
     Device(Buffer<bf16>),
     /// Rows are read where they are; none while planning.
-    Host(Option<Pinned<bf16>>),
+    Host(Option<PinnedBuffer<bf16>>),
 }
 
 impl TableMemory {

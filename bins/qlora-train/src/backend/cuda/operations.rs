@@ -7,9 +7,9 @@ use crate::backend::{
 };
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
-use qlora_kernels::cuda::Marks;
-use qlora_kernels::cuda::attention::{self, Attention};
-use qlora_kernels::cuda::layer::{self, Residual};
+use qlora_kernels::device::EventTimer;
+use qlora_kernels::ops::attention::{self, Attention};
+use qlora_kernels::ops::layer::{self, Residual};
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::{AttentionShape, RopeTable};
 
@@ -362,14 +362,14 @@ impl Backend for Cuda {
         let Some(device) = self.memory.device() else { return Ok(()) };
         let marks = match &mut self.marks {
             Some(marks) => marks,
-            none => none.insert(Marks::new(device)?),
+            none => none.insert(EventTimer::new(device)?),
         };
-        Ok(marks.add()?)
+        Ok(marks.record()?)
     }
 
     fn marks(&mut self) -> Result<Vec<f64>> {
         match &mut self.marks {
-            Some(marks) => Ok(marks.seconds()?),
+            Some(marks) => Ok(marks.elapsed()?),
             None => Ok(Vec::new()),
         }
     }

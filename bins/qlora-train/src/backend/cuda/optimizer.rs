@@ -7,8 +7,8 @@ use super::operands::{CudaParam, StateMemory, Training};
 use crate::backend::{OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::cuda::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States, Tensor, Tensors};
-use qlora_kernels::cuda::{Buffer, Element, Outbox};
+use qlora_kernels::device::{Buffer, Element, ReadbackStaging};
+use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States, Tensor, Tensors};
 
 /// The plan's lines.
 const PARAMS: &str = "LoRA A and B";
@@ -28,7 +28,7 @@ pub struct OptimizerMemory {
     workspace: Buffer<u64>,
     state: Buffer<u64>,
     /// Where the state is read; none while planning.
-    outbox: Option<Outbox<u64>>,
+    outbox: Option<ReadbackStaging<u64>>,
 }
 
 impl OptimizerMemory {
@@ -188,7 +188,7 @@ impl Cuda {
         tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
         fetch(&self.memory, outbox, state)?;
         tensors.update(table.view(), rates.view(), Some(state.view()), stream)?;
-        let words = outbox.as_mut().expect("it is there while running").read()?;
+        let words = outbox.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
 }

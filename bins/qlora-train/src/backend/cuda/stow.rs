@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::operands::{CudaBuffer, CudaStowed, Storage};
 use crate::error::Result;
 use half::bf16;
-use qlora_kernels::cuda::{Buffer, Stash};
+use qlora_kernels::device::{Buffer, OffloadSlot};
 use std::collections::VecDeque;
 
 /// Inputs whose way to the host may overlap with the layers after them; each holds its memory on the device until then.
@@ -28,7 +28,7 @@ pub struct StowMemory {
 }
 
 enum Stowing {
-    Running(Stash<bf16>),
+    Running(OffloadSlot<bf16>),
     /// The buffer that is on its way.
     Planned(Option<Buffer<bf16>>),
 }
@@ -47,7 +47,7 @@ impl StowMemory {
     /// What is queued next follows the copy of this stash, whose memory on the device is given back.
     fn settle(&mut self, index: usize) -> Result<()> {
         match &mut self.stashes[index] {
-            Stowing::Running(stash) => Ok(stash.settle()?),
+            Stowing::Running(stash) => Ok(stash.wait_offload()?),
             Stowing::Planned(buffer) => {
                 *buffer = None;
                 Ok(())
@@ -66,7 +66,7 @@ impl Cuda {
         };
         let index = self.stowed.vacant(&self.memory, data.len())?;
         match (&mut self.stowed.stashes[index], self.memory.device()) {
-            (Stowing::Running(stash), Some(device)) => stash.leave(device, data)?,
+            (Stowing::Running(stash), Some(_)) => stash.offload(data)?,
             (planned, _) => *planned = Stowing::Planned(Some(data)),
         }
         self.stowed.under_way.push_back(index);
@@ -86,7 +86,7 @@ impl Cuda {
         }
         let buffer = self.memory.take("residual stream", self.dims.tokens * width)?;
         match (&mut self.stowed.stashes[index], self.memory.device()) {
-            (Stowing::Running(stash), Some(device)) => stash.come(device, buffer)?,
+            (Stowing::Running(stash), Some(_)) => stash.prefetch(buffer)?,
             (planned, _) => *planned = Stowing::Planned(Some(buffer)),
         }
         Ok(CudaStowed::Away { stash: index, width, coming: true })
@@ -97,7 +97,7 @@ impl Cuda {
             CudaStowed::Here(buffer) => Ok(buffer),
             CudaStowed::Away { stash: index, width, .. } => {
                 let data = match &mut self.stowed.stashes[index] {
-                    Stowing::Running(stash) => stash.arrive()?,
+                    Stowing::Running(stash) => stash.wait_prefetch()?,
                     Stowing::Planned(buffer) => buffer.take().expect("what was put away comes back once"),
                 };
                 self.stowed.free.push(index);

@@ -10,12 +10,12 @@ use crate::refuse;
 
 const KEY: &str = "quantization_config";
 const ORIGINAL: &str = "use the original 16-bit model";
-/// What torch calls the types that 4-bit codes may be packed into.
+/// Torch's names of the types that 4-bit codes may be packed into.
 const STORAGE: [&str; 6] = ["uint8", "int8", "bfloat16", "float16", "float32", "float64"];
 const COMPUTE: [&str; 3] = ["bfloat16", "float16", "float32"];
 
-/// What config.json says of a bitsandbytes NF4 checkpoint.
-pub(in crate::base) struct QuantizationConfig {
+/// The `quantization_config` of a bitsandbytes NF4 checkpoint.
+pub(crate) struct QuantizationConfig {
     /// Modules that are not quantised, as patterns; `None`: only the output layer is not.
     skip: Option<Vec<Pattern>>,
 }
@@ -62,7 +62,7 @@ impl QuantizationConfig {
         Ok(Some(Self { skip: skip_list(&keys)? }))
     }
 
-    /// Whether config.json says that the linear layer `module`, such as `model.layers.0.mlp.up_proj`, is stored as it
+    /// True if config.json says that the linear layer `module`, such as `model.layers.0.mlp.up_proj`, is stored as it
     /// was.
     pub fn skips(&self, module: &str) -> bool {
         match &self.skip {

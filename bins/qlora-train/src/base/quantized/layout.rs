@@ -1,4 +1,4 @@
-//! Where every tensor of a checkpoint goes: shards of bounded size, the offsets known before a byte is written. So the
+//! The layout of a checkpoint's files: shards of bounded size, the offsets known before a byte is written. So the
 //! data can be written in any order, and the headers last.
 
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ impl Layout {
         let (mut files, mut places) = (Vec::with_capacity(self.shards.len()), BTreeMap::new());
         for (i, shard) in self.shards.iter().enumerate() {
             let path = dir.join(&shard.file_name);
-            let file = File::create(&path).or_fail(|| format!("{}: cannot be written", path.display()))?;
+            let file = File::create(&path).context(|| format!("{}: cannot be written", path.display()))?;
             let mut offset = shard.header(metadata)?.len() as u64;
             for tensor in &shard.tensors {
                 places.insert(tensor.name.as_str(), (i, offset));
@@ -91,7 +91,7 @@ impl Shard {
     fn header(&self, metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let tensors = self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype, &tensor.shape[..]));
-        write_header(&mut bytes, metadata, tensors).or_fail(|| format!("{}: its header", self.file_name))?;
+        write_header(&mut bytes, metadata, tensors).context(|| format!("{}: its header", self.file_name))?;
         Ok(bytes)
     }
 }
@@ -108,7 +108,7 @@ impl Writer<'_> {
     /// The whole data of one tensor.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let (shard, offset) = self.places[name];
-        self.files[shard].write_all_at(bytes, offset).or_fail(|| self.what(shard))
+        self.files[shard].write_all_at(bytes, offset).context(|| self.what(shard))
     }
 
     /// Writes the headers, and the index where there are several files; all are on the disk then.
@@ -116,7 +116,7 @@ impl Writer<'_> {
         for (i, (shard, file)) in self.layout.shards.iter().zip(&self.files).enumerate() {
             let header = shard.header(metadata)?;
             let write = || file.write_all_at(&header, 0).and_then(|()| file.sync_all());
-            write().or_fail(|| self.what(i))?;
+            write().context(|| self.what(i))?;
         }
         if self.layout.shards.len() > 1 {
             write_json(&self.dir.join(INDEX), &self.layout.index())?;
@@ -150,5 +150,5 @@ pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(
         file.write_all(&text)?;
         file.sync_all()
     };
-    write().or_fail(|| format!("{}: cannot be written", path.display()))
+    write().context(|| format!("{}: cannot be written", path.display()))
 }

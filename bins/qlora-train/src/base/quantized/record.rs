@@ -1,4 +1,4 @@
-//! What a quantised checkpoint of ours remembers of the model that it was made of: metadata of every weight file.
+//! The record of the original model in a quantized checkpoint of ours: metadata of every weight file.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub struct OriginalBase {
 
 impl OriginalBase {
     /// `None`: the files are another program's. Refused: they disagree, or a value is damaged.
-    pub(in crate::base) fn of(files: &[TensorFile]) -> Result<Option<Self>> {
+    pub(crate) fn of(files: &[TensorFile]) -> Result<Option<Self>> {
         let Some(first) = files.first() else { return Ok(None) };
         let own = |file: &TensorFile| -> BTreeMap<String, String> {
             let keys = [FINGERPRINT, NAME, REVISION, QUANTIZED_FINGERPRINT];

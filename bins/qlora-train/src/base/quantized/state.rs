@@ -17,7 +17,7 @@ pub(super) struct QuantState {
     /// `[out, in]`
     pub shape: [usize; 2],
     pub block_size: usize,
-    /// What the weight was before, and what bitsandbytes dequantises it to.
+    /// Type of the weight before, which bitsandbytes dequantizes it to
     pub dtype: StoredType,
     /// The offset of the absmax under double quantisation.
     pub nested_offset: Option<f32>,
@@ -27,7 +27,7 @@ impl QuantState {
     /// `source` is what errors call the tensor: its file and name.
     pub fn parse(source: String, bytes: &[u8]) -> Result<Self> {
         let damaged = || format!("{source}: not a quant_state (a JSON object as bitsandbytes writes it); get it again");
-        let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<Value>>(bytes).or_refuse(damaged)?;
+        let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<Value>>(bytes).usage_context(damaged)?;
         let map: Map<String, Value> = entries.into_iter().collect();
         let keys = Keys { source, map: &map };
         if let Some(unknown) = map.keys().find(|key| !KEYS.contains(&key.as_str())) {

@@ -17,16 +17,16 @@ use crate::refuse;
 const MAX_STATE_BYTES: usize = 1 << 16;
 
 /// A weight that is stored in NF4.
-pub(in crate::base) struct Nf4Entry {
+pub(crate) struct Nf4Entry {
     pub shape: [usize; 2],
     pub options: Nf4Options,
     offset: Option<f32>,
-    /// What follows the weight's name → (position of the file, header entry); the codes have "".
+    /// Suffix of the weight's name → (position of the file, header entry); the codes have "".
     pub parts: BTreeMap<&'static str, (usize, TensorInfo)>,
 }
 
-/// Whether anything is stored beside `name` that makes it a quantised weight.
-pub(in crate::base) fn has_parts(owners: &BTreeMap<String, usize>, name: &str) -> bool {
+/// True if a part is stored beside `name` that makes it a quantized weight.
+pub(crate) fn has_parts(owners: &BTreeMap<String, usize>, name: &str) -> bool {
     let prefix = format!("{name}.");
     owners.range(prefix.clone()..).next().is_some_and(|(found, _)| found.starts_with(&prefix))
 }
@@ -133,7 +133,7 @@ impl Nf4Entry {
         let Some((found, &file)) = unknown else { return Ok(()) };
         let hint = match (self.offset, &found[name.len()..]) {
             (None, part::NESTED_ABSMAX | part::NESTED_QUANT_MAP) => {
-                ": its quant_state names no double quantisation (`nested_offset`)"
+                ": its quant_state names no double quantization (`nested_offset`)"
             }
             _ => "",
         };
@@ -175,7 +175,7 @@ impl Nf4Entry {
             let (file, _) = self.parts[""];
             format!("{}: tensor `{name}`: the NF4 weight is damaged, get it again", files[file].path().display())
         };
-        Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax).or_refuse(what)
+        Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax).usage_context(what)
     }
 }
 

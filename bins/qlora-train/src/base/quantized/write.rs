@@ -13,7 +13,7 @@ use super::config::{QuantizationConfig, quantized_config, skipped};
 use super::layout::{Layout, Stored, Writer, write_json};
 use super::state::{QuantState, STATE_BYTES};
 use super::{OriginalBase, part};
-use crate::arch::{Module, expected_tensors};
+use crate::arch::Projection;
 use crate::base::fingerprint::TensorDigest;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::{Context, Result};
@@ -33,7 +33,7 @@ pub struct QuantizeOptions {
     pub max_shard_bytes: u64,
 }
 
-/// What [`quantize`] made.
+/// Result of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct Quantized {
     /// Linear weights in NF4.
@@ -51,7 +51,7 @@ pub struct Quantized {
 ///
 /// The directory appears whole or not at all. Refused: a base that is quantised already, an output that is there and
 /// not empty, weights that are not finite, an entry of `skip_modules` that matches nothing. `progress` gets the number
-/// of tensors done, of [`expected_tensors`]; an error of it ends the work, and nothing is left.
+/// of tensors done, of [`Arch::tensors`](crate::arch::Arch::tensors); an error of it ends the work, and nothing is left.
 pub fn quantize(
     checkpoint: &Checkpoint,
     output: &Path,
@@ -59,7 +59,7 @@ pub fn quantize(
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Quantized> {
     if checkpoint.quantization().is_some() {
-        refuse!("{}: found a model that is quantised already, expected a 16-bit one", checkpoint.dir().display());
+        refuse!("{}: found a model that is already quantized, expected a 16-bit one", checkpoint.dir().display());
     }
     let plan = Plan::new(checkpoint, options)?;
     let partial = Partial::new(output)?;
@@ -81,7 +81,7 @@ pub fn quantize(
     })
 }
 
-/// What goes where.
+/// Plan of the files.
 struct Plan<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a QuantizeOptions,
@@ -93,13 +93,14 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(checkpoint: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
-        let config = checkpoint.config();
-        let layers = 0..config.num_layers;
-        let weights: Vec<String> = layers.flat_map(|l| Module::ALL.map(|module| module.weight_name(l))).collect();
-        let module = |name: &'_ str| name.trim_end_matches(".weight").to_owned();
-        let modules: Vec<String> = weights.iter().map(|name| module(name)).collect();
+        let arch = checkpoint.arch();
+        let modules: Vec<String> = arch.modules().collect();
         let skipped = skipped(&options.skip_modules, modules.iter().map(String::as_str))?;
-        let quantized: BTreeSet<String> = weights.into_iter().filter(|name| !skipped.contains(&module(name))).collect();
+        let quantized: BTreeSet<String> = modules
+            .iter()
+            .filter(|module| !skipped.contains(*module))
+            .map(|module| format!("{module}.weight"))
+            .collect();
         let group = |(name, shape): (String, Vec<usize>)| match quantized.contains(&name) {
             true => nf4_parts(&name, shape[0], shape[1], &options.nf4),
             false => {
@@ -107,14 +108,14 @@ impl<'a> Plan<'a> {
                 vec![Stored { name, dtype, shape }]
             }
         };
-        let groups = expected_tensors(config).into_iter().map(group).collect();
+        let groups = arch.tensors().into_iter().map(group).collect();
         let layout = Layout::new(groups, options.max_shard_bytes);
         Ok(Self { checkpoint, options, quantized, skipped, layout })
     }
 
-    /// What the linear layers were stored in, as a whole.
+    /// Type that the linear layers were stored in
     fn compute_type(&self) -> StoredType {
-        let name = Module::Q.weight_name(0);
+        let name = self.checkpoint.arch().weight_name(0, Projection::Q);
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
     }
 
@@ -124,7 +125,7 @@ impl<'a> Plan<'a> {
         let mut original = OriginalBase { name, fingerprint: blank.clone(), quantized_fingerprint: blank };
         let writer = self.layout.create(dir, &original.to_metadata())?;
         let (mut before, mut after) = (Fingerprint::new(self.checkpoint), Fingerprint::new(self.checkpoint));
-        for (done, (name, _)) in expected_tensors(self.checkpoint.config()).iter().enumerate() {
+        for (done, (name, _)) in self.checkpoint.arch().tensors().iter().enumerate() {
             let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
             before.add(digest.clone())?;
             self.checkpoint.check_finite(name, &tensor)?;
@@ -152,7 +153,7 @@ impl<'a> Plan<'a> {
             _ => Nf4Matrix::quantize(&tensor.to_f32(), rows, cols, &self.options.nf4),
         };
         drop(tensor);
-        let matrix = quantized.or_refuse(|| format!("{}: tensor `{name}`", self.checkpoint.dir().display()))?;
+        let matrix = quantized.usage_context(|| format!("{}: tensor `{name}`", self.checkpoint.dir().display()))?;
         let bytes = nf4_bytes(&matrix, dtype);
         let parts = nf4_parts(name, rows, cols, &self.options.nf4);
         parts.iter().zip(&bytes).try_for_each(|(stored, bytes)| writer.write(&stored.name, bytes))?;
@@ -218,13 +219,13 @@ impl Partial {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        std::fs::create_dir_all(parent).or_refuse(|| format!("{shown}: its parent directory cannot be made"))?;
+        std::fs::create_dir_all(parent).usage_context(|| format!("{shown}: its parent directory cannot be made"))?;
         // Readable by whom the umask lets read.
         let guard = tempfile::Builder::new()
             .prefix(&format!(".{name}.partial-"))
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(parent)
-            .or_refuse(|| format!("{shown}: cannot be made; choose another directory"))?;
+            .usage_context(|| format!("{shown}: cannot be made; choose another directory"))?;
         Ok(Self { path: guard.path().to_owned(), guard })
     }
 
@@ -235,7 +236,7 @@ impl Partial {
             std::fs::rename(&self.path, output)?;
             File::open(output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
         };
-        put().or_fail(|| format!("{}: cannot be put in place", output.display()))?;
+        put().context(|| format!("{}: cannot be put in place", output.display()))?;
         // It has another name now.
         let _ = self.guard.keep();
         Ok(())
@@ -249,7 +250,7 @@ pub(super) fn check_output(output: &Path) -> Result<()> {
     if !metadata.is_dir() {
         refuse!("{shown}: found something that is not a directory, expected none, or an empty one; choose another");
     }
-    let mut entries = std::fs::read_dir(output).or_refuse(|| format!("{shown}: cannot be read"))?;
+    let mut entries = std::fs::read_dir(output).usage_context(|| format!("{shown}: cannot be read"))?;
     if entries.next().is_some() {
         refuse!("{shown}: found a directory that is not empty, expected none, or an empty one; choose another");
     }
@@ -275,8 +276,8 @@ const WEIGHTS: [&str; 13] = [
 
 /// Tokenizer, templates, generation settings, licence, model card: all files but weights and hidden ones.
 fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(from).or_fail(|| format!("{}: cannot be read", from.display()))? {
-        let entry = entry.or_fail(|| format!("{}: cannot be read", from.display()))?;
+    for entry in std::fs::read_dir(from).context(|| format!("{}: cannot be read", from.display()))? {
+        let entry = entry.context(|| format!("{}: cannot be read", from.display()))?;
         let (name, path) = (entry.file_name(), entry.path());
         let text = name.to_string_lossy();
         let weights = WEIGHTS.iter().any(|ending| text.ends_with(&format!(".{ending}")));
@@ -289,7 +290,7 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
             io::copy(&mut File::open(&path)?, &mut target)?;
             target.sync_all()
         };
-        copy().or_fail(|| format!("{}: cannot be copied", path.display()))?;
+        copy().context(|| format!("{}: cannot be copied", path.display()))?;
     }
     Ok(())
 }

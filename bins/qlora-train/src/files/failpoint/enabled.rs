@@ -64,7 +64,7 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// What is to happen now, if anything.
+/// The action at this place now, if any.
 fn pass(stage: &str, what: &str) -> Option<Action> {
     let name = if what.is_empty() { stage.to_owned() } else { format!("{stage}/{what}") };
     match fault()? {

@@ -1,0 +1,189 @@
+//! The keys of config.json that families share, as transformers v4 and v5 write them.
+
+use serde_json::{Map, Value, json};
+
+use super::{Activation, Arch, Family, LayerArch, Multipliers, Norm, QkNorm, Rope, TensorNames};
+use crate::error::Result;
+use crate::files::json::Keys;
+use crate::refuse;
+use std::collections::BTreeSet;
+
+/// Kernels index the rows and columns of a matrix with 32 bits.
+const MAX_DIMENSION: usize = i32::MAX as usize;
+const MAX_LAYERS: usize = 10_000;
+
+/// The values of keys that are absent.
+pub(super) struct Defaults {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    /// `None`: as many as heads
+    pub num_kv_heads: Option<usize>,
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
+    pub bos_token_id: Option<u32>,
+    pub eos_token_id: Option<u32>,
+}
+
+/// An architecture like Llama's without biases, of the sizes in config.json. A family changes from it what it has
+/// otherwise.
+pub(super) fn read(
+    keys: &Keys,
+    family: &'static Family,
+    names: &'static TensorNames,
+    defaults: &Defaults,
+) -> Result<Arch> {
+    let at_least_one = |key: &str, default: usize| match keys.whole(key)?.unwrap_or(default) {
+        n if (1..=MAX_DIMENSION).contains(&n) => Ok(n),
+        _ => Err(keys.wrong(key, &format!("a whole number from 1 to {MAX_DIMENSION}"))),
+    };
+    let hidden_size = at_least_one("hidden_size", defaults.hidden_size)?;
+    let num_heads = at_least_one("num_attention_heads", defaults.num_heads)?;
+    if keys.get("head_dim").is_none() && !hidden_size.is_multiple_of(num_heads) {
+        let expected = format!("a multiple of num_attention_heads ({num_heads}), or a key `head_dim`");
+        return Err(keys.wrong("hidden_size", &expected));
+    }
+    let max_position_embeddings = at_least_one("max_position_embeddings", defaults.max_position_embeddings)?;
+    let vocab_size = at_least_one("vocab_size", defaults.vocab_size)?;
+    Ok(Arch {
+        family,
+        names,
+        vocab_size,
+        hidden_size,
+        intermediate_size: at_least_one("intermediate_size", defaults.intermediate_size)?,
+        num_layers: at_least_one("num_hidden_layers", defaults.num_layers)?,
+        num_heads,
+        num_kv_heads: at_least_one("num_key_value_heads", defaults.num_kv_heads.unwrap_or(num_heads))?,
+        head_dim: at_least_one("head_dim", hidden_size / num_heads)?,
+        norm: Norm::llama(keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32),
+        qk_norm: QkNorm::None,
+        biases: BTreeSet::new(),
+        layers: LayerArch::uniform(Rope::from_keys(keys, max_position_embeddings)?),
+        activation: Activation::GatedSilu,
+        multipliers: Multipliers::NONE,
+        attention_soft_cap: None,
+        logits_soft_cap: None,
+        tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+        max_position_embeddings,
+        bos_token_id: token_ids(keys, "bos_token_id", defaults.bos_token_id, vocab_size)?.first().copied(),
+        eos_token_ids: token_ids(keys, "eos_token_id", defaults.eos_token_id, vocab_size)?,
+    })
+}
+
+/// Sizes that do not fit together.
+pub(super) fn check(arch: &Arch, keys: &Keys) -> Result<()> {
+    if arch.num_layers > MAX_LAYERS {
+        return Err(keys.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}")));
+    }
+    if !arch.num_heads.is_multiple_of(arch.num_kv_heads) {
+        let expected = format!("a divisor of num_attention_heads ({})", arch.num_heads);
+        return Err(keys.wrong("num_key_value_heads", &expected));
+    }
+    if !arch.head_dim.is_multiple_of(2) {
+        let expected = format!("an even head dimension, found {}: rotary positions turn pairs", arch.head_dim);
+        return Err(keys.wrong("head_dim", &expected));
+    }
+    if !(arch.norm.eps.is_finite() && arch.norm.eps > 0.0) {
+        return Err(keys.wrong("rms_norm_eps", "a number above 0 that f32 can hold"));
+    }
+    if arch.num_heads.checked_mul(arch.head_dim).is_none_or(|n| n > MAX_DIMENSION) {
+        refuse!(
+            "{}: keys `num_attention_heads` and `head_dim`: found {} x {}, expected a product of at most {MAX_DIMENSION}",
+            keys.source,
+            arch.num_heads,
+            arch.head_dim
+        );
+    }
+    let bytes = arch.num_parameters().and_then(|n| n.checked_mul(4));
+    if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) {
+        refuse!(
+            "{}: the sizes give more parameters than can be addressed; expected those of a real model",
+            keys.source
+        );
+    }
+    Ok(())
+}
+
+/// The keys of [`read`], less the rotary positions and the stored type.
+pub(super) fn write(arch: &Arch) -> Map<String, Value> {
+    let eos = match arch.eos_token_ids[..] {
+        [] => Value::Null,
+        [id] => id.into(),
+        _ => json!(arch.eos_token_ids),
+    };
+    // The shortest decimal that reads back as the same f32: 1e-5, not 9.999999747378752e-6.
+    let eps: f64 = arch.norm.eps.to_string().parse().unwrap_or(f64::from(arch.norm.eps));
+    let value = json!({
+        "architectures": [arch.family.architecture],
+        "model_type": arch.family.model_type,
+        "vocab_size": arch.vocab_size,
+        "hidden_size": arch.hidden_size,
+        "intermediate_size": arch.intermediate_size,
+        "num_hidden_layers": arch.num_layers,
+        "num_attention_heads": arch.num_heads,
+        "num_key_value_heads": arch.num_kv_heads,
+        "head_dim": arch.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": eps,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": arch.tie_word_embeddings,
+        "max_position_embeddings": arch.max_position_embeddings,
+        "bos_token_id": arch.bos_token_id,
+        "eos_token_id": eos,
+    });
+    let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
+    (arch.family.write)(arch, &mut map);
+    map
+}
+
+/// Refuses `key` unless it is absent or has the one value that is computed.
+pub(super) fn only_number(keys: &Keys, key: &str, neutral: f64) -> Result<()> {
+    match keys.number(key)? {
+        Some(x) if x != neutral => Err(keys.wrong(key, &format!("{neutral}, the only supported value"))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses `key` where it is true.
+pub(super) fn only_false(keys: &Keys, key: &str) -> Result<()> {
+    match keys.flag(key)? {
+        Some(true) => Err(keys.wrong(key, "false, the only supported value")),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses another activation than silu.
+pub(super) fn only_silu(keys: &Keys) -> Result<()> {
+    match keys.text("hidden_act")?.is_some_and(|act| act != "silu") {
+        true => Err(keys.wrong("hidden_act", "\"silu\", the only supported activation")),
+        false => Ok(()),
+    }
+}
+
+/// Refuses layers of another kind than full attention.
+pub(super) fn only_full_attention(keys: &Keys) -> Result<()> {
+    let full = |list: &Vec<Value>| list.iter().all(|kind| kind == "full_attention");
+    match keys.get("layer_types").is_some_and(|value| !value.as_array().is_some_and(full)) {
+        true => Err(keys.wrong("layer_types", "only \"full_attention\"")),
+        false => Ok(()),
+    }
+}
+
+/// One id or a list of ids. Absent: the default of transformers where the vocabulary has it; null: none.
+fn token_ids(keys: &Keys, key: &str, default: Option<u32>, vocab_size: usize) -> Result<Vec<u32>> {
+    let Some(value) = keys.map.get(key) else {
+        return Ok(default.filter(|&id| (id as usize) < vocab_size).into_iter().collect());
+    };
+    let expected = || keys.wrong(key, &format!("token ids below vocab_size ({vocab_size})"));
+    let id = |value: &Value| {
+        let id = value.as_u64().filter(|&id| id < vocab_size as u64);
+        id.and_then(|id| u32::try_from(id).ok()).ok_or_else(expected)
+    };
+    match value {
+        Value::Null => Ok(vec![]),
+        Value::Array(list) => list.iter().map(id).collect(),
+        one => Ok(vec![id(one)?]),
+    }
+}

@@ -1,0 +1,88 @@
+//! The registry of families: a config.json goes to the family that it names.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Arch, config, llama};
+use crate::error::Result;
+use crate::files::json::{Keys, read_object};
+
+/// Models that share a config.json and what it means.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` of config.json
+    pub model_type: &'static str,
+    /// The entry of `architectures`
+    pub architecture: &'static str,
+    /// For messages: the models that people know.
+    pub models: &'static str,
+    pub(crate) read: fn(&Keys) -> Result<Arch>,
+    /// Adds to config.json what [`config::write`] leaves to the family.
+    pub(crate) write: fn(&Arch, &mut Map<String, Value>),
+}
+
+/// Every family that can be trained.
+pub static FAMILIES: [&Family; 1] = [&llama::FAMILY];
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+impl Family {
+    /// The family that config.json names. Refused: none, or one that is not in [`FAMILIES`].
+    fn of(keys: &Keys) -> Result<&'static Self> {
+        let model_type = keys.text("model_type")?;
+        let Some(family) = FAMILIES.into_iter().find(|family| Some(family.model_type) == model_type) else {
+            let known: Vec<String> = FAMILIES.iter().map(|family| family.description()).collect();
+            return Err(keys.wrong("model_type", &known.join(", or ")));
+        };
+        let named = |list: &Vec<Value>| list.iter().all(|name| name == family.architecture) && !list.is_empty();
+        if keys.get("architectures").is_some_and(|value| !value.as_array().is_some_and(named)) {
+            let expected = format!("[{:?}], the one of model_type {:?}", family.architecture, family.model_type);
+            return Err(keys.wrong("architectures", &expected));
+        }
+        Ok(family)
+    }
+
+    fn description(&self) -> String {
+        format!("{:?} ({}: {})", self.model_type, self.architecture, self.models)
+    }
+}
+
+impl Arch {
+    /// Reads and checks a config.json. Everything wrong with it is [`Error::Refused`](crate::error::Error::Refused).
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::from_json(path, &read_object(path)?)
+    }
+
+    /// Reads and checks a parsed config.json; `path` is what errors call it.
+    pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
+        let keys = Keys::new(path, map);
+        let arch = (Family::of(&keys)?.read)(&keys)?;
+        config::check(&arch, &keys)?;
+        arch.check_computed(&keys.source)?;
+        Ok(arch)
+    }
+
+    /// config.json in the spelling of transformers v5 (`rope_parameters`, `dtype`); `dtype` is torch's name of the
+    /// stored type, such as "bfloat16".
+    pub fn to_json(&self, dtype: &str) -> Map<String, Value> {
+        let mut map = config::write(self);
+        map.insert("rope_parameters".into(), Value::Object(self.rope().to_json()));
+        map.insert("dtype".into(), dtype.into());
+        map
+    }
+
+    /// config.json in the spelling of transformers v4 (`rope_theta`, `rope_scaling`, `torch_dtype`).
+    pub fn to_json_v4(&self, dtype: &str) -> Map<String, Value> {
+        let mut map = config::write(self);
+        let (theta, scaling) = self.rope().to_json_v4();
+        map.insert("rope_theta".into(), theta);
+        map.insert("rope_scaling".into(), scaling);
+        map.insert("torch_dtype".into(), dtype.into());
+        map
+    }
+}

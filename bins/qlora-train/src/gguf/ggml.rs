@@ -1,0 +1,175 @@
+//! The ggml tensor types that are read, and their values as f32.
+//!
+//! A block holds 32 consecutive elements of a row. With d and m stored as f16:
+//!
+//! | type | bytes of a block | element i |
+//! |---|---|---|
+//! | Q8_0 | d, 32 × i8 | `d · q[i]` |
+//! | Q4_1 | d, m, 16 × u8 | `d · q + m`; q is the low nibble of byte i for i < 16, else the high nibble of byte i − 16 |
+
+use super::ensure;
+use crate::error::{Error, Result};
+use crate::refuse;
+use half::{bf16, f16};
+
+const BLOCK: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GgmlType {
+    F32,
+    F16,
+    Q4_1,
+    Q8_0,
+}
+
+impl GgmlType {
+    pub fn from_code(code: u32) -> Result<Self> {
+        Ok(match code {
+            0 => Self::F32,
+            1 => Self::F16,
+            3 => Self::Q4_1,
+            8 => Self::Q8_0,
+            other => refuse!("ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3 or Q8_0 8)"),
+        })
+    }
+
+    /// (elements, bytes) of one block.
+    fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 => (1, 2),
+            Self::Q4_1 => (BLOCK, 2 + 2 + BLOCK / 2),
+            Self::Q8_0 => (BLOCK, 2 + BLOCK),
+        }
+    }
+
+    /// Bytes of a tensor of this shape (outermost dimension first). Blocks never straddle rows.
+    pub fn byte_length(self, shape: &[usize]) -> Result<usize> {
+        let (elements, bytes) = self.block();
+        let row = *shape.last().ok_or_else(|| Error::Refused("a tensor without dimensions".to_owned()))?;
+        ensure!(row.is_multiple_of(elements), "rows of {row} values in {self:?} (expected a multiple of {elements})");
+        shape
+            .iter()
+            .try_fold(1usize, |product, &length| product.checked_mul(length))
+            .and_then(|count| (count / elements).checked_mul(bytes))
+            .ok_or_else(|| Error::Refused(format!("a tensor of shape {shape:?} is too large")))
+    }
+
+    /// The values of whole blocks, in order. `data` comes from a tensor whose length was checked by `byte_length`.
+    pub fn to_f32(self, data: &[u8]) -> Vec<f32> {
+        let half_at = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        let (elements, bytes) = self.block();
+        let mut values = Vec::with_capacity(data.len() / bytes * elements);
+        for block in data.chunks_exact(bytes) {
+            match self {
+                Self::F32 => values.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
+                Self::F16 => values.push(half_at(block, 0)),
+                Self::Q8_0 => {
+                    let scale = half_at(block, 0);
+                    values.extend(block[2..].iter().map(|&q| scale * f32::from(q as i8)));
+                }
+                Self::Q4_1 => {
+                    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+                    let value = |q: u8| scale * f32::from(q) + minimum;
+                    values.extend(block[4..].iter().map(|&pair| value(pair & 15)));
+                    values.extend(block[4..].iter().map(|&pair| value(pair >> 4)));
+                }
+            }
+        }
+        values
+    }
+}
+
+/// Undoes the row order in which llama.cpp stores q and k for interleaved RoPE: row `2i + j` of a head (pair i, half j)
+/// belongs at row `j · head_dim/2 + i`, where Hugging Face's rotate-half RoPE expects it.
+///
+/// `values`: `[heads · head_dim, columns]`, row-major.
+pub fn undo_interleaved_rows(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+    let head_dim = values.len() / columns / heads;
+    let half_dim = head_dim / 2;
+    let mut out = Vec::with_capacity(values.len());
+    for head in 0..heads {
+        for half in 0..2 {
+            for pair in 0..half_dim {
+                let row = head * head_dim + 2 * pair + half;
+                out.extend_from_slice(&values[row * columns..(row + 1) * columns]);
+            }
+        }
+    }
+    out
+}
+
+/// Little-endian bf16, rounded to nearest, ties to even.
+pub fn to_bf16_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half(value: f32) -> [u8; 2] {
+        f16::from_f32(value).to_le_bytes()
+    }
+
+    #[test]
+    fn q4_1_takes_low_nibbles_first_then_high_nibbles() {
+        let mut block = [half(0.5), half(-2.0)].concat();
+        block.extend((0..16u8).map(|i| i | (15 - i) << 4));
+        let values = GgmlType::Q4_1.to_f32(&block);
+        let expected: Vec<f32> = (0..16).chain((0..16).rev()).map(|q| 0.5 * q as f32 - 2.0).collect();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn q8_0_values_are_signed() {
+        let mut block = half(0.25).to_vec();
+        block.extend((0..32).map(|i| (i * 8 - 128) as i8 as u8));
+        let values = GgmlType::Q8_0.to_f32(&block);
+        let expected: Vec<f32> = (0..32).map(|i| 0.25 * (i * 8 - 128) as f32).collect();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn f16_and_f32_are_read_as_they_are() {
+        assert_eq!(GgmlType::F16.to_f32(&[half(1.5), half(-0.125)].concat()), [1.5, -0.125]);
+        assert_eq!(GgmlType::F32.to_f32(&0.1f32.to_le_bytes()), [0.1]);
+    }
+
+    #[test]
+    fn byte_lengths_follow_the_blocks_and_ragged_rows_are_refused() {
+        assert_eq!(GgmlType::Q4_1.byte_length(&[3, 64]).unwrap(), 3 * 2 * 20);
+        assert_eq!(GgmlType::Q8_0.byte_length(&[3, 64]).unwrap(), 3 * 2 * 34);
+        assert_eq!(GgmlType::F16.byte_length(&[5, 3]).unwrap(), 30);
+        assert!(GgmlType::Q4_1.byte_length(&[64, 16]).is_err());
+        assert!(GgmlType::F32.byte_length(&[usize::MAX, 2]).is_err());
+        assert!(GgmlType::F32.byte_length(&[]).is_err());
+        assert!(GgmlType::from_code(2).is_err());
+    }
+
+    #[test]
+    fn rows_stored_for_interleaved_rope_return_to_their_place() {
+        let (heads, head_dim, columns) = (3, 8, 2);
+        let original: Vec<f32> = (0..heads * head_dim * columns).map(|i| i as f32).collect();
+        // llama.cpp's own direction: [heads, 2, head_dim/2] becomes [heads, head_dim/2, 2].
+        let mut stored = Vec::new();
+        for head in 0..heads {
+            for pair in 0..head_dim / 2 {
+                for half in 0..2 {
+                    let row = head * head_dim + half * head_dim / 2 + pair;
+                    stored.extend_from_slice(&original[row * columns..(row + 1) * columns]);
+                }
+            }
+        }
+        assert_ne!(stored, original);
+        assert_eq!(undo_interleaved_rows(&stored, heads, columns), original);
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_with_ties_to_even() {
+        let cases = [(0x3f80_8000u32, 0x3f80u16), (0x3f81_8000, 0x3f82), (0x3f80_8001, 0x3f81), (0x3f80_7fff, 0x3f80)];
+        for (bits, expected) in cases {
+            assert_eq!(to_bf16_bytes(&[f32::from_bits(bits)]), expected.to_le_bytes(), "{bits:#x}");
+        }
+    }
+}

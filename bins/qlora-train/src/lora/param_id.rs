@@ -1,0 +1,99 @@
+//! The name of a trainable tensor: one for model, checkpoint and adapter.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What PEFT puts before the name of a module of the base.
+const PEFT_PREFIX: &str = "base_model.model.";
+
+/// A trainable tensor: its module's path in the model and what it is there. It prints as its name in a checkpoint,
+/// "model.layers.0.self_attn.q_proj.lora_A.weight".
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId {
+    module: Arc<str>,
+    kind: ParamKind,
+}
+
+/// What a trainable tensor is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ParamKind {
+    /// `[r, K]`
+    LoraA,
+    /// `[N, r]`
+    LoraB,
+}
+
+impl ParamKind {
+    const ALL: [Self; 2] = [Self::LoraA, Self::LoraB];
+
+    /// The end of a tensor's name, after its module and a dot.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::LoraA => "lora_A.weight",
+            Self::LoraB => "lora_B.weight",
+        }
+    }
+}
+
+impl ParamId {
+    pub fn new(module: impl Into<Arc<str>>, kind: ParamKind) -> Self {
+        Self { module: module.into(), kind }
+    }
+
+    pub fn a(module: impl Into<Arc<str>>) -> Self {
+        Self::new(module, ParamKind::LoraA)
+    }
+
+    pub fn b(module: impl Into<Arc<str>>) -> Self {
+        Self::new(module, ParamKind::LoraB)
+    }
+
+    /// "model.layers.0.self_attn.q_proj"
+    pub fn module(&self) -> &str {
+        &self.module
+    }
+
+    pub fn kind(&self) -> ParamKind {
+        self.kind
+    }
+
+    /// The tensor's key in an adapter: "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".
+    pub fn peft_key(&self) -> String {
+        format!("{PEFT_PREFIX}{self}")
+    }
+
+    /// The reverse of [`peft_key`](Self::peft_key).
+    pub fn from_peft_key(key: &str) -> Option<Self> {
+        let name = key.strip_prefix(PEFT_PREFIX)?;
+        ParamKind::ALL.into_iter().find_map(|kind| {
+            let module = name.strip_suffix(kind.suffix())?.strip_suffix('.')?;
+            (!module.is_empty()).then(|| Self::new(module, kind))
+        })
+    }
+}
+
+impl fmt::Display for ParamId {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}.{}", self.module, self.kind.suffix())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_goes_to_an_adapter_and_back() {
+        let id = ParamId::b("model.layers.3.mlp.up_proj");
+        assert_eq!(id.to_string(), "model.layers.3.mlp.up_proj.lora_B.weight");
+        assert_eq!(id.peft_key(), "base_model.model.model.layers.3.mlp.up_proj.lora_B.weight");
+        assert_eq!(ParamId::from_peft_key(&id.peft_key()), Some(id));
+        let lm_head = ParamId::a("lm_head");
+        assert_eq!(ParamId::from_peft_key("base_model.model.lm_head.lora_A.weight"), Some(lm_head));
+        for key in
+            ["lm_head.lora_A.weight", "base_model.model..lora_A.weight", "base_model.model.x.lora_A.default.weight"]
+        {
+            assert_eq!(ParamId::from_peft_key(key), None, "{key}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Text: several prompts at once, side by side in one batch without padding. After the prompts only the new tokens are
+//! computed; keys and values of the earlier ones are kept.
+
+use super::Llama;
+use crate::backend::{Backend, Batch};
+use crate::error::{Error, Result};
+use qlora_kernels::philox::Stream;
+
+/// Keeps the streams of sampling apart from those of shuffling and of initial values.
+const SAMPLING_DOMAIN: u64 = 2 << 32;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the most likely token.
+    pub temperature: f32,
+    /// Only the most likely tokens whose probabilities reach this sum are drawn from, (0, 1].
+    pub top_p: f32,
+    pub seed: u64,
+}
+
+impl Sampling {
+    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, seed: 0 };
+}
+
+/// Continues each prompt until one of `stop` or `max_new_tokens`; returns the new tokens without the stop token.
+/// `token` is called with the prompt's index and each new token. The backend's batches have room for all prompts with
+/// `max_new_tokens` each. What one prompt is answered does not depend on the others, beyond the rounding of sums.
+pub fn generate<B: Backend>(
+    backend: &mut B,
+    model: &Llama<B>,
+    prompts: &[Vec<u32>],
+    max_new_tokens: usize,
+    stop: &[u32],
+    sampling: &Sampling,
+    token: &mut dyn FnMut(usize, u32) -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
+    let mut cache = model.cache(backend)?;
+    let mut starts = Vec::with_capacity(prompts.len());
+    let mut next_start = 0;
+    for prompt in prompts {
+        starts.push(next_start);
+        next_start += (prompt.len() + max_new_tokens) as u32;
+    }
+    let mut streams: Vec<Stream> =
+        (0..prompts.len()).map(|row| Stream::new(sampling.seed, SAMPLING_DOMAIN + row as u64)).collect();
+    let mut rows = prompts.to_vec();
+    // Tokens of each row that the cache holds.
+    let mut cached = vec![0; rows.len()];
+    let mut open: Vec<usize> = (0..rows.len()).collect();
+    for _ in 0..max_new_tokens {
+        if open.is_empty() {
+            break;
+        }
+        let (mut input_ids, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut boundaries, mut row_starts) = (vec![0u32], Vec::new());
+        for &row in &open {
+            input_ids.extend_from_slice(&rows[row][cached[row]..]);
+            positions.extend(cached[row] as u32..rows[row].len() as u32);
+            cached[row] = rows[row].len();
+            boundaries.push(input_ids.len() as u32);
+            row_starts.push(starts[row]);
+            last.push(input_ids.len() - 1);
+        }
+        let targets = vec![-100; input_ids.len()];
+        let batch = Batch { input_ids: &input_ids, positions: &positions, boundaries: &boundaries, targets: &targets };
+        let logits = model.logits_cached(backend, &batch, &mut cache, &row_starts, &last)?;
+        let mut still_open = Vec::new();
+        for (&row, logits) in open.iter().zip(&logits) {
+            let id = choose(logits, sampling, &mut streams[row])?;
+            if !stop.contains(&id) {
+                rows[row].push(id);
+                still_open.push(row);
+                token(row, id)?;
+            }
+        }
+        open = still_open;
+    }
+    model.free_cache(backend, cache);
+    Ok(rows.into_iter().zip(prompts).map(|(row, prompt)| row[prompt.len()..].to_vec()).collect())
+}
+
+/// Failed: the logits are not finite.
+fn choose(logits: &[f32], sampling: &Sampling, stream: &mut Stream) -> Result<u32> {
+    let best = argmax(logits);
+    if !logits[best].is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+        return Err(Error::Failed("the logits are not finite: the adapter or the base diverged".to_owned()));
+    }
+    if sampling.temperature == 0.0 {
+        return Ok(best as u32);
+    }
+    let temperature = f64::from(sampling.temperature);
+    let weight = |&logit: &f32| ((f64::from(logit) - f64::from(logits[best])) / temperature).exp();
+    let mut weights: Vec<(f64, u32)> = logits.iter().map(weight).zip(0..).collect();
+    // Equal weights in the order of their ids, so that the choice is the same everywhere.
+    weights.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let total: f64 = weights.iter().map(|(weight, _)| weight).sum();
+    let mut kept = 0.0;
+    let nucleus = weights.iter().position(|(weight, _)| {
+        kept += weight;
+        kept >= f64::from(sampling.top_p) * total
+    });
+    weights.truncate(nucleus.map_or(weights.len(), |last| last + 1));
+    let kept: f64 = weights.iter().map(|(weight, _)| weight).sum();
+    let mut left = f64::from(stream.uniform()) * kept;
+    for &(weight, id) in &weights {
+        left -= weight;
+        if left < 0.0 {
+            return Ok(id);
+        }
+    }
+    // Rounding may leave a last rest.
+    Ok(weights[weights.len() - 1].1)
+}
+
+/// The first of the largest.
+fn argmax(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
+        let mut stream = Stream::new(sampling.seed, SAMPLING_DOMAIN);
+        let mut counts = vec![0.0; logits.len()];
+        for _ in 0..20_000 {
+            counts[choose(logits, sampling, &mut stream).unwrap() as usize] += 1.0 / 20_000.0;
+        }
+        counts
+    }
+
+    #[test]
+    fn tokens_are_drawn_as_often_as_they_are_likely() {
+        let logits = [0.3f32, -1.0, 2.0, 0.9];
+        for temperature in [0.5, 1.0, 2.0] {
+            let expected: Vec<f64> = logits.iter().map(|&x| f64::from(x / temperature).exp()).collect();
+            let total: f64 = expected.iter().sum();
+            let found = shares(&logits, &Sampling { temperature, top_p: 1.0, seed: 3 });
+            for (found, expected) in found.iter().zip(&expected) {
+                // Four standard deviations of 20,000 draws are 0.014.
+                assert!((found - expected / total).abs() < 0.015, "{found} {}", expected / total);
+            }
+        }
+    }
+
+    #[test]
+    fn top_p_draws_from_the_fewest_tokens_that_reach_it() {
+        let logits = [0.0f32, 2.0, 1.0, -4.0];
+        let found = shares(&logits, &Sampling { temperature: 1.0, top_p: 0.9, seed: 1 });
+        // Probabilities 0.090, 0.665, 0.244 and 0.002: the first two make up 0.909.
+        assert!(found[0] == 0.0 && found[3] == 0.0 && (found[1] - 0.731).abs() < 0.015, "{found:?}");
+        let smallest = Sampling { temperature: 1.0, top_p: 1e-6, seed: 1 };
+        assert_eq!(shares(&logits, &smallest)[1].round(), 1.0);
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_and_refuses_what_is_not_finite() {
+        let greedy = |logits: &[f32]| choose(logits, &Sampling::GREEDY, &mut Stream::new(0, 0));
+        assert_eq!(greedy(&[1.0, 3.0, 3.0]).unwrap(), 1);
+        for bad in [[f32::NAN, 0.0], [0.0, f32::NAN], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
+            assert!(greedy(&bad).unwrap_err().to_string().contains("not finite"), "{bad:?}");
+        }
+    }
+}

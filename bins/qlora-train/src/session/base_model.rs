@@ -1,0 +1,76 @@
+//! The base model of a run: its checkpoint, opened and checked, and its tokenizer.
+
+use super::Device;
+use super::chat_template::open_tokenizer;
+use crate::base::{Checkpoint, resolve_model};
+use crate::config::Settings;
+use crate::data::ChatTokenizer;
+use crate::error::Result;
+use crate::refuse;
+use crate::report::status;
+use std::cell::OnceCell;
+use std::path::PathBuf;
+
+/// Above this many parameters the CPU is only used when it is asked for.
+const CPU_PARAMETERS: u64 = 3_000_000_000;
+
+/// A base model and the tokenizer of its directory.
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    chat_template: Option<String>,
+    /// Adapters whose chat template is used
+    adapters: Vec<PathBuf>,
+    tokenizer: OnceCell<ChatTokenizer>,
+}
+
+impl Loaded {
+    /// Opens and checks the base, without its weights.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        Self::open_for(settings, &[])
+    }
+
+    /// As [`open`](Self::open), with the chat template that these adapters were trained with.
+    pub fn open_for(settings: &Settings, adapters: &[PathBuf]) -> Result<Self> {
+        let arg = settings.model_path()?;
+        let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
+        let checkpoint = Checkpoint::open(&dir)?;
+        for note in checkpoint.notes() {
+            status!("{note}");
+        }
+        let chat_template = settings.chat_template.clone();
+        Ok(Self { checkpoint, chat_template, adapters: adapters.to_vec(), tokenizer: OnceCell::new() })
+    }
+
+    /// The tokenizer if it was opened: not where all rows are token ids already.
+    pub fn tokenizer(&self) -> Option<&ChatTokenizer> {
+        self.tokenizer.get()
+    }
+
+    /// The tokenizer, opened now if it was not.
+    pub fn open_tokenizer(&self) -> Result<&ChatTokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = open_tokenizer(self.chat_template.as_deref(), &self.checkpoint, &self.adapters)?;
+        status!("chat template: {}", tokenizer.template_origin());
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// Parameters of the base alone. Opening it checked that the count fits 64 bits.
+    pub fn parameters(&self) -> u64 {
+        self.checkpoint.arch().num_parameters().unwrap_or(u64::MAX)
+    }
+
+    /// Refuses a model that would keep a CPU busy for days, unless the CPU was asked for.
+    pub fn check_size(&self, settings: &Settings, device: &Device) -> Result<()> {
+        let parameters = self.parameters();
+        if device.is_cpu() && settings.device.is_none() && parameters > CPU_PARAMETERS {
+            refuse!(
+                "the model has {:.1}B parameters, which takes very long on a CPU; use `--device cpu` to train it there \
+                 anyway",
+                parameters as f64 / 1e9
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! The model that the settings describe, and how a base's weights are quantized.
+
+use crate::adapter::Recipe;
+use crate::arch::{Arch, Projection};
+use crate::backend::{Quantization, StateFormat};
+use crate::base::Checkpoint;
+use crate::config::{self, Settings};
+use crate::error::Result;
+use crate::lora::LoraSpec;
+use crate::model::ModelSpec;
+use crate::refuse;
+
+/// Refuses 16-bit weights where the checkpoint holds NF4.
+pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
+    if settings.quantization == config::Quantization::Off && checkpoint.quantization().is_some() {
+        refuse!(
+            "`quantization`: found none, but the weights of {} are already quantized ({}); expected nf4, or the original \
+             16-bit model",
+            checkpoint.dir().display(),
+            recipe(settings, checkpoint)
+        );
+    }
+    Ok(())
+}
+
+/// The low-rank terms that the settings ask for.
+fn lora_spec(settings: &Settings, arch: &Arch) -> LoraSpec {
+    let targeted = |p: &Projection| settings.lora_target_modules.contains(arch.names.short(*p));
+    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(targeted).collect();
+    let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
+    LoraSpec { rslora: settings.use_rslora, ..uniform }
+}
+
+/// The model that the settings describe, for batches of `tokens` and rows of `positions` tokens.
+pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> ModelSpec {
+    let quantization = quantization(settings, checkpoint);
+    model_spec_of(settings, checkpoint.arch(), quantization, tokens, positions)
+}
+
+/// The model that the settings describe, for a base of this shape.
+pub fn model_spec_of(
+    settings: &Settings,
+    arch: &Arch,
+    quantization: Quantization,
+    tokens: usize,
+    positions: usize,
+) -> ModelSpec {
+    let states = match settings.optim {
+        config::Optim::Adamw => StateFormat::F32,
+        config::Optim::Adamw8bit => StateFormat::Blockwise8,
+    };
+    ModelSpec {
+        arch: arch.clone(),
+        quantization,
+        lora: lora_spec(settings, arch),
+        trainable: true,
+        states,
+        recompute: false,
+        offload: false,
+        tokens,
+        positions,
+        seed: settings.seed,
+    }
+}
+
+/// Quantization of the frozen linear weights: as a quantized checkpoint stores them, else as the settings say.
+pub fn quantization(settings: &Settings, checkpoint: &Checkpoint) -> Quantization {
+    of_settings(&effective_settings(settings, checkpoint))
+}
+
+/// The settings with the block size and double quantization of a quantized checkpoint.
+pub fn effective_settings(settings: &Settings, checkpoint: &Checkpoint) -> Settings {
+    let mut effective = settings.clone();
+    if let Some(options) = checkpoint.quantization() {
+        effective.quantization = config::Quantization::Nf4;
+        (effective.nf4_block_size, effective.double_quant) = (options.block_size, options.double_quant);
+    }
+    effective
+}
+
+/// Quantization of the frozen linear weights by the settings.
+pub fn of_settings(settings: &Settings) -> Quantization {
+    match settings.quantization {
+        config::Quantization::Nf4 => {
+            Quantization::Nf4 { block_size: settings.nf4_block_size, double_quant: settings.double_quant }
+        }
+        config::Quantization::Off => Quantization::None,
+    }
+}
+
+/// The quantization of the base, as an adapter's metadata keeps it.
+pub fn recipe(settings: &Settings, checkpoint: &Checkpoint) -> Recipe {
+    match quantization(settings, checkpoint) {
+        Quantization::Nf4 { block_size, double_quant } => {
+            Recipe::nf4(block_size, double_quant, checkpoint.skipped_modules().len())
+        }
+        Quantization::None => Recipe::NONE,
+    }
+}

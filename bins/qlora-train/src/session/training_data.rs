@@ -1,0 +1,111 @@
+//! The rows of a run, read and checked, and the order in which they are trained on.
+
+use super::Loaded;
+use crate::config::{self, Settings};
+use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
+use crate::error::Result;
+use crate::report::{status, warning};
+use std::path::PathBuf;
+
+/// The rows of a run and the order in which they are trained on.
+pub struct TrainingData {
+    pub rows: Vec<Row>,
+    pub validation: Vec<Row>,
+    /// Files that `Row::file` of a validation row indexes
+    pub validation_files: Vec<PathBuf>,
+    /// SHA-256 (hex) of each file of `data` and of `val_data`
+    pub hashes: Vec<String>,
+    pub validation_hashes: Vec<String>,
+    pub schedule: Schedule,
+    /// Tokens of the longest batch.
+    pub tokens: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+}
+
+impl TrainingData {
+    /// Reads and checks every row, and prints what became of them.
+    pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
+        let options = data_options(settings, loaded);
+        let training = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+        status!("{}", training.report);
+        let hashes = training.hashes.clone();
+        let (validation_files, validation_hashes, rows, validation) = if settings.val_data.is_empty() {
+            let (rows, validation) = split(settings, training)?;
+            (settings.data.clone(), Vec::new(), rows, validation)
+        } else {
+            let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
+            status!("validation: {}", validation.report);
+            (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
+        };
+        let schedule = schedule(settings, &rows)?;
+        if let Some(packing) = schedule.packing() {
+            status!("{packing}");
+        }
+        let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
+        let positions = loaded.checkpoint.arch().max_position_embeddings;
+        if longest > positions {
+            warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
+        }
+        Ok(Self {
+            tokens: schedule.max_tokens().max(longest),
+            rows,
+            validation,
+            validation_files,
+            hashes,
+            validation_hashes,
+            schedule,
+            longest,
+        })
+    }
+}
+
+/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are taken
+/// where none are chosen.
+pub fn find_files(settings: &mut Settings) -> Result<()> {
+    let found = DataFiles::find(&settings.data)?;
+    settings.data = found.training;
+    let chosen = !settings.val_data.is_empty() || settings.val_set_size != config::ValSet::Off;
+    settings.val_data = if chosen { DataFiles::find(&settings.val_data)?.training } else { found.validation };
+    Ok(())
+}
+
+/// How rows are read for this model.
+pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
+    DataOptions {
+        max_length: settings.max_length,
+        too_long: settings.too_long,
+        on_bad_row: settings.on_bad_row,
+        columns: Columns { prompt: settings.prompt_column.clone(), completion: settings.completion_column.clone() },
+        prompt_completion: settings.prompt_completion,
+        vocab_size: loaded.checkpoint.arch().vocab_size,
+        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
+    }
+}
+
+/// Training rows, and the rows held back for validation.
+fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Row>)> {
+    let val_set_size = match settings.val_set_size {
+        config::ValSet::Off => return Ok((training.rows, Vec::new())),
+        config::ValSet::Share(share) => share,
+        config::ValSet::Count(rows) => rows as f64,
+    };
+    let (rows, validation) = training.split(val_set_size, settings.seed)?;
+    status!("{} rows to train on, {} held back for validation", rows.len(), validation.len());
+    Ok((rows, validation))
+}
+
+pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
+    Schedule::new(
+        rows.iter().map(Row::len).collect(),
+        ScheduleOptions {
+            per_device_train_batch_size: settings.per_device_train_batch_size,
+            gradient_accumulation_steps: settings.gradient_accumulation_steps,
+            num_train_epochs: settings.num_train_epochs,
+            max_steps: settings.max_steps.0.map(|steps| steps as u64),
+            packing: settings.packing,
+            max_length: settings.max_length,
+            seed: settings.seed,
+        },
+    )
+}

@@ -1,0 +1,127 @@
+// Tiles of rows in shared memory, their matrix fragments, and the keys that a query sees: shared by the attention
+// kernels.
+//
+// A tile is `rows` tokens of one head, D wide, as D / 8 chunks of 16 bytes; chunk c of row r lies at c ^ (r % 8), so
+// that the 8 rows of an ldmatrix fall into different banks.
+#pragma once
+
+#include "common/ptx.cuh"
+
+constexpr int kAttentionWarps = 8;
+constexpr int kAttentionThreads = kAttentionWarps * 32;
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// Tokens are counted in 32 bits, with room for a tile past the end.
+constexpr int64_t kMaxTokens = INT32_MAX - 1024;
+
+// The checked operand, by value.
+struct AttentionView {
+    const bf16 *qkv;             // [M, ldqkv]: H query heads, Hkv key heads, Hkv value heads, each D wide
+    const uint32_t *cu_seqlens;  // [documents + 1]
+    bf16 *out;                   // [M, H * D]
+    float *lse;                  // [M, H]
+    const bf16 *dout;            // [M, H * D]
+    float *delta;                // [M, H]
+    bf16 *dqkv;                  // [M, ldqkv]
+    int64_t ldqkv;
+    int m, window;               // window: keys a query sees, itself included; INT32_MAX: all
+    int documents, heads, kv_heads;
+    float scale;                 // 1 / sqrt(D)
+};
+
+// The first and one past the last token of the document of `token`, within the M tokens whatever cu_seqlens says.
+struct Document { int first, end; };
+
+__device__ __forceinline__ Document document_of(const AttentionView &view, int token) {
+    int low = 0, high = view.documents - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (view.cu_seqlens[middle] <= uint32_t(token)) low = middle; else high = middle - 1;
+    }
+    return {int(min(view.cu_seqlens[low], uint32_t(token))),
+            max(int(min(view.cu_seqlens[low + 1], uint32_t(view.m))), token + 1)};
+}
+
+// The first key that query `token` sees; the last is itself.
+__device__ __forceinline__ int first_key(const AttentionView &view, int token) {
+    int first = document_of(view, token).first;
+    return token - first >= view.window ? token - view.window + 1 : first;
+}
+
+template <int D> struct Tile {
+    static constexpr int kChunks = D / 8;
+    bf16 *base;
+
+    __host__ __device__ static constexpr size_t bytes(int rows) { return size_t(rows) * D * sizeof(bf16); }
+
+    __device__ __forceinline__ bf16 *at(int row, int chunk) const {
+        return base + (row * kChunks + (chunk ^ (row & 7))) * 8;
+    }
+
+    // Rows first .. first + rows of `matrix` [M, ld], columns column .. column + D; zeros from row m on. By all threads
+    // of the block.
+    __device__ __forceinline__ void load(const bf16 *matrix, int64_t ld, int64_t column, int first, int rows,
+                                         int m) const {
+        for (int i = int(threadIdx.x); i < rows * kChunks; i += kAttentionThreads) {
+            int row = i / kChunks, chunk = i % kChunks;
+            bool valid = first + row < m;
+            cp_async_16(at(row, chunk), matrix + int64_t(valid ? first + row : 0) * ld + column + chunk * 8, valid);
+        }
+    }
+
+    // Chunk 2 step + half of a row whose number ends in the 3 bits of the lane's: `at`, written so that 4 offsets serve
+    // all steps and the rest is a constant. (Registers are what limits these kernels.)
+    __device__ __forceinline__ const bf16 *lane_at(int row, int half, int step) const {
+        int lane = int(threadIdx.x) % 32;
+        return base + (row * kChunks + (half ^ (lane & 7) ^ (step % 4 * 2))) * 8 + step / 4 * 64;
+    }
+
+    // A [16 x 16]: rows row .. row + 15, columns 16 step .. . Here and below `row` is a multiple of 8.
+    __device__ __forceinline__ void a(uint32_t (&fragment)[4], int row, int step) const {
+        int lane = int(threadIdx.x) % 32;
+        ldmatrix_x4(fragment, lane_at(row + lane % 16, lane / 16, step));
+    }
+
+    // B [16 x 16] of a product with the tile's transpose: its columns are rows row .. row + 15. Words 0, 1: the first 8
+    // of them.
+    __device__ __forceinline__ void b_of_rows(uint32_t (&fragment)[4], int row, int step) const {
+        int lane = int(threadIdx.x) % 32;
+        ldmatrix_x4(fragment, lane_at(row + lane / 16 * 8 + lane % 8, lane / 8 % 2, step));
+    }
+
+    // B [16 x 16] of a product with the tile itself: rows row .. row + 15, columns 16 pair .. . Words 0, 1: the first 8
+    // columns.
+    __device__ __forceinline__ void b(uint32_t (&fragment)[4], int row, int pair) const {
+        int lane = int(threadIdx.x) % 32;
+        ldmatrix_x4_trans(fragment, lane_at(row + lane / 8 % 2 * 8 + lane % 8, lane / 16, pair));
+    }
+};
+
+// c[2 pair], c[2 pair + 1] += A * B, for a B fragment of 16 columns.
+__device__ __forceinline__ void mma_pair(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[4]) {
+    uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+    mma_m16n8k16(c0, a, first);
+    mma_m16n8k16(c1, a, second);
+}
+
+// Columns 16 step .. 16 step + 15 of an accumulator as an A fragment: the two layouts agree.
+template <int N> __device__ __forceinline__ void a_of_accumulator(uint32_t (&a)[4], const float (&c)[N][4], int step) {
+    a[0] = pack_bf16x2(c[2 * step][0], c[2 * step][1]);
+    a[1] = pack_bf16x2(c[2 * step][2], c[2 * step][3]);
+    a[2] = pack_bf16x2(c[2 * step + 1][0], c[2 * step + 1][1]);
+    a[3] = pack_bf16x2(c[2 * step + 1][2], c[2 * step + 1][3]);
+}
+
+// Sums and maxima over the 4 lanes that share a row of an accumulator.
+__device__ __forceinline__ float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ __forceinline__ float row_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+int launch_attention_backward(const AttentionView &view, int head_dim, qk_stream stream);

@@ -1,0 +1,57 @@
+// Rows of bf16: 8 elements at a time where the width allows it, and sums over a block whose order does not depend on
+// the schedule.
+#pragma once
+
+#include "common/ptx.cuh"
+
+// V consecutive elements as floats: one 16-byte access for V = 8, one element for V = 1.
+template <int V> struct Vector;
+
+template <> struct Vector<8> {
+    float v[8];
+    __device__ __forceinline__ static Vector load(const bf16 *from) {
+        uint4 bits = *reinterpret_cast<const uint4 *>(from);
+        return {{low_float(bits.x), high_float(bits.x), low_float(bits.y), high_float(bits.y), low_float(bits.z),
+                 high_float(bits.z), low_float(bits.w), high_float(bits.w)}};
+    }
+    __device__ __forceinline__ void store(bf16 *to) const {
+        *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]),
+                                                    pack_bf16x2(v[4], v[5]), pack_bf16x2(v[6], v[7]));
+    }
+};
+
+template <> struct Vector<1> {
+    float v[1];
+    __device__ __forceinline__ static Vector load(const bf16 *from) { return {{to_float(*from)}}; }
+    __device__ __forceinline__ void store(bf16 *to) const { *to = to_bf16(v[0]); }
+};
+
+// As `store` and `load` would: what a reader of the stored value sees.
+template <int V> __device__ __forceinline__ Vector<V> rounded(Vector<V> x) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) x.v[i] = to_float(to_bf16(x.v[i]));
+    return x;
+}
+
+constexpr int kRowThreads = 256;
+constexpr size_t kRowSumBytes = 2 * (kRowThreads / 32) * sizeof(float);
+
+// The sums of a and b over the block, in every thread: a tree over the lanes, then over the warps. `shared` has
+// kRowSumBytes; a barrier must lie between two calls.
+__device__ __forceinline__ float2 block_sums(float a, float b, float *shared) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        a += __shfl_xor_sync(~0u, a, lanes);
+        b += __shfl_xor_sync(~0u, b, lanes);
+    }
+    int warp = int(threadIdx.x) / 32, warps = kRowThreads / 32;
+    if (threadIdx.x % 32 == 0) shared[warp] = a, shared[warps + warp] = b;
+    __syncthreads();
+    a = b = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kRowThreads / 32; ++i) a += shared[i], b += shared[warps + i];
+    return {a, b};
+}
+
+// Whether every row of these widths starts 16-byte aligned.
+inline bool is_vector(int64_t width) { return width % 8 == 0; }

@@ -1,0 +1,132 @@
+// RMSNorm with the residual add before it: s = bf16(x + delta), y = weight * (s * rho), rho = 1 / sqrt(mean(s^2) +
+// eps); and its gradient dx (+)= rho * g - x * rho^3 * (g . x) / H with g = weight * dy.
+//
+// One block a row; a thread takes every 256th group of 8 elements. The second pass reads the row again, from the
+// caches: the bytes of DRAM are those of x, delta, sum and y (8 H a row with the add), which is what limits it.
+#include "common/abi.cuh"
+#include "common/rows.cuh"
+
+namespace {
+
+struct Norm {
+    const bf16 *x, *delta;  // [M, H]; delta may be NULL
+    const float *weight;    // [H]
+    bf16 *sum, *y;          // [M, H]; sum is NULL with delta
+    int64_t h;
+    float eps;
+};
+
+__device__ __forceinline__ float inverse_rms(float squares, int64_t h, float eps) {
+    return __fdiv_rn(1.0f, sqrtf(__fadd_rn(__fdiv_rn(squares, float(h)), eps)));
+}
+
+template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm(Norm norm) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    int64_t row = int64_t(blockIdx.x) * norm.h;
+    float squares = 0.0f;
+    for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
+        Vector<V> x = Vector<V>::load(norm.x + row + i);
+        if (norm.delta != nullptr) {
+            Vector<V> delta = Vector<V>::load(norm.delta + row + i);
+#pragma unroll
+            for (int j = 0; j < V; ++j) x.v[j] += delta.v[j];
+            x = rounded(x);
+            x.store(norm.sum + row + i);
+        }
+#pragma unroll
+        for (int j = 0; j < V; ++j) squares += x.v[j] * x.v[j];
+    }
+    float rho = inverse_rms(block_sums(squares, 0.0f, shared).x, norm.h, norm.eps);
+    // What a thread reads again is what it wrote.
+    const bf16 *s = norm.delta != nullptr ? norm.sum : norm.x;
+    for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
+        Vector<V> x = Vector<V>::load(s + row + i);
+#pragma unroll
+        for (int j = 0; j < V; ++j) x.v[j] = norm.weight[i + j] * (x.v[j] * rho);
+        x.store(norm.y + row + i);
+    }
+}
+
+struct NormBackward {
+    const bf16 *dy, *x;   // [M, H]
+    const float *weight;  // [H]
+    bf16 *dx;             // [M, H]
+    int64_t h;
+    float eps;
+    bool accumulate;
+};
+
+template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm_backward(NormBackward norm) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    int64_t row = int64_t(blockIdx.x) * norm.h;
+    float squares = 0.0f, g_dot_x = 0.0f;
+    for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
+        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            squares += x.v[j] * x.v[j];
+            g_dot_x += norm.weight[i + j] * dy.v[j] * x.v[j];
+        }
+    }
+    float2 sums = block_sums(squares, g_dot_x, shared);
+    float rho = inverse_rms(sums.x, norm.h, norm.eps);
+    float along_x = rho * rho * rho * sums.y / float(norm.h);
+    for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
+        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i), dx = {};
+        if (norm.accumulate) dx = Vector<V>::load(norm.dx + row + i);
+#pragma unroll
+        for (int j = 0; j < V; ++j) dx.v[j] += rho * norm.weight[i + j] * dy.v[j] - along_x * x.v[j];
+        dx.store(norm.dx + row + i);
+    }
+}
+
+int check_sizes(int64_t m, int64_t h, float eps) {
+    if (m < 0 || m > INT32_MAX || h < 1 || h > INT32_MAX) return QK_ERROR_SHAPE;
+    return eps > 0.0f ? QK_OK : QK_ERROR_VALUE;
+}
+
+}  // namespace
+
+extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
+    qk_rms_norm_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (int error = check_sizes(args.m, args.h, args.eps)) return error;
+    if (args.m == 0) return QK_OK;
+    if (args.x == nullptr || args.weight == nullptr || args.y == nullptr) return QK_ERROR_NULL_POINTER;
+    if ((args.delta == nullptr) != (args.sum == nullptr)) return QK_ERROR_NULL_POINTER;
+    for (const void *matrix :
+         {args.x, args.delta, static_cast<const void *>(args.sum), static_cast<const void *>(args.y)})
+        if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
+    Norm norm = {static_cast<const bf16 *>(args.x),
+                 static_cast<const bf16 *>(args.delta),
+                 args.weight,
+                 static_cast<bf16 *>(args.sum),
+                 static_cast<bf16 *>(args.y),
+                 args.h,
+                 args.eps};
+    auto kernel = is_vector(args.h) ? rms_norm<8> : rms_norm<1>;
+    return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
+}
+
+extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *caller, qk_stream stream) {
+    qk_rms_norm_backward_args args;
+    if (int error = read_struct(caller, &args)) return error;
+    if (int error = check_sizes(args.m, args.h, args.eps)) return error;
+    if (args.accumulate > 1) return QK_ERROR_VALUE;
+    if (args.m == 0) return QK_OK;
+    if (args.dy == nullptr || args.x == nullptr || args.weight == nullptr || args.dx == nullptr)
+        return QK_ERROR_NULL_POINTER;
+    for (const void *matrix : {args.dy, args.x, static_cast<const void *>(args.dx)})
+        if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
+    if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
+    NormBackward norm = {static_cast<const bf16 *>(args.dy),
+                         static_cast<const bf16 *>(args.x),
+                         args.weight,
+                         static_cast<bf16 *>(args.dx),
+                         args.h,
+                         args.eps,
+                         args.accumulate != 0};
+    auto kernel = is_vector(args.h) ? rms_norm_backward<8> : rms_norm_backward<1>;
+    return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
+}

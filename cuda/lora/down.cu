@@ -1,0 +1,130 @@
+// S = bf16(scale * dropout(X) * A^T) [M, columns], for any M: r is small, X is read once per 16 or 64 rows of A.
+//
+// What limits it: reading X and A from L2. Block: 16 tokens by 16 rows of A of one segment, or, where rows differ in
+// what they see, by up to 64 columns of S (skinny.cuh). Preconditions of the fast kernels: K % 64 == 0, ldx % 8 == 0.
+// Other shapes take a thread for each element.
+#include "common/grid_y.cuh"
+#include "linear/skinny.cuh"
+
+namespace {
+
+using namespace skinny;
+
+constexpr int kGenericThreads = 256;
+
+// One row of A for each group of 8, this lane's; NULL: none.
+template <int kTiles> struct LowRankRows {
+    const bf16 *rows[kTiles];
+    __device__ __forceinline__ Features load(int j, int64_t, int64_t tile, int lane, const float *) const {
+        return load_features(rows[j], tile * kTileK + lane * 16, rows[j] != nullptr);
+    }
+};
+
+constexpr int kRankTiles = 2;
+
+// grid: (tiles of all A's, ceil(M / 16))
+__global__ void __launch_bounds__(kThreads) lora_down(LinearView view, bf16 *s, int64_t first_token) {
+    constexpr int kColumns = 8 * kRankTiles;
+    int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens;
+    const SegmentView &segment = view.segments[view.segment_of(tile, kColumns, true)];
+    int64_t row0 = tile * kColumns;
+    float *sums = skinny_product<kRankTiles>(view, DenseRows{segment.a, view.k}, row0, segment.r, token0);
+    for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
+        int64_t token = token0 + i / kColumns, row = row0 + i % kColumns;
+        if (token < view.m &&
+            row < (segment.r + 7) / 8 * 8) // padding columns are zero, also where X has a NaN or an infinity
+            s[token * view.lds + segment.s_column + row] =
+                to_bf16(row < segment.r ? segment.scale_of(0) * sums[i] : 0.0f);
+    }
+}
+
+constexpr int kMaskedTiles = 8;
+
+// S where rows differ in what they see: dropout, adapters. The 16 tokens' X is masked once for all columns of S, up to
+// 64; with adapters a block's columns are of one segment, and the product is made for each adapter that one of its
+// tokens has. grid: (tiles of all columns of S, or of each segment's with adapters; ceil(M / 16))
+__global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view, bf16 *s, int64_t first_token) {
+    constexpr int kColumns = 8 * kMaskedTiles;
+    int64_t tile = blockIdx.x, token0 = first_token + int64_t(blockIdx.y) * kTokens,
+            end = min(token0 + kTokens, view.m);
+    bool adapters = view.has_adapters();
+    const SegmentView *only = adapters ? &view.segments[view.segment_of(tile, kColumns, true)] : nullptr;
+    int64_t column0 = (adapters ? only->s_column : 0) + tile * kColumns;
+    int64_t columns = min((adapters ? only->s_column + (only->r + 7) / 8 * 8 : view.lds) - column0, int64_t(kColumns));
+    auto segment_with = [&](int64_t column) -> const SegmentView & {
+        int i = 0;
+        while (i + 1 < view.num_segments && column >= view.segments[i + 1].s_column) ++i;
+        return view.segments[i];
+    };
+    float kept = view.dropout.active() ? view.dropout.scale : 1.0f;
+    int count = adapters ? only->num_adapters : 1;
+    for (int adapter = 0; adapter < count; ++adapter) {
+        if (adapters && only->adapter_index != nullptr && !only->any_has(adapter, token0, kTokens, end)) continue;
+        LowRankRows<kMaskedTiles> rows;
+#pragma unroll
+        for (int j = 0; j < kMaskedTiles; ++j) {
+            int64_t column = column0 + 8 * j + threadIdx.x % 32 / 4;
+            const SegmentView &segment = segment_with(column);
+            int64_t rank = column - segment.s_column;
+            bool there = column < column0 + columns && rank < segment.r;
+            rows.rows[j] = there ? segment.a + (int64_t(adapter) * segment.r + rank) * view.k : nullptr;
+        }
+        float *sums = skinny_product<kMaskedTiles, true>(view, rows, 0, kColumns, token0);
+        for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
+            int64_t token = token0 + i / kColumns, column = column0 + i % kColumns;
+            if (token >= end || i % kColumns >= columns) continue;
+            const SegmentView &segment = segment_with(column);
+            if (segment.adapter(token) != adapter) continue;
+            bool padding = column - segment.s_column >= segment.r;
+            s[token * view.lds + column] =
+                to_bf16(padding ? 0.0f : __fmul_rn(segment.scale_of(adapter), __fmul_rn(kept, sums[i])));
+        }
+        __syncthreads(); // before the next adapter's sums
+    }
+    if (!adapters) return;
+    for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {
+        int64_t token = token0 + i / kColumns;
+        if (token < end && i % kColumns < columns && only->adapter(token) < 0)
+            s[token * view.lds + column0 + i % kColumns] = to_bf16(0.0f);
+    }
+}
+
+// grid: (1, M, segments); a thread per column of S, padding included.
+__global__ void __launch_bounds__(kGenericThreads) lora_down_generic(LinearView view, bf16 *s, int64_t first_token) {
+    const SegmentView &segment = view.segments[blockIdx.z];
+    int row = threadIdx.x;
+    int64_t token = first_token + blockIdx.y;
+    if (row >= (segment.r + 7) / 8 * 8) return;
+    int adapter = segment.adapter(token);
+    float sum = 0.0f;
+    if (row < segment.r && adapter >= 0) {
+        const bf16 *x = view.x + token * view.ldx, *a = segment.a + (int64_t(adapter) * segment.r + row) * view.k;
+        bool drops = view.dropout.active();
+        uint32_t kept = 0;
+        for (int64_t k = 0; k < view.k; ++k) {
+            if (drops && k % 4 == 0) kept = dropout_kept(view.dropout, token, k / 4);
+            if (!drops || (kept >> (k % 4) & 1) != 0) sum = fmaf(to_float(x[k]), to_float(a[k]), sum);
+        }
+        sum = __fmul_rn(segment.scale_of(adapter), drops ? __fmul_rn(view.dropout.scale, sum) : sum);
+    }
+    s[token * view.lds + segment.s_column + row] = to_bf16(sum);
+}
+
+}  // namespace
+
+int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream) {
+    bool masked = view.dropout.active() || view.has_adapters();
+    int64_t tiles = view.tiles(8 * (masked ? kMaskedTiles : kRankTiles), true);
+    if (masked && !view.has_adapters()) tiles = ceil_div(view.lds, 8 * kMaskedTiles);
+    return by_tokens(ceil_div(view.m, kTokens), [&](int64_t first, unsigned token_tiles) {
+        return launch(masked ? lora_down_masked : lora_down, dim3(unsigned(tiles), token_tiles), dim3(kThreads),
+                      shared_bytes(masked ? kMaskedTiles : kRankTiles), stream, view, s, first * kTokens);
+    });
+}
+
+int launch_lora_down_generic(const LinearView &view, bf16 *s, qk_stream stream) {
+    return by_tokens(view.m, [&](int64_t first, unsigned tokens) {
+        return launch(lora_down_generic, dim3(1, tokens, unsigned(view.num_segments)), dim3(kGenericThreads), 0, stream,
+                      view, s, first);
+    });
+}

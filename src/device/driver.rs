@@ -1,0 +1,133 @@
+//! The calls under device memory: made by the CUDA driver, by the emulation on the host, or by nobody.
+
+use crate::error::Result;
+
+/// Bytes of a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemInfo {
+    /// Bytes that neither this process, its context included, nor another one has taken.
+    pub free: u64,
+    pub total: u64,
+}
+
+/// The properties of a device that kernels and measurements depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceInfo {
+    pub gpu: String,
+    /// The CUDA version that the driver supports, for example "13.0".
+    pub cuda: String,
+    /// (9, 0) for sm_90
+    pub compute_capability: (usize, usize),
+    pub multiprocessors: usize,
+    pub l2_bytes: usize,
+    pub memory_bytes: usize,
+}
+
+/// A queue of work, each in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// The stream on which kernels run.
+    Compute,
+    /// Copies to the device, beside the kernels.
+    ToDevice,
+    /// Copies to the host, beside the kernels.
+    ToHost,
+}
+
+/// One device. Addresses are of the device's memory, or of pinned host memory where that is said; lengths are bytes.
+///
+/// Addresses that are handed to an `unsafe` function were given by this driver, have at least as many bytes from there on, and stay
+/// allocated until the work on them is done.
+pub(super) trait Driver: Sized {
+    /// A point in a queue.
+    type Event;
+    /// One range of memory of which an arena gives parts.
+    type Slab;
+
+    /// An error, not a panic, where there is no driver or no such device.
+    fn open(ordinal: usize) -> Result<Self>;
+
+    /// The CUDA version that the driver supports. An error where there is none, or one that is too old for this build.
+    fn cuda_version() -> Result<String>;
+
+    fn name(&self) -> String;
+
+    fn info(&self) -> Result<DeviceInfo>;
+
+    fn mem_info(&self) -> Result<MemInfo>;
+
+    /// Makes the device that of this thread.
+    fn bind(&self) -> Result<()>;
+
+    /// Waits for the work of [`Queue::Compute`].
+    fn synchronize(&self) -> Result<()>;
+
+    /// Memory of any bits, aligned to 256 bytes.
+    fn alloc(&self, bytes: usize) -> Result<*mut u8>;
+
+    /// # Safety
+    ///
+    /// `alloc` gave it for as many bytes. It is freed once.
+    unsafe fn free(&self, address: *mut u8, bytes: usize);
+
+    fn slab(&self, bytes: u64) -> Result<Self::Slab>;
+
+    /// Memory of any bits: a part of the slab, which nobody else has.
+    fn part(&self, slab: &Self::Slab, offset: u64, bytes: usize) -> Result<*mut u8>;
+
+    /// # Safety
+    ///
+    /// `part` gave it for as many bytes. It is freed once, and before its slab.
+    unsafe fn free_part(&self, address: *mut u8, bytes: usize);
+
+    /// Pinned host memory of zeros, aligned to 256 bytes, which the device sees at this address.
+    fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8>;
+
+    /// # Safety
+    ///
+    /// `alloc_pinned` gave it for as many bytes. It is freed once.
+    unsafe fn free_pinned(&self, address: *mut u8, bytes: usize);
+
+    /// Zero bits, in the order of [`Queue::Compute`].
+    ///
+    /// # Safety
+    ///
+    /// As the trait says.
+    unsafe fn clear(&self, address: *mut u8, bytes: usize) -> Result<()>;
+
+    /// Copies to the device in the order of [`Queue::Compute`]; `from` is not read after the return.
+    ///
+    /// # Safety
+    ///
+    /// As the trait says of `to`.
+    unsafe fn write(&self, to: *mut u8, from: &[u8]) -> Result<()>;
+
+    /// Waits for [`Queue::Compute`], then copies to the host.
+    ///
+    /// # Safety
+    ///
+    /// As the trait says of `from`; `to` has room for `bytes`.
+    unsafe fn read(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
+
+    /// Queues a copy. [`Queue::Compute`]: on the device. [`Queue::ToDevice`]: from pinned memory. [`Queue::ToHost`]: to pinned memory.
+    ///
+    /// # Safety
+    ///
+    /// As the trait says of both, which do not overlap; nothing else uses `to`, or writes `from`, before the copy is done.
+    unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
+
+    /// `timed` costs something.
+    fn event(&self, timed: bool) -> Result<Self::Event>;
+
+    /// The event is done when the work that `queue` has so far is done.
+    fn record(&self, event: &mut Self::Event, queue: Queue) -> Result<()>;
+
+    /// Work that is put on `queue` from now on comes after the event.
+    fn queue_waits(&self, queue: Queue, event: &Self::Event) -> Result<()>;
+
+    /// The host waits. An event that was never recorded is done.
+    fn host_waits(&self, event: &Self::Event) -> Result<()>;
+
+    /// Seconds between two timed events that are done.
+    fn elapsed(&self, start: &Self::Event, end: &Self::Event) -> Result<f64>;
+}

@@ -1,0 +1,52 @@
+//! Device memory: opening a device, buffers and views of them, an arena with its allocator, and copies beside the stream.
+//!
+//! [`Device`] is a GPU (feature `cuda`) or the emulation of one on the host (feature `emulation`, for tests). With neither feature
+//! [`Device::open`] is an error, and everything that needs no device works: [`Arena::planned`] and [`OffsetAllocator`] count the bytes of
+//! a run that is never made.
+
+mod alloc;
+mod arena;
+mod bandwidth;
+mod buffer;
+mod driver;
+mod element;
+#[cfg(kernels = "emulated")]
+pub mod emulation;
+mod event;
+mod offload;
+mod open;
+mod pinned;
+mod staging;
+mod stream;
+mod view;
+
+#[cfg(kernels = "absent")]
+mod absent;
+#[cfg(kernels = "cuda")]
+mod cuda;
+#[cfg(kernels = "emulated")]
+mod emulated;
+
+/// The driver that this build calls.
+#[cfg(kernels = "absent")]
+use absent::Absent as Implementation;
+#[cfg(kernels = "cuda")]
+use cuda::Gpu as Implementation;
+#[cfg(kernels = "emulated")]
+use emulated::Emulated as Implementation;
+
+pub use alloc::{OffsetAllocator, PeakUsage};
+pub use arena::Arena;
+pub use bandwidth::TransferBandwidth;
+pub use buffer::Buffer;
+#[cfg(kernels = "cuda")]
+pub use cuda::context;
+pub use driver::{DeviceInfo, MemInfo};
+pub use element::Element;
+pub use event::EventTimer;
+pub use offload::OffloadSlot;
+pub use open::{ARCHITECTURES, Device, KERNELS, Kernels, cuda_version, driver_version};
+pub use pinned::PinnedBuffer;
+pub use staging::{ReadbackStaging, UploadStaging};
+pub use stream::Stream;
+pub use view::{View, ViewMut};

@@ -1,0 +1,92 @@
+//! Pinned host memory.
+
+use super::buffer::byte_len;
+use super::driver::Driver;
+use super::element::bytes_of;
+use super::{Device, Element, Implementation, View};
+use crate::error::Result;
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+/// Host memory from and to which the device copies by itself.
+pub(super) struct PinnedMemory<T: Element> {
+    driver: Rc<Implementation>,
+    address: *mut u8,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> PinnedMemory<T> {
+    /// Zero bits.
+    pub fn new(driver: &Rc<Implementation>, len: usize) -> Result<Self> {
+        driver.bind()?;
+        let address = driver.alloc_pinned(byte_len::<T>(len)?)?;
+        Ok(Self { address, driver: driver.clone(), len, element: PhantomData })
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn address(&self) -> *mut u8 {
+        self.address
+    }
+
+    /// The first elements, of which no copy reads or writes any.
+    pub fn first(&self, len: usize) -> &[T] {
+        assert!(len <= self.len, "pinned memory has as many elements");
+        // SAFETY: initialized since `new`; any bits are an `Element`, and the memory is aligned to 256 bytes.
+        unsafe { std::slice::from_raw_parts(self.address.cast(), len) }
+    }
+
+    /// Overwrites the first elements, of which no copy reads or writes any.
+    pub fn set(&mut self, data: &[T]) {
+        assert!(data.len() <= self.len, "pinned memory has as many elements");
+        let bytes = bytes_of(data);
+        // SAFETY: as many bytes, which `data`, a borrow from elsewhere, is no part of.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address, bytes.len()) };
+    }
+}
+
+impl<T: Element> Drop for PinnedMemory<T> {
+    fn drop(&mut self) {
+        if self.driver.bind().is_ok() {
+            // SAFETY: given in `new`, freed once.
+            unsafe { self.driver.free_pinned(self.address, self.len * size_of::<T>()) };
+        }
+    }
+}
+
+/// An array in pinned host memory that kernels read in place.
+pub struct PinnedBuffer<T: Element>(PinnedMemory<T>);
+
+impl<T: Element> PinnedBuffer<T> {
+    pub fn new(device: &Device, data: &[T]) -> Result<Self> {
+        let mut memory = PinnedMemory::new(device.driver(), data.len())?;
+        memory.set(data);
+        Ok(Self(memory))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn view(&self) -> View<'_, T> {
+        // SAFETY: the array lives for the view's lifetime, nothing writes to it, and the device sees it at this address. Before it is
+        // freed, what was queued on the device's stream is waited for.
+        unsafe { View::from_raw_parts(self.0.address().cast(), self.len()) }
+    }
+}
+
+impl<T: Element> Drop for PinnedBuffer<T> {
+    fn drop(&mut self) {
+        // Queued work may still read it. An error would be that of an earlier call.
+        if self.0.driver.bind().is_ok() {
+            let _ = self.0.driver.synchronize();
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The kernels on the memory and streams of other crates.
+
+pub mod cudarc;

@@ -1,0 +1,242 @@
+//! AdamW over all trainable tensors in one launch, and the norm of their gradients. Formulas: [`crate::reference::adamw`]
+//! and [`crate::blockwise`], bit for bit.
+
+use super::check::Operation;
+use crate::device::{Stream, View, ViewMut};
+use crate::error::Result;
+use crate::reference::AdamW;
+use crate::sys;
+use half::bf16;
+use std::marker::PhantomData;
+
+/// u64 words of a [`GradientState`] in device memory.
+pub const STATE_LEN: usize = size_of::<sys::qk_gradient_state>() / 8;
+/// f32 values of one rate in device memory.
+pub const RATE_LEN: usize = size_of::<sys::qk_adamw_rate>() / 4;
+
+/// The two moments of one tensor of n elements. All zero before the first update.
+#[derive(Debug)]
+pub enum States<'a> {
+    /// `[n]` each
+    F32 { m: ViewMut<'a, f32>, v: ViewMut<'a, f32> },
+    /// Codes `[n]` and scales `[ceil(n / 256)]`: [`crate::blockwise`].
+    Blockwise8 { m: ViewMut<'a, u8>, m_absmax: ViewMut<'a, f32>, v: ViewMut<'a, u8>, v_absmax: ViewMut<'a, f32> },
+}
+
+/// One trainable tensor of n elements in device memory.
+#[derive(Debug)]
+pub struct Tensor<'a> {
+    /// `[n]`: the f32 master copy
+    pub value: ViewMut<'a, f32>,
+    /// `[n]`: written with the rounded new value
+    pub working: Option<ViewMut<'a, bf16>>,
+    /// `[n]`
+    pub gradient: View<'a, f32>,
+    pub states: States<'a>,
+    /// Index into the rates of an update.
+    pub rate: usize,
+}
+
+/// The tensors of one optimiser, checked.
+#[derive(Debug)]
+pub struct Tensors<'a> {
+    described: Vec<sys::qk_adamw_tensor>,
+    /// Above every tensor's rate.
+    rates: usize,
+    shape: String,
+    memory: PhantomData<Tensor<'a>>,
+}
+
+/// What [`gradient_norm`] finds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradientState {
+    /// L2 over all gradients, before clipping.
+    pub norm: f64,
+    /// What the update multiplies every gradient by.
+    pub scale: f32,
+    /// The first tensor with a gradient that is not finite; the update then does nothing.
+    pub not_finite: Option<usize>,
+}
+
+impl GradientState {
+    /// From its words in device memory.
+    pub fn from_words(words: [u64; STATE_LEN]) -> Self {
+        // qk_gradient_state: double, float, int32, little-endian as every device is.
+        let tensor = (words[1] >> 32) as u32 as i32;
+        Self {
+            norm: f64::from_bits(words[0]),
+            scale: f32::from_bits(words[1] as u32),
+            not_finite: usize::try_from(tensor).ok(),
+        }
+    }
+}
+
+/// The rates of one update as the device reads them, `[settings * RATE_LEN]`.
+pub fn rates(settings: &[AdamW]) -> Vec<f32> {
+    let rate = |settings: &AdamW| {
+        let s = settings.scalars::<f32>();
+        [s.decay, s.step_size, s.root, s.beta1, s.rest1, s.beta2, s.rest2, s.epsilon]
+    };
+    settings.iter().flat_map(rate).collect()
+}
+
+fn chunks(lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.map(|n| n.div_ceil(sys::QK_ADAMW_CHUNK as usize)).sum()
+}
+
+/// u64 words of the table of tensors of these lengths: 80 bytes a tensor, 4 a chunk.
+pub fn table_len(lengths: &[usize]) -> usize {
+    (lengths.len() * 80 + chunks(lengths.iter().copied()) * 4).div_ceil(8)
+}
+
+/// u64 words of workspace of [`Tensors::gradient_norm`] over tensors of these lengths.
+pub fn workspace_len(lengths: &[usize]) -> usize {
+    chunks(lengths.iter().copied())
+}
+
+impl<'a> Tensors<'a> {
+    /// Checks every length. The views stay borrowed for as long as the tensors are updated.
+    pub fn new(tensors: Vec<Tensor<'a>>) -> Result<Self> {
+        let elements: usize = tensors.iter().map(|tensor| tensor.value.len()).sum();
+        let shape = format!("{} tensors, {elements} elements", tensors.len());
+        let operation = Operation { name: "adamw", shape: shape.clone() };
+        operation
+            .check(!tensors.is_empty() && u32::try_from(tensors.len()).is_ok(), || "no tensors, or too many".into())?;
+        let mut described = Vec::with_capacity(tensors.len());
+        let mut rates = 0;
+        for (index, tensor) in tensors.iter().enumerate() {
+            let n = tensor.value.len();
+            let length = |what: &str, found: usize, expected: usize| {
+                operation.length(&format!("{what} of tensor {index}"), found, expected)
+            };
+            operation.check(n > 0, || format!("tensor {index} has no element"))?;
+            length("the gradient", tensor.gradient.len(), n)?;
+            if let Some(working) = &tensor.working {
+                length("the working copy", working.len(), n)?;
+            }
+            let mut entry = sys::qk_adamw_tensor {
+                struct_size: size_of::<sys::qk_adamw_tensor>() as u32,
+                rate: u32::try_from(tensor.rate)
+                    .map_err(|_| operation.argument("a rate's index is too large".into()))?,
+                n: operation.dimension("n", n)?,
+                value: tensor.value.address(),
+                working: tensor.working.as_ref().map_or(std::ptr::null_mut(), |w| w.address().cast()),
+                gradient: tensor.gradient.address(),
+                m: std::ptr::null_mut(),
+                v: std::ptr::null_mut(),
+                m_absmax: std::ptr::null_mut(),
+                v_absmax: std::ptr::null_mut(),
+            };
+            match &tensor.states {
+                States::F32 { m, v } => {
+                    length("m", m.len(), n)?;
+                    length("v", v.len(), n)?;
+                    (entry.m, entry.v) = (m.address().cast(), v.address().cast());
+                }
+                States::Blockwise8 { m, m_absmax, v, v_absmax } => {
+                    let blocks = n.div_ceil(sys::QK_STATE_BLOCK as usize);
+                    length("m", m.len(), n)?;
+                    length("v", v.len(), n)?;
+                    length("absmax of m", m_absmax.len(), blocks)?;
+                    length("absmax of v", v_absmax.len(), blocks)?;
+                    (entry.m, entry.v) = (m.address().cast(), v.address().cast());
+                    (entry.m_absmax, entry.v_absmax) = (m_absmax.address(), v_absmax.address());
+                }
+            }
+            rates = rates.max(tensor.rate + 1);
+            described.push(entry);
+        }
+        Ok(Self { described, rates, shape, memory: PhantomData })
+    }
+
+    pub(super) fn operation(&self, name: &'static str) -> Operation {
+        Operation { name, shape: self.shape.clone() }
+    }
+
+    /// The table that the device reads, to be uploaded once.
+    pub fn table(&self) -> Result<Vec<u64>> {
+        let operation = self.operation("adamw_table");
+        let count = self.described.len() as u32;
+        let mut table = vec![0u64; table_len(&self.lengths())];
+        let room = table.len() * 8;
+        // SAFETY: an array of `count` structs, and a table of `room` bytes, aligned to 8; no device memory is touched.
+        let status = unsafe { call!(qk_adamw_table(self.described.as_ptr(), count, table.as_mut_ptr().cast(), room)) };
+        operation.status(status)?;
+        Ok(table)
+    }
+
+    /// `table` is what [`Self::table`] gave for these tensors.
+    pub(super) fn describe(
+        &self,
+        operation: &Operation,
+        table: View<'_, u64>,
+        rates: View<'_, f32>,
+        state: Option<View<'_, u64>>,
+    ) -> Result<sys::qk_adamw_args> {
+        // A table of other tensors is seldom as long.
+        operation.length("the table", table.len(), table_len(&self.lengths()))?;
+        operation.check(rates.len() >= self.rates * RATE_LEN && rates.len().is_multiple_of(RATE_LEN), || {
+            format!("the rates have {} values, expected {RATE_LEN} for each of {} rates", rates.len(), self.rates)
+        })?;
+        if let Some(state) = &state {
+            operation.length("the gradients' state", state.len(), STATE_LEN)?;
+        }
+        Ok(sys::qk_adamw_args {
+            struct_size: size_of::<sys::qk_adamw_args>() as u32,
+            num_tensors: self.described.len() as u32,
+            tensors: self.described.as_ptr(),
+            table: table.address().cast(),
+            rates: rates.address().cast(),
+            num_rates: (rates.len() / RATE_LEN) as u32,
+            reserved: 0,
+            gradient_state: state.map_or(std::ptr::null(), |state| state.address().cast()),
+        })
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        self.described.iter().map(|tensor| tensor.n as usize).collect()
+    }
+
+    /// u64 words of workspace of [`gradient_norm`](Self::gradient_norm).
+    pub fn workspace_len(&self) -> usize {
+        workspace_len(&self.lengths())
+    }
+
+    /// `state` `[STATE_LEN]` = a [`GradientState`]: the norm, its clipping to `max_norm` (0: none), the first tensor that is
+    /// not finite. `workspace` is `[workspace_len]`.
+    pub fn gradient_norm(
+        &self,
+        table: View<'_, u64>,
+        rates: View<'_, f32>,
+        max_norm: f64,
+        state: ViewMut<'_, u64>,
+        workspace: ViewMut<'_, u64>,
+        stream: Stream,
+    ) -> Result<()> {
+        let operation = self.operation("gradient_norm");
+        let adamw = self.describe(&operation, table, rates, None)?;
+        operation.length("the gradients' state", state.len(), STATE_LEN)?;
+        operation.check(max_norm >= 0.0, || format!("max_norm is {max_norm}, expected at least 0"))?;
+        operation.length("the workspace", workspace.len(), self.workspace_len())?;
+        let (to, room) = (state.address().cast(), workspace.address().cast());
+        // SAFETY: lengths were checked here and in `new`; that the table is of these tensors is the caller's promise, kept by
+        // whoever uploads what `table` gave. Structs are read before the return.
+        operation.status(unsafe {
+            call!(qk_gradient_norm(&adamw, max_norm, to, room, workspace.len() * 8, stream.as_raw()))
+        })
+    }
+
+    /// One update. With `state`, gradients are scaled as it says, and nothing is updated if it names a tensor.
+    pub fn update(
+        &mut self,
+        table: View<'_, u64>,
+        rates: View<'_, f32>,
+        state: Option<View<'_, u64>>,
+        stream: Stream,
+    ) -> Result<()> {
+        let operation = self.operation("adamw_update");
+        let adamw = self.describe(&operation, table, rates, state)?;
+        // SAFETY: as in `gradient_norm`; the exclusive borrow keeps other updates of these tensors away.
+        operation.status(unsafe { call!(qk_adamw_update(&adamw, stream.as_raw())) })
+    }
+}

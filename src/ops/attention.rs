@@ -1,0 +1,101 @@
+//! Causal attention over documents that do not see each other. Formulas: [`crate::reference::attention`].
+
+use super::check::Operation;
+use crate::device::{Stream, View, ViewMut};
+use crate::error::Result;
+use crate::reference::AttentionShape;
+use crate::sys;
+use half::bf16;
+
+/// What both passes read.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// `head_dim` is 64 or 128.
+    pub shape: AttentionShape,
+    /// M, tokens
+    pub m: usize,
+    /// `[m, qkv]`: H queries, Hkv keys and Hkv values of D each
+    pub qkv: View<'a, bf16>,
+    /// `[documents + 1]`, ascending from 0 to m
+    pub boundaries: View<'a, u32>,
+    /// A query sees this many keys at most, itself included.
+    pub window: Option<usize>,
+}
+
+/// `out` `[m, H·D]`, `lse` `[m, H]`.
+pub fn attention(input: &Attention<'_>, out: ViewMut<'_, bf16>, lse: ViewMut<'_, f32>, stream: Stream) -> Result<()> {
+    let (operation, mut args) = check("attention", input)?;
+    operation.length("out", out.len(), input.m * input.shape.out())?;
+    operation.length("lse", lse.len(), input.m * input.shape.heads)?;
+    (args.out, args.lse) = (out.address().cast(), lse.address());
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The boundaries' values are the
+    // caller's; a kernel clamps what it reads to the m rows.
+    operation.status(unsafe { call!(qk_attention(&args, stream.as_raw())) })
+}
+
+/// Elements of workspace that [`attention_backward`] needs.
+pub fn backward_workspace_len(input: &Attention<'_>) -> usize {
+    input.m * input.shape.heads
+}
+
+/// `dqkv` `[m, qkv]` from `dout`, `out` `[m, H·D]` and `lse` `[m, H]`.
+pub fn attention_backward(
+    input: &Attention<'_>,
+    dout: View<'_, bf16>,
+    out: View<'_, bf16>,
+    lse: View<'_, f32>,
+    dqkv: ViewMut<'_, bf16>,
+    workspace: ViewMut<'_, f32>,
+    stream: Stream,
+) -> Result<()> {
+    let (operation, mut args) = check("attention_backward", input)?;
+    operation.length("dout", dout.len(), input.m * input.shape.out())?;
+    operation.length("out", out.len(), input.m * input.shape.out())?;
+    operation.length("lse", lse.len(), input.m * input.shape.heads)?;
+    operation.length("dqkv", dqkv.len(), input.m * input.shape.qkv())?;
+    let needed = backward_workspace_len(input);
+    operation.check(workspace.len() >= needed, || {
+        format!("the workspace has {} elements, expected at least {needed}", workspace.len())
+    })?;
+    (args.out, args.lse) = (out.address().cast_mut().cast(), lse.address().cast_mut());
+    (args.dout, args.dqkv) = (dout.address().cast(), dqkv.address().cast());
+    let bytes = workspace.len() * size_of::<f32>();
+    // SAFETY: as in `attention`; the backward pass only reads `out` and `lse`.
+    operation.status(unsafe { call!(qk_attention_backward(&args, workspace.address().cast(), bytes, stream.as_raw())) })
+}
+
+pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operation, sys::qk_attention_args)> {
+    let Attention { shape, m, .. } = *input;
+    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let operation =
+        Operation { name, shape: format!("M {m}, {heads} heads of {head_dim}, {kv_heads} key and value heads") };
+    let small = |what: &str, value: usize| {
+        let fits = u32::try_from(value).ok().filter(|&value| (1..=65_535).contains(&value));
+        fits.ok_or_else(|| operation.argument(format!("{what} is {value}, expected 1 to 65535")))
+    };
+    let (heads, kv_heads, head_dim) = (small("H", heads)?, small("Hkv", kv_heads)?, small("head_dim", head_dim)?);
+    let qkv = m.checked_mul(shape.qkv()).ok_or_else(|| operation.argument("too many elements".into()))?;
+    operation.length("qkv", input.qkv.len(), qkv)?;
+    operation.check(input.boundaries.len() >= 2, || "the boundaries have no document".into())?;
+    let args = sys::qk_attention_args {
+        struct_size: size_of::<sys::qk_attention_args>() as u32,
+        head_dim,
+        heads,
+        kv_heads,
+        m: operation.dimension("M", m)?,
+        documents: operation.dimension("documents", input.boundaries.len() - 1)?,
+        cu_seqlens: input.boundaries.address(),
+        window: match input.window {
+            None => 0,
+            Some(0) => return Err(operation.argument("a window of 0 keys".into())),
+            Some(window) => operation.dimension("the window", window)?,
+        },
+        qkv: input.qkv.address().cast(),
+        ldqkv: operation.dimension("the row", shape.qkv())?,
+        out: std::ptr::null_mut(),
+        lse: std::ptr::null_mut(),
+        dout: std::ptr::null(),
+        dqkv: std::ptr::null_mut(),
+    };
+    Ok((operation, args))
+}

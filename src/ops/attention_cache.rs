@@ -1,0 +1,159 @@
+//! Keys and values of earlier tokens, and attention of new ones over them. Formula: [`crate::reference::attention`] over each
+//! document's whole length, of which only the new tokens' rows are computed.
+
+use super::check::Operation;
+use crate::device::{Stream, View, ViewMut};
+use crate::error::Result;
+use crate::reference::AttentionShape;
+use crate::sys;
+use half::bf16;
+use std::ptr::{null, null_mut};
+
+/// Rows of the cache that are summed apart from the others.
+const CHUNK: usize = 128;
+/// The largest [`Shape::longest`].
+pub const MAX_LONGEST: usize = 65_535 * CHUNK;
+
+/// What the size of the workspace depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `head_dim` is 64 or 128.
+    pub attention: AttentionShape,
+    /// M, new tokens
+    pub m: usize,
+    pub documents: usize,
+    /// More than every position, at most [`MAX_LONGEST`]. No bit of the result depends on it.
+    pub longest: usize,
+}
+
+/// The next tokens of some documents, and where the cache has those before them.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTokens<'a> {
+    pub shape: Shape,
+    /// `[m, qkv]`: H queries, Hkv keys and Hkv values of D each, rotated
+    pub qkv: View<'a, bf16>,
+    /// `[documents + 1]`, ascending from 0 to m
+    pub boundaries: View<'a, u32>,
+    /// `[documents]`: the row of the cache of position 0; documents' rows do not overlap
+    pub starts: View<'a, u32>,
+    /// `[m]`, ascending by 1 within a document
+    pub positions: View<'a, u32>,
+}
+
+/// Elements of a row of the cache: Hkv keys, Hkv values.
+pub fn width(shape: AttentionShape) -> usize {
+    2 * shape.kv_heads * shape.head_dim
+}
+
+/// Copies the new tokens' keys and values to row `starts[d] + position` of `cache` `[rows, width]`. A token whose row is beyond the
+/// cache is left out.
+pub fn append(new: &NewTokens<'_>, cache: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
+    let (operation, args) = check("attention_cache_append", new, cache.len())?;
+    let args = sys::qk_attention_cache_args { cache: cache.address().cast(), ..args };
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The values of boundaries, starts and
+    // positions are the caller's: a kernel writes no row that is beyond the cache.
+    operation.status(unsafe { call!(qk_attention_cache_append(&args, stream.as_raw())) })
+}
+
+/// Bytes of workspace of [`attention`]. They do not depend on the batch's values; with more tokens or documents they are at least as
+/// many.
+pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
+    /// Queries of a tile, and bytes of the tiles that are computed at a time if they are many.
+    const TILE: usize = 16;
+    const SLICE_BYTES: usize = 64 << 20;
+    let operation = shape.operation("attention_cache_workspace_size");
+    shape.describe(&operation)?;
+    let AttentionShape { heads, kv_heads, head_dim } = shape.attention;
+    // An f32 result of every query and of every 128 rows of the cache, with two floats beside.
+    let chunks = shape.longest.div_ceil(CHUNK);
+    let tile_bytes = operation.size(&[kv_heads, chunks, TILE, (head_dim + 2) * size_of::<f32>()])?;
+    let tiles = operation.size(&[shape.m, heads / kv_heads])? / TILE + shape.documents;
+    Ok(if shape.m == 0 { 0 } else { (SLICE_BYTES / tile_bytes).clamp(1, tiles) * tile_bytes })
+}
+
+/// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache` `[rows, width]`, which
+/// [`append`] has written. A query whose position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least
+/// [`workspace_bytes`].
+pub fn attention(
+    new: &NewTokens<'_>,
+    cache: View<'_, bf16>,
+    out: ViewMut<'_, bf16>,
+    workspace: ViewMut<'_, u8>,
+    stream: Stream,
+) -> Result<()> {
+    let (operation, args) = check("attention_cache", new, cache.len())?;
+    operation.length("out", out.len(), operation.size(&[new.shape.m, new.shape.attention.out()])?)?;
+    let (needed, found) = (workspace_bytes(&new.shape)?, workspace.len());
+    operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
+    let (cache, out) = (cache.address().cast_mut().cast(), out.address().cast());
+    let args = sys::qk_attention_cache_args { cache, out, ..args };
+    // SAFETY: as in `append`; the cache is only read.
+    operation.status(unsafe { call!(qk_attention_cache(&args, workspace.address().cast(), found, stream.as_raw())) })
+}
+
+/// All but `cache` and `out`, for a cache of `len` elements.
+fn check(name: &'static str, new: &NewTokens<'_>, len: usize) -> Result<(Operation, sys::qk_attention_cache_args)> {
+    let Shape { attention, m, documents, .. } = new.shape;
+    let operation = new.shape.operation(name);
+    let described = new.shape.describe(&operation)?;
+    operation.length("qkv", new.qkv.len(), operation.size(&[m, attention.qkv()])?)?;
+    operation.length("the boundaries", new.boundaries.len(), documents + 1)?;
+    operation.length("the starts", new.starts.len(), documents)?;
+    operation.length("the positions", new.positions.len(), m)?;
+    let width = width(attention);
+    operation.check(len > 0 && len.is_multiple_of(width), || {
+        format!("the cache has {len} elements, expected rows of {width}, at least one")
+    })?;
+    let args = sys::qk_attention_cache_args {
+        cu_seqlens: new.boundaries.address(),
+        starts: new.starts.address(),
+        positions: new.positions.address(),
+        qkv: new.qkv.address().cast(),
+        rows: operation.dimension("the cache", len / width)?,
+        ..described
+    };
+    Ok((operation, args))
+}
+
+impl Shape {
+    pub(super) fn operation(&self, name: &'static str) -> Operation {
+        let Self { attention: AttentionShape { heads, kv_heads, head_dim }, m, documents, longest } = self;
+        let shape = format!(
+            "M {m} of {documents} documents up to {longest} long, {heads} heads of {head_dim}, {kv_heads} key and value heads"
+        );
+        Operation { name, shape }
+    }
+
+    /// Without any operand.
+    pub(super) fn describe(&self, operation: &Operation) -> Result<sys::qk_attention_cache_args> {
+        let AttentionShape { heads, kv_heads, head_dim } = self.attention;
+        let small = |what: &str, value: usize| {
+            let fits = u32::try_from(value).ok().filter(|&value| (1..=65_535).contains(&value));
+            fits.ok_or_else(|| operation.argument(format!("{what} is {value}, expected 1 to 65535")))
+        };
+        operation.check((1..=MAX_LONGEST).contains(&self.longest), || {
+            format!("the longest document is {}, expected 1 to {MAX_LONGEST}", self.longest)
+        })?;
+        operation.status(if matches!(head_dim, 64 | 128) { sys::QK_OK } else { sys::QK_ERROR_HEAD_DIM })?;
+        let (heads, kv_heads, head_dim) = (small("H", heads)?, small("Hkv", kv_heads)?, small("head_dim", head_dim)?);
+        let whole = heads.is_multiple_of(kv_heads) && self.documents > 0;
+        operation.status(if whole { sys::QK_OK } else { sys::QK_ERROR_SHAPE })?;
+        Ok(sys::qk_attention_cache_args {
+            struct_size: size_of::<sys::qk_attention_cache_args>() as u32,
+            head_dim,
+            heads,
+            kv_heads,
+            m: operation.dimension("M", self.m)?,
+            documents: operation.dimension("documents", self.documents)?,
+            cu_seqlens: null(),
+            starts: null(),
+            positions: null(),
+            max_seqlen: operation.dimension("the longest document", self.longest)?,
+            rows: 1,
+            qkv: null(),
+            ldqkv: operation.dimension("the row", self.attention.qkv())?,
+            cache: null_mut(),
+            out: null_mut(),
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! The output layer, the softmax cross-entropy and its gradient in one operation, so that nobody holds `[M, V]` logits.
+//! Formulas: [`crate::reference::linear_cross_entropy`].
+
+use super::check::Operation;
+use crate::device::{Stream, View, ViewMut};
+use crate::error::{CudaError, Result};
+use crate::sys;
+use half::bf16;
+use std::ptr::{null, null_mut};
+
+/// u64 words of a [`LossState`] in device memory.
+pub const STATE_LEN: usize = size_of::<sys::qk_loss_state>() / 8;
+
+/// Tokens whose logits exist at one time, if there is no reason for another number: 525 MB of them for a vocabulary of 128,256.
+pub const CHUNK: usize = 1024;
+
+/// What [`cross_entropy`] finds over all tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossState {
+    /// Σ of the weighted losses: of 256 rows at a time, in order, in f64. NaN if one is not finite, or if there are other
+    /// than [`Shape::supervised`] supervised tokens.
+    pub sum: f64,
+    /// The first row whose loss or weight is not finite.
+    pub not_finite: Option<usize>,
+    /// Supervised tokens, as the device counted them.
+    pub supervised: usize,
+}
+
+impl LossState {
+    /// From its words in device memory.
+    pub fn from_words(words: [u64; STATE_LEN]) -> Self {
+        // qk_loss_state: double, int32, uint32, little-endian as every device is.
+        Self {
+            sum: f64::from_bits(words[0]),
+            not_finite: usize::try_from(words[1] as u32 as i32).ok(),
+            supervised: (words[1] >> 32) as usize,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// M, tokens
+    pub m: usize,
+    /// H, the width of the hidden states. Multiples of 64 are fast.
+    pub h: usize,
+    /// V, rows of the output layer
+    pub vocab: usize,
+    /// Tokens whose target is not negative and whose weight is not 0: only those cost anything.
+    pub supervised: usize,
+    /// Tokens whose logits exist at one time, at least 1, best a multiple of 128. No bit of the result depends on it.
+    pub chunk: usize,
+}
+
+/// What the operation reads.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropy<'a> {
+    pub shape: Shape,
+    /// Multiplies the gradient and no loss: 1 / supervised tokens of the whole optimizer step, for a mean.
+    pub gradient_scale: f32,
+    /// `[m, h]`: after the last norm
+    pub hidden: View<'a, bf16>,
+    /// `[vocab, h]`
+    pub head: View<'a, bf16>,
+    /// `[m]`. Negative: none. From `vocab` on: the row's loss and gradient are NaN.
+    pub targets: View<'a, i32>,
+    /// `[m]`: multiplies each token's loss in the sum and in the gradient, of either sign; `None`: 1 each. A token of weight
+    /// 0 is not supervised; weights of negative targets are not read.
+    pub weights: Option<View<'a, f32>>,
+}
+
+/// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with `supervised` and
+/// `chunk`, so that those of the longest batch serve every one.
+pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
+    let operation = shape.operation("cross_entropy_workspace_size");
+    shape.describe(&operation)?;
+    let (supervised, chunk) = (shape.supervised, shape.chunk.min(shape.supervised));
+    let mut total = 0usize;
+    let mut part = |dimensions: &[usize]| {
+        let bytes = operation.size(dimensions)?.checked_next_multiple_of(256);
+        let sum = bytes.and_then(|bytes| total.checked_add(bytes));
+        total = sum.ok_or_else(|| operation.argument("too many elements".into()))?;
+        Ok::<(), CudaError>(())
+    };
+    // The rows with a target; those rows of hidden; maxima and sums of 64 logits each; the targets' logits; the logits.
+    part(&[supervised, size_of::<i32>()])?;
+    part(&[chunk, shape.h.div_ceil(64) * 64, size_of::<bf16>()])?;
+    part(&[chunk, shape.vocab.div_ceil(64), 2 * size_of::<f32>()])?;
+    part(&[chunk, size_of::<f32>()])?;
+    if gradient {
+        part(&[chunk, shape.vocab.div_ceil(8) * 8, size_of::<f32>()])?;
+    }
+    Ok(total)
+}
+
+/// `losses` `[m]` = logsumexp(z) − z\[target\] with z = hidden · headᵀ, 0 where not supervised; `state` `[STATE_LEN]` = a
+/// [`LossState`]; `dhidden` `[m, h]` = gradient_scale · weight · (softmax(z) − onehot(target)) · head, zero where not
+/// supervised. `workspace` has at least [`workspace_bytes`].
+///
+/// Logits, softmax and losses are f32. The gradient of the logits is rounded to bf16 once, and so is `dhidden`. Logits that are
+/// not finite in f32 make the row's loss NaN or infinite.
+pub fn cross_entropy(
+    input: &CrossEntropy<'_>,
+    losses: ViewMut<'_, f32>,
+    state: ViewMut<'_, u64>,
+    dhidden: Option<ViewMut<'_, bf16>>,
+    workspace: ViewMut<'_, u8>,
+    stream: Stream,
+) -> Result<()> {
+    let Shape { m, h, vocab, .. } = input.shape;
+    let operation = input.shape.operation("cross_entropy");
+    let count = operation.size(&[m, h])?;
+    operation.length("hidden", input.hidden.len(), count)?;
+    operation.length("the output layer", input.head.len(), operation.size(&[vocab, h])?)?;
+    operation.length("the targets", input.targets.len(), m)?;
+    if let Some(weights) = &input.weights {
+        operation.length("the weights", weights.len(), m)?;
+    }
+    operation.length("losses", losses.len(), m)?;
+    operation.length("the state", state.len(), STATE_LEN)?;
+    if let Some(dhidden) = &dhidden {
+        operation.length("dhidden", dhidden.len(), count)?;
+    }
+    let needed = workspace_bytes(&input.shape, dhidden.is_some())?;
+    let found = workspace.len();
+    operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
+    let args = sys::qk_cross_entropy_args {
+        gradient_scale: input.gradient_scale,
+        hidden: input.hidden.address().cast(),
+        head: input.head.address().cast(),
+        targets: input.targets.address(),
+        weights: input.weights.map_or(null(), |weights| weights.address()),
+        losses: losses.address(),
+        state: state.address().cast(),
+        dhidden: dhidden.map_or(null_mut(), |dhidden| dhidden.address().cast()),
+        ..input.shape.describe(&operation)?
+    };
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The targets' and weights'
+    // values are the caller's: a kernel counts them itself and looks up none outside the vocabulary.
+    operation.status(unsafe { call!(qk_cross_entropy(&args, workspace.address().cast(), found, stream.as_raw())) })
+}
+
+impl Shape {
+    pub(super) fn operation(&self, name: &'static str) -> Operation {
+        let Self { m, h, vocab, supervised, chunk } = self;
+        Operation {
+            name,
+            shape: format!("M {m} ({supervised} supervised), H {h}, vocabulary {vocab}, chunks of {chunk}"),
+        }
+    }
+
+    /// Without any operand.
+    pub(super) fn describe(&self, operation: &Operation) -> Result<sys::qk_cross_entropy_args> {
+        let Self { m, h, vocab, supervised, chunk } = *self;
+        let computable = h > 0 && vocab > 0 && supervised <= m && chunk > 0;
+        operation.status(if computable { sys::QK_OK } else { sys::QK_ERROR_SHAPE })?;
+        Ok(sys::qk_cross_entropy_args {
+            struct_size: size_of::<sys::qk_cross_entropy_args>() as u32,
+            gradient_scale: 0.0,
+            m: operation.dimension("M", self.m)?,
+            h: operation.dimension("H", self.h)?,
+            vocab: operation.dimension("the vocabulary", self.vocab)?,
+            supervised: operation.dimension("the number of supervised tokens", self.supervised)?,
+            chunk: operation.dimension("the chunk", self.chunk)?,
+            hidden: null(),
+            head: null(),
+            targets: null(),
+            losses: null_mut(),
+            state: null_mut(),
+            dhidden: null_mut(),
+            weights: null(),
+        })
+    }
+}

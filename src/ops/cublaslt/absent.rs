@@ -1,0 +1,41 @@
+//! A stub in place of the library in builds that use no GPU.
+
+use crate::device::{Stream, ViewMut};
+use crate::error::{CudaError, Result};
+use crate::ops::linear::{Input, Segment};
+use crate::ops::linear_backward::{Backward, InputGradient, SegmentBackward};
+use half::bf16;
+
+/// No value of this type exists.
+#[derive(Debug)]
+pub enum CublasLt {}
+
+impl CublasLt {
+    /// An error: cuBLASLt runs on a GPU.
+    pub fn open() -> Result<Self> {
+        Err(CudaError::Device("cuBLASLt runs on a GPU, which this build does not use".into()))
+    }
+
+    pub fn workspace_len(&self, _: &Input<'_>, _: &[Segment<'_>]) -> usize {
+        match *self {}
+    }
+
+    pub fn forward(&self, _: &Input<'_>, _: &mut [Segment<'_>], _: ViewMut<'_, bf16>, _: Stream) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn dx_workspace_len(&self, _: &Backward<'_>, _: &[SegmentBackward<'_>]) -> usize {
+        match *self {}
+    }
+
+    pub fn dx(
+        &self,
+        _: &Backward<'_>,
+        _: &[SegmentBackward<'_>],
+        _: InputGradient<'_>,
+        _: ViewMut<'_, bf16>,
+        _: Stream,
+    ) -> Result<()> {
+        match *self {}
+    }
+}

@@ -1,0 +1,245 @@
+//! The fused linear layer: `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ (+ bias)`, f32 sums, Y rounded once.
+
+use super::check::Operation;
+use super::nf4;
+use super::operand::{self, Operands, rows};
+use crate::device::{Stream, View, ViewMut};
+use crate::error::Result;
+use crate::sys;
+use half::bf16;
+
+/// The frozen weight of a segment, `[n, k]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Weight<'a> {
+    Nf4(nf4::Weight<'a>),
+    /// `[n * k]`, row-major
+    Dense(View<'a, bf16>),
+}
+
+/// Features of a tile of the fast kernels, and the block size that they read.
+pub(super) const TILE_K: usize = 64;
+/// Rows at most of the kernel for few tokens.
+const SMALL_M: usize = 16;
+
+impl Weight<'_> {
+    /// Whether the fast kernels read it.
+    pub(super) fn has_fast_blocks(&self) -> bool {
+        match self {
+            Self::Nf4(weight) => weight.block_size == TILE_K,
+            Self::Dense(_) => true,
+        }
+    }
+}
+
+/// A LoRA pair of one segment, or several of which each token takes its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Lora<'a> {
+    /// 1 to 256
+    pub r: usize,
+    /// alpha / r, or alpha / √r
+    pub scale: f32,
+    /// `[r, k]`, or `[count, r, k]`
+    pub a: View<'a, bf16>,
+    /// `[n, r]`, or `[count, n, r]`
+    pub b: View<'a, bf16>,
+    /// None: one adapter, for every token.
+    pub adapters: Option<Adapters<'a>>,
+}
+
+/// Several LoRA pairs, one after the other in A and B, all of rank r: one of a lower rank is padded with zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapters<'a> {
+    /// How many.
+    pub count: usize,
+    /// `[m]`: the adapter of each token, 0 to count; any other, as -1: none.
+    pub index: View<'a, i32>,
+    /// `[count]`, or none: [`Lora::scale`] is that of all.
+    pub scales: Option<View<'a, f32>>,
+}
+
+/// Dropout of the low-rank path's input: the mask of [`crate::philox::Dropout`], which forward and backward both draw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// In [0, 1).
+    pub p: f32,
+    pub seed: u64,
+    /// layer · 16 + input
+    pub dropout_id: u32,
+    /// step · accumulation + micro
+    pub dropout_step: u32,
+    /// The mask's token of the first row; the last row's is below 2³².
+    pub first_token: u64,
+}
+
+/// One row segment of an operand (q, k or v; gate or up), with its own output.
+#[derive(Debug)]
+pub struct Segment<'a> {
+    /// N, out features
+    pub n: usize,
+    pub weight: Weight<'a>,
+    pub lora: Option<Lora<'a>>,
+    /// `[n]`
+    pub bias: Option<View<'a, bf16>>,
+    /// `[m, ldy]` without what follows the last row's n columns: at least `(m - 1) * ldy + n` elements
+    pub y: ViewMut<'a, bf16>,
+    /// Elements from row to row of y, at least n.
+    pub ldy: usize,
+}
+
+/// The input of all segments.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// M, tokens
+    pub m: usize,
+    /// K, in features
+    pub k: usize,
+    /// At least `(m - 1) * ldx + k` elements
+    pub x: View<'a, bf16>,
+    /// Elements from row to row of x, at least k.
+    pub ldx: usize,
+    /// `[m, lora_columns]` of [`lora_down`], or none: computed inside, in the workspace.
+    pub s: Option<View<'a, bf16>>,
+    /// Of the input of S, where it is computed.
+    pub dropout: Option<Dropout>,
+}
+
+/// The kernel that a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    TensorCore,
+    /// M ≤ 16
+    SmallM,
+    /// K or ldx off the tile, or a block size other than 64: slow
+    Generic,
+}
+
+/// Columns of S: every segment's rank, rounded up to 8.
+pub fn lora_columns(segments: &[Segment<'_>]) -> usize {
+    operand::lora_columns(segments.iter().map(|segment| segment.lora.as_ref()))
+}
+
+/// Elements of workspace that [`forward`] needs.
+pub fn workspace_len(input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
+    if input.s.is_some() { 0 } else { input.m * lora_columns(segments) }
+}
+
+/// The kernel that [`forward`] will take.
+pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
+    Call::new("linear_path", input, segments)?;
+    let whole = input.k.is_multiple_of(TILE_K)
+        && input.ldx.is_multiple_of(8)
+        && segments.iter().all(|segment| segment.weight.has_fast_blocks());
+    Ok(match whole {
+        false => Path::Generic,
+        true if input.m <= SMALL_M => Path::SmallM,
+        true => Path::TensorCore,
+    })
+}
+
+/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not written and
+/// may be of no elements.
+pub fn lora_down(input: &Input<'_>, segments: &mut [Segment<'_>], s: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
+    let columns = lora_columns(segments);
+    let call = Call::without_outputs("lora_down", &Input { s: None, ..*input }, segments)?;
+    call.operation.length("s", s.len(), input.m * columns)?;
+    // SAFETY: `Call::new` checked every length against the shapes, and the line above that of `s`.
+    call.operation.status(unsafe { call!(qk_lora_down(&call.linear(), s.address().cast(), stream.as_raw())) })
+}
+
+/// Writes every segment's y. All weights are NF4, or all dense. `workspace` has at least [`workspace_len`] elements.
+pub fn forward(
+    input: &Input<'_>,
+    segments: &mut [Segment<'_>],
+    workspace: ViewMut<'_, bf16>,
+    stream: Stream,
+) -> Result<()> {
+    let needed = workspace_len(input, segments);
+    let dense = segments.iter().filter(|segment| matches!(segment.weight, Weight::Dense(_))).count();
+    let call = Call::new("linear_forward", input, segments)?;
+    call.operation.check(dense == 0 || dense == call.segments.len(), || "NF4 and dense segments do not mix".into())?;
+    call.operation.check(workspace.len() >= needed, || {
+        format!("the workspace has {} elements, expected at least {needed}", workspace.len())
+    })?;
+    let (linear, bytes) = (call.linear(), workspace.len() * size_of::<bf16>());
+    // SAFETY: `Call::new` checked every length against the shapes; the workspace's is passed on and was checked too.
+    let status = unsafe {
+        match dense {
+            0 => call!(qk_linear_forward(&linear, workspace.address().cast(), bytes, stream.as_raw())),
+            _ => call!(qk_linear_forward_dense(&linear, workspace.address().cast(), bytes, stream.as_raw())),
+        }
+    };
+    call.operation.status(status)
+}
+
+/// The structs of one call; the C side reads them before it returns.
+pub(super) struct Call {
+    operation: Operation,
+    input: sys::qk_linear_args,
+    segments: Vec<sys::qk_segment>,
+    operands: Operands,
+}
+
+impl Call {
+    /// The structs, with every length checked. Outputs are borrowed mutably by the caller for the call's length.
+    pub fn new(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
+        let call = Self::without_outputs(name, input, segments)?;
+        for segment in segments {
+            rows(&call.operation, "y", segment.y.len(), input.m, segment.n, segment.ldy)?;
+        }
+        Ok(call)
+    }
+
+    /// The same for a function that writes no y.
+    fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
+        let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
+        rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;
+        if let Some(s) = &input.s {
+            operation.length("s", s.len(), input.m * lora_columns(segments))?;
+        }
+        let mut operands = Operands::default();
+        let linear = sys::qk_linear_args {
+            struct_size: size_of::<sys::qk_linear_args>() as u32,
+            num_segments: segments.len() as u32,
+            m: operation.dimension("M", input.m)?,
+            k: operation.dimension("K", input.k)?,
+            x: input.x.address().cast(),
+            ldx: operation.dimension("ldx", input.ldx)?,
+            segments: std::ptr::null(),
+            s: input.s.map_or(std::ptr::null(), |s| s.address().cast()),
+            dropout: operands.dropout(&operation, input.dropout, input.m)?,
+        };
+        let mut call = Self { operation, input: linear, segments: Vec::new(), operands };
+        for segment in segments {
+            call.push(input, segment)?;
+        }
+        Ok(call)
+    }
+
+    fn push(&mut self, input: &Input<'_>, segment: &Segment<'_>) -> Result<()> {
+        let (operation, n) = (&self.operation, segment.n);
+        let (nf4, dense) = self.operands.weight(operation, &segment.weight, n, input.k)?;
+        let lora = match &segment.lora {
+            Some(lora) => self.operands.lora(operation, lora, input.m, n, input.k)?,
+            None => std::ptr::null(),
+        };
+        if let Some(bias) = &segment.bias {
+            operation.length("bias", bias.len(), n)?;
+        }
+        self.segments.push(sys::qk_segment {
+            struct_size: size_of::<sys::qk_segment>() as u32,
+            reserved: 0,
+            n: operation.dimension("N", n)?,
+            nf4,
+            dense,
+            lora,
+            bias: segment.bias.map_or(std::ptr::null(), |bias| bias.address().cast()),
+            y: segment.y.address().cast(),
+            ldy: operation.dimension("ldy", segment.ldy)?,
+        });
+        Ok(())
+    }
+
+    pub fn linear(&self) -> sys::qk_linear_args {
+        sys::qk_linear_args { segments: self.segments.as_ptr(), ..self.input }
+    }
+}

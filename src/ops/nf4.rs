@@ -1,0 +1,218 @@
+//! NF4 quantise, dequantise and the transposition of absmax. Formulas: the crate's [`crate::nf4`].
+
+use super::check::Operation;
+use crate::device::{Element, Stream, View, ViewMut};
+use crate::error::Result;
+use crate::sys;
+use half::bf16;
+
+/// Order of the first-level absmax of an `[N, K]` weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Flat `[N * K / block_size]`, as stored.
+    RowMajor,
+    /// `[K / block_size, N]`: what the kernels read fastest; K is a multiple of the block size.
+    Transposed,
+}
+
+/// The scales of a weight; `blocks = ceil(N * K / block_size)`.
+#[derive(Clone, Copy, Debug)]
+pub enum Absmax<'a> {
+    /// `[blocks]`
+    F32(View<'a, f32>),
+    /// `absmax = nested_map[code] * nested_absmax[block / 256] + offset`, two roundings.
+    DoubleQuantised {
+        /// `[blocks]`
+        codes: View<'a, u8>,
+        /// `[ceil(blocks / 256)]`
+        nested_absmax: View<'a, f32>,
+        /// `[256]`
+        nested_map: View<'a, f32>,
+        /// `[1]`
+        offset: View<'a, f32>,
+    },
+}
+
+/// An NF4 weight `[n, k]` in device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    /// N, out features
+    pub n: usize,
+    /// K, in features
+    pub k: usize,
+    /// A power of two, 32 to 4096.
+    pub block_size: usize,
+    pub layout: Layout,
+    /// `[ceil(n * k / 2)]`, the first code of a pair in the high nibble
+    pub codes: View<'a, u8>,
+    pub absmax: Absmax<'a>,
+}
+
+/// Where quantising puts the scales.
+#[derive(Debug)]
+pub enum AbsmaxMut<'a> {
+    /// `[blocks]`
+    F32(ViewMut<'a, f32>),
+    DoubleQuantised {
+        /// `[blocks]`: scratch, the first-level absmax in f32
+        absmax: ViewMut<'a, f32>,
+        /// `[256]`, ascending: the 8-bit map
+        nested_map: View<'a, f32>,
+        /// `[blocks]`
+        codes: ViewMut<'a, u8>,
+        /// `[ceil(blocks / 256)]`
+        nested_absmax: ViewMut<'a, f32>,
+        /// `[1]`
+        offset: ViewMut<'a, f32>,
+    },
+}
+
+/// bf16 or f32.
+pub trait Float: Element {
+    const DTYPE: u32;
+}
+
+impl Float for bf16 {
+    const DTYPE: u32 = sys::QK_BF16;
+}
+
+impl Float for f32 {
+    const DTYPE: u32 = sys::QK_F32;
+}
+
+impl<'a> Weight<'a> {
+    /// Checks every part against the shape and returns the C interface's description, good for `'a`.
+    pub(super) fn describe(&self, operation: &Operation) -> Result<sys::qk_nf4> {
+        let (count, blocks) = blocks(operation, self.n, self.k, self.block_size)?;
+        operation.length("codes", self.codes.len(), count.div_ceil(2))?;
+        operation.check(self.layout == Layout::RowMajor || self.k.is_multiple_of(self.block_size), || {
+            format!("transposed absmax needs K divisible by the block size {}", self.block_size)
+        })?;
+        let mut weight = sys::qk_nf4 {
+            struct_size: size_of::<sys::qk_nf4>() as u32,
+            layout: match self.layout {
+                Layout::RowMajor => sys::QK_ABSMAX_ROW_MAJOR,
+                Layout::Transposed => sys::QK_ABSMAX_TRANSPOSED,
+            },
+            n: operation.dimension("N", self.n)?,
+            k: operation.dimension("K", self.k)?,
+            block_size: self.block_size as u32,
+            reserved: 0,
+            codes: self.codes.address(),
+            absmax_codes: std::ptr::null(),
+            absmax: std::ptr::null(),
+            nested_absmax: std::ptr::null(),
+            nested_map: std::ptr::null(),
+            offset: std::ptr::null(),
+        };
+        match &self.absmax {
+            Absmax::F32(absmax) => {
+                operation.length("absmax", absmax.len(), blocks)?;
+                weight.absmax = absmax.address();
+            }
+            Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset } => {
+                let nested = blocks.div_ceil(sys::QK_NESTED_BLOCK as usize);
+                operation.length("absmax codes", codes.len(), blocks)?;
+                operation.length("nested absmax", nested_absmax.len(), nested)?;
+                operation.length("nested code", nested_map.len(), 256)?;
+                operation.length("offset", offset.len(), 1)?;
+                weight.absmax_codes = codes.address();
+                weight.nested_absmax = nested_absmax.address();
+                weight.nested_map = nested_map.address();
+                weight.offset = offset.address();
+            }
+        }
+        Ok(weight)
+    }
+}
+
+/// Elements and blocks of a checked shape.
+fn blocks(operation: &Operation, n: usize, k: usize, block_size: usize) -> Result<(usize, usize)> {
+    operation.check(block_size.is_power_of_two() && (32..=4096).contains(&block_size), || {
+        format!("the block size is {block_size}, expected a power of two from 32 to 4096")
+    })?;
+    let count = n.checked_mul(k).filter(|&count| count > 0 && count <= (i64::MAX / 16) as usize);
+    let count = count.ok_or_else(|| operation.argument("N and K must be at least 1, and N * K countable".into()))?;
+    Ok((count, count.div_ceil(block_size)))
+}
+
+/// Quantises `weight` `[n, k]`, row-major. `codes` is `[ceil(n * k / 2)]`; absmax comes out in row-major order. The values
+/// must be finite: a block with a NaN or an infinity gets that absmax.
+pub fn quantize<T: Float>(
+    weight: View<'_, T>,
+    n: usize,
+    k: usize,
+    block_size: usize,
+    codes: ViewMut<'_, u8>,
+    absmax: AbsmaxMut<'_>,
+    stream: Stream,
+) -> Result<()> {
+    let operation = Operation { name: "nf4_quantize", shape: format!("N {n}, K {k}, block {block_size}") };
+    let (count, blocks) = blocks(&operation, n, k, block_size)?;
+    operation.length("weight", weight.len(), count)?;
+    operation.length("codes", codes.len(), count.div_ceil(2))?;
+    let mut args = sys::qk_nf4_quantize_args {
+        struct_size: size_of::<sys::qk_nf4_quantize_args>() as u32,
+        dtype: T::DTYPE,
+        count: operation.dimension("N * K", count)?,
+        block_size: block_size as u32,
+        reserved: 0,
+        weight: weight.address().cast(),
+        nested_map: std::ptr::null(),
+        codes: codes.address(),
+        absmax: std::ptr::null_mut(),
+        absmax_codes: std::ptr::null_mut(),
+        nested_absmax: std::ptr::null_mut(),
+        offset: std::ptr::null_mut(),
+    };
+    match &absmax {
+        AbsmaxMut::F32(absmax) => {
+            operation.length("absmax", absmax.len(), blocks)?;
+            args.absmax = absmax.address();
+        }
+        AbsmaxMut::DoubleQuantised { absmax, nested_map, codes, nested_absmax, offset } => {
+            operation.length("absmax", absmax.len(), blocks)?;
+            operation.length("nested code", nested_map.len(), 256)?;
+            operation.length("absmax codes", codes.len(), blocks)?;
+            operation.length("nested absmax", nested_absmax.len(), blocks.div_ceil(sys::QK_NESTED_BLOCK as usize))?;
+            operation.length("offset", offset.len(), 1)?;
+            args.absmax = absmax.address();
+            args.nested_map = nested_map.address();
+            args.absmax_codes = codes.address();
+            args.nested_absmax = nested_absmax.address();
+            args.offset = offset.address();
+        }
+    }
+    // SAFETY: every pointer is of a view whose length was checked against the shape; `args` is read before the return.
+    operation.status(unsafe { call!(qk_nf4_quantize(&args, stream.as_raw())) })
+}
+
+/// `out` `[n, k]` = code · absmax in f32, rounded once to `T`.
+pub fn dequantize<T: Float>(weight: &Weight<'_>, out: ViewMut<'_, T>, stream: Stream) -> Result<()> {
+    let operation = Operation {
+        name: "nf4_dequantize",
+        shape: format!("N {}, K {}, block {}", weight.n, weight.k, weight.block_size),
+    };
+    let description = weight.describe(&operation)?;
+    operation.length("out", out.len(), weight.n * weight.k)?;
+    // SAFETY: `describe` checked the weight's lengths and the line above the output's; the struct is read before the return.
+    operation.status(unsafe { call!(qk_nf4_dequantize(&description, out.address().cast(), T::DTYPE, stream.as_raw())) })
+}
+
+/// `out` `[columns, rows]` = transpose of `input` `[rows, columns]`: absmax codes between the two layouts.
+pub fn absmax_transpose(
+    input: View<'_, u8>,
+    out: ViewMut<'_, u8>,
+    rows: usize,
+    columns: usize,
+    stream: Stream,
+) -> Result<()> {
+    let operation = Operation { name: "absmax_transpose", shape: format!("{rows} rows, {columns} columns") };
+    let count = rows.checked_mul(columns).ok_or_else(|| operation.argument("too many elements".into()))?;
+    operation.length("input", input.len(), count)?;
+    operation.length("out", out.len(), count)?;
+    let (rows, columns) = (operation.dimension("rows", rows)?, operation.dimension("columns", columns)?);
+    // SAFETY: both views have rows * columns elements; a `View` and a `ViewMut` do not overlap.
+    operation
+        .status(unsafe { call!(qk_absmax_transpose(input.address(), out.address(), rows, columns, stream.as_raw())) })
+}

@@ -1,0 +1,278 @@
+//! The C interface of a layer's other operations: every named error is reached and nothing is written on the way.
+
+use crate::device::{Buffer, Device};
+use crate::sys;
+use std::ptr::{null, null_mut};
+
+const M: i64 = 3;
+
+/// One buffer for all operands, 16-byte aligned, whose elements are 1.
+struct Memory {
+    device: Device,
+    buffer: Buffer<f32>,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let device = Device::open().expect("a device to test on");
+        let buffer = device.upload(&[1.0f32; 4096]).unwrap();
+        Self { device, buffer }
+    }
+
+    /// The address of the operand at `index`, which has 512 bytes.
+    fn at<T>(&mut self, index: usize) -> *mut T {
+        self.buffer.view_mut().address().wrapping_add(128 * index).cast()
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.device.download(&self.buffer).unwrap().iter().all(|&x| x == 1.0)
+    }
+}
+
+/// Calls `$function` with `$valid`, of which each line spoils a copy, and expects the line's error and untouched memory.
+macro_rules! refuses {
+    ($memory:ident, $valid:ident, $call:expr, { $($spoil:expr => $error:ident,)* }) => {$({
+        let mut args = $valid;
+        let spoil: fn(&mut _) = $spoil;
+        spoil(&mut args);
+        // SAFETY: spoiled so that the call must refuse before it reads device memory.
+        let status = unsafe { $call(&raw const args) };
+        assert_eq!(status, sys::$error, "{}", stringify!($spoil));
+        assert!($memory.is_untouched(), "refused, and yet written: {}", stringify!($spoil));
+    })*
+        // SAFETY: null is refused.
+        assert_eq!(unsafe { $call(null()) }, sys::QK_ERROR_NULL_POINTER);
+    };
+}
+
+mod attention_cache;
+mod cross_entropy;
+
+#[test]
+fn the_embedding_refuses() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_embedding_args {
+        struct_size: size_of::<sys::qk_embedding_args>() as u32,
+        reserved: 0,
+        m: M,
+        h: 8,
+        vocab: 4,
+        ids: memory.at(0),
+        table: memory.at(1),
+        out: memory.at(2),
+    };
+    type Args = sys::qk_embedding_args;
+    refuses!(memory, valid, |args| sys::qk_embedding(args, null_mut()), {
+        |a: &mut Args| a.struct_size -= 1 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.h = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.vocab = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.vocab = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ids = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.table = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.ids = a.ids.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.table = a.table.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.out = a.out.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+    });
+}
+
+#[test]
+fn norms_refuse() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_rms_norm_args {
+        struct_size: size_of::<sys::qk_rms_norm_args>() as u32,
+        eps: 1e-5,
+        m: M,
+        h: 8,
+        x: memory.at(0),
+        delta: memory.at(1),
+        weight: memory.at(2),
+        sum: memory.at(3),
+        y: memory.at(4),
+    };
+    type Args = sys::qk_rms_norm_args;
+    refuses!(memory, valid, |args| sys::qk_rms_norm(args, null_mut()), {
+        |a: &mut Args| a.struct_size = 0 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.eps = 0.0 => QK_ERROR_VALUE,
+        |a: &mut Args| a.eps = f32::NAN => QK_ERROR_VALUE,
+        |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.h = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.weight = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.y = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.delta = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.sum = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.x = a.x.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.delta = a.delta.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.sum = a.sum.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.y = a.y.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.weight = a.weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+}
+
+#[test]
+fn gradients_of_norms_refuse() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_rms_norm_backward_args {
+        struct_size: size_of::<sys::qk_rms_norm_backward_args>() as u32,
+        eps: 1e-5,
+        m: M,
+        h: 8,
+        dy: memory.at(0),
+        x: memory.at(1),
+        weight: memory.at(2),
+        dx: memory.at(3),
+        accumulate: 0,
+        reserved: 0,
+    };
+    type Args = sys::qk_rms_norm_backward_args;
+    refuses!(memory, valid, |args| sys::qk_rms_norm_backward(args, null_mut()), {
+        |a: &mut Args| a.struct_size += 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
+        |a: &mut Args| a.eps = -1.0 => QK_ERROR_VALUE,
+        |a: &mut Args| a.h = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.accumulate = 2 => QK_ERROR_VALUE,
+        |a: &mut Args| a.dy = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.weight = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dx = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dy = a.dy.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.x = a.x.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.dx = a.dx.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.weight = a.weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+}
+
+#[test]
+fn rotary_embedding_refuses() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_rope_args {
+        struct_size: size_of::<sys::qk_rope_args>() as u32,
+        head_dim: 8,
+        heads: 2,
+        inverse: 0,
+        m: M,
+        ldx: 16,
+        x: memory.at(0),
+        positions: memory.at(1),
+        cosines: memory.at(2),
+        sines: memory.at(3),
+        table_positions: 4,
+    };
+    type Args = sys::qk_rope_args;
+    refuses!(memory, valid, |args| sys::qk_rope(args, null_mut()), {
+        |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.head_dim = 7 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.head_dim = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.head_dim = 1026 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.inverse = 2 => QK_ERROR_VALUE,
+        |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.table_positions = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldx = 15 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.x = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.positions = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.cosines = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.sines = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.x = a.x.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.positions = a.positions.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.cosines = a.cosines.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.sines = a.sines.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+}
+
+#[test]
+fn swiglu_refuses() {
+    let mut memory = Memory::new();
+    let backward = sys::qk_swiglu_args {
+        struct_size: size_of::<sys::qk_swiglu_args>() as u32,
+        reserved: 0,
+        m: M,
+        i: 8,
+        gate_up: memory.at(0),
+        out: memory.at(1),
+        dout: memory.at(2),
+    };
+    let forward = sys::qk_swiglu_args { dout: null(), ..backward };
+    type Args = sys::qk_swiglu_args;
+    refuses!(memory, forward, |args| sys::qk_swiglu(args, null_mut()), {
+        |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| (a.m, a.i) = ((1 << 31) - 1, (1 << 31) - 1) => QK_ERROR_SHAPE,
+        |a: &mut Args| a.i = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.gate_up = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dout = a.out => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.gate_up = a.gate_up.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.out = a.out.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+    refuses!(memory, backward, |args| sys::qk_swiglu_backward(args, null_mut()), {
+        |a: &mut Args| a.dout = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.gate_up = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dout = a.dout.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+}
+
+#[test]
+fn attention_refuses() {
+    let mut memory = Memory::new();
+    let valid = sys::qk_attention_args {
+        struct_size: size_of::<sys::qk_attention_args>() as u32,
+        head_dim: 64,
+        heads: 2,
+        kv_heads: 1,
+        m: M,
+        documents: 1,
+        cu_seqlens: memory.at(0),
+        window: 0,
+        qkv: memory.at(1),
+        ldqkv: 256,
+        out: memory.at(8),
+        lse: memory.at(16),
+        dout: memory.at(17),
+        dqkv: memory.at(20),
+    };
+    type Args = sys::qk_attention_args;
+    refuses!(memory, valid, |args| sys::qk_attention(args, null_mut()), {
+        |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.head_dim = 96 => QK_ERROR_HEAD_DIM,
+        |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.kv_heads = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.heads = 65536 => QK_ERROR_SHAPE,
+        |a: &mut Args| (a.heads, a.kv_heads) = (3, 2) => QK_ERROR_SHAPE,
+        |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.documents = 0 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.window = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldqkv = 255 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.ldqkv = 260 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.qkv = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.cu_seqlens = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.lse = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.qkv = a.qkv.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.out = a.out.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.lse = a.lse.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.cu_seqlens = a.cu_seqlens.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+    });
+    let workspace = memory.at(30);
+    refuses!(memory, valid, |args| sys::qk_attention_backward(args, workspace, 24, null_mut()), {
+        |a: &mut Args| a.dout = null() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dqkv = null_mut() => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| a.dout = a.dout.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.dqkv = a.dqkv.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.m = 4 => QK_ERROR_WORKSPACE,
+    });
+    let mut bytes = 0usize;
+    // SAFETY: refused, or only the struct and `bytes` are touched.
+    unsafe {
+        assert_eq!(sys::qk_attention_backward(&raw const valid, null_mut(), 24, null_mut()), sys::QK_ERROR_WORKSPACE);
+        let shifted = workspace.wrapping_byte_add(4);
+        assert_eq!(sys::qk_attention_backward(&raw const valid, shifted, 24, null_mut()), sys::QK_ERROR_ALIGNMENT);
+        assert_eq!(sys::qk_attention_backward_workspace_size(&raw const valid, null_mut()), sys::QK_ERROR_NULL_POINTER);
+        assert_eq!((sys::qk_attention_backward_workspace_size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, 24));
+    }
+    assert!(memory.is_untouched());
+}
