@@ -2,6 +2,8 @@
 
 #[path = "data/chat.rs"]
 mod chat;
+#[path = "data/files.rs"]
+mod files;
 #[path = "data/fixture.rs"]
 mod fixture;
 #[path = "data/formats.rs"]

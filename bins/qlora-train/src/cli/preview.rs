@@ -6,7 +6,7 @@ use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::report::{printable, status};
 use crate::session::Loaded;
-use crate::session::training_data::{find_files, data_options, schedule};
+use crate::session::training_data::{data_options, find_files, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde_json::{Value, json};

@@ -46,6 +46,7 @@ impl ChatTokenizer {
         let around = surroundings(conversation);
         let (turns, text) = render(template, &around, &messages)?;
         let rendered = Rendered { tokenizer: self, template, around, messages: &messages, turns, text };
+        holds::check_calls(&rendered)?;
         let answers = rendered.answers()?;
         holds::check(&rendered, conversation, &answers, &mut notes)?;
 
@@ -180,7 +181,8 @@ fn within(
         Some(start) => (start, 0),
         None => {
             let skipped = content.len() - content.trim_start().len();
-            let start = place(trimmed).ok_or("the chat template rewrites this turn, so its parts cannot be told apart")?;
+            let start =
+                place(trimmed).ok_or("the chat template rewrites this turn, so its parts cannot be told apart")?;
             (start, skipped)
         }
     };

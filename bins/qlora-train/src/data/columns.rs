@@ -64,7 +64,9 @@ impl Columns {
             let Some(column) = column.as_ref().filter(|column| *column != name) else { continue };
             let Some(value) = map.shift_remove(column) else {
                 let keys = json::keys(&map);
-                return Err(format!("the row has no `{column}`, the column of {name}s by `{name}_column`; found the keys {keys}"));
+                return Err(format!(
+                    "the row has no `{column}`, the column of {name}s by `{name}_column`; found the keys {keys}"
+                ));
             };
             map.insert(name.to_owned(), value);
         }

@@ -91,6 +91,10 @@ impl Habits {
             Some(text[start..text.rfind(NEXT)?].to_owned())
         });
         let header = header(before, tail, &asked, silent.as_deref(), between.as_deref());
+        let opening = match (&header, silent.as_deref()) {
+            (Header::OnDemand, Some(silent)) if silent != asked => asked.strip_prefix(silent),
+            _ => None,
+        };
         let (closing, inner) = match &header {
             Header::Always => {
                 let shared = between.as_deref().map_or("", |between| shared_start(tail, between));
@@ -99,11 +103,7 @@ impl Habits {
                     .unwrap_or(tail.len() - shared_end(tail, before).len());
                 (tail[..end].to_owned(), tail[..end].to_owned())
             }
-            _ => (tail.to_owned(), inner(tail, between.as_deref(), &asked, tokens)),
-        };
-        let opening = match (&header, silent.as_deref()) {
-            (Header::OnDemand, Some(silent)) if silent != asked => asked.strip_prefix(silent),
-            _ => None,
+            _ => (tail.to_owned(), inner(tail, between.as_deref(), opening.unwrap_or(&asked), tokens)),
         };
         let lead = match &header {
             Header::Never(_) => None,
@@ -156,7 +156,7 @@ fn header(before: &str, tail: &str, asked: &str, silent: Option<&str>, between: 
 }
 
 /// What closes an answer that is not the last turn.
-fn inner(tail: &str, between: Option<&str>, asked: &str, tokens: &OwnTokens) -> String {
+fn inner(tail: &str, between: Option<&str>, opening: &str, tokens: &OwnTokens) -> String {
     let Some(between) = between else { return tail.to_owned() };
     if between.starts_with(tail) {
         return tail.to_owned();
@@ -166,8 +166,9 @@ fn inner(tail: &str, between: Option<&str>, asked: &str, tokens: &OwnTokens) -> 
         return tail[..end].to_owned();
     }
     // Or by another token, which begins no header.
-    let first = tokens.all.iter().filter(|token| between.trim_start().starts_with(token.as_str())).max_by_key(|t| t.len());
-    match first.filter(|token| !asked.contains(token.as_str()) && tokens.bos != Some(token.as_str())) {
+    let first =
+        tokens.all.iter().filter(|token| between.trim_start().starts_with(token.as_str())).max_by_key(|t| t.len());
+    match first.filter(|token| !opening.contains(token.as_str()) && tokens.bos != Some(token.as_str())) {
         Some(token) => between[..between.len() - between.trim_start().len() + token.len()].to_owned(),
         None => String::new(),
     }

@@ -49,6 +49,26 @@ pub(super) fn check(
     Ok(())
 }
 
+/// Refuses answers whose calls are nowhere in the text, before it is asked where they are.
+pub(super) fn check_calls(rendered: &Rendered) -> Result<(), String> {
+    for (at, message) in rendered.messages.iter().enumerate().filter(|(_, message)| message.supervised) {
+        let mut texts = message.calls().iter().flat_map(tools::texts);
+        if let Some(text) = texts.find(|text| !holds(&rendered.text, text)) {
+            return Err(format!("`messages[{at}]`: {}", not_written(rendered, text)));
+        }
+    }
+    Ok(())
+}
+
+fn not_written(rendered: &Rendered, text: &str) -> String {
+    format!(
+        "the chat template ({}) does not write the turn's `tool_calls` ({:?} is missing), so another answer would be learned; \
+         choose a template that writes them (`chat_template`)",
+        rendered.tokenizer.template_origin(),
+        super::json::shorten(text)
+    )
+}
+
 fn tool_definitions(rendered: &Rendered, conversation: &Conversation) -> Result<(), String> {
     let missing = conversation.tools.iter().filter_map(tools::name).find(|name| !holds(&rendered.text, name));
     if missing.is_none() && (conversation.tools.is_empty() || rendered.template.source().contains("tools")) {
@@ -69,6 +89,14 @@ fn holds(text: &str, part: &str) -> bool {
     }
 }
 
+/// How often a text holds another one, as it is or as JSON writes it.
+fn occurrences(text: &str, part: &str) -> usize {
+    let escaped = serde_json::to_string(part).unwrap_or_default();
+    let escaped = escaped.trim_matches('"');
+    let plain = text.matches(part).count();
+    if escaped == part { plain } else { plain + text.matches(escaped).count() }
+}
+
 struct Turn<'a> {
     rendered: &'a Rendered<'a>,
     at: usize,
@@ -82,20 +110,11 @@ impl Turn<'_> {
     fn check(&self, said: &str, answer: bool, notes: &mut Vec<Note>) -> Result<(), String> {
         let mut note = |sentence: String| notes.push(Note::Said(sentence));
         let role = &self.message.role;
-        // What is found is taken out, so that a call is not found in the words that announce it.
-        let mut rest = said.to_owned();
-        let mut take = |part: &str| match rest.find(part) {
-            Some(at) => {
-                rest.replace_range(at..at + part.len(), "");
-                true
-            }
-            None => false,
-        };
         let content = self.message.content.as_deref().unwrap_or_default().trim();
-        if !content.is_empty() && !take(content) && !holds(said, content) {
+        let reasoning = self.message.reasoning().unwrap_or_default().trim();
+        if !holds(said, content) {
             let (thought, visible) = thinking(content).unwrap_or(("", content));
-            let visible_held = visible.is_empty() || take(visible);
-            let thought_held = thought.is_empty() || take(thought);
+            let (visible_held, thought_held) = (holds(said, visible), holds(said, thought));
             match (visible_held, thought_held) {
                 (true, true) => {}
                 (true, false) => note(format!(
@@ -103,20 +122,26 @@ impl Turn<'_> {
                     self.training_template()
                 )),
                 // It writes what is said otherwise than it is given.
-                (false, _) if self.rendered.render_with(self.at, PROBES[0])?.contains(PROBES[0]) => note(format!(
-                    "the chat template writes what the {role} says otherwise than the row has it"
-                )),
+                (false, _) if self.rendered.render_with(self.at, PROBES[0])?.contains(PROBES[0]) => {
+                    note(format!("the chat template writes what the {role} says otherwise than the row has it"))
+                }
                 (false, _) if answer => {
                     return Err(
-                        "the chat template leaves out what this turn says; it seems to expect another kind of content".into()
+                        "the chat template leaves out what this turn says; it seems to expect another kind of content"
+                            .into(),
                     );
                 }
                 (false, _) => note(format!("the chat template leaves out what a {role} turn says")),
             }
         }
-        if let Some(reasoning) = self.message.reasoning().map(str::trim).filter(|text| !text.is_empty())
-            && !take(reasoning)
-        {
+        // What the template cuts is not there to be counted.
+        let written = match holds(said, content) {
+            true => content,
+            false => thinking(content).map_or("", |(_, visible)| visible),
+        };
+        // In words that announce a call the call itself is not found: it has to be there once more.
+        let besides = |text: &str| occurrences(said, text) > occurrences(written, text) + occurrences(reasoning, text);
+        if !reasoning.is_empty() && occurrences(said, reasoning) <= occurrences(written, reasoning) {
             let source = self.rendered.template.source();
             let knows = ["reasoning_content", "thinking", "reasoning"].iter().any(|key| source.contains(key));
             if answer && (self.last || !knows) {
@@ -128,15 +153,11 @@ impl Turn<'_> {
             }
             note(format!("the chat template leaves out the reasoning of earlier turns{}", self.training_template()));
         }
-        let missing = self.message.calls().iter().flat_map(tools::texts).find(|text| !holds(&rest, text));
+        let missing =
+            self.message.calls().iter().flat_map(tools::texts).find(|text| !text.is_empty() && !besides(text));
         if let Some(text) = missing {
             if answer {
-                let text = super::json::shorten(text);
-                return Err(format!(
-                    "the chat template ({}) does not write the turn's `tool_calls` ({text:?} is missing), so another answer \
-                     would be learned; choose a template that writes them (`chat_template`)",
-                    self.rendered.tokenizer.template_origin()
-                ));
+                return Err(not_written(self.rendered, text));
             }
             note("the chat template leaves out tool calls of a turn that is not learned".to_owned());
         }

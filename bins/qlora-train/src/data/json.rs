@@ -28,7 +28,9 @@ pub(super) fn without_nan(text: &str) -> Option<String> {
             b'"' => in_string = !in_string,
             _ if in_string => {}
             b'N' | b'I' | b'-' => {
-                if let Some(name) = ["-Infinity", "Infinity", "NaN"].iter().find(|name| out[at..].starts_with(name.as_bytes())) {
+                if let Some(name) =
+                    ["-Infinity", "Infinity", "NaN"].iter().find(|name| out[at..].starts_with(name.as_bytes()))
+                {
                     let end = at + name.len();
                     match *name {
                         "NaN" => {

@@ -13,8 +13,18 @@ const ROLES: &str = "system, developer, user, assistant or tool";
 /// Names of what an assistant thinks before it answers, the first that is there wins.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// Keys of turns that are read here or that templates know.
-const TURN_KEYS: [&str; 10] =
-    ["role", "content", "name", "tool_calls", "tool_call_id", "function_call", "id", "reasoning_content", "thinking", "reasoning"];
+const TURN_KEYS: [&str; 10] = [
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "id",
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+];
 /// Keys of the parts of a content.
 const PART_KEYS: [&str; 5] = ["type", "text", "content", "value", "cache_control"];
 

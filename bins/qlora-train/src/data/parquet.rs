@@ -13,7 +13,7 @@ use serde_json::{Map, Number, Value};
 use super::columns::Columns;
 use super::guard;
 use super::reader::EachOf;
-use super::rows::SUPPORTED;
+use super::rows::{OTHER_MEANING, SUPPORTED};
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
@@ -23,7 +23,7 @@ const MAX_VALUES: i64 = 1 << 24;
 /// Calls `each(number, row)` for every row, counted from 1, in order. Errors of `each` end the reading.
 ///
 /// Refuses a file that is cut off or damaged, has no column that a row could be made of, or is compressed in a way
-/// that is not built in (built in are none, Zstandard, Snappy, gzip and LZ4).
+/// that is not built in (built in are none, Snappy, gzip and LZ4).
 pub(super) fn read_rows(path: &Path, columns: &Columns, each: EachOf) -> Result<()> {
     let name = path.display();
     let (mut rows, expected) = guarded(path, || open(path, columns))??;
@@ -72,7 +72,7 @@ fn damaged(path: &Path, error: &ParquetError) -> Error {
     let error = error.to_string();
     let text = error.split_whitespace().collect::<Vec<_>>().join(" ");
     let cure = match text.contains("feature") || text.contains("codec") {
-        true => "write it again with Zstandard, Snappy, gzip, LZ4 or no compression",
+        true => "write it again with Snappy, gzip, LZ4 or no compression",
         false => "the file is cut off or damaged, get it again",
     };
     Error::Refused(format!("{}: cannot read as Parquet ({text}): {cure}", path.display()))
@@ -91,6 +91,19 @@ fn object(row: &Row, whole: bool) -> Result<Value, String> {
     for (key, field) in row.get_column_iter() {
         if !whole && matches!(field, Field::Null) {
             continue;
+        }
+        if whole && OTHER_MEANING.contains(&key.as_str()) {
+            // That it is there is all that matters, and it may be the bytes of an image.
+            let there = match field {
+                Field::Null => false,
+                Field::ListInternal(list) => list.len() > 0,
+                _ => true,
+            };
+            map.insert(key.clone(), if there { Value::Bool(true) } else { Value::Null });
+            continue;
+        }
+        if whole && is_time(field) {
+            return Err(format!("`{key}` is {field}; expected text, a number, a list or a struct"));
         }
         if map.insert(key.clone(), value(field).map_err(|why| format!("`{key}`{why}"))?).is_some() {
             return Err(format!("the column `{key}` is there twice"));
@@ -137,12 +150,20 @@ fn value(field: &Field) -> Result<Value, String> {
             }
             Value::Object(object)
         }
-        // Times and the like, which only matter where nothing reads them.
-        Field::Decimal(_)
-        | Field::Date(_)
-        | Field::TimeMillis(_)
-        | Field::TimeMicros(_)
-        | Field::TimestampMillis(_)
-        | Field::TimestampMicros(_) => Value::String(field.to_string()),
+        // In a turn, where nothing reads it.
+        other => Value::String(other.to_string()),
     })
+}
+
+/// A time or a decimal number, which is no value that a row may have.
+fn is_time(field: &Field) -> bool {
+    matches!(
+        field,
+        Field::Decimal(_)
+            | Field::Date(_)
+            | Field::TimeMillis(_)
+            | Field::TimeMicros(_)
+            | Field::TimestampMillis(_)
+            | Field::TimestampMicros(_)
+    )
 }

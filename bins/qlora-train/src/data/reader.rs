@@ -75,7 +75,9 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
         return file_hash(path);
     }
     if head.starts_with(&[0x1F, 0x8B]) {
-        read_text_rows(path, BufReader::with_capacity(1 << 16, MultiGzDecoder::new(&mut reader)), each)?;
+        let mut inner = BufReader::with_capacity(1 << 16, MultiGzDecoder::new(&mut reader));
+        inner.fill_buf().or_refuse(|| format!("{name}: is compressed by gzip, and damaged or cut off"))?;
+        read_text_rows(path, inner, each)?;
         std::io::copy(&mut reader, &mut std::io::sink()).or_refuse(|| format!("{name}: cannot read"))?;
     } else {
         read_text_rows(path, &mut reader, each)?;
@@ -123,7 +125,7 @@ fn other_kind(head: &[u8]) -> Option<&'static str> {
 
 fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()> {
     let name = path.display();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut first) = (Vec::new(), true);
     for line in 1.. {
         bytes.clear();
         let count = (&mut reader)
@@ -146,11 +148,12 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()>
         if text.is_empty() {
             continue;
         }
+        let first = std::mem::take(&mut first);
         match json::parse(text) {
             Ok(row) => each(line, Ok(row))?,
-            Err(error) if error.is_eof() && text.starts_with('{') && !text[1..].contains('}') => {
-                let first = bytes.clone();
-                return read_values(path, first.as_slice().chain(reader), line, each);
+            // The first of objects that are printed over several lines.
+            Err(_) if first && text == "{" => {
+                return read_values(path, bytes.as_slice().chain(reader), line, each);
             }
             Err(error) => each(line, Err(format!("{}; {SUPPORTED}", without_line(&error))))?,
         }

@@ -175,6 +175,9 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
             shown(two.keys())
         )),
         (None, _) => {
+            if let Some(key) = OTHER_MEANING.iter().find(|key| has(*key)) {
+                return Err(format!("`{key}`: {}", other_meaning(key)));
+            }
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
             if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))
             {
@@ -185,9 +188,6 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
                     half.name(),
                     Columns::guess(map)
                 ));
-            }
-            if let Some(key) = OTHER_MEANING.iter().find(|key| has(*key)) {
-                return Err(format!("`{key}`: {}", other_meaning(key)));
             }
             if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
                 return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));

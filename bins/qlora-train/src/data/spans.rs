@@ -44,8 +44,7 @@ pub(super) type Answer = (Option<usize>, Range<usize>);
 impl Rendered<'_> {
     /// The answers that are learned, in order.
     pub fn answers(&self) -> Result<Vec<Answer>, String> {
-        let supervised: Vec<usize> =
-            (0..self.messages.len()).filter(|&at| self.messages[at].supervised).collect();
+        let supervised: Vec<usize> = (0..self.messages.len()).filter(|&at| self.messages[at].supervised).collect();
         if supervised.is_empty() {
             return Ok(Vec::new());
         }
@@ -158,7 +157,8 @@ impl Rendered<'_> {
     fn one_by_one(&self, at: usize) -> Result<Range<usize>, String> {
         let habits = self.tokenizer.habits(self.template);
         let render = |turns: &[Value], prompt| self.template.render_in(&self.around, turns, prompt).ok();
-        let prefix = |text: Option<String>| text.filter(|text| self.text.starts_with(text.as_str())).map(|text| text.len());
+        let prefix =
+            |text: Option<String>| text.filter(|text| self.text.starts_with(text.as_str())).map(|text| text.len());
         // Some templates refuse prefixes that end before an answer (an empty conversation): then probe.
         let mut before = prefix(render(&self.turns[..at], true));
         let always = habits.is_some_and(|habits| habits.header == Header::Always);

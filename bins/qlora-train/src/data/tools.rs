@@ -18,9 +18,7 @@ fn tools(value: &Value) -> Result<Vec<Value>, String> {
         Value::Null => Ok(Vec::new()),
         Value::String(text) if text.trim().is_empty() => Ok(Vec::new()),
         Value::String(text) => match words::parse(text.trim()) {
-            Ok(Value::String(_)) | Err(_) => {
-                Err(format!("`tools` is {}; expected {EXPECTED}", words::describe(value)))
-            }
+            Ok(Value::String(_)) | Err(_) => Err(format!("`tools` is {}; expected {EXPECTED}", words::describe(value))),
             Ok(parsed) => tools(&parsed),
         },
         Value::Object(map) if map.is_empty() => Ok(Vec::new()),

@@ -23,7 +23,12 @@ fn cases() -> Vec<(&'static str, [&'static str; 3], &'static str, String)> {
     let learned = |end: &str| format!("x{}", end.trim_end());
     [
         ("chatml", ["", "<|im_start|>ROLE\\n", "<|im_end|>\\n"], "<|im_start|>assistant\\n", "<|im_end|>"),
-        ("llama 3", ["{{ bos_token }}", "<|start|>ROLE<|stop|>\\n\\n", "<|eot|>"], "<|start|>assistant<|stop|>\\n\\n", "<|eot|>"),
+        (
+            "llama 3",
+            ["{{ bos_token }}", "<|start|>ROLE<|stop|>\\n\\n", "<|eot|>"],
+            "<|start|>assistant<|stop|>\\n\\n",
+            "<|eot|>",
+        ),
         ("eos", ["{{ bos_token }}", "[ROLE] ", "<eos>"], "[assistant] ", "<eos>"),
         ("plain header", ["", "### ROLE:\\n", "<|eot|>\\n\\n"], "### assistant:\\n", "<|eot|>"),
         ("two end tokens", ["", "<|start|>ROLE\\n", "<|stop|><|eot|>\\n"], "<|start|>assistant\\n", "<|stop|><|eot|>"),
@@ -65,7 +70,11 @@ fn the_check_knows_which_token_ends_a_turn() {
         let ends = ["<eos>", "<|im_end|>", "<|eot|>"].map(id);
         for token in SPECIAL {
             let ended = special.ends.contains(&id(token));
-            assert_eq!(ended, token == "<eos>" || (end.contains(token) && ends.contains(&id(token))), "{name}: {token}");
+            assert_eq!(
+                ended,
+                token == "<eos>" || (end.contains(token) && ends.contains(&id(token))),
+                "{name}: {token}"
+            );
             // A header's token at the end of what is learned is no end of a turn.
             let row = qlora_train::data::Row {
                 input_ids: vec![1, id(token)],
@@ -87,7 +96,10 @@ fn a_template_that_closes_only_the_last_turn_learns_the_end_where_it_is_written(
     assert_eq!(tokenizer.render_chat(&turns(&QUESTIONS)).unwrap().open_ended, 1);
     let row = json!({"messages": QUESTIONS.map(|(role, content)| json!({"role": role, "content": content}))});
     let data = load_one(row.to_string(), Some(&tokenizer)).unwrap();
-    assert_says(&data.report.to_string(), &["warning: in 1 rows an answer or a text ends without an end-of-turn token"]);
+    assert_says(
+        &data.report.to_string(),
+        &["warning: in 1 rows an answer or a text ends without an end-of-turn token"],
+    );
 }
 
 #[test]
@@ -112,7 +124,8 @@ fn the_templates_own_marks_are_used_as_they_are() {
 
 #[test]
 fn a_prompt_that_differs_from_what_stands_before_an_answer_is_told() {
-    let row = json!({"messages": QUESTIONS.map(|(role, content)| json!({"role": role, "content": content}))}).to_string();
+    let row =
+        json!({"messages": QUESTIONS.map(|(role, content)| json!({"role": role, "content": content}))}).to_string();
     let warned = |template: &str| load_one(&row, Some(&chat_tokenizer(template))).unwrap().report.warnings;
     assert!(warned(CHATML).is_empty() && warned(LLAMA3).is_empty() && warned(INST).is_empty());
     assert_says(&warned(CLOSING)[0], &["`generate` writes ends with", "<think>", "otherwise than it was trained"]);
@@ -140,7 +153,10 @@ fn what_a_template_cuts_is_told_and_a_training_template_named() {
     let said = "<think>\nbecause\n</think>\n\nyes";
     let row = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": said}]});
     let data = load_one(row.to_string(), Some(&chat_tokenizer(&cutting))).unwrap();
-    assert_says(&data.report.to_string(), &["in 1 row (line 1)", "leaves out what the assistant thinks", "qwen3_training"]);
+    assert_says(
+        &data.report.to_string(),
+        &["in 1 row (line 1)", "leaves out what the assistant thinks", "qwen3_training"],
+    );
     // Whole where it is kept.
     let data = load_one(row.to_string(), Some(&chat_tokenizer(LLAMA3))).unwrap();
     assert!(data.report.files[0].notes.is_empty(), "{}", data.report);

@@ -55,7 +55,8 @@ fn every_key_that_says_do_not_learn_is_followed_on_turns() {
 
 #[test]
 fn every_key_that_says_do_not_learn_is_followed_on_parts() {
-    let row = |parts: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]});
+    let row =
+        |parts: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts}]});
     for key in FLAGS {
         let part = |text: &str, value: Value| with(json!({"type": "text", "text": text}), key, value);
         let last = row(json!([part("Bad guess. ", json!(false)), part("It is 4.", json!(true))]));
@@ -88,14 +89,12 @@ fn every_key_that_says_do_not_learn_is_followed_on_rows() {
 
 #[test]
 fn character_ranges_of_a_turn_are_followed() {
-    let row = |detail: Value| {
-        json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "é bad, good", "train_detail": detail}]})
-    };
+    let row = |detail: Value| json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "é bad, good", "train_detail": detail}]});
     let range = |begin: u64, end: u64, train: bool| json!({"begin_offset": begin, "end_offset": end, "train": train});
     assert_eq!(learned(&row(json!([range(0, 5, false), range(6, 10, true)]))), " good<|im_end|>");
     assert_eq!(learned(&row(json!([range(6, 10, true), range(0, 0, true)]))), "é good<|im_end|>");
     // What no range holds is not learned, and the end goes with the last character.
-    assert_eq!(learned(&row(json!([range(2, 4, true)]))), " bad");
+    assert_eq!(learned(&row(json!([range(2, 4, true)]))), "bad");
     let tokenizer = chat_tokenizer(CHATML);
     for (detail, parts) in [
         (json!("x"), ["train_detail is the string", "array"]),
@@ -123,9 +122,7 @@ fn weights_that_contradict_each_other_or_are_none_are_refused() {
             assert_says(&message, &["`messages[1]`", key, found, "0 (not learned)"]);
         }
     }
-    let both = |first: Value, second: Value| {
-        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": first, "weight": second}]})
-    };
+    let both = |first: Value, second: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": first, "weight": second}]});
     for (first, second) in [(json!(true), json!(0)), (json!(false), json!(1))] {
         assert_says(&refusal(load_row(&both(first, second), &tokenizer)), &["`train` and `weight` contradict"]);
     }
@@ -167,7 +164,8 @@ fn keys_that_give_a_row_another_meaning_are_refused_by_name() {
             }
         }
     }
-    let turn = json!({"messages": [{"role": "user", "content": "q", "images": ["a"]}, {"role": "assistant", "content": "a"}]});
+    let turn =
+        json!({"messages": [{"role": "user", "content": "q", "images": ["a"]}, {"role": "assistant", "content": "a"}]});
     assert_says(&refusal(load_row(&turn, &tokenizer)), &["`messages[0]`.images", "only text"]);
 }
 
@@ -187,7 +185,8 @@ fn keys_that_nothing_reads_are_told_once_for_each_file() {
 
 #[test]
 fn a_turn_of_the_user_that_is_marked_to_be_learned_is_told() {
-    let row = json!({"messages": [{"role": "user", "content": "q", "train": true}, {"role": "assistant", "content": "a"}]});
+    let row =
+        json!({"messages": [{"role": "user", "content": "q", "train": true}, {"role": "assistant", "content": "a"}]});
     let data = load_row(&row, &chat_tokenizer(CHATML)).unwrap();
     assert_says(&data.report.to_string(), &["in 1 row (line 1) a user turn is marked to be learned"]);
 }

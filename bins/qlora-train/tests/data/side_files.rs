@@ -82,7 +82,8 @@ fn padding_and_truncation_of_the_file_change_nothing() {
         json!({"strategy": strategy, "direction": direction, "pad_to_multiple_of": multiple, "pad_id": 260,
                "pad_type_id": 0, "pad_token": "<eos>"})
     };
-    let cut = |length: u64| json!({"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0});
+    let cut =
+        |length: u64| json!({"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0});
     for (padding, truncation) in [
         (pad(json!("BatchLongest"), json!(8), "Right"), Value::Null),
         (pad(json!({"Fixed": 99}), Value::Null, "Left"), Value::Null),
@@ -112,8 +113,11 @@ fn no_tokenizer_makes_the_library_panic() {
         ("/model/continuing_subword_prefix", json!("##")),
         ("/model/merges", json!([["h", "nope"]])),
         ("/model/vocab", json!({})),
-        ("/added_tokens", json!([{"id": 4_000_000_000u64, "content": "", "single_word": false, "lstrip": false,
-                                  "rstrip": false, "normalized": false, "special": true}])),
+        (
+            "/added_tokens",
+            json!([{"id": 4_000_000_000u64, "content": "", "single_word": false, "lstrip": false,
+                                  "rstrip": false, "normalized": false, "special": true}]),
+        ),
         ("/decoder", json!({"type": "Strip", "content": "x", "start": 99, "stop": 99})),
     ];
     for (place, value) in cases {
@@ -143,7 +147,8 @@ fn no_tokenizer_makes_the_library_panic() {
 
 #[test]
 fn a_chat_row_without_the_bos_that_the_tokenizer_puts_before_text_is_told() {
-    let row = "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
+    let row =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
     let data = load_one(row, Some(&chat_tokenizer(CHATML))).unwrap();
     assert_says(&data.report.to_string(), &["warning: ", "begins without the BOS token (\"<bos>\")"]);
     let data = load_one(row, Some(&chat_tokenizer(LLAMA3))).unwrap();

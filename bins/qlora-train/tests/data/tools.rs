@@ -62,8 +62,14 @@ fn calls_in_every_form_are_written_and_learned_alike() {
 #[test]
 fn calls_that_are_none_are_refused() {
     for (turn, parts) in [
-        (json!({"role": "assistant", "content": null, "tool_calls": "x"}), ["tool_calls is the string", "list of calls"]),
-        (json!({"role": "assistant", "content": null, "tool_calls": [7]}), ["tool_calls[0] is the number 7", "function"]),
+        (
+            json!({"role": "assistant", "content": null, "tool_calls": "x"}),
+            ["tool_calls is the string", "list of calls"],
+        ),
+        (
+            json!({"role": "assistant", "content": null, "tool_calls": [7]}),
+            ["tool_calls[0] is the number 7", "function"],
+        ),
         (json!({"role": "assistant", "content": null, "tool_calls": [{"function": {}}]}), ["tool_calls[0]", "no name"]),
         (json!({"role": "user", "content": "", "tool_calls": [{"name": "f"}]}), ["only the assistant", "user"]),
         (
@@ -74,7 +80,8 @@ fn calls_that_are_none_are_refused() {
         let Err(error) = load_row(&calling(turn.clone()), WHOLE) else { panic!("{turn} was taken") };
         assert_says(&error.to_string(), &parts);
     }
-    let words = json!({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "call f"}]});
+    let words =
+        json!({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "call f"}]});
     assert_says(&refusal(load_row(&words, WHOLE)), &["`conversations[1]`.value", "list of calls"]);
 }
 
@@ -85,7 +92,10 @@ fn tools_may_be_a_list_or_a_text_and_empty_ones_are_none() {
     for none in [json!(""), json!("[]"), json!(" [] "), json!([]), json!({}), json!("null"), Value::Null] {
         for row in [row(none.clone()), share(none.clone())] {
             let (text, supervised) = texts(&row, WHOLE);
-            assert_eq!((text.as_str(), supervised.as_str()), ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", "a<|im_end|>"));
+            assert_eq!(
+                (text.as_str(), supervised.as_str()),
+                ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", "a<|im_end|>")
+            );
         }
     }
     let tool = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
@@ -115,7 +125,10 @@ fn what_a_template_does_not_write_of_an_answer_is_refused() {
     let tools = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}]});
     for template in [CHATML, LLAMA3, CLOSING] {
         for turn in [&call, &announced] {
-            assert_says(&refusal(load_row(&calling(turn.clone()), template)), &["`messages[1]`", "does not write", "`tool_calls`"]);
+            assert_says(
+                &refusal(load_row(&calling(turn.clone()), template)),
+                &["`messages[1]`", "does not write", "`tool_calls`"],
+            );
         }
         for key in ["reasoning_content", "thinking", "reasoning"] {
             let mut row = thought.clone();
@@ -170,7 +183,8 @@ fn a_models_template_for_tools_is_used_where_a_row_has_tools() {
     std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
     std::fs::write(dir.path().join("additional_chat_templates/tool_use.jinja"), WHOLE).unwrap();
     let tokenizer = ChatTokenizer::open(dir.path(), None).unwrap();
-    let data = load_one(json!({"messages": turns, "tools": [{"name": "lookup"}]}).to_string(), Some(&tokenizer)).unwrap();
+    let data =
+        load_one(json!({"messages": turns, "tools": [{"name": "lookup"}]}).to_string(), Some(&tokenizer)).unwrap();
     assert!(tokenizer.decode(&data.rows[0].input_ids, false).unwrap().contains("lookup"));
 }
 
