@@ -5,8 +5,8 @@
 //!   `QLORA_EMULATION_SANITIZE=address` under AddressSanitizer;
 //! - neither: nothing is compiled, and no C++ compiler is needed.
 //!
-//! The crate's code asks `cfg(kernels = "cuda" | "emulated" | "absent")` which it was. On docs.rs nothing is compiled, and the
-//! documentation is that of the features.
+//! The crate's code asks `cfg(kernels = "cuda" | "emulated" | "absent")` which it was. On docs.rs nothing is compiled,
+//! and the documentation is that of the features.
 
 #[path = "build/compile.rs"]
 mod compile;
@@ -98,8 +98,8 @@ fn build_emulation() -> compile::Result<()> {
     archive(&compiler, &files, "emulation", "qlora_kernels_emulation")
 }
 
-/// The static runtime, whole: rustc links with -nodefaultlibs, so that -fsanitize=address adds nothing, and the shared runtime
-/// would have to be the first library loaded.
+/// The static runtime, whole: rustc links with -nodefaultlibs, so that -fsanitize=address adds nothing, and the shared
+/// runtime would have to be the first library loaded.
 fn link_address_sanitizer(compiler: &Path) -> compile::Result<()> {
     let output = Command::new(compiler).arg("-print-file-name=libasan.a").output();
     let path = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
@@ -129,7 +129,7 @@ fn archive(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> co
     Ok(())
 }
 
-/// The same into a shared library, which the tests find where cargo says that the build script's libraries are.
+/// Links the objects into a shared library, which the tests find where cargo says that the build script's libraries are.
 fn share(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> compile::Result<()> {
     let library = out_dir().join(format!("lib{name}.so"));
     let objects = objects(compiler, files, kind)?;

@@ -1,7 +1,8 @@
 //! How the kernels of `cuda/` are compiled, for build.rs and for `cargo xtask install-lib`. The flags are files beside
 //! `cuda/CMakeLists.txt`, which reads them too.
 //!
-//! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version changed.
+//! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version
+//! changed.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
@@ -54,8 +55,8 @@ impl Compiler {
         Ok(Self { path: path.into(), version, flags, cache })
     }
 
-    /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at a
-    /// time. Returns the objects and the compiler's warnings.
+    /// Compiles every file (below `root`, the repository's) whose hash is not that of its object in `dir`, `workers` at
+    /// a time. Returns the objects and the compiler's warnings.
     pub fn compile(
         &self,
         root: &Path,
@@ -175,8 +176,8 @@ fn architecture_flags(list: &str) -> Result<Vec<OsString>> {
     Ok(flags)
 }
 
-/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), else of `wheels`: directories that may
-/// hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
+/// nvcc of NVCC, CUDA_HOME, CUDA_PATH or PATH (`variable` reads the environment), else of `wheels`: directories that
+/// may hold what `cargo xtask setup-cuda` fetches. None if there is none; an NVCC that is not a file is an error.
 pub fn find_nvcc(variable: impl Fn(&str) -> Option<String>, wheels: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     if let Some(nvcc) = variable("NVCC") {
         let nvcc = PathBuf::from(nvcc);

@@ -29,8 +29,8 @@ impl CudaError {
 
     /// Whether the GPU can do nothing more for this process: the runtime and the driver number such errors alike.
     pub fn is_lost(&self) -> bool {
-        // Uncorrectable ECC and NVLink errors, a contained one; from an illegal address to a launch that failed; a lost service or device;
-        // unknown.
+        // Uncorrectable ECC and NVLink errors, a contained one; from an illegal address to a launch that failed; a lost
+        // service or device; unknown.
         matches!(self.code(), Some(214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721 | 810 | 911 | 999))
     }
 

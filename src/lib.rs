@@ -5,6 +5,7 @@
 //! - [`mod@reference`]: naive, generic implementations of every operation of a Llama step, the oracle of every test;
 //! - [`device`]: device memory, on a GPU (feature `cuda`) or on the host (feature `emulation`, for tests);
 //! - [`ops`]: the GPU kernels behind checked functions, and [`sys`] their C interface as generated;
+//! - [`weights`]: NF4 weights in device memory;
 //! - [`philox`]: the random numbers of dropout and initialisation.
 
 #![deny(unsafe_code)]
@@ -21,14 +22,8 @@ pub mod nf4;
 pub mod ops;
 pub mod philox;
 pub mod reference;
+#[allow(rustdoc::broken_intra_doc_links, reason = "generated: an option of bindgen looks like a link")]
 pub mod sys;
+pub mod weights;
 
 pub use error::{CudaError, Result};
-
-/// The former place of [`device`], [`ops`] and [`sys`].
-#[doc(hidden)]
-pub mod cuda {
-    pub use crate::device::*;
-    pub use crate::ops::*;
-    pub use crate::{CudaError, Result, sys};
-}

@@ -721,6 +721,11 @@ unsafe extern "C" {
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward_workspace_size(linear: *const qk_linear_args, bytes: *mut usize) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward_path(linear: *const qk_linear_args, path: *mut u32) -> ::std::os::raw::c_int;
+    pub fn qk_linear_forward_choice(
+        linear: *const qk_linear_args,
+        text: *mut ::std::os::raw::c_char,
+        size: usize,
+    ) -> ::std::os::raw::c_int;
     pub fn qk_linear_forward(
         linear: *const qk_linear_args,
         workspace: *mut ::std::os::raw::c_void,
@@ -773,6 +778,11 @@ unsafe extern "C" {
         bytes: *mut usize,
     ) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx_path(backward: *const qk_linear_backward_args, path: *mut u32) -> ::std::os::raw::c_int;
+    pub fn qk_linear_dx_choice(
+        backward: *const qk_linear_backward_args,
+        text: *mut ::std::os::raw::c_char,
+        size: usize,
+    ) -> ::std::os::raw::c_int;
     pub fn qk_linear_dx(
         backward: *const qk_linear_backward_args,
         workspace: *mut ::std::os::raw::c_void,

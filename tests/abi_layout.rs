@@ -1,5 +1,5 @@
-//! The C header against the committed table of its layout (`tests/abi/layout.txt`): a change that breaks a program compiled
-//! against an earlier header turns this red, an added field or function asks for its line in the table.
+//! The C header against the committed table of its layout (`tests/abi/layout.txt`): a change that breaks a program
+//! compiled against an earlier header turns this red, an added field or function asks for its line in the table.
 
 use std::collections::BTreeMap;
 

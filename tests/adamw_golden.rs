@@ -167,8 +167,8 @@ fn values(golden: &Golden, kind: &str, name: &str, rate: f64, ours: &Blockwise) 
     (difference, near)
 }
 
-/// With our choice of codes in the place of its CPU's table, bitsandbytes differs by fused multiply-adds only: a moment on
-/// the edge between two codes may fall to either side.
+/// With our choice of codes in the place of its CPU's table, bitsandbytes differs by fused multiply-adds only: a moment
+/// on the edge between two codes may fall to either side.
 #[test]
 fn blockwise_states_follow_bitsandbytes() {
     let golden = Golden::open();
@@ -188,9 +188,10 @@ fn blockwise_states_follow_bitsandbytes() {
     }
 }
 
-/// As it is on a CPU, bitsandbytes finds codes in a table of 65,536 equal bins: one code for all values below 1.5e-5 of their
-/// block's largest. Where gradients differ by ten binary orders of magnitude in a block, half of its second moments are such.
-/// In the first update, where both quantise the same moments, no code is worse than that table makes it.
+/// As it is on a CPU, bitsandbytes finds codes in a table of 65,536 equal bins: one code for all values below 1.5e-5 of
+/// their block's largest. Where gradients differ by ten binary orders of magnitude in a block, half of its second
+/// moments are such. In the first update, where both quantise the same moments, no code is worse than that table makes
+/// it.
 #[test]
 fn bitsandbytes_with_its_cpu_table_chooses_codes_within_the_tables_bins() {
     const BIN: f64 = 2.0 / 65535.0;
@@ -200,7 +201,8 @@ fn bitsandbytes_with_its_cpu_table_chooses_codes_within_the_tables_bins() {
             let name = tensor.name;
             if [1, 20].contains(&step) {
                 let found = compare(&golden, "table", name, step, ours);
-                // Later the largest moment of a block may have lain on the other side of a threshold once: one step of the map.
+                // Later the largest moment of a block may have lain on the other side of a threshold once: one step of
+                // the map.
                 let bound = if step == 1 { 1e-6 } else { 0.0141 };
                 assert!(found.absmax <= bound, "{name}, update {step}: {}", found.absmax);
             }

@@ -1,4 +1,4 @@
-//! What the NF4 storage refuses, and in what words.
+//! Refusals of the NF4 storage, and their words.
 
 use qlora_kernels::nf4::{Absmax, CODE, Nf4Error, Nf4Matrix, Nf4Options, dynamic_map_signed};
 

@@ -4,10 +4,7 @@
 //! not affine, Cauchy's estimate bounds the fifth derivative: |f⁽⁵⁾| ≤ 5!·max|f| / R⁵ over a circle of radius R in
 //! the complex plane on which f is analytic. The radii leave room for the two steps around x.
 
-#[path = "support/differences.rs"]
-mod differences;
-
-use differences::{ErrorOf, absolute, added, check_gradient, largest, magnitude, values};
+use lab::differences::{ErrorOf, absolute, added, check_gradient, largest, magnitude, values};
 use proptest::prelude::*;
 use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::*;
@@ -40,7 +37,7 @@ impl Layer {
         (y, s)
     }
 
-    /// The same with every number replaced by its magnitude: how large the terms are whose roundings add up.
+    /// The result with every number replaced by its magnitude: how large the terms are whose roundings add up.
     fn magnitudes(&self) -> Layer {
         let dropout = self.dropout.as_deref().map(absolute);
         let bias = self.bias.as_deref().map(absolute);
@@ -137,7 +134,7 @@ proptest! {
             rms_norm(x, &weight, eps, &mut y);
             y
         };
-        let radius = 0.5 - 2.0 * differences::STEP; // half of the least ρ, as |x| ≥ 1, with room for the steps
+        let radius = 0.5 - 2.0 * lab::differences::STEP; // half of the least ρ, as |x| ≥ 1, with room for the steps
         let size = 3.0 * (h as f64).sqrt() * magnitude(&dy) * largest(&weight);
         let fifth_derivative = 120.0 * size / f64::powi(radius, 5);
         // H + 1 roundings in the mean, a few more to y, M·H in the sum.

@@ -1,10 +1,6 @@
-//! What the forward operations and AdamW of the reference must do, apart from having the right gradients.
+//! Properties of the forward operations and AdamW of the reference, apart from having the right gradients.
 
-#[path = "support/differences.rs"]
-#[allow(dead_code)]
-mod differences;
-
-use differences::values;
+use lab::differences::values;
 use proptest::prelude::*;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::*;
@@ -53,7 +49,8 @@ fn llama3_rope_frequencies_are_those_of_transformers() {
     );
 }
 
-/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole indices, and not.
+/// Those of transformers 5.23.0 for YaRN, and the factor of cos and sin: with the ends of the blend rounded to whole
+/// indices, and not.
 #[test]
 fn yarn_rope_frequencies_are_those_of_transformers() {
     let rounded = RopeScaling::Yarn {

@@ -1,12 +1,14 @@
-//! Attention of a Llama 70B, forward and backward. The whole result is checked on short documents; at the length that is timed, some rows
-//! of the output and of the queries' gradient, with scores so far apart that few keys decide a row, wherever they are.
+//! Attention of a Llama 70B, forward and backward. The whole result is checked on short documents; at the length that
+//! is timed, some rows of the output and of the queries' gradient, with scores so far apart that few keys decide a row,
+//! wherever they are.
 
-use crate::attention_operation::AttentionOperation;
 use crate::gpu::{Bench, Result, shown, text};
-use crate::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::attention::{Attention, attention, attention_backward, backward_workspace_len};
-use qlora_kernels::cuda::{Buffer, Result as CudaResult, Stream};
+use lab::attention::AttentionOperation;
+use lab::operation::Operation;
+use qlora_kernels::Result as CudaResult;
+use qlora_kernels::device::{Buffer, Stream};
+use qlora_kernels::ops::attention::{Attention, attention, attention_backward, backward_workspace_len};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 use records::format::Row;
@@ -128,7 +130,8 @@ fn dot(a: &[bf16], b: &[bf16]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
 }
 
-/// One query's output and gradient in one head, by the definition in f64. P and dS are rounded to bf16 on the way, and so are the results.
+/// One query's output and gradient in one head, by the definition in f64. P and dS are rounded to bf16 on the way, and
+/// so are the results.
 fn check_row(qkv: &[bf16], dout: &[bf16], out: &[bf16], dqkv: &[bf16], query: usize, head: usize) -> Result<()> {
     let d = SHAPE.head_dim;
     let at = |token: usize, column: usize| &qkv[token * SHAPE.qkv() + column..][..d];

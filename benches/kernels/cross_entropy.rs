@@ -1,10 +1,11 @@
-//! The fused output layer and cross-entropy of a Llama 3 70B, with the gradient of the hidden states and without, and the memory that it takes
-//! beside its operands. Two tokens are checked at the length that is timed: each has a vocabulary of logits.
+//! The fused output layer and cross-entropy of a Llama 3 70B, with the gradient of the hidden states and without, and
+//! the memory that it takes beside its operands. Two tokens are checked at the length that is timed: each has a
+//! vocabulary of logits.
 
-use crate::cross_entropy_operation::{Loss, Targets, Values};
 use crate::gpu::{Bench, Result, shown, text};
-use crate::operation::Operation;
-use qlora_kernels::cuda::cross_entropy::CHUNK;
+use lab::cross_entropy::{Loss, Targets, Values};
+use lab::operation::Operation;
+use qlora_kernels::ops::cross_entropy::CHUNK;
 use records::format::Row;
 
 const H: usize = 8192;

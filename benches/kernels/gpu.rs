@@ -1,22 +1,22 @@
-//! What is timed on a GPU: everything is checked against the reference once, then its launches are recorded into a CUDA graph, over
-//! operands that no cache holds, and replayed between two events.
+//! Timings on a GPU: everything is checked against the reference once, then its launches are recorded into a CUDA
+//! graph, over operands that no cache holds, and replayed between two events.
 
 use crate::Options;
-use crate::cache_operation::CacheOperation;
 use crate::groups;
-use crate::layer_operations::{Kind, Layer};
-use crate::logits_operation::LogitsOperation;
-use crate::nf4_operations::{Dequantize, Quantize};
-use crate::operation::Operation;
-use crate::values::random_codes;
 use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
-use qlora_kernels::cuda::nf4::Layout;
-use qlora_kernels::cuda::{Device, Stream};
+use lab::attention_cache::CacheOperation;
+use lab::layer::{Kind, Layer};
+use lab::logits::LogitsOperation;
+use lab::nf4::{Dequantize, Quantize};
+use lab::operation::Operation;
+use lab::values::random_codes;
+use qlora_kernels::device::{Device, Stream};
 use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::ops::measure::Timer;
+use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 use records::format::{Record, Row};
@@ -135,8 +135,8 @@ impl Bench<'_> {
         self.record.not_measured.push(format!("{name}: {error}"));
     }
 
-    /// Sets of operands: enough that none is in the cache when `used` bytes of each are, in at most a quarter of the memory when each
-    /// holds `held` bytes.
+    /// Sets of operands: enough that none is in the cache when `used` bytes of each are, in at most a quarter of the
+    /// memory when each holds `held` bytes.
     pub fn sets(&self, used: f64, held: f64) -> usize {
         let room = (self.timer.facts().memory_bytes as f64 / 4.0 / held.max(1.0)) as usize;
         self.timer.sets(used as usize).min(room.max(1))
@@ -156,12 +156,12 @@ impl Bench<'_> {
         self.time_launches(name, &mut buffers[..sets], |buffers, stream| operation.launch(buffers, stream))
     }
 
-    /// The same of one launch on each set of buffers.
+    /// Seconds of one launch on each set of buffers: the median of criterion's samples.
     pub fn time_launches<B>(
         &mut self,
         name: &str,
         sets: &mut [B],
-        mut launch: impl FnMut(&mut B, Stream) -> qlora_kernels::cuda::Result<()>,
+        mut launch: impl FnMut(&mut B, Stream) -> qlora_kernels::Result<()>,
     ) -> Result<f64> {
         let graph = self.timer.record(sets.len(), |set, stream| launch(&mut sets[set], stream)).map_err(text)?;
         let (mut samples, mut failure) = (Vec::new(), None);

@@ -1,17 +1,16 @@
-//! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantise + cuBLASLt, plain cuBLASLt, and the same
-//! kernel on bf16 weights.
+//! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantise + cuBLASLt, plain
+//! cuBLASLt, and the same kernel on bf16 weights.
 
-use crate::dispatched::Dispatched;
-use crate::dispatched_dx::DispatchedDx;
 use crate::gpu::{Bench, Result, shown, text};
-use crate::linear_dx_operation::{self as dx, LinearDx};
-use crate::linear_operation::{self, Host, HostPart, Linear, Part, Values};
-use crate::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda;
-use qlora_kernels::cuda::cublaslt::CublasLt;
-use qlora_kernels::cuda::dispatch::Dispatch;
-use qlora_kernels::cuda::linear::Path;
+use lab::dispatched::Dispatched;
+use lab::dispatched_dx::DispatchedDx;
+use lab::linear::{self, Host, HostPart, Linear, Part, Values};
+use lab::linear_dx::{self as dx, LinearDx};
+use lab::operation::Operation;
+use qlora_kernels::ops::cublaslt::CublasLt;
+use qlora_kernels::ops::dispatch::Dispatch;
+use qlora_kernels::ops::linear::Path;
 use records::format::Row;
 
 struct Group {
@@ -54,7 +53,7 @@ fn linear(m: usize, k: usize, n: &[usize], r: usize, dense: bool) -> Linear {
     }
 }
 
-/// The same weights in one bf16 segment, and one LoRA pair.
+/// The weights of all segments in one of bf16, and one LoRA pair.
 fn merged(parts: &[HostPart], k: usize) -> HostPart {
     let total: usize = parts.iter().map(|part| part.weight.len() / k).sum();
     HostPart {
@@ -75,7 +74,7 @@ trait Pass {
 
     fn fused(linear: Linear) -> Self::Fused;
     fn dispatched(linear: Linear, dispatch: Dispatch<'_>) -> Self::Dispatched<'_>;
-    fn path(fused: &Self::Fused, buffers: &mut <Self::Fused as Operation>::Buffers) -> cuda::Result<Path>;
+    fn path(fused: &Self::Fused, buffers: &mut <Self::Fused as Operation>::Buffers) -> qlora_kernels::Result<Path>;
     /// The inputs of [`merged`] weights.
     fn merged(
         inputs: &<Self::Fused as Operation>::Inputs,
@@ -99,7 +98,7 @@ impl Pass for Forward {
         Dispatched { linear, dispatch }
     }
 
-    fn path(fused: &Linear, buffers: &mut linear_operation::Buffers) -> cuda::Result<Path> {
+    fn path(fused: &Linear, buffers: &mut linear::Buffers) -> qlora_kernels::Result<Path> {
         fused.path(buffers)
     }
 
@@ -123,7 +122,7 @@ impl Pass for Dx {
         DispatchedDx { dx: Self::fused(linear), dispatch }
     }
 
-    fn path(fused: &LinearDx, buffers: &mut dx::Buffers) -> cuda::Result<Path> {
+    fn path(fused: &LinearDx, buffers: &mut dx::Buffers) -> qlora_kernels::Result<Path> {
         fused.path(buffers)
     }
 

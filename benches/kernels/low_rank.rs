@@ -1,13 +1,14 @@
-//! The low-rank path's own kernels on the linear layers of a Llama 70B: S, T, and the gradients of A and B. Nobody fuses them, so that
-//! they are judged against the copy bandwidth.
+//! The low-rank path's own kernels on the linear layers of a Llama 70B: S, T, and the gradients of A and B. Nobody
+//! fuses them, so that they are judged against the copy bandwidth.
 
 use crate::gpu::{Bench, Result, text};
-use crate::low_rank_operation::{Buffers, LowRank, LowRankPart};
-use crate::operation::Operation;
-use qlora_kernels::cuda::linear::lora_down;
-use qlora_kernels::cuda::linear_backward::{Backward, lora_dy_b};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, lora_gradients, workspace_bytes};
-use qlora_kernels::cuda::{Buffer, Result as CudaResult, Stream};
+use lab::low_rank::{Buffers, LowRank, LowRankPart};
+use lab::operation::Operation;
+use qlora_kernels::Result as CudaResult;
+use qlora_kernels::device::{Buffer, Stream};
+use qlora_kernels::ops::linear::lora_down;
+use qlora_kernels::ops::linear_backward::{Backward, lora_dy_b};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, lora_gradients, workspace_bytes};
 
 const R: usize = 16;
 const GROUPS: [(&str, &[usize], usize); 4] = [

@@ -1,7 +1,7 @@
 //! Times the kernels on the first GPU (feature `cuda`), else the storage format's code on the CPU, and says which.
 //!
 //! `cargo bench --features cuda --bench kernels -- [--quick] [--record DIR] [FILTER]`. A new operation is one line in
-//! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/support.
+//! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/lab.
 
 // `unsafe` is denied by the workspace; the calls are the crate's safe ones.
 #[cfg(kernels = "cuda")]
@@ -20,65 +20,6 @@ mod low_rank;
 mod optimizer;
 #[cfg(kernels = "cuda")]
 mod record;
-
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/adamw.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod adamw_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/attention_operation.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod attention_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/cache_operation.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod cache_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/cross_entropy.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod cross_entropy_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/device.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod device;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/dispatched.rs"]
-mod dispatched;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/dispatched_dx.rs"]
-mod dispatched_dx;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/layer_operations.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod layer_operations;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/linear_dx.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod linear_dx_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/linear.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod linear_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/logits_operation.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod logits_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/low_rank.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod low_rank_operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/nf4_operations.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod nf4_operations;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/operation.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod operation;
-#[cfg(kernels = "cuda")]
-#[path = "../../tests/support/values.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
-mod values;
 
 use criterion::Criterion;
 use std::process::ExitCode;

@@ -1,8 +1,9 @@
-//! The optimiser over the LoRA pairs of a Llama 70B: one update, and the norm of the gradients, each judged against the copy bandwidth.
+//! The optimiser over the LoRA pairs of a Llama 70B: one update, and the norm of the gradients, each judged against the
+//! copy bandwidth.
 
-use crate::adamw_operation::{Described, OptimizerStep};
 use crate::gpu::{Bench, Result, text};
-use crate::operation::Operation;
+use lab::adamw::{Described, OptimizerStep};
+use lab::operation::Operation;
 
 /// (N, K) of the seven linear layers of a block.
 const LAYERS: [(usize, usize); 7] =

@@ -1,4 +1,4 @@
-//! What is left of a run: `benches/records/<date>-<gpu>.json`.
+//! The record of a run: `benches/records/<date>-<gpu>.json`.
 
 use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use records::format::{Record, Row};

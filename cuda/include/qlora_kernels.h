@@ -321,6 +321,10 @@ int qk_linear_forward_workspace_size(const struct qk_linear_args *linear, size_t
 /* The kernel that the forward functions take for this call (enum qk_path). */
 int qk_linear_forward_path(const struct qk_linear_args *linear, uint32_t *path);
 
+/* What the forward functions choose for this call, for people: "tensor cores, tiles of 128 tokens x 256 columns, NF4
+ * weights". At most `size` bytes of `text` (host) are written, with the 0 at the end. Revision 1. */
+int qk_linear_forward_choice(const struct qk_linear_args *linear, char *text, size_t size);
+
 /* NF4 weights: every segment has nf4. Products are summed in f32 in an order that depends on K and r alone, within a
  * path. */
 int qk_linear_forward(const struct qk_linear_args *linear, void *workspace, size_t workspace_bytes, qk_stream stream);
@@ -365,6 +369,9 @@ int qk_linear_dx_workspace_size(const struct qk_linear_backward_args *backward, 
 /* The kernel that the dX functions take for this call (enum qk_path): QK_PATH_TENSOR_CORE for any M, or
  * QK_PATH_GENERIC. */
 int qk_linear_dx_path(const struct qk_linear_backward_args *backward, uint32_t *path);
+
+/* qk_linear_forward_choice of the dX functions. Revision 1. */
+int qk_linear_dx_choice(const struct qk_linear_backward_args *backward, char *text, size_t size);
 
 /* dX = mask(sum_s T_s * A_s) + sum_s dY_s * W_s (+ dX), NF4 weights: every segment has nf4. The segments are one
  * operand: products are summed in f32 in an order that depends on the segments' N and r alone, the low-rank ones

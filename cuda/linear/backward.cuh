@@ -35,7 +35,10 @@ struct BackwardView {
 // the error.
 int backward_view(const qk_linear_backward_args *backward, BackwardView *view);
 
+// The code that dX takes, from the shape alone.
+LinearChoice choose_dx(const BackwardView &view);
+
 // Launchers, one per kernel file. The view is valid, m >= 1, and what the operation reads and writes is there.
 int launch_lora_dy_b(const BackwardView &view, bf16 *t, qk_stream stream);
-int launch_linear_dx_tensor_core(const BackwardView &view, qk_stream stream);
+int launch_linear_dx_tensor_core(const BackwardView &view, const LinearChoice &choice, qk_stream stream);
 int launch_linear_dx_generic(const BackwardView &view, qk_stream stream);

@@ -1,12 +1,11 @@
-// The host side of the fused linear layer: check the operand, choose the kernel, launch.
+// The host side of the fused linear layer: check the operand, choose the kernel by its shape, launch it.
 #include <cmath>
+#include <cstdio>
 
 #include "common/abi.cuh"
 #include "linear/linear.cuh"
 
 namespace {
-
-constexpr int64_t kSmallM = 16;
 
 int check_segment(const qk_linear_args *linear, uint32_t index, SegmentView *view) {
     qk_segment own, *segment = &own;
@@ -52,11 +51,32 @@ int check(const qk_linear_args *caller, LinearView *view) {
     return dropout_view(linear->dropout, linear->m, &view->dropout);
 }
 
-qk_path path_of(const LinearView &view) {
+LinearChoice choose(const LinearView &view) {
+    LinearChoice choice = {QK_PATH_GENERIC, 0, 0, view.segments[0].dense != nullptr, false};
     bool generic = view.k % kTileK != 0 || view.ldx % 8 != 0;
     for (int i = 0; i < view.num_segments; ++i)
         generic |= view.segments[i].dense == nullptr && view.segments[i].nf4.block_shift != 6;
-    return generic ? QK_PATH_GENERIC : view.m <= kSmallM ? QK_PATH_SMALL_M : QK_PATH_TENSOR_CORE;
+    if (generic) return choice;
+    if (view.m <= kMostTokensOfSmallM) {
+        bool wide = view.tiles(kWideColumns, false) >= kBlocksOfWideTiles;
+        choice.path = QK_PATH_SMALL_M;
+        choice.tokens = kMostTokensOfSmallM;
+        choice.columns = wide ? kWideColumns : kNarrowColumns;
+        return choice;
+    }
+    bool large = ceil_div(view.m, kLargeTokens) * view.tiles(kLargeColumns, false) >= kBlocksOfLargeTiles;
+    choice.path = QK_PATH_TENSOR_CORE;
+    choice.tokens = large ? kLargeTokens : kSmallTokens;
+    choice.columns = large ? kLargeColumns : kSmallColumns;
+    return choice;
+}
+
+int launch(const LinearView &view, const LinearChoice &choice, qk_stream stream) {
+    switch (choice.path) {
+    case QK_PATH_TENSOR_CORE: return launch_linear_tensor_core(view, choice, stream);
+    case QK_PATH_SMALL_M: return launch_linear_small_m(view, choice, stream);
+    default: return launch_linear_generic(view, stream);
+    }
 }
 
 size_t workspace_bytes_of(const LinearView &view) {
@@ -80,14 +100,21 @@ int forward(const qk_linear_args *linear, bool dense, void *workspace, size_t wo
         if (int error = lora_down(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.s = static_cast<const bf16 *>(workspace);
     }
-    switch (path_of(view)) {
-    case QK_PATH_TENSOR_CORE: return launch_linear_tensor_core(view, stream);
-    case QK_PATH_SMALL_M: return launch_linear_small_m(view, stream);
-    default: return launch_linear_generic(view, stream);
-    }
+    return launch(view, choose(view), stream);
 }
 
 }  // namespace
+
+void LinearChoice::print(char *text, size_t size) const {
+    const char *weights = dense ? "bf16" : "NF4";
+    if (path == QK_PATH_GENERIC) {
+        std::snprintf(text, size, "generic, %s weights", weights);
+    } else {
+        std::snprintf(text, size, "%s, tiles of %d tokens x %d columns, %s weights%s",
+                      path == QK_PATH_SMALL_M ? "few tokens" : "tensor cores", tokens, columns, weights,
+                      masked ? ", adapters or dropout" : "");
+    }
+}
 
 int lora_view(const qk_lora *caller, LoraView *view) {
     qk_lora own, *lora = &own;
@@ -157,7 +184,15 @@ extern "C" int qk_linear_forward_path(const qk_linear_args *linear, uint32_t *pa
     LinearView view;
     if (path == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = check(linear, &view)) return error;
-    *path = path_of(view);
+    *path = choose(view).path;
+    return QK_OK;
+}
+
+extern "C" int qk_linear_forward_choice(const qk_linear_args *linear, char *text, size_t size) {
+    LinearView view;
+    if (text == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = check(linear, &view)) return error;
+    choose(view).print(text, size);
     return QK_OK;
 }
 

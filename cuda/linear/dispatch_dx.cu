@@ -25,15 +25,6 @@ int check_segment(const qk_linear_backward_args *backward, uint32_t index, Backw
     return segment->lora == nullptr ? QK_OK : lora_view(segment->lora, view);
 }
 
-qk_path path_of(const BackwardView &view) {
-    bool generic = view.k % kTileK != 0;
-    for (int i = 0; i < view.num_segments; ++i) {
-        const BackwardSegment &segment = view.segments[i];
-        generic |= segment.lddy % 8 != 0 || (segment.dense == nullptr && segment.nf4.block_shift != 6);
-    }
-    return generic ? QK_PATH_GENERIC : QK_PATH_TENSOR_CORE;
-}
-
 size_t workspace_bytes_of(const BackwardView &view) {
     return view.t != nullptr ? 0 : size_t(view.m) * size_t(view.lds) * sizeof(bf16);
 }
@@ -52,11 +43,29 @@ int linear_dx(const qk_linear_backward_args *backward, bool dense, void *workspa
         if (int error = launch_lora_dy_b(view, static_cast<bf16 *>(workspace), stream)) return error;
         view.t = static_cast<const bf16 *>(workspace);
     }
-    return path_of(view) == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, stream)
-                                                : launch_linear_dx_generic(view, stream);
+    LinearChoice choice = choose_dx(view);
+    return choice.path == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(view, choice, stream)
+                                              : launch_linear_dx_generic(view, stream);
 }
 
 }  // namespace
+
+LinearChoice choose_dx(const BackwardView &view) {
+    LinearChoice choice = {QK_PATH_GENERIC, 0, 0, view.segments[0].dense != nullptr, false};
+    bool generic = view.k % kTileK != 0;
+    for (int i = 0; i < view.num_segments; ++i) {
+        const BackwardSegment &segment = view.segments[i];
+        generic |= segment.lddy % 8 != 0 || (segment.dense == nullptr && segment.nf4.block_shift != 6);
+    }
+    if (generic) return choice;
+    choice.path = QK_PATH_TENSOR_CORE;
+    choice.masked = view.has_adapters() || view.dropout.active();
+    int64_t blocks = ceil_div(view.m, kLargeTokens) * ceil_div(view.k, kLargeColumns);
+    bool large = !choice.masked && blocks >= kBlocksOfLargeTiles;
+    choice.tokens = large ? kLargeTokens : kSmallTokens;
+    choice.columns = large ? kLargeColumns : kSmallColumns;
+    return choice;
+}
 
 int backward_view(const qk_linear_backward_args *caller, BackwardView *view) {
     qk_linear_backward_args own, *backward = &own;
@@ -109,13 +118,29 @@ extern "C" int qk_linear_dx_workspace_size(const qk_linear_backward_args *backwa
     return QK_OK;
 }
 
-extern "C" int qk_linear_dx_path(const qk_linear_backward_args *backward, uint32_t *path) {
+// The choice where every segment has a weight.
+static int checked_choice(const qk_linear_backward_args *backward, LinearChoice *choice) {
     BackwardView view;
-    if (path == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = backward_view(backward, &view)) return error;
     for (int i = 0; i < view.num_segments; ++i)
         if (view.segments[i].dense == nullptr && !view.segments[i].has_nf4()) return QK_ERROR_NULL_POINTER;
-    *path = path_of(view);
+    *choice = choose_dx(view);
+    return QK_OK;
+}
+
+extern "C" int qk_linear_dx_path(const qk_linear_backward_args *backward, uint32_t *path) {
+    LinearChoice choice;
+    if (path == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = checked_choice(backward, &choice)) return error;
+    *path = choice.path;
+    return QK_OK;
+}
+
+extern "C" int qk_linear_dx_choice(const qk_linear_backward_args *backward, char *text, size_t size) {
+    LinearChoice choice;
+    if (text == nullptr) return QK_ERROR_NULL_POINTER;
+    if (int error = checked_choice(backward, &choice)) return error;
+    choice.print(text, size);
     return QK_OK;
 }
 

@@ -443,19 +443,16 @@ template <typename C> int launch_tiles(const BackwardView &view, qk_stream strea
     return launch(linear_dx<C>, dim3(unsigned(blocks)), dim3(C::kThreads), C::kSharedBytes, stream, view);
 }
 
-// Large tiles once they fill the multiprocessors of the larger cards; small ones below, and with adapters or dropout.
-// All add in the same order.
-template <bool dense> int launch_dx(const BackwardView &view, qk_stream stream) {
-    using Large = Config<128, 8, dense ? 2 : 3, dense, true>;
-    constexpr int kStages = dense ? 3 : 4;
-    if (view.has_adapters() || view.dropout.active())
-        return launch_tiles<Config<64, 4, kStages, dense, false>>(view, stream);
-    bool large = ceil_div(view.m, Large::kM) * ceil_div(view.k, Large::kK) >= 96;
-    return large ? launch_tiles<Large>(view, stream) : launch_tiles<Config<64, 4, kStages, dense, true>>(view, stream);
+template <bool dense> int launch_dx(const BackwardView &view, const LinearChoice &choice, qk_stream stream) {
+    constexpr int kStages = dense ? 3 : 4, kWarps = kSmallColumns / 32;
+    if (choice.masked) return launch_tiles<Config<kSmallTokens, kWarps, kStages, dense, false>>(view, stream);
+    using Small = Config<kSmallTokens, kWarps, kStages, dense, true>;
+    if (choice.tokens == kSmallTokens) return launch_tiles<Small>(view, stream);
+    return launch_tiles<Config<kLargeTokens, kLargeColumns / 32, dense ? 2 : 3, dense, true>>(view, stream);
 }
 
 }  // namespace
 
-int launch_linear_dx_tensor_core(const BackwardView &view, qk_stream stream) {
-    return view.segments[0].dense != nullptr ? launch_dx<true>(view, stream) : launch_dx<false>(view, stream);
+int launch_linear_dx_tensor_core(const BackwardView &view, const LinearChoice &choice, qk_stream stream) {
+    return choice.dense ? launch_dx<true>(view, choice, stream) : launch_dx<false>(view, choice, stream);
 }

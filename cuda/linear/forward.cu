@@ -296,16 +296,14 @@ template <typename C> int launch_tiles(const LinearView &view, qk_stream stream)
     return launch(linear_forward<C>, dim3(unsigned(blocks)), dim3(C::kThreads), C::kSharedBytes, stream, view);
 }
 
-// Large tiles once they fill the multiprocessors of the larger cards; small ones below. Both add in the same order.
-template <bool dense> int launch_linear(const LinearView &view, qk_stream stream) {
-    using Large = Config<128, 8, dense ? 2 : 3, dense>;
-    using Small = Config<64, 4, dense ? 3 : 4, dense>;
-    bool large = ceil_div(view.m, Large::kM) * view.tiles(Large::kN, false) >= 96;
-    return large ? launch_tiles<Large>(view, stream) : launch_tiles<Small>(view, stream);
+template <bool dense> int launch_linear(const LinearView &view, const LinearChoice &choice, qk_stream stream) {
+    using Large = Config<kLargeTokens, kLargeColumns / 32, dense ? 2 : 3, dense>;
+    using Small = Config<kSmallTokens, kSmallColumns / 32, dense ? 3 : 4, dense>;
+    return choice.tokens == kLargeTokens ? launch_tiles<Large>(view, stream) : launch_tiles<Small>(view, stream);
 }
 
 }  // namespace
 
-int launch_linear_tensor_core(const LinearView &view, qk_stream stream) {
-    return view.segments[0].dense != nullptr ? launch_linear<true>(view, stream) : launch_linear<false>(view, stream);
+int launch_linear_tensor_core(const LinearView &view, const LinearChoice &choice, qk_stream stream) {
+    return choice.dense ? launch_linear<true>(view, choice, stream) : launch_linear<false>(view, choice, stream);
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "common/philox.cuh"
+#include "linear/choice.cuh"
 #include "nf4/nf4.cuh"
 
 constexpr int kTileK = 64; // one block of 64 weights: one absmax per row and tile
@@ -86,8 +87,8 @@ inline int64_t round_up_8(int64_t value) { return (value + 7) / 8 * 8; }
 // Launchers, one per kernel file. The view is valid and m >= 1.
 int launch_lora_down(const LinearView &view, bf16 *s, qk_stream stream);
 int launch_lora_down_generic(const LinearView &view, bf16 *s, qk_stream stream);
-int launch_linear_tensor_core(const LinearView &view, qk_stream stream);
-int launch_linear_small_m(const LinearView &view, qk_stream stream);
+int launch_linear_tensor_core(const LinearView &view, const LinearChoice &choice, qk_stream stream);
+int launch_linear_small_m(const LinearView &view, const LinearChoice &choice, qk_stream stream);
 int launch_linear_generic(const LinearView &view, qk_stream stream);
 
 // 16 features of one row as bf16 pairs: for step s of a tile, words 2s and 2s + 1.

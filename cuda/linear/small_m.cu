@@ -43,9 +43,8 @@ template <int kTiles, bool dense> int launch_small_m(const LinearView &view, qk_
 
 }  // namespace
 
-int launch_linear_small_m(const LinearView &view, qk_stream stream) {
-    // Enough blocks for every multiprocessor first, then fewer readings of X.
-    bool wide = view.tiles(32, false) >= 128, dense = view.segments[0].dense != nullptr;
-    if (wide) return dense ? launch_small_m<4, true>(view, stream) : launch_small_m<4, false>(view, stream);
-    return dense ? launch_small_m<1, true>(view, stream) : launch_small_m<1, false>(view, stream);
+int launch_linear_small_m(const LinearView &view, const LinearChoice &choice, qk_stream stream) {
+    if (choice.columns == kWideColumns)
+        return choice.dense ? launch_small_m<4, true>(view, stream) : launch_small_m<4, false>(view, stream);
+    return choice.dense ? launch_small_m<1, true>(view, stream) : launch_small_m<1, false>(view, stream);
 }

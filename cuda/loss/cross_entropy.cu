@@ -304,7 +304,9 @@ int launch_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) 
     segment.dy = reinterpret_cast<const bf16 *>(view.logits);
     segment.lddy = 2 * view.ldz;
     segment.n = view.vocab;
-    return view.h % 64 == 0 ? launch_linear_dx_tensor_core(dx, stream) : launch_linear_dx_generic(dx, stream);
+    LinearChoice choice = choose_dx(dx);
+    return choice.path == QK_PATH_TENSOR_CORE ? launch_linear_dx_tensor_core(dx, choice, stream)
+                                              : launch_linear_dx_generic(dx, stream);
 }
 
 int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {

@@ -1,4 +1,4 @@
-//! What the fuzz targets call. See `targets`.
+//! The code that the fuzz targets call. See `targets`.
 
 #![deny(unsafe_code)]
 

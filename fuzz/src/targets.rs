@@ -1,6 +1,6 @@
 //! One function a parser: any bytes at all are either read, and then what was read is consistent, or refused with the
-//! status of bad input. A panic is a finding. libFuzzer calls these functions (`fuzz_targets/`), and so do the trainer's
-//! tests on random mutations of the seeds (`bins/qlora-train/tests/fuzz.rs`).
+//! status of bad input. A panic is a finding. libFuzzer calls these functions (`fuzz_targets/`), and so do the
+//! trainer's tests on random mutations of the seeds (`bins/qlora-train/tests/fuzz.rs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! A best-fit offset allocator. It touches no memory, so that a planner can replay a run's allocations and read off the peak.
+//! A best-fit offset allocator. It touches no memory, so that a planner can replay a run's allocations and read off the
+//! peak.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +11,16 @@ const ALIGNMENT: u64 = 256;
 pub struct PeakUsage {
     /// Bytes from the beginning to the end of the last allocation.
     pub bytes: u64,
-    /// Bytes of every name at that moment, each allocation rounded up to 256; gaps between allocations are in none of them.
+    /// Bytes of every name at that moment, each allocation rounded up to 256; gaps between allocations are in none of
+    /// them.
     pub names: BTreeMap<&'static str, u64>,
 }
 
 /// Allocates offsets in `0..capacity`, each under a name.
 ///
-/// An allocation takes the smallest gap that has room for it, the first of equal ones, and the free end only if no gap has room. So the
-/// offsets depend on nothing but the order of calls: not on the capacity either, as long as that is enough.
+/// An allocation takes the smallest gap that has room for it, the first of equal ones, and the free end only if no gap
+/// has room. So the offsets depend on nothing but the order of calls: not on the capacity either, as long as that is
+/// enough.
 #[derive(Debug)]
 pub struct OffsetAllocator {
     capacity: u64,

@@ -7,8 +7,8 @@ use crate::error::{CudaError, Result};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// Allocates buffers without asking the driver, and takes them back when they are dropped. All work on them is queued on the device's
-/// stream, in whose order their memory is used again.
+/// Allocates buffers without asking the driver, and takes them back when they are dropped. All work on them is queued
+/// on the device's stream, in whose order their memory is used again.
 pub struct Arena {
     /// None: buffers have no memory.
     memory: Option<ArenaMemory>,
@@ -42,8 +42,8 @@ impl Arena {
         Ok(Self { memory: Some(ArenaMemory { driver, slab }), allocator: Rc::new(RefCell::new(allocator)) })
     }
 
-    /// An arena of a dry run: without memory and without end. [`peak`](Self::peak) says what a run needs that allocates and drops buffers
-    /// in this order.
+    /// An arena of a dry run: without memory and without end. [`peak`](Self::peak) says what a run needs that allocates
+    /// and drops buffers in this order.
     pub fn planned() -> Self {
         Self { memory: None, allocator: Rc::new(RefCell::new(OffsetAllocator::new(u64::MAX))) }
     }

@@ -94,8 +94,8 @@ impl<T: Element> Buffer<T> {
     ///
     /// On a buffer of [`Arena::planned`](super::Arena::planned).
     pub fn view(&self) -> View<'_, T> {
-        // SAFETY: the buffer owns its elements for the view's lifetime; whoever gets its memory next works in the order of the
-        // same stream.
+        // SAFETY: the buffer owns its elements for the view's lifetime; whoever gets its memory next works in the order
+        // of the same stream.
         unsafe { View::from_raw_parts(self.address().cast(), self.len) }
     }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 /// The oldest driver that has every function of this build, as `cuDriverGetVersion` counts.
 const DRIVER_VERSION: i32 = 13000;
 
-/// A GPU: its primary context, and two streams for copies. They wait for no other stream by themselves, and nor does the default stream
-/// for them.
+/// A GPU: its primary context, and two streams for copies. They wait for no other stream by themselves, and nor does
+/// the default stream for them.
 pub struct Gpu {
     context: Arc<CudaContext>,
     to_device: sys::CUstream,
@@ -33,7 +33,8 @@ fn failed(what: &str) -> impl FnOnce(result::DriverError) -> CudaError {
     move |error| CudaError::driver(what, error.0 as i32, format!("{error:?}"))
 }
 
-/// The primary context of a GPU. An error, not a panic, where there is no driver, an old one, no such GPU or one that is too old.
+/// The primary context of a GPU. An error, not a panic, where there is no driver, an old one, no such GPU or one that
+/// is too old.
 pub fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     Gpu::cuda_version()?;
     let unusable = |error| CudaError::Device(format!("GPU {ordinal} cannot be used: {error:?}"));
@@ -140,8 +141,8 @@ impl Driver for Gpu {
     }
 
     unsafe fn free(&self, address: *mut u8, _bytes: usize) {
-        // SAFETY: `alloc` gave it, as the caller promises. It waits for the work that uses it. An error here would repeat one that a call
-        // has returned.
+        // SAFETY: `alloc` gave it, as the caller promises. It waits for the work that uses it. An error here would
+        // repeat one that a call has returned.
         let _ = unsafe { result::free_sync(address as sys::CUdeviceptr) };
     }
 
@@ -259,7 +260,8 @@ impl Driver for Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: made in `open`, destroyed once; work that is queued on them still runs. An error here has no one to go to.
+            // SAFETY: made in `open`, destroyed once; work that is queued on them still runs. An error here has no one
+            // to go to.
             let _ = unsafe { (result::stream::destroy(self.to_device), result::stream::destroy(self.to_host)) };
         }
     }

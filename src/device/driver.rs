@@ -36,8 +36,8 @@ pub(super) enum Queue {
 
 /// One device. Addresses are of the device's memory, or of pinned host memory where that is said; lengths are bytes.
 ///
-/// Addresses that are handed to an `unsafe` function were given by this driver, have at least as many bytes from there on, and stay
-/// allocated until the work on them is done.
+/// Addresses that are handed to an `unsafe` function were given by this driver, have at least as many bytes from there
+/// on, and stay allocated until the work on them is done.
 pub(super) trait Driver: Sized {
     /// A point in a queue.
     type Event;
@@ -109,11 +109,13 @@ pub(super) trait Driver: Sized {
     /// As the trait says of `from`; `to` has room for `bytes`.
     unsafe fn read(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
-    /// Queues a copy. [`Queue::Compute`]: on the device. [`Queue::ToDevice`]: from pinned memory. [`Queue::ToHost`]: to pinned memory.
+    /// Queues a copy. [`Queue::Compute`]: on the device. [`Queue::ToDevice`]: from pinned memory. [`Queue::ToHost`]: to
+    /// pinned memory.
     ///
     /// # Safety
     ///
-    /// As the trait says of both, which do not overlap; nothing else uses `to`, or writes `from`, before the copy is done.
+    /// As the trait says of both, which do not overlap; nothing else uses `to`, or writes `from`, before the copy is
+    /// done.
     unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
     /// `timed` costs something.

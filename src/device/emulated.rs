@@ -1,7 +1,7 @@
 //! The emulation's driver: device memory is the host's, and a launch is over when it returns.
 //!
-//! Every second copy beside the kernels is made at once and the others only when something waits for them, as a GPU may do it: memory
-//! that is used or freed meanwhile shows.
+//! Every second copy beside the kernels is made at once and the others only when something waits for them, as a GPU may
+//! do it: memory that is used or freed meanwhile shows.
 
 use super::driver::{DeviceInfo, Driver, MemInfo, Queue};
 use super::emulation;
@@ -45,7 +45,8 @@ impl Emulated {
         self.pending.borrow_mut().retain(|copy| {
             let due = copy.queue == queue && copy.number <= up_to;
             if due {
-                // SAFETY: `copy` was promised that both stay allocated, and are not used, until something waits for the copy.
+                // SAFETY: `copy` was promised that both stay allocated, and are not used, until something waits for the
+                // copy.
                 unsafe { std::ptr::copy_nonoverlapping(copy.from, copy.to, copy.bytes) };
             }
             !due
@@ -138,7 +139,8 @@ impl Driver for Emulated {
         Ok(())
     }
 
-    /// A value that is read before it is written must not go unnoticed: every byte is 0xff, which makes floating-point numbers NaN.
+    /// A value that is read before it is written must not go unnoticed: every byte is 0xff, which makes floating-point
+    /// numbers NaN.
     fn part(&self, _: &(), _: u64, bytes: usize) -> Result<*mut u8> {
         let address = self.alloc(bytes)?;
         // SAFETY: as many bytes as were just allocated.

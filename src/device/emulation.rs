@@ -1,35 +1,47 @@
-//! The emulated build's own controls.
+//! Controls of the emulation, which runs the kernels on the host.
 
-use std::ffi::{CStr, c_char};
+#[cfg(kernels = "emulated")]
+mod controls {
+    use std::ffi::{CStr, c_char};
 
-unsafe extern "C" {
-    fn qk_emulation_set_seed(seed: u64);
-    fn qk_emulation_message() -> *const c_char;
-    fn qk_emulation_launches() -> u64;
-    fn qk_emulation_lose(launch: u64, code: i32);
+    unsafe extern "C" {
+        pub(super) fn qk_emulation_set_seed(seed: u64);
+        fn qk_emulation_message() -> *const c_char;
+        fn qk_emulation_launches() -> u64;
+        fn qk_emulation_lose(launch: u64, code: i32);
+    }
+
+    /// The fault of this OS thread's last launch that ended with `QK_ERROR_EMULATION`, and where it was.
+    pub fn message() -> String {
+        // SAFETY: a NUL-terminated string that stays until this thread's next launch; it is copied at once.
+        unsafe { CStr::from_ptr(qk_emulation_message()) }.to_string_lossy().into_owned()
+    }
+
+    /// Launches of this OS thread so far.
+    pub fn launches() -> u64 {
+        // SAFETY: reads a number of this OS thread.
+        unsafe { qk_emulation_launches() }
+    }
+
+    /// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a `cudaError_t`: a GPU
+    /// that is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for a whole program.
+    pub fn lose(launch: u64, code: i32) {
+        // SAFETY: sets two numbers of this OS thread.
+        unsafe { qk_emulation_lose(launch, code) }
+    }
 }
 
-/// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on.
+#[cfg(kernels = "emulated")]
+pub use controls::{launches, lose, message};
+
+/// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on. A GPU has its own, which this
+/// leaves alone.
 pub fn set_schedule(seed: u64) {
+    #[cfg(kernels = "emulated")]
     // SAFETY: sets a number of this OS thread.
-    unsafe { qk_emulation_set_seed(seed) }
-}
-
-/// What the last launch of this OS thread that ended with `QK_ERROR_EMULATION` did wrong, and where.
-pub fn message() -> String {
-    // SAFETY: a NUL-terminated string that stays until this thread's next launch; it is copied at once.
-    unsafe { CStr::from_ptr(qk_emulation_message()) }.to_string_lossy().into_owned()
-}
-
-/// Launches of this OS thread so far.
-pub fn launches() -> u64 {
-    // SAFETY: reads a number of this OS thread.
-    unsafe { qk_emulation_launches() }
-}
-
-/// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a `cudaError_t`: a GPU that
-/// is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for a whole program.
-pub fn lose(launch: u64, code: i32) {
-    // SAFETY: sets two numbers of this OS thread.
-    unsafe { qk_emulation_lose(launch, code) }
+    unsafe {
+        controls::qk_emulation_set_seed(seed);
+    }
+    #[cfg(not(kernels = "emulated"))]
+    let _ = seed;
 }

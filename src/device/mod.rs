@@ -1,8 +1,10 @@
-//! Device memory: opening a device, buffers and views of them, an arena with its allocator, and copies beside the stream.
+//! Device memory: opening a device, buffers and views of them, an arena with its allocator, and copies beside the
+//! stream.
 //!
-//! [`Device`] is a GPU (feature `cuda`) or the emulation of one on the host (feature `emulation`, for tests). With neither feature
-//! [`Device::open`] is an error, and everything that needs no device works: [`Arena::planned`] and [`OffsetAllocator`] count the bytes of
-//! a run that is never made.
+//! [`Device`] is a GPU (feature `cuda`) or the emulation of one on the host (feature `emulation`, for tests). With
+//! neither feature
+//! [`Device::open`] is an error, and everything that needs no device works: [`Arena::planned`] and [`OffsetAllocator`]
+//! count the bytes of a run that is never made.
 
 mod alloc;
 mod arena;
@@ -10,7 +12,6 @@ mod bandwidth;
 mod buffer;
 mod driver;
 mod element;
-#[cfg(kernels = "emulated")]
 pub mod emulation;
 mod event;
 mod offload;

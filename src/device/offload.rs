@@ -5,8 +5,9 @@ use super::staging::Staging;
 use super::{Buffer, Device, Element};
 use crate::error::Result;
 
-/// Pinned host memory for one buffer at a time: it is offloaded while the device goes on computing, and prefetched before it is used. The
-/// slot keeps the buffer until its copy is done, so that its memory is not used for anything else meanwhile.
+/// Pinned host memory for one buffer at a time: it is offloaded while the device goes on computing, and prefetched
+/// before it is used. The slot keeps the buffer until its copy is done, so that its memory is not used for anything
+/// else meanwhile.
 ///
 /// ```text
 /// offload ─▶ wait_offload … prefetch ─▶ wait_prefetch
@@ -76,7 +77,8 @@ impl<T: Element> OffloadSlot<T> {
 
 impl<T: Element> Drop for OffloadSlot<T> {
     fn drop(&mut self) {
-        // Buffers are dropped, and their memory used again, only after their copies. An error would be that of an earlier call.
+        // Buffers are dropped, and their memory used again, only after their copies. An error would be that of an
+        // earlier call.
         let _ = self.staging.precede_compute();
     }
 }

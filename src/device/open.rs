@@ -28,15 +28,15 @@ pub const KERNELS: Kernels = match () {
     () => Kernels::Absent,
 };
 
-/// The architectures that nvcc compiled the kernels for, for example "80,90,120": code of each, and PTX of the first for what is newer.
-/// None in a build without nvcc.
+/// The architectures that nvcc compiled the kernels for, for example "80,90,120": code of each, and PTX of the first
+/// for what is newer. None in a build without nvcc.
 pub const ARCHITECTURES: Option<&str> = option_env!("QLORA_KERNELS_ARCHS");
 
 /// A GPU, or the emulation of one on the host.
 pub struct Device(Rc<Implementation>);
 
-/// The CUDA version that the driver supports, for example "13.0". An error where there is no driver, or one that is too old for this
-/// build.
+/// The CUDA version that the driver supports, for example "13.0". An error where there is no driver, or one that is too
+/// old for this build.
 pub fn cuda_version() -> Result<String> {
     Implementation::cuda_version()
 }
@@ -124,7 +124,8 @@ impl Device {
         unsafe { self.0.clear(buffer.address(), buffer.len() * size_of::<T>()) }
     }
 
-    /// Overwrites all elements with those of `pattern` from element `first` on, which comes round again, in the order of the stream.
+    /// Overwrites all elements with those of `pattern` from element `first` on, which comes round again, in the order
+    /// of the stream.
     pub fn repeat<T: Element>(&self, buffer: &mut Buffer<T>, pattern: &Buffer<T>, first: usize) -> Result<()> {
         if first >= pattern.len() {
             let len = pattern.len();
@@ -136,7 +137,8 @@ impl Device {
             let len = (pattern.len() - from).min(buffer.len() - done);
             let to = buffer.address().wrapping_add(done * size_of::<T>());
             let source = pattern.address().wrapping_add(from * size_of::<T>());
-            // SAFETY: both buffers have `len` elements from there on, and one is borrowed exclusively, so that they are not the same.
+            // SAFETY: both buffers have `len` elements from there on, and one is borrowed exclusively, so that they are
+            // not the same.
             unsafe { self.0.copy(Queue::Compute, to, source, len * size_of::<T>()) }?;
             (done, from) = (done + len, 0);
         }
@@ -147,8 +149,8 @@ impl Device {
     pub fn download<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         self.0.bind()?;
         let mut data: Vec<T> = Vec::with_capacity(buffer.len());
-        // SAFETY: the vector has room for as many elements as the buffer has; any bits are an `Element`, and all are written before the
-        // length is set.
+        // SAFETY: the vector has room for as many elements as the buffer has; any bits are an `Element`, and all are
+        // written before the length is set.
         unsafe {
             self.0.read(data.as_mut_ptr().cast(), buffer.address(), buffer.len() * size_of::<T>())?;
             data.set_len(buffer.len());

@@ -76,8 +76,8 @@ impl<T: Element> PinnedBuffer<T> {
     }
 
     pub fn view(&self) -> View<'_, T> {
-        // SAFETY: the array lives for the view's lifetime, nothing writes to it, and the device sees it at this address. Before it is
-        // freed, what was queued on the device's stream is waited for.
+        // SAFETY: the array lives for the view's lifetime, nothing writes to it, and the device sees it at this
+        // address. Before it is freed, what was queued on the device's stream is waited for.
         unsafe { View::from_raw_parts(self.0.address().cast(), self.len()) }
     }
 }

@@ -37,15 +37,15 @@ impl<T: Element> Staging<T> {
         self.copied.precedes(Queue::Compute)
     }
 
-    /// Queues a copy of the first `len` elements to `buffer`, after what is queued now and after the last copy. Until something waits
-    /// for it, the caller keeps the buffer from other uses and the host's memory as it is.
+    /// Queues a copy of the first `len` elements to `buffer`, after what is queued now and after the last copy. Until
+    /// something waits for it, the caller keeps the buffer from other uses and the host's memory as it is.
     pub fn copy_to_device(&mut self, buffer: &mut Buffer<T>, len: usize) -> Result<()> {
         check_room(len, buffer.len().min(self.memory.len()))?;
         self.copy(Queue::ToDevice, buffer.address(), self.memory.address(), len)
     }
 
-    /// Queues a copy of the first `len` elements of `buffer`, after what is queued now. Until something waits for it, the caller keeps
-    /// the buffer as it is, and the host's memory from other uses.
+    /// Queues a copy of the first `len` elements of `buffer`, after what is queued now. Until something waits for it,
+    /// the caller keeps the buffer as it is, and the host's memory from other uses.
     pub fn copy_to_host(&mut self, buffer: &Buffer<T>, len: usize) -> Result<()> {
         check_room(len, buffer.len().min(self.memory.len()))?;
         self.copy(Queue::ToHost, self.memory.address(), buffer.address(), len)
@@ -57,8 +57,8 @@ impl<T: Element> Staging<T> {
         self.computed.precedes(queue)?;
         // An earlier copy may be on the other queue.
         self.copied.precedes(queue)?;
-        // SAFETY: both have `len` elements, as the callers checked; one is pinned memory of `self`, which waits for the copy before it is
-        // freed, and the other a buffer that the callers' callers keep until then.
+        // SAFETY: both have `len` elements, as the callers checked; one is pinned memory of `self`, which waits for the
+        // copy before it is freed, and the other a buffer that the callers' callers keep until then.
         unsafe { self.driver.copy(queue, to, from, len * size_of::<T>()) }?;
         self.copied.record(queue)
     }
@@ -71,8 +71,8 @@ impl<T: Element> Drop for Staging<T> {
     }
 }
 
-/// Pinned host memory through which arrays are copied to the device, again and again. The host goes on at once; what is queued on the
-/// device's stream afterwards finds the array.
+/// Pinned host memory through which arrays are copied to the device, again and again. The host goes on at once; what is
+/// queued on the device's stream afterwards finds the array.
 pub struct UploadStaging<T: Element>(Staging<T>);
 
 impl<T: Element> UploadStaging<T> {
@@ -90,8 +90,8 @@ impl<T: Element> UploadStaging<T> {
         self.len() == 0
     }
 
-    /// Overwrites the first elements of `buffer`, after what was queued before and before what is queued next. Waits only until the
-    /// array before has left the host.
+    /// Overwrites the first elements of `buffer`, after what was queued before and before what is queued next. Waits
+    /// only until the array before has left the host.
     pub fn upload(&mut self, data: &[T], buffer: &mut Buffer<T>) -> Result<()> {
         check_room(data.len(), buffer.len().min(self.len()))?;
         self.0.wait()?;
@@ -113,8 +113,8 @@ impl<T: Element> ReadbackStaging<T> {
         Ok(Self { staging: Staging::new(device, len)?, len: 0 })
     }
 
-    /// Queues a copy of `buffer` as it is after what is queued now; what is queued next on the device's stream follows the copy. The
-    /// host goes on at once.
+    /// Queues a copy of `buffer` as it is after what is queued now; what is queued next on the device's stream follows
+    /// the copy. The host goes on at once.
     pub fn read_back(&mut self, buffer: &Buffer<T>) -> Result<()> {
         check_room(buffer.len(), self.staging.memory.len())?;
         self.staging.wait()?;

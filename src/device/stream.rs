@@ -12,7 +12,8 @@ impl Stream {
 
     /// # Safety
     ///
-    /// `stream` is a `CUstream` (`cudaStream_t`) of the context that is current wherever it is used, and lives that long.
+    /// `stream` is a `CUstream` (`cudaStream_t`) of the context that is current wherever it is used, and lives that
+    /// long.
     pub const unsafe fn from_raw(stream: sys::qk_stream) -> Self {
         Self(stream)
     }

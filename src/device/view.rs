@@ -69,9 +69,16 @@ impl<'a, T: Element> ViewMut<'a, T> {
         Self { len: self.len.min(len), ..self }
     }
 
-    /// A row-major matrix as blocks of columns of these `widths`: each begins at its first column and ends with the matrix, rows as
-    /// far apart as before. They overlap, but a call writes no column that is not its segment's, so that each element has one owner
-    /// as long as the widths together are no more than a row.
+    /// The elements after the first `len`.
+    pub fn skip(self, len: usize) -> Self {
+        let len = len.min(self.len);
+        // The address is inside the range or one past it.
+        Self { address: self.address.wrapping_add(len), len: self.len - len, memory: PhantomData }
+    }
+
+    /// A row-major matrix as blocks of columns of these `widths`: each begins at its first column and ends with the
+    /// matrix, rows as far apart as before. They overlap, but a call writes no column that is not its segment's, so
+    /// that each element has one owner as long as the widths together are no more than a row.
     pub fn columns(self, widths: &[usize]) -> Vec<Self> {
         let starts = widths.iter().scan(0, |next, width| Some(std::mem::replace(next, *next + width)));
         let block = |start: usize| Self {

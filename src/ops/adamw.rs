@@ -1,5 +1,5 @@
-//! AdamW over all trainable tensors in one launch, and the norm of their gradients. Formulas: [`crate::reference::adamw`]
-//! and [`crate::blockwise`], bit for bit.
+//! AdamW over all trainable tensors in one launch, and the norm of their gradients. Formulas:
+//! [`crate::reference::adamw`] and [`crate::blockwise`], bit for bit.
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
@@ -47,7 +47,7 @@ pub struct Tensors<'a> {
     memory: PhantomData<Tensor<'a>>,
 }
 
-/// What [`gradient_norm`] finds.
+/// The result of [`Tensors::gradient_norm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GradientState {
     /// L2 over all gradients, before clipping.
@@ -202,8 +202,8 @@ impl<'a> Tensors<'a> {
         workspace_len(&self.lengths())
     }
 
-    /// `state` `[STATE_LEN]` = a [`GradientState`]: the norm, its clipping to `max_norm` (0: none), the first tensor that is
-    /// not finite. `workspace` is `[workspace_len]`.
+    /// `state` `[STATE_LEN]` = a [`GradientState`]: the norm, its clipping to `max_norm` (0: none), the first tensor
+    /// that is not finite. `workspace` is `[workspace_len]`.
     pub fn gradient_norm(
         &self,
         table: View<'_, u64>,
@@ -219,8 +219,8 @@ impl<'a> Tensors<'a> {
         operation.check(max_norm >= 0.0, || format!("max_norm is {max_norm}, expected at least 0"))?;
         operation.length("the workspace", workspace.len(), self.workspace_len())?;
         let (to, room) = (state.address().cast(), workspace.address().cast());
-        // SAFETY: lengths were checked here and in `new`; that the table is of these tensors is the caller's promise, kept by
-        // whoever uploads what `table` gave. Structs are read before the return.
+        // SAFETY: lengths were checked here and in `new`; that the table is of these tensors is the caller's promise,
+        // kept by whoever uploads what `table` gave. Structs are read before the return.
         operation.status(unsafe {
             call!(qk_gradient_norm(&adamw, max_norm, to, room, workspace.len() * 8, stream.as_raw()))
         })

@@ -28,8 +28,8 @@ pub fn attention(input: &Attention<'_>, out: ViewMut<'_, bf16>, lse: ViewMut<'_,
     operation.length("out", out.len(), input.m * input.shape.out())?;
     operation.length("lse", lse.len(), input.m * input.shape.heads)?;
     (args.out, args.lse) = (out.address().cast(), lse.address());
-    // SAFETY: every length was checked against the shape; `args` is read before the return. The boundaries' values are the
-    // caller's; a kernel clamps what it reads to the m rows.
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The boundaries' values are
+    // the caller's; a kernel clamps what it reads to the m rows.
     operation.status(unsafe { call!(qk_attention(&args, stream.as_raw())) })
 }
 

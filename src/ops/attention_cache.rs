@@ -1,5 +1,5 @@
-//! Keys and values of earlier tokens, and attention of new ones over them. Formula: [`crate::reference::attention`] over each
-//! document's whole length, of which only the new tokens' rows are computed.
+//! Keys and values of earlier tokens, and attention of new ones over them. Formula: [`crate::reference::attention`]
+//! over each document's whole length, of which only the new tokens' rows are computed.
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
@@ -45,18 +45,18 @@ pub fn width(shape: AttentionShape) -> usize {
     2 * shape.kv_heads * shape.head_dim
 }
 
-/// Copies the new tokens' keys and values to row `starts[d] + position` of `cache` `[rows, width]`. A token whose row is beyond the
-/// cache is left out.
+/// Copies the new tokens' keys and values to row `starts[d] + position` of `cache` `[rows, width]`. A token whose row
+/// is beyond the cache is left out.
 pub fn append(new: &NewTokens<'_>, cache: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     let (operation, args) = check("attention_cache_append", new, cache.len())?;
     let args = sys::qk_attention_cache_args { cache: cache.address().cast(), ..args };
-    // SAFETY: every length was checked against the shape; `args` is read before the return. The values of boundaries, starts and
-    // positions are the caller's: a kernel writes no row that is beyond the cache.
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The values of boundaries,
+    // starts and positions are the caller's: a kernel writes no row that is beyond the cache.
     operation.status(unsafe { call!(qk_attention_cache_append(&args, stream.as_raw())) })
 }
 
-/// Bytes of workspace of [`attention`]. They do not depend on the batch's values; with more tokens or documents they are at least as
-/// many.
+/// Bytes of workspace of [`attention`]. They do not depend on the batch's values; with more tokens or documents they
+/// are at least as many.
 pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
     /// Queries of a tile, and bytes of the tiles that are computed at a time if they are many.
     const TILE: usize = 16;
@@ -71,8 +71,10 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
     Ok(if shape.m == 0 { 0 } else { (SLICE_BYTES / tile_bytes).clamp(1, tiles) * tile_bytes })
 }
 
-/// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache` `[rows, width]`, which
-/// [`append`] has written. A query whose position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least
+/// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache`
+/// `[rows, width]`, which
+/// [`append`] has written. A query whose position is not below `longest`, or beyond the cache, gives NaN. `workspace`
+/// has at least
 /// [`workspace_bytes`].
 pub fn attention(
     new: &NewTokens<'_>,

@@ -52,8 +52,8 @@ impl Operation {
     }
 }
 
-/// The version of the linked C interface; equals [`sys::QK_ABI_VERSION`] unless another library's was linked. In a build without kernels
-/// it is that of the header.
+/// The version of the linked C interface; equals [`sys::QK_ABI_VERSION`] unless another library's was linked. In a
+/// build without kernels it is that of the header.
 pub fn abi_version() -> u32 {
     #[cfg(not(kernels = "absent"))]
     // SAFETY: takes nothing, returns a constant.

@@ -11,14 +11,15 @@ use std::ptr::{null, null_mut};
 /// u64 words of a [`LossState`] in device memory.
 pub const STATE_LEN: usize = size_of::<sys::qk_loss_state>() / 8;
 
-/// Tokens whose logits exist at one time, if there is no reason for another number: 525 MB of them for a vocabulary of 128,256.
+/// Tokens whose logits exist at one time, if there is no reason for another number: 525 MB of them for a vocabulary of
+/// 128,256.
 pub const CHUNK: usize = 1024;
 
 /// What [`cross_entropy`] finds over all tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossState {
-    /// Σ of the weighted losses: of 256 rows at a time, in order, in f64. NaN if one is not finite, or if there are other
-    /// than [`Shape::supervised`] supervised tokens.
+    /// Σ of the weighted losses: of 256 rows at a time, in order, in f64. NaN if one is not finite, or if there are
+    /// other than [`Shape::supervised`] supervised tokens.
     pub sum: f64,
     /// The first row whose loss or weight is not finite.
     pub not_finite: Option<usize>,
@@ -64,13 +65,13 @@ pub struct CrossEntropy<'a> {
     pub head: View<'a, bf16>,
     /// `[m]`. Negative: none. From `vocab` on: the row's loss and gradient are NaN.
     pub targets: View<'a, i32>,
-    /// `[m]`: multiplies each token's loss in the sum and in the gradient, of either sign; `None`: 1 each. A token of weight
-    /// 0 is not supervised; weights of negative targets are not read.
+    /// `[m]`: multiplies each token's loss in the sum and in the gradient, of either sign; `None`: 1 each. A token of
+    /// weight 0 is not supervised; weights of negative targets are not read.
     pub weights: Option<View<'a, f32>>,
 }
 
-/// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with `supervised` and
-/// `chunk`, so that those of the longest batch serve every one.
+/// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with
+/// `supervised` and `chunk`, so that those of the longest batch serve every one.
 pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
     let operation = shape.operation("cross_entropy_workspace_size");
     shape.describe(&operation)?;
@@ -93,12 +94,13 @@ pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
     Ok(total)
 }
 
-/// `losses` `[m]` = logsumexp(z) − z\[target\] with z = hidden · headᵀ, 0 where not supervised; `state` `[STATE_LEN]` = a
+/// `losses` `[m]` = logsumexp(z) − z\[target\] with z = hidden · headᵀ, 0 where not supervised; `state` `[STATE_LEN]` =
+/// a
 /// [`LossState`]; `dhidden` `[m, h]` = gradient_scale · weight · (softmax(z) − onehot(target)) · head, zero where not
 /// supervised. `workspace` has at least [`workspace_bytes`].
 ///
-/// Logits, softmax and losses are f32. The gradient of the logits is rounded to bf16 once, and so is `dhidden`. Logits that are
-/// not finite in f32 make the row's loss NaN or infinite.
+/// Logits, softmax and losses are f32. The gradient of the logits is rounded to bf16 once, and so is `dhidden`. Logits
+/// that are not finite in f32 make the row's loss NaN or infinite.
 pub fn cross_entropy(
     input: &CrossEntropy<'_>,
     losses: ViewMut<'_, f32>,

@@ -1,4 +1,5 @@
-//! Which code computes a forward pass or a dX. The default is the fused kernels; another row is only taken by a caller that names it.
+//! Dispatch of a forward pass or a dX to the code that computes it. The default is the fused kernels; another row is
+//! only taken by a caller that names it.
 
 use super::cublaslt::CublasLt;
 use super::linear::{self, Input, Segment};
@@ -13,9 +14,9 @@ pub enum Dispatch<'a> {
     /// The fused kernel that [`linear::path`] or [`linear_backward::path`] names.
     #[default]
     Fused,
-    /// Weights dequantised into the workspace, then products by cuBLASLt, each added to the rounded sum of those before: Y is rounded
-    /// once more where there is a low-rank term, dX once a product. Sums are in the library's order. Adapters by an index are refused,
-    /// and dropout in dX.
+    /// Weights dequantised into the workspace, then products by cuBLASLt, each added to the rounded sum of those
+    /// before: Y is rounded once more where there is a low-rank term, dX once a product. Sums are in the library's
+    /// order. Adapters by an index are refused, and dropout in dX.
     DequantizeCublasLt(&'a CublasLt),
 }
 
@@ -36,8 +37,8 @@ pub fn workspace_len(dispatch: Dispatch<'_>, input: &Input<'_>, segments: &[Segm
     }
 }
 
-/// Writes every segment's y, as [`linear::forward`] does, by the code of `dispatch`. The workspace has at least [`workspace_len`]
-/// elements.
+/// Writes every segment's y, as [`linear::forward`] does, by the code of `dispatch`. The workspace has at least
+/// [`workspace_len`] elements.
 pub fn forward(
     dispatch: Dispatch<'_>,
     input: &Input<'_>,
@@ -59,7 +60,8 @@ pub fn dx_workspace_len(dispatch: Dispatch<'_>, backward: &Backward<'_>, segment
     }
 }
 
-/// Writes dX, as [`linear_backward::dx`] does, by the code of `dispatch`. The workspace has at least [`dx_workspace_len`] elements.
+/// Writes dX, as [`linear_backward::dx`] does, by the code of `dispatch`. The workspace has at least
+/// [`dx_workspace_len`] elements.
 pub fn dx(
     dispatch: Dispatch<'_>,
     backward: &Backward<'_>,

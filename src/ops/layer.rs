@@ -1,5 +1,5 @@
-//! What a Llama layer needs beside its linear layers: embedding, RMSNorm, rotary embedding, SwiGLU. bf16 in and out, f32
-//! sums, each result rounded once. Formulas: [`crate::reference`].
+//! The parts of a Llama layer beside its linear layers: embedding, RMSNorm, rotary embedding, SwiGLU. bf16 in and out,
+//! f32 sums, each result rounded once. Formulas: [`crate::reference`].
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
@@ -11,7 +11,8 @@ fn size<T>() -> u32 {
     size_of::<T>() as u32
 }
 
-/// `out` `[m, h]` = the rows of `table` `[vocab, h]` that `ids` `[m]` name; a row whose id is not below `vocab` becomes NaN.
+/// `out` `[m, h]` = the rows of `table` `[vocab, h]` that `ids` `[m]` name; a row whose id is not below `vocab` becomes
+/// NaN.
 pub fn embedding(
     ids: View<'_, u32>,
     table: View<'_, bf16>,
@@ -45,7 +46,7 @@ pub enum Residual<'a> {
     Plain(View<'a, bf16>),
     /// x and delta `[m, h]`, sum `[m, h]`: sum = bf16(x + delta), and the norm of that.
     Add { x: View<'a, bf16>, delta: View<'a, bf16>, sum: ViewMut<'a, bf16> },
-    /// The same with the sum written over x.
+    /// x and delta `[m, h]`: the sum is written over x, and the norm is that of the sum.
     AddInPlace { x: ViewMut<'a, bf16>, delta: View<'a, bf16> },
 }
 
@@ -141,8 +142,8 @@ pub struct RopeTable<'a> {
     pub sines: View<'a, f32>,
 }
 
-/// Rotates the first `heads` heads of every row of `x` in place; `inverse` is the gradient. A row whose position is beyond
-/// the table becomes NaN.
+/// Rotates the first `heads` heads of every row of `x` in place; `inverse` is the gradient. A row whose position is
+/// beyond the table becomes NaN.
 pub fn rope(
     x: ViewMut<'_, bf16>,
     ldx: usize,
@@ -200,7 +201,8 @@ pub fn swiglu(gate_up: View<'_, bf16>, i: usize, out: ViewMut<'_, bf16>, stream:
     operation.status(unsafe { call!(qk_swiglu(&args, stream.as_raw())) })
 }
 
-/// Turns `gate_up` `[m, 2·i]` into its gradient for `dout` `[m, i]`; `out` `[m, i]`, if wanted, gets the forward result.
+/// Turns `gate_up` `[m, 2·i]` into its gradient for `dout` `[m, i]`; `out` `[m, i]`, if wanted, gets the forward
+/// result.
 pub fn swiglu_backward(
     dout: View<'_, bf16>,
     gate_up: ViewMut<'_, bf16>,

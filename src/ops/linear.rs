@@ -1,75 +1,15 @@
 //! The fused linear layer: `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ (+ bias)`, f32 sums, Y rounded once.
 
 use super::check::Operation;
-use super::nf4;
-use super::operand::{self, Operands, rows};
+use super::operand::{self, Operands, TILE_K, rows};
+pub use super::operand::{Adapters, Dropout, Lora, Weight};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::sys;
 use half::bf16;
 
-/// The frozen weight of a segment, `[n, k]`.
-#[derive(Clone, Copy, Debug)]
-pub enum Weight<'a> {
-    Nf4(nf4::Weight<'a>),
-    /// `[n * k]`, row-major
-    Dense(View<'a, bf16>),
-}
-
-/// Features of a tile of the fast kernels, and the block size that they read.
-pub(super) const TILE_K: usize = 64;
 /// Rows at most of the kernel for few tokens.
 const SMALL_M: usize = 16;
-
-impl Weight<'_> {
-    /// Whether the fast kernels read it.
-    pub(super) fn has_fast_blocks(&self) -> bool {
-        match self {
-            Self::Nf4(weight) => weight.block_size == TILE_K,
-            Self::Dense(_) => true,
-        }
-    }
-}
-
-/// A LoRA pair of one segment, or several of which each token takes its own.
-#[derive(Clone, Copy, Debug)]
-pub struct Lora<'a> {
-    /// 1 to 256
-    pub r: usize,
-    /// alpha / r, or alpha / √r
-    pub scale: f32,
-    /// `[r, k]`, or `[count, r, k]`
-    pub a: View<'a, bf16>,
-    /// `[n, r]`, or `[count, n, r]`
-    pub b: View<'a, bf16>,
-    /// None: one adapter, for every token.
-    pub adapters: Option<Adapters<'a>>,
-}
-
-/// Several LoRA pairs, one after the other in A and B, all of rank r: one of a lower rank is padded with zeros.
-#[derive(Clone, Copy, Debug)]
-pub struct Adapters<'a> {
-    /// How many.
-    pub count: usize,
-    /// `[m]`: the adapter of each token, 0 to count; any other, as -1: none.
-    pub index: View<'a, i32>,
-    /// `[count]`, or none: [`Lora::scale`] is that of all.
-    pub scales: Option<View<'a, f32>>,
-}
-
-/// Dropout of the low-rank path's input: the mask of [`crate::philox::Dropout`], which forward and backward both draw.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// In [0, 1).
-    pub p: f32,
-    pub seed: u64,
-    /// layer · 16 + input
-    pub dropout_id: u32,
-    /// step · accumulation + micro
-    pub dropout_step: u32,
-    /// The mask's token of the first row; the last row's is below 2³².
-    pub first_token: u64,
-}
 
 /// One row segment of an operand (q, k or v; gate or up), with its own output.
 #[derive(Debug)]
@@ -136,8 +76,8 @@ pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
     })
 }
 
-/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not written and
-/// may be of no elements.
+/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not
+/// written and may be of no elements.
 pub fn lora_down(input: &Input<'_>, segments: &mut [Segment<'_>], s: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     let columns = lora_columns(segments);
     let call = Call::without_outputs("lora_down", &Input { s: None, ..*input }, segments)?;
@@ -189,7 +129,7 @@ impl Call {
         Ok(call)
     }
 
-    /// The same for a function that writes no y.
+    /// The structs of a function that writes no y, with every length checked.
     fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
         let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;

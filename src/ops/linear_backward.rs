@@ -2,8 +2,8 @@
 //! `dX = mask(Σ T_s · A_s) + Σ dY_s · deq(W_s)`, `T_s = bf16(scale · dY_s · B_s)`, f32 sums, dX rounded once.
 
 use super::check::Operation;
-use super::linear::{Dropout, Lora, Path, TILE_K, Weight};
-use super::operand::{self, Operands, rows};
+use super::linear::Path;
+use super::operand::{self, Dropout, Lora, Operands, TILE_K, Weight, rows};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::sys;
@@ -108,7 +108,8 @@ pub fn dx(
     call.operation.status(status)
 }
 
-/// The structs of one call; the C side reads them before it returns. What only some functions read or write, they set themselves.
+/// The structs of one call; the C side reads them before it returns. What only some functions read or write, they set
+/// themselves.
 pub(super) struct Call {
     pub operation: Operation,
     pub input: sys::qk_linear_backward_args,

@@ -21,8 +21,8 @@ pub struct OutputLayer<'a> {
     pub head: View<'a, bf16>,
 }
 
-/// Each of `logits`, `[vocab]`, = head · hidden of the row of the same place in `tokens`, summed in f32 and not rounded to bf16. The
-/// output layer is read once for 16 tokens, and a token's bits do not depend on the others.
+/// Each of `logits`, `[vocab]`, = head · hidden of the row of the same place in `tokens`, summed in f32 and not rounded
+/// to bf16. The output layer is read once for 16 tokens, and a token's bits do not depend on the others.
 pub fn logits(layer: &OutputLayer<'_>, tokens: &[u32], logits: &mut [ViewMut<'_, f32>], stream: Stream) -> Result<()> {
     let OutputLayer { m, h, vocab, .. } = *layer;
     let count = tokens.len();

@@ -1,4 +1,5 @@
-//! The gradients of the LoRA matrices: `dA += Tᵀ · dropout(X)`, `dB += dYᵀ · S`, in f32, over chunks of 256 tokens in order.
+//! The gradients of the LoRA matrices: `dA += Tᵀ · dropout(X)`, `dB += dYᵀ · S`, in f32, over chunks of 256 tokens in
+//! order.
 
 use super::linear_backward::{Backward, Call, SegmentBackward, lora_columns};
 use super::operand::rows;
@@ -37,8 +38,8 @@ pub fn workspace_bytes(
     Ok(workspace_of(backward, segments, inputs, gradients))
 }
 
-/// Bytes of workspace for segments of (n, r), each with one adapter and both gradients wanted, T given: before there is any operand. They
-/// grow with m, so that the workspace of the longest batch serves every one.
+/// Bytes of workspace for segments of (n, r), each with one adapter and both gradients wanted, T given: before there is
+/// any operand. They grow with m, so that the workspace of the longest batch serves every one.
 pub fn workspace_bytes_of(m: usize, k: usize, segments: &[(usize, usize)]) -> usize {
     let ranks = |r: usize| r.next_multiple_of(8);
     let columns = segments.iter().map(|&(_, r)| ranks(r)).sum();
@@ -96,7 +97,7 @@ fn partial_bytes(m: usize, products: impl Iterator<Item = Product>) -> usize {
     let products: Vec<_> = products.filter(|p| p.ld.is_multiple_of(8) && p.columns.is_multiple_of(8)).collect();
     let rank_tile = match products.iter().map(|product| product.ranks).max().unwrap_or(0) {
         ..=16 => 16,
-        ..=32 => 32,
+        17..=32 => 32,
         _ => 64,
     };
     let tiles_of = |p: &Product| p.columns.div_ceil(COLUMNS) * p.ranks.div_ceil(rank_tile) * p.adapters;

@@ -1,5 +1,5 @@
-//! Times device work (feature `cuda`): events around replays of a CUDA graph, and the bandwidth of a plain copy on the same device in
-//! the same run, against which memory-bound kernels are judged.
+//! Times device work (feature `cuda`): events around replays of a CUDA graph, and the bandwidth of a plain copy on the
+//! same device in the same run, against which memory-bound kernels are judged.
 
 use crate::device::{Buffer, Device, DeviceInfo, Stream, context};
 use crate::error::{CudaError, Result};
@@ -32,7 +32,7 @@ impl Timer {
         Self::at(0)
     }
 
-    /// The same on the GPU of this number.
+    /// A timer on the GPU of this number.
     pub fn at(ordinal: usize) -> Result<Self> {
         let context = context(ordinal)?;
         context.bind_to_thread().map_err(failed("the context cannot be bound"))?;
@@ -57,7 +57,8 @@ impl Timer {
         unsafe { Stream::from_raw(self.stream.cast()) }
     }
 
-    /// How many sets of buffers, of `bytes` each, take three times the L2 together: then no launch finds its operands in the cache.
+    /// How many sets of buffers, of `bytes` each, take three times the L2 together: then no launch finds its operands
+    /// in the cache.
     pub fn sets(&self, bytes: usize) -> usize {
         sets(self.facts.l2_bytes, bytes)
     }
@@ -72,7 +73,8 @@ impl Timer {
         self.context.synchronize().map_err(failed("waiting for the device"))
     }
 
-    /// Records `launch(0)`, …, `launch(launches - 1)` into a graph. Each is run once before, so that nothing is loaded while recording.
+    /// Records `launch(0)`, …, `launch(launches - 1)` into a graph. Each is run once before, so that nothing is loaded
+    /// while recording.
     pub fn record(&self, launches: usize, mut launch: impl FnMut(usize, Stream) -> Result<()>) -> Result<Graph<'_>> {
         self.synchronize()?;
         (0..launches).try_for_each(|i| launch(i, self.stream()))?;

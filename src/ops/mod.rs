@@ -1,10 +1,12 @@
 //! The kernels of `cuda/` behind checked Rust functions, one file for each group of C functions.
 //!
-//! A function checks every shape, length and alignment and then makes one call. No type of a CUDA library appears: a stream is the C
-//! interface's pointer, so that another engine's context and streams serve. In a build without kernels everything is checked too, and the
-//! call then returns `QK_ERROR_NOT_BUILT`; sizes of workspaces and paths are computed here, from the shapes alone, in every build.
+//! A function checks every shape, length and alignment and then makes one call. No type of a CUDA library appears: a
+//! stream is the C interface's pointer, so that another engine's context and streams serve. In a build without kernels
+//! everything is checked too, and the call then returns `QK_ERROR_NOT_BUILT`; sizes of workspaces and paths are
+//! computed here, from the shapes alone, in every build.
 
-/// `call!(qk_function(arguments))`: a call of the C interface. In a build without kernels its status is `QK_ERROR_NOT_BUILT`.
+/// `call!(qk_function(arguments))`: a call of the C interface. In a build without kernels its status is
+/// `QK_ERROR_NOT_BUILT`.
 macro_rules! call {
     ($function:ident($($argument:expr),* $(,)?)) => {{
         #[cfg(not(kernels = "absent"))]

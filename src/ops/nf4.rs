@@ -136,8 +136,8 @@ fn blocks(operation: &Operation, n: usize, k: usize, block_size: usize) -> Resul
     Ok((count, count.div_ceil(block_size)))
 }
 
-/// Quantises `weight` `[n, k]`, row-major. `codes` is `[ceil(n * k / 2)]`; absmax comes out in row-major order. The values
-/// must be finite: a block with a NaN or an infinity gets that absmax.
+/// Quantises `weight` `[n, k]`, row-major. `codes` is `[ceil(n * k / 2)]`; absmax comes out in row-major order. The
+/// values must be finite: a block with a NaN or an infinity gets that absmax.
 pub fn quantize<T: Float>(
     weight: View<'_, T>,
     n: usize,
@@ -195,7 +195,8 @@ pub fn dequantize<T: Float>(weight: &Weight<'_>, out: ViewMut<'_, T>, stream: St
     };
     let description = weight.describe(&operation)?;
     operation.length("out", out.len(), weight.n * weight.k)?;
-    // SAFETY: `describe` checked the weight's lengths and the line above the output's; the struct is read before the return.
+    // SAFETY: `describe` checked the weight's lengths and the line above the output's; the struct is read before the
+    // return.
     operation.status(unsafe { call!(qk_nf4_dequantize(&description, out.address().cast(), T::DTYPE, stream.as_raw())) })
 }
 

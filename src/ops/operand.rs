@@ -1,13 +1,75 @@
-//! What the forward and the backward pass of the linear layer share: weights, LoRA pairs and dropout as the C interface describes them.
+//! Operands that the forward and the backward pass of the linear layer share: weights, LoRA pairs and dropout, and their C structs.
 
 use super::check::Operation;
-use super::linear::{Dropout, Lora, Weight};
+use super::nf4;
+use crate::device::View;
 use crate::error::Result;
 use crate::sys;
+use half::bf16;
 use std::ffi::c_void;
 use std::ptr::null;
 
-/// The structs that those of one call point to; boxed, so that they do not move.
+/// The frozen weight of a segment, `[n, k]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Weight<'a> {
+    Nf4(nf4::Weight<'a>),
+    /// `[n * k]`, row-major
+    Dense(View<'a, bf16>),
+}
+
+/// Features of a tile of the fast kernels, and the block size that they read.
+pub(super) const TILE_K: usize = 64;
+impl Weight<'_> {
+    /// Whether the fast kernels read it.
+    pub(super) fn has_fast_blocks(&self) -> bool {
+        match self {
+            Self::Nf4(weight) => weight.block_size == TILE_K,
+            Self::Dense(_) => true,
+        }
+    }
+}
+
+/// A LoRA pair of one segment, or several of which each token takes its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Lora<'a> {
+    /// 1 to 256
+    pub r: usize,
+    /// alpha / r, or alpha / √r
+    pub scale: f32,
+    /// `[r, k]`, or `[count, r, k]`
+    pub a: View<'a, bf16>,
+    /// `[n, r]`, or `[count, n, r]`
+    pub b: View<'a, bf16>,
+    /// None: one adapter, for every token.
+    pub adapters: Option<Adapters<'a>>,
+}
+
+/// Several LoRA pairs, one after the other in A and B, all of rank r: one of a lower rank is padded with zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Adapters<'a> {
+    /// How many.
+    pub count: usize,
+    /// `[m]`: the adapter of each token, 0 to count; any other, as -1: none.
+    pub index: View<'a, i32>,
+    /// `[count]`, or none: [`Lora::scale`] is that of all.
+    pub scales: Option<View<'a, f32>>,
+}
+
+/// Dropout of the low-rank path's input: the mask of [`crate::philox::Dropout`], which forward and backward both draw.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// In [0, 1).
+    pub p: f32,
+    pub seed: u64,
+    /// layer · 16 + input
+    pub dropout_id: u32,
+    /// step · accumulation + micro
+    pub dropout_step: u32,
+    /// The mask's token of the first row; the last row's is below 2³².
+    pub first_token: u64,
+}
+
+/// The structs to which those of one call point; boxed, so that they do not move.
 #[derive(Default)]
 pub(super) struct Operands {
     #[expect(clippy::vec_box, reason = "others point to them, so that they must not move")]

@@ -1,5 +1,5 @@
-//! The kernels of `tests/kernels`, for the tests of this repository: one kernel per PTX instruction, and, in the emulated build,
-//! kernels with a planted bug each. Here because the calls are `unsafe`.
+//! The kernels of `tests/kernels`, for the tests of this repository: one kernel per PTX instruction, and, in the
+//! emulated build, kernels with a planted bug each. Here because the calls are `unsafe`.
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
@@ -36,7 +36,8 @@ pub fn ldmatrix(transposed: bool, rows: View<'_, u32>, d: ViewMut<'_, u32>, stre
     operation.status(unsafe { twin_ldmatrix(transposed.into(), rows.address(), d.address(), stream.as_raw()) })
 }
 
-/// `out` `[2, 32, 4]` = `input`, in two cp.async groups; of lanes whose bit of `valid` is not set only the first `bytes` (to 16), then zeros.
+/// `out` `[2, 32, 4]` = `input`, in two cp.async groups; of lanes whose bit of `valid` is not set only the first
+/// `bytes` (to 16), then zeros.
 pub fn cp_async(input: View<'_, u32>, valid: u32, bytes: u32, out: ViewMut<'_, u32>, stream: Stream) -> Result<()> {
     let operation = operation("cp_async");
     operation.length("input", input.len(), 256)?;

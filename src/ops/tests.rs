@@ -1,5 +1,5 @@
-//! The C interface itself, below the checks of the Rust functions: every named error is reached, nothing is written on the way, and structs
-//! lie as the header says.
+//! The C interface itself, below the checks of the Rust functions: every named error is reached, nothing is written on
+//! the way, and structs lie as the header says.
 
 mod abi;
 mod gradients;
@@ -98,7 +98,8 @@ impl Valid {
     }
 
     fn forward(&self, workspace: usize, bytes: usize) -> i32 {
-        // SAFETY: the structs are those of `new`, or spoiled so that the call must refuse them before it reads device memory.
+        // SAFETY: the structs are those of `new`, or spoiled so that the call must refuse them before it reads device
+        // memory.
         unsafe { sys::qk_linear_forward(&self.linear, workspace as *mut _, bytes, std::ptr::null_mut()) }
     }
 
@@ -313,6 +314,59 @@ fn dx_refuses_what_it_cannot_take() {
     for first_token in [-1, good.first_token + 1] {
         assert_eq!(dropout(sys::qk_dropout { first_token, ..good }), QK_ERROR_VALUE);
     }
+}
+
+/// What a choice prints into `size` bytes.
+fn printed(size: usize, choice: impl FnOnce(*mut std::ffi::c_char, usize) -> i32) -> String {
+    let mut text = [b'?'; 128];
+    assert_eq!(choice(text.as_mut_ptr().cast(), size), sys::QK_OK);
+    assert!(text[size..].iter().all(|&byte| byte == b'?'), "written past the end");
+    let end = text.iter().position(|&byte| byte == 0).expect("a C string");
+    String::from_utf8(text[..end].to_vec()).unwrap()
+}
+
+#[test]
+fn choices_print_themselves() {
+    let mut valid = Valid::new();
+    let mut forward = |m: i64, n: i64, ldx: i64, size: usize| {
+        (valid.linear.m, valid.linear.ldx) = (m, ldx);
+        (valid.segment.n, valid.nf4.n, valid.segment.ldy) = (n, n, n);
+        let linear = &raw const valid.linear;
+        // SAFETY: valid structs, which nothing but the host reads; `size` bytes of text.
+        printed(size, |text, size| unsafe { sys::qk_linear_forward_choice(linear, text, size) })
+    };
+    let k = K as i64;
+    assert_eq!(forward(4, 24, k, 100), "few tokens, tiles of 16 tokens x 8 columns, NF4 weights");
+    assert_eq!(forward(16, 4096, k, 100), "few tokens, tiles of 16 tokens x 32 columns, NF4 weights");
+    assert_eq!(forward(17, 4096, k, 100), "tensor cores, tiles of 64 tokens x 128 columns, NF4 weights");
+    assert_eq!(forward(4096, 4096, k, 100), "tensor cores, tiles of 128 tokens x 256 columns, NF4 weights");
+    assert_eq!(forward(4, 24, k + 1, 100), "generic, NF4 weights");
+    assert_eq!(forward(4, 24, k + 1, 8), "generic");
+    // SAFETY: refused.
+    let status = unsafe { sys::qk_linear_forward_choice(&valid.linear, std::ptr::null_mut(), 0) };
+    assert_eq!(status, sys::QK_ERROR_NULL_POINTER);
+
+    let mut lines = Vec::new();
+    for (m, p) in [(4, 0.0), (100_000, 0.0), (100_000, 0.5)] {
+        let struct_size = size::<sys::qk_dropout>();
+        let dropout = sys::qk_dropout { struct_size, p, seed: 1, dropout_id: 2, dropout_step: 3, first_token: 0 };
+        // The call that follows is refused: there is no device memory for so many tokens.
+        spoiled_dx(|_, _, backward| {
+            (backward.m, backward.dropout) = (m, &raw const dropout);
+            // SAFETY: valid structs, which nothing but the host reads.
+            let line = printed(100, |text, size| unsafe { sys::qk_linear_dx_choice(&*backward, text, size) });
+            lines.push(line);
+            backward.struct_size = 0;
+        });
+    }
+    assert_eq!(
+        lines,
+        [
+            "tensor cores, tiles of 64 tokens x 128 columns, NF4 weights",
+            "tensor cores, tiles of 128 tokens x 256 columns, NF4 weights",
+            "tensor cores, tiles of 64 tokens x 128 columns, NF4 weights, adapters or dropout",
+        ]
+    );
 }
 
 #[test]

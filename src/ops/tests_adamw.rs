@@ -20,7 +20,8 @@ impl Valid {
     /// Boxed: one struct points to the other.
     fn new() -> Box<Self> {
         let device = Device::open().expect("a device to test on");
-        // value, gradient, m and v after each other, 16-byte aligned; then two absmax each, rates, a state and a workspace.
+        // value, gradient, m and v after each other, 16-byte aligned; then two absmax each, rates, a state and a
+        // workspace.
         let (mut floats, table) = (device.upload(&[1.0f32; 2048]).unwrap(), device.upload(&[0u64; 64]).unwrap());
         let base = floats.view_mut().address();
         let tensor = sys::qk_adamw_tensor {

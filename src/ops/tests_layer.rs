@@ -29,7 +29,8 @@ impl Memory {
     }
 }
 
-/// Calls `$function` with `$valid`, of which each line spoils a copy, and expects the line's error and untouched memory.
+/// Calls `$function` with `$valid`, of which each line spoils a copy, and expects the line's error and untouched
+/// memory.
 macro_rules! refuses {
     ($memory:ident, $valid:ident, $call:expr, { $($spoil:expr => $error:ident,)* }) => {$({
         let mut args = $valid;

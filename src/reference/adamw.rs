@@ -49,8 +49,8 @@ impl AdamW {
 }
 
 impl<T: Real> AdamWScalars<T> {
-    /// One update with gradient `gradient_scale · gradient`; all slices have one length. Every operation rounds on its own,
-    /// in the order written: the f32 result is that of the CUDA kernel, bit for bit.
+    /// One update with gradient `gradient_scale · gradient`; all slices have one length. Every operation rounds on its
+    /// own, in the order written: the f32 result is that of the CUDA kernel, bit for bit.
     pub fn update(&self, gradient_scale: T, gradient: &[T], value: &mut [T], first: &mut [T], second: &mut [T]) {
         for i in 0..value.len() {
             let g = gradient_scale * gradient[i];

@@ -1,4 +1,5 @@
-//! A frozen linear layer with a low-rank term: `Y = X·Wᵀ + scale·(D∘X)·Aᵀ·Bᵀ + bias`, where D holds the dropout factors.
+//! A frozen linear layer with a low-rank term: `Y = X·Wᵀ + scale·(D∘X)·Aᵀ·Bᵀ + bias`, where D holds the dropout
+//! factors.
 
 use super::{Real, axpy, dot};
 

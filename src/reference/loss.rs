@@ -2,8 +2,9 @@
 
 use super::{Real, axpy, dot};
 
-/// Σ over supervised tokens of `scale · weights[m] · (logsumexp(z) − z[target])`, z = x·Wᵀ, and its gradient, written over
-/// `dx`. A token with a negative target or a weight of 0 is not supervised: it costs nothing and its gradient is zero.
+/// Σ over supervised tokens of `scale · weights[m] · (logsumexp(z) − z[target])`, z = x·Wᵀ, and its gradient, written
+/// over `dx`. A token with a negative target or a weight of 0 is not supervised: it costs nothing and its gradient is
+/// zero.
 pub fn linear_cross_entropy<T: Real>(
     x: &[T],                  // [M, H]
     w: &[T],                  // [V, H]

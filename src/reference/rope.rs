@@ -18,8 +18,9 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
-    /// YaRN (Peng et al. 2023): frequencies that turn more than `beta_fast` times within the trained context are kept, those that turn
-    /// less than `beta_slow` times are divided by `factor`, a linear blend between; queries and keys grow by `attention_factor`.
+    /// YaRN (Peng et al. 2023): frequencies that turn more than `beta_fast` times within the trained context are kept,
+    /// those that turn less than `beta_slow` times are divided by `factor`, a linear blend between; queries and keys
+    /// grow by `attention_factor`.
     Yarn {
         factor: f64,
         beta_fast: f64,

@@ -1,12 +1,12 @@
 //! The optimiser on the device against the plain Rust references, bit for bit, under every schedule.
 
-use crate::adamw_operation::{Described, OptimizerStep};
-use crate::device::{Tally, cases, device};
-use crate::operation::{Operation, run, verify};
+use lab::adamw::{Described, OptimizerStep};
+use lab::device::{Tally, cases, device};
+use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::adamw::{STATE_LEN, States, Tensor, Tensors, rates};
-use qlora_kernels::cuda::{Buffer, View};
+use qlora_kernels::device::{Buffer, View};
+use qlora_kernels::ops::adamw::{STATE_LEN, States, Tensor, Tensors, rates};
 use qlora_kernels::reference::AdamW;
 
 const SCHEDULES: u64 = 3;

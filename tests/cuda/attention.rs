@@ -1,12 +1,12 @@
 //! Attention and its gradient against the definition, over documents, grouped heads and windows, under every schedule.
 
-use crate::attention_operation::AttentionOperation;
-use crate::device::{Tally, cases, device};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::attention::AttentionOperation;
+use lab::device::{Tally, cases, device};
+use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::attention::{Attention, attention};
+use qlora_kernels::ops::attention::{Attention, attention};
 use qlora_kernels::reference::AttentionShape;
 
 const SCHEDULES: u64 = 2;

@@ -1,15 +1,15 @@
-//! Attention over a KV cache against the definition, over documents with any past, under every schedule; and the logits that the next
-//! token is chosen by.
+//! Attention over a KV cache against the definition, over documents with any past, under every schedule; and the logits
+//! that the next token is chosen by.
 
-use crate::cache_operation::{CacheOperation, Output};
-use crate::device::{Tally, cases, device};
-use crate::logits_operation::LogitsOperation;
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::attention_cache::{CacheOperation, Output};
+use lab::device::{Tally, cases, device};
+use lab::logits::LogitsOperation;
+use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::cuda::logits::{OutputLayer, logits};
+use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::ops::logits::{OutputLayer, logits};
 use qlora_kernels::reference::{self, AttentionShape};
 
 const SCHEDULES: u64 = 3;
@@ -87,7 +87,7 @@ fn the_check_sees_wrong_places_masks_heads_and_chunks() {
     let right = example();
     let inputs = right.inputs();
     assert_eq!(right.check(&inputs, &run(&device, &right, &inputs), usize::MAX), Ok(()));
-    let red = |what: &str, change: &dyn Fn(&mut crate::cache_operation::Host)| {
+    let red = |what: &str, change: &dyn Fn(&mut lab::attention_cache::Host)| {
         let mut changed = right.inputs();
         change(&mut changed);
         let output = run(&device, &right, &changed);
@@ -164,7 +164,8 @@ fn a_workspace_is_used_several_times() {
     verify(&device, &operation, 1, 1).unwrap();
 }
 
-/// Positions that are beyond what was said, or beyond the cache: NaN there, nothing written elsewhere, and the others as ever.
+/// Positions that are beyond what was said, or beyond the cache: NaN there, nothing written elsewhere, and the others
+/// as ever.
 #[test]
 fn places_beyond_the_cache_give_nan_and_write_nothing() {
     let device = device();

@@ -1,12 +1,13 @@
-//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without remainders.
+//! The fused output layer and cross-entropy against the definition, under every schedule, on shapes with and without
+//! remainders.
 
-use crate::cross_entropy_operation::{Host, Loss, Output, Targets, Values};
-use crate::device::{Tally, cases, device};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::cross_entropy::{Host, Loss, Output, Targets, Values};
+use lab::device::{Tally, cases, device};
+use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::cross_entropy::LossState;
+use qlora_kernels::ops::cross_entropy::LossState;
 use qlora_kernels::reference::linear_cross_entropy;
 
 const SCHEDULES: u64 = 2;

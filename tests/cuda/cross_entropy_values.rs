@@ -1,12 +1,12 @@
-//! Edges of the fused output layer and cross-entropy: no targets, targets of no token, numbers that are none, logits that overflow, rows
-//! that must not see each other, bad operands.
+//! Edges of the fused output layer and cross-entropy: no targets, targets of no token, numbers that are none, logits
+//! that overflow, rows that must not see each other, bad operands.
 
 use crate::cross_entropy::example;
-use crate::cross_entropy_operation::{Host, Loss, Output, Targets};
-use crate::device::{device, set_schedule};
-use crate::operation::{Operation, run};
 use half::bf16;
-use qlora_kernels::cuda::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
+use lab::cross_entropy::{Loss, Output, Targets};
+use lab::device::{device, set_schedule};
+use lab::operation::{Operation, run};
+use qlora_kernels::ops::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
 
 fn state(output: &Output) -> LossState {
     LossState::from_words(output.state)
@@ -302,12 +302,5 @@ fn wrong_lengths_and_a_small_workspace_are_refused_with_the_operation_and_the_sh
         let error = result.unwrap_err();
         let named = "cross_entropy of M 2 (1 supervised), H 8, vocabulary 5, chunks of 128";
         assert!(error.contains(named) && error.contains(what), "{error}");
-    }
-}
-
-impl Host {
-    fn logit(&self, row: usize, token: usize, h: usize) -> f64 {
-        let (x, w) = (&self.hidden[row * h..][..h], &self.head[token * h..][..h]);
-        x.iter().zip(w).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
     }
 }

@@ -1,16 +1,17 @@
-//! The rows of the dispatch table. Dequantise + cuBLASLt is only there on a GPU with that library; elsewhere it is a named error.
+//! The rows of the dispatch table. Dequantise + cuBLASLt is only there on a GPU with that library; elsewhere it is a
+//! named error.
 
-use crate::device::{Tally, device};
-use crate::dispatched::Dispatched;
-use crate::dispatched_dx::DispatchedDx;
-use crate::linear_dx_operation::LinearDx;
-use crate::linear_operation::{Linear, Part, Values};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::Device;
-use qlora_kernels::cuda::cublaslt::CublasLt;
-use qlora_kernels::cuda::dispatch::Dispatch;
-use qlora_kernels::cuda::linear::Dropout;
+use lab::device::{Tally, device};
+use lab::dispatched::Dispatched;
+use lab::dispatched_dx::DispatchedDx;
+use lab::linear::{Linear, Part, Values};
+use lab::linear_dx::LinearDx;
+use lab::operation::{Operation, run, verify};
+use qlora_kernels::device::Device;
+use qlora_kernels::ops::cublaslt::CublasLt;
+use qlora_kernels::ops::dispatch::Dispatch;
+use qlora_kernels::ops::linear::Dropout;
 
 fn layers() -> Vec<Linear> {
     let part = |n, r, bias, pad| Part { n, r, bias, pad };
@@ -69,7 +70,8 @@ fn dequantise_and_cublaslt_is_within_its_roundings_or_a_named_error() {
     }
 }
 
-/// The check of the other row allows for its roundings, which the fused kernels' result is well within, and for no fault.
+/// The check of the other row allows for its roundings, which the fused kernels' result is well within, and for no
+/// fault.
 #[test]
 fn a_fault_is_more_than_the_other_rows_roundings() {
     let (device, dispatch) = (device(), Dispatch::Fused);

@@ -1,8 +1,11 @@
-//! The emulation itself: planted bugs, each of which must be seen under some schedule while the right kernel is right under all.
+//! The emulation itself: planted bugs, each of which must be seen under some schedule while the right kernel is right
+//! under all.
 
-use qlora_kernels::cuda::test_kernels::Planted::{self, *};
-use qlora_kernels::cuda::test_kernels::{THREADS, count, lanes};
-use qlora_kernels::cuda::{emulation, sys, test_kernels};
+use qlora_kernels::device::emulation;
+use qlora_kernels::ops::test_kernels;
+use qlora_kernels::ops::test_kernels::Planted::{self, *};
+use qlora_kernels::ops::test_kernels::{THREADS, count, lanes};
+use qlora_kernels::sys;
 
 const SEEDS: u64 = 64;
 

@@ -1,12 +1,13 @@
-//! Norms, rotary embedding, SwiGLU and the embedding against `reference`, under every schedule, on widths that vectorise and that do not.
+//! Norms, rotary embedding, SwiGLU and the embedding against `reference`, under every schedule, on widths that
+//! vectorise and that do not.
 
-use crate::device::{Tally, cases, device, to_bf16};
-use crate::layer_operations::{Kind, Layer};
-use crate::operation::{Operation, verify};
 use half::bf16;
+use lab::device::{Tally, cases, device, to_bf16};
+use lab::layer::{Kind, Layer};
+use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::layer::{self, Residual, RopeTable};
+use qlora_kernels::ops::layer::{self, Residual, RopeTable};
 
 const SCHEDULES: u64 = 2;
 
@@ -69,7 +70,7 @@ fn the_check_sees_wrong_results() {
     for kind in kinds {
         let operation = Layer { kind, m: 3, width: 40, seed: 9 };
         let inputs = operation.inputs();
-        let good = crate::operation::run(&device, &operation, &inputs);
+        let good = lab::operation::run(&device, &operation, &inputs);
         assert_eq!(operation.check(&inputs, &good, usize::MAX), Ok(()));
         // The inputs of another run: a mask, a row or a term that is left out shows at least as much.
         let other = Layer { seed: 10, ..operation.clone() };
@@ -83,7 +84,7 @@ fn the_check_sees_wrong_results() {
     }
     let wrong_way = Layer { kind: Kind::Rope { heads: 2, pad: 3, inverse: true }, m: 3, width: 40, seed: 9 };
     let operation = Layer { kind: Kind::Rope { heads: 2, pad: 3, inverse: false }, ..wrong_way.clone() };
-    let output = crate::operation::run(&device, &wrong_way, &wrong_way.inputs());
+    let output = lab::operation::run(&device, &wrong_way, &wrong_way.inputs());
     assert!(operation.check(&operation.inputs(), &output, usize::MAX).is_err());
 }
 

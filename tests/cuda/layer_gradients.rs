@@ -1,17 +1,19 @@
-//! The whole layer, as a training step calls it: forward, dX, dA and dB of two segments with dropout, each gradient against finite differences of
-//! the f64 reference's forward pass. The reference's loss is affine in every single element, so that differences have no truncation error; what is
-//! left are the kernels' own roundings, bounded from the reference's terms.
+//! The whole layer, as a training step calls it: forward, dX, dA and dB of two segments with dropout, each gradient
+//! against finite differences of the f64 reference's forward pass. The reference's loss is affine in every single
+//! element, so that differences have no truncation error; what is left are the kernels' own roundings, bounded from the
+//! reference's terms.
 
-use crate::device::{DeviceWeight, Tally, device, set_schedule, to_bf16, weights};
-use crate::low_rank_operation::factors;
 use half::bf16;
-use qlora_kernels::cuda::linear::{Dropout, Input, Lora, Segment, Weight, forward, lora_columns, lora_down};
-use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_dy_b};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
-use qlora_kernels::cuda::nf4::Layout;
+use lab::device::{Tally, device, set_schedule, to_bf16, weights};
+use lab::low_rank::factors;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::linear::{Dropout, Input, Lora, Segment, Weight, forward, lora_columns, lora_down};
+use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_dy_b};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
+use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::{self, LoraTerm};
+use qlora_kernels::weights::Nf4Weight;
 
 const STEP: f64 = 1.0 / 2048.0;
 
@@ -80,14 +82,14 @@ impl Layer {
         let mut parts = Vec::new();
         for part in &self.parts {
             let upload = |values: &[bf16]| device.upload(values).unwrap();
-            let weight = DeviceWeight::new(&device, &part.nf4, Layout::RowMajor);
+            let weight = Nf4Weight::upload(&device, &part.nf4, Layout::RowMajor).unwrap();
             let inputs = [upload(&part.nf4.dequantize_bf16()), upload(&part.a), upload(&part.b), upload(&part.dy)];
             parts.push((weight, inputs, zeros(m * part.n), floats(part.r * k), floats(part.n * part.r)));
         }
         let (mut ahead, mut back, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
         for (part, (nf4, [dense, a, b, dy], y, da, db)) in self.parts.iter().zip(&mut parts) {
             let (n, r, scale) = (part.n, part.r, part.scale);
-            let weight = if self.dense { Weight::Dense(dense.view()) } else { Weight::Nf4(nf4.weight()) };
+            let weight = if self.dense { Weight::Dense(dense.view()) } else { Weight::Nf4(nf4.view()) };
             let lora = Some(Lora { r, scale, a: a.view(), b: b.view(), adapters: None });
             ahead.push(Segment { n, weight, lora, bias: None, y: y.view_mut(), ldy: n });
             back.push(SegmentBackward { n, weight, lora, dy: dy.view(), lddy: n });

@@ -1,12 +1,12 @@
-//! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
-//! schedule, with S given or not.
+//! Every path of the fused linear layer: an element-wise bound derived from the roundings, and exact cases where no sum
+//! rounds, under every schedule, with S given or not.
 
-use crate::device::{Tally, cases, device, set_schedule};
-use crate::linear_operation::{Linear, Part, Values};
-use crate::operation::{Operation, verify};
+use lab::device::{Tally, cases, device, set_schedule};
+use lab::linear::{Linear, Part, Values};
+use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::linear::Path;
+use qlora_kernels::ops::linear::Path;
 
 const SCHEDULES: u64 = 2;
 

@@ -1,13 +1,13 @@
-//! Both paths of dX: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every schedule, with T given
-//! or not, with dropout, accumulation and adapters.
+//! Both paths of dX: an element-wise bound derived from the roundings, and exact cases where no sum rounds, under every
+//! schedule, with T given or not, with dropout, accumulation and adapters.
 
-use crate::device::{Tally, cases, device, set_schedule};
-use crate::linear_dx_operation::LinearDx;
-use crate::linear_operation::{Linear, Part, Values};
-use crate::operation::{Operation, verify};
+use lab::device::{Tally, cases, device, set_schedule};
+use lab::linear::{Linear, Part, Values};
+use lab::linear_dx::LinearDx;
+use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::linear::{Dropout, Path};
+use qlora_kernels::ops::linear::{Dropout, Path};
 
 const SCHEDULES: u64 = 2;
 

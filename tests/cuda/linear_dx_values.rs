@@ -1,13 +1,14 @@
-//! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a planted fault, bad operands.
+//! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a
+//! planted fault, bad operands.
 
-use crate::device::{cases, device, set_schedule};
-use crate::linear_dx_operation::{Host, LinearDx, Output};
-use crate::linear_operation::{Linear, Part, SENTINEL, Values};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::linear::{Dropout, Lora, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
+use lab::device::{cases, device, set_schedule};
+use lab::linear::{Linear, Part, SENTINEL, Values};
+use lab::linear_dx::{Host, LinearDx, Output};
+use lab::operation::{Operation, run, verify};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};
+use qlora_kernels::ops::linear::{Dropout, Lora, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
 
 fn part(n: usize, r: usize) -> Part {
     Part { n, r, bias: false, pad: n.next_multiple_of(8) - n }
@@ -104,7 +105,8 @@ fn nans_and_infinities_of_dy_stay_in_their_token() {
     }
 }
 
-/// Rows of one adapter are, bit for bit, those of a run in which all other rows have none: whatever the others' adapters hold.
+/// Rows of one adapter are, bit for bit, those of a run in which all other rows have none: whatever the others'
+/// adapters hold.
 #[test]
 fn rows_of_an_adapter_never_see_another() {
     let device = device();
@@ -144,8 +146,8 @@ fn rows_of_an_adapter_never_see_another() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded cases and in the exact
-/// ones, on both paths.
+/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded
+/// cases and in the exact ones, on both paths.
 #[test]
 fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
     let device = device();

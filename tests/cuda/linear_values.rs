@@ -1,11 +1,12 @@
-//! Edges of the fused linear layer: tiles, no tokens, values that are no numbers, inputs with a planted fault, bad operands.
+//! Edges of the fused linear layer: tiles, no tokens, values that are no numbers, inputs with a planted fault, bad
+//! operands.
 
-use crate::device::{device, set_schedule};
-use crate::linear_operation::{Host, Linear, Output, Part, SENTINEL, Values};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::linear::{Input, Lora, Segment, Weight, forward};
+use lab::device::{device, set_schedule};
+use lab::linear::{Host, Linear, Output, Part, SENTINEL, Values};
+use lab::operation::{Operation, run, verify};
 use qlora_kernels::nf4::Nf4Matrix;
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight, forward};
 
 fn linear(m: usize, k: usize, part: Part) -> Linear {
     Linear {
@@ -115,8 +116,8 @@ fn a_weight_block_that_is_not_finite_stays_in_its_row() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded cases and in the exact
-/// ones, on every path.
+/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red in the bounded
+/// cases and in the exact ones, on every path.
 #[test]
 fn faults_brought_about_through_the_inputs_are_seen() {
     let device = device();

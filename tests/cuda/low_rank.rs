@@ -1,9 +1,9 @@
-//! The low-rank path: S, T and the gradients of A and B. Element-wise bounds derived from the roundings, and exact cases where no sum rounds,
-//! under every schedule, with T given or not, with dropout and adapters.
+//! The low-rank path: S, T and the gradients of A and B. Element-wise bounds derived from the roundings, and exact
+//! cases where no sum rounds, under every schedule, with T given or not, with dropout and adapters.
 
-use crate::device::{Tally, cases, device};
-use crate::low_rank_operation::{LowRank, LowRankPart};
-use crate::operation::verify;
+use lab::device::{Tally, cases, device};
+use lab::low_rank::{LowRank, LowRankPart};
+use lab::operation::verify;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

@@ -1,13 +1,13 @@
-//! Edges of the low-rank path: the dropout mask bit by bit, adapters that do not see each other, batches cut into pieces, tiles, inputs with a
-//! planted fault, bad operands.
+//! Edges of the low-rank path: the dropout mask bit by bit, adapters that do not see each other, batches cut into
+//! pieces, tiles, inputs with a planted fault, bad operands.
 
-use crate::device::{Tally, device, set_schedule};
-use crate::low_rank_operation::{Host, LowRank, LowRankPart, Output, factors};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
-use qlora_kernels::cuda::linear::{Lora, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
+use lab::device::{Tally, device, set_schedule};
+use lab::low_rank::{Host, LowRank, LowRankPart, Output, factors};
+use lab::operation::{Operation, run, verify};
+use qlora_kernels::ops::linear::{Lora, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients};
 
 fn low_rank(m: usize, k: usize, parts: &[(usize, usize)]) -> LowRank {
     let parts = parts.iter().map(|&(n, r)| LowRankPart { n, r, pad: 0 }).collect();
@@ -18,7 +18,8 @@ fn identity(size: usize) -> Vec<bf16> {
     (0..size * size).map(|i| bf16::from_f32(f32::from(u8::from(i % (size + 1) == 0)))).collect()
 }
 
-/// With ones and identities S is the mask, and so is dA: both must be that of `philox::Dropout`, which the CPU trains with.
+/// With ones and identities S is the mask, and so is dA: both must be that of `philox::Dropout`, which the CPU trains
+/// with.
 #[test]
 fn the_mask_is_that_of_philox_in_s_and_in_da() {
     let device = device();
@@ -49,7 +50,8 @@ fn rows_of(matrix: &[u16], columns: usize, index: &[i32], adapter: i32) -> Vec<V
     matrix.chunks(columns).zip(index).filter(|(_, i)| **i == adapter).map(|(row, _)| row.to_vec()).collect()
 }
 
-/// Bit for bit the result of a run in which all other rows have no adapter, and with whatever the others' rows and matrices hold.
+/// Bit for bit the result of a run in which all other rows have no adapter, and with whatever the others' rows and
+/// matrices hold.
 #[test]
 fn an_adapters_rows_never_see_anothers() {
     let device = device();
@@ -100,7 +102,8 @@ fn an_adapters_rows_never_see_anothers() {
     }
 }
 
-/// Micro-batches of 256 tokens, added up in order, are the whole batch, bit for bit; so the order of the sums is that of the chunks.
+/// Micro-batches of 256 tokens, added up in order, are the whole batch, bit for bit; so the order of the sums is that
+/// of the chunks.
 #[test]
 fn a_batch_cut_at_chunks_gives_the_same_bits() {
     let device = device();
@@ -138,7 +141,8 @@ fn a_batch_cut_at_chunks_gives_the_same_bits() {
     }
 }
 
-/// Many columns give one block all tokens; few give each a group of chunks, whose sums a second kernel adds. The bits are the same.
+/// Many columns give one block all tokens; few give each a group of chunks, whose sums a second kernel adds. The bits
+/// are the same.
 #[test]
 fn a_gradient_does_not_depend_on_how_many_columns_there_are() {
     let device = device();
@@ -168,8 +172,8 @@ fn no_tokens_leave_the_gradients_as_they_are() {
     }
 }
 
-/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red, in the bounded cases and in the exact
-/// ones, on both paths.
+/// What a kernel with a bug would compute, brought about through its inputs: the check must turn red, in the bounded
+/// cases and in the exact ones, on both paths.
 #[test]
 fn faults_brought_about_through_the_inputs_are_seen() {
     let device = device();

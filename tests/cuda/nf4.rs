@@ -1,14 +1,14 @@
 //! NF4 on the device against `nf4`, bit for bit, under every schedule.
 
-use crate::device::{Tally, cases, device, set_schedule, weights};
-use crate::nf4_operations::{Dequantize, Quantize, bits};
-use crate::operation::{Operation, run, verify};
 use half::bf16;
+use lab::device::{Tally, cases, device, set_schedule, weights};
+use lab::nf4::{Dequantize, Quantize, bits};
+use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::nf4::absmax_transpose;
-use qlora_kernels::cuda::nf4::{AbsmaxMut, Layout, quantize};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::nf4::absmax_transpose;
+use qlora_kernels::ops::nf4::{AbsmaxMut, Layout, quantize};
 
 const SCHEDULES: u64 = 3;
 
@@ -20,7 +20,8 @@ fn holds<T>(result: Result<T, String>) -> Result<T, TestCaseError> {
     result.map_err(TestCaseError::fail)
 }
 
-/// (N, K, log2 of the block size, double quantisation, seed): rows that blocks straddle, ragged ends, several nested blocks.
+/// (N, K, log2 of the block size, double quantisation, seed): rows that blocks straddle, ragged ends, several nested
+/// blocks.
 fn shapes() -> impl Strategy<Value = (usize, usize, Nf4Options, u64)> {
     (1usize..40, 1usize..700, 5u32..13, any::<bool>(), any::<u64>())
         .prop_map(|(n, k, log, double_quant, seed)| (n, k, Nf4Options { block_size: 1 << log, double_quant }, seed))
@@ -55,8 +56,8 @@ fn zero_tiny_and_huge_blocks_quantise_as_the_reference() {
     }
 }
 
-/// What the header promises of values that the host quantiser refuses: the block's absmax is the NaN or the infinity, its codes are some,
-/// and no other block changes.
+/// What the header promises of values that the host quantiser refuses: the block's absmax is the NaN or the infinity,
+/// its codes are some, and no other block changes.
 #[test]
 fn a_nan_or_an_infinity_stays_in_its_block() {
     let device = device();

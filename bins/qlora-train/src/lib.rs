@@ -17,6 +17,7 @@ pub mod gguf;
 pub mod infer;
 pub mod lora;
 pub mod model;
+pub mod objective;
 pub mod report;
 pub mod session;
 pub mod train;

@@ -1,4 +1,4 @@
-//! What a settings file and flags mean: known answers.
+//! The meaning of a settings file and flags: known answers.
 
 use std::path::PathBuf;
 

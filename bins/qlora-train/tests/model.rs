@@ -7,8 +7,7 @@ use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
-use qlora_train::backend::plan::{Plan, Planner};
-use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
+use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::comm::{Communicator, SingleProcess};
 use qlora_train::data::{MicroBatch, Row, UNSUPERVISED, order, pack};
@@ -18,7 +17,7 @@ use qlora_train::lora::{LoraSpec, LoraTerm};
 use qlora_train::model::optimizer_step::{
     Accumulated, Hyperparameters, StepReport, accumulate, optimizer_step, update,
 };
-use qlora_train::model::{Llama, ModelSpec};
+use qlora_train::model::{Activations, Llama, ModelSpec};
 use std::sync::{Barrier, Mutex};
 use support::{Documents, Memory, Oracle, to_f64};
 
@@ -29,8 +28,7 @@ fn spec(config: Arch, tokens: usize) -> ModelSpec {
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
         states: StateFormat::F32,
-        recompute: false,
-        offload: false,
+        activations: Vec::new(),
         tokens,
         positions: tokens,
         seed: 11,
@@ -52,6 +50,16 @@ struct Case {
     stored: StoredType,
     lengths: Vec<usize>,
     seed: u64,
+}
+
+/// One for each of at most two layers, by the bits of `seed`.
+fn activations(seed: u64, recompute: bool) -> Vec<Activations> {
+    let of = |bits: u64| match bits % 3 {
+        0 => Activations::Keep,
+        1 => Activations::Recompute,
+        _ => Activations::Offload,
+    };
+    if recompute { vec![of(seed / 8), of(seed / 24)] } else { Vec::new() }
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -106,7 +114,7 @@ fn cases() -> impl Strategy<Value = Case> {
         if seed % 4 == 0 {
             spec.lora.terms.remove(&spec.arch.module(1, targets[targets.len() - 1]));
         }
-        spec.recompute = recompute;
+        spec.activations = activations(seed, recompute);
         if !nf4 {
             spec.quantization = Quantization::None;
         }
@@ -128,12 +136,15 @@ proptest! {
         let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
         let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
+        let documents = if case.seed % 3 == 0 { documents.weighted(case.seed) } else { documents };
         let weight = 0.125;
         let (loss, gradients) = run(&case.spec, &mut memory, &documents, weight);
         let oracle = Oracle::new(&case.spec, &memory);
         let mut lora = to_f64(&memory.lora);
         let expected = oracle.loss(&lora, &documents.batch(), Some(5));
-        prop_assert!((loss - expected).abs() <= 1e-5 * expected.abs() + 1e-9, "loss {loss}, oracle {expected}");
+        // Weights of either sign make a sum that is smaller than its terms, each at most ln of a few vocabularies.
+        let terms = documents.weights.as_ref().map_or(0.0, |weights| 1e-5 * 20.0 * weights.len() as f64);
+        prop_assert!((loss - expected).abs() <= 1e-5 * expected.abs() + terms + 1e-9, "loss {loss}, oracle {expected}");
 
         let mut names: Vec<_> = lora.keys().cloned().collect();
         names.sort_by_key(|id| (case.spec.arch.find(id.module()), id.kind()));
@@ -163,7 +174,7 @@ proptest! {
         let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
         let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
-        let mut plan = Plan::new(case.spec.dims());
+        let mut plan = Cpu::dry_run(case.spec.dims());
         let mut planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
         planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
 
@@ -173,6 +184,7 @@ proptest! {
             model.forward_backward(&mut cpu, &documents.batch(), step as u32, 1.0).unwrap();
         }
         prop_assert_eq!(plan.bytes(), cpu.bytes());
+        prop_assert_eq!(plan.planned(), cpu.planned());
         prop_assert!(plan.flops() > 0.0);
     }
 }
@@ -186,9 +198,19 @@ fn results_do_not_depend_on_threads_or_recomputation() {
     let mut base = spec(config, 700);
     base.lora.dropout = 0.1;
     let mut results = Vec::new();
-    for (threads, recompute) in [(1, false), (2, false), (5, false), (1, true), (3, true)] {
+    use Activations::{Keep, Offload, Recompute};
+    for (threads, activations) in [
+        (1, [Keep; 2]),
+        (2, [Keep; 2]),
+        (5, [Keep; 2]),
+        (1, [Recompute; 2]),
+        (3, [Offload; 2]),
+        (2, [Recompute, Keep]),
+        (2, [Keep, Recompute]),
+        (2, [Offload, Recompute]),
+    ] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let spec = ModelSpec { recompute, ..base.clone() };
+        let spec = ModelSpec { activations: activations.to_vec(), ..base.clone() };
         let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 9));
         results.push(pool.install(|| run(&spec, &mut memory, &documents, 0.01)));
     }
@@ -250,9 +272,9 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
         .collect();
     let packs = pack(&lengths, &order(rows.len(), 0, 1), 1024).unwrap();
     assert!(packs.len() == 2 && packs.iter().all(|pack| pack.len() > 1), "{packs:?}");
-    for recompute in [false, true] {
+    for activations in [Activations::Keep, Activations::Recompute] {
         let mut spec = spec(config.clone(), 1024);
-        spec.recompute = recompute;
+        spec.activations = activations.keeping(0, config.num_layers);
         let gradients = |batches: &[MicroBatch]| -> (f64, Vec<Vec<u32>>) {
             let mut cpu = Cpu::new(spec.dims());
             let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
@@ -273,7 +295,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
             assert!((together.0 - apart.0).abs() <= 1e-12 * apart.0, "{} {}", together.0, apart.0);
             // The comparison sees a row that looks at the one before it.
             let mut leaking = MicroBatch::new(pack.iter().map(|&row| &rows[row]));
-            leaking.cu_seqlens.remove(1);
+            leaking.boundaries.remove(1);
             assert_ne!(gradients(&[leaking]).1, apart.1);
         }
     }
@@ -342,6 +364,11 @@ fn values_and_states_that_are_put_back_continue_the_run() {
         step(&mut resumed, 1);
         assert!(snapshot(&mut whole) == snapshot(&mut resumed), "{states:?}");
     }
+}
+
+#[test]
+fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
+    support::ranges::check_ranges(&mut Cpu::new(support::ranges::spec().dims()));
 }
 
 /// A rank of several in one process: a thread. Each puts down its part, all wait, and each adds the parts up in order.
@@ -446,5 +473,46 @@ fn a_step_of_two_ranks_is_the_step_of_one_process_over_both_halves() {
         }
         // A rank that counted its own tokens only would be far off.
         assert!(report.supervised > supervised(0).max(supervised(1)));
+    }
+}
+
+/// Weights of 1 change no bit; a weight of 0 is a target that is not there; a weight of 2 is half the total twice.
+#[test]
+fn weights_of_one_and_of_zero_change_no_bit() {
+    let spec = spec(tiny_arch(), 64);
+    let plain = Documents::random(&[20, 13], spec.arch.vocab_size, 1);
+    let step = |documents: &Documents| stepped(&spec, &mut SingleProcess, 1, &[documents.batch()]);
+    let expected = step(&plain);
+    let with = |weight: fn(usize) -> f32| {
+        let mut documents = Documents::random(&[20, 13], spec.arch.vocab_size, 1);
+        documents.weights = Some((0..33).map(weight).collect());
+        documents
+    };
+    assert!(step(&with(|_| 1.0)) == expected);
+    let twice = step(&with(|_| 2.0));
+    assert!(twice.1 == expected.1 && twice.0.loss == expected.0.loss && twice.0.supervised == expected.0.supervised);
+    let half = with(|token| if token % 2 == 0 { 1.0 } else { 0.0 });
+    let targets: Vec<i32> =
+        plain.batch().targets.iter().enumerate().map(|(i, &t)| if i % 2 == 0 { t } else { -100 }).collect();
+    let without = Batch { targets: &targets, ..plain.batch() };
+    assert!(step(&half) == stepped(&spec, &mut SingleProcess, 1, &[without]));
+    assert!(step(&half).1 != expected.1);
+}
+
+#[test]
+fn weights_that_make_no_sense_end_the_step_with_their_place() {
+    let spec = spec(tiny_arch(), 64);
+    for (weight, words) in
+        [(f32::NAN, "token 3 of a batch has a weight of NaN"), (-1.0, "add up to"), (0.0, "no token")]
+    {
+        let mut documents = Documents::random(&[20], spec.arch.vocab_size, 1);
+        documents.weights =
+            Some((0..20).map(|token| if weight.is_nan() && token != 3 { 1.0 } else { weight }).collect());
+        let mut cpu = Cpu::new(spec.dims());
+        let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
+        let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
+        let batch = [documents.batch()];
+        let error = optimizer_step(&mut cpu, &mut model, &HYPER, 0, 1, 1.0, &batch).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
     }
 }

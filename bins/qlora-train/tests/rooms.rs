@@ -4,15 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top one first.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "cli",
     "bench",
     "train",
     "export",
     "infer",
     "session",
-    "objective",
     "model",
+    "objective",
     "comm",
     "backend",
     "adapter",
@@ -22,6 +22,7 @@ const ROOMS: [&str; 19] = [
     "data",
     "config",
     "report",
+    "gguf",
     "files",
     "error",
 ];

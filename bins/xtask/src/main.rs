@@ -44,7 +44,11 @@ enum Task {
     /// Write the Rust declarations of the kernels' C interface, from its header
     Bindings,
     /// Plant bugs into copies of the kernels, one at a time: each must turn the emulated tests red
-    Mutants,
+    Mutants {
+        /// Only those whose name holds this text; can be given several times
+        #[arg(value_name = "TEXT")]
+        only: Vec<String>,
+    },
     /// Write the README's table of GPU figures from the files of benches/records
     Records,
     /// Build one folder that checks and measures the kernels on a machine with a GPU and without Rust
@@ -82,7 +86,9 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Test { list: true, .. } => test::list(),
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => cuda::run(workspace)?,
-        Task::Mutants => check(workspace.tool("mutants", &[]))?,
+        Task::Mutants { only } => {
+            check(workspace.tool("mutants", &only.iter().map(String::as_str).collect::<Vec<_>>()))?
+        }
         Task::GpuBundle => check(workspace.tool("gpu-bundle", &[]))?,
         Task::Records => check(workspace.tool("records", &["write"]))?,
         Task::Bindings => bindings::run(workspace)?,

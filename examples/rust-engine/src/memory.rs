@@ -1,7 +1,7 @@
 //! The engine's own context, stream and memory, which the kernels know nothing of: host memory with the emulated kernels, a
 //! GPU's otherwise.
 
-use qlora_kernels::cuda::{Element, View, ViewMut};
+use qlora_kernels::device::{Element, View, ViewMut};
 use std::error::Error;
 
 /// Memory that the kernels can be given a view of.
@@ -25,7 +25,7 @@ pub trait Memory<T: Element> {
 mod imp {
     use super::*;
     use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
-    use qlora_kernels::cuda::Stream;
+    use qlora_kernels::device::Stream;
     use std::sync::Arc;
 
     pub struct Engine(Arc<CudaStream>);
@@ -35,7 +35,7 @@ mod imp {
     impl Engine {
         pub fn new() -> Result<Self, Box<dyn Error>> {
             // An error where there is no driver; cudarc itself would panic.
-            let context: Arc<CudaContext> = qlora_kernels::cuda::typed::context(0)?;
+            let context: Arc<CudaContext> = qlora_kernels::device::context(0)?;
             Ok(Self(context.new_stream()?))
         }
 
@@ -77,7 +77,7 @@ mod imp {
 #[cfg(not(feature = "cuda"))]
 mod imp {
     use super::*;
-    use qlora_kernels::cuda::Stream;
+    use qlora_kernels::device::Stream;
     use std::cell::UnsafeCell;
 
     pub struct Engine;

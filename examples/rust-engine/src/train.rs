@@ -5,11 +5,11 @@ use crate::checks::{Worst, column, products, values};
 use crate::memory::{Engine, Memory, Slice};
 use crate::{K, N, R, SCALE};
 use half::bf16;
-use qlora_kernels::cuda::adamw::{self, GradientState, States, Tensor, Tensors};
-use qlora_kernels::cuda::linear::{self, Input, Lora, Segment, Weight};
-use qlora_kernels::cuda::linear_backward::{self, Backward, InputGradient, SegmentBackward};
-use qlora_kernels::cuda::lora_gradients::{self, ForwardInputs, PairGradient};
-use qlora_kernels::cuda::nf4;
+use qlora_kernels::ops::adamw::{self, GradientState, States, Tensor, Tensors};
+use qlora_kernels::ops::linear::{self, Input, Lora, Segment, Weight};
+use qlora_kernels::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward};
+use qlora_kernels::ops::lora_gradients::{self, ForwardInputs, PairGradient};
+use qlora_kernels::ops::nf4;
 use qlora_kernels::reference::AdamW;
 use std::error::Error;
 

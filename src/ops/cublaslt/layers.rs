@@ -18,7 +18,8 @@ struct Workspace<'a> {
 impl Workspace<'_> {
     fn part(&self, first: usize, len: usize) -> ViewMut<'_, bf16> {
         assert!(first + len <= self.whole.len(), "the length was checked");
-        // SAFETY: within the workspace by the line above. The two parts do not overlap, and work on them is in the order of one stream.
+        // SAFETY: within the workspace by the line above. The two parts do not overlap, and work on them is in the
+        // order of one stream.
         unsafe { ViewMut::from_raw_parts(self.whole.address().add(first), len) }
     }
 
@@ -59,7 +60,8 @@ fn check_adapters<'a>(operation: &Operation, mut loras: impl Iterator<Item = Opt
 }
 
 impl CublasLt {
-    /// Elements of workspace that [`Self::forward`] needs: S, if it is computed inside, and the largest weight dequantised.
+    /// Elements of workspace that [`Self::forward`] needs: S, if it is computed inside, and the largest weight
+    /// dequantised.
     pub fn workspace_len(&self, input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
         low_rank_len(linear::workspace_len(input, segments))
             + largest(segments.iter().map(|segment| (&segment.weight, segment.n)), input.k)
@@ -115,8 +117,8 @@ impl CublasLt {
             + largest(segments.iter().map(|segment| (&segment.weight, segment.n)), backward.k)
     }
 
-    /// [`linear_backward::dx`] by products of this library: each is added to the rounded sum of those before. Dropout and adapters by
-    /// an index are refused.
+    /// [`linear_backward::dx`] by products of this library: each is added to the rounded sum of those before. Dropout
+    /// and adapters by an index are refused.
     pub fn dx(
         &self,
         backward: &Backward<'_>,

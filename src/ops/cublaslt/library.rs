@@ -139,7 +139,8 @@ impl CublasLt {
         }
         let (one, beta) = (1f32, if accumulate { 1f32 } else { 0.0 });
         let mut own_workspace = self.own_workspace.borrow_mut();
-        // SAFETY: every length was checked against the shape that the plan was made for; alpha and beta are read before the return.
+        // SAFETY: every length was checked against the shape that the plan was made for; alpha and beta are read before
+        // the return.
         unsafe {
             result::matmul(
                 self.handle,
@@ -173,7 +174,8 @@ impl Drop for CublasLt {
 }
 
 impl Plan {
-    /// In the library's column-major terms: D [N, M] = op(A) · B with A = W, [K, N] transposed or [N, K], and B = X [K, M].
+    /// In the library's column-major terms: D [N, M] = op(A) · B with A = W, [K, N] transposed or [N, K], and B = X [K,
+    /// M].
     fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;

@@ -1,9 +1,9 @@
 //! The rules by which the C interface grows: shorter and longer structs, fields called reserved, arrays of structs.
 
 use super::{M, N, Valid, spoiled};
-use crate::sys::{self, QK_ERROR_NULL_POINTER, QK_ERROR_RESERVED, QK_ERROR_STRUCT_SIZE, QK_OK};
+use crate::sys::{self, QK_ERROR_RESERVED, QK_ERROR_STRUCT_SIZE, QK_OK};
 use half::bf16;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 
 /// A struct as a caller of a later version has it: fields that this library does not know follow.
 #[repr(C)]
@@ -90,7 +90,9 @@ fn a_reserved_field_that_is_not_zero_is_refused_in_every_struct_that_has_one() {
 #[cfg(feature = "emulation")]
 mod grown {
     use super::*;
+    use crate::sys::QK_ERROR_NULL_POINTER;
     use std::ffi::{CString, c_char};
+    use std::ptr::null;
 
     #[repr(C)]
     #[derive(Clone, Copy, Debug, Default, PartialEq)]

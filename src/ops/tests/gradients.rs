@@ -1,4 +1,4 @@
-//! What the functions of the low-rank path refuse: every status that they have, and nothing written.
+//! Refusals of the functions of the low-rank path: every status that they have, and nothing written.
 
 use super::{K, M, N, R, Valid, size};
 use crate::sys::{

@@ -1,4 +1,4 @@
-//! What the fused output layer and cross-entropy refuses, and its gradient written over what it reads.
+//! Refusals of the fused output layer and cross-entropy, and its gradient written over what it reads.
 
 use super::{M, Memory};
 use crate::sys;

@@ -51,7 +51,7 @@ fn run(workspace: &Workspace) -> Result<String> {
     let suites = ["--test", "cuda", "--test", "cuda_typed", "--bench", "kernels"];
     let kernels = build(workspace, &[&["--package", "qlora-kernels"], &suites[..]].concat())?;
     // An integration test comes with the program that it runs.
-    let trainer = build(workspace, &["--package", "qlora-train", "--test", "cuda"])?;
+    let trainer = build(workspace, &["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"])?;
     // Made anew, so that nothing of an earlier one stays.
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;

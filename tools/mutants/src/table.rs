@@ -318,7 +318,13 @@ pub const MUTANTS: &[Mutant] = &[
         "head + 1 < (kv_head + 1) * group; ++head",
         ATTENTION_BACKWARD,
     ),
-    mutant("norm backward: without what lies along x", "llama/rms_norm.cu", " - along_x * x.v[j]", "", "layer::norm_gradients"),
+    mutant(
+        "norm backward: without what lies along x",
+        "llama/rms_norm.cu",
+        " - along_x * x.v[j]",
+        "",
+        "layer::norm_gradients",
+    ),
     mutant(
         "norm backward: forgets what it accumulates into",
         "llama/rms_norm.cu",

@@ -1,6 +1,6 @@
 //! Rules of comments: a file opens with its noun, a doc comment makes sense alone, lines keep to the formatter's width.
 
-use crate::files::Source;
+use crate::files::{Language, Source};
 use crate::known::{Finding, Rule};
 use crate::lints;
 
@@ -16,13 +16,15 @@ pub fn of_source(source: &Source) -> Vec<Finding> {
     let mut in_comment = false;
     for (index, line) in source.text.lines().enumerate() {
         let comment = source.comment(line);
-        if !in_comment && comment.is_some_and(|text| text.starts_with("The same ")) && is_documentation(line) {
+        if !in_comment && comment.is_some_and(|text| text.starts_with("The same ")) && is_documentation(source, line) {
             add(Rule::TheSame, index + 1, "a comment that starts with \"The same\" does not make sense alone".into());
         }
         in_comment = comment.is_some();
         let columns = line.chars().count();
-        if in_comment && columns > WIDTH {
-            add(Rule::Width, index + 1, format!("a comment of {columns} columns (at most {WIDTH})"));
+        // No formatter keeps the lines of C and CUDA.
+        if columns > WIDTH && (in_comment || source.language == Language::C) {
+            let what = if in_comment { "comment" } else { "line" };
+            add(Rule::Width, index + 1, format!("a {what} of {columns} columns (at most {WIDTH})"));
         }
     }
     for line in lints::paths(source) {
@@ -31,10 +33,14 @@ pub fn of_source(source: &Source) -> Vec<Finding> {
     findings
 }
 
-/// Comments of C document what follows, whatever their markers.
-fn is_documentation(line: &str) -> bool {
+/// Comments of C document what follows, whatever their markers; those of a script do not.
+fn is_documentation(source: &Source, line: &str) -> bool {
     let line = line.trim_start();
-    line.starts_with("///") || line.starts_with("//!") || line.starts_with("// ")
+    match source.language {
+        Language::Rust => line.starts_with("///") || line.starts_with("//!"),
+        Language::C => true,
+        Language::Script => false,
+    }
 }
 
 fn opens_with_a_question(source: &Source) -> Option<&'static str> {
@@ -46,7 +52,6 @@ fn opens_with_a_question(source: &Source) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::Language;
 
     fn found(name: &str, text: &str) -> Vec<(Rule, usize)> {
         let language = crate::files::language(name).unwrap_or(Language::Script);
@@ -66,13 +71,18 @@ mod tests {
     fn the_same_is_found_where_a_comment_starts_with_it() {
         assert_eq!(found("a.rs", "fn a() {}\n/// The same of b.\nfn b() {}\n"), [(Rule::TheSame, 2)]);
         assert!(found("a.rs", "/// A fault.\n/// The same of b.\n").is_empty());
+        assert!(found("a.rs", "// The same rows as above.\n").is_empty());
+        assert_eq!(found("a.cuh", "// The same of b.\n"), [(Rule::TheSame, 1)]);
     }
 
     #[test]
-    fn long_comments_are_found_by_their_characters() {
+    fn long_comments_and_long_lines_of_c_are_found_by_their_characters() {
         let wide = |count: usize| format!("// {}\n", "ß".repeat(count - 3));
         assert_eq!(found("a.cu", &wide(121)), [(Rule::Width, 1)]);
         assert!(found("a.cu", &wide(120)).is_empty());
+        let code = |columns: usize| format!("int {};\n", "a".repeat(columns - 5));
+        assert_eq!(found("a.cu", &code(121)), [(Rule::Width, 1)]);
+        assert!(found("a.cu", &code(120)).is_empty() && found("a.rs", &code(121)).is_empty());
         assert!(found("a.rs", &format!("let a = \"{}\";\n", "x".repeat(200))).is_empty());
     }
 }

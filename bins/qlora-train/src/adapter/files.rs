@@ -31,8 +31,8 @@ const TOKENIZER_FILES: [&str; 6] = [
 impl Adapter {
     /// Writes the three files, rsLoRA folded; equal adapters give equal bytes. Each file is complete or absent, and
     /// `adapter_config.json`, without which no program takes the directory for an adapter, comes last. A README.md that
-    /// somebody else wrote is kept. Failed: an adapter that does not fit together or holds NaN, or a disk error; nothing
-    /// is replaced then.
+    /// somebody else wrote is kept. Failed: an adapter that does not fit together or holds NaN, or a disk error;
+    /// nothing is replaced then.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let source = dir.join(ADAPTER_MODEL).display().to_string();
         if self.config.use_rslora {

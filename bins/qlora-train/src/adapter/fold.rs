@@ -9,7 +9,8 @@ impl Adapter {
     /// Turns rsLoRA into plain LoRA that computes the same; other adapters stay as they are.
     ///
     /// With one rank and alpha throughout and alpha · √r a whole number, alpha becomes that (exact). Otherwise B is
-    /// multiplied by √r, one f32 rounding per element. Errors as [`lora_pairs`](Self::lora_pairs), with nothing changed.
+    /// multiplied by √r, one f32 rounding per element. Errors as [`lora_pairs`](Self::lora_pairs), with nothing
+    /// changed.
     pub fn fold_rslora(&mut self) -> Result<()> {
         if !self.config.use_rslora {
             return Ok(());

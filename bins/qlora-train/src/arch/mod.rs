@@ -184,8 +184,8 @@ impl Arch {
         Ok(())
     }
 
-    /// Name and shape of every tensor that a checkpoint of this model holds, in the order of the forward pass. `lm_head`
-    /// is there unless it is tied to the embedding.
+    /// Name and shape of every tensor that a checkpoint of this model holds, in the order of the forward pass.
+    /// `lm_head` is there unless it is tied to the embedding.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (names, hidden) = (self.names, self.hidden_size);
         let mut tensors = vec![(names.embedding.to_owned(), vec![self.vocab_size, hidden])];

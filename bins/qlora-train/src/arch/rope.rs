@@ -156,7 +156,8 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
     Ok(scaling)
 }
 
-/// The context that the model was trained with. transformers prefers the key outside, and falls back on the longest position.
+/// The context that the model was trained with. transformers prefers the key outside, and falls back on the longest
+/// position.
 fn original_context(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<usize> {
     const KEY: &str = "original_max_position_embeddings";
     let (outer, inner) = (config.whole(KEY)?, nested.whole(KEY)?);

@@ -1,53 +1,113 @@
-//! The batch that the operations work on.
+//! The batch that operations work on.
 
-use super::Batch;
+use crate::data::MicroBatch;
 use crate::error::{Error, Result};
 use crate::refuse;
+use std::ops::Range;
 
-/// A copy of the current [`Batch`], checked.
-#[derive(Default)]
-pub struct Current {
+/// One micro-batch: documents laid end to end, without padding. Attention does not cross `boundaries`.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// `[M]`
+    pub input_ids: &'a [u32],
+    /// `[M]`, restarting at 0 in every document
+    pub positions: &'a [u32],
+    /// `[documents + 1]`, from 0 to M
+    pub boundaries: &'a [u32],
+    /// `[M]`: the next token of the same document, or negative where nothing is learned
+    pub targets: &'a [i32],
+    /// `[M]`: what each token's loss is multiplied by; 0 where nothing is learned. `None`: 1 each
+    pub weights: Option<&'a [f32]>,
+}
+
+/// A copy of a [`Batch`] that passed [`Batch::check`].
+#[derive(Clone, Debug, Default)]
+pub struct CheckedBatch {
     pub input_ids: Vec<u32>,
     pub positions: Vec<u32>,
     pub boundaries: Vec<u32>,
     pub targets: Vec<i32>,
+    /// Empty: 1 each
+    pub weights: Vec<f32>,
 }
 
-impl Current {
-    /// `limit`: the tokens that the run was planned for; `positions`: those with rotation angles.
-    pub fn set(&mut self, batch: &Batch, limit: usize, positions: usize) -> Result<()> {
-        let tokens = batch.tokens();
-        if tokens == 0 || tokens > limit {
+impl Batch<'_> {
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Tokens that something is learned from.
+    pub fn supervised(&self) -> usize {
+        self.counted().count()
+    }
+
+    /// The sum of the weights of those tokens.
+    pub fn weight(&self) -> f64 {
+        self.counted().map(f64::from).sum()
+    }
+
+    /// Weights of the tokens that something is learned from.
+    fn counted(&self) -> impl Iterator<Item = f32> + '_ {
+        let weight = |token: usize| self.weights.map_or(1.0, |weights| weights[token]);
+        let targets = self.targets.iter().enumerate().filter(|&(_, &target)| target >= 0);
+        targets.map(move |(token, _)| weight(token)).filter(|&weight| weight != 0.0)
+    }
+
+    /// `capacity`: tokens of the longest batch that the run was planned for; `positions`: positions that have rotation angles.
+    ///
+    /// # Panics
+    ///
+    /// If the arrays contradict each other.
+    pub fn check(&self, capacity: usize, positions: usize) -> Result<CheckedBatch> {
+        let tokens = self.tokens();
+        if tokens == 0 || tokens > capacity {
             return Err(Error::Failed(format!(
-                "a batch of {tokens} tokens was given to a run planned for 1 to {limit}"
+                "a batch of {tokens} tokens was given to a run planned for 1 to {capacity}"
             )));
         }
-        assert!(batch.positions.len() == tokens && batch.targets.len() == tokens, "batch of unequal lengths");
+        let weights = self.weights.unwrap_or_default();
         assert!(
-            batch.boundaries.first() == Some(&0)
-                && batch.boundaries.last() == Some(&(tokens as u32))
-                && batch.boundaries.is_sorted(),
+            self.positions.len() == tokens
+                && self.targets.len() == tokens
+                && self.weights.is_none_or(|weights| weights.len() == tokens),
+            "batch of unequal lengths"
+        );
+        assert!(
+            self.boundaries.first() == Some(&0)
+                && self.boundaries.last() == Some(&(tokens as u32))
+                && self.boundaries.is_sorted(),
             "document boundaries must run from 0 to {tokens}"
         );
-        if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= positions) {
+        if let Some(position) = self.positions.iter().find(|&&p| p as usize >= positions) {
             refuse!("a row reaches position {position}, but the run was planned for rows of {positions} tokens");
         }
-        replace(&mut self.input_ids, batch.input_ids);
-        replace(&mut self.positions, batch.positions);
-        replace(&mut self.boundaries, batch.boundaries);
-        replace(&mut self.targets, batch.targets);
-        Ok(())
-    }
-
-    pub fn check_vocabulary(&self, vocab: usize) -> Result<()> {
-        match self.input_ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(id) => Err(Error::Refused(format!("token id {id} is outside the vocabulary of {vocab}"))),
-            None => Ok(()),
+        if let Some(token) = weights.iter().position(|weight| !weight.is_finite()) {
+            refuse!("token {token} of a batch has a weight of {}, expected a finite number", weights[token]);
         }
+        Ok(CheckedBatch {
+            input_ids: self.input_ids.to_vec(),
+            positions: self.positions.to_vec(),
+            boundaries: self.boundaries.to_vec(),
+            targets: self.targets.to_vec(),
+            weights: weights.to_vec(),
+        })
     }
 }
 
-fn replace<T: Copy>(to: &mut Vec<T>, from: &[T]) {
-    to.clear();
-    to.extend_from_slice(from);
+impl CheckedBatch {
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Weights of a range of tokens; empty: 1 each.
+    pub fn weights_of(&self, tokens: &Range<usize>) -> &[f32] {
+        self.weights.get(tokens.clone()).unwrap_or_default()
+    }
+}
+
+impl<'a> From<&'a MicroBatch> for Batch<'a> {
+    fn from(batch: &'a MicroBatch) -> Self {
+        let MicroBatch { input_ids, positions, boundaries, targets, .. } = batch;
+        Batch { input_ids, positions, boundaries, targets, weights: None }
+    }
 }

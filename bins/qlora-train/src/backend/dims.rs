@@ -14,6 +14,4 @@ pub struct Dims {
     pub dropout: bool,
     /// Whether gradients are computed.
     pub training: bool,
-    /// Whether layers' inputs wait in host memory for the backward pass.
-    pub offload: bool,
 }

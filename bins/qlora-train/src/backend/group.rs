@@ -1,41 +1,39 @@
 //! Linear layers that share an input, as a backend holds them.
 
-use super::Backend;
-
-/// Linear layers of a backend that share one input.
-pub type LinearGroup<B> = LinearGroupOf<<B as Backend>::Weight, <B as Backend>::Vector, <B as Backend>::Param>;
-pub type Segment<B> = SegmentOf<<B as Backend>::Weight, <B as Backend>::Vector, <B as Backend>::Param>;
-pub type Lora<B> = LoraOf<<B as Backend>::Param>;
+use super::Operands;
 
 /// Linear layers that share one input, as row segments of one operand: q‖k‖v, o, gate‖up, down.
-pub struct LinearGroupOf<Weight, Vector, Param> {
+pub struct LinearGroup<B: Operands + ?Sized> {
     /// K, the width of the input
     pub k: usize,
-    pub segments: Vec<SegmentOf<Weight, Vector, Param>>,
+    pub segments: Vec<Segment<B>>,
     /// layer · 16 + site: names the dropout mask of the input.
     pub site: u32,
 }
 
-pub struct SegmentOf<Weight, Vector, Param> {
+pub struct Segment<B: Operands + ?Sized> {
     /// N, the rows of this segment
     pub n: usize,
     /// `[N, K]`
-    pub weight: Weight,
+    pub weight: B::Weight,
     /// `[N]`
-    pub bias: Option<Vector>,
-    pub lora: Option<LoraOf<Param>>,
+    pub bias: Option<B::Vector>,
+    pub lora: Option<Lora<B>>,
 }
 
-pub struct LoraOf<Param> {
+pub struct Lora<B: Operands + ?Sized> {
     pub r: usize,
     pub scale: f32,
     /// `[r, K]`
-    pub a: Param,
+    pub a: B::Param,
     /// `[N, r]`
-    pub b: Param,
+    pub b: B::Param,
 }
 
-impl<Weight, Vector, Param> LinearGroupOf<Weight, Vector, Param> {
+/// The linear layers of a group, by its site.
+const LABELS: [&str; 4] = ["q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj"];
+
+impl<B: Operands + ?Sized> LinearGroup<B> {
     /// Σ N, the width of the output.
     pub fn n(&self) -> usize {
         self.segments.iter().map(|s| s.n).sum()
@@ -44,5 +42,15 @@ impl<Weight, Vector, Param> LinearGroupOf<Weight, Vector, Param> {
     /// Σ r, the width of S and T.
     pub fn r(&self) -> usize {
         self.segments.iter().filter_map(|s| s.lora.as_ref()).map(|l| l.r).sum()
+    }
+
+    /// Σ r·N, the elements of all B.
+    pub fn low_rank_parameters_of_b(&self) -> usize {
+        self.segments.iter().filter_map(|s| s.lora.as_ref().map(|l| l.r * s.n)).sum()
+    }
+
+    /// The names of its linear layers, for messages.
+    pub fn label(&self) -> &'static str {
+        LABELS[self.site as usize % 16 % LABELS.len()]
     }
 }

@@ -1,4 +1,4 @@
-//! What an optimiser remembers of a trainable tensor between two updates.
+//! State that an optimiser keeps of a trainable tensor between two updates.
 
 use qlora_kernels::blockwise::BLOCK_SIZE;
 

@@ -15,8 +15,8 @@
 //! all tensors sorted by the bytes of the name. It does not depend on how the tensors are spread over files, on the
 //! order they are read in, or on the number of threads; it can be computed while the weights are loaded.
 //!
-//! A checkpoint that `quantize` wrote has two: that of its own tensors, which has to be the one recorded in it, and that
-//! of the original, which is the one that adapters know.
+//! A checkpoint that `quantize` wrote has two: that of its own tensors, which has to be the one recorded in it, and
+//! that of the original, which is the one that adapters know.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};

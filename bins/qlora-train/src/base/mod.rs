@@ -133,8 +133,9 @@ impl Checkpoint {
     }
 
     /// Reads one tensor as stored, or dequantised to f32 where it is stored in NF4. A name that is not in
-    /// [`names`](Self::names) is refused, and so is an NF4 weight whose scales are not finite; a file that changed since
-    /// it was opened is `Failed`. Other values that are not finite are left for [`check_finite`](Self::check_finite).
+    /// [`names`](Self::names) is refused, and so is an NF4 weight whose scales are not finite; a file that changed
+    /// since it was opened is `Failed`. Other values that are not finite are left for
+    /// [`check_finite`](Self::check_finite).
     pub fn read(&self, name: &str) -> Result<Tensor16> {
         self.read_weight(name).map(StoredWeight::into_tensor)
     }

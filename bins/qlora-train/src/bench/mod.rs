@@ -3,10 +3,10 @@
 pub mod weights;
 
 use crate::arch::Arch;
-use crate::backend::{Backend, Batch, Watch};
+use crate::backend::{Backend, Batch, TraceMode};
 use crate::bench::weights::RandomSource;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::tensor::StoredType;
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
 use crate::model::{Llama, ModelSpec};
@@ -129,9 +129,7 @@ impl DeviceJob for Prepared {
         step(0)?;
         let timed: Vec<(f64, f64)> = (1..=shape.steps as u64).map(&mut step).collect::<Result<_>>()?;
         let last = shape.steps as u64 + 1;
-        if !backend.watch(Watch::Times)? {
-            return Err(Error::Failed("this backend does not tell the times of its operations".to_owned()));
-        }
+        backend.set_trace(TraceMode::Times)?;
         optimizer_step(&mut backend, &mut model, &HYPER, last, 1, 1.0, &batches)?;
         let kinds = backend.times()?;
         bar.finish();
@@ -172,7 +170,7 @@ impl Tokens {
 
     fn batch(&self) -> Batch<'_> {
         let Self { input_ids, positions, boundaries, targets } = self;
-        Batch { input_ids, positions, boundaries, targets }
+        Batch { input_ids, positions, boundaries, targets, weights: None }
     }
 }
 

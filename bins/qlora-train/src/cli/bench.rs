@@ -137,6 +137,8 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let mut sorted = kinds.clone();
     sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
 
+    let counts = spec.activation_counts();
+    let activations = if counts.keep < counts.layers() { format!(", {counts}") } else { String::new() };
     let mut text = format!(
         "{}, {} rows of {} tokens, r {}, {}{}\n{} tokens/s: {step:.4} s a step (mean of {}, {:.4} to {:.4}), loss {loss:.4}\n",
         args.shape,
@@ -144,11 +146,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
         thousands(args.seq as u64),
         settings.lora_r,
         gpu.as_deref().unwrap_or("CPU"),
-        match (spec.recompute, spec.offload) {
-            (true, true) => ", activations recomputed from inputs in host memory",
-            (true, false) => ", activations recomputed",
-            _ => "",
-        },
+        activations,
         format_number(speed),
         seconds.len(),
         seconds.iter().copied().fold(f64::INFINITY, f64::min),
@@ -205,8 +203,9 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             "batch": args.batch,
             "lora_r": settings.lora_r,
             "quantization": if spec.quantization == crate::backend::Quantization::None { "none" } else { "nf4" },
-            "recompute": spec.recompute,
-            "offload": spec.offload,
+            "recompute": counts.keep < counts.layers(),
+            "offload": counts.offload > 0,
+            "activations": counts.to_json(),
             "built": built()?,
             "date": jiff::Timestamp::now().to_string(),
         }),

@@ -171,8 +171,8 @@ mod gpu {
         findings
     }
 
-    /// How a GPU of this compute capability runs what nvcc compiled for `architectures`, if it does: a code runs on its own
-    /// capability and later ones of the same major; PTX of the first is compiled by the driver for any later one.
+    /// How a GPU of this compute capability runs what nvcc compiled for `architectures`, if it does: a code runs on its
+    /// own capability and later ones of the same major; PTX of the first is compiled by the driver for any later one.
     fn code_for(architectures: &str, major: usize, minor: usize) -> Option<String> {
         let of = |arch: &str| {
             let number: usize = arch.trim_end_matches(['a', 'f']).parse().ok()?;

@@ -1,7 +1,7 @@
 //! `qlora-train plan`, and the plan of `bench`
 
 use super::Answer;
-use crate::backend::plan::PlannedBuffer;
+use crate::backend::PlannedBuffer;
 use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::units::format_bytes;
@@ -78,17 +78,15 @@ pub fn answer(
     for buffer in &plan.on_host {
         let _ = writeln!(text, "{:>12}  {}, pinned in host memory", format_bytes(buffer.bytes), buffer.name);
     }
+    let counts = spec.activation_counts();
+    let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
     let verdict = |bytes: u64, limit: u64| if bytes <= limit { "fits" } else { "does not fit" };
     let _ = writeln!(
         text,
         "{:>12}  of {} in all for batches of {tokens} tokens{}: {} in {}",
         format_bytes(plan.peak_bytes()),
         plan.place(),
-        match (spec.recompute, spec.offload) {
-            (true, true) => " (activations recomputed, from inputs in host memory)",
-            (true, false) => " (activations recomputed)",
-            _ => "",
-        },
+        activations,
         verdict(plan.peak_bytes(), budget.limit),
         format_bytes(budget.limit)
     );
@@ -123,8 +121,9 @@ pub fn answer(
             "host": on_host,
             "max_length": max_length,
             "step_seconds": null,
-            "recompute": spec.recompute,
-            "offload": spec.offload,
+            "recompute": counts.keep < counts.layers(),
+            "offload": counts.offload > 0,
+            "activations": counts.to_json(),
             "flops_per_micro_batch": plan.flops,
             "buffers": buffers,
             "suggestions": suggestions,

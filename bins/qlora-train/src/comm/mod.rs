@@ -13,8 +13,8 @@ pub trait Communicator {
     /// How many processes there are.
     fn world_size(&self) -> usize;
 
-    /// Replaces every value by its sum over the ranks, in both arrays as one operation. The sums are in the order of the
-    /// ranks and the same bits everywhere. Failed: a rank is gone.
+    /// Replaces every value by its sum over the ranks, in both arrays as one operation. The sums are in the order of
+    /// the ranks and the same bits everywhere. Failed: a rank is gone.
     fn all_reduce_sum(&mut self, gradients: &mut [f32], totals: &mut [f64]) -> Result<()>;
 }
 

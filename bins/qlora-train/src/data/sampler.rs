@@ -1,4 +1,4 @@
-//! Which rows each optimiser step trains on: a pure function of the rows' lengths and the settings, so that the
+//! The rows of each optimiser step: a pure function of the rows' lengths and the settings, so that the
 //! memory plan can run through the whole of it beforehand and a resumed run can start anywhere.
 
 use std::collections::VecDeque;
@@ -56,8 +56,8 @@ pub struct Step {
     pub index: u64,
     /// Epochs done after this step: 0.5 is half of the rows.
     pub epoch: f64,
-    /// Row indices of each micro-batch of this rank. The last step of an epoch may have fewer micro-batches, and its last
-    /// micro-batch fewer rows; nothing is left out.
+    /// Row indices of each micro-batch of this rank. The last step of an epoch may have fewer micro-batches, and its
+    /// last micro-batch fewer rows; nothing is left out.
     pub micro_batches: Vec<Vec<usize>>,
 }
 
@@ -127,9 +127,9 @@ impl Schedule {
         schedule.counted()
     }
 
-    /// The part of one of several processes. A step has `gradient_accumulation_steps` micro-batches of every rank, dealt out
-    /// in turn: the parts of all ranks together, in the order of the ranks, are the steps of one process that accumulates as
-    /// many micro-batches. In the last step of an epoch a rank may have none.
+    /// The part of one of several processes. A step has `gradient_accumulation_steps` micro-batches of every rank,
+    /// dealt out in turn: the parts of all ranks together, in the order of the ranks, are the steps of one process that
+    /// accumulates as many micro-batches. In the last step of an epoch a rank may have none.
     pub fn of_rank(self, rank: usize, world_size: usize) -> Result<Self> {
         if rank >= world_size {
             refuse!("rank {rank} of {world_size} processes; expected a rank below their number");

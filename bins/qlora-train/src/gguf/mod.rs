@@ -1,4 +1,5 @@
-//! GGUF, the single-file model format of llama.cpp: a reader, and the conversion of a Llama to a Hugging Face directory.
+//! GGUF, the single-file model format of llama.cpp: a reader, and the conversion of a Llama to a Hugging Face
+//! directory.
 
 mod convert;
 mod ggml;

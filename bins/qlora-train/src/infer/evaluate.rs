@@ -158,14 +158,3 @@ pub fn evaluate<B: Backend>(
         tasks: of_tasks.into_iter().map(|(task, sum)| sum.part(task.to_owned())).collect(),
     }))
 }
-
-impl<'a> From<&'a MicroBatch> for Batch<'a> {
-    fn from(batch: &'a MicroBatch) -> Self {
-        Batch {
-            input_ids: &batch.input_ids,
-            positions: &batch.positions,
-            boundaries: &batch.cu_seqlens,
-            targets: &batch.targets,
-        }
-    }
-}

@@ -31,10 +31,6 @@ impl<B: Backend> Llama<B> {
         Ok(KvCache { layers })
     }
 
-    pub fn free_cache(&self, b: &mut B, cache: KvCache<B>) {
-        cache.layers.into_iter().for_each(|layer| b.free(layer));
-    }
-
     /// Logits `[vocab]` of the named tokens of a batch that continues what the cache holds. Row `starts[d] + p` of the
     /// cache belongs to position p of the batch's document d: the documents' rows must not overlap, and all positions
     /// below the batch's own must have been in earlier batches.
@@ -47,13 +43,8 @@ impl<B: Backend> Llama<B> {
         tokens: &[usize],
     ) -> Result<Vec<Vec<f32>>> {
         assert_eq!(starts.len() + 1, batch.boundaries.len(), "a start for each document");
-        b.begin(batch)?;
         let fresh = batch.boundaries.windows(2).all(|w| w[0] == w[1] || batch.positions[w[0] as usize] == 0);
         let past = Past { layers: &mut cache.layers, view: View { starts, fresh } };
-        let normed = self.evaluate(b, Some(past))?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let logits = b.logits_of_tokens(&normed, head, tokens);
-        b.free(normed);
-        logits
+        self.logits_after(b, batch, Some(past), tokens)
     }
 }

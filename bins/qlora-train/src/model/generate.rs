@@ -63,7 +63,13 @@ pub fn generate<B: Backend>(
             last.push(input_ids.len() - 1);
         }
         let targets = vec![-100; input_ids.len()];
-        let batch = Batch { input_ids: &input_ids, positions: &positions, boundaries: &boundaries, targets: &targets };
+        let batch = Batch {
+            input_ids: &input_ids,
+            positions: &positions,
+            boundaries: &boundaries,
+            targets: &targets,
+            weights: None,
+        };
         let logits = model.logits_cached(backend, &batch, &mut cache, &row_starts, &last)?;
         let mut still_open = Vec::new();
         for (&row, logits) in open.iter().zip(&logits) {
@@ -76,7 +82,6 @@ pub fn generate<B: Backend>(
         }
         open = still_open;
     }
-    model.free_cache(backend, cache);
     Ok(rows.into_iter().zip(prompts).map(|(row, prompt)| row[prompt.len()..].to_vec()).collect())
 }
 

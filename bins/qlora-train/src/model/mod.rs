@@ -1,15 +1,17 @@
 //! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
 
+mod activations;
 mod cached;
 pub mod generate;
 pub mod optimizer_step;
 mod step;
 
+pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
 
 use crate::arch::{Arch, Input, Projection};
 use crate::backend::dims::Dims;
-use crate::backend::{Backend, LinearGroup, LinearGroupOf, Lora, LoraOf, Quantization, SegmentOf, StateFormat};
+use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use crate::lora::{LoraSpec, ParamId};
@@ -26,10 +28,8 @@ pub struct ModelSpec {
     pub trainable: bool,
     /// How the optimizer keeps its moments, where the terms are trained.
     pub states: StateFormat,
-    /// Keep only each layer's input and compute its activations again in the backward pass. Same bits, less memory.
-    pub recompute: bool,
-    /// Keep those inputs in host memory, where the device has memory of its own. Same bits.
-    pub offload: bool,
+    /// Of each layer; a layer beyond them keeps its activations.
+    pub activations: Vec<Activations>,
     /// Tokens of the longest batch.
     pub tokens: usize,
     /// Tokens of the longest row.
@@ -59,8 +59,15 @@ impl ModelSpec {
             groups,
             dropout: self.trainable && self.lora.dropout > 0.0,
             training: self.trainable,
-            offload: self.offload && self.recompute,
         }
+    }
+
+    pub fn activations_of(&self, layer: usize) -> Activations {
+        self.activations.get(layer).copied().unwrap_or_default()
+    }
+
+    pub fn activation_counts(&self) -> ActivationCounts {
+        ActivationCounts::of((0..self.arch.num_layers).map(|layer| self.activations_of(layer)))
     }
 
     fn rank(&self, layer: usize, projection: Projection) -> usize {
@@ -133,11 +140,13 @@ impl<B: Backend> Llama<B> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         let c = spec.arch.clone();
-        backend.rope_table(spec.positions * (c.head_dim / 2), &mut || {
+        backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
             let rope = c.rope();
             RopeTable::new(c.head_dim, rope.theta, rope.scaling, spec.positions)
         })?;
-        let embedding = table(backend, source, "embedding", c.names.embedding, !c.tie_word_embeddings, &c)?;
+        // Its rows are only gathered, unless it is the output layer too.
+        let residency = if c.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
+        let embedding = table(backend, source, "embedding", c.names.embedding, residency, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
             layers.push(build_layer(backend, source, &spec, layer)?);
@@ -146,7 +155,7 @@ impl<B: Backend> Llama<B> {
         let final_norm = vector(backend, source, "norms", c.names.final_norm, c.hidden_size)?;
         let head = match c.tie_word_embeddings {
             true => None,
-            false => Some(table(backend, source, "lm_head", c.names.head, false, &c)?),
+            false => Some(table(backend, source, "lm_head", c.names.head, Residency::Device, &c)?),
         };
         let attention = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
         Ok(Self { spec, attention, embedding, layers, final_norm, head })
@@ -179,13 +188,11 @@ impl<B: Backend> Llama<B> {
         for (layer, block) in self.layers.iter_mut().enumerate() {
             for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
                 for (segment, &projection) in group.segments.iter_mut().zip(input.projections()) {
-                    if let Some(old) = segment.lora.take() {
-                        b.free_param(old.a);
-                        b.free_param(old.b);
-                    }
+                    // Its memory first.
+                    segment.lora = None;
                     segment.lora = build_lora(b, source, &self.spec, layer, projection)?;
                 }
-                b.accept(&self.spec.arch.weight_name(layer, input.projections()[0]), group)?;
+                b.prepare_group(&self.spec.arch.weight_name(layer, input.projections()[0]), group)?;
             }
         }
         Ok(())
@@ -225,11 +232,11 @@ fn table<B: Backend>(
     source: &mut dyn Source,
     what: &'static str,
     name: &str,
-    gathered: bool,
+    residency: Residency,
     config: &Arch,
 ) -> Result<B::Table> {
     let stored = source.stored(name);
-    backend.table(what, config.vocab_size, config.hidden_size, gathered, stored, &mut || source.read(name))
+    backend.table(what, config.vocab_size, config.hidden_size, residency, stored, &mut || source.read(name))
 }
 
 fn build_layer<B: Backend>(
@@ -273,10 +280,10 @@ fn build_group<B: Backend>(
             false => None,
         };
         let lora = build_lora(backend, source, spec, layer, projection)?;
-        segments.push(SegmentOf { n, weight, bias, lora });
+        segments.push(Segment { n, weight, bias, lora });
     }
-    let group = LinearGroupOf { k: input.width(arch), segments, site: (layer * 16 + input as usize) as u32 };
-    backend.accept(&arch.weight_name(layer, input.projections()[0]), &group)?;
+    let group = LinearGroup { k: input.width(arch), segments, site: (layer * 16 + input as usize) as u32 };
+    backend.prepare_group(&arch.weight_name(layer, input.projections()[0]), &group)?;
     Ok(group)
 }
 
@@ -292,7 +299,7 @@ fn build_lora<B: Backend>(
     let (n, k) = projection.shape(&spec.arch);
     let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
     let states = spec.trainable.then_some(spec.states);
-    Ok(Some(LoraOf {
+    Ok(Some(Lora {
         r,
         scale,
         a: backend.param(r * k, states, &mut || source.lora(&a, r * k, k))?,

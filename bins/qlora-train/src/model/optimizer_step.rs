@@ -1,10 +1,11 @@
 //! The optimizer step: gradients over micro-batches, clipping, LoRA+ AdamW.
 
-use crate::backend::{Backend, Batch, ParamUpdate, Watch};
+use crate::backend::{Backend, Batch, ParamUpdate, TraceMode};
 use crate::comm::{Communicator, SingleProcess};
 use crate::error::{Error, Result};
 use crate::lora::ParamKind;
 use crate::model::Llama;
+use crate::objective::total_weight;
 use crate::report::status;
 use qlora_kernels::reference::AdamW;
 use serde::{Deserialize, Serialize};
@@ -88,9 +89,9 @@ pub fn accumulate<B: Backend>(
     mut done: Accumulated,
     stop: &dyn Fn() -> bool,
 ) -> Result<Accumulated> {
-    let supervised = supervised(batches);
-    if supervised == 0 && comm.world_size() == 1 {
-        return Err(nothing_supervised(step));
+    let total = total_weight(batches);
+    if comm.world_size() == 1 {
+        check_total(step, total)?;
     }
     backend.prepare_update(params(model))?;
     if done.micro_batches == 0 {
@@ -98,7 +99,7 @@ pub fn accumulate<B: Backend>(
     }
     for (micro, batch) in batches.iter().enumerate().skip(done.micro_batches) {
         let draw = draw_of(comm, step, accumulation, micro);
-        let loss = model.forward_backward(backend, batch, draw, (1.0 / supervised.max(1) as f64) as f32)?;
+        let loss = model.forward_backward(backend, batch, draw, scale_of(total))?;
         if !loss.is_finite() {
             let what = format!("step {}: the loss of micro-batch {} is {loss}", step + 1, micro + 1);
             return Err(not_finite(backend, model, comm, step, accumulation, batches, micro + 1, &what));
@@ -118,18 +119,32 @@ fn draw_of(comm: &dyn Communicator, step: u64, accumulation: usize, micro: usize
     (of_rank * comm.world_size() as u64 + comm.rank() as u64) as u32
 }
 
-fn nothing_supervised(step: u64) -> Error {
-    Error::Failed(format!("step {}: no token of this step is supervised", step + 1))
+/// What this rank's gradients are multiplied by: they are a mean over its own tokens until [`reduce`].
+fn scale_of(total: f64) -> f32 {
+    if total > 0.0 { (1.0 / total) as f32 } else { 1.0 }
+}
+
+fn check_total(step: u64, total: f64) -> Result<()> {
+    // A weight that is not a number is refused by its place when its batch begins.
+    if total > 0.0 || total.is_nan() {
+        return Ok(());
+    }
+    let what = match total == 0.0 {
+        true => "no token of this step is supervised".to_owned(),
+        false => format!("the weights of this step's tokens add up to {total}, expected a number above 0"),
+    };
+    Err(Error::Failed(format!("step {}: {what}", step + 1)))
 }
 
 /// What the ranks of a step add up.
 struct Totals {
     loss: f64,
+    weight: f64,
     supervised: usize,
     tokens: usize,
 }
 
-/// Turns the gradients of this rank, which are a mean over its own supervised tokens, into those of all ranks. Nothing is
+/// Turns the gradients of this rank, which are divided by its own total weight, into those of all ranks. Nothing is
 /// touched in one process.
 fn reduce<B: Backend>(
     backend: &mut B,
@@ -145,22 +160,19 @@ fn reduce<B: Backend>(
     for param in &params {
         gradients.extend(backend.gradient(param)?);
     }
-    gradients.iter_mut().for_each(|x| *x *= totals.supervised as f32);
-    let mut sums = [totals.loss, totals.supervised as f64, totals.tokens as f64];
+    let own = 1.0 / scale_of(totals.weight);
+    gradients.iter_mut().for_each(|x| *x *= own);
+    let mut sums = [totals.loss, totals.weight, totals.supervised as f64, totals.tokens as f64];
     comm.all_reduce_sum(&mut gradients, &mut sums)?;
-    let [loss, supervised, tokens] = sums;
-    gradients.iter_mut().for_each(|x| *x /= supervised as f32);
+    let [loss, weight, supervised, tokens] = sums;
+    gradients.iter_mut().for_each(|x| *x *= scale_of(weight));
     let mut rest = &gradients[..];
     for param in &mut params {
         let (own, others) = rest.split_at(backend.gradient(param)?.len());
         backend.restore_gradient(param, own.to_vec())?;
         rest = others;
     }
-    Ok(Totals { loss, supervised: supervised as usize, tokens: tokens as usize })
-}
-
-fn supervised(batches: &[Batch]) -> usize {
-    batches.iter().map(Batch::supervised).sum()
+    Ok(Totals { loss, weight, supervised: supervised as usize, tokens: tokens as usize })
 }
 
 /// The second half of a step: adds up the gradients of all ranks, clips them and updates every trainable tensor. `loss` is
@@ -176,12 +188,15 @@ pub fn update<B: Backend>(
     batches: &[Batch],
     loss: f64,
 ) -> Result<StepReport> {
-    let own = Totals { loss, supervised: supervised(batches), tokens: batches.iter().map(Batch::tokens).sum() };
-    let Totals { loss, supervised, tokens } = reduce(backend, model, comm, own)?;
-    if supervised == 0 {
-        return Err(nothing_supervised(step));
-    }
-    let loss = loss / supervised as f64;
+    let own = Totals {
+        loss,
+        weight: total_weight(batches),
+        supervised: batches.iter().map(Batch::supervised).sum(),
+        tokens: batches.iter().map(Batch::tokens).sum(),
+    };
+    let Totals { loss, weight, supervised, tokens } = reduce(backend, model, comm, own)?;
+    check_total(step, weight)?;
+    let loss = loss / weight;
     let rate = |peak: f64| peak * factor;
     let updates = model
         .params_mut()
@@ -230,9 +245,9 @@ fn not_finite<B: Backend>(
     what: &str,
 ) -> Error {
     let mut found = String::new();
-    if backend.watch(Watch::Values).unwrap_or(false) {
+    if backend.set_trace(TraceMode::Values).is_ok() {
         status!("{what}: computing the step again to find the first value that is not finite, which takes a while");
-        let weight = (1.0 / supervised(batches).max(1) as f64) as f32;
+        let weight = scale_of(total_weight(batches));
         for (micro, batch) in batches[..micro_batches].iter().enumerate() {
             let draw = draw_of(comm, step, accumulation, micro);
             let again = backend
@@ -243,7 +258,7 @@ fn not_finite<B: Backend>(
                 break;
             }
         }
-        let _ = backend.watch(Watch::Nothing);
+        let _ = backend.set_trace(TraceMode::Off);
     }
     Error::Failed(format!("{what}{found}; nothing was updated. A lower learning_rate is the usual cure"))
 }

@@ -1,14 +1,15 @@
 //! Forward and backward of one micro-batch.
 
 use super::cached::{Past, View};
-use super::{Layer, Llama};
-use crate::backend::{Backend, Batch, LinearGroup, Place};
+use super::{Activations, Layer, Llama};
+use crate::backend::{Backend, Batch, LinearGroup, Op, Scope};
 use crate::error::Result;
 use qlora_kernels::philox::Dropout;
 use qlora_kernels::reference::AttentionShape;
+use std::ops::Range;
 
 /// What the backward pass of one layer reads, beside the layer's input. S is the low-rank projection of an input.
-struct Activations<B: Backend> {
+struct Block<B: Backend> {
     qkv: B::Buffer,
     s_qkv: Option<B::Buffer>,
     attention: B::Buffer,
@@ -21,20 +22,17 @@ struct Activations<B: Backend> {
     s_down: Option<B::Buffer>,
 }
 
-impl<B: Backend> Activations<B> {
-    fn free(self, b: &mut B) {
-        for buffer in [self.qkv, self.attention, self.lse, self.middle, self.gate_up] {
-            b.free(buffer);
-        }
-        for buffer in [self.s_qkv, self.s_o, self.s_gate_up, self.s_down].into_iter().flatten() {
-            b.free(buffer);
-        }
-    }
+/// What waits for the backward pass of one layer.
+struct Waiting<B: Backend> {
+    input: B::Offloaded,
+    /// `None`: computed again from the input
+    block: Option<Block<B>>,
 }
 
 /// What every layer of one pass shares.
 #[derive(Clone, Copy)]
 struct Pass {
+    tokens: usize,
     shape: AttentionShape,
     hidden: usize,
     intermediate: usize,
@@ -44,15 +42,21 @@ struct Pass {
 }
 
 impl Pass {
+    /// All tokens of the batch.
+    fn all(&self) -> Range<usize> {
+        0..self.tokens
+    }
+
     fn mask<B: Backend>(&self, group: &LinearGroup<B>) -> Option<Dropout> {
         self.dropout.map(|(seed, draw, p)| Dropout::new(seed, group.site, draw, p))
     }
 }
 
 impl<B: Backend> Llama<B> {
-    fn pass(&self, draw: Option<u32>) -> Pass {
+    fn pass(&self, batch: &Batch, draw: Option<u32>) -> Pass {
         let dropout = Some(self.spec.lora.dropout as f32).filter(|&p| p > 0.0);
         Pass {
+            tokens: batch.tokens(),
             shape: self.attention,
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
@@ -61,82 +65,95 @@ impl<B: Backend> Llama<B> {
         }
     }
 
+    fn head(&self) -> &B::Table {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
     /// One micro-batch, forward and backward. Gradients of `weight · loss` accumulate in the trainable tensors. Returns
     /// the unweighted sum of the supervised tokens' losses. `draw` = step · accumulation + micro names the dropout masks.
     pub fn forward_backward(&mut self, b: &mut B, batch: &Batch, draw: u32, weight: f32) -> Result<f64> {
-        let pass = self.pass(Some(draw));
+        let pass = self.pass(batch, Some(draw));
         b.begin(batch)?;
-        let (recompute, layers) = (self.spec.recompute, self.layers.len());
-        let mut kept = Vec::with_capacity(layers);
-        let (stream, normed) = self.forward(b, &pass, None, |b, input, activations| {
-            if recompute {
-                activations.free(b);
-                // That of the last layer is needed at once.
-                let stowed = if kept.len() + 1 < layers { b.stow(input)? } else { b.keep(input) };
-                kept.push((stowed, None));
-            } else {
-                kept.push((b.keep(input), Some(activations)));
-            }
+        let layers = self.layers.len();
+        let mut waiting: Vec<Waiting<B>> = Vec::with_capacity(layers);
+        let (stream, normed) = self.forward(b, &pass, None, |b, input, block| {
+            let layer = waiting.len();
+            let activations = self.spec.activations_of(layer);
+            let block = Some(block).filter(|_| activations == Activations::Keep);
+            // The last layer's input is needed at once.
+            let away = activations == Activations::Offload && layer + 1 < layers;
+            let input = if away { b.offload(input)? } else { b.keep(input) };
+            waiting.push(Waiting { input, block });
             Ok(())
         })?;
         let mut d_normed = b.alloc("gradients", pass.hidden)?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        b.loss(&normed, head, weight, Some(&mut d_normed))?;
-        b.free(normed);
+        b.run(pass.all(), Op::CrossEntropy { x: &normed, head: self.head(), weight, dx: Some(&mut d_normed) })?;
+        drop(normed);
         let mut d_stream = b.alloc("gradients", pass.hidden)?;
-        b.rms_norm_backward(&d_normed, &stream, &self.final_norm, pass.eps, false, &mut d_stream)?;
-        b.free(d_normed);
-        b.free(stream);
-        while let Some((input, activations)) = kept.pop() {
-            let input = b.unstow(input)?;
+        b.run(
+            pass.all(),
+            Op::RmsNormBackward {
+                dy: &d_normed,
+                x: &stream,
+                weight: &self.final_norm,
+                eps: pass.eps,
+                accumulate: false,
+                dx: &mut d_stream,
+            },
+        )?;
+        drop((d_normed, stream));
+        while let Some(Waiting { input, block: kept }) = waiting.pop() {
+            let input = b.wait(input)?;
             // The next one comes while this layer computes.
-            if let Some((next, activations)) = kept.pop() {
-                kept.push((b.fetch(next)?, activations));
+            if let Some(Waiting { input, block }) = waiting.pop() {
+                waiting.push(Waiting { input: b.prefetch(input)?, block });
             }
-            b.enter(Place::Layer(kept.len()));
-            let layer = &mut self.layers[kept.len()];
-            let activations = match activations {
-                Some(activations) => activations,
+            b.enter(Scope::Layer(waiting.len()));
+            let layer = &mut self.layers[waiting.len()];
+            let kept = match kept {
+                Some(kept) => kept,
                 None => {
                     let mut normed = b.alloc("normed", pass.hidden)?;
-                    b.rms_norm(&input, &layer.input_norm, pass.eps, &mut normed)?;
+                    let (weight, eps) = (&layer.input_norm, pass.eps);
+                    b.run(pass.all(), Op::RmsNorm { x: &input, weight, eps, out: &mut normed })?;
                     block(b, layer, &pass, &input, normed, false, None)?.0
                 }
             };
-            block_backward(b, layer, &pass, &input, activations, &mut d_stream, kept.is_empty())?;
-            b.free(input);
+            block_backward(b, layer, &pass, &input, kept, &mut d_stream, waiting.is_empty())?;
         }
-        b.free(d_stream);
+        drop(d_stream);
         b.loss_sum()
     }
 
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
-        b.begin(batch)?;
-        let normed = self.evaluate(b, None)?;
-        b.loss(&normed, self.head.as_ref().unwrap_or(&self.embedding), 1.0, None)?;
-        b.free(normed);
+        let normed = self.evaluate(b, batch, None)?;
+        b.run(0..batch.tokens(), Op::CrossEntropy { x: &normed, head: self.head(), weight: 1.0, dx: None })?;
+        drop(normed);
         b.loss_sum()
     }
 
     /// Logits `[vocab]` of the named tokens of the batch.
     pub fn logits(&self, b: &mut B, batch: &Batch, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
-        b.begin(batch)?;
-        let normed = self.evaluate(b, None)?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let logits = b.logits_of_tokens(&normed, head, tokens);
-        b.free(normed);
-        logits
+        self.logits_after(b, batch, None, tokens)
+    }
+
+    /// As [`Self::logits`], after what a cache holds.
+    pub(super) fn logits_after(
+        &self,
+        b: &mut B,
+        batch: &Batch,
+        past: Option<Past<B>>,
+        tokens: &[usize],
+    ) -> Result<Vec<Vec<f32>>> {
+        let normed = self.evaluate(b, batch, past)?;
+        b.logits(&normed, self.head(), tokens)
     }
 
     /// The final norm's output, with nothing kept for a backward pass.
-    pub(super) fn evaluate(&self, b: &mut B, past: Option<Past<B>>) -> Result<B::Buffer> {
-        let (stream, normed) = self.forward(b, &self.pass(None), past, |b, input, activations| {
-            b.free(input);
-            activations.free(b);
-            Ok(())
-        })?;
-        b.free(stream);
+    fn evaluate(&self, b: &mut B, batch: &Batch, past: Option<Past<B>>) -> Result<B::Buffer> {
+        b.begin(batch)?;
+        let (_, normed) = self.forward(b, &self.pass(batch, None), past, |_, _, _| Ok(()))?;
         Ok(normed)
     }
 
@@ -146,37 +163,39 @@ impl<B: Backend> Llama<B> {
         b: &mut B,
         pass: &Pass,
         mut past: Option<Past<B>>,
-        mut keep: impl FnMut(&mut B, B::Buffer, Activations<B>) -> Result<()>,
+        mut keep: impl FnMut(&mut B, B::Buffer, Block<B>) -> Result<()>,
     ) -> Result<(B::Buffer, B::Buffer)> {
-        b.enter(Place::Input);
+        b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
-        b.embed(&self.embedding, &mut stream)?;
+        b.run(pass.all(), Op::Embed { table: &self.embedding, out: &mut stream })?;
         let mut normed = b.alloc("normed", pass.hidden)?;
-        b.rms_norm(&stream, &self.layers[0].input_norm, pass.eps, &mut normed)?;
+        let (weight, eps) = (&self.layers[0].input_norm, pass.eps);
+        b.run(pass.all(), Op::RmsNorm { x: &stream, weight, eps, out: &mut normed })?;
         for (index, layer) in self.layers.iter().enumerate() {
-            b.enter(Place::Layer(index));
+            b.enter(Scope::Layer(index));
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
-            let (activations, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;
+            let (kept, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;
             let mlp = mlp.expect("asked for");
-            let norm = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
-            b.enter(if index + 1 < self.layers.len() { Place::Layer(index + 1) } else { Place::Output });
+            let weight = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
+            b.enter(if index + 1 < self.layers.len() { Scope::Layer(index + 1) } else { Scope::Output });
             let mut next = b.alloc("residual stream", pass.hidden)?;
             normed = b.alloc("normed", pass.hidden)?;
-            b.add_rms_norm(&activations.middle, &mlp, &mut next, norm, pass.eps, &mut normed)?;
-            b.free(mlp);
-            keep(b, std::mem::replace(&mut stream, next), activations)?;
+            let (x, delta, sum) = (&kept.middle, &mlp, &mut next);
+            b.run(pass.all(), Op::AddRmsNorm { x, delta, sum, weight, eps, out: &mut normed })?;
+            drop(mlp);
+            keep(b, std::mem::replace(&mut stream, next), kept)?;
         }
         Ok((stream, normed))
     }
 }
 
-/// S of one group's input, where the group has low-rank terms.
+/// S of one group's input; none without a low-rank term.
 fn project<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, group: &LinearGroup<B>) -> Result<Option<B::Buffer>> {
     if group.r() == 0 {
         return Ok(None);
     }
     let mut s = b.alloc("low-rank projections", B::low_rank_columns(group))?;
-    b.lora_down(x, group, pass.mask::<B>(group), &mut s)?;
+    b.run(pass.all(), Op::LoraDown { x, group, dropout: pass.mask(group), s: &mut s })?;
     Ok(Some(s))
 }
 
@@ -190,7 +209,7 @@ fn linear<B: Backend>(
 ) -> Result<(B::Buffer, Option<B::Buffer>)> {
     let s = project(b, pass, x, group)?;
     let mut y = b.alloc(name, group.n())?;
-    b.linear(x, s.as_ref(), group, &mut y)?;
+    b.run(pass.all(), Op::Linear { x, s: s.as_ref(), group, y: &mut y })?;
     Ok((y, s))
 }
 
@@ -204,42 +223,43 @@ fn block<B: Backend>(
     normed: B::Buffer,
     output: bool,
     cache: Option<(&mut B::Buffer, View)>,
-) -> Result<(Activations<B>, Option<B::Buffer>)> {
+) -> Result<(Block<B>, Option<B::Buffer>)> {
+    let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
     let (mut qkv, s_qkv) = linear(b, pass, "qkv", &normed, &layer.qkv)?;
-    b.free(normed);
-    b.rope(&mut qkv, pass.shape, false)?;
-    let mut attention = b.alloc("attention output", pass.shape.out())?;
-    let mut lse = b.alloc_f32("attention log-sum-exp", pass.shape.heads)?;
+    drop(normed);
+    b.run(all(), Op::Rope { qkv: &mut qkv, shape, inverse: false })?;
+    let mut attention = b.alloc("attention output", shape.out())?;
+    let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
+    let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);
     if let Some((cache, view)) = cache {
-        b.append_to_cache(&qkv, pass.shape, view.starts, cache)?;
-        if view.fresh {
-            b.attention(&qkv, pass.shape, &mut attention, &mut lse)?;
-        } else {
-            b.attention_over_cache(&qkv, cache, pass.shape, view.starts, &mut attention)?;
+        let starts = view.starts;
+        b.run(all(), Op::AppendToCache { qkv: &qkv, shape, starts, cache })?;
+        if !view.fresh {
+            b.run(all(), Op::AttentionOverCache { qkv: &qkv, cache, shape, starts, out: &mut attention })?;
         }
-    } else {
-        b.attention(&qkv, pass.shape, &mut attention, &mut lse)?;
+    }
+    if within_batch {
+        b.run(all(), Op::Attention { qkv: &qkv, shape, out: &mut attention, lse: &mut lse })?;
     }
 
     let (projected, s_o) = linear(b, pass, "projected attention", &attention, &layer.o)?;
     let mut middle = b.alloc("residual stream", pass.hidden)?;
     let mut normed = b.alloc("normed", pass.hidden)?;
-    b.add_rms_norm(input, &projected, &mut middle, &layer.post_attention_norm, pass.eps, &mut normed)?;
-    b.free(projected);
+    let weight = &layer.post_attention_norm;
+    b.run(all(), Op::AddRmsNorm { x: input, delta: &projected, sum: &mut middle, weight, eps, out: &mut normed })?;
+    drop(projected);
 
     let (gate_up, s_gate_up) = linear(b, pass, "gate and up", &normed, &layer.gate_up)?;
-    b.free(normed);
+    drop(normed);
     let mut activated = b.alloc("activated", pass.intermediate)?;
-    b.swiglu(&gate_up, &mut activated)?;
+    b.run(all(), Op::Swiglu { gate_up: &gate_up, out: &mut activated })?;
     let (mlp, s_down) = if output {
         let (mlp, s) = linear(b, pass, "MLP output", &activated, &layer.down)?;
         (Some(mlp), s)
     } else {
         (None, project(b, pass, &activated, &layer.down)?)
     };
-    b.free(activated);
-    let activations = Activations { qkv, s_qkv, attention, lse, s_o, middle, gate_up, s_gate_up, s_down };
-    Ok((activations, mlp))
+    Ok((Block { qkv, s_qkv, attention, lse, s_o, middle, gate_up, s_gate_up, s_down }, mlp))
 }
 
 /// dX (if asked for) and the low-rank gradients of one group. `s` is given up.
@@ -252,22 +272,20 @@ fn linear_backward<B: Backend>(
     group: &mut LinearGroup<B>,
     dx: Option<&mut B::Buffer>,
 ) -> Result<()> {
-    let mask = pass.mask::<B>(group);
+    let dropout = pass.mask(group);
     let t = match &s {
         Some(_) => {
             let mut t = b.alloc("low-rank projections", B::low_rank_columns(group))?;
-            b.lora_up(dy, group, &mut t)?;
+            b.run(pass.all(), Op::LoraDyB { dy, group, t: &mut t })?;
             Some(t)
         }
         None => None,
     };
     if let Some(dx) = dx {
-        b.linear_dx(dy, t.as_ref(), group, mask, dx)?;
+        b.run(pass.all(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, dx })?;
     }
-    if let (Some(s), Some(t)) = (s, t) {
-        b.lora_gradients(x, dy, &s, &t, group, mask)?;
-        b.free(s);
-        b.free(t);
+    if let (Some(s), Some(t)) = (&s, &t) {
+        b.run(pass.all(), Op::LoraGradients { x, dy, s, t, group, dropout })?;
     }
     Ok(())
 }
@@ -279,48 +297,46 @@ fn block_backward<B: Backend>(
     layer: &mut Layer<B>,
     pass: &Pass,
     input: &B::Buffer,
-    activations: Activations<B>,
+    kept: Block<B>,
     d_stream: &mut B::Buffer,
     first: bool,
 ) -> Result<()> {
-    let Activations { qkv, s_qkv, attention, lse, s_o, middle, mut gate_up, s_gate_up, s_down } = activations;
+    let Block { qkv, s_qkv, attention, lse, s_o, middle, mut gate_up, s_gate_up, s_down } = kept;
+    let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
 
     let mut activated = b.alloc("activated", pass.intermediate)?;
-    b.swiglu(&gate_up, &mut activated)?;
+    b.run(all(), Op::Swiglu { gate_up: &gate_up, out: &mut activated })?;
     let mut d_activated = b.alloc("activated", pass.intermediate)?;
     linear_backward(b, pass, &activated, s_down, d_stream, &mut layer.down, Some(&mut d_activated))?;
-    b.free(activated);
-    b.swiglu_backward(&d_activated, &mut gate_up)?;
-    b.free(d_activated);
+    drop(activated);
+    b.run(all(), Op::SwigluBackward { dout: &d_activated, gate_up: &mut gate_up })?;
+    drop(d_activated);
     let mut normed = b.alloc("normed", pass.hidden)?;
-    b.rms_norm(&middle, &layer.post_attention_norm, pass.eps, &mut normed)?;
+    let weight = &layer.post_attention_norm;
+    b.run(all(), Op::RmsNorm { x: &middle, weight, eps, out: &mut normed })?;
     let mut d_normed = b.alloc("gradients", pass.hidden)?;
     linear_backward(b, pass, &normed, s_gate_up, &gate_up, &mut layer.gate_up, Some(&mut d_normed))?;
-    b.free(gate_up);
-    b.rms_norm_backward(&d_normed, &middle, &layer.post_attention_norm, pass.eps, true, d_stream)?;
-    b.free(d_normed);
-    b.free(normed);
-    b.free(middle);
+    drop(gate_up);
+    let weight = &layer.post_attention_norm;
+    b.run(all(), Op::RmsNormBackward { dy: &d_normed, x: &middle, weight, eps, accumulate: true, dx: d_stream })?;
+    drop((d_normed, normed, middle));
 
-    let mut d_attention = b.alloc("attention output", pass.shape.out())?;
+    let mut d_attention = b.alloc("attention output", shape.out())?;
     linear_backward(b, pass, &attention, s_o, d_stream, &mut layer.o, Some(&mut d_attention))?;
-    let mut d_qkv = b.alloc("qkv", pass.shape.qkv())?;
-    b.attention_backward(&d_attention, &qkv, &attention, &lse, pass.shape, &mut d_qkv)?;
-    for buffer in [d_attention, qkv, attention, lse] {
-        b.free(buffer);
-    }
-    b.rope(&mut d_qkv, pass.shape, true)?;
+    let mut d_qkv = b.alloc("qkv", shape.qkv())?;
+    b.run(
+        all(),
+        Op::AttentionBackward { dout: &d_attention, qkv: &qkv, out: &attention, lse: &lse, shape, dqkv: &mut d_qkv },
+    )?;
+    drop((d_attention, qkv, attention, lse));
+    b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, inverse: true })?;
     let mut normed = b.alloc("normed", pass.hidden)?;
-    b.rms_norm(input, &layer.input_norm, pass.eps, &mut normed)?;
+    b.run(all(), Op::RmsNorm { x: input, weight: &layer.input_norm, eps, out: &mut normed })?;
     if first {
-        linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, None)?;
-    } else {
-        let mut d_normed = b.alloc("gradients", pass.hidden)?;
-        linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, Some(&mut d_normed))?;
-        b.rms_norm_backward(&d_normed, input, &layer.input_norm, pass.eps, true, d_stream)?;
-        b.free(d_normed);
+        return linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, None);
     }
-    b.free(normed);
-    b.free(d_qkv);
-    Ok(())
+    let mut d_normed = b.alloc("gradients", pass.hidden)?;
+    linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, Some(&mut d_normed))?;
+    let weight = &layer.input_norm;
+    b.run(all(), Op::RmsNormBackward { dy: &d_normed, x: input, weight, eps, accumulate: true, dx: d_stream })
 }

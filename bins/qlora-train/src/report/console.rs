@@ -1,8 +1,8 @@
 //! Lines for people on standard error: one way for every part of the trainer, with three levels.
 //!
 //! [`status!`](crate::report::status) says what a command does, [`detail!`](crate::report::detail) more of it for `-v`,
-//! [`warning!`](crate::report::warning) what a user should look at. `-q` leaves warnings and errors. Lines have no colors
-//! and no control characters, whatever the files hold that they quote.
+//! [`warning!`](crate::report::warning) what a user should look at. `-q` leaves warnings and errors. Lines have no
+//! colors and no control characters, whatever the files hold that they quote.
 
 use indicatif::MultiProgress;
 use std::borrow::Cow;

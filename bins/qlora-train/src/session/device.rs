@@ -4,7 +4,6 @@ use super::host::host_budget;
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::observed::Observed;
 use crate::config::{self, Settings};
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
@@ -132,10 +131,8 @@ impl Device {
 
     pub fn run<J: DeviceJob>(self, job: J) -> Result<J::Output> {
         match self {
-            Self::Cpu => job.run(|spec, _| Ok(Observed::new(Cpu::new(spec.dims())))),
-            Self::Cuda(gpu) => {
-                job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes).map(Observed::new))
-            }
+            Self::Cpu => job.run(|spec, _| Ok(Cpu::new(spec.dims()))),
+            Self::Cuda(gpu) => job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes)),
         }
     }
 

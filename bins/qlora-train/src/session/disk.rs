@@ -32,8 +32,8 @@ pub struct DiskPlan {
 }
 
 impl DiskPlan {
-    /// Plan of a run of `steps` steps, `steps_per_epoch` to an epoch, whose output directory holds `existing` checkpoints;
-    /// `base` is the directory that tokenizer files are copied from.
+    /// Plan of a run of `steps` steps, `steps_per_epoch` to an epoch, whose output directory holds `existing`
+    /// checkpoints; `base` is the directory that tokenizer files are copied from.
     pub fn new(
         settings: &Settings,
         spec: &ModelSpec,

@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock};
 pub struct Interruption(Arc<AtomicI32>);
 
 impl Interruption {
-    /// From now on, for the whole process; `answer` is what people are told at the first signal. A SIGHUP that the process
-    /// was started to ignore, as by nohup, stays ignored.
+    /// From now on, for the whole process; `answer` is what people are told at the first signal. A SIGHUP that the
+    /// process was started to ignore, as by nohup, stays ignored.
     pub fn watch(answer: &'static str) -> Result<Self> {
         static RECEIVED: OnceLock<Arc<AtomicI32>> = OnceLock::new();
         if let Some(received) = RECEIVED.get() {

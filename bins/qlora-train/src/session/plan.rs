@@ -1,9 +1,9 @@
-//! The memory plan of a run: the model's own code on a backend that holds nothing.
+//! The memory plan of a run: a dry run of the model's own code on the device's backend.
 
 use super::device::{Budget, Device};
+use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::plan::{Plan, PlannedBuffer, Planner};
-use crate::backend::{Batch, Quantization};
+use crate::backend::{Backend, Batch, PlannedBuffer, Quantization};
 use crate::base::Checkpoint;
 use crate::config::Checkpointing;
 use crate::error::Result;
@@ -12,7 +12,7 @@ use crate::files::units::format_bytes;
 use crate::lora::{LoraSpec, ParamId};
 use crate::model::generate::{Sampling, generate};
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
-use crate::model::{Llama, ModelSpec, Source};
+use crate::model::{Activations, Llama, ModelSpec, Source};
 use crate::refuse;
 
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
@@ -118,12 +118,9 @@ pub fn plan(
             spec.tokens
         );
     }
-    let Rehearsed { mut buffers, on_host, flops } = match device {
-        Device::Cpu => rehearse::<Plan>(spec, stored, work)?,
-        Device::Cuda(_) => {
-            let flops = rehearse::<Plan>(spec, stored, work)?.flops;
-            Rehearsed { flops, ..rehearse::<Cuda>(spec, stored, work)? }
-        }
+    let DryRun { mut buffers, on_host, flops } = match device {
+        Device::Cpu => dry_run(Cpu::dry_run(spec.dims()), spec, stored, work)?,
+        Device::Cuda(_) => dry_run(Cuda::dry_run(spec.dims(), &spec.arch)?, spec, stored, work)?,
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
     if budget.in_use > 0 {
@@ -133,21 +130,27 @@ pub fn plan(
     Ok(MemoryPlan { device: device.clone(), buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })
 }
 
-struct Rehearsed {
+/// What a dry run recorded.
+struct DryRun {
     buffers: Vec<PlannedBuffer>,
     on_host: Vec<PlannedBuffer>,
+    /// Of one pass over the longest micro-batch
     flops: f64,
 }
 
-/// Does `work` on a backend that holds and computes nothing; what it would have held, and the FLOPs of one pass.
-fn rehearse<P: Planner>(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, work: Work) -> Result<Rehearsed> {
-    let mut backend = P::of(spec)?;
+/// Does `work` on a backend that holds and computes nothing.
+fn dry_run<B: Backend>(
+    mut backend: B,
+    spec: &ModelSpec,
+    stored: &dyn Fn(&str) -> StoredAs,
+    work: Work,
+) -> Result<DryRun> {
     let b = &mut backend;
     let mut source = Stored(stored);
     let mut model = Llama::build(b, &mut source, spec.clone(), &mut |_| ())?;
     let zeros = vec![0u32; spec.tokens];
     let (boundaries, targets) = ([0, spec.tokens as u32], bytemuck::cast_slice(&zeros));
-    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets };
+    let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets, weights: None };
     let adapters = match work {
         Work::Train => &[],
         Work::Loss(adapters) | Work::Text { adapters, .. } => adapters,
@@ -183,11 +186,11 @@ fn rehearse<P: Planner>(spec: &ModelSpec, stored: &dyn Fn(&str) -> StoredAs, wor
             }
         }
     }
-    Ok(Rehearsed { buffers: backend.planned(), on_host: backend.planned_on_host(), flops })
+    Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops })
 }
 
-/// Settles whether activations are recomputed, and from where: kept where they fit, unless the setting says otherwise. The values of
-/// the run are the same either way.
+/// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise. The values of the run
+/// are the same either way.
 pub fn choose(
     device: &Device,
     spec: &mut ModelSpec,
@@ -195,24 +198,54 @@ pub fn choose(
     stored: &dyn Fn(&str) -> StoredAs,
     budget: Budget,
 ) -> Result<MemoryPlan> {
-    // What costs least comes first.
-    let tried: &[(bool, bool)] = match checkpointing {
-        Checkpointing::Off => &[(false, false)],
-        Checkpointing::On => &[(true, false)],
-        Checkpointing::Offload => &[(true, true)],
-        Checkpointing::Auto if device.is_cpu() => &[(false, false), (true, false)],
-        Checkpointing::Auto => &[(false, false), (true, false), (true, true)],
+    let layers = spec.arch.num_layers;
+    let mut plan = |others: Activations, kept: usize| -> Result<MemoryPlan> {
+        spec.activations = others.keeping(kept, layers);
+        plan(device, spec, stored, Work::Train, budget)
     };
-    let mut last = None;
-    for &(recompute, offload) in tried {
-        (spec.recompute, spec.offload) = (recompute, offload);
-        let plan = plan(device, spec, stored, Work::Train, budget)?;
-        if plan.fits() {
-            return Ok(plan);
-        }
-        last = Some(plan);
+    let others: &[Activations] = match checkpointing {
+        Checkpointing::Off => return plan(Activations::Keep, layers),
+        Checkpointing::On => return plan(Activations::Recompute, 0),
+        Checkpointing::Offload => return plan(Activations::Offload, 0),
+        Checkpointing::Auto if device.is_cpu() => &[Activations::Recompute],
+        Checkpointing::Auto => &[Activations::Recompute, Activations::Offload],
+    };
+    let all = plan(Activations::Keep, layers)?;
+    if all.fits() {
+        return Ok(all);
     }
-    Ok(last.expect("at least one was tried"))
+    let mut best: Option<(Activations, usize, MemoryPlan)> = None;
+    let mut least = None;
+    for &others in others {
+        let none = plan(others, 0)?;
+        if !none.fits() {
+            least = Some(none);
+            continue;
+        }
+        // A layer more takes more memory, so the most that fit are found by halving.
+        let (mut fitting, mut beyond, mut kept) = (none, layers, 0);
+        while beyond - kept > 1 {
+            let middle = kept + (beyond - kept) / 2;
+            let candidate = plan(others, middle)?;
+            if candidate.fits() {
+                (fitting, kept) = (candidate, middle);
+            } else {
+                beyond = middle;
+            }
+        }
+        // Recomputed FLOPs are the time that a mix costs: copies to and from the host run beside them.
+        if best.as_ref().is_none_or(|(_, _, best)| fitting.flops < best.flops) {
+            best = Some((others, kept, fitting));
+        }
+    }
+    match best {
+        Some((others, kept, plan)) => {
+            spec.activations = others.keeping(kept, layers);
+            Ok(plan)
+        }
+        // What takes least memory, for the refusal.
+        None => Ok(least.expect("at least one was tried")),
+    }
 }
 
 /// The largest row that fits when each micro-batch holds `rows` of them; 0 if none does.
@@ -230,7 +263,20 @@ pub fn longest_row(
             return Ok(false);
         }
         let mut spec = ModelSpec { tokens, positions: length, ..spec.clone() };
-        Ok(choose(device, &mut spec, checkpointing, stored, budget)?.fits())
+        let tried: &[Activations] = match checkpointing {
+            Checkpointing::Off => &[Activations::Keep],
+            Checkpointing::On => &[Activations::Recompute],
+            Checkpointing::Offload => &[Activations::Offload],
+            Checkpointing::Auto if device.is_cpu() => &[Activations::Recompute, Activations::Keep],
+            Checkpointing::Auto => &[Activations::Recompute, Activations::Offload, Activations::Keep],
+        };
+        for &activations in tried {
+            spec.activations = activations.keeping(0, spec.arch.num_layers);
+            if plan(device, &spec, stored, Work::Train, budget)?.fits() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     };
     // Memory grows with the length, so the longest that fits is found by halving.
     let (mut fitting, mut beyond) = (0, spec.arch.max_position_embeddings + 1);
@@ -264,4 +310,66 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> 
         format_bytes(limit),
         largest.join(", "),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{Arch, Projection};
+    use crate::backend::StateFormat;
+    use crate::base::synthetic::tiny_arch;
+
+    const LAYERS: usize = 9;
+
+    fn spec() -> ModelSpec {
+        let config = Arch { num_layers: LAYERS, ..tiny_arch() };
+        ModelSpec {
+            lora: LoraSpec::uniform(&config, &Projection::ALL, 4, 4.0, 0.0),
+            arch: config,
+            quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
+            trainable: true,
+            states: StateFormat::F32,
+            activations: Vec::new(),
+            tokens: 500,
+            positions: 500,
+            seed: 0,
+        }
+    }
+
+    fn stored(_name: &str) -> StoredAs {
+        StoredAs { dtype: StoredType::Bf16, held: None }
+    }
+
+    fn budget(limit: u64) -> Budget {
+        Budget { limit, in_use: 0, in_use_name: "", host_limit: u64::MAX }
+    }
+
+    fn bytes(activations: Activations, kept: usize) -> u64 {
+        let spec = ModelSpec { activations: activations.keeping(kept, LAYERS), ..spec() };
+        plan(&Device::Cpu, &spec, &stored, Work::Train, budget(u64::MAX)).unwrap().run_bytes
+    }
+
+    /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.
+    #[test]
+    fn as_many_layers_keep_their_activations_as_fit() {
+        let (most, least) = (bytes(Activations::Keep, 0), bytes(Activations::Recompute, 0));
+        assert!(least < most, "{least} {most}");
+        let mut flops = f64::INFINITY;
+        for kept in [0, 1, 4, LAYERS - 1, LAYERS] {
+            let limit = bytes(Activations::Recompute, kept);
+            let mut spec = spec();
+            let plan = choose(&Device::Cpu, &mut spec, Checkpointing::Auto, &stored, budget(limit)).unwrap();
+            let counts = spec.activation_counts();
+            assert!(plan.fits() && plan.run_bytes == limit && counts.keep >= kept, "{kept}: {counts}");
+            assert!(spec.activations[LAYERS - counts.keep..].iter().all(|&layer| layer == Activations::Keep));
+            if counts.keep < LAYERS {
+                assert!(bytes(Activations::Recompute, counts.keep + 1) > limit, "{counts}");
+            }
+            assert!(plan.flops < flops || counts.keep == 1, "{kept}: {} {flops}", plan.flops);
+            flops = plan.flops;
+        }
+        let mut spec = spec();
+        let refused = choose(&Device::Cpu, &mut spec, Checkpointing::Auto, &stored, budget(least - 1)).unwrap();
+        assert!(!refused.fits() && refused.run_bytes == least);
+    }
 }

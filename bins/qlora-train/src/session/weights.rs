@@ -71,8 +71,8 @@ impl Source for CheckpointSource<'_> {
     }
 }
 
-/// Values of a tensor of a new adapter whose rows have `columns` values: B is zero, A Kaiming-uniform with a = √5, whose bound
-/// √(6 / ((1 + a²)·fan_in)) is 1/√fan_in.
+/// Values of a tensor of a new adapter whose rows have `columns` values: B is zero, A Kaiming-uniform with a = √5,
+/// whose bound √(6 / ((1 + a²)·fan_in)) is 1/√fan_in.
 pub(crate) fn initial_lora(arch: &Arch, seed: u64, id: &ParamId, len: usize, columns: usize) -> Vec<f32> {
     if id.kind() == ParamKind::LoraB {
         return vec![0.0; len];

@@ -243,12 +243,9 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let (a, b) = settings.learning_rates_for(parameters);
     status!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
-    let recompute = match (spec.recompute, spec.offload) {
-        (true, true) => "; activations are recomputed in the backward pass, from inputs in host memory",
-        (true, false) => "; activations are recomputed in the backward pass",
-        _ => "",
-    };
-    status!("{}: {planned} planned, {limit} may be used{recompute}", plan.place());
+    let counts = spec.activation_counts();
+    let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };
+    status!("{}: {planned} planned, {limit} may be used{activations}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
         status!("host memory: {pinned} pinned for the GPU, {limit} may be used");

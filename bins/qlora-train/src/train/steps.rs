@@ -9,12 +9,13 @@ use super::trained_adapter::trained_adapter;
 use crate::backend::{Backend, Batch};
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
-use crate::data::{MicroBatch, Step};
+use crate::data::Step;
 use crate::error::{Context, Error, Result};
 use crate::files::failpoint;
 use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
+use crate::objective::{Objective, Sft, WeightedBatch};
 use crate::report::{Bars, status};
 use crate::session::chat_template::save_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
@@ -74,9 +75,9 @@ impl<B: Backend> Run<'_, B> {
 
     fn step(&mut self, hyper: &Hyperparameters, step: &Step) -> Result<StepReport> {
         let rows = &self.data.rows;
-        let rows_of = |indices: &Vec<usize>| MicroBatch::new(indices.iter().map(|&index| &rows[index]));
-        let batches: Vec<MicroBatch> = step.micro_batches.iter().map(rows_of).collect();
-        let batches: Vec<Batch> = batches.iter().map(Batch::from).collect();
+        let batch_of = |indices: &Vec<usize>| Sft.micro_batch(&mut indices.iter().map(|&index| &rows[index]));
+        let batches: Vec<WeightedBatch> = step.micro_batches.iter().map(batch_of).collect();
+        let batches: Vec<Batch> = batches.iter().map(WeightedBatch::batch).collect();
         let accumulation = self.settings.gradient_accumulation_steps;
         let stop = || {
             failpoint::moment("micro-batch");

@@ -95,7 +95,8 @@ fn configs_of_something_else_are_refused_by_key() {
 
 #[test]
 fn what_peft_also_accepts_is_accepted() {
-    // The keys that PEFT 0.21 writes beside ours, with their defaults; one key of a later release; a regular expression.
+    // The keys that PEFT 0.21 writes beside ours, with their defaults; one key of a later release; a regular
+    // expression.
     let changes = json!({
         "alora_invocation_tokens": null, "arrow_config": null, "auto_mapping": null, "corda_config": null,
         "ensure_weight_tying": false, "eva_config": null, "exclude_modules": null, "kasa_config": null,

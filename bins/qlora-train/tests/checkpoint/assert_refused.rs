@@ -1,4 +1,4 @@
-//! What every refusal must be; also for the tests of adapters.
+//! Properties of every refusal; also for the tests of adapters.
 
 use qlora_train::error::Result;
 

@@ -78,7 +78,7 @@ fn damage_file(
     open_and_read(dir.path())
 }
 
-/// The same for a quantised model; damaged scales are found when they are read.
+/// Every damage to a quantised model is an error too; damaged scales are found when they are read.
 fn damage_quantized(file: &str, limit: impl Fn(&[u8]) -> usize, damage: &Damage) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     super::quantized::write(dir.path(), &super::quantized::options(64, true));

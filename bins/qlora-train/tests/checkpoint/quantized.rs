@@ -1,5 +1,5 @@
-//! Checkpoints in NF4: what `quantize` writes reads back as the original quantised on the spot, and what transformers and
-//! bitsandbytes wrote (`tests/golden/checkpoint`) dequantises as it does there.
+//! Checkpoints in NF4: what `quantize` writes reads back as the original quantised on the spot, and what transformers
+//! and bitsandbytes wrote (`tests/golden/checkpoint`) dequantises as it does there.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

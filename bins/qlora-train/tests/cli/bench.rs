@@ -20,7 +20,7 @@ fn steps_of_any_shape_are_measured() {
     assert!((number(&found["loss"]) - 96f64.ln()).abs() < 0.5, "{found}");
     let kernels = found["kernels"].as_array().unwrap();
     assert!((kernels.iter().map(|kernel| number(&kernel["share"])).sum::<f64>() - 1.0).abs() < 1e-6, "{found}");
-    for name in ["linear", "linear, backward", "attention", "attention, backward", "output layer and loss", "optimiser"]
+    for name in ["linear", "linear, backward", "attention", "attention, backward", "output layer and loss", "optimizer"]
     {
         assert!(kernels.iter().any(|kernel| kernel["name"] == name), "{name}: {found}");
     }

@@ -1,4 +1,4 @@
-//! What the commands say on standard error: how much of it, and never a character that could move the cursor.
+//! Messages of the commands on standard error: how much of it, and never a character that could move the cursor.
 
 use crate::sandbox::{Sandbox, train};
 

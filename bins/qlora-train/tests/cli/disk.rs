@@ -1,4 +1,4 @@
-//! What a run takes on disk is known before it begins, and compared with what is free.
+//! Disk space that a run takes is known before it begins, and compared with what is free.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What train, eval and plan leave and say.
+//! Files and output of train, eval and plan.
 
 use qlora_train::adapter::{Adapter, metadata};
 use qlora_train::arch::Projection;

@@ -196,7 +196,7 @@ fn a_disk_that_fills_up_leaves_the_earlier_checkpoints_whole() {
     sandbox.assert_same_result("out", "whole");
 }
 
-/// The same on a small file system of its own, where the machine lets a user have one.
+/// A full disk on a small file system of its own, where the machine lets a user have one.
 #[test]
 fn a_small_disk_is_filled_up_and_the_run_goes_on_when_there_is_room() {
     let sandbox = Sandbox::new();

@@ -23,7 +23,8 @@ pub fn wait_for(child: &mut Child, words: &str) -> String {
     }
 }
 
-/// The run waits at a fault point. Signals that these tests were started to ignore, as under nohup, are not ignored there.
+/// The run waits at a fault point. Signals that these tests were started to ignore, as under nohup, are not ignored
+/// there.
 pub fn paused(sandbox: &Sandbox, line: &str, place: &str, milliseconds: u64) -> Child {
     let plain = sandbox.command(line);
     let mut command = Command::new("env");

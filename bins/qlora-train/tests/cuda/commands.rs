@@ -98,7 +98,7 @@ fn steps_on_random_weights_are_measured() {
         );
         assert!(found["device"]["planned_bytes"].as_u64().unwrap() > 0 && found["gpu"].is_string(), "{found}");
         let kernels = found["kernels"].as_array().unwrap();
-        for name in ["linear", "linear, backward", "LoRA X·Aᵀ", "LoRA gradients", "attention, backward", "optimiser"]
+        for name in ["linear", "linear, backward", "LoRA X·Aᵀ", "LoRA gradients", "attention, backward", "optimizer"]
         {
             let of_name = |kernel: &&Value| kernel["name"] == name && seconds(&kernel["seconds"]) > 0.0;
             assert!(kernels.iter().any(|kernel| of_name(&kernel)), "{name}: {found}");

@@ -1,11 +1,11 @@
-//! Whole runs by the commands on both devices: the loss of every step within 1% of the CPU's, adapters that evaluate alike on either
-//! device, and the same bytes from two runs with one seed.
+//! Whole runs by the commands on both devices: the loss of every step within 1% of the CPU's, adapters that evaluate
+//! alike on either device, and the same bytes from two runs with one seed.
 
 use crate::commands::{Directory, train};
 use std::path::PathBuf;
 
-/// `train` is the command of a run but for its directory and device, `eval` that of an evaluation but for the adapter and the device.
-/// Returns the losses of the steps on the CPU.
+/// `train` is the command of a run but for its directory and device, `eval` that of an evaluation but for the adapter
+/// and the device. Returns the losses of the steps on the CPU.
 fn compare(directory: &Directory, train: &str, eval: &str) -> Vec<f64> {
     for (run, device) in [("cuda", "cuda"), ("again", "cuda"), ("cpu", "cpu")] {
         let (answer, errors) = directory.done(&format!("{train} --output-dir {run} --device {device}"));

@@ -19,8 +19,8 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Lost in the third step, after the checkpoint of the second: it is as it was, and a run that goes on from it ends in the same bytes as
-/// one that lost nothing.
+/// Lost in the third step, after the checkpoint of the second: it is as it was, and a run that goes on from it ends in
+/// the same bytes as one that lost nothing.
 #[test]
 fn a_lost_device_ends_the_run_and_the_checkpoint_goes_on() {
     let directory = Directory::new();

@@ -1,11 +1,10 @@
 //! Text from keys and values kept on the device. Bounds as in `training`: logits may be as far from the CPU backend's as those of
 //! models that are moved by bf16's largest error, tensors by twice the moved models' mean and single numbers by 4 times.
 
-use crate::device::{Tally, set_schedule};
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
-#[cfg(feature = "emulation")]
-use qlora_kernels::cuda::linear::Path;
+use lab::device::{Tally, set_schedule};
+use qlora_kernels::ops::linear::Path;
 use qlora_kernels::philox::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
@@ -21,7 +20,7 @@ const NEW: usize = 6;
 
 fn reading(config: Arch) -> ModelSpec {
     let tokens = PROMPTS.iter().map(|len| len + NEW).sum();
-    ModelSpec { trainable: false, recompute: false, tokens, positions: 40, ..spec(config) }
+    ModelSpec { trainable: false, activations: Vec::new(), tokens, positions: 40, ..spec(config) }
 }
 
 /// Each prompt with what follows it.
@@ -62,7 +61,7 @@ impl Pieces {
 
     fn batch(&self) -> Batch<'_> {
         let Self { input_ids, positions, boundaries, targets, .. } = self;
-        Batch { input_ids, positions, boundaries, targets }
+        Batch { input_ids, positions, boundaries, targets, weights: None }
     }
 }
 
@@ -92,7 +91,6 @@ fn stepped<B: Backend>(
         logits.push(found.concat());
         bytes.push(b.bytes());
     }
-    model.free_cache(b, cache);
     (logits, bytes)
 }
 
@@ -255,9 +253,8 @@ fn tokens_are_chosen_as_on_the_cpu() {
     assert!(2 * exact > PROMPTS.len() * NEW);
 }
 
-/// One token of each of up to 16 rows: every weight is read once. (The emulation says which kernel was taken.)
+/// One token of each of up to 16 rows: every weight is read once.
 #[test]
-#[cfg(feature = "emulation")]
 fn decoding_takes_the_path_of_few_tokens() {
     // Widths that the fast paths need: multiples of 64.
     let spec = reading(Arch { intermediate_size: 256, ..config() });
@@ -265,11 +262,12 @@ fn decoding_takes_the_path_of_few_tokens() {
     let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cache = model.cache(&mut cuda).unwrap();
+    assert!(cuda.take_linear_paths().is_empty());
     for (index, step) in steps(&rows).iter().enumerate() {
         model.logits_cached(&mut cuda, &step.batch(), &mut cache, &step.starts, &step.last).unwrap();
         // q‖k‖v, o, gate‖up and down of both layers.
         let path = if index == 0 { Path::TensorCore } else { Path::SmallM };
-        assert_eq!(cuda.take_paths(), vec![path; 8], "step {index}");
+        assert_eq!(cuda.take_linear_paths(), vec![path; 8], "step {index}");
     }
 }
 

@@ -3,9 +3,6 @@
 
 mod commands;
 mod curve;
-#[path = "../../../../tests/support/device.rs"]
-#[allow(dead_code, reason = "shared with the kernels' tests")]
-mod device;
 mod faults;
 #[path = "../data/fixture.rs"]
 #[allow(dead_code, reason = "shared with the tests of the data")]

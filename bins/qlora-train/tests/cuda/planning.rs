@@ -5,9 +5,9 @@ use crate::runs::train;
 use crate::sources::{config, memory, spec};
 use qlora_train::arch::Arch;
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Backend, Quantization, StateFormat};
+use qlora_train::backend::{Memory, Quantization, StateFormat};
 use qlora_train::files::tensor::StoredType;
-use qlora_train::model::ModelSpec;
+use qlora_train::model::{Activations, ModelSpec};
 use qlora_train::session::plan::{StoredAs, Work, plan};
 use qlora_train::session::{Budget, Device};
 
@@ -21,19 +21,22 @@ fn planned(spec: &ModelSpec) -> u64 {
 #[test]
 fn a_run_takes_what_was_planned_and_fails_with_less() {
     let nf4 = |block_size, double_quant| Quantization::Nf4 { block_size, double_quant };
-    for (quantization, states, (recompute, offload), tokens) in [
-        (nf4(64, true), StateFormat::Blockwise8, (true, false), 64),
-        (nf4(64, true), StateFormat::F32, (false, false), 64),
-        (nf4(128, true), StateFormat::F32, (true, true), 100),
-        (nf4(32, false), StateFormat::F32, (true, false), 64),
-        (Quantization::None, StateFormat::Blockwise8, (false, false), 79),
-        (nf4(64, true), StateFormat::Blockwise8, (true, true), 64),
+    use Activations::{Keep, Offload, Recompute};
+    for (quantization, states, activations, tokens) in [
+        (nf4(64, true), StateFormat::Blockwise8, [Recompute; 5], 64),
+        (nf4(64, true), StateFormat::F32, [Keep; 5], 64),
+        (nf4(128, true), StateFormat::F32, [Offload; 5], 100),
+        (nf4(32, false), StateFormat::F32, [Recompute; 5], 64),
+        (Quantization::None, StateFormat::Blockwise8, [Keep; 5], 79),
+        (nf4(64, true), StateFormat::Blockwise8, [Offload; 5], 64),
+        (nf4(64, true), StateFormat::F32, [Recompute, Recompute, Recompute, Keep, Keep], 64),
+        (nf4(64, true), StateFormat::F32, [Offload, Keep, Recompute, Offload, Keep], 64),
     ] {
         let config = Arch { num_layers: 5, ..config() };
-        let spec = ModelSpec { recompute, offload, quantization, tokens, states, ..spec(config) };
+        let spec = ModelSpec { activations: activations.to_vec(), quantization, tokens, states, ..spec(config) };
         let bytes = planned(&spec);
-        if offload {
-            let here = planned(&ModelSpec { offload: false, ..spec.clone() });
+        if activations == [Offload; 5] {
+            let here = planned(&ModelSpec { activations: vec![Recompute; 5], ..spec.clone() });
             // Of the four layers' inputs that wait elsewhere, two may be under way.
             let input = (tokens * spec.arch.hidden_size * 2) as u64;
             assert!(bytes + 2 * input <= here, "{bytes} {here}");
@@ -41,8 +44,8 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, bytes).unwrap();
         let steps = 3;
         train(&mut cuda, &mut memory(&spec.arch), &spec, steps);
-        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?}, recompute {recompute}, offload {offload}");
-        if recompute {
+        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?}");
+        if activations != [Keep; 5] {
             continue;
         }
         // One part less, and the step that needs most cannot be done.

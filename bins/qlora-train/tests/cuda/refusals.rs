@@ -4,8 +4,7 @@ use crate::support::{Documents, Memory};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::observed::Observed;
-use qlora_train::backend::{Backend, Batch, Quantization};
+use qlora_train::backend::{Batch, Optimizer, Quantization};
 use qlora_train::comm::SingleProcess;
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
@@ -84,9 +83,9 @@ fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
     assert!(text.contains("`device`") && text.contains("99"), "{text}");
 }
 
-fn built(source: &mut dyn Source) -> (Observed<Cuda>, Llama<Observed<Cuda>>) {
+fn built(source: &mut dyn Source) -> (Cuda, Llama<Cuda>) {
     let spec = spec(config());
-    let mut cuda = Observed::new(on_device(&spec));
+    let mut cuda = on_device(&spec);
     let model = Llama::build(&mut cuda, source, spec, &mut |_| ()).unwrap();
     (cuda, model)
 }
@@ -128,15 +127,20 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
     };
     let mut source = Changed { memory: memory(&config()), name: "model.embed_tokens.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);
-    let batch =
-        |input_ids| Batch { input_ids, positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &[1, 2, 3, -100] };
+    let batch = |input_ids| Batch {
+        input_ids,
+        positions: &[0, 1, 2, 3],
+        boundaries: &[0, 4],
+        targets: &[1, 2, 3, -100],
+        weights: None,
+    };
     let batches = [batch(&first), batch(&second)];
     // As if the first one's loss had been finite and its gradients not.
     for (_, param) in model.params_mut() {
         let gradient = cuda.gradient(param).unwrap();
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();
     }
-    let update = qlora_train::model::optimizer_step::update::<Observed<Cuda>>;
+    let update = qlora_train::model::optimizer_step::update::<Cuda>;
     let text =
         update(&mut cuda, &mut model, &mut SingleProcess, &HYPER, 0, 2, 1.0, &batches, 1.0).unwrap_err().to_string();
     assert!(text.contains("in micro-batch 1, ") && text.contains("operation embedding"), "{text}");
@@ -244,6 +248,7 @@ fn a_batch_that_does_not_fit_the_run_is_refused() {
     let ids = Documents::random(&[10], 100_000, 1);
     assert!(model.loss(&mut cuda, &ids.batch()).unwrap_err().to_string().contains("vocabulary of 211"));
     let targets = [1, 2, 250, -100];
-    let batch = Batch { input_ids: &[0; 4], positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &targets };
+    let batch =
+        Batch { input_ids: &[0; 4], positions: &[0, 1, 2, 3], boundaries: &[0, 4], targets: &targets, weights: None };
     assert!(model.loss(&mut cuda, &batch).unwrap_err().to_string().contains("token id 250"));
 }

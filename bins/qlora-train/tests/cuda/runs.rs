@@ -45,7 +45,7 @@ pub fn train<B: Backend>(backend: &mut B, source: &mut dyn Source, spec: &ModelS
     train_on(backend, source, spec, steps, &batches)
 }
 
-/// The same on other micro-batches.
+/// Trains on these micro-batches.
 pub fn train_on<B: Backend>(
     backend: &mut B,
     source: &mut dyn Source,

@@ -10,7 +10,7 @@ use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::{StoredType, Tensor16};
 use qlora_train::lora::{LoraSpec, LoraTerm, ParamId};
-use qlora_train::model::{ModelSpec, Source};
+use qlora_train::model::{Activations, ModelSpec, Source};
 
 /// The largest relative error of rounding to bf16: half a unit in the last of 8 significant bits.
 const BF16: f32 = 1.0 / 256.0;
@@ -39,12 +39,11 @@ pub fn spec(config: Arch) -> ModelSpec {
     lora.terms.remove(&config.module(1, Projection::Up));
     ModelSpec {
         lora,
+        activations: vec![Activations::Recompute; config.num_layers],
         arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
         states: StateFormat::F32,
-        recompute: true,
-        offload: false,
         tokens: TOKENS,
         positions: 50,
         seed: 11,

@@ -11,17 +11,17 @@
 //! sums of squares over thousands of elements and so hardly spread, 2 × the moved models' mean; for losses and norms, which are
 //! single numbers around 0, 4 × the root of their mean square.
 
-use crate::device::{Tally, set_schedule};
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, spec};
-use crate::support::Documents;
+use crate::support::{self, Documents};
+use lab::device::{Tally, set_schedule};
 use qlora_kernels::reference::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Backend, Batch, OptimizerState, Quantization, StateFormat};
+use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::model::optimizer_step::optimizer_step;
-use qlora_train::model::{Llama, ModelSpec};
+use qlora_train::model::{Activations, Llama, ModelSpec};
 
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
@@ -130,7 +130,7 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("tied tables, blocks of 128", tied, single, 0.0),
         ("heads of 128", wide, Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
     ] {
-        let mut spec = ModelSpec { quantization, recompute: false, ..spec(config) };
+        let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
         spec.lora.dropout = dropout;
         let expected = on_cpu(&spec, 1);
         let bounds = Bounds::measure(&spec, 1, &expected);
@@ -167,13 +167,22 @@ fn every_schedule_gives_the_same_bits() {
     let tally = Tally::new("training, schedules", 4);
     let mut spec = spec(Arch { num_layers: 3, ..config() });
     spec.states = StateFormat::Blockwise8;
-    let run = |seed, recompute, offload| {
+    let run = |seed, activations: [Activations; 3]| {
         set_schedule(seed);
-        on_cuda(&ModelSpec { recompute, offload, ..spec.clone() }, 2)
+        on_cuda(&ModelSpec { activations: activations.to_vec(), ..spec.clone() }, 2)
     };
-    let first = run(0, true, false);
+    use Activations::{Keep, Offload, Recompute};
+    let first = run(0, [Recompute; 3]);
     assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
-    assert!(first == run(1, true, false) && first == run(7, false, false) && first == run(2, true, true));
+    for (seed, activations) in [
+        (1, [Recompute; 3]),
+        (7, [Keep; 3]),
+        (2, [Offload; 3]),
+        (3, [Offload, Recompute, Keep]),
+        (4, [Keep, Offload, Recompute]),
+    ] {
+        assert!(first == run(seed, activations), "{activations:?}");
+    }
     tally.case();
 }
 
@@ -256,4 +265,44 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
     println!("logits apart by {} of {}, loss {} of {}", apart(&found), rms(&moved), found_loss - loss, rms(&losses));
     assert!(apart(&found) <= 2.0 * rms(&moved));
     assert!((found_loss - loss).abs() <= 4.0 * rms(&losses));
+}
+
+#[test]
+fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
+    let tally = Tally::new("ranges of a batch", 1);
+    support::ranges::check_ranges(&mut on_device(&support::ranges::spec()));
+    tally.case();
+}
+
+/// Weights of 1 change no bit, a weight of 0 is a target that is not there, and a loss is the weighted sum of the tokens'.
+#[test]
+fn weights_of_tokens_are_those_of_the_loss_and_its_gradient() {
+    let tally = Tally::new("training, weights", 1);
+    let spec = spec(Arch { num_layers: 1, ..config() });
+    let documents = |weights: Option<Vec<f32>>| {
+        let mut documents = Documents::random(&[9, 7], spec.arch.vocab_size, 3);
+        documents.weights = weights;
+        documents
+    };
+    let step = |batch: Batch| train_on(&mut on_device(&spec), &mut memory(&spec.arch), &spec, 1, &[batch]);
+    let plain = documents(None);
+    let expected = step(plain.batch());
+    assert!(step(documents(Some(vec![1.0; 16])).batch()) == expected);
+    let even = |token: usize| if token % 2 == 0 { 1.0 } else { 0.0 };
+    let half = step(documents(Some((0..16).map(even).collect())).batch());
+    let targets: Vec<i32> =
+        plain.batch().targets.iter().enumerate().map(|(i, &target)| if i % 2 == 0 { target } else { -100 }).collect();
+    assert!(half == step(Batch { targets: &targets, ..plain.batch() }));
+    assert!(half != expected);
+
+    let mut cuda = on_device(&spec);
+    let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
+    let mut loss = |weights: Vec<f32>| model.loss(&mut cuda, &documents(Some(weights)).batch()).unwrap();
+    let weights: Vec<f32> = (0..16).map(|token| 0.25 * token as f32 - 1.0).collect();
+    let alone: Vec<f64> =
+        (0..16).map(|token| loss((0..16).map(|i| f32::from(u8::from(i == token))).collect())).collect();
+    let sum: f64 = alone.iter().zip(&weights).map(|(loss, &weight)| loss * f64::from(weight)).sum();
+    let found = loss(weights);
+    assert!((found - sum).abs() <= 1e-12 * alone.iter().sum::<f64>(), "{found}, expected {sum}");
+    tally.case();
 }

@@ -1,4 +1,4 @@
-//! What of a conversation is supervised, under templates of several styles.
+//! The supervised part of a conversation, under templates of several styles.
 
 use proptest::prelude::*;
 use qlora_train::data::{ChatTokenizer, UNSUPERVISED, describe, load};

@@ -35,7 +35,7 @@ fn a_micro_batch_is_the_rows_one_behind_the_other_with_shifted_targets() {
     let batch = MicroBatch::new([&row(&[5, 6, 7], &[-100, 6, 7]), &row(&[8, 9], &[8, -100]), &row(&[4], &[4])]);
     assert_eq!(batch.input_ids, [5, 6, 7, 8, 9, 4]);
     assert_eq!(batch.positions, [0, 1, 2, 0, 1, 0]);
-    assert_eq!(batch.cu_seqlens, [0, 3, 5, 6]);
+    assert_eq!(batch.boundaries, [0, 3, 5, 6]);
     assert_eq!(batch.targets, [6, 7, -100, -100, -100, -100]);
     assert_eq!((batch.supervised, batch.tokens(), batch.rows()), (2, 6, 3));
 }
@@ -43,7 +43,7 @@ fn a_micro_batch_is_the_rows_one_behind_the_other_with_shifted_targets() {
 #[test]
 fn a_micro_batch_of_nothing_is_empty() {
     let batch = MicroBatch::new([]);
-    assert_eq!((batch.tokens(), batch.rows(), batch.cu_seqlens), (0, 0, vec![0]));
+    assert_eq!((batch.tokens(), batch.rows(), batch.boundaries), (0, 0, vec![0]));
     assert!(MicroBatch::new([&row(&[], &[])]).targets.is_empty());
 }
 
@@ -213,8 +213,8 @@ proptest! {
         prop_assert_eq!(batch.rows(), rows.len());
         prop_assert_eq!(batch.supervised, rows.iter().map(Row::supervised).sum::<usize>());
         for (b, row) in rows.iter().enumerate() {
-            let start = batch.cu_seqlens[b] as usize;
-            prop_assert_eq!(batch.cu_seqlens[b + 1] as usize - start, row.len());
+            let start = batch.boundaries[b] as usize;
+            prop_assert_eq!(batch.boundaries[b + 1] as usize - start, row.len());
             for t in 0..row.len() {
                 prop_assert_eq!(batch.input_ids[start + t], row.input_ids[t]);
                 prop_assert_eq!(batch.positions[start + t] as usize, t);

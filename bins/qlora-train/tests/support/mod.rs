@@ -1,5 +1,7 @@
 //! A random model in memory, and the f64 oracle of its loss.
 
+pub mod ranges;
+
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::{self, AttentionShape, LoraTerm, RopeTable};
@@ -117,7 +119,8 @@ impl Oracle {
         }
         let normed = norm(&stream, "model.norm.weight");
         let head = self.tensors.get("lm_head.weight").unwrap_or(embedding);
-        reference::linear_cross_entropy(&normed, head, batch.targets, None, 1.0, None, h)
+        let weights = batch.weights.map(wide);
+        reference::linear_cross_entropy(&normed, head, batch.targets, weights.as_deref(), 1.0, None, h)
     }
 
     fn linear(
@@ -171,6 +174,7 @@ pub struct Documents {
     positions: Vec<u32>,
     boundaries: Vec<u32>,
     targets: Vec<i32>,
+    pub weights: Option<Vec<f32>>,
 }
 
 impl Documents {
@@ -189,7 +193,15 @@ impl Documents {
             }
             boundaries.push((start + len) as u32);
         }
-        Self { input_ids, positions, boundaries, targets }
+        Self { input_ids, positions, boundaries, targets, weights: None }
+    }
+
+    /// With random weights of its tokens: of either sign, a third of them 0.
+    pub fn weighted(mut self, seed: u64) -> Self {
+        let mut stream = Stream::new(seed, 1 << 41);
+        let mut weight = || if stream.below(3) == 0 { 0.0 } else { 3.0 * stream.uniform() - 0.5 };
+        self.weights = Some(self.targets.iter().map(|_| weight()).collect());
+        self
     }
 
     /// One document of this batch on its own.
@@ -198,7 +210,8 @@ impl Documents {
             input_ids: self.input_ids[range.clone()].to_vec(),
             positions: self.positions[range.clone()].to_vec(),
             boundaries: vec![0, range.len() as u32],
-            targets: self.targets[range].to_vec(),
+            targets: self.targets[range.clone()].to_vec(),
+            weights: self.weights.as_ref().map(|weights| weights[range].to_vec()),
         }
     }
 
@@ -208,6 +221,7 @@ impl Documents {
             positions: &self.positions,
             boundaries: &self.boundaries,
             targets: &self.targets,
+            weights: self.weights.as_deref(),
         }
     }
 }

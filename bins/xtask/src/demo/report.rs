@@ -1,4 +1,4 @@
-//! What the demo measured, for the terminal, as a page, and as JSON.
+//! Measurements of the demo, for the terminal, as a page, and as JSON.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};

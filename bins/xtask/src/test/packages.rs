@@ -21,8 +21,11 @@ pub fn features(workspace: &Workspace) -> Result<Outcome> {
     for package in packages(workspace)? {
         for set in power_set(&package.features.keys().map(String::as_str).collect::<Vec<_>>()) {
             println!("{} with [{set}]", package.name);
-            let mut command = workspace.cargo(&["check", "--quiet", "--release", "--locked", "--no-default-features"]);
-            command.args(["--package", &package.name, "--features", &set]);
+            let set: Vec<_> = set.split(',').filter(|name| !name.is_empty()).collect();
+            let set: Vec<_> = set.iter().map(|name| format!("{}/{name}", package.name)).collect();
+            // All of the workspace, so that the dependencies keep their features and are not checked again.
+            let mut command = workspace.cargo(&["check", "--quiet", "--release", "--locked", "--workspace"]);
+            command.args(["--features", &set.join(",")]);
             check(command.env("QLORA_CUDA_ARCHS", cuda::archs_variable()))?;
             count += 1;
         }

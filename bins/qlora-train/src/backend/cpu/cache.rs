@@ -2,7 +2,7 @@
 
 use super::elementwise::{LANES, dot, exp_shifted};
 use super::gemm::simd::vectorized;
-use crate::backend::batch::Current;
+use crate::backend::CheckedBatch;
 use qlora_kernels::reference::AttentionShape;
 use rayon::prelude::*;
 
@@ -10,13 +10,13 @@ use rayon::prelude::*;
 const TILE: usize = 128;
 
 /// For every token of the batch: the first row of its document in the cache.
-fn starts_of_tokens(batch: &Current, starts: &[u32]) -> Vec<usize> {
+fn starts_of_tokens(batch: &CheckedBatch, starts: &[u32]) -> Vec<usize> {
     let documents = batch.boundaries.windows(2).zip(starts);
     documents.flat_map(|(w, &start)| (w[0]..w[1]).map(move |_| start as usize)).collect()
 }
 
 /// Copies the keys and values of the batch to their rows of `cache` `[rows, k‖v]`.
-pub fn append(qkv: &[f32], batch: &Current, shape: AttentionShape, starts: &[u32], cache: &mut [f32]) {
+pub fn append(qkv: &[f32], batch: &CheckedBatch, shape: AttentionShape, starts: &[u32], cache: &mut [f32]) {
     let (width, from) = (2 * shape.kv_heads * shape.head_dim, shape.out());
     let rows = qkv.chunks_exact(shape.qkv()).zip(starts_of_tokens(batch, starts)).zip(&batch.positions);
     for ((qkv, start), &position) in rows {
@@ -29,7 +29,7 @@ pub fn append(qkv: &[f32], batch: &Current, shape: AttentionShape, starts: &[u32
 pub fn attention(
     qkv: &[f32],   // [M, qkv]
     cache: &[f32], // [rows, k‖v]
-    batch: &Current,
+    batch: &CheckedBatch,
     shape: AttentionShape,
     starts: &[u32],
     out: &mut [f32], // [M, H·D]

@@ -3,8 +3,9 @@
 use super::gemm::pack::Scaled;
 use super::gemm::panels::{Left, Product, Right, TOKENS, multiply};
 use super::workspace::Workspace;
-use super::{Cpu, Dense, TOKEN_CHUNK};
-use crate::backend::{LinearGroup, Quantization, Segment, quantize};
+use super::{Cpu, CpuParam, Dense, TOKEN_CHUNK};
+use crate::backend::weights::quantize;
+use crate::backend::{LinearGroup, Quantization, Segment};
 use crate::error::Result;
 use crate::files::tensor::StoredWeight;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
@@ -14,6 +15,8 @@ use rayon::prelude::*;
 pub enum CpuWeight {
     Nf4(Nf4Matrix),
     Dense(Dense),
+    /// In a dry run
+    Unread,
 }
 
 impl CpuWeight {
@@ -33,6 +36,7 @@ impl CpuWeight {
         match self {
             CpuWeight::Nf4(matrix) => matrix.bytes() as u64,
             CpuWeight::Dense(dense) => dense.bytes(),
+            CpuWeight::Unread => 0,
         }
     }
 }
@@ -56,13 +60,19 @@ fn apply_dropout(x: &mut [f32], k: usize, first_token: usize, dropout: &Dropout)
     }
 }
 
-/// `x` itself without dropout, else a masked copy of it in `scratch`.
-fn dropped<'a>(x: &'a [f32], k: usize, dropout: Option<Dropout>, scratch: &'a mut [f32]) -> &'a [f32] {
+/// `x` itself without dropout, else a masked copy of it in `scratch`. Its rows are those of the batch from `first_token` on.
+fn dropped<'a>(
+    x: &'a [f32],
+    k: usize,
+    first_token: usize,
+    dropout: Option<Dropout>,
+    scratch: &'a mut [f32],
+) -> &'a [f32] {
     let Some(dropout) = dropout.filter(|d| !d.is_identity()) else { return x };
     let out = &mut scratch[..x.len()];
     out.par_chunks_mut(TOKEN_CHUNK * k).zip(x.par_chunks(TOKEN_CHUNK * k)).enumerate().for_each(|(chunk, (out, x))| {
         out.copy_from_slice(x);
-        apply_dropout(out, k, chunk * TOKEN_CHUNK, &dropout);
+        apply_dropout(out, k, first_token + chunk * TOKEN_CHUNK, &dropout);
     });
     out
 }
@@ -71,12 +81,13 @@ fn dropped<'a>(x: &'a [f32], k: usize, dropout: Option<Dropout>, scratch: &'a mu
 pub fn lora_down(
     workspace: &mut Workspace,
     x: &[f32], // [M, K]
+    first_token: usize,
     group: &LinearGroup<Cpu>,
     dropout: Option<Dropout>,
     s: &mut [f32], // [M, Σr]
 ) {
     let (k, width) = (group.k, group.r());
-    let x = dropped(x, k, dropout, &mut workspace.dropped);
+    let x = dropped(x, k, first_token, dropout, &mut workspace.dropped);
     for (_, column, segment) in placed(group) {
         if let Some(lora) = &segment.lora {
             let a = Scaled { data: &lora.a.value, stride: k, factor: lora.scale };
@@ -97,7 +108,7 @@ pub fn forward(
 ) {
     let (k, n, r) = (group.k, group.n(), group.r());
     for (out_column, rank_column, segment) in placed(group) {
-        let mut products = vec![Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&segment.weight))];
+        let mut products = vec![Product::new(Left::Rows { data: x, stride: k }, k, Right::Turned(&*segment.weight))];
         let b;
         if let (Some(s), Some(lora)) = (s, &segment.lora) {
             b = Scaled { data: &lora.b.value, stride: lora.r, factor: 1.0 };
@@ -107,6 +118,7 @@ pub fn forward(
         let columns = out_column..out_column + segment.n;
         multiply(&mut workspace.panels, y, n, x.len() / k, columns.clone(), false, &products);
         if let Some(bias) = &segment.bias {
+            let bias: &[f32] = bias;
             y.par_chunks_exact_mut(n)
                 .with_min_len(16)
                 .for_each(|y| y[columns.clone()].iter_mut().zip(bias).for_each(|(y, b)| *y += b));
@@ -115,7 +127,7 @@ pub fn forward(
 }
 
 /// `T = scale·dY·B`
-pub fn lora_up(
+pub fn lora_dy_b(
     workspace: &mut Workspace,
     dy: &[f32], // [M, ΣN]
     group: &LinearGroup<Cpu>,
@@ -134,10 +146,11 @@ pub fn lora_up(
 }
 
 /// `dX = dY·W + dropout(T·A)`
-pub fn backward(
+pub fn dx(
     workspace: &mut Workspace,
     dy: &[f32],        // [M, ΣN]
     t: Option<&[f32]>, // [M, Σr]
+    first_token: usize,
     group: &LinearGroup<Cpu>,
     dropout: Option<Dropout>,
     dx: &mut [f32], // [M, K]
@@ -148,7 +161,7 @@ pub fn backward(
     let mut products: Vec<Product> = placed(group)
         .map(|(out_column, _, segment)| {
             let left = Left::Rows { data: &dy[out_column..], stride: n };
-            Product::new(left, segment.n, Right::upright(&segment.weight))
+            Product::new(left, segment.n, Right::upright(&*segment.weight))
         })
         .collect();
     let terms: Vec<(Left, usize, Scaled)> = placed(group)
@@ -169,7 +182,7 @@ pub fn backward(
     multiply(&mut workspace.panels, masked, k, rows, 0..k, false, &low_rank.collect::<Vec<_>>());
     let chunks = dx.par_chunks_mut(TOKEN_CHUNK * k).zip(masked.par_chunks_mut(TOKEN_CHUNK * k)).enumerate();
     chunks.for_each(|(chunk, (dx, masked))| {
-        apply_dropout(masked, k, chunk * TOKEN_CHUNK, &dropout);
+        apply_dropout(masked, k, first_token + chunk * TOKEN_CHUNK, &dropout);
         dx.iter_mut().zip(masked).for_each(|(dx, x)| *dx += *x);
     });
 }
@@ -181,25 +194,30 @@ pub fn lora_gradients(
     dy: &[f32], // [M, ΣN]
     s: &[f32],  // [M, Σr]
     t: &[f32],  // [M, Σr]
+    first_token: usize,
     group: &mut LinearGroup<Cpu>,
     dropout: Option<Dropout>,
 ) {
     let (k, n, r) = (group.k, group.n(), group.r());
     let tokens = x.len() / k;
-    let x = Scaled { data: dropped(x, k, dropout, &mut workspace.dropped), stride: k, factor: 1.0 };
+    let x = Scaled { data: dropped(x, k, first_token, dropout, &mut workspace.dropped), stride: k, factor: 1.0 };
     let (mut out_column, mut rank_column) = (0, 0);
     for segment in &mut group.segments {
         if let Some(lora) = &mut segment.lora {
             let rank = lora.r;
             let t = Left::Columns { data: &t[rank_column..], stride: r };
             let da = Product { left: t, k: tokens, right: Right::upright(&x), chunk: TOKENS };
-            multiply(&mut workspace.panels, &mut lora.a.gradient, k, rank, 0..k, true, &[da]);
+            multiply(&mut workspace.panels, gradient(&mut lora.a), k, rank, 0..k, true, &[da]);
             let s = Scaled { data: &s[rank_column..], stride: r, factor: 1.0 };
             let dy = Left::Columns { data: &dy[out_column..], stride: n };
             let db = Product { left: dy, k: tokens, right: Right::upright(&s), chunk: TOKENS };
-            multiply(&mut workspace.panels, &mut lora.b.gradient, rank, segment.n, 0..rank, true, &[db]);
+            multiply(&mut workspace.panels, gradient(&mut lora.b), rank, segment.n, 0..rank, true, &[db]);
             rank_column += rank;
         }
         out_column += segment.n;
     }
+}
+
+fn gradient(param: &mut CpuParam) -> &mut [f32] {
+    &mut param.training.as_mut().expect("only trained tensors have gradients").gradient
 }

@@ -12,21 +12,49 @@ pub const CHUNK: usize = 256;
 /// holds.
 const VOCABULARY: usize = 4096;
 
+/// The loss of the supervised tokens of a batch so far, summed over [`CHUNK`] of them at a time: the same bits however the batch is cut.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LossSum {
+    chunks: f64,
+    chunk: f64,
+    /// Tokens in `chunk`
+    tokens: usize,
+}
+
+impl LossSum {
+    fn add(&mut self, losses: &[f64]) {
+        for loss in losses {
+            self.chunk += loss;
+            self.tokens += 1;
+            if self.tokens == CHUNK {
+                *self = Self { chunks: self.chunks + self.chunk, chunk: 0.0, tokens: 0 };
+            }
+        }
+    }
+
+    pub fn total(&self) -> f64 {
+        self.chunks + self.chunk
+    }
+}
+
+/// Adds the weighted losses to `sum`, and writes `scale` times their gradient to `dx`.
 pub fn linear_cross_entropy(
     workspace: &mut Workspace,
     x: &[f32], // [M, H]
     head: &Dense,
     targets: &[i32], // [M]
-    weight: f32,
+    weights: &[f32], // [M], or empty: 1 each
+    scale: f32,
     mut dx: Option<&mut [f32]>, // [M, H]
-) -> f64 {
+    sum: &mut LossSum,
+) {
     let h = head.cols;
     if let Some(dx) = dx.as_deref_mut() {
         dx.fill(0.0);
     }
     let vocab = head.rows();
-    let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0).collect();
-    let mut loss = 0.0;
+    let weight_of = |token: usize| weights.get(token).copied().unwrap_or(1.0);
+    let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0 && weight_of(t) != 0.0).collect();
     for tokens in supervised.chunks(CHUNK) {
         let half = workspace.gathered.len() / 2;
         let (gathered, gradient) = workspace.gathered.split_at_mut(half);
@@ -36,22 +64,23 @@ pub fn linear_cross_entropy(
         }
         let logits = &mut workspace.logits[..tokens.len() * vocab];
         project(&mut workspace.panels, gathered, head, logits);
-        // Logits become weight·(softmax − onehot); the loss of each token is taken on the way.
+        // Logits become scale·weight·(softmax − onehot); the loss of each token is taken on the way.
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocab)
             .zip(tokens)
             .map(|(logits, &token)| {
                 let target = targets[token] as usize;
+                let weight = scale * weight_of(token);
                 let target_logit = logits[target];
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let sum = logits.chunks_mut(512).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>();
                 let factor = (f64::from(weight) / sum) as f32;
                 logits.iter_mut().for_each(|p| *p *= factor);
                 logits[target] -= weight;
-                f64::from(max) + sum.ln() - f64::from(target_logit)
+                f64::from(weight_of(token)) * (f64::from(max) + sum.ln() - f64::from(target_logit))
             })
             .collect();
-        loss += losses.iter().sum::<f64>();
+        sum.add(&losses);
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut gradient[..tokens.len() * h];
         for first in (0..vocab).step_by(VOCABULARY) {
@@ -64,7 +93,6 @@ pub fn linear_cross_entropy(
             dx[token * h..(token + 1) * h].copy_from_slice(from);
         }
     }
-    loss
 }
 
 /// Logits `[vocab]` of one row.

@@ -1,53 +1,78 @@
-//! The embedded default: f32 throughout, frozen weights dequantised panel by panel.
+//! The embedded default: f32 throughout, frozen weights dequantized panel by panel.
 //!
 //! Work is split into pieces whose sizes are constants, and every sum over tokens or panels runs in order, so a result
 //! does not depend on the number of threads.
 
 mod attention;
 mod cache;
+mod compute;
 mod elementwise;
 mod gemm;
 mod linear;
 mod loss;
+mod memory;
 mod operands;
-mod operations;
 mod optimizer;
+mod weights;
 mod workspace;
 
-pub use workspace::Workspace;
-
-use crate::backend::batch::Current;
 use crate::backend::dims::Dims;
-pub use operands::{CpuBuffer, CpuParam, Dense};
+use crate::backend::{CheckedBatch, Operands, Trace};
+use linear::CpuWeight;
+use loss::LossSum;
+pub use memory::CpuBuffer;
+use memory::{Held, HostMemory};
+pub use operands::{CpuParam, Dense};
 use qlora_kernels::reference::RopeTable;
-use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Instant;
+use workspace::Workspace;
 
 /// Tokens of one task of a parallel operation.
 const TOKEN_CHUNK: usize = 256;
 
 pub struct Cpu {
     dims: Dims,
-    workspace: Workspace,
-    batch: Current,
-    rope: Option<RopeTable<f32>>,
-    /// Buffers that were freed, by width; they are handed out again before new ones are made.
-    pool: HashMap<usize, Vec<Vec<f32>>>,
-    /// Of the last batch, summed over its supervised tokens.
-    loss: f64,
-    marks: Vec<Instant>,
-    bytes: u64,
+    memory: Rc<HostMemory>,
+    workspace: Held<Workspace>,
+    batch: CheckedBatch,
+    /// With how many positions they are for
+    rope: Option<(usize, Held<RopeTable<f32>>)>,
+    loss: LossSum,
+    events: Vec<Instant>,
+    trace: Trace,
+}
+
+impl Operands for Cpu {
+    type Buffer = CpuBuffer;
+    type Weight = Held<CpuWeight>;
+    type Table = Held<Dense>;
+    type Vector = Held<Vec<f32>>;
+    type Param = CpuParam;
+    type Offloaded = CpuBuffer;
 }
 
 impl Cpu {
     pub fn new(dims: Dims) -> Self {
         let workspace = Workspace::new(&dims);
-        let bytes = workspace.bytes();
-        let batch = Current::default();
-        Self { dims, workspace, batch, rope: None, pool: HashMap::new(), loss: 0.0, marks: Vec::new(), bytes }
+        Self::with(dims, HostMemory::new(false), workspace)
     }
 
-    fn tokens(&self) -> usize {
-        self.batch.input_ids.len()
+    /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would hold.
+    pub fn dry_run(dims: Dims) -> Self {
+        Self::with(dims, HostMemory::new(true), Workspace::default())
+    }
+
+    fn with(dims: Dims, memory: Rc<HostMemory>, workspace: Workspace) -> Self {
+        Self {
+            workspace: memory.hold("workspace", Workspace::bytes_for(&dims), workspace),
+            dims,
+            memory,
+            batch: CheckedBatch::default(),
+            rope: None,
+            loss: LossSum::default(),
+            events: Vec::new(),
+            trace: Trace::default(),
+        }
     }
 }

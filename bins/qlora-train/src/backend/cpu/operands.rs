@@ -1,14 +1,9 @@
-//! What the operations work on: buffers, stored matrices, trainable tensors.
+//! Operands of the operations beside buffers: stored matrices and trainable tensors.
 
-use crate::backend::OptimizerState;
+use super::memory::Held;
+use crate::backend::{OptimizerState, TableShape};
 use crate::files::tensor::{Tensor16, TensorData};
 use half::slice::HalfFloatSliceExt;
-
-/// `[capacity, width]`; operations use the rows of the current batch.
-pub struct CpuBuffer {
-    pub(super) data: Vec<f32>,
-    pub(super) width: usize,
-}
 
 /// `[rows, cols]` as stored in the checkpoint.
 pub struct Dense {
@@ -16,7 +11,18 @@ pub struct Dense {
     pub(super) cols: usize,
 }
 
+impl TableShape for Held<Dense> {
+    fn vocab(&self) -> usize {
+        self.rows()
+    }
+}
+
 impl Dense {
+    /// Only its shape, for a dry run.
+    pub(super) fn unread(rows: usize, cols: usize) -> Self {
+        Self { tensor: Tensor16 { shape: vec![rows, cols], data: TensorData::Bf16(Vec::new()) }, cols }
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.tensor.shape[0]
     }
@@ -41,29 +47,21 @@ impl Dense {
     }
 }
 
+/// A trainable tensor. Empty in a dry run.
 pub struct CpuParam {
-    pub(super) value: Vec<f32>,
-    pub(super) gradient: Vec<f32>,
-    pub(super) state: Option<OptimizerState>,
+    pub(super) value: Held<Vec<f32>>,
+    pub(super) training: Option<Training>,
+}
+
+/// The gradient and optimizer states of a tensor that is trained.
+pub(super) struct Training {
+    pub gradient: Held<Vec<f32>>,
+    pub state: Held<OptimizerState>,
 }
 
 impl CpuParam {
     /// The accumulated gradient; empty where the tensor is not trained.
     pub fn gradient(&self) -> &[f32] {
-        &self.gradient
+        self.training.as_ref().map_or(&[], |training| &training.gradient)
     }
-
-    pub(super) fn bytes(&self) -> u64 {
-        let floats = self.value.len() + self.gradient.len();
-        (floats * size_of::<f32>()) as u64 + self.state.as_ref().map_or(0, OptimizerState::bytes)
-    }
-}
-
-/// The rows of the current batch.
-pub(super) fn rows(buffer: &CpuBuffer, tokens: usize) -> &[f32] {
-    &buffer.data[..tokens * buffer.width]
-}
-
-pub(super) fn rows_mut(buffer: &mut CpuBuffer, tokens: usize) -> &mut [f32] {
-    &mut buffer.data[..tokens * buffer.width]
 }

@@ -1,64 +1,114 @@
-//! Gradient norm and AdamW over all trainable tensors.
+//! Trainable tensors, the norm of their gradients, and AdamW over all of them.
 
-use super::CpuParam;
-use crate::backend::{OptimizerState, ParamUpdate, StateFormat, clip};
+use super::operands::Training;
+use super::{Cpu, CpuParam};
+use crate::backend::{Memory, Optimizer, OptimizerState, ParamUpdate, StateFormat, clip};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::blockwise::adamw_blockwise;
-use qlora_kernels::reference;
+use qlora_kernels::reference::{self, AdamW};
 use rayon::prelude::*;
 
-/// A tensor before its first update; without gradient and states if it is not trained.
-pub fn param(value: Vec<f32>, states: Option<StateFormat>) -> CpuParam {
-    let state = states.map(|format| format.zeros(value.len()));
-    let gradient = vec![0.0; if state.is_some() { value.len() } else { 0 }];
-    CpuParam { value, gradient, state }
+impl Optimizer for Cpu {
+    fn param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CpuParam> {
+        // What is held in a dry run, and what it is counted as.
+        let (held, bytes) = (if self.is_dry_run() { 0 } else { len }, len as u64 * 4);
+        let value = if self.is_dry_run() { Vec::new() } else { init()? };
+        assert_eq!(value.len(), held, "trainable tensor");
+        let memory = &self.memory;
+        let training = states.map(|format| Training {
+            gradient: memory.hold("LoRA gradients", bytes, vec![0.0; held]),
+            state: memory.hold("AdamW states", format.bytes(len), format.zeros(held)),
+        });
+        Ok(CpuParam { value: memory.hold("LoRA A and B", bytes, value), training })
+    }
+
+    fn param_values(&self, param: &CpuParam) -> Result<Vec<f32>> {
+        Ok(param.value.clone())
+    }
+
+    fn optimizer_state(&self, param: &CpuParam) -> Result<Option<OptimizerState>> {
+        Ok(param.training.as_ref().map(|training| training.state.clone()))
+    }
+
+    fn restore(&mut self, param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
+        let n = param.value.len();
+        if values.len() != n {
+            refuse!("found {} values, expected {n}", values.len());
+        }
+        let Some(training) = &mut param.training else {
+            refuse!("found {}, expected none: the tensor is not trained", state.describe());
+        };
+        if !training.state.fits(&state) {
+            refuse!("found {}, expected {}", state.describe(), training.state.describe());
+        }
+        (*param.value, *training.state) = (values, state);
+        Ok(())
+    }
+
+    fn gradient(&self, param: &CpuParam) -> Result<Vec<f32>> {
+        Ok(param.gradient().to_vec())
+    }
+
+    fn restore_gradient(&mut self, param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
+        let own = param.gradient().len();
+        if gradient.len() != own {
+            refuse!("found a gradient of {} values, expected {own}", gradient.len());
+        }
+        if let Some(training) = &mut param.training {
+            *training.gradient = gradient;
+        }
+        Ok(())
+    }
+
+    fn clear_gradients(&mut self, params: Vec<&mut CpuParam>) -> Result<()> {
+        params.into_iter().filter_map(|param| param.training.as_mut()).for_each(|training| training.gradient.fill(0.0));
+        Ok(())
+    }
+
+    fn clip_and_update(&mut self, updates: Vec<ParamUpdate<'_, CpuParam>>, max_norm: f64) -> Result<f64> {
+        let tensors = updates.into_iter().map(|ParamUpdate { param: CpuParam { value, training }, settings }| {
+            let Training { gradient, state } = training.as_mut().expect("only trained tensors are updated");
+            Tensor { value, gradient, state, settings }
+        });
+        let tensors: Vec<Tensor> = tensors.collect();
+        let norm = gradient_norm(&tensors);
+        if norm.is_finite() {
+            let scale = clip(norm, max_norm);
+            // Each is updated as on its own.
+            tensors.into_par_iter().for_each(|tensor| tensor.update(scale));
+        }
+        Ok(norm)
+    }
+}
+
+/// One tensor of an update.
+struct Tensor<'a> {
+    value: &'a mut [f32],
+    gradient: &'a [f32],
+    state: &'a mut OptimizerState,
+    settings: AdamW,
+}
+
+impl Tensor<'_> {
+    fn update(self, scale: f32) {
+        let Self { value, gradient, state, settings } = self;
+        match state {
+            OptimizerState::F32 { m, v } => reference::adamw(&settings, scale, gradient, value, m, v),
+            OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => {
+                adamw_blockwise(&settings, scale, gradient, value, m, m_absmax, v, v_absmax);
+            }
+        }
+    }
 }
 
 /// In f64: per tensor in order, then over the tensors in order.
-fn gradient_norm(updates: &[ParamUpdate<'_, CpuParam>]) -> f64 {
-    let squares =
-        updates.par_iter().map(|update| update.param.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum());
+fn gradient_norm(tensors: &[Tensor]) -> f64 {
+    let squares = tensors.par_iter().map(|tensor| tensor.gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum());
     squares.collect::<Vec<f64>>().iter().sum::<f64>().sqrt()
-}
-
-/// Tensors in parallel: each is updated as on its own. Returns the gradients' norm before clipping.
-pub fn update(updates: Vec<ParamUpdate<'_, CpuParam>>, max_norm: f64) -> f64 {
-    let norm = gradient_norm(&updates);
-    if norm.is_finite() {
-        let scale = clip(norm, max_norm);
-        updates.into_par_iter().for_each(|ParamUpdate { param: CpuParam { value, gradient, state }, settings }| {
-            match state {
-                Some(OptimizerState::F32 { m, v }) => reference::adamw(&settings, scale, gradient, value, m, v),
-                Some(OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax }) => {
-                    adamw_blockwise(&settings, scale, gradient, value, m, m_absmax, v, v_absmax);
-                }
-                None => unreachable!("only trained tensors are updated"),
-            }
-        });
-    }
-    norm
-}
-
-pub fn restore(param: &mut CpuParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
-    let n = param.value.len();
-    if values.len() != n {
-        refuse!("found {} values, expected {n}", values.len());
-    }
-    match &param.state {
-        Some(own) if own.fits(&state) => {
-            (param.value, param.state) = (values, Some(state));
-            Ok(())
-        }
-        Some(own) => refuse!("found {}, expected {}", state.describe(), own.describe()),
-        None => refuse!("found {}, expected none: the tensor is not trained", state.describe()),
-    }
-}
-
-pub fn restore_gradient(param: &mut CpuParam, gradient: Vec<f32>) -> Result<()> {
-    if gradient.len() != param.gradient.len() {
-        refuse!("found a gradient of {} values, expected {}", gradient.len(), param.gradient.len());
-    }
-    param.gradient = gradient;
-    Ok(())
 }

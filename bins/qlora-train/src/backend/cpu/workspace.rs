@@ -7,7 +7,7 @@ use crate::backend::dims::Dims;
 /// Threads that take part in one product at most.
 const MAX_THREADS: usize = 64;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Workspace {
     /// Dequantised panels of weights and tables, one for each thread.
     pub panels: Vec<f32>,
@@ -44,13 +44,8 @@ impl Workspace {
         Self { panels, dropped, scores, delta, logits, gathered }
     }
 
-    /// The bytes that [`Workspace::new`] will take.
+    /// The bytes that [`Workspace::new`] takes.
     pub fn bytes_for(dims: &Dims) -> u64 {
         lengths(dims).iter().map(|&len| len as u64 * 4).sum()
-    }
-
-    pub fn bytes(&self) -> u64 {
-        let all = [&self.panels, &self.dropped, &self.scores, &self.delta, &self.logits, &self.gathered];
-        all.iter().map(|v| v.len() as u64 * 4).sum()
     }
 }

@@ -1,6 +1,6 @@
 //! Keys and values of earlier tokens on the device.
 
-use super::memory::Memory;
+use super::memory::DeviceMemory;
 use super::operands::CudaBuffer;
 use super::{BatchMemory, Cuda};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ pub struct CacheMemory {
 }
 
 impl CacheMemory {
-    pub fn new(memory: &Memory) -> Result<Self> {
+    pub fn new(memory: &DeviceMemory) -> Result<Self> {
         Ok(Self { starts: memory.take(NAME, 0)?, uploaded: Vec::new(), workspace: memory.take(NAME, 0)? })
     }
 }
@@ -30,7 +30,7 @@ impl CacheMemory {
 impl Cuda {
     /// Puts the documents' `starts` on the device, once for all layers, and makes sure of the workspace. Failed: a document that does not
     /// fit the cache's rows.
-    fn prepare_cache(&mut self, shape: AttentionShape, starts: &[u32]) -> Result<()> {
+    pub(super) fn reserve_cache(&mut self, shape: AttentionShape, starts: &[u32]) -> Result<()> {
         let given = self.batch_documents.len();
         assert_eq!(starts.len(), given, "a start for each document of the batch");
         let with_tokens =
@@ -63,47 +63,46 @@ impl Cuda {
     /// Every batch of a run has room for rows as long as the rotation angles reach.
     fn cache_shape(&self, attention: AttentionShape) -> Shape {
         let longest = self.rope.as_ref().map_or(1, |rope| rope.positions);
-        Shape { attention, m: self.tokens(), documents: self.batch.boundaries.len() - 1, longest }
+        Shape { attention, m: self.batch.tokens(), documents: self.batch.boundaries.len() - 1, longest }
     }
 
-    pub(super) fn append(
+    pub(super) fn append_to_cache(
         &mut self,
         qkv: &CudaBuffer,
         shape: AttentionShape,
-        starts: &[u32],
         cache: &mut CudaBuffer,
     ) -> Result<()> {
-        self.prepare_cache(shape, starts)?;
-        let Some(stream) = self.memory.stream() else { return Ok(()) };
-        let new = new_tokens(self.cache_shape(shape), qkv, &self.on_device, &self.cache.starts);
-        Ok(attention_cache::append(&new, cache.rows_mut(self.dims.tokens), stream)?)
+        let new = new_tokens(self.cache_shape(shape), qkv, &self.on_device, &self.cache.starts)?;
+        Ok(attention_cache::append(&new, cache.all_mut(), self.memory.stream())?)
     }
 
-    pub(super) fn attend(
+    pub(super) fn attention_over_cache(
         &mut self,
         qkv: &CudaBuffer,
         cache: &CudaBuffer,
         shape: AttentionShape,
-        starts: &[u32],
         out: &mut CudaBuffer,
     ) -> Result<()> {
-        self.prepare_cache(shape, starts)?;
-        let Some(stream) = self.memory.stream() else { return Ok(()) };
         let shape = self.cache_shape(shape);
         let CacheMemory { starts, workspace, .. } = &mut self.cache;
-        let new = new_tokens(shape, qkv, &self.on_device, starts);
-        let (rows, out) = (cache.rows(self.dims.tokens), out.rows_mut(shape.m));
-        Ok(attention_cache::attention(&new, rows, out, workspace.view_mut(), stream)?)
+        let new = new_tokens(shape, qkv, &self.on_device, starts)?;
+        let out = out.rows_mut(&(0..shape.m))?;
+        Ok(attention_cache::attention(&new, cache.all(), out, workspace.view_mut(), self.memory.stream())?)
     }
 }
 
 /// Fields one by one: the workspace is written while these are read.
-fn new_tokens<'a>(shape: Shape, qkv: &'a CudaBuffer, batch: &'a BatchMemory, starts: &'a Buffer<u32>) -> NewTokens<'a> {
-    NewTokens {
+fn new_tokens<'a>(
+    shape: Shape,
+    qkv: &'a CudaBuffer,
+    batch: &'a BatchMemory,
+    starts: &'a Buffer<u32>,
+) -> Result<NewTokens<'a>> {
+    Ok(NewTokens {
         shape,
-        qkv: qkv.rows(shape.m),
+        qkv: qkv.rows(&(0..shape.m))?,
         boundaries: batch.boundaries.view().first(shape.documents + 1),
         starts: starts.view().first(shape.documents),
         positions: batch.positions.view().first(shape.m),
-    }
+    })
 }

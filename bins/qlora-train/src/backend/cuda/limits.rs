@@ -1,4 +1,4 @@
-//! What the kernels do not compute, refused when a model is loaded.
+//! Limits of the kernels: models beyond them are refused when a model is loaded.
 
 use super::{Cuda, CudaWeight};
 use crate::arch::Arch;

@@ -1,14 +1,15 @@
 //! The output layer and the loss.
 
-use super::Cuda;
-use super::memory::{Memory, fetch};
+use super::memory::{DeviceMemory, fetch};
 use super::operands::{CudaBuffer, CudaTable};
+use crate::backend::CheckedBatch;
 use crate::backend::dims::Dims;
 use crate::error::Result;
-use crate::refuse;
-use qlora_kernels::device::{Buffer, ReadbackStaging, ViewMut};
+use half::bf16;
+use qlora_kernels::device::{Buffer, ReadbackStaging, View, ViewMut};
 use qlora_kernels::ops::cross_entropy::{self, CrossEntropy, LossState, Shape};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
+use std::ops::Range;
 
 /// Tokens whose logits exist at one time, at most as many as a batch has.
 const CHUNK: usize = cross_entropy::CHUNK;
@@ -22,14 +23,16 @@ pub struct LossMemory {
     losses: Buffer<f32>,
     state: Buffer<u64>,
     workspace: Buffer<u8>,
-    /// Where the state is read; none while planning.
+    /// Where the state is read; none in a dry run.
     outbox: Option<ReadbackStaging<u64>>,
     /// `[vocab]` of every token whose logits are computed together; made when there is one
     logits: Vec<Buffer<f32>>,
+    /// Whether the last losses were computed of all tokens at once, and summed on the device.
+    whole: bool,
 }
 
 impl LossMemory {
-    pub fn new(memory: &Memory, dims: &Dims) -> Result<Self> {
+    pub fn new(memory: &DeviceMemory, dims: &Dims) -> Result<Self> {
         let &Dims { tokens, hidden, vocab, training, .. } = dims;
         let shape = Shape { m: tokens, h: hidden, vocab, supervised: tokens, chunk: CHUNK };
         let workspace = cross_entropy::workspace_bytes(&shape, training)?;
@@ -39,66 +42,117 @@ impl LossMemory {
             workspace: memory.take("logits of the loss", workspace)?,
             outbox: memory.outbox(cross_entropy::STATE_LEN)?,
             logits: Vec::new(),
+            whole: true,
         })
     }
 }
 
-impl Cuda {
-    pub(super) fn cross_entropy(
+/// What the tokens of a range are to predict.
+pub struct Targets<'a> {
+    pub batch: &'a CheckedBatch,
+    pub tokens: &'a Range<usize>,
+    /// Targets of the range
+    pub device: View<'a, i32>,
+    /// Weights of the range; none: 1 each
+    pub device_weights: Option<View<'a, f32>>,
+}
+
+impl LossMemory {
+    pub fn cross_entropy(
         &mut self,
+        memory: &DeviceMemory,
+        targets: Targets<'_>,
         x: &CudaBuffer,
         head: &CudaTable,
         weight: f32,
         dx: Option<&mut CudaBuffer>,
     ) -> Result<()> {
-        let Some(stream) = self.memory.stream() else { return Ok(()) };
-        let (m, vocab) = (self.tokens(), head.vocab);
-        let targets = &self.batch.targets;
-        if let Some(target) = targets.iter().find(|&&target| target >= 0 && target as usize >= vocab) {
-            refuse!("token id {target} is outside the vocabulary of {vocab}");
-        }
-        let supervised = targets.iter().filter(|&&target| target >= 0).count();
+        let Targets { batch, tokens, device, device_weights } = targets;
+        let counts = |token: usize| batch.targets[token] >= 0 && batch.weights.get(token) != Some(&0.0);
+        let supervised = tokens.clone().filter(|&token| counts(token)).count();
         let input = CrossEntropy {
-            shape: Shape { m, h: head.hidden, vocab, supervised, chunk: CHUNK },
+            shape: Shape { m: tokens.len(), h: head.hidden, vocab: head.vocab, supervised, chunk: CHUNK },
             gradient_scale: weight,
-            weights: None,
-            hidden: x.rows(m),
+            weights: device_weights,
+            hidden: x.rows(tokens)?,
             head: head.data.view(),
-            targets: self.on_device.targets.view().first(m),
+            targets: device,
         };
-        let LossMemory { losses, state, workspace, outbox, .. } = &mut self.loss;
-        let dhidden = dx.map(|dx| dx.rows_mut(m));
-        let losses = losses.view_mut().first(m);
-        cross_entropy::cross_entropy(&input, losses, state.view_mut(), dhidden, workspace.view_mut(), stream)?;
-        fetch(&self.memory, outbox, state)
+        let dhidden = dx.map(|dx| dx.rows_mut(tokens)).transpose()?;
+        let losses = self.losses.view_mut().skip(tokens.start).first(tokens.len());
+        let (state, workspace) = (self.state.view_mut(), self.workspace.view_mut());
+        cross_entropy::cross_entropy(&input, losses, state, dhidden, workspace, memory.stream())?;
+        self.whole = tokens.len() == batch.tokens();
+        if self.whole { fetch(&mut self.outbox, &self.state) } else { Ok(()) }
     }
 
-    /// The sum of the last losses, NaN if one is not finite.
-    pub(super) fn read_loss(&mut self) -> Result<f64> {
-        let Some(outbox) = &mut self.loss.outbox else { return Ok(0.0) };
+    /// The sum of a batch's losses, NaN if one is not finite.
+    pub fn read(&mut self, memory: &DeviceMemory, batch: &CheckedBatch) -> Result<f64> {
+        if !self.whole {
+            return Ok(sum(&memory.download(&self.losses)?[..batch.tokens()], &batch.weights));
+        }
+        let outbox = self.outbox.as_mut().expect("it is there while running");
         let words = outbox.wait()?;
         let found = LossState::from_words([words[0], words[1]]);
         Ok(if found.not_finite.is_some() { f64::NAN } else { found.sum })
     }
 
-    /// In f32, as they are summed; the output layer is read once for [`LOGITS`] tokens.
-    pub(super) fn logits_of(&mut self, x: &CudaBuffer, head: &CudaTable, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
-        let (m, h, vocab) = (self.tokens(), head.hidden, head.vocab);
-        while self.loss.logits.len() < tokens.len().min(LOGITS) {
-            self.loss.logits.push(self.memory.take("logits", vocab)?);
+    /// Room for the logits of as many tokens as are computed together.
+    pub fn reserve_logits(&mut self, memory: &DeviceMemory, head: &CudaTable, tokens: usize) -> Result<()> {
+        while self.logits.len() < tokens.min(LOGITS) {
+            self.logits.push(memory.take("logits", head.vocab)?);
         }
-        let Some(stream) = self.memory.stream() else { return Ok(vec![vec![0.0; vocab]; tokens.len()]) };
-        let layer = OutputLayer { m, h, vocab, hidden: x.rows(m), head: head.data.view() };
+        Ok(())
+    }
+
+    /// In f32, as they are summed; the output layer is read once for [`LOGITS`] tokens. `hidden` is of the whole batch.
+    pub fn logits(
+        &mut self,
+        memory: &DeviceMemory,
+        hidden: View<'_, bf16>,
+        head: &CudaTable,
+        tokens: &[usize],
+    ) -> Result<Vec<Vec<f32>>> {
+        let (m, h, vocab) = (hidden.len() / head.hidden, head.hidden, head.vocab);
+        let layer = OutputLayer { m, h, vocab, hidden, head: head.data.view() };
         let mut found = Vec::with_capacity(tokens.len());
         for tokens in tokens.chunks(LOGITS) {
             let rows: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
-            let buffers = &mut self.loss.logits[..rows.len()];
+            let buffers = &mut self.logits[..rows.len()];
             let mut outputs: Vec<ViewMut<'_, f32>> = buffers.iter_mut().map(Buffer::view_mut).collect();
-            logits(&layer, &rows, &mut outputs, stream)?;
+            logits(&layer, &rows, &mut outputs, memory.stream())?;
             for buffer in buffers.iter() {
-                found.push(self.memory.download(buffer)?);
+                found.push(memory.download(buffer)?);
             }
         }
         Ok(found)
     }
+}
+
+/// The sum of a batch that was cut into ranges, with the bits of the kernel's sum over a whole one: 256 tokens at a time, of each lane of a
+/// warp every 32nd in order, then of the lanes in pairs.
+fn sum(losses: &[f32], weights: &[f32]) -> f64 {
+    if losses.iter().any(|loss| !loss.is_finite()) {
+        return f64::NAN;
+    }
+    let weighted = |(token, &loss): (usize, &f32)| {
+        weights.get(token).map_or(f64::from(loss), |&weight| f64::from(loss) * f64::from(weight))
+    };
+    let losses: Vec<f64> = losses.iter().enumerate().map(weighted).collect();
+    let mut total = 0.0;
+    for losses in losses.chunks(256) {
+        let mut lanes = [0.0f64; 32];
+        for losses in losses.chunks(32) {
+            lanes.iter_mut().zip(losses).for_each(|(lane, &loss)| *lane += loss);
+        }
+        let mut width = 16;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
+            width /= 2;
+        }
+        total += lanes[0];
+    }
+    total
 }

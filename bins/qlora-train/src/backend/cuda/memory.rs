@@ -1,15 +1,18 @@
-//! What a run holds on the device, all of it from one arena; or what it would hold.
+//! Device memory of a run, all of it from one arena, or the record of a dry run.
 
-use crate::backend::plan::PlannedBuffer;
+use super::Cuda;
+use super::operands::{CudaBuffer, CudaOffloaded, Storage};
+use crate::backend::{self, PlannedBuffer};
 use crate::error::{Context, Error, Result};
 use qlora_kernels::device::{
     Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
 };
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 
-pub struct Memory {
-    /// None: a plan, which takes and gives back as the run does and computes nothing.
+pub struct DeviceMemory {
+    /// None: a dry run, which takes and gives back as the run does and computes nothing.
     /// Shared with whoever opened it.
     device: Option<Rc<Device>>,
     arena: Arena,
@@ -17,8 +20,8 @@ pub struct Memory {
     pinned: RefCell<Vec<PlannedBuffer>>,
 }
 
-impl Memory {
-    pub fn planning() -> Self {
+impl DeviceMemory {
+    pub fn dry_run() -> Self {
         Self { device: None, arena: Arena::planned(), pinned: RefCell::default() }
     }
 
@@ -34,9 +37,13 @@ impl Memory {
         self.device.as_deref()
     }
 
-    /// What operations are queued on; none while planning.
-    pub fn stream(&self) -> Option<Stream> {
-        self.device().map(Device::stream)
+    /// What operations are queued on.
+    ///
+    /// # Panics
+    ///
+    /// In a dry run, which computes nothing.
+    pub fn stream(&self) -> Stream {
+        self.device.as_ref().expect("a dry run computes nothing").stream()
     }
 
     /// Any bits; `name` is that of the plan's line.
@@ -46,10 +53,16 @@ impl Memory {
 
     pub fn zeros<T: Element>(&self, name: &'static str, len: usize) -> Result<Buffer<T>> {
         let mut buffer = self.take(name, len)?;
-        if let Some(device) = &self.device {
-            device.clear(&mut buffer)?;
-        }
+        self.clear(&mut buffer)?;
         Ok(buffer)
+    }
+
+    /// Overwrites all elements with zero bits.
+    pub fn clear<T: Element>(&self, buffer: &mut Buffer<T>) -> Result<()> {
+        match &self.device {
+            Some(device) => Ok(device.clear(buffer)?),
+            None => Ok(()),
+        }
     }
 
     /// `data` while running: `len` elements.
@@ -70,7 +83,7 @@ impl Memory {
         }
     }
 
-    /// Zeros while planning.
+    /// Zeros in a dry run.
     pub fn download<T: Element + Default>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         match &self.device {
             Some(device) => Ok(device.download(buffer)?),
@@ -86,7 +99,7 @@ impl Memory {
         }
     }
 
-    /// What `make` makes of pinned host memory for `len` elements; nothing while planning.
+    /// What `make` makes of pinned host memory for `len` elements; nothing in a dry run.
     fn pinned<T, P>(
         &self,
         name: &str,
@@ -125,56 +138,90 @@ impl Memory {
         })
     }
 
-    /// Pinned host memory, largest first.
-    pub fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        let mut lines = self.pinned.borrow().clone();
-        lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        lines
-    }
-
-    pub fn peak(&self) -> PeakUsage {
+    fn peak(&self) -> PeakUsage {
         self.arena.peak()
-    }
-
-    /// The lines of a plan: what is held when most is, largest first.
-    pub fn planned(&self) -> Vec<PlannedBuffer> {
-        let peak = self.arena.peak();
-        let mut lines: Vec<PlannedBuffer> =
-            peak.names.iter().map(|(name, &bytes)| PlannedBuffer { name: (*name).to_owned(), bytes }).collect();
-        let between = peak.bytes - peak.names.values().sum::<u64>();
-        if between > 0 {
-            lines.push(PlannedBuffer { name: "gaps between buffers".to_owned(), bytes: between });
-        }
-        lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        lines
     }
 }
 
-/// A buffer that gets new values again and again, and the pinned memory they come through; none while planning.
+impl backend::Memory for Cuda {
+    fn is_dry_run(&self) -> bool {
+        self.memory.device.is_none()
+    }
+
+    fn capacity(&self) -> usize {
+        self.dims.tokens
+    }
+
+    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
+        let data = Storage::Bf16(self.memory.take(name, tokens * width)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width })
+    }
+
+    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
+        let tokens = self.dims.tokens;
+        let data = Storage::F32(self.memory.take(name, tokens * width)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width })
+    }
+
+    fn offload(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        self.offload.offload(&self.memory, buffer)
+    }
+
+    fn keep(&mut self, buffer: CudaBuffer) -> CudaOffloaded {
+        CudaOffloaded::OnDevice(buffer)
+    }
+
+    fn prefetch(&mut self, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
+        self.offload.prefetch(&self.memory, offloaded)
+    }
+
+    fn wait(&mut self, offloaded: CudaOffloaded) -> Result<CudaBuffer> {
+        self.offload.wait(&self.memory, offloaded)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.memory.peak().bytes
+    }
+
+    fn planned(&self) -> Vec<PlannedBuffer> {
+        let peak = self.memory.peak();
+        let between = peak.bytes - peak.names.values().sum::<u64>();
+        let gaps = (between > 0).then_some(("gaps between buffers", between));
+        PlannedBuffer::lines(peak.names.iter().map(|(name, &bytes)| (*name, bytes)).chain(gaps))
+    }
+
+    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        PlannedBuffer::lines(self.memory.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
+    }
+}
+
+/// A buffer that gets new values again and again, and the pinned memory they come through; none in a dry run.
 pub struct Incoming<T: Element> {
     buffer: Buffer<T>,
     inbox: Option<UploadStaging<T>>,
 }
 
 impl<T: Element> Incoming<T> {
-    pub fn new(memory: &Memory, name: &'static str, len: usize) -> Result<Self> {
+    pub fn new(memory: &DeviceMemory, name: &'static str, len: usize) -> Result<Self> {
         Ok(Self { buffer: memory.zeros(name, len)?, inbox: memory.inbox(len)? })
     }
 
     /// The first values, at most as many as there is room for.
-    pub fn set(&mut self, memory: &Memory, values: &[T]) -> Result<()> {
-        let _ = memory;
+    pub fn set(&mut self, values: &[T]) -> Result<()> {
         self.inbox.as_mut().map_or(Ok(()), |inbox| Ok(inbox.upload(values, &mut self.buffer)?))
     }
 
     pub fn view(&self) -> View<'_, T> {
         self.buffer.view()
     }
+
+    pub fn rows(&self, rows: &Range<usize>) -> View<'_, T> {
+        self.view().skip(rows.start).first(rows.len())
+    }
 }
 
-/// Begins to fetch a buffer; nothing while planning.
-pub fn fetch<T: Element>(memory: &Memory, outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
-    let _ = memory;
+/// Begins to fetch a buffer; nothing in a dry run.
+pub fn fetch<T: Element>(outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
     outbox.as_mut().map_or(Ok(()), |outbox| Ok(outbox.read_back(buffer)?))
 }
 

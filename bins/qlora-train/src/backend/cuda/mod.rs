@@ -4,50 +4,46 @@
 //! weights stay in NF4, or are bf16. A trainable tensor has an f32 master copy, which the optimiser updates, and a bf16 working
 //! copy, which the kernels read; its gradient is f32.
 //!
-//! All operations are queued on one stream, in order, on parts of one arena whose size a plan has found: [`Cuda::planning`] is this
+//! All operations are queued on one stream, in order, on parts of one arena whose size a dry run has found: [`Cuda::dry_run`] is this
 //! backend without a device, which takes and gives back the same parts and launches nothing. A batch and the optimiser's rates come
 //! through pinned memory on a stream of their own, and the sum of the losses and the norm of the gradients go back on another: the host
 //! waits for those two and for nothing else in a step, each when all that does not need it is queued. Gradients are clipped on the
 //! device. Text is made from keys and values that stay on the device; a token reads back the logits it is chosen by, in f32.
 
 mod cache;
+mod compute;
 mod limits;
 mod linear;
-mod load;
 mod loss;
 mod memory;
+mod offload;
 mod operands;
-mod operations;
 mod optimizer;
-mod stow;
+mod weights;
 
-pub use operands::{CudaBuffer, CudaParam, CudaStowed, CudaTable, CudaVector, CudaWeight};
+pub use operands::{CudaBuffer, CudaOffloaded, CudaParam, CudaTable, CudaVector, CudaWeight};
 
-use super::batch::Current;
 use super::dims::Dims;
-use super::plan::{PlannedBuffer, Planner};
+use super::{CheckedBatch, Operands, Trace};
 use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
-use crate::model::ModelSpec;
 use cache::CacheMemory;
 use half::bf16;
 use loss::LossMemory;
-use memory::{Incoming, Memory};
+use memory::{DeviceMemory, Incoming};
+use offload::Offload;
 use optimizer::OptimizerMemory;
 use qlora_kernels::CudaError;
-use qlora_kernels::device::{Buffer, Device, EventTimer, View};
+use qlora_kernels::device::{Buffer, Device, EventTimer};
 use qlora_kernels::ops::layer;
 use std::rc::Rc;
 use std::sync::Arc;
-use stow::StowMemory;
 
-/// A GPU and what a run holds on it; or, while planning, what it would hold.
+/// A GPU and what a run holds on it; or, in a dry run, what it would hold.
 pub struct Cuda {
-    memory: Memory,
+    memory: DeviceMemory,
     dims: Dims,
-    /// head_dim / 2
-    half: usize,
-    batch: Current,
+    batch: CheckedBatch,
     /// The current batch on the device, with room for the longest.
     on_device: BatchMemory,
     rope: Option<Rope>,
@@ -60,15 +56,15 @@ pub struct Cuda {
     loss: LossMemory,
     optimizer: OptimizerMemory,
     cache: CacheMemory,
-    stowed: StowMemory,
+    offload: Offload,
     /// Of each document of the batch as it was given: whether it has tokens.
     batch_documents: Vec<bool>,
     /// What random weights repeat, and the same on the device.
     pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
-    /// Made when the first moment is marked.
-    marks: Option<EventTimer>,
-    #[cfg(feature = "emulation")]
-    paths: Vec<qlora_kernels::ops::linear::Path>,
+    /// Made when the first event is recorded.
+    events: Option<EventTimer>,
+    trace: Trace,
+    linear_paths: linear::Paths,
 }
 
 struct BatchMemory {
@@ -80,6 +76,8 @@ struct BatchMemory {
     boundaries: Incoming<u32>,
     /// `[tokens]`
     targets: Incoming<i32>,
+    /// `[tokens]`
+    weights: Incoming<f32>,
 }
 
 /// Rotation angles of every position.
@@ -102,36 +100,35 @@ impl From<CudaError> for Error {
     }
 }
 
-impl Planner for Cuda {
-    fn of(spec: &ModelSpec) -> Result<Self> {
-        Self::planning(spec.dims(), &spec.arch)
-    }
-
-    fn planned(&self) -> Vec<PlannedBuffer> {
-        self.memory.planned()
-    }
-
-    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        self.memory.planned_on_host()
-    }
+impl Operands for Cuda {
+    type Buffer = CudaBuffer;
+    type Weight = CudaWeight;
+    type Table = CudaTable;
+    type Vector = CudaVector;
+    type Param = CudaParam;
+    type Offloaded = CudaOffloaded;
 }
 
 impl BatchMemory {
-    fn new(memory: &Memory, tokens: usize) -> Result<Self> {
+    fn new(memory: &DeviceMemory, tokens: usize) -> Result<Self> {
         let name = "batch";
         Ok(Self {
             input_ids: Incoming::new(memory, name, tokens)?,
             positions: Incoming::new(memory, name, tokens)?,
             boundaries: Incoming::new(memory, name, tokens + 1)?,
             targets: Incoming::new(memory, name, tokens)?,
+            weights: Incoming::new(memory, name, tokens)?,
         })
     }
 
-    fn set(&mut self, memory: &Memory, batch: &Current) -> Result<()> {
-        self.input_ids.set(memory, &batch.input_ids)?;
-        self.positions.set(memory, &batch.positions)?;
-        self.boundaries.set(memory, &batch.boundaries)?;
-        self.targets.set(memory, &batch.targets)
+    fn set(&mut self, batch: &CheckedBatch) -> Result<()> {
+        self.input_ids.set(&batch.input_ids)?;
+        self.positions.set(&batch.positions)?;
+        self.boundaries.set(&batch.boundaries)?;
+        if !batch.weights.is_empty() {
+            self.weights.set(&batch.weights)?;
+        }
+        self.targets.set(&batch.targets)
     }
 }
 
@@ -146,16 +143,16 @@ impl Cuda {
     /// As [`new`](Self::new), on a GPU that is open already.
     pub fn on_device(device: Rc<Device>, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
-        Self::on(Memory::new(device, bytes)?, dims, config)
+        Self::on(DeviceMemory::new(device, bytes)?, dims)
     }
 
-    /// A plan of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not compute.
-    pub fn planning(dims: Dims, config: &Arch) -> Result<Self> {
+    /// A dry run of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not compute.
+    pub fn dry_run(dims: Dims, config: &Arch) -> Result<Self> {
         limits::check_model(config)?;
-        Self::on(Memory::planning(), dims, config)
+        Self::on(DeviceMemory::dry_run(), dims)
     }
 
-    fn on(memory: Memory, dims: Dims, config: &Arch) -> Result<Self> {
+    fn on(memory: DeviceMemory, dims: Dims) -> Result<Self> {
         let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,
@@ -165,35 +162,21 @@ impl Cuda {
             loss: LossMemory::new(&memory, &dims)?,
             optimizer: OptimizerMemory::new(&memory)?,
             cache: CacheMemory::new(&memory)?,
-            stowed: StowMemory::default(),
+            offload: Offload::default(),
             batch_documents: Vec::new(),
             pattern: None,
-            marks: None,
-            #[cfg(feature = "emulation")]
-            paths: Vec::new(),
-            batch: Current::default(),
+            events: None,
+            trace: Trace::default(),
+            linear_paths: None,
+            batch: CheckedBatch::default(),
             rope: None,
-            half: config.head_dim / 2,
             memory,
             dims,
         })
     }
 
-    /// The kernels that linear layers took since the last call, in order; for tests.
-    #[cfg(feature = "emulation")]
-    pub fn take_paths(&mut self) -> Vec<qlora_kernels::ops::linear::Path> {
-        std::mem::take(&mut self.paths)
-    }
-
-    fn tokens(&self) -> usize {
-        self.batch.input_ids.len()
-    }
-
-    fn positions(&self) -> View<'_, u32> {
-        self.on_device.positions.view().first(self.tokens())
-    }
-
-    fn boundaries(&self) -> View<'_, u32> {
-        self.on_device.boundaries.view().first(self.batch.boundaries.len())
+    /// The kernels that linear layers took since the last call, in order; none before the first.
+    pub fn take_linear_paths(&mut self) -> Vec<qlora_kernels::ops::linear::Path> {
+        self.linear_paths.replace(Vec::new()).unwrap_or_default()
     }
 }

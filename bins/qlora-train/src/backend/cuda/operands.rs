@@ -1,13 +1,17 @@
-//! What the operations work on: buffers, frozen weights, trainable tensors.
+//! Operands of the operations: buffers, frozen weights, trainable tensors.
 
-use crate::backend::OptimizerState;
+use crate::backend::{BufferShape, OptimizerState, TableShape};
+use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Buffer, PinnedBuffer, View, ViewMut};
 use qlora_kernels::ops::{linear, nf4};
+use std::ops::Range;
 
-/// `[capacity, width]`; operations use the rows of the current batch.
+/// `[tokens, width]`
 pub struct CudaBuffer {
     pub(super) data: Storage,
+    pub(super) first: usize,
+    pub(super) tokens: usize,
     pub(super) width: usize,
 }
 
@@ -17,33 +21,68 @@ pub(super) enum Storage {
     F32(Buffer<f32>),
 }
 
+impl BufferShape for CudaBuffer {
+    fn tokens(&self) -> Range<usize> {
+        self.first..self.first + self.tokens
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn move_to(&mut self, first: usize) {
+        self.first = first;
+    }
+}
+
 impl CudaBuffer {
-    /// The first `tokens` rows of an activation.
-    pub(super) fn rows(&self, tokens: usize) -> View<'_, bf16> {
+    fn bf16(&self) -> &Buffer<bf16> {
         match &self.data {
-            Storage::Bf16(data) => data.view().first(tokens * self.width),
+            Storage::Bf16(data) => data,
             Storage::F32(_) => panic!("an activation was expected, this buffer is f32"),
         }
     }
 
-    pub(super) fn rows_mut(&mut self, tokens: usize) -> ViewMut<'_, bf16> {
+    fn bf16_mut(&mut self) -> &mut Buffer<bf16> {
         match &mut self.data {
-            Storage::Bf16(data) => data.view_mut().first(tokens * self.width),
+            Storage::Bf16(data) => data,
             Storage::F32(_) => panic!("an activation was expected, this buffer is f32"),
         }
     }
 
-    /// The first `tokens` rows of a buffer that `alloc_f32` made.
-    pub(super) fn f32_rows(&self, tokens: usize) -> View<'_, f32> {
+    /// These tokens' rows of an activation.
+    pub(super) fn rows(&self, tokens: &Range<usize>) -> Result<View<'_, bf16>> {
+        let elements = self.elements(tokens)?;
+        Ok(self.bf16().view().skip(elements.start).first(elements.len()))
+    }
+
+    pub(super) fn rows_mut(&mut self, tokens: &Range<usize>) -> Result<ViewMut<'_, bf16>> {
+        let elements = self.elements(tokens)?;
+        Ok(self.bf16_mut().view_mut().skip(elements.start).first(elements.len()))
+    }
+
+    /// All rows, whatever they are of.
+    pub(super) fn all(&self) -> View<'_, bf16> {
+        self.bf16().view()
+    }
+
+    pub(super) fn all_mut(&mut self) -> ViewMut<'_, bf16> {
+        self.bf16_mut().view_mut()
+    }
+
+    /// These tokens' rows of a buffer that `alloc_f32` made.
+    pub(super) fn f32_rows(&self, tokens: &Range<usize>) -> Result<View<'_, f32>> {
+        let elements = self.elements(tokens)?;
         match &self.data {
-            Storage::F32(data) => data.view().first(tokens * self.width),
+            Storage::F32(data) => Ok(data.view().skip(elements.start).first(elements.len())),
             Storage::Bf16(_) => panic!("an f32 buffer was expected, this one is bf16"),
         }
     }
 
-    pub(super) fn f32_rows_mut(&mut self, tokens: usize) -> ViewMut<'_, f32> {
+    pub(super) fn f32_rows_mut(&mut self, tokens: &Range<usize>) -> Result<ViewMut<'_, f32>> {
+        let elements = self.elements(tokens)?;
         match &mut self.data {
-            Storage::F32(data) => data.view_mut().first(tokens * self.width),
+            Storage::F32(data) => Ok(data.view_mut().skip(elements.start).first(elements.len())),
             Storage::Bf16(_) => panic!("an f32 buffer was expected, this one is bf16"),
         }
     }
@@ -56,29 +95,36 @@ pub struct CudaTable {
     pub(super) hidden: usize,
 }
 
+impl TableShape for CudaTable {
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+}
+
 pub(super) enum TableMemory {
     Device(Buffer<bf16>),
-    /// Rows are read where they are; none while planning.
-    Host(Option<PinnedBuffer<bf16>>),
+    /// Rows are read where they are; none in a dry run.
+    Pinned(Option<PinnedBuffer<bf16>>),
 }
 
 impl TableMemory {
     pub fn view(&self) -> View<'_, bf16> {
         match self {
             Self::Device(data) => data.view(),
-            Self::Host(data) => data.as_ref().expect("it is there while running").view(),
+            Self::Pinned(data) => data.as_ref().expect("it is there while running").view(),
         }
     }
 }
 
-/// A layer's input that waits for the backward pass.
-pub enum CudaStowed {
-    Here(CudaBuffer),
-    /// In this stash of host memory, or on its way back.
-    Away {
-        stash: usize,
+/// A buffer that waits for the backward pass.
+pub enum CudaOffloaded {
+    OnDevice(CudaBuffer),
+    /// In this slot of host memory, or on its way back.
+    OnHost {
+        slot: usize,
+        tokens: usize,
         width: usize,
-        coming: bool,
+        prefetched: bool,
     },
 }
 

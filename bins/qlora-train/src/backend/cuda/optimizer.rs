@@ -1,10 +1,10 @@
 //! Trainable tensors: the norm of their gradients and AdamW, each one launch over all of them.
 
 use super::Cuda;
-use super::load::rounded;
-use super::memory::{Incoming, Memory, fetch};
+use super::memory::{DeviceMemory, Incoming, fetch};
 use super::operands::{CudaParam, StateMemory, Training};
-use crate::backend::{OptimizerState, ParamUpdate, StateFormat};
+use super::weights::rounded;
+use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::device::{Buffer, Element, ReadbackStaging};
@@ -27,12 +27,12 @@ pub struct OptimizerMemory {
     rates: Incoming<f32>,
     workspace: Buffer<u64>,
     state: Buffer<u64>,
-    /// Where the state is read; none while planning.
+    /// Where the state is read; none in a dry run.
     outbox: Option<ReadbackStaging<u64>>,
 }
 
 impl OptimizerMemory {
-    pub fn new(memory: &Memory) -> Result<Self> {
+    pub fn new(memory: &DeviceMemory) -> Result<Self> {
         Ok(Self {
             next_id: 0,
             ids: Vec::new(),
@@ -70,8 +70,8 @@ fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
     Ok(Tensors::new(described)?)
 }
 
-impl Cuda {
-    pub(super) fn new_param(
+impl Optimizer for Cuda {
+    fn param(
         &mut self,
         len: usize,
         states: Option<StateFormat>,
@@ -93,20 +93,15 @@ impl Cuda {
         Ok(CudaParam { id: self.optimizer.next_id, value, working, training })
     }
 
-    pub(super) fn download_states(&self, states: &StateMemory) -> Result<OptimizerState> {
-        let device = &self.memory;
-        Ok(match states {
-            StateMemory::F32 { m, v } => OptimizerState::F32 { m: device.download(m)?, v: device.download(v)? },
-            StateMemory::Blockwise8 { m, m_absmax, v, v_absmax } => OptimizerState::Blockwise8 {
-                m: device.download(m)?,
-                m_absmax: device.download(m_absmax)?,
-                v: device.download(v)?,
-                v_absmax: device.download(v_absmax)?,
-            },
-        })
+    fn param_values(&self, param: &CudaParam) -> Result<Vec<f32>> {
+        self.memory.download(&param.value)
     }
 
-    pub(super) fn put_back(&mut self, param: &mut CudaParam, values: &[f32], state: &OptimizerState) -> Result<()> {
+    fn optimizer_state(&self, param: &CudaParam) -> Result<Option<OptimizerState>> {
+        param.training.as_ref().map(|training| download_states(&self.memory, &training.states)).transpose()
+    }
+
+    fn restore(&mut self, param: &mut CudaParam, values: Vec<f32>, state: OptimizerState) -> Result<()> {
         let n = param.value.len();
         if values.len() != n {
             refuse!("found {} values, expected {n}", values.len());
@@ -115,13 +110,13 @@ impl Cuda {
             refuse!("found {}, expected none: the tensor is not trained", state.describe());
         };
         let own = training.states.shape();
-        if !own.fits(state) {
+        if !own.fits(&state) {
             refuse!("found {}, expected {}", state.describe(), own.describe());
         }
         let device = &self.memory;
-        device.write(&mut param.value, values)?;
-        device.write(&mut param.working, &rounded(values))?;
-        match (&mut training.states, state) {
+        device.write(&mut param.value, &values)?;
+        device.write(&mut param.working, &rounded(&values))?;
+        match (&mut training.states, &state) {
             (StateMemory::F32 { m, v }, OptimizerState::F32 { m: m2, v: v2 }) => {
                 device.write(m, m2)?;
                 device.write(v, v2)?;
@@ -140,19 +135,26 @@ impl Cuda {
         Ok(())
     }
 
-    pub(super) fn put_gradient_back(&mut self, param: &mut CudaParam, values: &[f32]) -> Result<()> {
+    fn gradient(&self, param: &CudaParam) -> Result<Vec<f32>> {
+        match &param.training {
+            Some(training) => self.memory.download(&training.gradient),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn restore_gradient(&mut self, param: &mut CudaParam, values: Vec<f32>) -> Result<()> {
         let own = param.training.as_ref().map_or(0, |training| training.gradient.len());
         if values.len() != own {
             refuse!("found a gradient of {} values, expected {own}", values.len());
         }
         if let Some(training) = &mut param.training {
-            self.memory.write(&mut training.gradient, values)?;
+            self.memory.write(&mut training.gradient, &values)?;
         }
         Ok(())
     }
 
     /// Makes table and workspace those of these tensors; nothing is to do after the first step.
-    pub(super) fn prepare_optimizer(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+    fn prepare_update(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
         let ids: Vec<u64> = params.iter().map(|param| param.id).collect();
         if self.optimizer.ids == ids {
             return Ok(());
@@ -169,33 +171,41 @@ impl Cuda {
         Ok(())
     }
 
-    /// The norm before clipping; NaN or an infinity, and nothing updated, if a gradient is not finite.
-    pub(super) fn clip_and_update(
-        &mut self,
-        mut updates: Vec<ParamUpdate<'_, CudaParam>>,
-        max_norm: f64,
-    ) -> Result<f64> {
-        if updates.is_empty() {
-            return Ok(0.0);
-        }
-        self.prepare_optimizer(updates.iter_mut().map(|update| &mut *update.param).collect())?;
-        let Some(stream) = self.memory.stream() else { return Ok(0.0) };
+    fn clear_gradients(&mut self, params: Vec<&mut CudaParam>) -> Result<()> {
+        let mut training = params.into_iter().filter_map(|param| param.training.as_mut());
+        training.try_for_each(|training| self.memory.clear(&mut training.gradient))
+    }
+
+    fn clip_and_update(&mut self, updates: Vec<ParamUpdate<'_, CudaParam>>, max_norm: f64) -> Result<f64> {
+        let stream = self.memory.stream();
         let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
         let mut tensors = tensors(updates.into_iter().map(|update| update.param).collect())?;
         let OptimizerMemory { table, rates, workspace, state, outbox, .. } = &mut self.optimizer;
-        rates.set(&self.memory, &adamw::rates(&settings))?;
+        rates.set(&adamw::rates(&settings))?;
         let (norm, room) = (state.view_mut(), workspace.view_mut());
         tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
-        fetch(&self.memory, outbox, state)?;
+        fetch(outbox, state)?;
         tensors.update(table.view(), rates.view(), Some(state.view()), stream)?;
         let words = outbox.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
 }
 
+fn download_states(device: &DeviceMemory, states: &StateMemory) -> Result<OptimizerState> {
+    Ok(match states {
+        StateMemory::F32 { m, v } => OptimizerState::F32 { m: device.download(m)?, v: device.download(v)? },
+        StateMemory::Blockwise8 { m, m_absmax, v, v_absmax } => OptimizerState::Blockwise8 {
+            m: device.download(m)?,
+            m_absmax: device.download(m_absmax)?,
+            v: device.download(v)?,
+            v_absmax: device.download(v_absmax)?,
+        },
+    })
+}
+
 /// Before the first update.
-fn new_states(memory: &Memory, states: &OptimizerState) -> Result<StateMemory> {
-    fn upload<T: Element>(memory: &Memory, data: &[T]) -> Result<Buffer<T>> {
+fn new_states(memory: &DeviceMemory, states: &OptimizerState) -> Result<StateMemory> {
+    fn upload<T: Element>(memory: &DeviceMemory, data: &[T]) -> Result<Buffer<T>> {
         memory.upload(STATES, data.len(), Some(data))
     }
     Ok(match states {

@@ -51,7 +51,8 @@ pub struct Quantized {
 ///
 /// The directory appears whole or not at all. Refused: a base that is quantised already, an output that is there and
 /// not empty, weights that are not finite, an entry of `skip_modules` that matches nothing. `progress` gets the number
-/// of tensors done, of [`Arch::tensors`](crate::arch::Arch::tensors); an error of it ends the work, and nothing is left.
+/// of tensors done, of [`Arch::tensors`](crate::arch::Arch::tensors); an error of it ends the work, and nothing is
+/// left.
 pub fn quantize(
     checkpoint: &Checkpoint,
     output: &Path,

@@ -1,4 +1,4 @@
-//! What minijinja's fuel does not count: text that is made at once, before anything is charged for it.
+//! Limits beside minijinja's fuel: text that is made at once, before anything is charged for it.
 
 use std::fmt::{self, Write};
 

@@ -1,7 +1,8 @@
-//! Failpoints: named places at which a test ends the process or makes a write fail, to show that neither loses anything.
+//! Failpoints: named places at which a test ends the process or makes a write fail, to show that neither loses
+//! anything.
 //!
-//! The feature `failpoints` compiles them in, which this package's own tests turn on; a release binary has none of them.
-//! The crate `fail` has neither an action that kills the process nor a write that is torn, so these are our own.
+//! The feature `failpoints` compiles them in, which this package's own tests turn on; a release binary has none of
+//! them. The crate `fail` has neither an action that kills the process nor a write that is torn, so these are our own.
 
 #[cfg(not(feature = "failpoints"))]
 mod disabled;

@@ -82,9 +82,9 @@ impl<'a> Product<'a> {
     }
 }
 
-/// `dst = Σ left·right`, or `dst += …` with `accumulate`, in columns `columns` of the first `rows` rows of `dst` (rows of
-/// `stride` values); column 0 of the right operands is `columns.start` of `dst`. `scratch` holds one [`PANEL`] for each
-/// thread that may take part.
+/// `dst = Σ left·right`, or `dst += …` with `accumulate`, in columns `columns` of the first `rows` rows of `dst` (rows
+/// of `stride` values); column 0 of the right operands is `columns.start` of `dst`. `scratch` holds one [`PANEL`] for
+/// each thread that may take part.
 pub fn multiply(
     scratch: &mut [f32],
     dst: &mut [f32],

@@ -3,8 +3,9 @@
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::logits::{OutputLayer, logits};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream, ViewMut};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream, ViewMut};
+use qlora_kernels::ops::logits::{OutputLayer, logits};
 use qlora_kernels::philox;
 
 #[derive(Clone, Debug)]

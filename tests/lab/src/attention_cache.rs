@@ -1,12 +1,13 @@
-//! Attention over a KV cache as an [`Operation`]: append, then attention, against the definition in f64 over each document's whole
-//! length. What no document has reached yet is NaN in the cache.
+//! Attention over a KV cache as an [`Operation`]: append, then attention, against the definition in f64 over each
+//! document's whole length. What no document has reached yet is NaN in the cache.
 
-use super::attention_operation::AttentionOperation;
+use super::attention::AttentionOperation;
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 
@@ -97,7 +98,8 @@ impl Operation for CacheOperation {
         4.0 * self.seen().0 * self.shape.out() as f64
     }
 
-    /// The cached rows read, new rows read and written, out written. Of what the kernel leaves for its second pass: nothing.
+    /// The cached rows read, new rows read and written, out written. Of what the kernel leaves for its second pass:
+    /// nothing.
     fn bytes(&self) -> f64 {
         let width = attention_cache::width(self.shape);
         let row = self.shape.qkv() + 2 * width + self.shape.out();

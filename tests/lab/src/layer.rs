@@ -1,12 +1,15 @@
-//! The operations of a Llama layer beside its linear ones, as [`Operation`]s against `reference` in f64 on the same bf16 inputs.
+//! The operations of a Llama layer beside its linear ones, as [`Operation`]s against `reference` in f64 on the same
+//! bf16 inputs.
 //!
-//! A result is rounded once, from f32 arithmetic whose errors are counted in units of 2⁻²⁴ of the magnitudes that enter it.
+//! A result is rounded once, from f32 arithmetic whose errors are counted in units of 2⁻²⁴ of the magnitudes that enter
+//! it.
 
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::layer::{self, Residual, RopeTable};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::layer::{self, Residual, RopeTable};
 use qlora_kernels::{philox, reference};
 
 /// The kinds of operation, which share sizes, inputs and the comparison.
@@ -30,7 +33,8 @@ pub struct Layer {
     pub seed: u64,
 }
 
-/// a, b, c: the operation's bf16 matrices in the order of its parameters; c is the one that is written, as it was before.
+/// a, b, c: the operation's bf16 matrices in the order of its parameters; c is the one that is written, as it was
+/// before.
 pub struct Host {
     a: Vec<bf16>,
     b: Vec<bf16>,

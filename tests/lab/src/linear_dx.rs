@@ -1,18 +1,20 @@
-//! dX of the fused linear layer as an [`Operation`], against a plain f64 sum over the same bf16 inputs and dequantised weights. Parts, weights
-//! and adapters are those of the forward pass's [`Linear`].
+//! dX of the fused linear layer as an [`Operation`], against a plain f64 sum over the same bf16 inputs and dequantised
+//! weights. Parts, weights and adapters are those of the forward pass's [`Linear`].
 
-use super::device::{DeviceWeight, to_bf16};
-use super::linear_operation::{HostPart, Linear, Part, SENTINEL};
+use super::device::to_bf16;
+use super::linear::{HostPart, Linear, Part, SENTINEL};
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
-use qlora_kernels::cuda::linear::{Adapters, Dropout, Lora, Path, Weight};
-use qlora_kernels::cuda::linear_backward::{
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::linear::{Adapters, Dropout, Lora, Path, Weight};
+use qlora_kernels::ops::linear_backward::{
     self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_dy_b,
 };
-use qlora_kernels::cuda::nf4::Layout;
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::philox;
+use qlora_kernels::weights::Nf4Weight;
 
 #[derive(Clone, Debug)]
 pub struct LinearDx {
@@ -41,7 +43,7 @@ pub struct Buffers {
 }
 
 struct PartBuffers {
-    nf4: Option<DeviceWeight>,
+    nf4: Option<Nf4Weight>,
     dense: Option<Buffer<bf16>>,
     a: Buffer<bf16>,
     b: Buffer<bf16>,
@@ -88,7 +90,7 @@ impl LinearDx {
         let mut segments = Vec::new();
         for (part, buffers) in self.linear.parts.iter().zip(parts.iter()) {
             let weight = match (&buffers.nf4, &buffers.dense) {
-                (Some(nf4), _) => Weight::Nf4(nf4.weight()),
+                (Some(nf4), _) => Weight::Nf4(nf4.view()),
                 (None, dense) => Weight::Dense(dense.as_ref().expect("one of the two").view()),
             };
             let scales = Some(buffers.scales.view());
@@ -219,7 +221,7 @@ impl Operation for LinearDx {
             // Exactly as long as the last row's n columns say.
             let len = (inputs.dy[i].len()).saturating_sub(linear.parts[i].pad);
             Ok(PartBuffers {
-                nf4: host.nf4.as_ref().map(|matrix| DeviceWeight::new(device, matrix, layout)),
+                nf4: host.nf4.as_ref().map(|matrix| Nf4Weight::upload(device, matrix, layout).unwrap()),
                 dense: if linear.dense { Some(device.upload(&to_bf16(&host.weight))?) } else { None },
                 a: device.upload(&host.a)?,
                 b: device.upload(&host.b)?,

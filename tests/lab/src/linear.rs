@@ -1,16 +1,19 @@
-//! The fused linear layer as an [`Operation`], against a plain f64 product of the same bf16 inputs and dequantised weights.
+//! The fused linear layer as an [`Operation`], against a plain f64 product of the same bf16 inputs and dequantised
+//! weights.
 
-use super::device::{DeviceWeight, to_bf16, weights};
+use super::device::{to_bf16, weights};
 use super::operation::Operation;
 use super::values::{chosen, integers, random_codes};
 use half::bf16;
-use qlora_kernels::cuda::linear::{
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::linear::{
     self, Adapters, Input, Lora, Path, Segment, Weight, forward, lora_columns, lora_down,
 };
-use qlora_kernels::cuda::nf4::Layout;
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
-use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::philox;
+use qlora_kernels::weights::Nf4Weight;
 
 /// What one segment is made of.
 #[derive(Clone, Debug)]
@@ -82,7 +85,7 @@ pub struct Buffers {
 }
 
 struct PartBuffers {
-    nf4: Option<DeviceWeight>,
+    nf4: Option<Nf4Weight>,
     dense: Option<Buffer<bf16>>,
     a: Buffer<bf16>,
     b: Buffer<bf16>,
@@ -201,7 +204,7 @@ impl Linear {
         let index = &buffers.index;
         for (part, buffers) in self.parts.iter().zip(&mut buffers.parts) {
             let weight = match (&buffers.nf4, &buffers.dense) {
-                (Some(nf4), _) => Weight::Nf4(nf4.weight()),
+                (Some(nf4), _) => Weight::Nf4(nf4.view()),
                 (None, dense) => Weight::Dense(dense.as_ref().expect("one of the two").view()),
             };
             let (a, b) = (buffers.a.view(), buffers.b.view());
@@ -292,7 +295,7 @@ impl Operation for Linear {
         let layout = if transposed { Layout::Transposed } else { Layout::RowMajor };
         let of = |(part, host): (&Part, &HostPart)| {
             Ok(PartBuffers {
-                nf4: host.nf4.as_ref().map(|matrix| DeviceWeight::new(device, matrix, layout)),
+                nf4: host.nf4.as_ref().map(|matrix| Nf4Weight::upload(device, matrix, layout).unwrap()),
                 dense: if self.dense { Some(device.upload(&to_bf16(&host.weight))?) } else { None },
                 a: device.upload(&host.a)?,
                 b: device.upload(&host.b)?,

@@ -2,9 +2,10 @@
 
 use super::operation::Operation;
 use half::bf16;
+use qlora_kernels::Result;
 use qlora_kernels::blockwise::{BLOCK_SIZE, adamw_blockwise};
-use qlora_kernels::cuda::adamw::{GradientState, STATE_LEN, States, Tensor, Tensors, rates};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::adamw::{GradientState, STATE_LEN, States, Tensor, Tensors, rates};
 use qlora_kernels::philox;
 use qlora_kernels::reference::{AdamW, adamw};
 
@@ -255,8 +256,8 @@ impl Operation for OptimizerStep {
         })
     }
 
-    /// All of it. The norm is an f64 sum of n squares in another order: within n roundings. Given its scale, everything else
-    /// is exact.
+    /// All of it. The norm is an f64 sum of n squares in another order: within n roundings. Given its scale, everything
+    /// else is exact.
     fn check(&self, inputs: &Inputs, output: &Updated, _: usize) -> std::result::Result<(), String> {
         let found = GradientState::from_words(output.state);
         let first = self.bad.iter().map(|bad| bad.0).min();

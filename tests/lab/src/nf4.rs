@@ -1,11 +1,13 @@
 //! Quantise and dequantise as [`Operation`]s, against `qlora_kernels::nf4`, bit for bit.
 
-use super::device::{DeviceWeight, to_bf16, weights};
+use super::device::{to_bf16, weights};
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::nf4::{AbsmaxMut, Float, Layout, dequantize, quantize};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix, Nf4Options, dynamic_map_signed};
+use qlora_kernels::ops::nf4::{AbsmaxMut, Float, Layout, dequantize, quantize};
+use qlora_kernels::weights::Nf4Weight;
 
 /// f32 and bf16 from f32, and bits for comparison.
 pub trait Number: Float + std::fmt::Debug {
@@ -185,7 +187,7 @@ impl<T> Dequantize<T> {
 
 impl<T: Number> Operation for Dequantize<T> {
     type Inputs = ();
-    type Buffers = (DeviceWeight, Buffer<T>);
+    type Buffers = (Nf4Weight, Buffer<T>);
     type Output = Vec<u32>;
 
     fn name(&self) -> String {
@@ -210,11 +212,11 @@ impl<T: Number> Operation for Dequantize<T> {
 
     fn upload(&self, device: &Device, (): &()) -> Result<Self::Buffers> {
         let out = device.upload(&vec![T::of(f32::NAN); self.matrix.len()])?;
-        Ok((DeviceWeight::new(device, &self.matrix, self.layout), out))
+        Ok((Nf4Weight::upload(device, &self.matrix, self.layout)?, out))
     }
 
     fn launch(&self, (weight, out): &mut Self::Buffers, stream: Stream) -> Result<()> {
-        dequantize(&weight.weight(), out.view_mut(), stream)
+        dequantize(&weight.view(), out.view_mut(), stream)
     }
 
     fn download(&self, device: &Device, (_, out): &Self::Buffers) -> Result<Vec<u32>> {

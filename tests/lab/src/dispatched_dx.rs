@@ -1,13 +1,14 @@
 //! dX by a named row of the dispatch table, as an [`Operation`].
 
-use super::linear_dx_operation::{Buffers, Host, LinearDx, Output, Row};
-use super::linear_operation::Linear;
+use super::linear::Linear;
+use super::linear_dx::{Buffers, Host, LinearDx, Output, Row};
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
-use qlora_kernels::cuda::dispatch::{self, Dispatch};
-use qlora_kernels::cuda::linear_backward::{Backward, lora_dy_b};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::dispatch::{self, Dispatch};
+use qlora_kernels::ops::linear_backward::{Backward, lora_dy_b};
 use qlora_kernels::philox;
 
 #[derive(Clone, Debug)]
@@ -23,7 +24,8 @@ pub struct DispatchedBuffers {
 }
 
 impl DispatchedDx<'_> {
-    /// Row `token` of dX in f64, from T as it was rounded, and the sum of the magnitudes of what is rounded on the way: every partial sum.
+    /// Row `token` of dX in f64, from T as it was rounded, and the sum of the magnitudes of what is rounded on the way:
+    /// every partial sum.
     fn row(&self, inputs: &Host, t: &[u16], token: usize) -> (Row, Vec<f64>) {
         let Linear { k, pad_x, .. } = self.dx.linear;
         let (mut row, mut rounded) = (Row(vec![(0.0, 0.0); k]), vec![0.0; k]);

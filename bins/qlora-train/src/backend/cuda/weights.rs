@@ -2,16 +2,19 @@
 
 use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
-use crate::backend::{Quantization, quantize};
+use super::{Rope, limits, linear};
+use crate::backend::weights::quantize;
+use crate::backend::{LinearGroup, Quantization, Residency, Weights};
 use crate::error::Result;
 use crate::files::random::RandomNf4;
-use crate::files::tensor::{StoredWeight, Tensor16, TensorData};
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
 use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::ops::nf4::absmax_transpose;
+use qlora_kernels::reference::RopeTable;
 use std::sync::Arc;
 
 /// In bf16; other types are rounded to it.
@@ -38,40 +41,6 @@ enum Codes<'a> {
 }
 
 impl Cuda {
-    /// Quantised on the host, as on every device.
-    pub(super) fn load_weight(
-        &mut self,
-        name: &str,
-        n: usize,
-        k: usize,
-        quantization: Quantization,
-        read: &mut dyn FnMut() -> Result<StoredWeight>,
-    ) -> Result<CudaWeight> {
-        let stored = self.memory.device().map(|_| read()).transpose()?;
-        let Quantization::Nf4 { block_size, double_quant } = quantization else {
-            let values = match stored {
-                Some(StoredWeight::Tensor(tensor)) => Some(to_bf16(tensor)),
-                Some(_) => unreachable!("a weight that is stored in NF4 is held in NF4"),
-                None => None,
-            };
-            return Ok(CudaWeight::Dense(self.memory.upload("weights", n * k, values.as_deref())?));
-        };
-        let options = Nf4Options { block_size, double_quant };
-        let matrix = match stored {
-            Some(StoredWeight::Nf4(matrix)) => matrix,
-            Some(StoredWeight::Tensor(tensor)) => quantize(name, n, k, &tensor, &options)?,
-            Some(StoredWeight::Random(random)) => {
-                self.keep_pattern(&random)?;
-                let codes = Codes::Random { first: random.first };
-                return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, Some((codes, &random.absmax)))?)));
-            }
-            None => return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, None)?))),
-        };
-        check(name, &matrix, &options)?;
-        let values = Some((Codes::Stored(matrix.codes()), matrix.absmax()));
-        Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, values)?)))
-    }
-
     /// What random weights repeat, on the device beside the arena: a plan reads no weight and does not know of it.
     fn keep_pattern(&mut self, random: &RandomNf4) -> Result<()> {
         let known = self.pattern.as_ref().is_some_and(|(bytes, _)| Arc::ptr_eq(bytes, &random.bytes));
@@ -110,8 +79,9 @@ impl Cuda {
                 Layout::Transposed => {
                     let stored = memory.upload("weights on the way", blocks, stored)?;
                     let mut ordered = memory.take(name, blocks)?;
-                    if let Some(stream) = memory.stream() {
-                        absmax_transpose(stored.view(), ordered.view_mut(), n, k / block_size, stream)?;
+                    if memory.device().is_some() {
+                        let (stored, ordered) = (stored.view(), ordered.view_mut());
+                        absmax_transpose(stored, ordered, n, k / block_size, memory.stream())?;
                     }
                     ordered
                 }
@@ -150,24 +120,62 @@ impl Cuda {
         };
         Ok(Nf4Memory { n, k, block_size, layout, codes, absmax })
     }
+}
 
-    pub(super) fn load_table(
+/// 16-bit weights are quantized on the host, as on every device.
+impl Weights for Cuda {
+    fn weight(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        quantization: Quantization,
+        _stored: StoredType,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
+    ) -> Result<CudaWeight> {
+        let stored = self.memory.device().map(|_| read()).transpose()?;
+        let Quantization::Nf4 { block_size, double_quant } = quantization else {
+            let values = match stored {
+                Some(StoredWeight::Tensor(tensor)) => Some(to_bf16(tensor)),
+                Some(_) => unreachable!("a weight that is stored in NF4 is held in NF4"),
+                None => None,
+            };
+            return Ok(CudaWeight::Dense(self.memory.upload("weights", n * k, values.as_deref())?));
+        };
+        let options = Nf4Options { block_size, double_quant };
+        let matrix = match stored {
+            Some(StoredWeight::Nf4(matrix)) => matrix,
+            Some(StoredWeight::Tensor(tensor)) => quantize(name, n, k, &tensor, &options)?,
+            Some(StoredWeight::Random(random)) => {
+                self.keep_pattern(&random)?;
+                let codes = Codes::Random { first: random.first };
+                return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, Some((codes, &random.absmax)))?)));
+            }
+            None => return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, None)?))),
+        };
+        check(name, &matrix, &options)?;
+        let values = Some((Codes::Stored(matrix.codes()), matrix.absmax()));
+        Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, values)?)))
+    }
+
+    fn table(
         &mut self,
         name: &'static str,
         vocab: usize,
         hidden: usize,
-        gathered: bool,
+        residency: Residency,
+        _stored: StoredType,
         read: &mut dyn FnMut() -> Result<Tensor16>,
     ) -> Result<CudaTable> {
         let values = self.memory.device().map(|_| read()).transpose()?.map(to_bf16);
-        let data = match gathered {
-            true => TableMemory::Host(self.memory.pin(name, vocab * hidden, values.as_deref())?),
-            false => TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?),
+        let data = match residency {
+            Residency::Pinned => TableMemory::Pinned(self.memory.pin(name, vocab * hidden, values.as_deref())?),
+            Residency::Device => TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?),
         };
         Ok(CudaTable { data, vocab, hidden })
     }
 
-    pub(super) fn load_vector(
+    fn vector(
         &mut self,
         name: &'static str,
         len: usize,
@@ -179,6 +187,28 @@ impl Cuda {
             f32: self.memory.upload(name, len, values.as_deref())?,
             bf16: self.memory.upload(name, len, in_bf16.as_deref())?,
         })
+    }
+
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
+        let (memory, name, values) = (&self.memory, "rotation angles", positions * half);
+        let table = memory.device().map(|_| make());
+        let (cos, sin) = table.as_ref().map(|table| (&table.cos[..], &table.sin[..])).unzip();
+        let (cosines, sines) = (memory.upload(name, values, cos)?, memory.upload(name, values, sin)?);
+        self.rope = Some(Rope { half, positions, cosines, sines });
+        Ok(())
+    }
+
+    fn positions(&self) -> usize {
+        self.rope.as_ref().map_or(0, |rope| rope.positions)
+    }
+
+    fn prepare_group(&mut self, name: &str, group: &LinearGroup<Self>) -> Result<()> {
+        limits::check_group(name, group)?;
+        self.reserve_gradients(group)
+    }
+
+    fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
+        linear::columns(group)
     }
 }
 

@@ -1,14 +1,16 @@
 //! The fused output layer and cross-entropy as an [`Operation`], against the definition in f64 on the same bf16 inputs.
 //!
-//! The bounds count roundings. A logit is an f32 sum (2⁻²⁴ of the magnitudes a term); its error is one of an exponent, so a relative one of
-//! its probability, and the largest of a row is one of the logarithm of their sum. An exponential is right to 2⁻²² and each of the few
-//! merges of statistics adds another. The gradient of a logit is rounded to bf16 (2⁻⁸ of it) before the second product, and the result once.
+//! The bounds count roundings. A logit is an f32 sum (2⁻²⁴ of the magnitudes a term); its error is one of an exponent,
+//! so a relative one of its probability, and the largest of a row is one of the logarithm of their sum. An exponential
+//! is right to 2⁻²² and each of the few merges of statistics adds another. The gradient of a logit is rounded to bf16
+//! (2⁻⁸ of it) before the second product, and the result once.
 
 use super::operation::Operation;
 use super::values::chosen;
 use half::bf16;
-use qlora_kernels::cuda::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
 use qlora_kernels::philox;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -237,8 +239,8 @@ impl Operation for Loss {
                 (hidden, head)
             }
         };
-        // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no product
-        // is to be rounded.
+        // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no
+        // product is to be rounded.
         let mut stream = philox::Stream::new(self.seed, 15);
         let mut weight = || match (stream.below(4), self.values) {
             (0, _) => 0.0,
@@ -310,5 +312,12 @@ impl Operation for Loss {
         let expected = LossState { sum, not_finite: bad, supervised: host.supervised() };
         let right = summed && (state.not_finite, state.supervised) == (bad, host.supervised());
         if right { Ok(()) } else { Err(format!("found {state:?}, expected {expected:?}")) }
+    }
+}
+
+impl Host {
+    pub fn logit(&self, row: usize, token: usize, h: usize) -> f64 {
+        let (x, w) = (&self.hidden[row * h..][..h], &self.head[token * h..][..h]);
+        x.iter().zip(w).map(|(x, w)| x.to_f64() * w.to_f64()).sum()
     }
 }

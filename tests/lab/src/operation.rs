@@ -1,8 +1,9 @@
-//! One description per operation of the kernels. It serves the check against the reference and the timing: what is measured is what was
-//! tested.
+//! One description per operation of the kernels. It serves the check against the reference and the timing: what is
+//! measured is what was tested.
 
 use super::device::set_schedule;
-use qlora_kernels::cuda::{Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Device, Stream};
 use std::fmt::Debug;
 
 pub trait Operation: Clone + Debug {
@@ -23,7 +24,8 @@ pub trait Operation: Clone + Debug {
     /// Queues the operation once.
     fn launch(&self, buffers: &mut Self::Buffers, stream: Stream) -> Result<()>;
     fn download(&self, device: &Device, buffers: &Self::Buffers) -> Result<Self::Output>;
-    /// Compares about `most` outputs (all of a smaller operation) with the reference: what differs, and by how much against which bound.
+    /// Compares about `most` outputs (all of a smaller operation) with the reference: what differs, and by how much
+    /// against which bound.
     fn check(&self, inputs: &Self::Inputs, output: &Self::Output, most: usize) -> std::result::Result<(), String>;
 }
 

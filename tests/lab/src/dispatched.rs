@@ -1,11 +1,12 @@
 //! The linear layer by a named row of the dispatch table, as an [`Operation`].
 
-use super::linear_operation::{Buffers, Host, Linear, Output};
+use super::linear::{Buffers, Host, Linear, Output};
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::dispatch::{self, Dispatch};
-use qlora_kernels::cuda::linear::{Input, lora_down};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::dispatch::{self, Dispatch};
+use qlora_kernels::ops::linear::{Input, lora_down};
 use qlora_kernels::philox;
 
 #[derive(Clone, Debug)]

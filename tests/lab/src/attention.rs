@@ -1,14 +1,15 @@
 //! Attention and its gradient as [`Operation`]s, against the definition in f64 on the same bf16 inputs.
 //!
-//! The bounds: a result is rounded to bf16 once (2⁻⁸ of it), P and dS are rounded to bf16 before they enter a second product (2⁻⁸ of
-//! every term's magnitude, twice what one rounding can do), and f32 sums err by 2⁻²⁴ of their terms' magnitudes a term; scores are exponents, so
-//! that their absolute errors become relative ones of P.
+//! The bounds: a result is rounded to bf16 once (2⁻⁸ of it), P and dS are rounded to bf16 before they enter a second
+//! product (2⁻⁸ of every term's magnitude, twice what one rounding can do), and f32 sums err by 2⁻²⁴ of their terms'
+//! magnitudes a term; scores are exponents, so that their absolute errors become relative ones of P.
 
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::attention::{Attention, attention, attention_backward};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::attention::{Attention, attention, attention_backward};
 use qlora_kernels::philox;
 use qlora_kernels::reference::AttentionShape;
 
@@ -107,8 +108,8 @@ impl Heads<'_> {
 }
 
 impl AttentionOperation {
-    /// out and its bounds, and lse. A term of out is the product of so many exponentials: more than one where parts of the keys
-    /// are combined.
+    /// out and its bounds, and lse. A term of out is the product of so many exponentials: more than one where parts of
+    /// the keys are combined.
     pub fn forward(&self, qkv: &[bf16], exponentials: usize) -> (Vec<(f64, f64)>, Vec<f64>) {
         let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv });
         let d = shape.head_dim;

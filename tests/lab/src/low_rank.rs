@@ -1,13 +1,14 @@
-//! The low-rank path of the linear layer as an [`Operation`]: S, T and the gradients of A and B, with dropout and adapters, against the f64
-//! reference. Every result is checked from the kernels' own S and T, as they were rounded.
+//! The low-rank path of the linear layer as an [`Operation`]: S, T and the gradients of A and B, with dropout and
+//! adapters, against the f64 reference. Every result is checked from the kernels' own S and T, as they were rounded.
 
 use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
-use qlora_kernels::cuda::linear::{self, Adapters, Dropout, Input, Lora, Segment, Weight};
-use qlora_kernels::cuda::linear_backward::{Backward, SegmentBackward, lora_dy_b};
-use qlora_kernels::cuda::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
-use qlora_kernels::cuda::{Buffer, Device, Result, Stream};
+use qlora_kernels::Result;
+use qlora_kernels::device::{Buffer, Device, Stream};
+use qlora_kernels::ops::linear::{self, Adapters, Dropout, Input, Lora, Segment, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward, lora_dy_b};
+use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
 use qlora_kernels::philox;
 use qlora_kernels::reference;
 use qlora_kernels::reference::LoraTerm;

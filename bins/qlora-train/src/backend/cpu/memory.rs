@@ -1,0 +1,199 @@
+//! Host memory of the CPU backend: a pool of buffers, and what is held by name.
+
+use super::Cpu;
+use crate::backend::{BufferShape, Memory, PlannedBuffer};
+use crate::error::Result;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Deref, DerefMut, Range};
+use std::rc::Rc;
+
+/// What a run holds; or, in a dry run, what it would hold.
+pub struct HostMemory {
+    dry_run: bool,
+    usage: RefCell<Usage>,
+    /// Buffers that were given back, by length, with the name they were made under; they are handed out again before new ones are made.
+    pool: RefCell<HashMap<usize, Vec<(&'static str, Vec<f32>)>>>,
+}
+
+#[derive(Default)]
+struct Usage {
+    held: Sizes,
+    peak: Sizes,
+}
+
+/// Bytes by name.
+#[derive(Clone, Default)]
+struct Sizes {
+    names: BTreeMap<&'static str, u64>,
+    bytes: u64,
+}
+
+impl HostMemory {
+    pub fn new(dry_run: bool) -> Rc<Self> {
+        Rc::new(Self { dry_run, usage: RefCell::default(), pool: RefCell::default() })
+    }
+
+    fn take(&self, name: &'static str, bytes: u64) {
+        let Usage { held, peak } = &mut *self.usage.borrow_mut();
+        *held.names.entry(name).or_default() += bytes;
+        held.bytes += bytes;
+        if held.bytes > peak.bytes {
+            peak.clone_from(held);
+        }
+    }
+
+    fn give_back(&self, name: &'static str, bytes: u64) {
+        let held = &mut self.usage.borrow_mut().held;
+        *held.names.get_mut(name).expect("it was taken") -= bytes;
+        held.bytes -= bytes;
+    }
+
+    /// Counts `value` as `bytes` of `name` until it is dropped.
+    pub fn hold<T>(self: &Rc<Self>, name: &'static str, bytes: u64, value: T) -> Held<T> {
+        self.take(name, bytes);
+        Held { value, memory: self.clone(), name, bytes }
+    }
+
+    fn buffer(self: &Rc<Self>, name: &'static str, tokens: usize, width: usize) -> CpuBuffer {
+        let len = tokens * width;
+        let pooled = self.pool.borrow_mut().get_mut(&len).and_then(Vec::pop);
+        let (name, data) = pooled.unwrap_or_else(|| {
+            self.take(name, len as u64 * 4);
+            (name, if self.dry_run { Vec::new() } else { vec![0.0; len] })
+        });
+        CpuBuffer { data, name, first: 0, tokens, width, memory: self.clone() }
+    }
+}
+
+/// A value whose memory is counted.
+pub struct Held<T> {
+    value: T,
+    memory: Rc<HostMemory>,
+    name: &'static str,
+    bytes: u64,
+}
+
+impl<T> Deref for Held<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Held<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        self.memory.give_back(self.name, self.bytes);
+    }
+}
+
+/// `[tokens, width]`, which goes back to the pool when it is dropped. Empty in a dry run.
+pub struct CpuBuffer {
+    data: Vec<f32>,
+    name: &'static str,
+    first: usize,
+    tokens: usize,
+    width: usize,
+    memory: Rc<HostMemory>,
+}
+
+impl CpuBuffer {
+    pub(super) fn rows(&self, tokens: &Range<usize>) -> Result<&[f32]> {
+        Ok(&self.data[self.elements(tokens)?])
+    }
+
+    pub(super) fn rows_mut(&mut self, tokens: &Range<usize>) -> Result<&mut [f32]> {
+        let elements = self.elements(tokens)?;
+        Ok(&mut self.data[elements])
+    }
+
+    /// All rows, whatever they are of.
+    pub(super) fn all(&self) -> &[f32] {
+        &self.data
+    }
+
+    pub(super) fn all_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+}
+
+impl BufferShape for CpuBuffer {
+    fn tokens(&self) -> Range<usize> {
+        self.first..self.first + self.tokens
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn move_to(&mut self, first: usize) {
+        self.first = first;
+    }
+}
+
+impl Drop for CpuBuffer {
+    fn drop(&mut self) {
+        // A stale value that is read anyway must not go unnoticed.
+        if cfg!(debug_assertions) {
+            self.data.fill(f32::NAN);
+        }
+        let data = std::mem::take(&mut self.data);
+        self.memory.pool.borrow_mut().entry(self.tokens * self.width).or_default().push((self.name, data));
+    }
+}
+
+impl Memory for Cpu {
+    fn is_dry_run(&self) -> bool {
+        self.memory.dry_run
+    }
+
+    fn capacity(&self) -> usize {
+        self.dims.tokens
+    }
+
+    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CpuBuffer> {
+        Ok(self.memory.buffer(name, tokens, width))
+    }
+
+    // The device's memory is the host's: buffers wait where they are.
+
+    fn offload(&mut self, buffer: CpuBuffer) -> Result<CpuBuffer> {
+        Ok(buffer)
+    }
+
+    fn keep(&mut self, buffer: CpuBuffer) -> CpuBuffer {
+        buffer
+    }
+
+    fn prefetch(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {
+        Ok(offloaded)
+    }
+
+    fn wait(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {
+        Ok(offloaded)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.memory.usage.borrow().peak.bytes
+    }
+
+    fn planned(&self) -> Vec<PlannedBuffer> {
+        let usage = self.memory.usage.borrow();
+        PlannedBuffer::lines(usage.peak.names.iter().filter(|line| *line.1 > 0).map(|(&name, &bytes)| (name, bytes)))
+    }
+
+    fn trim(&mut self) {
+        for (len, pooled) in self.memory.pool.borrow_mut().drain() {
+            for (name, _) in pooled {
+                self.memory.give_back(name, len as u64 * 4);
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Frozen weights in the host's memory.
+
+use super::linear::CpuWeight;
+use super::memory::Held;
+use super::{Cpu, Dense};
+use crate::backend::{Memory, Quantization, Residency, Weights};
+use crate::error::Result;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::reference::RopeTable;
+
+impl Weights for Cpu {
+    fn weight(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        quantization: Quantization,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
+    ) -> Result<Held<CpuWeight>> {
+        let (line, planned) = match quantization {
+            Quantization::Nf4 { block_size, double_quant } => {
+                ("NF4 weights", Nf4Matrix::bytes_for(n, k, &Nf4Options { block_size, double_quant }))
+            }
+            Quantization::None => ("weights", n * k * stored.size()),
+        };
+        if self.is_dry_run() {
+            return Ok(self.memory.hold(line, planned as u64, CpuWeight::Unread));
+        }
+        let weight = CpuWeight::new(name, n, k, quantization, read()?)?;
+        Ok(self.memory.hold(line, weight.bytes(), weight))
+    }
+
+    fn table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        _residency: Residency,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
+    ) -> Result<Held<Dense>> {
+        if self.is_dry_run() {
+            let bytes = (vocab * hidden * stored.size()) as u64;
+            return Ok(self.memory.hold(name, bytes, Dense::unread(vocab, hidden)));
+        }
+        let table = Dense { tensor: read()?, cols: hidden };
+        assert_eq!(table.rows(), vocab, "table");
+        Ok(self.memory.hold(name, table.bytes(), table))
+    }
+
+    fn vector(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        read: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Held<Vec<f32>>> {
+        let data = if self.is_dry_run() { Vec::new() } else { read()? };
+        assert!(self.is_dry_run() || data.len() == len, "{name}");
+        Ok(self.memory.hold(name, len as u64 * 4, data))
+    }
+
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
+        let dry_run = self.is_dry_run();
+        let table = if dry_run { RopeTable { half, cos: Vec::new(), sin: Vec::new() } } else { make() };
+        assert!(dry_run || table.cos.len() == positions * half, "rotation angles");
+        let bytes = (positions * half * 8) as u64;
+        self.rope = Some((positions, self.memory.hold("rotation angles", bytes, table)));
+        Ok(())
+    }
+
+    fn positions(&self) -> usize {
+        self.rope.as_ref().map_or(0, |rope| rope.0)
+    }
+}

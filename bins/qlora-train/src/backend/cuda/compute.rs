@@ -1,0 +1,146 @@
+//! The operations, each a call of one kernel.
+
+use super::operands::{CudaBuffer, Storage};
+use super::{Cuda, linear, loss};
+use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
+use crate::error::Result;
+use qlora_kernels::device::EventTimer;
+use qlora_kernels::ops::attention::{self, Attention};
+use qlora_kernels::ops::layer::{self, Residual};
+use std::ops::Range;
+
+impl Compute for Cuda {
+    fn batch(&self) -> &CheckedBatch {
+        &self.batch
+    }
+
+    fn set_batch(&mut self, batch: CheckedBatch) -> Result<()> {
+        self.batch = batch;
+        // Two documents at least begin at different tokens, but empty ones may be any number.
+        self.batch_documents.clear();
+        self.batch_documents.extend(self.batch.boundaries.windows(2).map(|bounds| bounds[0] < bounds[1]));
+        self.batch.boundaries.dedup();
+        self.on_device.set(&self.batch)
+    }
+
+    fn reserve(&mut self, op: &Op<'_, Self>) -> Result<()> {
+        match op {
+            Op::AppendToCache { shape, starts, .. } | Op::AttentionOverCache { shape, starts, .. } => {
+                self.reserve_cache(*shape, starts)
+            }
+            Op::Logits { head, tokens, .. } => self.loss.reserve_logits(&self.memory, head, tokens.len()),
+            _ => Ok(()),
+        }
+    }
+
+    fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
+        let (m, stream) = (tokens.len(), self.memory.stream());
+        match op {
+            Op::Embed { table, out } => {
+                let ids = self.on_device.input_ids.rows(tokens);
+                layer::embedding(ids, table.data.view(), table.vocab, table.hidden, out.rows_mut(tokens)?, stream)?;
+            }
+            Op::RmsNorm { x, weight, eps, out } => {
+                let x = Residual::Plain(x.rows(tokens)?);
+                layer::rms_norm(x, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
+            }
+            Op::AddRmsNorm { x, delta, sum, weight, eps, out } => {
+                let (x, delta, sum) = (x.rows(tokens)?, delta.rows(tokens)?, sum.rows_mut(tokens)?);
+                let residual = Residual::Add { x, delta, sum };
+                layer::rms_norm(residual, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
+            }
+            Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
+                let (dy, x, weight) = (dy.rows(tokens)?, x.rows(tokens)?, weight.f32.view());
+                layer::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows_mut(tokens)?, stream)?;
+            }
+            Op::LoraDown { x, group, dropout, s } => {
+                let unused = self.empty.view_mut();
+                linear::lora_down(tokens, x, group, *dropout, s, unused, stream)?;
+            }
+            Op::Linear { x, s, group, y } => {
+                let workspace = self.empty.view_mut();
+                linear::forward(tokens, x, *s, group, y, workspace, stream, &mut self.linear_paths)?;
+            }
+            Op::LoraDyB { dy, group, t } => linear::lora_dy_b(tokens, dy, group, t, stream)?,
+            Op::LinearDx { dy, t, group, dropout, dx } => {
+                linear::dx(tokens, dy, *t, group, *dropout, dx, self.empty.view_mut(), stream)?;
+            }
+            Op::LoraGradients { x, dy, s, t, group, dropout } => {
+                let workspace = self.gradients.view_mut();
+                linear::gradients(tokens, [*x, *dy, *s, *t], group, *dropout, workspace, stream)?;
+            }
+            Op::Rope { qkv, shape, inverse } => {
+                let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();
+                let (ldx, heads) = (qkv.width(), shape.heads + shape.kv_heads);
+                let positions = self.on_device.positions.rows(tokens);
+                layer::rope(qkv.rows_mut(tokens)?, ldx, heads, positions, table, *inverse, stream)?;
+            }
+            Op::Attention { qkv, shape, out, lse } => {
+                let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
+                let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
+                attention::attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
+            }
+            Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
+                let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
+                let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
+                let (dout, out, lse) = (dout.rows(tokens)?, out.rows(tokens)?, lse.f32_rows(tokens)?);
+                let workspace = self.attention.view_mut();
+                attention::attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
+            }
+            Op::AppendToCache { qkv, shape, cache, .. } => self.append_to_cache(qkv, *shape, cache)?,
+            Op::AttentionOverCache { qkv, cache, shape, out, .. } => {
+                self.attention_over_cache(qkv, cache, *shape, out)?;
+            }
+            Op::Swiglu { gate_up, out } => {
+                let width = out.width();
+                layer::swiglu(gate_up.rows(tokens)?, width, out.rows_mut(tokens)?, stream)?;
+            }
+            Op::SwigluBackward { dout, gate_up } => {
+                let width = dout.width();
+                layer::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, None, stream)?;
+            }
+            Op::CrossEntropy { x, head, weight, dx } => {
+                let device = self.on_device.targets.rows(tokens);
+                let device_weights = (!self.batch.weights.is_empty()).then(|| self.on_device.weights.rows(tokens));
+                let targets = loss::Targets { batch: &self.batch, tokens, device, device_weights };
+                self.loss.cross_entropy(&self.memory, targets, x, head, *weight, dx.as_deref_mut())?;
+            }
+            Op::Logits { x, head, tokens: of, out } => {
+                **out = self.loss.logits(&self.memory, x.rows(tokens)?, head, of)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_loss(&mut self) -> Result<f64> {
+        self.loss.read(&self.memory, &self.batch)
+    }
+
+    fn trace(&mut self) -> &mut Trace {
+        &mut self.trace
+    }
+
+    fn record_event(&mut self) -> Result<()> {
+        let Some(device) = self.memory.device() else { return Ok(()) };
+        let events = match &mut self.events {
+            Some(events) => events,
+            none => none.insert(EventTimer::new(device)?),
+        };
+        Ok(events.record()?)
+    }
+
+    fn elapsed(&mut self) -> Result<Vec<f64>> {
+        match &mut self.events {
+            Some(events) => Ok(events.elapsed()?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn values(&mut self, buffer: &CudaBuffer, tokens: &Range<usize>) -> Result<Vec<f32>> {
+        let elements = buffer.elements(tokens)?;
+        Ok(match &buffer.data {
+            Storage::F32(data) => self.memory.download(data)?[elements].to_vec(),
+            Storage::Bf16(data) => self.memory.download(data)?[elements].iter().map(|x| x.to_f32()).collect(),
+        })
+    }
+}

@@ -1,0 +1,235 @@
+//! The operations of a step, as data: the one place that says what an operation is called, what it reads and writes, and how many
+//! FLOPs it takes. A backend computes them ([`Compute::compute`](super::Compute::compute)), one arm each; the dry run, the
+//! traces and the FLOP counter are generic over them.
+//!
+//! Letters: H hidden size, I intermediate size, N and K output and input features, M tokens. S = scale·dropout(X)·Aᵀ and
+//! T = scale·dY·B are the low-rank projections of an input and of a gradient.
+
+use super::{BufferShape, CheckedBatch, LinearGroup, Operands, TableShape};
+use crate::error::Result;
+use crate::refuse;
+use qlora_kernels::philox::Dropout;
+use qlora_kernels::reference::AttentionShape;
+use std::ops::Range;
+
+/// One operation with its operands. It works on a range of the batch's tokens, which every buffer covers.
+pub enum Op<'a, B: Operands + ?Sized> {
+    /// out `[H]` = the rows of `table` that the batch's input ids name.
+    Embed { table: &'a B::Table, out: &'a mut B::Buffer },
+    /// out `[H]` = RMSNorm(x `[H]`).
+    RmsNorm { x: &'a B::Buffer, weight: &'a B::Vector, eps: f32, out: &'a mut B::Buffer },
+    /// sum `[H]` = x `[H]` + delta `[H]`, out `[H]` = RMSNorm(sum).
+    AddRmsNorm {
+        x: &'a B::Buffer,
+        delta: &'a B::Buffer,
+        sum: &'a mut B::Buffer,
+        weight: &'a B::Vector,
+        eps: f32,
+        out: &'a mut B::Buffer,
+    },
+    /// dx `[H]` = the gradient of RMSNorm at x, or += with `accumulate`.
+    RmsNormBackward {
+        dy: &'a B::Buffer,
+        x: &'a B::Buffer,
+        weight: &'a B::Vector,
+        eps: f32,
+        accumulate: bool,
+        dx: &'a mut B::Buffer,
+    },
+    /// S `[low_rank_columns]` = scale · dropout(x) · Aᵀ.
+    LoraDown { x: &'a B::Buffer, group: &'a LinearGroup<B>, dropout: Option<Dropout>, s: &'a mut B::Buffer },
+    /// y `[ΣN]` = x · Wᵀ + S · Bᵀ + bias.
+    Linear { x: &'a B::Buffer, s: Option<&'a B::Buffer>, group: &'a LinearGroup<B>, y: &'a mut B::Buffer },
+    /// T `[low_rank_columns]` = scale · dy · B.
+    LoraDyB { dy: &'a B::Buffer, group: &'a LinearGroup<B>, t: &'a mut B::Buffer },
+    /// dx `[K]` = dy · W + dropout(T · A).
+    LinearDx {
+        dy: &'a B::Buffer,
+        t: Option<&'a B::Buffer>,
+        group: &'a LinearGroup<B>,
+        dropout: Option<Dropout>,
+        dx: &'a mut B::Buffer,
+    },
+    /// dA += Tᵀ · dropout(x), dB += dyᵀ · S, summed over 256 tokens at a time: ranges that are cut at multiples of 256 and run in
+    /// order give the bits of the whole.
+    LoraGradients {
+        x: &'a B::Buffer,
+        dy: &'a B::Buffer,
+        s: &'a B::Buffer,
+        t: &'a B::Buffer,
+        group: &'a mut LinearGroup<B>,
+        dropout: Option<Dropout>,
+    },
+    /// Rotates the queries and keys of q‖k‖v in place; `inverse` is the gradient.
+    Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, inverse: bool },
+    /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores.
+    Attention { qkv: &'a B::Buffer, shape: AttentionShape, out: &'a mut B::Buffer, lse: &'a mut B::Buffer },
+    AttentionBackward {
+        dout: &'a B::Buffer,
+        qkv: &'a B::Buffer,
+        out: &'a B::Buffer,
+        lse: &'a B::Buffer,
+        shape: AttentionShape,
+        dqkv: &'a mut B::Buffer,
+    },
+    /// Copies keys and values of q‖k‖v, already rotated, to `cache` `[2·Hkv·D]`: those of position p of document d to row
+    /// `starts[d] + p`.
+    AppendToCache { qkv: &'a B::Buffer, shape: AttentionShape, starts: &'a [u32], cache: &'a mut B::Buffer },
+    /// out `[H·D]` = attention of the batch's queries over the cached rows of their documents, their own included.
+    AttentionOverCache {
+        qkv: &'a B::Buffer,
+        cache: &'a B::Buffer,
+        shape: AttentionShape,
+        starts: &'a [u32],
+        out: &'a mut B::Buffer,
+    },
+    /// out `[I]` = silu(gate) ∘ up.
+    Swiglu { gate_up: &'a B::Buffer, out: &'a mut B::Buffer },
+    /// Turns gate‖up `[2·I]` into its gradient.
+    SwigluBackward { dout: &'a B::Buffer, gate_up: &'a mut B::Buffer },
+    /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`. Ranges run in order from token 0; the sum
+    /// over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
+    CrossEntropy { x: &'a B::Buffer, head: &'a B::Table, weight: f32, dx: Option<&'a mut B::Buffer> },
+    /// Logits `[vocab]` of some tokens of the batch, each as it would be alone. A dry run leaves `out` as it is.
+    Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
+}
+
+/// Something that an operation wrote.
+pub enum Output<'a, B: Operands + ?Sized> {
+    Buffer(&'a B::Buffer),
+    /// The gradient of a trainable tensor with rows of so many columns.
+    Gradient(&'a B::Param, usize),
+}
+
+impl<B: Operands + ?Sized> Op<'_, B> {
+    /// The name in traces, `bench` and messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Embed { .. } => "embedding",
+            Self::RmsNorm { .. } | Self::AddRmsNorm { .. } => "norm",
+            Self::RmsNormBackward { .. } => "norm, backward",
+            Self::LoraDown { .. } => "LoRA X·Aᵀ",
+            Self::Linear { .. } => "linear",
+            Self::LoraDyB { .. } => "LoRA dY·B",
+            Self::LinearDx { .. } => "linear, backward",
+            Self::LoraGradients { .. } => "LoRA gradients",
+            Self::Rope { .. } => "rotary embedding",
+            Self::Attention { .. } | Self::AttentionOverCache { .. } => "attention",
+            Self::AttentionBackward { .. } => "attention, backward",
+            Self::AppendToCache { .. } => "KV cache",
+            Self::Swiglu { .. } => "SwiGLU",
+            Self::SwigluBackward { .. } => "SwiGLU, backward",
+            Self::CrossEntropy { .. } => "output layer and loss",
+            Self::Logits { .. } => "logits",
+        }
+    }
+
+    /// What it wrote, each with its name in messages.
+    pub fn outputs(&self) -> Vec<(String, Output<'_, B>)> {
+        let one = |name: &str, buffer| vec![(name.to_owned(), Output::Buffer(buffer))];
+        let of = |what: &str, group: &LinearGroup<B>, buffer| one(&format!("{what} of {}", group.label()), buffer);
+        match self {
+            Self::Embed { out, .. } => one("the residual stream", *out),
+            Self::RmsNorm { out, .. } => one("the norm of the residual stream", *out),
+            Self::AddRmsNorm { sum, out, .. } => {
+                let mut outputs = one("the residual stream", *sum);
+                outputs.extend(one("the norm of the residual stream", *out));
+                outputs
+            }
+            Self::RmsNormBackward { dx, .. } => one("the gradient of the residual stream", *dx),
+            Self::LoraDown { group, s, .. } => of("X·Aᵀ", group, *s),
+            Self::Linear { group, y, .. } => of("the output", group, *y),
+            Self::LoraDyB { group, t, .. } => of("dY·B", group, *t),
+            Self::LinearDx { group, dx, .. } => of("the gradient of the input", group, *dx),
+            Self::LoraGradients { group, .. } => {
+                let name = |factor| format!("the gradient of lora_{factor} of one of {}", group.label());
+                let loras = group.segments.iter().filter_map(|segment| segment.lora.as_ref());
+                loras
+                    .flat_map(|lora| {
+                        let a = (name("A"), Output::Gradient(&lora.a, group.k));
+                        [a, (name("B"), Output::Gradient(&lora.b, lora.r))]
+                    })
+                    .collect()
+            }
+            Self::Rope { qkv, .. } => one("queries, keys and values", *qkv),
+            Self::Attention { out, lse, .. } => {
+                let mut outputs = one("the log-sum-exp of the scores", *lse);
+                outputs.extend(one("the attention's output", *out));
+                outputs
+            }
+            Self::AttentionBackward { dqkv, .. } => one("the gradient of queries, keys and values", *dqkv),
+            Self::AppendToCache { qkv, .. } => one("queries, keys and values", *qkv),
+            Self::AttentionOverCache { out, .. } => one("the attention's output", *out),
+            Self::Swiglu { out, .. } => one("silu(gate) · up", *out),
+            Self::SwigluBackward { gate_up, .. } => one("the gradient of gate and up", *gate_up),
+            Self::CrossEntropy { dx: Some(dx), .. } => one("the gradient of the loss", *dx),
+            Self::CrossEntropy { dx: None, .. } | Self::Logits { .. } => Vec::new(),
+        }
+    }
+
+    /// FLOPs over `tokens` tokens, a multiply-add counted as two: products with weights and attention, beside which the rest is little.
+    /// One document is the most that a batch can cost.
+    pub fn flops(&self, tokens: usize) -> f64 {
+        let per_token = match self {
+            Self::LoraDown { group, .. } => group.k * group.r(),
+            Self::Linear { group, .. } => group.k * group.n() + group.low_rank_parameters_of_b(),
+            Self::LoraDyB { group, .. } => group.low_rank_parameters_of_b(),
+            Self::LinearDx { group, .. } => group.k * (group.n() + group.r()),
+            Self::LoraGradients { group, .. } => group.k * group.r() + group.low_rank_parameters_of_b(),
+            // Two products over half of the [M, M] scores.
+            Self::Attention { shape, .. } => tokens * shape.out(),
+            Self::AttentionBackward { shape, .. } => 7 * tokens * shape.out() / 2,
+            Self::AttentionOverCache { shape, cache, .. } => 2 * cache.tokens().len() * shape.out(),
+            Self::CrossEntropy { x, head, dx, .. } => x.width() * head.vocab() * if dx.is_some() { 2 } else { 1 },
+            _ => 0,
+        };
+        2.0 * tokens as f64 * per_token as f64
+    }
+
+    /// Whether it has to see all tokens of the batch at once.
+    pub fn needs_whole_batch(&self) -> bool {
+        match self {
+            Self::Attention { .. }
+            | Self::AttentionBackward { .. }
+            | Self::AppendToCache { .. }
+            | Self::AttentionOverCache { .. }
+            | Self::Logits { .. } => true,
+            Self::Embed { .. }
+            | Self::RmsNorm { .. }
+            | Self::AddRmsNorm { .. }
+            | Self::RmsNormBackward { .. }
+            | Self::LoraDown { .. }
+            | Self::Linear { .. }
+            | Self::LoraDyB { .. }
+            | Self::LinearDx { .. }
+            | Self::LoraGradients { .. }
+            | Self::Rope { .. }
+            | Self::Swiglu { .. }
+            | Self::SwigluBackward { .. }
+            | Self::CrossEntropy { .. } => false,
+        }
+    }
+
+    /// Refuses token ids of the batch that its table does not have.
+    pub fn check(&self, batch: &CheckedBatch, tokens: &Range<usize>) -> Result<()> {
+        let (id, vocab) = match self {
+            Self::Embed { table, .. } => {
+                let vocab = table.vocab();
+                (
+                    batch.input_ids[tokens.clone()].iter().find(|&&id| id as usize >= vocab).map(|&id| i64::from(id)),
+                    vocab,
+                )
+            }
+            Self::CrossEntropy { head, .. } => {
+                let vocab = head.vocab();
+                let beyond = |&&target: &&i32| target >= 0 && target as usize >= vocab;
+                (batch.targets[tokens.clone()].iter().find(beyond).map(|&target| i64::from(target)), vocab)
+            }
+            _ => return Ok(()),
+        };
+        match id {
+            Some(id) => refuse!("token id {id} is outside the vocabulary of {vocab}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Frozen weights, loaded once.
+
+use super::{LinearGroup, Operands};
+use crate::error::Result;
+use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
+use crate::refuse;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use qlora_kernels::reference::RopeTable;
+
+/// How frozen linear weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    Nf4 {
+        block_size: usize,
+        double_quant: bool,
+    },
+    /// 16-bit weights as they are in the checkpoint.
+    None,
+}
+
+/// Where a frozen weight is while it is not computed with. A device that shares the host's memory has one place only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    #[default]
+    Device,
+    /// Pinned host memory
+    Pinned,
+}
+
+/// Loads weights. `read` is called at most once, and not at all in a dry run.
+pub trait Weights: Operands {
+    /// A 16-bit weight is quantized as `quantization` says; one that is stored in NF4 stays as it is, and `quantization` describes it.
+    fn weight(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        quantization: Quantization,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<StoredWeight>,
+    ) -> Result<Self::Weight>;
+    /// A table whose rows are only gathered may be [`Residency::Pinned`].
+    fn table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        residency: Residency,
+        stored: StoredType,
+        read: &mut dyn FnMut() -> Result<Tensor16>,
+    ) -> Result<Self::Table>;
+    fn vector(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        read: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Vector>;
+    /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the backend.
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
+    /// Positions that have rotation angles.
+    fn positions(&self) -> usize;
+    /// Refuses, when the model is built, linear layers that the device cannot compute, and reserves the workspace of the others. `name` is
+    /// that of a weight of the group.
+    fn prepare_group(&mut self, _name: &str, _group: &LinearGroup<Self>) -> Result<()> {
+        Ok(())
+    }
+    /// The width of S and T: Σr, with what the device pads the ranks by.
+    fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
+        group.r()
+    }
+}
+
+/// The 16-bit weight of `n` rows of `k` columns called `name` in NF4, the same on every device.
+pub(super) fn quantize(name: &str, n: usize, k: usize, tensor: &Tensor16, options: &Nf4Options) -> Result<Nf4Matrix> {
+    let quantized = match &tensor.data {
+        TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, options),
+        _ => Nf4Matrix::quantize(&tensor.to_f32(), n, k, options),
+    };
+    match quantized {
+        Ok(matrix) => Ok(matrix),
+        Err(cause) => refuse!("{name}: {cause}"),
+    }
+}

@@ -1,0 +1,36 @@
+//! What a run minimizes: Σ weight · cross-entropy over the tokens of a step, divided by the step's total weight.
+//!
+//! An objective turns rows into tokens and their weights. The division is by the total over all micro-batches and ranks
+//! of a step, never by a mean of means: how a step is split changes no gradient.
+
+mod sft;
+
+pub use sft::Sft;
+
+use crate::backend::Batch;
+use crate::data::{MicroBatch, Row};
+
+/// From rows to the weight of every token.
+pub trait Objective {
+    /// The micro-batch of some rows.
+    fn micro_batch(&self, rows: &mut dyn Iterator<Item = &Row>) -> WeightedBatch;
+}
+
+/// A micro-batch and what its tokens count.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightedBatch {
+    pub tokens: MicroBatch,
+    /// `[T]`; `None`: 1 for every token that has a target
+    pub weights: Option<Vec<f32>>,
+}
+
+impl WeightedBatch {
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { weights: self.weights.as_deref(), ..Batch::from(&self.tokens) }
+    }
+}
+
+/// What the weighted losses of these micro-batches are divided by: with a weight of 1 each, the supervised tokens.
+pub fn total_weight(batches: &[Batch]) -> f64 {
+    batches.iter().map(Batch::weight).sum()
+}

@@ -1,0 +1,240 @@
+//! Operations on ranges of a batch's tokens, on any backend.
+
+use super::Documents;
+use qlora_kernels::philox::{Dropout, Stream};
+use qlora_kernels::reference::{AttentionShape, RopeScaling, RopeTable};
+use qlora_train::arch::{Arch, Projection};
+use qlora_train::backend::{
+    Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,
+};
+use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
+use qlora_train::lora::LoraSpec;
+use qlora_train::model::ModelSpec;
+use std::ops::Range;
+
+const SHAPE: AttentionShape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 64 };
+const HIDDEN: usize = 128;
+const VOCAB: usize = 150;
+const EPS: f32 = 1e-5;
+
+/// A model with the shapes of the operations below, which is never built.
+pub fn spec() -> ModelSpec {
+    let config = Arch {
+        hidden_size: HIDDEN,
+        intermediate_size: 200,
+        num_heads: SHAPE.heads,
+        num_kv_heads: SHAPE.kv_heads,
+        head_dim: SHAPE.head_dim,
+        vocab_size: VOCAB,
+        ..tiny_arch()
+    };
+    ModelSpec {
+        lora: LoraSpec::uniform(&config, &Projection::ALL, 8, 8.0, 0.25),
+        arch: config,
+        quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
+        trainable: true,
+        states: StateFormat::F32,
+        activations: Vec::new(),
+        tokens: 800,
+        positions: 400,
+        seed: 1,
+    }
+}
+
+fn random(seed: u64, len: usize) -> Vec<f32> {
+    let mut stream = Stream::new(seed, 1 << 41);
+    (0..len).map(|_| stream.uniform() - 0.5).collect()
+}
+
+fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor16 {
+    Tensor16::from_f32(vec![rows, columns], random(seed, rows * columns), StoredType::Bf16)
+}
+
+fn table<B: Backend>(b: &mut B, seed: u64, width: usize) -> B::Table {
+    let read = &mut || Ok(tensor(seed, VOCAB, width));
+    b.table("table", VOCAB, width, Residency::Device, StoredType::Bf16, read).unwrap()
+}
+
+fn all<B: Backend>(b: &B) -> Range<usize> {
+    0..b.batch().tokens()
+}
+
+/// A buffer of random values for the whole batch: the rows of a random table.
+fn filled<B: Backend>(b: &mut B, seed: u64, width: usize) -> B::Buffer {
+    let (table, mut out) = (table(b, seed, width), b.alloc("test", width).unwrap());
+    b.run(all(b), Op::Embed { table: &table, out: &mut out }).unwrap();
+    out
+}
+
+fn bits<B: Backend>(b: &mut B, buffer: &B::Buffer) -> Vec<u32> {
+    let tokens = all(b);
+    b.values(buffer, &tokens).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// Two linear layers of one input, one of them with a bias and both with a low-rank term.
+fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
+    let quantization = Quantization::Nf4 { block_size: 64, double_quant: true };
+    let mut segment = |seed: u64, n: usize, r: usize, bias: bool| {
+        let read = &mut || Ok(StoredWeight::Tensor(tensor(seed, n, HIDDEN)));
+        let weight = b.weight("weight", n, HIDDEN, quantization, StoredType::Bf16, read).unwrap();
+        let bias = bias.then(|| b.vector("bias", n, &mut || Ok(random(seed + 1, n))).unwrap());
+        let mut param = |seed, len| b.param(len, Some(StateFormat::F32), &mut || Ok(random(seed, len))).unwrap();
+        let lora = Some(Lora { r, scale: 0.7, a: param(seed + 2, r * HIDDEN), b: param(seed + 3, n * r) });
+        Segment { n, weight, bias, lora }
+    };
+    let segments = vec![segment(10, 192, 8, true), segment(20, 64, 3, false)];
+    let group = LinearGroup { k: HIDDEN, segments, site: 0 };
+    b.prepare_group("weight", &group).unwrap();
+    group
+}
+
+/// The bits that one operation leaves behind.
+type Outcome = Vec<Vec<u32>>;
+
+/// Runs every operation that works on a range, once for each of `ranges`.
+fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str, Outcome)> {
+    let mut found = Vec::new();
+    let x = filled(b, 1, HIDDEN);
+    let delta = filled(b, 2, HIDDEN);
+    let weight = b.vector("norm", HIDDEN, &mut || Ok(random(3, HIDDEN))).unwrap();
+    let embedding = table(b, 4, HIDDEN);
+
+    let mut out = b.alloc("out", HIDDEN).unwrap();
+    for range in ranges {
+        b.run(range.clone(), Op::Embed { table: &embedding, out: &mut out }).unwrap();
+    }
+    found.push(("embed", vec![bits(b, &out)]));
+    for range in ranges {
+        b.run(range.clone(), Op::RmsNorm { x: &x, weight: &weight, eps: EPS, out: &mut out }).unwrap();
+    }
+    found.push(("rms_norm", vec![bits(b, &out)]));
+    let mut sum = b.alloc("sum", HIDDEN).unwrap();
+    for range in ranges {
+        let op = Op::AddRmsNorm { x: &x, delta: &delta, sum: &mut sum, weight: &weight, eps: EPS, out: &mut out };
+        b.run(range.clone(), op).unwrap();
+    }
+    found.push(("add_rms_norm", vec![bits(b, &sum), bits(b, &out)]));
+    for accumulate in [false, true] {
+        let mut dx = filled(b, 5, HIDDEN);
+        for range in ranges {
+            let op = Op::RmsNormBackward { dy: &delta, x: &x, weight: &weight, eps: EPS, accumulate, dx: &mut dx };
+            b.run(range.clone(), op).unwrap();
+        }
+        found.push(("rms_norm_backward", vec![bits(b, &dx)]));
+    }
+
+    let mut group = group(b);
+    let dropout = Some(Dropout::new(7, 0, 3, 0.25));
+    let columns = B::low_rank_columns(&group);
+    let dy = filled(b, 6, group.n());
+    let mut s = b.alloc("s", columns).unwrap();
+    let mut t = b.alloc("t", columns).unwrap();
+    let mut y = b.alloc("y", group.n()).unwrap();
+    let mut dx = b.alloc("dx", HIDDEN).unwrap();
+    for range in ranges {
+        b.run(range.clone(), Op::LoraDown { x: &x, group: &group, dropout, s: &mut s }).unwrap();
+    }
+    found.push(("lora_down", vec![bits(b, &s)]));
+    for range in ranges {
+        b.run(range.clone(), Op::Linear { x: &x, s: Some(&s), group: &group, y: &mut y }).unwrap();
+    }
+    found.push(("linear", vec![bits(b, &y)]));
+    for range in ranges {
+        b.run(range.clone(), Op::LoraDyB { dy: &dy, group: &group, t: &mut t }).unwrap();
+    }
+    found.push(("lora_dy_b", vec![bits(b, &t)]));
+    for range in ranges {
+        b.run(range.clone(), Op::LinearDx { dy: &dy, t: Some(&t), group: &group, dropout, dx: &mut dx }).unwrap();
+    }
+    found.push(("linear_dx", vec![bits(b, &dx)]));
+    for range in ranges {
+        let op = Op::LoraGradients { x: &x, dy: &dy, s: &s, t: &t, group: &mut group, dropout };
+        b.run(range.clone(), op).unwrap();
+    }
+    let loras = group.segments.iter().map(|segment| segment.lora.as_ref().unwrap());
+    let gradients = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|param| b.gradient(param).unwrap());
+    let gradients = gradients.map(|gradient| gradient.into_iter().map(f32::to_bits).collect());
+    found.push(("lora_gradients", gradients.collect()));
+
+    for inverse in [false, true] {
+        let mut qkv = filled(b, 8, SHAPE.qkv());
+        for range in ranges {
+            b.run(range.clone(), Op::Rope { qkv: &mut qkv, shape: SHAPE, inverse }).unwrap();
+        }
+        found.push(("rope", vec![bits(b, &qkv)]));
+    }
+    let mut gate_up = filled(b, 9, 400);
+    let mut activated = b.alloc("activated", 200).unwrap();
+    let dout = filled(b, 30, 200);
+    for range in ranges {
+        b.run(range.clone(), Op::Swiglu { gate_up: &gate_up, out: &mut activated }).unwrap();
+    }
+    for range in ranges {
+        b.run(range.clone(), Op::SwigluBackward { dout: &dout, gate_up: &mut gate_up }).unwrap();
+    }
+    found.push(("swiglu", vec![bits(b, &activated), bits(b, &gate_up)]));
+
+    for gradient in [true, false] {
+        for range in ranges {
+            let dx = gradient.then_some(&mut dx);
+            b.run(range.clone(), Op::CrossEntropy { x: &x, head: &embedding, weight: 0.01, dx }).unwrap();
+        }
+        let loss = b.loss_sum().unwrap();
+        assert!(loss.is_finite() && loss > 0.0, "{loss}");
+        let loss = loss.to_bits();
+        found.push(("cross_entropy", vec![vec![loss as u32, (loss >> 32) as u32], bits(b, &dx)]));
+    }
+    found
+}
+
+/// Bits, not tolerances: every operation of one token at a time, over parts of a batch as over the whole. Parts end at
+/// multiples of 256 tokens, in which sums over tokens run. What needs the whole batch says so, and a buffer that does
+/// not cover a range is refused.
+pub fn check_ranges<B: Backend>(b: &mut B) {
+    let half = SHAPE.head_dim / 2;
+    b.rope_table(400, half, &mut || RopeTable::new(SHAPE.head_dim, 100.0, RopeScaling::Default, 400)).unwrap();
+    let documents = Documents::random(&[300, 5, 350, 145], VOCAB, 3).weighted(4);
+    b.begin(&documents.batch()).unwrap();
+    let tokens = all(b).end;
+    let whole = outcomes(b, &[0..tokens]);
+    for (name, outcome) in &whole {
+        let varied = outcome.iter().all(|bits| bits.iter().any(|&x| x != bits[0]));
+        assert!(varied, "{name} left one value everywhere");
+    }
+    for ranges in [vec![0..256, 256..tokens], vec![0..512, 512..768, 768..tokens]] {
+        for ((name, part), (_, whole)) in outcomes(b, &ranges).iter().zip(&whole) {
+            assert!(part == whole, "{name} over {ranges:?}");
+        }
+    }
+
+    // A tile has rows for some tokens only, and moves along the batch.
+    let x = filled(b, 1, HIDDEN);
+    let weight = b.vector("norm", HIDDEN, &mut || Ok(random(3, HIDDEN))).unwrap();
+    let mut tile = b.alloc_tile("tile", 256, HIDDEN).unwrap();
+    for first in [256, 0, 512] {
+        tile.move_to(first);
+        let range = first..(first + 256).min(tokens);
+        b.run(range.clone(), Op::RmsNorm { x: &x, weight: &weight, eps: EPS, out: &mut tile }).unwrap();
+        let values = b.values(&tile, &range).unwrap();
+        let expected = &whole[1].1[0][first * HIDDEN..][..range.len() * HIDDEN];
+        assert!(values.iter().map(|x| x.to_bits()).eq(expected.iter().copied()), "a tile at {first}");
+    }
+    let outside = b.run(0..256, Op::RmsNorm { x: &x, weight: &weight, eps: EPS, out: &mut tile }).unwrap_err();
+    let words = "rows for tokens 512 to 768 was given tokens 0 to 256";
+    assert!(outside.to_string().contains(words), "{outside}");
+    let mut out = b.alloc("out", HIDDEN).unwrap();
+    for range in [0..tokens + 1, 5..5] {
+        let beyond = b.run(range, Op::RmsNorm { x: &x, weight: &weight, eps: EPS, out: &mut out }).unwrap_err();
+        assert!(beyond.to_string().contains("operation norm was given tokens"), "{beyond}");
+    }
+
+    let qkv = filled(b, 8, SHAPE.qkv());
+    let mut out = b.alloc("attention", SHAPE.out()).unwrap();
+    let mut lse = b.alloc_f32("lse", SHAPE.heads).unwrap();
+    let part = Op::Attention { qkv: &qkv, shape: SHAPE, out: &mut out, lse: &mut lse };
+    let error = b.run(0..256, part).unwrap_err().to_string();
+    assert!(error.contains("operation attention") && error.contains("needs all of them"), "{error}");
+    let whole = Op::Attention { qkv: &qkv, shape: SHAPE, out: &mut out, lse: &mut lse };
+    b.run(0..tokens, whole).unwrap();
+}

@@ -1,0 +1,104 @@
+//! NF4 weights in device memory.
+
+use crate::device::{Buffer, Device};
+use crate::error::{CudaError, Result};
+use crate::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix};
+use crate::ops::nf4::{self, Layout, absmax_transpose};
+
+/// An NF4 weight `[n, k]` in device memory, which it owns.
+pub struct Nf4Weight {
+    n: usize,
+    k: usize,
+    block_size: usize,
+    layout: Layout,
+    /// `[ceil(n * k / 2)]`
+    codes: Buffer<u8>,
+    absmax: AbsmaxBuffers,
+}
+
+enum AbsmaxBuffers {
+    /// `[blocks]`
+    F32(Buffer<f32>),
+    DoubleQuantized {
+        /// `[blocks]`
+        codes: Buffer<u8>,
+        /// `[ceil(blocks / 256)]`
+        nested_absmax: Buffer<f32>,
+        /// `[256]`
+        nested_map: Buffer<f32>,
+        /// `[1]`
+        offset: Buffer<f32>,
+    },
+}
+
+impl Nf4Weight {
+    /// The layout that the kernels read fastest: transposed, where rows have whole blocks and few enough of them for 32
+    /// bits.
+    pub fn fastest_layout(n: usize, k: usize, block_size: usize) -> Layout {
+        let few = (n * k).div_ceil(block_size) <= i32::MAX as usize;
+        if k.is_multiple_of(block_size) && few { Layout::Transposed } else { Layout::RowMajor }
+    }
+
+    /// Copies `matrix` to the device and brings its absmax into `layout`. Refused: values or nested blocks other than
+    /// those of NF4 as bitsandbytes writes it, which the kernels do not know, and a transposed layout of blocks that
+    /// straddle rows.
+    pub fn upload(device: &Device, matrix: &Nf4Matrix, layout: Layout) -> Result<Self> {
+        let (n, k, block_size) = (matrix.rows(), matrix.cols(), matrix.block_size());
+        if *matrix.code() != CODE {
+            return Err(CudaError::Device("the matrix has 16 values of its own, expected those of NF4".into()));
+        }
+        if layout == Layout::Transposed && !k.is_multiple_of(block_size) {
+            return Err(CudaError::Device(format!(
+                "a transposed absmax needs K divisible by the block size: K is {k}, the block size {block_size}"
+            )));
+        }
+        let in_row = k / block_size;
+        let absmax = match (matrix.absmax(), layout) {
+            (Absmax::F32(absmax), Layout::RowMajor) => AbsmaxBuffers::F32(device.upload(absmax)?),
+            (Absmax::F32(absmax), Layout::Transposed) => {
+                let transposed: Vec<f32> = (0..n * in_row).map(|i| absmax[i % n * in_row + i / n]).collect();
+                AbsmaxBuffers::F32(device.upload(&transposed)?)
+            }
+            (Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset }, layout) => {
+                if *nested_block_size != NESTED_BLOCK_SIZE {
+                    return Err(CudaError::Device(format!(
+                        "the matrix has nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE}"
+                    )));
+                }
+                let row_major = device.upload(codes)?;
+                let codes = match layout {
+                    Layout::RowMajor => row_major,
+                    Layout::Transposed => {
+                        let mut transposed = device.zeros(codes.len())?;
+                        absmax_transpose(row_major.view(), transposed.view_mut(), n, in_row, device.stream())?;
+                        transposed
+                    }
+                };
+                AbsmaxBuffers::DoubleQuantized {
+                    codes,
+                    nested_absmax: device.upload(nested_absmax)?,
+                    nested_map: device.upload(nested_map.as_slice())?,
+                    offset: device.upload(&[*offset])?,
+                }
+            }
+        };
+        Ok(Self { n, k, block_size, layout, codes: device.upload(matrix.codes())?, absmax })
+    }
+
+    /// The weight as operations read it.
+    pub fn view(&self) -> nf4::Weight<'_> {
+        let absmax = match &self.absmax {
+            AbsmaxBuffers::F32(absmax) => nf4::Absmax::F32(absmax.view()),
+            AbsmaxBuffers::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
+                nf4::Absmax::DoubleQuantised {
+                    codes: codes.view(),
+                    nested_absmax: nested_absmax.view(),
+                    nested_map: nested_map.view(),
+                    offset: offset.view(),
+                }
+            }
+        };
+        let Self { n, k, block_size, layout, .. } = *self;
+        nf4::Weight { n, k, block_size, layout, codes: self.codes.view(), absmax }
+    }
+}
