@@ -16,7 +16,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
     let share = || (1e-9..0.999f64).prop_map(Json::from);
     let path = || "[a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,8}[a-z]{6}";
     match info.name {
-        "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
+        "model" | "revision" | "output_dir" | "chat_template" | "prompt_column" | "completion_column" => path().prop_map(Json::from).boxed(),
         "data" | "val_data" => prop::collection::vec(path(), 1..4).prop_map(Json::from).boxed(),
         "val_set_size" => prop_oneof![share(), (0u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "preset" => words(&["loraplus"]),
@@ -30,6 +30,8 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "lr_scheduler_type" => words(&["constant", "constant_with_warmup", "linear", "cosine"]),
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "too_long" => words(&["drop", "truncate", "error"]),
+        "on_bad_row" => words(&["error", "skip"]),
+        "prompt_completion" => words(&["text", "chat"]),
         "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
         "seed" => any::<u64>().prop_map(Json::from).boxed(),
         "gradient_checkpointing" => {

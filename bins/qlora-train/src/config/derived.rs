@@ -31,6 +31,9 @@ pub enum Purpose {
     Bench,
 }
 
+/// Settings that count only where they are not at their defaults: runs of before they were there go on.
+const LATER: [&str; 4] = ["on_bad_row", "prompt_column", "completion_column", "prompt_completion"];
+
 impl Settings {
     /// Ranges of every field (also of settings built in code) and what `purpose` needs.
     pub fn validate(&self, purpose: Purpose) -> Result<()> {
@@ -147,7 +150,9 @@ impl Settings {
     pub fn result_settings(&self) -> Map<String, Json> {
         let judged = self.early_stopping_patience.0.is_some() || self.load_best_model_at_end;
         let counts = |info: &&SettingInfo| info.effect == Effect::Results || (judged && info.name == "eval_steps");
-        SETTINGS.iter().filter(counts).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
+        let default = Settings::default();
+        let told = |info: &&SettingInfo| !LATER.contains(&info.name) || (info.get)(self) != (info.get)(&default);
+        SETTINGS.iter().filter(counts).filter(told).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
     }
 
     /// SHA-256 (hex) over every setting that can change results, by name; neither their order nor how they were
