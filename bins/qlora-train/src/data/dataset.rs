@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
