@@ -5,7 +5,7 @@
 //! the first four rows; tests/golden/check_adapter.py reads it.
 
 use qlora_train::backend::Batch;
-use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::cpu::{Cpu, Precision};
 use qlora_train::config::{Settings, TooLong};
 use qlora_train::data::{DataOptions, MicroBatch, load_once};
 use qlora_train::error::{Context, Error, Result};
@@ -32,8 +32,16 @@ fn main() -> Result<()> {
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
     let build = |spec: &ModelSpec, _| Ok(Cpu::new(spec.dims()));
     let (adapters, job) = ([adapter.into()], InferenceJob::Loss);
-    let mut loaded =
-        InferenceModel::load(&settings, &base.checkpoint, &adapters, job, longest, longest, &Device::Cpu, build)?;
+    let mut loaded = InferenceModel::load(
+        &settings,
+        &base.checkpoint,
+        &adapters,
+        job,
+        longest,
+        longest,
+        &Device::Cpu(Precision::F32),
+        build,
+    )?;
     let mut tensors = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let batch = MicroBatch::new([row]);

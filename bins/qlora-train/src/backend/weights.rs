@@ -65,7 +65,7 @@ pub trait Weights: Operands {
         Ok(())
     }
     /// The width of S and T: Σr, with what the device pads the ranks by.
-    fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
+    fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         group.r()
     }
 }

@@ -107,7 +107,7 @@ pub fn answer(
     let buffers: Vec<_> = plan.buffers.iter().map(of(place)).chain(plan.on_host.iter().map(of("host"))).collect();
     let planned = json!({"budget_bytes": budget.limit, "peak_bytes": plan.peak_bytes()});
     let (on_device, on_host) = match device {
-        Device::Cpu => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
+        Device::Cpu(_) => (json!({"budget_bytes": 0, "peak_bytes": 0}), planned),
         // Pinned; the rows and one matrix on its way come on top.
         Device::Cuda(_) => (planned, json!({"budget_bytes": plan.host_limit, "peak_bytes": plan.host_bytes()})),
     };

@@ -47,6 +47,14 @@ choices! {
         Off: "none"
     } not yet { "fp4", "int8", "8bit" }
 
+    /// Arithmetic of the CPU.
+    Compute {
+        F32: "f32" | "float32" | "fp32",
+        Bf16: "bf16" | "bfloat16",
+        /// The fastest that the processor has
+        Auto: "auto"
+    } not yet { "fp16", "float16" }
+
     /// Shape of the learning rate over the run.
     Scheduler {
         /// No warm-up, as in transformers.

@@ -57,6 +57,8 @@ impl ModelSpec {
             hidden: c.hidden_size,
             vocab: c.vocab_size,
             heads: c.num_heads,
+            kv_heads: c.num_kv_heads,
+            head_dim: c.head_dim,
             groups,
             dropout: self.trainable && self.lora.dropout > 0.0,
             training: self.trainable,

@@ -194,7 +194,7 @@ fn project<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, group: &LinearGrou
     if group.r() == 0 {
         return Ok(None);
     }
-    let mut s = b.alloc("low-rank projections", B::low_rank_columns(group))?;
+    let mut s = b.alloc("low-rank projections", b.low_rank_columns(group))?;
     b.run(pass.all(), Op::LoraDown { x, group, dropout: pass.mask(group), s: &mut s })?;
     Ok(Some(s))
 }
@@ -275,7 +275,7 @@ fn linear_backward<B: Backend>(
     let dropout = pass.mask(group);
     let t = match &s {
         Some(_) => {
-            let mut t = b.alloc("low-rank projections", B::low_rank_columns(group))?;
+            let mut t = b.alloc("low-rank projections", b.low_rank_columns(group))?;
             b.run(pass.all(), Op::LoraDyB { dy, group, t: &mut t })?;
             Some(t)
         }

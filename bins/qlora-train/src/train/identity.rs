@@ -71,10 +71,19 @@ impl Identity {
 /// Settings that name a place; what is found there counts.
 const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_template"];
 
-pub fn run_identity(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> Result<Identity> {
+pub fn run_identity(
+    settings: &Settings,
+    loaded: &Loaded,
+    data: &TrainingData,
+    arithmetic: Option<String>,
+) -> Result<Identity> {
     let checkpoint = &loaded.checkpoint;
     let mut result_settings = effective_settings(settings, checkpoint).result_settings();
-    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()));
+    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()) && name != "compute");
+    // What was asked for does not count, what it came to on this processor does.
+    if let Some(arithmetic) = arithmetic {
+        result_settings.insert("compute".to_owned(), arithmetic.into());
+    }
     let tokenizer = match loaded.tokenizer() {
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,

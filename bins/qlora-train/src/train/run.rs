@@ -53,7 +53,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.resolve(loaded.parameters());
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
-    let identity = run_identity(&settings, &loaded, &data)?;
+    let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
     if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         status!(

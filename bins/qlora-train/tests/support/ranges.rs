@@ -127,7 +127,7 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
 
     let mut group = group(b);
     let dropout = Some(Dropout::new(7, 0, 3, 0.25));
-    let columns = B::low_rank_columns(&group);
+    let columns = b.low_rank_columns(&group);
     let dy = filled(b, 6, group.n());
     let mut s = b.alloc("s", columns).unwrap();
     let mut t = b.alloc("t", columns).unwrap();

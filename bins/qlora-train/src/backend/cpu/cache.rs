@@ -10,7 +10,7 @@ use rayon::prelude::*;
 const TILE: usize = 128;
 
 /// For every token of the batch: the first row of its document in the cache.
-fn starts_of_tokens(batch: &CheckedBatch, starts: &[u32]) -> Vec<usize> {
+pub fn starts_of_tokens(batch: &CheckedBatch, starts: &[u32]) -> Vec<usize> {
     let documents = batch.boundaries.windows(2).zip(starts);
     documents.flat_map(|(w, &start)| (w[0]..w[1]).map(move |_| start as usize)).collect()
 }

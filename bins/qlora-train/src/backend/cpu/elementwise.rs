@@ -11,7 +11,7 @@ use rayon::prelude::*;
 ///
 /// Range reduction x = n·ln 2 + f with a two-part ln 2, then the degree-6 Taylor-like polynomial of Cephes' expf.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it rounds to the nearest integer, which is then found in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);

@@ -207,7 +207,7 @@ impl Weights for Cuda {
         self.reserve_gradients(group)
     }
 
-    fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
+    fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         linear::columns(group)
     }
 }
