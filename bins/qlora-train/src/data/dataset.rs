@@ -145,7 +145,12 @@ impl<'a> Loader<'a> {
     fn file(&mut self, path: &Path, open: Option<&OpenTokenizer<'a>>) -> Result<String> {
         let file = self.report.files.len();
         self.report.files.push(FileReport { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new() });
+        let most = self.options.max_samples.unwrap_or(usize::MAX);
         let hash = read_rows(path, &mut |unit, line, row| {
+            if self.report.files[file].rows >= most {
+                return Ok(());
+            }
+            let row = self.options.columns.renamed(row).map_err(|why| at(path, unit, line, &why))?;
             let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
             let report = &mut self.report.files[file];
             report.unit = unit;

@@ -7,6 +7,7 @@
 
 mod batch;
 mod checks;
+mod columns;
 mod dataset;
 mod formats;
 mod histogram;
@@ -26,6 +27,7 @@ mod tokenizer;
 
 pub use batch::MicroBatch;
 pub use checks::{Checks, SpecialTokens};
+pub use columns::Columns;
 pub use dataset::{Dataset, OpenTokenizer, Row, describe, load, load_once};
 pub use histogram::Histogram;
 pub use messages::Message;

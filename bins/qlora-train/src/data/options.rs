@@ -1,5 +1,6 @@
 //! Settings of the data.
 
+use super::columns::Columns;
 use crate::config::TooLong;
 
 #[derive(Clone, Debug)]
@@ -12,4 +13,7 @@ pub struct DataOptions {
     /// What ends a text, by the model's own config; the tokenizer's EOS counts too. Tokenised rows that mask it are
     /// refused.
     pub eos_token_ids: Vec<u32>,
+    pub columns: Columns,
+    /// Rows taken of each file at most, the first of them.
+    pub max_samples: Option<usize>,
 }

@@ -16,6 +16,8 @@ const CPU_PARAMETERS: u64 = 3_000_000_000;
 pub struct Loaded {
     pub checkpoint: Checkpoint,
     chat_template: Option<String>,
+    /// Special tokens that the settings name, by the names of `tokenizer_config.json`.
+    special_tokens: [(&'static str, Option<String>); 2],
     tokenizer: OnceCell<ChatTokenizer>,
 }
 
@@ -28,7 +30,9 @@ impl Loaded {
         for note in checkpoint.notes() {
             status!("{note}");
         }
-        Ok(Self { checkpoint, chat_template: settings.chat_template.clone(), tokenizer: OnceCell::new() })
+        let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
+        let chat_template = settings.chat_template.clone();
+        Ok(Self { checkpoint, chat_template, special_tokens, tokenizer: OnceCell::new() })
     }
 
     /// The tokenizer if it was opened: not where all rows are token ids already.
@@ -43,6 +47,9 @@ impl Loaded {
         }
         let tokenizer = ChatTokenizer::open(self.checkpoint.dir(), self.chat_template.as_deref())?;
         status!("chat template: {}", tokenizer.template_origin());
+        for (name, given) in &self.special_tokens {
+            check_special_token(&tokenizer, name, given.as_deref())?;
+        }
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
@@ -62,5 +69,18 @@ impl Loaded {
             );
         }
         Ok(())
+    }
+}
+
+/// Refuses a special token other than the tokenizer's: the model was made with that one.
+fn check_special_token(tokenizer: &ChatTokenizer, name: &str, given: Option<&str>) -> Result<()> {
+    let own = tokenizer.special_token(name);
+    match given {
+        Some(given) if own != Some(given) => refuse!(
+            "`{name}`: found {given:?}, the tokenizer of {} has {}; leave it out, or change tokenizer_config.json",
+            tokenizer.dir().display(),
+            own.map_or_else(|| "none".to_owned(), |own| format!("{own:?}"))
+        ),
+        _ => Ok(()),
     }
 }

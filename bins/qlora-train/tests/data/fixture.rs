@@ -134,7 +134,14 @@ pub fn file(name: &str, content: impl AsRef<[u8]>) -> File {
 }
 
 pub fn options() -> DataOptions {
-    DataOptions { max_length: 2048, too_long: TooLong::Drop, vocab_size: VOCAB_SIZE, eos_token_ids: vec![260] }
+    DataOptions {
+        max_length: 2048,
+        too_long: TooLong::Drop,
+        vocab_size: VOCAB_SIZE,
+        eos_token_ids: vec![260],
+        columns: Default::default(),
+        max_samples: None,
+    }
 }
 
 pub fn load_one(content: impl AsRef<[u8]>, tokenizer: Option<&ChatTokenizer>) -> qlora_train::error::Result<Dataset> {

@@ -133,7 +133,14 @@ fn lengths(too_long: TooLong) -> qlora_train::error::Result<qlora_train::data::D
     load(
         std::slice::from_ref(&file.path),
         None,
-        &DataOptions { max_length: 4, too_long, vocab_size: 10, eos_token_ids: vec![] },
+        &DataOptions {
+            max_length: 4,
+            too_long,
+            vocab_size: 10,
+            eos_token_ids: vec![],
+            columns: Default::default(),
+            max_samples: None,
+        },
     )
 }
 
