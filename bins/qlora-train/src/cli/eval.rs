@@ -38,6 +38,8 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
         too_long: TooLong::Error,
         vocab_size: loaded.checkpoint.arch().vocab_size,
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
+        columns: crate::session::columns(&settings),
+        max_samples: settings.max_samples.0,
         ..DataOptions::default()
     };
     let files = DataFiles::find(&args.data)?.training;
@@ -64,7 +66,8 @@ impl DeviceJob for Evaluate<'_> {
         let longest = dataset.report.longest;
         // Short rows share a batch; a small data set needs no more than its own tokens.
         let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-        let adapters = &args.model.adapter;
+        let adapters = args.model.adapters();
+        let adapters = &adapters[..];
         let mut model = InferenceModel::load(
             &settings,
             &loaded.checkpoint,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -174,7 +174,11 @@ impl<'a> Loader<'a> {
         let file = self.report.files.len();
         self.report.files.push(FileReport::new(path));
         let options = self.options;
+        let most = options.max_samples.unwrap_or(usize::MAX);
         let hash = read_rows(path, &options.columns, &mut |unit, line, row| {
+            if self.report.files[file].rows >= most {
+                return Ok(());
+            }
             self.report.files[file].unit = unit;
             let row = row.and_then(|row| options.columns.renamed(row));
             match row.and_then(|row| Ok((rows::detect(&row)?, row))) {

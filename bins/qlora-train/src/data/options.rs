@@ -15,8 +15,10 @@ pub struct DataOptions {
     pub eos_token_ids: Vec<u32>,
     /// Fate of a row that cannot be trained on.
     pub on_bad_row: BadRow,
-    /// Columns of prompt and completion under other names.
+    /// Columns under other names.
     pub columns: Columns,
+    /// Rows taken of each file at most, the first of them.
+    pub max_samples: Option<usize>,
     /// Whether a prompt and its completion are turns of the chat template.
     pub prompt_completion: PromptCompletion,
 }
@@ -31,6 +33,7 @@ impl Default for DataOptions {
             eos_token_ids: Vec::new(),
             on_bad_row: BadRow::Error,
             columns: Columns::default(),
+            max_samples: None,
             prompt_completion: PromptCompletion::Text,
         }
     }

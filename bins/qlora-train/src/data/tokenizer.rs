@@ -161,6 +161,20 @@ impl ChatTokenizer {
         &self.dir
     }
 
+    /// The added token that ends an answer in this template, if it ends with one that is trained on.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        let turns = [Message::new("user", "x"), Message::new("assistant", "y")];
+        let tokens = self.encode_chat(&turns).ok()?;
+        let last = tokens.labels.iter().rposition(|&label| label >= 0)?;
+        let id = tokens.input_ids[last];
+        self.tokenizer.id_to_token(id).filter(|text| self.added.contains(text)).map(|_| id)
+    }
+
+    /// Text of a special token by its name in `tokenizer_config.json`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special.iter().find(|(key, _)| key == name).map(|(_, token)| token.as_str())
+    }
+
     pub fn bos_token_id(&self) -> Option<u32> {
         self.bos_token_id
     }
@@ -400,8 +414,7 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
     }
     let path = Path::new(setting);
     if !path.is_file() {
-        let names = Builtin::ALL.map(Builtin::name).join(", ");
-        refuse!("chat_template: {setting:?} is neither a template's name ({names}) nor a file");
+        refuse!("chat_template: {setting:?} is neither a template's name ({}) nor a file", Builtin::offered());
     }
     let source = fs::read_to_string(path).or_refuse(|| format!("chat_template: {setting}: cannot read"))?;
     Ok((source, setting.to_owned()))

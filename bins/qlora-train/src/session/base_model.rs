@@ -20,6 +20,8 @@ pub struct Loaded {
     chat_template: Option<String>,
     /// Adapters whose chat template is used
     adapters: Vec<PathBuf>,
+    /// Special tokens that the settings name, by the names of `tokenizer_config.json`.
+    special_tokens: [(&'static str, Option<String>); 2],
     tokenizer: OnceCell<ChatTokenizer>,
 }
 
@@ -37,8 +39,9 @@ impl Loaded {
         for note in checkpoint.notes() {
             status!("{note}");
         }
+        let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
         let chat_template = settings.chat_template.clone();
-        Ok(Self { checkpoint, chat_template, adapters: adapters.to_vec(), tokenizer: OnceCell::new() })
+        Ok(Self { checkpoint, chat_template, adapters: adapters.to_vec(), special_tokens, tokenizer: OnceCell::new() })
     }
 
     /// The tokenizer if it was opened: not where all rows are token ids already.
@@ -53,6 +56,9 @@ impl Loaded {
         }
         let tokenizer = open_tokenizer(self.chat_template.as_deref(), &self.checkpoint, &self.adapters)?;
         status!("chat template: {}", tokenizer.template_origin());
+        for (name, given) in &self.special_tokens {
+            check_special_token(&tokenizer, name, given.as_deref())?;
+        }
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
@@ -72,5 +78,18 @@ impl Loaded {
             );
         }
         Ok(())
+    }
+}
+
+/// Refuses a special token other than the tokenizer's: the model was made with that one.
+fn check_special_token(tokenizer: &ChatTokenizer, name: &str, given: Option<&str>) -> Result<()> {
+    let own = tokenizer.special_token(name);
+    match given {
+        Some(given) if own != Some(given) => refuse!(
+            "`{name}`: found {given:?}, the tokenizer of {} has {}; leave it out, or change tokenizer_config.json",
+            tokenizer.dir().display(),
+            own.map_or_else(|| "none".to_owned(), |own| format!("{own:?}"))
+        ),
+        _ => Ok(()),
     }
 }

@@ -14,5 +14,5 @@ pub mod weights;
 pub use base_model::Loaded;
 pub use device::{Budget, Device, DeviceJob};
 pub use interruption::Interruption;
-pub use training_data::TrainingData;
+pub use training_data::{TrainingData, columns};
 pub use weights::CheckpointSource;

@@ -38,6 +38,11 @@ impl TrainingData {
             status!("validation: {}", validation.report);
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
         };
+        if validation.len() == 1 {
+            warning!(
+                "one row is held back for validation: its loss says little; give a larger val_set_size or val_data"
+            );
+        }
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
             status!("{packing}");
@@ -70,16 +75,29 @@ pub fn find_files(settings: &mut Settings) -> Result<()> {
     Ok(())
 }
 
+/// Columns that the settings name.
+pub fn columns(settings: &Settings) -> Columns {
+    Columns::new(
+        settings.prompt_column.as_deref(),
+        settings.completion_column.as_deref(),
+        settings.input_column.as_deref(),
+        settings.system_column.as_deref(),
+        settings.messages_column.as_deref(),
+        settings.text_column.as_deref(),
+    )
+}
+
 /// How rows are read for this model.
 pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
         on_bad_row: settings.on_bad_row,
-        columns: Columns { prompt: settings.prompt_column.clone(), completion: settings.completion_column.clone() },
         prompt_completion: settings.prompt_completion,
         vocab_size: loaded.checkpoint.arch().vocab_size,
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
+        columns: columns(settings),
+        max_samples: settings.max_samples.0,
     }
 }
 

@@ -134,7 +134,6 @@ fn columns_of_other_names_are_read_by_the_settings_and_guessed_in_the_error() {
     let pairs = [
         ("question", "answer"),
         ("query", "response"),
-        ("instruction", "response"),
         ("input", "target"),
         ("problem", "solution"),
         ("prompt", "response"),
@@ -148,16 +147,16 @@ fn columns_of_other_names_are_read_by_the_settings_and_guessed_in_the_error() {
             let flag = if prompt == "prompt" { "--completion-column response" } else { "-column" };
             assert_says(&message, &["did you mean", flag, completion]);
         }
-        let columns = Columns { prompt: Some(prompt.into()), completion: Some(completion.into()) };
+        let columns = Columns::new(Some(prompt), Some(completion), None, None, None, None);
         let data = load_named("a.jsonl", &row, &DataOptions { columns, ..options() }).unwrap();
         let labels = data.rows[0].labels.iter().filter(|&&label| label != UNSUPERVISED).count();
         assert_eq!(tokenizer.decode(&data.rows[0].input_ids, false).unwrap(), "<bos>q a<eos>", "{prompt}");
         assert_eq!(labels, 2, "{prompt}");
     }
-    let columns = Columns { prompt: Some("q".into()), completion: None };
+    let columns = Columns::new(Some("q"), None, None, None, None, None);
     let missing =
         load_named("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}", &DataOptions { columns, ..options() });
-    assert_says(&refusal(missing), &["no `q`", "prompt_column", "`prompt`"]);
+    assert_says(&refusal(missing), &["the column `q` is missing", "`prompt`"]);
 }
 
 #[test]
