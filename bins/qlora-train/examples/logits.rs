@@ -31,8 +31,7 @@ fn main() -> Result<()> {
         too_long: TooLong::Error,
         vocab_size,
         eos_token_ids: Vec::new(),
-        columns: Default::default(),
-        max_samples: None,
+        ..DataOptions::default()
     };
     let mut rows = load_once(&[rows.into()], &|| base.open_tokenizer(), &options)?.rows;
     rows.truncate(ROWS);

@@ -1,7 +1,7 @@
 //! Rotary position settings of config.json, in the spelling of transformers v4 (`rope_theta` and `rope_scaling`) and
 //! of v5 (`rope_parameters`).
 
-pub use qlora_kernels::reference::RopeScaling;
+pub use qlora_kernels::rope::RopeScaling;
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;

@@ -11,6 +11,7 @@ use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate};
 use crate::refuse;
 use crate::report::{Bars, status};
+use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
@@ -82,7 +83,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
-    let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
+    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &args.model.adapter)?;
     let max_new_tokens = args.max_new_tokens as usize;
     let prompts = args.encode(&tokenizer)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;

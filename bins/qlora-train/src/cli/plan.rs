@@ -12,13 +12,15 @@ use crate::model::ModelSpec;
 use crate::report::trainable_line;
 use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
 use crate::session::plan::StoredAs;
+use crate::session::training_data::find_files;
 use crate::session::{Device, Loaded, TrainingData, plan};
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
-    let settings = args.load()?;
+    let mut settings = args.load()?;
     settings.validate(Purpose::Plan)?;
+    find_files(&mut settings)?;
     let device = Device::choose_for_plan(&settings)?;
     if let Some(arch) = named_shape(&settings)? {
         let rows = settings.per_device_train_batch_size;

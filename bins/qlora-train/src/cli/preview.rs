@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::refuse;
 use crate::report::{printable, status};
 use crate::session::Loaded;
-use crate::session::training_data::{data_options, schedule};
+use crate::session::training_data::{data_options, find_files, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use qlora_kernels::philox::Stream;
@@ -70,8 +70,9 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 
 /// The rows are read, checked and tokenised as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
-    let settings = args.settings.load()?;
+    let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
+    find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
@@ -102,6 +103,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         "files": report.files.iter().map(|file| json!({
             "path": file.path.display().to_string(),
             "rows": file.rows,
+            "notes": file.notes.lines(file.unit.name()),
             "formats": file.kinds.iter().map(|(kind, rows)| (kind.name().to_owned(), json!(rows)))
                 .collect::<serde_json::Map<_, _>>(),
         })).collect::<Vec<_>>(),
@@ -133,7 +135,7 @@ fn text_of(
     let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
     let kind = |at: usize, supervised: bool| {
         let id = row.input_ids[at];
-        (supervised, marks == Marks::Colour && (special.bos == Some(id) || special.ends.contains(&id)))
+        (supervised, marks == Marks::Colour && special.added.contains(&id))
     };
     let tokens = data::describe(row, tokenizer);
     let (mut at, mut before) = (0, 0);

@@ -70,6 +70,17 @@ choices! {
     /// What happens to a row of more than `max_length` tokens.
     TooLong { Drop: "drop", Truncate: "truncate", Error: "error" | "raise" } not yet {}
 
+    /// What happens to a row that cannot be trained on.
+    BadRow { Error: "error" | "raise", Skip: "skip" } not yet {}
+
+    /// How a prompt and its completion become text.
+    PromptCompletion {
+        /// As they stand
+        Text: "text",
+        /// As a user turn and an answer, by the chat template
+        Chat: "chat"
+    } not yet {}
+
     /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic.
     Optim {
         /// Blockwise 8-bit states; f32 ones for tensors under 4,096 elements.

@@ -55,7 +55,10 @@ mod yaml;
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
-pub use enums::{Checkpointing, Compute, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+pub use enums::{
+    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    TooLong,
+};
 pub use intervals::{Every, Resume};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use types::{Bytes, Limit, ValSet};

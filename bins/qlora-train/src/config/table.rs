@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
-use super::enums::{Checkpointing, Compute, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+use super::enums::{
+    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    TooLong,
+};
 use super::intervals::{Every, Resume};
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet};
 use super::yaml::Value;
@@ -91,7 +94,7 @@ settings! {
     "Revision of the base model, recorded in the adapter."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: one or more JSONL, JSON or Parquet files; the format of a row is told by its keys."
+    "Training rows: JSONL, JSON, Parquet or CSV files, patterns of their names, or a folder that holds them; the format of a row is told by its keys."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
         ["datasets", "dataset", "dataset_name", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
@@ -195,10 +198,14 @@ settings! {
     "What happens to a row of more than `max_length` tokens; counts are printed."
     too_long: TooLong = TooLong::Drop, "drop", "drop, truncate or error", Results,
         ["overlong", "excess_length_strategy"];
+    "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
+    on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
+    "Whether texts under prompt and completion are trained on as they stand, or as turns of the chat template."
+    prompt_completion: PromptCompletion = PromptCompletion::Text, "text", "text or chat", ResultsIfSet, [];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
     "Chat template, instead of the model's own."
-    chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca, llama3, llama2, mistral, zephyr, vicuna, gemma, phi3 or the path of a template file",
+    chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca, llama3, llama2, mistral, zephyr, vicuna, gemma, phi3, qwen3_training, deepseek_r1_training or the path of a template file",
         Results, ["chat_template_path", "chat_template_jinja"];
     "EOS of the tokenizer; a different one is refused."
     eos_token: Option<String> = None, "none: the tokenizer's", "the text of a token", ResultsIfSet,

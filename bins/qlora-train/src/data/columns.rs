@@ -1,10 +1,35 @@
 //! Columns by other names: their keys in a row are renamed before the row's form is told.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+use super::rows::{KNOWN_KEYS, OTHER_MEANING, TASK};
+use super::weight;
 
 /// Key of a row, and the name by which it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns(Vec<(String, &'static str)>);
+
+/// Names that data sets have for a prompt and its completion.
+const PAIRS: [(&str, &str); 18] = [
+    ("question", "answer"),
+    ("question", "response"),
+    ("question", "output"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
+    ("input", "output"),
+    ("input", "target"),
+    ("input", "response"),
+    ("problem", "solution"),
+    ("source", "target"),
+    ("context", "response"),
+    ("user", "assistant"),
+];
 
 impl Columns {
     /// `prompt` and `completion` are those of an Alpaca row where there is a column of inputs.
@@ -26,6 +51,33 @@ impl Columns {
             (text, "text"),
         ];
         Self(named.into_iter().filter_map(|(theirs, ours)| Some((theirs?.to_owned(), ours))).collect())
+    }
+
+    /// Whether a column of a table is read.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        KNOWN_KEYS.contains(&name)
+            || OTHER_MEANING.contains(&name)
+            || weight::KEYS.contains(&name)
+            || name == TASK
+            || self.0.iter().any(|(column, _)| column == name)
+    }
+
+    /// Whether a column makes a row of some format.
+    pub(super) fn makes_rows(&self, name: &str) -> bool {
+        self.reads(name) && name != TASK && !weight::KEYS.contains(&name)
+    }
+
+    /// The settings that would read such a row, in words.
+    pub(super) fn guess(map: &Map<String, Value>) -> String {
+        let text = |key: &str| map.get(key).is_some_and(Value::is_string);
+        let pair = PAIRS.into_iter().find(|(prompt, completion)| text(prompt) && text(completion));
+        pair.map_or_else(String::new, |pair| guessed(pair))
+    }
+
+    /// As [`guess`](Self::guess), from the names of a table's columns.
+    pub(super) fn guess_names(names: &[&str]) -> String {
+        let pair = PAIRS.into_iter().find(|(prompt, completion)| names.contains(prompt) && names.contains(completion));
+        pair.map_or_else(String::new, |pair| guessed(pair))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -50,6 +102,15 @@ impl Columns {
         }
         Ok(row)
     }
+}
+
+fn guessed((prompt, completion): (&str, &str)) -> String {
+    let flag = |of: &str, column: &str| match of == column {
+        true => String::new(),
+        false => format!(" --{of}-column {column}"),
+    };
+    let flags = flag("prompt", prompt) + &flag("completion", completion);
+    format!("; did you mean `{}`?", flags.trim())
 }
 
 #[cfg(test)]

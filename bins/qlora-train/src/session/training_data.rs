@@ -2,7 +2,7 @@
 
 use super::Loaded;
 use crate::config::{self, Settings};
-use crate::data::{self, Columns, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
+use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::report::{status, warning};
 use std::path::PathBuf;
@@ -65,6 +65,16 @@ impl TrainingData {
     }
 }
 
+/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are taken
+/// where none are chosen.
+pub fn find_files(settings: &mut Settings) -> Result<()> {
+    let found = DataFiles::find(&settings.data)?;
+    settings.data = found.training;
+    let chosen = !settings.val_data.is_empty() || settings.val_set_size != config::ValSet::Off;
+    settings.val_data = if chosen { DataFiles::find(&settings.val_data)?.training } else { found.validation };
+    Ok(())
+}
+
 /// Columns that the settings name.
 pub fn columns(settings: &Settings) -> Columns {
     Columns::new(
@@ -82,6 +92,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
+        on_bad_row: settings.on_bad_row,
+        prompt_completion: settings.prompt_completion,
         vocab_size: loaded.checkpoint.arch().vocab_size,
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
         columns: columns(settings),

@@ -15,7 +15,7 @@ use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::{Adapter, copy_tokenizer_files, is_adapter, recorded_base};
+use crate::adapter::{Adapter, is_adapter, recorded_base};
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
@@ -25,10 +25,12 @@ use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
 use crate::report::{Bars, count, detail, status, trainable_line, warning};
+use crate::session::chat_template::save_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
+use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         settings.model = Some(base);
         settings.init_adapter.get_or_insert(adapter);
     }
+    find_files(&mut settings)?;
     launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
@@ -255,7 +258,7 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
-    copy_tokenizer_files(run.loaded.checkpoint.dir(), run.output)?;
+    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), run.output)?;
     Ok(())
 }
 

@@ -6,7 +6,6 @@ use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
 use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
 use super::trained_adapter::trained_adapter;
-use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
@@ -18,6 +17,7 @@ use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
 use crate::report::{Bars, sparkline, status};
+use crate::session::chat_template::save_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
 use std::path::{Path, PathBuf};
@@ -225,7 +225,7 @@ impl<B: Backend> Run<'_, B> {
         let dir = checkpoints::write(self.output, step, &CHECKSUMMED, |dir| {
             trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
                 .save(dir)?;
-            copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
+            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), dir)?;
             write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
             write_state(dir, &self.state)?;
             write_json(dir, RUN_STATE, &state)

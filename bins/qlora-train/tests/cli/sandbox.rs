@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::files::failpoint::VARIABLE;

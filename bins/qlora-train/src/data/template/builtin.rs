@@ -12,11 +12,13 @@ pub enum Builtin {
     Vicuna,
     Gemma,
     Phi3,
+    Qwen3Training,
+    DeepseekR1Training,
 }
 
 /// The names in use, the first of each being our own: those of Axolotl, LLaMA-Factory and Unsloth too. Hyphens and
 /// dots are underscores.
-const NAMES: [(Builtin, &[&str]); 9] = [
+const NAMES: [(Builtin, &[&str]); 11] = [
     (
         Builtin::Chatml,
         &[
@@ -56,6 +58,8 @@ const NAMES: [(Builtin, &[&str]); 9] = [
     (Builtin::Zephyr, &["zephyr"]),
     (Builtin::Vicuna, &["vicuna"]),
     (Builtin::Gemma, &["gemma", "gemma2", "gemma_2", "gemma3", "gemma_3"]),
+    (Builtin::Qwen3Training, &["qwen3_training"]),
+    (Builtin::DeepseekR1Training, &["deepseek_r1_training"]),
     (Builtin::Phi3, &["phi", "phi3", "phi_3", "phi_35", "phi3_5", "phi_3_5"]),
 ];
 
@@ -69,6 +73,7 @@ pub(crate) struct Vocabulary<'a> {
 }
 
 const IM_END: &str = "<|im_end|>";
+const R1_ASSISTANT: &str = "<｜Assistant｜>";
 
 const CHATML: &str = r"{%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') + END_OF_TURN + '\n' }}
@@ -179,6 +184,82 @@ const ALPACA: &str = r"{%- if messages and messages[0]['role'] == 'system' %}
 {{- '### Response:\n' }}
 {%- endif %}";
 
+/// Qwen3's prompt, with every turn's thinking kept and in a block of its own, empty where there was none.
+const QWEN3_TRAINING: &str = r#"{%- if tools %}
+{{- '<|im_start|>system\n' }}
+{%- if messages and messages[0].role == 'system' %}
+{{- messages[0].content + '\n\n' }}
+{%- endif %}
+{{- '# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>' }}
+{%- for tool in tools %}
+{{- '\n' + (tool | tojson) }}
+{%- endfor %}
+{{- '\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' + END_OF_TURN + '\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}
+{%- set said = message.content or '' %}
+{%- set thought = message.reasoning_content or '' %}
+{%- if not thought and '</think>' in said %}
+{%- set thought = said.split('</think>')[0].split('<think>')[-1] %}
+{%- set said = said.split('</think>')[-1] %}
+{%- endif %}
+{{- '<|im_start|>assistant\n' }}
+{%- generation %}
+{{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + said.lstrip('\n') }}
+{%- for call in message.tool_calls or [] %}
+{%- if said or not loop.first %}
+{{- '\n' }}
+{%- endif %}
+{%- set arguments = call.function.arguments %}
+{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- arguments if arguments is string else arguments | tojson }}
+{{- '}\n</tool_call>' }}
+{%- endfor %}
+{{- END_OF_TURN }}
+{%- endgeneration %}
+{{- '\n' }}
+{%- elif message.role == 'tool' %}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+{{- '<|im_start|>user' }}
+{%- endif %}
+{{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
+{{- END_OF_TURN + '\n' }}
+{%- endif %}
+{%- elif not (tools and loop.first and message.role == 'system') %}
+{{- '<|im_start|>' + message.role + '\n' + message.content + END_OF_TURN + '\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\n' }}
+{%- endif %}"#;
+
+/// DeepSeek-R1's prompt, which opens the thinking of an answer, with every turn's thinking kept.
+const DEEPSEEK_R1_TRAINING: &str = r"{%- for message in messages %}
+{%- if message.role == 'system' %}
+{{- message.content }}
+{%- elif message.role == 'user' %}
+{{- '<｜User｜>' + message.content }}
+{%- elif message.role == 'assistant' and not message.tool_calls %}
+{%- set said = message.content or '' %}
+{%- set thought = message.reasoning_content or '' %}
+{%- if not thought and '</think>' in said %}
+{%- set thought = said.split('</think>')[0].split('<think>')[-1] %}
+{%- set said = said.split('</think>')[-1] %}
+{%- endif %}
+{{- '<｜Assistant｜><think>\n' }}
+{%- generation %}
+{{- thought.strip('\n') + '\n</think>\n\n' + said.lstrip('\n') + END_OF_TURN }}
+{%- endgeneration %}
+{%- else %}
+{{- raise_exception('the template deepseek_r1_training writes no tools') }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<｜Assistant｜><think>\n' }}
+{%- endif %}";
+
 impl Builtin {
     pub fn all() -> impl Iterator<Item = Builtin> {
         NAMES.iter().map(|(builtin, _)| *builtin)
@@ -199,6 +280,31 @@ impl Builtin {
         NAMES.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(builtin, _)| *builtin)
     }
 
+    /// The built-in template of this source.
+    pub(crate) fn of_source(source: &str, vocabulary: &Vocabulary) -> Option<Self> {
+        Self::all().find(|builtin| builtin.source(vocabulary).is_ok_and(|own| own == source))
+    }
+
+    /// The training template for models whose own template is this one and cuts what is said.
+    pub(crate) fn training(source: &str, vocabulary: &Vocabulary) -> Option<Self> {
+        let training = match () {
+            () if !source.contains("</think>") => return None,
+            () if source.contains(R1_ASSISTANT) => Builtin::DeepseekR1Training,
+            () if source.contains("<|im_start|>") => Builtin::Qwen3Training,
+            () => return None,
+        };
+        training.source(vocabulary).ok().filter(|own| own != source).map(|_| training)
+    }
+
+    /// A token without which the template is not for this vocabulary.
+    fn token(self) -> Option<&'static str> {
+        match self {
+            Builtin::Qwen3Training => Some("<|im_start|>"),
+            Builtin::DeepseekR1Training => Some(R1_ASSISTANT),
+            _ => None,
+        }
+    }
+
     /// Source, the token that ends a turn (none: the tokenizer's EOS), and whether that token must be there.
     fn body(self) -> (String, Option<&'static str>, bool) {
         let without_system = |system: &str, body: &str| SYSTEM_IN_FIRST_TURN.replace("SYSTEM_TEXT", system) + body;
@@ -208,6 +314,8 @@ impl Builtin {
             Builtin::Alpaca => (ALPACA.to_owned(), None, false),
             Builtin::Llama3 => (LLAMA3.to_owned(), Some("<|eot_id|>"), true),
             Builtin::Zephyr => (ZEPHYR.to_owned(), None, false),
+            Builtin::Qwen3Training => (QWEN3_TRAINING.to_owned(), Some(IM_END), true),
+            Builtin::DeepseekR1Training => (DEEPSEEK_R1_TRAINING.to_owned(), None, false),
             Builtin::Phi3 => (PHI3.to_owned(), Some("<|end|>"), true),
             Builtin::Gemma => (without_system(plain, GEMMA), Some("<end_of_turn>"), true),
             Builtin::Llama2 => {
@@ -223,6 +331,9 @@ impl Builtin {
     /// without.
     pub(crate) fn source(self, vocabulary: &Vocabulary) -> Result<String, String> {
         let name = self.name();
+        if let Some(missing) = self.token().filter(|token| !(vocabulary.has)(token)) {
+            return Err(format!("the template {name} needs the token {missing}, which the tokenizer lacks"));
+        }
         let (body, end, needed) = self.body();
         let end_of_turn = match end {
             Some(end) if (vocabulary.has)(end) => format!("'{end}'"),
