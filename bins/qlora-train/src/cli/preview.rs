@@ -10,7 +10,7 @@ use crate::session::Loaded;
 use crate::session::training_data::{data_options, find_files, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 
