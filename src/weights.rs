@@ -59,7 +59,7 @@ impl Nf4Weight {
                 let transposed: Vec<f32> = (0..n * in_row).map(|i| absmax[i % n * in_row + i / n]).collect();
                 AbsmaxBuffers::F32(device.upload(&transposed)?)
             }
-            (Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset }, layout) => {
+            (Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset }, layout) => {
                 if *nested_block_size != NESTED_BLOCK_SIZE {
                     return Err(CudaError::Device(format!(
                         "the matrix has nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE}"
@@ -90,7 +90,7 @@ impl Nf4Weight {
         let absmax = match &self.absmax {
             AbsmaxBuffers::F32(absmax) => nf4::Absmax::F32(absmax.view()),
             AbsmaxBuffers::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
-                nf4::Absmax::DoubleQuantised {
+                nf4::Absmax::DoubleQuantized {
                     codes: codes.view(),
                     nested_absmax: nested_absmax.view(),
                     nested_map: nested_map.view(),

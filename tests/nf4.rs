@@ -45,19 +45,19 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// One element at a time, by the words of the format: the oracle of `quantize` without double quantisation.
-fn quantise_naively(weight: &[f32], block_size: usize) -> (Vec<u8>, Vec<f32>) {
+fn quantize_naively(weight: &[f32], block_size: usize) -> (Vec<u8>, Vec<f32>) {
     let mut codes = Vec::new();
     let mut absmax = Vec::new();
     for block in weight.chunks(block_size) {
         let max = block.iter().fold(0f32, |m, x| m.max(x.abs()));
         let reciprocal = 1.0 / max;
         for &x in block {
-            let normalised = match reciprocal {
+            let normalized = match reciprocal {
                 _ if max == 0.0 => 0.0,
                 r if r.is_finite() => x * r,
                 _ => x / max,
             };
-            codes.push((0..15).take_while(|&i| normalised > THRESHOLDS[i]).count() as u8);
+            codes.push((0..15).take_while(|&i| normalized > THRESHOLDS[i]).count() as u8);
         }
         absmax.push(max);
     }
@@ -68,10 +68,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn codes_and_absmax_equal_a_naive_quantiser((rows, cols, weight, options) in cases()) {
+    fn codes_and_absmax_equal_a_naive_quantizer((rows, cols, weight, options) in cases()) {
         let options = Nf4Options { double_quant: false, ..options };
         let matrix = Nf4Matrix::quantize(&weight, rows, cols, &options).unwrap();
-        let (codes, absmax) = quantise_naively(&weight, options.block_size);
+        let (codes, absmax) = quantize_naively(&weight, options.block_size);
         for (i, &code) in codes.iter().enumerate() {
             prop_assert_eq!(code_at(&matrix, i), code, "element {} = {:e}", i, weight[i]);
         }
@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn dequantise_is_code_times_absmax_in_both_formats((rows, cols, weight, options) in cases()) {
+    fn dequantize_is_code_times_absmax_in_both_formats((rows, cols, weight, options) in cases()) {
         let matrix = Nf4Matrix::quantize(&weight, rows, cols, &options).unwrap();
         let expected: Vec<f32> = (0..weight.len())
             .map(|i| CODE[usize::from(code_at(&matrix, i))] * matrix.absmax_at(i / options.block_size))
@@ -111,7 +111,7 @@ proptest! {
 
     /// Where absmax is a power of two its reciprocal is exact, so every code finds itself again.
     #[test]
-    fn quantising_what_was_dequantised_changes_nothing_under_powers_of_two(
+    fn quantizing_what_was_dequantized_changes_nothing_under_powers_of_two(
         (rows, cols, codes, exponents, options) in (shapes(), options()).prop_flat_map(|((rows, cols), options)| {
             let len: usize = rows * cols;
             let exponents = prop::collection::vec(-100i32..100, len.div_ceil(options.block_size));
@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn bf16_weights_quantise_as_their_values_in_f32((rows, cols, weight, options) in cases()) {
+    fn bf16_weights_quantize_as_their_values_in_f32((rows, cols, weight, options) in cases()) {
         let narrow: Vec<bf16> = weight.iter().map(|&x| bf16::from_f32(x)).collect();
         let wide: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
         prop_assert_eq!(
@@ -140,12 +140,12 @@ proptest! {
 
     /// The second level against the words of the format: nearest entries of the map for the difference to the mean.
     #[test]
-    fn double_quantised_absmax_is_the_nearest_the_map_allows((rows, cols, weight, options) in cases()) {
+    fn double_quantized_absmax_is_the_nearest_the_map_allows((rows, cols, weight, options) in cases()) {
         let plain = Nf4Options { double_quant: false, ..options };
         let plain = Nf4Matrix::quantize(&weight, rows, cols, &plain).unwrap();
         let matrix = Nf4Matrix::quantize(&weight, rows, cols, &Nf4Options { double_quant: true, ..options }).unwrap();
         prop_assert_eq!(matrix.codes(), plain.codes());
-        let Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset } = matrix.absmax()
+        let Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } = matrix.absmax()
         else { panic!("double quantisation was asked for") };
         prop_assert_eq!(nested_map.as_ref(), dynamic_map_signed());
         prop_assert_eq!(*nested_block_size, NESTED_BLOCK_SIZE);
@@ -230,7 +230,7 @@ fn zero_blocks_hold_code_7_and_come_back_as_zero() {
 
 /// 1 / absmax overflows here; a product with it would turn the zeros of the block into NaN.
 #[test]
-fn subnormal_blocks_quantise_by_division() {
+fn subnormal_blocks_quantize_by_division() {
     let mut weight = [0.0f32; 32];
     weight[1] = 2f32.powi(-149);
     weight[2] = -2f32.powi(-149);
@@ -240,12 +240,12 @@ fn subnormal_blocks_quantise_by_division() {
 }
 
 #[test]
-fn the_two_roundings_of_a_double_quantised_absmax_are_not_fused() {
+fn the_two_roundings_of_a_double_quantized_absmax_are_not_fused() {
     let map = dynamic_map_signed();
     let (mut fused, count) = (0, 256);
     for i in 0..count {
         let (nested, offset) = (0.013 + i as f32 * 1.7e-5, 0.037 + i as f32 * 3.1e-5);
-        let absmax = Absmax::DoubleQuantised {
+        let absmax = Absmax::DoubleQuantized {
             codes: vec![i as u8],
             nested_absmax: vec![nested],
             nested_block_size: 256,

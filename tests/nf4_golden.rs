@@ -57,7 +57,7 @@ fn input(file: &SafeTensors, case: &str) -> (Vec<f32>, usize, usize) {
 
 /// The double-quantised absmax that a golden file holds under `key`.
 fn nested(file: &SafeTensors, key: &str, nested_map: &[f32; 256]) -> Absmax {
-    Absmax::DoubleQuantised {
+    Absmax::DoubleQuantized {
         codes: u8s(file, &format!("{key}.nested.codes")),
         nested_absmax: f32s(file, &format!("{key}.nested.absmax")),
         nested_block_size: NESTED_BLOCK_SIZE,
@@ -105,7 +105,7 @@ fn first_level_codes_and_absmax_are_bit_exact() {
 }
 
 #[test]
-fn their_tensors_dequantise_bit_exactly() {
+fn their_tensors_dequantize_bit_exactly() {
     let bytes = golden("nf4.safetensors");
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let map: [f32; 256] = f32s(&file, "dynamic_map_signed").try_into().unwrap();
@@ -132,7 +132,7 @@ fn their_tensors_dequantise_bit_exactly() {
 /// two bins farther off than ours. (Around 0 the map's entries lie closer together than the bins.)
 fn count_differing(what: &str, absmax: &[f32], ours: &Absmax, theirs: &[u8]) -> usize {
     const BIN: f32 = 2.0 / 65536.0;
-    let Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } = ours else {
+    let Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset, .. } = ours else {
         panic!("double quantisation was asked for")
     };
     assert_eq!(codes.len(), theirs.len(), "{what}");
@@ -165,18 +165,18 @@ fn nested_codes_of_slices_differ_within_the_bins_of_their_table() {
 }
 
 /// All 210 linear weights of a real model: codes and absmax as bitsandbytes has them; nested codes, nested absmax,
-/// offset and dequantised weights as an independent implementation of the project's rules has them; and how far the
+/// offset and dequantized weights as an independent implementation of the project's rules has them; and how far the
 /// two double quantisations lie apart.
 #[test]
-fn a_whole_model_quantises_to_the_recorded_digests() {
+fn a_whole_model_quantizes_to_the_recorded_digests() {
     let models = std::env::var_os("QLORA_MODELS")
         .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models"), PathBuf::from);
     let path = models.join("smollm2-135m-instruct/model.safetensors");
     assert!(path.is_file(), "{} is missing: run `cargo xtask setup`", path.display());
     let model_bytes = read(path);
     let model = SafeTensors::deserialize(&model_bytes).unwrap();
-    let recorded: Value = serde_json::from_slice(&golden("quantised.json")).unwrap();
-    let states = golden("quantised.safetensors");
+    let recorded: Value = serde_json::from_slice(&golden("quantized.json")).unwrap();
+    let states = golden("quantized.safetensors");
     let states = SafeTensors::deserialize(&states).unwrap();
     let recorded = recorded["tensors"].as_object().unwrap();
     assert_eq!(recorded.len(), 210);
@@ -191,30 +191,30 @@ fn a_whole_model_quantises_to_the_recorded_digests() {
         let plain = Nf4Matrix::quantize_bf16(&weight, rows, cols, &plain).unwrap();
         let Absmax::F32(plain_absmax) = plain.absmax() else { panic!("f32 absmax was asked for") };
         assert_eq!(sha256(&le_bytes(plain_absmax)), expected["absmax_sha256"], "absmax of {name}");
-        let Absmax::DoubleQuantised { codes, nested_absmax, offset, .. } = ours.absmax() else {
+        let Absmax::DoubleQuantized { codes, nested_absmax, offset, .. } = ours.absmax() else {
             panic!("double quantisation was asked for")
         };
         assert_eq!(f64::from(*offset), expected["own_nested_offset"], "offset of {name}");
         assert_eq!(sha256(&le_bytes(nested_absmax)), expected["own_nested_absmax_sha256"], "nested absmax of {name}");
         assert_eq!(sha256(codes), expected["own_nested_codes_sha256"], "nested codes of {name}");
-        let dequantised = ours.dequantize();
-        assert_eq!(sha256(&le_bytes(&dequantised)), expected["own_dequantised_sha256"], "dequantised {name}");
+        let dequantized = ours.dequantize();
+        assert_eq!(sha256(&le_bytes(&dequantized)), expected["own_dequantised_sha256"], "dequantized {name}");
 
         // bitsandbytes' own states are kept for the first two blocks.
         let key = name.trim_end_matches(".weight");
         if states.tensor(&format!("{key}.nested.codes")).is_ok() {
             let absmax = nested(&states, key, dynamic_map_signed());
-            let Absmax::DoubleQuantised { codes: their_codes, .. } = &absmax else { unreachable!() };
+            let Absmax::DoubleQuantized { codes: their_codes, .. } = &absmax else { unreachable!() };
             let here = count_differing(name, plain_absmax, ours.absmax(), their_codes);
             assert_eq!(here, expected["nested_codes_differing"], "nested codes of {name} that differ");
             let theirs = Nf4Matrix::from_parts(rows, cols, 64, CODE, ours.codes().to_vec(), absmax).unwrap();
-            let distances = dequantised.iter().zip(theirs.dequantize()).map(|(ours, theirs)| (ours - theirs).abs());
+            let distances = dequantized.iter().zip(theirs.dequantize()).map(|(ours, theirs)| (ours - theirs).abs());
             let farthest = distances.fold(0.0, f32::max);
-            assert_eq!(f64::from(farthest), expected["largest_dequantised_difference"], "dequantised {name}");
+            assert_eq!(f64::from(farthest), expected["largest_dequantised_difference"], "dequantized {name}");
             (differing, count, largest) = (differing + here, count + codes.len(), largest.max(farthest));
         }
     }
     let share = 100.0 * differing as f64 / count as f64;
-    println!("{differing} of {count} nested codes differ ({share:.2}%), dequantised weights by at most {largest}");
+    println!("{differing} of {count} nested codes differ ({share:.2}%), dequantized weights by at most {largest}");
     assert!(count > 0 && differing * 100 < count, "{differing} of {count} nested codes differ");
 }

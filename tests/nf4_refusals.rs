@@ -34,7 +34,7 @@ fn a_scale_that_8_bits_cannot_hold_is_refused() {
 #[test]
 fn parts_of_wrong_length_or_value_are_refused() {
     let build = |codes: usize, absmax| Nf4Matrix::from_parts(3, 43, 64, CODE, vec![0x77; codes], absmax);
-    let nested = |codes: usize, absmax: Vec<f32>, size, offset| Absmax::DoubleQuantised {
+    let nested = |codes: usize, absmax: Vec<f32>, size, offset| Absmax::DoubleQuantized {
         codes: vec![0; codes],
         nested_absmax: absmax,
         nested_block_size: size,

@@ -30,7 +30,7 @@ fn dynamic_maps_ascend_and_have_their_landmarks() {
 }
 
 #[test]
-fn thresholds_are_the_midpoints_of_neighbouring_codes_rounded_once() {
+fn thresholds_are_the_midpoints_of_neighboring_codes_rounded_once() {
     for (i, &threshold) in THRESHOLDS.iter().enumerate() {
         assert_eq!(threshold, ((f64::from(CODE[i]) + f64::from(CODE[i + 1])) / 2.0) as f32);
     }

@@ -72,7 +72,7 @@ proptest! {
     /// The error of a moment after an update is at most half the widest step of its map, times the block's absmax; that
     /// of a value is f32 rounding of an update with the dequantised moments.
     #[test]
-    fn an_update_is_the_references_between_two_quantisations(seed in any::<u64>(), n in 1usize..900, step in 1u64..9) {
+    fn an_update_is_the_references_between_two_quantizations(seed in any::<u64>(), n in 1usize..900, step in 1u64..9) {
         let stream = &mut Stream::new(seed, 0);
         let mut random = |scale: f32| -> Vec<f32> { (0..n).map(|_| (stream.uniform() - 0.5) * scale).collect() };
         let (gradient, mut value, past) = (random(2.0), random(0.1), random(1.0));

@@ -1,4 +1,4 @@
-/* An engine in plain C: takes a weight as bitsandbytes stores it (NF4 codes, double-quantised absmax) and a LoRA pair,
+/* An engine in plain C: takes a weight as bitsandbytes stores it (NF4 codes, double-quantized absmax) and a LoRA pair,
  * computes
  *
  *     Y = X * deq(W)^T + bf16(scale * X * A^T) * B^T

@@ -127,7 +127,7 @@ int train(const qk_nf4 *weight, const uint16_t *w, stream_t stream) {
     lora.a = uploaded(a, sizeof a);
     lora.b = uploaded(b, sizeof b);
 
-    /* The optimiser: two tensors, each with a rate of its own. */
+    /* The optimizer: two tensors, each with a rate of its own. */
     tensors[0] = trainable(a, a_master, lora.a, R * K, 0);
     tensors[1] = trainable(b, b_master, lora.b, N * R, 1);
     check(qk_adamw_table_size(tensors, 2, &bytes), "qk_adamw_table_size");

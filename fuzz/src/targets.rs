@@ -175,14 +175,14 @@ pub fn adapter(data: &[u8]) {
     }
 }
 
-/// The quant_state of one weight of a checkpoint quantised by bitsandbytes.
+/// The quant_state of one weight of a checkpoint quantized by bitsandbytes.
 pub fn quant_state(data: &[u8]) {
     let dir = scratch!(empty());
     let config = tiny();
     let mut json = config.to_json("bfloat16");
     json.insert("quantization_config".into(), bitsandbytes_config());
     fs::write(dir.join("config.json"), Value::Object(json).to_string()).unwrap();
-    fs::write(dir.join("model.safetensors"), quantised(&config, data)).unwrap();
+    fs::write(dir.join("model.safetensors"), quantized(&config, data)).unwrap();
     open_and_read(&dir);
 }
 
@@ -198,7 +198,7 @@ fn bitsandbytes_config() -> Value {
 }
 
 /// A safetensors file in which the weight of `k_proj` is 4-bit codes with this state, and everything else bf16 zeros.
-fn quantised(arch: &Arch, state: &[u8]) -> Vec<u8> {
+fn quantized(arch: &Arch, state: &[u8]) -> Vec<u8> {
     let weight = arch.weight_name(0, Projection::K);
     let (n, k) = Projection::K.shape(arch);
     let mut tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)> = vec![

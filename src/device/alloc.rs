@@ -109,7 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_smallest_gap_serves_and_neighbours_grow_together() {
+    fn the_smallest_gap_serves_and_neighbors_grow_together() {
         let mut allocator = OffsetAllocator::new(4096);
         let parts: Vec<u64> = [512, 256, 1024, 256, 512].map(|bytes| allocator.alloc("a", bytes).unwrap()).to_vec();
         assert_eq!(parts, [0, 512, 768, 1792, 2048]);

@@ -52,7 +52,7 @@ fn reciprocal(absmax: f32) -> Option<f32> {
 /// Divides a block by its largest magnitude, as the format wants it: multiplied by the rounded reciprocal.
 /// Where the reciprocal overflows, a true division; a zero block stays zero.
 #[inline]
-pub(crate) fn normalise(block: &mut [f32], absmax: f32) {
+pub(crate) fn normalize(block: &mut [f32], absmax: f32) {
     match reciprocal(absmax) {
         Some(r) => block.iter_mut().for_each(|x| *x *= r),
         None if absmax > 0.0 => block.iter_mut().for_each(|x| *x /= absmax),

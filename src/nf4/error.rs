@@ -13,6 +13,6 @@ pub enum Nf4Error {
     #[error("{part}[{index}] is {value}: NF4 stores finite numbers only")]
     NotFinite { part: &'static str, index: usize, value: f32 },
     /// Magnitudes so near the end of f32's range that a block's scale, stored in 8 bits, would come back infinite.
-    #[error("block {block} has absmax {absmax:e}, which double quantisation turns into {dequantised}: switch it off")]
-    AbsmaxOverflow { block: usize, absmax: f32, dequantised: f32 },
+    #[error("block {block} has absmax {absmax:e}, which double quantisation turns into {dequantized}: switch it off")]
+    AbsmaxOverflow { block: usize, absmax: f32, dequantized: f32 },
 }

@@ -24,7 +24,7 @@ impl Default for Nf4Options {
 pub enum Absmax {
     F32(Vec<f32>),
     /// `absmax[b] = nested_map[codes[b]] * nested_absmax[b / nested_block_size] + offset`
-    DoubleQuantised {
+    DoubleQuantized {
         codes: Vec<u8>,
         nested_absmax: Vec<f32>,
         nested_block_size: usize,
@@ -38,7 +38,7 @@ impl Absmax {
     pub(super) fn at(&self, block: usize) -> f32 {
         match self {
             Absmax::F32(absmax) => absmax[block],
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset } => {
+            Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } => {
                 nested_map[usize::from(codes[block])] * nested_absmax[block / nested_block_size] + offset
             }
         }
@@ -101,7 +101,7 @@ impl Nf4Matrix {
                 length("absmax", absmax.len(), blocks)?;
                 finite("absmax", absmax)?;
             }
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size, nested_map, offset } => {
+            Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } => {
                 if !nested_block_size.is_power_of_two() {
                     return Err(Nf4Error::NestedBlockSize { found: *nested_block_size });
                 }
@@ -178,7 +178,7 @@ impl Nf4Matrix {
         self.codes.len()
             + match &self.absmax {
                 Absmax::F32(absmax) => size_of_val(absmax.as_slice()),
-                Absmax::DoubleQuantised { codes, nested_absmax, nested_map, .. } => {
+                Absmax::DoubleQuantized { codes, nested_absmax, nested_map, .. } => {
                     codes.len() + size_of_val(nested_absmax.as_slice()) + size_of_val(nested_map.as_slice())
                 }
             }

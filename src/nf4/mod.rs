@@ -22,7 +22,7 @@ mod error;
 mod matrix;
 mod quantize;
 
-pub(crate) use code::normalise;
+pub(crate) use code::normalize;
 pub use code::{CODE, THRESHOLDS, ZERO_CODE, dynamic_code, dynamic_map_signed, dynamic_map_unsigned};
 pub use error::Nf4Error;
 pub use matrix::{Absmax, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};

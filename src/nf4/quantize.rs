@@ -1,6 +1,6 @@
 //! f32 or bf16 to NF4.
 
-use super::code::{ZERO_CODE, dynamic_code, dynamic_map_signed, nf4_code, normalise};
+use super::code::{ZERO_CODE, dynamic_code, dynamic_map_signed, nf4_code, normalize};
 use super::matrix::{Absmax, NESTED_BLOCK_SIZE, check_shape};
 use super::{Nf4Error, Nf4Matrix, Nf4Options};
 use half::bf16;
@@ -46,11 +46,11 @@ fn quantize_from<T>(
             let (i, &value) = block.iter().enumerate().find(|(_, x)| !x.is_finite()).expect("one is not finite");
             return Err(Nf4Error::NotFinite { part: "weight", index: b * block_size + i, value });
         }
-        normalise(block, max);
+        normalize(block, max);
         pack(block, codes);
         absmax.push(max);
     }
-    let absmax = if options.double_quant { double_quantise(&absmax)? } else { Absmax::F32(absmax) };
+    let absmax = if options.double_quant { double_quantize(&absmax)? } else { Absmax::F32(absmax) };
     Ok(Nf4Matrix::from_valid(rows, cols, block_size, codes, absmax))
 }
 
@@ -60,8 +60,8 @@ fn max_magnitude(block: &[f32]) -> f32 {
     f32::from_bits(block.iter().map(|x| x.to_bits() & 0x7FFF_FFFF).fold(0, u32::max))
 }
 
-fn pack(normalised: &[f32], codes: &mut [u8]) {
-    let (pairs, odd) = normalised.as_chunks::<2>();
+fn pack(normalized: &[f32], codes: &mut [u8]) {
+    let (pairs, odd) = normalized.as_chunks::<2>();
     for (byte, [high, low]) in codes.iter_mut().zip(pairs) {
         *byte = nf4_code(*high) << 4 | nf4_code(*low);
     }
@@ -70,7 +70,7 @@ fn pack(normalised: &[f32], codes: &mut [u8]) {
     }
 }
 
-fn double_quantise(absmax: &[f32]) -> Result<Absmax, Nf4Error> {
+fn double_quantize(absmax: &[f32]) -> Result<Absmax, Nf4Error> {
     let sum: f64 = absmax.iter().map(|&a| f64::from(a)).sum();
     let offset = (sum / absmax.len().max(1) as f64) as f32;
     let map = dynamic_map_signed();
@@ -79,18 +79,18 @@ fn double_quantise(absmax: &[f32]) -> Result<Absmax, Nf4Error> {
     for block in absmax.chunks(NESTED_BLOCK_SIZE) {
         let mut block: Vec<f32> = block.iter().map(|a| a - offset).collect();
         let max = max_magnitude(&block);
-        normalise(&mut block, max);
+        normalize(&mut block, max);
         codes.extend(block.iter().map(|&x| dynamic_code(map, x)));
         nested_absmax.push(max);
     }
     let nested_map = Box::new(*map);
-    let quantised =
-        Absmax::DoubleQuantised { codes, nested_absmax, nested_block_size: NESTED_BLOCK_SIZE, nested_map, offset };
+    let quantized =
+        Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size: NESTED_BLOCK_SIZE, nested_map, offset };
     for (block, &absmax) in absmax.iter().enumerate() {
-        let dequantised = quantised.at(block);
-        if !dequantised.is_finite() {
-            return Err(Nf4Error::AbsmaxOverflow { block, absmax, dequantised });
+        let dequantized = quantized.at(block);
+        if !dequantized.is_finite() {
+            return Err(Nf4Error::AbsmaxOverflow { block, absmax, dequantized });
         }
     }
-    Ok(quantised)
+    Ok(quantized)
 }

@@ -21,7 +21,7 @@ pub enum Absmax<'a> {
     /// `[blocks]`
     F32(View<'a, f32>),
     /// `absmax = nested_map[code] * nested_absmax[block / 256] + offset`, two roundings.
-    DoubleQuantised {
+    DoubleQuantized {
         /// `[blocks]`
         codes: View<'a, u8>,
         /// `[ceil(blocks / 256)]`
@@ -53,7 +53,7 @@ pub struct Weight<'a> {
 pub enum AbsmaxMut<'a> {
     /// `[blocks]`
     F32(ViewMut<'a, f32>),
-    DoubleQuantised {
+    DoubleQuantized {
         /// `[blocks]`: scratch, the first-level absmax in f32
         absmax: ViewMut<'a, f32>,
         /// `[256]`, ascending: the 8-bit map
@@ -110,7 +110,7 @@ impl<'a> Weight<'a> {
                 operation.length("absmax", absmax.len(), blocks)?;
                 weight.absmax = absmax.address();
             }
-            Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset } => {
+            Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
                 let nested = blocks.div_ceil(sys::QK_NESTED_BLOCK as usize);
                 operation.length("absmax codes", codes.len(), blocks)?;
                 operation.length("nested absmax", nested_absmax.len(), nested)?;
@@ -170,7 +170,7 @@ pub fn quantize<T: Float>(
             operation.length("absmax", absmax.len(), blocks)?;
             args.absmax = absmax.address();
         }
-        AbsmaxMut::DoubleQuantised { absmax, nested_map, codes, nested_absmax, offset } => {
+        AbsmaxMut::DoubleQuantized { absmax, nested_map, codes, nested_absmax, offset } => {
             operation.length("absmax", absmax.len(), blocks)?;
             operation.length("nested code", nested_map.len(), 256)?;
             operation.length("absmax codes", codes.len(), blocks)?;

@@ -68,7 +68,7 @@ fn spoiled(spoil: impl FnOnce(&mut Valid)) -> i32 {
 }
 
 #[test]
-fn every_bad_argument_of_the_optimiser_has_its_error() {
+fn every_bad_argument_of_the_optimizer_has_its_error() {
     let size = sys::QK_ERROR_STRUCT_SIZE;
     assert_eq!(spoiled(|v| v.adamw.struct_size = 4), size);
     assert_eq!(spoiled(|v| v.tensor.struct_size = 4), size);

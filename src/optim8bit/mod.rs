@@ -18,7 +18,7 @@ mod adamw;
 
 pub use adamw::adamw_blockwise;
 
-use crate::nf4::{dynamic_map_signed, dynamic_map_unsigned, normalise};
+use crate::nf4::{dynamic_map_signed, dynamic_map_unsigned, normalize};
 use std::sync::LazyLock;
 
 /// Elements of one scale.
@@ -107,7 +107,7 @@ impl Quantizer {
     pub fn quantize(&self, block: &mut [f32], codes: &mut [u8]) -> f32 {
         // Magnitudes order as their bits do.
         let absmax = f32::from_bits(block.iter().map(|x| x.to_bits() & 0x7FFF_FFFF).fold(0, u32::max));
-        normalise(block, absmax);
+        normalize(block, absmax);
         for (code, &x) in codes.iter_mut().zip(&*block) {
             *code = self.code(x);
         }

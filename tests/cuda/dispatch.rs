@@ -56,7 +56,7 @@ fn the_default_row_is_the_fused_kernels() {
 }
 
 #[test]
-fn dequantise_and_cublaslt_is_within_its_roundings_or_a_named_error() {
+fn dequantize_and_cublaslt_is_within_its_roundings_or_a_named_error() {
     match CublasLt::open() {
         Ok(library) => {
             check(Dispatch::DequantizeCublasLt(&library), "dispatch, dequantise + cuBLASLt");

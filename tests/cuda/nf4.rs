@@ -28,7 +28,7 @@ fn shapes() -> impl Strategy<Value = (usize, usize, Nf4Options, u64)> {
 }
 
 #[test]
-fn quantising_equals_the_reference_bit_for_bit() {
+fn quantizing_equals_the_reference_bit_for_bit() {
     let tally = Tally::new("nf4 quantise", SCHEDULES);
     let device = device();
     let case = |(n, k, options, seed): (usize, usize, Nf4Options, u64)| {
@@ -41,7 +41,7 @@ fn quantising_equals_the_reference_bit_for_bit() {
 }
 
 #[test]
-fn zero_tiny_and_huge_blocks_quantise_as_the_reference() {
+fn zero_tiny_and_huge_blocks_quantize_as_the_reference() {
     let mut weight = vec![0.0f32; 64 * 8];
     for (block, scale) in
         [0.0, f32::MIN_POSITIVE, 1e-45, 3e-39, 1e38, 1.0, -0.0, f32::MIN_POSITIVE / 8.0].into_iter().enumerate()
@@ -83,7 +83,7 @@ fn a_nan_or_an_infinity_stays_in_its_block() {
 }
 
 #[test]
-fn dequantising_equals_the_reference_bit_for_bit_in_both_layouts() {
+fn dequantizing_equals_the_reference_bit_for_bit_in_both_layouts() {
     let tally = Tally::new("nf4 dequantise", SCHEDULES);
     let device = device();
     let case = |(n, k, options, seed): (usize, usize, Nf4Options, u64)| {

@@ -37,7 +37,7 @@ def expected(weight, blocksize, nested):
     codes, state = quantise(weight.contiguous(), blocksize, nested=False)
     absmax = state.absmax.numpy()
     if nested:
-        absmax = own_rules.dequantise_absmax(*own_rules.double_quantise(absmax, code_map), code_map)
+        absmax = own_rules.dequantise_absmax(*own_rules.double_quantize(absmax, code_map), code_map)
     return torch.from_numpy(own_rules.dequantise(codes.numpy().reshape(-1), absmax, blocksize, weight.shape, nf4_map))
 
 

@@ -47,8 +47,8 @@ def main():
     if "nf4" in arguments.parts:
         save_file(nf4_files.nf4_tensors(model), out / "nf4.safetensors")
         facts, states = nf4_files.compare_all(model, TRAIN_LAYERS)
-        write_json(out / "quantised.json", facts)
-        save_file(states, out / "quantised.safetensors")
+        write_json(out / "quantized.json", facts)
+        save_file(states, out / "quantized.safetensors")
         write_json(out / "weights.json", nf4_files.bf16_hashes(model))
         print(json.dumps(facts["summary"], indent=1))
     if "logits" in arguments.parts:

@@ -1,4 +1,4 @@
-"""nf4.safetensors and quantised.json / quantised.safetensors: what bitsandbytes makes of real and of crafted weights."""
+"""nf4.safetensors and quantized.json / quantized.safetensors: what bitsandbytes makes of real and of crafted weights."""
 
 import copy
 import hashlib
@@ -136,7 +136,7 @@ def own_double_quantisation(weight, blocksize=64):
     nf4_map = bnb.get_4bit_type("nf4", device="cpu").numpy()
     codes, state = quantise(weight, blocksize, nested=False)
     absmax = state.absmax.numpy()
-    own_codes, own_nested, own_offset = own_rules.double_quantise(absmax, code_map)
+    own_codes, own_nested, own_offset = own_rules.double_quantize(absmax, code_map)
     back = own_rules.dequantise_absmax(own_codes, own_nested, own_offset, code_map)
     own_weight = own_rules.dequantise(codes.numpy().reshape(-1), back, blocksize, weight.shape, nf4_map)
     return codes, absmax, own_codes, own_nested, own_offset, torch.from_numpy(own_weight)

@@ -28,7 +28,7 @@ def nested_codes(x, code_map):
     return np.where(up, np.where(x > mid_above, upper, pivot), np.where(x < mid_below, lower, pivot)).astype(np.uint8)
 
 
-def double_quantise(absmax, code_map):
+def double_quantize(absmax, code_map):
     """absmax [blocks] f32 -> (codes [blocks] u8, nested absmax [ceil(blocks/256)] f32, offset f32)."""
     offset = F32(np.mean(absmax.astype(np.float64)))
     centred = absmax - offset

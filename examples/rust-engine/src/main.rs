@@ -72,7 +72,7 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
         block_size: BLOCK,
         layout: Layout::Transposed,
         codes: codes.view(),
-        absmax: Absmax::DoubleQuantised {
+        absmax: Absmax::DoubleQuantized {
             codes: absmax.view(),
             nested_absmax: nested_absmax.view(),
             nested_map: nested_map.view(),
@@ -80,8 +80,8 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
         },
     };
     // What bitsandbytes itself would multiply with: the check's weight.
-    let dequantised = file.tensor("up.b64.nested.dequantised_bf16")?.data();
-    let w: Vec<bf16> = dequantised.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
+    let dequantized = file.tensor("up.b64.nested.dequantised_bf16")?.data();
+    let w: Vec<bf16> = dequantized.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
 
     let (a, b) = (values(R * K, 0.0625, 2), values(N * R, 0.0625, 3));
     let (device_a, device_b) = (engine.upload(&a)?, engine.upload(&b)?);

@@ -112,16 +112,16 @@ impl Host {
         // Statistics are of 64 logits; a thread merges every 256th, then come 5 merges of lanes and 8 of warps.
         let merges = logits.len().div_ceil(64).div_ceil(256) + 14;
         let exponential = |z: f64| (6.0 * merges as f64 + 30.0 + 2.0 * (max - z)) * unit(24);
-        let normaliser = worst + logits.iter().map(|z| (z.0 - max).exp() / sum * exponential(z.0)).sum::<f64>();
+        let normalizer = worst + logits.iter().map(|z| (z.0 - max).exp() / sum * exponential(z.0)).sum::<f64>();
         let (z, z_error) = logits[target];
         let loss = sum.ln() + (max - z);
-        let loss_error = 1.01 * (normaliser + z_error) + unit(22) * (sum.ln().abs() + (max - z).abs() + loss.abs());
+        let loss_error = 1.01 * (normalizer + z_error) + unit(22) * (sum.ln().abs() + (max - z).abs() + loss.abs());
 
         let weight = f64::from(self.scale * self.weight(row));
         let mut gradient = vec![(0.0, 0.0, 0.0); h];
         for (column, (w, z)) in rows.zip(&logits).enumerate() {
             let (p, one) = ((z.0 - max).exp() / sum, f64::from(u8::from(column == target)));
-            let p_error = p * (z.1 + normaliser + exponential(z.0) + unit(22)).exp_m1() + (p + one) * unit(23);
+            let p_error = p * (z.1 + normalizer + exponential(z.0) + unit(22)).exp_m1() + (p + one) * unit(23);
             let dz = weight * (p - one);
             let dz_error = weight.abs() * p_error * (1.0 + unit(8)) + unit(8) * dz.abs();
             for (to, w) in gradient.iter_mut().zip(w) {

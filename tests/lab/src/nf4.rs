@@ -76,7 +76,7 @@ pub struct QuantizeBuffers<T: Number> {
 
 /// Codes, absmax in f32, and the second level: its codes, absmax and offset.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Quantised {
+pub struct Quantized {
     pub codes: Vec<u8>,
     pub absmax: Vec<u32>,
     pub second: Option<(Vec<u8>, Vec<u32>, u32)>,
@@ -85,7 +85,7 @@ pub struct Quantised {
 impl<T: Number> Operation for Quantize<T> {
     type Inputs = ();
     type Buffers = QuantizeBuffers<T>;
-    type Output = Quantised;
+    type Output = Quantized;
 
     fn name(&self) -> String {
         format!("quantise {}", T::NAME)
@@ -121,7 +121,7 @@ impl<T: Number> Operation for Quantize<T> {
     fn launch(&self, buffers: &mut Self::Buffers, stream: Stream) -> Result<()> {
         let absmax = buffers.absmax.view_mut();
         let out = if self.options.double_quant {
-            AbsmaxMut::DoubleQuantised {
+            AbsmaxMut::DoubleQuantized {
                 absmax,
                 nested_map: buffers.map.view(),
                 codes: buffers.absmax_codes.view_mut(),
@@ -135,7 +135,7 @@ impl<T: Number> Operation for Quantize<T> {
         quantize(weight, self.n, self.k, self.options.block_size, codes, out, stream)
     }
 
-    fn download(&self, device: &Device, buffers: &Self::Buffers) -> Result<Quantised> {
+    fn download(&self, device: &Device, buffers: &Self::Buffers) -> Result<Quantized> {
         let second = if self.options.double_quant {
             let offset = device.download(&buffers.offset)?[0].to_bits();
             Some((device.download(&buffers.absmax_codes)?, bits(&device.download(&buffers.nested)?), offset))
@@ -143,11 +143,11 @@ impl<T: Number> Operation for Quantize<T> {
             None
         };
         let (codes, absmax) = (device.download(&buffers.codes)?, bits(&device.download(&buffers.absmax)?));
-        Ok(Quantised { codes, absmax, second })
+        Ok(Quantized { codes, absmax, second })
     }
 
     /// All of it, as the second level depends on every block.
-    fn check(&self, (): &(), output: &Quantised, _: usize) -> std::result::Result<(), String> {
+    fn check(&self, (): &(), output: &Quantized, _: usize) -> std::result::Result<(), String> {
         let weight: Vec<f32> = self.weight.iter().map(|w| w.f32()).collect();
         let plain = Nf4Options { double_quant: false, ..self.options };
         let matrix = Nf4Matrix::quantize(&weight, self.n, self.k, &self.options).map_err(|error| error.to_string())?;
@@ -155,7 +155,7 @@ impl<T: Number> Operation for Quantize<T> {
         let Absmax::F32(absmax) = plain.absmax() else { return Err("asked for f32 absmax".into()) };
         let second = match matrix.absmax() {
             Absmax::F32(_) => None,
-            Absmax::DoubleQuantised { codes, nested_absmax, offset, .. } => {
+            Absmax::DoubleQuantized { codes, nested_absmax, offset, .. } => {
                 Some((codes.clone(), bits(nested_absmax), offset.to_bits()))
             }
         };
@@ -195,7 +195,7 @@ impl<T: Number> Operation for Dequantize<T> {
     }
 
     fn shape(&self) -> String {
-        let double_quant = matches!(self.matrix.absmax(), Absmax::DoubleQuantised { .. });
+        let double_quant = matches!(self.matrix.absmax(), Absmax::DoubleQuantized { .. });
         let options = Nf4Options { block_size: self.matrix.block_size(), double_quant };
         shape(self.matrix.rows(), self.matrix.cols(), &options)
     }

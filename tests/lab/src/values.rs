@@ -15,7 +15,7 @@ pub fn random_codes(n: usize, k: usize, stream: &mut rng::Stream) -> Nf4Matrix {
         bytes
     };
     let blocks = n * k / 64;
-    let absmax = Absmax::DoubleQuantised {
+    let absmax = Absmax::DoubleQuantized {
         codes: bytes(blocks),
         nested_absmax: bytes(blocks.div_ceil(256)).into_iter().map(|byte| 1.0 / f32::from(byte).max(1.0)).collect(),
         nested_map: Box::new(*dynamic_map_signed()),

@@ -75,7 +75,7 @@ impl Source for RandomSource {
         let blocks = (rows * cols).div_ceil(block_size);
         // The 16 values have a root mean square of 0.6.
         let absmax = match double_quant {
-            true => Absmax::DoubleQuantised {
+            true => Absmax::DoubleQuantized {
                 codes: repeated(&self.bytes, (first + 1) % DRAWN, blocks),
                 nested_absmax: vec![0.01; blocks.div_ceil(NESTED_BLOCK_SIZE)],
                 nested_block_size: NESTED_BLOCK_SIZE,

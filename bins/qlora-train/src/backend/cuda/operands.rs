@@ -155,7 +155,7 @@ pub struct Nf4Memory {
 pub(super) enum AbsmaxMemory {
     /// `[blocks]`
     F32(Buffer<f32>),
-    DoubleQuantised {
+    DoubleQuantized {
         /// `[blocks]`
         codes: Buffer<u8>,
         /// `[ceil(blocks / 256)]`
@@ -180,8 +180,8 @@ impl Nf4Memory {
     fn view(&self) -> nf4::Weight<'_> {
         let absmax = match &self.absmax {
             AbsmaxMemory::F32(absmax) => nf4::Absmax::F32(absmax.view()),
-            AbsmaxMemory::DoubleQuantised { codes, nested_absmax, nested_map, offset } => {
-                nf4::Absmax::DoubleQuantised {
+            AbsmaxMemory::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
+                nf4::Absmax::DoubleQuantized {
                     codes: codes.view(),
                     nested_absmax: nested_absmax.view(),
                     nested_map: nested_map.view(),

@@ -64,7 +64,7 @@ impl Cuda {
         let (codes, stored_absmax) = values.unzip();
         let absmax = if double_quant {
             let parts = stored_absmax.map(|absmax| match absmax {
-                Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } => {
+                Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset, .. } => {
                     (&codes[..], &nested_absmax[..], nested_map.as_slice(), [*offset])
                 }
                 Absmax::F32(_) => unreachable!("checked"),
@@ -86,7 +86,7 @@ impl Cuda {
                     ordered
                 }
             };
-            AbsmaxMemory::DoubleQuantised {
+            AbsmaxMemory::DoubleQuantized {
                 codes,
                 nested_absmax: memory.upload(
                     name,
@@ -102,7 +102,7 @@ impl Cuda {
                 (Absmax::F32(absmax), Layout::Transposed) => {
                     (0..blocks).map(|i| absmax[i % n * (k / block_size) + i / n]).collect()
                 }
-                (Absmax::DoubleQuantised { .. }, _) => unreachable!("checked"),
+                (Absmax::DoubleQuantized { .. }, _) => unreachable!("checked"),
             });
             AbsmaxMemory::F32(memory.upload(name, blocks, ordered.as_deref())?)
         };
@@ -222,10 +222,10 @@ fn check(name: &str, matrix: &Nf4Matrix, options: &Nf4Options) -> Result<()> {
         );
     }
     let (block_size, double_quant) = match matrix.absmax() {
-        Absmax::DoubleQuantised { nested_block_size, .. } if *nested_block_size != NESTED_BLOCK_SIZE => refuse!(
+        Absmax::DoubleQuantized { nested_block_size, .. } if *nested_block_size != NESTED_BLOCK_SIZE => refuse!(
             "{name}: found nested blocks of {nested_block_size}, expected {NESTED_BLOCK_SIZE} on cuda: {INSTEAD}"
         ),
-        absmax => (matrix.block_size(), matches!(absmax, Absmax::DoubleQuantised { .. })),
+        absmax => (matrix.block_size(), matches!(absmax, Absmax::DoubleQuantized { .. })),
     };
     if (block_size, double_quant) != (options.block_size, options.double_quant) {
         let kind = |block_size: usize, double: bool| {

@@ -161,7 +161,7 @@ impl Nf4Entry {
         let code: [f32; 16] = f32s(part::QUANT_MAP).try_into().expect("its shape was checked");
         let absmax = match self.offset {
             None => Absmax::F32(f32s(part::ABSMAX)),
-            Some(offset) => Absmax::DoubleQuantised {
+            Some(offset) => Absmax::DoubleQuantized {
                 codes: u8s.remove(part::ABSMAX).expect("opening the checkpoint checked every part"),
                 nested_absmax: f32s(part::NESTED_ABSMAX),
                 nested_block_size: NESTED_BLOCK_SIZE,

@@ -191,7 +191,7 @@ fn nf4_bytes(matrix: &Nf4Matrix, dtype: StoredType) -> Vec<Vec<u8>> {
             bytes.push(floats(absmax));
             None
         }
-        Absmax::DoubleQuantised { codes, nested_absmax, nested_map, offset, .. } => {
+        Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset, .. } => {
             bytes.extend([codes.clone(), floats(nested_absmax), floats(nested_map.as_slice())]);
             Some(*offset)
         }
