@@ -14,7 +14,7 @@ impl Adapter {
     pub fn check_shapes(&self, arch: &Arch, base_name: &BaseName) -> Result<()> {
         let pairs = self.lora_pairs()?;
         let own_base = self.own_base();
-        for module in pairs.keys().filter(|module| arch.find(module).is_none()) {
+        if let Some(module) = pairs.keys().find(|module| arch.find(module).is_none()) {
             let (expected, name) = match layer_of(module).filter(|&layer| layer >= arch.num_layers) {
                 Some(layer) => {
                     (format!("layers below {}", arch.num_layers), format!("{} of layer {layer}", last_part(module)))

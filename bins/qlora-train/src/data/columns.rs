@@ -71,13 +71,13 @@ impl Columns {
     pub(super) fn guess(map: &Map<String, Value>) -> String {
         let text = |key: &str| map.get(key).is_some_and(Value::is_string);
         let pair = PAIRS.into_iter().find(|(prompt, completion)| text(prompt) && text(completion));
-        pair.map_or_else(String::new, |pair| guessed(pair))
+        pair.map_or_else(String::new, guessed)
     }
 
     /// As [`guess`](Self::guess), from the names of a table's columns.
     pub(super) fn guess_names(names: &[&str]) -> String {
         let pair = PAIRS.into_iter().find(|(prompt, completion)| names.contains(prompt) && names.contains(completion));
-        pair.map_or_else(String::new, |pair| guessed(pair))
+        pair.map_or_else(String::new, guessed)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -184,9 +184,9 @@ fn too_large<T>(path: &Path) -> Result<T> {
 fn read_values(path: &Path, reader: impl Read, first: usize, each: EachOf) -> Result<()> {
     let name = path.display();
     let text = read_text(path, reader)?;
-    let mut values = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
+    let values = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
     let (mut line, mut counted, mut rows) = (first, 0, 0);
-    while let Some(raw) = values.next() {
+    for raw in values {
         let raw = match raw {
             Ok(raw) => raw,
             Err(error) => {

@@ -14,8 +14,11 @@ pub struct HostMemory {
     dry_run: bool,
     usage: RefCell<Usage>,
     /// Buffers that were given back, by length, with the name they were made under; they are handed out again before new ones are made.
-    pool: RefCell<HashMap<usize, Vec<(&'static str, Vec<f32>)>>>,
+    pool: RefCell<Pool>,
 }
+
+/// Buffers by length.
+type Pool = HashMap<usize, Vec<(&'static str, Vec<f32>)>>;
 
 #[derive(Default)]
 struct Usage {

@@ -26,7 +26,7 @@ impl Weights for Cpu {
             }
             Quantization::None => ("weights", n * k * stored.size()),
         };
-        if self.precision != Precision::F32 && (n % 2 != 0 || k % 2 != 0) {
+        if self.precision != Precision::F32 && (!n.is_multiple_of(2) || !k.is_multiple_of(2)) {
             refuse!(
                 "{name}: found {n} x {k}, expected even numbers of rows and columns for `compute: bf16`; use `compute: f32`"
             );
