@@ -5,7 +5,7 @@
 //! the first four rows; tests/golden/check_adapter.py reads it.
 
 use qlora_train::backend::Batch;
-use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::cpu::{Cpu, Precision};
 use qlora_train::config::{Settings, TooLong};
 use qlora_train::data::{DataOptions, MicroBatch, load_once};
 use qlora_train::error::{Context, Error, Result};
@@ -26,14 +26,28 @@ fn main() -> Result<()> {
         Settings::load(None, &[("model".to_owned(), model.clone()), ("quantization".to_owned(), "none".to_owned())])?;
     let base = Loaded::open(&settings)?;
     let vocab_size = base.checkpoint.arch().vocab_size;
-    let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size, eos_token_ids: Vec::new() };
+    let options = DataOptions {
+        max_length: 2048,
+        too_long: TooLong::Error,
+        vocab_size,
+        eos_token_ids: Vec::new(),
+        ..DataOptions::default()
+    };
     let mut rows = load_once(&[rows.into()], &|| base.open_tokenizer(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
     let build = |spec: &ModelSpec, _| Ok(Cpu::new(spec.dims()));
     let (adapters, job) = ([adapter.into()], InferenceJob::Loss);
-    let mut loaded =
-        InferenceModel::load(&settings, &base.checkpoint, &adapters, job, longest, longest, &Device::Cpu, build)?;
+    let mut loaded = InferenceModel::load(
+        &settings,
+        &base.checkpoint,
+        &adapters,
+        job,
+        longest,
+        longest,
+        &Device::Cpu(Precision::F32),
+        build,
+    )?;
     let mut tensors = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let batch = MicroBatch::new([row]);

@@ -3,10 +3,10 @@
 mod support;
 
 use proptest::prelude::*;
-use qlora_kernels::philox::Stream;
-use qlora_kernels::reference::RopeScaling;
+use qlora_kernels::rng::Stream;
+use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
-use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::comm::{Communicator, SingleProcess};
@@ -37,7 +37,17 @@ fn spec(config: Arch, tokens: usize) -> ModelSpec {
 
 /// Loss and gradients of one micro-batch, in the order of the model's trainable tensors.
 fn run(spec: &ModelSpec, memory: &mut Memory, documents: &Documents, weight: f32) -> (f64, Vec<Vec<f32>>) {
-    let mut cpu = Cpu::new(spec.dims());
+    run_in(Precision::F32, spec, memory, documents, weight)
+}
+
+fn run_in(
+    precision: Precision,
+    spec: &ModelSpec,
+    memory: &mut Memory,
+    documents: &Documents,
+    weight: f32,
+) -> (f64, Vec<Vec<f32>>) {
+    let mut cpu = Cpu::with_precision(spec.dims(), precision);
     let mut model = Llama::build(&mut cpu, memory, spec.clone(), &mut |_| ()).unwrap();
     let loss = model.forward_backward(&mut cpu, &documents.batch(), 5, weight).unwrap();
     let gradients = model.params_mut().into_iter().map(|(_, p)| p.gradient().to_vec()).collect();
@@ -174,25 +184,51 @@ proptest! {
         let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
         let mut memory = Memory::new(synthetic);
         let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
-        let mut plan = Cpu::dry_run(case.spec.dims());
-        let mut planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
-        planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
+        for precision in [Precision::F32, bf16()] {
+            let mut plan = Cpu::dry_run_with_precision(case.spec.dims(), precision);
+            let planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ());
+            if precision != Precision::F32 && has_odd_weights(&case.spec.arch) {
+                let refused = planned.err().expect("products in bf16 run over pairs").to_string();
+                prop_assert!(refused.contains("even numbers of rows and columns"), "{refused}");
+                continue;
+            }
+            let mut planned = planned.unwrap();
+            planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
 
-        let mut cpu = Cpu::new(case.spec.dims());
-        let mut model = Llama::build(&mut cpu, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
-        for step in 0..steps {
-            model.forward_backward(&mut cpu, &documents.batch(), step as u32, 1.0).unwrap();
+            let mut cpu = Cpu::with_precision(case.spec.dims(), precision);
+            let mut model = Llama::build(&mut cpu, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
+            for step in 0..steps {
+                model.forward_backward(&mut cpu, &documents.batch(), step as u32, 1.0).unwrap();
+            }
+            prop_assert_eq!(plan.bytes(), cpu.bytes());
+            prop_assert_eq!(plan.planned(), cpu.planned());
+            prop_assert!(plan.flops() > 0.0);
         }
-        prop_assert_eq!(plan.bytes(), cpu.bytes());
-        prop_assert_eq!(plan.planned(), cpu.planned());
-        prop_assert!(plan.flops() > 0.0);
     }
+}
+
+fn has_odd_weights(arch: &Arch) -> bool {
+    Projection::ALL.iter().map(|projection| projection.shape(arch)).any(|(n, k)| n % 2 != 0 || k % 2 != 0)
+}
+
+/// bf16 by this processor's instructions; one number after the other where it has none.
+fn bf16() -> Precision {
+    Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR))
 }
 
 /// Bits, not tolerances: across thread counts and between keeping and recomputing activations. Long enough that every
 /// operation is split into several tasks.
 #[test]
 fn results_do_not_depend_on_threads_or_recomputation() {
+    bits_do_not_depend_on_threads_or_recomputation(Precision::F32);
+}
+
+#[test]
+fn results_in_bf16_do_not_depend_on_threads_or_recomputation() {
+    bits_do_not_depend_on_threads_or_recomputation(bf16());
+}
+
+fn bits_do_not_depend_on_threads_or_recomputation(precision: Precision) {
     let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
     let documents = Documents::random(&[300, 5, 150, 230], config.vocab_size, 3);
     let mut base = spec(config, 700);
@@ -212,7 +248,7 @@ fn results_do_not_depend_on_threads_or_recomputation() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let spec = ModelSpec { activations: activations.to_vec(), ..base.clone() };
         let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 9));
-        results.push(pool.install(|| run(&spec, &mut memory, &documents, 0.01)));
+        results.push(pool.install(|| run_in(precision, &spec, &mut memory, &documents, 0.01)));
     }
     for (loss, gradients) in &results[1..] {
         assert_eq!(loss.to_bits(), results[0].0.to_bits());
@@ -368,7 +404,9 @@ fn values_and_states_that_are_put_back_continue_the_run() {
 
 #[test]
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
-    support::ranges::check_ranges(&mut Cpu::new(support::ranges::spec().dims()));
+    for precision in [Precision::F32, bf16()] {
+        support::ranges::check_ranges(&mut Cpu::with_precision(support::ranges::spec().dims(), precision));
+    }
 }
 
 /// A rank of several in one process: a thread. Each puts down its part, all wait, and each adds the parts up in order.

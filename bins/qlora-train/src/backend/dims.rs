@@ -8,6 +8,8 @@ pub struct Dims {
     pub hidden: usize,
     pub vocab: usize,
     pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
     /// (ΣN, K, Σr) of every kind of linear group.
     pub groups: Vec<(usize, usize, usize)>,
     /// Dropout on the low-rank path's input.

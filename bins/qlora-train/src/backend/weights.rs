@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::reference::RopeTable;
+use qlora_kernels::rope::RopeTable;
 
 /// How frozen linear weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub trait Weights: Operands {
         Ok(())
     }
     /// The width of S and T: Σr, with what the device pads the ranks by.
-    fn low_rank_columns(group: &LinearGroup<Self>) -> usize {
+    fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         group.r()
     }
 }

@@ -6,7 +6,7 @@ use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::report::{printable, status};
 use crate::session::Loaded;
-use crate::session::training_data::{data_options, schedule};
+use crate::session::training_data::{data_options, find_files, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde_json::{Value, json};
@@ -56,8 +56,9 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 
 /// The rows are read, checked and tokenised as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
-    let settings = args.settings.load()?;
+    let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
+    find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
@@ -87,6 +88,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         "files": report.files.iter().map(|file| json!({
             "path": file.path.display().to_string(),
             "rows": file.rows,
+            "notes": file.notes.lines(file.unit.name()),
             "formats": file.kinds.iter().map(|(kind, rows)| (kind.name().to_owned(), json!(rows)))
                 .collect::<serde_json::Map<_, _>>(),
         })).collect::<Vec<_>>(),
@@ -126,7 +128,7 @@ fn text_of(
         match marks {
             Marks::Colour => {
                 let id = row.input_ids[at];
-                text += &styled(&token, *supervised, special.bos == Some(id) || special.ends.contains(&id));
+                text += &styled(&token, *supervised, special.added.contains(&id));
             }
             Marks::Brackets => {
                 text += if *supervised && (at == 0 || !supervised_at(at - 1)) { "⟦" } else { "" };

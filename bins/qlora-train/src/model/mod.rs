@@ -15,7 +15,8 @@ use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segmen
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use crate::lora::{LoraSpec, ParamId};
-use qlora_kernels::reference::{AttentionShape, RopeTable};
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
 use std::sync::Arc;
 
 /// What is built, before any weight is read.
@@ -56,6 +57,8 @@ impl ModelSpec {
             hidden: c.hidden_size,
             vocab: c.vocab_size,
             heads: c.num_heads,
+            kv_heads: c.num_kv_heads,
+            head_dim: c.head_dim,
             groups,
             dropout: self.trainable && self.lora.dropout > 0.0,
             training: self.trainable,

@@ -4,8 +4,8 @@ use super::cached::{Past, View};
 use super::{Activations, Layer, Llama};
 use crate::backend::{Backend, Batch, LinearGroup, Op, Scope};
 use crate::error::Result;
-use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng::Dropout;
+use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
 /// What the backward pass of one layer reads, beside the layer's input. S is the low-rank projection of an input.
@@ -194,7 +194,7 @@ fn project<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, group: &LinearGrou
     if group.r() == 0 {
         return Ok(None);
     }
-    let mut s = b.alloc("low-rank projections", B::low_rank_columns(group))?;
+    let mut s = b.alloc("low-rank projections", b.low_rank_columns(group))?;
     b.run(pass.all(), Op::LoraDown { x, group, dropout: pass.mask(group), s: &mut s })?;
     Ok(Some(s))
 }
@@ -275,7 +275,7 @@ fn linear_backward<B: Backend>(
     let dropout = pass.mask(group);
     let t = match &s {
         Some(_) => {
-            let mut t = b.alloc("low-rank projections", B::low_rank_columns(group))?;
+            let mut t = b.alloc("low-rank projections", b.low_rank_columns(group))?;
             b.run(pass.all(), Op::LoraDyB { dy, group, t: &mut t })?;
             Some(t)
         }

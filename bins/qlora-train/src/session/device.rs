@@ -2,7 +2,7 @@
 
 use super::host::host_budget;
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Isa, Precision};
 use crate::backend::cuda::Cuda;
 use crate::config::{self, Settings};
 use crate::error::{Context, Error, Result};
@@ -16,7 +16,7 @@ const BUILD: &str = "cargo build --release --package qlora-train --features cuda
 /// Device that a command computes on. A GPU is opened once, and stays open as long as one of these holds it.
 #[derive(Clone, Debug)]
 pub enum Device {
-    Cpu,
+    Cpu(Precision),
     Cuda(Gpu),
 }
 
@@ -87,15 +87,38 @@ impl Device {
     /// Refused: a GPU that cannot be used.
     pub fn choose(settings: &Settings) -> Result<Self> {
         match settings.device {
-            Some(config::Device::Cpu) => Self::cpu(""),
-            Some(config::Device::Cuda(ordinal)) => Self::named(ordinal),
-            None => Self::found(),
+            Some(config::Device::Cpu) => Self::cpu(settings, ""),
+            Some(config::Device::Cuda(ordinal)) => Self::named(ordinal)?.computing(settings),
+            None => Self::found(settings)?.computing(settings),
         }
     }
 
-    fn cpu(why: &str) -> Result<Self> {
-        status!("device: cpu, {} threads{why}", rayon::current_num_threads());
-        Ok(Self::Cpu)
+    fn cpu(settings: &Settings, why: &str) -> Result<Self> {
+        let precision = precision(settings)?;
+        let arithmetic = match precision {
+            Precision::F32 => "f32".to_owned(),
+            Precision::Bf16(isa) => format!("bf16 by {}", isa.name()),
+        };
+        status!("device: cpu, {} threads, {arithmetic}{why}", rayon::current_num_threads());
+        Ok(Self::Cpu(precision))
+    }
+
+    /// Refuses arithmetic that a GPU does not have.
+    fn computing(self, settings: &Settings) -> Result<Self> {
+        match (&self, settings.compute) {
+            (Self::Cuda(_), Some(config::Compute::F32)) => crate::refuse!(
+                "`compute`: found f32, expected bf16 or auto: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
+            ),
+            _ => Ok(self),
+        }
+    }
+
+    /// Arithmetic of a run on the CPU where it is not f32: with the instructions, which decide the last bits.
+    pub fn arithmetic(&self) -> Option<String> {
+        match self {
+            Self::Cpu(Precision::Bf16(isa)) => Some(format!("bf16, {}", isa.name())),
+            Self::Cpu(Precision::F32) | Self::Cuda(_) => None,
+        }
     }
 
     fn named(ordinal: usize) -> Result<Self> {
@@ -113,25 +136,26 @@ impl Device {
         Ok(Self::Cuda(gpu))
     }
 
-    fn found() -> Result<Self> {
+    fn found(settings: &Settings) -> Result<Self> {
         match KERNELS {
             Kernels::Cuda => match Gpu::open(0) {
                 Ok(gpu) => Self::said(gpu),
-                Err(error) => Self::cpu(&format!(" ({error})")),
+                Err(error) => Self::cpu(settings, &format!(" ({error})")),
             },
             // An emulated GPU is for tests, which name it.
-            Kernels::Emulated => Self::cpu(""),
+            Kernels::Emulated => Self::cpu(settings, ""),
             // What NVIDIA's driver makes on Linux.
-            Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(&format!(
-                "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"
-            )),
-            Kernels::Absent => Self::cpu(""),
+            Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(
+                settings,
+                &format!("; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"),
+            ),
+            Kernels::Absent => Self::cpu(settings, ""),
         }
     }
 
     pub fn run<J: DeviceJob>(self, job: J) -> Result<J::Output> {
         match self {
-            Self::Cpu => job.run(|spec, _| Ok(Cpu::new(spec.dims()))),
+            Self::Cpu(precision) => job.run(|spec, _| Ok(Cpu::with_precision(spec.dims(), precision))),
             Self::Cuda(gpu) => job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes)),
         }
     }
@@ -142,13 +166,13 @@ impl Device {
     }
 
     pub fn is_cpu(&self) -> bool {
-        matches!(self, Self::Cpu)
+        matches!(self, Self::Cpu(_))
     }
 
     /// Memory that a run on it is short of first.
     pub fn place(&self) -> &'static str {
         match self {
-            Self::Cpu => "host memory",
+            Self::Cpu(_) => "host memory",
             Self::Cuda(_) => "GPU memory",
         }
     }
@@ -156,7 +180,7 @@ impl Device {
     /// Name of the setting that limits that memory.
     pub fn memory_setting(&self) -> &'static str {
         match self {
-            Self::Cpu => "host_memory",
+            Self::Cpu(_) => "host_memory",
             Self::Cuda(_) => "device_memory",
         }
     }
@@ -164,7 +188,7 @@ impl Device {
     /// Memory limits on this machine.
     pub fn budget(&self, settings: &Settings) -> Result<Budget> {
         match self {
-            Self::Cpu => {
+            Self::Cpu(_) => {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
                 Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
@@ -179,7 +203,7 @@ impl Device {
     /// Bytes of the GPU that are taken now, by this process and others; none on the CPU.
     pub fn taken_bytes(&self) -> Result<Option<u64>> {
         match self {
-            Self::Cpu => Ok(None),
+            Self::Cpu(_) => Ok(None),
             Self::Cuda(gpu) => {
                 let memory = gpu.device()?.mem_info()?;
                 Ok(Some(memory.total - memory.free))
@@ -190,7 +214,7 @@ impl Device {
     /// The GPU's name; none on the CPU and where none was opened.
     pub fn gpu(&self) -> Option<String> {
         match self {
-            Self::Cpu => None,
+            Self::Cpu(_) => None,
             Self::Cuda(gpu) => gpu.device.as_ref().map(|device| device.name()),
         }
     }
@@ -198,7 +222,7 @@ impl Device {
     /// The budget of a plan: sizes that the settings give may be those of another machine.
     pub fn budget_of_plan(&self, settings: &Settings) -> Result<Budget> {
         match self {
-            Self::Cpu => {
+            Self::Cpu(_) => {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
                 Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
             }
@@ -216,7 +240,20 @@ impl Device {
     pub fn choose_for_plan(settings: &Settings) -> Result<Self> {
         match settings.device {
             Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::unopened(ordinal)),
+            // Only a GPU has memory of that name.
+            None if settings.device_memory.is_some() => Ok(Self::unopened(0)),
             _ => Self::choose(settings),
         }
+    }
+}
+
+/// What the settings ask the CPU to compute in. Refused: bf16 on a processor without the instructions.
+fn precision(settings: &Settings) -> Result<Precision> {
+    match (settings.compute, Isa::detect()) {
+        (Some(config::Compute::Bf16 | config::Compute::Auto), Some(isa)) => Ok(Precision::Bf16(isa)),
+        (Some(config::Compute::Bf16), None) => crate::refuse!(
+            "`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32 or auto"
+        ),
+        (None | Some(config::Compute::F32 | config::Compute::Auto), _) => Ok(Precision::F32),
     }
 }

@@ -119,7 +119,7 @@ pub fn plan(
         );
     }
     let DryRun { mut buffers, on_host, flops } = match device {
-        Device::Cpu => dry_run(Cpu::dry_run(spec.dims()), spec, stored, work)?,
+        Device::Cpu(precision) => dry_run(Cpu::dry_run_with_precision(spec.dims(), *precision), spec, stored, work)?,
         Device::Cuda(_) => dry_run(Cuda::dry_run(spec.dims(), &spec.arch)?, spec, stored, work)?,
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
@@ -317,6 +317,7 @@ mod tests {
     use super::*;
     use crate::arch::{Arch, Projection};
     use crate::backend::StateFormat;
+    use crate::backend::cpu::Precision;
     use crate::base::synthetic::tiny_arch;
 
     const LAYERS: usize = 9;
@@ -346,7 +347,7 @@ mod tests {
 
     fn bytes(activations: Activations, kept: usize) -> u64 {
         let spec = ModelSpec { activations: activations.keeping(kept, LAYERS), ..spec() };
-        plan(&Device::Cpu, &spec, &stored, Work::Train, budget(u64::MAX)).unwrap().run_bytes
+        plan(&Device::Cpu(Precision::F32), &spec, &stored, Work::Train, budget(u64::MAX)).unwrap().run_bytes
     }
 
     /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.
@@ -358,7 +359,8 @@ mod tests {
         for kept in [0, 1, 4, LAYERS - 1, LAYERS] {
             let limit = bytes(Activations::Recompute, kept);
             let mut spec = spec();
-            let plan = choose(&Device::Cpu, &mut spec, Checkpointing::Auto, &stored, budget(limit)).unwrap();
+            let plan =
+                choose(&Device::Cpu(Precision::F32), &mut spec, Checkpointing::Auto, &stored, budget(limit)).unwrap();
             let counts = spec.activation_counts();
             assert!(plan.fits() && plan.run_bytes == limit && counts.keep >= kept, "{kept}: {counts}");
             assert!(spec.activations[LAYERS - counts.keep..].iter().all(|&layer| layer == Activations::Keep));
@@ -369,7 +371,8 @@ mod tests {
             flops = plan.flops;
         }
         let mut spec = spec();
-        let refused = choose(&Device::Cpu, &mut spec, Checkpointing::Auto, &stored, budget(least - 1)).unwrap();
+        let refused =
+            choose(&Device::Cpu(Precision::F32), &mut spec, Checkpointing::Auto, &stored, budget(least - 1)).unwrap();
         assert!(!refused.fits() && refused.run_bytes == least);
     }
 }

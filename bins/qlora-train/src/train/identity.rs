@@ -47,8 +47,17 @@ impl Identity {
 
     /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
     pub fn difference(&self, earlier: &Self) -> Option<String> {
+        self.difference_but_for(earlier, &[])
+    }
+
+    /// [`difference`](Self::difference) to a run that this one may be the longer form of: their lengths do not count.
+    pub fn difference_beyond_length(&self, earlier: &Self) -> Option<String> {
+        self.difference_but_for(earlier, &["num_train_epochs", "max_steps"])
+    }
+
+    fn difference_but_for(&self, earlier: &Self, uncounted: &[&str]) -> Option<String> {
         let names = self.settings.keys().chain(earlier.settings.keys());
-        for name in names {
+        for name in names.filter(|name| !uncounted.contains(&name.as_str())) {
             let (here, there) = (self.settings.get(name), earlier.settings.get(name));
             if here != there {
                 let of = |value: Option<&Value>| value.map_or("nothing".to_owned(), shown);
@@ -71,10 +80,19 @@ impl Identity {
 /// Settings that name a place; what is found there counts.
 const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_template"];
 
-pub fn run_identity(settings: &Settings, loaded: &Loaded, data: &TrainingData) -> Result<Identity> {
+pub fn run_identity(
+    settings: &Settings,
+    loaded: &Loaded,
+    data: &TrainingData,
+    arithmetic: Option<String>,
+) -> Result<Identity> {
     let checkpoint = &loaded.checkpoint;
     let mut result_settings = effective_settings(settings, checkpoint).result_settings();
-    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()));
+    result_settings.retain(|name, _| !PLACES.contains(&name.as_str()) && name != "compute");
+    // What was asked for does not count, what it came to on this processor does.
+    if let Some(arithmetic) = arithmetic {
+        result_settings.insert("compute".to_owned(), arithmetic.into());
+    }
     let tokenizer = match loaded.tokenizer() {
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,

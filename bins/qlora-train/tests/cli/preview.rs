@@ -37,7 +37,7 @@ fn json_holds_ids_labels_and_tokens() {
     let answer: Value = sandbox.run("preview --model model --data rows.jsonl --rows 1 --json").json();
     let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing"];
     assert_eq!((&keys(&answer)[..], &answer["rows_in_all"]), (&expected[..], &json!(2)));
-    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "formats": {"tokenised": 2}}]));
+    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "notes": [], "formats": {"tokenised": 2}}]));
     assert_eq!(answer["lengths"], json!([{"from": 2, "to": 2, "rows": 1}, {"from": 3, "to": 4, "rows": 1}]));
     assert_eq!(answer["packing"], json!({"packs": 1, "max_length": 2048, "efficiency": 5.0 / 2048.0}));
     assert_eq!((&answer["checks"]["without_end"], &answer["counts"]["kept"]), (&json!(2), &json!(2)));

@@ -15,9 +15,9 @@ use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, tra
 use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::support::{self, Documents};
 use lab::device::{Tally, set_schedule};
-use qlora_kernels::reference::RopeScaling;
+use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
-use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::model::optimizer_step::optimizer_step;
@@ -105,6 +105,21 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
     let found = on_cuda(&spec, 4);
     assert!(spec.lora.terms.values().any(|term| term.r * spec.arch.hidden_size >= 4096), "no 8-bit states");
     bounds.check("4 steps", &Apart::of(&found, &expected));
+    assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+    tally.case();
+}
+
+/// The CPU backend in bf16 rounds where the device does, so the bounds are the same.
+#[test]
+fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
+    let tally = Tally::new("training in bf16 on the CPU, 4 steps", 1);
+    let mut spec = spec(config());
+    spec.states = StateFormat::Blockwise8;
+    let expected = on_cpu(&spec, 4);
+    let bounds = Bounds::measure(&spec, 4, &expected);
+    let precision = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
+    let found = train(&mut Cpu::with_precision(spec.dims(), precision), &mut memory(&spec.arch), &spec, 4);
+    bounds.check("4 steps in bf16", &Apart::of(&found, &expected));
     assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
     tally.case();
 }

@@ -1,8 +1,9 @@
 //! Operations on ranges of a batch's tokens, on any backend.
 
 use super::Documents;
-use qlora_kernels::philox::{Dropout, Stream};
-use qlora_kernels::reference::{AttentionShape, RopeScaling, RopeTable};
+use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rope::{RopeScaling, RopeTable};
+use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::{
     Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,
@@ -126,7 +127,7 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
 
     let mut group = group(b);
     let dropout = Some(Dropout::new(7, 0, 3, 0.25));
-    let columns = B::low_rank_columns(&group);
+    let columns = b.low_rank_columns(&group);
     let dy = filled(b, 6, group.n());
     let mut s = b.alloc("s", columns).unwrap();
     let mut t = b.alloc("t", columns).unwrap();

@@ -3,14 +3,14 @@
 use super::elementwise::{LANES, dot, exp_shifted};
 use super::gemm::simd::vectorized;
 use crate::backend::CheckedBatch;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// Keys whose scores exist at one time.
 const TILE: usize = 128;
 
 /// For every token of the batch: the first row of its document in the cache.
-fn starts_of_tokens(batch: &CheckedBatch, starts: &[u32]) -> Vec<usize> {
+pub fn starts_of_tokens(batch: &CheckedBatch, starts: &[u32]) -> Vec<usize> {
     let documents = batch.boundaries.windows(2).zip(starts);
     documents.flat_map(|(w, &start)| (w[0]..w[1]).map(move |_| start as usize)).collect()
 }

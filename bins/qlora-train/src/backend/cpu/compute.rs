@@ -1,6 +1,7 @@
 //! The operations, each handed to the module that computes it.
 
-use super::{Cpu, CpuBuffer, Dense, attention, cache, elementwise, linear, loss};
+use super::memory::Value;
+use super::{Cpu, CpuBuffer, Dense, Precision, attention, cache, elementwise, linear, loss};
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -18,6 +19,9 @@ impl Compute for Cpu {
     }
 
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
+        if let Precision::Bf16(_) = self.precision {
+            return self.compute_bf16(tokens, op);
+        }
         let Self { batch, workspace, rope, .. } = self;
         let first = tokens.start;
         match op {
@@ -119,6 +123,9 @@ impl Compute for Cpu {
     }
 
     fn values(&mut self, buffer: &CpuBuffer, tokens: &Range<usize>) -> Result<Vec<f32>> {
-        Ok(buffer.rows(tokens)?.to_vec())
+        Ok(match buffer.value() {
+            Value::F32 => buffer.rows(tokens)?.to_vec(),
+            Value::Bf16 => buffer.rows16(tokens)?.iter().map(|x| x.to_f32()).collect(),
+        })
     }
 }

@@ -1,7 +1,9 @@
 //! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
 
 use super::gemm::simd::vectorized;
-use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use qlora_kernels::reference;
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without
@@ -9,7 +11,7 @@ use rayon::prelude::*;
 ///
 /// Range reduction x = n·ln 2 + f with a two-part ln 2, then the degree-6 Taylor-like polynomial of Cephes' expf.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it rounds to the nearest integer, which is then found in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);

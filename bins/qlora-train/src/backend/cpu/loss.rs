@@ -22,7 +22,7 @@ pub struct LossSum {
 }
 
 impl LossSum {
-    fn add(&mut self, losses: &[f64]) {
+    pub fn add(&mut self, losses: &[f64]) {
         for loss in losses {
             self.chunk += loss;
             self.tokens += 1;

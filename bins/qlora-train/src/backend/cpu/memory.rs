@@ -3,6 +3,7 @@
 use super::Cpu;
 use crate::backend::{BufferShape, Memory, PlannedBuffer};
 use crate::error::Result;
+use half::bf16;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut, Range};
@@ -34,6 +35,10 @@ impl HostMemory {
         Rc::new(Self { dry_run, usage: RefCell::default(), pool: RefCell::default() })
     }
 
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     fn take(&self, name: &'static str, bytes: u64) {
         let Usage { held, peak } = &mut *self.usage.borrow_mut();
         *held.names.entry(name).or_default() += bytes;
@@ -55,14 +60,14 @@ impl HostMemory {
         Held { value, memory: self.clone(), name, bytes }
     }
 
-    fn buffer(self: &Rc<Self>, name: &'static str, tokens: usize, width: usize) -> CpuBuffer {
-        let len = tokens * width;
+    fn buffer(self: &Rc<Self>, name: &'static str, tokens: usize, width: usize, value: Value) -> CpuBuffer {
+        let len = value.words(tokens * width);
         let pooled = self.pool.borrow_mut().get_mut(&len).and_then(Vec::pop);
         let (name, data) = pooled.unwrap_or_else(|| {
             self.take(name, len as u64 * 4);
             (name, if self.dry_run { Vec::new() } else { vec![0.0; len] })
         });
-        CpuBuffer { data, name, first: 0, tokens, width, memory: self.clone() }
+        CpuBuffer { data, value, name, first: 0, tokens, width, memory: self.clone() }
     }
 }
 
@@ -94,9 +99,28 @@ impl<T> Drop for Held<T> {
     }
 }
 
+/// The type of a buffer's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    F32,
+    Bf16,
+}
+
+impl Value {
+    /// f32 words that hold so many values.
+    fn words(self, values: usize) -> usize {
+        match self {
+            Value::F32 => values,
+            Value::Bf16 => values.div_ceil(2),
+        }
+    }
+}
+
 /// `[tokens, width]`, which goes back to the pool when it is dropped. Empty in a dry run.
 pub struct CpuBuffer {
+    /// f32 values, or as many words as hold the bf16 ones
     data: Vec<f32>,
+    value: Value,
     name: &'static str,
     first: usize,
     tokens: usize,
@@ -106,12 +130,37 @@ pub struct CpuBuffer {
 
 impl CpuBuffer {
     pub(super) fn rows(&self, tokens: &Range<usize>) -> Result<&[f32]> {
+        debug_assert_eq!(self.value, Value::F32, "{}", self.name);
         Ok(&self.data[self.elements(tokens)?])
     }
 
     pub(super) fn rows_mut(&mut self, tokens: &Range<usize>) -> Result<&mut [f32]> {
+        debug_assert_eq!(self.value, Value::F32, "{}", self.name);
         let elements = self.elements(tokens)?;
         Ok(&mut self.data[elements])
+    }
+
+    pub(super) fn rows16(&self, tokens: &Range<usize>) -> Result<&[bf16]> {
+        Ok(&self.all16()[self.elements(tokens)?])
+    }
+
+    pub(super) fn rows16_mut(&mut self, tokens: &Range<usize>) -> Result<&mut [bf16]> {
+        let elements = self.elements(tokens)?;
+        Ok(&mut self.all16_mut()[elements])
+    }
+
+    pub(super) fn all16(&self) -> &[bf16] {
+        debug_assert_eq!(self.value, Value::Bf16, "{}", self.name);
+        bytemuck::cast_slice(&self.data)
+    }
+
+    pub(super) fn all16_mut(&mut self) -> &mut [bf16] {
+        debug_assert_eq!(self.value, Value::Bf16, "{}", self.name);
+        bytemuck::cast_slice_mut(&mut self.data)
+    }
+
+    pub(super) fn value(&self) -> Value {
+        self.value
     }
 
     /// All rows, whatever they are of.
@@ -145,7 +194,8 @@ impl Drop for CpuBuffer {
             self.data.fill(f32::NAN);
         }
         let data = std::mem::take(&mut self.data);
-        self.memory.pool.borrow_mut().entry(self.tokens * self.width).or_default().push((self.name, data));
+        let len = self.value.words(self.tokens * self.width);
+        self.memory.pool.borrow_mut().entry(len).or_default().push((self.name, data));
     }
 }
 
@@ -159,7 +209,11 @@ impl Memory for Cpu {
     }
 
     fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CpuBuffer> {
-        Ok(self.memory.buffer(name, tokens, width))
+        Ok(self.memory.buffer(name, tokens, width, self.precision.value()))
+    }
+
+    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CpuBuffer> {
+        Ok(self.memory.buffer(name, self.dims.tokens, width, Value::F32))
     }
 
     // The device's memory is the host's: buffers wait where they are.

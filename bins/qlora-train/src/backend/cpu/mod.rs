@@ -4,6 +4,7 @@
 //! does not depend on the number of threads.
 
 mod attention;
+mod bf16;
 mod cache;
 mod compute;
 mod elementwise;
@@ -18,12 +19,13 @@ mod workspace;
 
 use crate::backend::dims::Dims;
 use crate::backend::{CheckedBatch, Operands, Trace};
+pub use bf16::isa::Isa;
 use linear::CpuWeight;
 use loss::LossSum;
 pub use memory::CpuBuffer;
-use memory::{Held, HostMemory};
+use memory::{Held, HostMemory, Value};
 pub use operands::{CpuParam, Dense};
-use qlora_kernels::reference::RopeTable;
+use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
 use std::time::Instant;
 use workspace::Workspace;
@@ -31,10 +33,30 @@ use workspace::Workspace;
 /// Tokens of one task of a parallel operation.
 const TOKEN_CHUNK: usize = 256;
 
+/// What the operations compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    F32,
+    /// bf16 values with sums in f32, by these instructions
+    Bf16(Isa),
+}
+
+impl Precision {
+    fn value(self) -> Value {
+        match self {
+            Precision::F32 => Value::F32,
+            Precision::Bf16(_) => Value::Bf16,
+        }
+    }
+}
+
 pub struct Cpu {
+    precision: Precision,
     dims: Dims,
     memory: Rc<HostMemory>,
     workspace: Held<Workspace>,
+    workspace_bf16: Option<Held<Option<bf16::compute::Workspace>>>,
     batch: CheckedBatch,
     /// With how many positions they are for
     rope: Option<(usize, Held<RopeTable<f32>>)>,
@@ -53,19 +75,40 @@ impl Operands for Cpu {
 }
 
 impl Cpu {
+    /// Computes in f32.
     pub fn new(dims: Dims) -> Self {
-        let workspace = Workspace::new(&dims);
-        Self::with(dims, HostMemory::new(false), workspace)
+        Self::with_precision(dims, Precision::F32)
+    }
+
+    pub fn with_precision(dims: Dims, precision: Precision) -> Self {
+        Self::with(dims, precision, HostMemory::new(false))
     }
 
     /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would hold.
     pub fn dry_run(dims: Dims) -> Self {
-        Self::with(dims, HostMemory::new(true), Workspace::default())
+        Self::dry_run_with_precision(dims, Precision::F32)
     }
 
-    fn with(dims: Dims, memory: Rc<HostMemory>, workspace: Workspace) -> Self {
+    pub fn dry_run_with_precision(dims: Dims, precision: Precision) -> Self {
+        Self::with(dims, precision, HostMemory::new(true))
+    }
+
+    fn with(dims: Dims, precision: Precision, memory: Rc<HostMemory>) -> Self {
+        let (workspace, workspace_bf16) = match precision {
+            Precision::F32 => {
+                let workspace = if memory.is_dry_run() { Workspace::default() } else { Workspace::new(&dims) };
+                (memory.hold("workspace", Workspace::bytes_for(&dims), workspace), None)
+            }
+            Precision::Bf16(isa) => {
+                let made = (!memory.is_dry_run()).then(|| bf16::compute::Workspace::new(isa, &dims));
+                let held = memory.hold("workspace", bf16::compute::Workspace::bytes_for(&dims), made);
+                (memory.hold("workspace", 0, Workspace::default()), Some(held))
+            }
+        };
         Self {
-            workspace: memory.hold("workspace", Workspace::bytes_for(&dims), workspace),
+            precision,
+            workspace,
+            workspace_bf16,
             dims,
             memory,
             batch: CheckedBatch::default(),

@@ -60,6 +60,12 @@ pub(super) struct Training {
 }
 
 impl CpuParam {
+    /// The values and the gradient, which is there where gradients are computed.
+    pub(super) fn parts(&mut self) -> (&[f32], &mut [f32]) {
+        let training = self.training.as_mut().expect("gradients are of tensors that are trained");
+        (&self.value, &mut training.gradient)
+    }
+
     /// The accumulated gradient; empty where the tensor is not trained.
     pub fn gradient(&self) -> &[f32] {
         self.training.as_ref().map_or(&[], |training| &training.gradient)

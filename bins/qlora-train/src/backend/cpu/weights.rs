@@ -2,12 +2,13 @@
 
 use super::linear::CpuWeight;
 use super::memory::Held;
-use super::{Cpu, Dense};
-use crate::backend::{Memory, Quantization, Residency, Weights};
+use super::{Cpu, Dense, Precision, bf16};
+use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights};
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::reference::RopeTable;
+use qlora_kernels::rope::RopeTable;
 
 impl Weights for Cpu {
     fn weight(
@@ -25,6 +26,11 @@ impl Weights for Cpu {
             }
             Quantization::None => ("weights", n * k * stored.size()),
         };
+        if self.precision != Precision::F32 && (n % 2 != 0 || k % 2 != 0) {
+            refuse!(
+                "{name}: found {n} x {k}, expected even numbers of rows and columns for `compute: bf16`; use `compute: f32`"
+            );
+        }
         if self.is_dry_run() {
             return Ok(self.memory.hold(line, planned as u64, CpuWeight::Unread));
         }
@@ -68,6 +74,13 @@ impl Weights for Cpu {
         let bytes = (positions * half * 8) as u64;
         self.rope = Some((positions, self.memory.hold("rotation angles", bytes, table)));
         Ok(())
+    }
+
+    fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
+        match self.precision {
+            Precision::F32 => group.r(),
+            Precision::Bf16(_) => bf16::compute::low_rank_columns(group),
+        }
     }
 
     fn positions(&self) -> usize {

@@ -6,20 +6,20 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Rows `rows` and columns `columns` of a matrix; no other tile made with it holds any of them.
-pub struct Tile<'a> {
-    first: *mut f32,
+pub struct Tile<'a, T = f32> {
+    first: *mut T,
     pub rows: Range<usize>,
     pub columns: Range<usize>,
     stride: usize,
-    matrix: PhantomData<&'a mut [f32]>,
+    matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a tile is the exclusive borrow of its elements, which are f32.
-unsafe impl Send for Tile<'_> {}
+// SAFETY: a tile is the exclusive borrow of its elements, which may move to another thread.
+unsafe impl<T: Send> Send for Tile<'_, T> {}
 
-impl Tile<'_> {
+impl<T> Tile<'_, T> {
     /// Row `rows.start + i` of the matrix, within the tile's columns.
-    pub fn row(&mut self, i: usize) -> &mut [f32] {
+    pub fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len(), "row {i} of a tile of {}", self.rows.len());
         // SAFETY: `split` checked that the whole tile lies inside the borrowed matrix, and handed out its elements once;
         // the tile is borrowed mutably here.
@@ -29,14 +29,14 @@ impl Tile<'_> {
 
 /// Cuts columns `columns` of the first `rows` rows of `matrix` into tiles of `width` columns, each of all rows where
 /// there are enough of them for `threads`; the last ones that do not come out even are cut into rows as well.
-pub fn split<'a>(
-    matrix: &'a mut [f32],
+pub fn split<'a, T>(
+    matrix: &'a mut [T],
     stride: usize,
     rows: usize,
     columns: Range<usize>,
     width: usize,
     threads: usize,
-) -> Vec<Tile<'a>> {
+) -> Vec<Tile<'a, T>> {
     assert!(rows > 0 && !columns.is_empty() && columns.end <= stride, "tiles of columns {columns:?}");
     assert!((rows - 1) * stride + columns.end <= matrix.len(), "tiles out of bounds");
     let first = matrix.as_mut_ptr();

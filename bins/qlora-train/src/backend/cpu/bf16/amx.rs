@@ -1,0 +1,335 @@
+//! Tiles of AMX: `tdpbf16ps`, and a scalar twin of what it computes.
+//!
+//! One instruction adds 16 pairs of a contraction to a sum: the products of even elements and those of odd ones are two chains
+//! of fused multiply-adds from zero, which are added together and then to the sum. The result therefore differs from that of
+//! AVX-512-BF16 in its last bits. The twin is written from Intel's description of the instruction and gives the same bits,
+//! subnormal numbers apart, which the instruction takes and gives zero for.
+
+#![allow(unsafe_code)]
+
+use super::isa::WIDTH;
+use half::bf16;
+
+/// Pairs that one instruction adds.
+pub const PAIRS: usize = 16;
+
+/// As [`super::isa::multiply`] defines the operands.
+pub fn twin(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width: usize, sums: &mut [f32], add: bool) {
+    for row in 0..rows {
+        let sums = &mut sums[row * WIDTH..][..width];
+        if !add {
+            sums.fill(0.0);
+        }
+        let pairs = panel.len() / width;
+        let left = left[row * stride..][..2 * pairs].as_chunks::<2>().0;
+        for (left, panel) in left.chunks(PAIRS).zip(panel.chunks(PAIRS * width)) {
+            for (column, sum) in sums.iter_mut().enumerate() {
+                let (mut even, mut odd) = (0.0f32, 0.0f32);
+                for (x, y) in left.iter().zip(panel[column..].iter().step_by(width)) {
+                    even = x[0].to_f32().mul_add(f32::from_bits(y << 16), even);
+                    odd = x[1].to_f32().mul_add(f32::from_bits(y & 0xFFFF_0000), odd);
+                }
+                *sum += even + odd;
+            }
+        }
+    }
+}
+
+/// Whether this processor and its operating system let this process use the tiles, and they compute what the twin does.
+pub fn available() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        return *AVAILABLE.get_or_init(|| x86::permitted() && agrees());
+    }
+    #[allow(unreachable_code)]
+    false
+}
+
+/// A product of the hardware beside the twin's, with whole tiles and with parts of tiles.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn agrees() -> bool {
+    [(32, 16, 32), (37, 21, 48)].into_iter().all(|(rows, pairs, width)| {
+        let value = |i: usize| bf16::from_f32((i * 37 % 101) as f32 / 64.0 - 0.75);
+        let left: Vec<bf16> = (0..rows * 2 * pairs).map(value).collect();
+        let panel: Vec<u32> =
+            (0..pairs * width).map(|i| super::isa::pair(value(3 * i + 1), value(5 * i + 2))).collect();
+        let (mut found, mut expected) = (vec![0.5; rows * WIDTH], vec![0.5; rows * WIDTH]);
+        multiply(&left, 2 * pairs, rows, &panel, width, &mut found, true);
+        twin(&left, 2 * pairs, rows, &panel, width, &mut expected, true);
+        found == expected
+    })
+}
+
+/// With the tiles, which [`available`] has found; operands as in [`super::isa::multiply`], which has checked them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub fn multiply(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width: usize, sums: &mut [f32], add: bool) {
+    let pairs = panel.len() / width;
+    assert!(x86::permitted(), "AMX was not found");
+    assert!(rows > 0 && left.len() >= (rows - 1) * stride + 2 * pairs && sums.len() >= rows * WIDTH);
+    // SAFETY: the tiles are permitted, and every tile lies inside the operands.
+    unsafe { x86::multiply(left.as_ptr(), stride, rows, panel.as_ptr(), pairs, width, sums.as_mut_ptr(), add) }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod x86 {
+    use super::{PAIRS, WIDTH};
+    use half::bf16;
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+    use std::sync::OnceLock;
+
+    /// Rows and columns of a tile of sums.
+    const TILE: usize = 16;
+
+    /// The processor has the instructions, the system saves the tiles, and it gave this process leave to use them.
+    pub fn permitted() -> bool {
+        static PERMITTED: OnceLock<bool> = OnceLock::new();
+        *PERMITTED.get_or_init(|| {
+            const AMX_BF16: u32 = 1 << 22;
+            const AMX_TILE: u32 = 1 << 24;
+            const BOTH_STATES: u64 = 3 << 17;
+            let leaf = __cpuid_count(7, 0);
+            if leaf.edx & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE || !is_x86_feature_detected!("xsave") {
+                return false;
+            }
+            // SAFETY: the processor has xsave.
+            let saved = unsafe { xgetbv() };
+            saved & BOTH_STATES == BOTH_STATES && request_tiles()
+        })
+    }
+
+    #[target_feature(enable = "xsave")]
+    unsafe fn xgetbv() -> u64 {
+        // SAFETY: the caller found xsave.
+        unsafe { _xgetbv(0) }
+    }
+
+    /// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`: for all threads of the process.
+    fn request_tiles() -> bool {
+        const ARCH_PRCTL: u64 = 158;
+        const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+        const XTILEDATA: u64 = 18;
+        let status: i64;
+        // SAFETY: the call reads and writes no memory of ours.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => status,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XTILEDATA,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack),
+            );
+        }
+        status == 0
+    }
+
+    /// Palette 1: rows and bytes in a row of each of the eight tiles.
+    #[repr(C, align(64))]
+    struct Config {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    /// Sums in tiles 0 to 3 (two of rows, two of columns), left operands in 4 and 5, right ones in 6 and 7.
+    fn config(rows: [usize; 2], columns: [usize; 2], pairs: usize) -> Config {
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        let mut tile = |i: usize, rows: usize, bytes: usize| {
+            (config.rows[i], config.bytes[i]) = (rows as u8, bytes as u16);
+        };
+        for i in 0..2 {
+            for j in 0..2 {
+                tile(2 * i + j, rows[i].max(1), 4 * columns[j].max(1));
+            }
+            tile(4 + i, rows[i].max(1), 4 * pairs);
+            tile(6 + i, pairs, 4 * columns[i].max(1));
+        }
+        config
+    }
+
+    /// # Safety
+    /// [`permitted`] is true, and the operands have the bounds that [`super::multiply`] checks.
+    pub unsafe fn multiply(
+        left: *const bf16,
+        stride: usize,
+        rows: usize,
+        panel: *const u32,
+        pairs: usize,
+        width: usize,
+        sums: *mut f32,
+        add: bool,
+    ) {
+        for column in (0..width).step_by(2 * TILE) {
+            let columns = [TILE.min(width - column), (width - column).saturating_sub(TILE).min(TILE)];
+            for row in (0..rows).step_by(2 * TILE) {
+                let here = [TILE.min(rows - row), (rows - row).saturating_sub(TILE).min(TILE)];
+                let (whole, rest) = (pairs / PAIRS, pairs % PAIRS);
+                // SAFETY: rows `row..`, columns `column..` and all pairs lie inside the operands.
+                unsafe {
+                    let (left, sums) = (left.add(row * stride), sums.add(row * WIDTH + column));
+                    let panel = panel.add(column);
+                    if whole > 0 {
+                        block(
+                            &config(here, columns, PAIRS),
+                            here,
+                            columns,
+                            left,
+                            stride,
+                            panel,
+                            width,
+                            whole,
+                            sums,
+                            add,
+                        );
+                    }
+                    if rest > 0 {
+                        let (left, panel) = (left.add(2 * PAIRS * whole), panel.add(PAIRS * whole * width));
+                        let add = add || whole > 0;
+                        block(&config(here, columns, rest), here, columns, left, stride, panel, width, 1, sums, add);
+                    }
+                }
+            }
+        }
+        // SAFETY: leaves the tiles in their initial state, so that they are not saved any more.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+
+    /// `steps` instructions' worth of pairs for up to two by two tiles.
+    ///
+    /// # Safety
+    /// As [`multiply`], for the rows, columns and pairs of `config`.
+    unsafe fn block(
+        config: &Config,
+        rows: [usize; 2],
+        columns: [usize; 2],
+        left: *const bf16,
+        stride: usize,
+        panel: *const u32,
+        width: usize,
+        steps: usize,
+        sums: *mut f32,
+        add: bool,
+    ) {
+        let (second_row, second_column) = (rows[1] > 0, columns[1] > 0);
+        // Where there is no second tile, the first one's operands are read twice, and the result is not stored.
+        let left1 = if second_row { left.wrapping_add(TILE * stride) } else { left };
+        let panel1 = if second_column { panel.wrapping_add(TILE) } else { panel };
+        let (left_bytes, panel_bytes, sum_bytes) = (2 * stride, 4 * width, 4 * WIDTH);
+        let down = sums.wrapping_add(TILE * WIDTH);
+        // SAFETY: the caller's bounds. A tile that is not stored has at least one row and one column of what exists.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly));
+            if add {
+                asm!("tileloadd tmm0, [{s} + {b}]", s = in(reg) sums, b = in(reg) sum_bytes, out("tmm0") _, options(nostack, readonly));
+            } else {
+                asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack, nomem));
+            }
+            if add && second_column {
+                asm!("tileloadd tmm1, [{s} + {b}]", s = in(reg) sums.wrapping_add(TILE), b = in(reg) sum_bytes, out("tmm1") _, options(nostack, readonly));
+            }
+            if add && second_row {
+                asm!("tileloadd tmm2, [{s} + {b}]", s = in(reg) down, b = in(reg) sum_bytes, out("tmm2") _, options(nostack, readonly));
+            }
+            if add && second_row && second_column {
+                asm!("tileloadd tmm3, [{s} + {b}]", s = in(reg) down.wrapping_add(TILE), b = in(reg) sum_bytes, out("tmm3") _, options(nostack, readonly));
+            }
+            // One piece of assembly, so that nothing comes between the tiles' instructions.
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{l0} + {lb}]",
+                "tileloadd tmm6, [{p0} + {pb}]",
+                "tileloadd tmm7, [{p1} + {pb}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{l1} + {lb}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {l0}, 64",
+                "add {l1}, 64",
+                "add {p0}, {step}",
+                "add {p1}, {step}",
+                "dec {n}",
+                "jnz 2b",
+                l0 = inout(reg) left => _,
+                l1 = inout(reg) left1 => _,
+                p0 = inout(reg) panel => _,
+                p1 = inout(reg) panel1 => _,
+                lb = in(reg) left_bytes,
+                pb = in(reg) panel_bytes,
+                step = in(reg) PAIRS * panel_bytes,
+                n = inout(reg) steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+            asm!("tilestored [{s} + {b}], tmm0", s = in(reg) sums, b = in(reg) sum_bytes, options(nostack));
+            if second_column {
+                asm!("tilestored [{s} + {b}], tmm1", s = in(reg) sums.wrapping_add(TILE), b = in(reg) sum_bytes, options(nostack));
+            }
+            if second_row {
+                asm!("tilestored [{s} + {b}], tmm2", s = in(reg) down, b = in(reg) sum_bytes, options(nostack));
+            }
+            if second_row && second_column {
+                asm!("tilestored [{s} + {b}], tmm3", s = in(reg) down.wrapping_add(TILE), b = in(reg) sum_bytes, options(nostack));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qlora_kernels::rng::Stream;
+
+    #[test]
+    fn the_twin_is_a_sum_of_products() {
+        let mut stream = Stream::new(1, 1);
+        let mut value = || bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0);
+        let (rows, pairs, width) = (3, 37, 16);
+        let left: Vec<bf16> = (0..rows * 2 * pairs).map(|_| value()).collect();
+        let numbers: Vec<[bf16; 2]> = (0..pairs * width).map(|_| [value(), value()]).collect();
+        let panel: Vec<u32> = numbers.iter().map(|x| super::super::isa::pair(x[0], x[1])).collect();
+        let mut sums = vec![1.0; rows * WIDTH];
+        twin(&left, 2 * pairs, rows, &panel, width, &mut sums, true);
+        for row in 0..rows {
+            for column in 0..width {
+                let terms: Vec<f64> = (0..2 * pairs)
+                    .map(|k| left[row * 2 * pairs + k].to_f64() * numbers[k / 2 * width + column][k % 2].to_f64())
+                    .collect();
+                let (exact, size) = (1.0 + terms.iter().sum::<f64>(), 1.0 + terms.iter().map(|x| x.abs()).sum::<f64>());
+                let found = f64::from(sums[row * WIDTH + column]);
+                assert!((found - exact).abs() <= 2.0 * pairs as f64 * size * f64::from(f32::EPSILON) / 2.0);
+            }
+        }
+    }
+
+    /// Where there are tiles; elsewhere there is nothing to compare, and the line says so.
+    #[test]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn tiles_equal_the_twin_bit_for_bit() {
+        if !x86::permitted() {
+            println!("no AMX on this processor: the tiles were not run");
+            return;
+        }
+        let mut stream = Stream::new(2, 1);
+        let mut value = || bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0);
+        for (rows, pairs, width) in [(1, 1, 16), (16, 16, 16), (17, 5, 32), (64, 256, 64), (33, 50, 48), (512, 288, 64)]
+        {
+            let stride = 2 * pairs + 4;
+            let left: Vec<bf16> = (0..rows * stride).map(|_| value()).collect();
+            let panel: Vec<u32> = (0..pairs * width).map(|_| super::super::isa::pair(value(), value())).collect();
+            for add in [false, true] {
+                let (mut found, mut expected) = (vec![0.5; rows * WIDTH], vec![0.5; rows * WIDTH]);
+                multiply(&left, stride, rows, &panel, width, &mut found, add);
+                twin(&left, stride, rows, &panel, width, &mut expected, add);
+                assert!(found == expected, "{rows} x {pairs} pairs x {width}");
+            }
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! Causal attention in tiles with a running softmax (Dao et al. 2022), on bf16 values with sums in f32.
+//!
+//! A task is a tile of queries (forward pass, dQ) or of keys (dK, dV) of one key head and all query heads that share it, so
+//! that the panels of keys and values are made once for the group. Every sum has one fixed order.
+
+use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
+use super::isa::{self, Isa, LANES, WIDTH};
+use super::rows::{round, round_row, widen};
+use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};
+use half::bf16;
+use qlora_kernels::shape::AttentionShape;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows and columns of a tile of scores.
+const TILE: usize = WIDTH;
+
+/// Scratch memory of one task.
+pub struct Scratch {
+    /// Three right operands of a tile: `[D / 2 or D / WIDTH · TILE / 2, WIDTH]` each
+    panels: [Vec<u32>; 3],
+    band: Vec<bf16>,
+    /// Scores, and the gradients of probabilities: `[TILE, TILE]` each
+    scores: Vec<f32>,
+    gradients: Vec<f32>,
+    /// Their rounded values
+    p: Vec<bf16>,
+    ds: Vec<bf16>,
+    /// Sums of a task's results, `[2, heads of a group, D / WIDTH, TILE, WIDTH]`
+    sums: Vec<f32>,
+}
+
+impl Scratch {
+    /// For tiles of `shape`.
+    pub fn new(shape: AttentionShape) -> Self {
+        let group = shape.heads / shape.kv_heads;
+        let parts = shape.head_dim.div_ceil(WIDTH);
+        Self {
+            panels: std::array::from_fn(|_| vec![0; panel_len(shape)]),
+            band: vec![bf16::ZERO; LANES * 2 * PAIRS],
+            scores: vec![0.0; TILE * TILE],
+            gradients: vec![0.0; TILE * TILE],
+            p: vec![bf16::ZERO; TILE * TILE],
+            ds: vec![bf16::ZERO; TILE * TILE],
+            sums: vec![0.0; group.max(2) * parts * TILE * WIDTH],
+        }
+    }
+
+    /// Bytes that [`Self::new`] takes.
+    pub fn bytes(shape: AttentionShape) -> u64 {
+        let sums = (shape.heads / shape.kv_heads).max(2) * shape.head_dim.div_ceil(WIDTH) * TILE * WIDTH;
+        (3 * 4 * panel_len(shape) + LANES * 2 * PAIRS * 2 + 12 * TILE * TILE + 4 * sums) as u64
+    }
+}
+
+/// Both ways of reading a tile of `[TILE, D]`: D / 2 pairs for TILE columns, or TILE / 2 pairs for D columns.
+fn panel_len(shape: AttentionShape) -> usize {
+    (shape.head_dim.div_ceil(2) * TILE).max(shape.head_dim.div_ceil(WIDTH) * TILE / 2 * WIDTH)
+}
+
+/// `[tile, D]` values of one head in rows of `stride`.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    data: &'a [bf16],
+    stride: usize,
+    /// The first row is the token 0.
+    column: usize,
+}
+
+impl<'a> Head<'a> {
+    fn rows(&self, tokens: Range<usize>) -> Rows<'a> {
+        Rows { data: &self.data[tokens.start * self.stride + self.column..], stride: self.stride }
+    }
+}
+
+/// The parts of `rows` that lie in one document each, with that document.
+fn documents(boundaries: &[u32], rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    boundaries.windows(2).map(|w| w[0] as usize..w[1] as usize).filter_map(move |document| {
+        let part = rows.start.max(document.start)..rows.end.min(document.end);
+        (!part.is_empty()).then_some((part, document))
+    })
+}
+
+fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(TILE).map(move |start| start..(start + TILE).min(end))
+}
+
+/// A tile of tokens as the right operand of a product along D: its tokens are the columns.
+fn along_d(isa: Isa, tile: Rows, tokens: usize, d: usize, panel: &mut [u32], band: &mut [bf16]) {
+    let width = tokens.next_multiple_of(LANES);
+    fill(isa, &Right::Turned(&tile), 0..d, 0..tokens, &mut panel[..d / 2 * width], width, band);
+}
+
+/// A tile of tokens as the right operand of a product along its tokens, in parts of [`WIDTH`] columns.
+fn along_tokens(isa: Isa, tile: Rows, tokens: usize, d: usize, panel: &mut [u32], band: &mut [bf16]) {
+    let (steps, tile) = (tokens.next_multiple_of(2), Limited { matrix: &tile, count: tokens });
+    for (columns, panel) in parts(d).zip(panel.chunks_mut(TILE / 2 * WIDTH)) {
+        let width = columns.len().next_multiple_of(LANES);
+        fill(isa, &Right::Upright(&tile), 0..steps, columns, &mut panel[..steps / 2 * width], width, band);
+    }
+}
+
+fn parts(d: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..d).step_by(WIDTH).map(move |start| start..(start + WIDTH).min(d))
+}
+
+/// `scores [rows, tokens] = left [rows, D] · panel` of [`along_d`].
+fn scores_of(isa: Isa, left: Rows, rows: usize, tokens: usize, d: usize, panel: &[u32], scores: &mut [f32]) {
+    let width = tokens.next_multiple_of(LANES);
+    isa::multiply(isa, left.data, left.stride, rows, &panel[..d / 2 * width], width, scores, false);
+}
+
+/// `sums [parts, TILE, WIDTH] (+)= left [rows, TILE] · panel` of [`along_tokens`].
+fn add_values(
+    isa: Isa,
+    left: &[bf16],
+    rows: usize,
+    tokens: usize,
+    d: usize,
+    panel: &[u32],
+    sums: &mut [f32],
+    add: bool,
+) {
+    let pairs = tokens.div_ceil(2);
+    let each = panel.chunks(TILE / 2 * WIDTH).zip(sums.chunks_mut(TILE * WIDTH));
+    for (columns, (panel, sums)) in parts(d).zip(each) {
+        let width = columns.len().next_multiple_of(LANES);
+        isa::multiply(isa, left, TILE, rows, &panel[..pairs * width], width, sums, add);
+    }
+}
+
+/// `O = softmax(Q·Kᵀ/√D)·V` and the log-sum-exp of every query.
+pub fn forward(
+    isa: Isa,
+    scratch: &mut [Scratch],
+    qkv: &[bf16],
+    boundaries: &[u32],
+    shape: AttentionShape,
+    out: &mut [bf16], // [M, H·D]
+    lse: &mut [f32],  // [M, H]
+) {
+    let (heads, width) = (shape.heads, shape.out());
+    let tasks = out.chunks_mut(TILE * width).zip(lse.chunks_mut(TILE * heads)).enumerate().collect();
+    each(scratch, tasks, |scratch, (task, (out, lse)): (usize, (&mut [bf16], &mut [f32]))| {
+        let first = task * TILE;
+        for (queries, document) in documents(boundaries, first..first + lse.len() / heads) {
+            let out = &mut out[(queries.start - first) * width..][..queries.len() * width];
+            let lse = &mut lse[(queries.start - first) * heads..][..queries.len() * heads];
+            for kv_head in 0..shape.kv_heads {
+                forward_group(isa, qkv, shape, kv_head, queries.clone(), document.start, scratch, out, lse);
+            }
+        }
+    });
+}
+
+fn forward_group(
+    isa: Isa,
+    qkv: &[bf16],
+    shape: AttentionShape,
+    kv_head: usize,
+    queries: Range<usize>,
+    document_start: usize,
+    scratch: &mut Scratch,
+    out: &mut [bf16],
+    lse: &mut [f32],
+) {
+    let (d, group, stride) = (shape.head_dim, shape.heads / shape.kv_heads, shape.qkv());
+    let (rows, scale) = (queries.len(), shape.scale() as f32);
+    let head = |column| Head { data: qkv, stride, column };
+    let (keys, values) = (head(shape.key_column(kv_head * group)), head(shape.value_column(kv_head * group)));
+    let Scratch { panels: [k, v, _], band, scores, p, sums, .. } = scratch;
+    let count = d.div_ceil(WIDTH);
+    let (mut max, mut sum) = (vec![f32::NEG_INFINITY; group * rows], vec![0.0f32; group * rows]);
+    for tile in tiles(document_start..queries.end) {
+        let (columns, begun) = (tile.len(), tile.start > document_start);
+        let steps = columns.next_multiple_of(2);
+        along_d(isa, keys.rows(tile.clone()), columns, d, k, band);
+        along_tokens(isa, values.rows(tile.clone()), columns, d, v, band);
+        for member in 0..group {
+            let q = head((kv_head * group + member) * d).rows(queries.clone());
+            scores_of(isa, q, rows, columns, d, k, scores);
+            for row in 0..rows {
+                let (at, visible) =
+                    (member * rows + row, (queries.start + row + 1).saturating_sub(tile.start).min(columns));
+                let scores = &mut scores[row * WIDTH..][..steps];
+                let p = &mut p[row * TILE..][..steps];
+                scores[visible..].fill(0.0);
+                if visible > 0 {
+                    let scores = &mut scores[..visible];
+                    scores.iter_mut().for_each(|x| *x *= scale);
+                    let new_max = scores.iter().copied().fold(max[at], f32::max);
+                    let correction = (max[at] - new_max).exp();
+                    max[at] = new_max;
+                    sum[at] = sum[at] * correction + exp_shifted(scores, new_max);
+                    if begun {
+                        for part in 0..count {
+                            let o = &mut sums[((member * count + part) * TILE + row) * WIDTH..][..WIDTH];
+                            o.iter_mut().for_each(|o| *o *= correction);
+                        }
+                    }
+                }
+                round_row(scores, p);
+            }
+            let sums = &mut sums[member * count * TILE * WIDTH..][..count * TILE * WIDTH];
+            add_values(isa, p, rows, columns, d, v, sums, begun);
+        }
+    }
+    for member in 0..group {
+        let head = kv_head * group + member;
+        for row in 0..rows {
+            let (max, sum) = (max[member * rows + row], sum[member * rows + row]);
+            let inverse = 1.0 / sum;
+            for part in 0..count {
+                let o = &sums[((member * count + part) * TILE + row) * WIDTH..][..(d - part * WIDTH).min(WIDTH)];
+                let out = &mut out[row * shape.out() + head * d + part * WIDTH..][..o.len()];
+                out.iter_mut().zip(o).for_each(|(out, o)| *out = round(o * inverse));
+            }
+            lse[row * shape.heads + head] = max + sum.ln();
+        }
+    }
+}
+
+/// dq‖dk‖dv from dO, with the probabilities computed again. `delta` `[M, H]` becomes rowsum(dO ∘ O).
+pub fn backward(
+    isa: Isa,
+    scratch: &mut [Scratch],
+    dout: &[bf16],
+    qkv: &[bf16],
+    out: &[bf16],
+    lse: &[f32],
+    boundaries: &[u32],
+    shape: AttentionShape,
+    delta: &mut [f32],
+    dqkv: &mut [bf16],
+) {
+    let (d, width) = (shape.head_dim, shape.qkv());
+    delta.par_chunks_mut(TILE).zip(dout.par_chunks(TILE * d).zip(out.par_chunks(TILE * d))).for_each(
+        |(delta, (dout, out))| {
+            for (delta, (dout, out)) in delta.iter_mut().zip(dout.chunks_exact(d).zip(out.chunks_exact(d))) {
+                *delta = dout.iter().zip(out).map(|(a, b)| widen(*a) * widen(*b)).sum();
+            }
+        },
+    );
+    let pass = Pass { isa, dout, qkv, lse, delta, shape };
+    let tasks = dqkv.chunks_mut(TILE * width).enumerate().collect();
+    each(scratch, tasks, |scratch, (task, dqkv): (usize, &mut [bf16])| {
+        let first = task * TILE;
+        for (part, document) in documents(boundaries, first..first + dqkv.len() / width) {
+            let dqkv = &mut dqkv[(part.start - first) * width..][..part.len() * width];
+            for kv_head in 0..shape.kv_heads {
+                pass.query_gradient(kv_head, part.clone(), document.start, scratch, dqkv);
+                pass.key_value_gradient(kv_head, part.clone(), document.end, scratch, dqkv);
+            }
+        }
+    });
+}
+
+struct Pass<'a> {
+    isa: Isa,
+    dout: &'a [bf16],
+    qkv: &'a [bf16],
+    lse: &'a [f32],
+    delta: &'a [f32],
+    shape: AttentionShape,
+}
+
+impl<'a> Pass<'a> {
+    fn qkv(&self, column: usize) -> Head<'a> {
+        Head { data: self.qkv, stride: self.shape.qkv(), column }
+    }
+
+    fn dout(&self, head: usize) -> Head<'a> {
+        Head { data: self.dout, stride: self.shape.out(), column: head * self.shape.head_dim }
+    }
+
+    fn query_gradient(
+        &self,
+        kv_head: usize,
+        queries: Range<usize>,
+        document_start: usize,
+        scratch: &mut Scratch,
+        dqkv: &mut [bf16],
+    ) {
+        let Self { isa, shape, .. } = *self;
+        let (d, heads) = (shape.head_dim, shape.heads);
+        let (group, scale, rows) = (heads / shape.kv_heads, shape.scale() as f32, queries.len());
+        let keys = self.qkv(shape.key_column(kv_head * group));
+        let values = self.qkv(shape.value_column(kv_head * group));
+        let Scratch { panels: [k, v, k_values], band, scores, gradients, ds, sums, .. } = scratch;
+        let count = d.div_ceil(WIDTH);
+        for tile in tiles(document_start..queries.end) {
+            let (columns, begun) = (tile.len(), tile.start > document_start);
+            let steps = columns.next_multiple_of(2);
+            along_d(isa, keys.rows(tile.clone()), columns, d, k, band);
+            along_d(isa, values.rows(tile.clone()), columns, d, v, band);
+            along_tokens(isa, keys.rows(tile.clone()), columns, d, k_values, band);
+            for member in 0..group {
+                let head = kv_head * group + member;
+                let q = self.qkv(head * d).rows(queries.clone());
+                let dout = self.dout(head).rows(queries.clone());
+                scores_of(isa, q, rows, columns, d, k, scores);
+                scores_of(isa, dout, rows, columns, d, v, gradients);
+                for row in 0..rows {
+                    let query = queries.start + row;
+                    let visible = (query + 1).saturating_sub(tile.start).min(columns);
+                    let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
+                    let p = &mut scores[row * WIDTH..][..visible];
+                    let gradient = &mut gradients[row * WIDTH..][..steps];
+                    p.iter_mut().for_each(|x| *x *= scale);
+                    exp_shifted(p, lse);
+                    gradient.iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                    gradient[visible..].fill(0.0);
+                    round_row(gradient, &mut ds[row * TILE..][..steps]);
+                }
+                let sums = &mut sums[member * count * TILE * WIDTH..][..count * TILE * WIDTH];
+                add_values(isa, ds, rows, columns, d, k_values, sums, begun);
+            }
+        }
+        for member in 0..group {
+            let from = &sums[member * count * TILE * WIDTH..];
+            store(from, rows, d, &mut dqkv[(kv_head * group + member) * d..], shape.qkv());
+        }
+    }
+
+    fn key_value_gradient(
+        &self,
+        kv_head: usize,
+        keys: Range<usize>,
+        document_end: usize,
+        scratch: &mut Scratch,
+        dqkv: &mut [bf16],
+    ) {
+        let Self { isa, shape, .. } = *self;
+        let (d, heads) = (shape.head_dim, shape.heads);
+        let (group, scale, rows) = (heads / shape.kv_heads, shape.scale() as f32, keys.len());
+        let (key, value) = (shape.key_column(kv_head * group), shape.value_column(kv_head * group));
+        let (k, v) = (self.qkv(key).rows(keys.clone()), self.qkv(value).rows(keys.clone()));
+        let Scratch { panels: [along, of_q, of_dout], band, scores, gradients, p, ds, sums } = scratch;
+        let (dk, dv) = sums.split_at_mut(d.div_ceil(WIDTH) * TILE * WIDTH);
+        let mut begun = false;
+        for head in kv_head * group..(kv_head + 1) * group {
+            for tile in tiles(keys.start..document_end) {
+                let columns = tile.len();
+                let steps = columns.next_multiple_of(2);
+                let (q, dout) = (self.qkv(head * d).rows(tile.clone()), self.dout(head).rows(tile.clone()));
+                along_d(isa, q, columns, d, along, band);
+                scores_of(isa, k, rows, columns, d, along, scores);
+                along_d(isa, dout, columns, d, along, band);
+                scores_of(isa, v, rows, columns, d, along, gradients);
+                let (mut lse, mut delta) = ([0.0; TILE], [0.0; TILE]);
+                for (column, query) in tile.clone().enumerate() {
+                    lse[column] = self.lse[query * heads + head];
+                    delta[column] = self.delta[query * heads + head];
+                }
+                for row in 0..rows {
+                    // Queries before the key do not see it.
+                    let hidden = (keys.start + row).saturating_sub(tile.start).min(columns);
+                    let score = &mut scores[row * WIDTH..][..steps];
+                    let gradient = &mut gradients[row * WIDTH..][..steps];
+                    let seen = hidden..columns;
+                    score[seen.clone()].iter_mut().for_each(|x| *x *= scale);
+                    score_gradients(
+                        &lse[seen.clone()],
+                        &delta[seen.clone()],
+                        scale,
+                        &mut score[seen.clone()],
+                        &mut gradient[seen],
+                    );
+                    for values in [&mut *score, &mut *gradient] {
+                        values[..hidden].fill(0.0);
+                        values[columns..].fill(0.0);
+                    }
+                    round_row(score, &mut p[row * TILE..][..steps]);
+                    round_row(gradient, &mut ds[row * TILE..][..steps]);
+                }
+                along_tokens(isa, q, columns, d, of_q, band);
+                add_values(isa, ds, rows, columns, d, of_q, dk, begun);
+                along_tokens(isa, dout, columns, d, of_dout, band);
+                add_values(isa, p, rows, columns, d, of_dout, dv, begun);
+                begun = true;
+            }
+        }
+        store(dk, rows, d, &mut dqkv[key..], shape.qkv());
+        store(dv, rows, d, &mut dqkv[value..], shape.qkv());
+    }
+}
+
+/// Rounds sums of `rows` rows and `d` columns, in parts of [`WIDTH`] columns.
+fn store(sums: &[f32], rows: usize, d: usize, out: &mut [bf16], stride: usize) {
+    for (part, start) in (0..d).step_by(WIDTH).enumerate() {
+        for row in 0..rows {
+            let from = &sums[(part * TILE + row) * WIDTH..][..(d - start).min(WIDTH)];
+            round_row(from, &mut out[row * stride + start..][..from.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qlora_kernels::reference;
+    use qlora_kernels::rng::Stream;
+
+    fn values(len: usize, seed: u64) -> Vec<bf16> {
+        let mut stream = Stream::new(seed, 1);
+        (0..len).map(|_| bf16::from_f32(stream.below(4001) as f32 / 1000.0 - 2.0)).collect()
+    }
+
+    fn wide(x: &[bf16]) -> Vec<f64> {
+        x.iter().map(|x| x.to_f64()).collect()
+    }
+
+    /// Beside the f64 reference on the same bf16 inputs: probabilities and score gradients are rounded to bf16 once (2⁻⁸ of
+    /// each), and so is the result.
+    #[track_caller]
+    fn assert_close(what: &str, found: &[bf16], expected: &[f64], sizes: f64) {
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let bound = expected.abs() * 2f64.powi(-8) + sizes * 2f64.powi(-8);
+            assert!((found.to_f64() - expected).abs() <= bound, "{what} {i}: {found} {expected}, bound {bound}");
+        }
+    }
+
+    #[test]
+    fn attention_and_its_gradient_are_the_reference_within_rounding() {
+        for (heads, kv_heads, head_dim, boundaries) in [
+            (2, 2, 16, vec![0, 5]),
+            (3, 1, 64, vec![0, 1, 70, 141]),
+            (8, 2, 128, vec![0, 64, 130]),
+            (4, 1, 32, vec![0, 200]),
+        ] {
+            let shape = AttentionShape { heads, kv_heads, head_dim };
+            let m = *boundaries.last().unwrap() as usize;
+            let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));
+            let (mut expected, mut expected_lse) = (vec![0.0; m * shape.out()], vec![0.0; m * heads]);
+            reference::attention(&wide(&qkv), &boundaries, shape, &mut expected, &mut expected_lse);
+            let mut expected_d = vec![0.0; m * shape.qkv()];
+            let (wide_dout, wide_qkv) = (wide(&dout), wide(&qkv));
+            for isa in [Isa::detect().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
+                let (mut out, mut lse) = (vec![bf16::ZERO; m * shape.out()], vec![0.0; m * heads]);
+                let mut scratch: Vec<Scratch> = (0..3).map(|_| Scratch::new(shape)).collect();
+                forward(isa, &mut scratch, &qkv, &boundaries, shape, &mut out, &mut lse);
+                // Values are at most 2, probabilities sum to 1.
+                assert_close("out", &out, &expected, 2.0);
+                for (found, expected) in lse.iter().zip(&expected_lse) {
+                    assert!((f64::from(*found) - expected).abs() <= 1e-4 * expected.abs().max(1.0));
+                }
+                reference::attention_backward(
+                    &wide_dout,
+                    &wide_qkv,
+                    &wide(&out),
+                    &lse.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(),
+                    &boundaries,
+                    shape,
+                    &mut expected_d,
+                );
+                let (mut delta, mut dqkv) = (vec![0.0; m * heads], vec![bf16::ZERO; m * shape.qkv()]);
+                backward(isa, &mut scratch, &dout, &qkv, &out, &lse, &boundaries, shape, &mut delta, &mut dqkv);
+                let size = expected_d.iter().fold(0.0f64, |size, x| size.max(x.abs()));
+                assert_close("gradient", &dqkv, &expected_d, size);
+                let mut again = dqkv.clone();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+                pool.install(|| {
+                    backward(isa, &mut scratch, &dout, &qkv, &out, &lse, &boundaries, shape, &mut delta, &mut again);
+                });
+                assert!(again == dqkv, "bits depend on threads");
+            }
+        }
+    }
+}

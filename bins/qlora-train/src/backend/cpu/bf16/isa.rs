@@ -1,0 +1,544 @@
+//! Instructions of AVX-512-BF16, each behind a safe function that a scalar twin computes as well.
+//!
+//! `vdpbf16ps` adds a pair of products to an f32 as two fused multiply-adds, the odd element's first. The twin does the same, so
+//! both give the same bits, except where a number is subnormal: the instruction takes and gives zero for it.
+
+#![allow(unsafe_code)]
+
+use super::amx;
+use super::rows::round;
+use half::bf16;
+
+/// Columns of a vector of sums.
+pub const LANES: usize = 16;
+/// Columns of a panel at most.
+pub const WIDTH: usize = 64;
+
+/// A way of computing products of bf16 numbers that this processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Tiles for the products, AVX-512 for the rest
+    Amx,
+    Avx512Bf16,
+    /// One number after the other, on any processor: for tests.
+    Scalar,
+}
+
+impl Isa {
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
+    /// The fastest of this processor that is worth using.
+    pub fn detect() -> Option<Self> {
+        Self::amx().or(Self::avx512_bf16())
+    }
+
+    pub fn amx() -> Option<Self> {
+        (Self::avx512_bf16().is_some() && amx::available()).then_some(Self(Kind::Amx))
+    }
+
+    pub fn avx512_bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if x86::available() {
+            return Some(Self(Kind::Avx512Bf16));
+        }
+        None
+    }
+
+    /// The name in messages and in the identity of a run.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Amx => "AMX",
+            Kind::Avx512Bf16 => "AVX-512-BF16",
+            Kind::Scalar => "scalar",
+        }
+    }
+}
+
+/// Two neighbors along a contraction, as the panels hold them: the earlier one in the low half.
+pub fn pair(low: bf16, high: bf16) -> u32 {
+    u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
+}
+
+fn halves(pair: u32) -> (f32, f32) {
+    (f32::from_bits(pair << 16), f32::from_bits(pair & 0xFFFF_0000))
+}
+
+/// `sums[row][column] (+)= Σ left[row][2p..2p+2] · panel[p][column]` for `rows` rows of `width` columns.
+///
+/// `left` holds rows of `2·pairs` values, `stride` apart; `panel` `[pairs, width]`; `sums` rows of [`WIDTH`] values. The chain of
+/// every sum runs over the pairs in order, starting from what `sums` holds where `add` is set.
+pub fn multiply(
+    isa: Isa,
+    left: &[bf16],
+    stride: usize,
+    rows: usize,
+    panel: &[u32],
+    width: usize,
+    sums: &mut [f32],
+    add: bool,
+) {
+    let pairs = panel.len() / width;
+    assert!(
+        width.is_multiple_of(LANES) && width <= WIDTH && panel.len() == pairs * width,
+        "a panel of {width} columns"
+    );
+    assert!(rows > 0 && stride >= 2 * pairs && left.len() >= (rows - 1) * stride + 2 * pairs, "rows out of bounds");
+    assert!(sums.len() >= rows * WIDTH, "sums out of bounds");
+    match isa.0 {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Kind::Amx => amx::multiply(left, stride, rows, panel, width, sums, add),
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512Bf16 => unsafe { x86::multiply(left, stride, rows, panel, width, sums, add) },
+        _ => {
+            for row in 0..rows {
+                let left = &left[row * stride..][..2 * pairs];
+                let sums = &mut sums[row * WIDTH..][..width];
+                if !add {
+                    sums.fill(0.0);
+                }
+                for (panel, x) in panel.chunks_exact(width).zip(left.as_chunks::<2>().0) {
+                    let (x0, x1) = (x[0].to_f32(), x[1].to_f32());
+                    for (sum, &y) in sums.iter_mut().zip(panel) {
+                        let (y0, y1) = halves(y);
+                        *sum = x0.mul_add(y0, x1.mul_add(y1, *sum));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out[j][i] = band[i][j]` for 16 rows of `len` pairs, `from_stride` apart; rows of `out` are `stride` apart.
+pub fn transpose(isa: Isa, band: &[u32], from_stride: usize, len: usize, out: &mut [u32], stride: usize) {
+    assert!(len > 0 && band.len() >= 15 * from_stride + len && from_stride >= len, "band out of bounds");
+    assert!(stride >= LANES && out.len() >= (len - 1) * stride + LANES, "transposed band out of bounds");
+    let whole = match isa.0 {
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::transpose(band, from_stride, len, out, stride) },
+        _ => 0,
+    };
+    for j in whole..len {
+        for i in 0..LANES {
+            out[j * stride + i] = band[i * from_stride + j];
+        }
+    }
+}
+
+/// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half. All blocks
+/// but the last are whole.
+pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
+    assert_eq!(out.len(), 2 * codes.len(), "a byte holds two codes");
+    assert!(block.is_multiple_of(2) && absmax.len() * block >= out.len(), "an absmax for every block");
+    match isa.0 {
+        // SAFETY: `detect` found the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 if block.is_multiple_of(32) && out.len().is_multiple_of(32) => unsafe {
+            x86::dequantize(code, absmax, block, codes, out);
+        },
+        _ => {
+            for ((out, codes), absmax) in out.chunks_mut(block).zip(codes.chunks(block / 2)).zip(absmax) {
+                let table: [bf16; 16] = std::array::from_fn(|i| round(code[i] * absmax));
+                for (out, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                    *out = [table[usize::from(code >> 4)], table[usize::from(code & 15)]];
+                }
+            }
+        }
+    }
+}
+
+/// Σ x·y in four vectors of interleaved chains, added in order. Lengths are equal and even.
+pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
+    assert!(x.len() == y.len() && x.len().is_multiple_of(2), "rows of pairs");
+    const STEP: usize = 4 * 2 * LANES;
+    let mut sums = [0.0f32; 4 * LANES];
+    let whole = x.len() / STEP * STEP;
+    match isa.0 {
+        // SAFETY: `detect` found the instructions; the lengths are equal.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot(&x[..whole], &y[..whole], &mut sums) },
+        _ => {
+            for (x, y) in x[..whole].chunks_exact(STEP).zip(y[..whole].chunks_exact(STEP)) {
+                add_pairs(x, y, &mut sums);
+            }
+        }
+    }
+    add_pairs(&x[whole..], &y[whole..], &mut sums);
+    let mut rows = sums.chunks_exact(LANES);
+    let mut total: [f32; LANES] = *rows.next().and_then(|row| row.first_chunk()).expect("four vectors");
+    for row in rows {
+        total.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
+    }
+    total.iter().sum()
+}
+
+fn add_pairs(x: &[bf16], y: &[bf16], sums: &mut [f32]) {
+    for (sum, (x, y)) in sums.iter_mut().zip(x.as_chunks::<2>().0.iter().zip(y.as_chunks::<2>().0)) {
+        *sum = x[0].to_f32().mul_add(y[0].to_f32(), x[1].to_f32().mul_add(y[1].to_f32(), *sum));
+    }
+}
+
+/// `out[i] = (low[i], high[i])`
+pub fn interleave(isa: Isa, low: &[bf16], high: &[bf16], out: &mut [u32]) {
+    assert!(low.len() == out.len() && high.len() == out.len(), "rows of equal length");
+    let whole = match isa.0 {
+        // SAFETY: `detect` found the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::interleave(low, high, out) },
+        _ => 0,
+    };
+    for i in whole..out.len() {
+        out[i] = pair(low[i], high[i]);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, WIDTH};
+    use half::bf16;
+    use std::arch::x86_64::*;
+
+    pub fn available() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16")
+    }
+
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::multiply`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn multiply(
+        left: &[bf16],
+        stride: usize,
+        rows: usize,
+        panel: &[u32],
+        width: usize,
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        let (left, sums, pairs) = (left.as_ptr(), sums.as_mut_ptr(), panel.len() / width);
+        let mut row = 0;
+        // SAFETY: every block of rows lies inside the operands, by the caller's checks.
+        unsafe {
+            while row < rows {
+                let (left, sums) = (left.add(row * stride), sums.add(row * WIDTH));
+                let count = (rows - row).min(BLOCKS[width / LANES - 1]);
+                dispatch(count, width / LANES, left, stride, panel.as_ptr(), pairs, sums, add);
+                row += count;
+            }
+        }
+    }
+
+    /// Rows whose sums fill the registers, by vectors in a row of the panel.
+    const BLOCKS: [usize; 4] = [24, 12, 8, 6];
+
+    /// # Safety
+    /// As [`multiply`], for `count` rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn dispatch(
+        count: usize,
+        vectors: usize,
+        left: *const bf16,
+        stride: usize,
+        panel: *const u32,
+        pairs: usize,
+        sums: *mut f32,
+        add: bool,
+    ) {
+        macro_rules! rows {
+            ($vectors:literal: $($rows:literal)*) => {
+                match count {
+                    // SAFETY: passed on from the caller.
+                    $($rows => unsafe { block::<$rows, $vectors>(left, stride, panel, pairs, sums, add) },)*
+                    _ => unreachable!("a block of {count} rows"),
+                }
+            };
+        }
+        match vectors {
+            1 => rows!(1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24),
+            2 => rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+            3 => rows!(3: 1 2 3 4 5 6 7 8),
+            4 => rows!(4: 1 2 3 4 5 6),
+            _ => unreachable!("a panel of {vectors} vectors"),
+        }
+    }
+
+    /// # Safety
+    /// As [`multiply`], for `R` rows and a panel of `V` vectors.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn block<const R: usize, const V: usize>(
+        left: *const bf16,
+        stride: usize,
+        panel: *const u32,
+        pairs: usize,
+        sums: *mut f32,
+        add: bool,
+    ) {
+        let mut acc = [[_mm512_setzero_ps(); V]; R];
+        // SAFETY: the caller's bounds.
+        unsafe {
+            if add {
+                for i in 0..R {
+                    for v in 0..V {
+                        acc[i][v] = _mm512_loadu_ps(sums.add(i * WIDTH + v * LANES));
+                    }
+                }
+            }
+            // Pointers move on; addresses counted anew would cost as much as the products.
+            let rows: [usize; R] = std::array::from_fn(|i| i.wrapping_mul(stride));
+            let (mut left, mut panel) = (left, panel);
+            for _ in 0..pairs {
+                let mut b = [_mm512_setzero_si512(); V];
+                for v in 0..V {
+                    b[v] = _mm512_loadu_si512(panel.wrapping_add(v * LANES).cast());
+                }
+                for i in 0..R {
+                    let x = left.wrapping_add(rows[i]).cast::<i32>().read_unaligned();
+                    let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x));
+                    for v in 0..V {
+                        acc[i][v] = _mm512_dpbf16_ps(acc[i][v], x, std::mem::transmute::<__m512i, __m512bh>(b[v]));
+                    }
+                }
+                left = left.wrapping_add(2);
+                panel = panel.wrapping_add(V * LANES);
+            }
+            for i in 0..R {
+                for v in 0..V {
+                    _mm512_storeu_ps(sums.add(i * WIDTH + v * LANES), acc[i][v]);
+                }
+            }
+        }
+    }
+
+    /// Returns how many columns it did: all but those that do not fill a vector.
+    ///
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::transpose`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn transpose(band: &[u32], from_stride: usize, len: usize, out: &mut [u32], stride: usize) -> usize {
+        let whole = len / LANES * LANES;
+        for start in (0..whole).step_by(LANES) {
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                // SAFETY: the caller's bounds.
+                *row = unsafe { _mm512_loadu_ps(band.as_ptr().add(i * from_stride + start).cast()) };
+            }
+            // Four rounds, each of which exchanges one bit of the row's number with one of the column's.
+            let mut a = rows;
+            for i in 0..8 {
+                a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let mut b = a;
+            for i in 0..4 {
+                for j in 0..2 {
+                    let (x, y) = (_mm512_castps_pd(a[4 * i + j]), _mm512_castps_pd(a[4 * i + j + 2]));
+                    b[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+                    b[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+                }
+            }
+            // b[4i + c] holds, in its quarter q, columns 4q + c of rows 4i .. 4i + 4.
+            for c in 0..4 {
+                let low = _mm512_shuffle_f32x4::<0x88>(b[c], b[4 + c]);
+                let high = _mm512_shuffle_f32x4::<0x88>(b[8 + c], b[12 + c]);
+                let low_odd = _mm512_shuffle_f32x4::<0xDD>(b[c], b[4 + c]);
+                let high_odd = _mm512_shuffle_f32x4::<0xDD>(b[8 + c], b[12 + c]);
+                let columns = [
+                    (c, _mm512_shuffle_f32x4::<0x88>(low, high)),
+                    (8 + c, _mm512_shuffle_f32x4::<0xDD>(low, high)),
+                    (4 + c, _mm512_shuffle_f32x4::<0x88>(low_odd, high_odd)),
+                    (12 + c, _mm512_shuffle_f32x4::<0xDD>(low_odd, high_odd)),
+                ];
+                for (column, values) in columns {
+                    // SAFETY: the caller's bounds.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((start + column) * stride).cast(), values) };
+                }
+            }
+        }
+        whole
+    }
+
+    /// # Safety
+    /// The processor has the features, and the lengths are those that [`super::dequantize`] checks, in whole vectors.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn dequantize(code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
+        // SAFETY: the table has 64 bytes; in every round 16 bytes of codes and 64 of values are left.
+        unsafe {
+            let code = _mm512_loadu_ps(code.as_ptr());
+            let (half, one) = (_mm512_set1_epi32(0x7FFF), _mm512_set1_epi32(1));
+            for (number, absmax) in absmax.iter().enumerate() {
+                let start = number * block;
+                if start >= out.len() {
+                    return;
+                }
+                // Rounded to bf16 by integers: the conversion instruction takes subnormal numbers for zero.
+                let bits = _mm512_castps_si512(_mm512_mul_ps(code, _mm512_set1_ps(*absmax)));
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
+                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_add_epi32(half, odd)));
+                let table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(rounded));
+                for i in (start..(start + block).min(out.len())).step_by(32) {
+                    let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()));
+                    // Only the low five bits of an index count, and the table is there twice.
+                    let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
+                    _mm512_storeu_si512(out.as_mut_ptr().add(i).cast(), _mm512_permutexvar_epi16(index, table));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has the features; both rows have as many values, in whole steps of four vectors.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn dot(x: &[bf16], y: &[bf16], sums: &mut [f32; 4 * LANES]) {
+        let mut acc = [_mm512_setzero_ps(); 4];
+        for at in (0..x.len()).step_by(8 * LANES) {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: a whole step is left.
+                unsafe {
+                    let x = _mm512_loadu_si512(x.as_ptr().add(at + 2 * LANES * i).cast());
+                    let y = _mm512_loadu_si512(y.as_ptr().add(at + 2 * LANES * i).cast());
+                    let (x, y) =
+                        (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(y));
+                    *acc = _mm512_dpbf16_ps(*acc, x, y);
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            // SAFETY: there is room for four vectors.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr().add(i * LANES), *acc) };
+        }
+    }
+
+    /// Returns how many pairs it did.
+    ///
+    /// # Safety
+    /// The processor has the features, and the lengths are those that [`super::interleave`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn interleave(low: &[bf16], high: &[bf16], out: &mut [u32]) -> usize {
+        let count = out.len() / 16;
+        for i in 0..count {
+            // SAFETY: 16 values of each row and 16 pairs are left in every round.
+            unsafe {
+                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.as_ptr().add(16 * i).cast()));
+                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.as_ptr().add(16 * i).cast()));
+                let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                _mm512_storeu_si512(out.as_mut_ptr().add(16 * i).cast(), pairs);
+            }
+        }
+        16 * count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qlora_kernels::rng::Stream;
+
+    fn values(count: usize, seed: u64) -> Vec<bf16> {
+        let mut stream = Stream::new(seed, 1);
+        (0..count).map(|_| bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0)).collect()
+    }
+
+    /// On a processor without the instructions this compares the twin with itself.
+    #[test]
+    fn products_equal_their_twins_bit_for_bit() {
+        for (rows, pairs, width) in [(1, 1, 16), (7, 9, 64), (24, 32, 16), (25, 8, 16), (13, 3, 32), (17, 40, 48)] {
+            let stride = 2 * pairs + 6;
+            let left = values(rows * stride, 1);
+            let numbers = values(2 * pairs * width, 2);
+            let panel: Vec<u32> = numbers.as_chunks::<2>().0.iter().map(|x| pair(x[0], x[1])).collect();
+            for add in [false, true] {
+                let run = |isa| {
+                    let mut sums = vec![0.5; rows * WIDTH];
+                    multiply(isa, &left, stride, rows, &panel, width, &mut sums, add);
+                    sums
+                };
+                assert!(
+                    run(Isa::avx512_bf16().unwrap_or(Isa::SCALAR)) == run(Isa::SCALAR),
+                    "{rows} x {pairs} pairs x {width}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_the_sum_of_exact_products() {
+        let (rows, pairs) = (3, 21);
+        let (left, right) = (values(rows * 2 * pairs, 3), values(2 * pairs * 16, 4));
+        let panel: Vec<u32> =
+            (0..pairs * 16).map(|i| pair(right[i / 16 * 32 + i % 16], right[i / 16 * 32 + 16 + i % 16])).collect();
+        let mut sums = vec![0.0; rows * WIDTH];
+        multiply(Isa::avx512_bf16().unwrap_or(Isa::SCALAR), &left, 2 * pairs, rows, &panel, 16, &mut sums, false);
+        for row in 0..rows {
+            for column in 0..16 {
+                let terms: Vec<f64> = (0..2 * pairs)
+                    .map(|k| left[row * 2 * pairs + k].to_f64() * right[k * 16 + column].to_f64())
+                    .collect();
+                let (exact, size) = (terms.iter().sum::<f64>(), terms.iter().map(|x| x.abs()).sum::<f64>());
+                let found = f64::from(sums[row * WIDTH + column]);
+                // Each of the 2·pairs additions rounds once, to 2⁻²⁴ of a partial sum.
+                assert!((found - exact).abs() <= 2.0 * pairs as f64 * size * f64::from(f32::EPSILON) / 2.0);
+            }
+        }
+    }
+
+    #[test]
+    fn bands_are_transposed_whatever_their_length() {
+        for len in [1, 15, 16, 17, 48, 61] {
+            let (from, stride) = (len + 3, 64);
+            let band: Vec<u32> = (0..16 * from as u32).collect();
+            for isa in [Isa::avx512_bf16().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
+                let mut out = vec![0; len * stride];
+                transpose(isa, &band, from, len, &mut out, stride);
+                for j in 0..len {
+                    for i in 0..16 {
+                        assert_eq!(out[j * stride + i], band[i * from + j], "{isa:?}, {len}: {i}, {j}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn codes_rows_and_dots_are_those_of_the_twin() {
+        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
+        let code: [f32; 16] = std::array::from_fn(|i| i as f32 / 7.5 - 1.0);
+        for (bytes, block) in [(0usize, 64usize), (16, 32), (80, 64), (33, 16), (256, 64), (100, 4096)] {
+            let codes: Vec<u8> = (0..bytes).map(|i| (i * 37 + 5) as u8).collect();
+            let absmax: Vec<f32> = (0..(2 * bytes).div_ceil(block)).map(|i| 0.3 + i as f32 * 0.01).collect();
+            let run = |isa| {
+                let mut out = vec![bf16::ZERO; 2 * bytes];
+                dequantize(isa, &code, &absmax, block, &codes, &mut out);
+                out
+            };
+            let value = |i: usize| {
+                let byte = codes[i / 2];
+                let index = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
+                bf16::from_f32(code[usize::from(index)] * absmax[i / block])
+            };
+            let expected: Vec<bf16> = (0..2 * bytes).map(value).collect();
+            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{bytes} bytes in blocks of {block}");
+        }
+        for len in [0, 2, 30, 128, 130, 576, 1000] {
+            let (low, high) = (values(len, 5), values(len, 6));
+            let run = |isa| {
+                let mut out = vec![0; len];
+                interleave(isa, &low, &high, &mut out);
+                out
+            };
+            let expected: Vec<u32> = low.iter().zip(&high).map(|(&low, &high)| pair(low, high)).collect();
+            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{len}");
+            let found = dot(isa, &low, &high);
+            assert_eq!(found, dot(Isa::SCALAR, &low, &high), "{len}");
+            let terms = low.iter().zip(&high).map(|(x, y)| x.to_f64() * y.to_f64());
+            let (exact, size) = terms.fold((0.0, 0.0f64), |(sum, size), x| (sum + x, size + x.abs()));
+            assert!((f64::from(found) - exact).abs() <= len as f64 * size * f64::from(f32::EPSILON), "{len}");
+        }
+    }
+}

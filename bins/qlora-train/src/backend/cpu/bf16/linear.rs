@@ -1,0 +1,394 @@
+//! Frozen linear layers with a low-rank term, on bf16 values.
+
+use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply};
+use super::isa::Isa;
+use super::rows::{round, round_row, widen};
+use half::bf16;
+use qlora_kernels::rng::Dropout;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Tokens whose part of a sum over tokens is summed on its own.
+const TOKENS: usize = 256;
+
+/// One linear layer of those that share an input.
+pub struct Segment<'a> {
+    /// N
+    pub n: usize,
+    /// `[N, K]`
+    pub weight: &'a dyn Stored,
+    /// `[N]`
+    pub bias: Option<&'a [f32]>,
+    pub lora: Option<LowRank<'a>>,
+}
+
+/// A and B, which are rounded to bf16 where they are read.
+#[derive(Clone, Copy)]
+pub struct LowRank<'a> {
+    pub r: usize,
+    pub scale: f32,
+    /// `[r, K]`
+    pub a: &'a [f32],
+    /// `[N, r]`
+    pub b: &'a [f32],
+}
+
+/// `[rows, columns]` in f32, read as bf16; zero beyond.
+struct Rounded<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+}
+
+impl Stored for Rounded<'_> {
+    fn read(&self, _: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        if row >= self.rows {
+            return out.fill(bf16::ZERO);
+        }
+        let (values, beyond) = out.split_at_mut(self.columns.min(columns.end) - columns.start);
+        round_row(&self.data[row * self.columns..][columns.start..][..values.len()], values);
+        beyond.fill(bf16::ZERO);
+    }
+}
+
+impl<'a> LowRank<'a> {
+    fn a(&self, k: usize) -> Rounded<'a> {
+        Rounded { data: self.a, rows: self.r, columns: k }
+    }
+
+    fn b(&self, n: usize) -> Rounded<'a> {
+        Rounded { data: self.b, rows: n, columns: self.r }
+    }
+
+    /// Columns of S and T, of which an odd rank leaves the last one zero.
+    fn columns(&self) -> usize {
+        padded(self.r)
+    }
+}
+
+/// Columns of S and T that rank `r` takes: products run over pairs.
+pub fn padded(r: usize) -> usize {
+    r.next_multiple_of(2)
+}
+
+/// Segments with the column where their output begins and the column where their low-rank term begins.
+fn placed<'s, 'a>(segments: &'s [Segment<'a>]) -> impl Iterator<Item = (usize, usize, &'s Segment<'a>)> {
+    segments.iter().scan((0, 0), |(n, r), segment| {
+        let at = (*n, *r);
+        *n += segment.n;
+        *r += segment.lora.map_or(0, |lora| lora.columns());
+        Some((at.0, at.1, segment))
+    })
+}
+
+fn widths(segments: &[Segment]) -> (usize, usize) {
+    segments.iter().fold((0, 0), |(n, r), s| (n + s.n, r + s.lora.map_or(0, |lora| lora.columns())))
+}
+
+/// `x` itself without dropout, else a masked copy of it in `scratch`.
+fn dropped<'a>(x: &'a [bf16], k: usize, first: usize, dropout: Option<Dropout>, scratch: &'a mut [bf16]) -> &'a [bf16] {
+    let Some(dropout) = dropout.filter(|d| !d.is_identity()) else { return x };
+    let out = &mut scratch[..x.len()];
+    out.par_chunks_exact_mut(k).zip(x.par_chunks_exact(k)).enumerate().with_min_len(16).for_each(|(row, (out, x))| {
+        for (quad, (out, x)) in out.chunks_mut(4).zip(x.chunks(4)).enumerate() {
+            let factors = dropout.factors((first + row) as u32, quad as u32);
+            out.iter_mut().zip(x).zip(factors).for_each(|((out, x), factor)| *out = round(widen(*x) * factor));
+        }
+    });
+    out
+}
+
+/// Operands that all operations of a group share.
+pub struct Group<'a> {
+    pub isa: Isa,
+    pub k: usize,
+    pub segments: &'a [Segment<'a>],
+    /// Token of the batch that the first row is: dropout masks are numbered by it.
+    pub first: usize,
+    pub dropout: Option<Dropout>,
+}
+
+impl Group<'_> {
+    /// `S = scale·dropout(X)·Aᵀ`; `masked` holds as many values as X where there is dropout.
+    pub fn lora_down(&self, scratch: &mut [Scratch], x: &[bf16], masked: &mut [bf16], s: &mut [bf16]) {
+        let (_, width) = widths(self.segments);
+        let x = dropped(x, self.k, self.first, self.dropout, masked);
+        for (_, column, segment) in placed(self.segments) {
+            let Some(lora) = segment.lora else { continue };
+            let a = lora.a(self.k);
+            let left = Rows { data: x, stride: self.k };
+            let product = Product { left, k: self.k, right: Right::Turned(&a) };
+            let out = Out::Bf16 { data: s, stride: width, scale: lora.scale, bias: None };
+            multiply(self.isa, scratch, out, x.len() / self.k, column..column + lora.columns(), &[product]);
+        }
+    }
+
+    /// `Y = X·Wᵀ + S·Bᵀ + bias`
+    pub fn forward(&self, scratch: &mut [Scratch], x: &[bf16], s: Option<&[bf16]>, y: &mut [bf16]) {
+        let (n, r) = widths(self.segments);
+        for (column, rank, segment) in placed(self.segments) {
+            let left = Rows { data: x, stride: self.k };
+            let base = Product { left, k: self.k, right: Right::Turned(segment.weight) };
+            let out = Out::Bf16 { data: y, stride: n, scale: 1.0, bias: segment.bias };
+            let (rows, columns) = (x.len() / self.k, column..column + segment.n);
+            match (s, segment.lora) {
+                (Some(s), Some(lora)) => {
+                    let b = lora.b(segment.n);
+                    let left = Rows { data: &s[rank..], stride: r };
+                    let term = Product { left, k: lora.columns(), right: Right::Turned(&b) };
+                    multiply(self.isa, scratch, out, rows, columns, &[base, term]);
+                }
+                _ => multiply(self.isa, scratch, out, rows, columns, &[base]),
+            }
+        }
+    }
+
+    /// `T = scale·dY·B`
+    pub fn lora_dy_b(&self, scratch: &mut [Scratch], dy: &[bf16], t: &mut [bf16]) {
+        let (n, width) = widths(self.segments);
+        for (column, rank, segment) in placed(self.segments) {
+            let Some(lora) = segment.lora else { continue };
+            let b = lora.b(segment.n);
+            let left = Rows { data: &dy[column..], stride: n };
+            let product = Product { left, k: segment.n, right: Right::Upright(&b) };
+            let out = Out::Bf16 { data: t, stride: width, scale: lora.scale, bias: None };
+            multiply(self.isa, scratch, out, dy.len() / n, rank..rank + lora.columns(), &[product]);
+        }
+    }
+
+    /// `dX = dY·W + dropout(T·A)`; `term` holds as many values as dX where there is dropout.
+    pub fn dx(&self, scratch: &mut [Scratch], dy: &[bf16], t: Option<&[bf16]>, term: &mut [f32], dx: &mut [bf16]) {
+        let (n, r) = widths(self.segments);
+        let (k, rows) = (self.k, dy.len() / n);
+        let a: Vec<(usize, usize, Rounded)> = placed(self.segments)
+            .filter_map(|(_, rank, segment)| segment.lora.map(|lora| (rank, lora.columns(), lora.a(k))))
+            .collect();
+        let mut products: Vec<Product> = placed(self.segments)
+            .map(|(column, _, segment)| {
+                let left = Rows { data: &dy[column..], stride: n };
+                Product { left, k: segment.n, right: Right::Upright(segment.weight) }
+            })
+            .collect();
+        let terms: Vec<Product> = match t {
+            Some(t) => a
+                .iter()
+                .map(|(rank, steps, a)| {
+                    let left = Rows { data: &t[*rank..], stride: r };
+                    Product { left, k: *steps, right: Right::Upright(a) }
+                })
+                .collect(),
+            None => Vec::new(),
+        };
+        let Some(dropout) = self.dropout.filter(|d| !d.is_identity() && !terms.is_empty()) else {
+            products.extend(terms);
+            let out = Out::Bf16 { data: dx, stride: k, scale: 1.0, bias: None };
+            return multiply(self.isa, scratch, out, rows, 0..k, &products);
+        };
+        let term = &mut term[..rows * k];
+        multiply(self.isa, scratch, Out::F32 { data: term, stride: k }, rows, 0..k, &terms);
+        term.par_chunks_exact_mut(k).enumerate().with_min_len(16).for_each(|(row, term)| {
+            for (quad, term) in term.chunks_mut(4).enumerate() {
+                let factors = dropout.factors((self.first + row) as u32, quad as u32);
+                term.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            }
+        });
+        multiply(self.isa, scratch, Out::Plus { data: dx, stride: k, more: term }, rows, 0..k, &products);
+    }
+}
+
+/// Gradients of one segment's A `[r, K]` and B `[N, r]`.
+pub struct Gradients<'a> {
+    pub a: &'a mut [f32],
+    pub b: &'a mut [f32],
+}
+
+/// Scratch memory of [`Group::gradients`].
+pub struct GradientScratch {
+    /// `[max r, TOKENS]`: S or T of a chunk, transposed
+    left: Vec<bf16>,
+    /// `[max r, max N]`: the transposed gradient of B of a chunk
+    db: Vec<f32>,
+}
+
+impl GradientScratch {
+    pub fn new(max_r: usize, max_n: usize) -> Self {
+        Self { left: vec![bf16::ZERO; max_r * TOKENS], db: vec![0.0; max_r * max_n] }
+    }
+
+    /// Bytes that [`Self::new`] takes.
+    pub fn bytes(max_r: usize, max_n: usize) -> u64 {
+        (max_r * (TOKENS * 2 + max_n * 4)) as u64
+    }
+}
+
+impl Group<'_> {
+    /// `dA += Tᵀ·dropout(X)` and `dB += dYᵀ·S`, over chunks of tokens in order. `gradients` has an entry for each segment.
+    pub fn gradients(
+        &self,
+        scratch: &mut [Scratch],
+        more: &mut GradientScratch,
+        x: &[bf16],
+        dy: &[bf16],
+        s: &[bf16],
+        t: &[bf16],
+        masked: &mut [bf16],
+        gradients: &mut [Option<Gradients>],
+    ) {
+        let (n, width) = widths(self.segments);
+        let (k, tokens) = (self.k, x.len() / self.k);
+        let x = dropped(x, k, self.first, self.dropout, masked);
+        for ((column, rank, segment), gradients) in placed(self.segments).zip(gradients) {
+            let (Some(lora), Some(Gradients { a, b })) = (segment.lora, gradients) else { continue };
+            let r = lora.r;
+            for first in (0..tokens).step_by(TOKENS) {
+                let count = TOKENS.min(tokens - first);
+                let steps = count.next_multiple_of(2);
+                let left = &mut more.left[..lora.r * steps];
+                transpose(&t[first * width + rank..], width, count, lora.r, steps, left);
+                let rows = Rows { data: &x[first * k..], stride: k };
+                let right = Limited { matrix: &rows, count };
+                let product =
+                    Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
+                multiply(self.isa, scratch, Out::Add { data: a, stride: k }, r, 0..k, &[product]);
+
+                transpose(&s[first * width + rank..], width, count, lora.r, steps, left);
+                let rows = Rows { data: &dy[first * n + column..], stride: n };
+                let right = Limited { matrix: &rows, count };
+                let product =
+                    Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
+                let db = &mut more.db[..lora.r * segment.n];
+                multiply(self.isa, scratch, Out::F32 { data: db, stride: segment.n }, r, 0..segment.n, &[product]);
+                for (column, b) in b.chunks_exact_mut(r).enumerate() {
+                    b.iter_mut().enumerate().for_each(|(i, b)| *b += db[i * segment.n + column]);
+                }
+            }
+        }
+    }
+}
+
+/// The first `columns` columns of `count` rows, each as a row of `steps` values; those beyond `count` are zero.
+fn transpose(from: &[bf16], stride: usize, count: usize, columns: usize, steps: usize, to: &mut [bf16]) {
+    for (column, to) in to.chunks_exact_mut(steps).take(columns).enumerate() {
+        for (row, to) in to.iter_mut().enumerate() {
+            *to = if row < count { from[row * stride + column] } else { bf16::ZERO };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+    use qlora_kernels::rng::Stream;
+
+    fn values(len: usize, seed: u64) -> Vec<bf16> {
+        let mut stream = Stream::new(seed, 1);
+        (0..len).map(|_| bf16::from_f32(stream.below(2001) as f32 / 1000.0 - 1.0)).collect()
+    }
+
+    /// Two segments, one with an odd rank and one without a low-rank term, beside sums in f64 of the same bf16 values.
+    #[test]
+    fn a_group_and_its_gradients_are_their_definitions() {
+        let (k, ns, r, m) = (96, [40, 24], 5, 301);
+        let weights: Vec<Nf4Matrix> = ns
+            .iter()
+            .map(|n| {
+                let w: Vec<f32> = values(n * k, *n as u64).iter().map(|x| x.to_f32()).collect();
+                Nf4Matrix::quantize(&w, *n, k, &Nf4Options { block_size: 32, double_quant: true }).unwrap()
+            })
+            .collect();
+        let dense: Vec<Vec<f64>> =
+            weights.iter().map(|w| w.dequantize().iter().map(|&x| bf16::from_f32(x).to_f64()).collect()).collect();
+        let (a, b) = (values(r * k, 7), values(ns[0] * r, 8));
+        let even = padded(r);
+        let floats = |x: &[bf16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+        let (a32, b32) = (floats(&a), floats(&b));
+        let bias: Vec<f32> = (0..ns[0]).map(|i| i as f32 * 0.1).collect();
+        let lora = LowRank { r, scale: 0.5, a: &a32, b: &b32 };
+        let segments = [
+            Segment { n: ns[0], weight: &weights[0], bias: Some(&bias), lora: Some(lora) },
+            Segment { n: ns[1], weight: &weights[1], bias: None, lora: None },
+        ];
+        let n = ns[0] + ns[1];
+        let (x, dy) = (values(m * k, 1), values(m * n, 2));
+        let wide = |x: &[bf16]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
+        let (wx, wdy, wa, wb) = (wide(&x), wide(&dy), wide(&a), wide(&b));
+        let close = |what: &str, found: f64, expected: f64, size: f64, roundings: f64| {
+            let bound = roundings * size * 2f64.powi(-8) + size * 1e-5;
+            assert!((found - expected).abs() <= bound, "{what}: {found} {expected} {bound}");
+        };
+        for dropout in [None, Some(Dropout::new(3, 16, 2, 0.25))] {
+            let mask: Vec<f64> = (0..m * k)
+                .map(|i| {
+                    let factor = |d: Dropout| d.factors((i / k) as u32, (i % k / 4) as u32)[i % 4];
+                    f64::from(dropout.map_or(1.0, factor))
+                })
+                .collect();
+            let mut scratch: Vec<Scratch> = (0..2).map(|_| Scratch::new()).collect();
+            let group = Group { isa: Isa::detect().unwrap_or(Isa::SCALAR), k, segments: &segments, first: 0, dropout };
+            let mut masked = vec![bf16::ZERO; m * k];
+            let mut s = vec![bf16::ONE; m * even];
+            group.lora_down(&mut scratch, &x, &mut masked, &mut s);
+            let mut y = vec![bf16::ZERO; m * n];
+            group.forward(&mut scratch, &x, Some(&s), &mut y);
+            let mut t = vec![bf16::ONE; m * even];
+            group.lora_dy_b(&mut scratch, &dy, &mut t);
+            let (mut term, mut dx) = (vec![0.0; m * k], vec![bf16::ZERO; m * k]);
+            group.dx(&mut scratch, &dy, Some(&t), &mut term, &mut dx);
+            let (mut ga, mut gb) = (vec![0.5f32; r * k], vec![0.25f32; ns[0] * r]);
+            let mut gradients = [Some(Gradients { a: &mut ga, b: &mut gb }), None];
+            let mut more = GradientScratch::new(r, 40);
+            group.gradients(&mut scratch, &mut more, &x, &dy, &s, &t, &mut masked, &mut gradients);
+            let (ws, wt) = (wide(&s), wide(&t));
+            for row in (0..m).step_by(37) {
+                if even > r {
+                    assert_eq!((ws[row * even + r], wt[row * even + r]), (0.0, 0.0));
+                }
+                for i in 0..r {
+                    let terms: Vec<f64> =
+                        (0..k).map(|j| 0.5 * mask[row * k + j] * wx[row * k + j] * wa[i * k + j]).collect();
+                    let size = terms.iter().map(|x| x.abs()).sum();
+                    close("S", ws[row * even + i], terms.iter().sum(), size, 2.0);
+                    let terms: Vec<f64> = (0..ns[0]).map(|j| 0.5 * wdy[row * n + j] * wb[j * r + i]).collect();
+                    let size = terms.iter().map(|x| x.abs()).sum();
+                    close("T", wt[row * even + i], terms.iter().sum(), size, 1.0);
+                }
+                for column in 0..n {
+                    let (segment, at) = if column < ns[0] { (0, column) } else { (1, column - ns[0]) };
+                    let mut terms: Vec<f64> = (0..k).map(|j| wx[row * k + j] * dense[segment][at * k + j]).collect();
+                    if segment == 0 {
+                        terms.extend((0..r).map(|i| ws[row * even + i] * wb[at * r + i]));
+                        terms.push(f64::from(bias[at]));
+                    }
+                    let size = terms.iter().map(|x| x.abs()).sum();
+                    close("Y", y[row * n + column].to_f64(), terms.iter().sum(), size, 1.0);
+                }
+                for column in 0..k {
+                    let mut terms: Vec<f64> = (0..n)
+                        .map(|j| {
+                            let (segment, at) = if j < ns[0] { (0, j) } else { (1, j - ns[0]) };
+                            wdy[row * n + j] * dense[segment][at * k + column]
+                        })
+                        .collect();
+                    let masked = mask[row * k + column];
+                    terms.extend((0..r).map(|i| masked * wt[row * even + i] * wa[i * k + column]));
+                    let size = terms.iter().map(|x| x.abs()).sum();
+                    close("dX", dx[row * k + column].to_f64(), terms.iter().sum(), size, 1.0);
+                }
+            }
+            for i in 0..r {
+                for column in 0..k {
+                    let terms: Vec<f64> =
+                        (0..m).map(|row| wt[row * even + i] * mask[row * k + column] * wx[row * k + column]).collect();
+                    let size = terms.iter().map(|x| x.abs()).sum();
+                    close("dA", f64::from(ga[i * k + column]) - 0.5, terms.iter().sum(), size, 1.0);
+                }
+                for column in 0..ns[0] {
+                    let terms: Vec<f64> = (0..m).map(|row| wdy[row * n + column] * ws[row * even + i]).collect();
+                    let size = terms.iter().map(|x| x.abs()).sum();
+                    close("dB", f64::from(gb[column * r + i]) - 0.25, terms.iter().sum(), size, 0.0);
+                }
+            }
+        }
+    }
+}

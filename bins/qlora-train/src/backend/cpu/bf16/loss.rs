@@ -1,0 +1,212 @@
+//! Output layer and cross-entropy over the supervised tokens only, a chunk of tokens at a time, on bf16 values.
+
+use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply};
+use super::isa::Isa;
+use super::rows::round;
+use crate::backend::cpu::elementwise::exp_shifted;
+use crate::backend::cpu::gemm::simd::vectorized;
+use crate::backend::cpu::loss::LossSum;
+use half::bf16;
+use rayon::prelude::*;
+
+/// Tokens whose logits exist at one time.
+pub const CHUNK: usize = 256;
+
+/// Scratch memory: logits, and hidden states of a chunk.
+pub struct LossScratch {
+    /// `[CHUNK, vocab]`: logits in f32; their gradients in bf16 take the first half of each row.
+    logits: Vec<f32>,
+    /// `[CHUNK, hidden]` twice: rows of supervised tokens, and their gradients
+    gathered: Vec<bf16>,
+    gradient: Vec<bf16>,
+}
+
+impl LossScratch {
+    pub fn new(tokens: usize, hidden: usize, vocab: usize) -> Self {
+        let rows = tokens.min(CHUNK);
+        let zeros = vec![bf16::ZERO; rows * hidden];
+        Self { logits: vec![0.0; rows * vocab.next_multiple_of(2)], gathered: zeros.clone(), gradient: zeros }
+    }
+
+    /// Bytes that [`Self::new`] takes.
+    pub fn bytes(tokens: usize, hidden: usize, vocab: usize) -> u64 {
+        (tokens.min(CHUNK) * (vocab.next_multiple_of(2) * 4 + 4 * hidden)) as u64
+    }
+}
+
+/// Adds the weighted losses to `total`, and writes `scale` times their gradient to `dx`.
+pub fn cross_entropy(
+    isa: Isa,
+    scratch: &mut [Scratch],
+    memory: &mut LossScratch,
+    x: &[bf16], // [M, H]
+    head: &dyn Stored,
+    h: usize,
+    vocab: usize,
+    targets: &[i32], // [M]
+    weights: &[f32], // [M], or empty: 1 each
+    scale: f32,
+    mut dx: Option<&mut [bf16]>, // [M, H]
+    total: &mut LossSum,
+) {
+    if let Some(dx) = dx.as_deref_mut() {
+        dx.fill(bf16::ZERO);
+    }
+    let weight_of = |token: usize| weights.get(token).copied().unwrap_or(1.0);
+    let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0 && weight_of(t) != 0.0).collect();
+    // An odd vocabulary is followed by a column of zeros, which no probability falls on.
+    let stride = vocab.next_multiple_of(2);
+    for tokens in supervised.chunks(CHUNK) {
+        let gathered = &mut memory.gathered[..tokens.len() * h];
+        for (to, &token) in gathered.chunks_exact_mut(h).zip(tokens) {
+            to.copy_from_slice(&x[token * h..(token + 1) * h]);
+        }
+        let logits = &mut memory.logits[..tokens.len() * stride];
+        let product = Product { left: Rows { data: gathered, stride: h }, k: h, right: Right::Turned(head) };
+        multiply(isa, scratch, Out::F32 { data: logits, stride }, tokens.len(), 0..vocab, &[product]);
+        let losses: Vec<f64> = logits
+            .par_chunks_exact_mut(stride)
+            .zip(tokens)
+            .map(|(row, &token)| {
+                let (target, weight) = (targets[token] as usize, scale * weight_of(token));
+                let logits = &mut row[..vocab];
+                let target_logit = logits[target];
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum = logits.chunks_mut(512).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>();
+                let factor = (f64::from(weight) / sum) as f32;
+                logits.iter_mut().for_each(|p| *p *= factor);
+                logits[target] -= weight;
+                row[vocab..].fill(0.0);
+                round_in_place(bytemuck::cast_slice_mut(row));
+                f64::from(weight_of(token)) * (f64::from(max) + sum.ln() - f64::from(target_logit))
+            })
+            .collect();
+        total.add(&losses);
+        let Some(dx) = dx.as_deref_mut() else { continue };
+        let gradient = &mut memory.gradient[..tokens.len() * h];
+        let left = Rows { data: bytemuck::cast_slice(logits), stride: 2 * stride };
+        let right = Limited { matrix: head, count: vocab };
+        let product = Product { left, k: stride, right: Right::Upright(&right) };
+        let out = Out::Bf16 { data: gradient, stride: h, scale: 1.0, bias: None };
+        multiply(isa, scratch, out, tokens.len(), 0..h, &[product]);
+        for (from, &token) in gradient.chunks_exact(h).zip(tokens) {
+            dx[token * h..(token + 1) * h].copy_from_slice(from);
+        }
+    }
+}
+
+vectorized! {
+    /// Rounds f32 numbers, given by their bits, to bf16 pairs in the first half of the same memory.
+    fn round_in_place<'a>(row: &'a mut [u32]) {
+        let mut start = 0;
+        while start + 32 <= row.len() {
+            let values: [u32; 32] = *row[start..].first_chunk().expect("32 are left");
+            let to = &mut row[start / 2..][..16];
+            for i in 0..16 {
+                let low = round(f32::from_bits(values[2 * i])).to_bits();
+                let high = round(f32::from_bits(values[2 * i + 1])).to_bits();
+                to[i] = u32::from(low) | u32::from(high) << 16;
+            }
+            start += 32;
+        }
+        for i in (start..row.len()).step_by(2) {
+            let low = round(f32::from_bits(row[i])).to_bits();
+            let high = round(f32::from_bits(row[i + 1])).to_bits();
+            row[i / 2] = u32::from(low) | u32::from(high) << 16;
+        }
+    }
+}
+
+/// Logits `[rows, vocab]` in f32.
+pub fn logits(isa: Isa, scratch: &mut [Scratch], x: &[bf16], head: &dyn Stored, h: usize, vocab: usize) -> Vec<f32> {
+    let mut logits = vec![0.0; x.len() / h * vocab];
+    let product = Product { left: Rows { data: x, stride: h }, k: h, right: Right::Turned(head) };
+    multiply(isa, scratch, Out::F32 { data: &mut logits, stride: vocab }, x.len() / h, 0..vocab, &[product]);
+    logits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qlora_kernels::rng::Stream;
+
+    fn values(len: usize, seed: u64) -> Vec<bf16> {
+        let mut stream = Stream::new(seed, 1);
+        (0..len).map(|_| bf16::from_f32(stream.below(2001) as f32 / 1000.0 - 1.0)).collect()
+    }
+
+    #[test]
+    fn losses_and_gradients_are_those_of_f64_within_rounding() {
+        for (m, h, vocab) in [(1, 4, 3), (9, 24, 77), (300, 32, 130)] {
+            let (x, head) = (values(m * h, 1), values(vocab * h, 2));
+            let targets: Vec<i32> = (0..m).map(|i| if i % 3 == 1 { -1 } else { (i * 7 % vocab) as i32 }).collect();
+            let weights: Vec<f32> =
+                (0..m).map(|token| if token % 5 == 4 { 0.0 } else { 0.25 + token as f32 / 512.0 }).collect();
+            let scale = 0.5;
+            let mut scratch: Vec<Scratch> = (0..2).map(|_| Scratch::new()).collect();
+            let mut memory = LossScratch::new(m, h, vocab);
+            let mut dx = vec![bf16::ONE; m * h];
+            let rows = Rows { data: &head, stride: h };
+            let isa = Isa::detect().unwrap_or(Isa::SCALAR);
+            let mut total = LossSum::default();
+            cross_entropy(
+                isa,
+                &mut scratch,
+                &mut memory,
+                &x,
+                &rows,
+                h,
+                vocab,
+                &targets,
+                &weights,
+                scale,
+                Some(&mut dx),
+                &mut total,
+            );
+            let loss = total.total();
+            let mut expected = 0.0;
+            for token in 0..m {
+                let dx: Vec<f64> = dx[token * h..][..h].iter().map(|x| x.to_f64()).collect();
+                let target = match usize::try_from(targets[token]) {
+                    Ok(target) if weights[token] != 0.0 => target,
+                    _ => {
+                        assert!(dx.iter().all(|&dx| dx == 0.0));
+                        continue;
+                    }
+                };
+                let logits: Vec<f64> = (0..vocab)
+                    .map(|v| (0..h).map(|i| x[token * h + i].to_f64() * head[v * h + i].to_f64()).sum())
+                    .collect();
+                let max = logits.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+                expected += f64::from(weights[token]) * (max + sum.ln() - logits[target]);
+                for i in 0..h {
+                    let terms: Vec<f64> = (0..vocab)
+                        .map(|v| {
+                            let p = (logits[v] - max).exp() / sum - f64::from(u8::from(v == target));
+                            f64::from(scale * weights[token]) * p * head[v * h + i].to_f64()
+                        })
+                        .collect();
+                    let size: f64 = terms.iter().map(|x| x.abs()).sum();
+                    // Probabilities and the result are rounded to bf16 once each, by up to 2⁻⁸.
+                    let bound = size * 2.0 * 2f64.powi(-8) + 1e-6;
+                    assert!((dx[i] - terms.iter().sum::<f64>()).abs() <= bound, "{m}, token {token}, {i}");
+                }
+            }
+            assert!((loss - expected).abs() <= 1e-5 * expected, "{loss} {expected}");
+            let all = logits(isa, &mut scratch, &x, &rows, h, vocab);
+            assert_eq!(all.len(), m * vocab);
+        }
+    }
+
+    #[test]
+    fn rounding_in_place_is_rounding() {
+        for len in [2, 30, 32, 34, 100] {
+            let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+            let mut bits: Vec<u32> = values.iter().map(|x| x.to_bits()).collect();
+            round_in_place(&mut bits);
+            let found: &[bf16] = bytemuck::cast_slice(&bits);
+            assert!(found.iter().zip(&values).all(|(found, x)| *found == bf16::from_f32(*x)), "{len}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Arithmetic in bf16 with sums in f32.
+
+mod amx;
+pub mod attention;
+mod cache;
+pub mod compute;
+pub mod gemm;
+pub mod isa;
+pub mod linear;
+pub mod loss;
+mod nf4;
+pub mod rows;

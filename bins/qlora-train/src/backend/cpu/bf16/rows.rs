@@ -1,0 +1,256 @@
+//! Operations of one row at a time on bf16 values: computed in f32, rounded once.
+
+use crate::backend::cpu::elementwise::{LANES, exp};
+use crate::backend::cpu::gemm::simd::vectorized;
+use half::bf16;
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
+use rayon::prelude::*;
+
+/// The nearest bf16, ties to even; NaN stays NaN. Without a branch or call, so that loops over it become vectors.
+#[inline(always)]
+pub fn round(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
+    let quiet = (bits >> 16) as u16 | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet } else { rounded })
+}
+
+/// The value as f32.
+#[inline(always)]
+pub fn widen(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+vectorized! {
+    pub fn round_row<'a>(from: &'a [f32], to: &'a mut [bf16]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = round(*from);
+        }
+    }
+}
+
+/// Rows of a task at least.
+const MIN_ROWS: usize = 16;
+
+#[inline(always)]
+fn inverse_rms(x: &[bf16], eps: f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for x in chunks {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += widen(*x) * widen(*x);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += widen(*x) * widen(*x);
+    }
+    1.0 / (sums.iter().sum::<f32>() / x.len() as f32 + eps).sqrt()
+}
+
+/// `y = w ∘ x / √(mean(x²) + eps)`
+pub fn rms_norm(x: &[bf16], weight: &[f32], eps: f32, out: &mut [bf16]) {
+    let h = weight.len();
+    let rows = out.par_chunks_exact_mut(h).zip(x.par_chunks_exact(h)).with_min_len(MIN_ROWS);
+    rows.for_each(|(out, x)| rms_norm_row(x, weight, eps, out));
+}
+
+vectorized! {
+    fn rms_norm_row<'a>(x: &'a [bf16], weight: &'a [f32], eps: f32, out: &'a mut [bf16]) {
+        let inverse = inverse_rms(x, eps);
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = round(w * (widen(*x) * inverse));
+        }
+    }
+}
+
+/// `sum = x + delta`, rounded, and the norm of the rounded sum.
+pub fn add_rms_norm(x: &[bf16], delta: &[bf16], sum: &mut [bf16], weight: &[f32], eps: f32, out: &mut [bf16]) {
+    let h = weight.len();
+    let rows = out.par_chunks_exact_mut(h).zip(sum.par_chunks_exact_mut(h));
+    let rows = rows.zip(x.par_chunks_exact(h).zip(delta.par_chunks_exact(h))).with_min_len(MIN_ROWS);
+    rows.for_each(|((out, sum), (x, delta))| {
+        add_row(x, delta, sum);
+        rms_norm_row(sum, weight, eps, out);
+    });
+}
+
+vectorized! {
+    fn add_row<'a>(x: &'a [bf16], y: &'a [bf16], sum: &'a mut [bf16]) {
+        for ((sum, x), y) in sum.iter_mut().zip(x).zip(y) {
+            *sum = round(widen(*x) + widen(*y));
+        }
+    }
+}
+
+/// `dX = ∂y/∂x · dY`, or += with `accumulate`.
+pub fn rms_norm_backward(dy: &[bf16], x: &[bf16], weight: &[f32], eps: f32, accumulate: bool, dx: &mut [bf16]) {
+    let h = weight.len();
+    let rows = dx.par_chunks_exact_mut(h).zip(dy.par_chunks_exact(h).zip(x.par_chunks_exact(h)));
+    rows.with_min_len(MIN_ROWS).for_each(|(dx, (dy, x))| {
+        if !accumulate {
+            dx.fill(bf16::ZERO);
+        }
+        rms_norm_backward_row(dy, x, weight, eps, dx);
+    });
+}
+
+vectorized! {
+    fn rms_norm_backward_row<'a>(dy: &'a [bf16], x: &'a [bf16], weight: &'a [f32], eps: f32, dx: &'a mut [bf16]) {
+        let inverse = inverse_rms(x, eps);
+        let mut sums = [0.0f32; LANES];
+        for ((w, dy), x) in weight.chunks(LANES).zip(dy.chunks(LANES)).zip(x.chunks(LANES)) {
+            for (sum, ((w, dy), x)) in sums.iter_mut().zip(w.iter().zip(dy).zip(x)) {
+                *sum += w * widen(*dy) * widen(*x);
+            }
+        }
+        let along_x = inverse * inverse * inverse * sums.iter().sum::<f32>() / weight.len() as f32;
+        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+            *dx = round(widen(*dx) + (inverse * w * widen(*dy) - along_x * widen(*x)));
+        }
+    }
+}
+
+/// Rotates queries and keys of `qkv` in place, backwards for the gradient.
+pub fn rope(qkv: &mut [bf16], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
+    let (width, heads, half) = (shape.qkv(), shape.heads + shape.kv_heads, shape.head_dim / 2);
+    let rows = qkv.par_chunks_mut(width).zip(positions).with_min_len(MIN_ROWS);
+    rows.for_each(|(qkv, &position)| {
+        let at = position as usize * half;
+        rotate_row(&table.cos[at..at + half], &table.sin[at..at + half], inverse, &mut qkv[..heads * 2 * half]);
+    });
+}
+
+vectorized! {
+    fn rotate_row<'a>(cos: &'a [f32], sin: &'a [f32], inverse: bool, row: &'a mut [bf16]) {
+        let sign = if inverse { -1.0 } else { 1.0 };
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((x, y), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                let (a, b, sin) = (widen(*x), widen(*y), sign * sin);
+                *x = round(a * cos - b * sin);
+                *y = round(b * cos + a * sin);
+            }
+        }
+    }
+}
+
+/// `out = silu(gate) ∘ up` for rows gate‖up of `2·width` values.
+pub fn swiglu(gate_up: &[bf16], out: &mut [bf16], width: usize) {
+    let rows = out.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(MIN_ROWS);
+    rows.for_each(|(out, row)| {
+        let (gate, up) = row.split_at(width);
+        swiglu_row(gate, up, out);
+    });
+}
+
+vectorized! {
+    fn swiglu_row<'a>(gate: &'a [bf16], up: &'a [bf16], out: &'a mut [bf16]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let gate = widen(*gate);
+            *out = round(gate / (1.0 + exp(-gate)) * widen(*up));
+        }
+    }
+}
+
+/// Turns gate‖up into its gradient.
+pub fn swiglu_backward(dout: &[bf16], gate_up: &mut [bf16], width: usize) {
+    let rows = gate_up.par_chunks_mut(2 * width).zip(dout.par_chunks(width)).with_min_len(MIN_ROWS);
+    rows.for_each(|(row, dout)| {
+        let (gate, up) = row.split_at_mut(width);
+        swiglu_backward_row(dout, gate, up);
+    });
+}
+
+vectorized! {
+    fn swiglu_backward_row<'a>(dout: &'a [bf16], gate: &'a mut [bf16], up: &'a mut [bf16]) {
+        for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
+            let (d, g, u) = (widen(*dout), widen(*gate), widen(*up));
+            let s = 1.0 / (1.0 + exp(-g));
+            let silu = g * s;
+            *gate = round(d * u * s * (1.0 + g * (1.0 - s)));
+            *up = round(d * silu);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::elementwise;
+    use qlora_kernels::rng::Stream;
+    use qlora_kernels::rope::RopeScaling;
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        for i in 0..=u16::MAX {
+            for low in [0u16, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
+                let x = f32::from_bits(u32::from(i) << 16 | u32::from(low));
+                let (found, expected) = (round(x), bf16::from_f32(x));
+                assert!(found == expected || found.is_nan() && expected.is_nan(), "{x:e}");
+            }
+            let x = bf16::from_bits(i);
+            assert!(widen(x).to_bits() == x.to_f32().to_bits() || x.is_nan(), "{x}");
+        }
+    }
+
+    fn values(len: usize, seed: u64) -> Vec<bf16> {
+        let mut stream = Stream::new(seed, 1);
+        (0..len).map(|_| bf16::from_f32(stream.below(4001) as f32 / 1000.0 - 2.0)).collect()
+    }
+
+    fn wide(x: &[bf16]) -> Vec<f32> {
+        x.iter().map(|x| x.to_f32()).collect()
+    }
+
+    /// Every value is within one rounding to bf16 of the f32 operation, which runs the same formula.
+    #[track_caller]
+    fn assert_rounded(found: &[bf16], expected: &[f32], terms: f32) {
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let bound = expected.abs() * 2.0f32.powi(-8) + terms * f32::EPSILON;
+            assert!((found.to_f32() - expected).abs() <= bound, "{i}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn norms_rotation_and_activation_are_those_of_f32_rounded() {
+        for (tokens, h) in [(1, 8), (5, 24), (40, 576)] {
+            let (x, d, dy) = (values(tokens * h, 1), values(tokens * h, 2), values(tokens * h, 3));
+            let weight: Vec<f32> = (0..h).map(|i| 0.5 + i as f32 / h as f32).collect();
+            let (mut out, mut sum) = (vec![bf16::ZERO; tokens * h], vec![bf16::ZERO; tokens * h]);
+            let mut expected = vec![0.0; tokens * h];
+            rms_norm(&x, &weight, 1e-5, &mut out);
+            elementwise::rms_norm(&wide(&x), &weight, 1e-5, &mut expected);
+            assert_rounded(&out, &expected, 16.0);
+            add_rms_norm(&x, &d, &mut sum, &weight, 1e-5, &mut out);
+            let exact: Vec<f32> = wide(&x).iter().zip(wide(&d)).map(|(x, d)| x + d).collect();
+            assert_rounded(&sum, &exact, 0.0);
+            elementwise::rms_norm(&wide(&sum), &weight, 1e-5, &mut expected);
+            assert_rounded(&out, &expected, 16.0);
+            for accumulate in [false, true] {
+                let (mut dx, mut expected) = (d.clone(), wide(&d));
+                rms_norm_backward(&dy, &x, &weight, 1e-5, accumulate, &mut dx);
+                elementwise::rms_norm_backward(&wide(&dy), &wide(&x), &weight, 1e-5, accumulate, &mut expected);
+                assert_rounded(&dx, &expected, 64.0);
+            }
+            let (gate_up, mut out) = (values(2 * tokens * h, 4), vec![bf16::ZERO; tokens * h]);
+            swiglu(&gate_up, &mut out, h);
+            elementwise::swiglu(&wide(&gate_up), &mut expected, h);
+            assert_rounded(&out, &expected, 16.0);
+            let (mut gradient, mut expected) = (gate_up.clone(), wide(&gate_up));
+            swiglu_backward(&dy, &mut gradient, h);
+            elementwise::swiglu_backward(&wide(&dy), &mut expected, h);
+            assert_rounded(&gradient, &expected, 16.0);
+        }
+        let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8 };
+        let table = RopeTable::new(8, 1e4, RopeScaling::Default, 50);
+        let positions: Vec<u32> = (0..21).map(|i| i * 2).collect();
+        for inverse in [false, true] {
+            let qkv = values(21 * shape.qkv(), 5);
+            let (mut found, mut expected) = (qkv.clone(), wide(&qkv));
+            rope(&mut found, shape, &positions, &table, inverse);
+            elementwise::rope(&mut expected, shape, &positions, &table, inverse);
+            assert_rounded(&found, &expected, 4.0);
+        }
+    }
+}
