@@ -6,6 +6,7 @@ mod family;
 mod llama;
 mod names;
 mod projection;
+mod qwen2;
 mod rope;
 pub mod shapes;
 
@@ -19,7 +20,7 @@ use crate::refuse;
 use std::collections::BTreeSet;
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 1] = [&llama::FAMILY];
+pub static FAMILIES: [&Family; 2] = [&llama::FAMILY, &qwen2::FAMILY];
 
 /// What a model computes, and what its tensors are called. Some of it exists so that a family can say what it needs:
 /// [`Arch::check_computed`] refuses what no operation computes yet.
