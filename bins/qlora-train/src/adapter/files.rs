@@ -98,10 +98,10 @@ impl Adapter {
     }
 }
 
-/// PEFT's key of a tensor that was saved from a compiled model (`_orig_mod.`), with the adapter's name, or without
+/// PEFT's key of a tensor that was saved from a compiled model (`_orig_mod.`), or without
 /// PEFT's prefix; a key of another kind stays as it is.
 fn canonical_key(name: &str) -> String {
-    let plain = name.replace("_orig_mod.", "").replace(".default.weight", ".weight");
+    let plain = name.replace("_orig_mod.", "");
     let path = plain.strip_prefix("base_model.model.").or(plain.strip_prefix("base_model.")).unwrap_or(&plain);
     match path {
         path if !path.contains(".lora_A.") && !path.contains(".lora_B.") => name.to_owned(),
@@ -148,9 +148,7 @@ mod tests {
             "base_model.model.",
             "_orig_mod.model.",
         ] {
-            for end in ["weight", "default.weight"] {
-                assert_eq!(canonical_key(&format!("{prefix}{linear}.{end}")), expected, "{prefix} {end}");
-            }
+            assert_eq!(canonical_key(&format!("{prefix}{linear}.weight")), expected, "{prefix}");
         }
         for other in ["model.embed_tokens.weight", "base_model.model.lm_head.lora_A.weight", "vision.0.lora_A.weight"] {
             assert_eq!(canonical_key(other), other);

@@ -56,7 +56,8 @@ pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules, TooLong,
+    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    TooLong,
 };
 pub use intervals::{Every, Resume};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde_json::Value as Json;
 
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules, TooLong,
+    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    TooLong,
 };
 use super::intervals::{Every, Resume};
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet};

@@ -34,6 +34,7 @@ use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Fewer steps than this are told.
 const FEW_STEPS: u64 = 50;
@@ -218,6 +219,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),
+        started: Instant::now(),
         interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
     finish(run)

@@ -38,6 +38,7 @@ pub struct Run<'a, B: Backend> {
     pub state: TrainerState,
     pub progress: Progress,
     pub speed: Speed,
+    pub started: Instant,
     pub interruption: Interruption,
     /// The newest checkpoint of `output`, if the run stands exactly there.
     pub standing_at: Option<PathBuf>,
@@ -115,6 +116,9 @@ impl<B: Backend> Run<'_, B> {
                 learning_rate: Some(report.learning_rate_a),
                 learning_rate_b: Some(report.learning_rate_b),
                 tokens_per_second: self.speed.tokens_per_second(),
+                seconds: Some(self.started.elapsed().as_secs_f64()),
+                num_input_tokens_seen: Some(self.state.num_input_tokens_seen),
+                memory_bytes: Some(self.backend.bytes()),
                 ..LogEntry::new(done, step.epoch)
             })?;
         }

@@ -227,7 +227,10 @@ fn finish(command: &mut Command) -> Done {
 }
 
 fn without_speed(mut lines: Vec<Value>) -> Vec<Value> {
-    lines.iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("tokens_per_second")));
+    for line in &mut lines {
+        let line = line.as_object_mut().unwrap();
+        ["tokens_per_second", "seconds", "memory_bytes"].iter().for_each(|name| drop(line.remove(*name)));
+    }
     lines
 }
 
