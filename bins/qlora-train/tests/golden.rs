@@ -1,7 +1,7 @@
 //! The CPU backend against files made with transformers, PEFT and bitsandbytes (`tests/golden/generate.py`), on the
 //! first layers of a real model.
 
-use qlora_train::arch::Projection;
+use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
@@ -298,4 +298,83 @@ fn a_rate_two_percent_off_is_noticed() {
         .map(|(a, step)| (a / step["loss"].as_f64().unwrap() - 1.0).abs())
         .fold(0.0, f64::max);
     assert!(worst > 1e-5, "{worst}");
+}
+
+fn qwen2() -> PathBuf {
+    workspace().join("tests/golden/qwen2")
+}
+
+/// f32 against f32 on a tiny random Qwen2 with large biases on q, k and v: logits of the base, and the loss and every
+/// gradient of a LoRA step.
+#[test]
+fn a_qwen2_follows_transformers_and_peft() {
+    let checkpoint = Checkpoint::open(&qwen2()).unwrap();
+    let expected = tensors("qwen2/expected.safetensors");
+    let row = Row {
+        input_ids: expected["input_ids"].iter().map(|&id| id as u32).collect(),
+        labels: expected["labels"].iter().map(|&id| id as i32).collect(),
+        file: 0,
+        line: 0,
+        task: None,
+    };
+    let micro = MicroBatch::new([&row]);
+    let tokens = row.input_ids.len();
+    let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, tokens);
+    let worst = |ours: &[f32], theirs: &[f64]| {
+        assert_eq!(ours.len(), theirs.len());
+        let largest = theirs.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        ours.iter().zip(theirs).fold(0.0f64, |a, (&x, y)| a.max((f64::from(x) - y).abs())) / largest
+    };
+
+    let mut cpu = Cpu::new(spec.dims());
+    let mut source = Cut { checkpoint: &checkpoint, lora: Tensors::new() };
+    let model = Llama::build(&mut cpu, &mut source, spec.clone(), &mut |_| ()).unwrap();
+    let all: Vec<usize> = (0..tokens).collect();
+    let logits = model.logits(&mut cpu, &Batch::from(&micro), &all).unwrap().concat();
+    let logits = worst(&logits, &expected["logits"]);
+
+    spec.lora = LoraSpec::uniform(&spec.arch, &Projection::ALL, 3, 6.0, 0.0);
+    spec.trainable = true;
+    let lora = expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone())));
+    let mut source = Cut { checkpoint: &checkpoint, lora: lora.collect() };
+    let mut cpu = Cpu::new(spec.dims());
+    let mut model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
+    let supervised = row.labels.iter().filter(|&&label| label >= 0).count() as f64;
+    let loss =
+        model.forward_backward(&mut cpu, &Batch::from(&micro), 0, (1.0 / supervised) as f32).unwrap() / supervised;
+    let loss = (loss / expected["loss"][0] - 1.0).abs();
+    let params = model.params_mut();
+    assert_eq!(params.len(), expected.keys().filter(|name| name.starts_with("gradient.")).count());
+    let gradients = params
+        .into_iter()
+        .map(|(id, param)| worst(param.gradient(), &expected[&format!("gradient.{}", id.peft_key())]));
+    let gradients = gradients.fold(0.0, f64::max);
+    println!("Qwen2: logits within {logits:.1e}, loss {loss:.1e}, gradients {gradients:.1e}");
+    assert!(logits <= 1e-5, "logits {logits}");
+    assert!(loss <= 1e-5, "loss {loss}");
+    assert!(gradients <= 1e-4, "gradients {gradients}");
+}
+
+#[test]
+fn a_qwen2_that_would_be_computed_otherwise_is_refused_by_key() {
+    let Value::Object(config) = json("qwen2/config.json") else { panic!("config.json is no object") };
+    let read = |key: &str, value: Value| {
+        let mut config = config.clone();
+        config.insert(key.into(), value);
+        Arch::from_json(Path::new("config.json"), &config)
+    };
+    let arch = read("sliding_window", Value::from(4096)).unwrap();
+    assert_eq!(arch.biases, [Projection::Q, Projection::K, Projection::V].into());
+    assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
+    let cases = [
+        ("use_sliding_window", Value::from(true)),
+        ("use_mrope", Value::from(true)),
+        ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("hidden_act", Value::from("gelu")),
+        ("architectures", Value::from(vec!["LlamaForCausalLM"])),
+    ];
+    for (key, value) in cases {
+        let error = read(key, value).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    }
 }

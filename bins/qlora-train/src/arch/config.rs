@@ -138,6 +138,14 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
     map
 }
 
+/// Dropout of attention in training; the frozen base is used without it, as PEFT's default leaves it to the config.
+pub(super) fn note_attention_dropout(keys: &Keys) -> Result<()> {
+    if keys.number("attention_dropout")?.is_some_and(|rate| rate != 0.0) {
+        crate::report::status!("{}: key `attention_dropout` is not used: nothing of attention is dropped", keys.source);
+    }
+    Ok(())
+}
+
 /// Refuses `key` where it is true.
 pub(super) fn only_false(keys: &Keys, key: &str) -> Result<()> {
     match keys.flag(key)? {

@@ -1,10 +1,10 @@
-//! The registry of families: a config.json goes to the family that it names.
+//! A family: a config.json goes to the one that it names.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Arch, config, llama};
+use super::{Arch, FAMILIES, config};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
@@ -21,9 +21,6 @@ pub struct Family {
     /// Adds to config.json what [`config::write`] leaves to the family.
     pub(crate) write: fn(&Arch, &mut Map<String, Value>),
 }
-
-/// Every family that can be trained.
-pub static FAMILIES: [&Family; 1] = [&llama::FAMILY];
 
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {

@@ -4,7 +4,7 @@
 //! A key that is absent has the default of transformers' `LlamaConfig`; a key that would change the arithmetic in a way
 //! that this trainer does not know is refused.
 
-use super::config::{self, Defaults, only_false, only_full_attention, only_silu};
+use super::config::{self, Defaults, note_attention_dropout, only_false, only_full_attention, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -51,10 +51,7 @@ fn read(keys: &Keys) -> Result<Arch> {
 fn check_neutral(keys: &Keys) -> Result<()> {
     // How Llama 2 was trained on several devices; it changes nothing since transformers 4.
     keys.number("pretraining_tp")?;
-    // Dropout of attention in training; the frozen base is used without it, as PEFT's default leaves it to the config.
-    if keys.number("attention_dropout")?.is_some_and(|rate| rate != 0.0) {
-        crate::report::status!("{}: key `attention_dropout` is not used: nothing of attention is dropped", keys.source);
-    }
+    note_attention_dropout(keys)?;
     only_silu(keys)?;
     for key in ["rope_interleaved", "use_sliding_window", "add_cross_attention"] {
         only_false(keys, key)?;

@@ -6,10 +6,11 @@ mod family;
 mod llama;
 mod names;
 mod projection;
+mod qwen2;
 mod rope;
 pub mod shapes;
 
-pub use family::{FAMILIES, Family};
+pub use family::Family;
 pub use names::{LLAMA_NAMES, TensorNames};
 pub use projection::{Input, Projection};
 pub use rope::{Rope, RopeScaling};
@@ -17,6 +18,9 @@ pub use rope::{Rope, RopeScaling};
 use crate::error::Result;
 use crate::refuse;
 use std::collections::BTreeSet;
+
+/// Every family that can be trained.
+pub static FAMILIES: [&Family; 2] = [&llama::FAMILY, &qwen2::FAMILY];
 
 /// What a model computes, and what its tensors are called. Some of it exists so that a family can say what it needs:
 /// [`Arch::check_computed`] refuses what no operation computes yet.

@@ -195,7 +195,7 @@ fn keys_that_change_nothing_load() {
 fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
     let rope = |rope: Value| json!({ "rope_scaling": rope });
     let cases: Vec<(Value, &[&str])> = vec![
-        (json!({ "model_type": "qwen2" }), &["`model_type`", "\"qwen2\"", "LlamaForCausalLM"]),
+        (json!({ "model_type": "gpt2" }), &["`model_type`", "\"gpt2\"", "LlamaForCausalLM"]),
         (json!({ "model_type": null }), &["`model_type`", "LlamaForCausalLM"]),
         (json!({ "architectures": ["LlamaForSequenceClassification"] }), &["`architectures`", "LlamaForCausalLM"]),
         (json!({ "architectures": [] }), &["`architectures`"]),

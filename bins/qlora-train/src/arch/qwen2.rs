@@ -1,0 +1,43 @@
+//! Qwen2 and Qwen2.5: Llama with biases on q, k and v.
+//!
+//! A key that is absent has the default of transformers' `Qwen2Config`.
+
+use super::config::{self, Defaults, note_attention_dropout, only_false, only_full_attention, only_silu};
+use super::{Arch, Family, LLAMA_NAMES, Projection};
+use crate::error::Result;
+use crate::files::json::Keys;
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen2",
+    architecture: "Qwen2ForCausalLM",
+    models: "Qwen2 and Qwen2.5",
+    read,
+    write: |_, map| {
+        map.insert("use_sliding_window".into(), false.into());
+    },
+};
+
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 151_936,
+    hidden_size: 4096,
+    intermediate_size: 22_016,
+    num_layers: 32,
+    num_heads: 32,
+    num_kv_heads: Some(32),
+    max_position_embeddings: 32_768,
+    rms_norm_eps: 1e-6,
+    bos_token_id: None,
+    eos_token_id: None,
+};
+
+fn read(keys: &Keys) -> Result<Arch> {
+    note_attention_dropout(keys)?;
+    only_silu(keys)?;
+    // `sliding_window` and `max_window_layers` stand in every published config and mean nothing without this key.
+    for key in ["use_sliding_window", "use_mrope", "add_cross_attention"] {
+        only_false(keys, key)?;
+    }
+    only_full_attention(keys)?;
+    let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
+    Ok(Arch { biases: [Projection::Q, Projection::K, Projection::V].into(), ..arch })
+}

@@ -1,0 +1,88 @@
+"""qwen2/: a tiny random Qwen2, its logits in transformers, and loss and gradients of a LoRA step in PEFT.
+
+    python qwen2_files.py [--out tests/golden/qwen2]
+
+Biases are as large as what they are added to, so that one left out shows. The table is tied, as in the small Qwen2.5.
+"""
+
+import argparse
+import pathlib
+
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+
+HERE = pathlib.Path(__file__).parent
+SIZES = dict(
+    vocab_size=48,
+    hidden_size=32,
+    intermediate_size=56,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+    rope_theta=10_000.0,
+    tie_word_embeddings=True,
+    use_sliding_window=False,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+TOKENS, PROMPT = 23, 7
+RANK, ALPHA = 3, 6
+
+
+def random_model():
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale, center = (0.1, 1.0) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)
+            # Of the stored type, and computed with in f32.
+            parameter.copy_((torch.randn(parameter.shape) * scale + center).to(torch.bfloat16))
+    biases = {name.split(".")[-2] for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert biases == {"q_proj", "k_proj", "v_proj"}, biases
+    return model
+
+
+def expected(model):
+    """Logits of the base, then the mean loss with random A and B and the gradients of both."""
+    ids = torch.randint(3, SIZES["vocab_size"], (1, TOKENS))
+    labels = ids.clone()
+    labels[:, :PROMPT] = -100
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, use_cache=False).logits[0]
+    tensors = {"input_ids": ids[0], "labels": labels[0], "logits": logits}
+    lora = peft.get_peft_model(
+        model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    trained = {name.replace(".default", ""): p for name, p in lora.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    loss = lora(input_ids=ids, labels=labels, use_cache=False).loss
+    loss.backward()
+    tensors["loss"] = loss.detach().reshape(1)
+    for name, parameter in trained.items():
+        assert parameter.grad.abs().max() > 0, name
+        tensors[f"value.{name}"], tensors[f"gradient.{name}"] = parameter.detach(), parameter.grad
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default=HERE / "qwen2", type=pathlib.Path)
+    out = parser.parse_args().out
+    torch.set_num_threads(2)
+    torch.manual_seed(2)
+    random_model().to(torch.bfloat16).save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    # Read back: the model that was cast to bf16 has rotary frequencies that were cast too.
+    model = transformers.Qwen2ForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
+    save_file(expected(model), out / "expected.safetensors")
+    for path in sorted(out.iterdir()):
+        print(f"{path.stat().st_size:9d} {path.name}")
+
+
+if __name__ == "__main__":
+    main()
