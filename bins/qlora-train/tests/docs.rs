@@ -89,7 +89,7 @@ fn commands_that_are_shown_have_only_options_that_exist() {
         let lines = blocks.flat_map(|block| block.lines()).map(|line| line.trim_start_matches("$ "));
         for line in lines {
             let mut words = line.split_whitespace().take_while(|word| !word.starts_with('#'));
-            if !words.next().is_some_and(|program| program.rsplit('/').next() == Some("qlora-train")) {
+            if words.next().is_none_or(|program| program.rsplit('/').next() != Some("qlora-train")) {
                 continue;
             }
             let command = words.next().unwrap_or_else(|| panic!("{}: `{line}` has no command", page.display()));

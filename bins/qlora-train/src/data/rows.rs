@@ -175,7 +175,7 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
             shown(two.keys())
         )),
         (None, _) => {
-            if let Some(key) = OTHER_MEANING.iter().find(|key| has(*key)) {
+            if let Some(key) = OTHER_MEANING.iter().find(|key| has(key)) {
                 return Err(format!("`{key}`: {}", other_meaning(key)));
             }
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
