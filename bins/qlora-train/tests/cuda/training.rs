@@ -303,7 +303,7 @@ fn weights_of_tokens_are_those_of_the_loss_and_its_gradient() {
     let plain = documents(None);
     let expected = step(plain.batch());
     assert!(step(documents(Some(vec![1.0; 16])).batch()) == expected);
-    let even = |token: usize| if token % 2 == 0 { 1.0 } else { 0.0 };
+    let even = |token: usize| if token.is_multiple_of(2) { 1.0 } else { 0.0 };
     let half = step(documents(Some((0..16).map(even).collect())).batch());
     let targets: Vec<i32> =
         plain.batch().targets.iter().enumerate().map(|(i, &target)| if i % 2 == 0 { target } else { -100 }).collect();

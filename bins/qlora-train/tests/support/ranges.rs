@@ -198,7 +198,7 @@ pub fn check_ranges<B: Backend>(b: &mut B) {
     let documents = Documents::random(&[300, 5, 350, 145], VOCAB, 3).weighted(4);
     b.begin(&documents.batch()).unwrap();
     let tokens = all(b).end;
-    let whole = outcomes(b, &[0..tokens]);
+    let whole = outcomes(b, std::slice::from_ref(&(0..tokens)));
     for (name, outcome) in &whole {
         let varied = outcome.iter().all(|bits| bits.iter().any(|&x| x != bits[0]));
         assert!(varied, "{name} left one value everywhere");
