@@ -46,13 +46,13 @@ pub struct Loss {
 }
 
 pub struct Host {
-    /// [m, h]
+    /// `[m, h]`
     pub hidden: Vec<bf16>,
-    /// [vocab, h]
+    /// `[vocab, h]`
     pub head: Vec<bf16>,
-    /// [m]
+    /// `[m]`
     pub targets: Vec<i32>,
-    /// [m]
+    /// `[m]`
     pub weights: Option<Vec<f32>>,
     pub scale: f32,
 }

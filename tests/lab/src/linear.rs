@@ -56,22 +56,22 @@ pub struct Linear {
 }
 
 pub struct HostPart {
-    /// [n, k], what the kernels multiply with: dequantised and rounded to bf16
+    /// `[n, k]`, what the kernels multiply with: dequantised and rounded to bf16
     pub weight: Vec<f32>,
     pub nf4: Option<Nf4Matrix>,
-    /// [adapters, r, k]
+    /// `[adapters, r, k]`
     pub a: Vec<bf16>,
-    /// [adapters, n, r]
+    /// `[adapters, n, r]`
     pub b: Vec<bf16>,
     pub bias: Vec<bf16>,
-    /// [adapters], 1 without an index
+    /// `[adapters]`, 1 without an index
     pub scales: Vec<f32>,
 }
 
 pub struct Host {
     /// [m, k + pad_x]
     pub x: Vec<bf16>,
-    /// [m], -1 for none; empty without adapters
+    /// `[m]`, -1 for none; empty without adapters
     pub index: Vec<i32>,
     pub parts: Vec<HostPart>,
 }

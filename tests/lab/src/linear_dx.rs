@@ -27,10 +27,10 @@ pub struct LinearDx {
 pub struct Host {
     /// [m, k + pad_x]: dX before the call
     pub dx: Vec<bf16>,
-    /// [m], -1 for none; empty without adapters
+    /// `[m]`, -1 for none; empty without adapters
     pub index: Vec<i32>,
     pub parts: Vec<HostPart>,
-    /// [m, n + pad] of each part; what is past n is no number
+    /// `[m, n + pad]` of each part; what is past n is no number
     pub dy: Vec<Vec<bf16>>,
 }
 

@@ -39,11 +39,11 @@ pub struct LowRank {
 }
 
 pub struct HostPart {
-    /// [count, r, k]
+    /// `[count, r, k]`
     pub a: Vec<bf16>,
-    /// [count, n, r]
+    /// `[count, n, r]`
     pub b: Vec<bf16>,
-    /// [m, n + pad]
+    /// `[m, n + pad]`
     pub dy: Vec<bf16>,
     pub scale: f32,
     /// What is there to be added to: [count, r, k], [count, n, r]
@@ -54,9 +54,9 @@ pub struct HostPart {
 pub struct Host {
     /// [m, k + pad_x]
     pub x: Vec<bf16>,
-    /// [m]
+    /// `[m]`
     pub index: Vec<i32>,
-    /// [adapters]
+    /// `[adapters]`
     pub scales: Vec<f32>,
     pub forward: Option<Dropout>,
     pub backward: Option<Dropout>,
@@ -111,7 +111,7 @@ impl LowRank {
         (0..len).map(|_| if self.exact { integer(stream) } else { stream.uniform() * 2.0 - 1.0 }).collect()
     }
 
-    /// [rows, len]; exact: one element of each row of `along`, so that the product with it stays a small integer.
+    /// `[rows, len]`; exact: one element of each row of `along`, so that the product with it stays a small integer.
     fn pairs(&self, count: usize, rows: usize, len: usize, transposed: bool, stream: &mut rng::Stream) -> Vec<bf16> {
         if !self.exact {
             return to_bf16(&self.numbers(count * rows * len, stream));

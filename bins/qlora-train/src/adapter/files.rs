@@ -67,7 +67,7 @@ impl Adapter {
     }
 
     /// Reads an adapter of this or another program; bf16 and f16 tensors are widened. Everything wrong with it is
-    /// [`Error::Refused`].
+    /// a refusal: [`Error`](crate::error::Error).
     pub fn load(dir: &Path) -> Result<Self> {
         let (config_path, model_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_MODEL));
         if config_path.symlink_metadata().is_err() {

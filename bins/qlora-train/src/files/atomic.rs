@@ -1,6 +1,6 @@
 //! Several files that appear together: each is written beside its final place and synced; only when all are complete
 //! are they renamed. A failure before that leaves nothing behind; a process that is killed leaves files with names
-//! that [`remove_stale_files`] knows.
+//! that `remove_stale_files` knows.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
