@@ -1,8 +1,9 @@
 //! AdamW against trajectories of bitsandbytes' AdamW8bit and of torch's AdamW: `tests/golden/adamw_files.py`.
 
-use qlora_kernels::blockwise::{BLOCK_SIZE, adamw_blockwise};
 use qlora_kernels::nf4::{dynamic_map_signed, dynamic_map_unsigned};
-use qlora_kernels::reference::{AdamW, adamw};
+use qlora_kernels::optim::AdamW;
+use qlora_kernels::optim8bit::{BLOCK_SIZE, adamw_blockwise};
+use qlora_kernels::reference::adamw;
 use safetensors::SafeTensors;
 
 const STEPS: u64 = 20;

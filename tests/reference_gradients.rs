@@ -6,8 +6,10 @@
 
 use lab::differences::{ErrorOf, absolute, added, check_gradient, largest, magnitude, values};
 use proptest::prelude::*;
-use qlora_kernels::philox::{Dropout, Stream};
 use qlora_kernels::reference::*;
+use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rope::{RopeScaling, RopeTable};
+use qlora_kernels::shape::AttentionShape;
 
 fn dropout_factors(seed: u64, m: usize, k: usize) -> Vec<f64> {
     let dropout = Dropout::new(seed, 3, 1, 0.25);

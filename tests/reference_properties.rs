@@ -2,8 +2,11 @@
 
 use lab::differences::values;
 use proptest::prelude::*;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::optim::AdamW;
 use qlora_kernels::reference::*;
+use qlora_kernels::rng::Stream;
+use qlora_kernels::rope::{RopeScaling, RopeTable};
+use qlora_kernels::shape::AttentionShape;
 
 fn attend(qkv: &[f64], boundaries: &[u32], shape: AttentionShape) -> (Vec<f64>, Vec<f64>) {
     let m = qkv.len() / shape.qkv();

@@ -9,8 +9,8 @@ use lab::operation::Operation;
 use qlora_kernels::Result as CudaResult;
 use qlora_kernels::device::{Buffer, Stream};
 use qlora_kernels::ops::attention::{Attention, attention, attention_backward, backward_workspace_len};
-use qlora_kernels::philox;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng;
+use qlora_kernels::shape::AttentionShape;
 use records::format::Row;
 
 const SHAPE: AttentionShape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128 };
@@ -54,7 +54,7 @@ fn measure(bench: &mut Bench<'_>, m: usize) -> Result<()> {
         let mut buffers = short.upload(&bench.device, &inputs).map_err(text)?;
         bench.verify(&short, &inputs, &mut buffers)?;
     }
-    let mut stream = philox::Stream::new(70, 12);
+    let mut stream = rng::Stream::new(70, 12);
     let mut numbers = |len: usize, size: f32| -> Vec<bf16> {
         (0..len).map(|_| bf16::from_f32((stream.uniform() * 2.0 - 1.0) * size)).collect()
     };

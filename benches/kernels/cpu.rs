@@ -2,8 +2,8 @@
 
 use criterion::{Criterion, Throughput};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::philox::Stream;
 use qlora_kernels::reference;
+use qlora_kernels::rng::Stream;
 use std::hint::black_box;
 
 pub fn run(mut criterion: Criterion, quick: bool) {

@@ -17,8 +17,8 @@ use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::ops::measure::Timer;
 use qlora_kernels::ops::nf4::Layout;
-use qlora_kernels::philox;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng;
+use qlora_kernels::shape::AttentionShape;
 use records::format::{Record, Row};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ pub struct Bench<'a> {
 /// The operations that are judged against the copy bandwidth. A new one is one line.
 fn operations(bench: &mut Bench<'_>) {
     let (n, k) = if bench.options.quick { (4096, 8192) } else { (8192, 8192) };
-    let mut stream = philox::Stream::new(1, 1);
+    let mut stream = rng::Stream::new(1, 1);
     let options = Nf4Options::default();
     for layout in [Layout::RowMajor, Layout::Transposed] {
         let note = if layout == Layout::Transposed { ", transposed absmax" } else { "" };

@@ -1,10 +1,10 @@
 //! AdamW over all trainable tensors in one launch, and the norm of their gradients. Formulas:
-//! [`crate::reference::adamw`] and [`crate::blockwise`], bit for bit.
+//! [`crate::reference::adamw`] and [`crate::optim8bit`], bit for bit.
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
-use crate::reference::AdamW;
+use crate::optim::AdamW;
 use crate::sys;
 use half::bf16;
 use std::marker::PhantomData;
@@ -19,7 +19,7 @@ pub const RATE_LEN: usize = size_of::<sys::qk_adamw_rate>() / 4;
 pub enum States<'a> {
     /// `[n]` each
     F32 { m: ViewMut<'a, f32>, v: ViewMut<'a, f32> },
-    /// Codes `[n]` and scales `[ceil(n / 256)]`: [`crate::blockwise`].
+    /// Codes `[n]` and scales `[ceil(n / 256)]`: [`crate::optim8bit`].
     Blockwise8 { m: ViewMut<'a, u8>, m_absmax: ViewMut<'a, f32>, v: ViewMut<'a, u8>, v_absmax: ViewMut<'a, f32> },
 }
 

@@ -3,7 +3,7 @@
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
-use crate::reference::AttentionShape;
+use crate::shape::AttentionShape;
 use crate::sys;
 use half::bf16;
 

@@ -9,6 +9,11 @@ pub(super) struct Operation {
     pub shape: String,
 }
 
+/// The `struct_size` of an argument block.
+pub(super) fn struct_size<T>() -> u32 {
+    size_of::<T>() as u32
+}
+
 impl Operation {
     pub fn check(&self, holds: bool, problem: impl FnOnce() -> String) -> Result<()> {
         if holds { Ok(()) } else { Err(self.argument(problem())) }

@@ -1,4 +1,5 @@
-//! The kernels of `cuda/` behind checked Rust functions, one file for each group of C functions.
+//! The kernels of `cuda/` behind checked Rust functions, one file for each C function or
+//! family of them, with the names of the header.
 //!
 //! A function checks every shape, length and alignment and then makes one call. No type of a CUDA library appears: a
 //! stream is the C interface's pointer, so that another engine's context and streams serve. In a build without kernels
@@ -28,7 +29,7 @@ mod check;
 pub mod cross_entropy;
 pub mod cublaslt;
 pub mod dispatch;
-pub mod layer;
+pub mod embedding;
 pub mod linear;
 pub mod linear_backward;
 pub mod logits;
@@ -37,6 +38,11 @@ pub mod lora_gradients;
 pub mod measure;
 pub mod nf4;
 mod operand;
+pub mod rms_norm;
+pub mod rms_norm_backward;
+pub mod rope;
+pub mod swiglu;
+pub mod swiglu_backward;
 #[cfg(not(kernels = "absent"))]
 #[doc(hidden)]
 pub mod test_kernels;
@@ -48,3 +54,9 @@ mod tests_adamw;
 mod tests_layer;
 
 pub use check::{abi_version, status_name};
+pub use embedding::embedding;
+pub use rms_norm::{Residual, rms_norm};
+pub use rms_norm_backward::rms_norm_backward;
+pub use rope::{RopeTable, rope};
+pub use swiglu::swiglu;
+pub use swiglu_backward::swiglu_backward;

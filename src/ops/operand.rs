@@ -55,7 +55,7 @@ pub struct Adapters<'a> {
     pub scales: Option<View<'a, f32>>,
 }
 
-/// Dropout of the low-rank path's input: the mask of [`crate::philox::Dropout`], which forward and backward both draw.
+/// Dropout of the low-rank path's input: the mask of [`crate::rng::Dropout`], which forward and backward both draw.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// In [0, 1).

@@ -2,7 +2,7 @@
 
 use super::adamw;
 use crate::device::{Buffer, Device};
-use crate::reference::AdamW;
+use crate::optim::AdamW;
 use crate::sys;
 use std::ptr::{null, null_mut};
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::device::{Buffer, View};
 use qlora_kernels::ops::adamw::{STATE_LEN, States, Tensor, Tensors, rates};
-use qlora_kernels::reference::AdamW;
+use qlora_kernels::optim::AdamW;
 
 const SCHEDULES: u64 = 3;
 

@@ -7,7 +7,7 @@ use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::attention::{Attention, attention};
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 
 const SCHEDULES: u64 = 2;
 

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
-use qlora_kernels::reference::{self, AttentionShape};
+use qlora_kernels::reference;
+use qlora_kernels::shape::AttentionShape;
 
 const SCHEDULES: u64 = 3;
 

@@ -7,7 +7,7 @@ use lab::layer::{Kind, Layer};
 use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::ops::layer::{self, Residual, RopeTable};
+use qlora_kernels::ops::{self, Residual, RopeTable};
 
 const SCHEDULES: u64 = 2;
 
@@ -96,7 +96,7 @@ fn embedding_copies_rows_and_marks_unknown_ids() {
         let table: Vec<bf16> = to_bf16(&(0..vocab * h).map(|i| i as f32).collect::<Vec<_>>());
         let (device_ids, device_table) = (device.upload(&ids).unwrap(), device.upload(&table).unwrap());
         let mut out = device.upload(&vec![bf16::ONE; ids.len() * h]).unwrap();
-        layer::embedding(device_ids.view(), device_table.view(), vocab, h, out.view_mut(), device.stream()).unwrap();
+        ops::embedding(device_ids.view(), device_table.view(), vocab, h, out.view_mut(), device.stream()).unwrap();
         let out = device.download(&out).unwrap();
         for (row, &id) in out.chunks(h).zip(&ids) {
             match table.chunks(h).nth(id as usize) {
@@ -114,7 +114,7 @@ fn a_position_beyond_the_table_becomes_nan() {
     let positions = device.upload(&[1u32, 2]).unwrap();
     let (cosines, sines) = (device.upload(&[1.0f32; 8]).unwrap(), device.upload(&[0.0f32; 8]).unwrap());
     let table = RopeTable { half: 4, cosines: cosines.view(), sines: sines.view() };
-    layer::rope(x.view_mut(), 8, 1, positions.view(), table, false, device.stream()).unwrap();
+    ops::rope(x.view_mut(), 8, 1, positions.view(), table, false, device.stream()).unwrap();
     let x = device.download(&x).unwrap();
     assert!(x[..8].iter().all(|&x| x == bf16::ONE) && x[8..].iter().all(|x| x.is_nan()), "{x:?}");
 }
@@ -125,10 +125,10 @@ fn wrong_lengths_are_refused_with_the_operation_and_the_shape() {
     let x = device.upload(&[bf16::ONE; 24]).unwrap();
     let weight = device.upload(&[1.0f32; 8]).unwrap();
     let mut y = device.upload(&[bf16::ONE; 16]).unwrap();
-    let result = layer::rms_norm(Residual::Plain(x.view()), weight.view(), 1e-5, y.view_mut(), device.stream());
+    let result = ops::rms_norm(Residual::Plain(x.view()), weight.view(), 1e-5, y.view_mut(), device.stream());
     let error = result.unwrap_err().to_string();
     assert!(error.contains("rms_norm") && error.contains("M 2, H 8") && error.contains("24"), "{error}");
     let mut out = device.upload(&[bf16::ONE; 24]).unwrap();
-    let result = layer::rms_norm(Residual::Plain(x.view()), weight.view(), 0.0, out.view_mut(), device.stream());
+    let result = ops::rms_norm(Residual::Plain(x.view()), weight.view(), 0.0, out.view_mut(), device.stream());
     assert!(result.unwrap_err().to_string().contains("QK_ERROR_VALUE"));
 }

@@ -11,8 +11,8 @@ use qlora_kernels::ops::linear::{Dropout, Input, Lora, Segment, Weight, forward,
 use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx, lora_dy_b};
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
 use qlora_kernels::ops::nf4::Layout;
-use qlora_kernels::philox::Stream;
 use qlora_kernels::reference::{self, LoraTerm};
+use qlora_kernels::rng::Stream;
 use qlora_kernels::weights::Nf4Weight;
 
 const STEP: f64 = 1.0 / 2048.0;

@@ -18,7 +18,7 @@ fn identity(size: usize) -> Vec<bf16> {
     (0..size * size).map(|i| bf16::from_f32(f32::from(u8::from(i % (size + 1) == 0)))).collect()
 }
 
-/// With ones and identities S is the mask, and so is dA: both must be that of `philox::Dropout`, which the CPU trains
+/// With ones and identities S is the mask, and so is dA: both must be that of `rng::Dropout`, which the CPU trains
 /// with.
 #[test]
 fn the_mask_is_that_of_philox_in_s_and_in_da() {

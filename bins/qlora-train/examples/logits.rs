@@ -26,7 +26,13 @@ fn main() -> Result<()> {
         Settings::load(None, &[("model".to_owned(), model.clone()), ("quantization".to_owned(), "none".to_owned())])?;
     let base = Loaded::open(&settings)?;
     let vocab_size = base.checkpoint.arch().vocab_size;
-    let options = DataOptions { max_length: 2048, too_long: TooLong::Error, vocab_size, eos_token_ids: Vec::new() };
+    let options = DataOptions {
+        max_length: 2048,
+        too_long: TooLong::Error,
+        vocab_size,
+        eos_token_ids: Vec::new(),
+        ..DataOptions::default()
+    };
     let mut rows = load_once(&[rows.into()], &|| base.open_tokenizer(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);

@@ -118,7 +118,7 @@ fn conversations_that_a_template_refuses_are_refused_with_its_words() {
         let path = dir.path().join("rows.jsonl");
         fs::write(&path, json!({"messages": conversation}).to_string()).unwrap();
         let options =
-            DataOptions { max_length: 512, too_long: TooLong::Drop, vocab_size: 50_000, eos_token_ids: vec![] };
+            DataOptions { max_length: 512, too_long: TooLong::Drop, vocab_size: 50_000, ..DataOptions::default() };
         let error = load(&[path], Some(tokenizer), &options).unwrap_err();
         let (text, words) = (error.to_string(), case["refused"].as_str().unwrap());
         assert!(text.contains("rows.jsonl: line 1") && text.contains(words), "{name}: {text}");

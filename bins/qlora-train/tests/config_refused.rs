@@ -1,4 +1,4 @@
-//! Bad settings: exit status 2, one line that names the place, what was found and what was expected.
+//! Bad settings: exit status 2, a line that names the place, what was found and what was expected, and the line itself.
 
 use std::io::Write;
 
@@ -10,7 +10,15 @@ fn refusal<T: std::fmt::Debug>(result: Result<T>) -> String {
     let error = result.expect_err("should be refused");
     assert_eq!(error.exit_status(), 2, "{error}");
     let text = error.to_string();
-    assert!(!text.contains('\n'), "{text:?}");
+    // One line for each fault, and below it the line of the file, if there is one.
+    let mut lines = text.lines();
+    assert!(lines.next().is_some_and(|line| !line.trim().is_empty()), "{text:?}");
+    for line in lines {
+        let shown = line
+            .split_once('|')
+            .is_some_and(|(number, _)| number.trim().parse::<u64>().is_ok() || number.trim().is_empty());
+        assert!(shown || line.starts_with("error: "), "{text:?}");
+    }
     text
 }
 
@@ -40,14 +48,16 @@ fn says(text: &str, parts: &[&str]) {
 
 #[test]
 fn unknown_settings_name_place_and_nearest() {
-    says(&yaml("seed: 1\nlora_rnk: 8"), &["cfg.yaml line 2", "`lora_rnk`", "nearest known one is `lora_rank`"]);
+    says(&yaml("seed: 1\nlora_rnk: 8"), &["cfg.yaml line 2", "`lora_rnk`", "did you mean `lora_rank`?"]);
     says(&yaml("lora:\n  rnk: 8"), &["cfg.yaml line 2", "`lora.rnk`", "`lora.rank`"]);
     says(&yaml("wibble:"), &["`wibble`", "not a known setting"]);
     says(&yaml("learningrate:\n  max: 1"), &["`learningrate`", "`learning_rate`"]);
     says(&yaml("datasets: [{path: a, shards: 4}]"), &["line 1", "`datasets`", "`shards`"]);
-    says(&flags(&["--xyzzy", "8"]), &["`--xyzzy`", "not a known setting", "nearest known one is `--"]);
+    let far = flags(&["--xyzzy", "8"]);
+    says(&far, &["`--xyzzy`", "not a known setting"]);
+    assert!(!far.contains("did you mean"), "{far}");
     says(&flags(&["--lora-rnk", "8"]), &["--lora-rnk", "--lora-r"]);
-    says(&refusal(Settings::load(None, &[("lora-rnk".into(), "8".into())])), &["`--lora-rnk`", "`lora_rank`"]);
+    says(&refusal(Settings::load(None, &[("lora-rnk".into(), "8".into())])), &["`--lora-rnk`", "`--lora-rank`"]);
 }
 
 #[test]
@@ -59,7 +69,6 @@ fn wrong_types_and_ranges_name_found_and_expected() {
         ("lora_r: eight", &["`eight`"]),
         ("lora_r: [8]", &["a list of 1 beginning with `8`"]),
         ("lora_r: {a: 1}", &["a section with the key `a`"]),
-        ("lora_r: null", &["`null`"]),
         ("lora_r: true", &["`true`"]),
         ("lora_r: 99999999999999999999999999", &["expected an integer"]),
         ("lora_dropout: 1", &["from 0 to below 1"]),
@@ -91,10 +100,13 @@ fn wrong_types_and_ranges_name_found_and_expected() {
         ("revision: 12e4", &["quotes"]),
         ("lora_target_modules: [q_proj, qproj]", &["`qproj`", "gate_proj"]),
         ("lora_target_modules: []", &["an empty list"]),
-        ("quantization: null", &["nf4 or none"]),
         ("preset: fast", &["loraplus"]),
         ("datasets: [{type: chat_template}]", &["without `path`"]),
-        ("datasets: [{path: a, type: alpaca}]", &["`type: alpaca`", "not supported yet"]),
+        ("datasets: [{path: a, type: input_output}]", &["`type: input_output`", "not supported yet"]),
+        ("datasets: [{path: a, train_on_eos: all}]", &["`train_on_eos: all`", "not supported yet"]),
+        ("datasets: [{path: a, field_instruction: q}, {path: b, field_instruction: r}]", &["`q`", "`r`", "keep one"]),
+        ("eval_steps: 0 per epoch", &["`N per epoch`"]),
+        ("saves_per_epoch: many", &["in each epoch"]),
         ("data: ['']", &["a list of paths"]),
     ] {
         let text = yaml(&format!("# first line\n{line}"));
@@ -109,7 +121,7 @@ fn wrong_types_and_ranges_name_found_and_expected() {
 
 #[test]
 fn one_value_keys_are_checked() {
-    for line in ["bias: all", "task_type: SEQ_CLS", "bf16: false", "fp16: true", "bnb_4bit_quant_type: fp4"] {
+    for line in ["bias: all", "task_type: SEQ_CLS", "stage: dpo", "training_mode: dpo", "bnb_4bit_quant_type: fp4"] {
         says(&yaml(line), &["cfg.yaml line 1", "expected `"]);
     }
     says(&yaml("adapter: ia3"), &["lora or qlora"]);
@@ -119,20 +131,20 @@ fn one_value_keys_are_checked() {
 #[test]
 fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
     for (name, on) in [
-        ("saves_per_epoch", "2"),
         ("push_to_hub", "true"),
-        ("report_to", "wandb"),
-        ("report_to", "[wandb]"),
         ("use_dora", "true"),
-        ("load_in_8bit", "true"),
+        ("fp16", "true"),
+        ("label_smoothing_factor", "0.1"),
+        ("neftune_noise_alpha", "5"),
+        ("rank_pattern", "{q_proj: 4}"),
         ("modules_to_save", "[lm_head]"),
     ] {
         says(&yaml(&format!("{name}: {on}")), &[name, "is not supported yet"]);
-        for off in ["false", "null", "none", "0", "[]", "", "no"] {
+        for off in ["false", "null", "none", "0", "0.0", "[]", "{}", "", "no"] {
             Settings::from_yaml(&format!("{name}: {off}"), "cfg.yaml", &[]).unwrap();
         }
     }
-    says(&flags(&["--saves-per-epoch", "2"]), &["saves-per-epoch", "is not supported yet"]);
+    says(&flags(&["--neftune-noise-alpha", "2"]), &["neftune-noise-alpha", "is not supported yet"]);
     for optim in ["adafactor", "lion_8bit", "sgd"] {
         says(&yaml(&format!("optim: {optim}")), &[optim, "is not supported yet", "adamw_8bit or adamw_torch"]);
     }
@@ -235,4 +247,44 @@ fn validate_names_what_the_purpose_lacks() {
     says(&refusal(Settings { weight_decay: f64::NAN, ..full.clone() }.validate(Purpose::Train)), &["`weight_decay`"]);
     let nan_rate = Settings { learning_rate: Some(f64::NAN), ..full };
     says(&refusal(nan_rate.validate(Purpose::Train)), &["`learning_rate`"]);
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once_with_its_line() {
+    let text =
+        yaml("model: m\nlora_rnk: 8\nlora:\n  dropout: 2\nuse_dora: true\nwarmup_steps: 3\nwarmup_ratio: 0.5\nlr: x");
+    let told: Vec<&str> = text.split("\nerror: ").collect();
+    assert_eq!(told.len(), 5, "{text}");
+    for (line, shown) in
+        [(2, "lora_rnk: 8"), (4, "  dropout: 2"), (5, "use_dora: true"), (6, "warmup_steps: 3"), (8, "lr: x")]
+    {
+        let fault = told.iter().find(|fault| fault.starts_with(&format!("cfg.yaml line {line}: ")));
+        let fault = fault.unwrap_or_else(|| panic!("line {line}: {text}"));
+        assert!(fault.contains(&format!("{line} | {shown}")) && fault.contains("^^"), "{fault}");
+    }
+    // Those of the flags too.
+    let flags = [("lora_r".to_string(), "0".to_string()), ("sed".to_string(), "1".to_string())];
+    let text = refusal(Settings::from_yaml("lora_dropout: 2", "cfg.yaml", &flags));
+    says(&text, &["cfg.yaml line 1", "\nerror: `--lora-r`: found `0`", "\nerror: `--sed` is not a known setting"]);
+}
+
+#[test]
+fn a_suggestion_is_close_and_sets_something() {
+    for (name, instead) in [
+        ("lora_alfa", Some("`lora_alpha`")),
+        ("learning_rat", Some("`learning_rate`")),
+        ("batch_siz", Some("`batch_size`")),
+        ("config", Some("without a flag")),
+        ("dry_run", Some("qlora-train plan")),
+        ("wandb_projct", None),
+        ("save_only_modl", None),
+        ("fsdp_confg", None),
+        ("frobnicate", None),
+    ] {
+        let text = yaml(&format!("{name}: 1"));
+        match instead {
+            Some(instead) => says(&text, &[name, instead]),
+            None => assert!(text.contains("is not a known setting") && !text.contains("did you mean"), "{text}"),
+        }
+    }
 }

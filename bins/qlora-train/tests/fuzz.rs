@@ -12,7 +12,7 @@ mod targets;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 
 const EXECUTIONS: usize = 1500;
 

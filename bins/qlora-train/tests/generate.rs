@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};

@@ -3,8 +3,8 @@
 mod support;
 
 use proptest::prelude::*;
-use qlora_kernels::philox::Stream;
-use qlora_kernels::reference::RopeScaling;
+use qlora_kernels::rng::Stream;
+use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};

@@ -10,7 +10,7 @@ use qlora_kernels::ops::linear::{self, Input, Lora, Segment, Weight};
 use qlora_kernels::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward};
 use qlora_kernels::ops::lora_gradients::{self, ForwardInputs, PairGradient};
 use qlora_kernels::ops::nf4;
-use qlora_kernels::reference::AdamW;
+use qlora_kernels::optim::AdamW;
 use std::error::Error;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -5,7 +5,7 @@ use crate::ops::linear::{self, Adapters, Input, Lora, Path, Segment, Weight};
 use crate::ops::linear_backward::{self, Backward, Call, SegmentBackward};
 use crate::ops::lora_gradients::{ForwardInputs, PairGradient, call};
 use crate::ops::{adamw, attention, attention_cache, cross_entropy, lora_gradients, nf4};
-use crate::reference::AttentionShape;
+use crate::shape::AttentionShape;
 use crate::{CudaError, sys};
 use proptest::prelude::*;
 

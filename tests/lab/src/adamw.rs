@@ -3,11 +3,12 @@
 use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
-use qlora_kernels::blockwise::{BLOCK_SIZE, adamw_blockwise};
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::adamw::{GradientState, STATE_LEN, States, Tensor, Tensors, rates};
-use qlora_kernels::philox;
-use qlora_kernels::reference::{AdamW, adamw};
+use qlora_kernels::optim::AdamW;
+use qlora_kernels::optim8bit::{BLOCK_SIZE, adamw_blockwise};
+use qlora_kernels::reference::adamw;
+use qlora_kernels::rng;
 
 pub const UPDATES: u64 = 2;
 
@@ -169,7 +170,7 @@ impl Operation for OptimizerStep {
 
     /// Gradients of many magnitudes, some of them 0.
     fn inputs(&self) -> Inputs {
-        let mut stream = philox::Stream::new(self.seed, 3);
+        let mut stream = rng::Stream::new(self.seed, 3);
         let mut inputs: Inputs = Vec::new();
         for tensor in &self.tensors {
             let value = (0..tensor.n).map(|_| stream.uniform() - 0.5).collect();

@@ -10,8 +10,8 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::attention::{Attention, attention, attention_backward};
-use qlora_kernels::philox;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng;
+use qlora_kernels::shape::AttentionShape;
 
 #[derive(Clone, Debug)]
 pub struct AttentionOperation {
@@ -204,7 +204,7 @@ impl Operation for AttentionOperation {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 12);
+        let mut stream = rng::Stream::new(self.seed, 12);
         let mut numbers = |len: usize, size: f32| {
             to_bf16(&(0..len).map(|_| (stream.uniform() * 2.0 - 1.0) * size).collect::<Vec<f32>>())
         };

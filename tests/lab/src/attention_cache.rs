@@ -8,8 +8,8 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::philox;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng;
+use qlora_kernels::shape::AttentionShape;
 
 #[derive(Clone, Debug)]
 pub struct CacheOperation {
@@ -107,7 +107,7 @@ impl Operation for CacheOperation {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 21);
+        let mut stream = rng::Stream::new(self.seed, 21);
         let (width, qkv_width, out) = (attention_cache::width(self.shape), self.shape.qkv(), self.shape.out());
         let tokens: usize = self.documents.iter().map(|(past, new)| past + new).sum();
         let rows = tokens + self.gap * (self.documents.len() + 1) + self.documents.len();

@@ -11,7 +11,7 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::cross_entropy::{CrossEntropy, LossState, STATE_LEN, Shape, cross_entropy, workspace_bytes};
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Values {
@@ -203,7 +203,7 @@ impl Operation for Loss {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 13);
+        let mut stream = rng::Stream::new(self.seed, 13);
         let Self { m, h, vocab, .. } = *self;
         let targets = (0..m)
             .map(|_| {
@@ -241,7 +241,7 @@ impl Operation for Loss {
         };
         // From a stream of their own, so that all else is that of a loss without weights. Powers of two, where no
         // product is to be rounded.
-        let mut stream = philox::Stream::new(self.seed, 15);
+        let mut stream = rng::Stream::new(self.seed, 15);
         let mut weight = || match (stream.below(4), self.values) {
             (0, _) => 0.0,
             (_, Values::Exact) => [0.5, 1.0, 2.0, -1.0][stream.below(4) as usize],
@@ -287,7 +287,7 @@ impl Operation for Loss {
 
     fn check(&self, host: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let losses: Vec<f64> = output.losses.iter().map(|&bits| f32::from_bits(bits).into()).collect();
-        let mut stream = philox::Stream::new(self.seed, 14);
+        let mut stream = rng::Stream::new(self.seed, 14);
         for row in chosen(self.m, (most / self.h).max(2), &mut stream) {
             let ((loss, bound), gradient) = host.expected(row, self.h);
             let right = if loss.is_nan() { losses[row].is_nan() } else { (losses[row] - loss).abs() <= bound };

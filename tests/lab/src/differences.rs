@@ -1,6 +1,6 @@
 //! Central finite differences of functions of f64 slices, with an error bound rather than a tolerance.
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 
 /// The step, a power of two. Test inputs are multiples of 2⁻²⁰ below 2⁵, so `x ± STEP` and `x ± 2·STEP` are exact.
 pub const STEP: f64 = 1.0 / 2048.0;

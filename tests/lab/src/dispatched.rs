@@ -7,7 +7,7 @@ use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::dispatch::{self, Dispatch};
 use qlora_kernels::ops::linear::{Input, lora_down};
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 
 #[derive(Clone, Debug)]
 pub struct Dispatched<'a> {
@@ -25,7 +25,7 @@ impl Dispatched<'_> {
     pub fn check_rounded(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let Linear { m, k, pad_x, .. } = self.linear;
         let columns = self.linear.columns();
-        let mut stream = philox::Stream::new(self.linear.seed, 4);
+        let mut stream = rng::Stream::new(self.linear.seed, 4);
         let mut column = 0;
         for (part, (host, y)) in self.linear.parts.iter().zip(inputs.parts.iter().zip(&output.y)) {
             for _ in 0..most.min(256) {

@@ -9,7 +9,7 @@ use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::dispatch::{self, Dispatch};
 use qlora_kernels::ops::linear_backward::{Backward, lora_dy_b};
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 
 #[derive(Clone, Debug)]
 pub struct DispatchedDx<'a> {
@@ -51,7 +51,7 @@ impl DispatchedDx<'_> {
     /// As the fused kernel's, with every partial sum rounded.
     pub fn check_rounded(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let linear = &self.dx.linear;
-        let mut stream = philox::Stream::new(linear.seed, 5);
+        let mut stream = rng::Stream::new(linear.seed, 5);
         let terms: usize = linear.parts.iter().map(|part| part.n + part.r + 1).sum();
         for token in
             chosen(linear.m, if most == usize::MAX { most } else { most.div_ceil(linear.k).max(2) }, &mut stream)

@@ -9,8 +9,8 @@ use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
-use qlora_kernels::ops::layer::{self, Residual, RopeTable};
-use qlora_kernels::{philox, reference};
+use qlora_kernels::ops::{self, Residual, RopeTable};
+use qlora_kernels::{reference, rng, rope};
 
 /// The kinds of operation, which share sizes, inputs and the comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub struct Host {
     c: Vec<bf16>,
     weight: Vec<f32>,
     positions: Vec<u32>,
-    table: reference::RopeTable<f32>,
+    table: rope::RopeTable<f32>,
 }
 
 pub struct Buffers {
@@ -112,7 +112,7 @@ impl Layer {
                 let row = self.row();
                 let f64s = |values: &[f32]| values.iter().map(|&x| x.into()).collect::<Vec<f64>>();
                 let (cos, sin) = (f64s(&host.table.cos), f64s(&host.table.sin));
-                let table = reference::RopeTable { half: width / 2, cos, sin };
+                let table = rope::RopeTable { half: width / 2, cos, sin };
                 let rotate = if inverse { reference::rope_inverse } else { reference::rope };
                 let before = c.clone();
                 rotate(&mut c, row, heads, &host.positions, &table);
@@ -190,7 +190,7 @@ impl Operation for Layer {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 11);
+        let mut stream = rng::Stream::new(self.seed, 11);
         let mut numbers = |len: usize, size: f32| {
             to_bf16(&(0..len).map(|_| (stream.uniform() * 2.0 - 1.0) * size).collect::<Vec<f32>>())
         };
@@ -199,7 +199,7 @@ impl Operation for Layer {
         let (a, b, c) = (numbers(len, size), numbers(len, 1.0), numbers(len, size));
         let weight = numbers(self.width, 1.0).iter().map(|w| w.to_f32()).collect();
         let positions = (0..self.m).map(|_| stream.below(POSITIONS as u32)).collect();
-        let table = reference::RopeTable::new(self.width.max(2), 10_000.0, reference::RopeScaling::Default, POSITIONS);
+        let table = rope::RopeTable::new(self.width.max(2), 10_000.0, rope::RopeScaling::Default, POSITIONS);
         let mut host = Host { a, b, c, weight, positions, table };
         if matches!(self.kind, Kind::SwigluBackward { .. }) {
             host.a.truncate(self.m * self.width);
@@ -230,26 +230,26 @@ impl Operation for Layer {
         let Buffers { a, b, c, d, weight, positions, cosines, sines } = buffers;
         let weight = weight.view();
         match self.kind {
-            Kind::Norm => layer::rms_norm(Residual::Plain(a.view()), weight, EPS, d.view_mut(), stream),
+            Kind::Norm => ops::rms_norm(Residual::Plain(a.view()), weight, EPS, d.view_mut(), stream),
             Kind::AddNorm => {
                 let input = Residual::Add { x: a.view(), delta: b.view(), sum: c.view_mut() };
-                layer::rms_norm(input, weight, EPS, d.view_mut(), stream)
+                ops::rms_norm(input, weight, EPS, d.view_mut(), stream)
             }
             Kind::AddNormInPlace => {
                 let input = Residual::AddInPlace { x: a.view_mut(), delta: b.view() };
-                layer::rms_norm(input, weight, EPS, d.view_mut(), stream)
+                ops::rms_norm(input, weight, EPS, d.view_mut(), stream)
             }
             Kind::NormBackward { accumulate } => {
-                layer::rms_norm_backward(a.view(), b.view(), weight, EPS, accumulate, c.view_mut(), stream)
+                ops::rms_norm_backward(a.view(), b.view(), weight, EPS, accumulate, c.view_mut(), stream)
             }
             Kind::Rope { heads, inverse, .. } => {
                 let table = RopeTable { half: self.width / 2, cosines: cosines.view(), sines: sines.view() };
-                layer::rope(c.view_mut(), self.row(), heads, positions.view(), table, inverse, stream)
+                ops::rope(c.view_mut(), self.row(), heads, positions.view(), table, inverse, stream)
             }
-            Kind::Swiglu => layer::swiglu(a.view(), self.width, d.view_mut(), stream),
+            Kind::Swiglu => ops::swiglu(a.view(), self.width, d.view_mut(), stream),
             Kind::SwigluBackward { recompute } => {
                 let out = recompute.then(|| d.view_mut());
-                layer::swiglu_backward(a.view(), c.view_mut(), self.width, out, stream)
+                ops::swiglu_backward(a.view(), c.view_mut(), self.width, out, stream)
             }
         }
     }

@@ -12,7 +12,7 @@ use qlora_kernels::ops::linear::{
     self, Adapters, Input, Lora, Path, Segment, Weight, forward, lora_columns, lora_down,
 };
 use qlora_kernels::ops::nf4::Layout;
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 use qlora_kernels::weights::Nf4Weight;
 
 /// What one segment is made of.
@@ -109,7 +109,7 @@ impl Linear {
         self.values == Values::Exact
     }
 
-    pub fn numbers(&self, len: usize, stream: &mut philox::Stream) -> Vec<bf16> {
+    pub fn numbers(&self, len: usize, stream: &mut rng::Stream) -> Vec<bf16> {
         let values = if self.exact() {
             integers(len, 2, stream)
         } else {
@@ -122,7 +122,7 @@ impl Linear {
         self.parts.iter().map(|part| part.r.next_multiple_of(8)).sum()
     }
 
-    fn plain_weight(&self, len: usize, stream: &mut philox::Stream) -> Vec<f32> {
+    fn plain_weight(&self, len: usize, stream: &mut rng::Stream) -> Vec<f32> {
         if !self.exact() {
             return weights(len, stream.next_u32().into());
         }
@@ -138,7 +138,7 @@ impl Linear {
         (0..len).map(&mut next).collect()
     }
 
-    pub fn part(&self, part: &Part, stream: &mut philox::Stream) -> HostPart {
+    pub fn part(&self, part: &Part, stream: &mut rng::Stream) -> HostPart {
         let nf4 = if self.values == Values::RandomCodes {
             random_codes(part.n, self.k, stream)
         } else {
@@ -164,7 +164,7 @@ impl Linear {
     }
 
     /// `[r, k]`, rows from `rank` on zero.
-    fn a(&self, rank: usize, r: usize, stream: &mut philox::Stream) -> Vec<bf16> {
+    fn a(&self, rank: usize, r: usize, stream: &mut rng::Stream) -> Vec<bf16> {
         let mut a = vec![bf16::ZERO; r * self.k];
         if self.exact() {
             // One feature a rank, so that S stays a small integer.
@@ -176,7 +176,7 @@ impl Linear {
     }
 
     /// Runs of tokens of one adapter, some of none and some of one that does not exist.
-    pub fn index(&self, stream: &mut philox::Stream) -> Vec<i32> {
+    pub fn index(&self, stream: &mut rng::Stream) -> Vec<i32> {
         let mut adapter = -1;
         let mut next = |_| {
             if stream.below(4) == 0 {
@@ -284,7 +284,7 @@ impl Operation for Linear {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 2);
+        let mut stream = rng::Stream::new(self.seed, 2);
         let x = self.numbers(self.m * (self.k + self.pad_x), &mut stream);
         let index = self.index(&mut stream);
         Host { x, index, parts: self.parts.iter().map(|part| self.part(part, &mut stream)).collect() }
@@ -336,7 +336,7 @@ impl Operation for Linear {
 
     fn check(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let (columns, ldx) = (self.columns(), self.k + self.pad_x);
-        let mut stream = philox::Stream::new(self.seed, 3);
+        let mut stream = rng::Stream::new(self.seed, 3);
         let mut column = 0;
         for (part, (host, y)) in self.parts.iter().zip(inputs.parts.iter().zip(&output.y)) {
             let tokens = chosen(self.m, if most == usize::MAX { most } else { 16 }, &mut stream);

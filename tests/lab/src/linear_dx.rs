@@ -13,7 +13,7 @@ use qlora_kernels::ops::linear_backward::{
     self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_dy_b,
 };
 use qlora_kernels::ops::nf4::Layout;
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 use qlora_kernels::weights::Nf4Weight;
 
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ impl LinearDx {
             column += part.r.next_multiple_of(8);
         }
         if let Some(Dropout { p, seed, dropout_id, dropout_step, first_token }) = self.dropout {
-            let mask = philox::Dropout::new(seed, dropout_id, dropout_step, p);
+            let mask = rng::Dropout::new(seed, dropout_id, dropout_step, p);
             for (i, (sum, magnitude)) in row.0.iter_mut().enumerate() {
                 let factor = f64::from(mask.factors(first_token as u32 + token as u32, i as u32 / 4)[i % 4]);
                 // A dropped element is zero whatever it was.
@@ -192,7 +192,7 @@ impl Operation for LinearDx {
 
     fn inputs(&self) -> Host {
         let Linear { m, k, pad_x, .. } = self.linear;
-        let mut stream = philox::Stream::new(self.linear.seed, 4);
+        let mut stream = rng::Stream::new(self.linear.seed, 4);
         let mut dx = vec![SENTINEL; m * (k + pad_x)];
         if self.accumulate {
             dx.chunks_mut(k + pad_x).for_each(|row| row[..k].copy_from_slice(&self.linear.numbers(k, &mut stream)));
@@ -261,7 +261,7 @@ impl Operation for LinearDx {
 
     fn check(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let Linear { m, k, pad_x, .. } = self.linear;
-        let mut stream = philox::Stream::new(self.linear.seed, 5);
+        let mut stream = rng::Stream::new(self.linear.seed, 5);
         let terms: usize = self.linear.parts.iter().map(|part| part.n + part.r).sum();
         for token in chosen(m, if most == usize::MAX { most } else { most.div_ceil(k).max(2) }, &mut stream) {
             self.check_t(inputs, &output.t, token)?;

@@ -6,7 +6,7 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream, ViewMut};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 
 #[derive(Clone, Debug)]
 pub struct LogitsOperation {
@@ -53,7 +53,7 @@ impl Operation for LogitsOperation {
 
     /// Rows that no token names are NaN.
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 22);
+        let mut stream = rng::Stream::new(self.seed, 22);
         let mut numbers = |len: usize| to_bf16(&(0..len).map(|_| stream.uniform() * 2.0 - 1.0).collect::<Vec<f32>>());
         let (mut hidden, head) = (numbers(self.m * self.h), numbers(self.vocab * self.h));
         for (row, values) in hidden.chunks_mut(self.h).enumerate() {

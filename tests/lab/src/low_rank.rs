@@ -9,9 +9,9 @@ use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::linear::{self, Adapters, Dropout, Input, Lora, Segment, Weight};
 use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward, lora_dy_b};
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
-use qlora_kernels::philox;
 use qlora_kernels::reference;
 use qlora_kernels::reference::LoraTerm;
+use qlora_kernels::rng;
 
 #[derive(Clone, Copy, Debug)]
 pub struct LowRankPart {
@@ -106,13 +106,13 @@ impl LowRank {
         self.parts.iter().map(|part| part.r.next_multiple_of(8)).sum()
     }
 
-    fn numbers(&self, len: usize, stream: &mut philox::Stream) -> Vec<f32> {
-        let integer = |stream: &mut philox::Stream| stream.below(5) as f32 - 2.0;
+    fn numbers(&self, len: usize, stream: &mut rng::Stream) -> Vec<f32> {
+        let integer = |stream: &mut rng::Stream| stream.below(5) as f32 - 2.0;
         (0..len).map(|_| if self.exact { integer(stream) } else { stream.uniform() * 2.0 - 1.0 }).collect()
     }
 
     /// [rows, len]; exact: one element of each row of `along`, so that the product with it stays a small integer.
-    fn pairs(&self, count: usize, rows: usize, len: usize, transposed: bool, stream: &mut philox::Stream) -> Vec<bf16> {
+    fn pairs(&self, count: usize, rows: usize, len: usize, transposed: bool, stream: &mut rng::Stream) -> Vec<bf16> {
         if !self.exact {
             return to_bf16(&self.numbers(count * rows * len, stream));
         }
@@ -125,7 +125,7 @@ impl LowRank {
         matrix
     }
 
-    fn part(&self, part: &LowRankPart, stream: &mut philox::Stream) -> HostPart {
+    fn part(&self, part: &LowRankPart, stream: &mut rng::Stream) -> HostPart {
         let (count, LowRankPart { n, r, pad }) = (self.count(), *part);
         HostPart {
             a: self.pairs(count, r, self.k, false, stream),
@@ -200,9 +200,9 @@ fn bits(values: &[u16]) -> Vec<bf16> {
     values.iter().map(|&bits| bf16::from_bits(bits)).collect()
 }
 
-/// The factors of `tokens`, as src/philox.rs draws them.
+/// The factors of `tokens`, as src/rng.rs draws them.
 pub fn factors(dropout: Dropout, tokens: &[usize], k: usize) -> Vec<f64> {
-    let mask = philox::Dropout::new(dropout.seed, dropout.dropout_id, dropout.dropout_step, dropout.p);
+    let mask = rng::Dropout::new(dropout.seed, dropout.dropout_id, dropout.dropout_step, dropout.p);
     let row = |&token: &usize| {
         let token = dropout.first_token as u32 + token as u32;
         (0..k).map(move |i| f64::from(mask.factors(token, i as u32 / 4)[i % 4]))
@@ -234,7 +234,7 @@ impl Operation for LowRank {
     }
 
     fn inputs(&self) -> Host {
-        let mut stream = philox::Stream::new(self.seed, 7);
+        let mut stream = rng::Stream::new(self.seed, 7);
         let x = to_bf16(&self.numbers(self.m * (self.k + self.pad_x), &mut stream));
         // Runs of tokens of one adapter, as the rows of a batch are; -1: none.
         let mut adapter = 0;

@@ -65,7 +65,9 @@ impl Adapter {
                 base_name.name
             )),
         }
-        if let Some(found) = self.config.base_model_name_or_path.as_deref().filter(|name| *name != base_name.name) {
+        // Equal fingerprints say more than names.
+        let named = self.config.base_model_name_or_path.as_deref().filter(|_| self.base_fingerprint().is_none());
+        if let Some(found) = named.filter(|name| *name != base_name.name) {
             warnings.push(format!("the adapter names {found:?} as its base, this model is {:?}", base_name.name));
         }
         if let (Some(found), Some(here)) = (&self.config.revision, &base_name.revision)

@@ -14,6 +14,8 @@ use crate::files::json::read_object;
 use crate::files::safetensors::{TensorFile, write_header};
 use crate::refuse;
 
+const PEFT_PREFIX: &str = "base_model.model.";
+
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 const CARD: &str = "README.md";
@@ -80,13 +82,32 @@ impl Adapter {
         let file = TensorFile::open(&model_path)?;
         let mut tensors = BTreeMap::new();
         for (name, info) in &file.tensors {
-            tensors.insert(name.clone(), (info.shape.clone(), file.read_f32(name, info, |_| ())?));
+            let values = (info.shape.clone(), file.read_f32(name, info, |_| ())?);
+            if tensors.insert(canonical_key(name), values).is_some() {
+                refuse!(
+                    "{}: tensor `{name}`: found another of the same linear under another prefix",
+                    model_path.display()
+                );
+            }
         }
         let mut metadata = file.metadata;
         metadata.remove("format");
         let adapter = Self { config, tensors, metadata };
         adapter.pairs(&model_path.display().to_string())?;
         Ok(adapter)
+    }
+}
+
+/// PEFT's key of a tensor that was saved from a compiled model (`_orig_mod.`), or without
+/// PEFT's prefix; a key of another kind stays as it is.
+fn canonical_key(name: &str) -> String {
+    let plain = name.replace("_orig_mod.", "");
+    let path = plain.strip_prefix("base_model.model.").or(plain.strip_prefix("base_model.")).unwrap_or(&plain);
+    match path {
+        path if !path.contains(".lora_A.") && !path.contains(".lora_B.") => name.to_owned(),
+        path if path.starts_with("model.layers.") => format!("{PEFT_PREFIX}{path}"),
+        path if path.starts_with("layers.") => format!("{PEFT_PREFIX}model.{path}"),
+        _ => name.to_owned(),
     }
 }
 
@@ -109,4 +130,28 @@ pub fn copy_tokenizer_files(base_dir: &Path, out_dir: &Path) -> Result<Vec<Strin
     }
     files.commit()?;
     Ok(copied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_under_other_prefixes_are_those_of_peft() {
+        let linear = "layers.0.self_attn.q_proj.lora_A";
+        let expected = format!("base_model.model.model.{linear}.weight");
+        for prefix in [
+            "base_model.model.model.",
+            "base_model.model._orig_mod.model.",
+            "model.",
+            "",
+            "base_model.model.",
+            "_orig_mod.model.",
+        ] {
+            assert_eq!(canonical_key(&format!("{prefix}{linear}.weight")), expected, "{prefix}");
+        }
+        for other in ["model.embed_tokens.weight", "base_model.model.lm_head.lora_A.weight", "vision.0.lora_A.weight"] {
+            assert_eq!(canonical_key(other), other);
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod card;
 mod config;
 mod files;
 mod fold;
+mod locate;
 mod pairs;
 mod recipe;
 
@@ -20,6 +21,7 @@ use crate::lora::ParamId;
 
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
+pub use locate::{is_adapter, recorded_base};
 pub use pairs::LoraPair;
 pub use recipe::Recipe;
 

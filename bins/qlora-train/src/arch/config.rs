@@ -138,14 +138,6 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
     map
 }
 
-/// Refuses `key` unless it is absent or has the one value that is computed.
-pub(super) fn only_number(keys: &Keys, key: &str, neutral: f64) -> Result<()> {
-    match keys.number(key)? {
-        Some(x) if x != neutral => Err(keys.wrong(key, &format!("{neutral}, the only supported value"))),
-        _ => Ok(()),
-    }
-}
-
 /// Refuses `key` where it is true.
 pub(super) fn only_false(keys: &Keys, key: &str) -> Result<()> {
     match keys.flag(key)? {
@@ -176,14 +168,20 @@ fn token_ids(keys: &Keys, key: &str, default: Option<u32>, vocab_size: usize) ->
     let Some(value) = keys.map.get(key) else {
         return Ok(default.filter(|&id| (id as usize) < vocab_size).into_iter().collect());
     };
-    let expected = || keys.wrong(key, &format!("token ids below vocab_size ({vocab_size})"));
-    let id = |value: &Value| {
-        let id = value.as_u64().filter(|&id| id < vocab_size as u64);
-        id.and_then(|id| u32::try_from(id).ok()).ok_or_else(expected)
+    let expected = || keys.wrong(key, "a token id or a list of them");
+    let one = |value: &Value| value.as_i64().ok_or_else(expected);
+    let ids: Vec<i64> = match value {
+        Value::Null => vec![],
+        Value::Array(list) => list.iter().map(one).collect::<Result<_>>()?,
+        value => vec![one(value)?],
     };
-    match value {
-        Value::Null => Ok(vec![]),
-        Value::Array(list) => list.iter().map(id).collect(),
-        one => Ok(vec![id(one)?]),
+    // transformers loads ids of another vocabulary: they can be neither given nor drawn.
+    let (here, foreign): (Vec<i64>, Vec<i64>) = ids.into_iter().partition(|id| (0..vocab_size as i64).contains(id));
+    if !foreign.is_empty() {
+        crate::report::status!(
+            "{}: key `{key}`: {foreign:?} is outside the vocabulary ({vocab_size} tokens) and is not used",
+            keys.source
+        );
     }
+    here.into_iter().map(|id| u32::try_from(id).map_err(|_| expected())).collect()
 }

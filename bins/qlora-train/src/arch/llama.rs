@@ -4,7 +4,7 @@
 //! A key that is absent has the default of transformers' `LlamaConfig`; a key that would change the arithmetic in a way
 //! that this trainer does not know is refused.
 
-use super::config::{self, Defaults, only_false, only_full_attention, only_number, only_silu};
+use super::config::{self, Defaults, only_false, only_full_attention, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -49,8 +49,12 @@ fn read(keys: &Keys) -> Result<Arch> {
 
 /// Keys that some configs carry and that change the arithmetic: only their neutral value is supported.
 fn check_neutral(keys: &Keys) -> Result<()> {
-    only_number(keys, "pretraining_tp", 1.0)?;
-    only_number(keys, "attention_dropout", 0.0)?;
+    // How Llama 2 was trained on several devices; it changes nothing since transformers 4.
+    keys.number("pretraining_tp")?;
+    // Dropout of attention in training; the frozen base is used without it, as PEFT's default leaves it to the config.
+    if keys.number("attention_dropout")?.is_some_and(|rate| rate != 0.0) {
+        crate::report::status!("{}: key `attention_dropout` is not used: nothing of attention is dropped", keys.source);
+    }
     only_silu(keys)?;
     for key in ["rope_interleaved", "use_sliding_window", "add_cross_attention"] {
         only_false(keys, key)?;

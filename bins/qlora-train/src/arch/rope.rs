@@ -1,7 +1,7 @@
 //! Rotary position settings of config.json, in the spelling of transformers v4 (`rope_theta` and `rope_scaling`) and
 //! of v5 (`rope_parameters`).
 
-pub use qlora_kernels::reference::RopeScaling;
+pub use qlora_kernels::rope::RopeScaling;
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;
@@ -13,7 +13,7 @@ const DEFAULT_THETA: f64 = 10_000.0;
 
 /// Every key that some rope type of transformers reads. A key outside this list is an error; one that is in it but is
 /// not read by the type at hand only warns, as it does there.
-const KNOWN_KEYS: [&str; 16] = [
+const KNOWN_KEYS: [&str; 18] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -30,6 +30,9 @@ const KNOWN_KEYS: [&str; 16] = [
     "mscale",
     "mscale_all_dim",
     "truncate",
+    // Of the models that were stretched by YaRN first; transformers reads neither.
+    "finetuned",
+    "attn_factor",
 ];
 
 /// Base wavelength and how the frequencies are stretched for long contexts.

@@ -8,8 +8,8 @@
 use super::{BufferShape, CheckedBatch, LinearGroup, Operands, TableShape};
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng::Dropout;
+use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
 /// One operation with its operands. It works on a range of the batch's tokens, which every buffer covers.

@@ -2,7 +2,7 @@
 
 use super::{Operands, OptimizerState, StateFormat};
 use crate::error::Result;
-use qlora_kernels::reference::AdamW;
+use qlora_kernels::optim::AdamW;
 
 /// One trainable tensor and how the optimizer treats it.
 pub struct ParamUpdate<'a, P> {

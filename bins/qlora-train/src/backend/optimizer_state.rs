@@ -1,6 +1,6 @@
 //! State that an optimiser keeps of a trainable tensor between two updates.
 
-use qlora_kernels::blockwise::BLOCK_SIZE;
+use qlora_kernels::optim8bit::BLOCK_SIZE;
 
 /// Tensors of fewer elements keep f32 states, as with bitsandbytes.
 const MIN_8BIT_LEN: usize = 4096;
@@ -38,7 +38,7 @@ impl StateFormat {
 pub enum OptimizerState {
     /// `[n]` each
     F32 { m: Vec<f32>, v: Vec<f32> },
-    /// Codes `[n]` under scales `[ceil(n / 256)]`; see [`qlora_kernels::blockwise`].
+    /// Codes `[n]` under scales `[ceil(n / 256)]`; see [`qlora_kernels::optim8bit`].
     Blockwise8 { m: Vec<u8>, m_absmax: Vec<f32>, v: Vec<u8>, v_absmax: Vec<f32> },
 }
 

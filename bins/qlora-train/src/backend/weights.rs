@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::reference::RopeTable;
+use qlora_kernels::rope::RopeTable;
 
 /// How frozen linear weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

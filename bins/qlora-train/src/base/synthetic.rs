@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 

@@ -15,7 +15,7 @@ use crate::session::host::set_threads;
 use crate::session::model_spec::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, StoredAs};
 use crate::session::{Device, DeviceJob};
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use std::time::Instant;
 
 /// Shape of the steps that are measured.

@@ -10,7 +10,7 @@ use crate::model::Source;
 use crate::session::weights::initial_lora;
 use half::bf16;
 use qlora_kernels::nf4::{Absmax, NESTED_BLOCK_SIZE, dynamic_map_signed};
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -16,7 +16,7 @@ use std::fmt::Write;
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// llama-3-8b, llama-3-70b or the path of a config.json
+    /// llama-3.2-1b, llama-3.2-3b, llama-3-8b, llama-3-70b, a model's directory or the path of a config.json
     #[arg(long)]
     shape: String,
     /// Tokens of a row

@@ -3,7 +3,7 @@
 use super::{Answer, ModelArgs};
 use crate::backend::Backend;
 use crate::config::{Settings, TooLong};
-use crate::data::{self, DataOptions, Dataset};
+use crate::data::{self, DataFiles, DataOptions, Dataset};
 use crate::error::Result;
 use crate::infer::evaluate::evaluate;
 use crate::infer::{InferenceJob, InferenceModel};
@@ -31,21 +31,27 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let settings = args.model.settings()?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open(&settings)?;
+    let loaded = Loaded::open_for(&settings, &args.model.adapter)?;
     loaded.check_size(&settings, &device)?;
     let options = DataOptions {
         max_length: args.max_length,
         too_long: TooLong::Error,
         vocab_size: loaded.checkpoint.arch().vocab_size,
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
+        columns: crate::session::columns(&settings),
+        max_samples: settings.max_samples.0,
+        ..DataOptions::default()
     };
-    let dataset = data::load_once(&args.data, &|| loaded.open_tokenizer(), &options)?;
+    let files = DataFiles::find(&args.data)?.training;
+    let dataset = data::load_once(&files, &|| loaded.open_tokenizer(), &options)?;
     status!("{}", dataset.report);
-    device.clone().run(Evaluate { args, settings, loaded, dataset, device })
+    device.clone().run(Evaluate { args, files, settings, loaded, dataset, device })
 }
 
 struct Evaluate<'a> {
     args: &'a EvalArgs,
+    /// What `--data` means.
+    files: Vec<PathBuf>,
     settings: Settings,
     loaded: Loaded,
     dataset: Dataset,
@@ -56,11 +62,12 @@ impl DeviceJob for Evaluate<'_> {
     type Output = Answer;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
-        let Self { args, settings, loaded, dataset, device } = self;
+        let Self { args, files, settings, loaded, dataset, device } = self;
         let longest = dataset.report.longest;
         // Short rows share a batch; a small data set needs no more than its own tokens.
         let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-        let adapters = &args.model.adapter;
+        let adapters = args.model.adapters();
+        let adapters = &adapters[..];
         let mut model = InferenceModel::load(
             &settings,
             &loaded.checkpoint,
@@ -84,7 +91,7 @@ impl DeviceJob for Evaluate<'_> {
                 true
             };
             let (backend, rows) = (&mut model.backend, &dataset.rows);
-            let evaluation = evaluate(backend, &model.model, rows, &args.data, tokens, &mut go_on)?;
+            let evaluation = evaluate(backend, &model.model, rows, &files, tokens, &mut go_on)?;
             let evaluation = evaluation.expect("it was not stopped");
             bar.finish();
             if adapters.len() < 2 {

@@ -5,11 +5,13 @@ use crate::backend::Backend;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::Result;
+use crate::infer::stop::stop_tokens;
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate};
 use crate::refuse;
 use crate::report::{Bars, status};
+use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
@@ -81,7 +83,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
-    let tokenizer = ChatTokenizer::open(checkpoint.dir(), settings.chat_template.as_deref())?;
+    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &args.model.adapter)?;
     let max_new_tokens = args.max_new_tokens as usize;
     let prompts = args.encode(&tokenizer)?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
@@ -92,8 +94,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
              prompt or lower --max-new-tokens"
         );
     }
-    let mut stop = checkpoint.arch().eos_token_ids.clone();
-    stop.extend(tokenizer.eos_token_id());
+    let stop = stop_tokens(checkpoint.dir(), checkpoint.arch(), &tokenizer, !args.raw)?;
     device.clone().run(Generate { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program })
 }
 
@@ -117,7 +118,8 @@ impl DeviceJob for Generate<'_> {
         let Self { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program } = self;
         let (checkpoint, max_new_tokens) = (&loaded.checkpoint, args.max_new_tokens as usize);
         let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
-        let adapters = &args.model.adapter;
+        let adapters = args.model.adapters();
+        let adapters = &adapters[..];
         let job = InferenceJob::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
         let mut model = InferenceModel::load(&settings, checkpoint, adapters, job, tokens, longest, &device, build)?;
         let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
@@ -151,10 +153,13 @@ impl DeviceJob for Generate<'_> {
                     stream.push(id)
                 },
             )?;
-            if let Some(bar) = bar {
+            if let Some(mut bar) = bar {
+                // Answers that stop early leave the rest of it.
+                bar.set((max_new_tokens * prompts.len()) as u64, String::new());
                 bar.finish();
             }
             stream.finish()?;
+            stream.write("\n")?;
             let texts: Vec<String> = answers.iter().map(|ids| tokenizer.decode(ids, true)).collect::<Result<_>>()?;
             for (prompt, text) in args.prompt.iter().zip(&texts) {
                 let mut completion = json!({"prompt": prompt, "text": text});
@@ -165,9 +170,7 @@ impl DeviceJob for Generate<'_> {
                 }
                 completions.push(completion);
             }
-            if streaming && index + 1 < adapters.len() {
-                stream.write("\n")?;
-            } else if !streaming {
+            if !streaming {
                 text.push(heading.unwrap_or_default() + &texts.join("\n---\n"));
             }
             let seconds = start.elapsed().as_secs_f64();

@@ -5,20 +5,21 @@ mod bench;
 mod doctor;
 mod eval;
 mod generate;
+mod init;
 mod plan;
 mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::{Adapter, Recipe};
+use crate::adapter::{Adapter, Recipe, is_adapter, recorded_base};
 use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
 use crate::refuse;
-use crate::report::{Verbosity, print_error, set_verbosity};
+use crate::report::{Verbosity, print_error, set_verbosity, status};
 use clap::{Args, Parser, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -41,7 +42,7 @@ struct Cli {
 enum Command {
     /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Plan the memory of a run and say whether it fits
+    /// Plan the memory of a run, with --gpu on one that is not here; the exit status is 0 if it fits, 1 if not
     Plan(SettingsArgs),
     /// Show rows as they are tokenized: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),
@@ -53,6 +54,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Measure training steps on random weights: speed, memory, time by operation
     Bench(bench::BenchArgs),
+    /// Write a settings file to begin with: every setting, its default and what it does
+    Init(init::InitArgs),
     /// Check this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
 }
@@ -63,9 +66,10 @@ const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
 /// Arguments shared by the commands that only read a model.
 #[derive(Args)]
 struct ModelArgs {
-    /// Base model: a Hugging Face directory, or a hub id in the local cache
-    #[arg(long)]
-    model: String,
+    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the first adapter
+    /// was trained on. An adapter directory stands for that adapter on its base
+    #[arg(long, required_unless_present = "adapter")]
+    model: Option<String>,
     /// Revision of a hub id
     #[arg(long)]
     revision: Option<String>,
@@ -93,10 +97,25 @@ struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The adapters to use, one after the other.
+    fn adapters(&self) -> Vec<PathBuf> {
+        let own = self.model.iter().map(PathBuf::from).filter(|model| is_adapter(model));
+        own.chain(self.adapter.iter().cloned()).collect()
+    }
+
     /// These arguments as settings, so that every value is checked in one place.
     fn settings(&self) -> Result<Settings> {
+        let base = match (&self.model, self.adapters().first()) {
+            (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
+            (_, Some(adapter)) => {
+                let base = recorded_base(adapter)?;
+                status!("base: {base}, as {} records", adapter.display());
+                base
+            }
+            (_, None) => refuse!("give the base with --model, or an adapter with --adapter"),
+        };
         let values = [
-            ("model", Some(&self.model)),
+            ("model", Some(&base)),
             ("revision", self.revision.as_ref()),
             ("quantization", self.quantization.as_ref()),
             ("chat_template", self.chat_template.as_ref()),
@@ -119,9 +138,9 @@ impl ModelArgs {
 impl ModelArgs {
     /// How the base was held when the adapters were trained. Refused: they do not agree.
     fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(&PathBuf, Recipe)> = None;
-        for path in &self.adapter {
-            let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
+        let mut recorded: Option<(PathBuf, Recipe)> = None;
+        for path in self.adapters() {
+            let Some(recipe) = Adapter::load(&path)?.recipe(&path.display().to_string())? else { continue };
             match &recorded {
                 Some((first, other)) if *other != recipe => refuse!(
                     "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
@@ -152,6 +171,7 @@ pub fn main() -> ExitCode {
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     });
+    let plans = matches!(cli.command, Command::Plan(_));
     let answer = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -160,12 +180,26 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
-    match answer.and_then(|answer| print(&if cli.json { answer.json.to_string() } else { answer.text })) {
-        Ok(()) => ExitCode::SUCCESS,
+    let fits = |answer: &Answer| !plans || answer.json["fits"] != false;
+    let printed = answer.and_then(|answer| {
+        print(&if cli.json { answer.json.to_string() } else { answer.text.clone() })?;
+        Ok(fits(&answer))
+    });
+    match printed {
+        Ok(true) => ExitCode::SUCCESS,
+        // A plan that does not fit.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             print_error(&error);
+            if cli.json {
+                let message = error.to_string();
+                let told = json!({"error": {"message": message, "exit_status": error.exit_status()}});
+                // Nobody listens if this fails.
+                let _ = print(&told.to_string());
+            }
             ExitCode::from(error.exit_status())
         }
     }
@@ -185,8 +219,11 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(error.exit_code() as u8)
 }
 
-/// A reader that has seen enough, such as `head`, is no failure.
+/// Prints nothing where there is no answer: it was written as it grew. A reader that has seen enough, such as `head`, is no failure.
 fn print(text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
     let mut out = std::io::stdout();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).or_fail(|| "standard output".to_owned()),

@@ -1,22 +1,33 @@
 //! `qlora-train plan`, and the plan of `bench`
 
 use super::Answer;
+use crate::arch::Arch;
+use crate::arch::shapes::shape;
 use crate::backend::PlannedBuffer;
+use crate::bench::stored_in_16_bits;
 use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
 use crate::report::trainable_line;
-use crate::session::model_spec::{check_quantization, model_spec};
+use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
 use crate::session::plan::StoredAs;
+use crate::session::training_data::find_files;
 use crate::session::{Device, Loaded, TrainingData, plan};
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
-    let settings = args.load()?;
+    let mut settings = args.load()?;
     settings.validate(Purpose::Plan)?;
+    find_files(&mut settings)?;
     let device = Device::choose_for_plan(&settings)?;
+    if let Some(arch) = named_shape(&settings)? {
+        let rows = settings.per_device_train_batch_size;
+        let (tokens, positions) = (rows * settings.max_length, settings.max_length);
+        let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions);
+        return answer(&settings, &device, spec, &stored_in_16_bits, rows);
+    }
     let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
     check_quantization(&settings, checkpoint)?;
@@ -30,6 +41,46 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     };
     let spec = model_spec(&settings, checkpoint, tokens, positions);
     answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
+}
+
+/// The shape that `model` names where there is no such directory: a plan needs no weights.
+fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
+    let model = settings.model_path()?;
+    let name = model.to_string_lossy();
+    if model.exists() || name.contains('/') || !settings.data.is_empty() {
+        return Ok(None);
+    }
+    Ok(shape(&name).ok())
+}
+
+/// Parts of a plan, in the order in which they are shown, and the buffers of each by the beginning of their names.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("weights", &["NF4 weights", "16-bit weights", "weights", "embedding", "lm_head", "norms", "biases", "rotation"]),
+    ("adapters", &["LoRA", "low-rank", "adapter"]),
+    ("optimizer", &["AdamW", "optimizer", "the optimi", "gradients"]),
+    ("other", &["CUDA context"]),
+    ("workspace", &["workspace", "gaps", "logits", "batch", "losses", "attention over the KV"]),
+];
+const ACTIVATIONS: &str = "activations";
+
+/// Bytes of each part: weights, adapters, optimizer, activations, workspace, other. No part that is empty.
+fn grouped(buffers: &[PlannedBuffer]) -> Vec<(&'static str, u64)> {
+    let group_of = |name: &str| {
+        let of = GROUPS.iter().find(|(_, names)| names.iter().any(|begin| name.starts_with(begin)));
+        of.map_or(ACTIVATIONS, |(group, _)| *group)
+    };
+    let total = |group: &str| -> u64 {
+        buffers.iter().filter(|buffer| group_of(&buffer.name) == group).map(|buffer| buffer.bytes).sum()
+    };
+    let order = ["weights", "adapters", "optimizer", ACTIVATIONS, "workspace", "other"];
+    order.into_iter().map(|group| (group, total(group))).filter(|(_, bytes)| *bytes > 0).collect()
+}
+
+/// Part of the limit, 40 characters being all of it.
+fn bar(bytes: u64, limit: u64) -> String {
+    let share = bytes as f64 / limit.max(1) as f64;
+    let full = ((share * 40.0).round() as usize).min(40);
+    format!("{}{}", "█".repeat(full), "·".repeat(40 - full))
 }
 
 /// The plan of training with `spec`, in micro-batches of `rows` rows.
@@ -61,7 +112,16 @@ pub fn answer(
             suggestions.push(format!("max_length: {max_length} is the longest that fits"));
         } else {
             let short = if plan.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
-            suggestions.push(format!("no length fits: more {short} or a smaller model is needed"));
+            let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
+            let least = plan::choose(device, &mut least, checkpointing, stored, budget)?;
+            let missing = match least.peak_bytes() > budget.limit {
+                true => least.peak_bytes() - budget.limit,
+                false => least.host_bytes().saturating_sub(least.host_limit),
+            };
+            suggestions.push(format!(
+                "no length fits: {} more {short} at least, or a smaller model, is needed",
+                format_bytes(missing)
+            ));
         }
         if rows > 1 {
             suggestions.push("per_device_train_batch_size: 1 with gradient_accumulation_steps".to_owned());
@@ -70,6 +130,18 @@ pub fn answer(
     let trainable = spec.lora_parameters();
     let mut text =
         trainable_line(trainable, spec.arch.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
+    let groups = grouped(&plan.buffers);
+    for (group, bytes) in &groups {
+        let _ = writeln!(text, "{:>12}  {} {group}", format_bytes(*bytes), bar(*bytes, budget.limit));
+    }
+    let limit = format_bytes(budget.limit);
+    let _ = writeln!(
+        text,
+        "{:>12}  {} of {limit} of {}\n",
+        format_bytes(plan.peak_bytes()),
+        bar(plan.peak_bytes(), budget.limit),
+        plan.place()
+    );
     for buffer in &plan.buffers {
         let _ = writeln!(text, "{:>12}  {}", format_bytes(buffer.bytes), buffer.name);
     }
@@ -122,9 +194,25 @@ pub fn answer(
             "recompute": counts.keep < counts.layers(),
             "offload": counts.offload > 0,
             "activations": counts.to_json(),
+            "groups": groups.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
             "flops_per_micro_batch": plan.flops,
             "buffers": buffers,
             "suggestions": suggestions,
         }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_buffer_is_in_one_group_and_bars_end_at_the_limit() {
+        let buffers = [("NF4 weights", 10), ("LoRA A and B", 3), ("AdamW states", 2), ("qkv", 5), ("workspace", 1)];
+        let buffers = buffers.map(|(name, bytes)| PlannedBuffer { name: name.to_owned(), bytes });
+        let groups = [("weights", 10), ("adapters", 3), ("optimizer", 2), ("activations", 5), ("workspace", 1)];
+        assert_eq!(grouped(&buffers), groups);
+        let full = |text: String| text.chars().filter(|c| *c == '█').count();
+        assert_eq!([full(bar(0, 10)), full(bar(5, 10)), full(bar(20, 10))], [0, 20, 40]);
+    }
 }

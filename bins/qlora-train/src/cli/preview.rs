@@ -4,11 +4,13 @@ use super::Answer;
 use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
+use crate::refuse;
 use crate::report::{printable, status};
 use crate::session::Loaded;
-use crate::session::training_data::{data_options, schedule};
+use crate::session::training_data::{data_options, find_files, schedule};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
+use qlora_kernels::rng::Stream;
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 
@@ -19,7 +21,19 @@ pub struct PreviewArgs {
     /// Rows to print, of those that would be trained on, in the order of the files
     #[arg(long, value_name = "N", default_value_t = 3)]
     rows: usize,
+    /// Print one row: the N-th of those that would be trained on
+    #[arg(long, value_name = "N", conflicts_with_all = ["longest", "random"])]
+    row: Option<usize>,
+    /// Print the longest rows
+    #[arg(long, conflicts_with = "random")]
+    longest: bool,
+    /// Print rows drawn at random, by the seed
+    #[arg(long)]
+    random: bool,
 }
+
+/// Keeps the draws of rows apart from those of training.
+const PREVIEW_DOMAIN: u64 = 3 << 32;
 
 /// How the loss mask is shown.
 #[derive(Clone, Copy, PartialEq)]
@@ -56,8 +70,9 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 
 /// The rows are read, checked and tokenised as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
-    let settings = args.settings.load()?;
+    let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
+    find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
@@ -70,9 +85,10 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let checks = Checks::of(&dataset.rows, &special);
     let packing = schedule(&settings, &dataset.rows)?.packing();
 
-    let shown = &dataset.rows[..args.rows.min(dataset.rows.len())];
+    let shown = chosen(args, &dataset.rows, settings.seed)?;
     let marks = Marks::new();
-    let mut text: Vec<String> = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &special, marks)).collect();
+    let texts = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &special, marks));
+    let mut text: Vec<String> = texts.collect::<Result<_>>()?;
     text.push(format!("{} of {} rows; {}", shown.len(), dataset.rows.len(), marks.legend()));
     text.push(checks.to_string());
     text.push(format!("lengths of the {} rows read:\n{}", dataset.report.rows_read, dataset.report.lengths));
@@ -87,6 +103,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         "files": report.files.iter().map(|file| json!({
             "path": file.path.display().to_string(),
             "rows": file.rows,
+            "notes": file.notes.lines(file.unit.name()),
             "formats": file.kinds.iter().map(|(kind, rows)| (kind.name().to_owned(), json!(rows)))
                 .collect::<serde_json::Map<_, _>>(),
         })).collect::<Vec<_>>(),
@@ -113,29 +130,61 @@ fn text_of(
     tokenizer: Option<&ChatTokenizer>,
     special: &SpecialTokens,
     marks: Marks,
-) -> String {
+) -> Result<String> {
     let place = dataset.report.place(row.file, row.line);
     let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
+    let kind = |at: usize, supervised: bool| {
+        let id = row.input_ids[at];
+        (supervised, marks == Marks::Colour && special.added.contains(&id))
+    };
     let tokens = data::describe(row, tokenizer);
-    let supervised_at = |at: usize| tokens.get(at).is_some_and(|(_, supervised)| *supervised);
-    for (at, (token, supervised)) in tokens.iter().enumerate() {
-        if at > 0 {
-            text.push(' ');
+    let (mut at, mut before) = (0, 0);
+    while at < tokens.len() {
+        let (supervised, bold) = kind(at, tokens[at].1);
+        let end = (at..tokens.len()).find(|&i| kind(i, tokens[i].1) != (supervised, bold)).unwrap_or(tokens.len());
+        let part = match tokenizer {
+            // Decoded with what comes before, on which blanks and characters of several tokens depend.
+            Some(tokenizer) => {
+                let all = tokenizer.decode(&row.input_ids[..end], false)?;
+                let part = all.get(before..).unwrap_or_default().to_owned();
+                before = all.len();
+                part
+            }
+            None => {
+                text += if at > 0 { " " } else { "" };
+                tokens[at..end].iter().map(|(token, _)| token.as_str()).collect::<Vec<_>>().join(" ")
+            }
+        };
+        let part = part.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+        match (marks, supervised) {
+            (Marks::Colour, _) => text += &styled(&part, supervised, bold),
+            (Marks::Brackets, true) => text = text + "⟦" + &part + "⟧",
+            (Marks::Brackets, false) => text += &part,
         }
-        let token = printable(token);
-        match marks {
-            Marks::Colour => {
-                let id = row.input_ids[at];
-                text += &styled(&token, *supervised, special.bos == Some(id) || special.ends.contains(&id));
-            }
-            Marks::Brackets => {
-                text += if *supervised && (at == 0 || !supervised_at(at - 1)) { "⟦" } else { "" };
-                text += &token;
-                text += if *supervised && !supervised_at(at + 1) { "⟧" } else { "" };
-            }
+        at = end;
+    }
+    Ok(text)
+}
+
+/// The rows that were asked for. Refused: a number that no row has.
+fn chosen<'a>(args: &PreviewArgs, rows: &'a [Row], seed: u64) -> Result<Vec<&'a Row>> {
+    if let Some(number) = args.row {
+        return match number.checked_sub(1).and_then(|at| rows.get(at)) {
+            Some(row) => Ok(vec![row]),
+            None => refuse!("--row: found {number}, expected a number from 1 to {}", rows.len()),
+        };
+    }
+    let mut order: Vec<&Row> = rows.iter().collect();
+    if args.longest {
+        order.sort_by_key(|row| std::cmp::Reverse(row.len()));
+    } else if args.random {
+        let mut stream = Stream::new(seed, PREVIEW_DOMAIN);
+        for last in (1..order.len()).rev() {
+            order.swap(last, stream.below(u32::try_from(last + 1).unwrap_or(u32::MAX)) as usize);
         }
     }
-    text
+    order.truncate(args.rows);
+    Ok(order)
 }
 
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {

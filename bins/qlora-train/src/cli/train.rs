@@ -4,20 +4,30 @@ use super::Answer;
 use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;
+use crate::report::{count, status};
 use crate::train;
 use serde_json::json;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let settings = args.load()?;
     crate::session::host::set_threads(settings.threads)?;
+    let (model, data) =
+        (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
+    let data = data.map(|path| path.display().to_string());
     let train::TrainOutcome { summary: outcome, adapter } = train::train(settings)?;
+    let quoted = |text: &str| crate::session::interruption::quoted(text);
+    let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));
+    status!("try it:  qlora-train generate --model {base} --adapter {put} --prompt '...'");
+    if let Some(data) = data {
+        status!("compare: qlora-train eval --model {base} --adapter {put} --data {}", quoted(&data));
+    }
     let eval = outcome.eval_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     let speed = outcome.tokens_per_second.map_or(String::new(), |speed| format!(", {speed:.0} tokens/s"));
     let adapter = adapter.display().to_string();
     Ok(Answer {
         text: format!(
-            "{} steps, training loss {:.4}{eval}{speed}, peak memory {}; adapter in {adapter}",
-            outcome.steps,
+            "{}, training loss {:.4}{eval}{speed}, peak memory {}; adapter in {adapter}",
+            count(outcome.steps, "step"),
             outcome.train_loss,
             format_bytes(outcome.peak_bytes),
         ),

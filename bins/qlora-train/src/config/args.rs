@@ -7,9 +7,10 @@ use std::sync::LazyLock;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
-use super::compat::{DERIVED, FIXED, NOT_YET, nearest};
+use super::compat::{DERIVED, FOREIGN, nearest};
 use super::table::{SETTINGS, Settings};
 use crate::error::{Error, Result};
+use crate::report::status;
 
 /// `#[command(flatten)] settings: SettingsArgs` gives a command of the trainer its settings, their `--help` included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,8 +21,13 @@ pub struct SettingsArgs {
 }
 
 impl SettingsArgs {
+    /// Prints what should be told of the settings, such as keys that have no effect.
     pub fn load(&self) -> Result<Settings> {
-        Settings::load(self.file.as_deref(), &self.overrides)
+        let (settings, notes) = Settings::load_noting(self.file.as_deref(), &self.overrides)?;
+        for note in notes {
+            status!("{note}");
+        }
+        Ok(settings)
     }
 
     /// The settings file, if any, for messages and records.
@@ -53,12 +59,9 @@ pub fn unknown_flag(error: &clap::Error) -> Option<Error> {
     }
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(flag)) if flag.starts_with("--") => {
-            let flag = flag.escape_debug().to_string();
-            let near = match error.get(ContextKind::SuggestedArg) {
-                Some(ContextValue::String(near)) => near.clone(),
-                _ => format!("--{}", nearest(&flag).replace('_', "-")),
-            };
-            Some(Error::Refused(format!("`{flag}` is not a known setting; the nearest known one is `{near}`")))
+            let near = nearest(flag).map(|near| format!("; did you mean `--{}`?", near.replace('_', "-")));
+            let near = near.unwrap_or_else(|| "; `--help` lists them".to_owned());
+            Some(Error::Refused(format!("`{}` is not a known setting{near}", flag.escape_debug())))
         }
         _ => None,
     }
@@ -84,9 +87,8 @@ static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
         flag(info.name, others, Some(help), info.switch)
     });
     let derived = DERIVED.iter().map(|d| flag(d.names[0], d.names[1..].iter().copied(), None, d.switch));
-    let fixed = FIXED.iter().flat_map(|f| f.names.iter().map(|name| flag(name, std::iter::empty(), None, true)));
-    let not_yet = NOT_YET.iter().map(|name| flag(name, std::iter::empty(), None, true));
-    settings.chain(derived).chain(fixed).chain(not_yet).collect()
+    let foreign = FOREIGN.iter().map(|foreign| flag(foreign.name, std::iter::empty(), None, true));
+    settings.chain(derived).chain(foreign).collect()
 });
 
 fn flag(name: &'static str, aliases: impl Iterator<Item = &'static str>, help: Option<String>, switch: bool) -> Flag {

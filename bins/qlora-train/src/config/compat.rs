@@ -1,89 +1,101 @@
 //! Names that are no settings here but that other trainers' files hold: they are read, checked and either agreed with
 //! or refused by name, never skipped in silence.
 
+use std::sync::LazyLock;
+
 use super::table::{SETTINGS, SettingInfo};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::Value;
 
-/// A key with one possible value here.
-pub struct Fixed {
-    pub names: &'static [&'static str],
-    /// Lower case; empty: any value, because it cannot matter here.
-    pub accepted: &'static [&'static str],
+/// Treatment of a key that other trainers have and this one has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treatment {
+    /// It has one possible value here, under the names listed.
+    Only,
+    /// A feature that is not here: a value that turns it off passes, another is refused.
+    Off,
+    /// It cannot change an adapter: every value passes, and one that asks for something is told.
+    NoEffect,
+    /// A word that people try: refused, with what does it here.
+    Instead,
 }
 
-const fn fixed(names: &'static [&'static str], accepted: &'static [&'static str]) -> Fixed {
-    Fixed { names, accepted }
+/// A key of another trainer, from `foreign_keys.txt`.
+#[derive(Debug)]
+pub struct Foreign {
+    pub name: &'static str,
+    pub treatment: Treatment,
+    /// Lower case; beside the values that are off.
+    pub neutral: Vec<&'static str>,
+    /// Empty, or a clause that says what to do.
+    pub advice: &'static str,
 }
 
-pub const FIXED: &[Fixed] = &[
-    fixed(&["task_type", "lora.task_type"], &["causal_lm"]),
-    fixed(&["bias", "lora_bias", "lora.bias"], &["none"]),
-    fixed(&["peft_type", "finetuning_type", "fine_tune_type", "lora.type"], &["lora"]),
-    fixed(&["use_peft", "use_lora", "lora.enabled"], &["true"]),
-    fixed(&["stage"], &["sft"]),
-    fixed(&["do_train"], &["true"]),
-    fixed(&["init_lora_weights"], &["true"]),
-    fixed(&["fan_in_fan_out", "lora_fan_in_fan_out"], &["false"]),
-    fixed(&["bf16"], &["true", "auto"]),
-    fixed(&["fp16"], &["false"]),
-    fixed(&["torch_dtype", "dtype"], &["bfloat16", "bf16", "auto", "torch.bfloat16"]),
-    fixed(&["bnb_4bit_quant_type", "quant_type"], &["nf4"]),
-    fixed(&["bnb_4bit_compute_dtype", "compute_dtype"], &["bfloat16", "bf16", "torch.bfloat16"]),
-    fixed(&["bnb_4bit_quant_storage"], &["uint8", "torch.uint8"]),
-    fixed(&["model_type"], &["llamaforcausallm", "automodelforcausallm", "mistralforcausallm", "llama"]),
-    fixed(&["tokenizer_type"], &["autotokenizer", "llamatokenizer", "pretrainedtokenizerfast"]),
-    fixed(&["metric_for_best_model"], &["eval_loss", "loss", "none", ""]),
-    fixed(&["greater_is_better"], &["false", "none", ""]),
-    // How other trainers compute the same values, pad, cache or check.
-    fixed(
-        &["attn_implementation", "flash_attention", "xformers_attention", "sdp_attention", "use_flash_attention_2"],
-        &[],
-    ),
-    fixed(&["tf32", "strict", "debug", "local_rank", "trust_remote_code", "use_fast_tokenizer"], &[]),
-    fixed(&["pad_to_sequence_len", "gradient_checkpointing_kwargs", "remove_unused_columns"], &[]),
-    fixed(&["dataset_prepared_path", "dataset_processes", "dataset_num_proc", "dataloader_num_workers"], &[]),
-    fixed(&["dataloader_pin_memory", "ddp_find_unused_parameters", "use_cache"], &[]),
-    fixed(&["per_device_eval_batch_size", "eval_batch_size", "eval_sample_packing", "loraplus_lr_embedding"], &[]),
-    fixed(&["logging_strategy", "log_level", "disable_tqdm", "overwrite_output_dir"], &[]),
-];
+pub static FOREIGN: LazyLock<Vec<Foreign>> = LazyLock::new(|| parse_foreign(include_str!("foreign_keys.txt")));
 
-/// Features of the format that this version does not have; a value that turns them off is accepted.
-pub const NOT_YET: &[&str] = &[
-    "saves_per_epoch",
-    "evals_per_epoch",
-    "do_eval",
-    "report_to",
-    "wandb_project",
-    "wandb_entity",
-    "wandb_watch",
-    "wandb_name",
-    "wandb_run_id",
-    "wandb_log_model",
-    "run_name",
-    "push_to_hub",
-    "hub_model_id",
-    "use_dora",
-    "peft_use_dora",
-    "modules_to_save",
-    "lora_modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "peft_layers_to_transform",
-    "lora_model_dir",
-    "load_in_8bit",
-    "train_on_inputs",
-    "train_on_input",
-    "group_by_length",
-    "neftune_noise_alpha",
-    "label_smoothing_factor",
-    "special_tokens",
-    "rope_scaling",
-    "deepspeed",
-    "fsdp",
-    "fsdp_config",
-];
+/// Lines of `names [= neutral | values] [; advice]` under headings in brackets.
+fn parse_foreign(text: &'static str) -> Vec<Foreign> {
+    let mut keys = Vec::new();
+    let mut treatment = Treatment::Off;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        match line {
+            "[only]" => treatment = Treatment::Only,
+            "[off]" => treatment = Treatment::Off,
+            "[no effect]" => treatment = Treatment::NoEffect,
+            "[instead]" => treatment = Treatment::Instead,
+            line => {
+                let (rest, advice) = line.split_once(';').unwrap_or((line, ""));
+                let (names, values) = rest.split_once('=').unwrap_or((rest, ""));
+                let neutral: Vec<&str> = values.split('|').map(str::trim).filter(|value| !value.is_empty()).collect();
+                let foreign = |name| Foreign { name, treatment, neutral: neutral.clone(), advice: advice.trim() };
+                keys.extend(names.split_whitespace().map(foreign));
+            }
+        }
+    }
+    keys
+}
+
+impl Foreign {
+    /// A value that asks for nothing that is not done here anyway.
+    fn is_neutral(&self, value: &Value) -> bool {
+        let listed = |value: &Value| self.neutral.contains(&plain(value).as_str());
+        let off = self.treatment != Treatment::Only && is_off(value);
+        match value {
+            Value::Null => true,
+            Value::List(items) if !items.is_empty() => off || items.iter().all(listed),
+            value => off || listed(value),
+        }
+    }
+
+    /// Judges a value. `true`: it is to be told that the key has no effect.
+    pub fn check(&self, value: &Value) -> Result<bool, String> {
+        let asks = self.treatment != Treatment::Instead || *value == Value::Null;
+        if asks && self.is_neutral(value) {
+            return Ok(false);
+        }
+        let advice = if self.advice.is_empty() { String::new() } else { format!(": {}", self.advice) };
+        match self.treatment {
+            Treatment::NoEffect => Ok(true),
+            Treatment::Only => {
+                let only = self.neutral.join("` or `");
+                Err(format!("found {value}, expected `{only}`: this trainer has nothing else"))
+            }
+            Treatment::Off if self.advice.is_empty() => {
+                Err(format!("found {value}, but this setting is not supported yet: remove it or turn it off"))
+            }
+            Treatment::Off => Err(format!("found {value}, but this setting is not supported yet{advice}")),
+            Treatment::Instead => Err(format!("is not a setting{advice}")),
+        }
+    }
+}
+
+/// A value as the table writes it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Str(s) => s.trim().to_lowercase(),
+        other => other.to_string().trim_matches('`').to_lowercase(),
+    }
+}
 
 /// A key of another trainer that says something about one of our settings.
 pub struct Derived {
@@ -99,24 +111,144 @@ pub struct Implied {
     pub value: Value,
     /// Holds only where nothing else speaks of the setting.
     pub weak: bool,
+    /// Empty, or what should be told.
+    pub note: &'static str,
+}
+
+impl Implied {
+    pub fn new(setting: &'static str, value: Value) -> Self {
+        Self { setting, value, weak: false, note: "" }
+    }
+
+    pub fn weak(setting: &'static str, value: Value) -> Self {
+        Self { weak: true, ..Self::new(setting, value) }
+    }
 }
 
 fn quantization(value: &'static str, weak: bool) -> Result<Option<Implied>, Reject> {
-    Ok(Some(Implied { setting: "quantization", value: Value::text(value), weak }))
+    Ok(Some(Implied { weak, ..Implied::new("quantization", Value::text(value)) }))
 }
 
 fn strategy(setting: &'static str, value: &Value) -> Result<Option<Implied>, Reject> {
     let text = if is_off(value) { "no".to_owned() } else { String::read(value)?.trim().to_ascii_lowercase() };
     match text.as_str() {
         "steps" => Ok(None),
-        "no" => Ok(Some(Implied { setting, value: Value::text("0"), weak: false })),
-        "epoch" => Ok(Some(Implied { setting, value: Value::text("epoch"), weak: false })),
+        "no" => Ok(Some(Implied::new(setting, Value::text("0")))),
+        "epoch" => Ok(Some(Implied::new(setting, Value::text("epoch")))),
         "best" => Err(Reject::NotYet("best")),
         _ => Err(Reject::Wrong),
     }
 }
 
+/// A whole number of times in each epoch, as `save_steps` and `eval_steps` take it.
+fn per_epoch(setting: &'static str, value: &Value, weak: bool) -> Result<Option<Implied>, Reject> {
+    if is_off(value) {
+        return Ok(None);
+    }
+    match u64::read(value)? {
+        times @ 1..=1_000_000 => {
+            Ok(Some(Implied { weak, ..Implied::new(setting, Value::text(format!("{times} per epoch"))) }))
+        }
+        _ => Err(Reject::Wrong),
+    }
+}
+
+/// Stands for alpha / r, which is alpha only once r is known.
+pub const LORA_SCALE: &str = "lora.scale";
+
+/// Memory that CUDA sees of a GPU, ECC on where it is the default.
+const GPUS: [(&str, &str); 10] = [
+    ("l40s", "44.4GiB"),
+    ("l40", "44.4GiB"),
+    ("a6000", "47.4GiB"),
+    ("a40", "44.4GiB"),
+    ("4090", "23.5GiB"),
+    ("3090", "23.6GiB"),
+    ("5090", "31.3GiB"),
+    ("a100", "79.1GiB"),
+    ("h100", "79.1GiB"),
+    ("h200", "139.7GiB"),
+];
+
 pub const DERIVED: &[Derived] = &[
+    Derived {
+        names: &["gpu"],
+        switch: false,
+        values: "l40s, l40, a6000, a40, 4090, 3090, 5090, a100, h100 or h200",
+        read: |value| {
+            let plain = |text: String| text.trim().to_ascii_lowercase().replace("rtx", "").replace([' ', '_', '-'], "");
+            let name = match value {
+                Value::Int(number) => number.to_string(),
+                value => plain(String::read(value)?),
+            };
+            let (_, memory) = GPUS.iter().find(|(gpu, _)| *gpu == name).ok_or(Reject::Wrong)?;
+            Ok(Some(Implied::new("device_memory", Value::text(*memory))))
+        },
+    },
+    Derived {
+        names: &[LORA_SCALE],
+        switch: false,
+        values: "a number above 0: alpha / r",
+        read: |value| match f64::read(value)? {
+            scale if scale > 0.0 => Ok(Some(Implied::new(LORA_SCALE, value.clone()))),
+            _ => Err(Reject::Wrong),
+        },
+    },
+    Derived {
+        names: &["saves_per_epoch"],
+        switch: false,
+        values: "a count of checkpoints in each epoch",
+        read: |value| per_epoch("save_steps", value, false),
+    },
+    // Without rows to validate on Axolotl does not evaluate, whatever this says.
+    Derived {
+        names: &["evals_per_epoch"],
+        switch: false,
+        values: "a count of evaluations in each epoch",
+        read: |value| per_epoch("eval_steps", value, true),
+    },
+    Derived {
+        names: &["steps_per_eval"],
+        switch: false,
+        values: "a count of steps",
+        read: |value| Ok(Some(Implied::weak("eval_steps", value.clone()))),
+    },
+    Derived {
+        names: &["load_in_8bit"],
+        switch: true,
+        values: "true or false",
+        read: |value| match value {
+            value if is_off(value) => Ok(None),
+            value => match bool::read(value)? {
+                // The nearest that there is: nothing is lost, and the memory of the weights doubles.
+                true => Ok(Some(Implied {
+                    note: "the base is held in 16 bits, as 8 bits are not supported; `quantization: nf4` takes a quarter \
+                           of the memory",
+                    ..Implied::weak("quantization", Value::text("none"))
+                })),
+                false => Ok(None),
+            },
+        },
+    },
+    Derived {
+        names: &["use_cpu", "no_cuda"],
+        switch: true,
+        values: "true or false",
+        read: |value| {
+            let cpu = !is_off(value) && bool::read(value)?;
+            Ok(cpu.then(|| Implied::new("device", Value::text("cpu"))))
+        },
+    },
+    Derived {
+        names: &["template"],
+        switch: false,
+        values: "the name of a chat template",
+        read: |value| match value {
+            value if is_unset(value) => Ok(None),
+            Value::Str(name) if name.trim() == "default" => Ok(None),
+            value => Ok(Some(Implied::new("chat_template", value.clone()))),
+        },
+    },
     Derived {
         names: &["save_strategy"],
         switch: false,
@@ -166,7 +298,7 @@ pub const DERIVED: &[Derived] = &[
         values: "true or false",
         read: |value| {
             let all = !is_off(value) && bool::read(value)?;
-            Ok(all.then(|| Implied { setting: "lora_target_modules", value: Value::text("all-linear"), weak: false }))
+            Ok(all.then(|| Implied::new("lora_target_modules", Value::text("all-linear"))))
         },
     },
 ];
@@ -175,8 +307,7 @@ pub const DERIVED: &[Derived] = &[
 pub enum Known {
     Setting(&'static SettingInfo),
     Derived(&'static Derived),
-    Fixed(&'static Fixed),
-    NotYet,
+    Foreign(&'static Foreign),
 }
 
 /// Section names in use, and the one that dotted aliases are written with.
@@ -184,6 +315,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("model", "model"),
     ("lora", "lora"),
     ("lora_config", "lora"),
+    ("lora_parameters", "lora"),
     ("peft", "lora"),
     ("peft_config", "lora"),
     ("training", "training"),
@@ -198,6 +330,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("quantization_config", "quantization"),
     ("bnb_config", "quantization"),
     ("logging", "logging"),
+    ("special_tokens", "special_tokens"),
 ];
 
 pub fn is_section(name: &str) -> bool {
@@ -213,8 +346,7 @@ fn exact(name: &str) -> Option<Known> {
     let setting = SETTINGS.iter().find(|s| s.name == name || s.aliases.contains(&name)).map(Known::Setting);
     setting
         .or_else(|| DERIVED.iter().find(|d| d.names.contains(&name)).map(Known::Derived))
-        .or_else(|| FIXED.iter().find(|f| f.names.contains(&name)).map(Known::Fixed))
-        .or_else(|| NOT_YET.contains(&name).then_some(Known::NotYet))
+        .or_else(|| FOREIGN.iter().find(|foreign| foreign.name == name).map(Known::Foreign))
 }
 
 /// Meaning of a key; `section.key` is looked up as such, then as `key` alone.
@@ -230,16 +362,38 @@ pub fn lookup(name: &str) -> Option<Known> {
 
 /// Every name that `lookup` takes as it stands.
 pub fn all_names() -> impl Iterator<Item = &'static str> {
-    let settings = SETTINGS.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
-    let derived = DERIVED.iter().flat_map(|d| d.names.iter().copied());
-    let fixed = FIXED.iter().flat_map(|f| f.names.iter().copied());
-    settings.chain(derived).chain(fixed).chain(NOT_YET.iter().copied())
+    working_names().chain(FOREIGN.iter().map(|foreign| foreign.name))
 }
 
-/// The known name with the most letters in common.
-pub fn nearest(name: &str) -> &'static str {
+/// The names that set something.
+fn working_names() -> impl Iterator<Item = &'static str> {
+    let settings = SETTINGS.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
+    settings.chain(DERIVED.iter().flat_map(|d| d.names.iter().copied()))
+}
+
+/// The name of a setting that was probably meant; none that is only a little alike.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    const CLOSE: f64 = 0.7;
     // Names are short; what is not would only cost time.
     let name: String = normal(name).to_lowercase().chars().take(80).collect();
     let closeness = |known: &str| strsim::normalized_damerau_levenshtein(known, &name);
-    all_names().max_by(|a, b| closeness(a).total_cmp(&closeness(b))).unwrap_or("model")
+    let best = working_names().max_by(|a, b| closeness(a).total_cmp(&closeness(b)))?;
+    (closeness(best) >= CLOSE).then_some(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_table_is_read() {
+        assert!(FOREIGN.len() > 500);
+        for foreign in FOREIGN.iter() {
+            let name = foreign.name;
+            assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b)), "{name}");
+            assert!(foreign.treatment != Treatment::Only || !foreign.neutral.is_empty(), "{name}");
+            assert!(foreign.treatment != Treatment::Instead || !foreign.advice.is_empty(), "{name}");
+            assert!(foreign.neutral.iter().all(|value| *value == value.to_lowercase()), "{name}");
+        }
+    }
 }

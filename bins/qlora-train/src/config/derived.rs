@@ -146,7 +146,12 @@ impl Settings {
     /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run.
     pub fn result_settings(&self) -> Map<String, Json> {
         let judged = self.early_stopping_patience.0.is_some() || self.load_best_model_at_end;
-        let counts = |info: &&SettingInfo| info.effect == Effect::Results || (judged && info.name == "eval_steps");
+        let default = Settings::default();
+        let counts = |info: &&SettingInfo| match info.effect {
+            Effect::Results => true,
+            Effect::ResultsIfSet => (info.get)(self) != (info.get)(&default),
+            Effect::RunOnly => judged && info.name == "eval_steps",
+        };
         SETTINGS.iter().filter(counts).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
     }
 
@@ -166,6 +171,27 @@ impl Settings {
             hex
         })
     }
+}
+
+/// A settings file to begin with: every setting with its help, the defaults as comments.
+pub fn commented_yaml() -> String {
+    let mut text = String::from(
+        "# Settings of a run: `qlora-train train THIS_FILE`. A line that begins with # holds the default.\n\n",
+    );
+    for info in SETTINGS {
+        let _ = writeln!(text, "# {}\n# ({})", info.help, info.values);
+        let default = (info.get)(&Settings::default());
+        let _ = match info.name {
+            "model" => writeln!(text, "model: path/to/model\n"),
+            "data" => writeln!(text, "data: rows.jsonl\n"),
+            "output_dir" => writeln!(text, "output_dir: out\n"),
+            name if default.is_null() || default == Json::Array(Vec::new()) => {
+                writeln!(text, "# {name}:   # default: {}\n", info.default)
+            }
+            name => writeln!(text, "# {name}: {}\n", info.default),
+        };
+    }
+    text
 }
 
 /// The README's table of settings, in Markdown.

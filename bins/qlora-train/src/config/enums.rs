@@ -70,12 +70,23 @@ choices! {
     /// What happens to a row of more than `max_length` tokens.
     TooLong { Drop: "drop", Truncate: "truncate", Error: "error" | "raise" } not yet {}
 
+    /// What happens to a row that cannot be trained on.
+    BadRow { Error: "error" | "raise", Skip: "skip" } not yet {}
+
+    /// How a prompt and its completion become text.
+    PromptCompletion {
+        /// As they stand
+        Text: "text",
+        /// As a user turn and an answer, by the chat template
+        Chat: "chat"
+    } not yet {}
+
     /// AdamW. The paged and fused ones of other stacks differ in speed and place, not in arithmetic.
     Optim {
         /// Blockwise 8-bit states; f32 ones for tensors under 4,096 elements.
         Adamw8bit: "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit",
         /// f32 states
-        Adamw: "adamw_torch" | "adamw" | "adamw_hf" | "adamw_torch_fused" | "paged_adamw_32bit" | "paged_adamw"
+        Adamw: "adamw_torch" | "adamw" | "adam" | "adamw_hf" | "adamw_torch_fused" | "paged_adamw_32bit" | "paged_adamw" | "adamw_apex_fused" | "adamw_torch_xla"
     } not yet {
         "adafactor", "lion", "lion_8bit", "sgd", "muon",
         "schedule_free_adamw"
@@ -172,7 +183,10 @@ impl SettingValue for TargetModules {
             Value::List(items) => items.iter().map(String::read).collect::<Result<Vec<_>, _>>()?,
             one => vec![String::read(one)?],
         };
-        let names: Vec<&str> = items.iter().flat_map(|item| item.split(',')).map(str::trim).collect();
+        // mlx-lm writes `self_attn.q_proj`.
+        let last = |name: &'_ str| name.trim().rsplit('.').next().unwrap_or_default().to_owned();
+        let names: Vec<String> = items.iter().flat_map(|item| item.split(',')).map(last).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         if ["all-linear", "all_linear", "all"].iter().any(|all| names == [*all]) {
             return Ok(Self::all_linear());
         }

@@ -17,6 +17,8 @@ pub enum Every {
     Share(f64),
     /// At the end of each, and of the run.
     Epoch,
+    /// So many times in each epoch, evenly, the last at its end; and at the end of the run.
+    PerEpoch(u64),
 }
 
 impl Every {
@@ -27,6 +29,10 @@ impl Every {
             Every::Steps(steps) => total / steps.max(1),
             Every::Share(share) => total / ((share * total as f64).ceil() as u64).max(1),
             Every::Epoch => total.div_ceil(steps_per_epoch.max(1)),
+            Every::PerEpoch(times) => {
+                let within = within_epochs(times, total, steps_per_epoch);
+                within + u64::from(total > 0 && within == within_epochs(times, total - 1, steps_per_epoch))
+            }
         }
     }
 
@@ -37,8 +43,18 @@ impl Every {
             Every::Steps(steps) => done.is_multiple_of(steps.max(1)),
             Every::Share(share) => done.is_multiple_of(((share * total as f64).ceil() as u64).max(1)),
             Every::Epoch => done == total || done.is_multiple_of(steps_per_epoch.max(1)),
+            Every::PerEpoch(times) => {
+                let within = |done| within_epochs(times, done, steps_per_epoch);
+                done == total || done > 0 && within(done) > within(done - 1)
+            }
         }
     }
+}
+
+/// Times in the first `done` steps where each epoch has `times` of them; there are no more than its steps.
+fn within_epochs(times: u64, done: u64, steps_per_epoch: u64) -> u64 {
+    let steps = steps_per_epoch.max(1);
+    (u128::from(done) * u128::from(times.min(steps)) / u128::from(steps)) as u64
 }
 
 impl SettingValue for Every {
@@ -48,6 +64,14 @@ impl SettingValue for Every {
         }
         if matches!(value, Value::Str(s) if s.trim().eq_ignore_ascii_case("epoch")) {
             return Ok(Every::Epoch);
+        }
+        if let Value::Str(s) = value
+            && let Some(times) = s.trim().strip_suffix(" per epoch")
+        {
+            return match times.trim().parse() {
+                Ok(times @ 1..=1_000_000) => Ok(Every::PerEpoch(times)),
+                _ => Err(Reject::Wrong),
+            };
         }
         match f64::read(value)? {
             0.0 | -1.0 => Ok(Every::Never),
@@ -61,6 +85,7 @@ impl SettingValue for Every {
             Every::Steps(steps) => Json::from(*steps),
             Every::Share(share) => share.json(),
             Every::Epoch => Json::from("epoch"),
+            Every::PerEpoch(times) => Json::from(format!("{times} per epoch")),
         }
     }
 }
@@ -115,6 +140,10 @@ mod tests {
         assert_eq!(due(Every::Share(0.25)), [3, 6, 9]);
         assert_eq!(due(Every::Share(1e-9)), (1..=10).collect::<Vec<_>>());
         assert_eq!(due(Every::Epoch), [4, 8, 10]);
+        assert_eq!(due(Every::PerEpoch(1)), [4, 8, 10]);
+        assert_eq!(due(Every::PerEpoch(2)), [2, 4, 6, 8, 10]);
+        assert_eq!(due(Every::PerEpoch(3)), [2, 3, 4, 6, 7, 8, 10]);
+        assert_eq!(due(Every::PerEpoch(9)), (1..=10).collect::<Vec<_>>());
         assert!(due(Every::Steps(11)).is_empty());
     }
 }

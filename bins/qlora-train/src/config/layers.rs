@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::compat::{Implied, Known, is_section, lookup, nearest, normal};
+use super::compat::{Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
+use super::datasets::data_implies;
 use super::enums::{Preset, Scheduler};
+use super::intervals::Every;
 use super::table::{SETTINGS, SettingInfo, Settings};
-use super::types::{Reject, ValSet, is_off, is_unset};
-use super::yaml::{self, Entry, Value};
+use super::types::{Reject, SettingValue, ValSet, is_unset};
+use super::yaml::{self, Document, Entry, Value};
 use crate::error::{Error, Result};
-use crate::refuse;
 
 /// Of these pairs one setting stands in for the other, so a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
@@ -19,6 +20,15 @@ const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data
 struct Given {
     place: String,
     value: Value,
+    /// In the settings file; 0 for a flag.
+    line: u64,
+}
+
+/// Why a key or value was not taken.
+struct Fault {
+    message: String,
+    key: String,
+    line: u64,
 }
 
 /// Values from one file or from the flags, by the settings' own names.
@@ -26,68 +36,97 @@ struct Given {
 struct Layer {
     given: BTreeMap<&'static str, Given>,
     weak: BTreeMap<&'static str, Given>,
+    /// mlx-lm's scale, which is alpha / r.
+    scale: Option<Given>,
+    /// Keys that change nothing here, as they were written.
+    no_effect: Vec<String>,
+    notes: Vec<String>,
+    faults: Vec<Fault>,
 }
 
-fn rejected(place: &str, value: &Value, expected: &str, reject: Reject) -> Error {
-    Error::Refused(match reject {
+fn rejected(place: &str, value: &Value, expected: &str, reject: Reject) -> String {
+    match reject {
         Reject::Wrong => format!("{place}: found {value}, expected {expected}"),
         Reject::NotYet(name) => format!("{place}: `{name}` is not supported yet, expected {expected}"),
         Reject::Because(sentence) => format!("{place}: {sentence}"),
-    })
+    }
 }
 
 impl Layer {
-    fn add(&mut self, name: &str, given: Given) -> Result<()> {
-        let Given { place, value } = &given;
-        match lookup(name) {
-            Some(Known::Setting(info)) => self.insert(info, given),
-            Some(Known::Derived(derived)) => {
-                let implied = (derived.read)(value).map_err(|r| rejected(place, value, derived.values, r))?;
-                let Some(Implied { setting, value, weak }) = implied else { return Ok(()) };
-                if weak {
-                    self.weak.insert(setting, Given { value, ..given });
-                    return Ok(());
-                }
-                self.insert(find(setting), Given { value, ..given })
-            }
-            Some(Known::Fixed(fixed)) => {
-                let text = match value {
-                    Value::Str(s) => s.trim().to_lowercase(),
-                    other => other.to_string().trim_matches('`').to_owned(),
-                };
-                if *value != Value::Null && !fixed.accepted.is_empty() && !fixed.accepted.contains(&text.as_str()) {
-                    refuse!(
-                        "{place}: found {value}, expected `{}`: this trainer has nothing else",
-                        fixed.accepted.join("` or `")
-                    );
-                }
-                Ok(())
-            }
-            Some(Known::NotYet) if is_off(value) => Ok(()),
-            Some(Known::NotYet) => {
-                refuse!("{place}: found {value}, but this setting is not supported yet: remove it or turn it off")
-            }
-            None => {
-                refuse!("{place} is not a known setting; the nearest known one is `{}`", nearest(name))
-            }
+    /// Takes one key; what cannot be taken becomes a fault, so that all of them are told together.
+    fn add(&mut self, name: &str, given: Given) {
+        let line = given.line;
+        if let Err(message) = self.try_add(name, given) {
+            self.faults.push(Fault { message, key: name.rsplit('.').next().unwrap_or(name).to_owned(), line });
         }
     }
 
-    fn insert(&mut self, info: &'static SettingInfo, given: Given) -> Result<()> {
+    fn try_add(&mut self, name: &str, given: Given) -> Result<(), String> {
+        let Given { place, value, line } = &given;
+        match lookup(name) {
+            // As if it were not written.
+            Some(Known::Setting(_) | Known::Derived(_)) if *value == Value::Null => Ok(()),
+            // Axolotl's and LLaMA-Factory's names of the model's own template.
+            Some(Known::Setting(info)) if info.name == "chat_template" && own_template(value) => Ok(()),
+            Some(Known::Setting(info)) => {
+                if info.name == "data" || info.name == "val_data" {
+                    for implied in data_implies(value).map_err(|r| rejected(place, value, info.values, r))? {
+                        self.imply(implied, place, *line)?;
+                    }
+                }
+                self.insert(info, given)
+            }
+            Some(Known::Derived(derived)) => {
+                let implied = (derived.read)(value).map_err(|r| rejected(place, value, derived.values, r))?;
+                implied.map_or(Ok(()), |implied| self.imply(implied, place, *line))
+            }
+            Some(Known::Foreign(foreign)) => {
+                if foreign.check(value).map_err(|why| match foreign.treatment {
+                    Treatment::Instead => format!("{place} {why}"),
+                    _ => format!("{place}: {why}"),
+                })? {
+                    self.no_effect.push(shortened(name));
+                }
+                Ok(())
+            }
+            None => Err(match nearest(name) {
+                Some(near) if *line == 0 => {
+                    format!("{place} is not a known setting; did you mean `--{}`?", near.replace('_', "-"))
+                }
+                Some(near) => format!("{place} is not a known setting; did you mean `{near}`?"),
+                None => format!("{place} is not a known setting; `qlora-train train --help` lists them"),
+            }),
+        }
+    }
+
+    fn imply(&mut self, implied: Implied, place: &str, line: u64) -> Result<(), String> {
+        let Implied { setting, value, weak, note } = implied;
+        if !note.is_empty() {
+            self.notes.push(format!("{place}: {note}"));
+        }
+        let given = Given { place: place.to_owned(), value, line };
+        if setting == LORA_SCALE {
+            self.scale = Some(given);
+            return Ok(());
+        }
+        if weak {
+            self.weak.insert(setting, given);
+            return Ok(());
+        }
+        self.insert(find(setting), given)
+    }
+
+    fn insert(&mut self, info: &'static SettingInfo, given: Given) -> Result<(), String> {
         let mut scratch = Settings::default();
         apply(info, &given, &mut scratch)?;
         let json = (info.get)(&scratch);
         if let Some(before) = self.given.get(info.name) {
             apply(info, before, &mut scratch)?;
             if (info.get)(&scratch) != json {
-                refuse!(
+                return Err(format!(
                     "{}: found {}, but {} already gave `{}` the value {}: keep one of them",
-                    given.place,
-                    given.value,
-                    before.place,
-                    info.name,
-                    before.value
-                );
+                    given.place, given.value, before.place, info.name, before.value
+                ));
             }
             return Ok(());
         }
@@ -95,31 +134,30 @@ impl Layer {
         Ok(())
     }
 
-    fn from_entries(entries: &[Entry], file: &str) -> Result<Self> {
+    fn from_entries(entries: &[Entry], file: &str) -> Self {
         let mut layer = Layer::default();
-        layer.add_section(entries, file, None)?;
-        Ok(layer)
+        layer.add_section(entries, file, None);
+        layer
     }
 
-    fn add_section(&mut self, entries: &[Entry], file: &str, section: Option<&str>) -> Result<()> {
+    fn add_section(&mut self, entries: &[Entry], file: &str, section: Option<&str>) {
         for Entry { key, line, value } in entries {
             let name = section.map_or_else(|| key.clone(), |section| format!("{section}.{key}"));
             match value {
                 Value::Map(inner) if section.is_none() && is_section(&normal(key)) => {
-                    self.add_section(inner, file, Some(key))?;
+                    self.add_section(inner, file, Some(key));
                 }
                 // `lora:` with nothing under it; where the name is a setting too, the setting judges the null.
                 Value::Null if section.is_none() && is_section(&normal(key)) && lookup(key).is_none() => {}
                 value => {
                     let place = format!("{file} line {line}: `{}`", shortened(&name));
-                    self.add(&name, Given { place, value: value.clone() })?;
+                    self.add(&name, Given { place, value: value.clone(), line: *line });
                 }
             }
         }
-        Ok(())
     }
 
-    fn from_flags(flags: &[(String, String)]) -> Result<Self> {
+    fn from_flags(flags: &[(String, String)]) -> Self {
         // Repeating the flag of a list adds to it.
         let mut lists: BTreeMap<&'static str, Given> = BTreeMap::new();
         let mut layer = Layer::default();
@@ -128,19 +166,24 @@ impl Layer {
             let value = Value::text(text);
             match lookup(name) {
                 Some(Known::Setting(info)) if info.list && !is_unset(&value) => {
-                    let list = lists.entry(info.name).or_insert(Given { place, value: Value::List(Vec::new()) });
+                    let list =
+                        lists.entry(info.name).or_insert(Given { place, value: Value::List(Vec::new()), line: 0 });
                     if let Value::List(items) = &mut list.value {
                         items.push(value);
                     }
                 }
-                _ => layer.add(name, Given { place, value })?,
+                _ => layer.add(name, Given { place, value, line: 0 }),
             }
         }
         for (name, given) in lists {
-            layer.insert(find(name), given)?;
+            layer.add(name, given);
         }
-        Ok(layer)
+        layer
     }
+}
+
+fn own_template(value: &Value) -> bool {
+    matches!(value, Value::Str(name) if ["default", "tokenizer_default", "jinja"].contains(&name.trim()))
 }
 
 fn shortened(name: &str) -> String {
@@ -151,7 +194,7 @@ fn find(name: &str) -> &'static SettingInfo {
     SETTINGS.iter().find(|info| info.name == name).expect("names in code are names of the table")
 }
 
-fn apply(info: &SettingInfo, given: &Given, settings: &mut Settings) -> Result<()> {
+fn apply(info: &SettingInfo, given: &Given, settings: &mut Settings) -> Result<(), String> {
     (info.set)(settings, &given.value).map_err(|reject| rejected(&given.place, &given.value, info.values, reject))
 }
 
@@ -159,22 +202,40 @@ impl Settings {
     /// Defaults, then the preset, then the file, then the flags (`(name, value)`; any spelling of the name).
     ///
     /// Every value is checked, also one that a flag overrides. Refuses (exit status 2) with the place, what was found
-    /// and what was expected. That `model` or `data` is given at all is checked by [`Settings::validate`].
+    /// and what was expected, everything that is wrong at once. That `model` or `data` is given at all is checked by
+    /// [`Settings::validate`].
     pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self> {
-        let layer = match file {
-            Some(path) => Layer::from_entries(&yaml::read_file(path)?, &path.display().to_string())?,
-            None => Layer::default(),
-        };
-        merge(layer, Layer::from_flags(overrides)?)
+        Self::load_noting(file, overrides).map(|(settings, _)| settings)
+    }
+
+    /// [`Settings::load`], and what should be told: keys without effect here, and values that were understood in a way
+    /// of their own.
+    pub fn load_noting(file: Option<&Path>, overrides: &[(String, String)]) -> Result<(Self, Vec<String>)> {
+        let document = file.map(yaml::read_file).transpose()?.unwrap_or_default();
+        merge(&document, overrides)
     }
 
     /// [`Settings::load`] from YAML text that messages call `name`.
     pub fn from_yaml(text: &str, name: &str, overrides: &[(String, String)]) -> Result<Self> {
-        merge(Layer::from_entries(&yaml::parse(text, name)?, name)?, Layer::from_flags(overrides)?)
+        Self::from_yaml_noting(text, name, overrides).map(|(settings, _)| settings)
+    }
+
+    /// [`Settings::load_noting`] from YAML text that messages call `name`.
+    pub fn from_yaml_noting(text: &str, name: &str, overrides: &[(String, String)]) -> Result<(Self, Vec<String>)> {
+        merge(&yaml::parse(text, name)?, overrides)
     }
 }
 
-fn merge(mut file: Layer, flags: Layer) -> Result<Settings> {
+/// One refusal of all faults. Each stands on its own line, under "error:" from the second on, with its line of the file.
+fn refusal(faults: &[Fault], text: &str) -> Error {
+    let told = faults.iter().map(|fault| fault.message.clone() + &yaml::snippet(text, fault.line, &fault.key));
+    Error::Refused(told.collect::<Vec<_>>().join("\nerror: "))
+}
+
+fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Settings, Vec<String>)> {
+    let mut file = Layer::from_entries(&document.entries, &document.name);
+    let flags = Layer::from_flags(overrides);
+    let mut faults: Vec<Fault> = file.faults.into_iter().chain(flags.faults).collect();
     for (one, other) in INSTEAD {
         if flags.given.contains_key(one) || flags.given.contains_key(other) {
             file.given.remove(one);
@@ -191,18 +252,44 @@ fn merge(mut file: Layer, flags: Layer) -> Result<Settings> {
 
     let mut settings = Settings::default();
     for info in SETTINGS {
-        if let Some(given) = all.get(info.name) {
-            apply(info, given, &mut settings)?;
+        if let Some(given) = all.get(info.name)
+            && let Err(message) = apply(info, given, &mut settings)
+        {
+            faults.push(Fault { message, key: info.name.to_owned(), line: given.line });
+        }
+    }
+    if let Some(scale) = flags.scale.or(file.scale) {
+        let alpha = f64::read(&scale.value).unwrap_or_default() * settings.lora_r as f64;
+        let given = Given { value: Value::Float(alpha), ..scale };
+        if let Err(message) = apply(find("lora_alpha"), &given, &mut settings) {
+            faults.push(Fault { message, key: "scale".to_owned(), line: given.line });
         }
     }
     if settings.preset == Some(Preset::Loraplus) && !all.contains_key("loraplus_lr_ratio") {
         settings.loraplus_lr_ratio = 16.0;
     }
-    one_warmup(&mut settings, &all)?;
-    if settings.val_set_size != ValSet::Off && !settings.val_data.is_empty() {
-        refuse!("{}: {}", all["val_set_size"].place, clash("val_set_size", "val_data", &all["val_data"].place));
+    // evals_per_epoch and steps_per_eval stand in files that have no rows to validate on.
+    let asked =
+        all.get("eval_steps").is_some_and(|given| ["evals", "steps_per"].iter().any(|w| given.place.contains(w)));
+    if asked && settings.val_set_size == ValSet::Off && settings.val_data.is_empty() {
+        settings.eval_steps = Every::Never;
     }
-    Ok(settings)
+    faults.extend(one_warmup(&mut settings, &all));
+    if settings.val_set_size != ValSet::Off && !settings.val_data.is_empty() {
+        let given = &all["val_set_size"];
+        let message = format!("{}: {}", given.place, clash("val_set_size", "val_data", &all["val_data"].place));
+        faults.push(Fault { message, key: "val_set_size".to_owned(), line: given.line });
+    }
+    if !faults.is_empty() {
+        return Err(refusal(&faults, &document.text));
+    }
+    let mut notes: Vec<String> = file.notes.into_iter().chain(flags.notes).collect();
+    let no_effect: Vec<String> =
+        file.no_effect.iter().chain(&flags.no_effect).map(|name| format!("`{name}`")).collect();
+    if !no_effect.is_empty() {
+        notes.push(format!("without effect here: {}", no_effect.join(", ")));
+    }
+    Ok((settings, notes))
 }
 
 fn clash(one: &str, other: &str, place: &str) -> String {
@@ -210,14 +297,16 @@ fn clash(one: &str, other: &str, place: &str) -> String {
 }
 
 /// Leaves at most one of `warmup_ratio` and `warmup_steps` in force, so that the resolved settings say it plainly.
-fn one_warmup(settings: &mut Settings, all: &BTreeMap<&'static str, Given>) -> Result<()> {
+fn one_warmup(settings: &mut Settings, all: &BTreeMap<&'static str, Given>) -> Option<Fault> {
     let ratio_given = all.get("warmup_ratio");
     match settings.warmup_steps {
         // transformers reads `warmup_steps: 0` beside a ratio as "see the ratio".
         Some(0.0) if ratio_given.is_some() => settings.warmup_steps = None,
         Some(steps) => {
             if let Some(ratio) = ratio_given.filter(|_| settings.warmup_ratio != 0.0) {
-                refuse!("{}: {}", all["warmup_steps"].place, clash("warmup_steps", "warmup_ratio", &ratio.place));
+                let given = &all["warmup_steps"];
+                let message = format!("{}: {}", given.place, clash("warmup_steps", "warmup_ratio", &ratio.place));
+                return Some(Fault { message, key: "warmup_steps".to_owned(), line: given.line });
             }
             let is_ratio = steps < 1.0;
             settings.warmup_ratio = if is_ratio { steps } else { 0.0 };
@@ -228,5 +317,5 @@ fn one_warmup(settings: &mut Settings, all: &BTreeMap<&'static str, Given>) -> R
     if settings.lr_scheduler_type == Scheduler::Constant {
         (settings.warmup_ratio, settings.warmup_steps) = (0.0, None);
     }
-    Ok(())
+    None
 }

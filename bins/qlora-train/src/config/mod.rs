@@ -18,10 +18,11 @@
 //! [`SETTINGS`], the one table that parsing, `--help`, README and records are made from. Hyphens and underscores are
 //! the same. A key `section.key` is looked up as such, then as `key` alone, so `training: {warmup_ratio: 0.1}` works.
 //!
-//! What the table does not hold is in one of three lists (`compat`): keys with one possible value here are checked
-//! (`bias: none`), keys that speak of one of our settings are translated (`load_in_4bit`, `adapter: qlora`), features
-//! not built yet are refused by name unless they are turned off. Anything else is an error that names the nearest
-//! known name: no key is ever skipped.
+//! Keys of other trainers that the table does not hold are in `compat` and `foreign_keys.txt`: those that speak of one
+//! of our settings are translated (`load_in_4bit`, `adapter: qlora`, `evals_per_epoch`), those with one possible value
+//! are checked (`bias: none`), features that are not here are refused unless they are turned off, and those that cannot
+//! change an adapter pass and are told. Anything else is an error that names the nearest setting: no key is ever
+//! skipped. Everything wrong in a file is told at once, each with its line.
 //!
 //! # Rules
 //!
@@ -30,7 +31,7 @@
 //!   file's list.
 //! - `warmup_steps` stands in for `warmup_ratio`, `val_data` for `val_set_size`: both in one source are refused, a flag
 //!   for one silences the file's other.
-//! - `null` means "as if not written" where a setting can be absent, and is an error where it cannot.
+//! - `null` means "as if not written".
 //! - Paths are relative to the working directory, in the file as well.
 //!
 //! # Defaults that differ from other trainers'
@@ -41,6 +42,7 @@
 
 mod args;
 mod compat;
+mod datasets;
 mod derived;
 mod enums;
 mod intervals;
@@ -52,8 +54,11 @@ mod yaml;
 
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
-pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, settings_markdown};
-pub use enums::{Checkpointing, Compute, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
+pub use enums::{
+    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    TooLong,
+};
 pub use intervals::{Every, Resume};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use types::{Bytes, Limit, ValSet};

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
-use super::enums::{Checkpointing, Compute, Device, Optim, Preset, Quantization, Scheduler, TargetModules, TooLong};
+use super::enums::{
+    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    TooLong,
+};
 use super::intervals::{Every, Resume};
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet};
 use super::yaml::Value;
@@ -15,6 +18,8 @@ use super::yaml::Value;
 pub enum Effect {
     /// Part of [`Settings::result_hash`].
     Results,
+    /// As `Results`, but only where it is not the default: runs from before the setting keep their hash.
+    ResultsIfSet,
     /// Only where, how fast or how talkatively the run works.
     RunOnly,
 }
@@ -85,25 +90,50 @@ macro_rules! settings {
 settings! {
     "Base model: a Hugging Face directory."
     model: Option<String> = None, "none: must be given", "the path of a model", Results,
-        ["base_model", "model_name_or_path", "model_name", "model.name", "model.path", "model.name_or_path"];
+        ["base_model", "model_name_or_path", "base_model_name_or_path", "model_name", "model.name", "model.path", "model.name_or_path"];
     "Revision of the base model, recorded in the adapter."
     revision: Option<String> = None, "none", "a branch, tag or commit", Results,
         ["model_revision", "revision_of_model"];
-    "Training rows: one or more JSONL, JSON or Parquet files; the format of a row is told by its keys."
+    "Training rows: JSONL, JSON, Parquet or CSV files, patterns of their names, or a folder that holds them; the format of a row is told by its keys."
     data: Vec<PathBuf> = Vec::new(), "none: must be given", "one path or a list of paths", Results,
-        ["datasets", "dataset", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
+        ["datasets", "dataset", "dataset_name", "data_path", "train_data", "train_file", "data.path", "data.train", "data.train_path",
          "data.file", "data.files", "data.train_data", "data.dataset_path", "training.data"];
     "Validation rows, in files of their own."
     val_data: Vec<PathBuf> = Vec::new(), "none", "one path or a list of paths", Results,
-        ["test_datasets", "validation_file", "eval_data", "data.validation", "data.val", "data.val_path",
+        ["test_datasets", "eval_dataset", "validation_file", "eval_data", "data.validation", "data.val", "data.val_path",
          "data.eval_path", "data.eval", "data.val_file", "data.test"];
     "Rows held back from `data` for validation: below 1 a share of them, else a count."
     val_set_size: ValSet = ValSet::Off, "0", "0, a share below 1, or a count of rows", Results,
         ["val_size", "data.val_split", "data.validation_split", "data.test_size"],
         |v| !matches!(v, ValSet::Count(n) if *n > 1_000_000_000);
+    "Rows taken of each data file at most, the first of them."
+    max_samples: Limit = Limit(None), "none", "a count of rows; 0 or -1 for all", ResultsIfSet, ["data.max_samples"],
+        |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+    "Column of the prompts, where it is not `prompt`, `instruction` or another known name."
+    prompt_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
+        ["prompt_feature", "data.prompt_column"];
+    "Column of the answers, where it is not `completion`, `output` or another known name."
+    completion_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
+        ["completion_feature", "response_column", "data.completion_column"];
+    "Column of what an instruction is about, where it is not `input`."
+    input_column: Option<String> = None, "none", "the name of a column", ResultsIfSet, ["data.input_column"];
+    "Column of the system messages, where it is not `system`."
+    system_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
+        ["system_feature", "data.system_column"];
+    "Column of the turns, where it is not `messages` or `conversations`."
+    messages_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
+        ["chat_feature", "field_messages", "data.messages_column"];
+    "Column of plain text, where it is not `text`."
+    text_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
+        ["text_feature", "dataset_text_field", "data.text_column"];
     "Where the adapter, the metrics and the run's record are written."
     output_dir: Option<PathBuf> = None, "none: must be given", "the path of a directory", RunOnly,
-        ["output", "output.dir", "output.path", "output.directory"];
+        ["output", "adapter_path", "output.dir", "output.path", "output.directory"];
+    "Whether an earlier run in `output_dir` is removed where it is another one; what is no run is left alone and refused."
+    overwrite_output_dir: bool = false, "false", "true or false", RunOnly, [];
+    "Adapter whose weights a new run begins with; rank, alpha and layers must be its own."
+    init_adapter: Option<PathBuf> = None, "none", "the path of an adapter directory", ResultsIfSet,
+        ["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "lora.init_adapter"];
     "Settings chosen together; `loraplus` sets `loraplus_lr_ratio` 16 and halves the default learning rate."
     preset: Option<Preset> = None, "none", "loraplus or none", RunOnly, [];
 
@@ -115,10 +145,10 @@ settings! {
         |v| (32..=4096).contains(v) && v.is_power_of_two();
     "Whether absmax is itself quantised to 8 bits."
     double_quant: bool = true, "true", "true or false", Results,
-        ["bnb_4bit_use_double_quant", "use_double_quant", "double_quantization"];
+        ["bnb_4bit_use_double_quant", "use_bnb_nested_quant", "use_double_quant", "double_quantization"];
 
     "Rank of the adapters."
-    lora_r: usize = 16, "16", "an integer from 1 to 256", Results, ["lora_rank", "lora.r", "lora.rank"],
+    lora_r: usize = 16, "16", "an integer from 1 to 256", Results, ["lora_rank", "r", "lora.r", "lora.rank"],
         |v| (1..=256).contains(v);
     "Numerator of the adapters' scale alpha / r."
     lora_alpha: f64 = 32.0, "32", "a number above 0, at most 65536", Results, ["lora.alpha"],
@@ -129,7 +159,7 @@ settings! {
     "Linear layers that get an adapter; `all-linear` is all seven of a block, never lm_head."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
         "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", Results,
-        ["target_modules", "lora_target", "lora.target_modules", "lora.modules"];
+        ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
     "Scale alpha / √r instead of alpha / r."
     use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];
     "Learning rate of the B matrices over that of the A matrices (LoRA+)."
@@ -156,7 +186,7 @@ settings! {
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Rows, or packs of rows, in one micro-batch."
     per_device_train_batch_size: usize = 1, "1", "an integer from 1 to 65536", Results,
-        ["micro_batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
+        ["micro_batch_size", "batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
     "Micro-batches summed into one optimiser step, weighted by their supervised tokens."
     gradient_accumulation_steps: usize = 1, "1", "an integer from 1 to 1000000", Results,
         ["grad_accumulation_steps", "training.grad_accum", "training.accumulation_steps"],
@@ -168,11 +198,21 @@ settings! {
     "What happens to a row of more than `max_length` tokens; counts are printed."
     too_long: TooLong = TooLong::Drop, "drop", "drop, truncate or error", Results,
         ["overlong", "excess_length_strategy"];
+    "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
+    on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
+    "Whether texts under prompt and completion are trained on as they stand, or as turns of the chat template."
+    prompt_completion: PromptCompletion = PromptCompletion::Text, "text", "text or chat", ResultsIfSet, [];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
-    "Template of a base model that has none of its own."
-    chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca or the path of a template file",
-        Results, [];
+    "Chat template, instead of the model's own."
+    chat_template: Option<String> = None, "none: the model's own", "chatml, alpaca, llama3, llama2, mistral, zephyr, vicuna, gemma, phi3, qwen3_training, deepseek_r1_training or the path of a template file",
+        Results, ["chat_template_path", "chat_template_jinja"];
+    "EOS of the tokenizer; a different one is refused."
+    eos_token: Option<String> = None, "none: the tokenizer's", "the text of a token", ResultsIfSet,
+        ["special_tokens.eos_token"];
+    "BOS of the tokenizer; a different one is refused."
+    bos_token: Option<String> = None, "none: the tokenizer's", "the text of a token", ResultsIfSet,
+        ["special_tokens.bos_token"];
 
     "Optimiser: AdamW with blockwise 8-bit states (f32 for tensors under 4,096 elements), or with f32 states."
     optim: Optim = Optim::Adamw8bit, "adamw_8bit", "adamw_8bit or adamw_torch", Results, ["optimizer"];
@@ -191,10 +231,10 @@ settings! {
     seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, [];
 
     "Optimiser steps between two lines of metrics."
-    logging_steps: usize = 1, "1", "an integer from 1 to 1000000000", RunOnly, ["log_interval"],
+    logging_steps: usize = 1, "1", "an integer from 1 to 1000000000", RunOnly, ["log_interval", "steps_per_report"],
         |v| (1..=1_000_000_000).contains(v);
     "Optimiser steps between two checkpoints; below 1 it is a share of all steps."
-    save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, or 0 for never", RunOnly,
+    save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly,
         ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
     "Checkpoints that are kept; the best one is kept beside them."
     save_total_limit: Limit = Limit(Some(2)), "2", "a count of checkpoints; 0 or -1 for all", RunOnly, [],
@@ -203,15 +243,15 @@ settings! {
     resume_from_checkpoint: Resume = Resume::No, "false", "true, false or the path of a checkpoint", RunOnly,
         ["auto_resume_from_checkpoints"];
     "Optimiser steps between two evaluations of the validation rows, beside the one at the end."
-    eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, or 0 for never", RunOnly, [],
+    eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly, [],
         |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
     "Evaluations without a lower validation loss after which the run ends."
     early_stopping_patience: Limit = Limit(None), "none", "a count of evaluations; 0 for no end before the last step",
-        Results, [], |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+        Results, ["early_stopping_steps"], |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Whether the adapter written at the end is the one with the lowest validation loss."
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
     "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
-    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, [];
+    gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing"];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
     host_memory: Option<Bytes> = None, "what is free", "a size such as 8GiB or 24GB", RunOnly, [];
     "Memory of the GPU that may be taken in all, the CUDA context and other processes included; GB is 10⁹ bytes, GiB 2³⁰."

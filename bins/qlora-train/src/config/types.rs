@@ -42,11 +42,13 @@ pub fn is_unset(value: &Value) -> bool {
     *value == Value::Null || words(value).is_some_and(|w| ["", "null", "none", "~", "auto"].contains(&w.as_str()))
 }
 
-/// A value by which a feature is turned off: `false`, `null`, `none`, `no`, 0, an empty list or one of only those.
+/// A value by which a feature is turned off: `false`, `null`, `none`, `no`, 0, an empty list or section, or one of only those.
 pub fn is_off(value: &Value) -> bool {
     match value {
         Value::List(items) => items.iter().all(is_off),
-        Value::Map(entries) => entries.is_empty(),
+        Value::Map(entries) => entries.iter().all(|entry| is_off(&entry.value)),
+        Value::Float(x) => *x == 0.0,
+        Value::Str(s) if s.trim().parse() == Ok(0.0) => true,
         _ => is_unset(value) || bool::read(value) == Ok(false),
     }
 }
@@ -181,55 +183,6 @@ impl SettingValue for Bytes {
     fn json(&self) -> Json {
         Json::from(self.0)
     }
-}
-
-/// Files of rows, or Axolotl's `datasets: [{path, type}]`.
-impl SettingValue for Vec<PathBuf> {
-    const LIST: bool = true;
-    fn read(value: &Value) -> Result<Self, Reject> {
-        match value {
-            Value::List(items) => items.iter().map(data_file).collect(),
-            value if is_unset(value) => Ok(Vec::new()),
-            one => Ok(vec![data_file(one)?]),
-        }
-    }
-    fn json(&self) -> Json {
-        self.iter().map(PathBuf::json).collect()
-    }
-}
-
-fn data_file(value: &Value) -> Result<PathBuf, Reject> {
-    let Value::Map(entries) = value else { return PathBuf::read(value) };
-    let mut path = None;
-    for entry in entries {
-        let accepted: &[&str] = match entry.key.as_str() {
-            "path" | "data_files" | "file" if path.is_none() => {
-                path = Some(PathBuf::read(&entry.value)?);
-                continue;
-            }
-            "path" | "data_files" | "file" => {
-                return Err(Reject::Because("found two paths in one data set, expected one `path` in each".into()));
-            }
-            "type" => &["chat_template", "completion"],
-            "ds_type" => &["json", "jsonl", "parquet"],
-            "split" => &["train"],
-            "field_messages" => &["messages", "conversations"],
-            "field" => &["text"],
-            key => {
-                let key = key.escape_debug();
-                return Err(Reject::Because(format!("found the unknown key `{key}` in a data set, expected `path`")));
-            }
-        };
-        if !is_unset(&entry.value) && !words(&entry.value).is_some_and(|w| accepted.contains(&w.as_str())) {
-            let (key, found, accepted) = (&entry.key, &entry.value, accepted.join("` or `"));
-            return Err(Reject::Because(format!(
-                "`{key}: {}` of a data set is not supported yet, expected `{accepted}` or no `{key}`: the form of the \
-                 rows is found from the rows themselves",
-                found.to_string().trim_matches('`')
-            )));
-        }
-    }
-    path.ok_or_else(|| Reject::Because("found a data set without `path`, expected the `path` of a file".into()))
 }
 
 /// Rows held back for validation.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
@@ -83,11 +84,36 @@ impl fmt::Display for Value {
     }
 }
 
-/// The top-level entries of the file; an empty file has none.
+/// A settings file: its top-level entries (an empty file has none), and its text for messages.
+#[derive(Debug, Default)]
+pub struct Document {
+    pub name: String,
+    pub text: String,
+    pub entries: Vec<Entry>,
+}
+
+/// Line `line` of `text` with `key` marked, to stand below a message; nothing where there is no such line.
+pub fn snippet(text: &str, line: u64, key: &str) -> String {
+    let Some(shown) = line.checked_sub(1).and_then(|at| text.lines().nth(at as usize)) else { return String::new() };
+    // A line of a megabyte helps nobody.
+    if shown.trim().is_empty() || shown.len() > 400 {
+        return String::new();
+    }
+    let at = shown.find(key).unwrap_or(shown.len() - shown.trim_start().len());
+    let len = if shown[at..].starts_with(key) { key.len() } else { shown[at..].trim_end().len() };
+    let title = Level::ERROR.primary_title("");
+    let snippet =
+        Snippet::source(shown).line_start(line as usize).annotation(AnnotationKind::Primary.span(at..at + len));
+    let rendered = Renderer::plain().render(&[title.element(snippet)]);
+    // Its first line is the title, which the message already is.
+    rendered.lines().skip(1).fold(String::new(), |all, line| all + "\n" + line.trim_end())
+}
+
+/// Reads a settings file.
 ///
 /// Refuses a file that cannot be read, is longer than 1 MiB, is not UTF-8, is not YAML, holds more than one document,
 /// repeats a key, or is not a mapping at the top.
-pub fn read_file(path: &Path) -> Result<Vec<Entry>> {
+pub fn read_file(path: &Path) -> Result<Document> {
     let name = path.display();
     let what = || format!("{name}: the settings file cannot be read");
     let mut bytes = Vec::new();
@@ -109,7 +135,7 @@ pub fn read_file(path: &Path) -> Result<Vec<Entry>> {
 }
 
 /// [`read_file`] on text already in memory; `name` is what messages call it.
-pub fn parse(text: &str, name: &str) -> Result<Vec<Entry>> {
+pub fn parse(text: &str, name: &str) -> Result<Document> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -126,15 +152,17 @@ pub fn parse(text: &str, name: &str) -> Result<Vec<Entry>> {
         underscored_numbers_as_strings: true,
         with_snippet: false,
     };
+    let document = |entries| Document { name: name.to_owned(), text: text.to_owned(), entries };
     match serde_saphyr::from_str_with_options::<Option<Value>>(text, options) {
-        Ok(None | Some(Value::Null)) => Ok(Vec::new()),
-        Ok(Some(Value::Map(entries))) => Ok(entries),
+        Ok(None | Some(Value::Null)) => Ok(document(Vec::new())),
+        Ok(Some(Value::Map(entries))) => Ok(document(entries)),
         Ok(Some(other)) => refuse!("{name}: found {other} at the top, expected settings as `name: value` lines"),
         Err(e) => {
             let line = e.location().map(|l| format!(" line {}", l.line())).unwrap_or_default();
             let cause = e.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
             let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
-            refuse!("{name}{line}: found text that is not a valid settings file ({cause}), expected YAML")
+            let shown = e.location().map_or_else(String::new, |l| snippet(text, l.line(), ""));
+            refuse!("{name}{line}: found text that is not a valid settings file ({cause}), expected YAML{shown}")
         }
     }
 }

@@ -13,8 +13,10 @@ pub struct SpecialTokens {
     pub bos: Option<u32>,
     /// EOS tokens.
     pub eos: Vec<u32>,
-    /// Tokens that may end a turn, EOS tokens among them.
+    /// Tokens that end a turn or a text, EOS tokens among them.
     pub ends: Vec<u32>,
+    /// All tokens that the tokenizer has for itself.
+    pub added: Vec<u32>,
 }
 
 impl SpecialTokens {
@@ -23,9 +25,10 @@ impl SpecialTokens {
         let mut eos = eos_token_ids.to_vec();
         eos.extend(tokenizer.and_then(ChatTokenizer::eos_token_id).filter(|id| !eos_token_ids.contains(id)));
         let mut ends = eos.clone();
-        ends.extend(tokenizer.map(ChatTokenizer::added_token_ids).unwrap_or_default());
+        ends.extend(tokenizer.map(ChatTokenizer::turn_end_ids).unwrap_or_default());
+        let added = tokenizer.map(ChatTokenizer::added_token_ids).unwrap_or_default();
         let bos = tokenizer.filter(|tokenizer| tokenizer.begins_with_bos()).and_then(ChatTokenizer::bos_token_id);
-        Self { bos, eos, ends }
+        Self { bos, eos, ends, added }
     }
 }
 

@@ -4,19 +4,22 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::UNSUPERVISED;
+use super::chat::ChatTokens;
 use super::formats::{self, AlpacaStyle, Content};
+use super::messages::{Conversation, Message};
+use super::notes::Note;
 use super::options::DataOptions;
 use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
 use super::rows::{self, RowKind};
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
-use crate::config::TooLong;
+use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::Result;
 use crate::refuse;
 
@@ -101,8 +104,9 @@ fn load_files<'a>(
     };
     loader.report.max_length = options.max_length;
     let hashes = paths.iter().map(|path| loader.file(path, open)).collect::<Result<Vec<_>>>()?;
-    let Loader { rows, mut report, tasks, .. } = loader;
+    let Loader { rows, mut report, tasks, tokenizer, .. } = loader;
     report.tasks = tasks.len();
+    report.check_bad_rows()?;
     let files = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if report.rows_read == 0 {
         refuse!("{files}: no row found; expected at least one");
@@ -116,6 +120,25 @@ fn load_files<'a>(
             options.max_length,
             report.unsupervised
         );
+    }
+    let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
+    if report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| conversations.contains(kind)) {
+        report.warnings.extend(tokenizer.and_then(ChatTokenizer::template_warning));
+    }
+    let plain = report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| *kind == RowKind::PromptCompletion);
+    if plain && tokenizer.is_some_and(|tokenizer| tokenizer.template().is_some()) {
+        report.remarks.push(match options.prompt_completion {
+            PromptCompletion::Text => {
+                "prompt + completion rows of texts are trained on as plain text, without the chat template \
+                 (`prompt_completion: chat` uses it); `generate --raw` asks in that form"
+                    .to_owned()
+            }
+            PromptCompletion::Chat => {
+                "prompt + completion rows of texts are trained on as a user turn and an answer, by the chat template \
+                 (`prompt_completion: text` does without); `generate` asks in that form"
+                    .to_owned()
+            }
+        });
     }
     report.rows_kept = rows.len();
     report.tokens = rows.iter().map(Row::len).sum();
@@ -135,28 +158,42 @@ struct Loader<'a> {
     tasks: BTreeSet<Arc<str>>,
 }
 
-/// Token ids and labels of one row, and whether an answer in it has no end-of-turn token.
-type Tokenised = (Vec<u32>, Vec<i32>, bool);
-/// With the row's task.
-type Read = (Tokenised, Option<String>);
+/// One row as it was read.
+struct Read {
+    input_ids: Vec<u32>,
+    labels: Vec<i32>,
+    /// An answer in it has no end-of-turn token.
+    open_ended: bool,
+    task: Option<String>,
+    notes: Vec<Note>,
+}
 
 impl<'a> Loader<'a> {
     /// Returns the file's SHA-256.
     fn file(&mut self, path: &Path, open: Option<&OpenTokenizer<'a>>) -> Result<String> {
         let file = self.report.files.len();
-        self.report.files.push(FileReport { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new() });
-        let hash = read_rows(path, &mut |unit, line, row| {
-            let kind = rows::detect(&row).map_err(|why| at(path, unit, line, &why))?;
-            let report = &mut self.report.files[file];
-            report.unit = unit;
-            report.count(kind);
-            if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenised) {
-                self.tokenizer = Some(open()?);
+        self.report.files.push(FileReport::new(path));
+        let options = self.options;
+        let most = options.max_samples.unwrap_or(usize::MAX);
+        let hash = read_rows(path, &options.columns, &mut |unit, line, row| {
+            if self.report.files[file].rows >= most {
+                return Ok(());
             }
-            self.waiting.push((line, kind, row));
+            self.report.files[file].unit = unit;
+            let row = row.and_then(|row| options.columns.renamed(row));
+            match row.and_then(|row| Ok((rows::detect(&row)?, row))) {
+                Ok((kind, row)) => {
+                    self.report.files[file].count(kind);
+                    if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenised) {
+                        self.tokenizer = Some(open()?);
+                    }
+                    self.waiting.push((line, kind, row));
+                }
+                Err(why) => self.bad(path, file, line, &why)?,
+            }
             if self.waiting.len() == CHUNK { self.tokenise(path, file) } else { Ok(()) }
         })?;
-        if self.report.files[file].rows == 0 {
+        if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
             refuse!("{}: no row found; expected at least one", path.display());
         }
         self.tokenise(path, file)?;
@@ -170,11 +207,31 @@ impl<'a> Loader<'a> {
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
         let unit = self.report.files[file].unit;
         for (line, result) in done {
-            let ((input_ids, labels, open_ended), task) = result.map_err(|why| at(path, unit, line, &why))?;
+            let read = match result {
+                Ok(read) => read,
+                Err(why) => {
+                    self.bad(path, file, line, &why)?;
+                    continue;
+                }
+            };
+            let Read { input_ids, labels, open_ended, task, notes } = read;
             let task = task.map(|name| self.task(name));
+            notes.into_iter().for_each(|note| self.report.files[file].notes.add(note, line));
             self.keep(path, unit, Row { input_ids, labels, file, line, task }, open_ended)?;
         }
         Ok(())
+    }
+
+    /// A row that cannot be trained on.
+    fn bad(&mut self, path: &Path, file: usize, line: usize, why: &str) -> Result<()> {
+        let error = at(path, self.report.files[file].unit, line, why);
+        match self.options.on_bad_row {
+            BadRow::Error => Err(error),
+            BadRow::Skip => {
+                self.report.skip_bad(error.to_string());
+                Ok(())
+            }
+        }
     }
 
     fn task(&mut self, name: String) -> Arc<str> {
@@ -191,14 +248,21 @@ impl<'a> Loader<'a> {
     fn row(&self, row: &Value, kind: RowKind) -> Result<Read, String> {
         let map = row.as_object().ok_or("expected a row (a JSON object)")?;
         let task = rows::task(map)?;
-        let (input_ids, labels, open_ended) = match (kind, self.tokenizer) {
+        let mut notes = Vec::new();
+        rows::check_keys(map, kind, &mut notes)?;
+        let weight = formats::row_weight(map)?;
+        let (input_ids, mut labels, open_ended) = match (kind, self.tokenizer) {
             (RowKind::Tokenised, _) => {
                 let (input_ids, labels) = rows::tokenised(map, self.options.vocab_size)?;
                 self.check_eos(&input_ids, &labels)?;
                 (input_ids, labels, false)
             }
             (_, None) => return Err(format!("{} rows need the model's tokenizer", kind.name())),
-            (_, Some(tokenizer)) => self.text(map, kind, tokenizer)?,
+            (_, Some(tokenizer)) => {
+                let tokens = self.text(map, kind, tokenizer, &mut notes)?;
+                notes.extend(tokens.notes);
+                (tokens.input_ids, tokens.labels, tokens.open_ended > 0)
+            }
         };
         if let (Some(bos), [first, second, ..]) = (self.tokenizer.and_then(ChatTokenizer::bos_token_id), &input_ids[..])
             && *first == bos
@@ -206,16 +270,41 @@ impl<'a> Loader<'a> {
         {
             return Err("the row begins with two BOS tokens; remove one (from the text or the chat template)".into());
         }
-        Ok(((input_ids, labels, open_ended), task))
+        if let Some(tokenizer) = self.tokenizer.filter(|tokenizer| tokenizer.begins_with_bos())
+            && kind != RowKind::Tokenised
+            && input_ids.first().copied() != tokenizer.bos_token_id()
+        {
+            notes.push(Note::Said(format!(
+                "the text begins without the BOS token ({:?}), which this tokenizer puts before every text: the chat \
+                 template does not write it",
+                tokenizer.bos_token_id().map(|id| tokenizer.token(id)).unwrap_or_default()
+            )));
+        }
+        if weight == 0.0 {
+            labels.fill(UNSUPERVISED);
+        }
+        Ok(Read { input_ids, labels, open_ended, task, notes })
     }
 
-    fn text(&self, map: &Map<String, Value>, kind: RowKind, tokenizer: &ChatTokenizer) -> Result<Tokenised, String> {
+    fn text(
+        &self,
+        map: &Map<String, Value>,
+        kind: RowKind,
+        tokenizer: &ChatTokenizer,
+        notes: &mut Vec<Note>,
+    ) -> Result<ChatTokens, String> {
         let style = match tokenizer.builtin_template() {
             Some(Builtin::Alpaca) => AlpacaStyle::Headings,
             _ => AlpacaStyle::Plain,
         };
-        let tokens = match formats::content(map, kind, style)? {
-            Content::Conversation(messages) => tokenizer.encode_chat(&messages)?,
+        let tokens = match formats::content(map, kind, style, notes)? {
+            Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
+            Content::Text { prompt, completion }
+                if kind == RowKind::PromptCompletion && self.options.prompt_completion == PromptCompletion::Chat =>
+            {
+                let turns = vec![Message::new("user", &prompt), Message::new("assistant", &completion)];
+                tokenizer.encode_conversation(&Conversation::new(turns))?
+            }
             Content::Text { prompt, completion } => tokenizer.encode_completion(&prompt, &completion)?,
         };
         if let Some(id) = tokens.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
@@ -226,7 +315,7 @@ impl<'a> Loader<'a> {
                 self.options.vocab_size
             ));
         }
-        Ok((tokens.input_ids, tokens.labels, tokens.open_ended > 0))
+        Ok(tokens)
     }
 
     /// Labels made by masking the pad token lose the EOS with it where both are the same token, and the model never

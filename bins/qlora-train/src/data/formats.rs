@@ -3,12 +3,14 @@
 use serde_json::{Map, Value};
 
 use super::json;
-use super::messages::{Message, message, no_tools, turns};
+use super::messages::{Conversation, Message, is_empty, message, turns};
+use super::notes::Note;
 use super::rows::RowKind;
+use super::{tools, weight};
 
 /// What a row says before it is tokenised.
 pub(super) enum Content {
-    Conversation(Vec<Message>),
+    Conversation(Conversation),
     /// Text as it stands, of which what follows the prompt is supervised.
     Text {
         prompt: String,
@@ -29,16 +31,71 @@ const WITH_INPUT: &str = "Below is an instruction that describes a task, paired 
                           context. Write a response that appropriately completes the request.";
 
 /// The content of a row that is text. The error is a reason in words.
-pub(super) fn content(map: &Map<String, Value>, kind: RowKind, alpaca: AlpacaStyle) -> Result<Content, String> {
-    no_tools(map)?;
-    match kind {
-        RowKind::Messages => Ok(Content::Conversation(turns(map, "messages")?)),
-        RowKind::ShareGpt => share_gpt(map).map(Content::Conversation),
-        RowKind::Alpaca => alpaca_turns(map, alpaca).map(Content::Conversation),
-        RowKind::PromptCompletion => prompt_completion(map),
-        RowKind::Text => Ok(Content::Text { prompt: String::new(), completion: text(map, "text")?.to_owned() }),
-        RowKind::Tokenised => Err("a tokenised row has no text".into()),
+pub(super) fn content(
+    map: &Map<String, Value>,
+    kind: RowKind,
+    alpaca: AlpacaStyle,
+    notes: &mut Vec<Note>,
+) -> Result<Content, String> {
+    let messages = match kind {
+        RowKind::Messages => with_system(map, turns(map, "messages", notes)?)?,
+        RowKind::ShareGpt => share_gpt(map, notes)?,
+        RowKind::Alpaca => alpaca_turns(map, alpaca)?,
+        RowKind::PromptCompletion if map["prompt"].is_array() || map["completion"].is_array() => {
+            let prompt = turns(map, "prompt", notes)?.into_iter().map(Message::unsupervised);
+            prompt.chain(turns(map, "completion", notes)?).collect()
+        }
+        RowKind::PromptCompletion => {
+            no_tools(map)?;
+            let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
+            return Ok(Content::Text { prompt, completion });
+        }
+        RowKind::Text => {
+            no_tools(map)?;
+            return Ok(Content::Text { prompt: String::new(), completion: text(map, "text")?.to_owned() });
+        }
+        RowKind::Tokenised => return Err("a tokenised row has no text".into()),
+    };
+    let variables = match map.get("chat_template_kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(variables)) => variables.clone(),
+        Some(other) => {
+            return Err(format!("`chat_template_kwargs` is {}; expected an object", json::describe(other)));
+        }
+    };
+    Ok(Content::Conversation(Conversation { messages, tools: tools::of_row(map)?, variables }))
+}
+
+/// How much of the loss the whole row has.
+pub(super) fn row_weight(map: &Map<String, Value>) -> Result<f32, String> {
+    // A `loss_mask` with an entry for each token is read with the tokens.
+    let whole: Map<String, Value> =
+        map.iter().filter(|(_, value)| !value.is_array()).map(|(key, value)| (key.clone(), value.clone())).collect();
+    Ok(weight::of(&whole).map_err(|why| format!("the row{why}"))?.unwrap_or(1.0))
+}
+
+/// Refuses tool definitions beside plain text, in which they have no place.
+fn no_tools(map: &Map<String, Value>) -> Result<(), String> {
+    match tools::of_row(map)?.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "`tools` is {}, and the row is plain text, in which tool definitions have no place; write the row as \
+             `messages`",
+            json::describe(&map["tools"])
+        )),
     }
+}
+
+/// Puts the row's `system` before the turns.
+fn with_system(map: &Map<String, Value>, turns: Vec<Message>) -> Result<Vec<Message>, String> {
+    let system = optional(map, "system")?;
+    if system.is_empty() {
+        return Ok(turns);
+    }
+    if turns.first().is_some_and(|turn| matches!(turn.role.as_str(), "system" | "developer")) {
+        return Err("the row has `system` and a system turn; keep one of the two".into());
+    }
+    Ok([Message::new("system", system)].into_iter().chain(turns).collect())
 }
 
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
@@ -57,14 +114,14 @@ fn optional<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, Strin
     }
 }
 
-fn share_gpt(map: &Map<String, Value>) -> Result<Vec<Message>, String> {
+fn share_gpt(map: &Map<String, Value>, notes: &mut Vec<Note>) -> Result<Vec<Message>, String> {
     let Some(Value::Array(items)) = map.get("conversations") else {
         let found = map.get("conversations").map_or_else(|| "nothing".into(), json::describe);
         return Err(format!("`conversations` must be a non-empty array of {{\"from\", \"value\"}}, found {found}"));
     };
     // Some data sets keep `role` and `content` under this key.
     if items.first().is_some_and(|turn| turn.get("role").is_some() && turn.get("from").is_none()) {
-        return turns(map, "conversations");
+        return with_system(map, turns(map, "conversations", notes)?);
     }
     let mut conversation = Vec::with_capacity(items.len() + 1);
     let system = optional(map, "system")?;
@@ -78,12 +135,15 @@ fn share_gpt(map: &Map<String, Value>) -> Result<Vec<Message>, String> {
         return Err("`conversations` is an empty array; expected turns of {\"from\", \"value\"}".into());
     }
     for (at, turn) in items.iter().enumerate() {
-        conversation.push(share_gpt_turn(turn).map_err(|why| format!("`conversations[{at}]`{why}"))?);
+        conversation.push(share_gpt_turn(turn, notes).map_err(|why| format!("`conversations[{at}]`{why}"))?);
     }
     Ok(conversation)
 }
 
-fn share_gpt_turn(turn: &Value) -> Result<Message, String> {
+/// The `from` of a turn that calls tools.
+const CALL: &str = "function_call";
+
+fn share_gpt_turn(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, String> {
     let Value::Object(map) = turn else {
         return Err(format!(" must be an object with `from` and `value`, found {}", json::describe(turn)));
     };
@@ -92,10 +152,14 @@ fn share_gpt_turn(turn: &Value) -> Result<Message, String> {
             "human" | "user" => "user",
             "gpt" | "assistant" | "chatgpt" | "model" | "bot" => "assistant",
             "system" => "system",
-            "tool" | "observation" | "function_response" => "tool",
+            "developer" => "developer",
+            "tool" | "observation" | "function" | "function_response" | "tool_response" | "ipython" => "tool",
+            CALL | "tool_call" | "tool_calls" | "function-call" => CALL,
             other => {
                 let other = json::shorten(other);
-                return Err(format!(".from is {other:?}; expected system, human, gpt, tool or observation"));
+                return Err(format!(
+                    ".from is {other:?}; expected system, human, gpt, function_call, tool or observation"
+                ));
             }
         },
         Some(other) => return Err(format!(".from is {}; expected a string", json::describe(other))),
@@ -107,13 +171,17 @@ fn share_gpt_turn(turn: &Value) -> Result<Message, String> {
     if let Some(Value::Null) = map.get("value") {
         return Err(".value is null; expected a string".into());
     }
-    // The same rules as for `messages` from here on, `weight` included.
+    // The rules of `messages` hold from here on, those of `weight` included.
     let mut fields = Map::new();
+    let (role, text) = if role == CALL { ("assistant", "tool_calls") } else { (role, "content") };
     fields.insert("role".into(), role.into());
     for (key, value) in map.iter().filter(|(key, _)| !matches!(key.as_str(), "from" | "role" | "content")) {
-        fields.insert(if key == "value" { "content".into() } else { key.clone() }, value.clone());
+        fields.insert(if key == "value" { text.into() } else { key.clone() }, value.clone());
     }
-    message(&Value::Object(fields)).map_err(|why| why.replacen(".content", ".value", 1))
+    if text == "tool_calls" && is_empty(&map["value"]) {
+        return Err(".value is empty; expected the call, a JSON text of {\"name\", \"arguments\"}".into());
+    }
+    message(&Value::Object(fields), notes).map_err(|why| why.replacen(&format!(".{text}"), ".value", 1))
 }
 
 /// `history` is a list of [instruction, output] pairs that came before; only `output` is supervised.
@@ -153,13 +221,4 @@ fn alpaca_turns(map: &Map<String, Value>, style: AlpacaStyle) -> Result<Vec<Mess
     }
     conversation.extend([Message::new("user", &user), Message::new("assistant", output)]);
     Ok(conversation)
-}
-
-fn prompt_completion(map: &Map<String, Value>) -> Result<Content, String> {
-    if !map["prompt"].is_array() && !map["completion"].is_array() {
-        let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
-        return Ok(Content::Text { prompt, completion });
-    }
-    let prompt = turns(map, "prompt")?.into_iter().map(Message::unsupervised);
-    Ok(Content::Conversation(prompt.chain(turns(map, "completion")?).collect()))
 }

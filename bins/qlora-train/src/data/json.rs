@@ -7,8 +7,49 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Parses one JSON text. Errors: broken JSON, a duplicate key, nesting deeper than 128.
+///
+/// NaN and Infinity, which are no JSON but which Python writes, become null.
 pub(super) fn parse(text: &str) -> serde_json::Result<Value> {
-    serde_json::from_str::<Strict>(text).map(|strict| strict.0)
+    let strict = |text: &str| serde_json::from_str::<Strict>(text).map(|strict| strict.0);
+    strict(text).or_else(|error| match without_nan(text) {
+        Some(text) => strict(&text),
+        None => Err(error),
+    })
+}
+
+/// The text with null for NaN, Infinity and -Infinity outside of strings.
+/// None: it has none.
+pub(super) fn without_nan(text: &str) -> Option<String> {
+    let mut out = text.as_bytes().to_vec();
+    let (mut at, mut in_string, mut found) = (0, false, false);
+    while at < out.len() {
+        match out[at] {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'N' | b'I' | b'-' => {
+                if let Some(name) =
+                    ["-Infinity", "Infinity", "NaN"].iter().find(|name| out[at..].starts_with(name.as_bytes()))
+                {
+                    let end = at + name.len();
+                    match *name {
+                        "NaN" => {
+                            out.splice(at..end, *b"null");
+                        }
+                        _ => {
+                            out[at..end].fill(b' ');
+                            out[at..at + 4].copy_from_slice(b"null");
+                        }
+                    }
+                    found = true;
+                    at += 3;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    found.then(|| String::from_utf8(out).expect("only ASCII was replaced"))
 }
 
 struct Strict(Value);

@@ -1,6 +1,7 @@
 //! Settings of the data.
 
-use crate::config::TooLong;
+use super::columns::Columns;
+use crate::config::{BadRow, PromptCompletion, TooLong};
 
 #[derive(Clone, Debug)]
 pub struct DataOptions {
@@ -12,4 +13,28 @@ pub struct DataOptions {
     /// What ends a text, by the model's own config; the tokenizer's EOS counts too. Tokenised rows that mask it are
     /// refused.
     pub eos_token_ids: Vec<u32>,
+    /// Fate of a row that cannot be trained on.
+    pub on_bad_row: BadRow,
+    /// Columns under other names.
+    pub columns: Columns,
+    /// Rows taken of each file at most, the first of them.
+    pub max_samples: Option<usize>,
+    /// Whether a prompt and its completion are turns of the chat template.
+    pub prompt_completion: PromptCompletion,
+}
+
+/// Without a model: no token id is valid.
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self {
+            max_length: 2048,
+            too_long: TooLong::Drop,
+            vocab_size: 0,
+            eos_token_ids: Vec::new(),
+            on_bad_row: BadRow::Error,
+            columns: Columns::default(),
+            max_samples: None,
+            prompt_completion: PromptCompletion::Text,
+        }
+    }
 }

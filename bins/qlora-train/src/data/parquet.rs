@@ -1,10 +1,7 @@
 //! Rows of a Parquet file, of its known columns only: a table's other columns cost nothing and may hold anything.
 
-use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::Once;
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -13,24 +10,28 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
-use super::reader::{Unit, at};
-use super::rows::{KNOWN_KEYS, SUPPORTED, TASK};
+use super::columns::Columns;
+use super::guard;
+use super::reader::EachOf;
+use super::rows::{OTHER_MEANING, SUPPORTED};
 use crate::error::{Context, Error, Result};
 use crate::refuse;
+
+/// As many values as a row has tokens at most.
+const MAX_VALUES: i64 = 1 << 24;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Errors of `each` end the reading.
 ///
 /// Refuses a file that is cut off or damaged, has no column that a row could be made of, or is compressed in a way
 /// that is not built in (built in are none, Snappy, gzip and LZ4).
-pub(super) fn read_rows(path: &Path, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+pub(super) fn read_rows(path: &Path, columns: &Columns, each: EachOf) -> Result<()> {
     let name = path.display();
-    let (mut rows, expected) = guarded(path, || open(path))??;
+    let (mut rows, expected) = guarded(path, || open(path, columns))??;
     let mut number = 0;
     while let Some(row) = guarded(path, || rows.next())? {
         number += 1;
         let row = row.map_err(|error| damaged(path, &error))?;
-        let row = object(&row).map_err(|why| at(path, Unit::Row, number, &why))?;
-        each(number, row)?;
+        each(number, object(&row, true))?;
     }
     if i64::try_from(number) != Ok(expected) {
         refuse!("{name}: found {number} rows, its own header says {expected}; the file is damaged, get it again");
@@ -39,18 +40,29 @@ pub(super) fn read_rows(path: &Path, each: &mut dyn FnMut(usize, Value) -> Resul
 }
 
 /// The rows with their known columns, and how many the file says it has.
-fn open(path: &Path) -> Result<(RowIter<'static>, i64)> {
+fn open(path: &Path, columns: &Columns) -> Result<(RowIter<'static>, i64)> {
     let name = path.display();
     let file = File::open(path).or_refuse(|| format!("{name}: cannot open the data file"))?;
     let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
     let metadata = reader.metadata().file_metadata();
     let (schema, expected) = (metadata.schema(), metadata.num_rows());
-    let known = |name: &str| KNOWN_KEYS.contains(&name) || name == TASK;
-    let (known, others): (Vec<_>, Vec<_>) = schema.get_fields().iter().cloned().partition(|field| known(field.name()));
-    if known.iter().all(|field| field.name() == TASK) {
-        let names: Vec<String> = others.iter().take(8).map(|field| format!("`{}`", field.name())).collect();
-        refuse!("{name}: unknown kind of rows: found the columns {}; {SUPPORTED}", names.join(", "));
+    for group in reader.metadata().row_groups() {
+        // A few bytes may stand for as many values as one likes.
+        let most = group.columns().iter().map(|column| column.num_values()).max().unwrap_or(0);
+        if most / group.num_rows().max(1) > MAX_VALUES {
+            refuse!("{name}: rows of {most} values, more than the {MAX_VALUES} that a row may have");
+        }
     }
+    let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
+    if !names.iter().any(|name| columns.makes_rows(name)) {
+        let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
+        refuse!(
+            "{name}: unknown kind of rows: found the columns {}; {SUPPORTED}{}",
+            shown.join(", "),
+            Columns::guess_names(&names)
+        );
+    }
+    let known: Vec<_> = schema.get_fields().iter().filter(|field| columns.reads(field.name())).cloned().collect();
     let projection = Type::group_type_builder(schema.name()).with_fields(known).build();
     let rows = projection.and_then(|projection| RowIter::from_file_into(Box::new(reader)).project(Some(projection)));
     Ok((rows.map_err(|error| damaged(path, &error))?, expected))
@@ -66,33 +78,33 @@ fn damaged(path: &Path, error: &ParquetError) -> Error {
     Error::Refused(format!("{}: cannot read as Parquet ({text}): {cure}", path.display()))
 }
 
-thread_local! {
-    /// This thread is inside the library, whose panics are an answer about the file and not a fault of ours.
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-static HOOK: Once = Once::new();
-
-/// The library checks most of what it reads; on some damaged files it panics, which is made a refusal here.
+/// The library checks most of what it reads; on some damaged files it panics.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> T) -> Result<T> {
-    HOOK.call_once(|| {
-        let others = take_hook();
-        set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                others(info);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    let done = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(false);
-    done.map_err(|_| {
+    guard::guarded(work).ok_or_else(|| {
         Error::Refused(format!("{}: cannot read as Parquet: the file is damaged, get it again", path.display()))
     })
 }
 
-fn object(row: &Row) -> Result<Value, String> {
+/// The row, or a struct in it. Keys of structs that are null are left out: a struct has every key of every row.
+fn object(row: &Row, whole: bool) -> Result<Value, String> {
     let mut map = Map::new();
     for (key, field) in row.get_column_iter() {
+        if !whole && matches!(field, Field::Null) {
+            continue;
+        }
+        if whole && OTHER_MEANING.contains(&key.as_str()) {
+            // That it is there is all that matters, and it may be the bytes of an image.
+            let there = match field {
+                Field::Null => false,
+                Field::ListInternal(list) => list.len() > 0,
+                _ => true,
+            };
+            map.insert(key.clone(), if there { Value::Bool(true) } else { Value::Null });
+            continue;
+        }
+        if whole && is_time(field) {
+            return Err(format!("`{key}` is {field}; expected text, a number, a list or a struct"));
+        }
         if map.insert(key.clone(), value(field).map_err(|why| format!("`{key}`{why}"))?).is_some() {
             return Err(format!("the column `{key}` is there twice"));
         }
@@ -122,7 +134,7 @@ fn value(field: &Field) -> Result<Value, String> {
             Ok(text) => Value::String(text.to_owned()),
             Err(error) => return Err(format!(" is not UTF-8 (byte {})", error.valid_up_to() + 1)),
         },
-        Field::Group(row) => object(row).map_err(|why| format!(".{why}"))?,
+        Field::Group(row) => object(row, false).map_err(|why| format!(".{why}"))?,
         Field::ListInternal(list) => Value::Array(
             list.elements()
                 .iter()
@@ -130,12 +142,28 @@ fn value(field: &Field) -> Result<Value, String> {
                 .map(|(at, item)| value(item).map_err(|why| format!("[{at}]{why}")))
                 .collect::<Result<_, _>>()?,
         ),
-        Field::MapInternal(_)
-        | Field::Decimal(_)
-        | Field::Date(_)
-        | Field::TimeMillis(_)
-        | Field::TimeMicros(_)
-        | Field::TimestampMillis(_)
-        | Field::TimestampMicros(_) => return Err(format!(" is {field}; expected text, a number, a list or a struct")),
+        Field::MapInternal(map) => {
+            let mut object = Map::new();
+            for (key, entry) in map.entries() {
+                let Field::Str(key) = key else { return Err(format!(" has the key {key}; expected text")) };
+                object.insert(key.clone(), value(entry).map_err(|why| format!(".{key}{why}"))?);
+            }
+            Value::Object(object)
+        }
+        // In a turn, where nothing reads it.
+        other => Value::String(other.to_string()),
     })
+}
+
+/// A time or a decimal number, which is no value that a row may have.
+fn is_time(field: &Field) -> bool {
+    matches!(
+        field,
+        Field::Decimal(_)
+            | Field::Date(_)
+            | Field::TimeMillis(_)
+            | Field::TimeMicros(_)
+            | Field::TimestampMillis(_)
+            | Field::TimestampMicros(_)
+    )
 }

@@ -1,17 +1,21 @@
 //! Reads the rows of a data file one by one, each with the line it starts on, or its number in a Parquet file (both
 //! counted from 1).
 //!
-//! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. JSON
-//! Lines are read line by line, a Parquet file page by page; a JSON array is read whole.
+//! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only CSV
+//! is told by its name. JSON Lines are read line by line, Parquet page by page; a JSON array, and objects printed over
+//! several lines, are read whole. A file compressed by gzip is read as what it holds.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 
+use flate2::bufread::MultiGzDecoder;
+
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{json, parquet};
+use super::columns::Columns;
+use super::{csv, json, parquet};
 use crate::error::{Context, Error, Result};
 use crate::files::hash::{HashingReader, file_hash};
 use crate::refuse;
@@ -22,7 +26,10 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by row.
 const MAX_ARRAY_BYTES: u64 = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
-const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects) and Parquet";
+const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet and CSV; \
+                         JSON and CSV also compressed by gzip";
+/// Keys under which one JSON object holds all rows.
+const ROWS_UNDER: [&str; 6] = ["train", "data", "rows", "examples", "instances", "items"];
 
 /// What counts the rows of a file in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +52,14 @@ pub(super) fn at(path: &Path, unit: Unit, number: usize, why: &str) -> Error {
     Error::Refused(format!("{}: {} {number}: {why}", path.display(), unit.name()))
 }
 
-/// What a callback gets: the unit and number of a row, and the row.
-pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Value) -> Result<()>;
+/// What a callback gets: the unit and number of a row, and the row, or why it cannot be read.
+pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Result<Value, String>) -> Result<()>;
+/// As [`Each`], for rows of one unit.
+pub(super) type EachOf<'a> = &'a mut dyn FnMut(usize, Result<Value, String>) -> Result<()>;
 
 /// Calls `each` for every row of the file, in order, and returns the file's SHA-256 in hex. Errors of `each` end the
 /// reading.
-pub(super) fn read_rows(path: &Path, each: Each) -> Result<String> {
+pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<String> {
     let name = path.display();
     if path.is_dir() {
         refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
@@ -59,28 +68,64 @@ pub(super) fn read_rows(path: &Path, each: Each) -> Result<String> {
     let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
     let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
     if head.starts_with(b"PAR1") {
-        parquet::read_rows(path, &mut |number, row| each(Unit::Row, number, row))?;
+        if !path.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            refuse!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
+        }
+        parquet::read_rows(path, columns, &mut |number, row| each(Unit::Row, number, row))?;
         return file_hash(path);
     }
-    if head.starts_with(&[0x1F, 0x8B]) || head.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
-        refuse!("{name}: the file is compressed; decompress it first ({SUPPORTED})");
+    if head.starts_with(&[0x1F, 0x8B]) {
+        let mut inner = BufReader::with_capacity(1 << 16, MultiGzDecoder::new(&mut reader));
+        inner.fill_buf().or_refuse(|| format!("{name}: is compressed by gzip, and damaged or cut off"))?;
+        read_text_rows(path, inner, each)?;
+        std::io::copy(&mut reader, &mut std::io::sink()).or_refuse(|| format!("{name}: cannot read"))?;
+    } else {
+        read_text_rows(path, &mut reader, each)?;
+    }
+    // All of it was read.
+    Ok(reader.into_inner().finish())
+}
+
+/// Rows of JSON or CSV.
+fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<()> {
+    let name = path.display();
+    let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
+    if let Some(kind) = other_kind(head) {
+        refuse!("{name}: is {kind}; {SUPPORTED}");
     }
     let bom = if head.starts_with(BOM) { BOM.len() } else { 0 };
     let first = head[bom..].iter().find(|byte| !byte.is_ascii_whitespace()).copied();
     reader.consume(bom);
-    let each = &mut |line, row| each(Unit::Line, line, row);
-    if first == Some(b'[') {
-        read_array(path, &mut reader, each)?;
-    } else {
-        read_lines(path, &mut reader, each)?;
+    if !matches!(first, Some(b'[' | b'{'))
+        && let Some(delimiter) = csv::delimiter(path)
+    {
+        return csv::read_rows(path, reader, delimiter, &mut |number, row| each(Unit::Row, number, row));
     }
-    // Both read to the end.
-    Ok(reader.into_inner().finish())
+    let each = &mut |line, row| each(Unit::Line, line, row);
+    if first == Some(b'[') { read_array(path, reader, each) } else { read_lines(path, reader, each) }
 }
 
-fn read_lines(path: &Path, mut reader: impl BufRead, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+/// A file of another kind, by its first bytes.
+fn other_kind(head: &[u8]) -> Option<&'static str> {
+    let kinds: [(&[u8], &str); 11] = [
+        (b"ARROW1", "an Arrow file (Feather): write it as Parquet or JSON Lines, with `datasets` by `to_parquet`"),
+        (&[0xFF; 4], "an Arrow stream, as `datasets` saves it: write it as Parquet or JSON Lines by `to_parquet`"),
+        (&[0x28, 0xB5, 0x2F, 0xFD], "compressed with Zstandard: decompress it first"),
+        (b"PAR1", "a compressed Parquet file: decompress it first"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"BZh", "compressed with bzip2"),
+        (b"\xFD7zXZ", "compressed with xz"),
+        (b"\x04\x22\x4D\x18", "compressed with lz4"),
+        (b"SQLite format 3", "an SQLite database"),
+        (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: get it with `git lfs pull`"),
+        (b"<", "HTML or XML, perhaps the page that should have sent the file"),
+    ];
+    kinds.into_iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, kind)| kind)
+}
+
+fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()> {
     let name = path.display();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut first) = (Vec::new(), true);
     for line in 1.. {
         bytes.clear();
         let count = (&mut reader)
@@ -95,53 +140,118 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: &mut dyn FnMut(usize,
         }
         let text = match std::str::from_utf8(&bytes) {
             Ok(text) => text.trim(),
-            Err(error) => refuse!("{name}: line {line}: not UTF-8 (byte {} of the line)", error.valid_up_to() + 1),
+            Err(error) => {
+                each(line, Err(format!("not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)))?;
+                continue;
+            }
         };
         if text.is_empty() {
             continue;
         }
+        let first = std::mem::take(&mut first);
         match json::parse(text) {
-            Ok(row) => each(line, row)?,
-            Err(error) => refuse!("{name}: line {line}: {}; {SUPPORTED}", without_line(&error)),
+            Ok(row) => each(line, Ok(row))?,
+            // The first of objects that are printed over several lines.
+            Err(_) if first && text == "{" => {
+                return read_values(path, bytes.as_slice().chain(reader), line, each);
+            }
+            Err(error) => each(line, Err(format!("{}; {SUPPORTED}", without_line(&error))))?,
         }
     }
     Ok(())
 }
 
-fn read_array(path: &Path, reader: impl Read, each: &mut dyn FnMut(usize, Value) -> Result<()>) -> Result<()> {
+/// Reads the rest of a file as text, at most [`MAX_ARRAY_BYTES`] of it.
+fn read_text(path: &Path, reader: impl Read) -> Result<String> {
     let name = path.display();
-    let too_large = || {
-        let limit = MAX_ARRAY_BYTES >> 30;
-        refuse!("{name}: one JSON array of more than {limit} GiB; write it as JSON Lines, one object a line");
-    };
-    // Known beforehand for a file, and only at the end for a pipe.
-    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_ARRAY_BYTES) {
-        return too_large();
-    }
     let mut text = String::new();
     match reader.take(MAX_ARRAY_BYTES + 1).read_to_string(&mut text) {
         Err(error) if error.kind() == ErrorKind::InvalidData => refuse!("{name}: not UTF-8"),
         result => result.or_refuse(|| format!("{name}: cannot read"))?,
     };
     if text.len() as u64 > MAX_ARRAY_BYTES {
-        return too_large();
+        return too_large(path);
     }
-    let rows: Vec<&RawValue> = match serde_json::from_str(&text) {
+    Ok(text)
+}
+
+fn too_large<T>(path: &Path) -> Result<T> {
+    let limit = MAX_ARRAY_BYTES >> 30;
+    refuse!("{}: one JSON text of more than {limit} GiB; write it as JSON Lines, one object a line", path.display());
+}
+
+/// Objects printed over several lines, one behind the other, from the given line on. One object may hold all rows.
+fn read_values(path: &Path, reader: impl Read, first: usize, each: EachOf) -> Result<()> {
+    let name = path.display();
+    let text = read_text(path, reader)?;
+    let mut values = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
+    let (mut line, mut counted, mut rows) = (first, 0, 0);
+    while let Some(raw) = values.next() {
+        let raw = match raw {
+            Ok(raw) => raw,
+            Err(error) => {
+                let line = first + error.line().max(1) - 1;
+                refuse!("{name}: line {line}: {}; {SUPPORTED}", without_line(&error))
+            }
+        };
+        let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+        line += text[counted..offset].matches('\n').count();
+        counted = offset;
+        if raw.get().len() as u64 > MAX_LINE_BYTES && rows > 0 {
+            refuse!("{name}: line {line}: a row of more than {} MiB", MAX_LINE_BYTES >> 20);
+        }
+        rows += 1;
+        match json::parse(raw.get()) {
+            Ok(Value::Object(map)) if map.len() == 1 && ROWS_UNDER.iter().any(|key| holds_rows(map.get(*key))) => {
+                let inner = map.into_iter().next().map(|(_, rows)| rows);
+                for row in inner.as_ref().and_then(Value::as_array).into_iter().flatten() {
+                    each(line, Ok(row.clone()))?;
+                }
+            }
+            Ok(row) => each(line, Ok(row))?,
+            Err(error) => each(line + error.line().max(1) - 1, Err(without_line(&error)))?,
+        }
+    }
+    Ok(())
+}
+
+fn holds_rows(value: Option<&Value>) -> bool {
+    value.and_then(Value::as_array).is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
+}
+
+fn read_array(path: &Path, reader: impl Read, each: EachOf) -> Result<()> {
+    let name = path.display();
+    // Known beforehand, where the file is not compressed.
+    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_ARRAY_BYTES) {
+        return too_large(path);
+    }
+    let text = read_text(path, reader)?;
+    let finite;
+    let mut source = text.as_str();
+    let mut parsed = serde_json::from_str::<Vec<&RawValue>>(source);
+    if parsed.is_err()
+        && let Some(text) = json::without_nan(source)
+    {
+        finite = text;
+        source = &finite;
+        parsed = serde_json::from_str(source);
+    }
+    let rows = match parsed {
         Ok(rows) => rows,
         Err(error) => refuse!("{name}: line {}: {}; {SUPPORTED}", error.line(), without_line(&error)),
     };
     let (mut line, mut counted) = (1, 0);
     for raw in rows {
-        // Every raw value is a slice of `text`, so its address tells where it stands.
-        let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-        line += text[counted..offset].matches('\n').count();
+        // Every raw value is a slice of the source, so its address tells where it stands.
+        let offset = raw.get().as_ptr() as usize - source.as_ptr() as usize;
+        line += source[counted..offset].matches('\n').count();
         counted = offset;
         if raw.get().len() as u64 > MAX_LINE_BYTES {
             refuse!("{name}: line {line}: a row of more than {} MiB", MAX_LINE_BYTES >> 20);
         }
         match json::parse(raw.get()) {
-            Ok(row) => each(line, row)?,
-            Err(error) => refuse!("{name}: line {}: {}", line + error.line().max(1) - 1, without_line(&error)),
+            Ok(row) => each(line, Ok(row))?,
+            Err(error) => each(line + error.line().max(1) - 1, Err(without_line(&error)))?,
         }
     }
     Ok(())

@@ -1,14 +1,19 @@
 //! What became of the rows of the data files: printed before a run, so that nothing is left out without a word.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::histogram::Histogram;
+use super::notes::Notes;
 use super::reader::Unit;
 use super::rows::RowKind;
+use crate::error::Result;
+use crate::refuse;
 
 /// Rows named one by one in the printed report; more than these are only counted.
 const NAMED_ROWS: usize = 5;
+/// Rows that may be skipped of a data set however small it is.
+const SKIPPED_ALWAYS: usize = 5;
 /// Tasks that are evaluated apart; with more of them, none is.
 pub const MAX_TASKS: usize = 100;
 
@@ -20,9 +25,15 @@ pub struct FileReport {
     pub rows: usize,
     /// Rows of each format found, in the order of [`RowKind::ALL`].
     pub kinds: Vec<(RowKind, usize)>,
+    /// What is to be said of its rows.
+    pub notes: Notes,
 }
 
 impl FileReport {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.into(), unit: Unit::Line, rows: 0, kinds: Vec::new(), notes: Notes::default() }
+    }
+
     pub(super) fn count(&mut self, kind: RowKind) {
         self.rows += 1;
         match self.kinds.binary_search_by_key(&kind, |&(kind, _)| kind) {
@@ -67,6 +78,14 @@ pub struct DatasetReport {
     pub unsupervised_rows: Vec<RowPlace>,
     /// Rows with a text or an assistant turn that ends without a token of its own.
     pub open_ended: usize,
+    /// Left out because they cannot be trained on (`on_bad_row: skip`).
+    pub skipped: usize,
+    /// Why, of the first of those.
+    pub bad_rows: Vec<String>,
+    /// How rows were read, where it could be otherwise.
+    pub remarks: Vec<String>,
+    /// What is to be said of the chat template.
+    pub warnings: Vec<String>,
     /// Different tasks that rows name.
     pub tasks: usize,
     /// Over the kept rows.
@@ -89,6 +108,26 @@ impl DatasetReport {
         format!("{} {} {line}", file.path.display(), file.unit.name())
     }
 
+    pub(super) fn skip_bad(&mut self, why: String) {
+        self.skipped += 1;
+        if self.bad_rows.len() < NAMED_ROWS {
+            self.bad_rows.push(why);
+        }
+    }
+
+    /// Refuses files of which more than a few rows had to be skipped: then something else is wrong than a few rows.
+    pub(super) fn check_bad_rows(&self) -> Result<()> {
+        let rows = self.rows_read + self.skipped;
+        if self.skipped <= (rows / 10).max(SKIPPED_ALWAYS) {
+            return Ok(());
+        }
+        refuse!(
+            "{} of {rows} rows cannot be trained on, more than the tenth that on_bad_row skips; the first: {}",
+            self.skipped,
+            self.bad_rows.first().map_or("", String::as_str)
+        )
+    }
+
     pub(super) fn skip_unsupervised(&mut self, place: RowPlace) {
         self.unsupervised += 1;
         if self.unsupervised_rows.len() < NAMED_ROWS {
@@ -102,6 +141,12 @@ impl fmt::Display for DatasetReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for file in &self.files {
             writeln!(f, "{file}")?;
+            for line in file.notes.lines(file.unit.name()) {
+                match line.strip_prefix("warning: ") {
+                    Some(line) => writeln!(f, "warning: {}: {line}", file.path.display())?,
+                    None => writeln!(f, "{}: {line}", file.path.display())?,
+                }
+            }
         }
         write!(
             f,
@@ -116,6 +161,16 @@ impl fmt::Display for DatasetReport {
                  are left out"
             )?,
             tasks => write!(f, "\n{tasks} task{}", if tasks == 1 { "" } else { "s" })?,
+        }
+        for remark in &self.remarks {
+            write!(f, "\n{remark}")?;
+        }
+        if self.skipped > 0 {
+            write!(f, "\nwarning: {} rows skipped, because they cannot be trained on:", self.skipped)?;
+            for why in &self.bad_rows {
+                write!(f, "\n  {why}")?;
+            }
+            write!(f, "{}", if self.skipped > self.bad_rows.len() { "\n  …" } else { "" })?;
         }
         if self.dropped > 0 {
             write!(
@@ -135,6 +190,9 @@ impl fmt::Display for DatasetReport {
             let named: Vec<String> = self.unsupervised_rows.iter().map(|row| self.place(row.file, row.line)).collect();
             let more = if self.unsupervised > named.len() { ", …" } else { "" };
             write!(f, "\n{} rows left out: no supervised token ({}{more})", self.unsupervised, named.join(", "))?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\nwarning: {warning}")?;
         }
         if self.open_ended > 0 {
             write!(

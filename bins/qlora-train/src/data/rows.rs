@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::json;
+use super::columns::Columns;
+use super::messages::is_empty;
+use super::notes::{KeyOf, Note};
+use super::{json, weight};
 
 /// The format of a row. The rows of one file may differ in it; they are counted by format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,10 +56,23 @@ impl RowKind {
             RowKind::Tokenised => &["input_ids"],
         }
     }
+
+    /// Further keys that are read in a row of this format.
+    fn optional_keys(self) -> &'static [&'static str] {
+        match self {
+            RowKind::Messages | RowKind::ShareGpt => &["system", "tools", "chat_template_kwargs"],
+            RowKind::PromptCompletion => &["tools", "chat_template_kwargs"],
+            RowKind::Alpaca => &["input", "system", "history", "tools", "chat_template_kwargs"],
+            RowKind::Text => &["tools"],
+            RowKind::Tokenised => {
+                &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[0], MASKS[1], MASKS[2]]
+            }
+        }
+    }
 }
 
 /// Every key that has a meaning in some format.
-pub(super) const KNOWN_KEYS: [&str; 14] = [
+pub(super) const KNOWN_KEYS: [&str; 20] = [
     "messages",
     "conversations",
     "prompt",
@@ -71,11 +87,60 @@ pub(super) const KNOWN_KEYS: [&str; 14] = [
     "labels",
     "attention_mask",
     "tools",
+    "chat_template_kwargs",
+    "position_ids",
+    "token_type_ids",
+    "loss_mask",
+    "completion_mask",
+    "assistant_masks",
 ];
+
+/// Keys that give a row another meaning than "learn what the assistant says".
+pub(super) const OTHER_MEANING: [&str; 10] =
+    ["chosen", "rejected", "label", "kto_tag", "images", "videos", "audios", "image", "video", "audio"];
+
+/// Why a row with such a key is refused, and what to do.
+pub(super) fn other_meaning(key: &str) -> &'static str {
+    match key {
+        "chosen" | "rejected" => {
+            "the row compares two answers (preference data), which is not trained on here; keep the chosen answer as a \
+             turn of the assistant and remove both keys"
+        }
+        "label" | "kto_tag" => {
+            "the row says whether its answer is good or bad (KTO data), which is not trained on here; keep the rows with \
+             good answers and remove the key"
+        }
+        _ => {
+            "the row refers to images, videos or sounds, and only text is trained on here; leave such rows out, or remove \
+             the key and what the text says of it"
+        }
+    }
+}
+
+/// Refuses keys that give the row another meaning, and tells those that nothing reads.
+pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<(), String> {
+    if let Some(key) = OTHER_MEANING.iter().find(|key| map.get(**key).is_some_and(|value| !is_empty(value))) {
+        return Err(format!("`{key}`: {}", other_meaning(key)));
+    }
+    let used = |key: &str| {
+        kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK || weight::KEYS.contains(&key)
+    };
+    let unused = map.iter().filter(|(key, value)| !used(key) && !is_empty(value));
+    notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Row, key.clone())));
+    Ok(())
+}
 
 pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `conversations` (from/value), `prompt` + \
                                     `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenised rows \
                                     (`input_ids`, optional `labels`)";
+
+/// Masks of tokens in tokenised rows: 1 is learned.
+const MASKS: [&str; 3] = ["loss_mask", "completion_mask", "assistant_masks"];
+
+/// Whether a `loss_mask` is one of the whole row.
+fn flag(value: &Value) -> bool {
+    value.is_boolean() || value.is_number()
+}
 
 /// What a row of any format is of: evaluated apart from rows of other tasks.
 pub(super) const TASK: &str = "task";
@@ -110,20 +175,24 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
             shown(two.keys())
         )),
         (None, _) => {
+            if let Some(key) = OTHER_MEANING.iter().find(|key| has(*key)) {
+                return Err(format!("`{key}`: {}", other_meaning(key)));
+            }
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
             if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))
             {
                 let state = if map.contains_key(*missing) { "null" } else { "missing" };
                 return Err(format!(
-                    "`{missing}` is {state}; expected {} in a {} row",
+                    "`{missing}` is {state}; expected {} in a {} row{}",
                     shown(half.keys()),
-                    half.name()
+                    half.name(),
+                    Columns::guess(map)
                 ));
             }
             if let Some(null) = KNOWN_KEYS.iter().find(|key| map.get(**key).is_some_and(Value::is_null)) {
                 return Err(format!("unknown kind of row: `{null}` is null; {SUPPORTED}"));
             }
-            Err(format!("unknown kind of row: found {}; {SUPPORTED}", json::describe(row)))
+            Err(format!("unknown kind of row: found {}; {SUPPORTED}{}", json::describe(row), Columns::guess(map)))
         }
     }
 }
@@ -148,7 +217,13 @@ pub(super) fn tokenised(map: &Map<String, Value>, vocab_size: usize) -> Result<(
             return Err(format!("`attention_mask[{at}]` is {found}; expected all ones: remove the padding"));
         }
     }
-    let labels = match map.get("labels") {
+    if map.get("position_ids").is_some_and(|value| !value.is_null()) {
+        let positions = integers(map, "position_ids", &|_| true, String::new)?;
+        if !positions.iter().copied().eq(0..ids.len() as i64) {
+            return Err("`position_ids` must count from 0 to the end of the row; give packed rows one by one".into());
+        }
+    }
+    let mut labels = match map.get("labels") {
         None | Some(Value::Null) => ids.clone(),
         Some(_) => integers(map, "labels", &|label| label == -100 || (0..limit as i64).contains(&label), || {
             format!("labels are token ids from 0 to {} or -100 (unsupervised)", limit.saturating_sub(1))
@@ -160,6 +235,15 @@ pub(super) fn tokenised(map: &Map<String, Value>, vocab_size: usize) -> Result<(
             labels.len(),
             ids.len()
         ));
+    }
+    for key in MASKS.into_iter().filter(|key| map.get(*key).is_some_and(|mask| !mask.is_null() && !flag(mask))) {
+        let mask = integers(map, key, &|entry| entry == 0 || entry == 1, || {
+            "expected 0 (not learned) or 1 for each token".to_owned()
+        })?;
+        if mask.len() != ids.len() {
+            return Err(format!("`{key}` has {} entries, `input_ids` {}", mask.len(), ids.len()));
+        }
+        labels.iter_mut().zip(mask).filter(|(_, entry)| *entry == 0).for_each(|(label, _)| *label = -100);
     }
     Ok((ids.into_iter().map(|id| id as u32).collect(), labels.into_iter().map(|label| label as i32).collect()))
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 
 use super::pack::pack;
 use crate::error::Result;

@@ -1,152 +1,185 @@
-//! Finds what the assistant says in a rendered conversation, and labels its tokens.
+//! Finds what the assistant says in a rendered conversation.
 //!
-//! Stock templates do not mark the assistant's text, so the conversation is rendered in growing prefixes: what lies
-//! between "all turns before, and the prompt to answer" and "all turns up to the answer" is supervised, the
-//! end-of-turn token included. White space after the end-of-turn token is not: generation stops at the token, so
-//! nothing has to be learnt behind it.
+//! Where a template marks it (`{% generation %}`), the marks are taken. Else the conversation is rendered twice, as it is
+//! and with a placeholder in every answer: what is equal around the placeholders is what the template writes, and its
+//! habits (see `habits`) tell which of that opens an answer and which closes it. Both cost two renderings however many
+//! turns there are.
 //!
-//! Some templates write earlier turns otherwise than the last one (dropping their reasoning, or closing only the last
-//! turn), so that a rendered prefix is no prefix of the whole. There the turn is found by rendering the whole
-//! conversation with two other contents in its place: what the two share on the left is everything before the
-//! content, what they share on the right everything after it. Where that does not fit either, the row is refused.
+//! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Its turns are
+//! found one by one: what lies between "all turns before, and the prompt to answer" and "all turns up to the answer" is
+//! the answer. Where earlier turns are rendered otherwise than the last one, so that a rendered prefix is no prefix of
+//! the whole, the turn is found by rendering the whole with two other contents in its place: what the two share on the
+//! left is everything before the content, what they share on the right everything behind it.
+//!
+//! An answer ends with the token that ends the turn. White space behind that token is not learned: generation stops at
+//! the token.
 
 use std::ops::Range;
 
 use minijinja::Value;
 
-use super::UNSUPERVISED;
+use super::habits::{Habits, Header};
 use super::messages::Message;
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Surroundings};
 use super::tokenizer::ChatTokenizer;
 
 /// Contents that differ in their first and in their last character.
-const PROBES: [&str; 2] = ["Alpha probe of onE", "Beta probe of twO"];
+pub(super) const PROBES: [&str; 2] = ["Alpha probe of onE", "Beta probe of twO"];
+/// Bytes that are rendered to find turns one by one.
+const MAX_RENDERED: usize = 256 << 20;
 
-/// A conversation as text, and the byte ranges in it that are supervised, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatText {
+/// A conversation that was rendered.
+pub(super) struct Rendered<'a> {
+    pub tokenizer: &'a ChatTokenizer,
+    pub template: &'a ChatTemplate,
+    pub around: Surroundings,
+    pub messages: &'a [Message],
+    pub turns: Vec<Value>,
     pub text: String,
-    pub supervised: Vec<Range<usize>>,
-    /// Supervised turns that end without a token of their own: a model trained on them does not learn to stop.
-    pub open_ended: usize,
 }
 
-/// A conversation as token ids and unshifted labels (−100 for what is not supervised).
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatTokens {
-    pub input_ids: Vec<u32>,
-    pub labels: Vec<i32>,
-    pub open_ended: usize,
-}
+/// An answer in the text: the index of its message, None where marks stand for several.
+pub(super) type Answer = (Option<usize>, Range<usize>);
 
-impl ChatTokenizer {
-    /// Renders a conversation and finds the supervised spans. The error is a reason in words.
-    pub fn render_chat(&self, messages: &[Message]) -> Result<ChatText, String> {
-        let template = self.template().ok_or_else(|| self.no_template())?;
-        let turns: Vec<Value> = messages.iter().map(Message::to_jinja).collect();
-        let text = template.render(&turns, false)?;
-        let mut supervised: Vec<Range<usize>> = Vec::new();
-        let mut open_ended = 0;
-        for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.supervised) {
-            let turn = Turn { template, turns: &turns, text: &text, at, message };
-            let found = turn.span(self).map_err(|why| format!("`messages[{at}]`: {why}"))?;
-            turn.holds_content(&text[found.clone()]).map_err(|why| format!("`messages[{at}]`: {why}"))?;
-            if supervised.last().is_some_and(|last| last.end > found.start) {
-                return Err(format!("`messages[{at}]`: the chat template writes the turns in another order"));
+impl Rendered<'_> {
+    /// The answers that are learned, in order.
+    pub fn answers(&self) -> Result<Vec<Answer>, String> {
+        let supervised: Vec<usize> = (0..self.messages.len()).filter(|&at| self.messages[at].supervised).collect();
+        if supervised.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Some(marked) = self.marked()? {
+            return Ok(marked);
+        }
+        let contents = self.contents(&supervised);
+        let mut answers: Vec<Answer> = Vec::with_capacity(supervised.len());
+        let mut rendered = 0;
+        for (index, &at) in supervised.iter().enumerate() {
+            let name = |why: String| format!("`messages[{at}]`: {why}");
+            let previous = answers.last().map_or(0, |(_, last)| last.end);
+            let known = contents.as_ref().and_then(|contents| self.by_habits(at, &contents[index], previous));
+            let found = match known {
+                Some(found) => found,
+                None => {
+                    rendered += self.text.len();
+                    if rendered > MAX_RENDERED {
+                        return Err(name(format!(
+                            "the chat template writes turns by what is said in them, and {} turns are too many to find one \
+                             by one; split the conversation",
+                            self.messages.len()
+                        )));
+                    }
+                    self.one_by_one(at).map_err(name)?
+                }
+            };
+            if previous > found.start {
+                return Err(name("the chat template writes the turns in another order".into()));
             }
-            let span = self.without_tail(&text, found);
-            open_ended += usize::from(!self.ends_with_added_token(&text[span.clone()]));
-            supervised.push(span);
+            answers.push((Some(at), self.without_tail(found)));
         }
-        Ok(ChatText { text, supervised, open_ended })
+        Ok(answers)
     }
 
-    /// Tokenises the rendered conversation once, as a whole.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<ChatTokens, String> {
-        let chat = self.render_chat(messages)?;
-        let (input_ids, labels) = self.labelled(&chat.text, &chat.supervised)?;
-        Ok(ChatTokens { input_ids, labels, open_ended: chat.open_ended })
-    }
-
-    /// Tokenises a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
-    /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS or EOS that the text has
-    /// already is not given a second time.
-    pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
-        let text = format!("{prompt}{completion}");
-        let supervised = prompt.len()..text.len();
-        let (mut input_ids, mut labels) = self.labelled(&text, std::slice::from_ref(&supervised))?;
-        if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
-            && input_ids.first() != Some(&bos)
-        {
-            input_ids.insert(0, bos);
-            labels.insert(0, UNSUPERVISED);
+    /// The answers by the template's own marks. None: it has none, or they do not tell which turn is which.
+    fn marked(&self) -> Result<Option<Vec<Answer>>, String> {
+        if !self.template.has_marks() {
+            return Ok(None);
         }
-        let last_supervised = labels.last().is_some_and(|&label| label != UNSUPERVISED);
-        let ends = last_supervised && self.ends_with_added_token(completion);
-        if let Some(eos) = self.eos_token_id().filter(|_| !ends) {
-            input_ids.push(eos);
-            labels.push(i32::try_from(eos).map_err(|_| format!("the tokenizer has the token id {eos}"))?);
+        let (text, marks) = self.template.render_marked(&self.around, &self.turns)?;
+        if text != self.text {
+            return Ok(None);
         }
-        let open_ended = usize::from(!ends && self.eos_token_id().is_none());
-        Ok(ChatTokens { input_ids, labels, open_ended })
-    }
-
-    /// Token ids and labels of a text. A token is supervised when it holds any of a supervised span, as in
-    /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
-    fn labelled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
-        let tokens = self.encode_with_offsets(text)?;
-        let mut labels = Vec::with_capacity(tokens.len());
-        // Spans and tokens both come in order; a span is done with once a token begins behind it.
-        let mut spans = supervised;
-        for (id, range) in &tokens {
-            while spans.first().is_some_and(|span| span.end <= range.start) {
-                spans = &spans[1..];
-            }
-            let inside = spans.first().is_some_and(|span| {
-                span.contains(&range.start) || (range.start < span.start && span.start < range.end)
-            });
-            let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
-            labels.push(if inside { label } else { UNSUPERVISED });
+        let assistant: Vec<usize> = (0..self.messages.len()).filter(|&at| self.messages[at].is_assistant()).collect();
+        if marks.len() == assistant.len() {
+            let pairs = assistant.into_iter().zip(marks).filter(|(at, _)| self.messages[*at].supervised);
+            return Ok(Some(pairs.map(|(at, range)| (Some(at), range)).collect()));
         }
-        Ok((tokens.into_iter().map(|(id, _)| id).collect(), labels))
+        let plain = |at: &usize| self.messages[*at].supervised && self.messages[*at].details().is_none();
+        match !marks.is_empty() && assistant.iter().all(plain) {
+            true => Ok(Some(marks.into_iter().map(|range| (None, range)).collect())),
+            false => Ok(None),
+        }
     }
 
-    /// Leaves out white space behind an end-of-turn token. Without such a token the white space stays: then it is all
-    /// that ends the turn.
-    fn without_tail(&self, text: &str, span: Range<usize>) -> Range<usize> {
-        let trimmed = text[span.clone()].trim_end();
-        if self.ends_with_added_token(trimmed) { span.start..span.start + trimmed.len() } else { span }
+    /// Where the contents of these turns stand in the text, if the template writes them as they are or trimmed and
+    /// nothing else depends on them.
+    fn contents(&self, supervised: &[usize]) -> Option<Vec<Range<usize>>> {
+        let mut turns = self.turns.clone();
+        let placeholder = |at: usize| format!("Placeholder{at}oF");
+        let mut contents = Vec::with_capacity(supervised.len());
+        for &at in supervised {
+            let message = &self.messages[at];
+            contents.push(message.content.as_deref().filter(|content| !content.trim().is_empty())?);
+            turns[at] = message.with_content(&placeholder(at)).to_jinja();
+        }
+        let skeleton = self.template.render_in(&self.around, &turns, false).ok()?;
+        let mut pieces = Vec::with_capacity(supervised.len() + 1);
+        let mut rest = skeleton.as_str();
+        for &at in supervised {
+            let (before, behind) = rest.split_once(&placeholder(at))?;
+            pieces.push(before);
+            rest = behind;
+        }
+        pieces.push(rest);
+        let ways: [fn(&str) -> &str; 4] = [|text| text, str::trim, str::trim_end, str::trim_start];
+        ways.into_iter().find_map(|way| self.line_up(&pieces, contents.iter().map(|content| way(content))))
     }
-}
 
-/// One assistant turn of a rendered conversation.
-struct Turn<'a> {
-    template: &'a ChatTemplate,
-    turns: &'a [Value],
-    /// The whole conversation.
-    text: &'a str,
-    at: usize,
-    message: &'a Message,
-}
+    /// Where the contents stand, if the text is the pieces with the contents between them.
+    fn line_up<'c>(&self, pieces: &[&str], contents: impl Iterator<Item = &'c str>) -> Option<Vec<Range<usize>>> {
+        let (mut at, mut places) = (0, Vec::with_capacity(pieces.len()));
+        for (piece, content) in pieces.iter().zip(contents) {
+            let rest = self.text[at..].strip_prefix(*piece)?.strip_prefix(content)?;
+            let end = self.text.len() - rest.len();
+            places.push(end - content.len()..end);
+            at = end;
+        }
+        (&self.text[at..] == *pieces.last()?).then_some(places)
+    }
 
-impl Turn<'_> {
-    fn span(&self, tokenizer: &ChatTokenizer) -> Result<Range<usize>, String> {
+    /// The answer around a content, if the template opens and closes this turn as it opens and closes others.
+    fn by_habits(&self, at: usize, content: &Range<usize>, previous: usize) -> Option<Range<usize>> {
+        let habits = self.tokenizer.habits(self.template)?;
+        let before = &self.text[previous..content.start];
+        let start = match &habits.header {
+            Header::Never(header) => before.ends_with(header.as_str()).then_some(content.start)?,
+            _ => opened(habits, before, content.start)?,
+        };
+        let behind = &self.text[content.end..];
+        let last = at + 1 == self.messages.len();
+        let closing = if last { &habits.closing } else { &habits.inner };
+        let whole = behind.starts_with(closing.as_str())
+            && (!last || habits.header == Header::Always || behind.len() == closing.len());
+        whole.then_some(start..content.end + closing.len())
+    }
+
+    /// The answer by renderings of its own.
+    fn one_by_one(&self, at: usize) -> Result<Range<usize>, String> {
+        let habits = self.tokenizer.habits(self.template);
+        let render = |turns: &[Value], prompt| self.template.render_in(&self.around, turns, prompt).ok();
+        let prefix =
+            |text: Option<String>| text.filter(|text| self.text.starts_with(text.as_str())).map(|text| text.len());
         // Some templates refuse prefixes that end before an answer (an empty conversation): then probe.
-        let before = self.template.render(&self.turns[..self.at], true).ok();
-        let before = before.filter(|before| self.text.starts_with(before.as_str())).map(|before| before.len());
-        let after = if self.at + 1 == self.turns.len() {
-            Some(self.text.len())
-        } else {
-            let after = self.template.render(&self.turns[..=self.at], false).ok();
-            after.filter(|after| self.text.starts_with(after.as_str())).map(|after| after.len())
+        let mut before = prefix(render(&self.turns[..at], true));
+        let always = habits.is_some_and(|habits| habits.header == Header::Always);
+        if let (Some(start), Some(Header::Never(header))) = (before, habits.map(|habits| &habits.header)) {
+            before = self.text[start..].starts_with(header.as_str()).then_some(start + header.len());
+        }
+        let after = match at + 1 == self.turns.len() {
+            _ if always => None,
+            true => Some(self.text.len()),
+            false => prefix(render(&self.turns[..=at], false)),
         };
         let (start, end) = match (before, after) {
             (Some(start), Some(end)) => (start, end),
             _ => {
-                let (content_start, content_end) = self.probe()?;
-                let end = match after {
-                    Some(end) => end,
-                    None => content_end + self.tail(content_end, tokenizer)?,
+                let (content_start, content_end) = self.probe(at)?;
+                let end = match (after, habits) {
+                    (Some(end), _) => end,
+                    (None, Some(habits)) if always && self.text[content_end..].starts_with(&habits.inner) => {
+                        content_end + habits.inner.len()
+                    }
+                    _ => content_end + self.tail(at, content_end)?,
                 };
                 (before.unwrap_or(content_start), end)
             }
@@ -157,25 +190,16 @@ impl Turn<'_> {
         Ok(start..end)
     }
 
-    /// Refuses a template that leaves the content of a turn out without a word, as one does that takes lists only.
-    fn holds_content(&self, span: &str) -> Result<(), String> {
-        let content = self.message.content.as_deref().unwrap_or_default().trim();
-        if span.contains(content) || self.render_with(PROBES[0])?.contains(PROBES[0]) {
-            return Ok(());
-        }
-        Err("the chat template leaves out what this turn says; it seems to expect another kind of content".into())
-    }
-
     /// The whole conversation with another content in this turn.
-    fn render_with(&self, content: &str) -> Result<String, String> {
-        let mut turns = self.turns.to_vec();
-        turns[self.at] = self.message.with_content(content).to_jinja();
-        self.template.render(&turns, false)
+    pub fn render_with(&self, at: usize, content: &str) -> Result<String, String> {
+        let mut turns = self.turns.clone();
+        turns[at] = self.messages[at].with_content(content).to_jinja();
+        self.template.render_in(&self.around, &turns, false)
     }
 
     /// Where the turn's content begins and ends in the whole conversation.
-    fn probe(&self) -> Result<(usize, usize), String> {
-        let (one, two) = (self.render_with(PROBES[0])?, self.render_with(PROBES[1])?);
+    fn probe(&self, at: usize) -> Result<(usize, usize), String> {
+        let (one, two) = (self.render_with(at, PROBES[0])?, self.render_with(at, PROBES[1])?);
         let start = one.bytes().zip(two.bytes()).take_while(|(a, b)| a == b).count();
         let behind = one.bytes().rev().zip(two.bytes().rev()).take_while(|(a, b)| a == b).count();
         let fits = one.len() >= start + behind
@@ -183,7 +207,7 @@ impl Turn<'_> {
             && self.text.starts_with(&one[..start])
             && self.text.ends_with(&one[one.len() - behind..])
             && one[start..one.len() - behind] == *PROBES[0]
-            && self.message.content.is_some();
+            && self.messages[at].content.is_some();
         if !fits {
             return Err("cannot tell what of the rendered conversation is this turn, because the chat template does \
                         not write the same text for a conversation and for its first turns"
@@ -194,10 +218,10 @@ impl Turn<'_> {
 
     /// How much of what follows the content still belongs to the turn: what the template writes behind it when it is
     /// the last turn, as far as that is what stands in the whole conversation too.
-    fn tail(&self, content_end: usize, tokenizer: &ChatTokenizer) -> Result<usize, String> {
-        let mut turns = self.turns[..=self.at].to_vec();
-        turns[self.at] = self.message.with_content(PROBES[0]).to_jinja();
-        let alone = self.template.render(&turns, false)?;
+    fn tail(&self, at: usize, content_end: usize) -> Result<usize, String> {
+        let mut turns = self.turns[..=at].to_vec();
+        turns[at] = self.messages[at].with_content(PROBES[0]).to_jinja();
+        let alone = self.template.render_in(&self.around, &turns, false)?;
         let tail = alone.rfind(PROBES[0]).map_or("", |at| &alone[at + PROBES[0].len()..]);
         let following = &self.text[content_end..];
         if following.starts_with(tail) {
@@ -206,8 +230,38 @@ impl Turn<'_> {
         // The last turn is closed by more than the others are: only whole tokens that both have belong to the turn.
         let shared: usize =
             tail.chars().zip(following.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-        tokenizer
-            .end_of_last_added_token(&tail[..shared])
-            .ok_or_else(|| "cannot tell where this turn ends in the rendered conversation".into())
+        if let Some(end) = self.tokenizer.end_of_last_added_token(&tail[..shared]) {
+            return Ok(end);
+        }
+        // Or by another token than the others, or by none.
+        let inner = self.tokenizer.habits(self.template).map_or("", |habits| habits.inner.as_str());
+        Ok(if following.starts_with(inner) { inner.len() } else { 0 })
+    }
+
+    /// Leaves out white space behind an end-of-turn token. Without such a token the white space stays: then it is all
+    /// that ends the turn.
+    fn without_tail(&self, span: Range<usize>) -> Range<usize> {
+        let trimmed = self.text[span.clone()].trim_end();
+        match self.tokenizer.ends_with_added_token(trimmed) {
+            true => span.start..span.start + trimmed.len(),
+            false => span,
+        }
+    }
+}
+
+/// Where the answer begins whose content begins at `content`, behind the text `before`.
+fn opened(habits: &Habits, before: &str, content: usize) -> Option<usize> {
+    if let Some(lead) = &habits.lead
+        && before.strip_suffix(lead.as_str()).is_some_and(|before| before.ends_with(&habits.asked))
+    {
+        return Some(content - lead.len());
+    }
+    match &habits.opening {
+        Some(opening) if before.ends_with(opening.as_str()) => Some(content),
+        // What the template writes between the header and the content is learned as well: generation writes it too.
+        Some(opening) if !opening.trim().is_empty() => {
+            before.rfind(opening.as_str()).map(|at| content - before.len() + at + opening.len())
+        }
+        _ => before.ends_with(&habits.asked).then_some(content),
     }
 }

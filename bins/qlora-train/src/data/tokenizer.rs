@@ -12,16 +12,21 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
+use super::guard::guarded;
+use super::habits::{Habits, OwnTokens};
 use super::json;
-use super::messages::Message;
+use super::messages::{Conversation, Message};
+use super::side_files;
 use super::template::{Builtin, ChatTemplate, Vocabulary};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::refuse;
 
 /// The names under which templates know the special tokens, as in `tokenizer_config.json`.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// The largest known is 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// The tokens of a text take some fifty times its room.
 const MAX_TEXT_BYTES: usize = 32 << 20;
 
@@ -35,9 +40,17 @@ pub struct ChatTokenizer {
     eos_token_id: Option<u32>,
     /// Texts of all added tokens: one of them ends a turn.
     added: Vec<String>,
+    /// Texts of the tokens that end a text or a turn by the model's settings.
+    ends: Vec<String>,
     template: Option<ChatTemplate>,
+    /// The model's own template for conversations with tools, where it has another one for them.
+    tool_template: Option<ChatTemplate>,
     template_origin: String,
+    /// The template is not the model's own.
+    chosen: bool,
     builtin: Option<Builtin>,
+    /// The built-in template that keeps what the template in use cuts.
+    training: Option<Builtin>,
     /// The tokenizer itself puts a BOS before plain text.
     begins_with_bos: bool,
 }
@@ -49,6 +62,18 @@ impl ChatTokenizer {
     /// template; which one is used is told by [`template_origin`](Self::template_origin), to be printed. Of the
     /// model's own, `chat_template.jinja` wins over the one in the config, as in transformers.
     pub fn open(dir: &Path, chat_template: Option<&str>) -> Result<Self> {
+        match chat_template {
+            None => Self::open_with(dir, None),
+            Some(setting) => {
+                // What a template by name is made of depends on the vocabulary.
+                let named = Templates { default: None, tool_use: None, origin: setting.to_owned() };
+                Self::open_with(dir, Some(named))
+            }
+        }
+    }
+
+    /// `templates` in place of the model's own; without a source, what their origin names.
+    fn open_with(dir: &Path, templates: Option<Templates>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
             refuse!(
@@ -56,11 +81,11 @@ impl ChatTokenizer {
                 path.display()
             );
         }
-        let bytes = fs::read(&path).or_refuse(|| format!("{}: cannot read", path.display()))?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(bytes).or_refuse(|| format!("{}: not a tokenizer", path.display()))?;
+        let mut tokenizer = read_tokenizer(&path)?;
         let config_path = dir.join("tokenizer_config.json");
-        let config = read_config(&config_path)?;
+        let mut config = read_config(&config_path)?;
+        side_files::merge(dir, &mut config)?;
+        side_files::add_tokens(dir, &config, &mut tokenizer)?;
 
         let mut special = Vec::new();
         for name in SPECIAL_TOKENS {
@@ -80,33 +105,39 @@ impl ChatTokenizer {
             }
         };
         let (bos_token_id, eos_token_id) = (id("bos_token")?, id("eos_token")?);
-        let begins_with_bos = bos_token_id.is_some() && first_of_plain_text(&tokenizer) == bos_token_id;
+        let first = first_of_plain_text(&tokenizer).ok_or_else(|| panicked(&path))?;
+        let begins_with_bos = bos_token_id.is_some() && first == bos_token_id;
         let vocabulary = Vocabulary {
             begins_with_bos,
             has_eos: eos_token_id.is_some(),
-            has_im_end: tokenizer.token_to_id("<|im_end|>").is_some(),
+            has: &|token| tokenizer.token_to_id(token).is_some(),
         };
-        let (source, template_origin) = match chat_template {
-            Some(setting) => {
-                let (source, origin) = chosen_template(setting, &vocabulary)?;
-                (Some(source), origin)
+        let chosen = templates.is_some();
+        let Templates { default, tool_use, origin: template_origin } = match templates {
+            Some(Templates { default: None, origin: setting, .. }) => {
+                let (source, origin) = chosen_template(&setting, &vocabulary)?;
+                Templates { default: Some(source), tool_use: None, origin }
             }
-            None => own_template(dir, &config_path, &config)?,
+            Some(templates) => templates,
+            None => own_templates(dir, &config_path, &config)?,
         };
-        let template = match source {
-            None => None,
+        let compile = |source: Option<String>| match source {
+            None => Ok(None),
             Some(source) => {
                 let compiled = ChatTemplate::compile(&source, special.clone(), Zoned::now());
-                Some(compiled.or_refuse(|| template_origin.clone())?)
+                compiled.or_refuse(|| template_origin.clone()).map(Some)
             }
         };
+        let (template, tool_template) = (compile(default)?, compile(tool_use)?);
         let mut added: Vec<String> = tokenizer.get_added_tokens_decoder().values().map(|t| t.content.clone()).collect();
         added.extend(special.iter().filter(|(name, _)| name == "eos_token").map(|(_, token)| token.clone()));
         added.retain(|token| !token.trim().is_empty());
 
-        // Truncation and padding are ours to do, and post-processors only add special tokens or trim offsets.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).or_refuse(|| format!("{}: truncation", path.display()))?;
+        let ends = special.iter().filter(|(name, _)| name == "eos_token").map(|(_, token)| token.clone()).collect();
+
+        let builtin = template.as_ref().and_then(|template| Builtin::of_source(template.source(), &vocabulary));
+        let training = template.as_ref().and_then(|template| Builtin::training(template.source(), &vocabulary));
+        // Post-processors only add special tokens or trim offsets.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {
             tokenizer,
@@ -115,15 +146,33 @@ impl ChatTokenizer {
             bos_token_id,
             eos_token_id,
             added,
+            ends,
             template,
+            tool_template,
             template_origin,
-            builtin: chat_template.and_then(Builtin::from_name),
+            chosen,
+            builtin,
+            training,
             begins_with_bos,
         })
     }
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The added token that ends an answer in this template, if it ends with one that is trained on.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        let turns = [Message::new("user", "x"), Message::new("assistant", "y")];
+        let tokens = self.encode_chat(&turns).ok()?;
+        let last = tokens.labels.iter().rposition(|&label| label >= 0)?;
+        let id = tokens.input_ids[last];
+        self.tokenizer.id_to_token(id).filter(|text| self.added.contains(text)).map(|_| id)
+    }
+
+    /// Text of a special token by its name in `tokenizer_config.json`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special.iter().find(|(key, _)| key == name).map(|(_, token)| token.as_str())
     }
 
     pub fn bos_token_id(&self) -> Option<u32> {
@@ -165,20 +214,42 @@ impl ChatTokenizer {
         Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// The template's source, where it is not the model's own: what has to be kept beside what is trained.
+    pub fn chosen_template(&self) -> Option<&str> {
+        self.template.as_ref().filter(|_| self.chosen).map(ChatTemplate::source)
+    }
+
+    /// Whether the template was chosen by the setting.
+    pub fn template_is_chosen(&self) -> bool {
+        self.chosen
+    }
+
+    /// The model's tokenizer with the template that the tokenizer files of another directory hold (an adapter's). None:
+    /// they hold none.
+    pub fn open_with_template_of(dir: &Path, other: &Path) -> Result<Option<Self>> {
+        let config_path = other.join("tokenizer_config.json");
+        let config = if config_path.is_file() { read_config(&config_path)? } else { Map::new() };
+        let templates = own_templates(other, &config_path, &config)?;
+        if templates.default.is_none() {
+            return Ok(None);
+        }
+        Self::open_with(dir, Some(templates)).map(Some)
+    }
+
     /// Sets what `strftime_now` tells templates that write the date (the time of `open` unless set), so that a
     /// resumed run renders the same rows. See [`ChatTemplate::uses_date`].
     pub fn set_now(&mut self, now: Zoned) -> Result<()> {
-        if let Some(template) = &self.template {
-            let compiled = ChatTemplate::compile(template.source(), self.special.clone(), now);
-            self.template = Some(compiled.or_refuse(|| self.template_origin.clone())?);
+        for template in [&mut self.template, &mut self.tool_template].into_iter().flatten() {
+            let compiled = ChatTemplate::compile(template.source(), self.special.clone(), now.clone());
+            *template = compiled.or_refuse(|| self.template_origin.clone())?;
         }
         Ok(())
     }
 
     /// Token ids of text as it stands: nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).or_fail(|| "cannot tokenise".into())?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).ok_or_else(|| self.panicked())?;
+        Ok(encoding.or_fail(|| "cannot tokenise".into())?.get_ids().to_vec())
     }
 
     /// Token ids with the byte range of the text that each stands for.
@@ -190,13 +261,19 @@ impl ChatTokenizer {
                 MAX_TEXT_BYTES >> 20
             ));
         }
-        let encoding = self.tokenizer.encode(text, false).map_err(|error| format!("cannot tokenise: {error}"))?;
+        let encoding = guarded(|| self.tokenizer.encode(text, false)).ok_or_else(|| self.panicked().to_string())?;
+        let encoding = encoding.map_err(|error| format!("cannot tokenise: {error}"))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
 
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.tokenizer.decode(ids, skip_special_tokens).or_fail(|| "cannot decode tokens".into())
+        let text = guarded(|| self.tokenizer.decode(ids, skip_special_tokens)).ok_or_else(|| self.panicked())?;
+        text.or_fail(|| "cannot decode tokens".into())
+    }
+
+    fn panicked(&self) -> Error {
+        panicked(&self.dir.join("tokenizer.json"))
     }
 
     /// A token as the vocabulary spells it; `<id>` for an id without a token.
@@ -209,6 +286,22 @@ impl ChatTokenizer {
         let Some(template) = &self.template else { refuse!("{}", self.no_template()) };
         let turns: Vec<_> = messages.iter().map(Message::to_jinja).collect();
         template.render(&turns, true).or_refuse(|| self.template_origin.clone())
+    }
+
+    /// The template that renders a conversation.
+    pub(super) fn template_for(&self, conversation: &Conversation) -> Result<&ChatTemplate, String> {
+        let tools = self.tool_template.as_ref().filter(|_| !conversation.tools.is_empty());
+        tools.or(self.template.as_ref()).ok_or_else(|| self.no_template())
+    }
+
+    pub(super) fn habits<'a>(&self, template: &'a ChatTemplate) -> Option<&'a Habits> {
+        let bos = self.special.iter().find(|(name, _)| name == "bos_token").map(|(_, token)| token.as_str());
+        template.habits(&OwnTokens { all: &self.added, ends: &self.ends, bos })
+    }
+
+    /// The training template (a value of `chat_template`) that keeps what the model's own template cuts.
+    pub(super) fn training_template(&self) -> Option<&'static str> {
+        self.training.map(Builtin::name)
     }
 
     pub(super) fn no_template(&self) -> String {
@@ -226,6 +319,27 @@ impl ChatTokenizer {
     /// Ids of all added tokens: special ones, and those that end turns.
     pub fn added_token_ids(&self) -> Vec<u32> {
         self.added.iter().filter_map(|token| self.tokenizer.token_to_id(token)).collect()
+    }
+
+    /// Ids of the tokens that end a turn under the chat template. A template whose habits are not known may end a turn
+    /// with any token of the tokenizer's own.
+    pub fn turn_end_ids(&self) -> Vec<u32> {
+        let Some(template) = &self.template else { return Vec::new() };
+        let Some(habits) = self.habits(template) else { return self.added_token_ids() };
+        let ids = [&habits.closing, &habits.inner].map(|closing| {
+            let last = self.added.iter().filter(|token| closing.trim_end().ends_with(token.as_str()));
+            last.max_by_key(|token| token.len()).and_then(|token| self.tokenizer.token_to_id(token))
+        });
+        ids.into_iter().flatten().collect()
+    }
+
+    /// What is to be said of the chat template before conversations are rendered by it.
+    pub fn template_warning(&self) -> Option<String> {
+        let differs = self.habits(self.template.as_ref()?)?.prompt_differs()?;
+        Some(match self.training_template() {
+            Some(name) => format!("{differs} (`chat_template: {name}`)"),
+            None => differs,
+        })
     }
 
     /// Where the last added token inside the text ends.
@@ -262,11 +376,34 @@ fn special_token(path: &Path, config: &Map<String, Value>, name: &str) -> Result
     }
 }
 
-/// What the tokenizer itself puts before plain text, if it puts anything there.
-fn first_of_plain_text(tokenizer: &Tokenizer) -> Option<u32> {
-    let with = tokenizer.encode_fast("a", true).ok()?;
-    let without = tokenizer.encode_fast("a", false).ok()?;
-    (with.len() > without.len()).then(|| with.get_ids()[0])
+/// A tokenizer whose own library cannot work with it.
+fn panicked(path: &Path) -> Error {
+    Error::Refused(format!("{}: the tokenizer is broken (its library fails on it); get the file again", path.display()))
+}
+
+/// Reads `tokenizer.json`. Padding and truncation saved in it never change rows: they are ours to do.
+fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let name = || format!("{}: cannot read", path.display());
+    let bytes = fs::metadata(path).or_refuse(name)?.len();
+    if bytes > MAX_TOKENIZER_BYTES {
+        refuse!("{}: {} MiB, more than a tokenizer has ({})", path.display(), bytes >> 20, MAX_TOKENIZER_BYTES >> 20);
+    }
+    let bytes = fs::read(path).or_refuse(name)?;
+    let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
+    let mut tokenizer = tokenizer.or_refuse(|| format!("{}: not a tokenizer", path.display()))?;
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).or_refuse(|| format!("{}: truncation", path.display()))?;
+    Ok(tokenizer)
+}
+
+/// What the tokenizer itself puts before plain text, if it puts anything there. None: it panicked.
+fn first_of_plain_text(tokenizer: &Tokenizer) -> Option<Option<u32>> {
+    guarded(|| {
+        let with = tokenizer.encode_fast("a", true).ok()?;
+        let without = tokenizer.encode_fast("a", false).ok()?;
+        let added = with.len() > without.len() && with.get_ids().first() != without.get_ids().first();
+        added.then(|| with.get_ids()[0])
+    })
 }
 
 /// The template that the setting names, and its origin in words.
@@ -277,32 +414,47 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
     }
     let path = Path::new(setting);
     if !path.is_file() {
-        refuse!("chat_template: {setting:?} is neither a template's name (chatml, alpaca) nor a file");
+        refuse!("chat_template: {setting:?} is neither a template's name ({}) nor a file", Builtin::offered());
     }
     let source = fs::read_to_string(path).or_refuse(|| format!("chat_template: {setting}: cannot read"))?;
     Ok((source, setting.to_owned()))
 }
 
-/// The model's own template, if it has one.
-fn own_template(dir: &Path, config_path: &Path, config: &Map<String, Value>) -> Result<(Option<String>, String)> {
+/// The sources of a model's templates.
+struct Templates {
+    default: Option<String>,
+    /// For conversations with tools, where it is another one.
+    tool_use: Option<String>,
+    /// Where the default one comes from, in words.
+    origin: String,
+}
+
+/// The model's own templates, if it has any.
+fn own_templates(dir: &Path, config_path: &Path, config: &Map<String, Value>) -> Result<Templates> {
+    let read = |file: &Path| match file.is_file() {
+        true => std::fs::read_to_string(file).or_refuse(|| format!("{}: cannot read", file.display())).map(Some),
+        false => Ok(None),
+    };
     let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        let source = fs::read_to_string(&file).or_refuse(|| format!("{}: cannot read", file.display()))?;
-        return Ok((Some(source), file.display().to_string()));
+    if let Some(source) = read(&file)? {
+        let tool_use = read(&dir.join("additional_chat_templates").join("tool_use.jinja"))?;
+        return Ok(Templates { default: Some(source), tool_use, origin: file.display().to_string() });
     }
     let origin = format!("{}: chat_template", config_path.display());
     match config.get("chat_template") {
-        None | Some(Value::Null) => Ok((None, "none".into())),
-        Some(Value::String(source)) => Ok((Some(source.clone()), origin)),
+        None | Some(Value::Null) => Ok(Templates { default: None, tool_use: None, origin: "none".into() }),
+        Some(Value::String(source)) => Ok(Templates { default: Some(source.clone()), tool_use: None, origin }),
         Some(Value::Array(named)) => {
             let text = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-            match named.iter().find(|entry| text(entry, "name").as_deref() == Some("default")) {
-                Some(entry) if text(entry, "template").is_some() => Ok((text(entry, "template"), origin)),
-                _ => {
-                    let names: Vec<String> = named.iter().filter_map(|entry| text(entry, "name")).collect();
-                    refuse!("{origin}: expected a template named default, found {names:?}; set `chat_template`")
-                }
-            }
+            let find = |name: &str| {
+                let entry = named.iter().find(|entry| text(entry, "name").as_deref() == Some(name));
+                entry.and_then(|entry| text(entry, "template"))
+            };
+            let Some(default) = find("default") else {
+                let names: Vec<String> = named.iter().filter_map(|entry| text(entry, "name")).collect();
+                refuse!("{origin}: expected a template named default, found {names:?}; set `chat_template`")
+            };
+            Ok(Templates { default: Some(default), tool_use: find("tool_use"), origin })
         }
         Some(other) => refuse!("{origin} is {}; expected a string or named templates", json::describe(other)),
     }

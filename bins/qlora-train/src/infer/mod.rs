@@ -2,5 +2,6 @@
 
 pub mod evaluate;
 mod model;
+pub mod stop;
 
 pub use model::{InferenceJob, InferenceModel};

@@ -4,7 +4,7 @@
 use super::Llama;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 
 /// Keeps the streams of sampling apart from those of shuffling and of initial values.
 const SAMPLING_DOMAIN: u64 = 2 << 32;

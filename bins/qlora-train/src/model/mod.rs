@@ -15,7 +15,8 @@ use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segmen
 use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use crate::lora::{LoraSpec, ParamId};
-use qlora_kernels::reference::{AttentionShape, RopeTable};
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
 use std::sync::Arc;
 
 /// What is built, before any weight is read.

@@ -7,7 +7,7 @@ use crate::lora::ParamKind;
 use crate::model::Llama;
 use crate::objective::total_weight;
 use crate::report::status;
-use qlora_kernels::reference::AdamW;
+use qlora_kernels::optim::AdamW;
 use serde::{Deserialize, Serialize};
 
 /// What an optimiser step follows from, beside the data.

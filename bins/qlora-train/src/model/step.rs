@@ -4,8 +4,8 @@ use super::cached::{Past, View};
 use super::{Activations, Layer, Llama};
 use crate::backend::{Backend, Batch, LinearGroup, Op, Scope};
 use crate::error::Result;
-use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng::Dropout;
+use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
 /// What the backward pass of one layer reads, beside the layer's input. S is the low-rank projection of an input.

@@ -13,6 +13,8 @@ pub struct Bars {
     what: &'static str,
     plain: bool,
     total: u64,
+    /// Done before this process
+    from: u64,
     last: Instant,
     start: Instant,
 }
@@ -31,7 +33,15 @@ impl Bars {
         bar.set_style(style);
         bar.set_prefix(what);
         let now = Instant::now();
-        Self { bar, what, plain, total, last: now, start: now }
+        Self { bar, what, plain, total, from: 0, last: now, start: now }
+    }
+
+    /// As [`new`](Self::new), where `from` was done by an earlier process: the time left is told by what this one does.
+    pub fn resumed(what: &'static str, total: u64, from: u64) -> Self {
+        let bars = Self::new(what, total);
+        bars.bar.set_position(from);
+        bars.bar.reset_eta();
+        Self { from, ..bars }
     }
 
     /// `position` of the total is done; `message` is what is worth knowing about it.
@@ -42,7 +52,7 @@ impl Bars {
             if due && position > 0 {
                 self.last = Instant::now();
                 let elapsed = self.start.elapsed();
-                let left = elapsed.mul_f64((self.total - position.min(self.total)) as f64 / position as f64);
+                let left = time_left(elapsed, self.from, position, self.total);
                 let gap = if message.is_empty() { "" } else { " " };
                 let (what, total) = (self.what, self.total);
                 status!("{what} {position}/{total}{gap}{message} {}<{}", duration(elapsed), duration(left));
@@ -58,6 +68,12 @@ impl Bars {
     }
 }
 
+/// By what was done since `from`.
+fn time_left(elapsed: Duration, from: u64, position: u64, total: u64) -> Duration {
+    let done = position.saturating_sub(from).max(1);
+    elapsed.mul_f64(total.saturating_sub(position) as f64 / done as f64)
+}
+
 /// "42s", "3m07s", "2h05m".
 fn duration(d: Duration) -> String {
     let seconds = d.as_secs();
@@ -71,6 +87,14 @@ fn duration(d: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_left_counts_what_this_process_did() {
+        let seconds = Duration::from_secs;
+        assert_eq!(time_left(seconds(10), 0, 100, 300), seconds(20));
+        assert_eq!(time_left(seconds(10), 300, 400, 1000), seconds(60));
+        assert_eq!(time_left(seconds(10), 0, 300, 300), seconds(0));
+    }
 
     #[test]
     fn durations_are_short() {

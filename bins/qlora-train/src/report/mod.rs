@@ -2,10 +2,12 @@
 
 mod bar;
 mod console;
+mod sparkline;
 
 pub use bar::Bars;
 pub use console::{Verbosity, printable, set_verbosity};
 pub(crate) use console::{detail, print, print_error, status, warning};
+pub use sparkline::sparkline;
 
 /// A count with thousands separated: 41,943,040.
 pub fn thousands(n: u64) -> String {
@@ -18,6 +20,11 @@ pub fn thousands(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// "1 step", "2 steps": a count with its noun, which takes an s.
+pub fn count(n: u64, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
 /// The line that PEFT's `print_trainable_parameters` prints; `all` includes the trainable ones.

@@ -1,6 +1,7 @@
 //! The base model of a run: its checkpoint, opened and checked, and its tokenizer.
 
 use super::Device;
+use super::chat_template::open_tokenizer;
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::Settings;
 use crate::data::ChatTokenizer;
@@ -8,6 +9,7 @@ use crate::error::Result;
 use crate::refuse;
 use crate::report::status;
 use std::cell::OnceCell;
+use std::path::PathBuf;
 
 /// Above this many parameters the CPU is only used when it is asked for.
 const CPU_PARAMETERS: u64 = 3_000_000_000;
@@ -16,19 +18,30 @@ const CPU_PARAMETERS: u64 = 3_000_000_000;
 pub struct Loaded {
     pub checkpoint: Checkpoint,
     chat_template: Option<String>,
+    /// Adapters whose chat template is used
+    adapters: Vec<PathBuf>,
+    /// Special tokens that the settings name, by the names of `tokenizer_config.json`.
+    special_tokens: [(&'static str, Option<String>); 2],
     tokenizer: OnceCell<ChatTokenizer>,
 }
 
 impl Loaded {
     /// Opens and checks the base, without its weights.
     pub fn open(settings: &Settings) -> Result<Self> {
+        Self::open_for(settings, &[])
+    }
+
+    /// As [`open`](Self::open), with the chat template that these adapters were trained with.
+    pub fn open_for(settings: &Settings, adapters: &[PathBuf]) -> Result<Self> {
         let arg = settings.model_path()?;
         let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;
         let checkpoint = Checkpoint::open(&dir)?;
         for note in checkpoint.notes() {
             status!("{note}");
         }
-        Ok(Self { checkpoint, chat_template: settings.chat_template.clone(), tokenizer: OnceCell::new() })
+        let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
+        let chat_template = settings.chat_template.clone();
+        Ok(Self { checkpoint, chat_template, adapters: adapters.to_vec(), special_tokens, tokenizer: OnceCell::new() })
     }
 
     /// The tokenizer if it was opened: not where all rows are token ids already.
@@ -41,8 +54,11 @@ impl Loaded {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let tokenizer = ChatTokenizer::open(self.checkpoint.dir(), self.chat_template.as_deref())?;
+        let tokenizer = open_tokenizer(self.chat_template.as_deref(), &self.checkpoint, &self.adapters)?;
         status!("chat template: {}", tokenizer.template_origin());
+        for (name, given) in &self.special_tokens {
+            check_special_token(&tokenizer, name, given.as_deref())?;
+        }
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
@@ -62,5 +78,18 @@ impl Loaded {
             );
         }
         Ok(())
+    }
+}
+
+/// Refuses a special token other than the tokenizer's: the model was made with that one.
+fn check_special_token(tokenizer: &ChatTokenizer, name: &str, given: Option<&str>) -> Result<()> {
+    let own = tokenizer.special_token(name);
+    match given {
+        Some(given) if own != Some(given) => refuse!(
+            "`{name}`: found {given:?}, the tokenizer of {} has {}; leave it out, or change tokenizer_config.json",
+            tokenizer.dir().display(),
+            own.map_or_else(|| "none".to_owned(), |own| format!("{own:?}"))
+        ),
+        _ => Ok(()),
     }
 }

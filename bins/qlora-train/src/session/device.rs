@@ -240,6 +240,8 @@ impl Device {
     pub fn choose_for_plan(settings: &Settings) -> Result<Self> {
         match settings.device {
             Some(config::Device::Cuda(ordinal)) if settings.device_memory.is_some() => Ok(Self::unopened(ordinal)),
+            // Only a GPU has memory of that name.
+            None if settings.device_memory.is_some() => Ok(Self::unopened(0)),
             _ => Self::choose(settings),
         }
     }

@@ -13,7 +13,7 @@ const TENSOR_OVERHEAD: u64 = 1 << 10;
 /// Settings, model card, sums, and the records of the run.
 const OVERHEAD: u64 = 64 << 10;
 /// One step in `log_history`, as it is written with indentation.
-const LOG_ENTRY: u64 = 256;
+const LOG_ENTRY: u64 = 384;
 
 /// Disk space of a run. Tensors are counted to the byte, the records of a run generously.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The parts that train, infer and bench share: device, memory plan, base model, rows, weights.
 
 mod base_model;
+pub mod chat_template;
 mod device;
 pub mod disk;
 pub mod host;
@@ -13,5 +14,5 @@ pub mod weights;
 pub use base_model::Loaded;
 pub use device::{Budget, Device, DeviceJob};
 pub use interruption::Interruption;
-pub use training_data::TrainingData;
+pub use training_data::{TrainingData, columns};
 pub use weights::CheckpointSource;

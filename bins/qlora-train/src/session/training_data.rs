@@ -2,7 +2,7 @@
 
 use super::Loaded;
 use crate::config::{self, Settings};
-use crate::data::{self, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
+use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::report::{status, warning};
 use std::path::PathBuf;
@@ -38,6 +38,11 @@ impl TrainingData {
             status!("validation: {}", validation.report);
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
         };
+        if validation.len() == 1 {
+            warning!(
+                "one row is held back for validation: its loss says little; give a larger val_set_size or val_data"
+            );
+        }
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
             status!("{packing}");
@@ -60,13 +65,39 @@ impl TrainingData {
     }
 }
 
+/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are taken
+/// where none are chosen.
+pub fn find_files(settings: &mut Settings) -> Result<()> {
+    let found = DataFiles::find(&settings.data)?;
+    settings.data = found.training;
+    let chosen = !settings.val_data.is_empty() || settings.val_set_size != config::ValSet::Off;
+    settings.val_data = if chosen { DataFiles::find(&settings.val_data)?.training } else { found.validation };
+    Ok(())
+}
+
+/// Columns that the settings name.
+pub fn columns(settings: &Settings) -> Columns {
+    Columns::new(
+        settings.prompt_column.as_deref(),
+        settings.completion_column.as_deref(),
+        settings.input_column.as_deref(),
+        settings.system_column.as_deref(),
+        settings.messages_column.as_deref(),
+        settings.text_column.as_deref(),
+    )
+}
+
 /// How rows are read for this model.
 pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
     DataOptions {
         max_length: settings.max_length,
         too_long: settings.too_long,
+        on_bad_row: settings.on_bad_row,
+        prompt_completion: settings.prompt_completion,
         vocab_size: loaded.checkpoint.arch().vocab_size,
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
+        columns: columns(settings),
+        max_samples: settings.max_samples.0,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use crate::lora::{ParamId, ParamKind};
 use crate::model::Source;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use std::collections::BTreeMap;
 
 /// Keeps the streams of initial values apart from those of shuffling.

@@ -47,8 +47,17 @@ impl Identity {
 
     /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
     pub fn difference(&self, earlier: &Self) -> Option<String> {
+        self.difference_but_for(earlier, &[])
+    }
+
+    /// [`difference`](Self::difference) to a run that this one may be the longer form of: their lengths do not count.
+    pub fn difference_beyond_length(&self, earlier: &Self) -> Option<String> {
+        self.difference_but_for(earlier, &["num_train_epochs", "max_steps"])
+    }
+
+    fn difference_but_for(&self, earlier: &Self, uncounted: &[&str]) -> Option<String> {
         let names = self.settings.keys().chain(earlier.settings.keys());
-        for name in names {
+        for name in names.filter(|name| !uncounted.contains(&name.as_str())) {
             let (here, there) = (self.settings.get(name), earlier.settings.get(name));
             if here != there {
                 let of = |value: Option<&Value>| value.map_or("nothing".to_owned(), shown);

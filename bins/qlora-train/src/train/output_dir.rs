@@ -46,7 +46,8 @@ pub fn check_writable(dir: &Path) -> Result<()> {
 
 /// Looks at where a run may write: a directory that is empty or new, or holds the same run. Nothing is written. Refused:
 /// anything else.
-pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
+/// `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
+pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
         let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
         // A model: its tokenizer would be overwritten.
@@ -64,6 +65,9 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
     let recorded: Identity = serde_json::from_value(recorded).usage_context(|| {
         format!("{}: a run of another version; choose another output_dir, or move that run away", dir.display())
     })?;
+    if longer && identity.difference(&recorded).is_some() && identity.difference_beyond_length(&recorded).is_none() {
+        return Ok(Found::Unfinished);
+    }
     if let Some(difference) = identity.difference(&recorded) {
         refuse!(
             "{}: holds a different run: {difference}; choose another output_dir, or move that run away",
@@ -75,6 +79,27 @@ pub fn check_output_dir(dir: &Path, identity: &Identity) -> Result<Found> {
         Some(Ok(finished)) if written => Found::Finished(finished),
         _ => Found::Unfinished,
     })
+}
+
+/// Removes the run that `dir` holds, `run.json` last, so that what is left of it is still known as a run. Other files stay.
+pub fn remove_run(dir: &Path) -> Result<()> {
+    let what = |path: &Path| format!("{}: cannot be removed (overwrite_output_dir)", path.display());
+    for (_, path) in super::checkpoints::list(dir)? {
+        std::fs::remove_dir_all(&path).or_fail(|| what(&path))?;
+    }
+    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, RUN_FILE] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).or_fail(|| what(&path)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether `dir` holds a run, of whatever settings.
+pub fn holds_run(dir: &Path) -> bool {
+    dir.join(RUN_FILE).is_file()
 }
 
 /// The part of [`check_output_dir`] that can only be told once the base is loaded: that a run in `dir` was one of the

@@ -2,7 +2,7 @@
 
 use crate::model::optimizer_step::{Accumulated, StepReport};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::Duration;
 
 /// Part of a checkpoint: sums are kept as they are, so that a resumed run logs the same figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,25 +39,41 @@ impl Losses {
 }
 
 /// Tokens per second over the steps of this process after the first, which also touches every page and file for the
-/// first time.
+/// first time. Evaluations and checkpoints do not count.
 #[derive(Default)]
 pub struct Speed {
     tokens: usize,
-    /// The end of the first step.
-    from: Option<Instant>,
+    time: Duration,
+    /// The first step is over.
+    warm: bool,
 }
 
 impl Speed {
-    /// Called when a step ends.
-    pub fn add(&mut self, tokens: usize) {
-        match self.from {
-            Some(_) => self.tokens += tokens,
-            None => self.from = Some(Instant::now()),
+    /// Called when a step ends, with the time that it took.
+    pub fn add(&mut self, tokens: usize, time: Duration) {
+        if self.warm {
+            self.tokens += tokens;
+            self.time += time;
         }
+        self.warm = true;
     }
 
     pub fn tokens_per_second(&self) -> Option<f64> {
-        let seconds = self.from?.elapsed().as_secs_f64();
-        (self.tokens > 0).then(|| self.tokens as f64 / seconds.max(1e-9))
+        (self.tokens > 0).then(|| self.tokens as f64 / self.time.as_secs_f64().max(1e-9))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_that_of_the_steps_after_the_first() {
+        let mut speed = Speed::default();
+        speed.add(100, Duration::from_secs(50));
+        assert_eq!(speed.tokens_per_second(), None);
+        speed.add(100, Duration::from_secs(1));
+        speed.add(300, Duration::from_secs(3));
+        assert_eq!(speed.tokens_per_second(), Some(100.0));
     }
 }

@@ -39,6 +39,14 @@ pub struct LogEntry {
     pub learning_rate_b: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokens_per_second: Option<f64>,
+    /// Since this process began to train.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub num_input_tokens_seen: Option<u64>,
+    /// Held where the run works.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory_bytes: Option<u64>,
 }
 
 impl LogEntry {

@@ -6,30 +6,38 @@
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
 use super::identity::{Identity, run_identity};
-use super::output_dir::{Found, OutputLock, check_output_dir, check_recorded_base, check_writable};
+use super::output_dir::{
+    Found, OutputLock, check_output_dir, check_recorded_base, check_writable, holds_run, remove_run,
+};
 use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::copy_tokenizer_files;
+use crate::adapter::{Adapter, is_adapter, recorded_base};
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
-use crate::config::{Purpose, Settings};
+use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
-use crate::report::{Bars, detail, status, trainable_line, warning};
+use crate::refuse;
+use crate::report::{Bars, count, detail, status, trainable_line, warning};
+use crate::session::chat_template::save_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
+use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Fewer steps than this are told.
+const FEW_STEPS: u64 = 50;
 
 /// Result of `train`.
 #[derive(Clone, Debug)]
@@ -42,6 +50,13 @@ pub struct TrainOutcome {
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
+        let base = recorded_base(&adapter)?;
+        status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
+        settings.model = Some(base);
+        settings.init_adapter.get_or_insert(adapter);
+    }
+    find_files(&mut settings)?;
     launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
@@ -54,7 +69,16 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
     let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
-    if let Found::Finished(finished) = check_output_dir(&output, &identity)? {
+    let resumes = settings.resume_from_checkpoint != Resume::No;
+    let found = match check_output_dir(&output, &identity, resumes) {
+        Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(&output) => {
+            warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
+            remove_run(&output)?;
+            Found::Nothing
+        }
+        found => found?,
+    };
+    if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         status!(
             "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
@@ -86,6 +110,28 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     device.run(Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes })
 }
 
+/// The adapter that a run begins with. Refused: other ranks, alphas or layers than the run's.
+fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
+    let what = || path.display().to_string();
+    let adapter = Adapter::load(path)?;
+    adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;
+    let own = adapter.lora_spec().context(what)?;
+    if own.terms != spec.lora.terms || own.rslora != spec.lora.rslora {
+        let config = &adapter.config;
+        refuse!(
+            "`init_adapter`: {} has rank {} and alpha {} (use_rslora: {}) on {} linear layers, the run has {} of its own; \
+             give its lora_r, lora_alpha, use_rslora and lora_target_modules",
+            path.display(),
+            config.r,
+            config.lora_alpha,
+            config.use_rslora,
+            own.terms.len(),
+            spec.lora.terms.len()
+        );
+    }
+    Ok(adapter)
+}
+
 /// A run of which everything but the weights was read and found good.
 struct Prepared {
     settings: Settings,
@@ -110,12 +156,21 @@ impl DeviceJob for Prepared {
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
     let Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes: _ } = prepared;
-    let mut source = CheckpointSource::new(&loaded.checkpoint, BTreeMap::new(), settings.seed);
+    let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
+    let pairs = init.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
+    let mut source = CheckpointSource::new(&loaded.checkpoint, pairs, settings.seed);
     let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
     let fingerprint = source.finish()?;
     check_recorded_base(&output, &fingerprint)?;
+    if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
+        let warnings = adapter.check_base(loaded.checkpoint.arch(), &fingerprint, loaded.checkpoint.base_name());
+        for told in warnings.context(|| path.display().to_string())? {
+            warning!("{told}");
+        }
+        status!("the adapter begins with the weights of {}", path.display());
+    }
     if let Some(saved) = &saved {
         saved.check_base(&fingerprint)?;
         saved.check_best(&settings, &output)?;
@@ -128,7 +183,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         None => {
             let lock = OutputLock::create(&output)?;
             // Another process may have been faster.
-            check_output_dir(&output, &identity)?;
+            check_output_dir(&output, &identity, false)?;
             lock
         }
     };
@@ -164,6 +219,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),
+        started: Instant::now(),
         interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
     finish(run)
@@ -202,7 +258,7 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
-    copy_tokenizer_files(run.loaded.checkpoint.dir(), run.output)?;
+    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), run.output)?;
     Ok(())
 }
 
@@ -239,7 +295,17 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let trainable = spec.lora_parameters();
     status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     let (a, b) = settings.learning_rates_for(parameters);
-    status!("learning rates: {a:e} for A, {b:e} for B; {} steps", schedule.total_steps());
+    let rates =
+        if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };
+    let steps = schedule.total_steps();
+    status!("{rates}; {}", count(steps, "step"));
+    // Who gives max_steps knows how many there are.
+    if steps < FEW_STEPS && settings.max_steps.0.is_none() {
+        warning!(
+            "{} may be too few to change the model: give more rows, num_train_epochs, or a smaller max_length",
+            count(steps, "step")
+        );
+    }
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };

@@ -21,6 +21,7 @@ use crate::files::safetensors::{TensorFile, write_header};
 use crate::lora::ParamId;
 use crate::model::Llama;
 use crate::refuse;
+use crate::report::status;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -224,7 +225,7 @@ impl Snapshot {
         let path = dir.join(STATE_FILE);
         let trainer: TrainerState =
             serde_json::from_slice(&read_bounded(&path, MAX_STATE_BYTES)?).usage_context(|| what(&path))?;
-        if let Some(difference) = identity.difference(&state.identity) {
+        if let Some(difference) = identity.difference_beyond_length(&state.identity) {
             refuse!(
                 "{shown}: is of a different run: {difference}; a resumed run takes the same settings, data and base, \
                  a changed one starts in another output_dir"
@@ -236,9 +237,32 @@ impl Snapshot {
     /// Refuses a checkpoint whose next rows this program would not train on.
     pub fn check_schedule(&self, schedule: &Schedule, accumulation: usize) -> Result<()> {
         let found = &self.state.cursor;
+        let (then, now) = (found.total_steps, schedule.total_steps());
+        if now < then {
+            refuse!(
+                "{}: is of a run of {then} steps, this one ends after {now}: a run goes on as it was or longer, not \
+                 shorter; raise num_train_epochs or max_steps, or choose another output_dir",
+                self.dir.display()
+            );
+        }
         let expected =
             DataCursor::of(schedule, found.step, accumulation, self.state.progress.accumulation.micro_batches);
-        if *found != expected {
+        let same = match now > then {
+            // At the old end nothing came next.
+            true => {
+                let next_rows = found.next_rows.clone().or_else(|| expected.next_rows.clone());
+                DataCursor { total_steps: now, next_rows, ..found.clone() } == expected
+            }
+            false => *found == expected,
+        };
+        if same && now > then {
+            status!(
+                "the run goes on for {now} steps instead of {then}: the first {} followed the schedule of {then}, the \
+                 rest follow that of {now}",
+                found.step
+            );
+        }
+        if !same {
             refuse!(
                 "{}: goes on with other rows than this program would (step {} of {}, here of {}): it was written by \
                  version {}, resume it with that one",

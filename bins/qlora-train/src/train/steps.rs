@@ -6,7 +6,6 @@ use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
 use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
 use super::trained_adapter::trained_adapter;
-use crate::adapter::copy_tokenizer_files;
 use crate::backend::{Backend, Batch};
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
@@ -17,10 +16,12 @@ use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
-use crate::report::{Bars, status};
+use crate::report::{Bars, sparkline, status};
+use crate::session::chat_template::save_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// A run under way.
 pub struct Run<'a, B: Backend> {
@@ -37,6 +38,7 @@ pub struct Run<'a, B: Backend> {
     pub state: TrainerState,
     pub progress: Progress,
     pub speed: Speed,
+    pub started: Instant,
     pub interruption: Interruption,
     /// The newest checkpoint of `output`, if the run stands exactly there.
     pub standing_at: Option<PathBuf>,
@@ -48,9 +50,9 @@ impl<B: Backend> Run<'_, B> {
         let (settings, data) = (self.settings, self.data);
         let total = data.schedule.total_steps();
         let hyper = hyperparameters(settings);
-        let mut bar = Bars::new("training", total);
         // Interrupted while it was evaluating.
         let from = self.state.global_step;
+        let mut bar = Bars::resumed("training", total, from);
         if self.evaluation_due() && self.progress.evaluated_at != Some(from) && self.evaluate()? {
             self.save()?;
         }
@@ -59,9 +61,12 @@ impl<B: Backend> Run<'_, B> {
                 break;
             }
             self.stop_if_interrupted()?;
+            let begun = Instant::now();
             let report = self.step(&hyper, &step)?;
+            self.speed.add(report.tokens, begun.elapsed());
             self.account(&step, &report)?;
             bar.set(self.state.global_step, progress(&report, self.speed.tokens_per_second()));
+            self.print_loss(total);
             failpoint::moment("step");
             let improved = self.evaluation_due() && self.evaluate()?;
             let due = settings.save_steps.due(self.state.global_step, total, data.schedule.steps_per_epoch());
@@ -97,7 +102,6 @@ impl<B: Backend> Run<'_, B> {
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
         self.standing_at = None;
-        self.speed.add(report.tokens);
         self.progress.whole_run.add(report);
         self.progress.since_log.add(report);
         let (done, total) = (step.index + 1, self.data.schedule.total_steps());
@@ -112,10 +116,30 @@ impl<B: Backend> Run<'_, B> {
                 learning_rate: Some(report.learning_rate_a),
                 learning_rate_b: Some(report.learning_rate_b),
                 tokens_per_second: self.speed.tokens_per_second(),
+                seconds: Some(self.started.elapsed().as_secs_f64()),
+                num_input_tokens_seen: Some(self.state.num_input_tokens_seen),
+                memory_bytes: Some(self.backend.bytes()),
                 ..LogEntry::new(done, step.epoch)
             })?;
         }
         Ok(())
+    }
+
+    /// A line for the loss that was just logged, with its curve so far: at each `logging_steps`, or some twenty in a run
+    /// that logs every step.
+    fn print_loss(&self, total: u64) {
+        let Some(entry) = self.state.log_history.last().filter(|entry| entry.step == self.state.global_step) else {
+            return;
+        };
+        let (Some(loss), logging) = (entry.loss, self.settings.logging_steps as u64) else { return };
+        let every = if logging == 1 { (total / 20).max(1) } else { logging };
+        if !entry.step.is_multiple_of(every) && entry.step != total {
+            return;
+        }
+        let losses: Vec<f64> = self.state.log_history.iter().filter_map(|entry| entry.loss).collect();
+        let speed = self.speed.tokens_per_second().map_or(String::new(), |speed| format!("  {speed:.0} tokens/s"));
+        let (step, epoch, curve) = (entry.step, entry.epoch, sparkline(&losses, 20));
+        status!("step {step}/{total}  epoch {epoch:.2}  loss {loss:.4}  {curve}{speed}");
     }
 
     fn log(&mut self, entry: LogEntry) -> Result<()> {
@@ -201,7 +225,7 @@ impl<B: Backend> Run<'_, B> {
         let dir = checkpoints::write(self.output, step, &CHECKSUMMED, |dir| {
             trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
                 .save(dir)?;
-            copy_tokenizer_files(self.loaded.checkpoint.dir(), dir)?;
+            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), dir)?;
             write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
             write_state(dir, &self.state)?;
             write_json(dir, RUN_STATE, &state)
@@ -266,5 +290,9 @@ fn hyperparameters(settings: &Settings) -> Hyperparameters {
 fn progress(report: &StepReport, tokens_per_second: Option<f64>) -> String {
     let speed = tokens_per_second.map_or(String::new(), |speed| format!(" {speed:.0} tokens/s"));
     let StepReport { loss, learning_rate_a, learning_rate_b, .. } = report;
-    format!("loss {loss:.4} lr A {learning_rate_a:.2e} B {learning_rate_b:.2e}{speed}")
+    let rates = match learning_rate_a == learning_rate_b {
+        true => format!("lr {learning_rate_a:.2e}"),
+        false => format!("lr A {learning_rate_a:.2e} B {learning_rate_b:.2e}"),
+    };
+    format!("loss {loss:.4} {rates}{speed}")
 }

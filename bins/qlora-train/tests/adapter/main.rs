@@ -10,7 +10,7 @@ mod refusals;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::base::BaseName;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::files::failpoint::VARIABLE;
 
 use crate::sandbox::{Sandbox, train};

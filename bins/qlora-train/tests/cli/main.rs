@@ -10,6 +10,7 @@ mod console;
 mod disk;
 mod evaluation;
 mod generate;
+mod going_on;
 mod interrupted;
 mod killed;
 mod launched;

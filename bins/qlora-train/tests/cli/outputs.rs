@@ -162,17 +162,24 @@ fn a_plan_without_data_takes_the_longest_batch_and_says_when_it_does_not_fit() {
     // Room for rows of 64 tokens at least, and not for the longest.
     let short = line.replace("--max-length 256", "--max-length 64 --gradient-checkpointing true");
     let budget = sandbox.run(&short).json()["host"]["peak_bytes"].as_u64().unwrap();
-    let refused = sandbox.run(&format!("{line} --host-memory {budget}")).json();
+    // The exit status says it too.
+    let plan = |line: &str| {
+        let done = sandbox.run(line);
+        let plan: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+        assert_eq!(done.status, Some(i32::from(plan["fits"] == false)), "{done:#?}");
+        plan
+    };
+    let refused = plan(&format!("{line} --host-memory {budget}"));
     assert_eq!(refused["fits"], false);
     let longest = refused["max_length"].as_u64().unwrap();
     assert!((64..256).contains(&longest), "{longest}");
     assert!(refused["suggestions"].as_array().unwrap().iter().any(|s| s.as_str().unwrap().contains("max_length")));
     let fits = |length: u64| {
         let line = line.replace("--max-length 256", &format!("--max-length {length} --host-memory {budget}"));
-        sandbox.run(&line).json()["fits"] == true
+        plan(&line)["fits"] == true
     };
     assert!(fits(longest) && !fits(longest + 1), "{longest}");
-    let none = sandbox.run(&format!("{line} --host-memory 1KiB")).json();
+    let none = plan(&format!("{line} --host-memory 1KiB"));
     assert_eq!(none["max_length"], 0);
 }
 
@@ -188,4 +195,24 @@ fn rows_are_read_once_so_that_they_may_come_from_a_pipe() {
     writer.join().unwrap();
     sandbox.assert_same_result("piped", "file");
     assert_eq!(sandbox.json("piped/run.json")["identity"], sandbox.json("file/run.json")["identity"]);
+}
+
+#[test]
+fn a_gpu_is_planned_for_in_every_build_by_the_name_of_model_and_gpu() {
+    let sandbox = Sandbox::new();
+    let of = |line: &str| {
+        let done = sandbox.run(line);
+        (done.status, serde_json::from_str::<serde_json::Value>(&done.stdout).unwrap())
+    };
+    let (status, plan) = of("plan --json --model llama-3-8b --gpu 4090 --max-length 1024 --host-memory 64GiB");
+    assert_eq!((status, &plan["fits"]), (Some(0), &true.into()), "{plan}");
+    assert_eq!(plan["device"]["budget_bytes"], 25_232_932_864u64);
+    let groups: Vec<&str> = plan["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap()).collect();
+    assert_eq!(groups, ["weights", "adapters", "optimizer", "activations", "workspace", "other"]);
+    let total: u64 = plan["groups"].as_array().unwrap().iter().map(|g| g["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(total, plan["device"]["peak_bytes"]);
+    let (status, plan) = of("plan --json --model llama-3-70b --gpu 4090 --max-length 1024 --host-memory 64GiB");
+    assert_eq!((status, &plan["fits"]), (Some(1), &false.into()), "{plan}");
+    let missing = plan["suggestions"].to_string();
+    assert!(missing.contains("more device_memory at least"), "{missing}");
 }

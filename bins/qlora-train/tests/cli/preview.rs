@@ -9,8 +9,8 @@ fn supervised_tokens_are_marked_and_special_ones_visible() {
     let sandbox = Sandbox::chat();
     let text = sandbox.run("preview --model model --data chat.jsonl").ok().stdout;
     assert!(text.contains("chat.jsonl line 1: "), "{text}");
-    assert!(text.contains("<|im_start|> u s e r Ċ hel l o <|im_end|> Ċ <|im_start|> "), "{text}");
-    assert!(text.contains("a n t Ċ ⟦w o r l d <|im_end|>⟧"), "{text}");
+    // As text: no pieces of the vocabulary, and the turns on lines of their own.
+    assert!(text.contains("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n⟦world<|im_end|>⟧"), "{text}");
     assert!(text.contains("2 of 2 rows"), "{text}");
     assert!(!text.contains('\u{1b}'), "no colour where there is no terminal");
 }
@@ -21,8 +21,8 @@ fn colour_on_request_checks_lengths_and_packing_are_shown() {
     let output =
         sandbox.command("preview --model model --data chat.jsonl").env("CLICOLOR_FORCE", "1").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("\u{1b}[32mw\u{1b}[0m"), "supervised tokens are green: {text}");
-    assert!(text.contains("\u{1b}[1m<|im_start|>\u{1b}[0m"), "special tokens are bold: {text}");
+    assert!(text.contains("\u{1b}[32mworld\u{1b}[0m"), "supervised tokens are green: {text}");
+    assert!(text.contains("\u{1b}[1m<|im_end|>\u{1b}[0m"), "special tokens are bold: {text}");
     for part in
         ["warning: BOS: 2 of 2 rows", "end: in all 2 rows", "lengths of the 2 rows read", "packing: 2 rows in 1 packs"]
     {
@@ -37,7 +37,7 @@ fn json_holds_ids_labels_and_tokens() {
     let answer: Value = sandbox.run("preview --model model --data rows.jsonl --rows 1 --json").json();
     let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing"];
     assert_eq!((&keys(&answer)[..], &answer["rows_in_all"]), (&expected[..], &json!(2)));
-    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "formats": {"tokenised": 2}}]));
+    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "notes": [], "formats": {"tokenised": 2}}]));
     assert_eq!(answer["lengths"], json!([{"from": 2, "to": 2, "rows": 1}, {"from": 3, "to": 4, "rows": 1}]));
     assert_eq!(answer["packing"], json!({"packs": 1, "max_length": 2048, "efficiency": 5.0 / 2048.0}));
     assert_eq!((&answer["checks"]["without_end"], &answer["counts"]["kept"]), (&json!(2), &json!(2)));
@@ -49,4 +49,21 @@ fn json_holds_ids_labels_and_tokens() {
     let text = sandbox.run("preview --model model --data rows.jsonl --rows 9").ok().stdout;
     assert!(text.contains("rows.jsonl line 1: 3 tokens, 1 supervised\n<5> ⟦<6>⟧ <7>\n"), "{text}");
     assert!(text.contains("rows.jsonl line 2: 2 tokens, 1 supervised\n<8> ⟦<9>⟧\n"), "{text}");
+}
+
+#[test]
+fn one_row_the_longest_and_random_ones_can_be_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7, 8, 9]}\n{\"input_ids\": [4, 4]}\n");
+    let of = |more: &str| {
+        let answer = sandbox.run(&format!("preview --model model --data rows.jsonl --json {more}")).json();
+        let rows = answer["rows"].as_array().unwrap().iter().map(|row| row["line"].as_u64().unwrap());
+        rows.collect::<Vec<u64>>()
+    };
+    assert_eq!(of("--row 2"), [2]);
+    assert_eq!(of("--longest --rows 1"), [2]);
+    let random = of("--random --seed 5");
+    assert_eq!(random, of("--random --seed 5"));
+    assert!((0..20).any(|seed| of(&format!("--random --seed {seed}")) != [1, 2, 3]));
+    sandbox.refused("preview --model model --data rows.jsonl --row 4", &["--row", "from 1 to 3"]);
 }

@@ -212,7 +212,7 @@ fn a_small_disk_is_filled_up_and_the_run_goes_on_when_there_is_room() {
     let line = train(&format!("{run} --output-dir disk/out"));
     let script = format!(
         "mount -t tmpfs -o size={room}k tmpfs disk || exit 77
-         {binary} {line} 2>errors; echo status $?; ls -A disk/out
+         {binary} {line} >/dev/null 2>errors; echo status $?; ls -A disk/out
          mount -o remount,size=64m disk
          {binary} {line} --resume-from-checkpoint >/dev/null 2>&1 && cp -r disk/out out"
     );

@@ -2,7 +2,7 @@
 
 use crate::fixture;
 use crate::sources::config;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::Synthetic;
 use serde_json::Value;

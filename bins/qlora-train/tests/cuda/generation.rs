@@ -5,7 +5,7 @@ use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Backend, Batch, Quantization};
@@ -127,7 +127,7 @@ fn share(apart: &[f64], bounds: &[f64]) -> f64 {
 fn logits_of_every_step_are_those_of_the_cpu_backend() {
     let tally = Tally::new("generation, models", 1);
     let dense = ModelSpec { quantization: Quantization::None, ..reading(config()) };
-    let scaling = qlora_kernels::reference::RopeScaling::Linear { factor: 2.0 };
+    let scaling = qlora_kernels::rope::RopeScaling::Linear { factor: 2.0 };
     let rope = Rope { theta: 10_000.0, scaling };
     let wide =
         Arch { head_dim: 128, num_heads: 6, tie_word_embeddings: true, layers: LayerArch::uniform(rope), ..config() };

@@ -2,7 +2,7 @@
 
 use crate::support::Memory;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::philox::Stream;
+use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Quantization, StateFormat};

@@ -15,7 +15,7 @@ use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, tra
 use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::support::{self, Documents};
 use lab::device::{Tally, set_schedule};
-use qlora_kernels::reference::RopeScaling;
+use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;

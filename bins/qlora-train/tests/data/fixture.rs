@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use qlora_train::config::TooLong;
 use qlora_train::data::{ChatTokenizer, DataOptions, Dataset, Message, load};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -134,7 +133,7 @@ pub fn file(name: &str, content: impl AsRef<[u8]>) -> File {
 }
 
 pub fn options() -> DataOptions {
-    DataOptions { max_length: 2048, too_long: TooLong::Drop, vocab_size: VOCAB_SIZE, eos_token_ids: vec![260] }
+    DataOptions { vocab_size: VOCAB_SIZE, eos_token_ids: vec![260], ..DataOptions::default() }
 }
 
 pub fn load_one(content: impl AsRef<[u8]>, tokenizer: Option<&ChatTokenizer>) -> qlora_train::error::Result<Dataset> {

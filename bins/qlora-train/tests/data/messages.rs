@@ -48,8 +48,6 @@ fn wrong_turns_are_refused_with_their_place() {
         assert_says(&message, parts);
         assert_says(&message, &["rows.jsonl: line 2: "]);
     }
-    let tools = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": [{\"name\": \"f\"}]}";
-    assert_says(&refusal(load_one(tools, Some(&tokenizer))), &["`tools`", "not supported yet"]);
 }
 
 #[test]

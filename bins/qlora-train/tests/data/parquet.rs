@@ -59,7 +59,7 @@ const SCHEMA: &str = "message rows {
     optional group messages (LIST) { repeated group list { optional group element {
         optional binary role (UTF8); optional binary content (UTF8); optional int64 weight; } } }
     optional group input_ids (LIST) { repeated group list { optional int64 element; } }
-    optional binary image;
+    optional binary thumbnail;
     optional binary task (UTF8);
 }";
 

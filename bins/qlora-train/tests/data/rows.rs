@@ -122,8 +122,8 @@ fn files_that_hold_no_rows_are_refused() {
 }
 
 #[test]
-fn a_pretty_printed_object_is_refused_with_what_is_supported() {
-    assert_says(&refusal(load_one("{\n  \"input_ids\": [1]\n}", None)), &["line 1", "JSON Lines", "one array"]);
+fn a_broken_object_is_refused_with_what_is_supported() {
+    assert_says(&refusal(load_one("{ \"input_ids\": [1]\n}", None)), &["line 1", "JSON Lines", "one array"]);
 }
 
 fn lengths(too_long: TooLong) -> qlora_train::error::Result<qlora_train::data::Dataset> {
@@ -133,7 +133,7 @@ fn lengths(too_long: TooLong) -> qlora_train::error::Result<qlora_train::data::D
     load(
         std::slice::from_ref(&file.path),
         None,
-        &DataOptions { max_length: 4, too_long, vocab_size: 10, eos_token_ids: vec![] },
+        &DataOptions { max_length: 4, too_long, vocab_size: 10, ..DataOptions::default() },
     )
 }
 

@@ -141,9 +141,15 @@ fn builtin_alpaca_supervises_the_response_and_the_eos() {
 
 #[test]
 fn builtin_templates_have_names() {
-    assert_eq!(Builtin::ALL.map(Builtin::name), ["chatml", "alpaca"]);
+    for builtin in Builtin::all() {
+        assert_eq!(Builtin::from_name(builtin.name()), Some(builtin));
+        assert!(Builtin::offered().contains(builtin.name()));
+    }
+    for (name, builtin) in [("llama-3.1", Builtin::Llama3), ("qwen25", Builtin::Chatml), ("phi_35", Builtin::Phi3)] {
+        assert_eq!(Builtin::from_name(name), Some(builtin));
+    }
     assert_eq!(Builtin::from_name("alpaca"), Some(Builtin::Alpaca));
-    assert_eq!(Builtin::from_name("ALPACA"), None);
+    assert_eq!(Builtin::from_name("none of these"), None);
 }
 
 #[test]

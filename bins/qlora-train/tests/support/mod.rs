@@ -3,8 +3,10 @@
 pub mod ranges;
 
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::philox::{Dropout, Stream};
-use qlora_kernels::reference::{self, AttentionShape, LoraTerm, RopeTable};
+use qlora_kernels::reference::{self, LoraTerm};
+use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::Projection;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;

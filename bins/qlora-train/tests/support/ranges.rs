@@ -1,8 +1,9 @@
 //! Operations on ranges of a batch's tokens, on any backend.
 
 use super::Documents;
-use qlora_kernels::philox::{Dropout, Stream};
-use qlora_kernels::reference::{AttentionShape, RopeScaling, RopeTable};
+use qlora_kernels::rng::{Dropout, Stream};
+use qlora_kernels::rope::{RopeScaling, RopeTable};
+use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::{
     Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,

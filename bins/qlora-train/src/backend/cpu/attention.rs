@@ -4,7 +4,7 @@
 use super::elementwise::{exp_shifted, score_gradients};
 use super::gemm::small::{Mat, matmul};
 use super::workspace::Workspace;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 use std::ops::Range;
 

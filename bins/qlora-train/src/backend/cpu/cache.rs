@@ -3,7 +3,7 @@
 use super::elementwise::{LANES, dot, exp_shifted};
 use super::gemm::simd::vectorized;
 use crate::backend::CheckedBatch;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// Keys whose scores exist at one time.

@@ -1,7 +1,9 @@
 //! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
 
 use super::gemm::simd::vectorized;
-use qlora_kernels::reference::{self, AttentionShape, RopeTable};
+use qlora_kernels::reference;
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without

@@ -9,7 +9,7 @@ use crate::backend::{LinearGroup, Quantization, Segment};
 use crate::error::Result;
 use crate::files::tensor::StoredWeight;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::philox::Dropout;
+use qlora_kernels::rng::Dropout;
 use rayon::prelude::*;
 
 pub enum CpuWeight {

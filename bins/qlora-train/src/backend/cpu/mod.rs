@@ -25,7 +25,7 @@ use loss::LossSum;
 pub use memory::CpuBuffer;
 use memory::{Held, HostMemory, Value};
 pub use operands::{CpuParam, Dense};
-use qlora_kernels::reference::RopeTable;
+use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
 use std::time::Instant;
 use workspace::Workspace;

@@ -5,8 +5,8 @@ use super::{Cpu, CpuParam};
 use crate::backend::{Memory, Optimizer, OptimizerState, ParamUpdate, StateFormat, clip};
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::blockwise::adamw_blockwise;
-use qlora_kernels::reference::{self, AdamW};
+use qlora_kernels::optim::AdamW;
+use qlora_kernels::optim8bit::adamw_blockwise;
 use rayon::prelude::*;
 
 impl Optimizer for Cpu {
@@ -99,7 +99,7 @@ impl Tensor<'_> {
     fn update(self, scale: f32) {
         let Self { value, gradient, state, settings } = self;
         match state {
-            OptimizerState::F32 { m, v } => reference::adamw(&settings, scale, gradient, value, m, v),
+            OptimizerState::F32 { m, v } => settings.scalars().update(scale, gradient, value, m, v),
             OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => {
                 adamw_blockwise(&settings, scale, gradient, value, m, m_absmax, v, v_absmax);
             }

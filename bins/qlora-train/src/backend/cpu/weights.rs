@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::reference::RopeTable;
+use qlora_kernels::rope::RopeTable;
 
 impl Weights for Cpu {
     fn weight(

@@ -6,7 +6,7 @@ use super::{BatchMemory, Cuda};
 use crate::error::{Error, Result};
 use qlora_kernels::device::Buffer;
 use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 
 /// The plan's line.
 const NAME: &str = "attention over the KV cache";

@@ -6,7 +6,7 @@ use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
 use qlora_kernels::device::EventTimer;
 use qlora_kernels::ops::attention::{self, Attention};
-use qlora_kernels::ops::layer::{self, Residual};
+use qlora_kernels::ops::{self, Residual};
 use std::ops::Range;
 
 impl Compute for Cuda {
@@ -38,20 +38,20 @@ impl Compute for Cuda {
         match op {
             Op::Embed { table, out } => {
                 let ids = self.on_device.input_ids.rows(tokens);
-                layer::embedding(ids, table.data.view(), table.vocab, table.hidden, out.rows_mut(tokens)?, stream)?;
+                ops::embedding(ids, table.data.view(), table.vocab, table.hidden, out.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 let x = Residual::Plain(x.rows(tokens)?);
-                layer::rms_norm(x, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(x, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
             }
             Op::AddRmsNorm { x, delta, sum, weight, eps, out } => {
                 let (x, delta, sum) = (x.rows(tokens)?, delta.rows(tokens)?, sum.rows_mut(tokens)?);
                 let residual = Residual::Add { x, delta, sum };
-                layer::rms_norm(residual, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
+                ops::rms_norm(residual, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
                 let (dy, x, weight) = (dy.rows(tokens)?, x.rows(tokens)?, weight.f32.view());
-                layer::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows_mut(tokens)?, stream)?;
+                ops::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows_mut(tokens)?, stream)?;
             }
             Op::LoraDown { x, group, dropout, s } => {
                 let unused = self.empty.view_mut();
@@ -73,7 +73,7 @@ impl Compute for Cuda {
                 let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();
                 let (ldx, heads) = (qkv.width(), shape.heads + shape.kv_heads);
                 let positions = self.on_device.positions.rows(tokens);
-                layer::rope(qkv.rows_mut(tokens)?, ldx, heads, positions, table, *inverse, stream)?;
+                ops::rope(qkv.rows_mut(tokens)?, ldx, heads, positions, table, *inverse, stream)?;
             }
             Op::Attention { qkv, shape, out, lse } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
@@ -93,11 +93,11 @@ impl Compute for Cuda {
             }
             Op::Swiglu { gate_up, out } => {
                 let width = out.width();
-                layer::swiglu(gate_up.rows(tokens)?, width, out.rows_mut(tokens)?, stream)?;
+                ops::swiglu(gate_up.rows(tokens)?, width, out.rows_mut(tokens)?, stream)?;
             }
             Op::SwigluBackward { dout, gate_up } => {
                 let width = dout.width();
-                layer::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, None, stream)?;
+                ops::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, None, stream)?;
             }
             Op::CrossEntropy { x, head, weight, dx } => {
                 let device = self.on_device.targets.rows(tokens);

@@ -10,7 +10,7 @@ use qlora_kernels::device::{Stream, View, ViewMut};
 use qlora_kernels::ops::linear::{self, Dropout, Input, Segment};
 use qlora_kernels::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward};
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes_of};
-use qlora_kernels::philox;
+use qlora_kernels::rng;
 use std::ops::Range;
 
 type Group = LinearGroup<Cuda>;
@@ -29,7 +29,7 @@ fn lora(lora: &Lora<Cuda>) -> linear::Lora<'_> {
 }
 
 /// Batches are numbered by their draw, so every one begins with token 0.
-fn mask(dropout: Option<philox::Dropout>, tokens: &Range<usize>) -> Option<Dropout> {
+fn mask(dropout: Option<rng::Dropout>, tokens: &Range<usize>) -> Option<Dropout> {
     let first_token = tokens.start as u64;
     dropout.map(|d| Dropout {
         p: d.p(),
@@ -97,7 +97,7 @@ pub fn lora_down(
     x: &CudaBuffer,
     group: &Group,
     pinned: &PinnedWeights,
-    dropout: Option<philox::Dropout>,
+    dropout: Option<rng::Dropout>,
     s: &mut CudaBuffer,
     unused: ViewMut<'_, bf16>,
     stream: Stream,
@@ -150,7 +150,7 @@ pub fn dx(
     t: Option<&CudaBuffer>,
     group: &Group,
     pinned: &PinnedWeights,
-    dropout: Option<philox::Dropout>,
+    dropout: Option<rng::Dropout>,
     dx: &mut CudaBuffer,
     workspace: ViewMut<'_, bf16>,
     stream: Stream,
@@ -169,7 +169,7 @@ pub fn gradients(
     [x, dy, s, t]: [&CudaBuffer; 4],
     group: &mut Group,
     pinned: &PinnedWeights,
-    dropout: Option<philox::Dropout>,
+    dropout: Option<rng::Dropout>,
     workspace: ViewMut<'_, u8>,
     stream: Stream,
 ) -> Result<()> {

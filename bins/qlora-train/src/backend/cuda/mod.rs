@@ -37,7 +37,7 @@ use optimizer::OptimizerMemory;
 use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
 use qlora_kernels::device::{Buffer, Device, EventTimer};
-use qlora_kernels::ops::layer;
+use qlora_kernels::ops;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -92,8 +92,8 @@ struct Rope {
 }
 
 impl Rope {
-    fn table(&self) -> layer::RopeTable<'_> {
-        layer::RopeTable { half: self.half, cosines: self.cosines.view(), sines: self.sines.view() }
+    fn table(&self) -> ops::RopeTable<'_> {
+        ops::RopeTable { half: self.half, cosines: self.cosines.view(), sines: self.sines.view() }
     }
 }
 

@@ -6,13 +6,15 @@ mod limits;
 mod tojson;
 
 use std::fmt;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Zoned;
 use jiff::fmt::strtime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, Value};
 
+use super::habits::{Habits, OwnTokens};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
 
@@ -22,6 +24,8 @@ const FUEL: u64 = 5_000_000;
 /// Nested calls cost stack; rows are rendered on worker threads with 2 MiB of it.
 const RECURSION_LIMIT: usize = 100;
 const NAME: &str = "chat_template";
+/// The filter that stands for `{% generation %}` in the rendering with marks, and the template that uses it.
+const MARKED: &str = "generation_marks";
 
 /// A compiled chat template with the special tokens of its tokenizer.
 #[derive(Clone)]
@@ -29,7 +33,22 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: Arc<str>,
     variables: Vec<(String, Value)>,
+    marked: bool,
+    /// How it opens and closes turns, found when it is asked for.
+    habits: OnceLock<Option<Habits>>,
 }
+
+/// What a template is given beside the turns.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Surroundings {
+    /// None: no tools are defined.
+    pub tools: Option<Value>,
+    /// Further variables.
+    pub variables: Vec<(String, Value)>,
+}
+
+/// Around what `{% generation %}` marks, in the rendering with marks: code points that are no characters.
+const MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -74,11 +93,22 @@ impl ChatTemplate {
             strtime::format(&format, &now)
                 .map_err(|error| JinjaError::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
         });
+        environment.add_filter(MARKED, |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
+        // Jinja reads templates with Python's universal line ends, in string literals too.
+        let lines = source.replace("\r\n", "\n").replace('\r', "\n");
+        let plain = replace_generation_tags(&lines, ["with", "endwith"]);
+        let marked = plain != lines;
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, plain)
             .map_err(|error| format!("the chat template does not compile: {error}"))?;
+        if marked {
+            let filter = format!("filter {MARKED}");
+            environment
+                .add_template_owned(MARKED, replace_generation_tags(&lines, [&filter, "endfilter"]))
+                .map_err(|error| format!("the chat template does not compile: {error}"))?;
+        }
         let variables = variables.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
-        Ok(Self { environment, source: source.into(), variables })
+        Ok(Self { environment, source: source.into(), variables, marked, habits: OnceLock::new() })
     }
 
     /// The template as it was given.
@@ -94,14 +124,72 @@ impl ChatTemplate {
     /// Renders turns (maps with `role` and `content`). Errors: the template's own refusal, a mistake in it, or a
     /// rendering that takes too much work.
     pub fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, String> {
-        let template = self.environment.get_template(NAME).map_err(|error| error.to_string())?;
+        self.render_in(&Surroundings::default(), messages, add_generation_prompt)
+    }
+
+    /// As [`render`](Self::render), with tools and further variables.
+    pub(super) fn render_in(
+        &self,
+        around: &Surroundings,
+        messages: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
+        self.render_named(NAME, around, messages, add_generation_prompt)
+    }
+
+    /// How the template opens and closes turns. None: it does not take a question with its answer as they are.
+    pub(super) fn habits(&self, tokens: &OwnTokens) -> Option<&Habits> {
+        self.habits.get_or_init(|| Habits::of(self, tokens)).as_ref()
+    }
+
+    /// Whether the template marks what the assistant says with `{% generation %}`.
+    pub(super) fn has_marks(&self) -> bool {
+        self.marked
+    }
+
+    /// The rendered text with the byte ranges in it that the template marks as the assistant's. Errors: those of
+    /// [`render`](Self::render); marks that are nested, or that the text itself holds.
+    pub(super) fn render_marked(
+        &self,
+        around: &Surroundings,
+        messages: &[Value],
+    ) -> Result<(String, Vec<Range<usize>>), String> {
+        let rendered = self.render_named(MARKED, around, messages, false)?;
+        let (mut text, mut marks, mut open) = (String::with_capacity(rendered.len()), Vec::new(), None);
+        let mut rest = rendered.as_str();
+        while let Some(at) = rest.find(MARKS) {
+            text.push_str(&rest[..at]);
+            let mark = rest[at..].chars().next().expect("a mark was found here");
+            match (open, mark == MARKS[0]) {
+                (None, true) => open = Some(text.len()),
+                (Some(start), false) => {
+                    marks.push(start..text.len());
+                    open = None;
+                }
+                _ => return Err("the chat template's `generation` blocks do not pair".into()),
+            }
+            rest = &rest[at + mark.len_utf8()..];
+        }
+        text.push_str(rest);
+        Ok((text, marks))
+    }
+
+    fn render_named(
+        &self,
+        name: &str,
+        around: &Surroundings,
+        messages: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
+        let template = self.environment.get_template(name).map_err(|error| error.to_string())?;
         let fixed = [
             ("messages".to_owned(), Value::from(messages)),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-            ("tools".to_owned(), Value::from(())),
+            ("tools".to_owned(), around.tools.clone().unwrap_or_else(|| Value::from(()))),
             ("documents".to_owned(), Value::from(())),
         ];
-        let context = Value::from_pairs(self.variables.iter().cloned().chain(fixed));
+        let variables = self.variables.iter().chain(&around.variables).cloned();
+        let context = Value::from_pairs(variables.chain(fixed));
         template.render(context).map_err(|error| explain(&error))
     }
 }
@@ -120,9 +208,9 @@ fn explain(error: &JinjaError) -> String {
     format!("the chat template fails: {error}")
 }
 
-/// `{% generation %}` is a tag of transformers' own that marks what the assistant says. The spans are found without
-/// it (see `spans`), so it becomes a plain scope that renders the same text with the same white space.
-fn without_generation_tags(source: &str) -> String {
+/// `{% generation %}` is a tag of transformers' own that marks what the assistant says. It becomes a block of another
+/// kind that renders the same text with the same white space.
+fn replace_generation_tags(source: &str, [open_with, close_with]: [&str; 2]) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%") {
@@ -136,8 +224,8 @@ fn without_generation_tags(source: &str) -> String {
         let inner = &tag[2..close];
         let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         match word {
-            "generation" => out.push_str(&tag[..close + 2].replace("generation", "with")),
-            "endgeneration" => out.push_str(&tag[..close + 2].replace("endgeneration", "endwith")),
+            "generation" => out.push_str(&tag[..close + 2].replace("generation", open_with)),
+            "endgeneration" => out.push_str(&tag[..close + 2].replace("endgeneration", close_with)),
             _ => out.push_str(&tag[..close + 2]),
         }
         rest = &tag[close + 2..];

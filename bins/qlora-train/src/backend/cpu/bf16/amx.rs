@@ -285,7 +285,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qlora_kernels::philox::Stream;
+    use qlora_kernels::rng::Stream;
 
     #[test]
     fn the_twin_is_a_sum_of_products() {

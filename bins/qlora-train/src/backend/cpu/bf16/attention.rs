@@ -8,7 +8,7 @@ use super::isa::{self, Isa, LANES, WIDTH};
 use super::rows::{round, round_row, widen};
 use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};
 use half::bf16;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -399,8 +399,8 @@ fn store(sums: &[f32], rows: usize, d: usize, out: &mut [bf16], stride: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qlora_kernels::philox::Stream;
     use qlora_kernels::reference;
+    use qlora_kernels::rng::Stream;
 
     fn values(len: usize, seed: u64) -> Vec<bf16> {
         let mut stream = Stream::new(seed, 1);

@@ -6,7 +6,7 @@ use crate::backend::CheckedBatch;
 use crate::backend::cpu::cache::starts_of_tokens;
 use crate::backend::cpu::elementwise::exp_shifted;
 use half::bf16;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// Keys whose scores exist at one time.

@@ -14,8 +14,8 @@ use crate::backend::{BufferShape, LinearGroup, Op};
 use crate::error::Result;
 use crate::files::tensor::TensorData;
 use half::bf16;
-use qlora_kernels::philox::Dropout;
-use qlora_kernels::reference::AttentionShape;
+use qlora_kernels::rng::Dropout;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 use std::ops::Range;
 

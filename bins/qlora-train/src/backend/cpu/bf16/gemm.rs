@@ -283,7 +283,7 @@ pub fn fill(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qlora_kernels::philox::Stream;
+    use qlora_kernels::rng::Stream;
 
     fn matrix(len: usize, seed: u64) -> Vec<bf16> {
         let mut stream = Stream::new(seed, 1);

@@ -438,7 +438,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qlora_kernels::philox::Stream;
+    use qlora_kernels::rng::Stream;
 
     fn values(count: usize, seed: u64) -> Vec<bf16> {
         let mut stream = Stream::new(seed, 1);

@@ -4,7 +4,7 @@ use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply}
 use super::isa::Isa;
 use super::rows::{round, round_row, widen};
 use half::bf16;
-use qlora_kernels::philox::Dropout;
+use qlora_kernels::rng::Dropout;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -279,7 +279,7 @@ fn transpose(from: &[bf16], stride: usize, count: usize, columns: usize, steps: 
 mod tests {
     use super::*;
     use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-    use qlora_kernels::philox::Stream;
+    use qlora_kernels::rng::Stream;
 
     fn values(len: usize, seed: u64) -> Vec<bf16> {
         let mut stream = Stream::new(seed, 1);

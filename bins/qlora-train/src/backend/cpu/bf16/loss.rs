@@ -128,7 +128,7 @@ pub fn logits(isa: Isa, scratch: &mut [Scratch], x: &[bf16], head: &dyn Stored, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qlora_kernels::philox::Stream;
+    use qlora_kernels::rng::Stream;
 
     fn values(len: usize, seed: u64) -> Vec<bf16> {
         let mut stream = Stream::new(seed, 1);

@@ -3,7 +3,8 @@
 use crate::backend::cpu::elementwise::{LANES, exp};
 use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
-use qlora_kernels::reference::{AttentionShape, RopeTable};
+use qlora_kernels::rope::RopeTable;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// The nearest bf16, ties to even; NaN stays NaN. Without a branch or call, so that loops over it become vectors.
@@ -177,8 +178,8 @@ vectorized! {
 mod tests {
     use super::*;
     use crate::backend::cpu::elementwise;
-    use qlora_kernels::philox::Stream;
-    use qlora_kernels::reference::RopeScaling;
+    use qlora_kernels::rng::Stream;
+    use qlora_kernels::rope::RopeScaling;
 
     #[test]
     fn rounding_is_that_of_the_half_crate() {

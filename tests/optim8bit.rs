@@ -1,10 +1,11 @@
 //! 8-bit optimiser states: the codes against the search that defines them, and AdamW on them against the f64 reference.
 
 use proptest::prelude::*;
-use qlora_kernels::blockwise::{BLOCK_SIZE, Quantizer, adamw_blockwise};
 use qlora_kernels::nf4::dynamic_code;
-use qlora_kernels::philox::Stream;
-use qlora_kernels::reference::{AdamW, adamw};
+use qlora_kernels::optim::AdamW;
+use qlora_kernels::optim8bit::{BLOCK_SIZE, Quantizer, adamw_blockwise};
+use qlora_kernels::reference::adamw;
+use qlora_kernels::rng::Stream;
 
 fn quantizers() -> [(&'static Quantizer, bool); 2] {
     [(Quantizer::signed(), true), (Quantizer::unsigned(), false)]

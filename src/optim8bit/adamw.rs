@@ -1,7 +1,7 @@
 //! AdamW on 8-bit states.
 
 use super::{BLOCK_SIZE, Quantizer};
-use crate::reference::AdamW;
+use crate::optim::AdamW;
 
 /// One update of `[n]` elements with gradient `gradient_scale · gradient`: the moments are dequantised, updated in f32
 /// as

@@ -1,0 +1,36 @@
+//! `qlora-train init`
+
+use super::Answer;
+use crate::config::commented_yaml;
+use crate::error::{Context, Result};
+use crate::refuse;
+use clap::Args;
+use serde_json::json;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct InitArgs {
+    /// File to write; it must not exist. Without it, the settings go to standard output
+    #[arg(value_name = "CONFIG.yaml")]
+    file: Option<PathBuf>,
+}
+
+pub fn run(args: &InitArgs) -> Result<Answer> {
+    let text = commented_yaml();
+    let Some(path) = &args.file else {
+        return Ok(Answer { text: text.trim_end().to_owned(), json: json!({"settings": text}) });
+    };
+    let shown = path.display();
+    match std::fs::File::create_new(path) {
+        Ok(mut file) => file.write_all(text.as_bytes()).or_fail(|| format!("{shown}: cannot be written"))?,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            refuse!("{shown}: is there already; choose another name, or remove it")
+        }
+        Err(error) => return Err(error).or_refuse(|| format!("{shown}: cannot be written")),
+    }
+    Ok(Answer {
+        text: format!("{shown}: set model, data and output_dir, then `qlora-train train {shown}`"),
+        json: json!({"file": shown.to_string()}),
+    })
+}

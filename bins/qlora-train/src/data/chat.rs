@@ -1,0 +1,210 @@
+//! Conversations and texts as token ids with labels.
+
+use std::ops::Range;
+
+use minijinja::Value;
+
+use super::UNSUPERVISED;
+use super::holds;
+use super::messages::{Conversation, Message, to_jinja};
+use super::notes::Note;
+use super::spans::Rendered;
+use super::template::{ChatTemplate, Surroundings};
+use super::tokenizer::ChatTokenizer;
+
+/// A conversation as text, and the byte ranges in it that are supervised, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatText {
+    pub text: String,
+    pub supervised: Vec<Range<usize>>,
+    /// Supervised turns that end without a token of their own: a model trained on them does not learn to stop.
+    pub open_ended: usize,
+    /// What the rendered text lacks of what was said.
+    pub notes: Vec<Note>,
+}
+
+/// A conversation as token ids and unshifted labels (−100 for what is not supervised).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatTokens {
+    pub input_ids: Vec<u32>,
+    pub labels: Vec<i32>,
+    pub open_ended: usize,
+    pub notes: Vec<Note>,
+}
+
+impl ChatTokenizer {
+    /// Renders turns and finds the supervised spans. The error is a reason in words.
+    pub fn render_chat(&self, messages: &[Message]) -> Result<ChatText, String> {
+        self.render_conversation(&Conversation::new(messages.to_vec()))
+    }
+
+    /// Renders a conversation with its tools and finds the supervised spans.
+    pub fn render_conversation(&self, conversation: &Conversation) -> Result<ChatText, String> {
+        let template = self.template_for(conversation)?;
+        let mut notes = Vec::new();
+        let messages = with_known_roles(&conversation.messages, template, &mut notes);
+        let around = surroundings(conversation);
+        let (turns, text) = render(template, &around, &messages)?;
+        let rendered = Rendered { tokenizer: self, template, around, messages: &messages, turns, text };
+        holds::check_calls(&rendered)?;
+        let answers = rendered.answers()?;
+        holds::check(&rendered, conversation, &answers, &mut notes)?;
+
+        let (mut supervised, mut open_ended): (Vec<Range<usize>>, _) = (Vec::new(), 0);
+        for (at, span) in answers {
+            if span.is_empty() {
+                return Err(match at {
+                    Some(at) => format!("`messages[{at}]`: the chat template writes nothing for this turn"),
+                    None => "the chat template marks an empty text as the assistant's".to_owned(),
+                });
+            }
+            let learned = match at.and_then(|at| Some((at, messages[at].details()?))) {
+                None => vec![span.clone()],
+                Some((at, details)) => within(&rendered.text, span.clone(), &messages[at], details)
+                    .map_err(|why| format!("`messages[{at}]`: {why}"))?,
+            };
+            let whole = learned.last().is_some_and(|last| last.end == span.end);
+            open_ended += usize::from(whole && !self.ends_with_added_token(rendered.text[span].trim_end()));
+            supervised.extend(learned);
+        }
+        Ok(ChatText { text: rendered.text, supervised, open_ended, notes })
+    }
+
+    /// Tokenises the rendered conversation once, as a whole.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<ChatTokens, String> {
+        self.encode_conversation(&Conversation::new(messages.to_vec()))
+    }
+
+    /// As [`encode_chat`](Self::encode_chat), with tools.
+    pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
+        let chat = self.render_conversation(conversation)?;
+        let (input_ids, labels) = self.labelled(&chat.text, &chat.supervised)?;
+        Ok(ChatTokens { input_ids, labels, open_ended: chat.open_ended, notes: chat.notes })
+    }
+
+    /// Tokenises a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
+    /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS or EOS that the text has
+    /// already is not given a second time.
+    pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
+        let text = format!("{prompt}{completion}");
+        let supervised = prompt.len()..text.len();
+        let (mut input_ids, mut labels) = self.labelled(&text, std::slice::from_ref(&supervised))?;
+        if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
+            && input_ids.first() != Some(&bos)
+        {
+            input_ids.insert(0, bos);
+            labels.insert(0, UNSUPERVISED);
+        }
+        let last_supervised = labels.last().is_some_and(|&label| label != UNSUPERVISED);
+        let ends = last_supervised && self.ends_with_added_token(completion);
+        if let Some(eos) = self.eos_token_id().filter(|_| !ends) {
+            input_ids.push(eos);
+            labels.push(i32::try_from(eos).map_err(|_| format!("the tokenizer has the token id {eos}"))?);
+        }
+        let open_ended = usize::from(!ends && self.eos_token_id().is_none());
+        Ok(ChatTokens { input_ids, labels, open_ended, notes: Vec::new() })
+    }
+
+    /// Token ids and labels of a text. A token is supervised when it holds any of a supervised span, as in
+    /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
+    fn labelled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
+        let tokens = self.encode_with_offsets(text)?;
+        let mut labels = Vec::with_capacity(tokens.len());
+        // Spans and tokens both come in order; a span is done with once a token begins behind it.
+        let mut spans = supervised;
+        for (id, range) in &tokens {
+            while spans.first().is_some_and(|span| span.end <= range.start) {
+                spans = &spans[1..];
+            }
+            let inside = spans.first().is_some_and(|span| {
+                span.contains(&range.start) || (range.start < span.start && span.start < range.end)
+            });
+            let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
+            labels.push(if inside { label } else { UNSUPERVISED });
+        }
+        Ok((tokens.into_iter().map(|(id, _)| id).collect(), labels))
+    }
+}
+
+/// The role `developer` becomes `system` where the template does not know it.
+fn with_known_roles(messages: &[Message], template: &ChatTemplate, notes: &mut Vec<Note>) -> Vec<Message> {
+    let unknown = |message: &Message| message.role == "developer" && !template.source().contains("developer");
+    if messages.iter().any(unknown) {
+        let sentence = "the role is developer, which the chat template does not know: rendered as system";
+        notes.push(Note::Said(sentence.to_owned()));
+    }
+    let renamed = |message: &Message| if unknown(message) { message.with_role("system") } else { message.clone() };
+    messages.iter().map(renamed).collect()
+}
+
+pub(super) fn surroundings(conversation: &Conversation) -> Surroundings {
+    let tools = (!conversation.tools.is_empty()).then(|| conversation.tools.iter().map(to_jinja).collect());
+    let variables = conversation.variables.iter().map(|(name, value)| (name.clone(), to_jinja(value))).collect();
+    Surroundings { tools, variables }
+}
+
+/// Turns that only call tools have no content. Templates that insist on one get an empty text.
+fn render(
+    template: &ChatTemplate,
+    around: &Surroundings,
+    messages: &[Message],
+) -> Result<(Vec<Value>, String), String> {
+    let turns: Vec<Value> = messages.iter().map(Message::to_jinja).collect();
+    let first = match template.render_in(around, &turns, false) {
+        Ok(text) => return Ok((turns, text)),
+        Err(why) => why,
+    };
+    if messages.iter().all(|message| message.content.is_some()) {
+        return Err(first);
+    }
+    let filled = |message: &Message| match message.content {
+        Some(_) => message.to_jinja(),
+        None => message.with_content("").to_jinja(),
+    };
+    let turns: Vec<Value> = messages.iter().map(filled).collect();
+    let text = template.render_in(around, &turns, false).map_err(|_| first)?;
+    Ok((turns, text))
+}
+
+/// What is learned of an answer whose parts differ. What stands before the content goes with its first character, and
+/// what ends the turn with its last one.
+fn within(
+    text: &str,
+    span: Range<usize>,
+    message: &Message,
+    details: &[(Range<usize>, f32)],
+) -> Result<Vec<Range<usize>>, String> {
+    let content = message.content.as_deref().unwrap_or_default();
+    let trimmed = content.trim();
+    let place = |content: &str| text[span.clone()].find(content).map(|at| span.start + at);
+    let (start, skipped) = match place(content) {
+        Some(start) => (start, 0),
+        None => {
+            let skipped = content.len() - content.trim_start().len();
+            let start =
+                place(trimmed).ok_or("the chat template rewrites this turn, so its parts cannot be told apart")?;
+            (start, skipped)
+        }
+    };
+    let written = if skipped == 0 && text[start..].starts_with(content) { content.len() } else { trimmed.len() };
+    let end = start + written;
+    let mut learned: Vec<Range<usize>> = Vec::new();
+    for (range, _) in details.iter().filter(|(_, weight)| *weight > 0.0) {
+        let shift = |at: usize| (start + at.saturating_sub(skipped)).min(end);
+        let (mut from, mut to) = (shift(range.start), shift(range.end));
+        if from == to {
+            continue;
+        }
+        if from == start {
+            from = span.start;
+        }
+        if to == end {
+            to = span.end;
+        }
+        match learned.last_mut() {
+            Some(last) if last.end == from => last.end = to,
+            _ => learned.push(from..to),
+        }
+    }
+    Ok(learned)
+}

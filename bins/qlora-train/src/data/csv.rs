@@ -1,0 +1,55 @@
+//! Rows of a CSV file: the first line names the columns, every value is text.
+
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::reader::EachOf;
+use crate::error::{Context, Result};
+use crate::refuse;
+
+/// The delimiter of a file, by its name; the ending of a compressed file stands before `.gz` or `.zst`.
+pub(super) fn delimiter(path: &Path) -> Option<u8> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
+    match name {
+        name if name.ends_with(".csv") => Some(b','),
+        name if name.ends_with(".tsv") => Some(b'\t'),
+        _ => None,
+    }
+}
+
+/// Calls `each(number, row)` for every row, counted from 1. A value that is JSON of a list or an object is read as such,
+/// because that is how tables hold turns.
+pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: EachOf) -> Result<()> {
+    let name = path.display();
+    let mut table = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
+    let header = table.headers().or_refuse(|| format!("{name}: the header"))?.clone();
+    if let Some((at, twice)) = header.iter().enumerate().find(|(at, key)| header.iter().take(*at).any(|k| k == *key)) {
+        refuse!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
+    }
+    for (number, record) in (1..).zip(table.records()) {
+        let row = match record {
+            Ok(record) => {
+                let entries = header.iter().zip(record.iter()).map(|(key, text)| (key.trim().to_owned(), value(text)));
+                Ok(Value::Object(entries.collect::<Map<_, _>>()))
+            }
+            Err(error) if error.is_io_error() => return Err(error).or_refuse(|| format!("{name}: row {number}")),
+            Err(error) => Err(format!("broken CSV: {error}")),
+        };
+        each(number, row)?;
+    }
+    Ok(())
+}
+
+fn value(text: &str) -> Value {
+    if text.is_empty() {
+        return Value::Null;
+    }
+    if text.starts_with(['[', '{']) && text.ends_with([']', '}']) {
+        let parsed = super::json::parse(text).ok();
+        return parsed.unwrap_or_else(|| Value::String(text.to_owned()));
+    }
+    Value::String(text.to_owned())
+}

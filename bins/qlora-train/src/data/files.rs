@@ -1,0 +1,121 @@
+//! The files that the settings mean: patterns, `~`, folders with files for training and validation.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Result};
+use crate::refuse;
+
+/// Names that a folder's files of rows end with.
+const ENDINGS: [&str; 9] =
+    [".jsonl", ".json", ".parquet", ".arrow", ".feather", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst"];
+const TRAINING: [&str; 1] = ["train"];
+const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
+
+/// Files of rows that were found, each once, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataFiles {
+    pub training: Vec<PathBuf>,
+    /// Of folders that have files for it.
+    pub validation: Vec<PathBuf>,
+}
+
+impl DataFiles {
+    /// Finds the files that `paths` mean. Refused: an address, a pattern that nothing matches, a folder without rows.
+    pub fn find(paths: &[PathBuf]) -> Result<Self> {
+        let mut found = Self::default();
+        for path in paths {
+            let text = path.to_string_lossy();
+            if let Some((scheme, _)) = text.split_once("://") {
+                refuse!(
+                    "{text}: an address ({scheme}); rows are read from files only, so that a run can be repeated: download it \
+                     first and give its path"
+                );
+            }
+            let path = match text.strip_prefix("~/").zip(std::env::var_os("HOME")) {
+                Some((rest, home)) => Path::new(&home).join(rest),
+                None => path.clone(),
+            };
+            if path.is_dir() {
+                found.folder(&path)?;
+            } else if !path.exists() && text.contains(['*', '?', '[']) {
+                found.training.extend(matches(&path)?);
+            } else {
+                found.training.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    fn folder(&mut self, dir: &Path) -> Result<()> {
+        let files = entries(dir)?;
+        let named = |names: &[&str]| -> Vec<PathBuf> {
+            files.iter().filter(|file| names.iter().any(|name| is_part(file, name))).cloned().collect()
+        };
+        let (training, validation) = (named(&TRAINING), named(&VALIDATION));
+        if !training.is_empty() {
+            self.training.extend(training);
+            self.validation.extend(validation);
+            return Ok(());
+        }
+        // A table of `datasets`, by itself or one folder for each part.
+        let parts = |names: &[&str]| -> Result<Vec<PathBuf>> {
+            let dirs = names.iter().map(|name| dir.join(name)).filter(|dir| dir.is_dir());
+            let files: Result<Vec<Vec<PathBuf>>> = dirs.map(|dir| entries(&dir)).collect();
+            Ok(files?.concat())
+        };
+        let training = parts(&TRAINING)?;
+        if !training.is_empty() {
+            self.training.extend(training);
+            self.validation.extend(parts(&VALIDATION)?);
+            return Ok(());
+        }
+        if dir.join("dataset_info.json").is_file() {
+            let tables = files.into_iter().filter(|file| file.extension().is_some_and(|ending| ending == "arrow"));
+            self.training.extend(tables);
+            return Ok(());
+        }
+        refuse!(
+            "{}: is a directory without files of rows for training (train.jsonl, train-*.parquet …); give the files \
+             themselves, or a pattern such as '{}'",
+            dir.display(),
+            dir.join("*.jsonl").display()
+        )
+    }
+}
+
+/// Whether a file belongs to a part of a data set: `train.jsonl`, `train-00000-of-00002.parquet`, `train_sft.json`.
+fn is_part(file: &Path, part: &str) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix(part).is_some_and(|rest| rest.starts_with(['.', '-', '_']))
+}
+
+/// The files of rows in a folder, by name.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).or_refuse(|| format!("{}: cannot be read", dir.display()))? {
+        let path = entry.or_refuse(|| format!("{}: cannot be read", dir.display()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let table = !matches!(name.as_str(), "dataset_info.json" | "state.json" | "dataset_dict.json");
+        if table && path.is_file() && ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
+    let name = pattern.display();
+    let paths = glob::glob(&pattern.to_string_lossy()).or_refuse(|| format!("{name}: not a pattern of file names"))?;
+    let mut files = Vec::new();
+    for path in paths {
+        let path = path.or_refuse(|| format!("{name}: cannot be read"))?;
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        refuse!("{name}: no file matches this pattern");
+    }
+    Ok(files)
+}

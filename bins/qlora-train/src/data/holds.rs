@@ -1,0 +1,181 @@
+//! Whether a rendered conversation holds what was said: templates leave out what they do not know (tool calls,
+//! reasoning), and some cut it (`<think>` of earlier turns). What is missing is told; where it is the answer, refused.
+
+use super::messages::{Conversation, Message};
+use super::notes::Note;
+use super::spans::{Answer, PROBES, Rendered};
+use super::tools;
+
+const THINK: [&str; 2] = ["<think>", "</think>"];
+
+/// Refuses answers that the text does not hold, and adds what else it lacks to `notes`.
+pub(super) fn check(
+    rendered: &Rendered,
+    conversation: &Conversation,
+    answers: &[Answer],
+    notes: &mut Vec<Note>,
+) -> Result<(), String> {
+    tool_definitions(rendered, conversation)?;
+    let mut span_of = vec![None; rendered.messages.len()];
+    for (at, span) in answers {
+        if let Some(at) = at {
+            span_of[*at] = Some(span.clone());
+        }
+    }
+    let last_user = rendered.messages.iter().rposition(|message| message.role == "user");
+    let mut cursor = 0;
+    for (at, message) in rendered.messages.iter().enumerate() {
+        let turn = Turn { rendered, at, message, last: last_user.is_none_or(|user| at > user) };
+        match &span_of[at] {
+            Some(span) => {
+                let said = &rendered.text[span.clone()];
+                turn.check(said, message.supervised, notes).map_err(|why| format!("`messages[{at}]`: {why}"))?;
+                cursor = span.end;
+            }
+            None => {
+                let content = message.content.as_deref().unwrap_or_default().trim();
+                // Turns mostly come in order, which keeps the search short.
+                match rendered.text[cursor..].find(content) {
+                    Some(found) if message.calls().is_empty() && message.reasoning().is_none() => {
+                        cursor += found + content.len();
+                    }
+                    _ => turn
+                        .check(&rendered.text, message.supervised, notes)
+                        .map_err(|why| format!("`messages[{at}]`: {why}"))?,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses answers whose calls are nowhere in the text, before it is asked where they are.
+pub(super) fn check_calls(rendered: &Rendered) -> Result<(), String> {
+    for (at, message) in rendered.messages.iter().enumerate().filter(|(_, message)| message.supervised) {
+        let mut texts = message.calls().iter().flat_map(tools::texts);
+        if let Some(text) = texts.find(|text| !holds(&rendered.text, text)) {
+            return Err(format!("`messages[{at}]`: {}", not_written(rendered, text)));
+        }
+    }
+    Ok(())
+}
+
+fn not_written(rendered: &Rendered, text: &str) -> String {
+    format!(
+        "the chat template ({}) does not write the turn's `tool_calls` ({:?} is missing), so another answer would be learned; \
+         choose a template that writes them (`chat_template`)",
+        rendered.tokenizer.template_origin(),
+        super::json::shorten(text)
+    )
+}
+
+fn tool_definitions(rendered: &Rendered, conversation: &Conversation) -> Result<(), String> {
+    let missing = conversation.tools.iter().filter_map(tools::name).find(|name| !holds(&rendered.text, name));
+    if missing.is_none() && (conversation.tools.is_empty() || rendered.template.source().contains("tools")) {
+        return Ok(());
+    }
+    Err(format!(
+        "the chat template ({}) does not write the row's `tools`, so the model would learn calls of tools that it was not \
+         told of; choose a template that writes them (`chat_template`), or remove the key",
+        rendered.tokenizer.template_origin()
+    ))
+}
+
+/// Whether a text holds another one, as it is or as JSON writes it.
+fn holds(text: &str, part: &str) -> bool {
+    text.contains(part) || {
+        let escaped = serde_json::to_string(part).unwrap_or_default();
+        text.contains(escaped.trim_matches('"'))
+    }
+}
+
+/// How often a text holds another one, as it is or as JSON writes it.
+fn occurrences(text: &str, part: &str) -> usize {
+    let escaped = serde_json::to_string(part).unwrap_or_default();
+    let escaped = escaped.trim_matches('"');
+    let plain = text.matches(part).count();
+    if escaped == part { plain } else { plain + text.matches(escaped).count() }
+}
+
+struct Turn<'a> {
+    rendered: &'a Rendered<'a>,
+    at: usize,
+    message: &'a Message,
+    /// No user turn follows.
+    last: bool,
+}
+
+impl Turn<'_> {
+    /// `said` is the text of the turn, or the whole one where the turn's own is not known.
+    fn check(&self, said: &str, answer: bool, notes: &mut Vec<Note>) -> Result<(), String> {
+        let mut note = |sentence: String| notes.push(Note::Said(sentence));
+        let role = &self.message.role;
+        let content = self.message.content.as_deref().unwrap_or_default().trim();
+        let reasoning = self.message.reasoning().unwrap_or_default().trim();
+        if !holds(said, content) {
+            let (thought, visible) = thinking(content).unwrap_or(("", content));
+            let (visible_held, thought_held) = (holds(said, visible), holds(said, thought));
+            match (visible_held, thought_held) {
+                (true, true) => {}
+                (true, false) => note(format!(
+                    "the chat template leaves out what the {role} thinks (`<think>` … `</think>`){}",
+                    self.training_template()
+                )),
+                // It writes what is said otherwise than it is given.
+                (false, _) if self.rendered.render_with(self.at, PROBES[0])?.contains(PROBES[0]) => {
+                    note(format!("the chat template writes what the {role} says otherwise than the row has it"))
+                }
+                (false, _) if answer => {
+                    return Err(
+                        "the chat template leaves out what this turn says; it seems to expect another kind of content"
+                            .into(),
+                    );
+                }
+                (false, _) => note(format!("the chat template leaves out what a {role} turn says")),
+            }
+        }
+        // What the template cuts is not there to be counted.
+        let written = match holds(said, content) {
+            true => content,
+            false => thinking(content).map_or("", |(_, visible)| visible),
+        };
+        // In words that announce a call the call itself is not found: it has to be there once more.
+        let besides = |text: &str| occurrences(said, text) > occurrences(written, text) + occurrences(reasoning, text);
+        if !reasoning.is_empty() && occurrences(said, reasoning) <= occurrences(written, reasoning) {
+            let source = self.rendered.template.source();
+            let knows = ["reasoning_content", "thinking", "reasoning"].iter().any(|key| source.contains(key));
+            if answer && (self.last || !knows) {
+                return Err(format!(
+                    "the chat template does not write the turn's reasoning (`reasoning_content`){}; choose another template \
+                     (`chat_template`), or remove the key to train on the answer alone",
+                    self.training_template()
+                ));
+            }
+            note(format!("the chat template leaves out the reasoning of earlier turns{}", self.training_template()));
+        }
+        let missing =
+            self.message.calls().iter().flat_map(tools::texts).find(|text| !text.is_empty() && !besides(text));
+        if let Some(text) = missing {
+            if answer {
+                return Err(not_written(self.rendered, text));
+            }
+            note("the chat template leaves out tool calls of a turn that is not learned".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The template to choose instead, where one is at hand.
+    fn training_template(&self) -> String {
+        match self.rendered.tokenizer.training_template() {
+            Some(name) => format!("; `chat_template: {name}` keeps it"),
+            None => String::new(),
+        }
+    }
+}
+
+/// What stands between `<think>` and `</think>`, and what follows.
+fn thinking(content: &str) -> Option<(&str, &str)> {
+    let end = content.rfind(THINK[1])?;
+    let start = content[..end].find(THINK[0]).map_or(0, |at| at + THINK[0].len());
+    Some((content[start..end].trim(), content[end + THINK[1].len()..].trim()))
+}

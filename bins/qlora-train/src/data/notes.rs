@@ -1,0 +1,103 @@
+//! Remarks about the rows of a file: counted, and told once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Lines named one by one; more than these are only counted.
+const NAMED: usize = 5;
+/// Different remarks and keys that are kept of a file.
+const MOST: usize = 40;
+
+/// Whose keys are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyOf {
+    Row,
+    Turn,
+    Part,
+}
+
+impl KeyOf {
+    fn name(self) -> &'static str {
+        match self {
+            KeyOf::Row => "rows",
+            KeyOf::Turn => "turns",
+            KeyOf::Part => "parts of turns",
+        }
+    }
+}
+
+/// A remark about one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A key that nothing reads.
+    UnusedKey(KeyOf, String),
+    /// A sentence without its subject, "the chat template leaves out …".
+    Said(String),
+}
+
+/// The remarks about the rows of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    unused: BTreeMap<KeyOf, BTreeSet<String>>,
+    /// The sentence, the rows it is true of, and the first of their lines.
+    said: BTreeMap<String, (usize, Vec<usize>)>,
+}
+
+impl Notes {
+    pub(super) fn add(&mut self, note: Note, line: usize) {
+        match note {
+            Note::UnusedKey(of, key) => {
+                let keys = self.unused.entry(of).or_default();
+                if keys.len() < MOST {
+                    keys.insert(key);
+                }
+            }
+            Note::Said(sentence) => {
+                if self.said.len() == MOST && !self.said.contains_key(&sentence) {
+                    return;
+                }
+                let (rows, lines) = self.said.entry(sentence).or_default();
+                // A row may say it of several turns.
+                if lines.last() != Some(&line) {
+                    *rows += 1;
+                    if lines.len() < NAMED {
+                        lines.push(line);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One line each: the keys that nothing reads, then the sentences with their rows.
+    pub fn lines(&self, unit: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        let keys: Vec<String> = self
+            .unused
+            .iter()
+            .map(|(of, keys)| {
+                let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+                format!("{} of {}", keys.join(", "), of.name())
+            })
+            .collect();
+        if !keys.is_empty() {
+            lines.push(format!("not used: {}", keys.join("; ")));
+        }
+        for (sentence, (rows, named)) in &self.said {
+            let places: Vec<String> = named.iter().map(usize::to_string).collect();
+            let more = if *rows > named.len() { ", …" } else { "" };
+            let count = if *rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
+            lines.push(format!("warning: in {count} ({unit} {}{more}) {sentence}", places.join(", ")));
+        }
+        lines
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.unused.is_empty() && self.said.is_empty()
+    }
+}
+
+impl fmt::Display for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.lines("line").join("\n"))
+    }
+}

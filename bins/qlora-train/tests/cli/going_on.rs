@@ -1,0 +1,64 @@
+//! Going on: from an adapter, and with more steps than a finished run had.
+
+use super::sandbox::Sandbox;
+
+#[test]
+fn a_finished_run_goes_on_for_more_steps_and_says_its_schedule() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("out", "--max-steps 3 --save-steps 1").ok();
+    let longer = sandbox.train_into("out", "--max-steps 5 --save-steps 1 --resume-from-checkpoint").ok();
+    assert!(longer.stderr.contains("5 steps instead of 3"), "{longer:#?}");
+    let steps: Vec<u64> = sandbox.lines("out/metrics.jsonl").iter().filter_map(|line| line["step"].as_u64()).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 5]);
+    assert_eq!(sandbox.json("out/run.json")["finished"]["steps"], 5);
+    // Not shorter, and not without being asked to.
+    sandbox
+        .train_into("out", "--max-steps 4 --resume-from-checkpoint")
+        .ended(2, &["5 steps", "ends after 4", "not shorter"]);
+    sandbox.train_into("out", "--max-steps 6").ended(2, &["`max_steps` was 5 and is 6 now"]);
+    // Another change is another run.
+    sandbox
+        .train_into("out", "--max-steps 6 --learning-rate 0.5 --resume-from-checkpoint")
+        .ended(2, &["holds a different run", "`learning_rate`"]);
+}
+
+#[test]
+fn a_new_run_begins_with_an_adapter() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("first", "--max-steps 4").ok();
+    let before = sandbox.eval("--data rows.jsonl --adapter first");
+    for (name, from) in [("one", "--init-adapter first"), ("two", "--lora-model-dir first"), ("three", "--model first")]
+    {
+        let done = sandbox.train_into(name, &format!("--max-steps 1 --learning-rate 1e-9 {from}")).ok();
+        assert!(done.stderr.contains("begins with"), "{done:#?}");
+        let after = sandbox.eval(&format!("--data rows.jsonl --adapter {name}"));
+        assert!((after - before).abs() < 1e-3, "{name}: {after}, was {before}");
+    }
+    sandbox
+        .train_into("four", "--max-steps 1 --lora-r 3 --init-adapter first")
+        .ended(2, &["`init_adapter`", "rank", "lora_r"]);
+}
+
+#[test]
+fn an_adapter_stands_for_itself_on_its_base() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("first", "--max-steps 2").ok();
+    let loss = sandbox.eval("--data rows.jsonl --adapter first");
+    for line in ["eval --json --data rows.jsonl --adapter first", "eval --json --data rows.jsonl --model first"] {
+        assert_eq!(sandbox.run(line).json()["loss"].as_f64(), Some(loss), "{line}");
+    }
+}
+
+#[test]
+fn overwriting_removes_another_run_and_nothing_else() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("out", "--max-steps 2 --save-steps 1").ok();
+    sandbox.write("out/notes.txt", "mine");
+    let done = sandbox.train_into("out", "--max-steps 1 --learning-rate 0.01 --overwrite-output-dir").ok();
+    assert!(done.stderr.contains("is removed (overwrite_output_dir)"), "{done:#?}");
+    assert_eq!(sandbox.read("out/notes.txt"), "mine");
+    assert_eq!(sandbox.json("out/run.json")["finished"]["steps"], 1);
+    assert!(!sandbox.names("out").iter().any(|name| name == "checkpoint-2"));
+    // A model is no run.
+    sandbox.train("--output-dir model --overwrite-output-dir").ended(2, &["found config.json without run.json"]);
+}

@@ -1,0 +1,121 @@
+//! Settings files of other trainers: their keys, with values that ask for nothing, and whole files of each tool.
+
+use std::path::PathBuf;
+
+use qlora_train::config::*;
+
+fn noting(text: &str) -> (Settings, Vec<String>) {
+    Settings::from_yaml_noting(text, "cfg.yaml", &[]).unwrap_or_else(|e| panic!("{text}\n{e}"))
+}
+
+#[test]
+fn every_key_of_every_tool_passes_where_it_asks_for_nothing() {
+    let mut refused = Vec::new();
+    let mut tools = std::collections::BTreeMap::new();
+    for line in include_str!("foreign_keys.tsv").lines().filter(|line| !line.starts_with('#')) {
+        let [tool, key, value] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line:?}") };
+        *tools.entry(tool).or_insert(0) += 1;
+        let text = format!("{key}: {value}\n");
+        if let Err(error) = Settings::from_yaml(&text, "cfg.yaml", &[]) {
+            refused.push(format!("{tool}: {error}"));
+        }
+    }
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+    assert_eq!(tools.len(), 7, "{tools:?}");
+    assert!(tools.values().all(|keys| *keys >= 10), "{tools:?}");
+}
+
+#[test]
+fn keys_that_cannot_change_a_result_pass_and_are_told_in_one_line() {
+    let (settings, notes) =
+        noting("overwrite_cache: true\nddp_timeout: 9\nreport_to: [wandb]\ndataset_num_proc: 4\nmodel: m");
+    assert_eq!(settings, Settings { model: Some("m".into()), ..Settings::default() });
+    assert_eq!(notes, ["without effect here: `overwrite_cache`, `ddp_timeout`, `report_to`, `dataset_num_proc`"]);
+    assert!(noting("ddp_timeout: 1800\nreport_to: none\nwandb_project:\nlogging_strategy: steps").1.is_empty());
+}
+
+#[test]
+fn keys_of_others_that_say_something_are_followed() {
+    let all = |text: &str| noting(text).0;
+    assert_eq!(all("saves_per_epoch: 4").save_steps, Every::PerEpoch(4));
+    assert_eq!(all("evals_per_epoch: 2\nval_set_size: 0.1").eval_steps, Every::PerEpoch(2));
+    assert_eq!(all("evals_per_epoch: 2\nval_set_size: 0").eval_steps, Every::Never, "no rows to evaluate on");
+    assert_eq!(all("evals_per_epoch: 2\neval_steps: 7\nval_set_size: 0.1").eval_steps, Every::Steps(7));
+    assert_eq!(all("max_samples: 1000").max_samples, Limit(Some(1000)));
+    assert_eq!(all("template: llama3").chat_template.as_deref(), Some("llama3"));
+    assert_eq!(all("dataset_name: rows.jsonl").data, [PathBuf::from("rows.jsonl")]);
+    assert_eq!(all("use_cpu: true").device, Some(Device::Cpu));
+    assert_eq!(all("special_tokens: {pad_token: <pad>, eos_token: </s>}").eos_token.as_deref(), Some("</s>"));
+    assert_eq!(all("lora_parameters: {rank: 4, scale: 20.0}").lora_alpha, 80.0, "scale is alpha / r");
+    assert_eq!(all("lora_parameters: {keys: [self_attn.q_proj, mlp.up_proj]}").lora_target_modules.names().len(), 2);
+    let (settings, notes) = noting("load_in_8bit: true");
+    assert_eq!(settings.quantization, Quantization::Off);
+    assert!(notes[0].contains("16 bits"), "{notes:?}");
+    assert_eq!(all("load_in_8bit: true\nquantization: nf4").quantization, Quantization::Nf4);
+    assert_eq!(all("lora_model_dir: out").init_adapter, Some("out".into()));
+    assert!(all("overwrite_output_dir: true").overwrite_output_dir);
+}
+
+#[test]
+fn data_sets_of_axolotl_say_where_rows_are_and_what_their_columns_are() {
+    let (settings, notes) = noting("datasets: [{path: a.jsonl, type: alpaca}, {path: b.jsonl, type: alpaca}]");
+    assert_eq!(settings.data, [PathBuf::from("a.jsonl"), PathBuf::from("b.jsonl")]);
+    assert_eq!(settings.chat_template.as_deref(), Some("alpaca"));
+    assert!(notes[0].contains("alpaca template"), "{notes:?}");
+    let (settings, _) = noting("chat_template: llama3\ndatasets: [{path: a.jsonl, type: alpaca}]");
+    assert_eq!(settings.chat_template.as_deref(), Some("llama3"), "what is said outright wins");
+    let (settings, _) = noting(
+        "datasets: [{path: a.jsonl, type: {field_instruction: question, field_output: answer, format: '{instruction}'}}]",
+    );
+    assert_eq!(
+        (settings.prompt_column.as_deref(), settings.completion_column.as_deref()),
+        (Some("question"), Some("answer"))
+    );
+    let (settings, _) = noting(
+        "datasets: [{path: json, data_files: a.jsonl, ds_type: json, type: chat_template, field_messages: talk, split: train, \
+         message_property_mappings: {role: from, content: value}, roles_to_train: [assistant], train_on_eos: turn}]",
+    );
+    assert_eq!((settings.data.len(), settings.messages_column.as_deref()), (1, Some("talk")));
+    assert_eq!(settings.chat_template, None);
+}
+
+/// Whole files, written by hand with the keys of each tool and values of our own.
+#[test]
+fn whole_files_of_each_tool_load() {
+    let files = [
+        ("axolotl_lora.yml", include_str!("samples/axolotl_lora.yml")),
+        ("axolotl_qlora.yml", include_str!("samples/axolotl_qlora.yml")),
+        ("axolotl_columns.yml", include_str!("samples/axolotl_columns.yml")),
+        ("llamafactory_qlora.yaml", include_str!("samples/llamafactory_qlora.yaml")),
+        ("trl_sft.yaml", include_str!("samples/trl_sft.yaml")),
+        ("mlx_lora.yaml", include_str!("samples/mlx_lora.yaml")),
+        ("peft_sections.yaml", include_str!("samples/peft_sections.yaml")),
+    ];
+    for (name, text) in files {
+        let (settings, notes) = Settings::from_yaml_noting(text, name, &[]).unwrap_or_else(|error| panic!("{error}"));
+        settings.validate(Purpose::Train).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(settings.lora_r, 8, "{name}");
+        assert_eq!(settings.learning_rate, Some(3e-4), "{name}");
+        assert!(notes.iter().filter(|note| note.starts_with("without effect")).count() <= 1, "{name}: {notes:?}");
+        // What the run records says the same.
+        assert_eq!(Settings::from_yaml(&settings.to_yaml().unwrap(), "again", &[]).unwrap(), settings, "{name}");
+    }
+}
+
+#[test]
+fn the_file_that_init_writes_says_the_defaults() {
+    let (settings, notes) = noting(&commented_yaml());
+    assert_eq!(
+        settings,
+        Settings {
+            model: Some("path/to/model".into()),
+            data: vec!["rows.jsonl".into()],
+            output_dir: Some("out".into()),
+            ..Settings::default()
+        }
+    );
+    assert!(notes.is_empty());
+    for info in SETTINGS {
+        assert!(commented_yaml().contains(&format!("{}:", info.name)), "{}", info.name);
+    }
+}

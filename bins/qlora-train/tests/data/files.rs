@@ -1,0 +1,238 @@
+//! Files as people have them: compressed, tables, printed over several lines, folders and patterns; columns of other
+//! names, and rows that cannot be trained on.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use qlora_train::config::{BadRow, PromptCompletion};
+use qlora_train::data::{Columns, DataFiles, DataOptions, Dataset, UNSUPERVISED, load};
+use serde_json::{Value, json};
+
+use super::fixture::*;
+
+fn chat(answer: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]})
+}
+
+fn load_named(name: &str, content: impl AsRef<[u8]>, options: &DataOptions) -> qlora_train::error::Result<Dataset> {
+    let file = file(name, content);
+    load(std::slice::from_ref(&file.path), Some(&chat_tokenizer(LLAMA3)), options)
+}
+
+#[track_caller]
+fn read(name: &str, content: impl AsRef<[u8]>) -> Dataset {
+    load_named(name, content, &options()).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut out = GzEncoder::new(Vec::new(), Compression::default());
+    out.write_all(content).unwrap();
+    out.finish().unwrap()
+}
+
+#[test]
+fn rows_in_every_wrapping_are_the_same_rows() {
+    let rows = [chat("one"), chat("two")];
+    let expected: Vec<Vec<u32>> =
+        read("a.jsonl", format!("{}\n{}\n", rows[0], rows[1])).rows.into_iter().map(|row| row.input_ids).collect();
+    let lines = format!("{}\n{}\n", rows[0], rows[1]);
+    let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap();
+    let wrapped: [(&str, Vec<u8>); 9] = [
+        ("gzip", gzip(lines.as_bytes())),
+        ("gzip of an array", gzip(json!(rows).to_string().as_bytes())),
+        (
+            "two gzip members",
+            [gzip(format!("{}\n", rows[0]).as_bytes()), gzip(rows[1].to_string().as_bytes())].concat(),
+        ),
+        ("array", json!(rows).to_string().into()),
+        ("pretty array", pretty(&json!(rows)).into()),
+        ("pretty rows", format!("{}\n{}", pretty(&rows[0]), pretty(&rows[1])).into()),
+        ("object of rows", pretty(&json!({"train": rows})).into()),
+        ("object of data", pretty(&json!({"data": rows})).into()),
+        ("CRLF", lines.replace('\n', "\r\n").into()),
+    ];
+    for (name, content) in wrapped {
+        let got: Vec<Vec<u32>> = read("rows.json", content).rows.into_iter().map(|row| row.input_ids).collect();
+        assert_eq!(got, expected, "{name}");
+    }
+}
+
+#[test]
+fn lines_of_rows_printed_over_several_lines_are_named() {
+    let bad = json!({"messages": []});
+    let text = format!(
+        "{}\n{}",
+        serde_json::to_string_pretty(&chat("a")).unwrap(),
+        serde_json::to_string_pretty(&bad).unwrap()
+    );
+    let line = serde_json::to_string_pretty(&chat("a")).unwrap().lines().count() + 1;
+    assert_says(&refusal(load_named("a.json", text, &options())), &[&format!("line {line}"), "non-empty array"]);
+    assert_says(&refusal(load_named("a.json", "{\n\"text\": \"a\"", &options())), &["broken JSON"]);
+}
+
+#[test]
+fn numbers_that_json_does_not_have_are_nothing() {
+    for number in ["NaN", "Infinity", "-Infinity"] {
+        let row = chat("a").to_string().replacen('{', &format!("{{\"score\": {number}, "), 1);
+        assert_eq!(read("a.jsonl", &row).rows.len(), 1, "{number}");
+        assert_eq!(read("a.json", format!("[{row}, {row}]")).rows.len(), 2, "{number}");
+        // In a string they are words, and where a value is needed they are missing.
+        let said = format!("{{\"text\": \"NaN is {number}\", \"x\": [{number}]}}");
+        let tokenizer = chat_tokenizer(LLAMA3);
+        let text = tokenizer.decode(&read("a.jsonl", said).rows[0].input_ids, false).unwrap();
+        assert_eq!(text, format!("<bos>NaN is {number}<eos>"));
+        assert_says(
+            &refusal(load_named("a.jsonl", format!("{{\"text\": {number}}}"), &options())),
+            &["`text` is null"],
+        );
+        let labels = format!("{{\"input_ids\": [1, 2], \"labels\": [1, {number}]}}");
+        assert_says(&refusal(load_named("a.jsonl", labels, &options())), &["labels[1]", "null"]);
+    }
+    assert_says(&refusal(load_named("a.jsonl", "{\"text\": NotANumber}", &options())), &["broken JSON"]);
+}
+
+#[test]
+fn tables_of_text_are_read_by_their_header() {
+    let rows = read("a.csv", "prompt,completion,id\n\"hello, w\",\"two\nlines\",7\nq,a,\n").rows;
+    let tokenizer = chat_tokenizer(LLAMA3);
+    let texts: Vec<String> = rows.iter().map(|row| tokenizer.decode(&row.input_ids, false).unwrap()).collect();
+    assert_eq!(texts, ["<bos>hello, wtwo\nlines<eos>", "<bos>qa<eos>"]);
+    assert_eq!(read("a.tsv", "text\tid\nhello\t1\n").rows.len(), 1);
+    assert_eq!(read("a.csv.gz", gzip(b"text\nhello\n")).rows.len(), 1);
+    let turns = chat("a")["messages"].to_string().replace('"', "\"\"");
+    assert_eq!(read("a.csv", format!("messages\n\"{turns}\"\n")).rows.len(), 1);
+    for (content, parts) in [
+        ("text,text\na,b\n", ["column \"text\"", "twice"]),
+        ("text,id\na\n", ["row 1", "broken CSV"]),
+        ("a,b\n1,2\n", ["unknown kind of row", "`a`"]),
+    ] {
+        assert_says(&refusal(load_named("a.csv", content, &options())), &parts);
+    }
+}
+
+#[test]
+fn files_of_another_kind_are_named() {
+    for (content, kind) in [
+        (&b"ARROW1\0\0\xFF\xFF\xFF\xFF"[..], "an Arrow file"),
+        (b"\xFF\xFF\xFF\xFF\x10\0\0\0", "an Arrow stream"),
+        (b"\x28\xB5\x2F\xFD\x04", "Zstandard"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"BZh9", "bzip2"),
+        (b"\xFD7zXZ\0", "xz"),
+        (b"SQLite format 3\0", "SQLite"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html>", "HTML"),
+    ] {
+        assert_says(&refusal(load_named("rows.jsonl", content, &options())), &["rows.jsonl: is", kind]);
+    }
+}
+
+#[test]
+fn columns_of_other_names_are_read_by_the_settings_and_guessed_in_the_error() {
+    let pairs = [
+        ("question", "answer"),
+        ("query", "response"),
+        ("input", "target"),
+        ("problem", "solution"),
+        ("prompt", "response"),
+        ("question", "completion"),
+    ];
+    let tokenizer = chat_tokenizer(LLAMA3);
+    for (prompt, completion) in pairs {
+        let row = json!({prompt: "q ", completion: "a", "id": 3}).to_string();
+        if completion != "completion" {
+            let message = refusal(load_named("a.jsonl", &row, &options()));
+            let flag = if prompt == "prompt" { "--completion-column response" } else { "-column" };
+            assert_says(&message, &["did you mean", flag, completion]);
+        }
+        let columns = Columns::new(Some(prompt), Some(completion), None, None, None, None);
+        let data = load_named("a.jsonl", &row, &DataOptions { columns, ..options() }).unwrap();
+        let labels = data.rows[0].labels.iter().filter(|&&label| label != UNSUPERVISED).count();
+        assert_eq!(tokenizer.decode(&data.rows[0].input_ids, false).unwrap(), "<bos>q a<eos>", "{prompt}");
+        assert_eq!(labels, 2, "{prompt}");
+    }
+    let columns = Columns::new(Some("q"), None, None, None, None, None);
+    let missing =
+        load_named("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}", &DataOptions { columns, ..options() });
+    assert_says(&refusal(missing), &["the column `q` is missing", "`prompt`"]);
+}
+
+#[test]
+fn a_prompt_and_its_completion_are_turns_where_the_settings_say_so() {
+    let row = "{\"prompt\": \"q\", \"completion\": \"a\"}";
+    let tokenizer = chat_tokenizer(LLAMA3);
+    let text = |data: &Dataset| tokenizer.decode(&data.rows[0].input_ids, false).unwrap();
+    let plain = load_named("a.jsonl", row, &options()).unwrap();
+    assert_eq!(text(&plain), "<bos>qa<eos>");
+    assert_says(&plain.report.to_string(), &["plain text, without the chat template", "generate --raw"]);
+    let options = DataOptions { prompt_completion: PromptCompletion::Chat, ..options() };
+    let turns = load_named("a.jsonl", row, &options).unwrap();
+    assert_eq!(text(&turns), "<bos><|start|>user<|stop|>\n\nq<|eot|><|start|>assistant<|stop|>\n\na<|eot|>");
+    assert_says(&turns.report.to_string(), &["a user turn and an answer"]);
+    // Without a template there is nothing to choose.
+    let bare = qlora_train::data::ChatTokenizer::open(model_dir(None).path(), None).unwrap();
+    assert!(load_one(row, Some(&bare)).unwrap().report.remarks.is_empty());
+}
+
+#[test]
+fn bad_rows_are_skipped_counted_and_bounded_where_the_settings_say_so() {
+    let options = DataOptions { on_bad_row: BadRow::Skip, ..options() };
+    let good = "{\"text\": \"a\"}\n";
+    let bad = ["{\"text\": 7}\n", "{\"text\"\n", "[1]\n", "{\"nothing\": 1}\n", "{\"text\": \"a\", \"label\": true}\n"];
+    for row in bad {
+        assert!(load_named("a.jsonl", format!("{good}{row}"), &super::fixture::options()).is_err(), "{row}");
+        let data = load_named("a.jsonl", format!("{good}{row}{good}"), &options).unwrap();
+        assert_eq!((data.rows.len(), data.report.skipped), (2, 1), "{row}");
+        assert_says(&data.report.to_string(), &["warning: 1 rows skipped", "a.jsonl: line 2"]);
+    }
+    let all = load_named("a.jsonl", good.repeat(100) + &bad.concat().repeat(2), &options).unwrap();
+    assert_eq!((all.rows.len(), all.report.skipped, all.report.bad_rows.len()), (100, 10, 5));
+    let message = refusal(load_named("a.jsonl", good.repeat(50) + &bad.concat().repeat(2), &options));
+    assert_says(&message, &["10 of 60 rows", "more than the tenth", "a.jsonl: line 5"]);
+}
+
+fn touch(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "{\"text\": \"a\"}\n").unwrap();
+    path
+}
+
+fn find(paths: &[&Path]) -> qlora_train::error::Result<DataFiles> {
+    DataFiles::find(&paths.iter().map(|path| path.to_path_buf()).collect::<Vec<_>>())
+}
+
+#[test]
+fn folders_and_patterns_stand_for_their_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (a, b) = (touch(dir, "parts/a.jsonl"), touch(dir, "parts/b.jsonl"));
+    touch(dir, "parts/notes.txt");
+    assert_eq!(find(&[&dir.join("parts/*.jsonl")]).unwrap().training, [a.clone(), b]);
+    assert_says(&refusal(find(&[&dir.join("parts/*.csv")])), &["*.csv", "no file matches"]);
+    assert_says(&refusal(find(&[&dir.join("parts")])), &["parts", "without files of rows for training", "train.jsonl"]);
+    // A file whose own name looks like a pattern.
+    let odd = touch(dir, "odd[1].jsonl");
+    assert_eq!(find(&[&odd]).unwrap().training, [odd]);
+    assert_eq!(find(&[&dir.join("missing.jsonl")]).unwrap().training, [dir.join("missing.jsonl")]);
+
+    let (train, valid) = (touch(dir, "mlx/train.jsonl"), touch(dir, "mlx/valid.jsonl"));
+    touch(dir, "mlx/test.jsonl");
+    assert_eq!(find(&[&dir.join("mlx")]).unwrap(), DataFiles { training: vec![train], validation: vec![valid] });
+    let shards = [touch(dir, "hub/train-00000-of-00002.parquet"), touch(dir, "hub/train-00001-of-00002.parquet")];
+    let validation = touch(dir, "hub/validation-00000-of-00001.parquet");
+    let hub = find(&[&dir.join("hub")]).unwrap();
+    assert_eq!((hub.training, hub.validation), (shards.to_vec(), vec![validation]));
+    let nested = [touch(dir, "nested/train/data.jsonl"), touch(dir, "nested/validation/data.jsonl")];
+    let found = find(&[&dir.join("nested")]).unwrap();
+    assert_eq!((found.training, found.validation), (vec![nested[0].clone()], vec![nested[1].clone()]));
+}
+
+#[test]
+fn addresses_are_refused_with_a_reason() {
+    for address in ["https://example.org/rows.jsonl", "s3://bucket/rows.jsonl", "hf://datasets/a/b"] {
+        assert_says(&refusal(find(&[Path::new(address)])), &[address, "an address", "download it first"]);
+    }
+}

@@ -1,0 +1,198 @@
+//! Tool definitions, calls and results, reasoning, and what is said where a template leaves any of it out.
+
+use qlora_train::data::{ChatTokenizer, Dataset, UNSUPERVISED};
+use serde_json::{Value, json};
+
+use super::fixture::*;
+
+/// Writes everything that a turn may have.
+const WHOLE: &str = r"{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '[' + m.reasoning_content + ']' }}{% endif %}{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn load_row(row: &Value, template: &str) -> qlora_train::error::Result<(Dataset, ChatTokenizer)> {
+    let tokenizer = chat_tokenizer(template);
+    Ok((load_one(row.to_string(), Some(&tokenizer))?, tokenizer))
+}
+
+/// The whole text, and what of it is supervised.
+#[track_caller]
+fn texts(row: &Value, template: &str) -> (String, String) {
+    let (data, tokenizer) = load_row(row, template).unwrap_or_else(|error| panic!("{row}: {error}"));
+    let labels = data.rows[0].labels.iter().filter(|&&l| l != UNSUPERVISED).map(|&l| l as u32);
+    let supervised: Vec<u32> = labels.collect();
+    (tokenizer.decode(&data.rows[0].input_ids, false).unwrap(), tokenizer.decode(&supervised, false).unwrap())
+}
+
+fn calling(call: Value) -> Value {
+    json!({"messages": [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "3"},
+                        {"role": "assistant", "content": "three"}]})
+}
+
+const CALL: &str = "{\"name\": \"f\", \"arguments\": {\"x\": \"Oslo\"}}<|im_end|>";
+
+#[test]
+fn calls_in_every_form_are_written_and_learned_alike() {
+    let function = json!({"name": "f", "arguments": {"x": "Oslo"}});
+    let as_text = json!({"name": "f", "arguments": "{\"x\": \"Oslo\"}"});
+    let forms = [
+        json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": function}]}),
+        json!({"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}),
+        json!({"role": "assistant", "content": "", "tool_calls": [{"function": as_text}]}),
+        json!({"role": "assistant", "content": null, "tool_calls": [function], "function_call": null, "refusal": null}),
+        json!({"role": "assistant", "content": null, "function_call": as_text}),
+        json!({"role": "assistant", "content": null, "tool_calls": [function], "reasoning_content": null}),
+    ];
+    for form in forms {
+        let (text, supervised) = texts(&calling(form.clone()), WHOLE);
+        assert_eq!(supervised, format!("{CALL}three<|im_end|>"), "{form}");
+        assert!(!text.contains("None") && text.contains("<|im_start|>tool\n3<|im_end|>"), "{text}");
+    }
+    let turns = |call: Value| {
+        json!({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": call},
+                                 {"from": "observation", "value": "3"}, {"from": "gpt", "value": "three"}]})
+    };
+    for call in [json!(function.to_string()), json!(json!([function]).to_string()), json!(function.clone())] {
+        assert_eq!(texts(&turns(call), WHOLE).1, format!("{CALL}three<|im_end|>"));
+    }
+    for role in ["function", "ipython", "tool"] {
+        let row = json!({"messages": [{"role": role, "content": "3"}, {"role": "assistant", "content": "a"}]});
+        assert!(texts(&row, WHOLE).0.starts_with("<|im_start|>tool\n3"), "{role}");
+    }
+}
+
+#[test]
+fn calls_that_are_none_are_refused() {
+    for (turn, parts) in [
+        (
+            json!({"role": "assistant", "content": null, "tool_calls": "x"}),
+            ["tool_calls is the string", "list of calls"],
+        ),
+        (
+            json!({"role": "assistant", "content": null, "tool_calls": [7]}),
+            ["tool_calls[0] is the number 7", "function"],
+        ),
+        (json!({"role": "assistant", "content": null, "tool_calls": [{"function": {}}]}), ["tool_calls[0]", "no name"]),
+        (json!({"role": "user", "content": "", "tool_calls": [{"name": "f"}]}), ["only the assistant", "user"]),
+        (
+            json!({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}),
+            ["`tool_calls` and `function_call`", "keep one"],
+        ),
+    ] {
+        let Err(error) = load_row(&calling(turn.clone()), WHOLE) else { panic!("{turn} was taken") };
+        assert_says(&error.to_string(), &parts);
+    }
+    let words =
+        json!({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "call f"}]});
+    assert_says(&refusal(load_row(&words, WHOLE)), &["`conversations[1]`.value", "list of calls"]);
+}
+
+#[test]
+fn tools_may_be_a_list_or_a_text_and_empty_ones_are_none() {
+    let row = |tools: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": tools});
+    let share = |tools: Value| json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": tools});
+    for none in [json!(""), json!("[]"), json!(" [] "), json!([]), json!({}), json!("null"), Value::Null] {
+        for row in [row(none.clone()), share(none.clone())] {
+            let (text, supervised) = texts(&row, WHOLE);
+            assert_eq!(
+                (text.as_str(), supervised.as_str()),
+                ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n", "a<|im_end|>")
+            );
+        }
+    }
+    let tool = json!({"name": "f", "description": "d", "parameters": {"type": "object"}});
+    let wrapped = json!({"type": "function", "function": tool});
+    for (tools, one) in [
+        (json!([tool]), &tool),
+        (json!(json!([tool]).to_string()), &tool),
+        (json!(tool.to_string()), &tool),
+        (json!([tool.to_string()]), &tool),
+        (json!([wrapped]), &wrapped),
+    ] {
+        let (text, _) = texts(&row(tools), WHOLE);
+        let name = one.get("function").unwrap_or(one)["name"].as_str().unwrap();
+        assert!(text.starts_with("<|im_start|>system\n{") && text.contains(name), "{text}");
+        assert_eq!(text.contains("\"type\": \"function\""), one == &wrapped, "{text}");
+    }
+    for (wrong, part) in [(json!(7), "the number 7"), (json!("call me"), "the string"), (json!([7]), "`tools[0]`")] {
+        assert_says(&refusal(load_row(&row(wrong), WHOLE)), &["`tools", part]);
+    }
+}
+
+#[test]
+fn what_a_template_does_not_write_of_an_answer_is_refused() {
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"x": "Oslo"}}}]});
+    let announced = json!({"role": "assistant", "content": "I call f for Oslo", "tool_calls": [{"function": {"name": "f", "arguments": {"x": "Oslo"}}}]});
+    let thought = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "because"}]});
+    let tools = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}]});
+    for template in [CHATML, LLAMA3, CLOSING] {
+        for turn in [&call, &announced] {
+            assert_says(
+                &refusal(load_row(&calling(turn.clone()), template)),
+                &["`messages[1]`", "does not write", "`tool_calls`"],
+            );
+        }
+        for key in ["reasoning_content", "thinking", "reasoning"] {
+            let mut row = thought.clone();
+            let value = row["messages"][1].as_object_mut().unwrap().remove("reasoning_content").unwrap();
+            row["messages"][1][key] = value;
+            assert_says(&refusal(load_row(&row, template)), &["`messages[1]`", "reasoning", "remove the key"]);
+            assert_eq!(texts(&row, WHOLE).1, "[because]a<|im_end|>");
+        }
+        assert_says(&refusal(load_row(&tools, template)), &["line 1", "`tools`", "remove the key"]);
+    }
+    let two = json!({"messages": [{"role": "user", "content": "q"},
+                                  {"role": "assistant", "content": "a", "reasoning": "x", "thinking": "y"}]});
+    assert_says(&refusal(load_row(&two, WHOLE)), &["`thinking` and `reasoning`", "differ"]);
+}
+
+#[test]
+fn what_a_template_leaves_out_of_other_turns_is_told() {
+    let deaf = WHOLE.replacen("{{ m.content or '' }}", "{{ '' if m.role == 'tool' else (m.content or '') }}", 1);
+    let row = calling(json!({"role": "assistant", "content": "w", "weight": 0}));
+    let row = json!({"messages": [row["messages"][0], row["messages"][1], {"role": "tool", "content": "the result"}, row["messages"][3]]});
+    let (data, _) = load_row(&row, &deaf).unwrap();
+    assert_says(&data.report.to_string(), &["warning: ", "in 1 row (line 1)", "leaves out what a tool turn says"]);
+    // Calls of a turn that is not learned.
+    let row = calling(json!({"role": "assistant", "content": "w", "train": false, "tool_calls": [{"name": "get"}]}));
+    let (data, _) = load_row(&row, CHATML).unwrap();
+    assert_says(&data.report.to_string(), &["leaves out tool calls of a turn that is not learned"]);
+}
+
+#[test]
+fn a_developer_speaks_as_system_where_the_template_knows_no_developer() {
+    let row = json!({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "q"},
+                                  {"role": "assistant", "content": "a"}]});
+    assert!(texts(&row, CHATML).0.starts_with("<|im_start|>system\nBe brief.<|im_end|>"));
+    let (data, _) = load_row(&row, CHATML).unwrap();
+    assert_says(&data.report.to_string(), &["role is developer", "rendered as system"]);
+    let knowing = format!("{{# developer #}}{CHATML}");
+    assert!(texts(&row, &knowing).0.starts_with("<|im_start|>developer\nBe brief.<|im_end|>"));
+}
+
+#[test]
+fn a_models_template_for_tools_is_used_where_a_row_has_tools() {
+    let dir = model_dir(None);
+    let mut config = tokenizer_config(None);
+    config["chat_template"] = json!([{"name": "default", "template": CHATML}, {"name": "tool_use", "template": WHOLE}]);
+    write_json(dir.path(), "tokenizer_config.json", &config);
+    let tokenizer = ChatTokenizer::open(dir.path(), None).unwrap();
+    let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    let rows = format!("{}\n{}", json!({"messages": turns, "tools": [{"name": "lookup"}]}), json!({"messages": turns}));
+    let data = load_one(rows, Some(&tokenizer)).unwrap();
+    assert!(tokenizer.decode(&data.rows[0].input_ids, false).unwrap().contains("lookup"));
+    std::fs::write(dir.path().join("chat_template.jinja"), CHATML).unwrap();
+    std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(dir.path().join("additional_chat_templates/tool_use.jinja"), WHOLE).unwrap();
+    let tokenizer = ChatTokenizer::open(dir.path(), None).unwrap();
+    let data =
+        load_one(json!({"messages": turns, "tools": [{"name": "lookup"}]}).to_string(), Some(&tokenizer)).unwrap();
+    assert!(tokenizer.decode(&data.rows[0].input_ids, false).unwrap().contains("lookup"));
+}
+
+#[test]
+fn variables_of_a_row_reach_the_template() {
+    let template = CHATML.replacen("{% for", "{{ '[' + (mood or 'none') + ']' }}{% for", 1);
+    let row = |kwargs: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "chat_template_kwargs": kwargs});
+    assert!(texts(&row(json!({"mood": "good"})), &template).0.starts_with("[good]"));
+    assert!(texts(&row(Value::Null), &template).0.starts_with("[none]"));
+    assert_says(&refusal(load_row(&row(json!(3)), &template)), &["chat_template_kwargs", "an object"]);
+}

@@ -1,0 +1,39 @@
+//! Shapes of operations that kernels, references and engines share.
+
+/// The shape of one attention operation. q, k and v are the column ranges of one row: `[H·D | Hkv·D | Hkv·D]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// H
+    pub heads: usize,
+    /// Hkv, a divisor of H
+    pub kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Width of a row of q‖k‖v.
+    pub fn qkv(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Width of a row of the output.
+    pub fn out(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Column of the key of query head `head`.
+    pub fn key_column(&self, head: usize) -> usize {
+        (self.heads + head / (self.heads / self.kv_heads)) * self.head_dim
+    }
+
+    /// Column of the value of query head `head`.
+    pub fn value_column(&self, head: usize) -> usize {
+        self.key_column(head) + self.kv_heads * self.head_dim
+    }
+
+    /// 1 / √D
+    pub fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+}
