@@ -44,6 +44,19 @@ impl<'a, T: Element> View<'a, T> {
     }
 }
 
+impl<'a> View<'a, u8> {
+    /// Bytes as the elements that they are of.
+    ///
+    /// # Panics
+    ///
+    /// If they are not aligned to `T`, or end within an element.
+    pub fn cast<T: Element>(self) -> View<'a, T> {
+        let whole = self.len.is_multiple_of(size_of::<T>()) && self.address.addr().is_multiple_of(align_of::<T>());
+        assert!(whole, "{} bytes at {:?} are no array of elements of {}", self.len, self.address, size_of::<T>());
+        View { address: self.address.cast(), len: self.len / size_of::<T>(), memory: PhantomData }
+    }
+}
+
 /// Device memory that a call writes.
 #[derive(Debug)]
 pub struct ViewMut<'a, T> {

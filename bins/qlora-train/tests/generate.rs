@@ -25,6 +25,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
         trainable: false,
         states: qlora_train::backend::StateFormat::F32,
         activations: Vec::new(),
+        residency: Vec::new(),
         tokens,
         positions: tokens,
         seed,

@@ -85,6 +85,7 @@ fn spec(checkpoint: &Checkpoint, layers: usize, quantization: Quantization, toke
         trainable: false,
         states: StateFormat::F32,
         activations: Vec::new(),
+        residency: Vec::new(),
         tokens,
         positions: tokens,
         seed: 0,

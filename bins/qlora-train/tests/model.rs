@@ -29,6 +29,7 @@ fn spec(config: Arch, tokens: usize) -> ModelSpec {
         trainable: true,
         states: StateFormat::F32,
         activations: Vec::new(),
+        residency: Vec::new(),
         tokens,
         positions: tokens,
         seed: 11,

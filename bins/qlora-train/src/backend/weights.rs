@@ -39,6 +39,18 @@ pub trait Weights: Operands {
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<StoredWeight>,
     ) -> Result<Self::Weight>;
+    /// Moves the weights of a layer's groups to pinned host memory, where the device has memory of its own.
+    fn pin_weights(&mut self, _groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
+        Ok(())
+    }
+    /// Begins to copy the weights of the layer that is used next to the device, while the layer before it computes.
+    fn prefetch_weights(&mut self, _groups: [&LinearGroup<Self>; 4]) -> Result<()> {
+        Ok(())
+    }
+    /// Operations that are run next use the weights of this layer, and of no other that waits in host memory.
+    fn wait_weights(&mut self, _groups: [&LinearGroup<Self>; 4]) -> Result<()> {
+        Ok(())
+    }
     /// A table whose rows are only gathered may be [`Residency::Pinned`].
     fn table(
         &mut self,

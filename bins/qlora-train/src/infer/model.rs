@@ -78,6 +78,7 @@ impl<B: Backend> InferenceModel<B> {
                 trainable: false,
                 states: StateFormat::F32,
                 activations: Vec::new(),
+                residency: Vec::new(),
                 tokens,
                 positions,
                 seed: settings.seed,

@@ -31,6 +31,8 @@ pub struct ModelSpec {
     pub states: StateFormat,
     /// Of each layer; a layer beyond them keeps its activations.
     pub activations: Vec<Activations>,
+    /// Of the linear weights of each layer; a layer beyond them has its weights on the device.
+    pub residency: Vec<Residency>,
     /// Tokens of the longest batch.
     pub tokens: usize,
     /// Tokens of the longest row.
@@ -67,6 +69,10 @@ impl ModelSpec {
 
     pub fn activations_of(&self, layer: usize) -> Activations {
         self.activations.get(layer).copied().unwrap_or_default()
+    }
+
+    pub fn residency_of(&self, layer: usize) -> Residency {
+        self.residency.get(layer).copied().unwrap_or_default()
     }
 
     pub fn activation_counts(&self) -> ActivationCounts {
@@ -152,7 +158,11 @@ impl<B: Backend> Llama<B> {
         let embedding = table(backend, source, "embedding", c.names.embedding, residency, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
-            layers.push(build_layer(backend, source, &spec, layer)?);
+            let mut built = build_layer(backend, source, &spec, layer)?;
+            if spec.residency_of(layer) == Residency::Pinned {
+                backend.pin_weights(built.groups_mut())?;
+            }
+            layers.push(built);
             progress(layer + 1);
         }
         let final_norm = vector(backend, source, "norms", c.names.final_norm, c.hidden_size)?;

@@ -108,6 +108,8 @@ impl<B: Backend> Llama<B> {
             if let Some(Waiting { input, block }) = waiting.pop() {
                 waiting.push(Waiting { input: b.prefetch(input)?, block });
             }
+            let next = waiting.len().checked_sub(1).map(|below| &self.layers[below]);
+            self.use_weights(b, waiting.len(), next)?;
             b.enter(Scope::Layer(waiting.len()));
             let layer = &mut self.layers[waiting.len()];
             let kept = match kept {
@@ -157,6 +159,12 @@ impl<B: Backend> Llama<B> {
         Ok(normed)
     }
 
+    /// Operations that are run next are those of this layer. The weights of `next` come while it computes.
+    fn use_weights(&self, b: &mut B, layer: usize, next: Option<&Layer<B>>) -> Result<()> {
+        b.wait_weights(self.layers[layer].groups())?;
+        next.map_or(Ok(()), |next| b.prefetch_weights(next.groups()))
+    }
+
     /// Runs all layers, handing each one's input and activations to `keep`. Returns the residual stream and its norm.
     fn forward(
         &self,
@@ -165,6 +173,7 @@ impl<B: Backend> Llama<B> {
         mut past: Option<Past<B>>,
         mut keep: impl FnMut(&mut B, B::Buffer, Block<B>) -> Result<()>,
     ) -> Result<(B::Buffer, B::Buffer)> {
+        b.prefetch_weights(self.layers[0].groups())?;
         b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
         b.run(pass.all(), Op::Embed { table: &self.embedding, out: &mut stream })?;
@@ -172,6 +181,7 @@ impl<B: Backend> Llama<B> {
         let (weight, eps) = (&self.layers[0].input_norm, pass.eps);
         b.run(pass.all(), Op::RmsNorm { x: &stream, weight, eps, out: &mut normed })?;
         for (index, layer) in self.layers.iter().enumerate() {
+            self.use_weights(b, index, self.layers.get(index + 1))?;
             b.enter(Scope::Layer(index));
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
             let (kept, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;

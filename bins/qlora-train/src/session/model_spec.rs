@@ -56,6 +56,7 @@ pub fn model_spec_of(
         trainable: true,
         states,
         activations: Vec::new(),
+        residency: Vec::new(),
         tokens,
         positions,
         seed: settings.seed,

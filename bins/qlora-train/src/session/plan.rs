@@ -331,6 +331,7 @@ mod tests {
             trainable: true,
             states: StateFormat::F32,
             activations: Vec::new(),
+            residency: Vec::new(),
             tokens: 500,
             positions: 500,
             seed: 0,

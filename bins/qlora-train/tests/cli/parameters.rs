@@ -14,6 +14,7 @@ fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
         trainable: true,
         states: qlora_train::backend::StateFormat::F32,
         activations: Vec::new(),
+        residency: Vec::new(),
         tokens: 1,
         positions: 1,
         seed: 0,

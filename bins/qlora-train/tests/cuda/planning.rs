@@ -5,7 +5,7 @@ use crate::runs::train;
 use crate::sources::{config, memory, spec};
 use qlora_train::arch::Arch;
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Memory, Quantization, StateFormat};
+use qlora_train::backend::{Memory, PlannedBuffer, Quantization, Residency, StateFormat};
 use qlora_train::files::tensor::StoredType;
 use qlora_train::model::{Activations, ModelSpec};
 use qlora_train::session::plan::{StoredAs, Work, plan};
@@ -52,6 +52,45 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         let mut short = Cuda::new(0, spec.dims(), &spec.arch, bytes - 256).unwrap();
         let run = std::panic::AssertUnwindSafe(|| train(&mut short, &mut memory(&spec.arch), &spec, steps));
         assert!(std::panic::catch_unwind(run).is_err(), "{quantization:?}: the plan has more than it needs");
+    }
+}
+
+/// Of weights in host memory the device holds two layers', whatever the number of layers.
+#[test]
+fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
+    use Residency::{Device as OnDevice, Pinned};
+    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    let planned = |spec: &ModelSpec| plan(&Device::unopened(0), spec, &stored, Work::Train, BUDGET).unwrap();
+    for (quantization, line) in
+        [(Quantization::Nf4 { block_size: 64, double_quant: true }, "NF4 weights"), (Quantization::None, "weights")]
+    {
+        // With room for so many tokens the step needs more than loading does.
+        let spec = ModelSpec { quantization, tokens: 512, ..spec(Arch { num_layers: 6, ..config() }) };
+        let resident = planned(&spec);
+        let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, resident.run_bytes).unwrap();
+        train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
+        assert_eq!(cuda.bytes(), resident.run_bytes, "{quantization:?}");
+        for residency in [vec![Pinned; 6], vec![Pinned, OnDevice, Pinned, Pinned, OnDevice, Pinned]] {
+            let layers = residency.iter().filter(|&&residency| residency == Pinned).count() as u64;
+            let spec = ModelSpec { residency, ..spec.clone() };
+            let plan = planned(&spec);
+            let of = |lines: &[PlannedBuffer], name: &str| -> u64 {
+                lines.iter().filter(|buffer| buffer.name == name).map(|buffer| buffer.bytes).sum()
+            };
+            let on_host = of(&plan.on_host, "layers' weights in host memory");
+            let in_use = of(&plan.buffers, "layers' weights in use");
+            let (before, after) = (of(&resident.buffers, line), of(&plan.buffers, line));
+            assert_eq!(before - after, before / 6 * layers, "{quantization:?}");
+            assert!(in_use.abs_diff(on_host / layers * 2) < 512, "{in_use} {on_host}");
+            // Of what left the device, two layers come back, and one is on its way while the model is loaded.
+            let layer = on_host / layers;
+            assert!(plan.run_bytes + (layers - 3) * layer <= resident.run_bytes, "{:?}", plan.buffers);
+
+            let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, plan.run_bytes).unwrap();
+            train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
+            assert_eq!(cuda.bytes(), plan.run_bytes, "{quantization:?}");
+            assert_eq!(cuda.planned_on_host(), plan.on_host, "{quantization:?}");
+        }
     }
 }
 

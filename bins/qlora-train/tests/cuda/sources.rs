@@ -40,6 +40,7 @@ pub fn spec(config: Arch) -> ModelSpec {
     ModelSpec {
         lora,
         activations: vec![Activations::Recompute; config.num_layers],
+        residency: Vec::new(),
         arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,

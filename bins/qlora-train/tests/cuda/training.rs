@@ -19,9 +19,12 @@ use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
-use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
+use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, Residency, StateFormat};
+use qlora_train::error::Result;
+use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::lora::ParamId;
 use qlora_train::model::optimizer_step::optimizer_step;
-use qlora_train::model::{Activations, Llama, ModelSpec};
+use qlora_train::model::{Activations, Llama, ModelSpec, Source};
 
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
@@ -199,6 +202,71 @@ fn every_schedule_gives_the_same_bits() {
         assert!(first == run(seed, activations), "{activations:?}");
     }
     tally.case();
+}
+
+/// Weights that wait in host memory are those that stay, in the forward pass, where layers are recomputed, and in the backward pass.
+#[test]
+fn weights_in_host_memory_give_the_same_bits() {
+    let tally = Tally::new("training, weights in host memory", 5);
+    use Activations::{Keep, Offload, Recompute};
+    use Residency::{Device, Pinned};
+    let nf4 = |block_size, double_quant| Quantization::Nf4 { block_size, double_quant };
+    for quantization in [nf4(64, true), nf4(32, false), Quantization::None] {
+        let spec = ModelSpec { quantization, ..spec(Arch { num_layers: 5, ..config() }) };
+        let run = |seed, activations: &[Activations], residency: &[Residency]| {
+            set_schedule(seed);
+            let (activations, residency) = (activations.to_vec(), residency.to_vec());
+            on_cuda(&ModelSpec { activations, residency, ..spec.clone() }, 2)
+        };
+        let first = run(0, &[Recompute; 5], &[]);
+        assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
+        for (seed, activations, residency) in [
+            (0, &[Recompute; 5], &[Pinned; 5]),
+            (1, &[Keep; 5], &[Pinned; 5]),
+            (7, &[Offload; 5], &[Pinned; 5]),
+            (2, &[Recompute; 5], &[Pinned, Device, Pinned, Pinned, Device]),
+            (3, &[Keep, Recompute, Offload, Keep, Recompute], &[Device, Pinned, Device, Device, Device]),
+        ] {
+            assert!(first == run(seed, activations, residency), "{quantization:?} {activations:?} {residency:?}");
+            tally.case();
+        }
+    }
+}
+
+/// The first and last layers' weights are held in 16 bits, the others in NF4.
+struct InTwoWays(support::Memory);
+
+impl Source for InTwoWays {
+    fn stored(&self, name: &str) -> StoredType {
+        self.0.stored(name)
+    }
+
+    fn held(&self, name: &str) -> Option<Quantization> {
+        ["layers.0.", "layers.3."].iter().any(|layer| name.contains(layer)).then_some(Quantization::None)
+    }
+
+    fn read(&mut self, name: &str) -> Result<Tensor16> {
+        self.0.read(name)
+    }
+
+    fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
+        self.0.lora(id, len, columns)
+    }
+}
+
+#[test]
+fn layers_of_different_sizes_in_host_memory_give_the_same_bits() {
+    let spec = spec(Arch { num_layers: 4, ..config() });
+    let run = |seed, residency| {
+        set_schedule(seed);
+        let spec = ModelSpec { residency, ..spec.clone() };
+        train(&mut on_device(&spec), &mut InTwoWays(memory(&spec.arch)), &spec, 2)
+    };
+    let first = run(0, Vec::new());
+    assert!(first != on_cuda(&spec, 2));
+    for seed in [0, 1, 5] {
+        assert!(first == run(seed, vec![Residency::Pinned; 4]));
+    }
 }
 
 /// Two updates, or one, a copy of values, states and a half-accumulated gradient into a new model, and the rest.

@@ -37,6 +37,7 @@ pub fn spec() -> ModelSpec {
         trainable: true,
         states: StateFormat::F32,
         activations: Vec::new(),
+        residency: Vec::new(),
         tokens: 800,
         positions: 400,
         seed: 1,

@@ -55,19 +55,19 @@ impl Compute for Cuda {
             }
             Op::LoraDown { x, group, dropout, s } => {
                 let unused = self.empty.view_mut();
-                linear::lora_down(tokens, x, group, *dropout, s, unused, stream)?;
+                linear::lora_down(tokens, x, group, &self.pinned, *dropout, s, unused, stream)?;
             }
             Op::Linear { x, s, group, y } => {
                 let workspace = self.empty.view_mut();
-                linear::forward(tokens, x, *s, group, y, workspace, stream, &mut self.linear_paths)?;
+                linear::forward(tokens, x, *s, group, &self.pinned, y, workspace, stream, &mut self.linear_paths)?;
             }
-            Op::LoraDyB { dy, group, t } => linear::lora_dy_b(tokens, dy, group, t, stream)?,
+            Op::LoraDyB { dy, group, t } => linear::lora_dy_b(tokens, dy, group, &self.pinned, t, stream)?,
             Op::LinearDx { dy, t, group, dropout, dx } => {
-                linear::dx(tokens, dy, *t, group, *dropout, dx, self.empty.view_mut(), stream)?;
+                linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, dx, self.empty.view_mut(), stream)?;
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let workspace = self.gradients.view_mut();
-                linear::gradients(tokens, [*x, *dy, *s, *t], group, *dropout, workspace, stream)?;
+                linear::gradients(tokens, [*x, *dy, *s, *t], group, &self.pinned, *dropout, workspace, stream)?;
             }
             Op::Rope { qkv, shape, inverse } => {
                 let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();

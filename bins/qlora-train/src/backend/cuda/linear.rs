@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::operands::CudaBuffer;
+use super::pinned::PinnedWeights;
 use crate::backend::{LinearGroup, Lora, Segment as GroupSegment};
 use crate::error::Result;
 use half::bf16;
@@ -40,13 +41,13 @@ fn mask(dropout: Option<rng::Dropout>, tokens: &Range<usize>) -> Option<Dropout>
 }
 
 /// The segments with their columns of `y`, which has no elements where it is not written.
-fn segments<'a>(group: &'a Group, y: ViewMut<'a, bf16>) -> Vec<Segment<'a>> {
+fn segments<'a>(group: &'a Group, pinned: &'a PinnedWeights, y: ViewMut<'a, bf16>) -> Vec<Segment<'a>> {
     let widths: Vec<usize> = group.segments.iter().map(|segment| segment.n).collect();
     let ldy = group.n();
     let outputs = y.columns(&widths);
     let segment = |(segment, y): (&'a GroupSegment<Cuda>, ViewMut<'a, bf16>)| Segment {
         n: segment.n,
-        weight: segment.weight.view(),
+        weight: segment.weight.view(pinned),
         lora: segment.lora.as_ref().map(lora),
         bias: segment.bias.as_ref().map(|bias| bias.bf16.view()),
         y,
@@ -56,14 +57,14 @@ fn segments<'a>(group: &'a Group, y: ViewMut<'a, bf16>) -> Vec<Segment<'a>> {
 }
 
 /// The segments with their columns of `dy`.
-fn segments_backward<'a>(group: &'a Group, dy: View<'a, bf16>) -> Vec<SegmentBackward<'a>> {
+fn segments_backward<'a>(group: &'a Group, pinned: &'a PinnedWeights, dy: View<'a, bf16>) -> Vec<SegmentBackward<'a>> {
     let lddy = group.n();
     let mut column = 0;
     let mut segments = Vec::with_capacity(group.segments.len());
     for segment in &group.segments {
         segments.push(SegmentBackward {
             n: segment.n,
-            weight: segment.weight.view(),
+            weight: segment.weight.view(pinned),
             lora: segment.lora.as_ref().map(lora),
             dy: dy.skip(column),
             lddy,
@@ -95,6 +96,7 @@ pub fn lora_down(
     tokens: &Range<usize>,
     x: &CudaBuffer,
     group: &Group,
+    pinned: &PinnedWeights,
     dropout: Option<rng::Dropout>,
     s: &mut CudaBuffer,
     unused: ViewMut<'_, bf16>,
@@ -102,7 +104,7 @@ pub fn lora_down(
 ) -> Result<()> {
     let (m, k) = (tokens.len(), group.k);
     let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s: None, dropout: mask(dropout, tokens) };
-    let mut segments = segments(group, unused);
+    let mut segments = segments(group, pinned, unused);
     Ok(linear::lora_down(&input, &mut segments, s.rows_mut(tokens)?, stream)?)
 }
 
@@ -112,6 +114,7 @@ pub fn forward(
     x: &CudaBuffer,
     s: Option<&CudaBuffer>,
     group: &Group,
+    pinned: &PinnedWeights,
     y: &mut CudaBuffer,
     workspace: ViewMut<'_, bf16>,
     stream: Stream,
@@ -120,7 +123,7 @@ pub fn forward(
     let (m, k) = (tokens.len(), group.k);
     let s = s.map(|s| s.rows(tokens)).transpose()?;
     let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s, dropout: None };
-    let mut segments = segments(group, y.rows_mut(tokens)?);
+    let mut segments = segments(group, pinned, y.rows_mut(tokens)?);
     if let Some(paths) = paths {
         paths.push(linear::path(&input, &mut segments)?);
     }
@@ -131,11 +134,12 @@ pub fn lora_dy_b(
     tokens: &Range<usize>,
     dy: &CudaBuffer,
     group: &Group,
+    pinned: &PinnedWeights,
     t: &mut CudaBuffer,
     stream: Stream,
 ) -> Result<()> {
     let backward = Backward { m: tokens.len(), k: group.k, t: None, dropout: None };
-    let segments = segments_backward(group, dy.rows(tokens)?);
+    let segments = segments_backward(group, pinned, dy.rows(tokens)?);
     Ok(linear_backward::lora_dy_b(&backward, &segments, t.rows_mut(tokens)?, stream)?)
 }
 
@@ -145,6 +149,7 @@ pub fn dx(
     dy: &CudaBuffer,
     t: Option<&CudaBuffer>,
     group: &Group,
+    pinned: &PinnedWeights,
     dropout: Option<rng::Dropout>,
     dx: &mut CudaBuffer,
     workspace: ViewMut<'_, bf16>,
@@ -153,7 +158,7 @@ pub fn dx(
     let (m, k) = (tokens.len(), group.k);
     let t = t.map(|t| t.rows(tokens)).transpose()?;
     let backward = Backward { m, k, t, dropout: mask(dropout, tokens) };
-    let segments = segments_backward(group, dy.rows(tokens)?);
+    let segments = segments_backward(group, pinned, dy.rows(tokens)?);
     let gradient = InputGradient { dx: dx.rows_mut(tokens)?, lddx: k, accumulate: false };
     Ok(linear_backward::dx(&backward, &segments, gradient, workspace, stream)?)
 }
@@ -163,6 +168,7 @@ pub fn gradients(
     tokens: &Range<usize>,
     [x, dy, s, t]: [&CudaBuffer; 4],
     group: &mut Group,
+    pinned: &PinnedWeights,
     dropout: Option<rng::Dropout>,
     workspace: ViewMut<'_, u8>,
     stream: Stream,
@@ -182,7 +188,7 @@ pub fn gradients(
             linear::Lora { r, scale, a, b, adapters: None }
         });
         let dy = dy.rows(tokens)?.skip(column);
-        segments.push(SegmentBackward { n: *n, weight: weight.view(), lora, dy, lddy });
+        segments.push(SegmentBackward { n: *n, weight: weight.view(pinned), lora, dy, lddy });
         pairs.push(pair);
         column += *n;
     }

@@ -19,6 +19,7 @@ mod memory;
 mod offload;
 mod operands;
 mod optimizer;
+mod pinned;
 mod weights;
 
 pub use operands::{CudaBuffer, CudaOffloaded, CudaParam, CudaTable, CudaVector, CudaWeight};
@@ -33,6 +34,7 @@ use loss::LossMemory;
 use memory::{DeviceMemory, Incoming};
 use offload::Offload;
 use optimizer::OptimizerMemory;
+use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
 use qlora_kernels::device::{Buffer, Device, EventTimer};
 use qlora_kernels::ops;
@@ -57,6 +59,7 @@ pub struct Cuda {
     optimizer: OptimizerMemory,
     cache: CacheMemory,
     offload: Offload,
+    pinned: PinnedWeights,
     /// Of each document of the batch as it was given: whether it has tokens.
     batch_documents: Vec<bool>,
     /// What random weights repeat, and the same on the device.
@@ -163,6 +166,7 @@ impl Cuda {
             optimizer: OptimizerMemory::new(&memory)?,
             cache: CacheMemory::new(&memory)?,
             offload: Offload::default(),
+            pinned: PinnedWeights::default(),
             batch_documents: Vec::new(),
             pattern: None,
             events: None,

@@ -1,5 +1,7 @@
 //! Operands of the operations: buffers, frozen weights, trainable tensors.
 
+use super::memory::DeviceMemory;
+use super::pinned::{LayerArrays, PinnedWeights, WeightArray};
 use crate::backend::{BufferShape, OptimizerState, TableShape};
 use crate::error::Result;
 use half::bf16;
@@ -138,7 +140,7 @@ pub struct CudaVector {
 pub enum CudaWeight {
     Nf4(Box<Nf4Memory>),
     /// `[n * k]`
-    Dense(Buffer<bf16>),
+    Dense(WeightArray<bf16>),
 }
 
 /// An NF4 weight as the kernels read it.
@@ -148,49 +150,75 @@ pub struct Nf4Memory {
     pub(super) block_size: usize,
     pub(super) layout: nf4::Layout,
     /// `[ceil(n * k / 2)]`
-    pub(super) codes: Buffer<u8>,
+    pub(super) codes: WeightArray<u8>,
     pub(super) absmax: AbsmaxMemory,
 }
 
 pub(super) enum AbsmaxMemory {
     /// `[blocks]`
-    F32(Buffer<f32>),
+    F32(WeightArray<f32>),
     DoubleQuantized {
         /// `[blocks]`
-        codes: Buffer<u8>,
+        codes: WeightArray<u8>,
         /// `[ceil(blocks / 256)]`
-        nested_absmax: Buffer<f32>,
+        nested_absmax: WeightArray<f32>,
         /// `[256]`
-        nested_map: Buffer<f32>,
+        nested_map: WeightArray<f32>,
         /// `[1]`
-        offset: Buffer<f32>,
+        offset: WeightArray<f32>,
     },
 }
 
 impl CudaWeight {
-    pub(super) fn view(&self) -> linear::Weight<'_> {
+    pub(super) fn view<'a>(&'a self, pinned: &'a PinnedWeights) -> linear::Weight<'a> {
         match self {
-            Self::Nf4(weight) => linear::Weight::Nf4(weight.view()),
-            Self::Dense(weight) => linear::Weight::Dense(weight.view()),
+            Self::Nf4(weight) => linear::Weight::Nf4(weight.view(pinned)),
+            Self::Dense(weight) => linear::Weight::Dense(weight.view(pinned)),
+        }
+    }
+
+    /// The layer of a weight that waits in host memory.
+    pub(super) fn pinned_layer(&self) -> Option<usize> {
+        match self {
+            Self::Nf4(weight) => weight.codes.pinned_layer(),
+            Self::Dense(weight) => weight.pinned_layer(),
+        }
+    }
+
+    /// Appends the weight's arrays to those of its layer.
+    pub(super) fn append_to(&mut self, arrays: &mut LayerArrays, memory: &DeviceMemory) -> Result<()> {
+        let weight = match self {
+            Self::Nf4(weight) => weight,
+            Self::Dense(weight) => return weight.append_to(arrays, memory),
+        };
+        weight.codes.append_to(arrays, memory)?;
+        match &mut weight.absmax {
+            AbsmaxMemory::F32(absmax) => absmax.append_to(arrays, memory),
+            AbsmaxMemory::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
+                codes.append_to(arrays, memory)?;
+                nested_absmax.append_to(arrays, memory)?;
+                nested_map.append_to(arrays, memory)?;
+                offset.append_to(arrays, memory)
+            }
         }
     }
 }
 
 impl Nf4Memory {
-    fn view(&self) -> nf4::Weight<'_> {
+    fn view<'a>(&'a self, pinned: &'a PinnedWeights) -> nf4::Weight<'a> {
         let absmax = match &self.absmax {
-            AbsmaxMemory::F32(absmax) => nf4::Absmax::F32(absmax.view()),
+            AbsmaxMemory::F32(absmax) => nf4::Absmax::F32(absmax.view(pinned)),
             AbsmaxMemory::DoubleQuantized { codes, nested_absmax, nested_map, offset } => {
                 nf4::Absmax::DoubleQuantized {
-                    codes: codes.view(),
-                    nested_absmax: nested_absmax.view(),
-                    nested_map: nested_map.view(),
-                    offset: offset.view(),
+                    codes: codes.view(pinned),
+                    nested_absmax: nested_absmax.view(pinned),
+                    nested_map: nested_map.view(pinned),
+                    offset: offset.view(pinned),
                 }
             }
         };
         let &Self { n, k, block_size, layout, .. } = self;
-        nf4::Weight { n, k, block_size, layout, codes: self.codes.view(), absmax }
+        nf4::Weight { n, k, block_size, layout, codes: self.codes.view(pinned), absmax }
     }
 }
 

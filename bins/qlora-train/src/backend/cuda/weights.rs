@@ -1,6 +1,7 @@
 //! Frozen weights, from the checkpoint to the device.
 
 use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
+use super::pinned::{self, WeightArray};
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
 use super::{Rope, limits, linear};
 use crate::backend::weights::quantize;
@@ -87,14 +88,14 @@ impl Cuda {
                 }
             };
             AbsmaxMemory::DoubleQuantized {
-                codes,
-                nested_absmax: memory.upload(
+                codes: WeightArray::Device(codes),
+                nested_absmax: WeightArray::Device(memory.upload(
                     name,
                     blocks.div_ceil(NESTED_BLOCK_SIZE),
                     parts.as_ref().map(|parts| parts.1),
-                )?,
-                nested_map: memory.upload(name, 256, parts.as_ref().map(|parts| parts.2))?,
-                offset: memory.upload(name, 1, parts.as_ref().map(|parts| &parts.3[..]))?,
+                )?),
+                nested_map: WeightArray::Device(memory.upload(name, 256, parts.as_ref().map(|parts| parts.2))?),
+                offset: WeightArray::Device(memory.upload(name, 1, parts.as_ref().map(|parts| &parts.3[..]))?),
             }
         } else {
             let ordered = stored_absmax.map(|absmax| match (absmax, layout) {
@@ -104,7 +105,7 @@ impl Cuda {
                 }
                 (Absmax::DoubleQuantized { .. }, _) => unreachable!("checked"),
             });
-            AbsmaxMemory::F32(memory.upload(name, blocks, ordered.as_deref())?)
+            AbsmaxMemory::F32(WeightArray::Device(memory.upload(name, blocks, ordered.as_deref())?))
         };
         let len = (n * k).div_ceil(2);
         let codes = match codes {
@@ -118,7 +119,7 @@ impl Cuda {
             Some(Codes::Stored(codes)) => memory.upload(name, len, Some(codes))?,
             None => memory.take(name, len)?,
         };
-        Ok(Nf4Memory { n, k, block_size, layout, codes, absmax })
+        Ok(Nf4Memory { n, k, block_size, layout, codes: WeightArray::Device(codes), absmax })
     }
 }
 
@@ -140,7 +141,8 @@ impl Weights for Cuda {
                 Some(_) => unreachable!("a weight that is stored in NF4 is held in NF4"),
                 None => None,
             };
-            return Ok(CudaWeight::Dense(self.memory.upload("weights", n * k, values.as_deref())?));
+            let weight = self.memory.upload("weights", n * k, values.as_deref())?;
+            return Ok(CudaWeight::Dense(WeightArray::Device(weight)));
         };
         let options = Nf4Options { block_size, double_quant };
         let matrix = match stored {
@@ -156,6 +158,21 @@ impl Weights for Cuda {
         check(name, &matrix, &options)?;
         let values = Some((Codes::Stored(matrix.codes()), matrix.absmax()));
         Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, values)?)))
+    }
+
+    fn pin_weights(&mut self, groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
+        let segments = groups.into_iter().flat_map(|group| &mut group.segments);
+        self.pinned.pin(&self.memory, segments.map(|segment| &mut segment.weight).collect())
+    }
+
+    fn prefetch_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
+        let Some(layer) = pinned::layer_of(&groups) else { return Ok(()) };
+        self.pinned.prefetch(&self.memory, layer).map(|_| ())
+    }
+
+    fn wait_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
+        let Some(layer) = pinned::layer_of(&groups) else { return Ok(()) };
+        self.pinned.wait(&self.memory, layer)
     }
 
     fn table(
