@@ -50,9 +50,7 @@ choices! {
     /// Arithmetic of the CPU.
     Compute {
         F32: "f32" | "float32" | "fp32",
-        Bf16: "bf16" | "bfloat16",
-        /// The fastest that the processor has
-        Auto: "auto"
+        Bf16: "bf16" | "bfloat16"
     } not yet { "fp16", "float16" }
 
     /// Shape of the learning rate over the run.

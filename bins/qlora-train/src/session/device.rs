@@ -107,7 +107,7 @@ impl Device {
     fn computing(self, settings: &Settings) -> Result<Self> {
         match (&self, settings.compute) {
             (Self::Cuda(_), Some(config::Compute::F32)) => crate::refuse!(
-                "`compute`: found f32, expected bf16 or auto: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
+                "`compute`: found f32, expected bf16: a GPU holds activations in bf16; leave it out, or use `--device cpu`"
             ),
             _ => Ok(self),
         }
@@ -250,10 +250,10 @@ impl Device {
 /// What the settings ask the CPU to compute in. Refused: bf16 on a processor without the instructions.
 fn precision(settings: &Settings) -> Result<Precision> {
     match (settings.compute, Isa::detect()) {
-        (Some(config::Compute::Bf16 | config::Compute::Auto), Some(isa)) => Ok(Precision::Bf16(isa)),
-        (Some(config::Compute::Bf16), None) => crate::refuse!(
-            "`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32 or auto"
-        ),
-        (None | Some(config::Compute::F32 | config::Compute::Auto), _) => Ok(Precision::F32),
+        (Some(config::Compute::Bf16), Some(isa)) => Ok(Precision::Bf16(isa)),
+        (Some(config::Compute::Bf16), None) => {
+            crate::refuse!("`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32")
+        }
+        (None | Some(config::Compute::F32), _) => Ok(Precision::F32),
     }
 }
