@@ -159,13 +159,13 @@ pub const MUTANTS: &[Mutant] = &[
         "for (int64_t k = 0; k + 1 < view.k; ++k) {\n        int64_t i = n * view.k + k;",
         GENERIC,
     ),
-    mutant("dequantize: swapped nibbles", "nf4/dequantize.cu", "(i % 2 ? 0 : 4)", "(i % 2 ? 4 : 0)", "nf4::dequantis"),
+    mutant("dequantize: swapped nibbles", "nf4/dequantize.cu", "(i % 2 ? 0 : 4)", "(i % 2 ? 4 : 0)", "nf4::dequantiz"),
     mutant(
         "dequantize: removed barrier after the codebook",
         "nf4/dequantize.cu",
         "    __syncthreads();\n    int64_t first",
         "    int64_t first",
-        "nf4::dequantis",
+        "nf4::dequantiz",
     ),
     mutant(
         "quantize: swapped nibbles",
