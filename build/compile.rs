@@ -1,4 +1,4 @@
-//! How the kernels of `cuda/` are compiled, for build.rs and for `cargo xtask install-lib`. The flags are files beside
+//! Compilation of the kernels of `cuda/`, for build.rs and for `cargo xtask install-lib`. The flags are files beside
 //! `cuda/CMakeLists.txt`, which reads them too.
 //!
 //! An object is compiled again only if the hash of its source, all headers, the flags and the compiler's version

@@ -1,4 +1,4 @@
-//! How the base's linear weights were held while an adapter was trained on them, as its metadata keeps it.
+//! The recipe of a base: how its linear weights were held while an adapter was trained on them, as its metadata keeps it.
 
 use std::fmt;
 

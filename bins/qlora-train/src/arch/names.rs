@@ -1,4 +1,4 @@
-//! What the tensors of a family are called.
+//! Names of a family's tensors.
 
 use super::{Arch, Projection};
 

@@ -24,7 +24,7 @@ impl StateFormat {
         OptimizerState::Blockwise8 { m: vec![0; len], m_absmax: absmax.clone(), v: vec![0; len], v_absmax: absmax }
     }
 
-    /// Of the states of a tensor of `len` elements.
+    /// Bytes of the states of a tensor of `len` elements.
     pub fn bytes(self, len: usize) -> u64 {
         match self {
             Self::Blockwise8 if len >= MIN_8BIT_LEN => 2 * (len as u64 + len.div_ceil(BLOCK_SIZE) as u64 * 4),

@@ -43,7 +43,7 @@ pub struct Trace {
     pub(super) scope: Scope,
     /// Names of the operations that an event was recorded after, in order.
     pub(super) kinds: Vec<&'static str>,
-    /// Of all operations, whatever is traced.
+    /// FLOPs of all operations, whatever is traced.
     pub(super) flops: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What a launcher of several processes put into the environment.
+//! Rank and world size that a launcher of several processes put into the environment.
 
 use crate::error::Result;
 use crate::refuse;

@@ -1,4 +1,4 @@
-//! What commonly goes wrong with the special tokens of rows, counted over those that are trained on.
+//! Common faults of the special tokens of rows, counted over those that are trained on.
 
 use std::fmt;
 

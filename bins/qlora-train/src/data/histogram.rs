@@ -1,4 +1,4 @@
-//! How long the rows of a data set are.
+//! A histogram of the lengths of rows.
 
 use std::fmt;
 

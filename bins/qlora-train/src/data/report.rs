@@ -1,4 +1,4 @@
-//! What became of the rows of the data files: printed before a run, so that nothing is left out without a word.
+//! The report on the rows of the data files: printed before a run, so that nothing is left out without a word.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

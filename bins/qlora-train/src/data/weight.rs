@@ -1,4 +1,4 @@
-//! How much of the loss a row, a turn or a part of a turn has, by the keys that trainers use for it.
+//! The share of the loss that a row, a turn or a part of a turn has, by the keys that trainers use for it.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! What the backward pass of a layer works from.
+//! Activations of a layer: kept, recomputed or offloaded for the backward pass.
 
 use std::fmt;
 

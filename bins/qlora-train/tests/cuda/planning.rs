@@ -1,4 +1,4 @@
-//! What a run takes of the device's memory is what its plan says, to the byte.
+//! Plans of device memory: a run takes what its plan says, to the byte.
 
 use crate::commands::Directory;
 use crate::runs::train;

@@ -224,7 +224,7 @@ impl Nf4Memory {
 
 /// A trainable tensor of n elements.
 pub struct CudaParam {
-    /// Of all tensors of this process: names the tensor in the optimiser's table.
+    /// A number that no other tensor of this process has; names it in the optimizer's table.
     pub(super) id: u64,
     /// `[n]`: the master copy
     pub(super) value: Buffer<f32>,
