@@ -70,13 +70,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let data = TrainingData::load(&settings, &loaded)?;
     let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
     let resumes = settings.resume_from_checkpoint != Resume::No;
-    let found = match check_output_dir(&output, &identity, resumes) {
-        Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(&output) => {
-            warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
-            remove_run(&output)?;
-            Found::Nothing
-        }
-        found => found?,
+    // Another run that is to be overwritten is removed when nothing can be refused any more.
+    let (found, overwrites) = match check_output_dir(&output, &identity, resumes) {
+        Err(error) if settings.overwrite_output_dir && error.is_usage() && holds_run(&output) => (Found::Nothing, true),
+        found => (found?, false),
     };
     if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
@@ -88,10 +85,13 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         );
         return Ok(TrainOutcome { summary: finished, adapter: output });
     }
-    if lock.is_some() {
+    if lock.is_some() && !overwrites {
         checkpoints::recover(&output)?;
     }
-    let saved = resume::choose(&settings, &output, &identity)?;
+    let saved = match &settings.resume_from_checkpoint {
+        Resume::No | Resume::Latest if overwrites => None,
+        _ => resume::choose(&settings, &output, &identity)?,
+    };
 
     if let Some(saved) = &saved {
         saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
@@ -107,7 +107,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let bytes = plan.run_bytes;
-    device.run(Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes })
+    device.run(Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes })
 }
 
 /// The adapter that a run begins with. Refused: other ranks, alphas or layers than the run's.
@@ -137,6 +137,8 @@ struct Prepared {
     settings: Settings,
     output: PathBuf,
     lock: Option<OutputLock>,
+    /// Whether `output` holds another run, which this one takes the place of.
+    overwrites: bool,
     loaded: Loaded,
     identity: Identity,
     saved: Option<Snapshot>,
@@ -155,7 +157,7 @@ impl DeviceJob for Prepared {
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, lock, loaded, identity, saved, data, spec, bytes: _ } = prepared;
+    let Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes: _ } = prepared;
     let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
     let pairs = init.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
     let mut source = CheckpointSource::new(&loaded.checkpoint, pairs, settings.seed);
@@ -163,7 +165,9 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
     let fingerprint = source.finish()?;
-    check_recorded_base(&output, &fingerprint)?;
+    if !overwrites {
+        check_recorded_base(&output, &fingerprint)?;
+    }
     if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
         let warnings = adapter.check_base(loaded.checkpoint.arch(), &fingerprint, loaded.checkpoint.base_name());
         for told in warnings.context(|| path.display().to_string())? {
@@ -178,6 +182,10 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     }
 
     // What was refused until here left no trace.
+    if overwrites {
+        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
+        remove_run(&output)?;
+    }
     let _lock = match lock {
         Some(lock) => lock,
         None => {

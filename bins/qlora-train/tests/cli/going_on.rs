@@ -59,6 +59,13 @@ fn overwriting_removes_another_run_and_nothing_else() {
     assert_eq!(sandbox.read("out/notes.txt"), "mine");
     assert_eq!(sandbox.json("out/run.json")["finished"]["steps"], 1);
     assert!(!sandbox.names("out").iter().any(|name| name == "checkpoint-2"));
+    // What is refused removes nothing, at whatever stage.
+    let before = sandbox.files();
+    for refused in ["--host-memory 1MiB", "--init-adapter first", "--lora-r 4096"] {
+        let line = format!("--max-steps 2 --overwrite-output-dir {refused}");
+        assert_eq!(sandbox.train_into("out", &line).status, Some(2), "{refused}");
+        assert!(sandbox.files() == before, "{refused}: something was removed or written");
+    }
     // A model is no run.
     sandbox.train("--output-dir model --overwrite-output-dir").ended(2, &["found config.json without run.json"]);
 }
