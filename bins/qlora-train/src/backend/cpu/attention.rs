@@ -20,7 +20,7 @@ pub fn scratch(tokens: usize) -> usize {
 }
 
 /// The parts of `rows` that lie in one document each, with that document.
-fn documents(boundaries: &[u32], rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+pub fn documents(boundaries: &[u32], rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     boundaries.windows(2).map(|w| w[0] as usize..w[1] as usize).filter_map(move |document| {
         let part = rows.start.max(document.start)..rows.end.min(document.end);
         (!part.is_empty()).then_some((part, document))

@@ -96,12 +96,8 @@ const ZEPHYR: &str = r"{%- for message in messages %}
 {{- '<|assistant|>\n' }}
 {%- endif %}";
 
-const PHI3: &str = r"{%- for message in messages %}
-{{- '<|' + message['role'] + '|>\n' + (message['content'] or '') + END_OF_TURN + '\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|assistant|>\n' }}
-{%- endif %}";
+/// The markup is Zephyr's; the token that ends a turn is another.
+const PHI3: &str = ZEPHYR;
 
 /// Beginning of the templates that have no system turn: its text stands in the first turn of the user.
 const SYSTEM_IN_FIRST_TURN: &str = r"{%- if messages and messages[0]['role'] == 'system' %}

@@ -6,6 +6,7 @@
 use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
 use super::isa::{self, Isa, LANES, WIDTH};
 use super::rows::{round, round_row, widen};
+use crate::backend::cpu::attention::documents;
 use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};
 use half::bf16;
 use qlora_kernels::shape::AttentionShape;
@@ -71,14 +72,6 @@ impl<'a> Head<'a> {
     fn rows(&self, tokens: Range<usize>) -> Rows<'a> {
         Rows { data: &self.data[tokens.start * self.stride + self.column..], stride: self.stride }
     }
-}
-
-/// The parts of `rows` that lie in one document each, with that document.
-fn documents(boundaries: &[u32], rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    boundaries.windows(2).map(|w| w[0] as usize..w[1] as usize).filter_map(move |document| {
-        let part = rows.start.max(document.start)..rows.end.min(document.end);
-        (!part.is_empty()).then_some((part, document))
-    })
 }
 
 fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
