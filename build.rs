@@ -129,7 +129,8 @@ fn archive(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> co
     Ok(())
 }
 
-/// Links the objects into a shared library, which the tests find where cargo says that the build script's libraries are.
+/// Links the objects into a shared library, which the tests find where cargo says that the build script's libraries
+/// are.
 fn share(compiler: &Compiler, files: &[PathBuf], kind: &str, name: &str) -> compile::Result<()> {
     let library = out_dir().join(format!("lib{name}.so"));
     let objects = objects(compiler, files, kind)?;

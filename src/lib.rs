@@ -1,13 +1,13 @@
-//! NF4 double-quantised storage and fused QLoRA kernels.
+//! NF4 double-quantized storage and fused QLoRA kernels.
 //!
-//! - [`nf4`]: the storage format, quantise and dequantise, in plain Rust;
+//! - [`nf4`]: the storage format, quantize and dequantize, in plain Rust;
 //! - [`optim`]: AdamW, and [`optim8bit`], its states in 8 bits;
 //! - [`shape`] and [`rope`]: the shapes of attention and the angles of the rotary embedding;
 //! - [`mod@reference`]: naive, generic implementations of every operation of a Llama step, the oracle of every test;
 //! - [`device`]: device memory, on a GPU (feature `cuda`) or on the host (feature `emulation`, for tests);
 //! - [`ops`]: the GPU kernels behind checked functions, and [`sys`] their C interface as generated;
 //! - [`weights`]: NF4 weights in device memory;
-//! - [`rng`]: the random numbers of dropout and initialisation.
+//! - [`rng`]: the random numbers of dropout and initialization.
 
 #![deny(unsafe_code)]
 

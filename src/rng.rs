@@ -64,7 +64,7 @@ impl Dropout {
     }
 }
 
-/// A stream of numbers for host-side work (initialisation, shuffling): Philox under a running counter.
+/// A stream of numbers for host-side work (initialization, shuffling): Philox under a running counter.
 #[derive(Clone, Debug)]
 pub struct Stream {
     key: [u32; 2],

@@ -191,7 +191,7 @@ fn blockwise_states_follow_bitsandbytes() {
 
 /// As it is on a CPU, bitsandbytes finds codes in a table of 65,536 equal bins: one code for all values below 1.5e-5 of
 /// their block's largest. Where gradients differ by ten binary orders of magnitude in a block, half of its second
-/// moments are such. In the first update, where both quantise the same moments, no code is worse than that table makes
+/// moments are such. In the first update, where both quantize the same moments, no code is worse than that table makes
 /// it.
 #[test]
 fn bitsandbytes_with_its_cpu_table_chooses_codes_within_the_tables_bins() {

@@ -44,7 +44,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// One element at a time, by the words of the format: the oracle of `quantize` without double quantisation.
+/// One element at a time, by the words of the format: the oracle of `quantize` without double quantization.
 fn quantize_naively(weight: &[f32], block_size: usize) -> (Vec<u8>, Vec<f32>) {
     let mut codes = Vec::new();
     let mut absmax = Vec::new();
@@ -146,7 +146,7 @@ proptest! {
         let matrix = Nf4Matrix::quantize(&weight, rows, cols, &Nf4Options { double_quant: true, ..options }).unwrap();
         prop_assert_eq!(matrix.codes(), plain.codes());
         let Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } = matrix.absmax()
-        else { panic!("double quantisation was asked for") };
+        else { panic!("double quantization was asked for") };
         prop_assert_eq!(nested_map.as_ref(), dynamic_map_signed());
         prop_assert_eq!(*nested_block_size, NESTED_BLOCK_SIZE);
         let mut sum = 0f64;

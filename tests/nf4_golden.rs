@@ -55,7 +55,7 @@ fn input(file: &SafeTensors, case: &str) -> (Vec<f32>, usize, usize) {
     (f32s(file, &name), rows, cols)
 }
 
-/// The double-quantised absmax that a golden file holds under `key`.
+/// The double-quantized absmax that a golden file holds under `key`.
 fn nested(file: &SafeTensors, key: &str, nested_map: &[f32; 256]) -> Absmax {
     Absmax::DoubleQuantized {
         codes: u8s(file, &format!("{key}.nested.codes")),
@@ -118,10 +118,10 @@ fn their_tensors_dequantize_bit_exactly() {
             Nf4Matrix::from_parts(rows, cols, block_size, code, codes, absmax).unwrap_or_else(|e| panic!("{key}: {e}"))
         };
         let plain = matrix(Absmax::F32(f32s(&file, &format!("{key}.absmax"))));
-        assert_eq!(bits(&plain.dequantize()), bits(&f32s(&file, &format!("{key}.dequantised"))), "{key}");
+        assert_eq!(bits(&plain.dequantize()), bits(&f32s(&file, &format!("{key}.dequantized"))), "{key}");
         let nested = matrix(nested(&file, &key, &map));
-        assert_eq!(bits(&nested.dequantize()), bits(&f32s(&file, &format!("{key}.nested.dequantised"))), "{key}");
-        let theirs: Vec<u16> = numbers(&file, &format!("{key}.nested.dequantised_bf16"), u16::from_le_bytes);
+        assert_eq!(bits(&nested.dequantize()), bits(&f32s(&file, &format!("{key}.nested.dequantized"))), "{key}");
+        let theirs: Vec<u16> = numbers(&file, &format!("{key}.nested.dequantized_bf16"), u16::from_le_bytes);
         let ours: Vec<u16> = nested.dequantize_bf16().iter().map(|x| x.to_bits()).collect();
         assert_eq!(ours, theirs, "{key} in bf16");
     }
@@ -133,7 +133,7 @@ fn their_tensors_dequantize_bit_exactly() {
 fn count_differing(what: &str, absmax: &[f32], ours: &Absmax, theirs: &[u8]) -> usize {
     const BIN: f32 = 2.0 / 65536.0;
     let Absmax::DoubleQuantized { codes, nested_absmax, nested_map, offset, .. } = ours else {
-        panic!("double quantisation was asked for")
+        panic!("double quantization was asked for")
     };
     assert_eq!(codes.len(), theirs.len(), "{what}");
     for (i, (&ours, &theirs)) in codes.iter().zip(theirs).enumerate() {
@@ -166,7 +166,7 @@ fn nested_codes_of_slices_differ_within_the_bins_of_their_table() {
 
 /// All 210 linear weights of a real model: codes and absmax as bitsandbytes has them; nested codes, nested absmax,
 /// offset and dequantized weights as an independent implementation of the project's rules has them; and how far the
-/// two double quantisations lie apart.
+/// two double quantizations lie apart.
 #[test]
 fn a_whole_model_quantizes_to_the_recorded_digests() {
     let models = std::env::var_os("QLORA_MODELS")
@@ -192,13 +192,13 @@ fn a_whole_model_quantizes_to_the_recorded_digests() {
         let Absmax::F32(plain_absmax) = plain.absmax() else { panic!("f32 absmax was asked for") };
         assert_eq!(sha256(&le_bytes(plain_absmax)), expected["absmax_sha256"], "absmax of {name}");
         let Absmax::DoubleQuantized { codes, nested_absmax, offset, .. } = ours.absmax() else {
-            panic!("double quantisation was asked for")
+            panic!("double quantization was asked for")
         };
         assert_eq!(f64::from(*offset), expected["own_nested_offset"], "offset of {name}");
         assert_eq!(sha256(&le_bytes(nested_absmax)), expected["own_nested_absmax_sha256"], "nested absmax of {name}");
         assert_eq!(sha256(codes), expected["own_nested_codes_sha256"], "nested codes of {name}");
         let dequantized = ours.dequantize();
-        assert_eq!(sha256(&le_bytes(&dequantized)), expected["own_dequantised_sha256"], "dequantized {name}");
+        assert_eq!(sha256(&le_bytes(&dequantized)), expected["own_dequantized_sha256"], "dequantized {name}");
 
         // bitsandbytes' own states are kept for the first two blocks.
         let key = name.trim_end_matches(".weight");
@@ -210,7 +210,7 @@ fn a_whole_model_quantizes_to_the_recorded_digests() {
             let theirs = Nf4Matrix::from_parts(rows, cols, 64, CODE, ours.codes().to_vec(), absmax).unwrap();
             let distances = dequantized.iter().zip(theirs.dequantize()).map(|(ours, theirs)| (ours - theirs).abs());
             let farthest = distances.fold(0.0, f32::max);
-            assert_eq!(f64::from(farthest), expected["largest_dequantised_difference"], "dequantized {name}");
+            assert_eq!(f64::from(farthest), expected["largest_dequantized_difference"], "dequantized {name}");
             (differing, count, largest) = (differing + here, count + codes.len(), largest.max(farthest));
         }
     }

@@ -53,7 +53,7 @@ fn parts_of_wrong_length_or_value_are_refused() {
     assert!(refusal(65, nested(3, vec![1.0; 2], 256, 0.0)).contains("nested_absmax of a 3 x 43"));
     assert!(refusal(65, nested(3, vec![1.0], 0, 0.0)).contains("nested block size 0"));
     assert!(refusal(65, nested(3, vec![1.0], 256, f32::INFINITY)).contains("nested_offset[0] is inf"));
-    assert!(refusal(65, nested(3, vec![f32::MAX], 256, -f32::MAX)).contains("dequantised absmax[0] is -inf"));
+    assert!(refusal(65, nested(3, vec![f32::MAX], 256, -f32::MAX)).contains("dequantized absmax[0] is -inf"));
     let codebook = [f32::NAN; 16];
     let error = Nf4Matrix::from_parts(1, 2, 64, codebook, vec![0], Absmax::F32(vec![1.0])).unwrap_err();
     assert!(error.to_string().contains("quant_map[0] is NaN"));

@@ -58,7 +58,7 @@ fn a_value_on_a_threshold_takes_the_lower_code() {
     }
 }
 
-/// Every entry, and every midpoint with its two neighbouring floats: a tie takes the even entry.
+/// Every entry, and every midpoint with its two neighboring floats: a tie takes the even entry.
 #[test]
 fn dynamic_codes_are_right_on_and_around_every_midpoint() {
     for map in [dynamic_map_signed(), dynamic_map_unsigned()] {

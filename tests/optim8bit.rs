@@ -1,4 +1,4 @@
-//! 8-bit optimiser states: the codes against the search that defines them, and AdamW on them against the f64 reference.
+//! 8-bit optimizer states: the codes against the search that defines them, and AdamW on them against the f64 reference.
 
 use proptest::prelude::*;
 use qlora_kernels::nf4::dynamic_code;
@@ -17,7 +17,7 @@ fn assert_code(quantizer: &Quantizer, x: f32) {
     assert_eq!(quantizer.code(x), dynamic_code(quantizer.map(), x).max(raised.into()), "{x:e}");
 }
 
-/// Where a code could go wrong: thresholds between codes, edges of the bins, and their neighbouring floats.
+/// Where a code could go wrong: thresholds between codes, edges of the bins, and their neighboring floats.
 #[test]
 fn codes_are_those_of_the_binary_search_at_every_edge() {
     for (quantizer, signed) in quantizers() {
@@ -70,7 +70,7 @@ proptest! {
     }
 
     /// The error of a moment after an update is at most half the widest step of its map, times the block's absmax; that
-    /// of a value is f32 rounding of an update with the dequantised moments.
+    /// of a value is f32 rounding of an update with the dequantized moments.
     #[test]
     fn an_update_is_the_references_between_two_quantizations(seed in any::<u64>(), n in 1usize..900, step in 1u64..9) {
         let stream = &mut Stream::new(seed, 0);

@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 pub fn run(mut criterion: Criterion, quick: bool) {
     println!(
-        "NOT A GPU: these are the CPU's quantise, dequantise and reference code; they say nothing about the kernels."
+        "NOT A GPU: these are the CPU's quantize, dequantize and reference code; they say nothing about the kernels."
     );
     let (n, k) = if quick { (1024, 1024) } else { (1024, 8192) };
     let mut stream = Stream::new(1, 1);
@@ -17,15 +17,15 @@ pub fn run(mut criterion: Criterion, quick: bool) {
     let options = Nf4Options::default();
     let matrix = Nf4Matrix::quantize(&weight, n, k, &options).expect("finite weights of a valid shape");
     let again = Nf4Matrix::quantize(&matrix.dequantize(), n, k, &options).expect("as above");
-    assert_eq!(matrix.codes(), again.codes(), "verified before it is timed: quantising is idempotent in its codes");
+    assert_eq!(matrix.codes(), again.codes(), "verified before it is timed: quantizing is idempotent in its codes");
     let mut group = criterion.benchmark_group(format!("CPU {n}×{k}"));
     group.throughput(Throughput::Bytes((n * k * 4 + matrix.bytes()) as u64));
-    group.bench_function("quantise f32", |bencher| {
+    group.bench_function("quantize f32", |bencher| {
         bencher.iter(|| Nf4Matrix::quantize(black_box(&weight), n, k, &options));
     });
-    group.bench_function("dequantise f32", |bencher| bencher.iter(|| black_box(&matrix).dequantize()));
+    group.bench_function("dequantize f32", |bencher| bencher.iter(|| black_box(&matrix).dequantize()));
     group.throughput(Throughput::Bytes((n * k * 2 + matrix.bytes()) as u64));
-    group.bench_function("dequantise bf16", |bencher| bencher.iter(|| black_box(&matrix).dequantize_bf16()));
+    group.bench_function("dequantize bf16", |bencher| bencher.iter(|| black_box(&matrix).dequantize_bf16()));
     let (m, mut y) = (4, vec![0.0; 4 * n]);
     let x = values(m * k);
     group.throughput(Throughput::Elements((2 * m * n * k) as u64));

@@ -1,4 +1,4 @@
-//! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantise + cuBLASLt, plain
+//! The linear layers of a Llama 70B, each group as one call, forward and dX, against dequantize + cuBLASLt, plain
 //! cuBLASLt, and the same kernel on bf16 weights.
 
 use crate::gpu::{Bench, Result, shown, text};
@@ -225,7 +225,7 @@ fn measure<P: Pass>(bench: &mut Bench<'_>, group: &Group, tokens: &[usize], libr
     if let Some(library) = library {
         let of = |m| P::dispatched(linear(m, k, n, R, false), Dispatch::DequantizeCublasLt(library));
         let mut buffers = upload(bench, 1, &of(most), &host)?;
-        let times = times::<P, _>(bench, group, "dequantise + cuBLASLt", &host, tokens, &mut buffers, of);
+        let times = times::<P, _>(bench, group, "dequantize + cuBLASLt", &host, tokens, &mut buffers, of);
         library_times = Some(times);
     }
     let host = P::merged(&host, group, most);
@@ -268,7 +268,7 @@ fn line(row: &Row, name: &str) -> String {
     let ratio = |value: Option<f64>| value.map_or("?".into(), |value| format!("{value:.2}×"));
     let number = |value: Option<f64>| value.map_or("?".into(), |value| format!("{value:.0}"));
     format!(
-        "{} dequantise + cuBLASLt, {} cuBLASLt without LoRA, {} bf16 weights, {}% of copy | {} TFLOP/s, {} GB/s, {}, LoRA {} | {name}, {}",
+        "{} dequantize + cuBLASLt, {} cuBLASLt without LoRA, {} bf16 weights, {}% of copy | {} TFLOP/s, {} GB/s, {}, LoRA {} | {name}, {}",
         ratio(row.over_dequantize_cublaslt),
         ratio(row.over_cublaslt),
         ratio(row.over_bf16_weights),

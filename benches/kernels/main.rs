@@ -30,7 +30,7 @@ const USAGE: &str = "usage: kernels --bench [--quick] [--record DIR] [FILTER]
   --quick       fewer shapes
   --record DIR  write DIR/<date>-<time>-<gpu>.json
   --facts       says which GPU there is; exit status 3: none
-  FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantise";
+  FILTER        only what has this in its name, for example gate-up, \"M 512\", dequantize";
 
 #[derive(Default)]
 struct Options {

@@ -1,4 +1,4 @@
-//! The optimiser over the LoRA pairs of a Llama 70B: one update, and the norm of the gradients, each judged against the
+//! The optimizer over the LoRA pairs of a Llama 70B: one update, and the norm of the gradients, each judged against the
 //! copy bandwidth.
 
 use crate::gpu::{Bench, Result, text};

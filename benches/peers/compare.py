@@ -4,7 +4,7 @@
     python benches/peers/compare.py MODEL_DIR [--device cpu|cuda] [--binary target/release/qlora-train] [--repeats 3]
     python benches/peers/compare.py --config config.json --device cuda ...
 
-All fine-tune the same model in NF4 with double quantisation, LoRA r 16 on all linear layers, AdamW, on the same rows of
+All fine-tune the same model in NF4 with double quantization, LoRA r 16 on all linear layers, AdamW, on the same rows of
 token ids, all supervised, --batch rows a step. `--config` makes a model of that shape from random weights, for all alike.
 A figure is the wall time of a process with the larger number of --steps minus that of one with the smaller, divided by
 the difference: start, load and first touches cancel. Memory is the largest that was seen in the longer run: on a CPU

@@ -84,7 +84,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
 
 #ifdef QK_EMULATION
 // Four 8 x 8 matrices of 16-bit elements; lane l brings the address of row l % 8 of matrix l / 8 and gets two
-// neighbours of each.
+// neighbors of each.
 template <bool transposed> void emulated_ldmatrix(uint32_t (&d)[4], const void *row, emulation::Site site) {
     emulation::check_shared(row, 16, site);
     struct Slot { const void *row; uint32_t *d; } slot = {row, d};

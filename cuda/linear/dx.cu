@@ -9,7 +9,7 @@
 //
 // The transpose. Column g of a warp's j-th group of 8 is its column 4g + j: lane (g, t) reads 16 bits, 4 codes, of each
 // of 4 rows a step, applies each row's absmax in f32, and packs rows n, n + 1 of a column as the instruction wants
-// them. Its sums are then those of 8 neighbouring columns.
+// them. Its sums are then those of 8 neighboring columns.
 //
 // Shared memory: 16-byte chunks at chunk ^ row % 8 (bf16) and chunk ^ row / 2 % 4 (codes), so that no load conflicts.
 // Largest: 76.1 KB (NF4), 97.1 KB (bf16). Preconditions: K % 64 == 0, lddy % 8 == 0, block size 64; M, N, r any. Limit
@@ -423,7 +423,7 @@ template <typename C> struct Tile {
     }
 };
 
-// grid: tiles of tokens, fastest, times tiles of columns: neighbours share weights.
+// grid: tiles of tokens, fastest, times tiles of columns: neighbors share weights.
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_dx(BackwardView view) {
     int64_t tiles_m = ceil_div(view.m, C::kM);
     Tile<C> tile = {view, int(blockIdx.x % tiles_m) * C::kM, int(blockIdx.x / tiles_m) * C::kK, {}};

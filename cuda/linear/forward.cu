@@ -8,7 +8,7 @@
 //
 // Shared memory: 16-byte chunks of X (and of bf16 rows) at chunk ^ (row & 1), code rows at row ^ (row & 8) / 4, so that
 // no load conflicts. Lane (g, t) of a warp takes weight row 8 * (g / 2) + 2 * j + g % 2 as column g of its j-th group
-// of 8: its sums are then those of 8 neighbouring outputs, one 16-byte store. Largest: 76.9 KB (NF4), 96.1 KB (bf16).
+// of 8: its sums are then those of 8 neighboring outputs, one 16-byte store. Largest: 76.9 KB (NF4), 96.1 KB (bf16).
 // Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64; M, N, r any.
 #include "linear/linear.cuh"
 
@@ -272,7 +272,7 @@ template <typename C> struct Tile {
     }
 };
 
-// grid: tiles of tokens, fastest, times tiles of all segments' rows: neighbours share weights.
+// grid: tiles of tokens, fastest, times tiles of all segments' rows: neighbors share weights.
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_forward(LinearView view) {
     int64_t tiles_m = ceil_div(view.m, C::kM), tile_n = blockIdx.x / tiles_m;
     const SegmentView &segment = view.segments[view.segment_of(tile_n, C::kN, false)];

@@ -1,7 +1,7 @@
 // SwiGLU: out = gate * s * up with s = 1 / (1 + exp(-gate)); backward in place: dgate = dout * up * s * (1 + gate * (1
 // - s)), dup = dout * gate * s. Offsets are 64-bit: gate and up of 37 thousand tokens of a 70B pass 2^31.
 //
-// A thread takes 8 (or 1) neighbours. Bytes: 6 I a row forward, 10 I backward (12 I with `out`).
+// A thread takes 8 (or 1) neighbors. Bytes: 6 I a row forward, 10 I backward (12 I with `out`).
 #include "common/abi.cuh"
 #include "common/rows.cuh"
 

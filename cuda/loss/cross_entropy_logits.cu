@@ -2,7 +2,7 @@
 // exponentials (mma.sync, sm_80 and up). Z itself is stored only where a gradient is wanted.
 //
 // Block: 128 tokens by 256 rows of W, a warp 64 by 64 of them; tiles of 64 features by cp.async through a double
-// buffer. A logit is one f32 sum over the features in order. Blocks of the same rows of W are neighbours, so that W
+// buffer. A logit is one f32 sum over the features in order. Blocks of the same rows of W are neighbors, so that W
 // leaves DRAM once a chunk. Shared memory: 96 KB, 16-byte chunks at chunk ^ row % 8. Preconditions: none on V; H % 8 !=
 // 0 copies W element by element. Limit: 2 H FLOPs a logit on the tensor cores. Beside it stand 4 bytes stored and one
 // exponential a logit.

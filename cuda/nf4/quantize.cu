@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kMeanThreads) mean(const float *values, int64_
     if (thread == 0) *result = float(__ddiv_rn(sums[0], double(count)));
 }
 
-// The 8-bit code of a value: binary search from pivot 127 in the ascending map, then the midpoint towards the neighbour
+// The 8-bit code of a value: binary search from pivot 127 in the ascending map, then the midpoint towards the neighbor
 // on the other side: going up the upper one only if x > mid, going down the lower one only if x < mid.
 __device__ __forceinline__ unsigned encode8(const float *map /* [256] */, float x) {
     int pivot = 127, lower = 0, upper = 255;

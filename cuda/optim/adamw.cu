@@ -3,7 +3,7 @@
 //   value = value * decay - (step_size * m) / (sqrt(v) / root + epsilon); working = bf16(value)
 // States are f32, or 8-bit codes with an absmax for every 256 elements (optim/dynamic_map.cuh), dequantized before and
 // quantized after. Blocks of 256 threads walk over chunks of 4096 elements; a warp updates 256 elements at a time, a
-// lane four and four neighbours 128 apart, so that a warp reads and writes 512 bytes of f32, 256 of bf16 and 128 of
+// lane four and four neighbors 128 apart, so that a warp reads and writes 512 bytes of f32, 256 of bf16 and 128 of
 // codes in a row. Two warp reductions, no atomics. Shared memory: the two maps, 10 KB, only where a tensor has 8-bit
 // states. Limit: memory traffic, 18 bytes an element with 8-bit states and a bf16 copy (26 and 6 more with f32 states).
 // Next come the six reads of shared memory an element (two codes decoded, two found), whose addresses the data choose,

@@ -68,7 +68,7 @@ int main(int argc, char **argv) {
     weight.offset =
         (const float *)uploaded(tensor(&f, "up.b64.nested.offset", 4), 4); /* on the device, like the rest */
     /* What bitsandbytes itself would multiply with: the check's weight. */
-    memcpy(w, tensor(&f, "up.b64.nested.dequantised_bf16", sizeof w), sizeof w);
+    memcpy(w, tensor(&f, "up.b64.nested.dequantized_bf16", sizeof w), sizeof w);
 
     fill(x, MAX_M * K, 1.0f, 1);
     fill(a, R * K, 0.0625f, 2);

@@ -37,7 +37,7 @@ def main(library_path, weights_path):
 
     codes, absmax, nested, nested_map, offset, expected_weight = read(weights_path, [
         "up.b64.codes", "up.b64.nested.codes", "up.b64.nested.absmax", "dynamic_map_signed", "up.b64.nested.offset",
-        "up.b64.nested.dequantised_bf16"])  # the last is bitsandbytes' own: the check's weight
+        "up.b64.nested.dequantized_bf16"])  # the last is bitsandbytes' own: the check's weight
     (n, k), r, scale = expected_weight.shape, 8, 2.0
     random = np.random.default_rng(0)
     a, b = bf16(random, (r, k), 1 / 16), bf16(random, (n, r), 1 / 16)

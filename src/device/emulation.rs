@@ -23,8 +23,9 @@ mod controls {
         unsafe { qk_emulation_launches() }
     }
 
-    /// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a `cudaError_t`: a GPU
-    /// that is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for a whole program.
+    /// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a
+    /// `cudaError_t`: a GPU that is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for
+    /// a whole program.
     pub fn lose(launch: u64, code: i32) {
         // SAFETY: sets two numbers of this OS thread.
         unsafe { qk_emulation_lose(launch, code) }
@@ -34,8 +35,8 @@ mod controls {
 #[cfg(kernels = "emulated")]
 pub use controls::{launches, lose, message};
 
-/// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on. A GPU has its own, which this
-/// leaves alone.
+/// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on. A GPU has its
+/// own, which this leaves alone.
 pub fn set_schedule(seed: u64) {
     #[cfg(kernels = "emulated")]
     // SAFETY: sets a number of this OS thread.

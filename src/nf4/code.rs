@@ -1,4 +1,4 @@
-//! The code tables: 16 NF4 values, and the 256-entry dynamic maps of 8-bit block-wise quantisation.
+//! The code tables: 16 NF4 values, and the 256-entry dynamic maps of 8-bit block-wise quantization.
 
 use std::sync::LazyLock;
 
@@ -37,7 +37,7 @@ pub const THRESHOLDS: [f32; 15] = {
     thresholds
 };
 
-/// The code of a normalised value: how many thresholds it exceeds.
+/// The code of a normalized value: how many thresholds it exceeds.
 #[inline(always)]
 pub(super) fn nf4_code(x: f32) -> u8 {
     THRESHOLDS.iter().map(|&t| u8::from(x > t)).sum()
@@ -61,7 +61,7 @@ pub(crate) fn normalize(block: &mut [f32], absmax: f32) {
 }
 
 /// The signed dynamic map (7 exponent bits of 8; Dettmers, "8-Bit Approximations for Parallelism in Deep Learning",
-/// 2016), ascending: what the second quantisation level stores absmax with. `[127]` is 0; there is no −1.
+/// 2016), ascending: what the second quantization level stores absmax with. `[127]` is 0; there is no −1.
 pub fn dynamic_map_signed() -> &'static [f32; 256] {
     static MAP: LazyLock<[f32; 256]> = LazyLock::new(|| dynamic_map(true));
     &MAP
@@ -100,7 +100,7 @@ fn dynamic_map(signed: bool) -> [f32; 256] {
 }
 
 /// The entry of an ascending `map` nearest to `x`, by the binary search of bitsandbytes: from entry 127 in steps of
-/// 64, 32 … 1, then against the f32 midpoint towards the neighbour. A tie therefore goes to the even entry.
+/// 64, 32 … 1, then against the f32 midpoint towards the neighbor. A tie therefore goes to the even entry.
 pub fn dynamic_code(map: &[f32; 256], x: f32) -> u8 {
     let (mut lower, mut pivot, mut upper) = (0usize, 127usize, 255usize);
     for step in [64, 32, 16, 8, 4, 2, 1] {

@@ -1,4 +1,4 @@
-/// Why a matrix could not be quantised or put together.
+/// Why a matrix could not be quantized or put together.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Nf4Error {
     #[error("NF4 block size {found}: expected a power of two from 32 to 4096 (64 is usual)")]
@@ -13,6 +13,6 @@ pub enum Nf4Error {
     #[error("{part}[{index}] is {value}: NF4 stores finite numbers only")]
     NotFinite { part: &'static str, index: usize, value: f32 },
     /// Magnitudes so near the end of f32's range that a block's scale, stored in 8 bits, would come back infinite.
-    #[error("block {block} has absmax {absmax:e}, which double quantisation turns into {dequantized}: switch it off")]
+    #[error("block {block} has absmax {absmax:e}, which double quantization turns into {dequantized}: switch it off")]
     AbsmaxOverflow { block: usize, absmax: f32, dequantized: f32 },
 }

@@ -113,7 +113,7 @@ impl Nf4Matrix {
             }
         }
         for block in 0..blocks {
-            finite_at("dequantised absmax", block, absmax.at(block))?;
+            finite_at("dequantized absmax", block, absmax.at(block))?;
         }
         Ok(Self { rows, cols, block_size, code, codes, absmax })
     }
@@ -166,14 +166,14 @@ impl Nf4Matrix {
         &self.absmax
     }
 
-    /// The scale of one block as dequantising uses it: for double quantisation a product and a sum, each rounded to
+    /// The scale of one block as dequantizing uses it: for double quantization a product and a sum, each rounded to
     /// f32. Panics when there is no such block.
     #[inline]
     pub fn absmax_at(&self, block: usize) -> f32 {
         self.absmax.at(block)
     }
 
-    /// Bytes of the arrays held: codes, absmax and, under double quantisation, nested absmax and the 256-entry map.
+    /// Bytes of the arrays held: codes, absmax and, under double quantization, nested absmax and the 256-entry map.
     pub fn bytes(&self) -> usize {
         self.codes.len()
             + match &self.absmax {

@@ -6,10 +6,10 @@ use super::{Nf4Error, Nf4Matrix, Nf4Options};
 use half::bf16;
 
 impl Nf4Matrix {
-    /// Quantises a row-major `[rows, cols]` weight.
+    /// Quantizes a row-major `[rows, cols]` weight.
     ///
     /// Refused: another length, a block size that is no power of two from 32 to 4096, a NaN or an infinity (with its
-    /// index in `weight`), and magnitudes near 3e38 whose scale double quantisation cannot represent.
+    /// index in `weight`), and magnitudes near 3e38 whose scale double quantization cannot represent.
     pub fn quantize(weight: &[f32], rows: usize, cols: usize, options: &Nf4Options) -> Result<Self, Nf4Error> {
         quantize_from(weight, rows, cols, options, <[f32]>::copy_from_slice)
     }
@@ -55,7 +55,7 @@ fn quantize_from<T>(
 }
 
 /// The largest magnitude; infinite or NaN if any element is. Magnitudes order as their bits do, and an integer
-/// maximum, unlike a float one, neither loses a NaN nor resists vectorising.
+/// maximum, unlike a float one, neither loses a NaN nor resists vectorizing.
 fn max_magnitude(block: &[f32]) -> f32 {
     f32::from_bits(block.iter().map(|x| x.to_bits() & 0x7FFF_FFFF).fold(0, u32::max))
 }

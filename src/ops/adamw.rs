@@ -37,7 +37,7 @@ pub struct Tensor<'a> {
     pub rate: usize,
 }
 
-/// The tensors of one optimiser, checked.
+/// The tensors of one optimizer, checked.
 #[derive(Debug)]
 pub struct Tensors<'a> {
     described: Vec<sys::qk_adamw_tensor>,

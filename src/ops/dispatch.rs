@@ -14,7 +14,7 @@ pub enum Dispatch<'a> {
     /// The fused kernel that [`linear::path`] or [`linear_backward::path`] names.
     #[default]
     Fused,
-    /// Weights dequantised into the workspace, then products by cuBLASLt, each added to the rounded sum of those
+    /// Weights dequantized into the workspace, then products by cuBLASLt, each added to the rounded sum of those
     /// before: Y is rounded once more where there is a low-rank term, dX once a product. Sums are in the library's
     /// order. Adapters by an index are refused, and dropout in dX.
     DequantizeCublasLt(&'a CublasLt),
@@ -24,7 +24,7 @@ impl std::fmt::Display for Dispatch<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Fused => "fused",
-            Self::DequantizeCublasLt(_) => "dequantise + cuBLASLt",
+            Self::DequantizeCublasLt(_) => "dequantize + cuBLASLt",
         })
     }
 }

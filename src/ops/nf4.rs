@@ -1,4 +1,4 @@
-//! NF4 quantise, dequantise and the transposition of absmax. Formulas: the crate's [`crate::nf4`].
+//! NF4 quantize, dequantize and the transposition of absmax. Formulas: the crate's [`crate::nf4`].
 
 use super::check::Operation;
 use crate::device::{Element, Stream, View, ViewMut};
@@ -48,7 +48,7 @@ pub struct Weight<'a> {
     pub absmax: Absmax<'a>,
 }
 
-/// Where quantising puts the scales.
+/// Where quantizing puts the scales.
 #[derive(Debug)]
 pub enum AbsmaxMut<'a> {
     /// `[blocks]`
@@ -136,7 +136,7 @@ fn blocks(operation: &Operation, n: usize, k: usize, block_size: usize) -> Resul
     Ok((count, count.div_ceil(block_size)))
 }
 
-/// Quantises `weight` `[n, k]`, row-major. `codes` is `[ceil(n * k / 2)]`; absmax comes out in row-major order. The
+/// Quantizes `weight` `[n, k]`, row-major. `codes` is `[ceil(n * k / 2)]`; absmax comes out in row-major order. The
 /// values must be finite: a block with a NaN or an infinity gets that absmax.
 pub fn quantize<T: Float>(
     weight: View<'_, T>,

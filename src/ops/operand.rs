@@ -1,4 +1,5 @@
-//! Operands that the forward and the backward pass of the linear layer share: weights, LoRA pairs and dropout, and their C structs.
+//! Operands that the forward and the backward pass of the linear layer share: weights, LoRA pairs and dropout, and
+//! their C structs.
 
 use super::check::Operation;
 use super::nf4;

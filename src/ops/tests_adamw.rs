@@ -1,4 +1,4 @@
-//! The optimiser's C interface: every named error is reached and nothing is written on the way.
+//! The optimizer's C interface: every named error is reached and nothing is written on the way.
 
 use super::adamw;
 use crate::device::{Buffer, Device};

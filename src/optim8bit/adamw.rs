@@ -3,9 +3,9 @@
 use super::{BLOCK_SIZE, Quantizer};
 use crate::optim::AdamW;
 
-/// One update of `[n]` elements with gradient `gradient_scale · gradient`: the moments are dequantised, updated in f32
+/// One update of `[n]` elements with gradient `gradient_scale · gradient`: the moments are dequantized, updated in f32
 /// as
-/// [`reference::adamw`](crate::reference::adamw) updates them, used for the new value, and quantised again.
+/// [`reference::adamw`](crate::reference::adamw) updates them, used for the new value, and quantized again.
 ///
 /// `m` and `v` are `[n]` codes with `[ceil(n / 256)]` scales. A slice of whole blocks may be updated on its own: blocks
 /// know nothing of each other.

@@ -1,17 +1,17 @@
-//! 8-bit blockwise optimiser states, as bitsandbytes keeps them: a byte an element, an f32 scale for every 256.
+//! 8-bit blockwise optimizer states, as bitsandbytes keeps them: a byte an element, an f32 scale for every 256.
 //!
 //! - **Maps**: the signed dynamic map for the first moment, the unsigned one for the second
 //!   ([`dynamic_map_signed`], [`dynamic_map_unsigned`]).
-//! - **Quantise**: `absmax` is the block's largest magnitude; the code of `x` is the entry nearest to
+//! - **Quantize**: `absmax` is the block's largest magnitude; the code of `x` is the entry nearest to
 //!   `x * (1 / absmax)`, ties to the even entry ([`crate::nf4::dynamic_code`]). Where `1 / absmax` overflows
 //!   (absmax < 2⁻¹²⁸) `x` is divided by absmax instead; a block of zeros takes the code of 0.
 //! - **A second moment above 0 never takes the code of 0**, but at least that of the smallest entry above it: the root
 //!   of 0 would divide the first moment by epsilon alone. Searching bitsandbytes' way, one element of 160 moves by up
 //!   to 16,000 times the learning rate on the gradients of the golden trajectory.
-//! - **Dequantise**: `map[code] * absmax`.
+//! - **Dequantize**: `map[code] * absmax`.
 //! - A block may be shorter only at the tensor's end.
 //!
-//! bitsandbytes' CUDA kernel also moves a first moment whose sign was lost to the neighbouring code (and with it every
+//! bitsandbytes' CUDA kernel also moves a first moment whose sign was lost to the neighboring code (and with it every
 //! −0 away from 0); its CPU code, which the golden trajectory comes from, does not, and neither is it done here.
 
 mod adamw;
@@ -84,7 +84,7 @@ impl Quantizer {
         &self.map
     }
 
-    /// The code nearest to a normalised value, |x| ≤ 1.
+    /// The code nearest to a normalized value, |x| ≤ 1.
     #[inline]
     pub fn code(&self, x: f32) -> u8 {
         let magnitude = x.to_bits() & 0x7FFF_FFFF;
@@ -102,7 +102,7 @@ impl Quantizer {
         }
     }
 
-    /// The codes of one block, which is left normalised, and its absmax.
+    /// The codes of one block, which is left normalized, and its absmax.
     #[inline]
     pub fn quantize(&self, block: &mut [f32], codes: &mut [u8]) -> f32 {
         // Magnitudes order as their bits do.

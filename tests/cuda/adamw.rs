@@ -1,4 +1,4 @@
-//! The optimiser on the device against the plain Rust references, bit for bit, under every schedule.
+//! The optimizer on the device against the plain Rust references, bit for bit, under every schedule.
 
 use lab::adamw::{Described, OptimizerStep};
 use lab::device::{Tally, cases, device};
@@ -75,7 +75,7 @@ fn gradients_that_are_not_finite_name_their_tensor_and_stop_the_update() {
     step.check(&inputs, &found, usize::MAX).unwrap();
 }
 
-/// An optimiser that ignores a tensor's rate, its decay or the clipping would not pass.
+/// An optimizer that ignores a tensor's rate, its decay or the clipping would not pass.
 #[test]
 fn a_rate_that_is_ignored_is_seen() {
     let (device, step) = (device(), example());

@@ -1,4 +1,4 @@
-//! The rows of the dispatch table. Dequantise + cuBLASLt is only there on a GPU with that library; elsewhere it is a
+//! The rows of the dispatch table. Dequantize + cuBLASLt is only there on a GPU with that library; elsewhere it is a
 //! named error.
 
 use half::bf16;
@@ -59,7 +59,7 @@ fn the_default_row_is_the_fused_kernels() {
 fn dequantize_and_cublaslt_is_within_its_roundings_or_a_named_error() {
     match CublasLt::open() {
         Ok(library) => {
-            check(Dispatch::DequantizeCublasLt(&library), "dispatch, dequantise + cuBLASLt");
+            check(Dispatch::DequantizeCublasLt(&library), "dispatch, dequantize + cuBLASLt");
             refuses_what_it_has_not(Dispatch::DequantizeCublasLt(&library));
         }
         Err(error) => {

@@ -1,5 +1,5 @@
 //! Norms, rotary embedding, SwiGLU and the embedding against `reference`, under every schedule, on widths that
-//! vectorise and that do not.
+//! vectorize and that do not.
 
 use half::bf16;
 use lab::device::{Tally, cases, device, to_bf16};

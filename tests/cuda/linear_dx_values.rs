@@ -168,7 +168,7 @@ fn faults_of_dx_brought_about_through_the_inputs_are_seen() {
         };
         let rebuilt = |host: &mut Host, change: &dyn Fn(Vec<u8>, Vec<f32>) -> (Vec<u8>, Vec<f32>)| {
             let nf4 = host.parts[0].nf4.take().unwrap();
-            let Absmax::F32(absmax) = nf4.absmax().clone() else { panic!("without double quantisation") };
+            let Absmax::F32(absmax) = nf4.absmax().clone() else { panic!("without double quantization") };
             let (codes, absmax) = change(nf4.codes().to_vec(), absmax);
             let size = nf4.block_size();
             host.parts[0].nf4 =

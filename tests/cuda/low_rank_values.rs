@@ -210,7 +210,7 @@ fn faults_brought_about_through_the_inputs_are_seen() {
         seen("no dropout in the backward pass", &|host| host.backward = None);
         seen("a scale applied twice", &|host| host.scales.iter_mut().for_each(|scale| *scale *= *scale));
         seen("an adapter's scale for another", &|host| host.scales[0] *= 2.0);
-        seen("a token with its neighbour's adapter", &|host| {
+        seen("a token with its neighbor's adapter", &|host| {
             let at = host.index.windows(2).position(|pair| pair[0] != pair[1]).unwrap();
             host.index[at] = host.index[at + 1];
         });

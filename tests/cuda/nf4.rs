@@ -20,7 +20,7 @@ fn holds<T>(result: Result<T, String>) -> Result<T, TestCaseError> {
     result.map_err(TestCaseError::fail)
 }
 
-/// (N, K, log2 of the block size, double quantisation, seed): rows that blocks straddle, ragged ends, several nested
+/// (N, K, log2 of the block size, double quantization, seed): rows that blocks straddle, ragged ends, several nested
 /// blocks.
 fn shapes() -> impl Strategy<Value = (usize, usize, Nf4Options, u64)> {
     (1usize..40, 1usize..700, 5u32..13, any::<bool>(), any::<u64>())
@@ -29,7 +29,7 @@ fn shapes() -> impl Strategy<Value = (usize, usize, Nf4Options, u64)> {
 
 #[test]
 fn quantizing_equals_the_reference_bit_for_bit() {
-    let tally = Tally::new("nf4 quantise", SCHEDULES);
+    let tally = Tally::new("nf4 quantize", SCHEDULES);
     let device = device();
     let case = |(n, k, options, seed): (usize, usize, Nf4Options, u64)| {
         holds(verify(&device, &Quantize::<f32>::random(n, k, options, seed), seed, SCHEDULES))?;
@@ -56,7 +56,7 @@ fn zero_tiny_and_huge_blocks_quantize_as_the_reference() {
     }
 }
 
-/// What the header promises of values that the host quantiser refuses: the block's absmax is the NaN or the infinity,
+/// What the header promises of values that the host quantizer refuses: the block's absmax is the NaN or the infinity,
 /// its codes are some, and no other block changes.
 #[test]
 fn a_nan_or_an_infinity_stays_in_its_block() {
@@ -84,7 +84,7 @@ fn a_nan_or_an_infinity_stays_in_its_block() {
 
 #[test]
 fn dequantizing_equals_the_reference_bit_for_bit_in_both_layouts() {
-    let tally = Tally::new("nf4 dequantise", SCHEDULES);
+    let tally = Tally::new("nf4 dequantize", SCHEDULES);
     let device = device();
     let case = |(n, k, options, seed): (usize, usize, Nf4Options, u64)| {
         let matrix = Nf4Matrix::quantize(&weights(n * k, seed), n, k, &options).unwrap();

@@ -59,7 +59,7 @@ def trajectory(make, keep):
 
 
 def search(values, code, absmax_out, out, blocksize):
-    """bitsandbytes' quantisation of a state with the project's choice of codes."""
+    """bitsandbytes' quantization of a state with the project's choice of codes."""
     codes, absmax = [], []
     for block in values.reshape(-1).split(blocksize):
         absmax.append(block.abs().max())
@@ -87,12 +87,12 @@ def bitsandbytes(out, kind):
 def make():
     out = {}
     bitsandbytes(out, "table")
-    quantise = cpu._quant_blockwise_fp32_direct
+    quantize = cpu._quant_blockwise_fp32_direct
     cpu._quant_blockwise_fp32_direct = search
     try:
         bitsandbytes(out, "search")
     finally:
-        cpu._quant_blockwise_fp32_direct = quantise
+        cpu._quant_blockwise_fp32_direct = quantize
     f32 = trajectory(lambda groups: torch.optim.AdamW(groups, betas=BETAS, eps=EPS, foreach=False, fused=False), KEPT["torch"])
     for name, (value, state) in f32[STEPS].items():
         if name != "ragged":

@@ -2,7 +2,7 @@
 
 usage: check_adapter.py MODEL_DIR ADAPTER_DIR LOGITS.safetensors
 
-MODEL_DIR      a Hugging Face directory; it is not quantised here
+MODEL_DIR      a Hugging Face directory; it is not quantized here
 ADAPTER_DIR    adapter_config.json and adapter_model.safetensors
 LOGITS         for rows N = 0, 1, ...: `input_ids.N` int64 [T] and `logits.N` f32 [T, vocab], same base and adapter
 

@@ -2,7 +2,7 @@
 
     python check_quantized.py ORIGINAL_DIR QUANTISED_DIR
 
-Every linear weight that bitsandbytes dequantises from the quantised directory has to equal, bit for bit, the project's
+Every linear weight that bitsandbytes dequantizes from the quantized directory has to equal, bit for bit, the project's
 own rules (own_rules.py) applied to the original weight; every other tensor has to be the original's. Status 1 if not.
 """
 
@@ -16,7 +16,7 @@ import transformers
 from safetensors import safe_open
 
 import own_rules
-from nf4_files import dequantise, quantise
+from nf4_files import dequantize, quantize
 
 
 def stored(directory):
@@ -31,14 +31,14 @@ def stored(directory):
 
 
 def expected(weight, blocksize, nested):
-    """A weight after quantising and dequantising by the project's rules, f32."""
+    """A weight after quantizing and dequantizing by the project's rules, f32."""
     code_map = bnb.functional.create_dynamic_map(signed=True).numpy()
     nf4_map = bnb.functional.get_4bit_type("nf4", device="cpu").numpy()
-    codes, state = quantise(weight.contiguous(), blocksize, nested=False)
+    codes, state = quantize(weight.contiguous(), blocksize, nested=False)
     absmax = state.absmax.numpy()
     if nested:
-        absmax = own_rules.dequantise_absmax(*own_rules.double_quantize(absmax, code_map), code_map)
-    return torch.from_numpy(own_rules.dequantise(codes.numpy().reshape(-1), absmax, blocksize, weight.shape, nf4_map))
+        absmax = own_rules.dequantize_absmax(*own_rules.double_quantize(absmax, code_map), code_map)
+    return torch.from_numpy(own_rules.dequantize(codes.numpy().reshape(-1), absmax, blocksize, weight.shape, nf4_map))
 
 
 def load(directory):
@@ -46,24 +46,24 @@ def load(directory):
     return transformers.AutoModelForCausalLM.from_pretrained(directory, device_map={"": "cpu"}, dtype="auto")
 
 
-def dequantised(module):
-    """(f32, in the dtype of the quant_state) as bitsandbytes dequantises; as one flat row, see nf4_files.dequantise."""
+def dequantized(module):
+    """(f32, in the dtype of the quant_state) as bitsandbytes dequantizes; as one flat row, see nf4_files.dequantize."""
     state, codes = module.weight.quant_state, module.weight.data
-    return dequantise(codes, state, torch.float32), dequantise(codes, state, state.dtype)
+    return dequantize(codes, state, torch.float32), dequantize(codes, state, state.dtype)
 
 
-def compare(original, quantised):
+def compare(original, quantized):
     """Number of linear weights in NF4 and of tensors as they were; raises AssertionError where one differs."""
-    before, model = stored(original), load(quantised)
+    before, model = stored(original), load(quantized)
     in_nf4, names = set(), set()
     for name, module in model.named_modules():
         if not isinstance(module, bnb.nn.Linear4bit):
             continue
         weight, state = before[f"{name}.weight"], module.weight.quant_state
         assert state.quant_type == "nf4" and state.dtype == weight.dtype and state.shape == weight.shape, name
-        f32, rounded = dequantised(module)
+        f32, rounded = dequantized(module)
         rules = expected(weight.to(torch.float32), state.blocksize, state.nested)
-        assert torch.equal(f32.view(torch.int32), rules.view(torch.int32)), f"{name}: other dequantised weights"
+        assert torch.equal(f32.view(torch.int32), rules.view(torch.int32)), f"{name}: other dequantized weights"
         assert torch.equal(rounded, rules.to(weight.dtype)), f"{name}: other weights in {weight.dtype}"
         in_nf4.add(f"{name}.weight")
     for name, tensor in model.state_dict().items():
@@ -79,9 +79,9 @@ def compare(original, quantised):
 
 
 def main():
-    original, quantised = sys.argv[1:]
-    in_nf4, same = compare(original, quantised)
-    config = json.loads((pathlib.Path(quantised) / "config.json").read_text())["quantization_config"]
+    original, quantized = sys.argv[1:]
+    in_nf4, same = compare(original, quantized)
+    config = json.loads((pathlib.Path(quantized) / "config.json").read_text())["quantization_config"]
     print(f"{in_nf4} weights in NF4 as expected, {same} tensors as they were; {config}")
 
 

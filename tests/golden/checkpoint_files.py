@@ -1,10 +1,10 @@
-"""checkpoint/: a tiny Llama, NF4 checkpoints of it as transformers and bitsandbytes save them, and what they dequantise to.
+"""checkpoint/: a tiny Llama, NF4 checkpoints of it as transformers and bitsandbytes save them, and what they dequantize to.
 
     python checkpoint_files.py --binary target/release/qlora-train [--out tests/golden/checkpoint]
 
 `base/` is the random original. VARIANTS of `theirs.json` lie in `theirs-VARIANT/`. `ours.json` holds, for several ways of
 calling `qlora-train quantize` on `base/`, the SHA-256 of the file it wrote and of every weight that transformers and
-bitsandbytes dequantised from it; check_quantized.py compared those with the original first.
+bitsandbytes dequantized from it; check_quantized.py compared those with the original first.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 import transformers
 
 import check_quantized
-from nf4_files import dequantise, sha256
+from nf4_files import dequantize, sha256
 
 HERE = pathlib.Path(__file__).parent
 # In 96 features blocks of 64 straddle rows; 40 x 96 weights leave no partial block, 24 x 40 do.
@@ -47,7 +47,7 @@ THEIRS = {
         bnb_4bit_quant_storage="float32",
         llm_int8_skip_modules=["lm_head", "model.layers.1.mlp", "model.layers.0.self_attn.q_proj"],
     ),
-    # An explicit list without lm_head: it is quantised too.
+    # An explicit list without lm_head: it is quantized too.
     "head": dict(bnb_4bit_use_double_quant=True, llm_int8_skip_modules=["model.layers.0.mlp.up_proj"]),
 }
 # What is passed to `qlora-train quantize`.
@@ -68,15 +68,15 @@ def save_base(directory):
     model.save_pretrained(directory)
 
 
-def dequantised_hashes(model):
-    """SHA-256 over the f32 bytes, and over those in the dtype of the quant_state, of every quantised weight."""
+def dequantized_hashes(model):
+    """SHA-256 over the f32 bytes, and over those in the dtype of the quant_state, of every quantized weight."""
     hashes = {}
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             state, codes = copy.copy(module.weight.quant_state), module.weight.data.view(torch.uint8)
             hashes[f"{name}.weight"] = {
-                "f32": sha256(dequantise(codes, state, torch.float32)),
-                "rounded": sha256(dequantise(codes, state, state.dtype)),
+                "f32": sha256(dequantize(codes, state, torch.float32)),
+                "rounded": sha256(dequantize(codes, state, state.dtype)),
             }
     return hashes
 
@@ -94,9 +94,9 @@ def theirs(base, out):
         shutil.rmtree(directory, ignore_errors=True)
         model.save_pretrained(directory)
         # As a second program reads it back.
-        facts[variant] = dequantised_hashes(check_quantized.load(directory))
-        assert facts[variant] == dequantised_hashes(model), variant
-        print(variant, len(facts[variant]), "quantised weights")
+        facts[variant] = dequantized_hashes(check_quantized.load(directory))
+        assert facts[variant] == dequantized_hashes(model), variant
+        print(variant, len(facts[variant]), "quantized weights")
     return facts
 
 
@@ -104,7 +104,7 @@ def ours(base, binary):
     facts = {}
     for variant, arguments in OURS.items():
         with tempfile.TemporaryDirectory() as scratch:
-            directory = pathlib.Path(scratch) / "quantised"
+            directory = pathlib.Path(scratch) / "quantized"
             command = [binary, "quantize", "--model", str(base), "--output", str(directory), *arguments]
             subprocess.run(command, check=True)
             counts = check_quantized.compare(base, directory)
@@ -112,7 +112,7 @@ def ours(base, binary):
             facts[variant] = {
                 "arguments": arguments,
                 "file_sha256": hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest(),
-                "dequantised": dequantised_hashes(check_quantized.load(directory)),
+                "dequantized": dequantized_hashes(check_quantized.load(directory)),
             }
     return facts
 

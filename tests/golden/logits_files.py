@@ -32,8 +32,8 @@ def make(model, tokenizer, layers):
     rows = [tokenizer(text)["input_ids"] for text in TEXTS]
     tensors = {}
     for kind in ("plain", "nf4"):
-        cut = source_model.cut(model, layers, quantised=kind == "nf4")
+        cut = source_model.cut(model, layers, quantized=kind == "nf4")
         tensors.update({f"{kind}.{k}": v.contiguous().clone() for k, v in run(cut, rows).items()})
     differs = (tensors["plain.0.logits"] - tensors["nf4.0.logits"]).abs().max().item()
-    assert differs > 1e-2, "quantising changed nothing: the NF4 model was not quantised"
+    assert differs > 1e-2, "quantizing changed nothing: the NF4 model was not quantized"
     return {"layers": layers, "stride": STRIDE, "rows": [{"text": t, "input_ids": r} for t, r in zip(TEXTS, rows)]}, tensors

@@ -78,13 +78,13 @@ def crafted_cases():
     return {"edges": shape(edges), "huge": shape(huge), "tiny": shape(tiny)}
 
 
-def quantise(weight, blocksize, nested):
+def quantize(weight, blocksize, nested):
     codes, state = bnb.quantize_4bit(weight, blocksize=blocksize, compress_statistics=nested, quant_type="nf4")
     return codes, state
 
 
-def dequantise(codes, state, dtype):
-    """bitsandbytes' dequantised weight, asked for as one flat row where the element count is even.
+def dequantize(codes, state, dtype):
+    """bitsandbytes' dequantized weight, asked for as one flat row where the element count is even.
 
     Its AVX-512 kernel (0.50.2) takes the wrong absmax in blocks that straddle rows, for instance [33, 576] at block size
     128; an odd count goes through its generic path, which is right. The check below would catch either going wrong.
@@ -98,9 +98,9 @@ def dequantise(codes, state, dtype):
         absmax = state.absmax.numpy()
         if state.nested:
             nested = state.state2
-            absmax = own_rules.dequantise_absmax(absmax, nested.absmax.numpy(), state.offset.item(), nested.code.numpy())
-        expected = own_rules.dequantise(codes.numpy().reshape(-1), absmax, state.blocksize, shape, state.code.numpy())
-        assert np.array_equal(expected.view(np.uint32), weight.numpy().view(np.uint32)), "bitsandbytes dequantised wrongly"
+            absmax = own_rules.dequantize_absmax(absmax, nested.absmax.numpy(), state.offset.item(), nested.code.numpy())
+        expected = own_rules.dequantize(codes.numpy().reshape(-1), absmax, state.blocksize, shape, state.code.numpy())
+        assert np.array_equal(expected.view(np.uint32), weight.numpy().view(np.uint32)), "bitsandbytes dequantized wrongly"
     return weight
 
 
@@ -115,46 +115,46 @@ def nf4_tensors(model):
         out[f"{case}.input"] = weight
         for blocksize in BLOCK_SIZES:
             key = f"{case}.b{blocksize}"
-            codes, state = quantise(weight, blocksize, nested=False)
+            codes, state = quantize(weight, blocksize, nested=False)
             out[f"{key}.codes"] = codes.reshape(-1)
             out[f"{key}.absmax"] = state.absmax
-            out[f"{key}.dequantised"] = dequantise(codes, state, torch.float32)
-            codes_again, state = quantise(weight, blocksize, nested=True)
+            out[f"{key}.dequantized"] = dequantize(codes, state, torch.float32)
+            codes_again, state = quantize(weight, blocksize, nested=True)
             assert torch.equal(codes, codes_again), key
             out[f"{key}.nested.codes"] = state.absmax
             out[f"{key}.nested.absmax"] = state.state2.absmax
             out[f"{key}.nested.offset"] = state.offset.reshape(1)
-            out[f"{key}.nested.dequantised"] = dequantise(codes, state, torch.float32)
-            out[f"{key}.nested.dequantised_bf16"] = dequantise(codes, state, torch.bfloat16)
+            out[f"{key}.nested.dequantized"] = dequantize(codes, state, torch.float32)
+            out[f"{key}.nested.dequantized_bf16"] = dequantize(codes, state, torch.bfloat16)
             assert torch.equal(state.state2.code, out["dynamic_map_signed"]), key
     return {name: tensor.clone().contiguous() for name, tensor in out.items()}
 
 
-def own_double_quantisation(weight, blocksize=64):
-    """(codes, absmax, own nested codes, own nested absmax, own offset, the weight dequantised by the own rules)."""
+def own_double_quantization(weight, blocksize=64):
+    """(codes, absmax, own nested codes, own nested absmax, own offset, the weight dequantized by the own rules)."""
     code_map = bnb.create_dynamic_map(signed=True).numpy()
     nf4_map = bnb.get_4bit_type("nf4", device="cpu").numpy()
-    codes, state = quantise(weight, blocksize, nested=False)
+    codes, state = quantize(weight, blocksize, nested=False)
     absmax = state.absmax.numpy()
     own_codes, own_nested, own_offset = own_rules.double_quantize(absmax, code_map)
-    back = own_rules.dequantise_absmax(own_codes, own_nested, own_offset, code_map)
-    own_weight = own_rules.dequantise(codes.numpy().reshape(-1), back, blocksize, weight.shape, nf4_map)
+    back = own_rules.dequantize_absmax(own_codes, own_nested, own_offset, code_map)
+    own_weight = own_rules.dequantize(codes.numpy().reshape(-1), back, blocksize, weight.shape, nf4_map)
     return codes, absmax, own_codes, own_nested, own_offset, torch.from_numpy(own_weight)
 
 
 def compare_all(model, keep_layers):
-    """Both double quantisations of every linear weight of the full model: facts per tensor, totals, and bitsandbytes' states.
+    """Both double quantizations of every linear weight of the full model: facts per tensor, totals, and bitsandbytes' states.
 
     The states are kept for the first `keep_layers` blocks only.
     """
     tensors, states = {}, {}
     for name, module in linears(model):
         weight = module.weight.data
-        codes, absmax, own_codes, own_nested, own_offset, own_weight = own_double_quantisation(weight)
-        codes_bnb, state = quantise(weight, 64, nested=True)
-        bf16_codes, _ = quantise(weight.to(torch.bfloat16), 64, nested=False)
+        codes, absmax, own_codes, own_nested, own_offset, own_weight = own_double_quantization(weight)
+        codes_bnb, state = quantize(weight, 64, nested=True)
+        bf16_codes, _ = quantize(weight.to(torch.bfloat16), 64, nested=False)
         assert torch.equal(codes, codes_bnb) and torch.equal(codes, bf16_codes), name
-        theirs = dequantise(codes, state, torch.float32)
+        theirs = dequantize(codes, state, torch.float32)
         offset = np.float32(state.offset.item())
         difference = (own_weight - theirs).abs()
         tensors[name + ".weight"] = {
@@ -165,10 +165,10 @@ def compare_all(model, keep_layers):
             "own_nested_codes_sha256": hashlib.sha256(own_codes.tobytes()).hexdigest(),
             "own_nested_absmax_sha256": hashlib.sha256(own_nested.tobytes()).hexdigest(),
             "own_nested_offset": float(own_offset),
-            "own_dequantised_sha256": sha256(own_weight),
+            "own_dequantized_sha256": sha256(own_weight),
             "nested_codes": int(own_codes.size),
             "nested_codes_differing": int((own_codes != state.absmax.numpy()).sum()),
-            "largest_dequantised_difference": float(difference.max()),
+            "largest_dequantized_difference": float(difference.max()),
             "largest_absmax": float(absmax.max()),
         }
         if int(name.split(".")[2]) < keep_layers:
@@ -177,16 +177,16 @@ def compare_all(model, keep_layers):
             states[f"{name}.nested.offset"] = state.offset.reshape(1).clone()
     count = sum(t["nested_codes"] for t in tensors.values())
     differing = sum(t["nested_codes_differing"] for t in tensors.values())
-    worst = max(tensors, key=lambda n: tensors[n]["largest_dequantised_difference"])
+    worst = max(tensors, key=lambda n: tensors[n]["largest_dequantized_difference"])
     summary = {
         "nested_codes": count,
         "nested_codes_differing": differing,
         "share_differing": differing / count,
         "offsets_differing": sum(t["nested_offset"] != t["own_nested_offset"] for t in tensors.values()),
-        "largest_dequantised_difference": tensors[worst]["largest_dequantised_difference"],
-        "largest_dequantised_difference_tensor": worst,
-        "largest_dequantised_difference_over_absmax": max(
-            t["largest_dequantised_difference"] / t["largest_absmax"] for t in tensors.values()
+        "largest_dequantized_difference": tensors[worst]["largest_dequantized_difference"],
+        "largest_dequantized_difference_tensor": worst,
+        "largest_dequantized_difference_over_absmax": max(
+            t["largest_dequantized_difference"] / t["largest_absmax"] for t in tensors.values()
         ),
     }
     return {"summary": summary, "tensors": tensors}, states

@@ -1,4 +1,4 @@
-"""The project's own NF4 double quantisation, written with numpy in float32, one rounding per operation.
+"""The project's own NF4 double quantization, written with numpy in float32, one rounding per operation.
 
 It differs from bitsandbytes' CPU path in two places only: the offset is the float64 mean of the absmax rounded to float32
 (bitsandbytes takes a float32 mean whose last bit depends on the number of threads), and the 8-bit codes come from a binary
@@ -12,7 +12,7 @@ NESTED_BLOCK = 256
 
 
 def nested_codes(x, code_map):
-    """Index of the map entry for every normalised x (float32): binary search from 127, then the midpoint decides."""
+    """Index of the map entry for every normalized x (float32): binary search from 127, then the midpoint decides."""
     pivot = np.full(x.shape, 127)
     upper = np.full(x.shape, 255)
     lower = np.zeros(x.shape, dtype=np.int64)
@@ -31,23 +31,23 @@ def nested_codes(x, code_map):
 def double_quantize(absmax, code_map):
     """absmax [blocks] f32 -> (codes [blocks] u8, nested absmax [ceil(blocks/256)] f32, offset f32)."""
     offset = F32(np.mean(absmax.astype(np.float64)))
-    centred = absmax - offset
+    centered = absmax - offset
     codes = np.empty(absmax.size, dtype=np.uint8)
     nested = np.empty(-(-absmax.size // NESTED_BLOCK), dtype=F32)
     for i in range(nested.size):
-        block = centred[i * NESTED_BLOCK : (i + 1) * NESTED_BLOCK]
+        block = centered[i * NESTED_BLOCK : (i + 1) * NESTED_BLOCK]
         nested[i] = np.max(np.abs(block))
         codes[i * NESTED_BLOCK : i * NESTED_BLOCK + block.size] = nested_codes(block * (F32(1) / nested[i]), code_map)
     return codes, nested, offset
 
 
-def dequantise_absmax(codes, nested, offset, code_map):
+def dequantize_absmax(codes, nested, offset, code_map):
     """Back to absmax [blocks] f32 by two roundings: the product, then the sum."""
     product = code_map[codes] * np.repeat(nested, NESTED_BLOCK)[: codes.size]
     return product + F32(offset)
 
 
-def dequantise(packed, absmax, blocksize, shape, nf4_map):
+def dequantize(packed, absmax, blocksize, shape, nf4_map):
     """Packed nibbles (high first) and absmax -> the weight, f32, of that shape."""
     nibbles = np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: int(np.prod(shape))]
     return (nf4_map[nibbles] * np.repeat(absmax, blocksize)[: nibbles.size]).reshape(shape)

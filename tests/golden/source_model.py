@@ -47,16 +47,16 @@ def cut_config(model, layers):
     return transformers.LlamaConfig(**config)
 
 
-def cut(model, layers, quantised=False):
-    """The first `layers` blocks with the final norm and the tied lm_head, in f32; `quantised`: through bitsandbytes NF4.
+def cut(model, layers, quantized=False):
+    """The first `layers` blocks with the final norm and the tied lm_head, in f32; `quantized`: through bitsandbytes NF4.
 
-    The quantised one goes the way of a user: saved as a Hugging Face directory, loaded with a BitsAndBytesConfig.
+    The quantized one goes the way of a user: saved as a Hugging Face directory, loaded with a BitsAndBytesConfig.
     """
     plain = transformers.LlamaForCausalLM(cut_config(model, layers)).to(torch.float32)
     state = model.state_dict()
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     plain.tie_weights()
-    if not quantised:
+    if not quantized:
         plain.set_attn_implementation("eager")
         return plain.eval()
     settings = transformers.BitsAndBytesConfig(

@@ -1,7 +1,7 @@
 """train_*.json and train_*.safetensors: 20 LoRA training steps in f32 with PEFT on the cut model, four ways.
 
-Bases: bitsandbytes' NF4 with double quantisation, and the same weights double-quantised by the project's own rules and
-plugged in as plain f32 layers. Optimisers: torch's AdamW, and PEFT's LoRA+ around it.
+Bases: bitsandbytes' NF4 with double quantization, and the same weights double-quantized by the project's own rules and
+plugged in as plain f32 layers. Optimizers: torch's AdamW, and PEFT's LoRA+ around it.
 """
 
 import json
@@ -69,11 +69,11 @@ def padded(rows):
 
 def base_model(model, layers, own_base):
     if not own_base:
-        return source_model.cut(model, layers, quantised=True)
+        return source_model.cut(model, layers, quantized=True)
     plain = source_model.cut(model, layers)
     with torch.no_grad():
         for _, module in source_model.linears(plain):
-            module.weight.copy_(nf4_files.own_double_quantisation(module.weight.data)[-1])
+            module.weight.copy_(nf4_files.own_double_quantization(module.weight.data)[-1])
     return plain
 
 
@@ -90,9 +90,9 @@ def with_lora(base):
     return peft.get_peft_model(base, config)
 
 
-def optimiser_and_schedule(model, settings, loraplus):
+def optimizer_and_schedule(model, settings, loraplus):
     if loraplus:
-        optimiser = create_loraplus_optimizer(
+        optimizer = create_loraplus_optimizer(
             model,
             torch.optim.AdamW,
             lr=settings["learning_rate"],
@@ -103,25 +103,25 @@ def optimiser_and_schedule(model, settings, loraplus):
         )
     else:
         trainable = [p for p in model.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             trainable, lr=settings["learning_rate"], betas=BETAS, eps=EPS, weight_decay=settings["weight_decay"]
         )
     schedule = transformers.get_scheduler(
-        settings["schedule"], optimiser, num_warmup_steps=settings["warmup_steps"], num_training_steps=STEPS
+        settings["schedule"], optimizer, num_warmup_steps=settings["warmup_steps"], num_training_steps=STEPS
     )
-    return optimiser, schedule
+    return optimizer, schedule
 
 
-def learning_rates(model, optimiser):
-    """(rate of every A, rate of every B) as the optimiser holds them now."""
-    rate = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+def learning_rates(model, optimizer):
+    """(rate of every A, rate of every B) as the optimizer holds them now."""
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     pick = lambda part: {rate[id(p)] for n, p in model.named_parameters() if part in n}
     (of_a,), (of_b,) = pick("lora_A"), pick("lora_B")
     return of_a, of_b
 
 
-def weight_decays(model, optimiser):
-    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+def weight_decays(model, optimizer):
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     pick = lambda part: {decay[id(p)] for n, p in model.named_parameters() if part in n}
     (of_a,), (of_b,) = pick("lora_A"), pick("lora_B")
     return of_a, of_b
@@ -136,11 +136,11 @@ def adapter_state(model):
 
 
 def train(model, settings, loraplus, rows, steps):
-    optimiser, schedule = optimiser_and_schedule(model, settings, loraplus)
+    optimizer, schedule = optimizer_and_schedule(model, settings, loraplus)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     part = lambda name: [p for n, p in named if name in n]
     records = []
-    assert weight_decays(model, optimiser) == (settings["weight_decay"], settings["weight_decay"])
+    assert weight_decays(model, optimizer) == (settings["weight_decay"], settings["weight_decay"])
     model.train()
     for index, micro_batches in enumerate(steps):
         batches = [padded([rows[i] for i in micro]) for micro in micro_batches]
@@ -166,11 +166,11 @@ def train(model, settings, loraplus, rows, steps):
             "grad_norm_b": norm(part("lora_B")),
             "grad_norm": norm([p for _, p in named]),
         }
-        record["learning_rate_a"], record["learning_rate_b"] = learning_rates(model, optimiser)
+        record["learning_rate_a"], record["learning_rate_b"] = learning_rates(model, optimizer)
         torch.nn.utils.clip_grad_norm_([p for _, p in named], CLIP)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         records.append(record)
     return records
 
@@ -239,7 +239,7 @@ def make(model, tokenizer, layers, out, write_json):
         fixed = {
             "layers": layers, "lora_r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "max_grad_norm": CLIP,
             "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "adam_epsilon": EPS,
-            "base": "own double quantisation" if kind["own_base"] else "bitsandbytes NF4, double quantisation",
+            "base": "own double quantization" if kind["own_base"] else "bitsandbytes NF4, double quantization",
         }  # fmt: skip
         write_json(out / f"{name}.json", {"settings": {**fixed, **settings}, "steps": records})
         save_file(results[name]["final"], out / f"{name}.safetensors")

@@ -23,7 +23,7 @@ fn run() -> Result<()> {
     let [file, base_name, directory] = &arguments[..] else {
         return Err(Error::Refused("expected FILE.gguf BASE_NAME DIRECTORY".to_owned()));
     };
-    let bytes = std::fs::read(file).or_refuse(|| file.clone())?;
-    let gguf = Gguf::parse(&bytes).or_refuse(|| file.clone())?;
-    write_model_dir(&gguf, base_name, Path::new(directory)).or_refuse(|| file.clone())
+    let bytes = std::fs::read(file).usage_context(|| file.clone())?;
+    let gguf = Gguf::parse(&bytes).usage_context(|| file.clone())?;
+    write_model_dir(&gguf, base_name, Path::new(directory)).usage_context(|| file.clone())
 }

@@ -1,7 +1,7 @@
 //! Writes the logits of a model with an adapter, for comparison with other programs:
 //! `cargo run --release -p qlora-train --example logits -- MODEL ADAPTER ROWS.jsonl OUT.safetensors`
 //!
-//! The base is not quantised and everything is computed in f32. OUT holds `input_ids.N` (I64) and `logits.N` (F32) for
+//! The base is not quantized and everything is computed in f32. OUT holds `input_ids.N` (I64) and `logits.N` (F32) for
 //! the first four rows; tests/golden/check_adapter.py reads it.
 
 use qlora_train::backend::Batch;

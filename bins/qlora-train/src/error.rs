@@ -90,13 +90,6 @@ pub trait Context<T>: Sized {
     fn usage_context(self, what: impl FnOnce() -> String) -> Result<T>;
     /// `{what}: {cause}`, and the work failed, even where the cause would be a fault of the input.
     fn failure_context(self, what: impl FnOnce() -> String) -> Result<T>;
-
-    fn or_refuse(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.usage_context(what)
-    }
-    fn or_fail(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.context(what)
-    }
 }
 
 impl<T, E: Into<Cause>> Context<T> for std::result::Result<T, E> {

@@ -1,4 +1,4 @@
-//! The trainer: config → checkpoint → quantise → model → step → adapter.
+//! The trainer: config → checkpoint → quantize → model → step → adapter.
 
 #![deny(unsafe_code)]
 

@@ -127,7 +127,8 @@ fn conversations_that_a_template_refuses_are_refused_with_its_words() {
     assert_eq!(count, 2);
 }
 
-/// What is learnt of a loaded row is what is marked: the shifted targets of a batch hold the marked tokens and no other.
+/// What is learned of a loaded row is what is marked: the shifted targets of a batch hold the marked tokens and no
+/// other.
 #[test]
 fn a_batch_predicts_the_marked_tokens_only() {
     for_each_case(false, &mut |name, tokenizer, conversation, case| {

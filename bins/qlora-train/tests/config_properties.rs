@@ -104,7 +104,7 @@ proptest! {
     fn a_value_is_what_the_settings_then_hold((name, value) in any_setting()) {
         let held = info(name).value_in(&load(&as_yaml(name, &value), &[]));
         let same = match (name, &value) {
-            // These are normalised: order, units, device number, synonyms, ratio written as steps.
+            // These are normalized: order, units, device number, synonyms, ratio written as steps.
             ("lora_target_modules" | "host_memory" | "device_memory" | "device" | "optim" | "warmup_steps", _) => true,
             (_, Json::Number(n)) => held.as_f64() == n.as_f64(),
             _ => held == value,

@@ -1,5 +1,5 @@
-//! README.md and docs/ say what the program does: generated tables are those it makes, and every command line that is shown has
-//! only options that exist. `QLORA_UPDATE_DOCS=1` writes the tables anew.
+//! README.md and docs/ say what the program does: generated tables are those it makes, and every command line that is
+//! shown has only options that exist. `QLORA_UPDATE_DOCS=1` writes the tables anew.
 
 use qlora_train::config::settings_markdown;
 use std::fs;

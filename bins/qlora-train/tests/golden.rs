@@ -7,7 +7,7 @@ use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::{LoraSpec, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
 use qlora_train::model::{Llama, ModelSpec, Source};
@@ -65,7 +65,7 @@ impl Source for Cut<'_> {
     fn stored(&self, name: &str) -> StoredType {
         self.checkpoint.stored_type(name).unwrap()
     }
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         self.checkpoint.read(name)
     }
     fn lora(&mut self, id: &ParamId, len: usize, _columns: usize) -> Result<Vec<f32>> {
@@ -239,7 +239,7 @@ fn change_cosines(ours: &Tensors, theirs: &Tensors) -> (f64, f64, f64) {
     (cosine(pairs("lora_A")), cosine(pairs("lora_B")), worst)
 }
 
-/// Against the run whose base was double-quantised by our rules, every tensor; against bitsandbytes' own base, whose
+/// Against the run whose base was double-quantized by our rules, every tensor; against bitsandbytes' own base, whose
 /// nested codes differ in 0.2%, all A together and all B together.
 fn compare(run: &str) {
     for (file, own_base) in [(run.to_owned(), false), (format!("{run}_own_base"), true)] {

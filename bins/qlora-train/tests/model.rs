@@ -285,8 +285,9 @@ fn documents_of_one_batch_do_not_see_each_other() {
     }
 }
 
-/// Bits, not tolerances: rows packed by the trainer's own packing into one batch, against the same rows one after the other
-/// as micro-batches of the same step. Sums over tokens run in chunks of 256, so rows of whole chunks add up alike.
+/// Bits, not tolerances: rows packed by the trainer's own packing into one batch, against the same rows one after the
+/// other as micro-batches of the same step. Sums over tokens run in chunks of 256, so rows of whole chunks add up
+/// alike.
 #[test]
 fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
     let config = Arch { hidden_size: 96, intermediate_size: 200, ..tiny_arch() };
@@ -351,8 +352,8 @@ fn a_batch_longer_than_planned_is_refused() {
     assert!(cpu.zero_gradients(Vec::new()).is_ok());
 }
 
-/// Two updates, or one, a copy of values and states into a new model, and the other: the same bits. Tensors of both kinds, as
-/// the small ones keep f32 states.
+/// Two updates, or one, a copy of values and states into a new model, and the other: the same bits. Tensors of both
+/// kinds, as the small ones keep f32 states.
 #[test]
 fn values_and_states_that_are_put_back_continue_the_run() {
     let config = Arch { hidden_size: 576, intermediate_size: 1500, num_layers: 1, ..tiny_arch() };
@@ -470,9 +471,9 @@ fn stepped(
 }
 
 /// Two ranks that share a step's micro-batches in turn make the step of one process that has all of them, dropout masks
-/// included. Where each rank has one micro-batch of 2ⁿ supervised tokens every factor is exact and the sums are the same: the
-/// same bits. Else every term of a gradient is rounded about as often in another order: each rounding is at most 2⁻²⁴ of a
-/// term, and 1e-5 of a tensor's largest gradient is 170 of them.
+/// included. Where each rank has one micro-batch of 2ⁿ supervised tokens every factor is exact and the sums are the
+/// same: the same bits. Else every term of a gradient is rounded about as often in another order: each rounding is at
+/// most 2⁻²⁴ of a term, and 1e-5 of a tensor's largest gradient is 170 of them.
 #[test]
 fn a_step_of_two_ranks_is_the_step_of_one_process_over_both_halves() {
     for (lengths, exact) in [(&[10, 10][..], true), (&[9, 17, 5, 3], false)] {

@@ -1,5 +1,5 @@
-//! An engine in Rust that has its own context, stream and memory: the kernels get raw addresses and a raw stream. It takes a
-//! weight as bitsandbytes stores it (NF4 codes, double-quantised absmax) and a LoRA pair, computes
+//! An engine in Rust that has its own context, stream and memory: the kernels get raw addresses and a raw stream. It
+//! takes a weight as bitsandbytes stores it (NF4 codes, double-quantized absmax) and a LoRA pair, computes
 //!
 //! `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ`
 //!
@@ -80,7 +80,7 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
         },
     };
     // What bitsandbytes itself would multiply with: the check's weight.
-    let dequantized = file.tensor("up.b64.nested.dequantised_bf16")?.data();
+    let dequantized = file.tensor("up.b64.nested.dequantized_bf16")?.data();
     let w: Vec<bf16> = dequantized.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
 
     let (a, b) = (values(R * K, 0.0625, 2), values(N * R, 0.0625, 3));

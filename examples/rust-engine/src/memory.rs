@@ -1,5 +1,5 @@
-//! The engine's own context, stream and memory, which the kernels know nothing of: host memory with the emulated kernels, a
-//! GPU's otherwise.
+//! The engine's own context, stream and memory, which the kernels know nothing of: host memory with the emulated
+//! kernels, a GPU's otherwise.
 
 use qlora_kernels::device::{Element, View, ViewMut};
 use std::error::Error;
@@ -10,8 +10,8 @@ pub trait Memory<T: Element> {
     fn len(&self) -> usize;
 
     fn view(&self) -> View<'_, T> {
-        // SAFETY: `len` elements at `address`, owned by `self` for the view's life; the engine waits for its stream before it
-        // frees or writes anything.
+        // SAFETY: `len` elements at `address`, owned by `self` for the view's life; the engine waits for its stream
+        // before it frees or writes anything.
         unsafe { View::from_raw_parts(self.address(), self.len()) }
     }
 
@@ -107,7 +107,7 @@ mod imp {
         }
 
         pub fn download<T: Element>(&self, slice: &Slice<T>) -> Result<Vec<T>, Box<dyn Error>> {
-            // SAFETY: `len` elements, initialised by `upload`; the emulation's work is done when a call returns.
+            // SAFETY: `len` elements, initialized by `upload`; the emulation's work is done when a call returns.
             Ok(unsafe { std::slice::from_raw_parts(slice.address(), slice.len) }.to_vec())
         }
 

@@ -1,5 +1,5 @@
-//! Training steps of one layer: forward, squared error, gradients of X, A and B, and LoRA+ AdamW, all but the error by the
-//! kernels. The target is the same layer with another pair, the teacher's, so a pair that learns can reach it.
+//! Training steps of one layer: forward, squared error, gradients of X, A and B, and LoRA+ AdamW, all but the error by
+//! the kernels. The target is the same layer with another pair, the teacher's, so a pair that learns can reach it.
 
 use crate::checks::{Worst, column, products, values};
 use crate::memory::{Engine, Memory, Slice};

@@ -1,4 +1,4 @@
-//! The linear layer's forward pass and its dX by products of the library, on weights that are dequantised first.
+//! The linear layer's forward pass and its dX by products of the library, on weights that are dequantized first.
 
 use super::library::{CublasLt, Gemm, MOST_ALIGNMENT};
 use crate::device::{Stream, View, ViewMut};
@@ -23,7 +23,7 @@ impl Workspace<'_> {
         unsafe { ViewMut::from_raw_parts(self.whole.address().add(first), len) }
     }
 
-    /// `[n, k]` in bf16: as it is, or dequantised into the workspace.
+    /// `[n, k]` in bf16: as it is, or dequantized into the workspace.
     fn weight<'a>(&'a self, weight: &Weight<'a>, n: usize, k: usize, stream: Stream) -> Result<View<'a, bf16>> {
         match weight {
             Weight::Dense(w) => Ok(*w),
@@ -61,7 +61,7 @@ fn check_adapters<'a>(operation: &Operation, mut loras: impl Iterator<Item = Opt
 
 impl CublasLt {
     /// Elements of workspace that [`Self::forward`] needs: S, if it is computed inside, and the largest weight
-    /// dequantised.
+    /// dequantized.
     pub fn workspace_len(&self, input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
         low_rank_len(linear::workspace_len(input, segments))
             + largest(segments.iter().map(|segment| (&segment.weight, segment.n)), input.k)
@@ -111,7 +111,7 @@ impl CublasLt {
         Ok(())
     }
 
-    /// Elements of workspace that [`Self::dx`] needs: T, if it is computed inside, and the largest weight dequantised.
+    /// Elements of workspace that [`Self::dx`] needs: T, if it is computed inside, and the largest weight dequantized.
     pub fn dx_workspace_len(&self, backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> usize {
         low_rank_len(linear_backward::workspace_len(backward, segments))
             + largest(segments.iter().map(|segment| (&segment.weight, segment.n)), backward.k)

@@ -26,7 +26,7 @@ fn attention_over_a_cache_refuses() {
     };
     type Args = sys::qk_attention_cache_args;
     let workspace = memory.at(16);
-    // A tile of 16 queries: 64 sums, a maximum and a normaliser each. Two of them: 6 queries, and one more document.
+    // A tile of 16 queries: 64 sums, a maximum and a normalizer each. Two of them: 6 queries, and one more document.
     let bytes = 16 * 66 * 4;
     macro_rules! both_refuse {
         ({ $($spoil:expr => $error:ident,)* }) => {

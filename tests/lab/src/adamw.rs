@@ -1,4 +1,4 @@
-//! The optimiser as an [`Operation`]: two updates with clipping, against the plain Rust references bit for bit.
+//! The optimizer as an [`Operation`]: two updates with clipping, against the plain Rust references bit for bit.
 
 use super::operation::Operation;
 use half::bf16;

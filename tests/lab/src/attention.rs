@@ -121,7 +121,7 @@ impl AttentionOperation {
                 let sum: f64 = scores.iter().map(|score| (score.0 - max).exp()).sum();
                 lse.push(max + sum.ln());
                 let (mut value, mut bound) = (vec![0.0; d], vec![0.0; d]);
-                // Errors of the normaliser: relative ones of every term.
+                // Errors of the normalizer: relative ones of every term.
                 let worst = scores.iter().fold(0.0f64, |worst, score| worst.max(score.1));
                 let exponential = exponentials as f64 * (max.abs() + 20.0) * unit(23);
                 let relative =

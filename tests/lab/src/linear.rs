@@ -1,4 +1,4 @@
-//! The fused linear layer as an [`Operation`], against a plain f64 product of the same bf16 inputs and dequantised
+//! The fused linear layer as an [`Operation`], against a plain f64 product of the same bf16 inputs and dequantized
 //! weights.
 
 use super::device::{to_bf16, weights};
@@ -28,7 +28,7 @@ pub struct Part {
 /// How the weights are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Values {
-    /// Blocks that differ in scale, quantised.
+    /// Blocks that differ in scale, quantized.
     Ragged,
     /// Codes 0, 7 and 15, absmax a power of two, small integers elsewhere: every product and sum is exact.
     Exact,
@@ -56,7 +56,7 @@ pub struct Linear {
 }
 
 pub struct HostPart {
-    /// `[n, k]`, what the kernels multiply with: dequantised and rounded to bf16
+    /// `[n, k]`, what the kernels multiply with: dequantized and rounded to bf16
     pub weight: Vec<f32>,
     pub nf4: Option<Nf4Matrix>,
     /// `[adapters, r, k]`
@@ -224,7 +224,8 @@ impl Linear {
         self.with(buffers, |input, segments, _, _| linear::path(&input, segments))
     }
 
-    /// |found − expected| may be 2⁻⁸ of the value for its own rounding, and an f32 sum's error over the magnitudes that it adds. A sum
+    /// |found − expected| may be 2⁻⁸ of the value for its own rounding, and an f32 sum's error over the magnitudes that
+    /// it adds. A sum
     /// that is no number, or infinite, must be found so.
     pub fn compare(
         &self,

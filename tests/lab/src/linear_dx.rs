@@ -1,4 +1,4 @@
-//! dX of the fused linear layer as an [`Operation`], against a plain f64 sum over the same bf16 inputs and dequantised
+//! dX of the fused linear layer as an [`Operation`], against a plain f64 sum over the same bf16 inputs and dequantized
 //! weights. Parts, weights and adapters are those of the forward pass's [`Linear`].
 
 use super::device::to_bf16;

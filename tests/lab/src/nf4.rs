@@ -1,4 +1,4 @@
-//! Quantise and dequantise as [`Operation`]s, against `qlora_kernels::nf4`, bit for bit.
+//! Quantize and dequantize as [`Operation`]s, against `qlora_kernels::nf4`, bit for bit.
 
 use super::device::{to_bf16, weights};
 use super::operation::Operation;
@@ -88,7 +88,7 @@ impl<T: Number> Operation for Quantize<T> {
     type Output = Quantized;
 
     fn name(&self) -> String {
-        format!("quantise {}", T::NAME)
+        format!("quantize {}", T::NAME)
     }
 
     fn shape(&self) -> String {
@@ -191,7 +191,7 @@ impl<T: Number> Operation for Dequantize<T> {
     type Output = Vec<u32>;
 
     fn name(&self) -> String {
-        format!("dequantise {}", T::NAME)
+        format!("dequantize {}", T::NAME)
     }
 
     fn shape(&self) -> String {

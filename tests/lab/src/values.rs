@@ -7,7 +7,7 @@ pub fn integers(len: usize, most: u32, stream: &mut rng::Stream) -> Vec<f32> {
     (0..len).map(|_| stream.below(2 * most + 1) as f32 - most as f32).collect()
 }
 
-/// Random codes under random scales, double-quantised.
+/// Random codes under random scales, double-quantized.
 pub fn random_codes(n: usize, k: usize, stream: &mut rng::Stream) -> Nf4Matrix {
     let mut bytes = |len: usize| -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..len.div_ceil(4)).flat_map(|_| stream.next_u32().to_le_bytes()).collect();

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 /// Kernels whose results are defined by two roundings (a code's value times absmax; nested code times nested absmax
 /// plus offset; what dropout keeps times its factor, added to a gradient), and how many `fma` their source asks for:
 /// the low-rank term of the small-M kernel, both sums of the generic one after unrolling, both of the generic dX, one
-/// of the generic gradients, and the boundaries of the maps of the optimiser. One more is a contraction.
+/// of the generic gradients, and the boundaries of the maps of the optimizer. One more is a contraction.
 pub const TWO_ROUNDINGS: [(&str, usize); 25] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),

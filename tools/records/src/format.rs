@@ -50,7 +50,7 @@ pub struct Row {
     /// Of the copy bandwidth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share_of_copy: Option<f64>,
-    /// Seconds of dequantise + cuBLASLt, with the low-rank term, over these: above 1 ours is faster.
+    /// Seconds of dequantize + cuBLASLt, with the low-rank term, over these: above 1 ours is faster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_dequantize_cublaslt: Option<f64>,
     /// Seconds of cuBLASLt on bf16 weights, without a low-rank term, over these.

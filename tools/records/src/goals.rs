@@ -81,11 +81,11 @@ const MOST: usize = usize::MAX;
 
 pub const GOALS: [Goal; 9] = [
     Goal {
-        work: "quantise, dequantise",
-        goal: "dequantise at ≥ 85% of the copy bandwidth",
+        work: "quantize, dequantize",
+        goal: "dequantize at ≥ 85% of the copy bandwidth",
         figures: &[figure(
-            "dequantise",
-            |rows| of(rows, "dequantise", "", 0..=0, |row| row.share_of_copy),
+            "dequantize",
+            |rows| of(rows, "dequantize", "", 0..=0, |row| row.share_of_copy),
             Bound::AtLeast(0.85),
             Unit::Percent,
         )],

@@ -69,7 +69,7 @@ fn without_a_record_every_goal_says_that_it_was_not_measured() {
 #[test]
 fn figures_are_the_worst_of_the_newest_record_of_each_gpu() {
     let (dir, hash) = repository();
-    let dequantize = |shape: &str, share| Row { share_of_copy: Some(share), ..row("dequantise bf16", shape, None) };
+    let dequantize = |shape: &str, share| Row { share_of_copy: Some(share), ..row("dequantize bf16", shape, None) };
     let gemv =
         |m, seconds| Row {
             seconds, share_of_copy: Some(0.7), ..row("forward NF4 + LoRA", "gate 28672×8192", Some(m))
@@ -84,7 +84,7 @@ fn figures_are_the_worst_of_the_newest_record_of_each_gpu() {
     put(dir.path(), &record(&hash, "2024-01-02 00:00", "NVIDIA A40", vec![dequantize("c", 0.8)]));
     let text = written(dir.path());
     assert!(
-        text.contains("NVIDIA A40: dequantise: 80% (c), missed<br>NVIDIA L40S: dequantise: 87% (b), met |"),
+        text.contains("NVIDIA A40: dequantize: 80% (c), missed<br>NVIDIA L40S: dequantize: 87% (b), met |"),
         "{text}"
     );
     assert!(
@@ -126,7 +126,7 @@ fn what_only_some_gpus_owe_and_only_one_path_measures_is_told_apart() {
 #[test]
 fn a_record_of_other_kernels_says_so_and_a_changed_kernel_makes_the_readme_stale() {
     let (dir, hash) = repository();
-    put(dir.path(), &record(&hash, "2025-01-01 00:00", "NVIDIA H100", vec![row("quantise bf16", "a", None)]));
+    put(dir.path(), &record(&hash, "2025-01-01 00:00", "NVIDIA H100", vec![row("quantize bf16", "a", None)]));
     assert!(!written(dir.path()).contains("changed since"));
     fs::write(dir.path().join("cuda/a.cu"), "another kernel").unwrap();
     assert!(check(dir.path()).is_err());
@@ -135,7 +135,7 @@ fn a_record_of_other_kernels_says_so_and_a_changed_kernel_makes_the_readme_stale
 
 #[test]
 fn a_bad_record_is_an_error_that_names_the_file_and_the_field() {
-    let good = |hash: &str| record(hash, "2025-01-01 00:00", "NVIDIA H100", vec![row("quantise bf16", "a", None)]);
+    let good = |hash: &str| record(hash, "2025-01-01 00:00", "NVIDIA H100", vec![row("quantize bf16", "a", None)]);
     type Change = fn(&mut Record);
     let changes: [(Change, &str); 7] = [
         (|record| record.date = "yesterday".into(), "date"),

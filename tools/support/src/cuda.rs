@@ -116,7 +116,7 @@ fn ensure_fetched(dir: &Path, with_nvcc: bool) -> Result<()> {
         packages.extend(NVCC_PACKAGES);
     }
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;
-    // tempdir makes it private to the user; the toolkit is as readable as its neighbours.
+    // tempdir makes it private to the user; the toolkit is as readable as its neighbors.
     let fresh = partial.path().join("new");
     fs::create_dir(&fresh)?;
     let by_hand = "install the CUDA toolkit (set CUDA_HOME) and libclang (set LIBCLANG_PATH) by hand";

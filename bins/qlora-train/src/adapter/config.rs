@@ -238,7 +238,7 @@ fn check_kind(keys: &Keys) -> Result<()> {
     if keys.get("init_lora_weights").is_some_and(|value| !harmless(value)) {
         return Err(keys.wrong(
             "init_lora_weights",
-            "true: an initialisation that changes the base is not supported; convert the adapter to plain LoRA with PEFT",
+            "true: an initialization that changes the base is not supported; convert the adapter to plain LoRA with PEFT",
         ));
     }
     let layers = |value: &Value| value == "layers" || value == &json!(["layers"]) || value == &json!([]);

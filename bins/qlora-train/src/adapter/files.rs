@@ -117,14 +117,14 @@ pub fn tokenizer_bytes(base_dir: &Path) -> u64 {
 }
 
 /// Copies the tokenizer and the chat template of a base beside its adapter, whichever of their files there are, and
-/// returns their names. A base without any is no error: tokenised rows need none.
+/// returns their names. A base without any is no error: tokenized rows need none.
 pub fn copy_tokenizer_files(base_dir: &Path, out_dir: &Path) -> Result<Vec<String>> {
     let mut files = AtomicFiles::new(out_dir)?;
     let mut copied = Vec::new();
     let same = base_dir.canonicalize().ok().is_some_and(|base| Some(base) == out_dir.canonicalize().ok());
     for name in TOKENIZER_FILES.into_iter().filter(|name| !same && base_dir.join(name).is_file()) {
         let path = base_dir.join(name);
-        let mut from = std::fs::File::open(&path).or_fail(|| format!("{}: cannot be read", path.display()))?;
+        let mut from = std::fs::File::open(&path).context(|| format!("{}: cannot be read", path.display()))?;
         files.add(name, |to| std::io::copy(&mut from, to).map(drop))?;
         copied.push(name.to_owned());
     }

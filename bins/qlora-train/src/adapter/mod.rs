@@ -67,7 +67,7 @@ impl Adapter {
 
 /// Keys of the safetensors metadata.
 pub mod metadata {
-    /// [`Checkpoint::fingerprint`](crate::base::Checkpoint::fingerprint) of the base as it was before quantising.
+    /// [`Checkpoint::fingerprint`](crate::base::Checkpoint::fingerprint) of the base as it was before quantizing.
     pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
     pub const BASE_NAME: &str = "qlora.base_name";
     pub const BASE_REVISION: &str = "qlora.base_revision";

@@ -23,7 +23,7 @@ pub struct LoraPair<'a> {
 }
 
 impl Adapter {
-    /// Every module that has an adapter. Refused: a key that is not recognised, half a pair, shapes that do not fit
+    /// Every module that has an adapter. Refused: a key that is not recognized, half a pair, shapes that do not fit
     /// each other or the config's rank, a linear that `target_modules` or `layers_to_transform` leaves out, a value
     /// that is not finite. Whether a model has these modules is for [`check_shapes`](Self::check_shapes) to say.
     pub fn lora_pairs(&self) -> Result<BTreeMap<String, LoraPair<'_>>> {

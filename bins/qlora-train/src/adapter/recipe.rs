@@ -1,4 +1,5 @@
-//! The recipe of a base: how its linear weights were held while an adapter was trained on them, as its metadata keeps it.
+//! The recipe of a base: how its linear weights were held while an adapter was trained on them, as its metadata keeps
+//! it.
 
 use std::fmt;
 
@@ -48,7 +49,7 @@ impl Recipe {
     pub fn from_metadata(source: &str, text: &str) -> Result<Self> {
         let what = || format!("{source}: metadata `{}`: found {text:?}", super::metadata::QUANTIZATION);
         if text.trim_start().starts_with('{') {
-            return serde_json::from_str(text).or_refuse(|| format!("{}, expected a quantization recipe", what()));
+            return serde_json::from_str(text).usage_context(|| format!("{}, expected a quantization recipe", what()));
         }
         match Self::from_words(text) {
             Some(recipe) => Ok(recipe),
@@ -68,7 +69,7 @@ impl Recipe {
             None => (text, 0),
         };
         let rest = rest.strip_prefix("nf4, block ")?;
-        let (block_size, double_quant) = match rest.strip_suffix(", double quantisation, block 256") {
+        let (block_size, double_quant) = match rest.strip_suffix(", double quantization, block 256") {
             Some(block_size) => (block_size, true),
             None => (rest, false),
         };
@@ -89,7 +90,7 @@ impl Recipe {
     }
 }
 
-/// For people: "nf4, block 64, double quantisation, block 256".
+/// For people: "nf4, block 64, double quantization, block 256".
 impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -97,7 +98,7 @@ impl fmt::Display for Recipe {
             Self::Nf4 { block_size, nested_block_size, skipped_modules, .. } => {
                 write!(f, "nf4, block {block_size}")?;
                 if let Some(nested) = nested_block_size {
-                    write!(f, ", double quantisation, block {nested}")?;
+                    write!(f, ", double quantization, block {nested}")?;
                 }
                 match skipped_modules {
                     0 => Ok(()),
@@ -128,7 +129,7 @@ mod tests {
         // As earlier versions wrote them.
         for (words, recipe) in [
             ("none", Recipe::NONE),
-            ("nf4, block 64, double quantisation, block 256", Recipe::nf4(64, true, 0)),
+            ("nf4, block 64, double quantization, block 256", Recipe::nf4(64, true, 0)),
             ("nf4, block 128; 3 linear layers as they were", Recipe::nf4(128, false, 3)),
         ] {
             assert_eq!(Recipe::from_metadata("adapter", words).unwrap(), recipe);

@@ -53,7 +53,8 @@ impl Batch<'_> {
         targets.map(move |(token, _)| weight(token)).filter(|&weight| weight != 0.0)
     }
 
-    /// `capacity`: tokens of the longest batch that the run was planned for; `positions`: positions that have rotation angles.
+    /// `capacity`: tokens of the longest batch that the run was planned for; `positions`: positions that have rotation
+    /// angles.
     ///
     /// # Panics
     ///

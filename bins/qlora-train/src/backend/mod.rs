@@ -1,11 +1,12 @@
 //! Devices that a model is computed on.
 //!
-//! The model is written once over [`Backend`]: operations are data ([`Op`]), run on buffers that were allocated before. [`cpu::Cpu`]
-//! computes in f32, `cuda::Cuda` on a GPU with activations in bf16. Each is also its own dry run, which holds nothing, computes
-//! nothing and records what every buffer, weight and state costs: the plan is the run by construction.
+//! The model is written once over [`Backend`]: operations are data ([`Op`]), run on buffers that were allocated before.
+//! [`cpu::Cpu`] computes in f32, `cuda::Cuda` on a GPU with activations in bf16. Each is also its own dry run, which
+//! holds nothing, computes nothing and records what every buffer, weight and state costs: the plan is the run by
+//! construction.
 //!
-//! A backend implements five small traits: [`Operands`] (its types), [`Memory`], [`Weights`], [`Optimizer`] and [`Compute`]. What is the
-//! same on every device is written once, in [`Backend`].
+//! A backend implements five small traits: [`Operands`] (its types), [`Memory`], [`Weights`], [`Optimizer`] and
+//! [`Compute`]. What is the same on every device is written once, in [`Backend`].
 
 mod batch;
 pub mod cpu;
@@ -102,8 +103,8 @@ pub trait Backend: Compute + Sized {
         self.traced(op.name(), Some((&op, &tokens)))
     }
 
-    /// Σ of the batch's cross-entropy over its supervised tokens, unweighted; NaN if one is not finite, 0 in a dry run. Waits for it, so
-    /// that work which does not need it is best queued before.
+    /// Σ of the batch's cross-entropy over its supervised tokens, unweighted; NaN if one is not finite, 0 in a dry run.
+    /// Waits for it, so that work which does not need it is best queued before.
     fn loss_sum(&mut self) -> Result<f64> {
         if self.is_dry_run() { Ok(0.0) } else { self.read_loss() }
     }
@@ -124,8 +125,8 @@ pub trait Backend: Compute + Sized {
         self.traced("optimizer", None)
     }
 
-    /// One AdamW update of all tensors, with gradients scaled down to the L2 norm `max_norm` (0: as they are). Returns their norm
-    /// before; if it is not finite, nothing was updated. 0 in a dry run.
+    /// One AdamW update of all tensors, with gradients scaled down to the L2 norm `max_norm` (0: as they are). Returns
+    /// their norm before; if it is not finite, nothing was updated. 0 in a dry run.
     fn update(&mut self, mut updates: Vec<ParamUpdate<'_, Self::Param>>, max_norm: f64) -> Result<f64> {
         self.prepare_update(updates.iter_mut().map(|update| &mut *update.param).collect())?;
         if updates.is_empty() || self.is_dry_run() {
@@ -149,7 +150,8 @@ pub trait Backend: Compute + Sized {
         if mode == TraceMode::Times { self.record_event() } else { Ok(()) }
     }
 
-    /// Seconds of each kind of operation since [`TraceMode::Times`] was set or since the last call, in the order of their first.
+    /// Seconds of each kind of operation since [`TraceMode::Times`] was set or since the last call, in the order of
+    /// their first.
     fn times(&mut self) -> Result<Vec<(&'static str, f64)>> {
         let seconds = self.elapsed()?;
         let times = self.trace().sums(&seconds);

@@ -1,9 +1,9 @@
-//! The operations of a step, as data: the one place that says what an operation is called, what it reads and writes, and how many
-//! FLOPs it takes. A backend computes them ([`Compute::compute`](super::Compute::compute)), one arm each; the dry run, the
-//! traces and the FLOP counter are generic over them.
+//! The operations of a step, as data: the one place that says what an operation is called, what it reads and writes,
+//! and how many FLOPs it takes. A backend computes them ([`Compute::compute`](super::Compute::compute)), one arm each;
+//! the dry run, the traces and the FLOP counter are generic over them.
 //!
-//! Letters: H hidden size, I intermediate size, N and K output and input features, M tokens. S = scale·dropout(X)·Aᵀ and
-//! T = scale·dY·B are the low-rank projections of an input and of a gradient.
+//! Letters: H hidden size, I intermediate size, N and K output and input features, M tokens. S = scale·dropout(X)·Aᵀ
+//! and T = scale·dY·B are the low-rank projections of an input and of a gradient.
 
 use super::{BufferShape, CheckedBatch, LinearGroup, Operands, TableShape};
 use crate::error::Result;
@@ -50,8 +50,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
         dropout: Option<Dropout>,
         dx: &'a mut B::Buffer,
     },
-    /// dA += Tᵀ · dropout(x), dB += dyᵀ · S, summed over 256 tokens at a time: ranges that are cut at multiples of 256 and run in
-    /// order give the bits of the whole.
+    /// dA += Tᵀ · dropout(x), dB += dyᵀ · S, summed over 256 tokens at a time: ranges that are cut at multiples of 256
+    /// and run in order give the bits of the whole.
     LoraGradients {
         x: &'a B::Buffer,
         dy: &'a B::Buffer,
@@ -72,8 +72,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
         shape: AttentionShape,
         dqkv: &'a mut B::Buffer,
     },
-    /// Copies keys and values of q‖k‖v, already rotated, to `cache` `[2·Hkv·D]`: those of position p of document d to row
-    /// `starts[d] + p`.
+    /// Copies keys and values of q‖k‖v, already rotated, to `cache` `[2·Hkv·D]`: those of position p of document d to
+    /// row `starts[d] + p`.
     AppendToCache { qkv: &'a B::Buffer, shape: AttentionShape, starts: &'a [u32], cache: &'a mut B::Buffer },
     /// out `[H·D]` = attention of the batch's queries over the cached rows of their documents, their own included.
     AttentionOverCache {
@@ -87,8 +87,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
     Swiglu { gate_up: &'a B::Buffer, out: &'a mut B::Buffer },
     /// Turns gate‖up `[2·I]` into its gradient.
     SwigluBackward { dout: &'a B::Buffer, gate_up: &'a mut B::Buffer },
-    /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`. Ranges run in order from token 0; the sum
-    /// over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
+    /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`. Ranges run in order from
+    /// token 0; the sum over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
     CrossEntropy { x: &'a B::Buffer, head: &'a B::Table, weight: f32, dx: Option<&'a mut B::Buffer> },
     /// Logits `[vocab]` of some tokens of the batch, each as it would be alone. A dry run leaves `out` as it is.
     Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
@@ -167,8 +167,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
         }
     }
 
-    /// FLOPs over `tokens` tokens, a multiply-add counted as two: products with weights and attention, beside which the rest is little.
-    /// One document is the most that a batch can cost.
+    /// FLOPs over `tokens` tokens, a multiply-add counted as two: products with weights and attention, beside which the
+    /// rest is little. One document is the most that a batch can cost.
     pub fn flops(&self, tokens: usize) -> f64 {
         let per_token = match self {
             Self::LoraDown { group, .. } => group.k * group.r(),

@@ -1,4 +1,4 @@
-//! State that an optimiser keeps of a trainable tensor between two updates.
+//! State that an optimizer keeps of a trainable tensor between two updates.
 
 use qlora_kernels::optim8bit::BLOCK_SIZE;
 

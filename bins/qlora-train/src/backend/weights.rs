@@ -2,7 +2,7 @@
 
 use super::{LinearGroup, Operands};
 use crate::error::Result;
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight, TensorData};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
@@ -29,7 +29,8 @@ pub enum Residency {
 
 /// Loads weights. `read` is called at most once, and not at all in a dry run.
 pub trait Weights: Operands {
-    /// A 16-bit weight is quantized as `quantization` says; one that is stored in NF4 stays as it is, and `quantization` describes it.
+    /// A 16-bit weight is quantized as `quantization` says; one that is stored in NF4 stays as it is, and
+    /// `quantization` describes it.
     fn weight(
         &mut self,
         name: &str,
@@ -59,7 +60,7 @@ pub trait Weights: Operands {
         hidden: usize,
         residency: Residency,
         stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<HostTensor>,
     ) -> Result<Self::Table>;
     fn vector(
         &mut self,
@@ -67,12 +68,13 @@ pub trait Weights: Operands {
         len: usize,
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
-    /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the backend.
+    /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the
+    /// backend.
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
     /// Positions that have rotation angles.
     fn positions(&self) -> usize;
-    /// Refuses, when the model is built, linear layers that the device cannot compute, and reserves the workspace of the others. `name` is
-    /// that of a weight of the group.
+    /// Refuses, when the model is built, linear layers that the device cannot compute, and reserves the workspace of
+    /// the others. `name` is that of a weight of the group.
     fn prepare_group(&mut self, _name: &str, _group: &LinearGroup<Self>) -> Result<()> {
         Ok(())
     }
@@ -83,7 +85,7 @@ pub trait Weights: Operands {
 }
 
 /// The 16-bit weight of `n` rows of `k` columns called `name` in NF4, the same on every device.
-pub(super) fn quantize(name: &str, n: usize, k: usize, tensor: &Tensor16, options: &Nf4Options) -> Result<Nf4Matrix> {
+pub(super) fn quantize(name: &str, n: usize, k: usize, tensor: &HostTensor, options: &Nf4Options) -> Result<Nf4Matrix> {
     let quantized = match &tensor.data {
         TensorData::Bf16(values) => Nf4Matrix::quantize_bf16(values, n, k, options),
         _ => Nf4Matrix::quantize(&tensor.to_f32(), n, k, options),

@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 use super::quantized::OriginalBase;
 use super::{Checkpoint, Entry};
 use crate::error::{Error, Result};
-use crate::files::tensor::{StoredWeight, Tensor16};
+use crate::files::tensor::{HostTensor, StoredWeight};
 use crate::refuse;
 
 const HEAD: &str = "qlora base fingerprint 1\n";
@@ -107,7 +107,7 @@ impl Fingerprint {
     }
 
     /// 64 hex digits, equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the checkpoint
-    /// records another fingerprint of its quantised tensors.
+    /// records another fingerprint of its quantized tensors.
     pub fn finish(self) -> Result<String> {
         let mut hasher = Sha256::new();
         hasher.update(HEAD);
@@ -142,7 +142,7 @@ impl Checkpoint {
     }
 
     /// [`read`](Self::read) and digest in one pass over the file.
-    pub fn read_with_digest(&self, name: &str) -> Result<(Tensor16, TensorDigest)> {
+    pub fn read_with_digest(&self, name: &str) -> Result<(HostTensor, TensorDigest)> {
         let (weight, digest) = self.read_weight_with_digest(name)?;
         Ok((weight.into_tensor(), digest))
     }

@@ -21,7 +21,7 @@ use safetensors::tensor::TensorInfo;
 use crate::arch::Arch;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
 use crate::refuse;
 use quantized::Nf4Entry;
 
@@ -39,7 +39,7 @@ pub struct Checkpoint {
     /// The expected tensors and nothing else.
     tensors: BTreeMap<String, Entry>,
     notes: Vec<String>,
-    /// How its linear weights are stored where they are quantised.
+    /// How its linear weights are stored where they are quantized.
     quantization: Option<Nf4Options>,
     /// Original model, where `quantize` wrote this one
     original: Option<OriginalBase>,
@@ -90,8 +90,8 @@ impl Checkpoint {
         })
     }
 
-    /// How the linear weights are stored, where the checkpoint is quantised: the same block size and double
-    /// quantisation for all that are.
+    /// How the linear weights are stored, where the checkpoint is quantized: the same block size and double
+    /// quantization for all that are.
     pub fn quantization(&self) -> Option<Nf4Options> {
         self.quantization
     }
@@ -101,7 +101,7 @@ impl Checkpoint {
         matches!(self.tensors.get(name), Some(Entry::Nf4(_)))
     }
 
-    /// The linear modules of a quantised checkpoint that are stored as they were (`llm_int8_skip_modules`).
+    /// The linear modules of a quantized checkpoint that are stored as they were (`llm_int8_skip_modules`).
     pub fn skipped_modules(&self) -> Vec<String> {
         if self.quantization.is_none() {
             return Vec::new();
@@ -132,11 +132,11 @@ impl Checkpoint {
         self.tensors.values().map(of).sum()
     }
 
-    /// Reads one tensor as stored, or dequantised to f32 where it is stored in NF4. A name that is not in
+    /// Reads one tensor as stored, or dequantized to f32 where it is stored in NF4. A name that is not in
     /// [`names`](Self::names) is refused, and so is an NF4 weight whose scales are not finite; a file that changed
     /// since it was opened is `Failed`. Other values that are not finite are left for
     /// [`check_finite`](Self::check_finite).
-    pub fn read(&self, name: &str) -> Result<Tensor16> {
+    pub fn read(&self, name: &str) -> Result<HostTensor> {
         self.read_weight(name).map(StoredWeight::into_tensor)
     }
 
@@ -157,7 +157,7 @@ impl Checkpoint {
     }
 
     /// Refuses a NaN or infinity in a tensor that was read: it would spread to everything that is trained on it.
-    pub fn check_finite(&self, name: &str, tensor: &Tensor16) -> Result<()> {
+    pub fn check_finite(&self, name: &str, tensor: &HostTensor) -> Result<()> {
         let Some((index, value)) = tensor.find_not_finite() else { return Ok(()) };
         let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
         refuse!(

@@ -133,7 +133,7 @@ impl Checkpoint {
         Ok(Stored::Dense(owner, info.clone()))
     }
 
-    /// All quantised weights of a checkpoint are quantised alike.
+    /// All quantized weights of a checkpoint are quantized alike.
     fn check_alike(&mut self, name: &str, entry: &Nf4Entry) -> Result<()> {
         let earlier = *self.quantization.get_or_insert(entry.options);
         if earlier != entry.options {

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::arch::Arch;
 use crate::error::{Context, Result};
 use crate::files::safetensors::write_header;
-use crate::files::tensor::{StoredType, Tensor16};
+use crate::files::tensor::{HostTensor, StoredType};
 
 /// How the random model is written.
 #[derive(Clone, Debug)]
@@ -60,15 +60,15 @@ impl Synthetic {
 
     /// The values of one tensor: norm weights within 0.1 of 1, everything else uniform with standard deviation 0.02,
     /// rounded to the stored type.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Tensor16 {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> HostTensor {
         // The name picks the stream; its digest spreads the names over all 64 bits.
         let digest: [u8; 32] = Sha256::digest(name).into();
         let domain = digest[..8].iter().fold(0u64, |bits, &byte| bits << 8 | u64::from(byte));
         let mut stream = Stream::new(self.seed, domain);
-        let (centre, radius) = if name.contains("norm") { (1.0, 0.1) } else { (0.0, 0.02 * 3f32.sqrt()) };
+        let (center, radius) = if name.contains("norm") { (1.0, 0.1) } else { (0.0, 0.02 * 3f32.sqrt()) };
         let n = shape.iter().product();
-        let values = (0..n).map(|_| centre + radius * (2.0 * stream.uniform() - 1.0)).collect();
-        Tensor16::from_f32(shape.to_vec(), values, self.stored)
+        let values = (0..n).map(|_| center + radius * (2.0 * stream.uniform() - 1.0)).collect();
+        HostTensor::from_f32(shape.to_vec(), values, self.stored)
     }
 
     fn write_file(&self, path: &Path, tensors: &[&(String, Vec<usize>)]) -> Result<()> {

@@ -35,7 +35,8 @@ pub struct Shape {
 pub struct Measured {
     pub plan: MemoryPlan,
     pub spec: ModelSpec,
-    /// Seconds of every timed step, from one norm of the gradients to the next: what comes after it, the update, is part of the next step's
+    /// Seconds of every timed step, from one norm of the gradients to the next: what comes after it, the update, is
+    /// part of the next step's
     pub seconds: Vec<f64>,
     pub loss: f64,
     /// Seconds of every kind of operation in one more step, in the order of their first
@@ -56,9 +57,9 @@ impl Shape {
         model_spec_of(settings, &self.config, of_settings(settings), self.tokens(), self.seq)
     }
 
-    /// FLOPs of a step that no implementation can leave out: forward, and the gradients of the activations. Of every token 4 for each
-    /// parameter of a linear layer, lm_head included; of every layer and row 6·seq²·heads·head_dim for attention, which is causal:
-    /// two products forward and four backward over half of the scores.
+    /// FLOPs of a step that no implementation can leave out: forward, and the gradients of the activations. Of every
+    /// token 4 for each parameter of a linear layer, lm_head included; of every layer and row 6·seq²·heads·head_dim for
+    /// attention, which is causal: two products forward and four backward over half of the scores.
     pub fn flops(&self) -> f64 {
         let c = &self.config;
         let layer: usize = crate::arch::Projection::ALL.iter().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();

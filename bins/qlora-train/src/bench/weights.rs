@@ -4,7 +4,7 @@ use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::error::{Error, Result};
 use crate::files::random::{RandomNf4, repeated};
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight, TensorData};
 use crate::lora::ParamId;
 use crate::model::Source;
 use crate::session::weights::initial_lora;
@@ -54,17 +54,17 @@ impl Source for RandomSource {
         StoredType::Bf16
     }
 
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         let shape = self.shape(name)?;
         let len = shape.iter().product();
         let first = self.next_first();
         if name.contains("norm") {
-            return Ok(Tensor16::from_f32(shape, vec![1.0; len], StoredType::Bf16));
+            return Ok(HostTensor::from_f32(shape, vec![1.0; len], StoredType::Bf16));
         }
-        Ok(Tensor16 { shape, data: TensorData::Bf16(repeated(&self.values, first, len)) })
+        Ok(HostTensor { shape, data: TensorData::Bf16(repeated(&self.values, first, len)) })
     }
 
-    /// NF4 as it would be after quantisation, without quantising; its codes are made by whoever holds it.
+    /// NF4 as it would be after quantization, without quantizing; its codes are made by whoever holds it.
     fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
         let Quantization::Nf4 { block_size, double_quant } = self.quantization else {
             return self.read(name).map(StoredWeight::Tensor);

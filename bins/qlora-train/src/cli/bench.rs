@@ -225,8 +225,8 @@ fn driver() -> Option<String> {
 fn built() -> Result<Value> {
     let Some(path) = std::env::var_os("QLORA_BUILT") else { return Ok(Value::Null) };
     let shown = std::path::Path::new(&path).display().to_string();
-    let text = std::fs::read_to_string(&path).or_fail(|| format!("QLORA_BUILT, {shown}"))?;
-    serde_json::from_str(&text).or_fail(|| format!("QLORA_BUILT, {shown}"))
+    let text = std::fs::read_to_string(&path).context(|| format!("QLORA_BUILT, {shown}"))?;
+    serde_json::from_str(&text).context(|| format!("QLORA_BUILT, {shown}"))
 }
 
 #[cfg(test)]

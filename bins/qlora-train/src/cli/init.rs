@@ -23,11 +23,11 @@ pub fn run(args: &InitArgs) -> Result<Answer> {
     };
     let shown = path.display();
     match std::fs::File::create_new(path) {
-        Ok(mut file) => file.write_all(text.as_bytes()).or_fail(|| format!("{shown}: cannot be written"))?,
+        Ok(mut file) => file.write_all(text.as_bytes()).context(|| format!("{shown}: cannot be written"))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             refuse!("{shown}: is there already; choose another name, or remove it")
         }
-        Err(error) => return Err(error).or_refuse(|| format!("{shown}: cannot be written")),
+        Err(error) => return Err(error).usage_context(|| format!("{shown}: cannot be written")),
     }
     Ok(Answer {
         text: format!("{shown}: set model, data and output_dir, then `qlora-train train {shown}`"),

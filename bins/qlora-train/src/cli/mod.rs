@@ -219,14 +219,15 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(error.exit_code() as u8)
 }
 
-/// Prints nothing where there is no answer: it was written as it grew. A reader that has seen enough, such as `head`, is no failure.
+/// Prints nothing where there is no answer: it was written as it grew. A reader that has seen enough, such as `head`,
+/// is no failure.
 fn print(text: &str) -> Result<()> {
     if text.is_empty() {
         return Ok(());
     }
     let mut out = std::io::stdout();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).or_fail(|| "standard output".to_owned()),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context(|| "standard output".to_owned()),
         _ => Ok(()),
     }
 }

@@ -39,22 +39,22 @@ const PREVIEW_DOMAIN: u64 = 3 << 32;
 #[derive(Clone, Copy, PartialEq)]
 enum Marks {
     /// Supervised tokens green, special ones bold.
-    Colour,
+    Color,
     /// Supervised tokens in brackets that no text holds by chance.
     Brackets,
 }
 
 impl Marks {
-    /// Colour on a terminal, unless NO_COLOR or CLICOLOR_FORCE say otherwise.
+    /// Color on a terminal, unless NO_COLOR or CLICOLOR_FORCE say otherwise.
     fn new() -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
-        let colour = set("CLICOLOR_FORCE") || (std::io::stdout().is_terminal() && !set("NO_COLOR"));
-        if colour { Marks::Colour } else { Marks::Brackets }
+        let color = set("CLICOLOR_FORCE") || (std::io::stdout().is_terminal() && !set("NO_COLOR"));
+        if color { Marks::Color } else { Marks::Brackets }
     }
 
     fn legend(self) -> String {
         match self {
-            Marks::Colour => styled("supervised", true, false),
+            Marks::Color => styled("supervised", true, false),
             Marks::Brackets => "⟦supervised⟧".to_owned(),
         }
     }
@@ -68,7 +68,7 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
     format!("{style}{token}{style:#}")
 }
 
-/// The rows are read, checked and tokenised as `train` would, all of them, so that a wrong one is found here.
+/// The rows are read, checked and tokenized as `train` would, all of them, so that a wrong one is found here.
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
@@ -135,7 +135,7 @@ fn text_of(
     let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
     let kind = |at: usize, supervised: bool| {
         let id = row.input_ids[at];
-        (supervised, marks == Marks::Colour && special.added.contains(&id))
+        (supervised, marks == Marks::Color && special.added.contains(&id))
     };
     let tokens = data::describe(row, tokenizer);
     let (mut at, mut before) = (0, 0);
@@ -157,7 +157,7 @@ fn text_of(
         };
         let part = part.split('\n').map(printable).collect::<Vec<_>>().join("\n");
         match (marks, supervised) {
-            (Marks::Colour, _) => text += &styled(&part, supervised, bold),
+            (Marks::Color, _) => text += &styled(&part, supervised, bold),
             (Marks::Brackets, true) => text = text + "⟦" + &part + "⟧",
             (Marks::Brackets, false) => text += &part,
         }

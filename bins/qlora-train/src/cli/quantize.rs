@@ -26,7 +26,7 @@ pub struct QuantizeArgs {
     /// Weights that share one absmax: a power of two from 32 to 4096
     #[arg(long, alias = "block-size", default_value_t = 64)]
     nf4_block_size: usize,
-    /// Whether absmax is itself quantised to 8 bits
+    /// Whether absmax is itself quantized to 8 bits
     #[arg(long, alias = "bnb-4bit-use-double-quant", default_value_t = true, action = clap::ArgAction::Set)]
     double_quant: bool,
     /// Short for --double-quant false

@@ -1,4 +1,5 @@
-//! Axolotl's `datasets: [{path, type, …}]`: where the rows are, and what the keys beside say about columns and template.
+//! Axolotl's `datasets: [{path, type, …}]`: where the rows are, and what the keys beside say about columns and
+//! template.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! Settings of a run once it is about to start: rates, warm-up, completeness, the record, and the hash that tells runs apart.
+//! Settings of a run once it is about to start: rates, warm-up, completeness, the record, and the hash that tells runs
+//! apart.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -128,7 +129,7 @@ impl Settings {
         steps.min(total_steps.saturating_sub(1))
     }
 
-    /// Learning rate of A at optimiser step `step` (0 is the first) over its peak; the same for B.
+    /// Learning rate of A at optimizer step `step` (0 is the first) over its peak; the same for B.
     pub fn lr_factor(&self, step: usize, total_steps: usize) -> f64 {
         lr_schedule::factor(self.lr_scheduler_type, step, self.warmup_steps_of(total_steps), total_steps)
     }
@@ -140,7 +141,7 @@ impl Settings {
 
     /// [`Settings::to_json`] as a settings file.
     pub fn to_yaml(&self) -> Result<String> {
-        serde_saphyr::to_string(&self.to_json()).or_fail(|| "the settings cannot be written as YAML".into())
+        serde_saphyr::to_string(&self.to_json()).context(|| "the settings cannot be written as YAML".into())
     }
 
     /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run.

@@ -11,7 +11,7 @@ use super::yaml::Value;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Every {
     Never,
-    /// optimiser steps, at least 1
+    /// optimizer steps, at least 1
     Steps(u64),
     /// of all steps, 0 < share < 1
     Share(f64),

@@ -226,7 +226,8 @@ impl Settings {
     }
 }
 
-/// One refusal of all faults. Each stands on its own line, under "error:" from the second on, with its line of the file.
+/// One refusal of all faults. Each stands on its own line, under "error:" from the second on, with its line of the
+/// file.
 fn refusal(faults: &[Fault], text: &str) -> Error {
     let told = faults.iter().map(|fault| fault.message.clone() + &yaml::snippet(text, fault.line, &fault.key));
     Error::Refused(told.collect::<Vec<_>>().join("\nerror: "))

@@ -2,7 +2,7 @@
 
 use super::enums::Scheduler;
 
-/// What the base rate is multiplied by at optimiser step `step` (0 is the first).
+/// What the base rate is multiplied by at optimizer step `step` (0 is the first).
 ///
 /// With a warm-up the first step therefore has factor 0, exactly as in transformers, and the factor first reaches 1 at
 /// `step == warmup_steps`. Steps past the end stay at 0 (linear) or repeat the cosine's formula, never below 0.

@@ -143,7 +143,7 @@ settings! {
     nf4_block_size: usize = 64, "64", "a power of two from 32 to 4096", Results,
         ["quantization.block_size", "quantization.blocksize"],
         |v| (32..=4096).contains(v) && v.is_power_of_two();
-    "Whether absmax is itself quantised to 8 bits."
+    "Whether absmax is itself quantized to 8 bits."
     double_quant: bool = true, "true", "true or false", Results,
         ["bnb_4bit_use_double_quant", "use_bnb_nested_quant", "use_double_quant", "double_quantization"];
 
@@ -175,19 +175,19 @@ settings! {
         ["lr_scheduler", "scheduler", "training.scheduler"];
     "Warm-up as a share of all steps, rounded up."
     warmup_ratio: f64 = 0.03, "0.03", "a number from 0 to 1", Results, [], |v| (0.0..=1.0).contains(v);
-    "Warm-up in optimiser steps, instead of `warmup_ratio`; below 1 it is a ratio."
+    "Warm-up in optimizer steps, instead of `warmup_ratio`; below 1 it is a ratio."
     warmup_steps: Option<f64> = None, "none", "a ratio below 1 or a whole number of steps", Results, [],
         |v| v.is_none_or(|v| (0.0..1.0).contains(&v) || (v.fract() == 0.0 && (1.0..=1e9).contains(&v)));
     "Passes over the data; a fraction stops within one."
     num_train_epochs: f64 = 1.0, "1", "a number above 0, at most 1000000", Results,
         ["num_epochs", "epochs", "training.epochs"], |v| *v > 0.0 && *v <= 1e6;
-    "Optimiser steps at which the run ends, instead of `num_train_epochs`."
+    "Optimizer steps at which the run ends, instead of `num_train_epochs`."
     max_steps: Limit = Limit(None), "none", "a count of steps; 0 or -1 for no limit", Results, ["iters"],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Rows, or packs of rows, in one micro-batch."
     per_device_train_batch_size: usize = 1, "1", "an integer from 1 to 65536", Results,
         ["micro_batch_size", "batch_size", "training.batch_size"], |v| (1..=65536).contains(v);
-    "Micro-batches summed into one optimiser step, weighted by their supervised tokens."
+    "Micro-batches summed into one optimizer step, weighted by their supervised tokens."
     gradient_accumulation_steps: usize = 1, "1", "an integer from 1 to 1000000", Results,
         ["grad_accumulation_steps", "training.grad_accum", "training.accumulation_steps"],
         |v| (1..=1_000_000).contains(v);
@@ -214,7 +214,7 @@ settings! {
     bos_token: Option<String> = None, "none: the tokenizer's", "the text of a token", ResultsIfSet,
         ["special_tokens.bos_token"];
 
-    "Optimiser: AdamW with blockwise 8-bit states (f32 for tensors under 4,096 elements), or with f32 states."
+    "Optimizer: AdamW with blockwise 8-bit states (f32 for tensors under 4,096 elements), or with f32 states."
     optim: Optim = Optim::Adamw8bit, "adamw_8bit", "adamw_8bit or adamw_torch", Results, ["optimizer"];
     "Decay of the first moment."
     adam_beta1: f64 = 0.9, "0.9", "a number from 0 to below 1", Results, ["beta1"], |v| (0.0..1.0).contains(v);
@@ -230,10 +230,10 @@ settings! {
     "Seed of the initial A, the order of rows and dropout."
     seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, [];
 
-    "Optimiser steps between two lines of metrics."
+    "Optimizer steps between two lines of metrics."
     logging_steps: usize = 1, "1", "an integer from 1 to 1000000000", RunOnly, ["log_interval", "steps_per_report"],
         |v| (1..=1_000_000_000).contains(v);
-    "Optimiser steps between two checkpoints; below 1 it is a share of all steps."
+    "Optimizer steps between two checkpoints; below 1 it is a share of all steps."
     save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly,
         ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
     "Checkpoints that are kept; the best one is kept beside them."
@@ -242,7 +242,7 @@ settings! {
     "Where the run goes on: at the newest checkpoint of `output_dir` (`true`; at the beginning if there is none) or at the one given."
     resume_from_checkpoint: Resume = Resume::No, "false", "true, false or the path of a checkpoint", RunOnly,
         ["auto_resume_from_checkpoints"];
-    "Optimiser steps between two evaluations of the validation rows, beside the one at the end."
+    "Optimizer steps between two evaluations of the validation rows, beside the one at the end."
     eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly, [],
         |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
     "Evaluations without a lower validation loss after which the run ends."

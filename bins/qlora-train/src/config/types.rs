@@ -42,7 +42,8 @@ pub fn is_unset(value: &Value) -> bool {
     *value == Value::Null || words(value).is_some_and(|w| ["", "null", "none", "~", "auto"].contains(&w.as_str()))
 }
 
-/// A value by which a feature is turned off: `false`, `null`, `none`, `no`, 0, an empty list or section, or one of only those.
+/// A value by which a feature is turned off: `false`, `null`, `none`, `no`, 0, an empty list or section, or one of only
+/// those.
 pub fn is_off(value: &Value) -> bool {
     match value {
         Value::List(items) => items.iter().all(is_off),

@@ -117,8 +117,8 @@ pub fn read_file(path: &Path) -> Result<Document> {
     let name = path.display();
     let what = || format!("{name}: the settings file cannot be read");
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).or_refuse(what)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).or_refuse(what)?;
+    let file = std::fs::File::open(path).usage_context(what)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).usage_context(what)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         refuse!(
             "{name}: found more than {MAX_FILE_BYTES} bytes, expected a settings file (YAML), which is far shorter"

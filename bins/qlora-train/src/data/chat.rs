@@ -70,7 +70,7 @@ impl ChatTokenizer {
         Ok(ChatText { text: rendered.text, supervised, open_ended, notes })
     }
 
-    /// Tokenises the rendered conversation once, as a whole.
+    /// Tokenizes the rendered conversation once, as a whole.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<ChatTokens, String> {
         self.encode_conversation(&Conversation::new(messages.to_vec()))
     }
@@ -78,17 +78,17 @@ impl ChatTokenizer {
     /// As [`encode_chat`](Self::encode_chat), with tools.
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
         let chat = self.render_conversation(conversation)?;
-        let (input_ids, labels) = self.labelled(&chat.text, &chat.supervised)?;
+        let (input_ids, labels) = self.labeled(&chat.text, &chat.supervised)?;
         Ok(ChatTokens { input_ids, labels, open_ended: chat.open_ended, notes: chat.notes })
     }
 
-    /// Tokenises a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
+    /// Tokenizes a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
     /// before plain text), prompt, completion, EOS. Completion and EOS are supervised. A BOS or EOS that the text has
     /// already is not given a second time.
     pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
         let text = format!("{prompt}{completion}");
         let supervised = prompt.len()..text.len();
-        let (mut input_ids, mut labels) = self.labelled(&text, std::slice::from_ref(&supervised))?;
+        let (mut input_ids, mut labels) = self.labeled(&text, std::slice::from_ref(&supervised))?;
         if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
             && input_ids.first() != Some(&bos)
         {
@@ -107,7 +107,7 @@ impl ChatTokenizer {
 
     /// Token ids and labels of a text. A token is supervised when it holds any of a supervised span, as in
     /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
-    fn labelled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
+    fn labeled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
         let tokens = self.encode_with_offsets(text)?;
         let mut labels = Vec::with_capacity(tokens.len());
         // Spans and tokens both come in order; a span is done with once a token begins behind it.

@@ -20,7 +20,7 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// `eos_token_ids` are the model's own, which tokenised rows without a tokenizer are checked by.
+    /// `eos_token_ids` are the model's own, which tokenized rows without a tokenizer are checked by.
     pub fn new(tokenizer: Option<&ChatTokenizer>, eos_token_ids: &[u32]) -> Self {
         let mut eos = eos_token_ids.to_vec();
         eos.extend(tokenizer.and_then(ChatTokenizer::eos_token_id).filter(|id| !eos_token_ids.contains(id)));

@@ -20,12 +20,12 @@ pub(super) fn delimiter(path: &Path) -> Option<u8> {
     }
 }
 
-/// Calls `each(number, row)` for every row, counted from 1. A value that is JSON of a list or an object is read as such,
-/// because that is how tables hold turns.
+/// Calls `each(number, row)` for every row, counted from 1. A value that is JSON of a list or an object is read as
+/// such, because that is how tables hold turns.
 pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: EachOf) -> Result<()> {
     let name = path.display();
     let mut table = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
-    let header = table.headers().or_refuse(|| format!("{name}: the header"))?.clone();
+    let header = table.headers().usage_context(|| format!("{name}: the header"))?.clone();
     if let Some((at, twice)) = header.iter().enumerate().find(|(at, key)| header.iter().take(*at).any(|k| k == *key)) {
         refuse!("{name}: the column {twice:?} is there twice (the second time as column {})", at + 1);
     }
@@ -35,7 +35,7 @@ pub(super) fn read_rows(path: &Path, reader: impl Read, delimiter: u8, each: Eac
                 let entries = header.iter().zip(record.iter()).map(|(key, text)| (key.trim().to_owned(), value(text)));
                 Ok(Value::Object(entries.collect::<Map<_, _>>()))
             }
-            Err(error) if error.is_io_error() => return Err(error).or_refuse(|| format!("{name}: row {number}")),
+            Err(error) if error.is_io_error() => return Err(error).usage_context(|| format!("{name}: row {number}")),
             Err(error) => Err(format!("broken CSV: {error}")),
         };
         each(number, row)?;

@@ -1,4 +1,4 @@
-//! Loads data files into tokenised rows, and splits them into training and validation rows.
+//! Loads data files into tokenized rows, and splits them into training and validation rows.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,11 @@ use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::Result;
 use crate::refuse;
 
-/// Rows are tokenised in parallel, this many at a time.
+/// Rows are tokenized in parallel, this many at a time.
 const CHUNK: usize = 512;
 const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
 
-/// A tokenised row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.
+/// A tokenized row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     pub input_ids: Vec<u32>,
@@ -67,7 +67,7 @@ pub struct Dataset {
 /// How a loader gets the tokenizer, at the first row that needs one.
 pub type OpenTokenizer<'a> = dyn Fn() -> Result<&'a ChatTokenizer> + 'a;
 
-/// Reads, checks and tokenises all rows of all files.
+/// Reads, checks and tokenizes all rows of all files.
 ///
 /// Errors (all of them refusals that name the file, and the line where one is at fault): a file that cannot be read;
 /// a row that is broken, of no known format or of two; a token id outside the vocabulary; two BOS tokens at the start
@@ -152,7 +152,7 @@ struct Loader<'a> {
     options: &'a DataOptions,
     rows: Vec<Row>,
     report: DatasetReport,
-    /// Rows read and not tokenised yet.
+    /// Rows read and not tokenized yet.
     waiting: Vec<(usize, RowKind, Value)>,
     /// The names of tasks so far, each kept once.
     tasks: BTreeSet<Arc<str>>,
@@ -184,23 +184,23 @@ impl<'a> Loader<'a> {
             match row.and_then(|row| Ok((rows::detect(&row)?, row))) {
                 Ok((kind, row)) => {
                     self.report.files[file].count(kind);
-                    if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenised) {
+                    if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenized) {
                         self.tokenizer = Some(open()?);
                     }
                     self.waiting.push((line, kind, row));
                 }
                 Err(why) => self.bad(path, file, line, &why)?,
             }
-            if self.waiting.len() == CHUNK { self.tokenise(path, file) } else { Ok(()) }
+            if self.waiting.len() == CHUNK { self.tokenize(path, file) } else { Ok(()) }
         })?;
         if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
             refuse!("{}: no row found; expected at least one", path.display());
         }
-        self.tokenise(path, file)?;
+        self.tokenize(path, file)?;
         Ok(hash)
     }
 
-    fn tokenise(&mut self, path: &Path, file: usize) -> Result<()> {
+    fn tokenize(&mut self, path: &Path, file: usize) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
         let this = &*self;
         let done: Vec<(usize, Result<Read, String>)> =
@@ -252,8 +252,8 @@ impl<'a> Loader<'a> {
         rows::check_keys(map, kind, &mut notes)?;
         let weight = formats::row_weight(map)?;
         let (input_ids, mut labels, open_ended) = match (kind, self.tokenizer) {
-            (RowKind::Tokenised, _) => {
-                let (input_ids, labels) = rows::tokenised(map, self.options.vocab_size)?;
+            (RowKind::Tokenized, _) => {
+                let (input_ids, labels) = rows::tokenized(map, self.options.vocab_size)?;
                 self.check_eos(&input_ids, &labels)?;
                 (input_ids, labels, false)
             }
@@ -271,7 +271,7 @@ impl<'a> Loader<'a> {
             return Err("the row begins with two BOS tokens; remove one (from the text or the chat template)".into());
         }
         if let Some(tokenizer) = self.tokenizer.filter(|tokenizer| tokenizer.begins_with_bos())
-            && kind != RowKind::Tokenised
+            && kind != RowKind::Tokenized
             && input_ids.first().copied() != tokenizer.bos_token_id()
         {
             notes.push(Note::Said(format!(

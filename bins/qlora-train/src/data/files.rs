@@ -92,8 +92,8 @@ fn is_part(file: &Path, part: &str) -> bool {
 /// The files of rows in a folder, by name.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).or_refuse(|| format!("{}: cannot be read", dir.display()))? {
-        let path = entry.or_refuse(|| format!("{}: cannot be read", dir.display()))?.path();
+    for entry in std::fs::read_dir(dir).usage_context(|| format!("{}: cannot be read", dir.display()))? {
+        let path = entry.usage_context(|| format!("{}: cannot be read", dir.display()))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let table = !matches!(name.as_str(), "dataset_info.json" | "state.json" | "dataset_dict.json");
         if table && path.is_file() && ENDINGS.iter().any(|ending| name.ends_with(ending)) {
@@ -106,10 +106,11 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
 
 fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
     let name = pattern.display();
-    let paths = glob::glob(&pattern.to_string_lossy()).or_refuse(|| format!("{name}: not a pattern of file names"))?;
+    let paths =
+        glob::glob(&pattern.to_string_lossy()).usage_context(|| format!("{name}: not a pattern of file names"))?;
     let mut files = Vec::new();
     for path in paths {
-        let path = path.or_refuse(|| format!("{name}: cannot be read"))?;
+        let path = path.usage_context(|| format!("{name}: cannot be read"))?;
         if path.is_file() {
             files.push(path);
         }

@@ -8,7 +8,7 @@ use super::notes::Note;
 use super::rows::RowKind;
 use super::{tools, weight};
 
-/// What a row says before it is tokenised.
+/// What a row says before it is tokenized.
 pub(super) enum Content {
     Conversation(Conversation),
     /// Text as it stands, of which what follows the prompt is supervised.
@@ -54,7 +54,7 @@ pub(super) fn content(
             no_tools(map)?;
             return Ok(Content::Text { prompt: String::new(), completion: text(map, "text")?.to_owned() });
         }
-        RowKind::Tokenised => return Err("a tokenised row has no text".into()),
+        RowKind::Tokenized => return Err("a tokenized row has no text".into()),
     };
     let variables = match map.get("chat_template_kwargs") {
         None | Some(Value::Null) => Map::new(),

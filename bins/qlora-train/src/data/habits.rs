@@ -1,7 +1,7 @@
 //! Habits of a chat template, found by rendering three short conversations: how it opens an answer, how it closes one.
 //!
-//! Most templates write the beginning of an answer (the header) only where `add_generation_prompt` is set. Some write it
-//! always, some never; some open more than an answer in a row has (`<think>`), and some close only the last turn.
+//! Most templates write the beginning of an answer (the header) only where `add_generation_prompt` is set. Some write
+//! it always, some never; some open more than an answer in a row has (`<think>`), and some close only the last turn.
 
 use minijinja::Value;
 

@@ -1,4 +1,4 @@
-//! Data files → tokenised rows with their loss mask → the micro-batches of a run.
+//! Data files → tokenized rows with their loss mask → the micro-batches of a run.
 //!
 //! A row is a conversation (of which what the assistant says is supervised), a prompt with its completion, a text, or
 //! token ids with labels. Its format is told by its keys; the rows of one file may differ in it. Any may name a `task`.
@@ -54,5 +54,5 @@ pub use stream::TextStream;
 pub use template::{Builtin, ChatTemplate};
 pub use tokenizer::ChatTokenizer;
 
-/// The label of a token that is context and not learnt.
+/// The label of a token that is context and not learned.
 pub const UNSUPERVISED: i32 = -100;

@@ -10,7 +10,7 @@ pub struct DataOptions {
     pub too_long: TooLong,
     /// Token ids of the model: 0..vocab_size.
     pub vocab_size: usize,
-    /// What ends a text, by the model's own config; the tokenizer's EOS counts too. Tokenised rows that mask it are
+    /// What ends a text, by the model's own config; the tokenizer's EOS counts too. Tokenized rows that mask it are
     /// refused.
     pub eos_token_ids: Vec<u32>,
     /// Fate of a row that cannot be trained on.

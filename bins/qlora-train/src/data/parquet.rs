@@ -42,7 +42,7 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: EachOf) -> Result<
 /// The rows with their known columns, and how many the file says it has.
 fn open(path: &Path, columns: &Columns) -> Result<(RowIter<'static>, i64)> {
     let name = path.display();
-    let file = File::open(path).or_refuse(|| format!("{name}: cannot open the data file"))?;
+    let file = File::open(path).usage_context(|| format!("{name}: cannot open the data file"))?;
     let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
     let metadata = reader.metadata().file_metadata();
     let (schema, expected) = (metadata.schema(), metadata.num_rows());

@@ -1,9 +1,9 @@
 //! Reads the rows of a data file one by one, each with the line it starts on, or its number in a Parquet file (both
 //! counted from 1).
 //!
-//! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only CSV
-//! is told by its name. JSON Lines are read line by line, Parquet page by page; a JSON array, and objects printed over
-//! several lines, are read whole. A file compressed by gzip is read as what it holds.
+//! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only
+//! CSV is told by its name. JSON Lines are read line by line, Parquet page by page; a JSON array, and objects printed
+//! over several lines, are read whole. A file compressed by gzip is read as what it holds.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -20,10 +20,11 @@ use crate::error::{Context, Error, Result};
 use crate::files::hash::{HashingReader, file_hash};
 use crate::refuse;
 
-/// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers takes
-/// some twenty times its room.
+/// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers
+/// takes some twenty times its room.
 const MAX_LINE_BYTES: u64 = 64 << 20;
-/// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by row.
+/// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by
+/// row.
 const MAX_ARRAY_BYTES: u64 = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet and CSV; \
@@ -64,9 +65,9 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     if path.is_dir() {
         refuse!("{name}: is a directory; give the data file itself ({SUPPORTED})");
     }
-    let file = File::open(path).or_refuse(|| format!("{name}: cannot open the data file"))?;
+    let file = File::open(path).usage_context(|| format!("{name}: cannot open the data file"))?;
     let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
-    let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
+    let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
     if head.starts_with(b"PAR1") {
         if !path.metadata().is_ok_and(|metadata| metadata.is_file()) {
             refuse!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
@@ -76,9 +77,9 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     }
     if head.starts_with(&[0x1F, 0x8B]) {
         let mut inner = BufReader::with_capacity(1 << 16, MultiGzDecoder::new(&mut reader));
-        inner.fill_buf().or_refuse(|| format!("{name}: is compressed by gzip, and damaged or cut off"))?;
+        inner.fill_buf().usage_context(|| format!("{name}: is compressed by gzip, and damaged or cut off"))?;
         read_text_rows(path, inner, each)?;
-        std::io::copy(&mut reader, &mut std::io::sink()).or_refuse(|| format!("{name}: cannot read"))?;
+        std::io::copy(&mut reader, &mut std::io::sink()).usage_context(|| format!("{name}: cannot read"))?;
     } else {
         read_text_rows(path, &mut reader, each)?;
     }
@@ -89,7 +90,7 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
 /// Rows of JSON or CSV.
 fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<()> {
     let name = path.display();
-    let head = reader.fill_buf().or_refuse(|| format!("{name}: cannot read"))?;
+    let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
     if let Some(kind) = other_kind(head) {
         refuse!("{name}: is {kind}; {SUPPORTED}");
     }
@@ -131,7 +132,7 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()>
         let count = (&mut reader)
             .take(MAX_LINE_BYTES + 1)
             .read_until(b'\n', &mut bytes)
-            .or_refuse(|| format!("{name}: line {line}: cannot read"))?;
+            .usage_context(|| format!("{name}: line {line}: cannot read"))?;
         if count == 0 {
             break;
         }
@@ -167,7 +168,7 @@ fn read_text(path: &Path, reader: impl Read) -> Result<String> {
     let mut text = String::new();
     match reader.take(MAX_ARRAY_BYTES + 1).read_to_string(&mut text) {
         Err(error) if error.kind() == ErrorKind::InvalidData => refuse!("{name}: not UTF-8"),
-        result => result.or_refuse(|| format!("{name}: cannot read"))?,
+        result => result.usage_context(|| format!("{name}: cannot read"))?,
     };
     if text.len() as u64 > MAX_ARRAY_BYTES {
         return too_large(path);

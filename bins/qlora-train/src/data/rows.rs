@@ -21,7 +21,7 @@ pub enum RowKind {
     /// `text`: supervised from its first token to its EOS.
     Text,
     /// `input_ids`, optional `labels` with −100 for unsupervised: needs no tokenizer.
-    Tokenised,
+    Tokenized,
 }
 
 impl RowKind {
@@ -31,7 +31,7 @@ impl RowKind {
         RowKind::PromptCompletion,
         RowKind::Alpaca,
         RowKind::Text,
-        RowKind::Tokenised,
+        RowKind::Tokenized,
     ];
 
     pub fn name(self) -> &'static str {
@@ -41,7 +41,7 @@ impl RowKind {
             RowKind::PromptCompletion => "prompt + completion",
             RowKind::Alpaca => "Alpaca",
             RowKind::Text => "text",
-            RowKind::Tokenised => "tokenised",
+            RowKind::Tokenized => "tokenized",
         }
     }
 
@@ -53,7 +53,7 @@ impl RowKind {
             RowKind::PromptCompletion => &["prompt", "completion"],
             RowKind::Alpaca => &["instruction", "output"],
             RowKind::Text => &["text"],
-            RowKind::Tokenised => &["input_ids"],
+            RowKind::Tokenized => &["input_ids"],
         }
     }
 
@@ -64,7 +64,7 @@ impl RowKind {
             RowKind::PromptCompletion => &["tools", "chat_template_kwargs"],
             RowKind::Alpaca => &["input", "system", "history", "tools", "chat_template_kwargs"],
             RowKind::Text => &["tools"],
-            RowKind::Tokenised => {
+            RowKind::Tokenized => {
                 &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[0], MASKS[1], MASKS[2]]
             }
         }
@@ -131,10 +131,10 @@ pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Ve
 }
 
 pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `conversations` (from/value), `prompt` + \
-                                    `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenised rows \
+                                    `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenized rows \
                                     (`input_ids`, optional `labels`)";
 
-/// Masks of tokens in tokenised rows: 1 is learned.
+/// Masks of tokens in tokenized rows: 1 is learned.
 const MASKS: [&str; 3] = ["loss_mask", "completion_mask", "assistant_masks"];
 
 /// Whether a `loss_mask` is one of the whole row.
@@ -197,10 +197,10 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
     }
 }
 
-/// Checks a tokenised row and returns its ids and labels (the ids themselves when there are no labels).
+/// Checks a tokenized row and returns its ids and labels (the ids themselves when there are no labels).
 /// Labels are not shifted: `labels[t]` is `input_ids[t]` or −100. An `attention_mask` must be all ones, because rows
 /// are trained on without padding.
-pub(super) fn tokenised(map: &Map<String, Value>, vocab_size: usize) -> Result<(Vec<u32>, Vec<i32>), String> {
+pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<(Vec<u32>, Vec<i32>), String> {
     let limit = vocab_size.min(i32::MAX as usize);
     let ids = integers(map, "input_ids", &|id| (0..limit as i64).contains(&id), || {
         format!("token ids are whole numbers from 0 to {} (the model's vocabulary)", limit.saturating_sub(1))

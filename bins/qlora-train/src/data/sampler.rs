@@ -1,4 +1,4 @@
-//! The rows of each optimiser step: a pure function of the rows' lengths and the settings, so that the
+//! The rows of each optimizer step: a pure function of the rows' lengths and the settings, so that the
 //! memory plan can run through the whole of it beforehand and a resumed run can start anywhere.
 
 use std::collections::VecDeque;
@@ -30,7 +30,7 @@ pub struct ScheduleOptions {
     /// Micro-batches of a step.
     pub gradient_accumulation_steps: usize,
     pub num_train_epochs: f64,
-    /// Optimiser steps; wins over the epochs.
+    /// Optimizer steps; wins over the epochs.
     pub max_steps: Option<u64>,
     pub packing: bool,
     /// Tokens of a packed bin.
@@ -49,7 +49,7 @@ pub struct Schedule {
     world_size: usize,
 }
 
-/// What one optimiser step trains on.
+/// What one optimizer step trains on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// Counted from 0.
@@ -153,7 +153,7 @@ impl Schedule {
         Ok(self)
     }
 
-    /// Optimiser steps of the run.
+    /// Optimizer steps of the run.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
     }

@@ -32,8 +32,8 @@ pub(super) fn merge(dir: &Path, config: &mut Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-/// Adds the tokens that `tokenizer.json` lacks: those of `added_tokens_decoder`, else of `added_tokens.json`. Refused: a
-/// token that does not get the id that the file gives it.
+/// Adds the tokens that `tokenizer.json` lacks: those of `added_tokens_decoder`, else of `added_tokens.json`. Refused:
+/// a token that does not get the id that the file gives it.
 pub(super) fn add_tokens(dir: &Path, config: &Map<String, Value>, tokenizer: &mut Tokenizer) -> Result<()> {
     let (path, mut tokens) = match config.get(DECODER) {
         Some(Value::Object(entries)) => {
@@ -106,11 +106,11 @@ fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    if fs::metadata(path).or_refuse(|| format!("{name}: cannot read"))?.len() > MAX_BYTES {
+    if fs::metadata(path).usage_context(|| format!("{name}: cannot read"))?.len() > MAX_BYTES {
         refuse!("{name}: more than {} MiB", MAX_BYTES >> 20);
     }
-    let text = fs::read_to_string(path).or_refuse(|| format!("{name}: cannot read"))?;
-    match serde_json::from_str(&text).or_refuse(|| name.to_string())? {
+    let text = fs::read_to_string(path).usage_context(|| format!("{name}: cannot read"))?;
+    match serde_json::from_str(&text).usage_context(|| name.to_string())? {
         Value::Object(map) => Ok(Some(map)),
         other => refuse!("{name}: expected a JSON object, found {}", json::describe(&other)),
     }

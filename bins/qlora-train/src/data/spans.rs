@@ -1,9 +1,9 @@
 //! Finds what the assistant says in a rendered conversation.
 //!
-//! Where a template marks it (`{% generation %}`), the marks are taken. Else the conversation is rendered twice, as it is
-//! and with a placeholder in every answer: what is equal around the placeholders is what the template writes, and its
-//! habits (see `habits`) tell which of that opens an answer and which closes it. Both cost two renderings however many
-//! turns there are.
+//! Where a template marks it (`{% generation %}`), the marks are taken. Else the conversation is rendered twice, as it
+//! is and with a placeholder in every answer: what is equal around the placeholders is what the template writes, and
+//! its habits (see `habits`) tell which of that opens an answer and which closes it. Both cost two renderings however
+//! many turns there are.
 //!
 //! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Its turns are
 //! found one by one: what lies between "all turns before, and the prompt to answer" and "all turns up to the answer" is

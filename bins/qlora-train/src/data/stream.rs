@@ -56,7 +56,7 @@ impl<'a, W: Write> TextStream<'a, W> {
         let Some(out) = &mut self.out else { return Ok(()) };
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => self.out = None,
-            Err(error) => return Err(error).or_fail(|| "the text cannot be written".to_owned()),
+            Err(error) => return Err(error).context(|| "the text cannot be written".to_owned()),
             Ok(()) => {}
         }
         Ok(())

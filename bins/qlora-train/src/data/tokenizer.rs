@@ -1,6 +1,6 @@
 //! The tokenizer of a model's directory and its chat template.
 //!
-//! Text is always tokenised without the special tokens that a tokenizer would add by itself: the chat template writes
+//! Text is always tokenized without the special tokens that a tokenizer would add by itself: the chat template writes
 //! them, and a second BOS would be one too many.
 
 use std::fs;
@@ -125,7 +125,7 @@ impl ChatTokenizer {
             None => Ok(None),
             Some(source) => {
                 let compiled = ChatTemplate::compile(&source, special.clone(), Zoned::now());
-                compiled.or_refuse(|| template_origin.clone()).map(Some)
+                compiled.usage_context(|| template_origin.clone()).map(Some)
             }
         };
         let (template, tool_template) = (compile(default)?, compile(tool_use)?);
@@ -241,7 +241,7 @@ impl ChatTokenizer {
     pub fn set_now(&mut self, now: Zoned) -> Result<()> {
         for template in [&mut self.template, &mut self.tool_template].into_iter().flatten() {
             let compiled = ChatTemplate::compile(template.source(), self.special.clone(), now.clone());
-            *template = compiled.or_refuse(|| self.template_origin.clone())?;
+            *template = compiled.usage_context(|| self.template_origin.clone())?;
         }
         Ok(())
     }
@@ -249,27 +249,27 @@ impl ChatTokenizer {
     /// Token ids of text as it stands: nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).ok_or_else(|| self.panicked())?;
-        Ok(encoding.or_fail(|| "cannot tokenise".into())?.get_ids().to_vec())
+        Ok(encoding.context(|| "cannot tokenize".into())?.get_ids().to_vec())
     }
 
     /// Token ids with the byte range of the text that each stands for.
     pub(super) fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, String> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(format!(
-                "the row has {} bytes of text, more than the {} MiB that are tokenised at once; split it",
+                "the row has {} bytes of text, more than the {} MiB that are tokenized at once; split it",
                 text.len(),
                 MAX_TEXT_BYTES >> 20
             ));
         }
         let encoding = guarded(|| self.tokenizer.encode(text, false)).ok_or_else(|| self.panicked().to_string())?;
-        let encoding = encoding.map_err(|error| format!("cannot tokenise: {error}"))?;
+        let encoding = encoding.map_err(|error| format!("cannot tokenize: {error}"))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
 
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let text = guarded(|| self.tokenizer.decode(ids, skip_special_tokens)).ok_or_else(|| self.panicked())?;
-        text.or_fail(|| "cannot decode tokens".into())
+        text.context(|| "cannot decode tokens".into())
     }
 
     fn panicked(&self) -> Error {
@@ -285,7 +285,7 @@ impl ChatTokenizer {
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
         let Some(template) = &self.template else { refuse!("{}", self.no_template()) };
         let turns: Vec<_> = messages.iter().map(Message::to_jinja).collect();
-        template.render(&turns, true).or_refuse(|| self.template_origin.clone())
+        template.render(&turns, true).usage_context(|| self.template_origin.clone())
     }
 
     /// The template that renders a conversation.
@@ -353,8 +353,8 @@ fn read_config(path: &Path) -> Result<Map<String, Value>> {
     if !path.is_file() {
         refuse!("{name}: not found; expected the model's tokenizer settings (bos_token, eos_token, chat_template)");
     }
-    let text = fs::read_to_string(path).or_refuse(|| format!("{name}: cannot read"))?;
-    match serde_json::from_str(&text).or_refuse(|| name.to_string())? {
+    let text = fs::read_to_string(path).usage_context(|| format!("{name}: cannot read"))?;
+    match serde_json::from_str(&text).usage_context(|| name.to_string())? {
         Value::Object(map) => Ok(map),
         other => refuse!("{name}: expected a JSON object, found {}", json::describe(&other)),
     }
@@ -384,15 +384,15 @@ fn panicked(path: &Path) -> Error {
 /// Reads `tokenizer.json`. Padding and truncation saved in it never change rows: they are ours to do.
 fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     let name = || format!("{}: cannot read", path.display());
-    let bytes = fs::metadata(path).or_refuse(name)?.len();
+    let bytes = fs::metadata(path).usage_context(name)?.len();
     if bytes > MAX_TOKENIZER_BYTES {
         refuse!("{}: {} MiB, more than a tokenizer has ({})", path.display(), bytes >> 20, MAX_TOKENIZER_BYTES >> 20);
     }
-    let bytes = fs::read(path).or_refuse(name)?;
+    let bytes = fs::read(path).usage_context(name)?;
     let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
-    let mut tokenizer = tokenizer.or_refuse(|| format!("{}: not a tokenizer", path.display()))?;
+    let mut tokenizer = tokenizer.usage_context(|| format!("{}: not a tokenizer", path.display()))?;
     tokenizer.with_padding(None);
-    tokenizer.with_truncation(None).or_refuse(|| format!("{}: truncation", path.display()))?;
+    tokenizer.with_truncation(None).usage_context(|| format!("{}: truncation", path.display()))?;
     Ok(tokenizer)
 }
 
@@ -409,14 +409,14 @@ fn first_of_plain_text(tokenizer: &Tokenizer) -> Option<Option<u32>> {
 /// The template that the setting names, and its origin in words.
 fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, String)> {
     if let Some(builtin) = Builtin::from_name(setting) {
-        let source = builtin.source(vocabulary).or_refuse(|| format!("chat_template: {setting}"))?;
+        let source = builtin.source(vocabulary).usage_context(|| format!("chat_template: {setting}"))?;
         return Ok((source, format!("the built-in template `{setting}`")));
     }
     let path = Path::new(setting);
     if !path.is_file() {
         refuse!("chat_template: {setting:?} is neither a template's name ({}) nor a file", Builtin::offered());
     }
-    let source = fs::read_to_string(path).or_refuse(|| format!("chat_template: {setting}: cannot read"))?;
+    let source = fs::read_to_string(path).usage_context(|| format!("chat_template: {setting}: cannot read"))?;
     Ok((source, setting.to_owned()))
 }
 
@@ -432,7 +432,7 @@ struct Templates {
 /// The model's own templates, if it has any.
 fn own_templates(dir: &Path, config_path: &Path, config: &Map<String, Value>) -> Result<Templates> {
     let read = |file: &Path| match file.is_file() {
-        true => std::fs::read_to_string(file).or_refuse(|| format!("{}: cannot read", file.display())).map(Some),
+        true => std::fs::read_to_string(file).usage_context(|| format!("{}: cannot read", file.display())).map(Some),
         false => Ok(None),
     };
     let file = dir.join("chat_template.jinja");

@@ -47,8 +47,8 @@ fn weight(key: &str, value: &Value) -> Result<f32, String> {
     }
 }
 
-/// The byte ranges of `content` that `train_detail` names, in order, each with its weight. Its offsets count characters,
-/// the last one included; what no range holds is not learned.
+/// The byte ranges of `content` that `train_detail` names, in order, each with its weight. Its offsets count
+/// characters, the last one included; what no range holds is not learned.
 pub(super) fn details(value: &Value, content: &str) -> Result<Vec<(Range<usize>, f32)>, String> {
     let Value::Array(items) = value else {
         return Err(format!(".{DETAIL} is {}; expected an array of ranges", json::describe(value)));

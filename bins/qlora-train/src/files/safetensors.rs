@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use half::{bf16, f16};
 
 use super::json::{UniqueKeys, at_key};
-use super::tensor::{Element, StoredType, Tensor16, TensorData};
+use super::tensor::{Element, HostTensor, StoredType, TensorData};
 use crate::error::{Context, Result};
 use crate::refuse;
 
@@ -68,13 +68,13 @@ impl TensorFile {
     }
 
     /// Reads a tensor as stored; `seen` gets its bytes in order, piece by piece.
-    pub fn read(&self, name: &str, info: &TensorInfo, seen: impl FnMut(&[u8])) -> Result<Tensor16> {
+    pub fn read(&self, name: &str, info: &TensorInfo, seen: impl FnMut(&[u8])) -> Result<HostTensor> {
         let data = match self.stored_type(name, info)? {
             StoredType::Bf16 => TensorData::Bf16(self.read_elements::<bf16>(name, info, seen)?),
             StoredType::F16 => TensorData::F16(self.read_elements::<f16>(name, info, seen)?),
             StoredType::F32 => TensorData::F32(self.read_elements::<f32>(name, info, seen)?),
         };
-        Ok(Tensor16 { shape: info.shape.clone(), data })
+        Ok(HostTensor { shape: info.shape.clone(), data })
     }
 
     /// Reads a tensor widened to f32: beside the result only one piece is in memory.

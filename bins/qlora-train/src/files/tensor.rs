@@ -73,12 +73,12 @@ pub enum TensorData {
 
 /// A tensor as stored: 16-bit, or f32 where the checkpoint is f32.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tensor16 {
+pub struct HostTensor {
     pub shape: Vec<usize>,
     pub data: TensorData,
 }
 
-impl Tensor16 {
+impl HostTensor {
     pub fn stored_type(&self) -> StoredType {
         match self.data {
             TensorData::Bf16(_) => StoredType::Bf16,
@@ -136,23 +136,23 @@ impl Tensor16 {
 /// A linear weight as a checkpoint stores it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StoredWeight {
-    Tensor(Tensor16),
-    /// Quantised already: its maps and scales are used as they are.
+    Tensor(HostTensor),
+    /// Quantized already: its maps and scales are used as they are.
     Nf4(Nf4Matrix),
     /// No checkpoint's
     Random(RandomNf4),
 }
 
 impl StoredWeight {
-    /// NF4 dequantised to f32, anything else as it is.
-    pub fn into_tensor(self) -> Tensor16 {
+    /// NF4 dequantized to f32, anything else as it is.
+    pub fn into_tensor(self) -> HostTensor {
         let matrix = match self {
             Self::Tensor(tensor) => return tensor,
             Self::Nf4(matrix) => matrix,
             Self::Random(random) => random.into_matrix(),
         };
         let shape = vec![matrix.rows(), matrix.cols()];
-        Tensor16 { shape, data: TensorData::F32(matrix.dequantize()) }
+        HostTensor { shape, data: TensorData::F32(matrix.dequantize()) }
     }
 }
 

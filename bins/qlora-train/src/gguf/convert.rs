@@ -188,18 +188,18 @@ pub fn write_model_dir(gguf: &Gguf, base_name: &str, dir: &Path) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = dir.join("model.safetensors");
     safetensors::serialize_to_file(views, Some(metadata), &weights)
-        .or_fail(|| format!("cannot write {}", weights.display()))?;
-    // safetensors makes the file private to its user, unlike its neighbours.
-    let usual = fs::metadata(dir.join("config.json")).or_fail(|| dir.display().to_string())?.permissions();
-    fs::set_permissions(&weights, usual).or_fail(|| format!("cannot set permissions of {}", weights.display()))
+        .context(|| format!("cannot write {}", weights.display()))?;
+    // safetensors makes the file private to its user, unlike its neighbors.
+    let usual = fs::metadata(dir.join("config.json")).context(|| dir.display().to_string())?.permissions();
+    fs::set_permissions(&weights, usual).context(|| format!("cannot set permissions of {}", weights.display()))
 }
 
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).or_fail(|| path.display().to_string())?;
+    let mut text = serde_json::to_string_pretty(value).context(|| path.display().to_string())?;
     text.push('\n');
     write(path, text.as_bytes())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).or_fail(|| format!("cannot write {}", path.display()))
+    fs::write(path, bytes).context(|| format!("cannot write {}", path.display()))
 }

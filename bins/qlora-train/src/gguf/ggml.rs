@@ -5,7 +5,8 @@
 //! | type | bytes of a block | element i |
 //! |---|---|---|
 //! | Q8_0 | d, 32 × i8 | `d · q[i]` |
-//! | Q4_1 | d, m, 16 × u8 | `d · q + m`; q is the low nibble of byte i for i < 16, else the high nibble of byte i − 16 |
+//! | Q4_1 | d, m, 16 × u8 | `d · q + m`; q is the low nibble of byte i for i < 16, else the high nibble of byte i − 16
+//! |
 
 use super::ensure;
 use crate::error::{Error, Result};

@@ -54,14 +54,15 @@ impl<'a> Gguf<'a> {
 
         let mut metadata = BTreeMap::new();
         for index in 0..entry_count {
-            let key = reader.string().or_refuse(|| format!("metadata entry {index} of {entry_count}"))?;
-            let value = reader.u32().and_then(|kind| reader.value(kind, 0)).or_refuse(|| format!("value of {key}"))?;
+            let key = reader.string().usage_context(|| format!("metadata entry {index} of {entry_count}"))?;
+            let value =
+                reader.u32().and_then(|kind| reader.value(kind, 0)).usage_context(|| format!("value of {key}"))?;
             ensure!(metadata.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
         }
 
         let mut records = Vec::new();
         for index in 0..tensor_count {
-            let record = reader.tensor_record().or_refuse(|| format!("tensor record {index} of {tensor_count}"))?;
+            let record = reader.tensor_record().usage_context(|| format!("tensor record {index} of {tensor_count}"))?;
             records.push(record);
         }
 
@@ -76,7 +77,7 @@ impl<'a> Gguf<'a> {
         for record in records {
             let TensorRecord { name, shape, kind, offset } = record;
             let data = tensor_bytes(bytes, data_start, alignment, &shape, kind, offset)
-                .or_refuse(|| format!("tensor {name}"))?;
+                .usage_context(|| format!("tensor {name}"))?;
             let tensor = Tensor { shape, kind, data };
             ensure!(tensors.insert(name.clone(), tensor).is_none(), "the tensor {name} appears twice");
         }
@@ -105,7 +106,7 @@ impl<'a> Gguf<'a> {
     /// A number as the shortest decimal that means the stored value: an f32 of 1e-5 is 1e-5, not 9.99999974e-6.
     pub fn number(&self, key: &str) -> Result<f64> {
         let value = match self.get(key)? {
-            Value::Float32(value) => value.to_string().parse::<f64>().or_refuse(|| key.to_owned())?,
+            Value::Float32(value) => value.to_string().parse::<f64>().usage_context(|| key.to_owned())?,
             Value::Float64(value) => *value,
             other => refuse!("{key} is {} (expected a floating-point number)", other.summary()),
         };
@@ -131,7 +132,7 @@ impl<'a> Gguf<'a> {
         values
             .iter()
             .map(|value| match value {
-                Value::Unsigned(value) => i64::try_from(*value).or_refuse(|| format!("{key} holds {value}")),
+                Value::Unsigned(value) => i64::try_from(*value).usage_context(|| format!("{key} holds {value}")),
                 Value::Signed(value) => Ok(*value),
                 other => refuse!("{key} holds {} (expected integers only)", other.summary()),
             })
@@ -214,7 +215,7 @@ impl<'a> Reader<'a> {
         let position = self.position;
         let length = self.u64()?;
         let bytes = self.take(usize::try_from(length).unwrap_or(usize::MAX))?;
-        Ok(std::str::from_utf8(bytes).or_refuse(|| format!("the string at byte {position}"))?.to_owned())
+        Ok(std::str::from_utf8(bytes).usage_context(|| format!("the string at byte {position}"))?.to_owned())
     }
 
     fn value(&mut self, kind: u32, depth: u32) -> Result<Value> {
@@ -258,11 +259,11 @@ impl<'a> Reader<'a> {
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let length = self.u64()?;
-            shape.push(usize::try_from(length).or_refuse(|| format!("tensor {name} has a dimension of {length}"))?);
+            shape.push(usize::try_from(length).usage_context(|| format!("tensor {name} has a dimension of {length}"))?);
         }
         shape.reverse();
         let code = self.u32()?;
-        let kind = GgmlType::from_code(code).or_refuse(|| format!("tensor {name}"))?;
+        let kind = GgmlType::from_code(code).usage_context(|| format!("tensor {name}"))?;
         let offset = self.u64()?;
         Ok(TensorRecord { name, shape, kind, offset })
     }

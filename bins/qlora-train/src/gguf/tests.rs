@@ -71,7 +71,7 @@ impl Writer {
     }
 }
 
-/// Values that differ between neighbours and are exact in f16, bf16 and f32.
+/// Values that differ between neighbors and are exact in f16, bf16 and f32.
 fn pattern(count: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 37) % 251) as f32 * 0.5 - 60.0).collect()
 }

@@ -15,8 +15,8 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// The last `kept` of `layers` layers keep theirs, the others are as `self` says. A layer that is needed sooner is kept for a shorter
-    /// time, so the last come first.
+    /// The last `kept` of `layers` layers keep theirs, the others are as `self` says. A layer that is needed sooner is
+    /// kept for a shorter time, so the last come first.
     pub fn keeping(self, kept: usize, layers: usize) -> Vec<Self> {
         (0..layers).map(|layer| if layer + kept >= layers { Self::Keep } else { self }).collect()
     }

@@ -13,7 +13,7 @@ use crate::arch::{Arch, Input, Projection};
 use crate::backend::dims::Dims;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::error::Result;
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
 use crate::lora::{LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
@@ -25,7 +25,7 @@ pub struct ModelSpec {
     pub arch: Arch,
     pub quantization: Quantization,
     pub lora: LoraSpec,
-    /// Whether the low-rank terms get gradients and optimiser states.
+    /// Whether the low-rank terms get gradients and optimizer states.
     pub trainable: bool,
     /// How the optimizer keeps its moments, where the terms are trained.
     pub states: StateFormat,
@@ -96,8 +96,8 @@ pub type ParamValues = (ParamId, [usize; 2], Vec<f32>);
 pub trait Source {
     /// How a tensor is stored.
     fn stored(&self, name: &str) -> StoredType;
-    fn read(&mut self, name: &str) -> Result<Tensor16>;
-    /// How a linear weight is held, where its source settles that: as a quantised checkpoint stores it. `None`: as
+    fn read(&mut self, name: &str) -> Result<HostTensor>;
+    /// How a linear weight is held, where its source settles that: as a quantized checkpoint stores it. `None`: as
     /// [`ModelSpec::quantization`] says.
     fn held(&self, _name: &str) -> Option<Quantization> {
         None
@@ -141,7 +141,7 @@ pub struct Llama<B: Backend> {
 }
 
 impl<B: Backend> Llama<B> {
-    /// Reads and quantises one tensor at a time. `progress` is called after each layer with the number done.
+    /// Reads and quantizes one tensor at a time. `progress` is called after each layer with the number done.
     pub fn build(
         backend: &mut B,
         source: &mut dyn Source,
@@ -237,7 +237,7 @@ fn vector<B: Backend>(
     name: &str,
     len: usize,
 ) -> Result<B::Vector> {
-    backend.vector(what, len, &mut || source.read(name).map(Tensor16::into_f32))
+    backend.vector(what, len, &mut || source.read(name).map(HostTensor::into_f32))
 }
 
 fn table<B: Backend>(

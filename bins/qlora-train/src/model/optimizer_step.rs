@@ -10,7 +10,7 @@ use crate::report::status;
 use qlora_kernels::optim::AdamW;
 use serde::{Deserialize, Serialize};
 
-/// What an optimiser step follows from, beside the data.
+/// What an optimizer step follows from, beside the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hyperparameters {
     /// Peak rate of every A.
@@ -38,7 +38,7 @@ impl Hyperparameters {
     };
 }
 
-/// What one optimiser step did.
+/// What one optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Mean over the supervised tokens of all micro-batches, nats.
@@ -175,8 +175,8 @@ fn reduce<B: Backend>(
     Ok(Totals { loss, weight, supervised: supervised as usize, tokens: tokens as usize })
 }
 
-/// The second half of a step: adds up the gradients of all ranks, clips them and updates every trainable tensor. `loss` is
-/// the sum over the supervised tokens of `batches`, which are those of this rank.
+/// The second half of a step: adds up the gradients of all ranks, clips them and updates every trainable tensor. `loss`
+/// is the sum over the supervised tokens of `batches`, which are those of this rank.
 pub fn update<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,
@@ -232,8 +232,8 @@ pub fn update<B: Backend>(
     })
 }
 
-/// The error that ends a run in which `what` became of a step: computes its first `micro_batches` again, each from gradients of zero, and
-/// names the first value that is not finite. The gradients are of no use afterwards.
+/// The error that ends a run in which `what` became of a step: computes its first `micro_batches` again, each from
+/// gradients of zero, and names the first value that is not finite. The gradients are of no use afterwards.
 fn not_finite<B: Backend>(
     backend: &mut B,
     model: &mut Llama<B>,

@@ -70,7 +70,8 @@ impl<B: Backend> Llama<B> {
     }
 
     /// One micro-batch, forward and backward. Gradients of `weight · loss` accumulate in the trainable tensors. Returns
-    /// the unweighted sum of the supervised tokens' losses. `draw` = step · accumulation + micro names the dropout masks.
+    /// the unweighted sum of the supervised tokens' losses. `draw` = step · accumulation + micro names the dropout
+    /// masks.
     pub fn forward_backward(&mut self, b: &mut B, batch: &Batch, draw: u32, weight: f32) -> Result<f64> {
         let pass = self.pass(batch, Some(draw));
         b.begin(batch)?;

@@ -1,4 +1,5 @@
-//! The objective that a run minimizes: Σ weight · cross-entropy over the tokens of a step, divided by the step's total weight.
+//! The objective that a run minimizes: Σ weight · cross-entropy over the tokens of a step, divided by the step's total
+//! weight.
 //!
 //! An objective turns rows into tokens and their weights. The division is by the total over all micro-batches and ranks
 //! of a step, never by a mean of means: how a step is split changes no gradient.

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// The base's tokenizer with the template that `chat_template` chooses, else the one that the adapters were trained with,
-/// else the base's own. Refused: adapters that were trained with different templates.
+/// The base's tokenizer with the template that `chat_template` chooses, else the one that the adapters were trained
+/// with, else the base's own. Refused: adapters that were trained with different templates.
 pub fn open_tokenizer(
     chat_template: Option<&str>,
     checkpoint: &Checkpoint,

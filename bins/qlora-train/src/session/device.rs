@@ -83,8 +83,8 @@ pub trait DeviceJob {
 }
 
 impl Device {
-    /// The device that the settings name; without a name a GPU if there is one that this build can use, else the CPU. Says which.
-    /// Refused: a GPU that cannot be used.
+    /// The device that the settings name; without a name a GPU if there is one that this build can use, else the CPU.
+    /// Says which. Refused: a GPU that cannot be used.
     pub fn choose(settings: &Settings) -> Result<Self> {
         match settings.device {
             Some(config::Device::Cpu) => Self::cpu(settings, ""),

@@ -8,7 +8,7 @@ use crate::model::ModelSpec;
 use crate::refuse;
 use std::path::Path;
 
-/// Header entries and rounding to blocks: of the names of PEFT's tensors and the optimiser's, at most.
+/// Header entries and rounding to blocks: of the names of PEFT's tensors and the optimizer's, at most.
 const TENSOR_OVERHEAD: u64 = 1 << 10;
 /// Settings, model card, sums, and the records of the run.
 const OVERHEAD: u64 = 64 << 10;

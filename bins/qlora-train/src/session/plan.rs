@@ -7,7 +7,7 @@ use crate::backend::{Backend, Batch, PlannedBuffer, Quantization};
 use crate::base::Checkpoint;
 use crate::config::Checkpointing;
 use crate::error::Result;
-use crate::files::tensor::{StoredType, Tensor16};
+use crate::files::tensor::{HostTensor, StoredType};
 use crate::files::units::format_bytes;
 use crate::lora::{LoraSpec, ParamId};
 use crate::model::generate::{Sampling, generate};
@@ -57,7 +57,7 @@ impl MemoryPlan {
 /// Job that is planned: what a run does with its model.
 #[derive(Clone, Copy, Debug)]
 pub enum Work<'a> {
-    /// Optimiser steps, with evaluations between them.
+    /// Optimizer steps, with evaluations between them.
     Train,
     /// Evaluation under each of these adapters, one after the other.
     Loss(&'a [LoraSpec]),
@@ -68,9 +68,9 @@ pub enum Work<'a> {
 /// How a checkpoint stores a tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredAs {
-    /// f32 for what is stored in NF4 and used dequantised.
+    /// f32 for what is stored in NF4 and used dequantized.
     pub dtype: StoredType,
-    /// How a linear weight of a quantised checkpoint is held; `None`: as the settings say.
+    /// How a linear weight of a quantized checkpoint is held; `None`: as the settings say.
     pub held: Option<Quantization>,
 }
 
@@ -84,7 +84,7 @@ impl Source for Stored<'_> {
     fn held(&self, name: &str) -> Option<Quantization> {
         (self.0)(name).held
     }
-    fn read(&mut self, _name: &str) -> Result<Tensor16> {
+    fn read(&mut self, _name: &str) -> Result<HostTensor> {
         unreachable!("a plan reads no tensor")
     }
     fn lora(&mut self, _id: &ParamId, _len: usize, _columns: usize) -> Result<Vec<f32>> {
@@ -189,8 +189,8 @@ fn dry_run<B: Backend>(
     Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops })
 }
 
-/// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise. The values of the run
-/// are the same either way.
+/// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise. The
+/// values of the run are the same either way.
 pub fn choose(
     device: &Device,
     spec: &mut ModelSpec,

@@ -65,8 +65,8 @@ impl TrainingData {
     }
 }
 
-/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are taken
-/// where none are chosen.
+/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are
+/// taken where none are chosen.
 pub fn find_files(settings: &mut Settings) -> Result<()> {
     let found = DataFiles::find(&settings.data)?;
     settings.data = found.training;

@@ -6,7 +6,7 @@ use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::Result;
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
 use crate::lora::{ParamId, ParamKind};
 use crate::model::Source;
 use qlora_kernels::rng::Stream;
@@ -39,7 +39,7 @@ impl Source for CheckpointSource<'_> {
         stored_in(self.checkpoint)(name).dtype
     }
 
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
         self.fingerprint.add(digest)?;
         self.checkpoint.check_finite(name, &tensor)?;

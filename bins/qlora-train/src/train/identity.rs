@@ -22,7 +22,7 @@ pub struct Identity {
     pub settings: Map<String, Value>,
     /// The base's config.json as it was understood.
     pub base_config: Value,
-    /// Linear layers that a quantised base keeps as they were.
+    /// Linear layers that a quantized base keeps as they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_quantized: Vec<String>,
     /// SHA-256 (hex) of tokenizer.json; none where all rows are token ids.

@@ -44,9 +44,8 @@ pub fn check_writable(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Looks at where a run may write: a directory that is empty or new, or holds the same run. Nothing is written. Refused:
-/// anything else.
-/// `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
+/// Looks at where a run may write: a directory that is empty or new, or holds the same run. Nothing is written.
+/// Refused: anything else. `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
 pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
         let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
@@ -81,16 +80,17 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
     })
 }
 
-/// Removes the run that `dir` holds, `run.json` last, so that what is left of it is still known as a run. Other files stay.
+/// Removes the run that `dir` holds, `run.json` last, so that what is left of it is still known as a run. Other files
+/// stay.
 pub fn remove_run(dir: &Path) -> Result<()> {
     let what = |path: &Path| format!("{}: cannot be removed (overwrite_output_dir)", path.display());
     for (_, path) in super::checkpoints::list(dir)? {
-        std::fs::remove_dir_all(&path).or_fail(|| what(&path))?;
+        std::fs::remove_dir_all(&path).context(|| what(&path))?;
     }
     for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, RUN_FILE] {
         let path = dir.join(name);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).or_fail(|| what(&path)),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(|| what(&path)),
             _ => {}
         }
     }

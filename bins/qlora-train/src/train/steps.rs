@@ -125,8 +125,8 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// A line for the loss that was just logged, with its curve so far: at each `logging_steps`, or some twenty in a run
-    /// that logs every step.
+    /// A line for the loss that was just logged, with its curve so far: at each `logging_steps`, or some twenty in a
+    /// run that logs every step.
     fn print_loss(&self, total: u64) {
         let Some(entry) = self.state.log_history.last().filter(|entry| entry.step == self.state.global_step) else {
             return;

@@ -78,7 +78,7 @@ fn damage_file(
     open_and_read(dir.path())
 }
 
-/// Every damage to a quantised model is an error too; damaged scales are found when they are read.
+/// Every damage to a quantized model is an error too; damaged scales are found when they are read.
 fn damage_quantized(file: &str, limit: impl Fn(&[u8]) -> usize, damage: &Damage) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     super::quantized::write(dir.path(), &super::quantized::options(64, true));
@@ -108,18 +108,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn a_damaged_config_of_a_quantised_model(damage in damages()) {
+    fn a_damaged_config_of_a_quantized_model(damage in damages()) {
         damage_quantized("config.json", <[u8]>::len, &damage)?;
     }
 
     #[test]
-    fn a_damaged_header_of_a_quantised_model(damage in damages()) {
+    fn a_damaged_header_of_a_quantized_model(damage in damages()) {
         let header = |bytes: &[u8]| 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         damage_quantized("model.safetensors", header, &damage)?;
     }
 
     #[test]
-    fn a_damaged_weight_file_of_a_quantised_model(damage in damages()) {
+    fn a_damaged_weight_file_of_a_quantized_model(damage in damages()) {
         damage_quantized("model.safetensors", <[u8]>::len, &damage)?;
     }
 

@@ -1,5 +1,5 @@
-//! Checkpoints in NF4: what `quantize` writes reads back as the original quantised on the spot, and what transformers
-//! and bitsandbytes wrote (`tests/golden/checkpoint`) dequantises as it does there.
+//! Checkpoints in NF4: what `quantize` writes reads back as the original quantized on the spot, and what transformers
+//! and bitsandbytes wrote (`tests/golden/checkpoint`) dequantizes as it does there.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(super) fn options(block_size: usize, double_quant: bool) -> QuantizeOptions 
     QuantizeOptions { nf4: Nf4Options { block_size, double_quant }, skip_modules: vec![], max_shard_bytes: 1 << 30 }
 }
 
-/// A quantised model of one layer in an empty directory.
+/// A quantized model of one layer in an empty directory.
 pub(super) fn write(dir: &Path, options: &QuantizeOptions) {
     let original = tempfile::tempdir().unwrap();
     Synthetic::new(Arch { num_layers: 1, ..tiny_arch() }, 1).write(original.path()).unwrap();
@@ -34,7 +34,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn what_is_written_reads_back_as_the_original_quantised(
+    fn what_is_written_reads_back_as_the_original_quantized(
         config in configs(),
         seed: u64,
         stored in stored_types(),
@@ -48,7 +48,7 @@ proptest! {
         model.write(original.path()).unwrap();
         std::fs::write(original.path().join("tokenizer.json"), "{}").unwrap();
         let before = Checkpoint::open(original.path()).unwrap();
-        let output = scratch.path().join("quantised");
+        let output = scratch.path().join("quantized");
         let options = QuantizeOptions {
             skip_modules: skip.map(str::to_owned).into_iter().collect(),
             max_shard_bytes,
@@ -70,7 +70,7 @@ proptest! {
                 prop_assert_eq!(weight, StoredWeight::Tensor(tensor));
             }
         }
-        // Where everything is skipped nothing says how it would have been quantised.
+        // Where everything is skipped nothing says how it would have been quantized.
         prop_assert_eq!(after.quantization(), (done.quantized > 0).then_some(options.nf4));
         if done.quantized > 0 {
             prop_assert_eq!(after.skipped_modules(), done.skipped);
@@ -92,15 +92,15 @@ fn golden() -> PathBuf {
 }
 
 #[test]
-fn checkpoints_of_transformers_and_bitsandbytes_dequantise_as_they_do_there() {
+fn checkpoints_of_transformers_and_bitsandbytes_dequantize_as_they_do_there() {
     type Hashes = BTreeMap<String, BTreeMap<String, String>>;
     let text = std::fs::read(golden().join("theirs.json")).unwrap();
     let variants: BTreeMap<String, Hashes> = serde_json::from_slice(&text).unwrap();
     assert_eq!(variants.len(), 4);
     for (variant, hashes) in variants {
         let checkpoint = Checkpoint::open(&golden().join(format!("theirs-{variant}"))).unwrap();
-        let quantised: Vec<&str> = checkpoint.names().filter(|name| checkpoint.is_nf4(name)).collect();
-        assert_eq!(quantised, hashes.keys().collect::<Vec<_>>(), "{variant}");
+        let quantized: Vec<&str> = checkpoint.names().filter(|name| checkpoint.is_nf4(name)).collect();
+        assert_eq!(quantized, hashes.keys().collect::<Vec<_>>(), "{variant}");
         let double_quant = variant != "bf16-storage";
         assert_eq!(checkpoint.quantization(), Some(Nf4Options { block_size: 64, double_quant }), "{variant}");
         assert!(checkpoint.original().is_none());
@@ -163,7 +163,7 @@ fn outputs_and_options_that_are_refused_leave_nothing_behind() {
         let options = QuantizeOptions { skip_modules: vec![entry.to_owned()], ..fine.clone() };
         refused(&dir.path().join("new"), &options, &["llm_int8_skip_modules", &format!("{entry:?}"), "down_proj"]);
     }
-    // An empty directory is taken, a quantised model is not quantised again.
+    // An empty directory is taken, a quantized model is not quantized again.
     let output = dir.path().join("empty");
     std::fs::create_dir(&output).unwrap();
     quantize(&checkpoint, &output, &fine, &mut |_| Ok(())).unwrap();

@@ -106,7 +106,7 @@ fn a_quant_state_of_another_kind_or_weight() {
         };
         refused_after(change, &[&[SINGLE, STATE, &format!("key `{key}`")], words].concat());
     }
-    // Another block size, and no double quantisation: the other parts tell.
+    // Another block size, and no double quantization: the other parts tell.
     let with = |change: fn(&mut Map<String, Value>)| {
         move |tensors: &mut Tensors| {
             let mut map = state(tensors);
@@ -118,7 +118,7 @@ fn a_quant_state_of_another_kind_or_weight() {
     refused_after(block, &["absmax", "found U8 [128]", "expected U8 [64]", "different checkpoints"]);
     let plain = with(|map| map.retain(|key, _| !key.starts_with("nested_")));
     refused_after(plain, &["absmax", "found U8 [128]", "expected F32 [128]"]);
-    // Consistent without double quantisation, but nested parts remain.
+    // Consistent without double quantization, but nested parts remain.
     let remains = |tensors: &mut Tensors| {
         plain(tensors);
         tensors.insert(part(".absmax"), (Dtype::F32, vec![128], vec![0; 512]));
@@ -127,7 +127,7 @@ fn a_quant_state_of_another_kind_or_weight() {
 }
 
 #[test]
-fn parts_of_other_kinds_of_quantisation() {
+fn parts_of_other_kinds_of_quantization() {
     let add = |name: String| move |tensors: &mut Tensors| drop(tensors.insert(name, (Dtype::F32, vec![1], vec![0; 4])));
     refused_after(add(part(".SCB")), &["up_proj.weight.SCB", "does not have", "different checkpoints"]);
     refused_after(add(part(".quant_state.bitsandbytes__fp4")), &["bitsandbytes__fp4", "FP4", "expected NF4"]);
@@ -156,7 +156,7 @@ fn mixtures_of_checkpoints() {
 }
 
 #[test]
-fn shards_of_two_quantisations() {
+fn shards_of_two_quantizations() {
     let sharded = |block| model(&QuantizeOptions { max_shard_bytes: 40_000, ..options(block, true) });
     let (dir, other) = (sharded(64), sharded(128));
     let shards: Vec<_> = super::contents(dir.path()).into_keys().filter(|name| name.contains("-of-")).collect();
@@ -177,7 +177,7 @@ fn edit_config(dir: &Path, change: impl FnOnce(&mut Map<String, Value>)) {
 }
 
 #[test]
-fn configs_of_other_quantisations() {
+fn configs_of_other_quantizations() {
     let dir = model(&options(64, true));
     let whole = std::fs::read(dir.path().join("config.json")).unwrap();
     for (key, value, words) in [

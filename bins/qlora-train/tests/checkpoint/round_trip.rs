@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use qlora_train::arch::Arch;
 use qlora_train::base::Checkpoint;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
-use qlora_train::files::tensor::Tensor16;
+use qlora_train::files::tensor::HostTensor;
 
 use super::assert_refused::assert_refused;
 use super::{configs, stored_types};
@@ -46,7 +46,7 @@ fn a_tensor_of_several_pieces_is_read_whole() {
     model.write(dir.path()).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let name = "model.embed_tokens.weight";
-    let expected: Tensor16 = model.tensor(name, &[10_007, 64]);
+    let expected: HostTensor = model.tensor(name, &[10_007, 64]);
     assert!(expected.bytes().len() > 1 << 20);
     assert_eq!(checkpoint.read(name).unwrap(), expected);
     assert_eq!(checkpoint.read_f32(name).unwrap(), expected.to_f32());

@@ -74,7 +74,7 @@ fn people_are_told_base_parameters_rates_and_what_was_left_out() {
     sandbox.write("rows.jsonl", &format!("{}\n{{\"input_ids\":{long:?}}}\n", sandbox.read("rows.jsonl")));
     let done = sandbox.train("--loraplus-lr-ratio 4").ok();
     for part in [
-        "base: model (model); quantization: nf4, block 64, double quantisation, block 256",
+        "base: model (model); quantization: nf4, block 64, double quantization, block 256",
         "trainable params: 8,192 || all params: ",
         "learning rates: 1e-2 for A, 4e-2 for B; 6 steps",
         "1 rows left out: longer than max_length 64 (the longest has 90 tokens)",

@@ -12,11 +12,11 @@ fn supervised_tokens_are_marked_and_special_ones_visible() {
     // As text: no pieces of the vocabulary, and the turns on lines of their own.
     assert!(text.contains("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n⟦world<|im_end|>⟧"), "{text}");
     assert!(text.contains("2 of 2 rows"), "{text}");
-    assert!(!text.contains('\u{1b}'), "no colour where there is no terminal");
+    assert!(!text.contains('\u{1b}'), "no color where there is no terminal");
 }
 
 #[test]
-fn colour_on_request_checks_lengths_and_packing_are_shown() {
+fn color_on_request_checks_lengths_and_packing_are_shown() {
     let sandbox = Sandbox::chat();
     let output =
         sandbox.command("preview --model model --data chat.jsonl").env("CLICOLOR_FORCE", "1").output().unwrap();
@@ -37,7 +37,7 @@ fn json_holds_ids_labels_and_tokens() {
     let answer: Value = sandbox.run("preview --model model --data rows.jsonl --rows 1 --json").json();
     let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing"];
     assert_eq!((&keys(&answer)[..], &answer["rows_in_all"]), (&expected[..], &json!(2)));
-    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "notes": [], "formats": {"tokenised": 2}}]));
+    assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "notes": [], "formats": {"tokenized": 2}}]));
     assert_eq!(answer["lengths"], json!([{"from": 2, "to": 2, "rows": 1}, {"from": 3, "to": 4, "rows": 1}]));
     assert_eq!(answer["packing"], json!({"packs": 1, "max_length": 2048, "efficiency": 5.0 / 2048.0}));
     assert_eq!((&answer["checks"]["without_end"], &answer["counts"]["kept"]), (&json!(2), &json!(2)));

@@ -1,4 +1,4 @@
-//! `quantize`, and quantised models as the base of every other command.
+//! `quantize`, and quantized models as the base of every other command.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_file_is_the_one_that_transformers_and_bitsandbytes_dequantised() {
+fn the_file_is_the_one_that_transformers_and_bitsandbytes_dequantized() {
     let sandbox = Sandbox::new();
     let ours: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(golden("ours.json")).unwrap()).unwrap();
     assert_eq!(ours.len(), 3);
@@ -32,9 +32,9 @@ fn the_file_is_the_one_that_transformers_and_bitsandbytes_dequantised() {
         let found = hex(&sandbox.bytes(&format!("{variant}/model.safetensors")));
         assert_eq!(found, expected["file_sha256"].as_str().unwrap(), "{variant}");
         let checkpoint = Checkpoint::open(&sandbox.path(&variant)).unwrap();
-        let dequantised = expected["dequantised"].as_object().unwrap();
-        assert_eq!(answer["quantized"], dequantised.len());
-        for (name, hashes) in dequantised {
+        let dequantized = expected["dequantized"].as_object().unwrap();
+        assert_eq!(answer["quantized"], dequantized.len());
+        for (name, hashes) in dequantized {
             assert!(checkpoint.is_nf4(name), "{variant} {name}");
             let values = checkpoint.read_f32(name).unwrap();
             assert_eq!(hex(bytemuck::cast_slice(&values)), hashes["f32"].as_str().unwrap(), "{variant} {name}");
@@ -43,7 +43,7 @@ fn the_file_is_the_one_that_transformers_and_bitsandbytes_dequantised() {
 }
 
 #[test]
-fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
+fn a_run_on_the_quantized_model_is_the_run_on_the_original() {
     let sandbox = Sandbox::chat();
     for (i, (quantize, settings)) in
         [("", ""), ("--no-double-quant --nf4-block-size 128", "--double-quant false --nf4-block-size 128")]
@@ -72,15 +72,15 @@ fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
         for file in ["adapter_model.safetensors", "adapter_config.json", "README.md"] {
             assert!(sandbox.bytes(&format!("{a}/{file}")) == sandbox.bytes(&format!("{b}/{file}")), "{file}");
         }
-        let expected = if i == 0 { "nf4, block 64, double quantisation" } else { "quantization: nf4, block 128\n" };
+        let expected = if i == 0 { "nf4, block 64, double quantization" } else { "quantization: nf4, block 128\n" };
         assert!(on_nf4.stderr.contains(expected), "{}", on_nf4.stderr);
         // The same base, in whatever form: the adapter belongs to both, and the run's directory too.
         let eval = |model: &str, adapter: &str| {
             sandbox.run(&format!("eval --json --model {model} --adapter {adapter} --data rows.jsonl")).ok()
         };
-        let on_quantised = eval(&nf4, &a);
-        assert_eq!(on_quantised.stdout, eval("model", &b).stdout);
-        assert!(!on_quantised.stderr.contains("warning"), "{}", on_quantised.stderr);
+        let on_quantized = eval(&nf4, &a);
+        assert_eq!(on_quantized.stdout, eval("model", &b).stdout);
+        assert!(!on_quantized.stderr.contains("warning"), "{}", on_quantized.stderr);
         sandbox.train_into(&a, &format!("--model {nf4}")).ok();
         let text = |model: &str| {
             sandbox
@@ -95,7 +95,7 @@ fn a_run_on_the_quantised_model_is_the_run_on_the_original() {
 }
 
 #[test]
-fn models_that_others_quantised_are_trained_evaluated_and_planned() {
+fn models_that_others_quantized_are_trained_evaluated_and_planned() {
     let sandbox = Sandbox::new();
     for variant in ["double", "bf16-storage", "f32-storage", "head"] {
         let model = golden(&format!("theirs-{variant}"));
@@ -108,7 +108,7 @@ fn models_that_others_quantised_are_trained_evaluated_and_planned() {
         assert!(eval["loss"].as_f64().unwrap() < 5.0, "{eval}");
     }
     assert!(
-        sandbox.read("f32-storage/README.md").contains("double quantisation, block 256; 4 linear layers as they were")
+        sandbox.read("f32-storage/README.md").contains("double quantization, block 256; 4 linear layers as they were")
     );
 }
 
@@ -129,7 +129,7 @@ fn the_name_and_revision_of_the_original_are_kept() {
 }
 
 #[test]
-fn what_cannot_be_quantised_or_used_so_is_refused() {
+fn what_cannot_be_quantized_or_used_so_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.run("quantize --model model --output nf4").ok();
     let again = "quantize --model model --output nf4";
@@ -144,7 +144,7 @@ fn what_cannot_be_quantised_or_used_so_is_refused() {
     sandbox.refused(&train("--model nf4 --quantization none"), none);
     sandbox.refused("plan --model nf4 --quantization none", none);
     sandbox.refused("eval --model nf4 --quantization none --data rows.jsonl", none);
-    // Changed after it was quantised.
+    // Changed after it was quantized.
     let mut bytes = sandbox.bytes("nf4/model.safetensors");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

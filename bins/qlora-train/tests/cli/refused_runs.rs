@@ -70,7 +70,7 @@ fn sizes_beyond_any_machine_are_refused_and_not_tried() {
     sandbox.refused(line, &["a batch could hold 1099511627776 tokens", "lower max_length"]);
     sandbox.refused(
         "generate --model model --prompt x --max-new-tokens 4294967295",
-        // The prompt is not tokenised before the model is known to have a tokenizer.
+        // The prompt is not tokenized before the model is known to have a tokenizer.
         &["model/tokenizer.json"],
     );
     let chat = Sandbox::chat();

@@ -63,7 +63,7 @@ fn a_batch_of_four_is_four_accumulated_batches_of_one() {
 }
 
 #[test]
-fn the_first_step_has_the_loss_of_the_base_quantised_or_not() {
+fn the_first_step_has_the_loss_of_the_base_quantized_or_not() {
     let sandbox = Sandbox::new();
     sandbox.write_rows("rows.jsonl", 4, 1);
     let mut losses = Vec::new();

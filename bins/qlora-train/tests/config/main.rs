@@ -288,7 +288,7 @@ fn hash_covers_results_and_nothing_else() {
     assert_eq!(resolved("preset: loraplus"), resolved("learning_rate: 1e-4\nloraplus_lr_ratio: 16"));
 }
 
-/// Old runs are recognised by it: a change of this value orphans them and needs a reason.
+/// Old runs are recognized by it: a change of this value orphans them and needs a reason.
 #[test]
 fn hash_text_is_stable() {
     let expected = "e3efed6b2c9b55db1cb43b74f4c6c413010cb22bf507c2a42c3933ddb9fe53f8";

@@ -121,8 +121,9 @@ fn what_a_gpu_does_not_do_is_refused_by_name() {
     }
 }
 
-/// Drawn and most likely tokens, one prompt and several, with adapters one after the other: what the device answers is what it answers
-/// again, alone or beside others. How near the logits are to those of the CPU is tested where they can be seen.
+/// Drawn and most likely tokens, one prompt and several, with adapters one after the other: what the device answers is
+/// what it answers again, alone or beside others. How near the logits are to those of the CPU is tested where they can
+/// be seen.
 #[test]
 fn text_is_made_on_the_device() {
     let directory = Directory::new();

@@ -1,5 +1,6 @@
-//! Text from keys and values kept on the device. Bounds as in `training`: logits may be as far from the CPU backend's as those of
-//! models that are moved by bf16's largest error, tensors by twice the moved models' mean and single numbers by 4 times.
+//! Text from keys and values kept on the device. Bounds as in `training`: logits may be as far from the CPU backend's
+//! as those of models that are moved by bf16's largest error, tensors by twice the moved models' mean and single
+//! numbers by 4 times.
 
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
@@ -65,7 +66,8 @@ impl Pieces {
     }
 }
 
-/// The prompts, then one token of every row at a time; in the fourth step the second row has none, and in the fifth two.
+/// The prompts, then one token of every row at a time; in the fourth step the second row has none, and in the fifth
+/// two.
 fn steps(rows: &[Vec<u32>]) -> Vec<Pieces> {
     let at = |row: usize, step: usize| match (row, step) {
         (_, 0) => 0..PROMPTS[row],
@@ -147,8 +149,8 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
     }
 }
 
-/// What the cache gives is what the whole rows give, computed anew: each is as far from the CPU as rounding explains, and so they may be
-/// from each other.
+/// What the cache gives is what the whole rows give, computed anew: each is as far from the CPU as rounding explains,
+/// and so they may be from each other.
 #[test]
 fn the_cache_gives_what_the_whole_rows_give() {
     let spec = reading(config());
@@ -210,8 +212,8 @@ fn every_schedule_gives_the_same_logits() {
     tally.case();
 }
 
-/// As the CPU backend would: every token is the most likely one by its logits too, or as likely but for rounding. Drawn tokens follow the
-/// seed, and answers do not depend on what is answered beside them.
+/// As the CPU backend would: every token is the most likely one by its logits too, or as likely but for rounding. Drawn
+/// tokens follow the seed, and answers do not depend on what is answered beside them.
 #[test]
 fn tokens_are_chosen_as_on_the_cpu() {
     let spec = reading(config());

@@ -94,7 +94,8 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
     }
 }
 
-/// The plan of a command names its parts; a run within it is done, and one byte less is refused before anything is read or written.
+/// The plan of a command names its parts; a run within it is done, and one byte less is refused before anything is read
+/// or written.
 #[test]
 fn plan_says_whether_a_run_fits_and_the_run_agrees() {
     let directory = Directory::new();

@@ -7,7 +7,7 @@ use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Batch, Optimizer, Quantization};
 use qlora_train::comm::SingleProcess;
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
+use qlora_train::files::tensor::{HostTensor, StoredType, StoredWeight};
 use qlora_train::lora::{LoraTerm, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec, Source};
@@ -16,7 +16,7 @@ use qlora_train::model::{Llama, ModelSpec, Source};
 struct Changed {
     memory: Memory,
     name: &'static str,
-    to: fn(Tensor16) -> StoredWeight,
+    to: fn(HostTensor) -> StoredWeight,
 }
 
 impl Source for Changed {
@@ -27,7 +27,7 @@ impl Source for Changed {
         let dense = matches!((self.to)(self.memory.tensor(name)), StoredWeight::Tensor(_));
         (name == self.name && dense).then_some(Quantization::None)
     }
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         Ok(self.read_weight(name)?.into_tensor())
     }
     fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
@@ -67,7 +67,7 @@ fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
     let name = "model.layers.0.self_attn.k_proj.weight";
     let changed = |to| Changed { memory: memory(&config()), name, to };
     names(&spec(config()), &mut changed(StoredWeight::Tensor), &["layers.0.self_attn", "2 are held in NF4", "16 bits"]);
-    let own_values = |tensor: Tensor16| {
+    let own_values = |tensor: HostTensor| {
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
         let options = Nf4Options { block_size: 64, double_quant: false };
         let matrix = Nf4Matrix::quantize(&tensor.to_f32(), rows, cols, &options).unwrap();
@@ -93,9 +93,9 @@ fn built(source: &mut dyn Source) -> (Cuda, Llama<Cuda>) {
 #[test]
 fn a_loss_that_is_not_finite_ends_the_step_with_its_place_and_updates_nothing() {
     // Logits beyond f32.
-    let huge = |tensor: Tensor16| {
+    let huge = |tensor: HostTensor| {
         let values = tensor.to_f32().into_iter().map(|x| x.signum() * 3e38).collect();
-        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: huge };
     let (mut cuda, mut model) = built(&mut source);
@@ -120,10 +120,10 @@ fn a_loss_that_is_not_finite_ends_the_step_with_its_place_and_updates_nothing() 
 fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
     // Only the rows of the first micro-batch hold this token, whose embedding is far out of proportion.
     let (first, second) = ([210u32; 4], [1u32, 2, 3, 4]);
-    let steep = |tensor: Tensor16| {
+    let steep = |tensor: HostTensor| {
         let mut values = tensor.to_f32();
         values.iter_mut().skip(210 * 192).for_each(|value| *value = f32::INFINITY);
-        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let mut source = Changed { memory: memory(&config()), name: "model.embed_tokens.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);
@@ -159,24 +159,24 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
 fn the_first_value_that_is_not_finite_is_named() {
     let documents = micro_batches(config().vocab_size);
     let batches: Vec<Batch> = documents.iter().map(Documents::batch).collect();
-    let infinite = |tensor: Tensor16| {
+    let infinite = |tensor: HostTensor| {
         let mut values = tensor.to_f32();
         values[3] = f32::INFINITY;
-        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     // One row of the embedding is read where its token first stands.
     let token = documents[0].batch().input_ids[40];
     let first = documents[0].batch().input_ids.iter().position(|&id| id == token).unwrap();
-    let row_of_token = |tensor: Tensor16| {
+    let row_of_token = |tensor: HostTensor| {
         let (mut values, token) = (tensor.to_f32(), Documents::random(&[37, 20, 6, 1], 211, 1).batch().input_ids[40]);
         values[token as usize * 192 + 7] = f32::NAN;
-        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let row = format!("operation embedding: the residual stream, row {first} (");
     for (name, to, words) in [
         (
             "model.embed_tokens.weight",
-            row_of_token as fn(Tensor16) -> StoredWeight,
+            row_of_token as fn(HostTensor) -> StoredWeight,
             ["before the first layer", &row, "column 7"],
         ),
         (
@@ -192,9 +192,9 @@ fn the_first_value_that_is_not_finite_is_named() {
         assert!(words.iter().all(|word| text.contains(word)), "{name}: {text}");
     }
     // Only in the backward pass: a steep loss, and a B whose A is zero, so that the forward pass is as without it.
-    let steep = |tensor: Tensor16| {
+    let steep = |tensor: HostTensor| {
         let values = tensor.to_f32().into_iter().map(|x| x * 1e30).collect();
-        StoredWeight::Tensor(Tensor16::from_f32(tensor.shape, values, StoredType::Bf16))
+        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);

@@ -8,7 +8,7 @@ use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::{LoraSpec, LoraTerm, ParamId};
 use qlora_train::model::{Activations, ModelSpec, Source};
 
@@ -62,7 +62,8 @@ pub fn memory(config: &Arch) -> Memory {
     Memory::new(Synthetic::new(config.clone(), 5))
 }
 
-/// The model of [`memory`], its frozen values in f32 and, with a seed, each multiplied by a factor within [`BF16`] of 1.
+/// The model of [`memory`], its frozen values in f32 and, with a seed, each multiplied by a factor within [`BF16`] of
+/// 1.
 pub struct Moved {
     memory: Memory,
     quantization: Quantization,
@@ -94,7 +95,7 @@ impl Source for Moved {
         Some(Quantization::None)
     }
 
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         let tensor = self.memory.tensor(name);
         let shape = tensor.shape.clone();
         let values = match self.quantization {
@@ -104,7 +105,7 @@ impl Source for Moved {
             }
             _ => tensor.to_f32(),
         };
-        Ok(Tensor16::from_f32(shape, self.moved(values), StoredType::F32))
+        Ok(HostTensor::from_f32(shape, self.moved(values), StoredType::F32))
     }
 
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {

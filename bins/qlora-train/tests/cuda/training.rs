@@ -1,15 +1,17 @@
-//! The CUDA backend computes in bf16 what the CPU backend computes in f32. How far that moves a run is not guessed but measured:
-//! the CPU backend runs again in f32 with every value of every frozen matrix, table and norm, and of A and B, multiplied by its own
-//! factor within 2⁻⁸ of 1, the largest relative error of rounding to bf16. To a product over K such factors do what K rounded
-//! inputs do, so each product, norm, gather and gradient has an error as from one rounded operand.
+//! The CUDA backend computes in bf16 what the CPU backend computes in f32. How far that moves a run is not guessed but
+//! measured: the CPU backend runs again in f32 with every value of every frozen matrix, table and norm, and of A and B,
+//! multiplied by its own factor within 2⁻⁸ of 1, the largest relative error of rounding to bf16. To a product over K
+//! such factors do what K rounded inputs do, so each product, norm, gather and gradient has an error as from one
+//! rounded operand.
 //!
-//! On the device a value is rounded about twice as often as it goes through one of these: what enters a product and what leaves
-//! it, and between two products rotation, softmax or SwiGLU. Errors of independent roundings add up as squares do: √2. The
-//! errors themselves are smaller than the factors': uniform within half a unit in the last place, which is 2⁻⁸ of the value only
-//! where the mantissa is 1; over all mantissas the root of their mean square is 0.7 of the factors'. The two cancel: the device
-//! may be about as far from the CPU as the moved models are, as if it were one of them. Bounds: for tensors, whose distances are
-//! sums of squares over thousands of elements and so hardly spread, 2 × the moved models' mean; for losses and norms, which are
-//! single numbers around 0, 4 × the root of their mean square.
+//! On the device a value is rounded about twice as often as it goes through one of these: what enters a product and
+//! what leaves it, and between two products rotation, softmax or SwiGLU. Errors of independent roundings add up as
+//! squares do: √2. The errors themselves are smaller than the factors': uniform within half a unit in the last place,
+//! which is 2⁻⁸ of the value only where the mantissa is 1; over all mantissas the root of their mean square is 0.7 of
+//! the factors'. The two cancel: the device may be about as far from the CPU as the moved models are, as if it were one
+//! of them. Bounds: for tensors, whose distances are sums of squares over thousands of elements and so hardly spread, 2
+//! × the moved models' mean; for losses and norms, which are single numbers around 0, 4 × the root of their mean
+//! square.
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, spec};
@@ -21,7 +23,7 @@ use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, Residency, StateFormat};
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::ParamId;
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Activations, Llama, ModelSpec, Source};
@@ -157,8 +159,8 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
     }
 }
 
-/// What another dropout mask, another scale of one pair, a document that sees the one before it or a lost micro-batch changes is
-/// far outside of the bounds.
+/// What another dropout mask, another scale of one pair, a document that sees the one before it or a lost micro-batch
+/// changes is far outside of the bounds.
 #[test]
 fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     let spec = spec(config());
@@ -204,7 +206,8 @@ fn every_schedule_gives_the_same_bits() {
     tally.case();
 }
 
-/// Weights that wait in host memory are those that stay, in the forward pass, where layers are recomputed, and in the backward pass.
+/// Weights that wait in host memory are those that stay, in the forward pass, where layers are recomputed, and in the
+/// backward pass.
 #[test]
 fn weights_in_host_memory_give_the_same_bits() {
     let tally = Tally::new("training, weights in host memory", 5);
@@ -245,7 +248,7 @@ impl Source for InTwoWays {
         ["layers.0.", "layers.3."].iter().any(|layer| name.contains(layer)).then_some(Quantization::None)
     }
 
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         self.0.read(name)
     }
 
@@ -357,7 +360,8 @@ fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     tally.case();
 }
 
-/// Weights of 1 change no bit, a weight of 0 is a target that is not there, and a loss is the weighted sum of the tokens'.
+/// Weights of 1 change no bit, a weight of 0 is a target that is not there, and a loss is the weighted sum of the
+/// tokens'.
 #[test]
 fn weights_of_tokens_are_those_of_the_loss_and_its_gradient() {
     let tally = Tally::new("training, weights", 1);

@@ -29,7 +29,7 @@ fn a_prompt_with_its_completion_stands_between_bos_and_eos() {
     let tokenizer = chat_tokenizer(CHATML);
     let row = |prompt: &str, completion: &str| json!({"prompt": prompt, "completion": completion});
     assert_eq!(texts(row("ask: ", "hello"), &tokenizer), both("<bos>ask: hello<eos>", "hello<eos>"));
-    // " w" is one token: it is the completion's first word, so it is learnt with the space before it.
+    // " w" is one token: it is the completion's first word, so it is learned with the space before it.
     assert_eq!(texts(row("ask ", "w"), &tokenizer), both("<bos>ask w<eos>", " w<eos>"));
     // What the texts hold already is not given a second time.
     assert_eq!(texts(row("<bos>a", "b<eos>"), &tokenizer), both("<bos>ab<eos>", "b<eos>"));
@@ -135,9 +135,9 @@ fn a_mixed_file_is_read_row_by_row_and_counted_by_format() {
     ];
     let data = load_rows(&rows, &tokenizer).unwrap();
     assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
-    use RowKind::{Alpaca, Messages, Text, Tokenised};
-    assert_eq!(data.report.files[0].kinds, [(Messages, 1), (Alpaca, 1), (Text, 2), (Tokenised, 1)]);
-    let expected = "rows.jsonl: 5 rows of mixed formats: 1 messages, 1 Alpaca, 2 text, 1 tokenised";
+    use RowKind::{Alpaca, Messages, Text, Tokenized};
+    assert_eq!(data.report.files[0].kinds, [(Messages, 1), (Alpaca, 1), (Text, 2), (Tokenized, 1)]);
+    let expected = "rows.jsonl: 5 rows of mixed formats: 1 messages, 1 Alpaca, 2 text, 1 tokenized";
     assert_says(&data.report.to_string(), &[expected]);
     assert_says(&refusal(load_one("{\"input_ids\": [1, 2]}\n{\"text\": \"a\"}", None)), &["line 2", "text rows need"]);
 }
@@ -198,7 +198,7 @@ fn a_template_that_loops_or_raises_is_refused_with_the_line_of_the_row() {
 }
 
 #[test]
-fn rows_of_many_megabytes_are_refused_without_being_tokenised() {
+fn rows_of_many_megabytes_are_refused_without_being_tokenized() {
     let tokenizer = chat_tokenizer(CHATML);
     let text = |megabytes: usize| format!("{{\"text\": \"{}\"}}\n", "a ".repeat(megabytes << 19));
     assert_says(&refusal(load_one(text(40), Some(&tokenizer))), &["line 1", "41943040 bytes of text", "32 MiB"]);

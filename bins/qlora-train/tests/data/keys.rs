@@ -171,11 +171,11 @@ fn keys_that_give_a_row_another_meaning_are_refused_by_name() {
 
 #[test]
 fn keys_that_nothing_reads_are_told_once_for_each_file() {
-    let row = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "q", "mood": 1}], "colour": "red"},
+    let row = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "q", "mood": 1}], "color": "red"},
                      {"role": "assistant", "content": "a"}], "score": 3, "empty": null});
     let data = load_one(format!("{row}\n{row}\n"), Some(&chat_tokenizer(CHATML))).unwrap();
     let text = data.report.to_string();
-    let line = "not used: `score` of rows; `colour` of turns; `mood` of parts of turns";
+    let line = "not used: `score` of rows; `color` of turns; `mood` of parts of turns";
     assert_eq!(text.matches(line).count(), 1, "{text}");
     let used = json!({"messages": [{"role": "user", "content": "q", "name": "x"}, {"role": "assistant", "content": "a"}],
                       "task": "t", "system": "s", "tools": []});
@@ -204,12 +204,12 @@ fn the_system_of_a_row_stands_before_its_turns() {
 }
 
 #[test]
-fn masks_of_tokenised_rows_are_followed() {
+fn masks_of_tokenized_rows_are_followed() {
     for key in ["loss_mask", "completion_mask", "assistant_masks"] {
         let row = json!({"input_ids": [1, 2, 3, 4], key: [0, 0, 1, 1]});
         assert_eq!(load_one(row.to_string(), None).unwrap().rows[0].labels, [-100, -100, 3, 4], "{key}");
-        let labelled = json!({"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, -100], key: [0, 1, 0, 1]});
-        assert_eq!(load_one(labelled.to_string(), None).unwrap().rows[0].labels, [-100, 2, -100, -100]);
+        let labeled = json!({"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, -100], key: [0, 1, 0, 1]});
+        assert_eq!(load_one(labeled.to_string(), None).unwrap().rows[0].labels, [-100, 2, -100, -100]);
         for (wrong, part) in [(json!([0, 1]), "has 2 entries"), (json!([0, 1, 2, 1]), "the number 2")] {
             let row = json!({"input_ids": [1, 2, 3, 4], key: wrong});
             assert_says(&refusal(load_one(row.to_string(), None)), &[key, part]);

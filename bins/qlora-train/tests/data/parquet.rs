@@ -54,7 +54,7 @@ fn write(path: &Path, schema: &str, groups: &[Vec<Column>], compression: Compres
     writer.close().unwrap();
 }
 
-/// A conversation, then a tokenised row, with a column of no meaning that is not even text.
+/// A conversation, then a tokenized row, with a column of no meaning that is not even text.
 const SCHEMA: &str = "message rows {
     optional group messages (LIST) { repeated group list { optional group element {
         optional binary role (UTF8); optional binary content (UTF8); optional int64 weight; } } }
@@ -96,7 +96,7 @@ fn conversations_and_token_ids_are_read_from_every_row_group() {
         let tasks: Vec<Option<&str>> = data.rows.iter().map(|row| row.task.as_deref()).collect();
         assert_eq!(tasks, [Some("add"), None, Some("add"), None]);
         assert_eq!(data.report.files[0].unit, Unit::Row);
-        assert_eq!(data.report.files[0].kinds, [(RowKind::Messages, 2), (RowKind::Tokenised, 2)]);
+        assert_eq!(data.report.files[0].kinds, [(RowKind::Messages, 2), (RowKind::Tokenized, 2)]);
     }
 }
 

@@ -7,7 +7,7 @@ use qlora_train::data::{DataOptions, RowPlace, describe, load, load_once};
 use super::fixture::*;
 
 #[test]
-fn tokenised_rows_need_no_tokenizer_and_default_to_all_supervised() {
+fn tokenized_rows_need_no_tokenizer_and_default_to_all_supervised() {
     let data = load_one(
         "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [4, 5, 6], \"labels\": [-100, 5, -100], \"attention_mask\": [1, 1, 1]}\n",
         None,
@@ -193,7 +193,7 @@ fn several_files_may_differ_in_format() {
     let tokenizer = chat_tokenizer(CHATML);
     let data = load(&[ids.path.clone(), chat.path.clone()], Some(&tokenizer), &options()).unwrap();
     assert_eq!(data.rows.iter().map(|row| row.file).collect::<Vec<_>>(), [0, 1]);
-    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenised rows", "chat.jsonl: 1 messages rows"]);
+    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenized rows", "chat.jsonl: 1 messages rows"]);
     // The tokenizer is opened at the first row of text, once, and not for token ids.
     let (opened, options) = (std::cell::Cell::new(0), options());
     let open = || {
@@ -215,7 +215,7 @@ fn several_files_may_differ_in_format() {
 }
 
 #[test]
-fn a_tokenised_row_is_described_token_by_token() {
+fn a_tokenized_row_is_described_token_by_token() {
     let tokenizer = chat_tokenizer(CHATML);
     let data = load_one("{\"input_ids\": [104, 256, 262], \"labels\": [104, -100, 262]}", None).unwrap();
     let spelt = |text: &str, supervised| (text.to_owned(), supervised);

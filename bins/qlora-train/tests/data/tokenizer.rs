@@ -18,7 +18,7 @@ fn special_tokens_may_be_strings_or_objects() {
 }
 
 #[test]
-fn text_is_tokenised_without_added_tokens_or_truncation() {
+fn text_is_tokenized_without_added_tokens_or_truncation() {
     let dir = model_dir(Some(CHATML));
     let mut file = tokenizer_json();
     file["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});

@@ -11,7 +11,7 @@ use qlora_train::arch::Projection;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{StoredType, Tensor16};
+use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::ParamId;
 use qlora_train::model::{ModelSpec, Source};
 use std::collections::HashMap;
@@ -30,11 +30,11 @@ impl Memory {
         Self { seed: synthetic.seed, synthetic, shapes, lora: HashMap::new() }
     }
 
-    pub fn tensor(&self, name: &str) -> Tensor16 {
+    pub fn tensor(&self, name: &str) -> HostTensor {
         let tensor = self.synthetic.tensor(name, &self.shapes[name]);
         let factor = if name.contains("norm") { 1.0 } else { 6.0 };
         let values = tensor.to_f32().into_iter().map(|x| x * factor).collect();
-        Tensor16::from_f32(tensor.shape.clone(), values, self.synthetic.stored)
+        HostTensor::from_f32(tensor.shape.clone(), values, self.synthetic.stored)
     }
 }
 
@@ -43,7 +43,7 @@ impl Source for Memory {
         self.synthetic.stored
     }
 
-    fn read(&mut self, name: &str) -> Result<Tensor16> {
+    fn read(&mut self, name: &str) -> Result<HostTensor> {
         Ok(self.tensor(name))
     }
 
@@ -61,7 +61,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
-/// The frozen part of the model in f64, dequantised.
+/// The frozen part of the model in f64, dequantized.
 pub struct Oracle {
     spec: ModelSpec,
     tensors: HashMap<String, Vec<f64>>,

@@ -9,7 +9,7 @@ use qlora_train::backend::{
     Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,
 };
 use qlora_train::base::synthetic::tiny_arch;
-use qlora_train::files::tensor::{StoredType, StoredWeight, Tensor16};
+use qlora_train::files::tensor::{HostTensor, StoredType, StoredWeight};
 use qlora_train::lora::LoraSpec;
 use qlora_train::model::ModelSpec;
 use std::ops::Range;
@@ -49,8 +49,8 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.uniform() - 0.5).collect()
 }
 
-fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor16 {
-    Tensor16::from_f32(vec![rows, columns], random(seed, rows * columns), StoredType::Bf16)
+fn tensor(seed: u64, rows: usize, columns: usize) -> HostTensor {
+    HostTensor::from_f32(vec![rows, columns], random(seed, rows * columns), StoredType::Bf16)
 }
 
 fn table<B: Backend>(b: &mut B, seed: u64, width: usize) -> B::Table {

@@ -110,7 +110,7 @@ fn is_current(dir: &Path, gguf_sha256: &str) -> bool {
 fn build(convert: impl FnOnce(&Path) -> Result<()>, gguf_sha256: &str, dir: &Path) -> Result<()> {
     let parent = dir.parent().context("a model directory without a parent")?;
     let partial = tempfile::Builder::new().prefix(".partial-").tempdir_in(parent)?;
-    // tempdir makes it private to the user; a model directory is as readable as its neighbours.
+    // tempdir makes it private to the user; a model directory is as readable as its neighbors.
     let fresh = partial.path().join("new");
     fs::create_dir(&fresh)?;
     convert(&fresh)?;

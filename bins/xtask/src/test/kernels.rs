@@ -156,7 +156,7 @@ mod tests {
     fn cases_and_schedules_are_read_from_the_tests_output_and_summed() {
         let lines = [
             "forward, M to 16: 32 cases, 2 schedules each, on the emulation",
-            "    quantise: 64 cases, 3 schedules each, on NVIDIA H100: 80 GB",
+            "    quantize: 64 cases, 3 schedules each, on NVIDIA H100: 80 GB",
             "running 3 tests",
             "many cases, few schedules",
         ];

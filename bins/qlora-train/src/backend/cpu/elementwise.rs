@@ -1,4 +1,4 @@
-//! Operations of one row at a time: the reference's, split over threads, with a vectorised exponential.
+//! Operations of one row at a time: the reference's, split over threads, with a vectorized exponential.
 
 use super::gemm::simd::vectorized;
 use qlora_kernels::reference;
@@ -7,7 +7,7 @@ use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without
-/// branches or calls so that the compiler vectorises it.
+/// branches or calls so that the compiler vectorizes it.
 ///
 /// Range reduction x = n·ln 2 + f with a two-part ln 2, then the degree-6 Taylor-like polynomial of Cephes' expf.
 #[inline(always)]

@@ -60,7 +60,8 @@ fn apply_dropout(x: &mut [f32], k: usize, first_token: usize, dropout: &Dropout)
     }
 }
 
-/// `x` itself without dropout, else a masked copy of it in `scratch`. Its rows are those of the batch from `first_token` on.
+/// `x` itself without dropout, else a masked copy of it in `scratch`. Its rows are those of the batch from
+/// `first_token` on.
 fn dropped<'a>(
     x: &'a [f32],
     k: usize,

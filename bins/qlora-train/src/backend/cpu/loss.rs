@@ -8,11 +8,12 @@ use rayon::prelude::*;
 
 /// Tokens whose logits exist at one time.
 pub const CHUNK: usize = 256;
-/// Rows of the output layer whose part of the gradient is computed together: logits of a chunk that the last-level cache
-/// holds.
+/// Rows of the output layer whose part of the gradient is computed together: logits of a chunk that the last-level
+/// cache holds.
 const VOCABULARY: usize = 4096;
 
-/// The loss of the supervised tokens of a batch so far, summed over [`CHUNK`] of them at a time: the same bits however the batch is cut.
+/// The loss of the supervised tokens of a batch so far, summed over [`CHUNK`] of them at a time: the same bits however
+/// the batch is cut.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LossSum {
     chunks: f64,

@@ -13,7 +13,8 @@ use std::rc::Rc;
 pub struct HostMemory {
     dry_run: bool,
     usage: RefCell<Usage>,
-    /// Buffers that were given back, by length, with the name they were made under; they are handed out again before new ones are made.
+    /// Buffers that were given back, by length, with the name they were made under; they are handed out again before
+    /// new ones are made.
     pool: RefCell<Pool>,
 }
 

@@ -84,7 +84,8 @@ impl Cpu {
         Self::with(dims, precision, HostMemory::new(false))
     }
 
-    /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would hold.
+    /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would
+    /// hold.
     pub fn dry_run(dims: Dims) -> Self {
         Self::dry_run_with_precision(dims, Precision::F32)
     }

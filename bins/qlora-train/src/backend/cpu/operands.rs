@@ -2,12 +2,12 @@
 
 use super::memory::Held;
 use crate::backend::{OptimizerState, TableShape};
-use crate::files::tensor::{Tensor16, TensorData};
+use crate::files::tensor::{HostTensor, TensorData};
 use half::slice::HalfFloatSliceExt;
 
 /// `[rows, cols]` as stored in the checkpoint.
 pub struct Dense {
-    pub(super) tensor: Tensor16,
+    pub(super) tensor: HostTensor,
     pub(super) cols: usize,
 }
 
@@ -20,7 +20,7 @@ impl TableShape for Held<Dense> {
 impl Dense {
     /// Only its shape, for a dry run.
     pub(super) fn unread(rows: usize, cols: usize) -> Self {
-        Self { tensor: Tensor16 { shape: vec![rows, cols], data: TensorData::Bf16(Vec::new()) }, cols }
+        Self { tensor: HostTensor { shape: vec![rows, cols], data: TensorData::Bf16(Vec::new()) }, cols }
     }
 
     pub(super) fn rows(&self) -> usize {

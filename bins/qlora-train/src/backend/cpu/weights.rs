@@ -5,7 +5,7 @@ use super::memory::Held;
 use super::{Cpu, Dense, Precision, bf16};
 use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights};
 use crate::error::Result;
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
@@ -45,7 +45,7 @@ impl Weights for Cpu {
         hidden: usize,
         _residency: Residency,
         stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<HostTensor>,
     ) -> Result<Held<Dense>> {
         if self.is_dry_run() {
             let bytes = (vocab * hidden * stored.size()) as u64;

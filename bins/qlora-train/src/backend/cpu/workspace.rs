@@ -9,7 +9,7 @@ const MAX_THREADS: usize = 64;
 
 #[derive(Debug, Default)]
 pub struct Workspace {
-    /// Dequantised panels of weights and tables, one for each thread.
+    /// Dequantized panels of weights and tables, one for each thread.
     pub panels: Vec<f32>,
     /// `[tokens, max K]`: the input after dropout.
     pub dropped: Vec<f32>,

@@ -11,8 +11,8 @@ use qlora_kernels::shape::AttentionShape;
 /// The plan's line.
 const NAME: &str = "attention over the KV cache";
 
-/// What attention over a cache needs beside its operands. It is made with the first batch that reads a cache; later batches of as many
-/// tokens and documents or fewer allocate nothing.
+/// What attention over a cache needs beside its operands. It is made with the first batch that reads a cache; later
+/// batches of as many tokens and documents or fewer allocate nothing.
 pub struct CacheMemory {
     /// `[documents]`: the cache's row of position 0 of each document of the batch that has tokens
     starts: Buffer<u32>,
@@ -28,8 +28,8 @@ impl CacheMemory {
 }
 
 impl Cuda {
-    /// Puts the documents' `starts` on the device, once for all layers, and makes sure of the workspace. Failed: a document that does not
-    /// fit the cache's rows.
+    /// Puts the documents' `starts` on the device, once for all layers, and makes sure of the workspace. Failed: a
+    /// document that does not fit the cache's rows.
     pub(super) fn reserve_cache(&mut self, shape: AttentionShape, starts: &[u32]) -> Result<()> {
         let given = self.batch_documents.len();
         assert_eq!(starts.len(), given, "a start for each document of the batch");

@@ -129,8 +129,8 @@ impl LossMemory {
     }
 }
 
-/// The sum of a batch that was cut into ranges, with the bits of the kernel's sum over a whole one: 256 tokens at a time, of each lane of a
-/// warp every 32nd in order, then of the lanes in pairs.
+/// The sum of a batch that was cut into ranges, with the bits of the kernel's sum over a whole one: 256 tokens at a
+/// time, of each lane of a warp every 32nd in order, then of the lanes in pairs.
 fn sum(losses: &[f32], weights: &[f32]) -> f64 {
     if losses.iter().any(|loss| !loss.is_finite()) {
         return f64::NAN;

@@ -27,7 +27,7 @@ impl DeviceMemory {
 
     /// Refused: a GPU without that many free bytes.
     pub fn new(device: Rc<Device>, bytes: u64) -> Result<Self> {
-        let arena = Arena::new(&device, bytes).or_refuse(|| {
+        let arena = Arena::new(&device, bytes).usage_context(|| {
             format!("the GPU has no room for the {bytes} bytes that were planned (another process may use it)")
         })?;
         Ok(Self { device: Some(device), arena, pinned: RefCell::default() })
@@ -107,7 +107,7 @@ impl DeviceMemory {
         make: impl FnOnce(&Device) -> qlora_kernels::Result<P>,
     ) -> Result<Option<P>> {
         self.count_pinned::<T>(name, len);
-        self.device().map(make).transpose().or_fail(|| {
+        self.device().map(make).transpose().context(|| {
             format!("{} bytes of pinned host memory for {name} (`ulimit -l` may limit it)", len * size_of::<T>())
         })
     }

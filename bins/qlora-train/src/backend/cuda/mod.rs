@@ -1,14 +1,15 @@
 //! The step on an NVIDIA GPU, or on the emulation of its kernels on the host (feature `emulation`, for tests).
 //!
-//! Activations and their gradients are bf16, sums and the log-sum-exp of attention f32; every result is rounded once. Frozen
-//! weights stay in NF4, or are bf16. A trainable tensor has an f32 master copy, which the optimiser updates, and a bf16 working
-//! copy, which the kernels read; its gradient is f32.
+//! Activations and their gradients are bf16, sums and the log-sum-exp of attention f32; every result is rounded once.
+//! Frozen weights stay in NF4, or are bf16. A trainable tensor has an f32 master copy, which the optimizer updates, and
+//! a bf16 working copy, which the kernels read; its gradient is f32.
 //!
-//! All operations are queued on one stream, in order, on parts of one arena whose size a dry run has found: [`Cuda::dry_run`] is this
-//! backend without a device, which takes and gives back the same parts and launches nothing. A batch and the optimiser's rates come
-//! through pinned memory on a stream of their own, and the sum of the losses and the norm of the gradients go back on another: the host
-//! waits for those two and for nothing else in a step, each when all that does not need it is queued. Gradients are clipped on the
-//! device. Text is made from keys and values that stay on the device; a token reads back the logits it is chosen by, in f32.
+//! All operations are queued on one stream, in order, on parts of one arena whose size a dry run has found:
+//! [`Cuda::dry_run`] is this backend without a device, which takes and gives back the same parts and launches nothing.
+//! A batch and the optimizer's rates come through pinned memory on a stream of their own, and the sum of the losses and
+//! the norm of the gradients go back on another: the host waits for those two and for nothing else in a step, each when
+//! all that does not need it is queued. Gradients are clipped on the device. Text is made from keys and values that
+//! stay on the device; a token reads back the logits it is chosen by, in f32.
 
 mod cache;
 mod compute;
@@ -136,8 +137,8 @@ impl BatchMemory {
 }
 
 impl Cuda {
-    /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found. Refused: no
-    /// driver, no such GPU, no room, or a model that the kernels do not compute.
+    /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found.
+    /// Refused: no driver, no such GPU, no room, or a model that the kernels do not compute.
     pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
         let device = Device::open_at(ordinal).usage_context(|| format!("`device`: cuda:{ordinal} cannot be used"))?;
         Self::on_device(Rc::new(device), dims, config, bytes)
@@ -149,7 +150,8 @@ impl Cuda {
         Self::on(DeviceMemory::new(device, bytes)?, dims)
     }
 
-    /// A dry run of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not compute.
+    /// A dry run of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not
+    /// compute.
     pub fn dry_run(dims: Dims, config: &Arch) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(DeviceMemory::dry_run(), dims)

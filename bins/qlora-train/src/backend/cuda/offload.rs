@@ -1,7 +1,7 @@
 //! Layers' inputs in host memory, from the forward pass to the backward pass.
 //!
-//! A copy takes `2·H` bytes a token and layer each way, while a layer computes about `26·H²` FLOPs a token: at H = 8192 the link has
-//! 200 times as long as the copy takes at 25 GB/s.
+//! A copy takes `2·H` bytes a token and layer each way, while a layer computes about `26·H²` FLOPs a token: at H = 8192
+//! the link has 200 times as long as the copy takes at 25 GB/s.
 
 use super::memory::DeviceMemory;
 use super::operands::{CudaBuffer, CudaOffloaded, Storage};

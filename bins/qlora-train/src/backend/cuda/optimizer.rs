@@ -14,9 +14,9 @@ use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States
 const PARAMS: &str = "LoRA A and B";
 const GRADIENTS: &str = "LoRA gradients";
 const STATES: &str = "AdamW states";
-const TABLES: &str = "the optimiser's tables";
+const TABLES: &str = "the optimizer's tables";
 
-/// What the optimiser needs beside the tensors. It is made for a set of tensors when they are first used together.
+/// What the optimizer needs beside the tensors. It is made for a set of tensors when they are first used together.
 pub struct OptimizerMemory {
     /// Number of the next tensor.
     next_id: u64,

@@ -1,7 +1,7 @@
 //! Linear weights of layers in pinned host memory, and the device memory of two layers that they are copied to for use.
 //!
-//! A layer's arrays lie one after the other, so that one copy brings them. It runs while the layer before computes: at H = 8192 a layer
-//! in NF4 has about 0.4 GB, which take 17 ms at 25 GB/s, and computes about `26·H²` FLOPs a token.
+//! A layer's arrays lie one after the other, so that one copy brings them. It runs while the layer before computes: at
+//! H = 8192 a layer in NF4 has about 0.4 GB, which take 17 ms at 25 GB/s, and computes about `26·H²` FLOPs a token.
 
 use super::Cuda;
 use super::memory::DeviceMemory;

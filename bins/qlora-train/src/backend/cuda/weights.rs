@@ -8,7 +8,7 @@ use crate::backend::weights::quantize;
 use crate::backend::{LinearGroup, Quantization, Residency, Weights};
 use crate::error::Result;
 use crate::files::random::RandomNf4;
-use crate::files::tensor::{StoredType, StoredWeight, Tensor16, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, StoredWeight, TensorData};
 use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -19,7 +19,7 @@ use qlora_kernels::rope::RopeTable;
 use std::sync::Arc;
 
 /// In bf16; other types are rounded to it.
-fn to_bf16(tensor: Tensor16) -> Vec<bf16> {
+fn to_bf16(tensor: HostTensor) -> Vec<bf16> {
     match tensor.data {
         TensorData::Bf16(values) => values,
         _ => rounded(&tensor.into_f32()),
@@ -182,7 +182,7 @@ impl Weights for Cuda {
         hidden: usize,
         residency: Residency,
         _stored: StoredType,
-        read: &mut dyn FnMut() -> Result<Tensor16>,
+        read: &mut dyn FnMut() -> Result<HostTensor>,
     ) -> Result<CudaTable> {
         let values = self.memory.device().map(|_| read()).transpose()?.map(to_bf16);
         let data = match residency {
@@ -229,10 +229,10 @@ impl Weights for Cuda {
     }
 }
 
-/// The kernels know one set of 16 values and one size of nested blocks: those of NF4 as bitsandbytes writes it. How a weight is held was
-/// said before it was read.
+/// The kernels know one set of 16 values and one size of nested blocks: those of NF4 as bitsandbytes writes it. How a
+/// weight is held was said before it was read.
 fn check(name: &str, matrix: &Nf4Matrix, options: &Nf4Options) -> Result<()> {
-    const INSTEAD: &str = "quantise the original 16-bit model instead, or use `--device cpu`";
+    const INSTEAD: &str = "quantize the original 16-bit model instead, or use `--device cpu`";
     if *matrix.code() != CODE {
         refuse!(
             "{name}: the checkpoint brings 16 values of its own (quant_map), expected those of NF4 on cuda: {INSTEAD}"

@@ -16,7 +16,7 @@ const COMPUTE: [&str; 3] = ["bfloat16", "float16", "float32"];
 
 /// The `quantization_config` of a bitsandbytes NF4 checkpoint.
 pub(crate) struct QuantizationConfig {
-    /// Modules that are not quantised, as patterns; `None`: only the output layer is not.
+    /// Modules that are not quantized, as patterns; `None`: only the output layer is not.
     skip: Option<Vec<Pattern>>,
 }
 
@@ -26,7 +26,7 @@ struct Pattern {
 }
 
 impl QuantizationConfig {
-    /// `None` where config.json names no quantisation. Every other kind of quantisation is refused by its name.
+    /// `None` where config.json names no quantization. Every other kind of quantization is refused by its name.
     pub fn from_keys(keys: &Keys) -> Result<Option<Self>> {
         let Some(keys) = keys.object(KEY)? else { return Ok(None) };
         let four_bit = keys.flag("load_in_4bit")?.or(keys.flag("_load_in_4bit")?);
@@ -144,7 +144,7 @@ pub(super) fn skipped<'a>(entries: &[String], modules: impl Iterator<Item = &'a 
     Ok(modules.filter(skips).map(str::to_owned).collect())
 }
 
-/// config.json of the quantised model: as it was, with the quantisation. A path of this machine does not go with it.
+/// config.json of the quantized model: as it was, with the quantization. A path of this machine does not go with it.
 pub(super) fn quantized_config(original: &Map<String, Value>, quantization: Value) -> Map<String, Value> {
     let mut config = original.clone();
     let hub_id = |name: &Value| name.as_str().is_some_and(crate::base::looks_like_hub_id);

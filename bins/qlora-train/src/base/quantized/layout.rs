@@ -39,7 +39,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Deals out groups of tensors in order. The tensors of a group stay in one shard: readers load a quantised weight
+    /// Deals out groups of tensors in order. The tensors of a group stay in one shard: readers load a quantized weight
     /// from one file. A group larger than `max_shard_bytes` has a shard of its own.
     pub fn new(groups: Vec<Vec<Stored>>, max_shard_bytes: u64) -> Self {
         let (mut shards, mut held) = (vec![Vec::new()], 0u64);

@@ -1,9 +1,9 @@
 //! Checkpoints whose linear weights are stored in NF4, as bitsandbytes and transformers write them: what config.json
 //! says of it, the parts of a weight, and a writer.
 //!
-//! A quantised weight `W` is stored as `W` (the packed codes, in any dtype), `W.absmax`, `W.quant_map`,
-//! `W.quant_state.bitsandbytes__nf4` (JSON) and, under double quantisation, `W.nested_absmax` and
-//! `W.nested_quant_map`. The files win: what is quantised, in which block size and with which maps is read from the
+//! A quantized weight `W` is stored as `W` (the packed codes, in any dtype), `W.absmax`, `W.quant_map`,
+//! `W.quant_state.bitsandbytes__nf4` (JSON) and, under double quantization, `W.nested_absmax` and
+//! `W.nested_quant_map`. The files win: what is quantized, in which block size and with which maps is read from the
 //! tensors.
 
 mod config;
@@ -18,7 +18,7 @@ pub use record::OriginalBase;
 pub(super) use weight::{Nf4Entry, has_parts};
 pub use write::{QuantizeOptions, Quantized, quantize};
 
-/// Parts of a quantised weight: what follows its name.
+/// Parts of a quantized weight: what follows its name.
 mod part {
     pub const ABSMAX: &str = ".absmax";
     pub const QUANT_MAP: &str = ".quant_map";

@@ -13,13 +13,13 @@ const NAME: &str = "qlora.base_name";
 const REVISION: &str = "qlora.base_revision";
 const QUANTIZED_FINGERPRINT: &str = "qlora.quantized_fingerprint";
 
-/// The model that a quantised checkpoint was made of.
+/// The model that a quantized checkpoint was made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginalBase {
     pub name: BaseName,
     /// The fingerprint of the original.
     pub fingerprint: String,
-    /// The fingerprint of the quantised tensors themselves: what the weights have to give to be believed.
+    /// The fingerprint of the quantized tensors themselves: what the weights have to give to be believed.
     pub quantized_fingerprint: String,
 }
 

@@ -1,4 +1,4 @@
-//! `W.quant_state.bitsandbytes__nf4`: the JSON of a quantised weight.
+//! `W.quant_state.bitsandbytes__nf4`: the JSON of a quantized weight.
 
 use serde_json::{Map, Value, json};
 
@@ -19,7 +19,7 @@ pub(super) struct QuantState {
     pub block_size: usize,
     /// Type of the weight before, which bitsandbytes dequantizes it to
     pub dtype: StoredType,
-    /// The offset of the absmax under double quantisation.
+    /// The offset of the absmax under double quantization.
     pub nested_offset: Option<f32>,
 }
 

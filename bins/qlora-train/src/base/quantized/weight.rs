@@ -1,4 +1,4 @@
-//! One quantised weight: its parts checked when the checkpoint is opened, put together when it is read.
+//! One quantized weight: its parts checked when the checkpoint is opened, put together when it is read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -179,7 +179,7 @@ impl Nf4Entry {
     }
 }
 
-/// Other kinds of quantised weights, by name.
+/// Other kinds of quantized weights, by name.
 fn check_kind(name: &str, files: &[TensorFile], owners: &BTreeMap<String, usize>) -> Result<()> {
     let fp4 = format!("{name}.quant_state.bitsandbytes__fp4");
     if let Some(&file) = owners.get(&fp4) {

@@ -19,10 +19,10 @@ use crate::base::{Checkpoint, Fingerprint};
 use crate::error::{Context, Result};
 use crate::files::failpoint;
 use crate::files::json::read_object;
-use crate::files::tensor::{StoredType, Tensor16, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, TensorData};
 use crate::refuse;
 
-/// How a checkpoint is quantised.
+/// How a checkpoint is quantized.
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
     pub nf4: Nf4Options,
@@ -49,7 +49,7 @@ pub struct Quantized {
 
 /// Writes `checkpoint` in NF4 to `output`, in the format of bitsandbytes; everything else of its directory is copied.
 ///
-/// The directory appears whole or not at all. Refused: a base that is quantised already, an output that is there and
+/// The directory appears whole or not at all. Refused: a base that is quantized already, an output that is there and
 /// not empty, weights that are not finite, an entry of `skip_modules` that matches nothing. `progress` gets the number
 /// of tensors done, of [`Arch::tensors`](crate::arch::Arch::tensors); an error of it ends the work, and nothing is
 /// left.
@@ -86,7 +86,7 @@ pub fn quantize(
 struct Plan<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a QuantizeOptions,
-    /// Names of the weights that are quantised.
+    /// Names of the weights that are quantized.
     quantized: BTreeSet<String>,
     skipped: Vec<String>,
     layout: Layout,
@@ -146,7 +146,7 @@ impl<'a> Plan<'a> {
         Ok(original)
     }
 
-    fn write_nf4(&self, writer: &Writer, name: &str, tensor: Tensor16) -> Result<TensorDigest> {
+    fn write_nf4(&self, writer: &Writer, name: &str, tensor: HostTensor) -> Result<TensorDigest> {
         let dtype = tensor.stored_type();
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
         let quantized = match &tensor.data {
@@ -166,7 +166,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The parts of a quantised weight, sorted by name.
+/// The parts of a quantized weight, sorted by name.
 fn nf4_parts(name: &str, rows: usize, cols: usize, options: &Nf4Options) -> Vec<Stored> {
     let len = rows * cols;
     let blocks = len.div_ceil(options.block_size);
@@ -275,7 +275,7 @@ const WEIGHTS: [&str; 13] = [
     "index.json",
 ];
 
-/// Tokenizer, templates, generation settings, licence, model card: all files but weights and hidden ones.
+/// Tokenizer, templates, generation settings, license, model card: all files but weights and hidden ones.
 fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).context(|| format!("{}: cannot be read", from.display()))? {
         let entry = entry.context(|| format!("{}: cannot be read", from.display()))?;

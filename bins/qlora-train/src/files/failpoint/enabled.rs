@@ -5,12 +5,14 @@
 //! | value | does |
 //! |---|---|
 //! | `trace` | prints the name of every place that the process passes, `fault point NAME`, on standard error |
-//! | `NAME:N` | ends the process with SIGKILL when it passes the place for the Nth time (1 is the first); a write is torn in half |
-//! | `NAME:N:full`, `NAME:N:read-only` | the Nth write there fails, and all later ones, as on a full or read-only disk |
+//! | `NAME:N` | ends the process with SIGKILL when it passes the place for the Nth time (1 is the first); a write is
+//! torn in half |
+//! | `NAME:N:full`, `NAME:N:read-only` | the Nth write there fails, and all later ones, as on a full or read-only disk
+//! |
 //! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
 //!
 //! `any` is every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of its
-//! removal, `micro-batch`, `step` and `evaluation` between them, and `tensor`, each of a model that is quantised.
+//! removal, `micro-batch`, `step` and `evaluation` between them, and `tensor`, each of a model that is quantized.
 
 use std::fs::File;
 use std::io::{self, Write};

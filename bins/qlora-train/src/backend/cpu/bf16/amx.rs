@@ -1,9 +1,9 @@
 //! Tiles of AMX: `tdpbf16ps`, and a scalar twin of what it computes.
 //!
-//! One instruction adds 16 pairs of a contraction to a sum: the products of even elements and those of odd ones are two chains
-//! of fused multiply-adds from zero, which are added together and then to the sum. The result therefore differs from that of
-//! AVX-512-BF16 in its last bits. The twin is written from Intel's description of the instruction and gives the same bits,
-//! subnormal numbers apart, which the instruction takes and gives zero for.
+//! One instruction adds 16 pairs of a contraction to a sum: the products of even elements and those of odd ones are two
+//! chains of fused multiply-adds from zero, which are added together and then to the sum. The result therefore differs
+//! from that of AVX-512-BF16 in its last bits. The twin is written from Intel's description of the instruction and
+//! gives the same bits, subnormal numbers apart, which the instruction takes and gives zero for.
 
 #![allow(unsafe_code)]
 

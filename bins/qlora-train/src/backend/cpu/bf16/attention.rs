@@ -1,7 +1,7 @@
 //! Causal attention in tiles with a running softmax (Dao et al. 2022), on bf16 values with sums in f32.
 //!
-//! A task is a tile of queries (forward pass, dQ) or of keys (dK, dV) of one key head and all query heads that share it, so
-//! that the panels of keys and values are made once for the group. Every sum has one fixed order.
+//! A task is a tile of queries (forward pass, dQ) or of keys (dK, dV) of one key head and all query heads that share
+//! it, so that the panels of keys and values are made once for the group. Every sum has one fixed order.
 
 use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
 use super::isa::{self, Isa, LANES, WIDTH};
@@ -404,8 +404,8 @@ mod tests {
         x.iter().map(|x| x.to_f64()).collect()
     }
 
-    /// Beside the f64 reference on the same bf16 inputs: probabilities and score gradients are rounded to bf16 once (2⁻⁸ of
-    /// each), and so is the result.
+    /// Beside the f64 reference on the same bf16 inputs: probabilities and score gradients are rounded to bf16 once
+    /// (2⁻⁸ of each), and so is the result.
     #[track_caller]
     fn assert_close(what: &str, found: &[bf16], expected: &[f64], sizes: f64) {
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {

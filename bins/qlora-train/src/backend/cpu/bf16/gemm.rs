@@ -1,7 +1,8 @@
 //! Matrix products of bf16 operands with sums in f32.
 //!
-//! The right operand is made panel by panel, in pairs along the contraction, by the thread that multiplies with it. Every
-//! element of a product is one chain along all of its contraction, in order, whichever thread or tile computes it.
+//! The right operand is made panel by panel, in pairs along the contraction, by the thread that multiplies with it.
+//! Every element of a product is one chain along all of its contraction, in order, whichever thread or tile computes
+//! it.
 
 use super::isa::{self, Isa, LANES, WIDTH};
 use crate::backend::cpu::gemm::tiles::{Tile, split};
@@ -56,7 +57,8 @@ impl Stored for Rows<'_> {
     }
 }
 
-/// The first `count` rows of a stored matrix; those beyond are zero, so that a contraction over them may be of an odd length.
+/// The first `count` rows of a stored matrix; those beyond are zero, so that a contraction over them may be of an odd
+/// length.
 pub struct Limited<'a> {
     pub matrix: &'a dyn Stored,
     pub count: usize,
@@ -102,7 +104,8 @@ pub enum Out<'a> {
     Add { data: &'a mut [f32], stride: usize },
 }
 
-/// `out[.., columns] = Σ left·right` for the first `rows` rows; column 0 of the right operands is `columns.start` of `out`.
+/// `out[.., columns] = Σ left·right` for the first `rows` rows; column 0 of the right operands is `columns.start` of
+/// `out`.
 pub fn multiply(isa: Isa, scratch: &mut [Scratch], out: Out, rows: usize, columns: Range<usize>, products: &[Product]) {
     let first = columns.start;
     match out {
@@ -161,7 +164,8 @@ fn run<T: Send>(
     each(scratch, tiles, |scratch, mut tile| compute(isa, scratch, &mut tile, first, products, finish));
 }
 
-/// Runs every task once, on as many threads as there is scratch memory for; a thread takes the next task when it is done.
+/// Runs every task once, on as many threads as there is scratch memory for; a thread takes the next task when it is
+/// done.
 pub fn each<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mut S, T) + Sync) {
     let workers = rayon::current_num_threads().min(tasks.len());
     let queue = Mutex::new(tasks.into_iter());
@@ -294,7 +298,8 @@ mod tests {
         (0..threads).map(|_| Scratch::new()).collect()
     }
 
-    /// Every shape in one thread and in several, both ways of reading the right operand, as the plain chain of its definition.
+    /// Every shape in one thread and in several, both ways of reading the right operand, as the plain chain of its
+    /// definition.
     #[test]
     fn products_are_chains_in_order_whatever_the_shape() {
         for (m, n, k, r) in [(5, 5, 2, 0), (7, 64, 34, 2), (70, 130, 514, 6), (600, 48, 1030, 16)] {

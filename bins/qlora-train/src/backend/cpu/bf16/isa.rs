@@ -1,7 +1,7 @@
 //! Instructions of AVX-512-BF16, each behind a safe function that a scalar twin computes as well.
 //!
-//! `vdpbf16ps` adds a pair of products to an f32 as two fused multiply-adds, the odd element's first. The twin does the same, so
-//! both give the same bits, except where a number is subnormal: the instruction takes and gives zero for it.
+//! `vdpbf16ps` adds a pair of products to an f32 as two fused multiply-adds, the odd element's first. The twin does the
+//! same, so both give the same bits, except where a number is subnormal: the instruction takes and gives zero for it.
 
 #![allow(unsafe_code)]
 
@@ -68,8 +68,8 @@ fn halves(pair: u32) -> (f32, f32) {
 
 /// `sums[row][column] (+)= Σ left[row][2p..2p+2] · panel[p][column]` for `rows` rows of `width` columns.
 ///
-/// `left` holds rows of `2·pairs` values, `stride` apart; `panel` `[pairs, width]`; `sums` rows of [`WIDTH`] values. The chain of
-/// every sum runs over the pairs in order, starting from what `sums` holds where `add` is set.
+/// `left` holds rows of `2·pairs` values, `stride` apart; `panel` `[pairs, width]`; `sums` rows of [`WIDTH`] values.
+/// The chain of every sum runs over the pairs in order, starting from what `sums` holds where `add` is set.
 pub fn multiply(
     isa: Isa,
     left: &[bf16],
@@ -129,8 +129,8 @@ pub fn transpose(isa: Isa, band: &[u32], from_stride: usize, len: usize, out: &m
     }
 }
 
-/// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half. All blocks
-/// but the last are whole.
+/// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half.
+/// All blocks but the last are whole.
 pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
     assert_eq!(out.len(), 2 * codes.len(), "a byte holds two codes");
     assert!(block.is_multiple_of(2) && absmax.len() * block >= out.len(), "an absmax for every block");

@@ -222,7 +222,8 @@ impl GradientScratch {
 }
 
 impl Group<'_> {
-    /// `dA += Tᵀ·dropout(X)` and `dB += dYᵀ·S`, over chunks of tokens in order. `gradients` has an entry for each segment.
+    /// `dA += Tᵀ·dropout(X)` and `dB += dYᵀ·S`, over chunks of tokens in order. `gradients` has an entry for each
+    /// segment.
     pub fn gradients(
         &self,
         scratch: &mut [Scratch],

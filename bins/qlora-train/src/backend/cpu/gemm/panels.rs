@@ -1,4 +1,4 @@
-//! Matrix products whose right operand is made panel by panel: dequantised straight into the layout that the inner loop
+//! Matrix products whose right operand is made panel by panel: dequantized straight into the layout that the inner loop
 //! reads, by the thread that multiplies with it, so that it never leaves that core's cache.
 //!
 //! Every element of a product is one chain of multiply-adds along each [`CHUNK`] of the contraction, and the chunks'

@@ -21,8 +21,8 @@ impl<T> Tile<'_, T> {
     /// Row `rows.start + i` of the matrix, within the tile's columns.
     pub fn row(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows.len(), "row {i} of a tile of {}", self.rows.len());
-        // SAFETY: `split` checked that the whole tile lies inside the borrowed matrix, and handed out its elements once;
-        // the tile is borrowed mutably here.
+        // SAFETY: `split` checked that the whole tile lies inside the borrowed matrix, and handed out its elements
+        // once; the tile is borrowed mutably here.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(i * self.stride), self.columns.len()) }
     }
 }
