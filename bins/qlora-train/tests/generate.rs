@@ -1,8 +1,5 @@
 //! Text from the KV cache against the whole row computed anew for every token.
 
-#[allow(dead_code)]
-mod support;
-
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, Projection};
@@ -12,7 +9,7 @@ use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::lora::LoraSpec;
 use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec};
-use support::Memory;
+use trainer_lab::model::Memory;
 
 const VOCAB: usize = 37;
 

@@ -1,7 +1,5 @@
 //! The model on the CPU backend against the f64 oracle, and against its own plan.
 
-mod support;
-
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
@@ -19,7 +17,7 @@ use qlora_train::model::optimizer_step::{
 };
 use qlora_train::model::{Activations, Llama, ModelSpec};
 use std::sync::{Barrier, Mutex};
-use support::{Documents, Memory, Oracle, to_f64};
+use trainer_lab::model::{Documents, Memory, Oracle, to_f64};
 
 fn spec(config: Arch, tokens: usize) -> ModelSpec {
     ModelSpec {
@@ -407,7 +405,7 @@ fn values_and_states_that_are_put_back_continue_the_run() {
 #[test]
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     for precision in [Precision::F32, bf16()] {
-        support::ranges::check_ranges(&mut Cpu::with_precision(support::ranges::spec().dims(), precision));
+        trainer_lab::ranges::check_ranges(&mut Cpu::with_precision(trainer_lab::ranges::spec().dims(), precision));
     }
 }
 

@@ -1,6 +1,5 @@
 use crate::runs::{HYPER, micro_batches};
 use crate::sources::{ROOM, config, memory, on_device, spec};
-use crate::support::{Documents, Memory};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cuda::Cuda;
@@ -11,6 +10,7 @@ use qlora_train::files::tensor::{HostTensor, StoredType, StoredWeight};
 use qlora_train::lora::{LoraTerm, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec, Source};
+use trainer_lab::model::{Documents, Memory};
 
 /// The random model with one tensor in another form.
 struct Changed {

@@ -15,7 +15,6 @@
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, spec};
-use crate::support::{self, Documents};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
@@ -27,6 +26,7 @@ use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::ParamId;
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Activations, Llama, ModelSpec, Source};
+use trainer_lab::model::Documents;
 
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
@@ -237,7 +237,7 @@ fn weights_in_host_memory_give_the_same_bits() {
 }
 
 /// The first and last layers' weights are held in 16 bits, the others in NF4.
-struct InTwoWays(support::Memory);
+struct InTwoWays(trainer_lab::model::Memory);
 
 impl Source for InTwoWays {
     fn stored(&self, name: &str) -> StoredType {
@@ -356,7 +356,7 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
 #[test]
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     let tally = Tally::new("ranges of a batch", 1);
-    support::ranges::check_ranges(&mut on_device(&support::ranges::spec()));
+    trainer_lab::ranges::check_ranges(&mut on_device(&trainer_lab::ranges::spec()));
     tally.case();
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use qlora_train::data::{Checks, SpecialTokens};
 use serde_json::json;
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 /// A template of turns `HEADER content END`, with what follows the last turn.
 fn template(begin: &str, header: &str, end: &str, last: &str) -> String {

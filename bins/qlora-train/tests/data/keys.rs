@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use qlora_train::data::{ChatTokenizer, Dataset, UNSUPERVISED};
 use serde_json::{Map, Value, json};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 const FLAGS: [&str; 6] = ["train", "training", "trainable", "weight", "loss_weight", "loss_mask"];
 

@@ -2,7 +2,7 @@
 
 use qlora_train::data::{UNSUPERVISED, describe};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 #[test]
 fn turns_of_weight_0_are_context() {

@@ -1,6 +1,6 @@
 //! Operations on ranges of a batch's tokens, on any backend.
 
-use super::Documents;
+use crate::model::Documents;
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
