@@ -1,6 +1,6 @@
 //! `qlora-train preview`
 
-use super::Answer;
+use super::answer::Answer;
 use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;

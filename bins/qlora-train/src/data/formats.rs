@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::json;
-use super::messages::{Conversation, Message, is_empty, message, turns};
+use super::keys::is_empty;
+use super::messages::{Conversation, Message, message, turns};
 use super::notes::Note;
 use super::rows::RowKind;
 use super::{tools, weight};

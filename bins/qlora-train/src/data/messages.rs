@@ -6,6 +6,7 @@ use minijinja::Value as Jinja;
 use serde_json::{Map, Value};
 
 use super::json;
+use super::keys::{OTHER_MEANING, is_empty, other_meaning};
 use super::notes::{KeyOf, Note};
 use super::{tools, weight};
 
@@ -150,8 +151,8 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
         None => return Err(format!(" has no `role`; found the keys {}", json::keys(map))),
     };
     fields.insert("role".into(), role.clone().into());
-    if let Some(key) = super::rows::OTHER_MEANING.iter().find(|key| fields.get(**key).is_some_and(|v| !is_empty(v))) {
-        return Err(format!(".{key}: {}", super::rows::other_meaning(key)));
+    if let Some(key) = OTHER_MEANING.iter().find(|key| fields.get(**key).is_some_and(|v| !is_empty(v))) {
+        return Err(format!(".{key}: {}", other_meaning(key)));
     }
     tool_calls(&mut fields, &role)?;
     let (content, mut details) = match fields.get("content") {
@@ -270,17 +271,6 @@ fn join_parts(parts: &[Value], notes: &mut Vec<Note>) -> Result<(String, Details
         notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Part, key.clone())));
     }
     Ok((text, marked.then_some(details)))
-}
-
-/// Whether a value says nothing: null, or empty.
-pub(super) fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.trim().is_empty() || text.trim() == "[]",
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
-    }
 }
 
 pub(super) fn to_jinja(value: &Value) -> Jinja {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::columns::Columns;
-use super::messages::is_empty;
+use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, is_empty, other_meaning};
 use super::notes::{KeyOf, Note};
 use super::{json, weight};
 
@@ -71,52 +71,6 @@ impl RowKind {
     }
 }
 
-/// Every key that has a meaning in some format.
-pub(super) const KNOWN_KEYS: [&str; 20] = [
-    "messages",
-    "conversations",
-    "prompt",
-    "completion",
-    "instruction",
-    "output",
-    "input",
-    "system",
-    "history",
-    "text",
-    "input_ids",
-    "labels",
-    "attention_mask",
-    "tools",
-    "chat_template_kwargs",
-    "position_ids",
-    "token_type_ids",
-    "loss_mask",
-    "completion_mask",
-    "assistant_masks",
-];
-
-/// Keys that give a row another meaning than "learn what the assistant says".
-pub(super) const OTHER_MEANING: [&str; 10] =
-    ["chosen", "rejected", "label", "kto_tag", "images", "videos", "audios", "image", "video", "audio"];
-
-/// Why a row with such a key is refused, and what to do.
-pub(super) fn other_meaning(key: &str) -> &'static str {
-    match key {
-        "chosen" | "rejected" => {
-            "the row compares two answers (preference data), which is not trained on here; keep the chosen answer as a \
-             turn of the assistant and remove both keys"
-        }
-        "label" | "kto_tag" => {
-            "the row says whether its answer is good or bad (KTO data), which is not trained on here; keep the rows with \
-             good answers and remove the key"
-        }
-        _ => {
-            "the row refers to images, videos or sounds, and only text is trained on here; leave such rows out, or remove \
-             the key and what the text says of it"
-        }
-    }
-}
-
 /// Refuses keys that give the row another meaning, and tells those that nothing reads.
 pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<(), String> {
     if let Some(key) = OTHER_MEANING.iter().find(|key| map.get(**key).is_some_and(|value| !is_empty(value))) {
@@ -141,9 +95,6 @@ const MASKS: [&str; 3] = ["loss_mask", "completion_mask", "assistant_masks"];
 fn flag(value: &Value) -> bool {
     value.is_boolean() || value.is_number()
 }
-
-/// What a row of any format is of: evaluated apart from rows of other tasks.
-pub(super) const TASK: &str = "task";
 
 /// The task of a row, if it names one. Numbers count as what they are written as.
 pub(super) fn task(map: &Map<String, Value>) -> Result<Option<String>, String> {
