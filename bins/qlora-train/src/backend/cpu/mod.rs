@@ -5,6 +5,7 @@
 
 mod attention;
 mod bf16;
+mod buffers;
 mod cache;
 mod compute;
 mod elementwise;
@@ -14,16 +15,17 @@ mod loss;
 mod memory;
 mod operands;
 mod optimizer;
+mod scratch;
 mod weights;
 mod workspace;
 
 use crate::backend::dims::Dims;
 use crate::backend::{CheckedBatch, Operands, Trace};
 pub use bf16::isa::Isa;
-use linear::CpuWeight;
 use loss::LossSum;
 pub use memory::CpuBuffer;
 use memory::{Held, HostMemory, Value};
+use operands::CpuWeight;
 pub use operands::{CpuParam, Dense};
 use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
@@ -56,7 +58,7 @@ pub struct Cpu {
     dims: Dims,
     memory: Rc<HostMemory>,
     workspace: Held<Workspace>,
-    workspace_bf16: Option<Held<Option<bf16::compute::Workspace>>>,
+    workspace_bf16: Option<Held<Option<bf16::workspace::Workspace>>>,
     batch: CheckedBatch,
     /// With how many positions they are for
     rope: Option<(usize, Held<RopeTable<f32>>)>,
@@ -101,8 +103,8 @@ impl Cpu {
                 (memory.hold("workspace", Workspace::bytes_for(&dims), workspace), None)
             }
             Precision::Bf16(isa) => {
-                let made = (!memory.is_dry_run()).then(|| bf16::compute::Workspace::new(isa, &dims));
-                let held = memory.hold("workspace", bf16::compute::Workspace::bytes_for(&dims), made);
+                let made = (!memory.is_dry_run()).then(|| bf16::workspace::Workspace::new(isa, &dims));
+                let held = memory.hold("workspace", bf16::workspace::Workspace::bytes_for(&dims), made);
                 (memory.hold("workspace", 0, Workspace::default()), Some(held))
             }
         };
