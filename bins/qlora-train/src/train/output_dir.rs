@@ -1,16 +1,20 @@
 //! Output-directory checks: empty, this run's, or someone else's. A lock keeps a second process out while one trains.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::checkpoints;
 use super::identity::Identity;
-use super::record::{METRICS_FILE, RUN_FILE, RunSummary, STATE_FILE};
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
+use super::record::{METRICS_FILE, OWNED_KEY, RUN_FILE, RunSummary, STATE_FILE};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, TOKENIZER_FILES};
 use crate::error::{Context, Result};
+use crate::files::atomic::{SUMS, find_damage};
+use crate::files::dir::{Dir, Kind, unique};
 use crate::refuse;
 use crate::report::warning;
 
@@ -48,13 +52,20 @@ pub fn check_writable(dir: &Path) -> Result<()> {
 /// Refused: anything else. `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
 pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
-        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
+        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE, SUMS];
         // A model: its tokenizer would be overwritten.
-        occupied.extend(["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
+        occupied.extend(["config.json"].iter().chain(&TOKENIZER_FILES));
         if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
             refuse!(
                 "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
                  choose another output_dir",
+                dir.display()
+            );
+        }
+        if let Some(name) = checkpoints::names(dir)?.first() {
+            refuse!(
+                "{}: found {name} without {RUN_FILE}: a checkpoint of another run, or not of this program; choose another \
+                 output_dir",
                 dir.display()
             );
         }
@@ -74,25 +85,120 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
         );
     }
     let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).is_file());
-    Ok(match run.get("finished").map(RunSummary::deserialize) {
-        Some(Ok(finished)) if written => Found::Finished(finished),
-        _ => Found::Unfinished,
-    })
+    match run.get("finished").map(RunSummary::deserialize) {
+        Some(Ok(finished)) if written => {
+            check_finished(dir)?;
+            Ok(Found::Finished(finished))
+        }
+        _ => Ok(Found::Unfinished),
+    }
+}
+
+/// Refuses a finished run whose files are not those that were written. The model card may be edited.
+fn check_finished(dir: &Path) -> Result<()> {
+    match find_damage(dir, &[ADAPTER_CONFIG, ADAPTER_MODEL], &[CARD])? {
+        None => Ok(()),
+        Some(damage) => refuse!(
+            "{damage}; the run in {} is finished, but its adapter is damaged or was changed: remove {} to write it anew \
+             (with --resume-from-checkpoint from the last checkpoint), or choose another output_dir",
+            dir.display(),
+            dir.join(ADAPTER_CONFIG).display()
+        ),
+    }
+}
+
+/// What in the directory is the run's own, beside files of fixed names: nothing else is ever replaced or removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Owned {
+    /// Directory of files that are being written or removed
+    pub temporary: String,
+    /// Directories that the run wrote, or was about to write
+    pub checkpoints: BTreeSet<String>,
+}
+
+impl Owned {
+    const PREFIX: &str = ".run-";
+
+    pub fn new() -> Self {
+        Self { temporary: format!("{}{}", Self::PREFIX, unique()), checkpoints: BTreeSet::new() }
+    }
+
+    /// Of the run that `dir` holds. Refused: names that this program does not give.
+    pub fn recorded_in(dir: &Path) -> Result<Option<Self>> {
+        let Some(run) = read_run(dir)? else { return Ok(None) };
+        let Some(owned) = run.get(OWNED_KEY) else { return Ok(None) };
+        let what = || format!("{}: key `{OWNED_KEY}`", dir.join(RUN_FILE).display());
+        let owned = Self::deserialize(owned).usage_context(what)?;
+        let drawn = owned.temporary.strip_prefix(Self::PREFIX);
+        let is_ours = drawn.is_some_and(|drawn| drawn.len() == 16 && drawn.bytes().all(|b| b.is_ascii_hexdigit()));
+        let others = owned.checkpoints.iter().find(|name| checkpoints::step_of(name).is_none());
+        match others.or((!is_ours).then_some(&owned.temporary)) {
+            None => Ok(Some(owned)),
+            Some(name) => {
+                refuse!("{}: found {name:?}, which is no name of this program's; choose another output_dir", what())
+            }
+        }
+    }
+
+    /// Forgets checkpoints that are no longer there.
+    pub fn retain_present(&mut self, dir: &Dir) {
+        self.checkpoints.retain(|name| matches!(dir.kind(name), Ok(Some(Kind::Directory))));
+    }
+}
+
+/// Refuses names of checkpoints that the run would come to write, from `step` on, and that are not its own.
+pub(super) fn check_room(dir: &Path, step: u64, total: u64) -> Result<()> {
+    let owned = Owned::recorded_in(dir)?.unwrap_or_else(Owned::new);
+    for name in checkpoints::names(dir)? {
+        let reached = checkpoints::step_of(&name).is_some_and(|found| step < found && found <= total);
+        if reached && !owned.checkpoints.contains(&name) {
+            refuse!(
+                "{}: is not of this run ({RUN_FILE} does not name it), and the run may come to write there: move it away, or \
+                 choose another output_dir",
+                dir.join(name).display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a run that cannot be removed as a whole without removing what is not its own.
+pub(super) fn check_removable(dir: &Path) -> Result<()> {
+    let open = Dir::open(dir).usage_context(|| format!("{}: cannot be read (output_dir)", dir.display()))?;
+    let owned = Owned::recorded_in(dir)?.unwrap_or_else(Owned::new);
+    for name in checkpoints::names(dir)? {
+        let path = dir.join(&name);
+        if !owned.checkpoints.contains(&name) {
+            refuse!(
+                "{}: is not of the run there ({RUN_FILE} does not name it), so overwrite_output_dir does not remove it: move \
+                 it away",
+                path.display()
+            );
+        }
+        if let Some(foreign) = checkpoints::foreign(&open, &name)? {
+            refuse!(
+                "{}: was not written by the run there, so overwrite_output_dir does not remove it: move it away",
+                path.join(foreign).display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Removes the run that `dir` holds, `run.json` last, so that what is left of it is still known as a run. Other files
 /// stay.
-pub fn remove_run(dir: &Path) -> Result<()> {
-    let what = |path: &Path| format!("{}: cannot be removed (overwrite_output_dir)", path.display());
-    for (_, path) in super::checkpoints::list(dir)? {
-        std::fs::remove_dir_all(&path).context(|| what(&path))?;
-    }
-    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, RUN_FILE] {
-        let path = dir.join(name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(|| what(&path)),
-            _ => {}
+pub(super) fn remove_run(dir: &Dir) -> Result<()> {
+    let what = |name: &str| format!("{}: cannot be removed (overwrite_output_dir)", dir.join(name).display());
+    if let Some(owned) = Owned::recorded_in(dir.path())? {
+        for name in owned.checkpoints.iter().chain([&owned.temporary]) {
+            // A link of the name is not of the run.
+            if dir.kind(name).context(|| what(name))? == Some(Kind::Directory) {
+                dir.remove_all(name, &mut || ()).context(|| what(name))?;
+            }
         }
+    }
+    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, SUMS, RUN_FILE] {
+        dir.remove_file(name).context(|| what(name))?;
     }
     Ok(())
 }
@@ -133,48 +239,77 @@ fn read_run(dir: &Path) -> Result<Option<Value>> {
     }
 }
 
-/// Held as long as a process works in an output directory; the system lets go of it however the process ends.
+/// An output directory that no other process works in, as long as this is held; the system lets go of it however the
+/// process ends. The lock is on the directory itself, whatever becomes of its path, and on a file in it, for file systems
+/// that cannot lock a directory.
 #[derive(Debug)]
-pub struct OutputLock {
-    _file: File,
+pub(super) struct LockedDir {
+    dir: Dir,
+    _lock: Option<File>,
 }
 
-impl OutputLock {
-    /// Locks a directory that a run has worked in before; none if it is new. Refused: another process works in it.
-    pub fn of_existing(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(LOCK_FILE);
-        match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => Self::lock(dir, file).map(Some),
-            // `check_output_dir` has more to say about a file in its place.
-            Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
-            Err(e) => Err(e).usage_context(|| format!("{}: cannot be written (output_dir)", path.display())),
-        }
+impl LockedDir {
+    /// Locks a directory that is there; none if it is not. Nothing is written. Refused: another process works in it.
+    pub fn of_existing(path: &Path) -> Result<Option<Self>> {
+        let what = || format!("{}: cannot be read (output_dir)", path.display());
+        let dir = match Dir::open(path) {
+            Ok(dir) => dir,
+            // `check_writable` has more to say about a file in its place.
+            Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(None),
+            Err(e) => return Err(e).usage_context(what),
+        };
+        let lock = match dir.kind(LOCK_FILE).usage_context(what)? {
+            Some(Kind::File) => Some(
+                dir.append_to(LOCK_FILE)
+                    .usage_context(|| format!("{}: cannot be written (output_dir)", dir.join(LOCK_FILE).display()))?,
+            ),
+            _ => None,
+        };
+        Self::lock(dir, lock).map(Some)
     }
 
     /// Makes the directory if need be, and locks it. Refused: another process works in it.
-    pub fn create(dir: &Path) -> Result<Self> {
-        let path = dir.join(LOCK_FILE);
-        let open = || {
-            std::fs::create_dir_all(dir)?;
-            OpenOptions::new().write(true).create(true).truncate(false).open(&path)
-        };
-        Self::lock(dir, open().context(|| format!("{}: cannot be written", path.display()))?)
+    pub fn create(path: &Path) -> Result<Self> {
+        let dir = Dir::create(path).context(|| format!("{}: the directory cannot be made", path.display()))?;
+        Self::lock(dir, None)?.with_lock_file()
     }
 
-    fn lock(dir: &Path, file: File) -> Result<Self> {
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                refuse!(
-                    "{}: another process is training in it; wait for it, or choose another output_dir",
-                    dir.display()
-                )
-            }
-            Err(TryLockError::Error(cause)) => warning!(
-                "{}: its file system has no locks ({cause}): nothing keeps a second run out of it",
-                dir.display()
-            ),
+    /// Makes the file that is locked beside the directory.
+    pub fn with_lock_file(self) -> Result<Self> {
+        if self._lock.is_some() {
+            return Ok(self);
         }
-        Ok(Self { _file: file })
+        let path = self.dir.join(LOCK_FILE);
+        let file = self.dir.append_to(LOCK_FILE).context(|| format!("{}: cannot be written", path.display()))?;
+        Self::lock(self.dir, Some(file))
+    }
+
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    fn lock(dir: Dir, file: Option<File>) -> Result<Self> {
+        let mut cause = None;
+        let mut locked = false;
+        for handle in [Some(dir.handle()), file.as_ref()].into_iter().flatten() {
+            match handle.try_lock() {
+                Ok(()) => locked = true,
+                Err(TryLockError::WouldBlock) => refuse!(
+                    "{}: another process is training in it; wait for it, or choose another output_dir",
+                    dir.path().display()
+                ),
+                Err(TryLockError::Error(error)) => cause = Some(error),
+            }
+        }
+        if let Some(cause) = cause.filter(|_| !locked && file.is_some()) {
+            warning!(
+                "{}: its file system has no locks ({cause}): nothing keeps a second run out of it",
+                dir.path().display()
+            );
+        }
+        if !dir.is_in_place() {
+            refuse!("{}: was removed or replaced just now: begin again", dir.path().display());
+        }
+        Ok(Self { dir, _lock: file })
     }
 }

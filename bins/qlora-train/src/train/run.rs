@@ -7,7 +7,8 @@
 
 use super::identity::{Identity, run_identity};
 use super::output_dir::{
-    Found, OutputLock, check_output_dir, check_recorded_base, check_writable, holds_run, remove_run,
+    Found, LockedDir, Owned, check_output_dir, check_recorded_base, check_removable, check_room, check_writable,
+    holds_run, remove_run,
 };
 use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
@@ -15,7 +16,7 @@ use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::{Adapter, is_adapter, recorded_base};
+use crate::adapter::{ADAPTER_CONFIG, Adapter, is_adapter, recorded_base};
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
@@ -25,7 +26,7 @@ use crate::files::units::format_bytes;
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
 use crate::report::{Bars, count, detail, status, trainable_line, warning};
-use crate::session::chat_template::save_tokenizer;
+use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
@@ -60,7 +61,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     launch::check_single_process()?;
     let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
-    let lock = OutputLock::of_existing(&output)?;
+    let locked = LockedDir::of_existing(&output)?;
     check_writable(&output)?;
     let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
@@ -77,6 +78,9 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     };
     if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
+        if let (Some(locked), Some(owned)) = (&locked, Owned::recorded_in(&output)?) {
+            checkpoints::remove_temporary(locked.dir(), &owned)?;
+        }
         status!(
             "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
@@ -85,8 +89,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         );
         return Ok(TrainOutcome { summary: finished, adapter: output });
     }
-    if lock.is_some() && !overwrites {
-        checkpoints::recover(&output)?;
+    match &locked {
+        Some(_) if overwrites => check_removable(&output)?,
+        Some(locked) => checkpoints::recover(locked.dir())?,
+        None => {}
     }
     let saved = match &settings.resume_from_checkpoint {
         Resume::No | Resume::Latest if overwrites => None,
@@ -95,6 +101,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
 
     if let Some(saved) = &saved {
         saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
+    }
+    if !overwrites {
+        let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
+        check_room(&output, step, data.schedule.total_steps())?;
     }
     let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
     let budget = device.budget(&settings)?;
@@ -107,7 +117,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let bytes = plan.run_bytes;
-    device.run(Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes })
+    device.run(Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes })
 }
 
 /// The adapter that a run begins with. Refused: other ranks, alphas or layers than the run's.
@@ -136,7 +146,7 @@ fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Ada
 struct Prepared {
     settings: Settings,
     output: PathBuf,
-    lock: Option<OutputLock>,
+    locked: Option<LockedDir>,
     /// Whether `output` holds another run, which this one takes the place of.
     overwrites: bool,
     loaded: Loaded,
@@ -157,7 +167,7 @@ impl DeviceJob for Prepared {
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes: _ } = prepared;
+    let Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes: _ } = prepared;
     let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
     let pairs = init.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
     let mut source = CheckpointSource::new(&loaded.checkpoint, pairs, settings.seed);
@@ -182,20 +192,20 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     }
 
     // What was refused until here left no trace.
-    if overwrites {
-        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
-        remove_run(&output)?;
-    }
-    let _lock = match lock {
-        Some(lock) => lock,
+    let locked = match locked {
+        Some(locked) => locked,
         None => {
-            let lock = OutputLock::create(&output)?;
+            let locked = LockedDir::create(&output)?;
             // Another process may have been faster.
             check_output_dir(&output, &identity, false)?;
-            lock
+            locked
         }
     };
-    checkpoints::remove_stale(&output)?;
+    if overwrites {
+        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
+        remove_run(locked.dir())?;
+    }
+    let locked = locked.with_lock_file()?;
     let (state, progress) = match &saved {
         Some(saved) => (saved.trainer.clone(), saved.state.progress.clone()),
         None => (TrainerState::default(), Progress::default()),
@@ -212,6 +222,12 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         "settings": settings.to_json(),
     });
     let own = |saved: &&Snapshot| saved.dir == output.join(checkpoints::name(saved.trainer.global_step));
+    let mut record = RunRecord::create(locked, run, &state.log_history)?;
+    if let Some(saved) = &saved {
+        // A process that was killed may have left more than are kept.
+        let (keep, best) = (settings.save_total_limit.0, state.best_model_checkpoint.as_deref());
+        checkpoints::prune(&mut record, saved.trainer.global_step, keep, best);
+    }
     let run = Run {
         settings: &settings,
         output: &output,
@@ -222,7 +238,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         comm: SingleProcess,
         backend,
         model,
-        record: RunRecord::create(&output, run, &state.log_history)?,
+        record,
         standing_at: saved.as_ref().filter(own).map(|saved| saved.dir.clone()),
         state: TrainerState { max_steps: total, ..state },
         progress,
@@ -265,9 +281,11 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
 }
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
-    trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
-    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), run.output)?;
-    Ok(())
+    let mut files = run.record.files()?;
+    trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.add_to(&mut files)?;
+    add_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), &mut files)?;
+    files.add_sums()?;
+    files.commit_with_last(ADAPTER_CONFIG)
 }
 
 /// Prints the size of a checkpoint and the free space. Refused: no room for one.

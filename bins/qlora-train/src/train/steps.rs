@@ -3,8 +3,8 @@
 use super::checkpoints;
 use super::identity::Identity;
 use super::progress::{Progress, Speed};
-use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
-use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
+use super::record::{LogEntry, RunRecord, STATE_FILE, TrainerState, add_json};
+use super::snapshot::{DataCursor, RUN_STATE, RngState, RunState, Snapshot, add_optimizer};
 use super::trained_adapter::trained_adapter;
 use crate::backend::{Backend, Batch};
 use crate::comm::SingleProcess;
@@ -17,14 +17,14 @@ use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
 use crate::report::{Bars, sparkline, status};
-use crate::session::chat_template::save_tokenizer;
+use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A run under way.
-pub struct Run<'a, B: Backend> {
+pub(super) struct Run<'a, B: Backend> {
     pub settings: &'a Settings,
     pub output: &'a Path,
     pub loaded: &'a Loaded,
@@ -222,17 +222,17 @@ impl<B: Backend> Run<'_, B> {
             RngState::new(self.settings.seed, draw),
             self.progress.clone(),
         );
-        let dir = checkpoints::write(self.output, step, &CHECKSUMMED, |dir| {
+        let dir = checkpoints::write(&mut self.record, step, |files| {
             trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
-                .save(dir)?;
-            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), dir)?;
-            write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
-            write_state(dir, &self.state)?;
-            write_json(dir, RUN_STATE, &state)
+                .add_to(files)?;
+            add_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), files)?;
+            add_optimizer(files, &self.backend, &mut self.model, within > 0)?;
+            add_json(files, STATE_FILE, &self.state)?;
+            add_json(files, RUN_STATE, &state)
         })?;
         self.standing_at = Some(dir.clone());
         let best = self.state.best_model_checkpoint.as_deref();
-        checkpoints::prune(self.output, step, self.settings.save_total_limit.0, best)?;
+        checkpoints::prune(&mut self.record, step, self.settings.save_total_limit.0, best);
         Ok(dir)
     }
 

@@ -3,6 +3,7 @@
 mod before;
 mod bench;
 mod console;
+mod directory;
 mod disk;
 mod evaluation;
 mod generate;

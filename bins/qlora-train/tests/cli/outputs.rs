@@ -20,6 +20,7 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     let expected = [
         ".lock",
         "README.md",
+        "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
         "metrics.jsonl",
@@ -40,7 +41,7 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     assert!((mean - answer["train_loss"].as_f64().unwrap()).abs() < 0.5);
 
     let run = sandbox.json("out/run.json");
-    assert_eq!(keys(&run), ["identity", "base", "version", "settings", "finished"]);
+    assert_eq!(keys(&run), ["identity", "base", "version", "settings", "finished", "owned"]);
     assert_eq!(run["settings"]["learning_rate"], 0.01);
     let adapter = Adapter::load(&sandbox.path("out")).unwrap();
     let fingerprint = Checkpoint::open(&sandbox.path("model")).unwrap().fingerprint().unwrap();
