@@ -5,7 +5,7 @@
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
-use super::identity::{Identity, run_identity};
+use super::identity::{Identity, result_settings, run_clock, run_identity};
 use super::output_dir::{
     Found, LockedDir, Owned, check_output_dir, check_recorded_base, check_removable, check_room, check_writable,
     holds_run, remove_run,
@@ -63,13 +63,15 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let output = settings.output_path()?.to_owned();
     let locked = LockedDir::of_existing(&output)?;
     check_writable(&output)?;
-    let loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
+    let clock = run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic()));
+    loaded.set_clock(clock);
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
-    let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
+    let identity = run_identity(&settings, &loaded, &data, device.arithmetic(), clock)?;
     let resumes = settings.resume_from_checkpoint != Resume::No;
     // Another run that is to be overwritten is removed when nothing can be refused any more.
     let (found, overwrites) = match check_output_dir(&output, &identity, resumes) {

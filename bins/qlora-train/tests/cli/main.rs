@@ -8,6 +8,7 @@ mod disk;
 mod evaluation;
 mod generate;
 mod going_on;
+mod identity;
 mod interrupted;
 mod killed;
 mod launched;
@@ -24,4 +25,5 @@ mod same_run;
 mod sandbox;
 mod settings;
 mod signals;
+
 mod usage;
