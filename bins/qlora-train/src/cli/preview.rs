@@ -5,7 +5,7 @@ use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
-use crate::report::{printable, status};
+use crate::report::{printable, printable_lines, status};
 use crate::session::Loaded;
 use crate::session::training_data::{data_options, find_files, schedule};
 use anstyle::{AnsiColor, Style};
@@ -90,7 +90,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let texts = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &special, marks));
     let mut text: Vec<String> = texts.collect::<Result<_>>()?;
     text.push(format!("{} of {} rows; {}", shown.len(), dataset.rows.len(), marks.legend()));
-    text.push(checks.to_string());
+    text.push(printable_lines(&checks.to_string()).into_owned());
     text.push(format!("lengths of the {} rows read:\n{}", dataset.report.rows_read, dataset.report.lengths));
     text.extend(packing.map(|packing| packing.to_string()));
 
@@ -132,7 +132,7 @@ fn text_of(
     marks: Marks,
 ) -> Result<String> {
     let place = dataset.report.place(row.file, row.line);
-    let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
+    let mut text = format!("{}: {} tokens, {} supervised\n", printable(&place), row.len(), row.supervised());
     let kind = |at: usize, supervised: bool| {
         let id = row.input_ids[at];
         (supervised, marks == Marks::Color && special.added.contains(&id))

@@ -25,5 +25,5 @@ mod same_run;
 mod sandbox;
 mod settings;
 mod signals;
-
+mod terminal;
 mod usage;
