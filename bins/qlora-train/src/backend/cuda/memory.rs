@@ -1,8 +1,6 @@
 //! Device memory of a run, all of it from one arena, or the record of a dry run.
 
-use super::Cuda;
-use super::operands::{CudaBuffer, CudaOffloaded, Storage};
-use crate::backend::{self, PlannedBuffer};
+use crate::backend::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::device::{
     Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
@@ -138,60 +136,17 @@ impl DeviceMemory {
         })
     }
 
-    fn peak(&self) -> PeakUsage {
+    pub fn is_dry_run(&self) -> bool {
+        self.device.is_none()
+    }
+
+    pub fn peak(&self) -> PeakUsage {
         self.arena.peak()
     }
-}
 
-impl backend::Memory for Cuda {
-    fn is_dry_run(&self) -> bool {
-        self.memory.device.is_none()
-    }
-
-    fn capacity(&self) -> usize {
-        self.dims.tokens
-    }
-
-    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
-        let data = Storage::Bf16(self.memory.take(name, tokens * width)?);
-        Ok(CudaBuffer { data, first: 0, tokens, width })
-    }
-
-    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
-        let tokens = self.dims.tokens;
-        let data = Storage::F32(self.memory.take(name, tokens * width)?);
-        Ok(CudaBuffer { data, first: 0, tokens, width })
-    }
-
-    fn offload(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
-        self.offload.offload(&self.memory, buffer)
-    }
-
-    fn keep(&mut self, buffer: CudaBuffer) -> CudaOffloaded {
-        CudaOffloaded::OnDevice(buffer)
-    }
-
-    fn prefetch(&mut self, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
-        self.offload.prefetch(&self.memory, offloaded)
-    }
-
-    fn wait(&mut self, offloaded: CudaOffloaded) -> Result<CudaBuffer> {
-        self.offload.wait(&self.memory, offloaded)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.memory.peak().bytes
-    }
-
-    fn planned(&self) -> Vec<PlannedBuffer> {
-        let peak = self.memory.peak();
-        let between = peak.bytes - peak.names.values().sum::<u64>();
-        let gaps = (between > 0).then_some(("gaps between buffers", between));
-        PlannedBuffer::lines(peak.names.iter().map(|(name, &bytes)| (*name, bytes)).chain(gaps))
-    }
-
-    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        PlannedBuffer::lines(self.memory.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
+    /// Lines of the plan, of pinned host memory.
+    pub fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        PlannedBuffer::lines(self.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
     }
 }
 

@@ -3,47 +3,18 @@
 use super::Cuda;
 use super::memory::{DeviceMemory, Incoming, fetch};
 use super::operands::{CudaParam, StateMemory, Training};
+use super::optimizer_memory::{OptimizerMemory, TABLES};
 use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::device::{Buffer, Element, ReadbackStaging};
-use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States, Tensor, Tensors};
+use qlora_kernels::device::{Buffer, Element};
+use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, States, Tensor, Tensors};
 
 /// The plan's lines.
 const PARAMS: &str = "LoRA A and B";
 const GRADIENTS: &str = "LoRA gradients";
 const STATES: &str = "AdamW states";
-const TABLES: &str = "the optimizer's tables";
-
-/// What the optimizer needs beside the tensors. It is made for a set of tensors when they are first used together.
-pub struct OptimizerMemory {
-    /// Number of the next tensor.
-    next_id: u64,
-    /// The tensors that the following are of, in order.
-    ids: Vec<u64>,
-    table: Buffer<u64>,
-    /// A rate for each tensor.
-    rates: Incoming<f32>,
-    workspace: Buffer<u64>,
-    state: Buffer<u64>,
-    /// Where the state is read; none in a dry run.
-    outbox: Option<ReadbackStaging<u64>>,
-}
-
-impl OptimizerMemory {
-    pub fn new(memory: &DeviceMemory) -> Result<Self> {
-        Ok(Self {
-            next_id: 0,
-            ids: Vec::new(),
-            table: memory.take(TABLES, 0)?,
-            rates: Incoming::new(memory, TABLES, 0)?,
-            workspace: memory.take(TABLES, 0)?,
-            state: memory.take(TABLES, STATE_LEN)?,
-            outbox: memory.outbox(STATE_LEN)?,
-        })
-    }
-}
 
 /// Every tensor has a rate of its own, so that a changed rate changes no table.
 fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {

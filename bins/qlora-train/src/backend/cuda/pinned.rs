@@ -3,10 +3,7 @@
 //! A layer's arrays lie one after the other, so that one copy brings them. It runs while the layer before computes: at
 //! H = 8192 a layer in NF4 has about 0.4 GB, which take 17 ms at 25 GB/s, and computes about `26·H²` FLOPs a token.
 
-use super::Cuda;
 use super::memory::DeviceMemory;
-use super::operands::CudaWeight;
-use crate::backend::LinearGroup;
 use crate::error::Result;
 use qlora_kernels::device::{Buffer, Element, OffloadSlot, View};
 
@@ -90,18 +87,11 @@ struct Slot {
     buffer: Option<Buffer<u8>>,
 }
 
-/// The layer that these groups are of, if its weights wait in host memory.
-pub fn layer_of(groups: &[&LinearGroup<Cuda>]) -> Option<usize> {
-    groups.iter().flat_map(|group| &group.segments).find_map(|segment| segment.weight.pinned_layer())
-}
-
 impl PinnedWeights {
-    /// The weights of one layer, whose device memory is given back.
-    pub fn pin(&mut self, memory: &DeviceMemory, weights: Vec<&mut CudaWeight>) -> Result<()> {
+    /// The weights of one layer, which `append` adds to its arrays; their device memory is given back.
+    pub fn pin(&mut self, memory: &DeviceMemory, append: impl FnOnce(&mut LayerArrays) -> Result<()>) -> Result<()> {
         let mut arrays = LayerArrays { layer: self.layers.len(), len: 0, bytes: Vec::new() };
-        for weight in weights {
-            weight.append_to(&mut arrays, memory)?;
-        }
+        append(&mut arrays)?;
         let len = arrays.len;
         let mut stash = memory.stash(ON_HOST, len)?;
         let buffer = memory.upload(ON_DEVICE, len, Some(&arrays.bytes))?;
