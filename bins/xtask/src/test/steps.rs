@@ -64,11 +64,7 @@ pub const STEPS: &[Step] = &[
         about: "other engines link the emulated library: C, Rust, Python",
         run: crate::engines::engines,
     },
-    Step {
-        name: "kernels-mutants",
-        about: "bugs planted into the kernels turn those tests red",
-        run: kernels::mutants,
-    },
+    Step { name: "kernels-mutants", about: "bugs seeded into the kernels turn those tests red", run: kernels::mutants },
     Step { name: "kernels-asan", about: "the kernels' tests under AddressSanitizer", run: kernels::sanitized },
 ];
 

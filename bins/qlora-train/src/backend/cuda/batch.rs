@@ -1,32 +1,32 @@
 //! The current batch on the device.
 
-use super::memory::{DeviceMemory, Incoming};
+use super::memory::{DeviceMemory, StagedBuffer};
 use crate::backend::CheckedBatch;
 use crate::error::Result;
 
 /// With room for the longest batch.
 pub struct BatchMemory {
     /// `[tokens]`
-    pub input_ids: Incoming<u32>,
+    pub input_ids: StagedBuffer<u32>,
     /// `[tokens]`
-    pub positions: Incoming<u32>,
+    pub positions: StagedBuffer<u32>,
     /// `[tokens + 1]`
-    pub boundaries: Incoming<u32>,
+    pub boundaries: StagedBuffer<u32>,
     /// `[tokens]`
-    pub targets: Incoming<i32>,
+    pub targets: StagedBuffer<i32>,
     /// `[tokens]`
-    pub weights: Incoming<f32>,
+    pub weights: StagedBuffer<f32>,
 }
 
 impl BatchMemory {
     pub fn new(memory: &DeviceMemory, tokens: usize) -> Result<Self> {
         let name = "batch";
         Ok(Self {
-            input_ids: Incoming::new(memory, name, tokens)?,
-            positions: Incoming::new(memory, name, tokens)?,
-            boundaries: Incoming::new(memory, name, tokens + 1)?,
-            targets: Incoming::new(memory, name, tokens)?,
-            weights: Incoming::new(memory, name, tokens)?,
+            input_ids: StagedBuffer::new(memory, name, tokens)?,
+            positions: StagedBuffer::new(memory, name, tokens)?,
+            boundaries: StagedBuffer::new(memory, name, tokens + 1)?,
+            targets: StagedBuffer::new(memory, name, tokens)?,
+            weights: StagedBuffer::new(memory, name, tokens)?,
         })
     }
 

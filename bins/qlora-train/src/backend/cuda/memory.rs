@@ -110,15 +110,15 @@ impl DeviceMemory {
         })
     }
 
-    fn inbox<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
+    fn upload_staging<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
         self.pinned::<T, _>("batches and rates on their way", len, |device| UploadStaging::new(device, len))
     }
 
-    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
+    pub fn readback<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
         self.pinned::<T, _>("batches and rates on their way", len, |device| ReadbackStaging::new(device, len))
     }
 
-    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
+    pub fn offload_slot<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
         self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
     }
 
@@ -151,19 +151,21 @@ impl DeviceMemory {
 }
 
 /// A buffer that gets new values again and again, and the pinned memory they come through; none in a dry run.
-pub struct Incoming<T: Element> {
+pub struct StagedBuffer<T: Element> {
     buffer: Buffer<T>,
-    inbox: Option<UploadStaging<T>>,
+    upload_staging: Option<UploadStaging<T>>,
 }
 
-impl<T: Element> Incoming<T> {
+impl<T: Element> StagedBuffer<T> {
     pub fn new(memory: &DeviceMemory, name: &'static str, len: usize) -> Result<Self> {
-        Ok(Self { buffer: memory.zeros(name, len)?, inbox: memory.inbox(len)? })
+        Ok(Self { buffer: memory.zeros(name, len)?, upload_staging: memory.upload_staging(len)? })
     }
 
     /// The first values, at most as many as there is room for.
     pub fn set(&mut self, values: &[T]) -> Result<()> {
-        self.inbox.as_mut().map_or(Ok(()), |inbox| Ok(inbox.upload(values, &mut self.buffer)?))
+        self.upload_staging
+            .as_mut()
+            .map_or(Ok(()), |upload_staging| Ok(upload_staging.upload(values, &mut self.buffer)?))
     }
 
     pub fn view(&self) -> View<'_, T> {
@@ -176,8 +178,8 @@ impl<T: Element> Incoming<T> {
 }
 
 /// Begins to fetch a buffer; nothing in a dry run.
-pub fn fetch<T: Element>(outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
-    outbox.as_mut().map_or(Ok(()), |outbox| Ok(outbox.read_back(buffer)?))
+pub fn fetch<T: Element>(readback: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
+    readback.as_mut().map_or(Ok(()), |readback| Ok(readback.read_back(buffer)?))
 }
 
 /// What a process cannot go on after is said to be so.

@@ -30,7 +30,7 @@ mod weights;
 
 pub use operands::{CudaBuffer, CudaOffloaded, CudaParam, CudaTable, CudaVector, CudaWeight};
 
-use super::dims::Dims;
+use super::run_shape::RunShape;
 use super::{CheckedBatch, Operands, Trace};
 use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
@@ -55,7 +55,7 @@ type Paths = Option<Vec<LinearPath>>;
 /// A GPU and what a run holds on it; or, in a dry run, what it would hold.
 pub struct Cuda {
     memory: DeviceMemory,
-    dims: Dims,
+    dims: RunShape,
     batch: CheckedBatch,
     /// The current batch on the device, with room for the longest.
     on_device: BatchMemory,
@@ -99,25 +99,25 @@ impl Operands for Cuda {
 impl Cuda {
     /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found.
     /// Refused: no driver, no such GPU, no room, or a model that the kernels do not compute.
-    pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+    pub fn new(ordinal: usize, dims: RunShape, config: &Arch, bytes: u64) -> Result<Self> {
         let device = Device::open_at(ordinal).usage_context(|| format!("`device`: cuda:{ordinal} cannot be used"))?;
         Self::on_device(Rc::new(device), dims, config, bytes)
     }
 
     /// As [`new`](Self::new), on a GPU that is open already.
-    pub fn on_device(device: Rc<Device>, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+    pub fn on_device(device: Rc<Device>, dims: RunShape, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(DeviceMemory::new(device, bytes)?, dims)
     }
 
     /// A dry run of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not
     /// compute.
-    pub fn dry_run(dims: Dims, config: &Arch) -> Result<Self> {
+    pub fn dry_run(dims: RunShape, config: &Arch) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(DeviceMemory::dry_run(), dims)
     }
 
-    fn on(memory: DeviceMemory, dims: Dims) -> Result<Self> {
+    fn on(memory: DeviceMemory, dims: RunShape) -> Result<Self> {
         let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,

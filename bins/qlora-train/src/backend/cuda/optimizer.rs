@@ -1,7 +1,7 @@
 //! Trainable tensors: the norm of their gradients and AdamW, each one launch over all of them.
 
 use super::Cuda;
-use super::memory::{DeviceMemory, Incoming, fetch};
+use super::memory::{DeviceMemory, StagedBuffer, fetch};
 use super::operands::{CudaParam, StateMemory, Training};
 use super::optimizer_memory::{OptimizerMemory, TABLES};
 use super::weights::rounded;
@@ -136,7 +136,7 @@ impl Optimizer for Cuda {
         let table = memory.device().map(|_| tensors(params)?.table().map_err(crate::error::Error::from)).transpose()?;
         let table_len = adamw::table_len(&lengths);
         optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
-        optimizer.rates = Incoming::new(memory, TABLES, ids.len() * RATE_LEN)?;
+        optimizer.rates = StagedBuffer::new(memory, TABLES, ids.len() * RATE_LEN)?;
         optimizer.workspace = memory.take(TABLES, adamw::workspace_len(&lengths))?;
         optimizer.ids = ids;
         Ok(())
@@ -151,13 +151,13 @@ impl Optimizer for Cuda {
         let stream = self.memory.stream();
         let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
         let mut tensors = tensors(updates.into_iter().map(|update| update.param).collect())?;
-        let OptimizerMemory { table, rates, workspace, state, outbox, .. } = &mut self.optimizer;
+        let OptimizerMemory { table, rates, workspace, state, readback, .. } = &mut self.optimizer;
         rates.set(&adamw::rates(&settings))?;
         let (norm, room) = (state.view_mut(), workspace.view_mut());
         tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
-        fetch(outbox, state)?;
+        fetch(readback, state)?;
         tensors.update(table.view(), rates.view(), Some(state.view()), stream)?;
-        let words = outbox.as_mut().expect("it is there while running").wait()?;
+        let words = readback.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
 }

@@ -1,6 +1,6 @@
 //! Device memory of the optimizer beside the tensors.
 
-use super::memory::{DeviceMemory, Incoming};
+use super::memory::{DeviceMemory, StagedBuffer};
 use crate::error::Result;
 use qlora_kernels::device::{Buffer, ReadbackStaging};
 use qlora_kernels::ops::adamw::STATE_LEN;
@@ -16,11 +16,11 @@ pub struct OptimizerMemory {
     pub ids: Vec<u64>,
     pub table: Buffer<u64>,
     /// A rate for each tensor.
-    pub rates: Incoming<f32>,
+    pub rates: StagedBuffer<f32>,
     pub workspace: Buffer<u64>,
     pub state: Buffer<u64>,
     /// Where the state is read; none in a dry run.
-    pub outbox: Option<ReadbackStaging<u64>>,
+    pub readback: Option<ReadbackStaging<u64>>,
 }
 
 impl OptimizerMemory {
@@ -29,10 +29,10 @@ impl OptimizerMemory {
             next_id: 0,
             ids: Vec::new(),
             table: memory.take(TABLES, 0)?,
-            rates: Incoming::new(memory, TABLES, 0)?,
+            rates: StagedBuffer::new(memory, TABLES, 0)?,
             workspace: memory.take(TABLES, 0)?,
             state: memory.take(TABLES, STATE_LEN)?,
-            outbox: memory.outbox(STATE_LEN)?,
+            readback: memory.readback(STATE_LEN)?,
         })
     }
 }
