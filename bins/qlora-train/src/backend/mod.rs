@@ -12,7 +12,6 @@ mod batch;
 mod compute;
 pub mod cpu;
 pub mod cuda;
-pub mod dims;
 mod group;
 mod memory;
 mod not_finite;
@@ -20,6 +19,7 @@ mod op;
 mod operands;
 mod optimizer;
 mod optimizer_state;
+pub mod run_shape;
 mod trace;
 mod weights;
 

@@ -27,3 +27,4 @@ mod settings;
 mod signals;
 mod terminal;
 mod usage;
+mod weighted;

@@ -55,7 +55,7 @@ pub fn spec(config: Arch) -> ModelSpec {
 pub const ROOM: u64 = 64 << 20;
 
 pub fn on_device(spec: &ModelSpec) -> Cuda {
-    Cuda::new(0, spec.dims(), &spec.arch, ROOM).unwrap()
+    Cuda::new(0, spec.run_shape(), &spec.arch, ROOM).unwrap()
 }
 
 pub fn memory(config: &Arch) -> Memory {

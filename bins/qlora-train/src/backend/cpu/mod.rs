@@ -19,7 +19,7 @@ mod scratch;
 mod weights;
 mod workspace;
 
-use crate::backend::dims::Dims;
+use crate::backend::run_shape::RunShape;
 use crate::backend::{CheckedBatch, Operands, Trace};
 pub use bf16::isa::Isa;
 use loss::LossSum;
@@ -55,7 +55,7 @@ impl Precision {
 
 pub struct Cpu {
     precision: Precision,
-    dims: Dims,
+    dims: RunShape,
     memory: Rc<HostMemory>,
     workspace: Held<Workspace>,
     workspace_bf16: Option<Held<Option<bf16::workspace::Workspace>>>,
@@ -78,25 +78,25 @@ impl Operands for Cpu {
 
 impl Cpu {
     /// Computes in f32.
-    pub fn new(dims: Dims) -> Self {
+    pub fn new(dims: RunShape) -> Self {
         Self::with_precision(dims, Precision::F32)
     }
 
-    pub fn with_precision(dims: Dims, precision: Precision) -> Self {
+    pub fn with_precision(dims: RunShape, precision: Precision) -> Self {
         Self::with(dims, precision, HostMemory::new(false))
     }
 
     /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would
     /// hold.
-    pub fn dry_run(dims: Dims) -> Self {
+    pub fn dry_run(dims: RunShape) -> Self {
         Self::dry_run_with_precision(dims, Precision::F32)
     }
 
-    pub fn dry_run_with_precision(dims: Dims, precision: Precision) -> Self {
+    pub fn dry_run_with_precision(dims: RunShape, precision: Precision) -> Self {
         Self::with(dims, precision, HostMemory::new(true))
     }
 
-    fn with(dims: Dims, precision: Precision, memory: Rc<HostMemory>) -> Self {
+    fn with(dims: RunShape, precision: Precision, memory: Rc<HostMemory>) -> Self {
         let (workspace, workspace_bf16) = match precision {
             Precision::F32 => {
                 let workspace = if memory.is_dry_run() { Workspace::default() } else { Workspace::new(&dims) };

@@ -5,7 +5,7 @@ use super::gemm::Scratch;
 use super::isa::Isa;
 use super::linear::GradientScratch;
 use super::loss::LossScratch;
-use crate::backend::dims::Dims;
+use crate::backend::run_shape::RunShape;
 use half::bf16;
 use qlora_kernels::shape::AttentionShape;
 
@@ -31,24 +31,24 @@ fn threads() -> usize {
     rayon::current_num_threads().min(MAX_THREADS)
 }
 
-fn shape(dims: &Dims) -> AttentionShape {
+fn shape(dims: &RunShape) -> AttentionShape {
     AttentionShape { heads: dims.heads, kv_heads: dims.kv_heads, head_dim: dims.head_dim }
 }
 
 /// Values of an input under dropout, and of rowsum(dO ∘ O).
-fn lengths(dims: &Dims) -> (usize, usize) {
+fn lengths(dims: &RunShape) -> (usize, usize) {
     let max_k = dims.groups.iter().map(|group| group.1).max().unwrap_or(0);
     (usize::from(dims.dropout) * dims.tokens * max_k, usize::from(dims.training) * dims.tokens * dims.heads)
 }
 
 /// The largest rank and output of a group, for gradients.
-fn largest(dims: &Dims) -> (usize, usize) {
+fn largest(dims: &RunShape) -> (usize, usize) {
     let ranks = dims.groups.iter().map(|group| group.2).max().unwrap_or(0);
     (usize::from(dims.training) * ranks, dims.groups.iter().map(|group| group.0).max().unwrap_or(0))
 }
 
 impl Workspace {
-    pub fn new(isa: Isa, dims: &Dims) -> Self {
+    pub fn new(isa: Isa, dims: &RunShape) -> Self {
         let (masked, delta) = lengths(dims);
         let (r, n) = largest(dims);
         Self {
@@ -64,7 +64,7 @@ impl Workspace {
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub fn bytes_for(dims: &Dims) -> u64 {
+    pub fn bytes_for(dims: &RunShape) -> u64 {
         let (masked, delta) = lengths(dims);
         let (r, n) = largest(dims);
         threads() as u64 * (Scratch::BYTES + attention::Scratch::bytes(shape(dims)))
