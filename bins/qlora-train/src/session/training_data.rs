@@ -18,7 +18,7 @@ pub struct TrainingData {
     /// SHA-256 (hex) of each file of `data` and of `val_data`
     pub hashes: Vec<String>,
     pub validation_hashes: Vec<String>,
-    /// SHA-256 (hex) over the tokens, labels and tasks of all rows
+    /// SHA-256 (hex) over the tokens, labels, weights and tasks of all rows
     pub tokens_hash: String,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
@@ -74,10 +74,12 @@ fn tokens_hash(rows: &[Row], validation: &[Row]) -> String {
     let mut hash = Sha256::new();
     for part in [rows, validation] {
         hash.update(part.len().to_le_bytes());
-        for Row { input_ids, labels, file: _, line: _, task } in part {
+        for Row { input_ids, labels, weights, file: _, line: _, task } in part {
             hash.update(input_ids.len().to_le_bytes());
             input_ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
             labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+            weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
+            hash.update(weights.len().to_le_bytes());
             hash.update(task.as_deref().map_or(String::new(), |task| format!("{task:?}")));
         }
     }

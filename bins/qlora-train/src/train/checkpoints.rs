@@ -1,34 +1,23 @@
 //! The directories `checkpoint-<step>` of a run: each appears whole or not at all, whenever the process ends.
 //!
 //! A checkpoint is filled and synced in the run's temporary directory, named in `run.json`, then renamed. One that
-//! replaces another of the same step (an interruption within the next step) sets the old one aside first: between the two
-//! renames the old one is found under the name that [`recover`] knows. Only what `run.json` names is ever replaced or
-//! removed, and of that only the files that the checkpoint's own `SHA256SUMS` names.
+//! replaces another of the same step (an interruption within the next step) sets the old one aside first: between the
+//! two renames the old one is found under the name that [`recover`] knows. Only what `run.json` names is ever replaced
+//! or removed, and of that only the files that the checkpoint's own `SHA256SUMS` names.
 
-use super::output_dir::Owned;
+use super::names::{checkpoint, step_of};
+use super::owned::{REPLACED, foreign, keep_foreign};
 use super::record::RunRecord;
 use crate::error::{Context, Error, Result};
-use crate::files::atomic::{AtomicFiles, MAX_SUMS_BYTES, SUMS, parse_sums, sync};
+use crate::files::atomic::{AtomicFiles, sync};
 use crate::files::dir::{Dir, Kind};
 use crate::files::failpoint;
 use crate::report::warning;
-use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Before the name of a checkpoint in the temporary directory
-const REPLACED: &str = "replaced-";
 const REMOVED: &str = "removed-";
-
-pub fn name(step: u64) -> String {
-    format!("checkpoint-{step}")
-}
-
-/// Step of a name `checkpoint-<step>`.
-pub fn step_of(name: &str) -> Option<u64> {
-    let step = name.strip_prefix("checkpoint-")?.parse().ok()?;
-    (self::name(step) == name).then_some(step)
-}
 
 /// Names of checkpoints in `output`, by step, whatever they stand for; none if there is no such directory.
 pub fn names(output: &Path) -> Result<Vec<String>> {
@@ -53,45 +42,6 @@ fn found(output: &Path, wanted: impl Fn(Kind) -> bool) -> Result<Vec<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         result => result.usage_context(|| format!("{}: cannot be read (output_dir)", output.display())),
     }
-}
-
-/// Puts a checkpoint back that was set aside by a process that ended before its successor was in place. Only for who
-/// holds the directory's lock.
-pub fn recover(dir: &Dir) -> Result<()> {
-    let Some(owned) = Owned::recorded_in(dir.path())? else { return Ok(()) };
-    let what = |name: &str| format!("{}: cannot be put back", dir.join(name).display());
-    let Some(temporary) = open_temporary(dir, &owned)? else { return Ok(()) };
-    for name in &owned.checkpoints {
-        let aside = format!("{REPLACED}{name}");
-        let set_aside = temporary.kind(&aside).context(|| what(name))? == Some(Kind::Directory);
-        if set_aside && dir.kind(name).context(|| what(name))?.is_none() {
-            temporary.rename(&aside, dir, name).context(|| what(name))?;
-        }
-    }
-    Ok(())
-}
-
-/// The temporary directory of a run. None: there is no directory of the name.
-fn open_temporary(dir: &Dir, owned: &Owned) -> Result<Option<Dir>> {
-    let what = || format!("{}: cannot be read", dir.join(&owned.temporary).display());
-    match dir.kind(&owned.temporary).context(what)? {
-        Some(Kind::Directory) => dir.sub(&owned.temporary).context(what).map(Some),
-        _ => Ok(None),
-    }
-}
-
-/// Removes what a process that ended left half-written or half-removed. Only for who holds the directory's lock.
-pub fn remove_temporary(dir: &Dir, owned: &Owned) -> Result<()> {
-    let Some(temporary) = open_temporary(dir, owned)? else { return Ok(()) };
-    let what = || format!("{}: what an earlier process left cannot be removed", temporary.path().display());
-    // Files that a user put into a checkpoint which was replaced go on in its successor.
-    for name in &owned.checkpoints {
-        let aside = format!("{REPLACED}{name}");
-        if temporary.kind(&aside).context(what)? == Some(Kind::Directory) {
-            keep_foreign(&temporary, &aside, dir, name).context(what)?;
-        }
-    }
-    dir.remove_all(&owned.temporary, &mut || failpoint::moment("removal")).context(what)
 }
 
 /// A checkpoint that is being made; removed if it is not put in place.
@@ -120,7 +70,7 @@ impl Drop for Partial<'_> {
 /// something else of the name; then nothing changed.
 pub fn write(record: &mut RunRecord, step: u64, fill: impl FnOnce(&mut AtomicFiles) -> Result<()>) -> Result<PathBuf> {
     record.check_in_place()?;
-    let name = name(step);
+    let name = checkpoint(step);
     let target = record.dir().join(&name);
     let what = || format!("{}: cannot be written", target.display());
     failpoint::point("checkpoint-begun", "").context(what)?;
@@ -172,7 +122,8 @@ fn rename(from: &Dir, name: &str, to: &Dir, new: &str) -> io::Result<()> {
     from.rename(name, to, new)
 }
 
-/// Removes the oldest of the run's checkpoints up to `newest`, so that `keep` of them are left; `spared` is not counted.
+/// Removes the oldest of the run's checkpoints up to `newest`, so that `keep` of them are left; `spared` is not
+/// counted.
 pub fn prune(record: &mut RunRecord, newest: u64, keep: Option<usize>, spared: Option<&str>) {
     let Some(keep) = keep else { return };
     let mut owned: Vec<(u64, String)> =
@@ -214,55 +165,4 @@ fn remove(record: &RunRecord, name: &str) -> io::Result<()> {
 
 fn remove_aside(temporary: &Dir, aside: &str) -> io::Result<()> {
     temporary.remove_all(aside, &mut || failpoint::moment("removal"))
-}
-
-/// An entry of a checkpoint that its `SHA256SUMS` does not name, so that it is not the run's. Without the list none is.
-pub fn foreign(dir: &Dir, name: &str) -> Result<Option<OsString>> {
-    let find = || -> io::Result<Option<OsString>> {
-        let checkpoint = dir.sub(name)?;
-        let own = own_files(&checkpoint)?;
-        Ok(foreign_in(&checkpoint, &own)?.into_iter().next())
-    };
-    find().context(|| format!("{}: cannot be read", dir.join(name).display()))
-}
-
-fn own_files(checkpoint: &Dir) -> io::Result<Vec<String>> {
-    if checkpoint.kind(SUMS)? != Some(Kind::File) {
-        return Ok(Vec::new());
-    }
-    let mut text = String::new();
-    match checkpoint.open_file(SUMS)?.take(MAX_SUMS_BYTES).read_to_string(&mut text) {
-        Ok(_) => {}
-        // No list of ours.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    }
-    Ok(parse_sums(&text).into_iter().map(|(_, name)| name.to_owned()).chain([SUMS.to_owned()]).collect())
-}
-
-fn foreign_in(checkpoint: &Dir, own: &[String]) -> io::Result<Vec<OsString>> {
-    let mut foreign = Vec::new();
-    for name in checkpoint.names()? {
-        let listed = name.to_str().is_some_and(|name| own.iter().any(|own| own == name));
-        if !listed || checkpoint.kind(&name)? != Some(Kind::File) {
-            foreign.push(name);
-        }
-    }
-    Ok(foreign)
-}
-
-/// Moves what is not the run's from a checkpoint that was replaced into its successor.
-fn keep_foreign(temporary: &Dir, aside: &str, dir: &Dir, name: &str) -> io::Result<()> {
-    let old = temporary.sub(aside)?;
-    let foreign = foreign_in(&old, &own_files(&old)?)?;
-    if foreign.is_empty() {
-        return Ok(());
-    }
-    let new = dir.sub(name)?;
-    for name in foreign {
-        if new.kind(&name)?.is_none() {
-            old.rename(&name, &new, &name)?;
-        }
-    }
-    Ok(())
 }

@@ -3,11 +3,10 @@
 //!
 //! The paths of model and data do not count, their contents do. Of the base these are its config.json as it was
 //! understood and, where rows are text, its tokenizer with its special and added tokens, the chat templates in use and
-//! the time that they are told. The tokens that all of it comes to count too. Two bases that differ in their weights only
-//! are told apart by the fingerprint, which is kept beside.
+//! the time that they are told. The tokens that all of it comes to count too. Two bases that differ in their weights
+//! only are told apart by the fingerprint, which is kept beside.
 
-use super::record::RUN_FILE;
-use super::snapshot::RUN_STATE;
+use super::names::{RUN_FILE, RUN_STATE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
 use crate::config::{Resume, Settings};
 use crate::data::ChatTokenizer;
@@ -167,8 +166,8 @@ fn adapter_hashes(dir: &Path) -> Result<Vec<String>> {
     [ADAPTER_CONFIG, ADAPTER_MODEL].iter().map(|name| file_hash(&dir.join(name))).collect()
 }
 
-/// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that goes
-/// on, or is asked about again, has recorded in `run.json` or in its checkpoint.
+/// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that
+/// goes on, or is asked about again, has recorded in `run.json` or in its checkpoint.
 pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Timestamp {
     let read =
         |path: &Path| -> Option<Value> { serde_json::from_slice(&read_bounded(path, MAX_RECORD_BYTES).ok()?).ok() };

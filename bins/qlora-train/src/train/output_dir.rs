@@ -1,24 +1,20 @@
-//! Output-directory checks: empty, this run's, or someone else's. A lock keeps a second process out while one trains.
+//! Output-directory checks: empty, this run's, or someone else's.
 
-use std::collections::BTreeSet;
-use std::fs::{File, TryLockError};
-use std::io::ErrorKind;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoints;
 use super::identity::Identity;
-use super::record::{METRICS_FILE, OWNED_KEY, RUN_FILE, RunSummary, STATE_FILE};
+use super::names::{METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
+use super::owned::{Owned, foreign, read_run};
+use super::record::RunSummary;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, TOKENIZER_FILES};
 use crate::error::{Context, Result};
 use crate::files::atomic::{SUMS, find_damage};
-use crate::files::dir::{Dir, Kind, unique};
+use crate::files::dir::{Dir, Kind};
 use crate::refuse;
-use crate::report::warning;
-
-const LOCK_FILE: &str = ".lock";
 
 /// State of an output directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,50 +103,11 @@ fn check_finished(dir: &Path) -> Result<()> {
     }
 }
 
-/// What in the directory is the run's own, beside files of fixed names: nothing else is ever replaced or removed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Owned {
-    /// Directory of files that are being written or removed
-    pub temporary: String,
-    /// Directories that the run wrote, or was about to write
-    pub checkpoints: BTreeSet<String>,
-}
-
-impl Owned {
-    const PREFIX: &str = ".run-";
-
-    pub fn new() -> Self {
-        Self { temporary: format!("{}{}", Self::PREFIX, unique()), checkpoints: BTreeSet::new() }
-    }
-
-    /// Of the run that `dir` holds. Refused: names that this program does not give.
-    pub fn recorded_in(dir: &Path) -> Result<Option<Self>> {
-        let Some(run) = read_run(dir)? else { return Ok(None) };
-        let Some(owned) = run.get(OWNED_KEY) else { return Ok(None) };
-        let what = || format!("{}: key `{OWNED_KEY}`", dir.join(RUN_FILE).display());
-        let owned = Self::deserialize(owned).usage_context(what)?;
-        let drawn = owned.temporary.strip_prefix(Self::PREFIX);
-        let is_ours = drawn.is_some_and(|drawn| drawn.len() == 16 && drawn.bytes().all(|b| b.is_ascii_hexdigit()));
-        let others = owned.checkpoints.iter().find(|name| checkpoints::step_of(name).is_none());
-        match others.or((!is_ours).then_some(&owned.temporary)) {
-            None => Ok(Some(owned)),
-            Some(name) => {
-                refuse!("{}: found {name:?}, which is no name of this program's; choose another output_dir", what())
-            }
-        }
-    }
-
-    /// Forgets checkpoints that are no longer there.
-    pub fn retain_present(&mut self, dir: &Dir) {
-        self.checkpoints.retain(|name| matches!(dir.kind(name), Ok(Some(Kind::Directory))));
-    }
-}
-
 /// Refuses names of checkpoints that the run would come to write, from `step` on, and that are not its own.
 pub(super) fn check_room(dir: &Path, step: u64, total: u64) -> Result<()> {
     let owned = Owned::recorded_in(dir)?.unwrap_or_else(Owned::new);
     for name in checkpoints::names(dir)? {
-        let reached = checkpoints::step_of(&name).is_some_and(|found| step < found && found <= total);
+        let reached = step_of(&name).is_some_and(|found| step < found && found <= total);
         if reached && !owned.checkpoints.contains(&name) {
             refuse!(
                 "{}: is not of this run ({RUN_FILE} does not name it), and the run may come to write there: move it away, or \
@@ -175,7 +132,7 @@ pub(super) fn check_removable(dir: &Path) -> Result<()> {
                 path.display()
             );
         }
-        if let Some(foreign) = checkpoints::foreign(&open, &name)? {
+        if let Some(foreign) = foreign(&open, &name)? {
             refuse!(
                 "{}: was not written by the run there, so overwrite_output_dir does not remove it: move it away",
                 path.join(foreign).display()
@@ -226,90 +183,4 @@ pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
 /// "" stands for the working directory.
 fn or_here(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
-}
-
-/// `run.json`, where there is one.
-fn read_run(dir: &Path) -> Result<Option<Value>> {
-    let path = dir.join(RUN_FILE);
-    let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
-    match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).usage_context(what).map(Some),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).usage_context(what),
-    }
-}
-
-/// An output directory that no other process works in, as long as this is held; the system lets go of it however the
-/// process ends. The lock is on the directory itself, whatever becomes of its path, and on a file in it, for file systems
-/// that cannot lock a directory.
-#[derive(Debug)]
-pub(super) struct LockedDir {
-    dir: Dir,
-    _lock: Option<File>,
-}
-
-impl LockedDir {
-    /// Locks a directory that is there; none if it is not. Nothing is written. Refused: another process works in it.
-    pub fn of_existing(path: &Path) -> Result<Option<Self>> {
-        let what = || format!("{}: cannot be read (output_dir)", path.display());
-        let dir = match Dir::open(path) {
-            Ok(dir) => dir,
-            // `check_writable` has more to say about a file in its place.
-            Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(None),
-            Err(e) => return Err(e).usage_context(what),
-        };
-        let lock = match dir.kind(LOCK_FILE).usage_context(what)? {
-            Some(Kind::File) => Some(
-                dir.append_to(LOCK_FILE)
-                    .usage_context(|| format!("{}: cannot be written (output_dir)", dir.join(LOCK_FILE).display()))?,
-            ),
-            _ => None,
-        };
-        Self::lock(dir, lock).map(Some)
-    }
-
-    /// Makes the directory if need be, and locks it. Refused: another process works in it.
-    pub fn create(path: &Path) -> Result<Self> {
-        let dir = Dir::create(path).context(|| format!("{}: the directory cannot be made", path.display()))?;
-        Self::lock(dir, None)?.with_lock_file()
-    }
-
-    /// Makes the file that is locked beside the directory.
-    pub fn with_lock_file(self) -> Result<Self> {
-        if self._lock.is_some() {
-            return Ok(self);
-        }
-        let path = self.dir.join(LOCK_FILE);
-        let file = self.dir.append_to(LOCK_FILE).context(|| format!("{}: cannot be written", path.display()))?;
-        Self::lock(self.dir, Some(file))
-    }
-
-    pub fn dir(&self) -> &Dir {
-        &self.dir
-    }
-
-    fn lock(dir: Dir, file: Option<File>) -> Result<Self> {
-        let mut cause = None;
-        let mut locked = false;
-        for handle in [Some(dir.handle()), file.as_ref()].into_iter().flatten() {
-            match handle.try_lock() {
-                Ok(()) => locked = true,
-                Err(TryLockError::WouldBlock) => refuse!(
-                    "{}: another process is training in it; wait for it, or choose another output_dir",
-                    dir.path().display()
-                ),
-                Err(TryLockError::Error(error)) => cause = Some(error),
-            }
-        }
-        if let Some(cause) = cause.filter(|_| !locked && file.is_some()) {
-            warning!(
-                "{}: its file system has no locks ({cause}): nothing keeps a second run out of it",
-                dir.path().display()
-            );
-        }
-        if !dir.is_in_place() {
-            refuse!("{}: was removed or replaced just now: begin again", dir.path().display());
-        }
-        Ok(Self { dir, _lock: file })
-    }
 }

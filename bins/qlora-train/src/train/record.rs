@@ -1,8 +1,9 @@
 //! The files a run leaves beside its adapter: `metrics.jsonl` as it goes, `trainer_state.json` at the end, and
 //! `run.json`, which tells which run the directory belongs to and what in it is the run's own.
 
-use super::checkpoints;
-use super::output_dir::{LockedDir, Owned};
+use super::locked_dir::LockedDir;
+use super::names::{METRICS_FILE, RUN_FILE, STATE_FILE};
+use super::owned::{OWNED_KEY, Owned, remove_temporary};
 use crate::error::{Context, Error, Result};
 use crate::files::atomic::{AtomicFiles, sync, write_synced};
 use crate::files::dir::Dir;
@@ -12,12 +13,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-
-pub const RUN_FILE: &str = "run.json";
-pub const METRICS_FILE: &str = "metrics.jsonl";
-pub const STATE_FILE: &str = "trainer_state.json";
-/// Key of [`Owned`] in `run.json`
-pub(super) const OWNED_KEY: &str = "owned";
 
 /// One logged step, as transformers writes it in `log_history`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -104,7 +99,7 @@ impl RunRecord {
     pub fn create(output: LockedDir, run: Value, history: &[LogEntry]) -> Result<Self> {
         let dir = output.dir();
         let mut owned = Owned::recorded_in(dir.path())?.unwrap_or_else(Owned::new);
-        checkpoints::remove_temporary(dir, &owned)?;
+        remove_temporary(dir, &owned)?;
         owned.retain_present(dir);
         let temporary = owned.temporary.clone();
         let recorded = with_owned(run.clone(), &owned);

@@ -6,10 +6,12 @@
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
 use super::identity::{Identity, result_settings, run_clock, run_identity};
+use super::locked_dir::LockedDir;
+use super::names::checkpoint;
 use super::output_dir::{
-    Found, LockedDir, Owned, check_output_dir, check_recorded_base, check_removable, check_room, check_writable,
-    holds_run, remove_run,
+    Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run, remove_run,
 };
+use super::owned::{Owned, recover, remove_temporary};
 use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
@@ -81,7 +83,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         if let (Some(locked), Some(owned)) = (&locked, Owned::recorded_in(&output)?) {
-            checkpoints::remove_temporary(locked.dir(), &owned)?;
+            remove_temporary(locked.dir(), &owned)?;
         }
         status!(
             "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
@@ -93,7 +95,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     }
     match &locked {
         Some(_) if overwrites => check_removable(&output)?,
-        Some(locked) => checkpoints::recover(locked.dir())?,
+        Some(locked) => recover(locked.dir())?,
         None => {}
     }
     let saved = match &settings.resume_from_checkpoint {
@@ -223,7 +225,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         "version": env!("CARGO_PKG_VERSION"),
         "settings": settings.to_json(),
     });
-    let own = |saved: &&Snapshot| saved.dir == output.join(checkpoints::name(saved.trainer.global_step));
+    let own = |saved: &&Snapshot| saved.dir == output.join(checkpoint(saved.trainer.global_step));
     let mut record = RunRecord::create(locked, run, &state.log_history)?;
     if let Some(saved) = &saved {
         // A process that was killed may have left more than are kept.

@@ -6,8 +6,9 @@
 //! Random numbers are a function of seed, step and place, so the step is all there is to keep of the generators.
 
 use super::identity::Identity;
+use super::names::{RUN_STATE, STATE_FILE};
 use super::progress::Progress;
-use super::record::{STATE_FILE, TrainerState};
+use super::record::TrainerState;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, CARD};
 use crate::backend::{Backend, OptimizerState};
 use crate::config::Settings;
@@ -32,7 +33,6 @@ use std::path::{Path, PathBuf};
 /// Version of the files described here; raised when their meaning changes.
 const FORMAT: u64 = 2;
 const OPTIMIZER: &str = "optimizer.safetensors";
-pub const RUN_STATE: &str = "run_state.json";
 /// The files that a resumed run reads.
 const REQUIRED: [&str; 5] = [ADAPTER_MODEL, ADAPTER_CONFIG, OPTIMIZER, STATE_FILE, RUN_STATE];
 /// A log of millions of steps.
@@ -329,7 +329,8 @@ impl Snapshot {
     }
 }
 
-/// Refuses a checkpoint of which a file is missing or holds other bytes than were written. Its model card may be edited.
+/// Refuses a checkpoint of which a file is missing or holds other bytes than were written. Its model card may be
+/// edited.
 fn check_whole(dir: &Path) -> Result<()> {
     let Some(damage) = find_damage(dir, &REQUIRED, &[CARD])? else { return Ok(()) };
     let means = match damage {

@@ -2,9 +2,10 @@
 
 use super::checkpoints;
 use super::identity::Identity;
+use super::names::{self, RUN_STATE, STATE_FILE};
 use super::progress::{Progress, Speed};
-use super::record::{LogEntry, RunRecord, STATE_FILE, TrainerState, add_json};
-use super::snapshot::{DataCursor, RUN_STATE, RngState, RunState, Snapshot, add_optimizer};
+use super::record::{LogEntry, RunRecord, TrainerState, add_json};
+use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
 use super::trained_adapter::trained_adapter;
 use crate::backend::{Backend, Batch};
 use crate::comm::SingleProcess;
@@ -192,7 +193,7 @@ impl<B: Backend> Run<'_, B> {
             self.state.best_metric = Some(loss);
             self.progress.without_improvement = 0;
             let kept = self.settings.load_best_model_at_end || self.settings.save_steps != Every::Never;
-            self.state.best_model_checkpoint = kept.then(|| checkpoints::name(self.state.global_step));
+            self.state.best_model_checkpoint = kept.then(|| names::checkpoint(self.state.global_step));
             return kept;
         }
         self.progress.without_improvement += 1;
@@ -262,7 +263,7 @@ impl<B: Backend> Run<'_, B> {
     /// Restores the trainable tensors of the lowest validation loss. True if they were others.
     pub fn load_best(&mut self) -> Result<bool> {
         let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
-        if best == checkpoints::name(self.state.global_step) {
+        if best == names::checkpoint(self.state.global_step) {
             return Ok(false);
         }
         let saved = Snapshot::open(&self.output.join(&best), self.identity)
