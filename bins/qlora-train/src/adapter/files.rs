@@ -1,18 +1,21 @@
 //! An adapter's directory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use safetensors::Dtype;
 
 use super::card::{MARK, model_card};
+use super::fold::multiply_b;
 use super::{Adapter, AdapterConfig};
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::dir::Kind;
 use crate::files::json::read_object;
 use crate::files::safetensors::{TensorFile, write_header};
+use crate::lora::{ParamId, ParamKind};
 use crate::refuse;
 
 const PEFT_PREFIX: &str = "base_model.model.";
@@ -47,23 +50,44 @@ impl Adapter {
     /// Adds the three files, as [`save`](Self::save) does.
     pub(crate) fn add_to(&self, files: &mut AtomicFiles) -> Result<()> {
         let source = files.dir().join(ADAPTER_MODEL).display().to_string();
-        if self.config.use_rslora {
-            let mut folded = self.clone();
-            folded.fold_rslora().failure_context(|| format!("{source}: not written"))?;
-            return folded.add_to(files);
-        }
         self.pairs(&source).failure_context(|| "not written".to_owned())?;
+        let shapes = self.tensors.iter().map(|(key, (shape, _))| (key.as_str(), &shape[..])).collect();
+        let plain = Self { config: self.config.clone(), tensors: BTreeMap::new(), metadata: self.metadata.clone() };
+        plain.add_streamed(files, &shapes, &mut |key| Ok(Cow::Borrowed(&self.tensors[key].1[..])))
+    }
 
+    /// Adds the three files of an adapter whose tensors are not in memory: `values` gives each by its key, in the order of
+    /// the keys, and only one of them is held.
+    pub(crate) fn add_streamed<'a>(
+        &self,
+        files: &mut AtomicFiles,
+        shapes: &BTreeMap<&str, &[usize]>,
+        values: &mut dyn FnMut(&str) -> Result<Cow<'a, [f32]>>,
+    ) -> Result<()> {
+        let (config, multiplies) = self.config.folded();
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         files.add(ADAPTER_MODEL, |to| {
-            let entries = self.tensors.iter().map(|(key, (shape, _))| (key.as_str(), Dtype::F32, &shape[..]));
-            write_header(to, &metadata, entries)?;
-            self.tensors.values().try_for_each(|(_, values)| to.write_all(bytemuck::cast_slice(values)))
+            write_header(to, &metadata, shapes.iter().map(|(key, shape)| (*key, Dtype::F32, *shape)))?;
+            for (key, shape) in shapes {
+                let mut tensor = values(key).map_err(io::Error::other)?;
+                let is_b = ParamId::from_peft_key(key).is_some_and(|id| id.kind() == ParamKind::LoraB);
+                if multiplies && is_b {
+                    multiply_b(tensor.to_mut(), shape[1]);
+                }
+                if let Some(at) = tensor.iter().position(|x| !x.is_finite()) {
+                    let (value, row, column) = (tensor[at], at / shape[1], at % shape[1]);
+                    let found = format!("found {value} at row {row}, column {column}, expected finite numbers");
+                    return Err(io::Error::other(format!("tensor `{key}`: {found}")));
+                }
+                to.write_all(bytemuck::cast_slice(&tensor))?;
+            }
+            Ok(())
         })?;
-        add_card(files, || model_card(self))?;
+        let folded = Self { config, tensors: BTreeMap::new(), metadata };
+        add_card(files, || model_card(&folded))?;
         // serde_json indents by two spaces, as PEFT does.
-        files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &self.config.to_json())?))
+        files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &folded.config.to_json())?))
     }
 
     /// Reads an adapter of this or another program; bf16 and f16 tensors are widened. Everything wrong with it is

@@ -16,7 +16,7 @@ use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
 use super::steps::Run;
-use super::trained_adapter::trained_adapter;
+use super::trained_adapter::add_trained_adapter;
 use super::{checkpoints, resume};
 use crate::adapter::{ADAPTER_CONFIG, Adapter, is_adapter, recorded_base};
 use crate::backend::Backend;
@@ -189,6 +189,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         }
         status!("the adapter begins with the weights of {}", path.display());
     }
+    // Its values are the model's now.
+    drop(init);
     if let Some(saved) = &saved {
         saved.check_base(&fingerprint)?;
         saved.check_best(&settings, &output)?;
@@ -286,7 +288,8 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     let mut files = run.record.files()?;
-    trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.add_to(&mut files)?;
+    let (loaded, model, backend) = (run.loaded, &run.model, &run.backend);
+    add_trained_adapter(&mut files, run.settings, loaded, run.base_fingerprint, model, backend)?;
     add_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), &mut files)?;
     files.add_sums()?;
     files.commit_with_last(ADAPTER_CONFIG)

@@ -9,7 +9,7 @@ use super::identity::Identity;
 use super::names::{RUN_STATE, STATE_FILE};
 use super::progress::Progress;
 use super::record::TrainerState;
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, CARD};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD};
 use crate::backend::{Backend, OptimizerState};
 use crate::config::Settings;
 use crate::data::Schedule;
@@ -307,13 +307,14 @@ impl Snapshot {
 
     /// Puts every trainable tensor back, bit for bit. Refused: files that do not fit the model.
     pub fn restore<B: Backend>(&self, backend: &mut B, model: &mut Llama<B>) -> Result<()> {
-        let adapter = Adapter::load(&self.dir)?;
+        // Read tensor by tensor: whole, it would take as much memory as the trainable tensors themselves.
+        let adapter = TensorFile::open(&self.dir.join(ADAPTER_MODEL))?;
         let file = Optimizer(TensorFile::open(&self.dir.join(OPTIMIZER))?);
         let stopped_within = self.state.progress.accumulation.micro_batches > 0;
         for (id, param) in model.params_mut() {
             let values = match file.f32(&id, "value")? {
                 Some(values) => values,
-                None => adapter_values(&adapter, &id, &self.dir)?,
+                None => adapter_values(&adapter, &id)?,
             };
             let state = file.state(&id, &self.dir)?;
             let what = || format!("{}: `{id}`", self.dir.display());
@@ -341,10 +342,11 @@ fn check_whole(dir: &Path) -> Result<()> {
     refuse!("{damage}: {means}")
 }
 
-fn adapter_values(adapter: &Adapter, id: &ParamId, dir: &Path) -> Result<Vec<f32>> {
-    match adapter.tensor(id) {
-        Some((_, values)) => Ok(values.clone()),
-        None => refuse!("{}: found no tensor `{}`", dir.join(ADAPTER_MODEL).display(), id.peft_key()),
+fn adapter_values(adapter: &TensorFile, id: &ParamId) -> Result<Vec<f32>> {
+    let key = id.peft_key();
+    match adapter.tensors.get(&key) {
+        Some(info) => adapter.read_f32(&key, info, |_| ()),
+        None => refuse!("{}: found no tensor `{key}`", adapter.path().display()),
     }
 }
 

@@ -6,7 +6,7 @@ use super::names::{self, RUN_STATE, STATE_FILE};
 use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, TrainerState, add_json};
 use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
-use super::trained_adapter::trained_adapter;
+use super::trained_adapter::add_trained_adapter;
 use crate::backend::{Backend, Batch};
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
@@ -224,8 +224,8 @@ impl<B: Backend> Run<'_, B> {
             self.progress.clone(),
         );
         let dir = checkpoints::write(&mut self.record, step, |files| {
-            trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
-                .add_to(files)?;
+            let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);
+            add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, backend)?;
             add_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), files)?;
             add_optimizer(files, &self.backend, &mut self.model, within > 0)?;
             add_json(files, STATE_FILE, &self.state)?;
