@@ -243,7 +243,7 @@ fn check_kind(keys: &Keys) -> Result<()> {
     }
     let layers = |value: &Value| value == "layers" || value == &json!(["layers"]) || value == &json!([]);
     if keys.get("layers_pattern").is_some_and(|value| !layers(value)) {
-        return Err(keys.wrong("layers_pattern", "null or \"layers\", the name of a Llama's blocks"));
+        return Err(keys.wrong("layers_pattern", "null or \"layers\", the name of a model's blocks"));
     }
     Ok(())
 }

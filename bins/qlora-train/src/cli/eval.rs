@@ -11,6 +11,7 @@ use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::report::{Bars, status};
 use crate::session::host::set_threads;
+use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::json;
@@ -46,6 +47,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let files = DataFiles::find(&args.data)?.training;
     let dataset = data::load_once(&files, &|| loaded.open_tokenizer(), &options)?;
     status!("{}", dataset.report);
+    warn_of_untrained_tokens(&loaded, &dataset.rows)?;
     device.clone().run(Evaluate { args, files, settings, loaded, dataset, device })
 }
 

@@ -14,6 +14,7 @@ use crate::refuse;
 use crate::report::{Bars, status};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
+use crate::session::untrained_tokens::warn_of_untrained_ids;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::{Value, json};
@@ -87,6 +88,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &args.model.adapter)?;
     let max_new_tokens = args.max_new_tokens as usize;
     let prompts = args.encode(&tokenizer)?;
+    warn_of_untrained_ids(checkpoint, &tokenizer, prompts.iter().flatten().copied())?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
     let limit = checkpoint.arch().max_position_embeddings;
     if longest > limit {
