@@ -26,7 +26,7 @@ use crate::refuse;
 use quantized::Nf4Entry;
 
 pub use base_name::{BaseName, looks_like_hub_id, resolve_model};
-pub use fingerprint::{Fingerprint, TensorDigest};
+pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
 pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
 
 /// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or

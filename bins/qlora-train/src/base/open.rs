@@ -208,7 +208,7 @@ impl Checkpoint {
     }
 
     /// The weights that bitsandbytes quantizes.
-    fn is_linear(&self, name: &str) -> bool {
+    pub(super) fn is_linear(&self, name: &str) -> bool {
         let module = name.strip_suffix(".weight");
         name == self.arch.names.head || module.is_some_and(|module| self.arch.find(module).is_some())
     }

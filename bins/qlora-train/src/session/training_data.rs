@@ -104,7 +104,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
 }
 
 /// Training rows, and the rows held back for validation.
-fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Row>)> {
+pub fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Row>)> {
     let val_set_size = match settings.val_set_size {
         config::ValSet::Off => return Ok((training.rows, Vec::new())),
         config::ValSet::Share(share) => share,

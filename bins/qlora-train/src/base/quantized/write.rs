@@ -142,8 +142,8 @@ impl<'a> Plan<'a> {
             failpoint::moment("tensor");
             progress(done + 1)?;
         }
-        original.fingerprint = before.finish()?;
-        original.quantized_fingerprint = after.finish()?;
+        original.fingerprint = before.finish()?.whole;
+        original.quantized_fingerprint = after.finish()?.whole;
         writer.finish(&original.to_metadata())?;
         Ok(original)
     }
