@@ -121,8 +121,8 @@ impl Fingerprint {
         Ok(())
     }
 
-    /// 64 hex digits each, the first equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the checkpoint
-    /// records another fingerprint of its quantized tensors.
+    /// 64 hex digits each, the first equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the
+    /// checkpoint records another fingerprint of its quantized tensors.
     pub fn finish(self) -> Result<BaseFingerprint> {
         let (mut whole, mut unquantized) = (Sha256::new_with_prefix(HEAD), Sha256::new_with_prefix(HEAD));
         for (name, description) in self.seen {
