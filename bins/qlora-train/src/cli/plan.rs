@@ -58,7 +58,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("weights", &["NF4 weights", "16-bit weights", "weights", "embedding", "lm_head", "norms", "biases", "rotation"]),
     ("adapters", &["LoRA", "low-rank", "adapter"]),
     ("optimizer", &["AdamW", "optimizer", "the optimi", "gradients"]),
-    ("other", &["CUDA context"]),
+    ("other", &["CUDA context", "rows, tokenizer", "saving"]),
     ("workspace", &["workspace", "gaps", "logits", "batch", "losses", "attention over the KV"]),
 ];
 const ACTIVATIONS: &str = "activations";

@@ -4,8 +4,8 @@ use super::cgroup;
 use crate::error::{Context, Result};
 use sysinfo::System;
 
-/// Bytes that this process may take in all: what it has, and what is free now on this machine and in its control groups;
-/// at most `limit`.
+/// Bytes that this process may take in all: what it has, and what is free now on this machine and in its control
+/// groups; at most `limit`.
 pub fn host_budget(limit: Option<u64>) -> u64 {
     let mut system = System::new();
     system.refresh_memory();

@@ -13,6 +13,7 @@ use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::{read_bounded, shown};
+use crate::refuse;
 use crate::session::model_spec::effective_settings;
 use crate::session::{Loaded, TrainingData};
 use jiff::Timestamp;
@@ -47,11 +48,12 @@ pub struct Identity {
     pub tool_template: Option<String>,
     /// Time in UTC that a chat template which writes the date is told: that of the run's start
     pub clock: Option<Timestamp>,
+    /// SHA-256 (hex) of the files of the adapter that the run begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_adapter: Option<String>,
     /// SHA-256 (hex) of each file.
     pub data: Vec<String>,
     pub val_data: Vec<String>,
-    /// SHA-256 (hex) of each file of the adapter that the run begins with
-    pub init_adapter: Vec<String>,
     /// SHA-256 (hex) over the tokens of all rows
     pub tokens: String,
 }
@@ -142,6 +144,7 @@ pub fn run_identity(
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,
     };
+    let init_adapter = settings.init_adapter.as_deref().map(adapter_hash).transpose()?;
     Ok(Identity {
         settings: result_settings(settings, loaded, arithmetic),
         base_config: checkpoint.arch().to_json("").into(),
@@ -154,16 +157,9 @@ pub fn run_identity(
         clock: loaded.tokenizer().filter(|tokenizer| tokenizer.uses_date()).map(|_| clock),
         data: data.hashes.clone(),
         val_data: data.validation_hashes.clone(),
-        init_adapter: match &settings.init_adapter {
-            Some(dir) => adapter_hashes(dir)?,
-            None => Vec::new(),
-        },
+        init_adapter,
         tokens: data.tokens_hash.clone(),
     })
-}
-
-fn adapter_hashes(dir: &Path) -> Result<Vec<String>> {
-    [ADAPTER_CONFIG, ADAPTER_MODEL].iter().map(|name| file_hash(&dir.join(name))).collect()
 }
 
 /// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that
@@ -187,6 +183,18 @@ pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<Strin
     recorded.as_ref().and_then(clock).unwrap_or_else(now)
 }
 
+/// SHA-256 (hex) of an adapter's files. Refused: they are not there.
+fn adapter_hash(adapter: &Path) -> Result<String> {
+    let mut hashes = Vec::new();
+    for path in [ADAPTER_CONFIG, ADAPTER_MODEL].map(|name| adapter.join(name)) {
+        if !path.is_file() {
+            refuse!("`init_adapter`: {}: found no such file, expected that of an adapter", path.display());
+        }
+        hashes.push(file_hash(&path)?);
+    }
+    Ok(hex(Sha256::digest(hashes.concat())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +216,7 @@ mod tests {
             clock: None,
             data: vec!["a".into()],
             val_data: Vec::new(),
-            init_adapter: Vec::new(),
+            init_adapter: None,
             tokens: "t".into(),
         };
         assert_eq!(one.difference(&one.clone()), None);
@@ -226,7 +234,7 @@ mod tests {
             (Identity { chat_template: Some("t".into()), ..one.clone() }, "the chat template changed"),
             (Identity { tool_template: Some("t".into()), ..one.clone() }, "for conversations with tools changed"),
             (Identity { clock: Some(Timestamp::UNIX_EPOCH), ..one.clone() }, "the date that the chat template writes"),
-            (Identity { init_adapter: vec!["a".into()], ..one.clone() }, "the contents of `init_adapter` changed"),
+            (Identity { init_adapter: Some("t".into()), ..one.clone() }, "the contents of `init_adapter` changed"),
             (Identity { tokens: "u".into(), ..one.clone() }, "the tokens that this version"),
             (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
             (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),

@@ -8,6 +8,7 @@ use super::record::{LogEntry, RunRecord, TrainerState, add_json};
 use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
 use super::trained_adapter::add_trained_adapter;
 use crate::backend::{Backend, Batch};
+use crate::base::BaseFingerprint;
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
 use crate::data::Step;
@@ -31,7 +32,7 @@ pub(super) struct Run<'a, B: Backend> {
     pub loaded: &'a Loaded,
     pub data: &'a TrainingData,
     pub identity: &'a Identity,
-    pub base_fingerprint: &'a str,
+    pub base_fingerprint: &'a BaseFingerprint,
     pub comm: SingleProcess,
     pub backend: B,
     pub model: Llama<B>,
@@ -218,7 +219,7 @@ impl<B: Backend> Run<'_, B> {
         let draw = step * accumulation as u64 + within as u64;
         let state = RunState::new(
             self.identity,
-            self.base_fingerprint,
+            &self.base_fingerprint.whole,
             DataCursor::of(&self.data.schedule, step, accumulation, within),
             RngState::new(self.settings.seed, draw),
             self.progress.clone(),

@@ -148,7 +148,12 @@ fn the_plan_is_the_run() {
         assert_eq!(plan["host"]["peak_bytes"], sum);
         let out = format!("out{}", more.len());
         let run = sandbox.train(&format!("{more} --output-dir {out}")).json();
-        assert_eq!(run["peak_bytes"], sum, "{more}");
+        // The process's own memory and the copies of a save come on top of what the model takes.
+        let beside = ["rows, tokenizer and program", "saving, a tensor at a time"].map(|name| {
+            let line = buffers.iter().find(|buffer| buffer["name"] == name);
+            line.and_then(|line| line["bytes"].as_u64()).filter(|bytes| *bytes > 0).unwrap()
+        });
+        assert_eq!(run["peak_bytes"], sum - beside.iter().sum::<u64>(), "{more}");
     }
 }
 
