@@ -3,13 +3,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, linkat, mkdirat, openat, renameat, statat, unlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// Entries below each other at most: what this program writes has two levels.
 const MAX_DEPTH: usize = 32;
@@ -44,7 +46,8 @@ impl Dir {
     /// Opens the directory that `path` names, through links: the path is the user's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let here = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let handle = openat(CWD, here, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = retry_on_intr(|| openat(CWD, here, flags, Mode::empty()))?;
         Ok(Self { handle: Arc::new(handle.into()), path: path.to_owned() })
     }
 
@@ -68,19 +71,20 @@ impl Dir {
     }
 
     /// Whether the path still leads to this directory: device and inode are what they were.
-    pub fn is_in_place(&self) -> bool {
-        use std::os::unix::fs::MetadataExt;
+    pub fn is_in_place(&self) -> io::Result<bool> {
         let here = if self.path.as_os_str().is_empty() { Path::new(".") } else { &self.path };
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        match (self.handle.metadata().map(identity), std::fs::metadata(here).map(identity)) {
-            (Ok(held), Ok(found)) => held == found,
-            _ => false,
+        let held = identity(self.handle.metadata()?);
+        match std::fs::metadata(here) {
+            Ok(found) => Ok(identity(found) == held),
+            Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
     /// None: there is no such name.
     pub fn kind(&self, name: impl AsRef<OsStr>) -> io::Result<Option<Kind>> {
-        match statat(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW) {
+        match retry_on_intr(|| statat(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(found) => Ok(Some(Kind::of(FileType::from_raw_mode(found.st_mode)))),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
@@ -89,8 +93,8 @@ impl Dir {
 
     /// Whether the name stands for this opened file.
     pub fn is_file(&self, name: impl AsRef<OsStr>, file: &File) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        match (statat(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW), file.metadata()) {
+        let found = retry_on_intr(|| statat(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW));
+        match (found, file.metadata()) {
             (Ok(found), Ok(held)) => (found.st_dev, found.st_ino) == (held.dev(), held.ino()),
             _ => false,
         }
@@ -98,14 +102,17 @@ impl Dir {
 
     /// The names in it, sorted.
     pub fn names(&self) -> io::Result<Vec<OsString>> {
-        use std::os::unix::ffi::OsStringExt;
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.handle)? {
-            let name = entry?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(OsString::from_vec(name));
+        let read = || {
+            let mut names = Vec::new();
+            for entry in rustix::fs::Dir::read_from(&self.handle)? {
+                let name = entry?.file_name().to_bytes().to_vec();
+                if name != b"." && name != b".." {
+                    names.push(OsString::from_vec(name));
+                }
             }
-        }
+            Ok(names)
+        };
+        let mut names = retry_on_intr(read)?;
         names.sort();
         Ok(names)
     }
@@ -113,13 +120,13 @@ impl Dir {
     /// A directory in it. Failed: a link.
     pub fn sub(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let handle = openat(&self.handle, name.as_ref(), flags, Mode::empty())?;
+        let handle = retry_on_intr(|| openat(&self.handle, name.as_ref(), flags, Mode::empty()))?;
         Ok(Self { handle: Arc::new(handle.into()), path: self.path.join(name.as_ref()) })
     }
 
     /// Makes a directory in it. Failed: the name is taken.
     pub fn create_sub(&self, name: impl AsRef<OsStr>) -> io::Result<Self> {
-        mkdirat(&self.handle, name.as_ref(), Mode::from_raw_mode(0o777))?;
+        retry_on_intr(|| mkdirat(&self.handle, name.as_ref(), Mode::from_raw_mode(0o777)))?;
         self.sub(name)
     }
 
@@ -142,7 +149,8 @@ impl Dir {
     fn open_with(&self, name: impl AsRef<OsStr>, flags: OFlags) -> io::Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // As an ordinary new file, so that the umask decides who may read it.
-        let file = File::from(openat(&self.handle, name.as_ref(), flags, Mode::from_raw_mode(0o666))?);
+        let open = || openat(&self.handle, name.as_ref(), flags, Mode::from_raw_mode(0o666));
+        let file = File::from(retry_on_intr(open)?);
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -152,28 +160,29 @@ impl Dir {
     /// Makes a file without a name, which is gone if the process ends before [`link`](Self::link).
     pub fn create_nameless(&self) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
-        Ok(openat(&self.handle, ".", flags, Mode::from_raw_mode(0o666))?.into())
+        Ok(retry_on_intr(|| openat(&self.handle, ".", flags, Mode::from_raw_mode(0o666)))?.into())
     }
 
     /// Gives a file without a name its own. Failed: the name is taken.
     pub fn link(&self, file: &File, name: impl AsRef<OsStr>) -> io::Result<()> {
         let magic = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(linkat(CWD, magic, &self.handle, name.as_ref(), AtFlags::SYMLINK_FOLLOW)?)
+        let link = || linkat(CWD, &*magic, &self.handle, name.as_ref(), AtFlags::SYMLINK_FOLLOW);
+        Ok(retry_on_intr(link)?)
     }
 
     /// Renames within a file system; a file, a link or an empty directory of the new name is replaced.
     pub fn rename(&self, name: impl AsRef<OsStr>, to: &Dir, new: impl AsRef<OsStr>) -> io::Result<()> {
-        Ok(renameat(&self.handle, name.as_ref(), &to.handle, new.as_ref())?)
+        Ok(retry_on_intr(|| renameat(&self.handle, name.as_ref(), &to.handle, new.as_ref()))?)
     }
 
     /// Removes a file or a link. None of the name is no failure.
     pub fn remove_file(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
-        absent(unlinkat(&self.handle, name.as_ref(), AtFlags::empty()))
+        absent(retry_on_intr(|| unlinkat(&self.handle, name.as_ref(), AtFlags::empty())))
     }
 
     /// Removes an empty directory. None of the name is no failure.
     pub fn remove_empty(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
-        absent(unlinkat(&self.handle, name.as_ref(), AtFlags::REMOVEDIR))
+        absent(retry_on_intr(|| unlinkat(&self.handle, name.as_ref(), AtFlags::REMOVEDIR)))
     }
 
     /// Removes a name with everything below it; links are removed, what they lead to is not. `removed` is called after
@@ -271,11 +280,11 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("out");
         let dir = Dir::create(&path).unwrap();
-        assert!(dir.is_in_place());
+        assert!(dir.is_in_place().unwrap());
         std::fs::rename(&path, base.path().join("moved")).unwrap();
-        assert!(!dir.is_in_place());
+        assert!(!dir.is_in_place().unwrap());
         std::fs::create_dir(&path).unwrap();
-        assert!(!dir.is_in_place());
+        assert!(!dir.is_in_place().unwrap());
         // What is written still goes where it was opened.
         dir.create_file("file").unwrap();
         assert!(base.path().join("moved/file").exists() && names(&path).is_empty());

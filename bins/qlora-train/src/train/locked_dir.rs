@@ -79,7 +79,7 @@ impl LockedDir {
                 dir.path().display()
             );
         }
-        if !dir.is_in_place() {
+        if !dir.is_in_place().usage_context(|| format!("{}: cannot be read", dir.path().display()))? {
             refuse!("{}: was removed or replaced just now: begin again", dir.path().display());
         }
         Ok(Self { dir, _lock: file })

@@ -140,12 +140,12 @@ impl RunRecord {
     /// Fails if the directory was removed, moved or replaced while the run worked in it: what is written to it would be
     /// lost, or found by nobody.
     pub fn check_in_place(&self) -> Result<()> {
-        match self.dir().is_in_place() {
+        let path = self.dir().path().display();
+        match self.dir().is_in_place().context(|| format!("{path}: cannot be read"))? {
             true => Ok(()),
             false => Err(Error::Failed(format!(
-                "{}: the directory that the run worked in was removed, moved or replaced (output_dir); the run stops, \
-                 nothing more is written",
-                self.dir().path().display()
+                "{path}: the directory that the run worked in was removed, moved or replaced (output_dir); the run \
+                 stops, nothing more is written"
             ))),
         }
     }
