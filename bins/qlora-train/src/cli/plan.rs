@@ -170,7 +170,9 @@ pub fn answer(
             format_bytes(limit)
         );
     }
-    let _ = write!(text, "longest row that fits: {max_length} tokens");
+    let positions = spec.arch.max_position_embeddings;
+    let bound = if max_length >= positions { ", all positions of the model: memory would hold more" } else { "" };
+    let _ = write!(text, "longest row that fits: {max_length} tokens{bound}");
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }

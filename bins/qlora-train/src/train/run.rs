@@ -81,10 +81,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         status!(
-            "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
+            "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
             output.display(),
-            finished.steps
+            count(finished.steps, "step")
         );
         return Ok(TrainOutcome { summary: finished, adapter: output });
     }

@@ -152,7 +152,7 @@ fn too_long_rows_are_truncated_and_skipped_when_nothing_supervised_is_left() {
     assert_eq!(data.rows[1].labels, [1, 2, 3, 4]);
     assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 1));
     assert_eq!(data.report.unsupervised_rows, [RowPlace { file: 0, line: 3 }]);
-    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 rows left out: no supervised token"]);
+    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 row left out: no supervised token"]);
 }
 
 #[test]
