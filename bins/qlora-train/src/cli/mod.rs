@@ -15,7 +15,7 @@ mod train;
 
 use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Error, Result};
-use crate::report::{Verbosity, print_error, set_verbosity};
+use crate::report::{Verbosity, print_error, set_verbosity, status};
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
@@ -118,7 +118,11 @@ pub fn main() -> ExitCode {
         // A plan that does not fit.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            print_error(&error);
+            match error {
+                // Who asked for it knows; it ended in good order.
+                Error::Interrupted(_) => status!("{error}"),
+                _ => print_error(&error),
+            }
             if cli.json {
                 print_error_object(&error.to_string(), error.exit_status());
             }

@@ -6,9 +6,9 @@ use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, printable, status};
-use crate::session::Loaded;
 use crate::session::training_data::{data_options, find_files, schedule};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
+use crate::session::{Loaded, replace_adapter_by_base};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use qlora_kernels::rng::Stream;
@@ -74,6 +74,7 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
+    replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);

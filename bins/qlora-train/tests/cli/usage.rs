@@ -19,6 +19,12 @@ fn help_lists_every_command_and_setting() {
             _ => assert!(own.stdout.contains("--model"), "{}", own.stdout),
         }
     }
+    let train = sandbox.run("train --help").ok().stdout;
+    let headings =
+        ["Model, data and output:", "Base weights:", "Adapters:", "Training:", "Optimizer:", "Memory and device:"];
+    let found: Vec<&str> = train.lines().filter(|line| headings.contains(line)).collect();
+    assert_eq!(found, headings, "{train}");
+    assert!(train.lines().all(|line| line.chars().count() <= 100), "{train}");
 }
 
 #[test]

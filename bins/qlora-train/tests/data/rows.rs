@@ -193,7 +193,7 @@ fn several_files_may_differ_in_format() {
     let tokenizer = chat_tokenizer(CHATML);
     let data = load(&[ids.path.clone(), chat.path.clone()], Some(&tokenizer), &options()).unwrap();
     assert_eq!(data.rows.iter().map(|row| row.file).collect::<Vec<_>>(), [0, 1]);
-    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenized rows", "chat.jsonl: 1 messages rows"]);
+    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenized row", "chat.jsonl: 1 messages row"]);
     // The tokenizer is opened at the first row of text, once, and not for token ids.
     let (opened, options) = (std::cell::Cell::new(0), options());
     let open = || {
