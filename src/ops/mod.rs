@@ -22,6 +22,10 @@ macro_rules! call {
     }};
 }
 
+#[cfg(all(test, not(kernels = "absent")))]
+#[macro_use]
+mod refusals;
+
 pub mod adamw;
 pub mod attention;
 pub mod attention_cache;
