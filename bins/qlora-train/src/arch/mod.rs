@@ -174,7 +174,10 @@ impl Arch {
             (self.layers.iter().any(|layer| layer.window.is_some()), "sliding-window attention"),
             (self.layers.iter().any(|layer| layer.rope.is_none()), "layers without rotary positions"),
             (self.layers.iter().any(|layer| layer.rope != rope), "rotary positions that differ between layers"),
-            (self.qk_norm != QkNorm::None, "RMSNorm of queries and keys"),
+            (
+                !matches!(self.qk_norm, QkNorm::None | QkNorm::Head),
+                "RMSNorm of queries and keys over their whole width or after the rotation",
+            ),
             (self.norm.weight != NormWeight::Plain, "RMSNorm that multiplies by 1 + w or in f32"),
             (self.norm.place != NormPlace::Before, "RMSNorm on the output of attention and MLP"),
             (self.activation != Activation::GatedSilu, "another activation than silu(gate) · up"),
@@ -188,6 +191,11 @@ impl Arch {
         Ok(())
     }
 
+    /// The names in a layer of the weights `[head_dim]` that normalize queries and keys; `None`: nothing does.
+    pub fn qk_norm_names(&self) -> Option<[&'static str; 2]> {
+        (self.qk_norm != QkNorm::None).then_some([self.names.q_norm, self.names.k_norm])
+    }
+
     /// Name and shape of every tensor that a checkpoint of this model holds, in the order of the forward pass.
     /// `lm_head` is there unless it is tied to the embedding.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
@@ -196,6 +204,10 @@ impl Arch {
         for layer in 0..self.num_layers {
             tensors.push((self.layer_tensor(layer, names.input_norm), vec![hidden]));
             for projection in Projection::ALL {
+                if projection == Projection::O {
+                    let norms = self.qk_norm_names().into_iter().flatten();
+                    tensors.extend(norms.map(|name| (self.layer_tensor(layer, name), vec![self.head_dim])));
+                }
                 if projection == Projection::Gate {
                     tensors.push((self.layer_tensor(layer, names.post_attention_norm), vec![hidden]));
                 }
@@ -243,7 +255,8 @@ mod tests {
             (Arch { layers: layers(Some(8), Some(rope)), ..tiny.clone() }, "sliding-window"),
             (Arch { layers: layers(None, None), ..tiny.clone() }, "without rotary"),
             (Arch { layers: layers(None, Some(other)), ..tiny.clone() }, "differ between layers"),
-            (Arch { qk_norm: QkNorm::Head, ..tiny.clone() }, "queries and keys"),
+            (Arch { qk_norm: QkNorm::Width, ..tiny.clone() }, "queries and keys"),
+            (Arch { qk_norm: QkNorm::HeadAfterRope, ..tiny.clone() }, "after the rotation"),
             (Arch { norm: Norm { weight: NormWeight::OnePlus, ..norm }, ..tiny.clone() }, "1 + w"),
             (Arch { norm: Norm { place: NormPlace::Both, ..norm }, ..tiny.clone() }, "on the output"),
             (Arch { activation: Activation::GatedGeluTanh, ..tiny.clone() }, "activation"),
