@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| qlora_fuzz::targets::quant_state(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trainer_lab::fuzz_targets::quant_state(data));

@@ -1,5 +1,5 @@
 //! The kernels of `tests/kernels`, for the tests of this repository: one kernel per PTX instruction, and, in the
-//! emulated build, kernels with a planted bug each. Here because the calls are `unsafe`.
+//! emulated build, kernels with a seeded bug each. Here because the calls are `unsafe`.
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
@@ -57,20 +57,20 @@ pub fn pack(pairs: View<'_, u32>, packed: ViewMut<'_, u32>, stream: Stream) -> R
 }
 
 #[cfg(kernels = "emulated")]
-pub use planted::*;
+pub use seeded::*;
 
 #[cfg(kernels = "emulated")]
-mod planted {
+mod seeded {
     unsafe extern "C" {
-        fn planted_run(which: i32, input: *const f32, out: *mut f32) -> i32;
-        fn planted_lanes(out: *mut u32) -> i32;
-        fn planted_count(counter: *mut u32) -> i32;
+        fn seeded_run(which: i32, input: *const f32, out: *mut f32) -> i32;
+        fn seeded_lanes(out: *mut u32) -> i32;
+        fn seeded_count(counter: *mut u32) -> i32;
     }
 
-    /// The kernels of planted.cu, in its order.
+    /// The kernels of seeded_faults.cu, in its order.
     #[derive(Clone, Copy, Debug, PartialEq)]
     #[repr(i32)]
-    pub enum Planted {
+    pub enum Seeded {
         Reverse,
         ReverseNoBarrier,
         Twice,
@@ -93,11 +93,11 @@ mod planted {
     struct Aligned([f32; 4 * THREADS]);
 
     /// Input i is i, outputs start as -1: the status and the outputs.
-    pub fn run(which: Planted) -> (i32, Vec<f32>) {
+    pub fn run(which: Seeded) -> (i32, Vec<f32>) {
         let input = Aligned(std::array::from_fn(|i| i as f32));
         let mut out = vec![-1.0; 4 * THREADS];
-        // SAFETY: both have the 4 * 128 elements that the planted kernels use.
-        let status = unsafe { planted_run(which as i32, input.0.as_ptr(), out.as_mut_ptr()) };
+        // SAFETY: both have the 4 * 128 elements that the seeded kernels use.
+        let status = unsafe { seeded_run(which as i32, input.0.as_ptr(), out.as_mut_ptr()) };
         (status, out)
     }
 
@@ -105,7 +105,7 @@ mod planted {
     pub fn lanes() -> (i32, Vec<u32>) {
         let mut out = vec![0; 32 * 5];
         // SAFETY: 32 rows of 5.
-        let status = unsafe { planted_lanes(out.as_mut_ptr()) };
+        let status = unsafe { seeded_lanes(out.as_mut_ptr()) };
         (status, out)
     }
 
@@ -113,7 +113,7 @@ mod planted {
     pub fn count() -> (i32, u32) {
         let mut counter = 0;
         // SAFETY: one counter.
-        let status = unsafe { planted_count(&mut counter) };
+        let status = unsafe { seeded_count(&mut counter) };
         (status, counter)
     }
 }

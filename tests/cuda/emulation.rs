@@ -1,20 +1,20 @@
-//! The emulation itself: planted bugs, each of which must be seen under some schedule while the right kernel is right
+//! The emulation itself: seeded bugs, each of which must be seen under some schedule while the right kernel is right
 //! under all.
 
 use qlora_kernels::device::emulation;
 use qlora_kernels::ops::test_kernels;
-use qlora_kernels::ops::test_kernels::Planted::{self, *};
+use qlora_kernels::ops::test_kernels::Seeded::{self, *};
 use qlora_kernels::ops::test_kernels::{THREADS, count, lanes};
 use qlora_kernels::sys;
 
 const SEEDS: u64 = 64;
 
-fn run(which: Planted, seed: u64) -> (i32, Vec<f32>) {
+fn run(which: Seeded, seed: u64) -> (i32, Vec<f32>) {
     emulation::set_schedule(seed);
     test_kernels::run(which)
 }
 
-fn expected(which: Planted) -> Vec<f32> {
+fn expected(which: Seeded) -> Vec<f32> {
     let mut out = vec![-1.0; 4 * THREADS];
     for i in 0..THREADS {
         out[i] = match which {
@@ -65,7 +65,7 @@ fn an_ldmatrix_past_shared_memory_is_an_error() {
     let (status, _) = run(LdmatrixOverrun, 1);
     assert_eq!(status, sys::QK_ERROR_EMULATION);
     assert!(emulation::message().contains("out of bounds of shared memory"), "{}", emulation::message());
-    assert!(emulation::message().contains("planted.cu:"), "{}", emulation::message());
+    assert!(emulation::message().contains("seeded_faults.cu:"), "{}", emulation::message());
 }
 
 #[test]
@@ -74,11 +74,14 @@ fn divergent_barriers_are_errors_that_name_thread_and_place() {
         let (status, _) = run(ThreadLeaves, seed);
         let message = emulation::message();
         assert_eq!(status, sys::QK_ERROR_EMULATION);
-        assert!(message.contains("thread (5, 0, 0) has ended") && message.contains("planted.cu:"), "{message}");
+        assert!(message.contains("thread (5, 0, 0) has ended") && message.contains("seeded_faults.cu:"), "{message}");
         let (status, _) = run(OtherBarrier, seed);
         let message = emulation::message();
         assert_eq!(status, sys::QK_ERROR_EMULATION);
-        assert!(message.contains("thread (32, 0, 0)") && message.matches("planted.cu:").count() == 2, "{message}");
+        assert!(
+            message.contains("thread (32, 0, 0)") && message.matches("seeded_faults.cu:").count() == 2,
+            "{message}"
+        );
     }
     // A failed launch leaves nothing behind.
     assert_eq!(run(Reverse, 0), (sys::QK_OK, expected(Reverse)));

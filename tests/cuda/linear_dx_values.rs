@@ -1,5 +1,5 @@
 //! Edges of dX: tiles, no tokens, values that are no numbers, adapters that must not see each other, inputs with a
-//! planted fault, bad operands.
+//! seeded fault, bad operands.
 
 use half::bf16;
 use lab::device::{cases, device, set_schedule};

@@ -1,4 +1,4 @@
-//! Edges of the fused linear layer: tiles, no tokens, values that are no numbers, inputs with a planted fault, bad
+//! Edges of the fused linear layer: tiles, no tokens, values that are no numbers, inputs with a seeded fault, bad
 //! operands.
 
 use half::bf16;

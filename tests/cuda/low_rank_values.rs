@@ -1,5 +1,5 @@
 //! Edges of the low-rank path: the dropout mask bit by bit, adapters that do not see each other, batches cut into
-//! pieces, tiles, inputs with a planted fault, bad operands.
+//! pieces, tiles, inputs with a seeded fault, bad operands.
 
 use half::bf16;
 use lab::device::{Tally, device, set_schedule};

@@ -1,6 +1,6 @@
 """Compares a checkpoint that `qlora-train quantize` wrote, as transformers and bitsandbytes load it, with its original.
 
-    python check_quantized.py ORIGINAL_DIR QUANTISED_DIR
+    python check_quantized.py ORIGINAL_DIR QUANTIZED_DIR
 
 Every linear weight that bitsandbytes dequantizes from the quantized directory has to equal, bit for bit, the project's
 own rules (own_rules.py) applied to the original weight; every other tensor has to be the original's. Status 1 if not.

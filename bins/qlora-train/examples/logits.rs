@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     let mut rows = load_once(&[rows.into()], &|| base.open_tokenizer(), &options)?.rows;
     rows.truncate(ROWS);
     let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let build = |spec: &ModelSpec, _| Ok(Cpu::new(spec.dims()));
+    let build = |spec: &ModelSpec, _| Ok(Cpu::new(spec.run_shape()));
     let (adapters, job) = ([adapter.into()], InferenceJob::Loss);
     let mut loaded = InferenceModel::load(
         &settings,

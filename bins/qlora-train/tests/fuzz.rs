@@ -3,16 +3,11 @@
 //! `QLORA_FUZZ_EXECUTIONS` says how many changes of each target are tried; `QLORA_UPDATE_SEEDS=1` writes the seeds that
 //! programs make.
 
-#[allow(dead_code)]
-#[path = "data/fixture.rs"]
-mod fixture;
-#[path = "../../../fuzz/src/targets.rs"]
-mod targets;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use qlora_kernels::rng::Stream;
+use trainer_lab::fuzz_targets;
 
 const EXECUTIONS: usize = 1500;
 
@@ -123,12 +118,12 @@ fn executions() -> usize {
 }
 
 fn fuzz(name: &str) {
-    let (index, run) = targets::TARGETS
+    let (index, run) = fuzz_targets::TARGETS
         .iter()
         .enumerate()
         .find_map(|(index, (target, run))| (*target == name).then_some((index, run)))
         .unwrap();
-    let seeds: Vec<Vec<u8>> = targets::seeds(&seeds_folder(), name).into_iter().map(|(_, bytes)| bytes).collect();
+    let seeds: Vec<Vec<u8>> = fuzz_targets::seeds(&seeds_folder(), name).into_iter().map(|(_, bytes)| bytes).collect();
     assert!(!seeds.is_empty());
     let mut random = Stream::new(0, index as u64);
     for execution in 0..seeds.len() + executions() {
@@ -156,11 +151,11 @@ macro_rules! targets {
         #[test]
         fn every_target_is_run() {
             let run = [$(stringify!($name)),*];
-            assert_eq!(targets::TARGETS.map(|(name, _)| name).to_vec(), run);
+            assert_eq!(fuzz_targets::TARGETS.map(|(name, _)| name).to_vec(), run);
             for name in run {
                 let program = seeds_folder().join(format!("../fuzz_targets/{name}.rs"));
                 let text = std::fs::read_to_string(&program).unwrap();
-                assert!(text.contains(&format!("qlora_fuzz::targets::{name}(data)")), "{}", program.display());
+                assert!(text.contains(&format!("trainer_lab::fuzz_targets::{name}(data)")), "{}", program.display());
             }
         }
     };
@@ -171,7 +166,7 @@ targets!(rows, template, tokenizer_config, settings, model_config, safetensors, 
 /// A seed that is refused at once would leave most of a parser untried.
 #[test]
 fn made_seeds_are_what_the_programs_write() {
-    for (target, name, bytes) in targets::made_seeds() {
+    for (target, name, bytes) in fuzz_targets::made_seeds() {
         let path = seeds_folder().join(target).join(name);
         if std::env::var_os("QLORA_UPDATE_SEEDS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,8 +1,5 @@
 //! Text from the KV cache against the whole row computed anew for every token.
 
-#[allow(dead_code)]
-mod support;
-
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, Projection, QkNorm};
@@ -12,7 +9,7 @@ use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::lora::LoraSpec;
 use qlora_train::model::generate::{Sampling, generate};
 use qlora_train::model::{Llama, ModelSpec};
-use support::Memory;
+use trainer_lab::model::Memory;
 
 const VOCAB: usize = 37;
 
@@ -32,7 +29,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
         positions: tokens,
         seed,
     };
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), seed));
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
     (cpu, model)

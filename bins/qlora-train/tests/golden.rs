@@ -105,10 +105,17 @@ fn logit_differences(prefix: &str, quantization: Quantization) -> (f64, f64) {
     for (row, input) in description["rows"].as_array().unwrap().iter().enumerate() {
         let ids: Vec<u32> =
             input["input_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-        let row_data = Row { labels: vec![-100; ids.len()], input_ids: ids.clone(), file: 0, line: 0, task: None };
+        let row_data = Row {
+            labels: vec![-100; ids.len()],
+            input_ids: ids.clone(),
+            weights: Vec::new(),
+            file: 0,
+            line: 0,
+            task: None,
+        };
         let batch = MicroBatch::new([&row_data]);
         let spec = spec(&checkpoint, layers, quantization, ids.len());
-        let mut cpu = Cpu::new(spec.dims());
+        let mut cpu = Cpu::new(spec.run_shape());
         let mut source = Cut { checkpoint: &checkpoint, lora: Tensors::new() };
         let model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
         let all: Vec<usize> = (0..ids.len()).collect();
@@ -165,6 +172,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
         .map(|row| Row {
             input_ids: row["input_ids"].as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect(),
             labels: row["labels"].as_array().unwrap().iter().map(|x| x.as_i64().unwrap() as i32).collect(),
+            weights: Vec::new(),
             file: 0,
             line: 0,
             task: None,
@@ -175,7 +183,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
     let (r, alpha) = (number("lora_r") as usize, number("lora_alpha"));
     spec.lora = LoraSpec::uniform(&spec.arch, &Projection::ALL, r, alpha, 0.0);
     spec.trainable = true;
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let mut source = Cut { checkpoint: &checkpoint, lora: tensors("train_init.safetensors") };
     let mut model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
     let (mut losses, mut grad_norms) = (Vec::new(), Vec::new());
@@ -314,6 +322,7 @@ fn a_qwen2_follows_transformers_and_peft() {
     let row = Row {
         input_ids: expected["input_ids"].iter().map(|&id| id as u32).collect(),
         labels: expected["labels"].iter().map(|&id| id as i32).collect(),
+        weights: Vec::new(),
         file: 0,
         line: 0,
         task: None,
@@ -327,7 +336,7 @@ fn a_qwen2_follows_transformers_and_peft() {
         ours.iter().zip(theirs).fold(0.0f64, |a, (&x, y)| a.max((f64::from(x) - y).abs())) / largest
     };
 
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let mut source = Cut { checkpoint: &checkpoint, lora: Tensors::new() };
     let model = Llama::build(&mut cpu, &mut source, spec.clone(), &mut |_| ()).unwrap();
     let all: Vec<usize> = (0..tokens).collect();
@@ -338,7 +347,7 @@ fn a_qwen2_follows_transformers_and_peft() {
     spec.trainable = true;
     let lora = expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone())));
     let mut source = Cut { checkpoint: &checkpoint, lora: lora.collect() };
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let mut model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
     let supervised = row.labels.iter().filter(|&&label| label >= 0).count() as f64;
     let loss =

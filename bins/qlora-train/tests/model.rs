@@ -1,7 +1,5 @@
 //! The model on the CPU backend against the f64 oracle, and against its own plan.
 
-mod support;
-
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
@@ -19,7 +17,7 @@ use qlora_train::model::optimizer_step::{
 };
 use qlora_train::model::{Activations, Llama, ModelSpec};
 use std::sync::{Barrier, Mutex};
-use support::{Documents, Memory, Oracle, to_f64};
+use trainer_lab::model::{Documents, Memory, Oracle, to_f64};
 
 fn spec(config: Arch, tokens: usize) -> ModelSpec {
     ModelSpec {
@@ -48,7 +46,7 @@ fn run_in(
     documents: &Documents,
     weight: f32,
 ) -> (f64, Vec<Vec<f32>>) {
-    let mut cpu = Cpu::with_precision(spec.dims(), precision);
+    let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
     let mut model = Llama::build(&mut cpu, memory, spec.clone(), &mut |_| ()).unwrap();
     let loss = model.forward_backward(&mut cpu, &documents.batch(), 5, weight).unwrap();
     let gradients = model.params_mut().into_iter().map(|(_, p)| p.gradient().to_vec()).collect();
@@ -187,7 +185,7 @@ proptest! {
         let mut memory = Memory::new(synthetic);
         let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
         for precision in [Precision::F32, bf16()] {
-            let mut plan = Cpu::dry_run_with_precision(case.spec.dims(), precision);
+            let mut plan = Cpu::dry_run_with_precision(case.spec.run_shape(), precision);
             let planned = Llama::build(&mut plan, &mut memory, case.spec.clone(), &mut |_| ());
             if precision != Precision::F32 && has_odd_weights(&case.spec.arch) {
                 let refused = planned.err().expect("products in bf16 run over pairs").to_string();
@@ -197,7 +195,7 @@ proptest! {
             let mut planned = planned.unwrap();
             planned.forward_backward(&mut plan, &documents.batch(), 0, 1.0).unwrap();
 
-            let mut cpu = Cpu::with_precision(case.spec.dims(), precision);
+            let mut cpu = Cpu::with_precision(case.spec.run_shape(), precision);
             let mut model = Llama::build(&mut cpu, &mut memory, case.spec.clone(), &mut |_| ()).unwrap();
             for step in 0..steps {
                 model.forward_backward(&mut cpu, &documents.batch(), step as u32, 1.0).unwrap();
@@ -303,6 +301,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
             Row {
                 labels: input_ids.iter().enumerate().map(label).collect(),
                 input_ids,
+                weights: Vec::new(),
                 file: 0,
                 line: at + 1,
                 task: None,
@@ -315,7 +314,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
         let mut spec = spec(config.clone(), 1024);
         spec.activations = activations.keeping(0, config.num_layers);
         let gradients = |batches: &[MicroBatch]| -> (f64, Vec<Vec<u32>>) {
-            let mut cpu = Cpu::new(spec.dims());
+            let mut cpu = Cpu::new(spec.run_shape());
             let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
             let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
             let mut loss = 0.0;
@@ -345,7 +344,7 @@ fn a_batch_longer_than_planned_is_refused() {
     let config = tiny_arch();
     let spec = spec(config.clone(), 8);
     let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
     let documents = Documents::random(&[9], config.vocab_size, 1);
     let error = model.loss(&mut cpu, &documents.batch()).unwrap_err();
@@ -372,7 +371,7 @@ fn values_and_states_that_are_put_back_continue_the_run() {
         let mut spec = spec(config.clone(), 31);
         spec.states = states;
         let build = || {
-            let mut cpu = Cpu::new(spec.dims());
+            let mut cpu = Cpu::new(spec.run_shape());
             let mut memory = Memory::new(Synthetic::new(config.clone(), 5));
             let model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
             (cpu, model)
@@ -408,7 +407,7 @@ fn values_and_states_that_are_put_back_continue_the_run() {
 #[test]
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     for precision in [Precision::F32, bf16()] {
-        support::ranges::check_ranges(&mut Cpu::with_precision(support::ranges::spec().dims(), precision));
+        trainer_lab::ranges::check_ranges(&mut Cpu::with_precision(trainer_lab::ranges::spec().run_shape(), precision));
     }
 }
 
@@ -460,7 +459,7 @@ fn stepped(
     accumulation: usize,
     batches: &[Batch],
 ) -> (StepReport, Vec<Vec<f32>>, Vec<Vec<f32>>) {
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
     let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
     let done = accumulate(&mut cpu, &mut model, comm, 3, accumulation, batches, Accumulated::default(), &|| false);
@@ -549,7 +548,7 @@ fn weights_that_make_no_sense_end_the_step_with_their_place() {
         let mut documents = Documents::random(&[20], spec.arch.vocab_size, 1);
         documents.weights =
             Some((0..20).map(|token| if weight.is_nan() && token != 3 { 1.0 } else { weight }).collect());
-        let mut cpu = Cpu::new(spec.dims());
+        let mut cpu = Cpu::new(spec.run_shape());
         let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), 4));
         let mut model = Llama::build(&mut cpu, &mut memory, spec.clone(), &mut |_| ()).unwrap();
         let batch = [documents.batch()];

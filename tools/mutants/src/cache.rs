@@ -1,4 +1,4 @@
-//! The bugs that are planted into attention over a KV cache and into the logits of a few tokens.
+//! The bugs that are seeded into attention over a KV cache and into the logits of a few tokens.
 
 use super::table::{Mutant, mutant};
 

@@ -1,4 +1,4 @@
-//! The bugs that are planted into the fused output layer and cross-entropy.
+//! The bugs that are seeded into the fused output layer and cross-entropy.
 
 use super::table::{Mutant, mutant};
 

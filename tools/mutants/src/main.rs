@@ -1,4 +1,4 @@
-//! Bugs planted into the real kernels, one at a time: each must turn the tests red that ship with the kernels, or those
+//! Bugs seeded into the real kernels, one at a time: each must turn the tests red that ship with the kernels, or those
 //! tests check less than they say.
 //!
 //! The tests' executable is built once with the emulated kernels as a shared library (feature `emulation-shared`). For
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     finish(Workspace::locate().and_then(|workspace| run(&workspace, &wanted)))
 }
 
-/// Every planted bug.
+/// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
     [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().flatten()
 }
@@ -50,7 +50,7 @@ fn run(workspace: &Workspace, wanted: &[String]) -> Result<String> {
         |mutant: &&Mutant| wanted.is_empty() || wanted.iter().any(|text| mutant.what.contains(text.as_str()));
     let mutated: Vec<(&Mutant, String)> =
         mutants().filter(is_wanted).map(|mutant| Ok((mutant, mutate(mutant, &sources)?))).collect::<Result<_>>()?;
-    ensure!(!mutated.is_empty(), "no planted bug has a name with {}", wanted.join(" or "));
+    ensure!(!mutated.is_empty(), "no seeded bug has a name with {}", wanted.join(" or "));
     let built = build(workspace)?;
     let mut tests: Vec<&str> = mutated.iter().map(|(mutant, _)| mutant.test).collect();
     tests.sort_unstable();
@@ -73,8 +73,8 @@ fn run(workspace: &Workspace, wanted: &[String]) -> Result<String> {
     let survived: Vec<String> = (mutated.iter().zip(seen).filter(|(_, seen)| !seen))
         .map(|((mutant, _), _)| format!("{} ({}): {} stayed green", mutant.what, mutant.file, mutant.test))
         .collect();
-    ensure!(survived.is_empty(), "{} planted bugs were not seen:\n  {}", survived.len(), survived.join("\n  "));
-    Ok(format!("{} bugs planted into the kernels, each seen; the kernels as they are stay green", mutated.len()))
+    ensure!(survived.is_empty(), "{} seeded bugs were not seen:\n  {}", survived.len(), survived.join("\n  "));
+    Ok(format!("{} bugs seeded into the kernels, each seen; the kernels as they are stay green", mutated.len()))
 }
 
 /// Does all of it, as many at a time as there are processors; results in the order of `all`, or the first error.
@@ -97,7 +97,7 @@ fn at_once<T: Sync, R: Send>(all: &[T], work: impl Fn(&T) -> Result<R> + Sync) -
     results.into_iter().map(|slot| inner(slot).context("a worker left nothing")?).collect()
 }
 
-/// The files of `cuda/` that bugs can be planted into, by their paths below it.
+/// The files of `cuda/` that bugs can be seeded into, by their paths below it.
 fn read_sources(root: &Path) -> Result<Vec<(String, String)>> {
     let files = [sources(root, "cuda", "cu"), sources(root, "cuda", "cuh")].concat();
     let read = |path: &PathBuf| {
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_planted_bugs_text_is_in_the_kernels_once() {
+    fn every_seeded_bugs_text_is_in_the_kernels_once() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let sources = read_sources(&root).unwrap();
         for mutant in mutants() {

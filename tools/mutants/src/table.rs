@@ -1,4 +1,4 @@
-//! The bugs that are planted into the real kernels. A new operation gets an entry for each thing that its kernels could
+//! The bugs that are seeded into the real kernels. A new operation gets an entry for each thing that its kernels could
 //! get wrong.
 
 /// One bug: text of a file of `cuda/`, which must be there exactly once, and what takes its place.

@@ -5,7 +5,7 @@
 //! ends in. Tests inside a file may import what they like.
 
 use crate::files;
-use crate::known::{Finding, Rule};
+use crate::finding::{Finding, Rule};
 use anyhow::{Context, Result};
 use petgraph::algo::tarjan_scc;
 use petgraph::graphmap::DiGraphMap;

@@ -1,7 +1,7 @@
 //! Rules of comments: a file opens with its noun, a doc comment makes sense alone, lines keep to the formatter's width.
 
 use crate::files::{Language, Source};
-use crate::known::{Finding, Rule};
+use crate::finding::{Finding, Rule};
 use crate::lints;
 
 const WIDTH: usize = 120;

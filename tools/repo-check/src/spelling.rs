@@ -1,7 +1,7 @@
 //! American spelling of identifiers and file names; prose may be British.
 
 use crate::files::{Language, Source};
-use crate::known::{Finding, Rule};
+use crate::finding::{Finding, Rule};
 use anyhow::Result;
 use proc_macro2::{TokenStream, TokenTree};
 use std::collections::BTreeSet;

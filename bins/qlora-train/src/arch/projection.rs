@@ -1,7 +1,5 @@
 //! The linear layers of a block.
 
-use super::Arch;
-
 /// A linear layer of a block. The order is that of the forward pass, everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
@@ -39,14 +37,6 @@ impl Input {
             Self::Activated => &[Projection::Down],
         }
     }
-
-    pub fn width(self, arch: &Arch) -> usize {
-        match self {
-            Self::Attention | Self::Mlp => arch.hidden_size,
-            Self::Heads => arch.q_dim(),
-            Self::Activated => arch.intermediate_size,
-        }
-    }
 }
 
 impl Projection {
@@ -61,17 +51,6 @@ impl Projection {
             Self::Gate | Self::Up => Input::Mlp,
             Self::Down => Input::Activated,
         }
-    }
-
-    /// `(n_out, k_in)`: the weight is stored row-major with these dimensions.
-    pub fn shape(self, arch: &Arch) -> (usize, usize) {
-        let n_out = match self {
-            Self::Q => arch.q_dim(),
-            Self::K | Self::V => arch.kv_dim(),
-            Self::O | Self::Down => arch.hidden_size,
-            Self::Gate | Self::Up => arch.intermediate_size,
-        };
-        (n_out, self.input().width(arch))
     }
 }
 

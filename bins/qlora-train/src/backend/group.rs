@@ -7,8 +7,8 @@ pub struct LinearGroup<B: Operands + ?Sized> {
     /// K, the width of the input
     pub k: usize,
     pub segments: Vec<Segment<B>>,
-    /// layer · 16 + site: names the dropout mask of the input.
-    pub site: u32,
+    /// layer · 16 + number of the input: names the dropout mask of the input.
+    pub dropout_id: u32,
 }
 
 pub struct Segment<B: Operands + ?Sized> {
@@ -30,7 +30,7 @@ pub struct Lora<B: Operands + ?Sized> {
     pub b: B::Param,
 }
 
-/// The linear layers of a group, by its site.
+/// The linear layers of a group, by its dropout id.
 const LABELS: [&str; 4] = ["q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj"];
 
 impl<B: Operands + ?Sized> LinearGroup<B> {
@@ -51,6 +51,6 @@ impl<B: Operands + ?Sized> LinearGroup<B> {
 
     /// The names of its linear layers, for messages.
     pub fn label(&self) -> &'static str {
-        LABELS[self.site as usize % 16 % LABELS.len()]
+        LABELS[self.dropout_id as usize % 16 % LABELS.len()]
     }
 }

@@ -1,8 +1,7 @@
 //! Buffers: allocated before an operation, given back when they are dropped.
 
 use super::Operands;
-use crate::error::{Error, Result};
-use std::ops::Range;
+use crate::error::Result;
 
 /// One line of a memory plan: everything of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,32 +18,6 @@ impl PlannedBuffer {
         lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
         lines
     }
-}
-
-/// The rows of a buffer: `[tokens, width]`, row-major.
-pub trait BufferShape {
-    /// The tokens of the batch that it has rows for.
-    fn tokens(&self) -> Range<usize>;
-    fn width(&self) -> usize;
-    /// Makes its rows those of as many tokens from `first` on: a tile moves along the batch.
-    fn move_to(&mut self, first: usize);
-
-    /// Where the elements of these tokens are.
-    fn elements(&self, tokens: &Range<usize>) -> Result<Range<usize>> {
-        let (own, width) = (self.tokens(), self.width());
-        if tokens.start < own.start || tokens.end > own.end {
-            return Err(Error::Failed(format!(
-                "a buffer with rows for tokens {} to {} was given tokens {} to {}",
-                own.start, own.end, tokens.start, tokens.end
-            )));
-        }
-        Ok((tokens.start - own.start) * width..(tokens.end - own.start) * width)
-    }
-}
-
-/// The shape of an embedding or output layer.
-pub trait TableShape {
-    fn vocab(&self) -> usize;
 }
 
 /// Where buffers come from. Dropping one gives its memory back.

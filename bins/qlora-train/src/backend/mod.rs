@@ -9,21 +9,26 @@
 //! [`Compute`]. What is the same on every device is written once, in [`Backend`].
 
 mod batch;
+mod compute;
 pub mod cpu;
 pub mod cuda;
-pub mod dims;
 mod group;
 mod memory;
+mod not_finite;
 mod op;
+mod operands;
 mod optimizer;
 mod optimizer_state;
+pub mod run_shape;
 mod trace;
 mod weights;
 
 pub use batch::{Batch, CheckedBatch};
+pub use compute::Compute;
 pub use group::{LinearGroup, Lora, Segment};
-pub use memory::{BufferShape, Memory, PlannedBuffer, TableShape};
+pub use memory::{Memory, PlannedBuffer};
 pub use op::{Op, Output};
+pub use operands::{BufferShape, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
 pub use optimizer_state::{OptimizerState, StateFormat};
 pub use trace::{Scope, Trace, TraceMode};
@@ -31,46 +36,6 @@ pub use weights::{Quantization, Residency, Weights};
 
 use crate::error::{Error, Result};
 use std::ops::Range;
-
-/// The types that operations work on.
-pub trait Operands {
-    /// Activations and their gradients.
-    type Buffer: BufferShape;
-    /// A frozen linear weight.
-    type Weight;
-    /// The embedding or the output layer, `[vocab, hidden]`.
-    type Table: TableShape;
-    /// A norm's weight or a bias.
-    type Vector;
-    /// A trainable tensor with its gradient and optimizer states.
-    type Param;
-    /// A buffer that waits for the backward pass, in host memory where the device has memory of its own.
-    type Offloaded;
-}
-
-/// The operations of a device. The model calls [`Backend::run`].
-pub trait Compute: Memory + Weights + Optimizer {
-    /// The batch that operations work on.
-    fn batch(&self) -> &CheckedBatch;
-    /// Makes `batch` the one that operations work on, and takes it to the device.
-    fn set_batch(&mut self, batch: CheckedBatch) -> Result<()>;
-    /// Workspace that `op` needs beside its operands; part of the dry run.
-    fn reserve(&mut self, _op: &Op<'_, Self>) -> Result<()> {
-        Ok(())
-    }
-    /// Computes `op` for these tokens. Not called in a dry run.
-    fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()>;
-    /// As [`Backend::loss_sum`]. Not called in a dry run.
-    fn read_loss(&mut self) -> Result<f64>;
-
-    fn trace(&mut self) -> &mut Trace;
-    /// Records a timing event after all work queued so far.
-    fn record_event(&mut self) -> Result<()>;
-    /// Seconds from each event to the next, which are forgotten.
-    fn elapsed(&mut self) -> Result<Vec<f64>>;
-    /// The values of these tokens' rows; waits for all work queued so far. Not called in a dry run.
-    fn values(&mut self, buffer: &Self::Buffer, tokens: &Range<usize>) -> Result<Vec<f32>>;
-}
 
 /// What the model is written over, the same on every device.
 pub trait Backend: Compute + Sized {
@@ -174,7 +139,7 @@ pub trait Backend: Compute + Sized {
                 self.trace().kinds.push(name);
                 self.record_event()
             }
-            (TraceMode::Values, Some((op, tokens))) => trace::check_outputs(self, op, tokens),
+            (TraceMode::Values, Some((op, tokens))) => not_finite::check_outputs(self, op, tokens),
         }
     }
 }

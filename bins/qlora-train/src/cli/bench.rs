@@ -1,6 +1,6 @@
 //! `qlora-train bench`
 
-use super::Answer;
+use super::answer::Answer;
 use crate::arch::shapes::shape;
 use crate::bench::{Measured, Shape, bench, stored_in_16_bits};
 use crate::config::{Purpose, Settings};

@@ -1,6 +1,6 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
-use super::Answer;
+use super::answer::Answer;
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::session::host::host_budget;

@@ -1,6 +1,7 @@
 //! `qlora-train eval`
 
-use super::{Answer, ModelArgs};
+use super::answer::Answer;
+use super::model_args::ModelArgs;
 use crate::backend::Backend;
 use crate::config::{Settings, TooLong};
 use crate::data::{self, DataFiles, DataOptions, Dataset};

@@ -1,6 +1,7 @@
 //! `qlora-train generate`
 
-use super::{Answer, ModelArgs};
+use super::answer::Answer;
+use super::model_args::ModelArgs;
 use crate::backend::Backend;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};

@@ -1,6 +1,6 @@
 //! `qlora-train init`
 
-use super::Answer;
+use super::answer::Answer;
 use crate::config::commented_yaml;
 use crate::error::{Context, Result};
 use crate::refuse;

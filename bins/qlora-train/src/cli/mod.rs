@@ -1,25 +1,25 @@
 //! The command line: arguments in, one exit status out. Standard output carries the answer (`--json`: one object);
 //! everything else goes to standard error.
 
+mod answer;
 mod bench;
 mod doctor;
 mod eval;
 mod generate;
 mod init;
+mod model_args;
 mod plan;
 mod preview;
 mod quantize;
 mod train;
 
-use crate::adapter::{Adapter, Recipe, is_adapter, recorded_base};
-use crate::config::{Purpose, Settings, SettingsArgs, unknown_flag};
+use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Result};
-use crate::refuse;
-use crate::report::{Verbosity, print_error, set_verbosity, status};
-use clap::{Args, Parser, Subcommand};
-use serde_json::{Value, json};
+use crate::report::{Verbosity, print_error, set_verbosity};
+use answer::Answer;
+use clap::{Parser, Subcommand};
+use serde_json::json;
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -62,104 +62,6 @@ enum Command {
 
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
-
-/// Arguments shared by the commands that only read a model.
-#[derive(Args)]
-struct ModelArgs {
-    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the first adapter
-    /// was trained on. An adapter directory stands for that adapter on its base
-    #[arg(long, required_unless_present = "adapter")]
-    model: Option<String>,
-    /// Revision of a hub id
-    #[arg(long)]
-    revision: Option<String>,
-    /// Adapter directory; repeated, one after the other on the same base
-    #[arg(long)]
-    adapter: Vec<PathBuf>,
-    /// How the base weights are held: nf4 or none; without it, as the adapter was trained, else nf4
-    #[arg(long)]
-    quantization: Option<String>,
-    /// Template of a base model that has none of its own: chatml, alpaca or a file
-    #[arg(long)]
-    chat_template: Option<String>,
-    /// Where to work: auto, cpu, cuda or cuda:N
-    #[arg(long)]
-    device: Option<String>,
-    /// Host memory that may be used, such as 8GiB
-    #[arg(long)]
-    host_memory: Option<String>,
-    /// Memory of the GPU that may be taken in all, such as 44.4GiB
-    #[arg(long)]
-    device_memory: Option<String>,
-    /// Worker threads
-    #[arg(long)]
-    threads: Option<String>,
-}
-
-impl ModelArgs {
-    /// The adapters to use, one after the other.
-    fn adapters(&self) -> Vec<PathBuf> {
-        let own = self.model.iter().map(PathBuf::from).filter(|model| is_adapter(model));
-        own.chain(self.adapter.iter().cloned()).collect()
-    }
-
-    /// These arguments as settings, so that every value is checked in one place.
-    fn settings(&self) -> Result<Settings> {
-        let base = match (&self.model, self.adapters().first()) {
-            (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
-            (_, Some(adapter)) => {
-                let base = recorded_base(adapter)?;
-                status!("base: {base}, as {} records", adapter.display());
-                base
-            }
-            (_, None) => refuse!("give the base with --model, or an adapter with --adapter"),
-        };
-        let values = [
-            ("model", Some(&base)),
-            ("revision", self.revision.as_ref()),
-            ("quantization", self.quantization.as_ref()),
-            ("chat_template", self.chat_template.as_ref()),
-            ("device", self.device.as_ref()),
-            ("host_memory", self.host_memory.as_ref()),
-            ("device_memory", self.device_memory.as_ref()),
-            ("threads", self.threads.as_ref()),
-        ];
-        let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
-        let mut given: Vec<_> = given.collect();
-        if self.quantization.is_none() {
-            given.extend(self.recorded_recipe()?);
-        }
-        let settings = Settings::load(None, &given)?;
-        settings.validate(Purpose::Plan)?;
-        Ok(settings)
-    }
-}
-
-impl ModelArgs {
-    /// How the base was held when the adapters were trained. Refused: they do not agree.
-    fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(PathBuf, Recipe)> = None;
-        for path in self.adapters() {
-            let Some(recipe) = Adapter::load(&path)?.recipe(&path.display().to_string())? else { continue };
-            match &recorded {
-                Some((first, other)) if *other != recipe => refuse!(
-                    "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
-                     how the base is to be held, or use them one at a time",
-                    path.display(),
-                    first.display()
-                ),
-                _ => recorded = Some((path, recipe)),
-            }
-        }
-        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
-    }
-}
-
-/// Answer of a command: for people, and for programs.
-struct Answer {
-    text: String,
-    json: Value,
-}
 
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -1,6 +1,6 @@
 //! `qlora-train plan`, and the plan of `bench`
 
-use super::Answer;
+use super::answer::Answer;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::PlannedBuffer;

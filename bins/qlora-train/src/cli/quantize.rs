@@ -1,6 +1,6 @@
 //! `qlora-train quantize`
 
-use super::Answer;
+use super::answer::Answer;
 use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_model};
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};

@@ -1,6 +1,6 @@
 //! `qlora-train train`
 
-use super::Answer;
+use super::answer::Answer;
 use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;

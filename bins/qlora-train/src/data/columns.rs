@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::rows::{KNOWN_KEYS, OTHER_MEANING, TASK};
+use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK};
 use super::weight;
 
 /// Key of a row, and the name by which it is known.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::reader::EachOf;
+use super::each::EachOf;
 use crate::error::{Context, Result};
 use crate::refuse;
 

@@ -6,7 +6,6 @@
 use minijinja::Value;
 
 use super::messages::Message;
-use super::template::ChatTemplate;
 
 /// Contents that no template changes, and that differ in their first and last characters.
 const USER: &str = "Alpha probe of useR";
@@ -73,20 +72,21 @@ impl OwnTokens<'_> {
 }
 
 impl Habits {
-    /// None: the template does not take such conversations, or rewrites what is said in them.
-    pub fn of(template: &ChatTemplate, tokens: &OwnTokens) -> Option<Self> {
+    /// `render`: the template, asked for turns and whether to open an answer. None: it does not take such
+    /// conversations, or rewrites what is said in them.
+    pub fn of(render: impl Fn(&[Value], bool) -> Result<String, String>, tokens: &OwnTokens) -> Option<Self> {
         let turns: Vec<Value> = [("user", USER), ("assistant", ANSWER), ("user", NEXT)]
             .iter()
             .map(|(role, content)| Message::new(role, content).to_jinja())
             .collect();
-        let one = template.render(&turns[..2], false).ok()?;
+        let one = render(&turns[..2], false).ok()?;
         let (user_end, answer) = (one.find(USER)? + USER.len(), one.rfind(ANSWER)?);
         let before = one.get(user_end..answer)?;
         let tail = &one[answer + ANSWER.len()..];
         let after_user = |text: String| Some(text[text.find(USER)? + USER.len()..].to_owned());
-        let asked = after_user(template.render(&turns[..1], true).ok()?)?;
-        let silent = template.render(&turns[..1], false).ok().and_then(after_user);
-        let between = template.render(&turns, false).ok().and_then(|text| {
+        let asked = after_user(render(&turns[..1], true).ok()?)?;
+        let silent = render(&turns[..1], false).ok().and_then(after_user);
+        let between = render(&turns, false).ok().and_then(|text| {
             let start = text.find(ANSWER)? + ANSWER.len();
             Some(text[start..text.rfind(NEXT)?].to_owned())
         });

@@ -6,6 +6,7 @@ use minijinja::Value as Jinja;
 use serde_json::{Map, Value};
 
 use super::json;
+use super::keys::{OTHER_MEANING, is_empty, other_meaning};
 use super::notes::{KeyOf, Note};
 use super::{tools, weight};
 
@@ -37,7 +38,9 @@ pub struct Message {
     pub content: Option<String>,
     /// False for what is context and not to be learned: turns of others, and those whose keys say so.
     pub supervised: bool,
-    /// Byte ranges of the content that are learned, where not all of it is.
+    /// How much a token of this turn counts, where it is supervised.
+    pub weight: f32,
+    /// Byte ranges of the content with weights of their own, which multiply the turn's.
     details: Option<Vec<(Range<usize>, f32)>>,
     fields: Map<String, Value>,
 }
@@ -64,7 +67,7 @@ impl Message {
         fields.insert("role".into(), role.into());
         fields.insert("content".into(), content.into());
         let supervised = role == "assistant";
-        Self { role: role.into(), content: Some(content.into()), supervised, details: None, fields }
+        Self { role: role.into(), content: Some(content.into()), supervised, weight: 1.0, details: None, fields }
     }
 
     pub fn is_assistant(&self) -> bool {
@@ -150,8 +153,8 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
         None => return Err(format!(" has no `role`; found the keys {}", json::keys(map))),
     };
     fields.insert("role".into(), role.clone().into());
-    if let Some(key) = super::rows::OTHER_MEANING.iter().find(|key| fields.get(**key).is_some_and(|v| !is_empty(v))) {
-        return Err(format!(".{key}: {}", super::rows::other_meaning(key)));
+    if let Some(key) = OTHER_MEANING.iter().find(|key| fields.get(**key).is_some_and(|v| !is_empty(v))) {
+        return Err(format!(".{key}: {}", other_meaning(key)));
     }
     tool_calls(&mut fields, &role)?;
     let (content, mut details) = match fields.get("content") {
@@ -192,7 +195,8 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     }
     let unused = fields.keys().filter(|key| !TURN_KEYS.contains(&key.as_str()));
     notes.extend(unused.map(|key| Note::UnusedKey(KeyOf::Turn, key.clone())));
-    Ok(Message { role, content, supervised, details: details.filter(|_| supervised), fields })
+    let weight = weight.unwrap_or(1.0);
+    Ok(Message { role, content, supervised, weight, details: details.filter(|_| supervised), fields })
 }
 
 /// Checks the calls of a turn, and makes those of the older form (`function_call`) such.
@@ -270,17 +274,6 @@ fn join_parts(parts: &[Value], notes: &mut Vec<Note>) -> Result<(String, Details
         notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Part, key.clone())));
     }
     Ok((text, marked.then_some(details)))
-}
-
-/// Whether a value says nothing: null, or empty.
-pub(super) fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.trim().is_empty() || text.trim() == "[]",
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
-    }
 }
 
 pub(super) fn to_jinja(value: &Value) -> Jinja {

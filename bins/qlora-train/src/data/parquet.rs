@@ -11,9 +11,10 @@ use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
 use super::columns::Columns;
+use super::each::EachOf;
 use super::guard;
-use super::reader::EachOf;
-use super::rows::{OTHER_MEANING, SUPPORTED};
+use super::keys::OTHER_MEANING;
+use super::rows::SUPPORTED;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::columns::Columns;
+use super::each::EachOf;
 use super::{csv, json, parquet};
 use crate::error::{Context, Error, Result};
 use crate::files::hash::{HashingReader, file_hash};
@@ -55,8 +56,6 @@ pub(super) fn at(path: &Path, unit: Unit, number: usize, why: &str) -> Error {
 
 /// What a callback gets: the unit and number of a row, and the row, or why it cannot be read.
 pub(super) type Each<'a> = &'a mut dyn FnMut(Unit, usize, Result<Value, String>) -> Result<()>;
-/// As [`Each`], for rows of one unit.
-pub(super) type EachOf<'a> = &'a mut dyn FnMut(usize, Result<Value, String>) -> Result<()>;
 
 /// Calls `each` for every row of the file, in order, and returns the file's SHA-256 in hex. Errors of `each` end the
 /// reading.

@@ -9,7 +9,7 @@ use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, warning};
 use crate::session::model_spec::{check_quantization, quantization, recipe};
-use crate::session::plan::{self, MemoryPlan, Work};
+use crate::session::plan::{self, MemoryPlan, PlannedJob};
 use crate::session::{Budget, CheckpointSource, Device};
 use std::path::{Path, PathBuf};
 
@@ -140,9 +140,9 @@ fn plan(
     let stored = plan::stored_in(checkpoint);
     let of = |spec: &ModelSpec, adapters: &[LoraSpec]| {
         let work = match job {
-            InferenceJob::Loss => Work::Loss(adapters),
+            InferenceJob::Loss => PlannedJob::Loss(adapters),
             InferenceJob::Text { prompts, max_new_tokens } => {
-                Work::Text { adapters, prompts, max_new_tokens: *max_new_tokens }
+                PlannedJob::Text { adapters, prompts, max_new_tokens: *max_new_tokens }
             }
         };
         plan::plan(device, spec, &stored, work, budget)

@@ -10,7 +10,7 @@ pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
 
 use crate::arch::{Arch, Input, Projection};
-use crate::backend::dims::Dims;
+use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
@@ -41,7 +41,7 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    pub fn dims(&self) -> Dims {
+    pub fn run_shape(&self) -> RunShape {
         let c = &self.arch;
         let mut groups: Vec<_> = (0..c.num_layers)
             .flat_map(|layer| Input::ALL.map(|input| (layer, input)))
@@ -54,7 +54,7 @@ impl ModelSpec {
             .collect();
         groups.sort_unstable();
         groups.dedup();
-        Dims {
+        RunShape {
             tokens: self.tokens,
             hidden: c.hidden_size,
             vocab: c.vocab_size,
@@ -305,7 +305,7 @@ fn build_group<B: Backend>(
         let lora = build_lora(backend, source, spec, layer, projection)?;
         segments.push(Segment { n, weight, bias, lora });
     }
-    let group = LinearGroup { k: input.width(arch), segments, site: (layer * 16 + input as usize) as u32 };
+    let group = LinearGroup { k: input.width(arch), segments, dropout_id: (layer * 16 + input as usize) as u32 };
     backend.prepare_group(&arch.weight_name(layer, input.projections()[0]), &group)?;
     Ok(group)
 }

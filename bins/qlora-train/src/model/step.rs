@@ -49,7 +49,7 @@ impl Pass {
     }
 
     fn mask<B: Backend>(&self, group: &LinearGroup<B>) -> Option<Dropout> {
-        self.dropout.map(|(seed, draw, p)| Dropout::new(seed, group.site, draw, p))
+        self.dropout.map(|(seed, draw, p)| Dropout::new(seed, group.dropout_id, draw, p))
     }
 }
 

@@ -155,8 +155,10 @@ impl Device {
 
     pub fn run<J: DeviceJob>(self, job: J) -> Result<J::Output> {
         match self {
-            Self::Cpu(precision) => job.run(|spec, _| Ok(Cpu::with_precision(spec.dims(), precision))),
-            Self::Cuda(gpu) => job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.dims(), &spec.arch, bytes)),
+            Self::Cpu(precision) => job.run(|spec, _| Ok(Cpu::with_precision(spec.run_shape(), precision))),
+            Self::Cuda(gpu) => {
+                job.run(|spec, bytes| Cuda::on_device(gpu.device()?, spec.run_shape(), &spec.arch, bytes))
+            }
         }
     }
 

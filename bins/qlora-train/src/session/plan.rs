@@ -56,7 +56,7 @@ impl MemoryPlan {
 
 /// Job that is planned: what a run does with its model.
 #[derive(Clone, Copy, Debug)]
-pub enum Work<'a> {
+pub enum PlannedJob<'a> {
     /// Optimizer steps, with evaluations between them.
     Train,
     /// Evaluation under each of these adapters, one after the other.
@@ -103,12 +103,12 @@ pub fn stored_in(checkpoint: &Checkpoint) -> impl Fn(&str) -> StoredAs {
     }
 }
 
-/// Plans `work` with `spec`, whose low-rank terms are those of the first adapter.
+/// Plans `job` with `spec`, whose low-rank terms are those of the first adapter.
 pub fn plan(
     device: &Device,
     spec: &ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
-    work: Work,
+    job: PlannedJob,
     budget: Budget,
 ) -> Result<MemoryPlan> {
     if spec.tokens > MAX_BATCH_TOKENS {
@@ -119,8 +119,10 @@ pub fn plan(
         );
     }
     let DryRun { mut buffers, on_host, flops } = match device {
-        Device::Cpu(precision) => dry_run(Cpu::dry_run_with_precision(spec.dims(), *precision), spec, stored, work)?,
-        Device::Cuda(_) => dry_run(Cuda::dry_run(spec.dims(), &spec.arch)?, spec, stored, work)?,
+        Device::Cpu(precision) => {
+            dry_run(Cpu::dry_run_with_precision(spec.run_shape(), *precision), spec, stored, job)?
+        }
+        Device::Cuda(_) => dry_run(Cuda::dry_run(spec.run_shape(), &spec.arch)?, spec, stored, job)?,
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
     if budget.in_use > 0 {
@@ -138,12 +140,12 @@ struct DryRun {
     flops: f64,
 }
 
-/// Does `work` on a backend that holds and computes nothing.
+/// Does `job` on a backend that holds and computes nothing.
 fn dry_run<B: Backend>(
     mut backend: B,
     spec: &ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
-    work: Work,
+    job: PlannedJob,
 ) -> Result<DryRun> {
     let b = &mut backend;
     let mut source = Stored(stored);
@@ -151,9 +153,9 @@ fn dry_run<B: Backend>(
     let zeros = vec![0u32; spec.tokens];
     let (boundaries, targets) = ([0, spec.tokens as u32], bytemuck::cast_slice(&zeros));
     let batch = Batch { input_ids: &zeros, positions: &zeros, boundaries: &boundaries, targets, weights: None };
-    let adapters = match work {
-        Work::Train => &[],
-        Work::Loss(adapters) | Work::Text { adapters, .. } => adapters,
+    let adapters = match job {
+        PlannedJob::Train => &[],
+        PlannedJob::Loss(adapters) | PlannedJob::Text { adapters, .. } => adapters,
     };
     let mut flops = 0.0;
     for index in 0..adapters.len().max(1) {
@@ -161,8 +163,8 @@ fn dry_run<B: Backend>(
             b.trim();
             model.replace_lora(b, &mut source, adapters[index].clone())?;
         }
-        match work {
-            Work::Train => {
+        match job {
+            PlannedJob::Train => {
                 // The second step begins with what the first has left.
                 for step in 0..2 {
                     let before = b.flops();
@@ -171,12 +173,12 @@ fn dry_run<B: Backend>(
                 }
                 model.loss(b, &batch)?;
             }
-            Work::Loss(_) => {
+            PlannedJob::Loss(_) => {
                 let before = b.flops();
                 model.loss(b, &batch)?;
                 flops = b.flops() - before;
             }
-            Work::Text { prompts, max_new_tokens, .. } => {
+            PlannedJob::Text { prompts, max_new_tokens, .. } => {
                 let prompts: Vec<Vec<u32>> = prompts.iter().map(|&len| vec![0; len]).collect();
                 // Only the first tokens take anything. None of a plan's is a stop token.
                 let new = max_new_tokens.min(3);
@@ -201,7 +203,7 @@ pub fn choose(
     let layers = spec.arch.num_layers;
     let mut plan = |others: Activations, kept: usize| -> Result<MemoryPlan> {
         spec.activations = others.keeping(kept, layers);
-        plan(device, spec, stored, Work::Train, budget)
+        plan(device, spec, stored, PlannedJob::Train, budget)
     };
     let others: &[Activations] = match checkpointing {
         Checkpointing::Off => return plan(Activations::Keep, layers),
@@ -272,7 +274,7 @@ pub fn longest_row(
         };
         for &activations in tried {
             spec.activations = activations.keeping(0, spec.arch.num_layers);
-            if plan(device, &spec, stored, Work::Train, budget)?.fits() {
+            if plan(device, &spec, stored, PlannedJob::Train, budget)?.fits() {
                 return Ok(true);
             }
         }
@@ -348,7 +350,7 @@ mod tests {
 
     fn bytes(activations: Activations, kept: usize) -> u64 {
         let spec = ModelSpec { activations: activations.keeping(kept, LAYERS), ..spec() };
-        plan(&Device::Cpu(Precision::F32), &spec, &stored, Work::Train, budget(u64::MAX)).unwrap().run_bytes
+        plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap().run_bytes
     }
 
     /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.

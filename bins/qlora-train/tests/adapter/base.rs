@@ -7,8 +7,8 @@ use qlora_train::base::BaseName;
 use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::lora::ParamId;
 
-use super::assert_refused::assert_refused;
 use super::{adapter, base, with_layers};
+use trainer_lab::assert_refused::assert_refused;
 
 #[test]
 fn its_own_base_is_accepted_without_a_word() {

@@ -1,7 +1,5 @@
 //! Adapters: files as PEFT writes them, round trips, rsLoRA folding, refusals, and which base they belong to.
 
-#[path = "../checkpoint/assert_refused.rs"]
-mod assert_refused;
 mod base;
 mod files;
 mod fold;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::adapter;
-use super::assert_refused::assert_refused;
+use trainer_lab::assert_refused::assert_refused;
 
 const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";

@@ -6,8 +6,8 @@ use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::error::Result;
 use serde_json::{Value, json};
 
-use super::assert_refused::assert_refused;
 use super::configs;
+use trainer_lab::assert_refused::assert_refused;
 
 fn read(value: &Value) -> Result<Arch> {
     let dir = tempfile::tempdir().unwrap();

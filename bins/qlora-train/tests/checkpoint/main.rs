@@ -1,6 +1,5 @@
 //! Checkpoints: configs, refusals, round trips, fingerprints and damaged files, on synthetic models.
 
-mod assert_refused;
 mod config;
 mod corruption;
 mod fingerprint;

@@ -12,8 +12,8 @@ use qlora_train::base::{Checkpoint, QuantizeOptions, quantize};
 use qlora_train::files::tensor::StoredWeight;
 use sha2::{Digest, Sha256};
 
-use super::assert_refused::assert_refused;
 use super::{configs, contents, stored_types};
+use trainer_lab::assert_refused::assert_refused;
 
 pub(super) fn options(block_size: usize, double_quant: bool) -> QuantizeOptions {
     QuantizeOptions { nf4: Nf4Options { block_size, double_quant }, skip_modules: vec![], max_shard_bytes: 1 << 30 }

@@ -8,9 +8,9 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::assert_refused::assert_refused;
 use super::quantized::{options, write};
 use super::refusals::{Raw, SINGLE, edit, refused, tensors_of};
+use trainer_lab::assert_refused::assert_refused;
 
 /// `[128, 64]`: 4096 bytes of codes, 128 blocks, 1 nested block.
 const W: &str = "model.layers.0.mlp.up_proj.weight";

@@ -12,8 +12,8 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::assert_refused::assert_refused;
 use super::contents;
+use trainer_lab::assert_refused::assert_refused;
 
 pub(super) const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -4,8 +4,8 @@ use qlora_train::base::Checkpoint;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::files::tensor::HostTensor;
 
-use super::assert_refused::assert_refused;
 use super::{configs, stored_types};
+use trainer_lab::assert_refused::assert_refused;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]

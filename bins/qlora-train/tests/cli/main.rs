@@ -1,9 +1,5 @@
 //! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
 
-#[path = "../data/fixture.rs"]
-#[allow(dead_code)]
-mod fixture;
-
 mod before;
 mod bench;
 mod console;
@@ -28,3 +24,4 @@ mod sandbox;
 mod settings;
 mod signals;
 mod usage;
+mod weighted;

@@ -69,10 +69,10 @@ fn rows_that_are_too_long() {
 fn conversations_need_a_tokenizer_and_a_template() {
     let sandbox = Sandbox::chat();
     let line = train("--data chat.jsonl");
-    crate::fixture::write_json(
+    trainer_lab::fixture::write_json(
         &sandbox.path("model"),
         "tokenizer_config.json",
-        &crate::fixture::tokenizer_config(None),
+        &trainer_lab::fixture::tokenizer_config(None),
     );
     sandbox.refused(&line, &["no chat template", "`chat_template`"]);
     sandbox.refused("generate --model model --prompt x", &["no chat template", "`chat_template`"]);

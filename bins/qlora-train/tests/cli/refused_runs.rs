@@ -96,7 +96,7 @@ fn a_large_model_trains_on_the_cpu_only_when_told_to() {
         num_layers: 1,
         ..tiny_arch()
     };
-    crate::fixture::write_json(&sandbox.path("model"), "config.json", &config.to_json("bfloat16").into());
+    trainer_lab::fixture::write_json(&sandbox.path("model"), "config.json", &config.to_json("bfloat16").into());
     let (mut header, mut end) = (serde_json::Map::new(), 0usize);
     for (name, shape) in config.tensors() {
         let begin = end;

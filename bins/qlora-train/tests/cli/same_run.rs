@@ -92,11 +92,11 @@ fn a_run_on_another_base_is_refused() {
 #[test]
 fn another_chat_template_is_another_run() {
     let sandbox = Sandbox::chat();
-    sandbox.write("template.jinja", crate::fixture::CHATML);
+    sandbox.write("template.jinja", trainer_lab::fixture::CHATML);
     let line = format!("{} --chat-template template.jinja", train("--data chat.jsonl"));
     sandbox.run(&line).ok();
     sandbox.run(&line).ok();
-    sandbox.write("template.jinja", crate::fixture::LLAMA3);
+    sandbox.write("template.jinja", trainer_lab::fixture::LLAMA3);
     sandbox.refused(&line, &["holds a different run"]);
 }
 

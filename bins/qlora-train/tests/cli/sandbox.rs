@@ -11,7 +11,7 @@ use qlora_train::files::failpoint::VARIABLE;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixture;
+use trainer_lab::fixture;
 
 /// Learns fast, in a fraction of a second.
 const TRAIN: [(&str, &str); 8] = [

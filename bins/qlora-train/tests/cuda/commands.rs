@@ -1,6 +1,5 @@
 //! The commands with `--device cuda`, and the same with `--device cpu`.
 
-use crate::fixture;
 use crate::sources::config;
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::Arch;
@@ -10,6 +9,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use tempfile::TempDir;
+use trainer_lab::fixture;
 
 /// A directory with a tiny model and rows of token ids, in which the binary runs.
 pub struct Directory(TempDir);

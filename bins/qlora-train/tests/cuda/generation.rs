@@ -112,7 +112,7 @@ fn apart(found: &[Vec<f32>], expected: &[Vec<f32>]) -> Vec<f64> {
 
 /// The CPU backend's logits and, of every step, how far those of the moved models are from them: twice their mean.
 fn bounds(spec: &ModelSpec, rows: &[Vec<u32>]) -> (Vec<Vec<f32>>, Vec<f64>) {
-    let cpu = |source: &mut dyn Source| stepped(&mut Cpu::new(spec.dims()), source, spec, rows).0;
+    let cpu = |source: &mut dyn Source| stepped(&mut Cpu::new(spec.run_shape()), source, spec, rows).0;
     let expected = cpu(&mut memory(&spec.arch));
     let moved: Vec<_> = (0..MODELS).map(|seed| apart(&cpu(&mut Moved::new(spec, Some(seed))), &expected)).collect();
     let mean = |step: usize| moved.iter().map(|moved| moved[step]).sum::<f64>() / MODELS as f64;
@@ -239,7 +239,7 @@ fn tokens_are_chosen_as_on_the_cpu() {
     assert_ne!(first, answers(&prompts, drawn(2), 0));
     assert_eq!(first[..2], answers(&prompts[..2], drawn(1), 0), "two of the prompts alone");
 
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let model = Llama::build(&mut cpu, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     // A single difference of two logits, each as far off as 4 roots of the mean square: the bounds are 2.
     let near = 4.0 * bounds.iter().copied().fold(0.0, f64::max);

@@ -4,15 +4,9 @@
 mod commands;
 mod curve;
 mod faults;
-#[path = "../data/fixture.rs"]
-#[allow(dead_code, reason = "shared with the tests of the data")]
-mod fixture;
 mod generation;
 mod planning;
 mod refusals;
 mod runs;
 mod sources;
-#[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "shared with the CPU backend's tests")]
-mod support;
 mod training;

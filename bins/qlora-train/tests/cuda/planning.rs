@@ -8,14 +8,14 @@ use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Memory, PlannedBuffer, Quantization, Residency, StateFormat};
 use qlora_train::files::tensor::StoredType;
 use qlora_train::model::{Activations, ModelSpec};
-use qlora_train::session::plan::{StoredAs, Work, plan};
+use qlora_train::session::plan::{PlannedJob, StoredAs, plan};
 use qlora_train::session::{Budget, Device};
 
 const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", host_limit: u64::MAX };
 
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-    plan(&Device::unopened(0), spec, &stored, Work::Train, BUDGET).unwrap().run_bytes
+    plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap().run_bytes
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
             let input = (tokens * spec.arch.hidden_size * 2) as u64;
             assert!(bytes + 2 * input <= here, "{bytes} {here}");
         }
-        let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, bytes).unwrap();
+        let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, bytes).unwrap();
         let steps = 3;
         train(&mut cuda, &mut memory(&spec.arch), &spec, steps);
         assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?} {qk_norm:?}");
@@ -53,7 +53,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
             continue;
         }
         // One part less, and the step that needs most cannot be done.
-        let mut short = Cuda::new(0, spec.dims(), &spec.arch, bytes - 256).unwrap();
+        let mut short = Cuda::new(0, spec.run_shape(), &spec.arch, bytes - 256).unwrap();
         let run = std::panic::AssertUnwindSafe(|| train(&mut short, &mut memory(&spec.arch), &spec, steps));
         assert!(std::panic::catch_unwind(run).is_err(), "{quantization:?}: the plan has more than it needs");
     }
@@ -64,14 +64,14 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
 fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
     use Residency::{Device as OnDevice, Pinned};
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
-    let planned = |spec: &ModelSpec| plan(&Device::unopened(0), spec, &stored, Work::Train, BUDGET).unwrap();
+    let planned = |spec: &ModelSpec| plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap();
     for (quantization, line) in
         [(Quantization::Nf4 { block_size: 64, double_quant: true }, "NF4 weights"), (Quantization::None, "weights")]
     {
         // With room for so many tokens the step needs more than loading does.
         let spec = ModelSpec { quantization, tokens: 512, ..spec(Arch { num_layers: 6, ..config() }) };
         let resident = planned(&spec);
-        let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, resident.run_bytes).unwrap();
+        let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, resident.run_bytes).unwrap();
         train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
         assert_eq!(cuda.bytes(), resident.run_bytes, "{quantization:?}");
         for residency in [vec![Pinned; 6], vec![Pinned, OnDevice, Pinned, Pinned, OnDevice, Pinned]] {
@@ -90,7 +90,7 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
             let layer = on_host / layers;
             assert!(plan.run_bytes + (layers - 3) * layer <= resident.run_bytes, "{:?}", plan.buffers);
 
-            let mut cuda = Cuda::new(0, spec.dims(), &spec.arch, plan.run_bytes).unwrap();
+            let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, plan.run_bytes).unwrap();
             train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
             assert_eq!(cuda.bytes(), plan.run_bytes, "{quantization:?}");
             assert_eq!(cuda.planned_on_host(), plan.on_host, "{quantization:?}");

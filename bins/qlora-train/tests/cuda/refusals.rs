@@ -1,6 +1,5 @@
 use crate::runs::{HYPER, micro_batches};
 use crate::sources::{ROOM, config, memory, on_device, spec};
-use crate::support::{Documents, Memory};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_train::arch::{Arch, Projection};
 use qlora_train::backend::cuda::Cuda;
@@ -11,6 +10,7 @@ use qlora_train::files::tensor::{HostTensor, StoredType, StoredWeight};
 use qlora_train::lora::{LoraTerm, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec, Source};
+use trainer_lab::model::{Documents, Memory};
 
 /// The random model with one tensor in another form.
 struct Changed {
@@ -40,7 +40,7 @@ impl Source for Changed {
 }
 
 fn refused(spec: &ModelSpec, source: &mut dyn Source) -> String {
-    let built = Cuda::new(0, spec.dims(), &spec.arch, ROOM)
+    let built = Cuda::new(0, spec.run_shape(), &spec.arch, ROOM)
         .and_then(|mut cuda| Llama::build(&mut cuda, source, spec.clone(), &mut |_| ()).map(|_| ()));
     match built {
         Err(error) if error.is_usage() => error.to_string(),
@@ -77,7 +77,7 @@ fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
     };
     names(&spec(config()), &mut changed(own_values), &[name, "quant_map", "original 16-bit model"]);
 
-    let Err(error) = Cuda::new(99, spec(config()).dims(), &config(), ROOM) else { panic!("there is no GPU 99") };
+    let Err(error) = Cuda::new(99, spec(config()).run_shape(), &config(), ROOM) else { panic!("there is no GPU 99") };
     let text = error.to_string();
     assert!(error.is_usage(), "{text}");
     assert!(text.contains("`device`") && text.contains("99"), "{text}");

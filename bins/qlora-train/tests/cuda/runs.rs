@@ -1,11 +1,11 @@
 //! Short runs on any backend, and how far apart two of them are.
 
 use crate::sources::TOKENS;
-use crate::support::Documents;
 use qlora_train::backend::{Backend, Batch};
 use qlora_train::lora::ParamId;
 use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
 use qlora_train::model::{Llama, ModelSpec, Source};
+use trainer_lab::model::Documents;
 
 pub const HYPER: Hyperparameters = Hyperparameters {
     learning_rate_a: 1e-3,

@@ -1,6 +1,5 @@
 //! Random models, and the same with every value moved by as much as rounding to bf16 may move it.
 
-use crate::support::Memory;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, Projection};
@@ -11,6 +10,7 @@ use qlora_train::error::Result;
 use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::{LoraSpec, LoraTerm, ParamId};
 use qlora_train::model::{Activations, ModelSpec, Source};
+use trainer_lab::model::Memory;
 
 /// The largest relative error of rounding to bf16: half a unit in the last of 8 significant bits.
 const BF16: f32 = 1.0 / 256.0;
@@ -55,7 +55,7 @@ pub fn spec(config: Arch) -> ModelSpec {
 pub const ROOM: u64 = 64 << 20;
 
 pub fn on_device(spec: &ModelSpec) -> Cuda {
-    Cuda::new(0, spec.dims(), &spec.arch, ROOM).unwrap()
+    Cuda::new(0, spec.run_shape(), &spec.arch, ROOM).unwrap()
 }
 
 pub fn memory(config: &Arch) -> Memory {

@@ -15,7 +15,6 @@
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, spec};
-use crate::support::{self, Documents};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm, Rope};
@@ -27,12 +26,13 @@ use qlora_train::files::tensor::{HostTensor, StoredType};
 use qlora_train::lora::ParamId;
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Activations, Llama, ModelSpec, Source};
+use trainer_lab::model::Documents;
 
 /// Moved models that a run is compared with.
 const MODELS: u64 = 6;
 
 fn on_cpu(spec: &ModelSpec, steps: u64) -> Trained {
-    train(&mut Cpu::new(spec.dims()), &mut memory(&spec.arch), spec, steps)
+    train(&mut Cpu::new(spec.run_shape()), &mut memory(&spec.arch), spec, steps)
 }
 
 fn on_cuda(spec: &ModelSpec, steps: u64) -> Trained {
@@ -51,7 +51,7 @@ struct Bounds {
 impl Bounds {
     fn measure(spec: &ModelSpec, steps: u64, expected: &Trained) -> Self {
         let run = |seed| {
-            let trained = train(&mut Cpu::new(spec.dims()), &mut Moved::new(spec, seed), spec, steps);
+            let trained = train(&mut Cpu::new(spec.run_shape()), &mut Moved::new(spec, seed), spec, steps);
             Apart::of(&trained, expected)
         };
         // In f32 and not moved they are the same model.
@@ -123,7 +123,7 @@ fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     let expected = on_cpu(&spec, 4);
     let bounds = Bounds::measure(&spec, 4, &expected);
     let precision = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
-    let found = train(&mut Cpu::with_precision(spec.dims(), precision), &mut memory(&spec.arch), &spec, 4);
+    let found = train(&mut Cpu::with_precision(spec.run_shape(), precision), &mut memory(&spec.arch), &spec, 4);
     bounds.check("4 steps in bf16", &Apart::of(&found, &expected));
     assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
     tally.case();
@@ -239,7 +239,7 @@ fn weights_in_host_memory_give_the_same_bits() {
 }
 
 /// The first and last layers' weights are held in 16 bits, the others in NF4.
-struct InTwoWays(support::Memory);
+struct InTwoWays(trainer_lab::model::Memory);
 
 impl Source for InTwoWays {
     fn stored(&self, name: &str) -> StoredType {
@@ -332,7 +332,7 @@ fn what_is_put_back_continues_the_run() {
 fn losses_and_logits_are_those_of_the_cpu_backend() {
     let spec = ModelSpec { trainable: false, ..spec(config()) };
     let documents = &micro_batches(spec.arch.vocab_size)[0];
-    let mut cpu = Cpu::new(spec.dims());
+    let mut cpu = Cpu::new(spec.run_shape());
     let on_cpu = Llama::build(&mut cpu, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut cuda = on_device(&spec);
     let on_cuda = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
@@ -344,7 +344,7 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
     let loss = on_cpu.loss(&mut cpu, &documents.batch()).unwrap();
     let apart = |found: &[f32]| rms(&found.iter().zip(&expected).map(|(a, b)| f64::from(a - b)).collect::<Vec<_>>());
     for seed in 0..MODELS {
-        let mut cpu = Cpu::new(spec.dims());
+        let mut cpu = Cpu::new(spec.run_shape());
         let model = Llama::build(&mut cpu, &mut Moved::new(&spec, Some(seed)), spec.clone(), &mut |_| ()).unwrap();
         moved.push(apart(&model.logits(&mut cpu, &documents.batch(), &tokens).unwrap().concat()));
         losses.push(model.loss(&mut cpu, &documents.batch()).unwrap() - loss);
@@ -358,7 +358,7 @@ fn losses_and_logits_are_those_of_the_cpu_backend() {
 #[test]
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     let tally = Tally::new("ranges of a batch", 1);
-    support::ranges::check_ranges(&mut on_device(&support::ranges::spec()));
+    trainer_lab::ranges::check_ranges(&mut on_device(&trainer_lab::ranges::spec()));
     tally.case();
 }
 

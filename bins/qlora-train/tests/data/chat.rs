@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qlora_train::data::{ChatTokenizer, UNSUPERVISED, describe, load};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 const TWO_TURNS: [(&str, &str); 5] =
     [("system", "be brief"), ("user", "hello"), ("assistant", "hi"), ("user", "bye"), ("assistant", "so long")];

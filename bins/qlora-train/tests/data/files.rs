@@ -10,7 +10,7 @@ use qlora_train::config::{BadRow, PromptCompletion};
 use qlora_train::data::{Columns, DataFiles, DataOptions, Dataset, UNSUPERVISED, load};
 use serde_json::{Value, json};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 fn chat(answer: &str) -> Value {
     json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]})
@@ -182,7 +182,7 @@ fn bad_rows_are_skipped_counted_and_bounded_where_the_settings_say_so() {
     let good = "{\"text\": \"a\"}\n";
     let bad = ["{\"text\": 7}\n", "{\"text\"\n", "[1]\n", "{\"nothing\": 1}\n", "{\"text\": \"a\", \"label\": true}\n"];
     for row in bad {
-        assert!(load_named("a.jsonl", format!("{good}{row}"), &super::fixture::options()).is_err(), "{row}");
+        assert!(load_named("a.jsonl", format!("{good}{row}"), &trainer_lab::fixture::options()).is_err(), "{row}");
         let data = load_named("a.jsonl", format!("{good}{row}{good}"), &options).unwrap();
         assert_eq!((data.rows.len(), data.report.skipped), (2, 1), "{row}");
         assert_says(&data.report.to_string(), &["warning: 1 rows skipped", "a.jsonl: line 2"]);

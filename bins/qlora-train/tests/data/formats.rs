@@ -3,7 +3,7 @@
 use qlora_train::data::{ChatTokenizer, Checks, Dataset, Histogram, RowKind, SpecialTokens, UNSUPERVISED, load};
 use serde_json::{Value, json};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 fn load_rows(rows: &[Value], tokenizer: &ChatTokenizer) -> qlora_train::error::Result<Dataset> {
     let lines: Vec<String> = rows.iter().map(Value::to_string).collect();

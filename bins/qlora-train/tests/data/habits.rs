@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use qlora_train::data::{Checks, SpecialTokens};
 use serde_json::json;
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 /// A template of turns `HEADER content END`, with what follows the last turn.
 fn template(begin: &str, header: &str, end: &str, last: &str) -> String {
@@ -79,6 +79,7 @@ fn the_check_knows_which_token_ends_a_turn() {
             let row = qlora_train::data::Row {
                 input_ids: vec![1, id(token)],
                 labels: vec![-100, id(token) as i32],
+                weights: Vec::new(),
                 file: 0,
                 line: 1,
                 task: None,

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use qlora_train::data::{RowKind, Unit, load};
 use tempfile::TempDir;
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 /// A column's values with their definition and repetition levels.
 enum Column {

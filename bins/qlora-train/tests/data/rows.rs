@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use qlora_train::config::TooLong;
 use qlora_train::data::{DataOptions, RowPlace, describe, load, load_once};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 #[test]
 fn tokenized_rows_need_no_tokenizer_and_default_to_all_supervised() {

@@ -7,10 +7,10 @@ use qlora_train::data::{
     Dataset, DatasetReport, MicroBatch, Row, Schedule, ScheduleOptions, UNSUPERVISED, order, pack,
 };
 
-use super::fixture::{assert_says, refusal};
+use trainer_lab::fixture::{assert_says, refusal};
 
 fn row(input_ids: &[u32], labels: &[i32]) -> Row {
-    Row { input_ids: input_ids.into(), labels: labels.into(), file: 0, line: 1, task: None }
+    Row { input_ids: input_ids.into(), labels: labels.into(), weights: Vec::new(), file: 0, line: 1, task: None }
 }
 
 fn options() -> ScheduleOptions {

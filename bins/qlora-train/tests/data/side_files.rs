@@ -3,7 +3,7 @@
 use qlora_train::data::ChatTokenizer;
 use serde_json::{Value, json};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 fn open(dir: &std::path::Path) -> ChatTokenizer {
     ChatTokenizer::open(dir, None).unwrap_or_else(|error| panic!("{error}"))

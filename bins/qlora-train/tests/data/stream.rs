@@ -7,7 +7,7 @@ use std::rc::Rc;
 use proptest::prelude::*;
 use qlora_train::data::{ChatTokenizer, TextStream};
 
-use crate::fixture::{CHATML, SPECIAL, chat_tokenizer};
+use trainer_lab::fixture::{CHATML, SPECIAL, chat_tokenizer};
 
 /// Every write by itself.
 #[derive(Clone, Default)]

@@ -4,7 +4,7 @@ use jiff::Zoned;
 use qlora_train::data::{Builtin, ChatTokenizer};
 use serde_json::json;
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 const FIXED: &str = "{{ 'fixed' }}";
 

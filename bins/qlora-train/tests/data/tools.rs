@@ -3,7 +3,7 @@
 use qlora_train::data::{ChatTokenizer, Dataset, UNSUPERVISED};
 use serde_json::{Value, json};
 
-use super::fixture::*;
+use trainer_lab::fixture::*;
 
 /// Writes everything that a turn may have.
 const WHOLE: &str = r"{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '[' + m.reasoning_content + ']' }}{% endif %}{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";

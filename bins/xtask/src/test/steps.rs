@@ -9,22 +9,33 @@ use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep, last_line};
 use tools_support::workspace::Workspace;
 
-/// What `cargo xtask check` runs.
-pub const QUICK: [&str; 6] = ["tree", "typos", "deny", "format", "clippy", "unit"];
+/// The steps of `cargo xtask check`: without optimization, so that a changed file is compiled in seconds.
+pub const QUICK: &[Step] = &[
+    TREE,
+    TYPOS,
+    DENY,
+    FORMAT,
+    Step { name: "clippy", about: "clippy without a warning, all targets", run: quick_clippy },
+    Step { name: "unit", about: "the tests inside the crates", run: unit },
+];
+
+const TREE: Step = Step {
+    name: "tree",
+    about: "rules of files, comments, names and imports; `unsafe` only where it belongs",
+    run: tree,
+};
+const TYPOS: Step = Step { name: "typos", about: "no misspelt word", run: typos };
+const DENY: Step = Step { name: "deny", about: "licenses, duplicates and sources of the dependencies", run: deny };
+const FORMAT: Step = Step { name: "format", about: "rustfmt changes nothing", run: format };
 
 pub const STEPS: &[Step] = &[
-    Step {
-        name: "tree",
-        about: "rules of files, comments, names and imports; `unsafe` only where it belongs",
-        run: tree,
-    },
-    Step { name: "typos", about: "no misspelt word", run: typos },
-    Step { name: "deny", about: "licenses, duplicates and sources of the dependencies", run: deny },
+    TREE,
+    TYPOS,
+    DENY,
     Step { name: "records", about: "the GPU figures of docs/ are those of the records", run: records },
     Step { name: "compiler", about: "a C++ compiler, for the kernels", run: kernels::compiler },
-    Step { name: "format", about: "rustfmt changes nothing", run: format },
+    FORMAT,
     Step { name: "clippy", about: "clippy without a warning, all targets", run: clippy },
-    Step { name: "unit", about: "the tests inside the crates", run: unit },
     Step { name: "docs", about: "rustdoc without a warning", run: docs },
     Step {
         name: "bindings",
@@ -64,11 +75,7 @@ pub const STEPS: &[Step] = &[
         about: "other engines link the emulated library: C, Rust, Python",
         run: crate::engines::engines,
     },
-    Step {
-        name: "kernels-mutants",
-        about: "bugs planted into the kernels turn those tests red",
-        run: kernels::mutants,
-    },
+    Step { name: "kernels-mutants", about: "bugs seeded into the kernels turn those tests red", run: kernels::mutants },
     Step { name: "kernels-asan", about: "the kernels' tests under AddressSanitizer", run: kernels::sanitized },
 ];
 
@@ -109,8 +116,15 @@ fn format(workspace: &Workspace) -> Result<Outcome> {
 }
 
 fn clippy(workspace: &Workspace) -> Result<Outcome> {
-    let arguments = ["clippy", "--release", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
-    check(workspace.cargo(&arguments))?;
+    lint(workspace, &["--release"])
+}
+fn quick_clippy(workspace: &Workspace) -> Result<Outcome> {
+    lint(workspace, &[])
+}
+fn lint(workspace: &Workspace, profile: &[&str]) -> Result<Outcome> {
+    let mut command = workspace.cargo(&["clippy", "--workspace", "--all-targets", "--locked"]);
+    command.args(profile).args(["--", "--deny", "warnings"]);
+    check(command)?;
     DONE()
 }
 
@@ -160,10 +174,10 @@ fn unit(workspace: &Workspace) -> Result<Outcome> {
 
 /// The unit tests again too: where their step has passed it costs seconds, and no test is left out.
 fn tests(workspace: &Workspace) -> Result<Outcome> {
-    run_tests(workspace, if has_nextest(workspace) { &[] } else { &["--all-targets"] })
+    run_tests(workspace, if has_nextest(workspace) { &["--release"] } else { &["--release", "--all-targets"] })
 }
 
-fn run_tests(workspace: &Workspace, targets: &[&str]) -> Result<Outcome> {
+fn run_tests(workspace: &Workspace, selection: &[&str]) -> Result<Outcome> {
     let runner: &[&str] = if has_nextest(workspace) {
         &["nextest", "run"]
     } else {
@@ -171,7 +185,7 @@ fn run_tests(workspace: &Workspace, targets: &[&str]) -> Result<Outcome> {
         &["test"]
     };
     let mut command = workspace.cargo(runner);
-    command.args(["--release", "--workspace", "--locked", "--no-fail-fast"]).args(targets);
+    command.args(["--workspace", "--locked", "--no-fail-fast"]).args(selection);
     command.env("QLORA_MODELS", workspace.models());
     keep_results(command)
 }

@@ -1,45 +1,14 @@
 //! Frozen linear layers with a low-rank term.
 
+use super::gemm::TOKENS;
 use super::gemm::pack::Scaled;
-use super::gemm::panels::{Left, Product, Right, TOKENS, multiply};
+use super::gemm::panels::multiply;
+use super::gemm::product::{Left, Product, Right};
 use super::workspace::Workspace;
-use super::{Cpu, CpuParam, Dense, TOKEN_CHUNK};
-use crate::backend::weights::quantize;
-use crate::backend::{LinearGroup, Quantization, Segment};
-use crate::error::Result;
-use crate::files::tensor::StoredWeight;
-use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use super::{Cpu, CpuParam, TOKEN_CHUNK};
+use crate::backend::{LinearGroup, Segment};
 use qlora_kernels::rng::Dropout;
 use rayon::prelude::*;
-
-pub enum CpuWeight {
-    Nf4(Nf4Matrix),
-    Dense(Dense),
-    /// In a dry run
-    Unread,
-}
-
-impl CpuWeight {
-    /// The weight of `n` rows of `k` columns called `name`, from what the checkpoint stores of it.
-    pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredWeight) -> Result<Self> {
-        match (stored, quantization) {
-            (StoredWeight::Nf4(matrix), _) => Ok(Self::Nf4(matrix)),
-            (StoredWeight::Random(random), _) => Ok(Self::Nf4(random.into_matrix())),
-            (StoredWeight::Tensor(tensor), Quantization::None) => Ok(Self::Dense(Dense { tensor, cols: k })),
-            (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
-                quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant }).map(Self::Nf4)
-            }
-        }
-    }
-
-    pub fn bytes(&self) -> u64 {
-        match self {
-            CpuWeight::Nf4(matrix) => matrix.bytes() as u64,
-            CpuWeight::Dense(dense) => dense.bytes(),
-            CpuWeight::Unread => 0,
-        }
-    }
-}
 
 /// The segments with the column where their output begins and the column where their low-rank term begins.
 fn placed(group: &LinearGroup<Cpu>) -> impl Iterator<Item = (usize, usize, &Segment<Cpu>)> {

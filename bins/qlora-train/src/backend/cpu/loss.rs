@@ -2,7 +2,8 @@
 
 use super::Dense;
 use super::elementwise::exp_shifted;
-use super::gemm::panels::{Left, Product, Right, multiply};
+use super::gemm::panels::multiply;
+use super::gemm::product::{Left, Product, Right};
 use super::workspace::Workspace;
 use rayon::prelude::*;
 

@@ -1,7 +1,6 @@
 //! Host memory of the CPU backend: a pool of buffers, and what is held by name.
 
-use super::Cpu;
-use crate::backend::{BufferShape, Memory, PlannedBuffer};
+use crate::backend::{BufferShape, PlannedBuffer};
 use crate::error::Result;
 use half::bf16;
 use std::cell::RefCell;
@@ -64,7 +63,27 @@ impl HostMemory {
         Held { value, memory: self.clone(), name, bytes }
     }
 
-    fn buffer(self: &Rc<Self>, name: &'static str, tokens: usize, width: usize, value: Value) -> CpuBuffer {
+    /// Bytes at the peak.
+    pub fn bytes(&self) -> u64 {
+        self.usage.borrow().peak.bytes
+    }
+
+    /// What makes up the peak, by name.
+    pub fn planned(&self) -> Vec<PlannedBuffer> {
+        let usage = self.usage.borrow();
+        PlannedBuffer::lines(usage.peak.names.iter().filter(|line| *line.1 > 0).map(|(&name, &bytes)| (name, bytes)))
+    }
+
+    /// Frees the buffers that nobody uses.
+    pub fn trim(&self) {
+        for (len, pooled) in self.pool.borrow_mut().drain() {
+            for (name, _) in pooled {
+                self.give_back(name, len as u64 * 4);
+            }
+        }
+    }
+
+    pub(super) fn buffer(self: &Rc<Self>, name: &'static str, tokens: usize, width: usize, value: Value) -> CpuBuffer {
         let len = value.words(tokens * width);
         let pooled = self.pool.borrow_mut().get_mut(&len).and_then(Vec::pop);
         let (name, data) = pooled.unwrap_or_else(|| {
@@ -200,58 +219,5 @@ impl Drop for CpuBuffer {
         let data = std::mem::take(&mut self.data);
         let len = self.value.words(self.tokens * self.width);
         self.memory.pool.borrow_mut().entry(len).or_default().push((self.name, data));
-    }
-}
-
-impl Memory for Cpu {
-    fn is_dry_run(&self) -> bool {
-        self.memory.dry_run
-    }
-
-    fn capacity(&self) -> usize {
-        self.dims.tokens
-    }
-
-    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CpuBuffer> {
-        Ok(self.memory.buffer(name, tokens, width, self.precision.value()))
-    }
-
-    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CpuBuffer> {
-        Ok(self.memory.buffer(name, self.dims.tokens, width, Value::F32))
-    }
-
-    // The device's memory is the host's: buffers wait where they are.
-
-    fn offload(&mut self, buffer: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(buffer)
-    }
-
-    fn keep(&mut self, buffer: CpuBuffer) -> CpuBuffer {
-        buffer
-    }
-
-    fn prefetch(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(offloaded)
-    }
-
-    fn wait(&mut self, offloaded: CpuBuffer) -> Result<CpuBuffer> {
-        Ok(offloaded)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.memory.usage.borrow().peak.bytes
-    }
-
-    fn planned(&self) -> Vec<PlannedBuffer> {
-        let usage = self.memory.usage.borrow();
-        PlannedBuffer::lines(usage.peak.names.iter().filter(|line| *line.1 > 0).map(|(&name, &bytes)| (name, bytes)))
-    }
-
-    fn trim(&mut self) {
-        for (len, pooled) in self.memory.pool.borrow_mut().drain() {
-            for (name, _) in pooled {
-                self.memory.give_back(name, len as u64 * 4);
-            }
-        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod bf16;
+mod buffers;
 mod cache;
 mod compute;
 mod elementwise;
@@ -14,16 +15,17 @@ mod loss;
 mod memory;
 mod operands;
 mod optimizer;
+mod scratch;
 mod weights;
 mod workspace;
 
-use crate::backend::dims::Dims;
+use crate::backend::run_shape::RunShape;
 use crate::backend::{CheckedBatch, Operands, Trace};
 pub use bf16::isa::Isa;
-use linear::CpuWeight;
 use loss::LossSum;
 pub use memory::CpuBuffer;
 use memory::{Held, HostMemory, Value};
+use operands::CpuWeight;
 pub use operands::{CpuParam, Dense};
 use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
@@ -53,10 +55,10 @@ impl Precision {
 
 pub struct Cpu {
     precision: Precision,
-    dims: Dims,
+    dims: RunShape,
     memory: Rc<HostMemory>,
     workspace: Held<Workspace>,
-    workspace_bf16: Option<Held<Option<bf16::compute::Workspace>>>,
+    workspace_bf16: Option<Held<Option<bf16::workspace::Workspace>>>,
     batch: CheckedBatch,
     /// With how many positions they are for
     rope: Option<(usize, Held<RopeTable<f32>>)>,
@@ -76,33 +78,33 @@ impl Operands for Cpu {
 
 impl Cpu {
     /// Computes in f32.
-    pub fn new(dims: Dims) -> Self {
+    pub fn new(dims: RunShape) -> Self {
         Self::with_precision(dims, Precision::F32)
     }
 
-    pub fn with_precision(dims: Dims, precision: Precision) -> Self {
+    pub fn with_precision(dims: RunShape, precision: Precision) -> Self {
         Self::with(dims, precision, HostMemory::new(false))
     }
 
     /// Holds nothing and computes nothing; its [`planned`](crate::backend::Memory::planned) memory is what a run would
     /// hold.
-    pub fn dry_run(dims: Dims) -> Self {
+    pub fn dry_run(dims: RunShape) -> Self {
         Self::dry_run_with_precision(dims, Precision::F32)
     }
 
-    pub fn dry_run_with_precision(dims: Dims, precision: Precision) -> Self {
+    pub fn dry_run_with_precision(dims: RunShape, precision: Precision) -> Self {
         Self::with(dims, precision, HostMemory::new(true))
     }
 
-    fn with(dims: Dims, precision: Precision, memory: Rc<HostMemory>) -> Self {
+    fn with(dims: RunShape, precision: Precision, memory: Rc<HostMemory>) -> Self {
         let (workspace, workspace_bf16) = match precision {
             Precision::F32 => {
                 let workspace = if memory.is_dry_run() { Workspace::default() } else { Workspace::new(&dims) };
                 (memory.hold("workspace", Workspace::bytes_for(&dims), workspace), None)
             }
             Precision::Bf16(isa) => {
-                let made = (!memory.is_dry_run()).then(|| bf16::compute::Workspace::new(isa, &dims));
-                let held = memory.hold("workspace", bf16::compute::Workspace::bytes_for(&dims), made);
+                let made = (!memory.is_dry_run()).then(|| bf16::workspace::Workspace::new(isa, &dims));
+                let held = memory.hold("workspace", bf16::workspace::Workspace::bytes_for(&dims), made);
                 (memory.hold("workspace", 0, Workspace::default()), Some(held))
             }
         };

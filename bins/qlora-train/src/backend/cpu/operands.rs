@@ -1,9 +1,12 @@
 //! Operands of the operations beside buffers: stored matrices and trainable tensors.
 
 use super::memory::Held;
-use crate::backend::{OptimizerState, TableShape};
-use crate::files::tensor::{HostTensor, TensorData};
+use crate::backend::weights::quantize;
+use crate::backend::{OptimizerState, Quantization, TableShape};
+use crate::error::Result;
+use crate::files::tensor::{HostTensor, StoredWeight, TensorData};
 use half::slice::HalfFloatSliceExt;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 
 /// `[rows, cols]` as stored in the checkpoint.
 pub struct Dense {
@@ -43,6 +46,36 @@ impl Dense {
             }
             TensorData::F16(values) => values[range].convert_to_f32_slice(out),
             TensorData::F32(values) => out.copy_from_slice(&values[range]),
+        }
+    }
+}
+
+/// A frozen linear weight.
+pub enum CpuWeight {
+    Nf4(Nf4Matrix),
+    Dense(Dense),
+    /// In a dry run
+    Unread,
+}
+
+impl CpuWeight {
+    /// The weight of `n` rows of `k` columns called `name`, from what the checkpoint stores of it.
+    pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredWeight) -> Result<Self> {
+        match (stored, quantization) {
+            (StoredWeight::Nf4(matrix), _) => Ok(Self::Nf4(matrix)),
+            (StoredWeight::Random(random), _) => Ok(Self::Nf4(random.into_matrix())),
+            (StoredWeight::Tensor(tensor), Quantization::None) => Ok(Self::Dense(Dense { tensor, cols: k })),
+            (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
+                quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant }).map(Self::Nf4)
+            }
+        }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        match self {
+            CpuWeight::Nf4(matrix) => matrix.bytes() as u64,
+            CpuWeight::Dense(dense) => dense.bytes(),
+            CpuWeight::Unread => 0,
         }
     }
 }

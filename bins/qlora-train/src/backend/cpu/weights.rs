@@ -1,8 +1,8 @@
 //! Frozen weights in the host's memory.
 
-use super::linear::CpuWeight;
 use super::memory::Held;
-use super::{Cpu, Dense, Precision, bf16};
+use super::operands::{CpuWeight, Dense};
+use super::{Cpu, Precision, bf16};
 use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, StoredWeight};

@@ -1,8 +1,8 @@
 //! Limits of the kernels: models beyond them are refused when a model is loaded.
 
-use super::{Cuda, CudaWeight};
+use super::operands::CudaWeight;
 use crate::arch::Arch;
-use crate::backend::LinearGroup;
+use crate::backend::{LinearGroup, Operands};
 use crate::error::Result;
 use crate::refuse;
 
@@ -27,7 +27,7 @@ pub fn check_model(config: &Arch) -> Result<()> {
 }
 
 /// The linear layers of one input. `name` is that of one of their weights.
-pub fn check_group(name: &str, group: &LinearGroup<Cuda>) -> Result<()> {
+pub fn check_group<B: Operands<Weight = CudaWeight>>(name: &str, group: &LinearGroup<B>) -> Result<()> {
     let nf4 = group.segments.iter().filter(|segment| matches!(segment.weight, CudaWeight::Nf4(_))).count();
     if nf4 != 0 && nf4 != group.segments.len() {
         refuse!(

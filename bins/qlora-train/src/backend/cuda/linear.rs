@@ -1,8 +1,8 @@
 //! Frozen linear layers with a low-rank term.
 
-use super::Cuda;
 use super::operands::CudaBuffer;
 use super::pinned::PinnedWeights;
+use super::{Cuda, Paths};
 use crate::backend::{LinearGroup, Lora, Segment as GroupSegment};
 use crate::error::Result;
 use half::bf16;
@@ -14,9 +14,6 @@ use qlora_kernels::rng;
 use std::ops::Range;
 
 type Group = LinearGroup<Cuda>;
-
-/// The kernels that linear layers took, in order, where tests ask for them.
-pub type Paths = Option<Vec<linear::Path>>;
 
 /// The group's low-rank columns: each rank is rounded up to 8.
 pub fn columns(group: &Group) -> usize {

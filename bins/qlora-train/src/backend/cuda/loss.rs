@@ -3,7 +3,7 @@
 use super::memory::{DeviceMemory, fetch};
 use super::operands::{CudaBuffer, CudaTable};
 use crate::backend::CheckedBatch;
-use crate::backend::dims::Dims;
+use crate::backend::run_shape::RunShape;
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Buffer, ReadbackStaging, View, ViewMut};
@@ -24,7 +24,7 @@ pub struct LossMemory {
     state: Buffer<u64>,
     workspace: Buffer<u8>,
     /// Where the state is read; none in a dry run.
-    outbox: Option<ReadbackStaging<u64>>,
+    readback: Option<ReadbackStaging<u64>>,
     /// `[vocab]` of every token whose logits are computed together; made when there is one
     logits: Vec<Buffer<f32>>,
     /// Whether the last losses were computed of all tokens at once, and summed on the device.
@@ -32,15 +32,15 @@ pub struct LossMemory {
 }
 
 impl LossMemory {
-    pub fn new(memory: &DeviceMemory, dims: &Dims) -> Result<Self> {
-        let &Dims { tokens, hidden, vocab, training, .. } = dims;
+    pub fn new(memory: &DeviceMemory, dims: &RunShape) -> Result<Self> {
+        let &RunShape { tokens, hidden, vocab, training, .. } = dims;
         let shape = Shape { m: tokens, h: hidden, vocab, supervised: tokens, chunk: CHUNK };
         let workspace = cross_entropy::workspace_bytes(&shape, training)?;
         Ok(Self {
             losses: memory.take("losses", tokens)?,
             state: memory.take("losses", cross_entropy::STATE_LEN)?,
             workspace: memory.take("logits of the loss", workspace)?,
-            outbox: memory.outbox(cross_entropy::STATE_LEN)?,
+            readback: memory.readback(cross_entropy::STATE_LEN)?,
             logits: Vec::new(),
             whole: true,
         })
@@ -83,7 +83,7 @@ impl LossMemory {
         let (state, workspace) = (self.state.view_mut(), self.workspace.view_mut());
         cross_entropy::cross_entropy(&input, losses, state, dhidden, workspace, memory.stream())?;
         self.whole = tokens.len() == batch.tokens();
-        if self.whole { fetch(&mut self.outbox, &self.state) } else { Ok(()) }
+        if self.whole { fetch(&mut self.readback, &self.state) } else { Ok(()) }
     }
 
     /// The sum of a batch's losses, NaN if one is not finite.
@@ -91,8 +91,8 @@ impl LossMemory {
         if !self.whole {
             return Ok(sum(&memory.download(&self.losses)?[..batch.tokens()], &batch.weights));
         }
-        let outbox = self.outbox.as_mut().expect("it is there while running");
-        let words = outbox.wait()?;
+        let readback = self.readback.as_mut().expect("it is there while running");
+        let words = readback.wait()?;
         let found = LossState::from_words([words[0], words[1]]);
         Ok(if found.not_finite.is_some() { f64::NAN } else { found.sum })
     }

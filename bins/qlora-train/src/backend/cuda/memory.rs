@@ -1,8 +1,6 @@
 //! Device memory of a run, all of it from one arena, or the record of a dry run.
 
-use super::Cuda;
-use super::operands::{CudaBuffer, CudaOffloaded, Storage};
-use crate::backend::{self, PlannedBuffer};
+use crate::backend::PlannedBuffer;
 use crate::error::{Context, Error, Result};
 use qlora_kernels::device::{
     Arena, Buffer, Device, Element, OffloadSlot, PeakUsage, PinnedBuffer, ReadbackStaging, Stream, UploadStaging, View,
@@ -112,15 +110,15 @@ impl DeviceMemory {
         })
     }
 
-    fn inbox<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
+    fn upload_staging<T: Element>(&self, len: usize) -> Result<Option<UploadStaging<T>>> {
         self.pinned::<T, _>("batches and rates on their way", len, |device| UploadStaging::new(device, len))
     }
 
-    pub fn outbox<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
+    pub fn readback<T: Element>(&self, len: usize) -> Result<Option<ReadbackStaging<T>>> {
         self.pinned::<T, _>("batches and rates on their way", len, |device| ReadbackStaging::new(device, len))
     }
 
-    pub fn stash<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
+    pub fn offload_slot<T: Element>(&self, name: &'static str, len: usize) -> Result<Option<OffloadSlot<T>>> {
         self.pinned::<T, _>(name, len, |device| OffloadSlot::new(device, len))
     }
 
@@ -138,77 +136,36 @@ impl DeviceMemory {
         })
     }
 
-    fn peak(&self) -> PeakUsage {
+    pub fn is_dry_run(&self) -> bool {
+        self.device.is_none()
+    }
+
+    pub fn peak(&self) -> PeakUsage {
         self.arena.peak()
     }
-}
 
-impl backend::Memory for Cuda {
-    fn is_dry_run(&self) -> bool {
-        self.memory.device.is_none()
-    }
-
-    fn capacity(&self) -> usize {
-        self.dims.tokens
-    }
-
-    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
-        let data = Storage::Bf16(self.memory.take(name, tokens * width)?);
-        Ok(CudaBuffer { data, first: 0, tokens, width })
-    }
-
-    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
-        let tokens = self.dims.tokens;
-        let data = Storage::F32(self.memory.take(name, tokens * width)?);
-        Ok(CudaBuffer { data, first: 0, tokens, width })
-    }
-
-    fn offload(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
-        self.offload.offload(&self.memory, buffer)
-    }
-
-    fn keep(&mut self, buffer: CudaBuffer) -> CudaOffloaded {
-        CudaOffloaded::OnDevice(buffer)
-    }
-
-    fn prefetch(&mut self, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
-        self.offload.prefetch(&self.memory, offloaded)
-    }
-
-    fn wait(&mut self, offloaded: CudaOffloaded) -> Result<CudaBuffer> {
-        self.offload.wait(&self.memory, offloaded)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.memory.peak().bytes
-    }
-
-    fn planned(&self) -> Vec<PlannedBuffer> {
-        let peak = self.memory.peak();
-        let between = peak.bytes - peak.names.values().sum::<u64>();
-        let gaps = (between > 0).then_some(("gaps between buffers", between));
-        PlannedBuffer::lines(peak.names.iter().map(|(name, &bytes)| (*name, bytes)).chain(gaps))
-    }
-
-    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
-        PlannedBuffer::lines(self.memory.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
+    /// Lines of the plan, of pinned host memory.
+    pub fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        PlannedBuffer::lines(self.pinned.borrow().iter().map(|line| (line.name.as_str(), line.bytes)))
     }
 }
 
 /// A buffer that gets new values again and again, and the pinned memory they come through; none in a dry run.
-pub struct Incoming<T: Element> {
+pub struct StagedBuffer<T: Element> {
     buffer: Buffer<T>,
-    inbox: Option<UploadStaging<T>>,
+    upload_staging: Option<UploadStaging<T>>,
 }
 
-impl<T: Element> Incoming<T> {
+impl<T: Element> StagedBuffer<T> {
     pub fn new(memory: &DeviceMemory, name: &'static str, len: usize) -> Result<Self> {
-        Ok(Self { buffer: memory.zeros(name, len)?, inbox: memory.inbox(len)? })
+        Ok(Self { buffer: memory.zeros(name, len)?, upload_staging: memory.upload_staging(len)? })
     }
 
     /// The first values, at most as many as there is room for.
     pub fn set(&mut self, values: &[T]) -> Result<()> {
-        self.inbox.as_mut().map_or(Ok(()), |inbox| Ok(inbox.upload(values, &mut self.buffer)?))
+        self.upload_staging
+            .as_mut()
+            .map_or(Ok(()), |upload_staging| Ok(upload_staging.upload(values, &mut self.buffer)?))
     }
 
     pub fn view(&self) -> View<'_, T> {
@@ -221,8 +178,8 @@ impl<T: Element> Incoming<T> {
 }
 
 /// Begins to fetch a buffer; nothing in a dry run.
-pub fn fetch<T: Element>(outbox: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
-    outbox.as_mut().map_or(Ok(()), |outbox| Ok(outbox.read_back(buffer)?))
+pub fn fetch<T: Element>(readback: &mut Option<ReadbackStaging<T>>, buffer: &Buffer<T>) -> Result<()> {
+    readback.as_mut().map_or(Ok(()), |readback| Ok(readback.read_back(buffer)?))
 }
 
 /// What a process cannot go on after is said to be so.

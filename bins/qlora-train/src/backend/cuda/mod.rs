@@ -11,6 +11,9 @@
 //! all that does not need it is queued. Gradients are clipped on the device. Text is made from keys and values that
 //! stay on the device; a token reads back the logits it is chosen by, in f32.
 
+mod attention_cache;
+mod batch;
+mod buffers;
 mod cache;
 mod compute;
 mod limits;
@@ -20,32 +23,39 @@ mod memory;
 mod offload;
 mod operands;
 mod optimizer;
+mod optimizer_memory;
 mod pinned;
+mod rope;
 mod weights;
 
 pub use operands::{CudaBuffer, CudaOffloaded, CudaParam, CudaTable, CudaVector, CudaWeight};
 
-use super::dims::Dims;
+use super::run_shape::RunShape;
 use super::{CheckedBatch, Operands, Trace};
 use crate::arch::Arch;
 use crate::error::{Context, Error, Result};
+use batch::BatchMemory;
 use cache::CacheMemory;
 use half::bf16;
 use loss::LossMemory;
-use memory::{DeviceMemory, Incoming};
+use memory::DeviceMemory;
 use offload::Offload;
-use optimizer::OptimizerMemory;
+use optimizer_memory::OptimizerMemory;
 use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
 use qlora_kernels::device::{Buffer, Device, EventTimer};
-use qlora_kernels::ops;
+use qlora_kernels::ops::linear::Path as LinearPath;
+use rope::Rope;
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// The kernels that linear layers took, in order, where tests ask for them.
+type Paths = Option<Vec<LinearPath>>;
 
 /// A GPU and what a run holds on it; or, in a dry run, what it would hold.
 pub struct Cuda {
     memory: DeviceMemory,
-    dims: Dims,
+    dims: RunShape,
     batch: CheckedBatch,
     /// The current batch on the device, with room for the longest.
     on_device: BatchMemory,
@@ -68,34 +78,7 @@ pub struct Cuda {
     /// Made when the first event is recorded.
     events: Option<EventTimer>,
     trace: Trace,
-    linear_paths: linear::Paths,
-}
-
-struct BatchMemory {
-    /// `[tokens]`
-    input_ids: Incoming<u32>,
-    /// `[tokens]`
-    positions: Incoming<u32>,
-    /// `[tokens + 1]`
-    boundaries: Incoming<u32>,
-    /// `[tokens]`
-    targets: Incoming<i32>,
-    /// `[tokens]`
-    weights: Incoming<f32>,
-}
-
-/// Rotation angles of every position.
-struct Rope {
-    positions: usize,
-    half: usize,
-    cosines: Buffer<f32>,
-    sines: Buffer<f32>,
-}
-
-impl Rope {
-    fn table(&self) -> ops::RopeTable<'_> {
-        ops::RopeTable { half: self.half, cosines: self.cosines.view(), sines: self.sines.view() }
-    }
+    linear_paths: Paths,
 }
 
 impl From<CudaError> for Error {
@@ -113,51 +96,28 @@ impl Operands for Cuda {
     type Offloaded = CudaOffloaded;
 }
 
-impl BatchMemory {
-    fn new(memory: &DeviceMemory, tokens: usize) -> Result<Self> {
-        let name = "batch";
-        Ok(Self {
-            input_ids: Incoming::new(memory, name, tokens)?,
-            positions: Incoming::new(memory, name, tokens)?,
-            boundaries: Incoming::new(memory, name, tokens + 1)?,
-            targets: Incoming::new(memory, name, tokens)?,
-            weights: Incoming::new(memory, name, tokens)?,
-        })
-    }
-
-    fn set(&mut self, batch: &CheckedBatch) -> Result<()> {
-        self.input_ids.set(&batch.input_ids)?;
-        self.positions.set(&batch.positions)?;
-        self.boundaries.set(&batch.boundaries)?;
-        if !batch.weights.is_empty() {
-            self.weights.set(&batch.weights)?;
-        }
-        self.targets.set(&batch.targets)
-    }
-}
-
 impl Cuda {
     /// GPU number `ordinal`, with `bytes` for all that a run of batches of `dims` holds: what a plan of it has found.
     /// Refused: no driver, no such GPU, no room, or a model that the kernels do not compute.
-    pub fn new(ordinal: usize, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+    pub fn new(ordinal: usize, dims: RunShape, config: &Arch, bytes: u64) -> Result<Self> {
         let device = Device::open_at(ordinal).usage_context(|| format!("`device`: cuda:{ordinal} cannot be used"))?;
         Self::on_device(Rc::new(device), dims, config, bytes)
     }
 
     /// As [`new`](Self::new), on a GPU that is open already.
-    pub fn on_device(device: Rc<Device>, dims: Dims, config: &Arch, bytes: u64) -> Result<Self> {
+    pub fn on_device(device: Rc<Device>, dims: RunShape, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(DeviceMemory::new(device, bytes)?, dims)
     }
 
     /// A dry run of such a run: no operation is launched and no GPU is needed. Refused: a model that the kernels do not
     /// compute.
-    pub fn dry_run(dims: Dims, config: &Arch) -> Result<Self> {
+    pub fn dry_run(dims: RunShape, config: &Arch) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(DeviceMemory::dry_run(), dims)
     }
 
-    fn on(memory: DeviceMemory, dims: Dims) -> Result<Self> {
+    fn on(memory: DeviceMemory, dims: RunShape) -> Result<Self> {
         let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,
@@ -182,7 +142,7 @@ impl Cuda {
     }
 
     /// The kernels that linear layers took since the last call, in order; none before the first.
-    pub fn take_linear_paths(&mut self) -> Vec<qlora_kernels::ops::linear::Path> {
+    pub fn take_linear_paths(&mut self) -> Vec<LinearPath> {
         self.linear_paths.replace(Vec::new()).unwrap_or_default()
     }
 }

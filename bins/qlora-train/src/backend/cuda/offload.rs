@@ -38,7 +38,7 @@ impl Offload {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
         }
-        let made = memory.stash(NAME, len)?;
+        let made = memory.offload_slot(NAME, len)?;
         self.slots.push(made.map_or(Slot::DryRun(None), Slot::Running));
         Ok(self.slots.len() - 1)
     }

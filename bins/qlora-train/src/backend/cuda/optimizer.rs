@@ -1,49 +1,20 @@
 //! Trainable tensors: the norm of their gradients and AdamW, each one launch over all of them.
 
 use super::Cuda;
-use super::memory::{DeviceMemory, Incoming, fetch};
+use super::memory::{DeviceMemory, StagedBuffer, fetch};
 use super::operands::{CudaParam, StateMemory, Training};
+use super::optimizer_memory::{OptimizerMemory, TABLES};
 use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::device::{Buffer, Element, ReadbackStaging};
-use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, STATE_LEN, States, Tensor, Tensors};
+use qlora_kernels::device::{Buffer, Element};
+use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, States, Tensor, Tensors};
 
 /// The plan's lines.
 const PARAMS: &str = "LoRA A and B";
 const GRADIENTS: &str = "LoRA gradients";
 const STATES: &str = "AdamW states";
-const TABLES: &str = "the optimizer's tables";
-
-/// What the optimizer needs beside the tensors. It is made for a set of tensors when they are first used together.
-pub struct OptimizerMemory {
-    /// Number of the next tensor.
-    next_id: u64,
-    /// The tensors that the following are of, in order.
-    ids: Vec<u64>,
-    table: Buffer<u64>,
-    /// A rate for each tensor.
-    rates: Incoming<f32>,
-    workspace: Buffer<u64>,
-    state: Buffer<u64>,
-    /// Where the state is read; none in a dry run.
-    outbox: Option<ReadbackStaging<u64>>,
-}
-
-impl OptimizerMemory {
-    pub fn new(memory: &DeviceMemory) -> Result<Self> {
-        Ok(Self {
-            next_id: 0,
-            ids: Vec::new(),
-            table: memory.take(TABLES, 0)?,
-            rates: Incoming::new(memory, TABLES, 0)?,
-            workspace: memory.take(TABLES, 0)?,
-            state: memory.take(TABLES, STATE_LEN)?,
-            outbox: memory.outbox(STATE_LEN)?,
-        })
-    }
-}
 
 /// Every tensor has a rate of its own, so that a changed rate changes no table.
 fn tensors<'a>(params: Vec<&'a mut CudaParam>) -> Result<Tensors<'a>> {
@@ -165,7 +136,7 @@ impl Optimizer for Cuda {
         let table = memory.device().map(|_| tensors(params)?.table().map_err(crate::error::Error::from)).transpose()?;
         let table_len = adamw::table_len(&lengths);
         optimizer.table = memory.upload(TABLES, table_len, table.as_deref())?;
-        optimizer.rates = Incoming::new(memory, TABLES, ids.len() * RATE_LEN)?;
+        optimizer.rates = StagedBuffer::new(memory, TABLES, ids.len() * RATE_LEN)?;
         optimizer.workspace = memory.take(TABLES, adamw::workspace_len(&lengths))?;
         optimizer.ids = ids;
         Ok(())
@@ -180,13 +151,13 @@ impl Optimizer for Cuda {
         let stream = self.memory.stream();
         let settings: Vec<_> = updates.iter().map(|update| update.settings).collect();
         let mut tensors = tensors(updates.into_iter().map(|update| update.param).collect())?;
-        let OptimizerMemory { table, rates, workspace, state, outbox, .. } = &mut self.optimizer;
+        let OptimizerMemory { table, rates, workspace, state, readback, .. } = &mut self.optimizer;
         rates.set(&adamw::rates(&settings))?;
         let (norm, room) = (state.view_mut(), workspace.view_mut());
         tensors.gradient_norm(table.view(), rates.view(), max_norm, norm, room, stream)?;
-        fetch(outbox, state)?;
+        fetch(readback, state)?;
         tensors.update(table.view(), rates.view(), Some(state.view()), stream)?;
-        let words = outbox.as_mut().expect("it is there while running").wait()?;
+        let words = readback.as_mut().expect("it is there while running").wait()?;
         Ok(GradientState::from_words([words[0], words[1]]).norm)
     }
 }

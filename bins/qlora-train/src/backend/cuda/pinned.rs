@@ -3,10 +3,7 @@
 //! A layer's arrays lie one after the other, so that one copy brings them. It runs while the layer before computes: at
 //! H = 8192 a layer in NF4 has about 0.4 GB, which take 17 ms at 25 GB/s, and computes about `26·H²` FLOPs a token.
 
-use super::Cuda;
 use super::memory::DeviceMemory;
-use super::operands::CudaWeight;
-use crate::backend::LinearGroup;
 use crate::error::Result;
 use qlora_kernels::device::{Buffer, Element, OffloadSlot, View};
 
@@ -79,7 +76,7 @@ pub struct PinnedWeights {
 
 struct PinnedLayer {
     /// None in a dry run
-    stash: Option<OffloadSlot<u8>>,
+    offload_slot: Option<OffloadSlot<u8>>,
     len: usize,
 }
 
@@ -90,29 +87,22 @@ struct Slot {
     buffer: Option<Buffer<u8>>,
 }
 
-/// The layer that these groups are of, if its weights wait in host memory.
-pub fn layer_of(groups: &[&LinearGroup<Cuda>]) -> Option<usize> {
-    groups.iter().flat_map(|group| &group.segments).find_map(|segment| segment.weight.pinned_layer())
-}
-
 impl PinnedWeights {
-    /// The weights of one layer, whose device memory is given back.
-    pub fn pin(&mut self, memory: &DeviceMemory, weights: Vec<&mut CudaWeight>) -> Result<()> {
+    /// The weights of one layer, which `append` adds to its arrays; their device memory is given back.
+    pub fn pin(&mut self, memory: &DeviceMemory, append: impl FnOnce(&mut LayerArrays) -> Result<()>) -> Result<()> {
         let mut arrays = LayerArrays { layer: self.layers.len(), len: 0, bytes: Vec::new() };
-        for weight in weights {
-            weight.append_to(&mut arrays, memory)?;
-        }
+        append(&mut arrays)?;
         let len = arrays.len;
-        let mut stash = memory.stash(ON_HOST, len)?;
+        let mut offload_slot = memory.offload_slot(ON_HOST, len)?;
         let buffer = memory.upload(ON_DEVICE, len, Some(&arrays.bytes))?;
-        match &mut stash {
-            Some(stash) => {
-                stash.offload(buffer)?;
-                stash.wait_offload()?;
+        match &mut offload_slot {
+            Some(offload_slot) => {
+                offload_slot.offload(buffer)?;
+                offload_slot.wait_offload()?;
             }
             None => drop(buffer),
         }
-        self.layers.push(PinnedLayer { stash, len });
+        self.layers.push(PinnedLayer { offload_slot, len });
         // Now, so that they do not lie between the buffers of a step.
         if self.slots.len() < SLOTS {
             self.slots.push(Slot { layer: None, buffer: Some(memory.take(ON_DEVICE, len)?) });
@@ -127,8 +117,8 @@ impl PinnedWeights {
     /// Work queued next finds in this slot what was on its way there.
     fn settle(&mut self, slot: usize) -> Result<()> {
         let Slot { layer: Some(layer), buffer: buffer @ None } = &mut self.slots[slot] else { return Ok(()) };
-        let stash = self.layers[*layer].stash.as_mut().expect("in a dry run nothing is on its way");
-        *buffer = Some(stash.wait_prefetch()?);
+        let offload_slot = self.layers[*layer].offload_slot.as_mut().expect("in a dry run nothing is on its way");
+        *buffer = Some(offload_slot.wait_prefetch()?);
         Ok(())
     }
 
@@ -142,15 +132,15 @@ impl PinnedWeights {
         let slot = slot.expect("there is a slot beside that of the current layer");
         self.settle(slot)?;
         let Slot { layer: of, buffer } = &mut self.slots[slot];
-        let PinnedLayer { stash, len } = &mut self.layers[layer];
+        let PinnedLayer { offload_slot, len } = &mut self.layers[layer];
         *of = Some(layer);
         // Layers whose weights are held in different ways differ in length.
         if buffer.as_ref().is_some_and(|buffer| buffer.len() != *len) {
             *buffer = None;
             *buffer = Some(memory.take(ON_DEVICE, *len)?);
         }
-        if let Some(stash) = stash {
-            stash.prefetch(buffer.take().expect("it was settled"))?;
+        if let Some(offload_slot) = offload_slot {
+            offload_slot.prefetch(buffer.take().expect("it was settled"))?;
         }
         Ok(slot)
     }

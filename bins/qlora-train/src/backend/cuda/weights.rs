@@ -1,9 +1,10 @@
 //! Frozen weights, from the checkpoint to the device.
 
 use super::operands::{AbsmaxMemory, Nf4Memory, TableMemory};
-use super::pinned::{self, WeightArray};
+use super::pinned::WeightArray;
+use super::rope::Rope;
 use super::{Cuda, CudaTable, CudaVector, CudaWeight};
-use super::{Rope, limits, linear};
+use super::{limits, linear};
 use crate::backend::weights::quantize;
 use crate::backend::{LinearGroup, Quantization, Residency, Weights};
 use crate::error::Result;
@@ -123,6 +124,11 @@ impl Cuda {
     }
 }
 
+/// The layer that these groups are of, if its weights wait in host memory.
+fn layer_of(groups: &[&LinearGroup<Cuda>]) -> Option<usize> {
+    groups.iter().flat_map(|group| &group.segments).find_map(|segment| segment.weight.pinned_layer())
+}
+
 /// 16-bit weights are quantized on the host, as on every device.
 impl Weights for Cuda {
     fn weight(
@@ -161,17 +167,18 @@ impl Weights for Cuda {
     }
 
     fn pin_weights(&mut self, groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
-        let segments = groups.into_iter().flat_map(|group| &mut group.segments);
-        self.pinned.pin(&self.memory, segments.map(|segment| &mut segment.weight).collect())
+        let mut segments = groups.into_iter().flat_map(|group| &mut group.segments);
+        let memory = &self.memory;
+        self.pinned.pin(memory, |arrays| segments.try_for_each(|segment| segment.weight.append_to(arrays, memory)))
     }
 
     fn prefetch_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
-        let Some(layer) = pinned::layer_of(&groups) else { return Ok(()) };
+        let Some(layer) = layer_of(&groups) else { return Ok(()) };
         self.pinned.prefetch(&self.memory, layer).map(|_| ())
     }
 
     fn wait_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
-        let Some(layer) = pinned::layer_of(&groups) else { return Ok(()) };
+        let Some(layer) = layer_of(&groups) else { return Ok(()) };
         self.pinned.wait(&self.memory, layer)
     }
 

@@ -139,7 +139,7 @@ impl ChatTemplate {
 
     /// How the template opens and closes turns. None: it does not take a question with its answer as they are.
     pub(super) fn habits(&self, tokens: &OwnTokens) -> Option<&Habits> {
-        self.habits.get_or_init(|| Habits::of(self, tokens)).as_ref()
+        self.habits.get_or_init(|| Habits::of(|turns, open| self.render(turns, open), tokens)).as_ref()
     }
 
     /// Whether the template marks what the assistant says with `{% generation %}`.

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)]
 
-use super::isa::WIDTH;
+use super::pairs::{WIDTH, pair};
 use half::bf16;
 
 /// Pairs that one instruction adds.
@@ -52,8 +52,7 @@ fn agrees() -> bool {
     [(32, 16, 32), (37, 21, 48)].into_iter().all(|(rows, pairs, width)| {
         let value = |i: usize| bf16::from_f32((i * 37 % 101) as f32 / 64.0 - 0.75);
         let left: Vec<bf16> = (0..rows * 2 * pairs).map(value).collect();
-        let panel: Vec<u32> =
-            (0..pairs * width).map(|i| super::isa::pair(value(3 * i + 1), value(5 * i + 2))).collect();
+        let panel: Vec<u32> = (0..pairs * width).map(|i| pair(value(3 * i + 1), value(5 * i + 2))).collect();
         let (mut found, mut expected) = (vec![0.5; rows * WIDTH], vec![0.5; rows * WIDTH]);
         multiply(&left, 2 * pairs, rows, &panel, width, &mut found, true);
         twin(&left, 2 * pairs, rows, &panel, width, &mut expected, true);
@@ -295,7 +294,7 @@ mod tests {
         let (rows, pairs, width) = (3, 37, 16);
         let left: Vec<bf16> = (0..rows * 2 * pairs).map(|_| value()).collect();
         let numbers: Vec<[bf16; 2]> = (0..pairs * width).map(|_| [value(), value()]).collect();
-        let panel: Vec<u32> = numbers.iter().map(|x| super::super::isa::pair(x[0], x[1])).collect();
+        let panel: Vec<u32> = numbers.iter().map(|x| pair(x[0], x[1])).collect();
         let mut sums = vec![1.0; rows * WIDTH];
         twin(&left, 2 * pairs, rows, &panel, width, &mut sums, true);
         for row in 0..rows {
@@ -324,7 +323,7 @@ mod tests {
         {
             let stride = 2 * pairs + 4;
             let left: Vec<bf16> = (0..rows * stride).map(|_| value()).collect();
-            let panel: Vec<u32> = (0..pairs * width).map(|_| super::super::isa::pair(value(), value())).collect();
+            let panel: Vec<u32> = (0..pairs * width).map(|_| pair(value(), value())).collect();
             for add in [false, true] {
                 let (mut found, mut expected) = (vec![0.5; rows * WIDTH], vec![0.5; rows * WIDTH]);
                 multiply(&left, stride, rows, &panel, width, &mut found, add);

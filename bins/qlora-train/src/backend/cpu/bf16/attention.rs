@@ -4,7 +4,8 @@
 //! it, so that the panels of keys and values are made once for the group. Every sum has one fixed order.
 
 use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
-use super::isa::{self, Isa, LANES, WIDTH};
+use super::isa::{self, Isa, LANES};
+use super::pairs::WIDTH;
 use super::rows::{round, round_row, widen};
 use crate::backend::cpu::attention::documents;
 use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};

@@ -2,89 +2,22 @@
 
 use super::attention;
 use super::cache;
-use super::gemm::{Scratch, Stored};
+use super::gemm::Stored;
 use super::isa::Isa;
-use super::linear::{GradientScratch, Gradients, Group, LowRank, Segment, padded};
-use super::loss::{self, LossScratch};
+use super::linear::{Gradients, Group, LowRank, Segment, padded};
+use super::loss;
 use super::rows::{self, round};
+use super::workspace::Workspace;
+use crate::backend::cpu::Cpu;
 use crate::backend::cpu::compute::each_head;
-use crate::backend::cpu::linear::CpuWeight;
-use crate::backend::cpu::{Cpu, Dense};
-use crate::backend::dims::Dims;
+use crate::backend::cpu::operands::{CpuWeight, Dense};
 use crate::backend::{BufferShape, LinearGroup, Op};
 use crate::error::Result;
 use crate::files::tensor::TensorData;
 use half::bf16;
 use qlora_kernels::rng::Dropout;
-use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// Threads that take part in one operation at most.
-const MAX_THREADS: usize = 64;
-
-/// Scratch memory, sized once.
-pub struct Workspace {
-    isa: Isa,
-    gemm: Vec<Scratch>,
-    attention: Vec<attention::Scratch>,
-    gradients: GradientScratch,
-    loss: LossScratch,
-    /// `[tokens, max K]`: an input after dropout
-    masked: Vec<bf16>,
-    /// `[tokens, max K]`: T·A before its mask
-    term: Vec<f32>,
-    /// `[tokens, H]`: rowsum(dO ∘ O)
-    delta: Vec<f32>,
-}
-
-fn threads() -> usize {
-    rayon::current_num_threads().min(MAX_THREADS)
-}
-
-fn shape(dims: &Dims) -> AttentionShape {
-    AttentionShape { heads: dims.heads, kv_heads: dims.kv_heads, head_dim: dims.head_dim }
-}
-
-/// Values of an input under dropout, and of rowsum(dO ∘ O).
-fn lengths(dims: &Dims) -> (usize, usize) {
-    let max_k = dims.groups.iter().map(|group| group.1).max().unwrap_or(0);
-    (usize::from(dims.dropout) * dims.tokens * max_k, usize::from(dims.training) * dims.tokens * dims.heads)
-}
-
-/// The largest rank and output of a group, for gradients.
-fn largest(dims: &Dims) -> (usize, usize) {
-    let ranks = dims.groups.iter().map(|group| group.2).max().unwrap_or(0);
-    (usize::from(dims.training) * ranks, dims.groups.iter().map(|group| group.0).max().unwrap_or(0))
-}
-
-impl Workspace {
-    pub fn new(isa: Isa, dims: &Dims) -> Self {
-        let (masked, delta) = lengths(dims);
-        let (r, n) = largest(dims);
-        Self {
-            isa,
-            gemm: (0..threads()).map(|_| Scratch::new()).collect(),
-            attention: (0..threads()).map(|_| attention::Scratch::new(shape(dims))).collect(),
-            gradients: GradientScratch::new(r, n),
-            loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab),
-            masked: vec![bf16::ZERO; masked],
-            term: vec![0.0; masked],
-            delta: vec![0.0; delta],
-        }
-    }
-
-    /// Bytes that [`Self::new`] takes.
-    pub fn bytes_for(dims: &Dims) -> u64 {
-        let (masked, delta) = lengths(dims);
-        let (r, n) = largest(dims);
-        threads() as u64 * (Scratch::BYTES + attention::Scratch::bytes(shape(dims)))
-            + GradientScratch::bytes(r, n)
-            + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab)
-            + 6 * masked as u64
-            + 4 * delta as u64
-    }
-}
 
 impl Stored for CpuWeight {
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {

@@ -4,7 +4,8 @@
 //! Every element of a product is one chain along all of its contraction, in order, whichever thread or tile computes
 //! it.
 
-use super::isa::{self, Isa, LANES, WIDTH};
+use super::isa::{self, Isa, LANES};
+use super::pairs::WIDTH;
 use crate::backend::cpu::gemm::tiles::{Tile, split};
 use half::bf16;
 use rayon::prelude::*;

@@ -6,13 +6,12 @@
 #![allow(unsafe_code)]
 
 use super::amx;
+use super::pairs::{WIDTH, pair};
 use super::rows::round;
 use half::bf16;
 
 /// Columns of a vector of sums.
 pub const LANES: usize = 16;
-/// Columns of a panel at most.
-pub const WIDTH: usize = 64;
 
 /// A way of computing products of bf16 numbers that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +54,6 @@ impl Isa {
             Kind::Scalar => "scalar",
         }
     }
-}
-
-/// Two neighbors along a contraction, as the panels hold them: the earlier one in the low half.
-pub fn pair(low: bf16, high: bf16) -> u32 {
-    u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
 }
 
 fn halves(pair: u32) -> (f32, f32) {
@@ -198,7 +192,8 @@ pub fn interleave(isa: Isa, low: &[bf16], high: &[bf16], out: &mut [u32]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, WIDTH};
+    use super::super::pairs::WIDTH;
+    use super::LANES;
     use half::bf16;
     use std::arch::x86_64::*;
 

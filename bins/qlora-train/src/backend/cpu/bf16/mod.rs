@@ -9,4 +9,6 @@ pub mod isa;
 pub mod linear;
 pub mod loss;
 mod nf4;
+pub mod pairs;
 pub mod rows;
+pub mod workspace;

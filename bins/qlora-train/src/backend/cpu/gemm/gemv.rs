@@ -1,7 +1,8 @@
 //! Products of a few rows with transposed matrices, which are bound by how fast the matrices can be read: one dot
 //! product for each element, without panels. A row's result does not depend on the others.
 
-use super::panels::{CHUNK, Left, Product, Right};
+use super::CHUNK;
+use super::product::{Left, Product, Right};
 use super::simd::vectorized;
 use super::tiles::{Tile, split};
 use crate::backend::cpu::elementwise::dot;

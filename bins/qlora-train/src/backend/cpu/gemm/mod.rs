@@ -4,6 +4,16 @@ pub mod gemv;
 pub mod nf4;
 pub mod pack;
 pub mod panels;
+pub mod product;
 pub mod simd;
 pub mod small;
 pub mod tiles;
+
+/// Steps of a contraction that are summed on their own.
+pub const CHUNK: usize = 512;
+/// Steps of a sum over tokens that are summed on their own.
+pub const TOKENS: usize = 256;
+/// Columns of a panel at most.
+pub const WIDTH: usize = 64;
+/// Values of a panel at most.
+pub const PANEL: usize = CHUNK * WIDTH;

@@ -1,9 +1,8 @@
 //! Panels of a right operand from what is stored: NF4 codes, 16-bit weights, f32 matrices.
 
-use super::panels::CHUNK;
+use super::CHUNK;
 use super::simd::vectorized;
-use crate::backend::cpu::linear::CpuWeight;
-use crate::backend::cpu::operands::Dense;
+use crate::backend::cpu::operands::{CpuWeight, Dense};
 use std::ops::Range;
 
 /// Rows that are read before they are turned over.

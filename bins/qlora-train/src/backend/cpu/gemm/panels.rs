@@ -5,82 +5,16 @@
 //! sums are added in order. Which tile, thread or vector width computes it changes no bit.
 
 use super::gemv::Dots;
-use super::pack::{Stored, turn};
+use super::product::{Left, Product};
 use super::tiles::{Tile, split};
+use super::{CHUNK, PANEL, WIDTH};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// Steps of a contraction that are summed on their own.
-pub const CHUNK: usize = 512;
-/// Steps of a sum over tokens that are summed on their own.
-pub const TOKENS: usize = 256;
-/// Columns of a panel at most.
-pub const WIDTH: usize = 64;
-/// Values of a panel at most.
-pub const PANEL: usize = CHUNK * WIDTH;
 /// Rows that the inner loop works on together.
 const ROWS: usize = 6;
-
-/// The left operand `[M, k]` of a product.
-#[derive(Clone, Copy)]
-pub enum Left<'a> {
-    /// Row-major, `stride` values from one row to the next
-    Rows { data: &'a [f32], stride: usize },
-    /// Column-major, `stride` values from one column to the next
-    Columns { data: &'a [f32], stride: usize },
-}
-
-impl Left<'_> {
-    pub fn at(&self, row: usize, column: usize) -> f32 {
-        match *self {
-            Left::Rows { data, stride } => data[row * stride + column],
-            Left::Columns { data, stride } => data[column * stride + row],
-        }
-    }
-}
-
-/// The right operand `[k, N]` of a product, read panel by panel.
-#[derive(Clone, Copy)]
-pub enum Right<'a> {
-    /// The matrix from row `first` on
-    Upright { matrix: &'a dyn Stored, first: usize },
-    /// The transposed matrix
-    Turned(&'a dyn Stored),
-}
-
-impl<'a> Right<'a> {
-    pub fn upright(matrix: &'a dyn Stored) -> Self {
-        Right::Upright { matrix, first: 0 }
-    }
-
-    fn fill(&self, steps: Range<usize>, columns: Range<usize>, panel: &mut [f32], width: usize) {
-        match *self {
-            Right::Upright { matrix, first } => {
-                matrix.read(first + steps.start..first + steps.end, columns, panel, width);
-            }
-            Right::Turned(matrix) => turn(matrix, steps, columns, panel, width),
-        }
-    }
-}
-
-/// One product of a sum of products.
-#[derive(Clone, Copy)]
-pub struct Product<'a> {
-    pub left: Left<'a>,
-    pub k: usize,
-    pub right: Right<'a>,
-    /// Steps of the contraction that are summed on their own, at most [`CHUNK`]
-    pub chunk: usize,
-}
-
-impl<'a> Product<'a> {
-    /// In equal chunks, as few as there can be.
-    pub fn new(left: Left<'a>, k: usize, right: Right<'a>) -> Self {
-        Self { left, k, right, chunk: k.div_ceil(k.div_ceil(CHUNK)) }
-    }
-}
 
 /// `dst = Σ left·right`, or `dst += …` with `accumulate`, in columns `columns` of the first `rows` rows of `dst` (rows
 /// of `stride` values); column 0 of the right operands is `columns.start` of `dst`. `scratch` holds one [`PANEL`] for

@@ -1,7 +1,9 @@
 //! Small products inside a task of an operation that is parallel already.
 
+use super::WIDTH;
 use super::pack::Scaled;
-use super::panels::{Lanes, Left, Product, Right, WIDTH, compute, widest};
+use super::panels::{Lanes, compute, widest};
+use super::product::{Left, Product, Right};
 use super::tiles::split;
 use pulp::Arch;
 

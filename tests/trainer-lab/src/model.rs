@@ -1,7 +1,5 @@
 //! A random model in memory, and the f64 oracle of its loss.
 
-pub mod ranges;
-
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::reference::{self, LoraTerm};
 use qlora_kernels::rng::{Dropout, Stream};

@@ -2,7 +2,7 @@
 
 /// What the sizes of the scratch memory follow from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dims {
+pub struct RunShape {
     /// Tokens of the longest batch.
     pub tokens: usize,
     pub hidden: usize,

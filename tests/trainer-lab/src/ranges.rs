@@ -1,6 +1,6 @@
 //! Operations on ranges of a batch's tokens, on any backend.
 
-use super::Documents;
+use crate::model::Documents;
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
@@ -86,7 +86,7 @@ fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
         Segment { n, weight, bias, lora }
     };
     let segments = vec![segment(10, 192, 8, true), segment(20, 64, 3, false)];
-    let group = LinearGroup { k: HIDDEN, segments, site: 0 };
+    let group = LinearGroup { k: HIDDEN, segments, dropout_id: 0 };
     b.prepare_group("weight", &group).unwrap();
     group
 }

@@ -92,7 +92,7 @@ constexpr size_t kShared = kThreads * sizeof(float);
 
 }  // namespace
 
-enum Planted {
+enum Fault {
     Reverse,
     ReverseNoBarrier,
     Twice,
@@ -109,7 +109,7 @@ enum Planted {
 };
 
 // in and out have 4 * 128 elements.
-extern "C" int planted_run(int which, const float *in, float *out) {
+extern "C" int seeded_run(int which, const float *in, float *out) {
     dim3 one(1), threads(kThreads);
     switch (which) {
     case Reverse: return launch(reverse<true>, one, threads, kShared, nullptr, in, out);
@@ -129,8 +129,8 @@ extern "C" int planted_run(int which, const float *in, float *out) {
     }
 }
 
-extern "C" int planted_lanes(uint32_t *out) { return launch(lanes, dim3(1), dim3(32), 0, nullptr, out); }
+extern "C" int seeded_lanes(uint32_t *out) { return launch(lanes, dim3(1), dim3(32), 0, nullptr, out); }
 
-extern "C" int planted_count(uint32_t *counter) {
+extern "C" int seeded_count(uint32_t *counter) {
     return launch(count, dim3(5, 3, 2), dim3(64, 2), 0, nullptr, counter);
 }

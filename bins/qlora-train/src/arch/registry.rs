@@ -1,32 +1,15 @@
-//! A family: a config.json goes to the one that it names.
+//! The registry of families: a config.json goes to the one that it names.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Arch, FAMILIES, config};
+use super::{Arch, Family, config, llama, qwen2};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
-/// Models that share a config.json and what it means.
-#[derive(Debug)]
-pub struct Family {
-    /// `model_type` of config.json
-    pub model_type: &'static str,
-    /// The entry of `architectures`
-    pub architecture: &'static str,
-    /// For messages: the models that people know.
-    pub models: &'static str,
-    pub(crate) read: fn(&Keys) -> Result<Arch>,
-    /// Adds to config.json what [`config::write`] leaves to the family.
-    pub(crate) write: fn(&Arch, &mut Map<String, Value>),
-}
-
-impl PartialEq for Family {
-    fn eq(&self, other: &Self) -> bool {
-        self.model_type == other.model_type
-    }
-}
+/// Every family that can be trained.
+pub static FAMILIES: [&Family; 2] = [&llama::FAMILY, &qwen2::FAMILY];
 
 impl Family {
     /// The family that config.json names. Refused: none, or one that is not in [`FAMILIES`].

@@ -1,0 +1,264 @@
+//! An architecture: what a model computes and how large it is, as data.
+
+use super::{Input, Projection, Rope, TensorNames};
+use crate::error::Result;
+use crate::files::json::Keys;
+use crate::refuse;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+
+/// Models that share a config.json and what it means.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` of config.json
+    pub model_type: &'static str,
+    /// The entry of `architectures`
+    pub architecture: &'static str,
+    /// For messages: the models that people know.
+    pub models: &'static str,
+    pub(crate) read: fn(&Keys) -> Result<Arch>,
+    /// Adds to config.json what [`config::write`] leaves to the family.
+    pub(crate) write: fn(&Arch, &mut Map<String, Value>),
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+/// What a model computes, and what its tensors are called. Some of it exists so that a family can say what it needs:
+/// [`Arch::check_computed`] refuses what no operation computes yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arch {
+    /// The entry of [`FAMILIES`] that it came from.
+    pub family: &'static Family,
+    pub names: &'static TensorNames,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub norm: Norm,
+    pub qk_norm: QkNorm,
+    /// Projections that add a bias.
+    pub biases: BTreeSet<Projection>,
+    /// What differs between layers, from the first on; a list that is shorter than the model repeats.
+    pub layers: Vec<LayerArch>,
+    pub activation: Activation,
+    pub multipliers: Multipliers,
+    /// Attention scores are bounded by `cap · tanh(score / cap)`.
+    pub attention_soft_cap: Option<f32>,
+    /// Logits are bounded by `cap · tanh(logit / cap)`.
+    pub logits_soft_cap: Option<f32>,
+    /// The output layer is the embedding.
+    pub tie_word_embeddings: bool,
+    pub max_position_embeddings: usize,
+    pub bos_token_id: Option<u32>,
+    /// In the file's order; empty where config.json says null.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// RMSNorm around the two branches of a block, and before the output layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    pub eps: f32,
+    pub weight: NormWeight,
+    pub place: NormPlace,
+}
+
+impl Norm {
+    /// x / rms(x) · w before each branch, as Llama has it.
+    pub fn llama(eps: f32) -> Self {
+        Self { eps, weight: NormWeight::Plain, place: NormPlace::Before }
+    }
+}
+
+/// How a norm's weight enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormWeight {
+    /// The normalized value is rounded to the activations' type, then multiplied by w.
+    Plain,
+    /// The normalized value is multiplied by 1 + w in f32, then rounded (Gemma).
+    OnePlus,
+    /// The normalized value is multiplied by w in f32, then rounded (OLMo 2).
+    PlainF32,
+}
+
+/// Where the norms of a block are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlace {
+    /// On a branch's input
+    Before,
+    /// On a branch's output, before the residual is added (OLMo 2)
+    After,
+    /// On both (Gemma)
+    Both,
+}
+
+/// RMSNorm of the queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    None,
+    /// Over head_dim, before the rotation (Qwen3)
+    Head,
+    /// Over the whole width, before the rotation (OLMo 2)
+    Width,
+    /// Over head_dim, after the rotation (Hunyuan)
+    HeadAfterRope,
+}
+
+/// What may differ from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerArch {
+    /// Keys that a query sees, its own included; `None`: all before it.
+    pub window: Option<usize>,
+    /// `None`: a layer without rotary positions.
+    pub rope: Option<Rope>,
+}
+
+impl LayerArch {
+    /// Full attention with one kind of rotary positions in every layer.
+    pub fn uniform(rope: Rope) -> Vec<Self> {
+        vec![Self { window: None, rope: Some(rope) }]
+    }
+}
+
+/// The MLP between its projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// silu(gate) · up
+    GatedSilu,
+    /// gelu_tanh(gate) · up
+    GatedGeluTanh,
+    /// relu(up)², without a gate
+    SquaredRelu,
+}
+
+/// Scalars that some families multiply by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Multipliers {
+    pub embedding: f32,
+    /// The scale of the scores; `None`: 1 / √head_dim.
+    pub attention: Option<f32>,
+    /// Both branches are multiplied by it before the residual is added.
+    pub residual: f32,
+    pub logits: f32,
+}
+
+impl Multipliers {
+    pub const NONE: Self = Self { embedding: 1.0, attention: None, residual: 1.0, logits: 1.0 };
+}
+
+impl Arch {
+    /// Width of q and of the attention's output: `num_heads · head_dim`.
+    pub fn q_dim(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Width of k and of v: `num_kv_heads · head_dim`.
+    pub fn kv_dim(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    pub fn layer(&self, index: usize) -> &LayerArch {
+        &self.layers[index % self.layers.len()]
+    }
+
+    /// The rotary positions of every layer. [`check_computed`](Self::check_computed) saw to it that there is one kind.
+    pub fn rope(&self) -> Rope {
+        self.layers[0].rope.expect("an architecture without rotary positions is refused when it is read")
+    }
+
+    /// Refuses, by name, what no operation computes. `source` is what errors call the config.
+    pub fn check_computed(&self, source: &str) -> Result<()> {
+        let rope = self.layers[0].rope;
+        let lacking = [
+            (self.layers.iter().any(|layer| layer.window.is_some()), "sliding-window attention"),
+            (self.layers.iter().any(|layer| layer.rope.is_none()), "layers without rotary positions"),
+            (self.layers.iter().any(|layer| layer.rope != rope), "rotary positions that differ between layers"),
+            (
+                !matches!(self.qk_norm, QkNorm::None | QkNorm::Head),
+                "RMSNorm of queries and keys over their whole width or after the rotation",
+            ),
+            (self.norm.weight != NormWeight::Plain, "RMSNorm that multiplies by 1 + w or in f32"),
+            (self.norm.place != NormPlace::Before, "RMSNorm on the output of attention and MLP"),
+            (self.activation != Activation::GatedSilu, "another activation than silu(gate) · up"),
+            (self.multipliers != Multipliers::NONE, "multipliers of embedding, attention, residual or logits"),
+            (self.attention_soft_cap.is_some(), "a soft cap on attention scores"),
+            (self.logits_soft_cap.is_some(), "a soft cap on logits"),
+        ];
+        if let Some((_, what)) = lacking.iter().find(|(lacking, _)| *lacking) {
+            refuse!("{source}: a model of type {:?} with {what} is not supported yet", self.family.model_type);
+        }
+        Ok(())
+    }
+}
+
+impl Input {
+    pub fn width(self, arch: &Arch) -> usize {
+        match self {
+            Self::Attention | Self::Mlp => arch.hidden_size,
+            Self::Heads => arch.q_dim(),
+            Self::Activated => arch.intermediate_size,
+        }
+    }
+}
+
+impl Projection {
+    /// `(n_out, k_in)`: the weight is stored row-major with these dimensions.
+    pub fn shape(self, arch: &Arch) -> (usize, usize) {
+        let n_out = match self {
+            Self::Q => arch.q_dim(),
+            Self::K | Self::V => arch.kv_dim(),
+            Self::O | Self::Down => arch.hidden_size,
+            Self::Gate | Self::Up => arch.intermediate_size,
+        };
+        (n_out, self.input().width(arch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::synthetic::tiny_arch;
+
+    #[test]
+    fn what_no_operation_computes_is_refused_by_name() {
+        let tiny = tiny_arch();
+        let (rope, norm) = (tiny.rope(), tiny.norm);
+        let first = LayerArch { window: None, rope: Some(rope) };
+        let layers = |window, rope| vec![first, LayerArch { window, rope }];
+        let other = Rope { theta: 7.0, ..rope };
+        let multipliers = Multipliers { residual: 0.5, ..Multipliers::NONE };
+        let cases = [
+            (Arch { layers: layers(Some(8), Some(rope)), ..tiny.clone() }, "sliding-window"),
+            (Arch { layers: layers(None, None), ..tiny.clone() }, "without rotary"),
+            (Arch { layers: layers(None, Some(other)), ..tiny.clone() }, "differ between layers"),
+            (Arch { qk_norm: QkNorm::Width, ..tiny.clone() }, "queries and keys"),
+            (Arch { qk_norm: QkNorm::HeadAfterRope, ..tiny.clone() }, "after the rotation"),
+            (Arch { norm: Norm { weight: NormWeight::OnePlus, ..norm }, ..tiny.clone() }, "1 + w"),
+            (Arch { norm: Norm { place: NormPlace::Both, ..norm }, ..tiny.clone() }, "on the output"),
+            (Arch { activation: Activation::GatedGeluTanh, ..tiny.clone() }, "activation"),
+            (Arch { multipliers, ..tiny.clone() }, "multipliers"),
+            (Arch { attention_soft_cap: Some(50.0), ..tiny.clone() }, "attention scores"),
+            (Arch { logits_soft_cap: Some(30.0), ..tiny.clone() }, "on logits"),
+        ];
+        tiny.check_computed("x").unwrap();
+        for (arch, what) in cases {
+            let error = arch.check_computed("config.json").unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("config.json") && error.contains("llama"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_layers_that_is_shorter_than_the_model_repeats() {
+        let local = LayerArch { window: Some(4), rope: None };
+        let full = LayerArch { window: None, rope: None };
+        let arch = Arch { layers: vec![local, local, full], ..tiny_arch() };
+        let windows: Vec<_> = (0..7).map(|layer| arch.layer(layer).window).collect();
+        assert_eq!(windows, [Some(4), Some(4), None, Some(4), Some(4), None, Some(4)]);
+    }
+}

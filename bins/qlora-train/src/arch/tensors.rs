@@ -1,0 +1,106 @@
+//! Tensors of an architecture: names, shapes, and how many parameters they hold.
+
+use super::{Arch, Projection, QkNorm};
+
+impl Arch {
+    /// The names in a layer of the weights `[head_dim]` that normalize queries and keys; `None`: nothing does.
+    pub fn qk_norm_names(&self) -> Option<[&'static str; 2]> {
+        (self.qk_norm != QkNorm::None).then_some([self.names.q_norm, self.names.k_norm])
+    }
+
+    /// Name and shape of every tensor that a checkpoint of this model holds, in the order of the forward pass.
+    /// `lm_head` is there unless it is tied to the embedding.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (names, hidden) = (self.names, self.hidden_size);
+        let mut tensors = vec![(names.embedding.to_owned(), vec![self.vocab_size, hidden])];
+        for layer in 0..self.num_layers {
+            tensors.push((self.layer_tensor(layer, names.input_norm), vec![hidden]));
+            for projection in Projection::ALL {
+                if projection == Projection::O {
+                    let norms = self.qk_norm_names().into_iter().flatten();
+                    tensors.extend(norms.map(|name| (self.layer_tensor(layer, name), vec![self.head_dim])));
+                }
+                if projection == Projection::Gate {
+                    tensors.push((self.layer_tensor(layer, names.post_attention_norm), vec![hidden]));
+                }
+                let (n_out, k_in) = projection.shape(self);
+                tensors.push((self.weight_name(layer, projection), vec![n_out, k_in]));
+                if self.biases.contains(&projection) {
+                    tensors.push((self.bias_name(layer, projection), vec![n_out]));
+                }
+            }
+        }
+        tensors.push((names.final_norm.to_owned(), vec![hidden]));
+        if !self.tie_word_embeddings {
+            tensors.push((names.head.to_owned(), vec![self.vocab_size, hidden]));
+        }
+        tensors
+    }
+
+    /// Parameters of the model, tied ones counted once; `None` where the count overflows 64 bits.
+    pub fn num_parameters(&self) -> Option<u64> {
+        let one_layer = Self { num_layers: 1, ..self.clone() };
+        let (mut layer, mut rest) = (0u64, 0u64);
+        for (name, shape) in one_layer.tensors() {
+            let in_layer = name.starts_with(&self.layer_tensor(0, ""));
+            let sum = if in_layer { &mut layer } else { &mut rest };
+            *sum = sum.checked_add(shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64))?)?;
+        }
+        layer.checked_mul(self.num_layers as u64)?.checked_add(rest)
+    }
+
+    /// "model.layers.0."
+    pub(super) fn layer_path(&self, layer: usize) -> String {
+        format!("{}.{layer}.", self.names.layers)
+    }
+
+    /// A tensor of one layer by its name there.
+    pub fn layer_tensor(&self, layer: usize, name: &str) -> String {
+        self.layer_path(layer) + name
+    }
+
+    /// The module of a projection: "model.layers.0.self_attn.q_proj".
+    pub fn module(&self, layer: usize, projection: Projection) -> String {
+        self.layer_path(layer) + self.names.path(projection)
+    }
+
+    pub fn weight_name(&self, layer: usize, projection: Projection) -> String {
+        self.module(layer, projection) + ".weight"
+    }
+
+    pub fn bias_name(&self, layer: usize, projection: Projection) -> String {
+        self.module(layer, projection) + ".bias"
+    }
+
+    /// The layer and projection of a module's path, the reverse of [`module`](Self::module).
+    pub fn find(&self, module: &str) -> Option<(usize, Projection)> {
+        let (layer, path) = module.strip_prefix(self.names.layers)?.strip_prefix('.')?.split_once('.')?;
+        let (projection, _) = self.names.projections.iter().find(|(_, named)| *named == path)?;
+        let layer = layer.parse().ok().filter(|&layer| layer < self.num_layers)?;
+        // "+1" and "01" parse as numbers but name no layer.
+        (self.module(layer, *projection) == module).then_some((layer, *projection))
+    }
+
+    /// The modules of every projection, layer by layer.
+    pub fn modules(&self) -> impl Iterator<Item = String> + '_ {
+        (0..self.num_layers).flat_map(|layer| Projection::ALL.map(|projection| self.module(layer, projection)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::synthetic::tiny_arch;
+
+    #[test]
+    fn a_module_is_found_by_the_path_that_it_has() {
+        let arch = tiny_arch();
+        for layer in 0..arch.num_layers {
+            for projection in super::Projection::ALL {
+                assert_eq!(arch.find(&arch.module(layer, projection)), Some((layer, projection)));
+            }
+        }
+        for path in ["model.layers.2.mlp.up_proj", "model.layers.01.mlp.up_proj", "model.layers.1.mlp.x", "lm_head"] {
+            assert_eq!(arch.find(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Operations of a device.
+
+use super::{CheckedBatch, Memory, Op, Optimizer, Trace, Weights};
+use crate::error::Result;
+use std::ops::Range;
+
+/// The operations of a device. The model calls [`Backend::run`].
+pub trait Compute: Memory + Weights + Optimizer {
+    /// The batch that operations work on.
+    fn batch(&self) -> &CheckedBatch;
+    /// Makes `batch` the one that operations work on, and takes it to the device.
+    fn set_batch(&mut self, batch: CheckedBatch) -> Result<()>;
+    /// Workspace that `op` needs beside its operands; part of the dry run.
+    fn reserve(&mut self, _op: &Op<'_, Self>) -> Result<()> {
+        Ok(())
+    }
+    /// Computes `op` for these tokens. Not called in a dry run.
+    fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()>;
+    /// As [`Backend::loss_sum`](super::Backend::loss_sum). Not called in a dry run.
+    fn read_loss(&mut self) -> Result<f64>;
+
+    fn trace(&mut self) -> &mut Trace;
+    /// Records a timing event after all work queued so far.
+    fn record_event(&mut self) -> Result<()>;
+    /// Seconds from each event to the next, which are forgotten.
+    fn elapsed(&mut self) -> Result<Vec<f64>>;
+    /// The values of these tokens' rows; waits for all work queued so far. Not called in a dry run.
+    fn values(&mut self, buffer: &Self::Buffer, tokens: &Range<usize>) -> Result<Vec<f32>>;
+}

@@ -1,0 +1,76 @@
+//! Scratch memory of the operations on bf16 values.
+
+use super::attention;
+use super::gemm::Scratch;
+use super::isa::Isa;
+use super::linear::GradientScratch;
+use super::loss::LossScratch;
+use crate::backend::run_shape::RunShape;
+use half::bf16;
+use qlora_kernels::shape::AttentionShape;
+
+/// Threads that take part in one operation at most.
+const MAX_THREADS: usize = 64;
+
+/// Scratch memory, sized once.
+pub struct Workspace {
+    pub isa: Isa,
+    pub gemm: Vec<Scratch>,
+    pub attention: Vec<attention::Scratch>,
+    pub gradients: GradientScratch,
+    pub loss: LossScratch,
+    /// `[tokens, max K]`: an input after dropout
+    pub masked: Vec<bf16>,
+    /// `[tokens, max K]`: T·A before its mask
+    pub term: Vec<f32>,
+    /// `[tokens, H]`: rowsum(dO ∘ O)
+    pub delta: Vec<f32>,
+}
+
+fn threads() -> usize {
+    rayon::current_num_threads().min(MAX_THREADS)
+}
+
+fn shape(dims: &RunShape) -> AttentionShape {
+    AttentionShape { heads: dims.heads, kv_heads: dims.kv_heads, head_dim: dims.head_dim }
+}
+
+/// Values of an input under dropout, and of rowsum(dO ∘ O).
+fn lengths(dims: &RunShape) -> (usize, usize) {
+    let max_k = dims.groups.iter().map(|group| group.1).max().unwrap_or(0);
+    (usize::from(dims.dropout) * dims.tokens * max_k, usize::from(dims.training) * dims.tokens * dims.heads)
+}
+
+/// The largest rank and output of a group, for gradients.
+fn largest(dims: &RunShape) -> (usize, usize) {
+    let ranks = dims.groups.iter().map(|group| group.2).max().unwrap_or(0);
+    (usize::from(dims.training) * ranks, dims.groups.iter().map(|group| group.0).max().unwrap_or(0))
+}
+
+impl Workspace {
+    pub fn new(isa: Isa, dims: &RunShape) -> Self {
+        let (masked, delta) = lengths(dims);
+        let (r, n) = largest(dims);
+        Self {
+            isa,
+            gemm: (0..threads()).map(|_| Scratch::new()).collect(),
+            attention: (0..threads()).map(|_| attention::Scratch::new(shape(dims))).collect(),
+            gradients: GradientScratch::new(r, n),
+            loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab),
+            masked: vec![bf16::ZERO; masked],
+            term: vec![0.0; masked],
+            delta: vec![0.0; delta],
+        }
+    }
+
+    /// Bytes that [`Self::new`] takes.
+    pub fn bytes_for(dims: &RunShape) -> u64 {
+        let (masked, delta) = lengths(dims);
+        let (r, n) = largest(dims);
+        threads() as u64 * (Scratch::BYTES + attention::Scratch::bytes(shape(dims)))
+            + GradientScratch::bytes(r, n)
+            + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab)
+            + 6 * masked as u64
+            + 4 * delta as u64
+    }
+}

@@ -1,0 +1,90 @@
+//! Keys and values of earlier tokens on the device.
+
+use super::Cuda;
+use super::batch::BatchMemory;
+use super::cache::{CacheMemory, NAME};
+use super::operands::CudaBuffer;
+use crate::error::{Error, Result};
+use qlora_kernels::device::Buffer;
+use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::shape::AttentionShape;
+
+impl Cuda {
+    /// Puts the documents' `starts` on the device, once for all layers, and makes sure of the workspace. Failed: a
+    /// document that does not fit the cache's rows.
+    pub(super) fn reserve_cache(&mut self, shape: AttentionShape, starts: &[u32]) -> Result<()> {
+        let given = self.batch_documents.len();
+        assert_eq!(starts.len(), given, "a start for each document of the batch");
+        let with_tokens =
+            (0..given).filter(|&document| self.batch_documents[document]).map(|document| starts[document]);
+        let starts: Vec<u32> = with_tokens.collect();
+        for (&start, bounds) in starts.iter().zip(self.batch.boundaries.windows(2)) {
+            let (last, rows) = (self.batch.positions[bounds[1] as usize - 1], self.dims.tokens);
+            if start as usize + last as usize >= rows {
+                return Err(Error::Failed(format!(
+                    "position {last} of the row that begins at {start} of the KV cache is beyond its {rows} rows"
+                )));
+            }
+        }
+        let needed = attention_cache::workspace_bytes(&self.cache_shape(shape))?;
+        if self.cache.workspace.len() < needed {
+            self.cache.workspace = self.memory.take(NAME, 0)?;
+            self.cache.workspace = self.memory.take(NAME, needed)?;
+        }
+        if self.cache.uploaded != starts {
+            if self.cache.starts.len() < starts.len() {
+                self.cache.starts = self.memory.take(NAME, starts.len())?;
+            }
+            self.cache.uploaded.clear();
+            self.memory.write(&mut self.cache.starts, &starts)?;
+            self.cache.uploaded = starts;
+        }
+        Ok(())
+    }
+
+    /// Every batch of a run has room for rows as long as the rotation angles reach.
+    fn cache_shape(&self, attention: AttentionShape) -> Shape {
+        let longest = self.rope.as_ref().map_or(1, |rope| rope.positions);
+        Shape { attention, m: self.batch.tokens(), documents: self.batch.boundaries.len() - 1, longest }
+    }
+
+    pub(super) fn append_to_cache(
+        &mut self,
+        qkv: &CudaBuffer,
+        shape: AttentionShape,
+        cache: &mut CudaBuffer,
+    ) -> Result<()> {
+        let new = new_tokens(self.cache_shape(shape), qkv, &self.on_device, &self.cache.starts)?;
+        Ok(attention_cache::append(&new, cache.all_mut(), self.memory.stream())?)
+    }
+
+    pub(super) fn attention_over_cache(
+        &mut self,
+        qkv: &CudaBuffer,
+        cache: &CudaBuffer,
+        shape: AttentionShape,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        let shape = self.cache_shape(shape);
+        let CacheMemory { starts, workspace, .. } = &mut self.cache;
+        let new = new_tokens(shape, qkv, &self.on_device, starts)?;
+        let out = out.rows_mut(&(0..shape.m))?;
+        Ok(attention_cache::attention(&new, cache.all(), out, workspace.view_mut(), self.memory.stream())?)
+    }
+}
+
+/// Fields one by one: the workspace is written while these are read.
+fn new_tokens<'a>(
+    shape: Shape,
+    qkv: &'a CudaBuffer,
+    batch: &'a BatchMemory,
+    starts: &'a Buffer<u32>,
+) -> Result<NewTokens<'a>> {
+    Ok(NewTokens {
+        shape,
+        qkv: qkv.rows(&(0..shape.m))?,
+        boundaries: batch.boundaries.view().first(shape.documents + 1),
+        starts: starts.view().first(shape.documents),
+        positions: batch.positions.view().first(shape.m),
+    })
+}

@@ -1,0 +1,58 @@
+//! Buffers of the CUDA backend, from its arena.
+
+use super::Cuda;
+use super::operands::{CudaBuffer, CudaOffloaded, Storage};
+use crate::backend::{Memory, PlannedBuffer};
+use crate::error::Result;
+
+impl Memory for Cuda {
+    fn is_dry_run(&self) -> bool {
+        self.memory.is_dry_run()
+    }
+
+    fn capacity(&self) -> usize {
+        self.dims.tokens
+    }
+
+    fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<CudaBuffer> {
+        let data = Storage::Bf16(self.memory.take(name, tokens * width)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width })
+    }
+
+    fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<CudaBuffer> {
+        let tokens = self.dims.tokens;
+        let data = Storage::F32(self.memory.take(name, tokens * width)?);
+        Ok(CudaBuffer { data, first: 0, tokens, width })
+    }
+
+    fn offload(&mut self, buffer: CudaBuffer) -> Result<CudaOffloaded> {
+        self.offload.offload(&self.memory, buffer)
+    }
+
+    fn keep(&mut self, buffer: CudaBuffer) -> CudaOffloaded {
+        CudaOffloaded::OnDevice(buffer)
+    }
+
+    fn prefetch(&mut self, offloaded: CudaOffloaded) -> Result<CudaOffloaded> {
+        self.offload.prefetch(&self.memory, offloaded)
+    }
+
+    fn wait(&mut self, offloaded: CudaOffloaded) -> Result<CudaBuffer> {
+        self.offload.wait(&self.memory, offloaded)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.memory.peak().bytes
+    }
+
+    fn planned(&self) -> Vec<PlannedBuffer> {
+        let peak = self.memory.peak();
+        let between = peak.bytes - peak.names.values().sum::<u64>();
+        let gaps = (between > 0).then_some(("gaps between buffers", between));
+        PlannedBuffer::lines(peak.names.iter().map(|(name, &bytes)| (*name, bytes)).chain(gaps))
+    }
+
+    fn planned_on_host(&self) -> Vec<PlannedBuffer> {
+        self.memory.planned_on_host()
+    }
+}

@@ -1,0 +1,46 @@
+//! Types of a backend that operations work on, and the shapes that they have.
+
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// The types that operations work on.
+pub trait Operands {
+    /// Activations and their gradients.
+    type Buffer: BufferShape;
+    /// A frozen linear weight.
+    type Weight;
+    /// The embedding or the output layer, `[vocab, hidden]`.
+    type Table: TableShape;
+    /// A norm's weight or a bias.
+    type Vector;
+    /// A trainable tensor with its gradient and optimizer states.
+    type Param;
+    /// A buffer that waits for the backward pass, in host memory where the device has memory of its own.
+    type Offloaded;
+}
+
+/// The rows of a buffer: `[tokens, width]`, row-major.
+pub trait BufferShape {
+    /// The tokens of the batch that it has rows for.
+    fn tokens(&self) -> Range<usize>;
+    fn width(&self) -> usize;
+    /// Makes its rows those of as many tokens from `first` on: a tile moves along the batch.
+    fn move_to(&mut self, first: usize);
+
+    /// Where the elements of these tokens are.
+    fn elements(&self, tokens: &Range<usize>) -> Result<Range<usize>> {
+        let (own, width) = (self.tokens(), self.width());
+        if tokens.start < own.start || tokens.end > own.end {
+            return Err(Error::Failed(format!(
+                "a buffer with rows for tokens {} to {} was given tokens {} to {}",
+                own.start, own.end, tokens.start, tokens.end
+            )));
+        }
+        Ok((tokens.start - own.start) * width..(tokens.end - own.start) * width)
+    }
+}
+
+/// The shape of an embedding or output layer.
+pub trait TableShape {
+    fn vocab(&self) -> usize;
+}

@@ -1,0 +1,17 @@
+//! Data files, chat templates, loss masks and batches, with tokenizers and templates made by the tests.
+
+mod chat;
+mod files;
+mod formats;
+mod habits;
+mod keys;
+mod messages;
+mod parquet;
+mod rows;
+mod schedule;
+mod side_files;
+mod stream;
+mod template;
+mod tokenizer;
+mod tools;
+mod weights;
