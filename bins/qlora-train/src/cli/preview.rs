@@ -8,6 +8,7 @@ use crate::refuse;
 use crate::report::{printable, status};
 use crate::session::Loaded;
 use crate::session::training_data::{data_options, find_files, schedule};
+use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use qlora_kernels::rng::Stream;
@@ -81,6 +82,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     if !settings.val_data.is_empty() {
         status!("validation: {}", data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?.report);
     }
+    warn_of_untrained_tokens(&loaded, &dataset.rows)?;
     let tokenizer = loaded.tokenizer();
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);

@@ -115,8 +115,9 @@ impl ChatTokenizer {
         Ok(ChatTokens { input_ids, labels, weights, open_ended, notes: Vec::new() })
     }
 
-    /// Token ids, labels and weights of a text (no weights: 1 each). A token is supervised when it holds any of a supervised span, as in
-    /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
+    /// Token ids, labels and weights of a text (no weights: 1 each). A token is supervised when it holds any of a
+    /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
+    /// space in one token.
     fn labeled(
         &self,
         text: &str,
@@ -187,8 +188,8 @@ fn render(
     Ok((turns, text))
 }
 
-/// What is learned of an answer whose parts differ, with the weight of each. What stands before the content goes with its first character, and
-/// what ends the turn with its last one.
+/// What is learned of an answer whose parts differ, with the weight of each. What stands before the content goes with
+/// its first character, and what ends the turn with its last one.
 fn within(
     text: &str,
     span: Range<usize>,

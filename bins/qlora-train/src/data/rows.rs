@@ -146,9 +146,9 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
     }
 }
 
-/// Checks a tokenized row and returns its ids and labels (the ids themselves when there are no labels).
-/// Labels and weights (none: 1 each) are not shifted: `labels[t]` is `input_ids[t]` or −100. An `attention_mask` must be all ones, because rows
-/// are trained on without padding.
+/// Checks a tokenized row and returns its ids and labels (the ids themselves when there are no labels). Labels and
+/// weights (none: 1 each) are not shifted: `labels[t]` is `input_ids[t]` or −100. An `attention_mask` must be all ones,
+/// because rows are trained on without padding.
 pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<(Vec<u32>, Vec<i32>, Vec<f32>), String> {
     let limit = vocab_size.min(i32::MAX as usize);
     let ids = integers(map, "input_ids", &|id| (0..limit as i64).contains(&id), || {

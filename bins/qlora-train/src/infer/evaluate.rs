@@ -113,8 +113,9 @@ impl Sum {
     }
 }
 
-/// The mean loss of the supervised tokens by their weights, over all of `rows` and by the file of `files` and the task they are of.
-/// `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss is not finite.
+/// The mean loss of the supervised tokens by their weights, over all of `rows` and by the file of `files` and the task
+/// they are of. `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss
+/// is not finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
