@@ -33,6 +33,8 @@ SIZES = dict(
 # A family: its classes, sizes beside those above, and what has a bias.
 FAMILIES = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}, {"q_proj", "k_proj", "v_proj"}),
+    # Heads wider than the hidden size would have them.
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(head_dim=12), set()),
 }
 TOKENS, PROMPT = 23, 7
 RANK, ALPHA = 3, 6

@@ -1,7 +1,7 @@
 //! The CPU backend against files made with transformers, PEFT and bitsandbytes (`tests/golden/generate.py`), on the
 //! first layers of a real model.
 
-use qlora_train::arch::{Arch, Projection};
+use qlora_train::arch::{Arch, Projection, QkNorm};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
@@ -366,6 +366,12 @@ fn a_qwen2_follows_transformers_and_peft() {
     follows_transformers_and_peft("qwen2");
 }
 
+/// Heads of another width than hidden size / heads, normalized with a weight for queries and one for keys.
+#[test]
+fn a_qwen3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("qwen3");
+}
+
 /// Each of these values of a key of the family's config.json is refused, and the error names the key.
 #[track_caller]
 fn refused_by_key(config: &serde_json::Map<String, Value>, cases: &[(&str, Value)]) {
@@ -391,6 +397,31 @@ fn a_qwen2_that_would_be_computed_otherwise_is_refused_by_key() {
         ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
         ("hidden_act", Value::from("gelu")),
         ("architectures", Value::from(vec!["LlamaForCausalLM"])),
+    ];
+    refused_by_key(&config, &cases);
+}
+
+#[test]
+fn a_qwen3_that_would_be_computed_otherwise_is_refused_by_key() {
+    let Value::Object(config) = json("qwen3/config.json") else { panic!("config.json is no object") };
+    let read = |change: fn(&mut serde_json::Map<String, Value>)| {
+        let mut config = config.clone();
+        change(&mut config);
+        Arch::from_json(Path::new("config.json"), &config).unwrap()
+    };
+    let arch = read(|_| ());
+    assert!(arch.qk_norm == QkNorm::Head && arch.biases.is_empty() && arch.head_dim == 12);
+    let biased = read(|config| _ = config.insert("attention_bias".into(), true.into()));
+    assert_eq!(biased.biases, Projection::ATTENTION.into());
+    assert_eq!(read(|config| _ = config.remove("head_dim")).head_dim, 128);
+    for arch in [arch, biased] {
+        assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
+    }
+    let cases = [
+        ("use_sliding_window", Value::from(true)),
+        ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("hidden_act", Value::from("gelu")),
+        ("architectures", Value::from(vec!["Qwen2ForCausalLM"])),
     ];
     refused_by_key(&config, &cases);
 }
