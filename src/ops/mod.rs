@@ -39,8 +39,6 @@ pub mod linear;
 pub mod linear_backward;
 pub mod logits;
 pub mod lora_gradients;
-#[cfg(kernels = "cuda")]
-pub mod measure;
 pub mod nf4;
 mod operand;
 pub mod rms_norm;
@@ -48,9 +46,6 @@ pub mod rms_norm_backward;
 pub mod rope;
 pub mod swiglu;
 pub mod swiglu_backward;
-#[cfg(not(kernels = "absent"))]
-#[doc(hidden)]
-pub mod test_kernels;
 #[cfg(all(test, not(kernels = "absent")))]
 mod tests;
 #[cfg(all(test, not(kernels = "absent")))]
