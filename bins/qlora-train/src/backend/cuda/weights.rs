@@ -14,8 +14,8 @@ use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::absmax_transpose;
 use qlora_kernels::ops::nf4::Layout;
-use qlora_kernels::ops::nf4::absmax_transpose;
 use qlora_kernels::rope::RopeTable;
 use std::sync::Arc;
 
