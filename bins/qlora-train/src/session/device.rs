@@ -167,6 +167,14 @@ impl Device {
         Self::Cuda(Gpu { ordinal, device: None })
     }
 
+    /// Arithmetic of the CPU; none of a GPU.
+    pub fn precision(&self) -> Option<Precision> {
+        match self {
+            Self::Cpu(precision) => Some(*precision),
+            Self::Cuda(_) => None,
+        }
+    }
+
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu(_))
     }
