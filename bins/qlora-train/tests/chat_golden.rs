@@ -134,8 +134,14 @@ fn a_batch_predicts_the_marked_tokens_only() {
     for_each_case(false, &mut |name, tokenizer, conversation, case| {
         let Some(expected) = case.get("supervised") else { return };
         let chat = tokenizer.encode_chat(&turns(conversation)).unwrap();
-        let row =
-            qlora_train::data::Row { input_ids: chat.input_ids, labels: chat.labels, file: 0, line: 1, task: None };
+        let row = qlora_train::data::Row {
+            input_ids: chat.input_ids,
+            labels: chat.labels,
+            weights: Vec::new(),
+            file: 0,
+            line: 1,
+            task: None,
+        };
         let batch = MicroBatch::new([&row]);
         let predicted: Vec<usize> =
             (0..batch.tokens()).filter(|&at| batch.targets[at] != UNSUPERVISED).map(|at| at + 1).collect();

@@ -105,7 +105,14 @@ fn logit_differences(prefix: &str, quantization: Quantization) -> (f64, f64) {
     for (row, input) in description["rows"].as_array().unwrap().iter().enumerate() {
         let ids: Vec<u32> =
             input["input_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-        let row_data = Row { labels: vec![-100; ids.len()], input_ids: ids.clone(), file: 0, line: 0, task: None };
+        let row_data = Row {
+            labels: vec![-100; ids.len()],
+            input_ids: ids.clone(),
+            weights: Vec::new(),
+            file: 0,
+            line: 0,
+            task: None,
+        };
         let batch = MicroBatch::new([&row_data]);
         let spec = spec(&checkpoint, layers, quantization, ids.len());
         let mut cpu = Cpu::new(spec.run_shape());
@@ -165,6 +172,7 @@ fn train(settings: &Value, steps: &[Value]) -> Trajectory {
         .map(|row| Row {
             input_ids: row["input_ids"].as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect(),
             labels: row["labels"].as_array().unwrap().iter().map(|x| x.as_i64().unwrap() as i32).collect(),
+            weights: Vec::new(),
             file: 0,
             line: 0,
             task: None,
@@ -314,6 +322,7 @@ fn a_qwen2_follows_transformers_and_peft() {
     let row = Row {
         input_ids: expected["input_ids"].iter().map(|&id| id as u32).collect(),
         labels: expected["labels"].iter().map(|&id| id as i32).collect(),
+        weights: Vec::new(),
         file: 0,
         line: 0,
         task: None,

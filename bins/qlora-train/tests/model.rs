@@ -300,6 +300,7 @@ fn a_packed_row_gives_exactly_the_gradients_of_its_documents_apart() {
             Row {
                 labels: input_ids.iter().enumerate().map(label).collect(),
                 input_ids,
+                weights: Vec::new(),
                 file: 0,
                 line: at + 1,
                 task: None,

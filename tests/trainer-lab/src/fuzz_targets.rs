@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
 use qlora_train::arch::{Arch, LLAMA_NAMES, Projection};
-use qlora_train::base::{BaseName, Checkpoint, synthetic};
+use qlora_train::base::{BaseFingerprint, BaseName, Checkpoint, synthetic};
 use qlora_train::config::{Purpose, Settings};
 use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, load_once};
 use qlora_train::error::Result;
@@ -234,7 +234,7 @@ pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let base = BaseName { name: "org/base".into(), revision: None, is_hub: true };
     let provenance = Provenance {
         base: base.clone(),
-        base_fingerprint: "0123".into(),
+        base_fingerprint: BaseFingerprint { whole: "0123".into(), unquantized: "4567".into() },
         quantization: Recipe::NONE,
         chat_template_sha256: None,
     };

@@ -4,7 +4,7 @@ use super::config::last_part;
 use super::pairs::layer_of;
 use super::{Adapter, metadata};
 use crate::arch::{Arch, Projection};
-use crate::base::BaseName;
+use crate::base::{BaseFingerprint, BaseName};
 use crate::error::Result;
 use crate::refuse;
 
@@ -43,37 +43,59 @@ impl Adapter {
         Ok(())
     }
 
-    /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one.
-    /// Returned are warnings, one sentence each: no recorded fingerprint, another name or revision, linears that are
-    /// targeted but have no tensors.
-    pub fn check_base(&self, arch: &Arch, base_fingerprint: &str, base_name: &BaseName) -> Result<Vec<String>> {
+    /// Refused: the shapes or layers do not fit the base, or the adapter records the fingerprint of another one and
+    /// `allow_other_base` is off. Returned are warnings, one sentence each: another base, no recorded fingerprint,
+    /// another name or revision, linears that are targeted but have no tensors.
+    pub fn check_base(
+        &self,
+        arch: &Arch,
+        base: &BaseFingerprint,
+        base_name: &BaseName,
+        allow_other_base: bool,
+    ) -> Result<Vec<String>> {
         self.check_shapes(arch, base_name)?;
         let pairs = self.lora_pairs()?;
-        let own_base = self.own_base();
+        let (own_base, here) = (self.own_base(), &base_name.name);
         let mut warnings = Vec::new();
         match self.base_fingerprint() {
-            Some(found) if found != base_fingerprint => refuse!(
-                "adapter: metadata `{}`: found {found}, expected {base_fingerprint}: it was trained on other weights \
-                 ({own_base}) than those of {}; load the base that it was trained on",
-                metadata::BASE_FINGERPRINT,
-                base_name.name
-            ),
-            Some(_) => {}
-            None => warnings.push(format!(
-                "the adapter records no fingerprint of its base ({own_base}): its shapes fit {}, but whether it was \
-                 trained on it cannot be checked",
-                base_name.name
-            )),
-        }
-        // Equal fingerprints say more than names.
-        let named = self.config.base_model_name_or_path.as_deref().filter(|_| self.base_fingerprint().is_none());
-        if let Some(found) = named.filter(|name| *name != base_name.name) {
-            warnings.push(format!("the adapter names {found:?} as its base, this model is {:?}", base_name.name));
-        }
-        if let (Some(found), Some(here)) = (&self.config.revision, &base_name.revision)
-            && found != here
-        {
-            warnings.push(format!("the adapter names revision {found:?} of its base, this one is {here:?}"));
+            Some(found) if found == base.whole => {}
+            Some(found) => {
+                let same_model = self.metadata.get(metadata::UNQUANTIZED_FINGERPRINT) == Some(&base.unquantized);
+                let what = match same_model {
+                    true => format!(
+                        "it was trained on another form of this model ({own_base}): embedding and norms are those of \
+                         {here}, the linear weights are rounded otherwise"
+                    ),
+                    false => format!("it was trained on other weights ({own_base}) than those of {here}"),
+                };
+                if !allow_other_base {
+                    refuse!(
+                        "adapter: metadata `{}`: found {found}, expected {}: {what}; load the base that it was trained \
+                         on, or give --allow-other-base: what it computes then differs from what it learned{}",
+                        metadata::BASE_FINGERPRINT,
+                        base.whole,
+                        if same_model { " by that rounding" } else { ", by as much as the weights do" }
+                    );
+                }
+                warnings
+                    .push(format!("adapter: {what} (--allow-other-base): its losses differ from those in training"));
+            }
+            None => {
+                warnings.push(format!(
+                    "the adapter records no fingerprint of its base ({own_base}): its shapes fit {here}, but whether it \
+                     was trained on it cannot be checked"
+                ));
+                // Equal fingerprints would say more than names.
+                if let Some(found) = self.config.base_model_name_or_path.as_deref().filter(|name| !is_named(name, here))
+                {
+                    warnings.push(format!("the adapter names {found:?} as its base, this model is {here:?}"));
+                }
+                if let (Some(found), Some(here)) = (&self.config.revision, &base_name.revision)
+                    && found != here
+                {
+                    warnings.push(format!("the adapter names revision {found:?} of its base, this one is {here:?}"));
+                }
+            }
         }
         let lacking: Vec<String> = arch
             .modules()
@@ -91,4 +113,9 @@ impl Adapter {
     fn own_base(&self) -> &str {
         self.config.base_model_name_or_path.as_deref().unwrap_or("an unnamed base")
     }
+}
+
+/// Whether a name, or the last part of a path, is that of the base.
+fn is_named(name: &str, base: &str) -> bool {
+    name == base || name.trim_end_matches('/').rsplit('/').next() == Some(base)
 }

@@ -2,7 +2,7 @@
 
 use super::{Adapter, TargetModules, metadata};
 use crate::base::looks_like_hub_id;
-use std::collections::BTreeMap;
+use indexmap::IndexMap;
 use std::fmt::Display;
 
 /// By this line a card is known as ours and may be replaced.
@@ -11,8 +11,9 @@ pub(super) const MARK: &str = "<!-- written by qlora-train -->";
 pub(super) fn model_card(adapter: &Adapter) -> String {
     let config = &adapter.config;
     let base = config.base_model_name_or_path.as_deref();
-    // The hub rejects a card whose base is not one of its own ids.
-    let hub_base = base.filter(|name| looks_like_hub_id(name));
+    // The hub rejects a card whose base is not one of its own ids; a relative path can look like one.
+    let recorded = adapter.metadata.get(metadata::BASE_NAME).map(String::as_str);
+    let hub_base = recorded.or(base).filter(|name| looks_like_hub_id(name));
     let mut card = String::from("---\n");
     if let Some(base) = hub_base {
         card += &format!("base_model: {base}\n");
@@ -57,7 +58,7 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
 }
 
 /// A value, and the modules that have another.
-fn with_pattern<T: Display>(value: &T, pattern: &BTreeMap<String, T>) -> String {
+fn with_pattern<T: Display>(value: &T, pattern: &IndexMap<String, T>) -> String {
     let others: Vec<String> = pattern.iter().map(|(module, other)| format!("{other} for {module}")).collect();
     if others.is_empty() { value.to_string() } else { format!("{value}; {}", others.join(", ")) }
 }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
+use super::module_pattern::ModulePattern;
 use crate::arch::Arch;
 use crate::base::BaseName;
 use crate::error::Result;
@@ -34,6 +36,39 @@ const REFUSED_UNLESS_EMPTY: [&str; 17] = [
     "loftq_config",
     "lora_ga_config",
 ];
+
+/// Names of what some of those keys turn on.
+const NAMED: [(&str, &str); 8] = [
+    ("use_dora", "DoRA"),
+    ("modules_to_save", "training of whole modules"),
+    ("lora_bias", "a trained bias"),
+    ("trainable_token_indices", "training of single tokens"),
+    ("target_parameters", "LoRA on parameters"),
+    ("layer_replication", "repetition of layers"),
+    ("alora_invocation_tokens", "activated LoRA"),
+    ("use_qalora", "QALoRA"),
+];
+
+/// Name of a value of `peft_type` other than LORA.
+fn kind_of_adapter(peft_type: &str) -> Option<&'static str> {
+    Some(match peft_type {
+        "ADALORA" => "AdaLoRA",
+        "IA3" => "IA3, learned factors",
+        "PREFIX_TUNING" => "prefix tuning, a learned key-value cache",
+        "PROMPT_TUNING" | "MULTITASK_PROMPT_TUNING" | "P_TUNING" | "CPT" => "prompt tuning, learned embeddings",
+        "ADAPTION_PROMPT" => "LLaMA-Adapter",
+        "LOHA" => "LoHa, a Hadamard product of low-rank matrices",
+        "LOKR" => "LoKr, a Kronecker product of low-rank matrices",
+        "OFT" | "BOFT" | "HRA" => "orthogonal fine-tuning",
+        "VERA" => "VeRA, with random matrices that are shared",
+        "FOURIERFT" | "WAVEFT" => "a spectrum",
+        "LN_TUNING" => "tuning of norms",
+        "XLORA" | "POLY" => "a mixture of adapters",
+        "TRAINABLE_TOKENS" => "training of single tokens",
+        "BONE" | "MISS" | "RANDLORA" | "SHIRA" | "C3A" | "ROAD" | "OSF" => "another kind of update",
+        _ => return None,
+    })
+}
 
 /// Keys of PEFT that change nothing about a finished adapter.
 const HARMLESS: [&str; 8] = [
@@ -66,9 +101,9 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// scale = alpha / √r instead of alpha / r.
     pub use_rslora: bool,
-    /// Projection name or path suffix → rank or alpha of its own.
-    pub rank_pattern: BTreeMap<String, usize>,
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// [`ModulePattern`] → rank or alpha of its own; the first that matches counts.
+    pub rank_pattern: IndexMap<String, usize>,
+    pub alpha_pattern: IndexMap<String, f64>,
     /// `None`: every layer.
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -86,8 +121,8 @@ impl AdapterConfig {
             lora_dropout: lora.dropout,
             target_modules: TargetModules::Names(BTreeSet::new()),
             use_rslora: lora.rslora,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
         };
         let mut targets = BTreeSet::new();
@@ -124,7 +159,7 @@ impl AdapterConfig {
             TargetModules::Pattern(pattern) => json!(pattern),
             TargetModules::Names(names) => json!(names),
         };
-        let alpha_pattern: BTreeMap<_, _> = self.alpha_pattern.iter().map(|(key, &x)| (key, number(x))).collect();
+        let alpha_pattern: IndexMap<_, _> = self.alpha_pattern.iter().map(|(key, &x)| (key, number(x))).collect();
         let value = json!({
             "alpha_pattern": alpha_pattern,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -208,8 +243,12 @@ fn number(x: f64) -> Value {
 }
 
 fn check_kind(keys: &Keys) -> Result<()> {
-    if keys.text("peft_type")? != Some("LORA") {
-        return Err(keys.wrong("peft_type", "\"LORA\", the only supported kind of adapter"));
+    match keys.text("peft_type")? {
+        Some("LORA") => {}
+        found => {
+            let what = found.and_then(kind_of_adapter).map_or(String::new(), |what| format!(" (that is {what})"));
+            return Err(keys.wrong("peft_type", &format!("\"LORA\", the only supported kind of adapter{what}")));
+        }
     }
     if keys.text("task_type")?.is_some_and(|task| task != "CAUSAL_LM") {
         return Err(keys.wrong("task_type", "\"CAUSAL_LM\""));
@@ -225,9 +264,9 @@ fn check_kind(keys: &Keys) -> Result<()> {
             Some(_) => false,
         };
         if !empty {
-            let what =
-                if key == "use_dora" { "false: DoRA adapters are not supported" } else { "nothing: not supported" };
-            return Err(keys.wrong(key, what));
+            let (_, what) = NAMED.into_iter().find(|(named, _)| *named == key).unwrap_or((key, "it"));
+            let advice = "merge it into its base with PEFT (`merge_and_unload`) and use that as the model";
+            return Err(keys.wrong(key, &format!("nothing: {what} is not supported; {advice}")));
         }
     }
     // PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change the base's weights; the adapter alone does not say how.
@@ -243,7 +282,7 @@ fn check_kind(keys: &Keys) -> Result<()> {
     }
     let layers = |value: &Value| value == "layers" || value == &json!(["layers"]) || value == &json!([]);
     if keys.get("layers_pattern").is_some_and(|value| !layers(value)) {
-        return Err(keys.wrong("layers_pattern", "null or \"layers\", the name of a Llama's blocks"));
+        return Err(keys.wrong("layers_pattern", "null or \"layers\", the name of a model's blocks"));
     }
     Ok(())
 }
@@ -265,15 +304,13 @@ fn pattern<T>(
     key: &str,
     expected: &str,
     read: impl Fn(&Value) -> Option<T>,
-) -> Result<BTreeMap<String, T>> {
-    let Some(entries) = keys.object(key)? else { return Ok(BTreeMap::new()) };
-    let mut pattern = BTreeMap::new();
+) -> Result<IndexMap<String, T>> {
+    let Some(entries) = keys.object(key)? else { return Ok(IndexMap::new()) };
+    let mut pattern = IndexMap::new();
     for (name, value) in entries.map {
-        // PEFT takes these as regular expressions; a name in which nothing but dots is special means itself.
-        let plain = name.strip_prefix('^').unwrap_or(name);
-        if plain.is_empty() || !plain.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')) {
-            return Err(entries.wrong(name, "a module name or path as key: regular expressions are not supported"));
-        }
+        ModulePattern::new(name).map_err(|error| {
+            entries.wrong(name, &format!("a regular expression or the name of a module as key ({error})"))
+        })?;
         pattern.insert(name.clone(), read(value).ok_or_else(|| entries.wrong(name, expected))?);
     }
     Ok(pattern)

@@ -98,15 +98,19 @@ impl Adapter {
     }
 }
 
-/// PEFT's key of a tensor that was saved from a compiled model (`_orig_mod.`), or without
-/// PEFT's prefix; a key of another kind stays as it is.
+/// What wrappers of a model add to the paths of its modules.
+const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// PEFT's key of a tensor that was saved in another way: from a wrapped model, with the name of the adapter
+/// (`.lora_A.default.weight`), or without PEFT's prefix. A key of another kind stays as it is.
 fn canonical_key(name: &str) -> String {
-    let plain = name.replace("_orig_mod.", "");
-    let path = plain.strip_prefix("base_model.model.").or(plain.strip_prefix("base_model.")).unwrap_or(&plain);
-    match path {
-        path if !path.contains(".lora_A.") && !path.contains(".lora_B.") => name.to_owned(),
-        path if path.starts_with("model.layers.") => format!("{PEFT_PREFIX}{path}"),
-        path if path.starts_with("layers.") => format!("{PEFT_PREFIX}model.{path}"),
+    let mut parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    if let [.., "lora_A" | "lora_B", _, "weight"] = parts[..] {
+        parts.remove(parts.len() - 2);
+    }
+    let path: Vec<&str> = parts.into_iter().skip_while(|part| ["base_model", "model"].contains(part)).collect();
+    match path[..] {
+        ["layers", .., "lora_A" | "lora_B", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         _ => name.to_owned(),
     }
 }
@@ -147,9 +151,15 @@ mod tests {
             "",
             "base_model.model.",
             "_orig_mod.model.",
+            "module.base_model.model.model.",
+            "_fsdp_wrapped_module.base_model.model.model.",
         ] {
-            assert_eq!(canonical_key(&format!("{prefix}{linear}.weight")), expected, "{prefix}");
+            for end in ["weight", "default.weight", "other.weight"] {
+                assert_eq!(canonical_key(&format!("{prefix}{linear}.{end}")), expected, "{prefix} {end}");
+            }
         }
+        let wrapped = "base_model.model.model.layers.0._checkpoint_wrapped_module.self_attn.q_proj.lora_A.weight";
+        assert_eq!(canonical_key(wrapped), expected);
         for other in ["model.embed_tokens.weight", "base_model.model.lm_head.lora_A.weight", "vision.0.lora_A.weight"] {
             assert_eq!(canonical_key(other), other);
         }

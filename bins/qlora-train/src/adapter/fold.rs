@@ -1,9 +1,9 @@
 //! rsLoRA expressed as plain LoRA. SGLang and llama.cpp compute alpha / r whatever `use_rslora` says, so what is
 //! written must not depend on it: alpha / √r = (alpha · √r) / r.
 
-use super::Adapter;
+use super::{Adapter, LoraPair};
 use crate::error::Result;
-use crate::lora::ParamId;
+use crate::lora::{LoraSpec, ParamId};
 
 impl Adapter {
     /// Turns rsLoRA into plain LoRA that computes the same; other adapters stay as they are.
@@ -31,6 +31,31 @@ impl Adapter {
         }
         self.config.use_rslora = false;
         Ok(())
+    }
+}
+
+impl Adapter {
+    /// Gives its terms the alphas of `lora`, whose terms have the same ranks: B is multiplied so that what is computed
+    /// stays. Returns whether anything had to be.
+    pub fn rescale(&mut self, lora: &LoraSpec) -> Result<bool> {
+        let scale_of = |r, alpha, rslora| LoraSpec::scale(alpha, r, rslora);
+        let own = self.config.use_rslora;
+        let scales = |(module, pair): (String, LoraPair)| {
+            let term = lora.terms.get(&module)?;
+            let factor = scale_of(pair.r, pair.alpha, own) / scale_of(term.r, term.alpha, lora.rslora);
+            Some((module, term.alpha, factor))
+        };
+        let factors: Vec<_> = self.lora_pairs()?.into_iter().filter_map(scales).collect();
+        let changed = factors.iter().any(|(_, _, factor)| *factor != 1.0);
+        for (module, _, factor) in factors.iter().filter(|(_, _, factor)| *factor != 1.0) {
+            if let Some((_, b)) = self.tensors.get_mut(&ParamId::b(module.as_str()).peft_key()) {
+                b.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+            }
+        }
+        self.config.use_rslora = lora.rslora;
+        self.config.alpha_pattern =
+            factors.into_iter().map(|(module, alpha, _)| (format!("^{module}"), alpha)).collect();
+        Ok(changed)
     }
 }
 

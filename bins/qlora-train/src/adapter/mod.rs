@@ -10,12 +10,13 @@ mod config;
 mod files;
 mod fold;
 mod locate;
+mod module_pattern;
 mod pairs;
 mod recipe;
 
 use std::collections::BTreeMap;
 
-use crate::base::BaseName;
+use crate::base::{BaseFingerprint, BaseName};
 use crate::error::Result;
 use crate::lora::ParamId;
 
@@ -69,6 +70,8 @@ impl Adapter {
 pub mod metadata {
     /// [`Checkpoint::fingerprint`](crate::base::Checkpoint::fingerprint) of the base as it was before quantizing.
     pub const BASE_FINGERPRINT: &str = "qlora.base_fingerprint";
+    /// [`BaseFingerprint::unquantized`](crate::base::BaseFingerprint::unquantized) of the base.
+    pub const UNQUANTIZED_FINGERPRINT: &str = "qlora.base_unquantized_fingerprint";
     pub const BASE_NAME: &str = "qlora.base_name";
     pub const BASE_REVISION: &str = "qlora.base_revision";
     /// The JSON of a [`Recipe`](super::Recipe).
@@ -81,7 +84,7 @@ pub mod metadata {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
     pub base: BaseName,
-    pub base_fingerprint: String,
+    pub base_fingerprint: BaseFingerprint,
     pub quantization: Recipe,
     /// SHA-256 (hex) of the chat template's text, where one was used.
     pub chat_template_sha256: Option<String>,
@@ -91,7 +94,8 @@ impl Provenance {
     pub fn to_metadata(&self) -> BTreeMap<String, String> {
         let quantization = self.quantization.to_json();
         let entries = [
-            (metadata::BASE_FINGERPRINT, Some(&self.base_fingerprint)),
+            (metadata::BASE_FINGERPRINT, Some(&self.base_fingerprint.whole)),
+            (metadata::UNQUANTIZED_FINGERPRINT, Some(&self.base_fingerprint.unquantized)),
             (metadata::BASE_NAME, Some(&self.base.name)),
             (metadata::BASE_REVISION, self.base.revision.as_ref()),
             (metadata::QUANTIZATION, Some(&quantization)),

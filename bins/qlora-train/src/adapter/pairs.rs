@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use indexmap::IndexMap;
+
+use super::module_pattern::ModulePattern;
 use super::{Adapter, AdapterConfig, TargetModules};
 use crate::error::Result;
 use crate::lora::{LoraSpec, LoraTerm, ParamId};
@@ -49,19 +52,24 @@ impl Adapter {
         if self.tensors.is_empty() {
             refuse!("{source}: found no tensors, expected the lora_A and lora_B of at least one linear");
         }
+        let ranks = Patterns::new(source, "rank_pattern", &config.rank_pattern)?;
+        let alphas = Patterns::new(source, "alpha_pattern", &config.alpha_pattern)?;
         let mut pairs = BTreeMap::new();
         for key in self.tensors.keys() {
             let Some(id) = ParamId::from_peft_key(key).filter(is_linear) else {
                 refuse!("{source}: tensor `{key}`: {}", why_not(key))
             };
             if !pairs.contains_key(id.module()) {
-                pairs.insert(id.module().to_owned(), self.pair(source, id.module())?);
+                let module = id.module();
+                let (r, alpha) = (ranks.of(module).unwrap_or(config.r), alphas.of(module).unwrap_or(config.lora_alpha));
+                pairs.insert(module.to_owned(), self.pair(source, module, r, alpha)?);
             }
         }
         Ok(pairs)
     }
 
-    fn pair(&self, source: &str, module: &str) -> Result<LoraPair<'_>> {
+    /// The pair of a module to which the config gives rank `expected` and `alpha`.
+    fn pair(&self, source: &str, module: &str, expected: usize, alpha: f64) -> Result<LoraPair<'_>> {
         let (a_key, b_key) = (ParamId::a(module).peft_key(), ParamId::b(module).peft_key());
         let (a_shape, a) = self.matrix(source, &a_key, &b_key)?;
         let (b_shape, b) = self.matrix(source, &b_key, &a_key)?;
@@ -72,7 +80,6 @@ impl Adapter {
             );
         }
         let config = &self.config;
-        let expected = config.rank_of(source, module)?;
         if r != expected {
             refuse!("{source}: tensor `{a_key}`: found rank {r}, expected {expected} as the adapter config says");
         }
@@ -82,7 +89,6 @@ impl Adapter {
                  of the adapter config leaves out, expected only those that they name"
             );
         }
-        let alpha = config.alpha_of(source, module)?;
         let scale = LoraSpec::scale(alpha, r, config.use_rslora) as f32;
         if !scale.is_finite() {
             refuse!("{source}: `lora_alpha` of the adapter config: found a scale of {scale}, expected a finite one");
@@ -129,13 +135,28 @@ impl AdapterConfig {
         let listed = |layers: &Vec<usize>| layer_of(module).is_some_and(|layer| layers.contains(&layer));
         self.layers_to_transform.as_ref().is_none_or(listed)
     }
+}
 
-    fn rank_of(&self, source: &str, module: &str) -> Result<usize> {
-        Ok(from_pattern(source, "rank_pattern", &self.rank_pattern, module)?.unwrap_or(self.r))
+/// Patterns with their values, compiled, in the order in which they are tried.
+struct Patterns<T>(Vec<(ModulePattern, T)>);
+
+impl<T: Copy> Patterns<T> {
+    fn new(source: &str, what: &str, pattern: &IndexMap<String, T>) -> Result<Self> {
+        let mut patterns = Vec::with_capacity(pattern.len());
+        for (key, &value) in pattern {
+            match ModulePattern::new(key) {
+                Ok(compiled) => patterns.push((compiled, value)),
+                Err(error) => {
+                    refuse!("{source}: `{what}` of the adapter config: `{key}` is no regular expression: {error}")
+                }
+            }
+        }
+        Ok(Self(patterns))
     }
 
-    fn alpha_of(&self, source: &str, module: &str) -> Result<f64> {
-        Ok(from_pattern(source, "alpha_pattern", &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha))
+    /// The value of the first pattern that matches.
+    fn of(&self, module: &str) -> Option<T> {
+        self.0.iter().find(|(pattern, _)| pattern.matches(module)).map(|&(_, value)| value)
     }
 }
 
@@ -143,19 +164,6 @@ impl AdapterConfig {
 pub(super) fn layer_of(module: &str) -> Option<usize> {
     let mut parts = module.split('.').skip_while(|part| *part != "layers");
     parts.nth(1)?.parse().ok()
-}
-
-/// PEFT's rule: the key matches the module's path or the end of it that follows a dot; "^" ties it to the beginning.
-fn from_pattern<T: Copy>(source: &str, what: &str, pattern: &BTreeMap<String, T>, module: &str) -> Result<Option<T>> {
-    let matches = |key: &str| key.strip_prefix('^').map_or_else(|| is_suffix(key, module), |whole| whole == module);
-    let mut found = pattern.iter().filter(|(key, _)| matches(key));
-    let first = found.next();
-    if let (Some((first, _)), Some((second, _))) = (first, found.next()) {
-        refuse!(
-            "{source}: `{what}` of the adapter config: found both `{first}` and `{second}` for {module}, expected one"
-        );
-    }
-    Ok(first.map(|(_, &value)| value))
 }
 
 /// Whether a term belongs to a linear layer of a block, which is what can carry one.
@@ -167,17 +175,33 @@ fn is_suffix(name: &str, path: &str) -> bool {
     path.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
+/// Parts of the names of tensors that are no LoRA of linear layers, with what they are.
+const OTHERS: [(&str, &str); 16] = [
+    ("lora_magnitude_vector", "a DoRA magnitude"),
+    ("lora_E", "the singular values of AdaLoRA"),
+    ("ranknum", "a rank of AdaLoRA"),
+    (".lora_B.bias", "a bias that was trained (lora_bias)"),
+    ("lora_embedding", "an adapter of the embedding"),
+    ("trainable_tokens", "the rows of single tokens (trainable_token_indices)"),
+    ("ia3_l", "the factors of IA3"),
+    ("prompt_embeddings", "a soft prompt or prefix"),
+    ("prompt_encoder", "a soft prompt or prefix"),
+    ("adaption_", "a LLaMA-Adapter"),
+    ("hada_w", "LoHa"),
+    ("lokr_w", "LoKr"),
+    ("oft_", "orthogonal fine-tuning"),
+    ("hra_u", "orthogonal fine-tuning"),
+    ("vera_lambda", "VeRA"),
+    ("spectrum", "a spectrum (FourierFT)"),
+];
+
 fn why_not(key: &str) -> String {
-    let what = if key.contains("lora_magnitude_vector") {
-        "a DoRA magnitude"
-    } else if key.contains("lora_embedding") || key.contains("embed_tokens") {
-        "an adapter of the embedding"
-    } else if key.contains("lm_head") {
-        "an adapter of lm_head"
-    } else if key.contains("modules_to_save") || !key.contains("lora_") {
-        "a tensor that is not LoRA"
-    } else {
-        "an adapter of another module"
+    let what = match OTHERS.iter().find(|(part, _)| key.contains(part)) {
+        Some((_, what)) => what,
+        None if key.contains("embed_tokens") => "an adapter of the embedding",
+        None if key.contains("lm_head") => "an adapter of lm_head",
+        None if key.contains("modules_to_save") || !key.contains("lora_") => "a tensor that is not LoRA",
+        None => "an adapter of another module",
     };
     format!(
         "found {what}, expected only the LoRA pairs of linear layers (`….layers.N.….lora_A.weight`, `….lora_B.weight`)"

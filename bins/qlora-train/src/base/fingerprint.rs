@@ -15,10 +15,13 @@
 //! all tensors sorted by the bytes of the name. It does not depend on how the tensors are spread over files, on the
 //! order they are read in, or on the number of threads; it can be computed while the weights are loaded.
 //!
+//! A second one, over the lines of the tensors that quantizing leaves as they are (all but the linear layers of blocks
+//! and the output layer), tells that two checkpoints are the same model in different forms.
+//!
 //! A checkpoint that `quantize` wrote has two: that of its own tensors, which has to be the one recorded in it, and
 //! that of the original, which is the one that adapters know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
 
 use rayon::prelude::*;
@@ -75,11 +78,22 @@ impl TensorDigest {
     }
 }
 
+/// Identity of a base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseFingerprint {
+    /// Of all tensors, as they were before `quantize`
+    pub whole: String,
+    /// Of the tensors that quantizing leaves as they are: equal in every form of one model
+    pub unquantized: String,
+}
+
 /// Collects digests of tensors, in any order, into the fingerprint of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Fingerprint {
     /// Every tensor of the checkpoint, with its description once it was seen.
     seen: BTreeMap<String, Option<String>>,
+    /// Names of the weights that quantizing changes
+    linear: BTreeSet<String>,
     /// For messages.
     checkpoint: String,
     original: Option<OriginalBase>,
@@ -89,6 +103,7 @@ impl Fingerprint {
     pub fn new(checkpoint: &Checkpoint) -> Self {
         Self {
             seen: checkpoint.names().map(|name| (name.to_owned(), None)).collect(),
+            linear: checkpoint.names().filter(|name| checkpoint.is_linear(name)).map(str::to_owned).collect(),
             checkpoint: checkpoint.dir.display().to_string(),
             original: checkpoint.original.clone(),
         }
@@ -106,19 +121,22 @@ impl Fingerprint {
         Ok(())
     }
 
-    /// 64 hex digits, equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the checkpoint
-    /// records another fingerprint of its quantized tensors.
-    pub fn finish(self) -> Result<String> {
-        let mut hasher = Sha256::new();
-        hasher.update(HEAD);
+    /// 64 hex digits each, the first equal to [`Checkpoint::fingerprint`]. Failed: a tensor was not added. Refused: the
+    /// checkpoint records another fingerprint of its quantized tensors.
+    pub fn finish(self) -> Result<BaseFingerprint> {
+        let (mut whole, mut unquantized) = (Sha256::new_with_prefix(HEAD), Sha256::new_with_prefix(HEAD));
         for (name, description) in self.seen {
             let Some(description) = description else {
                 return Err(Error::Failed(format!("fingerprint: tensor `{name}` was never read")));
             };
-            hasher.update(format!("{name}\t{description}\n"));
+            let line = format!("{name}\t{description}\n");
+            whole.update(&line);
+            if !self.linear.contains(&name) {
+                unquantized.update(&line);
+            }
         }
-        let found = hex(&hasher.finalize());
-        let Some(original) = self.original else { return Ok(found) };
+        let (found, unquantized) = (hex(&whole.finalize()), hex(&unquantized.finalize()));
+        let Some(original) = self.original else { return Ok(BaseFingerprint { whole: found, unquantized }) };
         if found != original.quantized_fingerprint {
             refuse!(
                 "{}: found tensors with the fingerprint {found}, expected {} as its files record: they were changed \
@@ -127,7 +145,7 @@ impl Fingerprint {
                 original.quantized_fingerprint
             );
         }
-        Ok(original.fingerprint)
+        Ok(BaseFingerprint { whole: original.fingerprint, unquantized })
     }
 }
 
@@ -138,7 +156,7 @@ impl Checkpoint {
         let digests: Vec<TensorDigest> = names.into_par_iter().map(|name| self.digest(name)).collect::<Result<_>>()?;
         let mut fingerprint = Fingerprint::new(self);
         digests.into_iter().try_for_each(|digest| fingerprint.add(digest))?;
-        fingerprint.finish()
+        Ok(fingerprint.finish()?.whole)
     }
 
     /// [`read`](Self::read) and digest in one pass over the file.

@@ -45,6 +45,18 @@ pub(super) fn locate(dir: &Path) -> Result<Files> {
     )
 }
 
+/// The files of a directory that are named as shards are and that an index with `shards` does not list, sorted.
+pub(super) fn unlisted_shards(dir: &Path, shards: &[PathBuf]) -> Vec<PathBuf> {
+    let is_shard = |name: &str| name.starts_with("model-") && name.ends_with(".safetensors");
+    let entries =
+        std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let unlisted =
+        entries.filter(|name| is_shard(name) && !shards.iter().any(|shard| shard.as_os_str() == name.as_str()));
+    let mut names: Vec<String> = unlisted.collect();
+    names.sort();
+    names.into_iter().map(|name| dir.join(name)).collect()
+}
+
 /// Weights of a kind that is not read: pickles, which can run code, and single-file formats of other engines.
 fn other_weights(dir: &Path) -> Option<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)

@@ -1,4 +1,4 @@
-//! Base models: Hugging Face directories of a Llama, with single or sharded safetensors in bf16, f16 or f32, or with
+//! Base models: Hugging Face directories, with single or sharded safetensors in bf16, f16 or f32, or with
 //! linear weights in NF4 as bitsandbytes stores them.
 //!
 //! [`Checkpoint::open`] looks at `config.json` and at the headers of the weight files only, and refuses everything
@@ -26,7 +26,7 @@ use crate::refuse;
 use quantized::Nf4Entry;
 
 pub use base_name::{BaseName, looks_like_hub_id, resolve_model};
-pub use fingerprint::{Fingerprint, TensorDigest};
+pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
 pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
 
 /// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or
@@ -156,6 +156,17 @@ impl Checkpoint {
         }
     }
 
+    /// Rows of a matrix that is stored in 16 or 32 bits, widened to f32; `None` where it is stored in NF4.
+    pub fn read_rows_f32(&self, name: &str, rows: &[u32]) -> Result<Option<Vec<Vec<f32>>>> {
+        let Entry::Dense(file, info) = self.find(name)? else { return Ok(None) };
+        let columns = info.shape.last().copied().unwrap_or(1);
+        let row = |&row: &u32| {
+            let from = row as usize * columns;
+            self.files[*file].read_range_f32(name, info, from..from + columns)
+        };
+        rows.iter().map(row).collect::<Result<_>>().map(Some)
+    }
+
     /// Refuses a NaN or infinity in a tensor that was read: it would spread to everything that is trained on it.
     pub fn check_finite(&self, name: &str, tensor: &HostTensor) -> Result<()> {
         let Some((index, value)) = tensor.find_not_finite() else { return Ok(()) };
@@ -171,7 +182,8 @@ impl Checkpoint {
 
     fn find(&self, name: &str) -> Result<&Entry> {
         let Some(entry) = self.tensors.get(name) else {
-            refuse!("{}: found no tensor `{name}`, expected one of a Llama checkpoint", self.dir.display());
+            let (dir, family) = (self.dir.display(), self.arch.family.architecture);
+            refuse!("{dir}: found no tensor `{name}`, expected one of a {family}");
         };
         Ok(entry)
     }

@@ -2,10 +2,10 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::base_name::BaseName;
-use super::locate::{Files, INDEX, locate};
+use super::locate::{Files, INDEX, locate, unlisted_shards};
 use super::quantized::{Nf4Entry, OriginalBase, QuantizationConfig, has_parts};
 use super::{Checkpoint, Entry as Stored};
 use crate::arch::Arch;
@@ -23,23 +23,41 @@ impl Checkpoint {
         }
         let config_path = dir.join("config.json");
         if config_path.symlink_metadata().is_err() {
-            refuse!("{}: found no such file, expected the config.json of a Llama", config_path.display());
+            refuse!(
+                "{}: found no such file, expected the config.json of a model in Hugging Face format",
+                config_path.display()
+            );
         }
         let json = read_object(&config_path)?;
-        let arch = Arch::from_json(&config_path, &json)?;
+        let mut arch = Arch::from_json(&config_path, &json)?;
         let quantization = QuantizationConfig::from_keys(&Keys::new(&config_path, &json))?;
 
         let Files { paths, index } = locate(dir)?;
         let mut files = Vec::with_capacity(paths.len());
+        let mut absent = Vec::new();
         for path in paths.iter().map(|path| dir.join(path)) {
-            if index.is_some() && !path.exists() {
-                refuse!("{}: found no such file, expected a shard that {INDEX} names: download it", path.display());
+            match index.is_some() && path.symlink_metadata().is_err() {
+                true => absent.push(path),
+                false => files.push(TensorFile::open(&path)?),
             }
-            files.push(TensorFile::open(&path)?);
         }
-        let owners = owners(&files)?;
+        let mut owners = owners(&files)?;
+        let mut notes = Vec::new();
         if let Some(index) = index {
-            check_index(&dir.join(INDEX), &index, &files, &owners)?;
+            let needed = arch.tensors().into_iter().map(|(name, _)| name).collect();
+            let index = Index { path: dir.join(INDEX), shard_of: index, shards: paths, absent };
+            index.take_unlisted_shards(dir, &needed, &mut files, &mut owners)?;
+            index.check_absent(&needed, &owners)?;
+            notes.extend(index.settle(&needed, &files, &mut owners));
+        }
+        if arch.tie_word_embeddings && has_own_head(&arch, &files, &owners)? {
+            crate::report::warning!(
+                "{}: config.json ties `{}` to the embedding, but the files hold it with other values: they are used, as \
+                 transformers 5 does; set `tie_word_embeddings` to false in config.json",
+                dir.display(),
+                arch.names.head
+            );
+            arch.tie_word_embeddings = false;
         }
         let original = if quantization.is_some() { OriginalBase::of(&files)? } else { None };
         let base_name = original.as_ref().map_or_else(|| BaseName::of(dir, &json), |original| original.name.clone());
@@ -49,7 +67,7 @@ impl Checkpoint {
             base_name,
             files,
             tensors: BTreeMap::new(),
-            notes: Vec::new(),
+            notes,
             quantization: None,
             original,
         };
@@ -160,15 +178,8 @@ impl Checkpoint {
                 self.notes
                     .push(format!("{}: tensor `{name}` follows from config.json: not used", file.path().display()));
             } else if name == self.arch.names.head && self.arch.tie_word_embeddings {
-                let (shape, expected) = (&file.tensors[name].shape, [self.arch.vocab_size, self.arch.hidden_size]);
-                if shape[..] != expected {
-                    refuse!(
-                        "{}: tensor `{name}`: found shape {shape:?}, expected {expected:?}, or none: config.json ties it",
-                        file.path().display()
-                    );
-                }
                 self.notes.push(format!(
-                    "{}: tensor `{name}` is not used: config.json ties it to the embedding",
+                    "{}: tensor `{name}` is not used: it is the embedding, to which config.json ties it",
                     file.path().display()
                 ));
             } else {
@@ -191,15 +202,51 @@ impl Checkpoint {
             ""
         };
         refuse!(
-            "{shown}: tensor `{name}`{more}: found a tensor that is not part of a Llama by config.json{hint}, expected none"
+            "{shown}: tensor `{name}`{more}: found a tensor that is not part of a {} by config.json{hint}, expected none",
+            self.arch.family.architecture
         );
     }
 
     /// The weights that bitsandbytes quantizes.
-    fn is_linear(&self, name: &str) -> bool {
+    pub(super) fn is_linear(&self, name: &str) -> bool {
         let module = name.strip_suffix(".weight");
         name == self.arch.names.head || module.is_some_and(|module| self.arch.find(module).is_some())
     }
+}
+
+/// Elements of the output layer and the embedding that are compared at a time.
+const COMPARED: usize = 1 << 20;
+
+/// Whether the files hold an output layer with other values than the embedding's. Refused: one of another shape.
+fn has_own_head(arch: &Arch, files: &[TensorFile], owners: &BTreeMap<String, usize>) -> Result<bool> {
+    let (head, embedding) = (arch.names.head, arch.names.embedding);
+    let (Some(&head_file), Some(&embedding_file)) = (owners.get(head), owners.get(embedding)) else { return Ok(false) };
+    if has_parts(owners, head) {
+        return Ok(true);
+    }
+    let (head_file, embedding_file) = (&files[head_file], &files[embedding_file]);
+    let (head_info, embedding_info) = (&head_file.tensors[head], &embedding_file.tensors[embedding]);
+    let expected = [arch.vocab_size, arch.hidden_size];
+    if head_info.shape[..] != expected {
+        refuse!(
+            "{}: tensor `{head}`: found shape {:?}, expected {expected:?}, or none: config.json ties it",
+            head_file.path().display(),
+            head_info.shape
+        );
+    }
+    if embedding_info.shape != head_info.shape {
+        // An embedding of another shape is refused by name later.
+        return Ok(false);
+    }
+    let elements = arch.vocab_size * arch.hidden_size;
+    for from in (0..elements).step_by(COMPARED) {
+        let range = from..elements.min(from + COMPARED);
+        let own = head_file.read_range_f32(head, head_info, range.clone())?;
+        if own != embedding_file.read_range_f32(embedding, embedding_info, range)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn and_more(others: usize, what: &str) -> String {
@@ -224,31 +271,89 @@ fn owners(files: &[TensorFile]) -> Result<BTreeMap<String, usize>> {
     Ok(owners)
 }
 
-/// Every tensor is in the shard that the index names, and the shards hold no other.
-fn check_index(
-    path: &Path,
-    index: &BTreeMap<String, usize>,
-    files: &[TensorFile],
-    owners: &BTreeMap<String, usize>,
-) -> Result<()> {
-    for (name, &file) in index {
-        if owners.get(name) != Some(&file) {
-            let found = owners.get(name).map_or("nowhere".to_owned(), |&i| files[i].path().display().to_string());
-            refuse!(
-                "{}: tensor `{name}`: found it in {found}, expected it in {} as the index says: download the model again",
-                path.display(),
-                files[file].path().display()
-            );
+/// An index beside the shards that are there, which may be those of another version of the model.
+struct Index {
+    path: PathBuf,
+    /// Tensor name → position in `shards`
+    shard_of: BTreeMap<String, usize>,
+    /// Relative to the directory
+    shards: Vec<PathBuf>,
+    /// Those that are not there
+    absent: Vec<PathBuf>,
+}
+
+impl Index {
+    /// Adds the tensors that are needed and in none of the listed shards, from those that the index does not list.
+    fn take_unlisted_shards(
+        &self,
+        dir: &Path,
+        needed: &BTreeSet<String>,
+        files: &mut Vec<TensorFile>,
+        owners: &mut BTreeMap<String, usize>,
+    ) -> Result<()> {
+        if needed.iter().all(|name| owners.contains_key(name)) {
+            return Ok(());
+        }
+        for path in unlisted_shards(dir, &self.shards) {
+            let file = TensorFile::open(&path)?;
+            let lacking = |name: &&String| is_needed(needed, name) && !owners.contains_key(*name);
+            let taken: Vec<String> = file.tensors.keys().filter(lacking).cloned().collect();
+            if !taken.is_empty() {
+                owners.extend(taken.into_iter().map(|name| (name, files.len())));
+                files.push(file);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a shard that is not there where a tensor is missing.
+    fn check_absent(&self, needed: &BTreeSet<String>, owners: &BTreeMap<String, usize>) -> Result<()> {
+        let Some(missing) = needed.iter().find(|name| !owners.contains_key(*name)) else { return Ok(()) };
+        let shard = self.shard_of.get(missing).map(|&shard| self.path.with_file_name(&self.shards[shard]));
+        match shard.filter(|shard| self.absent.contains(shard)).or_else(|| self.absent.first().cloned()) {
+            Some(shard) => refuse!(
+                "{}: found no such file, expected a shard that {INDEX} names, with tensor `{missing}`: download it",
+                shard.display()
+            ),
+            None => Ok(()),
         }
     }
 
-    if let Some((name, &file)) = owners.iter().find(|(name, _)| !index.contains_key(*name)) {
-        refuse!(
-            "{}: tensor `{name}`: found it in {}, expected an entry in `weight_map`: the index belongs to another \
-             version of the model, download it again",
-            path.display(),
-            files[file].path().display()
+    /// Leaves out what is neither listed nor needed; returns a sentence where index and shards differ.
+    fn settle(
+        &self,
+        needed: &BTreeSet<String>,
+        files: &[TensorFile],
+        owners: &mut BTreeMap<String, usize>,
+    ) -> Option<String> {
+        let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut differences: Vec<String> =
+            self.absent.iter().map(|path| format!("{} is not there", name_of(path))).collect();
+        for (name, &shard) in &self.shard_of {
+            let (listed, found) = (&self.shards[shard], owners.get(name).map(|&file| name_of(files[file].path())));
+            match found {
+                Some(found) if *found == listed.to_string_lossy() => (),
+                Some(found) => differences.push(format!("`{name}` is in {found}, not in {}", listed.display())),
+                None => differences.push(format!("`{name}` is nowhere")),
+            }
+        }
+        differences.extend(
+            owners
+                .keys()
+                .filter(|name| !self.shard_of.contains_key(*name))
+                .map(|name| format!("`{name}` is not listed")),
         );
+        owners.retain(|name, _| self.shard_of.contains_key(name) || is_needed(needed, name));
+        let [first, others @ ..] = &differences[..] else { return None };
+        let more = and_more(others.len(), "");
+        Some(format!(
+            "{}: out of step with its shards: {first}{more}; what the shards hold is used",
+            self.path.display()
+        ))
     }
-    Ok(())
+}
+
+/// Whether a tensor is one of those that are needed, or a part of one.
+fn is_needed(needed: &BTreeSet<String>, name: &str) -> bool {
+    needed.contains(name) || name.match_indices('.').any(|(dot, _)| needed.contains(&name[..dot]))
 }

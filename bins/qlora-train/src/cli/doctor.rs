@@ -1,8 +1,10 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
 use super::answer::Answer;
+use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
+use crate::refuse;
 use crate::session::host::host_budget;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
@@ -14,6 +16,9 @@ pub struct DoctorArgs {
     /// Number of the GPU to look at
     #[arg(long, default_value_t = 0)]
     gpu: usize,
+    /// GPU to look at, as the other commands name it: cuda or cuda:N
+    #[arg(long, conflicts_with = "gpu")]
+    device: Option<String>,
 }
 
 /// One thing that was looked at.
@@ -38,8 +43,15 @@ impl Finding {
 
 /// The answer has the exit status 0 whatever was found: a machine without a GPU is no error, and `gpu_usable` tells.
 pub fn run(args: &DoctorArgs) -> Result<Answer> {
+    let ordinal = match &args.device {
+        Some(device) => match Settings::load(None, &[("device".to_owned(), device.clone())])?.device {
+            Some(Device::Cuda(ordinal)) => ordinal,
+            _ => refuse!("--device: found {device:?}, expected cuda or cuda:N"),
+        },
+        None => args.gpu,
+    };
     let mut findings = host();
-    findings.extend(gpu::look(args.gpu));
+    findings.extend(gpu::look(ordinal));
     let gpu_usable = KERNELS == Kernels::Cuda && findings.iter().all(|finding| finding.problem.is_none());
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let lines = findings.iter().map(|finding| {
@@ -48,7 +60,7 @@ pub fn run(args: &DoctorArgs) -> Result<Answer> {
     });
     let mut lines: Vec<String> = lines.collect();
     lines.push(if gpu_usable {
-        format!("Runs can work on GPU {}.", args.gpu)
+        format!("Runs can work on GPU {ordinal}.")
     } else {
         "Runs work on the CPU.".to_owned()
     });

@@ -1,16 +1,19 @@
 //! `qlora-train eval`
 
 use super::answer::Answer;
-use super::model_args::ModelArgs;
+use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
-use crate::config::{Settings, TooLong};
-use crate::data::{self, DataFiles, DataOptions, Dataset};
+use crate::config::{Settings, TooLong, ValSet};
+use crate::data::{self, Row};
 use crate::error::Result;
 use crate::infer::evaluate::evaluate;
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
+use crate::refuse;
 use crate::report::{Bars, status};
 use crate::session::host::set_threads;
+use crate::session::training_data::{data_options, find_files, split};
+use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::json;
@@ -20,55 +23,84 @@ use std::path::PathBuf;
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Rows: JSONL, JSON or Parquet files; repeated, the loss is over all of them, and over each
-    #[arg(long, required = true)]
+    /// Rows: JSONL, JSON or Parquet files; repeated, the loss is over all of them, and over each. Without it, the
+    /// validation rows of the settings file, else its training rows
+    #[arg(long, required_unless_present = "config")]
     data: Vec<PathBuf>,
-    /// Longer rows are refused
-    #[arg(long, default_value_t = 2048)]
-    max_length: usize,
+    /// Tokens of a row at most [default: 2048, or that of the settings file]
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// What happens to longer rows: error, drop or truncate [default: error, or that of the settings file]
+    #[arg(long)]
+    too_long: Option<String>,
+}
+
+impl EvalArgs {
+    /// The settings with the arguments of this command.
+    fn settings(&self, mut settings: Settings) -> Result<Settings> {
+        if let Some(max_length) = self.max_length {
+            settings.max_length = max_length;
+        }
+        match &self.too_long {
+            Some(given) => {
+                settings.too_long = Settings::load(None, &[("too_long".to_owned(), given.clone())])?.too_long
+            }
+            None if self.model.config.is_none() => settings.too_long = TooLong::Error,
+            None => (),
+        }
+        if !self.data.is_empty() {
+            settings.data = self.data.clone();
+            (settings.val_data, settings.val_set_size) = (Vec::new(), ValSet::Off);
+        }
+        if settings.data.is_empty() && settings.val_data.is_empty() {
+            refuse!("`data` is missing: give the rows, `data: rows.jsonl` in the settings file or `--data rows.jsonl`");
+        }
+        find_files(&mut settings)?;
+        // Rows that were given are evaluated all, whatever else their folder holds.
+        if !self.data.is_empty() {
+            settings.val_data = Vec::new();
+        }
+        Ok(settings)
+    }
 }
 
 pub fn run(args: &EvalArgs) -> Result<Answer> {
-    let settings = args.model.settings()?;
+    let Chosen { settings, adapters } = args.model.choose()?;
+    let settings = args.settings(settings)?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
-    let loaded = Loaded::open_for(&settings, &args.model.adapter)?;
+    let loaded = Loaded::open_for(&settings, &adapters)?;
     loaded.check_size(&settings, &device)?;
-    let options = DataOptions {
-        max_length: args.max_length,
-        too_long: TooLong::Error,
-        vocab_size: loaded.checkpoint.arch().vocab_size,
-        eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
-        columns: crate::session::columns(&settings),
-        max_samples: settings.max_samples.0,
-        ..DataOptions::default()
-    };
-    let files = DataFiles::find(&args.data)?.training;
+    let options = data_options(&settings, &loaded);
+    let files = if settings.val_data.is_empty() { &settings.data } else { &settings.val_data }.clone();
     let dataset = data::load_once(&files, &|| loaded.open_tokenizer(), &options)?;
     status!("{}", dataset.report);
-    device.clone().run(Evaluate { args, files, settings, loaded, dataset, device })
+    // Those that the run of the settings file held back.
+    let held_back = settings.val_set_size != ValSet::Off;
+    let rows = if held_back { split(&settings, dataset)?.1 } else { dataset.rows };
+    warn_of_untrained_tokens(&loaded, &rows)?;
+    device.clone().run(Evaluate { files, settings, adapters, loaded, rows, device })
 }
 
-struct Evaluate<'a> {
-    args: &'a EvalArgs,
+struct Evaluate {
     /// What `--data` means.
     files: Vec<PathBuf>,
     settings: Settings,
+    adapters: Vec<PathBuf>,
     loaded: Loaded,
-    dataset: Dataset,
+    rows: Vec<Row>,
     device: Device,
 }
 
-impl DeviceJob for Evaluate<'_> {
+impl DeviceJob for Evaluate {
     type Output = Answer;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
-        let Self { args, files, settings, loaded, dataset, device } = self;
-        let longest = dataset.report.longest;
-        // Short rows share a batch; a small data set needs no more than its own tokens.
-        let tokens = longest.max(args.max_length.min(dataset.report.tokens));
-        let adapters = args.model.adapters();
+        let Self { files, settings, adapters, loaded, rows, device } = self;
         let adapters = &adapters[..];
+        let longest = rows.iter().map(Row::len).max().unwrap_or(0);
+        // Short rows share a batch; a small data set needs no more than its own tokens.
+        let tokens = longest.max(settings.max_length.min(rows.iter().map(Row::len).sum()));
         let mut model = InferenceModel::load(
             &settings,
             &loaded.checkpoint,
@@ -84,15 +116,14 @@ impl DeviceJob for Evaluate<'_> {
             if index > 0 {
                 model.activate_adapter(&loaded.checkpoint, index)?;
             }
-            let mut bar = Bars::new("evaluating", dataset.rows.len() as u64);
+            let mut bar = Bars::new("evaluating", rows.len() as u64);
             let mut done = 0;
-            let mut go_on = |rows| {
-                done += rows as u64;
+            let mut go_on = |evaluated| {
+                done += evaluated as u64;
                 bar.set(done, String::new());
                 true
             };
-            let (backend, rows) = (&mut model.backend, &dataset.rows);
-            let evaluation = evaluate(backend, &model.model, rows, &files, tokens, &mut go_on)?;
+            let evaluation = evaluate(&mut model.backend, &model.model, &rows, &files, tokens, &mut go_on)?;
             let evaluation = evaluation.expect("it was not stopped");
             bar.finish();
             if adapters.len() < 2 {

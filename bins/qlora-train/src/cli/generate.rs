@@ -1,7 +1,7 @@
 //! `qlora-train generate`
 
 use super::answer::Answer;
-use super::model_args::ModelArgs;
+use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Message, TextStream};
@@ -14,9 +14,11 @@ use crate::refuse;
 use crate::report::{Bars, status};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
+use crate::session::untrained_tokens::warn_of_untrained_ids;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::Instant;
 
 #[derive(Args)]
@@ -78,15 +80,16 @@ impl GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
-    let settings = args.model.settings()?;
+    let Chosen { settings, adapters } = args.model.choose()?;
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings)?;
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
-    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &args.model.adapter)?;
+    let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters)?;
     let max_new_tokens = args.max_new_tokens as usize;
     let prompts = args.encode(&tokenizer)?;
+    warn_of_untrained_ids(checkpoint, &tokenizer, prompts.iter().flatten().copied())?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + max_new_tokens;
     let limit = checkpoint.arch().max_position_embeddings;
     if longest > limit {
@@ -96,12 +99,24 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
         );
     }
     let stop = stop_tokens(checkpoint.dir(), checkpoint.arch(), &tokenizer, !args.raw)?;
-    device.clone().run(Generate { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program })
+    device.clone().run(Generate {
+        args,
+        settings,
+        adapters,
+        loaded,
+        tokenizer,
+        prompts,
+        longest,
+        stop,
+        device,
+        to_program,
+    })
 }
 
 struct Generate<'a> {
     args: &'a GenerateArgs,
     settings: Settings,
+    adapters: Vec<PathBuf>,
     loaded: Loaded,
     tokenizer: ChatTokenizer,
     prompts: Vec<Vec<u32>>,
@@ -116,10 +131,9 @@ impl DeviceJob for Generate<'_> {
     type Output = Answer;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
-        let Self { args, settings, loaded, tokenizer, prompts, longest, stop, device, to_program } = self;
+        let Self { args, settings, adapters, loaded, tokenizer, prompts, longest, stop, device, to_program } = self;
         let (checkpoint, max_new_tokens) = (&loaded.checkpoint, args.max_new_tokens as usize);
         let tokens = prompts.iter().map(|p| p.len() + max_new_tokens).sum();
-        let adapters = args.model.adapters();
         let adapters = &adapters[..];
         let job = InferenceJob::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
         let mut model = InferenceModel::load(&settings, checkpoint, adapters, job, tokens, longest, &device, build)?;

@@ -97,28 +97,48 @@ pub fn main() -> ExitCode {
         Err(error) => {
             print_error(&error);
             if cli.json {
-                let message = error.to_string();
-                let told = json!({"error": {"message": message, "exit_status": error.exit_status()}});
-                // Nobody listens if this fails.
-                let _ = print(&told.to_string());
+                print_error_object(&error.to_string(), error.exit_status());
             }
             ExitCode::from(error.exit_status())
         }
     }
 }
 
+/// The answer of a command that ended with an error, for programs.
+fn print_error_object(message: &str, exit_status: u8) {
+    let told = json!({"error": {"message": message, "exit_status": exit_status}});
+    // Nobody listens if this fails.
+    let _ = print(&told.to_string());
+}
+
 /// Help and version too: clap reports them as errors with exit status 0.
 fn refuse_usage(error: &clap::Error) -> ExitCode {
-    let command =
-        std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).find(|arg| !arg.starts_with('-'));
-    let takes_settings = command.is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
-    if let Some(unknown) = unknown_flag(error).filter(|_| takes_settings) {
-        print_error(&unknown);
-        return ExitCode::from(unknown.exit_status());
+    let args: Vec<String> = std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).collect();
+    let to_program = args.iter().any(|arg| arg == "--json");
+    let takes_settings =
+        args.iter().find(|arg| !arg.starts_with('-')).is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
+    let (message, exit_status) = match unknown_flag(error).filter(|_| takes_settings) {
+        Some(unknown) => {
+            print_error(&unknown);
+            (unknown.to_string(), unknown.exit_status())
+        }
+        None => {
+            // Nobody listens if this fails.
+            let _ = error.print();
+            (in_one_sentence(error), error.exit_code() as u8)
+        }
+    };
+    if to_program && exit_status != 0 {
+        print_error_object(&message, exit_status);
     }
-    // Nobody listens if this fails.
-    let _ = error.print();
-    ExitCode::from(error.exit_code() as u8)
+    ExitCode::from(exit_status)
+}
+
+/// What clap found, without the usage that it prints below.
+fn in_one_sentence(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let found = text.split("\n\nUsage:").next().unwrap_or(&text).trim_start_matches("error: ");
+    found.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Prints nothing where there is no answer: it was written as it grew. A reader that has seen enough, such as `head`,

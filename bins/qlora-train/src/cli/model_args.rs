@@ -1,7 +1,7 @@
 //! Arguments of the commands that only read a model, as settings.
 
 use crate::adapter::{Adapter, Recipe, is_adapter, recorded_base};
-use crate::config::{Purpose, Settings};
+use crate::config::{Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::status;
@@ -11,9 +11,12 @@ use std::path::{Path, PathBuf};
 /// Arguments shared by the commands that only read a model.
 #[derive(Args)]
 pub(super) struct ModelArgs {
+    /// Settings file of a run: its model, its data and, where it is trained, its adapter; the flags below win over it
+    #[arg(value_name = "CONFIG.yaml")]
+    pub config: Option<PathBuf>,
     /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the first adapter
     /// was trained on. An adapter directory stands for that adapter on its base
-    #[arg(long, required_unless_present = "adapter")]
+    #[arg(long, required_unless_present_any = ["adapter", "config"])]
     pub model: Option<String>,
     /// Revision of a hub id
     #[arg(long)]
@@ -21,6 +24,10 @@ pub(super) struct ModelArgs {
     /// Adapter directory; repeated, one after the other on the same base
     #[arg(long)]
     pub adapter: Vec<PathBuf>,
+    /// Put adapters on a base with other weights than they were trained on, such as the 16-bit original of an NF4 copy;
+    /// what they compute then differs from what they learned
+    #[arg(long)]
+    pub allow_other_base: bool,
     /// How the base weights are held: nf4 or none; without it, as the adapter was trained, else nf4
     #[arg(long)]
     pub quantization: Option<String>,
@@ -41,16 +48,23 @@ pub(super) struct ModelArgs {
     pub threads: Option<String>,
 }
 
-impl ModelArgs {
-    /// The adapters to use, one after the other.
-    pub fn adapters(&self) -> Vec<PathBuf> {
-        let own = self.model.iter().map(PathBuf::from).filter(|model| is_adapter(model));
-        own.chain(self.adapter.iter().cloned()).collect()
-    }
+/// What the arguments come to.
+pub(super) struct Chosen {
+    pub settings: Settings,
+    /// The adapters to use, one after the other
+    pub adapters: Vec<PathBuf>,
+}
 
-    /// These arguments as settings, so that every value is checked in one place.
-    pub fn settings(&self) -> Result<Settings> {
-        let base = match (&self.model, self.adapters().first()) {
+impl ModelArgs {
+    /// These arguments as settings, so that every value is checked in one place, and the adapters that they name.
+    pub fn choose(&self) -> Result<Chosen> {
+        let of_run = match &self.config {
+            Some(file) => Some(SettingsArgs { file: Some(file.clone()), overrides: Vec::new() }.load()?),
+            None => None,
+        };
+        let model = self.model.clone().or_else(|| of_run.as_ref()?.model.clone());
+        let adapters = self.adapters(model.as_deref(), of_run.as_ref());
+        let base = match (&model, adapters.first()) {
             (Some(model), _) if !is_adapter(Path::new(model)) => model.clone(),
             (_, Some(adapter)) => {
                 let base = recorded_base(adapter)?;
@@ -71,31 +85,50 @@ impl ModelArgs {
         ];
         let given = values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.clone())));
         let mut given: Vec<_> = given.collect();
-        if self.quantization.is_none() {
-            given.extend(self.recorded_recipe()?);
+        if self.allow_other_base {
+            given.push(("allow_other_base".to_owned(), "true".to_owned()));
         }
-        let settings = Settings::load(None, &given)?;
+        if self.quantization.is_none() {
+            given.extend(recorded_recipe(&adapters)?);
+        }
+        let settings = Settings::load(self.config.as_deref(), &given)?;
         settings.validate(Purpose::Plan)?;
-        Ok(settings)
+        Ok(Chosen { settings, adapters })
+    }
+
+    /// The adapters that are named, an adapter in place of the model included; else the one that the run of the
+    /// settings file left.
+    fn adapters(&self, model: Option<&str>, of_run: Option<&Settings>) -> Vec<PathBuf> {
+        let own = model.map(PathBuf::from).filter(|model| is_adapter(model));
+        let named: Vec<PathBuf> = own.into_iter().chain(self.adapter.iter().cloned()).collect();
+        let (true, Some(run)) = (named.is_empty(), of_run) else { return named };
+        match run.output_dir.clone().filter(|dir| is_adapter(dir)) {
+            Some(dir) => {
+                status!("adapter: {}", dir.display());
+                vec![dir]
+            }
+            None => {
+                status!("the run of the settings file left no adapter yet: the base alone is used");
+                named
+            }
+        }
     }
 }
 
-impl ModelArgs {
-    /// How the base was held when the adapters were trained. Refused: they do not agree.
-    fn recorded_recipe(&self) -> Result<Vec<(String, String)>> {
-        let mut recorded: Option<(PathBuf, Recipe)> = None;
-        for path in self.adapters() {
-            let Some(recipe) = Adapter::load(&path)?.recipe(&path.display().to_string())? else { continue };
-            match &recorded {
-                Some((first, other)) if *other != recipe => refuse!(
-                    "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization \
-                     how the base is to be held, or use them one at a time",
-                    path.display(),
-                    first.display()
-                ),
-                _ => recorded = Some((path, recipe)),
-            }
+/// How the base was held when the adapters were trained. Refused: they do not agree.
+fn recorded_recipe(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
+    let mut recorded: Option<(&PathBuf, Recipe)> = None;
+    for path in adapters {
+        let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
+        match &recorded {
+            Some((first, other)) if *other != recipe => refuse!(
+                "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization how the \
+                 base is to be held, or use them one at a time",
+                path.display(),
+                first.display()
+            ),
+            _ => recorded = Some((path, recipe)),
         }
-        Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
     }
+    Ok(recorded.map_or_else(Vec::new, |(_, recipe)| recipe.settings()))
 }

@@ -8,10 +8,12 @@ use crate::refuse;
 use crate::report::{printable, status};
 use crate::session::Loaded;
 use crate::session::training_data::{data_options, find_files, schedule};
+use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use qlora_kernels::rng::Stream;
 use serde_json::{Value, json};
+use std::fmt::Write;
 use std::io::IsTerminal;
 
 #[derive(Args)]
@@ -80,6 +82,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     if !settings.val_data.is_empty() {
         status!("validation: {}", data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?.report);
     }
+    warn_of_untrained_tokens(&loaded, &dataset.rows)?;
     let tokenizer = loaded.tokenizer();
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);
@@ -110,7 +113,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         "counts": {
             "read": report.rows_read, "kept": report.rows_kept, "dropped": report.dropped,
             "truncated": report.truncated, "unsupervised": report.unsupervised, "open_ended": report.open_ended,
-            "tokens": report.tokens, "supervised_tokens": report.supervised_tokens,
+            "tokens": report.tokens, "supervised_tokens": report.supervised_tokens, "weighted": report.weighted,
         },
         "checks": {
             "expects_bos": checks.expects_bos, "without_bos": checks.without_bos, "double_bos": checks.double_bos,
@@ -135,13 +138,14 @@ fn text_of(
     let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
     let kind = |at: usize, supervised: bool| {
         let id = row.input_ids[at];
-        (supervised, marks == Marks::Color && special.added.contains(&id))
+        (supervised, row.weight(at), marks == Marks::Color && special.added.contains(&id))
     };
     let tokens = data::describe(row, tokenizer);
     let (mut at, mut before) = (0, 0);
     while at < tokens.len() {
-        let (supervised, bold) = kind(at, tokens[at].1);
-        let end = (at..tokens.len()).find(|&i| kind(i, tokens[i].1) != (supervised, bold)).unwrap_or(tokens.len());
+        let (supervised, weight, bold) = kind(at, tokens[at].1);
+        let another = |&i: &usize| kind(i, tokens[i].1) != (supervised, weight, bold);
+        let end = (at..tokens.len()).find(another).unwrap_or(tokens.len());
         let part = match tokenizer {
             // Decoded with what comes before, on which blanks and characters of several tokens depend.
             Some(tokenizer) => {
@@ -160,6 +164,9 @@ fn text_of(
             (Marks::Color, _) => text += &styled(&part, supervised, bold),
             (Marks::Brackets, true) => text = text + "⟦" + &part + "⟧",
             (Marks::Brackets, false) => text += &part,
+        }
+        if supervised && weight != 1.0 {
+            let _ = write!(text, "×{weight}");
         }
         at = end;
     }
@@ -189,7 +196,7 @@ fn chosen<'a>(args: &PreviewArgs, rows: &'a [Row], seed: u64) -> Result<Vec<&'a 
 
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {
     let tokens: Vec<String> = data::describe(row, tokenizer).into_iter().map(|(token, _)| token).collect();
-    json!({
+    let mut json = json!({
         "file": dataset.report.files[row.file].path.display().to_string(),
         "line": row.line,
         "length": row.len(),
@@ -197,5 +204,9 @@ fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> V
         "input_ids": row.input_ids,
         "labels": row.labels,
         "tokens": tokens,
-    })
+    });
+    if !row.weights.is_empty() {
+        json["weights"] = row.weights.clone().into();
+    }
+    json
 }

@@ -21,8 +21,8 @@ pub struct QuantizeArgs {
     #[arg(long)]
     revision: Option<String>,
     /// Directory to write; it must not exist, or be empty
-    #[arg(long)]
-    output: PathBuf,
+    #[arg(long, visible_alias = "output")]
+    output_dir: PathBuf,
     /// Weights that share one absmax: a power of two from 32 to 4096
     #[arg(long, alias = "block-size", default_value_t = 64)]
     nf4_block_size: usize,
@@ -61,12 +61,12 @@ pub fn run(args: &QuantizeArgs) -> Result<Answer> {
     let tensors = checkpoint.arch().tensors().len();
     let mut bar = Bars::new("quantizing", tensors as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
-    let done = quantize(&checkpoint, &args.output, &options, &mut |done| {
+    let done = quantize(&checkpoint, &args.output_dir, &options, &mut |done| {
         bar.set(done as u64, String::new());
         interruption.signal().map_or(Ok(()), |signal| Err(Error::Interrupted(signal)))
     })?;
     bar.finish();
-    Ok(answer(&checkpoint, &args.output, &options, &done))
+    Ok(answer(&checkpoint, &args.output_dir, &options, &done))
 }
 
 fn answer(checkpoint: &Checkpoint, output: &Path, options: &QuantizeOptions, done: &Quantized) -> Answer {

@@ -4,7 +4,7 @@ use super::answer::Answer;
 use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;
-use crate::report::{count, status};
+use crate::report::{count, section, status};
 use crate::train;
 use serde_json::json;
 
@@ -17,6 +17,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let train::TrainOutcome { summary: outcome, adapter } = train::train(settings)?;
     let quoted = |text: &str| crate::session::interruption::quoted(text);
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));
+    section("Next");
     status!("try it:  qlora-train generate --model {base} --adapter {put} --prompt '...'");
     if let Some(data) = data {
         status!("compare: qlora-train eval --model {base} --adapter {put} --data {}", quoted(&data));

@@ -131,9 +131,11 @@ settings! {
         ["output", "adapter_path", "output.dir", "output.path", "output.directory"];
     "Whether an earlier run in `output_dir` is removed where it is another one; what is no run is left alone and refused."
     overwrite_output_dir: bool = false, "false", "true or false", RunOnly, [];
-    "Adapter whose weights a new run begins with; rank, alpha and layers must be its own."
+    "Adapter whose weights a new run begins with; rank and layers must be its own, another scale is kept by way of B."
     init_adapter: Option<PathBuf> = None, "none", "the path of an adapter directory", ResultsIfSet,
         ["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "lora.init_adapter"];
+    "Whether an adapter may go on a base with other weights than it was trained on, such as the 16-bit original of an NF4 copy; what it computes then differs from what it learned."
+    allow_other_base: bool = false, "false", "true or false", RunOnly, [];
     "Settings chosen together; `loraplus` sets `loraplus_lr_ratio` 16 and halves the default learning rate."
     preset: Option<Preset> = None, "none", "loraplus or none", RunOnly, [];
 

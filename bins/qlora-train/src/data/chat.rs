@@ -17,6 +17,8 @@ use super::tokenizer::ChatTokenizer;
 pub struct ChatText {
     pub text: String,
     pub supervised: Vec<Range<usize>>,
+    /// How much a token of each of those ranges counts.
+    pub weights: Vec<f32>,
     /// Supervised turns that end without a token of their own: a model trained on them does not learn to stop.
     pub open_ended: usize,
     /// What the rendered text lacks of what was said.
@@ -28,6 +30,8 @@ pub struct ChatText {
 pub struct ChatTokens {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i32>,
+    /// How much each token counts; empty: 1 each.
+    pub weights: Vec<f32>,
     pub open_ended: usize,
     pub notes: Vec<Note>,
 }
@@ -50,7 +54,7 @@ impl ChatTokenizer {
         let answers = rendered.answers()?;
         holds::check(&rendered, conversation, &answers, &mut notes)?;
 
-        let (mut supervised, mut open_ended): (Vec<Range<usize>>, _) = (Vec::new(), 0);
+        let (mut supervised, mut weights, mut open_ended) = (Vec::new(), Vec::new(), 0);
         for (at, span) in answers {
             if span.is_empty() {
                 return Err(match at {
@@ -58,16 +62,22 @@ impl ChatTokenizer {
                     None => "the chat template marks an empty text as the assistant's".to_owned(),
                 });
             }
+            // Marks that stand for several turns are only taken where all of them weigh the same.
+            let turn = at.map_or_else(|| messages.iter().find(|message| message.supervised), |at| messages.get(at));
+            let of_turn = turn.map_or(1.0, |turn| turn.weight);
             let learned = match at.and_then(|at| Some((at, messages[at].details()?))) {
-                None => vec![span.clone()],
+                None => vec![(span.clone(), 1.0)],
                 Some((at, details)) => within(&rendered.text, span.clone(), &messages[at], details)
                     .map_err(|why| format!("`messages[{at}]`: {why}"))?,
             };
-            let whole = learned.last().is_some_and(|last| last.end == span.end);
+            let whole = learned.last().is_some_and(|(last, _)| last.end == span.end);
             open_ended += usize::from(whole && !self.ends_with_added_token(rendered.text[span].trim_end()));
-            supervised.extend(learned);
+            for (range, weight) in learned {
+                supervised.push(range);
+                weights.push(of_turn * weight);
+            }
         }
-        Ok(ChatText { text: rendered.text, supervised, open_ended, notes })
+        Ok(ChatText { text: rendered.text, supervised, weights, open_ended, notes })
     }
 
     /// Tokenizes the rendered conversation once, as a whole.
@@ -78,8 +88,8 @@ impl ChatTokenizer {
     /// As [`encode_chat`](Self::encode_chat), with tools.
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
         let chat = self.render_conversation(conversation)?;
-        let (input_ids, labels) = self.labeled(&chat.text, &chat.supervised)?;
-        Ok(ChatTokens { input_ids, labels, open_ended: chat.open_ended, notes: chat.notes })
+        let (input_ids, labels, weights) = self.labeled(&chat.text, &chat.supervised, &chat.weights)?;
+        Ok(ChatTokens { input_ids, labels, weights, open_ended: chat.open_ended, notes: chat.notes })
     }
 
     /// Tokenizes a prompt with its completion as one text, without a template: BOS (where the tokenizer puts one
@@ -88,7 +98,7 @@ impl ChatTokenizer {
     pub fn encode_completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, String> {
         let text = format!("{prompt}{completion}");
         let supervised = prompt.len()..text.len();
-        let (mut input_ids, mut labels) = self.labeled(&text, std::slice::from_ref(&supervised))?;
+        let (mut input_ids, mut labels, weights) = self.labeled(&text, std::slice::from_ref(&supervised), &[1.0])?;
         if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
             && input_ids.first() != Some(&bos)
         {
@@ -102,27 +112,39 @@ impl ChatTokenizer {
             labels.push(i32::try_from(eos).map_err(|_| format!("the tokenizer has the token id {eos}"))?);
         }
         let open_ended = usize::from(!ends && self.eos_token_id().is_none());
-        Ok(ChatTokens { input_ids, labels, open_ended, notes: Vec::new() })
+        Ok(ChatTokens { input_ids, labels, weights, open_ended, notes: Vec::new() })
     }
 
-    /// Token ids and labels of a text. A token is supervised when it holds any of a supervised span, as in
-    /// transformers: where a prompt ends with a space, the answer's first word comes with that space in one token.
-    fn labeled(&self, text: &str, supervised: &[Range<usize>]) -> Result<(Vec<u32>, Vec<i32>), String> {
+    /// Token ids, labels and weights of a text (no weights: 1 each). A token is supervised when it holds any of a
+    /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
+    /// space in one token.
+    fn labeled(
+        &self,
+        text: &str,
+        supervised: &[Range<usize>],
+        weights_of: &[f32],
+    ) -> Result<(Vec<u32>, Vec<i32>, Vec<f32>), String> {
         let tokens = self.encode_with_offsets(text)?;
         let mut labels = Vec::with_capacity(tokens.len());
+        let mut weights = Vec::new();
+        let weighted = weights_of.iter().any(|&weight| weight != 1.0);
         // Spans and tokens both come in order; a span is done with once a token begins behind it.
-        let mut spans = supervised;
+        let (mut spans, mut at) = (supervised, 0);
         for (id, range) in &tokens {
             while spans.first().is_some_and(|span| span.end <= range.start) {
                 spans = &spans[1..];
+                at += 1;
             }
             let inside = spans.first().is_some_and(|span| {
                 span.contains(&range.start) || (range.start < span.start && span.start < range.end)
             });
             let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
             labels.push(if inside { label } else { UNSUPERVISED });
+            if weighted {
+                weights.push(if inside { weights_of[at] } else { 1.0 });
+            }
         }
-        Ok((tokens.into_iter().map(|(id, _)| id).collect(), labels))
+        Ok((tokens.into_iter().map(|(id, _)| id).collect(), labels, weights))
     }
 }
 
@@ -166,14 +188,14 @@ fn render(
     Ok((turns, text))
 }
 
-/// What is learned of an answer whose parts differ. What stands before the content goes with its first character, and
-/// what ends the turn with its last one.
+/// What is learned of an answer whose parts differ, with the weight of each. What stands before the content goes with
+/// its first character, and what ends the turn with its last one.
 fn within(
     text: &str,
     span: Range<usize>,
     message: &Message,
     details: &[(Range<usize>, f32)],
-) -> Result<Vec<Range<usize>>, String> {
+) -> Result<Vec<(Range<usize>, f32)>, String> {
     let content = message.content.as_deref().unwrap_or_default();
     let trimmed = content.trim();
     let place = |content: &str| text[span.clone()].find(content).map(|at| span.start + at);
@@ -188,8 +210,8 @@ fn within(
     };
     let written = if skipped == 0 && text[start..].starts_with(content) { content.len() } else { trimmed.len() };
     let end = start + written;
-    let mut learned: Vec<Range<usize>> = Vec::new();
-    for (range, _) in details.iter().filter(|(_, weight)| *weight > 0.0) {
+    let mut learned: Vec<(Range<usize>, f32)> = Vec::new();
+    for (range, weight) in details.iter().filter(|(_, weight)| *weight > 0.0) {
         let shift = |at: usize| (start + at.saturating_sub(skipped)).min(end);
         let (mut from, mut to) = (shift(range.start), shift(range.end));
         if from == to {
@@ -202,8 +224,8 @@ fn within(
             to = span.end;
         }
         match learned.last_mut() {
-            Some(last) if last.end == from => last.end = to,
-            _ => learned.push(from..to),
+            Some((last, before)) if last.end == from && before == weight => last.end = to,
+            _ => learned.push((from..to, *weight)),
         }
     }
     Ok(learned)

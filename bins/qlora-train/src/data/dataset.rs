@@ -32,6 +32,8 @@ const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
 pub struct Row {
     pub input_ids: Vec<u32>,
     pub labels: Vec<i32>,
+    /// How much the loss of each token counts, as `labels` not shifted; empty: 1 each.
+    pub weights: Vec<f32>,
     /// Index into [`DatasetReport::files`].
     pub file: usize,
     /// Where the row stands in its file, counted from 1: its line, or its number in a Parquet file.
@@ -47,6 +49,11 @@ impl Row {
 
     pub fn is_empty(&self) -> bool {
         self.input_ids.is_empty()
+    }
+
+    /// How much the loss of token `at` counts.
+    pub fn weight(&self, at: usize) -> f32 {
+        self.weights.get(at).copied().unwrap_or(1.0)
     }
 
     /// Tokens that are predicted. The first token never is: nothing comes before it.
@@ -140,6 +147,7 @@ fn load_files<'a>(
             }
         });
     }
+    report.weighted = rows.iter().filter(|row| !row.weights.is_empty()).count();
     report.rows_kept = rows.len();
     report.tokens = rows.iter().map(Row::len).sum();
     report.supervised_tokens = rows.iter().map(Row::supervised).sum();
@@ -162,6 +170,7 @@ struct Loader<'a> {
 struct Read {
     input_ids: Vec<u32>,
     labels: Vec<i32>,
+    weights: Vec<f32>,
     /// An answer in it has no end-of-turn token.
     open_ended: bool,
     task: Option<String>,
@@ -214,10 +223,10 @@ impl<'a> Loader<'a> {
                     continue;
                 }
             };
-            let Read { input_ids, labels, open_ended, task, notes } = read;
+            let Read { input_ids, labels, weights, open_ended, task, notes } = read;
             let task = task.map(|name| self.task(name));
             notes.into_iter().for_each(|note| self.report.files[file].notes.add(note, line));
-            self.keep(path, unit, Row { input_ids, labels, file, line, task }, open_ended)?;
+            self.keep(path, unit, Row { input_ids, labels, weights, file, line, task }, open_ended)?;
         }
         Ok(())
     }
@@ -250,18 +259,18 @@ impl<'a> Loader<'a> {
         let task = rows::task(map)?;
         let mut notes = Vec::new();
         rows::check_keys(map, kind, &mut notes)?;
-        let weight = formats::row_weight(map)?;
-        let (input_ids, mut labels, open_ended) = match (kind, self.tokenizer) {
+        let weight = formats::row_weight(map, kind)?;
+        let (input_ids, mut labels, mut weights, open_ended) = match (kind, self.tokenizer) {
             (RowKind::Tokenized, _) => {
-                let (input_ids, labels) = rows::tokenized(map, self.options.vocab_size)?;
+                let (input_ids, labels, weights) = rows::tokenized(map, self.options.vocab_size)?;
                 self.check_eos(&input_ids, &labels)?;
-                (input_ids, labels, false)
+                (input_ids, labels, weights, false)
             }
             (_, None) => return Err(format!("{} rows need the model's tokenizer", kind.name())),
             (_, Some(tokenizer)) => {
                 let tokens = self.text(map, kind, tokenizer, &mut notes)?;
                 notes.extend(tokens.notes);
-                (tokens.input_ids, tokens.labels, tokens.open_ended > 0)
+                (tokens.input_ids, tokens.labels, tokens.weights, tokens.open_ended > 0)
             }
         };
         if let (Some(bos), [first, second, ..]) = (self.tokenizer.and_then(ChatTokenizer::bos_token_id), &input_ids[..])
@@ -282,8 +291,16 @@ impl<'a> Loader<'a> {
         }
         if weight == 0.0 {
             labels.fill(UNSUPERVISED);
+        } else if weight != 1.0 {
+            weights.resize(labels.len(), 1.0);
+            weights.iter_mut().for_each(|of_token| *of_token *= weight);
         }
-        Ok(Read { input_ids, labels, open_ended, task, notes })
+        let unsupervised = weights.iter_mut().zip(&labels).filter(|(_, label)| **label == UNSUPERVISED);
+        unsupervised.for_each(|(of_token, _)| *of_token = 1.0);
+        if weights.iter().all(|&of_token| of_token == 1.0) {
+            weights = Vec::new();
+        }
+        Ok(Read { input_ids, labels, weights, open_ended, task, notes })
     }
 
     fn text(
@@ -351,6 +368,7 @@ impl<'a> Loader<'a> {
                     report.truncated += 1;
                     row.input_ids.truncate(max_length);
                     row.labels.truncate(max_length);
+                    row.weights.truncate(max_length);
                 }
                 TooLong::Error => {
                     let why = format!(

@@ -68,10 +68,15 @@ pub(super) fn content(
 }
 
 /// How much of the loss the whole row has.
-pub(super) fn row_weight(map: &Map<String, Value>) -> Result<f32, String> {
-    // A `loss_mask` with an entry for each token is read with the tokens.
-    let whole: Map<String, Value> =
-        map.iter().filter(|(_, value)| !value.is_array()).map(|(key, value)| (key.clone(), value.clone())).collect();
+pub(super) fn row_weight(map: &Map<String, Value>, kind: RowKind) -> Result<f32, String> {
+    let mut whole = Map::new();
+    for (key, value) in map.iter().filter(|(key, _)| weight::KEYS.contains(&key.as_str())) {
+        match (value, kind) {
+            // With an entry for each token it is read with the tokens.
+            (Value::Array(_), RowKind::Tokenized) if weight::GRADED.contains(&key.as_str()) => continue,
+            _ => whole.insert(key.clone(), value.clone()),
+        };
+    }
     Ok(weight::of(&whole).map_err(|why| format!("the row{why}"))?.unwrap_or(1.0))
 }
 

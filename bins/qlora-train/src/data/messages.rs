@@ -38,7 +38,9 @@ pub struct Message {
     pub content: Option<String>,
     /// False for what is context and not to be learned: turns of others, and those whose keys say so.
     pub supervised: bool,
-    /// Byte ranges of the content that are learned, where not all of it is.
+    /// How much a token of this turn counts, where it is supervised.
+    pub weight: f32,
+    /// Byte ranges of the content with weights of their own, which multiply the turn's.
     details: Option<Vec<(Range<usize>, f32)>>,
     fields: Map<String, Value>,
 }
@@ -65,7 +67,7 @@ impl Message {
         fields.insert("role".into(), role.into());
         fields.insert("content".into(), content.into());
         let supervised = role == "assistant";
-        Self { role: role.into(), content: Some(content.into()), supervised, details: None, fields }
+        Self { role: role.into(), content: Some(content.into()), supervised, weight: 1.0, details: None, fields }
     }
 
     pub fn is_assistant(&self) -> bool {
@@ -193,7 +195,8 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
     }
     let unused = fields.keys().filter(|key| !TURN_KEYS.contains(&key.as_str()));
     notes.extend(unused.map(|key| Note::UnusedKey(KeyOf::Turn, key.clone())));
-    Ok(Message { role, content, supervised, details: details.filter(|_| supervised), fields })
+    let weight = weight.unwrap_or(1.0);
+    Ok(Message { role, content, supervised, weight, details: details.filter(|_| supervised), fields })
 }
 
 /// Checks the calls of a turn, and makes those of the older form (`function_call`) such.

@@ -78,6 +78,8 @@ pub struct DatasetReport {
     pub unsupervised_rows: Vec<RowPlace>,
     /// Rows with a text or an assistant turn that ends without a token of its own.
     pub open_ended: usize,
+    /// Rows to train on with tokens that count more or less than others.
+    pub weighted: usize,
     /// Left out because they cannot be trained on (`on_bad_row: skip`).
     pub skipped: usize,
     /// Why, of the first of those.
@@ -153,6 +155,14 @@ impl fmt::Display for DatasetReport {
             "{} rows, {} tokens, {} of them supervised, longest row {} tokens",
             self.rows_kept, self.tokens, self.supervised_tokens, self.longest
         )?;
+        if self.weighted > 0 {
+            write!(
+                f,
+                "\n{} row{} with weights of their own: the loss is the sum of weight x loss, divided by the sum of the weights",
+                self.weighted,
+                if self.weighted == 1 { "" } else { "s" }
+            )?;
+        }
         match self.tasks {
             0 => {}
             tasks if tasks > MAX_TASKS => write!(

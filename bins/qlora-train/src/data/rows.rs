@@ -64,9 +64,7 @@ impl RowKind {
             RowKind::PromptCompletion => &["tools", "chat_template_kwargs"],
             RowKind::Alpaca => &["input", "system", "history", "tools", "chat_template_kwargs"],
             RowKind::Text => &["tools"],
-            RowKind::Tokenized => {
-                &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[0], MASKS[1], MASKS[2]]
-            }
+            RowKind::Tokenized => &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[3], MASKS[4]],
         }
     }
 }
@@ -88,12 +86,12 @@ pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `co
                                     `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenized rows \
                                     (`input_ids`, optional `labels`)";
 
-/// Masks of tokens in tokenized rows: 1 is learned.
-const MASKS: [&str; 3] = ["loss_mask", "completion_mask", "assistant_masks"];
+/// Masks and weights of tokens in tokenized rows: 0 is not learned.
+const MASKS: [&str; 5] = ["weight", "loss_weight", "loss_mask", "completion_mask", "assistant_masks"];
 
-/// Whether a `loss_mask` is one of the whole row.
-fn flag(value: &Value) -> bool {
-    value.is_boolean() || value.is_number()
+/// Whether a weight is one of the whole row.
+fn of_row(key: &str, value: &Value) -> bool {
+    weight::KEYS.contains(&key) && !value.is_array()
 }
 
 /// The task of a row, if it names one. Numbers count as what they are written as.
@@ -148,10 +146,10 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
     }
 }
 
-/// Checks a tokenized row and returns its ids and labels (the ids themselves when there are no labels).
-/// Labels are not shifted: `labels[t]` is `input_ids[t]` or −100. An `attention_mask` must be all ones, because rows
-/// are trained on without padding.
-pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<(Vec<u32>, Vec<i32>), String> {
+/// Checks a tokenized row and returns its ids and labels (the ids themselves when there are no labels). Labels and
+/// weights (none: 1 each) are not shifted: `labels[t]` is `input_ids[t]` or −100. An `attention_mask` must be all ones,
+/// because rows are trained on without padding.
+pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<(Vec<u32>, Vec<i32>, Vec<f32>), String> {
     let limit = vocab_size.min(i32::MAX as usize);
     let ids = integers(map, "input_ids", &|id| (0..limit as i64).contains(&id), || {
         format!("token ids are whole numbers from 0 to {} (the model's vocabulary)", limit.saturating_sub(1))
@@ -187,16 +185,17 @@ pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<(
             ids.len()
         ));
     }
-    for key in MASKS.into_iter().filter(|key| map.get(*key).is_some_and(|mask| !mask.is_null() && !flag(mask))) {
-        let mask = integers(map, key, &|entry| entry == 0 || entry == 1, || {
-            "expected 0 (not learned) or 1 for each token".to_owned()
-        })?;
-        if mask.len() != ids.len() {
-            return Err(format!("`{key}` has {} entries, `input_ids` {}", mask.len(), ids.len()));
+    let mut weights = vec![1.0; ids.len()];
+    for (key, mask) in MASKS.into_iter().filter_map(|key| Some((key, map.get(key)?))) {
+        if mask.is_null() || of_row(key, mask) {
+            continue;
         }
-        labels.iter_mut().zip(mask).filter(|(_, entry)| *entry == 0).for_each(|(label, _)| *label = -100);
+        let mask = weight::of_tokens(key, mask, ids.len())?;
+        weights.iter_mut().zip(mask).for_each(|(weight, entry)| *weight *= entry);
     }
-    Ok((ids.into_iter().map(|id| id as u32).collect(), labels.into_iter().map(|label| label as i32).collect()))
+    labels.iter_mut().zip(&weights).filter(|(_, weight)| **weight == 0.0).for_each(|(label, _)| *label = -100);
+    let ids = ids.into_iter().map(|id| id as u32).collect();
+    Ok((ids, labels.into_iter().map(|label| label as i32).collect(), weights))
 }
 
 fn integers(

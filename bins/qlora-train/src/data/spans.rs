@@ -94,7 +94,11 @@ impl Rendered<'_> {
             let pairs = assistant.into_iter().zip(marks).filter(|(at, _)| self.messages[*at].supervised);
             return Ok(Some(pairs.map(|(at, range)| (Some(at), range)).collect()));
         }
-        let plain = |at: &usize| self.messages[*at].supervised && self.messages[*at].details().is_none();
+        let weight = assistant.first().map(|&at| self.messages[at].weight);
+        let plain = |at: &usize| {
+            let message = &self.messages[*at];
+            message.supervised && message.details().is_none() && Some(message.weight) == weight
+        };
         match !marks.is_empty() && assistant.iter().all(plain) {
             true => Ok(Some(marks.into_iter().map(|range| (None, range)).collect())),
             false => Ok(None),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -84,6 +85,15 @@ impl TensorFile {
             StoredType::F16 => self.read_widened::<f16>(name, info, seen),
             StoredType::F32 => self.read_elements::<f32>(name, info, seen),
         }
+    }
+
+    /// Elements `range` of a tensor in row-major order, widened to f32.
+    pub fn read_range_f32(&self, name: &str, info: &TensorInfo, range: Range<usize>) -> Result<Vec<f32>> {
+        let size = self.stored_type(name, info)?.size();
+        let at = |element: usize| info.data_offsets.0 + element * size;
+        let part =
+            TensorInfo { dtype: info.dtype, shape: vec![range.len()], data_offsets: (at(range.start), at(range.end)) };
+        self.read_f32(name, &part, |_| ())
     }
 
     /// Passes a tensor's bytes through `seen` without keeping them.

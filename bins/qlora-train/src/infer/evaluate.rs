@@ -1,9 +1,10 @@
 //! Loss over a data set, and over the files and tasks that its rows are of.
 
-use crate::backend::{Backend, Batch};
-use crate::data::{MAX_TASKS, MicroBatch, Row};
+use crate::backend::Backend;
+use crate::data::{MAX_TASKS, Row};
 use crate::error::{Error, Result};
 use crate::model::Llama;
+use crate::objective::{Objective, Sft, WeightedBatch, total_weight};
 use crate::report::printable;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 /// Result of `eval`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
-    /// Mean over supervised tokens, nats.
+    /// Mean over supervised tokens by their weights, nats.
     pub loss: f64,
     /// Supervised tokens.
     pub tokens: usize,
@@ -28,7 +29,7 @@ pub struct Evaluation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     pub name: String,
-    /// Mean over supervised tokens, nats.
+    /// Mean over supervised tokens by their weights, nats.
     pub loss: f64,
     /// Supervised tokens.
     pub tokens: usize,
@@ -72,7 +73,7 @@ impl fmt::Display for Evaluation {
 }
 
 /// Rows side by side in batches of at most `capacity` tokens. A row alone may be longer.
-fn batches(rows: &[&Row], capacity: usize) -> Vec<MicroBatch> {
+fn batches(rows: &[&Row], capacity: usize) -> Vec<WeightedBatch> {
     let mut batches = Vec::new();
     let mut start = 0;
     while start < rows.len() {
@@ -82,27 +83,29 @@ fn batches(rows: &[&Row], capacity: usize) -> Vec<MicroBatch> {
             tokens += rows[end].len();
             end += 1;
         }
-        batches.push(MicroBatch::new(rows[start..end].iter().copied()));
+        batches.push(Sft.micro_batch(&mut rows[start..end].iter().copied()));
         start = end;
     }
     batches
 }
 
-/// A sum over supervised tokens.
+/// A sum over supervised tokens. The weight of a token is 1 unless its row says otherwise.
 #[derive(Clone, Copy, Default)]
 struct Sum {
     loss: f64,
+    weight: f64,
     tokens: usize,
 }
 
 impl Sum {
-    fn add(&mut self, loss: f64, tokens: usize) {
-        self.loss += loss;
-        self.tokens += tokens;
+    fn add(&mut self, one: Sum) {
+        self.loss += one.loss;
+        self.weight += one.weight;
+        self.tokens += one.tokens;
     }
 
     fn mean(self) -> f64 {
-        self.loss / self.tokens.max(1) as f64
+        if self.tokens > 0 { self.loss / self.weight } else { 0.0 }
     }
 
     fn part(self, name: String) -> Part {
@@ -110,8 +113,9 @@ impl Sum {
     }
 }
 
-/// The mean loss of the supervised tokens, over all of `rows` and by the file of `files` and the task they are of.
-/// `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss is not finite.
+/// The mean loss of the supervised tokens by their weights, over all of `rows` and by the file of `files` and the task
+/// they are of. `go_on` is called after each batch with its rows; if it says no, there is no result. Failed: the loss
+/// is not finite.
 pub fn evaluate<B: Backend>(
     backend: &mut B,
     model: &Llama<B>,
@@ -131,13 +135,15 @@ pub fn evaluate<B: Backend>(
     let (mut of_files, mut of_tasks): (BTreeMap<usize, Sum>, BTreeMap<&str, Sum>) = Default::default();
     for ((file, task), rows) in groups {
         for batch in batches(&rows, capacity) {
-            let loss = model.loss(backend, &Batch::from(&batch))?;
-            whole.add(loss, batch.supervised);
-            of_files.entry(file).or_default().add(loss, batch.supervised);
+            let weighted = batch.batch();
+            let loss = model.loss(backend, &weighted)?;
+            let one = Sum { loss, weight: total_weight(&[weighted]), tokens: weighted.supervised() };
+            whole.add(one);
+            of_files.entry(file).or_default().add(one);
             if let Some(task) = task {
-                of_tasks.entry(task).or_default().add(loss, batch.supervised);
+                of_tasks.entry(task).or_default().add(one);
             }
-            if !go_on(batch.rows()) {
+            if !go_on(batch.tokens.rows()) {
                 return Ok(None);
             }
         }

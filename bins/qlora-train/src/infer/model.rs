@@ -111,7 +111,8 @@ impl<B: Backend> InferenceModel<B> {
         bar.finish();
         let fingerprint = source.finish()?;
         for (path, adapter) in &adapters {
-            let warnings = adapter.check_base(checkpoint.arch(), &fingerprint, checkpoint.base_name());
+            let (arch, name) = (checkpoint.arch(), checkpoint.base_name());
+            let warnings = adapter.check_base(arch, &fingerprint, name, settings.allow_other_base);
             for warning in warnings.context(|| path.display().to_string())? {
                 warn(path, &warning);
             }

@@ -41,7 +41,7 @@ impl Hyperparameters {
 /// What one optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean over the supervised tokens of all micro-batches, nats.
+    /// Mean over the supervised tokens of all micro-batches by their weights, nats.
     pub loss: f64,
     /// Before clipping.
     pub grad_norm: f64,
@@ -49,6 +49,8 @@ pub struct StepReport {
     pub learning_rate_b: f64,
     pub tokens: usize,
     pub supervised: usize,
+    /// The sum of their weights.
+    pub weight: f64,
 }
 
 /// The micro-batches of a step that are done; their gradients are in the trainable tensors.
@@ -229,6 +231,7 @@ pub fn update<B: Backend>(
         learning_rate_b: rate(hyper.learning_rate_b),
         tokens,
         supervised,
+        weight,
     })
 }
 

@@ -15,6 +15,8 @@ pub struct Bars {
     total: u64,
     /// Done before this process
     from: u64,
+    /// Plain lines end with one for all of it.
+    ends: bool,
     last: Instant,
     start: Instant,
 }
@@ -33,7 +35,7 @@ impl Bars {
         bar.set_style(style);
         bar.set_prefix(what);
         let now = Instant::now();
-        Self { bar, what, plain, total, from: 0, last: now, start: now }
+        Self { bar, what, plain, total, from: 0, ends: false, last: now, start: now }
     }
 
     /// As [`new`](Self::new), where `from` was done by an earlier process: the time left is told by what this one does.
@@ -41,15 +43,17 @@ impl Bars {
         let bars = Self::new(what, total);
         bars.bar.set_position(from);
         bars.bar.reset_eta();
-        Self { from, ..bars }
+        Self { from, ends: true, ..bars }
     }
 
     /// `position` of the total is done; `message` is what is worth knowing about it.
     pub fn set(&mut self, position: u64, message: String) {
         self.bar.set_position(position);
         if self.plain {
-            let due = self.last.elapsed() >= PLAIN_INTERVAL || position == self.total;
+            let due = self.last.elapsed() >= PLAIN_INTERVAL || (position == self.total && self.ends);
             if due && position > 0 {
+                // What was short enough for no line before its end needs none there either.
+                self.ends = true;
                 self.last = Instant::now();
                 let elapsed = self.start.elapsed();
                 let left = time_left(elapsed, self.from, position, self.total);

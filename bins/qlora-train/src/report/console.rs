@@ -4,12 +4,13 @@
 //! [`warning!`](crate::report::warning) what a user should look at. `-q` leaves warnings and errors. Lines have no
 //! colors and no control characters, whatever the files hold that they quote.
 
+use anstyle::Style;
 use indicatif::MultiProgress;
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +49,20 @@ pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
     let text = lines.join("\n");
     BARS.suspend(|| {
         let _ = writeln!(std::io::stderr(), "{text}");
+    });
+}
+
+/// Begins a part of what a command says: a heading after an empty line, bold on a terminal.
+pub(crate) fn section(title: &str) {
+    static BEGUN: AtomicBool = AtomicBool::new(false);
+    if !says(Verbosity::Normal) {
+        return;
+    }
+    let gap = if BEGUN.swap(true, Ordering::Relaxed) { "\n" } else { "" };
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let style = if std::io::stderr().is_terminal() && !no_color { Style::new().bold() } else { Style::new() };
+    BARS.suspend(|| {
+        let _ = writeln!(std::io::stderr(), "{gap}{style}{title}{style:#}");
     });
 }
 

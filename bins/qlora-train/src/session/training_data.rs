@@ -1,6 +1,7 @@
 //! The rows of a run, read and checked, and the order in which they are trained on.
 
 use super::Loaded;
+use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, Settings};
 use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
@@ -43,6 +44,7 @@ impl TrainingData {
                 "one row is held back for validation: its loss says little; give a larger val_set_size or val_data"
             );
         }
+        warn_of_untrained_tokens(loaded, rows.iter().chain(&validation))?;
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
             status!("{packing}");
@@ -102,7 +104,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
 }
 
 /// Training rows, and the rows held back for validation.
-fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Row>)> {
+pub fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Row>)> {
     let val_set_size = match settings.val_set_size {
         config::ValSet::Off => return Ok((training.rows, Vec::new())),
         config::ValSet::Share(share) => share,

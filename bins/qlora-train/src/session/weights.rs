@@ -4,7 +4,7 @@ use super::plan::stored_in;
 use crate::adapter::LoraPair;
 use crate::arch::Arch;
 use crate::backend::Quantization;
-use crate::base::{Checkpoint, Fingerprint};
+use crate::base::{BaseFingerprint, Checkpoint, Fingerprint};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
 use crate::lora::{ParamId, ParamKind};
@@ -29,7 +29,7 @@ impl<'a> CheckpointSource<'a> {
     }
 
     /// The base's fingerprint, once the model has read every tensor.
-    pub fn finish(self) -> Result<String> {
+    pub fn finish(self) -> Result<BaseFingerprint> {
         self.fingerprint.finish()
     }
 }

@@ -5,15 +5,18 @@
 //! understood and, where rows are text, its tokenizer and the chat template in use. Two bases that differ in their
 //! weights only are told apart by the fingerprint, which is kept beside.
 
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::shown;
+use crate::refuse;
 use crate::session::model_spec::effective_settings;
 use crate::session::{Loaded, TrainingData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 /// Two runs with equal identities, on bases of equal fingerprints, give the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +32,9 @@ pub struct Identity {
     pub tokenizer: Option<String>,
     /// SHA-256 (hex) of the chat template's text.
     pub chat_template: Option<String>,
+    /// SHA-256 (hex) of the files of the adapter that the run begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_adapter: Option<String>,
     /// SHA-256 (hex) of each file.
     pub data: Vec<String>,
     pub val_data: Vec<String>,
@@ -39,9 +45,12 @@ impl Identity {
     pub fn hash(&self) -> String {
         let mut settings: Vec<_> = self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         settings.sort();
-        let Self { base_config, not_quantized, tokenizer, chat_template, data, val_data, .. } = self;
-        let rest =
+        let Self { base_config, not_quantized, tokenizer, chat_template, init_adapter, data, val_data, .. } = self;
+        let mut rest =
             format!("{base_config}\n{not_quantized:?}\n{tokenizer:?}\n{chat_template:?}\n{data:?}\n{val_data:?}\n");
+        if let Some(hash) = init_adapter {
+            rest = rest + hash + "\n";
+        }
         hex(Sha256::digest(settings.join("\n") + "\n" + &rest))
     }
 
@@ -69,6 +78,7 @@ impl Identity {
             (self.not_quantized == earlier.not_quantized, "which linear layers the base keeps unquantized"),
             (self.tokenizer == earlier.tokenizer, "the model's tokenizer.json"),
             (self.chat_template == earlier.chat_template, "the chat template"),
+            (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
             (self.data == earlier.data, "the contents of `data`"),
             (self.val_data == earlier.val_data, "the contents of `val_data`"),
         ];
@@ -78,7 +88,7 @@ impl Identity {
 }
 
 /// Settings that name a place; what is found there counts.
-const PLACES: [&str; 5] = ["model", "revision", "data", "val_data", "chat_template"];
+const PLACES: [&str; 6] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter"];
 
 pub fn run_identity(
     settings: &Settings,
@@ -97,7 +107,9 @@ pub fn run_identity(
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,
     };
+    let init_adapter = settings.init_adapter.as_deref().map(adapter_hash).transpose()?;
     Ok(Identity {
+        init_adapter,
         settings: result_settings,
         base_config: checkpoint.arch().to_json("").into(),
         not_quantized: checkpoint.skipped_modules(),
@@ -106,6 +118,18 @@ pub fn run_identity(
         data: data.hashes.clone(),
         val_data: data.validation_hashes.clone(),
     })
+}
+
+/// SHA-256 (hex) of an adapter's files. Refused: they are not there.
+fn adapter_hash(adapter: &Path) -> Result<String> {
+    let mut hashes = Vec::new();
+    for path in [ADAPTER_CONFIG, ADAPTER_MODEL].map(|name| adapter.join(name)) {
+        if !path.is_file() {
+            refuse!("`init_adapter`: {}: found no such file, expected that of an adapter", path.display());
+        }
+        hashes.push(file_hash(&path)?);
+    }
+    Ok(hex(Sha256::digest(hashes.concat())))
 }
 
 #[cfg(test)]
@@ -122,6 +146,7 @@ mod tests {
             not_quantized: Vec::new(),
             tokenizer: None,
             chat_template: None,
+            init_adapter: None,
             data: vec!["a".into()],
             val_data: Vec::new(),
         };
@@ -132,6 +157,7 @@ mod tests {
             (Identity { not_quantized: vec!["q".into()], ..one.clone() }, "unquantized changed"),
             (Identity { tokenizer: Some("t".into()), ..one.clone() }, "tokenizer.json changed"),
             (Identity { chat_template: Some("t".into()), ..one.clone() }, "the chat template changed"),
+            (Identity { init_adapter: Some("t".into()), ..one.clone() }, "the contents of `init_adapter` changed"),
             (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
             (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),
             (Identity { settings: Map::new(), ..one.clone() }, "`lora_r` was nothing and is 4 now"),

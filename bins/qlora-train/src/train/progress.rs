@@ -20,21 +20,23 @@ pub struct Progress {
     pub stopped_early: bool,
 }
 
-/// Sum over supervised tokens.
+/// Sum of weight x loss over supervised tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Losses {
     pub sum: f64,
-    pub tokens: u64,
+    /// Sum of the weights: the tokens, where each counts 1.
+    #[serde(alias = "tokens")]
+    pub weight: f64,
 }
 
 impl Losses {
     pub fn add(&mut self, report: &StepReport) {
-        self.sum += report.loss * report.supervised as f64;
-        self.tokens += report.supervised as u64;
+        self.sum += report.loss * report.weight;
+        self.weight += report.weight;
     }
 
     pub fn mean(&self) -> f64 {
-        self.sum / self.tokens.max(1) as f64
+        if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
     }
 }
 

@@ -22,9 +22,10 @@ use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
+use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
-use crate::report::{Bars, count, detail, status, trainable_line, warning};
+use crate::report::{Bars, count, detail, section, status, trainable_line, warning};
 use crate::session::chat_template::save_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
@@ -50,6 +51,7 @@ pub struct TrainOutcome {
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
+    section("Model");
     if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
         let base = recorded_base(&adapter)?;
         status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
@@ -66,6 +68,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
+    section("Data");
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
     let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
@@ -104,29 +107,34 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     };
     let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing at auto";
     plan::refuse_unless_it_fits(&plan, data.tokens, advice)?;
+    section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let bytes = plan.run_bytes;
     device.run(Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes })
 }
 
-/// The adapter that a run begins with. Refused: other ranks, alphas or layers than the run's.
+/// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
 fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Adapter> {
     let what = || path.display().to_string();
-    let adapter = Adapter::load(path)?;
+    let mut adapter = Adapter::load(path)?;
     adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;
     let own = adapter.lora_spec().context(what)?;
-    if own.terms != spec.lora.terms || own.rslora != spec.lora.rslora {
-        let config = &adapter.config;
+    let ranks = |lora: &LoraSpec| lora.terms.iter().map(|(module, term)| (module.clone(), term.r)).collect::<Vec<_>>();
+    if ranks(&own) != ranks(&spec.lora) {
         refuse!(
-            "`init_adapter`: {} has rank {} and alpha {} (use_rslora: {}) on {} linear layers, the run has {} of its own; \
-             give its lora_r, lora_alpha, use_rslora and lora_target_modules",
+            "`init_adapter`: {} has rank {} on {} linear layers, the run has {} of its own; give its lora_r and \
+             lora_target_modules",
             path.display(),
-            config.r,
-            config.lora_alpha,
-            config.use_rslora,
+            adapter.config.r,
             own.terms.len(),
             spec.lora.terms.len()
+        );
+    }
+    if adapter.rescale(&spec.lora).context(what)? {
+        status!(
+            "{}: has another scale (alpha, use_rslora) than the run: its B is multiplied to keep what it computes",
+            path.display()
         );
     }
     Ok(adapter)
@@ -166,17 +174,18 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     bar.finish();
     let fingerprint = source.finish()?;
     if !overwrites {
-        check_recorded_base(&output, &fingerprint)?;
+        check_recorded_base(&output, &fingerprint.whole)?;
     }
     if let (Some(adapter), Some(path)) = (&init, &settings.init_adapter) {
-        let warnings = adapter.check_base(loaded.checkpoint.arch(), &fingerprint, loaded.checkpoint.base_name());
+        let (arch, name) = (loaded.checkpoint.arch(), loaded.checkpoint.base_name());
+        let warnings = adapter.check_base(arch, &fingerprint, name, settings.allow_other_base);
         for told in warnings.context(|| path.display().to_string())? {
             warning!("{told}");
         }
         status!("the adapter begins with the weights of {}", path.display());
     }
     if let Some(saved) = &saved {
-        saved.check_base(&fingerprint)?;
+        saved.check_base(&fingerprint.whole)?;
         saved.check_best(&settings, &output)?;
         saved.restore(&mut backend, &mut model)?;
     }
@@ -207,7 +216,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     let base = loaded.checkpoint.base_name();
     let run = json!({
         "identity": identity,
-        "base": {"name": base.name, "revision": base.revision, "fingerprint": fingerprint},
+        "base": {"name": base.name, "revision": base.revision, "fingerprint": fingerprint.whole},
         "version": env!("CARGO_PKG_VERSION"),
         "settings": settings.to_json(),
     });
@@ -230,6 +239,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         started: Instant::now(),
         interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
+    section("Training");
     finish(run)
 }
 

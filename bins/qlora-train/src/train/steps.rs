@@ -7,6 +7,7 @@ use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
 use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
 use super::trained_adapter::trained_adapter;
 use crate::backend::{Backend, Batch};
+use crate::base::BaseFingerprint;
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
 use crate::data::Step;
@@ -30,7 +31,7 @@ pub struct Run<'a, B: Backend> {
     pub loaded: &'a Loaded,
     pub data: &'a TrainingData,
     pub identity: &'a Identity,
-    pub base_fingerprint: &'a str,
+    pub base_fingerprint: &'a BaseFingerprint,
     pub comm: SingleProcess,
     pub backend: B,
     pub model: Llama<B>,
@@ -217,7 +218,7 @@ impl<B: Backend> Run<'_, B> {
         let draw = step * accumulation as u64 + within as u64;
         let state = RunState::new(
             self.identity,
-            self.base_fingerprint,
+            &self.base_fingerprint.whole,
             DataCursor::of(&self.data.schedule, step, accumulation, within),
             RngState::new(self.settings.seed, draw),
             self.progress.clone(),

@@ -3,37 +3,51 @@
 use qlora_train::adapter::TargetModules;
 use qlora_train::adapter::metadata::BASE_FINGERPRINT;
 use qlora_train::arch::{Arch, Projection};
-use qlora_train::base::BaseName;
 use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::base::{BaseFingerprint, BaseName};
 use qlora_train::lora::ParamId;
 
-use super::{adapter, base, with_layers};
+use super::{adapter, base, fingerprint, with_layers};
 use trainer_lab::assert_refused::assert_refused;
 
 #[test]
 fn its_own_base_is_accepted_without_a_word() {
-    let own = "ab".repeat(32);
-    let warnings = adapter(4, 8.0, &Projection::ALL, 1).check_base(&tiny_arch(), &own, &base()).unwrap();
+    let own = fingerprint("ab");
+    let warnings = adapter(4, 8.0, &Projection::ALL, 1).check_base(&tiny_arch(), &own, &base(), false).unwrap();
     assert_eq!(warnings, [""; 0]);
 }
 
 #[test]
 fn other_weights_of_the_same_shape_are_refused_by_fingerprint() {
-    let other = "99".repeat(32);
-    let words = ["qlora.base_fingerprint", &"ab".repeat(32), &other, "org/tiny-llama", "other weights"];
-    assert_refused(adapter(4, 8.0, &Projection::ALL, 1).check_base(&tiny_arch(), &other, &base()), &words);
+    let other = fingerprint("99");
+    let words = ["qlora.base_fingerprint", &"ab".repeat(32), &other.whole, "org/tiny-llama", "other weights"];
+    let adapter = adapter(4, 8.0, &Projection::ALL, 1);
+    assert_refused(adapter.check_base(&tiny_arch(), &other, &base(), false), &words);
+    let told = adapter.check_base(&tiny_arch(), &other, &base(), true).unwrap();
+    assert!(told.len() == 1 && told[0].contains("other weights") && told[0].contains("differ from"), "{told:?}");
+}
+
+/// 16 bits against a copy in NF4 of another program: what quantizing leaves is the same.
+#[test]
+fn another_form_of_the_same_model_is_told_apart_from_another_model() {
+    let adapter = adapter(4, 8.0, &Projection::ALL, 1);
+    let other = BaseFingerprint { whole: "99".repeat(32), ..fingerprint("ab") };
+    let words = ["another form of this model", "rounded otherwise", "--allow-other-base"];
+    assert_refused(adapter.check_base(&tiny_arch(), &other, &base(), false), &words);
+    let told = adapter.check_base(&tiny_arch(), &other, &base(), true).unwrap();
+    assert!(told.len() == 1 && told[0].contains("another form of this model"), "{told:?}");
 }
 
 #[test]
 fn another_shape_or_number_of_layers_is_refused_whoever_made_the_adapter() {
-    let own = "ab".repeat(32);
+    let own = fingerprint("ab");
     let mut foreign = adapter(4, 8.0, &Projection::ALL, 1);
     foreign.metadata.remove(BASE_FINGERPRINT);
     for adapter in [adapter(4, 8.0, &Projection::ALL, 1), foreign] {
         let wide = Arch { intermediate_size: 160, ..tiny_arch() };
         let words = ["gate_proj of layer 0", "128 x 64", "160 x 64"];
-        assert_refused(adapter.check_base(&wide, &own, &base()), &words);
-        assert_refused(adapter.check_base(&with_layers(1), &own, &base()), &["layer 1", "layers below 1"]);
+        assert_refused(adapter.check_base(&wide, &own, &base(), false), &words);
+        assert_refused(adapter.check_base(&with_layers(1), &own, &base(), false), &["layer 1", "layers below 1"]);
     }
 }
 
@@ -52,31 +66,36 @@ fn a_module_that_the_base_does_not_have_is_refused() {
 fn a_foreign_adapter_that_fits_warns() {
     let mut foreign = adapter(4, 8.0, &[Projection::Q], 1);
     foreign.metadata.clear();
-    let warnings = foreign.check_base(&tiny_arch(), "99", &base()).unwrap();
+    let warnings = foreign.check_base(&tiny_arch(), &fingerprint("99"), &base(), false).unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("no fingerprint"), "{warnings:?}");
 }
 
 #[test]
-fn another_name_or_revision_only_warns() {
-    let own = "ab".repeat(32);
+fn another_name_or_revision_warns_where_no_fingerprint_says_more() {
+    let own = fingerprint("ab");
     let renamed = BaseName { name: "local-copy".into(), revision: Some("fff".into()), is_hub: false };
     let same = adapter(4, 8.0, &[Projection::Q], 1);
-    let warnings = same.check_base(&tiny_arch(), &own, &renamed).unwrap();
+    let warnings = same.check_base(&tiny_arch(), &own, &renamed, false).unwrap();
     // The fingerprint has proven that the weights are the same, whatever their directory is called.
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].contains("0123abc") && warnings[0].contains("fff"), "{warnings:?}");
+    assert_eq!(warnings, [""; 0]);
     let mut foreign = same;
     foreign.metadata.remove(BASE_FINGERPRINT);
-    let warnings = foreign.check_base(&tiny_arch(), &own, &renamed).unwrap();
+    let warnings = foreign.check_base(&tiny_arch(), &own, &renamed, false).unwrap();
     assert!(warnings.iter().any(|w| w.contains("org/tiny-llama") && w.contains("local-copy")), "{warnings:?}");
+    assert!(warnings.iter().any(|w| w.contains("0123abc") && w.contains("fff")), "{warnings:?}");
+    // A path ends with the name.
+    foreign.config.base_model_name_or_path = Some("/models/local-copy/".into());
+    foreign.config.revision = None;
+    let warnings = foreign.check_base(&tiny_arch(), &own, &renamed, false).unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("no fingerprint"), "{warnings:?}");
 }
 
 #[test]
 fn targeted_linears_without_tensors_are_named() {
-    let own = "ab".repeat(32);
-    let warnings = adapter(4, 8.0, &[Projection::Q], 1).check_base(&with_layers(4), &own, &base()).unwrap();
+    let own = fingerprint("ab");
+    let warnings = adapter(4, 8.0, &[Projection::Q], 1).check_base(&with_layers(4), &own, &base(), false).unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("q_proj of layer 2 and 1 more"), "{warnings:?}");
     let mut partial = adapter(4, 8.0, &[Projection::Q], 1);
     partial.config.layers_to_transform = Some(vec![0, 1]);
-    assert_eq!(partial.check_base(&with_layers(4), &own, &base()).unwrap(), [""; 0]);
+    assert_eq!(partial.check_base(&with_layers(4), &own, &base(), false).unwrap(), [""; 0]);
 }

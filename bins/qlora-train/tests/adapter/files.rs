@@ -5,6 +5,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
+use qlora_train::adapter::metadata::BASE_NAME;
 use qlora_train::adapter::{
     ADAPTER_CONFIG, ADAPTER_MODEL, Adapter, AdapterConfig, TargetModules, copy_tokenizer_files,
 };
@@ -15,7 +16,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use super::{adapter, base, module_lists, provenance};
+use super::{adapter, base, fingerprint, module_lists, provenance};
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -87,13 +88,14 @@ fn the_tensors_have_pefts_names_and_the_metadata_says_what_it_was_trained_on() {
     assert_eq!(tensors, expected);
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata: BTreeMap<_, _> = header.metadata().clone().unwrap().into_iter().collect();
-    let fingerprint = "ab".repeat(32);
+    let fingerprint = fingerprint("ab");
     let template = "cd".repeat(32);
     let expected = [
         ("format", "pt"),
-        ("qlora.base_fingerprint", &fingerprint[..]),
+        ("qlora.base_fingerprint", &fingerprint.whole[..]),
         ("qlora.base_name", "org/tiny-llama"),
         ("qlora.base_revision", "0123abc"),
+        ("qlora.base_unquantized_fingerprint", &fingerprint.unquantized[..]),
         ("qlora.chat_template_sha256", &template[..]),
         ("qlora.quantization", r#"{"quant_type":"nf4","block_size":64,"double_quant":false}"#),
     ];
@@ -110,11 +112,12 @@ fn the_card_has_the_front_matter_of_the_hub() {
                  - base_model:adapter:org/tiny-llama\n- lora\n- transformers\n---\n";
     assert!(card.starts_with(front), "{card}");
     assert!(card.contains(&"ab".repeat(32)) && card.contains("nf4, block 64"), "{card}");
-    // A local base is no id of the hub, which would reject the card.
-    saved.config.base_model_name_or_path = Some("my-model".into());
+    // A local base is no id of the hub, which would reject the card, even where its path looks like one.
+    saved.config.base_model_name_or_path = Some("models/my-model".into());
+    saved.metadata.insert(BASE_NAME.into(), "my-model".into());
     saved.save(dir.path()).unwrap();
     let card = fs::read_to_string(dir.path().join("README.md")).unwrap();
-    assert!(card.starts_with("---\nlibrary_name: peft\n") && card.contains("| Base | my-model |"), "{card}");
+    assert!(card.starts_with("---\nlibrary_name: peft\n") && card.contains("| Base | models/my-model |"), "{card}");
     // Somebody else's card is theirs.
     fs::write(dir.path().join("README.md"), "# mine\n").unwrap();
     saved.save(dir.path()).unwrap();
@@ -224,7 +227,7 @@ fn reads_back(lora: &LoraSpec) -> AdapterConfig {
     adapter.save(dir.path()).unwrap();
     let loaded = Adapter::load(dir.path()).unwrap();
     assert_eq!(loaded.lora_spec().unwrap(), *lora);
-    assert_eq!(loaded.check_base(&arch, &"ab".repeat(32), &base()).unwrap(), [""; 0]);
+    assert_eq!(loaded.check_base(&arch, &fingerprint("ab"), &base(), false).unwrap(), [""; 0]);
     loaded.config
 }
 
@@ -244,8 +247,8 @@ fn ranks_and_alphas_that_differ_become_patterns() {
     term(&mut lora, 1, Projection::Up, 4, 3.5);
     let config = reads_back(&lora);
     assert_eq!((config.r, config.lora_alpha), (4, 8.0));
-    assert_eq!(config.rank_pattern, BTreeMap::from([("v_proj".to_owned(), 2)]));
-    assert_eq!(config.alpha_pattern, BTreeMap::from([("model.layers.1.mlp.up_proj".to_owned(), 3.5)]));
+    assert_eq!(config.rank_pattern, [("v_proj".to_owned(), 2)].into());
+    assert_eq!(config.alpha_pattern, [("model.layers.1.mlp.up_proj".to_owned(), 3.5)].into());
     // A term that some layers lack is named by its path.
     lora.terms.remove(&arch.module(0, Projection::Down));
     let TargetModules::Names(names) = reads_back(&lora).target_modules else { panic!("no names") };

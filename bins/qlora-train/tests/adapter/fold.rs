@@ -1,7 +1,5 @@
 //! rsLoRA, folded, is plain LoRA with the same update `scale · B · A`.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 use qlora_train::adapter::Adapter;
 use qlora_train::arch::Projection;
@@ -74,8 +72,8 @@ fn ranks_and_alphas_of_their_own_are_folded_each() {
     let wide = adapter(9, 8.0, &[Projection::V], 4);
     original.tensors.extend(wide.tensors);
     original.config.use_rslora = true;
-    original.config.rank_pattern = BTreeMap::from([("v_proj".into(), 9)]);
-    original.config.alpha_pattern = BTreeMap::from([("^model.layers.1.self_attn.q_proj".into(), 2.0)]);
+    original.config.rank_pattern = [("v_proj".into(), 9)].into();
+    original.config.alpha_pattern = [("^model.layers.1.self_attn.q_proj".into(), 2.0)].into();
     let scales: Vec<f32> = original.lora_pairs().unwrap().values().map(|pair| pair.scale).collect();
     assert_eq!(scales, [4.0, 8.0 / 3.0, 1.0, 8.0 / 3.0]);
     let mut folded = original.clone();

@@ -11,18 +11,23 @@ use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
 use qlora_train::arch::{Arch, Projection};
-use qlora_train::base::BaseName;
 use qlora_train::base::synthetic::tiny_arch;
+use qlora_train::base::{BaseFingerprint, BaseName};
 use qlora_train::lora::{LoraSpec, ParamId};
 
 fn base() -> BaseName {
     BaseName { name: "org/tiny-llama".into(), revision: Some("0123abc".into()), is_hub: true }
 }
 
+/// A base of which both fingerprints begin so, that of the tensors that quantizing leaves ends otherwise.
+fn fingerprint(digits: &str) -> BaseFingerprint {
+    BaseFingerprint { whole: digits.repeat(32), unquantized: digits.repeat(31) + "00" }
+}
+
 fn provenance() -> Provenance {
     Provenance {
         base: base(),
-        base_fingerprint: "ab".repeat(32),
+        base_fingerprint: fingerprint("ab"),
         quantization: Recipe::nf4(64, false, 0),
         chat_template_sha256: Some("cd".repeat(32)),
     }

@@ -55,10 +55,13 @@ fn files_that_are_missing_or_damaged() {
 #[test]
 fn configs_of_something_else_are_refused_by_key() {
     let cases: Vec<(Value, &[&str])> = vec![
-        (json!({ "peft_type": "IA3" }), &["`peft_type`", "\"IA3\"", "\"LORA\""]),
+        (json!({ "peft_type": "IA3" }), &["`peft_type`", "\"IA3\"", "\"LORA\"", "learned factors"]),
+        (json!({ "peft_type": "PREFIX_TUNING" }), &["`peft_type`", "prefix tuning"]),
+        (json!({ "peft_type": "ADALORA" }), &["`peft_type`", "AdaLoRA"]),
+        (json!({ "peft_type": "TOMORROW" }), &["`peft_type`", "\"TOMORROW\"", "\"LORA\""]),
         (json!({ "task_type": "SEQ_CLS" }), &["`task_type`", "\"SEQ_CLS\""]),
         (json!({ "bias": "all" }), &["`bias`", "\"all\"", "\"none\""]),
-        (json!({ "use_dora": true }), &["`use_dora`", "DoRA"]),
+        (json!({ "use_dora": true }), &["`use_dora`", "DoRA is not supported", "merge_and_unload"]),
         (json!({ "modules_to_save": ["lm_head"] }), &["`modules_to_save`", "lm_head"]),
         (json!({ "fan_in_fan_out": true }), &["`fan_in_fan_out`"]),
         (json!({ "lora_bias": true }), &["`lora_bias`"]),
@@ -80,11 +83,8 @@ fn configs_of_something_else_are_refused_by_key() {
         (json!({ "target_modules": [1] }), &["`target_modules`"]),
         (json!({ "rank_pattern": { "q_proj": 2 } }), &["q_proj.lora_A", "rank 4", "expected 2"]),
         (json!({ "rank_pattern": { "q_proj": 0 } }), &["`rank_pattern`", "`q_proj`"]),
-        (json!({ "rank_pattern": { ".*_proj": 4 } }), &["`rank_pattern`", ".*_proj", "regular expressions"]),
-        (
-            json!({ "alpha_pattern": { "q_proj": 4, "self_attn.q_proj": 5 } }),
-            &["`alpha_pattern`", "`q_proj`", "`self_attn.q_proj`"],
-        ),
+        (json!({ "rank_pattern": { "[q": 4 } }), &["`rank_pattern`", "[q", "regular expression"]),
+        (json!({ "rank_pattern": { ".*_proj": 2 } }), &["proj.lora_A", "rank 4", "expected 2"]),
     ];
     for (change, words) in cases {
         let dir = saved();
@@ -122,6 +122,19 @@ fn what_peft_also_accepts_is_accepted() {
     let scales: Vec<f32> =
         Adapter::load(dir.path()).unwrap().lora_pairs().unwrap().values().map(|pair| pair.scale).collect();
     assert_eq!(scales, [0.5, 2.0, 0.5, 2.0], "\"^q_proj\" matches no whole path");
+    // Regular expressions, of which the first that matches counts, in the order of the file.
+    for (text, expected) in [
+        (r#"{"[qk]_proj": 4, ".*": 16}"#, [4.0, 1.0, 4.0, 1.0]),
+        (r#"{".*": 16, "[qk]_proj": 4}"#, [4.0; 4]),
+        (r#"{"self_attn.q_proj": 4, "q_proj": 16}"#, [2.0, 1.0, 2.0, 1.0]),
+        (r#"{"layers\\.1\\..*": 4}"#, [2.0, 2.0, 1.0, 1.0]),
+        (r#"{"^model\\.layers\\.0\\.(mlp|x)\\..*": 4}"#, [1.0, 2.0, 2.0, 2.0]),
+    ] {
+        change_config(dir.path(), &json!({ "alpha_pattern": serde_json::from_str::<Value>(text).unwrap() }));
+        let loaded = Adapter::load(dir.path()).unwrap();
+        let scales: Vec<f32> = loaded.lora_pairs().unwrap().values().map(|pair| pair.scale).collect();
+        assert_eq!(scales, expected, "{text}");
+    }
 }
 
 #[test]
@@ -135,7 +148,11 @@ fn tensors_that_are_unknown_unpaired_or_of_the_wrong_shape() {
         ("base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight", "expected both"),
         ("base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "expected both"),
         ("base_model.model.model.layers.-1.self_attn.q_proj.lora_A.weight", "another module"),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "another module"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_E", "AdaLoRA"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.ia3_l", "IA3"),
+        ("prompt_embeddings", "soft prompt"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a", "LoHa"),
+        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "single tokens"),
     ];
     let dir = saved();
     let good = Adapter::load(dir.path()).unwrap();

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qlora_kernels::nf4::Nf4Options;
 use qlora_train::arch::Arch;
-use qlora_train::base::Checkpoint;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
+use qlora_train::base::{Checkpoint, QuantizeOptions, quantize};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -159,7 +160,7 @@ fn tensors_missing_unknown_or_of_another_shape_or_type() {
         (&|t| t.get_mut(NORM).unwrap().0 = Dtype::I16, &[SINGLE, NORM, "I16", "BF16, F16 or F32"]),
         (
             &|t| drop(t.insert("model.layers.0.self_attn.q_norm.weight".into(), (Dtype::F32, vec![1], vec![0; 4]))),
-            &[SINGLE, "q_norm", "not part of a Llama"],
+            &[SINGLE, "q_norm", "not part of a LlamaForCausalLM"],
         ),
         (
             &|t| drop(t.insert("model.layers.1.self_attn.q_proj.bias".into(), (Dtype::F32, vec![1], vec![0; 4]))),
@@ -194,8 +195,47 @@ fn harmless_extra_tensors_are_noted_and_not_part_of_the_model() {
     let notes = checkpoint.notes().join("; ");
     assert!(checkpoint.notes().len() == 2 && notes.contains("lm_head.weight") && notes.contains("inv_freq"), "{notes}");
 
+    // In another type the values are still the embedding's.
+    edit(dir.path().join(SINGLE), |tensors| {
+        let (_, _, data) = tensors.get_mut("lm_head.weight").unwrap();
+        let wide = data.chunks_exact(2).flat_map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes());
+        let wide: Vec<u8> = wide.collect();
+        tensors.insert("lm_head.weight".into(), (Dtype::F32, vec![96, 64], wide));
+    });
+    assert_eq!(Checkpoint::open(dir.path()).unwrap().fingerprint().unwrap(), fingerprint);
     edit(dir.path().join(SINGLE), |tensors| tensors.get_mut("lm_head.weight").unwrap().1 = vec![64, 96]);
     refused(&dir, &["lm_head.weight", "[64, 96]", "[96, 64]"]);
+}
+
+#[test]
+fn an_output_layer_of_its_own_is_used_though_config_json_ties_it() {
+    let tied = Arch { tie_word_embeddings: true, ..tiny_arch() };
+    let untied = tempfile::tempdir().unwrap();
+    Synthetic::new(tiny_arch(), 1).write(untied.path()).unwrap();
+    let expected = Checkpoint::open(untied.path()).unwrap().fingerprint().unwrap();
+    let head = tensors_of(&untied.path().join(SINGLE)).remove("lm_head.weight").unwrap();
+    let with_head = |head: Raw| {
+        let dir = tempfile::tempdir().unwrap();
+        Synthetic::new(tied.clone(), 1).write(dir.path()).unwrap();
+        edit(dir.path().join(SINGLE), |tensors| drop(tensors.insert("lm_head.weight".into(), head)));
+        dir
+    };
+    let dir = with_head(head.clone());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert!(!checkpoint.arch().tie_word_embeddings);
+    assert_eq!(checkpoint.fingerprint().unwrap(), expected, "that of the model that says so");
+    // One value is enough, the last one too.
+    let mut last = tensors_of(&dir.path().join(SINGLE)).remove("model.embed_tokens.weight").unwrap();
+    *last.2.last_mut().unwrap() ^= 1;
+    assert!(!Checkpoint::open(with_head(last).path()).unwrap().arch().tie_word_embeddings);
+
+    // What quantize writes says so itself.
+    let out = untied.path().join("nf4");
+    let options = QuantizeOptions { nf4: Nf4Options::default(), skip_modules: Vec::new(), max_shard_bytes: 1 << 30 };
+    quantize(&checkpoint, &out, &options, &mut |_| Ok(())).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    assert_eq!(Checkpoint::open(&out).unwrap().fingerprint().unwrap(), expected);
 }
 
 #[test]
@@ -225,16 +265,8 @@ fn indexes_and_shards_that_disagree() {
 
     let embedding = "model.embed_tokens.weight";
     let dir = model(3);
-    edit_index(&dir, |map| drop(map.insert(embedding.into(), json!(shard(3, 3)))));
-    refused(&dir, &[INDEX, embedding, &shard(1, 3), &shard(3, 3)]);
-
-    let dir = model(3);
     edit(dir.path().join(shard(1, 3)), |tensors| drop(tensors.remove(embedding)));
-    refused(&dir, &[INDEX, embedding, "nowhere", &shard(1, 3)]);
-
-    let dir = model(3);
-    edit_index(&dir, |map| drop(map.remove(embedding)));
-    refused(&dir, &[INDEX, embedding, &shard(1, 3), "weight_map"]);
+    refused(&dir, &[embedding, "found nothing", "[96, 64]"]);
 
     let dir = model(3);
     let copy = tensors_of(&dir.path().join(shard(1, 3)))[embedding].clone();
@@ -250,6 +282,39 @@ fn indexes_and_shards_that_disagree() {
     fs::write(dir.path().join(INDEX), "{\"weight_map\": {\"a\": \"x.safetensors\", \"a\": \"y.safetensors\"}}")
         .unwrap();
     refused(&dir, &[INDEX, "`a` appears twice"]);
+}
+
+/// What is needed and there is loaded, with a sentence on what differs.
+#[test]
+fn an_index_out_of_step_with_its_shards_loads() {
+    let embedding = "model.embed_tokens.weight";
+    let expected = Checkpoint::open(model(3).path()).unwrap().fingerprint().unwrap();
+    let loads = |change: &dyn Fn(&TempDir), words: &[&str]| {
+        let dir = model(3);
+        change(&dir);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.fingerprint().unwrap(), expected, "{words:?}");
+        let notes = checkpoint.notes().join("; ");
+        assert!(words.iter().all(|word| notes.contains(word)) && checkpoint.notes().len() == 1, "{notes}");
+    };
+    let (first, third) = (shard(1, 3), shard(3, 3));
+    loads(
+        &|dir| edit_index(dir, |map| drop(map.insert(embedding.into(), json!(third)))),
+        &[INDEX, embedding, &first, &third],
+    );
+    loads(&|dir| edit_index(dir, |map| drop(map.remove(embedding))), &[INDEX, embedding, "not listed"]);
+    loads(&|dir| edit_index(dir, |map| drop(map.insert("x".into(), json!(third)))), &[INDEX, "`x` is nowhere"]);
+    loads(
+        &|dir| edit_index(dir, |map| drop(map.insert("x".into(), json!("model-9.safetensors")))),
+        &[INDEX, "model-9.safetensors is not there", "and 1 more"],
+    );
+    // A shard that the index does not list at all, and a tensor that nobody needs.
+    loads(&|dir| edit_index(dir, |map| map.retain(|_, file| *file != json!(third))), &[INDEX, "not listed"]);
+    let stale: Raw = (Dtype::F32, vec![1], vec![0; 4]);
+    loads(
+        &|dir| edit(dir.path().join(&first), |tensors| drop(tensors.insert("old.weight".into(), stale.clone()))),
+        &[INDEX, "`old.weight` is not listed"],
+    );
 }
 
 #[test]

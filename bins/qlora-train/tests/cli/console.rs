@@ -55,3 +55,23 @@ fn control_characters_of_files_and_names_are_escaped() {
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
     }
 }
+
+/// In a file or pipe: headings in their order, a line for each logged loss, no line for what took no time, no colors.
+#[test]
+fn a_run_in_a_pipe_has_sections_and_a_line_for_each_logged_loss() {
+    let sandbox = Sandbox::new();
+    let said = sandbox.run(&train("--max-steps 6 --logging-steps 2 --val-set-size 2 --eval-steps 2")).ok().stderr;
+    let headings: Vec<&str> =
+        said.lines().filter(|line| ["Model", "Data", "Run", "Training", "Next"].contains(line)).collect();
+    assert_eq!(headings, ["Model", "Data", "Run", "Training", "Next"], "{said}");
+    let steps: Vec<&str> = said.lines().filter(|line| line.starts_with("step ")).collect();
+    assert_eq!(steps.len(), 3, "{said}");
+    for (line, step) in steps.iter().zip([2, 4, 6]) {
+        assert!(line.starts_with(&format!("step {step}/6  epoch ")) && line.contains("  loss "), "{line}");
+    }
+    assert!(!said.contains("validation 2/2") && !said.contains("loading "), "{said}");
+    assert_eq!(said.matches("validation after step ").count(), 3, "{said}");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
+    let quiet = sandbox.run(&train("--max-steps 1 --output-dir quiet -q")).ok().stderr;
+    assert_eq!(quiet, "");
+}

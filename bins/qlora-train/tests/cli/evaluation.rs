@@ -186,3 +186,53 @@ fn too_many_tasks_are_counted_and_a_wrong_one_is_refused() {
     let words = ["wrong.jsonl: line 1: `task` is an array of 1 items", "expected a string"];
     sandbox.refused("eval --model model --data wrong.jsonl", &words);
 }
+
+/// A settings file says of a run what is asked for otherwise: model, rows, lengths, and where its adapter is.
+#[test]
+fn eval_and_generate_take_the_settings_file_of_a_run() {
+    let sandbox = Sandbox::chat();
+    sandbox.write_rows("val.jsonl", 5, 2);
+    let head = "model: model\nmax_length: 64\nlora_r: 4\nlearning_rate: 1e-2\nmax_steps: 6\n";
+    sandbox.write("run.yaml", &format!("{head}data: rows.jsonl\nval_data: val.jsonl\noutput_dir: out\n"));
+    let before = sandbox.run("eval run.yaml --json").ok();
+    assert!(before.stderr.contains("left no adapter yet"), "{before:#?}");
+    // Batches are as long as max_length allows, which moves the last bits.
+    let same = |one: f64, other: f64| assert!((one - other).abs() < 1e-9, "{one} {other}");
+    same(before.json()["loss"].as_f64().unwrap(), sandbox.eval("--data val.jsonl"));
+    let trained = sandbox.run("train run.yaml --json").json()["eval_loss"].as_f64().unwrap();
+    let of = |line: &str| sandbox.run(line).json()["loss"].as_f64().unwrap();
+    same(of("eval run.yaml --json"), sandbox.eval("--data val.jsonl --adapter out"));
+    assert!((of("eval run.yaml --json") - trained).abs() < 1e-6);
+    // Flags win.
+    same(of("eval run.yaml --json --data rows.jsonl"), sandbox.eval("--data rows.jsonl --adapter out"));
+    std::fs::rename(sandbox.path("out"), sandbox.path("moved")).unwrap();
+    same(of("eval run.yaml --json --adapter moved"), sandbox.eval("--data val.jsonl --adapter moved"));
+    let said = |line: &str| sandbox.run(line).ok().stdout;
+    let (end, flags) = ("--prompt hello --max-new-tokens 3", "--model model --adapter moved");
+    assert_eq!(said(&format!("generate run.yaml --adapter moved {end}")), said(&format!("generate {flags} {end}")));
+
+    // Rows that a run held back are those that are evaluated.
+    sandbox.write("split.yaml", &format!("{head}data: rows.jsonl\nval_set_size: 3\noutput_dir: split\n"));
+    let trained = sandbox.run("train split.yaml --json").json()["eval_loss"].as_f64().unwrap();
+    let done = sandbox.run("eval split.yaml --json").ok();
+    assert!(done.stderr.contains("3 held back for validation"), "{done:#?}");
+    assert!((done.json()["loss"].as_f64().unwrap() - trained).abs() < 1e-6);
+    // Without any, the training rows.
+    sandbox.write("plain.yaml", &format!("{head}data: rows.jsonl\noutput_dir: split\n"));
+    same(of("eval plain.yaml --json"), sandbox.eval("--data rows.jsonl --adapter split"));
+    sandbox.write("bare.yaml", "model: model\n");
+    sandbox.refused("eval bare.yaml", &["`data` is missing", "--data"]);
+    sandbox.refused("eval missing.yaml --data rows.jsonl", &["missing.yaml"]);
+}
+
+#[test]
+fn long_rows_end_an_evaluation_only_where_that_is_not_chosen_otherwise() {
+    let sandbox = Sandbox::new();
+    sandbox.refused("eval --model model --data rows.jsonl --max-length 10", &["longer than max_length 10"]);
+    for choice in ["drop", "truncate"] {
+        let line = format!("eval --model model --data rows.jsonl --max-length 10 --too-long {choice} --json");
+        let answer = sandbox.run(&line).json();
+        assert!(answer["loss"].as_f64().unwrap() > 0.0, "{choice}: {answer}");
+    }
+    sandbox.refused("eval --model model --data rows.jsonl --too-long maybe", &["too-long", "maybe"]);
+}

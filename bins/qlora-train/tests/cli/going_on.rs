@@ -1,6 +1,6 @@
 //! Going on: from an adapter, and with more steps than a finished run had.
 
-use super::sandbox::Sandbox;
+use super::sandbox::{Sandbox, train};
 
 #[test]
 fn a_finished_run_goes_on_for_more_steps_and_says_its_schedule() {
@@ -37,6 +37,44 @@ fn a_new_run_begins_with_an_adapter() {
     sandbox
         .train_into("four", "--max-steps 1 --lora-r 3 --init-adapter first")
         .ended(2, &["`init_adapter`", "rank", "lora_r"]);
+}
+
+/// What is written is folded: a run with rsLoRA begins with an adapter of one all the same, and computes what it did.
+#[test]
+fn a_new_run_begins_with_an_adapter_of_another_scale() {
+    let sandbox = Sandbox::new();
+    for (first, rank, second, rescaled) in [
+        // Of a rank that is a square it is alpha that is folded.
+        ("--use-rslora", 4, "--use-rslora", false),
+        ("--use-rslora", 3, "--use-rslora", true),
+        ("--use-rslora", 3, "--lora-alpha 5", true),
+        ("--lora-alpha 8", 4, "--use-rslora --lora-alpha 3", true),
+    ] {
+        let line = format!("{first} {second} {rank}");
+        let overwrite = format!("--overwrite-output-dir --lora-r {rank}");
+        sandbox.train_into("first", &format!("--max-steps 4 {first} {overwrite}")).ok();
+        let before = sandbox.eval("--data rows.jsonl --adapter first");
+        let again = format!("--max-steps 1 --learning-rate 1e-9 --init-adapter first {second} {overwrite}");
+        let done = sandbox.train_into("second", &again).ok();
+        assert_eq!(done.stderr.contains("its B is multiplied"), rescaled, "{line}: {done:#?}");
+        let after = sandbox.eval("--data rows.jsonl --adapter second");
+        assert!((after - before).abs() < 1e-3, "{line}: {after}, was {before}");
+    }
+}
+
+/// The contents of the adapter that a run begins with are part of what the run is, not its path.
+#[test]
+fn a_run_is_told_apart_by_the_adapter_that_it_began_with() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("first", "--max-steps 2").ok();
+    sandbox.train_into("other", "--max-steps 2 --seed 7").ok();
+    sandbox.train("--init-adapter first").ok();
+    std::fs::rename(sandbox.path("first"), sandbox.path("moved")).unwrap();
+    let again = sandbox.train("--init-adapter moved").ok();
+    assert!(again.stderr.contains("this run is finished"), "{again:#?}");
+    sandbox.refused(&train("--init-adapter other"), &["out: holds a different run", "contents of `init_adapter`"]);
+    sandbox.refused(&train(""), &["out: holds a different run", "contents of `init_adapter`"]);
+    sandbox.refused(&train("--init-adapter first"), &["`init_adapter`: first", "no such file"]);
 }
 
 #[test]

@@ -24,3 +24,4 @@ mod sandbox;
 mod settings;
 mod signals;
 mod usage;
+mod weighted;

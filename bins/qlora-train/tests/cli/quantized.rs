@@ -69,8 +69,16 @@ fn a_run_on_the_quantized_model_is_the_run_on_the_original() {
         assert_eq!(sandbox.bytes(&format!("{nf4}/tokenizer.json")), sandbox.bytes("model/tokenizer.json"));
         sandbox.train_into(&a, settings).ok();
         let on_nf4 = sandbox.train_into(&b, &format!("--model {nf4}")).ok();
-        for file in ["adapter_model.safetensors", "adapter_config.json", "README.md"] {
-            assert!(sandbox.bytes(&format!("{a}/{file}")) == sandbox.bytes(&format!("{b}/{file}")), "{file}");
+        let file = "adapter_model.safetensors";
+        assert!(sandbox.bytes(&format!("{a}/{file}")) == sandbox.bytes(&format!("{b}/{file}")), "{file}");
+        // Beside it the base is called what it was given as.
+        for file in ["adapter_config.json", "README.md"] {
+            let own = |out: &str, base: &str| {
+                let text = sandbox.read(&format!("{out}/{file}"));
+                text.replace(&format!("\"{base}\""), "BASE").replace(&format!("| Base | {base} |"), "BASE")
+            };
+            assert!(own(&a, "model").contains("BASE"), "{file}");
+            assert_eq!(own(&a, "model"), own(&b, &nf4), "{file}");
         }
         let expected = if i == 0 { "nf4, block 64, double quantization" } else { "quantization: nf4, block 128\n" };
         assert!(on_nf4.stderr.contains(expected), "{}", on_nf4.stderr);
@@ -110,6 +118,61 @@ fn models_that_others_quantized_are_trained_evaluated_and_planned() {
     assert!(
         sandbox.read("f32-storage/README.md").contains("double quantization, block 256; 4 linear layers as they were")
     );
+}
+
+/// A copy in NF4 that says nothing of its original, as other programs write them.
+fn foreign_copy(sandbox: &Sandbox) {
+    sandbox.run("quantize --model model --output-dir foreign").ok();
+    let path = sandbox.path("foreign/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<_> = file.iter().collect();
+    std::fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+#[test]
+fn an_adapter_goes_on_another_form_of_its_base_where_that_is_asked_for() {
+    let sandbox = Sandbox::new();
+    foreign_copy(&sandbox);
+    sandbox.train_into("on16", "--max-steps 4").ok();
+    sandbox.train_into("on4", "--max-steps 4 --model foreign").ok();
+    for (model, adapter) in [("foreign", "on16"), ("model", "on4")] {
+        let own = if model == "model" { "foreign" } else { "model" };
+        let line = |model: &str| format!("eval --json --model {model} --adapter {adapter} --data rows.jsonl");
+        let words = ["another form of this model", "rounded otherwise", "--allow-other-base"];
+        sandbox.refused(&line(model), &words);
+        let expected = sandbox.run(&line(own)).json()["loss"].as_f64().unwrap();
+        let done = sandbox.run(&(line(model) + " --allow-other-base")).ok();
+        assert!(done.stderr.contains("warning: adapter: it was trained on another form"), "{done:#?}");
+        // It is quantized by the same rules here, so that nothing is rounded otherwise.
+        assert!((done.json()["loss"].as_f64().unwrap() - expected).abs() < 1e-6, "{model}");
+        let begin = format!("--model {model} --init-adapter {adapter} --max-steps 1 --output-dir next-{model}");
+        sandbox.refused(&train(&begin), &["another form of this model"]);
+        let done = sandbox.train(&format!("{begin} --allow-other-base")).ok();
+        assert!(done.stderr.contains("another form of this model"), "{done:#?}");
+    }
+    // Another model is another model, flag or not: that is told.
+    Synthetic::new(tiny_arch(), 2).write(&sandbox.path("other")).unwrap();
+    let line = "eval --json --model other --adapter on16 --data rows.jsonl";
+    sandbox.refused(line, &["trained on other weights", "--allow-other-base"]);
+    let done = sandbox.run(&format!("{line} --allow-other-base")).ok();
+    assert!(done.stderr.contains("warning: adapter: it was trained on other weights"), "{done:#?}");
+}
+
+#[test]
+fn an_adapter_names_its_base_as_it_was_given() {
+    let sandbox = Sandbox::new();
+    let absolute = sandbox.path("model").display().to_string();
+    let mut config = sandbox.json("model/config.json");
+    config["_name_or_path"] = "org/what-this-was-made-of".into();
+    sandbox.write("model/config.json", &config.to_string());
+    for (out, model) in [("a", "model"), ("b", "./model/"), ("c", absolute.as_str())] {
+        sandbox.train_into(out, &format!("--model {model} --max-steps 1")).ok();
+        assert_eq!(sandbox.json(&format!("{out}/adapter_config.json"))["base_model_name_or_path"], model);
+        // No word about the name where the weights are known to be the same.
+        let done = sandbox.run(&format!("eval --model model --adapter {out} --data rows.jsonl")).ok();
+        assert!(!done.stderr.contains("warning"), "{done:#?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Bases and adapters that are refused, through the binary: exit status 2, one sentence, nothing written.
 
 use half::bf16;
+use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -88,6 +89,50 @@ fn weights_that_are_not_finite() {
         }
         sandbox.refused("eval --model model --data rows.jsonl", &words);
     }
+}
+
+/// Base models hold rows for the marks of their instruct versions.
+#[test]
+fn marks_that_the_base_never_learned_are_named() {
+    let row = 2 * 64;
+    let at = |id: usize| id * row..(id + 1) * row;
+    // <|im_start|> is zero, <|im_end|> is <|eot|>, which nothing writes.
+    let zero = |data: &mut Vec<u8>| data[at(261)].fill(0);
+    let equal = |data: &mut Vec<u8>| data.copy_within(at(263), 262 * row);
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        let sandbox = Sandbox::chat();
+        let train = train("--data chat.jsonl --max-steps 1");
+        let preview = "preview --model model --data chat.jsonl";
+        assert!(!sandbox.run(preview).ok().stderr.contains("never learned"));
+        edit_tensor(&sandbox, name, |_, _, data| (zero(data), equal(data)).0);
+        let generate = "generate --model model --max-new-tokens 1 --prompt hello";
+        for line in [&train, preview, "eval --model model --data chat.jsonl", generate] {
+            let told = sandbox.run(line).ok().stderr;
+            let warnings: Vec<&str> = told.lines().filter(|line| line.starts_with("warning: the base never")).collect();
+            let words = [name, "\"<|im_start|>\" (zero)", "\"<|im_end|>\" (that of \"<|eot|>\")", "instruct version"];
+            assert!(warnings.len() == 1 && words.iter().all(|word| warnings[0].contains(word)), "{line}: {told}");
+            assert!(!warnings[0].contains("<eos>"), "{told}");
+        }
+        // Rows that hold no mark need none.
+        let told = sandbox.run("eval --model model --data rows.jsonl").ok().stderr;
+        assert!(!told.contains("never learned"), "{told}");
+    }
+}
+
+#[test]
+fn an_output_layer_of_its_own_under_a_tie_is_told_and_used() {
+    let sandbox = Sandbox::new();
+    let loss = sandbox.eval("--data rows.jsonl");
+    edit_json(&sandbox, "model/config.json", |config| config["tie_word_embeddings"] = json!(true));
+    let done = sandbox.run("eval --model model --data rows.jsonl --json").ok();
+    let words = ["warning: model: config.json ties `lm_head.weight`", "other values", "transformers 5"];
+    assert!(words.iter().all(|word| done.stderr.contains(word)), "{}", done.stderr);
+    assert_eq!(done.json()["loss"].as_f64(), Some(loss));
+    // The reverse: neither tied nor there.
+    let tied = Sandbox::of(&Synthetic::new(Arch { tie_word_embeddings: true, ..tiny_arch() }, 1));
+    tied.run("eval --model model --data rows.jsonl").ok();
+    edit_json(&tied, "model/config.json", |config| config["tie_word_embeddings"] = json!(false));
+    tied.refused(&train(""), &["`lm_head.weight`", "found nothing", "set `tie_word_embeddings`"]);
 }
 
 #[test]

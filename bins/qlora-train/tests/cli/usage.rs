@@ -36,6 +36,7 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
         ("eval --data rows.jsonl", "--model"),
         ("eval --model model", "--data"),
         ("eval --model model --data rows.jsonl --lora-r 8", "'--lora-r'"),
+        ("eval", "--model"),
         ("generate --model model", "--prompt"),
         ("generate --model model --prompt x --max-new-tokens 0", "--max-new-tokens"),
         ("preview --model model --data rows.jsonl --rows many", "--rows"),
@@ -45,6 +46,49 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
         assert_eq!(done.status, Some(2), "{done:?}");
         assert_eq!(done.stdout, "");
         assert!(done.stderr.contains(word), "{done:?} lacks {word:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_an_object_for_programs() {
+    let sandbox = Sandbox::new();
+    for (line, word) in [
+        ("--json", "requires a subcommand"),
+        ("trian --json", "'trian'"),
+        ("eval --json --model model", "--data"),
+        ("generate --model model --json", "--prompt"),
+        ("train --json --no-such-flag 3", "--no-such-flag"),
+        ("eval --json --no-such-flag 3", "'--no-such-flag'"),
+        ("plan --json", "`model` is missing"),
+    ] {
+        let done = sandbox.run(line);
+        assert_eq!(done.status, Some(2), "{done:?}");
+        let told: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_else(|_| panic!("{line}: {done:?}"));
+        assert_eq!(told["error"]["exit_status"], 2, "{line}");
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(message.contains(word) && !message.contains('\n'), "{line}: {message}");
+    }
+    assert!(sandbox.run("eval --json --help").ok().stdout.contains("Usage:"), "help is no error");
+}
+
+#[test]
+fn devices_and_directories_have_one_name_in_every_command() {
+    let sandbox = Sandbox::new();
+    for command in ["train", "plan", "preview", "eval", "generate", "bench", "doctor"] {
+        assert!(sandbox.run(&format!("{command} --help")).ok().stdout.contains("--device "), "{command}");
+    }
+    sandbox.run("quantize --model model --output-dir one").ok();
+    sandbox.run("quantize --model model --output two").ok();
+    assert_eq!(sandbox.bytes("one/model.safetensors"), sandbox.bytes("two/model.safetensors"));
+    let plain = sandbox.run("doctor --json").ok().stdout;
+    for same in ["--gpu 0", "--device cuda", "--device cuda:0"] {
+        let found: serde_json::Value =
+            serde_json::from_str(&sandbox.run(&format!("doctor --json {same}")).ok().stdout).unwrap();
+        let plain: serde_json::Value = serde_json::from_str(&plain).unwrap();
+        assert_eq!(found["problems"], plain["problems"], "{same}");
+    }
+    for wrong in ["cpu", "gpu", "cuda:x"] {
+        sandbox.run(&format!("doctor --device {wrong}")).ended(2, &["device", wrong, "cuda:N"]);
     }
 }
 

@@ -79,6 +79,7 @@ fn the_check_knows_which_token_ends_a_turn() {
             let row = qlora_train::data::Row {
                 input_ids: vec![1, id(token)],
                 labels: vec![-100, id(token) as i32],
+                weights: Vec::new(),
                 file: 0,
                 line: 1,
                 task: None,

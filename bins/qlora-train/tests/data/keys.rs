@@ -112,14 +112,22 @@ fn weights_that_contradict_each_other_or_are_none_are_refused() {
     let tokenizer = chat_tokenizer(CHATML);
     for key in FLAGS {
         for (value, found) in [
-            (json!(0.5), "the number 0.5"),
             (json!(-1), "the number -1"),
-            (json!(2), "the number 2"),
+            (json!(-0.5), "the number -0.5"),
+            (json!(1e-7), "the number 1e-7"),
+            (json!(1e7), "the number 10000000"),
             (json!("no"), "the string \"no\""),
             (json!([1]), "an array"),
         ] {
             let message = refusal(load_row(&conversation(false, key, &value), &tokenizer));
             assert_says(&message, &["`messages[1]`", key, found, "0 (not learned)"]);
+        }
+        // Flags say whether, weights how much.
+        if key.starts_with("train") {
+            for value in [json!(0.5), json!(2)] {
+                let message = refusal(load_row(&conversation(false, key, &value), &tokenizer));
+                assert_says(&message, &["`messages[1]`", key, "0 (not learned) or 1", "`weight` takes other numbers"]);
+            }
         }
     }
     let both = |first: Value, second: Value| json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": first, "weight": second}]});
@@ -210,7 +218,7 @@ fn masks_of_tokenized_rows_are_followed() {
         assert_eq!(load_one(row.to_string(), None).unwrap().rows[0].labels, [-100, -100, 3, 4], "{key}");
         let labeled = json!({"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, -100], key: [0, 1, 0, 1]});
         assert_eq!(load_one(labeled.to_string(), None).unwrap().rows[0].labels, [-100, 2, -100, -100]);
-        for (wrong, part) in [(json!([0, 1]), "has 2 entries"), (json!([0, 1, 2, 1]), "the number 2")] {
+        for (wrong, part) in [(json!([0, 1]), "has 2 entries"), (json!([0, 1, -1, 1]), "the number -1")] {
             let row = json!({"input_ids": [1, 2, 3, 4], key: wrong});
             assert_says(&refusal(load_one(row.to_string(), None)), &[key, part]);
         }

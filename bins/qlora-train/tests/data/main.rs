@@ -14,3 +14,4 @@ mod stream;
 mod template;
 mod tokenizer;
 mod tools;
+mod weights;

@@ -40,7 +40,7 @@ fn wrong_turns_are_refused_with_their_place() {
         ("[{\"role\": \"user\", \"content\": 7}]", &["content is the number 7"]),
         ("[{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]", &["content[0]", "\"image\"", "only text"]),
         ("[{\"role\": \"user\", \"content\": [\"a\"]}]", &["content[0]", "the string \"a\""]),
-        ("[{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0.5}]", &["weight is the number 0.5"]),
+        ("[{\"role\": \"assistant\", \"content\": \"a\", \"weight\": -0.5}]", &["weight is the number -0.5"]),
     ];
     let tokenizer = chat_tokenizer(CHATML);
     for (messages, parts) in table {

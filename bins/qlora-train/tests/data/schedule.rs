@@ -10,7 +10,7 @@ use qlora_train::data::{
 use trainer_lab::fixture::{assert_says, refusal};
 
 fn row(input_ids: &[u32], labels: &[i32]) -> Row {
-    Row { input_ids: input_ids.into(), labels: labels.into(), file: 0, line: 1, task: None }
+    Row { input_ids: input_ids.into(), labels: labels.into(), weights: Vec::new(), file: 0, line: 1, task: None }
 }
 
 fn options() -> ScheduleOptions {

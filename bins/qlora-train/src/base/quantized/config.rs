@@ -144,9 +144,13 @@ pub(super) fn skipped<'a>(entries: &[String], modules: impl Iterator<Item = &'a 
     Ok(modules.filter(skips).map(str::to_owned).collect())
 }
 
-/// config.json of the quantized model: as it was, with the quantization. A path of this machine does not go with it.
-pub(super) fn quantized_config(original: &Map<String, Value>, quantization: Value) -> Map<String, Value> {
+/// config.json of the quantized model: as it was, with the quantization. A path of this machine does not go with it,
+/// nor a tie of the output layer that the files do not keep.
+pub(super) fn quantized_config(original: &Map<String, Value>, quantization: Value, tied: bool) -> Map<String, Value> {
     let mut config = original.clone();
+    if let Some(tie) = config.get_mut("tie_word_embeddings").filter(|_| !tied) {
+        *tie = false.into();
+    }
     let hub_id = |name: &Value| name.as_str().is_some_and(crate::base::looks_like_hub_id);
     if config.get("_name_or_path").is_some_and(|name| !hub_id(name)) {
         config.shift_remove("_name_or_path");
@@ -179,7 +183,7 @@ mod tests {
     #[test]
     fn a_path_of_this_machine_is_left_out_and_a_hub_id_is_kept() {
         let config = |name: &str| Map::from_iter([("_name_or_path".to_owned(), Value::from(name))]);
-        let of = |name: &str| quantized_config(&config(name), Value::Null).get("_name_or_path").cloned();
+        let of = |name: &str| quantized_config(&config(name), Value::Null, false).get("_name_or_path").cloned();
         assert_eq!(of("/home/me/llama"), None);
         assert_eq!(of("org/name"), Some("org/name".into()));
     }

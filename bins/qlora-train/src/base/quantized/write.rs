@@ -68,7 +68,9 @@ pub fn quantize(
 
     let config_path = checkpoint.dir().join("config.json");
     let quantization = QuantizationConfig::to_json(options.nf4.double_quant, plan.compute_type(), &plan.skipped);
-    write_json(&partial.path.join("config.json"), &quantized_config(&read_object(&config_path)?, quantization))?;
+    let tied = checkpoint.arch().tie_word_embeddings;
+    let config = quantized_config(&read_object(&config_path)?, quantization, tied);
+    write_json(&partial.path.join("config.json"), &config)?;
     copy_side_files(checkpoint.dir(), &partial.path)?;
     // What is to be put in place has to be what this program reads.
     Checkpoint::open(&partial.path)?;
@@ -140,8 +142,8 @@ impl<'a> Plan<'a> {
             failpoint::moment("tensor");
             progress(done + 1)?;
         }
-        original.fingerprint = before.finish()?;
-        original.quantized_fingerprint = after.finish()?;
+        original.fingerprint = before.finish()?.whole;
+        original.quantized_fingerprint = after.finish()?.whole;
         writer.finish(&original.to_metadata())?;
         Ok(original)
     }
