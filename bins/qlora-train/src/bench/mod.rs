@@ -80,7 +80,7 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 /// Refused: what does not fit.
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
-    let device = Device::choose(settings)?;
+    let device = Device::choose(settings)?.for_model(settings, &shape.config);
     let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
     let checkpointing = settings.gradient_checkpointing;
     let plan = plan::choose(&device, &mut spec, checkpointing, &stored_in_16_bits, budget)?;

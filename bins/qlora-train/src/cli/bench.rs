@@ -44,7 +44,7 @@ pub struct BenchArgs {
     /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     device: Option<String>,
-    /// What the CPU computes in: f32 or bf16
+    /// What the CPU computes in: auto, f32 or bf16
     #[arg(long)]
     compute: Option<String>,
     /// Memory of the GPU that may be taken in all, such as 44.4GiB
@@ -127,7 +127,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let settings = args.settings()?;
     let shape = args.shape()?;
     if args.plan {
-        let device = Device::choose_for_plan(&settings)?;
+        let device = Device::choose_for_plan(&settings)?.for_model(&settings, &shape.config);
         return super::plan::answer(&settings, &device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
     }
     let (tokens, flops) = (shape.tokens(), shape.flops());
