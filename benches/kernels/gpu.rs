@@ -63,6 +63,8 @@ fn operations(bench: &mut Bench<'_>) {
         (Kind::Norm, 2048, h),
         (Kind::AddNorm, 2048, h),
         (Kind::NormBackward { accumulate: true }, 2048, h),
+        (Kind::HeadNorm { heads: 64, kv_heads: 8 }, 2048, d),
+        (Kind::HeadNormBackward { heads: 64, kv_heads: 8 }, 2048, d),
         (heads, 2048, d),
         (Kind::Swiglu, 512, i),
         (Kind::SwigluBackward { recompute: false }, 512, i),

@@ -22,6 +22,10 @@ macro_rules! call {
     }};
 }
 
+#[cfg(all(test, not(kernels = "absent")))]
+#[macro_use]
+mod refusals;
+
 pub mod adamw;
 pub mod attention;
 pub mod attention_cache;
@@ -30,6 +34,7 @@ pub mod cross_entropy;
 pub mod cublaslt;
 pub mod dispatch;
 pub mod embedding;
+pub mod head_norm;
 pub mod linear;
 pub mod linear_backward;
 pub mod logits;
@@ -55,6 +60,7 @@ mod tests_layer;
 
 pub use check::{abi_version, status_name};
 pub use embedding::embedding;
+pub use head_norm::{HeadNorm, head_norm, head_norm_backward};
 pub use rms_norm::{Residual, rms_norm};
 pub use rms_norm_backward::rms_norm_backward;
 pub use rope::{RopeTable, rope};

@@ -159,6 +159,19 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     let gradients = gradients.map(|gradient| gradient.into_iter().map(f32::to_bits).collect());
     found.push(("lora_gradients", gradients.collect()));
 
+    let projected = filled(b, 7, SHAPE.qkv());
+    let norms =
+        [31, 32].map(|seed| b.vector("norm", SHAPE.head_dim, &mut || Ok(random(seed, SHAPE.head_dim))).unwrap());
+    let (weights, mut normed, mut dqkv) =
+        (norms.each_ref(), b.alloc("normed", SHAPE.qkv()).unwrap(), filled(b, 8, SHAPE.qkv()));
+    for range in ranges {
+        let op = Op::HeadNorm { qkv: &projected, weights, eps: EPS, shape: SHAPE, out: &mut normed };
+        b.run(range.clone(), op).unwrap();
+        let op = Op::HeadNormBackward { qkv: &projected, weights, eps: EPS, shape: SHAPE, dqkv: &mut dqkv };
+        b.run(range.clone(), op).unwrap();
+    }
+    found.push(("head_norm", vec![bits(b, &normed), bits(b, &dqkv)]));
+
     for inverse in [false, true] {
         let mut qkv = filled(b, 8, SHAPE.qkv());
         for range in ranges {

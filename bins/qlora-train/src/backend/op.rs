@@ -60,6 +60,23 @@ pub enum Op<'a, B: Operands + ?Sized> {
         group: &'a mut LinearGroup<B>,
         dropout: Option<Dropout>,
     },
+    /// out = RMSNorm over head_dim of each head of the queries and keys of q‖k‖v, before their rotation; values are
+    /// copied. The weights `[D]` are that of the queries and that of the keys.
+    HeadNorm {
+        qkv: &'a B::Buffer,
+        weights: [&'a B::Vector; 2],
+        eps: f32,
+        shape: AttentionShape,
+        out: &'a mut B::Buffer,
+    },
+    /// Turns the gradient of [`Self::HeadNorm`]'s output into that of its input q‖k‖v.
+    HeadNormBackward {
+        qkv: &'a B::Buffer,
+        weights: [&'a B::Vector; 2],
+        eps: f32,
+        shape: AttentionShape,
+        dqkv: &'a mut B::Buffer,
+    },
     /// Rotates the queries and keys of q‖k‖v in place; `inverse` is the gradient.
     Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, inverse: bool },
     /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores.
@@ -113,6 +130,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::LoraDyB { .. } => "LoRA dY·B",
             Self::LinearDx { .. } => "linear, backward",
             Self::LoraGradients { .. } => "LoRA gradients",
+            Self::HeadNorm { .. } => "norm of queries and keys",
+            Self::HeadNormBackward { .. } => "norm of queries and keys, backward",
             Self::Rope { .. } => "rotary embedding",
             Self::Attention { .. } | Self::AttentionOverCache { .. } => "attention",
             Self::AttentionBackward { .. } => "attention, backward",
@@ -151,6 +170,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
                     })
                     .collect()
             }
+            Self::HeadNorm { out, .. } => one("the norm of queries and keys", *out),
+            Self::HeadNormBackward { dqkv, .. } => one("the gradient of queries, keys and values", *dqkv),
             Self::Rope { qkv, .. } => one("queries, keys and values", *qkv),
             Self::Attention { out, lse, .. } => {
                 let mut outputs = one("the log-sum-exp of the scores", *lse);
@@ -203,6 +224,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             | Self::LoraDyB { .. }
             | Self::LinearDx { .. }
             | Self::LoraGradients { .. }
+            | Self::HeadNorm { .. }
+            | Self::HeadNormBackward { .. }
             | Self::Rope { .. }
             | Self::Swiglu { .. }
             | Self::SwigluBackward { .. }

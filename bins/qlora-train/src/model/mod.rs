@@ -113,6 +113,8 @@ pub trait Source {
 struct Layer<B: Backend> {
     input_norm: B::Vector,
     qkv: LinearGroup<B>,
+    /// Of queries and of keys, where the family normalizes them.
+    qk_norm: Option<[B::Vector; 2]>,
     o: LinearGroup<B>,
     post_attention_norm: B::Vector,
     gate_up: LinearGroup<B>,
@@ -262,10 +264,18 @@ fn build_layer<B: Backend>(
     let norm = |name: &str| spec.arch.layer_tensor(layer, name);
     let input_norm = vector(backend, source, "norms", &norm(spec.arch.names.input_norm), hidden)?;
     let post_attention_norm = vector(backend, source, "norms", &norm(spec.arch.names.post_attention_norm), hidden)?;
+    let qk_norm = match spec.arch.qk_norm_names() {
+        Some(names) => {
+            let [q, k] = names.map(|name| vector(backend, source, "norms", &norm(name), spec.arch.head_dim));
+            Some([q?, k?])
+        }
+        None => None,
+    };
     let mut group = |input| build_group(backend, source, spec, layer, input);
     Ok(Layer {
         input_norm,
         qkv: group(Input::Attention)?,
+        qk_norm,
         o: group(Input::Heads)?,
         post_attention_norm,
         gate_up: group(Input::Mlp)?,

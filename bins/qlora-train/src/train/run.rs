@@ -63,12 +63,12 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     launch::check_single_process()?;
     let output = settings.output_path()?.to_owned();
     let device = Device::choose(&settings)?;
+    let lock = OutputLock::of_existing(&output)?;
+    check_writable(&output)?;
     let device = match recorded_arithmetic(&output)? {
         Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
         _ => device,
     };
-    let lock = OutputLock::of_existing(&output)?;
-    check_writable(&output)?;
     let loaded = Loaded::open(&settings)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;

@@ -107,7 +107,8 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 }
 
 vectorized! {
-    fn rms_norm_row<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) {
+    /// [`rms_norm`] of one row.
+    pub fn rms_norm_row<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) {
         let inverse = inverse_rms(x, eps);
         for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
             *out = w * (x * inverse);
@@ -128,7 +129,8 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, accumu
 }
 
 vectorized! {
-    fn rms_norm_backward_row<'a>(dy: &'a [f32], x: &'a [f32], weight: &'a [f32], eps: f32, dx: &'a mut [f32]) {
+    /// `dX += ∂y/∂x · dY` of one row.
+    pub fn rms_norm_backward_row<'a>(dy: &'a [f32], x: &'a [f32], weight: &'a [f32], eps: f32, dx: &'a mut [f32]) {
         let inverse = inverse_rms(x, eps);
         let mut sums = [0.0f32; LANES];
         for ((w, dy), x) in weight.chunks(LANES).zip(dy.chunks(LANES)).zip(x.chunks(LANES)) {

@@ -1,13 +1,19 @@
 //! The operations, each a call of one kernel.
 
-use super::operands::{CudaBuffer, Storage};
+use super::operands::{CudaBuffer, CudaVector, Storage};
 use super::{Cuda, linear, loss};
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
-use qlora_kernels::device::EventTimer;
+use half::bf16;
+use qlora_kernels::device::{EventTimer, View};
 use qlora_kernels::ops::attention::{self, Attention};
-use qlora_kernels::ops::{self, Residual};
+use qlora_kernels::ops::{self, HeadNorm, Residual};
+use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
+
+fn head_norm<'a>(shape: AttentionShape, eps: f32, x: View<'a, bf16>, [q, k]: [&'a CudaVector; 2]) -> HeadNorm<'a> {
+    HeadNorm { shape, eps, x, q_weight: q.f32.view(), k_weight: k.f32.view() }
+}
 
 impl Compute for Cuda {
     fn batch(&self) -> &CheckedBatch {
@@ -68,6 +74,14 @@ impl Compute for Cuda {
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let workspace = self.gradients.view_mut();
                 linear::gradients(tokens, [*x, *dy, *s, *t], group, &self.pinned, *dropout, workspace, stream)?;
+            }
+            Op::HeadNorm { qkv, weights, eps, shape, out } => {
+                let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
+                ops::head_norm(input, out.rows_mut(tokens)?, stream)?;
+            }
+            Op::HeadNormBackward { qkv, weights, eps, shape, dqkv } => {
+                let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
+                ops::head_norm_backward(input, dqkv.rows_mut(tokens)?, stream)?;
             }
             Op::Rope { qkv, shape, inverse } => {
                 let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();
