@@ -14,16 +14,16 @@ fn automatic() -> String {
 fn the_processor_decides_where_nobody_says() {
     let sandbox = Sandbox::new();
     for more in ["", "--compute auto"] {
-        let done = sandbox.train_into("auto", more).ok();
+        let done = sandbox.train_into("chosen", more).ok();
         assert!(done.stderr.contains(&automatic()), "{}", done.stderr);
     }
     let done = sandbox.train_into("f32", "--compute f32").ok();
     assert!(done.stderr.contains("threads, f32"), "{}", done.stderr);
     let Some(_) = Isa::detect() else { return };
     sandbox.train_into("bf16", "--compute bf16").ok();
-    sandbox.assert_same_result("auto", "bf16");
+    sandbox.assert_same_result("chosen", "bf16");
     let tensors = |out: &str| sandbox.bytes(&format!("{out}/adapter_model.safetensors"));
-    assert_ne!(tensors("auto"), tensors("f32"));
+    assert_ne!(tensors("chosen"), tensors("f32"));
 }
 
 #[test]
