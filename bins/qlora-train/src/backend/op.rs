@@ -146,7 +146,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
     /// What it wrote, each with its name in messages.
     pub fn outputs(&self) -> Vec<(String, Output<'_, B>)> {
         let one = |name: &str, buffer| vec![(name.to_owned(), Output::Buffer(buffer))];
-        let of = |what: &str, group: &LinearGroup<B>, buffer| one(&format!("{what} of {}", group.label()), buffer);
+        let of = |what: &str, group: &LinearGroup<B>, buffer| one(&format!("{what} of {}", group.label), buffer);
         match self {
             Self::Embed { out, .. } => one("the residual stream", *out),
             Self::RmsNorm { out, .. } => one("the norm of the residual stream", *out),
@@ -161,7 +161,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::LoraDyB { group, t, .. } => of("dY·B", group, *t),
             Self::LinearDx { group, dx, .. } => of("the gradient of the input", group, *dx),
             Self::LoraGradients { group, .. } => {
-                let name = |factor| format!("the gradient of lora_{factor} of one of {}", group.label());
+                let name = |factor| format!("the gradient of lora_{factor} of one of {}", group.label);
                 let loras = group.segments.iter().filter_map(|segment| segment.lora.as_ref());
                 loras
                     .flat_map(|lora| {

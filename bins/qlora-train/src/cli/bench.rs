@@ -8,7 +8,7 @@ use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::refuse;
-use crate::report::thousands;
+use crate::report::{count, thousands};
 use crate::session::Device;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
@@ -146,9 +146,9 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(", {counts}") } else { String::new() };
     let mut text = format!(
-        "{}, {} rows of {} tokens, r {}, {}{}\n{} tokens/s: {step:.4} s a step (mean of {}, {:.4} to {:.4}), loss {loss:.4}\n",
+        "{}, {} of {} tokens, r {}, {}{}\n{} tokens/s: {step:.4} s a step (mean of {}, {:.4} to {:.4}), loss {loss:.4}\n",
         args.shape,
-        args.batch,
+        count(args.batch as u64, "row"),
         thousands(args.seq as u64),
         settings.lora_r,
         gpu.as_deref().unwrap_or("CPU"),

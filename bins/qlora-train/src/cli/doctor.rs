@@ -5,6 +5,7 @@ use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::refuse;
+use crate::report::count;
 use crate::session::host::host_budget;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
@@ -83,7 +84,7 @@ fn host() -> Vec<Finding> {
     vec![
         Finding::good(
             "processor",
-            format!("{threads} threads, {named}"),
+            format!("{}, {named}", count(threads as u64, "thread")),
             json!({"threads": threads, "instructions": instructions}),
         ),
         Finding::good(

@@ -13,13 +13,14 @@ use crate::report::trainable_line;
 use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
 use crate::session::plan::StoredAs;
 use crate::session::training_data::find_files;
-use crate::session::{Device, Loaded, TrainingData, plan};
+use crate::session::{Device, Loaded, TrainingData, plan, replace_adapter_by_base};
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let mut settings = args.load()?;
     settings.validate(Purpose::Plan)?;
+    replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     let device = Device::choose_for_plan(&settings)?;
     if let Some(arch) = named_shape(&settings)? {
@@ -172,7 +173,9 @@ pub fn answer(
             format_bytes(limit)
         );
     }
-    let _ = write!(text, "longest row that fits: {max_length} tokens");
+    let positions = spec.arch.max_position_embeddings;
+    let bound = if max_length >= positions { ", all positions of the model: memory would hold more" } else { "" };
+    let _ = write!(text, "longest row that fits: {max_length} tokens{bound}");
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }

@@ -266,3 +266,23 @@ settings! {
     "Where the run works; `auto` takes a GPU if there is one and the build has CUDA, and says which it took."
     device: Option<Device> = None, "auto", "auto, cpu, cuda or cuda:N", RunOnly, [];
 }
+
+/// The first setting of each group in `--help` and in the file that `init` writes, with the group's heading.
+const GROUPS: [(&str, &str); 7] = [
+    ("model", "Model, data and output"),
+    ("quantization", "Base weights"),
+    ("lora_r", "Adapters"),
+    ("learning_rate", "Training"),
+    ("optim", "Optimizer"),
+    ("logging_steps", "Log, checkpoints and evaluation"),
+    ("gradient_checkpointing", "Memory and device"),
+];
+
+impl SettingInfo {
+    /// Heading of the group that the setting is in.
+    pub fn group(&self) -> &'static str {
+        let before = SETTINGS.iter().take_while(|info| info.name != self.name).chain([self]);
+        let begun = before.filter_map(|info| GROUPS.iter().find(|(first, _)| *first == info.name));
+        begun.last().map_or("", |(_, heading)| heading)
+    }
+}

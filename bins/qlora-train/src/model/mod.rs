@@ -13,7 +13,7 @@ use crate::arch::{Arch, Input, Projection};
 use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
+use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
@@ -103,8 +103,8 @@ pub trait Source {
         None
     }
     /// A linear weight, in NF4 where the source stores it so.
-    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
-        self.read(name).map(StoredWeight::Tensor)
+    fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
+        self.read(name).map(WeightSource::Tensor)
     }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
@@ -305,7 +305,13 @@ fn build_group<B: Backend>(
         let lora = build_lora(backend, source, spec, layer, projection)?;
         segments.push(Segment { n, weight, bias, lora });
     }
-    let group = LinearGroup { k: input.width(arch), segments, dropout_id: (layer * 16 + input as usize) as u32 };
+    let names: Vec<&str> = input.projections().iter().map(|&projection| arch.names.short(projection)).collect();
+    let group = LinearGroup {
+        k: input.width(arch),
+        segments,
+        dropout_id: (layer * 16 + input as usize) as u32,
+        label: names.join(", "),
+    };
     backend.prepare_group(&arch.weight_name(layer, input.projections()[0]), &group)?;
     Ok(group)
 }

@@ -8,7 +8,7 @@ use crate::backend::cuda::Cuda;
 use crate::config::{self, Settings};
 use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
-use crate::report::status;
+use crate::report::{count, status};
 use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
 use std::path::Path;
 use std::rc::Rc;
@@ -101,7 +101,7 @@ impl Device {
             Precision::F32 => "f32".to_owned(),
             Precision::Bf16(isa) => format!("bf16 by {}", isa.name()),
         };
-        status!("device: cpu, {} threads, {arithmetic}{why}", rayon::current_num_threads());
+        status!("device: cpu, {}, {arithmetic}{why}", count(rayon::current_num_threads() as u64, "thread"));
         Ok(Self::Cpu(precision))
     }
 

@@ -12,7 +12,7 @@ pub mod training_data;
 pub mod untrained_tokens;
 pub mod weights;
 
-pub use base_model::Loaded;
+pub use base_model::{Loaded, replace_adapter_by_base};
 pub use device::{Budget, Device, DeviceJob};
 pub use interruption::Interruption;
 pub use training_data::{TrainingData, columns};

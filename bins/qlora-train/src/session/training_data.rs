@@ -5,7 +5,7 @@ use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, Settings};
 use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
-use crate::report::{status, warning};
+use crate::report::{count, status, thousands, warning};
 use std::path::PathBuf;
 
 /// The rows of a run and the order in which they are trained on.
@@ -111,7 +111,8 @@ pub fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Ro
         config::ValSet::Count(rows) => rows as f64,
     };
     let (rows, validation) = training.split(val_set_size, settings.seed)?;
-    status!("{} rows to train on, {} held back for validation", rows.len(), validation.len());
+    let training = count(rows.len() as u64, "row");
+    status!("{training} to train on, {} held back for validation", thousands(validation.len() as u64));
     Ok((rows, validation))
 }
 

@@ -16,7 +16,7 @@ use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::{Adapter, is_adapter, recorded_base};
+use crate::adapter::Adapter;
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
@@ -33,7 +33,7 @@ use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::training_data::find_files;
-use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
+use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -53,12 +53,7 @@ pub struct TrainOutcome {
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
     section("Model");
-    if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
-        let base = recorded_base(&adapter)?;
-        status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
-        settings.model = Some(base);
-        settings.init_adapter.get_or_insert(adapter);
-    }
+    replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     launch::check_single_process()?;
     let output = settings.output_path()?.to_owned();
@@ -87,10 +82,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
         status!(
-            "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
+            "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
             output.display(),
-            finished.steps
+            count(finished.steps, "step")
         );
         return Ok(TrainOutcome { summary: finished, adapter: output });
     }

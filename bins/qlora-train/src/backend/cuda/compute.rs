@@ -6,8 +6,9 @@ use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{EventTimer, View};
-use qlora_kernels::ops::attention::{self, Attention};
+use qlora_kernels::ops::attention::Attention;
 use qlora_kernels::ops::{self, HeadNorm, Residual};
+use qlora_kernels::ops::{attention, attention_backward};
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
@@ -92,14 +93,14 @@ impl Compute for Cuda {
             Op::Attention { qkv, shape, out, lse } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
                 let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
-                attention::attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
+                attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
             }
             Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
                 let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
                 let (dout, out, lse) = (dout.rows(tokens)?, out.rows(tokens)?, lse.f32_rows(tokens)?);
                 let workspace = self.attention.view_mut();
-                attention::attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
+                attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
             }
             Op::AppendToCache { qkv, shape, cache, .. } => self.append_to_cache(qkv, *shape, cache)?,
             Op::AttentionOverCache { qkv, cache, shape, out, .. } => {
