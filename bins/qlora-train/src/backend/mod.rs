@@ -115,8 +115,8 @@ pub trait Backend: Compute + Sized {
         if mode == TraceMode::Times { self.record_event() } else { Ok(()) }
     }
 
-    /// What each kind of operation took since [`TraceMode::Times`] was set or since the last call, in the order of their
-    /// first.
+    /// What each kind of operation took since [`TraceMode::Times`] was set or since the last call, in the order of
+    /// their first.
     fn times(&mut self) -> Result<Vec<OpTime>> {
         let seconds = self.elapsed()?;
         let times = self.trace().sums(&seconds);

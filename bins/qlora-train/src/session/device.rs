@@ -105,8 +105,8 @@ impl Device {
         Ok(Self::Cpu(precision))
     }
 
-    /// The device as it computes this model. Products in bf16 go over pairs of values, so that a model with an odd width
-    /// is computed in f32, if the settings leave the choice.
+    /// The device as it computes this model. Products in bf16 go over pairs of values, so that a model with an odd
+    /// width is computed in f32, if the settings leave the choice.
     pub fn for_model(self, settings: &Settings, arch: &Arch) -> Self {
         let shapes = Projection::ALL.map(|projection| projection.shape(arch));
         match self {
