@@ -73,6 +73,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open_for(&settings, &adapters)?;
+    let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let options = data_options(&settings, &loaded);
     let files = if settings.val_data.is_empty() { &settings.data } else { &settings.val_data }.clone();

@@ -84,6 +84,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     set_threads(settings.threads)?;
     let device = Device::choose(&settings)?;
     let loaded = Loaded::open(&settings)?;
+    let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     let checkpoint = &loaded.checkpoint;
     let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters)?;
