@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 1;
+pub const QK_ABI_REVISION: u32 = 2;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -470,6 +470,44 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct qk_head_norm_args {
+    pub struct_size: u32,
+    pub head_dim: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub eps: f32,
+    pub reserved: u32,
+    pub m: i64,
+    pub ldx: i64,
+    pub ldy: i64,
+    pub x: *const ::std::os::raw::c_void,
+    pub q_weight: *const f32,
+    pub k_weight: *const f32,
+    pub dy: *const ::std::os::raw::c_void,
+    pub y: *mut ::std::os::raw::c_void,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of qk_head_norm_args"][::std::mem::size_of::<qk_head_norm_args>() - 88usize];
+    ["Alignment of qk_head_norm_args"][::std::mem::align_of::<qk_head_norm_args>() - 8usize];
+    ["Offset of field: qk_head_norm_args::struct_size"]
+        [::std::mem::offset_of!(qk_head_norm_args, struct_size) - 0usize];
+    ["Offset of field: qk_head_norm_args::head_dim"][::std::mem::offset_of!(qk_head_norm_args, head_dim) - 4usize];
+    ["Offset of field: qk_head_norm_args::heads"][::std::mem::offset_of!(qk_head_norm_args, heads) - 8usize];
+    ["Offset of field: qk_head_norm_args::kv_heads"][::std::mem::offset_of!(qk_head_norm_args, kv_heads) - 12usize];
+    ["Offset of field: qk_head_norm_args::eps"][::std::mem::offset_of!(qk_head_norm_args, eps) - 16usize];
+    ["Offset of field: qk_head_norm_args::reserved"][::std::mem::offset_of!(qk_head_norm_args, reserved) - 20usize];
+    ["Offset of field: qk_head_norm_args::m"][::std::mem::offset_of!(qk_head_norm_args, m) - 24usize];
+    ["Offset of field: qk_head_norm_args::ldx"][::std::mem::offset_of!(qk_head_norm_args, ldx) - 32usize];
+    ["Offset of field: qk_head_norm_args::ldy"][::std::mem::offset_of!(qk_head_norm_args, ldy) - 40usize];
+    ["Offset of field: qk_head_norm_args::x"][::std::mem::offset_of!(qk_head_norm_args, x) - 48usize];
+    ["Offset of field: qk_head_norm_args::q_weight"][::std::mem::offset_of!(qk_head_norm_args, q_weight) - 56usize];
+    ["Offset of field: qk_head_norm_args::k_weight"][::std::mem::offset_of!(qk_head_norm_args, k_weight) - 64usize];
+    ["Offset of field: qk_head_norm_args::dy"][::std::mem::offset_of!(qk_head_norm_args, dy) - 72usize];
+    ["Offset of field: qk_head_norm_args::y"][::std::mem::offset_of!(qk_head_norm_args, y) - 80usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct qk_rope_args {
     pub struct_size: u32,
     pub head_dim: u32,
@@ -808,6 +846,7 @@ unsafe extern "C" {
     pub fn qk_embedding(args: *const qk_embedding_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rms_norm(args: *const qk_rms_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rms_norm_backward(args: *const qk_rms_norm_backward_args, stream: qk_stream) -> ::std::os::raw::c_int;
+    pub fn qk_head_norm(args: *const qk_head_norm_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_rope(args: *const qk_rope_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;
     pub fn qk_swiglu_backward(args: *const qk_swiglu_args, stream: qk_stream) -> ::std::os::raw::c_int;

@@ -3,7 +3,8 @@
 use crate::device::{Buffer, Device};
 use crate::error::{CudaError, Result};
 use crate::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix};
-use crate::ops::nf4::{self, Layout, absmax_transpose};
+use crate::ops::absmax_transpose;
+use crate::ops::nf4::{self, Layout};
 
 /// An NF4 weight `[n, k]` in device memory, which it owns.
 pub struct Nf4Weight {

@@ -5,7 +5,8 @@
 use half::bf16;
 use qlora_kernels::device::{Device, context};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::ops::linear::{self, Input, Lora, Segment, Weight, lora_columns};
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight, lora_columns};
+use qlora_kernels::ops::linear_forward;
 use qlora_kernels::ops::nf4::{self, Absmax, Layout};
 use std::path::Path;
 
@@ -66,7 +67,7 @@ fn a_linear_layer_on_a_stream_and_memory_of_cudarc() {
         assert_eq!(lora_columns(&segments), r);
         let input = Input { m, k, x: (&x).into(), ldx: k, s: None, dropout: None };
         let stream = stream.as_ref().try_into().unwrap();
-        linear::forward(&input, &mut segments, (&mut workspace).into(), stream).unwrap();
+        linear_forward(&input, &mut segments, (&mut workspace).into(), stream).unwrap();
     }
     let y = stream.clone_dtoh(&y).unwrap();
     for (row, values) in y.chunks(n).enumerate() {

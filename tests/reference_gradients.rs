@@ -144,6 +144,33 @@ proptest! {
         check_gradient("dX", &added(&dx, &dx0), &x, &dy, forward, ErrorOf { fifth_derivative, rounding });
     }
 
+    /// As above, for each head of q and k; the gradient of v passes through.
+    #[test]
+    fn head_norm_input(
+        (m, kv_heads, per_kv, d) in (1usize..4, 1usize..3, 1usize..3, 1usize..6),
+        eps in prop::sample::select(vec![1e-6, 1e-5, 1e-2]),
+        seed in any::<u64>(),
+    ) {
+        let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d };
+        let (stream, len) = (&mut Stream::new(seed, 0), m * shape.qkv());
+        let mut x = values(stream, len, 4.0);
+        x.iter_mut().step_by(d).for_each(|x| *x += if *x < 0.0 { -1.0 } else { 1.0 });
+        let (q, k) = (values(stream, d, 2.0), values(stream, d, 2.0));
+        let (dy, dx0) = (values(stream, len, 1.0), values(stream, len, 1.0));
+        let mut dx = dx0.clone();
+        head_norm_backward(&dy, &x, [&q, &k], eps, shape, &mut dx);
+        let forward = |x: &[f64]| {
+            let mut y = vec![f64::NAN; len];
+            head_norm(x, [&q, &k], eps, shape, &mut y);
+            y
+        };
+        let radius = 0.5 - 2.0 * lab::differences::STEP;
+        let size = 3.0 * (d as f64).sqrt() * magnitude(&dy) * largest(&q).max(largest(&k)).max(1.0);
+        let fifth_derivative = 120.0 * size / f64::powi(radius, 5);
+        let rounding = (2 * d + 16 + len) as f64 * (size + 2.0 + 5.0 * magnitude(&dy));
+        check_gradient("dX", &added(&dx, &dx0), &x, &dy, forward, ErrorOf { fifth_derivative, rounding });
+    }
+
     /// A rotation is linear; its gradient is the inverse rotation, and columns beyond the rotated heads pass through.
     #[test]
     fn rope_gradient_is_the_inverse_rotation(

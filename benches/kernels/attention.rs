@@ -8,7 +8,9 @@ use lab::attention::AttentionOperation;
 use lab::operation::Operation;
 use qlora_kernels::Result as CudaResult;
 use qlora_kernels::device::{Buffer, Stream};
-use qlora_kernels::ops::attention::{Attention, attention, attention_backward, backward_workspace_len};
+use qlora_kernels::ops::attention::{Attention, attention};
+use qlora_kernels::ops::attention_backward;
+use qlora_kernels::ops::attention_backward::workspace_len;
 use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
 use records::format::Row;
@@ -69,7 +71,7 @@ fn measure(bench: &mut Bench<'_>, m: usize) -> Result<()> {
         dqkv: device.upload(&vec![bf16::NAN; m * SHAPE.qkv()]).map_err(text)?,
         workspace: device.upload(&[0f32]).map_err(text)?,
     };
-    let len = with(&mut buffers, m, |input, _| Ok(backward_workspace_len(input))).map_err(text)?;
+    let len = with(&mut buffers, m, |input, _| Ok(workspace_len(input))).map_err(text)?;
     buffers.workspace = device.upload(&vec![f32::NAN; len]).map_err(text)?;
     for backward in [false, true] {
         launch(&mut buffers, m, backward, bench.timer.stream()).map_err(text)?;

@@ -3,6 +3,7 @@
 
 use crate::Options;
 use crate::groups;
+use crate::timer::Timer;
 use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
@@ -15,7 +16,6 @@ use lab::values::random_codes;
 use qlora_kernels::device::{Device, Stream};
 use qlora_kernels::device::{DeviceInfo as Facts, driver_version};
 use qlora_kernels::nf4::Nf4Options;
-use qlora_kernels::ops::measure::Timer;
 use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
@@ -63,6 +63,8 @@ fn operations(bench: &mut Bench<'_>) {
         (Kind::Norm, 2048, h),
         (Kind::AddNorm, 2048, h),
         (Kind::NormBackward { accumulate: true }, 2048, h),
+        (Kind::HeadNorm { heads: 64, kv_heads: 8 }, 2048, d),
+        (Kind::HeadNormBackward { heads: 64, kv_heads: 8 }, 2048, d),
         (heads, 2048, d),
         (Kind::Swiglu, 512, i),
         (Kind::SwigluBackward { recompute: false }, 512, i),

@@ -6,9 +6,9 @@ use lab::low_rank::{Buffers, LowRank, LowRankPart};
 use lab::operation::Operation;
 use qlora_kernels::Result as CudaResult;
 use qlora_kernels::device::{Buffer, Stream};
-use qlora_kernels::ops::linear::lora_down;
-use qlora_kernels::ops::linear_backward::{Backward, lora_dy_b};
+use qlora_kernels::ops::linear_backward::Backward;
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, lora_gradients, workspace_bytes};
+use qlora_kernels::ops::{lora_down, lora_dy_b};
 
 const R: usize = 16;
 const GROUPS: [(&str, &[usize], usize); 4] = [

@@ -3,7 +3,7 @@
 //! `cargo bench --features cuda --bench kernels -- [--quick] [--record DIR] [FILTER]`. A new operation is one line in
 //! `gpu::operations` (judged against the copy bandwidth), if it is described as an `Operation` of tests/lab.
 
-// `unsafe` is denied by the workspace; the calls are the crate's safe ones.
+// `unsafe` is denied by the workspace, and needed by the timer alone; the calls are the crate's safe ones.
 #[cfg(kernels = "cuda")]
 mod attention;
 #[cfg(not(kernels = "cuda"))]
@@ -20,6 +20,8 @@ mod low_rank;
 mod optimizer;
 #[cfg(kernels = "cuda")]
 mod record;
+#[cfg(kernels = "cuda")]
+mod timer;
 
 use criterion::Criterion;
 use std::process::ExitCode;

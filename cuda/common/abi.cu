@@ -3,8 +3,8 @@
 
 static_assert(sizeof(void *) == 8, "the layout of the interface is that of 64-bit pointers");
 #define QK_FIRST_FITS(type, bytes) \
-    static_assert((bytes) % 8 == 0 && (bytes) <= sizeof(type), "the first version of " #type);
-QK_CALLER_STRUCTS(QK_FIRST_FITS)
+    static_assert((bytes) % 8 == 0 && (bytes) < sizeof(type), "the first version of " #type);
+QK_GROWN_STRUCTS(QK_FIRST_FITS)
 #undef QK_FIRST_FITS
 
 extern "C" uint32_t qk_abi_version(void) {

@@ -10,20 +10,14 @@
 
 #include "common/launch.cuh"
 
-// The structs that a caller fills in, with the bytes of each one's first version under this QK_ABI_VERSION. A field
-// that is appended later changes nothing here: older callers go on passing the shorter struct.
-#define QK_CALLER_STRUCTS(X)                                                                                         \
-    X(qk_nf4, 80) X(qk_lora, 48) X(qk_dropout, 32) X(qk_segment, 64) X(qk_linear_args, 64)                           \
-    X(qk_segment_backward, 72) X(qk_linear_backward_args, 96) X(qk_nf4_quantize_args, 80) X(qk_adamw_tensor, 72)     \
-    X(qk_adamw_args, 48) X(qk_embedding_args, 56) X(qk_rms_norm_args, 64) X(qk_rms_norm_backward_args, 64)           \
-    X(qk_rope_args, 72) X(qk_swiglu_args, 48) X(qk_attention_args, 96) X(qk_attention_cache_args, 104)               \
-    X(qk_logits_args, 64) X(qk_cross_entropy_args, 96)
+// The structs that have grown since their first version under this QK_ABI_VERSION, with the bytes of that version:
+// older callers go on passing the shorter struct. Any other struct has the size that it began with.
+#define QK_GROWN_STRUCTS(X) X(qk_cross_entropy_args, 96)
 
-// No definition for a struct that is not listed.
-template <typename T> struct FirstVersion;
+template <typename T> struct FirstVersion { static constexpr uint32_t kBytes = sizeof(T); };
 #define QK_FIRST_VERSION(type, bytes) \
     template <> struct FirstVersion<type> { static constexpr uint32_t kBytes = bytes; };
-QK_CALLER_STRUCTS(QK_FIRST_VERSION)
+QK_GROWN_STRUCTS(QK_FIRST_VERSION)
 #undef QK_FIRST_VERSION
 
 template <typename T> auto reserved_of(const T &value, int) -> decltype(value.reserved) { return value.reserved; }

@@ -36,16 +36,28 @@ template <int V> __device__ __forceinline__ Vector<V> rounded(Vector<V> x) {
 constexpr int kRowThreads = 256;
 constexpr size_t kRowSumBytes = 2 * (kRowThreads / 32) * sizeof(float);
 
+// 1 / sqrt(mean + eps) of a row of h elements whose squares have this sum.
+__device__ __forceinline__ float inverse_rms(float squares, int64_t h, float eps) {
+    return __fdiv_rn(1.0f, sqrtf(__fadd_rn(__fdiv_rn(squares, float(h)), eps)));
+}
+
+// The sums of a and b over each `lanes` lanes of the warp (a power of two), in each of them, as a tree.
+__device__ __forceinline__ float2 lane_sums(float a, float b, int lanes) {
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) {
+        if (half >= lanes) continue;
+        a += __shfl_xor_sync(~0u, a, half);
+        b += __shfl_xor_sync(~0u, b, half);
+    }
+    return {a, b};
+}
+
 // The sums of a and b over the block, in every thread: a tree over the lanes, then over the warps. `shared` has
 // kRowSumBytes; a barrier must lie between two calls.
 __device__ __forceinline__ float2 block_sums(float a, float b, float *shared) {
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        a += __shfl_xor_sync(~0u, a, lanes);
-        b += __shfl_xor_sync(~0u, b, lanes);
-    }
+    float2 sums = lane_sums(a, b, 32);
     int warp = int(threadIdx.x) / 32, warps = kRowThreads / 32;
-    if (threadIdx.x % 32 == 0) shared[warp] = a, shared[warps + warp] = b;
+    if (threadIdx.x % 32 == 0) shared[warp] = sums.x, shared[warps + warp] = sums.y;
     __syncthreads();
     a = b = 0.0f;
 #pragma unroll

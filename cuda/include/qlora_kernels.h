@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 1u
+#define QK_ABI_REVISION 2u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -446,6 +446,29 @@ typedef struct qk_rms_norm_backward_args {
 /* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
 int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
 
+/* RMSNorm of every head of q and of k, in rows q | k | v of heads + 2 * kv_heads heads, before their rotation. */
+typedef struct qk_head_norm_args {
+    uint32_t struct_size;  /* sizeof(struct qk_head_norm_args) */
+    uint32_t head_dim;     /* D, 1..1024 */
+    uint32_t heads;        /* H, query heads, 1..65535 */
+    uint32_t kv_heads;     /* Hkv, key heads and value heads, 1..heads */
+    float eps;             /* > 0 */
+    uint32_t reserved;     /* 0 */
+    int64_t m;             /* M, tokens, >= 0 */
+    int64_t ldx;           /* elements from row to row of x, >= (H + 2 * Hkv) * D */
+    int64_t ldy;           /* elements from row to row of y and dy, >= (H + 2 * Hkv) * D */
+    const void *x;         /* device, bf16 [M, ldx]: what the norm reads */
+    const float *q_weight; /* device, [D] */
+    const float *k_weight; /* device, [D] */
+    const void *dy;        /* device, bf16 [M, ldy]: the gradient of the norm's output; NULL: the norm itself */
+    void *y;               /* device, out bf16 [M, ldy]; may be x (with ldy = ldx) in the norm, dy in its gradient */
+} qk_head_norm_args;
+
+/* Without dy, for each head of q and k: y = weight * (x / sqrt(mean(x^2) + eps)). With dy the gradient with respect to
+ * x, g being weight * dy and rho 1 / sqrt(mean(x^2) + eps): y = rho * g - x * rho^3 * (g . x) / D. The part v is
+ * copied, from x or from dy. */
+int qk_head_norm(const struct qk_head_norm_args *args, qk_stream stream);
+
 /* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
 typedef struct qk_rope_args {
     uint32_t struct_size;      /* sizeof(struct qk_rope_args) */
@@ -714,6 +737,13 @@ QK_AT(qk_rms_norm_backward_args, m, 8); QK_AT(qk_rms_norm_backward_args, h, 16);
 QK_AT(qk_rms_norm_backward_args, dy, 24); QK_AT(qk_rms_norm_backward_args, x, 32);
 QK_AT(qk_rms_norm_backward_args, weight, 40); QK_AT(qk_rms_norm_backward_args, dx, 48);
 QK_AT(qk_rms_norm_backward_args, accumulate, 56); QK_AT(qk_rms_norm_backward_args, reserved, 60);
+
+QK_SIZE(qk_head_norm_args, 88);
+QK_AT(qk_head_norm_args, struct_size, 0); QK_AT(qk_head_norm_args, head_dim, 4); QK_AT(qk_head_norm_args, heads, 8);
+QK_AT(qk_head_norm_args, kv_heads, 12); QK_AT(qk_head_norm_args, eps, 16); QK_AT(qk_head_norm_args, reserved, 20);
+QK_AT(qk_head_norm_args, m, 24); QK_AT(qk_head_norm_args, ldx, 32); QK_AT(qk_head_norm_args, ldy, 40);
+QK_AT(qk_head_norm_args, x, 48); QK_AT(qk_head_norm_args, q_weight, 56); QK_AT(qk_head_norm_args, k_weight, 64);
+QK_AT(qk_head_norm_args, dy, 72); QK_AT(qk_head_norm_args, y, 80);
 
 QK_SIZE(qk_rope_args, 72);
 QK_AT(qk_rope_args, struct_size, 0); QK_AT(qk_rope_args, head_dim, 4); QK_AT(qk_rope_args, heads, 8);

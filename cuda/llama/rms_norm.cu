@@ -16,10 +16,6 @@ struct Norm {
     float eps;
 };
 
-__device__ __forceinline__ float inverse_rms(float squares, int64_t h, float eps) {
-    return __fdiv_rn(1.0f, sqrtf(__fadd_rn(__fdiv_rn(squares, float(h)), eps)));
-}
-
 template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm(Norm norm) {
     float *shared = reinterpret_cast<float *>(dynamic_shared());
     int64_t row = int64_t(blockIdx.x) * norm.h;

@@ -6,12 +6,12 @@
 //! GPU without a panic where there is no driver or an old one.
 //!
 //! ```no_run
-//! # use qlora_kernels::{ops::nf4, Result};
+//! # use qlora_kernels::{ops::{nf4, nf4_dequantize}, Result};
 //! # fn example(codes: &cudarc::driver::CudaSlice<u8>, absmax: &cudarc::driver::CudaSlice<f32>,
 //! #     out: &mut cudarc::driver::CudaSlice<f32>, stream: &cudarc::driver::CudaStream) -> Result<()> {
 //! let absmax = nf4::Absmax::F32(absmax.into());
 //! let weight = nf4::Weight { n: 64, k: 128, block_size: 64, layout: nf4::Layout::RowMajor, codes: codes.into(), absmax
-//! }; nf4::dequantize::<f32>(&weight, out.into(), stream.try_into()?)
+//! }; nf4_dequantize::<f32>(&weight, out.into(), stream.try_into()?)
 //! # }
 //! ```
 

@@ -1,8 +1,8 @@
-//! AdamW over all trainable tensors in one launch, and the norm of their gradients. Formulas:
-//! [`crate::reference::adamw`] and [`crate::optim8bit`], bit for bit.
+//! Tensors, rates and states of AdamW, which updates all tensors in one launch. Formulas: [`crate::reference::adamw`]
+//! and [`crate::optim8bit`], bit for bit.
 
 use super::check::Operation;
-use crate::device::{Stream, View, ViewMut};
+use crate::device::{View, ViewMut};
 use crate::error::Result;
 use crate::optim::AdamW;
 use crate::sys;
@@ -40,7 +40,7 @@ pub struct Tensor<'a> {
 /// The tensors of one optimizer, checked.
 #[derive(Debug)]
 pub struct Tensors<'a> {
-    described: Vec<sys::qk_adamw_tensor>,
+    pub(super) described: Vec<sys::qk_adamw_tensor>,
     /// Above every tensor's rate.
     rates: usize,
     shape: String,
@@ -153,18 +153,6 @@ impl<'a> Tensors<'a> {
         Operation { name, shape: self.shape.clone() }
     }
 
-    /// The table that the device reads, to be uploaded once.
-    pub fn table(&self) -> Result<Vec<u64>> {
-        let operation = self.operation("adamw_table");
-        let count = self.described.len() as u32;
-        let mut table = vec![0u64; table_len(&self.lengths())];
-        let room = table.len() * 8;
-        // SAFETY: an array of `count` structs, and a table of `room` bytes, aligned to 8; no device memory is touched.
-        let status = unsafe { call!(qk_adamw_table(self.described.as_ptr(), count, table.as_mut_ptr().cast(), room)) };
-        operation.status(status)?;
-        Ok(table)
-    }
-
     /// `table` is what [`Self::table`] gave for these tensors.
     pub(super) fn describe(
         &self,
@@ -193,50 +181,12 @@ impl<'a> Tensors<'a> {
         })
     }
 
-    fn lengths(&self) -> Vec<usize> {
+    pub(super) fn lengths(&self) -> Vec<usize> {
         self.described.iter().map(|tensor| tensor.n as usize).collect()
     }
 
     /// u64 words of workspace of [`gradient_norm`](Self::gradient_norm).
     pub fn workspace_len(&self) -> usize {
         workspace_len(&self.lengths())
-    }
-
-    /// `state` `[STATE_LEN]` = a [`GradientState`]: the norm, its clipping to `max_norm` (0: none), the first tensor
-    /// that is not finite. `workspace` is `[workspace_len]`.
-    pub fn gradient_norm(
-        &self,
-        table: View<'_, u64>,
-        rates: View<'_, f32>,
-        max_norm: f64,
-        state: ViewMut<'_, u64>,
-        workspace: ViewMut<'_, u64>,
-        stream: Stream,
-    ) -> Result<()> {
-        let operation = self.operation("gradient_norm");
-        let adamw = self.describe(&operation, table, rates, None)?;
-        operation.length("the gradients' state", state.len(), STATE_LEN)?;
-        operation.check(max_norm >= 0.0, || format!("max_norm is {max_norm}, expected at least 0"))?;
-        operation.length("the workspace", workspace.len(), self.workspace_len())?;
-        let (to, room) = (state.address().cast(), workspace.address().cast());
-        // SAFETY: lengths were checked here and in `new`; that the table is of these tensors is the caller's promise,
-        // kept by whoever uploads what `table` gave. Structs are read before the return.
-        operation.status(unsafe {
-            call!(qk_gradient_norm(&adamw, max_norm, to, room, workspace.len() * 8, stream.as_raw()))
-        })
-    }
-
-    /// One update. With `state`, gradients are scaled as it says, and nothing is updated if it names a tensor.
-    pub fn update(
-        &mut self,
-        table: View<'_, u64>,
-        rates: View<'_, f32>,
-        state: Option<View<'_, u64>>,
-        stream: Stream,
-    ) -> Result<()> {
-        let operation = self.operation("adamw_update");
-        let adamw = self.describe(&operation, table, rates, state)?;
-        // SAFETY: as in `gradient_norm`; the exclusive borrow keeps other updates of these tensors away.
-        operation.status(unsafe { call!(qk_adamw_update(&adamw, stream.as_raw())) })
     }
 }

@@ -1,4 +1,4 @@
-//! Causal attention over documents that do not see each other. Formulas: [`crate::reference::attention`].
+//! Causal attention over documents that do not see each other. Formula: [`crate::reference::attention`].
 
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
@@ -31,37 +31,6 @@ pub fn attention(input: &Attention<'_>, out: ViewMut<'_, bf16>, lse: ViewMut<'_,
     // SAFETY: every length was checked against the shape; `args` is read before the return. The boundaries' values are
     // the caller's; a kernel clamps what it reads to the m rows.
     operation.status(unsafe { call!(qk_attention(&args, stream.as_raw())) })
-}
-
-/// Elements of workspace that [`attention_backward`] needs.
-pub fn backward_workspace_len(input: &Attention<'_>) -> usize {
-    input.m * input.shape.heads
-}
-
-/// `dqkv` `[m, qkv]` from `dout`, `out` `[m, H·D]` and `lse` `[m, H]`.
-pub fn attention_backward(
-    input: &Attention<'_>,
-    dout: View<'_, bf16>,
-    out: View<'_, bf16>,
-    lse: View<'_, f32>,
-    dqkv: ViewMut<'_, bf16>,
-    workspace: ViewMut<'_, f32>,
-    stream: Stream,
-) -> Result<()> {
-    let (operation, mut args) = check("attention_backward", input)?;
-    operation.length("dout", dout.len(), input.m * input.shape.out())?;
-    operation.length("out", out.len(), input.m * input.shape.out())?;
-    operation.length("lse", lse.len(), input.m * input.shape.heads)?;
-    operation.length("dqkv", dqkv.len(), input.m * input.shape.qkv())?;
-    let needed = backward_workspace_len(input);
-    operation.check(workspace.len() >= needed, || {
-        format!("the workspace has {} elements, expected at least {needed}", workspace.len())
-    })?;
-    (args.out, args.lse) = (out.address().cast_mut().cast(), lse.address().cast_mut());
-    (args.dout, args.dqkv) = (dout.address().cast(), dqkv.address().cast());
-    let bytes = workspace.len() * size_of::<f32>();
-    // SAFETY: as in `attention`; the backward pass only reads `out` and `lse`.
-    operation.status(unsafe { call!(qk_attention_backward(&args, workspace.address().cast(), bytes, stream.as_raw())) })
 }
 
 pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operation, sys::qk_attention_args)> {

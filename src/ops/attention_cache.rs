@@ -1,4 +1,4 @@
-//! Keys and values of earlier tokens, and attention of new ones over them. Formula: [`crate::reference::attention`]
+//! Attention of new tokens over keys and values of earlier ones. Formula: [`crate::reference::attention`]
 //! over each document's whole length, of which only the new tokens' rows are computed.
 
 use super::check::Operation;
@@ -45,18 +45,8 @@ pub fn width(shape: AttentionShape) -> usize {
     2 * shape.kv_heads * shape.head_dim
 }
 
-/// Copies the new tokens' keys and values to row `starts[d] + position` of `cache` `[rows, width]`. A token whose row
-/// is beyond the cache is left out.
-pub fn append(new: &NewTokens<'_>, cache: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
-    let (operation, args) = check("attention_cache_append", new, cache.len())?;
-    let args = sys::qk_attention_cache_args { cache: cache.address().cast(), ..args };
-    // SAFETY: every length was checked against the shape; `args` is read before the return. The values of boundaries,
-    // starts and positions are the caller's: a kernel writes no row that is beyond the cache.
-    operation.status(unsafe { call!(qk_attention_cache_append(&args, stream.as_raw())) })
-}
-
-/// Bytes of workspace of [`attention`]. They do not depend on the batch's values; with more tokens or documents they
-/// are at least as many.
+/// Bytes of workspace of [`attention_cache`]. They do not depend on the batch's values; with more tokens or documents
+/// they are at least as many.
 pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
     /// Queries of a tile, and bytes of the tiles that are computed at a time if they are many.
     const TILE: usize = 16;
@@ -72,11 +62,9 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
 }
 
 /// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache`
-/// `[rows, width]`, which
-/// [`append`] has written. A query whose position is not below `longest`, or beyond the cache, gives NaN. `workspace`
-/// has at least
-/// [`workspace_bytes`].
-pub fn attention(
+/// `[rows, width]`, which [`attention_cache_append`](super::attention_cache_append()) has written. A query whose
+/// position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least [`workspace_bytes`].
+pub fn attention_cache(
     new: &NewTokens<'_>,
     cache: View<'_, bf16>,
     out: ViewMut<'_, bf16>,
@@ -89,12 +77,17 @@ pub fn attention(
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
     let (cache, out) = (cache.address().cast_mut().cast(), out.address().cast());
     let args = sys::qk_attention_cache_args { cache, out, ..args };
-    // SAFETY: as in `append`; the cache is only read.
+    // SAFETY: every length was checked against the shape; `args` is read before the return. The values of boundaries,
+    // starts and positions are the caller's: a kernel reads no row that is beyond the cache, which it only reads.
     operation.status(unsafe { call!(qk_attention_cache(&args, workspace.address().cast(), found, stream.as_raw())) })
 }
 
 /// All but `cache` and `out`, for a cache of `len` elements.
-fn check(name: &'static str, new: &NewTokens<'_>, len: usize) -> Result<(Operation, sys::qk_attention_cache_args)> {
+pub(super) fn check(
+    name: &'static str,
+    new: &NewTokens<'_>,
+    len: usize,
+) -> Result<(Operation, sys::qk_attention_cache_args)> {
     let Shape { attention, m, documents, .. } = new.shape;
     let operation = new.shape.operation(name);
     let described = new.shape.describe(&operation)?;

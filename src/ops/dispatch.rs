@@ -2,8 +2,10 @@
 //! only taken by a caller that names it.
 
 use super::cublaslt::CublasLt;
-use super::linear::{self, Input, Segment};
-use super::linear_backward::{self, Backward, InputGradient, SegmentBackward};
+use super::linear::{Input, Segment};
+use super::linear_backward::{Backward, SegmentBackward};
+use super::linear_dx::{self, InputGradient, linear_dx};
+use super::linear_forward::{self, linear_forward};
 use crate::device::{Stream, ViewMut};
 use crate::error::Result;
 use half::bf16;
@@ -11,7 +13,7 @@ use half::bf16;
 /// A row of the dispatch tables of [`forward`] and [`dx`].
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Dispatch<'a> {
-    /// The fused kernel that [`linear::path`] or [`linear_backward::path`] names.
+    /// The fused kernel that [`linear_forward::path`] or [`linear_dx::path`] names.
     #[default]
     Fused,
     /// Weights dequantized into the workspace, then products by cuBLASLt, each added to the rounded sum of those
@@ -32,12 +34,12 @@ impl std::fmt::Display for Dispatch<'_> {
 /// Elements of workspace that [`forward`] needs.
 pub fn workspace_len(dispatch: Dispatch<'_>, input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
     match dispatch {
-        Dispatch::Fused => linear::workspace_len(input, segments),
+        Dispatch::Fused => linear_forward::workspace_len(input, segments),
         Dispatch::DequantizeCublasLt(library) => library.workspace_len(input, segments),
     }
 }
 
-/// Writes every segment's y, as [`linear::forward`] does, by the code of `dispatch`. The workspace has at least
+/// Writes every segment's y, as [`linear_forward()`] does, by the code of `dispatch`. The workspace has at least
 /// [`workspace_len`] elements.
 pub fn forward(
     dispatch: Dispatch<'_>,
@@ -47,7 +49,7 @@ pub fn forward(
     stream: Stream,
 ) -> Result<()> {
     match dispatch {
-        Dispatch::Fused => linear::forward(input, segments, workspace, stream),
+        Dispatch::Fused => linear_forward(input, segments, workspace, stream),
         Dispatch::DequantizeCublasLt(library) => library.forward(input, segments, workspace, stream),
     }
 }
@@ -55,12 +57,12 @@ pub fn forward(
 /// Elements of workspace that [`dx`] needs.
 pub fn dx_workspace_len(dispatch: Dispatch<'_>, backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> usize {
     match dispatch {
-        Dispatch::Fused => linear_backward::workspace_len(backward, segments),
+        Dispatch::Fused => linear_dx::workspace_len(backward, segments),
         Dispatch::DequantizeCublasLt(library) => library.dx_workspace_len(backward, segments),
     }
 }
 
-/// Writes dX, as [`linear_backward::dx`] does, by the code of `dispatch`. The workspace has at least
+/// Writes dX, as [`linear_dx()`] does, by the code of `dispatch`. The workspace has at least
 /// [`dx_workspace_len`] elements.
 pub fn dx(
     dispatch: Dispatch<'_>,
@@ -71,7 +73,7 @@ pub fn dx(
     stream: Stream,
 ) -> Result<()> {
     match dispatch {
-        Dispatch::Fused => linear_backward::dx(backward, segments, gradient, workspace, stream),
+        Dispatch::Fused => linear_dx(backward, segments, gradient, workspace, stream),
         Dispatch::DequantizeCublasLt(library) => library.dx(backward, segments, gradient, workspace, stream),
     }
 }

@@ -1,15 +1,12 @@
-//! The fused linear layer: `Y = X · deq(W)ᵀ + bf16(scale · X · Aᵀ) · Bᵀ (+ bias)`, f32 sums, Y rounded once.
+//! Operands of the fused linear layer, which its functions share.
 
 use super::check::Operation;
-use super::operand::{self, Operands, TILE_K, rows};
+use super::operand::{self, Operands, rows};
 pub use super::operand::{Adapters, Dropout, Lora, Weight};
-use crate::device::{Stream, View, ViewMut};
+use crate::device::{View, ViewMut};
 use crate::error::Result;
 use crate::sys;
 use half::bf16;
-
-/// Rows at most of the kernel for few tokens.
-const SMALL_M: usize = 16;
 
 /// One row segment of an operand (q, k or v; gate or up), with its own output.
 #[derive(Debug)]
@@ -37,7 +34,7 @@ pub struct Input<'a> {
     pub x: View<'a, bf16>,
     /// Elements from row to row of x, at least k.
     pub ldx: usize,
-    /// `[m, lora_columns]` of [`lora_down`], or none: computed inside, in the workspace.
+    /// `[m, lora_columns]` of [`lora_down`](super::lora_down()), or none: computed inside, in the workspace.
     pub s: Option<View<'a, bf16>>,
     /// Of the input of S, where it is computed.
     pub dropout: Option<Dropout>,
@@ -58,64 +55,11 @@ pub fn lora_columns(segments: &[Segment<'_>]) -> usize {
     operand::lora_columns(segments.iter().map(|segment| segment.lora.as_ref()))
 }
 
-/// Elements of workspace that [`forward`] needs.
-pub fn workspace_len(input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
-    if input.s.is_some() { 0 } else { input.m * lora_columns(segments) }
-}
-
-/// The kernel that [`forward`] will take.
-pub fn path(input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Path> {
-    Call::new("linear_path", input, segments)?;
-    let whole = input.k.is_multiple_of(TILE_K)
-        && input.ldx.is_multiple_of(8)
-        && segments.iter().all(|segment| segment.weight.has_fast_blocks());
-    Ok(match whole {
-        false => Path::Generic,
-        true if input.m <= SMALL_M => Path::SmallM,
-        true => Path::TensorCore,
-    })
-}
-
-/// `s` `[m, lora_columns]` = bf16(scale · X · Aᵀ) of every segment; padding columns become zero. The segments' y is not
-/// written and may be of no elements.
-pub fn lora_down(input: &Input<'_>, segments: &mut [Segment<'_>], s: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
-    let columns = lora_columns(segments);
-    let call = Call::without_outputs("lora_down", &Input { s: None, ..*input }, segments)?;
-    call.operation.length("s", s.len(), input.m * columns)?;
-    // SAFETY: `Call::new` checked every length against the shapes, and the line above that of `s`.
-    call.operation.status(unsafe { call!(qk_lora_down(&call.linear(), s.address().cast(), stream.as_raw())) })
-}
-
-/// Writes every segment's y. All weights are NF4, or all dense. `workspace` has at least [`workspace_len`] elements.
-pub fn forward(
-    input: &Input<'_>,
-    segments: &mut [Segment<'_>],
-    workspace: ViewMut<'_, bf16>,
-    stream: Stream,
-) -> Result<()> {
-    let needed = workspace_len(input, segments);
-    let dense = segments.iter().filter(|segment| matches!(segment.weight, Weight::Dense(_))).count();
-    let call = Call::new("linear_forward", input, segments)?;
-    call.operation.check(dense == 0 || dense == call.segments.len(), || "NF4 and dense segments do not mix".into())?;
-    call.operation.check(workspace.len() >= needed, || {
-        format!("the workspace has {} elements, expected at least {needed}", workspace.len())
-    })?;
-    let (linear, bytes) = (call.linear(), workspace.len() * size_of::<bf16>());
-    // SAFETY: `Call::new` checked every length against the shapes; the workspace's is passed on and was checked too.
-    let status = unsafe {
-        match dense {
-            0 => call!(qk_linear_forward(&linear, workspace.address().cast(), bytes, stream.as_raw())),
-            _ => call!(qk_linear_forward_dense(&linear, workspace.address().cast(), bytes, stream.as_raw())),
-        }
-    };
-    call.operation.status(status)
-}
-
 /// The structs of one call; the C side reads them before it returns.
 pub(super) struct Call {
-    operation: Operation,
+    pub operation: Operation,
     input: sys::qk_linear_args,
-    segments: Vec<sys::qk_segment>,
+    pub segments: Vec<sys::qk_segment>,
     operands: Operands,
 }
 
@@ -130,7 +74,7 @@ impl Call {
     }
 
     /// The structs of a function that writes no y, with every length checked.
-    fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
+    pub fn without_outputs(name: &'static str, input: &Input<'_>, segments: &mut [Segment<'_>]) -> Result<Self> {
         let operation = operand::operation(name, input.m, input.k, segments.iter().map(|segment| segment.n))?;
         rows(&operation, "x", input.x.len(), input.m, input.k, input.ldx)?;
         if let Some(s) = &input.s {

@@ -14,7 +14,7 @@ pub struct ForwardInputs<'a> {
     pub x: View<'a, bf16>,
     /// Elements from row to row of x, at least k.
     pub ldx: usize,
-    /// `[m, lora_columns]` of [`super::linear::lora_down`]
+    /// `[m, lora_columns]` of [`super::lora_down()`]
     pub s: View<'a, bf16>,
 }
 

@@ -1,5 +1,5 @@
-//! The kernels of `cuda/` behind checked Rust functions, one file for each C function or
-//! family of them, with the names of the header.
+//! The kernels of `cuda/` behind checked Rust functions: a file for each C function (with the query of its workspace,
+//! its path and its variant for dense weights), with the names of the header.
 //!
 //! A function checks every shape, length and alignment and then makes one call. No type of a CUDA library appears: a
 //! stream is the C interface's pointer, so that another engine's context and streams serve. In a build without kernels
@@ -22,30 +22,42 @@ macro_rules! call {
     }};
 }
 
+#[cfg(all(test, not(kernels = "absent")))]
+#[macro_use]
+mod refusals;
+
+pub mod absmax_transpose;
 pub mod adamw;
+mod adamw_table;
+mod adamw_update;
 pub mod attention;
+pub mod attention_backward;
 pub mod attention_cache;
+pub mod attention_cache_append;
 mod check;
 pub mod cross_entropy;
 pub mod cublaslt;
 pub mod dispatch;
 pub mod embedding;
+mod gradient_norm;
+pub mod head_norm;
 pub mod linear;
 pub mod linear_backward;
+pub mod linear_dx;
+pub mod linear_forward;
 pub mod logits;
+pub mod lora_down;
+pub mod lora_dy_b;
 pub mod lora_gradients;
-#[cfg(kernels = "cuda")]
-pub mod measure;
 pub mod nf4;
+pub mod nf4_dequantize;
+pub mod nf4_quantize;
 mod operand;
 pub mod rms_norm;
 pub mod rms_norm_backward;
 pub mod rope;
 pub mod swiglu;
 pub mod swiglu_backward;
-#[cfg(not(kernels = "absent"))]
-#[doc(hidden)]
-pub mod test_kernels;
 #[cfg(all(test, not(kernels = "absent")))]
 mod tests;
 #[cfg(all(test, not(kernels = "absent")))]
@@ -53,8 +65,23 @@ mod tests_adamw;
 #[cfg(all(test, not(kernels = "absent")))]
 mod tests_layer;
 
+pub use absmax_transpose::absmax_transpose;
+pub use attention::attention;
+pub use attention_backward::attention_backward;
+pub use attention_cache::attention_cache;
+pub use attention_cache_append::attention_cache_append;
 pub use check::{abi_version, status_name};
+pub use cross_entropy::cross_entropy;
 pub use embedding::embedding;
+pub use head_norm::{HeadNorm, head_norm, head_norm_backward};
+pub use linear_dx::linear_dx;
+pub use linear_forward::linear_forward;
+pub use logits::logits;
+pub use lora_down::lora_down;
+pub use lora_dy_b::lora_dy_b;
+pub use lora_gradients::lora_gradients;
+pub use nf4_dequantize::nf4_dequantize;
+pub use nf4_quantize::nf4_quantize;
 pub use rms_norm::{Residual, rms_norm};
 pub use rms_norm_backward::rms_norm_backward;
 pub use rope::{RopeTable, rope};

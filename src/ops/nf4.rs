@@ -1,7 +1,7 @@
-//! NF4 quantize, dequantize and the transposition of absmax. Formulas: the crate's [`crate::nf4`].
+//! NF4 weights as operations read and write them. The format: [`crate::nf4`].
 
 use super::check::Operation;
-use crate::device::{Element, Stream, View, ViewMut};
+use crate::device::{Element, View, ViewMut};
 use crate::error::Result;
 use crate::sys;
 use half::bf16;
@@ -127,93 +127,11 @@ impl<'a> Weight<'a> {
 }
 
 /// Elements and blocks of a checked shape.
-fn blocks(operation: &Operation, n: usize, k: usize, block_size: usize) -> Result<(usize, usize)> {
+pub(super) fn blocks(operation: &Operation, n: usize, k: usize, block_size: usize) -> Result<(usize, usize)> {
     operation.check(block_size.is_power_of_two() && (32..=4096).contains(&block_size), || {
         format!("the block size is {block_size}, expected a power of two from 32 to 4096")
     })?;
     let count = n.checked_mul(k).filter(|&count| count > 0 && count <= (i64::MAX / 16) as usize);
     let count = count.ok_or_else(|| operation.argument("N and K must be at least 1, and N * K countable".into()))?;
     Ok((count, count.div_ceil(block_size)))
-}
-
-/// Quantizes `weight` `[n, k]`, row-major. `codes` is `[ceil(n * k / 2)]`; absmax comes out in row-major order. The
-/// values must be finite: a block with a NaN or an infinity gets that absmax.
-pub fn quantize<T: Float>(
-    weight: View<'_, T>,
-    n: usize,
-    k: usize,
-    block_size: usize,
-    codes: ViewMut<'_, u8>,
-    absmax: AbsmaxMut<'_>,
-    stream: Stream,
-) -> Result<()> {
-    let operation = Operation { name: "nf4_quantize", shape: format!("N {n}, K {k}, block {block_size}") };
-    let (count, blocks) = blocks(&operation, n, k, block_size)?;
-    operation.length("weight", weight.len(), count)?;
-    operation.length("codes", codes.len(), count.div_ceil(2))?;
-    let mut args = sys::qk_nf4_quantize_args {
-        struct_size: size_of::<sys::qk_nf4_quantize_args>() as u32,
-        dtype: T::DTYPE,
-        count: operation.dimension("N * K", count)?,
-        block_size: block_size as u32,
-        reserved: 0,
-        weight: weight.address().cast(),
-        nested_map: std::ptr::null(),
-        codes: codes.address(),
-        absmax: std::ptr::null_mut(),
-        absmax_codes: std::ptr::null_mut(),
-        nested_absmax: std::ptr::null_mut(),
-        offset: std::ptr::null_mut(),
-    };
-    match &absmax {
-        AbsmaxMut::F32(absmax) => {
-            operation.length("absmax", absmax.len(), blocks)?;
-            args.absmax = absmax.address();
-        }
-        AbsmaxMut::DoubleQuantized { absmax, nested_map, codes, nested_absmax, offset } => {
-            operation.length("absmax", absmax.len(), blocks)?;
-            operation.length("nested code", nested_map.len(), 256)?;
-            operation.length("absmax codes", codes.len(), blocks)?;
-            operation.length("nested absmax", nested_absmax.len(), blocks.div_ceil(sys::QK_NESTED_BLOCK as usize))?;
-            operation.length("offset", offset.len(), 1)?;
-            args.absmax = absmax.address();
-            args.nested_map = nested_map.address();
-            args.absmax_codes = codes.address();
-            args.nested_absmax = nested_absmax.address();
-            args.offset = offset.address();
-        }
-    }
-    // SAFETY: every pointer is of a view whose length was checked against the shape; `args` is read before the return.
-    operation.status(unsafe { call!(qk_nf4_quantize(&args, stream.as_raw())) })
-}
-
-/// `out` `[n, k]` = code · absmax in f32, rounded once to `T`.
-pub fn dequantize<T: Float>(weight: &Weight<'_>, out: ViewMut<'_, T>, stream: Stream) -> Result<()> {
-    let operation = Operation {
-        name: "nf4_dequantize",
-        shape: format!("N {}, K {}, block {}", weight.n, weight.k, weight.block_size),
-    };
-    let description = weight.describe(&operation)?;
-    operation.length("out", out.len(), weight.n * weight.k)?;
-    // SAFETY: `describe` checked the weight's lengths and the line above the output's; the struct is read before the
-    // return.
-    operation.status(unsafe { call!(qk_nf4_dequantize(&description, out.address().cast(), T::DTYPE, stream.as_raw())) })
-}
-
-/// `out` `[columns, rows]` = transpose of `input` `[rows, columns]`: absmax codes between the two layouts.
-pub fn absmax_transpose(
-    input: View<'_, u8>,
-    out: ViewMut<'_, u8>,
-    rows: usize,
-    columns: usize,
-    stream: Stream,
-) -> Result<()> {
-    let operation = Operation { name: "absmax_transpose", shape: format!("{rows} rows, {columns} columns") };
-    let count = rows.checked_mul(columns).ok_or_else(|| operation.argument("too many elements".into()))?;
-    operation.length("input", input.len(), count)?;
-    operation.length("out", out.len(), count)?;
-    let (rows, columns) = (operation.dimension("rows", rows)?, operation.dimension("columns", columns)?);
-    // SAFETY: both views have rows * columns elements; a `View` and a `ViewMut` do not overlap.
-    operation
-        .status(unsafe { call!(qk_absmax_transpose(input.address(), out.address(), rows, columns, stream.as_raw())) })
 }

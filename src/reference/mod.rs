@@ -16,7 +16,7 @@ pub use adamw::adamw;
 pub use attention::{attention, attention_backward};
 pub use linear::{LoraTerm, linear, linear_dx, lora_down, lora_dy_b, lora_gradients};
 pub use loss::linear_cross_entropy;
-pub use norm::{rms_norm, rms_norm_backward};
+pub use norm::{head_norm, head_norm_backward, rms_norm, rms_norm_backward};
 pub use rope::{rope, rope_inverse};
 pub use swiglu::{swiglu, swiglu_backward};
 

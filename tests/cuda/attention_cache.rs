@@ -8,8 +8,9 @@ use lab::logits::LogitsOperation;
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::ops::attention_cache::{NewTokens, Shape};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
+use qlora_kernels::ops::{attention_cache, attention_cache_append};
 use qlora_kernels::reference;
 use qlora_kernels::shape::AttentionShape;
 
@@ -203,8 +204,8 @@ fn other_shapes_are_named_errors() {
         let (qkv, boundaries) = (qkv.view(), boundaries.view());
         let new = NewTokens { shape, qkv, boundaries, starts: starts.view(), positions: positions.view() };
         let stream = device.stream();
-        attention_cache::append(&new, cache.view_mut(), stream)
-            .and_then(|()| attention_cache::attention(&new, cache.view(), out.view_mut(), workspace.view_mut(), stream))
+        attention_cache_append(&new, cache.view_mut(), stream)
+            .and_then(|()| attention_cache(&new, cache.view(), out.view_mut(), workspace.view_mut(), stream))
             .map_err(|error| error.to_string())
     };
     assert_eq!(call(64, 2, 1, 3, 3 * 128), Ok(()));

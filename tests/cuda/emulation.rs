@@ -1,10 +1,10 @@
 //! The emulation itself: seeded bugs, each of which must be seen under some schedule while the right kernel is right
 //! under all.
 
+use crate::test_kernels;
+use crate::test_kernels::Seeded::{self, *};
+use crate::test_kernels::{THREADS, count, lanes};
 use qlora_kernels::device::emulation;
-use qlora_kernels::ops::test_kernels;
-use qlora_kernels::ops::test_kernels::Seeded::{self, *};
-use qlora_kernels::ops::test_kernels::{THREADS, count, lanes};
 use qlora_kernels::sys;
 
 const SEEDS: u64 = 64;

@@ -39,6 +39,22 @@ fn norm_gradients_are_within_their_rounding() {
     checked("rms_norm backward", any::<bool>().prop_map(|accumulate| Kind::NormBackward { accumulate }), widths(5000));
 }
 
+/// Heads of which a warp takes several, and of which every lane takes several groups; rows on and off the vector.
+fn head_norms(name: &'static str, kind: fn(usize, usize) -> Kind) {
+    let kinds = (1usize..4, 1usize..4).prop_map(move |(kv_heads, per_kv)| kind(kv_heads * per_kv, kv_heads));
+    checked(name, kinds, prop_oneof![1usize..70, Just(64), Just(128), Just(256), (1usize..129).prop_map(|n| 8 * n)]);
+}
+
+#[test]
+fn norms_of_heads_are_within_their_rounding() {
+    head_norms("head_norm", |heads, kv_heads| Kind::HeadNorm { heads, kv_heads });
+}
+
+#[test]
+fn gradients_of_norms_of_heads_are_within_their_rounding() {
+    head_norms("head_norm backward", |heads, kv_heads| Kind::HeadNormBackward { heads, kv_heads });
+}
+
 #[test]
 fn rotary_embedding_is_within_its_rounding() {
     let kinds = (1usize..6, prop_oneof![Just(0usize), 1usize..20], any::<bool>())
@@ -64,6 +80,8 @@ fn the_check_sees_wrong_results() {
     let kinds = [
         Kind::AddNorm,
         Kind::NormBackward { accumulate: true },
+        Kind::HeadNorm { heads: 2, kv_heads: 1 },
+        Kind::HeadNormBackward { heads: 2, kv_heads: 1 },
         Kind::Rope { heads: 2, pad: 3, inverse: false },
         Kind::SwigluBackward { recompute: true },
     ];

@@ -8,7 +8,9 @@ use lab::linear_dx::{Host, LinearDx, Output};
 use lab::operation::{Operation, run, verify};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix};
 use qlora_kernels::ops::linear::{Dropout, Lora, Weight};
-use qlora_kernels::ops::linear_backward::{Backward, InputGradient, SegmentBackward, dx};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
+use qlora_kernels::ops::linear_dx;
+use qlora_kernels::ops::linear_dx::InputGradient;
 
 fn part(n: usize, r: usize) -> Part {
     Part { n, r, bias: false, pad: n.next_multiple_of(8) - n }
@@ -222,7 +224,7 @@ fn bad_operands_of_dx_are_errors_that_say_what_was_expected() {
         let dropout = Some(Dropout { p, seed: 0, dropout_id: 0, dropout_step: 0, first_token: 0 });
         let backward = Backward { m, k: 64, t: None, dropout };
         let gradient = InputGradient { dx: gradient.view_mut(), lddx, accumulate: false };
-        dx(&backward, &segments, gradient, none.view_mut(), device.stream()).unwrap_err().to_string()
+        linear_dx(&backward, &segments, gradient, none.view_mut(), device.stream()).unwrap_err().to_string()
     };
     assert!(attempt(4, 8, 2, 64, 0.0).contains("the workspace has 0 elements, expected at least 32"));
     assert!(attempt(5, 8, 2, 64, 0.0).contains("dy has 32 elements, expected at least 5 rows of 8, 8 apart"));

@@ -6,7 +6,8 @@ use lab::device::{device, set_schedule};
 use lab::linear::{Host, Linear, Output, Part, SENTINEL, Values};
 use lab::operation::{Operation, run, verify};
 use qlora_kernels::nf4::Nf4Matrix;
-use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight, forward};
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight};
+use qlora_kernels::ops::linear_forward;
 
 fn linear(m: usize, k: usize, part: Part) -> Linear {
     Linear {
@@ -158,7 +159,7 @@ fn bad_operands_are_errors_that_say_what_was_expected() {
         let lora = Some(Lora { r, scale: 1.0, a: a.view(), b: b.view(), adapters: None });
         let mut segments = [Segment { n, weight: Weight::Dense(w.view()), lora, bias: None, y: y.view_mut(), ldy }];
         let input = Input { m, k, x: x.view(), ldx: k, s: None, dropout: None };
-        forward(&input, &mut segments, none.view_mut(), device.stream()).unwrap_err().to_string()
+        linear_forward(&input, &mut segments, none.view_mut(), device.stream()).unwrap_err().to_string()
     };
     assert!(attempt(4, 64, 8, 2, 8).contains("the workspace has 0 elements, expected at least 32"));
     assert!(attempt(5, 64, 8, 2, 8).contains("x has 256 elements, expected at least 5 rows of 64, 64 apart"));

@@ -21,4 +21,5 @@ mod linear_values;
 mod low_rank;
 mod low_rank_values;
 mod nf4;
+mod test_kernels;
 mod twins;

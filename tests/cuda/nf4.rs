@@ -7,8 +7,8 @@ use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::ops::nf4::absmax_transpose;
-use qlora_kernels::ops::nf4::{AbsmaxMut, Layout, quantize};
+use qlora_kernels::ops::nf4::{AbsmaxMut, Layout};
+use qlora_kernels::ops::{absmax_transpose, nf4_quantize};
 
 const SCHEDULES: u64 = 3;
 
@@ -158,7 +158,7 @@ fn bad_arguments_are_errors_that_say_what_was_expected() {
     let mut absmax = device.upload(&[0.0f32; 2]).unwrap();
     let mut attempt = |n, k, block| {
         let absmax = AbsmaxMut::F32(absmax.view_mut());
-        quantize(weight.view(), n, k, block, codes.view_mut(), absmax, device.stream())
+        nf4_quantize(weight.view(), n, k, block, codes.view_mut(), absmax, device.stream())
             .map_err(|error| error.to_string())
     };
     assert_eq!(attempt(10, 10, 64), Ok(()));

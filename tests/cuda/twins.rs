@@ -1,11 +1,11 @@
 //! The PTX instructions against tables written from the PTX manual's formulas: on a GPU the hardware, else the host
 //! twins. What the emulated suites prove rests on the two being equal, so that this runs first on a GPU.
 
+use crate::test_kernels;
 use half::bf16;
 use lab::device::{Tally, cases, device, set_schedule};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::ops::test_kernels;
 
 /// PTX ISA, mma.m16n8k16 with .bf16: row and column of element i of A, B and C in lane `lane`, as the manual writes
 /// them.
@@ -59,7 +59,7 @@ fn mma_is_a_matrix_product_in_the_manuals_layout() {
         set_schedule(seed);
         let (a_device, b_device) = (device.upload(&fragment_a).unwrap(), device.upload(&fragment_b).unwrap());
         let mut c_device = device.upload(&fragment_c).unwrap();
-        test_kernels::mma(a_device.view(), b_device.view(), c_device.view_mut(), device.stream()).unwrap();
+        test_kernels::mma(a_device.view(), b_device.view(), c_device.view_mut(), device.stream());
         let found = device.download(&c_device).unwrap();
         for lane in 0..32 {
             for i in 0..4 {
@@ -84,7 +84,7 @@ fn ldmatrix_follows_the_manual() {
         let rows_device = device.upload(&packed).unwrap();
         let mut d = device.upload(&vec![0u32; 32 * 4]).unwrap();
         set_schedule(seed);
-        test_kernels::ldmatrix(transposed, rows_device.view(), d.view_mut(), device.stream()).unwrap();
+        test_kernels::ldmatrix(transposed, rows_device.view(), d.view_mut(), device.stream());
         let d = device.download(&d).unwrap();
         for lane in 0..32 {
             for matrix in 0..4 {
@@ -109,7 +109,7 @@ fn cp_async_copies_up_to_16_bytes_and_writes_zeros_after_them() {
         let input_device = device.upload(&input).unwrap();
         let mut out = device.upload(&vec![0xeeee_eeeeu32; 256]).unwrap();
         set_schedule(seed);
-        test_kernels::cp_async(input_device.view(), valid, bytes, out.view_mut(), device.stream()).unwrap();
+        test_kernels::cp_async(input_device.view(), valid, bytes, out.view_mut(), device.stream());
         let copied = |i: usize| if valid >> (i / 4 % 32) & 1 == 1 { 16 } else { bytes as usize };
         let kept = |i: usize| (1u64 << (copied(i).saturating_sub(i % 4 * 4).min(4) * 8)) as u32;
         let expected: Vec<u32> = (0..256).map(|i| input[i] & kept(i).wrapping_sub(1)).collect();
@@ -156,7 +156,7 @@ fn cvt_rounds_to_nearest_even_with_the_first_operand_high() {
         let pairs_device = device.upload(pairs).unwrap();
         let mut packed = device.upload(&vec![0u32; pairs.len() / 2]).unwrap();
         set_schedule(seed);
-        test_kernels::pack(pairs_device.view(), packed.view_mut(), device.stream()).unwrap();
+        test_kernels::pack(pairs_device.view(), packed.view_mut(), device.stream());
         let expected: Vec<u32> = pairs.chunks(2).map(|pair| rounded(pair[1]) << 16 | rounded(pair[0])).collect();
         prop_assert_eq!(device.download(&packed).unwrap(), expected);
         tally.case();

@@ -17,11 +17,11 @@ extern "C" int test_read_element(const Grown *first, uint32_t index, Grown *to) 
     return read_element(first, index, to);
 }
 
-// Bytes of the first version of the struct of this name; 0 if no entry takes it.
+// Bytes of the first version of the struct of this name; 0 if it never grew.
 extern "C" uint32_t test_first_version(const char *name) {
 #define QK_FIRST(type, bytes) \
     if (std::strcmp(name, #type) == 0) return bytes;
-    QK_CALLER_STRUCTS(QK_FIRST)
+    QK_GROWN_STRUCTS(QK_FIRST)
 #undef QK_FIRST
     return 0;
 }

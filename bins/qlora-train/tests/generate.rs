@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
-use qlora_train::arch::{Arch, Projection};
+use qlora_train::arch::{Arch, Projection, QkNorm};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -14,7 +14,9 @@ use trainer_lab::model::Memory;
 const VOCAB: usize = 37;
 
 fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
-    let config = Arch { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, ..tiny_arch() };
+    let qk_norm = if seed % 2 == 0 { QkNorm::Head } else { QkNorm::None };
+    let config =
+        Arch { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, qk_norm, ..tiny_arch() };
     let spec = ModelSpec {
         lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
         arch: config,

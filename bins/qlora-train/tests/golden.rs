@@ -1,7 +1,7 @@
 //! The CPU backend against files made with transformers, PEFT and bitsandbytes (`tests/golden/generate.py`), on the
 //! first layers of a real model.
 
-use qlora_train::arch::{Arch, Projection};
+use qlora_train::arch::{Arch, Projection, QkNorm};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
@@ -309,16 +309,11 @@ fn a_rate_two_percent_off_is_noticed() {
     assert!(worst > 1e-5, "{worst}");
 }
 
-fn qwen2() -> PathBuf {
-    workspace().join("tests/golden/qwen2")
-}
-
-/// f32 against f32 on a tiny random Qwen2 with large biases on q, k and v: logits of the base, and the loss and every
-/// gradient of a LoRA step.
-#[test]
-fn a_qwen2_follows_transformers_and_peft() {
-    let checkpoint = Checkpoint::open(&qwen2()).unwrap();
-    let expected = tensors("qwen2/expected.safetensors");
+/// f32 against f32 on a tiny random model: logits of the base, and the loss and every gradient of a LoRA step.
+#[track_caller]
+fn follows_transformers_and_peft(family: &str) {
+    let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
+    let expected = tensors(&format!("{family}/expected.safetensors"));
     let row = Row {
         input_ids: expected["input_ids"].iter().map(|&id| id as u32).collect(),
         labels: expected["labels"].iter().map(|&id| id as i32).collect(),
@@ -359,21 +354,41 @@ fn a_qwen2_follows_transformers_and_peft() {
         .into_iter()
         .map(|(id, param)| worst(param.gradient(), &expected[&format!("gradient.{}", id.peft_key())]));
     let gradients = gradients.fold(0.0, f64::max);
-    println!("Qwen2: logits within {logits:.1e}, loss {loss:.1e}, gradients {gradients:.1e}");
+    println!("{family}: logits within {logits:.1e}, loss {loss:.1e}, gradients {gradients:.1e}");
     assert!(logits <= 1e-5, "logits {logits}");
     assert!(loss <= 1e-5, "loss {loss}");
     assert!(gradients <= 1e-4, "gradients {gradients}");
 }
 
+/// With large biases on q, k and v.
+#[test]
+fn a_qwen2_follows_transformers_and_peft() {
+    follows_transformers_and_peft("qwen2");
+}
+
+/// Heads of another width than hidden size / heads, normalized with a weight for queries and one for keys.
+#[test]
+fn a_qwen3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("qwen3");
+}
+
+/// Each of these values of a key of the family's config.json is refused, and the error names the key.
+#[track_caller]
+fn refused_by_key(config: &serde_json::Map<String, Value>, cases: &[(&str, Value)]) {
+    for (key, value) in cases {
+        let mut config = config.clone();
+        config.insert((*key).into(), value.clone());
+        let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    }
+}
+
 #[test]
 fn a_qwen2_that_would_be_computed_otherwise_is_refused_by_key() {
     let Value::Object(config) = json("qwen2/config.json") else { panic!("config.json is no object") };
-    let read = |key: &str, value: Value| {
-        let mut config = config.clone();
-        config.insert(key.into(), value);
-        Arch::from_json(Path::new("config.json"), &config)
-    };
-    let arch = read("sliding_window", Value::from(4096)).unwrap();
+    let mut windowed = config.clone();
+    windowed.insert("sliding_window".into(), Value::from(4096));
+    let arch = Arch::from_json(Path::new("config.json"), &windowed).unwrap();
     assert_eq!(arch.biases, [Projection::Q, Projection::K, Projection::V].into());
     assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
     let cases = [
@@ -383,8 +398,30 @@ fn a_qwen2_that_would_be_computed_otherwise_is_refused_by_key() {
         ("hidden_act", Value::from("gelu")),
         ("architectures", Value::from(vec!["LlamaForCausalLM"])),
     ];
-    for (key, value) in cases {
-        let error = read(key, value).unwrap_err();
-        assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    refused_by_key(&config, &cases);
+}
+
+#[test]
+fn a_qwen3_that_would_be_computed_otherwise_is_refused_by_key() {
+    let Value::Object(config) = json("qwen3/config.json") else { panic!("config.json is no object") };
+    let read = |change: fn(&mut serde_json::Map<String, Value>)| {
+        let mut config = config.clone();
+        change(&mut config);
+        Arch::from_json(Path::new("config.json"), &config).unwrap()
+    };
+    let arch = read(|_| ());
+    assert!(arch.qk_norm == QkNorm::Head && arch.biases.is_empty() && arch.head_dim == 12);
+    let biased = read(|config| _ = config.insert("attention_bias".into(), true.into()));
+    assert_eq!(biased.biases, Projection::ATTENTION.into());
+    assert_eq!(read(|config| _ = config.remove("head_dim")).head_dim, 128);
+    for arch in [arch, biased] {
+        assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
     }
+    let cases = [
+        ("use_sliding_window", Value::from(true)),
+        ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("hidden_act", Value::from("gelu")),
+        ("architectures", Value::from(vec!["Qwen2ForCausalLM"])),
+    ];
+    refused_by_key(&config, &cases);
 }

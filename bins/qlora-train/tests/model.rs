@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
-use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -109,6 +109,7 @@ fn cases() -> impl Strategy<Value = Case> {
             intermediate_size: intermediate,
             biases,
             tie_word_embeddings: tied,
+            qk_norm: if seed % 5 < 2 { QkNorm::Head } else { QkNorm::None },
             layers: LayerArch::uniform(Rope::new(100.0, rope)),
             vocab_size: 37,
             ..tiny_arch()

@@ -1,10 +1,10 @@
 """Settings files of other trainers, as their packages carry them, through `qlora-train plan`.
 
-    python settings_of_others.py QLORA_TRAIN MODEL ROWS [FOLDER]
+    python settings_of_others.py QLORA_TRAIN MODEL [FOLDER]
 
-Fetches the source distributions of axolotl and llamafactory by name and version, takes the examples that fine-tune with
-LoRA or QLoRA on answers (SFT), and plans each after giving model, data and output. Prints a table in Markdown, with the
-refusal where there is one; its exit status is 1 if a file that asks only for what is here is refused.
+Fetches the source distributions of axolotl and llamafactory by name and version, takes the examples of LoRA and QLoRA, and
+plans each after giving model, data and output. What asks for more than LoRA on answers (SFT) is refused and told apart.
+Prints a table in Markdown; the exit status is 1 if a file of LoRA on answers does not plan.
 """
 
 import pathlib
@@ -50,33 +50,46 @@ def other_task(name, text):
     return next((what for pattern, what in OTHER_TASKS if re.search(pattern, text, re.M | re.I)), None)
 
 
+def plan(binary, settings, model, folder, flags):
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}\n' * 20)
+    given = ["--model", model, "--data", rows, "--output-dir", folder / "out", "--host-memory", "1TB"]
+    done = subprocess.run([binary, "plan", settings, *given, *flags], capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return done.returncode, errors
+
+
+def result_of(binary, settings, model, folder):
+    """What is told of a file, and whether it plans."""
+    status, errors = plan(binary, settings, model, folder, [])
+    if status == 0:
+        return "plans", True
+    keys = ", ".join(dict.fromkeys(f"`{key}`" for error in errors for key in re.findall(r"line \d+: `([^`]+)`", error)))
+    flags = [word for error in errors for flag in re.findall(r"`(--\S+ false)` leaves it out", error)
+             for word in flag.split()]
+    if flags and plan(binary, settings, model, folder, flags)[0] == 0:
+        return f"refused for {keys}; plans with `{' '.join(flags)}`", True
+    return f"refused for {keys}" if keys else "refused: " + "; ".join(errors), False
+
+
 def main():
-    binary, model, rows, *folder = sys.argv[1:]
-    folder = folder[0] if folder else tempfile.mkdtemp()
+    binary, model, *folder = sys.argv[1:]
+    folder = pathlib.Path(folder[0] if folder else tempfile.mkdtemp())
     failed = 0
-    print("| package | file | result |\n|---|---|---|")
+    print("| package | file | asks for | result |\n|---|---|---|---|")
     for package, patterns in PACKAGES.items():
+        name, version = package.split("==")
         with tarfile.open(fetch(package, folder)) as archive:
-            members = sorted((m for m in archive.getmembers() if any(re.search(p, m.name) for p in patterns)),
-                             key=lambda member: member.name)
-            for member in members:
+            members = [m for m in archive.getmembers() if any(re.search(pattern, m.name) for pattern in patterns)]
+            for member in sorted(members, key=lambda member: member.name):
                 text = archive.extractfile(member).read().decode()
-                short = member.name.split("examples/")[1]
-                other = other_task(package.split("==")[0], text)
-                path = pathlib.Path(folder) / "settings.yaml"
-                path.write_text(text)
-                out = pathlib.Path(folder) / "out"
-                done = subprocess.run([binary, "plan", path, "--model", model, "--data", rows, "--output-dir", out,
-                                       "--host-memory", "1TB"], capture_output=True, text=True)
-                if done.returncode == 0:
-                    result = "plans" if other is None else f"plans ({other} is not asked of it)"
-                else:
-                    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-                    keys = [re.sub(r"^error: \S+ line (\d+): ", r"line \1: ", line) for line in errors]
-                    result = "refused: " + "; ".join(key.replace("|", "\\|")[:160] for key in keys)
-                    result += "" if other is None else f" ({other})"
-                    failed += other is None
-                print(f"| {package} | {short} | {result} |")
+                settings = folder / "settings.yaml"
+                settings.write_text(text)
+                other = other_task(name, text)
+                result, plans = result_of(binary, settings, model, folder)
+                failed += not plans and other is None
+                path = member.name.split("examples/")[1]
+                print(f"| {name} {version} | {path} | {other or 'LoRA on answers'} | {result} |")
     sys.exit(failed > 0)
 
 

@@ -18,9 +18,9 @@ mod train;
 use checks::{Worst, products, values};
 use half::bf16;
 use memory::{Engine, Memory};
-use qlora_kernels::ops::linear::{self, Input, Lora, Segment, Weight};
-use qlora_kernels::ops::nf4::absmax_transpose;
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight};
 use qlora_kernels::ops::nf4::{self, Absmax, Layout};
+use qlora_kernels::ops::{absmax_transpose, linear_forward};
 use safetensors::SafeTensors;
 use std::error::Error;
 use std::process::ExitCode;
@@ -98,7 +98,7 @@ fn run(path: &str) -> Result<bool, Box<dyn Error>> {
             let mut segments = [Segment { n: N, weight, lora: Some(lora), bias: None, y: y.view_mut(), ldy: N }];
             let input = Input { m, k: K, x: device_x.view(), ldx: K, s: None, dropout: None };
             // The workspace is S itself: given its room, the forward pass computes it.
-            linear::forward(&input, &mut segments, s.view_mut(), stream)?;
+            linear_forward(&input, &mut segments, s.view_mut(), stream)?;
         }
         let error = worst_error(m, &x, &a, &b, &w, &engine.download(&s)?, &engine.download(&y)?);
         let verdict = if error <= 1.0 { "ok" } else { "WRONG" };

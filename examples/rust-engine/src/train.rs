@@ -5,9 +5,11 @@ use crate::checks::{Worst, column, products, values};
 use crate::memory::{Engine, Memory, Slice};
 use crate::{K, N, R, SCALE};
 use half::bf16;
+use qlora_kernels::ops::{linear_dx, linear_forward};
+use qlora_kernels::ops::linear_dx::InputGradient;
 use qlora_kernels::ops::adamw::{self, GradientState, States, Tensor, Tensors};
-use qlora_kernels::ops::linear::{self, Input, Lora, Segment, Weight};
-use qlora_kernels::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward};
+use qlora_kernels::ops::linear::{Input, Lora, Segment, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
 use qlora_kernels::ops::lora_gradients::{self, ForwardInputs, PairGradient};
 use qlora_kernels::ops::nf4;
 use qlora_kernels::optim::AdamW;
@@ -76,7 +78,7 @@ impl Layer<'_> {
         let weight = Weight::Nf4(self.weight);
         let mut segments = [Segment { n: N, weight, lora: Some(lora), bias: None, y: self.y.view_mut(), ldy: N }];
         let input = Input { m: M, k: K, x: self.x.view(), ldx: K, s: None, dropout: None };
-        linear::forward(&input, &mut segments, self.s.view_mut(), self.engine.stream())?;
+        linear_forward(&input, &mut segments, self.s.view_mut(), self.engine.stream())?;
         self.engine.download(&self.y)
     }
 
@@ -89,7 +91,7 @@ impl Layer<'_> {
         let backward = Backward { m: M, k: K, t: None, dropout: None };
         let gradient = InputGradient { dx: self.dx.view_mut(), lddx: K, accumulate: false };
         // The workspace is T itself: given its room, the call computes it.
-        linear_backward::dx(&backward, &segments, gradient, self.t.view_mut(), stream)?;
+        linear_dx(&backward, &segments, gradient, self.t.view_mut(), stream)?;
 
         let backward = Backward { t: Some(self.t.view()), ..backward };
         let inputs = ForwardInputs { x: self.x.view(), ldx: K, s: self.s.view() };

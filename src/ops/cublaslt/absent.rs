@@ -3,7 +3,8 @@
 use crate::device::{Stream, ViewMut};
 use crate::error::{CudaError, Result};
 use crate::ops::linear::{Input, Segment};
-use crate::ops::linear_backward::{Backward, InputGradient, SegmentBackward};
+use crate::ops::linear_backward::{Backward, SegmentBackward};
+use crate::ops::linear_dx::InputGradient;
 use half::bf16;
 
 /// No value of this type exists.

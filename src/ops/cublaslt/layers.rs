@@ -4,9 +4,10 @@ use super::library::{CublasLt, Gemm, MOST_ALIGNMENT};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
 use crate::ops::check::Operation;
-use crate::ops::linear::{self, Input, Lora, Segment, Weight, lora_columns, lora_down};
-use crate::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward, lora_dy_b};
-use crate::ops::nf4;
+use crate::ops::linear::{Input, Lora, Segment, Weight, lora_columns};
+use crate::ops::linear_backward::{self, Backward, SegmentBackward};
+use crate::ops::linear_dx::{self, InputGradient};
+use crate::ops::{linear_forward, lora_down, lora_dy_b, nf4_dequantize};
 use half::bf16;
 
 /// A workspace: S or T, and after it one weight.
@@ -29,7 +30,7 @@ impl Workspace<'_> {
             Weight::Dense(w) => Ok(*w),
             Weight::Nf4(weight) => {
                 let room = || self.part(self.low_rank, n * k);
-                nf4::dequantize(weight, room(), stream)?;
+                nf4_dequantize(weight, room(), stream)?;
                 // SAFETY: what was just written, read in stream order.
                 Ok(unsafe { View::from_raw_parts(room().address(), n * k) })
             }
@@ -63,11 +64,11 @@ impl CublasLt {
     /// Elements of workspace that [`Self::forward`] needs: S, if it is computed inside, and the largest weight
     /// dequantized.
     pub fn workspace_len(&self, input: &Input<'_>, segments: &[Segment<'_>]) -> usize {
-        low_rank_len(linear::workspace_len(input, segments))
+        low_rank_len(linear_forward::workspace_len(input, segments))
             + largest(segments.iter().map(|segment| (&segment.weight, segment.n)), input.k)
     }
 
-    /// [`linear::forward`] by products of this library. Adapters by an index are refused.
+    /// [`linear_forward()`] by products of this library. Adapters by an index are refused.
     pub fn forward(
         &self,
         input: &Input<'_>,
@@ -76,7 +77,7 @@ impl CublasLt {
         stream: Stream,
     ) -> Result<()> {
         // Checks every shape, length and alignment.
-        linear::path(input, segments)?;
+        linear_forward::path(input, segments)?;
         let operation = Operation { name: "cublaslt_forward", shape: format!("M {}, K {}", input.m, input.k) };
         check_adapters(&operation, segments.iter().map(|segment| segment.lora.as_ref()))?;
         let needed = self.workspace_len(input, segments);
@@ -84,7 +85,8 @@ impl CublasLt {
             format!("the workspace has {} elements, expected at least {needed}", workspace.len())
         })?;
         let (m, k, columns) = (input.m, input.k, lora_columns(segments));
-        let workspace = Workspace { whole: workspace, low_rank: low_rank_len(linear::workspace_len(input, segments)) };
+        let workspace =
+            Workspace { whole: workspace, low_rank: low_rank_len(linear_forward::workspace_len(input, segments)) };
         if workspace.low_rank > 0 {
             lora_down(input, segments, workspace.part(0, m * columns), stream)?;
         }
@@ -113,12 +115,12 @@ impl CublasLt {
 
     /// Elements of workspace that [`Self::dx`] needs: T, if it is computed inside, and the largest weight dequantized.
     pub fn dx_workspace_len(&self, backward: &Backward<'_>, segments: &[SegmentBackward<'_>]) -> usize {
-        low_rank_len(linear_backward::workspace_len(backward, segments))
+        low_rank_len(linear_dx::workspace_len(backward, segments))
             + largest(segments.iter().map(|segment| (&segment.weight, segment.n)), backward.k)
     }
 
-    /// [`linear_backward::dx`] by products of this library: each is added to the rounded sum of those before. Dropout
-    /// and adapters by an index are refused.
+    /// [`linear_dx()`](linear_dx::linear_dx) by products of this library: each is added to the rounded sum of those
+    /// before. Dropout and adapters by an index are refused.
     pub fn dx(
         &self,
         backward: &Backward<'_>,
@@ -128,7 +130,7 @@ impl CublasLt {
         stream: Stream,
     ) -> Result<()> {
         // Checks every shape, length and alignment.
-        linear_backward::path(backward, segments)?;
+        linear_dx::path(backward, segments)?;
         let (m, k) = (backward.m, backward.k);
         let operation = Operation { name: "cublaslt_dx", shape: format!("M {m}, K {k}") };
         check_adapters(&operation, segments.iter().map(|segment| segment.lora.as_ref()))?;
@@ -139,7 +141,7 @@ impl CublasLt {
             format!("the workspace has {} elements, expected at least {needed}", workspace.len())
         })?;
         let columns = linear_backward::lora_columns(segments);
-        let inside = linear_backward::workspace_len(backward, segments);
+        let inside = linear_dx::workspace_len(backward, segments);
         let workspace = Workspace { whole: workspace, low_rank: low_rank_len(inside) };
         if inside > 0 {
             lora_dy_b(backward, segments, workspace.part(0, inside), stream)?;

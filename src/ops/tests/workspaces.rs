@@ -2,9 +2,12 @@
 
 use crate::device::{View, ViewMut};
 use crate::ops::linear::{self, Adapters, Input, Lora, Path, Segment, Weight};
-use crate::ops::linear_backward::{self, Backward, Call, SegmentBackward};
+use crate::ops::linear_backward::{Backward, Call, SegmentBackward};
 use crate::ops::lora_gradients::{ForwardInputs, PairGradient, call};
-use crate::ops::{adamw, attention, attention_cache, cross_entropy, lora_gradients, nf4};
+use crate::ops::{
+    adamw, attention, attention_backward, attention_cache, cross_entropy, linear_dx, linear_forward, lora_gradients,
+    nf4,
+};
 use crate::shape::AttentionShape;
 use crate::{CudaError, sys};
 use proptest::prelude::*;
@@ -91,7 +94,7 @@ proptest! {
                 Segment { n, weight: weight(kind, n, k), lora: lora(n, r), bias: None, y, ldy }
             })
             .collect();
-        let (path, elements) = (linear::path(&input, &mut forward), linear::workspace_len(&input, &forward));
+        let (path, elements) = (linear_forward::path(&input, &mut forward), linear_forward::workspace_len(&input, &forward));
         let call_forward = linear::Call::new("test", &input, &mut forward).unwrap();
         // SAFETY: valid structs, of which no device memory is followed.
         let (path_in_c, bytes) = unsafe {
@@ -114,8 +117,8 @@ proptest! {
             (path_of(|p| sys::qk_linear_dx_path(&call_backward.linear(), p)),
              bytes_of(|b| sys::qk_linear_dx_workspace_size(&call_backward.linear(), b)))
         };
-        prop_assert_eq!(linear_backward::path(&backward, &operands).unwrap(), path_in_c);
-        prop_assert_eq!(Ok(linear_backward::workspace_len(&backward, &operands) * 2), bytes);
+        prop_assert_eq!(linear_dx::path(&backward, &operands).unwrap(), path_in_c);
+        prop_assert_eq!(Ok(linear_dx::workspace_len(&backward, &operands) * 2), bytes);
 
         let inputs = ForwardInputs { x: view(m * ldx), ldx, s: view(m * columns) };
         let count = adapters.max(1);
@@ -151,7 +154,7 @@ proptest! {
         let args = sys::qk_attention_args { out: std::ptr::without_provenance_mut(4096), lse: std::ptr::without_provenance_mut(4096), ..args };
         // SAFETY: as above.
         let bytes = unsafe { bytes_of(|b| sys::qk_attention_backward_workspace_size(&args, b)) };
-        prop_assert_eq!(Ok(attention::backward_workspace_len(&input) * 4), bytes);
+        prop_assert_eq!(Ok(attention_backward::workspace_len(&input) * 4), bytes);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
-use qlora_kernels::ops::attention::{Attention, attention, attention_backward};
+use qlora_kernels::ops::attention::{Attention, attention};
+use qlora_kernels::ops::attention_backward;
 use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
 

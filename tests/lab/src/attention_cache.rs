@@ -7,7 +7,8 @@ use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
-use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::ops::attention_cache::{NewTokens, Shape};
+use qlora_kernels::ops::{attention_cache, attention_cache_append};
 use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
 
@@ -163,8 +164,8 @@ impl Operation for CacheOperation {
             starts: starts.view(),
             positions: positions.view(),
         };
-        attention_cache::append(&new, cache.view_mut(), stream)?;
-        attention_cache::attention(&new, cache.view(), out.view_mut(), workspace.view_mut(), stream)
+        attention_cache_append(&new, cache.view_mut(), stream)?;
+        attention_cache(&new, cache.view(), out.view_mut(), workspace.view_mut(), stream)
     }
 
     fn download(&self, device: &Device, buffers: &Buffers) -> Result<Output> {

@@ -6,7 +6,8 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::dispatch::{self, Dispatch};
-use qlora_kernels::ops::linear::{Input, lora_down};
+use qlora_kernels::ops::linear::Input;
+use qlora_kernels::ops::lora_down;
 use qlora_kernels::rng;
 
 #[derive(Clone, Debug)]

@@ -8,7 +8,8 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::dispatch::{self, Dispatch};
-use qlora_kernels::ops::linear_backward::{Backward, lora_dy_b};
+use qlora_kernels::ops::linear_backward::Backward;
+use qlora_kernels::ops::lora_dy_b;
 use qlora_kernels::rng;
 
 #[derive(Clone, Debug)]

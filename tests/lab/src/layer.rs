@@ -9,7 +9,8 @@ use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
-use qlora_kernels::ops::{self, Residual, RopeTable};
+use qlora_kernels::ops::{self, HeadNorm, Residual, RopeTable};
+use qlora_kernels::shape::AttentionShape;
 use qlora_kernels::{reference, rng, rope};
 
 /// The kinds of operation, which share sizes, inputs and the comparison.
@@ -19,6 +20,8 @@ pub enum Kind {
     AddNorm,
     AddNormInPlace,
     NormBackward { accumulate: bool },
+    HeadNorm { heads: usize, kv_heads: usize },
+    HeadNormBackward { heads: usize, kv_heads: usize },
     Rope { heads: usize, pad: usize, inverse: bool },
     Swiglu,
     SwigluBackward { recompute: bool },
@@ -40,6 +43,7 @@ pub struct Host {
     b: Vec<bf16>,
     c: Vec<bf16>,
     weight: Vec<f32>,
+    k_weight: Vec<f32>,
     positions: Vec<u32>,
     table: rope::RopeTable<f32>,
 }
@@ -51,6 +55,7 @@ pub struct Buffers {
     /// A second output.
     d: Buffer<bf16>,
     weight: Buffer<f32>,
+    k_weight: Buffer<f32>,
     positions: Buffer<u32>,
     cosines: Buffer<f32>,
     sines: Buffer<f32>,
@@ -59,13 +64,30 @@ pub struct Buffers {
 const EPS: f32 = 1e-5;
 const POSITIONS: usize = 97;
 
+/// The magnitude of the norm's gradient at each element of one row: of its two terms, whose difference it is, with the
+/// sum g · x in absolute values.
+fn norm_gradient_magnitudes(dy: &[f64], x: &[f64], weight: &[f64]) -> Vec<f64> {
+    let width = weight.len() as f64;
+    let rho = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width + f64::from(EPS)).sqrt();
+    let g_dot_x = dy.iter().zip(x).zip(weight).map(|((dy, x), w)| (w * dy * x).abs()).sum::<f64>();
+    let terms = dy.iter().zip(x).zip(weight);
+    terms.map(|((dy, x), w)| (rho * w * dy).abs() + (x * rho.powi(3) * g_dot_x / width).abs()).collect()
+}
+
 impl Layer {
     fn row(&self) -> usize {
         match self.kind {
             Kind::Rope { heads, pad, .. } => heads * self.width + pad,
+            Kind::HeadNorm { heads, kv_heads } | Kind::HeadNormBackward { heads, kv_heads } => {
+                self.shape_of(heads, kv_heads).qkv()
+            }
             Kind::Swiglu | Kind::SwigluBackward { .. } => 2 * self.width,
             _ => self.width,
         }
+    }
+
+    fn shape_of(&self, heads: usize, kv_heads: usize) -> AttentionShape {
+        AttentionShape { heads, kv_heads, head_dim: self.width }
     }
 
     /// (expected, magnitude of what enters it) of the written matrices, one after the other.
@@ -73,6 +95,7 @@ impl Layer {
         let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let (a, b, mut c) = (f64s(&host.a), f64s(&host.b), f64s(&host.c));
         let weight: Vec<f64> = host.weight.iter().map(|&w| w.into()).collect();
+        let k_weight: Vec<f64> = host.k_weight.iter().map(|&w| w.into()).collect();
         let (m, width) = (self.m, self.width);
         let plain = |values: Vec<f64>| values.into_iter().map(|y| (y, y.abs())).collect::<Vec<_>>();
         match self.kind {
@@ -95,18 +118,27 @@ impl Layer {
                 }
                 let before = c.clone();
                 reference::rms_norm_backward(&a, &b, &weight, EPS.into(), &mut c);
-                // The two terms, whose difference it is, and the sum g · x in absolute values.
-                let rows = a.chunks(width).zip(b.chunks(width)).map(|(dy, x)| {
-                    let rho = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width as f64 + f64::from(EPS)).sqrt();
-                    (rho, (0..width).map(|j| (weight[j] * dy[j] * x[j]).abs()).sum::<f64>())
+                let rows = a.chunks(width).zip(b.chunks(width));
+                let magnitudes = rows.flat_map(|(dy, x)| norm_gradient_magnitudes(dy, x, &weight));
+                c.iter().zip(&before).zip(magnitudes).map(|((&dx, before), m)| (dx, before.abs() + m)).collect()
+            }
+            Kind::HeadNorm { heads, kv_heads } => {
+                let mut y = vec![0.0; a.len()];
+                let shape = self.shape_of(heads, kv_heads);
+                reference::head_norm(&a, [&weight, &k_weight], EPS.into(), shape, &mut y);
+                plain(y)
+            }
+            Kind::HeadNormBackward { heads, kv_heads } => {
+                let shape = self.shape_of(heads, kv_heads);
+                let mut dx = vec![0.0; a.len()];
+                reference::head_norm_backward(&c, &a, [&weight, &k_weight], EPS.into(), shape, &mut dx);
+                let of_heads = c.chunks(width).zip(a.chunks(width)).enumerate();
+                let magnitudes = of_heads.flat_map(|(at, (dy, x))| match at % (heads + 2 * kv_heads) {
+                    head if head < heads => norm_gradient_magnitudes(dy, x, &weight),
+                    head if head < heads + kv_heads => norm_gradient_magnitudes(dy, x, &k_weight),
+                    _ => dy.iter().map(|dy| dy.abs()).collect(),
                 });
-                let rows: Vec<(f64, f64)> = rows.collect();
-                let magnitude = |i: usize| {
-                    let ((rho, g_dot_x), j) = (rows[i / width], i % width);
-                    let along_x = b[i] * rho.powi(3) * g_dot_x / width as f64;
-                    before[i].abs() + (rho * weight[j] * a[i]).abs() + along_x.abs()
-                };
-                c.iter().enumerate().map(|(i, &dx)| (dx, magnitude(i))).collect()
+                dx.into_iter().zip(magnitudes).collect()
             }
             Kind::Rope { heads, inverse, .. } => {
                 let row = self.row();
@@ -163,6 +195,8 @@ impl Operation for Layer {
             Kind::Norm => "rms_norm",
             Kind::AddNorm | Kind::AddNormInPlace => "add + rms_norm",
             Kind::NormBackward { .. } => "rms_norm backward",
+            Kind::HeadNorm { .. } => "head_norm",
+            Kind::HeadNormBackward { .. } => "head_norm backward",
             Kind::Rope { .. } => "rope",
             Kind::Swiglu => "swiglu",
             Kind::SwigluBackward { .. } => "swiglu backward",
@@ -180,7 +214,8 @@ impl Operation for Layer {
 
     fn bytes(&self) -> f64 {
         let matrices = match self.kind {
-            Kind::Norm | Kind::Rope { .. } => 2.0,
+            Kind::Norm | Kind::HeadNorm { .. } | Kind::Rope { .. } => 2.0,
+            Kind::HeadNormBackward { .. } => 3.0,
             Kind::AddNorm | Kind::AddNormInPlace => 4.0,
             Kind::NormBackward { accumulate } => 3.0 + f64::from(u8::from(accumulate)),
             Kind::Swiglu => 1.5,
@@ -200,7 +235,8 @@ impl Operation for Layer {
         let weight = numbers(self.width, 1.0).iter().map(|w| w.to_f32()).collect();
         let positions = (0..self.m).map(|_| stream.below(POSITIONS as u32)).collect();
         let table = rope::RopeTable::new(self.width.max(2), 10_000.0, rope::RopeScaling::Default, POSITIONS);
-        let mut host = Host { a, b, c, weight, positions, table };
+        let k_weight = (0..self.width).map(|_| stream.uniform() * 2.0 - 1.0).collect();
+        let mut host = Host { a, b, c, weight, k_weight, positions, table };
         if matches!(self.kind, Kind::SwigluBackward { .. }) {
             host.a.truncate(self.m * self.width);
         }
@@ -209,7 +245,10 @@ impl Operation for Layer {
 
     fn upload(&self, device: &Device, host: &Host) -> Result<Buffers> {
         let poison = vec![bf16::NAN; self.m * self.width.max(self.row())];
-        let written = matches!(self.kind, Kind::NormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { .. });
+        let written = matches!(
+            self.kind,
+            Kind::NormBackward { .. } | Kind::HeadNormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { .. }
+        );
         let out = match self.kind {
             Kind::Swiglu | Kind::SwigluBackward { .. } => self.m * self.width,
             _ => self.m * self.row(),
@@ -220,6 +259,7 @@ impl Operation for Layer {
             c: device.upload(if written { &host.c } else { &poison })?,
             d: device.upload(&poison[..out])?,
             weight: device.upload(&host.weight)?,
+            k_weight: device.upload(&host.k_weight)?,
             positions: device.upload(&host.positions)?,
             cosines: device.upload(&host.table.cos)?,
             sines: device.upload(&host.table.sin)?,
@@ -227,8 +267,15 @@ impl Operation for Layer {
     }
 
     fn launch(&self, buffers: &mut Buffers, stream: Stream) -> Result<()> {
-        let Buffers { a, b, c, d, weight, positions, cosines, sines } = buffers;
+        let Buffers { a, b, c, d, weight, k_weight, positions, cosines, sines } = buffers;
         let weight = weight.view();
+        let head_norm = |x, heads, kv_heads| HeadNorm {
+            shape: self.shape_of(heads, kv_heads),
+            eps: EPS,
+            x,
+            q_weight: weight,
+            k_weight: k_weight.view(),
+        };
         match self.kind {
             Kind::Norm => ops::rms_norm(Residual::Plain(a.view()), weight, EPS, d.view_mut(), stream),
             Kind::AddNorm => {
@@ -241,6 +288,12 @@ impl Operation for Layer {
             }
             Kind::NormBackward { accumulate } => {
                 ops::rms_norm_backward(a.view(), b.view(), weight, EPS, accumulate, c.view_mut(), stream)
+            }
+            Kind::HeadNorm { heads, kv_heads } => {
+                ops::head_norm(head_norm(a.view(), heads, kv_heads), d.view_mut(), stream)
+            }
+            Kind::HeadNormBackward { heads, kv_heads } => {
+                ops::head_norm_backward(head_norm(a.view(), heads, kv_heads), c.view_mut(), stream)
             }
             Kind::Rope { heads, inverse, .. } => {
                 let table = RopeTable { half: self.width / 2, cosines: cosines.view(), sines: sines.view() };
@@ -257,10 +310,13 @@ impl Operation for Layer {
     fn download(&self, device: &Device, buffers: &Buffers) -> Result<Vec<u16>> {
         let Buffers { a, c, d, .. } = buffers;
         let written: &[&Buffer<bf16>] = match self.kind {
-            Kind::Norm | Kind::Swiglu => &[d],
+            Kind::Norm | Kind::HeadNorm { .. } | Kind::Swiglu => &[d],
             Kind::AddNorm => &[c, d],
             Kind::AddNormInPlace => &[a, d],
-            Kind::NormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { recompute: false } => &[c],
+            Kind::NormBackward { .. }
+            | Kind::HeadNormBackward { .. }
+            | Kind::Rope { .. }
+            | Kind::SwigluBackward { recompute: false } => &[c],
             Kind::SwigluBackward { recompute: true } => &[c, d],
         };
         let mut bits = Vec::new();

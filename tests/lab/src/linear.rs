@@ -8,10 +8,9 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use qlora_kernels::ops::linear::{
-    self, Adapters, Input, Lora, Path, Segment, Weight, forward, lora_columns, lora_down,
-};
+use qlora_kernels::ops::linear::{Adapters, Input, Lora, Path, Segment, Weight, lora_columns};
 use qlora_kernels::ops::nf4::Layout;
+use qlora_kernels::ops::{linear_forward, lora_down};
 use qlora_kernels::rng;
 use qlora_kernels::weights::Nf4Weight;
 
@@ -221,7 +220,7 @@ impl Linear {
 
     /// The kernel that it takes.
     pub fn path(&self, buffers: &mut Buffers) -> Result<Path> {
-        self.with(buffers, |input, segments, _, _| linear::path(&input, segments))
+        self.with(buffers, |input, segments, _, _| linear_forward::path(&input, segments))
     }
 
     /// |found − expected| may be 2⁻⁸ of the value for its own rounding, and an f32 sum's error over the magnitudes that
@@ -323,9 +322,9 @@ impl Operation for Linear {
                 let len = self.m * self.columns();
                 lora_down(&input, segments, s.view_mut().first(len), stream)?;
                 let input = Input { s: Some(s.view().first(len)), ..input };
-                forward(&input, segments, none.view_mut(), stream)
+                linear_forward(&input, segments, none.view_mut(), stream)
             } else {
-                forward(&input, segments, s.view_mut(), stream)
+                linear_forward(&input, segments, s.view_mut(), stream)
             }
         })
     }

@@ -9,10 +9,10 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::linear::{Adapters, Dropout, Lora, Path, Weight};
-use qlora_kernels::ops::linear_backward::{
-    self, Backward, InputGradient, SegmentBackward, dx, lora_columns, lora_dy_b,
-};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward, lora_columns};
+use qlora_kernels::ops::linear_dx::InputGradient;
 use qlora_kernels::ops::nf4::Layout;
+use qlora_kernels::ops::{linear_dx, lora_dy_b};
 use qlora_kernels::rng;
 use qlora_kernels::weights::Nf4Weight;
 
@@ -106,7 +106,7 @@ impl LinearDx {
 
     /// The kernel that it takes.
     pub fn path(&self, buffers: &mut Buffers) -> Result<Path> {
-        self.with(buffers, |backward, segments, _, _, _| linear_backward::path(&backward, segments))
+        self.with(buffers, |backward, segments, _, _, _| linear_dx::path(&backward, segments))
     }
 
     pub fn check_t(&self, inputs: &Host, t: &[u16], token: usize) -> std::result::Result<(), String> {
@@ -247,9 +247,9 @@ impl Operation for LinearDx {
                 let len = self.linear.m * self.linear.columns();
                 lora_dy_b(&backward, segments, t.view_mut().first(len), stream)?;
                 let backward = Backward { t: Some(t.view().first(len)), ..backward };
-                dx(&backward, segments, gradient, none.view_mut(), stream)
+                linear_dx(&backward, segments, gradient, none.view_mut(), stream)
             } else {
-                dx(&backward, segments, gradient, t.view_mut(), stream)
+                linear_dx(&backward, segments, gradient, t.view_mut(), stream)
             }
         })
     }

@@ -6,9 +6,10 @@ use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
-use qlora_kernels::ops::linear::{self, Adapters, Dropout, Input, Lora, Segment, Weight};
-use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward, lora_dy_b};
+use qlora_kernels::ops::linear::{Adapters, Dropout, Input, Lora, Segment, Weight};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes};
+use qlora_kernels::ops::{lora_down, lora_dy_b};
 use qlora_kernels::reference;
 use qlora_kernels::reference::LoraTerm;
 use qlora_kernels::rng;
@@ -288,7 +289,7 @@ impl Operation for LowRank {
     fn launch(&self, buffers: &mut Buffers, stream: Stream) -> Result<()> {
         let device = super::device::device();
         self.with(buffers, |backward, segments, input, forward, gradients, (s, t)| {
-            linear::lora_down(input, forward, s.view_mut(), stream)?;
+            lora_down(input, forward, s.view_mut(), stream)?;
             if self.given_t {
                 lora_dy_b(backward, segments, t.view_mut(), stream)?;
             }

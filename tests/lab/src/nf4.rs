@@ -6,7 +6,8 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::nf4::{Absmax, Nf4Matrix, Nf4Options, dynamic_map_signed};
-use qlora_kernels::ops::nf4::{AbsmaxMut, Float, Layout, dequantize, quantize};
+use qlora_kernels::ops::nf4::{AbsmaxMut, Float, Layout};
+use qlora_kernels::ops::{nf4_dequantize, nf4_quantize};
 use qlora_kernels::weights::Nf4Weight;
 
 /// f32 and bf16 from f32, and bits for comparison.
@@ -132,7 +133,7 @@ impl<T: Number> Operation for Quantize<T> {
             AbsmaxMut::F32(absmax)
         };
         let (weight, codes) = (buffers.weight.view(), buffers.codes.view_mut());
-        quantize(weight, self.n, self.k, self.options.block_size, codes, out, stream)
+        nf4_quantize(weight, self.n, self.k, self.options.block_size, codes, out, stream)
     }
 
     fn download(&self, device: &Device, buffers: &Self::Buffers) -> Result<Quantized> {
@@ -216,7 +217,7 @@ impl<T: Number> Operation for Dequantize<T> {
     }
 
     fn launch(&self, (weight, out): &mut Self::Buffers, stream: Stream) -> Result<()> {
-        dequantize(&weight.view(), out.view_mut(), stream)
+        nf4_dequantize(&weight.view(), out.view_mut(), stream)
     }
 
     fn download(&self, device: &Device, (_, out): &Self::Buffers) -> Result<Vec<u32>> {

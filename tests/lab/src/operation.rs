@@ -55,3 +55,23 @@ pub fn verify<O: Operation>(
     }
     Ok(output)
 }
+
+/// Sets of operands, of `bytes` each, that take three times an L2 of `l2_bytes` together: with them in turn no launch
+/// finds its operands in the cache.
+pub fn sets(l2_bytes: usize, bytes: usize) -> usize {
+    (3 * l2_bytes).div_ceil(bytes.max(1)).clamp(1, 256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_of_buffers_fill_three_times_the_cache() {
+        assert_eq!(sets(50, 50), 3);
+        assert_eq!(sets(50, 149), 2);
+        assert_eq!(sets(50, 1000), 1);
+        assert_eq!(sets(50 << 20, 10), 256, "tiny operands: as many as are worth their memory");
+        assert_eq!(sets(0, 0), 1);
+    }
+}

@@ -104,6 +104,10 @@ impl Oracle {
             let mut qkv: Vec<f64> = (0..m)
                 .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
                 .collect();
+            if let Some(names) = c.qk_norm_names() {
+                let [q, k] = names.map(|name| &self.tensors[&c.layer_tensor(layer, name)][..]);
+                reference::head_norm(&qkv.clone(), [q, k], eps, shape, &mut qkv);
+            }
             reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
             let (mut attention, mut lse) = (vec![0.0; m * shape.out()], vec![0.0; m * shape.heads]);
             reference::attention(&qkv, batch.boundaries, shape, &mut attention, &mut lse);

@@ -9,7 +9,7 @@ use qlora_train::backend::{
     Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,
 };
 use qlora_train::base::synthetic::tiny_arch;
-use qlora_train::files::tensor::{HostTensor, StoredType, StoredWeight};
+use qlora_train::files::tensor::{HostTensor, StoredType, WeightSource};
 use qlora_train::lora::LoraSpec;
 use qlora_train::model::ModelSpec;
 use std::ops::Range;
@@ -78,7 +78,7 @@ fn bits<B: Backend>(b: &mut B, buffer: &B::Buffer) -> Vec<u32> {
 fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
     let quantization = Quantization::Nf4 { block_size: 64, double_quant: true };
     let mut segment = |seed: u64, n: usize, r: usize, bias: bool| {
-        let read = &mut || Ok(StoredWeight::Tensor(tensor(seed, n, HIDDEN)));
+        let read = &mut || Ok(WeightSource::Tensor(tensor(seed, n, HIDDEN)));
         let weight = b.weight("weight", n, HIDDEN, quantization, StoredType::Bf16, read).unwrap();
         let bias = bias.then(|| b.vector("bias", n, &mut || Ok(random(seed + 1, n))).unwrap());
         let mut param = |seed, len| b.param(len, Some(StateFormat::F32), &mut || Ok(random(seed, len))).unwrap();
@@ -86,7 +86,7 @@ fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
         Segment { n, weight, bias, lora }
     };
     let segments = vec![segment(10, 192, 8, true), segment(20, 64, 3, false)];
-    let group = LinearGroup { k: HIDDEN, segments, dropout_id: 0 };
+    let group = LinearGroup { k: HIDDEN, segments, dropout_id: 0, label: "q_proj".to_owned() };
     b.prepare_group("weight", &group).unwrap();
     group
 }
@@ -158,6 +158,19 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     let gradients = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|param| b.gradient(param).unwrap());
     let gradients = gradients.map(|gradient| gradient.into_iter().map(f32::to_bits).collect());
     found.push(("lora_gradients", gradients.collect()));
+
+    let projected = filled(b, 7, SHAPE.qkv());
+    let norms =
+        [31, 32].map(|seed| b.vector("norm", SHAPE.head_dim, &mut || Ok(random(seed, SHAPE.head_dim))).unwrap());
+    let (weights, mut normed, mut dqkv) =
+        (norms.each_ref(), b.alloc("normed", SHAPE.qkv()).unwrap(), filled(b, 8, SHAPE.qkv()));
+    for range in ranges {
+        let op = Op::HeadNorm { qkv: &projected, weights, eps: EPS, shape: SHAPE, out: &mut normed };
+        b.run(range.clone(), op).unwrap();
+        let op = Op::HeadNormBackward { qkv: &projected, weights, eps: EPS, shape: SHAPE, dqkv: &mut dqkv };
+        b.run(range.clone(), op).unwrap();
+    }
+    found.push(("head_norm", vec![bits(b, &normed), bits(b, &dqkv)]));
 
     for inverse in [false, true] {
         let mut qkv = filled(b, 8, SHAPE.qkv());

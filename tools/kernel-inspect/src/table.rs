@@ -24,7 +24,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, others_per_hmma: None }
 }
 
-pub const HOT: [Hot; 64] = [
+pub const HOT: [Hot; 66] = [
     tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
     tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
     tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
@@ -90,6 +90,8 @@ pub const HOT: [Hot; 64] = [
     memory_bound("clear_rows<8>"),
     memory_bound("rms_norm<8>"),
     memory_bound("rms_norm_backward<8>"),
+    memory_bound("head_norm<8, false>"),
+    memory_bound("head_norm<8, true>"),
     memory_bound("rope<8>"),
     memory_bound("swiglu<8, false>"),
     memory_bound("swiglu<8, true>"),

@@ -333,6 +333,27 @@ pub const MUTANTS: &[Mutant] = &[
         "layer::norm_gradients",
     ),
     mutant(
+        "norm of heads: keys with the weight of queries",
+        "llama/head_norm.cu",
+        "head < norm.heads ? norm.q_weight : norm.k_weight",
+        "norm.q_weight",
+        "layer::norms_of_heads",
+    ),
+    mutant(
+        "norm of heads: sums over a whole warp",
+        "llama/head_norm.cu",
+        "lane_sums(squares, g_dot_x, norm.lanes)",
+        "lane_sums(squares, g_dot_x, 32)",
+        "layer::norms_of_heads",
+    ),
+    mutant(
+        "norm of heads, backward: values as if they had a norm",
+        "llama/head_norm.cu",
+        "result.v[j] = is_value ? copied : normed;",
+        "result.v[j] = backward ? normed : is_value ? copied : normed;",
+        "layer::gradients_of_norms_of_heads",
+    ),
+    mutant(
         "rotary embedding: the inverse turns as forward",
         "llama/rope.cu",
         "args.inverse != 0 ? -1.0f : 1.0f",

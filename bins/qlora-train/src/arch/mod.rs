@@ -7,6 +7,7 @@ mod llama;
 mod names;
 mod projection;
 mod qwen2;
+mod qwen3;
 mod registry;
 mod rope;
 pub mod shapes;

@@ -9,6 +9,9 @@ pub struct TensorNames {
     pub layers: &'static str,
     pub input_norm: &'static str,
     pub post_attention_norm: &'static str,
+    /// The weights of [`QkNorm`](super::QkNorm), where a family has one.
+    pub q_norm: &'static str,
+    pub k_norm: &'static str,
     /// The module of each projection, below its layer.
     pub projections: [(Projection, &'static str); 7],
     pub final_norm: &'static str,
@@ -21,6 +24,8 @@ pub static LLAMA_NAMES: TensorNames = TensorNames {
     layers: "model.layers",
     input_norm: "input_layernorm.weight",
     post_attention_norm: "post_attention_layernorm.weight",
+    q_norm: "self_attn.q_norm.weight",
+    k_norm: "self_attn.k_norm.weight",
     projections: [
         (Projection::Q, "self_attn.q_proj"),
         (Projection::K, "self_attn.k_proj"),

@@ -1,8 +1,13 @@
 //! Tensors of an architecture: names, shapes, and how many parameters they hold.
 
-use super::{Arch, Projection};
+use super::{Arch, Projection, QkNorm};
 
 impl Arch {
+    /// The names in a layer of the weights `[head_dim]` that normalize queries and keys; `None`: nothing does.
+    pub fn qk_norm_names(&self) -> Option<[&'static str; 2]> {
+        (self.qk_norm != QkNorm::None).then_some([self.names.q_norm, self.names.k_norm])
+    }
+
     /// Name and shape of every tensor that a checkpoint of this model holds, in the order of the forward pass.
     /// `lm_head` is there unless it is tied to the embedding.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
@@ -11,6 +16,10 @@ impl Arch {
         for layer in 0..self.num_layers {
             tensors.push((self.layer_tensor(layer, names.input_norm), vec![hidden]));
             for projection in Projection::ALL {
+                if projection == Projection::O {
+                    let norms = self.qk_norm_names().into_iter().flatten();
+                    tensors.extend(norms.map(|name| (self.layer_tensor(layer, name), vec![self.head_dim])));
+                }
                 if projection == Projection::Gate {
                     tensors.push((self.layer_tensor(layer, names.post_attention_norm), vec![hidden]));
                 }

@@ -9,6 +9,8 @@ pub struct LinearGroup<B: Operands + ?Sized> {
     pub segments: Vec<Segment<B>>,
     /// layer · 16 + number of the input: names the dropout mask of the input.
     pub dropout_id: u32,
+    /// The names of its linear layers, for messages: "q_proj, k_proj, v_proj"
+    pub label: String,
 }
 
 pub struct Segment<B: Operands + ?Sized> {
@@ -30,9 +32,6 @@ pub struct Lora<B: Operands + ?Sized> {
     pub b: B::Param,
 }
 
-/// The linear layers of a group, by its dropout id.
-const LABELS: [&str; 4] = ["q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj"];
-
 impl<B: Operands + ?Sized> LinearGroup<B> {
     /// Σ N, the width of the output.
     pub fn n(&self) -> usize {
@@ -47,10 +46,5 @@ impl<B: Operands + ?Sized> LinearGroup<B> {
     /// Σ r·N, the elements of all B.
     pub fn low_rank_parameters_of_b(&self) -> usize {
         self.segments.iter().filter_map(|s| s.lora.as_ref().map(|l| l.r * s.n)).sum()
-    }
-
-    /// The names of its linear layers, for messages.
-    pub fn label(&self) -> &'static str {
-        LABELS[self.dropout_id as usize % 16 % LABELS.len()]
     }
 }

@@ -60,6 +60,23 @@ pub enum Op<'a, B: Operands + ?Sized> {
         group: &'a mut LinearGroup<B>,
         dropout: Option<Dropout>,
     },
+    /// out = RMSNorm over head_dim of each head of the queries and keys of q‖k‖v, before their rotation; values are
+    /// copied. The weights `[D]` are that of the queries and that of the keys.
+    HeadNorm {
+        qkv: &'a B::Buffer,
+        weights: [&'a B::Vector; 2],
+        eps: f32,
+        shape: AttentionShape,
+        out: &'a mut B::Buffer,
+    },
+    /// Turns the gradient of [`Self::HeadNorm`]'s output into that of its input q‖k‖v.
+    HeadNormBackward {
+        qkv: &'a B::Buffer,
+        weights: [&'a B::Vector; 2],
+        eps: f32,
+        shape: AttentionShape,
+        dqkv: &'a mut B::Buffer,
+    },
     /// Rotates the queries and keys of q‖k‖v in place; `inverse` is the gradient.
     Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, inverse: bool },
     /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores.
@@ -113,6 +130,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::LoraDyB { .. } => "LoRA dY·B",
             Self::LinearDx { .. } => "linear, backward",
             Self::LoraGradients { .. } => "LoRA gradients",
+            Self::HeadNorm { .. } => "norm of queries and keys",
+            Self::HeadNormBackward { .. } => "norm of queries and keys, backward",
             Self::Rope { .. } => "rotary embedding",
             Self::Attention { .. } | Self::AttentionOverCache { .. } => "attention",
             Self::AttentionBackward { .. } => "attention, backward",
@@ -127,7 +146,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
     /// What it wrote, each with its name in messages.
     pub fn outputs(&self) -> Vec<(String, Output<'_, B>)> {
         let one = |name: &str, buffer| vec![(name.to_owned(), Output::Buffer(buffer))];
-        let of = |what: &str, group: &LinearGroup<B>, buffer| one(&format!("{what} of {}", group.label()), buffer);
+        let of = |what: &str, group: &LinearGroup<B>, buffer| one(&format!("{what} of {}", group.label), buffer);
         match self {
             Self::Embed { out, .. } => one("the residual stream", *out),
             Self::RmsNorm { out, .. } => one("the norm of the residual stream", *out),
@@ -142,7 +161,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::LoraDyB { group, t, .. } => of("dY·B", group, *t),
             Self::LinearDx { group, dx, .. } => of("the gradient of the input", group, *dx),
             Self::LoraGradients { group, .. } => {
-                let name = |factor| format!("the gradient of lora_{factor} of one of {}", group.label());
+                let name = |factor| format!("the gradient of lora_{factor} of one of {}", group.label);
                 let loras = group.segments.iter().filter_map(|segment| segment.lora.as_ref());
                 loras
                     .flat_map(|lora| {
@@ -151,6 +170,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
                     })
                     .collect()
             }
+            Self::HeadNorm { out, .. } => one("the norm of queries and keys", *out),
+            Self::HeadNormBackward { dqkv, .. } => one("the gradient of queries, keys and values", *dqkv),
             Self::Rope { qkv, .. } => one("queries, keys and values", *qkv),
             Self::Attention { out, lse, .. } => {
                 let mut outputs = one("the log-sum-exp of the scores", *lse);
@@ -203,6 +224,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             | Self::LoraDyB { .. }
             | Self::LinearDx { .. }
             | Self::LoraGradients { .. }
+            | Self::HeadNorm { .. }
+            | Self::HeadNormBackward { .. }
             | Self::Rope { .. }
             | Self::Swiglu { .. }
             | Self::SwigluBackward { .. }

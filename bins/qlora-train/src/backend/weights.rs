@@ -2,7 +2,7 @@
 
 use super::{LinearGroup, Operands};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
@@ -38,7 +38,7 @@ pub trait Weights: Operands {
         k: usize,
         quantization: Quantization,
         stored: StoredType,
-        read: &mut dyn FnMut() -> Result<StoredWeight>,
+        read: &mut dyn FnMut() -> Result<WeightSource>,
     ) -> Result<Self::Weight>;
     /// Moves the weights of a layer's groups to pinned host memory, where the device has memory of its own.
     fn pin_weights(&mut self, _groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {

@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 use super::quantized::OriginalBase;
 use super::{Checkpoint, Entry};
 use crate::error::{Error, Result};
-use crate::files::tensor::{HostTensor, StoredWeight};
+use crate::files::tensor::{HostTensor, WeightSource};
 use crate::refuse;
 
 const HEAD: &str = "qlora base fingerprint 1\n";
@@ -166,13 +166,13 @@ impl Checkpoint {
     }
 
     /// [`read_weight`](Self::read_weight) and digest in one pass over the file.
-    pub fn read_weight_with_digest(&self, name: &str) -> Result<(StoredWeight, TensorDigest)> {
+    pub fn read_weight_with_digest(&self, name: &str) -> Result<(WeightSource, TensorDigest)> {
         match self.find(name)? {
             Entry::Dense(file, info) => {
                 let mut hasher = Sha256::new();
                 let tensor = self.files[*file].read(name, info, |bytes| hasher.update(bytes))?;
                 let digest = TensorDigest::new(name, info.dtype, &info.shape, hasher);
-                Ok((StoredWeight::Tensor(tensor), digest))
+                Ok((WeightSource::Tensor(tensor), digest))
             }
             Entry::Nf4(entry) => {
                 let mut hashers: BTreeMap<&str, Sha256> =
@@ -183,7 +183,7 @@ impl Checkpoint {
                 let parts = entry.parts.iter().zip(hashers.into_values());
                 let parts = parts.map(|((&part, (_, info)), hasher)| (part, info.dtype, &info.shape[..], hasher));
                 let digest = TensorDigest::of_hashed_parts(name, &entry.shape, parts);
-                Ok((StoredWeight::Nf4(matrix), digest))
+                Ok((WeightSource::Nf4(matrix), digest))
             }
         }
     }

@@ -21,7 +21,7 @@ use safetensors::tensor::TensorInfo;
 use crate::arch::Arch;
 use crate::error::Result;
 use crate::files::safetensors::TensorFile;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
+use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use quantized::Nf4Entry;
 
@@ -137,14 +137,14 @@ impl Checkpoint {
     /// since it was opened is `Failed`. Other values that are not finite are left for
     /// [`check_finite`](Self::check_finite).
     pub fn read(&self, name: &str) -> Result<HostTensor> {
-        self.read_weight(name).map(StoredWeight::into_tensor)
+        self.read_weight(name).map(WeightSource::into_tensor)
     }
 
     /// Reads one tensor as stored, in NF4 too.
-    pub fn read_weight(&self, name: &str) -> Result<StoredWeight> {
+    pub fn read_weight(&self, name: &str) -> Result<WeightSource> {
         match self.find(name)? {
-            Entry::Dense(file, info) => Ok(StoredWeight::Tensor(self.files[*file].read(name, info, |_| ())?)),
-            Entry::Nf4(entry) => Ok(StoredWeight::Nf4(entry.read(name, &self.files, |_, _| ())?)),
+            Entry::Dense(file, info) => Ok(WeightSource::Tensor(self.files[*file].read(name, info, |_| ())?)),
+            Entry::Nf4(entry) => Ok(WeightSource::Nf4(entry.read(name, &self.files, |_, _| ())?)),
         }
     }
 

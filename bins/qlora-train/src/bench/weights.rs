@@ -4,7 +4,7 @@ use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::error::{Error, Result};
 use crate::files::random::{RandomNf4, repeated};
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::lora::ParamId;
 use crate::model::Source;
 use crate::session::weights::initial_lora;
@@ -45,7 +45,7 @@ impl RandomSource {
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        self.shapes.get(name).cloned().ok_or_else(|| Error::Failed(format!("a Llama of this shape has no {name}")))
+        self.shapes.get(name).cloned().ok_or_else(|| Error::Failed(format!("a model of this shape has no {name}")))
     }
 }
 
@@ -65,9 +65,9 @@ impl Source for RandomSource {
     }
 
     /// NF4 as it would be after quantization, without quantizing; its codes are made by whoever holds it.
-    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+    fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         let Quantization::Nf4 { block_size, double_quant } = self.quantization else {
-            return self.read(name).map(StoredWeight::Tensor);
+            return self.read(name).map(WeightSource::Tensor);
         };
         let shape = self.shape(name)?;
         let first = self.next_first();
@@ -85,7 +85,7 @@ impl Source for RandomSource {
             false => Absmax::F32(vec![0.035; blocks]),
         };
         let bytes = self.bytes.clone();
-        Ok(StoredWeight::Random(RandomNf4 { rows, cols, block_size, absmax, bytes, first }))
+        Ok(WeightSource::Random(RandomNf4 { rows, cols, block_size, absmax, bytes, first }))
     }
 
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
@@ -109,7 +109,7 @@ mod tests {
             for (name, shape) in config.tensors() {
                 let values = match name.contains("_proj") {
                     true => match source.read_weight(&name).unwrap() {
-                        StoredWeight::Random(random) => random.into_matrix().dequantize(),
+                        WeightSource::Random(random) => random.into_matrix().dequantize(),
                         other => panic!("{name} is {other:?}, expected random NF4"),
                     },
                     false => source.read(&name).unwrap().to_f32(),

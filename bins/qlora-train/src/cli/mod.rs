@@ -14,16 +14,18 @@ mod quantize;
 mod train;
 
 use crate::config::{SettingsArgs, unknown_flag};
-use crate::error::{Context, Result};
-use crate::report::{Verbosity, print_error, printable_json, printable_lines, set_verbosity};
+use crate::error::{Context, Error, Result};
+use crate::report::{Verbosity, print_error, printable_json, printable_lines, set_verbosity, status};
 use answer::Answer;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
+use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "qlora-train", version, about = "Fine-tunes a Llama with QLoRA", disable_help_subcommand = true)]
+#[command(name = "qlora-train", version, about = "Fine-tunes language models with QLoRA", long_version = LONG_VERSION, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -59,6 +61,27 @@ enum Command {
     /// Check this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
 }
+
+/// Version and what the build computes on.
+const LONG_VERSION: &str = match KERNELS {
+    Kernels::Cuda => concat!(env!("CARGO_PKG_VERSION"), "\nbuilt with CUDA"),
+    Kernels::Emulated => {
+        concat!(env!("CARGO_PKG_VERSION"), "\nbuilt for the CPU, with an emulation of the GPU's kernels")
+    }
+    Kernels::Absent => concat!(env!("CARGO_PKG_VERSION"), "\nbuilt for the CPU"),
+};
+
+/// Commands that people look for, with what does it.
+const ELSEWHERE: [(&[&str], &str); 5] = [
+    (
+        &["merge", "fuse", "export"],
+        "PEFT merges an adapter into its base: `PeftModel.from_pretrained(base, adapter).merge_and_unload()`",
+    ),
+    (&["chat"], "`qlora-train generate --adapter DIR --prompt TEXT` answers"),
+    (&["serve"], "vLLM serves an adapter: `vllm serve BASE --enable-lora --lora-modules name=DIR`"),
+    (&["upload", "push"], "`hf upload REPOSITORY DIR` uploads an adapter"),
+    (&["config", "new"], "`qlora-train init` writes a settings file to begin with"),
+];
 
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
@@ -101,7 +124,11 @@ pub fn main() -> ExitCode {
         // A plan that does not fit.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            print_error(&error);
+            match error {
+                // Who asked for it knows; it ended in good order.
+                Error::Interrupted(_) => status!("{error}"),
+                _ => print_error(&error),
+            }
             if cli.json {
                 print_error_object(&error.to_string(), error.exit_status());
             }
@@ -123,7 +150,8 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
     let to_program = args.iter().any(|arg| arg == "--json");
     let takes_settings =
         args.iter().find(|arg| !arg.starts_with('-')).is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
-    let (message, exit_status) = match unknown_flag(error).filter(|_| takes_settings) {
+    let refused = unknown_flag(error).filter(|_| takes_settings).or_else(|| unknown_command(error));
+    let (message, exit_status) = match refused {
         Some(unknown) => {
             print_error(&unknown);
             (unknown.to_string(), unknown.exit_status())
@@ -138,6 +166,13 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         print_error_object(&message, exit_status);
     }
     ExitCode::from(exit_status)
+}
+
+/// The error for a command of [`ELSEWHERE`].
+fn unknown_command(error: &clap::Error) -> Option<Error> {
+    let Some(ContextValue::String(command)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let (_, what) = ELSEWHERE.iter().find(|(names, _)| names.contains(&command.as_str()))?;
+    Some(Error::Refused(format!("`{command}` is not a command; {what}")))
 }
 
 /// What clap found, without the usage that it prints below.

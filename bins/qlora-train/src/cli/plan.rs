@@ -13,32 +13,33 @@ use crate::report::trainable_line;
 use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
 use crate::session::plan::StoredAs;
 use crate::session::training_data::find_files;
-use crate::session::{Device, Loaded, TrainingData, plan};
+use crate::session::{Device, Loaded, TrainingData, plan, replace_adapter_by_base};
 use serde_json::json;
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let mut settings = args.load()?;
     settings.validate(Purpose::Plan)?;
+    replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     let device = Device::choose_for_plan(&settings)?;
     if let Some(arch) = named_shape(&settings)? {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
+        let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions);
         return answer(&settings, &device, spec, &stored_in_16_bits, rows);
     }
     let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
+    let device = device.for_model(&settings, checkpoint.arch());
     check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
     // Without data the longest batch that the settings allow is planned.
-    let (tokens, positions) = if settings.data.is_empty() {
-        (per_batch * settings.max_length, settings.max_length)
-    } else {
-        let work = TrainingData::load(&settings, &loaded)?;
-        (work.tokens, work.longest)
-    };
+    let longest = (per_batch * settings.max_length, settings.max_length);
+    // The rows are kept: what they take belongs to the plan.
+    let data = (!settings.data.is_empty()).then(|| TrainingData::load(&settings, &loaded)).transpose()?;
+    let (tokens, positions) = data.as_ref().map_or(longest, |data| (data.tokens, data.longest));
     let spec = model_spec(&settings, checkpoint, tokens, positions);
     answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
 }
@@ -170,7 +171,9 @@ pub fn answer(
             format_bytes(limit)
         );
     }
-    let _ = write!(text, "longest row that fits: {max_length} tokens");
+    let positions = spec.arch.max_position_embeddings;
+    let bound = if max_length >= positions { ", all positions of the model: memory would hold more" } else { "" };
+    let _ = write!(text, "longest row that fits: {max_length} tokens{bound}");
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }

@@ -5,10 +5,10 @@ use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
-use crate::report::{printable, printable_lines, status};
-use crate::session::Loaded;
+use crate::report::{count, printable, printable_lines, status};
 use crate::session::training_data::{data_options, find_files, schedule};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
+use crate::session::{Loaded, replace_adapter_by_base};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use qlora_kernels::rng::Stream;
@@ -74,6 +74,7 @@ fn styled(token: &str, supervised: bool, special: bool) -> String {
 pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let mut settings = args.settings.load()?;
     settings.validate(Purpose::Preview)?;
+    replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
@@ -92,9 +93,10 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let marks = Marks::new();
     let texts = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &special, marks));
     let mut text: Vec<String> = texts.collect::<Result<_>>()?;
-    text.push(format!("{} of {} rows; {}", shown.len(), dataset.rows.len(), marks.legend()));
+    text.push(format!("{} of {}; {}", shown.len(), count(dataset.rows.len() as u64, "row"), marks.legend()));
     text.push(printable_lines(&checks.to_string()).into_owned());
-    text.push(format!("lengths of the {} rows read:\n{}", dataset.report.rows_read, dataset.report.lengths));
+    let read = count(dataset.report.rows_read as u64, "row");
+    text.push(format!("lengths of the {read} read:\n{}", dataset.report.lengths));
     text.extend(packing.map(|packing| packing.to_string()));
 
     let report = &dataset.report;

@@ -73,18 +73,20 @@ struct Flag {
     long: String,
     others: Vec<String>,
     help: Option<String>,
+    /// Over the group of settings that it is in
+    heading: &'static str,
     switch: bool,
 }
 
-/// Over the settings in a command's `--help`.
-const HEADING: &str = "Settings (also in CONFIG.yaml, with _ for -)";
+/// Below the settings in a command's `--help`.
+const AFTER: &str = "Every setting can stand in CONFIG.yaml too, with _ for -; `qlora-train init` writes such a file.";
 
 /// clap keeps `&'static str`, so the spellings live as long as the process.
 static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
     let settings = SETTINGS.iter().map(|info| {
         let others = info.aliases.iter().copied();
         let help = format!("{} [{}; default: {}]", info.help, info.values, info.default);
-        flag(info.name, others, Some(help), info.switch)
+        Flag { heading: info.group(), ..flag(info.name, others, Some(help), info.switch) }
     });
     let derived = DERIVED.iter().map(|d| flag(d.names[0], d.names[1..].iter().copied(), None, d.switch));
     let foreign = FOREIGN.iter().map(|foreign| flag(foreign.name, std::iter::empty(), None, true));
@@ -97,7 +99,7 @@ fn flag(name: &'static str, aliases: impl Iterator<Item = &'static str>, help: O
     let mut others: Vec<String> = spellings.filter(|other| *other != long).collect();
     others.sort();
     others.dedup();
-    Flag { name, long, others, help, switch }
+    Flag { name, long, others, help, heading: "", switch }
 }
 
 impl Args for SettingsArgs {
@@ -106,12 +108,12 @@ impl Args for SettingsArgs {
             .value_name("CONFIG.yaml")
             .help("Settings file; the flags below win over it")
             .value_parser(value_parser!(PathBuf));
-        FLAGS.iter().fold(command.arg(file), |command, flag| {
+        FLAGS.iter().fold(command.arg(file).after_help(AFTER), |command, flag| {
             let mut arg = Arg::new(flag.name)
                 .long(flag.long.as_str())
                 .aliases(flag.others.iter().map(String::as_str))
                 .value_name("VALUE")
-                .help_heading(HEADING)
+                .help_heading(flag.heading)
                 // Repetition is judged with the values, where lists grow and equal values pass.
                 .action(ArgAction::Append)
                 .allow_negative_numbers(true);

@@ -179,7 +179,12 @@ pub fn commented_yaml() -> String {
     let mut text = String::from(
         "# Settings of a run: `qlora-train train THIS_FILE`. A line that begins with # holds the default.\n\n",
     );
+    let mut group = "";
     for info in SETTINGS {
+        if info.group() != group {
+            group = info.group();
+            let _ = writeln!(text, "# ---- {group} ----\n");
+        }
         let _ = writeln!(text, "# {}\n# ({})", info.help, info.values);
         let default = (info.get)(&Settings::default());
         let _ = match info.name {

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::compat::{Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
 use super::datasets::data_implies;
 use super::enums::{Preset, Scheduler};
-use super::intervals::Every;
+use super::intervals::{Every, Resume};
 use super::table::{SETTINGS, SettingInfo, Settings};
 use super::types::{Reject, SettingValue, ValSet, is_unset};
 use super::yaml::{self, Document, Entry, Value};
 use crate::error::{Error, Result};
+use crate::files::home::expand_home;
 
 /// Of these pairs one setting stands in for the other, so a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
@@ -29,6 +30,14 @@ struct Fault {
     message: String,
     key: String,
     line: u64,
+    /// A flag of this setting or key takes the fault away.
+    silenced_by: Option<&'static str>,
+}
+
+impl Fault {
+    fn new(message: String, key: impl Into<String>, line: u64) -> Self {
+        Self { message, key: key.into(), line, silenced_by: None }
+    }
 }
 
 /// Values from one file or from the flags, by the settings' own names.
@@ -42,6 +51,8 @@ struct Layer {
     no_effect: Vec<String>,
     notes: Vec<String>,
     faults: Vec<Fault>,
+    /// Settings and keys of flags, which take away the faults of a file
+    silences: Vec<&'static str>,
 }
 
 fn rejected(place: &str, value: &Value, expected: &str, reject: Reject) -> String {
@@ -56,8 +67,13 @@ impl Layer {
     /// Takes one key; what cannot be taken becomes a fault, so that all of them are told together.
     fn add(&mut self, name: &str, given: Given) {
         let line = given.line;
-        if let Err(message) = self.try_add(name, given) {
-            self.faults.push(Fault { message, key: name.rsplit('.').next().unwrap_or(name).to_owned(), line });
+        let silenced_by = silenced_by(name);
+        match self.try_add(name, given) {
+            Err(message) => {
+                let key = name.rsplit('.').next().unwrap_or(name).to_owned();
+                self.faults.push(Fault { message, key, line, silenced_by });
+            }
+            Ok(()) => self.silences.extend(silenced_by.filter(|_| line == 0)),
         }
     }
 
@@ -83,6 +99,9 @@ impl Layer {
             Some(Known::Foreign(foreign)) => {
                 if foreign.check(value).map_err(|why| match foreign.treatment {
                     Treatment::Instead => format!("{place} {why}"),
+                    Treatment::Off if *line > 0 => {
+                        format!("{place}: {why}; `--{} false` leaves it out", foreign.name.replace('_', "-"))
+                    }
                     _ => format!("{place}: {why}"),
                 })? {
                     self.no_effect.push(shortened(name));
@@ -182,6 +201,16 @@ impl Layer {
     }
 }
 
+/// Flag that takes the place of what a file says of a key: of the rows, which are elsewhere then, and of features that
+/// are not here, which it turns off. A wrong value of another setting is a fault whatever the flags say.
+fn silenced_by(name: &str) -> Option<&'static str> {
+    match lookup(name)? {
+        Known::Foreign(foreign) if foreign.treatment == Treatment::Off => Some(foreign.name),
+        Known::Setting(info) if info.name == "data" || info.name == "val_data" => Some(info.name),
+        _ => None,
+    }
+}
+
 fn own_template(value: &Value) -> bool {
     matches!(value, Value::Str(name) if ["default", "tokenizer_default", "jinja"].contains(&name.trim()))
 }
@@ -226,6 +255,41 @@ impl Settings {
     }
 }
 
+/// Rank of LLaMA-Factory where none is given.
+const LLAMA_FACTORY_RANK: usize = 8;
+
+/// Another trainer that a settings file was written for.
+#[derive(Clone, Copy, PartialEq)]
+enum Tool {
+    LlamaFactory,
+    Axolotl,
+}
+
+impl Tool {
+    /// Told by keys that no other trainer has so many of.
+    fn of(entries: &[Entry]) -> Option<Self> {
+        const LLAMA_FACTORY: [&str; 9] = [
+            "stage",
+            "finetuning_type",
+            "cutoff_len",
+            "template",
+            "dataset_dir",
+            "lora_target",
+            "quantization_bit",
+            "quantization_method",
+            "do_train",
+        ];
+        const AXOLOTL: [&str; 6] =
+            ["base_model", "datasets", "sequence_len", "micro_batch_size", "sample_packing", "dataset_prepared_path"];
+        let count = |keys: &[&str]| entries.iter().filter(|entry| keys.contains(&entry.key.as_str())).count();
+        match (count(&LLAMA_FACTORY), count(&AXOLOTL)) {
+            (of_llama_factory, _) if of_llama_factory >= 3 => Some(Self::LlamaFactory),
+            (_, of_axolotl) if of_axolotl >= 3 => Some(Self::Axolotl),
+            _ => None,
+        }
+    }
+}
+
 /// One refusal of all faults. Each stands on its own line, under "error:" from the second on, with its line of the
 /// file.
 fn refusal(faults: &[Fault], text: &str) -> Error {
@@ -236,7 +300,9 @@ fn refusal(faults: &[Fault], text: &str) -> Error {
 fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Settings, Vec<String>)> {
     let mut file = Layer::from_entries(&document.entries, &document.name);
     let flags = Layer::from_flags(overrides);
-    let mut faults: Vec<Fault> = file.faults.into_iter().chain(flags.faults).collect();
+    let silenced = |fault: &Fault| fault.silenced_by.is_some_and(|name| flags.silences.contains(&name));
+    let stands = file.faults.into_iter().filter(|fault| !silenced(fault));
+    let mut faults: Vec<Fault> = stands.chain(flags.faults).collect();
     for (one, other) in INSTEAD {
         if flags.given.contains_key(one) || flags.given.contains_key(other) {
             file.given.remove(one);
@@ -251,20 +317,34 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     all.extend(flags.given);
 
+    let mut notes = Vec::new();
     let mut settings = Settings::default();
     for info in SETTINGS {
         if let Some(given) = all.get(info.name)
             && let Err(message) = apply(info, given, &mut settings)
         {
-            faults.push(Fault { message, key: info.name.to_owned(), line: given.line });
+            faults.push(Fault::new(message, info.name, given.line));
         }
     }
-    if let Some(scale) = flags.scale.or(file.scale) {
+    let scale = flags.scale.or(file.scale);
+    let has_scale = scale.is_some();
+    if let Some(scale) = scale {
         let alpha = f64::read(&scale.value).unwrap_or_default() * settings.lora_r as f64;
         let given = Given { value: Value::Float(alpha), ..scale };
         if let Err(message) = apply(find("lora_alpha"), &given, &mut settings) {
-            faults.push(Fault { message, key: "scale".to_owned(), line: given.line });
+            faults.push(Fault::new(message, "scale", given.line));
         }
+    }
+    let tool = Tool::of(&document.entries);
+    if tool == Some(Tool::LlamaFactory) && !has_scale && !all.contains_key("lora_alpha") {
+        settings.lora_r = if all.contains_key("lora_r") { settings.lora_r } else { LLAMA_FACTORY_RANK };
+        settings.lora_alpha = 2.0 * settings.lora_r as f64;
+        let (r, alpha) = (settings.lora_r, settings.lora_alpha);
+        notes.push(format!("as in LLaMA-Factory where they are not given: lora_rank {r}, lora_alpha {alpha}"));
+    }
+    if tool == Some(Tool::Axolotl) && !document.entries.iter().any(|entry| entry.key == "adapter") {
+        notes
+            .push("a file of Axolotl without `adapter` trains all weights there; here adapters are trained".to_owned());
     }
     if settings.preset == Some(Preset::Loraplus) && !all.contains_key("loraplus_lr_ratio") {
         settings.loraplus_lr_ratio = 16.0;
@@ -279,12 +359,20 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     if settings.val_set_size != ValSet::Off && !settings.val_data.is_empty() {
         let given = &all["val_set_size"];
         let message = format!("{}: {}", given.place, clash("val_set_size", "val_data", &all["val_data"].place));
-        faults.push(Fault { message, key: "val_set_size".to_owned(), line: given.line });
+        faults.push(Fault::new(message, "val_set_size", given.line));
+    }
+    // Here, so that what is recorded of the base can be found by others.
+    settings.model = settings.model.map(|model| expand_home(Path::new(&model)).to_string_lossy().into_owned());
+    for path in [&mut settings.output_dir, &mut settings.init_adapter].into_iter().flatten() {
+        *path = expand_home(path);
+    }
+    if let Resume::From(path) = &mut settings.resume_from_checkpoint {
+        *path = expand_home(path);
     }
     if !faults.is_empty() {
         return Err(refusal(&faults, &document.text));
     }
-    let mut notes: Vec<String> = file.notes.into_iter().chain(flags.notes).collect();
+    let mut notes: Vec<String> = file.notes.into_iter().chain(flags.notes).chain(notes).collect();
     let no_effect: Vec<String> =
         file.no_effect.iter().chain(&flags.no_effect).map(|name| format!("`{name}`")).collect();
     if !no_effect.is_empty() {
@@ -307,7 +395,7 @@ fn one_warmup(settings: &mut Settings, all: &BTreeMap<&'static str, Given>) -> O
             if let Some(ratio) = ratio_given.filter(|_| settings.warmup_ratio != 0.0) {
                 let given = &all["warmup_steps"];
                 let message = format!("{}: {}", given.place, clash("warmup_steps", "warmup_ratio", &ratio.place));
-                return Some(Fault { message, key: "warmup_steps".to_owned(), line: given.line });
+                return Some(Fault::new(message, "warmup_steps", given.line));
             }
             let is_ratio = steps < 1.0;
             settings.warmup_ratio = if is_ratio { steps } else { 0.0 };

@@ -261,8 +261,28 @@ settings! {
     "Worker threads; results do not depend on them."
     threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
-    "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX. A GPU always computes in bf16."
-    compute: Option<Compute> = None, "f32; bf16 on a GPU", "f32 or bf16", ResultsIfSet, [];
+    "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` takes it where there is one, else f32, and a resumed run computes as it began. A GPU always computes in bf16."
+    compute: Option<Compute> = None, "auto", "auto, f32 or bf16", ResultsIfSet, [];
     "Where the run works; `auto` takes a GPU if there is one and the build has CUDA, and says which it took."
     device: Option<Device> = None, "auto", "auto, cpu, cuda or cuda:N", RunOnly, [];
+}
+
+/// The first setting of each group in `--help` and in the file that `init` writes, with the group's heading.
+const GROUPS: [(&str, &str); 7] = [
+    ("model", "Model, data and output"),
+    ("quantization", "Base weights"),
+    ("lora_r", "Adapters"),
+    ("learning_rate", "Training"),
+    ("optim", "Optimizer"),
+    ("logging_steps", "Log, checkpoints and evaluation"),
+    ("gradient_checkpointing", "Memory and device"),
+];
+
+impl SettingInfo {
+    /// Heading of the group that the setting is in.
+    pub fn group(&self) -> &'static str {
+        let before = SETTINGS.iter().take_while(|info| info.name != self.name).chain([self]);
+        let begun = before.filter_map(|info| GROUPS.iter().find(|(first, _)| *first == info.name));
+        begun.last().map_or("", |(_, heading)| heading)
+    }
 }

@@ -9,6 +9,7 @@ use super::reader::Unit;
 use super::rows::RowKind;
 use crate::error::Result;
 use crate::refuse;
+use crate::report::{count, thousands};
 
 /// Rows named one by one in the printed report; more than these are only counted.
 const NAMED_ROWS: usize = 5;
@@ -43,14 +44,22 @@ impl FileReport {
     }
 }
 
+fn rows(n: usize) -> String {
+    count(n as u64, "row")
+}
+
+fn tokens(n: usize) -> String {
+    count(n as u64, "token")
+}
+
 impl fmt::Display for FileReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}: ", self.path.display())?;
         if let [(kind, rows)] = self.kinds[..] {
-            return write!(f, "{rows} {} rows", kind.name());
+            return write!(f, "{}", count(rows as u64, &format!("{} row", kind.name())));
         }
         let kinds: Vec<String> = self.kinds.iter().map(|(kind, rows)| format!("{rows} {}", kind.name())).collect();
-        write!(f, "{} rows of mixed formats: {}", self.rows, kinds.join(", "))
+        write!(f, "{} of mixed formats: {}", count(self.rows as u64, "row"), kinds.join(", "))
     }
 }
 
@@ -152,15 +161,17 @@ impl fmt::Display for DatasetReport {
         }
         write!(
             f,
-            "{} rows, {} tokens, {} of them supervised, longest row {} tokens",
-            self.rows_kept, self.tokens, self.supervised_tokens, self.longest
+            "{}, {}, {} of them supervised, longest row {}",
+            rows(self.rows_kept),
+            tokens(self.tokens),
+            thousands(self.supervised_tokens as u64),
+            tokens(self.longest)
         )?;
         if self.weighted > 0 {
             write!(
                 f,
-                "\n{} row{} with weights of their own: the loss is the sum of weight x loss, divided by the sum of the weights",
-                self.weighted,
-                if self.weighted == 1 { "" } else { "s" }
+                "\n{} with weights of their own: the loss is the sum of weight x loss, divided by the sum of the weights",
+                rows(self.weighted)
             )?;
         }
         match self.tasks {
@@ -170,13 +181,13 @@ impl fmt::Display for DatasetReport {
                 "\n{tasks} different values of `task`, more than the {MAX_TASKS} that are evaluated apart: losses by task \
                  are left out"
             )?,
-            tasks => write!(f, "\n{tasks} task{}", if tasks == 1 { "" } else { "s" })?,
+            tasks => write!(f, "\n{}", count(tasks as u64, "task"))?,
         }
         for remark in &self.remarks {
             write!(f, "\n{remark}")?;
         }
         if self.skipped > 0 {
-            write!(f, "\nwarning: {} rows skipped, because they cannot be trained on:", self.skipped)?;
+            write!(f, "\nwarning: {} skipped, because they cannot be trained on:", rows(self.skipped))?;
             for why in &self.bad_rows {
                 write!(f, "\n  {why}")?;
             }
@@ -185,21 +196,25 @@ impl fmt::Display for DatasetReport {
         if self.dropped > 0 {
             write!(
                 f,
-                "\n{} rows left out: longer than max_length {} (the longest has {} tokens)",
-                self.dropped, self.max_length, self.longest_read
+                "\n{} left out: longer than max_length {} (the longest has {})",
+                rows(self.dropped),
+                self.max_length,
+                tokens(self.longest_read)
             )?;
         }
         if self.truncated > 0 {
             write!(
                 f,
-                "\n{} rows cut to max_length {} (the longest had {} tokens)",
-                self.truncated, self.max_length, self.longest_read
+                "\n{} cut to max_length {} (the longest had {})",
+                rows(self.truncated),
+                self.max_length,
+                tokens(self.longest_read)
             )?;
         }
         if self.unsupervised > 0 {
             let named: Vec<String> = self.unsupervised_rows.iter().map(|row| self.place(row.file, row.line)).collect();
             let more = if self.unsupervised > named.len() { ", …" } else { "" };
-            write!(f, "\n{} rows left out: no supervised token ({}{more})", self.unsupervised, named.join(", "))?;
+            write!(f, "\n{} left out: no supervised token ({}{more})", rows(self.unsupervised), named.join(", "))?;
         }
         for warning in &self.warnings {
             write!(f, "\nwarning: {warning}")?;
@@ -207,9 +222,9 @@ impl fmt::Display for DatasetReport {
         if self.open_ended > 0 {
             write!(
                 f,
-                "\nwarning: in {} rows an answer or a text ends without an end-of-turn token, because the chat template \
+                "\nwarning: in {} an answer or a text ends without an end-of-turn token, because the chat template \
                  writes none or the tokenizer has no EOS; the model will not learn to stop",
-                self.open_ended
+                rows(self.open_ended)
             )?;
         }
         Ok(())

@@ -9,6 +9,7 @@ use qlora_kernels::rng::Stream;
 use super::pack::pack;
 use crate::error::Result;
 use crate::refuse;
+use crate::report::count;
 
 const ORDER_DOMAIN: u64 = 0x4F52_4445_0000_0000;
 
@@ -91,8 +92,9 @@ impl Packing {
 
 impl fmt::Display for Packing {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (rows, packs, share) = (self.rows, self.packs, 100.0 * self.efficiency());
-        write!(f, "packing: {rows} rows in {packs} packs of {} tokens, {share:.1}% full", self.max_length)
+        let (rows, packs) = (count(self.rows as u64, "row"), count(self.packs as u64, "pack"));
+        let share = 100.0 * self.efficiency();
+        write!(f, "packing: {rows} in {packs} of {} tokens, {share:.1}% full", self.max_length)
     }
 }
 

@@ -53,7 +53,12 @@ impl Dir {
 
     /// As [`open`](Self::open); the directory is made if need be.
     pub fn create(path: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(path)?;
+        // Unlike other calls of the standard library this one is not tried again when a signal comes.
+        while let Err(error) = std::fs::create_dir_all(path) {
+            if error.kind() != ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
         Self::open(path)
     }
 

@@ -4,6 +4,7 @@ pub mod atomic;
 pub(crate) mod dir;
 pub mod failpoint;
 pub(crate) mod hash;
+pub mod home;
 pub(crate) mod json;
 pub mod random;
 pub(crate) mod safetensors;

@@ -133,17 +133,17 @@ impl HostTensor {
     }
 }
 
-/// A linear weight as a checkpoint stores it.
+/// A linear weight as its source gives it.
 #[derive(Clone, Debug, PartialEq)]
-pub enum StoredWeight {
+pub enum WeightSource {
     Tensor(HostTensor),
     /// Quantized already: its maps and scales are used as they are.
     Nf4(Nf4Matrix),
-    /// No checkpoint's
+    /// Random codes, of no checkpoint
     Random(RandomNf4),
 }
 
-impl StoredWeight {
+impl WeightSource {
     /// NF4 dequantized to f32, anything else as it is.
     pub fn into_tensor(self) -> HostTensor {
         let matrix = match self {

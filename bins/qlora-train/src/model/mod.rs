@@ -13,7 +13,7 @@ use crate::arch::{Arch, Input, Projection};
 use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
+use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
@@ -103,8 +103,8 @@ pub trait Source {
         None
     }
     /// A linear weight, in NF4 where the source stores it so.
-    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
-        self.read(name).map(StoredWeight::Tensor)
+    fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
+        self.read(name).map(WeightSource::Tensor)
     }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
@@ -113,6 +113,8 @@ pub trait Source {
 struct Layer<B: Backend> {
     input_norm: B::Vector,
     qkv: LinearGroup<B>,
+    /// Of queries and of keys, where the family normalizes them.
+    qk_norm: Option<[B::Vector; 2]>,
     o: LinearGroup<B>,
     post_attention_norm: B::Vector,
     gate_up: LinearGroup<B>,
@@ -268,10 +270,18 @@ fn build_layer<B: Backend>(
     let norm = |name: &str| spec.arch.layer_tensor(layer, name);
     let input_norm = vector(backend, source, "norms", &norm(spec.arch.names.input_norm), hidden)?;
     let post_attention_norm = vector(backend, source, "norms", &norm(spec.arch.names.post_attention_norm), hidden)?;
+    let qk_norm = match spec.arch.qk_norm_names() {
+        Some(names) => {
+            let [q, k] = names.map(|name| vector(backend, source, "norms", &norm(name), spec.arch.head_dim));
+            Some([q?, k?])
+        }
+        None => None,
+    };
     let mut group = |input| build_group(backend, source, spec, layer, input);
     Ok(Layer {
         input_norm,
         qkv: group(Input::Attention)?,
+        qk_norm,
         o: group(Input::Heads)?,
         post_attention_norm,
         gate_up: group(Input::Mlp)?,
@@ -301,7 +311,13 @@ fn build_group<B: Backend>(
         let lora = build_lora(backend, source, spec, layer, projection)?;
         segments.push(Segment { n, weight, bias, lora });
     }
-    let group = LinearGroup { k: input.width(arch), segments, dropout_id: (layer * 16 + input as usize) as u32 };
+    let names: Vec<&str> = input.projections().iter().map(|&projection| arch.names.short(projection)).collect();
+    let group = LinearGroup {
+        k: input.width(arch),
+        segments,
+        dropout_id: (layer * 16 + input as usize) as u32,
+        label: names.join(", "),
+    };
     backend.prepare_group(&arch.weight_name(layer, input.projections()[0]), &group)?;
     Ok(group)
 }

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 /// What the backward pass of one layer reads, beside the layer's input. S is the low-rank projection of an input.
 struct Block<B: Backend> {
+    /// As attention sees them; where queries and keys are normalized, as their projections left them.
     qkv: B::Buffer,
     s_qkv: Option<B::Buffer>,
     attention: B::Buffer,
@@ -224,6 +225,16 @@ fn linear<B: Backend>(
     Ok((y, s))
 }
 
+/// q‖k‖v with the heads of q and k normalized; `None` where the family does not normalize them. The backward pass
+/// computes it again from the projections: it needs those exactly, and to keep both takes twice the memory.
+fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buffer) -> Result<Option<B::Buffer>> {
+    let Some([q, k]) = &layer.qk_norm else { return Ok(None) };
+    let mut out = b.alloc("qkv", pass.shape.qkv())?;
+    let (weights, eps, shape) = ([q, k], pass.eps, pass.shape);
+    b.run(pass.all(), Op::HeadNorm { qkv, weights, eps, shape, out: &mut out })?;
+    Ok(Some(out))
+}
+
 /// One transformer block. `normed` is RMSNorm of `input` and is given up. The MLP's output is computed if `output`.
 /// With a cache the batch's keys and values are appended to it and attention sees what it holds.
 fn block<B: Backend>(
@@ -238,20 +249,23 @@ fn block<B: Backend>(
     let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
     let (mut qkv, s_qkv) = linear(b, pass, "qkv", &normed, &layer.qkv)?;
     drop(normed);
-    b.run(all(), Op::Rope { qkv: &mut qkv, shape, inverse: false })?;
+    let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
+    let attended = normed_qkv.as_mut().unwrap_or(&mut qkv);
+    b.run(all(), Op::Rope { qkv: attended, shape, inverse: false })?;
     let mut attention = b.alloc("attention output", shape.out())?;
     let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
     let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);
     if let Some((cache, view)) = cache {
         let starts = view.starts;
-        b.run(all(), Op::AppendToCache { qkv: &qkv, shape, starts, cache })?;
+        b.run(all(), Op::AppendToCache { qkv: attended, shape, starts, cache })?;
         if !view.fresh {
-            b.run(all(), Op::AttentionOverCache { qkv: &qkv, cache, shape, starts, out: &mut attention })?;
+            b.run(all(), Op::AttentionOverCache { qkv: attended, cache, shape, starts, out: &mut attention })?;
         }
     }
     if within_batch {
-        b.run(all(), Op::Attention { qkv: &qkv, shape, out: &mut attention, lse: &mut lse })?;
+        b.run(all(), Op::Attention { qkv: attended, shape, out: &mut attention, lse: &mut lse })?;
     }
+    drop(normed_qkv);
 
     let (projected, s_o) = linear(b, pass, "projected attention", &attention, &layer.o)?;
     let mut middle = b.alloc("residual stream", pass.hidden)?;
@@ -334,13 +348,29 @@ fn block_backward<B: Backend>(
 
     let mut d_attention = b.alloc("attention output", shape.out())?;
     linear_backward(b, pass, &attention, s_o, d_stream, &mut layer.o, Some(&mut d_attention))?;
+    let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
+    if let Some(qkv) = &mut normed_qkv {
+        b.run(all(), Op::Rope { qkv, shape, inverse: false })?;
+    }
     let mut d_qkv = b.alloc("qkv", shape.qkv())?;
+    let attended = normed_qkv.as_ref().unwrap_or(&qkv);
     b.run(
         all(),
-        Op::AttentionBackward { dout: &d_attention, qkv: &qkv, out: &attention, lse: &lse, shape, dqkv: &mut d_qkv },
+        Op::AttentionBackward {
+            dout: &d_attention,
+            qkv: attended,
+            out: &attention,
+            lse: &lse,
+            shape,
+            dqkv: &mut d_qkv,
+        },
     )?;
-    drop((d_attention, qkv, attention, lse));
+    drop((d_attention, normed_qkv, attention, lse));
     b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, inverse: true })?;
+    if let Some([q, k]) = &layer.qk_norm {
+        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps, shape, dqkv: &mut d_qkv })?;
+    }
+    drop(qkv);
     let mut normed = b.alloc("normed", pass.hidden)?;
     b.run(all(), Op::RmsNorm { x: input, weight: &layer.input_norm, eps, out: &mut normed })?;
     if first {

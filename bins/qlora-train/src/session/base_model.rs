@@ -2,6 +2,7 @@
 
 use super::Device;
 use super::chat_template::open_tokenizer;
+use crate::adapter::{is_adapter, recorded_base};
 use crate::base::{Checkpoint, resolve_model};
 use crate::config::Settings;
 use crate::data::ChatTokenizer;
@@ -92,6 +93,18 @@ impl Loaded {
         }
         Ok(())
     }
+}
+
+/// Puts the base of an adapter in its place where `model` names the adapter's directory; the run begins with it.
+pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
+    let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) else {
+        return Ok(());
+    };
+    let base = recorded_base(&adapter)?;
+    status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
+    settings.model = Some(base);
+    settings.init_adapter.get_or_insert(adapter);
+    Ok(())
 }
 
 /// Refuses a special token other than the tokenizer's: the model was made with that one.

@@ -6,7 +6,7 @@ use crate::config::{self, Settings};
 use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::files::hash::hex;
-use crate::report::{status, warning};
+use crate::report::{count, status, thousands, warning};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
@@ -132,7 +132,8 @@ pub fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Ro
         config::ValSet::Count(rows) => rows as f64,
     };
     let (rows, validation) = training.split(val_set_size, settings.seed)?;
-    status!("{} rows to train on, {} held back for validation", rows.len(), validation.len());
+    let training = count(rows.len() as u64, "row");
+    status!("{training} to train on, {} held back for validation", thousands(validation.len() as u64));
     Ok((rows, validation))
 }
 

@@ -6,7 +6,7 @@ use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
+use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{ParamId, ParamKind};
 use crate::model::Source;
 use qlora_kernels::rng::Stream;
@@ -50,11 +50,11 @@ impl Source for CheckpointSource<'_> {
         stored_in(self.checkpoint)(name).held
     }
 
-    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+    fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         let (weight, digest) = self.checkpoint.read_weight_with_digest(name)?;
         self.fingerprint.add(digest)?;
         // The scales of NF4 were checked when its parts were put together.
-        if let StoredWeight::Tensor(tensor) = &weight {
+        if let WeightSource::Tensor(tensor) = &weight {
             self.checkpoint.check_finite(name, tensor)?;
         }
         Ok(weight)

@@ -184,3 +184,10 @@ pub fn check_recorded_base(dir: &Path, fingerprint: &str) -> Result<()> {
 fn or_here(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
+
+/// What the run in this directory computes in, as [`Device::arithmetic`](crate::session::Device::arithmetic) told it;
+/// none where there is no run.
+pub fn recorded_arithmetic(dir: &Path) -> Result<Option<Option<String>>> {
+    let run = read_run(dir)?;
+    Ok(run.map(|run| run["identity"]["settings"]["compute"].as_str().map(str::to_owned)))
+}

@@ -9,7 +9,8 @@ use super::identity::{Identity, result_settings, run_clock, run_identity};
 use super::locked_dir::LockedDir;
 use super::names::checkpoint;
 use super::output_dir::{
-    Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run, remove_run,
+    Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run,
+    recorded_arithmetic, remove_run,
 };
 use super::owned::{Owned, recover, remove_temporary};
 use super::progress::{Progress, Speed};
@@ -18,7 +19,7 @@ use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::add_trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::{ADAPTER_CONFIG, Adapter, is_adapter, recorded_base};
+use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
@@ -35,7 +36,7 @@ use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::training_data::find_files;
-use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData};
+use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -55,19 +56,19 @@ pub struct TrainOutcome {
 pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     settings.validate(Purpose::Train)?;
     section("Model");
-    if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
-        let base = recorded_base(&adapter)?;
-        status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
-        settings.model = Some(base);
-        settings.init_adapter.get_or_insert(adapter);
-    }
+    replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     launch::check_single_process()?;
-    let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
+    let device = Device::choose(&settings)?;
     let locked = LockedDir::of_existing(&output)?;
     check_writable(&output)?;
+    let device = match recorded_arithmetic(&output)? {
+        Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
+        _ => device,
+    };
     let mut loaded = Loaded::open(&settings)?;
+    let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
@@ -89,10 +90,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
             remove_temporary(locked.dir(), &owned)?;
         }
         status!(
-            "{}: this run is finished ({} steps) and its adapter is there; nothing was done. To train it anew, choose \
+            "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
             output.display(),
-            finished.steps
+            count(finished.steps, "step")
         );
         return Ok(TrainOutcome { summary: finished, adapter: output });
     }

@@ -18,7 +18,7 @@ use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
-use crate::report::{Bars, sparkline, status};
+use crate::report::{Bars, count, sparkline, status};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
@@ -204,8 +204,9 @@ impl<B: Backend> Run<'_, B> {
         {
             self.progress.stopped_early = true;
             status!(
-                "stopping early after step {}: {patience} evaluations without a validation loss below {:.4}",
+                "stopping early after step {}: {} without a validation loss below {:.4}",
                 self.state.global_step,
+                count(patience as u64, "evaluation"),
                 self.state.best_metric.unwrap_or(loss)
             );
         }

@@ -9,7 +9,7 @@ use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_train::arch::Arch;
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::base::{Checkpoint, QuantizeOptions, quantize};
-use qlora_train::files::tensor::StoredWeight;
+use qlora_train::files::tensor::WeightSource;
 use sha2::{Digest, Sha256};
 
 use super::{configs, contents, stored_types};
@@ -65,9 +65,9 @@ proptest! {
             if name.ends_with("_proj.weight") && !skipped {
                 let expected = Nf4Matrix::quantize(&tensor.to_f32(), shape[0], shape[1], &options.nf4).unwrap();
                 prop_assert_eq!(after.read_f32(&name).unwrap(), expected.dequantize());
-                prop_assert_eq!(weight, StoredWeight::Nf4(expected));
+                prop_assert_eq!(weight, WeightSource::Nf4(expected));
             } else {
-                prop_assert_eq!(weight, StoredWeight::Tensor(tensor));
+                prop_assert_eq!(weight, WeightSource::Tensor(tensor));
             }
         }
         // Where everything is skipped nothing says how it would have been quantized.
@@ -105,7 +105,7 @@ fn checkpoints_of_transformers_and_bitsandbytes_dequantize_as_they_do_there() {
         assert_eq!(checkpoint.quantization(), Some(Nf4Options { block_size: 64, double_quant }), "{variant}");
         assert!(checkpoint.original().is_none());
         for (name, expected) in &hashes {
-            let StoredWeight::Nf4(matrix) = checkpoint.read_weight(name).unwrap() else { panic!("{name}") };
+            let WeightSource::Nf4(matrix) = checkpoint.read_weight(name).unwrap() else { panic!("{name}") };
             assert_eq!(hex(bytemuck::cast_slice(&matrix.dequantize())), expected["f32"], "{variant} {name}");
             assert_eq!(hex(bytemuck::cast_slice(&matrix.dequantize_bf16())), expected["rounded"], "{variant} {name}");
             assert_eq!(checkpoint.read(name).unwrap().into_f32(), matrix.dequantize());

@@ -27,7 +27,11 @@ fn steps_of_any_shape_are_measured() {
     // The peak has pages of files in it too, the plan room for what the process comes to take.
     let of = |key: &str| number(&found["host"][key]);
     assert!(of("planned_bytes") > 1e6 && (0.2..5.0).contains(&(of("peak_bytes") / of("planned_bytes"))), "{found}");
-    assert!(found["gpu"].is_null() && found["mfu"].is_null() && number(&found["model_flops_per_step"]) > 0.0);
+    assert!(found["gpu"].is_null() && number(&found["mfu"]) > 0.0 && number(&found["model_flops_per_step"]) > 0.0);
+    let linear = kernels.iter().find(|kernel| kernel["name"] == "linear").unwrap();
+    let share = number(&linear["flops"]) / number(&linear["seconds"]) / number(&found["peak_flops"]);
+    assert!((number(&linear["share_of_peak"]) / share - 1.0).abs() < 1e-9, "{linear}");
+    assert!(kernels.iter().any(|kernel| kernel["name"] == "norm" && kernel["share_of_peak"].is_null()), "{found}");
 
     let done = sandbox.run(line).ok();
     for words in

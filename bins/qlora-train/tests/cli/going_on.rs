@@ -85,6 +85,12 @@ fn an_adapter_stands_for_itself_on_its_base() {
     for line in ["eval --json --data rows.jsonl --adapter first", "eval --json --data rows.jsonl --model first"] {
         assert_eq!(sandbox.run(line).json()["loss"].as_f64(), Some(loss), "{line}");
     }
+    for line in ["plan --model first --lora-r 4", "preview --model first --data rows.jsonl"] {
+        let done = sandbox.run(line).ok();
+        assert!(done.stderr.contains("first is an adapter") && done.stderr.contains("on its base model"), "{done:#?}");
+    }
+    let text = sandbox.run("plan --model model").ok().stdout;
+    assert!(text.contains("longest row that fits: 256 tokens, all positions of the model"), "{text}");
 }
 
 #[test]

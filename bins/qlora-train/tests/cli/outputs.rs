@@ -78,7 +78,7 @@ fn people_are_told_base_parameters_rates_and_what_was_left_out() {
         "base: model (model); quantization: nf4, block 64, double quantization, block 256",
         "trainable params: 8,192 || all params: ",
         "learning rates: 1e-2 for A, 4e-2 for B; 6 steps",
-        "1 rows left out: longer than max_length 64 (the longest has 90 tokens)",
+        "1 row left out: longer than max_length 64 (the longest has 90 tokens)",
         "training 6/6 loss ",
     ] {
         assert!(done.stderr.contains(part), "{:?} lacks {part:?}", done.stderr);

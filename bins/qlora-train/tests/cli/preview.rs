@@ -23,9 +23,12 @@ fn color_on_request_checks_lengths_and_packing_are_shown() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("\u{1b}[32mworld\u{1b}[0m"), "supervised tokens are green: {text}");
     assert!(text.contains("\u{1b}[1m<|im_end|>\u{1b}[0m"), "special tokens are bold: {text}");
-    for part in
-        ["warning: BOS: 2 of 2 rows", "end: in all 2 rows", "lengths of the 2 rows read", "packing: 2 rows in 1 packs"]
-    {
+    for part in [
+        "warning: BOS: 2 of 2 rows",
+        "end: in all 2 rows",
+        "lengths of the 2 rows read",
+        "packing: 2 rows in 1 pack of",
+    ] {
         assert!(text.contains(part), "{part:?} is missing: {text}");
     }
 }

@@ -19,12 +19,20 @@ fn help_lists_every_command_and_setting() {
             _ => assert!(own.stdout.contains("--model"), "{}", own.stdout),
         }
     }
+    let train = sandbox.run("train --help").ok().stdout;
+    let headings =
+        ["Model, data and output:", "Base weights:", "Adapters:", "Training:", "Optimizer:", "Memory and device:"];
+    let found: Vec<&str> = train.lines().filter(|line| headings.contains(line)).collect();
+    assert_eq!(found, headings, "{train}");
+    assert!(train.lines().all(|line| line.chars().count() <= 100), "{train}");
 }
 
 #[test]
 fn the_version_is_that_of_the_package() {
-    let text = Sandbox::new().run("--version").ok().stdout;
-    assert_eq!(text, format!("qlora-train {}\n", env!("CARGO_PKG_VERSION")));
+    let sandbox = Sandbox::new();
+    assert_eq!(sandbox.run("-V").ok().stdout, format!("qlora-train {}\n", env!("CARGO_PKG_VERSION")));
+    let text = sandbox.run("--version").ok().stdout;
+    assert!(text.starts_with(&format!("qlora-train {}\nbuilt ", env!("CARGO_PKG_VERSION"))), "{text}");
 }
 
 #[test]
@@ -46,6 +54,17 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
         assert_eq!(done.status, Some(2), "{done:?}");
         assert_eq!(done.stdout, "");
         assert!(done.stderr.contains(word), "{done:?} lacks {word:?}");
+    }
+}
+
+#[test]
+fn commands_that_people_look_for_are_told_what_does_it() {
+    let sandbox = Sandbox::new();
+    for (command, words) in
+        [("merge", "merge_and_unload"), ("chat", "generate"), ("serve", "vllm"), ("push", "hf upload")]
+    {
+        sandbox.run(command).ended(2, &[&format!("`{command}` is not a command"), words]);
+        sandbox.run(&format!("{command} --json")).ended(2, &[words]);
     }
 }
 

@@ -119,3 +119,55 @@ fn the_file_that_init_writes_says_the_defaults() {
         assert!(commented_yaml().contains(&format!("{}:", info.name)), "{}", info.name);
     }
 }
+
+#[test]
+fn what_a_flag_turns_off_or_gives_itself_is_no_fault_of_the_file() {
+    let load = |text: &str, flags: &[(&str, &str)]| {
+        let flags: Vec<(String, String)> =
+            flags.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Settings::from_yaml(text, "cfg.yaml", &flags)
+    };
+    let modules = "model: m\nlora_modules_to_save: [embed_tokens, lm_head]\n";
+    let error = load(modules, &[]).unwrap_err().to_string();
+    assert!(error.contains("cfg.yaml line 2") && error.contains("`--lora-modules-to-save false`"), "{error}");
+    for off in ["false", "none"] {
+        load(modules, &[("lora-modules-to-save", off)]).unwrap();
+    }
+    // Not by another flag, nor by one that asks for it.
+    assert!(load(modules, &[("use-dora", "false")]).is_err());
+    let error = load(modules, &[("lora-modules-to-save", "lm_head")]).unwrap_err().to_string();
+    assert!(error.contains("cfg.yaml line 2") && error.contains("`--lora-modules-to-save`"), "{error}");
+    // Rows that are given otherwise need none of the file's; what the file says of their columns holds.
+    let rows = "datasets: [{path: org/rows, split: 'train[:20%]', type: {field_instruction: q, field_output: a}}]";
+    assert!(load(rows, &[]).is_err());
+    let settings = load(rows, &[("data", "mine.jsonl")]).unwrap();
+    assert_eq!(settings.data, [PathBuf::from("mine.jsonl")]);
+    // A wrong value of a setting is wrong whatever the flags say.
+    assert!(load("lora_r: many", &[("lora_r", "8")]).is_err());
+}
+
+#[test]
+fn defaults_of_llama_factory_hold_for_its_files() {
+    let head = "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: default\n";
+    let of = |rest: &str| noting(&format!("{head}{rest}"));
+    let shape = |settings: &Settings| (settings.lora_r, settings.lora_alpha);
+    let (settings, notes) = of("lora_rank: 4");
+    assert_eq!(shape(&settings), (4, 8.0));
+    assert!(notes.iter().any(|note| note.contains("LLaMA-Factory") && note.contains("lora_alpha 8")), "{notes:?}");
+    assert_eq!(shape(&of("").0), (8, 16.0));
+    let (settings, notes) = of("lora_rank: 4\nlora_alpha: 32");
+    assert_eq!(shape(&settings), (4, 32.0));
+    assert!(notes.is_empty(), "{notes:?}");
+    // Another's file keeps the defaults here.
+    assert_eq!(shape(&noting("model: m\nlora_r: 4").0), (4, 32.0));
+    // The record of a run says what came of it, and is nobody's file.
+    let (settings, _) = of("lora_rank: 4");
+    assert_eq!(Settings::from_yaml(&settings.to_yaml().unwrap(), "again", &[]).unwrap(), settings);
+}
+
+#[test]
+fn a_file_of_axolotl_without_an_adapter_is_told() {
+    let file = "base_model: m\ndatasets: [{path: a.jsonl}]\nsequence_len: 512\nmicro_batch_size: 1\n";
+    assert!(noting(file).1.iter().any(|note| note.contains("without `adapter`")));
+    assert!(noting(&format!("{file}adapter: qlora\n")).1.is_empty());
+}

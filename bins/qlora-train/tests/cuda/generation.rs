@@ -7,7 +7,7 @@ use crate::sources::{Moved, config, memory, on_device, spec};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
 use qlora_kernels::rng::Stream;
-use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm, Rope};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Backend, Batch, Quantization};
 use qlora_train::model::generate::{Sampling, generate};
@@ -134,9 +134,14 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
     let wide =
         Arch { head_dim: 128, num_heads: 6, tie_word_embeddings: true, layers: LayerArch::uniform(rope), ..config() };
     let biased = Arch { num_kv_heads: 1, biases: Projection::ALL.into(), ..config() };
-    for (what, spec) in
-        [("4 bits", reading(config())), ("16 bits", dense), ("wide", reading(wide)), ("biases", reading(biased))]
-    {
+    let normed = Arch { qk_norm: QkNorm::Head, ..config() };
+    for (what, spec) in [
+        ("4 bits", reading(config())),
+        ("16 bits", dense),
+        ("wide", reading(wide)),
+        ("biases", reading(biased)),
+        ("norms of heads", reading(normed)),
+    ] {
         let rows = rows(spec.arch.vocab_size);
         let (expected, bounds) = bounds(&spec, &rows);
         let (found, bytes) = on_cuda(&spec, &rows);

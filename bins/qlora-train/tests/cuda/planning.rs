@@ -3,7 +3,7 @@
 use crate::commands::Directory;
 use crate::runs::train;
 use crate::sources::{config, memory, spec};
-use qlora_train::arch::Arch;
+use qlora_train::arch::{Arch, QkNorm};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Memory, PlannedBuffer, Quantization, Residency, StateFormat};
 use qlora_train::files::tensor::StoredType;
@@ -22,7 +22,7 @@ fn planned(spec: &ModelSpec) -> u64 {
 fn a_run_takes_what_was_planned_and_fails_with_less() {
     let nf4 = |block_size, double_quant| Quantization::Nf4 { block_size, double_quant };
     use Activations::{Keep, Offload, Recompute};
-    for (quantization, states, activations, tokens) in [
+    let cases = [
         (nf4(64, true), StateFormat::Blockwise8, [Recompute; 5], 64),
         (nf4(64, true), StateFormat::F32, [Keep; 5], 64),
         (nf4(128, true), StateFormat::F32, [Offload; 5], 100),
@@ -31,8 +31,12 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         (nf4(64, true), StateFormat::Blockwise8, [Offload; 5], 64),
         (nf4(64, true), StateFormat::F32, [Recompute, Recompute, Recompute, Keep, Keep], 64),
         (nf4(64, true), StateFormat::F32, [Offload, Keep, Recompute, Offload, Keep], 64),
-    ] {
-        let config = Arch { num_layers: 5, ..config() };
+    ];
+    let normed = [(cases[1], QkNorm::Head), (cases[7], QkNorm::Head)];
+    for ((quantization, states, activations, tokens), qk_norm) in
+        cases.into_iter().map(|case| (case, QkNorm::None)).chain(normed)
+    {
+        let config = Arch { num_layers: 5, qk_norm, ..config() };
         let spec = ModelSpec { activations: activations.to_vec(), quantization, tokens, states, ..spec(config) };
         let bytes = planned(&spec);
         if activations == [Offload; 5] {
@@ -44,7 +48,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, bytes).unwrap();
         let steps = 3;
         train(&mut cuda, &mut memory(&spec.arch), &spec, steps);
-        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?}");
+        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?} {qk_norm:?}");
         if activations != [Keep; 5] {
             continue;
         }

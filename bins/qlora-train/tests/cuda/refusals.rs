@@ -6,7 +6,7 @@ use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Batch, Optimizer, Quantization};
 use qlora_train::comm::SingleProcess;
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{HostTensor, StoredType, StoredWeight};
+use qlora_train::files::tensor::{HostTensor, StoredType, WeightSource};
 use qlora_train::lora::{LoraTerm, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::optimizer_step;
 use qlora_train::model::{Llama, ModelSpec, Source};
@@ -16,7 +16,7 @@ use trainer_lab::model::{Documents, Memory};
 struct Changed {
     memory: Memory,
     name: &'static str,
-    to: fn(HostTensor) -> StoredWeight,
+    to: fn(HostTensor) -> WeightSource,
 }
 
 impl Source for Changed {
@@ -24,15 +24,15 @@ impl Source for Changed {
         self.memory.stored(name)
     }
     fn held(&self, name: &str) -> Option<Quantization> {
-        let dense = matches!((self.to)(self.memory.tensor(name)), StoredWeight::Tensor(_));
+        let dense = matches!((self.to)(self.memory.tensor(name)), WeightSource::Tensor(_));
         (name == self.name && dense).then_some(Quantization::None)
     }
     fn read(&mut self, name: &str) -> Result<HostTensor> {
         Ok(self.read_weight(name)?.into_tensor())
     }
-    fn read_weight(&mut self, name: &str) -> Result<StoredWeight> {
+    fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         let tensor = self.memory.tensor(name);
-        Ok(if name == self.name { (self.to)(tensor) } else { StoredWeight::Tensor(tensor) })
+        Ok(if name == self.name { (self.to)(tensor) } else { WeightSource::Tensor(tensor) })
     }
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
         self.memory.lora(id, len, columns)
@@ -66,14 +66,14 @@ fn what_the_kernels_do_not_compute_is_refused_when_the_model_is_loaded() {
 
     let name = "model.layers.0.self_attn.k_proj.weight";
     let changed = |to| Changed { memory: memory(&config()), name, to };
-    names(&spec(config()), &mut changed(StoredWeight::Tensor), &["layers.0.self_attn", "2 are held in NF4", "16 bits"]);
+    names(&spec(config()), &mut changed(WeightSource::Tensor), &["layers.0.self_attn", "2 are held in NF4", "16 bits"]);
     let own_values = |tensor: HostTensor| {
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
         let options = Nf4Options { block_size: 64, double_quant: false };
         let matrix = Nf4Matrix::quantize(&tensor.to_f32(), rows, cols, &options).unwrap();
         let (codes, absmax) = (matrix.codes().to_vec(), matrix.absmax().clone());
         let code = matrix.code().map(|value| value * 0.5);
-        StoredWeight::Nf4(Nf4Matrix::from_parts(rows, cols, 64, code, codes, absmax).unwrap())
+        WeightSource::Nf4(Nf4Matrix::from_parts(rows, cols, 64, code, codes, absmax).unwrap())
     };
     names(&spec(config()), &mut changed(own_values), &[name, "quant_map", "original 16-bit model"]);
 
@@ -95,7 +95,7 @@ fn a_loss_that_is_not_finite_ends_the_step_with_its_place_and_updates_nothing() 
     // Logits beyond f32.
     let huge = |tensor: HostTensor| {
         let values = tensor.to_f32().into_iter().map(|x| x.signum() * 3e38).collect();
-        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
+        WeightSource::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: huge };
     let (mut cuda, mut model) = built(&mut source);
@@ -123,7 +123,7 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
     let steep = |tensor: HostTensor| {
         let mut values = tensor.to_f32();
         values.iter_mut().skip(210 * 192).for_each(|value| *value = f32::INFINITY);
-        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
+        WeightSource::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let mut source = Changed { memory: memory(&config()), name: "model.embed_tokens.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);
@@ -162,7 +162,7 @@ fn the_first_value_that_is_not_finite_is_named() {
     let infinite = |tensor: HostTensor| {
         let mut values = tensor.to_f32();
         values[3] = f32::INFINITY;
-        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
+        WeightSource::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     // One row of the embedding is read where its token first stands.
     let token = documents[0].batch().input_ids[40];
@@ -170,13 +170,13 @@ fn the_first_value_that_is_not_finite_is_named() {
     let row_of_token = |tensor: HostTensor| {
         let (mut values, token) = (tensor.to_f32(), Documents::random(&[37, 20, 6, 1], 211, 1).batch().input_ids[40]);
         values[token as usize * 192 + 7] = f32::NAN;
-        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
+        WeightSource::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let row = format!("operation embedding: the residual stream, row {first} (");
     for (name, to, words) in [
         (
             "model.embed_tokens.weight",
-            row_of_token as fn(HostTensor) -> StoredWeight,
+            row_of_token as fn(HostTensor) -> WeightSource,
             ["before the first layer", &row, "column 7"],
         ),
         (
@@ -194,7 +194,7 @@ fn the_first_value_that_is_not_finite_is_named() {
     // Only in the backward pass: a steep loss, and a B whose A is zero, so that the forward pass is as without it.
     let steep = |tensor: HostTensor| {
         let values = tensor.to_f32().into_iter().map(|x| x * 1e30).collect();
-        StoredWeight::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
+        WeightSource::Tensor(HostTensor::from_f32(tensor.shape, values, StoredType::Bf16))
     };
     let mut source = Changed { memory: memory(&config()), name: "lm_head.weight", to: steep };
     let (mut cuda, mut model) = built(&mut source);

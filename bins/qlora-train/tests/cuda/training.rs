@@ -17,7 +17,7 @@ use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, tra
 use crate::sources::{Moved, config, memory, on_device, spec};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
-use qlora_train::arch::{Arch, LayerArch, Projection, Rope};
+use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, Residency, StateFormat};
@@ -148,7 +148,9 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
     for (what, config, quantization, dropout) in [
         ("16-bit weights, biases", biased, none, 0.1),
         ("tied tables, blocks of 128", tied, single, 0.0),
-        ("heads of 128", wide, Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
+        ("heads of 128", wide.clone(), Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
+        ("norms of heads of 64", Arch { qk_norm: QkNorm::Head, ..config() }, none, 0.0),
+        ("norms of heads of 128", Arch { qk_norm: QkNorm::Head, ..wide }, single, 0.1),
     ] {
         let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
         spec.lora.dropout = dropout;
@@ -185,7 +187,7 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
 #[test]
 fn every_schedule_gives_the_same_bits() {
     let tally = Tally::new("training, schedules", 4);
-    let mut spec = spec(Arch { num_layers: 3, ..config() });
+    let mut spec = spec(Arch { num_layers: 3, qk_norm: QkNorm::Head, ..config() });
     spec.states = StateFormat::Blockwise8;
     let run = |seed, activations: [Activations; 3]| {
         set_schedule(seed);

@@ -149,7 +149,7 @@ fn a_template_without_an_end_token_is_told() {
         "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}";
     let data = load_one(row, Some(&tokenizer)).unwrap();
     assert_eq!(data.report.open_ended, 1);
-    assert_says(&data.report.to_string(), &["1 rows", "without an end-of-turn token"]);
+    assert_says(&data.report.to_string(), &["1 row", "without an end-of-turn token"]);
 }
 
 #[test]

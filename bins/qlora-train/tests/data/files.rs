@@ -185,7 +185,7 @@ fn bad_rows_are_skipped_counted_and_bounded_where_the_settings_say_so() {
         assert!(load_named("a.jsonl", format!("{good}{row}"), &trainer_lab::fixture::options()).is_err(), "{row}");
         let data = load_named("a.jsonl", format!("{good}{row}{good}"), &options).unwrap();
         assert_eq!((data.rows.len(), data.report.skipped), (2, 1), "{row}");
-        assert_says(&data.report.to_string(), &["warning: 1 rows skipped", "a.jsonl: line 2"]);
+        assert_says(&data.report.to_string(), &["warning: 1 row skipped", "a.jsonl: line 2"]);
     }
     let all = load_named("a.jsonl", good.repeat(100) + &bad.concat().repeat(2), &options).unwrap();
     assert_eq!((all.rows.len(), all.report.skipped, all.report.bad_rows.len()), (100, 10, 5));

@@ -68,7 +68,7 @@ fn text_without_an_eos_to_end_it_is_told() {
     let tokenizer = ChatTokenizer::open(dir.path(), None).unwrap();
     let data = load_rows(&[json!({"text": "ab"}), json!({"text": "ab<|eot|>"})], &tokenizer).unwrap();
     assert_eq!((data.lengths(), data.report.open_ended), (vec![2, 3], 1));
-    assert_says(&data.report.to_string(), &["1 rows", "without an end-of-turn token"]);
+    assert_says(&data.report.to_string(), &["1 row", "without an end-of-turn token"]);
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn rows_without_an_answer_are_skipped_counted_and_named() {
     let silent = json!({"messages": [{"role": "user", "content": "a"}]});
     let data = load_rows(&[json!({"text": "a"}), silent.clone()], &tokenizer).unwrap();
     assert_eq!((data.rows.len(), data.report.unsupervised), (1, 1));
-    assert_says(&data.report.to_string(), &["1 rows left out: no supervised token", "rows.jsonl line 2"]);
+    assert_says(&data.report.to_string(), &["1 row left out: no supervised token", "rows.jsonl line 2"]);
     assert_says(&refusal(load_rows(&[silent], &tokenizer)), &["no row is left"]);
 }
 

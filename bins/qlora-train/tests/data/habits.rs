@@ -97,10 +97,7 @@ fn a_template_that_closes_only_the_last_turn_learns_the_end_where_it_is_written(
     assert_eq!(tokenizer.render_chat(&turns(&QUESTIONS)).unwrap().open_ended, 1);
     let row = json!({"messages": QUESTIONS.map(|(role, content)| json!({"role": role, "content": content}))});
     let data = load_one(row.to_string(), Some(&tokenizer)).unwrap();
-    assert_says(
-        &data.report.to_string(),
-        &["warning: in 1 rows an answer or a text ends without an end-of-turn token"],
-    );
+    assert_says(&data.report.to_string(), &["warning: in 1 row an answer or a text ends without an end-of-turn token"]);
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn too_long_rows_are_truncated_and_skipped_when_nothing_supervised_is_left() {
     assert_eq!(data.rows[1].labels, [1, 2, 3, 4]);
     assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 1));
     assert_eq!(data.report.unsupervised_rows, [RowPlace { file: 0, line: 3 }]);
-    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 rows left out: no supervised token"]);
+    assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 row left out: no supervised token"]);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn several_files_may_differ_in_format() {
     let tokenizer = chat_tokenizer(CHATML);
     let data = load(&[ids.path.clone(), chat.path.clone()], Some(&tokenizer), &options()).unwrap();
     assert_eq!(data.rows.iter().map(|row| row.file).collect::<Vec<_>>(), [0, 1]);
-    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenized rows", "chat.jsonl: 1 messages rows"]);
+    assert_says(&data.report.to_string(), &["ids.jsonl: 1 tokenized row", "chat.jsonl: 1 messages row"]);
     // The tokenizer is opened at the first row of text, once, and not for token ids.
     let (opened, options) = (std::cell::Cell::new(0), options());
     let open = || {

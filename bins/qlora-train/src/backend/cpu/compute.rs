@@ -4,9 +4,27 @@ use super::memory::Value;
 use super::{Cpu, CpuBuffer, Dense, Precision, attention, cache, elementwise, linear, loss};
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
+use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
+
+/// Calls `norm` with each head of the queries and keys in rows q‖k‖v of two buffers, and with the weight for it.
+pub(super) fn each_head<T: Send + Sync>(
+    shape: AttentionShape,
+    [q, k]: [&[f32]; 2],
+    to: &mut [T],
+    from: &[T],
+    norm: impl Fn(&mut [T], &[T], &[f32]) + Sync,
+) {
+    let (width, d, heads) = (shape.qkv(), shape.head_dim, shape.heads + shape.kv_heads);
+    let rows = to.par_chunks_exact_mut(width).zip(from.par_chunks_exact(width)).with_min_len(16);
+    rows.for_each(|(to, from)| {
+        for (head, (to, from)) in to.chunks_exact_mut(d).zip(from.chunks_exact(d)).take(heads).enumerate() {
+            norm(to, from, if head < shape.heads { q } else { k });
+        }
+    });
+}
 
 impl Compute for Cpu {
     fn batch(&self) -> &CheckedBatch {
@@ -58,6 +76,19 @@ impl Compute for Cpu {
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let (x, dy, s, t) = (x.rows(tokens)?, dy.rows(tokens)?, s.rows(tokens)?, t.rows(tokens)?);
                 linear::lora_gradients(workspace, x, dy, s, t, first, group, *dropout);
+            }
+            Op::HeadNorm { qkv, weights: [q, k], eps, shape, out } => {
+                let (x, y) = (qkv.rows(tokens)?, out.rows_mut(tokens)?);
+                y.copy_from_slice(x);
+                let norm = |y: &mut [f32], x: &[f32], w: &[f32]| elementwise::rms_norm_row(x, w, *eps, y);
+                each_head(*shape, [q, k], y, x, norm);
+            }
+            Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
+                each_head(*shape, [q, k], dqkv.rows_mut(tokens)?, qkv.rows(tokens)?, |dx, x, w| {
+                    let dy = dx.to_vec();
+                    dx.fill(0.0);
+                    elementwise::rms_norm_backward_row(&dy, x, w, *eps, dx);
+                });
             }
             Op::Rope { qkv, shape, inverse } => {
                 let (_, table) = rope.as_ref().expect("the model sets the rotation angles when it is built");

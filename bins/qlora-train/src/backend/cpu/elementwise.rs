@@ -1,7 +1,6 @@
-//! Operations of one row at a time: the reference's, split over threads, with a vectorized exponential.
+//! Operations of one row at a time: the reference's formulas, vectorized and split over threads.
 
 use super::gemm::simd::vectorized;
-use qlora_kernels::reference;
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
@@ -107,7 +106,8 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 }
 
 vectorized! {
-    fn rms_norm_row<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) {
+    /// [`rms_norm`] of one row.
+    pub fn rms_norm_row<'a>(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) {
         let inverse = inverse_rms(x, eps);
         for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
             *out = w * (x * inverse);
@@ -128,7 +128,8 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f32, accumu
 }
 
 vectorized! {
-    fn rms_norm_backward_row<'a>(dy: &'a [f32], x: &'a [f32], weight: &'a [f32], eps: f32, dx: &'a mut [f32]) {
+    /// `dX += ∂y/∂x · dY` of one row.
+    pub fn rms_norm_backward_row<'a>(dy: &'a [f32], x: &'a [f32], weight: &'a [f32], eps: f32, dx: &'a mut [f32]) {
         let inverse = inverse_rms(x, eps);
         let mut sums = [0.0f32; LANES];
         for ((w, dy), x) in weight.chunks(LANES).zip(dy.chunks(LANES)).zip(x.chunks(LANES)) {
@@ -145,10 +146,26 @@ vectorized! {
 
 /// Rotates queries and keys in place, backwards for the gradient.
 pub fn rope(qkv: &mut [f32], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
-    let (width, heads) = (shape.qkv(), shape.heads + shape.kv_heads);
-    let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-    let rows = qkv.par_chunks_mut(MIN_ROWS * width).zip(positions.par_chunks(MIN_ROWS));
-    rows.for_each(|(qkv, positions)| rotate(qkv, width, heads, positions, table));
+    let (width, heads, half) = (shape.qkv(), shape.heads + shape.kv_heads, shape.head_dim / 2);
+    let rows = qkv.par_chunks_mut(width).zip(positions).with_min_len(MIN_ROWS);
+    rows.for_each(|(qkv, &position)| {
+        let at = position as usize * half;
+        rotate_row(&table.cos[at..at + half], &table.sin[at..at + half], inverse, &mut qkv[..heads * 2 * half]);
+    });
+}
+
+vectorized! {
+    fn rotate_row<'a>(cos: &'a [f32], sin: &'a [f32], inverse: bool, row: &'a mut [f32]) {
+        let direction = if inverse { -1.0 } else { 1.0 };
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((x, y), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                let (a, b, sin) = (*x, *y, direction * sin);
+                *x = a * cos - b * sin;
+                *y = b * cos + a * sin;
+            }
+        }
+    }
 }
 
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize) {
@@ -202,6 +219,26 @@ mod tests {
         assert_eq!(exp(-100.0), 0.0);
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    /// The reference has the same formula in the same order, so the bits are equal.
+    #[test]
+    fn a_rotation_has_the_bits_of_the_reference() {
+        use qlora_kernels::reference;
+        use qlora_kernels::rope::RopeScaling;
+        for (heads, kv_heads, head_dim) in [(3, 1, 2), (2, 2, 10), (4, 2, 64), (2, 1, 128)] {
+            let shape = AttentionShape { heads, kv_heads, head_dim };
+            let table = RopeTable::new(head_dim, 1e4, RopeScaling::Default, 90);
+            let positions: Vec<u32> = (0..43).map(|i| i * 2).collect();
+            let qkv: Vec<f32> = (0..43 * shape.qkv()).map(|i| (i as f32 * 0.37).sin()).collect();
+            for inverse in [false, true] {
+                let (mut found, mut expected) = (qkv.clone(), qkv.clone());
+                rope(&mut found, shape, &positions, &table, inverse);
+                let rotate = if inverse { reference::rope_inverse } else { reference::rope };
+                rotate(&mut expected, shape.qkv(), heads + kv_heads, &positions, &table);
+                assert!(found != qkv && found.iter().zip(&expected).all(|(x, y)| x.to_bits() == y.to_bits()));
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::memory::Held;
 use crate::backend::weights::quantize;
 use crate::backend::{OptimizerState, Quantization, TableShape};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredWeight, TensorData};
+use crate::files::tensor::{HostTensor, TensorData, WeightSource};
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 
@@ -60,12 +60,12 @@ pub enum CpuWeight {
 
 impl CpuWeight {
     /// The weight of `n` rows of `k` columns called `name`, from what the checkpoint stores of it.
-    pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: StoredWeight) -> Result<Self> {
+    pub fn new(name: &str, n: usize, k: usize, quantization: Quantization, stored: WeightSource) -> Result<Self> {
         match (stored, quantization) {
-            (StoredWeight::Nf4(matrix), _) => Ok(Self::Nf4(matrix)),
-            (StoredWeight::Random(random), _) => Ok(Self::Nf4(random.into_matrix())),
-            (StoredWeight::Tensor(tensor), Quantization::None) => Ok(Self::Dense(Dense { tensor, cols: k })),
-            (StoredWeight::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
+            (WeightSource::Nf4(matrix), _) => Ok(Self::Nf4(matrix)),
+            (WeightSource::Random(random), _) => Ok(Self::Nf4(random.into_matrix())),
+            (WeightSource::Tensor(tensor), Quantization::None) => Ok(Self::Dense(Dense { tensor, cols: k })),
+            (WeightSource::Tensor(tensor), Quantization::Nf4 { block_size, double_quant }) => {
                 quantize(name, n, k, &tensor, &Nf4Options { block_size, double_quant }).map(Self::Nf4)
             }
         }

@@ -5,7 +5,7 @@ use super::operands::{CpuWeight, Dense};
 use super::{Cpu, Precision, bf16};
 use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight};
+use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
@@ -18,7 +18,7 @@ impl Weights for Cpu {
         k: usize,
         quantization: Quantization,
         stored: StoredType,
-        read: &mut dyn FnMut() -> Result<StoredWeight>,
+        read: &mut dyn FnMut() -> Result<WeightSource>,
     ) -> Result<Held<CpuWeight>> {
         let (line, planned) = match quantization {
             Quantization::Nf4 { block_size, double_quant } => {

@@ -6,7 +6,8 @@ use super::cache::{CacheMemory, NAME};
 use super::operands::CudaBuffer;
 use crate::error::{Error, Result};
 use qlora_kernels::device::Buffer;
-use qlora_kernels::ops::attention_cache::{self, NewTokens, Shape};
+use qlora_kernels::ops::attention_cache::{NewTokens, Shape};
+use qlora_kernels::ops::{attention_cache, attention_cache_append};
 use qlora_kernels::shape::AttentionShape;
 
 impl Cuda {
@@ -55,7 +56,7 @@ impl Cuda {
         cache: &mut CudaBuffer,
     ) -> Result<()> {
         let new = new_tokens(self.cache_shape(shape), qkv, &self.on_device, &self.cache.starts)?;
-        Ok(attention_cache::append(&new, cache.all_mut(), self.memory.stream())?)
+        Ok(attention_cache_append(&new, cache.all_mut(), self.memory.stream())?)
     }
 
     pub(super) fn attention_over_cache(
@@ -69,7 +70,7 @@ impl Cuda {
         let CacheMemory { starts, workspace, .. } = &mut self.cache;
         let new = new_tokens(shape, qkv, &self.on_device, starts)?;
         let out = out.rows_mut(&(0..shape.m))?;
-        Ok(attention_cache::attention(&new, cache.all(), out, workspace.view_mut(), self.memory.stream())?)
+        Ok(attention_cache(&new, cache.all(), out, workspace.view_mut(), self.memory.stream())?)
     }
 }
 

@@ -1,13 +1,20 @@
 //! The operations, each a call of one kernel.
 
-use super::operands::{CudaBuffer, Storage};
+use super::operands::{CudaBuffer, CudaVector, Storage};
 use super::{Cuda, linear, loss};
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
-use qlora_kernels::device::EventTimer;
-use qlora_kernels::ops::attention::{self, Attention};
-use qlora_kernels::ops::{self, Residual};
+use half::bf16;
+use qlora_kernels::device::{EventTimer, View};
+use qlora_kernels::ops::attention::Attention;
+use qlora_kernels::ops::{self, HeadNorm, Residual};
+use qlora_kernels::ops::{attention, attention_backward};
+use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
+
+fn head_norm<'a>(shape: AttentionShape, eps: f32, x: View<'a, bf16>, [q, k]: [&'a CudaVector; 2]) -> HeadNorm<'a> {
+    HeadNorm { shape, eps, x, q_weight: q.f32.view(), k_weight: k.f32.view() }
+}
 
 impl Compute for Cuda {
     fn batch(&self) -> &CheckedBatch {
@@ -69,6 +76,14 @@ impl Compute for Cuda {
                 let workspace = self.gradients.view_mut();
                 linear::gradients(tokens, [*x, *dy, *s, *t], group, &self.pinned, *dropout, workspace, stream)?;
             }
+            Op::HeadNorm { qkv, weights, eps, shape, out } => {
+                let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
+                ops::head_norm(input, out.rows_mut(tokens)?, stream)?;
+            }
+            Op::HeadNormBackward { qkv, weights, eps, shape, dqkv } => {
+                let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
+                ops::head_norm_backward(input, dqkv.rows_mut(tokens)?, stream)?;
+            }
             Op::Rope { qkv, shape, inverse } => {
                 let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();
                 let (ldx, heads) = (qkv.width(), shape.heads + shape.kv_heads);
@@ -78,14 +93,14 @@ impl Compute for Cuda {
             Op::Attention { qkv, shape, out, lse } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
                 let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
-                attention::attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
+                attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
             }
             Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
                 let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
                 let (dout, out, lse) = (dout.rows(tokens)?, out.rows(tokens)?, lse.f32_rows(tokens)?);
                 let workspace = self.attention.view_mut();
-                attention::attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
+                attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
             }
             Op::AppendToCache { qkv, shape, cache, .. } => self.append_to_cache(qkv, *shape, cache)?,
             Op::AttentionOverCache { qkv, cache, shape, out, .. } => {

@@ -8,8 +8,10 @@ use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Stream, View, ViewMut};
 use qlora_kernels::ops::linear::{self, Dropout, Input, Segment};
-use qlora_kernels::ops::linear_backward::{self, Backward, InputGradient, SegmentBackward};
+use qlora_kernels::ops::linear_backward::{Backward, SegmentBackward};
+use qlora_kernels::ops::linear_dx::InputGradient;
 use qlora_kernels::ops::lora_gradients::{ForwardInputs, PairGradient, lora_gradients, workspace_bytes_of};
+use qlora_kernels::ops::{self, linear_dx, linear_forward};
 use qlora_kernels::rng;
 use std::ops::Range;
 
@@ -102,7 +104,7 @@ pub fn lora_down(
     let (m, k) = (tokens.len(), group.k);
     let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s: None, dropout: mask(dropout, tokens) };
     let mut segments = segments(group, pinned, unused);
-    Ok(linear::lora_down(&input, &mut segments, s.rows_mut(tokens)?, stream)?)
+    Ok(ops::lora_down(&input, &mut segments, s.rows_mut(tokens)?, stream)?)
 }
 
 /// `workspace` is an empty view: S has been computed. `paths` gets the kernel that was taken.
@@ -122,9 +124,9 @@ pub fn forward(
     let input = Input { m, k, x: x.rows(tokens)?, ldx: k, s, dropout: None };
     let mut segments = segments(group, pinned, y.rows_mut(tokens)?);
     if let Some(paths) = paths {
-        paths.push(linear::path(&input, &mut segments)?);
+        paths.push(linear_forward::path(&input, &mut segments)?);
     }
-    Ok(linear::forward(&input, &mut segments, workspace, stream)?)
+    Ok(linear_forward(&input, &mut segments, workspace, stream)?)
 }
 
 pub fn lora_dy_b(
@@ -137,7 +139,7 @@ pub fn lora_dy_b(
 ) -> Result<()> {
     let backward = Backward { m: tokens.len(), k: group.k, t: None, dropout: None };
     let segments = segments_backward(group, pinned, dy.rows(tokens)?);
-    Ok(linear_backward::lora_dy_b(&backward, &segments, t.rows_mut(tokens)?, stream)?)
+    Ok(ops::lora_dy_b(&backward, &segments, t.rows_mut(tokens)?, stream)?)
 }
 
 /// `workspace` is an empty view: T has been computed.
@@ -157,7 +159,7 @@ pub fn dx(
     let backward = Backward { m, k, t, dropout: mask(dropout, tokens) };
     let segments = segments_backward(group, pinned, dy.rows(tokens)?);
     let gradient = InputGradient { dx: dx.rows_mut(tokens)?, lddx: k, accumulate: false };
-    Ok(linear_backward::dx(&backward, &segments, gradient, workspace, stream)?)
+    Ok(linear_dx(&backward, &segments, gradient, workspace, stream)?)
 }
 
 /// `x`, `dy`, `s` and `t` are the operands, in this order.

@@ -9,13 +9,13 @@ use crate::backend::weights::quantize;
 use crate::backend::{LinearGroup, Quantization, Residency, Weights};
 use crate::error::Result;
 use crate::files::random::RandomNf4;
-use crate::files::tensor::{HostTensor, StoredType, StoredWeight, TensorData};
+use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::refuse;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
+use qlora_kernels::ops::absmax_transpose;
 use qlora_kernels::ops::nf4::Layout;
-use qlora_kernels::ops::nf4::absmax_transpose;
 use qlora_kernels::rope::RopeTable;
 use std::sync::Arc;
 
@@ -138,12 +138,12 @@ impl Weights for Cuda {
         k: usize,
         quantization: Quantization,
         _stored: StoredType,
-        read: &mut dyn FnMut() -> Result<StoredWeight>,
+        read: &mut dyn FnMut() -> Result<WeightSource>,
     ) -> Result<CudaWeight> {
         let stored = self.memory.device().map(|_| read()).transpose()?;
         let Quantization::Nf4 { block_size, double_quant } = quantization else {
             let values = match stored {
-                Some(StoredWeight::Tensor(tensor)) => Some(to_bf16(tensor)),
+                Some(WeightSource::Tensor(tensor)) => Some(to_bf16(tensor)),
                 Some(_) => unreachable!("a weight that is stored in NF4 is held in NF4"),
                 None => None,
             };
@@ -152,9 +152,9 @@ impl Weights for Cuda {
         };
         let options = Nf4Options { block_size, double_quant };
         let matrix = match stored {
-            Some(StoredWeight::Nf4(matrix)) => matrix,
-            Some(StoredWeight::Tensor(tensor)) => quantize(name, n, k, &tensor, &options)?,
-            Some(StoredWeight::Random(random)) => {
+            Some(WeightSource::Nf4(matrix)) => matrix,
+            Some(WeightSource::Tensor(tensor)) => quantize(name, n, k, &tensor, &options)?,
+            Some(WeightSource::Random(random)) => {
                 self.keep_pattern(&random)?;
                 let codes = Codes::Random { first: random.first };
                 return Ok(CudaWeight::Nf4(Box::new(self.load_nf4(n, k, &options, Some((codes, &random.absmax)))?)));

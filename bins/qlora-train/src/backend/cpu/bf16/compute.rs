@@ -9,6 +9,7 @@ use super::loss;
 use super::rows::{self, round};
 use super::workspace::Workspace;
 use crate::backend::cpu::Cpu;
+use crate::backend::cpu::compute::each_head;
 use crate::backend::cpu::operands::{CpuWeight, Dense};
 use crate::backend::{BufferShape, LinearGroup, Op};
 use crate::error::Result;
@@ -130,6 +131,19 @@ impl Cpu {
                 let group = group_of(k, &views, *dropout);
                 let (x, dy, s, t) = (x.rows16(tokens)?, dy.rows16(tokens)?, s.rows16(tokens)?, t.rows16(tokens)?);
                 group.gradients(gemm, gradients, x, dy, s, t, masked, &mut into);
+            }
+            Op::HeadNorm { qkv, weights: [q, k], eps, shape, out } => {
+                let (x, y) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
+                y.copy_from_slice(x);
+                let norm = |y: &mut [bf16], x: &[bf16], w: &[f32]| rows::rms_norm_row(x, w, *eps, y);
+                each_head(*shape, [q, k], y, x, norm);
+            }
+            Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
+                each_head(*shape, [q, k], dqkv.rows16_mut(tokens)?, qkv.rows16(tokens)?, |dx, x, w| {
+                    let dy = dx.to_vec();
+                    dx.fill(bf16::ZERO);
+                    rows::rms_norm_backward_row(&dy, x, w, *eps, dx);
+                });
             }
             Op::Rope { qkv, shape, inverse } => {
                 let (_, table) = rope.as_ref().expect("the model sets the rotation angles when it is built");

@@ -56,7 +56,8 @@ pub fn rms_norm(x: &[bf16], weight: &[f32], eps: f32, out: &mut [bf16]) {
 }
 
 vectorized! {
-    fn rms_norm_row<'a>(x: &'a [bf16], weight: &'a [f32], eps: f32, out: &'a mut [bf16]) {
+    /// [`rms_norm`] of one row.
+    pub fn rms_norm_row<'a>(x: &'a [bf16], weight: &'a [f32], eps: f32, out: &'a mut [bf16]) {
         let inverse = inverse_rms(x, eps);
         for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
             *out = round(w * (widen(*x) * inverse));
@@ -96,7 +97,8 @@ pub fn rms_norm_backward(dy: &[bf16], x: &[bf16], weight: &[f32], eps: f32, accu
 }
 
 vectorized! {
-    fn rms_norm_backward_row<'a>(dy: &'a [bf16], x: &'a [bf16], weight: &'a [f32], eps: f32, dx: &'a mut [bf16]) {
+    /// `dX += ∂y/∂x · dY` of one row.
+    pub fn rms_norm_backward_row<'a>(dy: &'a [bf16], x: &'a [bf16], weight: &'a [f32], eps: f32, dx: &'a mut [bf16]) {
         let inverse = inverse_rms(x, eps);
         let mut sums = [0.0f32; LANES];
         for ((w, dy), x) in weight.chunks(LANES).zip(dy.chunks(LANES)).zip(x.chunks(LANES)) {

@@ -1,9 +1,12 @@
-//! Times device work (feature `cuda`): events around replays of a CUDA graph, and the bandwidth of a plain copy on the
-//! same device in the same run, against which memory-bound kernels are judged.
+//! Times device work: events around replays of a CUDA graph, and the bandwidth of a plain copy on the same device in
+//! the same run, against which memory-bound kernels are judged.
 
-use crate::device::{Buffer, Device, DeviceInfo, Stream, context};
-use crate::error::{CudaError, Result};
+#![allow(unsafe_code)]
+
 use cudarc::driver::{CudaContext, result, sys};
+use lab::operation::sets;
+use qlora_kernels::device::{Buffer, Device, DeviceInfo, Stream, context};
+use qlora_kernels::{CudaError, Result};
 use std::sync::Arc;
 
 /// A stream and two events on the first GPU.
@@ -61,11 +64,6 @@ impl Timer {
     /// in the cache.
     pub fn sets(&self, bytes: usize) -> usize {
         sets(self.facts.l2_bytes, bytes)
-    }
-
-    /// Bytes of device memory that nothing has taken.
-    pub fn free_bytes(&self) -> Result<usize> {
-        self.context.mem_get_info().map(|(free, _)| free).map_err(failed("the device's free memory"))
     }
 
     /// Waits for everything queued, on all streams.
@@ -136,10 +134,6 @@ impl Timer {
     }
 }
 
-fn sets(l2_bytes: usize, bytes: usize) -> usize {
-    (3 * l2_bytes).div_ceil(bytes.max(1)).clamp(1, 256)
-}
-
 impl Graph<'_> {
     /// Seconds of one launch of the graph's, over `replays` of all of them.
     pub fn seconds_per_launch(&self, replays: usize) -> Result<f64> {
@@ -175,19 +169,5 @@ impl Drop for Timer {
                 result::stream::destroy(self.stream),
             )
         };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sets_of_buffers_fill_three_times_the_cache() {
-        assert_eq!(sets(50, 50), 3);
-        assert_eq!(sets(50, 149), 2);
-        assert_eq!(sets(50, 1000), 1);
-        assert_eq!(sets(50 << 20, 10), 256, "tiny operands: as many as are worth their memory");
-        assert_eq!(sets(0, 0), 1);
     }
 }

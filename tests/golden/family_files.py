@@ -1,8 +1,8 @@
-"""qwen2/: a tiny random Qwen2, its logits in transformers, and loss and gradients of a LoRA step in PEFT.
+"""FAMILY/: a tiny random model of a family, its logits in transformers, and loss and gradients of a LoRA step in PEFT.
 
-    python qwen2_files.py [--out tests/golden/qwen2]
+    python family_files.py FAMILY [--out tests/golden/FAMILY]
 
-Biases are as large as what they are added to, so that one left out shows. The table is tied, as in the small Qwen2.5.
+Biases are as large as what they are added to, so that one left out shows. The table is tied, as in small models.
 """
 
 import argparse
@@ -14,8 +14,9 @@ import transformers
 from safetensors.torch import save_file
 
 HERE = pathlib.Path(__file__).parent
+VOCABULARY = 48
 SIZES = dict(
-    vocab_size=48,
+    vocab_size=VOCABULARY,
     hidden_size=32,
     intermediate_size=56,
     num_hidden_layers=2,
@@ -29,25 +30,32 @@ SIZES = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
+# A family: its classes, sizes beside those above, and what has a bias.
+FAMILIES = {
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}, {"q_proj", "k_proj", "v_proj"}),
+    # Heads wider than the hidden size would have them.
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(head_dim=12), set()),
+}
 TOKENS, PROMPT = 23, 7
 RANK, ALPHA = 3, 6
 
 
-def random_model():
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES))
+def random_model(family):
+    config, model_class, sizes, biased = FAMILIES[family]
+    model = model_class(config(**SIZES, **sizes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale, center = (0.1, 1.0) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)
             # Of the stored type, and computed with in f32.
             parameter.copy_((torch.randn(parameter.shape) * scale + center).to(torch.bfloat16))
     biases = {name.split(".")[-2] for name, _ in model.named_parameters() if name.endswith("bias")}
-    assert biases == {"q_proj", "k_proj", "v_proj"}, biases
+    assert biases == biased, biases
     return model
 
 
 def expected(model):
     """Logits of the base, then the mean loss with random A and B and the gradients of both."""
-    ids = torch.randint(3, SIZES["vocab_size"], (1, TOKENS))
+    ids = torch.randint(3, VOCABULARY, (1, TOKENS))
     labels = ids.clone()
     labels[:, :PROMPT] = -100
     with torch.no_grad():
@@ -71,14 +79,16 @@ def expected(model):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default=HERE / "qwen2", type=pathlib.Path)
-    out = parser.parse_args().out
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("--out", type=pathlib.Path)
+    arguments = parser.parse_args()
+    family, out = arguments.family, arguments.out or HERE / arguments.family
     torch.set_num_threads(2)
     torch.manual_seed(2)
-    random_model().to(torch.bfloat16).save_pretrained(out)
+    random_model(family).to(torch.bfloat16).save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     # Read back: the model that was cast to bf16 has rotary frequencies that were cast too.
-    model = transformers.Qwen2ForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
+    model = FAMILIES[family][1].from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
     save_file(expected(model), out / "expected.safetensors")
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size:9d} {path.name}")

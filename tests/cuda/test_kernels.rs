@@ -1,10 +1,8 @@
-//! The kernels of `tests/kernels`, for the tests of this repository: one kernel per PTX instruction, and, in the
-//! emulated build, kernels with a seeded bug each. Here because the calls are `unsafe`.
+//! The kernels of `tests/kernels`: one kernel per PTX instruction, and, in the emulated build, kernels with a seeded
+//! bug each.
 
-use super::check::Operation;
-use crate::device::{Stream, View, ViewMut};
-use crate::error::Result;
-use crate::sys::qk_stream;
+use qlora_kernels::device::{Stream, View, ViewMut};
+use qlora_kernels::sys::{QK_OK, qk_stream};
 
 unsafe extern "C" {
     fn twin_mma(a: *const u32, b: *const u32, c: *mut f32, stream: qk_stream) -> i32;
@@ -13,47 +11,35 @@ unsafe extern "C" {
     fn twin_pack(pairs: *const u32, packed: *mut u32, count: i32, stream: qk_stream) -> i32;
 }
 
-fn operation(name: &'static str) -> Operation {
-    Operation { name, shape: "one warp".into() }
-}
-
 /// `c` `[32, 4]` += a · b of the fragments `a` `[32, 4]` and `b` `[32, 2]`, by one mma.m16n8k16.
-pub fn mma(a: View<'_, u32>, b: View<'_, u32>, c: ViewMut<'_, f32>, stream: Stream) -> Result<()> {
-    let operation = operation("mma");
-    operation.length("a", a.len(), 128)?;
-    operation.length("b", b.len(), 64)?;
-    operation.length("c", c.len(), 128)?;
+pub fn mma(a: View<'_, u32>, b: View<'_, u32>, c: ViewMut<'_, f32>, stream: Stream) {
+    assert_eq!((a.len(), b.len(), c.len()), (128, 64, 128));
     // SAFETY: the lengths that the kernel uses were checked.
-    operation.status(unsafe { twin_mma(a.address(), b.address(), c.address(), stream.as_raw()) })
+    assert_eq!(unsafe { twin_mma(a.address(), b.address(), c.address(), stream.as_raw()) }, QK_OK);
 }
 
 /// `d` `[32, 4]`: the fragments of ldmatrix.x4 (`.trans` if `transposed`) of 32 `rows` of 8 16-bit elements.
-pub fn ldmatrix(transposed: bool, rows: View<'_, u32>, d: ViewMut<'_, u32>, stream: Stream) -> Result<()> {
-    let operation = operation("ldmatrix");
-    operation.length("rows", rows.len(), 128)?;
-    operation.length("d", d.len(), 128)?;
+pub fn ldmatrix(transposed: bool, rows: View<'_, u32>, d: ViewMut<'_, u32>, stream: Stream) {
+    assert_eq!((rows.len(), d.len()), (128, 128));
     // SAFETY: the lengths that the kernel uses were checked.
-    operation.status(unsafe { twin_ldmatrix(transposed.into(), rows.address(), d.address(), stream.as_raw()) })
+    assert_eq!(unsafe { twin_ldmatrix(transposed.into(), rows.address(), d.address(), stream.as_raw()) }, QK_OK);
 }
 
 /// `out` `[2, 32, 4]` = `input`, in two cp.async groups; of lanes whose bit of `valid` is not set only the first
 /// `bytes` (to 16), then zeros.
-pub fn cp_async(input: View<'_, u32>, valid: u32, bytes: u32, out: ViewMut<'_, u32>, stream: Stream) -> Result<()> {
-    let operation = operation("cp_async");
-    operation.length("input", input.len(), 256)?;
-    operation.length("out", out.len(), 256)?;
-    operation.check(bytes <= 16, || format!("{bytes} bytes, expected at most 16"))?;
+pub fn cp_async(input: View<'_, u32>, valid: u32, bytes: u32, out: ViewMut<'_, u32>, stream: Stream) {
+    assert!(input.len() == 256 && out.len() == 256 && bytes <= 16);
     // SAFETY: the lengths that the kernel uses were checked; device memory is 16-byte aligned.
-    operation.status(unsafe { twin_cp_async(input.address(), valid, bytes, out.address(), stream.as_raw()) })
+    let status = unsafe { twin_cp_async(input.address(), valid, bytes, out.address(), stream.as_raw()) };
+    assert_eq!(status, QK_OK);
 }
 
 /// `packed[i]`: the f32 bits `pairs[2i]` and `pairs[2i + 1]` rounded to bf16, the first in the lower half.
-pub fn pack(pairs: View<'_, u32>, packed: ViewMut<'_, u32>, stream: Stream) -> Result<()> {
-    let operation = operation("pack");
-    operation.length("pairs", pairs.len(), 2 * packed.len())?;
-    let count = i32::try_from(packed.len()).map_err(|_| operation.argument("too many pairs".into()))?;
+pub fn pack(pairs: View<'_, u32>, packed: ViewMut<'_, u32>, stream: Stream) {
+    assert_eq!(pairs.len(), 2 * packed.len());
+    let count = i32::try_from(packed.len()).expect("few pairs");
     // SAFETY: the lengths that the kernel uses were checked.
-    operation.status(unsafe { twin_pack(pairs.address(), packed.address(), count, stream.as_raw()) })
+    assert_eq!(unsafe { twin_pack(pairs.address(), packed.address(), count, stream.as_raw()) }, QK_OK);
 }
 
 #[cfg(kernels = "emulated")]

@@ -1,0 +1,51 @@
+//! Qwen3: Llama with an RMSNorm of each head of q and k before the rotation; biases on all projections of attention, or
+//! none.
+//!
+//! A key that is absent has the default of transformers' `Qwen3Config`.
+
+use super::config::{self, Defaults, note_attention_dropout, only_false, only_full_attention, only_silu};
+use super::{Arch, Family, LLAMA_NAMES, Projection, QkNorm};
+use crate::error::Result;
+use crate::files::json::Keys;
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen3",
+    architecture: "Qwen3ForCausalLM",
+    models: "Qwen3",
+    read,
+    write: |arch, map| {
+        map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
+        map.insert("use_sliding_window".into(), false.into());
+    },
+};
+
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 151_936,
+    hidden_size: 4096,
+    intermediate_size: 22_016,
+    num_layers: 32,
+    num_heads: 32,
+    num_kv_heads: Some(32),
+    max_position_embeddings: 32_768,
+    rms_norm_eps: 1e-6,
+    bos_token_id: None,
+    eos_token_id: None,
+};
+
+/// Of an absent key `head_dim`, whatever the hidden size.
+const HEAD_DIM: usize = 128;
+
+fn read(keys: &Keys) -> Result<Arch> {
+    note_attention_dropout(keys)?;
+    only_silu(keys)?;
+    // `sliding_window` and `max_window_layers` stand in every published config and mean nothing without this key.
+    for key in ["use_sliding_window", "add_cross_attention"] {
+        only_false(keys, key)?;
+    }
+    only_full_attention(keys)?;
+    let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
+    let head_dim = if keys.get("head_dim").is_some() { arch.head_dim } else { HEAD_DIM };
+    let biased = keys.flag("attention_bias")?.unwrap_or(false);
+    let biases = Projection::ATTENTION.into_iter().filter(|_| biased).collect();
+    Ok(Arch { head_dim, biases, qk_norm: QkNorm::Head, ..arch })
+}

@@ -1,0 +1,166 @@
+//! RMSNorm of every head of q and k. Formula: [`crate::reference::head_norm`].
+
+use super::check::{Operation, struct_size};
+use crate::device::{Stream, View, ViewMut};
+use crate::error::Result;
+use crate::shape::AttentionShape;
+use crate::sys;
+use half::bf16;
+
+/// What the norm and its gradient read.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorm<'a> {
+    pub shape: AttentionShape,
+    pub eps: f32,
+    /// `[m, (H + 2·Hkv)·D]`: rows q‖k‖v before their rotation
+    pub x: View<'a, bf16>,
+    /// `[D]`
+    pub q_weight: View<'a, f32>,
+    /// `[D]`
+    pub k_weight: View<'a, f32>,
+}
+
+/// `y` = the rows of x with every head of q and k normalized; v is copied.
+pub fn head_norm(input: HeadNorm<'_>, y: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
+    launch("head_norm", input, std::ptr::null(), y, stream)
+}
+
+/// Turns `dy`, the gradient of the norm's output, into that of x.
+pub fn head_norm_backward(input: HeadNorm<'_>, dy: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
+    let address = dy.address().cast_const();
+    launch("head_norm_backward", input, address, dy, stream)
+}
+
+fn launch(
+    name: &'static str,
+    input: HeadNorm<'_>,
+    dy: *const bf16,
+    y: ViewMut<'_, bf16>,
+    stream: Stream,
+) -> Result<()> {
+    let AttentionShape { heads, kv_heads, head_dim } = input.shape;
+    let mut operation = Operation { name, shape: format!("{heads} and {kv_heads} heads of {head_dim}") };
+    let width = operation.size(&[heads.saturating_add(kv_heads.saturating_mul(2)), head_dim])?;
+    let m = input.x.len().checked_div(width).unwrap_or(0);
+    operation.shape = format!("M {m}, {}", operation.shape);
+    let count = operation.size(&[m, width])?;
+    for (what, found, expected) in [
+        ("x", input.x.len(), count),
+        ("y", y.len(), count),
+        ("the weight of q", input.q_weight.len(), head_dim),
+        ("the weight of k", input.k_weight.len(), head_dim),
+    ] {
+        operation.length(what, found, expected)?;
+    }
+    let small = |what: &str, value: usize| {
+        u32::try_from(value).map_err(|_| operation.argument(format!("{what} is {value}, which is too large")))
+    };
+    let stride = operation.dimension("the width of a row", width)?;
+    let args = sys::qk_head_norm_args {
+        struct_size: struct_size::<sys::qk_head_norm_args>(),
+        head_dim: small("D", head_dim)?,
+        heads: small("the number of heads", heads)?,
+        kv_heads: small("the number of key heads", kv_heads)?,
+        eps: input.eps,
+        reserved: 0,
+        m: operation.dimension("M", m)?,
+        ldx: stride,
+        ldy: stride,
+        x: input.x.address().cast(),
+        q_weight: input.q_weight.address(),
+        k_weight: input.k_weight.address(),
+        dy: dy.cast(),
+        y: y.address().cast(),
+    };
+    // SAFETY: every length was checked against the shape, dy is null or y; `args` is read before the return.
+    operation.status(unsafe { call!(qk_head_norm(&args, stream.as_raw())) })
+}
+
+#[cfg(all(test, not(kernels = "absent")))]
+mod tests {
+    use super::super::refusals::{M, Memory};
+    use super::*;
+    use crate::device::Device;
+    use std::ptr::{null, null_mut};
+
+    /// Over its input, as an engine that keeps nothing for a backward pass has it.
+    #[test]
+    fn the_norm_may_be_written_over_its_input() {
+        let device = Device::open().expect("a device to test on");
+        let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 24 };
+        let values: Vec<bf16> = (0..7 * shape.qkv()).map(|i| bf16::from_f32((i as f32 * 0.37).sin())).collect();
+        let (mut x, weight) = (device.upload(&values).unwrap(), device.upload(&[1.5f32; 24]).unwrap());
+        let mut y = device.upload(&vec![bf16::NAN; values.len()]).unwrap();
+        let input = |x| HeadNorm { shape, eps: 1e-5, x, q_weight: weight.view(), k_weight: weight.view() };
+        head_norm(input(x.view()), y.view_mut(), device.stream()).unwrap();
+        let (address, len, width) = (x.view_mut().address(), values.len(), shape.qkv() as i64);
+        let args = sys::qk_head_norm_args {
+            struct_size: struct_size::<sys::qk_head_norm_args>(),
+            head_dim: 24,
+            heads: 3,
+            kv_heads: 1,
+            eps: 1e-5,
+            reserved: 0,
+            m: len as i64 / width,
+            ldx: width,
+            ldy: width,
+            x: address.cast_const().cast(),
+            q_weight: weight.view().address(),
+            k_weight: weight.view().address(),
+            dy: null(),
+            y: address.cast(),
+        };
+        // SAFETY: buffers of the shape's lengths.
+        assert_eq!(unsafe { sys::qk_head_norm(&args, device.stream().as_raw()) }, sys::QK_OK);
+        let (x, y) = (device.download(&x).unwrap(), device.download(&y).unwrap());
+        assert!(x != values && x.iter().map(|x| x.to_bits()).eq(y.iter().map(|y| y.to_bits())));
+    }
+
+    #[test]
+    fn norms_of_heads_refuse() {
+        let mut memory = Memory::new();
+        let valid = sys::qk_head_norm_args {
+            struct_size: size_of::<sys::qk_head_norm_args>() as u32,
+            head_dim: 8,
+            heads: 2,
+            kv_heads: 1,
+            eps: 1e-5,
+            reserved: 0,
+            m: M,
+            ldx: 32,
+            ldy: 32,
+            x: memory.at(0),
+            q_weight: memory.at(1),
+            k_weight: memory.at(2),
+            dy: memory.at(3),
+            y: memory.at(4),
+        };
+        type Args = sys::qk_head_norm_args;
+        refuses!(memory, valid, |args| sys::qk_head_norm(args, null_mut()), {
+            |a: &mut Args| a.struct_size -= 8 => QK_ERROR_STRUCT_SIZE,
+            |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
+            |a: &mut Args| a.head_dim = 0 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.head_dim = 1025 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.heads = 65536 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.kv_heads = 0 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.kv_heads = 3 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
+            |a: &mut Args| (a.m, a.heads, a.ldx, a.ldy) = ((1 << 31) - 1, 65535, 1 << 30, 1 << 30) => QK_ERROR_SHAPE,
+            |a: &mut Args| a.ldx = 31 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.ldy = 31 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.eps = 0.0 => QK_ERROR_VALUE,
+            |a: &mut Args| a.eps = f32::NAN => QK_ERROR_VALUE,
+            |a: &mut Args| a.x = null() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.q_weight = null() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.k_weight = null() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.y = null_mut() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.x = a.x.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.dy = a.dy.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.y = a.y.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.q_weight = a.q_weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.k_weight = a.k_weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        });
+    }
+}
