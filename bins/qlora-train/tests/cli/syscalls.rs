@@ -1,8 +1,8 @@
-//! Every system call that a run makes in its output directory fails once: what was saved before stays whole, the message
-//! says what failed, and the next start goes on to the same bytes.
+//! Every system call that a run makes in its output directory fails once: what was saved before stays whole, the
+//! message says what failed, and the next start goes on to the same bytes.
 //!
-//! `strace` makes them fail. `QLORA_FULL_GRID=1` tries every call with every error; else each call fails with one of them,
-//! in turn.
+//! `strace` makes them fail. `QLORA_FULL_GRID=1` tries every call with every error; else each call fails with one of
+//! them, in turn.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,8 @@ fn strace(sandbox: &Sandbox, arguments: &[&str]) -> Command {
     command
 }
 
-/// (system call, the how-many-th of its name) of each call in the output directory, in order, with the line of the trace.
+/// (system call, the how-many-th of its name) of each call in the output directory, in order, with the line of the
+/// trace.
 fn calls_in_output(trace: &str, out: &Path) -> Vec<(String, usize, String)> {
     let out = out.display().to_string();
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
