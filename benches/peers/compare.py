@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 """Training speed and memory: qlora-train beside PEFT + bitsandbytes and Unsloth, alternating, on one machine in one go.
 
-    python benches/peers/compare.py MODEL_DIR [--device cpu|cuda] [--binary target/release/qlora-train] [--repeats 3]
+    python benches/peers/compare.py MODEL_DIR [--device cpu|cuda] [--binary target/release/qlora-train] [--repeats 5]
     python benches/peers/compare.py --config config.json --device cuda ...
 
-All fine-tune the same model in NF4 with double quantization, LoRA r 16 on all linear layers, AdamW, on the same rows of
-token ids, all supervised, --batch rows a step. `--config` makes a model of that shape from random weights, for all alike.
-A figure is the wall time of a process with the larger number of --steps minus that of one with the smaller, divided by
-the difference: start, load and first touches cancel. Memory is the largest that was seen in the longer run: on a CPU
-RssAnon (resident memory without file pages), on a GPU what nvidia-smi says is used there, less what was used before. The
-first losses are compared, so that all are known to do the same work.
+All fine-tune the same model with LoRA r 16 on all linear layers and AdamW, on the same rows of token ids, all supervised,
+--batch rows a step. A variant is a program, how it holds the base (NF4 with double quantization, or 16 bits) and what it
+computes in. On a CPU all eight are measured by default: ours and PEFT's, NF4 and 16 bits, float32 and bfloat16.
+`--config` makes a model of that shape from random weights, for all alike.
+
+A run's step time is the median over its steps after the first two, which touch memory for the first time; a figure is
+the median over --repeats runs, which alternate between the variants, with the smallest and the largest beside it. Memory
+is the largest that was seen: on a CPU RssAnon (resident memory without file pages), on a GPU what nvidia-smi says is used
+there, less what was used before. The first losses of all variants of one base are compared, so that all are known to do
+the same work.
 
 Needs the packages of tests/golden/requirements.txt; Unsloth is measured where it is installed, on a GPU only. Run it on a
-machine that does nothing else. `--smoke` proves that it works: 2 steps minus 1 and 32 tokens; its figures mean nothing.
+machine that does nothing else. `--smoke` proves that it works: 3 steps of 32 tokens; its figures mean nothing.
 """
 
 import argparse
@@ -39,7 +43,17 @@ R, ALPHA = 16, 32
 # The share by which the first losses may differ: bitsandbytes chooses 0.2% of the 8-bit scales differently, and random
 # weights' loss in bf16 differs by less than this.
 LOSS_TOLERANCE = 0.01
-PEERS = {"peft": "PEFT + bitsandbytes", "unsloth": "Unsloth"}
+# Steps whose time does not count.
+WARMUP = 2
+PROGRAMS = {"ours": "qlora-train", "peft": "PEFT", "unsloth": "Unsloth"}
+BASES = {"nf4": "NF4", "none": "16 bits"}
+
+
+class Variant:
+    def __init__(self, program, quantization, compute):
+        self.program, self.quantization, self.compute = program, quantization, compute
+        self.name = f"{program}-{quantization}-{compute}"
+        self.label = f"{PROGRAMS[program]}, {BASES[quantization]}, {compute}"
 
 
 def processor():
@@ -71,10 +85,9 @@ def gpu_memory(_):
 
 
 def measured(args, command):
-    """Wall seconds, the largest memory in bytes, and what was printed."""
+    """The largest memory in bytes, and what was printed."""
     memory = host_memory if args.device == "cpu" else gpu_memory
     before = 0 if args.device == "cpu" else gpu_memory(None)
-    start = time.perf_counter()
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     largest = 0
 
@@ -90,34 +103,41 @@ def measured(args, command):
     watcher = threading.Thread(target=watch)
     watcher.start()
     out, err = process.communicate()
-    seconds = time.perf_counter() - start
     watcher.join()
     if process.returncode != 0:
         sys.exit(f"{' '.join(str(c) for c in command)}\n{err}\nended with {process.returncode}")
-    return seconds, largest, out
+    return largest, out
 
 
-def ours(args, rows, steps):
+def ours(variant, args, rows):
     with tempfile.TemporaryDirectory() as scratch:
         out = pathlib.Path(scratch) / "run"
         command = [args.binary, "train", "--json", "--device", args.device, "--threads", args.threads]
         command += ["--model", args.model, "--data", rows, "--output-dir", out, "--max-length", args.tokens]
         command += ["--per-device-train-batch-size", args.batch, "--gradient-accumulation-steps", 1]
         command += ["--lora-r", R, "--lora-alpha", ALPHA, "--learning-rate", RATE, "--lr-scheduler-type", "constant"]
-        command += ["--max-steps", steps, "--gradient-checkpointing", str(args.recompute).lower(), "--optim", args.optim]
-        seconds, memory, _ = measured(args, command)
+        command += ["--max-steps", args.steps, "--logging-steps", 1, "--optim", args.optim]
+        command += ["--gradient-checkpointing", str(args.recompute).lower(), "--quantization", variant.quantization]
+        if args.device == "cpu":
+            command += ["--compute", {"float32": "f32", "bfloat16": "bf16"}[variant.compute]]
+        memory, _ = measured(args, command)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {"seconds": seconds, "memory": memory, "losses": [line["loss"] for line in lines if "loss" in line]}
+    lines = [line for line in lines if "loss" in line]
+    ends = [line["seconds"] for line in lines]
+    # The first step's beginning is not told; it does not count anyway.
+    times = [None, *(later - earlier for earlier, later in zip(ends, ends[1:]))]
+    return {"memory": memory, "losses": [line["loss"] for line in lines], "step_seconds": times}
 
 
-def theirs(name, args, rows, steps):
+def theirs(variant, args, rows):
     settings = {
         "model": str(args.model),
         "rows": str(rows),
-        "steps": steps,
+        "steps": args.steps,
         "device": args.device,
         "threads": args.threads,
-        "compute": args.compute,
+        "quantization": variant.quantization,
+        "compute": variant.compute,
         "recompute": args.recompute,
         "optim": args.optim,
         "length": args.tokens,
@@ -125,24 +145,23 @@ def theirs(name, args, rows, steps):
         "r": R,
         "alpha": ALPHA,
     }
-    seconds, memory, out = measured(args, [sys.executable, HERE / "trainers.py", name, json.dumps(settings)])
-    printed = json.loads(out.splitlines()[-1])
-    return {"seconds": seconds, "memory": memory, **printed}
+    memory, out = measured(args, [sys.executable, HERE / "trainers.py", variant.program, json.dumps(settings)])
+    return {"memory": memory, **json.loads(out.splitlines()[-1])}
 
 
 def summary(args, runs):
-    """Of the runs of one program, by number of steps."""
-    short, long = args.steps
-    seconds = {steps: [run["seconds"] for run in runs[steps]] for steps in args.steps}
-    step = (statistics.median(seconds[long]) - statistics.median(seconds[short])) / (long - short)
-    reserved = [run["torch_reserved_bytes"] for run in runs[long] if "torch_reserved_bytes" in run]
+    """Of the runs of one variant."""
+    steps = [statistics.median(run["step_seconds"][WARMUP:]) for run in runs]
+    speeds = sorted(args.tokens * args.batch / step for step in steps)
+    reserved = [run["torch_reserved_bytes"] for run in runs if "torch_reserved_bytes" in run]
     return {
-        "seconds": {str(steps): [round(s, 3) for s in values] for steps, values in seconds.items()},
-        "step_seconds": round(step, 5),
-        "tokens_per_second": round(args.tokens * args.batch / step, 2) if step > 0 else None,
-        "memory_bytes": max(run["memory"] for run in runs[long]),
+        "step_seconds": [round(step, 5) for step in steps],
+        "tokens_per_second": round(statistics.median(speeds), 2),
+        "tokens_per_second_min": round(speeds[0], 2),
+        "tokens_per_second_max": round(speeds[-1], 2),
+        "memory_bytes": max(run["memory"] for run in runs),
         **({"torch_reserved_bytes": max(reserved)} if reserved else {}),
-        "losses": [round(loss, 5) for loss in runs[long][0]["losses"]],
+        "losses": [round(loss, 5) for loss in runs[0]["losses"]],
     }
 
 
@@ -161,20 +180,23 @@ def random_model(config, scratch, device):
     return path
 
 
-def peers_here(args):
-    """Name by program, and why the others are left out."""
-    present, absent = ["peft"], {}
+def variants_here(args):
+    """Those that are measured, and why programs are left out."""
+    absent = {}
     if args.device == "cpu":
         absent["unsloth"] = "needs a GPU"
-    elif importlib.util.find_spec("unsloth") is None:
+        return [Variant(p, q, c) for q in BASES for c in ("float32", "bfloat16") for p in ("ours", "peft")], absent
+    programs = ["ours", "peft"]
+    if importlib.util.find_spec("unsloth") is None:
         absent["unsloth"] = "not installed"
     else:
-        present.append("unsloth")
-    return present, absent
+        programs.append("unsloth")
+    return [Variant(program, "nf4", "bfloat16") for program in programs], absent
 
 
-def versions(peers):
-    names = ["torch", "transformers", "peft", "bitsandbytes"] + [name for name in peers if name != "peft"]
+def versions(variants):
+    names = ["torch", "transformers", "peft", "bitsandbytes"]
+    names += ["unsloth"] if any(variant.program == "unsloth" for variant in variants) else []
     return {**{name: importlib.metadata.version(name) for name in names}, "python": platform.python_version()}
 
 
@@ -182,19 +204,20 @@ def compare(args):
     config = json.loads((pathlib.Path(args.model) / "config.json").read_text())
     generator = random.Random(7)
     rows_of_ids = [generator.choices(range(3, config["vocab_size"]), k=args.tokens) for _ in range(args.batch)]
-    peers, absent = peers_here(args)
-    programs = {"ours": ours, **{name: lambda *a, name=name: theirs(name, *a) for name in peers}}
-    runs = {name: {steps: [] for steps in args.steps} for name in programs}
+    variants, absent = variants_here(args)
+    if args.only:
+        variants = [variant for variant in variants if any(part in variant.name for part in args.only)]
+    runs = {variant.name: [] for variant in variants}
     with tempfile.TemporaryDirectory() as scratch:
         rows = pathlib.Path(scratch) / "rows.jsonl"
         rows.write_text("".join(json.dumps({"input_ids": ids, "labels": ids}) + "\n" for ids in rows_of_ids))
         for _ in range(args.repeats):
-            for steps in args.steps:
-                for name, run in programs.items():
-                    done = run(args, rows, steps)
-                    runs[name][steps].append(done)
-                    text = f"{name} {steps} steps: {done['seconds']:.1f} s, {done['memory'] / 1e9:.2f} GB"
-                    print(text, file=sys.stderr, flush=True)
+            for variant in variants:
+                done = (ours if variant.program == "ours" else theirs)(variant, args, rows)
+                runs[variant.name].append(done)
+                step = statistics.median(done["step_seconds"][WARMUP:])
+                text = f"{variant.label}: {step:.3f} s a step, {done['memory'] / 1e9:.2f} GB"
+                print(text, file=sys.stderr, flush=True)
     result = {
         "date": datetime.date.today().isoformat(),
         "device": args.device,
@@ -211,23 +234,38 @@ def compare(args):
         "gradient_checkpointing": args.recompute,
         "steps": args.steps,
         "repeats": args.repeats,
-        "peer_compute": args.compute,
-        "versions": versions(peers),
+        "versions": versions(variants),
         "smoke": args.smoke,
-        "ours": summary(args, runs["ours"]),
-        "peers": {name: summary(args, runs[name]) for name in peers},
+        "variants": {variant.name: {"label": variant.label, **summary(args, runs[variant.name])} for variant in variants},
         "not_measured": absent,
     }
-    mine = result["ours"]
-    for name, other in result["peers"].items():
-        first, second = mine["losses"][0], other["losses"][0]
-        if abs(first - second) > LOSS_TOLERANCE * second:
-            sys.exit(f"the first losses are {first} (ours) and {second} ({name}): the two do not do the same work")
-        if mine["tokens_per_second"] and other["tokens_per_second"]:
-            other["speed_ratio"] = round(mine["tokens_per_second"] / other["tokens_per_second"], 3)
-        if mine["memory_bytes"] > 0 and other["memory_bytes"] > 0:
-            other["memory_ratio"] = round(mine["memory_bytes"] / other["memory_bytes"], 3)
+    compare_losses(variants, result["variants"])
+    peers = [variant.name for variant in variants if variant.program != "ours"]
+    if peers:
+        fastest = max(peers, key=lambda name: result["variants"][name]["tokens_per_second"])
+        result["fastest_peer"] = fastest
+        for variant in variants:
+            mine = result["variants"][variant.name]
+            mine["speed_to_fastest_peer"] = ratio(mine, result["variants"][fastest], "tokens_per_second")
+            twin = result["variants"].get(f"peft-{variant.quantization}-{variant.compute}")
+            if variant.program == "ours" and twin:
+                mine["speed_to_same_peer"] = ratio(mine, twin, "tokens_per_second")
+                mine["memory_to_same_peer"] = ratio(mine, twin, "memory_bytes")
     return result
+
+
+def ratio(mine, other, key):
+    return round(mine[key] / other[key], 3) if other[key] > 0 else None
+
+
+def compare_losses(variants, found):
+    """Ends the program where two variants of one base begin with different losses."""
+    for quantization in BASES:
+        names = [variant.name for variant in variants if variant.quantization == quantization]
+        for name in names[1:]:
+            first, second = found[names[0]]["losses"][0], found[name]["losses"][0]
+            if abs(first - second) > LOSS_TOLERANCE * second:
+                sys.exit(f"the first losses are {first} ({names[0]}) and {second} ({name}): they do not do the same work")
 
 
 def arguments():
@@ -239,23 +277,22 @@ def arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tokens", type=int, default=512, help="of each row (default 512)")
     parser.add_argument("--batch", type=int, default=1, help="rows a step (default 1)")
-    parser.add_argument("--steps", type=int, nargs=2, default=[8, 24], metavar=("FEW", "MANY"))
+    parser.add_argument("--steps", type=int, default=10, help=f"of a run; the first {WARMUP} are not timed (default 10)")
     parser.add_argument("--optim", default="adamw_torch", choices=["adamw_torch", "adamw_8bit"])
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, for all")
-    parser.add_argument("--compute", choices=["float32", "bfloat16"], help="of the peers (default: float32 on a CPU)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="parts of the names of the variants to measure, such as ours peft-nf4")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "records")
     parser.add_argument("--smoke", action="store_true", help="a few tokens and steps; writes no record")
     args = parser.parse_args()
     if (args.model is None) == (args.config is None):
         parser.error("name either the directory of a model or --config")
-    if args.steps[0] < 1 or args.steps[1] <= args.steps[0] or args.repeats < 1 or args.tokens < 2 or args.batch < 1:
-        parser.error("expected 1 or more --repeats and rows, 2 or more tokens, and --steps FEW MANY with 1 <= FEW < MANY")
+    if args.steps <= WARMUP or args.repeats < 1 or args.tokens < 2 or args.batch < 1:
+        parser.error(f"expected 1 or more --repeats and rows, 2 or more tokens, and more than {WARMUP} --steps")
     if args.device == "cuda" and shutil.which("nvidia-smi") is None:
         parser.error("--device cuda: found no nvidia-smi, so no GPU is known here")
-    args.compute = args.compute or ("float32" if args.device == "cpu" else "bfloat16")
     if args.smoke:
-        args.steps, args.tokens, args.batch, args.repeats = [1, 2], 32, min(args.batch, 2), 1
+        args.steps, args.tokens, args.batch, args.repeats = WARMUP + 1, 32, min(args.batch, 2), 1
     return args
 
 
@@ -265,21 +302,20 @@ def main():
         if args.config:
             args.model = random_model(args.config, scratch, args.device)
         result = compare(args)
-    for name, label in {"ours": "qlora-train", **PEERS}.items():
-        if name in result["not_measured"]:
-            print(f"{label}: not measured ({result['not_measured'][name]})")
-            continue
-        found = result["ours"] if name == "ours" else result["peers"][name]
-        line = f"{label}: {found['tokens_per_second']} tokens/s, {found['memory_bytes'] / 1e9:.2f} GB"
-        if name != "ours":
-            line += f"; ours beside it: speed {found.get('speed_ratio')}, memory {found.get('memory_ratio')}"
-        print(line)
+    for name, why in result["not_measured"].items():
+        print(f"{PROGRAMS[name]}: not measured ({why})")
+    for found in result["variants"].values():
+        print(
+            f"{found['label']:<36}{found['tokens_per_second']:>9.1f} tokens/s "
+            f"({found['tokens_per_second_min']:.1f} to {found['tokens_per_second_max']:.1f}), "
+            f"{found['memory_bytes'] / 1e9:.2f} GB, {found.get('speed_to_fastest_peer')} of the fastest peer"
+        )
     if args.smoke:
         return print("smoke: no record written")
     args.out.mkdir(parents=True, exist_ok=True)
     machine = re.sub(r"[^a-z0-9]+", "-", result.get("gpu", result["processor"]).lower()).strip("-")
     model = re.sub(r"[^a-z0-9]+", "-", result["model"].lower()).strip("-")
-    path = args.out / f"{result['date']}-{args.device}-{machine}-{model}-{args.compute}.json"
+    path = args.out / f"{result['date']}-{args.device}-{machine}-{model}-{args.tokens}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

@@ -2,30 +2,32 @@
 
     python trainers.py peft|unsloth SETTINGS_JSON
 
-prints one JSON object: the loss of each step, the trainable parameters, and torch's own count of the GPU's memory.
+prints one JSON object: loss and seconds of each step, the trainable parameters, and torch's own count of the GPU's memory.
 """
 
 import json
 import pathlib
 import sys
+import time
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def load_peft(torch, settings):
-    """Transformers with bitsandbytes' NF4 base, and PEFT's adapter on it."""
+    """Transformers with bitsandbytes' NF4 base, or the model as it is, and PEFT's adapter on it."""
     import peft
     import transformers
 
     compute = getattr(torch, settings["compute"])
-    quantization = transformers.BitsAndBytesConfig(
+    nf4 = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+    quantization = {"quantization_config": nf4} if settings["quantization"] == "nf4" else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        settings["model"], quantization_config=quantization, dtype=compute, device_map={"": settings["device"]}
+        settings["model"], **quantization, dtype=compute, device_map={"": settings["device"]}
     )
     for module in model.modules():
         # Where the processor has avx512_bf16, bitsandbytes would repack the weight for inference and lose gradients.
@@ -90,15 +92,19 @@ def main():
     optimizer = optimizer_of(torch, settings, parameters)
     rows = [json.loads(line)["input_ids"] for line in pathlib.Path(settings["rows"]).read_text().splitlines()]
     ids = torch.tensor(rows, device=device)
-    losses = []
+    losses, seconds = [], []
     for _ in range(settings["steps"]):
+        start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses.append(loss.item())
-    result = {"losses": losses, "trainable": sum(p.numel() for p in parameters)}
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    result = {"losses": losses, "step_seconds": seconds, "trainable": sum(p.numel() for p in parameters)}
     if device == "cuda":
         result["torch_reserved_bytes"] = torch.cuda.max_memory_reserved()
     print(json.dumps(result))

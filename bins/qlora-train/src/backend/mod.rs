@@ -31,7 +31,7 @@ pub use op::{Op, Output};
 pub use operands::{BufferShape, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
 pub use optimizer_state::{OptimizerState, StateFormat};
-pub use trace::{Scope, Trace, TraceMode};
+pub use trace::{OpTime, Scope, Trace, TraceMode};
 pub use weights::{Quantization, Residency, Weights};
 
 use crate::error::{Error, Result};
@@ -115,9 +115,9 @@ pub trait Backend: Compute + Sized {
         if mode == TraceMode::Times { self.record_event() } else { Ok(()) }
     }
 
-    /// Seconds of each kind of operation since [`TraceMode::Times`] was set or since the last call, in the order of
+    /// What each kind of operation took since [`TraceMode::Times`] was set or since the last call, in the order of
     /// their first.
-    fn times(&mut self) -> Result<Vec<(&'static str, f64)>> {
+    fn times(&mut self) -> Result<Vec<OpTime>> {
         let seconds = self.elapsed()?;
         let times = self.trace().sums(&seconds);
         if self.trace().mode == TraceMode::Times {
@@ -136,7 +136,8 @@ pub trait Backend: Compute + Sized {
         match (self.trace().mode, done) {
             (TraceMode::Off, _) | (TraceMode::Values, None) => Ok(()),
             (TraceMode::Times, _) => {
-                self.trace().kinds.push(name);
+                let flops = done.map_or(0.0, |(op, tokens)| op.flops(tokens.len()));
+                self.trace().kinds.push((name, flops));
                 self.record_event()
             }
             (TraceMode::Values, Some((op, tokens))) => not_finite::check_outputs(self, op, tokens),

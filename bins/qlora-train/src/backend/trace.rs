@@ -32,13 +32,21 @@ impl std::fmt::Display for Scope {
     }
 }
 
+/// Time that all operations of one kind took, and their FLOPs: 0 where it is not the arithmetic that takes the time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OpTime {
+    pub name: &'static str,
+    pub seconds: f64,
+    pub flops: f64,
+}
+
 /// What a backend has traced.
 #[derive(Debug, Default)]
 pub struct Trace {
     pub(super) mode: TraceMode,
     pub(super) scope: Scope,
-    /// Names of the operations that an event was recorded after, in order.
-    pub(super) kinds: Vec<&'static str>,
+    /// Names and FLOPs of the operations that an event was recorded after, in order.
+    pub(super) kinds: Vec<(&'static str, f64)>,
     /// FLOPs of all operations, whatever is traced.
     pub(super) flops: f64,
 }
@@ -49,13 +57,16 @@ impl Trace {
         self.kinds.clear();
     }
 
-    /// Seconds by kind, in the order of their first, from those of each operation.
-    pub(super) fn sums(&mut self, seconds: &[f64]) -> Vec<(&'static str, f64)> {
-        let mut times: Vec<(&'static str, f64)> = Vec::new();
-        for (kind, &seconds) in std::mem::take(&mut self.kinds).into_iter().zip(seconds) {
-            match times.iter_mut().find(|(known, _)| *known == kind) {
-                Some((_, sum)) => *sum += seconds,
-                None => times.push((kind, seconds)),
+    /// Sums by kind, in the order of their first, from the seconds of each operation.
+    pub(super) fn sums(&mut self, seconds: &[f64]) -> Vec<OpTime> {
+        let mut times: Vec<OpTime> = Vec::new();
+        for ((name, flops), &seconds) in std::mem::take(&mut self.kinds).into_iter().zip(seconds) {
+            match times.iter_mut().find(|time| time.name == name) {
+                Some(time) => {
+                    time.seconds += seconds;
+                    time.flops += flops;
+                }
+                None => times.push(OpTime { name, seconds, flops }),
             }
         }
         times

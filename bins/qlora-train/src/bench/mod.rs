@@ -3,7 +3,8 @@
 pub mod weights;
 
 use crate::arch::Arch;
-use crate::backend::{Backend, Batch, TraceMode};
+use crate::backend::cpu::peak_flops;
+use crate::backend::{Backend, Batch, OpTime, TraceMode};
 use crate::bench::weights::RandomSource;
 use crate::config::Settings;
 use crate::error::Result;
@@ -39,8 +40,10 @@ pub struct Measured {
     /// part of the next step's
     pub seconds: Vec<f64>,
     pub loss: f64,
-    /// Seconds of every kind of operation in one more step, in the order of their first
-    pub kinds: Vec<(&'static str, f64)>,
+    /// Every kind of operation in one more step, in the order of their first
+    pub kinds: Vec<OpTime>,
+    /// FLOP/s of the processor's tiles on what lies in its nearest cache, on all threads; none on a GPU
+    pub cpu_peak_flops: Option<f64>,
     /// Bytes of the GPU that are taken after the steps
     pub device_bytes: Option<u64>,
     /// The most that the process held of the host's memory, where the system tells
@@ -77,7 +80,7 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 /// Refused: what does not fit.
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
-    let device = Device::choose(settings)?;
+    let device = Device::choose(settings)?.for_model(settings, &shape.config);
     let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
     let checkpointing = settings.gradient_checkpointing;
     let plan = plan::choose(&device, &mut spec, checkpointing, &stored_in_16_bits, budget)?;
@@ -140,6 +143,7 @@ impl DeviceJob for Prepared {
             seconds: timed.iter().map(|step| step.0).collect(),
             loss: timed.last().map_or(f64::NAN, |step| step.1),
             kinds,
+            cpu_peak_flops: device.precision().map(peak_flops),
             device_bytes: device.taken_bytes()?,
             host_bytes: host_peak_bytes(),
         })

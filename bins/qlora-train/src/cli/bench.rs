@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use crate::arch::shapes::shape;
+use crate::backend::OpTime;
 use crate::bench::{Measured, Shape, bench, stored_in_16_bits};
 use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
@@ -43,6 +44,9 @@ pub struct BenchArgs {
     /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     device: Option<String>,
+    /// What the CPU computes in: auto, f32 or bf16
+    #[arg(long)]
+    compute: Option<String>,
     /// Memory of the GPU that may be taken in all, such as 44.4GiB
     #[arg(long)]
     device_memory: Option<String>,
@@ -68,6 +72,7 @@ impl BenchArgs {
             ("optim", &self.optim),
             ("gradient_checkpointing", &self.gradient_checkpointing),
             ("device", &self.device),
+            ("compute", &self.compute),
             ("device_memory", &self.device_memory),
             ("host_memory", &self.host_memory),
             ("threads", &self.threads),
@@ -122,20 +127,21 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let settings = args.settings()?;
     let shape = args.shape()?;
     if args.plan {
-        let device = Device::choose_for_plan(&settings)?;
+        let device = Device::choose_for_plan(&settings)?.for_model(&settings, &shape.config);
         return super::plan::answer(&settings, &device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
     }
     let (tokens, flops) = (shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
-    let Measured { plan, spec, seconds, loss, kinds, device_bytes, host_bytes } = &measured;
+    let Measured { plan, spec, seconds, loss, kinds, cpu_peak_flops, device_bytes, host_bytes } = &measured;
     let step = seconds.iter().sum::<f64>() / seconds.len() as f64;
     let speed = tokens as f64 / step;
     let gpu = plan.device.gpu();
-    let peak = gpu.as_deref().and_then(peak_flops);
+    let peak = gpu.as_deref().and_then(peak_flops).or(*cpu_peak_flops);
+    let peak_is = if gpu.is_some() { "dense bf16" } else { "measured: this processor's tiles in their nearest cache" };
     let mfu = peak.map(|peak| flops / step / peak);
-    let all: f64 = kinds.iter().map(|kind| kind.1).sum();
+    let all: f64 = kinds.iter().map(|kind| kind.seconds).sum();
     let mut sorted = kinds.clone();
-    sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+    sorted.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
 
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(", {counts}") } else { String::new() };
@@ -157,7 +163,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
         "{:.2} TFLOP/s of model FLOPs{}\n{FORMULA}",
         flops / step / 1e12,
         match (mfu, peak) {
-            (Some(mfu), Some(peak)) => format!(", {:.1}% of {:.0} (dense bf16)", 100.0 * mfu, peak / 1e12),
+            (Some(mfu), Some(peak)) => format!(", {:.1}% of {:.3} ({peak_is})", 100.0 * mfu, peak / 1e12),
             _ => String::new(),
         }
     );
@@ -169,13 +175,20 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
         plan.place(),
         format_bytes(plan.peak_bytes())
     );
-    let _ = write!(text, "{:<24}{:>12}{:>8}", "operation", "ms a step", "share");
-    for (name, seconds) in &sorted {
+    let _ = write!(text, "{:<24}{:>12}{:>8}{:>12}{:>10}", "operation", "ms a step", "share", "GFLOP/s", "of peak");
+    for OpTime { name, seconds, flops } in &sorted {
         let _ = write!(text, "\n{name:<24}{:>12.3}{:>7.1}%", 1e3 * seconds, 100.0 * seconds / all);
+        if *flops > 0.0 {
+            let _ = write!(text, "{:>12.1}", flops / seconds / 1e9);
+            let _ = peak.map(|peak| write!(text, "{:>9.1}%", 100.0 * flops / seconds / peak));
+        }
     }
     let kernels: Vec<Value> = sorted
         .iter()
-        .map(|(name, seconds)| json!({"name": name, "seconds": seconds, "share": seconds / all}))
+        .map(|OpTime { name, seconds, flops }| {
+            json!({"name": name, "seconds": seconds, "share": seconds / all, "flops": flops,
+                   "share_of_peak": peak.filter(|_| *flops > 0.0).map(|peak| flops / seconds / peak)})
+        })
         .collect();
     Ok(Answer {
         text,

@@ -37,6 +37,9 @@ pub(super) struct ModelArgs {
     /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     pub device: Option<String>,
+    /// What the CPU computes in: auto, f32 or bf16
+    #[arg(long)]
+    pub compute: Option<String>,
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     pub host_memory: Option<String>,
@@ -79,6 +82,7 @@ impl ModelArgs {
             ("quantization", self.quantization.as_ref()),
             ("chat_template", self.chat_template.as_ref()),
             ("device", self.device.as_ref()),
+            ("compute", self.compute.as_ref()),
             ("host_memory", self.host_memory.as_ref()),
             ("device_memory", self.device_memory.as_ref()),
             ("threads", self.threads.as_ref()),

@@ -26,11 +26,13 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     if let Some(arch) = named_shape(&settings)? {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
+        let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions);
         return answer(&settings, &device, spec, &stored_in_16_bits, rows);
     }
     let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
+    let device = device.for_model(&settings, checkpoint.arch());
     check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
     // Without data the longest batch that the settings allow is planned.

@@ -261,8 +261,8 @@ settings! {
     "Worker threads; results do not depend on them."
     threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
-    "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX. A GPU always computes in bf16."
-    compute: Option<Compute> = None, "f32; bf16 on a GPU", "f32 or bf16", ResultsIfSet, [];
+    "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` takes it where there is one, else f32, and a resumed run computes as it began. A GPU always computes in bf16."
+    compute: Option<Compute> = None, "auto", "auto, f32 or bf16", ResultsIfSet, [];
     "Where the run works; `auto` takes a GPU if there is one and the build has CUDA, and says which it took."
     device: Option<Device> = None, "auto", "auto, cpu, cuda or cuda:N", RunOnly, [];
 }

@@ -1,6 +1,7 @@
 //! The device of a command, chosen and opened here and nowhere else, and what memory may be used on it.
 
 use super::host::host_budget;
+use crate::arch::{Arch, Projection};
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
 use crate::backend::cuda::Cuda;
@@ -9,9 +10,11 @@ use crate::error::{Context, Error, Result};
 use crate::model::ModelSpec;
 use crate::report::{count, status};
 use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
+use std::path::Path;
 use std::rc::Rc;
 
-const BUILD: &str = "cargo build --release --package qlora-train --features cuda";
+/// Command that builds this program for a GPU.
+pub const CUDA_BUILD: &str = "cargo build --release --package qlora-train --features cuda";
 
 /// Device that a command computes on. A GPU is opened once, and stays open as long as one of these holds it.
 #[derive(Clone, Debug)]
@@ -103,6 +106,37 @@ impl Device {
         Ok(Self::Cpu(precision))
     }
 
+    /// The device as it computes this model. Products in bf16 go over pairs of values, so that a model with an odd
+    /// width is computed in f32, if the settings leave the choice.
+    pub fn for_model(self, settings: &Settings, arch: &Arch) -> Self {
+        let shapes = Projection::ALL.map(|projection| projection.shape(arch));
+        match self {
+            Self::Cpu(Precision::Bf16(_))
+                if settings.compute.is_none() && shapes.iter().any(|(n, k)| n % 2 + k % 2 != 0) =>
+            {
+                status!("compute: f32, because bf16 needs linear layers with even numbers of rows and columns");
+                Self::Cpu(Precision::F32)
+            }
+            device => device,
+        }
+    }
+
+    /// The device as it computes a run that is there already. Refused: this processor cannot.
+    pub fn as_recorded(self, arithmetic: Option<&str>, run: &Path) -> Result<Self> {
+        match (self, arithmetic) {
+            (Self::Cpu(Precision::Bf16(_)), None) => {
+                status!("compute: f32, as the run in {} began", run.display());
+                Ok(Self::Cpu(Precision::F32))
+            }
+            (Self::Cpu(Precision::F32), Some(arithmetic)) => crate::refuse!(
+                "{}: holds a run that computes in {arithmetic}, which this processor does not have; go on where it began, or \
+                 choose another output_dir",
+                run.display()
+            ),
+            (device, _) => Ok(device),
+        }
+    }
+
     /// Refuses arithmetic that a GPU does not have.
     fn computing(self, settings: &Settings) -> Result<Self> {
         match (&self, settings.compute) {
@@ -124,7 +158,7 @@ impl Device {
     fn named(ordinal: usize) -> Result<Self> {
         if KERNELS == Kernels::Absent {
             crate::refuse!(
-                "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
+                "`device: cuda`: this build has no CUDA support; rebuild it with `{CUDA_BUILD}`, or use `--device cpu`"
             );
         }
         let what = || format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`");
@@ -147,7 +181,9 @@ impl Device {
             // What NVIDIA's driver makes on Linux.
             Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(
                 settings,
-                &format!("; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"),
+                &format!(
+                    "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{CUDA_BUILD}`"
+                ),
             ),
             Kernels::Absent => Self::cpu(settings, ""),
         }
@@ -165,6 +201,14 @@ impl Device {
     /// GPU of this number for a plan, which needs none.
     pub fn unopened(ordinal: usize) -> Self {
         Self::Cuda(Gpu { ordinal, device: None })
+    }
+
+    /// Arithmetic of the CPU; none of a GPU.
+    pub fn precision(&self) -> Option<Precision> {
+        match self {
+            Self::Cpu(precision) => Some(*precision),
+            Self::Cuda(_) => None,
+        }
     }
 
     pub fn is_cpu(&self) -> bool {
@@ -249,13 +293,14 @@ impl Device {
     }
 }
 
-/// What the settings ask the CPU to compute in. Refused: bf16 on a processor without the instructions.
+/// What the CPU computes in: what the settings ask for, else bf16 where the processor has instructions for it. Refused:
+/// bf16 on a processor without them.
 fn precision(settings: &Settings) -> Result<Precision> {
     match (settings.compute, Isa::detect()) {
-        (Some(config::Compute::Bf16), Some(isa)) => Ok(Precision::Bf16(isa)),
+        (None | Some(config::Compute::Bf16), Some(isa)) => Ok(Precision::Bf16(isa)),
         (Some(config::Compute::Bf16), None) => {
             crate::refuse!("`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32")
         }
-        (None | Some(config::Compute::F32), _) => Ok(Precision::F32),
+        (None, None) | (Some(config::Compute::F32), _) => Ok(Precision::F32),
     }
 }

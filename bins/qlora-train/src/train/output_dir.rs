@@ -133,6 +133,13 @@ fn read_run(dir: &Path) -> Result<Option<Value>> {
     }
 }
 
+/// What the run in this directory computes in, as [`Device::arithmetic`](crate::session::Device::arithmetic) told it;
+/// none where there is no run.
+pub fn recorded_arithmetic(dir: &Path) -> Result<Option<Option<String>>> {
+    let run = read_run(dir)?;
+    Ok(run.map(|run| run["identity"]["settings"]["compute"].as_str().map(str::to_owned)))
+}
+
 /// Held as long as a process works in an output directory; the system lets go of it however the process ends.
 #[derive(Debug)]
 pub struct OutputLock {

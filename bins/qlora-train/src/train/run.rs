@@ -7,7 +7,8 @@
 
 use super::identity::{Identity, run_identity};
 use super::output_dir::{
-    Found, OutputLock, check_output_dir, check_recorded_base, check_writable, holds_run, remove_run,
+    Found, OutputLock, check_output_dir, check_recorded_base, check_writable, holds_run, recorded_arithmetic,
+    remove_run,
 };
 use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
@@ -55,11 +56,16 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
     launch::check_single_process()?;
-    let device = Device::choose(&settings)?;
     let output = settings.output_path()?.to_owned();
+    let device = Device::choose(&settings)?;
     let lock = OutputLock::of_existing(&output)?;
     check_writable(&output)?;
+    let device = match recorded_arithmetic(&output)? {
+        Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
+        _ => device,
+    };
     let loaded = Loaded::open(&settings)?;
+    let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());

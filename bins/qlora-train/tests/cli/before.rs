@@ -92,7 +92,8 @@ fn distance(before: &Tensors, now: &Tensors, moved: f64) -> f64 {
 /// Trains and returns the answer of the command.
 fn run(sandbox: &Sandbox, binary: Option<&Path>, settings: &str) -> Value {
     let line = train(settings);
-    let Some(binary) = binary else { return sandbox.run(&line).json() };
+    // What `compute` left out meant then.
+    let Some(binary) = binary else { return sandbox.run(&format!("{line} --compute f32")).json() };
     let output = Command::new(binary).args(line.split_whitespace()).current_dir(sandbox.path(".")).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()

@@ -25,7 +25,11 @@ fn steps_of_any_shape_are_measured() {
         assert!(kernels.iter().any(|kernel| kernel["name"] == name), "{name}: {found}");
     }
     assert!(found["host"]["peak_bytes"].as_u64() > found["host"]["planned_bytes"].as_u64(), "{found}");
-    assert!(found["gpu"].is_null() && found["mfu"].is_null() && number(&found["model_flops_per_step"]) > 0.0);
+    assert!(found["gpu"].is_null() && number(&found["mfu"]) > 0.0 && number(&found["model_flops_per_step"]) > 0.0);
+    let linear = kernels.iter().find(|kernel| kernel["name"] == "linear").unwrap();
+    let share = number(&linear["flops"]) / number(&linear["seconds"]) / number(&found["peak_flops"]);
+    assert!((number(&linear["share_of_peak"]) / share - 1.0).abs() < 1e-9, "{linear}");
+    assert!(kernels.iter().any(|kernel| kernel["name"] == "norm" && kernel["share_of_peak"].is_null()), "{found}");
 
     let done = sandbox.run(line).ok();
     for words in

@@ -1,5 +1,6 @@
 //! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
 
+mod arithmetic;
 mod before;
 mod bench;
 mod console;

@@ -6,6 +6,8 @@
 
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
+use super::rows::round;
+use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::gemm::tiles::{Tile, split};
 use half::bf16;
 use rayon::prelude::*;
@@ -110,29 +112,59 @@ pub enum Out<'a> {
 pub fn multiply(isa: Isa, scratch: &mut [Scratch], out: Out, rows: usize, columns: Range<usize>, products: &[Product]) {
     let first = columns.start;
     match out {
-        Out::Bf16 { data, stride, scale, bias } => {
+        Out::Bf16 { data, stride, scale, bias: None } => {
+            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| round_scaled(out, sums, scale));
+        }
+        Out::Bf16 { data, stride, scale, bias: Some(bias) } => {
             run(isa, scratch, data, stride, rows, columns, products, &|out, _, at, sums| {
-                let bias = bias.map(|bias| &bias[at - first..][..sums.len()]);
-                for (i, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
-                    *out = super::rows::round(scale * sum + bias.map_or(0.0, |bias| bias[i]));
-                }
+                round_biased(out, sums, scale, &bias[at - first..][..sums.len()]);
             });
         }
         Out::Plus { data, stride, more } => {
             let width = columns.len();
             run(isa, scratch, data, stride, rows, columns, products, &|out, row, at, sums| {
-                let more = &more[row * width + at - first..][..sums.len()];
-                for ((out, sum), more) in out.iter_mut().zip(sums).zip(more) {
-                    *out = super::rows::round(sum + more);
-                }
+                round_sum(out, sums, &more[row * width + at - first..][..sums.len()]);
             });
         }
         Out::F32 { data, stride } => {
             run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| out.copy_from_slice(sums));
         }
-        Out::Add { data, stride } => run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| {
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-        }),
+        Out::Add { data, stride } => {
+            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| add(out, sums));
+        }
+    }
+}
+
+vectorized! {
+    /// A sum of −0 becomes 0, as with a bias of 0.
+    fn round_scaled<'a>(out: &'a mut [bf16], sums: &'a [f32], scale: f32) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = round(scale * sum + 0.0);
+        }
+    }
+}
+
+vectorized! {
+    fn round_biased<'a>(out: &'a mut [bf16], sums: &'a [f32], scale: f32, bias: &'a [f32]) {
+        for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+            *out = round(scale * sum + bias);
+        }
+    }
+}
+
+vectorized! {
+    fn round_sum<'a>(out: &'a mut [bf16], sums: &'a [f32], more: &'a [f32]) {
+        for ((out, sum), more) in out.iter_mut().zip(sums).zip(more) {
+            *out = round(sum + more);
+        }
+    }
+}
+
+vectorized! {
+    fn add<'a>(out: &'a mut [f32], sums: &'a [f32]) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out += sum;
+        }
     }
 }
 
@@ -282,6 +314,22 @@ pub fn fill(
                 isa::transpose(isa, bytemuck::cast_slice(band), PAIRS, pairs, &mut panel[start..], width);
             }
         }
+    }
+}
+
+/// A round of the instructions on one panel that stays in the nearest cache; returns its FLOPs. For measuring.
+pub fn peak_round(isa: Isa) -> impl FnMut() -> f64 {
+    const ROWS: usize = 48;
+    const PAIRS: usize = 64;
+    const CALLS: usize = 16;
+    let panel = vec![0x3F00_3F00u32; PAIRS * WIDTH];
+    let left = vec![bf16::from_f32(0.25); ROWS * 2 * PAIRS];
+    let mut sums = vec![0.0f32; ROWS * WIDTH];
+    move || {
+        for _ in 0..CALLS {
+            isa::multiply(isa, std::hint::black_box(&left), 2 * PAIRS, ROWS, &panel, WIDTH, &mut sums, false);
+        }
+        (4 * ROWS * PAIRS * WIDTH * CALLS) as f64
     }
 }
 

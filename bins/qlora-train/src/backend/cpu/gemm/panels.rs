@@ -91,6 +91,27 @@ pub fn compute(
     }
 }
 
+/// A round of the inner loop on one panel that stays in the nearest cache; returns its FLOPs. For measuring.
+pub fn peak_round() -> impl FnMut() -> f64 {
+    const STEPS: usize = 128;
+    const CALLS: usize = 64;
+    let arch = Arch::new();
+    let width = widest(arch.dispatch(Lanes));
+    let panel = vec![0.5f32; STEPS * width];
+    let left = vec![0.25f32; ROWS * STEPS];
+    let mut sums = vec![0.0f32; ROWS * width];
+    move || {
+        for tile in &mut split(&mut sums, width, ROWS, 0..width, width, 1) {
+            for _ in 0..CALLS {
+                let left = Left::Rows { data: std::hint::black_box(&left), stride: STEPS };
+                let base = Part { panel: &panel, left, first: 0 };
+                arch.dispatch(RowTiles { tile, width, base, more: None, add: false });
+            }
+        }
+        (2 * ROWS * STEPS * width * CALLS) as f64
+    }
+}
+
 /// Values of a vector of this processor.
 pub struct Lanes;
 
