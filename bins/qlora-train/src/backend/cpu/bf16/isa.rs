@@ -145,29 +145,32 @@ pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, code
     }
 }
 
-/// Σ x·y in four vectors of interleaved chains, added in order. Lengths are equal and even.
+/// Σ x·y in four vectors of interleaved chains, added in order, and then their halves, quarters and so on. Lengths are
+/// equal and even.
 pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
     assert!(x.len() == y.len() && x.len().is_multiple_of(2), "rows of pairs");
-    const STEP: usize = 4 * 2 * LANES;
-    let mut sums = [0.0f32; 4 * LANES];
-    let whole = x.len() / STEP * STEP;
     match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths are equal.
+        // SAFETY: `detect` found the instructions; the lengths are equal and even.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot(&x[..whole], &y[..whole], &mut sums) },
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot(x, y) },
         _ => {
-            for (x, y) in x[..whole].chunks_exact(STEP).zip(y[..whole].chunks_exact(STEP)) {
+            const STEP: usize = 4 * 2 * LANES;
+            let mut sums = [0.0f32; 4 * LANES];
+            for (x, y) in x.chunks(STEP).zip(y.chunks(STEP)) {
                 add_pairs(x, y, &mut sums);
             }
+            let [mut total, b, c, d]: [[f32; LANES]; 4] = bytemuck::cast(sums);
+            for other in [b, c, d] {
+                total.iter_mut().zip(other).for_each(|(total, sum)| *total += sum);
+            }
+            for half in [8, 4, 2, 1] {
+                for i in 0..half {
+                    total[i] += total[i + half];
+                }
+            }
+            total[0]
         }
     }
-    add_pairs(&x[whole..], &y[whole..], &mut sums);
-    let mut rows = sums.chunks_exact(LANES);
-    let mut total: [f32; LANES] = *rows.next().and_then(|row| row.first_chunk()).expect("four vectors");
-    for row in rows {
-        total.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
-    }
-    total.iter().sum()
 }
 
 fn add_pairs(x: &[bf16], y: &[bf16], sums: &mut [f32]) {
@@ -388,26 +391,39 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has the features; both rows have as many values, in whole steps of four vectors.
+    /// The processor has the features; both rows have as many values, an even number.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn dot(x: &[bf16], y: &[bf16], sums: &mut [f32; 4 * LANES]) {
+    pub unsafe fn dot(x: &[bf16], y: &[bf16]) -> f32 {
+        let pairs = x.len() / 2;
+        let whole = pairs / (4 * LANES) * (4 * LANES);
         let mut acc = [_mm512_setzero_ps(); 4];
-        for at in (0..x.len()).step_by(8 * LANES) {
+        for pair in (0..whole).step_by(4 * LANES) {
             for (i, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: a whole step is left.
-                unsafe {
-                    let x = _mm512_loadu_si512(x.as_ptr().add(at + 2 * LANES * i).cast());
-                    let y = _mm512_loadu_si512(y.as_ptr().add(at + 2 * LANES * i).cast());
-                    let (x, y) =
-                        (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(y));
-                    *acc = _mm512_dpbf16_ps(*acc, x, y);
-                }
+                // SAFETY: four whole vectors are left in every round.
+                let load = |row: &[bf16]| unsafe {
+                    let at = row.as_ptr().add(2 * (pair + i * LANES));
+                    std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast()))
+                };
+                *acc = _mm512_dpbf16_ps(*acc, load(x), load(y));
             }
         }
-        for (i, acc) in acc.iter().enumerate() {
-            // SAFETY: there is room for four vectors.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr().add(i * LANES), *acc) };
+        if whole < pairs {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let first = whole + i * LANES;
+                let mask = ((1u32 << pairs.saturating_sub(first).min(LANES)) - 1) as u16;
+                // SAFETY: pairs beyond the rows are masked off, and are zero.
+                let load = |row: &[bf16]| unsafe {
+                    let at = row.as_ptr().wrapping_add(2 * first);
+                    std::mem::transmute::<__m512i, __m512bh>(_mm512_maskz_loadu_epi32(mask, at.cast()))
+                };
+                *acc = _mm512_dpbf16_ps(*acc, load(x), load(y));
+            }
         }
+        let total = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), acc[2]), acc[3]);
+        let eight = _mm256_add_ps(_mm512_castps512_ps256(total), _mm512_extractf32x8_ps::<1>(total));
+        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
 
     /// Returns how many pairs it did.
