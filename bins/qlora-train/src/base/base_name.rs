@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{Context, Result};
+use crate::files::home::expand_home;
 use crate::refuse;
 
 const CACHE_PREFIX: &str = "models--";
@@ -65,7 +66,8 @@ pub fn looks_like_hub_id(text: &str) -> bool {
 /// Hugging Face cache (`revision`: a branch, tag or commit; "main" if none). Refused, with the places looked at and the
 /// command that downloads it, where there is none. Nothing is downloaded.
 pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
-    resolve_in(arg, revision, &cache_roots(|name| std::env::var_os(name)))
+    let arg = expand_home(Path::new(arg)).to_string_lossy().into_owned();
+    resolve_in(&arg, revision, &cache_roots(|name| std::env::var_os(name)))
 }
 
 /// Folder of huggingface_hub's cache, the most specific setting first.

@@ -114,6 +114,7 @@ fn instructions() -> Vec<&'static str> {
 
 mod gpu {
     use super::{Finding, format_bytes};
+    use crate::session::CUDA_BUILD;
     use qlora_kernels::device::{ARCHITECTURES, Device, KERNELS, Kernels, MemInfo, TransferBandwidth, cuda_version};
     use serde_json::json;
 
@@ -123,8 +124,10 @@ mod gpu {
     /// Looks as far as each finding allows the next.
     pub fn look(ordinal: usize) -> Vec<Finding> {
         let (Kernels::Cuda, Some(architectures)) = (KERNELS, ARCHITECTURES) else {
-            let problem =
-                "this binary was built for the CPU only: `cargo build --release --features cuda` builds one for a GPU";
+            let problem = format!(
+                "this binary was built for the CPU only: `{CUDA_BUILD}` builds one for a GPU (`cargo xtask setup-cuda` \
+                 fetches nvcc where there is none)"
+            );
             return vec![Finding::missing("gpu", problem)];
         };
         let mut findings = Vec::new();

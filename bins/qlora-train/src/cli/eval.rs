@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::config::{Settings, TooLong, ValSet};
 use crate::data::{self, Row};
 use crate::error::Result;
-use crate::infer::evaluate::evaluate;
+use crate::infer::evaluate::{Evaluation, evaluate};
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::refuse;
@@ -27,6 +27,9 @@ pub struct EvalArgs {
     /// validation rows of the settings file, else its training rows
     #[arg(long, required_unless_present = "config")]
     data: Vec<PathBuf>,
+    /// Evaluate the base alone too, after the adapters: what they changed
+    #[arg(long)]
+    with_base: bool,
     /// Tokens of a row at most [default: 2048, or that of the settings file]
     #[arg(long)]
     max_length: Option<usize>,
@@ -80,10 +83,11 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let held_back = settings.val_set_size != ValSet::Off;
     let rows = if held_back { split(&settings, dataset)?.1 } else { dataset.rows };
     warn_of_untrained_tokens(&loaded, &rows)?;
-    device.clone().run(Evaluate { files, settings, adapters, loaded, rows, device })
+    device.clone().run(Evaluate { with_base: args.with_base, files, settings, adapters, loaded, rows, device })
 }
 
 struct Evaluate {
+    with_base: bool,
     /// What `--data` means.
     files: Vec<PathBuf>,
     settings: Settings,
@@ -97,7 +101,7 @@ impl DeviceJob for Evaluate {
     type Output = Answer;
 
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Answer> {
-        let Self { files, settings, adapters, loaded, rows, device } = self;
+        let Self { with_base, files, settings, adapters, loaded, rows, device } = self;
         let adapters = &adapters[..];
         let longest = rows.iter().map(Row::len).max().unwrap_or(0);
         // Short rows share a batch; a small data set needs no more than its own tokens.
@@ -112,11 +116,7 @@ impl DeviceJob for Evaluate {
             &device,
             build,
         )?;
-        let (mut text, mut answers) = (Vec::new(), Vec::new());
-        for index in 0..adapters.len().max(1) {
-            if index > 0 {
-                model.activate_adapter(&loaded.checkpoint, index)?;
-            }
+        let evaluate = |model: &mut InferenceModel<B>| -> Result<Evaluation> {
             let mut bar = Bars::new("evaluating", rows.len() as u64);
             let mut done = 0;
             let mut go_on = |evaluated| {
@@ -125,17 +125,32 @@ impl DeviceJob for Evaluate {
                 true
             };
             let evaluation = evaluate(&mut model.backend, &model.model, &rows, &files, tokens, &mut go_on)?;
-            let evaluation = evaluation.expect("it was not stopped");
             bar.finish();
-            if adapters.len() < 2 {
-                return Ok(Answer { text: evaluation.to_string(), json: evaluation.to_json() });
+            Ok(evaluation.expect("it was not stopped"))
+        };
+        let with_base = with_base && !adapters.is_empty();
+        if adapters.len() < 2 && !with_base {
+            let evaluation = evaluate(&mut model)?;
+            return Ok(Answer { text: evaluation.to_string(), json: evaluation.to_json() });
+        }
+        let (mut text, mut answers) = (Vec::new(), Vec::new());
+        for (index, adapter) in adapters.iter().enumerate() {
+            if index > 0 {
+                model.activate_adapter(&loaded.checkpoint, index)?;
             }
-            let name = adapters[index].display().to_string();
+            let (evaluation, name) = (evaluate(&mut model)?, adapter.display().to_string());
             text.push(format!("{name}: {evaluation}"));
             let mut json = evaluation.to_json();
             json["adapter"] = name.into();
             answers.push(json);
         }
-        Ok(Answer { text: text.join("\n"), json: json!({"adapters": answers}) })
+        let mut json = json!({"adapters": answers});
+        if with_base {
+            model.remove_adapter(&loaded.checkpoint)?;
+            let evaluation = evaluate(&mut model)?;
+            text.push(format!("base: {evaluation}"));
+            json["base"] = evaluation.to_json();
+        }
+        Ok(Answer { text: text.join("\n"), json })
     }
 }

@@ -26,7 +26,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// What the user says; several are answered side by side
-    #[arg(long, required = true)]
+    #[arg(short, long, required = true)]
     prompt: Vec<String>,
     /// What the system message says, if there is to be one
     #[arg(long)]
@@ -35,10 +35,10 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with_all = ["system", "chat_template"])]
     raw: bool,
     /// Tokens of an answer at most
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, alias = "max-tokens", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
     /// 0 takes the most likely token; above, tokens are drawn: at 1 as often as the model says
-    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, alias = "temp", default_value_t = 0.0, value_parser = temperature)]
     temperature: f32,
     /// Draw only from the most likely tokens whose probabilities reach this sum
     #[arg(long, default_value_t = 1.0, value_parser = top_p)]

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::compat::{Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
 use super::datasets::data_implies;
 use super::enums::{Preset, Scheduler};
-use super::intervals::Every;
+use super::intervals::{Every, Resume};
 use super::table::{SETTINGS, SettingInfo, Settings};
 use super::types::{Reject, SettingValue, ValSet, is_unset};
 use super::yaml::{self, Document, Entry, Value};
 use crate::error::{Error, Result};
+use crate::files::home::expand_home;
 
 /// Of these pairs one setting stands in for the other, so a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
@@ -359,6 +360,14 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         let given = &all["val_set_size"];
         let message = format!("{}: {}", given.place, clash("val_set_size", "val_data", &all["val_data"].place));
         faults.push(Fault::new(message, "val_set_size", given.line));
+    }
+    // Here, so that what is recorded of the base can be found by others.
+    settings.model = settings.model.map(|model| expand_home(Path::new(&model)).to_string_lossy().into_owned());
+    for path in [&mut settings.output_dir, &mut settings.init_adapter].into_iter().flatten() {
+        *path = expand_home(path);
+    }
+    if let Resume::From(path) = &mut settings.resume_from_checkpoint {
+        *path = expand_home(path);
     }
     if !faults.is_empty() {
         return Err(refusal(&faults, &document.text));

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Result};
+use crate::files::home::expand_home;
 use crate::refuse;
 
 /// Names that a folder's files of rows end with.
@@ -31,10 +32,7 @@ impl DataFiles {
                      first and give its path"
                 );
             }
-            let path = match text.strip_prefix("~/").zip(std::env::var_os("HOME")) {
-                Some((rest, home)) => Path::new(&home).join(rest),
-                None => path.clone(),
-            };
+            let path = expand_home(path);
             if path.is_dir() {
                 found.folder(&path)?;
             } else if !path.exists() && text.contains(['*', '?', '[']) {

@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod failpoint;
 pub(crate) mod hash;
+pub mod home;
 pub(crate) mod json;
 pub mod random;
 pub(crate) mod safetensors;

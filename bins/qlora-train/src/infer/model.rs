@@ -11,6 +11,7 @@ use crate::report::{Bars, warning};
 use crate::session::model_spec::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob};
 use crate::session::{Budget, CheckpointSource, Device};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Job of a model: what is computed with it.
@@ -127,6 +128,13 @@ impl<B: Backend> InferenceModel<B> {
         // Of the last adapter's rank.
         self.backend.trim();
         self.model.replace_lora(&mut self.backend, &mut source, adapter.lora_spec()?)
+    }
+
+    /// Takes the adapter off: what is left is the base alone.
+    pub fn remove_adapter(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let mut source = CheckpointSource::new(checkpoint, BTreeMap::new(), self.seed);
+        self.backend.trim();
+        self.model.replace_lora(&mut self.backend, &mut source, LoraSpec::default())
     }
 }
 

@@ -13,7 +13,8 @@ use qlora_kernels::device::{self, KERNELS, Kernels, MemInfo};
 use std::path::Path;
 use std::rc::Rc;
 
-const BUILD: &str = "cargo build --release --package qlora-train --features cuda";
+/// Command that builds this program for a GPU.
+pub const CUDA_BUILD: &str = "cargo build --release --package qlora-train --features cuda";
 
 /// Device that a command computes on. A GPU is opened once, and stays open as long as one of these holds it.
 #[derive(Clone, Debug)]
@@ -157,7 +158,7 @@ impl Device {
     fn named(ordinal: usize) -> Result<Self> {
         if KERNELS == Kernels::Absent {
             crate::refuse!(
-                "`device: cuda`: this build has no CUDA support; rebuild it with `{BUILD}`, or use `--device cpu`"
+                "`device: cuda`: this build has no CUDA support; rebuild it with `{CUDA_BUILD}`, or use `--device cpu`"
             );
         }
         let what = || format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`");
@@ -180,7 +181,9 @@ impl Device {
             // What NVIDIA's driver makes on Linux.
             Kernels::Absent if std::path::Path::new("/dev/nvidia0").exists() => Self::cpu(
                 settings,
-                &format!("; this machine has a GPU, but this build has no CUDA support: rebuild it with `{BUILD}`"),
+                &format!(
+                    "; this machine has a GPU, but this build has no CUDA support: rebuild it with `{CUDA_BUILD}`"
+                ),
             ),
             Kernels::Absent => Self::cpu(settings, ""),
         }

@@ -13,7 +13,7 @@ pub mod untrained_tokens;
 pub mod weights;
 
 pub use base_model::{Loaded, replace_adapter_by_base};
-pub use device::{Budget, Device, DeviceJob};
+pub use device::{Budget, CUDA_BUILD, Device, DeviceJob};
 pub use interruption::Interruption;
 pub use training_data::{TrainingData, columns};
 pub use weights::CheckpointSource;

@@ -226,6 +226,28 @@ fn eval_and_generate_take_the_settings_file_of_a_run() {
 }
 
 #[test]
+fn the_base_stands_beside_its_adapters() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("one", "--max-steps 4").ok();
+    sandbox.train_into("two", "--max-steps 2 --lora-r 2").ok();
+    let loss = |value: &serde_json::Value| value["loss"].as_f64().unwrap();
+    let line = "eval --json --model model --data rows.jsonl --with-base";
+    for adapters in [&["one"][..], &["one", "two"]] {
+        let given: String = adapters.iter().map(|name| format!(" --adapter {name}")).collect();
+        let answer = sandbox.run(&format!("{line}{given}")).json();
+        for (found, adapter) in answer["adapters"].as_array().unwrap().iter().zip(adapters) {
+            assert_eq!(
+                (found["adapter"].as_str(), loss(found)),
+                (Some(*adapter), sandbox.eval(&format!("--data rows.jsonl --adapter {adapter}")))
+            );
+        }
+        assert_eq!(loss(&answer["base"]), sandbox.eval("--data rows.jsonl"));
+    }
+    // Alone it is alone.
+    assert_eq!(loss(&sandbox.run(line).json()), sandbox.eval("--data rows.jsonl"));
+}
+
+#[test]
 fn long_rows_end_an_evaluation_only_where_that_is_not_chosen_otherwise() {
     let sandbox = Sandbox::new();
     sandbox.refused("eval --model model --data rows.jsonl --max-length 10", &["longer than max_length 10"]);

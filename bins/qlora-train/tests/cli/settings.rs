@@ -207,3 +207,19 @@ fn conversations_are_trained_on_with_the_models_template() {
     assert_eq!(completions.len(), 2);
     assert_eq!(completions[1]["prompt"], "who");
 }
+
+/// No shell has seen the paths of a settings file.
+#[test]
+fn the_home_of_the_user_is_known_in_settings_files() {
+    let sandbox = Sandbox::new();
+    sandbox.write("run.yaml", "model: ~/model\ndata: ~/rows.jsonl\noutput_dir: ~/out\nmax_length: 64\nmax_steps: 1\n");
+    let run = |line: &str| {
+        let output = sandbox.command(line).env("HOME", sandbox.path("")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    run("train run.yaml");
+    let base = sandbox.json("out/adapter_config.json")["base_model_name_or_path"].clone();
+    assert_eq!(base, *sandbox.path("model").display().to_string());
+    run("eval run.yaml");
+    run("quantize --model ~/model --output-dir nf4");
+}
