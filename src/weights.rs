@@ -1,10 +1,22 @@
 //! NF4 weights in device memory.
+//!
+//! [`Nf4Weight`] is for engines whose memory is this library's. One with memory of its own keeps the arrays itself and
+//! describes them by a [`nf4::Weight`], as `examples/rust-engine` does; so does the trainer of this repository, whose
+//! memory plan is a run without a device, and whose arrays may wait in host memory. What an array holds and in which
+//! order is said here for all: [`Nf4Weight::fastest_layout`], [`transposed`].
 
 use crate::device::{Buffer, Device};
 use crate::error::{CudaError, Result};
 use crate::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix};
 use crate::ops::absmax_transpose;
 use crate::ops::nf4::{self, Layout};
+
+/// The row-major absmax `[n, K / block_size]` of n rows as [`Layout::Transposed`] has it, `[K / block_size, n]`. The
+/// 8-bit codes of double quantization have a kernel for it: [`absmax_transpose`].
+pub fn transposed(absmax: &[f32], n: usize) -> Vec<f32> {
+    let in_row = absmax.len() / n.max(1);
+    (0..absmax.len()).map(|i| absmax[i % n * in_row + i / n]).collect()
+}
 
 /// An NF4 weight `[n, k]` in device memory, which it owns.
 pub struct Nf4Weight {
@@ -56,10 +68,7 @@ impl Nf4Weight {
         let in_row = k / block_size;
         let absmax = match (matrix.absmax(), layout) {
             (Absmax::F32(absmax), Layout::RowMajor) => AbsmaxBuffers::F32(device.upload(absmax)?),
-            (Absmax::F32(absmax), Layout::Transposed) => {
-                let transposed: Vec<f32> = (0..n * in_row).map(|i| absmax[i % n * in_row + i / n]).collect();
-                AbsmaxBuffers::F32(device.upload(&transposed)?)
-            }
+            (Absmax::F32(absmax), Layout::Transposed) => AbsmaxBuffers::F32(device.upload(&transposed(absmax, n))?),
             (Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset }, layout) => {
                 if *nested_block_size != NESTED_BLOCK_SIZE {
                     return Err(CudaError::Device(format!(
@@ -101,5 +110,25 @@ impl Nf4Weight {
         };
         let Self { n, k, block_size, layout, .. } = *self;
         nf4::Weight { n, k, block_size, layout, codes: self.codes.view(), absmax }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transposed_absmax_has_the_blocks_of_one_column_together() {
+        let row_major = [0.0, 1.0, 2.0, 10.0, 11.0, 12.0];
+        assert_eq!(transposed(&row_major, 2), [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]);
+        assert_eq!(transposed(&row_major, 6), row_major);
+        assert_eq!(transposed(&[], 0), [0.0; 0]);
+    }
+
+    #[test]
+    fn the_fastest_layout_needs_whole_blocks_and_few() {
+        assert_eq!(Nf4Weight::fastest_layout(3, 128, 64), Layout::Transposed);
+        assert_eq!(Nf4Weight::fastest_layout(3, 96, 64), Layout::RowMajor);
+        assert_eq!(Nf4Weight::fastest_layout(1 << 26, 64 << 5, 64), Layout::RowMajor);
     }
 }

@@ -7,7 +7,17 @@ use serde_json::json;
 use std::path::Path;
 
 /// What `--shape` takes beside a config.json.
-pub const NAMES: [&str; 4] = ["llama-3.2-1b", "llama-3.2-3b", "llama-3-8b", "llama-3-70b"];
+pub const NAMES: [&str; 9] = [
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "llama-3-8b",
+    "llama-3-70b",
+    "qwen3-1.7b",
+    "qwen3-4b",
+    "qwen3-8b",
+    "qwen3-14b",
+    "qwen3-32b",
+];
 
 /// The config of one of [`NAMES`], or of a config.json. Refused: neither.
 pub fn shape(name: &str) -> Result<Arch> {
@@ -18,6 +28,11 @@ pub fn shape(name: &str) -> Result<Arch> {
         "llama-3.2-3b" => (3072, 8192, 28, 24, 128, true),
         "llama-3-8b" | "llama-3.1-8b" => (4096, 14336, 32, 32, 128, false),
         "llama-3-70b" | "llama-3.1-70b" | "llama-3.3-70b" => (8192, 28672, 80, 64, 128, false),
+        "qwen3-1.7b" => (2048, 6144, 28, 16, 128, true),
+        "qwen3-4b" => (2560, 9728, 36, 32, 128, true),
+        "qwen3-8b" => (4096, 12288, 36, 32, 128, false),
+        "qwen3-14b" => (5120, 17408, 40, 40, 128, false),
+        "qwen3-32b" => (5120, 25600, 64, 64, 128, false),
         _ if Path::new(name).is_file() => return Arch::from_file(Path::new(name)),
         _ if Path::new(name).join("config.json").is_file() => {
             return Arch::from_file(&Path::new(name).join("config.json"));
@@ -27,9 +42,13 @@ pub fn shape(name: &str) -> Result<Arch> {
             NAMES.join(", ")
         ),
     };
+    let (model_type, vocab_size, rope_theta, eps, bos, eos) = match plain.starts_with("qwen3") {
+        true => ("qwen3", 151_936, 1_000_000.0, 1e-6, 151_643, 151_645),
+        false => ("llama", 128_256, 500_000.0, 1e-5, 128_000, 128_001),
+    };
     let config = json!({
-        "model_type": "llama",
-        "vocab_size": 128_256,
+        "model_type": model_type,
+        "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_hidden_layers": num_layers,
@@ -37,12 +56,12 @@ pub fn shape(name: &str) -> Result<Arch> {
         "num_key_value_heads": 8,
         "head_dim": head_dim,
         "tie_word_embeddings": tied,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500_000.0,
+        "rms_norm_eps": eps,
+        "rope_theta": rope_theta,
         // Of the context that is asked for, not of the model.
         "max_position_embeddings": 1 << 20,
-        "bos_token_id": 128_000,
-        "eos_token_id": 128_001,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
     });
     Arch::from_json(Path::new(name), config.as_object().expect("json! of braces is an object"))
 }
@@ -58,6 +77,11 @@ mod tests {
         assert_eq!(parameters("llama-3-70b"), 70_553_706_496);
         assert_eq!(parameters("llama-3.2-1b"), 1_235_814_400);
         assert_eq!(parameters("llama-3.2-3b"), 3_212_749_824);
+        assert_eq!(parameters("qwen3-1.7b"), 1_720_574_976);
+        assert_eq!(parameters("qwen3-4b"), 4_022_468_096);
+        assert_eq!(parameters("qwen3-8b"), 8_190_735_360);
+        assert_eq!(parameters("qwen3-14b"), 14_768_307_200);
+        assert_eq!(parameters("Qwen3-32B"), 32_762_123_264);
         assert_eq!(parameters("Llama-3.3-70B-Instruct"), parameters("llama3-70b"));
         let error = shape("llama-9").unwrap_err().to_string();
         assert!(

@@ -70,6 +70,11 @@ pub fn resolve_model(arg: &str, revision: Option<&str>) -> Result<PathBuf> {
     resolve_in(&arg, revision, &cache_roots(|name| std::env::var_os(name)))
 }
 
+/// The first folder of huggingface_hub's cache that is there.
+pub fn hub_cache() -> Option<PathBuf> {
+    cache_roots(|name| std::env::var_os(name)).into_iter().find(|root| root.is_dir())
+}
+
 /// Folder of huggingface_hub's cache, the most specific setting first.
 fn cache_roots(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);

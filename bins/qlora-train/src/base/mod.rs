@@ -25,7 +25,7 @@ use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use quantized::Nf4Entry;
 
-pub use base_name::{BaseName, looks_like_hub_id, resolve_model};
+pub use base_name::{BaseName, hub_cache, looks_like_hub_id, resolve_model};
 pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
 pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
 

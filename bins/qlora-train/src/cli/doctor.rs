@@ -1,15 +1,18 @@
 //! `qlora-train doctor`: what a run would find on this machine.
 
 use super::answer::Answer;
+use crate::base::hub_cache;
 use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::count;
+use crate::session::disk::free_bytes;
 use crate::session::host::host_budget;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Map, Value, json};
+use std::path::Path;
 use sysinfo::System;
 
 #[derive(Args)]
@@ -92,7 +95,23 @@ fn host() -> Vec<Finding> {
             format!("{}, {} free", format_bytes(total), format_bytes(free)),
             json!({"total_bytes": total, "free_bytes": free}),
         ),
+        disk(),
+        hub(),
     ]
+}
+
+/// Room for what a run writes, in the working directory.
+fn disk() -> Finding {
+    let free = free_bytes(Path::new("."));
+    let text = free.map_or("free space not known".to_owned(), |free| format!("{} free here", format_bytes(free)));
+    Finding::good("disk", text, json!({"free_bytes": free}))
+}
+
+/// Where hub ids are looked up. None is no problem: a model can be a directory.
+fn hub() -> Finding {
+    let cache = hub_cache().map(|path| path.display().to_string());
+    let text = cache.clone().unwrap_or_else(|| "none yet; `hf download` makes it".to_owned());
+    Finding::good("hub cache", text, json!({"path": cache}))
 }
 
 /// Of those that the CPU backend is faster with.

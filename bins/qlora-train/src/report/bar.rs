@@ -66,9 +66,9 @@ impl Bars {
         }
     }
 
-    /// Leaves the last state on the screen.
-    pub fn finish(&self) {
-        self.bar.abandon();
+    /// Leaves nothing on the screen: what came of it is said in a line.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
     }
 }
 

@@ -122,6 +122,12 @@ fn the_doctor_says_what_there_is_and_what_is_missing() {
     assert!(found["processor"]["threads"].as_u64().unwrap() >= 1, "{found}");
     let bytes = |key: &str| found["host_memory"][key].as_u64().unwrap();
     assert!(bytes("free_bytes") <= bytes("total_bytes"), "{found}");
+    assert!(found["disk"]["free_bytes"].as_u64().unwrap() > 0, "{found}");
+    assert_eq!(found["hub_cache"]["path"], serde_json::Value::Null);
+    std::fs::create_dir_all(sandbox.path("no-cache/hub")).unwrap();
+    let text = sandbox.run("doctor").ok().stdout;
+    let cache = sandbox.path("no-cache/hub").display().to_string();
+    assert!(text.lines().any(|line| line.starts_with("ok      hub cache") && line.ends_with(&cache)), "{text}");
     assert_eq!((&found["gpu"], &found["gpu_usable"]), (&serde_json::Value::Null, &serde_json::json!(false)));
     assert_eq!(found["problems"].as_array().unwrap().len(), 1, "{found}");
 }

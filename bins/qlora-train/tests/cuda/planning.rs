@@ -1,7 +1,7 @@
 //! Plans of device memory: a run takes what its plan says, to the byte.
 
 use crate::commands::Directory;
-use crate::runs::train;
+use crate::runs::{Trained, micro_batches, train_on};
 use crate::sources::{config, memory, spec};
 use qlora_train::arch::{Arch, QkNorm};
 use qlora_train::backend::cuda::Cuda;
@@ -16,6 +16,12 @@ const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", hos
 fn planned(spec: &ModelSpec) -> u64 {
     let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
     plan(&Device::unopened(0), spec, &stored, PlannedJob::Train, BUDGET).unwrap().run_bytes
+}
+
+/// Two steps of the longest micro-batch: states are made in the first, and the second begins with them.
+fn steps(cuda: &mut Cuda, spec: &ModelSpec) -> Trained {
+    let [longest, _] = micro_batches(spec.arch.vocab_size);
+    train_on(cuda, &mut memory(&spec.arch), spec, 2, &[longest.batch()])
 }
 
 #[test]
@@ -46,15 +52,14 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
             assert!(bytes + 2 * input <= here, "{bytes} {here}");
         }
         let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, bytes).unwrap();
-        let steps = 3;
-        train(&mut cuda, &mut memory(&spec.arch), &spec, steps);
+        steps(&mut cuda, &spec);
         assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?} {qk_norm:?}");
         if activations != [Keep; 5] {
             continue;
         }
         // One part less, and the step that needs most cannot be done.
         let mut short = Cuda::new(0, spec.run_shape(), &spec.arch, bytes - 256).unwrap();
-        let run = std::panic::AssertUnwindSafe(|| train(&mut short, &mut memory(&spec.arch), &spec, steps));
+        let run = std::panic::AssertUnwindSafe(|| steps(&mut short, &spec));
         assert!(std::panic::catch_unwind(run).is_err(), "{quantization:?}: the plan has more than it needs");
     }
 }
@@ -72,7 +77,7 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
         let spec = ModelSpec { quantization, tokens: 512, ..spec(Arch { num_layers: 6, ..config() }) };
         let resident = planned(&spec);
         let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, resident.run_bytes).unwrap();
-        train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
+        steps(&mut cuda, &spec);
         assert_eq!(cuda.bytes(), resident.run_bytes, "{quantization:?}");
         for residency in [vec![Pinned; 6], vec![Pinned, OnDevice, Pinned, Pinned, OnDevice, Pinned]] {
             let layers = residency.iter().filter(|&&residency| residency == Pinned).count() as u64;
@@ -91,7 +96,7 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
             assert!(plan.run_bytes + (layers - 3) * layer <= resident.run_bytes, "{:?}", plan.buffers);
 
             let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, plan.run_bytes).unwrap();
-            train(&mut cuda, &mut memory(&spec.arch), &spec, 2);
+            steps(&mut cuda, &spec);
             assert_eq!(cuda.bytes(), plan.run_bytes, "{quantization:?}");
             assert_eq!(cuda.planned_on_host(), plan.on_host, "{quantization:?}");
         }

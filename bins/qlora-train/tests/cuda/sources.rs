@@ -31,6 +31,11 @@ pub fn config() -> Arch {
     }
 }
 
+/// A smaller [`config`], for comparisons of bits, which depend on no size.
+pub fn small_config() -> Arch {
+    Arch { vocab_size: 67, hidden_size: 128, intermediate_size: 136, num_heads: 2, num_kv_heads: 1, ..config() }
+}
+
 pub fn spec(config: Arch) -> ModelSpec {
     let mut lora = LoraSpec::uniform(&config, &Projection::ALL, 6, 4.2, 0.1);
     // Ranks differ within an operand, one pair is large enough for 8-bit states, and one segment has no term.

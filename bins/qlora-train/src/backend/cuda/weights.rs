@@ -17,6 +17,7 @@ use qlora_kernels::nf4::{Absmax, CODE, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options}
 use qlora_kernels::ops::absmax_transpose;
 use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::rope::RopeTable;
+use qlora_kernels::weights::{Nf4Weight, transposed};
 use std::sync::Arc;
 
 /// In bf16; other types are rounded to it.
@@ -61,8 +62,7 @@ impl Cuda {
         values: Option<(Codes, &Absmax)>,
     ) -> Result<Nf4Memory> {
         let (memory, name, blocks) = (&self.memory, "NF4 weights", (n * k).div_ceil(block_size));
-        // With whole blocks in a row, those of one column of blocks lie together: what the kernels read fastest.
-        let mut layout = if k.is_multiple_of(block_size) { Layout::Transposed } else { Layout::RowMajor };
+        let layout = Nf4Weight::fastest_layout(n, k, block_size);
         let (codes, stored_absmax) = values.unzip();
         let absmax = if double_quant {
             let parts = stored_absmax.map(|absmax| match absmax {
@@ -72,10 +72,6 @@ impl Cuda {
                 Absmax::F32(_) => unreachable!("checked"),
             });
             let stored = parts.as_ref().map(|parts| parts.0);
-            // Their kernel counts in 32 bits.
-            if blocks > i32::MAX as usize {
-                layout = Layout::RowMajor;
-            }
             let codes = match layout {
                 Layout::RowMajor => memory.upload(name, blocks, stored)?,
                 Layout::Transposed => {
@@ -101,9 +97,7 @@ impl Cuda {
         } else {
             let ordered = stored_absmax.map(|absmax| match (absmax, layout) {
                 (Absmax::F32(absmax), Layout::RowMajor) => absmax.clone(),
-                (Absmax::F32(absmax), Layout::Transposed) => {
-                    (0..blocks).map(|i| absmax[i % n * (k / block_size) + i / n]).collect()
-                }
+                (Absmax::F32(absmax), Layout::Transposed) => transposed(absmax, n),
                 (Absmax::DoubleQuantized { .. }, _) => unreachable!("checked"),
             });
             AbsmaxMemory::F32(WeightArray::Device(memory.upload(name, blocks, ordered.as_deref())?))

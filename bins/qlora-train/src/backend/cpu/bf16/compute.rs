@@ -3,7 +3,7 @@
 use super::attention;
 use super::cache;
 use super::gemm::Stored;
-use super::isa::Isa;
+use super::isa::{self, Isa};
 use super::linear::{Gradients, Group, LowRank, Segment, padded};
 use super::loss;
 use super::rows::{self, round};
@@ -27,6 +27,14 @@ impl Stored for CpuWeight {
             CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
         }
     }
+
+    fn dot(&self, isa: Isa, row: usize, columns: Range<usize>, x: &[bf16], scratch: &mut [bf16]) -> f32 {
+        match self {
+            CpuWeight::Nf4(matrix) => matrix.dot(isa, row, columns, x, scratch),
+            CpuWeight::Dense(dense) => dense.dot(isa, row, columns, x, scratch),
+            CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
+        }
+    }
 }
 
 impl Stored for Dense {
@@ -40,6 +48,15 @@ impl Stored for Dense {
             }
             TensorData::F32(values) => rows::round_row(&values[range], out),
         }
+    }
+
+    fn dot(&self, isa: Isa, row: usize, columns: Range<usize>, x: &[bf16], scratch: &mut [bf16]) -> f32 {
+        if let TensorData::Bf16(values) = &self.tensor.data {
+            return isa::dot(isa, x, &values[row * self.cols..][columns]);
+        }
+        let values = &mut scratch[..columns.len()];
+        Stored::read(self, isa, row, columns, values);
+        isa::dot(isa, x, values)
     }
 }
 

@@ -45,6 +45,14 @@ impl Scratch {
 pub trait Stored: Sync {
     /// Writes columns `columns` of `row` to `out`.
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
+
+    /// [`isa::dot`] of columns `columns` of `row` with `x`, without a copy of the row where that is possible. `scratch`
+    /// has room for one.
+    fn dot(&self, isa: Isa, row: usize, columns: Range<usize>, x: &[bf16], scratch: &mut [bf16]) -> f32 {
+        let values = &mut scratch[..columns.len()];
+        self.read(isa, row, columns, values);
+        isa::dot(isa, x, values)
+    }
 }
 
 /// bf16 values in rows of `stride`.
@@ -232,11 +240,15 @@ fn few_rows<T>(
         for start in (0..product.k).step_by(2 * PAIRS) {
             let steps = start..(start + 2 * PAIRS).min(product.k);
             for column in columns.clone() {
+                let left = |i: usize| &product.left.data[(row + i) * product.left.stride..][steps.clone()];
+                if rows == 1 {
+                    sums[column - columns.start] += matrix.dot(isa, column, steps.clone(), left(0), band);
+                    continue;
+                }
                 let values = &mut band[..steps.len()];
                 matrix.read(isa, column, steps.clone(), values);
                 for i in 0..rows {
-                    let left = &product.left.data[(row + i) * product.left.stride..][steps.clone()];
-                    sums[i * WIDTH + column - columns.start] += isa::dot(isa, left, values);
+                    sums[i * WIDTH + column - columns.start] += isa::dot(isa, left(i), values);
                 }
             }
         }

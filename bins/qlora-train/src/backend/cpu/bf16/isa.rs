@@ -145,29 +145,56 @@ pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, code
     }
 }
 
-/// Σ x·y in four vectors of interleaved chains, added in order. Lengths are equal and even.
+/// Σ x·y in four vectors of interleaved chains, added in order, and then their halves, quarters and so on. Lengths are
+/// equal and even.
 pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
     assert!(x.len() == y.len() && x.len().is_multiple_of(2), "rows of pairs");
-    const STEP: usize = 4 * 2 * LANES;
-    let mut sums = [0.0f32; 4 * LANES];
-    let whole = x.len() / STEP * STEP;
     match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths are equal.
+        // SAFETY: `detect` found the instructions; the lengths are equal and even.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot(&x[..whole], &y[..whole], &mut sums) },
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot(x, y) },
         _ => {
-            for (x, y) in x[..whole].chunks_exact(STEP).zip(y[..whole].chunks_exact(STEP)) {
+            const STEP: usize = 4 * 2 * LANES;
+            let mut sums = [0.0f32; 4 * LANES];
+            for (x, y) in x.chunks(STEP).zip(y.chunks(STEP)) {
                 add_pairs(x, y, &mut sums);
             }
+            let [mut total, b, c, d]: [[f32; LANES]; 4] = bytemuck::cast(sums);
+            for other in [b, c, d] {
+                total.iter_mut().zip(other).for_each(|(total, sum)| *total += sum);
+            }
+            for half in [8, 4, 2, 1] {
+                for i in 0..half {
+                    total[i] += total[i + half];
+                }
+            }
+            total[0]
         }
     }
-    add_pairs(&x[whole..], &y[whole..], &mut sums);
-    let mut rows = sums.chunks_exact(LANES);
-    let mut total: [f32; LANES] = *rows.next().and_then(|row| row.first_chunk()).expect("four vectors");
-    for row in rows {
-        total.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
+}
+
+/// [`dot`] of `x` with what [`dequantize`] makes of these codes, a multiple of 32 of them. `scratch` has room for them.
+pub fn dot_nf4(
+    isa: Isa,
+    code: &[f32; 16],
+    absmax: &[f32],
+    block: usize,
+    codes: &[u8],
+    x: &[bf16],
+    scratch: &mut [bf16],
+) -> f32 {
+    assert!(x.len() == 2 * codes.len() && x.len().is_multiple_of(32), "a byte holds two codes");
+    assert!(block.is_multiple_of(32) && absmax.len() * block >= x.len(), "an absmax for every block");
+    match isa.0 {
+        // SAFETY: `detect` found the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot_nf4(code, absmax, block, codes, x) },
+        _ => {
+            let values = &mut scratch[..x.len()];
+            dequantize(isa, code, absmax, block, codes, values);
+            dot(isa, x, values)
+        }
     }
-    total.iter().sum()
 }
 
 fn add_pairs(x: &[bf16], y: &[bf16], sums: &mut [f32]) {
@@ -363,51 +390,115 @@ mod x86 {
     /// The processor has the features, and the lengths are those that [`super::dequantize`] checks, in whole vectors.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub unsafe fn dequantize(code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
-        // SAFETY: the table has 64 bytes; in every round 16 bytes of codes and 64 of values are left.
-        unsafe {
-            let code = _mm512_loadu_ps(code.as_ptr());
-            let (half, one) = (_mm512_set1_epi32(0x7FFF), _mm512_set1_epi32(1));
-            for (number, absmax) in absmax.iter().enumerate() {
-                let start = number * block;
-                if start >= out.len() {
-                    return;
-                }
-                // Rounded to bf16 by integers: the conversion instruction takes subnormal numbers for zero.
-                let bits = _mm512_castps_si512(_mm512_mul_ps(code, _mm512_set1_ps(*absmax)));
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
-                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_add_epi32(half, odd)));
-                let table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(rounded));
-                for i in (start..(start + block).min(out.len())).step_by(32) {
-                    let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()));
-                    // Only the low five bits of an index count, and the table is there twice.
-                    let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
-                    _mm512_storeu_si512(out.as_mut_ptr().add(i).cast(), _mm512_permutexvar_epi16(index, table));
+        for (number, absmax) in absmax.iter().enumerate() {
+            let start = number * block;
+            if start >= out.len() {
+                return;
+            }
+            let table = block_table(code, *absmax);
+            for i in (start..(start + block).min(out.len())).step_by(32) {
+                // SAFETY: in every round 16 bytes of codes and 64 of values are left.
+                unsafe {
+                    let values = values_of(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()), table);
+                    _mm512_storeu_si512(out.as_mut_ptr().add(i).cast(), values);
                 }
             }
         }
     }
 
+    /// The 16 values of a block in bf16, twice.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn block_table(code: &[f32; 16], absmax: f32) -> __m512i {
+        // SAFETY: the code has 64 bytes.
+        let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
+        let (half, one) = (_mm512_set1_epi32(0x7FFF), _mm512_set1_epi32(1));
+        // Rounded to bf16 by integers: the conversion instruction takes subnormal numbers for zero.
+        let bits = _mm512_castps_si512(_mm512_mul_ps(code, _mm512_set1_ps(absmax)));
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_add_epi32(half, odd)));
+        _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(rounded))
+    }
+
+    /// The 32 values of 16 bytes of codes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn values_of(codes: __m128i, table: __m512i) -> __m512i {
+        let codes = _mm512_cvtepu8_epi32(codes);
+        // Only the low five bits of an index count, and the table is there twice.
+        let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
+        _mm512_permutexvar_epi16(index, table)
+    }
+
+    /// The sum of four vectors, as [`super::dot`] adds them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn total(acc: [__m512; 4]) -> f32 {
+        let total = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), acc[2]), acc[3]);
+        let eight = _mm256_add_ps(_mm512_castps512_ps256(total), _mm512_extractf32x8_ps::<1>(total));
+        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+
     /// # Safety
-    /// The processor has the features; both rows have as many values, in whole steps of four vectors.
+    /// The processor has the features, and the lengths are those that [`super::dot_nf4`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn dot(x: &[bf16], y: &[bf16], sums: &mut [f32; 4 * LANES]) {
-        let mut acc = [_mm512_setzero_ps(); 4];
-        for at in (0..x.len()).step_by(8 * LANES) {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: a whole step is left.
-                unsafe {
-                    let x = _mm512_loadu_si512(x.as_ptr().add(at + 2 * LANES * i).cast());
-                    let y = _mm512_loadu_si512(y.as_ptr().add(at + 2 * LANES * i).cast());
-                    let (x, y) =
-                        (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(y));
-                    *acc = _mm512_dpbf16_ps(*acc, x, y);
-                }
+    pub unsafe fn dot_nf4(code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], x: &[bf16]) -> f32 {
+        let [mut next, mut second, mut third, mut last] = [_mm512_setzero_ps(); 4];
+        let mut vectors = 0;
+        for (number, absmax) in absmax.iter().enumerate() {
+            let table = block_table(code, *absmax);
+            for i in (number * block..((number + 1) * block).min(x.len())).step_by(32) {
+                // SAFETY: in every round 16 bytes of codes and 64 of values are left.
+                let (values, x) = unsafe {
+                    let values = values_of(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()), table);
+                    (values, _mm512_loadu_si512(x.as_ptr().add(i).cast()))
+                };
+                // SAFETY: vectors of the same bits.
+                let (values, x) = unsafe {
+                    (std::mem::transmute::<__m512i, __m512bh>(values), std::mem::transmute::<__m512i, __m512bh>(x))
+                };
+                // The four chains take turns.
+                (next, second, third, last) = (second, third, last, _mm512_dpbf16_ps(next, x, values));
+                vectors += 1;
             }
         }
-        for (i, acc) in acc.iter().enumerate() {
-            // SAFETY: there is room for four vectors.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr().add(i * LANES), *acc) };
+        total(match vectors % 4 {
+            0 => [next, second, third, last],
+            1 => [last, next, second, third],
+            2 => [third, last, next, second],
+            _ => [second, third, last, next],
+        })
+    }
+
+    /// # Safety
+    /// The processor has the features; both rows have as many values, an even number.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn dot(x: &[bf16], y: &[bf16]) -> f32 {
+        let pairs = x.len() / 2;
+        let whole = pairs / (4 * LANES) * (4 * LANES);
+        let mut acc = [_mm512_setzero_ps(); 4];
+        for pair in (0..whole).step_by(4 * LANES) {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: four whole vectors are left in every round.
+                let load = |row: &[bf16]| unsafe {
+                    let at = row.as_ptr().add(2 * (pair + i * LANES));
+                    std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast()))
+                };
+                *acc = _mm512_dpbf16_ps(*acc, load(x), load(y));
+            }
         }
+        if whole < pairs {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let first = whole + i * LANES;
+                let mask = ((1u32 << pairs.saturating_sub(first).min(LANES)) - 1) as u16;
+                // SAFETY: pairs beyond the rows are masked off, and are zero.
+                let load = |row: &[bf16]| unsafe {
+                    let at = row.as_ptr().wrapping_add(2 * first);
+                    std::mem::transmute::<__m512i, __m512bh>(_mm512_maskz_loadu_epi32(mask, at.cast()))
+                };
+                *acc = _mm512_dpbf16_ps(*acc, load(x), load(y));
+            }
+        }
+        total(acc)
     }
 
     /// Returns how many pairs it did.
