@@ -53,12 +53,7 @@ impl Dir {
 
     /// As [`open`](Self::open); the directory is made if need be.
     pub fn create(path: &Path) -> io::Result<Self> {
-        // Unlike other calls of the standard library this one is not tried again when a signal comes.
-        while let Err(error) = std::fs::create_dir_all(path) {
-            if error.kind() != ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
+        uninterrupted(|| std::fs::create_dir_all(path))?;
         Self::open(path)
     }
 
@@ -79,8 +74,8 @@ impl Dir {
     pub fn is_in_place(&self) -> io::Result<bool> {
         let here = if self.path.as_os_str().is_empty() { Path::new(".") } else { &self.path };
         let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let held = identity(self.handle.metadata()?);
-        match std::fs::metadata(here) {
+        let held = identity(uninterrupted(|| self.handle.metadata())?);
+        match uninterrupted(|| std::fs::metadata(here)) {
             Ok(found) => Ok(identity(found) == held),
             Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => Ok(false),
             Err(error) => Err(error),
@@ -99,7 +94,7 @@ impl Dir {
     /// Whether the name stands for this opened file.
     pub fn is_file(&self, name: impl AsRef<OsStr>, file: &File) -> bool {
         let found = retry_on_intr(|| statat(&self.handle, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW));
-        match (found, file.metadata()) {
+        match (found, uninterrupted(|| file.metadata())) {
             (Ok(found), Ok(held)) => (found.st_dev, found.st_ino) == (held.dev(), held.ino()),
             _ => false,
         }
@@ -156,7 +151,7 @@ impl Dir {
         // As an ordinary new file, so that the umask decides who may read it.
         let open = || openat(&self.handle, name.as_ref(), flags, Mode::from_raw_mode(0o666));
         let file = File::from(retry_on_intr(open)?);
-        if !file.metadata()?.is_file() {
+        if !uninterrupted(|| file.metadata())?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
         Ok(file)
@@ -214,6 +209,16 @@ impl Dir {
     /// Makes renames in it last.
     pub fn sync(&self) -> io::Result<()> {
         self.handle.sync_all()
+    }
+}
+
+/// Tries again when a signal comes: calls of the standard library that do not.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
 
