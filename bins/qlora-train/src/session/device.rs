@@ -68,13 +68,15 @@ impl Budget {
 
     /// Memory that a process on the CPU takes later beside what is planned: stacks of its threads, buffers of files,
     /// the allocator's rounding.
-    const LATER_ON_HOST: u64 = 6 << 20;
+    const LATER_ON_HOST: u64 = 8 << 20;
     /// What is in use is counted in these steps, so that two processes of one run plan the same.
     const STEP: u64 = 4 << 20;
 
     /// Limits in the host's memory. What the process holds by now is measured: rows, tokenizer, headers.
     fn of_host(limit: u64) -> Self {
-        let in_use = (own_bytes() + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        let own = own_bytes();
+        // Of many rows the allocator holds more or less from one process to the next, by the order of threads.
+        let in_use = (own + own / 16 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", host_limit: 0 }
     }
 
