@@ -161,12 +161,59 @@ macro_rules! targets {
     };
 }
 
-targets!(rows, template, tokenizer_config, settings, model_config, safetensors, index, adapter, quant_state);
+targets!(
+    rows,
+    template,
+    tokenizer_config,
+    settings,
+    model_config,
+    safetensors,
+    index,
+    adapter,
+    quant_state,
+    tokenizer_json,
+    side_files,
+    parquet,
+    csv
+);
+
+/// Parquet files of two kinds of rows: (target, name, bytes).
+fn parquet_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    use ::parquet::basic::Compression;
+    use ::parquet::column::writer::ColumnWriter;
+    use ::parquet::data_type::ByteArray;
+    use ::parquet::file::properties::WriterProperties;
+    use ::parquet::file::writer::SerializedFileWriter;
+    use ::parquet::schema::parser::parse_message_type;
+    let schema = "message rows { optional binary prompt (UTF8); optional binary completion (UTF8); optional group \
+                  input_ids (LIST) { repeated group list { optional int64 element; } } }";
+    let write = |compression| {
+        let properties = WriterProperties::builder().set_compression(compression).set_created_by("seeds".to_owned());
+        let schema = parse_message_type(schema).unwrap().into();
+        let mut file = Vec::new();
+        let mut writer = SerializedFileWriter::new(&mut file, schema, properties.build().into()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for text in ["hello", "world"] {
+            let mut column = group.next_column().unwrap().unwrap();
+            let ColumnWriter::ByteArrayColumnWriter(out) = column.untyped() else { panic!("a column of text") };
+            out.write_batch(&[ByteArray::from(text)], Some(&[1, 0]), None).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        let ColumnWriter::Int64ColumnWriter(out) = column.untyped() else { panic!("a column of integers") };
+        out.write_batch(&[3, 4, 5], Some(&[0, 3, 3, 3]), Some(&[0, 0, 1, 1])).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        file
+    };
+    vec![("parquet", "plain", write(Compression::UNCOMPRESSED)), ("parquet", "snappy", write(Compression::SNAPPY))]
+}
 
 /// A seed that is refused at once would leave most of a parser untried.
 #[test]
 fn made_seeds_are_what_the_programs_write() {
-    for (target, name, bytes) in fuzz_targets::made_seeds() {
+    for (target, name, bytes) in fuzz_targets::made_seeds().into_iter().chain(parquet_seeds()) {
         let path = seeds_folder().join(target).join(name);
         if std::env::var_os("QLORA_UPDATE_SEEDS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -21,7 +21,7 @@ use crate::fixture::{CHATML, VOCAB_SIZE, chat_tokenizer, model_dir, options, tur
 pub type Target = fn(&[u8]);
 
 /// Name, as that of the folder of its seeds, and function.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("rows", rows),
     ("template", template),
     ("tokenizer_config", tokenizer_config),
@@ -31,6 +31,10 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("index", index),
     ("adapter", adapter),
     ("quant_state", quant_state),
+    ("tokenizer_json", tokenizer_json),
+    ("side_files", side_files),
+    ("parquet", parquet),
+    ("csv", csv),
 ];
 
 /// Every refusal is bad input's: work that failed, or a panic, is not an answer to a file.
@@ -105,6 +109,52 @@ pub fn tokenizer_config(data: &[u8]) {
             let _ = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")]));
         }
     }
+}
+
+/// `tokenizer.json`, of whatever model, with what is done with a tokenizer.
+pub fn tokenizer_json(data: &[u8]) {
+    let dir = scratch!(model_dir(Some(CHATML)));
+    fs::write(dir.join("tokenizer.json"), data).unwrap();
+    let Some(tokenizer) = refused(ChatTokenizer::open(&dir, None)) else { return };
+    let ids = refused(tokenizer.encode("hello  wörld 🙂\n\t\u{1}<eos>")).unwrap_or_default();
+    // The library may fail on what it has made itself: that is an error with the file's name.
+    if let Err(error) = tokenizer.decode(&ids, false) {
+        assert!(!error.to_string().is_empty());
+    }
+    let _ = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")]));
+    let _ = (tokenizer.vocab_size(), tokenizer.turn_end_ids(), tokenizer.added_tokens_hash());
+}
+
+/// `special_tokens_map.json` and `added_tokens.json`: the first line and all that follows it.
+pub fn side_files(data: &[u8]) {
+    let dir = scratch!(model_dir(Some(CHATML)));
+    let line = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
+    fs::write(dir.join("special_tokens_map.json"), &data[..line]).unwrap();
+    fs::write(dir.join("added_tokens.json"), data.get(line + 1..).unwrap_or_default()).unwrap();
+    if let Some(tokenizer) = refused(ChatTokenizer::open(&dir, None)) {
+        let _ = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")]));
+    }
+}
+
+/// Rows of a file of this name.
+fn rows_of(name: &str, data: &[u8]) {
+    thread_local!(static TOKENIZER: ChatTokenizer = chat_tokenizer(CHATML));
+    let path = scratch!(empty()).join(name);
+    fs::write(&path, data).unwrap();
+    TOKENIZER.with(|tokenizer| {
+        let Some(data) = refused(load(&[path], Some(tokenizer), &options())) else { return };
+        assert!(data.rows.iter().all(|row| row.len() <= options().max_length && row.supervised() > 0));
+    });
+}
+
+/// A Parquet file.
+pub fn parquet(data: &[u8]) {
+    rows_of("rows.parquet", data);
+}
+
+/// A CSV file.
+pub fn csv(data: &[u8]) {
+    rows_of("rows.csv", data);
 }
 
 /// The settings file of a run.
@@ -248,6 +298,7 @@ pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let config: Value = serde_json::from_slice(&read(&model, "adapter_config.json")).unwrap();
     let adapter = [config.to_string().as_bytes(), b"\n", &read(&model, "adapter_model.safetensors")].concat();
     vec![
+        ("tokenizer_json", "bytes", crate::fixture::tokenizer_json().to_string().into_bytes()),
         ("safetensors", "tiny", tensors),
         ("model_config", "v5", read(&model, "config.json")),
         ("index", "two-shards", read(&shards, "model.safetensors.index.json")),

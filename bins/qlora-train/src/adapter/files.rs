@@ -1,27 +1,33 @@
 //! An adapter's directory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use safetensors::Dtype;
 
 use super::card::{MARK, model_card};
+use super::fold::multiply_b;
 use super::{Adapter, AdapterConfig};
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
+use crate::files::dir::Kind;
 use crate::files::json::read_object;
 use crate::files::safetensors::{TensorFile, write_header};
+use crate::lora::{ParamId, ParamKind};
 use crate::refuse;
 
 const PEFT_PREFIX: &str = "base_model.model.";
 
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-const CARD: &str = "README.md";
+pub(crate) const CARD: &str = "README.md";
+/// Far above any card of ours.
+const MAX_CARD_BYTES: u64 = 1 << 20;
 
 /// What an engine needs beside the adapter to build the same prompts.
-const TOKENIZER_FILES: [&str; 6] = [
+pub(crate) const TOKENIZER_FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -36,34 +42,52 @@ impl Adapter {
     /// somebody else wrote is kept. Failed: an adapter that does not fit together or holds NaN, or a disk error;
     /// nothing is replaced then.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let source = dir.join(ADAPTER_MODEL).display().to_string();
-        if self.config.use_rslora {
-            let mut folded = self.clone();
-            folded.fold_rslora().failure_context(|| format!("{source}: not written"))?;
-            return folded.save(dir);
-        }
-        self.pairs(&source).failure_context(|| "not written".to_owned())?;
+        let mut files = AtomicFiles::new(dir)?;
+        self.add_to(&mut files)?;
+        files.commit_with_last(ADAPTER_CONFIG)
+    }
 
+    /// Adds the three files, as [`save`](Self::save) does.
+    pub(crate) fn add_to(&self, files: &mut AtomicFiles) -> Result<()> {
+        let source = files.dir().join(ADAPTER_MODEL).display().to_string();
+        self.pairs(&source).failure_context(|| "not written".to_owned())?;
+        let shapes = self.tensors.iter().map(|(key, (shape, _))| (key.as_str(), &shape[..])).collect();
+        let plain = Self { config: self.config.clone(), tensors: BTreeMap::new(), metadata: self.metadata.clone() };
+        plain.add_streamed(files, &shapes, &mut |key| Ok(Cow::Borrowed(&self.tensors[key].1[..])))
+    }
+
+    /// Adds the three files of an adapter whose tensors are not in memory: `values` gives each by its key, in the order
+    /// of the keys, and only one of them is held.
+    pub(crate) fn add_streamed<'a>(
+        &self,
+        files: &mut AtomicFiles,
+        shapes: &BTreeMap<&str, &[usize]>,
+        values: &mut dyn FnMut(&str) -> Result<Cow<'a, [f32]>>,
+    ) -> Result<()> {
+        let (config, multiplies) = self.config.folded();
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
-        let mut files = AtomicFiles::new(dir)?;
         files.add(ADAPTER_MODEL, |to| {
-            let entries = self.tensors.iter().map(|(key, (shape, _))| (key.as_str(), Dtype::F32, &shape[..]));
-            write_header(to, &metadata, entries)?;
-            self.tensors.values().try_for_each(|(_, values)| to.write_all(bytemuck::cast_slice(values)))
-        })?;
-        match std::fs::read_to_string(dir.join(CARD)) {
-            Ok(text) if !text.contains(MARK) => {
-                crate::report::warning!(
-                    "{}: not replaced: it was not written by this program",
-                    dir.join(CARD).display()
-                );
+            write_header(to, &metadata, shapes.iter().map(|(key, shape)| (*key, Dtype::F32, *shape)))?;
+            for (key, shape) in shapes {
+                let mut tensor = values(key).map_err(io::Error::other)?;
+                let is_b = ParamId::from_peft_key(key).is_some_and(|id| id.kind() == ParamKind::LoraB);
+                if multiplies && is_b {
+                    multiply_b(tensor.to_mut(), shape[1]);
+                }
+                if let Some(at) = tensor.iter().position(|x| !x.is_finite()) {
+                    let (value, row, column) = (tensor[at], at / shape[1], at % shape[1]);
+                    let found = format!("found {value} at row {row}, column {column}, expected finite numbers");
+                    return Err(io::Error::other(format!("tensor `{key}`: {found}")));
+                }
+                to.write_all(bytemuck::cast_slice(&tensor))?;
             }
-            _ => files.add(CARD, |to| to.write_all(model_card(self).as_bytes()))?,
-        }
+            Ok(())
+        })?;
+        let folded = Self { config, tensors: BTreeMap::new(), metadata };
+        add_card(files, || model_card(&folded))?;
         // serde_json indents by two spaces, as PEFT does.
-        files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &self.config.to_json())?))?;
-        files.commit()
+        files.add(ADAPTER_CONFIG, |to| Ok(serde_json::to_writer_pretty(to, &folded.config.to_json())?))
     }
 
     /// Reads an adapter of this or another program; bf16 and f16 tensors are widened. Everything wrong with it is
@@ -120,19 +144,46 @@ pub fn tokenizer_bytes(base_dir: &Path) -> u64 {
     TOKENIZER_FILES.iter().filter_map(|name| base_dir.join(name).metadata().ok()).map(|file| file.len()).sum()
 }
 
+/// Adds a model card, unless there is one of somebody else's.
+fn add_card(files: &mut AtomicFiles, card: impl FnOnce() -> String) -> Result<()> {
+    let path = files.dir().join(CARD);
+    let taken = match files.dir().kind(CARD).context(|| path.display().to_string())? {
+        None => false,
+        Some(Kind::File) => {
+            let mut text = String::new();
+            let read = files.dir().open_file(CARD).and_then(|file| file.take(MAX_CARD_BYTES).read_to_string(&mut text));
+            read.is_err() || !text.contains(MARK)
+        }
+        Some(_) => true,
+    };
+    if taken {
+        crate::report::warning!("{}: not replaced: it was not written by this program", path.display());
+        return Ok(());
+    }
+    files.add(CARD, |to| to.write_all(card().as_bytes()))
+}
+
 /// Copies the tokenizer and the chat template of a base beside its adapter, whichever of their files there are, and
 /// returns their names. A base without any is no error: tokenized rows need none.
 pub fn copy_tokenizer_files(base_dir: &Path, out_dir: &Path) -> Result<Vec<String>> {
     let mut files = AtomicFiles::new(out_dir)?;
+    let copied = add_tokenizer_files(base_dir, &mut files, &[])?;
+    files.commit()?;
+    Ok(copied)
+}
+
+/// Adds the files of a base's tokenizer, as [`copy_tokenizer_files`] does, but those that `others` names.
+pub(crate) fn add_tokenizer_files(base_dir: &Path, files: &mut AtomicFiles, others: &[&str]) -> Result<Vec<String>> {
     let mut copied = Vec::new();
+    let out_dir = files.dir().path();
     let same = base_dir.canonicalize().ok().is_some_and(|base| Some(base) == out_dir.canonicalize().ok());
-    for name in TOKENIZER_FILES.into_iter().filter(|name| !same && base_dir.join(name).is_file()) {
+    let wanted = |name: &&str| !same && !others.contains(name) && base_dir.join(name).is_file();
+    for name in TOKENIZER_FILES.into_iter().filter(wanted) {
         let path = base_dir.join(name);
         let mut from = std::fs::File::open(&path).context(|| format!("{}: cannot be read", path.display()))?;
         files.add(name, |to| std::io::copy(&mut from, to).map(drop))?;
         copied.push(name.to_owned());
     }
-    files.commit()?;
     Ok(copied)
 }
 

@@ -17,21 +17,24 @@ impl Adapter {
         }
         let ranks: Vec<(String, usize)> =
             self.lora_pairs()?.into_iter().map(|(module, pair)| (module, pair.r)).collect();
-        let uniform = self.config.rank_pattern.is_empty() && self.config.alpha_pattern.is_empty();
-        match self.config.folded_alpha() {
-            Some(alpha) if uniform => self.config.lora_alpha = alpha,
-            _ => {
-                for (module, r) in ranks {
-                    let factor = (r as f64).sqrt();
-                    if let Some((_, b)) = self.tensors.get_mut(&ParamId::b(module).peft_key()) {
-                        b.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
-                    }
-                }
+        let (config, multiplies) = self.config.folded();
+        for (module, r) in ranks.into_iter().filter(|_| multiplies) {
+            if let Some((_, b)) = self.tensors.get_mut(&ParamId::b(module).peft_key()) {
+                multiply_b(b, r);
             }
         }
-        self.config.use_rslora = false;
+        self.config = config;
         Ok(())
     }
+}
+
+/// B of a linear of rank r, whose scale alpha / √r is written as alpha / r.
+pub(super) fn multiply_b(b: &mut [f32], r: usize) {
+    multiply(b, (r as f64).sqrt());
+}
+
+fn multiply(b: &mut [f32], factor: f64) {
+    b.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
 }
 
 impl Adapter {
@@ -49,7 +52,7 @@ impl Adapter {
         let changed = factors.iter().any(|(_, _, factor)| *factor != 1.0);
         for (module, _, factor) in factors.iter().filter(|(_, _, factor)| *factor != 1.0) {
             if let Some((_, b)) = self.tensors.get_mut(&ParamId::b(module.as_str()).peft_key()) {
-                b.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+                multiply(b, *factor);
             }
         }
         self.config.use_rslora = lora.rslora;
@@ -60,6 +63,17 @@ impl Adapter {
 }
 
 impl super::AdapterConfig {
+    /// The config without rsLoRA, and whether B has to be multiplied by √r for it to compute the same.
+    pub(super) fn folded(&self) -> (Self, bool) {
+        let uniform = self.rank_pattern.is_empty() && self.alpha_pattern.is_empty();
+        let plain = Self { use_rslora: false, ..self.clone() };
+        match self.folded_alpha().filter(|_| uniform) {
+            _ if !self.use_rslora => (plain, false),
+            Some(lora_alpha) => (Self { lora_alpha, ..plain }, false),
+            None => (plain, true),
+        }
+    }
+
     /// alpha · √r where it is a whole number: √r is whole or irrational, so only for r a square.
     fn folded_alpha(&self) -> Option<f64> {
         let root = self.r.isqrt();

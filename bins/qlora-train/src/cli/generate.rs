@@ -11,7 +11,7 @@ use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate};
 use crate::refuse;
-use crate::report::{Bars, status};
+use crate::report::{Bars, PrintableOut, status};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
 use crate::session::untrained_tokens::warn_of_untrained_ids;
@@ -149,7 +149,7 @@ impl DeviceJob for Generate<'_> {
             }
             let name = adapters.get(index).map(|path| path.display().to_string());
             let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));
-            let mut stream = TextStream::new(&tokenizer, streaming.then(std::io::stdout));
+            let mut stream = TextStream::new(&tokenizer, streaming.then(|| PrintableOut(std::io::stdout())));
             stream.write(heading.as_deref().unwrap_or(""))?;
             let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
             let start = Instant::now();

@@ -15,7 +15,7 @@ mod train;
 
 use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Error, Result};
-use crate::report::{Verbosity, print_error, set_verbosity, status};
+use crate::report::{Verbosity, print_error, printable_json, printable_lines, set_verbosity, status};
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
@@ -97,6 +97,8 @@ pub fn main() -> ExitCode {
         _ => Verbosity::Normal,
     });
     let plans = matches!(cli.command, Command::Plan(_));
+    // The preview has colors, and escapes what it shows itself.
+    let previews = matches!(cli.command, Command::Preview(_));
     let answer = match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -110,7 +112,11 @@ pub fn main() -> ExitCode {
     };
     let fits = |answer: &Answer| !plans || answer.json["fits"] != false;
     let printed = answer.and_then(|answer| {
-        print(&if cli.json { answer.json.to_string() } else { answer.text.clone() })?;
+        match cli.json {
+            true => print(&printable_json(&answer.json.to_string()))?,
+            false if previews => print(&answer.text)?,
+            false => print(&printable_lines(&answer.text))?,
+        }
         Ok(fits(&answer))
     });
     match printed {
@@ -135,7 +141,7 @@ pub fn main() -> ExitCode {
 fn print_error_object(message: &str, exit_status: u8) {
     let told = json!({"error": {"message": message, "exit_status": exit_status}});
     // Nobody listens if this fails.
-    let _ = print(&told.to_string());
+    let _ = print(&printable_json(&told.to_string()));
 }
 
 /// Help and version too: clap reports them as errors with exit status 0.

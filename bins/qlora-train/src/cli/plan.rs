@@ -36,12 +36,10 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     check_quantization(&settings, checkpoint)?;
     let per_batch = settings.per_device_train_batch_size;
     // Without data the longest batch that the settings allow is planned.
-    let (tokens, positions) = if settings.data.is_empty() {
-        (per_batch * settings.max_length, settings.max_length)
-    } else {
-        let work = TrainingData::load(&settings, &loaded)?;
-        (work.tokens, work.longest)
-    };
+    let longest = (per_batch * settings.max_length, settings.max_length);
+    // The rows are kept: what they take belongs to the plan.
+    let data = (!settings.data.is_empty()).then(|| TrainingData::load(&settings, &loaded)).transpose()?;
+    let (tokens, positions) = data.as_ref().map_or(longest, |data| (data.tokens, data.longest));
     let spec = model_spec(&settings, checkpoint, tokens, positions);
     answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
 }
@@ -61,7 +59,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("weights", &["NF4 weights", "16-bit weights", "weights", "embedding", "lm_head", "norms", "biases", "rotation"]),
     ("adapters", &["LoRA", "low-rank", "adapter"]),
     ("optimizer", &["AdamW", "optimizer", "the optimi", "gradients"]),
-    ("other", &["CUDA context"]),
+    ("other", &["CUDA context", "rows, tokenizer", "saving"]),
     ("workspace", &["workspace", "gaps", "logits", "batch", "losses", "attention over the KV"]),
 ];
 const ACTIVATIONS: &str = "activations";

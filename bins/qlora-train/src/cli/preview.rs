@@ -5,7 +5,7 @@ use crate::config::{Purpose, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
-use crate::report::{count, printable, status};
+use crate::report::{count, printable, printable_lines, status};
 use crate::session::training_data::{data_options, find_files, schedule};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
@@ -94,7 +94,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let texts = shown.iter().map(|row| text_of(row, &dataset, tokenizer, &special, marks));
     let mut text: Vec<String> = texts.collect::<Result<_>>()?;
     text.push(format!("{} of {}; {}", shown.len(), count(dataset.rows.len() as u64, "row"), marks.legend()));
-    text.push(checks.to_string());
+    text.push(printable_lines(&checks.to_string()).into_owned());
     let read = count(dataset.report.rows_read as u64, "row");
     text.push(format!("lengths of the {read} read:\n{}", dataset.report.lengths));
     text.extend(packing.map(|packing| packing.to_string()));
@@ -137,7 +137,7 @@ fn text_of(
     marks: Marks,
 ) -> Result<String> {
     let place = dataset.report.place(row.file, row.line);
-    let mut text = format!("{place}: {} tokens, {} supervised\n", row.len(), row.supervised());
+    let mut text = format!("{}: {} tokens, {} supervised\n", printable(&place), row.len(), row.supervised());
     let kind = |at: usize, supervised: bool| {
         let id = row.input_ids[at];
         (supervised, row.weight(at), marks == Marks::Color && special.added.contains(&id))

@@ -7,7 +7,8 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use jiff::Zoned;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokenizers::{PostProcessorWrapper, Tokenizer};
@@ -19,6 +20,7 @@ use super::messages::{Conversation, Message};
 use super::side_files;
 use super::template::{Builtin, ChatTemplate, Vocabulary};
 use crate::error::{Context, Error, Result};
+use crate::files::hash::hex;
 use crate::refuse;
 
 /// The names under which templates know the special tokens, as in `tokenizer_config.json`.
@@ -124,7 +126,7 @@ impl ChatTokenizer {
         let compile = |source: Option<String>| match source {
             None => Ok(None),
             Some(source) => {
-                let compiled = ChatTemplate::compile(&source, special.clone(), Zoned::now());
+                let compiled = ChatTemplate::compile(&source, special.clone(), now());
                 compiled.usage_context(|| template_origin.clone()).map(Some)
             }
         };
@@ -210,8 +212,7 @@ impl ChatTokenizer {
 
     /// SHA-256 of the chat template's source, in hex.
     pub fn template_hash(&self) -> Option<String> {
-        let digest = Sha256::digest(self.template.as_ref()?.source().as_bytes());
-        Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Some(hex(Sha256::digest(self.template.as_ref()?.source())))
     }
 
     /// The template's source, where it is not the model's own: what has to be kept beside what is trained.
@@ -236,7 +237,30 @@ impl ChatTokenizer {
         Self::open_with(dir, Some(templates)).map(Some)
     }
 
-    /// Sets what `strftime_now` tells templates that write the date (the time of `open` unless set), so that a
+    /// Whether a template writes the date, so that the text depends on when it is rendered.
+    pub fn uses_date(&self) -> bool {
+        [&self.template, &self.tool_template].into_iter().flatten().any(ChatTemplate::uses_date)
+    }
+
+    /// The special tokens by their names in `tokenizer_config.json`, those that there are.
+    pub fn special_tokens(&self) -> &[(String, String)] {
+        &self.special
+    }
+
+    /// SHA-256 (hex) over the tokens that were added to the vocabulary, by whichever file.
+    pub fn added_tokens_hash(&self) -> String {
+        let decoder = self.tokenizer.get_added_tokens_decoder();
+        let mut added: Vec<String> = decoder.iter().map(|(id, token)| format!("{id} {token:?}\n")).collect();
+        added.sort();
+        hex(Sha256::digest(added.concat()))
+    }
+
+    /// SHA-256 (hex) of the template for conversations with tools, where it is another one.
+    pub fn tool_template_hash(&self) -> Option<String> {
+        self.tool_template.as_ref().map(|template| hex(Sha256::digest(template.source())))
+    }
+
+    /// Sets what `strftime_now` tells templates that write the date (the time of `open` in UTC unless set), so that a
     /// resumed run renders the same rows. See [`ChatTemplate::uses_date`].
     pub fn set_now(&mut self, now: Zoned) -> Result<()> {
         for template in [&mut self.template, &mut self.tool_template].into_iter().flatten() {
@@ -346,6 +370,11 @@ impl ChatTokenizer {
     pub(super) fn end_of_last_added_token(&self, text: &str) -> Option<usize> {
         self.added.iter().filter_map(|token| text.rfind(token.as_str()).map(|at| at + token.len())).max()
     }
+}
+
+/// In UTC: where a machine stands changes no row.
+fn now() -> Zoned {
+    Timestamp::now().to_zoned(TimeZone::UTC)
 }
 
 fn read_config(path: &Path) -> Result<Map<String, Value>> {

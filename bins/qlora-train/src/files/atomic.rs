@@ -1,34 +1,50 @@
-//! Several files that appear together: each is written beside its final place and synced; only when all are complete
-//! are they renamed. A failure before that leaves nothing behind; a process that is killed leaves files with names
-//! that `remove_stale_files` knows.
+//! Several files that appear together: each is written under a temporary name and synced; only when all are complete
+//! are they renamed. A failure before that leaves nothing behind.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use sha2::{Digest, Sha256};
 
+use super::dir::{Dir, unique};
 use super::failpoint;
+use super::hash::hex;
+use super::json::read_bounded;
 use crate::error::{Context, Result};
 
-/// At the end of every temporary name.
-const STALE: &str = ".partial";
+/// SHA-256 of files beside it, as `sha256sum` writes and checks them.
+pub(crate) const SUMS: &str = "SHA256SUMS";
+/// Far above any list of ours.
+pub(crate) const MAX_SUMS_BYTES: u64 = 1 << 20;
 
 pub(crate) struct AtomicFiles {
-    dir: PathBuf,
-    pending: Vec<(NamedTempFile, String)>,
+    /// Where the files are to be
+    dir: Dir,
+    /// Where they are until then
+    temporary: Dir,
+    pending: Vec<Pending>,
+}
+
+struct Pending {
+    temporary: String,
+    name: String,
+    /// SHA-256 (hex) of what was written
+    hash: String,
 }
 
 /// A file under its temporary name.
 pub(crate) struct PartialFile<'a> {
     file: &'a File,
     name: &'a str,
+    hash: Sha256,
 }
 
 impl Write for PartialFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        failpoint::write(self.file, self.name, bytes)
+        let written = failpoint::write(self.file, self.name, bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -36,69 +52,212 @@ impl Write for PartialFile<'_> {
 }
 
 impl AtomicFiles {
-    /// Makes `dir` if need be.
+    /// Makes `dir` if need be. A process that is killed leaves temporary files in it.
     pub fn new(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir).context(|| format!("{}: the directory cannot be made", dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), pending: Vec::new() })
+        let dir = Dir::create(dir).context(|| format!("{}: the directory cannot be made", dir.display()))?;
+        Ok(Self::within(&dir, &dir))
+    }
+
+    /// The files are in `temporary`, of the same file system, until they are complete.
+    pub fn within(dir: &Dir, temporary: &Dir) -> Self {
+        Self { dir: dir.clone(), temporary: temporary.clone(), pending: Vec::new() }
+    }
+
+    pub fn dir(&self) -> &Dir {
+        &self.dir
     }
 
     /// Writes one file under a temporary name.
     pub fn add(&mut self, name: &str, write: impl FnOnce(&mut BufWriter<PartialFile>) -> io::Result<()>) -> Result<()> {
-        let make = || -> io::Result<NamedTempFile> {
-            // As an ordinary new file, so that the umask decides: a private file could not be read by a server that
-            // runs as another user.
-            let temporary = tempfile::Builder::new()
-                .prefix(&format!(".{name}."))
-                .suffix(STALE)
-                .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(&self.dir)?;
-            let mut writer = BufWriter::with_capacity(1 << 20, PartialFile { file: temporary.as_file(), name });
-            write(&mut writer)?;
-            writer.flush()?;
-            drop(writer);
-            temporary.as_file().sync_all()?;
-            failpoint::point("synced", name)?;
-            Ok(temporary)
+        let temporary = format!(".{name}.{}.partial", unique());
+        // From now on it is removed if anything fails.
+        self.pending.push(Pending { temporary: temporary.clone(), name: name.to_owned(), hash: String::new() });
+        let make = || -> io::Result<String> {
+            let file = self.temporary.create_file(&temporary)?;
+            let hash = write_synced(&file, name, write)?;
+            Ok(hash)
         };
-        let temporary = make().context(|| format!("{}: cannot be written", self.dir.join(name).display()))?;
-        self.pending.push((temporary, name.to_owned()));
+        let hash = make().context(|| format!("{}: cannot be written", self.dir.join(name).display()))?;
+        self.pending.last_mut().expect("it was just added").hash = hash;
         Ok(())
     }
 
-    /// Renames the files in the order in which they were added: add last the one by which a reader knows that the rest
-    /// is there.
-    pub fn commit(self) -> Result<()> {
-        for (temporary, name) in self.pending {
-            let path = self.dir.join(&name);
-            let put = || -> io::Result<()> {
-                failpoint::point("rename", &name)?;
-                temporary.persist(&path)?;
-                failpoint::point("renamed", &name)
-            };
-            put().context(|| format!("{}: cannot be put in place", path.display()))?;
-        }
-        sync_dir(&self.dir)
+    /// Adds `SHA256SUMS`, a line for each of the files so far.
+    pub fn add_sums(&mut self) -> Result<()> {
+        let sums: String = self.pending.iter().map(|file| format!("{}  {}\n", file.hash, file.name)).collect();
+        self.add(SUMS, |to| to.write_all(sums.as_bytes()))
     }
+
+    /// Renames the files in the order in which they were added, but `last`, if it is one of them: the file by which a
+    /// reader knows that the rest is there.
+    pub fn commit_with_last(mut self, last: &str) -> Result<()> {
+        self.pending.sort_by_key(|file| file.name == last);
+        let mut pending = std::mem::take(&mut self.pending).into_iter();
+        for file in pending.by_ref() {
+            let path = self.dir.join(&file.name);
+            let put = || -> io::Result<()> {
+                failpoint::point("rename", &file.name)?;
+                self.temporary.rename(&file.temporary, &self.dir, &file.name)?;
+                failpoint::point("renamed", &file.name)
+            };
+            if let Err(error) = put() {
+                self.pending = std::iter::once(file).chain(pending).collect();
+                return Err(error).context(|| format!("{}: cannot be put in place", path.display()));
+            }
+        }
+        sync(&self.dir)
+    }
+
+    /// Renames the files in the order in which they were added.
+    pub fn commit(self) -> Result<()> {
+        self.commit_with_last("")
+    }
+}
+
+/// What was written and is not wanted.
+impl Drop for AtomicFiles {
+    fn drop(&mut self) {
+        for file in &self.pending {
+            // The failure that led here is the one to tell.
+            let _ = self.temporary.remove_file(&file.temporary);
+        }
+    }
+}
+
+/// Writes a file to the disk and returns its SHA-256 (hex); `name` is what failpoints call it.
+pub(crate) fn write_synced(
+    file: &File,
+    name: &str,
+    write: impl FnOnce(&mut BufWriter<PartialFile>) -> io::Result<()>,
+) -> io::Result<String> {
+    let mut writer = BufWriter::with_capacity(1 << 20, PartialFile { file, name, hash: Sha256::new() });
+    write(&mut writer)?;
+    let written = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    failpoint::point("sync", name)?;
+    file.sync_all()?;
+    failpoint::point("synced", name)?;
+    Ok(hex(written.hash.finalize()))
 }
 
 /// Makes renames in `dir` last.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    let sync = || File::open(dir)?.sync_all();
-    sync().context(|| format!("{}: the directory cannot be synced", dir.display()))
+pub(crate) fn sync(dir: &Dir) -> Result<()> {
+    let sync = || {
+        failpoint::point("sync-directory", "")?;
+        dir.sync()
+    };
+    sync().context(|| format!("{}: the directory cannot be synced", dir.path().display()))
 }
 
-/// Removes what a process that was killed left half-written in `dir`. Only for who holds the directory's lock.
-pub(crate) fn remove_stale_files(dir: &Path) -> Result<()> {
-    let remove = || -> io::Result<()> {
-        for entry in std::fs::read_dir(dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with('.') && name.ends_with(STALE) && entry.file_type()?.is_file() {
-                std::fs::remove_file(entry.path())?;
-            }
+/// The lines of a `SHA256SUMS`: (hash, name).
+pub(crate) fn parse_sums(text: &str) -> Vec<(&str, &str)> {
+    text.lines().filter_map(|line| line.split_once("  ")).collect()
+}
+
+/// A file that does not hold what `SHA256SUMS` says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// `SHA256SUMS` itself cannot be read.
+    NoSums(PathBuf),
+    /// It has no line of this name.
+    NoLine(PathBuf, String),
+    Missing(PathBuf),
+    Changed {
+        file: PathBuf,
+        found: String,
+        expected: String,
+    },
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Damage::NoSums(path) => write!(f, "{}: cannot be read", path.display()),
+            Damage::NoLine(path, name) => write!(f, "{}: found no line of {name}", path.display()),
+            Damage::Missing(file) => write!(f, "{}: found no such file", file.display()),
+            Damage::Changed { file, found, expected } => write!(
+                f,
+                "{}: found a SHA-256 of {found}, expected {expected}, the file changed after it was written",
+                file.display()
+            ),
         }
-        Ok(())
-    };
-    remove().context(|| format!("{}: half-written files of an earlier run cannot be removed", dir.display()))
+    }
+}
+
+/// Compares files with `SHA256SUMS`: each that it names but `unchecked`, and at least `required`. None: all are whole.
+pub(crate) fn find_damage(dir: &Path, required: &[&str], unchecked: &[&str]) -> Result<Option<Damage>> {
+    let path = dir.join(SUMS);
+    let text = read_bounded(&path, MAX_SUMS_BYTES).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let Some(text) = text else { return Ok(Some(Damage::NoSums(path))) };
+    let sums = parse_sums(&text);
+    for name in required {
+        if !sums.iter().any(|(_, summed)| summed == name) {
+            return Ok(Some(Damage::NoLine(path, (*name).to_owned())));
+        }
+    }
+    for (expected, name) in sums {
+        // A name that is a path would be one outside.
+        if unchecked.contains(&name) || name.contains('/') {
+            continue;
+        }
+        let file = dir.join(name);
+        if !file.is_file() {
+            return Ok(Some(Damage::Missing(file)));
+        }
+        let found = super::hash::file_hash(&file)?;
+        if found != expected {
+            return Ok(Some(Damage::Changed { file, found, expected: expected.to_owned() }));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let names = Dir::open(dir).unwrap().names().unwrap();
+        names.into_iter().map(|name| name.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn files_appear_together_with_their_sums_and_what_changes_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = AtomicFiles::new(dir.path()).unwrap();
+        files.add("one", |to| to.write_all(b"1")).unwrap();
+        files.add("two", |to| to.write_all(b"2")).unwrap();
+        files.add_sums().unwrap();
+        assert!(names(dir.path()).iter().all(|name| name.ends_with(".partial")));
+        files.commit_with_last("one").unwrap();
+        assert_eq!(names(dir.path()), [SUMS, "one", "two"]);
+        let damage = |required: &[&str], unchecked: &[&str]| {
+            find_damage(dir.path(), required, unchecked).unwrap().map(|damage| damage.to_string())
+        };
+        assert_eq!(damage(&["one"], &[]), None);
+        assert!(damage(&["three"], &[]).unwrap().contains("found no line of three"));
+        std::fs::write(dir.path().join("two"), "3").unwrap();
+        assert!(damage(&[], &[]).unwrap().contains("two: found a SHA-256 of 4e07408562be"));
+        assert_eq!(damage(&["one"], &["two"]), None);
+        std::fs::remove_file(dir.path().join("one")).unwrap();
+        assert!(damage(&[], &["two"]).unwrap().contains("one: found no such file"));
+        std::fs::remove_file(dir.path().join(SUMS)).unwrap();
+        assert!(damage(&[], &[]).unwrap().contains("SHA256SUMS: cannot be read"));
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_of_what_was_not_put_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = AtomicFiles::new(dir.path()).unwrap();
+        files.add("one", |to| to.write_all(b"1")).unwrap();
+        assert!(files.add("two", |_| Err(io::Error::other("torn"))).is_err());
+        drop(files);
+        assert!(names(dir.path()).is_empty());
+        std::fs::create_dir(dir.path().join("two")).unwrap();
+        let mut files = AtomicFiles::new(dir.path()).unwrap();
+        for name in ["one", "two", "three"] {
+            files.add(name, |to| to.write_all(b"1")).unwrap();
+        }
+        assert!(files.commit().unwrap_err().to_string().contains("two: cannot be put in place"));
+        assert_eq!(names(dir.path()), ["one", "two"]);
+    }
 }

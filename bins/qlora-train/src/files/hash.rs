@@ -13,19 +13,15 @@ pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
 
 /// SHA-256 (hex) of a file's bytes.
 pub fn file_hash(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    let mut read = || -> std::io::Result<()> {
-        let mut file = File::open(path)?;
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(()),
-                n => hash.update(&buffer[..n]),
-            }
-        }
-    };
-    read().usage_context(|| format!("{}: cannot be read", path.display()))?;
-    Ok(hex(hash.finalize()))
+    let read = || hash_of(File::open(path)?);
+    read().usage_context(|| format!("{}: cannot be read", path.display()))
+}
+
+/// SHA-256 (hex) of what is left to read.
+pub(crate) fn hash_of(from: impl Read) -> std::io::Result<String> {
+    let mut reader = HashingReader::new(from);
+    std::io::copy(&mut reader, &mut std::io::sink())?;
+    Ok(reader.finish())
 }
 
 /// A reader that hashes what is read.

@@ -1,6 +1,7 @@
 //! Files and values in them: crash-safe writing, tensors, JSON, sizes.
 
 pub mod atomic;
+pub(crate) mod dir;
 pub mod failpoint;
 pub(crate) mod hash;
 pub mod home;

@@ -215,20 +215,26 @@ impl<B: Backend> Llama<B> {
 
     /// Shape and values of every trainable tensor, in the order of [`Self::params_mut`].
     pub fn param_values(&self, backend: &B) -> Result<Vec<ParamValues>> {
-        let mut values = Vec::new();
+        let values = |(id, shape, param)| Ok((id, shape, backend.param_values(param)?));
+        self.params().into_iter().map(values).collect()
+    }
+
+    /// Name, shape and place of every trainable tensor, in the order of [`Self::params_mut`].
+    pub fn params(&self) -> Vec<(ParamId, [usize; 2], &B::Param)> {
+        let mut params = Vec::new();
         for (layer, block) in self.layers.iter().enumerate() {
             for (group, input) in block.groups().into_iter().zip(Input::ALL) {
                 for (segment, &projection) in group.segments.iter().zip(input.projections()) {
                     if let Some(lora) = &segment.lora {
                         let module: Arc<str> = self.spec.arch.module(layer, projection).into();
                         let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
-                        values.push((a, [lora.r, group.k], backend.param_values(&lora.a)?));
-                        values.push((b, [segment.n, lora.r], backend.param_values(&lora.b)?));
+                        params.push((a, [lora.r, group.k], &lora.a));
+                        params.push((b, [segment.n, lora.r], &lora.b));
                     }
                 }
             }
         }
-        Ok(values)
+        params
     }
 }
 

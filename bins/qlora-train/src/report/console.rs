@@ -66,22 +66,60 @@ pub(crate) fn section(title: &str) {
     });
 }
 
+/// Whether a character could move the cursor, color the terminal or turn the direction of writing.
+fn is_harmful(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+}
+
 /// Text without what could move the cursor, color the terminal or turn the direction of writing: such characters are
 /// escaped, a line break included.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let harmful = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if !text.contains(harmful) {
+    escaped(text, is_harmful, |c, to| write!(to, "{}", c.escape_default()))
+}
+
+/// As [`printable`], for text of several lines: line breaks and tabs stay.
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    let harmful = |c| is_harmful(c) && c != '\n' && c != '\t';
+    escaped(text, harmful, |c, to| write!(to, "{}", c.escape_default()))
+}
+
+/// As [`printable`], for a line of JSON, which means the same.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    // All of them are below U+10000, and stand in strings only.
+    escaped(json, is_harmful, |c, to| write!(to, "\\u{:04x}", u32::from(c)))
+}
+
+fn escaped(
+    text: &str,
+    harmful: impl Fn(char) -> bool,
+    escape: impl Fn(char, &mut String) -> fmt::Result,
+) -> Cow<'_, str> {
+    if !text.contains(&harmful) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         if harmful(c) {
-            let _ = write!(escaped, "{}", c.escape_default());
+            let _ = escape(c, &mut escaped);
         } else {
             escaped.push(c);
         }
     }
     Cow::Owned(escaped)
+}
+
+/// Standard output for text as it grows, whole characters at a time.
+pub struct PrintableOut(pub std::io::Stdout);
+
+impl std::io::Write for PrintableOut {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write_all(printable_lines(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Says what the command does: a line on standard error.
@@ -123,5 +161,10 @@ mod tests {
             printable("a\x1b[31mb\x07\r\n\u{9b}2J\u{202e}x\x7f"),
             r"a\u{1b}[31mb\u{7}\r\n\u{9b}2J\u{202e}x\u{7f}"
         );
+        assert_eq!(printable_lines("a\n\tb\r\x1b"), "a\n\tb\\r\\u{1b}");
+        let value = serde_json::json!({"a\u{9b}": "\u{202e}\u{7f}\u{1b}\n"});
+        let json = value.to_string();
+        assert!(json.contains(is_harmful) && !printable_json(&json).contains(is_harmful));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&printable_json(&json)).unwrap(), value);
     }
 }

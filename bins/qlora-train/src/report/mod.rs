@@ -5,7 +5,7 @@ mod console;
 mod sparkline;
 
 pub use bar::Bars;
-pub use console::{Verbosity, printable, set_verbosity};
+pub use console::{PrintableOut, Verbosity, printable, printable_json, printable_lines, set_verbosity};
 pub(crate) use console::{detail, print, print_error, section, status, warning};
 pub use sparkline::sparkline;
 

@@ -9,6 +9,8 @@ use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::refuse;
 use crate::report::status;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use std::cell::OnceCell;
 use std::path::PathBuf;
 
@@ -23,6 +25,8 @@ pub struct Loaded {
     adapters: Vec<PathBuf>,
     /// Special tokens that the settings name, by the names of `tokenizer_config.json`.
     special_tokens: [(&'static str, Option<String>); 2],
+    /// Time that the chat template is told, where it is not that of the opening
+    clock: Option<Timestamp>,
     tokenizer: OnceCell<ChatTokenizer>,
 }
 
@@ -42,7 +46,13 @@ impl Loaded {
         }
         let special_tokens = [("eos_token", settings.eos_token.clone()), ("bos_token", settings.bos_token.clone())];
         let chat_template = settings.chat_template.clone();
-        Ok(Self { checkpoint, chat_template, adapters: adapters.to_vec(), special_tokens, tokenizer: OnceCell::new() })
+        let (adapters, tokenizer) = (adapters.to_vec(), OnceCell::new());
+        Ok(Self { checkpoint, chat_template, adapters, special_tokens, clock: None, tokenizer })
+    }
+
+    /// Sets the time that the chat template is told, if it asks. Before the tokenizer is opened.
+    pub fn set_clock(&mut self, clock: Timestamp) {
+        self.clock = Some(clock);
     }
 
     /// The tokenizer if it was opened: not where all rows are token ids already.
@@ -55,8 +65,11 @@ impl Loaded {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let tokenizer = open_tokenizer(self.chat_template.as_deref(), &self.checkpoint, &self.adapters)?;
+        let mut tokenizer = open_tokenizer(self.chat_template.as_deref(), &self.checkpoint, &self.adapters)?;
         status!("chat template: {}", tokenizer.template_origin());
+        if let Some(clock) = self.clock {
+            tokenizer.set_now(clock.to_zoned(TimeZone::UTC))?;
+        }
         for (name, given) in &self.special_tokens {
             check_special_token(&tokenizer, name, given.as_deref())?;
         }

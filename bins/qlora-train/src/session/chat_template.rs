@@ -3,10 +3,10 @@
 //! An adapter is used with the template that it was trained with: the one of its own directory, if the model's own has
 //! another hash than the adapter's record.
 
-use crate::adapter::{ADAPTER_MODEL, copy_tokenizer_files, metadata};
+use crate::adapter::{ADAPTER_MODEL, add_tokenizer_files, metadata};
 use crate::base::Checkpoint;
 use crate::data::ChatTokenizer;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
 use crate::files::json::read_object;
 use crate::files::safetensors::TensorFile;
@@ -97,19 +97,19 @@ fn trained_with(base: &Path, adapter: &Path) -> Result<Option<Trained>> {
     })
 }
 
-/// Copies the tokenizer of the base beside what is trained, with the chat template that was trained with.
-pub fn save_tokenizer(base: &Path, tokenizer: Option<&ChatTokenizer>, out: &Path) -> Result<()> {
-    copy_tokenizer_files(base, out)?;
-    let Some(source) = tokenizer.and_then(ChatTokenizer::chosen_template) else { return Ok(()) };
+/// Adds the tokenizer of the base to what is trained, with the chat template that was trained with.
+pub(crate) fn add_tokenizer(base: &Path, tokenizer: Option<&ChatTokenizer>, files: &mut AtomicFiles) -> Result<()> {
+    let Some(source) = tokenizer.and_then(ChatTokenizer::chosen_template) else {
+        return add_tokenizer_files(base, files, &[]).map(drop);
+    };
+    add_tokenizer_files(base, files, &[TEMPLATE_FILE, CONFIG_FILE])?;
     // Programs read one of two places, and some the older one first.
-    let config = out.join(CONFIG_FILE);
+    let config = base.join(CONFIG_FILE);
     let mut object = match config.is_file() {
         true => read_object(&config)?,
         false => serde_json::Map::new(),
     };
     object.insert("chat_template".to_owned(), source.into());
-    let mut files = AtomicFiles::new(out)?;
     files.add(TEMPLATE_FILE, |to| to.write_all(source.as_bytes()))?;
-    files.add(CONFIG_FILE, |to| Ok(serde_json::to_writer_pretty(to, &object)?))?;
-    files.commit().context(|| "the chat template".to_owned())
+    files.add(CONFIG_FILE, |to| Ok(serde_json::to_writer_pretty(to, &object)?))
 }

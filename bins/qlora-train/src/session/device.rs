@@ -1,6 +1,6 @@
 //! The device of a command, chosen and opened here and nowhere else, and what memory may be used on it.
 
-use super::host::host_budget;
+use super::host::{host_budget, own_bytes};
 use crate::arch::{Arch, Projection};
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
@@ -65,6 +65,18 @@ impl Budget {
     const LATER: u64 = 128 << 20;
     /// A context on a GPU that cannot be asked: 0.5 GiB is more than those of sm_80 to sm_120 are known to take.
     const CONTEXT: u64 = 512 << 20;
+
+    /// Memory that a process on the CPU takes later beside what is planned: stacks of its threads, buffers of files,
+    /// the allocator's rounding.
+    const LATER_ON_HOST: u64 = 6 << 20;
+    /// What is in use is counted in these steps, so that two processes of one run plan the same.
+    const STEP: u64 = 4 << 20;
+
+    /// Limits in the host's memory. What the process holds by now is measured: rows, tokenizer, headers.
+    fn of_host(limit: u64) -> Self {
+        let in_use = (own_bytes() + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
+        Self { limit, in_use, in_use_name: "rows, tokenizer and program", host_limit: 0 }
+    }
 
     /// Limits on a GPU where a context was just made. Memory of other processes counts as in use.
     fn of_gpu(memory: MemInfo, limit: Option<u64>, host_limit: u64) -> Self {
@@ -236,7 +248,7 @@ impl Device {
         match self {
             Self::Cpu(_) => {
                 let limit = host_budget(settings.host_memory.map(|bytes| bytes.0));
-                Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
+                Ok(Budget::of_host(limit))
             }
             Self::Cuda(gpu) => {
                 let memory = gpu.device()?.mem_info()?;
@@ -270,7 +282,7 @@ impl Device {
         match self {
             Self::Cpu(_) => {
                 let limit = settings.host_memory.map_or_else(|| host_budget(None), |bytes| bytes.0);
-                Ok(Budget { limit, in_use: 0, in_use_name: "", host_limit: 0 })
+                Ok(Budget::of_host(limit))
             }
             Self::Cuda(_) => match settings.device_memory {
                 Some(limit) => {

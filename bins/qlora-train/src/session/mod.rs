@@ -1,6 +1,7 @@
 //! The parts that train, infer and bench share: device, memory plan, base model, rows, weights.
 
 mod base_model;
+mod cgroup;
 pub mod chat_template;
 mod device;
 pub mod disk;

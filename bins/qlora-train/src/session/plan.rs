@@ -25,6 +25,8 @@ pub struct MemoryPlan {
     pub buffers: Vec<PlannedBuffer>,
     /// Peak of what the run itself allocates
     pub run_bytes: u64,
+    /// Copies of one trainable tensor, in the host's memory, while a checkpoint is written
+    pub saving_bytes: u64,
     pub budget: Budget,
     /// Beside a GPU: what is pinned in the host's memory, and what may be.
     pub on_host: Vec<PlannedBuffer>,
@@ -36,7 +38,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Peak with what is taken before the run begins.
     pub fn peak_bytes(&self) -> u64 {
-        self.run_bytes.saturating_add(self.budget.in_use)
+        self.run_bytes.saturating_add(self.saving_bytes).saturating_add(self.budget.in_use)
     }
 
     pub fn fits(&self) -> bool {
@@ -125,11 +127,33 @@ pub fn plan(
         Device::Cuda(_) => dry_run(Cuda::dry_run(spec.run_shape(), &spec.arch)?, spec, stored, job)?,
     };
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
+    let saving_bytes = match (device, job) {
+        (Device::Cpu(_), PlannedJob::Train) => saving_bytes(spec),
+        _ => 0,
+    };
+    if saving_bytes > 0 {
+        buffers.push(PlannedBuffer { name: "saving, a tensor at a time".to_owned(), bytes: saving_bytes });
+    }
     if budget.in_use > 0 {
         buffers.push(PlannedBuffer { name: budget.in_use_name.to_owned(), bytes: budget.in_use });
-        buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
     }
-    Ok(MemoryPlan { device: device.clone(), buffers, run_bytes, budget, on_host, host_limit: budget.host_limit, flops })
+    buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
+    Ok(MemoryPlan {
+        device: device.clone(),
+        buffers,
+        run_bytes,
+        saving_bytes,
+        budget,
+        on_host,
+        host_limit: budget.host_limit,
+        flops,
+    })
+}
+
+/// Bytes that writing a checkpoint takes: of the largest trainable tensor its states, value and gradient.
+fn saving_bytes(spec: &ModelSpec) -> u64 {
+    let largest = spec.lora.lengths(&spec.arch).flatten().max().unwrap_or(0);
+    spec.states.bytes(largest) + 8 * largest as u64
 }
 
 /// What a dry run recorded.
@@ -350,7 +374,7 @@ mod tests {
 
     fn bytes(activations: Activations, kept: usize) -> u64 {
         let spec = ModelSpec { activations: activations.keeping(kept, LAYERS), ..spec() };
-        plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap().run_bytes
+        plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap().peak_bytes()
     }
 
     /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.
@@ -365,7 +389,7 @@ mod tests {
             let plan =
                 choose(&Device::Cpu(Precision::F32), &mut spec, Checkpointing::Auto, &stored, budget(limit)).unwrap();
             let counts = spec.activation_counts();
-            assert!(plan.fits() && plan.run_bytes == limit && counts.keep >= kept, "{kept}: {counts}");
+            assert!(plan.fits() && plan.peak_bytes() == limit && counts.keep >= kept, "{kept}: {counts}");
             assert!(spec.activations[LAYERS - counts.keep..].iter().all(|&layer| layer == Activations::Keep));
             if counts.keep < LAYERS {
                 assert!(bytes(Activations::Recompute, counts.keep + 1) > limit, "{counts}");
@@ -376,6 +400,6 @@ mod tests {
         let mut spec = spec();
         let refused =
             choose(&Device::Cpu(Precision::F32), &mut spec, Checkpointing::Auto, &stored, budget(least - 1)).unwrap();
-        assert!(!refused.fits() && refused.run_bytes == least);
+        assert!(!refused.fits() && refused.peak_bytes() == least);
     }
 }

@@ -5,7 +5,9 @@ use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, Settings};
 use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
+use crate::files::hash::hex;
 use crate::report::{count, status, thousands, warning};
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
 /// The rows of a run and the order in which they are trained on.
@@ -17,6 +19,8 @@ pub struct TrainingData {
     /// SHA-256 (hex) of each file of `data` and of `val_data`
     pub hashes: Vec<String>,
     pub validation_hashes: Vec<String>,
+    /// SHA-256 (hex) over the tokens, labels, weights and tasks of all rows
+    pub tokens_hash: String,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -56,6 +60,7 @@ impl TrainingData {
         }
         Ok(Self {
             tokens: schedule.max_tokens().max(longest),
+            tokens_hash: tokens_hash(&rows, &validation),
             rows,
             validation,
             validation_files,
@@ -65,6 +70,22 @@ impl TrainingData {
             longest,
         })
     }
+}
+
+fn tokens_hash(rows: &[Row], validation: &[Row]) -> String {
+    let mut hash = Sha256::new();
+    for part in [rows, validation] {
+        hash.update(part.len().to_le_bytes());
+        for Row { input_ids, labels, weights, file: _, line: _, task } in part {
+            hash.update(input_ids.len().to_le_bytes());
+            input_ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+            labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+            weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
+            hash.update(weights.len().to_le_bytes());
+            hash.update(task.as_deref().map_or(String::new(), |task| format!("{task:?}")));
+        }
+    }
+    hex(hash.finalize())
 }
 
 /// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are

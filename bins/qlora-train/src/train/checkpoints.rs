@@ -1,61 +1,42 @@
 //! The directories `checkpoint-<step>` of a run: each appears whole or not at all, whenever the process ends.
 //!
-//! A checkpoint is filled and synced under a temporary name, then renamed. One that replaces another of the same step
-//! (an interruption within the next step) sets the old one aside first: between the two renames the old one is found
-//! under the name that [`recover`] knows.
+//! A checkpoint is filled and synced in the run's temporary directory, named in `run.json`, then renamed. One that
+//! replaces another of the same step (an interruption within the next step) sets the old one aside first: between the
+//! two renames the old one is found under the name that [`recover`] knows. Only what `run.json` names is ever replaced
+//! or removed, and of that only the files that the checkpoint's own `SHA256SUMS` names.
 
-use crate::error::{Context, Result};
-use crate::files::atomic::{AtomicFiles, remove_stale_files, sync_dir};
+use super::names::{checkpoint, step_of};
+use super::owned::{REPLACED, foreign, keep_foreign};
+use super::record::RunRecord;
+use crate::error::{Context, Error, Result};
+use crate::files::atomic::{AtomicFiles, sync};
+use crate::files::dir::{Dir, Kind};
 use crate::files::failpoint;
-use crate::files::hash::file_hash;
-use crate::refuse;
 use crate::report::warning;
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// SHA-256 of the files that a resumed run reads, as `sha256sum` writes and checks them.
-const SUMS: &str = "SHA256SUMS";
-const PARTIAL: &str = "partial";
-const REPLACED: &str = "replaced";
-const REMOVED: &str = "removed";
+/// Before the name of a checkpoint in the temporary directory
+const REMOVED: &str = "removed-";
 
-pub fn name(step: u64) -> String {
-    format!("checkpoint-{step}")
+/// Names of checkpoints in `output`, by step, whatever they stand for; none if there is no such directory.
+pub fn names(output: &Path) -> Result<Vec<String>> {
+    found(output, |_| true)
 }
 
-/// The hidden name of a checkpoint on its way out.
-fn hidden(output: &Path, step: u64, state: &str) -> PathBuf {
-    output.join(format!(".{}.{state}", name(step)))
-}
-
-/// Step of a directory `checkpoint-<step>`.
-fn step_of(name: &str) -> Option<u64> {
-    let step = name.strip_prefix("checkpoint-")?.parse().ok()?;
-    (self::name(step) == name).then_some(step)
-}
-
-/// The checkpoints in `output`, by step; none if there is no such directory.
+/// The checkpoints in `output`, by step; none if there is no such directory. A link is none.
 pub fn list(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let mut found = Vec::new();
-    for (name, path) in directories(output)? {
-        found.extend(step_of(&name).map(|step| (step, path)));
-    }
-    found.sort();
-    Ok(found)
+    let names = found(output, |kind| kind == Kind::Directory)?;
+    Ok(names.into_iter().filter_map(|name| Some((step_of(&name)?, output.join(name)))).collect())
 }
 
-fn directories(output: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let read = || -> io::Result<Vec<(String, PathBuf)>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(output)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
-            }
-        }
-        Ok(found)
+fn found(output: &Path, wanted: impl Fn(Kind) -> bool) -> Result<Vec<String>> {
+    let read = || -> io::Result<Vec<String>> {
+        let dir = Dir::open(output)?;
+        let mut names: Vec<String> = dir.names()?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        names.retain(|name| step_of(name).is_some() && matches!(dir.kind(name), Ok(Some(kind)) if wanted(kind)));
+        names.sort_by_key(|name| step_of(name));
+        Ok(names)
     };
     match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -63,140 +44,125 @@ fn directories(output: &Path) -> Result<Vec<(String, PathBuf)>> {
     }
 }
 
-/// Puts a checkpoint back that was set aside by a process that ended before its successor was in place. Only for who
-/// holds the directory's lock.
-pub fn recover(output: &Path) -> Result<()> {
-    for (name, path) in directories(output)? {
-        let Some(name) = name.strip_prefix('.').and_then(|name| name.strip_suffix(&format!(".{REPLACED}"))) else {
-            continue;
-        };
-        let target = output.join(name);
-        if step_of(name).is_some() && !target.exists() {
-            fs::rename(&path, &target).context(|| format!("{}: cannot be put back", target.display()))?;
-        }
-    }
-    Ok(())
+/// A checkpoint that is being made; removed if it is not put in place.
+struct Partial<'a> {
+    temporary: &'a Dir,
+    name: &'a str,
+    dir: Dir,
 }
 
-/// Removes what a process that ended left under temporary names. Only for who holds the directory's lock.
-pub fn remove_stale(output: &Path) -> Result<()> {
-    remove_stale_files(output)?;
-    for (name, path) in directories(output)? {
-        let ours = [PARTIAL, REPLACED, REMOVED].iter().any(|state| name.ends_with(&format!(".{state}")));
-        if name.starts_with(".checkpoint-") && ours {
-            fs::remove_dir_all(&path)
-                .context(|| format!("{}: what an earlier run left cannot be removed", path.display()))?;
-        }
+impl<'a> Partial<'a> {
+    fn create(temporary: &'a Dir, name: &'a str) -> io::Result<Self> {
+        // What a save that failed could not remove.
+        temporary.remove_all(name, &mut || ())?;
+        Ok(Self { temporary, name, dir: temporary.create_sub(name)? })
     }
-    Ok(())
 }
 
-/// Makes `checkpoint-<step>` of what `fill` writes into the directory it is given; `checksummed` are the files whose
-/// damage is to be noticed. Failed: a disk error; then nothing changed.
-pub fn write(
-    output: &Path,
-    step: u64,
-    checksummed: &[&str],
-    fill: impl FnOnce(&Path) -> Result<()>,
-) -> Result<PathBuf> {
-    let target = output.join(name(step));
+impl Drop for Partial<'_> {
+    fn drop(&mut self) {
+        // Put in place, it is not there any more. The failure that led here is the one to tell.
+        let _ = self.temporary.remove_all(self.name, &mut || ());
+    }
+}
+
+/// Makes `checkpoint-<step>` of the files that `fill` adds; `SHA256SUMS` covers them all. Failed: a disk error, or
+/// something else of the name; then nothing changed.
+pub fn write(record: &mut RunRecord, step: u64, fill: impl FnOnce(&mut AtomicFiles) -> Result<()>) -> Result<PathBuf> {
+    record.check_in_place()?;
+    let name = checkpoint(step);
+    let target = record.dir().join(&name);
     let what = || format!("{}: cannot be written", target.display());
     failpoint::point("checkpoint-begun", "").context(what)?;
-    let partial = tempfile::Builder::new()
-        .prefix(&format!(".{}.", name(step)))
-        .suffix(&format!(".{PARTIAL}"))
-        .permissions(Permissions::from_mode(0o777))
-        .tempdir_in(output)
-        .context(what)?;
-    fill(partial.path())?;
-    write_sums(partial.path(), checksummed)?;
+    let found = record.dir().kind(&name).context(what)?;
+    let replaces = match found {
+        None => false,
+        Some(Kind::Directory) if record.owned().checkpoints.contains(&name) => true,
+        Some(_) => {
+            return Err(Error::Failed(format!(
+                "{}: found something there that is not of this run, expected nothing: move it away and resume",
+                target.display()
+            )));
+        }
+    };
+    let dir = record.dir().clone();
+    let temporary = record.temporary().clone();
+    let partial = Partial::create(&temporary, &name).context(what)?;
+    let mut files = AtomicFiles::within(&partial.dir, &partial.dir);
+    fill(&mut files)?;
+    files.add_sums()?;
+    files.commit()?;
     failpoint::point("checkpoint-whole", "").context(what)?;
+    record.own(&name)?;
 
-    let aside = hidden(output, step, REPLACED);
-    let replaces = target.exists();
+    let aside = format!("{REPLACED}{name}");
     if replaces {
-        fs::rename(&target, &aside).context(what)?;
+        temporary.remove_all(&aside, &mut || ()).context(what)?;
+        rename(&dir, &name, &temporary, &aside).context(what)?;
         failpoint::moment("checkpoint-set-aside");
     }
-    if let Err(error) = fs::rename(partial.path(), &target) {
+    if let Err(error) = rename(&temporary, &name, &dir, &name) {
         if replaces {
-            fs::rename(&aside, &target).context(|| format!("{}: cannot be put back", target.display()))?;
+            let what = || format!("{}: cannot be put back", target.display());
+            temporary.rename(&aside, &dir, &name).context(what)?;
         }
         return Err(error).context(what);
     }
-    // It is no longer there to be removed.
-    let _ = partial.keep();
-    sync_dir(output)?;
+    sync(&dir)?;
     failpoint::moment("checkpoint-in-place");
     if replaces {
-        remove(&aside, &aside);
+        let kept = keep_foreign(&temporary, &aside, &dir, &name);
+        told(&target, kept.and_then(|()| remove_aside(&temporary, &aside)));
     }
     Ok(target)
 }
 
-fn write_sums(dir: &Path, checksummed: &[&str]) -> Result<()> {
-    let sums = checksummed.iter().map(|name| Ok(format!("{}  {name}\n", file_hash(&dir.join(name))?)));
-    let sums = sums.collect::<Result<String>>()?;
-    let mut files = AtomicFiles::new(dir)?;
-    files.add(SUMS, |to| to.write_all(sums.as_bytes()))?;
-    files.commit()
+fn rename(from: &Dir, name: &str, to: &Dir, new: &str) -> io::Result<()> {
+    failpoint::point("rename", "checkpoint")?;
+    from.rename(name, to, new)
 }
 
-/// Refuses a checkpoint of which a checksummed file is missing or holds other bytes than were written.
-pub fn check_sums(dir: &Path, checksummed: &[&str]) -> Result<()> {
-    let path = dir.join(SUMS);
-    let Ok(text) = fs::read_to_string(&path) else {
-        refuse!("{}: cannot be read: the checkpoint is damaged, or a directory of another program", path.display());
-    };
-    for name in checksummed {
-        let file = dir.join(name);
-        let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {name}"))) else {
-            refuse!("{}: found no line of {name}: the checkpoint is damaged", path.display());
-        };
-        if !file.is_file() {
-            refuse!("{}: found no such file: the checkpoint is half deleted", file.display());
+/// Removes the oldest of the run's checkpoints up to `newest`, so that `keep` of them are left; `spared` is not
+/// counted.
+pub fn prune(record: &mut RunRecord, newest: u64, keep: Option<usize>, spared: Option<&str>) {
+    let Some(keep) = keep else { return };
+    let mut owned: Vec<(u64, String)> =
+        record.owned().checkpoints.iter().filter_map(|name| Some((step_of(name)?, name.clone()))).collect();
+    owned.retain(|(step, name)| *step <= newest && matches!(record.dir().kind(name), Ok(Some(Kind::Directory))));
+    owned.sort();
+    let surplus = owned.len().saturating_sub(keep);
+    owned.truncate(surplus);
+    for (_, name) in owned.into_iter().filter(|(_, name)| spared != Some(name)) {
+        let path = record.dir().join(&name);
+        match foreign(record.dir(), &name) {
+            Ok(None) => told(&path, remove(record, &name)),
+            Ok(Some(foreign)) => warning!(
+                "{}: kept, although save_total_limit would remove it: it holds {}, which this run did not write",
+                path.display(),
+                foreign.to_string_lossy()
+            ),
+            Err(error) => warning!("{}: cannot be removed: {error}", path.display()),
         }
-        let found = file_hash(&file)?;
-        if found != expected {
-            refuse!(
-                "{}: found a SHA-256 of {found}, expected {expected}: the file changed after it was written, the \
-                 checkpoint is damaged",
-                file.display()
-            );
-        }
+        // What could not be removed is left to its owner.
+        record.disown(&name);
     }
-    Ok(())
 }
 
-/// Removes the oldest checkpoints up to `newest`, so that `keep` of them are left; `spared` is not counted.
-pub fn prune(output: &Path, newest: u64, keep: Option<usize>, spared: Option<&str>) -> Result<()> {
-    let Some(keep) = keep else { return Ok(()) };
-    let mut steps: Vec<u64> = list(output)?.into_iter().map(|(step, _)| step).filter(|&step| step <= newest).collect();
-    let surplus = steps.len().saturating_sub(keep);
-    steps.truncate(surplus);
-    for step in steps.into_iter().filter(|&step| spared != Some(&name(step))) {
-        remove(&output.join(name(step)), &hidden(output, step, REMOVED));
+/// A failure to remove costs only room.
+fn told(path: &Path, done: io::Result<()>) {
+    if let Err(error) = done {
+        warning!("{}: cannot be removed: {error}", path.display());
     }
-    Ok(())
 }
 
-/// Under the name `aside` it is no checkpoint any more, however much of it is left. A failure costs only room.
-fn remove(dir: &Path, aside: &Path) {
-    let remove = || -> io::Result<()> {
-        if dir != aside {
-            fs::rename(dir, aside)?;
-            failpoint::moment("removal-begun");
-        }
-        for entry in fs::read_dir(aside)? {
-            let path = entry?.path();
-            if path.is_file() {
-                fs::remove_file(path)?;
-                failpoint::moment("removal");
-            }
-        }
-        fs::remove_dir_all(aside)
-    };
-    if let Err(error) = remove() {
-        warning!("{}: cannot be removed: {error}", dir.display());
-    }
+/// In the temporary directory it is no checkpoint any more, however much of it is left.
+fn remove(record: &RunRecord, name: &str) -> io::Result<()> {
+    let aside = format!("{REMOVED}{name}");
+    record.dir().rename(name, record.temporary(), &aside)?;
+    failpoint::moment("removal-begun");
+    remove_aside(record.temporary(), &aside)
+}
+
+fn remove_aside(temporary: &Dir, aside: &str) -> io::Result<()> {
+    temporary.remove_all(aside, &mut || failpoint::moment("removal"))
 }

@@ -2,21 +2,29 @@
 //! result.
 //!
 //! The paths of model and data do not count, their contents do. Of the base these are its config.json as it was
-//! understood and, where rows are text, its tokenizer and the chat template in use. Two bases that differ in their
-//! weights only are told apart by the fingerprint, which is kept beside.
+//! understood and, where rows are text, its tokenizer with its special and added tokens, the chat templates in use and
+//! the time that they are told. The tokens that all of it comes to count too. Two bases that differ in their weights
+//! only are told apart by the fingerprint, which is kept beside.
 
+use super::names::{RUN_FILE, RUN_STATE};
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
-use crate::config::Settings;
+use crate::config::{Resume, Settings};
+use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::hash::{file_hash, hex};
-use crate::files::json::shown;
+use crate::files::json::{read_bounded, shown};
 use crate::refuse;
 use crate::session::model_spec::effective_settings;
 use crate::session::{Loaded, TrainingData};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Settings and hashes of a run: the files of a data set may be many.
+const MAX_RECORD_BYTES: u64 = 1 << 31;
 
 /// Two runs with equal identities, on bases of equal fingerprints, give the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,14 +38,24 @@ pub struct Identity {
     pub not_quantized: Vec<String>,
     /// SHA-256 (hex) of tokenizer.json; none where all rows are token ids.
     pub tokenizer: Option<String>,
+    /// Special tokens in use, by their names in tokenizer_config.json
+    pub special_tokens: BTreeMap<String, String>,
+    /// SHA-256 (hex) over the tokens that were added to the vocabulary
+    pub added_tokens: Option<String>,
     /// SHA-256 (hex) of the chat template's text.
     pub chat_template: Option<String>,
+    /// SHA-256 (hex) of the template for conversations with tools, where it is another one
+    pub tool_template: Option<String>,
+    /// Time in UTC that a chat template which writes the date is told: that of the run's start
+    pub clock: Option<Timestamp>,
     /// SHA-256 (hex) of the files of the adapter that the run begins with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_adapter: Option<String>,
     /// SHA-256 (hex) of each file.
     pub data: Vec<String>,
     pub val_data: Vec<String>,
+    /// SHA-256 (hex) over the tokens of all rows
+    pub tokens: String,
 }
 
 impl Identity {
@@ -45,13 +63,8 @@ impl Identity {
     pub fn hash(&self) -> String {
         let mut settings: Vec<_> = self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         settings.sort();
-        let Self { base_config, not_quantized, tokenizer, chat_template, init_adapter, data, val_data, .. } = self;
-        let mut rest =
-            format!("{base_config}\n{not_quantized:?}\n{tokenizer:?}\n{chat_template:?}\n{data:?}\n{val_data:?}\n");
-        if let Some(hash) = init_adapter {
-            rest = rest + hash + "\n";
-        }
-        hex(Sha256::digest(settings.join("\n") + "\n" + &rest))
+        let rest = Self { settings: Map::new(), ..self.clone() };
+        hex(Sha256::digest(settings.join("\n") + "\n" + &serde_json::to_string(&rest).expect("texts serialize")))
     }
 
     /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
@@ -73,51 +86,101 @@ impl Identity {
                 return Some(format!("`{name}` was {} and is {} now", of(there), of(here)));
             }
         }
+        let names = self.special_tokens.keys().chain(earlier.special_tokens.keys());
+        let token = |of: &Self, name: &String| of.special_tokens.get(name).cloned();
+        let named = names.into_iter().find(|name| token(self, name) != token(earlier, name));
+        let special_token = named.map(|name| {
+            let of = |token: Option<String>| token.map_or("nothing".to_owned(), |token| format!("{token:?}"));
+            let (there, here) = (of(token(earlier, name)), of(token(self, name)));
+            format!("`{name}` of the model's tokenizer_config.json was {there} and is {here} now")
+        });
         let parts = [
             (self.base_config == earlier.base_config, "the model's config.json"),
             (self.not_quantized == earlier.not_quantized, "which linear layers the base keeps unquantized"),
             (self.tokenizer == earlier.tokenizer, "the model's tokenizer.json"),
+            (special_token.is_none(), ""),
+            (self.added_tokens == earlier.added_tokens, "the tokens that are added to the model's vocabulary"),
             (self.chat_template == earlier.chat_template, "the chat template"),
-            (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
+            (self.tool_template == earlier.tool_template, "the chat template for conversations with tools"),
             (self.data == earlier.data, "the contents of `data`"),
             (self.val_data == earlier.val_data, "the contents of `val_data`"),
+            (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
+            (self.clock == earlier.clock, "the date that the chat template writes"),
+            (
+                self.tokens == earlier.tokens,
+                "the tokens that this version of the program makes of the same rows and tokenizer",
+            ),
         ];
-        let (_, what) = parts.into_iter().find(|(same, _)| !same)?;
-        Some(format!("{what} changed"))
+        match parts.into_iter().find(|(same, _)| !same)? {
+            (_, "") => special_token,
+            (_, what) => Some(format!("{what} changed")),
+        }
     }
 }
 
 /// Settings that name a place; what is found there counts.
 const PLACES: [&str; 6] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter"];
 
-pub fn run_identity(
-    settings: &Settings,
-    loaded: &Loaded,
-    data: &TrainingData,
-    arithmetic: Option<String>,
-) -> Result<Identity> {
-    let checkpoint = &loaded.checkpoint;
-    let mut result_settings = effective_settings(settings, checkpoint).result_settings();
+/// Every setting that changes results, less places.
+pub fn result_settings(settings: &Settings, loaded: &Loaded, arithmetic: Option<String>) -> Map<String, Value> {
+    let mut result_settings = effective_settings(settings, &loaded.checkpoint).result_settings();
     result_settings.retain(|name, _| !PLACES.contains(&name.as_str()) && name != "compute");
     // What was asked for does not count, what it came to on this processor does.
     if let Some(arithmetic) = arithmetic {
         result_settings.insert("compute".to_owned(), arithmetic.into());
     }
+    result_settings
+}
+
+pub fn run_identity(
+    settings: &Settings,
+    loaded: &Loaded,
+    data: &TrainingData,
+    arithmetic: Option<String>,
+    clock: Timestamp,
+) -> Result<Identity> {
+    let checkpoint = &loaded.checkpoint;
     let tokenizer = match loaded.tokenizer() {
         Some(_) => Some(file_hash(&checkpoint.dir().join("tokenizer.json"))?),
         None => None,
     };
     let init_adapter = settings.init_adapter.as_deref().map(adapter_hash).transpose()?;
     Ok(Identity {
-        init_adapter,
-        settings: result_settings,
+        settings: result_settings(settings, loaded, arithmetic),
         base_config: checkpoint.arch().to_json("").into(),
         not_quantized: checkpoint.skipped_modules(),
         tokenizer,
-        chat_template: loaded.tokenizer().and_then(|tokenizer| tokenizer.template_hash()),
+        special_tokens: loaded.tokenizer().map(|t| t.special_tokens().iter().cloned().collect()).unwrap_or_default(),
+        added_tokens: loaded.tokenizer().map(ChatTokenizer::added_tokens_hash),
+        chat_template: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
+        tool_template: loaded.tokenizer().and_then(ChatTokenizer::tool_template_hash),
+        clock: loaded.tokenizer().filter(|tokenizer| tokenizer.uses_date()).map(|_| clock),
         data: data.hashes.clone(),
         val_data: data.validation_hashes.clone(),
+        init_adapter,
+        tokens: data.tokens_hash.clone(),
     })
+}
+
+/// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that
+/// goes on, or is asked about again, has recorded in `run.json` or in its checkpoint.
+pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Timestamp {
+    let read =
+        |path: &Path| -> Option<Value> { serde_json::from_slice(&read_bounded(path, MAX_RECORD_BYTES).ok()?).ok() };
+    let clock = |record: &Value| record.pointer("/identity/clock")?.as_str()?.parse().ok();
+    let recorded = match &settings.resume_from_checkpoint {
+        Resume::From(dir) => read(&dir.join(RUN_STATE)),
+        Resume::No | Resume::Latest => None,
+    };
+    // A run that is to be overwritten has nothing to say.
+    let other = |run: &Value| {
+        settings.overwrite_output_dir
+            && run.pointer("/identity/settings").and_then(Value::as_object) != Some(result_settings)
+    };
+    let recorded = recorded.or_else(|| read(&output.join(RUN_FILE)).filter(|run| !other(run)));
+    // Whole seconds: what is recorded is what was told.
+    let now = || Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    recorded.as_ref().and_then(clock).unwrap_or_else(now)
 }
 
 /// SHA-256 (hex) of an adapter's files. Refused: they are not there.
@@ -140,15 +203,21 @@ mod tests {
     #[test]
     fn the_first_difference_is_named_and_every_one_changes_the_hash() {
         let settings = |seed: u64| json!({"lora_r": 4, "seed": seed}).as_object().unwrap().clone();
+        let tokens = |eos: &str| BTreeMap::from([("eos_token".to_owned(), eos.to_owned())]);
         let one = Identity {
             settings: settings(1),
             base_config: json!({"hidden_size": 8}),
             not_quantized: Vec::new(),
             tokenizer: None,
+            special_tokens: tokens("</s>"),
+            added_tokens: None,
             chat_template: None,
-            init_adapter: None,
+            tool_template: None,
+            clock: None,
             data: vec!["a".into()],
             val_data: Vec::new(),
+            init_adapter: None,
+            tokens: "t".into(),
         };
         assert_eq!(one.difference(&one.clone()), None);
         let others = [
@@ -156,8 +225,17 @@ mod tests {
             (Identity { base_config: json!({}), ..one.clone() }, "config.json changed"),
             (Identity { not_quantized: vec!["q".into()], ..one.clone() }, "unquantized changed"),
             (Identity { tokenizer: Some("t".into()), ..one.clone() }, "tokenizer.json changed"),
+            (
+                Identity { special_tokens: tokens("<eos>"), ..one.clone() },
+                "`eos_token` of the model's tokenizer_config.json was \"<eos>\" and is \"</s>\" now",
+            ),
+            (Identity { special_tokens: BTreeMap::new(), ..one.clone() }, "was nothing and is \"</s>\" now"),
+            (Identity { added_tokens: Some("t".into()), ..one.clone() }, "added to the model's vocabulary changed"),
             (Identity { chat_template: Some("t".into()), ..one.clone() }, "the chat template changed"),
+            (Identity { tool_template: Some("t".into()), ..one.clone() }, "for conversations with tools changed"),
+            (Identity { clock: Some(Timestamp::UNIX_EPOCH), ..one.clone() }, "the date that the chat template writes"),
             (Identity { init_adapter: Some("t".into()), ..one.clone() }, "the contents of `init_adapter` changed"),
+            (Identity { tokens: "u".into(), ..one.clone() }, "the tokens that this version"),
             (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
             (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),
             (Identity { settings: Map::new(), ..one.clone() }, "`lora_r` was nothing and is 4 now"),

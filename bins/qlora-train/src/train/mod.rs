@@ -2,7 +2,10 @@
 
 mod checkpoints;
 mod identity;
+mod locked_dir;
+mod names;
 pub mod output_dir;
+mod owned;
 mod progress;
 pub mod record;
 mod resume;

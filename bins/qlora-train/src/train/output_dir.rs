@@ -1,20 +1,20 @@
-//! Output-directory checks: empty, this run's, or someone else's. A lock keeps a second process out while one trains.
+//! Output-directory checks: empty, this run's, or someone else's.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::checkpoints;
 use super::identity::Identity;
-use super::record::{METRICS_FILE, RUN_FILE, RunSummary, STATE_FILE};
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
+use super::names::{METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
+use super::owned::{Owned, foreign, read_run};
+use super::record::RunSummary;
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, TOKENIZER_FILES};
 use crate::error::{Context, Result};
+use crate::files::atomic::{SUMS, find_damage};
+use crate::files::dir::{Dir, Kind};
 use crate::refuse;
-use crate::report::warning;
-
-const LOCK_FILE: &str = ".lock";
 
 /// State of an output directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,13 +48,20 @@ pub fn check_writable(dir: &Path) -> Result<()> {
 /// Refused: anything else. `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
 pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
-        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE];
+        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE, SUMS];
         // A model: its tokenizer would be overwritten.
-        occupied.extend(["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
+        occupied.extend(["config.json"].iter().chain(&TOKENIZER_FILES));
         if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
             refuse!(
                 "{}: found {name} without {RUN_FILE}: a model, another program's run, or one of another version; \
                  choose another output_dir",
+                dir.display()
+            );
+        }
+        if let Some(name) = checkpoints::names(dir)?.first() {
+            refuse!(
+                "{}: found {name} without {RUN_FILE}: a checkpoint of another run, or not of this program; choose another \
+                 output_dir",
                 dir.display()
             );
         }
@@ -74,25 +81,81 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
         );
     }
     let written = [ADAPTER_CONFIG, ADAPTER_MODEL].iter().all(|name| dir.join(name).is_file());
-    Ok(match run.get("finished").map(RunSummary::deserialize) {
-        Some(Ok(finished)) if written => Found::Finished(finished),
-        _ => Found::Unfinished,
-    })
+    match run.get("finished").map(RunSummary::deserialize) {
+        Some(Ok(finished)) if written => {
+            check_finished(dir)?;
+            Ok(Found::Finished(finished))
+        }
+        _ => Ok(Found::Unfinished),
+    }
+}
+
+/// Refuses a finished run whose files are not those that were written. The model card may be edited.
+fn check_finished(dir: &Path) -> Result<()> {
+    match find_damage(dir, &[ADAPTER_CONFIG, ADAPTER_MODEL], &[CARD])? {
+        None => Ok(()),
+        Some(damage) => refuse!(
+            "{damage}; the run in {} is finished, but its adapter is damaged or was changed: remove {} to write it anew \
+             (with --resume-from-checkpoint from the last checkpoint), or choose another output_dir",
+            dir.display(),
+            dir.join(ADAPTER_CONFIG).display()
+        ),
+    }
+}
+
+/// Refuses names of checkpoints that the run would come to write, from `step` on, and that are not its own.
+pub(super) fn check_room(dir: &Path, step: u64, total: u64) -> Result<()> {
+    let owned = Owned::recorded_in(dir)?.unwrap_or_else(Owned::new);
+    for name in checkpoints::names(dir)? {
+        let reached = step_of(&name).is_some_and(|found| step < found && found <= total);
+        if reached && !owned.checkpoints.contains(&name) {
+            refuse!(
+                "{}: is not of this run ({RUN_FILE} does not name it), and the run may come to write there: move it away, or \
+                 choose another output_dir",
+                dir.join(name).display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a run that cannot be removed as a whole without removing what is not its own.
+pub(super) fn check_removable(dir: &Path) -> Result<()> {
+    let open = Dir::open(dir).usage_context(|| format!("{}: cannot be read (output_dir)", dir.display()))?;
+    let owned = Owned::recorded_in(dir)?.unwrap_or_else(Owned::new);
+    for name in checkpoints::names(dir)? {
+        let path = dir.join(&name);
+        if !owned.checkpoints.contains(&name) {
+            refuse!(
+                "{}: is not of the run there ({RUN_FILE} does not name it), so overwrite_output_dir does not remove it: move \
+                 it away",
+                path.display()
+            );
+        }
+        if let Some(foreign) = foreign(&open, &name)? {
+            refuse!(
+                "{}: was not written by the run there, so overwrite_output_dir does not remove it: move it away",
+                path.join(foreign).display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Removes the run that `dir` holds, `run.json` last, so that what is left of it is still known as a run. Other files
 /// stay.
-pub fn remove_run(dir: &Path) -> Result<()> {
-    let what = |path: &Path| format!("{}: cannot be removed (overwrite_output_dir)", path.display());
-    for (_, path) in super::checkpoints::list(dir)? {
-        std::fs::remove_dir_all(&path).context(|| what(&path))?;
-    }
-    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, RUN_FILE] {
-        let path = dir.join(name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(|| what(&path)),
-            _ => {}
+pub(super) fn remove_run(dir: &Dir) -> Result<()> {
+    let what = |name: &str| format!("{}: cannot be removed (overwrite_output_dir)", dir.join(name).display());
+    if let Some(owned) = Owned::recorded_in(dir.path())? {
+        for name in owned.checkpoints.iter().chain([&owned.temporary]) {
+            // A link of the name is not of the run.
+            if dir.kind(name).context(|| what(name))? == Some(Kind::Directory) {
+                dir.remove_all(name, &mut || ()).context(|| what(name))?;
+            }
         }
+    }
+    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, SUMS, RUN_FILE] {
+        dir.remove_file(name).context(|| what(name))?;
     }
     Ok(())
 }
@@ -122,66 +185,9 @@ fn or_here(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
-/// `run.json`, where there is one.
-fn read_run(dir: &Path) -> Result<Option<Value>> {
-    let path = dir.join(RUN_FILE);
-    let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
-    match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).usage_context(what).map(Some),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).usage_context(what),
-    }
-}
-
 /// What the run in this directory computes in, as [`Device::arithmetic`](crate::session::Device::arithmetic) told it;
 /// none where there is no run.
 pub fn recorded_arithmetic(dir: &Path) -> Result<Option<Option<String>>> {
     let run = read_run(dir)?;
     Ok(run.map(|run| run["identity"]["settings"]["compute"].as_str().map(str::to_owned)))
-}
-
-/// Held as long as a process works in an output directory; the system lets go of it however the process ends.
-#[derive(Debug)]
-pub struct OutputLock {
-    _file: File,
-}
-
-impl OutputLock {
-    /// Locks a directory that a run has worked in before; none if it is new. Refused: another process works in it.
-    pub fn of_existing(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(LOCK_FILE);
-        match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => Self::lock(dir, file).map(Some),
-            // `check_output_dir` has more to say about a file in its place.
-            Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => Ok(None),
-            Err(e) => Err(e).usage_context(|| format!("{}: cannot be written (output_dir)", path.display())),
-        }
-    }
-
-    /// Makes the directory if need be, and locks it. Refused: another process works in it.
-    pub fn create(dir: &Path) -> Result<Self> {
-        let path = dir.join(LOCK_FILE);
-        let open = || {
-            std::fs::create_dir_all(dir)?;
-            OpenOptions::new().write(true).create(true).truncate(false).open(&path)
-        };
-        Self::lock(dir, open().context(|| format!("{}: cannot be written", path.display()))?)
-    }
-
-    fn lock(dir: &Path, file: File) -> Result<Self> {
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                refuse!(
-                    "{}: another process is training in it; wait for it, or choose another output_dir",
-                    dir.display()
-                )
-            }
-            Err(TryLockError::Error(cause)) => warning!(
-                "{}: its file system has no locks ({cause}): nothing keeps a second run out of it",
-                dir.display()
-            ),
-        }
-        Ok(Self { _file: file })
-    }
 }

@@ -5,18 +5,21 @@
 //! adapter appears at the end, each file whole or not at all, and `run.json` says last that the run is finished. A run
 //! that ends on the way, however it ends, leaves no part of an adapter and goes on from its newest checkpoint.
 
-use super::identity::{Identity, run_identity};
+use super::identity::{Identity, result_settings, run_clock, run_identity};
+use super::locked_dir::LockedDir;
+use super::names::checkpoint;
 use super::output_dir::{
-    Found, OutputLock, check_output_dir, check_recorded_base, check_writable, holds_run, recorded_arithmetic,
-    remove_run,
+    Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run,
+    recorded_arithmetic, remove_run,
 };
+use super::owned::{Owned, recover, remove_temporary};
 use super::progress::{Progress, Speed};
 use super::record::{RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
 use super::steps::Run;
-use super::trained_adapter::trained_adapter;
+use super::trained_adapter::add_trained_adapter;
 use super::{checkpoints, resume};
-use crate::adapter::Adapter;
+use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::backend::Backend;
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
@@ -27,7 +30,7 @@ use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
 use crate::report::{Bars, count, detail, section, status, trainable_line, warning};
-use crate::session::chat_template::save_tokenizer;
+use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
@@ -58,21 +61,23 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     launch::check_single_process()?;
     let output = settings.output_path()?.to_owned();
     let device = Device::choose(&settings)?;
-    let lock = OutputLock::of_existing(&output)?;
+    let locked = LockedDir::of_existing(&output)?;
     check_writable(&output)?;
     let device = match recorded_arithmetic(&output)? {
         Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
         _ => device,
     };
-    let loaded = Loaded::open(&settings)?;
+    let mut loaded = Loaded::open(&settings)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
     settings.resolve(loaded.parameters());
+    let clock = run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic()));
+    loaded.set_clock(clock);
     section("Data");
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
-    let identity = run_identity(&settings, &loaded, &data, device.arithmetic())?;
+    let identity = run_identity(&settings, &loaded, &data, device.arithmetic(), clock)?;
     let resumes = settings.resume_from_checkpoint != Resume::No;
     // Another run that is to be overwritten is removed when nothing can be refused any more.
     let (found, overwrites) = match check_output_dir(&output, &identity, resumes) {
@@ -81,6 +86,9 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     };
     if let Found::Finished(finished) = found {
         check_recorded_base(&output, &loaded.checkpoint.fingerprint()?)?;
+        if let (Some(locked), Some(owned)) = (&locked, Owned::recorded_in(&output)?) {
+            remove_temporary(locked.dir(), &owned)?;
+        }
         status!(
             "{}: this run is finished ({}) and its adapter is there; nothing was done. To train it anew, choose \
              another output_dir or remove this one",
@@ -89,8 +97,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         );
         return Ok(TrainOutcome { summary: finished, adapter: output });
     }
-    if lock.is_some() && !overwrites {
-        checkpoints::recover(&output)?;
+    match &locked {
+        Some(_) if overwrites => check_removable(&output)?,
+        Some(locked) => recover(locked.dir())?,
+        None => {}
     }
     let saved = match &settings.resume_from_checkpoint {
         Resume::No | Resume::Latest if overwrites => None,
@@ -99,6 +109,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
 
     if let Some(saved) = &saved {
         saved.check_schedule(&data.schedule, settings.gradient_accumulation_steps)?;
+    }
+    if !overwrites {
+        let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
+        check_room(&output, step, data.schedule.total_steps())?;
     }
     let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
     let budget = device.budget(&settings)?;
@@ -112,7 +126,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let bytes = plan.run_bytes;
-    device.run(Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes })
+    device.run(Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes })
 }
 
 /// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
@@ -145,7 +159,7 @@ fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Ada
 struct Prepared {
     settings: Settings,
     output: PathBuf,
-    lock: Option<OutputLock>,
+    locked: Option<LockedDir>,
     /// Whether `output` holds another run, which this one takes the place of.
     overwrites: bool,
     loaded: Loaded,
@@ -166,7 +180,7 @@ impl DeviceJob for Prepared {
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, lock, overwrites, loaded, identity, saved, data, spec, bytes: _ } = prepared;
+    let Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes: _ } = prepared;
     let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
     let pairs = init.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
     let mut source = CheckpointSource::new(&loaded.checkpoint, pairs, settings.seed);
@@ -185,6 +199,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         }
         status!("the adapter begins with the weights of {}", path.display());
     }
+    // Its values are the model's now.
+    drop(init);
     if let Some(saved) = &saved {
         saved.check_base(&fingerprint.whole)?;
         saved.check_best(&settings, &output)?;
@@ -192,20 +208,20 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
     }
 
     // What was refused until here left no trace.
-    if overwrites {
-        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
-        remove_run(&output)?;
-    }
-    let _lock = match lock {
-        Some(lock) => lock,
+    let locked = match locked {
+        Some(locked) => locked,
         None => {
-            let lock = OutputLock::create(&output)?;
+            let locked = LockedDir::create(&output)?;
             // Another process may have been faster.
             check_output_dir(&output, &identity, false)?;
-            lock
+            locked
         }
     };
-    checkpoints::remove_stale(&output)?;
+    if overwrites {
+        warning!("{}: the run that it held is removed (overwrite_output_dir)", output.display());
+        remove_run(locked.dir())?;
+    }
+    let locked = locked.with_lock_file()?;
     let (state, progress) = match &saved {
         Some(saved) => (saved.trainer.clone(), saved.state.progress.clone()),
         None => (TrainerState::default(), Progress::default()),
@@ -221,7 +237,13 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         "version": env!("CARGO_PKG_VERSION"),
         "settings": settings.to_json(),
     });
-    let own = |saved: &&Snapshot| saved.dir == output.join(checkpoints::name(saved.trainer.global_step));
+    let own = |saved: &&Snapshot| saved.dir == output.join(checkpoint(saved.trainer.global_step));
+    let mut record = RunRecord::create(locked, run, &state.log_history)?;
+    if let Some(saved) = &saved {
+        // A process that was killed may have left more than are kept.
+        let (keep, best) = (settings.save_total_limit.0, state.best_model_checkpoint.as_deref());
+        checkpoints::prune(&mut record, saved.trainer.global_step, keep, best);
+    }
     let run = Run {
         settings: &settings,
         output: &output,
@@ -232,7 +254,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         comm: SingleProcess,
         backend,
         model,
-        record: RunRecord::create(&output, run, &state.log_history)?,
+        record,
         standing_at: saved.as_ref().filter(own).map(|saved| saved.dir.clone()),
         state: TrainerState { max_steps: total, ..state },
         progress,
@@ -276,9 +298,12 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
 }
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
-    trained_adapter(run.settings, run.loaded, run.base_fingerprint, &run.model, &run.backend)?.save(run.output)?;
-    save_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), run.output)?;
-    Ok(())
+    let mut files = run.record.files()?;
+    let (loaded, model, backend) = (run.loaded, &run.model, &run.backend);
+    add_trained_adapter(&mut files, run.settings, loaded, run.base_fingerprint, model, backend)?;
+    add_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), &mut files)?;
+    files.add_sums()?;
+    files.commit_with_last(ADAPTER_CONFIG)
 }
 
 /// Prints the size of a checkpoint and the free space. Refused: no room for one.

@@ -5,16 +5,16 @@
 //! gradient so far if the run was stopped within a step. `run_state.json` has the rest that the next step follows from.
 //! Random numbers are a function of seed, step and place, so the step is all there is to keep of the generators.
 
-use super::checkpoints::check_sums;
 use super::identity::Identity;
+use super::names::{RUN_STATE, STATE_FILE};
 use super::progress::Progress;
-use super::record::{STATE_FILE, TrainerState};
-use crate::adapter::{ADAPTER_MODEL, Adapter};
+use super::record::TrainerState;
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD};
 use crate::backend::{Backend, OptimizerState};
 use crate::config::Settings;
 use crate::data::Schedule;
 use crate::error::{Context, Result};
-use crate::files::atomic::AtomicFiles;
+use crate::files::atomic::{AtomicFiles, Damage, find_damage};
 use crate::files::hash::hex;
 use crate::files::json::read_bounded;
 use crate::files::safetensors::{TensorFile, write_header};
@@ -31,11 +31,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Version of the files described here; raised when their meaning changes.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 const OPTIMIZER: &str = "optimizer.safetensors";
-pub const RUN_STATE: &str = "run_state.json";
 /// The files that a resumed run reads.
-pub const CHECKSUMMED: [&str; 4] = [ADAPTER_MODEL, OPTIMIZER, STATE_FILE, RUN_STATE];
+const REQUIRED: [&str; 5] = [ADAPTER_MODEL, ADAPTER_CONFIG, OPTIMIZER, STATE_FILE, RUN_STATE];
 /// A log of millions of steps.
 const MAX_STATE_BYTES: u64 = 1 << 31;
 
@@ -155,8 +154,13 @@ impl Data {
     }
 }
 
-/// Writes `optimizer.safetensors`, one parameter in memory at a time.
-pub fn write_optimizer<B: Backend>(dir: &Path, backend: &B, model: &mut Llama<B>, gradients: bool) -> Result<()> {
+/// Adds `optimizer.safetensors`, one parameter in memory at a time.
+pub(super) fn add_optimizer<B: Backend>(
+    files: &mut AtomicFiles,
+    backend: &B,
+    model: &mut Llama<B>,
+    gradients: bool,
+) -> Result<()> {
     // rsLoRA is folded in the adapter's file.
     let values = model.spec().lora.rslora;
     let tensors = |param: &B::Param| {
@@ -169,7 +173,6 @@ pub fn write_optimizer<B: Backend>(dir: &Path, backend: &B, model: &mut Llama<B>
     for (name, param) in &params {
         header.extend(tensors(param)?.iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
     }
-    let mut files = AtomicFiles::new(dir)?;
     files.add(OPTIMIZER, |to| {
         let entries = header.iter().map(|(name, (dtype, shape))| (name.as_str(), *dtype, &shape[..]));
         write_header(to, &BTreeMap::new(), entries)?;
@@ -178,8 +181,7 @@ pub fn write_optimizer<B: Backend>(dir: &Path, backend: &B, model: &mut Llama<B>
             tensors.iter().try_for_each(|(_, data)| to.write_all(data.bytes()))?;
         }
         Ok(())
-    })?;
-    files.commit()
+    })
 }
 
 /// A checkpoint whose files are whole.
@@ -220,7 +222,7 @@ impl Snapshot {
                 env!("CARGO_PKG_VERSION")
             );
         }
-        check_sums(dir, &CHECKSUMMED)?;
+        check_whole(dir)?;
         let state: RunState = serde_json::from_value(value).usage_context(|| what(&path))?;
         let path = dir.join(STATE_FILE);
         let trainer: TrainerState =
@@ -305,13 +307,14 @@ impl Snapshot {
 
     /// Puts every trainable tensor back, bit for bit. Refused: files that do not fit the model.
     pub fn restore<B: Backend>(&self, backend: &mut B, model: &mut Llama<B>) -> Result<()> {
-        let adapter = Adapter::load(&self.dir)?;
+        // Read tensor by tensor: whole, it would take as much memory as the trainable tensors themselves.
+        let adapter = TensorFile::open(&self.dir.join(ADAPTER_MODEL))?;
         let file = Optimizer(TensorFile::open(&self.dir.join(OPTIMIZER))?);
         let stopped_within = self.state.progress.accumulation.micro_batches > 0;
         for (id, param) in model.params_mut() {
             let values = match file.f32(&id, "value")? {
                 Some(values) => values,
-                None => adapter_values(&adapter, &id, &self.dir)?,
+                None => adapter_values(&adapter, &id)?,
             };
             let state = file.state(&id, &self.dir)?;
             let what = || format!("{}: `{id}`", self.dir.display());
@@ -327,10 +330,23 @@ impl Snapshot {
     }
 }
 
-fn adapter_values(adapter: &Adapter, id: &ParamId, dir: &Path) -> Result<Vec<f32>> {
-    match adapter.tensor(id) {
-        Some((_, values)) => Ok(values.clone()),
-        None => refuse!("{}: found no tensor `{}`", dir.join(ADAPTER_MODEL).display(), id.peft_key()),
+/// Refuses a checkpoint of which a file is missing or holds other bytes than were written. Its model card may be
+/// edited.
+fn check_whole(dir: &Path) -> Result<()> {
+    let Some(damage) = find_damage(dir, &REQUIRED, &[CARD])? else { return Ok(()) };
+    let means = match damage {
+        Damage::NoSums(_) => "the checkpoint is damaged, or a directory of another program",
+        Damage::Missing(_) => "the checkpoint is half deleted",
+        Damage::NoLine(..) | Damage::Changed { .. } => "the checkpoint is damaged",
+    };
+    refuse!("{damage}: {means}")
+}
+
+fn adapter_values(adapter: &TensorFile, id: &ParamId) -> Result<Vec<f32>> {
+    let key = id.peft_key();
+    match adapter.tensors.get(&key) {
+        Some(info) => adapter.read_f32(&key, info, |_| ()),
+        None => refuse!("{}: found no tensor `{key}`", adapter.path().display()),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::checkpoints;
 use super::identity::Identity;
+use super::names::{self, RUN_STATE, STATE_FILE};
 use super::progress::{Progress, Speed};
-use super::record::{LogEntry, RunRecord, TrainerState, write_json, write_state};
-use super::snapshot::{CHECKSUMMED, DataCursor, RUN_STATE, RngState, RunState, Snapshot, write_optimizer};
-use super::trained_adapter::trained_adapter;
+use super::record::{LogEntry, RunRecord, TrainerState, add_json};
+use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
+use super::trained_adapter::add_trained_adapter;
 use crate::backend::{Backend, Batch};
 use crate::base::BaseFingerprint;
 use crate::comm::SingleProcess;
@@ -18,14 +19,14 @@ use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
 use crate::report::{Bars, count, sparkline, status};
-use crate::session::chat_template::save_tokenizer;
+use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A run under way.
-pub struct Run<'a, B: Backend> {
+pub(super) struct Run<'a, B: Backend> {
     pub settings: &'a Settings,
     pub output: &'a Path,
     pub loaded: &'a Loaded,
@@ -193,7 +194,7 @@ impl<B: Backend> Run<'_, B> {
             self.state.best_metric = Some(loss);
             self.progress.without_improvement = 0;
             let kept = self.settings.load_best_model_at_end || self.settings.save_steps != Every::Never;
-            self.state.best_model_checkpoint = kept.then(|| checkpoints::name(self.state.global_step));
+            self.state.best_model_checkpoint = kept.then(|| names::checkpoint(self.state.global_step));
             return kept;
         }
         self.progress.without_improvement += 1;
@@ -224,17 +225,17 @@ impl<B: Backend> Run<'_, B> {
             RngState::new(self.settings.seed, draw),
             self.progress.clone(),
         );
-        let dir = checkpoints::write(self.output, step, &CHECKSUMMED, |dir| {
-            trained_adapter(self.settings, self.loaded, self.base_fingerprint, &self.model, &self.backend)?
-                .save(dir)?;
-            save_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), dir)?;
-            write_optimizer(dir, &self.backend, &mut self.model, within > 0)?;
-            write_state(dir, &self.state)?;
-            write_json(dir, RUN_STATE, &state)
+        let dir = checkpoints::write(&mut self.record, step, |files| {
+            let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);
+            add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, backend)?;
+            add_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), files)?;
+            add_optimizer(files, &self.backend, &mut self.model, within > 0)?;
+            add_json(files, STATE_FILE, &self.state)?;
+            add_json(files, RUN_STATE, &state)
         })?;
         self.standing_at = Some(dir.clone());
         let best = self.state.best_model_checkpoint.as_deref();
-        checkpoints::prune(self.output, step, self.settings.save_total_limit.0, best)?;
+        checkpoints::prune(&mut self.record, step, self.settings.save_total_limit.0, best);
         Ok(dir)
     }
 
@@ -264,7 +265,7 @@ impl<B: Backend> Run<'_, B> {
     /// Restores the trainable tensors of the lowest validation loss. True if they were others.
     pub fn load_best(&mut self) -> Result<bool> {
         let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
-        if best == checkpoints::name(self.state.global_step) {
+        if best == names::checkpoint(self.state.global_step) {
             return Ok(false);
         }
         let saved = Snapshot::open(&self.output.join(&best), self.identity)

@@ -6,18 +6,22 @@ use crate::base::BaseFingerprint;
 use crate::config::Settings;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
+use crate::files::atomic::AtomicFiles;
 use crate::model::Llama;
 use crate::session::Loaded;
 use crate::session::model_spec::recipe;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-/// The adapter as it is trained so far.
-pub fn trained_adapter<B: Backend>(
+/// Adds the adapter as it is trained so far, one tensor in memory at a time.
+pub(super) fn add_trained_adapter<B: Backend>(
+    files: &mut AtomicFiles,
     settings: &Settings,
     loaded: &Loaded,
     base_fingerprint: &BaseFingerprint,
     model: &Llama<B>,
     backend: &B,
-) -> Result<Adapter> {
+) -> Result<()> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();
     let spec = model.spec();
@@ -34,9 +38,9 @@ pub fn trained_adapter<B: Backend>(
         quantization: recipe(settings, checkpoint),
         chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
     };
-    let mut adapter = Adapter::new(config, &provenance);
-    for (id, shape, values) in model.param_values(backend)? {
-        adapter.insert(&id, shape, values);
-    }
-    Ok(adapter)
+    let params: BTreeMap<String, ([usize; 2], &B::Param)> =
+        model.params().into_iter().map(|(id, shape, param)| (id.peft_key(), (shape, param))).collect();
+    let shapes = params.iter().map(|(key, (shape, _))| (key.as_str(), &shape[..])).collect();
+    let mut values = |key: &str| backend.param_values(params[key].1).map(Cow::Owned);
+    Adapter::new(config, &provenance).add_streamed(files, &shapes, &mut values)
 }

@@ -24,7 +24,9 @@ fn steps_of_any_shape_are_measured() {
     {
         assert!(kernels.iter().any(|kernel| kernel["name"] == name), "{name}: {found}");
     }
-    assert!(found["host"]["peak_bytes"].as_u64() > found["host"]["planned_bytes"].as_u64(), "{found}");
+    // The peak has pages of files in it too, the plan room for what the process comes to take.
+    let of = |key: &str| number(&found["host"][key]);
+    assert!(of("planned_bytes") > 1e6 && (0.2..5.0).contains(&(of("peak_bytes") / of("planned_bytes"))), "{found}");
     assert!(found["gpu"].is_null() && number(&found["mfu"]) > 0.0 && number(&found["model_flops_per_step"]) > 0.0);
     let linear = kernels.iter().find(|kernel| kernel["name"] == "linear").unwrap();
     let share = number(&linear["flops"]) / number(&linear["seconds"]) / number(&found["peak_flops"]);

@@ -140,44 +140,90 @@ fn killed_while_a_checkpoint_replaces_another_a_run_keeps_one_of_them() {
     assert_eq!(kills, 12);
 }
 
+/// What a run may be made of, beside [`RUN`]: packing, states of 8 bits, early stopping, the best checkpoint, none kept
+/// but the newest.
+const OTHERS: [&str; 3] = [
+    "--max-steps 6 --max-length 48 --lora-r 64 --optim adamw_8bit --lora-dropout 0.2 --lora-target-modules q_proj,k_proj \
+     --save-steps 1 --save-total-limit 2 --val-set-size 2 --eval-steps 2 --threads 1 --resume-from-checkpoint",
+    "--max-steps 40 --packing false --learning-rate 1 --lr-scheduler-type constant --val-set-size 3 --eval-steps 1 \
+     --early-stopping-patience 2 --load-best-model-at-end --save-steps 3 --save-total-limit 1 --threads 1 \
+     --resume-from-checkpoint",
+    "--max-steps 5 --gradient-accumulation-steps 3 --packing false --lora-dropout 0.1 --save-steps 0 --val-set-size 2 \
+     --eval-steps 2 --load-best-model-at-end --threads 1 --resume-from-checkpoint",
+];
+
+/// Number of kills: `QLORA_KILLS`, else 100.
+fn kills_wanted() -> usize {
+    std::env::var("QLORA_KILLS").map_or(100, |number| number.parse().expect("QLORA_KILLS is a number"))
+}
+
 #[test]
 fn killed_at_random_moments_a_run_ends_in_the_same_bytes() {
-    const KILLS: usize = 100;
-    let sandbox = Sandbox::new();
-    let line = train(RUN);
-    let start = Instant::now();
-    sandbox.run(&line).ok();
-    let whole = start.elapsed();
-    std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
+    let wanted = kills_wanted();
     let mut stream = Stream::new(std::process::id().into(), 11);
-    let (mut kills, mut runs, mut within_training) = (0, 0, 0);
-    while kills < KILLS {
-        let mut command = sandbox.command(&line);
-        let said = File::create(sandbox.path("said")).unwrap();
-        let mut child = command.env_remove(VARIABLE).stdout(Stdio::null()).stderr(said).spawn().unwrap();
-        std::thread::sleep(whole.mul_f32(stream.uniform()));
-        child.kill().unwrap();
-        let status = child.wait().unwrap();
-        match status.code() {
-            None => {
-                kills += 1;
-                if sandbox.path("out").exists() {
-                    within_training += 1;
-                    check_left(&sandbox);
+    let start = Instant::now();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let settings: Vec<&str> = std::iter::once(RUN).chain(OTHERS).collect();
+    for (at, settings) in settings.iter().enumerate() {
+        let share = (wanted + at) / 4;
+        let sandbox = Sandbox::new();
+        let line = train(settings);
+        sandbox.run(&line).ok();
+        std::fs::remove_dir_all(sandbox.path("out")).unwrap();
+        let begun = Instant::now();
+        sandbox.run(&line).ok();
+        let whole = begun.elapsed();
+        std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
+        let steps = sandbox.json("whole/trainer_state.json")["global_step"].as_u64().unwrap();
+        let mut kills = 0;
+        while kills < share {
+            let mut command = sandbox.command(&line);
+            let said = File::create(sandbox.path("said")).unwrap();
+            let mut child = command.env_remove(VARIABLE).stdout(Stdio::null()).stderr(said).spawn().unwrap();
+            std::thread::sleep(whole.mul_f32(stream.uniform() * 1.1));
+            child.kill().unwrap();
+            let status = child.wait().unwrap();
+            match status.code() {
+                None => {
+                    kills += 1;
+                    if sandbox.path("out").exists() {
+                        check_left(&sandbox);
+                    }
+                    *counts.entry(moment(&sandbox, steps)).or_default() += 1;
                 }
+                Some(0) => {
+                    *counts.entry("runs that finished on the way").or_default() += 1;
+                    check_finished(&sandbox);
+                }
+                Some(code) => panic!("exit status {code} after {kills} kills: {}", sandbox.read("said")),
             }
-            Some(0) => {
-                runs += 1;
-                check_finished(&sandbox);
-            }
-            Some(code) => panic!("exit status {code} after {kills} kills: {}", sandbox.read("said")),
+            assert!(start.elapsed() < Duration::from_secs(60 + 3 * wanted as u64), "{kills} kills take too long");
         }
-        assert!(start.elapsed() < Duration::from_secs(300), "{kills} kills in five minutes");
+        *counts.entry("kills").or_default() += kills;
+        sandbox.run(&line).ok();
+        check_finished(&sandbox);
     }
-    sandbox.run(&line).ok();
-    check_finished(&sandbox);
-    println!(
-        "killed {kills} times, {within_training} of them in a run that had begun, {runs} runs finished on the way"
-    );
-    assert!(within_training > 0);
+    println!("{counts:?}: nothing lost, no byte changed");
+    assert_eq!(counts["kills"], wanted);
+    assert!(counts.get("killed after it resumed").is_some_and(|count| *count > wanted / 20), "{counts:?}");
+}
+
+/// When a run was killed, by what it had said and written.
+fn moment(sandbox: &Sandbox, steps: u64) -> &'static str {
+    if !sandbox.path("out/metrics.jsonl").exists() {
+        return "killed before it began";
+    }
+    let last = sandbox
+        .read("out/metrics.jsonl")
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64())
+        .last();
+    if last == Some(steps) {
+        return "killed while it finished";
+    }
+    if sandbox.read("said").contains("resuming after") {
+        "killed after it resumed"
+    } else {
+        "killed in its first process"
+    }
 }

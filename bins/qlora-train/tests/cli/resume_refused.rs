@@ -91,9 +91,9 @@ fn rewrite(sandbox: &Sandbox, change: impl Fn(&mut Value)) {
 fn a_checkpoint_of_another_version() {
     let sandbox = stopped();
     let words =
-        ["run_state.json: found format 2", "\"9.9.9\"", "this program", "resume it with the version that wrote"];
+        ["run_state.json: found format 99", "\"9.9.9\"", "this program", "resume it with the version that wrote"];
     rewrite(&sandbox, |state| {
-        state["format"] = 2.into();
+        state["format"] = 99.into();
         state["version"] = "9.9.9".into();
     });
     sandbox.refused(&latest(""), &words);
@@ -101,7 +101,7 @@ fn a_checkpoint_of_another_version() {
     sandbox.refused(&latest(""), &["found format none"]);
     // A version that packed other rows into the next step.
     rewrite(&sandbox, |state| {
-        state["format"] = 1.into();
+        state["format"] = 2.into();
         state["cursor"]["next_rows"] = "0".into();
     });
     sandbox.refused(&latest(""), &["out/checkpoint-4: goes on with other rows"]);

@@ -1,13 +1,13 @@
 //! `quantize`: a whole checkpoint in NF4, one matrix of the original in memory at a time.
 
 use std::collections::BTreeSet;
-use std::fs::{File, Permissions};
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use qlora_kernels::nf4::{Absmax, NESTED_BLOCK_SIZE, Nf4Matrix, Nf4Options};
 use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
 
 use super::config::{QuantizationConfig, quantized_config, skipped};
 use super::layout::{Layout, Stored, Writer, write_json};
@@ -17,6 +17,7 @@ use crate::arch::Projection;
 use crate::base::fingerprint::TensorDigest;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::{Context, Result};
+use crate::files::dir::{Dir, Kind, unique};
 use crate::files::failpoint;
 use crate::files::json::read_object;
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
@@ -204,17 +205,51 @@ fn nf4_bytes(matrix: &Nf4Matrix, dtype: StoredType) -> Vec<Vec<u8>> {
     bytes
 }
 
-/// A directory beside the output until it is complete; removed if it never is.
+/// A directory beside the output until it is complete; removed if it never is. A file beside it names it, so that a
+/// later process finds what one that was killed has left, and is locked as long as the work goes on.
 struct Partial {
     path: PathBuf,
-    // Removes the directory when it is dropped.
-    guard: tempfile::TempDir,
+    parent: Dir,
+    /// The directory's name
+    name: String,
+    record: String,
+    _lock: File,
+}
+
+/// Content of the file that names the directory
+#[derive(Serialize, Deserialize)]
+struct Unfinished {
+    program: String,
+    directory: String,
+}
+
+impl Unfinished {
+    const PROGRAM: &str = "qlora-train quantize";
+    const MAX_BYTES: u64 = 1 << 12;
+
+    /// Refused: another program's file.
+    fn read(from: &File, path: &Path, prefix: &str) -> Result<Self> {
+        let mut text = String::new();
+        let unfinished = from.take(Self::MAX_BYTES).read_to_string(&mut text).ok();
+        let unfinished = unfinished.and_then(|_| serde_json::from_str::<Self>(&text).ok());
+        let drawn = |directory: &str| directory.strip_prefix(prefix).map(str::to_owned);
+        let is_ours = |found: &Self| {
+            found.program == Self::PROGRAM
+                && drawn(&found.directory).is_some_and(|drawn| drawn.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        };
+        match unfinished.filter(is_ours) {
+            Some(unfinished) => Ok(unfinished),
+            None => refuse!(
+                "{}: found a file that is no record of an unfinished `quantize`, where one is to be written: move it away",
+                path.display()
+            ),
+        }
+    }
 }
 
 impl Partial {
     fn new(output: &Path) -> Result<Self> {
         let shown = output.display();
-        check_output(output)?;
         let Some(name) = output.file_name().map(|name| name.to_string_lossy().into_owned()) else {
             refuse!("{shown}: found no name of a directory, expected one to make");
         };
@@ -222,28 +257,87 @@ impl Partial {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        std::fs::create_dir_all(parent).usage_context(|| format!("{shown}: its parent directory cannot be made"))?;
+        let (record, prefix) = (format!(".{name}.quantize.json"), format!(".{name}.partial-"));
+        let what = || format!("{shown}: cannot be made; choose another directory");
+        if let Ok(parent) = Dir::open(parent) {
+            remove_unfinished(&parent, output, &record, &prefix)?;
+        }
+        check_output(output)?;
+        let parent = Dir::create(parent).usage_context(|| format!("{shown}: its parent directory cannot be made"))?;
+        let name = format!("{prefix}{}", unique());
+        let lock = match write_record(&parent, &record, &name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                refuse!("{shown}: another process is quantizing to it; wait for it, or choose another directory")
+            }
+            lock => lock.usage_context(what)?,
+        };
+        let partial = Self { path: parent.join(&name), parent, name, record, _lock: lock };
         // Readable by whom the umask lets read.
-        let guard = tempfile::Builder::new()
-            .prefix(&format!(".{name}.partial-"))
-            .permissions(Permissions::from_mode(0o777))
-            .tempdir_in(parent)
-            .usage_context(|| format!("{shown}: cannot be made; choose another directory"))?;
-        Ok(Self { path: guard.path().to_owned(), guard })
+        partial.parent.create_sub(&partial.name).usage_context(what)?;
+        Ok(partial)
     }
 
     fn commit(self, output: &Path) -> Result<()> {
         let put = || -> io::Result<()> {
-            File::open(&self.path)?.sync_all()?;
+            let output = output.file_name().unwrap_or_default();
+            self.parent.sub(&self.name)?.sync()?;
             // An empty directory is replaced, anything else is an error.
-            std::fs::rename(&self.path, output)?;
-            File::open(output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+            self.parent.rename(&self.name, &self.parent, output)?;
+            self.parent.sync()
         };
-        put().context(|| format!("{}: cannot be put in place", output.display()))?;
-        // It has another name now.
-        let _ = self.guard.keep();
-        Ok(())
+        put().context(|| format!("{}: cannot be put in place", output.display()))
     }
+}
+
+/// Removes the directory, if it has its first name still, and then what names it.
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // The failure that led here is the one to tell.
+        if self.parent.remove_all(&self.name, &mut || ()).is_ok() {
+            let _ = self.parent.remove_file(&self.record);
+        }
+    }
+}
+
+/// Writes the file that names the directory, and locks it. Failed: it is there already.
+fn write_record(parent: &Dir, record: &str, directory: &str) -> io::Result<File> {
+    let unfinished = Unfinished { program: Unfinished::PROGRAM.to_owned(), directory: directory.to_owned() };
+    let text = serde_json::to_vec(&unfinished)?;
+    let write = |mut file: File| -> io::Result<File> {
+        // Where a file system has no locks, only its being there keeps others out.
+        let _ = file.try_lock();
+        file.write_all(&text)?;
+        file.sync_all()?;
+        Ok(file)
+    };
+    match parent.create_nameless() {
+        Ok(file) => {
+            let file = write(file)?;
+            parent.link(&file, record)?;
+            Ok(file)
+        }
+        // A file system without files of no name.
+        Err(_) => write(parent.create_file(record)?),
+    }
+}
+
+/// Removes what a process that was killed has left of the same output. Refused: a process that is at work.
+fn remove_unfinished(parent: &Dir, output: &Path, record: &str, prefix: &str) -> Result<()> {
+    let path = parent.join(record);
+    let what = || format!("{}: what an earlier process left cannot be removed", path.display());
+    let file = match parent.kind(record).usage_context(what)? {
+        None => return Ok(()),
+        Some(Kind::File) => parent.open_file(record).usage_context(what)?,
+        Some(_) => refuse!("{}: found something that is not a file: move it away", path.display()),
+    };
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !parent.is_file(record, &file) {
+        refuse!("{}: another process is quantizing to it; wait for it, or choose another directory", output.display());
+    }
+    let unfinished = Unfinished::read(&file, &path, prefix)?;
+    if parent.kind(&unfinished.directory).usage_context(what)? == Some(Kind::Directory) {
+        parent.remove_all(&unfinished.directory, &mut || ()).usage_context(what)?;
+    }
+    parent.remove_file(record).usage_context(what)
 }
 
 /// Refuses an output that is there and not an empty directory.

@@ -9,6 +9,7 @@
 //! torn in half |
 //! | `NAME:N:full`, `NAME:N:read-only` | the Nth write there fails, and all later ones, as on a full or read-only disk
 //! |
+//! | `NAME:N:short`, `NAME:N:interrupted` | the Nth write there takes half of the bytes, or none with EINTR |
 //! | `NAME:N:pause:MS` | says so and waits that many milliseconds there |
 //!
 //! `any` is every place. Places are a file's `write/…`, `synced/…`, `renamed/…`, the stages of a checkpoint and of its
@@ -36,6 +37,8 @@ enum Action {
     Kill,
     Full,
     ReadOnly,
+    Short,
+    Interrupted,
     /// milliseconds
     Pause(u64),
 }
@@ -56,6 +59,8 @@ fn parse(text: &str) -> Option<Fault> {
         None => Action::Kill,
         Some("full") => Action::Full,
         Some("read-only") => Action::ReadOnly,
+        Some("short") => Action::Short,
+        Some("interrupted") => Action::Interrupted,
         Some("pause") => Action::Pause(parts.next()?.parse().ok()?),
         Some(_) => return None,
     };
@@ -93,6 +98,9 @@ fn act(action: Action) -> io::Result<()> {
         }
         Action::Full => Err(io::Error::from_raw_os_error(ENOSPC)),
         Action::ReadOnly => Err(io::Error::from_raw_os_error(EROFS)),
+        Action::Interrupted => Err(io::ErrorKind::Interrupted.into()),
+        // Only a write can be.
+        Action::Short => Ok(()),
         Action::Pause(milliseconds) => {
             say("fault point reached");
             std::thread::sleep(Duration::from_millis(milliseconds));
@@ -119,7 +127,10 @@ pub(crate) fn write(mut file: &File, what: &str, bytes: &[u8]) -> io::Result<usi
     if fault().is_some()
         && let Some(action) = pass("write", what)
     {
-        if !matches!(action, Action::Pause(_)) {
+        if matches!(action, Action::Short) {
+            return file.write(&bytes[..bytes.len().div_ceil(2)]);
+        }
+        if !matches!(action, Action::Pause(_) | Action::Interrupted) {
             file.write_all(&bytes[..bytes.len() / 2])?;
         }
         act(action)?;
