@@ -14,7 +14,7 @@ use trainer_lab::model::Memory;
 const VOCAB: usize = 37;
 
 fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
-    let qk_norm = if seed % 2 == 0 { QkNorm::Head } else { QkNorm::None };
+    let qk_norm = if seed.is_multiple_of(2) { QkNorm::Head } else { QkNorm::None };
     let config =
         Arch { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, qk_norm, ..tiny_arch() };
     let spec = ModelSpec {
