@@ -41,6 +41,10 @@ fn norm_gradients_are_within_their_rounding() {
 
 /// Heads of which a warp takes several, and of which every lane takes several groups; rows on and off the vector.
 fn head_norms(name: &'static str, kind: fn(usize, usize) -> Kind) {
+    // Both kernels, however few cases are drawn below.
+    for width in [7, 64] {
+        verify(&device(), &Layer { kind: kind(2, 1), m: 5, width, seed: 1 }, 1, SCHEDULES).unwrap();
+    }
     let kinds = (1usize..4, 1usize..4).prop_map(move |(kv_heads, per_kv)| kind(kv_heads * per_kv, kv_heads));
     checked(name, kinds, prop_oneof![1usize..70, Just(64), Just(128), Just(256), (1usize..129).prop_map(|n| 8 * n)]);
 }
