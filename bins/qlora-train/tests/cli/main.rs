@@ -28,6 +28,7 @@ mod sandbox;
 mod settings;
 mod signals;
 mod syscalls;
+mod templates;
 mod terminal;
 mod usage;
 mod weighted;

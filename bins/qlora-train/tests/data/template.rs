@@ -87,6 +87,22 @@ fn the_date_is_the_one_given() {
     assert!(compile("{{ strftime_now('%!') }}").unwrap().render(&[], false).unwrap_err().contains("strftime_now"));
 }
 
+/// Values of Jinja 3.1.
+#[test]
+fn indent_is_that_of_jinja() {
+    for (filter, expected) in [
+        ("'{\\n' | indent(4, first=true)", "    {\n"),
+        ("'a\\n\\nb' | indent", "a\n\n    b"),
+        ("'a\\n\\nb\\n' | indent(2, true, true)", "  a\n  \n  b\n  "),
+        ("'a\\nb' | indent(width='> ', first=true)", "> a\n> b"),
+        ("'' | indent(2, true)", "  "),
+        ("'' | indent(2)", ""),
+        ("'a\\r\\nb' | indent(1)", "a\n b"),
+    ] {
+        assert_eq!(render(&format!("{{{{ {filter} }}}}"), "").unwrap(), expected, "{filter}");
+    }
+}
+
 #[test]
 fn generation_tags_change_nothing() {
     let with = "{% for m in messages %}\n{%- generation -%}\n {{ m.content }}\n{% endgeneration %}\n!{%generation%}{% set x = 1 %}{%- endgeneration %}{{ x }}\n{% endfor %}";

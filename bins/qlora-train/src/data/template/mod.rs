@@ -2,7 +2,10 @@
 //! `raise_exception`, `strftime_now`, `tojson` without HTML escapes, Python's string methods).
 
 mod builtin;
+mod escapes;
+mod indent;
 mod limits;
+mod supervise;
 mod tojson;
 
 use std::fmt;
@@ -17,6 +20,7 @@ use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, Value};
 use super::habits::{Habits, OwnTokens};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
+use supervise::{Stopped, supervised};
 
 /// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
 /// ends a template that loops for ever within a second or two.
@@ -24,14 +28,18 @@ const FUEL: u64 = 5_000_000;
 /// Nested calls cost stack; rows are rendered on worker threads with 2 MiB of it.
 const RECURSION_LIMIT: usize = 100;
 const NAME: &str = "chat_template";
+/// Bytes of a template at most: nested expressions take stack by their length. The largest known has 20 kB.
+pub(super) const MAX_SOURCE_BYTES: usize = 256 << 10;
 /// The filter that stands for `{% generation %}` in the rendering with marks, and the template that uses it.
 const MARKED: &str = "generation_marks";
 
 /// A compiled chat template with the special tokens of its tokenizer.
 #[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     source: Arc<str>,
+    /// Why it is not rendered any more: once it took too much.
+    given_up: Arc<OnceLock<String>>,
     variables: Vec<(String, Value)>,
     marked: bool,
     /// How it opens and closes turns, found when it is asked for.
@@ -70,8 +78,26 @@ impl std::error::Error for Raised {}
 
 impl ChatTemplate {
     /// Compiles a template. `variables` are the special tokens (`bos_token`, …); `now` is what `strftime_now` tells.
-    /// Errors: the template's syntax error with its line.
+    /// Errors: the template's syntax error with its line; a template that is too large.
     pub fn compile(source: &str, variables: Vec<(String, String)>, now: Zoned) -> Result<Self, String> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(format!(
+                "the chat template has {} bytes, more than the {} KiB that a template may have",
+                source.len(),
+                MAX_SOURCE_BYTES >> 10
+            ));
+        }
+        let source: Arc<str> = source.into();
+        let text = source.clone();
+        let compiled = supervised(move || Self::environment(&text, now));
+        let (environment, marked) = compiled.map_err(|stopped| explain_stopped(stopped, "compile"))??;
+        let variables = variables.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
+        let environment = Arc::new(environment);
+        Ok(Self { environment, source, variables, marked, habits: OnceLock::new(), given_up: Arc::default() })
+    }
+
+    /// The environment with the compiled template, and whether it has marks.
+    fn environment(source: &str, now: Zoned) -> Result<(Environment<'static>, bool), String> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| error.to_string())?);
@@ -81,6 +107,8 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
         environment.add_filter("tojson", tojson::tojson);
+        environment.add_filter("indent", indent::indent);
+        escapes::add(&mut environment, source);
         // minijinja calls none iterable; templates ask `tools is iterable and tools | length > 0`.
         environment.add_test("iterable", |value: &Value| {
             use minijinja::value::ValueKind::{Iterable, Map, Seq, String, Undefined};
@@ -107,8 +135,7 @@ impl ChatTemplate {
                 .add_template_owned(MARKED, replace_generation_tags(&lines, [&filter, "endfilter"]))
                 .map_err(|error| format!("the chat template does not compile: {error}"))?;
         }
-        let variables = variables.into_iter().map(|(name, token)| (name, Value::from(token))).collect();
-        Ok(Self { environment, source: source.into(), variables, marked, habits: OnceLock::new() })
+        Ok((environment, marked))
     }
 
     /// The template as it was given.
@@ -176,12 +203,14 @@ impl ChatTemplate {
 
     fn render_named(
         &self,
-        name: &str,
+        name: &'static str,
         around: &Surroundings,
         messages: &[Value],
         add_generation_prompt: bool,
     ) -> Result<String, String> {
-        let template = self.environment.get_template(name).map_err(|error| error.to_string())?;
+        if let Some(why) = self.given_up.get() {
+            return Err(why.clone());
+        }
         let fixed = [
             ("messages".to_owned(), Value::from(messages)),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
@@ -190,7 +219,32 @@ impl ChatTemplate {
         ];
         let variables = self.variables.iter().chain(&around.variables).cloned();
         let context = Value::from_pairs(variables.chain(fixed));
-        template.render(context).map_err(|error| explain(&error))
+        let environment = self.environment.clone();
+        let rendered = supervised(move || {
+            let template = environment.get_template(name).map_err(|error| error.to_string())?;
+            template.render(context).map_err(|error| explain(&error))
+        });
+        rendered.unwrap_or_else(|stopped| {
+            let why = explain_stopped(stopped, "render one conversation");
+            // The work that was given up still goes on.
+            if matches!(stopped, Stopped::Time | Stopped::Memory) {
+                let _ = self.given_up.set(why.clone());
+            }
+            Err(why)
+        })
+    }
+}
+
+fn explain_stopped(stopped: Stopped, work: &str) -> String {
+    match stopped {
+        Stopped::Time => {
+            format!("the chat template takes too much work: more than {} seconds to {work}", supervise::MAX_SECONDS)
+        }
+        Stopped::Memory => {
+            format!("the chat template takes too much memory: more than {} GiB to {work}", supervise::MAX_BYTES >> 30)
+        }
+        Stopped::Panic => format!("the chat template is broken: its engine fails to {work}"),
+        Stopped::NoThread => "the chat template cannot be used: no thread can be started".to_owned(),
     }
 }
 
