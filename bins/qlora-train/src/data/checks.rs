@@ -25,8 +25,12 @@ impl SpecialTokens {
         let mut eos = eos_token_ids.to_vec();
         eos.extend(tokenizer.and_then(ChatTokenizer::eos_token_id).filter(|id| !eos_token_ids.contains(id)));
         let mut ends = eos.clone();
-        ends.extend(tokenizer.map(ChatTokenizer::turn_end_ids).unwrap_or_default());
         let added = tokenizer.map(ChatTokenizer::added_token_ids).unwrap_or_default();
+        if let Some(tokenizer) = tokenizer.filter(|tokenizer| tokenizer.template().is_some()) {
+            let known = tokenizer.turn_end_ids();
+            // A template that is not understood may end a turn with any of them.
+            ends.extend(if known.is_empty() { &added } else { &known });
+        }
         let bos = tokenizer.filter(|tokenizer| tokenizer.begins_with_bos()).and_then(ChatTokenizer::bos_token_id);
         Self { bos, eos, ends, added }
     }

@@ -4,12 +4,12 @@
 //! As in transformers: they count where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::guard::guarded;
 use super::json;
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -32,9 +32,15 @@ pub(super) fn merge(dir: &Path, config: &mut Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-/// Adds the tokens that `tokenizer.json` lacks: those of `added_tokens_decoder`, else of `added_tokens.json`. Refused:
-/// a token that does not get the id that the file gives it.
-pub(super) fn add_tokens(dir: &Path, config: &Map<String, Value>, tokenizer: &mut Tokenizer) -> Result<()> {
+/// Tokens that the files beside `tokenizer.json` add to the vocabulary.
+pub(super) struct AddedTokens {
+    path: PathBuf,
+    /// By id.
+    tokens: Vec<(u32, AddedToken)>,
+}
+
+/// Those of `added_tokens_decoder`, else of `added_tokens.json`.
+pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<AddedTokens> {
     let (path, mut tokens) = match config.get(DECODER) {
         Some(Value::Object(entries)) => {
             let path = dir.join("tokenizer_config.json");
@@ -59,25 +65,67 @@ pub(super) fn add_tokens(dir: &Path, config: &Map<String, Value>, tokenizer: &mu
             (path, tokens)
         }
     };
-    tokens.retain(|(_, token)| tokenizer.token_to_id(&token.content).is_none() && !token.content.is_empty());
+    tokens.retain(|(_, token)| !token.content.is_empty());
     tokens.sort_by_key(|(id, _)| *id);
-    for (id, token) in tokens {
-        let content = token.content.clone();
-        let added = guarded(|| match token.special {
-            true => tokenizer.add_special_tokens(&[token]),
-            false => tokenizer.add_tokens(&[token]),
-        });
-        let got = tokenizer.token_to_id(&content);
-        if added.is_none() || got != Some(id) {
-            let got = got.map_or("none".to_owned(), |got| got.to_string());
-            refuse!(
-                "{}: the token {content:?} has the id {id} there, but added to tokenizer.json it gets {got}; are both files \
-                 of the same model?",
-                path.display()
-            );
+    Ok(AddedTokens { path, tokens })
+}
+
+/// An entry of the added tokens of `tokenizer.json`.
+#[derive(Deserialize)]
+struct Listed {
+    id: u32,
+    content: String,
+}
+
+/// The part of `tokenizer.json` that numbers tokens.
+#[derive(Deserialize)]
+struct Numbered {
+    #[serde(default)]
+    added_tokens: Vec<Listed>,
+}
+
+impl AddedTokens {
+    /// `tokenizer.json` (its bytes, and the tokenizer that they make) with the tokens that it lacks. None: it has all.
+    pub fn merged(&self, tokenizer: &Tokenizer, path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+        let lacks = |token: &AddedToken| tokenizer.token_to_id(&token.content).is_none();
+        let missing: Vec<_> = self.tokens.iter().filter(|(_, token)| lacks(token)).collect();
+        if missing.is_empty() {
+            return Ok(None);
         }
+        let name = || path.display().to_string();
+        let mut whole: Value = serde_json::from_slice(bytes).usage_context(name)?;
+        let Some(Value::Array(listed)) = whole.get_mut("added_tokens") else {
+            refuse!("{}: `added_tokens` is missing; expected a list", path.display())
+        };
+        for (id, token) in missing {
+            let mut entry = serde_json::to_value(token).usage_context(name)?;
+            entry["id"] = (*id).into();
+            listed.push(entry);
+        }
+        // Each gets the next id that is free.
+        listed.sort_by_key(|entry| entry.get("id").and_then(Value::as_u64));
+        Ok(Some(serde_json::to_vec(&whole).usage_context(name)?))
     }
-    Ok(())
+
+    /// Refuses a tokenizer in which a token has another id than a file says.
+    pub fn check(&self, tokenizer: &Tokenizer, path: &Path, bytes: &[u8]) -> Result<()> {
+        let listed: Numbered = serde_json::from_slice(bytes).usage_context(|| path.display().to_string())?;
+        let listed = listed.added_tokens.iter().map(|token| (path, token.id, token.content.as_str()));
+        let beside = self.tokens.iter().map(|(id, token)| (self.path.as_path(), *id, token.content.as_str()));
+        for (file, id, content) in listed.chain(beside).filter(|(_, _, content)| !content.is_empty()) {
+            let got = tokenizer.token_to_id(content);
+            if got != Some(id) {
+                let got = got.map_or("none".to_owned(), |got| got.to_string());
+                refuse!(
+                    "{}: the token {content:?} has the id {id} there, and would be read with the id {got}: the token ids of {} \
+                     and the files beside it do not go together, or leave gaps; are all files of the same model?",
+                    file.display(),
+                    path.display()
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether a setting names this token: a string, an object with `content`, or a list of these.

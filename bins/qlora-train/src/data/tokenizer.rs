@@ -18,9 +18,10 @@ use super::habits::{Habits, OwnTokens};
 use super::json;
 use super::messages::{Conversation, Message};
 use super::side_files;
-use super::template::{Builtin, ChatTemplate, Vocabulary};
+use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
 use crate::error::{Context, Error, Result};
 use crate::files::hash::hex;
+use crate::files::json::read_bounded;
 use crate::refuse;
 
 /// The names under which templates know the special tokens, as in `tokenizer_config.json`.
@@ -29,6 +30,8 @@ const SPECIAL_TOKENS: [&str; 7] =
 
 /// The largest known is 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Settings of a tokenizer; some list each of a hundred thousand tokens.
+const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// The tokens of a text take some fifty times its room.
 const MAX_TEXT_BYTES: usize = 32 << 20;
 
@@ -83,11 +86,10 @@ impl ChatTokenizer {
                 path.display()
             );
         }
-        let mut tokenizer = read_tokenizer(&path)?;
         let config_path = dir.join("tokenizer_config.json");
         let mut config = read_config(&config_path)?;
         side_files::merge(dir, &mut config)?;
-        side_files::add_tokens(dir, &config, &mut tokenizer)?;
+        let mut tokenizer = read_tokenizer(&path, &side_files::added_tokens(dir, &config)?)?;
 
         let mut special = Vec::new();
         for name in SPECIAL_TOKENS {
@@ -164,7 +166,7 @@ impl ChatTokenizer {
     }
 
     /// The added token that ends an answer in this template, if it ends with one that is trained on.
-    pub fn end_of_turn(&self) -> Option<u32> {
+    fn end_of_example(&self) -> Option<u32> {
         let turns = [Message::new("user", "x"), Message::new("assistant", "y")];
         let tokens = self.encode_chat(&turns).ok()?;
         let last = tokens.labels.iter().rposition(|&label| label >= 0)?;
@@ -345,11 +347,10 @@ impl ChatTokenizer {
         self.added.iter().filter_map(|token| self.tokenizer.token_to_id(token)).collect()
     }
 
-    /// Ids of the tokens that end a turn under the chat template. A template whose habits are not known may end a turn
-    /// with any token of the tokenizer's own.
+    /// Ids of the tokens that end a turn under the chat template; none where it cannot be told.
     pub fn turn_end_ids(&self) -> Vec<u32> {
         let Some(template) = &self.template else { return Vec::new() };
-        let Some(habits) = self.habits(template) else { return self.added_token_ids() };
+        let Some(habits) = self.habits(template) else { return self.end_of_example().into_iter().collect() };
         let ids = [&habits.closing, &habits.inner].map(|closing| {
             let last = self.added.iter().filter(|token| closing.trim_end().ends_with(token.as_str()));
             last.max_by_key(|token| token.len()).and_then(|token| self.tokenizer.token_to_id(token))
@@ -382,8 +383,7 @@ fn read_config(path: &Path) -> Result<Map<String, Value>> {
     if !path.is_file() {
         refuse!("{name}: not found; expected the model's tokenizer settings (bos_token, eos_token, chat_template)");
     }
-    let text = fs::read_to_string(path).usage_context(|| format!("{name}: cannot read"))?;
-    match serde_json::from_str(&text).usage_context(|| name.to_string())? {
+    match serde_json::from_slice(&read_bounded(path, MAX_CONFIG_BYTES)?).usage_context(|| name.to_string())? {
         Value::Object(map) => Ok(map),
         other => refuse!("{name}: expected a JSON object, found {}", json::describe(&other)),
     }
@@ -405,21 +405,41 @@ fn special_token(path: &Path, config: &Map<String, Value>, name: &str) -> Result
     }
 }
 
+/// The text of a chat template.
+fn read_template(path: &Path) -> Result<String> {
+    let name = || format!("{}: cannot read", path.display());
+    let bytes = fs::metadata(path).usage_context(name)?.len();
+    if bytes > MAX_SOURCE_BYTES as u64 {
+        let most = MAX_SOURCE_BYTES >> 10;
+        refuse!("{}: {bytes} bytes, more than the {most} KiB that a chat template may have", path.display());
+    }
+    fs::read_to_string(path).usage_context(name)
+}
+
 /// A tokenizer whose own library cannot work with it.
 fn panicked(path: &Path) -> Error {
     Error::Refused(format!("{}: the tokenizer is broken (its library fails on it); get the file again", path.display()))
 }
 
-/// Reads `tokenizer.json`. Padding and truncation saved in it never change rows: they are ours to do.
-fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+/// Reads `tokenizer.json`, with the tokens of the files beside it that it lacks. Padding and truncation saved in it
+/// never change rows: they are ours to do. Refused: an added token that does not have the id which its file gives it.
+/// The library numbers added tokens by itself, one behind the other.
+fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Tokenizer> {
     let name = || format!("{}: cannot read", path.display());
     let bytes = fs::metadata(path).usage_context(name)?.len();
     if bytes > MAX_TOKENIZER_BYTES {
         refuse!("{}: {} MiB, more than a tokenizer has ({})", path.display(), bytes >> 20, MAX_TOKENIZER_BYTES >> 20);
     }
     let bytes = fs::read(path).usage_context(name)?;
-    let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
-    let mut tokenizer = tokenizer.usage_context(|| format!("{}: not a tokenizer", path.display()))?;
+    let parse = |bytes: &[u8]| -> Result<Tokenizer> {
+        let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
+        tokenizer.usage_context(|| format!("{}: not a tokenizer", path.display()))
+    };
+    let mut tokenizer = parse(&bytes)?;
+    if let Some(whole) = beside.merged(&tokenizer, path, &bytes)? {
+        tokenizer = parse(&whole)?;
+    }
+    beside.check(&tokenizer, path, &bytes)?;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).usage_context(|| format!("{}: truncation", path.display()))?;
     Ok(tokenizer)
@@ -445,8 +465,7 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
     if !path.is_file() {
         refuse!("chat_template: {setting:?} is neither a template's name ({}) nor a file", Builtin::offered());
     }
-    let source = fs::read_to_string(path).usage_context(|| format!("chat_template: {setting}: cannot read"))?;
-    Ok((source, setting.to_owned()))
+    Ok((read_template(path)?, setting.to_owned()))
 }
 
 /// The sources of a model's templates.
@@ -461,7 +480,7 @@ struct Templates {
 /// The model's own templates, if it has any.
 fn own_templates(dir: &Path, config_path: &Path, config: &Map<String, Value>) -> Result<Templates> {
     let read = |file: &Path| match file.is_file() {
-        true => std::fs::read_to_string(file).usage_context(|| format!("{}: cannot read", file.display())).map(Some),
+        true => read_template(file).map(Some),
         false => Ok(None),
     };
     let file = dir.join("chat_template.jinja");

@@ -19,7 +19,7 @@ pub fn stop_tokens(dir: &Path, arch: &Arch, tokenizer: &ChatTokenizer, chat: boo
     stop.extend(of_generation_config(dir, arch.vocab_size)?);
     stop.extend(tokenizer.eos_token_id());
     if chat {
-        stop.extend(tokenizer.end_of_turn());
+        stop.extend(tokenizer.turn_end_ids());
     }
     Ok(stop.into_iter().collect())
 }

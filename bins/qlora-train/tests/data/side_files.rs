@@ -55,6 +55,27 @@ fn tokens_that_only_side_files_have_become_tokens() {
         let chat = tokenizer.render_chat(&turns(&[("user", "q"), ("assistant", "a")])).unwrap();
         assert_eq!((&chat.text[chat.supervised[0].clone()], chat.open_ended), ("a<|im_end|>", 0));
     }
+    // From the middle: those that follow keep their ids.
+    for at in 0..tokenizer_json()["added_tokens"].as_array().unwrap().len() {
+        let dir = model_dir(Some(CHATML));
+        let expected = open(dir.path());
+        let mut file = tokenizer_json();
+        let taken = file["added_tokens"].as_array_mut().unwrap().remove(at);
+        let (token, id) = (taken["content"].as_str().unwrap(), taken["id"].as_u64().unwrap());
+        write_json(dir.path(), "tokenizer.json", &file);
+        // The library would give the later ones the ids before them.
+        let last = at + 1 == tokenizer_json()["added_tokens"].as_array().unwrap().len();
+        let alone = ChatTokenizer::open(dir.path(), None);
+        if !last && !matches!(token, "<bos>" | "<eos>") {
+            assert_says(&refusal(alone), &["tokenizer.json", "leave gaps", "are all files of the same model"]);
+        }
+        write_json(dir.path(), "added_tokens.json", &json!({token: id}));
+        let found = open(dir.path());
+        for other in tokenizer_json()["added_tokens"].as_array().unwrap() {
+            let text = other["content"].as_str().unwrap();
+            assert_eq!(found.encode(text).unwrap(), expected.encode(text).unwrap(), "without {token}: {text}");
+        }
+    }
     let dir = model_dir(Some(CHATML));
     without_tokens(dir.path(), 2);
     write_json(dir.path(), "added_tokens.json", &json!({"<|im_end|>": 300}));

@@ -184,6 +184,6 @@ fn missing_and_broken_files_are_refused() {
 #[test]
 fn the_date_of_a_template_can_be_set_for_a_resumed_run() {
     let mut tokenizer = chat_tokenizer("{{ strftime_now('%Y') }}");
-    tokenizer.set_now("2019-05-04T03:02:01Z[UTC]".parse::<Zoned>().unwrap()).unwrap();
+    tokenizer.set_now("2019-05-04T03:02:01+00:00[+00:00]".parse::<Zoned>().unwrap()).unwrap();
     assert_eq!(tokenizer.prompt(&turns(&[("user", "x")])).unwrap(), "2019");
 }
