@@ -2,13 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::error::{Context, Result};
 use crate::files::home::expand_home;
+use crate::files::json::read_object;
 use crate::refuse;
 
 /// Names that a folder's files of rows end with.
-const ENDINGS: [&str; 9] =
-    [".jsonl", ".json", ".parquet", ".arrow", ".feather", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst"];
+const ENDINGS: [&str; 11] = [
+    ".jsonl",
+    ".json",
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".csv",
+    ".tsv",
+    ".jsonl.gz",
+    ".jsonl.zst",
+    ".json.gz",
+    ".json.zst",
+];
+/// How `datasets` tells the files of a table.
+const STATE: &str = "state.json";
 const TRAINING: [&str; 1] = ["train"];
 const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
 
@@ -58,7 +74,7 @@ impl DataFiles {
         // A table of `datasets`, by itself or one folder for each part.
         let parts = |names: &[&str]| -> Result<Vec<PathBuf>> {
             let dirs = names.iter().map(|name| dir.join(name)).filter(|dir| dir.is_dir());
-            let files: Result<Vec<Vec<PathBuf>>> = dirs.map(|dir| entries(&dir)).collect();
+            let files: Result<Vec<Vec<PathBuf>>> = dirs.map(|dir| tables(&dir, entries(&dir)?)).collect();
             Ok(files?.concat())
         };
         let training = parts(&TRAINING)?;
@@ -68,8 +84,7 @@ impl DataFiles {
             return Ok(());
         }
         if dir.join("dataset_info.json").is_file() {
-            let tables = files.into_iter().filter(|file| file.extension().is_some_and(|ending| ending == "arrow"));
-            self.training.extend(tables);
+            self.training.extend(tables(dir, files)?);
             return Ok(());
         }
         refuse!(
@@ -79,6 +94,35 @@ impl DataFiles {
             dir.join("*.jsonl").display()
         )
     }
+}
+
+/// The files of rows of a folder. Where `datasets` says which they are, in its order; what lies there of other versions
+/// of the table is left out. Refused: one that it names is missing; rows that are chosen by a list of their numbers.
+fn tables(dir: &Path, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    let state = dir.join(STATE);
+    if !state.is_file() {
+        return Ok(files);
+    }
+    let name = state.display();
+    let object = read_object(&state)?;
+    let named = |key: &str| -> Option<Vec<&str>> {
+        let files = object.get(key)?.as_array()?;
+        files.iter().map(|file| file.get("filename").and_then(Value::as_str)).collect()
+    };
+    if named("_indices_data_files").is_some_and(|files| !files.is_empty()) {
+        refuse!("{name}: the rows are chosen by a list of numbers; save the table anew, by `flatten_indices()` first");
+    }
+    let Some(listed) = named("_data_files").filter(|files| !files.is_empty()) else {
+        refuse!("{name}: expected `_data_files`, a list of {{\"filename\": …}}")
+    };
+    let mut found = Vec::with_capacity(listed.len());
+    for file in listed {
+        let Some(path) = files.iter().find(|path| path.file_name().is_some_and(|name| name == file)) else {
+            refuse!("{name}: names the file {file:?}, which is not there; copy the folder whole")
+        };
+        found.push(path.clone());
+    }
+    Ok(found)
 }
 
 /// Whether a file belongs to a part of a data set: `train.jsonl`, `train-00000-of-00002.parquet`, `train_sft.json`.
@@ -93,7 +137,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir).usage_context(|| format!("{}: cannot be read", dir.display()))? {
         let path = entry.usage_context(|| format!("{}: cannot be read", dir.display()))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let table = !matches!(name.as_str(), "dataset_info.json" | "state.json" | "dataset_dict.json");
+        let table = !matches!(name.as_str(), "dataset_info.json" | STATE | "dataset_dict.json");
         if table && path.is_file() && ENDINGS.iter().any(|ending| name.ends_with(ending)) {
             files.push(path);
         }

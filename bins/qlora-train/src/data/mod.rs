@@ -5,7 +5,9 @@
 //! Every row of every file is checked before anything is trained on: a wrong one is refused with its file and line.
 //! Rows that are too long or hold nothing to learn are handled as chosen and counted in [`DatasetReport`].
 
+mod arrow;
 mod batch;
+mod budget;
 mod chat;
 mod checks;
 mod columns;

@@ -10,6 +10,7 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
+use super::budget::{Budget, size};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard;
@@ -20,19 +21,26 @@ use crate::refuse;
 
 /// As many values as a row has tokens at most.
 const MAX_VALUES: i64 = 1 << 24;
+const MAX_VALUES_OF_A_BYTE: i64 = 100;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Errors of `each` end the reading.
 ///
-/// Refuses a file that is cut off or damaged, has no column that a row could be made of, or is compressed in a way
-/// that is not built in (built in are none, Snappy, gzip and LZ4).
+/// Refuses a file that is cut off or damaged, has no column that a row could be made of, becomes far more than it is,
+/// or is compressed in a way that is not built in (built in are none, Snappy, gzip, LZ4 and Zstandard).
 pub(super) fn read_rows(path: &Path, columns: &Columns, each: EachOf) -> Result<()> {
     let name = path.display();
     let (mut rows, expected) = guarded(path, || open(path, columns))??;
     let mut number = 0;
+    let mut budget = Budget::new();
+    budget.allow(path.metadata().map_or(0, |metadata| metadata.len()));
     while let Some(row) = guarded(path, || rows.next())? {
         number += 1;
         let row = row.map_err(|error| damaged(path, &error))?;
-        each(number, object(&row, true))?;
+        let row = object(&row, true);
+        if let Ok(row) = &row {
+            budget.spend(size(row)).usage_context(|| name.to_string())?;
+        }
+        each(number, row)?;
     }
     if i64::try_from(number) != Ok(expected) {
         refuse!("{name}: found {number} rows, its own header says {expected}; the file is damaged, get it again");
@@ -52,6 +60,11 @@ fn open(path: &Path, columns: &Columns) -> Result<(RowIter<'static>, i64)> {
         let most = group.columns().iter().map(|column| column.num_values()).max().unwrap_or(0);
         if most / group.num_rows().max(1) > MAX_VALUES {
             refuse!("{name}: rows of {most} values, more than the {MAX_VALUES} that a row may have");
+        }
+        // On the average; and one row may have all of a group's.
+        let bytes = group.compressed_size().max(0);
+        if most > MAX_VALUES.saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
+            refuse!("{name}: {bytes} bytes stand for {most} values, more than rows that are meant to be read have");
         }
     }
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
@@ -73,7 +86,7 @@ fn damaged(path: &Path, error: &ParquetError) -> Error {
     let error = error.to_string();
     let text = error.split_whitespace().collect::<Vec<_>>().join(" ");
     let cure = match text.contains("feature") || text.contains("codec") {
-        true => "write it again with Snappy, gzip, LZ4 or no compression",
+        true => "write it again with Snappy, gzip, LZ4, Zstandard or no compression",
         false => "the file is cut off or damaged, get it again",
     };
     Error::Refused(format!("{}: cannot read as Parquet ({text}): {cure}", path.display()))

@@ -2,8 +2,9 @@
 //! counted from 1).
 //!
 //! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only
-//! CSV is told by its name. JSON Lines are read line by line, Parquet page by page; a JSON array, and objects printed
-//! over several lines, are read whole. A file compressed by gzip is read as what it holds.
+//! CSV is told by its name. JSON Lines are read line by line, Parquet page by page, Arrow batch by batch; a JSON array,
+//! and objects printed over several lines, are read whole. A file compressed by gzip or Zstandard is read as what it
+//! holds.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -14,9 +15,10 @@ use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::budget::{Counted, Expanded};
 use super::columns::Columns;
 use super::each::EachOf;
-use super::{csv, json, parquet};
+use super::{arrow, csv, json, parquet};
 use crate::error::{Context, Error, Result};
 use crate::files::hash::{HashingReader, file_hash};
 use crate::refuse;
@@ -28,8 +30,10 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// row.
 const MAX_ARRAY_BYTES: u64 = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
-const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet and CSV; \
-                         JSON and CSV also compressed by gzip";
+const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet, Arrow and CSV; \
+                         JSON and CSV also compressed by gzip or Zstandard";
+const GZIP: [u8; 2] = [0x1F, 0x8B];
+const ZSTANDARD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 /// Keys under which one JSON object holds all rows.
 const ROWS_UNDER: [&str; 6] = ["train", "data", "rows", "examples", "instances", "items"];
 
@@ -74,16 +78,27 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
         parquet::read_rows(path, columns, &mut |number, row| each(Unit::Row, number, row))?;
         return file_hash(path);
     }
-    if head.starts_with(&[0x1F, 0x8B]) {
-        let mut inner = BufReader::with_capacity(1 << 16, MultiGzDecoder::new(&mut reader));
-        inner.fill_buf().usage_context(|| format!("{name}: is compressed by gzip, and damaged or cut off"))?;
-        read_text_rows(path, inner, each)?;
-        std::io::copy(&mut reader, &mut std::io::sink()).usage_context(|| format!("{name}: cannot read"))?;
+    if head.starts_with(&GZIP) {
+        let (counted, input) = Counted::new(&mut reader);
+        read_compressed(path, "gzip", Expanded::new(MultiGzDecoder::new(counted), input), each)?;
+    } else if head.starts_with(&ZSTANDARD) {
+        let (counted, input) = Counted::new(&mut reader);
+        let decoder = zstd::stream::read::Decoder::with_buffer(counted);
+        let decoder = decoder.usage_context(|| format!("{name}: cannot read"))?;
+        read_compressed(path, "Zstandard", Expanded::new(decoder, input), each)?;
+    } else if head.starts_with(arrow::FILE_MAGIC) || head.starts_with(&arrow::CONTINUATION) {
+        arrow::read_rows(path, &mut reader, columns, &mut |number, row| each(Unit::Row, number, row))?;
     } else {
         read_text_rows(path, &mut reader, each)?;
     }
-    // All of it was read.
+    std::io::copy(&mut reader, &mut std::io::sink()).usage_context(|| format!("{name}: cannot read"))?;
     Ok(reader.into_inner().finish())
+}
+
+fn read_compressed(path: &Path, by: &str, reader: impl Read, each: Each) -> Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, reader);
+    reader.fill_buf().usage_context(|| format!("{}: is compressed by {by}, and damaged or cut off", path.display()))?;
+    read_text_rows(path, reader, each)
 }
 
 /// Rows of JSON or CSV.
@@ -107,10 +122,11 @@ fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<(
 
 /// A file of another kind, by its first bytes.
 fn other_kind(head: &[u8]) -> Option<&'static str> {
-    let kinds: [(&[u8], &str); 11] = [
-        (b"ARROW1", "an Arrow file (Feather): write it as Parquet or JSON Lines, with `datasets` by `to_parquet`"),
-        (&[0xFF; 4], "an Arrow stream, as `datasets` saves it: write it as Parquet or JSON Lines by `to_parquet`"),
-        (&[0x28, 0xB5, 0x2F, 0xFD], "compressed with Zstandard: decompress it first"),
+    let kinds: [(&[u8], &str); 12] = [
+        (arrow::FILE_MAGIC, "a compressed Arrow file: decompress it first"),
+        (&arrow::CONTINUATION, "a compressed Arrow stream: decompress it first"),
+        (&GZIP, "compressed twice: decompress it first"),
+        (&ZSTANDARD, "compressed twice: decompress it first"),
         (b"PAR1", "a compressed Parquet file: decompress it first"),
         (b"PK\x03\x04", "a zip archive"),
         (b"BZh", "compressed with bzip2"),

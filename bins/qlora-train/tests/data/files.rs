@@ -39,7 +39,14 @@ fn rows_in_every_wrapping_are_the_same_rows() {
         read("a.jsonl", format!("{}\n{}\n", rows[0], rows[1])).rows.into_iter().map(|row| row.input_ids).collect();
     let lines = format!("{}\n{}\n", rows[0], rows[1]);
     let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap();
-    let wrapped: [(&str, Vec<u8>); 9] = [
+    let zstd = |content: &[u8]| zstd::encode_all(content, 3).unwrap();
+    let wrapped: [(&str, Vec<u8>); 12] = [
+        ("Zstandard", zstd(lines.as_bytes())),
+        ("Zstandard of an array", zstd(json!(rows).to_string().as_bytes())),
+        (
+            "two Zstandard frames",
+            [zstd(format!("{}\n", rows[0]).as_bytes()), zstd(rows[1].to_string().as_bytes())].concat(),
+        ),
         ("gzip", gzip(lines.as_bytes())),
         ("gzip of an array", gzip(json!(rows).to_string().as_bytes())),
         (
@@ -115,9 +122,7 @@ fn tables_of_text_are_read_by_their_header() {
 #[test]
 fn files_of_another_kind_are_named() {
     for (content, kind) in [
-        (&b"ARROW1\0\0\xFF\xFF\xFF\xFF"[..], "an Arrow file"),
-        (b"\xFF\xFF\xFF\xFF\x10\0\0\0", "an Arrow stream"),
-        (b"\x28\xB5\x2F\xFD\x04", "Zstandard"),
+        (&b"\x28\xB5\x2F\xFD\x04"[..], "Zstandard"),
         (b"PK\x03\x04", "a zip archive"),
         (b"BZh9", "bzip2"),
         (b"\xFD7zXZ\0", "xz"),
@@ -167,13 +172,25 @@ fn a_prompt_and_its_completion_are_turns_where_the_settings_say_so() {
     let plain = load_named("a.jsonl", row, &options()).unwrap();
     assert_eq!(text(&plain), "<bos>qa<eos>");
     assert_says(&plain.report.to_string(), &["plain text, without the chat template", "generate --raw"]);
-    let options = DataOptions { prompt_completion: PromptCompletion::Chat, ..options() };
-    let turns = load_named("a.jsonl", row, &options).unwrap();
-    assert_eq!(text(&turns), "<bos><|start|>user<|stop|>\n\nq<|eot|><|start|>assistant<|stop|>\n\na<|eot|>");
-    assert_says(&turns.report.to_string(), &["a user turn and an answer"]);
+    // By default as `generate` asks.
+    for prompt_completion in [PromptCompletion::Chat, PromptCompletion::Auto, DataOptions::default().prompt_completion]
+    {
+        let turns = load_named("a.jsonl", row, &DataOptions { prompt_completion, ..options() }).unwrap();
+        assert_eq!(text(&turns), "<bos><|start|>user<|stop|>\n\nq<|eot|><|start|>assistant<|stop|>\n\na<|eot|>");
+        assert_says(&turns.report.to_string(), &["a user turn and an answer"]);
+    }
     // Without a template there is nothing to choose.
     let bare = qlora_train::data::ChatTokenizer::open(model_dir(None).path(), None).unwrap();
-    assert!(load_one(row, Some(&bare)).unwrap().report.remarks.is_empty());
+    let file = file("a.jsonl", row);
+    for prompt_completion in [PromptCompletion::Text, PromptCompletion::Auto] {
+        let options = DataOptions { prompt_completion, ..options() };
+        let plain = load(std::slice::from_ref(&file.path), Some(&bare), &options).unwrap();
+        assert!(plain.report.remarks.is_empty());
+        assert_eq!(bare.decode(&plain.rows[0].input_ids, false).unwrap(), "<bos>qa<eos>");
+    }
+    let options = DataOptions { prompt_completion: PromptCompletion::Chat, ..options() };
+    let message = refusal(load(std::slice::from_ref(&file.path), Some(&bare), &options));
+    assert_says(&message, &["the model has no chat template"]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Data files, chat templates, loss masks and batches, with tokenizers and templates made by the tests.
 
+mod arrow;
+mod builtin;
 mod chat;
 mod files;
 mod formats;

@@ -86,8 +86,8 @@ fn table(compression: Compression) -> (TempDir, std::path::PathBuf) {
 fn conversations_and_token_ids_are_read_from_every_row_group() {
     let tokenizer = chat_tokenizer(CHATML);
     let expected = tokenizer.encode_chat(&turns(&[("user", "hello"), ("assistant", "w")])).unwrap();
-    let gzip = Compression::GZIP(Default::default());
-    for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, gzip, Compression::LZ4_RAW] {
+    let (gzip, zstd) = (Compression::GZIP(Default::default()), Compression::ZSTD(Default::default()));
+    for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, gzip, Compression::LZ4_RAW, zstd] {
         let (_dir, path) = table(compression);
         let data = load(std::slice::from_ref(&path), Some(&tokenizer), &options()).unwrap();
         assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -136,6 +136,30 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
         let message = refusal(load_one(&whole[..length], Some(&chat_tokenizer(CHATML))));
         assert_says(&message, &["Parquet", "damaged"]);
     }
+}
+
+/// A page of one value many times over takes next to nothing.
+#[test]
+fn a_few_bytes_that_stand_for_many_values_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.parquet");
+    let tokenizer = chat_tokenizer(CHATML);
+    let refused = |schema: &str, column: Column, words: &[&str]| {
+        write(&path, schema, &[vec![column]], Compression::ZSTD(Default::default()));
+        assert!(std::fs::metadata(&path).unwrap().len() < 200_000, "{}", std::fs::metadata(&path).unwrap().len());
+        let message = refusal(load(std::slice::from_ref(&path), Some(&tokenizer), &options()));
+        assert_says(&message, words);
+    };
+    // One row of 32 million token ids, and ten rows of which the first has them all.
+    let ids = "message rows { optional group input_ids (LIST) { repeated group list { optional int64 element; } } }";
+    let many = 32_000_000;
+    let levels = |rows: usize| (0..many).map(|at| i16::from(at != 0 && at < many - rows + 1)).collect::<Vec<i16>>();
+    refused(ids, Column::Integers(vec![7; many], vec![3; many], levels(1)), &["values, more than the"]);
+    refused(ids, Column::Integers(vec![7; many], vec![3; many], levels(10)), &["stand for 32000000 values"]);
+    // 60 rows of the same 8 MiB of text.
+    let text = "message rows { optional binary text (UTF8); }";
+    let long: &'static str = Box::leak("a".repeat(8 << 20).into_boxed_str());
+    refused(text, Column::Text(vec![long; 60], vec![1; 60], vec![0; 60]), &["rows.parquet", "becomes more than"]);
 }
 
 proptest! {
