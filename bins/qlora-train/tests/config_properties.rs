@@ -34,7 +34,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "too_long" => words(&["drop", "truncate", "error"]),
         "compute" => words(&["f32", "bf16"]),
         "on_bad_row" => words(&["error", "skip"]),
-        "prompt_completion" => words(&["text", "chat"]),
+        "prompt_completion" => words(&["auto", "text", "chat"]),
         "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
         "seed" => any::<u64>().prop_map(Json::from).boxed(),
         "gradient_checkpointing" => {

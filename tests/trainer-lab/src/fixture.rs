@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use qlora_train::config::PromptCompletion;
 use qlora_train::data::{ChatTokenizer, DataOptions, Dataset, Message, load};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -133,7 +134,8 @@ pub fn file(name: &str, content: impl AsRef<[u8]>) -> File {
 }
 
 pub fn options() -> DataOptions {
-    DataOptions { vocab_size: VOCAB_SIZE, eos_token_ids: vec![260], ..DataOptions::default() }
+    let prompt_completion = PromptCompletion::Text;
+    DataOptions { vocab_size: VOCAB_SIZE, eos_token_ids: vec![260], prompt_completion, ..DataOptions::default() }
 }
 
 pub fn load_one(content: impl AsRef<[u8]>, tokenizer: Option<&ChatTokenizer>) -> qlora_train::error::Result<Dataset> {

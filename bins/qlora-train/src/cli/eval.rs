@@ -36,6 +36,25 @@ pub struct EvalArgs {
     /// What happens to longer rows: error, drop or truncate [default: error, or that of the settings file]
     #[arg(long)]
     too_long: Option<String>,
+    /// What happens to a row that cannot be read: error or skip, which counts such rows
+    #[arg(long)]
+    on_bad_row: Option<String>,
+    /// Texts under prompt and completion as they stand (text), as turns of the chat template (chat), or as turns where
+    /// the model has a template (auto)
+    #[arg(long)]
+    prompt_completion: Option<String>,
+    /// Column of the rows that holds the prompt
+    #[arg(long)]
+    prompt_column: Option<String>,
+    /// Column of the rows that holds the answer
+    #[arg(long)]
+    completion_column: Option<String>,
+    /// Column of the rows that holds the turns
+    #[arg(long)]
+    messages_column: Option<String>,
+    /// Column of the rows that holds the text
+    #[arg(long)]
+    text_column: Option<String>,
 }
 
 impl EvalArgs {
@@ -51,6 +70,7 @@ impl EvalArgs {
             None if self.model.config.is_none() => settings.too_long = TooLong::Error,
             None => (),
         }
+        self.set_row_settings(&mut settings)?;
         if !self.data.is_empty() {
             settings.data = self.data.clone();
             (settings.val_data, settings.val_set_size) = (Vec::new(), ValSet::Off);
@@ -64,6 +84,31 @@ impl EvalArgs {
             settings.val_data = Vec::new();
         }
         Ok(settings)
+    }
+
+    /// Settings of how rows are read, where they are given.
+    fn set_row_settings(&self, settings: &mut Settings) -> Result<()> {
+        let given = [
+            ("on_bad_row", &self.on_bad_row),
+            ("prompt_completion", &self.prompt_completion),
+            ("prompt_column", &self.prompt_column),
+            ("completion_column", &self.completion_column),
+            ("messages_column", &self.messages_column),
+            ("text_column", &self.text_column),
+        ];
+        for (name, value) in given {
+            let Some(value) = value else { continue };
+            let read = Settings::load(None, &[(name.to_owned(), value.clone())])?;
+            match name {
+                "on_bad_row" => settings.on_bad_row = read.on_bad_row,
+                "prompt_completion" => settings.prompt_completion = read.prompt_completion,
+                "prompt_column" => settings.prompt_column = read.prompt_column,
+                "completion_column" => settings.completion_column = read.completion_column,
+                "messages_column" => settings.messages_column = read.messages_column,
+                _ => settings.text_column = read.text_column,
+            }
+        }
+        Ok(())
     }
 }
 

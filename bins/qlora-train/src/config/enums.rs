@@ -73,6 +73,8 @@ choices! {
 
     /// How a prompt and its completion become text.
     PromptCompletion {
+        /// Like `chat` where the model has a chat template, else like `text`; `generate` asks in that form
+        Auto: "auto",
         /// As they stand
         Text: "text",
         /// As a user turn and an answer, by the chat template

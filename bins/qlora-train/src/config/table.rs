@@ -202,8 +202,8 @@ settings! {
         ["overlong", "excess_length_strategy"];
     "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
-    "Whether texts under prompt and completion are trained on as they stand, or as turns of the chat template."
-    prompt_completion: PromptCompletion = PromptCompletion::Text, "text", "text or chat", ResultsIfSet, [];
+    "Whether texts under prompt and completion are read as they stand, or as turns of the chat template; `auto`: as turns where the model has one, as `generate` asks."
+    prompt_completion: PromptCompletion = PromptCompletion::Auto, "auto", "auto, text or chat", ResultsIfSet, [];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
     "Chat template, instead of the model's own."

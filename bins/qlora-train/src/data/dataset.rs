@@ -133,18 +133,14 @@ fn load_files<'a>(
         report.warnings.extend(tokenizer.and_then(ChatTokenizer::template_warning));
     }
     let plain = report.files.iter().flat_map(|file| &file.kinds).any(|(kind, _)| *kind == RowKind::PromptCompletion);
-    if plain && tokenizer.is_some_and(|tokenizer| tokenizer.template().is_some()) {
-        report.remarks.push(match options.prompt_completion {
-            PromptCompletion::Text => {
-                "prompt + completion rows of texts are trained on as plain text, without the chat template \
+    if let Some(tokenizer) = tokenizer.filter(|tokenizer| plain && tokenizer.template().is_some()) {
+        report.remarks.push(match by_template(options.prompt_completion, tokenizer) {
+            false => "prompt + completion rows of texts are read as plain text, without the chat template \
                  (`prompt_completion: chat` uses it); `generate --raw` asks in that form"
-                    .to_owned()
-            }
-            PromptCompletion::Chat => {
-                "prompt + completion rows of texts are trained on as a user turn and an answer, by the chat template \
+                .to_owned(),
+            true => "prompt + completion rows of texts are read as a user turn and an answer, by the chat template \
                  (`prompt_completion: text` does without); `generate` asks in that form"
-                    .to_owned()
-            }
+                .to_owned(),
         });
     }
     report.weighted = rows.iter().filter(|row| !row.weights.is_empty()).count();
@@ -153,6 +149,15 @@ fn load_files<'a>(
     report.supervised_tokens = rows.iter().map(Row::supervised).sum();
     report.longest = rows.iter().map(Row::len).max().unwrap_or(0);
     Ok(Dataset { rows, report, hashes })
+}
+
+/// Whether a prompt and its completion are turns of the chat template.
+fn by_template(setting: PromptCompletion, tokenizer: &ChatTokenizer) -> bool {
+    match setting {
+        PromptCompletion::Auto => tokenizer.template().is_some(),
+        PromptCompletion::Text => false,
+        PromptCompletion::Chat => true,
+    }
 }
 
 struct Loader<'a> {
@@ -317,7 +322,7 @@ impl<'a> Loader<'a> {
         let tokens = match formats::content(map, kind, style, notes)? {
             Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
             Content::Text { prompt, completion }
-                if kind == RowKind::PromptCompletion && self.options.prompt_completion == PromptCompletion::Chat =>
+                if kind == RowKind::PromptCompletion && by_template(self.options.prompt_completion, tokenizer) =>
             {
                 let turns = vec![Message::new("user", &prompt), Message::new("assistant", &completion)];
                 tokenizer.encode_conversation(&Conversation::new(turns))?

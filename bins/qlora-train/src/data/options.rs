@@ -34,7 +34,7 @@ impl Default for DataOptions {
             on_bad_row: BadRow::Error,
             columns: Columns::default(),
             max_samples: None,
-            prompt_completion: PromptCompletion::Text,
+            prompt_completion: PromptCompletion::Auto,
         }
     }
 }
