@@ -1,7 +1,7 @@
 //! `qlora-train preview`
 
 use super::answer::Answer;
-use crate::config::{Purpose, SettingsArgs};
+use crate::config::{Purpose, Settings, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
@@ -32,6 +32,9 @@ pub struct PreviewArgs {
     /// Print rows drawn at random, by the seed
     #[arg(long)]
     random: bool,
+    /// Print which rows share a pack, of the first epoch: as many packs as --rows says
+    #[arg(long)]
+    packs: bool,
 }
 
 /// Keeps the draws of rows apart from those of training.
@@ -88,6 +91,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);
     let packing = schedule(&settings, &dataset.rows)?.packing();
+    let packs = if args.packs { packs(&settings, &dataset, args.rows)? } else { Vec::new() };
 
     let shown = chosen(args, &dataset.rows, settings.seed)?;
     let marks = Marks::new();
@@ -98,10 +102,19 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let read = count(dataset.report.rows_read as u64, "row");
     text.push(format!("lengths of the {read} read:\n{}", dataset.report.lengths));
     text.extend(packing.map(|packing| packing.to_string()));
+    for (at, pack) in packs.iter().enumerate() {
+        let tokens: usize = pack.iter().map(|row| row.len()).sum();
+        let line = |row: &&Row| format!("  {}: {} tokens", dataset.report.place(row.file, row.line), row.len());
+        let lines: Vec<String> = pack.iter().map(line).collect();
+        text.push(format!("pack {}: {tokens} of {} tokens\n{}", at + 1, settings.max_length, lines.join("\n")));
+    }
 
     let report = &dataset.report;
     let rows: Vec<Value> = shown.iter().map(|row| json_of(row, &dataset, tokenizer)).collect();
     let lengths = report.lengths.buckets().into_iter();
+    let place = |row: &&Row| json!({"file": file_of(row, &dataset), "line": row.line, "length": row.len()});
+    let packs = packs.iter().map(|pack| pack.iter().map(place).collect::<Vec<_>>());
+    let template = tokenizer.and_then(|tokenizer| Some((tokenizer, tokenizer.template()?)));
     let json = json!({
         "rows": rows,
         "rows_in_all": dataset.rows.len(),
@@ -125,6 +138,10 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
         "packing": packing.map(|packing| json!({
             "packs": packing.packs, "max_length": packing.max_length, "efficiency": packing.efficiency(),
         })),
+        "packs": packs.collect::<Vec<_>>(),
+        "chat_template": template.map(|(tokenizer, template)| json!({
+            "origin": tokenizer.template_origin(), "source": template.source(),
+        })),
     });
     Ok(Answer { text: text.join("\n\n"), json })
 }
@@ -144,17 +161,18 @@ fn text_of(
     };
     let tokens = data::describe(row, tokenizer);
     let (mut at, mut before) = (0, 0);
+    let mut blocks = Blocks::default();
     while at < tokens.len() {
         let (supervised, weight, bold) = kind(at, tokens[at].1);
         let another = |&i: &usize| kind(i, tokens[i].1) != (supervised, weight, bold);
         let end = (at..tokens.len()).find(another).unwrap_or(tokens.len());
         let part = match tokenizer {
-            // Decoded with what comes before, on which blanks and characters of several tokens depend.
+            // Decoded with the part before, on which blanks and characters of several tokens depend.
             Some(tokenizer) => {
-                let all = tokenizer.decode(&row.input_ids[..end], false)?;
-                let part = all.get(before..).unwrap_or_default().to_owned();
-                before = all.len();
-                part
+                let known = tokenizer.decode(&row.input_ids[before..at], false)?.len();
+                let both = tokenizer.decode(&row.input_ids[before..end], false)?;
+                before = at;
+                both.get(known..).unwrap_or_default().to_owned()
             }
             None => {
                 text += if at > 0 { " " } else { "" };
@@ -162,6 +180,9 @@ fn text_of(
             }
         };
         let part = part.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+        if tokenizer.is_some() {
+            blocks.begin(&mut text, supervised, &part);
+        }
         match (marks, supervised) {
             (Marks::Color, _) => text += &styled(&part, supervised, bold),
             (Marks::Brackets, true) => text = text + "⟦" + &part + "⟧",
@@ -173,6 +194,43 @@ fn text_of(
         at = end;
     }
     Ok(text)
+}
+
+/// What is learned of a row stands in blocks of its own, and what is not in others.
+#[derive(Default)]
+struct Blocks {
+    /// Whether the last piece was learned, and ended its line. None: there was none.
+    last: Option<(bool, bool)>,
+}
+
+impl Blocks {
+    /// Goes to a new line where a piece begins another block.
+    fn begin(&mut self, text: &mut String, learned: bool, piece: &str) {
+        if let Some((before, false)) = self.last
+            && before != learned
+        {
+            text.push_str(GOES_ON);
+            text.push('\n');
+        }
+        self.last = Some((learned, piece.ends_with('\n')));
+    }
+}
+
+/// At the end of a line that the text does not end there.
+const GOES_ON: &str = "¬";
+
+/// The first packs of the first epoch. Refused: packing is off.
+fn packs<'a>(settings: &Settings, dataset: &'a Dataset, most: usize) -> Result<Vec<Vec<&'a Row>>> {
+    if !settings.packing {
+        refuse!("--packs shows which rows share a pack, and `packing` is off: leave one of the two out");
+    }
+    let order = data::order(dataset.rows.len(), 0, settings.seed);
+    let packs = data::pack(&dataset.lengths(), &order, settings.max_length)?;
+    Ok(packs.into_iter().take(most).map(|pack| pack.into_iter().map(|row| &dataset.rows[row]).collect()).collect())
+}
+
+fn file_of(row: &Row, dataset: &Dataset) -> String {
+    dataset.report.files[row.file].path.display().to_string()
 }
 
 /// The rows that were asked for. Refused: a number that no row has.
@@ -199,7 +257,7 @@ fn chosen<'a>(args: &PreviewArgs, rows: &'a [Row], seed: u64) -> Result<Vec<&'a 
 fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> Value {
     let tokens: Vec<String> = data::describe(row, tokenizer).into_iter().map(|(token, _)| token).collect();
     let mut json = json!({
-        "file": dataset.report.files[row.file].path.display().to_string(),
+        "file": file_of(row, dataset),
         "line": row.line,
         "length": row.len(),
         "supervised": row.supervised(),
@@ -207,6 +265,9 @@ fn json_of(row: &Row, dataset: &Dataset, tokenizer: Option<&ChatTokenizer>) -> V
         "labels": row.labels,
         "tokens": tokens,
     });
+    if let Some(text) = tokenizer.and_then(|tokenizer| tokenizer.decode(&row.input_ids, false).ok()) {
+        json["text"] = text.into();
+    }
     if !row.weights.is_empty() {
         json["weights"] = row.weights.clone().into();
     }

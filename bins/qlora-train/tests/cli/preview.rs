@@ -38,7 +38,7 @@ fn json_holds_ids_labels_and_tokens() {
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6, 7], \"labels\": [-100, 6, -100]}\n{\"input_ids\": [8, 9]}\n");
     let answer: Value = sandbox.run("preview --model model --data rows.jsonl --rows 1 --json").json();
-    let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing"];
+    let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing", "packs", "chat_template"];
     assert_eq!((&keys(&answer)[..], &answer["rows_in_all"]), (&expected[..], &json!(2)));
     assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "notes": [], "formats": {"tokenized": 2}}]));
     assert_eq!(answer["lengths"], json!([{"from": 2, "to": 2, "rows": 1}, {"from": 3, "to": 4, "rows": 1}]));
@@ -52,6 +52,46 @@ fn json_holds_ids_labels_and_tokens() {
     let text = sandbox.run("preview --model model --data rows.jsonl --rows 9").ok().stdout;
     assert!(text.contains("rows.jsonl line 1: 3 tokens, 1 supervised\n<5> ⟦<6>⟧ <7>\n"), "{text}");
     assert!(text.contains("rows.jsonl line 2: 2 tokens, 1 supervised\n<8> ⟦<9>⟧\n"), "{text}");
+}
+
+#[test]
+fn packs_name_the_rows_that_share_them() {
+    let sandbox = Sandbox::new();
+    sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7, 8, 9]}\n{\"input_ids\": [4, 4, 4, 4]}\n");
+    let line = "preview --model model --data rows.jsonl --max-length 5 --packs";
+    let json = sandbox.run(&format!("{line} --json")).json();
+    let row = |line: usize, length: usize| json!({"file": "rows.jsonl", "line": line, "length": length});
+    let mut packs = json["packs"].as_array().unwrap().clone();
+    packs.sort_by_key(|pack| pack.as_array().unwrap().len());
+    assert_eq!(packs, [json!([row(3, 4)]), json!([row(2, 3), row(1, 2)])]);
+    let text = sandbox.run(line).ok().stdout;
+    assert!(text.contains("5 of 5 tokens\n  rows.jsonl line 2: 3 tokens\n  rows.jsonl line 1: 2 tokens"), "{text}");
+    assert!(text.contains("4 of 5 tokens\n  rows.jsonl line 3: 4 tokens"), "{text}");
+    assert_eq!(sandbox.run(&format!("{line} --json --rows 1")).json()["packs"].as_array().unwrap().len(), 1);
+    assert_eq!(sandbox.run("preview --model model --data rows.jsonl --json").json()["packs"], json!([]));
+    sandbox.refused(&format!("{line} --packing false"), &["--packs", "`packing` is off"]);
+}
+
+/// What is learned stands in lines of its own, also where the template writes no line ends.
+#[test]
+fn what_is_learned_stands_apart() {
+    let sandbox = Sandbox::chat();
+    let template = "{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
+    sandbox.write("flat.jinja", template);
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let turns = [turn("user", "hé"), turn("assistant", "wörld"), turn("user", "who"), turn("assistant", "me")];
+    sandbox.write("turns.jsonl", &json!({"messages": turns}).to_string());
+    let line = "preview --model model --data turns.jsonl --chat-template flat.jinja";
+    let text = sandbox.run(line).ok().stdout;
+    let expected =
+        "[user]hé<|im_end|>[assistant]¬\n⟦wörld<|im_end|>⟧¬\n[user]who<|im_end|>[assistant]¬\n⟦me<|im_end|>⟧\n";
+    assert!(text.contains(expected), "{text}");
+    let json = sandbox.run(&format!("{line} --json")).json();
+    assert_eq!(
+        json["rows"][0]["text"],
+        "[user]hé<|im_end|>[assistant]wörld<|im_end|>[user]who<|im_end|>[assistant]me<|im_end|>"
+    );
+    assert_eq!(json["chat_template"], json!({"origin": "flat.jinja", "source": template}));
 }
 
 #[test]
