@@ -275,7 +275,8 @@ impl ChatTokenizer {
     /// Token ids of text as it stands: nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).ok_or_else(|| self.panicked())?;
-        Ok(encoding.context(|| "cannot tokenize".into())?.get_ids().to_vec())
+        let unfit = || "tokenizer.json does not fit this text".to_owned();
+        Ok(encoding.usage_context(unfit)?.get_ids().to_vec())
     }
 
     /// Token ids with the byte range of the text that each stands for.
@@ -295,7 +296,7 @@ impl ChatTokenizer {
 
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let text = guarded(|| self.tokenizer.decode(ids, skip_special_tokens)).ok_or_else(|| self.panicked())?;
-        text.context(|| "cannot decode tokens".into())
+        text.usage_context(|| "tokenizer.json cannot turn these tokens into text".into())
     }
 
     fn panicked(&self) -> Error {
