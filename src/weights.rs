@@ -12,7 +12,7 @@ use crate::ops::absmax_transpose;
 use crate::ops::nf4::{self, Layout};
 
 /// The row-major absmax `[n, K / block_size]` of n rows as [`Layout::Transposed`] has it, `[K / block_size, n]`. The
-/// 8-bit codes of double quantization have a kernel for it: [`absmax_transpose`].
+/// 8-bit codes of double quantization have a kernel for it: [`absmax_transpose`](fn@absmax_transpose).
 pub fn transposed(absmax: &[f32], n: usize) -> Vec<f32> {
     let in_row = absmax.len() / n.max(1);
     (0..absmax.len()).map(|i| absmax[i % n * in_row + i / n]).collect()

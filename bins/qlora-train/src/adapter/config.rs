@@ -101,7 +101,7 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// scale = alpha / √r instead of alpha / r.
     pub use_rslora: bool,
-    /// [`ModulePattern`] → rank or alpha of its own; the first that matches counts.
+    /// `ModulePattern` → rank or alpha of its own; the first that matches counts.
     pub rank_pattern: IndexMap<String, usize>,
     pub alpha_pattern: IndexMap<String, f64>,
     /// `None`: every layer.

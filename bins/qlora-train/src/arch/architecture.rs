@@ -31,7 +31,7 @@ impl PartialEq for Family {
 /// [`Arch::check_computed`] refuses what no operation computes yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Arch {
-    /// The entry of [`FAMILIES`] that it came from.
+    /// The entry of [`FAMILIES`](super::FAMILIES) that it came from.
     pub family: &'static Family,
     pub names: &'static TensorNames,
     pub vocab_size: usize,

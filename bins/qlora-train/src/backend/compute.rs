@@ -4,7 +4,7 @@ use super::{CheckedBatch, Memory, Op, Optimizer, Trace, Weights};
 use crate::error::Result;
 use std::ops::Range;
 
-/// The operations of a device. The model calls [`Backend::run`].
+/// The operations of a device. The model calls [`Backend::run`](super::Backend::run).
 pub trait Compute: Memory + Weights + Optimizer {
     /// The batch that operations work on.
     fn batch(&self) -> &CheckedBatch;

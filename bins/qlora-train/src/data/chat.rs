@@ -6,6 +6,7 @@ use minijinja::Value;
 
 use super::UNSUPERVISED;
 use super::holds;
+use super::labeled::LabeledIds;
 use super::messages::{Conversation, Message, to_jinja};
 use super::notes::Note;
 use super::spans::Rendered;
@@ -118,12 +119,7 @@ impl ChatTokenizer {
     /// Token ids, labels and weights of a text (no weights: 1 each). A token is supervised when it holds any of a
     /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
     /// space in one token.
-    fn labeled(
-        &self,
-        text: &str,
-        supervised: &[Range<usize>],
-        weights_of: &[f32],
-    ) -> Result<(Vec<u32>, Vec<i32>, Vec<f32>), String> {
+    fn labeled(&self, text: &str, supervised: &[Range<usize>], weights_of: &[f32]) -> Result<LabeledIds, String> {
         let tokens = self.encode_with_offsets(text)?;
         let mut labels = Vec::with_capacity(tokens.len());
         let mut weights = Vec::new();

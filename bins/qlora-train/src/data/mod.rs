@@ -22,6 +22,7 @@ mod histogram;
 mod holds;
 mod json;
 mod keys;
+mod labeled;
 mod messages;
 mod notes;
 mod options;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::columns::Columns;
 use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, is_empty, other_meaning};
+use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
 use super::{json, weight};
 
@@ -149,7 +150,7 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
 /// Checks a tokenized row and returns its ids and labels (the ids themselves when there are no labels). Labels and
 /// weights (none: 1 each) are not shifted: `labels[t]` is `input_ids[t]` or −100. An `attention_mask` must be all ones,
 /// because rows are trained on without padding.
-pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<(Vec<u32>, Vec<i32>, Vec<f32>), String> {
+pub(super) fn tokenized(map: &Map<String, Value>, vocab_size: usize) -> Result<LabeledIds, String> {
     let limit = vocab_size.min(i32::MAX as usize);
     let ids = integers(map, "input_ids", &|id| (0..limit as i64).contains(&id), || {
         format!("token ids are whole numbers from 0 to {} (the model's vocabulary)", limit.saturating_sub(1))

@@ -217,7 +217,7 @@ fn moment(sandbox: &Sandbox, steps: u64) -> &'static str {
         .read("out/metrics.jsonl")
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64())
-        .last();
+        .next_back();
     if last == Some(steps) {
         return "killed while it finished";
     }

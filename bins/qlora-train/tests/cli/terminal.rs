@@ -140,12 +140,15 @@ fn change_header(path: &Path, with: impl Fn(&mut Value)) {
     fs::write(path, changed).unwrap();
 }
 
+/// A change of a model's file.
+type Change<'a> = &'a dyn Fn(&Path);
+
 /// What a stranger's model may say, file by file.
 #[test]
 fn text_of_models_is_escaped() {
     let original = Sandbox::chat();
     let path = |name: &str| -> PathBuf { original.path(&format!("model/{name}")) };
-    let changes: [(&str, &dyn Fn(&Path)); 15] = [
+    let changes: [(&str, Change); 15] = [
         ("config.json", &|file| change(file, |c| c["model_type"] = HOSTILE.into())),
         ("config.json", &|file| change(file, |c| c["architectures"] = json!([HOSTILE]))),
         ("config.json", &|file| change(file, |c| c["hidden_act"] = HOSTILE.into())),
