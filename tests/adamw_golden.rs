@@ -189,7 +189,7 @@ fn blockwise_states_follow_bitsandbytes() {
     }
 }
 
-/// As it is on a CPU, bitsandbytes finds codes in a table of 65,536 equal bins: one code for all values below 1.5e-5 of
+/// On a CPU, bitsandbytes finds codes in a table of 65,536 equal bins: one code for all values below 1.5e-5 of
 /// their block's largest. Where gradients differ by ten binary orders of magnitude in a block, half of its second
 /// moments are such. In the first update, where both quantize the same moments, no code is worse than that table makes
 /// it.

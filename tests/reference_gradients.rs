@@ -144,7 +144,7 @@ proptest! {
         check_gradient("dX", &added(&dx, &dx0), &x, &dy, forward, ErrorOf { fifth_derivative, rounding });
     }
 
-    /// As above, for each head of q and k; the gradient of v passes through.
+    /// Gradient of the norm for each head of q and k; the gradient of v passes through.
     #[test]
     fn head_norm_input(
         (m, kv_heads, per_kv, d) in (1usize..4, 1usize..3, 1usize..3, 1usize..6),

@@ -12,7 +12,7 @@ const H: usize = 8192;
 const VOCAB: usize = 128_256;
 const TOKENS: [usize; 2] = [2048, 16384];
 const QUICK_TOKENS: [usize; 1] = [2048];
-/// Of the hidden states: logits of some hundred tokens decide a row.
+/// Size of the hidden states, at which the logits of some hundred tokens decide a row.
 const SIZE: f32 = 0.05;
 
 pub fn run(bench: &mut Bench<'_>) {

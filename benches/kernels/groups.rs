@@ -15,7 +15,7 @@ use records::format::Row;
 
 struct Group {
     name: &'static str,
-    /// Of every segment.
+    /// Output features of every segment.
     n: &'static [usize],
     k: usize,
     /// Also in the quick mode.

@@ -26,7 +26,7 @@ template <> struct Vector<1> {
     __device__ __forceinline__ void store(bf16 *to) const { *to = to_bf16(v[0]); }
 };
 
-// As `store` and `load` would: what a reader of the stored value sees.
+// Rounds like `store` and `load`: what a reader of the stored value sees.
 template <int V> __device__ __forceinline__ Vector<V> rounded(Vector<V> x) {
 #pragma unroll
     for (int i = 0; i < V; ++i) x.v[i] = to_float(to_bf16(x.v[i]));

@@ -21,7 +21,7 @@ struct Site {
     const char *file;
     int line;
     bool operator==(const Site &other) const { return file == other.file && line == other.line; }
-    // As a default argument: the place of the call.
+    // A default argument: the place of the call.
     static constexpr Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) {
         return {file, line};
     }
@@ -88,7 +88,7 @@ void note_launch(const void *kernel, size_t shared_bytes);
 extern "C" {
 // Chooses the schedule of the launches that this OS thread makes from now on.
 void qk_emulation_set_seed(uint64_t seed);
-// Of this OS thread's last launch that returned QK_ERROR_EMULATION; valid until the next.
+// The message of this OS thread's last launch that returned QK_ERROR_EMULATION; valid until the next.
 const char *qk_emulation_message(void);
 // Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a
 // cudaError_t.

@@ -39,7 +39,7 @@ template <int kM_, int kWarps_, int kStages_, bool kDense_, bool kPlain_> struct
     static_assert(kK / 64 * kTileN == kThreads, "one thread decodes each absmax of a tile");
 };
 
-// Of 16-byte chunks in a tile of `row_bytes` a row.
+// Offset in bytes of a 16-byte chunk in a tile with rows of `row_bytes`, swizzled.
 __device__ __forceinline__ int bf16_offset(int row, int chunk, int row_bytes) {
     return row * row_bytes + (chunk ^ (row & 7)) * 16;
 }

@@ -11,7 +11,7 @@ static_assert(sizeof(AdamWEntry) == 80 && sizeof(qk_adamw_rate) == 32 && sizeof(
 
 namespace {
 
-// Of valid tensors; the sum of their chunks.
+// Checks the tensors; `chunks` gets the sum of those of valid ones.
 int check_tensors(const qk_adamw_tensor *tensors, uint32_t count, int *chunks, bool *quantized,
                   uint32_t *highest_rate) {
     if (tensors == nullptr) return QK_ERROR_NULL_POINTER;

@@ -92,21 +92,21 @@ pub(super) trait Driver: Sized {
     ///
     /// # Safety
     ///
-    /// As the trait says.
+    /// The address is one that the trait allows.
     unsafe fn clear(&self, address: *mut u8, bytes: usize) -> Result<()>;
 
     /// Copies to the device in the order of [`Queue::Compute`]; `from` is not read after the return.
     ///
     /// # Safety
     ///
-    /// As the trait says of `to`.
+    /// `to` is an address that the trait allows.
     unsafe fn write(&self, to: *mut u8, from: &[u8]) -> Result<()>;
 
     /// Waits for [`Queue::Compute`], then copies to the host.
     ///
     /// # Safety
     ///
-    /// As the trait says of `from`; `to` has room for `bytes`.
+    /// `from` is an address that the trait allows; `to` has room for `bytes`.
     unsafe fn read(&self, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
     /// Queues a copy. [`Queue::Compute`]: on the device. [`Queue::ToDevice`]: from pinned memory. [`Queue::ToHost`]: to
@@ -114,8 +114,8 @@ pub(super) trait Driver: Sized {
     ///
     /// # Safety
     ///
-    /// As the trait says of both, which do not overlap; nothing else uses `to`, or writes `from`, before the copy is
-    /// done.
+    /// Both are addresses that the trait allows and do not overlap; nothing else uses `to`, or writes `from`, before
+    /// the copy is done.
     unsafe fn copy(&self, queue: Queue, to: *mut u8, from: *const u8, bytes: usize) -> Result<()>;
 
     /// `timed` costs something.

@@ -68,7 +68,7 @@ pub struct ViewMut<'a, T> {
 impl<'a, T: Element> ViewMut<'a, T> {
     /// # Safety
     ///
-    /// As [`View::from_raw_parts`], and nothing else reads or writes it until the work queued with this view is done.
+    /// Like [`View::from_raw_parts`], and nothing else reads or writes it until the work queued with this view is done.
     pub const unsafe fn from_raw_parts(address: *mut T, len: usize) -> Self {
         Self { address, len, memory: PhantomData }
     }

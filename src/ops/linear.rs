@@ -36,7 +36,7 @@ pub struct Input<'a> {
     pub ldx: usize,
     /// `[m, lora_columns]` of [`lora_down`](super::lora_down()), or none: computed inside, in the workspace.
     pub s: Option<View<'a, bf16>>,
-    /// Of the input of S, where it is computed.
+    /// Dropout of the input of S, where S is computed.
     pub dropout: Option<Dropout>,
 }
 

@@ -69,7 +69,7 @@ fn any_setting() -> impl Strategy<Value = (&'static str, Json)> {
     (0..SETTINGS.len()).prop_flat_map(|i| (Just(SETTINGS[i].name), value_of(&SETTINGS[i])))
 }
 
-/// As a file with one key (with its section, if the name is dotted).
+/// A file with one key (with its section, if the name is dotted).
 fn as_yaml(name: &str, value: &Json) -> String {
     let tree = name.rsplit('.').fold(value.clone(), |tree, key| json!({ key: tree }));
     serde_saphyr::to_string(&tree).unwrap()

@@ -56,7 +56,7 @@ mod imp {
             Ok(data)
         }
 
-        /// As many values as there were.
+        /// Overwrites the slice with as many values.
         pub fn replace<T: Element + DeviceRepr>(&self, slice: &mut Slice<T>, data: &[T]) -> Result<(), Box<dyn Error>> {
             self.0.memcpy_htod(data, &mut slice.0)?;
             Ok(self.0.synchronize()?)
@@ -111,7 +111,7 @@ mod imp {
             Ok(unsafe { std::slice::from_raw_parts(slice.address(), slice.len) }.to_vec())
         }
 
-        /// As many values as there were.
+        /// Overwrites the slice with as many values.
         pub fn replace<T: Element>(&self, slice: &mut Slice<T>, data: &[T]) -> Result<(), Box<dyn Error>> {
             assert_eq!(slice.len(), data.len(), "values to replace");
             // SAFETY: the slice has room for `data`, and is borrowed exclusively.

@@ -30,7 +30,7 @@ pub struct Host {
     pub qkv: Vec<bf16>,
     pub dout: Vec<bf16>,
     boundaries: Vec<u32>,
-    /// Of the definition, rounded as the forward kernel rounds: what the backward pass is given.
+    /// The definition's output, rounded as the forward kernel rounds: what the backward pass is given.
     out: Vec<bf16>,
     lse: Vec<f32>,
     expected: Vec<(f64, f64)>,

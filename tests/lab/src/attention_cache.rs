@@ -27,7 +27,7 @@ pub struct CacheOperation {
 }
 
 pub struct Host {
-    /// Of the new tokens.
+    /// q‖k‖v of the new tokens.
     pub qkv: Vec<bf16>,
     /// With the earlier tokens' rows.
     pub cache: Vec<bf16>,

@@ -191,7 +191,7 @@ impl Operation for Loss {
         format!("{} tokens, H {}, vocabulary {}, chunks of {}", self.m, self.h, self.vocab, self.chunk)
     }
 
-    /// As if every token had a target.
+    /// FLOPs as if every token had a target.
     fn flops(&self) -> f64 {
         let products = if self.gradient { 2.0 } else { 1.0 };
         products * 2.0 * self.m as f64 * self.h as f64 * self.vocab as f64

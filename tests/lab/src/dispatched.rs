@@ -22,7 +22,7 @@ pub struct DispatchedBuffers {
 }
 
 impl Dispatched<'_> {
-    /// As the fused kernel's, with the base product rounded once more before the low-rank term is added.
+    /// Check of the fused kernel, with the base product rounded once more before the low-rank term is added.
     pub fn check_rounded(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let Linear { m, k, pad_x, .. } = self.linear;
         let columns = self.linear.columns();

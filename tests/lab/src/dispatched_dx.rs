@@ -49,7 +49,7 @@ impl DispatchedDx<'_> {
         (row, rounded)
     }
 
-    /// As the fused kernel's, with every partial sum rounded.
+    /// Check of the fused kernel, with every partial sum rounded.
     pub fn check_rounded(&self, inputs: &Host, output: &Output, most: usize) -> std::result::Result<(), String> {
         let linear = &self.dx.linear;
         let mut stream = rng::Stream::new(linear.seed, 5);

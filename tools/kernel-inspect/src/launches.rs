@@ -14,7 +14,7 @@ use tools_support::workspace::Workspace;
 
 /// What a block gets at most on sm_86 and sm_89: `kMaxSharedBytes` of cuda/common/launch.cuh.
 pub const LIMIT: u64 = 99 * 1024;
-/// Of each property; with the seed, a run can be repeated.
+/// Cases of each property; with the seed, a run can be repeated.
 const CASES: &str = "12";
 const SEED: &str = "20250601";
 

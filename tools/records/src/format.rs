@@ -14,12 +14,12 @@ pub struct Record {
     pub nvcc: Option<String>,
     pub cublaslt: Option<String>,
     pub commit: Option<String>,
-    /// Of the kernels' sources: `source::kernels_hash`.
+    /// Hash of the kernels' sources: `source::kernels_hash`.
     pub kernels_hash: String,
     pub multiprocessors: usize,
     pub l2_bytes: usize,
     pub memory_bytes: usize,
-    /// Of a plain copy in the same run, read and written bytes counted.
+    /// Speed of a plain copy in the same run, read and written bytes counted.
     pub copy_gb_per_s: f64,
     /// "quick" or "full"
     pub mode: String,
@@ -41,13 +41,13 @@ pub struct Row {
     /// The code that ran, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Of one launch.
+    /// Seconds of one launch.
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tflops: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gb_per_s: Option<f64>,
-    /// Of the copy bandwidth.
+    /// Share of the copy bandwidth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share_of_copy: Option<f64>,
     /// Seconds of dequantize + cuBLASLt, with the low-rank term, over these: above 1 ours is faster.

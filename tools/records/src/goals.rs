@@ -45,7 +45,7 @@ const DX: &str = "dX NF4 + LoRA";
 const TENSOR_CORES: &str = "TensorCore";
 const HOPPER: &str = "Hopper";
 
-/// Of the rows of an operation (by the start of its name), on a path (any if empty), with M in a range.
+/// Figures of the rows of an operation (by the start of its name), on a path (any if empty), with M in a range.
 fn of(
     rows: &[Row],
     operation: &str,

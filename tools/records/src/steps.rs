@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-/// Of one run; it prints more.
+/// Figures of one run of `bench`; it prints more.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Steps {
     shape: String,
@@ -22,7 +22,7 @@ pub struct Steps {
     /// Null on a CPU, which has no place here.
     gpu: Option<String>,
     date: String,
-    /// Of the bundle; null where it was built from the repository.
+    /// Facts of the bundle; null where it was built from the repository.
     built: Option<Built>,
     #[serde(skip)]
     file: String,
@@ -70,7 +70,7 @@ struct Goal {
     goal: &'static str,
     shape: &'static str,
     seq: std::ops::RangeInclusive<usize>,
-    /// Of runs that save memory as far as they can, and of no others
+    /// Figures of runs that save memory as far as they can, and of no others
     sparing: bool,
     /// Said of one run: the figure, and whether it is as wanted, where something is.
     figure: fn(&Steps) -> (String, Option<bool>),

@@ -35,7 +35,7 @@ fn merged(records: &[Record]) -> Vec<Merged> {
     all
 }
 
-/// Of the newest kernels' records of each GPU; `hash` is that of the kernels as they are.
+/// Table of the newest kernels' records of each GPU; `hash` is that of the kernels as they are.
 pub fn table(records: &[Record], steps: &[Steps], hash: &str) -> String {
     let merged = merged(records);
     let mut text = String::from("| work | goal | measured |\n|---|---|---|\n");

@@ -5,6 +5,8 @@ use crate::finding::{Finding, Rule};
 use crate::lints;
 
 const WIDTH: usize = 120;
+/// Beginnings that lean on another comment.
+const LEANING: [&str; 4] = ["The same ", "Of ", "As ", "Likewise"];
 const QUESTION_WORDS: [&str; 4] = ["What", "Which", "Whose", "Where"];
 
 pub fn of_source(source: &Source) -> Vec<Finding> {
@@ -16,8 +18,10 @@ pub fn of_source(source: &Source) -> Vec<Finding> {
     let mut in_comment = false;
     for (index, line) in source.text.lines().enumerate() {
         let comment = source.comment(line);
-        if !in_comment && comment.is_some_and(|text| text.starts_with("The same ")) && is_documentation(source, line) {
-            add(Rule::TheSame, index + 1, "a comment that starts with \"The same\" does not make sense alone".into());
+        let leaning = comment.and_then(|text| LEANING.into_iter().find(|beginning| text.starts_with(beginning)));
+        if let Some(beginning) = leaning.filter(|_| !in_comment && is_documentation(source, line)) {
+            let text = format!("a comment that starts with {:?} does not make sense alone", beginning.trim_end());
+            add(Rule::Leaning, index + 1, text);
         }
         in_comment = comment.is_some();
         let columns = line.chars().count();
@@ -69,10 +73,12 @@ mod tests {
 
     #[test]
     fn the_same_is_found_where_a_comment_starts_with_it() {
-        assert_eq!(found("a.rs", "fn a() {}\n/// The same of b.\nfn b() {}\n"), [(Rule::TheSame, 2)]);
+        assert_eq!(found("a.rs", "fn a() {}\n/// The same of b.\nfn b() {}\n"), [(Rule::Leaning, 2)]);
         assert!(found("a.rs", "/// A fault.\n/// The same of b.\n").is_empty());
         assert!(found("a.rs", "// The same rows as above.\n").is_empty());
-        assert_eq!(found("a.cuh", "// The same of b.\n"), [(Rule::TheSame, 1)]);
+        assert_eq!(found("a.cuh", "// The same of b.\n"), [(Rule::Leaning, 1)]);
+        assert_eq!(found("a.rs", "struct A {\n    /// Of b.\n    c: u8,\n    /// As b.\n    d: u8,\n}\n").len(), 2);
+        assert_eq!(found("a.rs", "/// Office.\nfn a() {}\n"), []);
     }
 
     #[test]

@@ -8,8 +8,8 @@ pub enum Rule {
     Path,
     /// A file that opens with a question word.
     Opening,
-    /// A comment that starts with "The same".
-    TheSame,
+    /// A comment that makes no sense without another.
+    Leaning,
     /// A comment that is wider than the formatter's lines.
     Width,
     /// Files that import each other.

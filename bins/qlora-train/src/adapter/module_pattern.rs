@@ -42,7 +42,7 @@ impl ModulePattern {
 mod tests {
     use super::*;
 
-    /// As `re.match(rf"(.*\.)?({key})$", module)` of Python.
+    /// Keys match like `re.match(rf"(.*\.)?({key})$", module)` of Python.
     #[test]
     fn keys_match_as_in_peft() {
         let module = "model.layers.11.self_attn.q_proj";

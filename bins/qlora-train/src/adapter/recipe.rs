@@ -17,7 +17,7 @@ pub enum Recipe {
     Nf4 {
         block_size: usize,
         double_quant: bool,
-        /// Of double quantization
+        /// Block size of the absmax, under double quantization
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nested_block_size: Option<usize>,
         /// Linear layers of a quantized checkpoint that are in 16 bits

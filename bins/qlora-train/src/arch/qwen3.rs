@@ -32,7 +32,7 @@ const DEFAULTS: Defaults = Defaults {
     eos_token_id: None,
 };
 
-/// Of an absent key `head_dim`, whatever the hidden size.
+/// Default of an absent key `head_dim`, whatever the hidden size.
 const HEAD_DIM: usize = 128;
 
 fn read(keys: &Keys) -> Result<Arch> {

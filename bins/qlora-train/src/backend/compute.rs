@@ -16,7 +16,7 @@ pub trait Compute: Memory + Weights + Optimizer {
     }
     /// Computes `op` for these tokens. Not called in a dry run.
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()>;
-    /// As [`Backend::loss_sum`](super::Backend::loss_sum). Not called in a dry run.
+    /// Like [`Backend::loss_sum`](super::Backend::loss_sum). Not called in a dry run.
     fn read_loss(&mut self) -> Result<f64>;
 
     fn trace(&mut self) -> &mut Trace;

@@ -32,7 +32,7 @@ pub trait Memory: Operands {
     }
     /// A buffer for `tokens` tokens, from token 0 on until it is moved.
     fn alloc_tile(&mut self, name: &'static str, tokens: usize, width: usize) -> Result<Self::Buffer>;
-    /// As [`alloc`](Self::alloc), for values that stay f32 whatever type activations have: the log-sum-exp of
+    /// Like [`alloc`](Self::alloc), for values that stay f32 whatever type activations have: the log-sum-exp of
     /// attention.
     fn alloc_f32(&mut self, name: &'static str, width: usize) -> Result<Self::Buffer> {
         self.alloc(name, width)

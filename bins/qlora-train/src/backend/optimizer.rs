@@ -37,7 +37,7 @@ pub trait Optimizer: Operands {
         Ok(())
     }
     fn clear_gradients(&mut self, params: Vec<&mut Self::Param>) -> Result<()>;
-    /// As [`Backend::update`](super::Backend::update), for at least one tensor. Not called in a dry run.
+    /// Like [`Backend::update`](super::Backend::update), for at least one tensor. Not called in a dry run.
     fn clip_and_update(&mut self, updates: Vec<ParamUpdate<'_, Self::Param>>, max_norm: f64) -> Result<f64>;
 }
 

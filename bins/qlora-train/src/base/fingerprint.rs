@@ -81,9 +81,9 @@ impl TensorDigest {
 /// Identity of a base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseFingerprint {
-    /// Of all tensors, as they were before `quantize`
+    /// Hash of all tensors, as they were before `quantize`
     pub whole: String,
-    /// Of the tensors that quantizing leaves as they are: equal in every form of one model
+    /// Hash of the tensors that quantizing leaves as they are: equal in every form of one model
     pub unquantized: String,
 }
 

@@ -114,7 +114,7 @@ fn hub() -> Finding {
     Finding::good("hub cache", text, json!({"path": cache}))
 }
 
-/// Of those that the CPU backend is faster with.
+/// Instructions of this processor that make the CPU backend faster.
 #[cfg(target_arch = "x86_64")]
 fn instructions() -> Vec<&'static str> {
     let found = [

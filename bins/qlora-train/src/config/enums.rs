@@ -75,9 +75,9 @@ choices! {
     PromptCompletion {
         /// Like `chat` where the model has a chat template, else like `text`; `generate` asks in that form
         Auto: "auto",
-        /// As they stand
+        /// Plain text, as it stands
         Text: "text",
-        /// As a user turn and an answer, by the chat template
+        /// A user turn and an answer, by the chat template
         Chat: "chat"
     } not yet {}
 

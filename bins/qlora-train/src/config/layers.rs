@@ -13,7 +13,7 @@ use super::yaml::{self, Document, Entry, Value};
 use crate::error::{Error, Result};
 use crate::files::home::expand_home;
 
-/// Of these pairs one setting stands in for the other, so a flag for one silences the file's other.
+/// Pairs of settings that stand in for each other, so that a flag for one silences the file's other.
 const INSTEAD: [(&str, &str); 2] = [("warmup_steps", "warmup_ratio"), ("val_data", "val_set_size")];
 
 /// A value and how a message names its place: ``cfg.yaml line 3: `lora.rank` `` or `` `--lora-rank` ``.

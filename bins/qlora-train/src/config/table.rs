@@ -18,7 +18,7 @@ use super::yaml::Value;
 pub enum Effect {
     /// Part of [`Settings::result_hash`].
     Results,
-    /// As `Results`, but only where it is not the default: runs from before the setting keep their hash.
+    /// Like `Results`, but only where it is not the default: runs from before the setting keep their hash.
     ResultsIfSet,
     /// Only where, how fast or how talkatively the run works.
     RunOnly,
@@ -29,7 +29,7 @@ pub struct SettingInfo {
     pub name: &'static str,
     /// Other names in use; `lora.rank` stands for `rank` in the section `lora`.
     pub aliases: &'static [&'static str],
-    /// As written in YAML; a setting that is off by default says so in words.
+    /// Default as written in YAML; a setting that is off by default says so in words.
     pub default: &'static str,
     /// What is accepted, after "expected".
     pub values: &'static str,

@@ -62,7 +62,7 @@ impl From<&serde_json::Value> for Value {
     }
 }
 
-/// As an error message shows it: short, and what was written as far as it is known.
+/// The form that error messages show: short, and what was written as far as it is known.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

@@ -36,7 +36,7 @@ const END: [u8; 8] = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0];
 const MAX_PADDING_BYTES: usize = 256;
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 const MAX_BODY_BYTES: u64 = 2 << 30;
-/// As many values as a row may have.
+/// Values that a row may have at most.
 const MAX_VALUES: usize = 1 << 24;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Refused: a file that is cut off or damaged, or

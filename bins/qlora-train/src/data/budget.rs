@@ -20,7 +20,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Of a file of which nothing is read yet.
+    /// Budget of a file of which nothing is read yet.
     pub fn new() -> Self {
         Self { left: FLOOR, most: FLOOR }
     }

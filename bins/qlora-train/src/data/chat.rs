@@ -86,7 +86,7 @@ impl ChatTokenizer {
         self.encode_conversation(&Conversation::new(messages.to_vec()))
     }
 
-    /// As [`encode_chat`](Self::encode_chat), with tools.
+    /// Like [`encode_chat`](Self::encode_chat), with tools.
     pub fn encode_conversation(&self, conversation: &Conversation) -> Result<ChatTokens, String> {
         let chat = self.render_conversation(conversation)?;
         let (input_ids, labels, weights) = self.labeled(&chat.text, &chat.supervised, &chat.weights)?;

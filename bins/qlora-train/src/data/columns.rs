@@ -74,7 +74,7 @@ impl Columns {
         pair.map_or_else(String::new, guessed)
     }
 
-    /// As [`guess`](Self::guess), from the names of a table's columns.
+    /// Like [`guess`](Self::guess), from the names of a table's columns.
     pub(super) fn guess_names(names: &[&str]) -> String {
         let pair = PAIRS.into_iter().find(|(prompt, completion)| names.contains(prompt) && names.contains(completion));
         pair.map_or_else(String::new, guessed)

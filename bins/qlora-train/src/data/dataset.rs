@@ -84,7 +84,8 @@ pub fn load(paths: &[PathBuf], tokenizer: Option<&ChatTokenizer>, options: &Data
     load_files(paths, tokenizer, None, options)
 }
 
-/// As [`load`], with a tokenizer that is opened if a row needs one. Every file is read once, so that it may be a pipe.
+/// Like [`load`], with a tokenizer that is opened if a row needs one. Every file is read once, so that it may be a
+/// pipe.
 pub fn load_once<'a>(paths: &[PathBuf], open: &OpenTokenizer<'a>, options: &'a DataOptions) -> Result<Dataset> {
     load_files(paths, None, Some(open), options)
 }

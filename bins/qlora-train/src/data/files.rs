@@ -32,7 +32,7 @@ const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataFiles {
     pub training: Vec<PathBuf>,
-    /// Of folders that have files for it.
+    /// Validation files of the folders that have some.
     pub validation: Vec<PathBuf>,
 }
 

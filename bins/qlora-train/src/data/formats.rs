@@ -112,7 +112,7 @@ fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
     }
 }
 
-/// As [`text`], and an empty string where the key is missing or null.
+/// Like [`text`], and an empty string where the key is missing or null.
 fn optional<'a>(map: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(""),

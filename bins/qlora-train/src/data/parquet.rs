@@ -19,7 +19,7 @@ use super::rows::SUPPORTED;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// As many values as a row has tokens at most.
+/// Values that a row may have at most: as many as it may have tokens.
 const MAX_VALUES: i64 = 1 << 24;
 const MAX_VALUES_OF_A_BYTE: i64 = 100;
 

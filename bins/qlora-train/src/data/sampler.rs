@@ -77,9 +77,9 @@ pub struct Longest {
 pub struct Packing {
     pub rows: usize,
     pub packs: usize,
-    /// Of all rows.
+    /// Tokens of all rows.
     pub tokens: usize,
-    /// Of a pack at most.
+    /// Tokens of a pack at most.
     pub max_length: usize,
 }
 

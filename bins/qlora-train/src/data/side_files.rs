@@ -1,7 +1,7 @@
 //! The files beside `tokenizer.json` and `tokenizer_config.json` in which older models keep their special tokens
 //! (`special_tokens_map.json`) and the tokens that were added to the vocabulary (`added_tokens.json`).
 //!
-//! As in transformers: they count where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
+//! They count as in transformers: where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

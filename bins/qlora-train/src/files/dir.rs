@@ -51,7 +51,7 @@ impl Dir {
         Ok(Self { handle: Arc::new(handle.into()), path: path.to_owned() })
     }
 
-    /// As [`open`](Self::open); the directory is made if need be.
+    /// Like [`open`](Self::open); the directory is made if need be.
     pub fn create(path: &Path) -> io::Result<Self> {
         uninterrupted(|| std::fs::create_dir_all(path))?;
         Self::open(path)

@@ -10,7 +10,7 @@ pub enum Activations {
     Keep,
     /// The layer's input, from which the activations are computed again
     Recompute,
-    /// As [`Self::Recompute`], with the input in pinned host memory, where the device has memory of its own
+    /// Like [`Self::Recompute`], with the input in pinned host memory, where the device has memory of its own
     Offload,
 }
 

@@ -29,9 +29,9 @@ pub struct ModelSpec {
     pub trainable: bool,
     /// How the optimizer keeps its moments, where the terms are trained.
     pub states: StateFormat,
-    /// Of each layer; a layer beyond them keeps its activations.
+    /// Activations of each layer; a layer beyond them keeps its activations.
     pub activations: Vec<Activations>,
-    /// Of the linear weights of each layer; a layer beyond them has its weights on the device.
+    /// Where each layer's linear weights are; a layer beyond them has its weights on the device.
     pub residency: Vec<Residency>,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -113,7 +113,7 @@ pub trait Source {
 struct Layer<B: Backend> {
     input_norm: B::Vector,
     qkv: LinearGroup<B>,
-    /// Of queries and of keys, where the family normalizes them.
+    /// Norm weights of queries and of keys, where the family normalizes them.
     qk_norm: Option<[B::Vector; 2]>,
     o: LinearGroup<B>,
     post_attention_norm: B::Vector,

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 /// What the backward pass of one layer reads, beside the layer's input. S is the low-rank projection of an input.
 struct Block<B: Backend> {
-    /// As attention sees them; where queries and keys are normalized, as their projections left them.
+    /// q‖k‖v that attention sees; where queries and keys are normalized, those that their projections left.
     qkv: B::Buffer,
     s_qkv: Option<B::Buffer>,
     attention: B::Buffer,
@@ -142,7 +142,7 @@ impl<B: Backend> Llama<B> {
         self.logits_after(b, batch, None, tokens)
     }
 
-    /// As [`Self::logits`], after what a cache holds.
+    /// Like [`Self::logits`], after what a cache holds.
     pub(super) fn logits_after(
         &self,
         b: &mut B,

@@ -38,7 +38,8 @@ impl Bars {
         Self { bar, what, plain, total, from: 0, ends: false, last: now, start: now }
     }
 
-    /// As [`new`](Self::new), where `from` was done by an earlier process: the time left is told by what this one does.
+    /// Like [`new`](Self::new), where `from` was done by an earlier process: the time left is told by what this one
+    /// does.
     pub fn resumed(what: &'static str, total: u64, from: u64) -> Self {
         let bars = Self::new(what, total);
         bars.bar.set_position(from);

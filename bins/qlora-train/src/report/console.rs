@@ -77,13 +77,13 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_harmful, |c, to| write!(to, "{}", c.escape_default()))
 }
 
-/// As [`printable`], for text of several lines: line breaks and tabs stay.
+/// Like [`printable`], for text of several lines: line breaks and tabs stay.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     let harmful = |c| is_harmful(c) && c != '\n' && c != '\t';
     escaped(text, harmful, |c, to| write!(to, "{}", c.escape_default()))
 }
 
-/// As [`printable`], for a line of JSON, which means the same.
+/// Like [`printable`], for a line of JSON, which means the same.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     // All of them are below U+10000, and stand in strings only.
     escaped(json, is_harmful, |c, to| write!(to, "\\u{:04x}", u32::from(c)))

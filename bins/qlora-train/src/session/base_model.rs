@@ -36,7 +36,7 @@ impl Loaded {
         Self::open_for(settings, &[])
     }
 
-    /// As [`open`](Self::open), with the chat template that these adapters were trained with.
+    /// Like [`open`](Self::open), with the chat template that these adapters were trained with.
     pub fn open_for(settings: &Settings, adapters: &[PathBuf]) -> Result<Self> {
         let arg = settings.model_path()?;
         let dir = resolve_model(&arg.to_string_lossy(), settings.revision.as_deref())?;

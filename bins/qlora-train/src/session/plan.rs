@@ -160,7 +160,7 @@ fn saving_bytes(spec: &ModelSpec) -> u64 {
 struct DryRun {
     buffers: Vec<PlannedBuffer>,
     on_host: Vec<PlannedBuffer>,
-    /// Of one pass over the longest micro-batch
+    /// FLOPs of one pass over the longest micro-batch
     flops: f64,
 }
 

@@ -20,7 +20,7 @@ pub fn warn_of_untrained_tokens<'a>(loaded: &Loaded, rows: impl IntoIterator<Ite
     warn_of_untrained_ids(&loaded.checkpoint, tokenizer, rows.into_iter().flat_map(|row| row.input_ids.iter().copied()))
 }
 
-/// As [`warn_of_untrained_tokens`], for token ids.
+/// Like [`warn_of_untrained_tokens`], for token ids.
 pub fn warn_of_untrained_ids(
     checkpoint: &Checkpoint,
     tokenizer: &ChatTokenizer,

@@ -36,7 +36,7 @@ impl Owned {
         Self { temporary: format!("{}{}", Self::PREFIX, unique()), checkpoints: BTreeSet::new() }
     }
 
-    /// Of the run that `dir` holds. Refused: names that this program does not give.
+    /// Names that the run in `dir` owns. Refused: names that this program does not give.
     pub fn recorded_in(dir: &Path) -> Result<Option<Self>> {
         let Some(run) = read_run(dir)? else { return Ok(None) };
         let Some(owned) = run.get(OWNED_KEY) else { return Ok(None) };

@@ -23,7 +23,7 @@ fn with(base: &Value, changes: Value) -> Value {
     value
 }
 
-/// As published for Llama-3.1-8B, in the v4 spelling.
+/// config.json as published for Llama-3.1-8B, in the v4 spelling.
 fn llama_31_8b() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,

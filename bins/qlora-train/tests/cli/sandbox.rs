@@ -92,7 +92,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// As [`new`](Self::new), with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
+    /// Like [`new`](Self::new), with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
     pub fn chat() -> Self {
         let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..tiny_arch() };
         let sandbox = Self::of(&Synthetic::new(config, 1));

@@ -217,8 +217,8 @@ fn every_schedule_gives_the_same_logits() {
     tally.case();
 }
 
-/// As the CPU backend would: every token is the most likely one by its logits too, or as likely but for rounding. Drawn
-/// tokens follow the seed, and answers do not depend on what is answered beside them.
+/// Text is that of the CPU backend: every token is the most likely one by its logits too, or as likely but for
+/// rounding. Drawn tokens follow the seed, and answers do not depend on what is answered beside them.
 #[test]
 fn tokens_are_chosen_as_on_the_cpu() {
     let spec = reading(config());

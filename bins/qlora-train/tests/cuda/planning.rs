@@ -64,7 +64,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
     }
 }
 
-/// Of weights in host memory the device holds two layers', whatever the number of layers.
+/// The device holds two layers' of the weights in host memory, whatever the number of layers.
 #[test]
 fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
     use Residency::{Device as OnDevice, Pinned};

@@ -22,11 +22,11 @@ type Values = Vec<(ParamId, Vec<f32>)>;
 /// What a run of some steps shows.
 #[derive(Clone, PartialEq)]
 pub struct Trained {
-    /// Of every step.
+    /// Loss of every step.
     pub losses: Vec<f64>,
-    /// Of every step, before clipping.
+    /// Norm of the gradients of every step, before clipping.
     pub norms: Vec<f64>,
-    /// Of the first step.
+    /// Gradients of the first step.
     pub gradients: Values,
     /// How far the steps moved the trainable tensors.
     pub moved: Values,
@@ -91,13 +91,13 @@ fn tensors_apart(found: &Values, expected: &Values) -> Vec<f64> {
 /// How far one run is from another.
 #[derive(Clone, Debug)]
 pub struct Apart {
-    /// Of every step, absolute.
+    /// Largest distance of a step's loss, absolute.
     pub losses: Vec<f64>,
-    /// Of every step, relative.
+    /// Distance of every step's norm, relative.
     pub norms: Vec<f64>,
-    /// Of every trainable tensor, relative.
+    /// Distance of every trainable tensor's gradient, relative.
     pub gradients: Vec<f64>,
-    /// Likewise.
+    /// Distance of how far every tensor moved, relative.
     pub moved: Vec<f64>,
 }
 

@@ -71,7 +71,7 @@ pub struct Cuda {
     cache: CacheMemory,
     offload: Offload,
     pinned: PinnedWeights,
-    /// Of each document of the batch as it was given: whether it has tokens.
+    /// Whether each document of the batch, as it was given, has tokens.
     batch_documents: Vec<bool>,
     /// What random weights repeat, and the same on the device.
     pattern: Option<(Arc<[u8]>, Buffer<u8>)>,
@@ -104,7 +104,7 @@ impl Cuda {
         Self::on_device(Rc::new(device), dims, config, bytes)
     }
 
-    /// As [`new`](Self::new), on a GPU that is open already.
+    /// Like [`new`](Self::new), on a GPU that is open already.
     pub fn on_device(device: Rc<Device>, dims: RunShape, config: &Arch, bytes: u64) -> Result<Self> {
         limits::check_model(config)?;
         Self::on(DeviceMemory::new(device, bytes)?, dims)

@@ -247,7 +247,7 @@ pub(super) struct Training {
     pub states: StateMemory,
 }
 
-/// As [`OptimizerState`].
+/// Device memory of an [`OptimizerState`].
 pub(super) enum StateMemory {
     F32 { m: Buffer<f32>, v: Buffer<f32> },
     Blockwise8 { m: Buffer<u8>, m_absmax: Buffer<f32>, v: Buffer<u8>, v_absmax: Buffer<f32> },

@@ -154,7 +154,7 @@ impl ChatTemplate {
         self.render_in(&Surroundings::default(), messages, add_generation_prompt)
     }
 
-    /// As [`render`](Self::render), with tools and further variables.
+    /// Like [`render`](Self::render), with tools and further variables.
     pub(super) fn render_in(
         &self,
         around: &Surroundings,

@@ -13,7 +13,7 @@ use half::bf16;
 /// Pairs that one instruction adds.
 pub const PAIRS: usize = 16;
 
-/// As [`super::isa::multiply`] defines the operands.
+/// Scalar twin of the tiles' product; the operands are those of [`super::isa::multiply`].
 pub fn twin(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width: usize, sums: &mut [f32], add: bool) {
     for row in 0..rows {
         let sums = &mut sums[row * WIDTH..][..width];
@@ -202,7 +202,7 @@ mod x86 {
     /// `steps` instructions' worth of pairs for up to two by two tiles.
     ///
     /// # Safety
-    /// As [`multiply`], for the rows, columns and pairs of `config`.
+    /// Like [`multiply`], for the rows, columns and pairs of `config`.
     unsafe fn block(
         config: &Config,
         rows: [usize; 2],

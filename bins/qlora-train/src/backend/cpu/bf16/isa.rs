@@ -261,7 +261,7 @@ mod x86 {
     const BLOCKS: [usize; 4] = [24, 12, 8, 6];
 
     /// # Safety
-    /// As [`multiply`], for `count` rows.
+    /// Like [`multiply`], for `count` rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn dispatch(
         count: usize,
@@ -292,7 +292,7 @@ mod x86 {
     }
 
     /// # Safety
-    /// As [`multiply`], for `R` rows and a panel of `V` vectors.
+    /// Like [`multiply`], for `R` rows and a panel of `V` vectors.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn block<const R: usize, const V: usize>(
         left: *const bf16,

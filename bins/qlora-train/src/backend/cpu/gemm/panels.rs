@@ -47,7 +47,7 @@ pub fn multiply(
     });
 }
 
-/// As many columns as there are registers for their sums: 24 of 32, or 12 of 16.
+/// Columns of a panel at most: there are registers for their sums, 24 of 32 or 12 of 16.
 pub fn widest(lanes: usize) -> usize {
     match lanes {
         16 => WIDTH,
