@@ -12,6 +12,8 @@ mod cross_entropy_values;
 mod dispatch;
 #[cfg(kernels = "emulated")]
 mod emulation;
+#[cfg(kernels = "cuda")]
+mod interop;
 mod layer;
 mod layer_gradients;
 mod linear;

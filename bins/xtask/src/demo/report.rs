@@ -30,7 +30,7 @@ pub struct Summary {
     pub perplexity_before: f64,
     pub perplexity_after: f64,
     pub training: Training,
-    /// Of the whole demo, building included.
+    /// Seconds of the whole demo, building included.
     pub seconds: f64,
     pub machine: String,
 }

@@ -27,7 +27,7 @@ const EMULATED: [&str; 4] = ["--release", "--locked", "--features", "emulation"]
 
 /// The crate of the kernels, with what cargo selects its tests on the device by. Alone, as the mutants and the machine
 /// code are built, so that all of these share their dependencies.
-const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--package", "qlora-kernels", "--lib", "--test", "cuda*"]);
+const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--package", "qlora-kernels", "--lib", "--test", "cuda"]);
 
 /// The trainer: whole steps on the kernels. As a part of the workspace, whose dependencies `tests` has built; cargo
 /// gives the dependencies of a package alone other features, and would build them all again.

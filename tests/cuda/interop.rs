@@ -1,7 +1,5 @@
 //! cudarc's types over the kernels, and what happens on a machine without a driver.
 
-#![cfg(kernels = "cuda")]
-
 use half::bf16;
 use qlora_kernels::device::{Device, context};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
