@@ -146,11 +146,22 @@ vectorized! {
 
 /// Rotates queries and keys in place, backwards for the gradient.
 pub fn rope(qkv: &mut [f32], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
+    for_rotated_rows(qkv, shape, positions, table, |cos, sin, row| rotate_row(cos, sin, inverse, row));
+}
+
+/// Gives `rotate` the cosines and sines of every row's position, and the row's queries and keys.
+pub fn for_rotated_rows<T: Send>(
+    qkv: &mut [T],
+    shape: AttentionShape,
+    positions: &[u32],
+    table: &RopeTable<f32>,
+    rotate: impl Fn(&[f32], &[f32], &mut [T]) + Sync + Send,
+) {
     let (width, heads, half) = (shape.qkv(), shape.heads + shape.kv_heads, shape.head_dim / 2);
     let rows = qkv.par_chunks_mut(width).zip(positions).with_min_len(MIN_ROWS);
     rows.for_each(|(qkv, &position)| {
         let at = position as usize * half;
-        rotate_row(&table.cos[at..at + half], &table.sin[at..at + half], inverse, &mut qkv[..heads * 2 * half]);
+        rotate(&table.cos[at..at + half], &table.sin[at..at + half], &mut qkv[..heads * 2 * half]);
     });
 }
 

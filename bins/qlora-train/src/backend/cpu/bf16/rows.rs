@@ -1,6 +1,6 @@
 //! Operations of one row at a time on bf16 values: computed in f32, rounded once.
 
-use crate::backend::cpu::elementwise::{LANES, exp};
+use crate::backend::cpu::elementwise::{LANES, exp, for_rotated_rows};
 use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
 use qlora_kernels::rope::RopeTable;
@@ -115,12 +115,7 @@ vectorized! {
 
 /// Rotates queries and keys of `qkv` in place, backwards for the gradient.
 pub fn rope(qkv: &mut [bf16], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
-    let (width, heads, half) = (shape.qkv(), shape.heads + shape.kv_heads, shape.head_dim / 2);
-    let rows = qkv.par_chunks_mut(width).zip(positions).with_min_len(MIN_ROWS);
-    rows.for_each(|(qkv, &position)| {
-        let at = position as usize * half;
-        rotate_row(&table.cos[at..at + half], &table.sin[at..at + half], inverse, &mut qkv[..heads * 2 * half]);
-    });
+    for_rotated_rows(qkv, shape, positions, table, |cos, sin, row| rotate_row(cos, sin, inverse, row));
 }
 
 vectorized! {
