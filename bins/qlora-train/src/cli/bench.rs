@@ -93,7 +93,9 @@ impl BenchArgs {
         let Shape { config: arch, seq: prompt, batch: prompts, .. } = self.shape()?;
         let most = arch.max_position_embeddings - prompt;
         if !(2..=most).contains(&answer) {
-            refuse!("--generate: found {answer}, expected a number of tokens from 2 to {most}, after the prompt's {prompt}");
+            refuse!(
+                "--generate: found {answer}, expected a number of tokens from 2 to {most}, after the prompt's {prompt}"
+            );
         }
         Ok(Text { arch, prompt, prompts, answer, with_lora: self.lora_r.is_some() })
     }
@@ -246,7 +248,8 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
 fn text(args: &BenchArgs, settings: &Settings, text: Text) -> Result<Answer> {
     let (prompt, prompts) = (text.prompt, text.prompts);
     let measured = bench_text(settings, text)?;
-    let MeasuredText { plan, spec, prompt_seconds, seconds, kinds, weight_bytes, read_bandwidth, host_bytes } = &measured;
+    let MeasuredText { plan, spec, prompt_seconds, seconds, kinds, weight_bytes, read_bandwidth, host_bytes } =
+        &measured;
     let token = seconds.iter().sum::<f64>() / seconds.len() as f64;
     let (reading, writing) = ((prompts * prompt) as f64 / prompt_seconds, prompts as f64 / token);
     let bandwidth = *weight_bytes as f64 / token;

@@ -64,8 +64,13 @@ fn text_of_any_shape_is_measured() {
     assert!(dense["weight_bytes"].as_f64().unwrap() > number("weight_bytes") && dense["lora_r"] == 4, "{dense}");
 
     let done = sandbox.run(line).ok();
-    for words in ["2 prompts of 20 tokens, no adapter, CPU", "tokens/s read", "tokens/s written", "GB/s of weights", "ms a token"]
-    {
+    for words in [
+        "2 prompts of 20 tokens, no adapter, CPU",
+        "tokens/s read",
+        "tokens/s written",
+        "GB/s of weights",
+        "ms a token",
+    ] {
         assert!(done.stdout.contains(words), "{}", done.stdout);
     }
 }

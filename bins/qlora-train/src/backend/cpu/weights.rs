@@ -84,7 +84,7 @@ impl Weights for Cpu {
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         match self.precision {
             Precision::F32 => group.r(),
-            Precision::Bf16(_) => bf16::compute::low_rank_columns(group),
+            Precision::Bf16(_) => bf16::operands::low_rank_columns(group),
         }
     }
 
