@@ -98,10 +98,18 @@ fn what_cannot_be_measured_is_refused() {
         ("--shape model/config.json --seq 8 --steps 0", &["--steps", "found 0"]),
         ("--shape model/config.json --seq 8 --generate 1", &["--generate", "found 1", "from 2 to"]),
         ("--shape model/config.json --seq 8 --generate 999999", &["--generate", "found 999999"]),
-        ("--shape model/config.json --generate 9 --steps 2", &["--generate", "--steps"]),
         ("--shape model/config.json --seq 8 --lora-r 0", &["--lora-r", "from 1 to 256"]),
         ("--shape llama-3-8b --seq 2048 --device cpu --host-memory 1GiB", &["of host memory", "1.0 GiB may be used"]),
     ] {
         sandbox.refused(&format!("bench {flags}"), words);
+    }
+    // What text has no use for.
+    for flag in ["--steps 2", "--optim adamw_8bit", "--gradient-checkpointing true", "--plan"] {
+        let told = sandbox.run(&format!("bench --shape model/config.json --generate 9 {flag}"));
+        let name = flag.split(' ').next().unwrap();
+        assert!(
+            told.status == Some(2) && told.stderr.contains("--generate") && told.stderr.contains(name),
+            "{told:#?}"
+        );
     }
 }

@@ -118,7 +118,7 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
 #[test]
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     const STEPS: u64 = 20;
-    let tally = Tally::new(&format!("training in bf16 on the CPU, {STEPS} steps"), 1);
+    let tally = Tally::new("training in bf16 on the CPU, 20 steps", 1);
     for qk_norm in [QkNorm::None, QkNorm::Head] {
         let mut spec = spec(Arch { qk_norm, ..config() });
         spec.states = StateFormat::Blockwise8;

@@ -1,8 +1,8 @@
 //! Pages of the weights on machines whose memory hangs on several nodes.
 //!
-//! Any thread may read any part of a weight, because tiles go to whichever thread is free. Weights are therefore spread
-//! over all nodes, page by page, so that every link carries the same share. Buffers are not: their pages lie on the node
-//! of the thread that writes them first, which computes what is in them.
+//! Any thread may read any part of a weight, because tiles go to whichever thread is free. Weights are therefore
+//! spread over all nodes, page by page, so that every link carries the same share. Buffers are not: their pages lie on
+//! the node of the thread that writes them first, which computes what is in them.
 
 #![allow(unsafe_code)]
 

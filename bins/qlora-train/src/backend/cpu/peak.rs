@@ -1,5 +1,5 @@
-//! Peaks of the processor as this code can reach them: the tiles of a product on operands that lie in the nearest cache,
-//! and reading memory.
+//! Peaks of the processor as this code can reach them: the tiles of a product on operands that lie in the nearest
+//! cache, and reading memory.
 
 use super::Precision;
 use super::bf16;

@@ -46,8 +46,8 @@ pub trait Stored: Sync {
     /// Writes columns `columns` of `row` to `out`.
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
 
-    /// Adds to `sums` the [`isa::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows where
-    /// that is possible. `scratch` has room for one.
+    /// Adds to `sums` the [`isa::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
+    /// where that is possible. `scratch` has room for one.
     fn dots(
         &self,
         isa: Isa,

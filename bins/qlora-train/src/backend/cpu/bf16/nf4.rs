@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// Blocks whose absmax is looked up together.
 const BLOCKS: usize = 32;
-/// The same for dot products, which take a row and more at once.
+/// Blocks of a dot product whose absmax is looked up together: those of a row and more.
 const DOT_BLOCKS: usize = 256;
 
 impl Stored for Nf4Matrix {
@@ -90,8 +90,8 @@ mod tests {
 
     #[test]
     fn a_dot_product_is_that_of_the_values() {
-        // Even and odd numbers of blocks, parts of blocks, other sizes of blocks, more rows than are looked up together,
-        // a row with more blocks than that, scales that make subnormal values.
+        // Even and odd numbers of blocks, parts of blocks, other sizes of blocks, more rows than are looked up
+        // together, a row with more blocks than that, scales that make subnormal values.
         for (rows, cols, block_size, size) in [
             (3, 32, 32, 1.0),
             (5, 224, 32, 1.0),

@@ -108,8 +108,8 @@ impl Layout {
 mod tests {
     use super::*;
 
-    /// Share of `threads` that is busy until the last one is done, and the tiles, where each takes the next tile when it
-    /// is done with one.
+    /// Share of `threads` that is busy until the last one is done, and the tiles, where each takes the next tile when
+    /// it is done with one.
     fn busy(rows: usize, columns: usize, threads: usize) -> (f64, usize) {
         let mut matrix = vec![0u8; rows * columns];
         let tiles = split(&mut matrix, columns, rows, 0..columns, 64, threads);
