@@ -11,6 +11,7 @@ more than 0.5% from f32's. Standard library only. Writes results.json and README
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,8 +20,8 @@ import tempfile
 HERE = pathlib.Path(__file__).parent
 COMPUTE = ["f32", "bf16"]
 LIMIT = 0.005
-# Rows of a step.
-ROWS = 2
+# Rows of a step: few tokens, so that a run takes minutes.
+ROWS = 1
 
 
 def answer(command):
@@ -35,10 +36,11 @@ def run(args, seed, compute, validation):
     with tempfile.TemporaryDirectory() as scratch:
         out = pathlib.Path(scratch) / "run"
         command = [args.binary, "train", "--json", "--device", "cpu", "--model", args.model, "--data", args.train]
-        command += [*columns, "--output-dir", out, "--compute", compute, "--seed", seed, "--max-steps", args.steps]
+        command += [*columns, "--threads", args.threads, "--output-dir", out, "--compute", compute, "--seed", seed, "--max-steps", args.steps]
         command += ["--per-device-train-batch-size", ROWS, "--gradient-accumulation-steps", 1, "--learning-rate", args.rate]
         trained = answer([*command, "--max-length", 512, "--warmup-ratio", 0.03, "--lr-scheduler-type", "cosine"])
         command = [args.binary, "eval", "--json", "--device", "cpu", "--compute", "f32", "--model", args.model]
+        command += ["--threads", args.threads]
         found = answer([*command, "--adapter", out, "--data", validation, *columns, "--max-length", 512])
     return {"seed": seed, "compute": compute, "train_loss": trained["train_loss"], "eval_loss": found["loss"]}
 
@@ -48,7 +50,7 @@ def table(args, results):
     lines = [
         "# bf16 beside f32 on a CPU",
         "",
-        f"{args.steps} steps of {ROWS} rows of {args.train.name}, SmolLM2-135M-Instruct in NF4, r 16 on all linear layers, rate",
+        f"{args.steps} steps of {ROWS} row of {args.train.name}, SmolLM2-135M-Instruct in NF4, r 16 on all linear layers, rate",
         f"{args.rate:g}; then the loss of {args.validation_rows} rows of {args.validation.name} in f32. Rows: {args.rows}.",
         "Made by `run.py` beside this file, which says how.",
         "",
@@ -79,6 +81,7 @@ def main():
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--validation-rows", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="which change no value")
     parser.add_argument("--binary", default="target/release/qlora-train")
     parser.add_argument("--out", type=pathlib.Path, default=HERE)
     args = parser.parse_args()
