@@ -16,10 +16,8 @@ use qlora_kernels::shape::AttentionShape;
 
 /// K, and the rows of the segments, of the linear groups of a layer: q‖k‖v, o, gate‖up, down.
 type Group = (usize, &'static [usize]);
-const LLAMA_8B: [Group; 4] =
-    [(4096, &[4096, 1024, 1024]), (4096, &[4096]), (4096, &[14336, 14336]), (14336, &[4096])];
-const LLAMA_70B: [Group; 4] =
-    [(8192, &[8192, 1024, 1024]), (8192, &[8192]), (8192, &[28672, 28672]), (28672, &[8192])];
+const LLAMA_8B: [Group; 4] = [(4096, &[4096, 1024, 1024]), (4096, &[4096]), (4096, &[14336, 14336]), (14336, &[4096])];
+const LLAMA_70B: [Group; 4] = [(8192, &[8192, 1024, 1024]), (8192, &[8192]), (8192, &[28672, 28672]), (28672, &[8192])];
 
 const RANK: usize = 16;
 /// Blocks of a launch that run.
@@ -55,7 +53,12 @@ impl Numbers {
         let mut numbers = Vec::with_capacity(len + 4);
         while numbers.len() < len {
             let word = self.next();
-            numbers.extend([of(word as u16), of((word >> 16) as u16), of((word >> 32) as u16), of((word >> 48) as u16)]);
+            numbers.extend([
+                of(word as u16),
+                of((word >> 16) as u16),
+                of((word >> 32) as u16),
+                of((word >> 48) as u16),
+            ]);
         }
         numbers.truncate(len);
         numbers
@@ -220,7 +223,14 @@ fn forward(m: usize, (k, n): Group, seed: u64) {
             let part = y.view_mut(first);
             // SAFETY: segments write columns of their own.
             let part = unsafe { ViewMut::from_raw_parts(part.address(), part.len()) };
-            segments.push(Segment { n, weight: weight.weight(n, k), lora: Some(lora), bias: None, y: part, ldy: width });
+            segments.push(Segment {
+                n,
+                weight: weight.weight(n, k),
+                lora: Some(lora),
+                bias: None,
+                y: part,
+                ldy: width,
+            });
             first += n;
         }
         let input = Input { m, k, x: view(&x), ldx: k, s: Some(view(&s)), dropout: None };
