@@ -5,7 +5,7 @@ use crate::cards::{BLOCK_START, Card, LAUNCH_GAP, LAUNCH_RAMP};
 use crate::limits::{Limit, Round, Slowdowns};
 use crate::machine::access::SECTOR;
 use crate::machine::class::Class;
-use crate::machine::walk::{Walk, walk};
+use crate::machine::walk::{MainLoop, Step, Walk, walk};
 use crate::schedule::{self, Makespan};
 use crate::simulator::{self, Memory};
 use anyhow::{Context, Result};
@@ -22,7 +22,7 @@ pub struct Kernel {
     pub code: String,
     pub registers: u32,
     pub static_shared: u32,
-    walks: RefCell<HashMap<u32, Rc<Walk>>>,
+    walks: RefCell<HashMap<(u32, MainLoop), Rc<Walk>>>,
     source: Code,
 }
 
@@ -39,8 +39,9 @@ impl Kernel {
     }
 
     /// The way of a warp of a block of so many threads.
-    pub fn walk(&self, threads: u32) -> Rc<Walk> {
-        Rc::clone(self.walks.borrow_mut().entry(threads).or_insert_with(|| Rc::new(walk(&self.source, threads))))
+    pub fn walk(&self, threads: u32, main: MainLoop) -> Rc<Walk> {
+        let mut walks = self.walks.borrow_mut();
+        Rc::clone(walks.entry((threads, main)).or_insert_with(|| Rc::new(walk(&self.source, threads, main))))
     }
 }
 
@@ -56,6 +57,7 @@ struct Setting {
     kernel: String,
     card: &'static str,
     threads: u32,
+    main: MainLoop,
     held: usize,
     memory: [u64; 2],
 }
@@ -78,18 +80,27 @@ impl Kernels {
         Ok(Self { all: code.into_iter().map(kernel).collect::<Result<_>>()?, simulated: RefCell::default() })
     }
 
-    fn simulated(&self, kernel: &Kernel, card: &Card, threads: u32, held: usize, memory: Memory) -> Rc<Simulated> {
+    fn simulated(
+        &self,
+        kernel: &Kernel,
+        card: &Card,
+        threads: u32,
+        main: MainLoop,
+        held: usize,
+        memory: Memory,
+    ) -> Rc<Simulated> {
         let setting = Setting {
             kernel: kernel.name.clone(),
             card: card.name,
             threads,
+            main,
             held,
             memory: [memory.bytes_per_cycle.to_bits(), memory.latency.to_bits()],
         };
         if let Some(found) = self.simulated.borrow().get(&setting) {
             return Rc::clone(found);
         }
-        let (walk, warps) = (kernel.walk(threads), threads.div_ceil(32) as usize);
+        let (walk, warps) = (kernel.walk(threads, main), threads.div_ceil(32) as usize);
         let round = walk.round.is_some().then(|| Round::of(walk.round(), card, memory, warps, held));
         let frame = simulator::once(&walk.once(), card, memory, warps, held).cycles + BLOCK_START.value;
         let made = Rc::new(Simulated { round, frame });
@@ -172,13 +183,22 @@ pub enum Work {
     Products(Vec<f64>),
     /// Nothing but moving bytes; so many blocks
     Bytes { blocks: usize },
+    /// Nothing but moving bytes, by so many blocks that stride over all of them
+    Strides { blocks: usize },
 }
 
 impl Work {
     fn blocks(&self) -> usize {
         match self {
             Self::Products(costs) => costs.len(),
-            Self::Bytes { blocks } => *blocks,
+            Self::Bytes { blocks } | Self::Strides { blocks } => *blocks,
+        }
+    }
+
+    fn main_loop(&self) -> MainLoop {
+        match self {
+            Self::Strides { .. } => MainLoop::Moves,
+            _ => MainLoop::Matrices,
         }
     }
 }
@@ -220,7 +240,8 @@ pub fn resident(kernel: &Kernel, launch: &Launch, card: &Card) -> usize {
 /// How long it takes on a card.
 pub fn predict(kernels: &Kernels, launch: &Launch, card: &Card) -> Result<Prediction> {
     let kernel = kernels.find(&launch.kernel, card)?;
-    let walk = kernel.walk(launch.threads);
+    let main = launch.work.main_loop();
+    let walk = kernel.walk(launch.threads, main);
     let warps = launch.threads.div_ceil(32) as usize;
     let places = card.multiprocessors.value as usize;
     let round_steps = walk.round();
@@ -232,7 +253,7 @@ pub fn predict(kernels: &Kernels, launch: &Launch, card: &Card) -> Result<Predic
     if launch.waits_for_dram {
         memory.latency = card.architecture.dram_latency.value;
     }
-    let simulated = kernels.simulated(kernel, card, launch.threads, held, memory.rounded());
+    let simulated = kernels.simulated(kernel, card, launch.threads, main, held, memory.rounded());
     let moved = launch.bytes / card.copy_bandwidth();
     let overhead = LAUNCH_RAMP.value + LAUNCH_GAP.value;
     match &launch.work {
@@ -256,11 +277,17 @@ pub fn predict(kernels: &Kernels, launch: &Launch, card: &Card) -> Result<Predic
                 slowdowns,
             })
         }
-        Work::Bytes { blocks } => {
+        Work::Bytes { blocks } | Work::Strides { blocks } => {
             // The walk is of stand-in shapes: what counts is how fast it moves its bytes.
-            let of_walk = walk.steps.iter().map(|step| f64::from(step.sectors * SECTOR)).sum::<f64>();
-            let rate = of_walk * (warps * held) as f64 / simulated.frame;
-            let by_rate = launch.bytes / (rate * places.min(*blocks) as f64 * card.hz());
+            let (steps, cycles, once) = match simulated.round {
+                Some(round) => (round_steps, round.run.cycles, simulated.frame / card.hz()),
+                None => (&walk.steps[..], simulated.frame, 0.0),
+            };
+            // Words whose place is not known are what such a kernel moves, not those of a table.
+            let sectors = |step: &Step| if step.is_known { step.sectors } else { step.touched_sectors };
+            let of_steps = steps.iter().map(|step| f64::from(sectors(step) * SECTOR)).sum::<f64>();
+            let rate = of_steps * (warps * held) as f64 / cycles;
+            let by_rate = launch.bytes / (rate * places.min(*blocks) as f64 * card.hz()) + once;
             Ok(Prediction {
                 seconds: by_rate.max(moved) + overhead,
                 busy: schedule::equal(*blocks, 1.0, places * held).busy,

@@ -25,7 +25,7 @@ const SMALL: (usize, usize) = (64, 128);
 /// From so many large tiles on they are taken: `kBlocksOfLargeTiles`.
 const BLOCKS_OF_LARGE_TILES: usize = 96;
 /// Bytes of a weight in NF4 with double quantization: codes, and the absmax of 64.
-const NF4_BYTES: f64 = 0.5 + 1.0 / 64.0;
+pub const NF4_BYTES: f64 = 0.5 + 1.0 / 64.0;
 /// Supervised tokens whose logits are there at once.
 const LOSS_CHUNK: usize = 1024;
 /// Share of the L2 that holds what blocks read again.
@@ -34,6 +34,11 @@ const L2_SHARE: f64 = 0.7;
 impl Operation {
     fn n(&self) -> usize {
         self.segments.iter().map(|[n, _]| n).sum()
+    }
+
+    /// Frozen weights of the group.
+    pub fn weights(&self) -> f64 {
+        (self.k * self.n()) as f64
     }
 
     fn low_rank(&self) -> usize {
@@ -347,6 +352,17 @@ impl Launch {
         }
     }
 }
+
+/// An AdamW update of 8-bit states by blocks that stride over the parameters, three on each multiprocessor.
+pub fn adamw(card: &Card, parameters: f64) -> Launch {
+    let blocks = 3 * card.multiprocessors.value as usize;
+    let maps = Shared::Bytes(2 * (2 * 256 * 4 + 1024));
+    let bytes = parameters * ADAMW_BYTES;
+    Launch { work: Work::Strides { blocks }, shared: maps, ..Launch::moving("adamw_update", 256, blocks, bytes) }
+}
+
+/// Bytes that AdamW in 8 bits moves for a parameter: gradient, value read and written, its working copy, two states.
+pub const ADAMW_BYTES: f64 = 18.0;
 
 /// Shared memory of the fused layers' tiles: tables, and stages of X or dY and of weights.
 fn stages(tokens: usize, columns: usize, dense: bool) -> Shared {

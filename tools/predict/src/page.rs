@@ -5,7 +5,7 @@ use crate::goals::{Bound, Judged};
 use crate::launches::{Kernels, predict};
 use crate::measured::Compared;
 use crate::operations::Operation;
-use crate::steps::{PlannedStep, step};
+use crate::steps::{PlannedStep, Products, step};
 use anyhow::{Context, Result};
 use std::fmt::Write;
 
@@ -91,7 +91,10 @@ pub fn page(
     text += "\n## Steps\n\n";
     text += "Tokens a second of a training step, one row, r 16 on all linear layers, on the fused kernels. Copies to host\n\
              memory are taken to be hidden.\n\n";
-    steps_table(&mut text, kernels, steps)?;
+    steps_table(&mut text, kernels, steps, Products::Fused)?;
+    text += "\nThe same with the frozen weights dequantized to a scratch and one product of a library for each group and pass, at\n\
+             the library's speed that the constants below assume; all else as above:\n\n";
+    steps_table(&mut text, kernels, steps, Products::Library)?;
     text += "\n## Goals\n\n";
     text += "A miss that is known is listed in `tools/predict/src/goals.rs`, may not grow worse, and goes once it is none.\n\n";
     goals_table(&mut text, judged);
@@ -123,7 +126,7 @@ pub fn beside(compared: &[Compared]) -> String {
     text
 }
 
-fn steps_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep]) -> Result<()> {
+fn steps_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep], products: Products) -> Result<()> {
     let names: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
     let _ = writeln!(text, "| step | {} |\n|---|{}", names.join(" | "), "---|".repeat(CARDS.len()));
     let mut rows: Vec<(&str, usize)> = steps.iter().map(|step| (step.shape.as_str(), step.tokens)).collect();
@@ -136,7 +139,7 @@ fn steps_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep]) -> R
             });
             let _ = match planned {
                 Some(planned) => {
-                    let predicted = step(kernels, planned, card)?;
+                    let predicted = step(kernels, planned, card, products)?;
                     write!(text, " {:.0}{} |", tokens as f64 / predicted.seconds, kept(planned))
                 }
                 None => write!(text, " does not fit |"),
@@ -224,7 +227,10 @@ fn shares_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep]) -> 
             });
             if let Some(planned) = planned {
                 let size = shape.rsplit('-').next().unwrap_or(shape).to_uppercase();
-                columns.push((format!("{name}, {size} {}k", tokens / 1024), step(kernels, planned, card)?));
+                columns.push((
+                    format!("{name}, {size} {}k", tokens / 1024),
+                    step(kernels, planned, card, Products::Fused)?,
+                ));
             }
         }
     }

@@ -96,6 +96,8 @@ struct Multiprocessor<'a> {
     rounds: usize,
     matrix: [f64; 4],
     float: [f64; 4],
+    /// The half of the floating-point lanes that multiplies integers
+    multiplier: [f64; 4],
     integer: [f64; 4],
     special: [f64; 4],
     queue: [f64; 4],
@@ -132,6 +134,7 @@ fn run(steps: &[Step], card: &Card, memory: Memory, warps: usize, blocks: usize,
         rounds,
         matrix: [0.0; 4],
         float: [0.0; 4],
+        multiplier: [0.0; 4],
         integer: [0.0; 4],
         special: [0.0; 4],
         queue: [0.0; 4],
@@ -254,7 +257,8 @@ impl Multiprocessor<'_> {
         let unit = |free: f64, why: Hindrance| (free > clock).then_some((why, free));
         match step.class {
             Class::Matrix { .. } => unit(self.matrix[scheduler], Hindrance::Matrices),
-            Class::Float | Class::IntegerMultiply => unit(self.float[scheduler], Hindrance::Other),
+            Class::Float => unit(self.float[scheduler], Hindrance::Other),
+            Class::IntegerMultiply => unit(self.float[scheduler].max(self.multiplier[scheduler]), Hindrance::Other),
             Class::Integer => unit(self.integer[scheduler], Hindrance::Other),
             Class::Special => unit(self.special[scheduler], Hindrance::Other),
             Class::Shared { .. }
@@ -287,7 +291,10 @@ impl Multiprocessor<'_> {
                 done = self.matrix[scheduler] + interval;
             }
             Class::Float => self.float[scheduler] = clock + architecture.float_interval.value,
-            Class::IntegerMultiply => self.float[scheduler] = clock + architecture.integer_multiply_interval.value,
+            Class::IntegerMultiply => {
+                self.float[scheduler] = clock + architecture.float_interval.value;
+                self.multiplier[scheduler] = clock + architecture.integer_multiply_interval.value;
+            }
             Class::Integer => self.integer[scheduler] = clock + architecture.integer_interval.value,
             Class::Special => {
                 self.special[scheduler] = clock + architecture.special_interval.value;

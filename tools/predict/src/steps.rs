@@ -1,8 +1,8 @@
 //! The whole training step: the trainer's own list of operations, each as long as its launches take.
 
-use crate::cards::Card;
+use crate::cards::{Card, LAUNCH_GAP, LAUNCH_RAMP};
 use crate::launches::{Kernels, Launch, predict};
-use crate::operations::Operation;
+use crate::operations::{NF4_BYTES, Operation, adamw};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -26,8 +26,8 @@ pub fn planned() -> Result<Vec<PlannedStep>> {
     serde_json::from_str(STEPS).context("tools/predict/steps.json is not as the trainer's tests write it")
 }
 
-/// Bytes of an update of a trainable parameter: 18 of AdamW in 8 bits, the norm's reading, the gradient's clearing.
-const UPDATE_BYTES: f64 = 18.0 + 4.0 + 4.0;
+/// Bytes of a trainable parameter beside its update: the norm's reading of the gradient, and its clearing.
+const GRADIENT_BYTES: f64 = 4.0 + 4.0;
 
 /// A step on a card.
 #[derive(Debug)]
@@ -37,8 +37,24 @@ pub struct PredictedStep {
     pub kinds: Vec<(String, f64)>,
 }
 
-/// The step on the fused path.
-pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card) -> Result<PredictedStep> {
+/// What the frozen layers' products run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// The fused kernels
+    Fused,
+    /// The weights dequantized to a scratch, then one product of a library for each group and pass
+    Library,
+}
+
+/// Seconds of one product of a library over weights that are dequantized first.
+fn by_library(operation: &Operation, card: &Card) -> f64 {
+    let dequantized = operation.weights() * (NF4_BYTES + 2.0) / card.copy_bandwidth();
+    let product = operation.flops() / (card.library_tflops.value * 1e12);
+    dequantized + product + 2.0 * (LAUNCH_GAP.value + LAUNCH_RAMP.value)
+}
+
+/// A planned step on a card.
+pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card, products: Products) -> Result<PredictedStep> {
     let mut kinds: Vec<(String, f64)> = Vec::new();
     let mut add = |name: &str, seconds: f64| match kinds.iter_mut().find(|(other, _)| other == name) {
         Some((_, sum)) => *sum += seconds,
@@ -46,6 +62,11 @@ pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card) -> Result<Predic
     };
     let mut trained = 0;
     for operation in &step.operations {
+        let is_product = matches!(operation.name.as_str(), "linear" | "linear, backward");
+        if is_product && products == Products::Library {
+            add(&operation.name, operation.count as f64 * by_library(operation, card));
+            continue;
+        }
         let launches = operation.launches(kernels, card);
         let launches =
             launches.with_context(|| format!("no launches are known of the operation {}", operation.name))?;
@@ -56,8 +77,10 @@ pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card) -> Result<Predic
             trained += operation.count * operation.segments.iter().map(|[n, r]| r * (n + operation.k)).sum::<usize>();
         }
     }
-    let update = Launch::moving("adamw_update", 256, trained.div_ceil(4096).max(1), trained as f64 * UPDATE_BYTES);
-    add("optimizer", predict(kernels, &update, card)?.seconds);
+    let norm = Launch::moving("gradient_partials", 256, trained.div_ceil(4096).max(1), trained as f64 * GRADIENT_BYTES);
+    for launch in [norm, adamw(card, trained as f64)] {
+        add("optimizer", predict(kernels, &launch, card)?.seconds);
+    }
     Ok(PredictedStep { seconds: kinds.iter().map(|(_, seconds)| seconds).sum(), kinds })
 }
 

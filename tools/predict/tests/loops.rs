@@ -4,7 +4,7 @@
 use kernel_inspect::sass::{self, Code};
 use predict::cards::{Card, card};
 use predict::limits::{Limit, Round, Slowdowns};
-use predict::machine::walk::{Walk, walk};
+use predict::machine::walk::{MainLoop, Walk, walk};
 use predict::simulator::Memory;
 use std::fmt::Write;
 
@@ -45,7 +45,7 @@ fn a6000() -> &'static Card {
 }
 
 fn round_of(before: &[Line], body: &[Line], memory: Memory) -> (Round, Walk) {
-    let walk = walk(&code(before, body), 256);
+    let walk = walk(&code(before, body), 256, MainLoop::Matrices);
     (Round::of(walk.round(), a6000(), memory, 8, 1), walk)
 }
 
@@ -153,7 +153,11 @@ fn a_bank_conflict_is_reported_and_costs_its_wavefronts() {
 fn an_uncoalesced_load_is_reported() {
     let load = |shift: &'static str| {
         let before = [LANE, Line(shift, 1, None, 0)];
-        let walk = walk(&code(&before, &[Line("LDG.E R32, [R1.64]", 1, Some(0), 0), Line(MATRIX, 1, None, 1)]), 256);
+        let walk = walk(
+            &code(&before, &[Line("LDG.E R32, [R1.64]", 1, Some(0), 0), Line(MATRIX, 1, None, 1)]),
+            256,
+            MainLoop::Matrices,
+        );
         Slowdowns::of(walk.round())
     };
     assert_eq!(load("IMAD.SHL.U32 R1, R0, 0x4, RZ").uncoalesced, (0, 1.0));
@@ -215,9 +219,25 @@ fn loops_of_known_length_run_so_often_and_others_once() {
         Line("ISETP.NE.AND P1, PT, R9, RZ, PT", 1, None, 1),
         Line("@P1 BRA 0x60", 1, None, 0),
     ];
-    let walk = walk(&code(&before, &[Line(MATRIX, 1, None, 0)]), 256);
+    let walk = walk(&code(&before, &[Line(MATRIX, 1, None, 0)]), 256, MainLoop::Matrices);
     let count = |index: usize| walk.steps.iter().filter(|step| step.index == index).count();
     assert_eq!((count(2), count(6)), (4, 1));
     // The main loop, twice.
     assert_eq!((count(9), walk.round().len()), (2, 2));
+}
+
+#[test]
+fn the_loop_of_a_grid_that_strides_is_the_widest_that_moves() {
+    // A search in a table first, then a loop that loads and stores.
+    let before = [
+        Line("LDG.E R9, [R2.64]", 1, Some(0), 0),
+        Line("ISETP.NE.AND P1, PT, R9, RZ, PT", 1, None, 1),
+        Line("@P1 BRA 0x0", 1, None, 0),
+        LANE,
+        Line("IMAD.SHL.U32 R1, R0, 0x4, RZ", 1, None, 0),
+    ];
+    let body = [Line("LDG.E R32, [R1.64]", 1, Some(0), 0), Line("STG.E [R1.64], R32", 1, None, 1)];
+    let walk = walk(&code(&before, &body), 256, MainLoop::Moves);
+    let round: Vec<usize> = walk.round().iter().map(|step| step.index).collect();
+    assert_eq!(round, [5, 6, 7]);
 }

@@ -81,17 +81,37 @@ struct Walker<'a> {
     in_l1: VecDeque<u32>,
 }
 
+/// The loop whose rounds are a kernel's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MainLoop {
+    /// The one with the most matrix instructions, if there is one
+    Matrices,
+    /// The one that moves the most: of a grid that strides over its work
+    Moves,
+}
+
+/// The widest of the loops with the most accesses of global memory.
+fn loop_of_moves(code: &Code, classes: &[Class]) -> Option<Range<usize>> {
+    let moves = |class: &&Class| matches!(class, Class::GlobalLoad { .. } | Class::GlobalStore { .. });
+    let count = |span: &Range<usize>| classes[span.clone()].iter().filter(moves).count();
+    code.loops().filter(|span| count(span) > 0).max_by_key(|span| (count(span), span.len()))
+}
+
 /// The way of the first warp of a block of so many threads.
-pub fn walk(code: &Code, threads: u32) -> Walk {
+pub fn walk(code: &Code, threads: u32, main: MainLoop) -> Walk {
     let parsed: Vec<Parsed> = code.instructions.iter().map(|instruction| operand::parse(&instruction.text)).collect();
-    let classes = parsed.iter().map(|parsed| Class::of(parsed.opcode, &parsed.operands)).collect();
+    let classes: Vec<Class> = parsed.iter().map(|parsed| Class::of(parsed.opcode, &parsed.operands)).collect();
     let by_address = code.instructions.iter().enumerate().map(|(index, found)| (found.address, index)).collect();
+    let main = match main {
+        MainLoop::Matrices => code.main_loop_span(),
+        MainLoop::Moves => loop_of_moves(code, &classes),
+    };
     let walker = Walker {
         code,
         parsed,
         classes,
         by_address,
-        main: code.main_loop_span(),
+        main,
         registers: Registers::new(threads),
         rounds: HashMap::new(),
         calls: Vec::new(),
@@ -216,8 +236,11 @@ impl Walker<'_> {
             }
             None => {
                 step.is_known = false;
-                step.sectors = step.useful_bytes.div_ceil(access::SECTOR);
-                step.sectors
+                let sectors = step.useful_bytes.div_ceil(access::SECTOR);
+                // A word whose place is not known is one of a table, which the caches hold.
+                let is_of_table = matches!(step.class, Class::GlobalLoad { bytes: 4 });
+                step.sectors = if is_of_table { 0 } else { sectors };
+                sectors
             }
         };
     }
@@ -317,8 +340,8 @@ impl Walker<'_> {
         if in_main(at) && !in_main(target) && self.calls.is_empty() {
             let main = self.main.clone().unwrap_or_default();
             let rounds = self.rounds.get(&(main.end - 1)).copied().unwrap_or(1);
-            let at_head = !self.classes[main.start..at].iter().any(|class| matches!(class, Class::Matrix { .. }));
-            return !at_head && rounds >= 2 && self.ends_main_before(at, &main);
+            let at_head = !self.classes[main.start..at].iter().any(is_product);
+            return !at_head && rounds >= 2 && !self.classes[at + 1..main.end].iter().any(is_product);
         }
         // Arguments that stand in may leave nothing for it to do.
         if self.main.as_ref().is_some_and(|main| at < main.start && target >= main.end) {
@@ -332,9 +355,8 @@ impl Walker<'_> {
             }
         }
     }
+}
 
-    /// Whether the rest of the loop holds no matrix instruction, so that leaving here is leaving at its end.
-    fn ends_main_before(&self, at: usize, main: &Range<usize>) -> bool {
-        !self.classes[at + 1..main.end].iter().any(|class| matches!(class, Class::Matrix { .. }))
-    }
+fn is_product(class: &Class) -> bool {
+    matches!(class, Class::Matrix { .. })
 }
