@@ -2,9 +2,9 @@
 //! counted from 1).
 //!
 //! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only
-//! CSV is told by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow batch
-//! by batch; an object that holds all rows is read whole. A file compressed by gzip or Zstandard is read as what it
-//! holds.
+//! CSV is told by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow
+//! batch by batch; an object that holds all rows is read whole. A file compressed by gzip or Zstandard is read as what
+//! it holds.
 //!
 //! A file is opened once, and its hash is of what was read.
 
@@ -94,8 +94,8 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     Ok(reader.into_inner().finish())
 }
 
-/// Parquet is read from its end, in pieces, so its bytes are hashed by themselves. Refused: it is a pipe, or was written
-/// to meanwhile.
+/// Parquet is read from its end, in pieces, so its bytes are hashed by themselves. Refused: it is a pipe, or was
+/// written to meanwhile.
 fn read_parquet(path: &Path, mut file: File, columns: &Columns, each: Each) -> Result<String> {
     let name = path.display();
     let cannot = || format!("{name}: cannot read");

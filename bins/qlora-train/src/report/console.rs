@@ -40,9 +40,9 @@ pub(crate) fn says(verbosity: Verbosity) -> bool {
     VERBOSITY.load(Ordering::Relaxed) >= verbosity as u8
 }
 
-/// Prints a line if `verbosity` is asked for: a line break in it is of a text that it quotes, and is escaped, so that no
-/// file can say a line of its own. Unlike `eprintln!` this survives a closed standard error: a run of hours must not end
-/// because somebody left the pager.
+/// Prints a line if `verbosity` is asked for: a line break in it is of a text that it quotes, and is escaped, so that
+/// no file can say a line of its own. Unlike `eprintln!` this survives a closed standard error: a run of hours must not
+/// end because somebody left the pager.
 pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
     if !says(verbosity) {
         return;
