@@ -11,10 +11,11 @@
 // which leave f32 sums in the workspace, and a last kernel adds those in the order of the heads.
 //
 // dK, dV: a warp has 16 keys. S^T = K * Q^T, so that P^T and dS^T come out of the accumulators as the A operand of the
-// second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128, and 512 bytes of lse
-// and delta, which come by asynchronous copies too: the first kernel lays them out for that. 2.9 instructions beside
-// each matrix instruction (dQ: 2.5), of which 0.6 are ldmatrix: shared memory is the limit, then the tensor cores. dQ: a warp has 16 queries,
-// Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO in the same space.
+// second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128; 512 bytes of lse and
+// delta, which come by asynchronous copies too (the first kernel lays them out for that), and 512 of the keys' ends.
+// dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO in the same
+// space. At D = 128 stand 2.9 instructions beside each matrix instruction (dQ: 2.5), 0.6 of them ldmatrix: the limit is
+// shared memory, then the tensor cores.
 #include "attention/attention.cuh"
 
 namespace {

@@ -25,8 +25,8 @@ mod controls {
         unsafe { qk_emulation_launches() }
     }
 
-    /// Of launch number `launch` (1 is the first) of this OS thread and of all later ones only `blocks` run: the first,
-    /// the last, and others by chance. A kernel can so be looked at on a grid of real size.
+    /// From launch number `launch` (1 is the first) of this OS thread on, only `blocks` of a grid run: the first, the
+    /// last, and others by chance. A kernel can so be looked at on a grid of real size.
     pub fn sample(launch: u64, blocks: u64) {
         // SAFETY: sets two numbers of this OS thread.
         unsafe { qk_emulation_sample(launch, blocks) }

@@ -11,9 +11,9 @@ pub fn workspace_len(input: &Attention<'_>) -> usize {
     workspace_len_of(input.m, &input.shape)
 }
 
-/// Elements of workspace for `m` tokens of this shape, before there is any operand: two for each query, and partial sums
-/// of dK and dV where tiles of 128 keys are fewer than blocks should be. They grow with m, so that the workspace of the
-/// longest batch serves every one.
+/// Elements of workspace for `m` tokens of this shape, before there is any operand: two for each query, and partial
+/// sums of dK and dV where tiles of 128 keys are fewer than blocks should be. They grow with m, so that the workspace
+/// of the longest batch serves every one.
 pub fn workspace_len_of(m: usize, shape: &AttentionShape) -> usize {
     const BLOCKS: usize = 256;
     const KEYS: usize = 128;
