@@ -18,6 +18,8 @@ pub struct Operation {
     pub heads: [usize; 3],
     pub vocab: usize,
     pub values: usize,
+    /// What the trainer's rates are of
+    pub units: f64,
 }
 
 const LARGE: (usize, usize) = (128, 256);
