@@ -40,7 +40,7 @@ mod tests {
     fn a_step_takes_the_sum_of_its_operations() {
         let linear = OpWork { name: "linear", count: 3, units: 1e12, ..OpWork::default() };
         let twice = OpWork { count: 6, ..linear.clone() };
-        let (once, twice) = (step_seconds(&[linear.clone()]), step_seconds(&[twice]));
+        let (once, twice) = (step_seconds(std::slice::from_ref(&linear)), step_seconds(&[twice]));
         assert_eq!(once.len(), 6);
         for (once, twice) in once.iter().zip(&twice) {
             assert_eq!(once.0, twice.0);
