@@ -66,6 +66,7 @@ fn planned_step(shape: &str, tokens: usize, memory: &str) -> String {
     let (done, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
     assert!(done, "{line}");
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["predicted_step_seconds"].as_object().map(serde_json::Map::len), Some(6), "{line}");
     let operations = answer["operations"].as_array().unwrap_or_else(|| panic!("{line}: {answer}"));
     let operations: Vec<String> = operations.iter().map(|operation| format!("   {operation}")).collect();
     format!(

@@ -137,6 +137,7 @@ const NOTHING: Operation = Operation {
     heads: [0; 3],
     vocab: 0,
     values: 0,
+    units: 0.0,
 };
 
 const FEW_TOKENS: &str = "forward, M = 1, 28672×8192: share of the copy bandwidth";

@@ -313,6 +313,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_are_held_as_registers_threads_and_shared_memory_allow() {
+        let held = |registers, threads, bytes, name: &str| {
+            let code = Code { arch: "sm_80".into(), name: "k".into(), instructions: Vec::new() };
+            let resources = Resources { arch: "sm_80".into(), name: "k".into(), registers, local: 0, shared: 0 };
+            let launch = Launch { shared: Shared::Bytes(bytes), ..Launch::moving("k", threads, 1, 1.0) };
+            resident(&Kernel::new(code, &resources), &launch, crate::cards::card(name).unwrap())
+        };
+        // 255 registers are given out as 256.
+        assert_eq!(held(255, 256, 77_000, "A6000"), 1);
+        assert_eq!((held(128, 128, 52_288, "A6000"), held(128, 128, 39_500, "A6000")), (1, 2));
+        assert_eq!((held(32, 256, 0, "A6000"), held(32, 256, 0, "H100")), (6, 8));
+        assert_eq!((held(16, 32, 0, "A6000"), held(16, 32, 0, "L40S")), (16, 24));
+    }
+
+    #[test]
     fn stages_are_counted_by_the_kernels_name() {
         let shared = Shared::Stages { tables: 1088, stage: 12_800 };
         assert_eq!(shared.bytes("linear_dx<Config<64, 4, 4, false, true>>"), 52_288);

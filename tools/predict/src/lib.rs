@@ -11,6 +11,7 @@ pub mod machine;
 pub mod measured;
 pub mod operations;
 pub mod page;
+pub mod rates;
 pub mod schedule;
 pub mod simulator;
 pub mod steps;

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use kernel_inspect::library::Library;
 use predict::launches::Kernels;
-use predict::{goals, measured, page, steps};
+use predict::{goals, measured, page, rates, steps};
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use tools_support::command::finish;
 use tools_support::workspace::Workspace;
 
 const PAGE: &str = "docs/predicted.md";
+const RATES: &str = "bins/qlora-train/src/session/predicted.json";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +34,8 @@ fn bail_usage() -> Result<String> {
 struct Predicted {
     compiler: String,
     page: String,
+    /// Rates, for the trainer's plans
+    rates: String,
     /// What is wrong with the predictions, one line each
     findings: Vec<String>,
 }
@@ -46,7 +49,8 @@ fn predicted(workspace: &Workspace) -> Result<Predicted> {
     let compared = measured::compared(&kernels, &records)?;
     let compiler = library.compiler()?;
     let page = page::page(&compiler, &kernels, &steps, &judged, &compared)?;
-    Ok(Predicted { compiler, page, findings: goals::findings(&judged, goals::KNOWN_MISSES) })
+    let rates = rates::file(&kernels, &steps)?;
+    Ok(Predicted { compiler, page, rates, findings: goals::findings(&judged, goals::KNOWN_MISSES) })
 }
 
 fn print(workspace: &Workspace) -> Result<String> {
@@ -56,14 +60,16 @@ fn print(workspace: &Workspace) -> Result<String> {
 }
 
 fn write(workspace: &Workspace) -> Result<String> {
-    let Predicted { page, findings, .. } = predicted(workspace)?;
-    let path = workspace.root.join(PAGE);
-    fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
-    if findings.is_empty() { Ok(format!("{PAGE} is written")) } else { refuse(&findings) }
+    let Predicted { page, rates, findings, .. } = predicted(workspace)?;
+    for (name, text) in [(PAGE, page), (RATES, rates)] {
+        let path = workspace.root.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if findings.is_empty() { Ok(format!("{PAGE} and {RATES} are written")) } else { refuse(&findings) }
 }
 
 fn check(workspace: &Workspace) -> Result<String> {
-    let Predicted { compiler, page, findings } = predicted(workspace)?;
+    let Predicted { compiler, page, rates, findings } = predicted(workspace)?;
     let current = read(&workspace.root.join(PAGE))?;
     if !findings.is_empty() {
         return refuse(&findings);
@@ -71,7 +77,10 @@ fn check(workspace: &Workspace) -> Result<String> {
     if page::is_of_another_compiler(&current, &compiler) {
         return Ok(format!("the goals are as they were; {PAGE} is not that of nvcc {compiler}, so not compared"));
     }
-    ensure!(current == page, "{PAGE} is not what the machine code says: run `cargo xtask predict --write`");
+    for (name, wanted) in [(PAGE, page), (RATES, rates)] {
+        let found = read(&workspace.root.join(name))?;
+        ensure!(found == wanted, "{name} is not what the machine code says: run `cargo xtask predict --write`");
+    }
     Ok(format!(
         "{PAGE} is what the machine code says; {} misses are known, none is new or worse",
         goals::KNOWN_MISSES.len()

@@ -42,6 +42,7 @@ fn operation_of(row: &Row) -> Option<Operation> {
         heads: [0; 3],
         vocab: 0,
         values: 0,
+        units: 0.0,
     })
 }
 

@@ -18,6 +18,8 @@ pub struct Operation {
     pub heads: [usize; 3],
     pub vocab: usize,
     pub values: usize,
+    /// What the trainer's rates are of
+    pub units: f64,
 }
 
 const LARGE: (usize, usize) = (128, 256);
@@ -407,5 +409,30 @@ impl Grid {
     fn share_from_dram(&self, card: &Card) -> f64 {
         let loaded = (self.down * self.across) as f64 * (self.down_bytes + self.across_bytes);
         (self.bytes_from_dram(card) / loaded).min(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cards::card;
+
+    #[test]
+    fn what_the_l2_keeps_is_read_once() {
+        let grid = |down| Grid { down, across: 64, down_bytes: 2e6, across_bytes: 1e6 };
+        let (small, large) = (card("A6000").unwrap(), card("L40S").unwrap());
+        // 16 tiles of rows are 32 MB: an L2 of 96 MB keeps them, one of 6 MB reads them for each set of columns.
+        assert_eq!(grid(16).bytes_from_dram(large), 32e6 + 64e6);
+        assert_eq!(grid(16).bytes_from_dram(small), 32e6 * 64.0 / (84.0 / 16.0) + 64e6);
+        assert!(grid(16).share_from_dram(large) < grid(16).share_from_dram(small));
+        // More tiles of rows than multiprocessors: once for every column of tiles.
+        assert_eq!(grid(200).bytes_from_dram(small), 400e6 * 64.0 + 64e6);
+    }
+
+    #[test]
+    fn the_heaviest_blocks_come_first_and_heads_side_by_side_where_they_are_fastest() {
+        let cost = |tile: usize| [3.0, 2.0, 1.0][tile];
+        assert_eq!(heaviest_first(3, 2, true, cost), [3.0, 3.0, 2.0, 2.0, 1.0, 1.0]);
+        assert_eq!(heaviest_first(3, 2, false, cost), [3.0, 2.0, 1.0, 3.0, 2.0, 1.0]);
     }
 }

@@ -43,6 +43,7 @@ fn shown() -> Vec<(&'static str, Operation)> {
         heads: [64, 8, 128],
         vocab: 128_256,
         values: 0,
+        units: 0.0,
     };
     let few = |tokens| Operation { segments: vec![[28672, 0]], ..linear("linear", tokens) };
     let moves = |name: &str, values| Operation { values, ..linear(name, 4096) };

@@ -35,6 +35,8 @@ pub struct PredictedStep {
     pub seconds: f64,
     /// Seconds of each kind of operation, in the order of the step
     pub kinds: Vec<(String, f64)>,
+    /// Parameters that it updates
+    pub trained: usize,
 }
 
 /// What the frozen layers' products run on.
@@ -81,7 +83,7 @@ pub fn step(kernels: &Kernels, step: &PlannedStep, card: &Card, products: Produc
     for launch in [norm, adamw(card, trained as f64)] {
         add("optimizer", predict(kernels, &launch, card)?.seconds);
     }
-    Ok(PredictedStep { seconds: kinds.iter().map(|(_, seconds)| seconds).sum(), kinds })
+    Ok(PredictedStep { seconds: kinds.iter().map(|(_, seconds)| seconds).sum(), kinds, trained })
 }
 
 #[cfg(test)]

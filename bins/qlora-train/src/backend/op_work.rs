@@ -19,6 +19,8 @@ pub struct OpWork {
     pub vocab: usize,
     /// Values that are read and written for each token, where it is not products that take the time
     pub values: usize,
+    /// Multiply-adds or values of all tokens, whichever takes the time: what a rate is of
+    pub units: f64,
 }
 
 impl OpWork {
@@ -51,7 +53,30 @@ impl OpWork {
                 (work.k, work.vocab) = (x.width(), head.vocab());
             }
         }
+        work.units = work.units();
         work
+    }
+
+    fn units(&self) -> f64 {
+        let [heads, _, head_dim] = self.heads;
+        let n: usize = self.segments.iter().map(|[n, _]| n).sum();
+        let of_token = match self.name {
+            "linear" | "linear, backward" => self.k * n,
+            // Bound by the rows that they read.
+            "LoRA X·Aᵀ" => self.k,
+            "LoRA dY·B" => n,
+            "LoRA gradients" => self.k + n,
+            "attention" | "attention, backward" => self.tokens * heads * head_dim,
+            _ if self.vocab > 0 => self.k * self.vocab,
+            _ => self.values,
+        };
+        (self.tokens * of_token) as f64
+    }
+
+    /// Parameters that an update changes, of an operation that makes their gradients.
+    pub fn trained(&self) -> usize {
+        let makes_gradients = self.name == "LoRA gradients";
+        self.segments.iter().filter(|_| makes_gradients).map(|[n, r]| r * (n + self.k)).sum()
     }
 
     /// Adds one more operation to what a step does.

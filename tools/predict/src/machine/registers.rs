@@ -443,3 +443,58 @@ impl Registers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::operand;
+
+    fn after(lines: &[&str]) -> Registers {
+        let mut registers = Registers::new(256);
+        lines.iter().for_each(|line| registers.execute(&operand::parse(line)));
+        registers
+    }
+
+    fn lanes_of(registers: &Registers, address: &str) -> Option<[u32; 3]> {
+        registers.address(address).map(|known| [known.lanes[0], known.lanes[1], known.lanes[31]])
+    }
+
+    #[test]
+    fn addresses_follow_from_the_threads_number() {
+        let lane = "S2R R0, SR_TID.X";
+        let cases: [(&[&str], [u32; 3]); 8] = [
+            (&["IMAD.SHL.U32 R1, R0, 0x4, RZ"], [0, 4, 124]),
+            (&["SHF.R.U32.HI R1, RZ, 0x2, R0"], [0, 0, 7]),
+            (&["LOP3.LUT R1, R0, 0x3, RZ, 0xc0, !PT"], [0, 1, 3]),
+            (&["LOP3.LUT R1, R0, 0x1f, RZ, 0x3c, !PT"], [31, 30, 0]),
+            (&["LEA R1, R0, 0x40, 0x3"], [64, 72, 312]),
+            (&["IADD3 R2, -R0, 0x20, RZ", "IMAD R1, R2, 0x10, R0"], [512, 497, 47]),
+            (&["ISETP.GE.AND P0, PT, R0, 0x1, PT", "SEL R1, R0, 0x63, P0"], [99, 1, 31]),
+            (&["ISETP.GE.AND P0, PT, R0, 0x1, PT", "MOV R1, 0x5", "@P0 IADD3 R1, R0, 0x64, RZ"], [5, 101, 131]),
+        ];
+        for (lines, expected) in cases {
+            let registers = after(&[&[lane], lines].concat());
+            assert_eq!(lanes_of(&registers, "[R1]"), Some(expected), "{lines:?}");
+        }
+        let registers = after(&[lane, "UMOV UR4, 0x400"]);
+        assert_eq!(lanes_of(&registers, "[R0.X4+UR4+0x10]"), Some([1040, 1044, 1164]));
+    }
+
+    #[test]
+    fn what_comes_from_memory_is_not_known_and_arguments_are_supposed() {
+        let registers = after(&["S2R R0, SR_TID.X", "LDG.E R1, [R0.64]", "IADD3 R2, R1, R0, RZ"]);
+        assert_eq!(lanes_of(&registers, "[R2]"), None);
+        let registers = after(&[
+            "S2R R0, SR_TID.X",
+            "IMAD R2, R0, c[0x0][0x170], RZ",
+            "ISETP.LT.AND P0, PT, R0, c[0x0][0x174], PT",
+            "ISETP.NE.AND P1, PT, RZ, c[0x0][0x178], PT",
+        ]);
+        assert!(registers.address("[R2]").unwrap().supposed);
+        assert_eq!(registers.predicate("P0"), Some(Mask { bits: u32::MAX, supposed: true }));
+        // Whether there is such an argument is not for a stand-in to say.
+        assert_eq!(registers.predicate("P1"), None);
+        // The size of a block is no argument.
+        assert!(!after(&["MOV R2, c[0x0][0x0]"]).address("[R2]").unwrap().supposed);
+    }
+}
