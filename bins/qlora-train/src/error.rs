@@ -14,6 +14,9 @@ pub enum Error {
     /// The message names the file, the key or tensor, what was found, what was expected and what to do.
     #[error("{0}")]
     Refused(String),
+    /// Like [`Refused`](Self::Refused), on several lines.
+    #[error("{}", .0.join("\n"))]
+    RefusedLines(Vec<String>),
     /// The work began and could not be finished.
     #[error("{0}")]
     Failed(String),
@@ -53,7 +56,7 @@ impl Kind {
 impl Error {
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Refused(_) => Kind::Usage,
+            Error::Refused(_) | Error::RefusedLines(_) => Kind::Usage,
             Error::Failed(_) => Kind::Failure,
             Error::Interrupted(signal) => Kind::Signal(*signal),
             Error::Context { kind, .. } => *kind,
@@ -68,6 +71,25 @@ impl Error {
     /// True if the input is at fault, so that nothing was done.
     pub fn is_usage(&self) -> bool {
         self.kind() == Kind::Usage
+    }
+
+    /// The lines of the message. A line break within one is of a text that it quotes.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = match self {
+            Error::RefusedLines(lines) => lines.clone(),
+            Error::Context { source, .. } => match source.downcast_ref::<Error>() {
+                Some(error) => error.lines(),
+                None => return vec![self.to_string()],
+            },
+            Error::Hint { source, .. } => source.lines(),
+            _ => return vec![self.to_string()],
+        };
+        match self {
+            Error::Context { context, .. } => lines[0] = format!("{context}: {}", lines[0]),
+            Error::Hint { hint, .. } => *lines.last_mut().expect("a message has a line") += &format!("; {hint}"),
+            _ => {}
+        }
+        lines
     }
 
     /// Adds what may be done about a fault of the input; other errors stay as they are.
@@ -137,6 +159,16 @@ mod tests {
         let error = missing().context(what).context(what).unwrap_err();
         let cause = error.source().and_then(|error| error.source()).unwrap();
         assert_eq!(cause.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn lines_of_a_message_are_its_own() {
+        let lines = || Error::RefusedLines(vec!["run.yaml: `a\nb` is no key".to_owned(), " 1 | x: 2".to_owned()]);
+        let told = Err::<(), _>(lines()).context(|| "settings".to_owned()).unwrap_err().usage_hint(|| "see".to_owned());
+        assert_eq!(told.lines(), ["settings: run.yaml: `a\nb` is no key", " 1 | x: 2; see"]);
+        assert_eq!(told.to_string(), told.lines().join("\n"));
+        assert_eq!((lines().exit_status(), lines().lines().len()), (2, 2));
+        assert_eq!(Error::Refused("a\nb".to_owned()).lines(), ["a\nb"]);
     }
 
     #[test]

@@ -174,7 +174,14 @@ targets!(
     tokenizer_json,
     side_files,
     parquet,
-    csv
+    csv,
+    arrow,
+    compressed,
+    data_folder,
+    generation_config,
+    run_record,
+    checkpoint,
+    gguf
 );
 
 /// Parquet files of two kinds of rows: (target, name, bytes).
@@ -210,10 +217,22 @@ fn parquet_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     vec![("parquet", "plain", write(Compression::UNCOMPRESSED)), ("parquet", "snappy", write(Compression::SNAPPY))]
 }
 
+/// An Arrow file and a stream of the same rows.
+fn arrow_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    use arrow_array::{ArrayRef, RecordBatch, StringArray};
+    let text = |values: [Option<&str>; 2]| -> ArrayRef { std::sync::Arc::new(StringArray::from(values.to_vec())) };
+    let columns = [("prompt", text([Some("hello"), None])), ("completion", text([Some("world"), Some("x")]))];
+    let rows = RecordBatch::try_from_iter(columns).unwrap();
+    let mut file = arrow_ipc::writer::FileWriter::try_new(Vec::new(), &rows.schema()).unwrap();
+    let mut stream = arrow_ipc::writer::StreamWriter::try_new(Vec::new(), &rows.schema()).unwrap();
+    file.write(&rows).and_then(|()| stream.write(&rows)).unwrap();
+    vec![("arrow", "file", file.into_inner().unwrap()), ("arrow", "stream", stream.into_inner().unwrap())]
+}
+
 /// A seed that is refused at once would leave most of a parser untried.
 #[test]
 fn made_seeds_are_what_the_programs_write() {
-    for (target, name, bytes) in fuzz_targets::made_seeds().into_iter().chain(parquet_seeds()) {
+    for (target, name, bytes) in fuzz_targets::made_seeds().into_iter().chain(parquet_seeds()).chain(arrow_seeds()) {
         let path = seeds_folder().join(target).join(name);
         if std::env::var_os("QLORA_UPDATE_SEEDS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

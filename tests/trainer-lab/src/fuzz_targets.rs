@@ -5,23 +5,32 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe};
+use qlora_train::adapter::{Adapter, AdapterConfig, Provenance, Recipe, recorded_base};
 use qlora_train::arch::{Arch, LLAMA_NAMES, Projection};
+use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::{Quantization, StateFormat};
 use qlora_train::base::{BaseFingerprint, BaseName, Checkpoint, synthetic};
 use qlora_train::config::{Purpose, Settings};
-use qlora_train::data::{ChatTokenizer, MicroBatch, UNSUPERVISED, load, load_once};
+use qlora_train::data::{ChatTokenizer, DataFiles, MicroBatch, UNSUPERVISED, load, load_once};
 use qlora_train::error::Result;
 use qlora_train::files::tensor::StoredType;
+use qlora_train::gguf::{Gguf, write_model_dir};
+use qlora_train::infer::stop::stop_tokens;
 use qlora_train::lora::{LoraSpec, ParamId};
+use qlora_train::model::{Llama, ModelSpec};
+use qlora_train::train::output_dir::{check_output_dir, check_recorded_base, recorded_arithmetic};
+use qlora_train::train::{Identity, Snapshot};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::fixture::{CHATML, VOCAB_SIZE, chat_tokenizer, model_dir, options, turns};
+use crate::model::Memory;
 
 pub type Target = fn(&[u8]);
 
 /// Name, as that of the folder of its seeds, and function.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("rows", rows),
     ("template", template),
     ("tokenizer_config", tokenizer_config),
@@ -35,6 +44,13 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("side_files", side_files),
     ("parquet", parquet),
     ("csv", csv),
+    ("arrow", arrow),
+    ("compressed", compressed),
+    ("data_folder", data_folder),
+    ("generation_config", generation_config),
+    ("run_record", run_record),
+    ("checkpoint", checkpoint),
+    ("gguf", gguf),
 ];
 
 /// Every refusal is bad input's: work that failed, or a panic, is not an answer to a file.
@@ -157,6 +173,138 @@ pub fn csv(data: &[u8]) {
     rows_of("rows.csv", data);
 }
 
+/// An Arrow file or stream.
+pub fn arrow(data: &[u8]) {
+    rows_of("rows.arrow", data);
+}
+
+/// Rows compressed by gzip or Zstandard, which the first bytes tell.
+pub fn compressed(data: &[u8]) {
+    rows_of("rows.jsonl.gz", data);
+}
+
+/// What `datasets` writes beside the files of a table.
+pub fn data_folder(data: &[u8]) {
+    let dir = scratch!(empty());
+    fs::write(dir.join("state.json"), data).unwrap();
+    fs::write(dir.join("dataset_info.json"), "{}").unwrap();
+    fs::write(dir.join("data-00000-of-00001.arrow"), "").unwrap();
+    if let Some(found) = refused(DataFiles::find(std::slice::from_ref(&dir))) {
+        assert!(found.training.iter().all(|path| path.starts_with(&dir)), "{found:?}");
+    }
+}
+
+/// `generation_config.json` of a model, which says where an answer stops.
+pub fn generation_config(data: &[u8]) {
+    thread_local!(static TOKENIZER: ChatTokenizer = chat_tokenizer(CHATML));
+    let dir = scratch!(empty());
+    fs::write(dir.join("generation_config.json"), data).unwrap();
+    TOKENIZER.with(|tokenizer| {
+        for ends_turns in [false, true] {
+            refused(stop_tokens(&dir, &tiny(), tokenizer, ends_turns));
+        }
+    });
+}
+
+/// `run.json`, the record of a run in its output directory.
+pub fn run_record(data: &[u8]) {
+    let dir = scratch!(empty());
+    fs::write(dir.join("run.json"), data).unwrap();
+    fs::write(dir.join("adapter_config.json"), "{}").unwrap();
+    fs::write(dir.join("adapter_model.safetensors"), "").unwrap();
+    let recorded = serde_json::from_slice::<Value>(data).ok().and_then(|run| identity_in(&run));
+    for identity in [Some(own_identity()), recorded].into_iter().flatten() {
+        for longer in [false, true] {
+            refused(check_output_dir(&dir, &identity, longer));
+        }
+        assert!(!identity.hash().is_empty());
+    }
+    refused(check_recorded_base(&dir, "0123"));
+    refused(recorded_arithmetic(&dir));
+    refused(recorded_base(&dir));
+}
+
+fn identity_in(record: &Value) -> Option<Identity> {
+    serde_json::from_value(record.get("identity")?.clone()).ok()
+}
+
+fn own_identity() -> Identity {
+    identity_in(&json!({"identity": identity_json()})).expect("the identity is one")
+}
+
+fn identity_json() -> Value {
+    json!({
+        "settings": {"seed": 42, "lora_r": 2, "compute": "f32"}, "base_config": {"hidden_size": 16}, "tokenizer": null,
+        "special_tokens": {"eos_token": "<eos>"}, "added_tokens": null, "chat_template": null, "tool_template": null,
+        "clock": null, "data": ["00ff"], "val_data": [], "tokens": "0123"
+    })
+}
+
+/// The files of a checkpoint that a run goes on from, with true sums: `run_state.json` and `trainer_state.json` on a
+/// line each, then `optimizer.safetensors`.
+pub fn checkpoint(data: &[u8]) {
+    let dir = scratch!(adapter_dir());
+    let mut parts = data.splitn(3, |&byte| byte == b'\n');
+    let mut sums = String::new();
+    for name in ["run_state.json", "trainer_state.json", "optimizer.safetensors"] {
+        fs::write(dir.join(name), parts.next().unwrap_or_default()).unwrap();
+    }
+    for name in CHECKPOINT_FILES {
+        let hash = Sha256::digest(fs::read(dir.join(name)).unwrap());
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        sums += &format!("{hash}  {name}\n");
+    }
+    fs::write(dir.join("SHA256SUMS"), sums).unwrap();
+    let first = data.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let recorded = serde_json::from_slice::<Value>(first).ok().and_then(|state| identity_in(&state));
+    let Some(saved) = refused(Snapshot::open(&dir, &recorded.unwrap_or_else(own_identity))) else { return };
+    let _ = saved.check_base("0123").is_ok();
+    let lora = trained();
+    let spec = ModelSpec {
+        arch: tiny(),
+        lora,
+        quantization: Quantization::None,
+        trainable: true,
+        states: StateFormat::Blockwise8,
+        activations: Vec::new(),
+        residency: Vec::new(),
+        tokens: 4,
+        positions: 4,
+        seed: 0,
+    };
+    let mut cpu = Cpu::new(spec.run_shape());
+    let mut memory = Memory::new(synthetic::Synthetic::new(tiny(), 1));
+    let mut model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
+    refused(saved.restore(&mut cpu, &mut model));
+}
+
+const CHECKPOINT_FILES: [&str; 5] = [
+    "run_state.json",
+    "trainer_state.json",
+    "optimizer.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+];
+
+/// Low-rank terms of the adapter that seeds are made of.
+fn trained() -> LoraSpec {
+    LoraSpec::uniform(&tiny(), &[Projection::K], 2, 4.0, 0.0)
+}
+
+fn adapter_dir() -> TempDir {
+    let dir = empty();
+    saved_adapter(dir.path());
+    dir
+}
+
+/// A GGUF file, read and converted.
+pub fn gguf(data: &[u8]) {
+    let dir = scratch!(empty());
+    let Some(model) = refused(Gguf::parse(data)) else { return };
+    assert!(model.tensors.values().all(|tensor| tensor.data.len() <= data.len()));
+    refused(write_model_dir(&model, "someone/model", &dir));
+}
+
 /// The settings file of a run.
 pub fn settings(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -261,6 +409,11 @@ fn quantized(arch: &Arch, state: &[u8]) -> Vec<u8> {
         let bytes = shape.iter().product::<usize>() * StoredType::Bf16.size();
         tensors.push((name, "BF16", shape, vec![0; bytes]));
     }
+    tensor_file(tensors)
+}
+
+/// A safetensors file of (name, type, shape, bytes).
+fn tensor_file(tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)>) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
         let offsets = [data.len(), data.len() + bytes.len()];
@@ -275,12 +428,8 @@ fn nf4_map() -> Vec<u8> {
     qlora_kernels::nf4::CODE.iter().flat_map(|code| code.to_le_bytes()).collect()
 }
 
-/// Seeds that nobody could write by hand: (target, name, bytes).
-pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
-    let model = tiny_model(1);
-    let shards = tiny_model(2);
-    let read = |dir: &TempDir, name: &str| fs::read(dir.path().join(name)).unwrap();
-    let tensors = read(&model, "model.safetensors");
+/// Writes an adapter of [`trained`] terms.
+fn saved_adapter(dir: &Path) {
     let base = BaseName { name: "org/base".into(), revision: None, is_hub: true };
     let provenance = Provenance {
         base: base.clone(),
@@ -288,13 +437,53 @@ pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         quantization: Recipe::NONE,
         chat_template_sha256: None,
     };
-    let lora = LoraSpec::uniform(&tiny(), &[Projection::K], 2, 4.0, 0.0);
-    let mut adapter = Adapter::new(AdapterConfig::new(&base, &tiny(), &lora), &provenance);
+    let mut adapter = Adapter::new(AdapterConfig::new(&base, &tiny(), &trained()), &provenance);
     let (n, k) = Projection::K.shape(&tiny());
     let module = tiny().module(0, Projection::K);
     adapter.insert(&ParamId::a(module.as_str()), [2, k], vec![0.5; 2 * k]);
     adapter.insert(&ParamId::b(module), [n, 2], vec![0.25; 2 * n]);
-    adapter.save(model.path()).unwrap();
+    adapter.save(dir).unwrap();
+}
+
+/// A checkpoint in the form that [`checkpoint`] reads.
+fn saved_checkpoint() -> Vec<u8> {
+    let identity = own_identity();
+    let state = json!({
+        "format": 2, "version": "0.1.0", "identity_hash": identity.hash(), "identity": identity_json(),
+        "base_fingerprint": "0123",
+        "cursor": {"step": 1, "epoch": 0, "micro_batches": 1, "steps_per_epoch": 2, "total_steps": 4, "next_rows": "00"},
+        "generator": {"kind": "philox4x32-10", "seed": 42, "draw": 1},
+        "progress": {
+            "accumulation": {"micro_batches": 0, "loss": 0.0}, "since_log": {"sum": 1.5, "weight": 9.0},
+            "whole_run": {"sum": 1.5, "weight": 9.0}, "evaluated_at": null, "without_improvement": 0,
+            "stopped_early": false
+        }
+    });
+    let trainer = json!({
+        "global_step": 1, "epoch": 0.5, "max_steps": 4, "log_history": [{"step": 1, "epoch": 0.5, "loss": 1.5}],
+        "best_metric": null, "best_model_checkpoint": null, "num_input_tokens_seen": 9
+    });
+    let (n, k) = Projection::K.shape(&tiny());
+    let module = tiny().module(0, Projection::K);
+    let mut tensors = Vec::new();
+    for (id, len) in [(ParamId::a(module.as_str()), 2 * k), (ParamId::b(module), 2 * n)] {
+        tensors.extend(["m", "v"].map(|part| (format!("{id}.{part}"), "F32", vec![len], vec![0; 4 * len])));
+    }
+    [state.to_string().as_bytes(), b"\n", trainer.to_string().as_bytes(), b"\n", &tensor_file(tensors)].concat()
+}
+
+/// Seeds that nobody could write by hand: (target, name, bytes).
+pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let model = tiny_model(1);
+    let shards = tiny_model(2);
+    let read = |dir: &TempDir, name: &str| fs::read(dir.path().join(name)).unwrap();
+    let tensors = read(&model, "model.safetensors");
+    saved_adapter(model.path());
+    let run = json!({
+        "identity": identity_json(), "settings": {"model": "org/base"}, "base": {"fingerprint": "0123"},
+        "owned": {"temporary": ".run-0123456789abcdef", "checkpoints": ["checkpoint-1"]},
+        "finished": {"steps": 2, "train_loss": 1.5, "eval_loss": null, "tokens_per_second": 3.0, "peak_bytes": 9}
+    });
     let config: Value = serde_json::from_slice(&read(&model, "adapter_config.json")).unwrap();
     let adapter = [config.to_string().as_bytes(), b"\n", &read(&model, "adapter_model.safetensors")].concat();
     vec![
@@ -303,6 +492,8 @@ pub fn made_seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("model_config", "v5", read(&model, "config.json")),
         ("index", "two-shards", read(&shards, "model.safetensors.index.json")),
         ("adapter", "one-layer", adapter),
+        ("run_record", "finished", run.to_string().into_bytes()),
+        ("checkpoint", "one-layer", saved_checkpoint()),
     ]
 }
 

@@ -14,6 +14,7 @@ use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::dir::Kind;
 use crate::files::json::read_object;
+use crate::files::regular;
 use crate::files::safetensors::{TensorFile, write_header};
 use crate::lora::{ParamId, ParamKind};
 use crate::refuse;
@@ -180,7 +181,7 @@ pub(crate) fn add_tokenizer_files(base_dir: &Path, files: &mut AtomicFiles, othe
     let wanted = |name: &&str| !same && !others.contains(name) && base_dir.join(name).is_file();
     for name in TOKENIZER_FILES.into_iter().filter(wanted) {
         let path = base_dir.join(name);
-        let mut from = std::fs::File::open(&path).context(|| format!("{}: cannot be read", path.display()))?;
+        let mut from = regular::open(&path).context(|| format!("{}: cannot be read", path.display()))?;
         files.add(name, |to| std::io::copy(&mut from, to).map(drop))?;
         copied.push(name.to_owned());
     }

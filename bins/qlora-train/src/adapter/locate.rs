@@ -2,9 +2,13 @@
 
 use super::ADAPTER_CONFIG;
 use crate::error::Result;
+use crate::files::json::read_bounded;
 use crate::refuse;
 use serde_json::Value;
 use std::path::Path;
+
+/// The record of a run, or an adapter's configuration.
+const MAX_RECORD_BYTES: u64 = 256 << 20;
 
 /// Whether a directory holds an adapter and no model.
 pub fn is_adapter(dir: &Path) -> bool {
@@ -14,8 +18,8 @@ pub fn is_adapter(dir: &Path) -> bool {
 /// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
 pub fn recorded_base(adapter: &Path) -> Result<String> {
     let read = |name: &str, pointer: &str| {
-        let text = std::fs::read_to_string(adapter.join(name)).ok()?;
-        let json: Value = serde_json::from_str(&text).ok()?;
+        let bytes = read_bounded(&adapter.join(name), MAX_RECORD_BYTES).ok()?;
+        let json: Value = serde_json::from_slice(&bytes).ok()?;
         json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
     };
     let of_run = read("run.json", "/settings/model").filter(|model| Path::new(model).exists() || model.contains('/'));

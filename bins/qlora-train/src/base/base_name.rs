@@ -6,11 +6,14 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::files::home::expand_home;
+use crate::files::json::read_bounded;
 use crate::refuse;
 
 const CACHE_PREFIX: &str = "models--";
+/// Far above the name of a commit.
+const MAX_REFERENCE_BYTES: u64 = 4096;
 
 /// The name by which an adapter refers to its base.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,9 +136,7 @@ fn resolve_in(arg: &str, revision: Option<&str>, roots: &[PathBuf]) -> Result<Pa
 fn snapshot(model: &Path, revision: &str) -> Result<Option<PathBuf>> {
     let reference = model.join("refs").join(revision);
     let commit = if reference.is_file() {
-        let text =
-            std::fs::read_to_string(&reference).usage_context(|| format!("{}: cannot be read", reference.display()))?;
-        let text = text.trim().to_owned();
+        let text = String::from_utf8_lossy(&read_bounded(&reference, MAX_REFERENCE_BYTES)?).trim().to_owned();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
             refuse!("{}: found {text:?}, expected the name of a commit: download the model again", reference.display());
         }

@@ -9,7 +9,7 @@ use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::refuse;
-use crate::report::{count, thousands};
+use crate::report::{count, printable, thousands};
 use crate::session::Device;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
@@ -166,7 +166,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let activations = if counts.keep < counts.layers() { format!(", {counts}") } else { String::new() };
     let mut text = format!(
         "{}, {} of {} tokens, r {}, {}{}\n{} tokens/s: {step:.4} s a step (mean of {}, {:.4} to {:.4}), loss {loss:.4}\n",
-        args.shape,
+        printable(&args.shape),
         count(args.batch as u64, "row"),
         thousands(args.seq as u64),
         settings.lora_r,

@@ -6,7 +6,7 @@ use crate::config::{Device, Settings};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::refuse;
-use crate::report::count;
+use crate::report::{count, printable};
 use crate::session::disk::free_bytes;
 use crate::session::host::host_budget;
 use clap::Args;
@@ -60,7 +60,7 @@ pub fn run(args: &DoctorArgs) -> Result<Answer> {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let lines = findings.iter().map(|finding| {
         let mark = if finding.problem.is_some() { "missing" } else { "ok" };
-        format!("{mark:<8}{:width$}  {}", finding.name, finding.text)
+        format!("{mark:<8}{:width$}  {}", finding.name, printable(&finding.text))
     });
     let mut lines: Vec<String> = lines.collect();
     lines.push(if gpu_usable {

@@ -10,7 +10,7 @@ use crate::infer::evaluate::{Evaluation, evaluate};
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::refuse;
-use crate::report::{Bars, status};
+use crate::report::{Bars, printable, status_lines};
 use crate::session::host::set_threads;
 use crate::session::training_data::{data_options, find_files, split};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
@@ -123,7 +123,7 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let options = data_options(&settings, &loaded);
     let files = if settings.val_data.is_empty() { &settings.data } else { &settings.val_data }.clone();
     let dataset = data::load_once(&files, &|| loaded.open_tokenizer(), &options)?;
-    status!("{}", dataset.report);
+    status_lines!(dataset.report.lines());
     // Those that the run of the settings file held back.
     let held_back = settings.val_set_size != ValSet::Off;
     let rows = if held_back { split(&settings, dataset)?.1 } else { dataset.rows };
@@ -184,7 +184,7 @@ impl DeviceJob for Evaluate {
                 model.activate_adapter(&loaded.checkpoint, index)?;
             }
             let (evaluation, name) = (evaluate(&mut model)?, adapter.display().to_string());
-            text.push(format!("{name}: {evaluation}"));
+            text.push(format!("{}: {evaluation}", printable(&name)));
             let mut json = evaluation.to_json();
             json["adapter"] = name.into();
             answers.push(json);

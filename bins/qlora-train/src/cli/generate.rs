@@ -11,7 +11,7 @@ use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
 use crate::model::generate::{Sampling, generate};
 use crate::refuse;
-use crate::report::{Bars, PrintableOut, status};
+use crate::report::{Bars, PrintableOut, printable, status};
 use crate::session::chat_template::open_tokenizer;
 use crate::session::host::set_threads;
 use crate::session::untrained_tokens::warn_of_untrained_ids;
@@ -148,7 +148,7 @@ impl DeviceJob for Generate<'_> {
                 model.activate_adapter(checkpoint, index)?;
             }
             let name = adapters.get(index).map(|path| path.display().to_string());
-            let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {name}\n"));
+            let heading = name.as_ref().filter(|_| adapters.len() > 1).map(|name| format!("== {}\n", printable(name)));
             let mut stream = TextStream::new(&tokenizer, streaming.then(|| PrintableOut(std::io::stdout())));
             stream.write(heading.as_deref().unwrap_or(""))?;
             let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));

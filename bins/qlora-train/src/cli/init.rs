@@ -4,6 +4,7 @@ use super::answer::Answer;
 use crate::config::commented_yaml;
 use crate::error::{Context, Result};
 use crate::refuse;
+use crate::report::printable;
 use clap::Args;
 use serde_json::json;
 use std::io::{ErrorKind, Write};
@@ -30,7 +31,8 @@ pub fn run(args: &InitArgs) -> Result<Answer> {
         Err(error) => return Err(error).usage_context(|| format!("{shown}: cannot be written")),
     }
     Ok(Answer {
-        text: format!("{shown}: set model, data and output_dir, then `qlora-train train {shown}`"),
+        text: printable(&format!("{shown}: set model, data and output_dir, then `qlora-train train {shown}`"))
+            .into_owned(),
         json: json!({"file": shown.to_string()}),
     })
 }

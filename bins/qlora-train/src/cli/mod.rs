@@ -15,7 +15,7 @@ mod train;
 
 use crate::config::{SettingsArgs, unknown_flag};
 use crate::error::{Context, Error, Result};
-use crate::report::{Verbosity, print_error, printable_json, printable_lines, set_verbosity, status};
+use crate::report::{Verbosity, print_error, print_text, printable_json, printable_lines, set_verbosity, status};
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
@@ -146,7 +146,7 @@ fn print_error_object(message: &str, exit_status: u8) {
 
 /// Help and version too: clap reports them as errors with exit status 0.
 fn refuse_usage(error: &clap::Error) -> ExitCode {
-    let args: Vec<String> = std::env::args_os().skip(1).filter_map(|arg| arg.into_string().ok()).collect();
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let to_program = args.iter().any(|arg| arg == "--json");
     let takes_settings =
         args.iter().find(|arg| !arg.starts_with('-')).is_some_and(|command| WITH_SETTINGS.contains(&command.as_str()));
@@ -157,8 +157,12 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
             (unknown.to_string(), unknown.exit_status())
         }
         None => {
+            let hostile = args.iter().any(|arg| printable_lines(arg) != *arg);
             // Nobody listens if this fails.
-            let _ = error.print();
+            let _ = match hostile {
+                true => print_text(&error.render().to_string()),
+                false => error.print(),
+            };
             (in_one_sentence(error), error.exit_code() as u8)
         }
     };

@@ -9,12 +9,13 @@ use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
-use crate::report::trainable_line;
+use crate::report::{thousands, trainable_line};
 use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
 use crate::session::plan::StoredAs;
+use crate::session::predicted::step_seconds;
 use crate::session::training_data::find_files;
 use crate::session::{Device, Loaded, TrainingData, plan, replace_adapter_by_base};
-use serde_json::json;
+use serde_json::{Map, json};
 use std::fmt::Write;
 
 pub fn run(args: &SettingsArgs) -> Result<Answer> {
@@ -174,6 +175,13 @@ pub fn answer(
     let positions = spec.arch.max_position_embeddings;
     let bound = if max_length >= positions { ", all positions of the model: memory would hold more" } else { "" };
     let _ = write!(text, "longest row that fits: {max_length} tokens{bound}");
+    let predicted = if device.is_cpu() { Vec::new() } else { step_seconds(&plan.work) };
+    if !predicted.is_empty() {
+        let speed =
+            |(card, seconds): &(String, f64)| format!("{} on {card}", thousands((tokens as f64 / seconds) as u64));
+        let speeds: Vec<String> = predicted.iter().map(speed).collect();
+        let _ = write!(text, "\ntokens/s, predicted, not measured: {}", speeds.join(", "));
+    }
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
@@ -199,6 +207,8 @@ pub fn answer(
             "activations": counts.to_json(),
             "groups": groups.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
             "flops_per_micro_batch": plan.flops,
+            "operations": plan.work,
+            "predicted_step_seconds": predicted.into_iter().map(|(card, seconds)| (card, json!(seconds))).collect::<Map<_, _>>(),
             "buffers": buffers,
             "suggestions": suggestions,
         }),

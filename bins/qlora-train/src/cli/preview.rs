@@ -5,7 +5,7 @@ use crate::config::{Purpose, Settings, SettingsArgs};
 use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
-use crate::report::{count, printable, printable_lines, status};
+use crate::report::{count, printable, printable_lines, status_lines};
 use crate::session::training_data::{data_options, find_files, schedule};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
@@ -82,9 +82,10 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
     let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
-    status!("{}", dataset.report);
+    status_lines!(dataset.report.lines());
     if !settings.val_data.is_empty() {
-        status!("validation: {}", data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?.report);
+        let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
+        status_lines!(validation.report.validation_lines());
     }
     warn_of_untrained_tokens(&loaded, &dataset.rows)?;
     let tokenizer = loaded.tokenizer();
@@ -104,7 +105,8 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     text.extend(packing.map(|packing| packing.to_string()));
     for (at, pack) in packs.iter().enumerate() {
         let tokens: usize = pack.iter().map(|row| row.len()).sum();
-        let line = |row: &&Row| format!("  {}: {} tokens", dataset.report.place(row.file, row.line), row.len());
+        let place = |row: &Row| printable(&dataset.report.place(row.file, row.line)).into_owned();
+        let line = |row: &&Row| format!("  {}: {} tokens", place(row), row.len());
         let lines: Vec<String> = pack.iter().map(line).collect();
         text.push(format!("pack {}: {tokens} of {} tokens\n{}", at + 1, settings.max_length, lines.join("\n")));
     }

@@ -5,7 +5,7 @@ use crate::base::{Checkpoint, QuantizeOptions, Quantized, quantize, resolve_mode
 use crate::error::{Error, Result};
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
-use crate::report::{Bars, status};
+use crate::report::{Bars, printable, status};
 use crate::session::Interruption;
 use clap::Args;
 use qlora_kernels::nf4::Nf4Options;
@@ -83,7 +83,7 @@ fn answer(checkpoint: &Checkpoint, output: &Path, options: &QuantizeOptions, don
             options.nf4.block_size,
             format_bytes(done.bytes),
             format_bytes(before),
-            output.display()
+            printable(&output.display().to_string())
         ),
         json: json!({
             "output": output.display().to_string(),

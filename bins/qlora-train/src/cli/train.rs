@@ -4,7 +4,7 @@ use super::answer::Answer;
 use crate::config::SettingsArgs;
 use crate::error::Result;
 use crate::files::units::format_bytes;
-use crate::report::{count, section, status};
+use crate::report::{count, printable, section, status};
 use crate::train;
 use serde_json::json;
 
@@ -27,10 +27,11 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let adapter = adapter.display().to_string();
     Ok(Answer {
         text: format!(
-            "{}, training loss {:.4}{eval}{speed}, peak memory {}; adapter in {adapter}",
+            "{}, training loss {:.4}{eval}{speed}, peak memory {}; adapter in {}",
             count(outcome.steps, "step"),
             outcome.train_loss,
             format_bytes(outcome.peak_bytes),
+            printable(&adapter),
         ),
         json: json!({
             "steps": outcome.steps,

@@ -293,8 +293,13 @@ impl Tool {
 /// One refusal of all faults. Each stands on its own line, under "error:" from the second on, with its line of the
 /// file.
 fn refusal(faults: &[Fault], text: &str) -> Error {
-    let told = faults.iter().map(|fault| fault.message.clone() + &yaml::snippet(text, fault.line, &fault.key));
-    Error::Refused(told.collect::<Vec<_>>().join("\nerror: "))
+    let mut lines = Vec::new();
+    for fault in faults {
+        let prefix = if lines.is_empty() { "" } else { "error: " };
+        lines.push(format!("{prefix}{}", fault.message));
+        lines.extend(yaml::snippet(text, fault.line, &fault.key));
+    }
+    Error::RefusedLines(lines)
 }
 
 fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Settings, Vec<String>)> {

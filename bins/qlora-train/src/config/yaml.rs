@@ -9,7 +9,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::refuse;
 
 /// A settings file is a page of text; what is longer is some other file given by mistake.
@@ -92,12 +92,12 @@ pub struct Document {
     pub entries: Vec<Entry>,
 }
 
-/// Line `line` of `text` with `key` marked, to stand below a message; nothing where there is no such line.
-pub fn snippet(text: &str, line: u64, key: &str) -> String {
-    let Some(shown) = line.checked_sub(1).and_then(|at| text.lines().nth(at as usize)) else { return String::new() };
+/// Line `line` of `text` with `key` marked, to stand below a message, as lines; none where there is no such line.
+pub fn snippet(text: &str, line: u64, key: &str) -> Vec<String> {
+    let Some(shown) = line.checked_sub(1).and_then(|at| text.lines().nth(at as usize)) else { return Vec::new() };
     // A line of a megabyte helps nobody.
     if shown.trim().is_empty() || shown.len() > 400 {
-        return String::new();
+        return Vec::new();
     }
     let at = shown.find(key).unwrap_or(shown.len() - shown.trim_start().len());
     let len = if shown[at..].starts_with(key) { key.len() } else { shown[at..].trim_end().len() };
@@ -106,7 +106,7 @@ pub fn snippet(text: &str, line: u64, key: &str) -> String {
         Snippet::source(shown).line_start(line as usize).annotation(AnnotationKind::Primary.span(at..at + len));
     let rendered = Renderer::plain().render(&[title.element(snippet)]);
     // Its first line is the title, which the message already is.
-    rendered.lines().skip(1).fold(String::new(), |all, line| all + "\n" + line.trim_end())
+    rendered.lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
 }
 
 /// Reads a settings file.
@@ -161,8 +161,10 @@ pub fn parse(text: &str, name: &str) -> Result<Document> {
             let line = e.location().map(|l| format!(" line {}", l.line())).unwrap_or_default();
             let cause = e.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
             let cause = cause.split_whitespace().collect::<Vec<_>>().join(" ");
-            let shown = e.location().map_or_else(String::new, |l| snippet(text, l.line(), ""));
-            refuse!("{name}{line}: found text that is not a valid settings file ({cause}), expected YAML{shown}")
+            let message =
+                format!("{name}{line}: found text that is not a valid settings file ({cause}), expected YAML");
+            let shown = e.location().map_or_else(Vec::new, |l| snippet(text, l.line(), ""));
+            Err(Error::RefusedLines([vec![message], shown].concat()))
         }
     }
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::UNSUPERVISED;
+use super::budget::size;
 use super::chat::ChatTokens;
 use super::formats::{self, AlpacaStyle, Content};
 use super::messages::{Conversation, Message};
@@ -21,10 +22,13 @@ use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::{BadRow, PromptCompletion, TooLong};
 use crate::error::Result;
+use crate::files::units::format_bytes;
 use crate::refuse;
 
 /// Rows are tokenized in parallel, this many at a time.
 const CHUNK: usize = 512;
+/// Fewer, where they are long.
+const CHUNK_BYTES: u64 = 64 << 20;
 const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
 
 /// A tokenized row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.
@@ -54,6 +58,12 @@ impl Row {
     /// How much the loss of token `at` counts.
     pub fn weight(&self, at: usize) -> f32 {
         self.weights.get(at).copied().unwrap_or(1.0)
+    }
+
+    /// Bytes that it takes in memory, about.
+    fn bytes(&self) -> u64 {
+        let entries = self.input_ids.capacity() + self.labels.capacity() + self.weights.capacity();
+        (size_of::<Self>() + 4 * entries) as u64
     }
 
     /// Tokens that are predicted. The first token never is: nothing comes before it.
@@ -108,6 +118,8 @@ fn load_files<'a>(
         rows: Vec::new(),
         report: DatasetReport::default(),
         waiting: vec![],
+        waiting_bytes: 0,
+        held_bytes: 0,
         tasks: BTreeSet::new(),
     };
     loader.report.max_length = options.max_length;
@@ -168,6 +180,9 @@ struct Loader<'a> {
     report: DatasetReport,
     /// Rows read and not tokenized yet.
     waiting: Vec<(usize, RowKind, Value)>,
+    waiting_bytes: u64,
+    /// What the rows so far take
+    held_bytes: u64,
     /// The names of tasks so far, each kept once.
     tasks: BTreeSet<Arc<str>>,
 }
@@ -202,11 +217,13 @@ impl<'a> Loader<'a> {
                     if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenized) {
                         self.tokenizer = Some(open()?);
                     }
+                    self.waiting_bytes += size(&row);
                     self.waiting.push((line, kind, row));
                 }
                 Err(why) => self.bad(path, file, line, &why)?,
             }
-            if self.waiting.len() == CHUNK { self.tokenize(path, file) } else { Ok(()) }
+            let full = self.waiting.len() == CHUNK || self.waiting_bytes > CHUNK_BYTES;
+            if full { self.tokenize(path, file) } else { Ok(()) }
         })?;
         if self.report.files[file].rows == 0 && self.report.bad_rows.is_empty() {
             refuse!("{}: no row found; expected at least one", path.display());
@@ -217,6 +234,7 @@ impl<'a> Loader<'a> {
 
     fn tokenize(&mut self, path: &Path, file: usize) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
         let this = &*self;
         let done: Vec<(usize, Result<Read, String>)> =
             waiting.into_par_iter().map(|(line, kind, row)| (line, this.row(&row, kind))).collect();
@@ -390,6 +408,18 @@ impl<'a> Loader<'a> {
             return Ok(());
         }
         report.open_ended += usize::from(open_ended);
+        self.held_bytes += row.bytes();
+        if self.held_bytes > self.options.memory {
+            refuse!(
+                "{}: {} {}: the {} rows up to here take the {} of memory that may be used: give fewer (max_samples), shorter \
+                 ones (max_length), or raise host_memory if more is free",
+                path.display(),
+                unit.name(),
+                row.line,
+                self.rows.len() + 1,
+                format_bytes(self.options.memory)
+            );
+        }
         self.rows.push(row);
         Ok(())
     }

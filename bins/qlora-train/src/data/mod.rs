@@ -21,6 +21,7 @@ mod habits;
 mod histogram;
 mod holds;
 mod json;
+mod json_stream;
 mod keys;
 mod labeled;
 mod messages;

@@ -21,6 +21,8 @@ pub struct DataOptions {
     pub max_samples: Option<usize>,
     /// Whether a prompt and its completion are turns of the chat template.
     pub prompt_completion: PromptCompletion,
+    /// Bytes that the rows may take.
+    pub memory: u64,
 }
 
 /// Without a model: no token id is valid.
@@ -35,6 +37,7 @@ impl Default for DataOptions {
             columns: Columns::default(),
             max_samples: None,
             prompt_completion: PromptCompletion::Auto,
+            memory: u64::MAX,
         }
     }
 }

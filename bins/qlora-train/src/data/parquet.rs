@@ -27,12 +27,13 @@ const MAX_VALUES_OF_A_BYTE: i64 = 100;
 ///
 /// Refuses a file that is cut off or damaged, has no column that a row could be made of, becomes far more than it is,
 /// or is compressed in a way that is not built in (built in are none, Snappy, gzip, LZ4 and Zstandard).
-pub(super) fn read_rows(path: &Path, columns: &Columns, each: EachOf) -> Result<()> {
+pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf) -> Result<()> {
     let name = path.display();
-    let (mut rows, expected) = guarded(path, || open(path, columns))??;
+    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    let (mut rows, expected) = guarded(path, || open(path, file, columns))??;
     let mut number = 0;
     let mut budget = Budget::new();
-    budget.allow(path.metadata().map_or(0, |metadata| metadata.len()));
+    budget.allow(bytes);
     while let Some(row) = guarded(path, || rows.next())? {
         number += 1;
         let row = row.map_err(|error| damaged(path, &error))?;
@@ -49,9 +50,8 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: EachOf) -> Result<
 }
 
 /// The rows with their known columns, and how many the file says it has.
-fn open(path: &Path, columns: &Columns) -> Result<(RowIter<'static>, i64)> {
+fn open(path: &Path, file: File, columns: &Columns) -> Result<(RowIter<'static>, i64)> {
     let name = path.display();
-    let file = File::open(path).usage_context(|| format!("{name}: cannot open the data file"))?;
     let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
     let metadata = reader.metadata().file_metadata();
     let (schema, expected) = (metadata.schema(), metadata.num_rows());

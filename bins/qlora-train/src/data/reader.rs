@@ -2,12 +2,14 @@
 //! counted from 1).
 //!
 //! What a file is, is told by its first bytes and not by its name: data sets in JSON Lines often end in `.json`. Only
-//! CSV is told by its name. JSON Lines are read line by line, Parquet page by page, Arrow batch by batch; a JSON array,
-//! and objects printed over several lines, are read whole. A file compressed by gzip or Zstandard is read as what it
-//! holds.
+//! CSV is told by its name. JSON Lines are read line by line, a JSON array row by row, Parquet page by page, Arrow
+//! batch by batch; an object that holds all rows is read whole. A file compressed by gzip or Zstandard is read as what
+//! it holds.
+//!
+//! A file is opened once, and its hash is of what was read.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
@@ -18,17 +20,18 @@ use serde_json::value::RawValue;
 use super::budget::{Counted, Expanded};
 use super::columns::Columns;
 use super::each::EachOf;
+use super::json_stream::{Between, JsonStream, Text};
 use super::{arrow, csv, json, parquet};
 use crate::error::{Context, Error, Result};
-use crate::files::hash::{HashingReader, file_hash};
+use crate::files::hash::{HashingReader, hash_of};
+use crate::files::json::UniqueMap;
 use crate::refuse;
 
 /// Longer lines are refused, so that a file without line breaks does not fill the memory: parsed, a line of numbers
 /// takes some twenty times its room.
 const MAX_LINE_BYTES: u64 = 64 << 20;
-/// Larger files that are one JSON array are refused, for the same reason: they are read whole, though parsed row by
-/// row.
-const MAX_ARRAY_BYTES: u64 = 1 << 30;
+/// A longer object that holds all rows is refused: it is read whole, though its rows are parsed one by one.
+const MAX_OBJECT_BYTES: usize = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet, Arrow and CSV; \
                          JSON and CSV also compressed by gzip or Zstandard";
@@ -72,11 +75,7 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     let mut reader = BufReader::with_capacity(1 << 16, HashingReader::new(file));
     let head = reader.fill_buf().usage_context(|| format!("{name}: cannot read"))?;
     if head.starts_with(b"PAR1") {
-        if !path.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            refuse!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
-        }
-        parquet::read_rows(path, columns, &mut |number, row| each(Unit::Row, number, row))?;
-        return file_hash(path);
+        return read_parquet(path, reader.into_inner().into_inner(), columns, each);
     }
     if head.starts_with(&GZIP) {
         let (counted, input) = Counted::new(&mut reader);
@@ -93,6 +92,26 @@ pub(super) fn read_rows(path: &Path, columns: &Columns, each: Each) -> Result<St
     }
     std::io::copy(&mut reader, &mut std::io::sink()).usage_context(|| format!("{name}: cannot read"))?;
     Ok(reader.into_inner().finish())
+}
+
+/// Parquet is read from its end, in pieces, so its bytes are hashed by themselves. Refused: it is a pipe, or was
+/// written to meanwhile.
+fn read_parquet(path: &Path, mut file: File, columns: &Columns, each: Each) -> Result<String> {
+    let name = path.display();
+    let cannot = || format!("{name}: cannot read");
+    let before = file.metadata().usage_context(cannot)?;
+    if !before.is_file() {
+        refuse!("{name}: Parquet from a pipe, which cannot be read from its end; write it to a file first");
+    }
+    let rows = file.try_clone().usage_context(cannot)?;
+    parquet::read_rows(path, rows, columns, &mut |number, row| each(Unit::Row, number, row))?;
+    file.rewind().usage_context(cannot)?;
+    let hash = hash_of(&file).usage_context(cannot)?;
+    let after = file.metadata().usage_context(cannot)?;
+    if (before.len(), before.modified().ok()) != (after.len(), after.modified().ok()) {
+        refuse!("{name}: was written to while it was read; begin again when it is whole");
+    }
+    Ok(hash)
 }
 
 fn read_compressed(path: &Path, by: &str, reader: impl Read, each: Each) -> Result<()> {
@@ -117,7 +136,7 @@ fn read_text_rows(path: &Path, mut reader: impl BufRead, each: Each) -> Result<(
         return csv::read_rows(path, reader, delimiter, &mut |number, row| each(Unit::Row, number, row));
     }
     let each = &mut |line, row| each(Unit::Line, line, row);
-    if first == Some(b'[') { read_array(path, reader, each) } else { read_lines(path, reader, each) }
+    if first == Some(b'[') { read_array(path, reader, 1, each) } else { read_lines(path, reader, each) }
 }
 
 /// A file of another kind, by its first bytes.
@@ -177,100 +196,100 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()>
     Ok(())
 }
 
-/// Reads the rest of a file as text, at most [`MAX_ARRAY_BYTES`] of it.
-fn read_text(path: &Path, reader: impl Read) -> Result<String> {
-    let name = path.display();
-    let mut text = String::new();
-    match reader.take(MAX_ARRAY_BYTES + 1).read_to_string(&mut text) {
-        Err(error) if error.kind() == ErrorKind::InvalidData => refuse!("{name}: not UTF-8"),
-        result => result.usage_context(|| format!("{name}: cannot read"))?,
-    };
-    if text.len() as u64 > MAX_ARRAY_BYTES {
-        return too_large(path);
+/// The value of a stream as UTF-8. Refused: the file ends within it, or it is longer than a row may be.
+fn checked(path: &Path, text: Text, most: usize) -> Result<(usize, Result<String, String>)> {
+    let (name, line) = (path.display(), text.line);
+    if text.too_long {
+        refuse!("{name}: line {line}: a row of more than {} MiB", most >> 20);
     }
-    Ok(text)
+    if text.cut {
+        refuse!("{name}: line {line}: broken JSON: the file ends within what begins here; {SUPPORTED}");
+    }
+    let text = String::from_utf8(text.bytes)
+        .map_err(|error| format!("not UTF-8 (byte {} of the row)", error.utf8_error().valid_up_to() + 1));
+    Ok((line, text))
 }
 
-fn too_large<T>(path: &Path) -> Result<T> {
-    let limit = MAX_ARRAY_BYTES >> 30;
-    refuse!("{}: one JSON text of more than {limit} GiB; write it as JSON Lines, one object a line", path.display());
+/// Parses a row that begins on `line`.
+fn give(line: usize, text: &str, each: EachOf) -> Result<()> {
+    match json::parse(text) {
+        Ok(row) => each(line, Ok(row)),
+        Err(error) => each(line + error.line().max(1) - 1, Err(without_line(&error))),
+    }
 }
 
 /// Objects printed over several lines, one behind the other, from the given line on. One object may hold all rows.
-fn read_values(path: &Path, reader: impl Read, first: usize, each: EachOf) -> Result<()> {
-    let name = path.display();
-    let text = read_text(path, reader)?;
-    let values = serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>();
-    let (mut line, mut counted, mut rows) = (first, 0, 0);
-    for raw in values {
-        let raw = match raw {
-            Ok(raw) => raw,
-            Err(error) => {
-                let line = first + error.line().max(1) - 1;
-                refuse!("{name}: line {line}: {}; {SUPPORTED}", without_line(&error))
-            }
-        };
-        let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-        line += text[counted..offset].matches('\n').count();
-        counted = offset;
-        if raw.get().len() as u64 > MAX_LINE_BYTES && rows > 0 {
-            refuse!("{name}: line {line}: a row of more than {} MiB", MAX_LINE_BYTES >> 20);
-        }
-        rows += 1;
-        match json::parse(raw.get()) {
-            Ok(Value::Object(map)) if map.len() == 1 && ROWS_UNDER.iter().any(|key| holds_rows(map.get(*key))) => {
-                let inner = map.into_iter().next().map(|(_, rows)| rows);
-                for row in inner.as_ref().and_then(Value::as_array).into_iter().flatten() {
-                    each(line, Ok(row.clone()))?;
+fn read_values(path: &Path, reader: impl BufRead, first: usize, each: EachOf) -> Result<()> {
+    let cannot = || format!("{}: cannot read", path.display());
+    let mut stream = JsonStream::new(reader, first);
+    let mut most = MAX_OBJECT_BYTES;
+    while stream.peek().usage_context(cannot)?.is_some() {
+        let text = stream.value(Between::Blanks, most).usage_context(cannot)?;
+        match checked(path, text, most)? {
+            (line, Ok(text)) => match rows_within(&text) {
+                Some(rows) => {
+                    let begins = rows.as_ptr() as usize - text.as_ptr() as usize;
+                    let line = line + text[..begins].matches('\n').count();
+                    read_array(path, rows.as_bytes(), line, each)?;
                 }
-            }
-            Ok(row) => each(line, Ok(row))?,
-            Err(error) => each(line + error.line().max(1) - 1, Err(without_line(&error)))?,
+                None => give(line, &text, each)?,
+            },
+            (line, Err(why)) => each(line, Err(why))?,
         }
+        most = MAX_LINE_BYTES as usize;
     }
     Ok(())
 }
 
-fn holds_rows(value: Option<&Value>) -> bool {
-    value.and_then(Value::as_array).is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
+/// The array of an object that holds nothing but rows.
+fn rows_within(object: &str) -> Option<&str> {
+    let entries: UniqueMap<&RawValue> = serde_json::from_str(object).ok()?;
+    let [(key, rows)] = &entries.0[..] else { return None };
+    let rows = rows.get();
+    let mut stream =
+        JsonStream::new(rows.strip_prefix('[').filter(|_| ROWS_UNDER.contains(&key.as_str()))?.as_bytes(), 1);
+    while stream.peek().ok()?? == b'{' {
+        stream.value(Between::Commas, usize::MAX).ok()?;
+        match stream.peek().ok()?? {
+            b',' => stream.take(1),
+            _ => return Some(rows),
+        }
+    }
+    None
 }
 
-fn read_array(path: &Path, reader: impl Read, each: EachOf) -> Result<()> {
+/// Rows of an array that begins on `first`, each parsed as it is read.
+fn read_array(path: &Path, reader: impl BufRead, first: usize, each: EachOf) -> Result<()> {
     let name = path.display();
-    // Known beforehand, where the file is not compressed.
-    if path.metadata().is_ok_and(|metadata| metadata.len() > MAX_ARRAY_BYTES) {
-        return too_large(path);
-    }
-    let text = read_text(path, reader)?;
-    let finite;
-    let mut source = text.as_str();
-    let mut parsed = serde_json::from_str::<Vec<&RawValue>>(source);
-    if parsed.is_err()
-        && let Some(text) = json::without_nan(source)
-    {
-        finite = text;
-        source = &finite;
-        parsed = serde_json::from_str(source);
-    }
-    let rows = match parsed {
-        Ok(rows) => rows,
-        Err(error) => refuse!("{name}: line {}: {}; {SUPPORTED}", error.line(), without_line(&error)),
+    let cannot = || format!("{name}: cannot read");
+    let mut stream = JsonStream::new(reader, first);
+    let broken = |line: usize, what: &str| -> Result<()> {
+        refuse!("{name}: line {line}: broken JSON: {what}; {SUPPORTED}");
     };
-    let (mut line, mut counted) = (1, 0);
-    for raw in rows {
-        // Every raw value is a slice of the source, so its address tells where it stands.
-        let offset = raw.get().as_ptr() as usize - source.as_ptr() as usize;
-        line += source[counted..offset].matches('\n').count();
-        counted = offset;
-        if raw.get().len() as u64 > MAX_LINE_BYTES {
-            refuse!("{name}: line {line}: a row of more than {} MiB", MAX_LINE_BYTES >> 20);
+    stream.peek().usage_context(cannot)?;
+    stream.take(1);
+    let mut next = stream.peek().usage_context(cannot)?;
+    while next != Some(b']') {
+        let text = stream.value(Between::Commas, MAX_LINE_BYTES as usize).usage_context(cannot)?;
+        match checked(path, text, MAX_LINE_BYTES as usize)? {
+            (line, Ok(text)) => give(line, text.trim_end(), each)?,
+            (line, Err(why)) => each(line, Err(why))?,
         }
-        match json::parse(raw.get()) {
-            Ok(row) => each(line, Ok(row))?,
-            Err(error) => each(line + error.line().max(1) - 1, Err(without_line(&error)))?,
+        match stream.peek().usage_context(cannot)? {
+            Some(b',') => stream.take(1),
+            Some(b']') => break,
+            _ => return broken(stream.line(), "expected `,` or `]`"),
+        }
+        next = stream.peek().usage_context(cannot)?;
+        if next == Some(b']') {
+            return broken(stream.line(), "trailing comma");
         }
     }
-    Ok(())
+    stream.take(1);
+    match stream.peek().usage_context(cannot)? {
+        None => Ok(()),
+        Some(_) => broken(stream.line(), "trailing characters"),
+    }
 }
 
 /// The message of a JSON error without its own position: a line is parsed alone, so it would always say line 1.

@@ -147,86 +147,93 @@ impl DatasetReport {
     }
 }
 
-/// One fact a line: the counts always, what was left out only if something was.
-impl fmt::Display for DatasetReport {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+impl DatasetReport {
+    /// One fact a line: the counts always, what was left out only if something was. A line break within one is of a
+    /// text that it quotes.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
         for file in &self.files {
-            writeln!(f, "{file}")?;
+            lines.push(file.to_string());
             for line in file.notes.lines(file.unit.name()) {
-                match line.strip_prefix("warning: ") {
-                    Some(line) => writeln!(f, "warning: {}: {line}", file.path.display())?,
-                    None => writeln!(f, "{}: {line}", file.path.display())?,
-                }
+                lines.push(match line.strip_prefix("warning: ") {
+                    Some(line) => format!("warning: {}: {line}", file.path.display()),
+                    None => format!("{}: {line}", file.path.display()),
+                });
             }
         }
-        write!(
-            f,
+        lines.push(format!(
             "{}, {}, {} of them supervised, longest row {}",
             rows(self.rows_kept),
             tokens(self.tokens),
             thousands(self.supervised_tokens as u64),
             tokens(self.longest)
-        )?;
+        ));
         if self.weighted > 0 {
-            write!(
-                f,
-                "\n{} with weights of their own: the loss is the sum of weight x loss, divided by the sum of the weights",
+            lines.push(format!(
+                "{} with weights of their own: the loss is the sum of weight x loss, divided by the sum of the weights",
                 rows(self.weighted)
-            )?;
+            ));
         }
         match self.tasks {
             0 => {}
-            tasks if tasks > MAX_TASKS => write!(
-                f,
-                "\n{tasks} different values of `task`, more than the {MAX_TASKS} that are evaluated apart: losses by task \
+            tasks if tasks > MAX_TASKS => lines.push(format!(
+                "{tasks} different values of `task`, more than the {MAX_TASKS} that are evaluated apart: losses by task \
                  are left out"
-            )?,
-            tasks => write!(f, "\n{}", count(tasks as u64, "task"))?,
+            )),
+            tasks => lines.push(count(tasks as u64, "task")),
         }
-        for remark in &self.remarks {
-            write!(f, "\n{remark}")?;
-        }
+        lines.extend(self.remarks.iter().cloned());
         if self.skipped > 0 {
-            write!(f, "\nwarning: {} skipped, because they cannot be trained on:", rows(self.skipped))?;
-            for why in &self.bad_rows {
-                write!(f, "\n  {why}")?;
-            }
-            write!(f, "{}", if self.skipped > self.bad_rows.len() { "\n  …" } else { "" })?;
+            lines.push(format!("warning: {} skipped, because they cannot be trained on:", rows(self.skipped)));
+            lines.extend(self.bad_rows.iter().map(|why| format!("  {why}")));
+            lines.extend((self.skipped > self.bad_rows.len()).then(|| "  …".to_owned()));
         }
         if self.dropped > 0 {
-            write!(
-                f,
-                "\n{} left out: longer than max_length {} (the longest has {})",
+            lines.push(format!(
+                "{} left out: longer than max_length {} (the longest has {})",
                 rows(self.dropped),
                 self.max_length,
                 tokens(self.longest_read)
-            )?;
+            ));
         }
         if self.truncated > 0 {
-            write!(
-                f,
-                "\n{} cut to max_length {} (the longest had {})",
+            lines.push(format!(
+                "{} cut to max_length {} (the longest had {})",
                 rows(self.truncated),
                 self.max_length,
                 tokens(self.longest_read)
-            )?;
+            ));
         }
         if self.unsupervised > 0 {
             let named: Vec<String> = self.unsupervised_rows.iter().map(|row| self.place(row.file, row.line)).collect();
             let more = if self.unsupervised > named.len() { ", …" } else { "" };
-            write!(f, "\n{} left out: no supervised token ({}{more})", rows(self.unsupervised), named.join(", "))?;
+            lines.push(format!(
+                "{} left out: no supervised token ({}{more})",
+                rows(self.unsupervised),
+                named.join(", ")
+            ));
         }
-        for warning in &self.warnings {
-            write!(f, "\nwarning: {warning}")?;
-        }
+        lines.extend(self.warnings.iter().map(|warning| format!("warning: {warning}")));
         if self.open_ended > 0 {
-            write!(
-                f,
-                "\nwarning: in {} an answer or a text ends without an end-of-turn token, because the chat template \
+            lines.push(format!(
+                "warning: in {} an answer or a text ends without an end-of-turn token, because the chat template \
                  writes none or the tokenizer has no EOS; the model will not learn to stop",
                 rows(self.open_ended)
-            )?;
+            ));
         }
-        Ok(())
+        lines
+    }
+
+    /// [`lines`](Self::lines) of the validation rows.
+    pub fn validation_lines(&self) -> Vec<String> {
+        let mut lines = self.lines();
+        lines[0].insert_str(0, "validation: ");
+        lines
+    }
+}
+
+impl fmt::Display for DatasetReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.lines().join("\n"))
     }
 }

@@ -3,7 +3,6 @@
 //!
 //! They count as in transformers: where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -12,6 +11,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::json;
 use crate::error::{Context, Result};
+use crate::files::json::read_bounded;
 use crate::refuse;
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -154,11 +154,8 @@ fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    if fs::metadata(path).usage_context(|| format!("{name}: cannot read"))?.len() > MAX_BYTES {
-        refuse!("{name}: more than {} MiB", MAX_BYTES >> 20);
-    }
-    let text = fs::read_to_string(path).usage_context(|| format!("{name}: cannot read"))?;
-    match serde_json::from_str(&text).usage_context(|| name.to_string())? {
+    let bytes = read_bounded(path, MAX_BYTES)?;
+    match serde_json::from_slice(&bytes).usage_context(|| name.to_string())? {
         Value::Object(map) => Ok(Some(map)),
         other => refuse!("{name}: expected a JSON object, found {}", json::describe(&other)),
     }

@@ -3,7 +3,6 @@
 //! Text is always tokenized without the special tokens that a tokenizer would add by itself: the chat template writes
 //! them, and a second BOS would be one too many.
 
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +21,7 @@ use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
 use crate::error::{Context, Error, Result};
 use crate::files::hash::hex;
 use crate::files::json::read_bounded;
+use crate::files::regular::read_at_most;
 use crate::refuse;
 
 /// The names under which templates know the special tokens, as in `tokenizer_config.json`.
@@ -408,13 +408,11 @@ fn special_token(path: &Path, config: &Map<String, Value>, name: &str) -> Result
 
 /// The text of a chat template.
 fn read_template(path: &Path) -> Result<String> {
-    let name = || format!("{}: cannot read", path.display());
-    let bytes = fs::metadata(path).usage_context(name)?.len();
-    if bytes > MAX_SOURCE_BYTES as u64 {
+    let Some(bytes) = read_at_most(path, MAX_SOURCE_BYTES as u64)? else {
         let most = MAX_SOURCE_BYTES >> 10;
-        refuse!("{}: {bytes} bytes, more than the {most} KiB that a chat template may have", path.display());
-    }
-    fs::read_to_string(path).usage_context(name)
+        refuse!("{}: more than the {most} KiB that a chat template may have", path.display());
+    };
+    String::from_utf8(bytes).usage_context(|| format!("{}: cannot read", path.display()))
 }
 
 /// A tokenizer whose own library cannot work with it.
@@ -426,12 +424,9 @@ fn panicked(path: &Path) -> Error {
 /// never change rows: they are ours to do. Refused: an added token that does not have the id which its file gives it.
 /// The library numbers added tokens by itself, one behind the other.
 fn read_tokenizer(path: &Path, beside: &side_files::AddedTokens) -> Result<Tokenizer> {
-    let name = || format!("{}: cannot read", path.display());
-    let bytes = fs::metadata(path).usage_context(name)?.len();
-    if bytes > MAX_TOKENIZER_BYTES {
-        refuse!("{}: {} MiB, more than a tokenizer has ({})", path.display(), bytes >> 20, MAX_TOKENIZER_BYTES >> 20);
-    }
-    let bytes = fs::read(path).usage_context(name)?;
+    let Some(bytes) = read_at_most(path, MAX_TOKENIZER_BYTES)? else {
+        refuse!("{}: more than the {} MiB that a tokenizer has at most", path.display(), MAX_TOKENIZER_BYTES >> 20);
+    };
     let parse = |bytes: &[u8]| -> Result<Tokenizer> {
         let tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).ok_or_else(|| panicked(path))?;
         tokenizer.usage_context(|| format!("{}: not a tokenizer", path.display()))

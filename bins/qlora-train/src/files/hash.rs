@@ -1,8 +1,8 @@
 //! SHA-256, and bytes in hexadecimal.
 
+use super::regular;
 use crate::error::{Context, Result};
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
 
 /// SHA-256 (hex) of a file's bytes.
 pub fn file_hash(path: &Path) -> Result<String> {
-    let read = || hash_of(File::open(path)?);
+    let read = || hash_of(regular::open(path)?);
     read().usage_context(|| format!("{}: cannot be read", path.display()))
 }
 
@@ -33,6 +33,10 @@ pub(crate) struct HashingReader<R> {
 impl<R: Read> HashingReader<R> {
     pub fn new(inner: R) -> Self {
         Self { inner, hash: Sha256::new() }
+    }
+
+    pub fn into_inner(self) -> R {
+        self.inner
     }
 
     /// SHA-256 (hex) of the bytes so far.

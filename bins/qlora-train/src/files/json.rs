@@ -3,14 +3,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::regular;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
@@ -19,20 +18,13 @@ pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Reads a regular file (symlinks are followed, pipes and devices are not opened) of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let shown = path.display();
-    let metadata = std::fs::metadata(path).usage_context(|| format!("{shown}: cannot be read"))?;
-    if !metadata.is_file() {
-        refuse!("{shown}: found something that is not a regular file, expected a file");
+    match regular::read_at_most(path, limit)? {
+        Some(bytes) => Ok(bytes),
+        None => refuse!(
+            "{}: found more than {limit} bytes, expected a file of at most that size; is it another file?",
+            path.display()
+        ),
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).usage_context(|| format!("{shown}: cannot be read"))?;
-    file.take(limit + 1).read_to_end(&mut bytes).usage_context(|| format!("{shown}: cannot be read"))?;
-    if bytes.len() as u64 > limit {
-        refuse!(
-            "{shown}: found more than {limit} bytes, expected a JSON file of at most that size; is it another file?"
-        );
-    }
-    Ok(bytes)
 }
 
 /// Reads a file that holds one JSON object.

@@ -7,6 +7,7 @@ pub(crate) mod hash;
 pub mod home;
 pub(crate) mod json;
 pub mod random;
+pub(crate) mod regular;
 pub(crate) mod safetensors;
 pub mod tensor;
 pub mod units;

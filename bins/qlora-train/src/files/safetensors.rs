@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use half::{bf16, f16};
 
 use super::json::{UniqueKeys, at_key};
+use super::regular;
 use super::tensor::{Element, HostTensor, StoredType, TensorData};
 use crate::error::{Context, Result};
 use crate::refuse;
@@ -42,11 +43,7 @@ impl TensorFile {
     /// Checks that the tensors of the header tile the rest of the file exactly.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let kind = std::fs::metadata(path).usage_context(|| format!("{shown}: cannot be read"))?;
-        if !kind.is_file() {
-            refuse!("{shown}: found something that is not a regular file, expected a safetensors file");
-        }
-        let file = File::open(path).usage_context(|| format!("{shown}: cannot be read"))?;
+        let file = regular::open(path).usage_context(|| format!("{shown}: cannot be read"))?;
         let length = file.metadata().usage_context(|| format!("{shown}: cannot be read"))?.len();
         let header = read_header(&shown, &file, length)?;
         let data_start = 8 + header.len() as u64;

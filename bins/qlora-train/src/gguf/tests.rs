@@ -129,6 +129,17 @@ fn tiny_llama() -> Writer {
     file
 }
 
+/// Seed of the fuzz target: a file that is refused at once would leave most of the converter untried.
+#[test]
+fn the_seed_for_fuzzing_is_a_whole_model() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/gguf/llama");
+    if std::env::var_os("QLORA_UPDATE_SEEDS").is_some() {
+        fs::write(&path, tiny_llama().bytes()).unwrap();
+    }
+    let found = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(found == tiny_llama().bytes(), "{} differs: run this test with QLORA_UPDATE_SEEDS=1", path.display());
+}
+
 fn convert(file: &Writer) -> Result<tempfile::TempDir> {
     let dir = tempfile::tempdir().unwrap();
     let bytes = file.bytes();

@@ -58,17 +58,23 @@ pub fn losses(parts: &[Part]) -> Option<BTreeMap<String, f64>> {
     (!parts.is_empty()).then(|| parts.iter().map(|part| (part.name.clone(), part.loss)).collect())
 }
 
-/// A line for all rows, and one for each part.
+impl Evaluation {
+    /// A line for all rows, and one for each part.
+    pub fn lines(&self) -> Vec<String> {
+        let (loss, tokens, perplexity) = (self.loss, self.tokens, self.perplexity());
+        let whole = format!("loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens");
+        let files = self.files.iter().map(|part| ("", part));
+        let parts = files.chain(self.tasks.iter().map(|part| ("task ", part)));
+        let part = |(kind, Part { name, loss, tokens }): (&str, &Part)| {
+            format!("  {kind}{}: loss {loss:.4}, {tokens} tokens", printable(name))
+        };
+        [whole].into_iter().chain(parts.map(part)).collect()
+    }
+}
+
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let (loss, tokens, perplexity) = (self.loss, self.tokens, self.perplexity());
-        write!(f, "loss {loss:.4} per supervised token, perplexity {perplexity:.3}, {tokens} tokens")?;
-        let files = self.files.iter().map(|part| ("", part));
-        for (kind, Part { name, loss, tokens }) in files.chain(self.tasks.iter().map(|part| ("task ", part))) {
-            let name = printable(name);
-            write!(f, "\n  {kind}{name}: loss {loss:.4}, {tokens} tokens")?;
-        }
-        Ok(())
+        f.write_str(&self.lines().join("\n"))
     }
 }
 

@@ -12,6 +12,8 @@ use std::io::{IsTerminal, Write as _};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use crate::error::Error;
+
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -38,17 +40,17 @@ pub(crate) fn says(verbosity: Verbosity) -> bool {
     VERBOSITY.load(Ordering::Relaxed) >= verbosity as u8
 }
 
-/// Prints lines if `verbosity` is asked for. Unlike `eprintln!` this survives a closed standard error: a run of hours
-/// must not end because somebody left the pager.
+/// Prints a line if `verbosity` is asked for: a line break in it is of a text that it quotes, and is escaped, so that
+/// no file can say a line of its own. Unlike `eprintln!` this survives a closed standard error: a run of hours must not
+/// end because somebody left the pager.
 pub(crate) fn print(verbosity: Verbosity, prefix: &str, text: fmt::Arguments) {
     if !says(verbosity) {
         return;
     }
     let text = format!("{prefix}{text}");
-    let lines: Vec<Cow<str>> = text.split('\n').map(printable).collect();
-    let text = lines.join("\n");
+    let line = printable(&text);
     BARS.suspend(|| {
-        let _ = writeln!(std::io::stderr(), "{text}");
+        let _ = writeln!(std::io::stderr(), "{line}");
     });
 }
 
@@ -129,6 +131,15 @@ macro_rules! status {
     };
 }
 
+/// Says several lines.
+macro_rules! status_lines {
+    ($lines:expr) => {
+        for line in $lines {
+            $crate::report::status!("{line}");
+        }
+    };
+}
+
 /// Says what only matters to who asks with `-v`.
 macro_rules! detail {
     ($($arg:tt)*) => {
@@ -143,11 +154,20 @@ macro_rules! warning {
     };
 }
 
-pub(crate) use {detail, status, warning};
+pub(crate) use {detail, status, status_lines, warning};
+
+/// Prints text of several lines that may quote what was typed.
+pub(crate) fn print_text(text: &str) -> std::io::Result<()> {
+    writeln!(std::io::stderr(), "{}", printable_lines(text))
+}
 
 /// Says why the command ends.
-pub(crate) fn print_error(error: &impl fmt::Display) {
-    print(Verbosity::Quiet, "error: ", format_args!("{error}"));
+pub(crate) fn print_error(error: &Error) {
+    let mut prefix = "error: ";
+    for line in error.lines() {
+        print(Verbosity::Quiet, prefix, format_args!("{line}"));
+        prefix = "";
+    }
 }
 
 #[cfg(test)]

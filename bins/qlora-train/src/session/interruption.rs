@@ -59,7 +59,7 @@ fn ignored_in(status: &str, signal: i32) -> bool {
 
 /// The command that goes on with this process's run.
 pub fn resume_command() -> String {
-    let arguments: Vec<String> = std::env::args().collect();
+    let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     resumed(&arguments)
 }
 

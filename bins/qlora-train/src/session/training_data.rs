@@ -1,12 +1,13 @@
 //! The rows of a run, read and checked, and the order in which they are trained on.
 
 use super::Loaded;
+use super::host::host_budget;
 use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, Settings};
 use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::files::hash::hex;
-use crate::report::{count, status, thousands, warning};
+use crate::report::{count, status, status_lines, thousands, warning};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
@@ -33,14 +34,14 @@ impl TrainingData {
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
         let options = data_options(settings, loaded);
         let training = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
-        status!("{}", training.report);
+        status_lines!(training.report.lines());
         let hashes = training.hashes.clone();
         let (validation_files, validation_hashes, rows, validation) = if settings.val_data.is_empty() {
             let (rows, validation) = split(settings, training)?;
             (settings.data.clone(), Vec::new(), rows, validation)
         } else {
             let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
-            status!("validation: {}", validation.report);
+            status_lines!(validation.report.validation_lines());
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
         };
         if validation.len() == 1 {
@@ -121,6 +122,7 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
         columns: columns(settings),
         max_samples: settings.max_samples.0,
+        memory: host_budget(settings.host_memory.map(|bytes| bytes.0)),
     }
 }
 

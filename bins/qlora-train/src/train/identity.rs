@@ -7,6 +7,7 @@
 //! only are told apart by the fingerprint, which is kept beside.
 
 use super::names::{RUN_FILE, RUN_STATE};
+use super::owned::MAX_RUN_BYTES;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
 use crate::config::{Resume, Settings};
 use crate::data::ChatTokenizer;
@@ -22,9 +23,6 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Settings and hashes of a run: the files of a data set may be many.
-const MAX_RECORD_BYTES: u64 = 1 << 31;
 
 /// Two runs with equal identities, on bases of equal fingerprints, give the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,8 +163,7 @@ pub fn run_identity(
 /// Time that the chat template of a run of these `result_settings` is told: that of the run's start, which a run that
 /// goes on, or is asked about again, has recorded in `run.json` or in its checkpoint.
 pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<String, Value>) -> Timestamp {
-    let read =
-        |path: &Path| -> Option<Value> { serde_json::from_slice(&read_bounded(path, MAX_RECORD_BYTES).ok()?).ok() };
+    let read = |path: &Path| -> Option<Value> { serde_json::from_slice(&read_bounded(path, MAX_RUN_BYTES).ok()?).ok() };
     let clock = |record: &Value| record.pointer("/identity/clock")?.as_str()?.parse().ok();
     let recorded = match &settings.resume_from_checkpoint {
         Resume::From(dir) => read(&dir.join(RUN_STATE)),

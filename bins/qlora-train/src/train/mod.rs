@@ -14,4 +14,6 @@ mod snapshot;
 mod steps;
 mod trained_adapter;
 
+pub use identity::Identity;
 pub use run::{TrainOutcome, train};
+pub use snapshot::Snapshot;

@@ -13,10 +13,13 @@ use crate::error::{Context, Result};
 use crate::files::atomic::{MAX_SUMS_BYTES, SUMS, parse_sums};
 use crate::files::dir::{Dir, Kind, unique};
 use crate::files::failpoint;
+use crate::files::json::read_bounded;
 use crate::refuse;
 
 /// Key of [`Owned`] in `run.json`
 pub const OWNED_KEY: &str = "owned";
+/// Settings and hashes of a run: the files of a data set may be many.
+pub const MAX_RUN_BYTES: u64 = 256 << 20;
 /// Before the name of a checkpoint in the temporary directory
 pub const REPLACED: &str = "replaced-";
 
@@ -63,10 +66,9 @@ impl Owned {
 pub fn read_run(dir: &Path) -> Result<Option<Value>> {
     let path = dir.join(RUN_FILE);
     let what = || format!("{}: cannot be read as the record of a run; choose another output_dir", path.display());
-    match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).usage_context(what).map(Some),
+    match path.symlink_metadata() {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).usage_context(what),
+        _ => serde_json::from_slice(&read_bounded(&path, MAX_RUN_BYTES)?).usage_context(what).map(Some),
     }
 }
 

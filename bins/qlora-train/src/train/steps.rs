@@ -18,7 +18,7 @@ use crate::infer::evaluate::{evaluate, losses};
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
-use crate::report::{Bars, count, sparkline, status};
+use crate::report::{Bars, count, sparkline, status, status_lines};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
@@ -174,7 +174,9 @@ impl<B: Backend> Run<'_, B> {
         let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
         bar.finish();
         failpoint::moment("evaluation");
-        status!("validation after step {step}: {evaluation}");
+        let mut lines = evaluation.lines();
+        lines[0].insert_str(0, &format!("validation after step {step}: "));
+        status_lines!(lines);
         let loss = evaluation.loss;
         self.log(LogEntry {
             eval_loss: Some(loss),

@@ -14,6 +14,7 @@ mod interrupted;
 mod killed;
 mod launched;
 mod memory;
+mod not_files;
 mod outputs;
 mod parameters;
 mod preview;

@@ -1,7 +1,7 @@
 //! Memory of a run on a real model: what was planned is what the process comes to hold, saving and rows included.
 //!
-//! Measured is the anonymous memory of the process (`RssAnon`), every millisecond. `QLORA_FULL_GRID=1` runs all 30
-//! settings; else three of them.
+//! Measured is the anonymous memory of the process (`RssAnon`), every millisecond. `QLORA_FULL_GRID=1` runs all 31
+//! settings; else four of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,10 +13,11 @@ use serde_json::json;
 use crate::sandbox::Sandbox;
 
 /// Settings, and the file of rows that they are of.
-const GRID: [(&str, &str); 30] = [
+const GRID: [(&str, &str); 31] = [
     ("rows", "--max-length 512 --save-steps 1 --lora-r 256 --use-rslora true --gradient-checkpointing true"),
     ("short", "--max-length 128 --save-steps 1"),
     ("many", "--max-length 128 --gradient-checkpointing true --lora-target-modules q_proj --lora-r 4"),
+    ("array", "--max-length 128 --gradient-checkpointing true --lora-target-modules q_proj --lora-r 4"),
     ("rows", "--max-length 512 --save-steps 1"),
     ("rows", "--max-length 512 --save-steps 1 --lora-r 256 --use-rslora true"),
     ("rows", "--max-length 512 --save-steps 1 --lora-r 256"),
@@ -91,8 +92,11 @@ fn a_run_holds_what_was_planned() {
     write_rows(&sandbox, "rows", 24, 512);
     write_rows(&sandbox, "short", 48, 128);
     write_rows(&sandbox, "many", 100_000, 128);
+    // One JSON array of all rows.
+    let rows = sandbox.read("many.jsonl").replace('\n', ",\n");
+    sandbox.write("array.jsonl", &format!("[{rows}]"));
     let full = std::env::var_os("QLORA_FULL_GRID").is_some();
-    let settings = if full { &GRID[..] } else { &GRID[..3] };
+    let settings = if full { &GRID[..] } else { &GRID[..4] };
     let (mut beyond, mut ratios) = (Vec::new(), Vec::new());
     for (rows, more) in settings {
         let line = |command: &str| {

@@ -141,6 +141,8 @@ fn the_plan_is_the_run() {
         );
         assert_eq!(plan["fits"], true);
         assert!(plan["step_seconds"].is_null());
+        // A prediction is of GPUs.
+        assert_eq!(plan["predicted_step_seconds"], serde_json::json!({}));
         assert_eq!(plan["max_length"], 256, "the model's positions");
         let buffers = plan["buffers"].as_array().unwrap();
         assert!(buffers.iter().all(|buffer| keys(buffer) == ["name", "place", "bytes"]));

@@ -256,6 +256,101 @@ fn text_of_adapters_and_settings_is_escaped() {
     assert!(!done.stderr.contains(is_harmful), "{done:?}");
 }
 
+/// Ends the line that quotes it, and says one that looks like the program's own.
+const LINES: &str = "x\nerror: forged\nwarning: forged\r\nerror: forged";
+
+/// No line is the file's own, and the text itself was said.
+#[track_caller]
+fn check_lines(case: &str, done: &Done) -> bool {
+    for text in [&done.stdout, &done.stderr] {
+        let forged = text.lines().find(|line| line.starts_with("error: forged") || line.starts_with("warning: forged"));
+        assert_eq!(forged, None, "{case}: {text:?}");
+    }
+    done.stdout.contains("forged") || done.stderr.contains("forged")
+}
+
+#[test]
+fn no_file_says_a_line_of_its_own() {
+    let sandbox = Sandbox::chat();
+    let answer = json!({"role": "assistant", "content": "b"});
+    let rows = [
+        ("a key", row(&json!({LINES: 1}))),
+        ("a key nothing reads", row(&json!({"prompt": "a", "completion": "b", LINES: 1}))),
+        ("a key of a turn", row(&json!({"messages": [{"role": "user", "content": "a", LINES: "a"}, answer]}))),
+        ("a role", row(&json!({"messages": [{"role": LINES, "content": "a"}, answer]}))),
+        ("a value", row(&json!({"input_ids": LINES}))),
+        ("a label", row(&json!({"input_ids": [1, 2], "labels": [LINES, 2]}))),
+        (
+            "two tasks",
+            row(&json!({"input_ids": [1, 2, 3], "task": LINES})) + &row(&json!({"input_ids": [1, 2, 3], "task": "b"})),
+        ),
+    ];
+    let mut reached = 0;
+    for (case, text) in &rows {
+        sandbox.write("r.jsonl", text);
+        let mut said = 0;
+        for line in [
+            "preview --model model --data r.jsonl --output-dir x".to_owned(),
+            "preview --model model --data r.jsonl --output-dir x --on-bad-row skip".to_owned(),
+            "eval --model model --data r.jsonl".to_owned(),
+            train("--data r.jsonl --val-data r.jsonl --max-steps 1 --output-dir x --overwrite-output-dir true"),
+        ] {
+            said += usize::from(check_lines(case, &sandbox.run(&line)));
+        }
+        reached += usize::from(said > 0);
+    }
+    assert!(reached >= 6, "the text of only {reached} of {} rows was said", rows.len());
+
+    let path = |name: &str| -> PathBuf { sandbox.path(&format!("model/{name}")) };
+    let changes: [(&str, Change); 6] = [
+        ("config.json", &|file| change(file, |c| c["model_type"] = LINES.into())),
+        ("config.json", &|file| fs::write(file, json!({LINES: 1}).to_string().repeat(2)).unwrap()),
+        ("model.safetensors", &|file| {
+            change_header(file, |h| h[LINES] = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}));
+        }),
+        ("tokenizer_config.json", &|file| {
+            let template = format!("{{{{ raise_exception({}) }}}}", json!(LINES));
+            change(file, |c| c["chat_template"] = template.clone().into())
+        }),
+        ("tokenizer_config.json", &|file| change(file, |c| c["chat_template"] = format!("{{% {LINES}").into())),
+        ("tokenizer.json", &|file| change(file, |c| c["model"] = json!({"type": LINES}))),
+    ];
+    let mut reached = 0;
+    for (name, with) in &changes {
+        let whole = fs::read(path(name)).unwrap();
+        with(&path(name));
+        let lines = ["preview --model model --data chat.jsonl --output-dir x", "eval --model model --data chat.jsonl"];
+        let said = lines.iter().filter(|line| check_lines(name, &sandbox.run(line))).count();
+        reached += usize::from(said > 0);
+        fs::write(path(name), whole).unwrap();
+    }
+    assert!(reached >= 3, "the text of only {reached} of {} changes was said", changes.len());
+
+    // Names of files and directories, and settings.
+    fs::copy(sandbox.path("chat.jsonl"), sandbox.path(LINES)).unwrap();
+    for line in
+        [&["preview", "--output-dir", "x"][..], &["eval"], &["train", "--max-steps", "1", "--output-dir", LINES]]
+    {
+        let mut command = sandbox.command("");
+        let output = command.args(line).args(["--model", "model", "--data", LINES]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let done = Done { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
+        assert!(check_lines(line[0], &done), "{done:#?}");
+    }
+    let key = serde_json::to_string(LINES).unwrap();
+    for text in [format!("{key}: 1\n"), format!("model: {key}\nlora_r: {key}\n"), format!("{key}: 1\n{key}: 2\n")] {
+        sandbox.write("run.yaml", &text);
+        let done = sandbox.run("train run.yaml");
+        assert_eq!(done.status, Some(2), "{done:#?}");
+        assert!(check_lines("settings", &done), "{done:#?}");
+    }
+    let two = "lora_r: 0\nlora_alpha: x\n";
+    sandbox.write("run.yaml", two);
+    let done = sandbox.run("train run.yaml");
+    let errors = done.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+    assert!(errors == 2 && done.stderr.lines().count() > 4, "each fault with its line of the file: {done:#?}");
+}
+
 /// A tokenizer that spells every token so: what a model says is no command to a terminal. Line breaks and tabs are.
 #[test]
 fn generated_text_is_escaped() {

@@ -290,3 +290,45 @@ fn json_value() -> impl Strategy<Value = serde_json::Value> {
         ]
     })
 }
+
+/// What is between rows is checked although each is read by itself.
+#[test]
+fn an_array_is_refused_where_it_is_broken_between_its_rows() {
+    let row = "{\"input_ids\": [1, 2]}";
+    for (broken, line, why) in [
+        (format!("[{row},\n]"), 2, "trailing comma"),
+        (format!("[{row}\n{row}]"), 2, "trailing characters"),
+        (format!("[{row}]\n{row}"), 2, "trailing characters"),
+        (format!("[{row},\n,{row}]"), 2, "broken JSON"),
+        (format!("[{row}\n"), 1, "ends within"),
+        (format!("[{row}"), 1, "ends within"),
+        (format!("[{row},\n"), 2, "ends within"),
+        ("[\n{\"input_ids\": [1, 2}, {\"a\": \"".to_owned(), 2, "ends within"),
+        (format!("[{row}}}]"), 1, "expected `,` or `]`"),
+    ] {
+        assert_says(&refusal(load_one(&broken, None)), &[&format!("line {line}"), why]);
+    }
+    // Objects that hold nothing but rows, in an array of their own, with the lines of the file.
+    let data = load_one(format!("{{\n\"train\":\n[{row},\n{row}]}}"), None).unwrap();
+    assert_eq!(data.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [3, 4]);
+    assert_says(&refusal(load_one(format!("{{\n\"train\": [{row}, 3]}}"), None)), &["line 1"]);
+}
+
+/// Rows with NaN, which Python writes, in an array.
+#[test]
+fn an_array_may_hold_what_python_writes() {
+    let data = load_one("[{\"input_ids\": [1, 2], \"task\": NaN},\n{\"input_ids\": [3, 4]}]", None).unwrap();
+    assert_eq!(data.rows.len(), 2);
+}
+
+/// Rows that would take more memory than there is are refused while they are read, and not by the system.
+#[test]
+fn rows_end_where_the_memory_does() {
+    let content = "{\"input_ids\": [1, 2, 3, 4]}\n".repeat(2000);
+    let options = DataOptions { memory: 100 << 10, ..options() };
+    let file = file("rows.jsonl", &content);
+    let message = refusal(load(std::slice::from_ref(&file.path), None, &options));
+    assert_says(&message, &["rows.jsonl: line ", "100.0 KiB of memory", "host_memory", "max_samples"]);
+    let few = DataOptions { max_samples: Some(300), ..options };
+    assert_eq!(load(std::slice::from_ref(&file.path), None, &few).unwrap().rows.len(), 300);
+}

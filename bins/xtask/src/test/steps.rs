@@ -54,7 +54,7 @@ pub const STEPS: &[Step] = &[
     },
     Step {
         name: "kernels-nvcc",
-        about: "the kernels for every GPU architecture, taken apart",
+        about: "the kernels for every GPU architecture, taken apart, and their speed predicted",
         run: kernels::machine_code,
     },
     Step { name: "features", about: "every set of features compiles", run: packages::features },

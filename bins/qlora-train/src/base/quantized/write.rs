@@ -20,6 +20,7 @@ use crate::error::{Context, Result};
 use crate::files::dir::{Dir, Kind, unique};
 use crate::files::failpoint;
 use crate::files::json::read_object;
+use crate::files::regular;
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
 use crate::refuse;
 
@@ -384,7 +385,7 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
         }
         let copy = || -> io::Result<()> {
             let mut target = File::create(to.join(&name))?;
-            io::copy(&mut File::open(&path)?, &mut target)?;
+            io::copy(&mut regular::open(&path)?, &mut target)?;
             target.sync_all()
         };
         copy().context(|| format!("{}: cannot be copied", path.display()))?;
