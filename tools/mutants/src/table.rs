@@ -122,7 +122,7 @@ pub const MUTANTS: &[Mutant] = &[
         "linear/forward.cu",
         "w.nested_absmax[block / QK_NESTED_BLOCK]",
         "w.nested_absmax[0]",
-        TENSOR_CORES,
+        "real_shapes::forward_of_a_long_batch",
     ),
     mutant(
         "fused kernels: swapped nibbles",
