@@ -5,12 +5,14 @@
 // that the 8 rows of an ldmatrix fall into different banks.
 #pragma once
 
-#include "common/ptx.cuh"
+#include "common/shared_tile.cuh"
 
 constexpr int kAttentionWarps = 8;
 constexpr int kAttentionThreads = kAttentionWarps * 32;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
+
+constexpr int kRowsTokens = 32; // the queries of a step of the backward pass
 
 // Tokens are counted in 32 bits, with room for a tile past the end.
 constexpr int64_t kMaxTokens = INT32_MAX - 1024;
@@ -22,12 +24,18 @@ struct AttentionView {
     bf16 *out;                   // [M, H * D]
     float *lse;                  // [M, H]
     const bf16 *dout;            // [M, H * D]
-    float *delta;                // [M, H]
+    float2 *rows;                // [H, padded M]: lse * log2(e) and delta; zeros from token M on
     bf16 *dqkv;                  // [M, ldqkv]
     int64_t ldqkv;
+    float4 *partial;             // [splits, Hkv, tiles, 2 D / 8, threads]: sums of dK and dV; NULL with one split
+    int splits;                  // parts that the query heads of a key head are cut into for dK and dV
     int m, window;               // window: keys a query sees, itself included; INT32_MAX: all
     int documents, heads, kv_heads;
     float scale;                 // 1 / sqrt(D)
+
+    // The place of a token and a head in `rows`: whole tiles of 32 tokens, so that any is whole 16-byte chunks.
+    __host__ __device__ int64_t padded_m() const { return ceil_div(m, kRowsTokens) * kRowsTokens; }
+    __host__ __device__ int64_t row_at(int64_t token, int64_t head) const { return head * padded_m() + token; }
 };
 
 // The first and one past the last token of the document of `token`, within the M tokens whatever cu_seqlens says.
@@ -59,15 +67,15 @@ template <int D> struct Tile {
         return base + (row * kChunks + (chunk ^ (row & 7))) * 8;
     }
 
-    // Rows first .. first + rows of `matrix` [M, ld], columns column .. column + D; zeros from row m on. By all threads
-    // of the block.
-    __device__ __forceinline__ void load(const bf16 *matrix, int64_t ld, int64_t column, int first, int rows,
-                                         int m) const {
-        for (int i = int(threadIdx.x); i < rows * kChunks; i += kAttentionThreads) {
-            int row = i / kChunks, chunk = i % kChunks;
-            bool valid = first + row < m;
-            cp_async_16(at(row, chunk), matrix + int64_t(valid ? first + row : 0) * ld + column + chunk * 8, valid);
-        }
+    // Starts copying rows first .. first + kRows of `matrix` [M, ld], columns column .. column + D; zeros from row m
+    // on. By all threads of the block.
+    template <int kRows>
+    __device__ __forceinline__ void load(const bf16 *matrix, int64_t ld, int64_t column, int first, int m) const {
+        using Loader = TileLoader<kRows, kChunks, kAttentionThreads, 8>;
+        int row = Loader::row(), chunk = Loader::chunk();
+        Loader::load(reinterpret_cast<unsigned char *>(at(row, chunk)),
+                     matrix + int64_t(first + row) * ld + column + chunk * 8, ld * int64_t(sizeof(bf16)),
+                     m - first - row);
     }
 
     // Chunk 2 step + half of a row whose number ends in the 3 bits of the lane's: `at`, written so that 4 offsets serve
@@ -123,5 +131,13 @@ __device__ __forceinline__ float row_sum(float x) {
     x += __shfl_xor_sync(~0u, x, 1);
     return x + __shfl_xor_sync(~0u, x, 2);
 }
+
+// What the backward pass keeps in its workspace: `rows`, then, from `partial_at` on, the partial sums of dK and dV.
+struct AttentionWorkspace {
+    int splits;
+    size_t partial_at, bytes;
+};
+
+AttentionWorkspace attention_backward_workspace(const AttentionView &view, int head_dim);
 
 int launch_attention_backward(const AttentionView &view, int head_dim, qk_stream stream);

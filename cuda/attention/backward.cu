@@ -1,39 +1,53 @@
 // The gradient of attention. With P = exp(S - lse), delta = rowsum(dO * O) and dS = P * (dO * V^T - delta) / sqrt(D):
 // dV = P^T * dO, dK = dS^T * Q, dQ = dS * K.
 //
-// Three kernels, none of which adds into what another block writes, so that sums have one order and no block waits for
-// another: delta; dK and dV with a block for 128 keys of one key head, which walks over the queries of all heads that
+// Kernels none of which adds into what another block writes, so that sums have one order and no block waits for
+// another: delta; dK and dV with a block for 128 keys of one key head, which walks over the queries of the heads that
 // share it; dQ with a block for 128 queries of one head, which walks over their keys. The price is that S and dP are
 // computed twice: 7 products where 5 would do with an order that changes from run to run.
 //
+// Few tokens make few blocks for dK and dV, and unequal ones: the first keys are seen by most queries. So blocks with
+// the most work start first; and below kBlocksOfKeys blocks the heads that share a key head are split among several,
+// which leave f32 sums in the workspace, and a last kernel adds those in the order of the heads.
+//
 // dK, dV: a warp has 16 keys. S^T = K * Q^T, so that P^T and dS^T come out of the accumulators as the A operand of the
-// second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128, and 512 bytes of lse
-// and delta. dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO
-// in the same space.
+// second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128; 512 bytes of lse and
+// delta, which come by asynchronous copies too (the first kernel lays them out for that), and 512 of the keys' ends.
+// dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO in the same
+// space. At D = 128 stand 2.9 instructions beside each matrix instruction (dQ: 2.5), 0.6 of them ldmatrix: the limit is
+// shared memory, then the tensor cores.
 #include "attention/attention.cuh"
 
 namespace {
 
 constexpr int kOwned = 128;  // keys or queries of a block
 constexpr int kWalked = 32;  // queries or keys of a step
+static_assert(kWalked == kRowsTokens, "a step's lse and delta are whole chunks");
 
-// ---- delta ----
+// About two for every multiprocessor of the larger cards. A block's partial sums are 2 * 128 * D floats, and there are
+// never twice as many blocks, however long the batch.
+constexpr int64_t kBlocksOfKeys = 256;
+
+// ---- lse and delta ----
 
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_delta(AttentionView view) {
     int64_t index = int64_t(blockIdx.x) * kAttentionWarps + threadIdx.x / 32;  // token * H + head
-    if (index >= int64_t(view.m) * view.heads) return;
+    int64_t token = index / view.heads, head = index % view.heads;
+    if (token >= view.padded_m()) return;
     int lane = int(threadIdx.x) % 32;
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < D / 64; ++i) {
         int64_t at = index * D + i * 64 + lane * 2;
+        if (token >= view.m) continue;
         uint32_t dout = *reinterpret_cast<const uint32_t *>(view.dout + at),
                  out = *reinterpret_cast<const uint32_t *>(view.out + at);
         sum += low_float(dout) * low_float(out) + high_float(dout) * high_float(out);
     }
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-    if (lane == 0) view.delta[index] = sum;
+    if (lane == 0)
+        view.rows[view.row_at(token, head)] = make_float2(token < view.m ? view.lse[index] * kLog2e : 0.0f, sum);
 }
 
 // ---- dK and dV ----
@@ -41,8 +55,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 template <int D> struct KeyShared {
     unsigned char *bytes;
     static constexpr size_t kStage = 2 * Tile<D>::bytes(kWalked), kStages = 2 * Tile<D>::bytes(kOwned),
-                            kRows = kStages + 2 * kStage;
-    static constexpr size_t kBytes = kRows + 2 * 2 * kWalked * sizeof(float);
+                            kRows = kStages + 2 * kStage, kEnds = kRows + 2 * kWalked * sizeof(float2);
+    static constexpr size_t kBytes = kEnds + kOwned * sizeof(int);
     __device__ __forceinline__ Tile<D> tile(size_t offset) const { return {reinterpret_cast<bf16 *>(bytes + offset)}; }
     __device__ __forceinline__ Tile<D> keys() const { return tile(0); }
     __device__ __forceinline__ Tile<D> values() const { return tile(Tile<D>::bytes(kOwned)); }
@@ -50,56 +64,76 @@ template <int D> struct KeyShared {
     __device__ __forceinline__ Tile<D> dout(int stage) const {
         return tile(kStages + stage * kStage + Tile<D>::bytes(kWalked));
     }
-    // lse * log2(e) [32], then delta [32]
-    __device__ __forceinline__ float *rows(int stage) const {
-        return reinterpret_cast<float *>(bytes + kRows) + stage * 2 * kWalked;
+    // lse * log2(e) and delta [32]
+    __device__ __forceinline__ float2 *rows(int stage) const {
+        return reinterpret_cast<float2 *>(bytes + kRows) + stage * kWalked;
     }
+    // [128]: one past the last query that sees each key. (In registers they would be two too many.)
+    __device__ __forceinline__ int *ends() const { return reinterpret_cast<int *>(bytes + kEnds); }
 };
 
+// Where a thread leaves its sums of a split's block of 128 keys, 2 D / 8 groups of 8 columns, dK's before dV's. Of both
+// grids, x is the key head and z the tile of keys.
+template <int D> __device__ __forceinline__ float4 *partial_sums(const AttentionView &view, int split) {
+    int64_t block = (int64_t(split) * gridDim.x + blockIdx.x) * gridDim.z + blockIdx.z;
+    return view.partial + block * (2 * D / 8) * kAttentionThreads + threadIdx.x;
+}
+
+// Writes four elements of dK or dV, as the accumulators of 8 columns have them: two of each of a thread's two keys.
+__device__ __forceinline__ void write_keys(const AttentionView &view, int first, int64_t column, const float (&sums)[4],
+                                           float scale) {
+    int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        int row = first + int(threadIdx.x) / 32 * 16 + lane / 4 + 8 * i;
+        if (row >= view.m) continue;
+        *reinterpret_cast<uint32_t *>(view.dqkv + int64_t(row) * view.ldqkv + column + lane % 4 * 2) =
+            pack_bf16x2(sums[2 * i] * scale, sums[2 * i + 1] * scale);
+    }
+}
+
+// grid: key heads, splits, tiles of keys, from the first, which most queries see, to the last.
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(AttentionView view) {
     KeyShared<D> shared = {dynamic_shared()};
-    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y),
-        group = view.heads / view.kv_heads;
-    int first = int(blockIdx.x) * kOwned, last = min(first + kOwned, view.m) - 1;
+    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, group = view.heads / view.kv_heads;
+    int kv_head = int(blockIdx.x), split = int(blockIdx.y);
+    int first_head = kv_head * group + split * group / view.splits,
+        end_head = kv_head * group + (split + 1) * group / view.splits;
+    int first = int(blockIdx.z) * kOwned, last = min(first + kOwned, view.m) - 1;
     int64_t key_column = int64_t(view.heads + kv_head) * D, value_column = key_column + int64_t(view.kv_heads) * D;
-    shared.keys().load(view.qkv, view.ldqkv, key_column, first, kOwned, view.m);
-    shared.values().load(view.qkv, view.ldqkv, value_column, first, kOwned, view.m);
+    shared.keys().template load<kOwned>(view.qkv, view.ldqkv, key_column, first, view.m);
+    shared.values().template load<kOwned>(view.qkv, view.ldqkv, value_column, first, view.m);
 
-    // The queries that see this lane's two keys: from the key itself to `end`.
-    int row[2] = {first + warp * 16 + lane / 4, first + warp * 16 + lane / 4 + 8}, end[2];
-    auto end_of = [&](int key) {
-        int end = document_of(view, key).end;
-        return end - key > view.window ? key + view.window : end;
-    };
-#pragma unroll
-    for (int i = 0; i < 2; ++i) end[i] = row[i] < view.m ? end_of(row[i]) : 0;
-    int begin = first / kWalked * kWalked, stop = end_of(last);
-    // Document ends grow with the key: the warp's first key has the least, its last the greatest.
-    int warp_first = first + warp * 16, warp_end = __shfl_sync(~0u, end[0], 0),
-        warp_stop = end_of(min(warp_first + 15, view.m - 1));
+    // The queries that see a key: from the key itself to its end. Ends grow with the key: the warp's first key has the
+    // least, its last the greatest. A key past M has that of the last; it is never written.
+    if (threadIdx.x < kOwned) {
+        int key = min(first + int(threadIdx.x), last), end = document_of(view, key).end;
+        shared.ends()[threadIdx.x] = end - key > view.window ? key + view.window : end;
+    }
+    __syncthreads();
+    int begin = first / kWalked * kWalked, stop = shared.ends()[kOwned - 1], warp_first = first + warp * 16;
+    const int *ends = shared.ends() + warp * 16; // of the warp's keys
 
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
     float scale = view.scale * kLog2e;
     auto load = [&](int query, int head, int stage) {
-        shared.queries(stage).load(view.qkv, view.ldqkv, int64_t(head) * D, query, kWalked, view.m);
-        shared.dout(stage).load(view.dout, int64_t(view.heads) * D, int64_t(head) * D, query, kWalked, view.m);
-        cp_async_commit();
-        if (threadIdx.x < kWalked) {
-            int token = query + int(threadIdx.x);
-            bool valid = token < view.m;
-            shared.rows(stage)[threadIdx.x] = valid ? view.lse[int64_t(token) * view.heads + head] * kLog2e : 0.0f;
-            shared.rows(stage)[kWalked + threadIdx.x] = valid ? view.delta[int64_t(token) * view.heads + head] : 0.0f;
+        shared.queries(stage).template load<kWalked>(view.qkv, view.ldqkv, int64_t(head) * D, query, view.m);
+        shared.dout(stage).template load<kWalked>(view.dout, int64_t(view.heads) * D, int64_t(head) * D, query, view.m);
+        if (threadIdx.x < kWalked / 2) {
+            int row = 2 * int(threadIdx.x);
+            cp_async_16(shared.rows(stage) + row, view.rows + view.row_at(query + row, head), true);
         }
+        cp_async_commit();
     };
-    load(begin, kv_head * group, 0);
+    load(begin, first_head, 0);
     int stage = 0;
-    for (int head = kv_head * group; head < (kv_head + 1) * group; ++head)
+    for (int head = first_head; head < end_head; ++head)
         for (int query = begin; query < stop; query += kWalked, stage ^= 1) {
             cp_async_wait<0>();
             __syncthreads();
             if (query + kWalked < stop) load(query + kWalked, head, stage ^ 1);
-            else if (head + 1 < (kv_head + 1) * group) load(begin, head + 1, stage ^ 1);
-            if (query + kWalked <= warp_first || query >= warp_stop) continue;
+            else if (head + 1 < end_head) load(begin, head + 1, stage ^ 1);
+            if (query + kWalked <= warp_first || query >= ends[15]) continue;
 
             // One product after the other: both at once need more registers than there are.
             float s[kWalked / 8][4] = {}, dp[kWalked / 8][4] = {};
@@ -125,19 +159,32 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
                     mma_pair(dp[2 * pair], dp[2 * pair + 1], v, b);
                 }
             }
-            bool all_see = query >= warp_first + 15 && query + kWalked <= warp_end;
-            const float *rows = shared.rows(stage);
+            // lse * log2(e) and delta of two queries: read twice, as they would take registers that there are not.
+            const float4 *rows = reinterpret_cast<const float4 *>(shared.rows(stage)) + lane % 4;
 #pragma unroll
-            for (int n = 0; n < kWalked / 8; ++n)
+            for (int n = 0; n < kWalked / 8; ++n) {
+                float4 row = rows[4 * n];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    int column = 8 * n + lane % 4 * 2 + i % 2;
-                    int token = query + column;
-                    bool seen = all_see || (token >= row[i / 2] && token < end[i / 2]);
-                    float p = seen ? exp2f(s[n][i] * scale - rows[column]) : 0.0f;
-                    s[n][i] = p;
-                    dp[n][i] = p * (dp[n][i] - rows[kWalked + column]);
-                }
+                for (int i = 0; i < 4; ++i) s[n][i] = exp2_approx(fmaf(s[n][i], scale, i % 2 ? -row.z : -row.x));
+            }
+            if (!(query >= warp_first + 15 && query + kWalked <= ends[0])) { // one branch for all of the warp's scores
+                int row[2] = {warp_first + lane / 4, warp_first + lane / 4 + 8};
+                int end[2] = {ends[lane / 4], ends[lane / 4 + 8]};
+#pragma unroll
+                for (int n = 0; n < kWalked / 8; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        int token = query + 8 * n + lane % 4 * 2 + i % 2;
+                        bool seen = (token >= row[i / 2]) & (token < end[i / 2]);
+                        s[n][i] = seen ? s[n][i] : 0.0f;
+                    }
+            }
+#pragma unroll
+            for (int n = 0; n < kWalked / 8; ++n) {
+                float4 row = rows[4 * n];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) dp[n][i] = s[n][i] * (dp[n][i] - (i % 2 ? row.w : row.y));
+            }
 #pragma unroll
             for (int step = 0; step < kWalked / 16; ++step) {
                 uint32_t p[4];
@@ -162,16 +209,34 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
             }
         }
 
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        if (row[i] >= view.m) continue;
-        bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + lane % 4 * 2;
+    if (view.splits > 1) {
+        float4 *to = partial_sums<D>(view, split);
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
-            *reinterpret_cast<uint32_t *>(out + key_column + 8 * n) =
-                pack_bf16x2(dk[n][2 * i] * view.scale, dk[n][2 * i + 1] * view.scale);
-            *reinterpret_cast<uint32_t *>(out + value_column + 8 * n) = pack_bf16x2(dv[n][2 * i], dv[n][2 * i + 1]);
+            to[n * kAttentionThreads] = {dk[n][0], dk[n][1], dk[n][2], dk[n][3]};
+            to[(D / 8 + n) * kAttentionThreads] = {dv[n][0], dv[n][1], dv[n][2], dv[n][3]};
         }
+        return;
+    }
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+        write_keys(view, first, key_column + 8 * n, dk[n], view.scale);
+        write_keys(view, first, value_column + 8 * n, dv[n], 1.0f);
+    }
+}
+
+// dK and dV from the partial sums. grid: key heads, dK or dV, tiles of keys
+template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_add(AttentionView view) {
+    bool is_value = blockIdx.y != 0;
+    int64_t column = int64_t(view.heads + (is_value ? view.kv_heads : 0) + int(blockIdx.x)) * D;
+#pragma unroll 2
+    for (int n = 0; n < D / 8; ++n) {
+        float sums[4] = {};
+        for (int split = 0; split < view.splits; ++split) { // in the order of the heads
+            float4 part = partial_sums<D>(view, split)[(n + (is_value ? D / 8 : 0)) * kAttentionThreads];
+            sums[0] += part.x, sums[1] += part.y, sums[2] += part.z, sums[3] += part.w;
+        }
+        write_keys(view, int(blockIdx.z) * kOwned, column + 8 * n, sums, is_value ? 1.0f : view.scale);
     }
 }
 
@@ -191,16 +256,18 @@ template <int D> struct QueryShared {
     }
 };
 
+// grid: heads, fastest, times tiles of queries, from the last, which has the most keys, to the first.
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(AttentionView view) {
     QueryShared<D> shared = {dynamic_shared()};
-    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.y);
-    int first = int(gridDim.x - 1 - blockIdx.x) * kOwned, last = min(first + kOwned, view.m) - 1;
+    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.x % unsigned(view.heads));
+    int tile = int((gridDim.x - 1 - blockIdx.x) / unsigned(view.heads));
+    int first = tile * kOwned, last = min(first + kOwned, view.m) - 1;
     int64_t kv_head = head / (view.heads / view.kv_heads), query_column = int64_t(head) * D;
     int64_t key_column = (view.heads + kv_head) * D, value_column = key_column + int64_t(view.kv_heads) * D;
 
     uint32_t q[D / 16][4], dout[D / 16][4];
     auto through_shared = [&](uint32_t (&fragments)[D / 16][4], const bf16 *matrix, int64_t ld) {
-        shared.rows().load(matrix, ld, query_column, first, kOwned, view.m);
+        shared.rows().template load<kOwned>(matrix, ld, query_column, first, view.m);
         cp_async_commit();
         cp_async_wait<0>();
         __syncthreads();
@@ -217,8 +284,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     for (int i = 0; i < 2; ++i) {
         int token = min(row[i], view.m - 1);
         from[i] = first_key(view, token);
-        lse[i] = view.lse[int64_t(token) * view.heads + head] * kLog2e;
-        delta[i] = view.delta[int64_t(token) * view.heads + head];
+        float2 lse_and_delta = view.rows[view.row_at(token, head)];
+        lse[i] = lse_and_delta.x, delta[i] = lse_and_delta.y;
     }
     int warp_first = first + warp * 16, warp_from = __shfl_sync(~0u, from[1], 31);
 
@@ -226,8 +293,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     float scale = view.scale * kLog2e;
     int begin = first_key(view, first) / kWalked * kWalked;
     auto load = [&](int key, int stage) {
-        shared.keys(stage).load(view.qkv, view.ldqkv, key_column, key, kWalked, view.m);
-        shared.values(stage).load(view.qkv, view.ldqkv, value_column, key, kWalked, view.m);
+        shared.keys(stage).template load<kWalked>(view.qkv, view.ldqkv, key_column, key, view.m);
+        shared.values(stage).template load<kWalked>(view.qkv, view.ldqkv, value_column, key, view.m);
         cp_async_commit();
     };
     load(begin, 0);
@@ -255,16 +322,24 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
                 shared.values(stage).b_of_rows(b, pair * 16, step);
                 mma_pair(dp[2 * pair], dp[2 * pair + 1], dout[step], b);
             }
-        bool all_seen = key + kWalked - 1 <= warp_first && key >= warp_from;
 #pragma unroll
         for (int n = 0; n < kWalked / 8; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                int column = key + 8 * n + lane % 4 * 2 + i % 2;
-                bool seen = all_seen || (column <= row[i / 2] && column >= from[i / 2]);
-                float p = seen ? exp2f(s[n][i] * scale - lse[i / 2]) : 0.0f;
-                dp[n][i] = p * (dp[n][i] - delta[i / 2]);
-            }
+            for (int i = 0; i < 4; ++i) s[n][i] = exp2_approx(fmaf(s[n][i], scale, -lse[i / 2]));
+        if (!(key + kWalked - 1 <= warp_first && key >= warp_from)) { // one branch for all of the warp's scores
+#pragma unroll
+            for (int n = 0; n < kWalked / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    int column = key + 8 * n + lane % 4 * 2 + i % 2;
+                    bool seen = (column <= row[i / 2]) & (column >= from[i / 2]);
+                    s[n][i] = seen ? s[n][i] : 0.0f;
+                }
+        }
+#pragma unroll
+        for (int n = 0; n < kWalked / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) dp[n][i] = s[n][i] * (dp[n][i] - delta[i / 2]);
 #pragma unroll
         for (int step = 0; step < kWalked / 16; ++step) {
             uint32_t ds[4];
@@ -290,21 +365,38 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 }
 
 template <int D> int launch_all(const AttentionView &view, qk_stream stream) {
-    int64_t rows = int64_t(view.m) * view.heads;
-    unsigned tiles = unsigned(ceil_div(view.m, kOwned));
-    if (int error = launch(attention_delta<D>, dim3(unsigned(ceil_div(rows, kAttentionWarps))), dim3(kAttentionThreads),
-                           0, stream, view))
+    dim3 threads(kAttentionThreads);
+    int64_t tiles = ceil_div(view.m, kOwned), warps = ceil_div(view.padded_m() * view.heads, kAttentionWarps);
+    if (warps > INT32_MAX || tiles > 65535 || tiles * view.heads > INT32_MAX) return QK_ERROR_SHAPE;
+    if (int error = launch(attention_delta<D>, dim3(unsigned(warps)), threads, 0, stream, view)) return error;
+    dim3 key_blocks(unsigned(view.kv_heads), unsigned(view.splits), unsigned(tiles));
+    if (int error = launch(attention_backward_keys<D>, key_blocks, threads, KeyShared<D>::kBytes, stream, view))
         return error;
-    if (int error = launch(attention_backward_keys<D>, dim3(tiles, unsigned(view.kv_heads)), dim3(kAttentionThreads),
-                           KeyShared<D>::kBytes, stream, view))
-        return error;
-    return launch(attention_backward_queries<D>, dim3(tiles, unsigned(view.heads)), dim3(kAttentionThreads),
-                  QueryShared<D>::kBytes, stream, view);
+    dim3 add_blocks(key_blocks.x, 2, key_blocks.z);
+    if (view.splits > 1)
+        if (int error = launch(attention_backward_add<D>, add_blocks, threads, 0, stream, view)) return error;
+    return launch(attention_backward_queries<D>, dim3(unsigned(tiles * view.heads)), threads, QueryShared<D>::kBytes,
+                  stream, view);
 }
 
 }  // namespace
 
+AttentionWorkspace attention_backward_workspace(const AttentionView &view, int head_dim) {
+    if (view.m == 0) return {};
+    int64_t tiles = ceil_div(view.m, kOwned), group = view.heads / view.kv_heads, most = 0;
+    auto splits = [&](int64_t tiles) {
+        int64_t wanted = ceil_div(kBlocksOfKeys, tiles * view.kv_heads);
+        return wanted < group ? wanted : group;
+    };
+    // What any batch of as many tokens or fewer needs: the workspace of the longest serves every one.
+    for (int64_t t = 1; t <= tiles && t <= kBlocksOfKeys; ++t) {
+        int64_t blocks = splits(t) > 1 ? splits(t) * t * view.kv_heads : 0;
+        most = blocks > most ? blocks : most;
+    }
+    size_t rows = size_t(view.padded_m()) * size_t(view.heads) * sizeof(float2);
+    return {int(splits(tiles)), rows, rows + size_t(most) * size_t(kOwned) * 2 * size_t(head_dim) * sizeof(float)};
+}
+
 int launch_attention_backward(const AttentionView &view, int head_dim, qk_stream stream) {
-    if (ceil_div(int64_t(view.m) * view.heads, kAttentionWarps) > INT32_MAX) return QK_ERROR_SHAPE;
     return head_dim == 64 ? launch_all<64>(view, stream) : launch_all<128>(view, stream);
 }

@@ -110,9 +110,9 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
             view.qkv + queries.token_of(view, query) * view.ldqkv + int64_t(queries.head_of(view, kv_head, query)) * D;
         cp_async_16(shared.queries().at(row, piece), from + piece * 8, row < queries.count);
     }
-    shared.keys().load(cache, width, int64_t(kv_head) * D, 0, kChunk, seen);
+    shared.keys().template load<kChunk>(cache, width, int64_t(kv_head) * D, 0, seen);
     cp_async_commit();
-    shared.values().load(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, kChunk, seen);
+    shared.values().template load<kChunk>(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, seen);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads(); // queries and keys are here

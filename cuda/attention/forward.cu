@@ -4,8 +4,8 @@
 // A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 through a double
 // buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while its row
 // sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes (64 KB at
-// D = 128); the queries pass through it into registers. Limits: 4 D FLOPs a score on the tensor cores, 2 exponentials'
-// issue slots beside them.
+// D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside each
+// matrix instruction stand 3.8 others (D = 128), most of them the softmax.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 
@@ -25,17 +25,19 @@ template <int D> struct Shared {
     static constexpr size_t kBytes = 4 * Tile<D>::bytes(kKeys);
 };
 
+// grid: heads, fastest, times tiles of queries, from the last, which has the most keys, to the first.
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(AttentionView view) {
     Shared<D> shared = {dynamic_shared()};
-    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.y);
-    int first = int(gridDim.x - 1 - blockIdx.x) * kQueries, last = min(first + kQueries, view.m) - 1;
+    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.x % unsigned(view.heads));
+    int tile = int((gridDim.x - 1 - blockIdx.x) / unsigned(view.heads));
+    int first = tile * kQueries, last = min(first + kQueries, view.m) - 1;
     int64_t kv_head = head / (view.heads / view.kv_heads), query_column = int64_t(head) * D;
     int64_t key_column = (view.heads + kv_head) * D, value_column = key_column + int64_t(view.kv_heads) * D;
 
     // All of the block's queries, through the space that the keys take later.
     uint32_t q[D / 16][4];
     Tile<D> queries = shared.keys(0);
-    queries.load(view.qkv, view.ldqkv, query_column, first, kQueries, view.m);
+    queries.template load<kQueries>(view.qkv, view.ldqkv, query_column, first, view.m);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -53,8 +55,8 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
     float scale = view.scale * kLog2e;
     int begin = first_key(view, first) / kKeys * kKeys;
     auto load = [&](int key, int stage) {
-        shared.keys(stage).load(view.qkv, view.ldqkv, key_column, key, kKeys, view.m);
-        shared.values(stage).load(view.qkv, view.ldqkv, value_column, key, kKeys, view.m);
+        shared.keys(stage).template load<kKeys>(view.qkv, view.ldqkv, key_column, key, view.m);
+        shared.values(stage).template load<kKeys>(view.qkv, view.ldqkv, value_column, key, view.m);
         cp_async_commit();
     };
     load(begin, 0);
@@ -74,15 +76,16 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
                 shared.keys(stage).b_of_rows(b, pair * 16, step);
                 mma_pair(s[2 * pair], s[2 * pair + 1], q[step], b);
             }
-        bool all_seen = key + kKeys - 1 <= warp_first && key >= warp_from;
+        if (!(key + kKeys - 1 <= warp_first && key >= warp_from)) { // one branch for all of the warp's scores
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
+            for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                int column = key + 8 * n + lane % 4 * 2 + i % 2;
-                bool seen = all_seen || (column <= row[i / 2] && column >= from[i / 2]);
-                s[n][i] = seen ? s[n][i] * scale : -INFINITY;
-            }
+                for (int i = 0; i < 4; ++i) {
+                    int column = key + 8 * n + lane % 4 * 2 + i % 2;
+                    bool seen = (column <= row[i / 2]) & (column >= from[i / 2]);
+                    s[n][i] = seen ? s[n][i] : -INFINITY;
+                }
+        }
 
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -91,12 +94,14 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
             for (int n = 0; n < kKeys / 8; ++n) tile_max = fmaxf(tile_max, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
             float new_max = fmaxf(max[i], row_max(tile_max));
             // A row that has seen no key yet has a maximum of minus infinity: every exponential is to be 0, not NaN.
-            float base = new_max == -INFINITY ? 0.0f : new_max, shrink = exp2f(max[i] - base), tile_sum = 0.0f;
+            // The scale is positive, so that it waits for the exponent, where it is a fused multiply-add.
+            float base = new_max == -INFINITY ? 0.0f : new_max * scale,
+                  shrink = exp2_approx(fmaf(max[i], scale, -base)), tile_sum = 0.0f;
 #pragma unroll
             for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
                 for (int j = 2 * i; j < 2 * i + 2; ++j) {
-                    s[n][j] = exp2f(s[n][j] - base);
+                    s[n][j] = exp2_approx(fmaf(s[n][j], scale, -base));
                     tile_sum += s[n][j];
                 }
             sum[i] = sum[i] * shrink + tile_sum;
@@ -126,7 +131,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
             *reinterpret_cast<uint32_t *>(out + 8 * n) = pack_bf16x2(o[n][2 * i] * inverse, o[n][2 * i + 1] * inverse);
-        if (lane % 4 == 0) view.lse[int64_t(row[i]) * view.heads + head] = (max[i] + log2f(total)) * kLn2;
+        if (lane % 4 == 0) view.lse[int64_t(row[i]) * view.heads + head] = (max[i] * scale + log2f(total)) * kLn2;
     }
 }
 
@@ -159,11 +164,10 @@ int check(const qk_attention_args *caller, qk_attention_args *args, AttentionVie
     return QK_OK;
 }
 
-size_t backward_bytes_of(const AttentionView &view) { return size_t(view.m) * size_t(view.heads) * sizeof(float); }
-
 template <int D> int launch_forward(const AttentionView &view, qk_stream stream) {
-    dim3 grid(unsigned(ceil_div(view.m, kQueries)), unsigned(view.heads));
-    return launch(attention<D>, grid, dim3(kAttentionThreads), Shared<D>::kBytes, stream, view);
+    int64_t blocks = ceil_div(view.m, kQueries) * view.heads;
+    if (blocks > INT32_MAX) return QK_ERROR_SHAPE;
+    return launch(attention<D>, dim3(unsigned(blocks)), dim3(kAttentionThreads), Shared<D>::kBytes, stream, view);
 }
 
 }  // namespace
@@ -181,7 +185,7 @@ extern "C" int qk_attention_backward_workspace_size(const qk_attention_args *cal
     AttentionView view;
     if (bytes == nullptr) return QK_ERROR_NULL_POINTER;
     if (int error = check(caller, &args, &view)) return error;
-    *bytes = backward_bytes_of(view);
+    *bytes = attention_backward_workspace(view, int(args.head_dim)).bytes;
     return QK_OK;
 }
 
@@ -193,9 +197,13 @@ extern "C" int qk_attention_backward(const qk_attention_args *caller, void *work
     if (view.m == 0) return QK_OK;
     if (args.dout == nullptr || args.dqkv == nullptr) return QK_ERROR_NULL_POINTER;
     if (!is_aligned(args.dout, 16) || !is_aligned(args.dqkv, 16)) return QK_ERROR_ALIGNMENT;
-    if (int error = check_workspace(workspace, workspace_bytes, backward_bytes_of(view))) return error;
+    AttentionWorkspace needed = attention_backward_workspace(view, int(args.head_dim));
+    if (int error = check_workspace(workspace, workspace_bytes, needed.bytes)) return error;
     view.dout = static_cast<const bf16 *>(args.dout);
     view.dqkv = static_cast<bf16 *>(args.dqkv);
-    view.delta = static_cast<float *>(workspace);
+    view.rows = static_cast<float2 *>(workspace);
+    view.splits = needed.splits;
+    if (needed.splits > 1)
+        view.partial = reinterpret_cast<float4 *>(static_cast<unsigned char *>(workspace) + needed.partial_at);
     return launch_attention_backward(view, int(args.head_dim), stream);
 }

@@ -40,6 +40,18 @@ __device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
 #endif
 }
 
+// ex2.approx.ftz.f32: 2^x to 2^-22 of it, without the scaling by which exp2f() returns subnormal numbers; those are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+#ifdef QK_EMULATION
+    float power = exp2f(x);
+    return power < 0x1p-126f ? 0.0f : power;
+#else
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#endif
+}
+
 __device__ __forceinline__ float low_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 << 16); }
 __device__ __forceinline__ float high_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 & 0xffff0000u); }
 

@@ -4,7 +4,8 @@
 
 #include "common/ptx.cuh"
 
-// V consecutive elements as floats: one 16-byte access for V = 8, one element for V = 1.
+// V consecutive elements as floats: one 16-byte access of bf16 for V = 8, two of f32; one element for V = 1. (8 scalar
+// loads of f32, 32 bytes apart from lane to lane, would each touch every line that the two touch once.)
 template <int V> struct Vector;
 
 template <> struct Vector<8> {
@@ -13,6 +14,10 @@ template <> struct Vector<8> {
         uint4 bits = *reinterpret_cast<const uint4 *>(from);
         return {{low_float(bits.x), high_float(bits.x), low_float(bits.y), high_float(bits.y), low_float(bits.z),
                  high_float(bits.z), low_float(bits.w), high_float(bits.w)}};
+    }
+    __device__ __forceinline__ static Vector load(const float *from) {
+        float4 low = reinterpret_cast<const float4 *>(from)[0], high = reinterpret_cast<const float4 *>(from)[1];
+        return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     }
     __device__ __forceinline__ void store(bf16 *to) const {
         *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]),
@@ -23,6 +28,7 @@ template <> struct Vector<8> {
 template <> struct Vector<1> {
     float v[1];
     __device__ __forceinline__ static Vector load(const bf16 *from) { return {{to_float(*from)}}; }
+    __device__ __forceinline__ static Vector load(const float *from) { return {{*from}}; }
     __device__ __forceinline__ void store(bf16 *to) const { *to = to_bf16(v[0]); }
 };
 

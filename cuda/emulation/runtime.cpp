@@ -60,6 +60,8 @@ struct Machine {
     Random random;
     std::string message;
     uint64_t launches = 0;
+    uint64_t blocks = 0;
+    uint64_t sampled_from = UINT64_MAX, sample = 0; // the launch from which on only so many blocks of a grid run
     uint64_t lost_from = UINT64_MAX; // the launch from which on the device is lost
     int lost_code = 0;
 };
@@ -156,6 +158,25 @@ void schedule() {
             fiber_switch(m.scheduler, m.fibers[m.current]);
         }
     }
+}
+
+// The blocks of a grid in the order in which they run: all, or a sample with the first, the last, and others by chance.
+std::vector<unsigned> order_of(uint64_t blocks, uint64_t sample) {
+    Random &random = machine().random;
+    std::vector<unsigned> order;
+    if (sample >= blocks) {
+        order.resize(blocks);
+        std::iota(order.begin(), order.end(), 0u);
+    } else {
+        if (sample > 0) order.push_back(0);
+        if (sample > 1) order.push_back(static_cast<unsigned>(blocks - 1));
+        while (order.size() < sample) {
+            unsigned next = random.below(static_cast<unsigned>(blocks));
+            if (std::find(order.begin(), order.end(), next) == order.end()) order.push_back(next);
+        }
+    }
+    for (size_t i = order.size(); i-- > 1;) std::swap(order[i], order[random.below(static_cast<unsigned>(i + 1))]);
+    return order;
 }
 
 void check_guards() {
@@ -302,11 +323,9 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     m.state = state;
     m.failed = false;
     if (++m.launches >= m.lost_from) return m.lost_code;
-    std::vector<unsigned> order(blocks);
-    std::iota(order.begin(), order.end(), 0u);
-    for (size_t i = order.size(); i-- > 1;) std::swap(order[i], order[m.random.below(static_cast<unsigned>(i + 1))]);
-    for (unsigned b : order) {
+    for (unsigned b : order_of(blocks, m.launches >= m.sampled_from ? m.sample : blocks)) {
         run_block({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
+        ++m.blocks;
         if (m.failed) return QK_ERROR_EMULATION;
     }
     return QK_OK;
@@ -320,4 +339,9 @@ void qk_emulation_lose(uint64_t launch, int code) {
     emulation::machine().lost_from = launch;
     emulation::machine().lost_code = code;
 }
+void qk_emulation_sample(uint64_t launch, uint64_t blocks) {
+    emulation::machine().sampled_from = launch;
+    emulation::machine().sample = blocks;
+}
+uint64_t qk_emulation_blocks(void) { return emulation::machine().blocks; }
 uint64_t qk_emulation_launches(void) { return emulation::machine().launches; }

@@ -93,6 +93,11 @@ const char *qk_emulation_message(void);
 // Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a
 // cudaError_t.
 void qk_emulation_lose(uint64_t launch, int code);
+// From launch number `launch` (1 is the first) of this OS thread on, only `blocks` of a grid run: the first, the last,
+// and others by chance. A kernel can so be looked at on a grid of real size.
+void qk_emulation_sample(uint64_t launch, uint64_t blocks);
+// Blocks that this OS thread has run so far.
+uint64_t qk_emulation_blocks(void);
 // Launches of this OS thread so far: a test can show that something ran.
 uint64_t qk_emulation_launches(void);
 }

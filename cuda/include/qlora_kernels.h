@@ -528,7 +528,8 @@ typedef struct qk_attention_args {
 /* out = softmax(Q * K^T / sqrt(D)) * V. */
 int qk_attention(const struct qk_attention_args *args, qk_stream stream);
 
-/* Bytes of workspace of the backward function: rowsum(dout * out), M * H floats. */
+/* Bytes of workspace of the backward function: lse and rowsum(dout * out) of every query, and, of few tokens, partial
+ * sums of dK and dV. They grow with M, so that the workspace of the longest batch serves every one. */
 int qk_attention_backward_workspace_size(const struct qk_attention_args *args, size_t *bytes);
 
 /* dqkv, all of its heads. Deterministic: sums have one order, and no block waits for another. */

@@ -7,7 +7,7 @@ struct LinearChoice {
     qk_path path;
     int tokens, columns; // of a block's tile of the output; 0 on the generic path, where a thread makes one element
     bool dense;          // bf16 weights
-    bool masked;         // dX: rows differ in what they see, by adapters or dropout
+    bool masked;         // rows differ in what they see: by adapters, or, in dX, by dropout
 
     // "tensor cores, tiles of 128 tokens x 256 columns, NF4 weights": at most `size` bytes, with the 0 at the end.
     void print(char *text, size_t size) const;

@@ -64,7 +64,9 @@ LinearChoice choose(const LinearView &view) {
         choice.columns = wide ? kWideColumns : kNarrowColumns;
         return choice;
     }
-    bool large = ceil_div(view.m, kLargeTokens) * view.tiles(kLargeColumns, false) >= kBlocksOfLargeTiles;
+    choice.masked = view.has_adapters();
+    bool large =
+        !choice.masked && ceil_div(view.m, kLargeTokens) * view.tiles(kLargeColumns, false) >= kBlocksOfLargeTiles;
     choice.path = QK_PATH_TENSOR_CORE;
     choice.tokens = large ? kLargeTokens : kSmallTokens;
     choice.columns = large ? kLargeColumns : kSmallColumns;

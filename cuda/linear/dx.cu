@@ -368,18 +368,20 @@ template <typename C> struct Tile {
         for (int left = int(segment.n); left > 0; left -= kTileN) {
             cp_async_wait<C::kStages - 2>(); // this tile is here ...
             __syncthreads(); // ... for everyone, and everyone is done with the one before, whose stage is next to fill
-            if (cursor.left > 0) {
-                fetch(segment, cursor, next);
-                if constexpr (nf4) store_scale(w, next, scale, offset);
-            }
-            cp_async_commit();
-            if constexpr (nf4)
-                if (cursor.left > 0) scale = load_scale(w, cursor);
             const unsigned char *weights = current + C::kDyBytes;
 #pragma unroll
             for (int step = 0; step < kTileN / 16; ++step) {
                 if constexpr (nf4) multiply(current, step, dequantize_columns(weights, scales(current), step));
                 else multiply(current, step, load_columns(weights, step));
+                if (step > 0) continue;
+                // The next copies under the products, not before them.
+                if (cursor.left > 0) {
+                    fetch(segment, cursor, next);
+                    if constexpr (nf4) store_scale(w, next, scale, offset);
+                }
+                cp_async_commit();
+                if constexpr (nf4)
+                    if (cursor.left > 0) scale = load_scale(w, cursor);
             }
             current = after(current);
             next = after(next);
@@ -423,10 +425,10 @@ template <typename C> struct Tile {
     }
 };
 
-// grid: tiles of tokens, fastest, times tiles of columns: neighbors share weights.
+// grid: tiles of tokens times tiles of columns, in the order of tile_place().
 template <typename C> __global__ void __launch_bounds__(C::kThreads, 1) linear_dx(BackwardView view) {
-    int64_t tiles_m = ceil_div(view.m, C::kM);
-    Tile<C> tile = {view, int(blockIdx.x % tiles_m) * C::kM, int(blockIdx.x / tiles_m) * C::kK, {}};
+    TilePlace place = tile_place(int(ceil_div(view.m, C::kM)));
+    Tile<C> tile = {view, place.m * C::kM, place.n * C::kK, {}};
     if (!C::kDense && threadIdx.x < 16)
         tile.codebook()[threadIdx.x] = nf4_code(threadIdx.x); // barriers before the first use
     tile.low_rank();
@@ -444,7 +446,7 @@ template <typename C> int launch_tiles(const BackwardView &view, qk_stream strea
 }
 
 template <bool dense> int launch_dx(const BackwardView &view, const LinearChoice &choice, qk_stream stream) {
-    constexpr int kStages = dense ? 3 : 4, kWarps = kSmallColumns / 32;
+    constexpr int kStages = 3, kWarps = kSmallColumns / 32;
     if (choice.masked) return launch_tiles<Config<kSmallTokens, kWarps, kStages, dense, false>>(view, stream);
     using Small = Config<kSmallTokens, kWarps, kStages, dense, true>;
     if (choice.tokens == kSmallTokens) return launch_tiles<Small>(view, stream);

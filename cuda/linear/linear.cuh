@@ -79,6 +79,22 @@ struct LinearView {
     }
 };
 
+// The tile of the output that a block has, of tiles_m tiles of tokens by gridDim.x / tiles_m tiles of columns.
+// Neighbors share a tile of columns, so that its weights leave DRAM once; but within groups of at most kGroupTiles
+// tiles of tokens, as equal as they can be: the blocks that run at one time then share both operands. Of a long batch
+// they would else be one column of tiles, and X would come from DRAM again for each.
+constexpr int kGroupTiles = 16;
+
+struct TilePlace { int m, n; };
+
+__device__ __forceinline__ TilePlace tile_place(int tiles_m) {
+    int tiles_n = int(gridDim.x) / tiles_m, block = int(blockIdx.x);
+    int groups = (tiles_m + kGroupTiles - 1) / kGroupTiles, size = (tiles_m + groups - 1) / groups;
+    int group = block / (size * tiles_n), first = group * size, within = block - first * tiles_n;
+    int here = min(size, tiles_m - first);
+    return {first + within % here, within / here};
+}
+
 // Checks a LoRA pair and turns it into a view: QK_OK or the error.
 int lora_view(const qk_lora *lora, LoraView *view);
 

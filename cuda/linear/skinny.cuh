@@ -1,6 +1,10 @@
 // A skinny product, 16 tokens by 8 * kTiles rows of a matrix a block: of the forward pass for M <= 16 (small_m.cu) and
 // of S (lora/down.cu). 8 warps take every 8th tile of 64 features; their sums are added in warp order through shared
 // memory (4 KB * kTiles), so that a result depends on K alone. Preconditions: K % 64 == 0, ldx % 8 == 0.
+//
+// Limit: the bytes of the matrix, as long as enough of them are under way. So a lane asks for what it needs of all its
+// rows a tile before it multiplies, with no branch around a load: a row or token that is not there is the last one
+// again, whose sums nobody reads.
 #pragma once
 
 #include "linear/linear.cuh"
@@ -10,20 +14,23 @@ namespace skinny {
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTokens = 16;
+constexpr int kTables = 16 + 256; // floats of shared memory: what the rows are decoded with
 
-__device__ __forceinline__ Features load_features(const bf16 *row, int64_t first, bool valid) {
-    if (!valid) return {};
+__device__ __forceinline__ Features load_features(const bf16 *row, int64_t first) {
     const uint4 *from = reinterpret_cast<const uint4 *>(row + first);
     return features_of(from[0], from[1]);
 }
 
 // Rows of a bf16 matrix [rows, K].
 struct DenseRows {
+    using Raw = Features;
     const bf16 *matrix;
     int64_t k;
-    __device__ __forceinline__ Features load(int, int64_t row, int64_t tile, int lane, const float *) const {
-        return load_features(matrix + row * k, tile * kTileK + lane * 16, true);
+    __device__ __forceinline__ void prepare(float *) const {}
+    __device__ __forceinline__ Raw load(int, int64_t row, int64_t tile, int lane) const {
+        return load_features(matrix + row * k, tile * kTileK + lane * 16);
     }
+    __device__ __forceinline__ Features decode(const Raw &raw, const float *) const { return raw; }
 };
 
 // Zeroes what dropout drops of 16 features from `first` on.
@@ -36,33 +43,45 @@ __device__ __forceinline__ void drop(Features &features, const DropoutView &drop
     }
 }
 
-// sums [16, 8 * kTiles] in shared memory: products of the block's tokens and rows. `codebook` is shared memory of 16
-// floats before it.
+// sums [16, 8 * kTiles] in shared memory: products of the block's tokens and rows.
 template <int kTiles, bool kDropout = false, typename Rows>
 __device__ __forceinline__ float *skinny_product(const LinearView &view, const Rows &rows, int64_t row0,
                                                  int64_t num_rows, int64_t token0) {
     constexpr int kColumns = 8 * kTiles;
-    float *codebook = reinterpret_cast<float *>(dynamic_shared()), *partial = codebook + 32;
-    if (threadIdx.x < 16) codebook[threadIdx.x] = nf4_code(threadIdx.x);
+    float *tables = reinterpret_cast<float *>(dynamic_shared()), *partial = tables + kTables;
+    rows.prepare(tables);
     __syncthreads();
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const bf16 *x_g = view.x + (token0 + g) * view.ldx, *x_g8 = x_g + 8 * view.ldx;
-    bool valid_g = token0 + g < view.m, valid_g8 = token0 + g + 8 < view.m;
+    const bf16 *x_g = view.x + min(token0 + g, view.m - 1) * view.ldx,
+               *x_g8 = view.x + min(token0 + g + 8, view.m - 1) * view.ldx;
+    int64_t tiles = view.k / kTileK;
+    auto load_x = [&](const bf16 *row, int64_t tile) {
+        return load_features(row, min(tile, tiles - 1) * kTileK + t * 16);
+    };
+    auto load_rows = [&](typename Rows::Raw(&raw)[kTiles], int64_t tile) {
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j)
+            raw[j] = rows.load(j, min(row0 + 8 * j + g, num_rows - 1), min(tile, tiles - 1), t);
+    };
     float c[kTiles][4] = {};
-#pragma unroll 2
-    for (int64_t tile = warp; tile < view.k / kTileK; tile += kWarps) {
-        Features a = load_features(x_g, tile * kTileK + t * 16, valid_g),
-                 a8 = load_features(x_g8, tile * kTileK + t * 16, valid_g8);
+    typename Rows::Raw next_rows[kTiles];
+    load_rows(next_rows, warp);
+    Features next = load_x(x_g, warp), next8 = load_x(x_g8, warp);
+#pragma unroll 1
+    for (int64_t tile = warp; tile < tiles; tile += kWarps) {
+        Features a = next, a8 = next8;
+        typename Rows::Raw now[kTiles];
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j) now[j] = next_rows[j];
+        load_rows(next_rows, tile + kWarps);
+        next = load_x(x_g, tile + kWarps), next8 = load_x(x_g8, tile + kWarps);
         if constexpr (kDropout)
             if (view.dropout.active()) {
                 drop(a, view.dropout, token0 + g, tile * kTileK + t * 16);
                 drop(a8, view.dropout, token0 + g + 8, tile * kTileK + t * 16);
             }
 #pragma unroll
-        for (int j = 0; j < kTiles; ++j) {
-            int64_t row = row0 + 8 * j + g;
-            mma_tile(c[j], a, a8, row < num_rows ? rows.load(j, row, tile, t, codebook) : Features{});
-        }
+        for (int j = 0; j < kTiles; ++j) mma_tile(c[j], a, a8, rows.decode(now[j], tables));
     }
 #pragma unroll
     for (int j = 0; j < kTiles; ++j)
@@ -80,7 +99,7 @@ __device__ __forceinline__ float *skinny_product(const LinearView &view, const R
 }
 
 constexpr size_t shared_bytes(int tiles) {
-    return 32 * sizeof(float) + size_t(kWarps) * kTokens * 8 * tiles * sizeof(float);
+    return kTables * sizeof(float) + size_t(kWarps) * kTokens * 8 * tiles * sizeof(float);
 }
 
 }  // namespace skinny

@@ -6,12 +6,40 @@ namespace {
 
 using namespace skinny;
 
+// Rows of codes. Without double quantization every absmax code stands for 1 and the offset is 0, so that both formats
+// take one path; the code is then any byte.
 struct Nf4Rows {
-    Nf4View weight;
-    __device__ __forceinline__ Features load(int, int64_t row, int64_t tile, int lane, const float *codebook) const {
-        int64_t block = row * (weight.k / kTileK) + tile, at = weight.transposed ? tile * weight.n + row : block;
-        uint2 codes = *reinterpret_cast<const uint2 *>(weight.codes + block * (kTileK / 2) + lane * 8);
-        return dequantize16(codes, codebook, weight.absmax_at(at, block));
+    struct Raw {
+        uint2 codes;
+        float factor; // nested absmax, or the absmax itself
+        int code;     // of the absmax
+    };
+    const uint8_t *codes, *absmax_codes;
+    const float *factors, *nested_map;
+    int64_t n, blocks; // of 64 in a row
+    bool nested, transposed;
+    float offset;
+
+    __device__ __forceinline__ explicit Nf4Rows(const Nf4View &w)
+        : codes(w.codes), absmax_codes(w.absmax != nullptr ? w.codes : w.absmax_codes),
+          factors(w.absmax != nullptr ? w.absmax : w.nested_absmax), nested_map(w.nested_map), n(w.n),
+          blocks(w.k / kTileK), nested(w.absmax == nullptr), transposed(w.transposed),
+          offset(w.offset != nullptr ? *w.offset : 0.0f) {}
+
+    // The codebook, and what an absmax code stands for.
+    __device__ __forceinline__ void prepare(float *tables) const {
+        if (threadIdx.x < 16) tables[threadIdx.x] = nf4_code(threadIdx.x);
+        for (int i = threadIdx.x; i < 256; i += kThreads) tables[16 + i] = nested_map != nullptr ? nested_map[i] : 1.0f;
+    }
+    __device__ __forceinline__ Raw load(int, int64_t row, int64_t tile, int lane) const {
+        int64_t block = row * blocks + tile, at = transposed ? tile * n + row : block;
+        // Under double quantization the factor is that of 256 row-major blocks; else it lies where the absmax does.
+        return {*reinterpret_cast<const uint2 *>(codes + block * (kTileK / 2) + lane * 8),
+                factors[nested ? block / QK_NESTED_BLOCK : at], absmax_codes[at]};
+    }
+    __device__ __forceinline__ Features decode(const Raw &raw, const float *tables) const {
+        float absmax = __fadd_rn(__fmul_rn(tables[16 + raw.code], raw.factor), offset);
+        return dequantize16(raw.codes, tables, absmax);
     }
 };
 

@@ -38,10 +38,11 @@ template <int V, bool backward> __global__ void __launch_bounds__(kRowThreads) h
     for (int i = first; i < d; i += stride) {
         Vector<V> value = Vector<V>::load(x + i), gradient = {};
         if (backward) gradient = Vector<V>::load(dy + i);
+        Vector<V> scale = Vector<V>::load(weight + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
             squares += value.v[j] * value.v[j];
-            if (backward) g_dot_x += weight[i + j] * gradient.v[j] * value.v[j];
+            if (backward) g_dot_x += scale.v[j] * gradient.v[j] * value.v[j];
         }
     }
     float2 sums = lane_sums(squares, g_dot_x, norm.lanes);
@@ -52,10 +53,11 @@ template <int V, bool backward> __global__ void __launch_bounds__(kRowThreads) h
     for (int i = first; i < d; i += stride) {
         Vector<V> value = Vector<V>::load(x + i), result = {};
         if (backward) result = Vector<V>::load(dy + i);
+        Vector<V> scale = Vector<V>::load(weight + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-            float normed = backward ? rho * weight[i + j] * result.v[j] - along_x * value.v[j]
-                                    : weight[i + j] * (value.v[j] * rho);
+            float normed = backward ? rho * scale.v[j] * result.v[j] - along_x * value.v[j]
+                                    : scale.v[j] * (value.v[j] * rho);
             float copied = backward ? result.v[j] : value.v[j];
             result.v[j] = is_value ? copied : normed;
         }
@@ -81,7 +83,8 @@ extern "C" int qk_head_norm(const qk_head_norm_args *caller, qk_stream stream) {
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     for (const float *weight : {args.q_weight, args.k_weight})
         if (!is_aligned(weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
-    bool vector = is_vector(args.head_dim) && is_vector(args.ldx) && is_vector(args.ldy);
+    bool vector = is_vector(args.head_dim) && is_vector(args.ldx) && is_vector(args.ldy) &&
+                  is_aligned(args.q_weight, 16) && is_aligned(args.k_weight, 16);
     int64_t groups = int64_t(args.head_dim) / (vector ? 8 : 1);
     int lanes = 1;
     while (lanes < groups && lanes < 32) lanes *= 2;

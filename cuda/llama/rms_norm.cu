@@ -36,9 +36,9 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm(Norm no
     // What a thread reads again is what it wrote.
     const bf16 *s = norm.delta != nullptr ? norm.sum : norm.x;
     for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
-        Vector<V> x = Vector<V>::load(s + row + i);
+        Vector<V> x = Vector<V>::load(s + row + i), weight = Vector<V>::load(norm.weight + i);
 #pragma unroll
-        for (int j = 0; j < V; ++j) x.v[j] = norm.weight[i + j] * (x.v[j] * rho);
+        for (int j = 0; j < V; ++j) x.v[j] = weight.v[j] * (x.v[j] * rho);
         x.store(norm.y + row + i);
     }
 }
@@ -57,21 +57,23 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm_backwar
     int64_t row = int64_t(blockIdx.x) * norm.h;
     float squares = 0.0f, g_dot_x = 0.0f;
     for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
-        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i);
+        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i),
+                  weight = Vector<V>::load(norm.weight + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
             squares += x.v[j] * x.v[j];
-            g_dot_x += norm.weight[i + j] * dy.v[j] * x.v[j];
+            g_dot_x += weight.v[j] * dy.v[j] * x.v[j];
         }
     }
     float2 sums = block_sums(squares, g_dot_x, shared);
     float rho = inverse_rms(sums.x, norm.h, norm.eps);
     float along_x = rho * rho * rho * sums.y / float(norm.h);
     for (int64_t i = int64_t(threadIdx.x) * V; i < norm.h; i += kRowThreads * V) {
-        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i), dx = {};
+        Vector<V> x = Vector<V>::load(norm.x + row + i), dy = Vector<V>::load(norm.dy + row + i),
+                  weight = Vector<V>::load(norm.weight + i), dx = {};
         if (norm.accumulate) dx = Vector<V>::load(norm.dx + row + i);
 #pragma unroll
-        for (int j = 0; j < V; ++j) dx.v[j] += rho * norm.weight[i + j] * dy.v[j] - along_x * x.v[j];
+        for (int j = 0; j < V; ++j) dx.v[j] += rho * weight.v[j] * dy.v[j] - along_x * x.v[j];
         dx.store(norm.dx + row + i);
     }
 }
@@ -101,7 +103,7 @@ extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
                  static_cast<bf16 *>(args.y),
                  args.h,
                  args.eps};
-    auto kernel = is_vector(args.h) ? rms_norm<8> : rms_norm<1>;
+    auto kernel = is_vector(args.h) && is_aligned(args.weight, 16) ? rms_norm<8> : rms_norm<1>;
     return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }
 
@@ -123,6 +125,6 @@ extern "C" int qk_rms_norm_backward(const qk_rms_norm_backward_args *caller, qk_
                          args.h,
                          args.eps,
                          args.accumulate != 0};
-    auto kernel = is_vector(args.h) ? rms_norm_backward<8> : rms_norm_backward<1>;
+    auto kernel = is_vector(args.h) && is_aligned(args.weight, 16) ? rms_norm_backward<8> : rms_norm_backward<1>;
     return launch(kernel, dim3(unsigned(args.m)), dim3(kRowThreads), kRowSumBytes, stream, norm);
 }

@@ -27,13 +27,13 @@ template <int V> __global__ void __launch_bounds__(kThreads) rope(Rope rope) {
     int rest = int(index % (int64_t(rope.heads) * groups)), head = rest / groups, i = rest % groups * V;
     bf16 *at = rope.x + token * rope.ldx + int64_t(head) * 2 * rope.half + i;
     int64_t position = rope.positions[token];
-    Vector<V> a = Vector<V>::load(at), b = Vector<V>::load(at + rope.half);
+    bool known = position < rope.table_positions;
+    int64_t entry = (known ? position : 0) * rope.half + i;
+    Vector<V> a = Vector<V>::load(at), b = Vector<V>::load(at + rope.half),
+              cosines = Vector<V>::load(rope.cosines + entry), sines = Vector<V>::load(rope.sines + entry);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-        bool known = position < rope.table_positions;
-        int64_t entry = (known ? position : 0) * rope.half + i + j;
-        float cosine = known ? rope.cosines[entry] : __uint_as_float(0x7fc00000u),
-              sine = rope.direction * rope.sines[entry];
+        float cosine = known ? cosines.v[j] : __uint_as_float(0x7fc00000u), sine = rope.direction * sines.v[j];
         float first = a.v[j], second = b.v[j];
         a.v[j] = first * cosine - second * sine;
         b.v[j] = second * cosine + first * sine;
@@ -69,7 +69,8 @@ extern "C" int qk_rope(const qk_rope_args *caller, qk_stream stream) {
                  int(args.heads),
                  int(args.head_dim / 2),
                  args.inverse != 0 ? -1.0f : 1.0f};
-    bool vector = view.half % 8 == 0 && is_vector(args.ldx);
+    bool vector = view.half % 8 == 0 && is_vector(args.ldx) && is_aligned(args.cosines, 16) &&
+                  is_aligned(args.sines, 16);
     int64_t threads = view.m * view.heads * (view.half / (vector ? 8 : 1));
     if (ceil_div(threads, kThreads) > INT32_MAX) return QK_ERROR_SHAPE;
     return launch(vector ? rope<8> : rope<1>, dim3(unsigned(ceil_div(threads, kThreads))), dim3(kThreads), 0, stream,

@@ -12,12 +12,15 @@ using namespace skinny;
 
 constexpr int kGenericThreads = 256;
 
-// One row of A for each group of 8, this lane's; NULL: none.
+// One row of A for each group of 8, this lane's.
 template <int kTiles> struct LowRankRows {
+    using Raw = Features;
     const bf16 *rows[kTiles];
-    __device__ __forceinline__ Features load(int j, int64_t, int64_t tile, int lane, const float *) const {
-        return load_features(rows[j], tile * kTileK + lane * 16, rows[j] != nullptr);
+    __device__ __forceinline__ void prepare(float *) const {}
+    __device__ __forceinline__ Raw load(int j, int64_t, int64_t tile, int lane) const {
+        return load_features(rows[j], tile * kTileK + lane * 16);
     }
+    __device__ __forceinline__ Features decode(const Raw &raw, const float *) const { return raw; }
 };
 
 constexpr int kRankTiles = 2;
@@ -67,7 +70,8 @@ __global__ void __launch_bounds__(kThreads, 1) lora_down_masked(LinearView view,
             const SegmentView &segment = segment_with(column);
             int64_t rank = column - segment.s_column;
             bool there = column < column0 + columns && rank < segment.r;
-            rows.rows[j] = there ? segment.a + (int64_t(adapter) * segment.r + rank) * view.k : nullptr;
+            // Where there is none: any row of K elements, as nobody reads its sums.
+            rows.rows[j] = there ? segment.a + (int64_t(adapter) * segment.r + rank) * view.k : view.x;
         }
         float *sums = skinny_product<kMaskedTiles, true>(view, rows, 0, kColumns, token0);
         for (int i = threadIdx.x; i < kTokens * kColumns; i += kThreads) {

@@ -78,7 +78,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int left = int(view.padded_h); left > 0; left -= kFeatures, stage ^= 1) {
         cp_async_wait<0>(); // this tile is here ...
         __syncthreads();    // ... for everyone, and everyone is done with the one before
-        if (left > kFeatures) fetch(stage ^ 1);
 #pragma unroll
         for (int step = 0; step < kFeatures / 16; ++step) {
             uint32_t a[kWarpTokens / 16][4];
@@ -91,6 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
                 for (int i = 0; i < kWarpTokens / 16; ++i) mma_pair(sums[i][2 * pair], sums[i][2 * pair + 1], a[i], b);
             }
+            if (step == 0 && left > kFeatures) fetch(stage ^ 1); // under the products, not before them
         }
     }
 

@@ -9,6 +9,8 @@ mod controls {
         fn qk_emulation_message() -> *const c_char;
         fn qk_emulation_launches() -> u64;
         fn qk_emulation_lose(launch: u64, code: i32);
+        fn qk_emulation_sample(launch: u64, blocks: u64);
+        fn qk_emulation_blocks() -> u64;
     }
 
     /// The fault of this OS thread's last launch that ended with `QK_ERROR_EMULATION`, and where it was.
@@ -23,6 +25,19 @@ mod controls {
         unsafe { qk_emulation_launches() }
     }
 
+    /// From launch number `launch` (1 is the first) of this OS thread on, only `blocks` of a grid run: the first, the
+    /// last, and others by chance. A kernel can so be looked at on a grid of real size.
+    pub fn sample(launch: u64, blocks: u64) {
+        // SAFETY: sets two numbers of this OS thread.
+        unsafe { qk_emulation_sample(launch, blocks) }
+    }
+
+    /// Blocks that this OS thread has run so far.
+    pub fn blocks() -> u64 {
+        // SAFETY: reads a number of this OS thread.
+        unsafe { qk_emulation_blocks() }
+    }
+
     /// Launch number `launch` (1 is the first) of this OS thread and all later ones do nothing and return `code`, a
     /// `cudaError_t`: a GPU that is lost on the way. The variable `QLORA_EMULATION_LOST`, as `LAUNCH:CODE`, does it for
     /// a whole program.
@@ -33,7 +48,7 @@ mod controls {
 }
 
 #[cfg(kernels = "emulated")]
-pub use controls::{launches, lose, message};
+pub use controls::{blocks, launches, lose, message, sample};
 
 /// Chooses the schedule of warps, lanes and blocks of the launches that this OS thread makes from now on. A GPU has its
 /// own, which this leaves alone.

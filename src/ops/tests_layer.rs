@@ -217,21 +217,28 @@ fn attention_refuses() {
         |a: &mut Args| a.cu_seqlens = a.cu_seqlens.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
     });
     let workspace = memory.at(30);
-    refuses!(memory, valid, |args| sys::qk_attention_backward(args, workspace, 24, null_mut()), {
+    // 32 padded tokens by 2 heads, 8 bytes each; two splits' sums of 128 keys, dK and dV of 64.
+    let needed = 32 * 2 * 8 + 2 * 128 * 2 * 64 * 4;
+    refuses!(memory, valid, |args| sys::qk_attention_backward(args, workspace, needed, null_mut()), {
         |a: &mut Args| a.dout = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.dqkv = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.dout = a.dout.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.dqkv = a.dqkv.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
-        |a: &mut Args| a.m = 4 => QK_ERROR_WORKSPACE,
+        |a: &mut Args| a.m = 33 => QK_ERROR_WORKSPACE,
     });
     let mut bytes = 0usize;
-    // SAFETY: refused, or only the struct and `bytes` are touched.
+    let backward = |workspace, bytes| {
+        // SAFETY: refused before anything is touched.
+        unsafe { sys::qk_attention_backward(&raw const valid, workspace, bytes, null_mut()) }
+    };
+    assert_eq!(backward(null_mut(), needed), sys::QK_ERROR_WORKSPACE);
+    assert_eq!(backward(workspace, needed - 1), sys::QK_ERROR_WORKSPACE);
+    assert_eq!(backward(workspace.wrapping_byte_add(4), needed), sys::QK_ERROR_ALIGNMENT);
+    // SAFETY: only the struct and `bytes` are touched.
     unsafe {
-        assert_eq!(sys::qk_attention_backward(&raw const valid, null_mut(), 24, null_mut()), sys::QK_ERROR_WORKSPACE);
-        let shifted = workspace.wrapping_byte_add(4);
-        assert_eq!(sys::qk_attention_backward(&raw const valid, shifted, 24, null_mut()), sys::QK_ERROR_ALIGNMENT);
         assert_eq!(sys::qk_attention_backward_workspace_size(&raw const valid, null_mut()), sys::QK_ERROR_NULL_POINTER);
-        assert_eq!((sys::qk_attention_backward_workspace_size(&raw const valid, &mut bytes), bytes), (sys::QK_OK, 24));
+        let status = sys::qk_attention_backward_workspace_size(&raw const valid, &mut bytes);
+        assert_eq!((status, bytes), (sys::QK_OK, needed));
     }
     assert!(memory.is_untouched());
 }

@@ -12,7 +12,9 @@ use qlora_kernels::shape::AttentionShape;
 const SCHEDULES: u64 = 2;
 
 fn operations(backward: bool) -> impl Strategy<Value = AttentionOperation> {
-    let shape = (1usize..3, 1usize..3, prop_oneof![Just(64usize), Just(128)])
+    // Groups of real models: 1 (Llama 2), 3 (Llama 3.2 3B), 4 (8B), 8 (70B); and others.
+    let group = prop_oneof![Just(1usize), Just(3), Just(4), Just(8), 2usize..8];
+    let shape = (1usize..3, group, prop_oneof![Just(64usize), Just(128)])
         .prop_map(|(kv_heads, group, head_dim)| AttentionShape { heads: kv_heads * group, kv_heads, head_dim });
     let documents = prop_oneof![
         prop::collection::vec(0usize..90, 1..4),
@@ -49,6 +51,43 @@ fn attention_is_within_its_rounding() {
 #[test]
 fn attention_gradients_are_within_their_rounding() {
     checked("attention backward", 20, true);
+}
+
+/// So many key heads that their query heads need no splits, or too few splits for one each: the heads of a group that
+/// one block then walks over.
+#[test]
+fn key_heads_enough_to_fill_a_gpu() {
+    let (device, tally) = (device(), Tally::new("attention backward, many key heads", 1));
+    for (kv_heads, group) in [(256, 2), (128, 3), (100, 5)] {
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: 64 };
+        let operation =
+            AttentionOperation { shape, documents: vec![7, 30], window: None, backward: true, size: 2.0, seed: 9 };
+        verify(&device, &operation, 5, 1).unwrap_or_else(|what| panic!("{kv_heads} key heads of {group}: {what}"));
+        tally.case();
+    }
+}
+
+/// One token, which sees itself alone: dV is the sum of dO over the heads, and of numbers of which the order tells.
+#[test]
+fn dk_and_dv_are_sums_in_the_order_of_the_heads() {
+    let device = device();
+    for heads in [3usize, 8] {
+        let shape = AttentionShape { heads, kv_heads: 1, head_dim: 64 };
+        let operation =
+            AttentionOperation { shape, documents: vec![1], window: None, backward: true, size: 1.0, seed: 1 };
+        let mut inputs = operation.inputs();
+        let of_head = |head: usize| match head {
+            0 => 2f32.powi(40),
+            1 => -(2f32.powi(40)),
+            head => head as f32,
+        };
+        for (head, dout) in inputs.dout.chunks_mut(64).enumerate() {
+            dout.fill(bf16::from_f32(of_head(head)));
+        }
+        let expected = bf16::from_f32((0..heads).map(of_head).fold(0.0, |sum, dout| sum + dout));
+        let found = run(&device, &operation, &inputs).values;
+        assert!(found[(heads + 1) * 64..].iter().all(|&bits| bits == expected.to_bits()), "{heads} heads");
+    }
 }
 
 fn example(backward: bool) -> AttentionOperation {

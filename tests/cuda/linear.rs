@@ -11,8 +11,10 @@ use qlora_kernels::ops::linear::Path;
 const SCHEDULES: u64 = 2;
 
 fn parts(most: usize) -> impl Strategy<Value = Vec<Part>> {
-    let r = prop_oneof![Just(0usize), 1usize..20, Just(16usize), Just(64usize), 60usize..140, Just(256usize)];
-    let part = (1usize..most, r, any::<bool>(), prop_oneof![Just(0usize), 1usize..9])
+    let real = prop_oneof![Just(8usize), Just(16), Just(32), Just(64)];
+    let odd = prop_oneof![Just(0usize), 1usize..20, 60usize..140, Just(256usize)];
+    let n = prop_oneof![1usize..most, (1usize..=(most / 64).max(1)).prop_map(|tiles| 64 * tiles)];
+    let part = (n, prop_oneof![real, odd], any::<bool>(), prop_oneof![Just(0usize), 1usize..9])
         .prop_map(|(n, r, bias, pad)| Part { n, r, bias, pad });
     prop::collection::vec(part, 1..4)
 }
@@ -36,6 +38,15 @@ fn case(m: std::ops::Range<usize>, dense: bool, exact: bool) -> impl Strategy<Va
     )
 }
 
+/// K of real layers, of few outputs: what a pipeline does once it is full.
+fn deep_case(m: std::ops::Range<usize>, dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
+    let k = prop_oneof![4 => Just(2048usize), 3 => Just(4096), 2 => Just(8192), 1 => Just(14336), 1 => Just(28672)];
+    (case(m, dense, exact), k, parts(40)).prop_map(|(case, k, mut parts)| {
+        parts.truncate(2);
+        Linear { k, parts, ..case }
+    })
+}
+
 /// K and ldx off the tile, other block sizes.
 fn odd_case(dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
     (case(1..40, dense, exact), 1usize..200, 5u32..9).prop_map(|(case, k, log)| Linear {
@@ -44,6 +55,12 @@ fn odd_case(dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
         block_size: 1 << log,
         ..case
     })
+}
+
+/// Real depths as often as short ones.
+fn cases_of(m: std::ops::Range<usize>, dense: bool, exact: bool) -> impl Strategy<Value = Linear> {
+    let few = m.start..m.end.min(m.start + 30);
+    prop_oneof![case(m, dense, exact), deep_case(few, dense, exact)]
 }
 
 fn checked(name: &'static str, most: u32, strategy: impl Strategy<Value = Linear>, expected: Path) {
@@ -67,37 +84,37 @@ fn checked(name: &'static str, most: u32, strategy: impl Strategy<Value = Linear
 
 #[test]
 fn tensor_core_path_is_within_its_rounding() {
-    checked("forward, tensor cores", 24, case(17..300, false, false), Path::TensorCore);
+    checked("forward, tensor cores", 24, cases_of(17..300, false, false), Path::TensorCore);
 }
 
 #[test]
 fn tensor_core_path_is_exact_where_no_sum_rounds() {
-    checked("forward, tensor cores, exact", 16, case(17..200, false, true), Path::TensorCore);
+    checked("forward, tensor cores, exact", 16, cases_of(17..200, false, true), Path::TensorCore);
 }
 
 #[test]
 fn dense_tensor_core_path_is_within_its_rounding() {
-    checked("dense forward, tensor cores", 12, case(17..200, true, false), Path::TensorCore);
+    checked("dense forward, tensor cores", 12, cases_of(17..200, true, false), Path::TensorCore);
 }
 
 #[test]
 fn dense_tensor_core_path_is_exact_where_no_sum_rounds() {
-    checked("dense forward, tensor cores, exact", 12, case(17..200, true, true), Path::TensorCore);
+    checked("dense forward, tensor cores, exact", 12, cases_of(17..200, true, true), Path::TensorCore);
 }
 
 #[test]
 fn small_m_path_is_within_its_rounding() {
-    checked("forward, M to 16", 32, case(1..17, false, false), Path::SmallM);
+    checked("forward, M to 16", 32, cases_of(1..17, false, false), Path::SmallM);
 }
 
 #[test]
 fn small_m_path_is_exact_where_no_sum_rounds() {
-    checked("forward, M to 16, exact", 32, case(1..17, false, true), Path::SmallM);
+    checked("forward, M to 16, exact", 32, cases_of(1..17, false, true), Path::SmallM);
 }
 
 #[test]
 fn dense_small_m_path_is_exact_where_no_sum_rounds() {
-    checked("dense forward, M to 16, exact", 16, case(1..17, true, true), Path::SmallM);
+    checked("dense forward, M to 16, exact", 16, cases_of(1..17, true, true), Path::SmallM);
 }
 
 #[test]

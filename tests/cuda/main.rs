@@ -23,5 +23,7 @@ mod linear_values;
 mod low_rank;
 mod low_rank_values;
 mod nf4;
+#[cfg(kernels = "emulated")]
+mod real_shapes;
 mod test_kernels;
 mod twins;

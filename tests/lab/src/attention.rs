@@ -10,7 +10,7 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::attention::{Attention, attention};
-use qlora_kernels::ops::attention_backward;
+use qlora_kernels::ops::attention_backward::{attention_backward, workspace_len_of};
 use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
 
@@ -232,7 +232,7 @@ impl Operation for AttentionOperation {
             lse: device.upload(if self.backward { &host.lse } else { &poisoned })?,
             dout: device.upload(&host.dout)?,
             dqkv: device.upload(&nan(host.qkv.len()))?,
-            workspace: device.upload(&poisoned)?,
+            workspace: device.upload(&vec![f32::NAN; workspace_len_of(self.tokens(), &self.shape)])?,
         })
     }
 

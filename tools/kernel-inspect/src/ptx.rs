@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 /// plus offset; what dropout keeps times its factor, added to a gradient), and how many `fma` their source asks for:
 /// the low-rank term of the small-M kernel, both sums of the generic one after unrolling, both of the generic dX, one
 /// of the generic gradients, and the boundaries of the maps of the optimizer. One more is a contraction.
-pub const TWO_ROUNDINGS: [(&str, usize); 25] = [
+pub const TWO_ROUNDINGS: [(&str, usize); 26] = [
     ("quantize_blocks<float>", 0),
     ("quantize_blocks<__nv_bfloat16>", 0),
     ("quantize_absmax", 0),
@@ -16,14 +16,15 @@ pub const TWO_ROUNDINGS: [(&str, usize); 25] = [
     ("adamw_update", 4),
     ("gradient_partials", 0),
     ("gradient_state", 0),
-    ("linear_forward<Config<128, 8, 3, false>>", 0),
-    ("linear_forward<Config<64, 4, 4, false>>", 0),
+    ("linear_forward<Config<128, 8, 3, false, true>>", 0),
+    ("linear_forward<Config<64, 4, 3, false, true>>", 0),
+    ("linear_forward<Config<64, 4, 3, false, false>>", 0),
     ("linear_small_m<4, false>", 1),
     ("linear_small_m<1, false>", 1),
     ("linear_generic", 4),
     ("linear_dx<Config<128, 8, 3, false, true>>", 0),
-    ("linear_dx<Config<64, 4, 4, false, true>>", 0),
-    ("linear_dx<Config<64, 4, 4, false, false>>", 0),
+    ("linear_dx<Config<64, 4, 3, false, true>>", 0),
+    ("linear_dx<Config<64, 4, 3, false, false>>", 0),
     ("linear_dx_generic", 2),
     ("lora_gradients<1, false>", 0),
     ("lora_gradients<1, true>", 0),

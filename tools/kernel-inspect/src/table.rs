@@ -24,14 +24,16 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, is_tensor_core: false }
 }
 
-pub const HOT: [Hot; 66] = [
-    tensor_core("linear_forward<Config<128, 8, 3, false>>", true),
-    tensor_core("linear_forward<Config<64, 4, 4, false>>", true),
-    tensor_core("linear_forward<Config<128, 8, 2, true>>", true),
-    tensor_core("linear_forward<Config<64, 4, 3, true>>", true),
+pub const HOT: [Hot; 70] = [
+    tensor_core("linear_forward<Config<128, 8, 3, false, true>>", true),
+    tensor_core("linear_forward<Config<64, 4, 3, false, true>>", true),
+    tensor_core("linear_forward<Config<64, 4, 3, false, false>>", true),
+    tensor_core("linear_forward<Config<128, 8, 2, true, true>>", true),
+    tensor_core("linear_forward<Config<64, 4, 3, true, true>>", true),
+    tensor_core("linear_forward<Config<64, 4, 3, true, false>>", true),
     tensor_core("linear_dx<Config<128, 8, 3, false, true>>", true),
-    tensor_core("linear_dx<Config<64, 4, 4, false, true>>", true),
-    tensor_core("linear_dx<Config<64, 4, 4, false, false>>", true),
+    tensor_core("linear_dx<Config<64, 4, 3, false, true>>", true),
+    tensor_core("linear_dx<Config<64, 4, 3, false, false>>", true),
     tensor_core("linear_dx<Config<128, 8, 2, true, true>>", true),
     tensor_core("linear_dx<Config<64, 4, 3, true, true>>", true),
     tensor_core("linear_dx<Config<64, 4, 3, true, false>>", true),
@@ -68,6 +70,8 @@ pub const HOT: [Hot; 66] = [
     tensor_core("attention_backward_keys<64>", true),
     tensor_core("attention_backward_queries<128>", true),
     tensor_core("attention_backward_queries<64>", true),
+    memory_bound("attention_backward_add<128>"),
+    memory_bound("attention_backward_add<64>"),
     memory_bound("attention_delta<128>"),
     memory_bound("attention_delta<64>"),
     // Few queries: what is beside the matrix instructions is the tile's place, copies, masks and the softmax.

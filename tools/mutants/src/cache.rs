@@ -44,8 +44,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "cache: keys beyond the last query's are read",
         "attention/cache.cu",
-        "shared.values().load(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, kChunk, seen);",
-        "shared.values().load(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, kChunk, seen + 1);",
+        "shared.values().template load<kChunk>(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, seen);",
+        "shared.values().template load<kChunk>(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, seen + 1);",
         CACHE,
     ),
     mutant(

@@ -275,7 +275,7 @@ impl Operation {
         let keys = Launch {
             kernel: format!("attention_backward_keys<{head_dim}>"),
             threads: 256,
-            shared: Shared::Bytes((2 * 128 * head_dim * 2 + 2 * 2 * 32 * head_dim * 2 + 512) as u32),
+            shared: Shared::Bytes((2 * 128 * head_dim * 2 + 2 * 2 * 32 * head_dim * 2 + 1024) as u32),
             work: Work::Products(heaviest_first(tiles, kv_heads * splits, fastest, |tile| {
                 of_heads * steps(tile) * 4.0 * product
             })),

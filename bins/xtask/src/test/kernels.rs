@@ -13,8 +13,10 @@ use tools_support::workspace::Workspace;
 const SANITIZED_CASES: &str = "3";
 
 /// Left out under AddressSanitizer, which is there for indices: tests that a check sees a wrong result, and the longest
-/// of those that a result is the same on other shapes. They run the kernels on shapes that the other tests have too.
-const UNSANITIZED: [&str; 6] = [
+/// of those that a result is the same on other shapes, and grids of real size. They run code that the other tests run
+/// too.
+const UNSANITIZED: [&str; 7] = [
+    "real_shapes",
     "the_check_sees",
     "faults_brought_about",
     "a_token_does_not_depend_on_the_tile",

@@ -44,7 +44,9 @@ use optimizer_memory::OptimizerMemory;
 use pinned::PinnedWeights;
 use qlora_kernels::CudaError;
 use qlora_kernels::device::{Buffer, Device, EventTimer};
+use qlora_kernels::ops::attention_backward;
 use qlora_kernels::ops::linear::Path as LinearPath;
+use qlora_kernels::shape::AttentionShape;
 use rope::Rope;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -60,7 +62,7 @@ pub struct Cuda {
     /// The current batch on the device, with room for the longest.
     on_device: BatchMemory,
     rope: Option<Rope>,
-    /// `[tokens, heads]`: rowsum(dO ∘ O).
+    /// Workspace of the backward pass of attention.
     attention: Buffer<f32>,
     /// Sums over tokens of the low-rank gradients.
     gradients: Buffer<u8>,
@@ -118,7 +120,9 @@ impl Cuda {
     }
 
     fn on(memory: DeviceMemory, dims: RunShape) -> Result<Self> {
-        let attention = if dims.training { dims.tokens * dims.heads } else { 0 };
+        let RunShape { tokens, heads, kv_heads, head_dim, .. } = dims;
+        let attention = AttentionShape { heads, kv_heads, head_dim };
+        let attention = if dims.training { attention_backward::workspace_len_of(tokens, &attention) } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,
             attention: memory.take("workspace", attention)?,
