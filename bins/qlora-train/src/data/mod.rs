@@ -28,6 +28,7 @@ mod notes;
 mod options;
 mod pack;
 mod parquet;
+mod patterns;
 mod reader;
 mod report;
 mod rows;

@@ -11,12 +11,13 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tokenizers::{PostProcessorWrapper, Tokenizer};
+use tokenizers::PostProcessorWrapper;
 
 use super::guard::guarded;
 use super::habits::{Habits, OwnTokens};
 use super::json;
 use super::messages::{Conversation, Message};
+use super::patterns::Tokenizer;
 use super::side_files;
 use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
 use crate::error::{Context, Error, Result};
