@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use super::table::{SETTINGS, SettingInfo};
-use super::types::{Reject, SettingValue, is_off, is_unset};
+use super::types::{Reject, SettingValue, is_auto, is_off, is_unset};
 use super::yaml::Value;
 
 /// Treatment of a key that other trainers have and this one has not.
@@ -59,7 +59,9 @@ impl Foreign {
     /// A value that asks for nothing that is not done here anyway.
     fn is_neutral(&self, value: &Value) -> bool {
         let listed = |value: &Value| self.neutral.contains(&plain(value).as_str());
-        let off = self.treatment != Treatment::Only && is_off(value);
+        // `auto` leaves it to a trainer that has not the feature.
+        let has_off = !matches!(self.treatment, Treatment::Only | Treatment::Told);
+        let off = has_off && (is_off(value) || is_auto(value));
         match value {
             Value::Null => true,
             Value::List(items) if !items.is_empty() => off || items.iter().all(listed),
