@@ -6,20 +6,33 @@ use crate::refuse;
 use serde_json::Value;
 use std::path::Path;
 
+/// The record of a run, in its output directory.
+const RUN_FILE: &str = "run.json";
+
 /// Whether a directory holds an adapter and no model.
 pub fn is_adapter(dir: &Path) -> bool {
     dir.join(ADAPTER_CONFIG).is_file() && !dir.join("config.json").is_file()
 }
 
+/// A text in a JSON file. None: there is no such file, it is damaged, or it holds none there.
+fn text_in(file: &Path, pointer: &str) -> Option<String> {
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
+    json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// A setting, where it is a word or a path, of the run that an adapter is the result or a checkpoint of. None: the
+/// adapter has no such record.
+pub fn recorded_setting(adapter: &Path, name: &str) -> Option<String> {
+    let run = [adapter.join(RUN_FILE), adapter.parent()?.join(RUN_FILE)];
+    let is_checkpoint = adapter.file_name()?.to_str()?.starts_with("checkpoint-");
+    let runs = if is_checkpoint { &run[..] } else { &run[..1] };
+    runs.iter().find_map(|run| text_in(run, &format!("/settings/{name}")))
+}
+
 /// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
 pub fn recorded_base(adapter: &Path) -> Result<String> {
-    let read = |name: &str, pointer: &str| {
-        let text = std::fs::read_to_string(adapter.join(name)).ok()?;
-        let json: Value = serde_json::from_str(&text).ok()?;
-        json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
-    };
-    let of_run = read("run.json", "/settings/model").filter(|model| Path::new(model).exists() || model.contains('/'));
-    match of_run.or_else(|| read(ADAPTER_CONFIG, "/base_model_name_or_path")) {
+    let of_run = recorded_setting(adapter, "model").filter(|model| Path::new(model).exists() || model.contains('/'));
+    match of_run.or_else(|| text_in(&adapter.join(ADAPTER_CONFIG), "/base_model_name_or_path")) {
         Some(base) => Ok(base),
         None => {
             refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
@@ -43,6 +56,10 @@ mod tests {
             let run = serde_json::json!({"settings": {"model": model}}).to_string();
             std::fs::write(dir.path().join("run.json"), run).unwrap();
             assert_eq!(recorded_base(dir.path()).unwrap(), expected);
+        }
+        // A checkpoint of the run, and a directory beside it that is none.
+        for (name, recorded) in [("checkpoint-3", Some("org/other")), ("other", None)] {
+            assert_eq!(recorded_setting(&dir.path().join(name), "model").as_deref(), recorded);
         }
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert!(!is_adapter(dir.path()), "a model with an adapter's file beside it");

@@ -137,7 +137,7 @@ fn load_files<'a>(
     if let Some(tokenizer) = tokenizer.filter(|tokenizer| plain && tokenizer.template().is_some()) {
         report.remarks.push(match by_template(options.prompt_completion, tokenizer) {
             false => "prompt + completion rows of texts are read as plain text, without the chat template \
-                 (`prompt_completion: chat` uses it); `generate --raw` asks in that form"
+                 (`prompt_completion: chat` uses it); `generate` with the adapter asks in that form"
                 .to_owned(),
             true => "prompt + completion rows of texts are read as a user turn and an answer, by the chat template \
                  (`prompt_completion: text` does without); `generate` asks in that form"
