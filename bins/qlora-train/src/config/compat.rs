@@ -244,6 +244,26 @@ pub const DERIVED: &[Derived] = &[
     Derived {
         names: &["template"],
         switch: false,
+    Derived {
+        names: &["curriculum_sampling", "disable_shuffling"],
+        switch: true,
+        values: "true or false",
+        read: |value| {
+            let in_order = !is_off(value) && bool::read(value)?;
+            Ok(in_order.then(|| Implied::new("shuffle", Value::Bool(false))))
+        },
+    },
+    Derived {
+        names: &["train_sampling_strategy"],
+        switch: false,
+        values: "random or sequential",
+        read: |value| match String::read(value)?.trim() {
+            "random" => Ok(None),
+            "sequential" => Ok(Some(Implied::new("shuffle", Value::Bool(false)))),
+            "group_by_length" => Err(Reject::NotYet("group_by_length")),
+            _ => Err(Reject::Wrong),
+        },
+    },
         values: "the name of a chat template",
         read: |value| match value {
             value if is_unset(value) => Ok(None),

@@ -211,6 +211,10 @@ settings! {
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
     "Whether texts under prompt and completion are read as they stand, or as turns of the chat template; `auto`: as turns where the model has one, as `generate` asks."
     prompt_completion: PromptCompletion = PromptCompletion::Auto, "auto", "auto, text or chat", ResultsIfSet, [];
+    "Whether rows that were there before (the same tokens, labels and weights) are left out; counts are printed."
+    deduplicate: bool = false, "false", "true or false", ResultsIfSet, ["dataset_exact_deduplication"];
+    "Whether rows are trained on in another order in each epoch, drawn by `seed`; `false` keeps the order of the files, in packs too."
+    shuffle: bool = true, "true", "true or false", ResultsIfSet, ["data.shuffle"];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
     "Chat template, instead of the model's own."

@@ -89,6 +89,8 @@ pub struct DatasetReport {
     pub open_ended: usize,
     /// Rows to train on with tokens that count more or less than others.
     pub weighted: usize,
+    /// Left out because they were there before (`deduplicate`).
+    pub duplicates: usize,
     /// Left out because they cannot be trained on (`on_bad_row: skip`).
     pub skipped: usize,
     /// Why, of the first of those.
@@ -207,6 +209,10 @@ impl fmt::Display for DatasetReport {
                 f,
                 "\n{} cut to max_length {} (the longest had {})",
                 rows(self.truncated),
+        if self.duplicates > 0 {
+            let were = if self.duplicates == 1 { "the same as another one" } else { "each the same as another one" };
+            write!(f, "\n{} left out: {were} before it (deduplicate)", rows(self.duplicates))?;
+        }
                 self.max_length,
                 tokens(self.longest_read)
             )?;
