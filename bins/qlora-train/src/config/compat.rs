@@ -16,8 +16,18 @@ pub enum Treatment {
     Off,
     /// It cannot change an adapter: every value passes, and one that asks for something is told.
     NoEffect,
+    /// It has one possible value here; others pass, and what is done instead is told.
+    Told,
     /// A word that people try: refused, with what does it here.
     Instead,
+}
+
+/// What is said of a key that passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Nothing,
+    NoEffect,
+    Note(&'static str),
 }
 
 /// A key of another trainer, from `foreign_keys.txt`.
@@ -42,6 +52,7 @@ fn parse_foreign(text: &'static str) -> Vec<Foreign> {
             "[only]" => treatment = Treatment::Only,
             "[off]" => treatment = Treatment::Off,
             "[no effect]" => treatment = Treatment::NoEffect,
+            "[told]" => treatment = Treatment::Told,
             "[instead]" => treatment = Treatment::Instead,
             line => {
                 let (rest, advice) = line.split_once(';').unwrap_or((line, ""));
@@ -69,15 +80,16 @@ impl Foreign {
         }
     }
 
-    /// Judges a value. `true`: it is to be told that the key has no effect.
-    pub fn check(&self, value: &Value) -> Result<bool, String> {
+    /// Judges a value that is not refused.
+    pub fn check(&self, value: &Value) -> Result<Heard, String> {
         let asks = self.treatment != Treatment::Instead || *value == Value::Null;
         if asks && self.is_neutral(value) {
-            return Ok(false);
+            return Ok(Heard::Nothing);
         }
         let advice = if self.advice.is_empty() { String::new() } else { format!(": {}", self.advice) };
         match self.treatment {
-            Treatment::NoEffect => Ok(true),
+            Treatment::NoEffect => Ok(Heard::NoEffect),
+            Treatment::Told => Ok(Heard::Note(self.advice)),
             Treatment::Only => {
                 let only = self.neutral.join("` or `");
                 Err(format!("found {value}, expected `{only}`: this trainer has nothing else"))
@@ -233,18 +245,6 @@ pub const DERIVED: &[Derived] = &[
         },
     },
     Derived {
-        names: &["use_cpu", "no_cuda"],
-        switch: true,
-        values: "true or false",
-        read: |value| {
-            let cpu = !is_off(value) && bool::read(value)?;
-            Ok(cpu.then(|| Implied::new("device", Value::text("cpu"))))
-        },
-    },
-    Derived {
-        names: &["template"],
-        switch: false,
-    Derived {
         names: &["curriculum_sampling", "disable_shuffling"],
         switch: true,
         values: "true or false",
@@ -264,6 +264,18 @@ pub const DERIVED: &[Derived] = &[
             _ => Err(Reject::Wrong),
         },
     },
+    Derived {
+        names: &["use_cpu", "no_cuda"],
+        switch: true,
+        values: "true or false",
+        read: |value| {
+            let cpu = !is_off(value) && bool::read(value)?;
+            Ok(cpu.then(|| Implied::new("device", Value::text("cpu"))))
+        },
+    },
+    Derived {
+        names: &["template"],
+        switch: false,
         values: "the name of a chat template",
         read: |value| match value {
             value if is_unset(value) => Ok(None),
@@ -413,8 +425,10 @@ mod tests {
         for foreign in FOREIGN.iter() {
             let name = foreign.name;
             assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b)), "{name}");
-            assert!(foreign.treatment != Treatment::Only || !foreign.neutral.is_empty(), "{name}");
-            assert!(foreign.treatment != Treatment::Instead || !foreign.advice.is_empty(), "{name}");
+            let one_value = matches!(foreign.treatment, Treatment::Only | Treatment::Told);
+            assert!(!one_value || !foreign.neutral.is_empty(), "{name}");
+            let advises = matches!(foreign.treatment, Treatment::Instead | Treatment::Told);
+            assert!(!advises || !foreign.advice.is_empty(), "{name}");
             assert!(foreign.neutral.iter().all(|value| *value == value.to_lowercase()), "{name}");
         }
     }
