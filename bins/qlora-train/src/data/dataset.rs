@@ -144,7 +144,7 @@ fn load_files<'a>(
     if rows.is_empty() {
         refuse!(
             "{files}: no row is left: of {} rows, {} are longer than max_length {} and {} have no supervised \
-             token (labels that are not -100, assistant turns, completions or texts)",
+             token (labels that are not -100, assistant turns, completions or texts){}",
             report.rows_read,
             report.dropped,
             options.max_length,

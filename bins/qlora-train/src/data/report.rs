@@ -189,7 +189,12 @@ impl fmt::Display for DatasetReport {
             write!(f, "\n{remark}")?;
         }
         if self.skipped > 0 {
-            write!(f, "\nwarning: {} skipped, because they cannot be trained on:", rows(self.skipped))?;
+            write!(
+                f,
+                "\nwarning: {} skipped, because {} cannot be trained on:",
+                rows(self.skipped),
+                if self.skipped == 1 { "it" } else { "they" }
+            )?;
             for why in &self.bad_rows {
                 write!(f, "\n  {why}")?;
             }
@@ -204,15 +209,15 @@ impl fmt::Display for DatasetReport {
                 tokens(self.longest_read)
             )?;
         }
+        if self.duplicates > 0 {
+            let were = if self.duplicates == 1 { "the same as another one" } else { "each the same as another one" };
+            write!(f, "\n{} left out: {were} before it (deduplicate)", rows(self.duplicates))?;
+        }
         if self.truncated > 0 {
             write!(
                 f,
                 "\n{} cut to max_length {} (the longest had {})",
                 rows(self.truncated),
-        if self.duplicates > 0 {
-            let were = if self.duplicates == 1 { "the same as another one" } else { "each the same as another one" };
-            write!(f, "\n{} left out: {were} before it (deduplicate)", rows(self.duplicates))?;
-        }
                 self.max_length,
                 tokens(self.longest_read)
             )?;
