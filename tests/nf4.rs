@@ -152,6 +152,14 @@ proptest! {
         let mut sum = 0f64;
         (0..plain.blocks()).for_each(|b| sum += f64::from(plain.absmax_at(b)));
         prop_assert_eq!(*offset, if plain.blocks() == 0 { 0.0 } else { (sum / plain.blocks() as f64) as f32 });
+        for of in [&plain, &matrix] {
+            let all: Vec<f32> = (0..of.blocks()).map(|b| of.absmax_at(b)).collect();
+            for first in [0, of.blocks() / 3, of.blocks().saturating_sub(1)] {
+                let mut part = vec![f32::NAN; of.blocks() - first];
+                of.absmax_range(first, &mut part);
+                prop_assert_eq!(&part[..], &all[first..]);
+            }
+        }
         for b in 0..matrix.blocks() {
             let scale = nested_absmax[b / NESTED_BLOCK_SIZE];
             prop_assert_eq!(matrix.absmax_at(b), nested_map[usize::from(codes[b])] * scale + offset);

@@ -43,6 +43,25 @@ impl Absmax {
             }
         }
     }
+
+    fn range(&self, mut first: usize, out: &mut [f32]) {
+        match self {
+            Absmax::F32(absmax) => out.copy_from_slice(&absmax[first..][..out.len()]),
+            Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } => {
+                let mut rest = out;
+                while !rest.is_empty() {
+                    let nested = first / nested_block_size;
+                    let count = ((nested + 1) * nested_block_size - first).min(rest.len());
+                    let (part, after) = rest.split_at_mut(count);
+                    for (absmax, code) in part.iter_mut().zip(&codes[first..]) {
+                        *absmax = nested_map[usize::from(*code)] * nested_absmax[nested] + offset;
+                    }
+                    first += count;
+                    rest = after;
+                }
+            }
+        }
+    }
 }
 
 /// A weight of a linear layer in NF4: rows are its N out features, columns its K in features.
@@ -171,6 +190,12 @@ impl Nf4Matrix {
     #[inline]
     pub fn absmax_at(&self, block: usize) -> f32 {
         self.absmax.at(block)
+    }
+
+    /// [`absmax_at`](Self::absmax_at) of the blocks from `first` on, as many as `out` has room for. Panics when there
+    /// are not so many.
+    pub fn absmax_range(&self, first: usize, out: &mut [f32]) {
+        self.absmax.range(first, out);
     }
 
     /// Bytes of the arrays held: codes, absmax and, under double quantization, nested absmax and the 256-entry map.

@@ -35,6 +35,48 @@ fn the_table_of_settings_is_the_programs() {
     check_generated("docs/settings.md", "settings", &settings_markdown());
 }
 
+/// The steps whose speed `tools/predict` predicts, as the program plans them.
+#[test]
+fn the_operations_of_predicted_steps_are_the_programs() {
+    const MEMORY: [&str; 4] = ["23.5GiB", "31.3GiB", "44.4GiB", "79GiB"];
+    // No 70B fits a card of 32 GB.
+    let of_shape = [("llama-3-8b", &MEMORY[..]), ("llama-3-70b", &MEMORY[2..])];
+    let steps = std::thread::scope(|scope| {
+        let mut planners = Vec::new();
+        for (shape, memories) in of_shape {
+            for tokens in [2048, 4096, 16384] {
+                planners.extend(memories.iter().map(|memory| scope.spawn(move || planned_step(shape, tokens, memory))));
+            }
+        }
+        planners.into_iter().map(|planner| planner.join().unwrap()).collect::<Vec<String>>()
+    });
+    let (path, expected) = (root().join("tools/predict/steps.json"), format!("[\n{}\n]\n", steps.join(",\n")));
+    if std::env::var_os("QLORA_UPDATE_DOCS").is_some() {
+        fs::write(&path, &expected).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap();
+    assert!(found == expected, "tools/predict/steps.json: run this test with QLORA_UPDATE_DOCS=1");
+}
+
+/// A step with its operations, one a line.
+fn planned_step(shape: &str, tokens: usize, memory: &str) -> String {
+    let line = format!(
+        "bench --shape {shape} --seq {tokens} --device cuda --device-memory {memory} --host-memory 256GiB --plan --json"
+    );
+    let (done, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
+    assert!(done, "{line}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let operations = answer["operations"].as_array().unwrap_or_else(|| panic!("{line}: {answer}"));
+    let operations: Vec<String> = operations.iter().map(|operation| format!("   {operation}")).collect();
+    format!(
+        " {{\"shape\": \"{shape}\", \"tokens\": {tokens}, \"memory\": \"{memory}\", \"fits\": {}, \"activations\": {}, \
+         \"operations\": [\n{}]}}",
+        answer["fits"],
+        answer["activations"],
+        operations.join(",\n")
+    )
+}
+
 /// A count with thousands separated.
 fn thousands(n: u64) -> String {
     let digits = n.to_string();

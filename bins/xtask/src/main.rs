@@ -49,6 +49,12 @@ enum Task {
         #[arg(value_name = "TEXT")]
         only: Vec<String>,
     },
+    /// Predict the kernels' speed on GPUs from their machine code
+    Predict {
+        /// Write docs/predicted.md
+        #[arg(long)]
+        write: bool,
+    },
     /// Write the table of GPU figures in docs/ from the files of benches/records
     Records,
     /// Build one folder that checks and measures the kernels on a machine with a GPU and without Rust
@@ -90,6 +96,9 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
             check(workspace.tool("mutants", &only.iter().map(String::as_str).collect::<Vec<_>>()))?
         }
         Task::GpuBundle => check(workspace.tool("gpu-bundle", &[]))?,
+        Task::Predict { write } => {
+            check(workspace.tool("predict", if write { &["write"] as &[&str] } else { &[] }))?;
+        }
         Task::Records => check(workspace.tool("records", &["write"]))?,
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,

@@ -2,9 +2,9 @@
 //! emulated suite, which notes them, and the symbol table of its executable. The sizes are the launchers', which are
 //! the same code on a GPU.
 
-use crate::names::readable;
 use crate::table::Row;
 use anyhow::{Context, Result, ensure};
+use kernel_inspect::names::readable;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

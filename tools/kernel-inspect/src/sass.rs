@@ -10,16 +10,49 @@ pub struct Code {
     pub arch: String,
     /// Mangled.
     pub name: String,
-    instructions: Vec<Instruction>,
+    pub instructions: Vec<Instruction>,
 }
 
-#[derive(Debug)]
-struct Instruction {
-    address: u64,
+#[derive(Clone, Debug)]
+pub struct Instruction {
+    pub address: u64,
+    /// The whole of it, with its guard: `@!P1 IADD3 R0, R1, 0x1, RZ`.
+    pub text: String,
     /// Up to the first dot: `HMMA` of `HMMA.16816.F32.BF16`.
-    opcode: String,
+    pub opcode: String,
     /// Where a branch goes.
-    target: Option<u64>,
+    pub target: Option<u64>,
+    pub control: Control,
+}
+
+/// What the compiler tells the scheduler, in the upper bits of an instruction's encoding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Cycles until the warp's next instruction may issue.
+    pub stall: u8,
+    /// A hint that another warp should issue next.
+    pub yields: bool,
+    /// The barrier that falls when the result is there.
+    pub write_barrier: Option<u8>,
+    /// The barrier that falls when the operands have been read.
+    pub read_barrier: Option<u8>,
+    /// The barriers that have to have fallen, a bit each.
+    pub wait: u8,
+}
+
+impl Control {
+    /// The part of the second 64-bit word of an encoding.
+    fn of(word: u64) -> Self {
+        let barrier = |shift: u32| Some((word >> shift & 7) as u8).filter(|&number| number != 7);
+        Self {
+            stall: (word >> 41 & 15) as u8,
+            // The bit is clear where the compiler asks for a yield.
+            yields: word >> 45 & 1 == 0,
+            write_barrier: barrier(46),
+            read_barrier: barrier(49),
+            wait: (word >> 52 & 63) as u8,
+        }
+    }
 }
 
 /// Instructions counted over a kernel or a loop, NOPs not at all.
@@ -49,6 +82,11 @@ impl Code {
     /// The loop that has the most matrix instructions: the innermost such, and of several apart the first, since a
     /// kernel's K loop precedes that over the ranks.
     pub fn main_loop(&self) -> Option<Counts> {
+        self.main_loop_span().map(|span| self.count(span))
+    }
+
+    /// Where [`Self::main_loop`] lies in the instructions.
+    pub fn main_loop_span(&self) -> Option<Range<usize>> {
         let loops: Vec<(Range<usize>, Counts)> = self.loops().map(|span| (span.clone(), self.count(span))).collect();
         let most = loops.iter().map(|(_, counts)| counts.hmma).max().filter(|&most| most > 0)?;
         let full: Vec<_> = loops.iter().filter(|(_, counts)| counts.hmma == most).collect();
@@ -58,11 +96,11 @@ impl Code {
         full.iter()
             .filter(|(span, _)| !contains_another(span))
             .min_by_key(|(span, _)| span.start)
-            .map(|(_, counts)| *counts)
+            .map(|(span, _)| span.clone())
     }
 
     /// From the target of each backward branch to the branch.
-    fn loops(&self) -> impl Iterator<Item = Range<usize>> {
+    pub fn loops(&self) -> impl Iterator<Item = Range<usize>> {
         self.instructions.iter().enumerate().filter_map(|(index, branch)| {
             let target = branch.target.filter(|&target| target < branch.address)?;
             let start = self.instructions.binary_search_by_key(&target, |instruction| instruction.address).ok()?;
@@ -70,7 +108,7 @@ impl Code {
         })
     }
 
-    fn count(&self, span: Range<usize>) -> Counts {
+    pub fn count(&self, span: Range<usize>) -> Counts {
         let mut counts = Counts::default();
         for instruction in &self.instructions[span] {
             counts.instructions += usize::from(instruction.opcode != "NOP");
@@ -94,8 +132,12 @@ pub fn parse(listing: &str) -> Vec<Code> {
             arch = found;
         } else if let Some(name) = line.strip_prefix("Function : ") {
             kernels.push(Code { arch: arch.to_owned(), name: name.to_owned(), instructions: Vec::new() });
-        } else if let (Some(kernel), Some(instruction)) = (kernels.last_mut(), instruction(line)) {
-            kernel.instructions.push(instruction);
+        } else if let Some(kernel) = kernels.last_mut() {
+            if let Some(instruction) = instruction(line) {
+                kernel.instructions.push(instruction);
+            } else if let (Some(last), Some(word)) = (kernel.instructions.last_mut(), encoding(line)) {
+                last.control = Control::of(word);
+            }
         }
     }
     kernels
@@ -111,7 +153,13 @@ fn instruction(line: &str) -> Option<Instruction> {
     let is_branch = ["BRA", "BRX", "JMP", "JMX"].contains(&opcode.as_str());
     let target =
         words.last().filter(|_| is_branch).and_then(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
-    Some(Instruction { address, opcode, target })
+    Some(Instruction { address, text: text.to_owned(), opcode, target, control: Control::default() })
+}
+
+/// `/* 0x000fe400078e00ff */`: the second word of the instruction above it.
+fn encoding(line: &str) -> Option<u64> {
+    let word = line.strip_prefix("/* 0x")?.strip_suffix("*/")?.trim();
+    u64::from_str_radix(word, 16).ok()
 }
 
 #[cfg(test)]
@@ -161,6 +209,16 @@ arch = sm_80
         assert_eq!(names, [("sm_80", "_Z5firstv"), ("sm_90", "second")]);
         assert_eq!(kernels[0].counts(), Counts { instructions: 13, hmma: 4, ldgsts: 1, local: 0 });
         assert_eq!(kernels[1].counts(), Counts { instructions: 3, hmma: 0, ldgsts: 0, local: 2 });
+    }
+
+    #[test]
+    fn the_schedulers_part_of_an_encoding_is_read() {
+        let control = parse(LISTING)[0].instructions[0].control;
+        let expect = Control { stall: 2, yields: false, write_barrier: None, read_barrier: None, wait: 0 };
+        assert_eq!(control, expect);
+        let word = 9 << 41 | 2 << 46 | 5 << 49 | 0b10_0001 << 52;
+        let expect = Control { stall: 9, yields: true, write_barrier: Some(2), read_barrier: Some(5), wait: 0b10_0001 };
+        assert_eq!(Control::of(word), expect);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The table of kernels, and what the hot ones must not have.
 
-use super::names::readable;
-use super::resources::Resources;
-use super::sass::{Code, Counts};
 use anyhow::{Context, Result, ensure};
+use kernel_inspect::names::readable;
+use kernel_inspect::resources::Resources;
+use kernel_inspect::sass::{Code, Counts};
 use tools_support::cuda::ARCHS;
 
 /// A kernel that may neither spill nor use local memory.
@@ -11,47 +11,47 @@ pub struct Hot {
     pub name: &'static str,
     /// Whether its operands reach shared memory by asynchronous copies.
     pub copies: bool,
-    /// Instructions of the main loop beside each matrix instruction, at most, by architecture: about a tenth above what
-    /// nvcc 13.0 makes. None: not a tensor-core kernel.
-    pub others_per_hmma: Option<[f64; 3]>,
+    /// Whether its main loop has to hold matrix instructions. How fast it has to be is said by the goals of
+    /// `tools/predict`.
+    pub is_tensor_core: bool,
 }
 
-const fn tensor_core(name: &'static str, copies: bool, others_per_hmma: [f64; 3]) -> Hot {
-    Hot { name, copies, others_per_hmma: Some(others_per_hmma) }
+const fn tensor_core(name: &'static str, copies: bool) -> Hot {
+    Hot { name, copies, is_tensor_core: true }
 }
 
 const fn memory_bound(name: &'static str) -> Hot {
-    Hot { name, copies: false, others_per_hmma: None }
+    Hot { name, copies: false, is_tensor_core: false }
 }
 
 pub const HOT: [Hot; 66] = [
-    tensor_core("linear_forward<Config<128, 8, 3, false>>", true, [9.3, 10.4, 7.6]),
-    tensor_core("linear_forward<Config<64, 4, 4, false>>", true, [16.8, 17.7, 11.0]),
-    tensor_core("linear_forward<Config<128, 8, 2, true>>", true, [6.1, 7.2, 5.4]),
-    tensor_core("linear_forward<Config<64, 4, 3, true>>", true, [9.4, 10.8, 8.9]),
-    tensor_core("linear_dx<Config<128, 8, 3, false, true>>", true, [4.3, 4.3, 4.3]),
-    tensor_core("linear_dx<Config<64, 4, 4, false, true>>", true, [8.3, 8.3, 8.2]),
-    tensor_core("linear_dx<Config<64, 4, 4, false, false>>", true, [8.3, 8.3, 8.1]),
-    tensor_core("linear_dx<Config<128, 8, 2, true, true>>", true, [2.1, 2.0, 2.1]),
-    tensor_core("linear_dx<Config<64, 4, 3, true, true>>", true, [3.8, 3.8, 3.9]),
-    tensor_core("linear_dx<Config<64, 4, 3, true, false>>", true, [3.8, 3.8, 3.9]),
+    tensor_core("linear_forward<Config<128, 8, 3, false>>", true),
+    tensor_core("linear_forward<Config<64, 4, 4, false>>", true),
+    tensor_core("linear_forward<Config<128, 8, 2, true>>", true),
+    tensor_core("linear_forward<Config<64, 4, 3, true>>", true),
+    tensor_core("linear_dx<Config<128, 8, 3, false, true>>", true),
+    tensor_core("linear_dx<Config<64, 4, 4, false, true>>", true),
+    tensor_core("linear_dx<Config<64, 4, 4, false, false>>", true),
+    tensor_core("linear_dx<Config<128, 8, 2, true, true>>", true),
+    tensor_core("linear_dx<Config<64, 4, 3, true, true>>", true),
+    tensor_core("linear_dx<Config<64, 4, 3, true, false>>", true),
     // Operands go straight from global memory into registers: each is read once.
-    tensor_core("linear_small_m<4, false>", false, [38.9, 39.5, 42.7]),
-    tensor_core("linear_small_m<1, false>", false, [43.9, 44.4, 39.7]),
-    tensor_core("linear_small_m<4, true>", false, [10.4, 10.4, 9.7]),
-    tensor_core("linear_small_m<1, true>", false, [13.2, 13.2, 11.4]),
-    tensor_core("lora_down", false, [9.7, 9.6, 9.1]),
+    tensor_core("linear_small_m<4, false>", false),
+    tensor_core("linear_small_m<1, false>", false),
+    tensor_core("linear_small_m<4, true>", false),
+    tensor_core("linear_small_m<1, true>", false),
+    tensor_core("lora_down", false),
     // Long sums of few columns: what is beside the matrix instructions is copying, and drawing the mask.
-    tensor_core("lora_down_masked", false, [28.8, 29.1, 26.3]),
-    tensor_core("lora_gradients<1, false>", true, [54.6, 58.7, 58.2]),
-    tensor_core("lora_gradients<1, true>", true, [130.5, 134.2, 138.6]),
-    tensor_core("lora_gradients<2, false>", true, [29.9, 32.3, 34.7]),
-    tensor_core("lora_gradients<2, true>", true, [66.6, 70.8, 74.2]),
-    tensor_core("lora_gradients<4, false>", true, [19.2, 20.9, 24.7]),
-    tensor_core("lora_gradients<4, true>", true, [37.6, 39.5, 43.7]),
-    tensor_core("lora_dy_b<1, 2, false>", false, [47.6, 47.9, 31.8]),
-    tensor_core("lora_dy_b<1, 2, true>", false, [30.7, 31.8, 22.8]),
-    tensor_core("lora_dy_b<2, 8, true>", false, [9.7, 8.2, 7.5]),
+    tensor_core("lora_down_masked", false),
+    tensor_core("lora_gradients<1, false>", true),
+    tensor_core("lora_gradients<1, true>", true),
+    tensor_core("lora_gradients<2, false>", true),
+    tensor_core("lora_gradients<2, true>", true),
+    tensor_core("lora_gradients<4, false>", true),
+    tensor_core("lora_gradients<4, true>", true),
+    tensor_core("lora_dy_b<1, 2, false>", false),
+    tensor_core("lora_dy_b<1, 2, true>", false),
+    tensor_core("lora_dy_b<2, 8, true>", false),
     memory_bound("add_chunks<1>"),
     memory_bound("add_chunks<2>"),
     memory_bound("add_chunks<4>"),
@@ -62,28 +62,28 @@ pub const HOT: [Hot; 66] = [
     memory_bound("quantize_absmax"),
     memory_bound("adamw_update"),
     memory_bound("gradient_partials"),
-    tensor_core("attention<128>", true, [9.8, 10.0, 10.3]),
-    tensor_core("attention<64>", true, [18.5, 18.8, 14.2]),
-    tensor_core("attention_backward_keys<128>", true, [10.2, 10.9, 5.7]),
-    tensor_core("attention_backward_keys<64>", true, [19.9, 21.1, 10.8]),
-    tensor_core("attention_backward_queries<128>", true, [7.9, 8.2, 7.0]),
-    tensor_core("attention_backward_queries<64>", true, [15.0, 15.5, 9.1]),
+    tensor_core("attention<128>", true),
+    tensor_core("attention<64>", true),
+    tensor_core("attention_backward_keys<128>", true),
+    tensor_core("attention_backward_keys<64>", true),
+    tensor_core("attention_backward_queries<128>", true),
+    tensor_core("attention_backward_queries<64>", true),
     memory_bound("attention_delta<128>"),
     memory_bound("attention_delta<64>"),
     // Few queries: what is beside the matrix instructions is the tile's place, copies, masks and the softmax.
-    tensor_core("attention_cache<128>", true, [11.5, 11.0, 8.8]),
-    tensor_core("attention_cache<64>", true, [11.5, 11.0, 8.8]),
+    tensor_core("attention_cache<128>", true),
+    tensor_core("attention_cache<64>", true),
     memory_bound("attention_cache_append"),
     memory_bound("attention_cache_combine<128>"),
     memory_bound("attention_cache_combine<64>"),
     // Straight from global memory into registers; where rows do not begin at multiples of 16 bytes, element by element.
-    tensor_core("logits_of_tokens<true>", false, [24.2, 23.1, 17.3]),
-    tensor_core("logits_of_tokens<false>", false, [106.1, 104.7, 77.8]),
-    tensor_core("cross_entropy_logits<true, true>", true, [1.1, 1.0, 1.2]),
-    tensor_core("cross_entropy_logits<true, false>", true, [1.1, 1.0, 1.2]),
+    tensor_core("logits_of_tokens<true>", false),
+    tensor_core("logits_of_tokens<false>", false),
+    tensor_core("cross_entropy_logits<true, true>", true),
+    tensor_core("cross_entropy_logits<true, false>", true),
     // Rows that do not begin at multiples of 16 bytes are copied element by element.
-    tensor_core("cross_entropy_logits<false, true>", true, [2.2, 2.1, 1.9]),
-    tensor_core("cross_entropy_logits<false, false>", true, [2.2, 2.1, 1.9]),
+    tensor_core("cross_entropy_logits<false, true>", true),
+    tensor_core("cross_entropy_logits<false, false>", true),
     memory_bound("softmax_rows"),
     memory_bound("copy_rows<false, 8>"),
     memory_bound("copy_rows<true, 8>"),
@@ -182,28 +182,26 @@ pub fn shown(rows: &[Row]) -> String {
 pub fn findings(rows: &[Row], hot: &[Hot]) -> Vec<String> {
     let mut findings = Vec::new();
     for row in rows.iter().filter(|row| row.whole.hmma > 0) {
-        if !hot.iter().any(|hot| hot.name == row.name && hot.others_per_hmma.is_some()) {
-            findings.push(format!("{} on {}: a tensor-core kernel without a bound in the table", row.name, row.arch));
+        if !hot.iter().any(|hot| hot.name == row.name && hot.is_tensor_core) {
+            findings.push(format!("{} on {}: a tensor-core kernel that the table does not list", row.name, row.arch));
         }
     }
     for hot in hot {
-        for (index, arch) in ARCHS.iter().enumerate() {
-            let bound = hot.others_per_hmma.map(|bounds| bounds[index]);
-            let mut matching = rows.iter().filter(|row| row.name == hot.name && row.arch == *arch).peekable();
+        for arch in ARCHS {
+            let mut matching = rows.iter().filter(|row| row.name == hot.name && row.arch == arch).peekable();
             if matching.peek().is_none() {
                 findings.push(format!("{} on {arch}: not in the library; was it renamed?", hot.name));
             }
             for row in matching {
-                findings.extend(
-                    row_findings(row, hot, bound).into_iter().map(|text| format!("{} on {arch}: {text}", hot.name)),
-                );
+                findings
+                    .extend(row_findings(row, hot).into_iter().map(|text| format!("{} on {arch}: {text}", hot.name)));
             }
         }
     }
     findings
 }
 
-fn row_findings(row: &Row, hot: &Hot, bound: Option<f64>) -> Vec<String> {
+fn row_findings(row: &Row, hot: &Hot) -> Vec<String> {
     let mut findings = Vec::new();
     if row.spilled > 0 || row.whole.local > 0 {
         findings.push(format!(
@@ -214,14 +212,8 @@ fn row_findings(row: &Row, hot: &Hot, bound: Option<f64>) -> Vec<String> {
     if hot.copies && row.whole.ldgsts == 0 {
         findings.push("no asynchronous copy (LDGSTS)".to_owned());
     }
-    if let Some(bound) = bound {
-        match row.main_loop.and_then(|counts| counts.others_per_hmma()) {
-            None => findings.push("no loop with a matrix instruction (HMMA)".to_owned()),
-            Some(others) if others > bound => {
-                findings.push(format!("{others:.2} instructions beside each HMMA in the main loop (at most {bound})"));
-            }
-            Some(_) => {}
-        }
+    if hot.is_tensor_core && row.main_loop.and_then(|counts| counts.others_per_hmma()).is_none() {
+        findings.push("no loop with a matrix instruction (HMMA)".to_owned());
     }
     findings
 }
@@ -231,7 +223,7 @@ mod tests {
     use super::super::launches;
     use super::*;
 
-    const LISTED: [Hot; 1] = [tensor_core("k", true, [3.0, 3.0, 3.0])];
+    const LISTED: [Hot; 1] = [tensor_core("k", true)];
 
     fn row(arch: &str) -> Row {
         let whole = Counts { instructions: 20, hmma: 4, ldgsts: 2, local: 0 };
@@ -264,24 +256,20 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_within_its_bounds_has_no_findings() {
+    fn a_kernel_as_the_table_wants_it_has_no_findings() {
         assert_eq!(findings_of(|_| {}), Vec::<String>::new());
     }
 
     #[test]
     fn whatever_a_hot_kernel_must_not_have_is_found() {
         type Change = fn(&mut Row);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 6] = [
             (|row| row.spilled = 8, "8 bytes spilled"),
             (|row| row.whole.local = 3, "3 accesses to local memory"),
             (|row| row.whole.ldgsts = 0, "LDGSTS"),
             (|row| row.main_loop = None, "HMMA"),
-            (
-                |row| row.main_loop = Some(Counts { instructions: 17, hmma: 4, ldgsts: 2, local: 0 }),
-                "3.25 instructions",
-            ),
             (|row| row.arch = "sm_75".into(), "not in the library"),
-            (|row| row.name = "other".into(), "without a bound"),
+            (|row| row.name = "other".into(), "does not list"),
         ];
         for (change, expected) in cases {
             let findings = findings_of(change);

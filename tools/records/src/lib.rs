@@ -51,7 +51,7 @@ fn readme(root: &Path) -> Result<(String, String)> {
 }
 
 /// All records, oldest first. An error names the file and what is wrong with it.
-fn read(dir: &Path) -> Result<Vec<Record>> {
+pub fn read(dir: &Path) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     for entry in entries {

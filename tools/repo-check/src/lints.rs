@@ -7,9 +7,9 @@ use std::path::Path;
 
 /// The compiler's lint against `unsafe`; in two pieces, as this file must not mention it either.
 const LINT: &str = concat!("unsafe", "_code");
-/// What may allow what the lint denies: the layer over the C ABI, its tests and the timer of its bench, and the matrix
-/// product of the CPU.
-const UNSAFE_HOMES: [&str; 10] = [
+/// What may allow what the lint denies: the layer over the C ABI, its tests and the timer of its bench, the matrix
+/// product of the CPU, and where its pages lie.
+const UNSAFE_HOMES: [&str; 11] = [
     "src/device/",
     "src/interop/",
     "src/ops/",
@@ -20,6 +20,7 @@ const UNSAFE_HOMES: [&str; 10] = [
     "bins/qlora-train/src/backend/cpu/bf16/amx.rs",
     "bins/qlora-train/src/backend/cpu/bf16/isa.rs",
     "bins/qlora-train/src/backend/cpu/gemm/",
+    "bins/qlora-train/src/backend/cpu/numa.rs",
 ];
 /// A module from elsewhere; in two pieces, as above.
 const PATH: &str = concat!("#[", "path");

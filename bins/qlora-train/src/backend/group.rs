@@ -38,6 +38,11 @@ impl<B: Operands + ?Sized> LinearGroup<B> {
         self.segments.iter().map(|s| s.n).sum()
     }
 
+    /// N and r of each layer.
+    pub fn work(&self) -> Vec<[usize; 2]> {
+        self.segments.iter().map(|segment| [segment.n, segment.lora.as_ref().map_or(0, |lora| lora.r)]).collect()
+    }
+
     /// Σ r, the width of S and T.
     pub fn r(&self) -> usize {
         self.segments.iter().filter_map(|s| s.lora.as_ref()).map(|l| l.r).sum()

@@ -16,6 +16,7 @@ mod group;
 mod memory;
 mod not_finite;
 mod op;
+mod op_work;
 mod operands;
 mod optimizer;
 mod optimizer_state;
@@ -28,6 +29,7 @@ pub use compute::Compute;
 pub use group::{LinearGroup, Lora, Segment};
 pub use memory::{Memory, PlannedBuffer};
 pub use op::{Op, Output};
+pub use op_work::OpWork;
 pub use operands::{BufferShape, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
 pub use optimizer_state::{OptimizerState, StateFormat};
@@ -61,6 +63,7 @@ pub trait Backend: Compute + Sized {
         self.reserve(&op)?;
         self.trace().flops += op.flops(tokens.len());
         if self.is_dry_run() {
+            OpWork::of(&op, tokens.len()).add_to(&mut self.trace().work);
             return Ok(());
         }
         op.check(self.batch(), &tokens)?;
@@ -129,6 +132,11 @@ pub trait Backend: Compute + Sized {
     /// FLOPs of the operations so far.
     fn flops(&mut self) -> f64 {
         self.trace().flops
+    }
+
+    /// The operations of a dry run since the last call, equal ones together, in the order of their first.
+    fn take_work(&mut self) -> Vec<OpWork> {
+        std::mem::take(&mut self.trace().work)
     }
 
     /// Traces what was done under `name`, with the outputs of an operation.

@@ -1,5 +1,7 @@
 //! Traces of a step: how long each kind of operation takes, or the first value that is not finite.
 
+use super::OpWork;
+
 /// What is traced while a step runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TraceMode {
@@ -49,6 +51,8 @@ pub struct Trace {
     pub(super) kinds: Vec<(&'static str, f64)>,
     /// FLOPs of all operations, whatever is traced.
     pub(super) flops: f64,
+    /// Operations of a dry run
+    pub(super) work: Vec<OpWork>,
 }
 
 impl Trace {

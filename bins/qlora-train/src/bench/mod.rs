@@ -1,5 +1,6 @@
 //! Training steps on random weights and tokens, timed: what a run of this shape would do, without a model.
 
+pub mod text;
 pub mod weights;
 
 use crate::arch::Arch;

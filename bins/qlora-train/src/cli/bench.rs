@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use crate::arch::shapes::shape;
 use crate::backend::OpTime;
+use crate::bench::text::{MeasuredText, Text, bench as bench_text};
 use crate::bench::{Measured, Shape, bench, stored_in_16_bits};
 use crate::config::{Purpose, Settings};
 use crate::error::{Context, Result};
@@ -21,15 +22,18 @@ pub struct BenchArgs {
     /// model's directory or the path of a config.json
     #[arg(long)]
     shape: String,
-    /// Tokens of a row
+    /// Tokens of a row, or of a prompt
     #[arg(long, default_value_t = 2048)]
     seq: usize,
-    /// Rows of a step
+    /// Rows of a step, or prompts that are answered side by side
     #[arg(long, default_value_t = 1)]
     batch: usize,
     /// Steps that are timed, after one that is not
     #[arg(long, default_value_t = 5)]
     steps: usize,
+    /// Text instead of training steps: answers of so many tokens, by the base alone or with adapters of --lora-r
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "plan"])]
+    generate: Option<usize>,
     /// Rank of the adapters of all linear layers
     #[arg(long)]
     lora_r: Option<String>,
@@ -85,6 +89,17 @@ impl BenchArgs {
         Ok(settings)
     }
 
+    fn text(&self, answer: usize) -> Result<Text> {
+        let Shape { config: arch, seq: prompt, batch: prompts, .. } = self.shape()?;
+        let most = arch.max_position_embeddings - prompt;
+        if !(2..=most).contains(&answer) {
+            refuse!(
+                "--generate: found {answer}, expected a number of tokens from 2 to {most}, after the prompt's {prompt}"
+            );
+        }
+        Ok(Text { arch, prompt, prompts, answer, with_lora: self.lora_r.is_some() })
+    }
+
     fn shape(&self) -> Result<Shape> {
         let config = shape(&self.shape)?;
         let most = config.max_position_embeddings;
@@ -130,6 +145,9 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     if args.plan {
         let device = Device::choose_for_plan(&settings)?.for_model(&settings, &shape.config);
         return super::plan::answer(&settings, &device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
+    }
+    if let Some(answer) = args.generate {
+        return text(args, &settings, args.text(answer)?);
     }
     let (tokens, flops) = (shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
@@ -220,6 +238,81 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             "recompute": counts.keep < counts.layers(),
             "offload": counts.offload > 0,
             "activations": counts.to_json(),
+            "built": built()?,
+            "date": jiff::Timestamp::now().to_string(),
+        }),
+    })
+}
+
+/// Prompts read and answers written, beside the speed of the memory that the weights are read from.
+fn text(args: &BenchArgs, settings: &Settings, text: Text) -> Result<Answer> {
+    let (prompt, prompts) = (text.prompt, text.prompts);
+    let measured = bench_text(settings, text)?;
+    let MeasuredText { plan, spec, prompt_seconds, seconds, kinds, weight_bytes, read_bandwidth, host_bytes } =
+        &measured;
+    let token = seconds.iter().sum::<f64>() / seconds.len() as f64;
+    let (reading, writing) = ((prompts * prompt) as f64 / prompt_seconds, prompts as f64 / token);
+    let bandwidth = *weight_bytes as f64 / token;
+    let share = read_bandwidth.map(|most| bandwidth / most);
+    let lora = if args.lora_r.is_some() { format!("r {}", settings.lora_r) } else { "no adapter".to_owned() };
+    let mut shown = format!(
+        "{}, {} of {} tokens, {lora}, {}\n{} tokens/s read, {} tokens/s written: {:.3} ms a token (mean of {}, {:.3} to {:.3})\n",
+        args.shape,
+        count(prompts as u64, "prompt"),
+        thousands(prompt as u64),
+        plan.device.gpu().as_deref().unwrap_or("CPU"),
+        format_number(reading),
+        format_number(writing),
+        1e3 * token,
+        seconds.len(),
+        1e3 * seconds.iter().copied().fold(f64::INFINITY, f64::min),
+        1e3 * seconds.iter().copied().fold(0.0, f64::max),
+    );
+    let of_memory = match (share, read_bandwidth) {
+        (Some(share), Some(most)) => {
+            format!(", {:.1}% of {:.1} (measured: all threads read memory)", 100.0 * share, most / 1e9)
+        }
+        _ => String::new(),
+    };
+    let _ = writeln!(
+        shown,
+        "{:.2} GB/s of weights, {} a token{of_memory}\n{}: {} planned; peak host memory of the process {}, pages of files \
+         included",
+        bandwidth / 1e9,
+        format_bytes(*weight_bytes),
+        plan.place(),
+        format_bytes(plan.peak_bytes()),
+        host_bytes.map_or("not known".to_owned(), format_bytes),
+    );
+    let all: f64 = kinds.iter().map(|kind| kind.seconds).sum();
+    let _ = write!(shown, "{:<24}{:>12}{:>8}", "operation", "ms a token", "share");
+    for OpTime { name, seconds, .. } in kinds {
+        let _ = write!(shown, "\n{name:<24}{:>12.3}{:>7.1}%", 1e3 * seconds, 100.0 * seconds / all);
+    }
+    let operations: Vec<Value> = kinds
+        .iter()
+        .map(|OpTime { name, seconds, .. }| json!({"name": name, "seconds": seconds, "share": seconds / all}))
+        .collect();
+    Ok(Answer {
+        text: shown,
+        json: json!({
+            "prompt_tokens_per_second": reading,
+            "tokens_per_second": writing,
+            "token_seconds": token,
+            "token_seconds_each": seconds,
+            "weight_bytes": weight_bytes,
+            "read_bandwidth": read_bandwidth,
+            "share_of_bandwidth": share,
+            "operations": operations,
+            "gpu": plan.device.gpu(),
+            "driver": driver(),
+            "shape": args.shape,
+            "prompt": prompt,
+            "prompts": prompts,
+            "lora_r": args.lora_r.as_ref().map(|_| settings.lora_r),
+            "quantization": if spec.quantization == crate::backend::Quantization::None { "none" } else { "nf4" },
+            "planned_bytes": plan.peak_bytes(),
+            "host_peak_bytes": host_bytes,
             "built": built()?,
             "date": jiff::Timestamp::now().to_string(),
         }),

@@ -199,6 +199,7 @@ pub fn answer(
             "activations": counts.to_json(),
             "groups": groups.iter().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
             "flops_per_micro_batch": plan.flops,
+            "operations": plan.work,
             "buffers": buffers,
             "suggestions": suggestions,
         }),

@@ -27,13 +27,15 @@ fn anonymous_in(status: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Sets the size of the worker pool, once per process.
+/// Makes the worker pool, once per process, of `threads` threads or as many as there are processors. This thread is one
+/// of them: it computes beside the others instead of waiting for them, and a piece of work begins without waking it.
 pub fn set_threads(threads: Option<usize>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .context(|| format!("{threads} worker threads could not be started"))
+    // 0: as many as there are processors.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
+    pool.build_global().context(|| match threads {
+        Some(threads) => format!("{threads} worker threads could not be started"),
+        None => "the worker threads could not be started".to_owned(),
+    })
 }
 
 #[cfg(test)]

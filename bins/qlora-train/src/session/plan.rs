@@ -3,7 +3,7 @@
 use super::device::{Budget, Device};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, Batch, PlannedBuffer, Quantization};
+use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization};
 use crate::base::Checkpoint;
 use crate::config::Checkpointing;
 use crate::error::Result;
@@ -33,6 +33,8 @@ pub struct MemoryPlan {
     pub host_limit: u64,
     /// FLOPs of one pass over the longest micro-batch
     pub flops: f64,
+    /// The operations of that pass
+    pub work: Vec<OpWork>,
 }
 
 impl MemoryPlan {
@@ -120,7 +122,7 @@ pub fn plan(
             spec.tokens
         );
     }
-    let DryRun { mut buffers, on_host, flops } = match device {
+    let DryRun { mut buffers, on_host, flops, work } = match device {
         Device::Cpu(precision) => {
             dry_run(Cpu::dry_run_with_precision(spec.run_shape(), *precision), spec, stored, job)?
         }
@@ -147,6 +149,7 @@ pub fn plan(
         on_host,
         host_limit: budget.host_limit,
         flops,
+        work,
     })
 }
 
@@ -162,6 +165,7 @@ struct DryRun {
     on_host: Vec<PlannedBuffer>,
     /// FLOPs of one pass over the longest micro-batch
     flops: f64,
+    work: Vec<OpWork>,
 }
 
 /// Does `job` on a backend that holds and computes nothing.
@@ -181,7 +185,7 @@ fn dry_run<B: Backend>(
         PlannedJob::Train => &[],
         PlannedJob::Loss(adapters) | PlannedJob::Text { adapters, .. } => adapters,
     };
-    let mut flops = 0.0;
+    let (mut flops, mut work) = (0.0, Vec::new());
     for index in 0..adapters.len().max(1) {
         if index > 0 {
             b.trim();
@@ -192,15 +196,17 @@ fn dry_run<B: Backend>(
                 // The second step begins with what the first has left.
                 for step in 0..2 {
                     let before = b.flops();
+                    b.take_work();
                     optimizer_step(b, &mut model, &Hyperparameters::NONE, step, 1, 0.0, &[batch])?;
-                    flops = b.flops() - before;
+                    (flops, work) = (b.flops() - before, b.take_work());
                 }
                 model.loss(b, &batch)?;
             }
             PlannedJob::Loss(_) => {
                 let before = b.flops();
+                b.take_work();
                 model.loss(b, &batch)?;
-                flops = b.flops() - before;
+                (flops, work) = (b.flops() - before, b.take_work());
             }
             PlannedJob::Text { prompts, max_new_tokens, .. } => {
                 let prompts: Vec<Vec<u32>> = prompts.iter().map(|&len| vec![0; len]).collect();
@@ -212,7 +218,7 @@ fn dry_run<B: Backend>(
             }
         }
     }
-    Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops })
+    Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops, work })
 }
 
 /// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise. The

@@ -42,6 +42,40 @@ fn steps_of_any_shape_are_measured() {
 }
 
 #[test]
+fn text_of_any_shape_is_measured() {
+    let sandbox = Sandbox::new();
+    let line = "bench --shape model/config.json --seq 20 --batch 2 --generate 6 --device cpu";
+    let found = sandbox.run(&format!("{line} --json")).json();
+    let number = |key: &str| found[key].as_f64().unwrap();
+    assert!(found["prompt"] == 20 && found["prompts"] == 2 && found["lora_r"].is_null(), "{found}");
+    let each = found["token_seconds_each"].as_array().unwrap();
+    let mean = each.iter().map(|seconds| seconds.as_f64().unwrap()).sum::<f64>() / 5.0;
+    assert!(each.len() == 5 && (mean / number("token_seconds") - 1.0).abs() < 1e-9, "{found}");
+    assert!((number("tokens_per_second") * mean / 2.0 - 1.0).abs() < 1e-9, "{found}");
+    let share = number("weight_bytes") / mean / number("read_bandwidth");
+    assert!((number("share_of_bandwidth") / share - 1.0).abs() < 1e-9, "{found}");
+    let operations = found["operations"].as_array().unwrap();
+    for name in ["linear", "attention", "KV cache", "logits"] {
+        assert!(operations.iter().any(|operation| operation["name"] == name), "{name}: {found}");
+    }
+    assert!(number("planned_bytes") > 0.0 && number("prompt_tokens_per_second") > 0.0, "{found}");
+    // 16 bits are about four times what NF4 takes, beside the output layer.
+    let dense = sandbox.run(&format!("{line} --quantization none --lora-r 4 --json")).json();
+    assert!(dense["weight_bytes"].as_f64().unwrap() > number("weight_bytes") && dense["lora_r"] == 4, "{dense}");
+
+    let done = sandbox.run(line).ok();
+    for words in [
+        "2 prompts of 20 tokens, no adapter, CPU",
+        "tokens/s read",
+        "tokens/s written",
+        "GB/s of weights",
+        "ms a token",
+    ] {
+        assert!(done.stdout.contains(words), "{}", done.stdout);
+    }
+}
+
+#[test]
 fn the_plan_of_steps_is_that_of_a_run() {
     let sandbox = Sandbox::new();
     let line = "bench --shape model/config.json --seq 40 --batch 3 --lora-r 4 --device cpu --json";
@@ -62,9 +96,20 @@ fn what_cannot_be_measured_is_refused() {
         ("--shape model/config.json --seq 999999", &["--seq", "found 999999"]),
         ("--shape model/config.json --seq 8 --batch 0", &["--batch", "found 0"]),
         ("--shape model/config.json --seq 8 --steps 0", &["--steps", "found 0"]),
+        ("--shape model/config.json --seq 8 --generate 1", &["--generate", "found 1", "from 2 to"]),
+        ("--shape model/config.json --seq 8 --generate 999999", &["--generate", "found 999999"]),
         ("--shape model/config.json --seq 8 --lora-r 0", &["--lora-r", "from 1 to 256"]),
         ("--shape llama-3-8b --seq 2048 --device cpu --host-memory 1GiB", &["of host memory", "1.0 GiB may be used"]),
     ] {
         sandbox.refused(&format!("bench {flags}"), words);
+    }
+    // What text has no use for.
+    for flag in ["--steps 2", "--optim adamw_8bit", "--gradient-checkpointing true", "--plan"] {
+        let told = sandbox.run(&format!("bench --shape model/config.json --generate 9 {flag}"));
+        let name = flag.split(' ').next().unwrap();
+        assert!(
+            told.status == Some(2) && told.stderr.contains("--generate") && told.stderr.contains(name),
+            "{told:#?}"
+        );
     }
 }

@@ -117,17 +117,18 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
 /// The CPU backend in bf16 rounds where the device does, so the bounds are the same.
 #[test]
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
-    let tally = Tally::new("training in bf16 on the CPU, 4 steps", 1);
+    const STEPS: u64 = 20;
+    let tally = Tally::new("training in bf16 on the CPU, 20 steps", 1);
     for qk_norm in [QkNorm::None, QkNorm::Head] {
         let mut spec = spec(Arch { qk_norm, ..config() });
         spec.states = StateFormat::Blockwise8;
-        let expected = on_cpu(&spec, 4);
-        let bounds = Bounds::measure(&spec, 4, &expected);
+        let expected = on_cpu(&spec, STEPS);
+        let bounds = Bounds::measure(&spec, STEPS, &expected);
         let precision = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
         let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
-        let found = train(&mut cpu, &mut memory(&spec.arch), &spec, 4);
-        bounds.check(&format!("4 steps in bf16, {qk_norm:?}"), &Apart::of(&found, &expected));
-        assert!(found.losses[3] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+        let found = train(&mut cpu, &mut memory(&spec.arch), &spec, STEPS);
+        bounds.check(&format!("{STEPS} steps in bf16, {qk_norm:?}"), &Apart::of(&found, &expected));
+        assert!(found.losses[STEPS as usize - 1] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
         tally.case();
     }
 }

@@ -1,16 +1,19 @@
-//! The operations, each handed to the module that computes it.
+//! The operations, each handed to the module that computes it: in f32, and on bf16 values.
 
+use super::bf16::linear::{Gradients, Group, LowRank, Segment};
+use super::bf16::operands::segments;
 use super::memory::Value;
-use super::{Cpu, CpuBuffer, Dense, Precision, attention, cache, elementwise, linear, loss};
+use super::{Cpu, CpuBuffer, Dense, Precision, attention, bf16, cache, elementwise, linear, loss};
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
+use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
 
 /// Calls `norm` with each head of the queries and keys in rows q‖k‖v of two buffers, and with the weight for it.
-pub(super) fn each_head<T: Send + Sync>(
+fn each_head<T: Send + Sync>(
     shape: AttentionShape,
     [q, k]: [&[f32]; 2],
     to: &mut [T],
@@ -24,6 +27,26 @@ pub(super) fn each_head<T: Send + Sync>(
             norm(to, from, if head < shape.heads { q } else { k });
         }
     });
+}
+
+/// Tokens whose logits are computed together, so that the output layer is read once for all of them: as many as are
+/// computed as each would be alone.
+const LOGITS_TOGETHER: usize = 4;
+
+/// The logits of `tokens` among the rows of `x`, which `logits` computes of several rows.
+fn each_few<T: Copy>(
+    x: &[T],
+    width: usize,
+    tokens: &[usize],
+    out: &mut [Vec<f32>],
+    mut logits: impl FnMut(&[T]) -> Vec<f32>,
+) {
+    for (tokens, out) in tokens.chunks(LOGITS_TOGETHER).zip(out.chunks_mut(LOGITS_TOGETHER)) {
+        let rows: Vec<T> = tokens.iter().flat_map(|token| &x[token * width..][..width]).copied().collect();
+        let logits = logits(&rows);
+        let vocab = logits.len() / tokens.len();
+        out.iter_mut().zip(logits.chunks_exact(vocab)).for_each(|(out, logits)| out.copy_from_slice(logits));
+    }
 }
 
 impl Compute for Cpu {
@@ -127,9 +150,8 @@ impl Compute for Cpu {
                 loss::linear_cross_entropy(workspace, x, head, targets, weights, *weight, dx, &mut self.loss);
             }
             Op::Logits { x, head, tokens, out } => {
-                for (&token, out) in tokens.iter().zip(out.iter_mut()) {
-                    *out = loss::logits(workspace, x.rows(&(token..token + 1))?, head);
-                }
+                let x = x.rows(&(0..batch.tokens()))?;
+                each_few(x, head.cols, tokens, out, |rows| loss::logits(workspace, rows, head));
             }
         }
         Ok(())
@@ -158,5 +180,184 @@ impl Compute for Cpu {
             Value::F32 => buffer.rows(tokens)?.to_vec(),
             Value::Bf16 => buffer.rows16(tokens)?.iter().map(|x| x.to_f32()).collect(),
         })
+    }
+}
+
+impl Cpu {
+    fn compute_bf16(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
+        let Self { batch, workspace_bf16, rope, .. } = self;
+        let Some(workspace) = workspace_bf16.as_mut().and_then(|held| held.as_mut()) else {
+            unreachable!("made for bf16, and not a dry run")
+        };
+        let bf16::workspace::Workspace {
+            isa,
+            gemm,
+            attention: tiles,
+            gradients,
+            loss: loss_scratch,
+            masked,
+            term,
+            delta,
+        } = workspace;
+        let (isa, first) = (*isa, tokens.start);
+        let group_of = |k: usize, segments, dropout: Option<Dropout>| Group { isa, k, segments, first, dropout };
+        match op {
+            Op::Embed { table, out } => {
+                let (table, width): (&Dense, _) = (table, table.cols);
+                let rows = out.rows16_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
+                rows.with_min_len(16)
+                    .for_each(|(out, &id)| bf16::gemm::Stored::read(table, isa, id as usize, 0..width, out));
+            }
+            Op::RmsNorm { x, weight, eps, out } => {
+                bf16::rows::rms_norm(x.rows16(tokens)?, weight, *eps, out.rows16_mut(tokens)?);
+            }
+            Op::AddRmsNorm { x, delta, sum, weight, eps, out } => {
+                let (x, delta) = (x.rows16(tokens)?, delta.rows16(tokens)?);
+                bf16::rows::add_rms_norm(x, delta, sum.rows16_mut(tokens)?, weight, *eps, out.rows16_mut(tokens)?);
+            }
+            Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
+                let (dy, x) = (dy.rows16(tokens)?, x.rows16(tokens)?);
+                bf16::rows::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows16_mut(tokens)?);
+            }
+            Op::LoraDown { x, group, dropout, s } => {
+                let segments = segments(group);
+                group_of(group.k, &segments, *dropout).lora_down(
+                    gemm,
+                    x.rows16(tokens)?,
+                    masked,
+                    s.rows16_mut(tokens)?,
+                );
+            }
+            Op::Linear { x, s, group, y } => {
+                let (s, segments) = (s.map(|s| s.rows16(tokens)).transpose()?, segments(group));
+                group_of(group.k, &segments, None).forward(gemm, x.rows16(tokens)?, s, y.rows16_mut(tokens)?);
+            }
+            Op::LoraDyB { dy, group, t } => {
+                let segments = segments(group);
+                group_of(group.k, &segments, None).lora_dy_b(gemm, dy.rows16(tokens)?, t.rows16_mut(tokens)?);
+            }
+            Op::LinearDx { dy, t, group, dropout, dx } => {
+                let (t, segments) = (t.map(|t| t.rows16(tokens)).transpose()?, segments(group));
+                group_of(group.k, &segments, *dropout).dx(gemm, dy.rows16(tokens)?, t, term, dx.rows16_mut(tokens)?);
+            }
+            Op::LoraGradients { x, dy, s, t, group, dropout } => {
+                // Values and gradients of a tensor are borrowed apart: the operands are views of what is only read.
+                let k = group.k;
+                let mut views = Vec::with_capacity(group.segments.len());
+                let mut into = Vec::with_capacity(group.segments.len());
+                for segment in &mut group.segments {
+                    let (low_rank, gradients) = match &mut segment.lora {
+                        Some(lora) => {
+                            let (a, a_gradient) = lora.a.parts();
+                            let (b, b_gradient) = lora.b.parts();
+                            let view = LowRank { r: lora.r, scale: lora.scale, a, b };
+                            (Some(view), Some(Gradients { a: a_gradient, b: b_gradient }))
+                        }
+                        None => (None, None),
+                    };
+                    views.push(Segment { n: segment.n, weight: &*segment.weight, bias: None, lora: low_rank });
+                    into.push(gradients);
+                }
+                let group = group_of(k, &views, *dropout);
+                let (x, dy, s, t) = (x.rows16(tokens)?, dy.rows16(tokens)?, s.rows16(tokens)?, t.rows16(tokens)?);
+                group.gradients(gemm, gradients, x, dy, s, t, masked, &mut into);
+            }
+            Op::HeadNorm { qkv, weights: [q, k], eps, shape, out } => {
+                let (x, y) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
+                y.copy_from_slice(x);
+                let norm = |y: &mut [half::bf16], x: &[half::bf16], w: &[f32]| bf16::rows::rms_norm_row(x, w, *eps, y);
+                each_head(*shape, [q, k], y, x, norm);
+            }
+            Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
+                each_head(*shape, [q, k], dqkv.rows16_mut(tokens)?, qkv.rows16(tokens)?, |dx, x, w| {
+                    let dy = dx.to_vec();
+                    dx.fill(half::bf16::ZERO);
+                    bf16::rows::rms_norm_backward_row(&dy, x, w, *eps, dx);
+                });
+            }
+            Op::Rope { qkv, shape, inverse } => {
+                let (_, table) = rope.as_ref().expect("the model sets the rotation angles when it is built");
+                bf16::rows::rope(qkv.rows16_mut(tokens)?, *shape, &batch.positions[tokens.clone()], table, *inverse);
+            }
+            Op::Attention { qkv, shape, out, lse } => {
+                let (qkv, out, lse) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?, lse.rows_mut(tokens)?);
+                bf16::attention::forward(isa, tiles, qkv, &batch.boundaries, *shape, out, lse);
+            }
+            Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
+                let (dout, qkv, out) = (dout.rows16(tokens)?, qkv.rows16(tokens)?, out.rows16(tokens)?);
+                let (lse, dqkv) = (lse.rows(tokens)?, dqkv.rows16_mut(tokens)?);
+                let delta = &mut delta[..lse.len()];
+                bf16::attention::backward(isa, tiles, dout, qkv, out, lse, &batch.boundaries, *shape, delta, dqkv);
+            }
+            Op::AppendToCache { qkv, shape, starts, cache } => {
+                bf16::cache::append(qkv.rows16(tokens)?, batch, *shape, starts, cache.all16_mut());
+            }
+            Op::AttentionOverCache { qkv, cache, shape, starts, out } => {
+                let (qkv, out) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
+                bf16::cache::attention(isa, qkv, cache.all16(), batch, *shape, starts, out);
+            }
+            Op::Swiglu { gate_up, out } => {
+                let width = out.width();
+                bf16::rows::swiglu(gate_up.rows16(tokens)?, out.rows16_mut(tokens)?, width);
+            }
+            Op::SwigluBackward { dout, gate_up } => {
+                bf16::rows::swiglu_backward(dout.rows16(tokens)?, gate_up.rows16_mut(tokens)?, dout.width());
+            }
+            Op::CrossEntropy { x, head, weight, dx } => {
+                let dx = dx.as_mut().map(|dx| dx.rows16_mut(tokens)).transpose()?;
+                let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
+                let head: &Dense = head;
+                if first == 0 {
+                    self.loss = Default::default();
+                }
+                let x = x.rows16(tokens)?;
+                let (h, vocab) = (head.cols, head.rows());
+                let total = &mut self.loss;
+                bf16::loss::cross_entropy(
+                    isa,
+                    gemm,
+                    loss_scratch,
+                    x,
+                    head,
+                    h,
+                    vocab,
+                    targets,
+                    weights,
+                    *weight,
+                    dx,
+                    total,
+                );
+            }
+            Op::Logits { x, head, tokens, out } => {
+                let (x, head): (_, &Dense) = (x.rows16(&(0..batch.tokens()))?, head);
+                each_few(x, head.cols, tokens, out, |rows| {
+                    bf16::loss::logits(isa, gemm, rows, head, head.cols, head.rows())
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_gets_its_own_logits() {
+        let x: Vec<f32> = (0..7 * 3).map(|i| i as f32).collect();
+        for tokens in [vec![2], vec![6, 0, 3, 3], vec![0, 1, 2, 3, 4, 5, 6, 1, 0]] {
+            let mut out = vec![vec![f32::NAN; 2]; tokens.len()];
+            let mut calls = 0;
+            each_few(&x, 3, &tokens, &mut out, |rows| {
+                calls += 1;
+                rows.chunks_exact(3).flat_map(|row| [row.iter().sum(), row[0]]).collect()
+            });
+            assert_eq!(calls, tokens.len().div_ceil(LOGITS_TOGETHER));
+            for (token, out) in tokens.iter().zip(&out) {
+                let first = (3 * token) as f32;
+                assert_eq!(out, &[3.0 * first + 3.0, first]);
+            }
+        }
     }
 }

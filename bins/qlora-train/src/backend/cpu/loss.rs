@@ -97,9 +97,9 @@ pub fn linear_cross_entropy(
     }
 }
 
-/// Logits `[vocab]` of one row.
+/// Logits `[rows, vocab]`.
 pub fn logits(workspace: &mut Workspace, x: &[f32], head: &Dense) -> Vec<f32> {
-    let mut logits = vec![0.0; head.rows()];
+    let mut logits = vec![0.0; x.len() / head.cols * head.rows()];
     project(&mut workspace.panels, x, head, &mut logits);
     logits
 }

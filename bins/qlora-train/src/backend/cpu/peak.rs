@@ -1,4 +1,5 @@
-//! Peak of the processor as this code can reach it: the tiles of a product on operands that lie in the nearest cache.
+//! Peaks of the processor as this code can reach them: the tiles of a product on operands that lie in the nearest
+//! cache, and reading memory.
 
 use super::Precision;
 use super::bf16;
@@ -17,20 +18,47 @@ pub fn peak_flops(precision: Precision) -> f64 {
     per_thread.iter().sum()
 }
 
-/// FLOP/s of rounds that each return their FLOPs.
+/// Bytes that are read to measure memory: far more than caches hold.
+const READ_BYTES: usize = 256 << 20;
+
+/// Bytes a second that all threads together read from memory, each its own part.
+pub fn read_bandwidth() -> f64 {
+    let words = READ_BYTES / 8 / rayon::current_num_threads();
+    let per_thread = rayon::broadcast(|_| {
+        // Written by the thread that reads it, so that it lies near to it.
+        let part: Vec<u64> = (0..words as u64).collect();
+        measure(|| {
+            let sums = part.as_chunks::<8>().0.iter().fold([0u64; 8], |mut sums, chunk| {
+                sums.iter_mut().zip(chunk).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+                sums
+            });
+            std::hint::black_box(sums);
+            (part.len() * 8) as f64
+        })
+    });
+    per_thread.iter().sum()
+}
+
+/// Units a second of rounds that each return theirs.
 fn measure(mut round: impl FnMut() -> f64) -> f64 {
     round();
-    let (start, mut flops) = (Instant::now(), 0.0);
+    let (start, mut units) = (Instant::now(), 0.0);
     while start.elapsed() < TIME {
-        flops += round();
+        units += round();
     }
-    flops / start.elapsed().as_secs_f64()
+    units / start.elapsed().as_secs_f64()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::cpu::Isa;
+
+    #[test]
+    fn memory_is_read_at_a_rate_that_memory_can_have() {
+        let rate = read_bandwidth();
+        assert!(rate > 1e8 && rate < 1e13, "{rate}");
+    }
 
     #[test]
     fn every_arithmetic_has_a_peak() {

@@ -1,6 +1,7 @@
 //! Frozen weights in the host's memory.
 
 use super::memory::Held;
+use super::numa::Interleaved;
 use super::operands::{CpuWeight, Dense};
 use super::{Cpu, Precision, bf16};
 use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights};
@@ -34,7 +35,9 @@ impl Weights for Cpu {
         if self.is_dry_run() {
             return Ok(self.memory.hold(line, planned as u64, CpuWeight::Unread));
         }
+        let spread = Interleaved::begin();
         let weight = CpuWeight::new(name, n, k, quantization, read()?)?;
+        drop(spread);
         Ok(self.memory.hold(line, weight.bytes(), weight))
     }
 
@@ -51,7 +54,9 @@ impl Weights for Cpu {
             let bytes = (vocab * hidden * stored.size()) as u64;
             return Ok(self.memory.hold(name, bytes, Dense::unread(vocab, hidden)));
         }
+        let spread = Interleaved::begin();
         let table = Dense { tensor: read()?, cols: hidden };
+        drop(spread);
         assert_eq!(table.rows(), vocab, "table");
         Ok(self.memory.hold(name, table.bytes(), table))
     }
@@ -79,7 +84,7 @@ impl Weights for Cpu {
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
         match self.precision {
             Precision::F32 => group.r(),
-            Precision::Bf16(_) => bf16::compute::low_rank_columns(group),
+            Precision::Bf16(_) => bf16::operands::low_rank_columns(group),
         }
     }
 

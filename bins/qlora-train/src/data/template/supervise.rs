@@ -16,10 +16,10 @@ use super::super::guard::guarded;
 const STACK_BYTES: usize = 512 << 20;
 /// Processor time of one piece of work. A template uses up its fuel in less.
 pub(super) const MAX_SECONDS: u64 = if cfg!(debug_assertions) { 60 } else { 3 };
-/// Where the processor time is not known, the time by the clock.
-const MAX_CLOCK: Duration = Duration::from_secs(12 * MAX_SECONDS);
 /// Growth of the whole process meanwhile.
 pub(super) const MAX_BYTES: u64 = 2 << 30;
+/// Seconds by the clock that stand for one of processor time, where that is not known.
+const CLOCK_SECONDS: f64 = 12.0;
 /// How often work that takes longer is looked after.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -45,9 +45,24 @@ thread_local! {
     static WORKER: Cell<Option<Worker>> = const { Cell::new(None) };
 }
 
+/// What one piece of work may take.
+struct Limits {
+    /// Processor time.
+    seconds: f64,
+    /// Growth of the whole process.
+    bytes: u64,
+}
+
 /// The result of `work`. A worker that takes too much is left behind: the caller ends with an error before long, and
 /// the process with it.
 pub(super) fn supervised<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
+    supervised_within(&Limits { seconds: MAX_SECONDS as f64, bytes: MAX_BYTES }, work)
+}
+
+fn supervised_within<T: Send + 'static>(
+    limits: &Limits,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Stopped> {
     let worker = WORKER.take().or_else(Worker::start).ok_or(Stopped::NoThread)?;
     let (sender, result) = mpsc::sync_channel(1);
     let job = Box::new(move || drop(sender.send(guarded(work))));
@@ -63,12 +78,12 @@ pub(super) fn supervised<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
                 let before = *before.get_or_insert(now);
                 let seconds = match (before.seconds, now.seconds) {
                     (Some(before), Some(now)) => now - before,
-                    _ => started.elapsed().as_secs_f64() * MAX_SECONDS as f64 / MAX_CLOCK.as_secs_f64(),
+                    _ => started.elapsed().as_secs_f64() / CLOCK_SECONDS,
                 };
-                if seconds > MAX_SECONDS as f64 {
+                if seconds > limits.seconds {
                     return Err(Stopped::Time);
                 }
-                if now.bytes.saturating_sub(before.bytes) > MAX_BYTES {
+                if now.bytes.saturating_sub(before.bytes) > limits.bytes {
                     return Err(Stopped::Memory);
                 }
             }
@@ -131,11 +146,13 @@ mod tests {
         assert_eq!(supervised(|| depth(1_000_000)), Ok(1_000_000));
     }
 
+    // Each limit alone, so that a slow machine does not meet the other one first.
     #[test]
     fn work_that_takes_no_end_is_given_up() {
         let started = Instant::now();
-        assert_eq!(supervised(|| while std::hint::black_box(true) {}), Err(Stopped::Time));
-        assert!(started.elapsed() >= Duration::from_secs(MAX_SECONDS));
+        let limits = Limits { seconds: 0.5, bytes: u64::MAX };
+        assert_eq!(supervised_within(&limits, || while std::hint::black_box(true) {}), Err(Stopped::Time));
+        assert!(started.elapsed() >= Duration::from_millis(500));
         assert_eq!(supervised(|| 9), Ok(9));
     }
 
@@ -144,11 +161,12 @@ mod tests {
         let grow = || {
             let mut all: Vec<Vec<u8>> = Vec::new();
             while all.len() < 40 {
-                all.push(vec![1; 100 << 20]);
+                all.push(vec![1; 16 << 20]);
                 thread::sleep(Duration::from_millis(30));
             }
             thread::sleep(Duration::from_secs(600));
         };
-        assert_eq!(supervised(grow), Err(Stopped::Memory));
+        let limits = Limits { seconds: f64::INFINITY, bytes: 256 << 20 };
+        assert_eq!(supervised_within(&limits, grow), Err(Stopped::Memory));
     }
 }

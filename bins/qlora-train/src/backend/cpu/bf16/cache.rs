@@ -5,6 +5,7 @@ use super::rows::{round, widen};
 use crate::backend::CheckedBatch;
 use crate::backend::cpu::cache::starts_of_tokens;
 use crate::backend::cpu::elementwise::exp_shifted;
+use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
 use qlora_kernels::shape::AttentionShape;
 use rayon::prelude::*;
@@ -59,9 +60,17 @@ pub fn attention(
             sum = sum * correction + exp_shifted(scores, new_max);
             sums.iter_mut().for_each(|x| *x *= correction);
             for (p, row) in scores.iter().zip(rows.chunks_exact(width)) {
-                sums.iter_mut().zip(&row[value..value + d]).for_each(|(sum, v)| *sum += p * widen(*v));
+                add_scaled(sums, *p, &row[value..value + d]);
             }
         }
         out.iter_mut().zip(sums).for_each(|(out, x)| *out = round(*x / sum));
     });
+}
+
+vectorized! {
+    fn add_scaled<'a>(sums: &'a mut [f32], p: f32, values: &'a [bf16]) {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += p * widen(*value);
+        }
+    }
 }

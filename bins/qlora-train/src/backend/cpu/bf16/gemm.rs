@@ -8,7 +8,7 @@ use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::round;
 use crate::backend::cpu::gemm::simd::vectorized;
-use crate::backend::cpu::gemm::tiles::{Tile, split};
+use crate::backend::cpu::gemm::tiles::{Tile, even_width, split};
 use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -46,12 +46,22 @@ pub trait Stored: Sync {
     /// Writes columns `columns` of `row` to `out`.
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
 
-    /// [`isa::dot`] of columns `columns` of `row` with `x`, without a copy of the row where that is possible. `scratch`
-    /// has room for one.
-    fn dot(&self, isa: Isa, row: usize, columns: Range<usize>, x: &[bf16], scratch: &mut [bf16]) -> f32 {
+    /// Adds to `sums` the [`isa::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
+    /// where that is possible. `scratch` has room for one.
+    fn dots(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: &[bf16],
+        sums: &mut [f32],
+        scratch: &mut [bf16],
+    ) {
         let values = &mut scratch[..columns.len()];
-        self.read(isa, row, columns, values);
-        isa::dot(isa, x, values)
+        for (row, sum) in rows.zip(sums) {
+            self.read(isa, row, columns.clone(), values);
+            *sum += isa::dot(isa, x, values);
+        }
     }
 }
 
@@ -191,11 +201,10 @@ fn run<T: Send>(
 ) {
     let first = columns.start;
     let threads = scratch.len().min(rayon::current_num_threads());
-    let compute = match rows <= FEW && products.iter().all(|product| matches!(product.right, Right::Turned(_))) {
-        true => few_rows,
-        false => compute,
-    };
-    let tiles = split(data, stride, rows, columns, WIDTH, threads);
+    let few = rows <= FEW && products.iter().all(|product| matches!(product.right, Right::Turned(_)));
+    let compute = if few { few_rows } else { compute };
+    let width = if few { even_width(columns.len(), WIDTH, threads) } else { WIDTH };
+    let tiles = split(data, stride, rows, columns, width, threads);
     if tiles.len() == 1 || threads == 1 {
         for mut tile in tiles {
             compute(isa, &mut scratch[0], &mut tile, first, products, finish);
@@ -222,7 +231,10 @@ pub fn each<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mu
 /// Rows that are multiplied without panels: what limits them is how fast the matrices can be read.
 const FEW: usize = 4;
 
-/// One tile of a few rows: a dot product for each of its elements, over [`PAIRS`] pairs at a time, in order.
+/// Steps of a contraction of a few rows that are summed on their own: a row of the matrix that a band has room for.
+const STEPS: usize = BAND * 2 * PAIRS;
+
+/// One tile of a few rows: a dot product for each of its elements, over [`STEPS`] steps at a time, in order.
 fn few_rows<T>(
     isa: Isa,
     scratch: &mut Scratch,
@@ -237,14 +249,14 @@ fn few_rows<T>(
     sums[..rows * WIDTH].fill(0.0);
     for product in products {
         let Right::Turned(matrix) = product.right else { unreachable!("checked by the caller") };
-        for start in (0..product.k).step_by(2 * PAIRS) {
-            let steps = start..(start + 2 * PAIRS).min(product.k);
+        for start in (0..product.k).step_by(STEPS) {
+            let steps = start..(start + STEPS).min(product.k);
+            let left = |i: usize| &product.left.data[(row + i) * product.left.stride..][steps.clone()];
+            if rows == 1 {
+                matrix.dots(isa, columns.clone(), steps.clone(), left(0), &mut sums[..columns.len()], band);
+                continue;
+            }
             for column in columns.clone() {
-                let left = |i: usize| &product.left.data[(row + i) * product.left.stride..][steps.clone()];
-                if rows == 1 {
-                    sums[column - columns.start] += matrix.dot(isa, column, steps.clone(), left(0), band);
-                    continue;
-                }
                 let values = &mut band[..steps.len()];
                 matrix.read(isa, column, steps.clone(), values);
                 for i in 0..rows {

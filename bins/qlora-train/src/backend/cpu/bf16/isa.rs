@@ -173,26 +173,55 @@ pub fn dot(isa: Isa, x: &[bf16], y: &[bf16]) -> f32 {
     }
 }
 
-/// [`dot`] of `x` with what [`dequantize`] makes of these codes, a multiple of 32 of them. `scratch` has room for them.
-pub fn dot_nf4(
+/// Adds to `sums` the [`dot`] of `x` with each of as many rows of `values`, `stride` values apart.
+pub fn dots(isa: Isa, values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f32]) {
+    assert!(x.len().is_multiple_of(2) && stride >= x.len(), "rows of pairs");
+    assert!(sums.is_empty() || values.len() >= (sums.len() - 1) * stride + x.len(), "rows out of bounds");
+    match isa.0 {
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dots(values, stride, x, sums) },
+        _ => {
+            for (row, sum) in sums.iter_mut().enumerate() {
+                *sum += dot(isa, x, &values[row * stride..][..x.len()]);
+            }
+        }
+    }
+}
+
+/// Elements under one absmax of [`dots_nf4`].
+pub const DOT_BLOCK: usize = 64;
+
+/// Adds to `sums` the [`dot`] of `x` with what [`dequantize`] makes of each of as many rows of codes, `stride` bytes
+/// apart. A row has whole blocks of [`DOT_BLOCK`]; `absmax` holds theirs, row after row. `scratch` has room for a row.
+pub fn dots_nf4(
     isa: Isa,
     code: &[f32; 16],
     absmax: &[f32],
-    block: usize,
     codes: &[u8],
+    stride: usize,
     x: &[bf16],
+    sums: &mut [f32],
     scratch: &mut [bf16],
-) -> f32 {
-    assert!(x.len() == 2 * codes.len() && x.len().is_multiple_of(32), "a byte holds two codes");
-    assert!(block.is_multiple_of(32) && absmax.len() * block >= x.len(), "an absmax for every block");
+) {
+    assert!(x.len().is_multiple_of(DOT_BLOCK) && stride >= x.len() / 2, "whole blocks");
+    assert!(absmax.len() * DOT_BLOCK == sums.len() * x.len(), "an absmax for every block");
+    assert!(sums.is_empty() || codes.len() >= (sums.len() - 1) * stride + x.len() / 2, "codes out of bounds");
     match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths were checked above.
+        // Where a value is subnormal, the conversion instruction would take it for zero.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::dot_nf4(code, absmax, block, codes, x) },
+        Kind::Amx | Kind::Avx512Bf16 if absmax.iter().all(|&x| x == 0.0 || x.abs() > 1e-30) => {
+            // SAFETY: `detect` found the instructions; the bounds were checked above.
+            unsafe { x86::dots_nf4(code, absmax, codes, stride, x, sums) }
+        }
         _ => {
+            let blocks = x.len() / DOT_BLOCK;
             let values = &mut scratch[..x.len()];
-            dequantize(isa, code, absmax, block, codes, values);
-            dot(isa, x, values)
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let codes = &codes[row * stride..][..x.len() / 2];
+                dequantize(isa, code, &absmax[row * blocks..][..blocks], DOT_BLOCK, codes, values);
+                *sum += dot(isa, x, values);
+            }
         }
     }
 }
@@ -439,34 +468,105 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has the features, and the lengths are those that [`super::dot_nf4`] checks.
+    /// The processor has the features, and the bounds are those that [`super::dots`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub unsafe fn dot_nf4(code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], x: &[bf16]) -> f32 {
-        let [mut next, mut second, mut third, mut last] = [_mm512_setzero_ps(); 4];
-        let mut vectors = 0;
-        for (number, absmax) in absmax.iter().enumerate() {
-            let table = block_table(code, *absmax);
-            for i in (number * block..((number + 1) * block).min(x.len())).step_by(32) {
-                // SAFETY: in every round 16 bytes of codes and 64 of values are left.
-                let (values, x) = unsafe {
-                    let values = values_of(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()), table);
-                    (values, _mm512_loadu_si512(x.as_ptr().add(i).cast()))
-                };
-                // SAFETY: vectors of the same bits.
-                let (values, x) = unsafe {
-                    (std::mem::transmute::<__m512i, __m512bh>(values), std::mem::transmute::<__m512i, __m512bh>(x))
-                };
-                // The four chains take turns.
-                (next, second, third, last) = (second, third, last, _mm512_dpbf16_ps(next, x, values));
-                vectors += 1;
-            }
+    pub unsafe fn dots(values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f32]) {
+        for (row, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's bounds.
+            *sum += unsafe { dot(x, values.get_unchecked(row * stride..row * stride + x.len())) };
         }
-        total(match vectors % 4 {
-            0 => [next, second, third, last],
-            1 => [last, next, second, third],
-            2 => [third, last, next, second],
-            _ => [second, third, last, next],
-        })
+    }
+
+    /// Two blocks at a time: four vectors of values, one for each of the four chains.
+    ///
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::dots_nf4`] checks; no value is subnormal.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub unsafe fn dots_nf4(
+        code: &[f32; 16],
+        absmax: &[f32],
+        codes: &[u8],
+        stride: usize,
+        x: &[bf16],
+        sums: &mut [f32],
+    ) {
+        let blocks = x.len() / super::DOT_BLOCK;
+        // SAFETY: the code has 64 bytes, and so have the two tables.
+        let (code, bytes, shifts) = unsafe {
+            (
+                _mm512_loadu_ps(code.as_ptr()),
+                _mm512_loadu_si512(CODE_BYTES.as_ptr().cast()),
+                _mm512_loadu_si512(CODE_SHIFTS.as_ptr().cast()),
+            )
+        };
+        for (row, sum) in sums.iter_mut().enumerate() {
+            let mut acc = [_mm512_setzero_ps(); 4];
+            // SAFETY: the caller's bounds: a block has 32 bytes of codes, 64 values of x and an absmax.
+            unsafe {
+                let (codes, absmax) = (codes.as_ptr().add(row * stride), absmax.as_ptr().add(row * blocks));
+                // Half a block.
+                let add = |acc: __m512, half: usize, table: __m512i| {
+                    let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.add(16 * half).cast()));
+                    let index = _mm512_srlv_epi16(_mm512_shuffle_epi8(codes, bytes), shifts);
+                    let values = _mm512_permutexvar_epi16(index, table);
+                    let x = _mm512_loadu_si512(x.as_ptr().add(32 * half).cast());
+                    _mm512_dpbf16_ps(acc, bits(x), bits(values))
+                };
+                for block in (0..blocks - blocks % 2).step_by(2) {
+                    let scaled = |block: usize| _mm512_mul_ps(code, _mm512_set1_ps(*absmax.add(block)));
+                    let both = _mm512_cvtne2ps_pbh(scaled(block + 1), scaled(block));
+                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                    let (first, second) =
+                        (_mm512_shuffle_i64x2::<0x44>(both, both), _mm512_shuffle_i64x2::<0xEE>(both, both));
+                    acc[0] = add(acc[0], 2 * block, first);
+                    acc[1] = add(acc[1], 2 * block + 1, first);
+                    acc[2] = add(acc[2], 2 * block + 2, second);
+                    acc[3] = add(acc[3], 2 * block + 3, second);
+                }
+                if blocks % 2 == 1 {
+                    let table = block_table_of_normal(code, *absmax.add(blocks - 1));
+                    acc[0] = add(acc[0], 2 * blocks - 2, table);
+                    acc[1] = add(acc[1], 2 * blocks - 1, table);
+                }
+            }
+            *sum += total(acc);
+        }
+    }
+
+    /// The byte that holds the code of each value, for both bytes of the value, in a vector that has 16 bytes of codes
+    /// four times.
+    static CODE_BYTES: [u8; 64] = {
+        let mut bytes = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            bytes[i] = (i / 4) as u8;
+            i += 1;
+        }
+        bytes
+    };
+    /// How far it is shifted: the earlier code is in the high half.
+    static CODE_SHIFTS: [u16; 32] = {
+        let mut shifts = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            shifts[i] = 4;
+            i += 2;
+        }
+        shifts
+    };
+
+    #[target_feature(enable = "avx512f")]
+    fn bits(x: __m512i) -> __m512bh {
+        // SAFETY: vectors of the same bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
+    }
+
+    /// [`block_table`] of a scale that makes no subnormal value.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn block_table_of_normal(code: __m512, absmax: f32) -> __m512i {
+        let table = _mm512_cvtneps_pbh(_mm512_mul_ps(code, _mm512_set1_ps(absmax)));
+        // SAFETY: vectors of the same bits.
+        _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(table) })
     }
 
     /// # Safety

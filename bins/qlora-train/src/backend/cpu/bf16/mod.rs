@@ -2,13 +2,13 @@
 
 mod amx;
 pub mod attention;
-mod cache;
-pub mod compute;
+pub mod cache;
 pub mod gemm;
 pub mod isa;
 pub mod linear;
 pub mod loss;
 mod nf4;
+pub mod operands;
 pub mod pairs;
 pub mod rows;
 pub mod workspace;

@@ -9,6 +9,8 @@ use std::ops::Range;
 
 /// Blocks whose absmax is looked up together.
 const BLOCKS: usize = 32;
+/// Blocks of a dot product whose absmax is looked up together: those of a row and more.
+const DOT_BLOCKS: usize = 256;
 
 impl Stored for Nf4Matrix {
     /// The values of [`Nf4Matrix::dequantize_range`], rounded to bf16.
@@ -25,7 +27,7 @@ impl Stored for Nf4Matrix {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(count);
             let mut absmax = [0.0; BLOCKS];
             let blocks = count.div_ceil(block);
-            absmax[..blocks].iter_mut().enumerate().for_each(|(i, absmax)| *absmax = self.absmax_at(first + i));
+            self.absmax_range(first, &mut absmax[..blocks]);
             let head = element % 2;
             let whole = (count - head) / 2;
             let at = |element: usize| {
@@ -47,19 +49,37 @@ impl Stored for Nf4Matrix {
     }
 
     /// Whole blocks are dequantized in registers.
-    fn dot(&self, isa: Isa, row: usize, columns: Range<usize>, x: &[bf16], scratch: &mut [bf16]) -> f32 {
-        let (block, first) = (self.block_size(), row * self.cols() + columns.start);
+    fn dots(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: &[bf16],
+        sums: &mut [f32],
+        scratch: &mut [bf16],
+    ) {
+        let (block, cols) = (self.block_size(), self.cols());
         let blocks = columns.len().div_ceil(block);
-        if blocks > BLOCKS || !first.is_multiple_of(block) || !columns.len().is_multiple_of(32) {
+        let in_registers = block == isa::DOT_BLOCK
+            && blocks <= DOT_BLOCKS
+            && [cols, columns.start, columns.len()].iter().all(|len| len.is_multiple_of(block));
+        if !in_registers {
             let values = &mut scratch[..columns.len()];
-            self.read(isa, row, columns, values);
-            return isa::dot(isa, x, values);
+            for (row, sum) in rows.zip(sums) {
+                self.read(isa, row, columns.clone(), values);
+                *sum += isa::dot(isa, x, values);
+            }
+            return;
         }
-        let mut absmax = [0.0; BLOCKS];
-        let of_block = |(i, absmax): (usize, &mut f32)| *absmax = self.absmax_at(first / block + i);
-        absmax[..blocks].iter_mut().enumerate().for_each(of_block);
-        let codes = &self.codes()[first / 2..][..columns.len() / 2];
-        isa::dot_nf4(isa, self.code(), &absmax[..blocks], block, codes, x, scratch)
+        let mut absmax = [0.0; DOT_BLOCKS];
+        // The scales of several rows lie side by side where the rows are whole.
+        let together = if columns.len() == cols { DOT_BLOCKS / blocks } else { 1 };
+        for (first, sums) in rows.step_by(together).zip(sums.chunks_mut(together)) {
+            let absmax = &mut absmax[..sums.len() * blocks];
+            let element = first * cols + columns.start;
+            self.absmax_range(element / block, absmax);
+            isa::dots_nf4(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, x, sums, scratch);
+        }
     }
 }
 
@@ -70,24 +90,40 @@ mod tests {
 
     #[test]
     fn a_dot_product_is_that_of_the_values() {
-        // One to seven vectors of the four chains, whole blocks and parts of them, one beyond the table of absmax.
-        for (rows, cols, block_size) in
-            [(3, 32, 32), (5, 224, 32), (4, 576, 64), (3, 96, 64), (2, 4096, 64), (3, 92, 32)]
-        {
-            let weight: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin() * (i % 61) as f32).collect();
+        // Even and odd numbers of blocks, parts of blocks, other sizes of blocks, more rows than are looked up
+        // together, a row with more blocks than that, scales that make subnormal values.
+        for (rows, cols, block_size, size) in [
+            (3, 32, 32, 1.0),
+            (5, 224, 32, 1.0),
+            (70, 576, 64, 1.0),
+            (5, 64, 64, 1.0),
+            (3, 96, 64, 1.0),
+            (2, 17_408, 64, 1.0),
+            (3, 92, 32, 1.0),
+            (4, 128, 64, 1e-37),
+        ] {
+            let weight: Vec<f32> = (0..rows * cols).map(|i| size * (i as f32 * 0.37).sin() * (i % 61) as f32).collect();
             let x: Vec<bf16> = (0..cols).map(|i| bf16::from_f32((i as f32 * 0.71).cos())).collect();
-            let options = Nf4Options { block_size, double_quant: true };
-            let matrix = Nf4Matrix::quantize(&weight, rows, cols, &options).unwrap();
-            let isa = Isa::detect().unwrap_or(Isa::SCALAR);
-            for columns in [0..cols, 0..32, 32.min(cols / 2)..cols - cols % 32] {
-                for row in 0..rows {
-                    let (mut values, mut scratch) = (vec![bf16::ZERO; columns.len()], vec![bf16::NAN; cols]);
-                    matrix.read(Isa::SCALAR, row, columns.clone(), &mut values);
+            for double_quant in [true, false] {
+                let options = Nf4Options { block_size, double_quant };
+                let matrix = Nf4Matrix::quantize(&weight, rows, cols, &options).unwrap();
+                let isa = Isa::detect().unwrap_or(Isa::SCALAR);
+                for columns in [0..cols, 0..32, 32.min(cols / 2)..cols - cols % 32] {
                     let x = &x[columns.clone()];
-                    let expected = isa::dot(Isa::SCALAR, x, &values);
-                    for isa in [isa, Isa::SCALAR] {
-                        let found = matrix.dot(isa, row, columns.clone(), x, &mut scratch);
-                        assert_eq!(found, expected, "{rows} x {cols} / {block_size}, {columns:?} of row {row}");
+                    let (mut values, mut scratch) = (vec![bf16::ZERO; columns.len()], vec![bf16::NAN; cols]);
+                    let mut dot = |row: usize| {
+                        matrix.read(isa, row, columns.clone(), &mut values);
+                        0.5 + isa::dot(isa, x, &values)
+                    };
+                    for rows in [0..rows, 1..rows, rows - 1..rows] {
+                        let expected: Vec<f32> = rows.clone().map(&mut dot).collect();
+                        let mut found = vec![0.5; rows.len()];
+                        matrix.dots(isa, rows.clone(), columns.clone(), x, &mut found, &mut scratch);
+                        assert_eq!(found, expected, "{rows:?} x {cols} / {block_size}, {columns:?}");
+                        // The instructions take subnormal numbers for zero; the twin does not.
+                        let mut twin = vec![0.5; rows.len()];
+                        matrix.dots(Isa::SCALAR, rows.clone(), columns.clone(), x, &mut twin, &mut scratch);
+                        assert!(size < 1.0 || twin == expected, "{rows:?} x {cols} / {block_size}, {columns:?}");
                     }
                 }
             }

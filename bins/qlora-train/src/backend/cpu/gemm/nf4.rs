@@ -31,6 +31,10 @@ struct LookUp<'a> {
     stride: usize,
 }
 
+/// Scales that are looked up together.
+#[cfg(target_arch = "x86_64")]
+const SCALES: usize = 16;
+
 #[cfg(target_arch = "x86_64")]
 impl pulp::NullaryFnOnce for LookUp<'_> {
     type Output = ();
@@ -46,11 +50,17 @@ impl pulp::NullaryFnOnce for LookUp<'_> {
         for (row, out) in self.rows.zip(self.out.chunks_mut(self.stride)) {
             let mut element = row * self.matrix.cols() + self.columns.start;
             let mut rest = &mut out[..self.columns.len()];
+            let last = (element + rest.len().max(1) - 1) >> shift;
+            let (mut scales, mut first, mut known) = ([0.0f32; SCALES], 0, 0);
             while !rest.is_empty() {
                 let block = element >> shift;
+                if block >= first + known {
+                    (first, known) = (block, SCALES.min(last + 1 - block));
+                    self.matrix.absmax_range(first, &mut scales[..known]);
+                }
                 let count = (((block + 1) << shift) - element).min(rest.len());
                 let (part, after) = std::mem::take(&mut rest).split_at_mut(count);
-                let scale = v._mm512_set1_ps(self.matrix.absmax_at(block));
+                let scale = v._mm512_set1_ps(scales[block - first]);
                 let codes = &self.matrix.codes()[element / 2..][..count / 2];
                 for (out, codes) in part.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
                     let codes = v._mm512_set1_epi64(i64::from_le_bytes(*codes));

@@ -1,0 +1,93 @@
+//! Weights, tables and groups of the CPU backend, as the products in bf16 take them.
+
+use super::gemm::Stored;
+use super::isa::{self, Isa};
+use super::linear::{LowRank, Segment, padded};
+use super::rows::{round, round_row};
+use crate::backend::LinearGroup;
+use crate::backend::cpu::Cpu;
+use crate::backend::cpu::operands::{CpuWeight, Dense};
+use crate::files::tensor::TensorData;
+use half::bf16;
+use std::ops::Range;
+
+impl Stored for CpuWeight {
+    fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        match self {
+            CpuWeight::Nf4(matrix) => matrix.read(isa, row, columns, out),
+            CpuWeight::Dense(dense) => Stored::read(dense, isa, row, columns, out),
+            CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
+        }
+    }
+
+    fn dots(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: &[bf16],
+        sums: &mut [f32],
+        scratch: &mut [bf16],
+    ) {
+        match self {
+            CpuWeight::Nf4(matrix) => matrix.dots(isa, rows, columns, x, sums, scratch),
+            CpuWeight::Dense(dense) => dense.dots(isa, rows, columns, x, sums, scratch),
+            CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
+        }
+    }
+}
+
+impl Stored for Dense {
+    fn read(&self, _: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        let first = row * self.cols + columns.start;
+        let range = first..first + out.len();
+        match &self.tensor.data {
+            TensorData::Bf16(values) => out.copy_from_slice(&values[range]),
+            TensorData::F16(values) => {
+                out.iter_mut().zip(&values[range]).for_each(|(out, x)| *out = round(x.to_f32()));
+            }
+            TensorData::F32(values) => round_row(&values[range], out),
+        }
+    }
+
+    fn dots(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: &[bf16],
+        sums: &mut [f32],
+        scratch: &mut [bf16],
+    ) {
+        if let TensorData::Bf16(values) = &self.tensor.data {
+            let values = &values[rows.start * self.cols + columns.start..];
+            return isa::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
+        }
+        let values = &mut scratch[..columns.len()];
+        for (row, sum) in rows.zip(sums) {
+            self.read(isa, row, columns.clone(), values);
+            *sum += isa::dot(isa, x, values);
+        }
+    }
+}
+
+/// The width of S and T.
+pub fn low_rank_columns(group: &LinearGroup<Cpu>) -> usize {
+    group.segments.iter().filter_map(|s| s.lora.as_ref()).map(|lora| padded(lora.r)).sum()
+}
+
+/// The segments of a group whose values are only read.
+pub fn segments(group: &LinearGroup<Cpu>) -> Vec<Segment<'_>> {
+    let segments = group.segments.iter().map(|segment| Segment {
+        n: segment.n,
+        weight: &*segment.weight,
+        bias: segment.bias.as_ref().map(|bias| &bias[..]),
+        lora: segment.lora.as_ref().map(|lora| LowRank {
+            r: lora.r,
+            scale: lora.scale,
+            a: &lora.a.value,
+            b: &lora.b.value,
+        }),
+    });
+    segments.collect()
+}

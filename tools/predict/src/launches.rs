@@ -1,0 +1,331 @@
+//! Launches, and how long they take on a card: blocks of the real grid, each with the rounds of
+//! its main loop, placed on the multiprocessors one after another.
+
+use crate::cards::{BLOCK_START, Card, LAUNCH_GAP, LAUNCH_RAMP};
+use crate::limits::{Limit, Round, Slowdowns};
+use crate::machine::access::SECTOR;
+use crate::machine::class::Class;
+use crate::machine::walk::{MainLoop, Step, Walk, walk};
+use crate::schedule::{self, Makespan};
+use crate::simulator::{self, Memory};
+use anyhow::{Context, Result};
+use kernel_inspect::names::readable;
+use kernel_inspect::resources::Resources;
+use kernel_inspect::sass::Code;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A kernel in machine code, with what it takes of a multiprocessor.
+pub struct Kernel {
+    pub name: String,
+    pub code: String,
+    pub registers: u32,
+    pub static_shared: u32,
+    walks: RefCell<HashMap<(u32, MainLoop), Rc<Walk>>>,
+    source: Code,
+}
+
+impl Kernel {
+    pub fn new(code: Code, resources: &Resources) -> Self {
+        Self {
+            name: readable(&code.name),
+            code: code.arch.clone(),
+            registers: resources.registers,
+            static_shared: resources.shared,
+            walks: RefCell::default(),
+            source: code,
+        }
+    }
+
+    /// The way of a warp of a block of so many threads.
+    pub fn walk(&self, threads: u32, main: MainLoop) -> Rc<Walk> {
+        let mut walks = self.walks.borrow_mut();
+        Rc::clone(walks.entry((threads, main)).or_insert_with(|| Rc::new(walk(&self.source, threads, main))))
+    }
+}
+
+/// All kernels of all architectures, and what has been simulated of them.
+pub struct Kernels {
+    all: Vec<Kernel>,
+    simulated: RefCell<HashMap<Setting, Rc<Simulated>>>,
+}
+
+/// What a simulation depends on: kernel, card, threads, blocks at once, memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Setting {
+    kernel: String,
+    card: &'static str,
+    threads: u32,
+    main: MainLoop,
+    held: usize,
+    memory: [u64; 2],
+}
+
+/// A kernel on a multiprocessor.
+struct Simulated {
+    /// One round of its main loop, where it has one
+    round: Option<Round>,
+    /// Cycles of everything once
+    frame: f64,
+}
+
+impl Kernels {
+    pub fn new(code: Vec<Code>, resources: &[Resources]) -> Result<Self> {
+        let kernel = |code: Code| {
+            let found = resources.iter().find(|found| found.arch == code.arch && found.name == code.name);
+            let found = found.with_context(|| format!("no resources of {} for {}", code.name, code.arch))?;
+            Ok(Kernel::new(code, found))
+        };
+        Ok(Self { all: code.into_iter().map(kernel).collect::<Result<_>>()?, simulated: RefCell::default() })
+    }
+
+    fn simulated(
+        &self,
+        kernel: &Kernel,
+        card: &Card,
+        threads: u32,
+        main: MainLoop,
+        held: usize,
+        memory: Memory,
+    ) -> Rc<Simulated> {
+        let setting = Setting {
+            kernel: kernel.name.clone(),
+            card: card.name,
+            threads,
+            main,
+            held,
+            memory: [memory.bytes_per_cycle.to_bits(), memory.latency.to_bits()],
+        };
+        if let Some(found) = self.simulated.borrow().get(&setting) {
+            return Rc::clone(found);
+        }
+        let (walk, warps) = (kernel.walk(threads, main), threads.div_ceil(32) as usize);
+        let round = walk.round.is_some().then(|| Round::of(walk.round(), card, memory, warps, held));
+        let frame = simulator::once(&walk.once(), card, memory, warps, held).cycles + BLOCK_START.value;
+        let made = Rc::new(Simulated { round, frame });
+        self.simulated.borrow_mut().insert(setting, Rc::clone(&made));
+        made
+    }
+
+    /// The kernel whose name begins so, on a card. Of several (a plain one and one for adapters), the one that takes
+    /// the fewest instructions is that of a plain run.
+    pub fn find(&self, begins: &str, card: &Card) -> Result<&Kernel> {
+        let of_name = |kernel: &&Kernel| kernel.code == card.architecture.code && is_named(&kernel.name, begins);
+        let found = self.all.iter().filter(of_name).min_by_key(|kernel| kernel.source.instructions.len());
+        found.with_context(|| format!("no kernel {begins}… for {}: was it renamed?", card.architecture.code))
+    }
+}
+
+/// Whether a kernel's name begins like a pattern, in which `*` is one argument of a template.
+fn is_named(name: &str, pattern: &str) -> bool {
+    let mut rest = name;
+    for (index, part) in pattern.split('*').enumerate() {
+        if index > 0 {
+            rest = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        }
+        match rest.strip_prefix(part) {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '<'))
+}
+
+/// One launch, by its kernel and its grid.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The beginning of the kernel's name
+    pub kernel: String,
+    pub threads: u32,
+    pub shared: Shared,
+    pub work: Work,
+    /// FLOPs that it is there for
+    pub flops: f64,
+    /// Bytes that have to come from and go to DRAM
+    pub bytes: f64,
+    /// Share of what its loop loads that the L2 does not hold
+    pub from_dram: f64,
+    /// Share of the loads in its code that there are at this shape
+    pub loads: f64,
+    /// Whether its loop waits for what comes from DRAM, however little of its loads that is
+    pub waits_for_dram: bool,
+}
+
+/// Dynamic shared memory of a block.
+#[derive(Clone, Copy, Debug)]
+pub enum Shared {
+    Bytes(u32),
+    /// Stages, as many as the third number of `Config` in the kernel's name
+    Stages {
+        tables: u32,
+        stage: u32,
+    },
+}
+
+impl Shared {
+    fn bytes(self, kernel: &str) -> u32 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Stages { tables, stage } => {
+                let numbers = kernel.split_once("Config<").map_or("", |(_, numbers)| numbers);
+                let stages = numbers.split(", ").nth(2).and_then(|stages| stages.parse().ok()).unwrap_or(1);
+                tables + stages * stage
+            }
+        }
+    }
+}
+
+/// The work of a grid.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Multiply-adds of each block's main loop on the tensor cores, all warps together, in the grid's order
+    Products(Vec<f64>),
+    /// Nothing but moving bytes; so many blocks
+    Bytes { blocks: usize },
+    /// Nothing but moving bytes, by so many blocks that stride over all of them
+    Strides { blocks: usize },
+}
+
+impl Work {
+    fn blocks(&self) -> usize {
+        match self {
+            Self::Products(costs) => costs.len(),
+            Self::Bytes { blocks } | Self::Strides { blocks } => *blocks,
+        }
+    }
+
+    fn main_loop(&self) -> MainLoop {
+        match self {
+            Self::Strides { .. } => MainLoop::Moves,
+            _ => MainLoop::Matrices,
+        }
+    }
+}
+
+/// A predicted launch.
+#[derive(Clone, Debug)]
+pub struct Prediction {
+    pub seconds: f64,
+    /// Share of all multiprocessors' time in which they have a block
+    pub busy: f64,
+    pub limit: Limit,
+    /// Blocks of a multiprocessor at once
+    pub resident: usize,
+    /// Share of the tensor cores' time in the main loop
+    pub tensor_share: Option<f64>,
+    /// Instructions beside each HMMA in the main loop
+    pub others_per_matrix: Option<f64>,
+    pub slowdowns: Slowdowns,
+}
+
+/// Blocks of a kernel that a multiprocessor holds at once.
+pub fn resident(kernel: &Kernel, launch: &Launch, card: &Card) -> usize {
+    let architecture = card.architecture;
+    // The system's kilobyte is in the static bytes from sm_90 on.
+    let system = if kernel.static_shared >= 1024 { 0 } else { 1024 };
+    let shared = (launch.shared.bytes(&kernel.name) + kernel.static_shared + system).next_multiple_of(128);
+    let warps = launch.threads.div_ceil(32);
+    // Registers are given out by the warp, 256 at a time.
+    let registers = (kernel.registers * 32).next_multiple_of(256) * warps;
+    let limits = [
+        architecture.shared_memory.value as u32 / shared.max(1),
+        architecture.max_threads.value as u32 / launch.threads,
+        65_536 / registers.max(1),
+        architecture.max_blocks.value as u32,
+    ];
+    limits.into_iter().min().unwrap_or(1).max(1) as usize
+}
+
+/// How long it takes on a card.
+pub fn predict(kernels: &Kernels, launch: &Launch, card: &Card) -> Result<Prediction> {
+    let kernel = kernels.find(&launch.kernel, card)?;
+    let main = launch.work.main_loop();
+    let walk = kernel.walk(launch.threads, main);
+    let warps = launch.threads.div_ceil(32) as usize;
+    let places = card.multiprocessors.value as usize;
+    let round_steps = walk.round();
+    let slowdowns = Slowdowns::of(if round_steps.is_empty() { &walk.steps } else { round_steps });
+    // A grid may leave multiprocessors with fewer blocks than there is room for.
+    let held = resident(kernel, launch, card).min(launch.work.blocks().div_ceil(places)).max(1);
+    let mut memory = Memory::of(card, launch.from_dram, launch.work.blocks() as f64);
+    memory.bytes_per_cycle /= launch.loads;
+    if launch.waits_for_dram {
+        memory.latency = card.architecture.dram_latency.value;
+    }
+    let simulated = kernels.simulated(kernel, card, launch.threads, main, held, memory.rounded());
+    let moved = launch.bytes / card.copy_bandwidth();
+    let overhead = LAUNCH_RAMP.value + LAUNCH_GAP.value;
+    match &launch.work {
+        Work::Products(costs) => {
+            let of_round: f64 = round_steps.iter().map(|step| multiply_adds(step.class)).sum::<f64>() * warps as f64;
+            let round = simulated.round.filter(|_| of_round > 0.0);
+            let round = round
+                .with_context(|| format!("{} on {}: no loop with a matrix instruction", kernel.name, kernel.code))?;
+            // Each place runs its share of the multiprocessor's rounds.
+            let cost = |products: f64| simulated.frame + (products / of_round - 1.0).max(0.0) * round.run.cycles;
+            let Makespan { end, busy } = schedule::list(costs.iter().map(|&products| cost(products)), places * held);
+            let computed = end / card.hz();
+            let matrices = round_steps.iter().filter(|step| multiply_adds(step.class) > 0.0).count();
+            Ok(Prediction {
+                seconds: computed.max(moved) + overhead,
+                busy,
+                limit: if moved > computed { Limit::Memory } else { round.limit },
+                resident: held,
+                tensor_share: Some(round.tensor_share()),
+                others_per_matrix: Some(round_steps.len() as f64 / matrices as f64 - 1.0),
+                slowdowns,
+            })
+        }
+        Work::Bytes { blocks } | Work::Strides { blocks } => {
+            // The walk is of stand-in shapes: what counts is how fast it moves its bytes.
+            let (steps, cycles, once) = match simulated.round {
+                Some(round) => (round_steps, round.run.cycles, simulated.frame / card.hz()),
+                None => (&walk.steps[..], simulated.frame, 0.0),
+            };
+            // Words whose place is not known are what such a kernel moves, not those of a table.
+            let sectors = |step: &Step| if step.is_known { step.sectors } else { step.touched_sectors };
+            let of_steps = steps.iter().map(|step| f64::from(sectors(step) * SECTOR)).sum::<f64>();
+            let rate = of_steps * (warps * held) as f64 / cycles;
+            let by_rate = launch.bytes / (rate * places.min(*blocks) as f64 * card.hz()) + once;
+            Ok(Prediction {
+                seconds: by_rate.max(moved) + overhead,
+                busy: schedule::equal(*blocks, 1.0, places * held).busy,
+                limit: if moved >= 0.7 * by_rate { Limit::Memory } else { Limit::Latency },
+                resident: held,
+                tensor_share: None,
+                others_per_matrix: None,
+                slowdowns,
+            })
+        }
+    }
+}
+
+fn multiply_adds(class: Class) -> f64 {
+    match class {
+        Class::Matrix { multiply_adds } => f64::from(multiply_adds),
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_counted_by_the_kernels_name() {
+        let shared = Shared::Stages { tables: 1088, stage: 12_800 };
+        assert_eq!(shared.bytes("linear_dx<Config<64, 4, 4, false, true>>"), 52_288);
+        assert_eq!(Shared::Bytes(7).bytes("lora_down"), 7);
+    }
+
+    #[test]
+    fn kernels_are_found_by_the_beginning_of_their_names() {
+        let name = "linear_forward<Config<128, 8, 3, false, true>>";
+        assert!(is_named(name, "linear_forward<Config<128, 8, *, false"));
+        assert!(!is_named(name, "linear_forward<Config<128, 8, *, true"));
+        assert!(is_named("lora_down", "lora_down"));
+        assert!(!is_named("lora_down_masked", "lora_down"));
+        assert!(!is_named("attention<128>", "attention<12"));
+    }
+}

@@ -1,0 +1,9 @@
+//! One warp's way through the machine code of a kernel, as far as it is known without running it: which instructions,
+//! in which order, with which addresses of shared and global memory.
+
+pub mod access;
+pub mod class;
+pub mod lanes;
+mod operand;
+mod registers;
+pub mod walk;

@@ -1,0 +1,411 @@
+//! Launches of each operation of a training step on the fused path: kernels, grids and bytes, as the launchers in
+//! `cuda/` choose them.
+
+use crate::cards::Card;
+use crate::launches::{Kernels, Launch, Shared, Work};
+use serde::Deserialize;
+
+/// An operation of the trainer, as `qlora-train bench --plan --json` lists it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Operation {
+    pub name: String,
+    pub count: usize,
+    pub tokens: usize,
+    pub k: usize,
+    /// N and r
+    pub segments: Vec<[usize; 2]>,
+    /// H, Hkv and D
+    pub heads: [usize; 3],
+    pub vocab: usize,
+    pub values: usize,
+}
+
+const LARGE: (usize, usize) = (128, 256);
+const SMALL: (usize, usize) = (64, 128);
+/// From so many large tiles on they are taken: `kBlocksOfLargeTiles`.
+const BLOCKS_OF_LARGE_TILES: usize = 96;
+/// Bytes of a weight in NF4 with double quantization: codes, and the absmax of 64.
+pub const NF4_BYTES: f64 = 0.5 + 1.0 / 64.0;
+/// Supervised tokens whose logits are there at once.
+const LOSS_CHUNK: usize = 1024;
+/// Share of the L2 that holds what blocks read again.
+const L2_SHARE: f64 = 0.7;
+
+impl Operation {
+    fn n(&self) -> usize {
+        self.segments.iter().map(|[n, _]| n).sum()
+    }
+
+    /// Frozen weights of the group.
+    pub fn weights(&self) -> f64 {
+        (self.k * self.n()) as f64
+    }
+
+    fn low_rank(&self) -> usize {
+        self.segments.iter().map(|[_, r]| r).sum()
+    }
+
+    fn low_rank_of_b(&self) -> usize {
+        self.segments.iter().map(|[n, r]| n * r).sum()
+    }
+
+    /// FLOPs that the operation is there for, as the trainer counts them.
+    pub fn flops(&self) -> f64 {
+        let [heads, _, head_dim] = self.heads;
+        let per_token = match self.name.as_str() {
+            "LoRA X·Aᵀ" => self.k * self.low_rank(),
+            "linear" => self.k * self.n() + self.low_rank_of_b(),
+            "LoRA dY·B" => self.low_rank_of_b(),
+            "linear, backward" => self.k * (self.n() + self.low_rank()),
+            "LoRA gradients" => self.k * self.low_rank() + self.low_rank_of_b(),
+            "attention" => self.tokens * heads * head_dim,
+            // Five products over half of the scores: what is computed twice is no use.
+            "attention, backward" => 5 * self.tokens * heads * head_dim / 2,
+            "output layer and loss" => 2 * self.k * self.vocab,
+            _ => 0,
+        };
+        2.0 * (self.tokens * per_token) as f64
+    }
+
+    /// The launches of one such operation. `None`: a name that is not known.
+    pub fn launches(&self, kernels: &Kernels, card: &Card) -> Option<Vec<Launch>> {
+        Some(match self.name.as_str() {
+            "linear" => vec![self.forward(card)],
+            "linear, backward" => vec![self.dx(card, self.k, self.n(), self.tokens, false)],
+            "LoRA X·Aᵀ" => vec![self.lora_down()],
+            "LoRA dY·B" => vec![self.lora_dy_b()],
+            "LoRA gradients" => self.lora_gradients(),
+            "attention" => vec![self.attention(kernels, card)],
+            "attention, backward" => self.attention_backward(kernels, card),
+            "output layer and loss" => self.loss(card),
+            "embedding" => vec![self.moves("embedding<8>", 128, self.tokens)],
+            "norm" => vec![self.moves("rms_norm<8>", 256, self.tokens)],
+            "norm, backward" => vec![self.moves("rms_norm_backward<8>", 256, self.tokens)],
+            "norm of q and k" => vec![self.moves("head_norm<8, false>", 256, self.of_vectors())],
+            "norm of q and k, backward" => vec![self.moves("head_norm<8, true>", 256, self.of_vectors())],
+            "rotary embedding" => vec![self.moves("rope<8>", 256, self.of_vectors())],
+            "SwiGLU" => vec![self.moves("swiglu<8, false>", 256, self.of_vectors() / 3)],
+            "SwiGLU, backward" => vec![self.moves("swiglu<8, true>", 256, self.of_vectors() / 5)],
+            _ => return None,
+        })
+    }
+
+    /// Blocks of 256 threads that take 8 values each.
+    fn of_vectors(&self) -> usize {
+        (self.tokens * self.values).div_ceil(8 * 256)
+    }
+
+    fn moves(&self, kernel: &str, threads: u32, blocks: usize) -> Launch {
+        let bytes = 2.0 * (self.tokens * self.values) as f64;
+        Launch::moving(kernel, threads, blocks.max(1), bytes)
+    }
+
+    /// Few tokens: each weight straight from memory into registers.
+    fn few_tokens(&self) -> Launch {
+        let tiles = |columns: usize| self.segments.iter().map(|[n, _]| n.div_ceil(columns)).sum::<usize>();
+        let wide = tiles(32) >= 128;
+        let columns = if wide { 32 } else { 8 };
+        let blocks = tiles(columns);
+        let weights = (self.n() * self.k) as f64 * NF4_BYTES;
+        // The code loads X of 16 tokens beside the weights; those that are not there are not loaded.
+        let (of_weights, of_token) = (columns as f64 * NF4_BYTES, 2.0);
+        let loaded = of_weights + of_token * self.tokens as f64;
+        Launch {
+            kernel: format!("linear_small_m<{}, false>", columns / 8),
+            threads: 256,
+            shared: Shared::Bytes(128 + (8 * 16 * columns * 4) as u32),
+            work: Work::Products(vec![(16 * columns * self.k) as f64; blocks]),
+            flops: self.flops(),
+            bytes: weights + (2 * self.tokens * (self.k + self.n())) as f64,
+            from_dram: of_weights / loaded,
+            loads: loaded / (of_weights + of_token * 16.0),
+            waits_for_dram: true,
+        }
+    }
+
+    fn forward(&self, card: &Card) -> Launch {
+        if self.tokens <= 16 {
+            return self.few_tokens();
+        }
+        let tiles = |(tokens, columns): (usize, usize)| {
+            (self.tokens.div_ceil(tokens), self.segments.iter().map(|[n, _]| n.div_ceil(columns)).sum::<usize>())
+        };
+        let is_large = tiles(LARGE).0 * tiles(LARGE).1 >= BLOCKS_OF_LARGE_TILES;
+        let (tokens, columns) = if is_large { LARGE } else { SMALL };
+        let (down, across) = tiles((tokens, columns));
+        let grid = Grid {
+            down,
+            across,
+            down_bytes: (tokens * self.k * 2) as f64,
+            across_bytes: (columns * self.k) as f64 * NF4_BYTES,
+        };
+        let warps = columns / 32;
+        Launch {
+            kernel: format!("linear_forward<Config<{tokens}, {warps}, *, false"),
+            threads: 32 * warps as u32,
+            shared: stages(tokens, columns, false),
+            work: Work::Products(vec![(tokens * columns * self.k) as f64; down * across]),
+            flops: self.flops(),
+            bytes: grid.bytes_from_dram(card) + (2 * self.tokens * self.n()) as f64,
+            from_dram: grid.share_from_dram(card),
+            loads: 1.0,
+            waits_for_dram: false,
+        }
+    }
+
+    /// [tokens, k] = [tokens, n] · [n, k], weights in NF4 or bf16.
+    fn dx(&self, card: &Card, k: usize, n: usize, all_tokens: usize, dense: bool) -> Launch {
+        let tiles = |(tokens, columns): (usize, usize)| (all_tokens.div_ceil(tokens), k.div_ceil(columns));
+        let is_large = tiles(LARGE).0 * tiles(LARGE).1 >= BLOCKS_OF_LARGE_TILES;
+        let (tokens, columns) = if is_large { LARGE } else { SMALL };
+        let (down, across) = tiles((tokens, columns));
+        let weight = if dense { 2.0 } else { NF4_BYTES };
+        let grid =
+            Grid { down, across, down_bytes: (tokens * n * 2) as f64, across_bytes: (columns * n) as f64 * weight };
+        let warps = columns / 32;
+        Launch {
+            kernel: format!("linear_dx<Config<{tokens}, {warps}, *, {dense}, true>>"),
+            threads: 32 * warps as u32,
+            shared: stages(tokens, columns, dense),
+            work: Work::Products(vec![(tokens * columns * n) as f64; down * across]),
+            flops: 2.0 * (all_tokens * k * n) as f64,
+            bytes: grid.bytes_from_dram(card) + (2 * all_tokens * k) as f64,
+            from_dram: grid.share_from_dram(card),
+            loads: 1.0,
+            waits_for_dram: false,
+        }
+    }
+
+    fn lora_down(&self) -> Launch {
+        let tiles: usize = self.segments.iter().map(|[_, r]| r.div_ceil(16)).sum();
+        let blocks = tiles * self.tokens.div_ceil(16);
+        Launch {
+            kernel: "lora_down".to_owned(),
+            threads: 256,
+            shared: Shared::Bytes(128 + 8 * 16 * 16 * 4),
+            work: Work::Products(vec![(16 * 16 * self.k) as f64; blocks]),
+            flops: self.flops(),
+            bytes: (2 * self.tokens * (self.k + self.low_rank())) as f64,
+            // A comes from the L2, X once for all tiles of ranks.
+            from_dram: 0.5 / tiles.max(1) as f64,
+            loads: 1.0,
+            waits_for_dram: false,
+        }
+    }
+
+    fn lora_dy_b(&self) -> Launch {
+        let of_tokens = self.segments.iter().filter(|[_, r]| *r > 0).map(|[n, _]| (16 * 16 * n) as f64);
+        let of_tokens: Vec<f64> = of_tokens.collect();
+        let blocks = self.tokens.div_ceil(16);
+        Launch {
+            kernel: "lora_dy_b<1, 2, true>".to_owned(),
+            threads: 256,
+            shared: Shared::Bytes(8 * 16 * 16 * 4),
+            work: Work::Products(of_tokens.repeat(blocks)),
+            flops: self.flops(),
+            bytes: (2 * self.tokens * (self.n() + self.low_rank())) as f64,
+            from_dram: 0.5,
+            loads: 1.0,
+            waits_for_dram: false,
+        }
+    }
+
+    fn lora_gradients(&self) -> Vec<Launch> {
+        let with_ranks = || self.segments.iter().filter(|[_, r]| *r > 0);
+        let tiles: usize = with_ranks().map(|[n, _]| n.div_ceil(128) + self.k.div_ceil(128)).sum();
+        let chunks = self.tokens.div_ceil(256);
+        let wanted = if tiles < 96 { (2 * 96_usize).div_ceil(tiles.max(1)).min(chunks) } else { 1 };
+        let chunks_of_block = chunks.div_ceil(wanted);
+        let groups = chunks.div_ceil(chunks_of_block);
+        let tokens = (chunks_of_block * 256).min(self.tokens);
+        let unique = (2 * self.tokens * (self.n() + self.k)) as f64;
+        let main = Launch {
+            kernel: "lora_gradients<1, false>".to_owned(),
+            threads: 128,
+            shared: Shared::Bytes(4 * (32 * 128 * 2 + 32 * 16 * 2)),
+            work: Work::Products(vec![(16 * 128 * tokens) as f64; tiles * groups]),
+            flops: self.flops(),
+            bytes: unique + 8.0 * (self.k * self.low_rank() + self.low_rank_of_b()) as f64,
+            from_dram: unique / (2.0 * (tiles * 144 * self.tokens) as f64),
+            loads: 1.0,
+            waits_for_dram: false,
+        };
+        if groups == 1 {
+            return vec![main];
+        }
+        let partial = (tiles * chunks * 16 * 128 * 4) as f64;
+        vec![main, Launch::moving("add_chunks<1>", 128, tiles, partial)]
+    }
+
+    fn attention(&self, kernels: &Kernels, card: &Card) -> Launch {
+        let [heads, kv_heads, head_dim] = self.heads;
+        let tiles = self.tokens.div_ceil(128);
+        // Two steps of 64 keys for each tile of 128 queries up to one's own; two products each.
+        let cost = |tile: usize| (2 * (tile + 1)) as f64 * (2 * 128 * 64 * head_dim) as f64;
+        Launch {
+            kernel: format!("attention<{head_dim}>"),
+            threads: 256,
+            shared: Shared::Bytes((4 * 64 * head_dim * 2) as u32),
+            work: Work::Products(heaviest_first(tiles, heads, heads_are_fastest(kernels, card), |tile| {
+                cost(tiles - 1 - tile)
+            })),
+            flops: self.flops(),
+            bytes: (2 * self.tokens * (2 * heads + 2 * kv_heads) * head_dim) as f64,
+            from_dram: 0.1,
+            loads: 1.0,
+            waits_for_dram: false,
+        }
+    }
+
+    fn attention_backward(&self, kernels: &Kernels, card: &Card) -> Vec<Launch> {
+        let [heads, kv_heads, head_dim] = self.heads;
+        let tiles = self.tokens.div_ceil(128);
+        let fastest = heads_are_fastest(kernels, card);
+        let group = heads / kv_heads.max(1);
+        let splits = if fastest { 256_usize.div_ceil(tiles * kv_heads).min(group) } else { 1 };
+        // Four steps of 32 queries for each tile of 128 keys from one's own on.
+        let steps = |tile: usize| (4 * (tiles - tile)) as f64;
+        let product = (128 * 32 * head_dim) as f64;
+        let of_heads = (group / splits) as f64;
+        let rows = (self.tokens * heads * head_dim) as f64;
+        let delta =
+            Launch::moving(&format!("attention_delta<{head_dim}>"), 256, (self.tokens * heads).div_ceil(8), 4.0 * rows);
+        let keys = Launch {
+            kernel: format!("attention_backward_keys<{head_dim}>"),
+            threads: 256,
+            shared: Shared::Bytes((2 * 128 * head_dim * 2 + 2 * 2 * 32 * head_dim * 2 + 512) as u32),
+            work: Work::Products(heaviest_first(tiles, kv_heads * splits, fastest, |tile| {
+                of_heads * steps(tile) * 4.0 * product
+            })),
+            flops: self.flops() * 0.5,
+            bytes: 2.0 * (3.0 * rows),
+            from_dram: 0.1,
+            loads: 1.0,
+            waits_for_dram: false,
+        };
+        let queries = Launch {
+            kernel: format!("attention_backward_queries<{head_dim}>"),
+            threads: 256,
+            shared: Shared::Bytes((2 * 2 * 32 * head_dim * 2) as u32),
+            work: Work::Products(heaviest_first(tiles, heads, fastest, |tile| steps(tile) * 3.0 * product)),
+            flops: self.flops() * 0.5,
+            bytes: 2.0 * (3.0 * rows),
+            from_dram: 0.1,
+            loads: 1.0,
+            waits_for_dram: false,
+        };
+        let mut launches = vec![delta, keys, queries];
+        if splits > 1 {
+            let sums = (tiles * 128 * kv_heads * splits * head_dim * 2 * 4) as f64;
+            launches.push(Launch::moving(
+                &format!("attention_backward_add<{head_dim}>"),
+                256,
+                2 * tiles * kv_heads,
+                sums,
+            ));
+        }
+        launches
+    }
+
+    /// A chunk of tokens at a time: logits, softmax, the gradient of the hidden states.
+    fn loss(&self, card: &Card) -> Vec<Launch> {
+        let mut launches = Vec::new();
+        let mut left = self.tokens;
+        while left > 0 {
+            let tokens = left.min(LOSS_CHUNK);
+            left -= tokens;
+            let (down, across) = (tokens.div_ceil(128), self.vocab.div_ceil(256));
+            let grid =
+                Grid { down, across, down_bytes: (128 * self.k * 2) as f64, across_bytes: (256 * self.k * 2) as f64 };
+            launches.push(Launch::moving("copy_rows<false, 8>", 256, tokens, (4 * tokens * self.k) as f64));
+            launches.push(Launch {
+                kernel: "cross_entropy_logits<true, true>".to_owned(),
+                threads: 256,
+                shared: Shared::Bytes(2 * (128 + 256) * 128),
+                work: Work::Products(vec![(128 * 256 * self.k) as f64; down * across]),
+                flops: 2.0 * (tokens * self.k * self.vocab) as f64,
+                bytes: grid.bytes_from_dram(card) + (4 * tokens * self.vocab) as f64,
+                from_dram: grid.share_from_dram(card),
+                loads: 1.0,
+                waits_for_dram: false,
+            });
+            launches.push(Launch::moving("softmax_rows", 256, tokens, (6 * tokens * self.vocab) as f64));
+            launches.push(self.dx(card, self.k, self.vocab, tokens, true));
+        }
+        launches
+    }
+}
+
+impl Launch {
+    /// One that only moves bytes.
+    pub fn moving(kernel: &str, threads: u32, blocks: usize, bytes: f64) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            threads,
+            shared: Shared::Bytes(1024),
+            work: Work::Bytes { blocks },
+            flops: 0.0,
+            bytes,
+            from_dram: 1.0,
+            loads: 1.0,
+            waits_for_dram: false,
+        }
+    }
+}
+
+/// An AdamW update of 8-bit states by blocks that stride over the parameters, three on each multiprocessor.
+pub fn adamw(card: &Card, parameters: f64) -> Launch {
+    let blocks = 3 * card.multiprocessors.value as usize;
+    let maps = Shared::Bytes(2 * (2 * 256 * 4 + 1024));
+    let bytes = parameters * ADAMW_BYTES;
+    Launch { work: Work::Strides { blocks }, shared: maps, ..Launch::moving("adamw_update", 256, blocks, bytes) }
+}
+
+/// Bytes that AdamW in 8 bits moves for a parameter: gradient, value read and written, its working copy, two states.
+pub const ADAMW_BYTES: f64 = 18.0;
+
+/// Shared memory of the fused layers' tiles: tables, and stages of X or dY and of weights.
+fn stages(tokens: usize, columns: usize, dense: bool) -> Shared {
+    let row = if dense { 128 } else { 36 };
+    Shared::Stages { tables: 272 * 4, stage: (tokens * 128 + columns * row) as u32 }
+}
+
+/// Whether attention's grids have heads on the fastest axis: those that do have a kernel for the split sums.
+fn heads_are_fastest(kernels: &Kernels, card: &Card) -> bool {
+    kernels.find("attention_backward_add<128>", card).is_ok()
+}
+
+/// Costs of tiles times heads, tiles in the order of their costs.
+fn heaviest_first(tiles: usize, heads: usize, heads_fastest: bool, cost: impl Fn(usize) -> f64) -> Vec<f64> {
+    match heads_fastest {
+        true => (0..tiles).flat_map(|tile| std::iter::repeat_n(cost(tile), heads)).collect(),
+        false => (0..heads).flat_map(|_| (0..tiles).map(&cost)).collect(),
+    }
+}
+
+/// A grid of products, tiles of tokens fastest, and what of its operands the L2 keeps.
+struct Grid {
+    down: usize,
+    across: usize,
+    /// Bytes of the rows of a tile, and of its columns
+    down_bytes: f64,
+    across_bytes: f64,
+}
+
+impl Grid {
+    fn bytes_from_dram(&self, card: &Card) -> f64 {
+        let rows = self.down as f64 * self.down_bytes;
+        let columns_at_once = (card.multiprocessors.value / self.down as f64).max(1.0);
+        // Rows that do not stay are read again for each set of columns.
+        let readings = match rows <= L2_SHARE * card.l2_megabytes.value * 1e6 {
+            true => 1.0,
+            false => (self.across as f64 / columns_at_once).max(1.0),
+        };
+        rows * readings + self.across as f64 * self.across_bytes
+    }
+
+    fn share_from_dram(&self, card: &Card) -> f64 {
+        let loaded = (self.down * self.across) as f64 * (self.down_bytes + self.across_bytes);
+        (self.bytes_from_dram(card) / loaded).min(1.0)
+    }
+}
