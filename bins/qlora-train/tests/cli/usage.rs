@@ -141,7 +141,7 @@ fn the_doctor_says_what_there_is_and_what_is_missing() {
         ("NVCC", here("no-such"), None),
     ] {
         let mut command = sandbox.command("doctor --json");
-        command.env_remove("NVCC").env_remove("CUDA_HOME").env_remove("CUDA_PATH").env("PATH", "");
+        command.env_remove("NVCC").env_remove("CUDA_HOME").env_remove("CUDA_PATH").env("PATH", "no-such");
         let output = command.env(variable, value).output().unwrap();
         let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(found["nvcc"]["path"].as_str().map(str::to_owned), expected, "{variable}: {found}");

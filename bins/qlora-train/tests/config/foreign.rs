@@ -249,7 +249,7 @@ fn a_loss_over_more_than_answers_is_told() {
         let notes = noting(&format!("{key}: false")).1;
         assert!(notes[0].contains(key) && notes[0].contains("over answers"), "{notes:?}");
     }
-    let file = "model: m\ntrain: true\nfine_tune_type: lora\niters: 5\n";
+    let file = "model: m\ntrain: true\nfine_tune_type: lora\niters: 5\nval_batches: 5\n";
     let notes = noting(file).1;
     for key in ["mask_prompt", "num_layers"] {
         assert!(notes.iter().any(|note| note.contains(&format!("without `{key}`"))), "{notes:?}");
