@@ -288,3 +288,38 @@ fn a_suggestion_is_close_and_sets_something() {
         }
     }
 }
+
+/// `auto` leaves the choice to the trainer where a setting lists it; elsewhere it is a name like others, or refused.
+#[test]
+fn auto_is_a_choice_only_where_a_setting_lists_it() {
+    let mut held_as_text = 0;
+    for info in SETTINGS {
+        let flags = [(info.name.to_owned(), "auto".to_owned())];
+        let from_file = Settings::from_yaml(&format!("{}: auto", info.name), "cfg.yaml", &[]);
+        let from_flag = Settings::from_yaml("", "cfg.yaml", &flags);
+        for loaded in [from_file, from_flag] {
+            let held = loaded.map(|settings| info.value_in(&settings));
+            match held {
+                Ok(held) if info.values.starts_with("auto") => {
+                    assert_eq!(held, info.value_in(&Settings::default()), "{}", info.name);
+                }
+                Ok(held) if info.name == "resume_from_checkpoint" => assert_eq!(held, true),
+                Ok(held) => {
+                    let text = held.as_array().map_or(&held, |items| &items[0]);
+                    assert_eq!(text, "auto", "{}", info.name);
+                    held_as_text += 1;
+                }
+                Err(error) => {
+                    assert!(!info.values.contains("auto"), "{}: {error}", info.name);
+                    assert!(error.to_string().contains("found `auto`"), "{}: {error}", info.name);
+                }
+            }
+        }
+    }
+    assert!(held_as_text >= 2 * 13, "{held_as_text}");
+    // Words for "not set" are so for names too.
+    for word in ["none", "null", "\"\""] {
+        let settings = Settings::from_yaml(&format!("output_dir: {word}"), "cfg.yaml", &[]).unwrap();
+        assert_eq!(settings.output_dir, None);
+    }
+}

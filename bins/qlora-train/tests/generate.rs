@@ -122,7 +122,7 @@ proptest! {
         let (mut cpu, model) = model(2, 2, total, seed);
         let prompts = rows(&lengths, seed);
         let mut called = vec![Vec::new(); prompts.len()];
-        let mut token = |row: usize, id| { called[row].push(id); Ok(()) };
+        let mut token = |row: usize, id| { called[row].push(id); Ok(true) };
         let answers = generate(&mut cpu, &model, &prompts, new, &[stop], &Sampling::GREEDY, &mut token).unwrap();
         prop_assert_eq!(&answers, &called);
         for (prompt, answer) in prompts.iter().zip(&answers) {
@@ -144,8 +144,8 @@ proptest! {
         let (mut cpu, model) = model(1, 2, 2 * (4 + 16), seed);
         let prompts = rows(&[4, 4], seed);
         let mut answers = |temperature, top_p, seed| {
-            let sampling = Sampling { temperature, top_p, seed };
-            generate(&mut cpu, &model, &prompts, 16, &[], &sampling, &mut |_, _| Ok(())).unwrap()
+            let sampling = Sampling { temperature, top_k: 0, top_p, seed };
+            generate(&mut cpu, &model, &prompts, 16, &[], &sampling, &mut |_, _| Ok(true)).unwrap()
         };
         // Hot enough that two draws of 32 tokens do not agree by chance.
         let one = answers(50.0, 1.0, seed);

@@ -9,21 +9,33 @@ use std::path::Path;
 
 /// The record of a run, or an adapter's configuration.
 const MAX_RECORD_BYTES: u64 = 256 << 20;
+/// The record of a run, in its output directory.
+const RUN_FILE: &str = "run.json";
 
 /// Whether a directory holds an adapter and no model.
 pub fn is_adapter(dir: &Path) -> bool {
     dir.join(ADAPTER_CONFIG).is_file() && !dir.join("config.json").is_file()
 }
 
+/// A text in a JSON file. None: there is no such file, it is damaged, or it holds none there.
+fn text_in(file: &Path, pointer: &str) -> Option<String> {
+    let json: Value = serde_json::from_slice(&read_bounded(file, MAX_RECORD_BYTES).ok()?).ok()?;
+    json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// A setting, where it is a word or a path, of the run that an adapter is the result or a checkpoint of. None: the
+/// adapter has no such record.
+pub fn recorded_setting(adapter: &Path, name: &str) -> Option<String> {
+    let run = [adapter.join(RUN_FILE), adapter.parent()?.join(RUN_FILE)];
+    let is_checkpoint = adapter.file_name()?.to_str()?.starts_with("checkpoint-");
+    let runs = if is_checkpoint { &run[..] } else { &run[..1] };
+    runs.iter().find_map(|run| text_in(run, &format!("/settings/{name}")))
+}
+
 /// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
 pub fn recorded_base(adapter: &Path) -> Result<String> {
-    let read = |name: &str, pointer: &str| {
-        let bytes = read_bounded(&adapter.join(name), MAX_RECORD_BYTES).ok()?;
-        let json: Value = serde_json::from_slice(&bytes).ok()?;
-        json.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
-    };
-    let of_run = read("run.json", "/settings/model").filter(|model| Path::new(model).exists() || model.contains('/'));
-    match of_run.or_else(|| read(ADAPTER_CONFIG, "/base_model_name_or_path")) {
+    let of_run = recorded_setting(adapter, "model").filter(|model| Path::new(model).exists() || model.contains('/'));
+    match of_run.or_else(|| text_in(&adapter.join(ADAPTER_CONFIG), "/base_model_name_or_path")) {
         Some(base) => Ok(base),
         None => {
             refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
@@ -47,6 +59,10 @@ mod tests {
             let run = serde_json::json!({"settings": {"model": model}}).to_string();
             std::fs::write(dir.path().join("run.json"), run).unwrap();
             assert_eq!(recorded_base(dir.path()).unwrap(), expected);
+        }
+        // A checkpoint of the run, and a directory beside it that is none.
+        for (name, recorded) in [("checkpoint-3", Some("org/other")), ("other", None)] {
+            assert_eq!(recorded_setting(&dir.path().join(name), "model").as_deref(), recorded);
         }
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert!(!is_adapter(dir.path()), "a model with an adapter's file beside it");

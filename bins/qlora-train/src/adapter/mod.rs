@@ -23,7 +23,7 @@ use crate::lora::ParamId;
 pub use config::{AdapterConfig, TargetModules};
 pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
 pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files};
-pub use locate::{is_adapter, recorded_base};
+pub use locate::{is_adapter, recorded_base, recorded_setting};
 pub use pairs::LoraPair;
 pub use recipe::Recipe;
 

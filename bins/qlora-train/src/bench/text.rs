@@ -131,7 +131,7 @@ impl DeviceJob for Prepared {
                 times.push(Instant::now());
                 bar.set(times.len() as u64 - 1, String::new());
             }
-            Ok(())
+            Ok(true)
         };
         generate(&mut backend, &model, &rows, text.answer, &[], &Sampling::GREEDY, &mut answered)?;
         bar.finish();
@@ -144,7 +144,7 @@ impl DeviceJob for Prepared {
         backend.trim();
         backend.set_trace(TraceMode::Times)?;
         let traced = TRACED.min(text.prompt + text.answer - 1);
-        generate(&mut backend, &model, &rows, traced, &[], &Sampling::GREEDY, &mut |_, _| Ok(()))?;
+        generate(&mut backend, &model, &rows, traced, &[], &Sampling::GREEDY, &mut |_, _| Ok(true))?;
         let mut kinds = backend.times()?;
         kinds.iter_mut().for_each(|kind| {
             kind.seconds /= traced as f64;

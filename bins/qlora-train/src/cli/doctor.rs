@@ -12,7 +12,7 @@ use crate::session::host::host_budget;
 use clap::Args;
 use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use sysinfo::System;
 
 #[derive(Args)]
@@ -97,7 +97,21 @@ fn host() -> Vec<Finding> {
         ),
         disk(),
         hub(),
+        nvcc(),
     ]
+}
+
+/// The compiler of the kernels, where a build looks for it. None is no problem: what was built runs without.
+fn nvcc() -> Finding {
+    let dirs = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os).map(|dir| PathBuf::from(dir).join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_dirs = dirs.chain(std::env::split_paths(&path)).map(|dir| dir.join("nvcc"));
+    let found = std::env::var_os("NVCC").map(PathBuf::from).into_iter().chain(in_dirs).find(|file| file.is_file());
+    let found = found.map(|file| file.display().to_string());
+    let text = found
+        .clone()
+        .unwrap_or_else(|| "none, and needed only to build for a GPU: `cargo xtask setup-cuda` fetches it".to_owned());
+    Finding::good("nvcc", text, json!({"path": found}))
 }
 
 /// Room for what a run writes, in the working directory.

@@ -39,10 +39,6 @@ pub struct EvalArgs {
     /// What happens to a row that cannot be read: error or skip, which counts such rows
     #[arg(long)]
     on_bad_row: Option<String>,
-    /// Texts under prompt and completion as they stand (text), as turns of the chat template (chat), or as turns where
-    /// the model has a template (auto)
-    #[arg(long)]
-    prompt_completion: Option<String>,
     /// Column of the rows that holds the prompt
     #[arg(long)]
     prompt_column: Option<String>,
@@ -90,7 +86,6 @@ impl EvalArgs {
     fn set_row_settings(&self, settings: &mut Settings) -> Result<()> {
         let given = [
             ("on_bad_row", &self.on_bad_row),
-            ("prompt_completion", &self.prompt_completion),
             ("prompt_column", &self.prompt_column),
             ("completion_column", &self.completion_column),
             ("messages_column", &self.messages_column),
@@ -101,7 +96,6 @@ impl EvalArgs {
             let read = Settings::load(None, &[(name.to_owned(), value.clone())])?;
             match name {
                 "on_bad_row" => settings.on_bad_row = read.on_bad_row,
-                "prompt_completion" => settings.prompt_completion = read.prompt_completion,
                 "prompt_column" => settings.prompt_column = read.prompt_column,
                 "completion_column" => settings.completion_column = read.completion_column,
                 "messages_column" => settings.messages_column = read.messages_column,

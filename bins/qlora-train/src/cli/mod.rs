@@ -3,6 +3,7 @@
 
 mod answer;
 mod bench;
+mod completions;
 mod doctor;
 mod eval;
 mod generate;
@@ -23,9 +24,10 @@ use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 #[derive(Parser)]
-#[command(name = "qlora-train", version, about = "Fine-tunes language models with QLoRA", long_version = LONG_VERSION, disable_help_subcommand = true)]
+#[command(name = "qlora-train", version, about = "Fine-tunes language models with QLoRA", long_version = LONG_VERSION.as_str(), disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -60,16 +62,20 @@ enum Command {
     Init(init::InitArgs),
     /// Check this machine: processor, memory, GPU, driver, transfer speed
     Doctor(doctor::DoctorArgs),
+    /// Write a script that completes commands and settings in a shell
+    Completions(completions::CompletionsArgs),
 }
 
-/// Version and what the build computes on.
-const LONG_VERSION: &str = match KERNELS {
-    Kernels::Cuda => concat!(env!("CARGO_PKG_VERSION"), "\nbuilt with CUDA"),
-    Kernels::Emulated => {
-        concat!(env!("CARGO_PKG_VERSION"), "\nbuilt for the CPU, with an emulation of the GPU's kernels")
-    }
-    Kernels::Absent => concat!(env!("CARGO_PKG_VERSION"), "\nbuilt for the CPU"),
-};
+/// Version, commit (where the build was told one, in QLORA_COMMIT) and what the build computes on.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = option_env!("QLORA_COMMIT").map_or(String::new(), |commit| format!(" ({commit})"));
+    let built = match KERNELS {
+        Kernels::Cuda => "built with CUDA",
+        Kernels::Emulated => "built for the CPU, with an emulation of the GPU's kernels",
+        Kernels::Absent => "built for the CPU",
+    };
+    format!("{}{commit}\n{built}", env!("CARGO_PKG_VERSION"))
+});
 
 /// Commands that people look for, with what does it.
 const ELSEWHERE: [(&[&str], &str); 5] = [
@@ -109,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
     };
     let fits = |answer: &Answer| !plans || answer.json["fits"] != false;
     let printed = answer.and_then(|answer| {

@@ -1,8 +1,9 @@
 //! Arguments of the commands that only read a model, as settings.
 
-use crate::adapter::{Adapter, Recipe, is_adapter, recorded_base};
-use crate::config::{Purpose, Settings, SettingsArgs};
+use crate::adapter::{ADAPTER_MODEL, Recipe, is_adapter, metadata, recorded_base, recorded_setting};
+use crate::config::{PromptCompletion, Purpose, Settings, SettingsArgs};
 use crate::error::Result;
+use crate::files::safetensors::TensorFile;
 use crate::refuse;
 use crate::report::status;
 use clap::Args;
@@ -34,6 +35,10 @@ pub(super) struct ModelArgs {
     /// Template of a base model that has none of its own: chatml, alpaca or a file
     #[arg(long)]
     pub chat_template: Option<String>,
+    /// Texts under prompt and completion, and a prompt that is asked: as they stand (text), as turns of the chat template
+    /// (chat), or as turns where the model has a template (auto); without it, as the adapter was trained
+    #[arg(long)]
+    pub prompt_completion: Option<String>,
     /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     pub device: Option<String>,
@@ -81,6 +86,7 @@ impl ModelArgs {
             ("revision", self.revision.as_ref()),
             ("quantization", self.quantization.as_ref()),
             ("chat_template", self.chat_template.as_ref()),
+            ("prompt_completion", self.prompt_completion.as_ref()),
             ("device", self.device.as_ref()),
             ("compute", self.compute.as_ref()),
             ("host_memory", self.host_memory.as_ref()),
@@ -94,6 +100,10 @@ impl ModelArgs {
         }
         if self.quantization.is_none() {
             given.extend(recorded_recipe(&adapters)?);
+        }
+        let chosen = of_run.is_some_and(|run| run.prompt_completion != PromptCompletion::Auto);
+        if self.prompt_completion.is_none() && !chosen {
+            given.extend(recorded_form(&adapters)?);
         }
         let settings = Settings::load(self.config.as_deref(), &given)?;
         settings.validate(Purpose::Plan)?;
@@ -119,11 +129,34 @@ impl ModelArgs {
     }
 }
 
+/// The form in which the runs of the adapters read texts under prompt and completion. Refused: they do not agree.
+fn recorded_form(adapters: &[PathBuf]) -> Result<Option<(String, String)>> {
+    const NAME: &str = "prompt_completion";
+    let mut recorded: Option<(&PathBuf, String)> = None;
+    for path in adapters {
+        let Some(form) = recorded_setting(path, NAME) else { continue };
+        match &recorded {
+            Some((first, other)) if *other != form => refuse!(
+                "{}: was trained with `{NAME}: {form}`, {} with `{other}`: choose with --prompt-completion, or use them \
+                 one at a time",
+                path.display(),
+                first.display()
+            ),
+            _ => recorded = Some((path, form)),
+        }
+    }
+    Ok(recorded.map(|(_, form)| (NAME.to_owned(), form)))
+}
+
 /// How the base was held when the adapters were trained. Refused: they do not agree.
 fn recorded_recipe(adapters: &[PathBuf]) -> Result<Vec<(String, String)>> {
     let mut recorded: Option<(&PathBuf, Recipe)> = None;
     for path in adapters {
-        let Some(recipe) = Adapter::load(path)?.recipe(&path.display().to_string())? else { continue };
+        let file = path.join(ADAPTER_MODEL);
+        // What is wrong with an adapter is told when it is loaded.
+        let Ok(header) = TensorFile::open(&file) else { continue };
+        let Some(text) = header.metadata.get(metadata::QUANTIZATION) else { continue };
+        let recipe = Recipe::from_metadata(&path.display().to_string(), text)?;
         match &recorded {
             Some((first, other)) if *other != recipe => refuse!(
                 "{}: was trained on a base held as {recipe}, {} on one held as {other}: say with --quantization how the \

@@ -6,7 +6,7 @@ use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
-use crate::session::training_data::{data_options, find_files, schedule};
+use crate::session::training_data::{data_options, find_files, schedule, schedule_options};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
 use anstyle::{AnsiColor, Style};
@@ -226,8 +226,7 @@ fn packs<'a>(settings: &Settings, dataset: &'a Dataset, most: usize) -> Result<V
     if !settings.packing {
         refuse!("--packs shows which rows share a pack, and `packing` is off: leave one of the two out");
     }
-    let order = data::order(dataset.rows.len(), 0, settings.seed);
-    let packs = data::pack(&dataset.lengths(), &order, settings.max_length)?;
+    let packs = schedule_options(settings).packs(&dataset.lengths(), 0)?;
     Ok(packs.into_iter().take(most).map(|pack| pack.into_iter().map(|row| &dataset.rows[row]).collect()).collect())
 }
 

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use super::table::{SETTINGS, SettingInfo};
-use super::types::{Reject, SettingValue, is_off, is_unset};
+use super::types::{Reject, SettingValue, is_auto, is_off, is_unset};
 use super::yaml::Value;
 
 /// Treatment of a key that other trainers have and this one has not.
@@ -16,8 +16,18 @@ pub enum Treatment {
     Off,
     /// It cannot change an adapter: every value passes, and one that asks for something is told.
     NoEffect,
+    /// It has one possible value here; others pass, and what is done instead is told.
+    Told,
     /// A word that people try: refused, with what does it here.
     Instead,
+}
+
+/// What is said of a key that passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    Nothing,
+    NoEffect,
+    Note(&'static str),
 }
 
 /// A key of another trainer, from `foreign_keys.txt`.
@@ -42,6 +52,7 @@ fn parse_foreign(text: &'static str) -> Vec<Foreign> {
             "[only]" => treatment = Treatment::Only,
             "[off]" => treatment = Treatment::Off,
             "[no effect]" => treatment = Treatment::NoEffect,
+            "[told]" => treatment = Treatment::Told,
             "[instead]" => treatment = Treatment::Instead,
             line => {
                 let (rest, advice) = line.split_once(';').unwrap_or((line, ""));
@@ -59,7 +70,9 @@ impl Foreign {
     /// A value that asks for nothing that is not done here anyway.
     fn is_neutral(&self, value: &Value) -> bool {
         let listed = |value: &Value| self.neutral.contains(&plain(value).as_str());
-        let off = self.treatment != Treatment::Only && is_off(value);
+        // `auto` leaves it to a trainer that has not the feature.
+        let has_off = !matches!(self.treatment, Treatment::Only | Treatment::Told);
+        let off = has_off && (is_off(value) || is_auto(value));
         match value {
             Value::Null => true,
             Value::List(items) if !items.is_empty() => off || items.iter().all(listed),
@@ -67,15 +80,16 @@ impl Foreign {
         }
     }
 
-    /// Judges a value. `true`: it is to be told that the key has no effect.
-    pub fn check(&self, value: &Value) -> Result<bool, String> {
+    /// Judges a value that is not refused.
+    pub fn check(&self, value: &Value) -> Result<Heard, String> {
         let asks = self.treatment != Treatment::Instead || *value == Value::Null;
         if asks && self.is_neutral(value) {
-            return Ok(false);
+            return Ok(Heard::Nothing);
         }
         let advice = if self.advice.is_empty() { String::new() } else { format!(": {}", self.advice) };
         match self.treatment {
-            Treatment::NoEffect => Ok(true),
+            Treatment::NoEffect => Ok(Heard::NoEffect),
+            Treatment::Told => Ok(Heard::Note(self.advice)),
             Treatment::Only => {
                 let only = self.neutral.join("` or `");
                 Err(format!("found {value}, expected `{only}`: this trainer has nothing else"))
@@ -228,6 +242,26 @@ pub const DERIVED: &[Derived] = &[
                 })),
                 false => Ok(None),
             },
+        },
+    },
+    Derived {
+        names: &["curriculum_sampling", "disable_shuffling"],
+        switch: true,
+        values: "true or false",
+        read: |value| {
+            let in_order = !is_off(value) && bool::read(value)?;
+            Ok(in_order.then(|| Implied::new("shuffle", Value::Bool(false))))
+        },
+    },
+    Derived {
+        names: &["train_sampling_strategy"],
+        switch: false,
+        values: "random or sequential",
+        read: |value| match String::read(value)?.trim() {
+            "random" => Ok(None),
+            "sequential" => Ok(Some(Implied::new("shuffle", Value::Bool(false)))),
+            "group_by_length" => Err(Reject::NotYet("group_by_length")),
+            _ => Err(Reject::Wrong),
         },
     },
     Derived {
@@ -391,8 +425,10 @@ mod tests {
         for foreign in FOREIGN.iter() {
             let name = foreign.name;
             assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b)), "{name}");
-            assert!(foreign.treatment != Treatment::Only || !foreign.neutral.is_empty(), "{name}");
-            assert!(foreign.treatment != Treatment::Instead || !foreign.advice.is_empty(), "{name}");
+            let one_value = matches!(foreign.treatment, Treatment::Only | Treatment::Told);
+            assert!(!one_value || !foreign.neutral.is_empty(), "{name}");
+            let advises = matches!(foreign.treatment, Treatment::Instead | Treatment::Told);
+            assert!(!advises || !foreign.advice.is_empty(), "{name}");
             assert!(foreign.neutral.iter().all(|value| *value == value.to_lowercase()), "{name}");
         }
     }

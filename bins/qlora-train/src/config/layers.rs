@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::compat::{Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
+use super::compat::{Heard, Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
 use super::datasets::data_implies;
 use super::enums::{Preset, Scheduler};
 use super::intervals::{Every, Resume};
@@ -97,14 +97,17 @@ impl Layer {
                 implied.map_or(Ok(()), |implied| self.imply(implied, place, *line))
             }
             Some(Known::Foreign(foreign)) => {
-                if foreign.check(value).map_err(|why| match foreign.treatment {
+                let heard = foreign.check(value).map_err(|why| match foreign.treatment {
                     Treatment::Instead => format!("{place} {why}"),
                     Treatment::Off if *line > 0 => {
                         format!("{place}: {why}; `--{} false` leaves it out", foreign.name.replace('_', "-"))
                     }
                     _ => format!("{place}: {why}"),
-                })? {
-                    self.no_effect.push(shortened(name));
+                })?;
+                match heard {
+                    Heard::Nothing => {}
+                    Heard::NoEffect => self.no_effect.push(shortened(name)),
+                    Heard::Note(note) => self.notes.push(format!("{place}: found {value}, but {note}")),
                 }
                 Ok(())
             }
@@ -255,38 +258,118 @@ impl Settings {
     }
 }
 
-/// Rank of LLaMA-Factory where none is given.
-const LLAMA_FACTORY_RANK: usize = 8;
-
 /// Another trainer that a settings file was written for.
-#[derive(Clone, Copy, PartialEq)]
-enum Tool {
-    LlamaFactory,
-    Axolotl,
+struct Tool {
+    name: &'static str,
+    /// Keys that no other trainer has so many of: three tell the tool.
+    keys: &'static [&'static str],
+    /// Its own defaults that change what is trained and are not ours, by our names.
+    defaults: &'static [(&'static str, &'static str)],
+    /// lora_alpha over lora_r, where neither it nor a scale is given. None: ours.
+    alpha_over_r: Option<f64>,
+    /// Keys without which it does something that is not done here, and what is told of it.
+    told_without: &'static [(&'static str, &'static str)],
 }
 
+static LLAMA_FACTORY: Tool = Tool {
+    name: "LLaMA-Factory",
+    keys: &[
+        "stage",
+        "finetuning_type",
+        "cutoff_len",
+        "template",
+        "dataset_dir",
+        "lora_target",
+        "quantization_bit",
+        "quantization_method",
+        "do_train",
+    ],
+    // hparams/finetuning_args.py, and transformers' TrainingArguments for the rest.
+    defaults: &[
+        ("lora_r", "8"),
+        ("learning_rate", "5e-5"),
+        ("num_train_epochs", "3"),
+        ("per_device_train_batch_size", "8"),
+        ("lr_scheduler_type", "linear"),
+        ("warmup_ratio", "0"),
+        ("packing", "false"),
+        ("optim", "adamw_torch"),
+    ],
+    alpha_over_r: Some(2.0),
+    told_without: &[],
+};
+
+static AXOLOTL: Tool = Tool {
+    name: "Axolotl",
+    keys: &["base_model", "datasets", "sequence_len", "micro_batch_size", "sample_packing", "dataset_prepared_path"],
+    // utils/schemas; a learning rate has to be given there.
+    defaults: &[("max_length", "512"), ("packing", "false"), ("optim", "adamw_torch")],
+    alpha_over_r: None,
+    told_without: &[("adapter", "without `adapter` it trains all weights; here adapters are trained")],
+};
+
+static MLX_LM: Tool = Tool {
+    name: "mlx-lm",
+    keys: &[
+        "iters",
+        "lora_parameters",
+        "num_layers",
+        "fine_tune_type",
+        "steps_per_report",
+        "steps_per_eval",
+        "adapter_path",
+        "mask_prompt",
+        "grad_checkpoint",
+        "val_batches",
+        "save_every",
+    ],
+    // CONFIG_DEFAULTS of mlx_lm/lora.py; its Adam has states of 32 bits and no schedule.
+    defaults: &[
+        ("lora_r", "8"),
+        ("learning_rate", "1e-5"),
+        ("max_steps", "1000"),
+        ("per_device_train_batch_size", "4"),
+        ("lr_scheduler_type", "constant"),
+        ("packing", "false"),
+        ("optim", "adamw_torch"),
+        ("seed", "0"),
+    ],
+    alpha_over_r: Some(20.0),
+    told_without: &[
+        ("mask_prompt", "without `mask_prompt` it learns prompts too; here the loss is over answers"),
+        ("num_layers", "without `num_layers` it adapts the last 16 layers; here every layer gets adapters"),
+    ],
+};
+
+/// Settings that say how long a run is: where one is given, the tool's own length does not count.
+const LENGTHS: [&str; 2] = ["num_train_epochs", "max_steps"];
+/// Settings that say how it warms up.
+const WARM_UPS: [&str; 2] = ["warmup_ratio", "warmup_steps"];
+
 impl Tool {
-    /// Told by keys that no other trainer has so many of.
-    fn of(entries: &[Entry]) -> Option<Self> {
-        const LLAMA_FACTORY: [&str; 9] = [
-            "stage",
-            "finetuning_type",
-            "cutoff_len",
-            "template",
-            "dataset_dir",
-            "lora_target",
-            "quantization_bit",
-            "quantization_method",
-            "do_train",
-        ];
-        const AXOLOTL: [&str; 6] =
-            ["base_model", "datasets", "sequence_len", "micro_batch_size", "sample_packing", "dataset_prepared_path"];
-        let count = |keys: &[&str]| entries.iter().filter(|entry| keys.contains(&entry.key.as_str())).count();
-        match (count(&LLAMA_FACTORY), count(&AXOLOTL)) {
-            (of_llama_factory, _) if of_llama_factory >= 3 => Some(Self::LlamaFactory),
-            (_, of_axolotl) if of_axolotl >= 3 => Some(Self::Axolotl),
-            _ => None,
+    fn of(entries: &[Entry]) -> Option<&'static Self> {
+        let count = |tool: &Self| entries.iter().filter(|entry| tool.keys.contains(&entry.key.as_str())).count();
+        [&LLAMA_FACTORY, &MLX_LM, &AXOLOTL].into_iter().find(|tool| count(tool) >= 3)
+    }
+
+    /// Takes the tool's own defaults where nothing is given, and says which.
+    fn apply(&self, settings: &mut Settings, is_given: &dyn Fn(&str) -> bool) -> Option<String> {
+        let mut taken = Vec::new();
+        for &(name, text) in self.defaults {
+            let group = [LENGTHS, WARM_UPS].into_iter().find(|group| group.contains(&name));
+            if group.map_or_else(|| is_given(name), |group| group.iter().any(|name| is_given(name))) {
+                continue;
+            }
+            let given = Given { place: self.name.to_owned(), value: Value::text(text), line: 0 };
+            apply(find(name), &given, settings).expect("defaults are among the values");
+            taken.push(format!("{name} {text}"));
         }
+        if let Some(factor) = self.alpha_over_r.filter(|_| !is_given("lora_alpha")) {
+            settings.lora_alpha = factor * settings.lora_r as f64;
+            taken.push(format!("lora_alpha {}", settings.lora_alpha));
+        }
+        let taken = taken.join(", ");
+        (!taken.is_empty()).then(|| format!("as in {} where they are not given: {taken}", self.name))
     }
 }
 
@@ -332,7 +415,11 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         }
     }
     let scale = flags.scale.or(file.scale);
-    let has_scale = scale.is_some();
+    let tool = Tool::of(&document.entries);
+    if let Some(tool) = tool {
+        let is_given = |name: &str| all.contains_key(name) || (name == "lora_alpha" && scale.is_some());
+        notes.extend(tool.apply(&mut settings, &is_given));
+    }
     if let Some(scale) = scale {
         let alpha = f64::read(&scale.value).unwrap_or_default() * settings.lora_r as f64;
         let given = Given { value: Value::Float(alpha), ..scale };
@@ -340,16 +427,10 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
             faults.push(Fault::new(message, "scale", given.line));
         }
     }
-    let tool = Tool::of(&document.entries);
-    if tool == Some(Tool::LlamaFactory) && !has_scale && !all.contains_key("lora_alpha") {
-        settings.lora_r = if all.contains_key("lora_r") { settings.lora_r } else { LLAMA_FACTORY_RANK };
-        settings.lora_alpha = 2.0 * settings.lora_r as f64;
-        let (r, alpha) = (settings.lora_r, settings.lora_alpha);
-        notes.push(format!("as in LLaMA-Factory where they are not given: lora_rank {r}, lora_alpha {alpha}"));
-    }
-    if tool == Some(Tool::Axolotl) && !document.entries.iter().any(|entry| entry.key == "adapter") {
-        notes
-            .push("a file of Axolotl without `adapter` trains all weights there; here adapters are trained".to_owned());
+    for (tool, (key, told)) in tool.iter().flat_map(|tool| tool.told_without.iter().map(move |told| (tool, told))) {
+        if !document.entries.iter().any(|entry| entry.key == *key) {
+            notes.push(format!("a file of {}: {told}", tool.name));
+        }
     }
     if settings.preset == Some(Preset::Loraplus) && !all.contains_key("loraplus_lr_ratio") {
         settings.loraplus_lr_ratio = 16.0;

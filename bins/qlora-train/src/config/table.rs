@@ -10,7 +10,7 @@ use super::enums::{
     TooLong,
 };
 use super::intervals::{Every, Resume};
-use super::types::{Bytes, Limit, Reject, SettingValue, ValSet};
+use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
 
 /// Whether two runs that differ in the setting may give different adapters.
@@ -50,6 +50,11 @@ impl SettingInfo {
     }
 }
 
+/// Whether the accepted values, in words, begin with `auto`.
+fn offers_auto(values: &str) -> bool {
+    values.split([',', ' ']).next() == Some("auto")
+}
+
 macro_rules! settings {
     ($( $help:literal $name:ident: $ty:ty = $init:expr, $shown:literal, $values:literal, $effect:ident,
         [$($alias:literal),*] $(, $check:expr)?; )+) => {
@@ -76,7 +81,9 @@ macro_rules! settings {
             list: <$ty as SettingValue>::LIST,
             switch: <$ty as SettingValue>::SWITCH,
             set: |settings, value| {
-                let value = <$ty>::read(value)?;
+                // Where it is among the values, `auto` is the word for "not set".
+                let unset = <$ty as SettingValue>::OPTIONAL && is_auto(value) && offers_auto($values);
+                let value = <$ty>::read(if unset { &Value::Null } else { value })?;
                 $( let in_range: fn(&$ty) -> bool = $check;
                    if !in_range(&value) { return Err(Reject::Wrong); } )?
                 settings.$name = value;
@@ -169,7 +176,7 @@ settings! {
         ["loraplus_ratio", "lora.loraplus_lr_ratio", "lora.lr_ratio"], |v| *v > 0.0 && *v <= 10_000.0;
 
     "Learning rate of the A matrices at its peak."
-    learning_rate: Option<f64> = None, "2e-4; 1e-4 from 60B parameters up", "a number above 0, at most 10", Results,
+    learning_rate: Option<f64> = None, "2e-4; 1e-4 from 60B parameters up", "auto or a number above 0, at most 10", Results,
         ["lr", "training.lr"], |v| v.is_none_or(|v| v > 0.0 && v <= 10.0);
     "Shape of the learning rate over the run; `constant` has no warm-up."
     lr_scheduler_type: Scheduler = Scheduler::Cosine, "cosine",
@@ -204,6 +211,10 @@ settings! {
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
     "Whether texts under prompt and completion are read as they stand, or as turns of the chat template; `auto`: as turns where the model has one, as `generate` asks."
     prompt_completion: PromptCompletion = PromptCompletion::Auto, "auto", "auto, text or chat", ResultsIfSet, [];
+    "Whether rows that were there before (the same tokens, labels and weights) are left out; counts are printed."
+    deduplicate: bool = false, "false", "true or false", ResultsIfSet, ["dataset_exact_deduplication"];
+    "Whether rows are trained on in another order in each epoch, drawn by `seed`; `false` keeps the order of the files, in packs too."
+    shuffle: bool = true, "true", "true or false", ResultsIfSet, ["data.shuffle"];
     "Whether several short rows share one pack of `max_length` tokens; they never attend to each other."
     packing: bool = true, "true", "true or false", Results, ["sample_packing"];
     "Chat template, instead of the model's own."
@@ -242,7 +253,7 @@ settings! {
     save_total_limit: Limit = Limit(Some(2)), "2", "a count of checkpoints; 0 or -1 for all", RunOnly, [],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
     "Where the run goes on: at the newest checkpoint of `output_dir` (`true`; at the beginning if there is none) or at the one given."
-    resume_from_checkpoint: Resume = Resume::No, "false", "true, false or the path of a checkpoint", RunOnly,
+    resume_from_checkpoint: Resume = Resume::No, "false", "true, false, latest, auto (the same as latest) or the path of a checkpoint", RunOnly,
         ["auto_resume_from_checkpoints"];
     "Optimizer steps between two evaluations of the validation rows, beside the one at the end."
     eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly, [],
@@ -255,11 +266,11 @@ settings! {
     "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing"];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
-    host_memory: Option<Bytes> = None, "what is free", "a size such as 8GiB or 24GB", RunOnly, [];
+    host_memory: Option<Bytes> = None, "what is free", "auto or a size such as 8GiB or 24GB", RunOnly, [];
     "Memory of the GPU that may be taken in all, the CUDA context and other processes included; GB is 10⁹ bytes, GiB 2³⁰."
-    device_memory: Option<Bytes> = None, "all of it", "a size such as 44.4GiB or 24GB", RunOnly, [];
+    device_memory: Option<Bytes> = None, "all of it", "auto or a size such as 44.4GiB or 24GB", RunOnly, [];
     "Worker threads; results do not depend on them."
-    threads: Option<usize> = None, "one for each core", "an integer from 1 to 4096", RunOnly, ["num_threads"],
+    threads: Option<usize> = None, "one for each core", "auto or an integer from 1 to 4096", RunOnly, ["num_threads"],
         |v| v.is_none_or(|v| (1..=4096).contains(&v));
     "What the CPU computes in: `bf16` holds activations in bf16 and sums in f32, and needs a processor with AVX-512-BF16 or AMX; `auto` takes it where there is one, else f32, and a resumed run computes as it began. A GPU always computes in bf16."
     compute: Option<Compute> = None, "auto", "auto, f32 or bf16", ResultsIfSet, [];

@@ -25,6 +25,8 @@ pub trait SettingValue: Sized {
     const LIST: bool = false;
     /// `--name` alone means `true`.
     const SWITCH: bool = false;
+    /// There is a value for "not set".
+    const OPTIONAL: bool = false;
     fn read(value: &Value) -> Result<Self, Reject>;
     /// [`Self::read`] gives it back from this.
     fn json(&self) -> Json;
@@ -37,9 +39,15 @@ fn words(value: &Value) -> Option<String> {
     }
 }
 
-/// `null`, nothing, or a word for it.
+/// `null`, nothing, or a word for it. `auto` is none: it is a path or a name like others, and a setting that takes it
+/// says so.
 pub fn is_unset(value: &Value) -> bool {
-    *value == Value::Null || words(value).is_some_and(|w| ["", "null", "none", "~", "auto"].contains(&w.as_str()))
+    *value == Value::Null || words(value).is_some_and(|w| ["", "null", "none"].contains(&w.as_str()))
+}
+
+/// The word that leaves a choice to the trainer.
+pub fn is_auto(value: &Value) -> bool {
+    words(value).is_some_and(|word| word == "auto")
 }
 
 /// A value by which a feature is turned off: `false`, `null`, `none`, `no`, 0, an empty list or section, or one of only
@@ -144,6 +152,7 @@ impl SettingValue for PathBuf {
 
 impl<T: SettingValue> SettingValue for Option<T> {
     const SWITCH: bool = T::SWITCH;
+    const OPTIONAL: bool = true;
     fn read(value: &Value) -> Result<Self, Reject> {
         if is_unset(value) { Ok(None) } else { T::read(value).map(Some) }
     }

@@ -116,6 +116,17 @@ impl ChatTokenizer {
         Ok(ChatTokens { input_ids, labels, weights, open_ended, notes: Vec::new() })
     }
 
+    /// Token ids of a prompt as [`encode_completion`](Self::encode_completion) begins a row with it.
+    pub fn encode_prompt(&self, prompt: &str) -> crate::error::Result<Vec<u32>> {
+        let mut input_ids = self.encode(prompt)?;
+        if let Some(bos) = self.bos_token_id().filter(|_| self.begins_with_bos())
+            && input_ids.first() != Some(&bos)
+        {
+            input_ids.insert(0, bos);
+        }
+        Ok(input_ids)
+    }
+
     /// Token ids, labels and weights of a text (no weights: 1 each). A token is supervised when it holds any of a
     /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
     /// space in one token.

@@ -76,23 +76,36 @@ impl Checks {
 impl fmt::Display for Checks {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let rows = self.rows;
+        let all = |one: &str, many: &str| match rows {
+            1 => format!("the row {one}"),
+            rows => format!("all {rows} rows {many}"),
+        };
+        let some = |some: usize, one: &str, many: &str| match (some, rows) {
+            (_, 1) => format!("the row {one}"),
+            (some, rows) => format!("{some} of {rows} rows {}", if some == 1 { one } else { many }),
+        };
         match (self.expects_bos, self.without_bos) {
             (false, _) => writeln!(f, "BOS: the tokenizer puts none before text")?,
-            (true, 0) => writeln!(f, "BOS: all {rows} rows begin with one")?,
-            (true, some) => writeln!(f, "warning: BOS: {some} of {rows} rows do not begin with one")?,
+            (true, 0) => writeln!(f, "BOS: {}", all("begins with one", "begin with one"))?,
+            (true, without) => {
+                let which = some(without, "does not begin with one", "do not begin with one");
+                writeln!(f, "warning: BOS: {which}")?;
+            }
         }
         if self.double_bos > 0 {
-            writeln!(f, "warning: BOS: {} of {rows} rows begin with two", self.double_bos)?;
+            writeln!(f, "warning: BOS: {}", some(self.double_bos, "begins with two", "begin with two"))?;
         }
         if self.masked_eos > 0 {
-            writeln!(f, "warning: EOS: masked behind supervised tokens in {} of {rows} rows", self.masked_eos)?;
+            let which = some(self.masked_eos, "has it", "have it");
+            writeln!(f, "warning: EOS: {which} masked behind supervised tokens")?;
         }
         match self.without_end {
-            0 => write!(f, "end: in all {rows} rows the last supervised token ends a turn or the text"),
-            some => write!(
+            0 => write!(f, "end: in {}the last supervised token ends a turn or the text", all("", "")),
+            without => write!(
                 f,
-                "warning: end: in {some} of {rows} rows the last supervised token ends neither a turn nor the text, so \
-                 the model does not learn to stop there"
+                "warning: end: in {}the last supervised token ends neither a turn nor the text, so the model does not learn \
+                 to stop there",
+                some(without, "", "")
             ),
         }
     }

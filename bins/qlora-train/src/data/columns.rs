@@ -2,33 +2,52 @@
 
 use serde_json::{Map, Value};
 
-use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK};
+use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, compares};
 use super::weight;
 
 /// Key of a row, and the name by which it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns(Vec<(String, &'static str)>);
 
-/// Names that data sets have for a prompt and its completion.
-const PAIRS: [(&str, &str); 18] = [
-    ("question", "answer"),
-    ("question", "response"),
-    ("question", "output"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("prompt", "output"),
-    ("instruction", "response"),
-    ("instruction", "completion"),
-    ("instruction", "answer"),
-    ("input", "output"),
-    ("input", "target"),
-    ("input", "response"),
-    ("problem", "solution"),
-    ("source", "target"),
-    ("context", "response"),
-    ("user", "assistant"),
+/// Words of columns that ask, the likeliest first.
+const ASKS: [&str; 17] = [
+    "question",
+    "query",
+    "prompt",
+    "instruction",
+    "input",
+    "inputs",
+    "problem",
+    "source",
+    "src",
+    "user",
+    "human",
+    "request",
+    "ask",
+    "q",
+    "context",
+    "goal",
+    "title",
+];
+/// Words of columns that answer.
+const ANSWERS: [&str; 17] = [
+    "answer",
+    "answers",
+    "response",
+    "completion",
+    "output",
+    "outputs",
+    "solution",
+    "target",
+    "targets",
+    "tgt",
+    "assistant",
+    "bot",
+    "reply",
+    "gold",
+    "result",
+    "summary",
+    "a",
 ];
 
 impl Columns {
@@ -57,6 +76,7 @@ impl Columns {
     pub(super) fn reads(&self, name: &str) -> bool {
         KNOWN_KEYS.contains(&name)
             || OTHER_MEANING.contains(&name)
+            || compares(name)
             || weight::KEYS.contains(&name)
             || name == TASK
             || self.0.iter().any(|(column, _)| column == name)
@@ -64,20 +84,35 @@ impl Columns {
 
     /// Whether a column makes a row of some format.
     pub(super) fn makes_rows(&self, name: &str) -> bool {
-        self.reads(name) && name != TASK && !weight::KEYS.contains(&name)
+        let is_beside = name == TASK || weight::KEYS.contains(&name);
+        self.reads(name) && !is_beside && (!compares(name) || OTHER_MEANING.contains(&name))
     }
 
     /// The settings that would read such a row, in words.
     pub(super) fn guess(map: &Map<String, Value>) -> String {
-        let text = |key: &str| map.get(key).is_some_and(Value::is_string);
-        let pair = PAIRS.into_iter().find(|(prompt, completion)| text(prompt) && text(completion));
-        pair.map_or_else(String::new, guessed)
+        let of = |is: fn(&Value) -> bool| map.iter().filter(move |(_, value)| is(value)).map(|(key, _)| key.as_str());
+        let texts: Vec<&str> = of(Value::is_string).collect();
+        let guess = Self::guess_names(&texts);
+        if !guess.is_empty() {
+            return guess;
+        }
+        if let Some(turns) = of(holds_turns).next() {
+            return did_you_mean(&flag("messages", turns));
+        }
+        match texts[..] {
+            [text] if !KNOWN_KEYS.contains(&text) => did_you_mean(&flag("text", text)),
+            _ => String::new(),
+        }
     }
 
     /// Like [`guess`](Self::guess), from the names of a table's columns.
     pub(super) fn guess_names(names: &[&str]) -> String {
-        let pair = PAIRS.into_iter().find(|(prompt, completion)| names.contains(prompt) && names.contains(completion));
-        pair.map_or_else(String::new, guessed)
+        let Some(prompt) = named_by(names, &ASKS) else { return String::new() };
+        let rest: Vec<&str> = names.iter().copied().filter(|name| *name != prompt).collect();
+        let Some(completion) = named_by(&rest, &ANSWERS) else { return String::new() };
+        let flags = [("prompt", prompt), ("completion", completion)];
+        let flags = flags.into_iter().filter(|(of, column)| of != column).map(|(of, column)| flag(of, column));
+        did_you_mean(&flags.collect::<Vec<_>>().join(" "))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -104,13 +139,40 @@ impl Columns {
     }
 }
 
-fn guessed((prompt, completion): (&str, &str)) -> String {
-    let flag = |of: &str, column: &str| match of == column {
-        true => String::new(),
-        false => format!(" --{of}-column {column}"),
-    };
-    let flags = flag("prompt", prompt) + &flag("completion", completion);
-    format!("; did you mean `{}`?", flags.trim())
+/// The column that is one of these words, else the first that has one among its own: `model_answer`, `answerText`.
+fn named_by<'a>(names: &[&'a str], words: &[&str]) -> Option<&'a str> {
+    let is = |name: &str, word: &str| name.eq_ignore_ascii_case(word);
+    let exact = words.iter().find_map(|word| names.iter().find(|name| is(name, word)));
+    // A letter says something only where it is the whole name.
+    let long = || words.iter().filter(|word| word.len() > 1);
+    let within = || long().find_map(|word| names.iter().find(|name| words_of(name).any(|own| is(own, word))));
+    exact.or_else(within).copied()
+}
+
+/// The words of a name: between marks, and before capitals.
+fn words_of(name: &str) -> impl Iterator<Item = &str> {
+    let begins =
+        |at: usize| at == 0 || name[at..].starts_with(char::is_uppercase) && !name[..at].ends_with(char::is_uppercase);
+    let starts: Vec<usize> = name.char_indices().map(|(at, _)| at).filter(|&at| begins(at)).collect();
+    let ends: Vec<usize> = starts.iter().skip(1).copied().chain([name.len()]).collect();
+    let parts = starts.into_iter().zip(ends).map(|(start, end)| &name[start..end]);
+    parts.flat_map(|part| part.split(|c: char| !c.is_alphanumeric())).filter(|word| !word.is_empty())
+}
+
+/// Whether a value is a list of turns, of either form.
+fn holds_turns(value: &Value) -> bool {
+    let keys = [["role", "content"], ["from", "value"]];
+    value.get(0).is_some_and(|turn| keys.iter().any(|keys| keys.iter().all(|key| turn.get(key).is_some())))
+}
+
+fn flag(of: &str, column: &str) -> String {
+    let plain = column.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
+    let quote = if plain { "" } else { "'" };
+    format!("--{of}-column {quote}{column}{quote}")
+}
+
+fn did_you_mean(flags: &str) -> String {
+    format!("; did you mean `{flags}`?")
 }
 
 #[cfg(test)]
@@ -132,5 +194,36 @@ mod tests {
         let row = turns.renamed(json!({"talk": [{"from": "human", "value": "x"}]})).unwrap();
         assert!(row.get("conversations").is_some());
         assert!(turns.renamed(json!({"talk": [{"role": "user", "content": "x"}]})).unwrap().get("messages").is_some());
+    }
+
+    #[test]
+    fn columns_are_guessed_by_their_words() {
+        let text =
+            |names: [&str; 2]| Columns::guess(json!({names[0]: "x", "id": 3, names[1]: "y"}).as_object().unwrap());
+        for (names, flags) in [
+            (["question", "answer"], "--prompt-column question --completion-column answer"),
+            (["Question", "Answer"], "--prompt-column Question --completion-column Answer"),
+            (["inputs", "targets"], "--prompt-column inputs --completion-column targets"),
+            (["q", "a"], "--prompt-column q --completion-column a"),
+            (["model_answer", "user_question"], "--prompt-column user_question --completion-column model_answer"),
+            (["userPrompt", "botReply"], "--prompt-column userPrompt --completion-column botReply"),
+            (["context", "answer"], "--prompt-column context --completion-column answer"),
+            (["context", "question"], ""),
+            (["prompt", "response"], "--completion-column response"),
+            (["the question", "answer"], "--prompt-column 'the question' --completion-column answer"),
+            (["input", "output"], "--prompt-column input --completion-column output"),
+            (["aardvark", "quiz"], ""),
+        ] {
+            let expected = if flags.is_empty() { String::new() } else { format!("; did you mean `{flags}`?") };
+            assert_eq!(text(names), expected, "{names:?}");
+        }
+        for turn in [json!({"role": "user", "content": "a"}), json!({"from": "human", "value": "a"})] {
+            let row = json!({"topic": "x", "dialogue": [turn]});
+            assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--messages-column dialogue`?");
+        }
+        let row = json!({"id": 3, "body": "x"});
+        assert_eq!(Columns::guess(row.as_object().unwrap()), "; did you mean `--text-column body`?");
+        assert_eq!(Columns::guess(json!({"text": "x"}).as_object().unwrap()), "");
+        assert_eq!(Columns::guess_names(&["question", "answer", "id"]), text(["question", "answer"]));
     }
 }

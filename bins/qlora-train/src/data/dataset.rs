@@ -1,12 +1,13 @@
 //! Loads data files into tokenized rows, and splits them into training and validation rows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qlora_kernels::rng::Stream;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::UNSUPERVISED;
 use super::budget::size;
@@ -66,10 +67,30 @@ impl Row {
         (size_of::<Self>() + 4 * entries) as u64
     }
 
+    /// Rows of equal identities are the same to train on; files, lines and tasks do not count.
+    fn identity(&self) -> RowIdentity {
+        let mut hash = Sha256::new();
+        for (id, label) in self.input_ids.iter().zip(&self.labels) {
+            hash.update(id.to_le_bytes());
+            hash.update(label.to_le_bytes());
+        }
+        self.weights.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
+        hash.update(self.len().to_le_bytes());
+        hash.finalize().into()
+    }
+
     /// Tokens that are predicted. The first token never is: nothing comes before it.
     pub fn supervised(&self) -> usize {
         self.labels.iter().skip(1).filter(|&&label| label != UNSUPERVISED).count()
     }
+}
+
+/// SHA-256 over the tokens, labels and weights of a row.
+pub type RowIdentity = [u8; 32];
+
+/// What rows are told apart by.
+pub fn identities(rows: &[Row]) -> HashSet<RowIdentity> {
+    rows.iter().map(Row::identity).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +142,7 @@ fn load_files<'a>(
         waiting_bytes: 0,
         held_bytes: 0,
         tasks: BTreeSet::new(),
+        seen: HashSet::new(),
     };
     loader.report.max_length = options.max_length;
     let hashes = paths.iter().map(|path| loader.file(path, open)).collect::<Result<Vec<_>>>()?;
@@ -134,11 +156,15 @@ fn load_files<'a>(
     if rows.is_empty() {
         refuse!(
             "{files}: no row is left: of {} rows, {} are longer than max_length {} and {} have no supervised \
-             token (labels that are not -100, assistant turns, completions or texts)",
+             token (labels that are not -100, assistant turns, completions or texts){}",
             report.rows_read,
             report.dropped,
             options.max_length,
-            report.unsupervised
+            report.unsupervised,
+            match report.duplicates {
+                0 => String::new(),
+                duplicates => format!("; {duplicates} are there before (deduplicate)"),
+            }
         );
     }
     let conversations = [RowKind::Messages, RowKind::ShareGpt, RowKind::Alpaca];
@@ -149,7 +175,7 @@ fn load_files<'a>(
     if let Some(tokenizer) = tokenizer.filter(|tokenizer| plain && tokenizer.template().is_some()) {
         report.remarks.push(match by_template(options.prompt_completion, tokenizer) {
             false => "prompt + completion rows of texts are read as plain text, without the chat template \
-                 (`prompt_completion: chat` uses it); `generate --raw` asks in that form"
+                 (`prompt_completion: chat` uses it); `generate` with the adapter asks in that form"
                 .to_owned(),
             true => "prompt + completion rows of texts are read as a user turn and an answer, by the chat template \
                  (`prompt_completion: text` does without); `generate` asks in that form"
@@ -185,6 +211,8 @@ struct Loader<'a> {
     held_bytes: u64,
     /// The names of tasks so far, each kept once.
     tasks: BTreeSet<Arc<str>>,
+    /// The rows so far, where those that were there before are left out.
+    seen: HashSet<RowIdentity>,
 }
 
 /// One row as it was read.
@@ -406,6 +434,13 @@ impl<'a> Loader<'a> {
         if row.supervised() == 0 {
             report.skip_unsupervised(RowPlace { file: row.file, line: row.line });
             return Ok(());
+        }
+        if self.options.deduplicate {
+            let identity = row.identity();
+            if self.options.known_rows.contains(&identity) || !self.seen.insert(identity) {
+                report.duplicates += 1;
+                return Ok(());
+            }
         }
         report.open_ended += usize::from(open_ended);
         self.held_bytes += row.bytes();

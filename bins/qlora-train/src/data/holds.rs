@@ -146,7 +146,7 @@ impl Turn<'_> {
             let knows = ["reasoning_content", "thinking", "reasoning"].iter().any(|key| source.contains(key));
             if answer && (self.last || !knows) {
                 return Err(format!(
-                    "the chat template does not write the turn's reasoning (`reasoning_content`){}; choose another template \
+                    "the chat template does not write the turn's reasoning (`reasoning_content`, `thinking`){}; choose another template \
                      (`chat_template`), or remove the key to train on the answer alone",
                     self.training_template()
                 ));

@@ -6,7 +6,7 @@ use minijinja::Value as Jinja;
 use serde_json::{Map, Value};
 
 use super::json;
-use super::keys::{OTHER_MEANING, is_empty, other_meaning};
+use super::keys::{is_empty, of_other_meaning};
 use super::notes::{KeyOf, Note};
 use super::{tools, weight};
 
@@ -153,8 +153,8 @@ pub(super) fn message(turn: &Value, notes: &mut Vec<Note>) -> Result<Message, St
         None => return Err(format!(" has no `role`; found the keys {}", json::keys(map))),
     };
     fields.insert("role".into(), role.clone().into());
-    if let Some(key) = OTHER_MEANING.iter().find(|key| fields.get(**key).is_some_and(|v| !is_empty(v))) {
-        return Err(format!(".{key}: {}", other_meaning(key)));
+    if let Some((key, why)) = of_other_meaning(&fields) {
+        return Err(format!(".{key}: {why}"));
     }
     tool_calls(&mut fields, &role)?;
     let (content, mut details) = match fields.get("content") {

@@ -1,6 +1,10 @@
 //! Settings of the data.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use super::columns::Columns;
+use super::dataset::RowIdentity;
 use crate::config::{BadRow, PromptCompletion, TooLong};
 
 #[derive(Clone, Debug)]
@@ -19,6 +23,10 @@ pub struct DataOptions {
     pub columns: Columns,
     /// Rows taken of each file at most, the first of them.
     pub max_samples: Option<usize>,
+    /// Whether rows that were there before are left out.
+    pub deduplicate: bool,
+    /// Rows that count as having been there, for `deduplicate`.
+    pub known_rows: Arc<HashSet<RowIdentity>>,
     /// Whether a prompt and its completion are turns of the chat template.
     pub prompt_completion: PromptCompletion,
     /// Bytes that the rows may take.
@@ -36,6 +44,8 @@ impl Default for DataOptions {
             on_bad_row: BadRow::Error,
             columns: Columns::default(),
             max_samples: None,
+            deduplicate: false,
+            known_rows: Arc::default(),
             prompt_completion: PromptCompletion::Auto,
             memory: u64::MAX,
         }

@@ -5,6 +5,31 @@ use std::collections::BTreeSet;
 use crate::error::Result;
 use crate::refuse;
 
+/// Rows in the order given, a bin after the other: a row that has no room in the last bin opens the next. Errors: a row
+/// longer than `max_length`.
+pub fn pack_in_order(lengths: &[usize], order: &[usize], max_length: usize) -> Result<Vec<Vec<usize>>> {
+    let mut bins: Vec<Vec<usize>> = Vec::new();
+    let mut room = 0;
+    for &row in order {
+        let length = lengths[row];
+        check_length(row, length, max_length)?;
+        if bins.is_empty() || length > room {
+            bins.push(Vec::new());
+            room = max_length;
+        }
+        room -= length;
+        bins.last_mut().expect("one was opened").push(row);
+    }
+    Ok(bins)
+}
+
+fn check_length(row: usize, length: usize, max_length: usize) -> Result<()> {
+    if length > max_length {
+        refuse!("row {row} has {length} tokens; packing takes rows of at most max_length {max_length}");
+    }
+    Ok(())
+}
+
 /// Best-fit-decreasing: the longest row first, each into the bin that it leaves fullest, else into a new one.
 ///
 /// `lengths[row]` are tokens, `order` the rows to pack. Rows of equal length are placed in that order, and bins are
@@ -18,9 +43,7 @@ pub fn pack(lengths: &[usize], order: &[usize], max_length: usize) -> Result<Vec
     let mut free: BTreeSet<(usize, usize)> = BTreeSet::new();
     for (rank, row) in by_length {
         let length = lengths[row];
-        if length > max_length {
-            refuse!("row {row} has {length} tokens; packing takes rows of at most max_length {max_length}");
-        }
+        check_length(row, length, max_length)?;
         let (room, bin) = match free.range((length, 0)..).next().copied() {
             Some(fit) => {
                 free.remove(&fit);

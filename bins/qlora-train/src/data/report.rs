@@ -89,6 +89,8 @@ pub struct DatasetReport {
     pub open_ended: usize,
     /// Rows to train on with tokens that count more or less than others.
     pub weighted: usize,
+    /// Left out because they were there before (`deduplicate`).
+    pub duplicates: usize,
     /// Left out because they cannot be trained on (`on_bad_row: skip`).
     pub skipped: usize,
     /// Why, of the first of those.
@@ -184,7 +186,8 @@ impl DatasetReport {
         }
         lines.extend(self.remarks.iter().cloned());
         if self.skipped > 0 {
-            lines.push(format!("warning: {} skipped, because they cannot be trained on:", rows(self.skipped)));
+            let they = if self.skipped == 1 { "it" } else { "they" };
+            lines.push(format!("warning: {} skipped, because {they} cannot be trained on:", rows(self.skipped)));
             lines.extend(self.bad_rows.iter().map(|why| format!("  {why}")));
             lines.extend((self.skipped > self.bad_rows.len()).then(|| "  …".to_owned()));
         }
@@ -195,6 +198,10 @@ impl DatasetReport {
                 self.max_length,
                 tokens(self.longest_read)
             ));
+        }
+        if self.duplicates > 0 {
+            let were = if self.duplicates == 1 { "the same as another one" } else { "each the same as another one" };
+            lines.push(format!("{} left out: {were} before it (deduplicate)", rows(self.duplicates)));
         }
         if self.truncated > 0 {
             lines.push(format!(

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::columns::Columns;
-use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, is_empty, other_meaning};
+use super::keys::{KNOWN_KEYS, TASK, is_empty, of_other_meaning};
 use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
 use super::{json, weight};
@@ -61,10 +61,10 @@ impl RowKind {
     /// Further keys that are read in a row of this format.
     fn optional_keys(self) -> &'static [&'static str] {
         match self {
-            RowKind::Messages | RowKind::ShareGpt => &["system", "tools", "chat_template_kwargs"],
-            RowKind::PromptCompletion => &["tools", "chat_template_kwargs"],
-            RowKind::Alpaca => &["input", "system", "history", "tools", "chat_template_kwargs"],
-            RowKind::Text => &["tools"],
+            RowKind::Messages | RowKind::ShareGpt => &["system", "tools", "functions", "chat_template_kwargs"],
+            RowKind::PromptCompletion => &["tools", "functions", "chat_template_kwargs"],
+            RowKind::Alpaca => &["input", "system", "history", "tools", "functions", "chat_template_kwargs"],
+            RowKind::Text => &["tools", "functions"],
             RowKind::Tokenized => &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[3], MASKS[4]],
         }
     }
@@ -72,8 +72,8 @@ impl RowKind {
 
 /// Refuses keys that give the row another meaning, and tells those that nothing reads.
 pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<(), String> {
-    if let Some(key) = OTHER_MEANING.iter().find(|key| map.get(**key).is_some_and(|value| !is_empty(value))) {
-        return Err(format!("`{key}`: {}", other_meaning(key)));
+    if let Some((key, why)) = of_other_meaning(map) {
+        return Err(format!("`{key}`: {why}"));
     }
     let used = |key: &str| {
         kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK || weight::KEYS.contains(&key)
@@ -125,8 +125,8 @@ pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
             shown(two.keys())
         )),
         (None, _) => {
-            if let Some(key) = OTHER_MEANING.iter().find(|key| has(key)) {
-                return Err(format!("`{key}`: {}", other_meaning(key)));
+            if let Some((key, why)) = of_other_meaning(map) {
+                return Err(format!("`{key}`: {why}"));
             }
             let half = RowKind::ALL.into_iter().find(|kind| kind.keys().iter().any(has));
             if let Some((half, missing)) = half.and_then(|kind| Some((kind, kind.keys().iter().find(|key| !has(key))?)))

@@ -6,7 +6,7 @@ use std::fmt;
 
 use qlora_kernels::rng::Stream;
 
-use super::pack::pack;
+use super::pack::{pack, pack_in_order};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::count;
@@ -36,7 +36,22 @@ pub struct ScheduleOptions {
     pub packing: bool,
     /// Tokens of a packed bin.
     pub max_length: usize,
+    /// Whether each epoch has an order of its own; else all have that of the rows.
+    pub shuffle: bool,
     pub seed: u64,
+}
+
+impl ScheduleOptions {
+    fn order(&self, rows: usize, epoch: u64) -> Vec<usize> {
+        if self.shuffle { order(rows, epoch, self.seed) } else { (0..rows).collect() }
+    }
+
+    /// The packs of an epoch. Errors: a row longer than a pack.
+    pub fn packs(&self, lengths: &[usize], epoch: u64) -> Result<Vec<Vec<usize>>> {
+        let order = self.order(lengths.len(), epoch);
+        let pack = if self.shuffle { pack } else { pack_in_order };
+        pack(lengths, &order, self.max_length)
+    }
 }
 
 /// The micro-batches of a whole run.
@@ -146,7 +161,7 @@ impl Schedule {
 
     /// With the number of steps.
     fn counted(mut self) -> Result<Self> {
-        // Packing places rows by length, so every epoch has the same number of bins.
+        // Packing places rows by length or in their order, so every epoch has the same number of bins.
         let micro_batches = self.epoch(0)?.len();
         self.steps_per_epoch = micro_batches.div_ceil(self.micro_batches_per_step()) as u64;
         let epochs = self.options.num_train_epochs;
@@ -186,8 +201,7 @@ impl Schedule {
     /// How full the packs of the first epoch are. None without packing.
     pub fn packing(&self) -> Option<Packing> {
         let options = &self.options;
-        let order = order(self.lengths.len(), 0, options.seed);
-        let packs = options.packing.then(|| pack(&self.lengths, &order, options.max_length).ok())??.len();
+        let packs = options.packing.then(|| options.packs(&self.lengths, 0).ok())??.len();
         let tokens = self.lengths.iter().sum();
         Some(Packing { rows: self.lengths.len(), packs, tokens, max_length: options.max_length })
     }
@@ -225,12 +239,11 @@ impl Schedule {
     /// The micro-batches of an epoch.
     fn epoch(&self, epoch: u64) -> Result<VecDeque<Vec<usize>>> {
         let options = &self.options;
-        let order = order(self.lengths.len(), epoch, options.seed);
         let batch = options.per_device_train_batch_size;
         Ok(if options.packing {
-            pack(&self.lengths, &order, options.max_length)?.chunks(batch).map(<[_]>::concat).collect()
+            options.packs(&self.lengths, epoch)?.chunks(batch).map(<[_]>::concat).collect()
         } else {
-            order.chunks(batch).map(<[usize]>::to_vec).collect()
+            options.order(self.lengths.len(), epoch).chunks(batch).map(<[usize]>::to_vec).collect()
         })
     }
 }

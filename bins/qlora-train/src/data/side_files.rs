@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::AddedToken;
 
 use super::json;
+use super::patterns::Tokenizer;
 use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
 use crate::refuse;

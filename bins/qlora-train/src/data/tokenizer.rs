@@ -10,12 +10,13 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tokenizers::{PostProcessorWrapper, Tokenizer};
+use tokenizers::PostProcessorWrapper;
 
 use super::guard::guarded;
 use super::habits::{Habits, OwnTokens};
 use super::json;
 use super::messages::{Conversation, Message};
+use super::patterns::{Tokenizer, checked};
 use super::side_files;
 use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
 use crate::error::{Context, Error, Result};
@@ -274,7 +275,8 @@ impl ChatTokenizer {
 
     /// Token ids of text as it stands: nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.tokenizer.encode_fast(text, false)).ok_or_else(|| self.panicked())?;
+        let encoding =
+            guarded(|| checked(|| self.tokenizer.encode_fast(text, false))).ok_or_else(|| self.panicked())?;
         let unfit = || "tokenizer.json does not fit this text".to_owned();
         Ok(encoding.usage_context(unfit)?.get_ids().to_vec())
     }
@@ -288,7 +290,8 @@ impl ChatTokenizer {
                 MAX_TEXT_BYTES >> 20
             ));
         }
-        let encoding = guarded(|| self.tokenizer.encode(text, false)).ok_or_else(|| self.panicked().to_string())?;
+        let encoding =
+            guarded(|| checked(|| self.tokenizer.encode(text, false))).ok_or_else(|| self.panicked().to_string())?;
         let encoding = encoding.map_err(|error| format!("cannot tokenize: {error}"))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())

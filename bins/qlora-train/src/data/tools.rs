@@ -4,22 +4,29 @@ use serde_json::{Map, Value, json};
 
 use super::json as words;
 
-/// The tools of a row: a list of objects, or a JSON text of one; `""`, `"[]"`, null and an empty list are none.
+/// The tools of a row: a list of objects, or a JSON text of one; `""`, `"[]"`, null and an empty list are none. The bare
+/// `functions` of OpenAI's older rows stand for tools of that type.
 pub(super) fn of_row(row: &Map<String, Value>) -> Result<Vec<Value>, String> {
-    match row.get("tools") {
-        None => Ok(Vec::new()),
-        Some(value) => tools(value),
+    let none = Value::Null;
+    let of = |key: &str| tools(key, row.get(key).unwrap_or(&none));
+    let (tools, functions) = (of("tools")?, of("functions")?);
+    match (tools.is_empty(), functions.is_empty()) {
+        (false, false) => Err("found both `tools` and `functions`; keep one of them".to_owned()),
+        (true, _) => {
+            Ok(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect())
+        }
+        (false, true) => Ok(tools),
     }
 }
 
-fn tools(value: &Value) -> Result<Vec<Value>, String> {
+fn tools(key: &str, value: &Value) -> Result<Vec<Value>, String> {
     const EXPECTED: &str = "a list of tool definitions (objects), or a JSON text of one";
     match value {
         Value::Null => Ok(Vec::new()),
         Value::String(text) if text.trim().is_empty() => Ok(Vec::new()),
         Value::String(text) => match words::parse(text.trim()) {
-            Ok(Value::String(_)) | Err(_) => Err(format!("`tools` is {}; expected {EXPECTED}", words::describe(value))),
-            Ok(parsed) => tools(&parsed),
+            Ok(Value::String(_)) | Err(_) => Err(format!("`{key}` is {}; expected {EXPECTED}", words::describe(value))),
+            Ok(parsed) => tools(key, &parsed),
         },
         Value::Object(map) if map.is_empty() => Ok(Vec::new()),
         Value::Object(_) => Ok(vec![value.clone()]),
@@ -30,12 +37,12 @@ fn tools(value: &Value) -> Result<Vec<Value>, String> {
                 match (item, parsed) {
                     (Value::Object(_), _) => tools.push(item.clone()),
                     (_, Some(Ok(tool @ Value::Object(_)))) => tools.push(tool),
-                    _ => return Err(format!("`tools[{at}]` is {}; expected an object", words::describe(item))),
+                    _ => return Err(format!("`{key}[{at}]` is {}; expected an object", words::describe(item))),
                 }
             }
             Ok(tools)
         }
-        other => Err(format!("`tools` is {}; expected {EXPECTED}", words::describe(other))),
+        other => Err(format!("`{key}` is {}; expected {EXPECTED}", words::describe(other))),
     }
 }
 

@@ -14,17 +14,20 @@ const SAMPLING_DOMAIN: u64 = 2 << 32;
 pub struct Sampling {
     /// Logits are divided by it; 0 takes the most likely token.
     pub temperature: f32,
+    /// Only so many of the most likely tokens are drawn from, before `top_p` is looked at; 0: all.
+    pub top_k: usize,
     /// Only the most likely tokens whose probabilities reach this sum are drawn from, (0, 1].
     pub top_p: f32,
     pub seed: u64,
 }
 
 impl Sampling {
-    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
 }
 
 /// Continues each prompt until one of `stop` or `max_new_tokens`; returns the new tokens without the stop token.
-/// `token` is called with the prompt's index and each new token. The backend's batches have room for all prompts with
+/// `token` is called with the prompt's index and each new token; an answer ends with the token for which it says
+/// false. The backend's batches have room for all prompts with
 /// `max_new_tokens` each. What one prompt is answered does not depend on the others, beyond the rounding of sums.
 pub fn generate<B: Backend>(
     backend: &mut B,
@@ -33,7 +36,7 @@ pub fn generate<B: Backend>(
     max_new_tokens: usize,
     stop: &[u32],
     sampling: &Sampling,
-    token: &mut dyn FnMut(usize, u32) -> Result<()>,
+    token: &mut dyn FnMut(usize, u32) -> Result<bool>,
 ) -> Result<Vec<Vec<u32>>> {
     let mut cache = model.cache(backend)?;
     let mut starts = Vec::with_capacity(prompts.len());
@@ -76,8 +79,9 @@ pub fn generate<B: Backend>(
             let id = choose(logits, sampling, &mut streams[row])?;
             if !stop.contains(&id) {
                 rows[row].push(id);
-                still_open.push(row);
-                token(row, id)?;
+                if token(row, id)? {
+                    still_open.push(row);
+                }
             }
         }
         open = still_open;
@@ -99,6 +103,9 @@ fn choose(logits: &[f32], sampling: &Sampling, stream: &mut Stream) -> Result<u3
     let mut weights: Vec<(f64, u32)> = logits.iter().map(weight).zip(0..).collect();
     // Equal weights in the order of their ids, so that the choice is the same everywhere.
     weights.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    if sampling.top_k > 0 {
+        weights.truncate(sampling.top_k);
+    }
     let total: f64 = weights.iter().map(|(weight, _)| weight).sum();
     let mut kept = 0.0;
     let nucleus = weights.iter().position(|(weight, _)| {
@@ -148,7 +155,7 @@ mod tests {
         for temperature in [0.5, 1.0, 2.0] {
             let expected: Vec<f64> = logits.iter().map(|&x| f64::from(x / temperature).exp()).collect();
             let total: f64 = expected.iter().sum();
-            let found = shares(&logits, &Sampling { temperature, top_p: 1.0, seed: 3 });
+            let found = shares(&logits, &Sampling { temperature, top_k: 0, top_p: 1.0, seed: 3 });
             for (found, expected) in found.iter().zip(&expected) {
                 // Four standard deviations of 20,000 draws are 0.014.
                 assert!((found - expected / total).abs() < 0.015, "{found} {}", expected / total);
@@ -159,11 +166,25 @@ mod tests {
     #[test]
     fn top_p_draws_from_the_fewest_tokens_that_reach_it() {
         let logits = [0.0f32, 2.0, 1.0, -4.0];
-        let found = shares(&logits, &Sampling { temperature: 1.0, top_p: 0.9, seed: 1 });
+        let found = shares(&logits, &Sampling { temperature: 1.0, top_k: 0, top_p: 0.9, seed: 1 });
         // Probabilities 0.090, 0.665, 0.244 and 0.002: the first two make up 0.909.
         assert!(found[0] == 0.0 && found[3] == 0.0 && (found[1] - 0.731).abs() < 0.015, "{found:?}");
-        let smallest = Sampling { temperature: 1.0, top_p: 1e-6, seed: 1 };
+        let smallest = Sampling { temperature: 1.0, top_k: 0, top_p: 1e-6, seed: 1 };
         assert_eq!(shares(&logits, &smallest)[1].round(), 1.0);
+    }
+
+    #[test]
+    fn top_k_draws_from_the_most_likely_and_top_p_from_those() {
+        let logits = [0.0f32, 2.0, 1.0, -4.0];
+        let of = |top_k, top_p| shares(&logits, &Sampling { temperature: 1.0, top_k, top_p, seed: 1 });
+        let two = of(2, 1.0);
+        // 0.665 and 0.244 of 0.909.
+        assert!(two[0] == 0.0 && two[3] == 0.0 && (two[1] - 0.731).abs() < 0.015, "{two:?}");
+        assert_eq!(of(1, 1.0)[1].round(), 1.0);
+        assert_eq!((of(9, 1.0), of(0, 1.0)[3] > 0.0), (of(0, 1.0), true));
+        // The first makes up 0.731 of the two, and 0.665 of all.
+        assert_eq!(of(2, 0.7)[1].round(), 1.0);
+        assert!(of(0, 0.7)[2] > 0.0);
     }
 
     #[test]

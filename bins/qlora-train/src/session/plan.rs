@@ -214,7 +214,7 @@ fn dry_run<B: Backend>(
                 let new = max_new_tokens.min(3);
                 let room = prompts.iter().map(|prompt| prompt.len() + new).sum::<usize>();
                 assert!(room <= spec.tokens, "the batches have room for prompts and answers");
-                generate(b, &model, &prompts, new, &[], &Sampling::GREEDY, &mut |_, _| Ok(()))?;
+                generate(b, &model, &prompts, new, &[], &Sampling::GREEDY, &mut |_, _| Ok(true))?;
             }
         }
     }

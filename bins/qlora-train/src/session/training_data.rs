@@ -10,6 +10,7 @@ use crate::files::hash::hex;
 use crate::report::{count, status, status_lines, thousands, warning};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The rows of a run and the order in which they are trained on.
 pub struct TrainingData {
@@ -40,6 +41,10 @@ impl TrainingData {
             let (rows, validation) = split(settings, training)?;
             (settings.data.clone(), Vec::new(), rows, validation)
         } else {
+            // A row that is trained on says little of what was learned.
+            let known_rows =
+                if settings.deduplicate { Arc::new(data::identities(&training.rows)) } else { Arc::default() };
+            let options = DataOptions { known_rows, ..options };
             let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
             status_lines!(validation.report.validation_lines());
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
@@ -123,6 +128,8 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         columns: columns(settings),
         max_samples: settings.max_samples.0,
         memory: host_budget(settings.host_memory.map(|bytes| bytes.0)),
+        deduplicate: settings.deduplicate,
+        known_rows: Arc::default(),
     }
 }
 
@@ -140,16 +147,18 @@ pub fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Ro
 }
 
 pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
-    Schedule::new(
-        rows.iter().map(Row::len).collect(),
-        ScheduleOptions {
-            per_device_train_batch_size: settings.per_device_train_batch_size,
-            gradient_accumulation_steps: settings.gradient_accumulation_steps,
-            num_train_epochs: settings.num_train_epochs,
-            max_steps: settings.max_steps.0.map(|steps| steps as u64),
-            packing: settings.packing,
-            max_length: settings.max_length,
-            seed: settings.seed,
-        },
-    )
+    Schedule::new(rows.iter().map(Row::len).collect(), schedule_options(settings))
+}
+
+pub fn schedule_options(settings: &Settings) -> ScheduleOptions {
+    ScheduleOptions {
+        per_device_train_batch_size: settings.per_device_train_batch_size,
+        gradient_accumulation_steps: settings.gradient_accumulation_steps,
+        num_train_epochs: settings.num_train_epochs,
+        max_steps: settings.max_steps.0.map(|steps| steps as u64),
+        packing: settings.packing,
+        max_length: settings.max_length,
+        shuffle: settings.shuffle,
+        seed: settings.seed,
+    }
 }

@@ -128,6 +128,24 @@ fn the_doctor_says_what_there_is_and_what_is_missing() {
     let text = sandbox.run("doctor").ok().stdout;
     let cache = sandbox.path("no-cache/hub").display().to_string();
     assert!(text.lines().any(|line| line.starts_with("ok      hub cache") && line.ends_with(&cache)), "{text}");
+    // The compiler, in each place where a build looks for it.
+    sandbox.write("nvcc", "");
+    std::fs::create_dir(sandbox.path("bin")).unwrap();
+    sandbox.write("bin/nvcc", "");
+    let here = |name: &str| sandbox.path(name).display().to_string();
+    for (variable, value, expected) in [
+        ("NVCC", here("nvcc"), Some(here("nvcc"))),
+        ("CUDA_HOME", here(""), Some(here("bin/nvcc"))),
+        ("CUDA_PATH", here(""), Some(here("bin/nvcc"))),
+        ("PATH", here("bin"), Some(here("bin/nvcc"))),
+        ("NVCC", here("no-such"), None),
+    ] {
+        let mut command = sandbox.command("doctor --json");
+        command.env_remove("NVCC").env_remove("CUDA_HOME").env_remove("CUDA_PATH").env("PATH", "no-such");
+        let output = command.env(variable, value).output().unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["nvcc"]["path"].as_str().map(str::to_owned), expected, "{variable}: {found}");
+    }
     assert_eq!((&found["gpu"], &found["gpu_usable"]), (&serde_json::Value::Null, &serde_json::json!(false)));
     assert_eq!(found["problems"].as_array().unwrap().len(), 1, "{found}");
 }

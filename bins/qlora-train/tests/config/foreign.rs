@@ -155,7 +155,9 @@ fn defaults_of_llama_factory_hold_for_its_files() {
     assert_eq!(shape(&settings), (4, 8.0));
     assert!(notes.iter().any(|note| note.contains("LLaMA-Factory") && note.contains("lora_alpha 8")), "{notes:?}");
     assert_eq!(shape(&of("").0), (8, 16.0));
-    let (settings, notes) = of("lora_rank: 4\nlora_alpha: 32");
+    let rest = "learning_rate: 1e-4\nnum_train_epochs: 2\nper_device_train_batch_size: 1\npacking: true\n\
+                lr_scheduler_type: cosine\nwarmup_ratio: 0.1\noptim: adamw_8bit\n";
+    let (settings, notes) = of(&format!("{rest}lora_rank: 4\nlora_alpha: 32"));
     assert_eq!(shape(&settings), (4, 32.0));
     assert!(notes.is_empty(), "{notes:?}");
     // Another's file keeps the defaults here.
@@ -167,7 +169,89 @@ fn defaults_of_llama_factory_hold_for_its_files() {
 
 #[test]
 fn a_file_of_axolotl_without_an_adapter_is_told() {
-    let file = "base_model: m\ndatasets: [{path: a.jsonl}]\nsequence_len: 512\nmicro_batch_size: 1\n";
+    let file = "base_model: m\ndatasets: [{path: a.jsonl}]\nsequence_len: 512\nmicro_batch_size: 1\n\
+                sample_packing: true\noptimizer: adamw_8bit\n";
     assert!(noting(file).1.iter().any(|note| note.contains("without `adapter`")));
     assert!(noting(&format!("{file}adapter: qlora\n")).1.is_empty());
+}
+
+/// What a file leaves out is as in the tool that it was written for, and told in one line.
+#[test]
+fn what_a_file_leaves_out_is_as_in_its_own_tool() {
+    let files = [
+        (
+            "LLaMA-Factory",
+            "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\ncutoff_len: 99\n",
+            vec![
+                ("lora_r", "8"),
+                ("lora_alpha", "16"),
+                ("learning_rate", "5e-5"),
+                ("num_train_epochs", "3"),
+                ("per_device_train_batch_size", "8"),
+                ("lr_scheduler_type", "linear"),
+                ("warmup_ratio", "0"),
+                ("packing", "false"),
+                ("optim", "adamw_torch"),
+            ],
+        ),
+        (
+            "Axolotl",
+            "base_model: m\nadapter: qlora\ndatasets: [{path: a.jsonl}]\nmicro_batch_size: 2\nlearning_rate: 1e-3\n\
+             dataset_prepared_path: x\n",
+            vec![("max_length", "512"), ("packing", "false"), ("optim", "adamw_torch")],
+        ),
+        (
+            "mlx-lm",
+            "model: m\ntrain: true\nfine_tune_type: lora\nnum_layers: -1\nmask_prompt: true\n",
+            vec![
+                ("lora_r", "8"),
+                ("lora_alpha", "160"),
+                ("learning_rate", "1e-5"),
+                ("max_steps", "1000"),
+                ("per_device_train_batch_size", "4"),
+                ("lr_scheduler_type", "constant"),
+                ("packing", "false"),
+                ("optim", "adamw_torch"),
+                ("seed", "0"),
+            ],
+        ),
+    ];
+    for (tool, file, defaults) in files {
+        let (found, notes) = noting(file);
+        let flags: Vec<(String, String)> =
+            defaults.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let expected = Settings::from_yaml(file, "cfg.yaml", &flags).unwrap();
+        assert_eq!(found, expected, "{tool}");
+        let told: Vec<&String> = notes.iter().filter(|note| note.contains(&format!("as in {tool}"))).collect();
+        let [told] = told[..] else { panic!("{tool}: {notes:?}") };
+        assert!(defaults.iter().all(|(name, _)| told.contains(name)), "{tool}: {told}");
+        // Each that is given is no longer taken, nor told; ours and the other tools' files keep ours.
+        for (name, value) in &flags {
+            let (_, notes) = Settings::from_yaml_noting(file, "cfg.yaml", &[(name.clone(), value.clone())]).unwrap();
+            assert!(!notes.iter().any(|note| note.contains(&format!("{name} {value}"))), "{tool}: {notes:?}");
+        }
+    }
+    // A length or a warm-up that is given by its other name is the file's own.
+    let file = "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\ncutoff_len: 99\n";
+    let settings = noting(&format!("{file}max_steps: 5\nwarmup_steps: 3\n")).0;
+    assert_eq!(
+        (settings.num_train_epochs, settings.max_steps, settings.warmup_steps),
+        (1.0, Limit(Some(5)), Some(3.0))
+    );
+    assert!(noting("model: m\nlora_r: 4\ndata: a.jsonl").1.is_empty());
+}
+
+/// Keys by which another trainer learns prompts too.
+#[test]
+fn a_loss_over_more_than_answers_is_told() {
+    for key in ["assistant_only_loss", "completion_only_loss", "mask_prompt"] {
+        assert!(noting(&format!("{key}: true")).1.is_empty());
+        let notes = noting(&format!("{key}: false")).1;
+        assert!(notes[0].contains(key) && notes[0].contains("over answers"), "{notes:?}");
+    }
+    let file = "model: m\ntrain: true\nfine_tune_type: lora\niters: 5\nval_batches: 5\n";
+    let notes = noting(file).1;
+    for key in ["mask_prompt", "num_layers"] {
+        assert!(notes.iter().any(|note| note.contains(&format!("without `{key}`"))), "{notes:?}");
+    }
 }

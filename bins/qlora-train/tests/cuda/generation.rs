@@ -229,11 +229,11 @@ fn tokens_are_chosen_as_on_the_cpu() {
     let model = Llama::build(&mut cuda, &mut memory(&spec.arch), spec.clone(), &mut |_| ()).unwrap();
     let mut answers = |prompts: &[Vec<u32>], sampling: Sampling, schedule: u64| {
         set_schedule(schedule);
-        generate(&mut cuda, &model, prompts, NEW, &[], &sampling, &mut |_, _| Ok(())).unwrap()
+        generate(&mut cuda, &model, prompts, NEW, &[], &sampling, &mut |_, _| Ok(true)).unwrap()
     };
     let greedy = answers(&prompts, Sampling::GREEDY, 0);
     assert_eq!(greedy, answers(&prompts, Sampling::GREEDY, 3));
-    let drawn = |seed| Sampling { temperature: 5.0, top_p: 0.9, seed };
+    let drawn = |seed| Sampling { temperature: 5.0, top_k: 0, top_p: 0.9, seed };
     let first = answers(&prompts, drawn(1), 0);
     assert_eq!(first, answers(&prompts, drawn(1), 5));
     assert_ne!(first, answers(&prompts, drawn(2), 0));

@@ -171,7 +171,10 @@ fn a_prompt_and_its_completion_are_turns_where_the_settings_say_so() {
     let text = |data: &Dataset| tokenizer.decode(&data.rows[0].input_ids, false).unwrap();
     let plain = load_named("a.jsonl", row, &options()).unwrap();
     assert_eq!(text(&plain), "<bos>qa<eos>");
-    assert_says(&plain.report.to_string(), &["plain text, without the chat template", "generate --raw"]);
+    assert_says(
+        &plain.report.to_string(),
+        &["plain text, without the chat template", "`generate` with the adapter asks in that form"],
+    );
     // By default as `generate` asks.
     for prompt_completion in [PromptCompletion::Chat, PromptCompletion::Auto, DataOptions::default().prompt_completion]
     {

@@ -225,7 +225,7 @@ fn special_tokens_are_checked_over_all_rows() {
     let checks = Checks::of(&data.rows, &special);
     let expected = Checks { rows: 3, expects_bos: true, without_bos: 1, double_bos: 0, without_end: 1, masked_eos: 0 };
     assert_eq!(checks, expected);
-    assert_says(&checks.to_string(), &["1 of 3 rows do not begin with one", "end: in 1 of 3 rows"]);
+    assert_says(&checks.to_string(), &["1 of 3 rows does not begin with one", "end: in 1 of 3 rows"]);
     let mut broken = data.rows.clone();
     broken[0].labels[2] = UNSUPERVISED;
     broken[2].input_ids[1] = 259;

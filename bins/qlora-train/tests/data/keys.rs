@@ -251,3 +251,24 @@ proptest! {
         }
     }
 }
+
+/// Answers that are compared are told by their words, under whatever name; scores of them are numbers.
+#[test]
+fn compared_answers_are_refused_under_every_name() {
+    let tokenizer = chat_tokenizer(CHATML);
+    let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    for key in ["chosen", "rejected", "response_chosen", "rejected_response", "rejected_responses", "chosen_messages"] {
+        for value in [json!("b"), json!([{"role": "assistant", "content": "b"}])] {
+            for row in [json!({"messages": turns, key: value}), json!({"prompt": "q", "completion": "a", key: value})] {
+                let message = refusal(load_row(&row, &tokenizer));
+                assert_says(&message, &["line 1", &format!("`{key}`"), "compares two answers"]);
+            }
+        }
+        let rows = json!({"messages": turns, key: null});
+        assert!(load_row(&rows, &tokenizer).is_ok(), "{key}");
+    }
+    for key in ["score_chosen", "rejected_score", "chosen_rating"] {
+        assert!(load_row(&json!({"messages": turns, key: 0.5}), &tokenizer).is_ok(), "{key}");
+    }
+    assert!(load_row(&json!({"messages": turns, "unrejectedly": "x"}), &tokenizer).is_ok());
+}

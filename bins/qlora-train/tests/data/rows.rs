@@ -161,6 +161,41 @@ fn too_long_rows_are_refused_on_request() {
 }
 
 #[test]
+fn rows_that_were_there_before_are_left_out_where_the_settings_say_so() {
+    let tokenizer = chat_tokenizer(LLAMA3);
+    let rows = [
+        r#"{"input_ids": [1, 2, 3]}"#,
+        r#"{"input_ids": [1, 2, 3], "id": 7, "task": "other keys do not count"}"#,
+        r#"{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}"#,
+        r#"{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}"#,
+        r#"{"input_ids": [1, 2, 3], "weight": 0.5}"#,
+        r#"{"input_ids": [1, 2]}"#,
+        r#"{"text": "one"}"#,
+        r#"{"prompt": "", "completion": "one"}"#,
+        r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
+        r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}"#,
+    ];
+    let file = file("rows.jsonl", rows.join("\n"));
+    let twice = [file.path.clone(), file.path.clone()];
+    let read = |paths: &[std::path::PathBuf], options: &DataOptions| load(paths, Some(&tokenizer), options);
+    let lines = |data: &qlora_train::data::Dataset| data.rows.iter().map(|row| row.line).collect::<Vec<_>>();
+    let all = read(&twice, &options()).unwrap();
+    assert_eq!((all.rows.len(), all.report.duplicates), (22, 0));
+    let deduplicated = DataOptions { deduplicate: true, ..options() };
+    let data = read(&twice, &deduplicated).unwrap();
+    assert_eq!((lines(&data), data.report.duplicates, data.report.rows_read), (vec![1, 4, 5, 6, 7, 9, 11], 15, 22));
+    assert_says(&data.report.to_string(), &["15 rows left out: each the same as another one before it (deduplicate)"]);
+    // Rows of another data set, such as those that are trained on.
+    let known_rows = std::sync::Arc::new(qlora_train::data::identities(&data.rows[..3]));
+    let rest = read(&twice[..1], &DataOptions { known_rows: known_rows.clone(), ..deduplicated.clone() }).unwrap();
+    assert_eq!(lines(&rest), [6, 7, 9, 11]);
+    let known_rows = std::sync::Arc::new(qlora_train::data::identities(&data.rows));
+    let message = refusal(read(&twice, &DataOptions { known_rows, ..deduplicated }));
+    assert_says(&message, &["no row is left", "22 are there before (deduplicate)"]);
+}
+
+#[test]
 fn a_row_whose_only_label_is_its_first_token_has_nothing_to_predict() {
     let data =
         load_one("{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n{\"input_ids\": [1, 2]}\n{\"input_ids\": []}", None)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use qlora_train::data::{
-    Dataset, DatasetReport, MicroBatch, Row, Schedule, ScheduleOptions, UNSUPERVISED, order, pack,
+    Dataset, DatasetReport, MicroBatch, Row, Schedule, ScheduleOptions, UNSUPERVISED, order, pack, pack_in_order,
 };
 
 use trainer_lab::fixture::{assert_says, refusal};
@@ -21,6 +21,7 @@ fn options() -> ScheduleOptions {
         max_steps: None,
         packing: false,
         max_length: 10,
+        shuffle: true,
         seed: 3,
     }
 }
@@ -63,6 +64,23 @@ fn packing_takes_the_best_fit() {
     assert_eq!(pack(&[2, 3, 4, 5, 6], &[0, 1, 2, 3, 4], 10).unwrap(), [vec![3, 1, 0], vec![4, 2]]);
     assert_eq!(pack(&[], &[], 10).unwrap(), Vec::<Vec<usize>>::new());
     assert_says(&refusal(pack(&[11], &[0], 10)), &["11 tokens", "max_length 10"]);
+}
+
+#[test]
+fn rows_that_are_not_shuffled_keep_their_order_in_every_epoch() {
+    assert_eq!(
+        pack_in_order(&[2, 3, 6, 5, 5, 1], &[0, 1, 2, 3, 4, 5], 10).unwrap(),
+        [vec![0, 1], vec![2], vec![3, 4], vec![5]]
+    );
+    assert_eq!(pack_in_order(&[], &[], 10).unwrap(), Vec::<Vec<usize>>::new());
+    assert_says(&refusal(pack_in_order(&[11], &[0], 10)), &["11 tokens", "max_length 10"]);
+    let lengths = vec![4, 7, 3, 3, 9, 1, 2, 2];
+    for packing in [false, true] {
+        let options = ScheduleOptions { packing, shuffle: false, num_train_epochs: 2.0, ..options() };
+        let schedule = Schedule::new(lengths.clone(), options).unwrap();
+        let rows: Vec<usize> = schedule.steps(0).flat_map(|step| step.micro_batches.concat()).collect();
+        assert_eq!(rows, (0..8).chain(0..8).collect::<Vec<_>>(), "packing {packing}");
+    }
 }
 
 #[test]
@@ -166,9 +184,10 @@ proptest! {
 
     #[test]
     fn every_row_is_trained_on_once_an_epoch(lengths in prop::collection::vec(1usize..17, 1..40), batch in 1usize..5,
-        accumulation in 1usize..4, epochs in 1u32..4, packing: bool, seed: u64) {
+        accumulation in 1usize..4, epochs in 1u32..4, packing: bool, shuffle: bool,
+        seed: u64) {
         let options = ScheduleOptions { per_device_train_batch_size: batch, gradient_accumulation_steps: accumulation,
-            num_train_epochs: epochs.into(), max_steps: None, packing, max_length: 16, seed };
+            num_train_epochs: epochs.into(), max_steps: None, packing, max_length: 16, shuffle, seed };
         let schedule = Schedule::new(lengths.clone(), options).unwrap();
         let steps: Vec<_> = schedule.steps(0).collect();
         prop_assert_eq!(steps.len() as u64, schedule.total_steps());

@@ -196,3 +196,28 @@ fn variables_of_a_row_reach_the_template() {
     assert!(texts(&row(Value::Null), &template).0.starts_with("[none]"));
     assert_says(&refusal(load_row(&row(json!(3)), &template)), &["chat_template_kwargs", "an object"]);
 }
+
+/// OpenAI's older rows define tools as bare `functions`.
+#[test]
+fn functions_are_tools_of_that_type() {
+    let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    let function = json!({"name": "f", "description": "d", "parameters": {}});
+    let tools = json!([{"type": "function", "function": function}]);
+    let new = texts(&json!({"messages": turns, "tools": tools}), WHOLE);
+    for functions in [json!([function]), json!(json!([function]).to_string()), function.clone()] {
+        for none in [Value::Null, json!([]), json!("[]")] {
+            let row = json!({"messages": turns, "functions": functions, "tools": none});
+            assert_eq!(texts(&row, WHOLE), new, "{functions}");
+        }
+    }
+    for none in [Value::Null, json!([]), json!(""), json!("[]")] {
+        assert!(!texts(&json!({"messages": turns, "functions": none}), WHOLE).0.contains("system"), "{none}");
+    }
+    let both = json!({"messages": turns, "functions": [function], "tools": tools});
+    assert_says(&refusal(load_row(&both, WHOLE)), &["both `tools` and `functions`"]);
+    let wrong = json!({"messages": turns, "functions": [3]});
+    assert_says(&refusal(load_row(&wrong, WHOLE)), &["`functions[0]`", "expected an object"]);
+    // A template that writes none.
+    let row = json!({"messages": turns, "functions": [function]});
+    assert_says(&refusal(load_row(&row, CHATML)), &["does not write the row's `tools`"]);
+}
