@@ -1,9 +1,8 @@
 //! `qlora-train completions`
 
-use super::Cli;
 use super::answer::Answer;
 use crate::error::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use serde_json::json;
 
@@ -13,10 +12,10 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// A script by which a shell completes commands and settings.
-pub fn run(args: &CompletionsArgs) -> Result<Answer> {
+/// A script by which a shell completes the commands and settings of `program`.
+pub fn run(args: &CompletionsArgs, mut program: Command) -> Result<Answer> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "qlora-train", &mut script);
+    clap_complete::generate(args.shell, &mut program, "qlora-train", &mut script);
     let text = String::from_utf8(script).context(|| "the script is no text".to_owned())?;
     Ok(Answer { json: json!({"shell": args.shell.to_string(), "script": text}), text: text.trim_end().to_owned() })
 }

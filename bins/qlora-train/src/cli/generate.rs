@@ -62,7 +62,7 @@ pub struct GenerateArgs {
 enum Form {
     /// A user turn, by the chat template
     Chat,
-    /// As the prompt of a row that is read without the template
+    /// Text of the prompt of a row that is read without the template
     Text,
     /// The text's own tokens
     Raw,

@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::report::{Verbosity, print_error, print_text, printable_json, printable_lines, set_verbosity, status};
 use answer::Answer;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Completions(args) => completions::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
     };
     let fits = |answer: &Answer| !plans || answer.json["fits"] != false;
     let printed = answer.and_then(|answer| {

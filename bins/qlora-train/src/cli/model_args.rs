@@ -35,8 +35,8 @@ pub(super) struct ModelArgs {
     /// Template of a base model that has none of its own: chatml, alpaca or a file
     #[arg(long)]
     pub chat_template: Option<String>,
-    /// Texts under prompt and completion, and a prompt that is asked: as they stand (text), as turns of the chat template
-    /// (chat), or as turns where the model has a template (auto); without it, as the adapter was trained
+    /// Texts under prompt and completion, and a prompt that is asked: as they stand (text), as turns of the chat
+    /// template (chat), or as turns where the model has a template (auto); without it, as the adapter was trained
     #[arg(long)]
     pub prompt_completion: Option<String>,
     /// Where to work: auto, cpu, cuda or cuda:N

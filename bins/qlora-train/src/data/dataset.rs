@@ -15,7 +15,7 @@ use super::chat::ChatTokens;
 use super::formats::{self, AlpacaStyle, Content};
 use super::messages::{Conversation, Message};
 use super::notes::Note;
-use super::options::DataOptions;
+use super::options::{DataOptions, RowIdentity};
 use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
 use super::rows::{self, RowKind};
@@ -85,10 +85,7 @@ impl Row {
     }
 }
 
-/// SHA-256 over the tokens, labels and weights of a row.
-pub type RowIdentity = [u8; 32];
-
-/// What rows are told apart by.
+/// Identities of rows, by which they are told apart.
 pub fn identities(rows: &[Row]) -> HashSet<RowIdentity> {
     rows.iter().map(Row::identity).collect()
 }

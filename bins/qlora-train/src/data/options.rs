@@ -4,8 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::columns::Columns;
-use super::dataset::RowIdentity;
 use crate::config::{BadRow, PromptCompletion, TooLong};
+
+/// SHA-256 over the tokens, labels and weights of a row.
+pub type RowIdentity = [u8; 32];
 
 #[derive(Clone, Debug)]
 pub struct DataOptions {

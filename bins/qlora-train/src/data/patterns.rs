@@ -203,7 +203,7 @@ mod tests {
 
     fn file(normalizer: Value, pre_tokenizer: Value) -> Vec<u8> {
         let letters: serde_json::Map<String, Value> =
-            (0..=255u8).filter_map(|byte| Some((char::from(byte).to_string(), json!(byte)))).collect();
+            (0..=255u8).map(|byte| (char::from(byte).to_string(), json!(byte))).collect();
         let file = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "post_processor": null,
             "decoder": null, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::json as words;
 
-/// The tools of a row: a list of objects, or a JSON text of one; `""`, `"[]"`, null and an empty list are none. The bare
-/// `functions` of OpenAI's older rows stand for tools of that type.
+/// The tools of a row: a list of objects, or a JSON text of one; `""`, `"[]"`, null and an empty list are none. The
+/// bare `functions` of OpenAI's older rows stand for tools of that type.
 pub(super) fn of_row(row: &Map<String, Value>) -> Result<Vec<Value>, String> {
     let none = Value::Null;
     let of = |key: &str| tools(key, row.get(key).unwrap_or(&none));
