@@ -5,11 +5,11 @@ use std::fmt;
 /// Where a constant comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// By a published measurement, or by our own bundle
+    /// By our own bundle
     Measured,
     /// By the vendor
     Documented,
-    /// By us, for want of either
+    /// By us, for want of either; also what others published and was not looked up
     Assumed,
 }
 
@@ -31,9 +31,6 @@ pub struct Constant {
     pub source: &'static str,
 }
 
-const fn measured(value: f64, source: &'static str) -> Constant {
-    Constant { value, mark: Mark::Measured, source }
-}
 const fn documented(value: f64, source: &'static str) -> Constant {
     Constant { value, mark: Mark::Documented, source }
 }
@@ -160,8 +157,10 @@ const GA102_PAPER: &str = "NVIDIA GA102 architecture whitepaper";
 const ADA_PAPER: &str = "NVIDIA Ada GPU architecture whitepaper";
 const H100_PAPER: &str = "NVIDIA H100 architecture whitepaper";
 const BLACKWELL_PAPER: &str = "NVIDIA RTX Blackwell architecture whitepaper";
-const AMPERE_STUDY: &str = "Abdelkhalik et al., Demystifying the Nvidia Ampere Architecture, 2022";
-const HOPPER_STUDY: &str = "Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, 2024";
+const AMPERE_STUDY: &str =
+    "about as Abdelkhalik et al., Demystifying the Nvidia Ampere Architecture, 2022; not looked up";
+const HOPPER_STUDY: &str =
+    "about as Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, 2024; not looked up";
 
 const SM_80: Architecture = Architecture {
     code: "sm_80",
@@ -171,10 +170,10 @@ const SM_80: Architecture = Architecture {
     special_interval: documented(8.0, GUIDE),
     shared_bytes: documented(128.0, "CUDA C++ Programming Guide, 32 banks of 4 bytes"),
     memory_interval: assumed(2.0, "16 lanes of addresses a cycle"),
-    shared_latency: measured(23.0, AMPERE_STUDY),
-    matrix_load_latency: measured(26.0, AMPERE_STUDY),
-    l2_latency: measured(200.0, AMPERE_STUDY),
-    dram_latency: measured(470.0, AMPERE_STUDY),
+    shared_latency: assumed(23.0, AMPERE_STUDY),
+    matrix_load_latency: assumed(26.0, AMPERE_STUDY),
+    l2_latency: assumed(200.0, AMPERE_STUDY),
+    dram_latency: assumed(470.0, AMPERE_STUDY),
     l2_bytes: documented(47.0, A100_PAPER),
     branch_penalty: assumed(10.0, "a jump empties the warp's instruction buffer"),
     barrier_latency: assumed(20.0, "from the last arrival"),
@@ -204,10 +203,10 @@ const SM_89: Architecture = Architecture {
 const SM_90: Architecture = Architecture {
     code: "sm_90",
     float_interval: documented(1.0, GUIDE),
-    shared_latency: measured(29.0, HOPPER_STUDY),
-    matrix_load_latency: measured(32.0, HOPPER_STUDY),
-    l2_latency: measured(262.0, HOPPER_STUDY),
-    dram_latency: measured(660.0, HOPPER_STUDY),
+    shared_latency: assumed(29.0, HOPPER_STUDY),
+    matrix_load_latency: assumed(32.0, HOPPER_STUDY),
+    l2_latency: assumed(262.0, HOPPER_STUDY),
+    dram_latency: assumed(660.0, HOPPER_STUDY),
     l2_bytes: assumed(42.0, "about 9.5 TB/s over 132 multiprocessors at 1.7 GHz"),
     max_threads: documented(2048.0, FEATURES),
     shared_memory: documented(228.0 * 1024.0, FEATURES),
@@ -285,7 +284,7 @@ pub const CARDS: [Card; 6] = [
         multiprocessors: documented(132.0, H100_PAPER),
         clock: assumed(1.70, "700 W hold it below its boost of 1.98"),
         // 62.5% of wgmma's rate, which is 4 cycles.
-        matrix_interval: measured(6.4, HOPPER_STUDY),
+        matrix_interval: assumed(6.4, HOPPER_STUDY),
         dram: documented(3350.0, H100_PAPER),
         copy_share: assumed(0.88, COPY),
         l2_megabytes: documented(50.0, H100_PAPER),

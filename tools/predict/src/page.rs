@@ -262,7 +262,10 @@ fn shares_table(text: &mut String, kernels: &Kernels, steps: &[PlannedStep]) -> 
 }
 
 fn constants(text: &mut String) {
-    text.push_str("Cycles are of the multiprocessor's clock, intervals of one scheduler.\n\n");
+    text.push_str(
+        "Cycles are of the multiprocessor's clock, intervals of one scheduler. What is marked documented was\n",
+    );
+    text.push_str("written down from memory of these papers, and has not been compared with them since.\n\n");
     text.push_str("| constant | of | value | | source |\n|---|---|---|---|---|\n");
     let mut row = |what: &str, of: &str, constant: &Constant| {
         let _ = writeln!(text, "| {what} | {of} | {} | {} | {} |", constant.value, constant.mark, constant.source);

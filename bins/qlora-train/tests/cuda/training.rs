@@ -114,22 +114,26 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
     tally.case();
 }
 
-/// The CPU backend in bf16 rounds where the device does, so the bounds are the same.
+/// The CPU backend in bf16 rounds where the device does, so the bounds are the same. With the instructions of this
+/// processor, and over more steps with those whose bits are the same on every processor: rounding moves a long run far
+/// enough that another order of sums is another run.
 #[test]
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
-    const STEPS: u64 = 20;
-    let tally = Tally::new("training in bf16 on the CPU, 20 steps", 1);
+    let tally = Tally::new("training in bf16 on the CPU, 4 and 20 steps", 1);
     for qk_norm in [QkNorm::None, QkNorm::Head] {
         let mut spec = spec(Arch { qk_norm, ..config() });
         spec.states = StateFormat::Blockwise8;
-        let expected = on_cpu(&spec, STEPS);
-        let bounds = Bounds::measure(&spec, STEPS, &expected);
-        let precision = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
-        let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
-        let found = train(&mut cpu, &mut memory(&spec.arch), &spec, STEPS);
-        bounds.check(&format!("{STEPS} steps in bf16, {qk_norm:?}"), &Apart::of(&found, &expected));
-        assert!(found.losses[STEPS as usize - 1] < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
-        tally.case();
+        for (steps, isa) in [(4, Isa::detect()), (20, Isa::avx512_bf16())] {
+            let expected = on_cpu(&spec, steps);
+            let bounds = Bounds::measure(&spec, steps, &expected);
+            let precision = Precision::Bf16(isa.unwrap_or(Isa::SCALAR));
+            let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
+            let found = train(&mut cpu, &mut memory(&spec.arch), &spec, steps);
+            bounds.check(&format!("{steps} steps in bf16, {qk_norm:?}"), &Apart::of(&found, &expected));
+            let last = found.losses[steps as usize - 1];
+            assert!(last < found.losses[0] - 20.0 * bounds.loss, "{:?}", found.losses);
+            tally.case();
+        }
     }
 }
 
