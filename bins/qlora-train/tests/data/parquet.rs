@@ -144,8 +144,8 @@ fn a_few_bytes_that_stand_for_many_values_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rows.parquet");
     let tokenizer = chat_tokenizer(CHATML);
-    let refused = |schema: &str, column: Column, words: &[&str]| {
-        write(&path, schema, &[vec![column]], Compression::ZSTD(Default::default()));
+    let refused = |schema: &str, columns: Vec<Column>, words: &[&str]| {
+        write(&path, schema, &[columns], Compression::ZSTD(Default::default()));
         assert!(std::fs::metadata(&path).unwrap().len() < 200_000, "{}", std::fs::metadata(&path).unwrap().len());
         let message = refusal(load(std::slice::from_ref(&path), Some(&tokenizer), &options()));
         assert_says(&message, words);
@@ -154,12 +154,13 @@ fn a_few_bytes_that_stand_for_many_values_are_refused() {
     let ids = "message rows { optional group input_ids (LIST) { repeated group list { optional int64 element; } } }";
     let many = 32_000_000;
     let levels = |rows: usize| (0..many).map(|at| i16::from(at != 0 && at < many - rows + 1)).collect::<Vec<i16>>();
-    refused(ids, Column::Integers(vec![7; many], vec![3; many], levels(1)), &["values, more than the"]);
-    refused(ids, Column::Integers(vec![7; many], vec![3; many], levels(10)), &["stand for 32000000 values"]);
-    // 60 rows of the same 8 MiB of text.
-    let text = "message rows { optional binary text (UTF8); }";
+    refused(ids, vec![Column::Integers(vec![7; many], vec![3; many], levels(1))], &["values, more than the"]);
+    refused(ids, vec![Column::Integers(vec![7; many], vec![3; many], levels(10))], &["stand for 32000000 values"]);
+    // 60 rows of the same 8 MiB of text, beside the text that is read.
+    let text = "message rows { optional binary text (UTF8); optional binary more (UTF8); }";
     let long: &'static str = Box::leak("a".repeat(8 << 20).into_boxed_str());
-    refused(text, Column::Text(vec![long; 60], vec![1; 60], vec![0; 60]), &["rows.parquet", "becomes more than"]);
+    let sixty = |text: &'static str| Column::Text(vec![text; 60], vec![1; 60], vec![0; 60]);
+    refused(text, vec![sixty("a"), sixty(long)], &["rows.parquet", "becomes more than"]);
 }
 
 proptest! {
