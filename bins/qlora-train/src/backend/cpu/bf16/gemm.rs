@@ -57,11 +57,24 @@ pub trait Stored: Sync {
         sums: &mut [f32],
         scratch: &mut [bf16],
     ) {
-        let values = &mut scratch[..columns.len()];
-        for (row, sum) in rows.zip(sums) {
-            self.read(isa, row, columns.clone(), values);
-            *sum += isa::dot(isa, x, values);
-        }
+        dots_of_copies(self, isa, rows, columns, x, sums, scratch);
+    }
+}
+
+/// [`Stored::dots`] with a copy of each row.
+pub fn dots_of_copies<M: Stored + ?Sized>(
+    matrix: &M,
+    isa: Isa,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    x: &[bf16],
+    sums: &mut [f32],
+    scratch: &mut [bf16],
+) {
+    let values = &mut scratch[..columns.len()];
+    for (row, sum) in rows.zip(sums) {
+        matrix.read(isa, row, columns.clone(), values);
+        *sum += isa::dot(isa, x, values);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Frozen weights as bf16: NF4 through a table for each block, 16-bit weights as they are.
 
-use super::gemm::Stored;
+use super::gemm::{Stored, dots_of_copies};
 use super::isa::{self, Isa};
 use super::rows::round;
 use half::bf16;
@@ -64,12 +64,7 @@ impl Stored for Nf4Matrix {
             && blocks <= DOT_BLOCKS
             && [cols, columns.start, columns.len()].iter().all(|len| len.is_multiple_of(block));
         if !in_registers {
-            let values = &mut scratch[..columns.len()];
-            for (row, sum) in rows.zip(sums) {
-                self.read(isa, row, columns.clone(), values);
-                *sum += isa::dot(isa, x, values);
-            }
-            return;
+            return dots_of_copies(self, isa, rows, columns, x, sums, scratch);
         }
         let mut absmax = [0.0; DOT_BLOCKS];
         // The scales of several rows lie side by side where the rows are whole.

@@ -1,6 +1,6 @@
 //! Weights, tables and groups of the CPU backend, as the products in bf16 take them.
 
-use super::gemm::Stored;
+use super::gemm::{Stored, dots_of_copies};
 use super::isa::{self, Isa};
 use super::linear::{LowRank, Segment, padded};
 use super::rows::{round, round_row};
@@ -63,11 +63,7 @@ impl Stored for Dense {
             let values = &values[rows.start * self.cols + columns.start..];
             return isa::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
         }
-        let values = &mut scratch[..columns.len()];
-        for (row, sum) in rows.zip(sums) {
-            self.read(isa, row, columns.clone(), values);
-            *sum += isa::dot(isa, x, values);
-        }
+        dots_of_copies(self, isa, rows, columns, x, sums, scratch);
     }
 }
 
