@@ -1,5 +1,32 @@
 //! Shapes of operations that kernels, references and engines share.
 
+use std::ops::Range;
+
+/// The keys that a query of a causal attention sees: those of its document up to its own position, or the last so many
+/// of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visible {
+    /// `usize::MAX`: all of them
+    window: usize,
+}
+
+impl Visible {
+    /// Of a `window` that counts the query's own position, at least 1; `None`: all keys.
+    pub fn new(window: Option<usize>) -> Self {
+        Self { window: window.unwrap_or(usize::MAX).max(1) }
+    }
+
+    /// Keys that `query` sees of a document that begins at `start`.
+    pub fn keys(self, start: usize, query: usize) -> Range<usize> {
+        start.max((query + 1).saturating_sub(self.window))..query + 1
+    }
+
+    /// One past the last query that sees `key`, of a document that ends at `end`.
+    pub fn end_of_queries(self, key: usize, end: usize) -> usize {
+        end.min(key.saturating_add(self.window))
+    }
+}
+
 /// The shape of one attention operation. q, k and v are the column ranges of one row: `[H·D | Hkv·D | Hkv·D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {

@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 2;
+pub const QK_ABI_REVISION: u32 = 3;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -616,10 +616,11 @@ pub struct qk_attention_cache_args {
     pub ldqkv: i64,
     pub cache: *mut ::std::os::raw::c_void,
     pub out: *mut ::std::os::raw::c_void,
+    pub window: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 104usize];
+    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 112usize];
     ["Alignment of qk_attention_cache_args"][::std::mem::align_of::<qk_attention_cache_args>() - 8usize];
     ["Offset of field: qk_attention_cache_args::struct_size"]
         [::std::mem::offset_of!(qk_attention_cache_args, struct_size) - 0usize];
@@ -647,6 +648,8 @@ const _: () = {
     ["Offset of field: qk_attention_cache_args::cache"]
         [::std::mem::offset_of!(qk_attention_cache_args, cache) - 88usize];
     ["Offset of field: qk_attention_cache_args::out"][::std::mem::offset_of!(qk_attention_cache_args, out) - 96usize];
+    ["Offset of field: qk_attention_cache_args::window"]
+        [::std::mem::offset_of!(qk_attention_cache_args, window) - 104usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

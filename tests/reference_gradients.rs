@@ -200,6 +200,7 @@ proptest! {
     fn attention_over_documents(
         lengths in prop::collection::vec(0usize..5, 1..4),
         (kv_heads, group, d) in (1usize..3, 1usize..4, 1usize..5),
+        window in prop::option::of(1usize..5),
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
@@ -210,12 +211,12 @@ proptest! {
         let (qkv, dout) = (values(stream, m * shape.qkv(), limit), values(stream, m * shape.out(), 1.0));
         let forward = |qkv: &[f64]| {
             let (mut out, mut lse) = (vec![f64::NAN; m * shape.out()], vec![f64::NAN; m * shape.heads]);
-            attention(qkv, &boundaries, shape, &mut out, &mut lse);
+            attention(qkv, &boundaries, shape, window, &mut out, &mut lse);
             (out, lse)
         };
         let (out, lse) = forward(&qkv);
         let mut dqkv = vec![f64::NAN; m * shape.qkv()];
-        attention_backward(&dout, &qkv, &out, &lse, &boundaries, shape, &mut dqkv);
+        attention_backward(&dout, &qkv, &out, &lse, &boundaries, shape, window, &mut dqkv);
 
         let limit = limit + 0.01; // two steps
         let size = 3.1 * magnitude(&dout) * limit;

@@ -8,10 +8,10 @@ use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
 
-fn attend(qkv: &[f64], boundaries: &[u32], shape: AttentionShape) -> (Vec<f64>, Vec<f64>) {
+fn attend(qkv: &[f64], boundaries: &[u32], shape: AttentionShape, window: Option<usize>) -> (Vec<f64>, Vec<f64>) {
     let m = qkv.len() / shape.qkv();
     let (mut out, mut lse) = (vec![f64::NAN; m * shape.out()], vec![f64::NAN; m * shape.heads]);
-    attention(qkv, boundaries, shape, &mut out, &mut lse);
+    attention(qkv, boundaries, shape, window, &mut out, &mut lse);
     (out, lse)
 }
 
@@ -118,7 +118,7 @@ fn large_scores_and_logits_stay_finite() {
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1 };
     for (query, second) in [(40.0f32, 7.0), (-40.0, 5.0)] {
         let (mut out, mut lse) = ([f32::NAN; 2], [f32::NAN; 2]);
-        attention(&[0.0, 0.0, 5.0, query, 400.0, 7.0], &[0, 2], shape, &mut out, &mut lse);
+        attention(&[0.0, 0.0, 5.0, query, 400.0, 7.0], &[0, 2], shape, None, &mut out, &mut lse);
         assert_eq!(out, [5.0, second]);
     }
     let mut dx = [f32::NAN];
@@ -181,6 +181,7 @@ proptest! {
     fn documents_do_not_see_each_other(
         lengths in prop::collection::vec(0usize..6, 1..5),
         (kv_heads, group, d) in (1usize..3, 1usize..4, 1usize..5),
+        window in prop::option::of(1usize..8),
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
@@ -190,9 +191,9 @@ proptest! {
         let run = |rows: std::ops::Range<usize>, boundaries: &[u32]| {
             let qkv = &qkv[rows.start * shape.qkv()..rows.end * shape.qkv()];
             let dout = &dout[rows.start * shape.out()..rows.end * shape.out()];
-            let (out, lse) = attend(qkv, boundaries, shape);
+            let (out, lse) = attend(qkv, boundaries, shape, window);
             let mut dqkv = vec![f64::NAN; qkv.len()];
-            attention_backward(dout, qkv, &out, &lse, boundaries, shape, &mut dqkv);
+            attention_backward(dout, qkv, &out, &lse, boundaries, shape, window, &mut dqkv);
             (out, dqkv)
         };
         let mut boundaries = vec![0u32];
@@ -212,6 +213,7 @@ proptest! {
     fn attention_is_the_masked_softmax(
         m in 1usize..7,
         (kv_heads, group, d) in (1usize..3, 1usize..4, 1usize..5),
+        window in prop::option::of(1usize..8),
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
@@ -227,12 +229,12 @@ proptest! {
             [&q[t * heads * d..][..heads * d], &k[t * kv..][..kv], &v[t * kv..][..kv]].concat()
         };
         let qkv: Vec<f64> = (0..m).flat_map(rows).collect();
-        let (out, lse) = attend(&qkv, &[0, m as u32], shape);
+        let (out, lse) = attend(&qkv, &[0, m as u32], shape, window);
         for (i, head) in (0..m).flat_map(|i| (0..heads).map(move |head| (i, head))) {
             let kv = |j: usize, e: usize| (j * kv_heads + head / group) * d + e;
             let weight = |j: usize| {
                 let score: f64 = (0..d).map(|e| q[(i * heads + head) * d + e] * k[kv(j, e)]).sum();
-                if j <= i { (score / (d as f64).sqrt()).exp() } else { 0.0 }
+                if j <= i && window.is_none_or(|window| j + window > i) { (score / (d as f64).sqrt()).exp() } else { 0.0 }
             };
             let total: f64 = (0..m).map(weight).sum();
             prop_assert!((lse[i * heads + head] - total.ln()).abs() <= 1e-13);

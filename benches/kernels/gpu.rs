@@ -73,8 +73,9 @@ fn operations(bench: &mut Bench<'_>) {
     }
     // What a token of an answer reads beside the linear layers.
     let shape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128 };
-    let decoding =
-        |past| move || CacheOperation { shape, documents: vec![(past, 1)], gap: 0, room: 0, size: 1.0, seed: 70 };
+    let decoding = |past| {
+        move || CacheOperation { shape, documents: vec![(past, 1)], window: None, gap: 0, room: 0, size: 1.0, seed: 70 }
+    };
     bench.operation("", decoding(8192));
     let vocab = if bench.options.quick { 32_064 } else { 128_256 };
     bench.operation("", || LogitsOperation { m: 1, h, vocab, tokens: vec![0], seed: 70 });

@@ -32,8 +32,14 @@ struct CacheView {
     float *sums;                 // [tiles of a slice, Hkv, chunks, 16, D]: not divided by the normalizer
     float2 *statistics;          // [tiles of a slice, Hkv, chunks, 16]: maximum in units of log2, sum of exponentials
     int64_t ldqkv, rows, max_seqlen;
+    int64_t window;              // keys a query sees, itself included; INT64_MAX: all
     int m, documents, heads, kv_heads, group, chunks;
     float scale;                 // log2(e) / sqrt(D)
+
+    // The first key that the query of a position sees; the last is itself.
+    __device__ __forceinline__ int64_t first_key(int64_t position) const {
+        return position >= window ? position - window + 1 : 0;
+    }
 
     __host__ __device__ int64_t first_tile(int64_t token, int64_t document) const {
         return token * group / kTileQueries + document;
@@ -96,10 +102,10 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), chunk = int(blockIdx.z);
     Queries queries = queries_of(view, first_tile + blockIdx.x);
     if (queries.count == 0) return;
-    // The last query sees most; what lies beyond is neither read nor looked at.
+    // The last query sees furthest, the first one earliest; what lies beyond either is neither read nor looked at.
     int64_t key0 = int64_t(chunk) * kChunk,
             end = min(queries.position_of(view, queries.count - 1) + 1, view.rows - queries.start);
-    if (key0 >= end) return;
+    if (key0 >= end || key0 + kChunk <= view.first_key(queries.position)) return;
     int seen = int(min(end - key0, int64_t(kChunk)));
 
     int64_t width = int64_t(view.kv_heads) * 2 * D;
@@ -131,14 +137,15 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
     int row[2] = {lane / 4, lane / 4 + 8};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        int64_t visible = min(queries.position_of(view, min(row[i], queries.count - 1)) + 1, end) - key0;
+        int64_t position = queries.position_of(view, min(row[i], queries.count - 1)),
+                visible = min(position + 1, end) - key0, from = view.first_key(position) - key0;
         float largest = -INFINITY;
 #pragma unroll
         for (int n = 0; n < 2; ++n)
 #pragma unroll
             for (int j = 2 * i; j < 2 * i + 2; ++j) {
                 int column = warp * 16 + 8 * n + lane % 4 * 2 + j % 2;
-                s[n][j] = column < visible ? s[n][j] * view.scale : -INFINITY;
+                s[n][j] = (column < visible) & (column >= from) ? s[n][j] * view.scale : -INFINITY;
                 largest = fmaxf(largest, s[n][j]);
             }
         largest = row_max(largest);
@@ -207,14 +214,14 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache_combine(Cac
     int64_t position = queries.position_of(view, query),
             parts = (int64_t(blockIdx.x) * view.kv_heads + kv_head) * view.chunks;
     bool valid = position < view.max_seqlen && queries.start + position < view.rows;
-    int chunks = valid ? int(position / kChunk) + 1 : 0;
+    int chunks = valid ? int(position / kChunk) + 1 : 0, begin = valid ? int(view.first_key(position) / kChunk) : 0;
 
     float o[kColumns] = {}, max = -INFINITY, total = 0.0f;
     const float2 *statistics = view.statistics + parts * kTileQueries + query;
-    for (int chunk = warp; chunk < chunks; chunk += kAttentionWarps)
+    for (int chunk = begin + warp; chunk < chunks; chunk += kAttentionWarps)
         max = fmaxf(max, statistics[int64_t(chunk) * kTileQueries].x);
 #pragma unroll 4
-    for (int chunk = warp; chunk < chunks; chunk += kAttentionWarps) {
+    for (int chunk = begin + warp; chunk < chunks; chunk += kAttentionWarps) {
         float2 statistic = statistics[int64_t(chunk) * kTileQueries];
         float weight = exp2f(statistic.x - max);
         const float *sums = view.sums + ((parts + chunk) * kTileQueries + query) * D + lane;
@@ -268,7 +275,7 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
         return QK_ERROR_SHAPE;
     if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
-    if (args->max_seqlen < 1 || args->max_seqlen > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX))
+    if (args->window < 0 || args->max_seqlen < 1 || args->max_seqlen > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX))
         return QK_ERROR_SHAPE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
@@ -283,6 +290,7 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
     view->group = int(group);
     view->chunks = int(ceil_div(args->max_seqlen, kChunk));
     view->max_seqlen = args->max_seqlen;
+    view->window = args->window == 0 ? INT64_MAX : args->window;
     view->rows = args->rows;
     view->ldqkv = args->ldqkv;
     return QK_OK;

@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 2u
+#define QK_ABI_REVISION 3u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -560,6 +560,8 @@ typedef struct qk_attention_cache_args {
     void *cache;                /* device, bf16 [rows, 2 * Hkv * D]: a row is Hkv keys, Hkv values; qk_attention_cache
                                  * only reads it */
     void *out;                  /* device, bf16 [M, H * D]; not used by qk_attention_cache_append */
+    int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before
+                                 * it. Not used by qk_attention_cache_append. Revision 3 */
 } qk_attention_cache_args;
 
 /* Copies the new tokens' keys and values to their rows of the cache. A token whose row is beyond the cache is left
@@ -571,8 +573,8 @@ int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_str
  * needs more, that. Of the pointers it reads none. */
 int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
 
-/* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, which qk_attention_cache_append has
- * written. A row whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes
+/* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, or the last `window` of them, which
+ * qk_attention_cache_append has written. What no query of a tile sees of the cache is not read, by 128 rows. A row whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes
  * NaN. Deterministic: what 128 rows of the cache add is computed apart from the others and combined by a second
  * kernel, in order; the same whatever else is in the batch. */
 int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes,
@@ -764,7 +766,7 @@ QK_AT(qk_attention_args, cu_seqlens, 32); QK_AT(qk_attention_args, window, 40); 
 QK_AT(qk_attention_args, ldqkv, 56); QK_AT(qk_attention_args, out, 64); QK_AT(qk_attention_args, lse, 72);
 QK_AT(qk_attention_args, dout, 80); QK_AT(qk_attention_args, dqkv, 88);
 
-QK_SIZE(qk_attention_cache_args, 104);
+QK_SIZE(qk_attention_cache_args, 112);
 QK_AT(qk_attention_cache_args, struct_size, 0); QK_AT(qk_attention_cache_args, head_dim, 4);
 QK_AT(qk_attention_cache_args, heads, 8); QK_AT(qk_attention_cache_args, kv_heads, 12);
 QK_AT(qk_attention_cache_args, m, 16); QK_AT(qk_attention_cache_args, documents, 24);
@@ -773,6 +775,7 @@ QK_AT(qk_attention_cache_args, positions, 48); QK_AT(qk_attention_cache_args, ma
 QK_AT(qk_attention_cache_args, rows, 64); QK_AT(qk_attention_cache_args, qkv, 72);
 QK_AT(qk_attention_cache_args, ldqkv, 80); QK_AT(qk_attention_cache_args, cache, 88);
 QK_AT(qk_attention_cache_args, out, 96);
+QK_AT(qk_attention_cache_args, window, 104);
 
 QK_SIZE(qk_logits_args, 64);
 QK_AT(qk_logits_args, struct_size, 0); QK_AT(qk_logits_args, num_tokens, 4); QK_AT(qk_logits_args, m, 8);

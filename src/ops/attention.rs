@@ -33,6 +33,15 @@ pub fn attention(input: &Attention<'_>, out: ViewMut<'_, bf16>, lse: ViewMut<'_,
     operation.status(unsafe { call!(qk_attention(&args, stream.as_raw())) })
 }
 
+/// The C field, of which 0 is no window.
+pub(super) fn window_of(operation: &Operation, window: Option<usize>) -> Result<i64> {
+    match window {
+        None => Ok(0),
+        Some(0) => Err(operation.argument("a window of 0 keys".into())),
+        Some(window) => operation.dimension("the window", window),
+    }
+}
+
 pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operation, sys::qk_attention_args)> {
     let Attention { shape, m, .. } = *input;
     let AttentionShape { heads, kv_heads, head_dim } = shape;
@@ -54,11 +63,7 @@ pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operat
         m: operation.dimension("M", m)?,
         documents: operation.dimension("documents", input.boundaries.len() - 1)?,
         cu_seqlens: input.boundaries.address(),
-        window: match input.window {
-            None => 0,
-            Some(0) => return Err(operation.argument("a window of 0 keys".into())),
-            Some(window) => operation.dimension("the window", window)?,
-        },
+        window: window_of(&operation, input.window)?,
         qkv: input.qkv.address().cast(),
         ldqkv: operation.dimension("the row", shape.qkv())?,
         out: std::ptr::null_mut(),

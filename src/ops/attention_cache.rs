@@ -1,6 +1,7 @@
 //! Attention of new tokens over keys and values of earlier ones. Formula: [`crate::reference::attention`]
 //! over each document's whole length, of which only the new tokens' rows are computed.
 
+use super::attention::window_of;
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
@@ -38,6 +39,8 @@ pub struct NewTokens<'a> {
     pub starts: View<'a, u32>,
     /// `[m]`, ascending by 1 within a document
     pub positions: View<'a, u32>,
+    /// A query sees this many keys at most, itself included. Appending knows no window.
+    pub window: Option<usize>,
 }
 
 /// Elements of a row of the cache: Hkv keys, Hkv values.
@@ -62,7 +65,7 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
 }
 
 /// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache`
-/// `[rows, width]`, which [`attention_cache_append`](super::attention_cache_append()) has written. A query whose
+/// `[rows, width]`, or the last `window` of them, which [`attention_cache_append`](super::attention_cache_append()) has written. A query whose
 /// position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least [`workspace_bytes`].
 pub fn attention_cache(
     new: &NewTokens<'_>,
@@ -105,6 +108,7 @@ pub(super) fn check(
         positions: new.positions.address(),
         qkv: new.qkv.address().cast(),
         rows: operation.dimension("the cache", len / width)?,
+        window: window_of(&operation, new.window)?,
         ..described
     };
     Ok((operation, args))
@@ -149,6 +153,7 @@ impl Shape {
             ldqkv: operation.dimension("the row", self.attention.qkv())?,
             cache: null_mut(),
             out: null_mut(),
+            window: 0,
         })
     }
 }

@@ -1,31 +1,35 @@
 //! Causal grouped-query attention over documents that do not see each other.
 
 use super::{Real, axpy, dot};
-use crate::shape::AttentionShape;
+use crate::shape::{AttentionShape, Visible};
 
-/// `O = softmax(Q·Kᵀ/√D, causal)·V` per head and document; `lse` is the log of the softmax's denominator.
+/// `O = softmax(Q·Kᵀ/√D, causal)·V` per head and document; `lse` is the log of the softmax's denominator. With a
+/// `window` a query sees that many keys at most, its own included.
 pub fn attention<T: Real>(
     qkv: &[T],          // [M, qkv]
     boundaries: &[u32], // [documents + 1], from 0 to M
     shape: AttentionShape,
+    window: Option<usize>,
     out: &mut [T], // [M, H·D]
     lse: &mut [T], // [M, H]
 ) {
     let (d, width, scale) = (shape.head_dim, shape.qkv(), T::of(shape.scale()));
+    let visible = Visible::new(window);
     for document in boundaries.windows(2) {
         let (start, end) = (document[0] as usize, document[1] as usize);
         for i in start..end {
             for head in 0..shape.heads {
                 let q = &qkv[i * width + head * d..][..d];
                 let (key, value) = (shape.key_column(head), shape.value_column(head));
-                let scores: Vec<T> = (start..=i).map(|j| scale * dot(q, &qkv[j * width + key..][..d])).collect();
+                let keys = visible.keys(start, i);
+                let scores: Vec<T> = keys.clone().map(|j| scale * dot(q, &qkv[j * width + key..][..d])).collect();
                 let max = scores.iter().copied().fold(scores[0], |a, b| if b > a { b } else { a });
                 let mut sum = T::ZERO;
                 scores.iter().for_each(|&s| sum += (s - max).exp());
                 let out = &mut out[i * shape.out() + head * d..][..d];
                 out.fill(T::ZERO);
-                for (j, &s) in scores.iter().enumerate() {
-                    axpy((s - max).exp() / sum, &qkv[(start + j) * width + value..][..d], out);
+                for (j, &s) in keys.zip(&scores) {
+                    axpy((s - max).exp() / sum, &qkv[j * width + value..][..d], out);
                 }
                 lse[i * shape.heads + head] = max + sum.ln();
             }
@@ -41,9 +45,11 @@ pub fn attention_backward<T: Real>(
     lse: &[T],          // [M, H]
     boundaries: &[u32], // [documents + 1]
     shape: AttentionShape,
+    window: Option<usize>,
     dqkv: &mut [T], // [M, qkv]
 ) {
     let (d, width, scale) = (shape.head_dim, shape.qkv(), T::of(shape.scale()));
+    let visible = Visible::new(window);
     dqkv.fill(T::ZERO);
     for document in boundaries.windows(2) {
         let (start, end) = (document[0] as usize, document[1] as usize);
@@ -55,7 +61,7 @@ pub fn attention_backward<T: Real>(
                 let (dout, out) = (&dout[row..row + d], &out[row..row + d]);
                 let delta = dot(dout, out);
                 let mut dq = vec![T::ZERO; d];
-                for j in start..=i {
+                for j in visible.keys(start, i) {
                     let k = &qkv[j * width + key..][..d];
                     let v = &qkv[j * width + value..][..d];
                     let p = (scale * dot(q, k) - lse[i * shape.heads + head]).exp();

@@ -28,12 +28,13 @@ fn operations() -> impl Strategy<Value = CacheOperation> {
         (Just(0usize), 120usize..150).prop_map(|document| vec![document]),
     ];
     let size = prop_oneof![Just(1.0f32), Just(4.0), Just(0.0)];
-    (shape, documents, 0usize..3, 0usize..300, size, any::<u64>()).prop_map(
-        |(shape, mut documents, gap, room, size, seed)| {
+    let window = prop_oneof![2 => Just(None), 2 => (1usize..300).prop_map(Some), 1 => (1usize..20).prop_map(Some)];
+    (shape, documents, window, 0usize..3, 0usize..300, size, any::<u64>()).prop_map(
+        |(shape, mut documents, window, gap, room, size, seed)| {
             if documents.iter().all(|(_, new)| *new == 0) {
                 documents.push((3, 1));
             }
-            CacheOperation { shape, documents, gap, room, size, seed }
+            CacheOperation { shape, documents, window, gap, room, size, seed }
         },
     )
 }
@@ -70,6 +71,7 @@ fn example() -> CacheOperation {
     CacheOperation {
         shape,
         documents: vec![(200, 1), (0, 9), (127, 2), (31, 0), (260, 7)],
+        window: None,
         gap: 1,
         room: 90,
         size: 2.0,
@@ -106,13 +108,15 @@ fn the_check_sees_wrong_places_masks_heads_and_chunks() {
 /// The expected values are those of the reference's attention over the whole documents.
 #[test]
 fn the_expected_values_are_the_references() {
-    let operation = CacheOperation { documents: vec![(0, 40)], gap: 0, ..example() };
-    let host = operation.inputs();
-    let qkv: Vec<f64> = host.qkv.iter().map(|x| x.to_f64()).collect();
-    let (mut out, mut lse) = (vec![0.0; 40 * operation.shape.out()], vec![0.0; 40 * operation.shape.heads]);
-    reference::attention(&qkv, &[0, 40], operation.shape, &mut out, &mut lse);
-    let apart = out.iter().zip(&host.expected).map(|(a, (b, _))| (a - b).abs()).fold(0.0, f64::max);
-    assert!(apart < 1e-12, "{apart}");
+    for window in [None, Some(7)] {
+        let operation = CacheOperation { documents: vec![(0, 40)], window, gap: 0, ..example() };
+        let host = operation.inputs();
+        let qkv: Vec<f64> = host.qkv.iter().map(|x| x.to_f64()).collect();
+        let (mut out, mut lse) = (vec![0.0; 40 * operation.shape.out()], vec![0.0; 40 * operation.shape.heads]);
+        reference::attention(&qkv, &[0, 40], operation.shape, window, &mut out, &mut lse);
+        let apart = out.iter().zip(&host.expected).map(|(a, (b, _))| (a - b).abs()).fold(0.0, f64::max);
+        assert!(apart < 1e-12, "{apart}");
+    }
 }
 
 /// Bit for bit, whatever else is in the batch, however long documents may get, and wherever the rows are.
@@ -159,7 +163,8 @@ fn a_workspace_is_used_several_times() {
     let device = device();
     let shape = AttentionShape { heads: 16, kv_heads: 8, head_dim: 128 };
     // 17 tiles with 64 MiB for 15 of them, though no document is as long as it may get.
-    let operation = CacheOperation { shape, documents: vec![(10, 130)], gap: 0, room: 8000, size: 1.0, seed: 5 };
+    let operation =
+        CacheOperation { shape, documents: vec![(10, 130)], window: None, gap: 0, room: 8000, size: 1.0, seed: 5 };
     let bytes = attention_cache::workspace_bytes(&operation.kernel_shape()).unwrap();
     let tile = 8 * 64 * 16 * (128 + 2) * 4;
     assert_eq!(bytes, 15 * tile);
@@ -192,7 +197,7 @@ fn places_beyond_the_cache_give_nan_and_write_nothing() {
 #[test]
 fn other_shapes_are_named_errors() {
     let device = device();
-    let call = |head_dim: usize, heads: usize, kv_heads: usize, longest: usize, rows: usize| {
+    let windowed = |head_dim: usize, heads: usize, kv_heads: usize, longest: usize, rows: usize, window| {
         let attention = AttentionShape { heads, kv_heads, head_dim };
         let qkv = device.upload(&vec![bf16::ONE; 3 * attention.qkv()]).unwrap();
         let [boundaries, starts] = [[0u32, 3].as_slice(), &[0]].map(|values| device.upload(values).unwrap());
@@ -202,13 +207,16 @@ fn other_shapes_are_named_errors() {
         let mut workspace = device.upload(&vec![0u8; 1 << 16]).unwrap();
         let shape = Shape { attention, m: 3, documents: 1, longest };
         let (qkv, boundaries) = (qkv.view(), boundaries.view());
-        let new = NewTokens { shape, qkv, boundaries, starts: starts.view(), positions: positions.view() };
+        let new = NewTokens { shape, qkv, boundaries, starts: starts.view(), positions: positions.view(), window };
         let stream = device.stream();
         attention_cache_append(&new, cache.view_mut(), stream)
             .and_then(|()| attention_cache(&new, cache.view(), out.view_mut(), workspace.view_mut(), stream))
             .map_err(|error| error.to_string())
     };
+    let call = |head_dim, heads, kv_heads, longest, rows| windowed(head_dim, heads, kv_heads, longest, rows, None);
     assert_eq!(call(64, 2, 1, 3, 3 * 128), Ok(()));
+    assert_eq!(windowed(64, 2, 1, 3, 3 * 128, Some(usize::MAX / 2)), Ok(()));
+    assert!(windowed(64, 2, 1, 3, 3 * 128, Some(0)).unwrap_err().contains("window"));
     assert!(call(96, 2, 1, 3, 3 * 192).unwrap_err().contains("QK_ERROR_HEAD_DIM"));
     assert!(call(64, 3, 2, 3, 3 * 256).unwrap_err().contains("QK_ERROR_SHAPE"));
     assert!(call(64, 2, 1, 0, 3 * 128).unwrap_err().contains("longest document is 0"));

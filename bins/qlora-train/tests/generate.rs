@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
-use qlora_train::arch::{Arch, Projection, QkNorm};
+use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -15,8 +15,12 @@ const VOCAB: usize = 37;
 
 fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
     let qk_norm = if seed.is_multiple_of(2) { QkNorm::Head } else { QkNorm::None };
-    let config =
-        Arch { num_kv_heads: kv_heads, num_heads: kv_heads * per_kv, vocab_size: VOCAB, qk_norm, ..tiny_arch() };
+    // Full attention, a window on every layer or on every other one.
+    let full = tiny_arch().layers[0];
+    let local = LayerArch { window: Some(1 + seed as usize / 3 % 5), ..full };
+    let layers = [vec![full], vec![local], vec![local, full]].swap_remove(seed as usize % 3);
+    let num_heads = kv_heads * per_kv;
+    let config = Arch { num_kv_heads: kv_heads, num_heads, vocab_size: VOCAB, qk_norm, layers, ..tiny_arch() };
     let spec = ModelSpec {
         lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
         arch: config,

@@ -309,22 +309,40 @@ fn a_rate_two_percent_off_is_noticed() {
     assert!(worst > 1e-5, "{worst}");
 }
 
-/// f32 against f32 on a tiny random model: logits of the base, and the loss and every gradient of a LoRA step.
+/// f32 against f32 on a tiny random model: logits of the base, and the loss and every gradient of a LoRA step, with all
+/// documents in one batch.
 #[track_caller]
 fn follows_transformers_and_peft(family: &str) {
+    let [logits, loss, gradients] = apart_from_transformers_and_peft(family, |_| ());
+    println!("{family}: logits within {logits:.1e}, loss {loss:.1e}, gradients {gradients:.1e}");
+    assert!(logits <= 1e-5, "logits {logits}");
+    assert!(loss <= 1e-5, "loss {loss}");
+    assert!(gradients <= 1e-4, "gradients {gradients}");
+}
+
+/// How far logits, loss and gradients are from a family's golden files, if the model is `changed`.
+fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f64; 3] {
     let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
     let expected = tensors(&format!("{family}/expected.safetensors"));
-    let row = Row {
-        input_ids: expected["input_ids"].iter().map(|&id| id as u32).collect(),
-        labels: expected["labels"].iter().map(|&id| id as i32).collect(),
-        weights: Vec::new(),
-        file: 0,
-        line: 0,
-        task: None,
+    let tokens = expected["input_ids"].len();
+    let lengths = expected.get("lengths").map_or(vec![tokens], |all| all.iter().map(|&len| len as usize).collect());
+    let mut start = 0;
+    let row = |len: usize| {
+        let part = start..start + len;
+        start += len;
+        Row {
+            input_ids: expected["input_ids"][part.clone()].iter().map(|&id| id as u32).collect(),
+            labels: expected["labels"][part].iter().map(|&id| id as i32).collect(),
+            weights: Vec::new(),
+            file: 0,
+            line: 0,
+            task: None,
+        }
     };
-    let micro = MicroBatch::new([&row]);
-    let tokens = row.input_ids.len();
+    let rows: Vec<Row> = lengths.into_iter().map(row).collect();
+    let micro = MicroBatch::new(&rows);
     let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, tokens);
+    changed(&mut spec.arch);
     let worst = |ours: &[f32], theirs: &[f64]| {
         assert_eq!(ours.len(), theirs.len());
         let largest = theirs.iter().fold(0.0f64, |a, x| a.max(x.abs()));
@@ -344,7 +362,7 @@ fn follows_transformers_and_peft(family: &str) {
     let mut source = Cut { checkpoint: &checkpoint, lora: lora.collect() };
     let mut cpu = Cpu::new(spec.run_shape());
     let mut model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
-    let supervised = row.labels.iter().filter(|&&label| label >= 0).count() as f64;
+    let supervised = expected["labels"].iter().filter(|&&label| label >= 0.0).count() as f64;
     let loss =
         model.forward_backward(&mut cpu, &Batch::from(&micro), 0, (1.0 / supervised) as f32).unwrap() / supervised;
     let loss = (loss / expected["loss"][0] - 1.0).abs();
@@ -353,11 +371,7 @@ fn follows_transformers_and_peft(family: &str) {
     let gradients = params
         .into_iter()
         .map(|(id, param)| worst(param.gradient(), &expected[&format!("gradient.{}", id.peft_key())]));
-    let gradients = gradients.fold(0.0, f64::max);
-    println!("{family}: logits within {logits:.1e}, loss {loss:.1e}, gradients {gradients:.1e}");
-    assert!(logits <= 1e-5, "logits {logits}");
-    assert!(loss <= 1e-5, "loss {loss}");
-    assert!(gradients <= 1e-4, "gradients {gradients}");
+    [logits, loss, gradients.fold(0.0, f64::max)]
 }
 
 /// With large biases on q, k and v.
@@ -370,6 +384,35 @@ fn a_qwen2_follows_transformers_and_peft() {
 #[test]
 fn a_qwen3_follows_transformers_and_peft() {
     follows_transformers_and_peft("qwen3");
+}
+
+/// A window on every layer, documents that are longer and shorter than it.
+#[test]
+fn a_mistral_follows_transformers_and_peft() {
+    follows_transformers_and_peft("mistral");
+}
+
+/// A window on the second of two layers.
+#[test]
+fn a_qwen3_with_a_window_follows_transformers_and_peft() {
+    follows_transformers_and_peft("qwen3-window");
+}
+
+/// Another window than the files' is seen: none, one key more, one less, or another layer's.
+#[test]
+fn the_golden_files_see_another_window() {
+    let changes: [(&str, fn(&mut Arch)); 6] = [
+        ("mistral", |arch| arch.layers[0].window = None),
+        ("mistral", |arch| arch.layers[0].window = Some(7)),
+        ("mistral", |arch| arch.layers[0].window = Some(5)),
+        ("qwen3-window", |arch| arch.layers[1].window = None),
+        ("qwen3-window", |arch| arch.layers[1].window = Some(6)),
+        ("qwen3-window", |arch| arch.layers.swap(0, 1)),
+    ];
+    for (family, change) in changes {
+        let apart = apart_from_transformers_and_peft(family, change);
+        assert!(apart.iter().all(|apart| *apart > 1e-3), "{family}: {apart:?}");
+    }
 }
 
 /// Each of these values of a key of the family's config.json is refused, and the error names the key.
@@ -392,9 +435,13 @@ fn a_qwen2_that_would_be_computed_otherwise_is_refused_by_key() {
     assert_eq!(arch.biases, [Projection::Q, Projection::K, Projection::V].into());
     assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
     let cases = [
-        ("use_sliding_window", Value::from(true)),
+        ("use_sliding_window", Value::from(1)),
         ("use_mrope", Value::from(true)),
+        // A window that no key turns on, and lists that are not of this model's layers.
         ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("layer_types", Value::from(vec!["full_attention"])),
+        ("layer_types", Value::from(vec!["full_attention", "linear_attention"])),
+        ("layer_types", Value::from("full_attention")),
         ("hidden_act", Value::from("gelu")),
         ("architectures", Value::from(vec!["LlamaForCausalLM"])),
     ];
@@ -418,10 +465,81 @@ fn a_qwen3_that_would_be_computed_otherwise_is_refused_by_key() {
         assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
     }
     let cases = [
-        ("use_sliding_window", Value::from(true)),
+        ("use_sliding_window", Value::from("yes")),
         ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
         ("hidden_act", Value::from("gelu")),
         ("architectures", Value::from(vec!["Qwen2ForCausalLM"])),
     ];
     refused_by_key(&config, &cases);
+}
+
+/// What transformers' Qwen2Config and Qwen3Config make of the keys of a window.
+#[test]
+fn layers_of_a_qwen_have_the_windows_that_its_keys_say() {
+    let Value::Object(config) = json("qwen3-window/config.json") else { panic!("config.json is no object") };
+    for model_type in ["qwen2", "qwen3"] {
+        let read = |changes: &[(&str, Value)]| {
+            let mut config = config.clone();
+            config.insert("model_type".into(), model_type.into());
+            config.insert("architectures".into(), Value::Null);
+            config.insert("num_hidden_layers".into(), 4.into());
+            config.remove("layer_types");
+            config.extend(changes.iter().map(|(key, value)| ((*key).into(), value.clone())));
+            let arch = Arch::from_json(Path::new("config.json"), &config).unwrap();
+            assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
+            assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json_v4("bfloat16")).unwrap(), arch);
+            (0..4).map(|layer| arch.layer(layer).window).collect::<Vec<_>>()
+        };
+        let some = Some(5);
+        assert_eq!(read(&[]), [None, some, some, some]);
+        assert_eq!(read(&[("max_window_layers", 0.into())]), [some; 4]);
+        assert_eq!(read(&[("max_window_layers", Value::Null)]), [None; 4]);
+        assert_eq!(read(&[("sliding_window", Value::Null)]), [None; 4]);
+        assert_eq!(read(&[("use_sliding_window", false.into())]), [None; 4]);
+        let listed = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"];
+        assert_eq!(read(&[("layer_types", listed.to_vec().into())]), [some, None, some, None]);
+    }
+    let cases = [
+        ("sliding_window", Value::from(0)),
+        ("sliding_window", Value::from(-4)),
+        ("sliding_window", Value::from(2.5)),
+        ("sliding_window", Value::from("4096")),
+        ("sliding_window", Value::from(1u64 << 40)),
+        ("max_window_layers", Value::from(-1)),
+    ];
+    refused_by_key(&config, &cases);
+}
+
+#[test]
+fn a_mistral_has_the_window_that_its_config_says() {
+    let Value::Object(config) = json("mistral/config.json") else { panic!("config.json is no object") };
+    let read = |change: fn(&mut serde_json::Map<String, Value>)| {
+        let mut config = config.clone();
+        change(&mut config);
+        let arch = Arch::from_json(Path::new("config.json"), &config).unwrap();
+        assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json("bfloat16")).unwrap(), arch);
+        assert_eq!(Arch::from_json(Path::new("config.json"), &arch.to_json_v4("bfloat16")).unwrap(), arch);
+        [0, 1].map(|layer| arch.layer(layer).window)
+    };
+    assert_eq!(read(|_| ()), [Some(6); 2]);
+    assert_eq!(read(|config| _ = config.remove("sliding_window")), [Some(4096); 2]);
+    assert_eq!(read(|config| _ = config.insert("sliding_window".into(), Value::Null)), [None; 2]);
+    assert_eq!(
+        read(|config| _ = config.insert("layer_types".into(), vec!["sliding_attention"; 2].into())),
+        [Some(6); 2]
+    );
+    let cases = [
+        ("sliding_window", Value::from(0)),
+        ("sliding_window", Value::from(true)),
+        ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("layer_types", Value::from(vec!["sliding_attention"])),
+        ("hidden_act", Value::from("gelu")),
+        ("architectures", Value::from(vec!["MistralForSequenceClassification"])),
+        ("head_dim", Value::from(7)),
+    ];
+    refused_by_key(&config, &cases);
+    // Without any key it is MistralConfig(), the first Mistral 7B.
+    let Value::Object(bare) = serde_json::json!({ "model_type": "mistral" }) else { unreachable!() };
+    let arch = Arch::from_json(Path::new("config.json"), &bare).unwrap();
+    assert_eq!((arch.num_parameters(), arch.layer(31).window), (Some(7_241_732_096), Some(4096)));
 }

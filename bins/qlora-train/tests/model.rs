@@ -71,6 +71,16 @@ fn activations(seed: u64, recompute: bool) -> Vec<Activations> {
     if recompute { vec![of(seed / 8), of(seed / 24)] } else { Vec::new() }
 }
 
+/// None, on the first layer or on both, by the bits of `seed`.
+fn windows(seed: u64) -> Vec<Option<usize>> {
+    let window = Some(1 + seed as usize / 7 % 9);
+    match seed % 7 {
+        0..3 => vec![None],
+        3..5 => vec![window, None],
+        _ => vec![window],
+    }
+}
+
 fn cases() -> impl Strategy<Value = Case> {
     let model = (1..3usize, 1..3usize, prop_oneof![Just(4usize), Just(10), Just(16)], 1..3usize, 1..3usize, 5..40usize);
     let switches = (any::<[bool; 5]>(), prop_oneof![Just(0.0f32), Just(0.3)], 1..6usize, any::<u64>());
@@ -110,7 +120,10 @@ fn cases() -> impl Strategy<Value = Case> {
             biases,
             tie_word_embeddings: tied,
             qk_norm: if seed % 5 < 2 { QkNorm::Head } else { QkNorm::None },
-            layers: LayerArch::uniform(Rope::new(100.0, rope)),
+            layers: windows(seed)
+                .into_iter()
+                .map(|window| LayerArch { window, rope: Some(Rope::new(100.0, rope)) })
+                .collect(),
             vocab_size: 37,
             ..tiny_arch()
         };

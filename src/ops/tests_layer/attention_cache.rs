@@ -23,6 +23,7 @@ fn attention_over_a_cache_refuses() {
         ldqkv: 256,
         cache: memory.at(8),
         out: memory.at(12),
+        window: 0,
     };
     type Args = sys::qk_attention_cache_args;
     let workspace = memory.at(16);
@@ -52,6 +53,7 @@ fn attention_over_a_cache_refuses() {
         |a: &mut Args| a.rows = 1 << 32 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldqkv = 255 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldqkv = 260 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.window = -1 => QK_ERROR_SHAPE,
         |a: &mut Args| a.qkv = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.cache = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.cu_seqlens = null() => QK_ERROR_NULL_POINTER,

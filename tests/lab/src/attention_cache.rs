@@ -17,6 +17,8 @@ pub struct CacheOperation {
     pub shape: AttentionShape,
     /// Tokens that the cache has, and new ones, of every document; either may be none.
     pub documents: Vec<(usize, usize)>,
+    /// A query sees this many keys at most.
+    pub window: Option<usize>,
     /// Rows of the cache before the first document, between two, and after the last.
     pub gap: usize,
     /// How much longer documents may get than the longest of these.
@@ -74,8 +76,11 @@ impl CacheOperation {
 
     /// Pairs of a new query and a cached row that it sees, and cached rows that are seen.
     fn seen(&self) -> (f64, f64) {
-        let of = |&(past, new): &(usize, usize)| (1..=new).map(|i| past + i).sum::<usize>();
-        let rows = self.documents.iter().filter(|(_, new)| *new > 0).map(|(past, new)| past + new).sum::<usize>();
+        let window = self.window.unwrap_or(usize::MAX);
+        let of = |&(past, new): &(usize, usize)| (1..=new).map(|i| window.min(past + i)).sum::<usize>();
+        // The first new token sees the earliest of the rows.
+        let seen = |&(past, new): &(usize, usize)| past.min(window - 1) + new;
+        let rows = self.documents.iter().filter(|(_, new)| *new > 0).map(seen).sum::<usize>();
         (self.documents.iter().map(of).sum::<usize>() as f64, rows as f64)
     }
 }
@@ -129,8 +134,8 @@ impl Operation for CacheOperation {
                     cache[at..][..width].copy_from_slice(&row[out..]);
                 }
             }
-            let (shape, size, seed) = (self.shape, self.size, self.seed);
-            let alone = AttentionOperation { shape, documents: vec![len], window: None, backward: false, size, seed };
+            let Self { shape, window, size, seed, .. } = *self;
+            let alone = AttentionOperation { shape, documents: vec![len], window, backward: false, size, seed };
             // Of a chunk, of the chunks of a warp, of the warps.
             expected.extend_from_slice(&alone.forward(&whole, 3).0[past * out..]);
             qkv.extend_from_slice(&whole[past * qkv_width..]);
@@ -163,6 +168,7 @@ impl Operation for CacheOperation {
             boundaries: boundaries.view(),
             starts: starts.view(),
             positions: positions.view(),
+            window: self.window,
         };
         attention_cache_append(&new, cache.view_mut(), stream)?;
         attention_cache(&new, cache.view(), out.view_mut(), workspace.view_mut(), stream)

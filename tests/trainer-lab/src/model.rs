@@ -110,7 +110,8 @@ impl Oracle {
             }
             reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
             let (mut attention, mut lse) = (vec![0.0; m * shape.out()], vec![0.0; m * shape.heads]);
-            reference::attention(&qkv, batch.boundaries, shape, &mut attention, &mut lse);
+            let window = c.layer(layer).window;
+            reference::attention(&qkv, batch.boundaries, shape, window, &mut attention, &mut lse);
             add(&mut stream, &linear(&attention, Projection::O, 1));
             let normed = norm(&stream, &format!("model.layers.{layer}.post_attention_layernorm.weight"));
             let parts = [Projection::Gate, Projection::Up].map(|module| linear(&normed, module, 2));

@@ -247,9 +247,9 @@ pub fn check_ranges<B: Backend>(b: &mut B) {
     let qkv = filled(b, 8, SHAPE.qkv());
     let mut out = b.alloc("attention", SHAPE.out()).unwrap();
     let mut lse = b.alloc_f32("lse", SHAPE.heads).unwrap();
-    let part = Op::Attention { qkv: &qkv, shape: SHAPE, out: &mut out, lse: &mut lse };
+    let part = Op::Attention { qkv: &qkv, shape: SHAPE, window: None, out: &mut out, lse: &mut lse };
     let error = b.run(0..256, part).unwrap_err().to_string();
     assert!(error.contains("operation attention") && error.contains("needs all of them"), "{error}");
-    let whole = Op::Attention { qkv: &qkv, shape: SHAPE, out: &mut out, lse: &mut lse };
+    let whole = Op::Attention { qkv: &qkv, shape: SHAPE, window: None, out: &mut out, lse: &mut lse };
     b.run(0..tokens, whole).unwrap();
 }

@@ -37,8 +37,23 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "cache: a query sees the next key",
         "attention/cache.cu",
-        "int64_t visible = min(queries.position_of(view, min(row[i], queries.count - 1)) + 1, end) - key0;",
-        "int64_t visible = min(queries.position_of(view, min(row[i], queries.count - 1)) + 2, end) - key0;",
+        "visible = min(position + 1, end) - key0",
+        "visible = min(position + 2, end) - key0",
+        CACHE,
+    ),
+    mutant("cache: a window ignored within a chunk", "attention/cache.cu", " & (column >= from)", "", CACHE),
+    mutant(
+        "cache: a window of one key more",
+        "attention/cache.cu",
+        "return position >= window ? position - window + 1 : 0;",
+        "return position >= window ? position - window : 0;",
+        CACHE,
+    ),
+    mutant(
+        "cache: the chunk that a window begins in left out",
+        "attention/cache.cu",
+        "begin = valid ? int(view.first_key(position) / kChunk) : 0;",
+        "begin = valid ? int((view.first_key(position) + kChunk - 1) / kChunk) : 0;",
         CACHE,
     ),
     mutant(

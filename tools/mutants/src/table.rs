@@ -319,6 +319,20 @@ pub const MUTANTS: &[Mutant] = &[
         ATTENTION,
     ),
     mutant(
+        "attention: a window of one key more",
+        "attention/attention.cuh",
+        "token - view.window + 1 : first;",
+        "token - view.window : first;",
+        ATTENTION,
+    ),
+    mutant(
+        "attention backward: a key seen by one query past its window",
+        "attention/backward.cu",
+        "end - key > view.window ? key + view.window : end;",
+        "end - key > view.window ? key + view.window + 1 : end;",
+        ATTENTION_BACKWARD,
+    ),
+    mutant(
         "attention: removed barrier between stages",
         "attention/forward.cu",
         "        __syncthreads();\n        if (key + kKeys <= last)",

@@ -135,6 +135,7 @@ const NOTHING: Operation = Operation {
     k: 0,
     segments: Vec::new(),
     heads: [0; 3],
+    window: 0,
     vocab: 0,
     values: 0,
     units: 0.0,

@@ -40,6 +40,7 @@ fn operation_of(row: &Row) -> Option<Operation> {
         k: k.parse().ok()?,
         segments,
         heads: [0; 3],
+        window: 0,
         vocab: 0,
         values: 0,
         units: 0.0,

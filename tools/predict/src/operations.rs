@@ -16,6 +16,9 @@ pub struct Operation {
     pub segments: Vec<[usize; 2]>,
     /// H, Hkv and D
     pub heads: [usize; 3],
+    /// Keys that a query of attention sees at most; 0: all before it
+    #[serde(default)]
+    pub window: usize,
     pub vocab: usize,
     pub values: usize,
     /// What the trainer's rates are of
@@ -51,6 +54,22 @@ impl Operation {
         self.segments.iter().map(|[n, r]| n * r).sum()
     }
 
+    /// Twice the keys that a query of attention sees on average.
+    fn twice_the_keys(&self) -> usize {
+        match self.window {
+            window if window > 0 && window < self.tokens => 2 * window - window * window / self.tokens,
+            _ => self.tokens,
+        }
+    }
+
+    /// The first key that a tile of 128 queries sees, at the beginning of a step of so many keys.
+    fn first_key(&self, tile: usize, step: usize) -> usize {
+        match self.window {
+            0 => 0,
+            window => (tile * 128 + 1).saturating_sub(window) / step * step,
+        }
+    }
+
     /// FLOPs that the operation is there for, as the trainer counts them.
     pub fn flops(&self) -> f64 {
         let [heads, _, head_dim] = self.heads;
@@ -60,9 +79,9 @@ impl Operation {
             "LoRA dY·B" => self.low_rank_of_b(),
             "linear, backward" => self.k * (self.n() + self.low_rank()),
             "LoRA gradients" => self.k * self.low_rank() + self.low_rank_of_b(),
-            "attention" => self.tokens * heads * head_dim,
-            // Five products over half of the scores: what is computed twice is no use.
-            "attention, backward" => 5 * self.tokens * heads * head_dim / 2,
+            "attention" => self.twice_the_keys() * heads * head_dim,
+            // Five products over the scores that are seen: what is computed twice is no use.
+            "attention, backward" => 5 * self.twice_the_keys() * heads * head_dim / 2,
             "output layer and loss" => 2 * self.k * self.vocab,
             _ => 0,
         };
@@ -242,8 +261,9 @@ impl Operation {
     fn attention(&self, kernels: &Kernels, card: &Card) -> Launch {
         let [heads, kv_heads, head_dim] = self.heads;
         let tiles = self.tokens.div_ceil(128);
-        // Two steps of 64 keys for each tile of 128 queries up to one's own; two products each.
-        let cost = |tile: usize| (2 * (tile + 1)) as f64 * (2 * 128 * 64 * head_dim) as f64;
+        // Steps of 64 keys from the first that a tile of 128 queries sees up to its own; two products each.
+        let steps = |tile: usize| ((tile + 1) * 128 - self.first_key(tile, 64)) / 64;
+        let cost = |tile: usize| steps(tile) as f64 * (2 * 128 * 64 * head_dim) as f64;
         Launch {
             kernel: format!("attention<{head_dim}>"),
             threads: 256,
@@ -265,8 +285,16 @@ impl Operation {
         let fastest = heads_are_fastest(kernels, card);
         let group = heads / kv_heads.max(1);
         let splits = if fastest { 256_usize.div_ceil(tiles * kv_heads).min(group) } else { 1 };
-        // Four steps of 32 queries for each tile of 128 keys from one's own on.
-        let steps = |tile: usize| (4 * (tiles - tile)) as f64;
+        // Steps of 32 queries from a tile of 128 keys on, as far as its last key is seen.
+        let steps = |tile: usize| match self.window {
+            0 => (4 * (tiles - tile)) as f64,
+            window => (4 * (tiles - tile)).min((127 + window).div_ceil(32)) as f64,
+        };
+        // Of a tile of 128 queries, counted from the last one: steps of 32 keys.
+        let steps_of_queries = |tile: usize| {
+            let tile = tiles - 1 - tile;
+            (((tile + 1) * 128 - self.first_key(tile, 32)) / 32) as f64
+        };
         let product = (128 * 32 * head_dim) as f64;
         let of_heads = (group / splits) as f64;
         let rows = (self.tokens * heads * head_dim) as f64;
@@ -289,7 +317,7 @@ impl Operation {
             kernel: format!("attention_backward_queries<{head_dim}>"),
             threads: 256,
             shared: Shared::Bytes((2 * 2 * 32 * head_dim * 2) as u32),
-            work: Work::Products(heaviest_first(tiles, heads, fastest, |tile| steps(tile) * 3.0 * product)),
+            work: Work::Products(heaviest_first(tiles, heads, fastest, |tile| steps_of_queries(tile) * 3.0 * product)),
             flops: self.flops() * 0.5,
             bytes: 2.0 * (3.0 * rows),
             from_dram: 0.1,

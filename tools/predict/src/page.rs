@@ -41,6 +41,7 @@ fn shown() -> Vec<(&'static str, Operation)> {
         k: 8192,
         segments: vec![[28672, 16], [28672, 16]],
         heads: [64, 8, 128],
+        window: 0,
         vocab: 128_256,
         values: 0,
         units: 0.0,

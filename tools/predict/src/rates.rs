@@ -33,6 +33,7 @@ fn of_other_families() -> [Operation; 2] {
             k: 0,
             segments: Vec::new(),
             heads: [32, 8, 128],
+            window: 0,
             vocab: 0,
             values,
             units: (tokens * values) as f64,

@@ -176,7 +176,6 @@ impl Arch {
     pub fn check_computed(&self, source: &str) -> Result<()> {
         let rope = self.layers[0].rope;
         let lacking = [
-            (self.layers.iter().any(|layer| layer.window.is_some()), "sliding-window attention"),
             (self.layers.iter().any(|layer| layer.rope.is_none()), "layers without rotary positions"),
             (self.layers.iter().any(|layer| layer.rope != rope), "rotary positions that differ between layers"),
             (
@@ -230,13 +229,12 @@ mod tests {
         let tiny = tiny_arch();
         let (rope, norm) = (tiny.rope(), tiny.norm);
         let first = LayerArch { window: None, rope: Some(rope) };
-        let layers = |window, rope| vec![first, LayerArch { window, rope }];
+        let layers = |rope| vec![first, LayerArch { window: None, rope }];
         let other = Rope { theta: 7.0, ..rope };
         let multipliers = Multipliers { residual: 0.5, ..Multipliers::NONE };
         let cases = [
-            (Arch { layers: layers(Some(8), Some(rope)), ..tiny.clone() }, "sliding-window"),
-            (Arch { layers: layers(None, None), ..tiny.clone() }, "without rotary"),
-            (Arch { layers: layers(None, Some(other)), ..tiny.clone() }, "differ between layers"),
+            (Arch { layers: layers(None), ..tiny.clone() }, "without rotary"),
+            (Arch { layers: layers(Some(other)), ..tiny.clone() }, "differ between layers"),
             (Arch { qk_norm: QkNorm::Width, ..tiny.clone() }, "queries and keys"),
             (Arch { qk_norm: QkNorm::HeadAfterRope, ..tiny.clone() }, "after the rotation"),
             (Arch { norm: Norm { weight: NormWeight::OnePlus, ..norm }, ..tiny.clone() }, "1 + w"),

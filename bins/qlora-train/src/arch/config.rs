@@ -45,6 +45,10 @@ pub(super) fn read(
         let expected = format!("a multiple of num_attention_heads ({num_heads}), or a key `head_dim`");
         return Err(keys.wrong("hidden_size", &expected));
     }
+    let num_layers = at_least_one("num_hidden_layers", defaults.num_layers)?;
+    if num_layers > MAX_LAYERS {
+        return Err(keys.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}")));
+    }
     let max_position_embeddings = at_least_one("max_position_embeddings", defaults.max_position_embeddings)?;
     let vocab_size = at_least_one("vocab_size", defaults.vocab_size)?;
     Ok(Arch {
@@ -53,7 +57,7 @@ pub(super) fn read(
         vocab_size,
         hidden_size,
         intermediate_size: at_least_one("intermediate_size", defaults.intermediate_size)?,
-        num_layers: at_least_one("num_hidden_layers", defaults.num_layers)?,
+        num_layers,
         num_heads,
         num_kv_heads: at_least_one("num_key_value_heads", defaults.num_kv_heads.unwrap_or(num_heads))?,
         head_dim: at_least_one("head_dim", hidden_size / num_heads)?,
@@ -74,9 +78,6 @@ pub(super) fn read(
 
 /// Sizes that do not fit together.
 pub(super) fn check(arch: &Arch, keys: &Keys) -> Result<()> {
-    if arch.num_layers > MAX_LAYERS {
-        return Err(keys.wrong("num_hidden_layers", &format!("at most {MAX_LAYERS}")));
-    }
     if !arch.num_heads.is_multiple_of(arch.num_kv_heads) {
         let expected = format!("a divisor of num_attention_heads ({})", arch.num_heads);
         return Err(keys.wrong("num_key_value_heads", &expected));
@@ -164,11 +165,82 @@ pub(super) fn only_silu(keys: &Keys) -> Result<()> {
 
 /// Refuses layers of another kind than full attention.
 pub(super) fn only_full_attention(keys: &Keys) -> Result<()> {
-    let full = |list: &Vec<Value>| list.iter().all(|kind| kind == "full_attention");
+    let full = |list: &Vec<Value>| list.iter().all(|kind| kind == FULL);
     match keys.get("layer_types").is_some_and(|value| !value.as_array().is_some_and(full)) {
         true => Err(keys.wrong("layer_types", "only \"full_attention\"")),
         false => Ok(()),
     }
+}
+
+/// The two kinds of layers in `layer_types`.
+pub(super) const FULL: &str = "full_attention";
+pub(super) const SLIDING: &str = "sliding_attention";
+/// The window of transformers where a config has no key for it.
+const DEFAULT_WINDOW: usize = 4096;
+/// The first layer with a window where a config of Qwen does not say.
+const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
+
+/// The value of `sliding_window`: null is no window, and an absent key one of [`DEFAULT_WINDOW`] tokens.
+pub(super) fn window(keys: &Keys) -> Result<Option<usize>> {
+    match keys.map.get("sliding_window") {
+        None => Ok(Some(DEFAULT_WINDOW)),
+        Some(Value::Null) => Ok(None),
+        Some(_) => match keys.whole("sliding_window")? {
+            Some(window) if (1..=MAX_DIMENSION).contains(&window) => Ok(Some(window)),
+            _ => Err(keys.wrong("sliding_window", &format!("null, or a whole number from 1 to {MAX_DIMENSION}"))),
+        },
+    }
+}
+
+/// Whether each layer slides, where `layer_types` says so.
+pub(super) fn layer_types(keys: &Keys, num_layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(value) = keys.get("layer_types") else { return Ok(None) };
+    let expected = format!("a list of {num_layers}, as `num_hidden_layers` has it, each {FULL:?} or {SLIDING:?}");
+    let kind = |kind: &Value| match kind.as_str() {
+        Some(FULL) => Some(false),
+        Some(SLIDING) => Some(true),
+        _ => None,
+    };
+    let kinds = value.as_array().and_then(|list| list.iter().map(kind).collect::<Option<Vec<bool>>>());
+    match kinds.filter(|kinds| kinds.len() == num_layers) {
+        Some(kinds) => Ok(Some(kinds)),
+        None => Err(keys.wrong("layer_types", &expected)),
+    }
+}
+
+/// The layers of a Qwen: with `use_sliding_window` those slide that `layer_types` lists or, without a list, those from
+/// `max_window_layers` on. `sliding_window` stands in every published config and means nothing without that key.
+pub(super) fn windows_of_layers(keys: &Keys, arch: &Arch) -> Result<Vec<LayerArch>> {
+    let used = keys.flag("use_sliding_window")?.unwrap_or(false);
+    let window = if used { window(keys)? } else { None };
+    let first = keys.whole("max_window_layers")?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
+    let sliding = match layer_types(keys, arch.num_layers)? {
+        Some(kinds) if window.is_none() && kinds.contains(&true) => {
+            let expected =
+                format!("only {FULL:?}, or a window: `use_sliding_window` true and `sliding_window` a number");
+            return Err(keys.wrong("layer_types", &expected));
+        }
+        Some(kinds) => kinds,
+        None => (0..arch.num_layers).map(|layer| window.is_some() && layer >= first).collect(),
+    };
+    let layer = |(index, sliding)| LayerArch { window: window.filter(|_| sliding), ..*arch.layer(index) };
+    let layers: Vec<LayerArch> = sliding.into_iter().enumerate().map(layer).collect();
+    let same = layers.windows(2).all(|pair| pair[0] == pair[1]);
+    Ok(if same { vec![layers[0]] } else { layers })
+}
+
+/// The keys that [`windows_of_layers`] reads.
+pub(super) fn write_windows(arch: &Arch, map: &mut Map<String, Value>) {
+    let windows: Vec<Option<usize>> = (0..arch.num_layers).map(|layer| arch.layer(layer).window).collect();
+    let window = windows.iter().find_map(|window| *window);
+    map.insert("use_sliding_window".into(), window.is_some().into());
+    let Some(window) = window else { return };
+    map.insert("sliding_window".into(), window.into());
+    let kinds: Vec<&str> = windows.iter().map(|window| if window.is_some() { SLIDING } else { FULL }).collect();
+    // For what reads no list: true where the layers with a window are the last ones.
+    let full = windows.iter().take_while(|window| window.is_none()).count();
+    map.insert("max_window_layers".into(), full.into());
+    map.insert("layer_types".into(), kinds.into());
 }
 
 /// One id or a list of ids. Absent: the default of transformers where the vocabulary has it; null: none.

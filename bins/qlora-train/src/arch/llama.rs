@@ -59,7 +59,7 @@ fn check_neutral(keys: &Keys) -> Result<()> {
         only_false(keys, key)?;
     }
     if keys.get("sliding_window").is_some() {
-        return Err(keys.wrong("sliding_window", "null: sliding-window attention is not supported"));
+        return Err(keys.wrong("sliding_window", "null: a \"llama\" has no window; a Llama with one is a \"mistral\""));
     }
     only_full_attention(keys)
 }

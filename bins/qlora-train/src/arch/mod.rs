@@ -4,6 +4,7 @@
 mod architecture;
 mod config;
 mod llama;
+mod mistral;
 mod names;
 mod projection;
 mod qwen2;

@@ -2,7 +2,7 @@
 //!
 //! A key that is absent has the default of transformers' `Qwen2Config`.
 
-use super::config::{self, Defaults, note_attention_dropout, only_false, only_full_attention, only_silu};
+use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -12,9 +12,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "Qwen2ForCausalLM",
     models: "Qwen2 and Qwen2.5",
     read,
-    write: |_, map| {
-        map.insert("use_sliding_window".into(), false.into());
-    },
+    write: config::write_windows,
 };
 
 const DEFAULTS: Defaults = Defaults {
@@ -33,11 +31,10 @@ const DEFAULTS: Defaults = Defaults {
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;
-    // `sliding_window` and `max_window_layers` stand in every published config and mean nothing without this key.
-    for key in ["use_sliding_window", "use_mrope", "add_cross_attention"] {
+    for key in ["use_mrope", "add_cross_attention"] {
         only_false(keys, key)?;
     }
-    only_full_attention(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
-    Ok(Arch { biases: [Projection::Q, Projection::K, Projection::V].into(), ..arch })
+    let layers = config::windows_of_layers(keys, &arch)?;
+    Ok(Arch { biases: [Projection::Q, Projection::K, Projection::V].into(), layers, ..arch })
 }

@@ -3,7 +3,7 @@
 //!
 //! A key that is absent has the default of transformers' `Qwen3Config`.
 
-use super::config::{self, Defaults, note_attention_dropout, only_false, only_full_attention, only_silu};
+use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, Projection, QkNorm};
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -15,7 +15,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
-        map.insert("use_sliding_window".into(), false.into());
+        config::write_windows(arch, map);
     },
 };
 
@@ -38,14 +38,11 @@ const HEAD_DIM: usize = 128;
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;
-    // `sliding_window` and `max_window_layers` stand in every published config and mean nothing without this key.
-    for key in ["use_sliding_window", "add_cross_attention"] {
-        only_false(keys, key)?;
-    }
-    only_full_attention(keys)?;
+    only_false(keys, "add_cross_attention")?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
+    let layers = config::windows_of_layers(keys, &arch)?;
     let head_dim = if keys.get("head_dim").is_some() { arch.head_dim } else { HEAD_DIM };
     let biased = keys.flag("attention_bias")?.unwrap_or(false);
     let biases = Projection::ATTENTION.into_iter().filter(|_| biased).collect();
-    Ok(Arch { head_dim, biases, qk_norm: QkNorm::Head, ..arch })
+    Ok(Arch { head_dim, biases, qk_norm: QkNorm::Head, layers, ..arch })
 }

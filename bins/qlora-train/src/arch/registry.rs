@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Arch, Family, config, llama, qwen2, qwen3};
+use super::{Arch, Family, config, llama, mistral, qwen2, qwen3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 3] = [&llama::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: [&Family; 4] = [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
 impl Family {
     /// The family that config.json names. Refused: none, or one that is not in [`FAMILIES`].

@@ -7,11 +7,15 @@ use serde_json::json;
 use std::path::Path;
 
 /// What `--shape` takes beside a config.json.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 13] = [
     "llama-3.2-1b",
     "llama-3.2-3b",
     "llama-3-8b",
     "llama-3-70b",
+    "mistral-7b",
+    "mistral-7b-v0.1",
+    "mistral-nemo-12b",
+    "mistral-small-24b",
     "qwen3-1.7b",
     "qwen3-4b",
     "qwen3-8b",
@@ -28,6 +32,9 @@ pub fn shape(name: &str) -> Result<Arch> {
         "llama-3.2-3b" => (3072, 8192, 28, 24, 128, true),
         "llama-3-8b" | "llama-3.1-8b" => (4096, 14336, 32, 32, 128, false),
         "llama-3-70b" | "llama-3.1-70b" | "llama-3.3-70b" => (8192, 28672, 80, 64, 128, false),
+        "mistral-7b" | "mistral-7b-v0.2" | "mistral-7b-v0.3" | "mistral-7b-v0.1" => (4096, 14336, 32, 32, 128, false),
+        "mistral-nemo-12b" => (5120, 14336, 40, 32, 128, false),
+        "mistral-small-24b" => (5120, 32768, 40, 32, 128, false),
         "qwen3-1.7b" => (2048, 6144, 28, 16, 128, true),
         "qwen3-4b" => (2560, 9728, 36, 32, 128, true),
         "qwen3-8b" => (4096, 12288, 36, 32, 128, false),
@@ -42,9 +49,14 @@ pub fn shape(name: &str) -> Result<Arch> {
             NAMES.join(", ")
         ),
     };
-    let (model_type, vocab_size, rope_theta, eps, bos, eos) = match plain.starts_with("qwen3") {
-        true => ("qwen3", 151_936, 1_000_000.0, 1e-6, 151_643, 151_645),
-        false => ("llama", 128_256, 500_000.0, 1e-5, 128_000, 128_001),
+    let (model_type, vocab_size, rope_theta, eps, bos, eos) = match plain.as_str() {
+        name if name.starts_with("qwen3") => ("qwen3", 151_936, 1e6, 1e-6, 151_643, 151_645),
+        "mistral-7b-v0.1" => ("mistral", 32_000, 1e4, 1e-5, 1, 2),
+        "mistral-7b-v0.2" => ("mistral", 32_000, 1e6, 1e-5, 1, 2),
+        "mistral-nemo-12b" => ("mistral", 131_072, 1e6, 1e-5, 1, 2),
+        "mistral-small-24b" => ("mistral", 131_072, 1e8, 1e-5, 1, 2),
+        name if name.starts_with("mistral-7b") => ("mistral", 32_768, 1e6, 1e-5, 1, 2),
+        _ => ("llama", 128_256, 500_000.0, 1e-5, 128_000, 128_001),
     };
     let config = json!({
         "model_type": model_type,
@@ -60,6 +72,8 @@ pub fn shape(name: &str) -> Result<Arch> {
         "rope_theta": rope_theta,
         // Of the context that is asked for, not of the model.
         "max_position_embeddings": 1 << 20,
+        // Of the families below only Mistral reads it.
+        "sliding_window": if plain == "mistral-7b-v0.1" { Some(4096) } else { None },
         "bos_token_id": bos,
         "eos_token_id": eos,
     });
@@ -77,6 +91,12 @@ mod tests {
         assert_eq!(parameters("llama-3-70b"), 70_553_706_496);
         assert_eq!(parameters("llama-3.2-1b"), 1_235_814_400);
         assert_eq!(parameters("llama-3.2-3b"), 3_212_749_824);
+        assert_eq!(parameters("mistral-7b"), 7_248_023_552);
+        assert_eq!(parameters("Mistral-7B-Instruct-v0.1"), 7_241_732_096);
+        assert_eq!(parameters("mistral-nemo-12b"), 12_247_782_400);
+        assert_eq!(parameters("mistral-small-24b"), 23_572_403_200);
+        assert_eq!(shape("mistral-7b-v0.1").unwrap().layer(31).window, Some(4096));
+        assert_eq!(shape("mistral-7b").unwrap().layer(31).window, None);
         assert_eq!(parameters("qwen3-1.7b"), 1_720_574_976);
         assert_eq!(parameters("qwen3-4b"), 4_022_468_096);
         assert_eq!(parameters("qwen3-8b"), 8_190_735_360);

@@ -79,14 +79,22 @@ pub enum Op<'a, B: Operands + ?Sized> {
     },
     /// Rotates the queries and keys of q‖k‖v in place; `inverse` is the gradient.
     Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, inverse: bool },
-    /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores.
-    Attention { qkv: &'a B::Buffer, shape: AttentionShape, out: &'a mut B::Buffer, lse: &'a mut B::Buffer },
+    /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores. With a `window` a query
+    /// sees so many keys at most, its own included.
+    Attention {
+        qkv: &'a B::Buffer,
+        shape: AttentionShape,
+        window: Option<usize>,
+        out: &'a mut B::Buffer,
+        lse: &'a mut B::Buffer,
+    },
     AttentionBackward {
         dout: &'a B::Buffer,
         qkv: &'a B::Buffer,
         out: &'a B::Buffer,
         lse: &'a B::Buffer,
         shape: AttentionShape,
+        window: Option<usize>,
         dqkv: &'a mut B::Buffer,
     },
     /// Copies keys and values of q‖k‖v, already rotated, to `cache` `[2·Hkv·D]`: those of position p of document d to
@@ -97,6 +105,7 @@ pub enum Op<'a, B: Operands + ?Sized> {
         qkv: &'a B::Buffer,
         cache: &'a B::Buffer,
         shape: AttentionShape,
+        window: Option<usize>,
         starts: &'a [u32],
         out: &'a mut B::Buffer,
     },
@@ -109,6 +118,14 @@ pub enum Op<'a, B: Operands + ?Sized> {
     CrossEntropy { x: &'a B::Buffer, head: &'a B::Table, weight: f32, dx: Option<&'a mut B::Buffer> },
     /// Logits `[vocab]` of some tokens of the batch, each as it would be alone. A dry run leaves `out` as it is.
     Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
+}
+
+/// Twice the keys that a query sees on average in one document of so many tokens: half of the scores without a window.
+pub(super) fn twice_the_keys(tokens: usize, window: Option<usize>) -> usize {
+    match window {
+        Some(window) if window < tokens => 2 * window - window * window / tokens,
+        _ => tokens,
+    }
 }
 
 /// Something that an operation wrote.
@@ -198,9 +215,11 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::LinearDx { group, .. } => group.k * (group.n() + group.r()),
             Self::LoraGradients { group, .. } => group.k * group.r() + group.low_rank_parameters_of_b(),
             // Two products over half of the [M, M] scores.
-            Self::Attention { shape, .. } => tokens * shape.out(),
-            Self::AttentionBackward { shape, .. } => 7 * tokens * shape.out() / 2,
-            Self::AttentionOverCache { shape, cache, .. } => 2 * cache.tokens().len() * shape.out(),
+            Self::Attention { shape, window, .. } => twice_the_keys(tokens, *window) * shape.out(),
+            Self::AttentionBackward { shape, window, .. } => 7 * twice_the_keys(tokens, *window) * shape.out() / 2,
+            Self::AttentionOverCache { shape, window, cache, .. } => {
+                2 * cache.tokens().len().min(window.unwrap_or(usize::MAX)) * shape.out()
+            }
             Self::CrossEntropy { x, head, dx, .. } => x.width() * head.vocab() * if dx.is_some() { 2 } else { 1 },
             _ => 0,
         };
@@ -254,5 +273,21 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Some(id) => refuse!("token id {id} is outside the vocabulary of {vocab}"),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::twice_the_keys;
+
+    /// The sum over queries, less the half of a key that every query's own is counted for.
+    #[test]
+    fn the_keys_of_a_window_are_counted() {
+        for (tokens, window) in [(1, 1), (10, 3), (4096, 512), (4096, 4095), (4096, 4096), (16, 100)] {
+            let seen: usize = (1..=tokens).map(|keys: usize| keys.min(window)).sum();
+            let found = tokens * twice_the_keys(tokens, Some(window)) / 2;
+            assert!(seen.abs_diff(found) <= tokens, "{tokens} {window}: {found}, {seen} are seen");
+        }
+        assert_eq!(twice_the_keys(77, None), 77);
     }
 }

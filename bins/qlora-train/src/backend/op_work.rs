@@ -1,5 +1,6 @@
 //! The work of an operation in numbers, from which its speed on a card is predicted.
 
+use super::op::twice_the_keys;
 use super::{BufferShape, Op, Operands, TableShape};
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ pub struct OpWork {
     pub segments: Vec<[usize; 2]>,
     /// H, Hkv and D
     pub heads: [usize; 3],
+    /// Keys that a query of attention sees at most, where that is fewer than the tokens
+    pub window: usize,
     pub vocab: usize,
     /// Values that are read and written for each token, where it is not products that take the time
     pub values: usize,
@@ -43,10 +46,10 @@ impl OpWork {
             Op::Rope { shape, .. } => {
                 (work.heads, work.values) = (heads(*shape), 2 * (shape.heads + shape.kv_heads) * shape.head_dim);
             }
-            Op::Attention { shape, .. }
-            | Op::AttentionBackward { shape, .. }
-            | Op::AppendToCache { shape, .. }
-            | Op::AttentionOverCache { shape, .. } => work.heads = heads(*shape),
+            Op::Attention { shape, window, .. } | Op::AttentionBackward { shape, window, .. } => {
+                (work.heads, work.window) = (heads(*shape), window.filter(|&window| window < tokens).unwrap_or(0));
+            }
+            Op::AppendToCache { shape, .. } | Op::AttentionOverCache { shape, .. } => work.heads = heads(*shape),
             Op::Swiglu { out, .. } => work.values = 3 * out.width(),
             Op::SwigluBackward { dout, .. } => work.values = 5 * dout.width(),
             Op::CrossEntropy { x, head, .. } | Op::Logits { x, head, .. } => {
@@ -66,7 +69,9 @@ impl OpWork {
             "LoRA X·Aᵀ" => self.k,
             "LoRA dY·B" => n,
             "LoRA gradients" => self.k + n,
-            "attention" | "attention, backward" => self.tokens * heads * head_dim,
+            "attention" | "attention, backward" => {
+                twice_the_keys(self.tokens, Some(self.window).filter(|&window| window > 0)) * heads * head_dim
+            }
             _ if self.vocab > 0 => self.k * self.vocab,
             _ => self.values,
         };

@@ -115,6 +115,8 @@ struct Layer<B: Backend> {
     qkv: LinearGroup<B>,
     /// Norm weights of queries and of keys, where the family normalizes them.
     qk_norm: Option<[B::Vector; 2]>,
+    /// Keys that a query sees, where they are fewer than all before it.
+    window: Option<usize>,
     o: LinearGroup<B>,
     post_attention_norm: B::Vector,
     gate_up: LinearGroup<B>,
@@ -282,6 +284,7 @@ fn build_layer<B: Backend>(
         input_norm,
         qkv: group(Input::Attention)?,
         qk_norm,
+        window: spec.arch.layer(layer).window,
         o: group(Input::Heads)?,
         post_attention_norm,
         gate_up: group(Input::Mlp)?,

@@ -246,7 +246,7 @@ fn block<B: Backend>(
     output: bool,
     cache: Option<(&mut B::Buffer, View)>,
 ) -> Result<(Block<B>, Option<B::Buffer>)> {
-    let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
+    let (all, shape, window, eps) = (|| pass.all(), pass.shape, layer.window, pass.eps);
     let (mut qkv, s_qkv) = linear(b, pass, "qkv", &normed, &layer.qkv)?;
     drop(normed);
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
@@ -259,11 +259,12 @@ fn block<B: Backend>(
         let starts = view.starts;
         b.run(all(), Op::AppendToCache { qkv: attended, shape, starts, cache })?;
         if !view.fresh {
-            b.run(all(), Op::AttentionOverCache { qkv: attended, cache, shape, starts, out: &mut attention })?;
+            let out = &mut attention;
+            b.run(all(), Op::AttentionOverCache { qkv: attended, cache, shape, window, starts, out })?;
         }
     }
     if within_batch {
-        b.run(all(), Op::Attention { qkv: attended, shape, out: &mut attention, lse: &mut lse })?;
+        b.run(all(), Op::Attention { qkv: attended, shape, window, out: &mut attention, lse: &mut lse })?;
     }
     drop(normed_qkv);
 
@@ -362,6 +363,7 @@ fn block_backward<B: Backend>(
             out: &attention,
             lse: &lse,
             shape,
+            window: layer.window,
             dqkv: &mut d_qkv,
         },
     )?;

@@ -135,12 +135,15 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         Arch { head_dim: 128, num_heads: 6, tie_word_embeddings: true, layers: LayerArch::uniform(rope), ..config() };
     let biased = Arch { num_kv_heads: 1, biases: Projection::ALL.into(), ..config() };
     let normed = Arch { qk_norm: QkNorm::Head, ..config() };
+    let full = config().layers[0];
+    let windowed = Arch { layers: vec![full, LayerArch { window: Some(6), ..full }], ..config() };
     for (what, spec) in [
         ("4 bits", reading(config())),
         ("16 bits", dense),
         ("wide", reading(wide)),
         ("biases", reading(biased)),
         ("norms of heads", reading(normed)),
+        ("a window on every other layer", reading(windowed)),
     ] {
         let rows = rows(spec.arch.vocab_size);
         let (expected, bounds) = bounds(&spec, &rows);

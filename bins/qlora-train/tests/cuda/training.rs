@@ -120,8 +120,9 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
 #[test]
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     let tally = Tally::new("training in bf16 on the CPU, 4 and 20 steps", 1);
-    for qk_norm in [QkNorm::None, QkNorm::Head] {
-        let mut spec = spec(Arch { qk_norm, ..config() });
+    let windowed = vec![LayerArch { window: Some(9), ..config().layers[0] }];
+    for (qk_norm, layers) in [(QkNorm::None, windowed), (QkNorm::Head, config().layers)] {
+        let mut spec = spec(Arch { qk_norm, layers, ..config() });
         spec.states = StateFormat::Blockwise8;
         for (steps, isa) in [(4, Isa::detect()), (20, Isa::avx512_bf16())] {
             let expected = on_cpu(&spec, steps);
@@ -152,12 +153,15 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
     let scaled = Rope::new(100.0, scaling);
     let biased = Arch { biases: Projection::ALL.into(), ..config() };
     let tied = Arch { tie_word_embeddings: true, layers: LayerArch::uniform(scaled), hidden_size: 256, ..config() };
+    let full = config().layers[0];
+    let windowed = Arch { layers: vec![LayerArch { window: Some(9), ..full }, full], ..config() };
     let wide = Arch { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
     for (what, config, quantization, dropout) in [
         ("16-bit weights, biases", biased, none, 0.1),
         ("tied tables, blocks of 128", tied, single, 0.0),
         ("heads of 128", wide.clone(), Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
         ("norms of heads of 64", Arch { qk_norm: QkNorm::Head, ..config() }, none, 0.0),
+        ("a window on every other layer", windowed, none, 0.0),
         ("norms of heads of 128", Arch { qk_norm: QkNorm::Head, ..wide }, single, 0.1),
     ] {
         let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
@@ -182,6 +186,10 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     scaled.lora.terms.insert(scaled.arch.module(1, Projection::Down), qlora_train::lora::LoraTerm::lora(6, 3.0));
     assert!(bounds.share(&Apart::of(&on_cuda(&scaled, 1), &expected)) > 2.0);
     let documents = micro_batches(spec.arch.vocab_size);
+    let full = config().layers[0];
+    let windowed =
+        ModelSpec { arch: Arch { layers: vec![LayerArch { window: Some(30), ..full }], ..config() }, ..spec.clone() };
+    assert!(bounds.share(&Apart::of(&on_cuda(&windowed, 1), &expected)) > 2.0, "a window of 30 keys");
     let [first, second] = [0, 1].map(|i| documents[i].batch());
     let leaking = Batch { boundaries: &[0, 57, 63, 64], ..first };
     for batches in [&[leaking, second][..], &[first]] {

@@ -4,7 +4,7 @@
 use super::elementwise::{exp_shifted, score_gradients};
 use super::gemm::small::{Mat, matmul};
 use super::workspace::Workspace;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -27,6 +27,32 @@ pub fn documents(boundaries: &[u32], rows: Range<usize>) -> impl Iterator<Item =
     })
 }
 
+/// The keys that one of `queries` sees, from the beginning of a tile of a document on: a query's sums run over the same
+/// tiles wherever the document lies in a batch.
+pub fn keys_of_task(visible: Visible, start: usize, queries: &Range<usize>, tile: usize) -> Range<usize> {
+    let first = visible.keys(start, queries.start).start;
+    start + (first - start) / tile * tile..queries.end
+}
+
+/// The part of a tile of keys that a query sees, counted within the tile. `start` is its document's.
+pub fn keys_in_tile(visible: Visible, start: usize, query: usize, tile: &Range<usize>) -> Range<usize> {
+    let Range { start, end } = visible.keys(start, query);
+    let end = end.saturating_sub(tile.start).min(tile.len());
+    start.saturating_sub(tile.start).min(end)..end
+}
+
+/// The part of a tile of queries that sees a key, counted within the tile. `end` is its document's.
+pub fn queries_in_tile(visible: Visible, key: usize, end: usize, tile: &Range<usize>) -> Range<usize> {
+    let end = visible.end_of_queries(key, end).saturating_sub(tile.start).min(tile.len());
+    key.saturating_sub(tile.start).min(end)..end
+}
+
+/// Zeros outside `seen`.
+pub fn hide(values: &mut [f32], seen: &Range<usize>) {
+    values[..seen.start].fill(0.0);
+    values[seen.end..].fill(0.0);
+}
+
 fn tiles(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(COLUMNS).map(move |start| start..(start + COLUMNS).min(end))
@@ -37,6 +63,7 @@ pub fn forward(
     qkv: &[f32],
     boundaries: &[u32],
     shape: AttentionShape,
+    visible: Visible,
     out: &mut [f32],
     lse: &mut [f32],
 ) {
@@ -51,7 +78,8 @@ pub fn forward(
                 let out = &mut out[(queries.start - first) * width..][..queries.len() * width];
                 let lse = &mut lse[(queries.start - first) * heads..][..queries.len() * heads];
                 for head in 0..heads {
-                    one_head(qkv, shape, head, queries.clone(), document.start, scores, &mut out[head * d..], lse);
+                    let queries = queries.clone();
+                    one_head(qkv, shape, visible, head, queries, document.start, scores, &mut out[head * d..], lse);
                 }
             }
         });
@@ -60,6 +88,7 @@ pub fn forward(
 fn one_head(
     qkv: &[f32],
     shape: AttentionShape,
+    visible: Visible,
     head: usize,
     queries: Range<usize>,
     document_start: usize,
@@ -71,27 +100,29 @@ fn one_head(
     let rows = queries.len();
     let q = Mat::new(&qkv[queries.start * width + head * d..], rows, d, width);
     let (mut max, mut sum) = ([f32::NEG_INFINITY; ROWS], [0.0f32; ROWS]);
-    for keys in tiles(document_start..queries.end) {
-        let columns = keys.len();
+    let all = keys_of_task(visible, document_start, &queries, COLUMNS);
+    for keys in tiles(all.clone()) {
+        let (columns, begun) = (keys.len(), keys.start > all.start);
         let k = Mat::new(&qkv[keys.start * width + shape.key_column(head)..], columns, d, width);
         let v = Mat::new(&qkv[keys.start * width + shape.value_column(head)..], columns, d, width);
         matmul(scores, COLUMNS, false, shape.scale() as f32, q, k.transposed());
         for row in 0..rows {
             let scores = &mut scores[row * COLUMNS..][..columns];
-            let visible = (queries.start + row + 1).saturating_sub(keys.start).min(columns);
-            scores[visible..].fill(0.0);
-            if visible == 0 {
+            let seen = keys_in_tile(visible, document_start, queries.start + row, &keys);
+            hide(scores, &seen);
+            if seen.is_empty() {
                 continue;
             }
-            let new_max = scores[..visible].iter().copied().fold(max[row], f32::max);
+            let scores = &mut scores[seen];
+            let new_max = scores.iter().copied().fold(max[row], f32::max);
             let correction = (max[row] - new_max).exp();
             max[row] = new_max;
-            sum[row] = sum[row] * correction + exp_shifted(&mut scores[..visible], new_max);
-            if keys.start > document_start {
+            sum[row] = sum[row] * correction + exp_shifted(scores, new_max);
+            if begun {
                 out[row * stride..][..d].iter_mut().for_each(|o| *o *= correction);
             }
         }
-        matmul(out, stride, keys.start > document_start, 1.0, Mat::new(scores, rows, columns, COLUMNS), v);
+        matmul(out, stride, begun, 1.0, Mat::new(scores, rows, columns, COLUMNS), v);
     }
     for row in 0..rows {
         let inverse = 1.0 / sum[row];
@@ -108,6 +139,7 @@ pub fn backward(
     lse: &[f32],
     boundaries: &[u32],
     shape: AttentionShape,
+    visible: Visible,
     dqkv: &mut [f32],
 ) {
     let (d, heads, width) = (shape.head_dim, shape.heads, shape.qkv());
@@ -118,7 +150,7 @@ pub fn backward(
             *delta = dout[at..at + d].iter().zip(&out[at..at + d]).map(|(a, b)| a * b).sum();
         }
     });
-    let pass = Pass { dout, qkv, lse, delta, shape };
+    let pass = Pass { dout, qkv, lse, delta, shape, visible };
     dqkv.par_chunks_mut(ROWS * width).zip(workspace.scores.par_chunks_mut(2 * TILE)).enumerate().for_each(
         |(task, (dqkv, scratch))| {
             let first = task * ROWS;
@@ -142,6 +174,7 @@ struct Pass<'a> {
     lse: &'a [f32],
     delta: &'a [f32],
     shape: AttentionShape,
+    visible: Visible,
 }
 
 impl Pass<'_> {
@@ -159,7 +192,8 @@ impl Pass<'_> {
         let rows = queries.len();
         let q = Mat::new(&self.qkv[queries.start * width + head * d..], rows, d, width);
         let dout = Mat::new(&self.dout[(queries.start * heads + head) * d..], rows, d, heads * d);
-        for keys in tiles(document_start..queries.end) {
+        let all = keys_of_task(self.visible, document_start, &queries, COLUMNS);
+        for keys in tiles(all.clone()) {
             let columns = keys.len();
             let k = Mat::new(&self.qkv[keys.start * width + self.shape.key_column(head)..], columns, d, width);
             let v = Mat::new(&self.qkv[keys.start * width + self.shape.value_column(head)..], columns, d, width);
@@ -167,15 +201,15 @@ impl Pass<'_> {
             matmul(ds, COLUMNS, false, 1.0, dout, v.transposed());
             for row in 0..rows {
                 let query = queries.start + row;
-                let visible = (query + 1).saturating_sub(keys.start).min(columns);
+                let seen = keys_in_tile(self.visible, document_start, query, &keys);
                 let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
-                let p = &mut p[row * COLUMNS..][..visible];
+                let p = &mut p[row * COLUMNS..][seen.clone()];
                 let ds = &mut ds[row * COLUMNS..][..columns];
                 exp_shifted(p, lse);
-                ds.iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
-                ds[visible..].fill(0.0);
+                ds[seen.clone()].iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                hide(ds, &seen);
             }
-            matmul(dq, width, keys.start > document_start, 1.0, Mat::new(ds, rows, columns, COLUMNS), k);
+            matmul(dq, width, keys.start > all.start, 1.0, Mat::new(ds, rows, columns, COLUMNS), k);
         }
     }
 
@@ -197,7 +231,7 @@ impl Pass<'_> {
         let v = Mat::new(&self.qkv[keys.start * width + value..], rows, d, width);
         let mut accumulate = false;
         for head in kv_head * per_kv..(kv_head + 1) * per_kv {
-            for queries in tiles(keys.start..document_end) {
+            for queries in tiles(keys.start..self.visible.end_of_queries(keys.end - 1, document_end)) {
                 let columns = queries.len();
                 let q = Mat::new(&self.qkv[queries.start * width + head * d..], columns, d, width);
                 let dout = Mat::new(&self.dout[(queries.start * heads + head) * d..], columns, d, heads * d);
@@ -209,24 +243,83 @@ impl Pass<'_> {
                     delta[column] = self.delta[query * heads + head];
                 }
                 for row in 0..rows {
-                    // Queries before the key do not see it.
-                    let hidden = (keys.start + row).saturating_sub(queries.start).min(columns);
+                    // Queries before the key do not see it, nor do those past its window.
+                    let seen = queries_in_tile(self.visible, keys.start + row, document_end, &queries);
                     let p = &mut p[row * COLUMNS..][..columns];
                     let ds = &mut ds[row * COLUMNS..][..columns];
                     score_gradients(
-                        &lse[hidden..columns],
-                        &delta[hidden..columns],
+                        &lse[seen.clone()],
+                        &delta[seen.clone()],
                         scale,
-                        &mut p[hidden..],
-                        &mut ds[hidden..],
+                        &mut p[seen.clone()],
+                        &mut ds[seen.clone()],
                     );
-                    p[..hidden].fill(0.0);
-                    ds[..hidden].fill(0.0);
+                    hide(p, &seen);
+                    hide(ds, &seen);
                 }
                 matmul(&mut dqkv[value..], width, accumulate, 1.0, Mat::new(p, rows, columns, COLUMNS), dout);
                 matmul(&mut dqkv[key..], width, accumulate, 1.0, Mat::new(ds, rows, columns, COLUMNS), q);
                 accumulate = true;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qlora_kernels::reference;
+    use qlora_kernels::rng::Stream;
+
+    fn values(len: usize, seed: u64) -> Vec<f32> {
+        let mut stream = Stream::new(seed, 1);
+        (0..len).map(|_| stream.below(4001) as f32 / 1000.0 - 2.0).collect()
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|x| f64::from(*x)).collect()
+    }
+
+    #[track_caller]
+    fn assert_close(found: &[f32], expected: &[f64], what: &str) {
+        let size = expected.iter().fold(1.0f64, |size, x| size.max(x.abs()));
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert!((f64::from(*found) - expected).abs() <= 2e-5 * size, "{what} {i}: {found} {expected}");
+        }
+    }
+
+    /// Over documents of several tiles, some of which no query of a task sees.
+    #[test]
+    fn attention_and_its_gradient_are_the_reference_with_any_window() {
+        for window in [None, Some(1), Some(2), Some(64), Some(65), Some(130), Some(1000)] {
+            let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8 };
+            let boundaries = [0, 1, 71, 71, 471];
+            let m = 471;
+            let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));
+            let visible = Visible::new(window);
+            let scores = vec![f32::NAN; scratch(m)];
+            let mut workspace = Workspace { scores, delta: vec![0.0; m * shape.heads], ..Workspace::default() };
+            let (mut out, mut lse) = (vec![f32::NAN; m * shape.out()], vec![f32::NAN; m * shape.heads]);
+            forward(&mut workspace, &qkv, &boundaries, shape, visible, &mut out, &mut lse);
+            let (mut expected, mut expected_lse) = (vec![0.0; out.len()], vec![0.0; lse.len()]);
+            reference::attention(&wide(&qkv), &boundaries, shape, window, &mut expected, &mut expected_lse);
+            assert_close(&out, &expected, &format!("out, {window:?}"));
+            assert_close(&lse, &expected_lse, &format!("lse, {window:?}"));
+
+            let (mut dqkv, mut expected_d) = (vec![f32::NAN; qkv.len()], vec![0.0; qkv.len()]);
+            backward(&mut workspace, &dout, &qkv, &out, &lse, &boundaries, shape, visible, &mut dqkv);
+            let (dout, qkv) = (wide(&dout), wide(&qkv));
+            reference::attention_backward(
+                &dout,
+                &qkv,
+                &expected,
+                &expected_lse,
+                &boundaries,
+                shape,
+                window,
+                &mut expected_d,
+            );
+            assert_close(&dqkv, &expected_d, &format!("gradient, {window:?}"));
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::elementwise::{LANES, dot, exp_shifted};
 use super::gemm::simd::vectorized;
 use crate::backend::CheckedBatch;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 
 /// Keys whose scores exist at one time.
@@ -24,13 +24,14 @@ pub fn append(qkv: &[f32], batch: &CheckedBatch, shape: AttentionShape, starts: 
     }
 }
 
-/// `O = softmax(Q·Kᵀ/√D)·V` over the rows of each token's document up to its own position. A task is one head of one
-/// token, so the result depends on nothing else in the batch.
+/// `O = softmax(Q·Kᵀ/√D)·V` over the rows of each token's document that it sees. A task is one head of one token, so the
+/// result depends on nothing else in the batch.
 pub fn attention(
     qkv: &[f32],   // [M, qkv]
     cache: &[f32], // [rows, k‖v]
     batch: &CheckedBatch,
     shape: AttentionShape,
+    visible: Visible,
     starts: &[u32],
     out: &mut [f32], // [M, H·D]
 ) {
@@ -40,8 +41,8 @@ pub fn attention(
         let (token, head) = (task / shape.heads, task % shape.heads);
         let query = &qkv[token * shape.qkv() + head * d..][..d];
         let key = shape.key_column(head) - shape.out();
-        let visible = batch.positions[token] as usize + 1;
-        let rows = &cache[starts[token] * width..][..visible * width];
+        let seen = visible.keys(0, batch.positions[token] as usize);
+        let rows = &cache[(starts[token] + seen.start) * width..][..seen.len() * width];
         one_query(query, rows, width, key, key + shape.kv_heads * d, shape.scale() as f32, out);
     });
 }

@@ -7,7 +7,7 @@ use super::{Cpu, CpuBuffer, Dense, Precision, attention, bf16, cache, elementwis
 use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
@@ -118,20 +118,23 @@ impl Compute for Cpu {
                 let positions = &batch.positions[tokens.clone()];
                 elementwise::rope(qkv.rows_mut(tokens)?, *shape, positions, table, *inverse);
             }
-            Op::Attention { qkv, shape, out, lse } => {
+            Op::Attention { qkv, shape, window, out, lse } => {
                 let (out, lse) = (out.rows_mut(tokens)?, lse.rows_mut(tokens)?);
-                attention::forward(workspace, qkv.rows(tokens)?, &batch.boundaries, *shape, out, lse);
+                let visible = Visible::new(*window);
+                attention::forward(workspace, qkv.rows(tokens)?, &batch.boundaries, *shape, visible, out, lse);
             }
-            Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
+            Op::AttentionBackward { dout, qkv, out, lse, shape, window, dqkv } => {
                 let (dout, qkv, out) = (dout.rows(tokens)?, qkv.rows(tokens)?, out.rows(tokens)?);
                 let (lse, dqkv) = (lse.rows(tokens)?, dqkv.rows_mut(tokens)?);
-                attention::backward(workspace, dout, qkv, out, lse, &batch.boundaries, *shape, dqkv);
+                let (visible, boundaries) = (Visible::new(*window), &batch.boundaries);
+                attention::backward(workspace, dout, qkv, out, lse, boundaries, *shape, visible, dqkv);
             }
             Op::AppendToCache { qkv, shape, starts, cache } => {
                 cache::append(qkv.rows(tokens)?, batch, *shape, starts, cache.all_mut());
             }
-            Op::AttentionOverCache { qkv, cache, shape, starts, out } => {
-                cache::attention(qkv.rows(tokens)?, cache.all(), batch, *shape, starts, out.rows_mut(tokens)?);
+            Op::AttentionOverCache { qkv, cache, shape, window, starts, out } => {
+                let (qkv, out) = (qkv.rows(tokens)?, out.rows_mut(tokens)?);
+                cache::attention(qkv, cache.all(), batch, *shape, Visible::new(*window), starts, out);
             }
             Op::Swiglu { gate_up, out } => {
                 let width = out.width();
@@ -279,22 +282,23 @@ impl Cpu {
                 let (_, table) = rope.as_ref().expect("the model sets the rotation angles when it is built");
                 bf16::rows::rope(qkv.rows16_mut(tokens)?, *shape, &batch.positions[tokens.clone()], table, *inverse);
             }
-            Op::Attention { qkv, shape, out, lse } => {
+            Op::Attention { qkv, shape, window, out, lse } => {
                 let (qkv, out, lse) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?, lse.rows_mut(tokens)?);
-                bf16::attention::forward(isa, tiles, qkv, &batch.boundaries, *shape, out, lse);
+                let (visible, boundaries) = (Visible::new(*window), &batch.boundaries);
+                bf16::attention::forward(isa, tiles, qkv, boundaries, *shape, visible, out, lse);
             }
-            Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
+            Op::AttentionBackward { dout, qkv, out, lse, shape, window, dqkv } => {
                 let (dout, qkv, out) = (dout.rows16(tokens)?, qkv.rows16(tokens)?, out.rows16(tokens)?);
                 let (lse, dqkv) = (lse.rows(tokens)?, dqkv.rows16_mut(tokens)?);
-                let delta = &mut delta[..lse.len()];
-                bf16::attention::backward(isa, tiles, dout, qkv, out, lse, &batch.boundaries, *shape, delta, dqkv);
+                let (visible, boundaries, delta) = (Visible::new(*window), &batch.boundaries, &mut delta[..lse.len()]);
+                bf16::attention::backward(isa, tiles, dout, qkv, out, lse, boundaries, *shape, visible, delta, dqkv);
             }
             Op::AppendToCache { qkv, shape, starts, cache } => {
                 bf16::cache::append(qkv.rows16(tokens)?, batch, *shape, starts, cache.all16_mut());
             }
-            Op::AttentionOverCache { qkv, cache, shape, starts, out } => {
+            Op::AttentionOverCache { qkv, cache, shape, window, starts, out } => {
                 let (qkv, out) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
-                bf16::cache::attention(isa, qkv, cache.all16(), batch, *shape, starts, out);
+                bf16::cache::attention(isa, qkv, cache.all16(), batch, *shape, Visible::new(*window), starts, out);
             }
             Op::Swiglu { gate_up, out } => {
                 let width = out.width();

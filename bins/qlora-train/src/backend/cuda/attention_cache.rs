@@ -64,11 +64,12 @@ impl Cuda {
         qkv: &CudaBuffer,
         cache: &CudaBuffer,
         shape: AttentionShape,
+        window: Option<usize>,
         out: &mut CudaBuffer,
     ) -> Result<()> {
         let shape = self.cache_shape(shape);
         let CacheMemory { starts, workspace, .. } = &mut self.cache;
-        let new = new_tokens(shape, qkv, &self.on_device, starts)?;
+        let new = NewTokens { window, ..new_tokens(shape, qkv, &self.on_device, starts)? };
         let out = out.rows_mut(&(0..shape.m))?;
         Ok(attention_cache(&new, cache.all(), out, workspace.view_mut(), self.memory.stream())?)
     }
@@ -87,5 +88,6 @@ fn new_tokens<'a>(
         boundaries: batch.boundaries.view().first(shape.documents + 1),
         starts: starts.view().first(shape.documents),
         positions: batch.positions.view().first(shape.m),
+        window: None,
     })
 }

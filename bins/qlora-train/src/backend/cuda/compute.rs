@@ -90,21 +90,21 @@ impl Compute for Cuda {
                 let positions = self.on_device.positions.rows(tokens);
                 ops::rope(qkv.rows_mut(tokens)?, ldx, heads, positions, table, *inverse, stream)?;
             }
-            Op::Attention { qkv, shape, out, lse } => {
+            Op::Attention { qkv, shape, window, out, lse } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
-                let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
+                let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: *window };
                 attention(&input, out.rows_mut(tokens)?, lse.f32_rows_mut(tokens)?, stream)?;
             }
-            Op::AttentionBackward { dout, qkv, out, lse, shape, dqkv } => {
+            Op::AttentionBackward { dout, qkv, out, lse, shape, window, dqkv } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
-                let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: None };
+                let input = Attention { shape: *shape, m, qkv: qkv.rows(tokens)?, boundaries, window: *window };
                 let (dout, out, lse) = (dout.rows(tokens)?, out.rows(tokens)?, lse.f32_rows(tokens)?);
                 let workspace = self.attention.view_mut();
                 attention_backward(&input, dout, out, lse, dqkv.rows_mut(tokens)?, workspace, stream)?;
             }
             Op::AppendToCache { qkv, shape, cache, .. } => self.append_to_cache(qkv, *shape, cache)?,
-            Op::AttentionOverCache { qkv, cache, shape, out, .. } => {
-                self.attention_over_cache(qkv, cache, *shape, out)?;
+            Op::AttentionOverCache { qkv, cache, shape, window, out, .. } => {
+                self.attention_over_cache(qkv, cache, *shape, *window, out)?;
             }
             Op::Swiglu { gate_up, out } => {
                 let width = out.width();

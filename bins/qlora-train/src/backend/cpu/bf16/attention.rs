@@ -7,10 +7,10 @@ use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::{round, round_row, widen};
-use crate::backend::cpu::attention::documents;
+use crate::backend::cpu::attention::{documents, hide, keys_in_tile, keys_of_task, queries_in_tile};
 use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};
 use half::bf16;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -131,6 +131,7 @@ pub fn forward(
     qkv: &[bf16],
     boundaries: &[u32],
     shape: AttentionShape,
+    visible: Visible,
     out: &mut [bf16], // [M, H·D]
     lse: &mut [f32],  // [M, H]
 ) {
@@ -142,7 +143,8 @@ pub fn forward(
             let out = &mut out[(queries.start - first) * width..][..queries.len() * width];
             let lse = &mut lse[(queries.start - first) * heads..][..queries.len() * heads];
             for kv_head in 0..shape.kv_heads {
-                forward_group(isa, qkv, shape, kv_head, queries.clone(), document.start, scratch, out, lse);
+                let queries = queries.clone();
+                forward_group(isa, qkv, shape, visible, kv_head, queries, document.start, scratch, out, lse);
             }
         }
     });
@@ -152,6 +154,7 @@ fn forward_group(
     isa: Isa,
     qkv: &[bf16],
     shape: AttentionShape,
+    visible: Visible,
     kv_head: usize,
     queries: Range<usize>,
     document_start: usize,
@@ -166,8 +169,9 @@ fn forward_group(
     let Scratch { panels: [k, v, _], band, scores, p, sums, .. } = scratch;
     let count = d.div_ceil(WIDTH);
     let (mut max, mut sum) = (vec![f32::NEG_INFINITY; group * rows], vec![0.0f32; group * rows]);
-    for tile in tiles(document_start..queries.end) {
-        let (columns, begun) = (tile.len(), tile.start > document_start);
+    let all = keys_of_task(visible, document_start, &queries, TILE);
+    for tile in tiles(all.clone()) {
+        let (columns, begun) = (tile.len(), tile.start > all.start);
         let steps = columns.next_multiple_of(2);
         along_d(isa, keys.rows(tile.clone()), columns, d, k, band);
         along_tokens(isa, values.rows(tile.clone()), columns, d, v, band);
@@ -175,13 +179,13 @@ fn forward_group(
             let q = head((kv_head * group + member) * d).rows(queries.clone());
             scores_of(isa, q, rows, columns, d, k, scores);
             for row in 0..rows {
-                let (at, visible) =
-                    (member * rows + row, (queries.start + row + 1).saturating_sub(tile.start).min(columns));
+                let at = member * rows + row;
+                let seen = keys_in_tile(visible, document_start, queries.start + row, &tile);
                 let scores = &mut scores[row * WIDTH..][..steps];
                 let p = &mut p[row * TILE..][..steps];
-                scores[visible..].fill(0.0);
-                if visible > 0 {
-                    let scores = &mut scores[..visible];
+                hide(scores, &seen);
+                if !seen.is_empty() {
+                    let scores = &mut scores[seen];
                     scores.iter_mut().for_each(|x| *x *= scale);
                     let new_max = scores.iter().copied().fold(max[at], f32::max);
                     let correction = (max[at] - new_max).exp();
@@ -225,6 +229,7 @@ pub fn backward(
     lse: &[f32],
     boundaries: &[u32],
     shape: AttentionShape,
+    visible: Visible,
     delta: &mut [f32],
     dqkv: &mut [bf16],
 ) {
@@ -236,7 +241,7 @@ pub fn backward(
             }
         },
     );
-    let pass = Pass { isa, dout, qkv, lse, delta, shape };
+    let pass = Pass { isa, dout, qkv, lse, delta, shape, visible };
     let tasks = dqkv.chunks_mut(TILE * width).enumerate().collect();
     each(scratch, tasks, |scratch, (task, dqkv): (usize, &mut [bf16])| {
         let first = task * TILE;
@@ -257,6 +262,7 @@ struct Pass<'a> {
     lse: &'a [f32],
     delta: &'a [f32],
     shape: AttentionShape,
+    visible: Visible,
 }
 
 impl<'a> Pass<'a> {
@@ -276,15 +282,16 @@ impl<'a> Pass<'a> {
         scratch: &mut Scratch,
         dqkv: &mut [bf16],
     ) {
-        let Self { isa, shape, .. } = *self;
+        let Self { isa, shape, visible, .. } = *self;
         let (d, heads) = (shape.head_dim, shape.heads);
         let (group, scale, rows) = (heads / shape.kv_heads, shape.scale() as f32, queries.len());
         let keys = self.qkv(shape.key_column(kv_head * group));
         let values = self.qkv(shape.value_column(kv_head * group));
         let Scratch { panels: [k, v, k_values], band, scores, gradients, ds, sums, .. } = scratch;
         let count = d.div_ceil(WIDTH);
-        for tile in tiles(document_start..queries.end) {
-            let (columns, begun) = (tile.len(), tile.start > document_start);
+        let all = keys_of_task(visible, document_start, &queries, TILE);
+        for tile in tiles(all.clone()) {
+            let (columns, begun) = (tile.len(), tile.start > all.start);
             let steps = columns.next_multiple_of(2);
             along_d(isa, keys.rows(tile.clone()), columns, d, k, band);
             along_d(isa, values.rows(tile.clone()), columns, d, v, band);
@@ -297,14 +304,14 @@ impl<'a> Pass<'a> {
                 scores_of(isa, dout, rows, columns, d, v, gradients);
                 for row in 0..rows {
                     let query = queries.start + row;
-                    let visible = (query + 1).saturating_sub(tile.start).min(columns);
+                    let seen = keys_in_tile(visible, document_start, query, &tile);
                     let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
-                    let p = &mut scores[row * WIDTH..][..visible];
+                    let p = &mut scores[row * WIDTH..][seen.clone()];
                     let gradient = &mut gradients[row * WIDTH..][..steps];
                     p.iter_mut().for_each(|x| *x *= scale);
                     exp_shifted(p, lse);
-                    gradient.iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
-                    gradient[visible..].fill(0.0);
+                    gradient[seen.clone()].iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                    hide(gradient, &seen);
                     round_row(gradient, &mut ds[row * TILE..][..steps]);
                 }
                 let sums = &mut sums[member * count * TILE * WIDTH..][..count * TILE * WIDTH];
@@ -325,7 +332,7 @@ impl<'a> Pass<'a> {
         scratch: &mut Scratch,
         dqkv: &mut [bf16],
     ) {
-        let Self { isa, shape, .. } = *self;
+        let Self { isa, shape, visible, .. } = *self;
         let (d, heads) = (shape.head_dim, shape.heads);
         let (group, scale, rows) = (heads / shape.kv_heads, shape.scale() as f32, keys.len());
         let (key, value) = (shape.key_column(kv_head * group), shape.value_column(kv_head * group));
@@ -334,7 +341,7 @@ impl<'a> Pass<'a> {
         let (dk, dv) = sums.split_at_mut(d.div_ceil(WIDTH) * TILE * WIDTH);
         let mut begun = false;
         for head in kv_head * group..(kv_head + 1) * group {
-            for tile in tiles(keys.start..document_end) {
+            for tile in tiles(keys.start..visible.end_of_queries(keys.end - 1, document_end)) {
                 let columns = tile.len();
                 let steps = columns.next_multiple_of(2);
                 let (q, dout) = (self.qkv(head * d).rows(tile.clone()), self.dout(head).rows(tile.clone()));
@@ -348,23 +355,20 @@ impl<'a> Pass<'a> {
                     delta[column] = self.delta[query * heads + head];
                 }
                 for row in 0..rows {
-                    // Queries before the key do not see it.
-                    let hidden = (keys.start + row).saturating_sub(tile.start).min(columns);
+                    // Queries before the key do not see it, nor do those past its window.
+                    let seen = queries_in_tile(visible, keys.start + row, document_end, &tile);
                     let score = &mut scores[row * WIDTH..][..steps];
                     let gradient = &mut gradients[row * WIDTH..][..steps];
-                    let seen = hidden..columns;
                     score[seen.clone()].iter_mut().for_each(|x| *x *= scale);
                     score_gradients(
                         &lse[seen.clone()],
                         &delta[seen.clone()],
                         scale,
                         &mut score[seen.clone()],
-                        &mut gradient[seen],
+                        &mut gradient[seen.clone()],
                     );
-                    for values in [&mut *score, &mut *gradient] {
-                        values[..hidden].fill(0.0);
-                        values[columns..].fill(0.0);
-                    }
+                    hide(score, &seen);
+                    hide(gradient, &seen);
                     round_row(score, &mut p[row * TILE..][..steps]);
                     round_row(gradient, &mut ds[row * TILE..][..steps]);
                 }
@@ -417,23 +421,28 @@ mod tests {
 
     #[test]
     fn attention_and_its_gradient_are_the_reference_within_rounding() {
-        for (heads, kv_heads, head_dim, boundaries) in [
-            (2, 2, 16, vec![0, 5]),
-            (3, 1, 64, vec![0, 1, 70, 141]),
-            (8, 2, 128, vec![0, 64, 130]),
-            (4, 1, 32, vec![0, 200]),
+        for (heads, kv_heads, head_dim, boundaries, window) in [
+            (2, 2, 16, vec![0, 5], None),
+            (3, 1, 64, vec![0, 1, 70, 141], None),
+            (8, 2, 128, vec![0, 64, 130], None),
+            (4, 1, 32, vec![0, 200], None),
+            (2, 2, 16, vec![0, 5], Some(1)),
+            // Tiles that no query of a task sees, before and after those that one does.
+            (2, 1, 32, vec![0, 20, 400], Some(70)),
+            (2, 2, 64, vec![0, 1, 70, 341], Some(9)),
         ] {
+            let visible = Visible::new(window);
             let shape = AttentionShape { heads, kv_heads, head_dim };
             let m = *boundaries.last().unwrap() as usize;
             let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));
             let (mut expected, mut expected_lse) = (vec![0.0; m * shape.out()], vec![0.0; m * heads]);
-            reference::attention(&wide(&qkv), &boundaries, shape, &mut expected, &mut expected_lse);
+            reference::attention(&wide(&qkv), &boundaries, shape, window, &mut expected, &mut expected_lse);
             let mut expected_d = vec![0.0; m * shape.qkv()];
             let (wide_dout, wide_qkv) = (wide(&dout), wide(&qkv));
             for isa in [Isa::detect().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
                 let (mut out, mut lse) = (vec![bf16::ZERO; m * shape.out()], vec![0.0; m * heads]);
                 let mut scratch: Vec<Scratch> = (0..3).map(|_| Scratch::new(shape)).collect();
-                forward(isa, &mut scratch, &qkv, &boundaries, shape, &mut out, &mut lse);
+                forward(isa, &mut scratch, &qkv, &boundaries, shape, visible, &mut out, &mut lse);
                 // Values are at most 2, probabilities sum to 1.
                 assert_close("out", &out, &expected, 2.0);
                 for (found, expected) in lse.iter().zip(&expected_lse) {
@@ -446,17 +455,19 @@ mod tests {
                     &lse.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(),
                     &boundaries,
                     shape,
+                    window,
                     &mut expected_d,
                 );
                 let (mut delta, mut dqkv) = (vec![0.0; m * heads], vec![bf16::ZERO; m * shape.qkv()]);
-                backward(isa, &mut scratch, &dout, &qkv, &out, &lse, &boundaries, shape, &mut delta, &mut dqkv);
+                let back = |scratch: &mut [Scratch], delta: &mut [f32], dqkv: &mut [bf16]| {
+                    backward(isa, scratch, &dout, &qkv, &out, &lse, &boundaries, shape, visible, delta, dqkv);
+                };
+                back(&mut scratch, &mut delta, &mut dqkv);
                 let size = expected_d.iter().fold(0.0f64, |size, x| size.max(x.abs()));
                 assert_close("gradient", &dqkv, &expected_d, size);
                 let mut again = dqkv.clone();
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-                pool.install(|| {
-                    backward(isa, &mut scratch, &dout, &qkv, &out, &lse, &boundaries, shape, &mut delta, &mut again);
-                });
+                pool.install(|| back(&mut scratch, &mut delta, &mut again));
                 assert!(again == dqkv, "bits depend on threads");
             }
         }

@@ -7,7 +7,7 @@ use crate::backend::cpu::cache::starts_of_tokens;
 use crate::backend::cpu::elementwise::exp_shifted;
 use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 
 /// Keys whose scores exist at one time.
@@ -24,14 +24,15 @@ pub fn append(qkv: &[bf16], batch: &CheckedBatch, shape: AttentionShape, starts:
     }
 }
 
-/// `O = softmax(Q·Kᵀ/√D)·V` over the rows of each token's document up to its own position. A task is one head of one
-/// token, so the result depends on nothing else in the batch.
+/// `O = softmax(Q·Kᵀ/√D)·V` over the rows of each token's document that it sees. A task is one head of one token, so the
+/// result depends on nothing else in the batch.
 pub fn attention(
     isa: Isa,
     qkv: &[bf16],   // [M, qkv]
     cache: &[bf16], // [rows, k‖v]
     batch: &CheckedBatch,
     shape: AttentionShape,
+    visible: Visible,
     starts: &[u32],
     out: &mut [bf16], // [M, H·D]
 ) {
@@ -43,8 +44,8 @@ pub fn attention(
         let query = &qkv[token * shape.qkv() + head * d..][..d];
         let key = shape.key_column(head) - shape.out();
         let value = key + shape.kv_heads * d;
-        let visible = batch.positions[token] as usize + 1;
-        let rows = &cache[starts[token] * width..][..visible * width];
+        let seen = visible.keys(0, batch.positions[token] as usize);
+        let rows = &cache[(starts[token] + seen.start) * width..][..seen.len() * width];
         let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
         let mut sums = [0.0f32; MAX_HEAD_DIM];
         let sums = &mut sums[..d];
