@@ -246,8 +246,8 @@ pub fn each<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mu
     });
 }
 
-/// Runs every task once, as [`each`] does. A thread begins with a part of the tasks of its own, in their order, and takes
-/// from the ends of others' parts when it is done: what lies side by side in memory is read in one stream.
+/// Runs every task once, as [`each`] does. A thread begins with a part of the tasks of its own, in their order, and
+/// takes from the ends of others' parts when it is done: what lies side by side in memory is read in one stream.
 fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mut S, T) + Sync) {
     let workers = rayon::current_num_threads().min(scratch.len()).min(tasks.len());
     let (count, mut tasks) = (tasks.len(), tasks.into_iter());

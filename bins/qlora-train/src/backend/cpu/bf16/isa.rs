@@ -208,8 +208,8 @@ pub fn dots_nf4(
     assert!(absmax.len() * DOT_BLOCK == sums.len() * x.len(), "an absmax for every block");
     assert!(sums.is_empty() || codes.len() >= (sums.len() - 1) * stride + x.len() / 2, "codes out of bounds");
     match isa.0 {
-        // Where a value is subnormal, the conversion instruction would take it for zero. Every scale is looked at, without
-        // a branch, several at once.
+        // Where a value is subnormal, the conversion instruction would take it for zero. Every scale is looked at,
+        // without a branch, several at once.
         #[cfg(target_arch = "x86_64")]
         Kind::Amx | Kind::Avx512Bf16 if absmax.iter().fold(true, |all, &x| all & ((x == 0.0) | (x.abs() > 1e-30))) => {
             // SAFETY: `detect` found the instructions; the bounds were checked above.
