@@ -4,6 +4,7 @@
 mod architecture;
 mod config;
 mod llama;
+mod multipliers;
 mod names;
 mod projection;
 mod qwen2;
@@ -13,7 +14,8 @@ mod rope;
 pub mod shapes;
 mod tensors;
 
-pub use architecture::{Activation, Arch, Family, LayerArch, Multipliers, Norm, NormPlace, NormWeight, QkNorm};
+pub use architecture::{Activation, Arch, Family, LayerArch, Norm, NormPlace, NormWeight, QkNorm};
+pub use multipliers::Multipliers;
 pub use names::{LLAMA_NAMES, TensorNames};
 pub use projection::{Input, Projection};
 pub use registry::FAMILIES;
