@@ -3,6 +3,7 @@
 
 mod architecture;
 mod config;
+mod granite;
 mod llama;
 mod multipliers;
 mod names;
@@ -11,7 +12,9 @@ mod qwen2;
 mod qwen3;
 mod registry;
 mod rope;
+mod seed_oss;
 pub mod shapes;
+mod smollm3;
 mod tensors;
 
 pub use architecture::{Activation, Arch, Family, LayerArch, Norm, NormPlace, NormWeight, QkNorm};

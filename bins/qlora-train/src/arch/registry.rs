@@ -4,12 +4,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Arch, Family, config, llama, qwen2, qwen3};
+use super::{Arch, Family, config, granite, llama, qwen2, qwen3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 3] = [&llama::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: [&Family; 6] =
+    [&llama::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &smollm3::FAMILY, &granite::FAMILY, &seed_oss::FAMILY];
 
 impl Family {
     /// The family that config.json names. Refused: none, or one that is not in [`FAMILIES`].
