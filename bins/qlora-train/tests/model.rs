@@ -81,7 +81,7 @@ fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers
         2 => vec![layer(Some(rope)), layer(Some(Rope::new(31.0, RopeScaling::Default)))],
         _ => LayerArch::uniform(rope),
     };
-    if seed / 5 % 2 == 0 {
+    if (seed / 5).is_multiple_of(2) {
         return (layers, Multipliers::NONE);
     }
     let attention = (seed % 5 > 1).then_some(0.3);
