@@ -1,5 +1,5 @@
-// out[t] = scale * table[ids[t]]: one block a token, 16 bytes a thread. The table may lie in pinned host memory: every row is
-// read once, in order, so that PCIe sees whole rows. An id past the table makes its row NaN, which the check for
+// out[t] = scale * table[ids[t]]: one block a token, 16 bytes a thread. The table may lie in pinned host memory: every
+// row is read once, in order, so that PCIe sees whole rows. An id past the table makes its row NaN, which the check for
 // non-finite values then finds.
 #include "common/abi.cuh"
 #include "common/rows.cuh"

@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::sys;
 use half::bf16;
 
-/// `out` `[m, h]` = `scale`, finite and not 0, times the rows of `table` `[vocab, h]` that `ids` `[m]` name; a row whose id is not below `vocab` becomes
-/// NaN.
+/// `out` `[m, h]` = `scale`, finite and not 0, times the rows of `table` `[vocab, h]` that `ids` `[m]` name; a row
+/// whose id is not below `vocab` becomes NaN.
 pub fn embedding(
     ids: View<'_, u32>,
     table: View<'_, bf16>,

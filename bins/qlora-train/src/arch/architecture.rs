@@ -152,8 +152,8 @@ impl Arch {
         &self.layers[index % self.layers.len()]
     }
 
-    /// The rotary positions of the first layer that has them. [`check_computed`](Self::check_computed) saw to it that one
-    /// has.
+    /// The rotary positions of the first layer that has them. [`check_computed`](Self::check_computed) saw to it that
+    /// one has.
     pub fn rope(&self) -> Rope {
         let first = self.layers.iter().find_map(|layer| layer.rope);
         first.expect("an architecture without rotary positions is refused when it is read")

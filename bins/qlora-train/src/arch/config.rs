@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Activation, Arch, Family, LayerArch, Multipliers, Norm, Projection, QkNorm, Rope, TensorNames};
 use crate::error::Result;
-use crate::files::json::Keys;
+use crate::files::json::{Keys, shortest};
 use crate::refuse;
 use std::collections::BTreeSet;
 
@@ -140,11 +140,6 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
     let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
     (arch.family.write)(arch, &mut map);
     map
-}
-
-/// The shortest decimal that reads back as the same f32: 1e-5, not 9.999999747378752e-6.
-pub(super) fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 /// Dropout of attention in training; the frozen base is used without it, as PEFT's default leaves it to the config.

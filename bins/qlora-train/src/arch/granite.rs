@@ -42,7 +42,8 @@ fn read(keys: &Keys) -> Result<Arch> {
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
     let arch = Arch { biases: attention_and_mlp_biases(keys)?, multipliers: Multipliers::from_keys(keys)?, ..arch };
     // The model divides by them: what f32 cannot hold then is found here.
-    for (key, value) in [("embedding_multiplier", arch.stream_scale()), ("residual_multiplier", arch.stream_eps())] {
+    let (scale, eps) = (arch.multipliers.stream_scale(), arch.multipliers.stream_eps(arch.norm.eps));
+    for (key, value) in [("embedding_multiplier", scale), ("residual_multiplier", eps)] {
         if !value.is_normal() {
             return Err(keys.wrong(key, "a number that f32 can hold once it is divided by residual_multiplier"));
         }

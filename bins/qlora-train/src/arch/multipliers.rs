@@ -1,17 +1,15 @@
-//! Scalars that a family multiplies by (Granite), and where the model applies them: each is folded into a number that is
-//! there anyway, so that no operation but the embedding knows of them.
+//! Scalars that a family multiplies by (Granite), and where the model applies them: each is folded into a number that
+//! is there anyway, so that no operation but the embedding knows of them.
 //!
-//! - The residual stream is held divided by the residual multiplier m: what a branch adds is then added as it is. A norm
-//!   reads x / m instead of x, and RMSNorm of that with eps / m² is RMSNorm of x with eps.
+//! - The residual stream is held divided by the residual multiplier m: what a branch adds is then added as it is. A
+//!   norm reads x / m instead of x, and RMSNorm of that with eps / m² is RMSNorm of x with eps.
 //! - The embedding begins that stream, times its multiplier over m.
 //! - Scores q·k·s with s other than 1 / √D: queries and keys are each multiplied by √(s·√D) as they turn, by the tables
 //!   of cosines and sines.
 //! - Logits are linear in the weight of the last norm, which is divided by their divisor.
 
-use super::Arch;
-use super::config::shortest;
 use crate::error::Result;
-use crate::files::json::Keys;
+use crate::files::json::{Keys, shortest};
 use serde_json::{Map, Value};
 
 /// Scalars that some families multiply by.
@@ -28,6 +26,22 @@ pub struct Multipliers {
 
 impl Multipliers {
     pub const NONE: Self = Self { embedding: 1.0, attention: None, residual: 1.0, logits_scaling: 1.0 };
+
+    /// What the rows of the embedding are multiplied by, to begin the residual stream as the model holds it.
+    pub fn stream_scale(&self) -> f32 {
+        self.embedding / self.residual
+    }
+
+    /// The eps of the norms of the residual stream as the model holds it, where the family's is `eps`.
+    pub fn stream_eps(&self, eps: f32) -> f32 {
+        eps / (self.residual * self.residual)
+    }
+
+    /// What queries and keys are multiplied by as they turn.
+    pub fn rope_scale(&self, head_dim: usize) -> f64 {
+        let of = |scale: f32| (f64::from(scale) * (head_dim as f64).sqrt()).sqrt();
+        self.attention.map_or(1.0, of)
+    }
 
     /// The keys of Granite's config.json, each 1 where it is absent. Refused: what is not above 0, and what f32 cannot
     /// hold.
@@ -58,40 +72,20 @@ impl Multipliers {
     }
 }
 
-impl Arch {
-    /// What the rows of the embedding are multiplied by, to begin the residual stream as the model holds it.
-    pub fn stream_scale(&self) -> f32 {
-        self.multipliers.embedding / self.multipliers.residual
-    }
-
-    /// eps of the norms of the residual stream as the model holds it.
-    pub fn stream_eps(&self) -> f32 {
-        self.norm.eps / (self.multipliers.residual * self.multipliers.residual)
-    }
-
-    /// What queries and keys are multiplied by as they turn.
-    pub fn rope_scale(&self) -> f64 {
-        let of = |scale: f32| (f64::from(scale) * (self.head_dim as f64).sqrt()).sqrt();
-        self.multipliers.attention.map_or(1.0, of)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::synthetic::tiny_arch;
 
     #[test]
     fn without_multipliers_nothing_changes_a_bit() {
-        let arch = tiny_arch();
-        assert_eq!((arch.stream_scale(), arch.stream_eps(), arch.rope_scale()), (1.0, arch.norm.eps, 1.0));
+        let none = Multipliers::NONE;
+        assert_eq!((none.stream_scale(), none.stream_eps(1e-5), none.rope_scale(16)), (1.0, 1e-5, 1.0));
     }
 
     #[test]
     fn multipliers_are_folded_into_the_stream_the_norms_and_the_rotation() {
         let multipliers = Multipliers { embedding: 12.0, attention: Some(0.125), residual: 0.25, logits_scaling: 8.0 };
-        let arch = Arch { multipliers, head_dim: 16, ..tiny_arch() };
-        assert_eq!((arch.stream_scale(), arch.stream_eps()), (48.0, arch.norm.eps * 16.0));
-        assert_eq!(arch.rope_scale(), 0.5f64.sqrt());
+        assert_eq!((multipliers.stream_scale(), multipliers.stream_eps(1e-5)), (48.0, 16e-5));
+        assert_eq!(multipliers.rope_scale(16), 0.5f64.sqrt());
     }
 }

@@ -77,7 +77,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
         shape: AttentionShape,
         dqkv: &'a mut B::Buffer,
     },
-    /// Rotates the queries and keys of q‖k‖v in place, by the angles of table number `table`; `inverse` is the gradient.
+    /// Rotates the queries and keys of q‖k‖v in place, by the angles of table number `table`; `inverse` is the
+    /// gradient.
     Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, table: usize, inverse: bool },
     /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores.
     Attention { qkv: &'a B::Buffer, shape: AttentionShape, out: &'a mut B::Buffer, lse: &'a mut B::Buffer },

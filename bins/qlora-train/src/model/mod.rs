@@ -157,7 +157,13 @@ impl<B: Backend> Llama<B> {
         let mut tables = Vec::with_capacity(ropes.len());
         for rope in &ropes {
             tables.push(backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
-                RopeTable::scaled(c.head_dim, rope.theta, rope.scaling, spec.positions, c.rope_scale())
+                RopeTable::scaled(
+                    c.head_dim,
+                    rope.theta,
+                    rope.scaling,
+                    spec.positions,
+                    c.multipliers.rope_scale(c.head_dim),
+                )
             })?);
         }
         let table_of = |rope: Rope| ropes.iter().position(|other| *other == rope).map(|index| tables[index]);

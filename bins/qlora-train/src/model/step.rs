@@ -37,9 +37,9 @@ struct Pass {
     shape: AttentionShape,
     hidden: usize,
     intermediate: usize,
-    /// Of the norms of the residual stream
+    /// The eps of the norms of the residual stream
     eps: f32,
-    /// Of the norms of queries and keys
+    /// The eps of the norms of queries and keys
     head_eps: f32,
     /// (seed, draw, p)
     dropout: Option<(u64, u32, f32)>,
@@ -64,7 +64,7 @@ impl<B: Backend> Llama<B> {
             shape: self.attention,
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
-            eps: self.spec.arch.stream_eps(),
+            eps: self.spec.arch.multipliers.stream_eps(self.spec.arch.norm.eps),
             head_eps: self.spec.arch.norm.eps,
             dropout: draw.zip(dropout).map(|(draw, p)| (self.spec.seed, draw, p)),
         }
@@ -182,7 +182,7 @@ impl<B: Backend> Llama<B> {
         b.prefetch_weights(self.layers[0].groups())?;
         b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
-        let scale = self.spec.arch.stream_scale();
+        let scale = self.spec.arch.multipliers.stream_scale();
         b.run(pass.all(), Op::Embed { table: &self.embedding, scale, out: &mut stream })?;
         let mut normed = b.alloc("normed", pass.hidden)?;
         let (weight, eps) = (&self.layers[0].input_norm, pass.eps);

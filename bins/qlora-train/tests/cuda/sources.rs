@@ -31,8 +31,8 @@ pub fn config() -> Arch {
     }
 }
 
-/// With all four multipliers. Logits are divided by little, so that they differ: of nearly equal ones each gradient of a
-/// target is 1 / vocabulary - 1, which rounds to the same side in every token, and that the moved models do not have.
+/// With all four multipliers. Logits are divided by little, so that they differ: of nearly equal ones each gradient of
+/// a target is 1 / vocabulary - 1, which rounds to the same side in every token, and that the moved models do not have.
 pub fn with_multipliers(arch: Arch) -> Arch {
     let multipliers = Multipliers { embedding: 3.0, attention: Some(0.1), residual: 0.22, logits_scaling: 0.1 };
     Arch { multipliers, ..arch }
