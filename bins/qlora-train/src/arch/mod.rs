@@ -16,6 +16,7 @@ mod seed_oss;
 pub mod shapes;
 mod smollm3;
 mod tensors;
+mod untrained;
 
 pub use architecture::{Activation, Arch, Family, LayerArch, Norm, NormPlace, NormWeight, QkNorm};
 pub use multipliers::Multipliers;
