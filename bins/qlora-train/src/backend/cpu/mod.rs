@@ -63,8 +63,8 @@ pub struct Cpu {
     workspace: Held<Workspace>,
     workspace_bf16: Option<Held<Option<bf16::workspace::Workspace>>>,
     batch: CheckedBatch,
-    /// With how many positions they are for
-    rope: Option<(usize, Held<RopeTable<f32>>)>,
+    /// Each with how many positions it is for
+    ropes: Vec<(usize, Held<RopeTable<f32>>)>,
     loss: LossSum,
     events: Vec<Instant>,
     trace: Trace,
@@ -118,7 +118,7 @@ impl Cpu {
             dims,
             memory,
             batch: CheckedBatch::default(),
-            rope: None,
+            ropes: Vec::new(),
             loss: LossSum::default(),
             events: Vec::new(),
             trace: Trace::default(),
