@@ -2,7 +2,8 @@
 
     python family_files.py FAMILY [--out tests/golden/FAMILY]
 
-Biases are as large as what they are added to, so that one left out shows. The table is tied, as in small models.
+Biases are as large as what they are added to, so that one left out shows. The table is tied, as in small models. A
+family with DOCUMENTS has them packed into one row, with positions of their own.
 """
 
 import argparse
@@ -35,8 +36,28 @@ FAMILIES = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}, {"q_proj", "k_proj", "v_proj"}),
     # Heads wider than the hidden size would have them.
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(head_dim=12), set()),
+    # The second layer is not rotated.
+    "smollm3": (
+        transformers.SmolLM3Config,
+        transformers.SmolLM3ForCausalLM,
+        dict(no_rope_layer_interval=2, pad_token_id=0),
+        set(),
+    ),
+    "granite": (
+        transformers.GraniteConfig,
+        transformers.GraniteForCausalLM,
+        dict(embedding_multiplier=12.0, attention_multiplier=0.2, residual_multiplier=0.22, logits_scaling=6.0),
+        set(),
+    ),
+    "seed_oss": (
+        transformers.SeedOssConfig,
+        transformers.SeedOssForCausalLM,
+        dict(head_dim=12, pad_token_id=0),
+        {"q_proj", "k_proj", "v_proj"},
+    ),
 }
 TOKENS, PROMPT = 23, 7
+DOCUMENTS = {"smollm3": [14, 9], "granite": [14, 9], "seed_oss": [14, 9]}
 RANK, ALPHA = 3, 6
 
 
@@ -53,14 +74,24 @@ def random_model(family):
     return model
 
 
-def expected(model):
+def expected(model, documents):
     """Logits of the base, then the mean loss with random A and B and the gradients of both."""
     ids = torch.randint(3, VOCABULARY, (1, TOKENS))
     labels = ids.clone()
     labels[:, :PROMPT] = -100
+    inputs = dict(input_ids=ids, use_cache=False)
+    if documents:
+        assert sum(documents) == TOKENS
+        inputs["position_ids"] = torch.cat([torch.arange(n) for n in documents])[None]
+        # The first token of a document is nothing that the one before it leads to.
+        labels[inputs["position_ids"] == 0] = -100
     with torch.no_grad():
-        logits = model.eval()(input_ids=ids, use_cache=False).logits[0]
+        logits = model.eval()(**inputs).logits[0]
+        alone = [model(input_ids=part, use_cache=False).logits[0] for part in ids.split(documents or TOKENS, dim=1)]
+    assert (torch.cat(alone) - logits).abs().max() < 1e-5 * logits.abs().max(), "documents see each other"
     tensors = {"input_ids": ids[0], "labels": labels[0], "logits": logits}
+    if documents:
+        tensors["documents"] = torch.tensor(documents)
     lora = peft.get_peft_model(
         model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -68,7 +99,7 @@ def expected(model):
     with torch.no_grad():
         for parameter in trained.values():
             parameter.copy_(torch.randn(parameter.shape) * 0.1)
-    loss = lora(input_ids=ids, labels=labels, use_cache=False).loss
+    loss = lora(labels=labels, **inputs).loss
     loss.backward()
     tensors["loss"] = loss.detach().reshape(1)
     for name, parameter in trained.items():
@@ -89,7 +120,7 @@ def main():
     (out / "generation_config.json").unlink(missing_ok=True)
     # Read back: the model that was cast to bf16 has rotary frequencies that were cast too.
     model = FAMILIES[family][1].from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
-    save_file(expected(model), out / "expected.safetensors")
+    save_file(expected(model, DOCUMENTS.get(family)), out / "expected.safetensors")
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size:9d} {path.name}")
 

@@ -98,8 +98,8 @@ pub trait Weights: Operands {
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
     /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the
-    /// backend.
-    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
+    /// backend, which returns the table's number. All tables of a model have the same positions.
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize>;
     /// Positions that have rotation angles.
     fn positions(&self) -> usize;
     /// Refuses, when the model is built, linear layers that the device cannot compute, and reserves the workspace of

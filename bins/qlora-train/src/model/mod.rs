@@ -9,7 +9,7 @@ mod step;
 pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
 
-use crate::arch::{Arch, Input, Projection};
+use crate::arch::{Arch, Input, Projection, Rope};
 use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::base::Nf4OnDisk;
@@ -126,6 +126,8 @@ struct Layer<B: Backend> {
     qkv: LinearGroup<B>,
     /// Norm weights of queries and of keys, where the family normalizes them.
     qk_norm: Option<[B::Vector; 2]>,
+    /// The number of its rotation angles; `None`: queries and keys are not rotated.
+    rope: Option<usize>,
     o: LinearGroup<B>,
     post_attention_norm: B::Vector,
     gate_up: LinearGroup<B>,
@@ -162,23 +164,38 @@ impl<B: Backend> Llama<B> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         let c = spec.arch.clone();
-        backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
-            let rope = c.rope();
-            RopeTable::new(c.head_dim, rope.theta, rope.scaling, spec.positions)
-        })?;
+        let ropes = c.ropes();
+        let mut tables = Vec::with_capacity(ropes.len());
+        for rope in &ropes {
+            tables.push(backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
+                RopeTable::scaled(
+                    c.head_dim,
+                    rope.theta,
+                    rope.scaling,
+                    spec.positions,
+                    c.multipliers.rope_scale(c.head_dim),
+                )
+            })?);
+        }
+        let table_of = |rope: Rope| ropes.iter().position(|other| *other == rope).map(|index| tables[index]);
         // Its rows are only gathered, unless it is the output layer too.
         let residency = if c.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
         let embedding = table(backend, source, "embedding", c.names.embedding, residency, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
-            let mut built = build_layer(backend, source, &spec, layer)?;
+            let table = c.layer(layer).rope.and_then(table_of);
+            let mut built = build_layer(backend, source, &spec, layer, table)?;
             if spec.residency_of(layer) == Residency::Pinned {
                 backend.pin_weights(built.groups_mut())?;
             }
             layers.push(built);
             progress(layer + 1);
         }
-        let final_norm = vector(backend, source, "norms", c.names.final_norm, c.hidden_size)?;
+        let final_norm = backend.vector("norms", c.hidden_size, &mut || {
+            let mut weight = source.read(c.names.final_norm)?.into_f32();
+            weight.iter_mut().for_each(|w| *w /= c.multipliers.logits_scaling);
+            Ok(weight)
+        })?;
         let head = match c.tie_word_embeddings {
             true => None,
             false => Some(table(backend, source, "lm_head", c.names.head, Residency::Device, &c)?),
@@ -276,6 +293,7 @@ fn build_layer<B: Backend>(
     source: &mut dyn Source,
     spec: &ModelSpec,
     layer: usize,
+    rope: Option<usize>,
 ) -> Result<Layer<B>> {
     let hidden = spec.arch.hidden_size;
     let norm = |name: &str| spec.arch.layer_tensor(layer, name);
@@ -293,6 +311,7 @@ fn build_layer<B: Backend>(
         input_norm,
         qkv: group(Input::Attention)?,
         qk_norm,
+        rope,
         o: group(Input::Heads)?,
         post_attention_norm,
         gate_up: group(Input::Mlp)?,

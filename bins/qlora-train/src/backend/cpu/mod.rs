@@ -67,8 +67,8 @@ pub struct Cpu {
     /// Layers whose weights stay on disk
     streaming: Streaming,
     batch: CheckedBatch,
-    /// With how many positions they are for
-    rope: Option<(usize, Held<RopeTable<f32>>)>,
+    /// Each with how many positions it is for
+    ropes: Vec<(usize, Held<RopeTable<f32>>)>,
     loss: LossSum,
     events: Vec<Instant>,
     trace: Trace,
@@ -123,7 +123,7 @@ impl Cpu {
             streaming: Streaming::new(memory.clone()),
             memory,
             batch: CheckedBatch::default(),
-            rope: None,
+            ropes: Vec::new(),
             loss: LossSum::default(),
             events: Vec::new(),
             trace: Trace::default(),

@@ -122,13 +122,13 @@ impl Weights for Cpu {
         Ok(self.memory.hold(name, len as u64 * 4, data))
     }
 
-    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize> {
         let dry_run = self.is_dry_run();
         let table = if dry_run { RopeTable { half, cos: Vec::new(), sin: Vec::new() } } else { make() };
         assert!(dry_run || table.cos.len() == positions * half, "rotation angles");
         let bytes = (positions * half * 8) as u64;
-        self.rope = Some((positions, self.memory.hold("rotation angles", bytes, table)));
-        Ok(())
+        self.ropes.push((positions, self.memory.hold("rotation angles", bytes, table)));
+        Ok(self.ropes.len() - 1)
     }
 
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
@@ -139,6 +139,6 @@ impl Weights for Cpu {
     }
 
     fn positions(&self) -> usize {
-        self.rope.as_ref().map_or(0, |rope| rope.0)
+        self.ropes.first().map_or(0, |rope| rope.0)
     }
 }
