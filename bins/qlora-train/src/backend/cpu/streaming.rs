@@ -1,9 +1,9 @@
 //! Frozen weights that stay in the checkpoint's files.
 //!
-//! Two layers are in memory: the one that is computed and the one that is used next, which a thread reads meanwhile into
-//! the memory of the one before. The model names both in its own order, 0 to L - 1 forward and L - 1 to 0 backward, so
-//! that the last two layers of a forward pass are there when the backward pass begins, and the first two when the next
-//! micro-batch does.
+//! Two layers are in memory: the one that is computed and the one that is used next, which a thread reads meanwhile
+//! into the memory of the one before. The model names both in its own order, 0 to L - 1 forward and L - 1 to 0
+//! backward, so that the last two layers of a forward pass are there when the backward pass begins, and the first two
+//! when the next micro-batch does.
 
 use super::memory::{Held, HostMemory};
 use super::numa::Interleaved;
