@@ -12,7 +12,8 @@ pub use cached::KvCache;
 use crate::arch::{Arch, Input, Projection, Rope};
 use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
-use crate::error::Result;
+use crate::base::Nf4OnDisk;
+use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
@@ -31,7 +32,8 @@ pub struct ModelSpec {
     pub states: StateFormat,
     /// Activations of each layer; a layer beyond them keeps its activations.
     pub activations: Vec<Activations>,
-    /// Where each layer's linear weights are; a layer beyond them has its weights on the device.
+    /// Where each layer's linear weights are; a layer beyond them has its weights on the device. On disk stay those
+    /// that a source holds in NF4.
     pub residency: Vec<Residency>,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -75,6 +77,11 @@ impl ModelSpec {
         self.residency.get(layer).copied().unwrap_or_default()
     }
 
+    /// Whether weights stay on disk.
+    pub fn is_streamed(&self) -> bool {
+        self.residency.contains(&Residency::Disk)
+    }
+
     pub fn activation_counts(&self) -> ActivationCounts {
         ActivationCounts::of((0..self.arch.num_layers).map(|layer| self.activations_of(layer)))
     }
@@ -105,6 +112,10 @@ pub trait Source {
     /// A linear weight, in NF4 where the source stores it so.
     fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         self.read(name).map(WeightSource::Tensor)
+    }
+    /// A linear weight that stays in its file; asked only of one that is [held](Self::held) in NF4.
+    fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
+        Err(Error::Failed(format!("{name}: is not in a file")))
     }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
@@ -322,7 +333,11 @@ fn build_group<B: Backend>(
         let name = arch.weight_name(layer, projection);
         let stored = source.stored(&name);
         let quantization = source.held(&name).unwrap_or(spec.quantization);
-        let weight = backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?;
+        let held_in_nf4 = matches!(source.held(&name), Some(Quantization::Nf4 { .. }));
+        let weight = match spec.residency_of(layer) == Residency::Disk && held_in_nf4 {
+            true => backend.weight_on_disk(&name, n, k, quantization, layer, &mut || source.on_disk(&name))?,
+            false => backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?,
+        };
         let bias = match arch.biases.contains(&projection) {
             true => Some(vector(backend, source, "biases", &arch.bias_name(layer, projection), n)?),
             false => None,

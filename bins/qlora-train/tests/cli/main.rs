@@ -29,6 +29,7 @@ mod same_run;
 mod sandbox;
 mod settings;
 mod signals;
+mod streamed;
 mod syscalls;
 mod templates;
 mod terminal;

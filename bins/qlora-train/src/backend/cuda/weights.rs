@@ -188,7 +188,9 @@ impl Weights for Cuda {
         let values = self.memory.device().map(|_| read()).transpose()?.map(to_bf16);
         let data = match residency {
             Residency::Pinned => TableMemory::Pinned(self.memory.pin(name, vocab * hidden, values.as_deref())?),
-            Residency::Device => TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?),
+            Residency::Device | Residency::Disk => {
+                TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?)
+            }
         };
         Ok(CudaTable { data, vocab, hidden })
     }
