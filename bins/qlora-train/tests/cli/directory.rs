@@ -336,7 +336,7 @@ fn quantize_that_is_killed_leaves_nothing_for_good_and_removes_nothing_else() {
     assert_eq!(sandbox.read(".q.partial-mine/f"), "mine");
 }
 
-/// A name of the run that is another name of a foreign file by a hard link: the name is replaced, the file is not written.
+/// A name of the run that is a second name of a foreign file: the name is replaced, the file is not written.
 #[test]
 fn a_foreign_file_behind_a_hard_link_is_not_written() {
     let sandbox = Sandbox::new();
