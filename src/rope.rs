@@ -55,10 +55,16 @@ pub struct RopeTable<T> {
 impl<T: Real> RopeTable<T> {
     /// `head_dim` is even; `theta` is the base of the frequencies θ^(−2i/D).
     pub fn new(head_dim: usize, theta: f64, scaling: RopeScaling, positions: usize) -> Self {
+        Self::scaled(head_dim, theta, scaling, positions, 1.0)
+    }
+
+    /// Like [`new`](Self::new), with queries and keys multiplied by `scale` as they turn: the scores of attention are
+    /// multiplied by `scale²`.
+    pub fn scaled(head_dim: usize, theta: f64, scaling: RopeScaling, positions: usize, scale: f64) -> Self {
         let half = head_dim / 2;
         let frequencies: Vec<f64> = (0..half).map(|i| frequency(i, head_dim, theta, scaling)).collect();
         let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-        let factor = scaling.attention_factor();
+        let factor = scaling.attention_factor() * scale;
         Self {
             half,
             cos: angles().map(|angle| T::of(angle.cos() * factor)).collect(),

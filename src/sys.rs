@@ -392,10 +392,12 @@ pub struct qk_embedding_args {
     pub ids: *const u32,
     pub table: *const ::std::os::raw::c_void,
     pub out: *mut ::std::os::raw::c_void,
+    pub scale: f32,
+    pub reserved2: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_embedding_args"][::std::mem::size_of::<qk_embedding_args>() - 56usize];
+    ["Size of qk_embedding_args"][::std::mem::size_of::<qk_embedding_args>() - 64usize];
     ["Alignment of qk_embedding_args"][::std::mem::align_of::<qk_embedding_args>() - 8usize];
     ["Offset of field: qk_embedding_args::struct_size"]
         [::std::mem::offset_of!(qk_embedding_args, struct_size) - 0usize];
@@ -406,6 +408,8 @@ const _: () = {
     ["Offset of field: qk_embedding_args::ids"][::std::mem::offset_of!(qk_embedding_args, ids) - 32usize];
     ["Offset of field: qk_embedding_args::table"][::std::mem::offset_of!(qk_embedding_args, table) - 40usize];
     ["Offset of field: qk_embedding_args::out"][::std::mem::offset_of!(qk_embedding_args, out) - 48usize];
+    ["Offset of field: qk_embedding_args::scale"][::std::mem::offset_of!(qk_embedding_args, scale) - 56usize];
+    ["Offset of field: qk_embedding_args::reserved2"][::std::mem::offset_of!(qk_embedding_args, reserved2) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -37,37 +37,27 @@ extern "C" void qk_emulation_fiber_swap(void **save, void *load);
 
 namespace emulation {
 
-#if FIBER_ASSEMBLY
-
 void fiber_create(Fiber &fiber, void *stack, size_t bytes, void (*entry)()) {
+#if FIBER_ASAN
+    __asan_unpoison_memory_region(stack, bytes); // the last fiber on this stack left its frames' red zones
+    fiber.stack = stack;
+    fiber.stack_bytes = bytes;
+    fiber.fake_stack = nullptr;
+#endif
+#if FIBER_ASSEMBLY
     uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t(15);
     void **slot = reinterpret_cast<void **>(top);
     *--slot = nullptr; // where entry would return to; leaves the stack as a call does: 8 bytes off 16
     *--slot = reinterpret_cast<void *>(entry);
     for (int i = 0; i < 6; ++i) *--slot = nullptr;
     fiber.stack_pointer = slot;
-}
-
-void fiber_switch(Fiber &from, Fiber &to) {
-    qk_emulation_fiber_swap(&from.stack_pointer, to.stack_pointer);
-}
-
-void fiber_entered(Fiber &) {}
-
 #else
-
-void fiber_create(Fiber &fiber, void *stack, size_t bytes, void (*entry)()) {
-#if FIBER_ASAN
-    __asan_unpoison_memory_region(stack, bytes); // the last fiber on this stack left its frames' red zones
-#endif
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = stack;
     fiber.context.uc_stack.ss_size = bytes;
     fiber.context.uc_link = nullptr;
-    fiber.stack = stack;
-    fiber.stack_bytes = bytes;
-    fiber.fake_stack = nullptr;
     makecontext(&fiber.context, entry, 0);
+#endif
 }
 
 #if FIBER_ASAN
@@ -80,22 +70,20 @@ void fiber_switch(Fiber &from, Fiber &to) {
     switched_from = &from;
     __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
 #endif
+#if FIBER_ASSEMBLY
+    qk_emulation_fiber_swap(&from.stack_pointer, to.stack_pointer);
+#else
     swapcontext(&from.context, &to.context);
+#endif
     fiber_entered(from);
 }
 
 void fiber_entered(Fiber &self) {
 #if FIBER_ASAN
-    const void *stack;
-    size_t bytes;
-    __sanitizer_finish_switch_fiber(self.fake_stack, &stack, &bytes);
-    switched_from->stack = const_cast<void *>(stack);
-    switched_from->stack_bytes = bytes;
+    __sanitizer_finish_switch_fiber(self.fake_stack, &switched_from->stack, &switched_from->stack_bytes);
 #else
     (void)self;
 #endif
 }
-
-#endif
 
 }  // namespace emulation

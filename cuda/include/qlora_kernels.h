@@ -408,9 +408,11 @@ typedef struct qk_embedding_args {
     const uint32_t *ids;  /* device, [M]; a row whose id is not below vocab becomes NaN */
     const void *table;    /* bf16 [vocab, H], device or pinned host memory that the device can read */
     void *out;            /* device, bf16 [M, H] */
+    float scale;          /* what rows are multiplied by, finite; 0: 1. Revision 3 */
+    uint32_t reserved2;   /* 0 */
 } qk_embedding_args;
 
-/* out[t] = table[ids[t]]. */
+/* out[t] = scale * table[ids[t]], rounded once. */
 int qk_embedding(const struct qk_embedding_args *args, qk_stream stream);
 
 /* RMSNorm, with the residual add before it. */
@@ -724,10 +726,11 @@ QK_AT(qk_adamw_args, struct_size, 0); QK_AT(qk_adamw_args, num_tensors, 4); QK_A
 QK_AT(qk_adamw_args, table, 16); QK_AT(qk_adamw_args, rates, 24); QK_AT(qk_adamw_args, num_rates, 32);
 QK_AT(qk_adamw_args, reserved, 36); QK_AT(qk_adamw_args, gradient_state, 40);
 
-QK_SIZE(qk_embedding_args, 56);
+QK_SIZE(qk_embedding_args, 64);
 QK_AT(qk_embedding_args, struct_size, 0); QK_AT(qk_embedding_args, reserved, 4); QK_AT(qk_embedding_args, m, 8);
 QK_AT(qk_embedding_args, h, 16); QK_AT(qk_embedding_args, vocab, 24); QK_AT(qk_embedding_args, ids, 32);
-QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48);
+QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48); QK_AT(qk_embedding_args, scale, 56);
+QK_AT(qk_embedding_args, reserved2, 60);
 
 QK_SIZE(qk_rms_norm_args, 64);
 QK_AT(qk_rms_norm_args, struct_size, 0); QK_AT(qk_rms_norm_args, eps, 4); QK_AT(qk_rms_norm_args, m, 8);

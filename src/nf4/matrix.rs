@@ -185,6 +185,11 @@ impl Nf4Matrix {
         &self.absmax
     }
 
+    /// The codes and the scales, whose allocations may then hold those of another matrix.
+    pub fn into_parts(self) -> (Vec<u8>, Absmax) {
+        (self.codes, self.absmax)
+    }
+
     /// The scale of one block as dequantizing uses it: for double quantization a product and a sum, each rounded to
     /// f32. Panics when there is no such block.
     #[inline]

@@ -6,13 +6,14 @@ use crate::error::Result;
 use crate::sys;
 use half::bf16;
 
-/// `out` `[m, h]` = the rows of `table` `[vocab, h]` that `ids` `[m]` name; a row whose id is not below `vocab` becomes
-/// NaN.
+/// `out` `[m, h]` = `scale`, finite and not 0, times the rows of `table` `[vocab, h]` that `ids` `[m]` name; a row
+/// whose id is not below `vocab` becomes NaN.
 pub fn embedding(
     ids: View<'_, u32>,
     table: View<'_, bf16>,
     vocab: usize,
     h: usize,
+    scale: f32,
     out: ViewMut<'_, bf16>,
     stream: Stream,
 ) -> Result<()> {
@@ -29,6 +30,8 @@ pub fn embedding(
         ids: ids.address(),
         table: table.address().cast(),
         out: out.address().cast(),
+        scale,
+        reserved2: 0,
     };
     // SAFETY: every length was checked against the shape; `args` is read before the return.
     operation.status(unsafe { call!(qk_embedding(&args, stream.as_raw())) })

@@ -19,6 +19,8 @@ fn the_embedding_refuses() {
         ids: memory.at(0),
         table: memory.at(1),
         out: memory.at(2),
+        scale: 1.0,
+        reserved2: 0,
     };
     type Args = sys::qk_embedding_args;
     refuses!(memory, valid, |args| sys::qk_embedding(args, null_mut()), {
@@ -28,6 +30,9 @@ fn the_embedding_refuses() {
         |a: &mut Args| a.h = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.vocab = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.vocab = 1 << 31 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.scale = f32::INFINITY => QK_ERROR_VALUE,
+        |a: &mut Args| a.scale = f32::NAN => QK_ERROR_VALUE,
+        |a: &mut Args| a.reserved2 = 1 => QK_ERROR_RESERVED,
         |a: &mut Args| a.ids = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.table = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.out = null_mut() => QK_ERROR_NULL_POINTER,
@@ -35,6 +40,35 @@ fn the_embedding_refuses() {
         |a: &mut Args| a.table = a.table.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.out = a.out.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
     });
+}
+
+/// Callers of the first version pass 56 bytes, after which anything may lie.
+#[test]
+fn an_embedding_struct_without_a_scale_copies_its_rows() {
+    let row = |struct_size: u32| {
+        let mut memory = Memory::new();
+        // One row of two bf16 1.5; id 0.
+        let mut values = vec![0.0f32; 4096];
+        values[128] = f32::from_bits(0x3fc0_3fc0);
+        memory.buffer = memory.device.upload(&values).unwrap();
+        let args = sys::qk_embedding_args {
+            struct_size,
+            reserved: 0,
+            m: 1,
+            h: 2,
+            vocab: 1,
+            ids: memory.at(0),
+            table: memory.at(1),
+            out: memory.at(2),
+            scale: 2.0,
+            reserved2: 0,
+        };
+        // SAFETY: the operands lie in the buffer, 512 bytes apart.
+        assert_eq!(unsafe { sys::qk_embedding(&raw const args, null_mut()) }, sys::QK_OK);
+        memory.device.download(&memory.buffer).unwrap()[256].to_bits()
+    };
+    assert_eq!(row(56), 0x3fc0_3fc0);
+    assert_eq!(row(size_of::<sys::qk_embedding_args>() as u32), 0x4040_4040);
 }
 
 #[test]

@@ -111,18 +111,22 @@ fn the_check_sees_wrong_results() {
 }
 
 #[test]
-fn embedding_copies_rows_and_marks_unknown_ids() {
+fn embedding_copies_rows_times_a_scale_and_marks_unknown_ids() {
     let device = device();
-    for h in [1usize, 7, 8, 576, 1031] {
+    for (h, scale) in [(1usize, 1.0f32), (7, 12.3), (8, 1.0), (576, -0.7), (1031, 1.0)] {
         let (vocab, ids) = (50usize, [0u32, 49, 7, 50, 7, u32::MAX]);
         let table: Vec<bf16> = to_bf16(&(0..vocab * h).map(|i| i as f32).collect::<Vec<_>>());
         let (device_ids, device_table) = (device.upload(&ids).unwrap(), device.upload(&table).unwrap());
         let mut out = device.upload(&vec![bf16::ONE; ids.len() * h]).unwrap();
-        ops::embedding(device_ids.view(), device_table.view(), vocab, h, out.view_mut(), device.stream()).unwrap();
+        ops::embedding(device_ids.view(), device_table.view(), vocab, h, scale, out.view_mut(), device.stream())
+            .unwrap();
         let out = device.download(&out).unwrap();
         for (row, &id) in out.chunks(h).zip(&ids) {
             match table.chunks(h).nth(id as usize) {
-                Some(expected) => assert_eq!(row, expected),
+                Some(expected) => {
+                    let expected: Vec<bf16> = expected.iter().map(|x| bf16::from_f32(x.to_f32() * scale)).collect();
+                    assert_eq!(row, expected);
+                }
                 None => assert!(row.iter().all(|x| x.is_nan()), "id {id}"),
             }
         }

@@ -3,7 +3,8 @@
     python family_files.py FAMILY [--out tests/golden/FAMILY]
 
 Biases are as large as what they are added to, so that one left out shows. The table is tied, as in small models. A
-model with a window has several documents, some longer than it: transformers gets them one by one.
+family with DOCUMENTS has several; they are packed into one row with positions of their own, or, where the model has a
+window (APART), given to transformers one by one, because some are longer than it.
 """
 
 import argparse
@@ -36,18 +37,39 @@ MISTRAL = (transformers.MistralConfig, transformers.MistralForCausalLM)
 FULL = dict(use_sliding_window=False)
 # A family: its classes, sizes beside those above, what has a bias, and the lengths of the documents.
 FAMILIES = {
-    "qwen2": (*QWEN2, FULL, {"q_proj", "k_proj", "v_proj"}, (23,)),
+    "qwen2": (*QWEN2, FULL, {"q_proj", "k_proj", "v_proj"}),
     # Heads wider than the hidden size would have them.
-    "qwen3": (*QWEN3, dict(head_dim=12, **FULL), set(), (23,)),
+    "qwen3": (*QWEN3, dict(head_dim=12, **FULL), set()),
     # The first layer sees everything, the second has a window.
     "qwen3-window": (
         *QWEN3,
         dict(head_dim=12, use_sliding_window=True, sliding_window=5, max_window_layers=1),
         set(),
-        (17, 3, 9),
     ),
-    "mistral": (*MISTRAL, dict(head_dim=12, sliding_window=6), set(), (17, 3, 9)),
+    "mistral": (*MISTRAL, dict(head_dim=12, sliding_window=6), set()),
+    # The second layer is not rotated.
+    "smollm3": (
+        transformers.SmolLM3Config,
+        transformers.SmolLM3ForCausalLM,
+        dict(no_rope_layer_interval=2, pad_token_id=0),
+        set(),
+    ),
+    "granite": (
+        transformers.GraniteConfig,
+        transformers.GraniteForCausalLM,
+        dict(embedding_multiplier=12.0, attention_multiplier=0.2, residual_multiplier=0.22, logits_scaling=6.0),
+        set(),
+    ),
+    "seed_oss": (
+        transformers.SeedOssConfig,
+        transformers.SeedOssForCausalLM,
+        dict(head_dim=12, pad_token_id=0),
+        {"q_proj", "k_proj", "v_proj"},
+    ),
 }
+TOKENS, PROMPT = 23, 7
+APART = {"mistral", "qwen3-window"}
+DOCUMENTS = {"mistral": [17, 3, 9], "qwen3-window": [17, 3, 9], "smollm3": [14, 9], "granite": [14, 9], "seed_oss": [14, 9]}
 RANK, ALPHA = 3, 6
 
 
@@ -64,17 +86,42 @@ def random_model(family):
     return model
 
 
-def expected(model, lengths):
-    """Logits of the base, then the mean loss with random A and B and the gradients of both."""
-    documents = torch.randint(3, VOCABULARY, (1, sum(lengths))).split(lengths, dim=1)
-    labels = [ids.clone() for ids in documents]
+def rows_apart(model, documents):
+    """Ids and labels of each document, and the logits of the base."""
+    rows = torch.randint(3, VOCABULARY, (1, sum(documents))).split(documents, dim=1)
+    labels = [ids.clone() for ids in rows]
     for targets in labels:
         targets[:, : targets.shape[1] // 3] = -100
     with torch.no_grad():
-        logits = torch.cat([model.eval()(input_ids=ids, use_cache=False).logits[0] for ids in documents])
-    tensors = {"input_ids": torch.cat(documents, dim=1)[0], "labels": torch.cat(labels, dim=1)[0], "logits": logits}
-    if len(lengths) > 1:
-        tensors["lengths"] = torch.tensor(lengths)
+        logits = torch.cat([model.eval()(input_ids=ids, use_cache=False).logits[0] for ids in rows])
+    return [dict(input_ids=ids, labels=targets) for ids, targets in zip(rows, labels)], logits
+
+
+def row_packed(model, documents):
+    """One row of all documents."""
+    ids = torch.randint(3, VOCABULARY, (1, TOKENS))
+    labels = ids.clone()
+    labels[:, :PROMPT] = -100
+    row = dict(input_ids=ids)
+    if documents:
+        assert sum(documents) == TOKENS
+        row["position_ids"] = torch.cat([torch.arange(n) for n in documents])[None]
+        # The first token of a document is nothing that the one before it leads to.
+        labels[row["position_ids"] == 0] = -100
+    with torch.no_grad():
+        logits = model.eval()(use_cache=False, **row).logits[0]
+        alone = [model(input_ids=part, use_cache=False).logits[0] for part in ids.split(documents or TOKENS, dim=1)]
+    assert (torch.cat(alone) - logits).abs().max() < 1e-5 * logits.abs().max(), "documents see each other"
+    return [dict(labels=labels, **row)], logits
+
+
+def expected(model, documents, apart):
+    """Logits of the base, then the mean loss with random A and B and the gradients of both."""
+    rows, logits = rows_apart(model, documents) if apart else row_packed(model, documents)
+    joined = lambda key: torch.cat([row[key] for row in rows], dim=1)[0]
+    tensors = {"input_ids": joined("input_ids"), "labels": joined("labels"), "logits": logits}
+    if documents:
+        tensors["documents"] = torch.tensor(documents)
     lora = peft.get_peft_model(
         model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -82,11 +129,9 @@ def expected(model, lengths):
     with torch.no_grad():
         for parameter in trained.values():
             parameter.copy_(torch.randn(parameter.shape) * 0.1)
-    supervised = sum(int((targets >= 0).sum()) for targets in labels)
-    loss = 0.0
-    for ids, targets in zip(documents, labels):
-        share = int((targets >= 0).sum()) / supervised
-        loss = loss + share * lora(input_ids=ids, labels=targets, use_cache=False).loss
+    count = lambda targets: int((targets >= 0).sum())
+    supervised = sum(count(row["labels"]) for row in rows)
+    loss = sum(count(row["labels"]) / supervised * lora(use_cache=False, **row).loss for row in rows)
     loss.backward()
     tensors["loss"] = loss.detach().reshape(1)
     for name, parameter in trained.items():
@@ -107,7 +152,8 @@ def main():
     (out / "generation_config.json").unlink(missing_ok=True)
     # Read back: the model that was cast to bf16 has rotary frequencies that were cast too.
     model = FAMILIES[family][1].from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
-    save_file(expected(model, list(FAMILIES[family][4])), out / "expected.safetensors")
+    documents = DOCUMENTS.get(family)
+    save_file(expected(model, documents, family in APART), out / "expected.safetensors")
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size:9d} {path.name}")
 

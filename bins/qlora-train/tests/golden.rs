@@ -1,7 +1,7 @@
 //! The CPU backend against files made with transformers, PEFT and bitsandbytes (`tests/golden/generate.py`), on the
 //! first layers of a real model.
 
-use qlora_train::arch::{Arch, Projection, QkNorm};
+use qlora_train::arch::{Arch, Multipliers, Projection, QkNorm};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
@@ -325,21 +325,23 @@ fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f6
     let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
     let expected = tensors(&format!("{family}/expected.safetensors"));
     let tokens = expected["input_ids"].len();
-    let lengths = expected.get("lengths").map_or(vec![tokens], |all| all.iter().map(|&len| len as usize).collect());
+    // One document, or several that are packed into one row.
+    let lengths =
+        expected.get("documents").map_or(vec![tokens], |lengths| lengths.iter().map(|&n| n as usize).collect());
     let mut start = 0;
-    let row = |len: usize| {
-        let part = start..start + len;
+    let document = |len: usize| {
+        let range = start..start + len;
         start += len;
         Row {
-            input_ids: expected["input_ids"][part.clone()].iter().map(|&id| id as u32).collect(),
-            labels: expected["labels"][part].iter().map(|&id| id as i32).collect(),
+            input_ids: expected["input_ids"][range.clone()].iter().map(|&id| id as u32).collect(),
+            labels: expected["labels"][range].iter().map(|&id| id as i32).collect(),
             weights: Vec::new(),
             file: 0,
             line: 0,
             task: None,
         }
     };
-    let rows: Vec<Row> = lengths.into_iter().map(row).collect();
+    let rows: Vec<Row> = lengths.into_iter().map(document).collect();
     let micro = MicroBatch::new(&rows);
     let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, tokens);
     changed(&mut spec.arch);
@@ -401,7 +403,8 @@ fn a_qwen3_with_a_window_follows_transformers_and_peft() {
 /// Another window than the files' is seen: none, one key more, one less, or another layer's.
 #[test]
 fn the_golden_files_see_another_window() {
-    let changes: [(&str, fn(&mut Arch)); 6] = [
+    type Change = fn(&mut Arch);
+    let changes: [(&str, Change); 6] = [
         ("mistral", |arch| arch.layers[0].window = None),
         ("mistral", |arch| arch.layers[0].window = Some(7)),
         ("mistral", |arch| arch.layers[0].window = Some(5)),
@@ -413,6 +416,24 @@ fn the_golden_files_see_another_window() {
         let apart = apart_from_transformers_and_peft(family, change);
         assert!(apart.iter().all(|apart| *apart > 1e-3), "{family}: {apart:?}");
     }
+}
+
+/// A layer whose queries and keys are not rotated, and two documents.
+#[test]
+fn a_smollm3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("smollm3");
+}
+
+/// All four multipliers, and two documents.
+#[test]
+fn a_granite_follows_transformers_and_peft() {
+    follows_transformers_and_peft("granite");
+}
+
+/// Biases on q, k and v, heads of another width than hidden size / heads, and two documents.
+#[test]
+fn a_seed_oss_follows_transformers_and_peft() {
+    follows_transformers_and_peft("seed_oss");
 }
 
 /// Each of these values of a key of the family's config.json is refused, and the error names the key.
@@ -542,4 +563,94 @@ fn a_mistral_has_the_window_that_its_config_says() {
     let Value::Object(bare) = serde_json::json!({ "model_type": "mistral" }) else { unreachable!() };
     let arch = Arch::from_json(Path::new("config.json"), &bare).unwrap();
     assert_eq!((arch.num_parameters(), arch.layer(31).window), (Some(7_241_732_096), Some(4096)));
+}
+
+/// The architecture of a family's golden config.json after `change`, which its config.json written anew gives again.
+#[track_caller]
+fn read_changed(config: &serde_json::Map<String, Value>, change: &[(&str, Option<Value>)]) -> Arch {
+    let mut config = config.clone();
+    for (key, value) in change {
+        match value {
+            Some(value) => config.insert((*key).into(), value.clone()),
+            None => config.remove(*key),
+        };
+    }
+    let arch = Arch::from_json(Path::new("config.json"), &config).unwrap();
+    for again in [arch.to_json("bfloat16"), arch.to_json_v4("bfloat16")] {
+        assert_eq!(Arch::from_json(Path::new("config.json"), &again).unwrap(), arch);
+    }
+    arch
+}
+
+#[test]
+fn a_smollm3_reads_which_layers_are_rotated_and_refuses_by_key() {
+    let Value::Object(config) = json("smollm3/config.json") else { panic!("config.json is no object") };
+    let rotated = |change: &[(&str, Option<Value>)]| {
+        let arch = read_changed(&config, change);
+        (0..arch.num_layers).map(|layer| usize::from(arch.layer(layer).rope.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!(rotated(&[]), [1, 0]);
+    let flags = |flags: &[u8]| Some(Value::from(flags.to_vec()));
+    assert_eq!(rotated(&[("no_rope_layers", flags(&[0, 1, 1, 0]))]), [0, 1]);
+    let layers = |n: usize| ("num_hidden_layers", Some(Value::from(n)));
+    let without = [("no_rope_layers", None), ("layer_types", None), ("no_rope_layer_interval", None), layers(6)];
+    assert_eq!(rotated(&without), [1, 1, 1, 0, 1, 1]);
+    assert_eq!(rotated(&[("no_rope_layer_interval", Some(Value::from(u64::MAX))), ("no_rope_layers", None)]), [1, 1]);
+    let defaults = [("rope_parameters", None), ("tie_word_embeddings", None), ("attention_bias", Some(true.into()))];
+    let arch = read_changed(&config, &defaults);
+    assert!(arch.rope().theta == 2e6 && arch.tie_word_embeddings && arch.biases == Projection::ATTENTION.into());
+    let cases = [
+        ("no_rope_layers", Value::from(vec![1])),
+        ("no_rope_layers", Value::from(vec![1, 2])),
+        ("no_rope_layers", Value::from("1")),
+        ("use_sliding_window", Value::from(true)),
+        ("num_hidden_layers", Value::from(i32::MAX)),
+        ("architectures", Value::from(vec!["LlamaForCausalLM"])),
+    ];
+    refused_by_key(&config, &cases);
+    let mut zero = config.clone();
+    zero.remove("no_rope_layers");
+    refused_by_key(&zero, &[("no_rope_layer_interval", Value::from(0))]);
+    let mut none = config.clone();
+    none.insert("no_rope_layers".into(), Value::from(vec![0, 0]));
+    let error = Arch::from_json(Path::new("config.json"), &none).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("no layer with rotary positions"), "{error}");
+}
+
+#[test]
+fn a_granite_reads_its_multipliers_and_refuses_by_key() {
+    let Value::Object(config) = json("granite/config.json") else { panic!("config.json is no object") };
+    let multipliers = |embedding, attention, residual, logits_scaling| Multipliers {
+        embedding,
+        attention: Some(attention),
+        residual,
+        logits_scaling,
+    };
+    assert_eq!(read_changed(&config, &[]).multipliers, multipliers(12.0, 0.2, 0.22, 6.0));
+    let keys = ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"];
+    let arch = read_changed(&config, &keys.map(|key| (key, None)));
+    // Not 1 / sqrt(head_dim): a config without the key has scores that are not scaled.
+    assert_eq!(arch.multipliers, multipliers(1.0, 1.0, 1.0, 1.0));
+    for key in keys {
+        let values = [0.0, -1.0, 1e-50, 1e300].map(Value::from).into_iter().chain([Value::from("12")]);
+        refused_by_key(&config, &values.map(|value| (key, value)).collect::<Vec<_>>());
+    }
+    // Each alone is a number of f32; what the model divides is none.
+    refused_by_key(
+        &config,
+        &[("embedding_multiplier", Value::from(3e38)), ("residual_multiplier", Value::from(1e-30))],
+    );
+    let biased = read_changed(&config, &[("mlp_bias", Some(true.into()))]);
+    assert_eq!(biased.biases, Projection::MLP.into());
+}
+
+#[test]
+fn a_seed_oss_reads_where_it_has_biases() {
+    let Value::Object(config) = json("seed_oss/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[("attention_bias", None), ("head_dim", None)]);
+    assert!(arch.biases == [Projection::Q, Projection::K, Projection::V].into() && arch.head_dim == 128);
+    assert_eq!(read_changed(&config, &[("head_dim", Some(Value::Null))]).head_dim, 8);
+    let change = ["attention_out_bias", "mlp_bias"].map(|key| (key, Some(true.into())));
+    assert_eq!(read_changed(&config, &change).biases, Projection::ALL.into());
+    refused_by_key(&config, &[("hidden_act", Value::from("gelu")), ("mlp_bias", Value::from(1))]);
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
-use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm, Rope};
+use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, QkNorm, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -81,6 +81,23 @@ fn windows(seed: u64) -> Vec<Option<usize>> {
     }
 }
 
+/// Rotary positions of one kind, of two, or not in every layer; multipliers in half of the models, that of attention
+/// only where every layer is rotated.
+fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers) {
+    let layer = |rope| LayerArch { window: None, rope };
+    let layers = match seed % 5 {
+        0 => vec![layer(Some(rope)), layer(None)],
+        1 => vec![layer(None), layer(Some(rope))],
+        2 => vec![layer(Some(rope)), layer(Some(Rope::new(31.0, RopeScaling::Default)))],
+        _ => LayerArch::uniform(rope),
+    };
+    if (seed / 5).is_multiple_of(2) {
+        return (layers, Multipliers::NONE);
+    }
+    let attention = (seed % 5 > 1).then_some(0.3);
+    (layers, Multipliers { embedding: 3.5, attention, residual: 0.22, logits_scaling: 0.6 })
+}
+
 fn cases() -> impl Strategy<Value = Case> {
     let model = (1..3usize, 1..3usize, prop_oneof![Just(4usize), Just(10), Just(16)], 1..3usize, 1..3usize, 5..40usize);
     let switches = (any::<[bool; 5]>(), prop_oneof![Just(0.0f32), Just(0.3)], 1..6usize, any::<u64>());
@@ -106,12 +123,17 @@ fn cases() -> impl Strategy<Value = Case> {
     let stored = prop_oneof![Just(StoredType::Bf16), Just(StoredType::F16), Just(StoredType::F32)];
     let targets = proptest::sample::subsequence(Projection::ALL.to_vec(), 1..=7);
     (model, switches, rope, lengths, stored, targets).prop_map(|(model, switches, rope, lengths, stored, targets)| {
-        let (layers, kv_heads, head_dim, per_kv, hidden, intermediate) = model;
+        let (num_layers, kv_heads, head_dim, per_kv, hidden, intermediate) = model;
         let ([nf4, attention_bias, mlp_bias, tied, recompute], dropout, r, seed) = switches;
         let attention = Projection::ATTENTION.into_iter().filter(|_| attention_bias);
         let biases = attention.chain(Projection::MLP.into_iter().filter(|_| mlp_bias)).collect();
+        let rope = Rope::new(100.0, rope);
+        let (rotated, multipliers) = layers_and_multipliers(seed / 5, rope);
+        let windows = windows(seed);
+        let layer = |i: usize| LayerArch { window: windows[i % windows.len()], ..rotated[i % rotated.len()] };
+        let layers = (0..2).map(layer).collect();
         let config = Arch {
-            num_layers: layers,
+            num_layers,
             num_heads: kv_heads * per_kv,
             num_kv_heads: kv_heads,
             head_dim,
@@ -120,10 +142,8 @@ fn cases() -> impl Strategy<Value = Case> {
             biases,
             tie_word_embeddings: tied,
             qk_norm: if seed % 5 < 2 { QkNorm::Head } else { QkNorm::None },
-            layers: windows(seed)
-                .into_iter()
-                .map(|window| LayerArch { window, rope: Some(Rope::new(100.0, rope)) })
-                .collect(),
+            layers,
+            multipliers,
             vocab_size: 37,
             ..tiny_arch()
         };

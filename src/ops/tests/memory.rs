@@ -183,7 +183,7 @@ fn the_device_reads_pinned_memory_in_place() {
     let values: Vec<bf16> = (0..6 * 8).map(|i| bf16::from_f32(i as f32)).collect();
     let table = PinnedBuffer::new(&device, &values).unwrap();
     let (ids, mut out) = (device.upload(&[5u32, 0, 5]).unwrap(), device.zeros::<bf16>(3 * 8).unwrap());
-    super::super::embedding(ids.view(), table.view(), 6, 8, out.view_mut(), device.stream()).unwrap();
+    super::super::embedding(ids.view(), table.view(), 6, 8, 1.0, out.view_mut(), device.stream()).unwrap();
     assert_eq!(device.download(&out).unwrap(), [&values[40..], &values[..8], &values[40..]].concat());
 }
 

@@ -88,10 +88,11 @@ impl Oracle {
         let c = &self.spec.arch;
         let (m, h, eps) = (batch.tokens(), c.hidden_size, f64::from(c.norm.eps));
         let shape = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
-        let table = RopeTable::<f64>::new(c.head_dim, c.rope().theta, c.rope().scaling, self.spec.positions);
         let embedding = &self.tensors["model.embed_tokens.weight"];
         let mut stream: Vec<f64> =
             batch.input_ids.iter().flat_map(|&id| embedding[id as usize * h..][..h].to_vec()).collect();
+        let by = c.multipliers;
+        scale(&mut stream, by.embedding.into());
         let norm = |x: &[f64], name: &str| {
             let mut y = vec![0.0; x.len()];
             reference::rms_norm(x, &self.tensors[name], eps, &mut y);
@@ -108,11 +109,19 @@ impl Oracle {
                 let [q, k] = names.map(|name| &self.tensors[&c.layer_tensor(layer, name)][..]);
                 reference::head_norm(&qkv.clone(), [q, k], eps, shape, &mut qkv);
             }
-            reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
+            if let Some(rope) = c.layer(layer).rope {
+                let table = RopeTable::<f64>::new(c.head_dim, rope.theta, rope.scaling, self.spec.positions);
+                reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
+            }
+            if let Some(of_scores) = by.attention {
+                // The reference has the scale 1 / √D.
+                let queries = qkv.chunks_exact_mut(shape.qkv()).map(|row| &mut row[..shape.out()]);
+                queries.for_each(|queries| scale(queries, f64::from(of_scores) / shape.scale()));
+            }
             let (mut attention, mut lse) = (vec![0.0; m * shape.out()], vec![0.0; m * shape.heads]);
             let window = c.layer(layer).window;
             reference::attention(&qkv, batch.boundaries, shape, window, &mut attention, &mut lse);
-            add(&mut stream, &linear(&attention, Projection::O, 1));
+            add(&mut stream, by.residual.into(), &linear(&attention, Projection::O, 1));
             let normed = norm(&stream, &format!("model.layers.{layer}.post_attention_layernorm.weight"));
             let parts = [Projection::Gate, Projection::Up].map(|module| linear(&normed, module, 2));
             let i = c.intermediate_size;
@@ -120,9 +129,11 @@ impl Oracle {
                 (0..m).flat_map(|t| parts.iter().flat_map(move |p| p[t * i..(t + 1) * i].to_vec())).collect();
             let mut activated = vec![0.0; m * i];
             reference::swiglu(&gate_up, &mut activated, i);
-            add(&mut stream, &linear(&activated, Projection::Down, 3));
+            add(&mut stream, by.residual.into(), &linear(&activated, Projection::Down, 3));
         }
-        let normed = norm(&stream, "model.norm.weight");
+        let mut normed = norm(&stream, "model.norm.weight");
+        // Logits are linear in it.
+        scale(&mut normed, 1.0 / f64::from(by.logits_scaling));
         let head = self.tensors.get("lm_head.weight").unwrap_or(embedding);
         let weights = batch.weights.map(wide);
         reference::linear_cross_entropy(&normed, head, batch.targets, weights.as_deref(), 1.0, None, h)
@@ -169,8 +180,12 @@ impl Oracle {
     }
 }
 
-fn add(x: &mut [f64], y: &[f64]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+fn add(x: &mut [f64], factor: f64, y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += factor * y);
+}
+
+fn scale(x: &mut [f64], factor: f64) {
+    x.iter_mut().for_each(|x| *x *= factor);
 }
 
 /// Owned parts of a [`Batch`] of random documents.

@@ -65,7 +65,7 @@ fn all<B: Backend>(b: &B) -> Range<usize> {
 /// A buffer of random values for the whole batch: the rows of a random table.
 fn filled<B: Backend>(b: &mut B, seed: u64, width: usize) -> B::Buffer {
     let (table, mut out) = (table(b, seed, width), b.alloc("test", width).unwrap());
-    b.run(all(b), Op::Embed { table: &table, out: &mut out }).unwrap();
+    b.run(all(b), Op::Embed { table: &table, scale: 1.0, out: &mut out }).unwrap();
     out
 }
 
@@ -104,7 +104,7 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
 
     let mut out = b.alloc("out", HIDDEN).unwrap();
     for range in ranges {
-        b.run(range.clone(), Op::Embed { table: &embedding, out: &mut out }).unwrap();
+        b.run(range.clone(), Op::Embed { table: &embedding, scale: 12.3, out: &mut out }).unwrap();
     }
     found.push(("embed", vec![bits(b, &out)]));
     for range in ranges {
@@ -175,7 +175,7 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     for inverse in [false, true] {
         let mut qkv = filled(b, 8, SHAPE.qkv());
         for range in ranges {
-            b.run(range.clone(), Op::Rope { qkv: &mut qkv, shape: SHAPE, inverse }).unwrap();
+            b.run(range.clone(), Op::Rope { qkv: &mut qkv, shape: SHAPE, table: 0, inverse }).unwrap();
         }
         found.push(("rope", vec![bits(b, &qkv)]));
     }

@@ -444,4 +444,11 @@ pub const MUTANTS: &[Mutant] = &[
         "1.0f",
         "layer::rotary",
     ),
+    mutant(
+        "embedding: rows as they are",
+        "llama/embedding.cu",
+        "values.v[j] *= scale;",
+        "values.v[j] *= 1.0f;",
+        "layer::embedding",
+    ),
 ];

@@ -1,6 +1,6 @@
 //! An architecture: what a model computes and how large it is, as data.
 
-use super::{Input, Projection, Rope, TensorNames};
+use super::{Input, Multipliers, Projection, Rope, TensorNames};
 use crate::error::Result;
 use crate::files::json::Keys;
 use crate::refuse;
@@ -137,21 +137,6 @@ pub enum Activation {
     SquaredRelu,
 }
 
-/// Scalars that some families multiply by.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Multipliers {
-    pub embedding: f32,
-    /// The scale of the scores; `None`: 1 / √head_dim.
-    pub attention: Option<f32>,
-    /// Both branches are multiplied by it before the residual is added.
-    pub residual: f32,
-    pub logits: f32,
-}
-
-impl Multipliers {
-    pub const NONE: Self = Self { embedding: 1.0, attention: None, residual: 1.0, logits: 1.0 };
-}
-
 impl Arch {
     /// Width of q and of the attention's output: `num_heads · head_dim`.
     pub fn q_dim(&self) -> usize {
@@ -167,17 +152,33 @@ impl Arch {
         &self.layers[index % self.layers.len()]
     }
 
-    /// The rotary positions of every layer. [`check_computed`](Self::check_computed) saw to it that there is one kind.
+    /// The rotary positions of the first layer that has them. [`check_computed`](Self::check_computed) saw to it that
+    /// one has.
     pub fn rope(&self) -> Rope {
-        self.layers[0].rope.expect("an architecture without rotary positions is refused when it is read")
+        let first = self.layers.iter().find_map(|layer| layer.rope);
+        first.expect("an architecture without rotary positions is refused when it is read")
+    }
+
+    /// Every kind of rotary positions that a layer has, each once, in the order of the layers.
+    pub fn ropes(&self) -> Vec<Rope> {
+        let mut ropes = Vec::new();
+        for rope in self.layers.iter().filter_map(|layer| layer.rope) {
+            if !ropes.contains(&rope) {
+                ropes.push(rope);
+            }
+        }
+        ropes
     }
 
     /// Refuses, by name, what no operation computes. `source` is what errors call the config.
     pub fn check_computed(&self, source: &str) -> Result<()> {
-        let rope = self.layers[0].rope;
+        let not_rotated = |layer: &LayerArch| layer.rope.is_none();
         let lacking = [
-            (self.layers.iter().any(|layer| layer.rope.is_none()), "layers without rotary positions"),
-            (self.layers.iter().any(|layer| layer.rope != rope), "rotary positions that differ between layers"),
+            (self.layers.iter().all(not_rotated), "no layer with rotary positions"),
+            (
+                self.multipliers.attention.is_some() && self.layers.iter().any(not_rotated),
+                "a multiplier of attention in layers without rotary positions",
+            ),
             (
                 !matches!(self.qk_norm, QkNorm::None | QkNorm::Head),
                 "RMSNorm of queries and keys over their whole width or after the rotation",
@@ -185,7 +186,6 @@ impl Arch {
             (self.norm.weight != NormWeight::Plain, "RMSNorm that multiplies by 1 + w or in f32"),
             (self.norm.place != NormPlace::Before, "RMSNorm on the output of attention and MLP"),
             (self.activation != Activation::GatedSilu, "another activation than silu(gate) · up"),
-            (self.multipliers != Multipliers::NONE, "multipliers of embedding, attention, residual or logits"),
             (self.attention_soft_cap.is_some(), "a soft cap on attention scores"),
             (self.logits_soft_cap.is_some(), "a soft cap on logits"),
         ];
@@ -230,17 +230,16 @@ mod tests {
         let (rope, norm) = (tiny.rope(), tiny.norm);
         let first = LayerArch { window: None, rope: Some(rope) };
         let layers = |rope| vec![first, LayerArch { window: None, rope }];
-        let other = Rope { theta: 7.0, ..rope };
-        let multipliers = Multipliers { residual: 0.5, ..Multipliers::NONE };
+        let multipliers = Multipliers { attention: Some(0.5), ..Multipliers::NONE };
+        let not_rotated = LayerArch { window: None, rope: None };
         let cases = [
-            (Arch { layers: layers(None), ..tiny.clone() }, "without rotary"),
-            (Arch { layers: layers(Some(other)), ..tiny.clone() }, "differ between layers"),
+            (Arch { layers: vec![not_rotated; 2], ..tiny.clone() }, "no layer with rotary"),
+            (Arch { layers: layers(None), multipliers, ..tiny.clone() }, "layers without rotary"),
             (Arch { qk_norm: QkNorm::Width, ..tiny.clone() }, "queries and keys"),
             (Arch { qk_norm: QkNorm::HeadAfterRope, ..tiny.clone() }, "after the rotation"),
             (Arch { norm: Norm { weight: NormWeight::OnePlus, ..norm }, ..tiny.clone() }, "1 + w"),
             (Arch { norm: Norm { place: NormPlace::Both, ..norm }, ..tiny.clone() }, "on the output"),
             (Arch { activation: Activation::GatedGeluTanh, ..tiny.clone() }, "activation"),
-            (Arch { multipliers, ..tiny.clone() }, "multipliers"),
             (Arch { attention_soft_cap: Some(50.0), ..tiny.clone() }, "attention scores"),
             (Arch { logits_soft_cap: Some(30.0), ..tiny.clone() }, "on logits"),
         ];
@@ -249,6 +248,16 @@ mod tests {
             let error = arch.check_computed("config.json").unwrap_err().to_string();
             assert!(error.contains(what) && error.contains("config.json") && error.contains("llama"), "{error}");
         }
+    }
+
+    #[test]
+    fn kinds_of_rotary_positions_are_counted_once() {
+        let rope = tiny_arch().rope();
+        let [full, local] = [Some(rope), Some(Rope { theta: 7.0, ..rope })];
+        let layers = [None, local, full, local, None].map(|rope| LayerArch { window: None, rope }).to_vec();
+        let arch = Arch { layers, ..tiny_arch() };
+        assert_eq!((arch.rope().theta, arch.ropes().len()), (7.0, 2));
+        arch.check_computed("x").unwrap();
     }
 
     #[test]

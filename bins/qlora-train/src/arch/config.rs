@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Activation, Arch, Family, LayerArch, Multipliers, Norm, QkNorm, Rope, TensorNames};
+use super::{Activation, Arch, Family, LayerArch, Multipliers, Norm, Projection, QkNorm, Rope, TensorNames};
 use crate::error::Result;
-use crate::files::json::Keys;
+use crate::files::json::{Keys, shortest};
 use crate::refuse;
 use std::collections::BTreeSet;
 
@@ -21,8 +21,12 @@ pub(super) struct Defaults {
     pub num_heads: usize,
     /// `None`: as many as heads
     pub num_kv_heads: Option<usize>,
+    /// `None`: hidden size / heads
+    pub head_dim: Option<usize>,
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub tie_word_embeddings: bool,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Option<u32>,
 }
@@ -41,7 +45,9 @@ pub(super) fn read(
     };
     let hidden_size = at_least_one("hidden_size", defaults.hidden_size)?;
     let num_heads = at_least_one("num_attention_heads", defaults.num_heads)?;
-    if keys.get("head_dim").is_none() && !hidden_size.is_multiple_of(num_heads) {
+    // null, where a default stands for an absent key, is transformers' word for hidden size / heads.
+    let default_head_dim = defaults.head_dim.filter(|_| !keys.map.contains_key("head_dim"));
+    if keys.get("head_dim").is_none() && default_head_dim.is_none() && !hidden_size.is_multiple_of(num_heads) {
         let expected = format!("a multiple of num_attention_heads ({num_heads}), or a key `head_dim`");
         return Err(keys.wrong("hidden_size", &expected));
     }
@@ -60,16 +66,16 @@ pub(super) fn read(
         num_layers,
         num_heads,
         num_kv_heads: at_least_one("num_key_value_heads", defaults.num_kv_heads.unwrap_or(num_heads))?,
-        head_dim: at_least_one("head_dim", hidden_size / num_heads)?,
+        head_dim: at_least_one("head_dim", default_head_dim.unwrap_or(hidden_size / num_heads))?,
         norm: Norm::llama(keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32),
         qk_norm: QkNorm::None,
         biases: BTreeSet::new(),
-        layers: LayerArch::uniform(Rope::from_keys(keys, max_position_embeddings)?),
+        layers: LayerArch::uniform(Rope::from_keys(keys, max_position_embeddings, defaults.rope_theta)?),
         activation: Activation::GatedSilu,
         multipliers: Multipliers::NONE,
         attention_soft_cap: None,
         logits_soft_cap: None,
-        tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+        tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
         max_position_embeddings,
         bos_token_id: token_ids(keys, "bos_token_id", defaults.bos_token_id, vocab_size)?.first().copied(),
         eos_token_ids: token_ids(keys, "eos_token_id", defaults.eos_token_id, vocab_size)?,
@@ -114,8 +120,6 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
         [id] => id.into(),
         _ => json!(arch.eos_token_ids),
     };
-    // The shortest decimal that reads back as the same f32: 1e-5, not 9.999999747378752e-6.
-    let eps: f64 = arch.norm.eps.to_string().parse().unwrap_or(f64::from(arch.norm.eps));
     let value = json!({
         "architectures": [arch.family.architecture],
         "model_type": arch.family.model_type,
@@ -127,7 +131,7 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
         "num_key_value_heads": arch.num_kv_heads,
         "head_dim": arch.head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": eps,
+        "rms_norm_eps": shortest(arch.norm.eps),
         "attention_dropout": 0.0,
         "tie_word_embeddings": arch.tie_word_embeddings,
         "max_position_embeddings": arch.max_position_embeddings,
@@ -145,6 +149,18 @@ pub(super) fn note_attention_dropout(keys: &Keys) -> Result<()> {
         crate::report::status!("{}: key `attention_dropout` is not used: nothing of attention is dropped", keys.source);
     }
     Ok(())
+}
+
+/// The projections that `attention_bias` and `mlp_bias` give a bias: all of attention, all of the MLP.
+pub(super) fn attention_and_mlp_biases(keys: &Keys) -> Result<BTreeSet<Projection>> {
+    let mut biases = BTreeSet::new();
+    if keys.flag("attention_bias")?.unwrap_or(false) {
+        biases.extend(Projection::ATTENTION);
+    }
+    if keys.flag("mlp_bias")?.unwrap_or(false) {
+        biases.extend(Projection::MLP);
+    }
+    Ok(biases)
 }
 
 /// Refuses `key` where it is true.

@@ -4,11 +4,11 @@
 //! A key that is absent has the default of transformers' `LlamaConfig`; a key that would change the arithmetic in a way
 //! that this trainer does not know is refused.
 
-use super::config::{self, Defaults, note_attention_dropout, only_false, only_full_attention, only_silu};
+use super::config::{self, Defaults, attention_and_mlp_biases, note_attention_dropout, only_false};
+use super::config::{only_full_attention, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
-use std::collections::BTreeSet;
 
 pub(super) static FAMILY: Family = Family {
     model_type: "llama",
@@ -28,8 +28,11 @@ const DEFAULTS: Defaults = Defaults {
     num_layers: 32,
     num_heads: 32,
     num_kv_heads: None,
+    head_dim: None,
     max_position_embeddings: 2048,
     rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    tie_word_embeddings: false,
     bos_token_id: Some(1),
     eos_token_id: Some(2),
 };
@@ -37,14 +40,7 @@ const DEFAULTS: Defaults = Defaults {
 fn read(keys: &Keys) -> Result<Arch> {
     check_neutral(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
-    let mut biases = BTreeSet::new();
-    if keys.flag("attention_bias")?.unwrap_or(false) {
-        biases.extend(Projection::ATTENTION);
-    }
-    if keys.flag("mlp_bias")?.unwrap_or(false) {
-        biases.extend(Projection::MLP);
-    }
-    Ok(Arch { biases, ..arch })
+    Ok(Arch { biases: attention_and_mlp_biases(keys)?, ..arch })
 }
 
 /// Keys that some configs carry and that change the arithmetic: only their neutral value is supported.

@@ -22,8 +22,11 @@ const DEFAULTS: Defaults = Defaults {
     num_layers: 32,
     num_heads: 32,
     num_kv_heads: Some(32),
+    head_dim: None,
     max_position_embeddings: 32_768,
     rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    tie_word_embeddings: false,
     bos_token_id: None,
     eos_token_id: None,
 };

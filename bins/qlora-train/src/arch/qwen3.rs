@@ -26,14 +26,14 @@ const DEFAULTS: Defaults = Defaults {
     num_layers: 32,
     num_heads: 32,
     num_kv_heads: Some(32),
+    head_dim: Some(128),
     max_position_embeddings: 32_768,
     rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    tie_word_embeddings: false,
     bos_token_id: None,
     eos_token_id: None,
 };
-
-/// Default of an absent key `head_dim`, whatever the hidden size.
-const HEAD_DIM: usize = 128;
 
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
@@ -41,8 +41,7 @@ fn read(keys: &Keys) -> Result<Arch> {
     only_false(keys, "add_cross_attention")?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
     let layers = config::windows_of_layers(keys, &arch)?;
-    let head_dim = if keys.get("head_dim").is_some() { arch.head_dim } else { HEAD_DIM };
     let biased = keys.flag("attention_bias")?.unwrap_or(false);
     let biases = Projection::ATTENTION.into_iter().filter(|_| biased).collect();
-    Ok(Arch { head_dim, biases, qk_norm: QkNorm::Head, layers, ..arch })
+    Ok(Arch { biases, qk_norm: QkNorm::Head, layers, ..arch })
 }

@@ -4,12 +4,21 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Arch, Family, config, llama, mistral, qwen2, qwen3};
+use super::untrained::{Untrained, untrained};
+use super::{Arch, Family, config, granite, llama, mistral, qwen2, qwen3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 4] = [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: [&Family; 7] = [
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &smollm3::FAMILY,
+    &granite::FAMILY,
+    &seed_oss::FAMILY,
+];
 
 impl Family {
     /// The family that config.json names. Refused: none, or one that is not in [`FAMILIES`].
@@ -17,7 +26,13 @@ impl Family {
         let model_type = keys.text("model_type")?;
         let Some(family) = FAMILIES.into_iter().find(|family| Some(family.model_type) == model_type) else {
             let known: Vec<String> = FAMILIES.iter().map(|family| family.description()).collect();
-            return Err(keys.wrong("model_type", &known.join(", or ")));
+            let mut expected = known.join(", or ");
+            if let Some((name, Untrained { nearest, what })) =
+                model_type.and_then(|name| Some((name, untrained(name)?)))
+            {
+                expected += &format!("; {name:?} {what}, the nearest of these is {nearest:?}");
+            }
+            return Err(keys.wrong("model_type", &expected));
         };
         let named = |list: &Vec<Value>| list.iter().all(|name| name == family.architecture) && !list.is_empty();
         if keys.get("architectures").is_some_and(|value| !value.as_array().is_some_and(named)) {
@@ -64,5 +79,30 @@ impl Arch {
         map.insert("rope_scaling".into(), scaling);
         map.insert("torch_dtype".into(), dtype.into());
         map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::untrained::table;
+
+    /// A type that became a family is read; any other is refused with its name and the nearest family, from config.json
+    /// alone.
+    #[test]
+    fn every_other_type_is_refused_with_the_nearest_that_is_trained() {
+        for (name, Untrained { nearest, what }) in table() {
+            assert!(FAMILIES.iter().any(|family| family.model_type == nearest), "{name}: {nearest}");
+            let map = Map::from_iter([("model_type".to_owned(), name.into())]);
+            match Arch::from_json(Path::new("config.json"), &map) {
+                Ok(arch) => assert_eq!(arch.family.model_type, name),
+                Err(error) => {
+                    let (found, hint) =
+                        (format!("found {name:?}"), format!("{name:?} {what}, the nearest of these is {nearest:?}"));
+                    let text = error.to_string();
+                    assert!(error.is_usage() && text.contains(&found) && text.contains(&hint), "{text}");
+                }
+            }
+        }
     }
 }

@@ -8,9 +8,6 @@ use crate::error::Result;
 use crate::files::json::Keys;
 use crate::refuse;
 
-/// What transformers takes when a config names none.
-const DEFAULT_THETA: f64 = 10_000.0;
-
 /// Every key that some rope type of transformers reads. A key outside this list is an error; one that is in it but is
 /// not read by the type at hand only warns, as it does there.
 const KNOWN_KEYS: [&str; 18] = [
@@ -47,7 +44,8 @@ impl Rope {
         Self { theta, scaling }
     }
 
-    pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize) -> Result<Self> {
+    /// `default_theta` is the family's, for a config that names none.
+    pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize, default_theta: f64) -> Result<Self> {
         let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = match (v4, v5) {
             (Some(v4), Some(v5)) if v4.map != v5.map => refuse!(
@@ -71,7 +69,7 @@ impl Rope {
             (Some(outer), Some(inner)) if outer != inner => {
                 return Err(nested.wrong("rope_theta", &format!("{outer}, as the key of that name outside says")));
             }
-            (outer, inner) => inner.or(outer).unwrap_or(DEFAULT_THETA),
+            (outer, inner) => inner.or(outer).unwrap_or(default_theta),
         };
         if theta <= 0.0 {
             let holder = if nested.get("rope_theta").is_some() { &nested } else { config };

@@ -7,7 +7,7 @@ use serde_json::json;
 use std::path::Path;
 
 /// What `--shape` takes beside a config.json.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 17] = [
     "llama-3.2-1b",
     "llama-3.2-3b",
     "llama-3-8b",
@@ -21,6 +21,10 @@ pub const NAMES: [&str; 13] = [
     "qwen3-8b",
     "qwen3-14b",
     "qwen3-32b",
+    "smollm3-3b",
+    "granite-3.3-2b",
+    "granite-3.3-8b",
+    "seed-oss-36b",
 ];
 
 /// The config of one of [`NAMES`], or of a config.json. Refused: neither.
@@ -40,6 +44,10 @@ pub fn shape(name: &str) -> Result<Arch> {
         "qwen3-8b" => (4096, 12288, 36, 32, 128, false),
         "qwen3-14b" => (5120, 17408, 40, 40, 128, false),
         "qwen3-32b" => (5120, 25600, 64, 64, 128, false),
+        "smollm3-3b" => (2048, 11_008, 36, 16, 128, true),
+        "granite-3.3-2b" => (2048, 8192, 40, 32, 64, true),
+        "granite-3.3-8b" => (4096, 12_800, 40, 32, 128, true),
+        "seed-oss-36b" => (5120, 27_648, 64, 80, 128, false),
         _ if Path::new(name).is_file() => return Arch::from_file(Path::new(name)),
         _ if Path::new(name).join("config.json").is_file() => {
             return Arch::from_file(&Path::new(name).join("config.json"));
@@ -51,6 +59,9 @@ pub fn shape(name: &str) -> Result<Arch> {
     };
     let (model_type, vocab_size, rope_theta, eps, bos, eos) = match plain.as_str() {
         name if name.starts_with("qwen3") => ("qwen3", 151_936, 1e6, 1e-6, 151_643, 151_645),
+        name if name.starts_with("smollm3") => ("smollm3", 128_256, 5e6, 1e-6, 128_000, 128_012),
+        name if name.starts_with("granite") => ("granite", 49_159, 1e7, 1e-5, 0, 0),
+        name if name.starts_with("seed") => ("seed_oss", 155_136, 1e7, 1e-6, 0, 2),
         "mistral-7b-v0.1" => ("mistral", 32_000, 1e4, 1e-5, 1, 2),
         "mistral-7b-v0.2" => ("mistral", 32_000, 1e6, 1e-5, 1, 2),
         "mistral-nemo-12b" => ("mistral", 131_072, 1e6, 1e-5, 1, 2),
@@ -58,14 +69,14 @@ pub fn shape(name: &str) -> Result<Arch> {
         name if name.starts_with("mistral-7b") => ("mistral", 32_768, 1e6, 1e-5, 1, 2),
         _ => ("llama", 128_256, 500_000.0, 1e-5, 128_000, 128_001),
     };
-    let config = json!({
+    let mut config = json!({
         "model_type": model_type,
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
-        "num_key_value_heads": 8,
+        "num_key_value_heads": if model_type == "smollm3" { 4 } else { 8 },
         "head_dim": head_dim,
         "tie_word_embeddings": tied,
         "rms_norm_eps": eps,
@@ -77,6 +88,12 @@ pub fn shape(name: &str) -> Result<Arch> {
         "bos_token_id": bos,
         "eos_token_id": eos,
     });
+    if model_type == "granite" {
+        config["embedding_multiplier"] = 12.0.into();
+        config["attention_multiplier"] = (1.0 / f64::from(head_dim)).into();
+        config["residual_multiplier"] = 0.22.into();
+        config["logits_scaling"] = (f64::from(hidden_size) / 256.0).into();
+    }
     Arch::from_json(Path::new(name), config.as_object().expect("json! of braces is an object"))
 }
 
@@ -102,6 +119,10 @@ mod tests {
         assert_eq!(parameters("qwen3-8b"), 8_190_735_360);
         assert_eq!(parameters("qwen3-14b"), 14_768_307_200);
         assert_eq!(parameters("Qwen3-32B"), 32_762_123_264);
+        assert_eq!(parameters("smollm3-3b"), 3_075_098_624);
+        assert_eq!(parameters("granite-3.3-2b"), 2_533_539_840);
+        assert_eq!(parameters("granite-3.3-8b-instruct"), 8_170_864_640);
+        assert_eq!(parameters("Seed-OSS-36B-Instruct"), 36_151_104_512);
         assert_eq!(parameters("Llama-3.3-70B-Instruct"), parameters("llama3-70b"));
         let error = shape("llama-9").unwrap_err().to_string();
         assert!(

@@ -34,7 +34,7 @@ pub use operands::{BufferShape, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
 pub use optimizer_state::{OptimizerState, StateFormat};
 pub use trace::{OpTime, Scope, Trace, TraceMode};
-pub use weights::{Quantization, Residency, Weights};
+pub use weights::{Quantization, Residency, Weights, WeightsRead};
 
 use crate::error::{Error, Result};
 use std::ops::Range;

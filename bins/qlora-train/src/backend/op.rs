@@ -14,8 +14,8 @@ use std::ops::Range;
 
 /// One operation with its operands. It works on a range of the batch's tokens, which every buffer covers.
 pub enum Op<'a, B: Operands + ?Sized> {
-    /// out `[H]` = the rows of `table` that the batch's input ids name.
-    Embed { table: &'a B::Table, out: &'a mut B::Buffer },
+    /// out `[H]` = `scale` times the rows of `table` that the batch's input ids name.
+    Embed { table: &'a B::Table, scale: f32, out: &'a mut B::Buffer },
     /// out `[H]` = RMSNorm(x `[H]`).
     RmsNorm { x: &'a B::Buffer, weight: &'a B::Vector, eps: f32, out: &'a mut B::Buffer },
     /// sum `[H]` = x `[H]` + delta `[H]`, out `[H]` = RMSNorm(sum).
@@ -77,8 +77,9 @@ pub enum Op<'a, B: Operands + ?Sized> {
         shape: AttentionShape,
         dqkv: &'a mut B::Buffer,
     },
-    /// Rotates the queries and keys of q‖k‖v in place; `inverse` is the gradient.
-    Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, inverse: bool },
+    /// Rotates the queries and keys of q‖k‖v in place, by the angles of table number `table`; `inverse` is the
+    /// gradient.
+    Rope { qkv: &'a mut B::Buffer, shape: AttentionShape, table: usize, inverse: bool },
     /// out `[H·D]` = attention within each document, lse `[H]` = the log-sum-exp of its scores. With a `window` a query
     /// sees so many keys at most, its own included.
     Attention {

@@ -1,7 +1,8 @@
 //! Frozen weights, loaded once.
 
 use super::{LinearGroup, Operands};
-use crate::error::Result;
+use crate::base::Nf4OnDisk;
+use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
@@ -25,6 +26,18 @@ pub enum Residency {
     Device,
     /// Pinned host memory
     Pinned,
+    /// The checkpoint's files, of a weight that they store in NF4
+    Disk,
+}
+
+/// What was read of weights that stay on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WeightsRead {
+    pub bytes: u64,
+    /// Seconds that reading took, beside the computation
+    pub seconds: f64,
+    /// Seconds that the computation waited for it
+    pub waited: f64,
 }
 
 /// Loads weights. `read` is called at most once, and not at all in a dry run.
@@ -40,6 +53,22 @@ pub trait Weights: Operands {
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<WeightSource>,
     ) -> Result<Self::Weight>;
+    /// A weight of `layer` that stays in its file, in NF4 as `quantization` describes it.
+    fn weight_on_disk(
+        &mut self,
+        name: &str,
+        _n: usize,
+        _k: usize,
+        _quantization: Quantization,
+        _layer: usize,
+        _open: &mut dyn FnMut() -> Result<Nf4OnDisk>,
+    ) -> Result<Self::Weight> {
+        Err(Error::Failed(format!("{name}: weights stay on disk only where the CPU computes")))
+    }
+    /// What was read so far of weights that stay on disk; none where all are in memory.
+    fn weights_read(&self) -> Option<WeightsRead> {
+        None
+    }
     /// Moves the weights of a layer's groups to pinned host memory, where the device has memory of its own.
     fn pin_weights(&mut self, _groups: [&mut LinearGroup<Self>; 4]) -> Result<()> {
         Ok(())
@@ -69,8 +98,8 @@ pub trait Weights: Operands {
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
     /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the
-    /// backend.
-    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()>;
+    /// backend, which returns the table's number. All tables of a model have the same positions.
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize>;
     /// Positions that have rotation angles.
     fn positions(&self) -> usize;
     /// Refuses, when the model is built, linear layers that the device cannot compute, and reserves the workspace of

@@ -177,7 +177,7 @@ impl Checkpoint {
             Entry::Nf4(entry) => {
                 let mut hashers: BTreeMap<&str, Sha256> =
                     entry.parts.keys().map(|&part| (part, Sha256::new())).collect();
-                let matrix = entry.read(name, &self.files, |part, bytes| {
+                let matrix = entry.read(name, &self.files, None, |part, bytes| {
                     hashers.get_mut(part).expect("a part of the entry").update(bytes);
                 })?;
                 let parts = entry.parts.iter().zip(hashers.into_values());

@@ -14,6 +14,7 @@ pub mod synthetic;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use qlora_kernels::nf4::Nf4Options;
 use safetensors::tensor::TensorInfo;
@@ -27,7 +28,7 @@ use quantized::Nf4Entry;
 
 pub use base_name::{BaseName, hub_cache, looks_like_hub_id, resolve_model};
 pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
-pub use quantized::{OriginalBase, QuantizeOptions, Quantized, quantize};
+pub use quantized::{Nf4OnDisk, OriginalBase, QuantizeOptions, Quantized, quantize};
 
 /// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or
 /// with all the parts of an NF4 weight, inside its file. It can be read from several threads.
@@ -35,7 +36,7 @@ pub struct Checkpoint {
     dir: PathBuf,
     arch: Arch,
     base_name: BaseName,
-    files: Vec<TensorFile>,
+    files: Arc<Vec<TensorFile>>,
     /// The expected tensors and nothing else.
     tensors: BTreeMap<String, Entry>,
     notes: Vec<String>,
@@ -48,7 +49,7 @@ pub struct Checkpoint {
 /// Place of a tensor: position in `files`, header entry.
 enum Entry {
     Dense(usize, TensorInfo),
-    Nf4(Nf4Entry),
+    Nf4(Arc<Nf4Entry>),
 }
 
 impl Checkpoint {
@@ -144,7 +145,19 @@ impl Checkpoint {
     pub fn read_weight(&self, name: &str) -> Result<WeightSource> {
         match self.find(name)? {
             Entry::Dense(file, info) => Ok(WeightSource::Tensor(self.files[*file].read(name, info, |_| ())?)),
-            Entry::Nf4(entry) => Ok(WeightSource::Nf4(entry.read(name, &self.files, |_, _| ())?)),
+            Entry::Nf4(entry) => Ok(WeightSource::Nf4(entry.read(name, &self.files, None, |_, _| ())?)),
+        }
+    }
+
+    /// A weight that stays in its file, to be read again and again. A tensor that is not stored in NF4 is refused.
+    pub fn on_disk(&self, name: &str) -> Result<Nf4OnDisk> {
+        match self.find(name)? {
+            Entry::Nf4(entry) => Ok(Nf4OnDisk::new(name, self.files.clone(), entry.clone())),
+            Entry::Dense(file, info) => refuse!(
+                "{}: tensor `{name}`: found {}, expected NF4: only such weights can stay on disk",
+                self.files[*file].path().display(),
+                info.dtype
+            ),
         }
     }
 
@@ -152,7 +165,7 @@ impl Checkpoint {
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         match self.find(name)? {
             Entry::Dense(file, info) => self.files[*file].read_f32(name, info, |_| ()),
-            Entry::Nf4(entry) => Ok(entry.read(name, &self.files, |_, _| ())?.dequantize()),
+            Entry::Nf4(entry) => Ok(entry.read(name, &self.files, None, |_, _| ())?.dequantize()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::base_name::BaseName;
 use super::locate::{Files, INDEX, locate, unlisted_shards};
@@ -65,7 +66,7 @@ impl Checkpoint {
             dir: dir.to_owned(),
             arch,
             base_name,
-            files,
+            files: Arc::new(files),
             tensors: BTreeMap::new(),
             notes,
             quantization: None,
@@ -104,7 +105,7 @@ impl Checkpoint {
                     let entry = Nf4Entry::open(&name, &shape, &self.files, owners)?;
                     self.check_alike(&name, &entry)?;
                     used.extend(entry.parts.keys().map(|part| format!("{name}{part}")));
-                    Stored::Nf4(entry)
+                    Stored::Nf4(Arc::new(entry))
                 }
                 None if self.is_linear(&name) && has_parts(owners, &name) => refuse!(
                     "{}: tensor `{name}`: found parts of a quantized weight beside it, but no `quantization_config` in \

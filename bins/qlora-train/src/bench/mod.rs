@@ -83,8 +83,7 @@ pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
     let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
-    let checkpointing = settings.gradient_checkpointing;
-    let plan = plan::choose(&device, &mut spec, checkpointing, &stored_in_16_bits, budget)?;
+    let plan = plan::choose(&device, &mut spec, plan::Levers::of(settings), &stored_in_16_bits, budget)?;
     plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch")?;
     device.clone().run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }

@@ -45,6 +45,10 @@ pub(super) struct ModelArgs {
     /// What the CPU computes in: auto, f32 or bf16
     #[arg(long)]
     pub compute: Option<String>,
+    /// Where the base weights are: resident, or disk for an NF4 checkpoint of which two layers at a time are in memory;
+    /// without it disk where they do not fit
+    #[arg(long)]
+    pub weights: Option<String>,
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     pub host_memory: Option<String>,
@@ -89,6 +93,7 @@ impl ModelArgs {
             ("prompt_completion", self.prompt_completion.as_ref()),
             ("device", self.device.as_ref()),
             ("compute", self.compute.as_ref()),
+            ("weights", self.weights.as_ref()),
             ("host_memory", self.host_memory.as_ref()),
             ("device_memory", self.device_memory.as_ref()),
             ("threads", self.threads.as_ref()),

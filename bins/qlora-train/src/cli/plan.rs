@@ -3,9 +3,9 @@
 use super::answer::Answer;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
-use crate::backend::PlannedBuffer;
+use crate::backend::{PlannedBuffer, Quantization};
 use crate::bench::stored_in_16_bits;
-use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs};
+use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs, WeightResidency};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
@@ -29,6 +29,12 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions);
+        if settings.weights == WeightResidency::Disk {
+            // As `quantize` will store it.
+            let held = Some(of_settings(&settings));
+            let stored = |name: &str| StoredAs { held, ..stored_in_16_bits(name) };
+            return answer(&settings, &device, spec, &stored, rows);
+        }
         return answer(&settings, &device, spec, &stored_in_16_bits, rows);
     }
     let loaded = Loaded::open(&settings)?;
@@ -94,9 +100,9 @@ pub fn answer(
     rows: usize,
 ) -> Result<Answer> {
     let budget = device.budget_of_plan(settings)?;
-    let checkpointing = settings.gradient_checkpointing;
-    let plan = plan::choose(device, &mut spec, checkpointing, stored, budget)?;
-    let max_length = plan::longest_row(device, &spec, checkpointing, stored, budget, rows)?;
+    let (checkpointing, levers) = (settings.gradient_checkpointing, plan::Levers::of(settings));
+    let plan = plan::choose(device, &mut spec, levers, stored, budget)?;
+    let max_length = plan::longest_row(device, &spec, levers, stored, budget, rows)?;
     let tokens = spec.tokens;
 
     let mut suggestions = Vec::new();
@@ -115,7 +121,7 @@ pub fn answer(
         } else {
             let short = if plan.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
             let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
-            let least = plan::choose(device, &mut least, checkpointing, stored, budget)?;
+            let least = plan::choose(device, &mut least, levers, stored, budget)?;
             let missing = match least.peak_bytes() > budget.limit {
                 true => least.peak_bytes() - budget.limit,
                 false => least.host_bytes().saturating_sub(least.host_limit),
@@ -124,6 +130,13 @@ pub fn answer(
                 "no length fits: {} more {short} at least, or a smaller model, is needed",
                 format_bytes(missing)
             ));
+        }
+        let advise_disk = settings.weights != WeightResidency::Disk && !spec.is_streamed() && device.is_cpu();
+        if advise_disk && spec.quantization != Quantization::None {
+            suggestions.push(
+                "weights: disk leaves the base in the files of an NF4 checkpoint, which `qlora-train quantize` writes"
+                    .to_owned(),
+            );
         }
         if rows > 1 {
             suggestions.push("per_device_train_batch_size: 1 with gradient_accumulation_steps".to_owned());
@@ -152,6 +165,9 @@ pub fn answer(
     }
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
+    if spec.is_streamed() {
+        text += "The base weights stay on disk, two layers in memory: slower, and the same result.\n";
+    }
     let verdict = |bytes: u64, limit: u64| if bytes <= limit { "fits" } else { "does not fit" };
     let _ = writeln!(
         text,
@@ -210,6 +226,7 @@ pub fn answer(
             "operations": plan.work,
             "predicted_step_seconds": predicted.into_iter().map(|(card, seconds)| (card, json!(seconds))).collect::<Map<_, _>>(),
             "buffers": buffers,
+            "weights": if spec.is_streamed() { "disk" } else { "resident" },
             "suggestions": suggestions,
         }),
     })

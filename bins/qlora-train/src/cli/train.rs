@@ -14,7 +14,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let (model, data) =
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());
-    let train::TrainOutcome { summary: outcome, adapter } = train::train(settings)?;
+    let train::TrainOutcome { summary: outcome, adapter, weights_read } = train::train(settings)?;
     let quoted = |text: &str| crate::session::interruption::quoted(text);
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));
     section("Next");
@@ -39,6 +39,11 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
             "eval_loss": outcome.eval_loss,
             "tokens_per_second": outcome.tokens_per_second,
             "peak_bytes": outcome.peak_bytes,
+            "weights_read": weights_read.map(|read| json!({
+                "bytes": read.bytes,
+                "seconds": read.seconds,
+                "waited_seconds": read.waited,
+            })),
             "adapter": adapter,
         }),
     })

@@ -47,6 +47,14 @@ choices! {
         Off: "none"
     } not yet { "fp4", "int8", "8bit" }
 
+    /// Where the frozen base weights are while they are not computed with.
+    WeightResidency {
+        /// In memory where they fit, else on disk
+        Auto: "auto",
+        Resident: "resident",
+        Disk: "disk"
+    } not yet { "pinned" }
+
     /// Arithmetic of the CPU.
     Compute {
         F32: "f32" | "float32" | "fp32",

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::enums::{
     BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
-    TooLong,
+    TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
@@ -265,6 +265,8 @@ settings! {
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
     "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing"];
+    "Where the base weights are: in memory, or in the files of an NF4 checkpoint (`quantize` writes one), of which the CPU then holds two layers at a time; `auto` leaves them on disk only where they do not fit. Never changes a value."
+    weights: WeightResidency = WeightResidency::Auto, "auto", "auto, resident or disk", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
     host_memory: Option<Bytes> = None, "what is free", "auto or a size such as 8GiB or 24GB", RunOnly, [];
     "Memory of the GPU that may be taken in all, the CUDA context and other processes included; GB is 10⁹ bytes, GiB 2³⁰."

@@ -42,6 +42,11 @@ pub(crate) fn shown(value: &Value) -> String {
     if text.chars().count() <= 60 { text } else { text.chars().take(57).chain("...".chars()).collect() }
 }
 
+/// The shortest decimal that reads back as the same f32: 1e-5, not 9.999999747378752e-6.
+pub(crate) fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 /// The keys of one JSON object, read with their types. A key that is null counts as absent, as it does for
 /// transformers and PEFT; where null means something else, look into `map`.
 pub(crate) struct Keys<'a> {

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bytemuck::Pod;
 use safetensors::Dtype;
@@ -21,7 +22,7 @@ use half::{bf16, f16};
 use super::json::{UniqueKeys, at_key};
 use super::regular;
 use super::tensor::{Element, HostTensor, StoredType, TensorData};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::refuse;
 
 /// The limit of the safetensors format.
@@ -35,6 +36,8 @@ pub(crate) struct TensorFile {
     file: File,
     /// Position in the file at which the data of offset 0 begins
     data_start: u64,
+    /// Length and time of the last change when the file was opened
+    opened: (u64, Option<SystemTime>),
     pub tensors: BTreeMap<String, TensorInfo>,
     pub metadata: BTreeMap<String, String>,
 }
@@ -44,17 +47,43 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         let file = regular::open(path).usage_context(|| format!("{shown}: cannot be read"))?;
-        let length = file.metadata().usage_context(|| format!("{shown}: cannot be read"))?.len();
+        let metadata = file.metadata().usage_context(|| format!("{shown}: cannot be read"))?;
+        let length = metadata.len();
+        let opened = (length, metadata.modified().ok());
         let header = read_header(&shown, &file, length)?;
         let data_start = 8 + header.len() as u64;
         let Header { tensors, metadata } = serde_json::from_slice(&header)
             .usage_context(|| format!("{shown}: the safetensors header is not valid; download the file again"))?;
         check_layout(&shown, &tensors, length - data_start)?;
-        Ok(Self { path: path.to_owned(), file, data_start, tensors, metadata })
+        Ok(Self { path: path.to_owned(), file, data_start, opened, tensors, metadata })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Fails where the file was written to since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let shown = self.path.display();
+        let metadata = self.file.metadata().context(|| format!("{shown}: cannot be read"))?;
+        if (metadata.len(), metadata.modified().ok()) != self.opened {
+            return Err(Error::Failed(format!(
+                "{shown}: was changed while its weights were in use: found {} bytes, and {} when it was opened",
+                metadata.len(),
+                self.opened.0
+            )));
+        }
+        Ok(())
+    }
+
+    /// Tells the system that a tensor's pages need not stay in its cache of files.
+    pub fn forget_pages(&self, info: &TensorInfo) {
+        #[cfg(target_os = "linux")]
+        if let Some(len) = std::num::NonZeroU64::new((info.data_offsets.1 - info.data_offsets.0) as u64) {
+            let offset = self.data_start + info.data_offsets.0 as u64;
+            // Advice: where it is not taken, nothing is wrong.
+            let _ = rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::DontNeed);
+        }
     }
 
     /// The stored type of a tensor of this file, one of the three that weights may have.
@@ -109,9 +138,25 @@ impl TensorFile {
     }
 
     /// A tensor's bytes as elements of `T`, whatever its dtype is.
-    pub fn read_elements<T: Pod>(&self, name: &str, info: &TensorInfo, mut seen: impl FnMut(&[u8])) -> Result<Vec<T>> {
+    pub fn read_elements<T: Pod>(&self, name: &str, info: &TensorInfo, seen: impl FnMut(&[u8])) -> Result<Vec<T>> {
+        self.read_elements_into(Vec::new(), name, info, seen)
+    }
+
+    /// Like [`read_elements`](Self::read_elements), in the memory of `values`.
+    pub fn read_elements_into<T: Pod>(
+        &self,
+        mut values: Vec<T>,
+        name: &str,
+        info: &TensorInfo,
+        mut seen: impl FnMut(&[u8]),
+    ) -> Result<Vec<T>> {
         let (begin, end) = info.data_offsets;
-        let mut values = vec![T::zeroed(); (end - begin) / size_of::<T>()];
+        let len = (end - begin) / size_of::<T>();
+        // Zeroed pages come from the system untouched; growing a vector would write them.
+        match values.capacity() < len {
+            true => values = vec![T::zeroed(); len],
+            false => values.resize(len, T::zeroed()),
+        }
         let mut offset = begin;
         for piece in values.chunks_mut(CHUNK_BYTES / size_of::<T>()) {
             let bytes = bytemuck::cast_slice_mut(piece);

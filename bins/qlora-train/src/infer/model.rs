@@ -7,7 +7,7 @@ use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
-use crate::report::{Bars, warning};
+use crate::report::{Bars, status, warning};
 use crate::session::model_spec::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob};
 use crate::session::{Budget, CheckpointSource, Device};
@@ -95,13 +95,22 @@ impl<B: Backend> InferenceModel<B> {
             // The base alone.
             specs.pop();
         }
-        let plan = plan(device, &specs, &job, checkpoint, budget)?;
+        let stored = plan::stored_in(checkpoint);
+        let residencies = plan::residencies(device, &specs[0], settings.weights, &stored)?;
+        let mut first = specs[0].clone();
+        let plan = plan::first_that_fits(&mut first, residencies, |first| {
+            specs.iter_mut().for_each(|spec| spec.residency.clone_from(&first.residency));
+            plan(device, &specs, &job, checkpoint, budget)
+        })?;
         let advice = match job {
             InferenceJob::Loss => "Lower --max-length",
             InferenceJob::Text { .. } => "Give fewer or shorter prompts, or a lower --max-new-tokens",
         };
         plan::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
+        if spec.is_streamed() {
+            status!("the base weights stay on disk, two layers in memory");
+        }
 
         let mut backend = build(&spec, plan.run_bytes)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();

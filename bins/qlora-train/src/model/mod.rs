@@ -9,10 +9,11 @@ mod step;
 pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
 
-use crate::arch::{Arch, Input, Projection};
+use crate::arch::{Arch, Input, Projection, Rope};
 use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
-use crate::error::Result;
+use crate::base::Nf4OnDisk;
+use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
@@ -31,7 +32,8 @@ pub struct ModelSpec {
     pub states: StateFormat,
     /// Activations of each layer; a layer beyond them keeps its activations.
     pub activations: Vec<Activations>,
-    /// Where each layer's linear weights are; a layer beyond them has its weights on the device.
+    /// Where each layer's linear weights are; a layer beyond them has its weights on the device. On disk stay those
+    /// that a source holds in NF4.
     pub residency: Vec<Residency>,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -75,6 +77,11 @@ impl ModelSpec {
         self.residency.get(layer).copied().unwrap_or_default()
     }
 
+    /// Whether weights stay on disk.
+    pub fn is_streamed(&self) -> bool {
+        self.residency.contains(&Residency::Disk)
+    }
+
     pub fn activation_counts(&self) -> ActivationCounts {
         ActivationCounts::of((0..self.arch.num_layers).map(|layer| self.activations_of(layer)))
     }
@@ -106,6 +113,10 @@ pub trait Source {
     fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
         self.read(name).map(WeightSource::Tensor)
     }
+    /// A linear weight that stays in its file; asked only of one that is [held](Self::held) in NF4.
+    fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
+        Err(Error::Failed(format!("{name}: is not in a file")))
+    }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
 }
@@ -117,6 +128,8 @@ struct Layer<B: Backend> {
     qk_norm: Option<[B::Vector; 2]>,
     /// Keys that a query sees, where they are fewer than all before it.
     window: Option<usize>,
+    /// The number of its rotation angles; `None`: queries and keys are not rotated.
+    rope: Option<usize>,
     o: LinearGroup<B>,
     post_attention_norm: B::Vector,
     gate_up: LinearGroup<B>,
@@ -153,23 +166,38 @@ impl<B: Backend> Llama<B> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         let c = spec.arch.clone();
-        backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
-            let rope = c.rope();
-            RopeTable::new(c.head_dim, rope.theta, rope.scaling, spec.positions)
-        })?;
+        let ropes = c.ropes();
+        let mut tables = Vec::with_capacity(ropes.len());
+        for rope in &ropes {
+            tables.push(backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
+                RopeTable::scaled(
+                    c.head_dim,
+                    rope.theta,
+                    rope.scaling,
+                    spec.positions,
+                    c.multipliers.rope_scale(c.head_dim),
+                )
+            })?);
+        }
+        let table_of = |rope: Rope| ropes.iter().position(|other| *other == rope).map(|index| tables[index]);
         // Its rows are only gathered, unless it is the output layer too.
         let residency = if c.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
         let embedding = table(backend, source, "embedding", c.names.embedding, residency, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
-            let mut built = build_layer(backend, source, &spec, layer)?;
+            let table = c.layer(layer).rope.and_then(table_of);
+            let mut built = build_layer(backend, source, &spec, layer, table)?;
             if spec.residency_of(layer) == Residency::Pinned {
                 backend.pin_weights(built.groups_mut())?;
             }
             layers.push(built);
             progress(layer + 1);
         }
-        let final_norm = vector(backend, source, "norms", c.names.final_norm, c.hidden_size)?;
+        let final_norm = backend.vector("norms", c.hidden_size, &mut || {
+            let mut weight = source.read(c.names.final_norm)?.into_f32();
+            weight.iter_mut().for_each(|w| *w /= c.multipliers.logits_scaling);
+            Ok(weight)
+        })?;
         let head = match c.tie_word_embeddings {
             true => None,
             false => Some(table(backend, source, "lm_head", c.names.head, Residency::Device, &c)?),
@@ -267,6 +295,7 @@ fn build_layer<B: Backend>(
     source: &mut dyn Source,
     spec: &ModelSpec,
     layer: usize,
+    rope: Option<usize>,
 ) -> Result<Layer<B>> {
     let hidden = spec.arch.hidden_size;
     let norm = |name: &str| spec.arch.layer_tensor(layer, name);
@@ -285,6 +314,7 @@ fn build_layer<B: Backend>(
         qkv: group(Input::Attention)?,
         qk_norm,
         window: spec.arch.layer(layer).window,
+        rope,
         o: group(Input::Heads)?,
         post_attention_norm,
         gate_up: group(Input::Mlp)?,
@@ -306,7 +336,11 @@ fn build_group<B: Backend>(
         let name = arch.weight_name(layer, projection);
         let stored = source.stored(&name);
         let quantization = source.held(&name).unwrap_or(spec.quantization);
-        let weight = backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?;
+        let held_in_nf4 = matches!(source.held(&name), Some(Quantization::Nf4 { .. }));
+        let weight = match spec.residency_of(layer) == Residency::Disk && held_in_nf4 {
+            true => backend.weight_on_disk(&name, n, k, quantization, layer, &mut || source.on_disk(&name))?,
+            false => backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?,
+        };
         let bias = match arch.biases.contains(&projection) {
             true => Some(vector(backend, source, "biases", &arch.bias_name(layer, projection), n)?),
             false => None,

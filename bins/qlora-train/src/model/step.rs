@@ -37,7 +37,10 @@ struct Pass {
     shape: AttentionShape,
     hidden: usize,
     intermediate: usize,
+    /// The eps of the norms of the residual stream
     eps: f32,
+    /// The eps of the norms of queries and keys
+    head_eps: f32,
     /// (seed, draw, p)
     dropout: Option<(u64, u32, f32)>,
 }
@@ -61,7 +64,8 @@ impl<B: Backend> Llama<B> {
             shape: self.attention,
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
-            eps: self.spec.arch.norm.eps,
+            eps: self.spec.arch.multipliers.stream_eps(self.spec.arch.norm.eps),
+            head_eps: self.spec.arch.norm.eps,
             dropout: draw.zip(dropout).map(|(draw, p)| (self.spec.seed, draw, p)),
         }
     }
@@ -178,7 +182,8 @@ impl<B: Backend> Llama<B> {
         b.prefetch_weights(self.layers[0].groups())?;
         b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
-        b.run(pass.all(), Op::Embed { table: &self.embedding, out: &mut stream })?;
+        let scale = self.spec.arch.multipliers.stream_scale();
+        b.run(pass.all(), Op::Embed { table: &self.embedding, scale, out: &mut stream })?;
         let mut normed = b.alloc("normed", pass.hidden)?;
         let (weight, eps) = (&self.layers[0].input_norm, pass.eps);
         b.run(pass.all(), Op::RmsNorm { x: &stream, weight, eps, out: &mut normed })?;
@@ -230,7 +235,7 @@ fn linear<B: Backend>(
 fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buffer) -> Result<Option<B::Buffer>> {
     let Some([q, k]) = &layer.qk_norm else { return Ok(None) };
     let mut out = b.alloc("qkv", pass.shape.qkv())?;
-    let (weights, eps, shape) = ([q, k], pass.eps, pass.shape);
+    let (weights, eps, shape) = ([q, k], pass.head_eps, pass.shape);
     b.run(pass.all(), Op::HeadNorm { qkv, weights, eps, shape, out: &mut out })?;
     Ok(Some(out))
 }
@@ -251,7 +256,9 @@ fn block<B: Backend>(
     drop(normed);
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     let attended = normed_qkv.as_mut().unwrap_or(&mut qkv);
-    b.run(all(), Op::Rope { qkv: attended, shape, inverse: false })?;
+    if let Some(table) = layer.rope {
+        b.run(all(), Op::Rope { qkv: attended, shape, table, inverse: false })?;
+    }
     let mut attention = b.alloc("attention output", shape.out())?;
     let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
     let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);
@@ -350,8 +357,8 @@ fn block_backward<B: Backend>(
     let mut d_attention = b.alloc("attention output", shape.out())?;
     linear_backward(b, pass, &attention, s_o, d_stream, &mut layer.o, Some(&mut d_attention))?;
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
-    if let Some(qkv) = &mut normed_qkv {
-        b.run(all(), Op::Rope { qkv, shape, inverse: false })?;
+    if let (Some(qkv), Some(table)) = (&mut normed_qkv, layer.rope) {
+        b.run(all(), Op::Rope { qkv, shape, table, inverse: false })?;
     }
     let mut d_qkv = b.alloc("qkv", shape.qkv())?;
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
@@ -368,9 +375,11 @@ fn block_backward<B: Backend>(
         },
     )?;
     drop((d_attention, normed_qkv, attention, lse));
-    b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, inverse: true })?;
+    if let Some(table) = layer.rope {
+        b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, table, inverse: true })?;
+    }
     if let Some([q, k]) = &layer.qk_norm {
-        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps, shape, dqkv: &mut d_qkv })?;
+        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps: pass.head_eps, shape, dqkv: &mut d_qkv })?;
     }
     drop(qkv);
     let mut normed = b.alloc("normed", pass.hidden)?;

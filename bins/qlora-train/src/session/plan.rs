@@ -1,11 +1,12 @@
 //! The memory plan of a run: a dry run of the model's own code on the device's backend.
 
 use super::device::{Budget, Device};
+use crate::arch::Projection;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization};
+use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization, Residency};
 use crate::base::Checkpoint;
-use crate::config::Checkpointing;
+use crate::config::{Checkpointing, Settings, WeightResidency};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType};
 use crate::files::units::format_bytes;
@@ -221,9 +222,80 @@ fn dry_run<B: Backend>(
     Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops, work })
 }
 
-/// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise. The
-/// values of the run are the same either way.
+/// Settings that trade memory for time: the values of a run are the same whatever they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Levers {
+    pub checkpointing: Checkpointing,
+    pub weights: WeightResidency,
+}
+
+impl Levers {
+    pub fn of(settings: &Settings) -> Self {
+        Self { checkpointing: settings.gradient_checkpointing, weights: settings.weights }
+    }
+}
+
+/// Places where the linear weights may be, the fastest first. Refused: `disk` where they cannot stay there.
+pub fn residencies(
+    device: &Device,
+    spec: &ModelSpec,
+    weights: WeightResidency,
+    stored: &dyn Fn(&str) -> StoredAs,
+) -> Result<&'static [Residency]> {
+    let arch = &spec.arch;
+    let in_nf4 = |name: &str| matches!(stored(name).held, Some(Quantization::Nf4 { .. }));
+    let mut layers = (0..arch.num_layers).flat_map(|layer| Projection::ALL.map(|of| arch.weight_name(layer, of)));
+    match weights {
+        WeightResidency::Resident => Ok(&[Residency::Device]),
+        WeightResidency::Disk if !device.is_cpu() => refuse!(
+            "`weights`: found disk, expected resident or auto: a GPU holds the base weights in its own memory; use \
+             `--device cpu` for a model that stays on disk"
+        ),
+        _ if device.is_cpu() && layers.any(|name| in_nf4(&name)) => match weights {
+            WeightResidency::Disk => Ok(&[Residency::Disk]),
+            _ => Ok(&[Residency::Device, Residency::Disk]),
+        },
+        WeightResidency::Disk => refuse!(
+            "`weights`: found disk, but the linear weights of the model are not stored in NF4, and others are not read \
+             again and again; write a copy in NF4 with `qlora-train quantize` and train on that, or leave it at auto"
+        ),
+        WeightResidency::Auto => Ok(&[Residency::Device]),
+    }
+}
+
+/// The first of `residencies` whose plan fits, set in `spec`; else the last of them, which takes least.
+pub fn first_that_fits(
+    spec: &mut ModelSpec,
+    residencies: &[Residency],
+    mut plan: impl FnMut(&mut ModelSpec) -> Result<MemoryPlan>,
+) -> Result<MemoryPlan> {
+    let mut last = None;
+    for &residency in residencies {
+        spec.residency = vec![residency; spec.arch.num_layers];
+        let planned = plan(spec)?;
+        if planned.fits() {
+            return Ok(planned);
+        }
+        last = Some(planned);
+    }
+    Ok(last.expect("weights have a place"))
+}
+
+/// Settles where weights are and what every layer's activations do: what takes least time and fits, unless the settings
+/// say otherwise.
 pub fn choose(
+    device: &Device,
+    spec: &mut ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+) -> Result<MemoryPlan> {
+    let residencies = residencies(device, spec, levers.weights, stored)?;
+    first_that_fits(spec, residencies, |spec| choose_activations(device, spec, levers.checkpointing, stored, budget))
+}
+
+/// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise.
+fn choose_activations(
     device: &Device,
     spec: &mut ModelSpec,
     checkpointing: Checkpointing,
@@ -284,18 +356,19 @@ pub fn choose(
 pub fn longest_row(
     device: &Device,
     spec: &ModelSpec,
-    checkpointing: Checkpointing,
+    levers: Levers,
     stored: &dyn Fn(&str) -> StoredAs,
     budget: Budget,
     rows: usize,
 ) -> Result<usize> {
+    let residencies = residencies(device, spec, levers.weights, stored)?;
     let fits = |length: usize| -> Result<bool> {
         let tokens = length.saturating_mul(rows);
         if tokens > MAX_BATCH_TOKENS {
             return Ok(false);
         }
         let mut spec = ModelSpec { tokens, positions: length, ..spec.clone() };
-        let tried: &[Activations] = match checkpointing {
+        let tried: &[Activations] = match levers.checkpointing {
             Checkpointing::Off => &[Activations::Keep],
             Checkpointing::On => &[Activations::Recompute],
             Checkpointing::Offload => &[Activations::Offload],
@@ -304,7 +377,8 @@ pub fn longest_row(
         };
         for &activations in tried {
             spec.activations = activations.keeping(0, spec.arch.num_layers);
-            if plan(device, &spec, stored, PlannedJob::Train, budget)?.fits() {
+            let train = |spec: &mut ModelSpec| plan(device, spec, stored, PlannedJob::Train, budget);
+            if first_that_fits(&mut spec, residencies, train)?.fits() {
                 return Ok(true);
             }
         }
@@ -383,6 +457,46 @@ mod tests {
         plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap().peak_bytes()
     }
 
+    const AUTO: Levers = Levers { checkpointing: Checkpointing::Auto, weights: WeightResidency::Auto };
+
+    fn stored_in_nf4(_name: &str) -> StoredAs {
+        let held = Quantization::Nf4 { block_size: 64, double_quant: true };
+        StoredAs { dtype: StoredType::Bf16, held: Some(held) }
+    }
+
+    /// Weights are left on disk where there is not the memory for them, and only there.
+    #[test]
+    fn weights_stay_on_disk_where_they_do_not_fit() {
+        let device = Device::Cpu(Precision::F32);
+        let at = |weights, limit| {
+            let mut spec = spec();
+            let levers = Levers { checkpointing: Checkpointing::Auto, weights };
+            let plan = choose(&device, &mut spec, levers, &stored_in_nf4, budget(limit)).unwrap();
+            (spec.is_streamed(), plan.fits(), plan.peak_bytes())
+        };
+        let (_, _, resident) = at(WeightResidency::Resident, 0);
+        let (streamed, _, disk) = at(WeightResidency::Disk, 0);
+        assert!(streamed && disk < resident, "{disk} {resident}");
+        for (limit, expected) in [(u64::MAX, false), (resident, false), (resident - 1, true), (disk, true)] {
+            let (streamed, fits, peak) = at(WeightResidency::Auto, limit);
+            assert!(fits && streamed == expected && peak <= limit, "{limit}: {streamed} {fits} {peak}");
+        }
+        assert!(!at(WeightResidency::Auto, disk - 1).1);
+        assert!(!at(WeightResidency::Resident, resident - 1).1);
+        let levers = |weights| Levers { checkpointing: Checkpointing::Auto, weights };
+        let mut short = ModelSpec { tokens: 200, positions: 200, ..spec() };
+        let least = choose(&device, &mut short, levers(WeightResidency::Disk), &stored_in_nf4, budget(0)).unwrap();
+        let limit = budget(least.peak_bytes());
+        let longest = |weights| longest_row(&device, &short, levers(weights), &stored_in_nf4, limit, 1).unwrap();
+        assert_eq!(longest(WeightResidency::Auto), 200);
+        assert!(longest(WeightResidency::Resident) < 200);
+        let weights = WeightResidency::Disk;
+        let refused = residencies(&device, &spec(), weights, &stored).unwrap_err().to_string();
+        assert!(refused.contains("quantize"), "{refused}");
+        let refused = residencies(&Device::unopened(0), &spec(), weights, &stored_in_nf4).unwrap_err().to_string();
+        assert!(refused.contains("GPU"), "{refused}");
+    }
+
     /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.
     #[test]
     fn as_many_layers_keep_their_activations_as_fit() {
@@ -392,8 +506,7 @@ mod tests {
         for kept in [0, 1, 4, LAYERS - 1, LAYERS] {
             let limit = bytes(Activations::Recompute, kept);
             let mut spec = spec();
-            let plan =
-                choose(&Device::Cpu(Precision::F32), &mut spec, Checkpointing::Auto, &stored, budget(limit)).unwrap();
+            let plan = choose(&Device::Cpu(Precision::F32), &mut spec, AUTO, &stored, budget(limit)).unwrap();
             let counts = spec.activation_counts();
             assert!(plan.fits() && plan.peak_bytes() == limit && counts.keep >= kept, "{kept}: {counts}");
             assert!(spec.activations[LAYERS - counts.keep..].iter().all(|&layer| layer == Activations::Keep));
@@ -404,8 +517,7 @@ mod tests {
             flops = plan.flops;
         }
         let mut spec = spec();
-        let refused =
-            choose(&Device::Cpu(Precision::F32), &mut spec, Checkpointing::Auto, &stored, budget(least - 1)).unwrap();
+        let refused = choose(&Device::Cpu(Precision::F32), &mut spec, AUTO, &stored, budget(least - 1)).unwrap();
         assert!(!refused.fits() && refused.peak_bytes() == least);
     }
 }

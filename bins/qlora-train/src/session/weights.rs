@@ -4,7 +4,7 @@ use super::plan::stored_in;
 use crate::adapter::LoraPair;
 use crate::arch::Arch;
 use crate::backend::Quantization;
-use crate::base::{BaseFingerprint, Checkpoint, Fingerprint};
+use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{ParamId, ParamKind};
@@ -58,6 +58,14 @@ impl Source for CheckpointSource<'_> {
             self.checkpoint.check_finite(name, tensor)?;
         }
         Ok(weight)
+    }
+
+    /// Read once, for the fingerprint.
+    fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
+        self.read_weight(name)?;
+        let on_disk = self.checkpoint.on_disk(name)?;
+        on_disk.forget_pages();
+        Ok(on_disk)
     }
 
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {

@@ -20,7 +20,7 @@ use super::steps::Run;
 use super::trained_adapter::add_trained_adapter;
 use super::{checkpoints, resume};
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::backend::Backend;
+use crate::backend::{Backend, WeightsRead};
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
@@ -50,6 +50,8 @@ pub struct TrainOutcome {
     pub summary: RunSummary,
     /// Where the adapter is.
     pub adapter: PathBuf,
+    /// What was read of base weights that stay on disk
+    pub weights_read: Option<WeightsRead>,
 }
 
 /// Trains, or goes on with a run that was stopped, or says that it is finished already.
@@ -95,7 +97,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
             output.display(),
             count(finished.steps, "step")
         );
-        return Ok(TrainOutcome { summary: finished, adapter: output });
+        return Ok(TrainOutcome { summary: finished, adapter: output, weights_read: None });
     }
     match &locked {
         Some(_) if overwrites => check_removable(&output)?,
@@ -118,9 +120,9 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let budget = device.budget(&settings)?;
     let plan = {
         let stored = plan::stored_in(&loaded.checkpoint);
-        plan::choose(&device, &mut spec, settings.gradient_checkpointing, &stored, budget)?
+        plan::choose(&device, &mut spec, plan::Levers::of(&settings), &stored, budget)?
     };
-    let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing at auto";
+    let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing and weights at auto";
     plan::refuse_unless_it_fits(&plan, data.tokens, advice)?;
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
@@ -286,6 +288,15 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
         write_adapter(&run)?;
     }
     run.record.write_state(&run.state)?;
+    let weights_read = run.backend.weights_read();
+    if let Some(read) = weights_read {
+        status!(
+            "base weights: {} read from disk in {:.1} s, beside the computation, which waited {:.1} s for them",
+            format_bytes(read.bytes),
+            read.seconds,
+            read.waited
+        );
+    }
     let summary = RunSummary {
         steps: run.state.global_step,
         train_loss: run.progress.whole_run.mean(),
@@ -294,7 +305,7 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
         peak_bytes: run.backend.bytes(),
     };
     run.record.finish(&summary)?;
-    Ok(TrainOutcome { summary, adapter: run.output.to_owned() })
+    Ok(TrainOutcome { summary, adapter: run.output.to_owned(), weights_read })
 }
 
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
@@ -353,7 +364,8 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };
-    status!("{}: {planned} planned, {limit} may be used{activations}", plan.place());
+    let streamed = if spec.is_streamed() { "; the base weights stay on disk, two layers in memory" } else { "" };
+    status!("{}: {planned} planned, {limit} may be used{activations}{streamed}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
         status!("host memory: {pinned} pinned for the GPU, {limit} may be used");

@@ -1,7 +1,7 @@
 //! The output directory: only what a run wrote is replaced or removed, links lead nowhere, and one run works in it.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -334,4 +334,59 @@ fn quantize_that_is_killed_leaves_nothing_for_good_and_removes_nothing_else() {
     }
     fs::remove_file(sandbox.path(".q.quantize.json")).unwrap();
     assert_eq!(sandbox.read(".q.partial-mine/f"), "mine");
+}
+
+/// A name of the run that is a second name of a foreign file: the name is replaced, the file is not written.
+#[test]
+fn a_foreign_file_behind_a_hard_link_is_not_written() {
+    let sandbox = Sandbox::new();
+    sandbox.train(&format!("{RUN} --output-dir whole")).ok();
+    let names =
+        ["metrics.jsonl", "checkpoint-1/README.md", "checkpoint-1/optimizer.safetensors", "checkpoint-1/thesis.tex"];
+    for more in ["--resume-from-checkpoint", "--seed 5 --overwrite-output-dir"] {
+        assert_eq!(sandbox.run_at_fault(&train(RUN), "step:3").status, None);
+        let mut victims = Vec::new();
+        for (at, name) in names.iter().enumerate() {
+            let (victim, path) = (sandbox.path(&format!("victim-{at}")), sandbox.path(&format!("out/{name}")));
+            // The bytes of the run itself, so that nothing but the link is foreign.
+            let bytes = fs::read(&path).unwrap_or_else(|_| b"precious".to_vec());
+            fs::write(&victim, &bytes).unwrap();
+            let _ = fs::remove_file(&path);
+            fs::hard_link(&victim, &path).unwrap();
+            victims.push((victim, bytes));
+        }
+        let line = train(&format!("{RUN} --save-total-limit 1 {more}"));
+        if more.contains("overwrite") {
+            sandbox.refused(&line, &["out/checkpoint-1/thesis.tex: was not written by the run there"]);
+            fs::rename(sandbox.path("out/checkpoint-1/thesis.tex"), sandbox.path("thesis.tex")).unwrap();
+        }
+        sandbox.run(&line).ok();
+        for (victim, bytes) in victims {
+            assert!(fs::read(&victim).unwrap() == bytes, "{more}: {}", victim.display());
+        }
+        if more == "--resume-from-checkpoint" {
+            assert_eq!(sandbox.read("out/checkpoint-1/thesis.tex"), "precious");
+            sandbox.assert_same_result("out", "whole");
+        }
+        fs::remove_dir_all(sandbox.path("out")).unwrap();
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_any_work() {
+    let sandbox = Sandbox::new();
+    // No file can be made there, by root neither.
+    for place in ["/proc/out", "/sys/out", "/dev/null", "/dev/null/out", "rows.jsonl/out"] {
+        let existing = place.strip_suffix("/out").unwrap_or(place);
+        sandbox.refused(&train(&format!("{RUN} --output-dir {place}")), &[&format!("{existing}: "), "(output_dir)"]);
+    }
+    // Permissions do not bind root.
+    fs::create_dir_all(sandbox.path("shut")).unwrap();
+    fs::set_permissions(sandbox.path("shut"), fs::Permissions::from_mode(0o555)).unwrap();
+    if tempfile::tempfile_in(sandbox.path("shut")).is_ok() {
+        return println!("not run: a directory without write permission; this user may write everywhere");
+    }
+    for place in ["shut", "shut/out"] {
+        sandbox.refused(&train(&format!("{RUN} --output-dir {place}")), &["shut: cannot be written (output_dir)"]);
+    }
 }

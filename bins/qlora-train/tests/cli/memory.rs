@@ -120,7 +120,7 @@ fn a_run_holds_what_was_planned() {
         ratios.iter().fold((f64::MAX, 0f64), |(least, most), &ratio| (least.min(ratio), most.max(ratio)));
     println!("{} settings, measured {least:.3} to {most:.3} of the plan", ratios.len());
     assert!(beyond.is_empty(), "{beyond:#?}");
-    assert!(least > 0.8, "a plan of far more than is held: {least:.3}");
+    assert!(least >= 0.95, "a plan of more than 5% beyond what is held: {least:.3}");
 }
 
 fn mib(bytes: u64) -> f64 {

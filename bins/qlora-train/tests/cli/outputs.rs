@@ -11,7 +11,7 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
     let sandbox = Sandbox::new();
     sandbox.write_rows("val.jsonl", 4, 2);
     let answer = sandbox.train("--val-data val.jsonl --max-steps 30").json();
-    let fields = ["steps", "train_loss", "eval_loss", "tokens_per_second", "peak_bytes", "adapter"];
+    let fields = ["steps", "train_loss", "eval_loss", "tokens_per_second", "peak_bytes", "weights_read", "adapter"];
     assert_eq!(keys(&answer), fields);
     assert_eq!(answer["steps"], 30);
     assert_eq!(answer["adapter"], "out");

@@ -138,7 +138,12 @@ fn an_output_layer_of_its_own_under_a_tie_is_told_and_used() {
 #[test]
 fn models_of_another_kind() {
     for (key, value, words) in [
-        ("model_type", json!("gpt2"), &["`model_type`", "\"gpt2\"", "llama"][..]),
+        (
+            "model_type",
+            json!("gpt2"),
+            &["`model_type`", "\"gpt2\"", "LayerNorm", "the nearest of these is \"llama\""][..],
+        ),
+        ("model_type", json!("qwen3_moe"), &["a mixture of experts, the nearest of these is \"qwen3\""]),
         (
             "architectures",
             json!(["MistralForCausalLM"]),

@@ -94,7 +94,11 @@ impl Sandbox {
 
     /// Like [`new`](Self::new), with a byte-level tokenizer and a ChatML template; `chat.jsonl` holds conversations.
     pub fn chat() -> Self {
-        let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..tiny_arch() };
+        Self::chat_of(tiny_arch())
+    }
+
+    pub fn chat_of(arch: Arch) -> Self {
+        let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..arch };
         let sandbox = Self::of(&Synthetic::new(config, 1));
         let model = sandbox.path("model");
         fixture::write_json(&model, "tokenizer.json", &fixture::tokenizer_json());

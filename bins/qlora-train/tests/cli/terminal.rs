@@ -221,15 +221,18 @@ fn text_of_adapters_and_settings_is_escaped() {
         &|config| config["rank_pattern"] = json!({HOSTILE: 1}),
         &|config| config["r"] = HOSTILE.into(),
     ];
-    let mut reached = 0;
+    let mut reached = Vec::new();
     for (at, with) in changes.iter().enumerate() {
         change(&sandbox.path("out/adapter_config.json"), with);
         let done = sandbox.run(eval);
         assert!(!done.stderr.contains(is_harmful) && !done.stdout.contains(is_harmful), "{at}: {done:?}");
-        reached += usize::from(done.stderr.contains("pwned"));
+        if done.stderr.contains("pwned") {
+            reached.push(at);
+        }
         fs::write(sandbox.path("out/adapter_config.json"), &whole).unwrap();
     }
-    assert!(reached >= 3, "the text of only {reached} of 6 changes was said");
+    // The others are told without their text: a list of modules, the name of the base, a pattern that matches nothing.
+    assert_eq!(reached, [0, 2, 5], "changes whose text was said");
     change_header(&sandbox.path("out/adapter_model.safetensors"), |header| {
         header[HOSTILE] = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
     });
@@ -315,16 +318,19 @@ fn no_file_says_a_line_of_its_own() {
         ("tokenizer_config.json", &|file| change(file, |c| c["chat_template"] = format!("{{% {LINES}").into())),
         ("tokenizer.json", &|file| change(file, |c| c["model"] = json!({"type": LINES}))),
     ];
-    let mut reached = 0;
-    for (name, with) in &changes {
+    let mut reached = Vec::new();
+    for (at, (name, with)) in changes.iter().enumerate() {
         let whole = fs::read(path(name)).unwrap();
         with(&path(name));
         let lines = ["preview --model model --data chat.jsonl --output-dir x", "eval --model model --data chat.jsonl"];
         let said = lines.iter().filter(|line| check_lines(name, &sandbox.run(line))).count();
-        reached += usize::from(said > 0);
+        if said > 0 {
+            reached.push(at);
+        }
         fs::write(path(name), whole).unwrap();
     }
-    assert!(reached >= 3, "the text of only {reached} of {} changes was said", changes.len());
+    // The others are told by their place: text behind a document, a template's syntax, a tokenizer of no known kind.
+    assert_eq!(reached, [0, 2, 3], "changes whose text was said");
 
     // Names of files and directories, and settings.
     fs::copy(sandbox.path("chat.jsonl"), sandbox.path(LINES)).unwrap();

@@ -1,5 +1,8 @@
 //! Help, version and wrong usage.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use qlora_train::config::SETTINGS;
 
 use crate::sandbox::Sandbox;
@@ -148,4 +151,30 @@ fn the_doctor_says_what_there_is_and_what_is_missing() {
     }
     assert_eq!((&found["gpu"], &found["gpu_usable"]), (&serde_json::Value::Null, &serde_json::json!(false)));
     assert_eq!(found["problems"].as_array().unwrap().len(), 1, "{found}");
+}
+
+#[test]
+fn an_argument_that_is_not_utf8_is_wrong_usage() {
+    let sandbox = Sandbox::new();
+    let bytes = OsStr::from_bytes(b"x\xFF\x1B[2J");
+    let lines = [
+        "",
+        "train",
+        "train --model",
+        "train --data rows.jsonl --model",
+        "train --model model --data rows.jsonl --output-dir",
+        "plan --lora-target-modules",
+        "preview --chat-template",
+        "eval --model model --data",
+        "generate --model model --prompt",
+    ];
+    let before = sandbox.files();
+    for line in lines {
+        let output = sandbox.command(line).arg(bytes).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{line}: {said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{line}: {said}");
+        assert!(!said.contains("panicked") && !said.contains('\u{1b}'), "{line}: {said:?}");
+    }
+    assert!(sandbox.files() == before);
 }

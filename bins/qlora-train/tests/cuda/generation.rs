@@ -4,6 +4,7 @@
 
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
+use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_two_ropes};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
 use qlora_kernels::rng::Stream;
@@ -144,6 +145,9 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         ("biases", reading(biased)),
         ("norms of heads", reading(normed)),
         ("a window on every other layer", reading(windowed)),
+        ("multipliers", reading(with_multipliers(config()))),
+        ("a layer without rotation", reading(with_a_layer_not_rotated(config()))),
+        ("two kinds of rotation", reading(with_two_ropes(config()))),
     ] {
         let rows = rows(spec.arch.vocab_size);
         let (expected, bounds) = bounds(&spec, &rows);

@@ -2,7 +2,7 @@
 
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rng::Stream;
-use qlora_train::arch::{Arch, Projection};
+use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, Rope};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -29,6 +29,26 @@ pub fn config() -> Arch {
         head_dim: 64,
         ..tiny_arch()
     }
+}
+
+/// With all four multipliers. Logits are divided by little, so that they differ: of nearly equal ones each gradient of
+/// a target is 1 / vocabulary - 1, which rounds to the same side in every token, and that the moved models do not have.
+pub fn with_multipliers(arch: Arch) -> Arch {
+    let multipliers = Multipliers { embedding: 3.0, attention: Some(0.1), residual: 0.22, logits_scaling: 0.1 };
+    Arch { multipliers, ..arch }
+}
+
+/// The second layer's queries and keys are not rotated.
+pub fn with_a_layer_not_rotated(arch: Arch) -> Arch {
+    let layers = [Some(arch.rope()), None].map(|rope| LayerArch { window: None, rope });
+    Arch { layers: layers.to_vec(), ..arch }
+}
+
+/// The second layer's rotation is a faster one.
+pub fn with_two_ropes(arch: Arch) -> Arch {
+    let fast = Rope { theta: 20.0, ..arch.rope() };
+    let layers = [arch.rope(), fast].map(|rope| LayerArch { window: None, rope: Some(rope) });
+    Arch { layers: layers.to_vec(), ..arch }
 }
 
 /// A smaller [`config`], for comparisons of bits, which depend on no size.

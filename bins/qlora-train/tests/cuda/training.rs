@@ -15,9 +15,10 @@
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, small_config, spec};
+use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_two_ropes};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
-use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm, Rope};
+use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, QkNorm, Rope};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Batch, Memory as _, Optimizer, OptimizerState, Quantization, Residency, StateFormat};
@@ -163,6 +164,9 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("norms of heads of 64", Arch { qk_norm: QkNorm::Head, ..config() }, none, 0.0),
         ("a window on every other layer", windowed, none, 0.0),
         ("norms of heads of 128", Arch { qk_norm: QkNorm::Head, ..wide }, single, 0.1),
+        ("multipliers", with_multipliers(config()), none, 0.1),
+        ("a layer without rotation", with_a_layer_not_rotated(config()), none, 0.0),
+        ("two kinds of rotation", with_two_ropes(config()), none, 0.0),
     ] {
         let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
         spec.lora.dropout = dropout;
@@ -196,6 +200,36 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
         let mut cuda = on_device(&spec);
         let found = train_on(&mut cuda, &mut memory(&spec.arch), &spec, 1, batches);
         assert!(bounds.share(&Apart::of(&found, &expected)) > 2.0);
+    }
+}
+
+/// A multiplier that is left out, or a rotation where there is none, is far outside of the bounds.
+#[test]
+fn the_bounds_see_a_lost_multiplier_and_a_rotation_too_many() {
+    let dense = |arch| ModelSpec { quantization: Quantization::None, activations: Vec::new(), ..spec(arch) };
+    let arch = with_multipliers(config());
+    let all = arch.multipliers;
+    let lost = [
+        Multipliers { embedding: 1.0, ..all },
+        Multipliers { attention: None, ..all },
+        Multipliers { residual: 1.0, ..all },
+        Multipliers { logits_scaling: 1.0, ..all },
+    ];
+    let lost = lost.map(|multipliers| Arch { multipliers, ..arch.clone() }).to_vec();
+    let models = [
+        (arch, lost),
+        (with_a_layer_not_rotated(config()), vec![config()]),
+        (with_two_ropes(config()), vec![config()]),
+    ];
+    for (arch, wrong) in models {
+        let spec = dense(arch);
+        let expected = on_cpu(&spec, 1);
+        let bounds = Bounds::measure(&spec, 1, &expected);
+        for arch in wrong {
+            let spec = dense(arch);
+            let share = bounds.share(&Apart::of(&on_cuda(&spec, 1), &expected));
+            assert!(share > 2.0, "{share} {:?} {:?}", spec.arch.multipliers, spec.arch.layers);
+        }
     }
 }
 

@@ -63,13 +63,18 @@ impl Compute for Cpu {
         if let Precision::Bf16(_) = self.precision {
             return self.compute_bf16(tokens, op);
         }
-        let Self { batch, workspace, rope, .. } = self;
+        let Self { batch, workspace, ropes, .. } = self;
         let first = tokens.start;
         match op {
-            Op::Embed { table, out } => {
-                let table: &Dense = table;
+            Op::Embed { table, scale, out } => {
+                let (table, scale): (&Dense, _) = (table, *scale);
                 let rows = out.rows_mut(tokens)?.par_chunks_exact_mut(table.cols).zip(&batch.input_ids[tokens.clone()]);
-                rows.with_min_len(16).for_each(|(out, &id)| table.widen(id as usize * table.cols, out));
+                rows.with_min_len(16).for_each(|(out, &id)| {
+                    table.widen(id as usize * table.cols, out);
+                    if scale != 1.0 {
+                        out.iter_mut().for_each(|x| *x *= scale);
+                    }
+                });
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 elementwise::rms_norm(x.rows(tokens)?, weight, *eps, out.rows_mut(tokens)?);
@@ -113,8 +118,8 @@ impl Compute for Cpu {
                     elementwise::rms_norm_backward_row(&dy, x, w, *eps, dx);
                 });
             }
-            Op::Rope { qkv, shape, inverse } => {
-                let (_, table) = rope.as_ref().expect("the model sets the rotation angles when it is built");
+            Op::Rope { qkv, shape, table, inverse } => {
+                let (_, table) = &ropes[*table];
                 let positions = &batch.positions[tokens.clone()];
                 elementwise::rope(qkv.rows_mut(tokens)?, *shape, positions, table, *inverse);
             }
@@ -188,7 +193,7 @@ impl Compute for Cpu {
 
 impl Cpu {
     fn compute_bf16(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
-        let Self { batch, workspace_bf16, rope, .. } = self;
+        let Self { batch, workspace_bf16, ropes, .. } = self;
         let Some(workspace) = workspace_bf16.as_mut().and_then(|held| held.as_mut()) else {
             unreachable!("made for bf16, and not a dry run")
         };
@@ -205,11 +210,15 @@ impl Cpu {
         let (isa, first) = (*isa, tokens.start);
         let group_of = |k: usize, segments, dropout: Option<Dropout>| Group { isa, k, segments, first, dropout };
         match op {
-            Op::Embed { table, out } => {
-                let (table, width): (&Dense, _) = (table, table.cols);
+            Op::Embed { table, scale, out } => {
+                let (table, width, scale): (&Dense, _, _) = (table, table.cols, *scale);
                 let rows = out.rows16_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
-                rows.with_min_len(16)
-                    .for_each(|(out, &id)| bf16::gemm::Stored::read(table, isa, id as usize, 0..width, out));
+                rows.with_min_len(16).for_each(|(out, &id)| {
+                    bf16::gemm::Stored::read(table, isa, id as usize, 0..width, out);
+                    if scale != 1.0 {
+                        out.iter_mut().for_each(|x| *x = bf16::rows::round(bf16::rows::widen(*x) * scale));
+                    }
+                });
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 bf16::rows::rms_norm(x.rows16(tokens)?, weight, *eps, out.rows16_mut(tokens)?);
@@ -278,8 +287,8 @@ impl Cpu {
                     bf16::rows::rms_norm_backward_row(&dy, x, w, *eps, dx);
                 });
             }
-            Op::Rope { qkv, shape, inverse } => {
-                let (_, table) = rope.as_ref().expect("the model sets the rotation angles when it is built");
+            Op::Rope { qkv, shape, table, inverse } => {
+                let (_, table) = &ropes[*table];
                 bf16::rows::rope(qkv.rows16_mut(tokens)?, *shape, &batch.positions[tokens.clone()], table, *inverse);
             }
             Op::Attention { qkv, shape, window, out, lse } => {

@@ -18,6 +18,7 @@ mod operands;
 mod optimizer;
 mod peak;
 mod scratch;
+mod streaming;
 mod weights;
 mod workspace;
 
@@ -33,6 +34,7 @@ pub use peak::{peak_flops, read_bandwidth};
 use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
 use std::time::Instant;
+use streaming::Streaming;
 use workspace::Workspace;
 
 /// Tokens of one task of a parallel operation.
@@ -62,9 +64,11 @@ pub struct Cpu {
     memory: Rc<HostMemory>,
     workspace: Held<Workspace>,
     workspace_bf16: Option<Held<Option<bf16::workspace::Workspace>>>,
+    /// Layers whose weights stay on disk
+    streaming: Streaming,
     batch: CheckedBatch,
-    /// With how many positions they are for
-    rope: Option<(usize, Held<RopeTable<f32>>)>,
+    /// Each with how many positions it is for
+    ropes: Vec<(usize, Held<RopeTable<f32>>)>,
     loss: LossSum,
     events: Vec<Instant>,
     trace: Trace,
@@ -116,9 +120,10 @@ impl Cpu {
             workspace,
             workspace_bf16,
             dims,
+            streaming: Streaming::new(memory.clone()),
             memory,
             batch: CheckedBatch::default(),
-            rope: None,
+            ropes: Vec::new(),
             loss: LossSum::default(),
             events: Vec::new(),
             trace: Trace::default(),

@@ -1,12 +1,14 @@
 //! Operands of the operations beside buffers: stored matrices and trainable tensors.
 
 use super::memory::Held;
+use super::streaming::OnDisk;
 use crate::backend::weights::quantize;
 use crate::backend::{OptimizerState, Quantization, TableShape};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, TensorData, WeightSource};
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use std::sync::Arc;
 
 /// `[rows, cols]` as stored in the checkpoint.
 pub struct Dense {
@@ -54,6 +56,7 @@ impl Dense {
 pub enum CpuWeight {
     Nf4(Nf4Matrix),
     Dense(Dense),
+    OnDisk(Arc<OnDisk>),
     /// In a dry run
     Unread,
 }
@@ -75,6 +78,8 @@ impl CpuWeight {
         match self {
             CpuWeight::Nf4(matrix) => matrix.bytes() as u64,
             CpuWeight::Dense(dense) => dense.bytes(),
+            // Counted with the layers that are in memory.
+            CpuWeight::OnDisk(_) => 0,
             CpuWeight::Unread => 0,
         }
     }

@@ -3,13 +3,33 @@
 use super::memory::Held;
 use super::numa::Interleaved;
 use super::operands::{CpuWeight, Dense};
-use super::{Cpu, Precision, bf16};
-use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights};
-use crate::error::Result;
+use super::{Cpu, Precision, bf16, streaming};
+use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights, WeightsRead};
+use crate::base::Nf4OnDisk;
+use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
+
+/// The layer of these groups, if weights of it stay on disk.
+fn layer_on_disk(groups: [&LinearGroup<Cpu>; 4]) -> Option<usize> {
+    groups.into_iter().flat_map(|group| &group.segments).find_map(|segment| match &*segment.weight {
+        CpuWeight::OnDisk(weight) => Some(weight.layer()),
+        _ => None,
+    })
+}
+
+impl Cpu {
+    fn check_even(&self, name: &str, n: usize, k: usize) -> Result<()> {
+        if self.precision != Precision::F32 && (!n.is_multiple_of(2) || !k.is_multiple_of(2)) {
+            refuse!(
+                "{name}: found {n} x {k}, expected even numbers of rows and columns for `compute: bf16`; use `compute: f32`"
+            );
+        }
+        Ok(())
+    }
+}
 
 impl Weights for Cpu {
     fn weight(
@@ -27,11 +47,7 @@ impl Weights for Cpu {
             }
             Quantization::None => ("weights", n * k * stored.size()),
         };
-        if self.precision != Precision::F32 && (!n.is_multiple_of(2) || !k.is_multiple_of(2)) {
-            refuse!(
-                "{name}: found {n} x {k}, expected even numbers of rows and columns for `compute: bf16`; use `compute: f32`"
-            );
-        }
+        self.check_even(name, n, k)?;
         if self.is_dry_run() {
             return Ok(self.memory.hold(line, planned as u64, CpuWeight::Unread));
         }
@@ -39,6 +55,40 @@ impl Weights for Cpu {
         let weight = CpuWeight::new(name, n, k, quantization, read()?)?;
         drop(spread);
         Ok(self.memory.hold(line, weight.bytes(), weight))
+    }
+
+    fn weight_on_disk(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        quantization: Quantization,
+        layer: usize,
+        open: &mut dyn FnMut() -> Result<Nf4OnDisk>,
+    ) -> Result<Held<CpuWeight>> {
+        let Quantization::Nf4 { block_size, double_quant } = quantization else {
+            return Err(Error::Failed(format!("{name}: only a weight in NF4 stays on disk")));
+        };
+        self.check_even(name, n, k)?;
+        let bytes = Nf4Matrix::bytes_for(n, k, &Nf4Options { block_size, double_quant }) as u64;
+        let weight = match self.is_dry_run() {
+            true => CpuWeight::Unread,
+            false => CpuWeight::OnDisk(self.streaming.add(layer, open()?)),
+        };
+        self.streaming.count(layer, bytes);
+        Ok(self.memory.hold(streaming::LINE, 0, weight))
+    }
+
+    fn weights_read(&self) -> Option<WeightsRead> {
+        self.streaming.weights_read()
+    }
+
+    fn prefetch_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
+        layer_on_disk(groups).map_or(Ok(()), |layer| self.streaming.prefetch(layer))
+    }
+
+    fn wait_weights(&mut self, groups: [&LinearGroup<Self>; 4]) -> Result<()> {
+        layer_on_disk(groups).map_or(Ok(()), |layer| self.streaming.wait(layer))
     }
 
     fn table(
@@ -72,13 +122,13 @@ impl Weights for Cpu {
         Ok(self.memory.hold(name, len as u64 * 4, data))
     }
 
-    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize> {
         let dry_run = self.is_dry_run();
         let table = if dry_run { RopeTable { half, cos: Vec::new(), sin: Vec::new() } } else { make() };
         assert!(dry_run || table.cos.len() == positions * half, "rotation angles");
         let bytes = (positions * half * 8) as u64;
-        self.rope = Some((positions, self.memory.hold("rotation angles", bytes, table)));
-        Ok(())
+        self.ropes.push((positions, self.memory.hold("rotation angles", bytes, table)));
+        Ok(self.ropes.len() - 1)
     }
 
     fn low_rank_columns(&self, group: &LinearGroup<Self>) -> usize {
@@ -89,6 +139,6 @@ impl Weights for Cpu {
     }
 
     fn positions(&self) -> usize {
-        self.rope.as_ref().map_or(0, |rope| rope.0)
+        self.ropes.first().map_or(0, |rope| rope.0)
     }
 }

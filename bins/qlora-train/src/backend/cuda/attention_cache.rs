@@ -45,7 +45,7 @@ impl Cuda {
 
     /// Every batch of a run has room for rows as long as the rotation angles reach.
     fn cache_shape(&self, attention: AttentionShape) -> Shape {
-        let longest = self.rope.as_ref().map_or(1, |rope| rope.positions);
+        let longest = self.ropes.first().map_or(1, |rope| rope.positions);
         Shape { attention, m: self.batch.tokens(), documents: self.batch.boundaries.len() - 1, longest }
     }
 

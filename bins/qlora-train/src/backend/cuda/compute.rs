@@ -43,9 +43,10 @@ impl Compute for Cuda {
     fn compute(&mut self, tokens: &Range<usize>, op: &mut Op<'_, Self>) -> Result<()> {
         let (m, stream) = (tokens.len(), self.memory.stream());
         match op {
-            Op::Embed { table, out } => {
+            Op::Embed { table, scale, out } => {
                 let ids = self.on_device.input_ids.rows(tokens);
-                ops::embedding(ids, table.data.view(), table.vocab, table.hidden, out.rows_mut(tokens)?, stream)?;
+                let (table, vocab, h) = (table.data.view(), table.vocab, table.hidden);
+                ops::embedding(ids, table, vocab, h, *scale, out.rows_mut(tokens)?, stream)?;
             }
             Op::RmsNorm { x, weight, eps, out } => {
                 let x = Residual::Plain(x.rows(tokens)?);
@@ -84,8 +85,8 @@ impl Compute for Cuda {
                 let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
                 ops::head_norm_backward(input, dqkv.rows_mut(tokens)?, stream)?;
             }
-            Op::Rope { qkv, shape, inverse } => {
-                let table = self.rope.as_ref().expect("the model sets the rotation angles when it is built").table();
+            Op::Rope { qkv, shape, table, inverse } => {
+                let table = self.ropes[*table].table();
                 let (ldx, heads) = (qkv.width(), shape.heads + shape.kv_heads);
                 let positions = self.on_device.positions.rows(tokens);
                 ops::rope(qkv.rows_mut(tokens)?, ldx, heads, positions, table, *inverse, stream)?;

@@ -61,7 +61,7 @@ pub struct Cuda {
     batch: CheckedBatch,
     /// The current batch on the device, with room for the longest.
     on_device: BatchMemory,
-    rope: Option<Rope>,
+    ropes: Vec<Rope>,
     /// Workspace of the backward pass of attention.
     attention: Buffer<f32>,
     /// Sums over tokens of the low-rank gradients.
@@ -139,7 +139,7 @@ impl Cuda {
             trace: Trace::default(),
             linear_paths: None,
             batch: CheckedBatch::default(),
-            rope: None,
+            ropes: Vec::new(),
             memory,
             dims,
         })

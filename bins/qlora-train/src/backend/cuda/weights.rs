@@ -188,7 +188,9 @@ impl Weights for Cuda {
         let values = self.memory.device().map(|_| read()).transpose()?.map(to_bf16);
         let data = match residency {
             Residency::Pinned => TableMemory::Pinned(self.memory.pin(name, vocab * hidden, values.as_deref())?),
-            Residency::Device => TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?),
+            Residency::Device | Residency::Disk => {
+                TableMemory::Device(self.memory.upload(name, vocab * hidden, values.as_deref())?)
+            }
         };
         Ok(CudaTable { data, vocab, hidden })
     }
@@ -207,17 +209,17 @@ impl Weights for Cuda {
         })
     }
 
-    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<()> {
+    fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize> {
         let (memory, name, values) = (&self.memory, "rotation angles", positions * half);
         let table = memory.device().map(|_| make());
         let (cos, sin) = table.as_ref().map(|table| (&table.cos[..], &table.sin[..])).unzip();
         let (cosines, sines) = (memory.upload(name, values, cos)?, memory.upload(name, values, sin)?);
-        self.rope = Some(Rope { half, positions, cosines, sines });
-        Ok(())
+        self.ropes.push(Rope { half, positions, cosines, sines });
+        Ok(self.ropes.len() - 1)
     }
 
     fn positions(&self) -> usize {
-        self.rope.as_ref().map_or(0, |rope| rope.positions)
+        self.ropes.first().map_or(0, |rope| rope.positions)
     }
 
     fn prepare_group(&mut self, name: &str, group: &LinearGroup<Self>) -> Result<()> {

@@ -8,12 +8,14 @@
 
 mod config;
 mod layout;
+mod on_disk;
 mod record;
 mod state;
 mod weight;
 mod write;
 
 pub(super) use config::QuantizationConfig;
+pub use on_disk::Nf4OnDisk;
 pub use record::OriginalBase;
 pub(super) use weight::{Nf4Entry, has_parts};
 pub use write::{QuantizeOptions, Quantized, quantize};

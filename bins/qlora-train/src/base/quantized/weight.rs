@@ -144,17 +144,40 @@ impl Nf4Entry {
         );
     }
 
-    /// Puts the parts together; `seen` gets the bytes of each part, in the order of the parts' names.
-    pub fn read(&self, name: &str, files: &[TensorFile], mut seen: impl FnMut(&str, &[u8])) -> Result<Nf4Matrix> {
-        let mut u8s = BTreeMap::new();
-        let mut f32s = BTreeMap::new();
+    /// Puts the parts together, in the memory of `reused`; `seen` gets the bytes of each part, in the order of the
+    /// parts' names.
+    pub fn read(
+        &self,
+        name: &str,
+        files: &[TensorFile],
+        reused: Option<Nf4Matrix>,
+        mut seen: impl FnMut(&str, &[u8]),
+    ) -> Result<Nf4Matrix> {
+        let mut u8s: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+        let mut f32s: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+        if let Some((codes, absmax)) = reused.map(Nf4Matrix::into_parts) {
+            u8s.insert("", codes);
+            match absmax {
+                Absmax::F32(absmax) => drop(f32s.insert(part::ABSMAX, absmax)),
+                Absmax::DoubleQuantized { codes, nested_absmax, .. } => {
+                    u8s.insert(part::ABSMAX, codes);
+                    f32s.insert(part::NESTED_ABSMAX, nested_absmax);
+                }
+            }
+        }
         for (&suffix, (file, info)) in &self.parts {
             let (file, part) = (&files[*file], format!("{name}{suffix}"));
             let see = |bytes: &[u8]| seen(suffix, bytes);
             match (suffix, info.dtype) {
                 // Whatever type the codes are packed into, they are bytes.
-                ("", _) | (_, Dtype::U8) => drop(u8s.insert(suffix, file.read_elements::<u8>(&part, info, see)?)),
-                _ => drop(f32s.insert(suffix, file.read_elements::<f32>(&part, info, see)?)),
+                ("", _) | (_, Dtype::U8) => {
+                    let values = u8s.remove(suffix).unwrap_or_default();
+                    u8s.insert(suffix, file.read_elements_into(values, &part, info, see)?);
+                }
+                _ => {
+                    let values = f32s.remove(suffix).unwrap_or_default();
+                    f32s.insert(suffix, file.read_elements_into(values, &part, info, see)?);
+                }
             }
         }
         let mut f32s = |suffix: &str| f32s.remove(suffix).expect("opening the checkpoint checked every part");

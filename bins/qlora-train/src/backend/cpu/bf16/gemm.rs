@@ -11,6 +11,7 @@ use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::gemm::tiles::{Tile, even_width, split};
 use half::bf16;
 use rayon::prelude::*;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -224,7 +225,11 @@ fn run<T: Send>(
         }
         return;
     }
-    each(scratch, tiles, |scratch, mut tile| compute(isa, scratch, &mut tile, first, products, finish));
+    let run = |scratch: &mut Scratch, mut tile| compute(isa, scratch, &mut tile, first, products, finish);
+    match few {
+        true => each_in_order(scratch, tiles, run),
+        false => each(scratch, tiles, run),
+    }
 }
 
 /// Runs every task once, on as many threads as there is scratch memory for; a thread takes the next task when it is
@@ -237,6 +242,27 @@ pub fn each<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mu
             let task = queue.lock().expect("no thread panics while it takes a task").next();
             let Some(task) = task else { return };
             run(scratch, task);
+        }
+    });
+}
+
+/// Runs every task once, as [`each`] does. A thread begins with a part of the tasks of its own, in their order, and
+/// takes from the ends of others' parts when it is done: what lies side by side in memory is read in one stream.
+fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl Fn(&mut S, T) + Sync) {
+    let workers = rayon::current_num_threads().min(scratch.len()).min(tasks.len());
+    let (count, mut tasks) = (tasks.len(), tasks.into_iter());
+    let part = |worker: usize| (worker + 1) * count / workers - worker * count / workers;
+    let parts: Vec<Mutex<VecDeque<T>>> =
+        (0..workers).map(|worker| Mutex::new(tasks.by_ref().take(part(worker)).collect())).collect();
+    let part = |number: usize| parts[number % workers].lock().expect("no thread panics while it takes a task");
+    scratch.par_iter_mut().enumerate().take(workers).with_max_len(1).for_each(|(worker, scratch)| {
+        while let Some(task) = part(worker).pop_front() {
+            run(scratch, task);
+        }
+        for other in worker + 1..worker + workers {
+            while let Some(task) = part(other).pop_back() {
+                run(scratch, task);
+            }
         }
     });
 }
@@ -382,6 +408,20 @@ mod tests {
 
     fn scratch(threads: usize) -> Vec<Scratch> {
         (0..threads).map(|_| Scratch::new()).collect()
+    }
+
+    #[test]
+    fn every_task_is_run_once() {
+        for (threads, tasks) in [(1, 5), (2, 1), (3, 7), (4, 64), (7, 3)] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for scratches in 1..=threads {
+                let mut done = vec![Vec::new(); scratches];
+                pool.install(|| each_in_order(&mut done, (0..tasks).collect(), |done, task| done.push(task)));
+                let mut all = done.concat();
+                all.sort_unstable();
+                assert_eq!(all, (0..tasks).collect::<Vec<i32>>(), "{threads} threads, {scratches} scratches");
+            }
+        }
     }
 
     /// Every shape in one thread and in several, both ways of reading the right operand, as the plain chain of its

@@ -15,6 +15,7 @@ impl Stored for CpuWeight {
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
         match self {
             CpuWeight::Nf4(matrix) => matrix.read(isa, row, columns, out),
+            CpuWeight::OnDisk(weight) => weight.with(|matrix| matrix.read(isa, row, columns, out)),
             CpuWeight::Dense(dense) => Stored::read(dense, isa, row, columns, out),
             CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
         }
@@ -31,6 +32,7 @@ impl Stored for CpuWeight {
     ) {
         match self {
             CpuWeight::Nf4(matrix) => matrix.dots(isa, rows, columns, x, sums, scratch),
+            CpuWeight::OnDisk(weight) => weight.with(|matrix| matrix.dots(isa, rows, columns, x, sums, scratch)),
             CpuWeight::Dense(dense) => dense.dots(isa, rows, columns, x, sums, scratch),
             CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
         }

@@ -33,6 +33,9 @@ impl Stored for CpuWeight {
     fn read(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
         match self {
             CpuWeight::Nf4(matrix) => super::nf4::read(matrix, rows, columns, out, stride),
+            CpuWeight::OnDisk(weight) => {
+                weight.with(|matrix| super::nf4::read(matrix, rows, columns, out, stride));
+            }
             CpuWeight::Dense(dense) => dense.read(rows, columns, out, stride),
             CpuWeight::Unread => unreachable!("a dry run computes nothing"),
         }
