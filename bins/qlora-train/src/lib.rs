@@ -12,6 +12,7 @@ pub mod comm;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod gguf;
 pub mod infer;

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod generate;
 mod init;
+mod merge;
 mod model_args;
 mod plan;
 mod preview;
@@ -52,6 +53,8 @@ enum Command {
     Preview(preview::PreviewArgs),
     /// Quantize a model to NF4, in the format of bitsandbytes
     Quantize(quantize::QuantizeArgs),
+    /// Merge an adapter into its base: a model in 16 bits that needs no adapter
+    Merge(merge::MergeArgs),
     /// Evaluate loss and perplexity
     Eval(eval::EvalArgs),
     /// Generate text
@@ -80,8 +83,8 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Commands that people look for, with what does it.
 const ELSEWHERE: [(&[&str], &str); 5] = [
     (
-        &["merge", "fuse", "export"],
-        "PEFT merges an adapter into its base: `PeftModel.from_pretrained(base, adapter).merge_and_unload()`",
+        &["fuse", "export"],
+        "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base",
     ),
     (&["chat"], "`qlora-train generate --adapter DIR --prompt TEXT` answers"),
     (&["serve"], "vLLM serves an adapter: `vllm serve BASE --enable-lora --lora-modules name=DIR`"),
@@ -110,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Preview(args) => preview::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),

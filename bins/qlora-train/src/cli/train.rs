@@ -19,6 +19,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));
     section("Next");
     status!("try it:  qlora-train generate --model {base} --adapter {put} --prompt '...'");
+    status!("merge:   qlora-train merge --model {base} --adapter {put} --output-dir NEW");
     if let Some(data) = data {
         status!("compare: qlora-train eval --model {base} --adapter {put} --data {}", quoted(&data));
     }

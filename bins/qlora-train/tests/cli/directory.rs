@@ -320,7 +320,7 @@ fn quantize_that_is_killed_leaves_nothing_for_good_and_removes_nothing_else() {
     }
     // Another at work is told, and so is a record of somebody else's.
     let child = crate::signals::paused(&sandbox, line, "tensor:3", 1500);
-    sandbox.run(line).ended(2, &["q: another process is quantizing to it"]);
+    sandbox.run(line).ended(2, &["q: another process is writing to it"]);
     assert_eq!(crate::signals::end(child).0, Some(0));
     assert_eq!(beside(&sandbox), [""; 0]);
     fs::remove_dir_all(sandbox.path("q")).unwrap();

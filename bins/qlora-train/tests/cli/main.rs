@@ -16,6 +16,7 @@ mod interrupted;
 mod killed;
 mod launched;
 mod memory;
+mod merge;
 mod not_files;
 mod outputs;
 mod parameters;

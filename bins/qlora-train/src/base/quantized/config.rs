@@ -159,6 +159,13 @@ pub(super) fn quantized_config(original: &Map<String, Value>, quantization: Valu
     config
 }
 
+/// config.json of a model in 16 bits that is written from `original`, which may be quantized.
+pub(super) fn dense_config(original: &Map<String, Value>, tied: bool) -> Map<String, Value> {
+    let mut config = quantized_config(original, Value::Null, tied);
+    config.shift_remove(KEY);
+    config
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

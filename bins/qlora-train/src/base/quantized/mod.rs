@@ -7,6 +7,7 @@
 //! tensors.
 
 mod config;
+mod dense;
 mod layout;
 mod on_disk;
 mod record;
@@ -15,6 +16,7 @@ mod weight;
 mod write;
 
 pub(super) use config::QuantizationConfig;
+pub use dense::{Rewrite, Written, write_dense};
 pub use on_disk::Nf4OnDisk;
 pub use record::OriginalBase;
 pub(super) use weight::{Nf4Entry, has_parts};

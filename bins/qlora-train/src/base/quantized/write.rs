@@ -208,8 +208,8 @@ fn nf4_bytes(matrix: &Nf4Matrix, dtype: StoredType) -> Vec<Vec<u8>> {
 
 /// A directory beside the output until it is complete; removed if it never is. A file beside it names it, so that a
 /// later process finds what one that was killed has left, and is locked as long as the work goes on.
-struct Partial {
-    path: PathBuf,
+pub(super) struct Partial {
+    pub path: PathBuf,
     parent: Dir,
     /// The directory's name
     name: String,
@@ -249,7 +249,7 @@ impl Unfinished {
 }
 
 impl Partial {
-    fn new(output: &Path) -> Result<Self> {
+    pub fn new(output: &Path) -> Result<Self> {
         let shown = output.display();
         let Some(name) = output.file_name().map(|name| name.to_string_lossy().into_owned()) else {
             refuse!("{shown}: found no name of a directory, expected one to make");
@@ -268,7 +268,7 @@ impl Partial {
         let name = format!("{prefix}{}", unique());
         let lock = match write_record(&parent, &record, &name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                refuse!("{shown}: another process is quantizing to it; wait for it, or choose another directory")
+                refuse!("{shown}: another process is writing to it; wait for it, or choose another directory")
             }
             lock => lock.usage_context(what)?,
         };
@@ -278,7 +278,7 @@ impl Partial {
         Ok(partial)
     }
 
-    fn commit(self, output: &Path) -> Result<()> {
+    pub fn commit(self, output: &Path) -> Result<()> {
         let put = || -> io::Result<()> {
             let output = output.file_name().unwrap_or_default();
             self.parent.sub(&self.name)?.sync()?;
@@ -332,7 +332,7 @@ fn remove_unfinished(parent: &Dir, output: &Path, record: &str, prefix: &str) ->
         Some(_) => refuse!("{}: found something that is not a file: move it away", path.display()),
     };
     if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !parent.is_file(record, &file) {
-        refuse!("{}: another process is quantizing to it; wait for it, or choose another directory", output.display());
+        refuse!("{}: another process is writing to it; wait for it, or choose another directory", output.display());
     }
     let unfinished = Unfinished::read(&file, &path, prefix)?;
     if parent.kind(&unfinished.directory).usage_context(what)? == Some(Kind::Directory) {
@@ -373,7 +373,7 @@ const WEIGHTS: [&str; 13] = [
 ];
 
 /// Tokenizer, templates, generation settings, license, model card: all files but weights and hidden ones.
-fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).context(|| format!("{}: cannot be read", from.display()))? {
         let entry = entry.context(|| format!("{}: cannot be read", from.display()))?;
         let (name, path) = (entry.file_name(), entry.path());
@@ -383,12 +383,17 @@ fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
         if text.starts_with('.') || text == "config.json" || weights || !path.is_file() {
             continue;
         }
-        let copy = || -> io::Result<()> {
-            let mut target = File::create(to.join(&name))?;
-            io::copy(&mut regular::open(&path)?, &mut target)?;
-            target.sync_all()
-        };
-        copy().context(|| format!("{}: cannot be copied", path.display()))?;
+        copy_side_file(&path, to)?;
     }
     Ok(())
+}
+
+/// Copies a file into a directory, under its name, in place of one that is there.
+pub(super) fn copy_side_file(path: &Path, to: &Path) -> Result<()> {
+    let copy = || -> io::Result<()> {
+        let mut target = File::create(to.join(path.file_name().unwrap_or_default()))?;
+        io::copy(&mut regular::open(path)?, &mut target)?;
+        target.sync_all()
+    };
+    copy().context(|| format!("{}: cannot be copied", path.display()))
 }

@@ -1,0 +1,149 @@
+//! `merge`: a base with an adapter in its weights, `W + scale · B · A`, one matrix in memory at a time.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use rayon::prelude::*;
+
+use crate::adapter::{Adapter, LoraPair, Recipe, TOKENIZER_FILES};
+use crate::base::{BaseFingerprint, Checkpoint, Rewrite, Written, write_dense};
+use crate::error::{Context, Result};
+use crate::files::tensor::{HostTensor, StoredType};
+use crate::files::units::format_bytes;
+use crate::refuse;
+use crate::session::disk::free_bytes;
+
+/// Weights that an adapter is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeBase {
+    /// The original weights in 16 bits.
+    Original,
+    /// Linear weights in NF4, dequantized: those that the adapter was trained on.
+    Nf4(Nf4Options),
+}
+
+/// How an adapter is merged.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeOptions {
+    pub base: MergeBase,
+    /// Bytes of tensors in one file.
+    pub max_shard_bytes: u64,
+    /// Whether an adapter of other weights is merged.
+    pub allow_other_base: bool,
+}
+
+/// Result of [`merge`].
+#[derive(Clone, Debug)]
+pub struct Merged {
+    /// Linear weights that the adapter changed.
+    pub changed: usize,
+    pub written: Written,
+    /// Warnings of [`Adapter::check_base`].
+    pub warnings: Vec<String>,
+}
+
+/// Headers of the files, the tokenizer's and rounding to blocks, with room to spare.
+const OVERHEAD: u64 = 64 << 20;
+
+/// Writes `checkpoint` with the adapter of `adapter_dir` in its weights to `output`: a Hugging Face directory in 16 bits,
+/// with the tokenizer and the chat template that lie beside the adapter, or else those of the base.
+///
+/// The sum is computed in f32 and rounded once, to nearest even, to the type that a tensor is stored in. The directory
+/// appears whole or not at all. Refused: an adapter that does not fit the base or was trained on other weights, too
+/// little room on the disk, an output that is there and not empty. `progress` is that of [`write_dense`].
+pub fn merge(
+    checkpoint: &Checkpoint,
+    adapter: &Adapter,
+    adapter_dir: &Path,
+    output: &Path,
+    options: &MergeOptions,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Merged> {
+    let shown = || adapter_dir.display().to_string();
+    adapter.check_shapes(checkpoint.arch(), checkpoint.base_name()).context(shown)?;
+    let (needed, free) = (checkpoint.dense_bytes() + OVERHEAD, free_bytes(output));
+    if let Some(free) = free.filter(|free| *free < needed) {
+        refuse!(
+            "{}: {} are free on its file system, expected {} for the merged model: make room, or choose another output",
+            output.display(),
+            format_bytes(free),
+            format_bytes(needed)
+        );
+    }
+    let side_files: Vec<PathBuf> =
+        TOKENIZER_FILES.iter().map(|name| adapter_dir.join(name)).filter(|path| path.is_file()).collect();
+    let pairs = adapter.lora_pairs().context(shown)?;
+    let changed = pairs.len();
+    let mut work = Merging { checkpoint, adapter, adapter_dir, pairs, options, warnings: Vec::new() };
+    let written = write_dense(checkpoint, output, options.max_shard_bytes, &side_files, &mut work, progress)?;
+    Ok(Merged { changed, written, warnings: work.warnings })
+}
+
+/// The quantization that an adapter was trained on; the default where it records none.
+pub fn trained_options(adapter: &Adapter, source: &str) -> Result<Nf4Options> {
+    Ok(match adapter.recipe(source)? {
+        Some(Recipe::Nf4 { block_size, double_quant, .. }) => Nf4Options { block_size, double_quant },
+        _ => Nf4Options { block_size: 64, double_quant: true },
+    })
+}
+
+struct Merging<'a> {
+    checkpoint: &'a Checkpoint,
+    adapter: &'a Adapter,
+    adapter_dir: &'a Path,
+    pairs: BTreeMap<String, LoraPair<'a>>,
+    options: &'a MergeOptions,
+    warnings: Vec<String>,
+}
+
+impl Rewrite for Merging<'_> {
+    fn tensor(&mut self, name: &str, tensor: HostTensor, stored: StoredType) -> Result<HostTensor> {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let quantized = match self.options.base {
+            MergeBase::Nf4(nf4) if !self.checkpoint.is_nf4(name) => {
+                // A checkpoint in NF4 leaves in 16 bits what it names.
+                let linear = self.checkpoint.arch().find(module).is_some();
+                Some(nf4).filter(|_| linear && self.checkpoint.quantization().is_none())
+            }
+            _ => None,
+        };
+        let pair = self.pairs.get(module);
+        if pair.is_none() && quantized.is_none() && tensor.stored_type() == stored {
+            return Ok(tensor);
+        }
+        let shape = tensor.shape.clone();
+        let mut values = match quantized {
+            None => tensor.into_f32(),
+            Some(nf4) => Nf4Matrix::quantize(&tensor.into_f32(), shape[0], shape[1], &nf4)
+                .usage_context(|| format!("{}: tensor `{name}`", self.checkpoint.dir().display()))?
+                .dequantize(),
+        };
+        if let Some(pair) = pair {
+            add_low_rank(&mut values, pair);
+        }
+        Ok(HostTensor::from_f32(shape, values, stored))
+    }
+
+    fn check_base(&mut self, fingerprint: &BaseFingerprint) -> Result<()> {
+        let (arch, name) = (self.checkpoint.arch(), self.checkpoint.base_name());
+        let warnings = self.adapter.check_base(arch, fingerprint, name, self.options.allow_other_base);
+        self.warnings = warnings.context(|| self.adapter_dir.display().to_string())?;
+        Ok(())
+    }
+}
+
+/// `values += scale · B · A`, in f32: `values` is `[n_out, k_in]`.
+fn add_low_rank(values: &mut [f32], pair: &LoraPair) {
+    let rows = values.par_chunks_mut(pair.k_in).zip(pair.b.par_chunks(pair.r));
+    rows.for_each_init(
+        || vec![0.0f32; pair.k_in],
+        |sum, (row, b)| {
+            sum.fill(0.0);
+            for (b, a) in b.iter().zip(pair.a.chunks(pair.k_in)) {
+                sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
+            }
+            row.iter_mut().zip(&*sum).for_each(|(value, sum)| *value += pair.scale * sum);
+        },
+    );
+}

@@ -1,0 +1,96 @@
+//! `merge`: the weights that it writes, and what it refuses.
+
+use half::bf16;
+use qlora_train::adapter::Adapter;
+use qlora_train::base::Checkpoint;
+use qlora_train::files::tensor::TensorData;
+
+use crate::sandbox::{Sandbox, assert_close};
+
+const MERGE: &str = "merge --json --model model --adapter out";
+
+fn trained() -> Sandbox {
+    let sandbox = Sandbox::chat();
+    sandbox.train_into("out", "--learning-rate 0.02 --chat-template chatml").ok();
+    sandbox
+}
+
+#[test]
+fn merged_weights_are_the_sum_rounded_once() {
+    let sandbox = trained();
+    sandbox.run("quantize --model model --output nf4").ok();
+    let bases = [("model", "", "bf16"), ("model", "--base nf4", "nf4"), ("nf4", "", "nf4")];
+    for (i, (base, more, held)) in bases.into_iter().enumerate() {
+        let line = format!("merge --json --model {base} --adapter out --output m{i} {more}");
+        let answer = sandbox.run(&line).json();
+        let of = if held == "nf4" { "nf4" } else { "model" };
+        let original = Checkpoint::open(&sandbox.path(of)).unwrap();
+        let merged = Checkpoint::open(&sandbox.path(&format!("m{i}"))).unwrap();
+        let adapter = Adapter::load(&sandbox.path("out")).unwrap();
+        let pairs = adapter.lora_pairs().unwrap();
+        assert_eq!((&answer["base_weights"], &answer["changed"]), (&held.into(), &pairs.len().into()));
+        assert!(merged.quantization().is_none());
+        let mut changed = 0;
+        for name in original.names() {
+            let (w, found) = (original.read_f32(name).unwrap(), merged.read(name).unwrap());
+            let TensorData::Bf16(found) = &found.data else { panic!("{name} is not in bf16") };
+            let pair = pairs.get(name.trim_end_matches(".weight"));
+            for (j, (&w, found)) in w.iter().zip(found).enumerate() {
+                let Some(pair) = pair else {
+                    assert_eq!(*found, bf16::from_f32(w), "{name}");
+                    continue;
+                };
+                let (row, column) = (j / pair.k_in, j % pair.k_in);
+                let terms = (0..pair.r)
+                    .map(|k| f64::from(pair.b[row * pair.r + k]) * f64::from(pair.a[k * pair.k_in + column]));
+                let terms: Vec<f64> = terms.map(|term| term * f64::from(pair.scale)).collect();
+                let expected = f64::from(w) + terms.iter().sum::<f64>();
+                // Half a unit of bf16's 8 significant bits, and the rounding of the sum in f32.
+                let sizes = f64::from(w).abs() + terms.iter().map(|term| term.abs()).sum::<f64>();
+                let half_unit = 2f64.powi(expected.abs().max(f64::MIN_POSITIVE).log2().floor() as i32 - 8);
+                let limit = half_unit + (pair.r + 3) as f64 * 2f64.powi(-24) * sizes;
+                let found = found.to_f64();
+                assert!((found - expected).abs() <= limit, "{name} {row} {column}: {found} for {expected}");
+                changed += usize::from(found != bf16::from_f32(w).to_f64());
+            }
+        }
+        assert!(changed > 1000, "{changed}");
+    }
+    assert_eq!(sandbox.bytes("m1/model.safetensors"), sandbox.bytes("m2/model.safetensors"));
+    assert!(sandbox.json("m2/config.json").get("quantization_config").is_none());
+    assert_eq!(sandbox.bytes("m0/tokenizer_config.json"), sandbox.bytes("out/tokenizer_config.json"));
+    let attached = sandbox.eval("--data rows.jsonl --adapter out --quantization none");
+    let alone = sandbox.eval("--data rows.jsonl --quantization none");
+    let merged = sandbox.run("eval --model m0 --json --data rows.jsonl --quantization none").json()["loss"].as_f64();
+    assert_close(merged.unwrap(), attached, 2f64.powi(-8));
+    assert!((alone - attached).abs() > 0.05, "{alone} {attached}");
+}
+
+#[test]
+fn shards_are_bounded_and_indexed() {
+    let sandbox = trained();
+    let answer = sandbox.run(&format!("{MERGE} --output whole")).json();
+    let sharded = sandbox.run(&format!("{MERGE} --output shards --max-shard-size 20KB")).json();
+    assert!(answer["files"] == 1 && sharded["files"].as_u64().unwrap() > 2, "{sharded}");
+    let [whole, shards] = ["whole", "shards"].map(|dir| Checkpoint::open(&sandbox.path(dir)).unwrap());
+    for name in whole.names() {
+        assert_eq!(whole.read(name).unwrap(), shards.read(name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_merged_is_refused_and_nothing_is_left() {
+    let sandbox = trained();
+    let other = qlora_train::arch::Arch { vocab_size: 99, ..qlora_train::base::synthetic::tiny_arch() };
+    qlora_train::base::synthetic::Synthetic::new(other, 2).write(&sandbox.path("other")).unwrap();
+    sandbox.refused("merge --model other --adapter out --output new", &["fingerprint", "--allow-other-base"]);
+    sandbox.refused("merge --model model --adapter out --output out", &["out", "not empty"]);
+    sandbox.refused("merge --model model --adapter none --output new", &["none", "adapter_config.json"]);
+    sandbox.run("quantize --model model --output nf4").ok();
+    sandbox.refused("merge --model nf4 --adapter out --output new --base bf16", &["--base nf4", "16-bit"]);
+    let mut bytes = sandbox.bytes("out/adapter_model.safetensors");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(sandbox.path("out/adapter_model.safetensors"), bytes).unwrap();
+    sandbox.refused(&format!("{MERGE} --output new"), &["NaN", "finite"]);
+}
