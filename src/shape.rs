@@ -11,7 +11,7 @@ pub struct Visible {
 }
 
 impl Visible {
-    /// Of a `window` that counts the query's own position, at least 1; `None`: all keys.
+    /// The keys of a `window` that counts the query's own position, at least 1; `None`: all keys.
     pub fn new(window: Option<usize>) -> Self {
         Self { window: window.unwrap_or(usize::MAX).max(1) }
     }

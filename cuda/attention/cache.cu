@@ -275,8 +275,8 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
         return QK_ERROR_SHAPE;
     if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
-    if (args->window < 0 || args->max_seqlen < 1 || args->max_seqlen > kLongest || args->rows < 1 || args->rows > int64_t(UINT32_MAX))
-        return QK_ERROR_SHAPE;
+    if (args->window < 0 || args->max_seqlen < 1 || args->max_seqlen > kLongest) return QK_ERROR_SHAPE;
+    if (args->rows < 1 || args->rows > int64_t(UINT32_MAX)) return QK_ERROR_SHAPE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     // Queries of one key head, and pieces of the appended rows, are counted in 31 bits.

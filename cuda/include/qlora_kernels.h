@@ -576,9 +576,10 @@ int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_str
 int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
 
 /* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, or the last `window` of them, which
- * qk_attention_cache_append has written. What no query of a tile sees of the cache is not read, by 128 rows. A row whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes
- * NaN. Deterministic: what 128 rows of the cache add is computed apart from the others and combined by a second
- * kernel, in order; the same whatever else is in the batch. */
+ * qk_attention_cache_append has written. What no query of a tile sees of the cache is not read, by 128 rows. A row
+ * whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes NaN.
+ * Deterministic: what 128 rows of the cache add is computed apart from the others and combined by a second kernel, in
+ * order; the same whatever else is in the batch. */
 int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes,
                        qk_stream stream);
 

@@ -64,9 +64,10 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
     Ok(if shape.m == 0 { 0 } else { (SLICE_BYTES / tile_bytes).clamp(1, tiles) * tile_bytes })
 }
 
-/// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache`
-/// `[rows, width]`, or the last `window` of them, which [`attention_cache_append`](super::attention_cache_append()) has written. A query whose
-/// position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least [`workspace_bytes`].
+/// `out` `[m, H·D]` = attention of the new queries over rows `starts[d]` to `starts[d] + position` of `cache` `[rows,
+/// width]`, or the last `window` of them, which [`attention_cache_append`](super::attention_cache_append()) has
+/// written. A query whose position is not below `longest`, or beyond the cache, gives NaN. `workspace` has at least
+/// [`workspace_bytes`].
 pub fn attention_cache(
     new: &NewTokens<'_>,
     cache: View<'_, bf16>,

@@ -28,8 +28,8 @@ pub struct MergeArgs {
     /// Directory to write; it must not exist, or be empty
     #[arg(long, visible_alias = "output")]
     output_dir: PathBuf,
-    /// Weights to add the adapter to: the 16-bit original, or the NF4 ones that it was trained on, dequantized [default:
-    /// as the model is stored]
+    /// Weights to add the adapter to: the 16-bit original, or the NF4 ones that it was trained on, dequantized
+    /// [default: as the model is stored]
     #[arg(long)]
     base: Option<BaseWeights>,
     /// Merge into a base with other weights than the adapter was trained on; what it computes then differs from what it

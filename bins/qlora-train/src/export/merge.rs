@@ -46,8 +46,8 @@ pub struct Merged {
 /// Headers of the files, the tokenizer's and rounding to blocks, with room to spare.
 const OVERHEAD: u64 = 64 << 20;
 
-/// Writes `checkpoint` with the adapter of `adapter_dir` in its weights to `output`: a Hugging Face directory in 16 bits,
-/// with the tokenizer and the chat template that lie beside the adapter, or else those of the base.
+/// Writes `checkpoint` with the adapter of `adapter_dir` in its weights to `output`: a Hugging Face directory in 16
+/// bits, with the tokenizer and the chat template that lie beside the adapter, or else those of the base.
 ///
 /// The sum is computed in f32 and rounded once, to nearest even, to the type that a tensor is stored in. The directory
 /// appears whole or not at all. Refused: an adapter that does not fit the base or was trained on other weights, too

@@ -24,8 +24,8 @@ pub fn append(qkv: &[f32], batch: &CheckedBatch, shape: AttentionShape, starts: 
     }
 }
 
-/// `O = softmax(Q·Kᵀ/√D)·V` over the rows of each token's document that it sees. A task is one head of one token, so the
-/// result depends on nothing else in the batch.
+/// `O = softmax(Q·Kᵀ/√D)·V` over the rows of each token's document that it sees. A task is one head of one token, so
+/// the result depends on nothing else in the batch.
 pub fn attention(
     qkv: &[f32],   // [M, qkv]
     cache: &[f32], // [rows, k‖v]

@@ -16,8 +16,8 @@ use crate::refuse;
 
 /// What happens to the tensors of a checkpoint between reading and writing.
 pub trait Rewrite {
-    /// The new values of a tensor, in the type `stored`. `tensor` is as stored, or dequantized to f32 where it is stored
-    /// in NF4.
+    /// The new values of a tensor, in the type `stored`. `tensor` is as stored, or dequantized to f32 where it is
+    /// stored in NF4.
     fn tensor(&mut self, name: &str, tensor: HostTensor, stored: StoredType) -> Result<HostTensor>;
 
     /// Called when all tensors were read, before the directory is put in place. An error ends the work, and nothing is
@@ -34,7 +34,7 @@ pub struct Written {
 }
 
 impl Checkpoint {
-    /// The type that [`write_dense`] gives a tensor: that in which it is stored, or the embedding's for a weight in NF4.
+    /// The type that [`write_dense`] gives a tensor: its own as it is stored, or the embedding's for a weight in NF4.
     pub fn dense_type(&self, name: &str) -> StoredType {
         let name = if self.is_nf4(name) { self.arch().names.embedding } else { name };
         self.stored_type(name).expect("an opened checkpoint has every tensor")
