@@ -33,6 +33,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "too_long" => words(&["drop", "truncate", "error"]),
         "compute" => words(&["f32", "bf16"]),
+        "weights" => words(&["resident", "disk"]),
         "on_bad_row" => words(&["error", "skip"]),
         "prompt_completion" => words(&["auto", "text", "chat"]),
         "optim" => words(&["adamw_torch", "adamw", "adamw_8bit", "paged_adamw_8bit"]),

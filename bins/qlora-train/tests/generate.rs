@@ -18,7 +18,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
     // Full attention, a window on every layer or on every other one.
     let full = tiny_arch().layers[0];
     let local = LayerArch { window: Some(1 + seed as usize / 3 % 5), ..full };
-    let layers = vec![vec![full], vec![local], vec![local, full]].swap_remove(seed as usize % 3);
+    let layers = vec![vec![full], vec![local], vec![local, full]][seed as usize % 3].clone();
     let num_heads = kv_heads * per_kv;
     let config = Arch { num_kv_heads: kv_heads, num_heads, vocab_size: VOCAB, qk_norm, layers, ..tiny_arch() };
     let spec = ModelSpec {

@@ -73,8 +73,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "cache: the last chunk left out",
         "attention/cache.cu",
-        "int(position / kChunk) + 1 : 0;",
-        "int(position / kChunk) + (position < kChunk) : 0;",
+        "int(position / kChunk) + 1 : 0,",
+        "int(position / kChunk) + (position < kChunk) : 0,",
         CACHE,
     ),
     mutant(

@@ -228,6 +228,7 @@ pub(super) fn layer_types(keys: &Keys, num_layers: usize) -> Result<Option<Vec<b
 /// `max_window_layers` on. `sliding_window` stands in every published config and means nothing without that key.
 pub(super) fn windows_of_layers(keys: &Keys, arch: &Arch) -> Result<Vec<LayerArch>> {
     let used = keys.flag("use_sliding_window")?.unwrap_or(false);
+    keys.known("sliding_window");
     let window = if used { window(keys)? } else { None };
     let first = keys.whole("max_window_layers")?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
     let sliding = match layer_types(keys, arch.num_layers)? {

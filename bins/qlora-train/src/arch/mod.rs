@@ -8,6 +8,7 @@ mod llama;
 mod mistral;
 mod multipliers;
 mod names;
+mod other_keys;
 mod projection;
 mod qwen2;
 mod qwen3;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::untrained::{Untrained, untrained};
-use super::{Arch, Family, config, granite, llama, mistral, qwen2, qwen3, seed_oss, smollm3};
+use super::{Arch, Family, config, granite, llama, mistral, other_keys, qwen2, qwen3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
@@ -56,7 +56,9 @@ impl Arch {
     /// Reads and checks a parsed config.json; `path` is what errors call it.
     pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
         let keys = Keys::new(path, map);
-        let arch = (Family::of(&keys)?.read)(&keys)?;
+        let family = Family::of(&keys)?;
+        let arch = (family.read)(&keys)?;
+        other_keys::check(&keys, family)?;
         config::check(&arch, &keys)?;
         arch.check_computed(&keys.source)?;
         Ok(arch)

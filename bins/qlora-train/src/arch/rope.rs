@@ -56,7 +56,7 @@ impl Rope {
             (v4, v5) => v5.or(v4),
         };
         let empty = Map::new();
-        let nested = nested.unwrap_or(Keys { source: config.source.clone(), map: &empty });
+        let nested = nested.unwrap_or(Keys::of(config.source.clone(), &empty));
         if let Some(key) = nested.map.keys().find(|key| !KNOWN_KEYS.contains(&key.as_str())) {
             return Err(nested.wrong(key, "no such key: its effect on the rotary positions is not known"));
         }

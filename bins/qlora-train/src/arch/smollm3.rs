@@ -44,6 +44,7 @@ fn read(keys: &Keys) -> Result<Arch> {
     only_silu(keys)?;
     // `sliding_window` means nothing without this key.
     only_false(keys, "use_sliding_window")?;
+    keys.known("sliding_window");
     only_full_attention(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
     // Before there is an entry for each layer.
@@ -54,6 +55,7 @@ fn read(keys: &Keys) -> Result<Arch> {
 /// `no_rope_layers` has a 1 for each layer that is rotated; without it, each `no_rope_layer_interval`th is not.
 fn layers(keys: &Keys, num_layers: usize, rope: Rope) -> Result<Vec<LayerArch>> {
     let layer = |rotated: bool| LayerArch { window: None, rope: rotated.then_some(rope) };
+    keys.known("no_rope_layer_interval");
     let Some(list) = keys.get("no_rope_layers") else {
         let interval = match keys.whole("no_rope_layer_interval")?.unwrap_or(4) {
             0 => return Err(keys.wrong("no_rope_layer_interval", "a whole number above 0")),

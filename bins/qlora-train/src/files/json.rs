@@ -1,6 +1,7 @@
 //! Small JSON files read with care: bounded size, and errors that name the file, the key, what was found and what
 //! was expected.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
@@ -53,14 +54,33 @@ pub(crate) struct Keys<'a> {
     /// Name of this object in errors: a path, or a path and the key that holds it.
     pub source: String,
     pub map: &'a Map<String, Value>,
+    /// Keys that were asked for, whether they were there or not
+    asked: RefCell<HashSet<String>>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(path: &Path, map: &'a Map<String, Value>) -> Self {
-        Self { source: path.display().to_string(), map }
+        Self::of(path.display().to_string(), map)
+    }
+
+    /// Keys of an object that errors call `source`.
+    pub fn of(source: String, map: &'a Map<String, Value>) -> Self {
+        Self { source, map, asked: RefCell::default() }
+    }
+
+    /// Counts a key as asked for whose value means nothing here.
+    pub fn known(&self, key: &str) {
+        self.get(key);
+    }
+
+    /// Keys that are there and that nothing has asked for yet, in the file's order.
+    pub fn never_asked(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let asked = self.asked.borrow().clone();
+        self.map.iter().map(|(key, value)| (key.as_str(), value)).filter(move |(key, _)| !asked.contains(*key))
     }
 
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -93,7 +113,7 @@ impl<'a> Keys<'a> {
 
     pub fn object(&self, key: &str) -> Result<Option<Keys<'a>>> {
         let map = self.typed(key, "an object", Value::as_object)?;
-        Ok(map.map(|map| Keys { source: format!("{}: `{key}`", self.source), map }))
+        Ok(map.map(|map| Keys::of(format!("{}: `{key}`", self.source), map)))
     }
 }
 

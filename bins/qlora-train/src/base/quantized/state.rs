@@ -29,7 +29,7 @@ impl QuantState {
         let damaged = || format!("{source}: not a quant_state (a JSON object as bitsandbytes writes it); get it again");
         let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<Value>>(bytes).usage_context(damaged)?;
         let map: Map<String, Value> = entries.into_iter().collect();
-        let keys = Keys { source, map: &map };
+        let keys = Keys::of(source, &map);
         if let Some(unknown) = map.keys().find(|key| !KEYS.contains(&key.as_str())) {
             return Err(keys.wrong(unknown, &format!("only the keys {}", KEYS.join(", "))));
         }
