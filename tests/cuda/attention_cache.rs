@@ -51,8 +51,13 @@ fn checked<O: Operation>(name: &'static str, most: u32, operations: impl Strateg
     outcome.unwrap();
 }
 
+/// Whatever is drawn, several documents of which some have more queries than a tile, and one has none.
 #[test]
 fn attention_over_a_cache_is_within_its_rounding() {
+    for window in [None, Some(70)] {
+        let operation = CacheOperation { window, ..example() };
+        verify(&device(), &operation, operation.seed, SCHEDULES).unwrap();
+    }
     checked("attention over a cache", 40, operations(), |operation| operation.seed);
 }
 
