@@ -31,9 +31,23 @@ fn operations(backward: bool) -> impl Strategy<Value = AttentionOperation> {
     })
 }
 
+/// Whatever is drawn, windows of few keys, in which one key more or less shows, and of more keys than a tile has.
 fn checked(name: &'static str, most: u32, backward: bool) {
     let tally = Tally::new(name, SCHEDULES);
     let device = device();
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 64 };
+    for window in [5, 70] {
+        let operation = AttentionOperation {
+            shape,
+            documents: vec![70, 3, 90],
+            window: Some(window),
+            backward,
+            size: 1.0,
+            seed: 5,
+        };
+        verify(&device, &operation, operation.seed, SCHEDULES).unwrap();
+        tally.case();
+    }
     let mut runner = TestRunner::new(Config { cases: cases(most), failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&operations(backward), |operation| {
         verify(&device, &operation, operation.seed, SCHEDULES).map_err(TestCaseError::fail)?;
