@@ -57,6 +57,16 @@ fn unknown_settings_name_place_and_nearest() {
     says(&far, &["`--xyzzy`", "not a known setting"]);
     assert!(!far.contains("did you mean"), "{far}");
     says(&flags(&["--lora-rnk", "8"]), &["--lora-rnk", "--lora-r"]);
+    says(&flags(&["--outputdir", "x"]), &["did you mean `--output-dir`?"]);
+    for (short, whole) in
+        [("--grad-accum", "--gradient-accumulation-steps"), ("--batch", "--batch-size"), ("--warmup", "--warmup-")]
+    {
+        says(&flags(&[short, "8"]), &[&format!("did you mean `{whole}")]);
+    }
+    says(&flags(&["--steps", "8"]), &["is not a setting", "`max_steps`"]);
+    for nothing in ["--bat", "--grad-grad", "--xy"] {
+        assert!(!flags(&[nothing, "8"]).contains("did you mean"), "{nothing}");
+    }
     says(&refusal(Settings::load(None, &[("lora-rnk".into(), "8".into())])), &["`--lora-rnk`", "`--lora-rank`"]);
 }
 

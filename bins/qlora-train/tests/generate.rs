@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::{Arch, LayerArch, Projection, QkNorm};
-use qlora_train::backend::cpu::Cpu;
+use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use qlora_train::lora::LoraSpec;
@@ -14,6 +14,10 @@ use trainer_lab::model::Memory;
 const VOCAB: usize = 37;
 
 fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
+    model_in(Precision::F32, kv_heads, per_kv, tokens, seed)
+}
+
+fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
     let qk_norm = if seed.is_multiple_of(2) { QkNorm::Head } else { QkNorm::None };
     // Full attention, a window on every layer or on every other one.
     let full = tiny_arch().layers[0];
@@ -33,7 +37,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
         positions: tokens,
         seed,
     };
-    let mut cpu = Cpu::new(spec.run_shape());
+    let mut cpu = Cpu::with_precision(spec.run_shape(), precision);
     let mut memory = Memory::new(Synthetic::new(spec.arch.clone(), seed));
     let model = Llama::build(&mut cpu, &mut memory, spec, &mut |_| ()).unwrap();
     (cpu, model)
@@ -51,6 +55,10 @@ fn anew(cpu: &mut Cpu, model: &Llama<Cpu>, row: &[u32]) -> Vec<f32> {
 fn rows(lengths: &[usize], seed: u64) -> Vec<Vec<u32>> {
     let mut stream = Stream::new(seed, 5);
     lengths.iter().map(|&len| (0..len).map(|_| stream.below(VOCAB as u32)).collect()).collect()
+}
+
+fn distance(one: &[f32], other: &[f32]) -> f64 {
+    one.iter().zip(other).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
 }
 
 /// The two largest.
@@ -111,6 +119,36 @@ proptest! {
                 }
             }
         }
+    }
+
+    /// In bf16, logits from the cache are as near to those in f32 as logits of the whole row in bf16 are: a token at a
+    /// time rounds at the same places. All tokens of a row together, because one alone may be near by chance.
+    #[test]
+    fn logits_from_the_cache_in_bf16_are_as_near_to_f32_as_those_of_the_whole_row(
+        (kv_heads, per_kv) in (1..3usize, 1..3usize),
+        len in 8..24usize,
+        prompt in 1..8usize,
+        seed in any::<u64>(),
+    ) {
+        let bf16 = Precision::Bf16(Isa::detect().unwrap_or(Isa::SCALAR));
+        let row = rows(&[len], seed).remove(0);
+        let (mut cpu, f32_model) = model(kv_heads, per_kv, len, seed);
+        let exact: Vec<f32> = (prompt..=len).flat_map(|end| anew(&mut cpu, &f32_model, &row[..end])).collect();
+        let (mut cpu, model) = model_in(bf16, kv_heads, per_kv, len, seed);
+        let whole: Vec<f32> = (prompt..=len).flat_map(|end| anew(&mut cpu, &model, &row[..end])).collect();
+        let mut cache = model.cache(&mut cpu).unwrap();
+        let (mut cached, mut held) = (Vec::new(), 0);
+        for end in prompt..=len {
+            let positions: Vec<u32> = (held as u32..end as u32).collect();
+            let (boundaries, targets) = ([0, (end - held) as u32], vec![-100; end - held]);
+            let ids = &row[held..end];
+            let batch = Batch { input_ids: ids, positions: &positions, boundaries: &boundaries, targets: &targets, weights: None };
+            cached.extend(model.logits_cached(&mut cpu, &batch, &mut cache, &[0], &[end - held - 1]).unwrap().remove(0));
+            held = end;
+        }
+        let (of_whole, of_cached) = (distance(&whole, &exact), distance(&cached, &exact));
+        prop_assert!(of_whole > 0.0, "bf16 rounds");
+        prop_assert!(of_cached <= 2.0 * of_whole, "{of_cached} from the cache, {of_whole} of the whole row");
     }
 
     /// Several prompts side by side get the tokens that each would get alone from the most likely token of the whole

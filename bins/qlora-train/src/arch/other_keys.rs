@@ -39,9 +39,14 @@ fn is_neutral(value: &Value) -> bool {
 /// computes where they are read. To be called when the family has read its own.
 pub(super) fn check(keys: &Keys, family: &Family) -> Result<()> {
     let is_in = |heading: &str, key: &str| listed(heading).any(|name| name == key);
+    // What is off by its value: all else, or what every family does.
+    let says_nothing = |key: &str, value: &Value| match is_in("on", key) {
+        true => value.is_null() || *value == true,
+        false => is_neutral(value) || is_in("neutral", key),
+    };
     let mut unknown = Vec::new();
-    for (key, _) in keys.never_asked().filter(|(key, value)| !is_neutral(value) && !is_in("neutral", key)) {
-        if is_in("arithmetic", key) {
+    for (key, _) in keys.never_asked().filter(|(key, value)| !says_nothing(key, value)) {
+        if is_in("arithmetic", key) || is_in("on", key) {
             let expected = format!(
                 "no such key, or the value by which it does nothing: a model of type {:?} is computed without it; remove \
                  it if this model was trained without it",
@@ -77,7 +82,7 @@ mod tests {
 
     #[test]
     fn no_key_is_listed_twice() {
-        let all: Vec<&str> = listed("neutral").chain(listed("arithmetic")).collect();
+        let all: Vec<&str> = listed("neutral").chain(listed("arithmetic")).chain(listed("on")).collect();
         assert!(listed("neutral").count() > 80 && listed("arithmetic").count() > 40);
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
@@ -94,6 +99,20 @@ mod tests {
                 let error = with(family.model_type, key, json!(8)).unwrap_err();
                 assert!(error.is_usage() && error.to_string().contains(key), "{}: {error}", family.model_type);
                 for neutral in [json!(null), json!(1)] {
+                    with(family.model_type, key, neutral).unwrap();
+                }
+            }
+        }
+    }
+
+    /// A switch that is off asks for less than every family does.
+    #[test]
+    fn what_every_family_does_cannot_be_turned_off() {
+        for family in FAMILIES {
+            for key in listed("on") {
+                let error = with(family.model_type, key, false.into()).unwrap_err();
+                assert!(error.is_usage() && error.to_string().contains(key), "{}: {error}", family.model_type);
+                for neutral in [json!(null), json!(true)] {
                     with(family.model_type, key, neutral).unwrap();
                 }
             }

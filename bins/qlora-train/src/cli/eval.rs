@@ -4,7 +4,7 @@ use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
 use crate::config::{Settings, TooLong, ValSet};
-use crate::data::{self, Row};
+use crate::data::{self, DataOptions, Row};
 use crate::error::Result;
 use crate::infer::evaluate::{Evaluation, evaluate};
 use crate::infer::{InferenceJob, InferenceModel};
@@ -12,7 +12,7 @@ use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, printable, status_lines};
 use crate::session::host::set_threads;
-use crate::session::training_data::{data_options, find_files, split};
+use crate::session::training_data::{data_options, find_files, split, validation_options};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
@@ -114,9 +114,15 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let loaded = Loaded::open_for(&settings, &adapters)?;
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
-    let options = data_options(&settings, &loaded);
+    let mut options = data_options(&settings, &loaded);
     let files = if settings.val_data.is_empty() { &settings.data } else { &settings.val_data }.clone();
-    let dataset = data::load_once(&files, &|| loaded.open_tokenizer(), &options)?;
+    let read = |files: &[PathBuf], options: &DataOptions| data::load_once(files, &|| loaded.open_tokenizer(), options);
+    // The rows that the run of the settings file evaluates, which leaves out those that it trains on.
+    if settings.deduplicate && !settings.val_data.is_empty() && !settings.data.is_empty() {
+        let training = read(&settings.data, &options)?;
+        options = validation_options(&settings, options, &training.rows);
+    }
+    let dataset = read(&files, &options)?;
     status_lines!(dataset.report.lines());
     // Those that the run of the settings file held back.
     let held_back = settings.val_set_size != ValSet::Off;

@@ -21,7 +21,12 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     status!("try it:  qlora-train generate --model {base} --adapter {put} --prompt '...'");
     status!("merge:   qlora-train merge --model {base} --adapter {put} --output-dir NEW");
     if let Some(data) = data {
-        status!("compare: qlora-train eval --model {base} --adapter {put} --data {}", quoted(&data));
+        // Flags cannot say which rows a run held back; its settings file can, where it is all there is.
+        let rows = match &args.file {
+            Some(file) if args.overrides.is_empty() => quoted(&file.display().to_string()),
+            _ => format!("--model {base} --adapter {put} --data {}", quoted(&data)),
+        };
+        status!("compare: qlora-train eval {rows} --with-base");
     }
     let eval = outcome.eval_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     let speed = outcome.tokens_per_second.map_or(String::new(), |speed| format!(", {speed:.0} tokens/s"));

@@ -405,14 +405,27 @@ fn working_names() -> impl Iterator<Item = &'static str> {
     settings.chain(DERIVED.iter().flat_map(|d| d.names.iter().copied()))
 }
 
-/// The name of a setting that was probably meant; none that is only a little alike.
+/// The name of a setting that was probably meant, by its letters or by the beginnings of its words; none that is only
+/// a little alike.
 pub fn nearest(name: &str) -> Option<&'static str> {
     const CLOSE: f64 = 0.7;
     // Names are short; what is not would only cost time.
     let name: String = normal(name).to_lowercase().chars().take(80).collect();
+    // `output.dir` is a key of a section, and no flag: who gave no section means none.
+    let names = || working_names().filter(|known| name.contains('.') || !known.contains('.'));
     let closeness = |known: &str| strsim::normalized_damerau_levenshtein(known, &name);
-    let best = working_names().max_by(|a, b| closeness(a).total_cmp(&closeness(b)))?;
-    (closeness(best) >= CLOSE).then_some(best)
+    let best = names().max_by(|a, b| closeness(a).total_cmp(&closeness(b)))?;
+    if closeness(best) >= CLOSE {
+        return Some(best);
+    }
+    names().find(|known| abbreviates(&name, known))
+}
+
+/// Whether each word begins the word at its place in `known`, as `grad_accum` does those of
+/// `gradient_accumulation_steps`. Words of fewer than four letters say too little.
+fn abbreviates(name: &str, known: &str) -> bool {
+    let (mut words, mut known) = (name.split('_'), known.split('_'));
+    words.all(|word| word.len() >= 4 && known.next().is_some_and(|whole| whole.starts_with(word)))
 }
 
 #[cfg(test)]

@@ -258,6 +258,8 @@ settings! {
     "Optimizer steps between two evaluations of the validation rows, beside the one at the end."
     eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly, [],
         |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
+    "Whether the validation rows are evaluated before the first step too, which says what the run improved."
+    eval_on_start: bool = false, "false", "true or false", RunOnly, [];
     "Evaluations without a lower validation loss after which the run ends."
     early_stopping_patience: Limit = Limit(None), "none", "a count of evaluations; 0 for no end before the last step",
         Results, ["early_stopping_steps"], |v| v.0.is_none_or(|v| v <= 1_000_000_000);

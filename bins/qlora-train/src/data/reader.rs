@@ -35,6 +35,9 @@ const MAX_OBJECT_BYTES: usize = 1 << 30;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 const SUPPORTED: &str = "supported are JSON Lines (one object a line), JSON (one array of objects), Parquet, Arrow and CSV; \
                          JSON and CSV also compressed by gzip or Zstandard";
+/// What to do with a file of plain text, whose rows nobody but its owner knows.
+const PLAIN_TEXT: &str = "this looks like plain text: make it JSON Lines with one text a line, {\"text\": \"...\"}, where each is \
+                          learned from its first token to its end";
 const GZIP: [u8; 2] = [0x1F, 0x8B];
 const ZSTANDARD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 /// Keys under which one JSON object holds all rows.
@@ -203,10 +206,18 @@ fn read_lines(path: &Path, mut reader: impl BufRead, each: EachOf) -> Result<()>
             Err(_) if first && text == "{" => {
                 return read_values(path, bytes.as_slice().chain(reader), line, each);
             }
-            Err(error) => each(line, Err(format!("{}; {SUPPORTED}", without_line(&error))))?,
+            Err(error) => {
+                let hint = if first && is_plain_text(text) { PLAIN_TEXT } else { SUPPORTED };
+                each(line, Err(format!("{}; {hint}", without_line(&error))))?;
+            }
         }
     }
     Ok(())
+}
+
+/// A line that is words, and no JSON with a fault in it.
+fn is_plain_text(line: &str) -> bool {
+    line.starts_with(|first: char| !matches!(first, '{' | '[' | '"' | '}' | ']'))
 }
 
 /// The value of a stream as UTF-8. Refused: the file ends within it, or it is longer than a row may be.

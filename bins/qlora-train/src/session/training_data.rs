@@ -41,10 +41,7 @@ impl TrainingData {
             let (rows, validation) = split(settings, training)?;
             (settings.data.clone(), Vec::new(), rows, validation)
         } else {
-            // A row that is trained on says little of what was learned.
-            let known_rows =
-                if settings.deduplicate { Arc::new(data::identities(&training.rows)) } else { Arc::default() };
-            let options = DataOptions { known_rows, ..options };
+            let options = validation_options(settings, options, &training.rows);
             let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
             status_lines!(validation.report.validation_lines());
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
@@ -131,6 +128,12 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         deduplicate: settings.deduplicate,
         known_rows: Arc::default(),
     }
+}
+
+/// How the rows of `val_data` are read: a row that is trained on says little of what was learned.
+pub fn validation_options(settings: &Settings, options: DataOptions, training: &[Row]) -> DataOptions {
+    let known_rows = if settings.deduplicate { Arc::new(data::identities(training)) } else { Arc::default() };
+    DataOptions { known_rows, ..options }
 }
 
 /// Training rows, and the rows held back for validation.

@@ -58,6 +58,10 @@ impl<B: Backend> Run<'_, B> {
         if self.evaluation_due() && self.progress.evaluated_at != Some(from) && self.evaluate()? {
             self.save()?;
         }
+        // What there was before is not the best of what was trained.
+        if self.settings.eval_on_start && from == 0 && !data.validation.is_empty() && !self.is_begun() {
+            self.measure()?;
+        }
         for step in data.schedule.steps(from) {
             if self.progress.stopped_early {
                 break;
@@ -157,8 +161,19 @@ impl<B: Backend> Run<'_, B> {
         0 < done && done < total && self.settings.eval_steps.due(done, total, schedule.steps_per_epoch())
     }
 
+    /// Evaluated before, or within the first step.
+    fn is_begun(&self) -> bool {
+        self.progress.evaluated_at.is_some() || self.progress.accumulation.micro_batches > 0
+    }
+
     /// Evaluates the validation rows. True if the loss is the lowest so far and is to be saved.
     pub fn evaluate(&mut self) -> Result<bool> {
+        let loss = self.measure()?;
+        Ok(self.judge(loss))
+    }
+
+    /// The loss of the validation rows, which is logged.
+    fn measure(&mut self) -> Result<f64> {
         let (data, step) = (self.data, self.state.global_step);
         let mut bar = Bars::new("validation", data.validation.len() as u64);
         let mut done = 0;
@@ -185,7 +200,7 @@ impl<B: Backend> Run<'_, B> {
             ..LogEntry::new(step, self.state.epoch)
         })?;
         self.progress.evaluated_at = Some(step);
-        Ok(self.judge(loss))
+        Ok(loss)
     }
 
     fn judge(&mut self, loss: f64) -> bool {

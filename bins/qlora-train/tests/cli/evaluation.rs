@@ -217,12 +217,75 @@ fn eval_and_generate_take_the_settings_file_of_a_run() {
     let done = sandbox.run("eval split.yaml --json").ok();
     assert!(done.stderr.contains("3 held back for validation"), "{done:#?}");
     assert!((done.json()["loss"].as_f64().unwrap() - trained).abs() < 1e-6);
+    // What a run says at its end, as it says it.
+    let next = |said: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix("compare: qlora-train ")).unwrap();
+        (line.to_owned(), sandbox.run(&format!("{line} --json")).json())
+    };
+    let again = sandbox.run("train split.yaml").ok();
+    assert!(again.stderr.contains("this run is finished"), "{again:#?}");
+    let (line, answer) = next(&again.stderr);
+    assert_eq!(line, "eval split.yaml --with-base");
+    assert!((answer["adapters"][0]["loss"].as_f64().unwrap() - trained).abs() < 1e-6);
+    assert!(answer["base"]["loss"].as_f64().is_some());
+    let (line, answer) = next(&sandbox.train_into("flags", "--val-data val.jsonl").ok().stderr);
+    assert_eq!(line, "eval --model model --adapter flags --data val.jsonl --with-base");
+    assert!(answer["base"]["loss"].as_f64().is_some());
     // Without any, the training rows.
     sandbox.write("plain.yaml", &format!("{head}data: rows.jsonl\noutput_dir: split\n"));
     same(of("eval plain.yaml --json"), sandbox.eval("--data rows.jsonl --adapter split"));
     sandbox.write("bare.yaml", "model: model\n");
     sandbox.refused("eval bare.yaml", &["`data` is missing", "--data"]);
     sandbox.refused("eval missing.yaml --data rows.jsonl", &["missing.yaml"]);
+}
+
+/// Rows that training leaves out of the validation rows, because it trains on them, are left out by `eval` too.
+#[test]
+fn eval_by_a_settings_file_sees_the_rows_that_its_run_evaluated() {
+    let sandbox = Sandbox::new();
+    let row = |start: u32| json!({"input_ids": (start..start + 9).rev().collect::<Vec<_>>()}).to_string();
+    sandbox.write("new.jsonl", &[3, 4, 5].map(row).join("\n"));
+    let read = |name: &str| String::from_utf8(sandbox.bytes(name)).unwrap();
+    sandbox.write("mixed.jsonl", &format!("{}\n{}", read("rows.jsonl"), read("new.jsonl")));
+    let settings = "model: model\nmax_length: 64\nlora_r: 4\nmax_steps: 2\ndata: rows.jsonl\nval_data: mixed.jsonl\n\
+                    output_dir: out\n";
+    sandbox.write("run.yaml", &format!("{settings}deduplicate: true\n"));
+    let trained = sandbox.run("train run.yaml --json").json()["eval_loss"].as_f64().unwrap();
+    let answer = |line: &str| sandbox.run(line).json();
+    let evaluated = answer("eval run.yaml --json");
+    assert_close(evaluated["loss"].as_f64().unwrap(), trained, 1e-6);
+    assert_eq!(evaluated["tokens"], answer("eval --json --model model --data new.jsonl")["tokens"]);
+    // Rows that are given are evaluated all.
+    assert_eq!(
+        answer("eval run.yaml --json --data mixed.jsonl --adapter out")["tokens"],
+        answer("eval --json --model model --data rows.jsonl --data new.jsonl")["tokens"]
+    );
+    // Without `deduplicate` training leaves none out either.
+    sandbox.write("all.yaml", &settings.replace("output_dir: out", "output_dir: all"));
+    let trained = sandbox.run("train all.yaml --json").json()["eval_loss"].as_f64().unwrap();
+    assert_close(answer("eval all.yaml --json")["loss"].as_f64().unwrap(), trained, 1e-6);
+}
+
+#[test]
+fn the_loss_before_the_first_step_is_that_of_the_base() {
+    let sandbox = Sandbox::new();
+    sandbox.write_rows("val.jsonl", 4, 9);
+    let line = "--val-data val.jsonl --eval-steps 3";
+    let done = sandbox.train_into("out", &format!("{line} --eval-on-start")).ok();
+    assert!(done.stderr.contains("validation after step 0: loss "), "{}", done.stderr);
+    let losses = eval_losses(&sandbox, "out");
+    assert_eq!(losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 3, 6]);
+    assert_close(losses[0].1, sandbox.eval("--data val.jsonl"), 1e-6);
+    // No bit of the run is another, and what there was before is not its best.
+    sandbox.train_into("plain", line).ok();
+    assert_eq!(eval_losses(&sandbox, "plain"), losses[1..]);
+    let bytes = |out: &str| sandbox.bytes(&format!("{out}/adapter_model.safetensors"));
+    assert!(bytes("out") == bytes("plain"));
+    let best = |out: &str| sandbox.json(&format!("{out}/trainer_state.json"))["best_metric"].clone();
+    assert_eq!(best("out"), best("plain"));
+    // Nothing to evaluate.
+    let done = sandbox.train_into("without", "--eval-on-start").ok();
+    assert!(!done.stderr.contains("validation after"), "{}", done.stderr);
 }
 
 #[test]

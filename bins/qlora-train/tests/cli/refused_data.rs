@@ -109,3 +109,14 @@ fn a_line_of_100_mb_is_refused_in_little_memory() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("rows.jsonl: line 1: longer than 64 MiB"), "{said}");
 }
+
+/// The name of a data set of the hub is no path; a path that is not there is no name.
+#[test]
+fn the_name_of_a_data_set_of_the_hub_is_told() {
+    let sandbox = Sandbox::new();
+    sandbox.refused(&train("--data org/rows"), &["org/rows: cannot open", "hf download --repo-type dataset org/rows"]);
+    for path in ["rows/missing.jsonl", "missing", "./a/b", "a/b/c", "../missing", "/no/such"] {
+        let done = sandbox.run(&train(&format!("--data {path}")));
+        assert!(done.status == Some(2) && !done.stderr.contains("hf download"), "{path}: {done:#?}");
+    }
+}

@@ -176,3 +176,20 @@ fn an_argument_that_is_not_utf8_is_wrong_usage() {
     }
     assert!(sandbox.files() == before);
 }
+
+#[test]
+fn completions_name_every_command_and_setting_for_every_shell() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = sandbox.run(&format!("completions {shell}")).ok().stdout;
+        for word in ["train", "generate", "completions", "learning-rate", "top-k"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        let answer: serde_json::Value =
+            serde_json::from_str(&sandbox.run(&format!("completions {shell} --json")).ok().stdout).unwrap();
+        let whole = answer["script"].as_str().unwrap();
+        assert_eq!((answer["shell"].as_str(), whole.trim_end()), (Some(shell), script.trim_end()), "{shell}");
+    }
+    let wrong = sandbox.run("completions tcsh");
+    assert!(wrong.status == Some(2) && wrong.stderr.contains("fish"), "{wrong:#?}");
+}

@@ -165,6 +165,19 @@ fn columns_of_other_names_are_read_by_the_settings_and_guessed_in_the_error() {
 }
 
 #[test]
+fn plain_text_is_told_how_to_become_rows() {
+    for text in ["Hello world\nsecond\n", "\n  1 thing\n", "# A title\n"] {
+        let message = refusal(load_named("notes.txt", text, &options()));
+        assert_says(&message, &["notes.txt: line", "plain text", "{\"text\": \"...\"}"]);
+    }
+    // JSON with a fault is no plain text, nor is a line of words behind rows.
+    for text in ["{\"text\": 1,}\n", "{\"text\": \"a\"}\nHello\n", "\"text\": 1\n"] {
+        let message = refusal(load_named("rows.jsonl", text, &options()));
+        assert!(message.contains("broken JSON") && !message.contains("plain text"), "{message}");
+    }
+}
+
+#[test]
 fn a_prompt_and_its_completion_are_turns_where_the_settings_say_so() {
     let row = "{\"prompt\": \"q\", \"completion\": \"a\"}";
     let tokenizer = chat_tokenizer(LLAMA3);
