@@ -35,7 +35,7 @@ QWEN2 = (transformers.Qwen2Config, transformers.Qwen2ForCausalLM)
 QWEN3 = (transformers.Qwen3Config, transformers.Qwen3ForCausalLM)
 MISTRAL = (transformers.MistralConfig, transformers.MistralForCausalLM)
 FULL = dict(use_sliding_window=False)
-# A family: its classes, sizes beside those above, what has a bias, and the lengths of the documents.
+# A family: its classes, sizes beside those above, and what has a bias.
 FAMILIES = {
     "qwen2": (*QWEN2, FULL, {"q_proj", "k_proj", "v_proj"}),
     # Heads wider than the hidden size would have them.
@@ -74,7 +74,7 @@ RANK, ALPHA = 3, 6
 
 
 def random_model(family):
-    config, model_class, sizes, biased, _ = FAMILIES[family]
+    config, model_class, sizes, biased = FAMILIES[family]
     model = model_class(config(**SIZES, **sizes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
