@@ -254,13 +254,16 @@ fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl F
     let part = |worker: usize| (worker + 1) * count / workers - worker * count / workers;
     let parts: Vec<Mutex<VecDeque<T>>> =
         (0..workers).map(|worker| Mutex::new(tasks.by_ref().take(part(worker)).collect())).collect();
-    let part = |number: usize| parts[number % workers].lock().expect("no thread panics while it takes a task");
+    // A function of its own, so that a part is locked while a task is taken from it and not while the task runs.
+    let take = |number: usize, task: fn(&mut VecDeque<T>) -> Option<T>| {
+        task(&mut parts[number % workers].lock().expect("no thread panics while it takes a task"))
+    };
     scratch.par_iter_mut().enumerate().take(workers).with_max_len(1).for_each(|(worker, scratch)| {
-        while let Some(task) = part(worker).pop_front() {
+        while let Some(task) = take(worker, VecDeque::pop_front) {
             run(scratch, task);
         }
         for other in worker + 1..worker + workers {
-            while let Some(task) = part(other).pop_back() {
+            while let Some(task) = take(other, VecDeque::pop_back) {
                 run(scratch, task);
             }
         }
