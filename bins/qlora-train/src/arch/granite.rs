@@ -1,10 +1,10 @@
 //! Granite 3: Llama with multipliers of the embedding, of attention's scores, of both branches, and a divisor of the
 //! logits.
 //!
-//! A key that is absent has the default of transformers' `GraniteConfig`.
+//! A key that is absent has the default of transformers' `GraniteConfig`, which is `LlamaConfig`'s.
 
-use super::config::{self, Defaults, attention_and_mlp_biases, note_attention_dropout, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, Multipliers, Projection};
+use super::config::{self, attention_and_mlp_biases, note_attention_dropout, only_silu};
+use super::{Arch, Family, LLAMA_NAMES, Multipliers, Projection, llama};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -20,26 +20,10 @@ pub(super) static FAMILY: Family = Family {
     },
 };
 
-const DEFAULTS: Defaults = Defaults {
-    vocab_size: 32_000,
-    hidden_size: 4096,
-    intermediate_size: 11_008,
-    num_layers: 32,
-    num_heads: 32,
-    num_kv_heads: None,
-    head_dim: None,
-    max_position_embeddings: 2048,
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
-    tie_word_embeddings: false,
-    bos_token_id: Some(1),
-    eos_token_id: Some(2),
-};
-
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;
-    let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
+    let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &llama::DEFAULTS)?;
     let arch = Arch { biases: attention_and_mlp_biases(keys)?, multipliers: Multipliers::from_keys(keys)?, ..arch };
     // The model divides by them: what f32 cannot hold then is found here.
     let (scale, eps) = (arch.multipliers.stream_scale(), arch.multipliers.stream_eps(arch.norm.eps));

@@ -4,7 +4,7 @@
 //! of null is none, as in every Mistral since 7B v0.3.
 
 use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, LayerArch};
+use super::{Arch, Family, LLAMA_NAMES, LayerArch, llama};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -18,21 +18,8 @@ pub(super) static FAMILY: Family = Family {
     },
 };
 
-const DEFAULTS: Defaults = Defaults {
-    vocab_size: 32_000,
-    hidden_size: 4096,
-    intermediate_size: 14_336,
-    num_layers: 32,
-    num_heads: 32,
-    num_kv_heads: Some(8),
-    head_dim: None,
-    max_position_embeddings: 131_072,
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
-    tie_word_embeddings: false,
-    bos_token_id: Some(1),
-    eos_token_id: Some(2),
-};
+const DEFAULTS: Defaults =
+    Defaults { intermediate_size: 14_336, num_kv_heads: Some(8), max_position_embeddings: 131_072, ..llama::DEFAULTS };
 
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
