@@ -1,6 +1,7 @@
 //! Keys and values of earlier tokens in bf16, and attention of a few new ones over them.
 
-use super::isa::{self, Isa};
+use super::dots;
+use super::isa::Isa;
 use super::rows::{round, widen};
 use crate::backend::CheckedBatch;
 use crate::backend::cpu::cache::starts_of_tokens;
@@ -53,7 +54,7 @@ pub fn attention(
             let mut scores = [0.0f32; TILE];
             let scores = &mut scores[..rows.len() / width];
             for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
-                *score = shape.scale() as f32 * isa::dot(isa, query, &row[key..key + d]);
+                *score = shape.scale() as f32 * dots::dot(isa, query, &row[key..key + d]);
             }
             let new_max = scores.iter().copied().fold(max, f32::max);
             let correction = (max - new_max).exp();

@@ -4,6 +4,7 @@
 //! Every element of a product is one chain along all of its contraction, in order, whichever thread or tile computes
 //! it.
 
+use super::dots;
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::round;
@@ -47,7 +48,7 @@ pub trait Stored: Sync {
     /// Writes columns `columns` of `row` to `out`.
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
 
-    /// Adds to `sums` the [`isa::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
+    /// Adds to `sums` the [`dots::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
     /// where that is possible. `scratch` has room for one.
     fn dots(
         &self,
@@ -75,7 +76,7 @@ pub fn dots_of_copies<M: Stored + ?Sized>(
     let values = &mut scratch[..columns.len()];
     for (row, sum) in rows.zip(sums) {
         matrix.read(isa, row, columns.clone(), values);
-        *sum += isa::dot(isa, x, values);
+        *sum += dots::dot(isa, x, values);
     }
 }
 
@@ -302,7 +303,7 @@ fn few_rows<T>(
                 let values = &mut band[..steps.len()];
                 matrix.read(isa, column, steps.clone(), values);
                 for i in 0..rows {
-                    sums[i * WIDTH + column - columns.start] += isa::dot(isa, left(i), values);
+                    sums[i * WIDTH + column - columns.start] += dots::dot(isa, left(i), values);
                 }
             }
         }

@@ -3,6 +3,7 @@
 mod amx;
 pub mod attention;
 pub mod cache;
+mod dots;
 pub mod gemm;
 pub mod isa;
 pub mod linear;

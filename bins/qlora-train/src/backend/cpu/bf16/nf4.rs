@@ -1,5 +1,6 @@
 //! Frozen weights as bf16: NF4 through a table for each block, 16-bit weights as they are.
 
+use super::dots;
 use super::gemm::{Stored, dots_of_copies};
 use super::isa::{self, Isa};
 use super::rows::round;
@@ -60,7 +61,7 @@ impl Stored for Nf4Matrix {
     ) {
         let (block, cols) = (self.block_size(), self.cols());
         let blocks = columns.len().div_ceil(block);
-        let in_registers = block == isa::DOT_BLOCK
+        let in_registers = block == dots::DOT_BLOCK
             && blocks <= DOT_BLOCKS
             && [cols, columns.start, columns.len()].iter().all(|len| len.is_multiple_of(block));
         if !in_registers {
@@ -73,7 +74,7 @@ impl Stored for Nf4Matrix {
             let absmax = &mut absmax[..sums.len() * blocks];
             let element = first * cols + columns.start;
             self.absmax_range(element / block, absmax);
-            isa::dots_nf4(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, x, sums, scratch);
+            dots::dots_nf4(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, x, sums, scratch);
         }
     }
 }
@@ -108,7 +109,7 @@ mod tests {
                     let (mut values, mut scratch) = (vec![bf16::ZERO; columns.len()], vec![bf16::NAN; cols]);
                     let mut dot = |row: usize| {
                         matrix.read(isa, row, columns.clone(), &mut values);
-                        0.5 + isa::dot(isa, x, &values)
+                        0.5 + dots::dot(isa, x, &values)
                     };
                     for rows in [0..rows, 1..rows, rows - 1..rows] {
                         let expected: Vec<f32> = rows.clone().map(&mut dot).collect();

@@ -1,7 +1,8 @@
 //! Weights, tables and groups of the CPU backend, as the products in bf16 take them.
 
+use super::dots;
 use super::gemm::{Stored, dots_of_copies};
-use super::isa::{self, Isa};
+use super::isa::Isa;
 use super::linear::{LowRank, Segment, padded};
 use super::rows::{round, round_row};
 use crate::backend::LinearGroup;
@@ -63,7 +64,7 @@ impl Stored for Dense {
     ) {
         if let TensorData::Bf16(values) = &self.tensor.data {
             let values = &values[rows.start * self.cols + columns.start..];
-            return isa::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
+            return dots::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
         }
         dots_of_copies(self, isa, rows, columns, x, sums, scratch);
     }
