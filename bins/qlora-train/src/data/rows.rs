@@ -58,11 +58,23 @@ impl RowKind {
         }
     }
 
+    /// Settings that choose this format.
+    fn flags(self) -> &'static str {
+        match self {
+            RowKind::Messages => "`--messages-column messages`",
+            RowKind::ShareGpt => "`--messages-column conversations`",
+            RowKind::PromptCompletion => "`--prompt-column prompt --completion-column completion`",
+            RowKind::Alpaca => "`--prompt-column instruction --completion-column output`",
+            RowKind::Text => "`--text-column text`",
+            RowKind::Tokenized => "without the other key",
+        }
+    }
+
     /// Further keys that are read in a row of this format.
     fn optional_keys(self) -> &'static [&'static str] {
         match self {
             RowKind::Messages | RowKind::ShareGpt => &["system", "tools", "functions", "chat_template_kwargs"],
-            RowKind::PromptCompletion => &["tools", "functions", "chat_template_kwargs"],
+            RowKind::PromptCompletion => &["system", "tools", "functions", "chat_template_kwargs"],
             RowKind::Alpaca => &["input", "system", "history", "tools", "functions", "chat_template_kwargs"],
             RowKind::Text => &["tools", "functions"],
             RowKind::Tokenized => &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[3], MASKS[4]],
@@ -75,10 +87,8 @@ pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Ve
     if let Some((key, why)) = of_other_meaning(map) {
         return Err(format!("`{key}`: {why}"));
     }
-    let used = |key: &str| {
-        kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK || weight::KEYS.contains(&key)
-    };
-    let unused = map.iter().filter(|(key, value)| !used(key) && !is_empty(value));
+    let used = |key: &str| kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK;
+    let unused = map.iter().filter(|(key, value)| !used(key) && !weight::is_of_row(key, value) && !is_empty(value));
     notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Row, key.clone())));
     Ok(())
 }
@@ -109,20 +119,28 @@ pub(super) fn task(map: &Map<String, Value>) -> Result<Option<String>, String> {
 }
 
 /// Tells the format of a row from its keys. A key that is null counts as missing: tables that were put together from
-/// several formats hold nulls in the other formats' columns. The error says what was found and what is supported.
-pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
+/// several formats hold nulls in the other formats' columns. Of several formats `meant` is taken, if it is among them.
+/// The error says what was found and what is supported.
+pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> {
     let Value::Object(map) = row else {
         return Err(format!("expected a row (a JSON object), found {}; {SUPPORTED}", json::describe(row)));
     };
     let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
     let shown = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" + ");
-    let mut found = RowKind::ALL.into_iter().filter(|kind| kind.keys().iter().all(has));
+    let is = |kind: &RowKind| kind.keys().iter().all(has);
+    if let Some(kind) = meant.iter().copied().find(is) {
+        return Ok(kind);
+    }
+    let mut found = RowKind::ALL.into_iter().filter(is);
     match (found.next(), found.next()) {
         (Some(kind), None) => Ok(kind),
         (Some(one), Some(two)) => Err(format!(
-            "the row has both {} and {}, so its format is ambiguous; keep one of the two",
+            "the row has both {} and {}, so its format is ambiguous; keep one of the two, or name the columns that are meant \
+             ({} or {})",
             shown(one.keys()),
-            shown(two.keys())
+            shown(two.keys()),
+            one.flags(),
+            two.flags()
         )),
         (None, _) => {
             if let Some((key, why)) = of_other_meaning(map) {

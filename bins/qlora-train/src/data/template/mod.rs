@@ -21,6 +21,7 @@ use super::habits::{Habits, OwnTokens};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
 use supervise::{Stopped, supervised};
+pub(super) use tojson::python_float;
 
 /// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
 /// ends a template that loops for ever within a second or two.
@@ -106,6 +107,7 @@ impl ChatTemplate {
         environment.set_formatter(limits::write_value);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.add_filter("string", limits::string);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_filter("indent", indent::indent);
         escapes::add(&mut environment, source);
