@@ -1,8 +1,10 @@
 //! A directory with a tiny model and rows, in which the binary runs.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::Arch;
@@ -160,6 +162,21 @@ impl Sandbox {
         finish(&mut self.command(line))
     }
 
+    /// With the most anonymous memory that the process held, looked at every millisecond.
+    pub fn run_watched(&self, line: &str) -> (Done, u64) {
+        let file = |name: &str| File::create(self.path(name)).unwrap();
+        let mut child = self.command(line).stdout(file("stdout")).stderr(file("stderr")).spawn().unwrap();
+        let mut peak = 0;
+        let status = loop {
+            peak = peak.max(anonymous(child.id()).unwrap_or(0));
+            match child.try_wait().unwrap() {
+                Some(status) => break status.code(),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        (Done { status, stdout: self.read("stdout"), stderr: self.read("stderr") }, peak)
+    }
+
     /// With something going wrong at a fault point.
     pub fn run_at_fault(&self, line: &str, fault: &str) -> Done {
         finish(self.command(line).env(VARIABLE, fault))
@@ -222,6 +239,13 @@ impl Sandbox {
         collect(self.0.path(), &mut files);
         files
     }
+}
+
+/// Bytes of anonymous memory of a process now.
+fn anonymous(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 fn finish(command: &mut Command) -> Done {
