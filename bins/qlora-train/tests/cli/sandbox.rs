@@ -88,7 +88,11 @@ impl Sandbox {
     }
 
     pub fn of(model: &Synthetic) -> Self {
-        let sandbox = Self(tempfile::tempdir().unwrap());
+        Self::of_in(&std::env::temp_dir(), model)
+    }
+
+    fn of_in(dir: &Path, model: &Synthetic) -> Self {
+        let sandbox = Self(tempfile::tempdir_in(dir).unwrap());
         model.write(&sandbox.path("model")).unwrap();
         sandbox.write_rows("rows.jsonl", 12, 1);
         sandbox
@@ -100,8 +104,20 @@ impl Sandbox {
     }
 
     pub fn chat_of(arch: Arch) -> Self {
+        Self::chat_in(&std::env::temp_dir(), arch)
+    }
+
+    /// Like [`chat`](Self::chat), in a file system in memory where there is one: a disk's answers take most of the time
+    /// of runs that save much.
+    pub fn chat_in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        let disk = std::env::temp_dir();
+        Self::chat_in(if memory.is_dir() { memory } else { &disk }, tiny_arch())
+    }
+
+    fn chat_in(dir: &Path, arch: Arch) -> Self {
         let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..arch };
-        let sandbox = Self::of(&Synthetic::new(config, 1));
+        let sandbox = Self::of_in(dir, &Synthetic::new(config, 1));
         let model = sandbox.path("model");
         fixture::write_json(&model, "tokenizer.json", &fixture::tokenizer_json());
         fixture::write_json(&model, "tokenizer_config.json", &fixture::tokenizer_config(Some(fixture::CHATML)));

@@ -103,7 +103,7 @@ fn is_whole(sandbox: &Sandbox, checkpoint: &str) -> bool {
 
 #[test]
 fn every_system_call_in_the_output_directory_fails_once() {
-    let sandbox = Sandbox::chat();
+    let sandbox = Sandbox::chat_in_memory();
     if !strace(&sandbox, &["-e", "trace=none"]).output().is_ok_and(|output| output.status.success()) {
         return println!("not run: strace is not there, or may not trace");
     }
