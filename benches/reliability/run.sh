@@ -3,8 +3,9 @@
 #
 #   benches/reliability/run.sh [kills|syscalls|memory…]      all without a name
 #
-# kills      300 kills at random moments (KILLS) over four kinds of runs: evaluation, early stopping, the best checkpoint,
-#            packing, dropout, rsLoRA, states of 8 bits; in the first process, after it resumed, while it finished
+# kills      300 kills at random moments (KILLS) over four kinds of runs: evaluation, early stopping, the best
+#            checkpoint, packing, dropout, rsLoRA, states of 8 bits; in the first process, after it resumed, while it
+#            finished
 # syscalls   each system call in the output directory fails with each of ENOSPC, EIO and EINTR (needs strace)
 # memory     31 settings on a real model: what was planned is what is held (needs `cargo xtask setup`)
 #

@@ -9,7 +9,8 @@ use serde_json::{Map, Number, Value};
 
 use super::budget::{MAX_VALUES, too_many_values};
 
-/// Parses one JSON text. Errors: broken JSON, a duplicate key, nesting deeper than 128, more values than a row may have.
+/// Parses one JSON text. Errors: broken JSON, a duplicate key, nesting deeper than 128, more values than a row may
+/// have.
 ///
 /// NaN and Infinity, which are no JSON but which Python writes, become null.
 pub(super) fn parse(text: &str) -> serde_json::Result<Value> {

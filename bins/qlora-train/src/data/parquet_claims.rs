@@ -1,8 +1,8 @@
-//! What the headers of a Parquet file claim, checked before the library believes it.
+//! Claims of a Parquet file's headers, checked before the library believes them.
 //!
 //! A list of no bytes may claim two billion elements, which the library counts through one by one; a page may claim to
-//! become gigabytes, or to hold more values than its column. Headers are structs of Thrift's compact protocol: here they
-//! are walked through, in the time of their bytes, and the few numbers that matter are kept.
+//! become gigabytes, or to hold more values than its column. Headers are structs of Thrift's compact protocol: here
+//! they are walked through, in the time of their bytes, and the few numbers that matter are kept.
 
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 24;
 /// The magic at the end, and the length of the footer before it.
 const END_BYTES: u64 = 8;
 
-/// What the pages of a column claim together.
+/// Claims of a column's pages, together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Claims {
     /// Bytes that they become
@@ -37,7 +37,7 @@ pub(super) fn check_footer(file: &mut (impl Read + Seek)) -> Result<()> {
     Walker { reader: BufReader::new(file.take(length)) }.structure(&mut Vec::new(), &mut |_, _| ())
 }
 
-/// What the pages in this range of the file claim. Error: why a header of them is none.
+/// Claims of the pages in this range of the file. Error: why a header of them is none.
 pub(super) fn of_pages(file: &mut (impl Read + Seek), range: Range<u64>) -> Result<Claims> {
     file.seek(SeekFrom::Start(range.start)).map_err(|error| error.to_string())?;
     let mut walker = Walker { reader: BufReader::new(file.take(range.end.saturating_sub(range.start))) };

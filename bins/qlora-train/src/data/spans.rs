@@ -5,12 +5,12 @@
 //! its habits (see `habits`) tell which of that opens an answer and which closes it. Both cost two renderings however
 //! many turns there are.
 //!
-//! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Such turns are
-//! told from the others by halves, and found one by one: what lies between "all turns before, and the prompt to answer"
-//! and "all turns up to the answer" is the answer. Where earlier turns are rendered otherwise than the last one, so that
-//! a rendered prefix is no prefix of the whole, the turn is found by rendering the whole with two other contents in its
-//! place: what the two share on the left is everything before the content, what they share on the right everything
-//! behind it. What all of that may cost is counted.
+//! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Such turns
+//! are told from the others by halves, and found one by one: what lies between "all turns before, and the prompt to
+//! answer" and "all turns up to the answer" is the answer. Where earlier turns are rendered otherwise than the last
+//! one, so that a rendered prefix is no prefix of the whole, the turn is found by rendering the whole with two other
+//! contents in its place: what the two share on the left is everything before the content, what they share on the right
+//! everything behind it. What all of that may cost is counted.
 //!
 //! An answer ends with the token that ends the turn. White space behind that token is not learned: generation stops at
 //! the token.

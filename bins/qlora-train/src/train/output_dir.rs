@@ -26,8 +26,8 @@ pub enum Found {
     Finished(RunSummary),
 }
 
-/// Refuses a place where no run can write, and the root of the file system, whose files no run belongs among. Nothing is
-/// written.
+/// Refuses a place where no run can write, and the root of the file system, among whose files no run belongs. Nothing
+/// is written.
 pub fn check_writable(dir: &Path) -> Result<()> {
     // The directory itself, or the nearest one above that is there already.
     let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {

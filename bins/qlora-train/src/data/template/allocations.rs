@@ -1,9 +1,9 @@
 //! Memory that a thread takes, counted where it is taken: the global allocator of the process.
 //!
 //! A template makes values of any size in one step (`'{:>9999}'.format(x)` a million times over, lists doubled sixty
-//! times, their text), and what it makes is charged nothing by its engine. An allocator may neither fail, which would end
-//! the process, nor unwind. So a thread that takes too much is stopped where it asks: its request never returns, and
-//! who waits for its work finds out why. Threads that are not metered pay for a look at one flag.
+//! times, their text), and what it makes is charged nothing by its engine. An allocator may neither fail, which would
+//! end the process, nor unwind. So a thread that takes too much is stopped where it asks: its request never returns,
+//! and who waits for its work finds out why. Threads that are not metered pay for a look at one flag.
 
 #![allow(unsafe_code)]
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// What a metered piece of work may take.
+/// Limits of a metered piece of work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quota {
     /// Bytes at once
@@ -22,7 +22,7 @@ pub(super) struct Quota {
     pub requests: u64,
 }
 
-/// What a thread went beyond, if it did.
+/// The limit that a thread went beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beyond {
     Bytes,
