@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, compares};
-use super::rows::RowKind;
+use super::row_kind::RowKind;
 use super::weight;
 
 /// Key of a row, and the name by which it is known.

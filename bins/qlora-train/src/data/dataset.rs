@@ -18,7 +18,8 @@ use super::notes::Note;
 use super::options::{DataOptions, RowIdentity};
 use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
-use super::rows::{self, RowKind};
+use super::row_kind::RowKind;
+use super::rows;
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::{BadRow, PromptCompletion, TooLong};
@@ -29,7 +30,7 @@ use crate::refuse;
 /// Rows are tokenized in parallel, this many at a time.
 const CHUNK: usize = 512;
 /// Fewer, where they are long.
-const CHUNK_BYTES: u64 = 64 << 20;
+const CHUNK_BYTES: u64 = 16 << 20;
 const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
 
 /// A tokenized row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.

@@ -6,7 +6,7 @@ use super::json;
 use super::keys::is_empty;
 use super::messages::{Conversation, Message, message, turns};
 use super::notes::Note;
-use super::rows::RowKind;
+use super::row_kind::RowKind;
 use super::{tools, weight};
 
 /// What a row says before it is tokenized.
@@ -14,7 +14,7 @@ pub(super) enum Content {
     Conversation(Conversation),
     /// Text as it stands, of which what follows the prompt is supervised.
     Text {
-        /// Of a prompt and its completion: what stands before them as turns.
+        /// What stands before a prompt and its completion as turns.
         system: String,
         prompt: String,
         completion: String,

@@ -160,7 +160,8 @@ fn header(before: &str, tail: &str, asked: &str, silent: Option<&str>, between: 
     if let Some(header) = before.strip_prefix(asked).filter(|header| !header.trim().is_empty()) {
         return Header::Never(header.to_owned());
     }
-    // What ends a conversation is what stands before an answer, white space aside, and does not stand between two turns.
+    // What ends a conversation is what stands before an answer, but for white space, and does not stand between two
+    // turns.
     let ends = between.is_some_and(|between| !between.starts_with(tail)) && before.trim_end() == asked.trim_end();
     if ends && !shared_end(tail.trim_end(), before.trim_end()).trim().is_empty() {
         Header::Always

@@ -35,7 +35,9 @@ pub(super) fn check(
             None => {
                 let content = message.content.as_deref().unwrap_or_default().trim();
                 // Turns mostly come in order, which keeps the search short.
-                match rendered.text[cursor..].find(content) {
+                let found = rendered.text[cursor..].find(content);
+                rendered.search(found.unwrap_or(rendered.text.len() - cursor))?;
+                match found {
                     Some(found) if message.calls().is_empty() && message.reasoning().is_none() => {
                         cursor += found + content.len();
                     }
@@ -52,9 +54,10 @@ pub(super) fn check(
 /// Refuses answers whose calls are nowhere in the text, before it is asked where they are.
 pub(super) fn check_calls(rendered: &Rendered) -> Result<(), String> {
     for (at, message) in rendered.messages.iter().enumerate().filter(|(_, message)| message.supervised) {
-        let mut leaves = Leaf::of(message.calls()).into_iter();
-        if let Some((leaf, _)) = leaves.find(|(leaf, count)| leaf.occurrences(&rendered.text) < *count) {
-            return Err(format!("`messages[{at}]`: {}", not_written(rendered, &leaf)));
+        let leaves = Leaf::of(message.calls());
+        rendered.search(rendered.text.len().saturating_mul(3 * leaves.len()))?;
+        if let Some((leaf, _)) = leaves.iter().find(|(leaf, count)| leaf.occurrences(&rendered.text) < *count) {
+            return Err(format!("`messages[{at}]`: {}", not_written(rendered, leaf)));
         }
     }
     Ok(())
@@ -70,6 +73,7 @@ fn not_written(rendered: &Rendered, leaf: &Leaf) -> String {
 }
 
 fn tool_definitions(rendered: &Rendered, conversation: &Conversation) -> Result<(), String> {
+    rendered.search(rendered.text.len().saturating_mul(2 * conversation.tools.len()))?;
     let missing = conversation.tools.iter().filter_map(tools::name).find(|name| !holds(&rendered.text, name));
     if missing.is_none() && (conversation.tools.is_empty() || rendered.template.source().contains("tools")) {
         return Ok(());
@@ -110,6 +114,9 @@ impl Turn<'_> {
     fn check(&self, said: &str, answer: bool, notes: &mut Vec<Note>) -> Result<(), String> {
         let mut note = |sentence: String| notes.push(Note::Said(sentence));
         let role = &self.message.role;
+        // Each text that the turn has is looked for a few times.
+        let leaves = Leaf::of(self.message.calls());
+        self.rendered.search(said.len().saturating_mul(4 * (2 + leaves.len())))?;
         let content = self.message.content.as_deref().unwrap_or_default().trim();
         let reasoning = self.message.reasoning().unwrap_or_default().trim();
         if !holds(said, content) {
@@ -155,10 +162,9 @@ impl Turn<'_> {
             }
             note(format!("the chat template leaves out the reasoning of earlier turns{}", self.training_template()));
         }
-        let missing = Leaf::of(self.message.calls()).into_iter().find(|(leaf, count)| !besides(leaf, *count));
-        if let Some((leaf, _)) = missing {
+        if let Some((leaf, _)) = leaves.iter().find(|(leaf, count)| !besides(leaf, *count)) {
             if answer {
-                return Err(not_written(self.rendered, &leaf));
+                return Err(not_written(self.rendered, leaf));
             }
             note("the chat template leaves out tool calls of a turn that is not learned".to_owned());
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::histogram::Histogram;
 use super::notes::Notes;
 use super::reader::Unit;
-use super::rows::RowKind;
+use super::row_kind::RowKind;
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, thousands};

@@ -7,6 +7,7 @@ use crate::setup::{self, tools};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep, last_line};
+use tools_support::launches;
 use tools_support::workspace::Workspace;
 
 /// The steps of `cargo xtask check`: without optimization, so that a changed file is compiled in seconds.
@@ -184,6 +185,8 @@ fn tests(workspace: &Workspace) -> Result<Outcome> {
         command.arg("--all-targets");
     }
     command.env("QLORA_MODELS", workspace.models());
+    // The machine code's step reads them.
+    command.env(launches::VARIABLE, launches::begin(workspace)?);
     kernels::keep_tallies(command, nextest, &[]).map(Outcome::Passed)
 }
 

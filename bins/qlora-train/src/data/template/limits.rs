@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::tojson::python_float;
+use super::python::python_float;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 
