@@ -4,7 +4,7 @@
 //! of null is none, as in every Mistral since 7B v0.3.
 
 use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, LayerArch, llama};
+use super::{Arch, Family, LLAMA_NAMES, LayerArch, LayerKeys, llama};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "MistralForCausalLM",
     models: "Mistral 7B, Nemo, Small and Large",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         map.insert("sliding_window".into(), arch.layer(0).window.into());
     },
