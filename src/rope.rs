@@ -77,7 +77,8 @@ impl<T: Real> RopeTable<T> {
     }
 }
 
-fn frequency(i: usize, head_dim: usize, theta: f64, scaling: RopeScaling) -> f64 {
+/// Radians by which pair `i` of the D / 2 pairs of a head turns with each position.
+pub fn frequency(i: usize, head_dim: usize, theta: f64, scaling: RopeScaling) -> f64 {
     let frequency = theta.powf(-(2.0 * i as f64) / head_dim as f64);
     match scaling {
         RopeScaling::Default => frequency,

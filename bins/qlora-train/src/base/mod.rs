@@ -28,6 +28,7 @@ use quantized::Nf4Entry;
 
 pub use base_name::{BaseName, hub_cache, looks_like_hub_id, resolve_model};
 pub use fingerprint::{BaseFingerprint, Fingerprint, TensorDigest};
+pub(crate) use quantized::Partial;
 pub use quantized::{Nf4OnDisk, OriginalBase, QuantizeOptions, Quantized, Rewrite, Written, quantize, write_dense};
 
 /// A validated Hugging Face directory: every expected tensor is there, with the expected shape, in BF16, F16 or F32, or

@@ -11,7 +11,7 @@ use crate::report::{Bars, printable, status, warning};
 use crate::session::Interruption;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct MergeArgs {
@@ -42,9 +42,29 @@ pub struct MergeArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum BaseWeights {
+pub(super) enum BaseWeights {
     Bf16,
     Nf4,
+}
+
+/// Weights that an adapter is added to. Without an adapter they are those that the checkpoint holds. Refused: the
+/// 16-bit ones of a checkpoint in NF4.
+pub(super) fn merge_base(
+    chosen: Option<BaseWeights>,
+    checkpoint: &Checkpoint,
+    adapter: Option<(&Adapter, &Path)>,
+) -> Result<MergeBase> {
+    Ok(match (chosen, checkpoint.quantization(), adapter) {
+        (Some(BaseWeights::Bf16), Some(_), _) => refuse!(
+            "--base bf16: {} is in NF4: give the 16-bit model that it was made from with --model, or --base nf4",
+            checkpoint.dir().display()
+        ),
+        (_, Some(options), _) => MergeBase::Nf4(options),
+        (Some(BaseWeights::Nf4), None, Some((adapter, dir))) => {
+            MergeBase::Nf4(trained_options(adapter, &dir.display().to_string())?)
+        }
+        (_, None, _) => MergeBase::Original,
+    })
 }
 
 pub fn run(args: &MergeArgs) -> Result<Answer> {
@@ -64,17 +84,7 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
         status!("{note}");
     }
     let adapter = Adapter::load(&args.adapter)?;
-    let base = match (args.base, checkpoint.quantization()) {
-        (Some(BaseWeights::Bf16), Some(_)) => refuse!(
-            "--base bf16: {} is in NF4: give the 16-bit model that it was made from with --model, or --base nf4",
-            checkpoint.dir().display()
-        ),
-        (_, Some(options)) => MergeBase::Nf4(options),
-        (Some(BaseWeights::Nf4), None) => {
-            MergeBase::Nf4(trained_options(&adapter, &args.adapter.display().to_string())?)
-        }
-        (_, None) => MergeBase::Original,
-    };
+    let base = merge_base(args.base, &checkpoint, Some((&adapter, &args.adapter)))?;
     let options = MergeOptions { base, max_shard_bytes, allow_other_base: args.allow_other_base };
     let mut bar = Bars::new("merging", checkpoint.arch().tensors().len() as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;

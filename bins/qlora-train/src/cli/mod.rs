@@ -6,6 +6,7 @@ mod bench;
 mod completions;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod init;
 mod merge;
@@ -55,6 +56,8 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Merge an adapter into its base: a model in 16 bits that needs no adapter
     Merge(merge::MergeArgs),
+    /// Export for other programs: GGUF for llama.cpp and Ollama
+    Export(export::ExportArgs),
     /// Evaluate loss and perplexity
     Eval(eval::EvalArgs),
     /// Generate text
@@ -82,10 +85,7 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Commands that people look for, with what does it.
 const ELSEWHERE: [(&[&str], &str); 5] = [
-    (
-        &["fuse", "export"],
-        "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base",
-    ),
+    (&["fuse"], "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base"),
     (&["chat"], "`qlora-train generate --adapter DIR --prompt TEXT` answers"),
     (&["serve"], "vLLM serves an adapter: `vllm serve BASE --enable-lora --lora-modules name=DIR`"),
     (&["upload", "push"], "`hf upload REPOSITORY DIR` uploads an adapter"),
@@ -114,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Preview(args) => preview::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),

@@ -59,7 +59,7 @@ pub use rows::RowKind;
 pub use sampler::{Longest, Packing, Schedule, ScheduleOptions, Step, Steps, order};
 pub use stream::TextStream;
 pub use template::{Builtin, ChatTemplate};
-pub use tokenizer::ChatTokenizer;
+pub use tokenizer::{AddedToken, ChatTokenizer};
 
 /// The label of a token that is context and not learned.
 pub const UNSUPERVISED: i32 = -100;

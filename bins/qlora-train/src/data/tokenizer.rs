@@ -36,6 +36,15 @@ const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// The tokens of a text take some fifty times its room.
 const MAX_TEXT_BYTES: usize = 32 << 20;
 
+/// A token that was added to a vocabulary: its text is found in a text as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedToken {
+    pub id: u32,
+    pub text: String,
+    /// Whether it is no text but a mark, which decoding leaves out.
+    pub special: bool,
+}
+
 #[derive(Debug)]
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
@@ -311,11 +320,39 @@ impl ChatTokenizer {
         self.tokenizer.id_to_token(id).unwrap_or_else(|| format!("<{id}>"))
     }
 
+    /// The tokens that were added to the vocabulary, by id.
+    pub fn added_tokens(&self) -> Vec<AddedToken> {
+        let decoder = self.tokenizer.get_added_tokens_decoder();
+        let added = |(&id, token): (&u32, &tokenizers::AddedToken)| AddedToken {
+            id,
+            text: token.content.clone(),
+            special: token.special,
+        };
+        let mut tokens: Vec<AddedToken> = decoder.iter().map(added).collect();
+        tokens.sort_by_key(|token| token.id);
+        tokens
+    }
+
+    /// Every token as the vocabulary spells it, by its id; `None` for an id without a token.
+    pub fn vocabulary(&self) -> Vec<Option<String>> {
+        let mut tokens = vec![None; self.vocab_size()];
+        for (token, id) in self.tokenizer.get_vocab(true) {
+            tokens[id as usize] = Some(token);
+        }
+        tokens
+    }
+
     /// The text of a conversation up to where the assistant answers. Errors: no template, or what it says.
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, true)
+    }
+
+    /// The text of a conversation, with the beginning of an answer where `open` says so. Errors: as of
+    /// [`prompt`](Self::prompt).
+    pub fn render(&self, messages: &[Message], open: bool) -> Result<String> {
         let Some(template) = &self.template else { refuse!("{}", self.no_template()) };
         let turns: Vec<_> = messages.iter().map(Message::to_jinja).collect();
-        template.render(&turns, true).usage_context(|| self.template_origin.clone())
+        template.render(&turns, open).usage_context(|| self.template_origin.clone())
     }
 
     /// The template that renders a conversation.

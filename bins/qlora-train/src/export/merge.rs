@@ -60,8 +60,7 @@ pub fn merge(
     options: &MergeOptions,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Merged> {
-    let shown = || adapter_dir.display().to_string();
-    adapter.check_shapes(checkpoint.arch(), checkpoint.base_name()).context(shown)?;
+    let mut work = Merging::new(checkpoint, adapter, adapter_dir, options.base, options.allow_other_base)?;
     let (needed, free) = (checkpoint.dense_bytes() + OVERHEAD, free_bytes(output));
     if let Some(free) = free.filter(|free| *free < needed) {
         refuse!(
@@ -73,11 +72,8 @@ pub fn merge(
     }
     let side_files: Vec<PathBuf> =
         TOKENIZER_FILES.iter().map(|name| adapter_dir.join(name)).filter(|path| path.is_file()).collect();
-    let pairs = adapter.lora_pairs().context(shown)?;
-    let changed = pairs.len();
-    let mut work = Merging { checkpoint, adapter, adapter_dir, pairs, options, warnings: Vec::new() };
     let written = write_dense(checkpoint, output, options.max_shard_bytes, &side_files, &mut work, progress)?;
-    Ok(Merged { changed, written, warnings: work.warnings })
+    Ok(Merged { changed: work.pairs.len(), written, warnings: work.warnings })
 }
 
 /// The quantization that an adapter was trained on; the default where it records none.
@@ -88,47 +84,85 @@ pub fn trained_options(adapter: &Adapter, source: &str) -> Result<Nf4Options> {
     })
 }
 
-struct Merging<'a> {
+/// The weights of a base with an adapter in them, one at a time.
+pub(super) struct Merging<'a> {
     checkpoint: &'a Checkpoint,
-    adapter: &'a Adapter,
-    adapter_dir: &'a Path,
-    pairs: BTreeMap<String, LoraPair<'a>>,
-    options: &'a MergeOptions,
-    warnings: Vec<String>,
+    adapter: Option<(&'a Adapter, &'a Path)>,
+    /// By module.
+    pub pairs: BTreeMap<String, LoraPair<'a>>,
+    base: MergeBase,
+    allow_other_base: bool,
+    /// Warnings of [`Adapter::check_base`], once all was read.
+    pub warnings: Vec<String>,
+}
+
+impl<'a> Merging<'a> {
+    /// Refused: an adapter whose shapes are not those of the base.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        adapter: &'a Adapter,
+        dir: &'a Path,
+        base: MergeBase,
+        allow_other_base: bool,
+    ) -> Result<Self> {
+        let shown = || dir.display().to_string();
+        adapter.check_shapes(checkpoint.arch(), checkpoint.base_name()).context(shown)?;
+        let pairs = adapter.lora_pairs().context(shown)?;
+        let adapter = Some((adapter, dir));
+        Ok(Self { checkpoint, adapter, pairs, base, allow_other_base, warnings: Vec::new() })
+    }
+
+    /// The weights of the base alone.
+    pub fn without_adapter(checkpoint: &'a Checkpoint, base: MergeBase) -> Self {
+        let pairs = BTreeMap::new();
+        Self { checkpoint, adapter: None, pairs, base, allow_other_base: false, warnings: Vec::new() }
+    }
+
+    /// Quantization that a tensor goes through and that it is not stored in.
+    fn quantized(&self, name: &str) -> Option<Nf4Options> {
+        match self.base {
+            MergeBase::Nf4(nf4) if !self.checkpoint.is_nf4(name) => {
+                // A checkpoint in NF4 leaves in 16 bits what it names.
+                let linear = self.checkpoint.arch().find(module_of(name)).is_some();
+                Some(nf4).filter(|_| linear && self.checkpoint.quantization().is_none())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a tensor becomes another than the one that is read.
+    pub fn changes(&self, name: &str) -> bool {
+        self.pairs.contains_key(module_of(name)) || self.quantized(name).is_some()
+    }
+}
+
+fn module_of(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
 }
 
 impl Rewrite for Merging<'_> {
     fn tensor(&mut self, name: &str, tensor: HostTensor, stored: StoredType) -> Result<HostTensor> {
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let quantized = match self.options.base {
-            MergeBase::Nf4(nf4) if !self.checkpoint.is_nf4(name) => {
-                // A checkpoint in NF4 leaves in 16 bits what it names.
-                let linear = self.checkpoint.arch().find(module).is_some();
-                Some(nf4).filter(|_| linear && self.checkpoint.quantization().is_none())
-            }
-            _ => None,
-        };
-        let pair = self.pairs.get(module);
-        if pair.is_none() && quantized.is_none() && tensor.stored_type() == stored {
+        if !self.changes(name) && tensor.stored_type() == stored {
             return Ok(tensor);
         }
         let shape = tensor.shape.clone();
-        let mut values = match quantized {
+        let mut values = match self.quantized(name) {
             None => tensor.into_f32(),
             Some(nf4) => Nf4Matrix::quantize(&tensor.into_f32(), shape[0], shape[1], &nf4)
                 .usage_context(|| format!("{}: tensor `{name}`", self.checkpoint.dir().display()))?
                 .dequantize(),
         };
-        if let Some(pair) = pair {
+        if let Some(pair) = self.pairs.get(module_of(name)) {
             add_low_rank(&mut values, pair);
         }
         Ok(HostTensor::from_f32(shape, values, stored))
     }
 
     fn check_base(&mut self, fingerprint: &BaseFingerprint) -> Result<()> {
+        let Some((adapter, dir)) = self.adapter else { return Ok(()) };
         let (arch, name) = (self.checkpoint.arch(), self.checkpoint.base_name());
-        let warnings = self.adapter.check_base(arch, fingerprint, name, self.options.allow_other_base);
-        self.warnings = warnings.context(|| self.adapter_dir.display().to_string())?;
+        let warnings = adapter.check_base(arch, fingerprint, name, self.allow_other_base);
+        self.warnings = warnings.context(|| dir.display().to_string())?;
         Ok(())
     }
 }

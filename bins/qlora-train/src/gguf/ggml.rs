@@ -1,4 +1,4 @@
-//! The ggml tensor types that are read, and their values as f32.
+//! The ggml tensor types that are read or written, and their values as f32.
 //!
 //! A block holds 32 consecutive elements of a row. With d and m stored as f16:
 //!
@@ -19,6 +19,7 @@ const BLOCK: usize = 32;
 pub enum GgmlType {
     F32,
     F16,
+    Bf16,
     Q4_1,
     Q8_0,
 }
@@ -30,15 +31,42 @@ impl GgmlType {
             1 => Self::F16,
             3 => Self::Q4_1,
             8 => Self::Q8_0,
-            other => refuse!("ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3 or Q8_0 8)"),
+            30 => Self::Bf16,
+            other => refuse!("ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3, Q8_0 8 or BF16 30)"),
         })
+    }
+
+    pub(super) fn code(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_1 => 3,
+            Self::Q8_0 => 8,
+            Self::Bf16 => 30,
+        }
+    }
+
+    /// The name that llama.cpp gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Q4_1 => "Q4_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Elements of one block.
+    pub fn block_size(self) -> usize {
+        self.block().0
     }
 
     /// (elements, bytes) of one block.
     fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
-            Self::F16 => (1, 2),
+            Self::F16 | Self::Bf16 => (1, 2),
             Self::Q4_1 => (BLOCK, 2 + 2 + BLOCK / 2),
             Self::Q8_0 => (BLOCK, 2 + BLOCK),
         }
@@ -65,6 +93,7 @@ impl GgmlType {
             match self {
                 Self::F32 => values.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
                 Self::F16 => values.push(half_at(block, 0)),
+                Self::Bf16 => values.push(bf16::from_le_bytes([block[0], block[1]]).to_f32()),
                 Self::Q8_0 => {
                     let scale = half_at(block, 0);
                     values.extend(block[2..].iter().map(|&q| scale * f32::from(q as i8)));
@@ -79,6 +108,13 @@ impl GgmlType {
         }
         values
     }
+}
+
+/// The row of a Hugging Face matrix of heads of `head_dim` rows that llama.cpp stores at `row` for interleaved RoPE:
+/// the two halves of a head alternate.
+pub fn interleaved_row(row: usize, head_dim: usize) -> usize {
+    let within = row % head_dim;
+    row - within + within % 2 * (head_dim / 2) + within / 2
 }
 
 /// Undoes the row order in which llama.cpp stores q and k for interleaved RoPE: row `2i + j` of a head (pair i, half j)
@@ -146,6 +182,9 @@ mod tests {
         assert!(GgmlType::F32.byte_length(&[usize::MAX, 2]).is_err());
         assert!(GgmlType::F32.byte_length(&[]).is_err());
         assert!(GgmlType::from_code(2).is_err());
+        for kind in [GgmlType::F32, GgmlType::F16, GgmlType::Bf16, GgmlType::Q4_1, GgmlType::Q8_0] {
+            assert_eq!(GgmlType::from_code(kind.code()).unwrap(), kind);
+        }
     }
 
     #[test]
@@ -163,6 +202,8 @@ mod tests {
             }
         }
         assert_ne!(stored, original);
+        let rows = (0..heads * head_dim).map(|row| interleaved_row(row, head_dim) * columns);
+        assert_eq!(stored, rows.flat_map(|at| original[at..at + columns].to_vec()).collect::<Vec<_>>());
         assert_eq!(undo_interleaved_rows(&stored, heads, columns), original);
     }
 

@@ -8,6 +8,7 @@ mod console;
 mod directory;
 mod disk;
 mod evaluation;
+mod export;
 mod families;
 mod generate;
 mod going_on;

@@ -20,6 +20,7 @@ pub use dense::{Rewrite, Written, write_dense};
 pub use on_disk::Nf4OnDisk;
 pub use record::OriginalBase;
 pub(super) use weight::{Nf4Entry, has_parts};
+pub(crate) use write::Partial;
 pub use write::{QuantizeOptions, Quantized, quantize};
 
 /// Parts of a quantized weight: what follows its name.

@@ -208,7 +208,7 @@ fn nf4_bytes(matrix: &Nf4Matrix, dtype: StoredType) -> Vec<Vec<u8>> {
 
 /// A directory beside the output until it is complete; removed if it never is. A file beside it names it, so that a
 /// later process finds what one that was killed has left, and is locked as long as the work goes on.
-pub(super) struct Partial {
+pub(crate) struct Partial {
     pub path: PathBuf,
     parent: Dir,
     /// The directory's name

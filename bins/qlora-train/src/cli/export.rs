@@ -1,0 +1,154 @@
+//! `qlora-train export`
+
+use super::answer::Answer;
+use super::merge::{BaseWeights, merge_base};
+use crate::adapter::{Adapter, recorded_base};
+use crate::base::{Checkpoint, resolve_model};
+use crate::error::{Error, Result};
+use crate::export::{Exported, GgufType, ToMerge, export_adapter, export_model};
+use crate::files::units::format_bytes;
+use crate::refuse;
+use crate::report::{Bars, printable, status, warning};
+use crate::session::Interruption;
+use crate::session::chat_template::open_tokenizer;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct ExportArgs {
+    #[command(subcommand)]
+    format: Format,
+}
+
+#[derive(Subcommand)]
+enum Format {
+    /// Write a file of llama.cpp and a Modelfile of Ollama: a model with an adapter in its weights, the base alone, or
+    /// an adapter alone (--lora)
+    Gguf(GgufArgs),
+}
+
+#[derive(Args)]
+struct GgufArgs {
+    /// Base model: a Hugging Face directory, or a hub id in the local cache; without it, the one that the adapter was
+    /// trained on
+    #[arg(long)]
+    model: Option<String>,
+    /// Revision of a hub id
+    #[arg(long)]
+    revision: Option<String>,
+    /// Adapter directory; without it, the base alone is written
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Directory to write; it must not exist, or be empty
+    #[arg(long, visible_alias = "output")]
+    output_dir: PathBuf,
+    /// Type of the weights [default: 16 bits as the model is stored; f32 for an adapter alone]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<Type>,
+    /// Write the adapter alone, to be put on the base's file when it is served
+    #[arg(long, requires = "adapter", conflicts_with_all = ["base", "allow_other_base"])]
+    lora: bool,
+    /// Weights to add the adapter to: the 16-bit original, or the NF4 ones that it was trained on, dequantized
+    /// [default: as the model is stored]
+    #[arg(long, requires = "adapter")]
+    base: Option<BaseWeights>,
+    /// Merge into a base with other weights than the adapter was trained on; what it computes then differs from what it
+    /// learned
+    #[arg(long)]
+    allow_other_base: bool,
+    /// Template of a base model that has none of its own: chatml, alpaca or a file
+    #[arg(long)]
+    chat_template: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Type {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<Type> for GgufType {
+    fn from(kind: Type) -> Self {
+        match kind {
+            Type::F32 => Self::F32,
+            Type::F16 => Self::F16,
+            Type::Bf16 => Self::Bf16,
+            Type::Q8_0 => Self::Q8_0,
+        }
+    }
+}
+
+pub fn run(args: &ExportArgs) -> Result<Answer> {
+    let Format::Gguf(args) = &args.format;
+    let model = match (&args.model, &args.adapter) {
+        (Some(model), _) => model.clone(),
+        (None, Some(adapter)) => {
+            let base = recorded_base(adapter)?;
+            status!("base: {base}, as {} records", adapter.display());
+            base
+        }
+        (None, None) => refuse!("give the base with --model, or an adapter with --adapter"),
+    };
+    let checkpoint = Checkpoint::open(&resolve_model(&model, args.revision.as_deref())?)?;
+    for note in checkpoint.notes() {
+        status!("{note}");
+    }
+    let adapter = args.adapter.as_ref().map(|dir| Adapter::load(dir).map(|adapter| (adapter, dir))).transpose()?;
+    let dirs: Vec<PathBuf> = args.adapter.iter().cloned().collect();
+    let tokenizer = open_tokenizer(args.chat_template.as_deref(), &checkpoint, &dirs)?;
+    status!("chat template: {}", tokenizer.template_origin());
+    let done = match &adapter {
+        Some((adapter, dir)) if args.lora => {
+            let kind = args.kind.map_or(GgufType::F32, GgufType::from);
+            export_adapter(&checkpoint, adapter, dir, &tokenizer, &args.output_dir, kind)?
+        }
+        _ => {
+            let kind = args.kind.map_or_else(|| GgufType::as_stored(&checkpoint), GgufType::from);
+            let base =
+                merge_base(args.base, &checkpoint, adapter.as_ref().map(|(adapter, dir)| (adapter, dir.as_path())))?;
+            let merged = adapter.as_ref().map(|(adapter, dir)| ToMerge {
+                adapter,
+                dir,
+                allow_other_base: args.allow_other_base,
+            });
+            let mut bar = Bars::new("exporting", checkpoint.arch().tensors().len() as u64);
+            let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
+            let mut progress = |done: usize| {
+                bar.set(done as u64, String::new());
+                interruption.signal().map_or(Ok(()), |signal| Err(Error::Interrupted(signal)))
+            };
+            let done = export_model(&checkpoint, merged, base, &tokenizer, &args.output_dir, kind, &mut progress)?;
+            bar.finish();
+            done
+        }
+    };
+    done.warnings.iter().for_each(|text| warning!("{text}"));
+    Ok(answer(args, &checkpoint, &done))
+}
+
+fn answer(args: &GgufArgs, checkpoint: &Checkpoint, done: &Exported) -> Answer {
+    let file = args.output_dir.join(&done.file).display().to_string();
+    let what = match (&args.adapter, args.lora) {
+        (Some(_), true) => format!("an adapter of {} linear weights", done.changed),
+        (Some(_), false) => format!("the model with the adapter in {} linear weights", done.changed),
+        (None, _) => "the base".to_owned(),
+    };
+    Answer {
+        text: format!("{what}: {} in {}, a Modelfile beside it", format_bytes(done.bytes), printable(&file)),
+        json: json!({
+            "output": args.output_dir.display().to_string(),
+            "file": file,
+            "bytes": done.bytes,
+            "sha256": done.sha256,
+            "tensors": done.tensors,
+            "changed": done.changed,
+            "base": {"name": checkpoint.base_name().name, "revision": checkpoint.base_name().revision},
+            "adapter": args.adapter.as_ref().map(|dir| dir.display().to_string()),
+            "warnings": done.warnings,
+        }),
+    }
+}

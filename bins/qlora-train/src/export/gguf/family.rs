@@ -1,0 +1,233 @@
+//! Families of models as llama.cpp knows them: the architecture's name, its metadata, the names and the order of its
+//! tensors.
+
+use crate::arch::{Arch, Projection, Rope, RopeScaling};
+use crate::error::Result;
+use crate::gguf::{Entries, Entry};
+use crate::refuse;
+
+/// An architecture of llama.cpp for the models of a family.
+pub(super) struct GgufFamily {
+    /// `model_type` of config.json
+    model_type: &'static str,
+    /// `general.architecture`
+    pub architecture: &'static str,
+    /// Whether rotary positions turn neighboring rows of a head, not its halves.
+    interleaved: bool,
+    /// Name of the norm before the MLP.
+    ffn_norm: &'static str,
+    /// Projections whose biases it adds.
+    biases: &'static [Projection],
+    /// Whether it divides the frequencies by `rope_freqs.weight`.
+    rope_factors: bool,
+}
+
+const QKV: &[Projection] = &[Projection::Q, Projection::K, Projection::V];
+
+static FAMILIES: [GgufFamily; 7] = [
+    GgufFamily::llama("llama", "llama"),
+    GgufFamily::llama("mistral", "llama"),
+    GgufFamily::llama("granite", "granite"),
+    GgufFamily { biases: QKV, rope_factors: false, ..GgufFamily::llama("smollm3", "smollm3") },
+    GgufFamily::qwen("qwen2", "qwen2"),
+    GgufFamily::qwen("qwen3", "qwen3"),
+    GgufFamily { ffn_norm: "post_attention_norm", ..GgufFamily::qwen("seed_oss", "seed_oss") },
+];
+
+/// Layers that SmolLM3 of llama.cpp does not rotate: each of this number.
+const SMOLLM3_INTERVAL: usize = 4;
+
+/// A tensor of a GGUF file of a model.
+pub(super) struct Named {
+    pub name: String,
+    /// Its name in the checkpoint
+    pub source: String,
+    /// Outermost first
+    pub shape: Vec<usize>,
+    /// Rows of a head, where the rows of each head are interleaved.
+    pub interleaved: Option<usize>,
+}
+
+impl GgufFamily {
+    const fn llama(model_type: &'static str, architecture: &'static str) -> Self {
+        let biases = &Projection::ALL;
+        Self { model_type, architecture, interleaved: true, ffn_norm: "ffn_norm", biases, rope_factors: true }
+    }
+
+    const fn qwen(model_type: &'static str, architecture: &'static str) -> Self {
+        Self { interleaved: false, biases: QKV, rope_factors: false, ..Self::llama(model_type, architecture) }
+    }
+
+    /// The one of a model. Refused: a family that llama.cpp does not know, and what it would compute otherwise.
+    pub fn of(arch: &Arch, source: &str) -> Result<&'static Self> {
+        let model_type = arch.family.model_type;
+        let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
+            let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+            refuse!(
+                "{source}: a model of type {model_type:?} cannot be written as GGUF, expected {}",
+                known.join(", ")
+            );
+        };
+        if let Some(what) = family.not_computed(arch) {
+            refuse!(
+                "{source}: llama.cpp computes its architecture {:?} without {what}, so the model would answer \
+                 otherwise; serve the 16-bit model that `merge` writes",
+                family.architecture
+            );
+        }
+        Ok(family)
+    }
+
+    fn not_computed(&self, arch: &Arch) -> Option<String> {
+        if let Some(projection) = arch.biases.iter().find(|projection| !self.biases.contains(projection)) {
+            return Some(format!("the bias of {}", arch.names.short(*projection)));
+        }
+        let scaling = arch.rope().scaling;
+        if matches!(scaling, RopeScaling::Llama3 { .. }) && !self.rope_factors {
+            return Some("rotary positions of type \"llama3\"".to_owned());
+        }
+        if matches!(scaling, RopeScaling::Yarn { truncate: false, .. }) {
+            return Some("YaRN whose blend is not rounded to whole indices (`truncate: false`)".to_owned());
+        }
+        if self.model_type == "qwen2" && arch.q_dim() != arch.hidden_size {
+            return Some("heads that are together wider than the model".to_owned());
+        }
+        let rotated = |layer: usize| arch.layer(layer).rope.is_some();
+        let expected = |layer: usize| self.model_type != "smollm3" || !(layer + 1).is_multiple_of(SMOLLM3_INTERVAL);
+        if (0..arch.num_layers).any(|layer| rotated(layer) != expected(layer)) {
+            return Some("the list of layers that are not rotated".to_owned());
+        }
+        (arch.ropes().len() > 1).then(|| "several kinds of rotary positions".to_owned())
+    }
+
+    /// What llama.cpp computes otherwise beyond some length, one sentence each.
+    pub fn notes(&self, arch: &Arch) -> Vec<String> {
+        let window = (0..arch.num_layers).filter_map(|layer| arch.layer(layer).window).min();
+        let note = |window| {
+            format!(
+                "llama.cpp has no window of attention for its architecture {:?}: texts of more than {window} tokens are \
+                 answered otherwise than here",
+                self.architecture
+            )
+        };
+        window.filter(|&window| window < arch.max_position_embeddings).map(note).into_iter().collect()
+    }
+
+    /// Sizes and numbers of the model.
+    pub fn metadata(&self, arch: &Arch) -> Entries {
+        let size = |key: &'static str, value: usize| (key, Entry::U32(u32::try_from(value).unwrap_or(u32::MAX)));
+        let rope = arch.rope();
+        let mut entries = vec![
+            size("block_count", arch.num_layers),
+            size("context_length", arch.max_position_embeddings),
+            size("embedding_length", arch.hidden_size),
+            size("feed_forward_length", arch.intermediate_size),
+            size("vocab_size", arch.vocab_size),
+            size("attention.head_count", arch.num_heads),
+            size("attention.head_count_kv", arch.num_kv_heads),
+            size("attention.key_length", arch.head_dim),
+            size("attention.value_length", arch.head_dim),
+            ("attention.layer_norm_rms_epsilon", Entry::F32(arch.norm.eps)),
+            size("rope.dimension_count", arch.head_dim),
+            ("rope.freq_base", Entry::F32(rope.theta as f32)),
+        ];
+        entries.extend(scaling(rope));
+        if self.model_type == "granite" {
+            let multipliers = arch.multipliers;
+            let attention = multipliers.attention.unwrap_or_else(|| 1.0 / (arch.head_dim as f32).sqrt());
+            entries.extend([
+                ("attention.scale", Entry::F32(attention)),
+                ("embedding_scale", Entry::F32(multipliers.embedding)),
+                ("residual_scale", Entry::F32(multipliers.residual)),
+                ("logit_scale", Entry::F32(multipliers.logits_scaling)),
+            ]);
+        }
+        entries.into_iter().map(|(key, entry)| (format!("{}.{key}", self.architecture), entry)).collect()
+    }
+
+    /// The factors by which the frequencies of `llama3` are divided, `[head_dim / 2]`.
+    pub fn rope_factors(&self, arch: &Arch) -> Option<Vec<f32>> {
+        let Rope { theta, scaling } = arch.rope();
+        let RopeScaling::Llama3 { .. } = scaling else { return None };
+        let frequency = |i: usize, scaling| qlora_kernels::rope::frequency(i, arch.head_dim, theta, scaling);
+        let factor = |i| (frequency(i, RopeScaling::Default) / frequency(i, scaling)) as f32;
+        Some((0..arch.head_dim / 2).map(factor).collect())
+    }
+
+    /// The tensors of the model, in the order of [`Arch::tensors`].
+    pub fn tensors(&self, arch: &Arch) -> Vec<Named> {
+        let named = |(source, shape): (String, Vec<usize>)| {
+            let (name, projection) = self.name(arch, &source);
+            let rotated = matches!(projection, Some(Projection::Q | Projection::K));
+            Named { name, source, shape, interleaved: (rotated && self.interleaved).then_some(arch.head_dim) }
+        };
+        arch.tensors().into_iter().map(named).collect()
+    }
+
+    /// Name of the weight of a module, and whether its rows are interleaved.
+    pub fn weight(&self, arch: &Arch, layer: usize, projection: Projection) -> (String, Option<usize>) {
+        let rotated = matches!(projection, Projection::Q | Projection::K) && self.interleaved;
+        (format!("blk.{layer}.{}.weight", part(projection)), rotated.then_some(arch.head_dim))
+    }
+
+    fn name(&self, arch: &Arch, source: &str) -> (String, Option<Projection>) {
+        let names = arch.names;
+        for (own, name) in [(names.embedding, "token_embd"), (names.final_norm, "output_norm"), (names.head, "output")]
+        {
+            if source == own {
+                return (format!("{name}.weight"), None);
+            }
+        }
+        let below = source.strip_prefix(names.layers).and_then(|rest| rest.strip_prefix('.'));
+        let (layer, rest) = below.and_then(|rest| rest.split_once('.')).expect("the other tensors are of a layer");
+        let norms = [
+            (names.input_norm, "attn_norm"),
+            (names.post_attention_norm, self.ffn_norm),
+            (names.q_norm, "attn_q_norm"),
+            (names.k_norm, "attn_k_norm"),
+        ];
+        if let Some((_, name)) = norms.iter().find(|(own, _)| *own == rest) {
+            return (format!("blk.{layer}.{name}.weight"), None);
+        }
+        let (path, end) = rest.rsplit_once('.').expect("a weight or a bias of a module");
+        let (projection, _) = names.projections.iter().find(|(_, own)| *own == path).expect("a family names them all");
+        (format!("blk.{layer}.{}.{end}", part(*projection)), Some(*projection))
+    }
+}
+
+fn part(projection: Projection) -> &'static str {
+    match projection {
+        Projection::Q => "attn_q",
+        Projection::K => "attn_k",
+        Projection::V => "attn_v",
+        Projection::O => "attn_output",
+        Projection::Gate => "ffn_gate",
+        Projection::Up => "ffn_up",
+        Projection::Down => "ffn_down",
+    }
+}
+
+fn scaling(rope: Rope) -> Vec<(&'static str, Entry)> {
+    let kind = |kind: &str| ("rope.scaling.type", Entry::Text(kind.to_owned()));
+    let number = |key: &'static str, value: f64| (key, Entry::F32(value as f32));
+    match rope.scaling {
+        // llama3 is a tensor of factors.
+        RopeScaling::Default | RopeScaling::Llama3 { .. } => Vec::new(),
+        RopeScaling::Linear { factor } => vec![kind("linear"), number("rope.scaling.factor", factor)],
+        RopeScaling::Yarn {
+            factor, beta_fast, beta_slow, original_max_position_embeddings, attention_factor, ..
+        } => {
+            let original = u32::try_from(original_max_position_embeddings).unwrap_or(u32::MAX);
+            // What llama.cpp multiplies by itself.
+            let own = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+            vec![
+                kind("yarn"),
+                number("rope.scaling.factor", factor),
+                ("rope.scaling.original_context_length", Entry::U32(original)),
+                number("rope.scaling.attn_factor", attention_factor / own),
+                number("rope.scaling.yarn_beta_fast", beta_fast),
+                number("rope.scaling.yarn_beta_slow", beta_slow),
+            ]
+        }
+    }
+}

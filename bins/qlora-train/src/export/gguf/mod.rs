@@ -1,0 +1,361 @@
+//! `export gguf`: a model, with an adapter in its weights or without, or an adapter alone, as a file of llama.cpp, with
+//! Ollama's Modelfile beside it. One tensor is in memory at a time.
+
+mod adapter;
+mod family;
+mod modelfile;
+mod pre_tokenizer;
+mod tokenizer;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+pub use adapter::export_adapter;
+
+use super::merge::{MergeBase, Merging};
+use crate::adapter::Adapter;
+use crate::base::{Checkpoint, Fingerprint, Partial, Rewrite};
+use crate::data::ChatTokenizer;
+use crate::error::{Context, Result};
+use crate::files::atomic::write_synced;
+use crate::files::failpoint;
+use crate::files::tensor::StoredType;
+use crate::files::units::format_bytes;
+use crate::gguf::{Entries, Entry, GgmlType, Header, TensorInfo, encode, interleaved_row, padding};
+use crate::infer::stop::stop_tokens;
+use crate::refuse;
+use crate::session::disk::free_bytes;
+use family::{GgufFamily, Named};
+
+const MODELFILE: &str = "Modelfile";
+/// Modelfile and rounding to blocks, with room to spare.
+const OVERHEAD: u64 = 1 << 20;
+
+/// Type of the weights in a file. Norms and biases are F32 in every file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GgufType {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+}
+
+impl GgufType {
+    /// The name that llama.cpp gives files of the type.
+    pub fn name(self) -> &'static str {
+        self.weights().name()
+    }
+
+    fn weights(self) -> GgmlType {
+        match self {
+            Self::F32 => GgmlType::F32,
+            Self::F16 => GgmlType::F16,
+            Self::Bf16 => GgmlType::Bf16,
+            Self::Q8_0 => GgmlType::Q8_0,
+        }
+    }
+
+    /// `general.file_type`
+    fn file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q8_0 => 7,
+            Self::Bf16 => 32,
+        }
+    }
+
+    /// 16 bits as the model is stored; F32 for one that is stored so.
+    pub fn as_stored(checkpoint: &Checkpoint) -> Self {
+        match checkpoint.dense_type(checkpoint.arch().names.embedding) {
+            StoredType::F32 => Self::F32,
+            StoredType::F16 => Self::F16,
+            StoredType::Bf16 => Self::Bf16,
+        }
+    }
+
+    /// Type of a tensor of this shape: rows that are no whole blocks stay in F16, as llama.cpp has them.
+    fn of(self, shape: &[usize]) -> GgmlType {
+        let (wanted, columns) = (self.weights(), shape[shape.len() - 1]);
+        match shape.len() {
+            1 => GgmlType::F32,
+            _ if columns.is_multiple_of(wanted.block_size()) => wanted,
+            _ => GgmlType::F16,
+        }
+    }
+}
+
+/// An adapter to put into the weights.
+#[derive(Clone, Copy)]
+pub struct ToMerge<'a> {
+    pub adapter: &'a Adapter,
+    pub dir: &'a Path,
+    pub allow_other_base: bool,
+}
+
+/// Result of an export.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Name of the file in the directory
+    pub file: String,
+    pub bytes: u64,
+    /// SHA-256 (hex) of the file
+    pub sha256: String,
+    pub tensors: usize,
+    /// Linear weights that an adapter changed, or that the file holds pairs of.
+    pub changed: usize,
+    /// What is to be said of it, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Writes the model of `checkpoint`, with an adapter in its weights where one is given, as GGUF, and a Modelfile, to
+/// the directory `output`.
+///
+/// A weight with the adapter's term is the sum in f32, rounded once to the type of the file. `tokenizer` has the chat
+/// template that was trained with. The directory appears whole or not at all. Refused: a model, tokenizer or template
+/// that llama.cpp has not; what `merge` refuses; a weight that the type cannot hold.
+pub fn export_model(
+    checkpoint: &Checkpoint,
+    merged: Option<ToMerge>,
+    base: MergeBase,
+    tokenizer: &ChatTokenizer,
+    output: &Path,
+    kind: GgufType,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Exported> {
+    let (arch, source) = (checkpoint.arch(), checkpoint.dir().display().to_string());
+    let family = GgufFamily::of(arch, &source)?;
+    let (entries, mut warnings) = tokenizer::entries(tokenizer.dir(), tokenizer, arch)?;
+    warnings.extend(family.notes(arch));
+    let plan = Plan::new(family, checkpoint, kind, entries);
+    let mut work = match merged {
+        Some(ToMerge { adapter, dir, allow_other_base }) => {
+            Merging::new(checkpoint, adapter, dir, base, allow_other_base)?
+        }
+        None => Merging::without_adapter(checkpoint, base),
+    };
+    let file_name = format!("{}-{}.gguf", file_stem(checkpoint), kind.name());
+    let header = plan.header.to_bytes().usage_context(|| source.clone())?;
+    let bytes = header.len() as u64 + plan.header.data_bytes()?;
+    check_room(output, bytes + OVERHEAD)?;
+    let stops = stop_texts(checkpoint, tokenizer)?;
+    let modelfile = modelfile::modelfile(tokenizer, &file_name, None, &stops);
+    warnings.extend(modelfile.note);
+
+    let partial = Partial::new(output)?;
+    let sha256 = write_file(&partial, output, &file_name, &mut |to| {
+        to.put(&header)?;
+        plan.write_tensors(checkpoint, &mut work, to, progress)
+    })?;
+    write_file(&partial, output, MODELFILE, &mut |to| to.put(modelfile.text.as_bytes()))?;
+    partial.commit(output)?;
+    warnings.extend(work.warnings);
+    let tensors = plan.header.tensors.len();
+    Ok(Exported { file: file_name, bytes, sha256, tensors, changed: work.pairs.len(), warnings })
+}
+
+/// Layout of the file of a model.
+struct Plan {
+    header: Header,
+    /// `rope_freqs.weight`, where there is one, is the first tensor.
+    rope_factors: Option<Vec<f32>>,
+    tensors: Vec<Named>,
+}
+
+impl Plan {
+    fn new(family: &GgufFamily, checkpoint: &Checkpoint, kind: GgufType, tokenizer: Entries) -> Self {
+        let arch = checkpoint.arch();
+        let mut entries = general(family, checkpoint, "model");
+        entries.push(("general.file_type".to_owned(), Entry::U32(kind.file_type())));
+        entries.push(("general.quantization_version".to_owned(), Entry::U32(2)));
+        entries.extend(family.metadata(arch));
+        entries.extend(tokenizer);
+        let (tensors, rope_factors) = (family.tensors(arch), family.rope_factors(arch));
+        let factors = rope_factors.iter().map(|factors| TensorInfo {
+            name: "rope_freqs.weight".to_owned(),
+            shape: vec![factors.len()],
+            kind: GgmlType::F32,
+        });
+        let info = |named: &Named| TensorInfo {
+            name: named.name.clone(),
+            shape: named.shape.clone(),
+            kind: kind.of(&named.shape),
+        };
+        let infos = factors.chain(tensors.iter().map(info)).collect();
+        Self { header: Header { entries, tensors: infos }, rope_factors, tensors }
+    }
+
+    fn write_tensors(
+        &self,
+        checkpoint: &Checkpoint,
+        work: &mut Merging,
+        to: &mut Sink,
+        progress: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut infos = self.header.tensors.iter();
+        if let (Some(factors), Some(info)) = (&self.rope_factors, infos.as_slice().first()) {
+            infos.next();
+            write_tensor(to, info, factors, None)?;
+        }
+        let mut fingerprint = Fingerprint::new(checkpoint);
+        for (done, (named, info)) in self.tensors.iter().zip(infos).enumerate() {
+            let (tensor, digest) = checkpoint.read_with_digest(&named.source)?;
+            fingerprint.add(digest)?;
+            checkpoint.check_finite(&named.source, &tensor)?;
+            // The sum is rounded once, to the type of the file.
+            let tensor = match work.changes(&named.source) {
+                true => work.tensor(&named.source, tensor, StoredType::F32)?,
+                false => tensor,
+            };
+            let what = || format!("{}: tensor `{}`", checkpoint.dir().display(), named.source);
+            write_tensor(to, info, &tensor.into_f32(), named.interleaved).context(what)?;
+            failpoint::moment("tensor");
+            progress(done + 1)?;
+        }
+        work.check_base(&fingerprint.finish()?)
+    }
+}
+
+/// Rows that one task encodes.
+const ROWS: usize = 64;
+
+/// The values of a tensor in the file's type, with the rows of each head of `interleaved` rows interleaved. Refused: a
+/// value that the type cannot hold.
+fn write_tensor(to: &mut Sink, info: &TensorInfo, values: &[f32], interleaved: Option<usize>) -> Result<()> {
+    let columns = info.shape[info.shape.len() - 1];
+    let rows: Vec<usize> = (0..values.len() / columns)
+        .map(|row| interleaved.map_or(row, |head_dim| interleaved_row(row, head_dim)))
+        .collect();
+    // A bias is a row of its own, whose elements are the rows of its weight.
+    let encoded: Vec<Vec<u8>> = match (info.shape.len(), interleaved) {
+        (1, Some(head_dim)) => {
+            let permuted: Vec<f32> = (0..columns).map(|at| values[interleaved_row(at, head_dim)]).collect();
+            vec![encoded(info.kind, &permuted)]
+        }
+        _ => rows
+            .par_chunks(ROWS)
+            .map(|rows| {
+                let mut out = Vec::new();
+                rows.iter().for_each(|&row| encode(info.kind, &values[row * columns..(row + 1) * columns], &mut out));
+                out
+            })
+            .collect(),
+    };
+    check_held(info.kind, values)?;
+    let mut length = 0;
+    for bytes in &encoded {
+        to.put(bytes)?;
+        length += bytes.len();
+    }
+    to.put(&[0; 32][..padding(length)])
+}
+
+fn encoded(kind: GgmlType, values: &[f32]) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(kind, values, &mut out);
+    out
+}
+
+/// Refuses a value that is beyond the range of F16, or of the F16 scale of a block.
+fn check_held(kind: GgmlType, values: &[f32]) -> Result<()> {
+    let limit = match kind {
+        GgmlType::F32 => f32::MAX,
+        GgmlType::Bf16 => bf16::MAX.to_f32(),
+        GgmlType::F16 | GgmlType::Q4_1 => f16::MAX.to_f32(),
+        GgmlType::Q8_0 => f16::MAX.to_f32() * 127.0,
+    };
+    match values.iter().find(|value| !value.is_finite() || value.abs() > limit) {
+        Some(value) => refuse!(
+            "found {value}, expected numbers that {} can hold, up to {limit}; --type bf16 holds larger ones",
+            kind.name()
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Keys that every file has.
+fn general(family: &GgufFamily, checkpoint: &Checkpoint, kind: &str) -> Entries {
+    let base = checkpoint.base_name();
+    let mut entries = vec![
+        ("general.architecture", Entry::Text(family.architecture.to_owned())),
+        ("general.type", Entry::Text(kind.to_owned())),
+        ("general.name", Entry::Text(file_stem(checkpoint))),
+    ];
+    if base.is_hub {
+        entries.extend([
+            ("general.base_model.count", Entry::U32(1)),
+            ("general.base_model.0.name", Entry::Text(file_stem(checkpoint))),
+            ("general.base_model.0.repo_url", Entry::Text(format!("https://huggingface.co/{}", base.name))),
+        ]);
+    }
+    entries.into_iter().map(|(key, entry)| (key.to_owned(), entry)).collect()
+}
+
+/// The base's name without its organization, in characters that file names have everywhere.
+fn file_stem(checkpoint: &Checkpoint) -> String {
+    let name = checkpoint.base_name().name.rsplit('/').next().unwrap_or_default();
+    let kept = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let stem: String = name.chars().map(kept).collect();
+    if stem.trim_matches(['.', '-']).is_empty() { "model".to_owned() } else { stem }
+}
+
+/// Texts of the tokens that end an answer.
+fn stop_texts(checkpoint: &Checkpoint, tokenizer: &ChatTokenizer) -> Result<Vec<String>> {
+    let ids = stop_tokens(checkpoint.dir(), checkpoint.arch(), tokenizer, tokenizer.template().is_some())?;
+    let own = tokenizer.vocabulary();
+    Ok(ids.iter().filter_map(|&id| own.get(id as usize).cloned().flatten()).collect())
+}
+
+/// Refuses an output for which there is no room.
+fn check_room(output: &Path, needed: u64) -> Result<()> {
+    match free_bytes(output).filter(|free| *free < needed) {
+        Some(free) => refuse!(
+            "{}: {} are free on its file system, expected {} for the file: make room, or choose another output",
+            output.display(),
+            format_bytes(free),
+            format_bytes(needed)
+        ),
+        None => Ok(()),
+    }
+}
+
+/// A file that is being written.
+struct Sink<'a> {
+    to: &'a mut dyn Write,
+    /// Where it is to be
+    path: PathBuf,
+}
+
+impl Sink<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.to.write_all(bytes).context(|| format!("{}: cannot be written", self.path.display()))
+    }
+}
+
+/// Writes a file of `output` to the disk and returns its SHA-256 (hex).
+fn write_file(
+    partial: &Partial,
+    output: &Path,
+    name: &str,
+    write: &mut dyn FnMut(&mut Sink) -> Result<()>,
+) -> Result<String> {
+    let path = output.join(name);
+    // An error of ours goes around the one of the file.
+    let mut ours = None;
+    let written = File::create(partial.path.join(name)).and_then(|file| {
+        write_synced(&file, name, |to| {
+            write(&mut Sink { to, path: path.clone() }).map_err(|error| {
+                ours = Some(error);
+                io::Error::other("not written")
+            })
+        })
+    });
+    match ours {
+        Some(error) => Err(error),
+        None => written.context(|| format!("{}: cannot be written", path.display())),
+    }
+}

