@@ -34,11 +34,10 @@ pub fn swiglu(
 
 /// The value of `enum qk_activation`.
 pub(super) fn activation_of(activation: GateActivation) -> u32 {
-    let of = match activation {
+    match activation {
         GateActivation::Silu => sys::QK_SILU,
         GateActivation::GeluTanh => sys::QK_GELU_TANH,
-    };
-    of as u32
+    }
 }
 
 /// The operation and M of rows of gate‖up.

@@ -195,7 +195,7 @@ fn swiglu_refuses() {
         gate_up: memory.at(0),
         out: memory.at(1),
         dout: memory.at(2),
-        activation: sys::QK_GELU_TANH as u32,
+        activation: sys::QK_GELU_TANH,
         reserved2: 0,
     };
     let forward = sys::qk_swiglu_args { dout: null(), ..backward };
