@@ -200,7 +200,7 @@ pub fn gelu_slope(gate: f32) -> f32 {
 }
 
 /// 2·√(2/π)
-const GELU_ROOT: f32 = 1.595_769_1;
+const GELU_ROOT: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize, activation: GateActivation) {
