@@ -104,7 +104,7 @@ fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers
 /// Norms on the inputs of both branches, on their outputs, or on both; a third of each.
 fn norms(seed: u64) -> (&'static TensorNames, NormWeight) {
     let names = [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES][seed as usize % 3];
-    (names, if seed / 3 % 2 == 0 { NormWeight::Plain } else { NormWeight::OnePlus })
+    (names, if (seed / 3).is_multiple_of(2) { NormWeight::Plain } else { NormWeight::OnePlus })
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -157,7 +157,7 @@ fn cases() -> impl Strategy<Value = Case> {
             qk_norm: [QkNorm::Head, QkNorm::Width, QkNorm::None][seed as usize / 2 % 3],
             names,
             norm: Norm { weight: norm_weight, ..tiny_arch().norm },
-            activation: if seed / 13 % 2 == 0 { Activation::Silu } else { Activation::GeluTanh },
+            activation: if (seed / 13).is_multiple_of(2) { Activation::Silu } else { Activation::GeluTanh },
             layers,
             multipliers,
             vocab_size: 37,
