@@ -173,8 +173,8 @@ proptest! {
         check_gradient("dX", &added(&dx, &dx0), &x, &dy, forward, ErrorOf { fifth_derivative, rounding });
     }
 
-    /// A rotation is linear; its gradient is the inverse rotation, and what is not rotated of a head, and columns beyond
-    /// the heads, pass through.
+    /// A rotation is linear; its gradient is the inverse rotation, and what is not rotated of a head, and columns
+    /// beyond the heads, pass through.
     #[test]
     fn rope_gradient_is_the_inverse_rotation(
         (m, heads, half, tail) in (1usize..5, 1usize..4, 1usize..5, 0usize..4),
@@ -234,8 +234,8 @@ proptest! {
         check_gradient("dqkv", &dqkv, &qkv, &dout, |x| forward(x).0, ErrorOf { fifth_derivative, rounding });
     }
 
-    /// up: linear. gate: silu has its poles at ±iπ, gelu's are further than 1.9 from the real line; on a circle of radius
-    /// 1 |σ| ≤ 1.2, so that both stay below 1.2·(|gate| + 1).
+    /// up: linear. gate: silu has its poles at ±iπ, gelu's are further than 1.9 from the real line; on a circle of
+    /// radius 1 |σ| ≤ 1.2, so that both stay below 1.2·(|gate| + 1).
     #[test]
     fn swiglu_gate_and_up((m, i) in (1usize..5, 1usize..8), gelu in any::<bool>(), seed in any::<u64>()) {
         let activation = if gelu { GateActivation::GeluTanh } else { GateActivation::Silu };

@@ -10,8 +10,8 @@
 // the most work start first; and below kBlocksOfKeys blocks the heads that share a key head are split among several,
 // which leave f32 sums in the workspace, and a last kernel adds those in the order of the heads.
 //
-// The tiles are those of D <= 128; at D = 256 a block has 64 keys or queries, walks 16 at a time, and two warps share 16
-// rows: each computes their scores, and half of the columns of dK and dV, or dQ.
+// The tiles are those of D <= 128; at D = 256 a block has 64 keys or queries, walks 16 at a time, and two warps share
+// 16 rows: each computes their scores, and half of the columns of dK and dV, or dQ.
 //
 // dK, dV: a warp has 16 keys. S^T = K * Q^T, so that P^T and dS^T come out of the accumulators as the A operand of the
 // second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128; 512 bytes of lse and
@@ -38,8 +38,8 @@ template <int D> struct Share {
     }
 };
 
-// About two for every multiprocessor of the larger cards. A block's partial sums are 2 * 128 * D floats (64 of 256), and
-// there are never twice as many blocks, however long the batch.
+// About two for every multiprocessor of the larger cards. A block's partial sums are 2 * 128 * D floats (64 of 256),
+// and there are never twice as many blocks, however long the batch.
 constexpr int64_t kBlocksOfKeys = 256;
 
 // ---- lse and delta ----
@@ -88,8 +88,8 @@ template <int D> struct KeyShared {
     __device__ __forceinline__ int *ends() const { return reinterpret_cast<int *>(bytes + kEnds); }
 };
 
-// Where a thread leaves its sums of a split's block of keys, 2 / 8 of its columns, dK's before dV's. Of both grids, x is
-// the key head and z the tile of keys.
+// Where a thread leaves its sums of a split's block of keys, 2 / 8 of its columns, dK's before dV's. Of both grids, x
+// is the key head and z the tile of keys.
 template <int D> __device__ __forceinline__ float4 *partial_sums(const AttentionView &view, int split) {
     int64_t block = (int64_t(split) * gridDim.x + blockIdx.x) * gridDim.z + blockIdx.z;
     return view.partial + block * (2 * Share<D>::kColumns / 8) * kAttentionThreads + threadIdx.x;
@@ -419,7 +419,8 @@ AttentionWorkspace attention_backward_workspace(const AttentionView &view, int h
         most = blocks > most ? blocks : most;
     }
     size_t rows = size_t(view.padded_m()) * size_t(view.heads) * sizeof(float2);
-    return {int(splits(tiles)), rows, rows + size_t(most) * size_t(owned(head_dim)) * 2 * size_t(head_dim) * sizeof(float)};
+    size_t partial = size_t(most) * size_t(owned(head_dim)) * 2 * size_t(head_dim) * sizeof(float);
+    return {int(splits(tiles)), rows, rows + partial};
 }
 
 int launch_attention_backward(const AttentionView &view, int head_dim, qk_stream stream) {

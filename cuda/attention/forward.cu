@@ -1,11 +1,11 @@
 // Causal attention O = softmax(Q * K^T / sqrt(D)) * V without the M x M matrix (Dao et al. 2022), for documents laid
 // end to end that do not see each other, grouped queries and an optional sliding window.
 //
-// A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 (32 at D = 256) through a
-// double buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while its row
-// sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes (64 KB at
-// D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside each
-// matrix instruction stand 3.8 others (D = 128), most of them the softmax.
+// A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 (32 at D = 256) through
+// a double buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while
+// its row sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes
+// (64 KB at D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside
+// each matrix instruction stand 3.8 others (D = 128), most of them the softmax.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 

@@ -472,9 +472,9 @@ typedef struct qk_head_norm_args {
     uint32_t reserved2;    /* 0 */
 } qk_head_norm_args;
 
-/* Without dy, for each head of q and k, or with whole_width for q and for k: y = weight * (x / sqrt(mean(x^2) + eps)). With dy the gradient with respect to
- * x, g being weight * dy and rho 1 / sqrt(mean(x^2) + eps): y = rho * g - x * rho^3 * (g . x) / D, D being what the mean
- * is over. The part v is copied, from x or from dy. */
+/* Without dy, for each head of q and k, or with whole_width for q and for k: y = weight * (x / sqrt(mean(x^2) + eps)).
+ * With dy the gradient with respect to x, g being weight * dy and rho 1 / sqrt(mean(x^2) + eps): y = rho * g - x *
+ * rho^3 * (g . x) / D, D being the elements that the mean is of. The part v is copied, from x or from dy. */
 int qk_head_norm(const struct qk_head_norm_args *args, qk_stream stream);
 
 /* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
@@ -587,9 +587,9 @@ typedef struct qk_attention_cache_args {
  * out. */
 int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_stream stream);
 
-/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache (64 with D =
- * 256), with two floats beside; of many new tokens so many at a time that they need 64 MiB or, if one tile of 16 queries a key head
- * needs more, that. Of the pointers it reads none. */
+/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache (64 with
+ * D = 256), with two floats beside; of many new tokens so many at a time that they need 64 MiB or, if one tile of 16
+ * queries a key head needs more, that. Of the pointers it reads none. */
 int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
 
 /* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, or the last `window` of them, which

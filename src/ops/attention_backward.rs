@@ -12,8 +12,8 @@ pub fn workspace_len(input: &Attention<'_>) -> usize {
 }
 
 /// Elements of workspace for `m` tokens of this shape, before there is any operand: two for each query, and partial
-/// sums of dK and dV where tiles of 128 keys (64 if D is above 128) are fewer than blocks should be. They grow with m, so that the workspace
-/// of the longest batch serves every one.
+/// sums of dK and dV where tiles of 128 keys (64 if D is above 128) are fewer than blocks should be. They grow with m,
+/// so that the workspace of the longest batch serves every one.
 pub fn workspace_len_of(m: usize, shape: &AttentionShape) -> usize {
     const BLOCKS: usize = 256;
     let keys_of_a_tile = if shape.head_dim > 128 { 64 } else { 128 };

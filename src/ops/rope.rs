@@ -17,8 +17,8 @@ pub struct RopeTable<'a> {
     pub sines: View<'a, f32>,
 }
 
-/// Rotates the first `heads` heads of every row of `x` in place, of each the first R of its `head_dim` elements; `inverse`
-/// is the gradient. A row whose position is beyond the table becomes NaN, as far as it is rotated.
+/// Rotates the first `heads` heads of every row of `x` in place, of each the first R of its `head_dim` elements;
+/// `inverse` is the gradient. A row whose position is beyond the table becomes NaN, as far as it is rotated.
 pub fn rope(
     x: ViewMut<'_, bf16>,
     ldx: usize,

@@ -1,5 +1,5 @@
-//! Gated MLPs (Shazeer 2020): `activation(gate) ∘ up`, with silu(x) = x·σ(x) or gelu in its tanh form. gate and up are the
-//! halves of one row.
+//! Gated MLPs (Shazeer 2020): `activation(gate) ∘ up`, with silu(x) = x·σ(x) or gelu in its tanh form. gate and up are
+//! the halves of one row.
 
 use super::Real;
 use crate::shape::GateActivation;

@@ -24,7 +24,7 @@ pub enum Kind {
     NormBackward {
         accumulate: bool,
     },
-    /// Of each head; or of all of q and all of k.
+    /// The norm of each head; or of all of q and all of k.
     HeadNorm {
         heads: usize,
         kv_heads: usize,
@@ -35,7 +35,7 @@ pub enum Kind {
         kv_heads: usize,
         whole: bool,
     },
-    /// Of each head so many elements stay.
+    /// `kept`: the elements of each head that stay.
     Rope {
         heads: usize,
         pad: usize,
@@ -105,8 +105,8 @@ fn exponent(gate: f64, activation: GateActivation) -> (f64, f64) {
     }
 }
 
-/// How many times more than its own rounding the sigmoid of a gate may err: an error of the exponent is a relative one of
-/// the sigmoid. Silu's exponent is the gate itself.
+/// How many times more than its own rounding the sigmoid of a gate may err: an error of the exponent is a relative one
+/// of the sigmoid. Silu's exponent is the gate itself.
 fn exponent_magnitude(gate: f64, activation: GateActivation) -> f64 {
     match activation {
         GateActivation::Silu => 1.0,
@@ -139,8 +139,8 @@ impl Layer {
         }
     }
 
-    /// Of the magnitude that enters a result: a norm sums `width` squares; everything else is at most a dozen
-    /// operations.
+    /// The share that a result may err by, of the magnitude that enters it: a norm sums `width` squares; everything
+    /// else is at most a dozen operations.
     fn roundings(&self) -> f64 {
         (self.norm_widths()[0] + 16) as f64 * 2f64.powi(-24)
     }

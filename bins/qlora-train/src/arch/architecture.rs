@@ -27,8 +27,8 @@ pub struct Family {
 pub enum LayerKeys {
     /// Rotary positions are of one kind. What else differs between layers, the family reads on its own.
     Alike,
-    /// Some layers have the window `sliding_window`: those that `layer_types` lists, or all but each `full_each`th, which
-    /// may have a key. They have rotary positions of their own, below the names of the two kinds of layers in
+    /// Some layers have the window `sliding_window`: those that `layer_types` lists, or all but each `full_each`th,
+    /// which may have a key. They have rotary positions of their own, below the names of the two kinds of layers in
     /// `rope_parameters`. In transformers v4 these are not scaled, and have the theta of other layers, or one with the
     /// key and the default of `local_theta`.
     ByWindow { full_each: usize, full_each_key: Option<&'static str>, local_theta: Option<(&'static str, f64)> },

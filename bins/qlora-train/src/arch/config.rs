@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::rope::{FULL, SLIDING};
 use super::{
     Activation, Arch, Family, LayerArch, LayerKeys, Multipliers, Norm, NormWeight, Projection, QkNorm, Rope,
     TensorNames,
@@ -234,9 +235,6 @@ pub(super) fn only_full_attention(keys: &Keys) -> Result<()> {
     }
 }
 
-/// The two kinds of layers in `layer_types`.
-pub(super) const FULL: &str = "full_attention";
-pub(super) const SLIDING: &str = "sliding_attention";
 /// The window of transformers where a config has no key for it.
 const DEFAULT_WINDOW: usize = 4096;
 /// The first layer with a window where a config of Qwen does not say.

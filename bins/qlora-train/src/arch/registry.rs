@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::untrained::{Untrained, untrained};
-use super::{Arch, Family, LayerKeys, Rope, config, granite, llama, mistral, olmo2, olmo3, other_keys, qwen2, qwen3};
+use super::{
+    Arch, Family, LayerKeys, Rope, config, granite, llama, mistral, olmo2, olmo3, other_keys, qwen2, qwen3, rope,
+};
 use super::{seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
@@ -82,7 +84,7 @@ impl Arch {
             LayerKeys::ByWindow { .. } => {
                 let [full, local] = self.ropes_by_window();
                 Map::from_iter(
-                    [(config::FULL, full), (config::SLIDING, local)]
+                    [(rope::FULL, full), (rope::SLIDING, local)]
                         .map(|(kind, rope)| (kind.to_owned(), Value::Object(rope.to_json()))),
                 )
             }

@@ -4,7 +4,6 @@
 pub use qlora_kernels::rope::RopeScaling;
 use serde_json::{Map, Value, json};
 
-use super::config::{FULL, SLIDING};
 use crate::error::Result;
 use crate::files::json::Keys;
 use crate::refuse;
@@ -32,6 +31,10 @@ const KNOWN_KEYS: [&str; 18] = [
     "finetuned",
     "attn_factor",
 ];
+
+/// The two kinds of layers in `layer_types`, and of rotary positions.
+pub(super) const FULL: &str = "full_attention";
+pub(super) const SLIDING: &str = "sliding_attention";
 
 /// Base wavelength and how the frequencies are stretched for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]

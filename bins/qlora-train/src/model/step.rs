@@ -211,7 +211,8 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-/// RMSNorm of the residual stream `x`; `None` where no weight is given, because the next branch reads the stream as it is.
+/// RMSNorm of the residual stream `x`; `None` where no weight is given, because the next branch reads the stream as it
+/// is.
 fn norm_of<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, weight: Option<&B::Vector>) -> Result<Option<B::Buffer>> {
     let Some(weight) = weight else { return Ok(None) };
     let mut out = b.alloc("normed", pass.hidden)?;
@@ -279,8 +280,9 @@ fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buf
     Ok(Some(out))
 }
 
-/// One transformer block. `normed` is RMSNorm of `input`, where there is one, and is given up. The MLP's output is computed
-/// if `output`, or if the backward pass reads it. With a cache the batch's keys and values are appended to it and attention sees what it holds.
+/// One transformer block. `normed` is RMSNorm of `input`, where there is one, and is given up. The MLP's output is
+/// computed if `output`, or if the backward pass reads it. With a cache the batch's keys and values are appended to it
+/// and attention sees what it holds.
 fn block<B: Backend>(
     b: &mut B,
     layer: &Layer<B>,

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Calls `norm` with each part of the queries and keys in rows q‖k‖v of two buffers that is as wide as the weight for it,
-/// and with that weight: with each head, or with all queries and all keys.
+/// Calls `norm` with each part of the queries and keys in rows q‖k‖v of two buffers that is as wide as the weight for
+/// it, and with that weight: with each head, or with all queries and all keys.
 fn each_norm<T: Send + Sync>(
     shape: AttentionShape,
     [q, k]: [&[f32]; 2],
