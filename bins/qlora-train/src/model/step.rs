@@ -2,6 +2,7 @@
 
 use super::cached::{Past, View};
 use super::{Activations, Layer, Llama};
+use crate::arch::Activation;
 use crate::backend::{Backend, Batch, LinearGroup, Op, Scope};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
@@ -16,11 +17,15 @@ struct Block<B: Backend> {
     attention: B::Buffer,
     lse: B::Buffer,
     s_o: Option<B::Buffer>,
+    /// The attention's output after its projection, where that is normalized.
+    projected: Option<B::Buffer>,
     /// The residual stream between attention and MLP.
     middle: B::Buffer,
     gate_up: B::Buffer,
     s_gate_up: Option<B::Buffer>,
     s_down: Option<B::Buffer>,
+    /// The MLP's output; kept for the backward pass where it is normalized.
+    mlp: Option<B::Buffer>,
 }
 
 /// What waits for the backward pass of one layer.
@@ -39,8 +44,9 @@ struct Pass {
     intermediate: usize,
     /// The eps of the norms of the residual stream
     eps: f32,
-    /// The eps of the norms of queries and keys
-    head_eps: f32,
+    /// The eps of the norms of queries and keys, and of what a branch gives
+    branch_eps: f32,
+    activation: Activation,
     /// (seed, draw, p)
     dropout: Option<(u64, u32, f32)>,
 }
@@ -65,7 +71,8 @@ impl<B: Backend> Llama<B> {
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
             eps: self.spec.arch.multipliers.stream_eps(self.spec.arch.norm.eps),
-            head_eps: self.spec.arch.norm.eps,
+            branch_eps: self.spec.arch.norm.eps,
+            activation: self.spec.arch.activation,
             dropout: draw.zip(dropout).map(|(draw, p)| (self.spec.seed, draw, p)),
         }
     }
@@ -121,10 +128,8 @@ impl<B: Backend> Llama<B> {
             let kept = match kept {
                 Some(kept) => kept,
                 None => {
-                    let mut normed = b.alloc("normed", pass.hidden)?;
-                    let (weight, eps) = (&layer.input_norm, pass.eps);
-                    b.run(pass.all(), Op::RmsNorm { x: &input, weight, eps, out: &mut normed })?;
-                    block(b, layer, &pass, &input, normed, false, None)?.0
+                    let normed = norm_of(b, &pass, &input, layer.attention_norms.input.as_ref())?;
+                    block(b, layer, &pass, &input, normed, false, None)?
                 }
             };
             block_backward(b, layer, &pass, &input, kept, &mut d_stream, waiting.is_empty())?;
@@ -182,27 +187,62 @@ impl<B: Backend> Llama<B> {
         b.prefetch_weights(self.layers[0].groups())?;
         b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
-        let scale = self.spec.arch.multipliers.stream_scale();
+        let scale = self.spec.arch.multipliers.stream_scale(|x| b.rounded(x));
         b.run(pass.all(), Op::Embed { table: &self.embedding, scale, out: &mut stream })?;
-        let mut normed = b.alloc("normed", pass.hidden)?;
-        let (weight, eps) = (&self.layers[0].input_norm, pass.eps);
-        b.run(pass.all(), Op::RmsNorm { x: &stream, weight, eps, out: &mut normed })?;
+        let mut normed = norm_of(b, pass, &stream, self.layers[0].attention_norms.input.as_ref())?;
         for (index, layer) in self.layers.iter().enumerate() {
             self.use_weights(b, index, self.layers.get(index + 1))?;
             b.enter(Scope::Layer(index));
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
-            let (kept, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;
-            let mlp = mlp.expect("asked for");
-            let weight = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
+            let mut kept = block(b, layer, pass, &stream, normed, true, cache)?;
+            let mlp = kept.mlp.take().expect("asked for");
+            let next_norm = match self.layers.get(index + 1) {
+                Some(next) => next.attention_norms.input.as_ref(),
+                None => Some(&self.final_norm),
+            };
             b.enter(if index + 1 < self.layers.len() { Scope::Layer(index + 1) } else { Scope::Output });
-            let mut next = b.alloc("residual stream", pass.hidden)?;
-            normed = b.alloc("normed", pass.hidden)?;
-            let (x, delta, sum) = (&kept.middle, &mlp, &mut next);
-            b.run(pass.all(), Op::AddRmsNorm { x, delta, sum, weight, eps, out: &mut normed })?;
-            drop(mlp);
+            let next;
+            let output_norm = layer.mlp_norms.output.as_ref();
+            (next, normed) = join(b, pass, &kept.middle, &mlp, output_norm, next_norm)?;
+            kept.mlp = output_norm.map(|_| mlp);
             keep(b, std::mem::replace(&mut stream, next), kept)?;
         }
-        Ok((stream, normed))
+        Ok((stream, normed.expect("the last norm is that of every model")))
+    }
+}
+
+/// RMSNorm of the residual stream `x`; `None` where no weight is given, because the next branch reads the stream as it
+/// is.
+fn norm_of<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, weight: Option<&B::Vector>) -> Result<Option<B::Buffer>> {
+    let Some(weight) = weight else { return Ok(None) };
+    let mut out = b.alloc("normed", pass.hidden)?;
+    b.run(pass.all(), Op::RmsNorm { x, weight, eps: pass.eps, out: &mut out })?;
+    Ok(Some(out))
+}
+
+/// The residual stream with what a branch gave added to it, by the norm of that where it has one, and the norm of the
+/// sum where what follows reads one.
+fn join<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    x: &B::Buffer,
+    delta: &B::Buffer,
+    output_norm: Option<&B::Vector>,
+    next_norm: Option<&B::Vector>,
+) -> Result<(B::Buffer, Option<B::Buffer>)> {
+    let mut sum = b.alloc("residual stream", pass.hidden)?;
+    match (output_norm, next_norm) {
+        (Some(weight), next_norm) => {
+            b.run(pass.all(), Op::RmsNormAdd { x, delta, weight, eps: pass.branch_eps, sum: &mut sum })?;
+            let normed = norm_of(b, pass, &sum, next_norm)?;
+            Ok((sum, normed))
+        }
+        (None, Some(weight)) => {
+            let mut out = b.alloc("normed", pass.hidden)?;
+            b.run(pass.all(), Op::AddRmsNorm { x, delta, sum: &mut sum, weight, eps: pass.eps, out: &mut out })?;
+            Ok((sum, Some(out)))
+        }
+        (None, None) => unreachable!("a family normalizes the inputs or the outputs of both branches"),
     }
 }
 
@@ -235,24 +275,25 @@ fn linear<B: Backend>(
 fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buffer) -> Result<Option<B::Buffer>> {
     let Some([q, k]) = &layer.qk_norm else { return Ok(None) };
     let mut out = b.alloc("qkv", pass.shape.qkv())?;
-    let (weights, eps, shape) = ([q, k], pass.head_eps, pass.shape);
+    let (weights, eps, shape) = ([q, k], pass.branch_eps, pass.shape);
     b.run(pass.all(), Op::HeadNorm { qkv, weights, eps, shape, out: &mut out })?;
     Ok(Some(out))
 }
 
-/// One transformer block. `normed` is RMSNorm of `input` and is given up. The MLP's output is computed if `output`.
-/// With a cache the batch's keys and values are appended to it and attention sees what it holds.
+/// One transformer block. `normed` is RMSNorm of `input`, where there is one, and is given up. The MLP's output is
+/// computed if `output`, or if the backward pass reads it. With a cache the batch's keys and values are appended to it
+/// and attention sees what it holds.
 fn block<B: Backend>(
     b: &mut B,
     layer: &Layer<B>,
     pass: &Pass,
     input: &B::Buffer,
-    normed: B::Buffer,
+    normed: Option<B::Buffer>,
     output: bool,
     cache: Option<(&mut B::Buffer, View)>,
-) -> Result<(Block<B>, Option<B::Buffer>)> {
-    let (all, shape, window, eps) = (|| pass.all(), pass.shape, layer.window, pass.eps);
-    let (mut qkv, s_qkv) = linear(b, pass, "qkv", &normed, &layer.qkv)?;
+) -> Result<Block<B>> {
+    let (all, shape, window) = (|| pass.all(), pass.shape, layer.window);
+    let (mut qkv, s_qkv) = linear(b, pass, "qkv", normed.as_ref().unwrap_or(input), &layer.qkv)?;
     drop(normed);
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     let attended = normed_qkv.as_mut().unwrap_or(&mut qkv);
@@ -276,23 +317,29 @@ fn block<B: Backend>(
     drop(normed_qkv);
 
     let (projected, s_o) = linear(b, pass, "projected attention", &attention, &layer.o)?;
-    let mut middle = b.alloc("residual stream", pass.hidden)?;
-    let mut normed = b.alloc("normed", pass.hidden)?;
-    let weight = &layer.post_attention_norm;
-    b.run(all(), Op::AddRmsNorm { x: input, delta: &projected, sum: &mut middle, weight, eps, out: &mut normed })?;
-    drop(projected);
+    let (output_norm, mlp_norms) = (layer.attention_norms.output.as_ref(), &layer.mlp_norms);
+    let (middle, normed) = join(b, pass, input, &projected, output_norm, mlp_norms.input.as_ref())?;
+    let projected = output_norm.map(|_| projected);
 
-    let (gate_up, s_gate_up) = linear(b, pass, "gate and up", &normed, &layer.gate_up)?;
+    let (gate_up, s_gate_up) = linear(b, pass, "gate and up", normed.as_ref().unwrap_or(&middle), &layer.gate_up)?;
     drop(normed);
     let mut activated = b.alloc("activated", pass.intermediate)?;
-    b.run(all(), Op::Swiglu { gate_up: &gate_up, out: &mut activated })?;
-    let (mlp, s_down) = if output {
+    b.run(all(), Op::Swiglu { gate_up: &gate_up, activation: pass.activation, out: &mut activated })?;
+    let (mlp, s_down) = if output || mlp_norms.output.is_some() {
         let (mlp, s) = linear(b, pass, "MLP output", &activated, &layer.down)?;
         (Some(mlp), s)
     } else {
         (None, project(b, pass, &activated, &layer.down)?)
     };
-    Ok((Block { qkv, s_qkv, attention, lse, s_o, middle, gate_up, s_gate_up, s_down }, mlp))
+    Ok(Block { qkv, s_qkv, attention, lse, s_o, projected, middle, gate_up, s_gate_up, s_down, mlp })
+}
+
+/// Where the gradient of an input goes.
+enum Dx<'a, B: Backend> {
+    Nowhere,
+    Over(&'a mut B::Buffer),
+    /// It is added to what is there.
+    Onto(&'a mut B::Buffer),
 }
 
 /// dX (if asked for) and the low-rank gradients of one group. `s` is given up.
@@ -303,7 +350,7 @@ fn linear_backward<B: Backend>(
     s: Option<B::Buffer>,
     dy: &B::Buffer,
     group: &mut LinearGroup<B>,
-    dx: Option<&mut B::Buffer>,
+    dx: Dx<B>,
 ) -> Result<()> {
     let dropout = pass.mask(group);
     let t = match &s {
@@ -314,13 +361,56 @@ fn linear_backward<B: Backend>(
         }
         None => None,
     };
-    if let Some(dx) = dx {
-        b.run(pass.all(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, dx })?;
+    let to = match dx {
+        Dx::Nowhere => None,
+        Dx::Over(dx) => Some((dx, false)),
+        Dx::Onto(dx) => Some((dx, true)),
+    };
+    if let Some((dx, accumulate)) = to {
+        b.run(pass.all(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, accumulate, dx })?;
     }
     if let (Some(s), Some(t)) = (&s, &t) {
         b.run(pass.all(), Op::LoraGradients { x, dy, s, t, group, dropout })?;
     }
     Ok(())
+}
+
+/// The gradient of what a branch gave, where a norm of `weight` stands between that and the residual stream. `given` is
+/// given up.
+fn before_norm<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    d_stream: &B::Buffer,
+    given: Option<B::Buffer>,
+    weight: Option<&B::Vector>,
+) -> Result<Option<B::Buffer>> {
+    let (Some(x), Some(weight)) = (given, weight) else { return Ok(None) };
+    let (x, eps) = (&x, pass.branch_eps);
+    let mut dx = b.alloc("gradients", pass.hidden)?;
+    b.run(pass.all(), Op::RmsNormBackward { dy: d_stream, x, weight, eps, accumulate: false, dx: &mut dx })?;
+    Ok(Some(dx))
+}
+
+/// The low-rank gradients of a group that reads the residual stream `x`, by its norm where it has one, and, added to
+/// `d_stream`, the stream's gradient. `None`: nothing below is trained.
+fn stream_backward<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    x: &B::Buffer,
+    norm: Option<&B::Vector>,
+    s: Option<B::Buffer>,
+    dy: &B::Buffer,
+    group: &mut LinearGroup<B>,
+    d_stream: Option<&mut B::Buffer>,
+) -> Result<()> {
+    let normed = norm_of(b, pass, x, norm)?;
+    let input = normed.as_ref().unwrap_or(x);
+    let Some(d_stream) = d_stream else { return linear_backward(b, pass, input, s, dy, group, Dx::Nowhere) };
+    let Some(weight) = norm else { return linear_backward(b, pass, input, s, dy, group, Dx::Onto(d_stream)) };
+    let mut d_normed = b.alloc("gradients", pass.hidden)?;
+    linear_backward(b, pass, input, s, dy, group, Dx::Over(&mut d_normed))?;
+    let eps = pass.eps;
+    b.run(pass.all(), Op::RmsNormBackward { dy: &d_normed, x, weight, eps, accumulate: true, dx: d_stream })
 }
 
 /// Turns the gradient of the block's output into that of its input, in place. Below the first block nothing is
@@ -334,28 +424,27 @@ fn block_backward<B: Backend>(
     d_stream: &mut B::Buffer,
     first: bool,
 ) -> Result<()> {
-    let Block { qkv, s_qkv, attention, lse, s_o, middle, mut gate_up, s_gate_up, s_down } = kept;
-    let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
+    let Block { qkv, s_qkv, attention, lse, s_o, projected, middle, mut gate_up, s_gate_up, s_down, mlp } = kept;
+    let (all, shape, activation) = (|| pass.all(), pass.shape, pass.activation);
 
     let mut activated = b.alloc("activated", pass.intermediate)?;
-    b.run(all(), Op::Swiglu { gate_up: &gate_up, out: &mut activated })?;
+    b.run(all(), Op::Swiglu { gate_up: &gate_up, activation, out: &mut activated })?;
     let mut d_activated = b.alloc("activated", pass.intermediate)?;
-    linear_backward(b, pass, &activated, s_down, d_stream, &mut layer.down, Some(&mut d_activated))?;
-    drop(activated);
-    b.run(all(), Op::SwigluBackward { dout: &d_activated, gate_up: &mut gate_up })?;
+    let d_mlp = before_norm(b, pass, d_stream, mlp, layer.mlp_norms.output.as_ref())?;
+    let dy = d_mlp.as_ref().unwrap_or(d_stream);
+    linear_backward(b, pass, &activated, s_down, dy, &mut layer.down, Dx::Over(&mut d_activated))?;
+    drop((d_mlp, activated));
+    b.run(all(), Op::SwigluBackward { dout: &d_activated, activation, gate_up: &mut gate_up })?;
     drop(d_activated);
-    let mut normed = b.alloc("normed", pass.hidden)?;
-    let weight = &layer.post_attention_norm;
-    b.run(all(), Op::RmsNorm { x: &middle, weight, eps, out: &mut normed })?;
-    let mut d_normed = b.alloc("gradients", pass.hidden)?;
-    linear_backward(b, pass, &normed, s_gate_up, &gate_up, &mut layer.gate_up, Some(&mut d_normed))?;
-    drop(gate_up);
-    let weight = &layer.post_attention_norm;
-    b.run(all(), Op::RmsNormBackward { dy: &d_normed, x: &middle, weight, eps, accumulate: true, dx: d_stream })?;
-    drop((d_normed, normed, middle));
+    let norm = layer.mlp_norms.input.as_ref();
+    stream_backward(b, pass, &middle, norm, s_gate_up, &gate_up, &mut layer.gate_up, Some(d_stream))?;
+    drop((gate_up, middle));
 
     let mut d_attention = b.alloc("attention output", shape.out())?;
-    linear_backward(b, pass, &attention, s_o, d_stream, &mut layer.o, Some(&mut d_attention))?;
+    let d_projected = before_norm(b, pass, d_stream, projected, layer.attention_norms.output.as_ref())?;
+    let dy = d_projected.as_ref().unwrap_or(d_stream);
+    linear_backward(b, pass, &attention, s_o, dy, &mut layer.o, Dx::Over(&mut d_attention))?;
+    drop(d_projected);
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     if let (Some(qkv), Some(table)) = (&mut normed_qkv, layer.rope) {
         b.run(all(), Op::Rope { qkv, shape, table, inverse: false })?;
@@ -379,16 +468,12 @@ fn block_backward<B: Backend>(
         b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, table, inverse: true })?;
     }
     if let Some([q, k]) = &layer.qk_norm {
-        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps: pass.head_eps, shape, dqkv: &mut d_qkv })?;
+        b.run(
+            all(),
+            Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps: pass.branch_eps, shape, dqkv: &mut d_qkv },
+        )?;
     }
     drop(qkv);
-    let mut normed = b.alloc("normed", pass.hidden)?;
-    b.run(all(), Op::RmsNorm { x: input, weight: &layer.input_norm, eps, out: &mut normed })?;
-    if first {
-        return linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, None);
-    }
-    let mut d_normed = b.alloc("gradients", pass.hidden)?;
-    linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, Some(&mut d_normed))?;
-    let weight = &layer.input_norm;
-    b.run(all(), Op::RmsNormBackward { dy: &d_normed, x: input, weight, eps, accumulate: true, dx: d_stream })
+    let norm = layer.attention_norms.input.as_ref();
+    stream_backward(b, pass, input, norm, s_qkv, &d_qkv, &mut layer.qkv, (!first).then_some(d_stream))
 }
