@@ -138,8 +138,8 @@ impl AdapterConfig {
         self.layers_to_transform.as_ref().is_none_or(listed) && !self.excludes(module)
     }
 
-    /// Whether `exclude_modules` leaves a module out: by its name or the end of its path, or by a regular expression for
-    /// the whole path, as PEFT reads it.
+    /// Whether `exclude_modules` leaves a module out: by its name or the end of its path, or by a regular expression
+    /// for the whole path, as PEFT reads it.
     fn excludes(&self, module: &str) -> bool {
         match &self.exclude_modules {
             None => false,

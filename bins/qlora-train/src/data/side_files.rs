@@ -2,8 +2,8 @@
 //! (`special_tokens_map.json`) and the tokens that were added to the vocabulary (`added_tokens.json`).
 //!
 //! They count as in transformers: where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
-//! Special tokens by name (`additional_special_tokens`, `extra_special_tokens`, `…_token`) become added tokens too, with
-//! the id that the vocabulary has for them, else the next free one.
+//! Special tokens by name (`additional_special_tokens`, `extra_special_tokens`, `…_token`) become added tokens too,
+//! with the id that the vocabulary has for them, else the next free one.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -78,8 +78,9 @@ impl ChatTokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of a Hugging Face directory.
     ///
     /// `chat_template` is the setting of that name: `chatml`, `alpaca` or a file, or one of these after
-    /// `tokenizer_default_fallback_` for a model without a template. It wins over the model's own template; which one is used is told by [`template_origin`](Self::template_origin), to be printed. Of the
-    /// model's own, `chat_template.jinja` wins over the one in the config, as in transformers.
+    /// `tokenizer_default_fallback_` for a model without a template. It wins over the model's own template; which
+    /// one is used is told by [`template_origin`](Self::template_origin), to be printed. Of the model's own,
+    /// `chat_template.jinja` wins over the one in the config, as in transformers.
     pub fn open(dir: &Path, chat_template: Option<&str>) -> Result<Self> {
         match chat_template {
             None => Self::open_with(dir, None),

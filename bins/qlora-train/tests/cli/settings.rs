@@ -224,7 +224,7 @@ fn the_home_of_the_user_is_known_in_settings_files() {
     run("quantize --model ~/model --output-dir nf4");
 }
 
-/// Of ten steps, a share of 0.3 is every third; the last is logged always.
+/// A share of 0.3 is every third of ten steps; the last is logged always.
 #[test]
 fn a_share_of_the_steps_is_logged() {
     let sandbox = Sandbox::new();

@@ -16,8 +16,8 @@ pub enum Builtin {
     DeepseekR1Training,
 }
 
-/// The names in use, the first of each being our own: those of Axolotl, LLaMA-Factory and Unsloth too, where the text is
-/// the same. Hyphens and dots are underscores.
+/// The names in use, the first of each being our own: those of Axolotl, LLaMA-Factory and Unsloth too, where the text
+/// is the same. Hyphens and dots are underscores.
 const NAMES: [(Builtin, &[&str]); 11] = [
     (Builtin::Chatml, &["chatml", "chat_ml", "qwen3_nothink", "yi", "smollm"]),
     (Builtin::Alpaca, &["alpaca"]),
