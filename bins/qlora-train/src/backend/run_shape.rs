@@ -5,6 +5,8 @@
 pub struct RunShape {
     /// Tokens of the longest batch.
     pub tokens: usize,
+    /// Tokens that every operation works on at most, but for those that need the whole batch.
+    pub tile: usize,
     pub hidden: usize,
     pub vocab: usize,
     pub heads: usize,

@@ -10,6 +10,7 @@ use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, status, warning};
 use crate::session::model_spec::{check_quantization, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob};
+use crate::session::planner;
 use crate::session::{Budget, CheckpointSource, Device};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,7 @@ impl<B: Backend> InferenceModel<B> {
                 states: StateFormat::F32,
                 activations: Vec::new(),
                 residency: Vec::new(),
+                token_tile: None,
                 tokens,
                 positions,
                 seed: settings.seed,
@@ -96,9 +98,9 @@ impl<B: Backend> InferenceModel<B> {
             specs.pop();
         }
         let stored = plan::stored_in(checkpoint);
-        let residencies = plan::residencies(device, &specs[0], settings.weights, &stored)?;
+        let residencies = planner::residencies(device, &specs[0], settings.weights, &stored)?;
         let mut first = specs[0].clone();
-        let plan = plan::first_that_fits(&mut first, residencies, |first| {
+        let plan = planner::first_that_fits(&mut first, &residencies, |first| {
             specs.iter_mut().for_each(|spec| spec.residency.clone_from(&first.residency));
             plan(device, &specs, &job, checkpoint, budget)
         })?;
@@ -108,8 +110,8 @@ impl<B: Backend> InferenceModel<B> {
         };
         plan::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
-        if spec.is_streamed() {
-            status!("the base weights stay on disk, two layers in memory");
+        if let Some(note) = spec.weights_note() {
+            status!("{note}");
         }
 
         let mut backend = build(&spec, plan.run_bytes)?;

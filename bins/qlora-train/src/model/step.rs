@@ -1,26 +1,39 @@
 //! Forward and backward of one micro-batch.
 
 use super::cached::{Past, View};
+use super::tiles::{tiles, tiles_of_dry_run};
 use super::{Activations, Layer, Llama};
-use crate::backend::{Backend, Batch, LinearGroup, Op, Scope};
+use crate::backend::{Backend, Batch, BufferShape, LinearGroup, Op, Scope};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
-/// What the backward pass of one layer reads, beside the layer's input. S is the low-rank projection of an input.
-struct Block<B: Backend> {
+/// What the backward pass of one layer reads of its attention, beside the layer's input. S is the low-rank projection
+/// of an input.
+struct Attention<B: Backend> {
     /// q‖k‖v that attention sees; where queries and keys are normalized, those that their projections left.
     qkv: B::Buffer,
     s_qkv: Option<B::Buffer>,
-    attention: B::Buffer,
+    out: B::Buffer,
     lse: B::Buffer,
+    /// Computed with the output projection, a tile at a time
     s_o: Option<B::Buffer>,
+}
+
+/// What the backward pass of one layer reads of its MLP: of all tokens, or of those of a tile.
+struct Mlp<B: Backend> {
     /// The residual stream between attention and MLP.
     middle: B::Buffer,
     gate_up: B::Buffer,
     s_gate_up: Option<B::Buffer>,
     s_down: Option<B::Buffer>,
+}
+
+/// Activations of one layer that are kept for its backward pass.
+struct Block<B: Backend> {
+    attention: Attention<B>,
+    mlp: Mlp<B>,
 }
 
 /// What waits for the backward pass of one layer.
@@ -34,6 +47,11 @@ struct Waiting<B: Backend> {
 #[derive(Clone, Copy)]
 struct Pass {
     tokens: usize,
+    /// Tokens that a tile has room for
+    tile: usize,
+    /// Whether the longest batch has more tokens than a tile
+    tiled: bool,
+    dry_run: bool,
     shape: AttentionShape,
     hidden: usize,
     intermediate: usize,
@@ -51,16 +69,40 @@ impl Pass {
         0..self.tokens
     }
 
+    /// The tokens of each tile, in order.
+    fn tiles(&self) -> Vec<Range<usize>> {
+        match self.dry_run {
+            true => tiles_of_dry_run(self.tokens, self.tile),
+            false => tiles(self.tokens, self.tile).collect(),
+        }
+    }
+
     fn mask<B: Backend>(&self, group: &LinearGroup<B>) -> Option<Dropout> {
         self.dropout.map(|(seed, draw, p)| Dropout::new(seed, group.dropout_id, draw, p))
+    }
+
+    /// A buffer for the tokens of a tile.
+    fn alloc<B: Backend>(
+        &self,
+        b: &mut B,
+        name: &'static str,
+        tokens: &Range<usize>,
+        width: usize,
+    ) -> Result<B::Buffer> {
+        let mut buffer = b.alloc_tile(name, self.tile, width)?;
+        buffer.move_to(tokens.start);
+        Ok(buffer)
     }
 }
 
 impl<B: Backend> Llama<B> {
-    fn pass(&self, batch: &Batch, draw: Option<u32>) -> Pass {
+    fn pass(&self, b: &B, batch: &Batch, draw: Option<u32>) -> Pass {
         let dropout = Some(self.spec.lora.dropout as f32).filter(|&p| p > 0.0);
         Pass {
             tokens: batch.tokens(),
+            tile: self.spec.tile(),
+            tiled: self.spec.tile() < self.spec.tokens,
+            dry_run: b.is_dry_run(),
             shape: self.attention,
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
@@ -78,37 +120,31 @@ impl<B: Backend> Llama<B> {
     /// the unweighted sum of the supervised tokens' losses. `draw` = step · accumulation + micro names the dropout
     /// masks.
     pub fn forward_backward(&mut self, b: &mut B, batch: &Batch, draw: u32, weight: f32) -> Result<f64> {
-        let pass = self.pass(batch, Some(draw));
+        let pass = self.pass(b, batch, Some(draw));
         b.begin(batch)?;
         let layers = self.layers.len();
         let mut waiting: Vec<Waiting<B>> = Vec::with_capacity(layers);
-        let (stream, normed) = self.forward(b, &pass, None, |b, input, block| {
+        let keeps = |layer| self.spec.activations_of(layer) == Activations::Keep;
+        let (stream, normed) = self.forward(b, &pass, None, &keeps, |b, input, block| {
             let layer = waiting.len();
-            let activations = self.spec.activations_of(layer);
-            let block = Some(block).filter(|_| activations == Activations::Keep);
             // The last layer's input is needed at once.
-            let away = activations == Activations::Offload && layer + 1 < layers;
+            let away = self.spec.activations_of(layer) == Activations::Offload && layer + 1 < layers;
             let input = if away { b.offload(input)? } else { b.keep(input) };
             waiting.push(Waiting { input, block });
             Ok(())
         })?;
-        let mut d_normed = b.alloc("gradients", pass.hidden)?;
-        b.run(pass.all(), Op::CrossEntropy { x: &normed, head: self.head(), weight, dx: Some(&mut d_normed) })?;
-        drop(normed);
-        let mut d_stream = b.alloc("gradients", pass.hidden)?;
-        b.run(
-            pass.all(),
-            Op::RmsNormBackward {
-                dy: &d_normed,
-                x: &stream,
-                weight: &self.final_norm,
-                eps: pass.eps,
-                accumulate: false,
-                dx: &mut d_stream,
-            },
-        )?;
-        drop((d_normed, stream));
-        while let Some(Waiting { input, block: kept }) = waiting.pop() {
+        let mut d_stream = None;
+        self.each_normed(b, &pass, &stream, normed, |b, tokens, normed| {
+            let mut d_normed = pass.alloc(b, "gradients", &tokens, pass.hidden)?;
+            let dx = Some(&mut d_normed);
+            b.run(tokens.clone(), Op::CrossEntropy { x: &normed, head: self.head(), weight, dx })?;
+            drop(normed);
+            let (weight, eps, dx) = (&self.final_norm, pass.eps, whole(b, &mut d_stream, "gradients", pass.hidden)?);
+            b.run(tokens, Op::RmsNormBackward { dy: &d_normed, x: &stream, weight, eps, accumulate: false, dx })
+        })?;
+        let mut d_stream = d_stream.expect("a batch has tokens");
+        drop(stream);
+        while let Some(Waiting { input, block }) = waiting.pop() {
             let input = b.wait(input)?;
             // The next one comes while this layer computes.
             if let Some(Waiting { input, block }) = waiting.pop() {
@@ -118,16 +154,11 @@ impl<B: Backend> Llama<B> {
             self.use_weights(b, waiting.len(), next)?;
             b.enter(Scope::Layer(waiting.len()));
             let layer = &mut self.layers[waiting.len()];
-            let kept = match kept {
-                Some(kept) => kept,
-                None => {
-                    let mut normed = b.alloc("normed", pass.hidden)?;
-                    let (weight, eps) = (&layer.input_norm, pass.eps);
-                    b.run(pass.all(), Op::RmsNorm { x: &input, weight, eps, out: &mut normed })?;
-                    block(b, layer, &pass, &input, normed, false, None)?.0
-                }
+            let (attention, mlp) = match block {
+                Some(Block { attention, mlp }) => (attention, Some(mlp)),
+                None => (attend(b, layer, &pass, &input, None, None)?, None),
             };
-            block_backward(b, layer, &pass, &input, kept, &mut d_stream, waiting.is_empty())?;
+            block_backward(b, layer, &pass, &input, attention, mlp, &mut d_stream, waiting.is_empty())?;
         }
         drop(d_stream);
         b.loss_sum()
@@ -135,9 +166,12 @@ impl<B: Backend> Llama<B> {
 
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
-        let normed = self.evaluate(b, batch, None)?;
-        b.run(0..batch.tokens(), Op::CrossEntropy { x: &normed, head: self.head(), weight: 1.0, dx: None })?;
-        drop(normed);
+        let pass = self.pass(b, batch, None);
+        let (stream, normed) = self.evaluate(b, batch, &pass, None)?;
+        self.each_normed(b, &pass, &stream, normed, |b, tokens, normed| {
+            b.run(tokens, Op::CrossEntropy { x: &normed, head: self.head(), weight: 1.0, dx: None })
+        })?;
+        drop(stream);
         b.loss_sum()
     }
 
@@ -154,15 +188,21 @@ impl<B: Backend> Llama<B> {
         past: Option<Past<B>>,
         tokens: &[usize],
     ) -> Result<Vec<Vec<f32>>> {
-        let normed = self.evaluate(b, batch, past)?;
-        b.logits(&normed, self.head(), tokens)
+        let pass = Pass { tile: self.spec.tokens, tiled: false, ..self.pass(b, batch, None) };
+        let (_, normed) = self.evaluate(b, batch, &pass, past)?;
+        b.logits(&normed.expect("the pass is not cut into tiles"), self.head(), tokens)
     }
 
-    /// The final norm's output, with nothing kept for a backward pass.
-    fn evaluate(&self, b: &mut B, batch: &Batch, past: Option<Past<B>>) -> Result<B::Buffer> {
+    /// The residual stream and the final norm's output, with nothing kept for a backward pass.
+    fn evaluate(
+        &self,
+        b: &mut B,
+        batch: &Batch,
+        pass: &Pass,
+        past: Option<Past<B>>,
+    ) -> Result<(B::Buffer, Option<B::Buffer>)> {
         b.begin(batch)?;
-        let (_, normed) = self.forward(b, &self.pass(batch, None), past, |_, _, _| Ok(()))?;
-        Ok(normed)
+        self.forward(b, pass, past, &|_| false, |_, _, _| Ok(()))
     }
 
     /// Operations that are run next are those of this layer. The weights of `next` come while it computes.
@@ -171,63 +211,136 @@ impl<B: Backend> Llama<B> {
         next.map_or(Ok(()), |next| b.prefetch_weights(next.groups()))
     }
 
-    /// Runs all layers, handing each one's input and activations to `keep`. Returns the residual stream and its norm.
+    /// Does `work` with the final norm of each tile: that of all tokens, where there is one.
+    fn each_normed(
+        &self,
+        b: &mut B,
+        pass: &Pass,
+        stream: &B::Buffer,
+        normed: Option<B::Buffer>,
+        mut work: impl FnMut(&mut B, Range<usize>, B::Buffer) -> Result<()>,
+    ) -> Result<()> {
+        let mut ready = normed;
+        for tokens in pass.tiles() {
+            let normed = norm(b, pass, &tokens, stream, &self.final_norm, ready.take())?;
+            work(b, tokens, normed)?;
+        }
+        Ok(())
+    }
+
+    /// Runs all layers, handing each one's input, and its activations if it `keeps` them, to `keep`. Returns the
+    /// residual stream and its norm, where a batch is one tile.
     fn forward(
         &self,
         b: &mut B,
         pass: &Pass,
         mut past: Option<Past<B>>,
-        mut keep: impl FnMut(&mut B, B::Buffer, Block<B>) -> Result<()>,
-    ) -> Result<(B::Buffer, B::Buffer)> {
+        keeps: &dyn Fn(usize) -> bool,
+        mut keep: impl FnMut(&mut B, B::Buffer, Option<Block<B>>) -> Result<()>,
+    ) -> Result<(B::Buffer, Option<B::Buffer>)> {
         b.prefetch_weights(self.layers[0].groups())?;
         b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
         let scale = self.spec.arch.multipliers.stream_scale();
         b.run(pass.all(), Op::Embed { table: &self.embedding, scale, out: &mut stream })?;
-        let mut normed = b.alloc("normed", pass.hidden)?;
-        let (weight, eps) = (&self.layers[0].input_norm, pass.eps);
-        b.run(pass.all(), Op::RmsNorm { x: &stream, weight, eps, out: &mut normed })?;
+        let mut normed = None;
         for (index, layer) in self.layers.iter().enumerate() {
             self.use_weights(b, index, self.layers.get(index + 1))?;
             b.enter(Scope::Layer(index));
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
-            let (kept, mlp) = block(b, layer, pass, &stream, normed, true, cache)?;
-            let mlp = mlp.expect("asked for");
+            let mut attention = attend(b, layer, pass, &stream, normed.take(), cache)?;
             let weight = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
-            b.enter(if index + 1 < self.layers.len() { Scope::Layer(index + 1) } else { Scope::Output });
-            let mut next = b.alloc("residual stream", pass.hidden)?;
-            normed = b.alloc("normed", pass.hidden)?;
-            let (x, delta, sum) = (&kept.middle, &mlp, &mut next);
-            b.run(pass.all(), Op::AddRmsNorm { x, delta, sum, weight, eps, out: &mut normed })?;
-            drop(mlp);
-            keep(b, std::mem::replace(&mut stream, next), kept)?;
+            let after = if index + 1 < self.layers.len() { Scope::Layer(index + 1) } else { Scope::Output };
+            let mut kept = match keeps(index) && pass.tiled {
+                true => Some(Mlp::alloc(b, layer, pass, self.spec.tokens)?),
+                false => None,
+            };
+            let mut next = None;
+            for tokens in pass.tiles() {
+                b.enter(Scope::Layer(index));
+                let mut mlp = match kept.take() {
+                    Some(mlp) => mlp,
+                    None => Mlp::of_tile(b, layer, pass, &tokens)?,
+                };
+                let activated = mlp_forward(b, layer, pass, &tokens, &stream, &mut attention, &mut mlp)?;
+                let mut out = pass.alloc(b, "MLP output", &tokens, pass.hidden)?;
+                linear(b, &tokens, &activated, mlp.s_down.as_ref(), &layer.down, &mut out)?;
+                drop(activated);
+                b.enter(after);
+                let next = whole(b, &mut next, "residual stream", pass.hidden)?;
+                let mut next_normed = pass.alloc(b, "normed", &tokens, pass.hidden)?;
+                let (x, delta, sum, eps) = (&mlp.middle, &out, next, pass.eps);
+                b.run(tokens, Op::AddRmsNorm { x, delta, sum, weight, eps, out: &mut next_normed })?;
+                normed = Some(next_normed).filter(|_| !pass.tiled);
+                kept = Some(mlp).filter(|_| keeps(index));
+            }
+            let block = kept.map(|mlp| Block { attention, mlp });
+            keep(b, std::mem::replace(&mut stream, next.expect("a batch has tokens")), block)?;
         }
         Ok((stream, normed))
     }
 }
 
-/// S of one group's input; none without a low-rank term.
-fn project<B: Backend>(b: &mut B, pass: &Pass, x: &B::Buffer, group: &LinearGroup<B>) -> Result<Option<B::Buffer>> {
+/// The buffer for all tokens in `buffer`, made when it is first needed.
+fn whole<'a, B: Backend>(
+    b: &mut B,
+    buffer: &'a mut Option<B::Buffer>,
+    name: &'static str,
+    width: usize,
+) -> Result<&'a mut B::Buffer> {
+    if buffer.is_none() {
+        *buffer = Some(b.alloc(name, width)?);
+    }
+    Ok(buffer.as_mut().expect("it was made"))
+}
+
+/// RMSNorm of the tokens of a tile; `ready` where it was computed before.
+fn norm<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    x: &B::Buffer,
+    weight: &B::Vector,
+    ready: Option<B::Buffer>,
+) -> Result<B::Buffer> {
+    if let Some(ready) = ready {
+        return Ok(ready);
+    }
+    let mut normed = pass.alloc(b, "normed", tokens, pass.hidden)?;
+    b.run(tokens.clone(), Op::RmsNorm { x, weight, eps: pass.eps, out: &mut normed })?;
+    Ok(normed)
+}
+
+/// A buffer for S or T of one group; none without a low-rank term.
+fn low_rank<B: Backend>(b: &mut B, group: &LinearGroup<B>, tokens: usize) -> Result<Option<B::Buffer>> {
     if group.r() == 0 {
         return Ok(None);
     }
-    let mut s = b.alloc("low-rank projections", b.low_rank_columns(group))?;
-    b.run(pass.all(), Op::LoraDown { x, group, dropout: pass.mask(group), s: &mut s })?;
-    Ok(Some(s))
+    b.alloc_tile("low-rank projections", tokens, b.low_rank_columns(group)).map(Some)
 }
 
-/// The output of one group, with its S.
-fn linear<B: Backend>(
+/// S of one group's input.
+fn project<B: Backend>(
     b: &mut B,
     pass: &Pass,
-    name: &'static str,
+    tokens: &Range<usize>,
     x: &B::Buffer,
     group: &LinearGroup<B>,
-) -> Result<(B::Buffer, Option<B::Buffer>)> {
-    let s = project(b, pass, x, group)?;
-    let mut y = b.alloc(name, group.n())?;
-    b.run(pass.all(), Op::Linear { x, s: s.as_ref(), group, y: &mut y })?;
-    Ok((y, s))
+    s: Option<&mut B::Buffer>,
+) -> Result<()> {
+    s.map_or(Ok(()), |s| b.run(tokens.clone(), Op::LoraDown { x, group, dropout: pass.mask(group), s }))
+}
+
+/// The output of one group, with the S of its input.
+fn linear<B: Backend>(
+    b: &mut B,
+    tokens: &Range<usize>,
+    x: &B::Buffer,
+    s: Option<&B::Buffer>,
+    group: &LinearGroup<B>,
+    y: &mut B::Buffer,
+) -> Result<()> {
+    b.run(tokens.clone(), Op::Linear { x, s, group, y })
 }
 
 /// q‖k‖v with the heads of q and k normalized; `None` where the family does not normalize them. The backward pass
@@ -240,141 +353,177 @@ fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buf
     Ok(Some(out))
 }
 
-/// One transformer block. `normed` is RMSNorm of `input` and is given up. The MLP's output is computed if `output`.
-/// With a cache the batch's keys and values are appended to it and attention sees what it holds.
-fn block<B: Backend>(
+/// Attention of one layer. `normed` is RMSNorm of `input`, if it is there already. With a cache the batch's keys and
+/// values are appended to it and attention sees what it holds.
+fn attend<B: Backend>(
     b: &mut B,
     layer: &Layer<B>,
     pass: &Pass,
     input: &B::Buffer,
-    normed: B::Buffer,
-    output: bool,
+    normed: Option<B::Buffer>,
     cache: Option<(&mut B::Buffer, View)>,
-) -> Result<(Block<B>, Option<B::Buffer>)> {
-    let (all, shape, window, eps) = (|| pass.all(), pass.shape, layer.window, pass.eps);
-    let (mut qkv, s_qkv) = linear(b, pass, "qkv", &normed, &layer.qkv)?;
-    drop(normed);
+) -> Result<Attention<B>> {
+    let (all, shape, window) = (|| pass.all(), pass.shape, layer.window);
+    let capacity = b.capacity();
+    let mut s_qkv = low_rank(b, &layer.qkv, capacity)?;
+    let mut qkv = None;
+    let mut ready = normed;
+    for tokens in pass.tiles() {
+        let normed = norm(b, pass, &tokens, input, &layer.input_norm, ready.take())?;
+        project(b, pass, &tokens, &normed, &layer.qkv, s_qkv.as_mut())?;
+        let qkv = whole(b, &mut qkv, "qkv", layer.qkv.n())?;
+        linear(b, &tokens, &normed, s_qkv.as_ref(), &layer.qkv, qkv)?;
+    }
+    let mut qkv = qkv.expect("a batch has tokens");
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     let attended = normed_qkv.as_mut().unwrap_or(&mut qkv);
     if let Some(table) = layer.rope {
         b.run(all(), Op::Rope { qkv: attended, shape, table, inverse: false })?;
     }
-    let mut attention = b.alloc("attention output", shape.out())?;
+    let mut out = b.alloc("attention output", shape.out())?;
     let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
     let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);
     if let Some((cache, view)) = cache {
         let starts = view.starts;
         b.run(all(), Op::AppendToCache { qkv: attended, shape, starts, cache })?;
         if !view.fresh {
-            let out = &mut attention;
+            let out = &mut out;
             b.run(all(), Op::AttentionOverCache { qkv: attended, cache, shape, window, starts, out })?;
         }
     }
     if within_batch {
-        b.run(all(), Op::Attention { qkv: attended, shape, window, out: &mut attention, lse: &mut lse })?;
+        b.run(all(), Op::Attention { qkv: attended, shape, window, out: &mut out, lse: &mut lse })?;
     }
     drop(normed_qkv);
-
-    let (projected, s_o) = linear(b, pass, "projected attention", &attention, &layer.o)?;
-    let mut middle = b.alloc("residual stream", pass.hidden)?;
-    let mut normed = b.alloc("normed", pass.hidden)?;
-    let weight = &layer.post_attention_norm;
-    b.run(all(), Op::AddRmsNorm { x: input, delta: &projected, sum: &mut middle, weight, eps, out: &mut normed })?;
-    drop(projected);
-
-    let (gate_up, s_gate_up) = linear(b, pass, "gate and up", &normed, &layer.gate_up)?;
-    drop(normed);
-    let mut activated = b.alloc("activated", pass.intermediate)?;
-    b.run(all(), Op::Swiglu { gate_up: &gate_up, out: &mut activated })?;
-    let (mlp, s_down) = if output {
-        let (mlp, s) = linear(b, pass, "MLP output", &activated, &layer.down)?;
-        (Some(mlp), s)
-    } else {
-        (None, project(b, pass, &activated, &layer.down)?)
-    };
-    Ok((Block { qkv, s_qkv, attention, lse, s_o, middle, gate_up, s_gate_up, s_down }, mlp))
+    let s_o = low_rank(b, &layer.o, capacity)?;
+    Ok(Attention { qkv, s_qkv, out, lse, s_o })
 }
 
-/// dX (if asked for) and the low-rank gradients of one group. `s` is given up.
+impl<B: Backend> Mlp<B> {
+    fn alloc(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: usize) -> Result<Self> {
+        Ok(Self {
+            middle: b.alloc_tile("residual stream", tokens, pass.hidden)?,
+            gate_up: b.alloc_tile("gate and up", tokens, layer.gate_up.n())?,
+            s_gate_up: low_rank(b, &layer.gate_up, tokens)?,
+            s_down: low_rank(b, &layer.down, tokens)?,
+        })
+    }
+
+    /// Of the tokens of a tile.
+    fn of_tile(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: &Range<usize>) -> Result<Self> {
+        let mut mlp = Self::alloc(b, layer, pass, pass.tile)?;
+        let low_rank = [&mut mlp.s_gate_up, &mut mlp.s_down].into_iter().flatten();
+        low_rank.chain([&mut mlp.middle, &mut mlp.gate_up]).for_each(|buffer| buffer.move_to(tokens.start));
+        Ok(mlp)
+    }
+}
+
+/// The output projection of attention and the MLP, up to its last linear layer, whose input is returned.
+fn mlp_forward<B: Backend>(
+    b: &mut B,
+    layer: &Layer<B>,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    input: &B::Buffer,
+    attention: &mut Attention<B>,
+    mlp: &mut Mlp<B>,
+) -> Result<B::Buffer> {
+    let Attention { out: attended, s_o, .. } = attention;
+    project(b, pass, tokens, attended, &layer.o, s_o.as_mut())?;
+    let mut projected = pass.alloc(b, "projected attention", tokens, pass.hidden)?;
+    linear(b, tokens, attended, s_o.as_ref(), &layer.o, &mut projected)?;
+    let mut normed = pass.alloc(b, "normed", tokens, pass.hidden)?;
+    let (sum, weight, eps) = (&mut mlp.middle, &layer.post_attention_norm, pass.eps);
+    b.run(tokens.clone(), Op::AddRmsNorm { x: input, delta: &projected, sum, weight, eps, out: &mut normed })?;
+    drop(projected);
+    project(b, pass, tokens, &normed, &layer.gate_up, mlp.s_gate_up.as_mut())?;
+    linear(b, tokens, &normed, mlp.s_gate_up.as_ref(), &layer.gate_up, &mut mlp.gate_up)?;
+    drop(normed);
+    let activated = activate(b, pass, tokens, mlp)?;
+    project(b, pass, tokens, &activated, &layer.down, mlp.s_down.as_mut())?;
+    Ok(activated)
+}
+
+/// The input of the MLP's last linear layer.
+fn activate<B: Backend>(b: &mut B, pass: &Pass, tokens: &Range<usize>, mlp: &Mlp<B>) -> Result<B::Buffer> {
+    let mut activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
+    b.run(tokens.clone(), Op::Swiglu { gate_up: &mlp.gate_up, out: &mut activated })?;
+    Ok(activated)
+}
+
+/// dX (if asked for) and the low-rank gradients of one group.
 fn linear_backward<B: Backend>(
     b: &mut B,
     pass: &Pass,
+    tokens: &Range<usize>,
     x: &B::Buffer,
-    s: Option<B::Buffer>,
+    s: Option<&B::Buffer>,
     dy: &B::Buffer,
     group: &mut LinearGroup<B>,
     dx: Option<&mut B::Buffer>,
 ) -> Result<()> {
     let dropout = pass.mask(group);
-    let t = match &s {
-        Some(_) => {
-            let mut t = b.alloc("low-rank projections", b.low_rank_columns(group))?;
-            b.run(pass.all(), Op::LoraDyB { dy, group, t: &mut t })?;
-            Some(t)
-        }
-        None => None,
-    };
-    if let Some(dx) = dx {
-        b.run(pass.all(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, dx })?;
+    let mut t = low_rank(b, group, pass.tile)?;
+    if let Some(t) = &mut t {
+        t.move_to(tokens.start);
+        b.run(tokens.clone(), Op::LoraDyB { dy, group, t })?;
     }
-    if let (Some(s), Some(t)) = (&s, &t) {
-        b.run(pass.all(), Op::LoraGradients { x, dy, s, t, group, dropout })?;
+    if let Some(dx) = dx {
+        b.run(tokens.clone(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, dx })?;
+    }
+    if let (Some(s), Some(t)) = (s, &t) {
+        b.run(tokens.clone(), Op::LoraGradients { x, dy, s, t, group, dropout })?;
     }
     Ok(())
 }
 
-/// Turns the gradient of the block's output into that of its input, in place. Below the first block nothing is
-/// trained, so there the gradient ends with the low-rank terms of q, k and v.
+/// Turns the gradient of the block's output into that of its input, in place. What of the MLP was not kept is computed
+/// again, a tile at a time. Below the first block nothing is trained, so there the gradient ends with the low-rank
+/// terms of q, k and v.
 fn block_backward<B: Backend>(
     b: &mut B,
     layer: &mut Layer<B>,
     pass: &Pass,
     input: &B::Buffer,
-    kept: Block<B>,
+    mut attention: Attention<B>,
+    mut kept: Option<Mlp<B>>,
     d_stream: &mut B::Buffer,
     first: bool,
 ) -> Result<()> {
-    let Block { qkv, s_qkv, attention, lse, s_o, middle, mut gate_up, s_gate_up, s_down } = kept;
     let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
-
-    let mut activated = b.alloc("activated", pass.intermediate)?;
-    b.run(all(), Op::Swiglu { gate_up: &gate_up, out: &mut activated })?;
-    let mut d_activated = b.alloc("activated", pass.intermediate)?;
-    linear_backward(b, pass, &activated, s_down, d_stream, &mut layer.down, Some(&mut d_activated))?;
-    drop(activated);
-    b.run(all(), Op::SwigluBackward { dout: &d_activated, gate_up: &mut gate_up })?;
-    drop(d_activated);
-    let mut normed = b.alloc("normed", pass.hidden)?;
-    let weight = &layer.post_attention_norm;
-    b.run(all(), Op::RmsNorm { x: &middle, weight, eps, out: &mut normed })?;
-    let mut d_normed = b.alloc("gradients", pass.hidden)?;
-    linear_backward(b, pass, &normed, s_gate_up, &gate_up, &mut layer.gate_up, Some(&mut d_normed))?;
-    drop(gate_up);
-    let weight = &layer.post_attention_norm;
-    b.run(all(), Op::RmsNormBackward { dy: &d_normed, x: &middle, weight, eps, accumulate: true, dx: d_stream })?;
-    drop((d_normed, normed, middle));
-
-    let mut d_attention = b.alloc("attention output", shape.out())?;
-    linear_backward(b, pass, &attention, s_o, d_stream, &mut layer.o, Some(&mut d_attention))?;
+    let keeps = kept.is_some();
+    let mut d_attention = None;
+    for tokens in pass.tiles() {
+        let (mut mlp, activated) = match kept.take() {
+            Some(mlp) => {
+                let activated = activate(b, pass, &tokens, &mlp)?;
+                (mlp, activated)
+            }
+            None => {
+                let mut mlp = Mlp::of_tile(b, layer, pass, &tokens)?;
+                let activated = mlp_forward(b, layer, pass, &tokens, input, &mut attention, &mut mlp)?;
+                (mlp, activated)
+            }
+        };
+        mlp_backward(b, layer, pass, &tokens, &mut mlp, activated, d_stream)?;
+        kept = Some(mlp).filter(|_| keeps && pass.tiled);
+        let d_attention = whole(b, &mut d_attention, "attention output", shape.out())?;
+        let (x, s) = (&attention.out, attention.s_o.as_ref());
+        linear_backward(b, pass, &tokens, x, s, d_stream, &mut layer.o, Some(d_attention))?;
+    }
+    drop(kept);
+    let d_attention = d_attention.expect("a batch has tokens");
+    let Attention { qkv, s_qkv, out, lse, s_o } = attention;
+    drop(s_o);
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     if let (Some(qkv), Some(table)) = (&mut normed_qkv, layer.rope) {
         b.run(all(), Op::Rope { qkv, shape, table, inverse: false })?;
     }
     let mut d_qkv = b.alloc("qkv", shape.qkv())?;
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
-    b.run(
-        all(),
-        Op::AttentionBackward {
-            dout: &d_attention,
-            qkv: attended,
-            out: &attention,
-            lse: &lse,
-            shape,
-            window: layer.window,
-            dqkv: &mut d_qkv,
-        },
-    )?;
-    drop((d_attention, normed_qkv, attention, lse));
+    let (dout, window, dqkv) = (&d_attention, layer.window, &mut d_qkv);
+    b.run(all(), Op::AttentionBackward { dout, qkv: attended, out: &out, lse: &lse, shape, window, dqkv })?;
+    drop((d_attention, normed_qkv, out, lse));
     if let Some(table) = layer.rope {
         b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, table, inverse: true })?;
     }
@@ -382,13 +531,41 @@ fn block_backward<B: Backend>(
         b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps: pass.head_eps, shape, dqkv: &mut d_qkv })?;
     }
     drop(qkv);
-    let mut normed = b.alloc("normed", pass.hidden)?;
-    b.run(all(), Op::RmsNorm { x: input, weight: &layer.input_norm, eps, out: &mut normed })?;
-    if first {
-        return linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, None);
+    for tokens in pass.tiles() {
+        let normed = norm(b, pass, &tokens, input, &layer.input_norm, None)?;
+        if first {
+            linear_backward(b, pass, &tokens, &normed, s_qkv.as_ref(), &d_qkv, &mut layer.qkv, None)?;
+            continue;
+        }
+        let mut d_normed = pass.alloc(b, "gradients", &tokens, pass.hidden)?;
+        let dx = Some(&mut d_normed);
+        linear_backward(b, pass, &tokens, &normed, s_qkv.as_ref(), &d_qkv, &mut layer.qkv, dx)?;
+        let (weight, dy) = (&layer.input_norm, &d_normed);
+        b.run(tokens, Op::RmsNormBackward { dy, x: input, weight, eps, accumulate: true, dx: d_stream })?;
     }
-    let mut d_normed = b.alloc("gradients", pass.hidden)?;
-    linear_backward(b, pass, &normed, s_qkv, &d_qkv, &mut layer.qkv, Some(&mut d_normed))?;
-    let weight = &layer.input_norm;
-    b.run(all(), Op::RmsNormBackward { dy: &d_normed, x: input, weight, eps, accumulate: true, dx: d_stream })
+    Ok(())
+}
+
+/// Adds the gradient of the MLP's input to `d_stream`, which is that of its output. `activated` is given up.
+fn mlp_backward<B: Backend>(
+    b: &mut B,
+    layer: &mut Layer<B>,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    mlp: &mut Mlp<B>,
+    activated: B::Buffer,
+    d_stream: &mut B::Buffer,
+) -> Result<()> {
+    let mut d_activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
+    let (s, dx) = (mlp.s_down.as_ref(), Some(&mut d_activated));
+    linear_backward(b, pass, tokens, &activated, s, d_stream, &mut layer.down, dx)?;
+    drop(activated);
+    b.run(tokens.clone(), Op::SwigluBackward { dout: &d_activated, gate_up: &mut mlp.gate_up })?;
+    drop(d_activated);
+    let normed = norm(b, pass, tokens, &mlp.middle, &layer.post_attention_norm, None)?;
+    let mut d_normed = pass.alloc(b, "gradients", tokens, pass.hidden)?;
+    let (s, dx) = (mlp.s_gate_up.as_ref(), Some(&mut d_normed));
+    linear_backward(b, pass, tokens, &normed, s, &mlp.gate_up, &mut layer.gate_up, dx)?;
+    let (dy, x, weight, eps) = (&d_normed, &mlp.middle, &layer.post_attention_norm, pass.eps);
+    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate: true, dx: d_stream })
 }
