@@ -40,8 +40,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     for (int i = 0; i < D / 64; ++i) {
         int64_t at = index * D + i * 64 + lane * 2;
         if (token >= view.m) continue;
-        uint32_t dout = *reinterpret_cast<const uint32_t *>(view.dout + at),
-                 out = *reinterpret_cast<const uint32_t *>(view.out + at);
+        uint32_t dout = load_as<uint32_t>(view.dout + at), out = load_as<uint32_t>(view.out + at);
         sum += low_float(dout) * low_float(out) + high_float(dout) * high_float(out);
     }
 #pragma unroll
@@ -87,8 +86,8 @@ __device__ __forceinline__ void write_keys(const AttentionView &view, int first,
     for (int i = 0; i < 2; ++i) {
         int row = first + int(threadIdx.x) / 32 * 16 + lane / 4 + 8 * i;
         if (row >= view.m) continue;
-        *reinterpret_cast<uint32_t *>(view.dqkv + int64_t(row) * view.ldqkv + column + lane % 4 * 2) =
-            pack_bf16x2(sums[2 * i] * scale, sums[2 * i + 1] * scale);
+        store_as<uint32_t>(view.dqkv + int64_t(row) * view.ldqkv + column + lane % 4 * 2,
+                           pack_bf16x2(sums[2 * i] * scale, sums[2 * i + 1] * scale));
     }
 }
 
@@ -163,7 +162,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
             const float4 *rows = reinterpret_cast<const float4 *>(shared.rows(stage)) + lane % 4;
 #pragma unroll
             for (int n = 0; n < kWalked / 8; ++n) {
-                float4 row = rows[4 * n];
+                float4 row = load_as<float4>(rows + 4 * n);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) s[n][i] = exp2_approx(fmaf(s[n][i], scale, i % 2 ? -row.z : -row.x));
             }
@@ -181,7 +180,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
             }
 #pragma unroll
             for (int n = 0; n < kWalked / 8; ++n) {
-                float4 row = rows[4 * n];
+                float4 row = load_as<float4>(rows + 4 * n);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) dp[n][i] = s[n][i] * (dp[n][i] - (i % 2 ? row.w : row.y));
             }
@@ -359,8 +358,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + query_column + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
-            *reinterpret_cast<uint32_t *>(out + 8 * n) =
-                pack_bf16x2(dq[n][2 * i] * view.scale, dq[n][2 * i + 1] * view.scale);
+            store_as<uint32_t>(out + 8 * n, pack_bf16x2(dq[n][2 * i] * view.scale, dq[n][2 * i + 1] * view.scale));
     }
 }
 

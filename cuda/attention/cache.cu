@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
         for (int n = 0; n < 2; ++n) {
             float low = exp2f(s[n][2 * i] - base), high = exp2f(s[n][2 * i + 1] - base);
             sum += low + high;
-            *reinterpret_cast<uint32_t *>(p.at(row[i], 2 * warp + n) + lane % 4 * 2) = pack_bf16x2(low, high);
+            store_as<uint32_t>(p.at(row[i], 2 * warp + n) + lane % 4 * 2, pack_bf16x2(low, high));
         }
         sum = row_sum(sum);
         if (lane % 4 == 0) shared.sums()[warp * kTileQueries + row[i]] = sum;
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
 #pragma unroll
             for (int n = 0; n < 2; ++n)
                 if (row[i] < queries.count)
-                    *reinterpret_cast<float2 *>(to + row[i] * D + 8 * n) = make_float2(o[n][2 * i], o[n][2 * i + 1]);
+                    store_as<float2>(to + row[i] * D + 8 * n, make_float2(o[n][2 * i], o[n][2 * i + 1]));
     }
     if (warp == 0 && lane % 4 == 0)
 #pragma unroll
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kAppendThreads) attention_cache_append(CacheVi
     int64_t row = int64_t(view.starts[low]) + view.positions[token];
     if (row >= view.rows) return;
     const bf16 *from = view.qkv + token * view.ldqkv + int64_t(view.heads) * (width / (2 * view.kv_heads)) + column;
-    *reinterpret_cast<uint4 *>(cache + row * width + column) = *reinterpret_cast<const uint4 *>(from);
+    store_as<uint4>(cache + row * width + column, load_as<uint4>(from));
 }
 
 // Shapes, which is all that the size of the workspace depends on.

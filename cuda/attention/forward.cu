@@ -130,7 +130,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
         bf16 *out = view.out + int64_t(row[i]) * view.heads * D + query_column + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
-            *reinterpret_cast<uint32_t *>(out + 8 * n) = pack_bf16x2(o[n][2 * i] * inverse, o[n][2 * i + 1] * inverse);
+            store_as<uint32_t>(out + 8 * n, pack_bf16x2(o[n][2 * i] * inverse, o[n][2 * i + 1] * inverse));
         if (lane % 4 == 0) view.lse[int64_t(row[i]) * view.heads + head] = (max[i] * scale + log2f(total)) * kLn2;
     }
 }

@@ -6,7 +6,7 @@
 // The lower index is in the lower half of a register.
 #pragma once
 
-#include "common/launch.cuh"
+#include "common/access.cuh"
 
 using bf16 = __nv_bfloat16;
 
@@ -55,15 +55,10 @@ __device__ __forceinline__ float exp2_approx(float x) {
 __device__ __forceinline__ float low_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 << 16); }
 __device__ __forceinline__ float high_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 & 0xffff0000u); }
 
-#ifdef QK_EMULATION
-#define PTX_SITE , emulation::Site site = emulation::Site::here()
-#else
-#define PTX_SITE
-#endif
-
 // c += a * b, f32 accumulators. The order in which hardware adds the 16 products is its own: results of the twin and of
 // a GPU agree to rounding, and exactly when no partial sum rounds.
-__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] PTX_SITE) {
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2] ACCESS_SITE) {
 #ifdef QK_EMULATION
     struct Slot { float *c; const uint32_t *a, *b; } slot = {c, a, b};
     emulation::warp_collective(~0u, slot, site, [](Slot *(&lanes)[32]) {
@@ -100,7 +95,12 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
 template <bool transposed> void emulated_ldmatrix(uint32_t (&d)[4], const void *row, emulation::Site site) {
     emulation::check_shared(row, 16, site);
     struct Slot { const void *row; uint32_t *d; } slot = {row, d};
-    emulation::warp_collective(~0u, slot, site, [](Slot *(&lanes)[32]) {
+    emulation::warp_collective(~0u, slot, site, [site](Slot *(&lanes)[32]) {
+        if (emulation::counting()) {
+            const void *rows[32];
+            for (int lane = 0; lane < 32; ++lane) rows[lane] = lanes[lane]->row;
+            emulation::count_matrix(rows, site);
+        }
         for (int lane = 0; lane < 32; ++lane)
             for (int matrix = 0; matrix < 4; ++matrix) {
                 uint16_t pair[2];
@@ -116,7 +116,7 @@ template <bool transposed> void emulated_ldmatrix(uint32_t (&d)[4], const void *
 #endif
 
 // ldmatrix.x4: `row` is in shared memory, 16 bytes, 16-byte aligned.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void *row PTX_SITE) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void *row ACCESS_SITE) {
 #ifdef QK_EMULATION
     emulated_ldmatrix<false>(d, row, site);
 #else
@@ -128,7 +128,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], const void *row PT
 }
 
 // ldmatrix.x4.trans: each matrix transposed.
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void *row PTX_SITE) {
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void *row ACCESS_SITE) {
 #ifdef QK_EMULATION
     emulated_ldmatrix<true>(d, row, site);
 #else
@@ -141,7 +141,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void *
 
 // cp.async.cg of the first `bytes` of 16 bytes from global to shared memory, and zeros after them; reads nothing if
 // `bytes` is 0.
-__device__ __forceinline__ void cp_async_partial(void *shared, const void *global, int bytes PTX_SITE) {
+__device__ __forceinline__ void cp_async_partial(void *shared, const void *global, int bytes ACCESS_SITE) {
 #ifdef QK_EMULATION
     emulation::async_copy(shared, global, bytes, site);
 #else
@@ -154,12 +154,8 @@ __device__ __forceinline__ void cp_async_partial(void *shared, const void *globa
 }
 
 // All 16 bytes; 16 zero bytes, and no read, if not `valid`.
-__device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid PTX_SITE) {
-#ifdef QK_EMULATION
-    cp_async_partial(shared, global, valid ? 16 : 0, site);
-#else
-    cp_async_partial(shared, global, valid ? 16 : 0);
-#endif
+__device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid ACCESS_SITE) {
+    cp_async_partial(shared, global, valid ? 16 : 0 PASS_SITE);
 }
 
 __device__ __forceinline__ void cp_async_commit() {

@@ -11,17 +11,17 @@ template <int V> struct Vector;
 template <> struct Vector<8> {
     float v[8];
     __device__ __forceinline__ static Vector load(const bf16 *from) {
-        uint4 bits = *reinterpret_cast<const uint4 *>(from);
+        uint4 bits = load_as<uint4>(from);
         return {{low_float(bits.x), high_float(bits.x), low_float(bits.y), high_float(bits.y), low_float(bits.z),
                  high_float(bits.z), low_float(bits.w), high_float(bits.w)}};
     }
     __device__ __forceinline__ static Vector load(const float *from) {
-        float4 low = reinterpret_cast<const float4 *>(from)[0], high = reinterpret_cast<const float4 *>(from)[1];
+        float4 low = load_as<float4>(from), high = load_as<float4>(from + 4);
         return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     }
     __device__ __forceinline__ void store(bf16 *to) const {
-        *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]),
-                                                    pack_bf16x2(v[4], v[5]), pack_bf16x2(v[6], v[7]));
+        store_as<uint4>(to, make_uint4(pack_bf16x2(v[0], v[1]), pack_bf16x2(v[2], v[3]), pack_bf16x2(v[4], v[5]),
+                                       pack_bf16x2(v[6], v[7])));
     }
 };
 

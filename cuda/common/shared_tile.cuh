@@ -20,10 +20,11 @@ template <int kRows, int kChunks, int kThreads, int kPeriod> struct TileLoader {
 
     // Starts copying the thread's chunks: from `from`, the first of them, in rows of `row_bytes`, to `to`, where the
     // first belongs. Rows from `rows` on, counted from the thread's first, become zero; nothing of them is read.
-    __device__ __forceinline__ static void load(unsigned char *to, const void *from, int64_t row_bytes, int rows) {
+    __device__ __forceinline__ static void load(unsigned char *to, const void *from, int64_t row_bytes,
+                                                int rows ACCESS_SITE) {
         const unsigned char *source = static_cast<const unsigned char *>(from);
 #pragma unroll
         for (int i = 0; i < kRows / kApart; ++i)
-            cp_async_16(to + i * kApart * kRowBytes, source + i * kApart * row_bytes, i * kApart < rows);
+            cp_async_16(to + i * kApart * kRowBytes, source + i * kApart * row_bytes, i * kApart < rows PASS_SITE);
     }
 };

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "counters.h"
 #include "runtime.h"
 
 #define __global__

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "../include/qlora_kernels.h"
+#include "counters.h"
 #include "fiber.h"
 
 namespace emulation {
@@ -210,7 +211,9 @@ void run_block(Index index) {
         make_ready(thread);
         fiber_create(m.fibers[t], m.stacks.get() + t * kStackBytes, kStackBytes, fiber_main);
     }
+    if (counting()) count_block_begins(m.count / 32);
     schedule();
+    if (counting()) count_block_ends();
     if (!m.failed) check_guards();
 }
 
@@ -275,6 +278,16 @@ void check_shared(const void *address, size_t bytes, Site site) {
     if (first < m.shared || first + bytes > m.shared + m.shared_bytes) fail(site, "out of bounds of shared memory");
 }
 
+void access(const void *address, unsigned bytes, bool store, Site site) {
+    Machine &m = machine();
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail(site, "misaligned address");
+    if (!counting()) return;
+    const unsigned char *first = static_cast<const unsigned char *>(address);
+    bool shared = first >= m.shared && first < m.shared + m.shared_bytes;
+    Kind kind = shared ? (store ? SharedStore : SharedLoad) : (store ? GlobalStore : GlobalLoad);
+    count_access(current_thread().warp, current_thread().lane, kind, address, bytes, site);
+}
+
 static void perform(const AsyncCopy &copy) {
     if (copy.bytes) std::memcpy(copy.destination, copy.source, copy.bytes);
     std::memset(static_cast<unsigned char *>(copy.destination) + copy.bytes, 0, 16 - copy.bytes);
@@ -285,6 +298,10 @@ void async_copy(void *destination, const void *source, int bytes, Site site) {
     if (bytes < 0 || bytes > 16) fail(site, "a cp.async of 16 bytes takes 0 to 16 of its source");
     if (reinterpret_cast<uintptr_t>(source) % 16 != 0) fail(site, "misaligned cp.async source");
     Thread &self = current_thread();
+    if (counting()) {
+        if (bytes) count_access(self.warp, self.lane, CopySource, source, unsigned(bytes), site);
+        count_access(self.warp, self.lane, CopyTarget, destination, 16, site);
+    }
     AsyncCopy copy = {destination, source, unsigned(bytes), self.committed};
     // Hardware may perform it at once, or as late as the wait: both happen here, so that a missing wait and a stage
     // that is refilled too early are seen.

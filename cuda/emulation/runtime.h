@@ -4,7 +4,8 @@
 // does; blocks
 //   come in a random order. Equal seeds give equal schedules;
 // - a cp.async copy happens at the wait that completes it, and not at all without one, or, one in four, at once;
-// - all threads of a block must meet at the same __syncthreads, all lanes of a warp at the same collective.
+// - all threads of a block must meet at the same __syncthreads, all lanes of a warp at the same collective;
+// - wide loads and stores are aligned.
 // A broken rule ends the launch with QK_ERROR_EMULATION, and message() says which thread, where.
 #pragma once
 
@@ -72,6 +73,9 @@ void warp_collective(unsigned mask, Slot &slot, Site site, const Operation &oper
 
 // `bytes` at `address` must lie in the block's shared memory and be aligned to `bytes`.
 void check_shared(const void *address, size_t bytes, Site site);
+
+// A load or store of one lane, with load_as() or store_as(): aligned to its size; counted where that is asked for.
+void access(const void *address, unsigned bytes, bool store, Site site);
 
 void async_copy(void *destination, const void *source, int bytes, Site site);
 void async_commit();

@@ -185,7 +185,7 @@ template <typename C> struct Tile {
             uint2 rows[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i)
-                rows[i] = *reinterpret_cast<const uint2 *>(
+                rows[i] = load_as<uint2>(
                     tile + bf16_offset(16 * step + 8 * half + 2 * t + i, warp * 4 + g / 2, C::kRowBytes) + g % 2 * 8);
             columns.pairs[0][half] = low_halves(rows[0].x, rows[1].x);
             columns.pairs[1][half] = high_halves(rows[0].x, rows[1].x);
@@ -203,16 +203,16 @@ template <typename C> struct Tile {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             int row = 16 * step + 8 * half + 2 * t;
-            float2 scale = *reinterpret_cast<const float2 *>(scales + warp / 2 * kTileN + row);
+            float2 scale = load_as<float2>(scales + warp / 2 * kTileN + row);
             float weights[2][4];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 uint32_t word =
-                    *reinterpret_cast<const uint16_t *>(codes + code_offset(row + i, warp, C::kCodeRowBytes) + g * 2);
+                    load_as<uint16_t>(codes + code_offset(row + i, warp, C::kCodeRowBytes) + g * 2);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     uint32_t code = word >> (j / 2 * 8 + (j % 2 ? 0 : 4)) & 15;
-                    weights[i][j] = __fmul_rn(codebook()[code], i == 0 ? scale.x : scale.y);
+                    weights[i][j] = __fmul_rn(load_as<float>(codebook() + code), i == 0 ? scale.x : scale.y);
                 }
             }
 #pragma unroll
@@ -403,7 +403,7 @@ template <typename C> struct Tile {
                 uint32_t packed[4];
                 if (view.accumulate) {
                     uint4 old = {};
-                    if (whole) old = *reinterpret_cast<const uint4 *>(dx);
+                    if (whole) old = load_as<uint4>(dx);
                     uint32_t pairs[4] = {old.x, old.y, old.z, old.w};
 #pragma unroll
                     for (int j = 0; j < 8; ++j)
@@ -415,7 +415,7 @@ template <typename C> struct Tile {
 #pragma unroll
                 for (int j = 0; j < 4; ++j) packed[j] = pack_bf16x2(row[2 * j], row[2 * j + 1]);
                 if (whole) {
-                    *reinterpret_cast<uint4 *>(dx) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+                    store_as<uint4>(dx, make_uint4(packed[0], packed[1], packed[2], packed[3]));
                 } else {
 #pragma unroll
                     for (int j = 0; j < 8; ++j)

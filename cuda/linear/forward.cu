@@ -13,9 +13,10 @@
 //
 // Shared memory: 16-byte chunks of X at chunk ^ (row & 1), code rows at row ^ (row / 4 & 3); beside bf16 weights, X at
 // chunk ^ row % 8 and W at chunk ^ row / 4 % 8: no load conflicts (in small tiles of bf16 weights W is at chunk ^ row /
-// 4 % 4, and its loads take twice as long). Largest: 76.9 KB (NF4), 97.1 KB (bf16). Preconditions: K % 64 == 0, ldx %
-// 8 == 0, block size 64; M, N, r any. Limit (large tiles, NF4): issue slots, 3.5 beside each matrix instruction, of
-// which dequantizing takes 2.3; with bf16 weights 1.1, and the matrix instructions are the limit.
+// 4 % 4, and its loads take twice as long). Copies of S and B conflict, 2 and 8 in a bank, once for 16 ranks. Largest:
+// 76.9 KB (NF4), 97.1 KB (bf16). Preconditions: K % 64 == 0, ldx % 8 == 0, block size 64; M, N, r any. Limit (large
+// tiles, NF4): issue slots, 3.5 beside each matrix instruction, of which dequantizing takes 2.3; with bf16 weights 1.1,
+// and the matrix instructions are the limit.
 #include "common/shared_tile.cuh"
 #include "linear/linear.cuh"
 
@@ -120,8 +121,9 @@ template <typename C> struct Tile {
     }
     __device__ __forceinline__ void store_scale(unsigned char *stage, Scale scale, float offset) const {
         bool plain = segment.nf4.absmax != nullptr;
-        reinterpret_cast<float *>(stage + C::kXBytes + C::kWBytes)[threadIdx.x] =
-            plain ? scale.factor : __fadd_rn(__fmul_rn(nested_map[scale.code], scale.factor), offset);
+        float absmax = plain ? scale.factor
+                             : __fadd_rn(__fmul_rn(load_as<float>(nested_map + scale.code), scale.factor), offset);
+        store_as<float>(stage + C::kXBytes + C::kWBytes + threadIdx.x * sizeof(float), absmax);
     }
 
     // The first of this lane's four rows in the block's tile of W.
@@ -169,12 +171,12 @@ template <typename C> struct Tile {
     __device__ __forceinline__ void multiply_nf4(const unsigned char *stage) {
         const unsigned char *codes = stage + C::kXBytes;
         int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        float4 absmax = *reinterpret_cast<const float4 *>(codes + C::kWBytes + weight_row() * sizeof(float));
+        float4 absmax = load_as<float4>(codes + C::kWBytes + weight_row() * sizeof(float));
         const float scales[4] = {absmax.x, absmax.y, absmax.z, absmax.w};
         uint2 packed[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-            packed[j] = *reinterpret_cast<const uint2 *>(codes + C::weight_offset(weight_row() + j, 0) + t * 8);
+            packed[j] = load_as<uint2>(codes + C::weight_offset(weight_row() + j, 0) + t * 8);
         Features w[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) w[j] = dequantize16(packed[j], codebook, scales[j]);
@@ -182,7 +184,7 @@ template <typename C> struct Tile {
         for (int half = 0; half < 2; ++half) // a 16-byte chunk of each token: two steps
 #pragma unroll
             for (int i = 0; i < C::kM / 8; ++i) {
-                uint4 chunk = *reinterpret_cast<const uint4 *>(stage + C::token_offset(8 * i + g, 2 * t + half));
+                uint4 chunk = load_as<uint4>(stage + C::token_offset(8 * i + g, 2 * t + half));
                 const uint32_t b[2][2] = {{chunk.x, chunk.y}, {chunk.z, chunk.w}};
 #pragma unroll
                 for (int step = 0; step < 2; ++step)
@@ -233,7 +235,7 @@ template <typename C> struct Tile {
             for (int i = threadIdx.x; i < C::kN * kRanks; i += C::kThreads) {
                 int row = i / kRanks, rank = i % kRanks;
                 bf16 value = n0 + row < segment.n && rank < left ? b[int64_t(row) * r + rank] : to_bf16(0.0f);
-                *reinterpret_cast<bf16 *>(tile + row_rank_offset(row, rank / 8) + rank % 8 * 2) = value;
+                store_as<bf16>(tile + row_rank_offset(row, rank / 8) + rank % 8 * 2, value);
             }
         }
     }
@@ -333,7 +335,7 @@ template <typename C> struct Tile {
                 for (int a = 0; a < 2; ++a)
                     packed[a] = pack_bf16x2(sums[i][a][e] + bias[2 * a], sums[i][a][2 + e] + bias[2 * a + 1]);
                 if (whole) {
-                    *reinterpret_cast<uint2 *>(y) = make_uint2(packed[0], packed[1]);
+                    store_as<uint2>(y, make_uint2(packed[0], packed[1]));
                 } else {
 #pragma unroll
                     for (int j = 0; j < 4; ++j)

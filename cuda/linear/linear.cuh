@@ -123,8 +123,8 @@ __device__ __forceinline__ Features dequantize16(uint2 codes, const float *codeb
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         uint32_t byte = (i < 4 ? codes.x : codes.y) >> (i % 4 * 8);
-        weights.pairs[i] =
-            pack_bf16x2(__fmul_rn(codebook[byte >> 4 & 15], absmax), __fmul_rn(codebook[byte & 15], absmax));
+        weights.pairs[i] = pack_bf16x2(__fmul_rn(load_as<float>(codebook + (byte >> 4 & 15)), absmax),
+                                       __fmul_rn(load_as<float>(codebook + (byte & 15)), absmax));
     }
     return weights;
 }

@@ -17,8 +17,7 @@ constexpr int kTokens = 16;
 constexpr int kTables = 16 + 256; // floats of shared memory: what the rows are decoded with
 
 __device__ __forceinline__ Features load_features(const bf16 *row, int64_t first) {
-    const uint4 *from = reinterpret_cast<const uint4 *>(row + first);
-    return features_of(from[0], from[1]);
+    return features_of(load_as<uint4>(row + first), load_as<uint4>(row + first + 8));
 }
 
 // Rows of a bf16 matrix [rows, K].

@@ -20,9 +20,10 @@ __device__ __forceinline__ int padded_rank(const BackwardSegment &segment) { ret
 
 // 16 features of one row of dY from `first` on; what is past N is zero.
 __device__ __forceinline__ Features load_gradient(const bf16 *row, int64_t first, int64_t n, bool valid) {
-    const uint4 *from = reinterpret_cast<const uint4 *>(row + first);
+    const bf16 *from = row + first;
     uint4 zero = make_uint4(0, 0, 0, 0);
-    return features_of(valid && first < n ? from[0] : zero, valid && first + 8 < n ? from[1] : zero);
+    return features_of(valid && first < n ? load_as<uint4>(from) : zero,
+                       valid && first + 8 < n ? load_as<uint4>(from + 8) : zero);
 }
 
 template <int kRankTiles> struct alignas(2 * kRankTiles) Ranks {
@@ -39,7 +40,7 @@ __device__ __forceinline__ Ranks<kRankTiles> load_ranks(const bf16 *row, int cou
         for (int i = 0; i < kRankTiles; ++i)
             if (i < count) ranks.pairs[i / 2] |= uint32_t(reinterpret_cast<const uint16_t *>(row)[i]) << (i % 2 * 16);
     } else if (count > 0) {
-        ranks = *reinterpret_cast<const Ranks<kRankTiles> *>(row);
+        ranks = load_as<Ranks<kRankTiles>>(row);
     }
     return ranks;
 }

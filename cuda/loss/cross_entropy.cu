@@ -69,11 +69,10 @@ __global__ void __launch_bounds__(kRowThreads) copy_rows(CrossEntropyView view, 
         if constexpr (kScatter) {
             if (!there) continue;
             if constexpr (V == 8)
-                *reinterpret_cast<uint4 *>(view.dhidden + from + i) = *reinterpret_cast<const uint4 *>(gathered + i);
+                store_as<uint4>(view.dhidden + from + i, load_as<uint4>(gathered + i));
             else view.dhidden[from + i] = gathered[i];
         } else if constexpr (V == 8) {
-            *reinterpret_cast<uint4 *>(gathered + i) =
-                there ? *reinterpret_cast<const uint4 *>(view.hidden + from + i) : make_uint4(0, 0, 0, 0);
+            store_as<uint4>(gathered + i, there ? load_as<uint4>(view.hidden + from + i) : make_uint4(0, 0, 0, 0));
         } else {
             gathered[i] = there ? view.hidden[from + i] : to_bf16(0.0f);
         }
@@ -85,7 +84,7 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) clear_rows(Cross
     int64_t row = blockIdx.x;
     if (view.is_supervised(row)) return;
     for (int64_t i = int64_t(threadIdx.x) * V; i < view.h; i += kRowThreads * V) {
-        if constexpr (V == 8) *reinterpret_cast<uint4 *>(view.dhidden + row * view.h + i) = make_uint4(0, 0, 0, 0);
+        if constexpr (V == 8) store_as<uint4>(view.dhidden + row * view.h + i, make_uint4(0, 0, 0, 0));
         else view.dhidden[row * view.h + i] = to_bf16(0.0f);
     }
 }
@@ -135,8 +134,8 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
         int64_t column = first + int64_t(threadIdx.x) * 8;
         float4 low = {}, high = {};
         if (column < view.vocab) {
-            low = *reinterpret_cast<const float4 *>(z + column);
-            high = *reinterpret_cast<const float4 *>(z + column + 4);
+            low = load_as<float4>(z + column);
+            high = load_as<float4>(z + column + 4);
         }
         __syncthreads();
         if (column >= view.vocab) continue;
@@ -147,8 +146,8 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
             if (column + j == target) p[j] = __fadd_rn(p[j], -1.0f);
             p[j] = __fmul_rn(p[j], weight);
         }
-        *reinterpret_cast<uint4 *>(dz + column) = make_uint4(pack_bf16x2(p[0], p[1]), pack_bf16x2(p[2], p[3]),
-                                                             pack_bf16x2(p[4], p[5]), pack_bf16x2(p[6], p[7]));
+        store_as<uint4>(dz + column, make_uint4(pack_bf16x2(p[0], p[1]), pack_bf16x2(p[2], p[3]),
+                                                pack_bf16x2(p[4], p[5]), pack_bf16x2(p[6], p[7])));
     }
 }
 

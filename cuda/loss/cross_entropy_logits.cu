@@ -130,8 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
                 for (int n = 0; n < kWarpColumns / 8; ++n)
                     if (first_column + 8 * n < view.ldz)
-                        *reinterpret_cast<float2 *>(to + 8 * n) =
-                            make_float2(sums[i][n][2 * half], sums[i][n][2 * half + 1]);
+                        store_as<float2>(to + 8 * n, make_float2(sums[i][n][2 * half], sums[i][n][2 * half + 1]));
             }
         }
 }

@@ -27,8 +27,8 @@ template <bool kWhole> __device__ __forceinline__ Features load_row(const bf16 *
     if (row == nullptr) return {};
     if constexpr (kWhole) {
         uint4 none = make_uint4(0, 0, 0, 0);
-        uint4 low = first < h ? *reinterpret_cast<const uint4 *>(row + first) : none;
-        return features_of(low, first + 8 < h ? *reinterpret_cast<const uint4 *>(row + first + 8) : none);
+        uint4 low = first < h ? load_as<uint4>(row + first) : none;
+        return features_of(low, first + 8 < h ? load_as<uint4>(row + first + 8) : none);
     } else {
         Features features;
 #pragma unroll

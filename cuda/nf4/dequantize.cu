@@ -12,13 +12,13 @@ constexpr int kThreads = 256;
 constexpr int kPerThread = 8;
 
 __device__ __forceinline__ void store8(float *out, const float (&w)[kPerThread]) {
-    reinterpret_cast<float4 *>(out)[0] = float4{w[0], w[1], w[2], w[3]};
-    reinterpret_cast<float4 *>(out)[1] = float4{w[4], w[5], w[6], w[7]};
+    store_as<float4>(out, {w[0], w[1], w[2], w[3]});
+    store_as<float4>(out + 4, {w[4], w[5], w[6], w[7]});
 }
 
 __device__ __forceinline__ void store8(bf16 *out, const float (&w)[kPerThread]) {
-    *reinterpret_cast<uint4 *>(out) =
-        make_uint4(pack_bf16x2(w[0], w[1]), pack_bf16x2(w[2], w[3]), pack_bf16x2(w[4], w[5]), pack_bf16x2(w[6], w[7]));
+    store_as<uint4>(out, make_uint4(pack_bf16x2(w[0], w[1]), pack_bf16x2(w[2], w[3]), pack_bf16x2(w[4], w[5]),
+                                    pack_bf16x2(w[6], w[7])));
 }
 
 __device__ __forceinline__ void store1(float *out, float value) { *out = value; }
@@ -33,11 +33,11 @@ __global__ void __launch_bounds__(kThreads) dequantize(Nf4View weight, T *out /*
     if (first >= count) return;
     float absmax = weight.block_absmax(first >> weight.block_shift);
     if (first + kPerThread <= count) {
-        uint32_t packed = *reinterpret_cast<const uint32_t *>(weight.codes + first / 2);
+        uint32_t packed = load_as<uint32_t>(weight.codes + first / 2);
         float w[kPerThread];
 #pragma unroll
         for (int i = 0; i < kPerThread; ++i) // byte i / 2, its high nibble first
-            w[i] = __fmul_rn(codebook[packed >> (i / 2 * 8 + (i % 2 ? 0 : 4)) & 15], absmax);
+            w[i] = __fmul_rn(load_as<float>(codebook + (packed >> (i / 2 * 8 + (i % 2 ? 0 : 4)) & 15)), absmax);
         store8(out + first, w);
     } else {
         for (int64_t i = first; i < count; ++i) store1(out + i, __fmul_rn(codebook[weight.code(i)], absmax));

@@ -31,7 +31,7 @@ __device__ __forceinline__ void load(const float *from, int lane, int count, flo
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float4 four = *reinterpret_cast<const float4 *>(from + half * 128 + lane * 4);
+            float4 four = load_as<float4>(from + half * 128 + lane * 4);
             x[4 * half] = four.x, x[4 * half + 1] = four.y, x[4 * half + 2] = four.z, x[4 * half + 3] = four.w;
         }
         return;
@@ -44,8 +44,8 @@ __device__ __forceinline__ void store(float *to, int lane, int count, const floa
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<float4 *>(to + half * 128 + lane * 4) = {x[4 * half], x[4 * half + 1], x[4 * half + 2],
-                                                                       x[4 * half + 3]};
+            store_as<float4>(to + half * 128 + lane * 4,
+                             {x[4 * half], x[4 * half + 1], x[4 * half + 2], x[4 * half + 3]});
         return;
     }
 #pragma unroll
@@ -57,8 +57,8 @@ __device__ __forceinline__ void store_bf16(bf16 *to, int lane, int count, const 
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<uint2 *>(to + half * 128 + lane * 4) =
-                make_uint2(pack_bf16x2(x[4 * half], x[4 * half + 1]), pack_bf16x2(x[4 * half + 2], x[4 * half + 3]));
+            store_as<uint2>(to + half * 128 + lane * 4, make_uint2(pack_bf16x2(x[4 * half], x[4 * half + 1]),
+                                                                   pack_bf16x2(x[4 * half + 2], x[4 * half + 3])));
         return;
     }
 #pragma unroll
@@ -73,7 +73,7 @@ __device__ __forceinline__ void load_codes(const DynamicMap<is_signed> &map, con
     if (count == QK_STATE_BLOCK) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            uint32_t four = *reinterpret_cast<const uint32_t *>(codes + half * 128 + lane * 4);
+            uint32_t four = load_as<uint32_t>(codes + half * 128 + lane * 4);
 #pragma unroll
             for (int i = 0; i < 4; ++i) x[4 * half + i] = __fmul_rn(map.map[four >> 8 * i & 255], absmax);
         }
@@ -100,7 +100,7 @@ __device__ __forceinline__ void store_codes(const DynamicMap<is_signed> &map, ui
             uint32_t four = 0;
 #pragma unroll
             for (int i = 0; i < 4; ++i) four |= map.code(normalize(x[4 * half + i])) << 8 * i;
-            *reinterpret_cast<uint32_t *>(codes + half * 128 + lane * 4) = four;
+            store_as<uint32_t>(codes + half * 128 + lane * 4, four);
         }
         return;
     }

@@ -9,6 +9,7 @@
 // 64 bytes and 12 KB. Limit: memory traffic, 4 bytes an element; two f64 operations an element are less than that on
 // cards with 1/64 of the f32 rate. Not measured on a GPU.
 #include "common/abi.cuh"
+#include "common/access.cuh"
 #include "optim/adamw.cuh"
 
 namespace {
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) gradient_partials(AdamWView view, do
         int64_t at = first + part + lane * 4;
         float4 four = {0.0f, 0.0f, 0.0f, 0.0f};
         if (at + 4 <= entry.n) {
-            four = *reinterpret_cast<const float4 *>(entry.gradient + at);
+            four = load_as<float4>(entry.gradient + at);
         } else {
             if (at < entry.n) four.x = entry.gradient[at];
             if (at + 1 < entry.n) four.y = entry.gradient[at + 1];

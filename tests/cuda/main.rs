@@ -7,6 +7,8 @@
 mod adamw;
 mod attention;
 mod attention_cache;
+#[cfg(kernels = "emulated")]
+mod counters;
 mod cross_entropy;
 mod cross_entropy_values;
 mod dispatch;

@@ -70,21 +70,27 @@ mod seeded {
         ThreadLeaves,
         OtherBarrier,
         Poison,
+        Rows,
+        Columns,
+        Apart,
+        Matrix,
+        MatrixSwizzled,
+        Misaligned,
     }
 
     pub const THREADS: usize = 128;
 
-    /// cp.async needs 16-byte alignment.
-    #[repr(align(16))]
+    /// As device memory is.
+    #[repr(align(256))]
     struct Aligned([f32; 4 * THREADS]);
 
     /// Input i is i, outputs start as -1: the status and the outputs.
     pub fn run(which: Seeded) -> (i32, Vec<f32>) {
         let input = Aligned(std::array::from_fn(|i| i as f32));
-        let mut out = vec![-1.0; 4 * THREADS];
+        let mut out = Aligned([-1.0; 4 * THREADS]);
         // SAFETY: both have the 4 * 128 elements that the seeded kernels use.
-        let status = unsafe { seeded_run(which as i32, input.0.as_ptr(), out.as_mut_ptr()) };
-        (status, out)
+        let status = unsafe { seeded_run(which as i32, input.0.as_ptr(), out.0.as_mut_ptr()) };
+        (status, out.0.to_vec())
     }
 
     /// [32, 5]: ballot of odd lanes, shuffles from lane 7, xor 5, up 3, down 3.

@@ -75,6 +75,31 @@ __global__ void diverge(const float *in, float *out, int how) {
 // Reads shared memory that nothing wrote.
 __global__ void poison(float *out) { out[threadIdx.x] = reinterpret_cast<float *>(dynamic_shared())[threadIdx.x]; }
 
+// Rows of 32 floats in shared memory, whose neighbors a warp reads in a row (`columns` false: 32 banks) or in a column
+// (one bank), from global memory in rows of 32 (`apart` 1) or `apart` floats apart.
+__global__ void patterns(const float *in, float *out, bool columns, int apart) {
+    float *shared = reinterpret_cast<float *>(dynamic_shared());
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32;
+    store_as<float>(shared + threadIdx.x, load_as<float>(in + threadIdx.x * apart));
+    __syncthreads();
+    float value = load_as<float>(shared + (columns ? lane * 32 : row * 32 + lane) % kThreads);
+    store_as<float>(out + threadIdx.x, value);
+}
+
+// 16 bytes of each row of 128, from shared memory: every chunk in the same four banks, or (`swizzled`) spread over all.
+__global__ void matrix(uint32_t *out, bool swizzled) {
+    unsigned char *shared = dynamic_shared();
+    int lane = threadIdx.x;
+    for (int i = 0; i < 8; ++i) store_as<uint4>(shared + (lane * 8 + i) * 16, make_uint4(1, 2, 3, 4));
+    __syncwarp();
+    uint32_t fragment[4];
+    ldmatrix_x4(fragment, shared + lane * 128 + (swizzled ? lane % 8 * 16 : 0));
+    store_as<uint4>(out + lane * 4, make_uint4(fragment[0], fragment[1], fragment[2], fragment[3]));
+}
+
+// A load of 8 bytes from an address that is a multiple of 4.
+__global__ void misaligned(const float *in, float *out) { out[0] = load_as<float2>(in + 1).x; }
+
 // Ballot of odd lanes, and every shuffle, of the lane's number: [32, 5].
 __global__ void lanes(uint32_t *out) {
     uint32_t lane = threadIdx.x, *row = out + lane * 5;
@@ -106,6 +131,12 @@ enum Fault {
     ThreadLeaves,
     OtherBarrier,
     Poison,
+    Rows,
+    Columns,
+    Apart,
+    Matrix,
+    MatrixSwizzled,
+    Misaligned,
 };
 
 // in and out have 4 * 128 elements.
@@ -125,6 +156,13 @@ extern "C" int seeded_run(int which, const float *in, float *out) {
     case ThreadLeaves: return launch(diverge, one, threads, 0, nullptr, in, out, 0);
     case OtherBarrier: return launch(diverge, one, threads, 0, nullptr, in, out, 1);
     case Poison: return launch(poison, one, threads, kShared, nullptr, out);
+    case Rows: return launch(patterns, one, threads, kShared, nullptr, in, out, false, 1);
+    case Columns: return launch(patterns, one, threads, kShared, nullptr, in, out, true, 1);
+    case Apart: return launch(patterns, one, threads, kShared, nullptr, in, out, false, 4);
+    case Matrix: return launch(matrix, one, dim3(32), 32 * 128, nullptr, reinterpret_cast<uint32_t *>(out), false);
+    case MatrixSwizzled:
+        return launch(matrix, one, dim3(32), 32 * 128, nullptr, reinterpret_cast<uint32_t *>(out), true);
+    case Misaligned: return launch(misaligned, one, dim3(32), 0, nullptr, in, out);
     default: return QK_ERROR_NOT_BUILT;
     }
 }

@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+mod banks;
 mod cache;
 mod loss;
 mod table;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
 
 /// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS].into_iter().flatten()
+    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS, banks::MUTANTS].into_iter().flatten()
 }
 
 /// Runs every mutant whose name holds a text of `wanted` (all, if there is none), and the kernels as they are; what was

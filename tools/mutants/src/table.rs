@@ -127,8 +127,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "fused kernels: swapped nibbles",
         "linear/linear.cuh",
-        "__fmul_rn(codebook[byte >> 4 & 15], absmax), __fmul_rn(codebook[byte & 15], absmax)",
-        "__fmul_rn(codebook[byte & 15], absmax), __fmul_rn(codebook[byte >> 4 & 15], absmax)",
+        "pack_bf16x2(__fmul_rn(load_as<float>(codebook + (byte >> 4 & 15)), absmax)",
+        "pack_bf16x2(__fmul_rn(load_as<float>(codebook + (byte & 15)), absmax)",
         TENSOR_CORES,
     ),
     mutant(
@@ -246,13 +246,7 @@ pub const MUTANTS: &[Mutant] = &[
         "column() / 4 + 1 - draw % 2",
         DX,
     ),
-    mutant(
-        "dX: forgets what it accumulates into",
-        "linear/dx.cu",
-        "if (whole) old = *reinterpret_cast<const uint4 *>(dx);",
-        "",
-        DX,
-    ),
+    mutant("dX: forgets what it accumulates into", "linear/dx.cu", "if (whole) old = load_as<uint4>(dx);", "", DX),
     mutant(
         "dX: an adapter's ranks for every token",
         "linear/dx.cu",

@@ -1,0 +1,165 @@
+//! Wavefronts of shared memory and sectors of global memory, counted from the addresses of every warp: what the headers
+//! of the kernels claim about conflicts and coalescing holds exactly, and what they name as an exception is one.
+
+use crate::test_kernels::{self, Seeded};
+use lab::attention::AttentionOperation;
+use lab::device::{device, set_schedule};
+use lab::linear::{Linear, Part, Values};
+use lab::linear_dx::LinearDx;
+use lab::low_rank::{LowRank, LowRankPart};
+use lab::operation::Operation;
+use qlora_kernels::device::emulation::{self, Access, AccessCount};
+use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::sys;
+
+/// Blocks of a launch that run.
+const BLOCKS: u64 = 3;
+
+/// The accesses of one launch of an operation, in some of its blocks.
+fn counted<O: Operation>(operation: &O) -> Vec<AccessCount> {
+    let device = device();
+    let inputs = operation.inputs();
+    let mut buffers = operation.upload(&device, &inputs).unwrap();
+    set_schedule(1);
+    emulation::sample(emulation::launches() + 1, BLOCKS);
+    let (done, counts) = emulation::count(|| operation.launch(&mut buffers, device.stream()));
+    emulation::sample(u64::MAX, 0);
+    done.unwrap();
+    assert!(!counts.is_empty(), "nothing was counted");
+    counts
+}
+
+/// Accesses that take more than their bytes need: the file, what they are, bytes of a lane, and how many times as much.
+type Exception = (&'static str, Access, u32, f64);
+
+/// 16 features of a lane are two loads, 16 bytes each of the same sectors: the second finds them in the L1 cache.
+const DOWN: Exception = ("skinny.cuh", Access::GlobalLoad, 16, 2.0);
+const DY_B: Exception = ("dy_b.cu", Access::GlobalLoad, 16, 2.0);
+/// S and B are laid out for ldmatrix; their copies, of 16 ranks once and not of every 64 features, meet in banks.
+const RANKS_OF_S: Exception = ("forward.cu", Access::CopyTarget, 16, 2.0);
+const RANKS_OF_B: Exception = ("forward.cu", Access::CopyTarget, 16, 8.0);
+/// Four lanes store half a sector of each row; the other half follows at once, and meets it in the L2 cache.
+const ATTENTION_STORE: Exception = ("forward.cu", Access::GlobalStore, 4, 2.0);
+const ATTENTION_BACKWARD_STORE: Exception = ("backward.cu", Access::GlobalStore, 4, 2.0);
+
+/// Codes look up a table of 256 floats: which banks meet is the data's.
+const OF_THE_DATA: f64 = f64::INFINITY;
+
+#[track_caller]
+fn assert_counts(what: &str, counts: &[AccessCount], exceptions: &[Exception]) {
+    let mut met = vec![false; exceptions.len()];
+    for count in counts {
+        let AccessCount { place, access, bytes, instructions, taken, least } = count;
+        assert!(taken >= least && instructions > &0, "{what}: {count:?}");
+        let times = *taken as f64 / *least as f64;
+        println!("{what}: {place:<20}{access:?} of {bytes}: {instructions} instructions, {times:.3} times the least");
+        let file = place.split(':').next().unwrap();
+        let is_known = |known: &Exception| {
+            (known.0, known.1, known.2) == (file, *access, *bytes)
+                && (known.3 == times || known.3 == OF_THE_DATA && times > 1.0)
+        };
+        match exceptions.iter().position(is_known) {
+            Some(known) => met[known] = true,
+            None => assert_eq!(taken, least, "{what}: {count:?}"),
+        }
+    }
+    for (known, met) in exceptions.iter().zip(met) {
+        assert!(met, "{what}: {known:?} is not met any more");
+    }
+}
+
+/// As many blocks as large tiles are chosen for, or few.
+fn linear(large: bool, dense: bool) -> Linear {
+    let (m, n) = if large { (1536, 2048) } else { (128, 256) };
+    Linear {
+        m,
+        k: 256,
+        pad_x: 0,
+        block_size: 64,
+        dense,
+        transposed: true,
+        double_quant: true,
+        values: Values::Ragged,
+        given_s: true,
+        adapters: 0,
+        parts: vec![Part { n, r: 16, bias: false, pad: 0 }],
+        seed: 1,
+    }
+}
+
+#[test]
+fn tiles_of_the_forward_pass_are_read_without_conflicts() {
+    for large in [false, true] {
+        // Decoding an absmax looks up 256 floats, once for 64 weights.
+        let absmax = ("forward.cu", Access::SharedLoad, 4, OF_THE_DATA);
+        assert_counts("nf4", &counted(&linear(large, false)), &[absmax, DOWN, RANKS_OF_S, RANKS_OF_B]);
+        // 256 features of W, at twice the least, and 16 ranks of B.
+        let small: &[Exception] =
+            &[("forward.cu", Access::Matrix, 16, (2.0 * 256.0 + 16.0) / (256.0 + 16.0)), DOWN, RANKS_OF_S, RANKS_OF_B];
+        assert_counts("bf16", &counted(&linear(large, true)), if large { &small[1..] } else { small });
+    }
+}
+
+#[test]
+fn tiles_of_dx_are_read_without_conflicts() {
+    for large in [false, true] {
+        for dense in [false, true] {
+            let case = LinearDx { linear: linear(large, dense), accumulate: false, dropout: None };
+            assert_counts(&format!("dx, {large} {dense}"), &counted(&case), &[DY_B]);
+        }
+    }
+}
+
+#[test]
+fn tiles_of_attention_are_read_without_conflicts() {
+    for head_dim in [64, 128] {
+        for (backward, store) in [(false, ATTENTION_STORE), (true, ATTENTION_BACKWARD_STORE)] {
+            let shape = AttentionShape { heads: 4, kv_heads: 1, head_dim };
+            let documents = vec![300];
+            let case = AttentionOperation { shape, documents, window: None, backward, size: 1.0, seed: 1 };
+            assert_counts(&format!("attention, {head_dim} {backward}"), &counted(&case), &[store]);
+        }
+    }
+}
+
+#[test]
+fn tiles_of_the_gradients_of_lora_are_read_without_conflicts() {
+    let parts = vec![LowRankPart { n: 256, r: 16, pad: 0 }];
+    let case =
+        LowRank { m: 128, k: 512, pad_x: 0, parts, adapters: 0, dropout: 0.0, exact: false, given_t: true, seed: 1 };
+    assert_counts("lora", &counted(&case), &[DOWN, DY_B]);
+}
+
+/// All instructions of one kind: how many, and what they take.
+fn sum(counts: &[AccessCount], access: Access) -> (u64, u64) {
+    let of_kind = counts.iter().filter(|count| count.access == access);
+    of_kind.fold((0, 0), |(instructions, taken), count| (instructions + count.instructions, taken + count.taken))
+}
+
+#[test]
+fn conflicts_and_sectors_of_known_patterns_are_counted() {
+    let run = |which| {
+        let ((status, _), counts) = emulation::count(|| test_kernels::run(which));
+        assert_eq!(status, sys::QK_OK);
+        counts
+    };
+    // 4 warps, an instruction each.
+    let rows = run(Seeded::Rows);
+    assert_eq!(sum(&rows, Access::SharedLoad), (4, 4));
+    assert_eq!(sum(&rows, Access::GlobalLoad), (4, 16));
+    assert_eq!(sum(&run(Seeded::Columns), Access::SharedLoad), (4, 16), "four words of one bank");
+    assert_eq!(sum(&run(Seeded::Apart), Access::GlobalLoad), (4, 64), "every other sector");
+    let stores = sum(&run(Seeded::Matrix), Access::SharedStore);
+    assert_eq!(stores, (8, 8 * 32), "16 bytes of each of 32 rows: eight lanes in four banks");
+    assert_eq!(sum(&run(Seeded::Matrix), Access::Matrix), (1, 32));
+    assert_eq!(sum(&run(Seeded::MatrixSwizzled), Access::Matrix), (1, 4));
+    assert!(emulation::count(|| ()).1.is_empty(), "nothing of an earlier count is left");
+}
+
+#[test]
+fn a_misaligned_load_is_an_error() {
+    let (status, _) = test_kernels::run(Seeded::Misaligned);
+    assert_eq!(status, sys::QK_ERROR_EMULATION);
+    let message = emulation::message();
+    assert!(message.contains("misaligned address") && message.contains("seeded_faults.cu:"), "{message}");
+}
