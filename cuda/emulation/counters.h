@@ -1,4 +1,4 @@
-// What the hardware would do for the accesses of a warp, counted exactly from their addresses.
+// Accesses of a warp as the hardware would serve them, counted exactly from their addresses.
 //
 // The lanes of a warp run one after the other, so their accesses at one place are put together again: the n-th of each
 // lane, at one place, belong to one instruction. Counted are load_as(), store_as(), ldmatrix and cp.async, in blocks

@@ -54,7 +54,7 @@ mod controls {
         pub instructions: u64,
         /// Wavefronts of shared memory, or sectors of global memory (32 bytes), that they take.
         pub taken: u64,
-        /// As many as the same bytes take where they lie well.
+        /// Number of those that the same bytes take where they lie well.
         pub least: u64,
     }
 

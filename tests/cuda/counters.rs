@@ -68,7 +68,7 @@ fn assert_counts(what: &str, counts: &[AccessCount], exceptions: &[Exception]) {
     }
 }
 
-/// As many blocks as large tiles are chosen for, or few.
+/// Rows and columns of so many blocks that large tiles are chosen, or of few.
 fn linear(large: bool, dense: bool) -> Linear {
     let (m, n) = if large { (1536, 2048) } else { (128, 256) };
     Linear {

@@ -80,7 +80,7 @@ mod seeded {
 
     pub const THREADS: usize = 128;
 
-    /// As device memory is.
+    /// Alignment of device memory.
     #[repr(align(256))]
     struct Aligned([f32; 4 * THREADS]);
 

@@ -18,7 +18,7 @@ use arrow_ipc::{Message, root_as_message};
 use arrow_schema::{DataType, Schema};
 use serde_json::{Map, Number, Value};
 
-use super::budget::{Budget, size};
+use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard::guarded;
@@ -36,8 +36,6 @@ const END: [u8; 8] = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0];
 const MAX_PADDING_BYTES: usize = 256;
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 const MAX_BODY_BYTES: u64 = 2 << 30;
-/// Values that a row may have at most.
-const MAX_VALUES: usize = 1 << 24;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Refused: a file that is cut off or damaged, or
 /// without a column that a row could be made of.
@@ -75,9 +73,7 @@ pub(super) fn read_rows(path: &Path, mut reader: impl Read, columns: &Columns, e
             for at in 0..batch.num_rows() {
                 number += 1;
                 let row = guarded(|| row(&batch, at, columns)).ok_or_else(|| damaged(path, ""))?;
-                if let Ok(row) = &row {
-                    budget.spend(size(row)).usage_context(|| name.to_string())?;
-                }
+                budget.spend_row(&row).usage_context(|| name.to_string())?;
                 each(number, row)?;
             }
         }
@@ -138,9 +134,11 @@ fn message(path: &Path, reader: &mut impl Read, pending: &mut Vec<u8>, budget: &
     let (header, body) = (&frame[prefix.len()..begins], &frame[begins..]);
     let expanded = guarded(|| root_as_message(header).map_or(0, |message| expanded(&message, body)));
     // It is given back with its batch: only the largest counts.
-    if expanded.is_none_or(|bytes| bytes > MAX_BODY_BYTES) {
+    let expanded = expanded.ok_or_else(|| damaged(path, "a message that is none"))?;
+    if expanded > MAX_BODY_BYTES {
         return Err(damaged(path, "a batch of more than 2 GiB"));
     }
+    budget.clone().spend(expanded).usage_context(|| path.display().to_string())?;
     Ok(Some(frame))
 }
 
@@ -212,7 +210,7 @@ fn is_empty_list(array: &dyn Array, at: usize) -> bool {
 
 /// One entry of a column. Keys of structs that are null are left out: a struct has every key of every row.
 fn value(array: &dyn Array, at: usize, left: &mut usize) -> Result<Value, String> {
-    *left = left.checked_sub(1).ok_or_else(|| format!(": more than the {MAX_VALUES} values that a row may have"))?;
+    *left = left.checked_sub(1).ok_or_else(|| format!(": {}", too_many_values()))?;
     if array.is_null(at) {
         return Ok(Value::Null);
     }

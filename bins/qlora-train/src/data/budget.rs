@@ -6,14 +6,23 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-/// Bytes that any file may become.
-const FLOOR: u64 = 256 << 20;
+/// Bytes that any file may become: a few seconds of a tokenizer's work.
+const FLOOR: u64 = 32 << 20;
 /// Bytes beyond that, for each byte of the file. Rows of text or token ids shrink to a tenth or a hundredth.
-const FACTOR: u64 = 1000;
+const FACTOR: u64 = 200;
 /// What a number or a list takes at least, once it is read.
 const VALUE_BYTES: u64 = 16;
+/// Values that a row may have: as many as it may have tokens with their labels and masks. Each takes some seventy bytes
+/// while the row is read.
+pub(super) const MAX_VALUES: usize = 1 << 22;
+
+/// A row of too many values, in words.
+pub(super) fn too_many_values() -> String {
+    format!("more than the {MAX_VALUES} values that a row may have")
+}
 
 /// What may still be made of a file.
+#[derive(Clone)]
 pub(super) struct Budget {
     left: u64,
     most: u64,
@@ -30,6 +39,11 @@ impl Budget {
         let more = bytes.saturating_mul(FACTOR);
         self.left = self.left.saturating_add(more);
         self.most = self.most.saturating_add(more);
+    }
+
+    /// Counts a row, or one that cannot be read: a few bytes may stand for as many of those.
+    pub fn spend_row(&mut self, row: &Result<Value, String>) -> Result<(), String> {
+        self.spend(row.as_ref().map_or(VALUE_BYTES, size))
     }
 
     /// Counts bytes that were, or are about to be, made of it.
@@ -127,7 +141,7 @@ mod tests {
         assert!(budget.spend(FLOOR).is_ok() && budget.spend(1).is_err());
         budget.allow(1);
         assert!(budget.spend(FACTOR).is_ok());
-        assert!(budget.spend(1).unwrap_err().contains("256 MiB"));
+        assert!(budget.spend(1).unwrap_err().contains("32 MiB"));
         let row = serde_json::json!({"ab": ["x", 1, null]});
         assert_eq!(size(&row), 16 + 2 + 16 + 17 + 16 + 16);
     }
@@ -140,6 +154,6 @@ mod tests {
         let (_, nothing) = Counted::new(io::empty());
         let mut bomb = Expanded::new(io::repeat(b'a'), nothing);
         let made = io::copy(&mut bomb, &mut io::sink()).unwrap_err();
-        assert!(made.to_string().contains("1000 times its size"), "{made}");
+        assert!(made.to_string().contains("200 times its size"), "{made}");
     }
 }

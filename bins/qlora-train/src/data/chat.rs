@@ -1,5 +1,6 @@
 //! Conversations and texts as token ids with labels.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use minijinja::Value;
@@ -50,7 +51,8 @@ impl ChatTokenizer {
         let messages = with_known_roles(&conversation.messages, template, &mut notes);
         let around = surroundings(conversation);
         let (turns, text) = render(template, &around, &messages)?;
-        let rendered = Rendered { tokenizer: self, template, around, messages: &messages, turns, text };
+        let rendered =
+            Rendered { tokenizer: self, template, around, messages: &messages, turns, text, spent: Cell::default() };
         holds::check_calls(&rendered)?;
         let answers = rendered.answers()?;
         holds::check(&rendered, conversation, &answers, &mut notes)?;
@@ -131,13 +133,11 @@ impl ChatTokenizer {
     /// supervised span, as in transformers: where a prompt ends with a space, the answer's first word comes with that
     /// space in one token.
     fn labeled(&self, text: &str, supervised: &[Range<usize>], weights_of: &[f32]) -> Result<LabeledIds, String> {
-        let tokens = self.encode_with_offsets(text)?;
-        let mut labels = Vec::with_capacity(tokens.len());
-        let mut weights = Vec::new();
+        let (mut input_ids, mut labels, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         let weighted = weights_of.iter().any(|&weight| weight != 1.0);
         // Spans and tokens both come in order; a span is done with once a token begins behind it.
         let (mut spans, mut at) = (supervised, 0);
-        for (id, range) in &tokens {
+        self.encode_each(text, &mut |id, range| {
             while spans.first().is_some_and(|span| span.end <= range.start) {
                 spans = &spans[1..];
                 at += 1;
@@ -145,13 +145,15 @@ impl ChatTokenizer {
             let inside = spans.first().is_some_and(|span| {
                 span.contains(&range.start) || (range.start < span.start && span.start < range.end)
             });
-            let label = i32::try_from(*id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
+            let label = i32::try_from(id).map_err(|_| format!("the tokenizer has the token id {id}"))?;
+            input_ids.push(id);
             labels.push(if inside { label } else { UNSUPERVISED });
             if weighted {
                 weights.push(if inside { weights_of[at] } else { 1.0 });
             }
-        }
-        Ok((tokens.into_iter().map(|(id, _)| id).collect(), labels, weights))
+            Ok(())
+        })?;
+        Ok((input_ids, labels, weights))
     }
 }
 

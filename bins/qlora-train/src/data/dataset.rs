@@ -29,7 +29,7 @@ use crate::refuse;
 /// Rows are tokenized in parallel, this many at a time.
 const CHUNK: usize = 512;
 /// Fewer, where they are long.
-const CHUNK_BYTES: u64 = 64 << 20;
+const CHUNK_BYTES: u64 = 16 << 20;
 const SPLIT_DOMAIN: u64 = 0x5350_4C49_0000_0000;
 
 /// A tokenized row. `labels[t]` is `input_ids[t]` where the token is supervised and −100 elsewhere: not shifted.

@@ -35,7 +35,9 @@ pub(super) fn check(
             None => {
                 let content = message.content.as_deref().unwrap_or_default().trim();
                 // Turns mostly come in order, which keeps the search short.
-                match rendered.text[cursor..].find(content) {
+                let found = rendered.text[cursor..].find(content);
+                rendered.search(found.unwrap_or(rendered.text.len() - cursor))?;
+                match found {
                     Some(found) if message.calls().is_empty() && message.reasoning().is_none() => {
                         cursor += found + content.len();
                     }
@@ -53,6 +55,7 @@ pub(super) fn check(
 pub(super) fn check_calls(rendered: &Rendered) -> Result<(), String> {
     for (at, message) in rendered.messages.iter().enumerate().filter(|(_, message)| message.supervised) {
         let mut texts = message.calls().iter().flat_map(tools::texts);
+        rendered.search(rendered.text.len().saturating_mul(2 * texts.clone().count()))?;
         if let Some(text) = texts.find(|text| !holds(&rendered.text, text)) {
             return Err(format!("`messages[{at}]`: {}", not_written(rendered, text)));
         }
@@ -70,6 +73,7 @@ fn not_written(rendered: &Rendered, text: &str) -> String {
 }
 
 fn tool_definitions(rendered: &Rendered, conversation: &Conversation) -> Result<(), String> {
+    rendered.search(rendered.text.len().saturating_mul(2 * conversation.tools.len()))?;
     let missing = conversation.tools.iter().filter_map(tools::name).find(|name| !holds(&rendered.text, name));
     if missing.is_none() && (conversation.tools.is_empty() || rendered.template.source().contains("tools")) {
         return Ok(());
@@ -110,6 +114,9 @@ impl Turn<'_> {
     fn check(&self, said: &str, answer: bool, notes: &mut Vec<Note>) -> Result<(), String> {
         let mut note = |sentence: String| notes.push(Note::Said(sentence));
         let role = &self.message.role;
+        // Each text that the turn has is looked for a few times.
+        let texts = 2 + self.message.calls().iter().flat_map(tools::texts).count();
+        self.rendered.search(said.len().saturating_mul(4 * texts))?;
         let content = self.message.content.as_deref().unwrap_or_default().trim();
         let reasoning = self.message.reasoning().unwrap_or_default().trim();
         if !holds(said, content) {

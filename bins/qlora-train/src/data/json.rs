@@ -1,16 +1,24 @@
 //! JSON values that refuse a key given twice: `serde_json` would silently keep the last one, and a row that says
 //! two things must not be trained on as if it said one.
 
+use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Parses one JSON text. Errors: broken JSON, a duplicate key, nesting deeper than 128.
+use super::budget::{MAX_VALUES, too_many_values};
+
+/// Parses one JSON text. Errors: broken JSON, a duplicate key, nesting deeper than 128, more values than a row may
+/// have.
 ///
 /// NaN and Infinity, which are no JSON but which Python writes, become null.
 pub(super) fn parse(text: &str) -> serde_json::Result<Value> {
-    let strict = |text: &str| serde_json::from_str::<Strict>(text).map(|strict| strict.0);
+    let strict = |text: &str| {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let value = Strict { left: &Cell::new(MAX_VALUES) }.deserialize(&mut deserializer)?;
+        deserializer.end().map(|()| value)
+    };
     strict(text).or_else(|error| match without_nan(text) {
         Some(text) => strict(&text),
         None => Err(error),
@@ -52,17 +60,29 @@ pub(super) fn without_nan(text: &str) -> Option<String> {
     found.then(|| String::from_utf8(out).expect("only ASCII was replaced"))
 }
 
-struct Strict(Value);
+#[derive(Clone, Copy)]
+struct Strict<'l> {
+    /// Values that may still come.
+    left: &'l Cell<usize>,
+}
 
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Strict)
+impl Strict<'_> {
+    fn count<E: de::Error>(self) -> Result<(), E> {
+        let left = self.left.get().checked_sub(1).ok_or_else(|| E::custom(too_many_values()))?;
+        self.left.set(left);
+        Ok(())
     }
 }
 
-struct StrictVisitor;
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
 
-impl<'de> Visitor<'de> for StrictVisitor {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -99,7 +119,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(Strict(item)) = seq.next_element()? {
+        while let Some(item) = seq.next_element_seed(self)? {
+            self.count()?;
             items.push(item);
         }
         Ok(Value::Array(items))
@@ -108,7 +129,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let Strict(value) = entries.next_value()?;
+            let value = entries.next_value_seed(self)?;
+            self.count()?;
             if map.contains_key(&key) {
                 return Err(de::Error::custom(format_args!("the key `{key}` is given twice")));
             }

@@ -4,23 +4,24 @@ use std::fs::File;
 use std::path::Path;
 
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
-use super::budget::{Budget, size};
+use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard;
 use super::keys::OTHER_MEANING;
+use super::parquet_claims;
 use super::rows::SUPPORTED;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
-/// Values that a row may have at most: as many as it may have tokens.
-const MAX_VALUES: i64 = 1 << 24;
+/// Values beyond those of one row, for each byte of a group of rows.
 const MAX_VALUES_OF_A_BYTE: i64 = 100;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Errors of `each` end the reading.
@@ -30,17 +31,16 @@ const MAX_VALUES_OF_A_BYTE: i64 = 100;
 pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf) -> Result<()> {
     let name = path.display();
     let bytes = file.metadata().map_or(0, |metadata| metadata.len());
-    let (mut rows, expected) = guarded(path, || open(path, file, columns))??;
-    let mut number = 0;
     let mut budget = Budget::new();
     budget.allow(bytes);
+    let (mut rows, expected) = guarded(path, || open(path, file, columns, &budget))??;
+    let mut number = 0;
     while let Some(row) = guarded(path, || rows.next())? {
         number += 1;
         let row = row.map_err(|error| damaged(path, &error))?;
-        let row = object(&row, true);
-        if let Ok(row) = &row {
-            budget.spend(size(row)).usage_context(|| name.to_string())?;
-        }
+        let mut left = MAX_VALUES;
+        let row = object(&row, true, &mut left);
+        budget.spend_row(&row).usage_context(|| name.to_string())?;
         each(number, row)?;
     }
     if i64::try_from(number) != Ok(expected) {
@@ -50,21 +50,40 @@ pub(super) fn read_rows(path: &Path, file: File, columns: &Columns, each: EachOf
 }
 
 /// The rows with their known columns, and how many the file says it has.
-fn open(path: &Path, file: File, columns: &Columns) -> Result<(RowIter<'static>, i64)> {
+fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Result<(RowIter<'static>, i64)> {
     let name = path.display();
+    let header = |why: String| damaged(path, &ParquetError::General(why));
+    parquet_claims::check_footer(&mut file).map_err(header)?;
+    let mut headers = file.try_clone().usage_context(|| format!("{name}: cannot read"))?;
     let reader = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
     let metadata = reader.metadata().file_metadata();
     let (schema, expected) = (metadata.schema(), metadata.num_rows());
+    let most_values = MAX_VALUES as i64;
     for group in reader.metadata().row_groups() {
-        // A few bytes may stand for as many values as one likes.
-        let most = group.columns().iter().map(|column| column.num_values()).max().unwrap_or(0);
-        if most / group.num_rows().max(1) > MAX_VALUES {
-            refuse!("{name}: rows of {most} values, more than the {MAX_VALUES} that a row may have");
+        // A few bytes may stand for as many values as one likes, and for as much text.
+        let read = |column: &&ColumnChunkMetaData| {
+            column.column_path().parts().first().is_some_and(|root| columns.reads(root))
+        };
+        let sum = |of: fn(&ColumnChunkMetaData) -> i64| -> i64 {
+            group.columns().iter().filter(read).map(|column| of(column).max(0)).fold(0, i64::saturating_add)
+        };
+        let values = sum(ColumnChunkMetaData::num_values);
+        if values / group.num_rows().max(1) > most_values {
+            refuse!("{name}: rows of {values} values, {}", too_many_values());
         }
         // On the average; and one row may have all of a group's.
         let bytes = group.compressed_size().max(0);
-        if most > MAX_VALUES.saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
-            refuse!("{name}: {bytes} bytes stand for {most} values, more than rows that are meant to be read have");
+        if values > most_values.saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
+            refuse!("{name}: {bytes} bytes stand for {values} values, more than rows that are meant to be read have");
+        }
+        let mut left = budget.clone();
+        for column in group.columns().iter().filter(read) {
+            let (start, length) = column.byte_range();
+            let claims = parquet_claims::of_pages(&mut headers, start..start.saturating_add(length)).map_err(header)?;
+            if claims.values > column.num_values().unsigned_abs() {
+                return Err(header(format!("{} values in pages of {}", claims.values, column.num_values())));
+            }
+            left.spend(claims.bytes).usage_context(|| name.to_string())?;
         }
     }
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
@@ -99,8 +118,9 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
-/// The row, or a struct in it. Keys of structs that are null are left out: a struct has every key of every row.
-fn object(row: &Row, whole: bool) -> Result<Value, String> {
+/// The row, or a struct in it, which may have `left` more values. Keys of structs that are null are left out: a struct
+/// has every key of every row.
+fn object(row: &Row, whole: bool, left: &mut usize) -> Result<Value, String> {
     let mut map = Map::new();
     for (key, field) in row.get_column_iter() {
         if !whole && matches!(field, Field::Null) {
@@ -119,14 +139,15 @@ fn object(row: &Row, whole: bool) -> Result<Value, String> {
         if whole && is_time(field) {
             return Err(format!("`{key}` is {field}; expected text, a number, a list or a struct"));
         }
-        if map.insert(key.clone(), value(field).map_err(|why| format!("`{key}`{why}"))?).is_some() {
+        if map.insert(key.clone(), value(field, left).map_err(|why| format!("`{key}`{why}"))?).is_some() {
             return Err(format!("the column `{key}` is there twice"));
         }
     }
     Ok(Value::Object(map))
 }
 
-fn value(field: &Field) -> Result<Value, String> {
+fn value(field: &Field, left: &mut usize) -> Result<Value, String> {
+    *left = left.checked_sub(1).ok_or_else(|| format!(": {}", too_many_values()))?;
     let float = |x: f64| Number::from_f64(x).map_or(Value::Null, Value::Number);
     Ok(match field {
         Field::Null => Value::Null,
@@ -148,19 +169,19 @@ fn value(field: &Field) -> Result<Value, String> {
             Ok(text) => Value::String(text.to_owned()),
             Err(error) => return Err(format!(" is not UTF-8 (byte {})", error.valid_up_to() + 1)),
         },
-        Field::Group(row) => object(row, false).map_err(|why| format!(".{why}"))?,
+        Field::Group(row) => object(row, false, left).map_err(|why| format!(".{why}"))?,
         Field::ListInternal(list) => Value::Array(
             list.elements()
                 .iter()
                 .enumerate()
-                .map(|(at, item)| value(item).map_err(|why| format!("[{at}]{why}")))
+                .map(|(at, item)| value(item, left).map_err(|why| format!("[{at}]{why}")))
                 .collect::<Result<_, _>>()?,
         ),
         Field::MapInternal(map) => {
             let mut object = Map::new();
             for (key, entry) in map.entries() {
                 let Field::Str(key) = key else { return Err(format!(" has the key {key}; expected text")) };
-                object.insert(key.clone(), value(entry).map_err(|why| format!(".{key}{why}"))?);
+                object.insert(key.clone(), value(entry, left).map_err(|why| format!(".{key}{why}"))?);
             }
             Value::Object(object)
         }

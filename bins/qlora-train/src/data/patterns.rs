@@ -17,8 +17,8 @@ use tokenizers::pattern::{self, Invert};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    DecoderWrapper, Encoding, ModelWrapper, NormalizerWrapper, Offsets, PostProcessorWrapper, PreTokenizedString,
-    PreTokenizerWrapper, SplitDelimiterBehavior, TokenizerImpl,
+    AddedToken, DecoderWrapper, Encoding, ModelWrapper, NormalizerWrapper, Offsets, PostProcessorWrapper,
+    PreTokenizedString, PreTokenizerWrapper, SplitDelimiterBehavior, TokenizerImpl,
 };
 
 use super::json;
@@ -26,10 +26,20 @@ use super::json;
 pub(super) type Tokenizer = TokenizerImpl<ModelWrapper, Normalizer, PreTokenizer, PostProcessorWrapper, DecoderWrapper>;
 
 /// The expression of byte-level tokenizers that name none, which is GPT-2's.
-static BYTE_LEVEL: LazyLock<Pattern> = LazyLock::new(|| {
-    Pattern::new(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-        .expect("the expression compiles")
-});
+static BYTE_LEVEL: LazyLock<Pattern> = LazyLock::new(|| Pattern::new(OF_WORDS[0]).expect("the expression compiles"));
+
+/// Expressions that begin a piece anew between words, whatever stands around (see `cuts`): those of GPT-2, Llama 3 and
+/// Qwen, of Mistral's Tekken and of o200k.
+const OF_WORDS: [&str; 5] = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+];
+
+/// Bytes that a part of the normalizer may make of a text.
+const MAX_NORMALIZED_BYTES: usize = 16 << 20;
 
 /// An expression that fails where its search gives up.
 #[derive(Debug)]
@@ -102,6 +112,60 @@ impl PreTokenizer {
             other => Self::Other(other),
         })
     }
+
+    /// What it does at the places where texts are cut.
+    fn at_cuts(&self) -> AtCuts {
+        use SplitDelimiterBehavior::{Isolated, Removed};
+        match self {
+            Self::Split { pattern, behavior, invert }
+                if OF_WORDS.contains(&pattern.0.as_str())
+                    && matches!((behavior, invert), (Isolated, false) | (Removed, true)) =>
+            {
+                AtCuts::Splits
+            }
+            Self::ByteLevel(byte_level) if !byte_level.add_prefix_space => AtCuts::Splits,
+            Self::Sequence(parts) => parts.iter().map(Self::at_cuts).fold(AtCuts::Nothing, |all, part| match part {
+                AtCuts::Unknown => AtCuts::Unknown,
+                _ if all == AtCuts::Unknown => AtCuts::Unknown,
+                AtCuts::Nothing => all,
+                AtCuts::Splits => AtCuts::Splits,
+            }),
+            Self::Other(PreTokenizerWrapper::ByteLevel(byte_level)) if !byte_level.add_prefix_space => AtCuts::Nothing,
+            Self::Other(PreTokenizerWrapper::Digits(_)) => AtCuts::Nothing,
+            Self::Other(PreTokenizerWrapper::Punctuation(punctuation)) if punctuation.behavior == Isolated => {
+                AtCuts::Nothing
+            }
+            Self::Other(
+                PreTokenizerWrapper::Whitespace(_)
+                | PreTokenizerWrapper::WhitespaceSplit(_)
+                | PreTokenizerWrapper::BertPreTokenizer(_),
+            ) => AtCuts::Splits,
+            Self::Split { .. } | Self::ByteLevel(_) | Self::Other(_) => AtCuts::Unknown,
+        }
+    }
+}
+
+/// What a part does with a text at the places that `cuts` finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AtCuts {
+    /// It begins a piece there, and what stands on one side changes nothing on the other.
+    Splits,
+    /// It neither begins a piece there nor looks across.
+    Nothing,
+    Unknown,
+}
+
+/// Whether a text that is cut where `cuts` says so has the tokens of the whole.
+pub(super) fn may_cut(tokenizer: &Tokenizer) -> bool {
+    let normalizer = tokenizer.get_normalizer().is_none_or(Normalizer::keeps_cuts);
+    let pre_tokenizer = tokenizer.get_pre_tokenizer().map_or(AtCuts::Unknown, PreTokenizer::at_cuts);
+    // Added tokens that reach across a place, or take the blanks beside them.
+    let across = |token: &AddedToken| {
+        let with_blank = token.content.contains(char::is_whitespace) && !token.content.trim().is_empty();
+        with_blank || token.lstrip || token.rstrip
+    };
+    let added = tokenizer.get_added_tokens_decoder();
+    normalizer && pre_tokenizer == AtCuts::Splits && !added.values().any(across)
 }
 
 impl<'de> Deserialize<'de> for PreTokenizer {
@@ -159,6 +223,24 @@ impl Normalizer {
     }
 }
 
+impl Normalizer {
+    /// Whether it leaves letters, blanks and line ends what they are, one by one.
+    fn keeps_cuts(&self) -> bool {
+        match self {
+            Self::Sequence(parts) => parts.iter().all(Self::keeps_cuts),
+            Self::Other(part) => matches!(
+                part,
+                NormalizerWrapper::NFC(_)
+                    | NormalizerWrapper::NFD(_)
+                    | NormalizerWrapper::NFKC(_)
+                    | NormalizerWrapper::NFKD(_)
+                    | NormalizerWrapper::Lowercase(_)
+            ),
+            Self::Replace { .. } => false,
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Normalizer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::from_library(NormalizerWrapper::deserialize(deserializer)?).map_err(D::Error::custom)
@@ -168,7 +250,9 @@ impl<'de> Deserialize<'de> for Normalizer {
 impl tokenizers::Normalizer for Normalizer {
     fn normalize(&self, text: &mut NormalizedString) -> tokenizers::Result<()> {
         let done = match self {
-            Self::Replace { pattern, content } => text.replace(pattern, content),
+            Self::Replace { pattern, content } => {
+                grows_within(text.get(), pattern, content).and_then(|()| text.replace(pattern, content))
+            }
             Self::Sequence(parts) => parts.iter().try_for_each(|part| part.normalize(text)),
             Self::Other(part) => part.normalize(text),
         };
@@ -176,6 +260,25 @@ impl tokenizers::Normalizer for Normalizer {
             NOT_NORMALIZED.set(Some(error.to_string()));
         }
         done
+    }
+}
+
+/// Refuses to replace so much by so much that no memory holds it.
+fn grows_within(text: &str, pattern: &Pattern, content: &str) -> tokenizers::Result<()> {
+    // Most texts are far from it, and their matches are not counted.
+    if text.len().saturating_add(1).saturating_mul(content.len()) <= MAX_NORMALIZED_BYTES {
+        return Ok(());
+    }
+    let matches = pattern::Pattern::find_matches(&pattern, text)?.into_iter().filter(|(_, found)| *found).count();
+    match matches.saturating_mul(content.len()) <= MAX_NORMALIZED_BYTES {
+        true => Ok(()),
+        false => Err(format!(
+            "a `Replace` of tokenizer.json ({}) makes more than {} MiB of a text of {} bytes",
+            json::shorten(pattern.0.as_str()),
+            MAX_NORMALIZED_BYTES >> 20,
+            text.len()
+        )
+        .into()),
     }
 }
 
@@ -254,6 +357,96 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Where a text is cut, the pieces of its parts are those of the whole.
+    #[test]
+    fn texts_that_are_cut_have_the_pieces_of_the_whole() {
+        use super::super::cuts::is_place;
+        use qlora_kernels::rng::Stream;
+        use tokenizers::{Normalizer as _, OffsetReferential, OffsetType, PreTokenizer as _};
+        let words = [
+            "a", "b", "Z", "'s", "'LL", " ", " ", "  ", "\n", "\n", "\r", "\t", ".", "!\n", "。", "第", "一", "é",
+            "e\u{301}", "\u{301}", "7", "42", "\u{3000}", "/", "_", "🙂", "ß", "İ", "_x", "か", "д", "가", "ि", "'",
+            "/\n",
+        ];
+        let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "pretokenizers": parts});
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let punctuation = json!({"type": "Punctuation", "behavior": "Isolated"});
+        let mut cuttable: Vec<Value> = OF_WORDS.iter().map(|source| split(source, "Isolated", false)).collect();
+        cuttable.extend(OF_WORDS.iter().map(|source| split(source, "Removed", true)));
+        cuttable.extend(["Whitespace", "WhitespaceSplit", "BertPreTokenizer"].map(|name| json!({"type": name})));
+        cuttable.push(byte_level(false, true));
+        cuttable.push(sequence(vec![digits.clone(), byte_level(false, true)]));
+        cuttable.push(sequence(vec![punctuation, split(OF_WORDS[1], "Isolated", false), byte_level(false, false)]));
+        let normalizers = ["NFC", "NFD", "NFKC", "NFKD", "Lowercase"].map(|name| json!({"type": name}));
+        let pieces = |tokenizer: &Tokenizer, text: &str, from: usize| -> Vec<(String, usize, usize)> {
+            let mut text = NormalizedString::from(text);
+            if let Some(normalizer) = tokenizer.get_normalizer() {
+                normalizer.normalize(&mut text).unwrap();
+            }
+            let mut text = PreTokenizedString::from(text);
+            tokenizer.get_pre_tokenizer().unwrap().pre_tokenize(&mut text).unwrap();
+            let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.into_iter().map(|(piece, (start, end), _)| (piece.to_owned(), start + from, end + from)).collect()
+        };
+        let mut stream = Stream::new(1, 2);
+        let mut cuts = 0;
+        for (at, part) in cuttable.iter().enumerate() {
+            let normalizer = if at % 2 == 0 { Value::Null } else { normalizers[at % normalizers.len()].clone() };
+            let tokenizer = Tokenizer::from_bytes(file(normalizer, part.clone())).unwrap();
+            assert!(may_cut(&tokenizer), "{part}");
+            for _ in 0..1500 {
+                let text: String = (0..16).map(|_| words[stream.below(words.len() as u32) as usize]).collect();
+                let whole = pieces(&tokenizer, &text, 0);
+                for cut in (1..text.len()).filter(|&at| text.is_char_boundary(at) && is_place(&text, at)) {
+                    let (left, right) = text.split_at(cut);
+                    let parts = [pieces(&tokenizer, left, 0), pieces(&tokenizer, right, cut)].concat();
+                    assert_eq!(parts, whole, "{part} {left:?} {right:?}");
+                    cuts += 1;
+                }
+            }
+        }
+        assert!(cuts > 4000, "{cuts}");
+    }
+
+    #[test]
+    fn tokenizers_that_look_across_words_are_not_cut() {
+        let prefix = json!({"type": "Prepend", "prepend": "_"});
+        let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true});
+        let words = split(OF_WORDS[1], "Isolated", false);
+        for (normalizer, part) in [
+            (Value::Null, Value::Null),
+            (prefix, words.clone()),
+            (Value::Null, metaspace),
+            (Value::Null, byte_level(true, true)),
+            (Value::Null, byte_level(false, false)),
+            (Value::Null, split(r"\s+", "Isolated", false)),
+            (Value::Null, split(OF_WORDS[1], "MergedWithNext", false)),
+        ] {
+            let tokenizer = Tokenizer::from_bytes(file(normalizer.clone(), part.clone())).unwrap();
+            assert!(!may_cut(&tokenizer), "{normalizer} {part}");
+        }
+        let with_token = |token: AddedToken| {
+            let mut tokenizer = Tokenizer::from_bytes(file(Value::Null, words.clone())).unwrap();
+            tokenizer.add_tokens(&[token]);
+            may_cut(&tokenizer)
+        };
+        assert!(with_token(AddedToken::from("<|im_end|>", true)) && with_token(AddedToken::from("  ", false)));
+        assert!(!with_token(AddedToken::from("<mask>", true).lstrip(true)));
+        assert!(
+            !with_token(AddedToken::from("new york", false)) && !with_token(AddedToken::from("x", false).rstrip(true))
+        );
+    }
+
+    #[test]
+    fn what_a_normalizer_makes_is_bounded() {
+        let replace = json!({"type": "Replace", "pattern": {"Regex": "a"}, "content": "y".repeat(1 << 20)});
+        let tokenizer = Tokenizer::from_bytes(file(replace, split(OF_WORDS[1], "Isolated", false))).unwrap();
+        let encode = |text: &str| checked(|| tokenizer.encode(text, false));
+        let why = encode(&"a".repeat(100)).unwrap_err().to_string();
+        assert!(why.contains("makes more than 16 MiB of a text of 100 bytes"), "{why}");
+        assert!(encode(&"b".repeat(100)).is_ok());
     }
 
     #[test]

@@ -5,15 +5,17 @@
 //! its habits (see `habits`) tell which of that opens an answer and which closes it. Both cost two renderings however
 //! many turns there are.
 //!
-//! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Its turns are
-//! found one by one: what lies between "all turns before, and the prompt to answer" and "all turns up to the answer" is
-//! the answer. Where earlier turns are rendered otherwise than the last one, so that a rendered prefix is no prefix of
-//! the whole, the turn is found by rendering the whole with two other contents in its place: what the two share on the
-//! left is everything before the content, what they share on the right everything behind it.
+//! A template that writes a turn otherwise by what is said in it does not line up with the placeholders. Such turns
+//! are told from the others by halves, and found one by one: what lies between "all turns before, and the prompt to
+//! answer" and "all turns up to the answer" is the answer. Where earlier turns are rendered otherwise than the last
+//! one, so that a rendered prefix is no prefix of the whole, the turn is found by rendering the whole with two other
+//! contents in its place: what the two share on the left is everything before the content, what they share on the right
+//! everything behind it. What all of that may cost is counted.
 //!
 //! An answer ends with the token that ends the turn. White space behind that token is not learned: generation stops at
 //! the token.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use minijinja::Value;
@@ -25,8 +27,13 @@ use super::tokenizer::ChatTokenizer;
 
 /// Contents that differ in their first and in their last character.
 pub(super) const PROBES: [&str; 2] = ["Alpha probe of onE", "Beta probe of twO"];
-/// Bytes that are rendered to find turns one by one.
-const MAX_RENDERED: usize = 256 << 20;
+/// What all renderings of a conversation may cost, in instructions of the template and requests for memory: ten times
+/// the longest one.
+const MAX_COST: u64 = 50_000_000;
+/// Bytes that are searched in the time of an instruction.
+const SEARCHED_AT_ONCE: u64 = 256;
+/// Answers that are found one by one without a search for those that line up.
+const FEW: usize = 16;
 
 /// A conversation that was rendered.
 pub(super) struct Rendered<'a> {
@@ -36,6 +43,8 @@ pub(super) struct Rendered<'a> {
     pub messages: &'a [Message],
     pub turns: Vec<Value>,
     pub text: String,
+    /// What was spent of [`MAX_COST`]
+    pub spent: Cell<u64>,
 }
 
 /// An answer in the text: the index of its message, None where marks stand for several.
@@ -51,26 +60,15 @@ impl Rendered<'_> {
         if let Some(marked) = self.marked()? {
             return Ok(marked);
         }
-        let contents = self.contents(&supervised);
+        let contents = self.places(&supervised);
         let mut answers: Vec<Answer> = Vec::with_capacity(supervised.len());
-        let mut rendered = 0;
         for (index, &at) in supervised.iter().enumerate() {
             let name = |why: String| format!("`messages[{at}]`: {why}");
             let previous = answers.last().map_or(0, |(_, last)| last.end);
-            let known = contents.as_ref().and_then(|contents| self.by_habits(at, &contents[index], previous));
+            let known = contents[index].as_ref().and_then(|content| self.by_habits(at, content, previous));
             let found = match known {
                 Some(found) => found,
-                None => {
-                    rendered += self.text.len();
-                    if rendered > MAX_RENDERED {
-                        return Err(name(format!(
-                            "the chat template writes turns by what is said in them, and {} turns are too many to find one \
-                             by one; split the conversation",
-                            self.messages.len()
-                        )));
-                    }
-                    self.one_by_one(at).map_err(name)?
-                }
+                None => self.one_by_one(at).map_err(name)?,
             };
             if previous > found.start {
                 return Err(name("the chat template writes the turns in another order".into()));
@@ -105,6 +103,73 @@ impl Rendered<'_> {
         }
     }
 
+    /// The text of these turns, within what all renderings of the conversation may cost.
+    fn render(&self, turns: &[Value], prompt: bool) -> Result<String, String> {
+        self.spend(0)?;
+        let (text, cost) = self.template.render_costed(&self.around, turns, prompt);
+        self.spent.set(self.spent.get().saturating_add(cost));
+        text
+    }
+
+    /// Counts bytes that are searched.
+    pub fn search(&self, bytes: usize) -> Result<(), String> {
+        self.spend(bytes as u64 / SEARCHED_AT_ONCE)
+    }
+
+    fn spend(&self, cost: u64) -> Result<(), String> {
+        let spent = self.spent.get().saturating_add(cost);
+        self.spent.set(spent);
+        match spent <= MAX_COST {
+            true => Ok(()),
+            false => Err(format!(
+                "the chat template writes turns by what is said in them, and {} turns are too many to find one by one; \
+                 split the conversation",
+                self.messages.len()
+            )),
+        }
+    }
+
+    /// Where the contents of these turns stand in the text, those that line up with placeholders. Where not all do, the
+    /// others are looked for in halves: a few turns that are written otherwise cost a few renderings each.
+    fn places(&self, supervised: &[usize]) -> Vec<Option<Range<usize>>> {
+        if let Some(places) = self.contents(supervised) {
+            return places.into_iter().map(Some).collect();
+        }
+        if supervised.len() <= FEW {
+            return vec![None; supervised.len()];
+        }
+        // Most turns that are written otherwise show it.
+        let (marked, plain): (Vec<usize>, Vec<usize>) = supervised.iter().partition(|&&at| {
+            let message = &self.messages[at];
+            let said = message.content.as_deref().unwrap_or_default();
+            said.contains(['<', '[', '{']) || message.reasoning().is_some() || !message.calls().is_empty()
+        });
+        let mut found: Vec<(usize, Range<usize>)> = Vec::new();
+        for part in [plain, marked] {
+            let mut halves = vec![&part[..]];
+            // So many renderings find a dozen turns among all.
+            let mut tries = 16 + 8 * part.len().max(1).ilog2();
+            while let Some(half) = halves.pop() {
+                if half.is_empty() || tries == 0 {
+                    continue;
+                }
+                tries -= 1;
+                match self.contents(half) {
+                    Some(places) => found.extend(half.iter().copied().zip(places)),
+                    None if half.len() > 1 => {
+                        let (left, right) = half.split_at(half.len() / 2);
+                        halves.extend([right, left]);
+                    }
+                    None => {}
+                }
+            }
+        }
+        found.sort_by_key(|(at, _)| *at);
+        let mut found = found.into_iter().peekable();
+        let take = |&at: &usize| found.next_if(|(of, _)| *of == at).map(|(_, place)| place);
+        supervised.iter().map(take).collect()
+    }
+
     /// Where the contents of these turns stand in the text, if the template writes them as they are or trimmed and
     /// nothing else depends on them.
     fn contents(&self, supervised: &[usize]) -> Option<Vec<Range<usize>>> {
@@ -116,7 +181,7 @@ impl Rendered<'_> {
             contents.push(message.content.as_deref().filter(|content| !content.trim().is_empty())?);
             turns[at] = message.with_content(&placeholder(at)).to_jinja();
         }
-        let skeleton = self.template.render_in(&self.around, &turns, false).ok()?;
+        let skeleton = self.render(&turns, false).ok()?;
         let mut pieces = Vec::with_capacity(supervised.len() + 1);
         let mut rest = skeleton.as_str();
         for &at in supervised {
@@ -160,7 +225,7 @@ impl Rendered<'_> {
     /// The answer by renderings of its own.
     fn one_by_one(&self, at: usize) -> Result<Range<usize>, String> {
         let habits = self.tokenizer.habits(self.template);
-        let render = |turns: &[Value], prompt| self.template.render_in(&self.around, turns, prompt).ok();
+        let render = |turns: &[Value], prompt| self.render(turns, prompt).ok();
         let prefix =
             |text: Option<String>| text.filter(|text| self.text.starts_with(text.as_str())).map(|text| text.len());
         // Some templates refuse prefixes that end before an answer (an empty conversation): then probe.
@@ -198,7 +263,7 @@ impl Rendered<'_> {
     pub fn render_with(&self, at: usize, content: &str) -> Result<String, String> {
         let mut turns = self.turns.clone();
         turns[at] = self.messages[at].with_content(content).to_jinja();
-        self.template.render_in(&self.around, &turns, false)
+        self.render(&turns, false)
     }
 
     /// Where the turn's content begins and ends in the whole conversation.
@@ -225,7 +290,7 @@ impl Rendered<'_> {
     fn tail(&self, at: usize, content_end: usize) -> Result<usize, String> {
         let mut turns = self.turns[..=at].to_vec();
         turns[at] = self.messages[at].with_content(PROBES[0]).to_jinja();
-        let alone = self.template.render_in(&self.around, &turns, false)?;
+        let alone = self.render(&turns, false)?;
         let tail = alone.rfind(PROBES[0]).map_or("", |at| &alone[at + PROBES[0].len()..]);
         let following = &self.text[content_end..];
         if following.starts_with(tail) {

@@ -12,11 +12,12 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokenizers::PostProcessorWrapper;
 
+use super::cuts;
 use super::guard::guarded;
 use super::habits::{Habits, OwnTokens};
 use super::json;
 use super::messages::{Conversation, Message};
-use super::patterns::{Tokenizer, checked};
+use super::patterns::{Tokenizer, checked, may_cut};
 use super::side_files;
 use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
 use crate::error::{Context, Error, Result};
@@ -33,8 +34,8 @@ const SPECIAL_TOKENS: [&str; 7] =
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Settings of a tokenizer; some list each of a hundred thousand tokens.
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
-/// The tokens of a text take some fifty times its room.
-const MAX_TEXT_BYTES: usize = 32 << 20;
+/// A token and its label take eight bytes, and a text may have as many tokens as bytes.
+const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// A token that was added to a vocabulary: its text is found in a text as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct ChatTokenizer {
     training: Option<Builtin>,
     /// The tokenizer itself puts a BOS before plain text.
     begins_with_bos: bool,
+    /// Long texts are tokenized part by part.
+    may_cut: bool,
 }
 
 impl ChatTokenizer {
@@ -154,6 +157,7 @@ impl ChatTokenizer {
         // Post-processors only add special tokens or trim offsets.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {
+            may_cut: may_cut(&tokenizer),
             tokenizer,
             dir: dir.to_path_buf(),
             special,
@@ -284,26 +288,41 @@ impl ChatTokenizer {
 
     /// Token ids of text as it stands: nothing is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding =
-            guarded(|| checked(|| self.tokenizer.encode_fast(text, false))).ok_or_else(|| self.panicked())?;
-        let unfit = || "tokenizer.json does not fit this text".to_owned();
-        Ok(encoding.usage_context(unfit)?.get_ids().to_vec())
+        let mut ids = Vec::new();
+        let encoded = self.encode_each(text, &mut |id, _| {
+            ids.push(id);
+            Ok(())
+        });
+        encoded.map_err(|why| Error::Refused(format!("tokenizer.json does not fit this text: {why}")))?;
+        Ok(ids)
     }
 
-    /// Token ids with the byte range of the text that each stands for.
-    pub(super) fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, String> {
+    /// Calls `each` with the id of every token and the byte range of the text that it stands for, in order.
+    pub(super) fn encode_each(
+        &self,
+        text: &str,
+        each: &mut dyn FnMut(u32, Range<usize>) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let too_long = |bytes: usize, most: usize, what: &str| {
+            format!(
+                "{bytes} bytes of text{what}, more than the {} MiB that are tokenized at once; split it",
+                most >> 20
+            )
+        };
         if text.len() > MAX_TEXT_BYTES {
-            return Err(format!(
-                "the row has {} bytes of text, more than the {} MiB that are tokenized at once; split it",
-                text.len(),
-                MAX_TEXT_BYTES >> 20
-            ));
+            return Err(too_long(text.len(), MAX_TEXT_BYTES, ""));
         }
-        let encoding =
-            guarded(|| checked(|| self.tokenizer.encode(text, false))).ok_or_else(|| self.panicked().to_string())?;
-        let encoding = encoding.map_err(|error| format!("cannot tokenize: {error}"))?;
-        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
-        Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+        let between = if self.may_cut { " without an end of a word" } else { "" };
+        let parts = cuts::parts(text, self.may_cut);
+        for part in parts.map_err(|bytes| too_long(bytes, cuts::MAX_PART_BYTES, between))? {
+            let encode = || guarded(|| checked(|| self.tokenizer.encode(&text[part.clone()], false)));
+            let encoding = cuts::in_turn(part.len(), encode).ok_or_else(|| self.panicked().to_string())?;
+            let encoding = encoding.map_err(|error| format!("cannot tokenize: {error}"))?;
+            for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+                each(id, part.start + start..part.start + end)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {

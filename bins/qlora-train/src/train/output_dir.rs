@@ -26,7 +26,8 @@ pub enum Found {
     Finished(RunSummary),
 }
 
-/// Refuses a place where no run can write. Nothing is written.
+/// Refuses a place where no run can write, and the root of the file system, among whose files no run belongs. Nothing
+/// is written.
 pub fn check_writable(dir: &Path) -> Result<()> {
     // The directory itself, or the nearest one above that is there already.
     let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
@@ -36,6 +37,12 @@ pub fn check_writable(dir: &Path) -> Result<()> {
         refuse!(
             "{}: found something that is not a directory, expected one (output_dir): choose another",
             existing.display()
+        );
+    }
+    if dir.canonicalize().is_ok_and(|whole| whole.parent().is_none()) {
+        refuse!(
+            "{}: is the root of the file system (output_dir): choose a directory for this run alone",
+            dir.display()
         );
     }
     // A file without a name: it never appears in the directory.

@@ -64,8 +64,8 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     launch::check_single_process()?;
     let output = settings.output_path()?.to_owned();
     let device = Device::choose(&settings)?;
-    let locked = LockedDir::of_existing(&output)?;
     check_writable(&output)?;
+    let locked = LockedDir::of_existing(&output)?;
     let device = match recorded_arithmetic(&output)? {
         Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
         _ => device,

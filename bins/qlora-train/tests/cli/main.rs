@@ -4,6 +4,7 @@ mod arithmetic;
 mod asked;
 mod before;
 mod bench;
+mod bombs;
 mod console;
 mod directory;
 mod disk;

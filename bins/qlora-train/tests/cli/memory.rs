@@ -4,8 +4,6 @@
 //! settings; else four of them.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use qlora_kernels::rng::Stream;
 use serde_json::json;
@@ -59,29 +57,6 @@ fn write_rows(sandbox: &Sandbox, name: &str, rows: usize, length: usize) {
     sandbox.write(&format!("{name}.jsonl"), &(0..rows).map(&mut row).collect::<Vec<_>>().join("\n"));
 }
 
-/// Bytes of anonymous memory of a process now.
-fn anonymous(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-}
-
-/// The most that a run holds.
-fn measured(sandbox: &Sandbox, line: &str) -> u64 {
-    let said = std::fs::File::create(sandbox.path("said")).unwrap();
-    let mut child = sandbox.command(line).stdout(Stdio::null()).stderr(said).spawn().unwrap();
-    let mut peak = 0;
-    let status = loop {
-        peak = peak.max(anonymous(child.id()).unwrap_or(0));
-        match child.try_wait().unwrap() {
-            Some(status) => break status,
-            None => std::thread::sleep(Duration::from_millis(1)),
-        }
-    };
-    assert!(status.success(), "{line}: {}", sandbox.read("said"));
-    peak
-}
-
 #[test]
 fn a_run_holds_what_was_planned() {
     let model = model();
@@ -107,7 +82,8 @@ fn a_run_holds_what_was_planned() {
         };
         let plan = sandbox.run(&line("plan")).json();
         let planned = plan["host"]["peak_bytes"].as_u64().unwrap();
-        let measured = measured(&sandbox, &line("train"));
+        let (done, measured) = sandbox.run_watched(&line("train"));
+        done.ok();
         std::fs::remove_dir_all(sandbox.path("out")).unwrap();
         let ratio = measured as f64 / planned as f64;
         println!("planned {:7.1} MiB, measured {:7.1} MiB, {ratio:.3}: {rows} {more}", mib(planned), mib(measured));

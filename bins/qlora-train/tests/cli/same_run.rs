@@ -124,6 +124,12 @@ fn an_output_directory_that_cannot_be_one_is_refused() {
     // /proc cannot be written by anybody.
     let line = train("--output-dir /proc/adapter");
     sandbox.refused(&line, &["/proc: cannot be written (output_dir)"]);
+    // Whoever may write there, and however it is called.
+    std::os::unix::fs::symlink("/", sandbox.path("link")).unwrap();
+    for root in ["/", "//", "/../.", "link"] {
+        sandbox
+            .refused(&train(&format!("--output-dir {root}")), &[root, "is the root of the file system (output_dir)"]);
+    }
     // Deep and new is fine.
     sandbox.run(&train("--output-dir new/deep/out")).ok();
 }

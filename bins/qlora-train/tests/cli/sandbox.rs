@@ -1,8 +1,10 @@
 //! A directory with a tiny model and rows, in which the binary runs.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::Arch;
@@ -86,7 +88,11 @@ impl Sandbox {
     }
 
     pub fn of(model: &Synthetic) -> Self {
-        let sandbox = Self(tempfile::tempdir().unwrap());
+        Self::of_in(&std::env::temp_dir(), model)
+    }
+
+    fn of_in(dir: &Path, model: &Synthetic) -> Self {
+        let sandbox = Self(tempfile::tempdir_in(dir).unwrap());
         model.write(&sandbox.path("model")).unwrap();
         sandbox.write_rows("rows.jsonl", 12, 1);
         sandbox
@@ -98,8 +104,20 @@ impl Sandbox {
     }
 
     pub fn chat_of(arch: Arch) -> Self {
+        Self::chat_in(&std::env::temp_dir(), arch)
+    }
+
+    /// Like [`chat`](Self::chat), in a file system in memory where there is one: a disk's answers take most of the time
+    /// of runs that save much.
+    pub fn chat_in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        let disk = std::env::temp_dir();
+        Self::chat_in(if memory.is_dir() { memory } else { &disk }, tiny_arch())
+    }
+
+    fn chat_in(dir: &Path, arch: Arch) -> Self {
         let config = Arch { vocab_size: fixture::VOCAB_SIZE, ..arch };
-        let sandbox = Self::of(&Synthetic::new(config, 1));
+        let sandbox = Self::of_in(dir, &Synthetic::new(config, 1));
         let model = sandbox.path("model");
         fixture::write_json(&model, "tokenizer.json", &fixture::tokenizer_json());
         fixture::write_json(&model, "tokenizer_config.json", &fixture::tokenizer_config(Some(fixture::CHATML)));
@@ -158,6 +176,21 @@ impl Sandbox {
 
     pub fn run(&self, line: &str) -> Done {
         finish(&mut self.command(line))
+    }
+
+    /// With the most anonymous memory that the process held, looked at every millisecond.
+    pub fn run_watched(&self, line: &str) -> (Done, u64) {
+        let file = |name: &str| File::create(self.path(name)).unwrap();
+        let mut child = self.command(line).stdout(file("stdout")).stderr(file("stderr")).spawn().unwrap();
+        let mut peak = 0;
+        let status = loop {
+            peak = peak.max(anonymous(child.id()).unwrap_or(0));
+            match child.try_wait().unwrap() {
+                Some(status) => break status.code(),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        (Done { status, stdout: self.read("stdout"), stderr: self.read("stderr") }, peak)
     }
 
     /// With something going wrong at a fault point.
@@ -222,6 +255,13 @@ impl Sandbox {
         collect(self.0.path(), &mut files);
         files
     }
+}
+
+/// Bytes of anonymous memory of a process now.
+fn anonymous(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 fn finish(command: &mut Command) -> Done {

@@ -123,6 +123,33 @@ fn a_template_that_closes_only_the_last_turn_and_opens_the_prompt_otherwise() {
     assert_eq!(supervised(&tokenizer, &alike).unwrap(), ["<th<|stop|>", "<<|stop|>\n<eos>"]);
 }
 
+/// Writes answers otherwise that hold an exclamation mark, which no placeholder does.
+const REWRITING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}{{ m.content | replace('!', '?') }}{% else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}";
+
+/// A few turns that are written otherwise cost a few renderings, and not one for each turn.
+#[test]
+fn turns_that_are_written_otherwise_are_found_among_thousands() {
+    let tokenizer = chat_tokenizer(REWRITING);
+    let answers = |turns: usize, rewritten: &dyn Fn(usize) -> bool| -> Vec<String> {
+        (0..turns).map(|at| format!("answer {at}{}", if rewritten(at) { "!" } else { "" })).collect()
+    };
+    let spans = |answers: &[String]| {
+        let turns: Vec<(&str, &str)> =
+            answers.iter().flat_map(|answer| [("user", "say"), ("assistant", answer.as_str())]).collect();
+        supervised(&tokenizer, &turns)
+    };
+    for (count, rewritten) in [(3, vec![1]), (40, vec![0, 39]), (1500, vec![3, 700, 701, 1499])] {
+        let given = answers(count, &|at| rewritten.contains(&at));
+        let expected: Vec<String> = given.iter().map(|answer| answer.replace('!', "?") + "<|im_end|>").collect();
+        assert!(spans(&given).unwrap() == expected, "{count}");
+    }
+    let why = spans(&answers(3000, &|_| true)).unwrap_err();
+    assert!(why.contains("6000 turns are too many to find one by one; split the conversation"), "{why}");
+}
+
 #[test]
 fn a_conversation_may_begin_with_the_assistant() {
     let conversation = [("assistant", "welcome"), ("user", "q"), ("assistant", "a")];

@@ -201,7 +201,17 @@ fn a_template_that_loops_or_raises_is_refused_with_the_line_of_the_row() {
 fn rows_of_many_megabytes_are_refused_without_being_tokenized() {
     let tokenizer = chat_tokenizer(CHATML);
     let text = |megabytes: usize| format!("{{\"text\": \"{}\"}}\n", "a ".repeat(megabytes << 19));
-    assert_says(&refusal(load_one(text(40), Some(&tokenizer))), &["line 1", "41943040 bytes of text", "32 MiB"]);
+    assert_says(&refusal(load_one(text(20), Some(&tokenizer))), &["line 1", "20971520 bytes of text", "16 MiB"]);
+    // Cut nowhere: a run without an end of a word, and a tokenizer that looks across words.
+    let run = format!("{{\"text\": \"{}\"}}\n", "1".repeat(3 << 20));
+    let words = ["line 1", "3145728 bytes of text without an end of a word", "1 MiB", "split it"];
+    assert_says(&refusal(load_one(&run, Some(&tokenizer))), &words);
+    let dir = model_dir(Some(CHATML));
+    let mut across = tokenizer_json();
+    across["normalizer"] = json!({"type": "Prepend", "prepend": "_"});
+    write_json(dir.path(), "tokenizer.json", &across);
+    let across = ChatTokenizer::open(dir.path(), None).unwrap();
+    assert_says(&refusal(load_one(text(3), Some(&across))), &["line 1", "3145728 bytes of text, more than the 1 MiB"]);
     assert_says(&refusal(load_one(text(100), Some(&tokenizer))), &["line 1", "longer than 64 MiB"]);
     let array = format!("[\n{}]", text(100));
     assert_says(&refusal(load_one(array, Some(&tokenizer))), &["line 2", "a row of more than 64 MiB"]);

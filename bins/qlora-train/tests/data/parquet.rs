@@ -150,15 +150,15 @@ fn a_few_bytes_that_stand_for_many_values_are_refused() {
         let message = refusal(load(std::slice::from_ref(&path), Some(&tokenizer), &options()));
         assert_says(&message, words);
     };
-    // One row of 32 million token ids, and ten rows of which the first has them all.
+    // One row of six million token ids, and ten rows of which the first has them all.
     let ids = "message rows { optional group input_ids (LIST) { repeated group list { optional int64 element; } } }";
-    let many = 32_000_000;
+    let many = 6_000_000;
     let levels = |rows: usize| (0..many).map(|at| i16::from(at != 0 && at < many - rows + 1)).collect::<Vec<i16>>();
     refused(ids, vec![Column::Integers(vec![7; many], vec![3; many], levels(1))], &["values, more than the"]);
-    refused(ids, vec![Column::Integers(vec![7; many], vec![3; many], levels(10))], &["stand for 32000000 values"]);
-    // One text of 400 MiB.
+    refused(ids, vec![Column::Integers(vec![7; many], vec![3; many], levels(10))], &["stand for 6000000 values"]);
+    // One text of 48 MiB.
     let text = "message rows { optional binary text (UTF8); }";
-    let long: &'static str = Box::leak("a".repeat(400 << 20).into_boxed_str());
+    let long: &'static str = Box::leak("a".repeat(48 << 20).into_boxed_str());
     refused(text, vec![Column::Text(vec![long], vec![1], vec![0])], &["rows.parquet", "becomes more than"]);
 }
 

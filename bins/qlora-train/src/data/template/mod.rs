@@ -1,6 +1,7 @@
 //! A chat template: Jinja, with the environment that transformers gives it (trimmed blocks, loop controls,
 //! `raise_exception`, `strftime_now`, `tojson` without HTML escapes, Python's string methods).
 
+mod allocations;
 mod builtin;
 mod escapes;
 mod indent;
@@ -15,12 +16,12 @@ use std::sync::{Arc, OnceLock};
 use jiff::Zoned;
 use jiff::fmt::strtime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
 
 use super::habits::{Habits, OwnTokens};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
-use supervise::{Stopped, supervised};
+use supervise::{Stopped, supervised, supervised_costed};
 
 /// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
 /// ends a template that loops for ever within a second or two.
@@ -66,11 +67,15 @@ impl fmt::Debug for ChatTemplate {
 
 /// What `raise_exception` was called with: the template's own refusal, not a fault in it.
 #[derive(Debug)]
-struct Raised(String);
+struct Raised {
+    message: String,
+    /// Instructions up to there
+    instructions: u64,
+}
 
 impl fmt::Display for Raised {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
@@ -114,8 +119,10 @@ impl ChatTemplate {
             use minijinja::value::ValueKind::{Iterable, Map, Seq, String, Undefined};
             matches!(value.kind(), String | Seq | Map | Iterable | Undefined)
         });
-        environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
-            Err(JinjaError::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+        environment.add_function("raise_exception", |state: &State, message: String| -> Result<Value, JinjaError> {
+            let instructions = state.fuel_levels().map_or(0, |(used, _)| used);
+            let raised = Raised { message: message.clone(), instructions };
+            Err(JinjaError::new(ErrorKind::InvalidOperation, message).with_source(raised))
         });
         environment.add_function("strftime_now", move |format: String| -> Result<String, JinjaError> {
             strtime::format(&format, &now)
@@ -161,6 +168,16 @@ impl ChatTemplate {
         messages: &[Value],
         add_generation_prompt: bool,
     ) -> Result<String, String> {
+        self.render_costed(around, messages, add_generation_prompt).0
+    }
+
+    /// Like [`render_in`](Self::render_in), with what it cost: instructions and requests for memory, together.
+    pub(super) fn render_costed(
+        &self,
+        around: &Surroundings,
+        messages: &[Value],
+        add_generation_prompt: bool,
+    ) -> (Result<String, String>, u64) {
         self.render_named(NAME, around, messages, add_generation_prompt)
     }
 
@@ -181,7 +198,7 @@ impl ChatTemplate {
         around: &Surroundings,
         messages: &[Value],
     ) -> Result<(String, Vec<Range<usize>>), String> {
-        let rendered = self.render_named(MARKED, around, messages, false)?;
+        let rendered = self.render_named(MARKED, around, messages, false).0?;
         let (mut text, mut marks, mut open) = (String::with_capacity(rendered.len()), Vec::new(), None);
         let mut rest = rendered.as_str();
         while let Some(at) = rest.find(MARKS) {
@@ -207,9 +224,9 @@ impl ChatTemplate {
         around: &Surroundings,
         messages: &[Value],
         add_generation_prompt: bool,
-    ) -> Result<String, String> {
+    ) -> (Result<String, String>, u64) {
         if let Some(why) = self.given_up.get() {
-            return Err(why.clone());
+            return (Err(why.clone()), 0);
         }
         let fixed = [
             ("messages".to_owned(), Value::from(messages)),
@@ -220,41 +237,74 @@ impl ChatTemplate {
         let variables = self.variables.iter().chain(&around.variables).cloned();
         let context = Value::from_pairs(variables.chain(fixed));
         let environment = self.environment.clone();
-        let rendered = supervised(move || {
-            let template = environment.get_template(name).map_err(|error| error.to_string())?;
-            template.render(context).map_err(|error| explain(&error))
-        });
-        rendered.unwrap_or_else(|stopped| {
-            let why = explain_stopped(stopped, "render one conversation");
-            // The work that was given up still goes on.
-            if matches!(stopped, Stopped::Time | Stopped::Memory) {
-                let _ = self.given_up.set(why.clone());
+        let rendered = supervised_costed(move || {
+            let rendered = environment.get_template(name).and_then(|template| template.render_captured(context));
+            match rendered {
+                Ok(rendered) => {
+                    let instructions = rendered.state().fuel_levels().map_or(0, |(used, _)| used);
+                    (Ok(rendered.into_output()), instructions)
+                }
+                Err(error) => (Err(explain(&error)), cost_of(&error)),
             }
-            Err(why)
-        })
+        });
+        match rendered {
+            Ok(((text, instructions), requests)) => (text, instructions.saturating_add(requests)),
+            Err(stopped) => {
+                let why = explain_stopped(stopped, "render one conversation");
+                // The work that was given up still goes on, or holds its memory.
+                if matches!(stopped, Stopped::Time | Stopped::Memory | Stopped::Requests) {
+                    let _ = self.given_up.set(why.clone());
+                }
+                (Err(why), FUEL)
+            }
+        }
+    }
+}
+
+/// Instructions before an error, about: a template that refuses a conversation knows them.
+fn cost_of(error: &JinjaError) -> u64 {
+    match raised(error) {
+        Some(raised) => raised.instructions,
+        None if error.kind() == ErrorKind::OutOfFuel => FUEL,
+        None => FUEL / 10,
     }
 }
 
 fn explain_stopped(stopped: Stopped, work: &str) -> String {
     match stopped {
         Stopped::Time => {
-            format!("the chat template takes too much work: more than {} seconds to {work}", supervise::MAX_SECONDS)
+            format!(
+                "the chat template takes too much work: more than {} s of processor time to {work}",
+                supervise::MAX_SECONDS
+            )
         }
         Stopped::Memory => {
-            format!("the chat template takes too much memory: more than {} GiB to {work}", supervise::MAX_BYTES >> 30)
+            format!("the chat template takes too much memory: more than {} MiB to {work}", supervise::MAX_BYTES >> 20)
         }
+        Stopped::Requests => format!(
+            "the chat template takes too much work: memory for more than {} million values to {work}",
+            supervise::MAX_REQUESTS / 1_000_000
+        ),
         Stopped::Panic => format!("the chat template is broken: its engine fails to {work}"),
         Stopped::NoThread => "the chat template cannot be used: no thread can be started".to_owned(),
     }
 }
 
-fn explain(error: &JinjaError) -> String {
+/// The template's own refusal among the causes of an error.
+fn raised(error: &JinjaError) -> Option<&Raised> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
-        if let Some(Raised(message)) = current.downcast_ref() {
-            return format!("the chat template refuses the conversation: {message}");
+        if let Some(raised) = current.downcast_ref() {
+            return Some(raised);
         }
         cause = current.source();
+    }
+    None
+}
+
+fn explain(error: &JinjaError) -> String {
+    if let Some(raised) = raised(error) {
+        return format!("the chat template refuses the conversation: {}", raised.message);
     }
     if error.kind() == ErrorKind::OutOfFuel {
         return "the chat template does not end: it took more than 5 million instructions for one conversation".into();

@@ -1,8 +1,9 @@
 //! Work on templates, done by threads that can be given up: comparisons, joins and texts of lists that hold others many
 //! times over take no fuel, and nested values and expressions take stack.
 //!
-//! Fuel ends what is slow by its instructions, with the same result everywhere. This is for the rest, which no template
-//! that is meant well comes near to.
+//! Fuel ends what is slow by its instructions. Memory, and how often it is asked for, ends nearly all of the rest; both
+//! are counted, with the same result everywhere. Processor time is for what is left, which no template that is meant
+//! well comes near to.
 
 use std::cell::Cell;
 use std::fs;
@@ -11,13 +12,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::guard::guarded;
+use super::allocations::{Beyond, Quota, Verdict, metered};
 
 /// Address space; memory is only taken for what is used of it.
 const STACK_BYTES: usize = 512 << 20;
-/// Processor time of one piece of work. A template uses up its fuel in less.
-pub(super) const MAX_SECONDS: u64 = if cfg!(debug_assertions) { 60 } else { 3 };
-/// Growth of the whole process meanwhile.
-pub(super) const MAX_BYTES: u64 = 2 << 30;
+/// Processor time of one piece of work. A template uses up its fuel in a third.
+pub(super) const MAX_SECONDS: u64 = if cfg!(debug_assertions) { 60 } else { 1 };
+/// What is given up keeps its memory, and a fuzzer goes on after it.
+#[allow(unexpected_cfgs)]
+const FUZZED: bool = cfg!(fuzzing);
+/// Memory of one piece of work. The longest text that is tokenized takes a tenth.
+pub(super) const MAX_BYTES: i64 = if FUZZED { 8 << 20 } else { 256 << 20 };
+/// Requests for memory: two for each instruction that a template has fuel for.
+pub(super) const MAX_REQUESTS: u64 = if FUZZED { 200_000 } else { 10_000_000 };
 /// Seconds by the clock that stand for one of processor time, where that is not known.
 const CLOCK_SECONDS: f64 = 12.0;
 /// How often work that takes longer is looked after.
@@ -28,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) enum Stopped {
     Time,
     Memory,
+    /// Values are copied or compared without end.
+    Requests,
     Panic,
     NoThread,
 }
@@ -36,6 +45,8 @@ type Job = Box<dyn FnOnce() + Send>;
 
 struct Worker {
     jobs: Sender<Job>,
+    /// Why it stopped, if it did.
+    verdict: &'static Verdict,
     /// Its folder in `/proc`, where there is one.
     place: Option<String>,
 }
@@ -49,56 +60,59 @@ thread_local! {
 struct Limits {
     /// Processor time.
     seconds: f64,
-    /// Growth of the whole process.
-    bytes: u64,
+    memory: Quota,
 }
 
 /// The result of `work`. A worker that takes too much is left behind: the caller ends with an error before long, and
 /// the process with it.
 pub(super) fn supervised<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
-    supervised_within(&Limits { seconds: MAX_SECONDS as f64, bytes: MAX_BYTES }, work)
+    supervised_costed(work).map(|(done, _)| done)
+}
+
+/// Like [`supervised`], with how often memory was asked for.
+pub(super) fn supervised_costed<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(T, u64), Stopped> {
+    let memory = Quota { bytes: MAX_BYTES, requests: MAX_REQUESTS };
+    supervised_within(&Limits { seconds: MAX_SECONDS as f64, memory }, work)
 }
 
 fn supervised_within<T: Send + 'static>(
     limits: &Limits,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Stopped> {
+) -> Result<(T, u64), Stopped> {
     let worker = WORKER.take().or_else(Worker::start).ok_or(Stopped::NoThread)?;
     let (sender, result) = mpsc::sync_channel(1);
-    let job = Box::new(move || drop(sender.send(guarded(work))));
+    let (memory, verdict) = (limits.memory, worker.verdict);
+    let job = Box::new(move || {
+        let (done, requests) = metered(memory, verdict, || guarded(work));
+        drop(sender.send(done.map(|done| (done, requests))));
+    });
     worker.jobs.send(job).map_err(|_| Stopped::NoThread)?;
     let started = Instant::now();
-    let mut before: Option<Usage> = None;
+    let mut before: Option<f64> = None;
     let done = loop {
         match result.recv_timeout(LOOK) {
             Ok(Some(done)) => break Ok(done),
             Ok(None) | Err(RecvTimeoutError::Disconnected) => break Err(Stopped::Panic),
             Err(RecvTimeoutError::Timeout) => {
-                let now = worker.usage();
-                let before = *before.get_or_insert(now);
-                let seconds = match (before.seconds, now.seconds) {
-                    (Some(before), Some(now)) => now - before,
-                    _ => started.elapsed().as_secs_f64() / CLOCK_SECONDS,
+                match verdict.get() {
+                    Some(Beyond::Bytes) => return Err(Stopped::Memory),
+                    Some(Beyond::Requests) => return Err(Stopped::Requests),
+                    None => {}
+                }
+                let seconds = match worker.processor_seconds() {
+                    Some(now) => now - *before.get_or_insert(now),
+                    None => started.elapsed().as_secs_f64() / CLOCK_SECONDS,
                 };
                 if seconds > limits.seconds {
                     return Err(Stopped::Time);
-                }
-                if now.bytes.saturating_sub(before.bytes) > limits.bytes {
-                    return Err(Stopped::Memory);
                 }
             }
         }
     };
     WORKER.set(Some(worker));
     done
-}
-
-#[derive(Clone, Copy)]
-struct Usage {
-    /// Processor time of the worker.
-    seconds: Option<f64>,
-    /// Memory of the process; 0 where it is not known.
-    bytes: u64,
 }
 
 impl Worker {
@@ -113,17 +127,14 @@ impl Worker {
             }
         };
         thread::Builder::new().name("template".into()).stack_size(STACK_BYTES).spawn(run).ok()?;
-        Some(Self { jobs, place: place.recv().ok()? })
+        Some(Self { jobs, verdict: Box::leak(Box::default()), place: place.recv().ok()? })
     }
 
-    fn usage(&self) -> Usage {
-        let number = |file: &str, index: usize| -> Option<f64> {
-            fs::read_to_string(file).ok()?.split_whitespace().nth(index)?.parse().ok()
-        };
-        let nanoseconds = self.place.as_ref().and_then(|place| number(&format!("{place}/schedstat"), 0));
-        // Resident pages, of 4 KiB at least.
-        let pages = number("/proc/self/statm", 1).unwrap_or(0.0);
-        Usage { seconds: nanoseconds.map(|ns| ns * 1e-9), bytes: pages as u64 * 4096 }
+    /// Processor time of the thread so far, where it is known.
+    fn processor_seconds(&self) -> Option<f64> {
+        let place = self.place.as_ref()?;
+        let nanoseconds = fs::read_to_string(format!("{place}/schedstat")).ok()?;
+        Some(nanoseconds.split_whitespace().next()?.parse::<f64>().ok()? * 1e-9)
     }
 }
 
@@ -146,11 +157,13 @@ mod tests {
         assert_eq!(supervised(|| depth(1_000_000)), Ok(1_000_000));
     }
 
-    // Each limit alone, so that a slow machine does not meet the other one first.
+    // Each limit alone, so that a slow machine does not meet another one first.
+    const NONE: Quota = Quota { bytes: i64::MAX, requests: u64::MAX };
+
     #[test]
     fn work_that_takes_no_end_is_given_up() {
         let started = Instant::now();
-        let limits = Limits { seconds: 0.5, bytes: u64::MAX };
+        let limits = Limits { seconds: 0.5, memory: NONE };
         assert_eq!(supervised_within(&limits, || while std::hint::black_box(true) {}), Err(Stopped::Time));
         assert!(started.elapsed() >= Duration::from_millis(500));
         assert_eq!(supervised(|| 9), Ok(9));
@@ -160,13 +173,19 @@ mod tests {
     fn work_that_takes_all_memory_is_given_up() {
         let grow = || {
             let mut all: Vec<Vec<u8>> = Vec::new();
-            while all.len() < 40 {
-                all.push(vec![1; 16 << 20]);
-                thread::sleep(Duration::from_millis(30));
+            loop {
+                all.push(vec![1; 1 << 20]);
             }
-            thread::sleep(Duration::from_secs(600));
         };
-        let limits = Limits { seconds: f64::INFINITY, bytes: 256 << 20 };
-        assert_eq!(supervised_within(&limits, grow), Err(Stopped::Memory));
+        let limits = Limits { seconds: f64::INFINITY, memory: Quota { bytes: 64 << 20, ..NONE } };
+        assert_eq!(supervised_within::<()>(&limits, grow), Err(Stopped::Memory));
+        let ask = || {
+            loop {
+                std::hint::black_box(vec![1u8; 16]);
+            }
+        };
+        let limits = Limits { seconds: f64::INFINITY, memory: Quota { requests: 1000, ..NONE } };
+        assert_eq!(supervised_within::<()>(&limits, ask), Err(Stopped::Requests));
+        assert_eq!(supervised(|| 9), Ok(9));
     }
 }

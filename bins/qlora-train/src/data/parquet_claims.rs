@@ -1,0 +1,220 @@
+//! Claims of a Parquet file's headers, checked before the library believes them.
+//!
+//! A list of no bytes may claim two billion elements, which the library counts through one by one; a page may claim to
+//! become gigabytes, or to hold more values than its column. Headers are structs of Thrift's compact protocol: here
+//! they are walked through, in the time of their bytes, and the few numbers that matter are kept.
+
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
+
+/// Structs within structs; those of the format have fewer.
+const MAX_DEPTH: usize = 24;
+/// The magic at the end, and the length of the footer before it.
+const END_BYTES: u64 = 8;
+
+/// Claims of a column's pages, together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Claims {
+    /// Bytes that they become
+    pub bytes: u64,
+    pub values: u64,
+}
+
+/// Why a header is none.
+type Result<T> = std::result::Result<T, String>;
+
+/// Walks through the footer. Error: why it is none.
+pub(super) fn check_footer(file: &mut (impl Read + Seek)) -> Result<()> {
+    let cannot = |error: std::io::Error| error.to_string();
+    let end = file.seek(SeekFrom::End(0)).map_err(cannot)?;
+    let mut tail = [0; END_BYTES as usize];
+    let Some(start) = end.checked_sub(END_BYTES) else { return Err("it has no footer".into()) };
+    file.seek(SeekFrom::Start(start)).map_err(cannot)?;
+    file.read_exact(&mut tail).map_err(cannot)?;
+    let length = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
+    let Some(start) = start.checked_sub(length) else { return Err("its footer is longer than the file".into()) };
+    file.seek(SeekFrom::Start(start)).map_err(cannot)?;
+    Walker { reader: BufReader::new(file.take(length)) }.structure(&mut Vec::new(), &mut |_, _| ())
+}
+
+/// Claims of the pages in this range of the file. Error: why a header of them is none.
+pub(super) fn of_pages(file: &mut (impl Read + Seek), range: Range<u64>) -> Result<Claims> {
+    file.seek(SeekFrom::Start(range.start)).map_err(|error| error.to_string())?;
+    let mut walker = Walker { reader: BufReader::new(file.take(range.end.saturating_sub(range.start))) };
+    let mut all = Claims::default();
+    while !walker.reader.fill_buf().map_err(|error| error.to_string())?.is_empty() {
+        let (mut becomes, mut follows, mut values) = (0, 0, 0);
+        walker.structure(&mut Vec::new(), &mut |path, number| match path {
+            [2] => becomes = number,
+            [3] => follows = number,
+            // Of a data page in either version; a dictionary's are values of no row.
+            [5 | 8, 1] => values = number,
+            _ => {}
+        })?;
+        let count = |number: i64| u64::try_from(number).map_err(|_| "a page of less than nothing".to_owned());
+        all.bytes = all.bytes.saturating_add(count(becomes)?);
+        all.values = all.values.saturating_add(count(values)?);
+        let body = count(follows)?;
+        let skipped = std::io::copy(&mut (&mut walker.reader).take(body), &mut std::io::sink());
+        if skipped.map_err(|error| error.to_string())? < body {
+            return Err("a page that ends behind its column".into());
+        }
+    }
+    Ok(all)
+}
+
+/// Thrift's numbers of types.
+mod kind {
+    pub const STOP: u8 = 0;
+    pub const TRUE: u8 = 1;
+    pub const FALSE: u8 = 2;
+    pub const BYTE: u8 = 3;
+    pub const I16: u8 = 4;
+    pub const I32: u8 = 5;
+    pub const I64: u8 = 6;
+    pub const DOUBLE: u8 = 7;
+    pub const BINARY: u8 = 8;
+    pub const LIST: u8 = 9;
+    pub const SET: u8 = 10;
+    pub const STRUCT: u8 = 12;
+}
+
+struct Walker<R> {
+    reader: R,
+}
+
+impl<R: BufRead> Walker<R> {
+    fn byte(&mut self) -> Result<u8> {
+        let mut byte = [0];
+        self.reader.read_exact(&mut byte).map_err(|_| "a header that is cut off".to_owned())?;
+        Ok(byte[0])
+    }
+
+    /// A number of seven bits a byte.
+    fn varint(&mut self) -> Result<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err("a number without an end".into())
+    }
+
+    /// A number whose sign is its last bit.
+    fn zigzag(&mut self) -> Result<i64> {
+        let number = self.varint()?;
+        Ok((number >> 1) as i64 ^ -((number & 1) as i64))
+    }
+
+    fn skip(&mut self, bytes: u64) -> Result<()> {
+        let skipped = std::io::copy(&mut (&mut self.reader).take(bytes), &mut std::io::sink());
+        match skipped {
+            Ok(skipped) if skipped == bytes => Ok(()),
+            _ => Err("a header that is cut off".into()),
+        }
+    }
+
+    /// Calls `number` with the path of fields and the value of each whole number in a struct.
+    fn structure(&mut self, path: &mut Vec<i16>, number: &mut dyn FnMut(&[i16], i64)) -> Result<()> {
+        if path.len() >= MAX_DEPTH {
+            return Err("a header that is nested too deeply".into());
+        }
+        let mut field = 0i16;
+        loop {
+            let head = self.byte()?;
+            if head == kind::STOP {
+                return Ok(());
+            }
+            field = match head >> 4 {
+                0 => self.zigzag()? as i16,
+                step => field.wrapping_add(i16::from(step)),
+            };
+            path.push(field);
+            match head & 0x0F {
+                kind::TRUE | kind::FALSE => {}
+                kind => self.value(kind, path, number)?,
+            }
+            path.pop();
+        }
+    }
+
+    /// A value that has bytes of its own.
+    fn value(&mut self, kind: u8, path: &mut Vec<i16>, number: &mut dyn FnMut(&[i16], i64)) -> Result<()> {
+        match kind {
+            kind::BYTE => self.skip(1),
+            kind::I16 | kind::I32 | kind::I64 => {
+                let value = self.zigzag()?;
+                number(path, value);
+                Ok(())
+            }
+            kind::DOUBLE => self.skip(8),
+            kind::BINARY => {
+                let bytes = self.varint()?;
+                self.skip(bytes)
+            }
+            kind::LIST | kind::SET => {
+                let head = self.byte()?;
+                let count = match head >> 4 {
+                    15 => self.varint()?,
+                    count => u64::from(count),
+                };
+                if path.len() >= MAX_DEPTH {
+                    return Err("a header that is nested too deeply".into());
+                }
+                path.push(-1);
+                // Each element has a byte at least, so that this ends with the bytes.
+                (0..count).try_for_each(|_| self.value(head & 0x0F, path, number))?;
+                path.pop();
+                Ok(())
+            }
+            kind::STRUCT => self.structure(path, number),
+            // Lists of truth values and maps are no part of any header, and readers differ in their bytes.
+            _ => Err(format!("a header with a value of the type {kind}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn footer(bytes: &[u8]) -> Result<()> {
+        let length = (bytes.len() as u32).to_le_bytes();
+        check_footer(&mut Cursor::new([b"PAR1", bytes, &length, b"PAR1"].concat()))
+    }
+
+    #[test]
+    fn claims_beyond_the_bytes_are_refused() {
+        // Field 1: a number; field 2: a list of two numbers.
+        assert_eq!(footer(&[0x15, 2, 0x19, 0x25, 2, 4, 0]), Ok(()));
+        let cut = Err("a header that is cut off".to_owned());
+        assert_eq!(footer(&[0x15, 2]), cut);
+        // Lists of two billion numbers, structs and truth values; a map of as many; a text longer than all.
+        let many = [0xFF, 0xFF, 0xFF, 0xFF, 0x07];
+        assert_eq!(footer(&[&[0x19, 0xF5][..], &many, &[0]].concat()), cut);
+        assert_eq!(footer(&[&[0x19, 0xFC][..], &many, &[0]].concat()), cut);
+        assert!(footer(&[&[0x19, 0xF1][..], &many, &[0]].concat()).unwrap_err().contains("type 1"));
+        assert!(footer(&[&[0x1B][..], &many, &[0x11, 0]].concat()).unwrap_err().contains("type 11"));
+        assert_eq!(footer(&[&[0x18][..], &many, &[0]].concat()), cut);
+        assert!(footer(&[0x1C; 40]).unwrap_err().contains("nested too deeply"));
+        assert!(footer(&[0x19; 40]).unwrap_err().contains("nested too deeply"));
+        assert!(check_footer(&mut Cursor::new(b"\xFF\xFF\0\0PAR1")).unwrap_err().contains("longer than the file"));
+    }
+
+    #[test]
+    fn pages_say_what_they_become() {
+        // A dictionary of 100 bytes in 2, and a data page of 6 values that is 3 bytes of 50.
+        let dictionary = [0x15, 4, 0x15, 200, 1, 0x15, 4, 0x4C, 0x15, 8, 0, 0, 7, 7];
+        let data = [0x15, 0, 0x15, 100, 0x15, 6, 0x2C, 0x15, 12, 0x15, 0, 0, 0, 1, 2, 3];
+        let both = [&dictionary[..], &data].concat();
+        let claims = |bytes: &[u8]| of_pages(&mut Cursor::new(bytes), 0..bytes.len() as u64);
+        assert_eq!(claims(&both), Ok(Claims { bytes: 150, values: 6 }));
+        assert!(claims(&both[..both.len() - 1]).unwrap_err().contains("ends behind its column"));
+        assert!(claims(&[0x15, 0, 0x15, 1, 0x15, 0, 0]).unwrap_err().contains("less than nothing"));
+    }
+}
