@@ -445,8 +445,8 @@ fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     }
 }
 
-/// A batch that is cut into tiles leaves the bits of the whole, of gradients and of losses, whatever its layers keep, and
-/// takes the memory that is planned.
+/// A batch that is cut into tiles leaves the bits of the whole, of gradients and of losses, whatever its layers keep,
+/// and takes the memory that is planned.
 #[test]
 fn tiles_of_a_batch_give_the_bits_of_the_whole() {
     use Activations::{Keep, Recompute};

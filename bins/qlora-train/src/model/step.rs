@@ -409,7 +409,7 @@ impl<B: Backend> Mlp<B> {
         })
     }
 
-    /// Of the tokens of a tile.
+    /// Buffers for the tokens of a tile.
     fn of_tile(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: &Range<usize>) -> Result<Self> {
         let mut mlp = Self::alloc(b, layer, pass, pass.tile)?;
         let low_rank = [&mut mlp.s_gate_up, &mut mlp.s_down].into_iter().flatten();

@@ -21,8 +21,8 @@ pub fn tiles(tokens: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// The tiles of a dry run: the first, and all others as one. From the second on each begins with the memory that the one
-/// before it has left, always the same, and what they compute adds up.
+/// The tiles of a dry run: the first, and all others as one. From the second on each begins with the memory that the
+/// one before it has left, always the same, and what they compute adds up.
 pub fn tiles_of_dry_run(tokens: usize, tile: usize) -> Vec<Range<usize>> {
     let first = tile.min(tokens);
     let ranges = [0..first, first..tokens];

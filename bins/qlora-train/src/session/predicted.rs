@@ -57,7 +57,7 @@ impl Rates {
 pub struct Speed(Option<Rates>);
 
 impl Speed {
-    /// Of any GPU, or of any CPU: a plan is the same whichever there is.
+    /// The speed of any GPU, or of any CPU: a plan is the same whichever there is.
     pub fn of(device: &super::Device) -> Self {
         let fastest = || Rates::all().into_iter().find(|rates| rates.card == FASTEST);
         Self(if device.is_cpu() { None } else { fastest() })

@@ -105,8 +105,8 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
     }
 }
 
-/// Levers in pairs, and all of them, give the bits of a run without any, in the memory of the device and the pinned memory
-/// that are planned. Each alone is compared in the tests of training.
+/// Levers in pairs, and all of them, give the bits of a run without any, in the memory of the device and the pinned
+/// memory that are planned. Each alone is compared in the tests of training.
 #[test]
 fn pairs_of_levers_give_the_same_bits_in_the_memory_that_is_planned() {
     use Activations::{Keep, Offload, Recompute};
