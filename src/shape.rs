@@ -27,6 +27,15 @@ impl Visible {
     }
 }
 
+/// What the gate of a gated MLP goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateActivation {
+    /// x·σ(x)
+    Silu,
+    /// x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
+    GeluTanh,
+}
+
 /// The shape of one attention operation. q, k and v are the column ranges of one row: `[H·D | Hkv·D | Hkv·D]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {

@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 3;
+pub const QK_ABI_REVISION: u32 = 4;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -423,10 +423,11 @@ pub struct qk_rms_norm_args {
     pub weight: *const f32,
     pub sum: *mut ::std::os::raw::c_void,
     pub y: *mut ::std::os::raw::c_void,
+    pub residual: *const ::std::os::raw::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_rms_norm_args"][::std::mem::size_of::<qk_rms_norm_args>() - 64usize];
+    ["Size of qk_rms_norm_args"][::std::mem::size_of::<qk_rms_norm_args>() - 72usize];
     ["Alignment of qk_rms_norm_args"][::std::mem::align_of::<qk_rms_norm_args>() - 8usize];
     ["Offset of field: qk_rms_norm_args::struct_size"][::std::mem::offset_of!(qk_rms_norm_args, struct_size) - 0usize];
     ["Offset of field: qk_rms_norm_args::eps"][::std::mem::offset_of!(qk_rms_norm_args, eps) - 4usize];
@@ -437,6 +438,7 @@ const _: () = {
     ["Offset of field: qk_rms_norm_args::weight"][::std::mem::offset_of!(qk_rms_norm_args, weight) - 40usize];
     ["Offset of field: qk_rms_norm_args::sum"][::std::mem::offset_of!(qk_rms_norm_args, sum) - 48usize];
     ["Offset of field: qk_rms_norm_args::y"][::std::mem::offset_of!(qk_rms_norm_args, y) - 56usize];
+    ["Offset of field: qk_rms_norm_args::residual"][::std::mem::offset_of!(qk_rms_norm_args, residual) - 64usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -489,10 +491,12 @@ pub struct qk_head_norm_args {
     pub k_weight: *const f32,
     pub dy: *const ::std::os::raw::c_void,
     pub y: *mut ::std::os::raw::c_void,
+    pub whole_width: u32,
+    pub reserved2: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_head_norm_args"][::std::mem::size_of::<qk_head_norm_args>() - 88usize];
+    ["Size of qk_head_norm_args"][::std::mem::size_of::<qk_head_norm_args>() - 96usize];
     ["Alignment of qk_head_norm_args"][::std::mem::align_of::<qk_head_norm_args>() - 8usize];
     ["Offset of field: qk_head_norm_args::struct_size"]
         [::std::mem::offset_of!(qk_head_norm_args, struct_size) - 0usize];
@@ -509,6 +513,9 @@ const _: () = {
     ["Offset of field: qk_head_norm_args::k_weight"][::std::mem::offset_of!(qk_head_norm_args, k_weight) - 64usize];
     ["Offset of field: qk_head_norm_args::dy"][::std::mem::offset_of!(qk_head_norm_args, dy) - 72usize];
     ["Offset of field: qk_head_norm_args::y"][::std::mem::offset_of!(qk_head_norm_args, y) - 80usize];
+    ["Offset of field: qk_head_norm_args::whole_width"]
+        [::std::mem::offset_of!(qk_head_norm_args, whole_width) - 88usize];
+    ["Offset of field: qk_head_norm_args::reserved2"][::std::mem::offset_of!(qk_head_norm_args, reserved2) - 92usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -524,10 +531,12 @@ pub struct qk_rope_args {
     pub cosines: *const f32,
     pub sines: *const f32,
     pub table_positions: i64,
+    pub rotary_dim: u32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_rope_args"][::std::mem::size_of::<qk_rope_args>() - 72usize];
+    ["Size of qk_rope_args"][::std::mem::size_of::<qk_rope_args>() - 80usize];
     ["Alignment of qk_rope_args"][::std::mem::align_of::<qk_rope_args>() - 8usize];
     ["Offset of field: qk_rope_args::struct_size"][::std::mem::offset_of!(qk_rope_args, struct_size) - 0usize];
     ["Offset of field: qk_rope_args::head_dim"][::std::mem::offset_of!(qk_rope_args, head_dim) - 4usize];
@@ -540,7 +549,12 @@ const _: () = {
     ["Offset of field: qk_rope_args::cosines"][::std::mem::offset_of!(qk_rope_args, cosines) - 48usize];
     ["Offset of field: qk_rope_args::sines"][::std::mem::offset_of!(qk_rope_args, sines) - 56usize];
     ["Offset of field: qk_rope_args::table_positions"][::std::mem::offset_of!(qk_rope_args, table_positions) - 64usize];
+    ["Offset of field: qk_rope_args::rotary_dim"][::std::mem::offset_of!(qk_rope_args, rotary_dim) - 72usize];
+    ["Offset of field: qk_rope_args::reserved"][::std::mem::offset_of!(qk_rope_args, reserved) - 76usize];
 };
+pub const QK_SILU: qk_activation = 0;
+pub const QK_GELU_TANH: qk_activation = 1;
+pub type qk_activation = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct qk_swiglu_args {
@@ -551,10 +565,12 @@ pub struct qk_swiglu_args {
     pub gate_up: *mut ::std::os::raw::c_void,
     pub out: *mut ::std::os::raw::c_void,
     pub dout: *const ::std::os::raw::c_void,
+    pub activation: u32,
+    pub reserved2: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_swiglu_args"][::std::mem::size_of::<qk_swiglu_args>() - 48usize];
+    ["Size of qk_swiglu_args"][::std::mem::size_of::<qk_swiglu_args>() - 56usize];
     ["Alignment of qk_swiglu_args"][::std::mem::align_of::<qk_swiglu_args>() - 8usize];
     ["Offset of field: qk_swiglu_args::struct_size"][::std::mem::offset_of!(qk_swiglu_args, struct_size) - 0usize];
     ["Offset of field: qk_swiglu_args::reserved"][::std::mem::offset_of!(qk_swiglu_args, reserved) - 4usize];
@@ -563,6 +579,8 @@ const _: () = {
     ["Offset of field: qk_swiglu_args::gate_up"][::std::mem::offset_of!(qk_swiglu_args, gate_up) - 24usize];
     ["Offset of field: qk_swiglu_args::out"][::std::mem::offset_of!(qk_swiglu_args, out) - 32usize];
     ["Offset of field: qk_swiglu_args::dout"][::std::mem::offset_of!(qk_swiglu_args, dout) - 40usize];
+    ["Offset of field: qk_swiglu_args::activation"][::std::mem::offset_of!(qk_swiglu_args, activation) - 48usize];
+    ["Offset of field: qk_swiglu_args::reserved2"][::std::mem::offset_of!(qk_swiglu_args, reserved2) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

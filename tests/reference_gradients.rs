@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use qlora_kernels::reference::*;
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 
 fn dropout_factors(seed: u64, m: usize, k: usize) -> Vec<f64> {
     let dropout = Dropout::new(seed, 3, 1, 0.25);
@@ -149,13 +149,15 @@ proptest! {
     fn head_norm_input(
         (m, kv_heads, per_kv, d) in (1usize..4, 1usize..3, 1usize..3, 1usize..6),
         eps in prop::sample::select(vec![1e-6, 1e-5, 1e-2]),
+        whole in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d };
+        let [q_width, k_width] = if whole { [shape.out(), kv_heads * d] } else { [d; 2] };
         let (stream, len) = (&mut Stream::new(seed, 0), m * shape.qkv());
         let mut x = values(stream, len, 4.0);
         x.iter_mut().step_by(d).for_each(|x| *x += if *x < 0.0 { -1.0 } else { 1.0 });
-        let (q, k) = (values(stream, d, 2.0), values(stream, d, 2.0));
+        let (q, k) = (values(stream, q_width, 2.0), values(stream, k_width, 2.0));
         let (dy, dx0) = (values(stream, len, 1.0), values(stream, len, 1.0));
         let mut dx = dx0.clone();
         head_norm_backward(&dy, &x, [&q, &k], eps, shape, &mut dx);
@@ -165,28 +167,31 @@ proptest! {
             y
         };
         let radius = 0.5 - 2.0 * lab::differences::STEP;
-        let size = 3.0 * (d as f64).sqrt() * magnitude(&dy) * largest(&q).max(largest(&k)).max(1.0);
+        let size = 3.0 * (q_width as f64).sqrt() * magnitude(&dy) * largest(&q).max(largest(&k)).max(1.0);
         let fifth_derivative = 120.0 * size / f64::powi(radius, 5);
-        let rounding = (2 * d + 16 + len) as f64 * (size + 2.0 + 5.0 * magnitude(&dy));
+        let rounding = (2 * q_width + 16 + len) as f64 * (size + 2.0 + 5.0 * magnitude(&dy));
         check_gradient("dX", &added(&dx, &dx0), &x, &dy, forward, ErrorOf { fifth_derivative, rounding });
     }
 
-    /// A rotation is linear; its gradient is the inverse rotation, and columns beyond the rotated heads pass through.
+    /// A rotation is linear; its gradient is the inverse rotation, and what is not rotated of a head, and columns
+    /// beyond the heads, pass through.
     #[test]
     fn rope_gradient_is_the_inverse_rotation(
         (m, heads, half, tail) in (1usize..5, 1usize..4, 1usize..5, 0usize..4),
+        kept in 0usize..4,
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
-        let row = heads * 2 * half + tail;
+        let d = 2 * half + kept;
+        let row = heads * d + tail;
         let positions: Vec<u32> = (0..m).map(|_| stream.below(40)).collect();
         let table = RopeTable::new(2 * half, 10_000.0, RopeScaling::Default, 40);
         let (x, dy) = (values(stream, m * row, 2.0), values(stream, m * row, 1.0));
         let mut dx = dy.clone();
-        rope_inverse(&mut dx, row, heads, &positions, &table);
+        rope_inverse(&mut dx, row, heads, d, &positions, &table);
         let forward = |x: &[f64]| {
             let mut y = x.to_vec();
-            rope(&mut y, row, heads, &positions, &table);
+            rope(&mut y, row, heads, d, &positions, &table);
             y
         };
         let rounding = (4 + m * row) as f64 * 5.0 * magnitude(&dy);
@@ -229,20 +234,22 @@ proptest! {
         check_gradient("dqkv", &dqkv, &qkv, &dout, |x| forward(x).0, ErrorOf { fifth_derivative, rounding });
     }
 
-    /// up: linear. gate: silu has its poles at ±iπ; on a circle of radius 1 |σ| ≤ 1, so |silu| ≤ |gate| + 1.
+    /// up: linear. gate: silu has its poles at ±iπ, gelu's are further than 1.9 from the real line; on a circle of
+    /// radius 1 |σ| ≤ 1.2, so that both stay below 1.2·(|gate| + 1).
     #[test]
-    fn swiglu_gate_and_up((m, i) in (1usize..5, 1usize..8), seed in any::<u64>()) {
+    fn swiglu_gate_and_up((m, i) in (1usize..5, 1usize..8), gelu in any::<bool>(), seed in any::<u64>()) {
+        let activation = if gelu { GateActivation::GeluTanh } else { GateActivation::Silu };
         let stream = &mut Stream::new(seed, 0);
         let limit = 6.0;
         let (gate_up, dout) = (values(stream, m * 2 * i, limit), values(stream, m * i, 1.0));
         let mut gradient = gate_up.clone();
-        swiglu_backward(&dout, &mut gradient, i);
+        swiglu_backward(&dout, &mut gradient, i, activation);
         let forward = |x: &[f64]| {
             let mut out = vec![f64::NAN; m * i];
-            swiglu(x, &mut out, i);
+            swiglu(x, &mut out, i, activation);
             out
         };
-        let size = (limit + 1.0) * (limit + 1.0) * magnitude(&dout);
+        let size = 1.2 * (limit + 1.0) * (limit + 1.0) * magnitude(&dout);
         let rounding = (16 + m * i) as f64 * size;
         check_gradient("d(gate‖up)", &gradient, &gate_up, &dout, forward, ErrorOf {
             fifth_derivative: 120.0 * size,

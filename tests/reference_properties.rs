@@ -6,7 +6,7 @@ use qlora_kernels::optim::AdamW;
 use qlora_kernels::reference::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::{RopeScaling, RopeTable};
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 
 fn attend(qkv: &[f64], boundaries: &[u32], shape: AttentionShape, window: Option<usize>) -> (Vec<f64>, Vec<f64>) {
     let m = qkv.len() / shape.qkv();
@@ -126,8 +126,8 @@ fn large_scores_and_logits_stay_finite() {
     assert_eq!((loss, dx), (2000.0, [2.0]));
     for (gate, silu, gradient) in [(1000.0f32, 2000.0, [2.0, 1000.0]), (-1000.0, 0.0, [0.0, 0.0])] {
         let (mut out, mut gate_up) = ([f32::NAN], [gate, 2.0]);
-        swiglu(&gate_up, &mut out, 1);
-        swiglu_backward(&[1.0], &mut gate_up, 1);
+        swiglu(&gate_up, &mut out, 1, GateActivation::Silu);
+        swiglu_backward(&[1.0], &mut gate_up, 1, GateActivation::Silu);
         assert_eq!((out, gate_up), ([silu], gradient));
     }
 }
@@ -146,12 +146,12 @@ proptest! {
         let table = RopeTable::new(2 * half, 500_000.0, RopeScaling::Default, 1000);
         let x = values(stream, m * row, 2.0);
         let mut y = x.clone();
-        rope(&mut y, row, heads, &positions, &table);
+        rope(&mut y, row, heads, 2 * half, &positions, &table);
         for (x, y) in x.chunks(2 * half).zip(y.chunks(2 * half)) {
             let square = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>();
             prop_assert!((square(x) - square(y)).abs() <= 1e-14 * square(x));
         }
-        rope_inverse(&mut y, row, heads, &positions, &table);
+        rope_inverse(&mut y, row, heads, 2 * half, &positions, &table);
         prop_assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() <= 8.0 * f64::EPSILON));
     }
 
@@ -167,7 +167,7 @@ proptest! {
         let qk = values(stream, 4 * half, 2.0);
         let score = |positions: [u32; 2]| {
             let mut x = qk.clone();
-            rope(&mut x, 2 * half, 1, &positions, &table);
+            rope(&mut x, 2 * half, 1, 2 * half, &positions, &table);
             let (q, k) = x.split_at(2 * half);
             q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
         };
@@ -274,11 +274,15 @@ proptest! {
         rms_norm(&x, &weight, eps, &mut y);
         let mean_square = x.iter().map(|x| x.powi(2)).sum::<f64>() / h as f64;
         let mut gated = vec![f64::NAN; h];
-        swiglu(&[x.as_slice(), &weight].concat(), &mut gated, h);
+        swiglu(&[x.as_slice(), &weight].concat(), &mut gated, h, GateActivation::Silu);
+        let mut gelu = vec![f64::NAN; h];
+        swiglu(&[x.as_slice(), &weight].concat(), &mut gelu, h, GateActivation::GeluTanh);
         for i in 0..h {
             prop_assert!((y[i] * (mean_square + eps).sqrt() - weight[i] * x[i]).abs() <= 1e-13);
             // silu by the hyperbolic tangent: x·σ(x) = x·(1 + tanh(x/2))/2
             prop_assert!((gated[i] - x[i] * (1.0 + (x[i] / 2.0).tanh()) / 2.0 * weight[i]).abs() <= 1e-13);
+            let cubed = (2.0 / std::f64::consts::PI).sqrt() * (x[i] + 0.044715 * x[i].powi(3));
+            prop_assert!((gelu[i] - x[i] / 2.0 * (1.0 + cubed.tanh()) * weight[i]).abs() <= 1e-13);
         }
     }
 

@@ -19,6 +19,7 @@ use qlora_kernels::nf4::Nf4Options;
 use qlora_kernels::ops::nf4::Layout;
 use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::GateActivation::Silu;
 use records::format::{Record, Row};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,17 +58,17 @@ fn operations(bench: &mut Bench<'_>) {
     bench.operation("", || Quantize::<bf16>::random(n, k, options, 1));
     // The rest of a Llama 70B's layer: each is checked whole on the host, which limits the tokens.
     let layer = |kind, m, width| move || Layer { kind, m, width, seed: 70 };
-    let heads = Kind::Rope { heads: 72, pad: 8 * 128, inverse: false };
+    let heads = Kind::Rope { heads: 72, pad: 8 * 128, kept: 0, inverse: false };
     let (h, i, d) = (8192, 28672, 128);
     for (kind, m, width) in [
         (Kind::Norm, 2048, h),
         (Kind::AddNorm, 2048, h),
         (Kind::NormBackward { accumulate: true }, 2048, h),
-        (Kind::HeadNorm { heads: 64, kv_heads: 8 }, 2048, d),
-        (Kind::HeadNormBackward { heads: 64, kv_heads: 8 }, 2048, d),
+        (Kind::HeadNorm { heads: 64, kv_heads: 8, whole: false }, 2048, d),
+        (Kind::HeadNormBackward { heads: 64, kv_heads: 8, whole: false }, 2048, d),
         (heads, 2048, d),
-        (Kind::Swiglu, 512, i),
-        (Kind::SwigluBackward { recompute: false }, 512, i),
+        (Kind::Swiglu(Silu), 512, i),
+        (Kind::SwigluBackward { activation: Silu, recompute: false }, 512, i),
     ] {
         bench.operation("", layer(kind, m, width));
     }

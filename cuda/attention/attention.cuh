@@ -2,7 +2,10 @@
 // kernels.
 //
 // A tile is `rows` tokens of one head, D wide, as D / 8 chunks of 16 bytes; chunk c of row r lies at c ^ (r % 8), so
-// that the 8 rows of an ldmatrix fall into different banks.
+// that the 8 rows of an ldmatrix fall into different banks. Rows of D = 96 lie as far apart as those of 128.
+//
+// Tiles of D = 256 are smaller, because shared memory is as large; and there the warps of a block share its rows by
+// twos, each with half of the columns of what is summed, because 8 registers a column of 16 rows are too many.
 #pragma once
 
 #include "common/shared_tile.cuh"
@@ -12,7 +15,7 @@ constexpr int kAttentionThreads = kAttentionWarps * 32;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-constexpr int kRowsTokens = 32; // the queries of a step of the backward pass
+constexpr int kRowsTokens = 32; // the queries of a step of the backward pass, or of two
 
 // Tokens are counted in 32 bits, with room for a tile past the end.
 constexpr int64_t kMaxTokens = INT32_MAX - 1024;
@@ -27,7 +30,8 @@ struct AttentionView {
     float2 *rows;                // [H, padded M]: lse * log2(e) and delta; zeros from token M on
     bf16 *dqkv;                  // [M, ldqkv]
     int64_t ldqkv;
-    float4 *partial;             // [splits, Hkv, tiles, 2 D / 8, threads]: sums of dK and dV; NULL with one split
+    float4 *partial;             // [splits, Hkv, tiles, 2 / 8 of a thread's columns, threads]: sums of dK and
+                                 // dV; NULL with one split
     int splits;                  // parts that the query heads of a key head are cut into for dK and dV
     int m, window;               // window: keys a query sees, itself included; INT32_MAX: all
     int documents, heads, kv_heads;
@@ -58,21 +62,25 @@ __device__ __forceinline__ int first_key(const AttentionView &view, int token) {
 }
 
 template <int D> struct Tile {
-    static constexpr int kChunks = D / 8;
+    static constexpr int kChunks = D / 8, kStride = (kChunks + 7) / 8 * 8; // of a row; from one row to the next
     bf16 *base;
 
-    __host__ __device__ static constexpr size_t bytes(int rows) { return size_t(rows) * D * sizeof(bf16); }
+    __host__ __device__ static constexpr size_t bytes(int rows) { return size_t(rows) * kStride * 8 * sizeof(bf16); }
 
     __device__ __forceinline__ bf16 *at(int row, int chunk) const {
-        return base + (row * kChunks + (chunk ^ (row & 7))) * 8;
+        return base + (row * kStride + (chunk ^ (row & 7))) * 8;
     }
+
+    // The tile from a column on that is a multiple of 64: what it has before lies at the ends of the rows.
+    __device__ __forceinline__ Tile from(int column) const { return {base + column}; }
 
     // Starts copying rows first .. first + kRows of `matrix` [M, ld], columns column .. column + D; zeros from row m
     // on. By all threads of the block.
     template <int kRows>
     __device__ __forceinline__ void load(const bf16 *matrix, int64_t ld, int64_t column, int first, int m) const {
-        using Loader = TileLoader<kRows, kChunks, kAttentionThreads, 8>;
+        using Loader = TileLoader<kRows, kStride, kAttentionThreads, 8>;
         int row = Loader::row(), chunk = Loader::chunk();
+        if (kChunks < kStride && chunk >= kChunks) return;
         Loader::load(reinterpret_cast<unsigned char *>(at(row, chunk)),
                      matrix + int64_t(first + row) * ld + column + chunk * 8, ld * int64_t(sizeof(bf16)),
                      m - first - row);
@@ -82,7 +90,7 @@ template <int D> struct Tile {
     // all steps and the rest is a constant. (Registers are what limits these kernels.)
     __device__ __forceinline__ const bf16 *lane_at(int row, int half, int step) const {
         int lane = int(threadIdx.x) % 32;
-        return base + (row * kChunks + (half ^ (lane & 7) ^ (step % 4 * 2))) * 8 + step / 4 * 64;
+        return base + (row * kStride + (half ^ (lane & 7) ^ (step % 4 * 2))) * 8 + step / 4 * 64;
     }
 
     // A [16 x 16]: rows row .. row + 15, columns 16 step .. . Here and below `row` is a multiple of 8.
@@ -105,6 +113,22 @@ template <int D> struct Tile {
         ldmatrix_x4_trans(fragment, lane_at(row + lane / 8 % 2 * 8 + lane % 8, lane / 16, pair));
     }
 };
+
+// Calls `launch` with the head_dim as a type's constant `value`: the head_dims that are built.
+template <int D> struct HeadDim { static constexpr int value = D; };
+template <typename Launch> int with_head_dim(int64_t head_dim, Launch launch) {
+    switch (head_dim) {
+    case 64: return launch(HeadDim<64>());
+    case 96: return launch(HeadDim<96>());
+    case 128: return launch(HeadDim<128>());
+    case 256: return launch(HeadDim<256>());
+    default: return QK_ERROR_HEAD_DIM;
+    }
+}
+
+inline bool has_head_dim(int64_t head_dim) {
+    return with_head_dim(head_dim, [](auto) { return int(QK_OK); }) == QK_OK;
+}
 
 // c[2 pair], c[2 pair + 1] += A * B, for a B fragment of 16 columns.
 __device__ __forceinline__ void mma_pair(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],

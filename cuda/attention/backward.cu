@@ -10,6 +10,9 @@
 // the most work start first; and below kBlocksOfKeys blocks the heads that share a key head are split among several,
 // which leave f32 sums in the workspace, and a last kernel adds those in the order of the heads.
 //
+// The tiles are those of D <= 128; at D = 256 a block has 64 keys or queries, walks 16 at a time, and two warps share
+// 16 rows: each computes their scores, and half of the columns of dK and dV, or dQ.
+//
 // dK, dV: a warp has 16 keys. S^T = K * Q^T, so that P^T and dS^T come out of the accumulators as the A operand of the
 // second products. Shared memory: K, V [128, D] and two stages of Q, dO [32, D]: 96 KB at D = 128; 512 bytes of lse and
 // delta, which come by asynchronous copies too (the first kernel lays them out for that), and 512 of the keys' ends.
@@ -20,12 +23,23 @@
 
 namespace {
 
-constexpr int kOwned = 128;  // keys or queries of a block
-constexpr int kWalked = 32;  // queries or keys of a step
-static_assert(kWalked == kRowsTokens, "a step's lse and delta are whole chunks");
+constexpr int owned(int64_t head_dim) { return head_dim > 128 ? 64 : 128; } // keys or queries of a block
 
-// About two for every multiprocessor of the larger cards. A block's partial sums are 2 * 128 * D floats, and there are
-// never twice as many blocks, however long the batch.
+template <int D> struct Share {
+    static constexpr int kOwned = owned(D), kWalked = D > 128 ? 16 : 32; // kWalked: queries or keys of a step
+    static constexpr int kRowWarps = kOwned / 16, kParts = kAttentionWarps / kRowWarps; // warps that share 16 rows
+    static constexpr int kColumns = D / kParts; // of dK and dV, or dQ, that a warp sums
+    static_assert(kRowsTokens % kWalked == 0 && kColumns % 16 == 0 && (kParts == 1 || kColumns % 64 == 0),
+                  "a step's lse and delta are whole chunks, a part's columns whole periods of the tile");
+    // The first of the warp's 16 rows within the block's, and of its columns.
+    __device__ __forceinline__ static int row() { return int(threadIdx.x) / 32 % kRowWarps * 16; }
+    __device__ __forceinline__ static int column() {
+        return kParts == 1 ? 0 : int(threadIdx.x) / 32 / kRowWarps * kColumns;
+    }
+};
+
+// About two for every multiprocessor of the larger cards. A block's partial sums are 2 * 128 * D floats (64 of 256),
+// and there are never twice as many blocks, however long the batch.
 constexpr int64_t kBlocksOfKeys = 256;
 
 // ---- lse and delta ----
@@ -37,9 +51,9 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     int lane = int(threadIdx.x) % 32;
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < D / 64; ++i) {
+    for (int i = 0; i < (D + 63) / 64; ++i) {
         int64_t at = index * D + i * 64 + lane * 2;
-        if (token >= view.m) continue;
+        if ((token >= view.m) | (i * 64 + lane * 2 >= D)) continue;
         uint32_t dout = load_as<uint32_t>(view.dout + at), out = load_as<uint32_t>(view.out + at);
         sum += low_float(dout) * low_float(out) + high_float(dout) * high_float(out);
     }
@@ -53,9 +67,11 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 
 template <int D> struct KeyShared {
     unsigned char *bytes;
+    static constexpr int kOwned = Share<D>::kOwned, kWalked = Share<D>::kWalked;
     static constexpr size_t kStage = 2 * Tile<D>::bytes(kWalked), kStages = 2 * Tile<D>::bytes(kOwned),
                             kRows = kStages + 2 * kStage, kEnds = kRows + 2 * kWalked * sizeof(float2);
     static constexpr size_t kBytes = kEnds + kOwned * sizeof(int);
+    static_assert(kBytes <= kMaxSharedBytes, "two stages beside the keys and values");
     __device__ __forceinline__ Tile<D> tile(size_t offset) const { return {reinterpret_cast<bf16 *>(bytes + offset)}; }
     __device__ __forceinline__ Tile<D> keys() const { return tile(0); }
     __device__ __forceinline__ Tile<D> values() const { return tile(Tile<D>::bytes(kOwned)); }
@@ -71,20 +87,21 @@ template <int D> struct KeyShared {
     __device__ __forceinline__ int *ends() const { return reinterpret_cast<int *>(bytes + kEnds); }
 };
 
-// Where a thread leaves its sums of a split's block of 128 keys, 2 D / 8 groups of 8 columns, dK's before dV's. Of both
-// grids, x is the key head and z the tile of keys.
+// Where a thread leaves its sums of a split's block of keys, 2 / 8 of its columns, dK's before dV's. Of both grids, x
+// is the key head and z the tile of keys.
 template <int D> __device__ __forceinline__ float4 *partial_sums(const AttentionView &view, int split) {
     int64_t block = (int64_t(split) * gridDim.x + blockIdx.x) * gridDim.z + blockIdx.z;
-    return view.partial + block * (2 * D / 8) * kAttentionThreads + threadIdx.x;
+    return view.partial + block * (2 * Share<D>::kColumns / 8) * kAttentionThreads + threadIdx.x;
 }
 
 // Writes four elements of dK or dV, as the accumulators of 8 columns have them: two of each of a thread's two keys.
+// `first` is the warp's first key.
 __device__ __forceinline__ void write_keys(const AttentionView &view, int first, int64_t column, const float (&sums)[4],
                                            float scale) {
     int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        int row = first + int(threadIdx.x) / 32 * 16 + lane / 4 + 8 * i;
+        int row = first + lane / 4 + 8 * i;
         if (row >= view.m) continue;
         store_as<uint32_t>(view.dqkv + int64_t(row) * view.ldqkv + column + lane % 4 * 2,
                            pack_bf16x2(sums[2 * i] * scale, sums[2 * i + 1] * scale));
@@ -93,8 +110,10 @@ __device__ __forceinline__ void write_keys(const AttentionView &view, int first,
 
 // grid: key heads, splits, tiles of keys, from the first, which most queries see, to the last.
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(AttentionView view) {
+    constexpr int kOwned = Share<D>::kOwned, kWalked = Share<D>::kWalked, kColumns = Share<D>::kColumns;
     KeyShared<D> shared = {dynamic_shared()};
-    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, group = view.heads / view.kv_heads;
+    int lane = int(threadIdx.x) % 32, warp_row = Share<D>::row(), part = Share<D>::column();
+    int group = view.heads / view.kv_heads;
     int kv_head = int(blockIdx.x), split = int(blockIdx.y);
     int first_head = kv_head * group + split * group / view.splits,
         end_head = kv_head * group + (split + 1) * group / view.splits;
@@ -110,10 +129,10 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         shared.ends()[threadIdx.x] = end - key > view.window ? key + view.window : end;
     }
     __syncthreads();
-    int begin = first / kWalked * kWalked, stop = shared.ends()[kOwned - 1], warp_first = first + warp * 16;
-    const int *ends = shared.ends() + warp * 16; // of the warp's keys
+    int begin = first / kWalked * kWalked, stop = shared.ends()[kOwned - 1], warp_first = first + warp_row;
+    const int *ends = shared.ends() + warp_row; // of the warp's keys
 
-    float dk[D / 8][4] = {}, dv[D / 8][4] = {};
+    float dk[kColumns / 8][4] = {}, dv[kColumns / 8][4] = {};
     float scale = view.scale * kLog2e;
     auto load = [&](int query, int head, int stage) {
         shared.queries(stage).template load<kWalked>(view.qkv, view.ldqkv, int64_t(head) * D, query, view.m);
@@ -139,7 +158,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 #pragma unroll
             for (int step = 0; step < D / 16; ++step) {
                 uint32_t k[4];
-                shared.keys().a(k, warp * 16, step);
+                shared.keys().a(k, warp_row, step);
 #pragma unroll
                 for (int pair = 0; pair < kWalked / 16; ++pair) {
                     uint32_t b[4];
@@ -150,7 +169,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 #pragma unroll
             for (int step = 0; step < D / 16; ++step) {
                 uint32_t v[4];
-                shared.values().a(v, warp * 16, step);
+                shared.values().a(v, warp_row, step);
 #pragma unroll
                 for (int pair = 0; pair < kWalked / 16; ++pair) {
                     uint32_t b[4];
@@ -189,9 +208,9 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
                 uint32_t p[4];
                 a_of_accumulator(p, s, step);
 #pragma unroll
-                for (int pair = 0; pair < D / 16; ++pair) {
+                for (int pair = 0; pair < kColumns / 16; ++pair) {
                     uint32_t b[4];
-                    shared.dout(stage).b(b, step * 16, pair);
+                    shared.dout(stage).from(part).b(b, step * 16, pair);
                     mma_pair(dv[2 * pair], dv[2 * pair + 1], p, b);
                 }
             }
@@ -200,9 +219,9 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
                 uint32_t ds[4];
                 a_of_accumulator(ds, dp, step);
 #pragma unroll
-                for (int pair = 0; pair < D / 16; ++pair) {
+                for (int pair = 0; pair < kColumns / 16; ++pair) {
                     uint32_t b[4];
-                    shared.queries(stage).b(b, step * 16, pair);
+                    shared.queries(stage).from(part).b(b, step * 16, pair);
                     mma_pair(dk[2 * pair], dk[2 * pair + 1], ds, b);
                 }
             }
@@ -211,31 +230,34 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     if (view.splits > 1) {
         float4 *to = partial_sums<D>(view, split);
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
+        for (int n = 0; n < kColumns / 8; ++n) {
             to[n * kAttentionThreads] = {dk[n][0], dk[n][1], dk[n][2], dk[n][3]};
-            to[(D / 8 + n) * kAttentionThreads] = {dv[n][0], dv[n][1], dv[n][2], dv[n][3]};
+            to[(kColumns / 8 + n) * kAttentionThreads] = {dv[n][0], dv[n][1], dv[n][2], dv[n][3]};
         }
         return;
     }
 #pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-        write_keys(view, first, key_column + 8 * n, dk[n], view.scale);
-        write_keys(view, first, value_column + 8 * n, dv[n], 1.0f);
+    for (int n = 0; n < kColumns / 8; ++n) {
+        write_keys(view, warp_first, key_column + part + 8 * n, dk[n], view.scale);
+        write_keys(view, warp_first, value_column + part + 8 * n, dv[n], 1.0f);
     }
 }
 
 // dK and dV from the partial sums. grid: key heads, dK or dV, tiles of keys
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_add(AttentionView view) {
+    constexpr int kColumns = Share<D>::kColumns;
     bool is_value = blockIdx.y != 0;
-    int64_t column = int64_t(view.heads + (is_value ? view.kv_heads : 0) + int(blockIdx.x)) * D;
+    int64_t column =
+        int64_t(view.heads + (is_value ? view.kv_heads : 0) + int(blockIdx.x)) * D + Share<D>::column();
+    int first = int(blockIdx.z) * Share<D>::kOwned + Share<D>::row();
 #pragma unroll 2
-    for (int n = 0; n < D / 8; ++n) {
+    for (int n = 0; n < kColumns / 8; ++n) {
         float sums[4] = {};
         for (int split = 0; split < view.splits; ++split) { // in the order of the heads
-            float4 part = partial_sums<D>(view, split)[(n + (is_value ? D / 8 : 0)) * kAttentionThreads];
+            float4 part = partial_sums<D>(view, split)[(n + (is_value ? kColumns / 8 : 0)) * kAttentionThreads];
             sums[0] += part.x, sums[1] += part.y, sums[2] += part.z, sums[3] += part.w;
         }
-        write_keys(view, int(blockIdx.z) * kOwned, column + 8 * n, sums, is_value ? 1.0f : view.scale);
+        write_keys(view, first, column + 8 * n, sums, is_value ? 1.0f : view.scale);
     }
 }
 
@@ -243,6 +265,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 
 template <int D> struct QueryShared {
     unsigned char *bytes;
+    static constexpr int kOwned = Share<D>::kOwned, kWalked = Share<D>::kWalked;
     static constexpr size_t kStage = 2 * Tile<D>::bytes(kWalked);
     // Q or dO of all the block's rows passes through the stages.
     static constexpr size_t kBytes = 2 * kStage;
@@ -257,8 +280,10 @@ template <int D> struct QueryShared {
 
 // grid: heads, fastest, times tiles of queries, from the last, which has the most keys, to the first.
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(AttentionView view) {
+    constexpr int kOwned = Share<D>::kOwned, kWalked = Share<D>::kWalked, kColumns = Share<D>::kColumns;
     QueryShared<D> shared = {dynamic_shared()};
-    int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.x % unsigned(view.heads));
+    int lane = int(threadIdx.x) % 32, head = int(blockIdx.x % unsigned(view.heads));
+    int warp_row = Share<D>::row(), part = Share<D>::column();
     int tile = int((gridDim.x - 1 - blockIdx.x) / unsigned(view.heads));
     int first = tile * kOwned, last = min(first + kOwned, view.m) - 1;
     int64_t kv_head = head / (view.heads / view.kv_heads), query_column = int64_t(head) * D;
@@ -271,13 +296,13 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int step = 0; step < D / 16; ++step) shared.rows().a(fragments[step], warp * 16, step);
+        for (int step = 0; step < D / 16; ++step) shared.rows().a(fragments[step], warp_row, step);
         __syncthreads();
     };
     through_shared(q, view.qkv, view.ldqkv);
     through_shared(dout, view.dout, int64_t(view.heads) * D);
 
-    int row[2] = {first + warp * 16 + lane / 4, first + warp * 16 + lane / 4 + 8}, from[2];
+    int row[2] = {first + warp_row + lane / 4, first + warp_row + lane / 4 + 8}, from[2];
     float lse[2], delta[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -286,9 +311,9 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
         float2 lse_and_delta = view.rows[view.row_at(token, head)];
         lse[i] = lse_and_delta.x, delta[i] = lse_and_delta.y;
     }
-    int warp_first = first + warp * 16, warp_from = __shfl_sync(~0u, from[1], 31);
+    int warp_first = first + warp_row, warp_from = __shfl_sync(~0u, from[1], 31);
 
-    float dq[D / 8][4] = {};
+    float dq[kColumns / 8][4] = {};
     float scale = view.scale * kLog2e;
     int begin = first_key(view, first) / kWalked * kWalked;
     auto load = [&](int key, int stage) {
@@ -344,9 +369,9 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
             uint32_t ds[4];
             a_of_accumulator(ds, dp, step);
 #pragma unroll
-            for (int pair = 0; pair < D / 16; ++pair) {
+            for (int pair = 0; pair < kColumns / 16; ++pair) {
                 uint32_t b[4];
-                shared.keys(stage).b(b, step * 16, pair);
+                shared.keys(stage).from(part).b(b, step * 16, pair);
                 mma_pair(dq[2 * pair], dq[2 * pair + 1], ds, b);
             }
         }
@@ -355,16 +380,16 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         if (row[i] >= view.m) continue;
-        bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + query_column + lane % 4 * 2;
+        bf16 *out = view.dqkv + int64_t(row[i]) * view.ldqkv + query_column + part + lane % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n)
+        for (int n = 0; n < kColumns / 8; ++n)
             store_as<uint32_t>(out + 8 * n, pack_bf16x2(dq[n][2 * i] * view.scale, dq[n][2 * i + 1] * view.scale));
     }
 }
 
 template <int D> int launch_all(const AttentionView &view, qk_stream stream) {
     dim3 threads(kAttentionThreads);
-    int64_t tiles = ceil_div(view.m, kOwned), warps = ceil_div(view.padded_m() * view.heads, kAttentionWarps);
+    int64_t tiles = ceil_div(view.m, Share<D>::kOwned), warps = ceil_div(view.padded_m() * view.heads, kAttentionWarps);
     if (warps > INT32_MAX || tiles > 65535 || tiles * view.heads > INT32_MAX) return QK_ERROR_SHAPE;
     if (int error = launch(attention_delta<D>, dim3(unsigned(warps)), threads, 0, stream, view)) return error;
     dim3 key_blocks(unsigned(view.kv_heads), unsigned(view.splits), unsigned(tiles));
@@ -381,7 +406,7 @@ template <int D> int launch_all(const AttentionView &view, qk_stream stream) {
 
 AttentionWorkspace attention_backward_workspace(const AttentionView &view, int head_dim) {
     if (view.m == 0) return {};
-    int64_t tiles = ceil_div(view.m, kOwned), group = view.heads / view.kv_heads, most = 0;
+    int64_t tiles = ceil_div(view.m, owned(head_dim)), group = view.heads / view.kv_heads, most = 0;
     auto splits = [&](int64_t tiles) {
         int64_t wanted = ceil_div(kBlocksOfKeys, tiles * view.kv_heads);
         return wanted < group ? wanted : group;
@@ -392,9 +417,10 @@ AttentionWorkspace attention_backward_workspace(const AttentionView &view, int h
         most = blocks > most ? blocks : most;
     }
     size_t rows = size_t(view.padded_m()) * size_t(view.heads) * sizeof(float2);
-    return {int(splits(tiles)), rows, rows + size_t(most) * size_t(kOwned) * 2 * size_t(head_dim) * sizeof(float)};
+    size_t partial = size_t(most) * size_t(owned(head_dim)) * 2 * size_t(head_dim) * sizeof(float);
+    return {int(splits(tiles)), rows, rows + partial};
 }
 
 int launch_attention_backward(const AttentionView &view, int head_dim, qk_stream stream) {
-    return head_dim == 64 ? launch_all<64>(view, stream) : launch_all<128>(view, stream);
+    return with_head_dim(head_dim, [&](auto d) { return launch_all<decltype(d)::value>(view, stream); });
 }

@@ -16,10 +16,9 @@
 namespace {
 
 constexpr int kTileQueries = 16;
-constexpr int kChunk = 128; // keys: 16 a warp
-static_assert(kChunk == 16 * kAttentionWarps, "a warp has 16 keys");
+constexpr int chunk_of(int64_t head_dim) { return head_dim > 128 ? 64 : 128; } // keys: 16 a warp
 constexpr size_t kSliceBytes = size_t(64) << 20;
-constexpr int64_t kLongest = int64_t(65535) * kChunk; // a grid has at most 65,535 blocks along z
+constexpr int64_t kMostChunks = 65535; // a grid has at most so many blocks along z
 
 // The checked operand, by value.
 struct CacheView {
@@ -83,12 +82,15 @@ __device__ __forceinline__ Queries queries_of(const CacheView &view, int64_t til
 
 template <int D> struct CacheShared {
     unsigned char *bytes;
-    static constexpr size_t kKeys = Tile<D>::bytes(kChunk), kQueries = Tile<128>::bytes(kTileQueries);
+    static constexpr int kChunk = chunk_of(D);
+    static constexpr size_t kKeys = Tile<D>::bytes(kChunk),
+                            kQueries = Tile<(D > kChunk ? D : kChunk)>::bytes(kTileQueries);
     static constexpr size_t kBytes = 2 * kKeys + kQueries + 2 * kAttentionWarps * kTileQueries * sizeof(float);
+    static_assert(kBytes <= kMaxSharedBytes && kChunk <= 16 * kAttentionWarps, "a warp has 16 keys");
     __device__ __forceinline__ Tile<D> keys() const { return {reinterpret_cast<bf16 *>(bytes)}; }
     __device__ __forceinline__ Tile<D> values() const { return {reinterpret_cast<bf16 *>(bytes + kKeys)}; }
     __device__ __forceinline__ Tile<D> queries() const { return {reinterpret_cast<bf16 *>(bytes + 2 * kKeys)}; }
-    // [16, 128], over the queries.
+    // [16, keys], over the queries.
     __device__ __forceinline__ Tile<kChunk> p() const { return {reinterpret_cast<bf16 *>(bytes + 2 * kKeys)}; }
     // [warps, 16]
     __device__ __forceinline__ float *maxima() const { return reinterpret_cast<float *>(bytes + 2 * kKeys + kQueries); }
@@ -98,6 +100,7 @@ template <int D> struct CacheShared {
 // grid: (tiles of the slice, Hkv, chunks)
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView view, int64_t first_tile) {
+    constexpr int kChunk = chunk_of(D), kKeyWarps = kChunk / 16; // warps that have keys
     CacheShared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), chunk = int(blockIdx.z);
     Queries queries = queries_of(view, first_tile + blockIdx.x);
@@ -159,7 +162,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
     for (int i = 0; i < 2; ++i) {
         largest[i] = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < kAttentionWarps; ++w)
+        for (int w = 0; w < kKeyWarps; ++w)
             largest[i] = fmaxf(largest[i], shared.maxima()[w * kTileQueries + row[i]]);
         // A query that sees no key of this chunk: every exponential is to be 0, not NaN.
         float base = largest[i] == -INFINITY ? 0.0f : largest[i], sum = 0.0f;
@@ -167,7 +170,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
         for (int n = 0; n < 2; ++n) {
             float low = exp2f(s[n][2 * i] - base), high = exp2f(s[n][2 * i + 1] - base);
             sum += low + high;
-            store_as<uint32_t>(p.at(row[i], 2 * warp + n) + lane % 4 * 2, pack_bf16x2(low, high));
+            if (kKeyWarps == kAttentionWarps || warp < kKeyWarps)
+                store_as<uint32_t>(p.at(row[i], 2 * warp + n) + lane % 4 * 2, pack_bf16x2(low, high));
         }
         sum = row_sum(sum);
         if (lane % 4 == 0) shared.sums()[warp * kTileQueries + row[i]] = sum;
@@ -176,15 +180,15 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
     __syncthreads(); // P, sums and values are here
 
     int64_t part = (int64_t(blockIdx.x) * view.kv_heads + kv_head) * view.chunks + chunk;
-    if (warp < D / 16) {
+    for (int column = warp; column < D / 16; column += kAttentionWarps) {
         float o[2][4] = {};
         for (int step = 0; step < kChunk / 16 && step * 16 < seen; ++step) {
             uint32_t a[4], v[4];
             p.a(a, 0, step);
-            shared.values().b(v, step * 16, warp);
+            shared.values().b(v, step * 16, column);
             mma_pair(o[0], o[1], a, v);
         }
-        float *to = view.sums + part * kTileQueries * D + warp * 16 + lane % 4 * 2;
+        float *to = view.sums + part * kTileQueries * D + column * 16 + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
         for (int i = 0; i < 2; ++i) {
             float sum = 0.0f;
 #pragma unroll
-            for (int w = 0; w < kAttentionWarps; ++w) sum += shared.sums()[w * kTileQueries + row[i]];
+            for (int w = 0; w < kKeyWarps; ++w) sum += shared.sums()[w * kTileQueries + row[i]];
             if (row[i] < queries.count) view.statistics[part * kTileQueries + row[i]] = make_float2(largest[i], sum);
         }
 }
@@ -205,7 +209,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
 // out of one query: warps take every 8th chunk, their sums are added in warp order. grid: (tiles of the slice, Hkv, 16)
 template <int D>
 __global__ void __launch_bounds__(kAttentionThreads) attention_cache_combine(CacheView view, int64_t first_tile) {
-    constexpr int kColumns = D / 32;
+    constexpr int kChunk = chunk_of(D), kColumns = D / 32;
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, kv_head = int(blockIdx.y), query = int(blockIdx.z);
     Queries queries = queries_of(view, first_tile + blockIdx.x);
     if (query >= queries.count) return;
@@ -274,8 +278,9 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
         return QK_ERROR_SHAPE;
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
         return QK_ERROR_SHAPE;
-    if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
-    if (args->window < 0 || args->max_seqlen < 1 || args->max_seqlen > kLongest) return QK_ERROR_SHAPE;
+    if (!has_head_dim(args->head_dim)) return QK_ERROR_HEAD_DIM;
+    int64_t chunk = chunk_of(args->head_dim);
+    if (args->window < 0 || args->max_seqlen < 1 || args->max_seqlen > kMostChunks * chunk) return QK_ERROR_SHAPE;
     if (args->rows < 1 || args->rows > int64_t(UINT32_MAX)) return QK_ERROR_SHAPE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
@@ -288,7 +293,7 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
     view->heads = int(args->heads);
     view->kv_heads = int(args->kv_heads);
     view->group = int(group);
-    view->chunks = int(ceil_div(args->max_seqlen, kChunk));
+    view->chunks = int(ceil_div(args->max_seqlen, chunk));
     view->max_seqlen = args->max_seqlen;
     view->window = args->window == 0 ? INT64_MAX : args->window;
     view->rows = args->rows;
@@ -381,5 +386,6 @@ extern "C" int qk_attention_cache(const qk_attention_cache_args *caller, void *w
     if (int error = check_workspace(workspace, workspace_bytes, bytes_of(view, args.head_dim))) return error;
     view.out = static_cast<bf16 *>(args.out);
     float *scratch = static_cast<float *>(workspace);
-    return args.head_dim == 64 ? launch_cache<64>(view, scratch, stream) : launch_cache<128>(view, scratch, stream);
+    return with_head_dim(args.head_dim,
+                         [&](auto d) { return launch_cache<decltype(d)::value>(view, scratch, stream); });
 }

@@ -1,21 +1,21 @@
 // Causal attention O = softmax(Q * K^T / sqrt(D)) * V without the M x M matrix (Dao et al. 2022), for documents laid
 // end to end that do not see each other, grouped queries and an optional sliding window.
 //
-// A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 through a double
-// buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while its row
-// sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes (64 KB at
-// D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside each
-// matrix instruction stand 3.8 others (D = 128), most of them the softmax.
+// A block takes 128 queries of one head, a warp 16 of them; keys and values come in tiles of 64 (32 at D = 256) through
+// a double buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while
+// its row sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes
+// (64 KB at D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside
+// each matrix instruction stand 3.8 others (D = 128), most of them the softmax.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 
 namespace {
 
 constexpr int kQueries = 128;
-constexpr int kKeys = 64;
 
 template <int D> struct Shared {
     unsigned char *bytes;
+    static constexpr int kKeys = D > 128 ? 32 : 64; // of a step
     __device__ __forceinline__ Tile<D> keys(int stage) const {
         return {reinterpret_cast<bf16 *>(bytes + size_t(2 * stage) * Tile<D>::bytes(kKeys))};
     }
@@ -23,10 +23,12 @@ template <int D> struct Shared {
         return {reinterpret_cast<bf16 *>(bytes + size_t(2 * stage + 1) * Tile<D>::bytes(kKeys))};
     }
     static constexpr size_t kBytes = 4 * Tile<D>::bytes(kKeys);
+    static_assert(kBytes >= Tile<D>::bytes(kQueries) && kBytes <= kMaxSharedBytes, "the queries pass through it");
 };
 
 // grid: heads, fastest, times tiles of queries, from the last, which has the most keys, to the first.
 template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(AttentionView view) {
+    constexpr int kKeys = Shared<D>::kKeys;
     Shared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.x % unsigned(view.heads));
     int tile = int((gridDim.x - 1 - blockIdx.x) / unsigned(view.heads));
@@ -141,7 +143,7 @@ int check(const qk_attention_args *caller, qk_attention_args *args, AttentionVie
         return QK_ERROR_SHAPE;
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
         return QK_ERROR_SHAPE;
-    if (args->head_dim != 64 && args->head_dim != 128) return QK_ERROR_HEAD_DIM;
+    if (!has_head_dim(args->head_dim)) return QK_ERROR_HEAD_DIM;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     *view = {};
@@ -177,7 +179,7 @@ extern "C" int qk_attention(const qk_attention_args *caller, qk_stream stream) {
     AttentionView view;
     if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
-    return args.head_dim == 64 ? launch_forward<64>(view, stream) : launch_forward<128>(view, stream);
+    return with_head_dim(args.head_dim, [&](auto d) { return launch_forward<decltype(d)::value>(view, stream); });
 }
 
 extern "C" int qk_attention_backward_workspace_size(const qk_attention_args *caller, size_t *bytes) {

@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 3u
+#define QK_ABI_REVISION 4u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -415,7 +415,7 @@ typedef struct qk_embedding_args {
 /* out[t] = scale * table[ids[t]], rounded once. */
 int qk_embedding(const struct qk_embedding_args *args, qk_stream stream);
 
-/* RMSNorm, with the residual add before it. */
+/* RMSNorm, with the residual add before it or after it. */
 typedef struct qk_rms_norm_args {
     uint32_t struct_size; /* sizeof(struct qk_rms_norm_args) */
     float eps;            /* > 0 */
@@ -425,10 +425,13 @@ typedef struct qk_rms_norm_args {
     const void *delta;    /* device, bf16 [M, H]: what is added to it, or NULL */
     const float *weight;  /* device, [H] */
     void *sum;            /* device, out bf16 [M, H]: bf16(x + delta), may be x itself; NULL if and only if delta is */
-    void *y;              /* device, out bf16 [M, H] */
+    void *y;              /* device, out bf16 [M, H]; may be residual itself */
+    const void *residual; /* device, bf16 [M, H]: what the rounded norm is added to, or NULL; NULL with delta.
+                           * Revision 4 */
 } qk_rms_norm_args;
 
-/* y = weight * (s / sqrt(mean(s^2) + eps)), s = bf16(x + delta): the norm reads the rounded stream. */
+/* y = weight * (s / sqrt(mean(s^2) + eps)), s = bf16(x + delta): the norm reads the rounded stream. With a residual,
+ * y = bf16(residual + bf16(that)). */
 int qk_rms_norm(const struct qk_rms_norm_args *args, qk_stream stream);
 
 /* The gradient of RMSNorm with respect to its input. */
@@ -448,7 +451,8 @@ typedef struct qk_rms_norm_backward_args {
 /* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
 int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
 
-/* RMSNorm of every head of q and of k, in rows q | k | v of heads + 2 * kv_heads heads, before their rotation. */
+/* RMSNorm of every head of q and of k, or of all of q and all of k, in rows q | k | v of heads + 2 * kv_heads heads,
+ * before their rotation. */
 typedef struct qk_head_norm_args {
     uint32_t struct_size;  /* sizeof(struct qk_head_norm_args) */
     uint32_t head_dim;     /* D, 1..1024 */
@@ -460,15 +464,17 @@ typedef struct qk_head_norm_args {
     int64_t ldx;           /* elements from row to row of x, >= (H + 2 * Hkv) * D */
     int64_t ldy;           /* elements from row to row of y and dy, >= (H + 2 * Hkv) * D */
     const void *x;         /* device, bf16 [M, ldx]: what the norm reads */
-    const float *q_weight; /* device, [D] */
-    const float *k_weight; /* device, [D] */
+    const float *q_weight; /* device, [D], or [H * D] with whole_width */
+    const float *k_weight; /* device, [D], or [Hkv * D] with whole_width */
     const void *dy;        /* device, bf16 [M, ldy]: the gradient of the norm's output; NULL: the norm itself */
     void *y;               /* device, out bf16 [M, ldy]; may be x (with ldy = ldx) in the norm, dy in its gradient */
+    uint32_t whole_width;  /* 1: q is normalized as one, and k too; 0: head by head. Revision 4 */
+    uint32_t reserved2;    /* 0 */
 } qk_head_norm_args;
 
-/* Without dy, for each head of q and k: y = weight * (x / sqrt(mean(x^2) + eps)). With dy the gradient with respect to
- * x, g being weight * dy and rho 1 / sqrt(mean(x^2) + eps): y = rho * g - x * rho^3 * (g . x) / D. The part v is
- * copied, from x or from dy. */
+/* Without dy, for each head of q and k, or with whole_width for q and for k: y = weight * (x / sqrt(mean(x^2) + eps)).
+ * With dy the gradient with respect to x, g being weight * dy and rho 1 / sqrt(mean(x^2) + eps): y = rho * g - x *
+ * rho^3 * (g . x) / D, D being the elements that the mean is of. The part v is copied, from x or from dy. */
 int qk_head_norm(const struct qk_head_norm_args *args, qk_stream stream);
 
 /* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
@@ -481,15 +487,24 @@ typedef struct qk_rope_args {
     int64_t ldx;               /* elements from row to row of x, >= heads * D */
     void *x;                   /* device, bf16 [M, ldx] */
     const uint32_t *positions; /* device, [M], below table_positions; a row beyond becomes NaN */
-    const float *cosines;      /* device, [table_positions, D / 2] */
-    const float *sines;        /* device, [table_positions, D / 2] */
+    const float *cosines;      /* device, [table_positions, R / 2] */
+    const float *sines;        /* device, [table_positions, R / 2] */
     int64_t table_positions;   /* >= 1 */
+    uint32_t rotary_dim;       /* R, even, at most D: the elements of a head that are rotated, its first; 0: D.
+                                * Revision 4 */
+    uint32_t reserved;         /* 0 */
 } qk_rope_args;
 
-/* (a, b) = elements (i, i + D / 2) of a head become (a * cos - b * sin, b * cos + a * sin). */
+/* (a, b) = elements (i, i + R / 2) of a head become (a * cos - b * sin, b * cos + a * sin). */
 int qk_rope(const struct qk_rope_args *args, qk_stream stream);
 
-/* SwiGLU. A row of gate_up is gate [I], then up [I]. */
+/* What the gate goes through. */
+enum qk_activation {
+    QK_SILU = 0,     /* x / (1 + exp(-x)) */
+    QK_GELU_TANH = 1 /* x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) */
+};
+
+/* SwiGLU, or GeGLU. A row of gate_up is gate [I], then up [I]. */
 typedef struct qk_swiglu_args {
     uint32_t struct_size; /* sizeof(struct qk_swiglu_args) */
     uint32_t reserved;    /* 0 */
@@ -498,19 +513,21 @@ typedef struct qk_swiglu_args {
     void *gate_up;        /* device, bf16 [M, 2 * I]; qk_swiglu_backward writes its gradient over it */
     void *out;            /* device, bf16 [M, I]: written by qk_swiglu, or NULL in qk_swiglu_backward: not wanted */
     const void *dout;     /* device, bf16 [M, I]: the gradient of out; NULL in qk_swiglu */
+    uint32_t activation;  /* enum qk_activation. Revision 4 */
+    uint32_t reserved2;   /* 0 */
 } qk_swiglu_args;
 
-/* out = gate / (1 + exp(-gate)) * up. */
+/* out = activation(gate) * up. */
 int qk_swiglu(const struct qk_swiglu_args *args, qk_stream stream);
 
-/* With s = 1 / (1 + exp(-gate)): dgate = dout * up * s * (1 + gate * (1 - s)), dup = dout * gate * s. If `out` is set
- * it gets the forward result once more, so that a recomputing backward pass needs no second kernel. */
+/* dgate = dout * up * activation'(gate), dup = dout * activation(gate). If `out` is set it gets the forward result once
+ * more, so that a recomputing backward pass needs no second kernel. */
 int qk_swiglu_backward(const struct qk_swiglu_args *args, qk_stream stream);
 
 /* Causal attention over documents laid end to end, with grouped queries. */
 typedef struct qk_attention_args {
     uint32_t struct_size;       /* sizeof(struct qk_attention_args) */
-    uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
+    uint32_t head_dim;          /* D: 64, 96, 128 or 256, else QK_ERROR_HEAD_DIM. 96 and 256: revision 4 */
     uint32_t heads;             /* H, query heads, >= 1 */
     uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
     int64_t m;                  /* M, tokens, >= 0 */
@@ -544,7 +561,7 @@ int qk_attention_backward(const struct qk_attention_args *args, void *workspace,
  * ascend by 1. */
 typedef struct qk_attention_cache_args {
     uint32_t struct_size;       /* sizeof(struct qk_attention_cache_args) */
-    uint32_t head_dim;          /* D: 64 or 128, else QK_ERROR_HEAD_DIM */
+    uint32_t head_dim;          /* D: 64, 96, 128 or 256, else QK_ERROR_HEAD_DIM. 96 and 256: revision 4 */
     uint32_t heads;             /* H, query heads, >= 1, at most 65,535 */
     uint32_t kv_heads;          /* Hkv, key and value heads, a divisor of H */
     int64_t m;                  /* M, new tokens, >= 0 */
@@ -553,8 +570,8 @@ typedef struct qk_attention_cache_args {
                                  * .. cu_seqlens[d + 1] */
     const uint32_t *starts;     /* device, [documents]: the row of the cache of each document's position 0 */
     const uint32_t *positions;  /* device, [M]: of each new token in its document */
-    int64_t max_seqlen;         /* more than every position, 1..65535 * 128: what the grid and the workspace have room
-                                 * for. No bit of the result depends on it */
+    int64_t max_seqlen;         /* more than every position, 1..65535 * 128 (* 64 with D = 256): what the grid and the
+                                 * workspace have room for. No bit of the result depends on it */
     int64_t rows;               /* of the cache, >= 1 */
     const void *qkv;            /* device, bf16 [M, ldqkv]: a row is H queries, Hkv keys, Hkv values of D each,
                                  * rotated */
@@ -570,15 +587,15 @@ typedef struct qk_attention_cache_args {
  * out. */
 int qk_attention_cache_append(const struct qk_attention_cache_args *args, qk_stream stream);
 
-/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache, with two
- * floats beside; of many new tokens so many at a time that they need 64 MiB or, if one tile of 16 queries a key head
- * needs more, that. Of the pointers it reads none. */
+/* Bytes of workspace of qk_attention_cache: an f32 result of every query and of every 128 rows of the cache (64 with
+ * D = 256), with two floats beside; of many new tokens so many at a time that they need 64 MiB or, if one tile of 16
+ * queries a key head needs more, that. Of the pointers it reads none. */
 int qk_attention_cache_workspace_size(const struct qk_attention_cache_args *args, size_t *bytes);
 
 /* out = softmax(q * K^T / sqrt(D)) * V over positions 0 .. the query's own, or the last `window` of them, which
- * qk_attention_cache_append has written. What no query of a tile sees of the cache is not read, by 128 rows. A row
+ * qk_attention_cache_append has written. What no query of a tile sees of the cache is not read, by as many rows. A row
  * whose position is not below `max_seqlen`, or whose document's rows do not fit the cache, becomes NaN.
- * Deterministic: what 128 rows of the cache add is computed apart from the others and combined by a second kernel, in
+ * Deterministic: what those rows of the cache add is computed apart from the others and combined by a second kernel, in
  * order; the same whatever else is in the batch. */
 int qk_attention_cache(const struct qk_attention_cache_args *args, void *workspace, size_t workspace_bytes,
                        qk_stream stream);
@@ -733,10 +750,11 @@ QK_AT(qk_embedding_args, h, 16); QK_AT(qk_embedding_args, vocab, 24); QK_AT(qk_e
 QK_AT(qk_embedding_args, table, 40); QK_AT(qk_embedding_args, out, 48); QK_AT(qk_embedding_args, scale, 56);
 QK_AT(qk_embedding_args, reserved2, 60);
 
-QK_SIZE(qk_rms_norm_args, 64);
+QK_SIZE(qk_rms_norm_args, 72);
 QK_AT(qk_rms_norm_args, struct_size, 0); QK_AT(qk_rms_norm_args, eps, 4); QK_AT(qk_rms_norm_args, m, 8);
 QK_AT(qk_rms_norm_args, h, 16); QK_AT(qk_rms_norm_args, x, 24); QK_AT(qk_rms_norm_args, delta, 32);
 QK_AT(qk_rms_norm_args, weight, 40); QK_AT(qk_rms_norm_args, sum, 48); QK_AT(qk_rms_norm_args, y, 56);
+QK_AT(qk_rms_norm_args, residual, 64);
 
 QK_SIZE(qk_rms_norm_backward_args, 64);
 QK_AT(qk_rms_norm_backward_args, struct_size, 0); QK_AT(qk_rms_norm_backward_args, eps, 4);
@@ -745,23 +763,25 @@ QK_AT(qk_rms_norm_backward_args, dy, 24); QK_AT(qk_rms_norm_backward_args, x, 32
 QK_AT(qk_rms_norm_backward_args, weight, 40); QK_AT(qk_rms_norm_backward_args, dx, 48);
 QK_AT(qk_rms_norm_backward_args, accumulate, 56); QK_AT(qk_rms_norm_backward_args, reserved, 60);
 
-QK_SIZE(qk_head_norm_args, 88);
+QK_SIZE(qk_head_norm_args, 96);
 QK_AT(qk_head_norm_args, struct_size, 0); QK_AT(qk_head_norm_args, head_dim, 4); QK_AT(qk_head_norm_args, heads, 8);
 QK_AT(qk_head_norm_args, kv_heads, 12); QK_AT(qk_head_norm_args, eps, 16); QK_AT(qk_head_norm_args, reserved, 20);
 QK_AT(qk_head_norm_args, m, 24); QK_AT(qk_head_norm_args, ldx, 32); QK_AT(qk_head_norm_args, ldy, 40);
 QK_AT(qk_head_norm_args, x, 48); QK_AT(qk_head_norm_args, q_weight, 56); QK_AT(qk_head_norm_args, k_weight, 64);
-QK_AT(qk_head_norm_args, dy, 72); QK_AT(qk_head_norm_args, y, 80);
+QK_AT(qk_head_norm_args, dy, 72); QK_AT(qk_head_norm_args, y, 80); QK_AT(qk_head_norm_args, whole_width, 88);
+QK_AT(qk_head_norm_args, reserved2, 92);
 
-QK_SIZE(qk_rope_args, 72);
+QK_SIZE(qk_rope_args, 80);
 QK_AT(qk_rope_args, struct_size, 0); QK_AT(qk_rope_args, head_dim, 4); QK_AT(qk_rope_args, heads, 8);
 QK_AT(qk_rope_args, inverse, 12); QK_AT(qk_rope_args, m, 16); QK_AT(qk_rope_args, ldx, 24);
 QK_AT(qk_rope_args, x, 32); QK_AT(qk_rope_args, positions, 40); QK_AT(qk_rope_args, cosines, 48);
-QK_AT(qk_rope_args, sines, 56); QK_AT(qk_rope_args, table_positions, 64);
+QK_AT(qk_rope_args, sines, 56); QK_AT(qk_rope_args, table_positions, 64); QK_AT(qk_rope_args, rotary_dim, 72);
+QK_AT(qk_rope_args, reserved, 76);
 
-QK_SIZE(qk_swiglu_args, 48);
+QK_SIZE(qk_swiglu_args, 56);
 QK_AT(qk_swiglu_args, struct_size, 0); QK_AT(qk_swiglu_args, reserved, 4); QK_AT(qk_swiglu_args, m, 8);
 QK_AT(qk_swiglu_args, i, 16); QK_AT(qk_swiglu_args, gate_up, 24); QK_AT(qk_swiglu_args, out, 32);
-QK_AT(qk_swiglu_args, dout, 40);
+QK_AT(qk_swiglu_args, dout, 40); QK_AT(qk_swiglu_args, activation, 48); QK_AT(qk_swiglu_args, reserved2, 52);
 
 QK_SIZE(qk_attention_args, 96);
 QK_AT(qk_attention_args, struct_size, 0); QK_AT(qk_attention_args, head_dim, 4); QK_AT(qk_attention_args, heads, 8);

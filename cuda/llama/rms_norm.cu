@@ -1,5 +1,6 @@
-// RMSNorm with the residual add before it: s = bf16(x + delta), y = weight * (s * rho), rho = 1 / sqrt(mean(s^2) +
-// eps); and its gradient dx (+)= rho * g - x * rho^3 * (g . x) / H with g = weight * dy.
+// RMSNorm with the residual add before it, or after it: s = bf16(x + delta), y = weight * (s * rho), rho = 1 /
+// sqrt(mean(s^2) + eps), or y = residual + bf16(that); and its gradient dx (+)= rho * g - x * rho^3 * (g . x) / H with
+// g = weight * dy.
 //
 // One block a row; a thread takes every 256th group of 8 elements. The second pass reads the row again, from the
 // caches: the bytes of DRAM are those of x, delta, sum and y (8 H a row with the add), which is what limits it.
@@ -12,6 +13,7 @@ struct Norm {
     const bf16 *x, *delta;  // [M, H]; delta may be NULL
     const float *weight;    // [H]
     bf16 *sum, *y;          // [M, H]; sum is NULL with delta
+    const bf16 *residual;   // [M, H]: what the rounded norm is added to, or NULL
     int64_t h;
     float eps;
 };
@@ -39,6 +41,12 @@ template <int V> __global__ void __launch_bounds__(kRowThreads) rms_norm(Norm no
         Vector<V> x = Vector<V>::load(s + row + i), weight = Vector<V>::load(norm.weight + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) x.v[j] = weight.v[j] * (x.v[j] * rho);
+        if (norm.residual != nullptr) {
+            Vector<V> residual = Vector<V>::load(norm.residual + row + i);
+            x = rounded(x);
+#pragma unroll
+            for (int j = 0; j < V; ++j) x.v[j] += residual.v[j];
+        }
         x.store(norm.y + row + i);
     }
 }
@@ -92,8 +100,9 @@ extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
     if (args.m == 0) return QK_OK;
     if (args.x == nullptr || args.weight == nullptr || args.y == nullptr) return QK_ERROR_NULL_POINTER;
     if ((args.delta == nullptr) != (args.sum == nullptr)) return QK_ERROR_NULL_POINTER;
+    if (args.delta != nullptr && args.residual != nullptr) return QK_ERROR_NULL_POINTER;
     for (const void *matrix :
-         {args.x, args.delta, static_cast<const void *>(args.sum), static_cast<const void *>(args.y)})
+         {args.x, args.delta, args.residual, static_cast<const void *>(args.sum), static_cast<const void *>(args.y)})
         if (!is_aligned(matrix, 16)) return QK_ERROR_ALIGNMENT;
     if (!is_aligned(args.weight, sizeof(float))) return QK_ERROR_ALIGNMENT;
     Norm norm = {static_cast<const bf16 *>(args.x),
@@ -101,6 +110,7 @@ extern "C" int qk_rms_norm(const qk_rms_norm_args *caller, qk_stream stream) {
                  args.weight,
                  static_cast<bf16 *>(args.sum),
                  static_cast<bf16 *>(args.y),
+                 static_cast<const bf16 *>(args.residual),
                  args.h,
                  args.eps};
     auto kernel = is_vector(args.h) && is_aligned(args.weight, 16) ? rms_norm<8> : rms_norm<1>;

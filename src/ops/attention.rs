@@ -7,10 +7,13 @@ use crate::shape::AttentionShape;
 use crate::sys;
 use half::bf16;
 
+/// The widths of a head that the kernels are built for.
+pub const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
+
 /// What both passes read.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
-    /// `head_dim` is 64 or 128.
+    /// `head_dim` is one of [`HEAD_DIMS`].
     pub shape: AttentionShape,
     /// M, tokens
     pub m: usize,

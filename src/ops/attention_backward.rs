@@ -12,19 +12,19 @@ pub fn workspace_len(input: &Attention<'_>) -> usize {
 }
 
 /// Elements of workspace for `m` tokens of this shape, before there is any operand: two for each query, and partial
-/// sums of dK and dV where tiles of 128 keys are fewer than blocks should be. They grow with m, so that the workspace
-/// of the longest batch serves every one.
+/// sums of dK and dV where tiles of 128 keys (64 if D is above 128) are fewer than blocks should be. They grow with m,
+/// so that the workspace of the longest batch serves every one.
 pub fn workspace_len_of(m: usize, shape: &AttentionShape) -> usize {
     const BLOCKS: usize = 256;
-    const KEYS: usize = 128;
+    let keys_of_a_tile = if shape.head_dim > 128 { 64 } else { 128 };
     let group = shape.heads.checked_div(shape.kv_heads).unwrap_or(0);
     let blocks = |tiles: usize| {
         let keys = tiles * shape.kv_heads;
         let splits = BLOCKS.div_ceil(keys.max(1)).min(group);
         if splits > 1 { splits * keys } else { 0 }
     };
-    let most = (1..=m.div_ceil(KEYS).min(BLOCKS)).map(blocks).max().unwrap_or(0);
-    2 * m.next_multiple_of(32) * shape.heads + most * KEYS * 2 * shape.head_dim
+    let most = (1..=m.div_ceil(keys_of_a_tile).min(BLOCKS)).map(blocks).max().unwrap_or(0);
+    2 * m.next_multiple_of(32) * shape.heads + most * keys_of_a_tile * 2 * shape.head_dim
 }
 
 /// `dqkv` `[m, qkv]` from `dout`, `out` `[m, H·D]` and `lse` `[m, H]`.

@@ -1,7 +1,7 @@
 //! Attention of new tokens over keys and values of earlier ones. Formula: [`crate::reference::attention`]
 //! over each document's whole length, of which only the new tokens' rows are computed.
 
-use super::attention::window_of;
+use super::attention::{HEAD_DIMS, window_of};
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
@@ -11,19 +11,24 @@ use half::bf16;
 use std::ptr::{null, null_mut};
 
 /// Rows of the cache that are summed apart from the others.
-const CHUNK: usize = 128;
-/// The largest [`Shape::longest`].
-pub const MAX_LONGEST: usize = 65_535 * CHUNK;
+fn chunk(head_dim: usize) -> usize {
+    if head_dim > 128 { 64 } else { 128 }
+}
+
+/// The largest [`Shape::longest`] of heads of this width.
+pub fn max_longest(head_dim: usize) -> usize {
+    65_535 * chunk(head_dim)
+}
 
 /// What the size of the workspace depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// `head_dim` is 64 or 128.
+    /// `head_dim` is one of [`HEAD_DIMS`].
     pub attention: AttentionShape,
     /// M, new tokens
     pub m: usize,
     pub documents: usize,
-    /// More than every position, at most [`MAX_LONGEST`]. No bit of the result depends on it.
+    /// More than every position, at most [`max_longest`]. No bit of the result depends on it.
     pub longest: usize,
 }
 
@@ -57,8 +62,8 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
     let operation = shape.operation("attention_cache_workspace_size");
     shape.describe(&operation)?;
     let AttentionShape { heads, kv_heads, head_dim } = shape.attention;
-    // An f32 result of every query and of every 128 rows of the cache, with two floats beside.
-    let chunks = shape.longest.div_ceil(CHUNK);
+    // An f32 result of every query and of every chunk of the cache, with two floats beside.
+    let chunks = shape.longest.div_ceil(chunk(head_dim));
     let tile_bytes = operation.size(&[kv_heads, chunks, TILE, (head_dim + 2) * size_of::<f32>()])?;
     let tiles = operation.size(&[shape.m, heads / kv_heads])? / TILE + shape.documents;
     Ok(if shape.m == 0 { 0 } else { (SLICE_BYTES / tile_bytes).clamp(1, tiles) * tile_bytes })
@@ -131,10 +136,11 @@ impl Shape {
             let fits = u32::try_from(value).ok().filter(|&value| (1..=65_535).contains(&value));
             fits.ok_or_else(|| operation.argument(format!("{what} is {value}, expected 1 to 65535")))
         };
-        operation.check((1..=MAX_LONGEST).contains(&self.longest), || {
-            format!("the longest document is {}, expected 1 to {MAX_LONGEST}", self.longest)
+        let most = max_longest(head_dim);
+        operation.check((1..=most).contains(&self.longest), || {
+            format!("the longest document is {}, expected 1 to {most}", self.longest)
         })?;
-        operation.status(if matches!(head_dim, 64 | 128) { sys::QK_OK } else { sys::QK_ERROR_HEAD_DIM })?;
+        operation.status(if HEAD_DIMS.contains(&head_dim) { sys::QK_OK } else { sys::QK_ERROR_HEAD_DIM })?;
         let (heads, kv_heads, head_dim) = (small("H", heads)?, small("Hkv", kv_heads)?, small("head_dim", head_dim)?);
         let whole = heads.is_multiple_of(kv_heads) && self.documents > 0;
         operation.status(if whole { sys::QK_OK } else { sys::QK_ERROR_SHAPE })?;

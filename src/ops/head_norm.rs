@@ -1,4 +1,4 @@
-//! RMSNorm of every head of q and k. Formula: [`crate::reference::head_norm`].
+//! RMSNorm of every head of q and k, or of all of q and all of k. Formula: [`crate::reference::head_norm`].
 
 use super::check::{Operation, struct_size};
 use crate::device::{Stream, View, ViewMut};
@@ -7,20 +7,20 @@ use crate::shape::AttentionShape;
 use crate::sys;
 use half::bf16;
 
-/// What the norm and its gradient read.
+/// What the norm and its gradient read. Both weights are as wide as a head, or each as wide as all heads of its kind.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNorm<'a> {
     pub shape: AttentionShape,
     pub eps: f32,
     /// `[m, (H + 2·Hkv)·D]`: rows q‖k‖v before their rotation
     pub x: View<'a, bf16>,
-    /// `[D]`
+    /// `[D]` or `[H·D]`
     pub q_weight: View<'a, f32>,
-    /// `[D]`
+    /// `[D]` or `[Hkv·D]`
     pub k_weight: View<'a, f32>,
 }
 
-/// `y` = the rows of x with every head of q and k normalized; v is copied.
+/// `y` = the rows of x with q and k normalized; v is copied.
 pub fn head_norm(input: HeadNorm<'_>, y: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     launch("head_norm", input, std::ptr::null(), y, stream)
 }
@@ -44,11 +44,13 @@ fn launch(
     let m = input.x.len().checked_div(width).unwrap_or(0);
     operation.shape = format!("M {m}, {}", operation.shape);
     let count = operation.size(&[m, width])?;
+    let whole_width = input.q_weight.len() != head_dim || input.k_weight.len() != head_dim;
+    let of = |heads: usize| if whole_width { heads.saturating_mul(head_dim) } else { head_dim };
     for (what, found, expected) in [
         ("x", input.x.len(), count),
         ("y", y.len(), count),
-        ("the weight of q", input.q_weight.len(), head_dim),
-        ("the weight of k", input.k_weight.len(), head_dim),
+        ("the weight of q", input.q_weight.len(), of(heads)),
+        ("the weight of k", input.k_weight.len(), of(kv_heads)),
     ] {
         operation.length(what, found, expected)?;
     }
@@ -71,6 +73,8 @@ fn launch(
         k_weight: input.k_weight.address(),
         dy: dy.cast(),
         y: y.address().cast(),
+        whole_width: whole_width.into(),
+        reserved2: 0,
     };
     // SAFETY: every length was checked against the shape, dy is null or y; `args` is read before the return.
     operation.status(unsafe { call!(qk_head_norm(&args, stream.as_raw())) })
@@ -109,6 +113,8 @@ mod tests {
             k_weight: weight.view().address(),
             dy: null(),
             y: address.cast(),
+            whole_width: 0,
+            reserved2: 0,
         };
         // SAFETY: buffers of the shape's lengths.
         assert_eq!(unsafe { sys::qk_head_norm(&args, device.stream().as_raw()) }, sys::QK_OK);
@@ -134,11 +140,15 @@ mod tests {
             k_weight: memory.at(2),
             dy: memory.at(3),
             y: memory.at(4),
+            whole_width: 1,
+            reserved2: 0,
         };
         type Args = sys::qk_head_norm_args;
         refuses!(memory, valid, |args| sys::qk_head_norm(args, null_mut()), {
-            |a: &mut Args| a.struct_size -= 8 => QK_ERROR_STRUCT_SIZE,
+            |a: &mut Args| a.struct_size -= 16 => QK_ERROR_STRUCT_SIZE,
             |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
+            |a: &mut Args| a.reserved2 = 1 => QK_ERROR_RESERVED,
+            |a: &mut Args| a.whole_width = 2 => QK_ERROR_VALUE,
             |a: &mut Args| a.head_dim = 0 => QK_ERROR_SHAPE,
             |a: &mut Args| a.head_dim = 1025 => QK_ERROR_SHAPE,
             |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
@@ -147,7 +157,9 @@ mod tests {
             |a: &mut Args| a.kv_heads = 3 => QK_ERROR_SHAPE,
             |a: &mut Args| a.m = -1 => QK_ERROR_SHAPE,
             |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
-            |a: &mut Args| (a.m, a.heads, a.ldx, a.ldy) = ((1 << 31) - 1, 65535, 1 << 30, 1 << 30) => QK_ERROR_SHAPE,
+            |a: &mut Args| {
+                (a.m, a.heads, a.ldx, a.ldy, a.whole_width) = ((1 << 31) - 1, 65535, 1 << 30, 1 << 30, 0)
+            } => QK_ERROR_SHAPE,
             |a: &mut Args| a.ldx = 31 => QK_ERROR_SHAPE,
             |a: &mut Args| a.ldy = 31 => QK_ERROR_SHAPE,
             |a: &mut Args| a.eps = 0.0 => QK_ERROR_VALUE,

@@ -1,4 +1,4 @@
-//! RMSNorm, with the sum of the residual stream before it. Formula: [`crate::reference::rms_norm`].
+//! RMSNorm, with the sum of the residual stream before or after it. Formula: [`crate::reference::rms_norm`].
 
 use super::check::{Operation, struct_size};
 use crate::device::{Stream, View, ViewMut};
@@ -15,9 +15,12 @@ pub enum Residual<'a> {
     Add { x: View<'a, bf16>, delta: View<'a, bf16>, sum: ViewMut<'a, bf16> },
     /// x and delta `[m, h]`: the sum is written over x, and the norm is that of the sum.
     AddInPlace { x: ViewMut<'a, bf16>, delta: View<'a, bf16> },
+    /// delta and x `[m, h]`: y = bf16(x + bf16(the norm of delta)).
+    After { delta: View<'a, bf16>, x: View<'a, bf16> },
 }
 
-/// `y` `[m, h]` = RMSNorm of the (summed) residual stream, h being the length of `weight`.
+/// `y` `[m, h]` = RMSNorm of the (summed) residual stream, or the stream with a norm added to it; h is the length of
+/// `weight`.
 pub fn rms_norm(
     input: Residual<'_>,
     weight: View<'_, f32>,
@@ -32,10 +35,17 @@ pub fn rms_norm(
     let count = operation.size(&[m, h])?;
     operation.length("y", y.len(), count)?;
     let none = std::ptr::null();
+    let mut residual = none;
     let (x, delta, sum) = match &input {
         Residual::Plain(x) => {
             operation.length("x", x.len(), count)?;
             (x.address(), none, std::ptr::null_mut())
+        }
+        Residual::After { delta, x } => {
+            operation.length("delta", delta.len(), count)?;
+            operation.length("x", x.len(), count)?;
+            residual = x.address();
+            (delta.address(), none, std::ptr::null_mut())
         }
         Residual::Add { x, delta, sum } => {
             operation.length("x", x.len(), count)?;
@@ -59,6 +69,7 @@ pub fn rms_norm(
         weight: weight.address(),
         sum: sum.cast(),
         y: y.address().cast(),
+        residual: residual.cast(),
     };
     // SAFETY: every length was checked against the shape; `args` is read before the return.
     operation.status(unsafe { call!(qk_rms_norm(&args, stream.as_raw())) })

@@ -1,13 +1,20 @@
-//! SwiGLU. Formula: [`crate::reference::swiglu`].
+//! SwiGLU and GeGLU. Formula: [`crate::reference::swiglu`].
 
 use super::check::{Operation, struct_size};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
+use crate::shape::GateActivation;
 use crate::sys;
 use half::bf16;
 
-/// `out` `[m, i]` = silu(gate) ∘ up of `gate_up` `[m, 2·i]`.
-pub fn swiglu(gate_up: View<'_, bf16>, i: usize, out: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
+/// `out` `[m, i]` = activation(gate) ∘ up of `gate_up` `[m, 2·i]`.
+pub fn swiglu(
+    gate_up: View<'_, bf16>,
+    i: usize,
+    activation: GateActivation,
+    out: ViewMut<'_, bf16>,
+    stream: Stream,
+) -> Result<()> {
     let (operation, m) = swiglu_shape("swiglu", gate_up.len(), i)?;
     operation.length("out", out.len(), gate_up.len() / 2)?;
     let args = sys::qk_swiglu_args {
@@ -18,9 +25,19 @@ pub fn swiglu(gate_up: View<'_, bf16>, i: usize, out: ViewMut<'_, bf16>, stream:
         gate_up: gate_up.address().cast_mut().cast(),
         out: out.address().cast(),
         dout: std::ptr::null(),
+        activation: activation_of(activation),
+        reserved2: 0,
     };
     // SAFETY: every length was checked; the forward function only reads `gate_up`; `args` is read before the return.
     operation.status(unsafe { call!(qk_swiglu(&args, stream.as_raw())) })
+}
+
+/// The value of `enum qk_activation`.
+pub(super) fn activation_of(activation: GateActivation) -> u32 {
+    match activation {
+        GateActivation::Silu => sys::QK_SILU,
+        GateActivation::GeluTanh => sys::QK_GELU_TANH,
+    }
 }
 
 /// The operation and M of rows of gate‖up.

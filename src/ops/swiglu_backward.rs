@@ -1,9 +1,10 @@
-//! The gradient of SwiGLU. Formula: [`crate::reference::swiglu_backward`].
+//! The gradient of SwiGLU and GeGLU. Formula: [`crate::reference::swiglu_backward`].
 
 use super::check::struct_size;
-use super::swiglu::swiglu_shape;
+use super::swiglu::{activation_of, swiglu_shape};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
+use crate::shape::GateActivation;
 use crate::sys;
 use half::bf16;
 
@@ -13,6 +14,7 @@ pub fn swiglu_backward(
     dout: View<'_, bf16>,
     gate_up: ViewMut<'_, bf16>,
     i: usize,
+    activation: GateActivation,
     out: Option<ViewMut<'_, bf16>>,
     stream: Stream,
 ) -> Result<()> {
@@ -29,6 +31,8 @@ pub fn swiglu_backward(
         gate_up: gate_up.address().cast(),
         out: out.as_ref().map_or(std::ptr::null_mut(), |out| out.address().cast()),
         dout: dout.address().cast(),
+        activation: activation_of(activation),
+        reserved2: 0,
     };
     // SAFETY: every length was checked against the shape; `args` is read before the return.
     operation.status(unsafe { call!(qk_swiglu_backward(&args, stream.as_raw())) })

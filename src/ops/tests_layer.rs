@@ -84,6 +84,7 @@ fn norms_refuse() {
         weight: memory.at(2),
         sum: memory.at(3),
         y: memory.at(4),
+        residual: null(),
     };
     type Args = sys::qk_rms_norm_args;
     refuses!(memory, valid, |args| sys::qk_rms_norm(args, null_mut()), {
@@ -102,6 +103,8 @@ fn norms_refuse() {
         |a: &mut Args| a.sum = a.sum.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.y = a.y.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
         |a: &mut Args| a.weight = a.weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+        |a: &mut Args| a.residual = a.x => QK_ERROR_NULL_POINTER,
+        |a: &mut Args| (a.delta, a.sum, a.residual) = (null(), null_mut(), a.x.wrapping_byte_add(8)) => QK_ERROR_ALIGNMENT,
     });
 }
 
@@ -153,10 +156,15 @@ fn rotary_embedding_refuses() {
         cosines: memory.at(2),
         sines: memory.at(3),
         table_positions: 4,
+        rotary_dim: 6,
+        reserved: 0,
     };
     type Args = sys::qk_rope_args;
     refuses!(memory, valid, |args| sys::qk_rope(args, null_mut()), {
         |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
+        |a: &mut Args| a.rotary_dim = 7 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.rotary_dim = 10 => QK_ERROR_SHAPE,
         |a: &mut Args| a.head_dim = 7 => QK_ERROR_SHAPE,
         |a: &mut Args| a.head_dim = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.head_dim = 1026 => QK_ERROR_SHAPE,
@@ -187,11 +195,15 @@ fn swiglu_refuses() {
         gate_up: memory.at(0),
         out: memory.at(1),
         dout: memory.at(2),
+        activation: sys::QK_GELU_TANH,
+        reserved2: 0,
     };
     let forward = sys::qk_swiglu_args { dout: null(), ..backward };
     type Args = sys::qk_swiglu_args;
     refuses!(memory, forward, |args| sys::qk_swiglu(args, null_mut()), {
         |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
+        |a: &mut Args| a.reserved2 = 1 => QK_ERROR_RESERVED,
+        |a: &mut Args| a.activation = 2 => QK_ERROR_VALUE,
         |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
         |a: &mut Args| (a.m, a.i) = ((1 << 31) - 1, (1 << 31) - 1) => QK_ERROR_SHAPE,
         |a: &mut Args| a.i = 0 => QK_ERROR_SHAPE,
@@ -230,7 +242,7 @@ fn attention_refuses() {
     type Args = sys::qk_attention_args;
     refuses!(memory, valid, |args| sys::qk_attention(args, null_mut()), {
         |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
-        |a: &mut Args| a.head_dim = 96 => QK_ERROR_HEAD_DIM,
+        |a: &mut Args| a.head_dim = 80 => QK_ERROR_HEAD_DIM,
         |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.kv_heads = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.heads = 65536 => QK_ERROR_SHAPE,

@@ -44,24 +44,28 @@ pub fn rms_norm_backward<T: Real>(
     }
 }
 
-/// The columns of each head of q and k in rows q‖k‖v, and whether it is one of k.
-fn heads(shape: AttentionShape) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
-    let d = shape.head_dim;
-    (0..shape.heads + shape.kv_heads).map(move |head| (head * d..(head + 1) * d, usize::from(head >= shape.heads)))
+/// The columns of each part of q and k in rows q‖k‖v that is normalized on its own, as wide as its weight, and whether
+/// it is one of k.
+fn parts(shape: AttentionShape, widths: [usize; 2]) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
+    let (q, k) = (shape.out(), shape.kv_heads * shape.head_dim);
+    let of = move |start: usize, len: usize, width: usize, k: usize| {
+        (start..start + len).step_by(width).map(move |at| (at..at + width, k))
+    };
+    of(0, q, widths[0], 0).chain(of(q, k, widths[1], 1))
 }
 
-/// [`rms_norm`] of each head of q and k on its own; v is copied.
+/// [`rms_norm`] of each head of q and k on its own, or of all of q and all of k, as the weights are wide; v is copied.
 pub fn head_norm<T: Real>(
     x: &[T],            // [M, (H + 2·Hkv)·D]: q‖k‖v
-    weights: [&[T]; 2], // [D] of q, [D] of k
+    weights: [&[T]; 2], // [D] of q, [D] of k; or [H·D], [Hkv·D]
     eps: T,
     shape: AttentionShape,
     y: &mut [T], // [M, (H + 2·Hkv)·D]
 ) {
     y.copy_from_slice(x);
     for (x, y) in x.chunks_exact(shape.qkv()).zip(y.chunks_exact_mut(shape.qkv())) {
-        for (head, of) in heads(shape) {
-            rms_norm(&x[head.clone()], weights[of], eps, &mut y[head]);
+        for (part, of) in parts(shape, weights.map(<[T]>::len)) {
+            rms_norm(&x[part.clone()], weights[of], eps, &mut y[part]);
         }
     }
 }
@@ -70,15 +74,15 @@ pub fn head_norm<T: Real>(
 pub fn head_norm_backward<T: Real>(
     dy: &[T],           // [M, (H + 2·Hkv)·D]
     x: &[T],            // [M, (H + 2·Hkv)·D]
-    weights: [&[T]; 2], // [D] of q, [D] of k
+    weights: [&[T]; 2], // [D] of q, [D] of k; or [H·D], [Hkv·D]
     eps: T,
     shape: AttentionShape,
     dx: &mut [T], // [M, (H + 2·Hkv)·D]
 ) {
     let (width, values) = (shape.qkv(), (shape.heads + shape.kv_heads) * shape.head_dim);
     for ((dy, x), dx) in dy.chunks_exact(width).zip(x.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
-        for (head, of) in heads(shape) {
-            rms_norm_backward(&dy[head.clone()], &x[head.clone()], weights[of], eps, &mut dx[head]);
+        for (part, of) in parts(shape, weights.map(<[T]>::len)) {
+            rms_norm_backward(&dy[part.clone()], &x[part.clone()], weights[of], eps, &mut dx[part]);
         }
         for (dx, &dy) in dx[values..].iter_mut().zip(&dy[values..]) {
             *dx += dy;

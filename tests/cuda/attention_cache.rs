@@ -7,7 +7,9 @@ use lab::device::{Tally, cases, device};
 use lab::logits::LogitsOperation;
 use lab::operation::{Operation, run, verify};
 use proptest::prelude::*;
+use proptest::sample;
 use proptest::test_runner::{Config, TestRunner};
+use qlora_kernels::ops::attention::HEAD_DIMS;
 use qlora_kernels::ops::attention_cache::{NewTokens, Shape};
 use qlora_kernels::ops::logits::{OutputLayer, logits};
 use qlora_kernels::ops::{attention_cache, attention_cache_append};
@@ -17,7 +19,7 @@ use qlora_kernels::shape::AttentionShape;
 const SCHEDULES: u64 = 3;
 
 fn operations() -> impl Strategy<Value = CacheOperation> {
-    let shape = (1usize..3, 1usize..6, prop_oneof![Just(64usize), Just(128)])
+    let shape = (1usize..3, 1usize..6, sample::select(&HEAD_DIMS[..]))
         .prop_map(|(kv_heads, group, head_dim)| AttentionShape { heads: kv_heads * group, kv_heads, head_dim });
     let documents = prop_oneof![
         // Decoding: one new token each; some documents have ended.
@@ -54,8 +56,9 @@ fn checked<O: Operation>(name: &'static str, most: u32, operations: impl Strateg
 /// Whatever is drawn, several documents of which some have more queries than a tile, and one has none.
 #[test]
 fn attention_over_a_cache_is_within_its_rounding() {
-    for window in [None, Some(70)] {
-        let operation = CacheOperation { window, ..example() };
+    for (head_dim, window) in [(64, None), (64, Some(70)), (96, None), (256, Some(70))] {
+        let shape = AttentionShape { head_dim, ..example().shape };
+        let operation = CacheOperation { shape, window, ..example() };
         verify(&device(), &operation, operation.seed, SCHEDULES).unwrap();
     }
     checked("attention over a cache", 40, operations(), |operation| operation.seed);
@@ -222,7 +225,7 @@ fn other_shapes_are_named_errors() {
     assert_eq!(call(64, 2, 1, 3, 3 * 128), Ok(()));
     assert_eq!(windowed(64, 2, 1, 3, 3 * 128, Some(usize::MAX / 2)), Ok(()));
     assert!(windowed(64, 2, 1, 3, 3 * 128, Some(0)).unwrap_err().contains("window"));
-    assert!(call(96, 2, 1, 3, 3 * 192).unwrap_err().contains("QK_ERROR_HEAD_DIM"));
+    assert!(call(80, 2, 1, 3, 3 * 160).unwrap_err().contains("QK_ERROR_HEAD_DIM"));
     assert!(call(64, 3, 2, 3, 3 * 256).unwrap_err().contains("QK_ERROR_SHAPE"));
     assert!(call(64, 2, 1, 0, 3 * 128).unwrap_err().contains("longest document is 0"));
     assert!(call(64, 2, 1, 1 << 30, 3 * 128).unwrap_err().contains("longest document"));

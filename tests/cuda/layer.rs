@@ -8,6 +8,7 @@ use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use qlora_kernels::ops::{self, Residual, RopeTable};
+use qlora_kernels::shape::GateActivation::{self, GeluTanh, Silu};
 
 const SCHEDULES: u64 = 2;
 
@@ -31,7 +32,8 @@ fn widths(most: usize) -> impl Strategy<Value = usize> {
 
 #[test]
 fn norms_are_within_their_rounding() {
-    checked("rms_norm", prop_oneof![Just(Kind::Norm), Just(Kind::AddNorm), Just(Kind::AddNormInPlace)], widths(5000));
+    let kinds = prop_oneof![Just(Kind::Norm), Just(Kind::AddNorm), Just(Kind::AddNormInPlace), Just(Kind::NormAfter)];
+    checked("rms_norm", kinds, widths(5000));
 }
 
 #[test]
@@ -40,40 +42,51 @@ fn norm_gradients_are_within_their_rounding() {
 }
 
 /// Heads of which a warp takes several, and of which every lane takes several groups; rows on and off the vector.
-fn head_norms(name: &'static str, kind: fn(usize, usize) -> Kind) {
-    // Both kernels, however few cases are drawn below.
-    for width in [7, 64] {
-        verify(&device(), &Layer { kind: kind(2, 1), m: 5, width, seed: 1 }, 1, SCHEDULES).unwrap();
+fn head_norms(name: &'static str, kind: fn(usize, usize, bool) -> Kind) {
+    // Both kernels, and both widths of a norm, however few cases are drawn below.
+    for (width, whole) in [(7, false), (64, false), (7, true), (64, true)] {
+        verify(&device(), &Layer { kind: kind(2, 1, whole), m: 5, width, seed: 1 }, 1, SCHEDULES).unwrap();
     }
-    let kinds = (1usize..4, 1usize..4).prop_map(move |(kv_heads, per_kv)| kind(kv_heads * per_kv, kv_heads));
+    let kinds = (1usize..4, 1usize..4, any::<bool>())
+        .prop_map(move |(kv_heads, per_kv, whole)| kind(kv_heads * per_kv, kv_heads, whole));
     checked(name, kinds, prop_oneof![1usize..70, Just(64), Just(128), Just(256), (1usize..129).prop_map(|n| 8 * n)]);
 }
 
 #[test]
 fn norms_of_heads_are_within_their_rounding() {
-    head_norms("head_norm", |heads, kv_heads| Kind::HeadNorm { heads, kv_heads });
+    head_norms("head_norm", |heads, kv_heads, whole| Kind::HeadNorm { heads, kv_heads, whole });
 }
 
 #[test]
 fn gradients_of_norms_of_heads_are_within_their_rounding() {
-    head_norms("head_norm backward", |heads, kv_heads| Kind::HeadNormBackward { heads, kv_heads });
+    head_norms("head_norm backward", |heads, kv_heads, whole| Kind::HeadNormBackward { heads, kv_heads, whole });
 }
 
 #[test]
 fn rotary_embedding_is_within_its_rounding() {
+    // A part of each head, on the vector and off it, however few cases are drawn below.
+    for (width, kept) in [(128, 32), (24, 6)] {
+        let kind = Kind::Rope { heads: 3, pad: 8, kept, inverse: false };
+        verify(&device(), &Layer { kind, m: 5, width, seed: 1 }, 1, SCHEDULES).unwrap();
+    }
     let kinds = (1usize..6, prop_oneof![Just(0usize), 1usize..20], any::<bool>())
-        .prop_map(|(heads, pad, inverse)| Kind::Rope { heads, pad, inverse });
+        .prop_map(|(heads, pad, inverse)| Kind::Rope { heads, pad, kept: 0, inverse });
     checked("rope", kinds, prop_oneof![(1usize..70).prop_map(|half| 2 * half), Just(64), Just(128)]);
+}
+
+fn activations() -> impl Strategy<Value = GateActivation> {
+    prop_oneof![Just(Silu), Just(GeluTanh)]
 }
 
 #[test]
 fn swiglu_is_within_its_rounding() {
-    checked("swiglu", Just(Kind::Swiglu), widths(1000));
+    checked("swiglu", activations().prop_map(Kind::Swiglu), widths(1000));
 }
 
 #[test]
 fn swiglu_gradients_are_within_their_rounding() {
-    let kinds = any::<bool>().prop_map(|recompute| Kind::SwigluBackward { recompute });
+    let kinds = (activations(), any::<bool>());
+    let kinds = kinds.prop_map(|(activation, recompute)| Kind::SwigluBackward { activation, recompute });
     checked("swiglu backward", kinds, widths(1000));
 }
 
@@ -84,10 +97,10 @@ fn the_check_sees_wrong_results() {
     let kinds = [
         Kind::AddNorm,
         Kind::NormBackward { accumulate: true },
-        Kind::HeadNorm { heads: 2, kv_heads: 1 },
-        Kind::HeadNormBackward { heads: 2, kv_heads: 1 },
-        Kind::Rope { heads: 2, pad: 3, inverse: false },
-        Kind::SwigluBackward { recompute: true },
+        Kind::HeadNorm { heads: 2, kv_heads: 1, whole: false },
+        Kind::HeadNormBackward { heads: 2, kv_heads: 1, whole: true },
+        Kind::Rope { heads: 2, pad: 3, kept: 0, inverse: false },
+        Kind::SwigluBackward { activation: Silu, recompute: true },
     ];
     for kind in kinds {
         let operation = Layer { kind, m: 3, width: 40, seed: 9 };
@@ -104,10 +117,16 @@ fn the_check_sees_wrong_results() {
             assert!(operation.check(&inputs, &bad, usize::MAX).is_err(), "{kind:?}, element {i}");
         }
     }
-    let wrong_way = Layer { kind: Kind::Rope { heads: 2, pad: 3, inverse: true }, m: 3, width: 40, seed: 9 };
-    let operation = Layer { kind: Kind::Rope { heads: 2, pad: 3, inverse: false }, ..wrong_way.clone() };
-    let output = lab::operation::run(&device, &wrong_way, &wrong_way.inputs());
-    assert!(operation.check(&operation.inputs(), &output, usize::MAX).is_err());
+    let rope = |inverse| Kind::Rope { heads: 2, pad: 3, kept: 0, inverse };
+    let norm = |whole| Kind::HeadNorm { heads: 2, kv_heads: 1, whole };
+    // What one gives on the inputs that it shares with the other.
+    for (wrong, right) in
+        [(rope(true), rope(false)), (Kind::Swiglu(Silu), Kind::Swiglu(GeluTanh)), (norm(true), norm(false))]
+    {
+        let [wrong, right] = [wrong, right].map(|kind| Layer { kind, m: 3, width: 40, seed: 9 });
+        let output = lab::operation::run(&device, &wrong, &wrong.inputs());
+        assert!(right.check(&right.inputs(), &output, usize::MAX).is_err(), "{right:?}");
+    }
 }
 
 #[test]
@@ -140,7 +159,7 @@ fn a_position_beyond_the_table_becomes_nan() {
     let positions = device.upload(&[1u32, 2]).unwrap();
     let (cosines, sines) = (device.upload(&[1.0f32; 8]).unwrap(), device.upload(&[0.0f32; 8]).unwrap());
     let table = RopeTable { half: 4, cosines: cosines.view(), sines: sines.view() };
-    ops::rope(x.view_mut(), 8, 1, positions.view(), table, false, device.stream()).unwrap();
+    ops::rope(x.view_mut(), 8, 1, 8, positions.view(), table, false, device.stream()).unwrap();
     let x = device.download(&x).unwrap();
     assert!(x[..8].iter().all(|&x| x == bf16::ONE) && x[8..].iter().all(|x| x.is_nan()), "{x:?}");
 }

@@ -66,16 +66,43 @@ FAMILIES = {
         dict(head_dim=12, pad_token_id=0),
         {"q_proj", "k_proj", "v_proj"},
     ),
+    "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, dict(pad_token_id=0), set()),
+    # A window on the first layer; the second sees all, and its rotation is scaled.
+    "olmo3": (
+        transformers.Olmo3Config,
+        transformers.Olmo3ForCausalLM,
+        dict(
+            pad_token_id=0,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=dict(
+                full_attention=dict(
+                    rope_type="yarn",
+                    rope_theta=10_000.0,
+                    factor=4.0,
+                    beta_fast=8.0,
+                    beta_slow=1.0,
+                    attention_factor=1.2,
+                    original_max_position_embeddings=16,
+                ),
+                sliding_attention=dict(rope_type="default", rope_theta=500.0),
+            ),
+        ),
+        set(),
+    ),
 }
 TOKENS, PROMPT = 23, 7
-APART = {"mistral", "qwen3-window"}
-DOCUMENTS = {"mistral": [17, 3, 9], "qwen3-window": [17, 3, 9], "smollm3": [14, 9], "granite": [14, 9], "seed_oss": [14, 9]}
+APART = {"mistral", "qwen3-window", "olmo3"}
+DOCUMENTS = {
+    **dict.fromkeys(sorted(APART), [17, 3, 9]),
+    **dict.fromkeys(["smollm3", "granite", "seed_oss", "olmo2"], [14, 9]),
+}
 RANK, ALPHA = 3, 6
 
 
 def random_model(family):
     config, model_class, sizes, biased = FAMILIES[family]
-    model = model_class(config(**SIZES, **sizes))
+    model = model_class(config(**{**SIZES, **sizes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale, center = (0.1, 1.0) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)

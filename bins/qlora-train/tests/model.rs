@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
-use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, QkNorm, Rope};
+use qlora_train::arch::{
+    Activation, Arch, GEMMA3_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES,
+};
+use qlora_train::arch::{Projection, QkNorm, Rope, TensorNames};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
 use qlora_train::backend::{Backend, Batch, Memory as _, Optimizer, OptimizerState, Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -96,7 +99,13 @@ fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers
         return (layers, Multipliers::NONE);
     }
     let attention = (seed % 5 > 1).then_some(0.3);
-    (layers, Multipliers { embedding: 3.5, attention, residual: 0.22, logits_scaling: 0.6 })
+    (layers, Multipliers { embedding: 3.5, attention, residual: 0.22, logits_scaling: 0.6, ..Multipliers::NONE })
+}
+
+/// Norms on the inputs of both branches, on their outputs, or on both; a third of each.
+fn norms(seed: u64) -> (&'static TensorNames, NormWeight) {
+    let names = [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES][seed as usize % 3];
+    (names, if (seed / 3).is_multiple_of(2) { NormWeight::Plain } else { NormWeight::OnePlus })
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -129,7 +138,11 @@ fn cases() -> impl Strategy<Value = Case> {
         let attention = Projection::ATTENTION.into_iter().filter(|_| attention_bias);
         let biases = attention.chain(Projection::MLP.into_iter().filter(|_| mlp_bias)).collect();
         let rope = Rope::new(100.0, rope);
-        let (rotated, multipliers) = layers_and_multipliers(seed / 5, rope);
+        let (rotated, mut multipliers) = layers_and_multipliers(seed / 5, rope);
+        let (names, norm_weight) = norms(seed / 11);
+        if names == &OLMO2_NAMES {
+            multipliers.residual = 1.0;
+        }
         let windows = windows(seed);
         let layer = |i: usize| LayerArch { window: windows[i % windows.len()], ..rotated[i % rotated.len()] };
         let layers = (0..2).map(layer).collect();
@@ -142,7 +155,10 @@ fn cases() -> impl Strategy<Value = Case> {
             intermediate_size: intermediate,
             biases,
             tie_word_embeddings: tied,
-            qk_norm: if seed % 5 < 2 { QkNorm::Head } else { QkNorm::None },
+            qk_norm: [QkNorm::Head, QkNorm::Width, QkNorm::None][seed as usize / 2 % 3],
+            names,
+            norm: Norm { weight: norm_weight, ..tiny_arch().norm },
+            activation: if (seed / 13).is_multiple_of(2) { Activation::Silu } else { Activation::GeluTanh },
             layers,
             multipliers,
             vocab_size: 37,

@@ -137,10 +137,10 @@ proptest! {
 
     #[test]
     fn attention_of_both_kinds(
-        m in tokens(), documents in 1usize..50, longest in prop_oneof![1usize..5000, 1usize..=attention_cache::MAX_LONGEST],
-        kv_heads in 1usize..9, group in 1usize..9, wide in any::<bool>(),
+        m in tokens(), documents in 1usize..50, longest in prop_oneof![1usize..5000, 1usize..=attention_cache::max_longest(256)],
+        kv_heads in 1usize..9, group in 1usize..9, head_dim in proptest::sample::select(&attention::HEAD_DIMS[..]),
     ) {
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: if wide { 128 } else { 64 } };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim };
         let cache = attention_cache::Shape { attention: shape, m, documents, longest };
         let args = cache.describe(&cache.operation("test")).unwrap();
         // SAFETY: valid structs, of which no device memory is followed.

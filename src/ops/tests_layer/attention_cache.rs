@@ -37,7 +37,7 @@ fn attention_over_a_cache_refuses() {
     }
     both_refuse!({
         |a: &mut Args| a.struct_size = 4 => QK_ERROR_STRUCT_SIZE,
-        |a: &mut Args| a.head_dim = 96 => QK_ERROR_HEAD_DIM,
+        |a: &mut Args| a.head_dim = 80 => QK_ERROR_HEAD_DIM,
         |a: &mut Args| a.heads = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.kv_heads = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.heads = 65536 => QK_ERROR_SHAPE,

@@ -10,7 +10,7 @@ use half::bf16;
 use qlora_kernels::Result;
 use qlora_kernels::device::{Buffer, Device, Stream};
 use qlora_kernels::ops::{self, HeadNorm, Residual, RopeTable};
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 use qlora_kernels::{reference, rng, rope};
 
 /// The kinds of operation, which share sizes, inputs and the comparison.
@@ -19,12 +19,34 @@ pub enum Kind {
     Norm,
     AddNorm,
     AddNormInPlace,
-    NormBackward { accumulate: bool },
-    HeadNorm { heads: usize, kv_heads: usize },
-    HeadNormBackward { heads: usize, kv_heads: usize },
-    Rope { heads: usize, pad: usize, inverse: bool },
-    Swiglu,
-    SwigluBackward { recompute: bool },
+    /// The norm of a, added to b.
+    NormAfter,
+    NormBackward {
+        accumulate: bool,
+    },
+    /// The norm of each head; or of all of q and all of k.
+    HeadNorm {
+        heads: usize,
+        kv_heads: usize,
+        whole: bool,
+    },
+    HeadNormBackward {
+        heads: usize,
+        kv_heads: usize,
+        whole: bool,
+    },
+    /// `kept`: the elements of each head that stay.
+    Rope {
+        heads: usize,
+        pad: usize,
+        kept: usize,
+        inverse: bool,
+    },
+    Swiglu(GateActivation),
+    SwigluBackward {
+        activation: GateActivation,
+        recompute: bool,
+    },
 }
 
 /// `[m, width]`; the width is H, D or I.
@@ -74,20 +96,61 @@ fn norm_gradient_magnitudes(dy: &[f64], x: &[f64], weight: &[f64]) -> Vec<f64> {
     terms.map(|((dy, x), w)| (rho * w * dy).abs() + (x * rho.powi(3) * g_dot_x / width).abs()).collect()
 }
 
+/// What the sigmoid of a gate is of, and its slope.
+fn exponent(gate: f64, activation: GateActivation) -> (f64, f64) {
+    let root = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    match activation {
+        GateActivation::Silu => (gate, 1.0),
+        GateActivation::GeluTanh => (root * (gate + 0.044715 * gate.powi(3)), root * (1.0 + 0.134145 * gate * gate)),
+    }
+}
+
+/// How many times more than its own rounding the sigmoid of a gate may err: an error of the exponent is a relative one
+/// of the sigmoid. Silu's exponent is the gate itself.
+fn exponent_magnitude(gate: f64, activation: GateActivation) -> f64 {
+    match activation {
+        GateActivation::Silu => 1.0,
+        GateActivation::GeluTanh => 1.0 + exponent(gate, activation).0.abs(),
+    }
+}
+
 impl Layer {
     fn row(&self) -> usize {
         match self.kind {
             Kind::Rope { heads, pad, .. } => heads * self.width + pad,
-            Kind::HeadNorm { heads, kv_heads } | Kind::HeadNormBackward { heads, kv_heads } => {
+            Kind::HeadNorm { heads, kv_heads, .. } | Kind::HeadNormBackward { heads, kv_heads, .. } => {
                 self.shape_of(heads, kv_heads).qkv()
             }
-            Kind::Swiglu | Kind::SwigluBackward { .. } => 2 * self.width,
+            Kind::Swiglu(_) | Kind::SwigluBackward { .. } => 2 * self.width,
             _ => self.width,
         }
     }
 
     fn shape_of(&self, heads: usize, kv_heads: usize) -> AttentionShape {
         AttentionShape { heads, kv_heads, head_dim: self.width }
+    }
+
+    /// The widths of what is normalized of q and of k.
+    fn norm_widths(&self) -> [usize; 2] {
+        match self.kind {
+            Kind::HeadNorm { heads, kv_heads, whole: true }
+            | Kind::HeadNormBackward { heads, kv_heads, whole: true } => [heads * self.width, kv_heads * self.width],
+            _ => [self.width; 2],
+        }
+    }
+
+    /// The share that a result may err by, of the magnitude that enters it: a norm sums `width` squares; everything
+    /// else is at most a dozen operations.
+    fn roundings(&self) -> f64 {
+        (self.norm_widths()[0] + 16) as f64 * 2f64.powi(-24)
+    }
+
+    /// Elements of a head that are rotated.
+    fn rotary_dim(&self) -> usize {
+        match self.kind {
+            Kind::Rope { kept, .. } => self.width - kept,
+            _ => self.width,
+        }
     }
 
     /// (expected, magnitude of what enters it) of the written matrices, one after the other.
@@ -112,6 +175,13 @@ impl Layer {
                 reference::rms_norm(&sum, &weight, EPS.into(), &mut y);
                 plain(sum.into_iter().chain(y).collect())
             }
+            Kind::NormAfter => {
+                let mut y = vec![0.0; m * width];
+                reference::rms_norm(&a, &weight, EPS.into(), &mut y);
+                // The norm is rounded on its own, before the sum is.
+                let rounded = 2f64.powi(-8) / self.roundings();
+                y.iter().zip(&b).map(|(y, b)| (y + b, b.abs() + y.abs() * (1.0 + rounded))).collect()
+            }
             Kind::NormBackward { accumulate } => {
                 if !accumulate {
                     c.fill(0.0);
@@ -122,21 +192,27 @@ impl Layer {
                 let magnitudes = rows.flat_map(|(dy, x)| norm_gradient_magnitudes(dy, x, &weight));
                 c.iter().zip(&before).zip(magnitudes).map(|((&dx, before), m)| (dx, before.abs() + m)).collect()
             }
-            Kind::HeadNorm { heads, kv_heads } => {
+            Kind::HeadNorm { heads, kv_heads, .. } => {
                 let mut y = vec![0.0; a.len()];
                 let shape = self.shape_of(heads, kv_heads);
                 reference::head_norm(&a, [&weight, &k_weight], EPS.into(), shape, &mut y);
                 plain(y)
             }
-            Kind::HeadNormBackward { heads, kv_heads } => {
+            Kind::HeadNormBackward { heads, kv_heads, .. } => {
                 let shape = self.shape_of(heads, kv_heads);
                 let mut dx = vec![0.0; a.len()];
                 reference::head_norm_backward(&c, &a, [&weight, &k_weight], EPS.into(), shape, &mut dx);
-                let of_heads = c.chunks(width).zip(a.chunks(width)).enumerate();
-                let magnitudes = of_heads.flat_map(|(at, (dy, x))| match at % (heads + 2 * kv_heads) {
-                    head if head < heads => norm_gradient_magnitudes(dy, x, &weight),
-                    head if head < heads + kv_heads => norm_gradient_magnitudes(dy, x, &k_weight),
-                    _ => dy.iter().map(|dy| dy.abs()).collect(),
+                let (row, [q_width, k_width]) = (shape.qkv(), self.norm_widths());
+                let of_parts = |dy: &[f64], x: &[f64], weight: &[f64], part: usize| -> Vec<f64> {
+                    let parts = dy.chunks(part).zip(x.chunks(part));
+                    parts.flat_map(|(dy, x)| norm_gradient_magnitudes(dy, x, weight)).collect()
+                };
+                let magnitudes = c.chunks(row).zip(a.chunks(row)).flat_map(|(dy, x)| {
+                    let (keys, values) = (shape.out(), shape.out() + kv_heads * width);
+                    let mut magnitudes = of_parts(&dy[..keys], &x[..keys], &weight, q_width);
+                    magnitudes.extend(of_parts(&dy[keys..values], &x[keys..values], &k_weight, k_width));
+                    magnitudes.extend(dy[values..].iter().map(|dy| dy.abs()));
+                    magnitudes
                 });
                 dx.into_iter().zip(magnitudes).collect()
             }
@@ -144,42 +220,51 @@ impl Layer {
                 let row = self.row();
                 let f64s = |values: &[f32]| values.iter().map(|&x| x.into()).collect::<Vec<f64>>();
                 let (cos, sin) = (f64s(&host.table.cos), f64s(&host.table.sin));
-                let table = rope::RopeTable { half: width / 2, cos, sin };
+                let rotated = self.rotary_dim();
+                let table = rope::RopeTable { half: rotated / 2, cos, sin };
                 let rotate = if inverse { reference::rope_inverse } else { reference::rope };
                 let before = c.clone();
-                rotate(&mut c, row, heads, &host.positions, &table);
+                rotate(&mut c, row, heads, width, &host.positions, &table);
                 // A pair keeps its length, which bounds both terms.
                 let pair = |i: usize| {
                     let (start, column) = (i / row * row, i % row);
-                    if column >= heads * width {
+                    if column >= heads * width || column % width >= rotated {
                         return before[i].abs();
                     }
-                    let partner = column / width * width + (column % width + width / 2) % width;
+                    let partner = column / width * width + (column % width + rotated / 2) % rotated;
                     before[i].abs() + before[start + partner].abs()
                 };
                 c.iter().enumerate().map(|(i, &x)| (x, pair(i))).collect()
             }
-            Kind::Swiglu => {
+            Kind::Swiglu(activation) => {
                 let mut out = vec![0.0; m * width];
-                reference::swiglu(&a, &mut out, width);
-                plain(out)
+                reference::swiglu(&a, &mut out, width, activation);
+                let magnitude = |i: usize| {
+                    let gate = a[i / width * 2 * width + i % width];
+                    exponent_magnitude(gate, activation)
+                };
+                out.into_iter().enumerate().map(|(i, y)| (y, y.abs() * magnitude(i))).collect()
             }
-            Kind::SwigluBackward { recompute } => {
+            Kind::SwigluBackward { activation, recompute } => {
                 let mut out = vec![0.0; m * width];
-                reference::swiglu(&c, &mut out, width);
+                reference::swiglu(&c, &mut out, width, activation);
                 let before = c.clone();
-                reference::swiglu_backward(&a, &mut c, width);
+                reference::swiglu_backward(&a, &mut c, width, activation);
                 // 1 + gate · (1 − s) may cancel.
                 let magnitude = |i: usize| {
                     let (gate, dout) =
                         (before[i / (2 * width) * 2 * width + i % width], a[i / (2 * width) * width + i % width]);
                     let up = before[i / (2 * width) * 2 * width + width + i % width];
-                    let s = 1.0 / (1.0 + (-gate).exp());
-                    let dgate = (dout * up * s).abs() * (1.0 + gate.abs());
-                    if i % (2 * width) < width { dgate } else { (dout * gate * s).abs() }
+                    let (z, slope) = exponent(gate, activation);
+                    let (s, errors) = (1.0 / (1.0 + (-z).exp()), exponent_magnitude(gate, activation));
+                    let dgate = (dout * up * s).abs() * (1.0 + gate.abs() * slope) * errors;
+                    if i % (2 * width) < width { dgate } else { (dout * gate * s).abs() * errors }
                 };
                 let gradient = c.iter().enumerate().map(|(i, &x)| (x, magnitude(i))).collect::<Vec<_>>();
-                if recompute { gradient.into_iter().chain(plain(out)).collect() } else { gradient }
+                let gates = before.chunks(2 * width).flat_map(|row| &row[..width]);
+                let again = out.into_iter().zip(gates);
+                let again = again.map(|(y, &gate)| (y, y.abs() * exponent_magnitude(gate, activation)));
+                if recompute { gradient.into_iter().chain(again).collect() } else { gradient }
             }
         }
     }
@@ -194,11 +279,12 @@ impl Operation for Layer {
         match self.kind {
             Kind::Norm => "rms_norm",
             Kind::AddNorm | Kind::AddNormInPlace => "add + rms_norm",
+            Kind::NormAfter => "rms_norm + add",
             Kind::NormBackward { .. } => "rms_norm backward",
             Kind::HeadNorm { .. } => "head_norm",
             Kind::HeadNormBackward { .. } => "head_norm backward",
             Kind::Rope { .. } => "rope",
-            Kind::Swiglu => "swiglu",
+            Kind::Swiglu(_) => "swiglu",
             Kind::SwigluBackward { .. } => "swiglu backward",
         }
         .into()
@@ -215,11 +301,11 @@ impl Operation for Layer {
     fn bytes(&self) -> f64 {
         let matrices = match self.kind {
             Kind::Norm | Kind::HeadNorm { .. } | Kind::Rope { .. } => 2.0,
-            Kind::HeadNormBackward { .. } => 3.0,
+            Kind::HeadNormBackward { .. } | Kind::NormAfter => 3.0,
             Kind::AddNorm | Kind::AddNormInPlace => 4.0,
             Kind::NormBackward { accumulate } => 3.0 + f64::from(u8::from(accumulate)),
-            Kind::Swiglu => 1.5,
-            Kind::SwigluBackward { recompute } => 2.5 + 0.5 * f64::from(u8::from(recompute)),
+            Kind::Swiglu(_) => 1.5,
+            Kind::SwigluBackward { recompute, .. } => 2.5 + 0.5 * f64::from(u8::from(recompute)),
         };
         matrices * (self.m * self.row() * 2) as f64
     }
@@ -230,12 +316,13 @@ impl Operation for Layer {
             to_bf16(&(0..len).map(|_| (stream.uniform() * 2.0 - 1.0) * size).collect::<Vec<f32>>())
         };
         let len = self.m * self.row();
-        let size = if matches!(self.kind, Kind::Swiglu | Kind::SwigluBackward { .. }) { 8.0 } else { 1.0 };
+        let size = if matches!(self.kind, Kind::Swiglu(_) | Kind::SwigluBackward { .. }) { 8.0 } else { 1.0 };
         let (a, b, c) = (numbers(len, size), numbers(len, 1.0), numbers(len, size));
-        let weight = numbers(self.width, 1.0).iter().map(|w| w.to_f32()).collect();
+        let [q_width, k_width] = self.norm_widths();
+        let weight = numbers(q_width, 1.0).iter().map(|w| w.to_f32()).collect();
         let positions = (0..self.m).map(|_| stream.below(POSITIONS as u32)).collect();
-        let table = rope::RopeTable::new(self.width.max(2), 10_000.0, rope::RopeScaling::Default, POSITIONS);
-        let k_weight = (0..self.width).map(|_| stream.uniform() * 2.0 - 1.0).collect();
+        let table = rope::RopeTable::new(self.rotary_dim().max(2), 10_000.0, rope::RopeScaling::Default, POSITIONS);
+        let k_weight = (0..k_width).map(|_| stream.uniform() * 2.0 - 1.0).collect();
         let mut host = Host { a, b, c, weight, k_weight, positions, table };
         if matches!(self.kind, Kind::SwigluBackward { .. }) {
             host.a.truncate(self.m * self.width);
@@ -250,7 +337,7 @@ impl Operation for Layer {
             Kind::NormBackward { .. } | Kind::HeadNormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { .. }
         );
         let out = match self.kind {
-            Kind::Swiglu | Kind::SwigluBackward { .. } => self.m * self.width,
+            Kind::Swiglu(_) | Kind::SwigluBackward { .. } => self.m * self.width,
             _ => self.m * self.row(),
         };
         Ok(Buffers {
@@ -286,23 +373,27 @@ impl Operation for Layer {
                 let input = Residual::AddInPlace { x: a.view_mut(), delta: b.view() };
                 ops::rms_norm(input, weight, EPS, d.view_mut(), stream)
             }
+            Kind::NormAfter => {
+                let input = Residual::After { delta: a.view(), x: b.view() };
+                ops::rms_norm(input, weight, EPS, d.view_mut(), stream)
+            }
             Kind::NormBackward { accumulate } => {
                 ops::rms_norm_backward(a.view(), b.view(), weight, EPS, accumulate, c.view_mut(), stream)
             }
-            Kind::HeadNorm { heads, kv_heads } => {
+            Kind::HeadNorm { heads, kv_heads, .. } => {
                 ops::head_norm(head_norm(a.view(), heads, kv_heads), d.view_mut(), stream)
             }
-            Kind::HeadNormBackward { heads, kv_heads } => {
+            Kind::HeadNormBackward { heads, kv_heads, .. } => {
                 ops::head_norm_backward(head_norm(a.view(), heads, kv_heads), c.view_mut(), stream)
             }
             Kind::Rope { heads, inverse, .. } => {
-                let table = RopeTable { half: self.width / 2, cosines: cosines.view(), sines: sines.view() };
-                ops::rope(c.view_mut(), self.row(), heads, positions.view(), table, inverse, stream)
+                let table = RopeTable { half: self.rotary_dim() / 2, cosines: cosines.view(), sines: sines.view() };
+                ops::rope(c.view_mut(), self.row(), heads, self.width, positions.view(), table, inverse, stream)
             }
-            Kind::Swiglu => ops::swiglu(a.view(), self.width, d.view_mut(), stream),
-            Kind::SwigluBackward { recompute } => {
+            Kind::Swiglu(activation) => ops::swiglu(a.view(), self.width, activation, d.view_mut(), stream),
+            Kind::SwigluBackward { activation, recompute } => {
                 let out = recompute.then(|| d.view_mut());
-                ops::swiglu_backward(a.view(), c.view_mut(), self.width, out, stream)
+                ops::swiglu_backward(a.view(), c.view_mut(), self.width, activation, out, stream)
             }
         }
     }
@@ -310,14 +401,14 @@ impl Operation for Layer {
     fn download(&self, device: &Device, buffers: &Buffers) -> Result<Vec<u16>> {
         let Buffers { a, c, d, .. } = buffers;
         let written: &[&Buffer<bf16>] = match self.kind {
-            Kind::Norm | Kind::HeadNorm { .. } | Kind::Swiglu => &[d],
+            Kind::Norm | Kind::NormAfter | Kind::HeadNorm { .. } | Kind::Swiglu(_) => &[d],
             Kind::AddNorm => &[c, d],
             Kind::AddNormInPlace => &[a, d],
             Kind::NormBackward { .. }
             | Kind::HeadNormBackward { .. }
             | Kind::Rope { .. }
-            | Kind::SwigluBackward { recompute: false } => &[c],
-            Kind::SwigluBackward { recompute: true } => &[c, d],
+            | Kind::SwigluBackward { recompute: false, .. } => &[c],
+            Kind::SwigluBackward { recompute: true, .. } => &[c, d],
         };
         let mut bits = Vec::new();
         for buffer in written {
@@ -331,8 +422,7 @@ impl Operation for Layer {
         if expected.len() != output.len() {
             return Err(format!("{} outputs, expected {}", output.len(), expected.len()));
         }
-        // A norm sums `width` squares; everything else is at most a dozen operations.
-        let roundings = (self.width + 16) as f64 * 2f64.powi(-24);
+        let roundings = self.roundings();
         for (i, (&found, (expected, magnitude))) in output.iter().zip(expected).enumerate() {
             let found = bf16::from_bits(found).to_f64();
             let bound = 2f64.powi(-8) * expected.abs() + roundings * magnitude + 1e-38;

@@ -5,7 +5,7 @@ use qlora_kernels::reference::{self, LoraTerm};
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
-use qlora_train::arch::Projection;
+use qlora_train::arch::{NormWeight, Projection};
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;
 use qlora_train::error::Result;
@@ -93,25 +93,34 @@ impl Oracle {
             batch.input_ids.iter().flat_map(|&id| embedding[id as usize * h..][..h].to_vec()).collect();
         let by = c.multipliers;
         scale(&mut stream, by.embedding.into());
+        let weight_of = |name: &str| {
+            let one = if c.norm.weight == NormWeight::OnePlus { 1.0 } else { 0.0 };
+            self.tensors[name].iter().map(|w| one + w).collect::<Vec<f64>>()
+        };
         let norm = |x: &[f64], name: &str| {
             let mut y = vec![0.0; x.len()];
-            reference::rms_norm(x, &self.tensors[name], eps, &mut y);
+            reference::rms_norm(x, &weight_of(name), eps, &mut y);
             y
         };
         for layer in 0..c.num_layers {
             let linear = |x: &[f64], module: Projection, site: usize| self.linear(lora, x, layer, module, site, draw);
-            let normed = norm(&stream, &format!("model.layers.{layer}.input_layernorm.weight"));
+            let around = |x: &[f64], name: Option<&str>| match name {
+                Some(name) => norm(x, &c.layer_tensor(layer, name)),
+                None => x.to_vec(),
+            };
+            let normed = around(&stream, c.names.attention_norms.input);
             let parts = [Projection::Q, Projection::K, Projection::V].map(|module| linear(&normed, module, 0));
             let mut qkv: Vec<f64> = (0..m)
                 .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
                 .collect();
-            if let Some(names) = c.qk_norm_names() {
-                let [q, k] = names.map(|name| &self.tensors[&c.layer_tensor(layer, name)][..]);
-                reference::head_norm(&qkv.clone(), [q, k], eps, shape, &mut qkv);
+            if let Some(norms) = c.qk_norms() {
+                let [q, k] = norms.map(|(name, _)| weight_of(&c.layer_tensor(layer, name)));
+                reference::head_norm(&qkv.clone(), [&q, &k], eps, shape, &mut qkv);
             }
             if let Some(rope) = c.layer(layer).rope {
                 let table = RopeTable::<f64>::new(c.head_dim, rope.theta, rope.scaling, self.spec.positions);
-                reference::rope(&mut qkv, shape.qkv(), shape.heads + shape.kv_heads, batch.positions, &table);
+                let heads = shape.heads + shape.kv_heads;
+                reference::rope(&mut qkv, shape.qkv(), heads, c.head_dim, batch.positions, &table);
             }
             if let Some(of_scores) = by.attention {
                 // The reference has the scale 1 / √D.
@@ -121,15 +130,17 @@ impl Oracle {
             let (mut attention, mut lse) = (vec![0.0; m * shape.out()], vec![0.0; m * shape.heads]);
             let window = c.layer(layer).window;
             reference::attention(&qkv, batch.boundaries, shape, window, &mut attention, &mut lse);
-            add(&mut stream, by.residual.into(), &linear(&attention, Projection::O, 1));
-            let normed = norm(&stream, &format!("model.layers.{layer}.post_attention_layernorm.weight"));
+            let given = around(&linear(&attention, Projection::O, 1), c.names.attention_norms.output);
+            add(&mut stream, by.residual.into(), &given);
+            let normed = around(&stream, c.names.mlp_norms.input);
             let parts = [Projection::Gate, Projection::Up].map(|module| linear(&normed, module, 2));
             let i = c.intermediate_size;
             let gate_up: Vec<f64> =
                 (0..m).flat_map(|t| parts.iter().flat_map(move |p| p[t * i..(t + 1) * i].to_vec())).collect();
             let mut activated = vec![0.0; m * i];
-            reference::swiglu(&gate_up, &mut activated, i);
-            add(&mut stream, by.residual.into(), &linear(&activated, Projection::Down, 3));
+            reference::swiglu(&gate_up, &mut activated, i, c.activation);
+            let given = around(&linear(&activated, Projection::Down, 3), c.names.mlp_norms.output);
+            add(&mut stream, by.residual.into(), &given);
         }
         let mut normed = norm(&stream, "model.norm.weight");
         // Logits are linear in it.

@@ -4,7 +4,7 @@ use crate::model::Documents;
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
-use qlora_train::arch::{Arch, Projection};
+use qlora_train::arch::{Activation, Arch, Projection};
 use qlora_train::backend::{
     Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,
 };
@@ -118,6 +118,12 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
         b.run(range.clone(), op).unwrap();
     }
     found.push(("add_rms_norm", vec![bits(b, &sum), bits(b, &out)]));
+    let mut sum = b.alloc("sum", HIDDEN).unwrap();
+    for range in ranges {
+        let op = Op::RmsNormAdd { x: &x, delta: &delta, weight: &weight, eps: EPS, sum: &mut sum };
+        b.run(range.clone(), op).unwrap();
+    }
+    found.push(("rms_norm_add", vec![bits(b, &sum)]));
     for accumulate in [false, true] {
         let mut dx = filled(b, 5, HIDDEN);
         for range in ranges {
@@ -147,10 +153,13 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
         b.run(range.clone(), Op::LoraDyB { dy: &dy, group: &group, t: &mut t }).unwrap();
     }
     found.push(("lora_dy_b", vec![bits(b, &t)]));
-    for range in ranges {
-        b.run(range.clone(), Op::LinearDx { dy: &dy, t: Some(&t), group: &group, dropout, dx: &mut dx }).unwrap();
+    for (dropout, accumulate) in [(dropout, false), (dropout, true), (None, true)] {
+        for range in ranges {
+            let op = Op::LinearDx { dy: &dy, t: Some(&t), group: &group, dropout, accumulate, dx: &mut dx };
+            b.run(range.clone(), op).unwrap();
+        }
+        found.push(("linear_dx", vec![bits(b, &dx)]));
     }
-    found.push(("linear_dx", vec![bits(b, &dx)]));
     for range in ranges {
         let op = Op::LoraGradients { x: &x, dy: &dy, s: &s, t: &t, group: &mut group, dropout };
         b.run(range.clone(), op).unwrap();
@@ -161,17 +170,20 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     found.push(("lora_gradients", gradients.collect()));
 
     let projected = filled(b, 7, SHAPE.qkv());
-    let norms =
-        [31, 32].map(|seed| b.vector("norm", SHAPE.head_dim, &mut || Ok(random(seed, SHAPE.head_dim))).unwrap());
-    let (weights, mut normed, mut dqkv) =
-        (norms.each_ref(), b.alloc("normed", SHAPE.qkv()).unwrap(), filled(b, 8, SHAPE.qkv()));
-    for range in ranges {
-        let op = Op::HeadNorm { qkv: &projected, weights, eps: EPS, shape: SHAPE, out: &mut normed };
-        b.run(range.clone(), op).unwrap();
-        let op = Op::HeadNormBackward { qkv: &projected, weights, eps: EPS, shape: SHAPE, dqkv: &mut dqkv };
-        b.run(range.clone(), op).unwrap();
+    // Of each head, and of all of q and all of k.
+    for widths in [[SHAPE.head_dim; 2], [SHAPE.out(), SHAPE.kv_heads * SHAPE.head_dim]] {
+        let mut norm = |seed, len| b.vector("norm", len, &mut || Ok(random(seed, len))).unwrap();
+        let norms = [norm(31, widths[0]), norm(32, widths[1])];
+        let (weights, mut normed, mut dqkv) =
+            (norms.each_ref(), b.alloc("normed", SHAPE.qkv()).unwrap(), filled(b, 8, SHAPE.qkv()));
+        for range in ranges {
+            let op = Op::HeadNorm { qkv: &projected, weights, eps: EPS, shape: SHAPE, out: &mut normed };
+            b.run(range.clone(), op).unwrap();
+            let op = Op::HeadNormBackward { qkv: &projected, weights, eps: EPS, shape: SHAPE, dqkv: &mut dqkv };
+            b.run(range.clone(), op).unwrap();
+        }
+        found.push(("head_norm", vec![bits(b, &normed), bits(b, &dqkv)]));
     }
-    found.push(("head_norm", vec![bits(b, &normed), bits(b, &dqkv)]));
 
     for inverse in [false, true] {
         let mut qkv = filled(b, 8, SHAPE.qkv());
@@ -180,16 +192,18 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
         }
         found.push(("rope", vec![bits(b, &qkv)]));
     }
-    let mut gate_up = filled(b, 9, 400);
     let mut activated = b.alloc("activated", 200).unwrap();
     let dout = filled(b, 30, 200);
-    for range in ranges {
-        b.run(range.clone(), Op::Swiglu { gate_up: &gate_up, out: &mut activated }).unwrap();
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let mut gate_up = filled(b, 9, 400);
+        for range in ranges {
+            b.run(range.clone(), Op::Swiglu { gate_up: &gate_up, activation, out: &mut activated }).unwrap();
+        }
+        for range in ranges {
+            b.run(range.clone(), Op::SwigluBackward { dout: &dout, activation, gate_up: &mut gate_up }).unwrap();
+        }
+        found.push(("swiglu", vec![bits(b, &activated), bits(b, &gate_up)]));
     }
-    for range in ranges {
-        b.run(range.clone(), Op::SwigluBackward { dout: &dout, gate_up: &mut gate_up }).unwrap();
-    }
-    found.push(("swiglu", vec![bits(b, &activated), bits(b, &gate_up)]));
 
     for gradient in [true, false] {
         for range in ranges {

@@ -97,8 +97,8 @@ pub const HOT: [Hot; 70] = [
     memory_bound("head_norm<8, false>"),
     memory_bound("head_norm<8, true>"),
     memory_bound("rope<8>"),
-    memory_bound("swiglu<8, false>"),
-    memory_bound("swiglu<8, true>"),
+    memory_bound("swiglu<8, false, 0>"),
+    memory_bound("swiglu<8, true, 0>"),
     memory_bound("embedding<8>"),
 ];
 

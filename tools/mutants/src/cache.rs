@@ -57,6 +57,13 @@ pub const MUTANTS: &[Mutant] = &[
         CACHE,
     ),
     mutant(
+        "cache: columns beyond those of one turn of the warps left out",
+        "attention/cache.cu",
+        "column < D / 16; column += kAttentionWarps",
+        "column < kAttentionWarps && column < D / 16; column += kAttentionWarps",
+        CACHE,
+    ),
+    mutant(
         "cache: keys beyond the last query's are read",
         "attention/cache.cu",
         "shared.values().template load<kChunk>(cache, width, int64_t(view.kv_heads + kv_head) * D, 0, seen);",

@@ -105,8 +105,8 @@ impl Operation {
             "norm of q and k" => vec![self.moves("head_norm<8, false>", 256, self.of_vectors())],
             "norm of q and k, backward" => vec![self.moves("head_norm<8, true>", 256, self.of_vectors())],
             "rotary embedding" => vec![self.moves("rope<8>", 256, self.of_vectors())],
-            "SwiGLU" => vec![self.moves("swiglu<8, false>", 256, self.of_vectors() / 3)],
-            "SwiGLU, backward" => vec![self.moves("swiglu<8, true>", 256, self.of_vectors() / 5)],
+            "SwiGLU" => vec![self.moves("swiglu<8, false, 0>", 256, self.of_vectors() / 3)],
+            "SwiGLU, backward" => vec![self.moves("swiglu<8, true, 0>", 256, self.of_vectors() / 5)],
             _ => return None,
         })
     }

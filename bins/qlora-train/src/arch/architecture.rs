@@ -1,6 +1,6 @@
 //! An architecture: what a model computes and how large it is, as data.
 
-use super::{Input, Multipliers, Projection, Rope, TensorNames};
+use super::{Activation, Input, Multipliers, Projection, Rope, TensorNames};
 use crate::error::Result;
 use crate::files::json::Keys;
 use crate::refuse;
@@ -17,8 +17,21 @@ pub struct Family {
     /// For messages: the models that people know.
     pub models: &'static str,
     pub(crate) read: fn(&Keys) -> Result<Arch>,
+    pub(crate) layer_keys: LayerKeys,
     /// Adds to config.json what [`config::write`] leaves to the family.
     pub(crate) write: fn(&Arch, &mut Map<String, Value>),
+}
+
+/// What config.json says of layers.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerKeys {
+    /// Rotary positions are of one kind. What else differs between layers, the family reads on its own.
+    Alike,
+    /// Some layers have the window `sliding_window`: those that `layer_types` lists, or all but each `full_each`th,
+    /// which may have a key. They have rotary positions of their own, below the names of the two kinds of layers in
+    /// `rope_parameters`. In transformers v4 these are not scaled, and have the theta of other layers, or one with the
+    /// key and the default of `local_theta`.
+    ByWindow { full_each: usize, full_each_key: Option<&'static str>, local_theta: Option<(&'static str, f64)> },
 }
 
 impl PartialEq for Family {
@@ -61,41 +74,21 @@ pub struct Arch {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// RMSNorm around the two branches of a block, and before the output layer.
+/// RMSNorm around the two branches of a block and before the output layer. Which of them a family has, its
+/// [`TensorNames`] say.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
     pub eps: f32,
     pub weight: NormWeight,
-    pub place: NormPlace,
 }
 
-impl Norm {
-    /// x / rms(x) · w before each branch, as Llama has it.
-    pub fn llama(eps: f32) -> Self {
-        Self { eps, weight: NormWeight::Plain, place: NormPlace::Before }
-    }
-}
-
-/// How a norm's weight enters.
+/// How a norm's weight enters. The product is one of f32, and rounded once, also where transformers rounds before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormWeight {
-    /// The normalized value is rounded to the activations' type, then multiplied by w.
+    /// x / rms(x) · w
     Plain,
-    /// The normalized value is multiplied by 1 + w in f32, then rounded (Gemma).
+    /// x / rms(x) · (1 + w) (Gemma)
     OnePlus,
-    /// The normalized value is multiplied by w in f32, then rounded (OLMo 2).
-    PlainF32,
-}
-
-/// Where the norms of a block are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormPlace {
-    /// On a branch's input
-    Before,
-    /// On a branch's output, before the residual is added (OLMo 2)
-    After,
-    /// On both (Gemma)
-    Both,
 }
 
 /// RMSNorm of the queries and keys.
@@ -106,8 +99,6 @@ pub enum QkNorm {
     Head,
     /// Over the whole width, before the rotation (OLMo 2)
     Width,
-    /// Over head_dim, after the rotation (Hunyuan)
-    HeadAfterRope,
 }
 
 /// What may differ from layer to layer.
@@ -124,17 +115,6 @@ impl LayerArch {
     pub fn uniform(rope: Rope) -> Vec<Self> {
         vec![Self { window: None, rope: Some(rope) }]
     }
-}
-
-/// The MLP between its projections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// silu(gate) · up
-    GatedSilu,
-    /// gelu_tanh(gate) · up
-    GatedGeluTanh,
-    /// relu(up)², without a gate
-    SquaredRelu,
 }
 
 impl Arch {
@@ -180,12 +160,9 @@ impl Arch {
                 "a multiplier of attention in layers without rotary positions",
             ),
             (
-                !matches!(self.qk_norm, QkNorm::None | QkNorm::Head),
-                "RMSNorm of queries and keys over their whole width or after the rotation",
+                self.multipliers.residual != 1.0 && self.names.norms().any(|norm| norm.input.is_none()),
+                "a multiplier of branches whose input is not normalized",
             ),
-            (self.norm.weight != NormWeight::Plain, "RMSNorm that multiplies by 1 + w or in f32"),
-            (self.norm.place != NormPlace::Before, "RMSNorm on the output of attention and MLP"),
-            (self.activation != Activation::GatedSilu, "another activation than silu(gate) · up"),
             (self.attention_soft_cap.is_some(), "a soft cap on attention scores"),
             (self.logits_soft_cap.is_some(), "a soft cap on logits"),
         ];
@@ -222,24 +199,22 @@ impl Projection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::OLMO2_NAMES;
     use crate::base::synthetic::tiny_arch;
 
     #[test]
     fn what_no_operation_computes_is_refused_by_name() {
         let tiny = tiny_arch();
-        let (rope, norm) = (tiny.rope(), tiny.norm);
+        let rope = tiny.rope();
         let first = LayerArch { window: None, rope: Some(rope) };
         let layers = |rope| vec![first, LayerArch { window: None, rope }];
         let multipliers = Multipliers { attention: Some(0.5), ..Multipliers::NONE };
+        let small = Multipliers { residual: 0.5, ..Multipliers::NONE };
         let not_rotated = LayerArch { window: None, rope: None };
         let cases = [
             (Arch { layers: vec![not_rotated; 2], ..tiny.clone() }, "no layer with rotary"),
             (Arch { layers: layers(None), multipliers, ..tiny.clone() }, "layers without rotary"),
-            (Arch { qk_norm: QkNorm::Width, ..tiny.clone() }, "queries and keys"),
-            (Arch { qk_norm: QkNorm::HeadAfterRope, ..tiny.clone() }, "after the rotation"),
-            (Arch { norm: Norm { weight: NormWeight::OnePlus, ..norm }, ..tiny.clone() }, "1 + w"),
-            (Arch { norm: Norm { place: NormPlace::Both, ..norm }, ..tiny.clone() }, "on the output"),
-            (Arch { activation: Activation::GatedGeluTanh, ..tiny.clone() }, "activation"),
+            (Arch { names: &OLMO2_NAMES, multipliers: small, ..tiny.clone() }, "not normalized"),
             (Arch { attention_soft_cap: Some(50.0), ..tiny.clone() }, "attention scores"),
             (Arch { logits_soft_cap: Some(30.0), ..tiny.clone() }, "on logits"),
         ];

@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Activation, Arch, Family, LayerArch, Multipliers, Norm, Projection, QkNorm, Rope, TensorNames};
+use super::rope::{FULL, SLIDING};
+use super::{
+    Activation, Arch, Family, LayerArch, LayerKeys, Multipliers, Norm, NormWeight, Projection, QkNorm, Rope,
+    TensorNames,
+};
 use crate::error::Result;
 use crate::files::json::{Keys, shortest};
 use crate::refuse;
@@ -67,11 +71,14 @@ pub(super) fn read(
         num_heads,
         num_kv_heads: at_least_one("num_key_value_heads", defaults.num_kv_heads.unwrap_or(num_heads))?,
         head_dim: at_least_one("head_dim", default_head_dim.unwrap_or(hidden_size / num_heads))?,
-        norm: Norm::llama(keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32),
+        norm: Norm {
+            eps: keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,
+            weight: NormWeight::Plain,
+        },
         qk_norm: QkNorm::None,
         biases: BTreeSet::new(),
-        layers: LayerArch::uniform(Rope::from_keys(keys, max_position_embeddings, defaults.rope_theta)?),
-        activation: Activation::GatedSilu,
+        layers: layers(keys, family, num_layers, max_position_embeddings, defaults.rope_theta)?,
+        activation: Activation::Silu,
         multipliers: Multipliers::NONE,
         attention_soft_cap: None,
         logits_soft_cap: None,
@@ -80,6 +87,40 @@ pub(super) fn read(
         bos_token_id: token_ids(keys, "bos_token_id", defaults.bos_token_id, vocab_size)?.first().copied(),
         eos_token_ids: token_ids(keys, "eos_token_id", defaults.eos_token_id, vocab_size)?,
     })
+}
+
+/// The layers, as far as [`LayerKeys`] tell them.
+fn layers(
+    keys: &Keys,
+    family: &Family,
+    num_layers: usize,
+    max_position_embeddings: usize,
+    rope_theta: f64,
+) -> Result<Vec<LayerArch>> {
+    let LayerKeys::ByWindow { full_each, full_each_key, local_theta } = family.layer_keys else {
+        return Ok(LayerArch::uniform(Rope::from_keys(keys, max_position_embeddings, rope_theta)?));
+    };
+    let [full, local] = Rope::by_window(keys, max_position_embeddings, rope_theta, local_theta)?;
+    let full_each = match full_each_key {
+        Some(key) => match keys.whole(key)? {
+            Some(0) => return Err(keys.wrong(key, "a whole number above 0")),
+            each => each.unwrap_or(full_each),
+        },
+        None => full_each,
+    };
+    let sliding = match layer_types(keys, num_layers)? {
+        Some(kinds) => kinds,
+        None => (1..=num_layers).map(|number| !number.is_multiple_of(full_each)).collect(),
+    };
+    let window = window(keys)?;
+    if window.is_none() && sliding.contains(&true) {
+        return Err(keys.wrong("sliding_window", "a number of keys, as some layers have a window"));
+    }
+    let layer = |sliding| match sliding {
+        true => LayerArch { window, rope: Some(local) },
+        false => LayerArch { window: None, rope: Some(full) },
+    };
+    Ok(sliding.into_iter().map(layer).collect())
 }
 
 /// Sizes that do not fit together.
@@ -139,6 +180,12 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
         "eos_token_id": eos,
     });
     let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
+    if let LayerKeys::ByWindow { .. } = arch.family.layer_keys {
+        let windows = (0..arch.num_layers).map(|layer| arch.layer(layer).window);
+        map.insert("sliding_window".into(), windows.clone().flatten().next().into());
+        let kind = |window: Option<usize>| if window.is_some() { SLIDING } else { FULL };
+        map.insert("layer_types".into(), windows.map(kind).collect::<Vec<_>>().into());
+    }
     (arch.family.write)(arch, &mut map);
     map
 }
@@ -188,9 +235,6 @@ pub(super) fn only_full_attention(keys: &Keys) -> Result<()> {
     }
 }
 
-/// The two kinds of layers in `layer_types`.
-pub(super) const FULL: &str = "full_attention";
-pub(super) const SLIDING: &str = "sliding_attention";
 /// The window of transformers where a config has no key for it.
 const DEFAULT_WINDOW: usize = 4096;
 /// The first layer with a window where a config of Qwen does not say.

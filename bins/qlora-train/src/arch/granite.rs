@@ -4,7 +4,7 @@
 //! A key that is absent has the default of transformers' `GraniteConfig`, which is `LlamaConfig`'s.
 
 use super::config::{self, attention_and_mlp_biases, note_attention_dropout, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, Multipliers, Projection, llama};
+use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Multipliers, Projection, llama};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "GraniteForCausalLM",
     models: "Granite 3.0 to 3.3, dense",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());
@@ -26,7 +27,7 @@ fn read(keys: &Keys) -> Result<Arch> {
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &llama::DEFAULTS)?;
     let arch = Arch { biases: attention_and_mlp_biases(keys)?, multipliers: Multipliers::from_keys(keys)?, ..arch };
     // The model divides by them: what f32 cannot hold then is found here.
-    let (scale, eps) = (arch.multipliers.stream_scale(), arch.multipliers.stream_eps(arch.norm.eps));
+    let (scale, eps) = (arch.multipliers.stream_scale(|x| x), arch.multipliers.stream_eps(arch.norm.eps));
     for (key, value) in [("embedding_multiplier", scale), ("residual_multiplier", eps)] {
         if !value.is_normal() {
             return Err(keys.wrong(key, "a number that f32 can hold once it is divided by residual_multiplier"));

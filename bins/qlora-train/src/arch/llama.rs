@@ -6,7 +6,7 @@
 
 use super::config::{self, Defaults, attention_and_mlp_biases, note_attention_dropout, only_false};
 use super::config::{only_full_attention, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, Projection};
+use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -15,6 +15,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "LlamaForCausalLM",
     models: "Llama 2, 3, 3.1, 3.2, 3.3 and models of the same shape",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());

@@ -4,7 +4,7 @@
 //! of null is none, as in every Mistral since 7B v0.3.
 
 use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, LayerArch, llama};
+use super::{Arch, Family, LLAMA_NAMES, LayerArch, LayerKeys, llama, rope};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "MistralForCausalLM",
     models: "Mistral 7B, Nemo, Small and Large",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         map.insert("sliding_window".into(), arch.layer(0).window.into());
     },
@@ -28,7 +29,7 @@ fn read(keys: &Keys) -> Result<Arch> {
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
     let window = config::window(keys)?;
     // transformers' Mistral reads no such list: its window is that of every layer.
-    let kind = if window.is_some() { config::SLIDING } else { config::FULL };
+    let kind = if window.is_some() { rope::SLIDING } else { rope::FULL };
     if config::layer_types(keys, arch.num_layers)?.is_some_and(|kinds| kinds.contains(&window.is_none())) {
         let expected = format!("only {kind:?}, as the key `sliding_window` has it for every layer of a \"mistral\"");
         return Err(keys.wrong("layer_types", &expected));

@@ -16,6 +16,8 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Multipliers {
     pub embedding: f32,
+    /// Whether that is rounded to the activations' type before it multiplies (Gemma).
+    pub embedding_is_rounded: bool,
     /// The scale of the scores; `None`: 1 / √head_dim.
     pub attention: Option<f32>,
     /// Both branches are multiplied by it before the residual is added.
@@ -25,11 +27,14 @@ pub struct Multipliers {
 }
 
 impl Multipliers {
-    pub const NONE: Self = Self { embedding: 1.0, attention: None, residual: 1.0, logits_scaling: 1.0 };
+    pub const NONE: Self =
+        Self { embedding: 1.0, embedding_is_rounded: false, attention: None, residual: 1.0, logits_scaling: 1.0 };
 
-    /// What the rows of the embedding are multiplied by, to begin the residual stream as the model holds it.
-    pub fn stream_scale(&self) -> f32 {
-        self.embedding / self.residual
+    /// What the rows of the embedding are multiplied by, to begin the residual stream as the model holds it; `rounded`
+    /// gives a number as activations hold it.
+    pub fn stream_scale(&self, rounded: impl Fn(f32) -> f32) -> f32 {
+        let embedding = if self.embedding_is_rounded { rounded(self.embedding) } else { self.embedding };
+        embedding / self.residual
     }
 
     /// The eps of the norms of the residual stream as the model holds it, where the family's is `eps`.
@@ -52,6 +57,7 @@ impl Multipliers {
         };
         let multipliers = Self {
             embedding: read("embedding_multiplier")?,
+            embedding_is_rounded: false,
             attention: Some(read("attention_multiplier")?),
             residual: read("residual_multiplier")?,
             logits_scaling: read("logits_scaling")?,
@@ -79,13 +85,17 @@ mod tests {
     #[test]
     fn without_multipliers_nothing_changes_a_bit() {
         let none = Multipliers::NONE;
-        assert_eq!((none.stream_scale(), none.stream_eps(1e-5), none.rope_scale(16)), (1.0, 1e-5, 1.0));
+        assert_eq!((none.stream_scale(f32::round), none.stream_eps(1e-5), none.rope_scale(16)), (1.0, 1e-5, 1.0));
     }
 
     #[test]
     fn multipliers_are_folded_into_the_stream_the_norms_and_the_rotation() {
-        let multipliers = Multipliers { embedding: 12.0, attention: Some(0.125), residual: 0.25, logits_scaling: 8.0 };
-        assert_eq!((multipliers.stream_scale(), multipliers.stream_eps(1e-5)), (48.0, 16e-5));
+        let attention = Some(0.125);
+        let multipliers =
+            Multipliers { embedding: 12.0, attention, residual: 0.25, logits_scaling: 8.0, ..Multipliers::NONE };
+        assert_eq!((multipliers.stream_scale(f32::round), multipliers.stream_eps(1e-5)), (48.0, 16e-5));
         assert_eq!(multipliers.rope_scale(16), 0.5f64.sqrt());
+        let rounded = Multipliers { embedding: 25.3, embedding_is_rounded: true, ..multipliers };
+        assert_eq!(rounded.stream_scale(f32::round), 100.0);
     }
 }

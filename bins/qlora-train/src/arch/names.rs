@@ -7,8 +7,8 @@ use super::Projection;
 pub struct TensorNames {
     pub embedding: &'static str,
     pub layers: &'static str,
-    pub input_norm: &'static str,
-    pub post_attention_norm: &'static str,
+    pub attention_norms: BranchNorms<&'static str>,
+    pub mlp_norms: BranchNorms<&'static str>,
     /// The weights of [`QkNorm`](super::QkNorm), where a family has one.
     pub q_norm: &'static str,
     pub k_norm: &'static str,
@@ -18,12 +18,19 @@ pub struct TensorNames {
     pub head: &'static str,
 }
 
+/// The norms of a branch: of its input, and of its output before the residual is added. Every branch has one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BranchNorms<T> {
+    pub input: Option<T>,
+    pub output: Option<T>,
+}
+
 /// The names of Llama, Mistral and Qwen.
 pub static LLAMA_NAMES: TensorNames = TensorNames {
     embedding: "model.embed_tokens.weight",
     layers: "model.layers",
-    input_norm: "input_layernorm.weight",
-    post_attention_norm: "post_attention_layernorm.weight",
+    attention_norms: BranchNorms { input: Some("input_layernorm.weight"), output: None },
+    mlp_norms: BranchNorms { input: Some("post_attention_layernorm.weight"), output: None },
     q_norm: "self_attn.q_norm.weight",
     k_norm: "self_attn.k_norm.weight",
     projections: [
@@ -39,7 +46,32 @@ pub static LLAMA_NAMES: TensorNames = TensorNames {
     head: "lm_head.weight",
 };
 
+/// The names of OLMo 2 and 3, which normalize what a branch gives.
+pub static OLMO2_NAMES: TensorNames = TensorNames {
+    attention_norms: BranchNorms { input: None, output: Some("post_attention_layernorm.weight") },
+    mlp_norms: BranchNorms { input: None, output: Some("post_feedforward_layernorm.weight") },
+    ..LLAMA_NAMES
+};
+
+/// The names of Gemma 3, which normalizes what a branch reads and what it gives.
+pub static GEMMA3_NAMES: TensorNames = TensorNames {
+    attention_norms: BranchNorms {
+        input: Some("input_layernorm.weight"),
+        output: Some("post_attention_layernorm.weight"),
+    },
+    mlp_norms: BranchNorms {
+        input: Some("pre_feedforward_layernorm.weight"),
+        output: Some("post_feedforward_layernorm.weight"),
+    },
+    ..LLAMA_NAMES
+};
+
 impl TensorNames {
+    /// The norms of both branches.
+    pub fn norms(&self) -> impl Iterator<Item = BranchNorms<&'static str>> {
+        [self.attention_norms, self.mlp_norms].into_iter()
+    }
+
     /// The path below a layer: "self_attn.q_proj" …
     pub fn path(&self, projection: Projection) -> &'static str {
         let entry = self.projections.iter().find(|(named, _)| *named == projection);

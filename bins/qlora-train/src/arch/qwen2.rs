@@ -3,7 +3,7 @@
 //! A key that is absent has the default of transformers' `Qwen2Config`.
 
 use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, Projection};
+use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -12,6 +12,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "Qwen2ForCausalLM",
     models: "Qwen2 and Qwen2.5",
     read,
+    layer_keys: LayerKeys::Alike,
     write: config::write_windows,
 };
 

@@ -4,7 +4,7 @@
 //! A key that is absent has the default of transformers' `Qwen3Config`.
 
 use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, Projection, QkNorm};
+use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection, QkNorm};
 use crate::error::Result;
 use crate::files::json::Keys;
 
@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "Qwen3ForCausalLM",
     models: "Qwen3",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         config::write_windows(arch, map);

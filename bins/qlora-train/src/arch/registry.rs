@@ -5,12 +5,15 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::untrained::{Untrained, untrained};
-use super::{Arch, Family, config, granite, llama, mistral, other_keys, qwen2, qwen3, seed_oss, smollm3};
+use super::{
+    Arch, Family, LayerKeys, Rope, config, granite, llama, mistral, olmo2, olmo3, other_keys, qwen2, qwen3, rope,
+};
+use super::{seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 7] = [
+pub static FAMILIES: [&Family; 9] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -18,6 +21,8 @@ pub static FAMILIES: [&Family; 7] = [
     &smollm3::FAMILY,
     &granite::FAMILY,
     &seed_oss::FAMILY,
+    &olmo2::FAMILY,
+    &olmo3::FAMILY,
 ];
 
 impl Family {
@@ -68,15 +73,54 @@ impl Arch {
     /// stored type, such as "bfloat16".
     pub fn to_json(&self, dtype: &str) -> Map<String, Value> {
         let mut map = config::write(self);
-        map.insert("rope_parameters".into(), Value::Object(self.rope().to_json()));
+        map.insert("rope_parameters".into(), Value::Object(self.rope_parameters()));
         map.insert("dtype".into(), dtype.into());
         map
+    }
+
+    fn rope_parameters(&self) -> Map<String, Value> {
+        match self.family.layer_keys {
+            LayerKeys::Alike => self.rope().to_json(),
+            LayerKeys::ByWindow { .. } => {
+                let [full, local] = self.ropes_by_window();
+                Map::from_iter(
+                    [(rope::FULL, full), (rope::SLIDING, local)]
+                        .map(|(kind, rope)| (kind.to_owned(), Value::Object(rope.to_json()))),
+                )
+            }
+        }
+    }
+
+    /// The rotary positions of layers without a window, and of those with one. A kind that no layer is of has the
+    /// other's.
+    fn ropes_by_window(&self) -> [Rope; 2] {
+        let of = |windowed: bool| {
+            let mut layers = self.layers.iter().filter(|layer| layer.window.is_some() == windowed);
+            layers.find_map(|layer| layer.rope).unwrap_or(self.rope())
+        };
+        [of(false), of(true)]
     }
 
     /// config.json in the spelling of transformers v4 (`rope_theta`, `rope_scaling`, `torch_dtype`).
     pub fn to_json_v4(&self, dtype: &str) -> Map<String, Value> {
         let mut map = config::write(self);
-        let (theta, scaling) = self.rope().to_json_v4();
+        let (theta, scaling) = match self.family.layer_keys {
+            LayerKeys::Alike => self.rope().to_json_v4(),
+            LayerKeys::ByWindow { local_theta, .. } => {
+                let [full, local] = self.ropes_by_window();
+                match local_theta {
+                    Some((key, _)) => _ = map.insert(key.into(), local.theta.into()),
+                    // v4 has no key for it.
+                    None if local.theta != full.theta => {
+                        map.insert("rope_parameters".into(), Value::Object(self.rope_parameters()));
+                        map.insert("torch_dtype".into(), dtype.into());
+                        return map;
+                    }
+                    None => (),
+                }
+                full.to_json_v4()
+            }
+        };
         map.insert("rope_theta".into(), theta);
         map.insert("rope_scaling".into(), scaling);
         map.insert("torch_dtype".into(), dtype.into());

@@ -32,6 +32,10 @@ const KNOWN_KEYS: [&str; 18] = [
     "attn_factor",
 ];
 
+/// The two kinds of layers in `layer_types`, and of rotary positions.
+pub(super) const FULL: &str = "full_attention";
+pub(super) const SLIDING: &str = "sliding_attention";
+
 /// Base wavelength and how the frequencies are stretched for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
@@ -57,10 +61,52 @@ impl Rope {
         };
         let empty = Map::new();
         let nested = nested.unwrap_or(Keys::of(config.source.clone(), &empty));
+        Self::from_nested(config, &nested, max_position_embeddings, default_theta)
+    }
+
+    /// The rotary positions of layers without a window, and of those with one; see
+    /// [`LayerKeys::ByWindow`](super::LayerKeys::ByWindow).
+    pub(super) fn by_window(
+        config: &Keys,
+        max_position_embeddings: usize,
+        default_theta: f64,
+        local_theta: Option<(&str, f64)>,
+    ) -> Result<[Self; 2]> {
+        let kinds = [FULL, SLIDING];
+        let local = match local_theta {
+            Some((key, default)) => Some(config.number(key)?.unwrap_or(default)),
+            None => None,
+        };
+        let v5 = config.object("rope_parameters")?;
+        let Some(v5) = v5.filter(|keys| kinds.iter().any(|kind| keys.map.contains_key(*kind))) else {
+            let full = Self::from_keys(config, max_position_embeddings, default_theta)?;
+            let local = Self::new(local.unwrap_or(full.theta), RopeScaling::Default);
+            return match (local.theta > 0.0, local_theta) {
+                (false, Some((key, _))) => Err(config.wrong(key, "a number above 0")),
+                _ => Ok([full, local]),
+            };
+        };
+        if let Some(key) = v5.map.keys().find(|key| !kinds.contains(&key.as_str())) {
+            return Err(v5.wrong(key, &format!("only {FULL:?} and {SLIDING:?}, the kinds of layers")));
+        }
+        if config.get("rope_scaling").is_some() {
+            return Err(config.wrong("rope_scaling", "no such key beside `rope_parameters`: remove one of them"));
+        }
+        let empty = Map::new();
+        let alone = Keys::of(config.source.clone(), &empty);
+        let of = |kind: &str, outside: &Keys, default_theta| {
+            let nested = v5.object(kind)?.unwrap_or(Keys::of(v5.source.clone(), &empty));
+            Self::from_nested(outside, &nested, max_position_embeddings, default_theta)
+        };
+        Ok([of(FULL, config, default_theta)?, of(SLIDING, &alone, local.unwrap_or(default_theta))?])
+    }
+
+    /// From the object that holds the settings, `nested`, and the keys outside of it.
+    fn from_nested(config: &Keys, nested: &Keys, max_position_embeddings: usize, default_theta: f64) -> Result<Self> {
         if let Some(key) = nested.map.keys().find(|key| !KNOWN_KEYS.contains(&key.as_str())) {
             return Err(nested.wrong(key, "no such key: its effect on the rotary positions is not known"));
         }
-        for keys in [config, &nested] {
+        for keys in [config, nested] {
             if keys.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
                 return Err(keys.wrong("partial_rotary_factor", "1: partial rotary positions are not supported"));
             }
@@ -72,12 +118,12 @@ impl Rope {
             (outer, inner) => inner.or(outer).unwrap_or(default_theta),
         };
         if theta <= 0.0 {
-            let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
+            let holder = if nested.get("rope_theta").is_some() { nested } else { config };
             return Err(holder.wrong("rope_theta", "a number above 0"));
         }
-        let scaling = scaling_from_keys(config, &nested, max_position_embeddings)?;
+        let scaling = scaling_from_keys(config, nested, max_position_embeddings)?;
         if matches!(scaling, RopeScaling::Yarn { .. }) && theta <= 1.0 {
-            let holder = if nested.get("rope_theta").is_some() { &nested } else { config };
+            let holder = if nested.get("rope_theta").is_some() { nested } else { config };
             return Err(holder.wrong("rope_theta", "a number above 1, for rope type \"yarn\""));
         }
         Ok(Self { theta, scaling })

@@ -3,7 +3,7 @@
 //! A key that is absent has the default of transformers' `SeedOssConfig`.
 
 use super::config::{self, Defaults, note_attention_dropout, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, Projection};
+use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
 use std::collections::BTreeSet;
@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "SeedOssForCausalLM",
     models: "Seed-OSS",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         for (key, projection) in BIASES {
             map.insert(key.into(), arch.biases.contains(&projection).into());

@@ -4,7 +4,7 @@
 
 use super::config::{self, Defaults, attention_and_mlp_biases, note_attention_dropout, only_false};
 use super::config::{only_full_attention, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, LayerArch, Projection, Rope};
+use super::{Arch, Family, LLAMA_NAMES, LayerArch, LayerKeys, Projection, Rope};
 use crate::error::Result;
 use crate::files::json::Keys;
 use serde_json::Value;
@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
     architecture: "SmolLM3ForCausalLM",
     models: "SmolLM3",
     read,
+    layer_keys: LayerKeys::Alike,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());

@@ -3,9 +3,14 @@
 use super::{Arch, Projection, QkNorm};
 
 impl Arch {
-    /// The names in a layer of the weights `[head_dim]` that normalize queries and keys; `None`: nothing does.
-    pub fn qk_norm_names(&self) -> Option<[&'static str; 2]> {
-        (self.qk_norm != QkNorm::None).then_some([self.names.q_norm, self.names.k_norm])
+    /// The names in a layer of the weights that normalize queries and keys, with their lengths; `None`: nothing does.
+    pub fn qk_norms(&self) -> Option<[(&'static str, usize); 2]> {
+        let lengths = match self.qk_norm {
+            QkNorm::None => return None,
+            QkNorm::Head => [self.head_dim; 2],
+            QkNorm::Width => [self.q_dim(), self.kv_dim()],
+        };
+        Some([(self.names.q_norm, lengths[0]), (self.names.k_norm, lengths[1])])
     }
 
     /// Name and shape of every tensor that a checkpoint of this model holds, in the order of the forward pass.
@@ -14,14 +19,16 @@ impl Arch {
         let (names, hidden) = (self.names, self.hidden_size);
         let mut tensors = vec![(names.embedding.to_owned(), vec![self.vocab_size, hidden])];
         for layer in 0..self.num_layers {
-            tensors.push((self.layer_tensor(layer, names.input_norm), vec![hidden]));
+            let norm = |name: Option<&str>| name.map(|name| (self.layer_tensor(layer, name), vec![hidden]));
+            tensors.extend(norm(names.attention_norms.input));
             for projection in Projection::ALL {
                 if projection == Projection::O {
-                    let norms = self.qk_norm_names().into_iter().flatten();
-                    tensors.extend(norms.map(|name| (self.layer_tensor(layer, name), vec![self.head_dim])));
+                    let norms = self.qk_norms().into_iter().flatten();
+                    tensors.extend(norms.map(|(name, len)| (self.layer_tensor(layer, name), vec![len])));
                 }
                 if projection == Projection::Gate {
-                    tensors.push((self.layer_tensor(layer, names.post_attention_norm), vec![hidden]));
+                    tensors.extend(norm(names.attention_norms.output));
+                    tensors.extend(norm(names.mlp_norms.input));
                 }
                 let (n_out, k_in) = projection.shape(self);
                 tensors.push((self.weight_name(layer, projection), vec![n_out, k_in]));
@@ -29,6 +36,7 @@ impl Arch {
                     tensors.push((self.bias_name(layer, projection), vec![n_out]));
                 }
             }
+            tensors.extend(norm(names.mlp_norms.output));
         }
         tensors.push((names.final_norm.to_owned(), vec![hidden]));
         if !self.tie_word_embeddings {

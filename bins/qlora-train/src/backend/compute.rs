@@ -10,6 +10,8 @@ pub trait Compute: Memory + Weights + Optimizer {
     fn batch(&self) -> &CheckedBatch;
     /// Makes `batch` the one that operations work on, and takes it to the device.
     fn set_batch(&mut self, batch: CheckedBatch) -> Result<()>;
+    /// The number as activations hold it.
+    fn rounded(&self, x: f32) -> f32;
     /// Workspace that `op` needs beside its operands; part of the dry run.
     fn reserve(&mut self, _op: &Op<'_, Self>) -> Result<()> {
         Ok(())

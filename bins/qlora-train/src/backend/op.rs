@@ -9,7 +9,7 @@ use super::{BufferShape, CheckedBatch, LinearGroup, Operands, TableShape};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::rng::Dropout;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 use std::ops::Range;
 
 /// One operation with its operands. It works on a range of the batch's tokens, which every buffer covers.
@@ -27,6 +27,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
         eps: f32,
         out: &'a mut B::Buffer,
     },
+    /// sum `[H]` = x `[H]` + RMSNorm(delta `[H]`).
+    RmsNormAdd { x: &'a B::Buffer, delta: &'a B::Buffer, weight: &'a B::Vector, eps: f32, sum: &'a mut B::Buffer },
     /// dx `[H]` = the gradient of RMSNorm at x, or += with `accumulate`.
     RmsNormBackward {
         dy: &'a B::Buffer,
@@ -42,12 +44,13 @@ pub enum Op<'a, B: Operands + ?Sized> {
     Linear { x: &'a B::Buffer, s: Option<&'a B::Buffer>, group: &'a LinearGroup<B>, y: &'a mut B::Buffer },
     /// T `[low_rank_columns]` = scale · dy · B.
     LoraDyB { dy: &'a B::Buffer, group: &'a LinearGroup<B>, t: &'a mut B::Buffer },
-    /// dx `[K]` = dy · W + dropout(T · A).
+    /// dx `[K]` = dy · W + dropout(T · A), or += with `accumulate`.
     LinearDx {
         dy: &'a B::Buffer,
         t: Option<&'a B::Buffer>,
         group: &'a LinearGroup<B>,
         dropout: Option<Dropout>,
+        accumulate: bool,
         dx: &'a mut B::Buffer,
     },
     /// dA += Tᵀ · dropout(x), dB += dyᵀ · S, summed over 256 tokens at a time: ranges that are cut at multiples of 256
@@ -60,8 +63,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
         group: &'a mut LinearGroup<B>,
         dropout: Option<Dropout>,
     },
-    /// out = RMSNorm over head_dim of each head of the queries and keys of q‖k‖v, before their rotation; values are
-    /// copied. The weights `[D]` are that of the queries and that of the keys.
+    /// out = RMSNorm of the queries and keys of q‖k‖v before their rotation, of each head or of all of them together;
+    /// values are copied. The weights are that of the queries and that of the keys, `[D]` or `[H·D]` and `[Hkv·D]`.
     HeadNorm {
         qkv: &'a B::Buffer,
         weights: [&'a B::Vector; 2],
@@ -110,10 +113,10 @@ pub enum Op<'a, B: Operands + ?Sized> {
         starts: &'a [u32],
         out: &'a mut B::Buffer,
     },
-    /// out `[I]` = silu(gate) ∘ up.
-    Swiglu { gate_up: &'a B::Buffer, out: &'a mut B::Buffer },
+    /// out `[I]` = activation(gate) ∘ up.
+    Swiglu { gate_up: &'a B::Buffer, activation: GateActivation, out: &'a mut B::Buffer },
     /// Turns gate‖up `[2·I]` into its gradient.
-    SwigluBackward { dout: &'a B::Buffer, gate_up: &'a mut B::Buffer },
+    SwigluBackward { dout: &'a B::Buffer, activation: GateActivation, gate_up: &'a mut B::Buffer },
     /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`. Ranges run in order from
     /// token 0; the sum over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
     CrossEntropy { x: &'a B::Buffer, head: &'a B::Table, weight: f32, dx: Option<&'a mut B::Buffer> },
@@ -141,7 +144,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Embed { .. } => "embedding",
-            Self::RmsNorm { .. } | Self::AddRmsNorm { .. } => "norm",
+            Self::RmsNorm { .. } | Self::AddRmsNorm { .. } | Self::RmsNormAdd { .. } => "norm",
             Self::RmsNormBackward { .. } => "norm, backward",
             Self::LoraDown { .. } => "LoRA X·Aᵀ",
             Self::Linear { .. } => "linear",
@@ -173,6 +176,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
                 outputs.extend(one("the norm of the residual stream", *out));
                 outputs
             }
+            Self::RmsNormAdd { sum, .. } => one("the residual stream", *sum),
             Self::RmsNormBackward { dx, .. } => one("the gradient of the residual stream", *dx),
             Self::LoraDown { group, s, .. } => of("X·Aᵀ", group, *s),
             Self::Linear { group, y, .. } => of("the output", group, *y),
@@ -199,7 +203,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::AttentionBackward { dqkv, .. } => one("the gradient of queries, keys and values", *dqkv),
             Self::AppendToCache { qkv, .. } => one("queries, keys and values", *qkv),
             Self::AttentionOverCache { out, .. } => one("the attention's output", *out),
-            Self::Swiglu { out, .. } => one("silu(gate) · up", *out),
+            Self::Swiglu { out, .. } => one("activation(gate) · up", *out),
             Self::SwigluBackward { gate_up, .. } => one("the gradient of gate and up", *gate_up),
             Self::CrossEntropy { dx: Some(dx), .. } => one("the gradient of the loss", *dx),
             Self::CrossEntropy { dx: None, .. } | Self::Logits { .. } => Vec::new(),
@@ -238,6 +242,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::Embed { .. }
             | Self::RmsNorm { .. }
             | Self::AddRmsNorm { .. }
+            | Self::RmsNormAdd { .. }
             | Self::RmsNormBackward { .. }
             | Self::LoraDown { .. }
             | Self::Linear { .. }

@@ -33,6 +33,7 @@ impl OpWork {
             Op::Embed { out, .. } => work.values = 2 * out.width(),
             Op::RmsNorm { x, .. } => work.values = 2 * x.width(),
             Op::AddRmsNorm { x, .. } => work.values = 4 * x.width(),
+            Op::RmsNormAdd { x, .. } => work.values = 3 * x.width(),
             Op::RmsNormBackward { x, accumulate, .. } => work.values = (3 + usize::from(*accumulate)) * x.width(),
             Op::LoraDown { group, .. }
             | Op::Linear { group, .. }

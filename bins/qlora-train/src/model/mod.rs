@@ -10,7 +10,7 @@ mod tiles;
 pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
 
-use crate::arch::{Arch, Input, Projection, Rope};
+use crate::arch::{Arch, BranchNorms, Input, NormWeight, Projection, Rope};
 use crate::backend::run_shape::RunShape;
 use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
 use crate::base::Nf4OnDisk;
@@ -154,7 +154,7 @@ pub trait Source {
 }
 
 struct Layer<B: Backend> {
-    input_norm: B::Vector,
+    attention_norms: BranchNorms<B::Vector>,
     qkv: LinearGroup<B>,
     /// Norm weights of queries and of keys, where the family normalizes them.
     qk_norm: Option<[B::Vector; 2]>,
@@ -163,7 +163,7 @@ struct Layer<B: Backend> {
     /// The number of its rotation angles; `None`: queries and keys are not rotated.
     rope: Option<usize>,
     o: LinearGroup<B>,
-    post_attention_norm: B::Vector,
+    mlp_norms: BranchNorms<B::Vector>,
     gate_up: LinearGroup<B>,
     down: LinearGroup<B>,
 }
@@ -225,11 +225,7 @@ impl<B: Backend> Llama<B> {
             layers.push(built);
             progress(layer + 1);
         }
-        let final_norm = backend.vector("norms", c.hidden_size, &mut || {
-            let mut weight = source.read(c.names.final_norm)?.into_f32();
-            weight.iter_mut().for_each(|w| *w /= c.multipliers.logits_scaling);
-            Ok(weight)
-        })?;
+        let final_norm = norm(backend, source, &c, c.names.final_norm, c.hidden_size, c.multipliers.logits_scaling)?;
         let head = match c.tie_word_embeddings {
             true => None,
             false => Some(table(backend, source, "lm_head", c.names.head, Residency::Device, &c)?),
@@ -300,14 +296,23 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-fn vector<B: Backend>(
+/// What a norm multiplies by, divided by `divisor`.
+fn norm<B: Backend>(
     backend: &mut B,
     source: &mut dyn Source,
-    what: &'static str,
+    arch: &Arch,
     name: &str,
     len: usize,
+    divisor: f32,
 ) -> Result<B::Vector> {
-    backend.vector(what, len, &mut || source.read(name).map(HostTensor::into_f32))
+    backend.vector("norms", len, &mut || {
+        let mut weight = source.read(name)?.into_f32();
+        if arch.norm.weight == NormWeight::OnePlus {
+            weight.iter_mut().for_each(|w| *w += 1.0);
+        }
+        weight.iter_mut().for_each(|w| *w /= divisor);
+        Ok(weight)
+    })
 }
 
 fn table<B: Backend>(
@@ -329,26 +334,26 @@ fn build_layer<B: Backend>(
     layer: usize,
     rope: Option<usize>,
 ) -> Result<Layer<B>> {
-    let hidden = spec.arch.hidden_size;
-    let norm = |name: &str| spec.arch.layer_tensor(layer, name);
-    let input_norm = vector(backend, source, "norms", &norm(spec.arch.names.input_norm), hidden)?;
-    let post_attention_norm = vector(backend, source, "norms", &norm(spec.arch.names.post_attention_norm), hidden)?;
-    let qk_norm = match spec.arch.qk_norm_names() {
-        Some(names) => {
-            let [q, k] = names.map(|name| vector(backend, source, "norms", &norm(name), spec.arch.head_dim));
-            Some([q?, k?])
-        }
+    let arch = &spec.arch;
+    let mut norm = |name: &str, len| norm(backend, source, arch, &arch.layer_tensor(layer, name), len, 1.0);
+    let mut around = |names: BranchNorms<&str>| {
+        let mut norm = |name: Option<&str>| name.map(|name| norm(name, arch.hidden_size)).transpose();
+        Ok::<_, Error>(BranchNorms { input: norm(names.input)?, output: norm(names.output)? })
+    };
+    let (attention_norms, mlp_norms) = (around(arch.names.attention_norms)?, around(arch.names.mlp_norms)?);
+    let qk_norm = match arch.qk_norms() {
+        Some([(q, q_len), (k, k_len)]) => Some([norm(q, q_len)?, norm(k, k_len)?]),
         None => None,
     };
     let mut group = |input| build_group(backend, source, spec, layer, input);
     Ok(Layer {
-        input_norm,
+        attention_norms,
         qkv: group(Input::Attention)?,
         qk_norm,
-        window: spec.arch.layer(layer).window,
+        window: arch.layer(layer).window,
         rope,
         o: group(Input::Heads)?,
-        post_attention_norm,
+        mlp_norms,
         gate_up: group(Input::Mlp)?,
         down: group(Input::Activated)?,
     })
@@ -374,7 +379,10 @@ fn build_group<B: Backend>(
             false => backend.weight(&name, n, k, quantization, stored, &mut || source.read_weight(&name))?,
         };
         let bias = match arch.biases.contains(&projection) {
-            true => Some(vector(backend, source, "biases", &arch.bias_name(layer, projection), n)?),
+            true => {
+                let name = arch.bias_name(layer, projection);
+                Some(backend.vector("biases", n, &mut || source.read(&name).map(HostTensor::into_f32))?)
+            }
             false => None,
         };
         let lora = build_lora(backend, source, spec, layer, projection)?;

@@ -3,6 +3,7 @@
 use super::cached::{Past, View};
 use super::tiles::{tiles, tiles_of_dry_run};
 use super::{Activations, Layer, Llama};
+use crate::arch::Activation;
 use crate::backend::{Backend, Batch, BufferShape, LinearGroup, Op, Scope};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
@@ -23,11 +24,15 @@ struct Attention<B: Backend> {
 
 /// What the backward pass of one layer reads of its MLP: of all tokens, or of those of a tile.
 struct Mlp<B: Backend> {
+    /// The attention's output after its projection, where that is normalized.
+    projected: Option<B::Buffer>,
     /// The residual stream between attention and MLP.
     middle: B::Buffer,
     gate_up: B::Buffer,
     s_gate_up: Option<B::Buffer>,
     s_down: Option<B::Buffer>,
+    /// The MLP's output, where that is normalized.
+    output: Option<B::Buffer>,
 }
 
 /// Activations of one layer that are kept for its backward pass.
@@ -57,8 +62,9 @@ struct Pass {
     intermediate: usize,
     /// The eps of the norms of the residual stream
     eps: f32,
-    /// The eps of the norms of queries and keys
-    head_eps: f32,
+    /// The eps of the norms of queries and keys, and of what a branch gives
+    branch_eps: f32,
+    activation: Activation,
     /// (seed, draw, p)
     dropout: Option<(u64, u32, f32)>,
 }
@@ -107,7 +113,8 @@ impl<B: Backend> Llama<B> {
             hidden: self.spec.arch.hidden_size,
             intermediate: self.spec.arch.intermediate_size,
             eps: self.spec.arch.multipliers.stream_eps(self.spec.arch.norm.eps),
-            head_eps: self.spec.arch.norm.eps,
+            branch_eps: self.spec.arch.norm.eps,
+            activation: self.spec.arch.activation,
             dropout: draw.zip(dropout).map(|(draw, p)| (self.spec.seed, draw, p)),
         }
     }
@@ -222,8 +229,11 @@ impl<B: Backend> Llama<B> {
     ) -> Result<()> {
         let mut ready = normed;
         for tokens in pass.tiles() {
-            let normed = norm(b, pass, &tokens, stream, &self.final_norm, ready.take())?;
-            work(b, tokens, normed)?;
+            let normed = match ready.take() {
+                Some(normed) => Some(normed),
+                None => norm_of(b, pass, &tokens, stream, Some(&self.final_norm))?,
+            };
+            work(b, tokens, normed.expect("the last norm is that of every model"))?;
         }
         Ok(())
     }
@@ -241,7 +251,7 @@ impl<B: Backend> Llama<B> {
         b.prefetch_weights(self.layers[0].groups())?;
         b.enter(Scope::Input);
         let mut stream = b.alloc("residual stream", pass.hidden)?;
-        let scale = self.spec.arch.multipliers.stream_scale();
+        let scale = self.spec.arch.multipliers.stream_scale(|x| b.rounded(x));
         b.run(pass.all(), Op::Embed { table: &self.embedding, scale, out: &mut stream })?;
         let mut normed = None;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -249,7 +259,13 @@ impl<B: Backend> Llama<B> {
             b.enter(Scope::Layer(index));
             let cache = past.as_mut().map(|past| (&mut past.layers[index], past.view));
             let mut attention = attend(b, layer, pass, &stream, normed.take(), cache)?;
-            let weight = self.layers.get(index + 1).map_or(&self.final_norm, |next| &next.input_norm);
+            let output_norm = layer.mlp_norms.output.as_ref();
+            let next_norm = match self.layers.get(index + 1) {
+                Some(next) => next.attention_norms.input.as_ref(),
+                None => Some(&self.final_norm),
+            };
+            // A norm of its own is computed when it is needed.
+            let next_norm = next_norm.filter(|_| !pass.tiled || output_norm.is_none());
             let after = if index + 1 < self.layers.len() { Scope::Layer(index + 1) } else { Scope::Output };
             let mut kept = match keeps(index) && pass.tiled {
                 true => Some(Mlp::alloc(b, layer, pass, self.spec.tokens)?),
@@ -263,15 +279,17 @@ impl<B: Backend> Llama<B> {
                     None => Mlp::of_tile(b, layer, pass, &tokens)?,
                 };
                 let activated = mlp_forward(b, layer, pass, &tokens, &stream, &mut attention, &mut mlp)?;
-                let mut out = pass.alloc(b, "MLP output", &tokens, pass.hidden)?;
-                linear(b, &tokens, &activated, mlp.s_down.as_ref(), &layer.down, &mut out)?;
+                let mut given = None;
+                if mlp.output.is_none() {
+                    let out = given.insert(pass.alloc(b, "MLP output", &tokens, pass.hidden)?);
+                    linear(b, &tokens, &activated, mlp.s_down.as_ref(), &layer.down, out)?;
+                }
                 drop(activated);
                 b.enter(after);
                 let next = whole(b, &mut next, "residual stream", pass.hidden)?;
-                let mut next_normed = pass.alloc(b, "normed", &tokens, pass.hidden)?;
-                let (x, delta, sum, eps) = (&mlp.middle, &out, next, pass.eps);
-                b.run(tokens, Op::AddRmsNorm { x, delta, sum, weight, eps, out: &mut next_normed })?;
-                normed = Some(next_normed).filter(|_| !pass.tiled);
+                let delta = mlp.output.as_ref().or(given.as_ref()).expect("one of them holds it");
+                let next_normed = join(b, pass, &tokens, &mlp.middle, delta, output_norm, next_norm, next)?;
+                normed = next_normed.filter(|_| !pass.tiled);
                 kept = Some(mlp).filter(|_| keeps(index));
             }
             let block = kept.map(|mlp| Block { attention, mlp });
@@ -294,21 +312,45 @@ fn whole<'a, B: Backend>(
     Ok(buffer.as_mut().expect("it was made"))
 }
 
-/// RMSNorm of the tokens of a tile; `ready` where it was computed before.
-fn norm<B: Backend>(
+/// RMSNorm of a tile of the residual stream `x`; `None` where no weight is given, because what follows reads the stream
+/// as it is.
+fn norm_of<B: Backend>(
     b: &mut B,
     pass: &Pass,
     tokens: &Range<usize>,
     x: &B::Buffer,
-    weight: &B::Vector,
-    ready: Option<B::Buffer>,
-) -> Result<B::Buffer> {
-    if let Some(ready) = ready {
-        return Ok(ready);
+    weight: Option<&B::Vector>,
+) -> Result<Option<B::Buffer>> {
+    let Some(weight) = weight else { return Ok(None) };
+    let mut out = pass.alloc(b, "normed", tokens, pass.hidden)?;
+    b.run(tokens.clone(), Op::RmsNorm { x, weight, eps: pass.eps, out: &mut out })?;
+    Ok(Some(out))
+}
+
+/// The residual stream with what a branch gave added to it, in `sum`, by the norm of that where it has one. Returns the
+/// norm of the sum where what follows reads one.
+fn join<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    x: &B::Buffer,
+    delta: &B::Buffer,
+    output_norm: Option<&B::Vector>,
+    next_norm: Option<&B::Vector>,
+    sum: &mut B::Buffer,
+) -> Result<Option<B::Buffer>> {
+    match (output_norm, next_norm) {
+        (Some(weight), next_norm) => {
+            b.run(tokens.clone(), Op::RmsNormAdd { x, delta, weight, eps: pass.branch_eps, sum: &mut *sum })?;
+            norm_of(b, pass, tokens, sum, next_norm)
+        }
+        (None, Some(weight)) => {
+            let mut out = pass.alloc(b, "normed", tokens, pass.hidden)?;
+            b.run(tokens.clone(), Op::AddRmsNorm { x, delta, sum, weight, eps: pass.eps, out: &mut out })?;
+            Ok(Some(out))
+        }
+        (None, None) => unreachable!("a family normalizes the inputs or the outputs of both branches"),
     }
-    let mut normed = pass.alloc(b, "normed", tokens, pass.hidden)?;
-    b.run(tokens.clone(), Op::RmsNorm { x, weight, eps: pass.eps, out: &mut normed })?;
-    Ok(normed)
 }
 
 /// A buffer for S or T of one group; none without a low-rank term.
@@ -348,12 +390,12 @@ fn linear<B: Backend>(
 fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buffer) -> Result<Option<B::Buffer>> {
     let Some([q, k]) = &layer.qk_norm else { return Ok(None) };
     let mut out = b.alloc("qkv", pass.shape.qkv())?;
-    let (weights, eps, shape) = ([q, k], pass.head_eps, pass.shape);
+    let (weights, eps, shape) = ([q, k], pass.branch_eps, pass.shape);
     b.run(pass.all(), Op::HeadNorm { qkv, weights, eps, shape, out: &mut out })?;
     Ok(Some(out))
 }
 
-/// Attention of one layer. `normed` is RMSNorm of `input`, if it is there already. With a cache the batch's keys and
+/// Attention of one layer. `normed` is RMSNorm of `input`, if there is one and it is computed already. With a cache the batch's keys and
 /// values are appended to it and attention sees what it holds.
 fn attend<B: Backend>(
     b: &mut B,
@@ -369,10 +411,14 @@ fn attend<B: Backend>(
     let mut qkv = None;
     let mut ready = normed;
     for tokens in pass.tiles() {
-        let normed = norm(b, pass, &tokens, input, &layer.input_norm, ready.take())?;
-        project(b, pass, &tokens, &normed, &layer.qkv, s_qkv.as_mut())?;
+        let normed = match ready.take() {
+            Some(normed) => Some(normed),
+            None => norm_of(b, pass, &tokens, input, layer.attention_norms.input.as_ref())?,
+        };
+        let x = normed.as_ref().unwrap_or(input);
+        project(b, pass, &tokens, x, &layer.qkv, s_qkv.as_mut())?;
         let qkv = whole(b, &mut qkv, "qkv", layer.qkv.n())?;
-        linear(b, &tokens, &normed, s_qkv.as_ref(), &layer.qkv, qkv)?;
+        linear(b, &tokens, x, s_qkv.as_ref(), &layer.qkv, qkv)?;
     }
     let mut qkv = qkv.expect("a batch has tokens");
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
@@ -401,7 +447,13 @@ fn attend<B: Backend>(
 
 impl<B: Backend> Mlp<B> {
     fn alloc(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: usize) -> Result<Self> {
+        let (of_attention, of_mlp) = (&layer.attention_norms.output, &layer.mlp_norms.output);
+        let mut normalized =
+            |name, norm: &Option<B::Vector>| norm.as_ref().map(|_| b.alloc_tile(name, tokens, pass.hidden)).transpose();
+        let (projected, output) = (normalized("projected attention", of_attention)?, normalized("MLP output", of_mlp)?);
         Ok(Self {
+            projected,
+            output,
             middle: b.alloc_tile("residual stream", tokens, pass.hidden)?,
             gate_up: b.alloc_tile("gate and up", tokens, layer.gate_up.n())?,
             s_gate_up: low_rank(b, &layer.gate_up, tokens)?,
@@ -412,13 +464,15 @@ impl<B: Backend> Mlp<B> {
     /// Buffers for the tokens of a tile.
     fn of_tile(b: &mut B, layer: &Layer<B>, pass: &Pass, tokens: &Range<usize>) -> Result<Self> {
         let mut mlp = Self::alloc(b, layer, pass, pass.tile)?;
-        let low_rank = [&mut mlp.s_gate_up, &mut mlp.s_down].into_iter().flatten();
-        low_rank.chain([&mut mlp.middle, &mut mlp.gate_up]).for_each(|buffer| buffer.move_to(tokens.start));
+        let optional = [&mut mlp.projected, &mut mlp.s_gate_up, &mut mlp.s_down, &mut mlp.output];
+        let optional = optional.into_iter().flatten();
+        optional.chain([&mut mlp.middle, &mut mlp.gate_up]).for_each(|buffer| buffer.move_to(tokens.start));
         Ok(mlp)
     }
 }
 
-/// The output projection of attention and the MLP, up to its last linear layer, whose input is returned.
+/// The output projection of attention and the MLP, up to its last linear layer, whose input is returned; the last too
+/// where the backward pass reads its output.
 fn mlp_forward<B: Backend>(
     b: &mut B,
     layer: &Layer<B>,
@@ -430,25 +484,40 @@ fn mlp_forward<B: Backend>(
 ) -> Result<B::Buffer> {
     let Attention { out: attended, s_o, .. } = attention;
     project(b, pass, tokens, attended, &layer.o, s_o.as_mut())?;
-    let mut projected = pass.alloc(b, "projected attention", tokens, pass.hidden)?;
-    linear(b, tokens, attended, s_o.as_ref(), &layer.o, &mut projected)?;
-    let mut normed = pass.alloc(b, "normed", tokens, pass.hidden)?;
-    let (sum, weight, eps) = (&mut mlp.middle, &layer.post_attention_norm, pass.eps);
-    b.run(tokens.clone(), Op::AddRmsNorm { x: input, delta: &projected, sum, weight, eps, out: &mut normed })?;
-    drop(projected);
-    project(b, pass, tokens, &normed, &layer.gate_up, mlp.s_gate_up.as_mut())?;
-    linear(b, tokens, &normed, mlp.s_gate_up.as_ref(), &layer.gate_up, &mut mlp.gate_up)?;
+    let mut given = None;
+    if mlp.projected.is_none() {
+        given = Some(pass.alloc(b, "projected attention", tokens, pass.hidden)?);
+    }
+    let projected = mlp.projected.as_mut().or(given.as_mut()).expect("one of them is there");
+    linear(b, tokens, attended, s_o.as_ref(), &layer.o, projected)?;
+    let (output_norm, next_norm) = (layer.attention_norms.output.as_ref(), layer.mlp_norms.input.as_ref());
+    let normed = join(b, pass, tokens, input, projected, output_norm, next_norm, &mut mlp.middle)?;
+    drop(given);
+    let x = normed.as_ref().unwrap_or(&mlp.middle);
+    project(b, pass, tokens, x, &layer.gate_up, mlp.s_gate_up.as_mut())?;
+    linear(b, tokens, x, mlp.s_gate_up.as_ref(), &layer.gate_up, &mut mlp.gate_up)?;
     drop(normed);
     let activated = activate(b, pass, tokens, mlp)?;
     project(b, pass, tokens, &activated, &layer.down, mlp.s_down.as_mut())?;
+    if let Some(output) = &mut mlp.output {
+        linear(b, tokens, &activated, mlp.s_down.as_ref(), &layer.down, output)?;
+    }
     Ok(activated)
 }
 
 /// The input of the MLP's last linear layer.
 fn activate<B: Backend>(b: &mut B, pass: &Pass, tokens: &Range<usize>, mlp: &Mlp<B>) -> Result<B::Buffer> {
     let mut activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
-    b.run(tokens.clone(), Op::Swiglu { gate_up: &mlp.gate_up, out: &mut activated })?;
+    b.run(tokens.clone(), Op::Swiglu { gate_up: &mlp.gate_up, activation: pass.activation, out: &mut activated })?;
     Ok(activated)
+}
+
+/// Where the gradient of an input goes.
+enum Dx<'a, B: Backend> {
+    Nowhere,
+    Over(&'a mut B::Buffer),
+    /// It is added to what is there.
+    Onto(&'a mut B::Buffer),
 }
 
 /// dX (if asked for) and the low-rank gradients of one group.
@@ -460,7 +529,7 @@ fn linear_backward<B: Backend>(
     s: Option<&B::Buffer>,
     dy: &B::Buffer,
     group: &mut LinearGroup<B>,
-    dx: Option<&mut B::Buffer>,
+    dx: Dx<B>,
 ) -> Result<()> {
     let dropout = pass.mask(group);
     let mut t = low_rank(b, group, pass.tile)?;
@@ -468,13 +537,59 @@ fn linear_backward<B: Backend>(
         t.move_to(tokens.start);
         b.run(tokens.clone(), Op::LoraDyB { dy, group, t })?;
     }
-    if let Some(dx) = dx {
-        b.run(tokens.clone(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, dx })?;
+    let to = match dx {
+        Dx::Nowhere => None,
+        Dx::Over(dx) => Some((dx, false)),
+        Dx::Onto(dx) => Some((dx, true)),
+    };
+    if let Some((dx, accumulate)) = to {
+        b.run(tokens.clone(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, accumulate, dx })?;
     }
     if let (Some(s), Some(t)) = (s, &t) {
         b.run(tokens.clone(), Op::LoraGradients { x, dy, s, t, group, dropout })?;
     }
     Ok(())
+}
+
+/// The gradient of what a branch gave, where a norm of `weight` stands between that and the residual stream.
+fn before_norm<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    d_stream: &B::Buffer,
+    given: Option<&B::Buffer>,
+    weight: Option<&B::Vector>,
+) -> Result<Option<B::Buffer>> {
+    let (Some(x), Some(weight)) = (given, weight) else { return Ok(None) };
+    let mut dx = pass.alloc(b, "gradients", tokens, pass.hidden)?;
+    let (dy, eps, accumulate) = (d_stream, pass.branch_eps, false);
+    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx: &mut dx })?;
+    Ok(Some(dx))
+}
+
+/// The low-rank gradients of a group that reads the residual stream `x`, by its norm where it has one, and, added to
+/// `d_stream`, the stream's gradient. `None`: nothing below is trained.
+fn stream_backward<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    x: &B::Buffer,
+    norm: Option<&B::Vector>,
+    s: Option<&B::Buffer>,
+    dy: &B::Buffer,
+    group: &mut LinearGroup<B>,
+    d_stream: Option<&mut B::Buffer>,
+) -> Result<()> {
+    let normed = norm_of(b, pass, tokens, x, norm)?;
+    let input = normed.as_ref().unwrap_or(x);
+    let Some(d_stream) = d_stream else { return linear_backward(b, pass, tokens, input, s, dy, group, Dx::Nowhere) };
+    let Some(weight) = norm else {
+        return linear_backward(b, pass, tokens, input, s, dy, group, Dx::Onto(d_stream));
+    };
+    let mut d_normed = pass.alloc(b, "gradients", tokens, pass.hidden)?;
+    linear_backward(b, pass, tokens, input, s, dy, group, Dx::Over(&mut d_normed))?;
+    let (dy, eps) = (&d_normed, pass.eps);
+    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate: true, dx: d_stream })
 }
 
 /// Turns the gradient of the block's output into that of its input, in place. What of the MLP was not kept is computed
@@ -490,7 +605,7 @@ fn block_backward<B: Backend>(
     d_stream: &mut B::Buffer,
     first: bool,
 ) -> Result<()> {
-    let (all, shape, eps) = (|| pass.all(), pass.shape, pass.eps);
+    let (all, shape) = (|| pass.all(), pass.shape);
     let keeps = kept.is_some();
     let mut d_attention = None;
     for tokens in pass.tiles() {
@@ -506,10 +621,16 @@ fn block_backward<B: Backend>(
             }
         };
         mlp_backward(b, layer, pass, &tokens, &mut mlp, activated, d_stream)?;
+        let projected = mlp.projected.take();
         kept = Some(mlp).filter(|_| keeps && pass.tiled);
         let d_attention = whole(b, &mut d_attention, "attention output", shape.out())?;
-        let (x, s) = (&attention.out, attention.s_o.as_ref());
-        linear_backward(b, pass, &tokens, x, s, d_stream, &mut layer.o, Some(d_attention))?;
+        let norm = layer.attention_norms.output.as_ref();
+        let d_projected = before_norm(b, pass, &tokens, d_stream, projected.as_ref(), norm)?;
+        let (x, s, dy) = (&attention.out, attention.s_o.as_ref(), d_projected.as_ref().unwrap_or(d_stream));
+        linear_backward(b, pass, &tokens, x, s, dy, &mut layer.o, Dx::Over(d_attention))?;
+        if let Some(kept) = &mut kept {
+            kept.projected = projected;
+        }
     }
     drop(kept);
     let d_attention = d_attention.expect("a batch has tokens");
@@ -528,20 +649,14 @@ fn block_backward<B: Backend>(
         b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, table, inverse: true })?;
     }
     if let Some([q, k]) = &layer.qk_norm {
-        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps: pass.head_eps, shape, dqkv: &mut d_qkv })?;
+        let (weights, eps) = ([q, k], pass.branch_eps);
+        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights, eps, shape, dqkv: &mut d_qkv })?;
     }
     drop(qkv);
     for tokens in pass.tiles() {
-        let normed = norm(b, pass, &tokens, input, &layer.input_norm, None)?;
-        if first {
-            linear_backward(b, pass, &tokens, &normed, s_qkv.as_ref(), &d_qkv, &mut layer.qkv, None)?;
-            continue;
-        }
-        let mut d_normed = pass.alloc(b, "gradients", &tokens, pass.hidden)?;
-        let dx = Some(&mut d_normed);
-        linear_backward(b, pass, &tokens, &normed, s_qkv.as_ref(), &d_qkv, &mut layer.qkv, dx)?;
-        let (weight, dy) = (&layer.input_norm, &d_normed);
-        b.run(tokens, Op::RmsNormBackward { dy, x: input, weight, eps, accumulate: true, dx: d_stream })?;
+        let (norm, s) = (layer.attention_norms.input.as_ref(), s_qkv.as_ref());
+        let below = if first { None } else { Some(&mut *d_stream) };
+        stream_backward(b, pass, &tokens, input, norm, s, &d_qkv, &mut layer.qkv, below)?;
     }
     Ok(())
 }
@@ -557,15 +672,14 @@ fn mlp_backward<B: Backend>(
     d_stream: &mut B::Buffer,
 ) -> Result<()> {
     let mut d_activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
-    let (s, dx) = (mlp.s_down.as_ref(), Some(&mut d_activated));
-    linear_backward(b, pass, tokens, &activated, s, d_stream, &mut layer.down, dx)?;
-    drop(activated);
-    b.run(tokens.clone(), Op::SwigluBackward { dout: &d_activated, gate_up: &mut mlp.gate_up })?;
+    let (given, norm) = (mlp.output.as_ref(), layer.mlp_norms.output.as_ref());
+    let d_output = before_norm(b, pass, tokens, d_stream, given, norm)?;
+    let (s, dy) = (mlp.s_down.as_ref(), d_output.as_ref().unwrap_or(d_stream));
+    linear_backward(b, pass, tokens, &activated, s, dy, &mut layer.down, Dx::Over(&mut d_activated))?;
+    drop((d_output, activated));
+    let (activation, gate_up) = (pass.activation, &mut mlp.gate_up);
+    b.run(tokens.clone(), Op::SwigluBackward { dout: &d_activated, activation, gate_up })?;
     drop(d_activated);
-    let normed = norm(b, pass, tokens, &mlp.middle, &layer.post_attention_norm, None)?;
-    let mut d_normed = pass.alloc(b, "gradients", tokens, pass.hidden)?;
-    let (s, dx) = (mlp.s_gate_up.as_ref(), Some(&mut d_normed));
-    linear_backward(b, pass, tokens, &normed, s, &mlp.gate_up, &mut layer.gate_up, dx)?;
-    let (dy, x, weight, eps) = (&d_normed, &mlp.middle, &layer.post_attention_norm, pass.eps);
-    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate: true, dx: d_stream })
+    let (x, dy, s, norm) = (&mlp.middle, &mlp.gate_up, mlp.s_gate_up.as_ref(), layer.mlp_norms.input.as_ref());
+    stream_backward(b, pass, tokens, x, norm, s, dy, &mut layer.gate_up, Some(d_stream))
 }

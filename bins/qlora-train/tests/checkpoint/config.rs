@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use qlora_train::arch::{Arch, LayerArch, Norm, Projection, Rope, RopeScaling};
+use qlora_train::arch::{Arch, LayerArch, Norm, NormWeight, Projection, Rope, RopeScaling};
 use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::error::Result;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ fn absent_keys_have_the_defaults_of_transformers() {
         num_heads: 32,
         num_kv_heads: 32,
         head_dim: 128,
-        norm: Norm::llama(1e-6),
+        norm: Norm { eps: 1e-6, weight: NormWeight::Plain },
         layers: LayerArch::uniform(Rope::new(10_000.0, RopeScaling::Default)),
         tie_word_embeddings: false,
         max_position_embeddings: 2048,

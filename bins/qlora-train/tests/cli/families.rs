@@ -8,7 +8,7 @@ use crate::sandbox::{Sandbox, train};
 
 #[test]
 fn a_model_of_each_family_is_trained_quantized_evaluated_and_asked() {
-    for family in ["qwen2", "qwen3", "smollm3", "granite", "seed_oss"] {
+    for family in ["qwen2", "qwen3", "smollm3", "granite", "seed_oss", "olmo2", "olmo3"] {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
         let sandbox = Sandbox::chat_of(Arch::from_file(&golden.join("config.json")).unwrap());
         assert_eq!(sandbox.json("model/config.json")["model_type"], family);

@@ -4,7 +4,7 @@
 
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
-use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_two_ropes};
+use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_norms_after, with_norms_around, with_two_ropes};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
 use qlora_kernels::rng::Stream;
@@ -148,6 +148,10 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         ("multipliers", reading(with_multipliers(config()))),
         ("a layer without rotation", reading(with_a_layer_not_rotated(config()))),
         ("two kinds of rotation", reading(with_two_ropes(config()))),
+        ("norms of what branches give", reading(with_norms_after(config()))),
+        ("norms around branches, gelu", reading(with_norms_around(config()))),
+        ("heads of 96", reading(Arch { head_dim: 96, num_heads: 3, num_kv_heads: 1, ..config() })),
+        ("heads of 256", reading(Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() })),
     ] {
         let rows = rows(spec.arch.vocab_size);
         let (expected, bounds) = bounds(&spec, &rows);

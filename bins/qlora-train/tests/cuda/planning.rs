@@ -2,7 +2,7 @@
 
 use crate::commands::Directory;
 use crate::runs::{Trained, micro_batches, train_on};
-use crate::sources::{config, memory, small_config, spec};
+use crate::sources::{config, memory, small_config, spec, with_norms_after, with_norms_around};
 use lab::device::{Tally, set_schedule};
 use qlora_train::arch::{Arch, QkNorm};
 use qlora_train::backend::cuda::Cuda;
@@ -41,10 +41,13 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         (nf4(64, true), StateFormat::F32, [Offload, Keep, Recompute, Offload, Keep], 64),
     ];
     let normed = [(cases[1], QkNorm::Head), (cases[7], QkNorm::Head)];
-    for ((quantization, states, activations, tokens), qk_norm) in
-        cases.into_iter().map(|case| (case, QkNorm::None)).chain(normed)
-    {
-        let config = Arch { num_layers: 5, qk_norm, ..config() };
+    let (kept, recomputed) = (cases[1], cases[7]);
+    let plain = config();
+    let cases = cases.into_iter().map(|case| (case, QkNorm::None)).chain(normed);
+    let cases = cases.map(|(case, qk_norm)| (case, Arch { qk_norm, ..plain.clone() }));
+    let others = [(kept, with_norms_after(config())), (recomputed, with_norms_around(config()))];
+    for ((quantization, states, activations, tokens), arch) in cases.chain(others) {
+        let config = Arch { num_layers: 5, ..arch };
         let spec = ModelSpec { activations: activations.to_vec(), quantization, tokens, states, ..spec(config) };
         let bytes = planned(&spec);
         if activations == [Offload; 5] {
@@ -55,7 +58,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         }
         let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, bytes).unwrap();
         steps(&mut cuda, &spec);
-        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?} {qk_norm:?}");
+        assert_eq!(cuda.bytes(), bytes, "{quantization:?} {states:?} {activations:?}");
         if activations != [Keep; 5] {
             continue;
         }

@@ -2,7 +2,10 @@
 
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rng::Stream;
-use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, Rope};
+use qlora_train::arch::{
+    Activation, Arch, GEMMA3_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, Projection,
+};
+use qlora_train::arch::{QkNorm, Rope};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Quantization, StateFormat};
 use qlora_train::base::synthetic::{Synthetic, tiny_arch};
@@ -34,7 +37,8 @@ pub fn config() -> Arch {
 /// With all four multipliers. Logits are divided by little, so that they differ: of nearly equal ones each gradient of
 /// a target is 1 / vocabulary - 1, which rounds to the same side in every token, and that the moved models do not have.
 pub fn with_multipliers(arch: Arch) -> Arch {
-    let multipliers = Multipliers { embedding: 3.0, attention: Some(0.1), residual: 0.22, logits_scaling: 0.1 };
+    let multipliers =
+        Multipliers { embedding: 3.0, attention: Some(0.1), residual: 0.22, logits_scaling: 0.1, ..Multipliers::NONE };
     Arch { multipliers, ..arch }
 }
 
@@ -49,6 +53,19 @@ pub fn with_two_ropes(arch: Arch) -> Arch {
     let fast = Rope { theta: 20.0, ..arch.rope() };
     let layers = [arch.rope(), fast].map(|rope| LayerArch { window: None, rope: Some(rope) });
     Arch { layers: layers.to_vec(), ..arch }
+}
+
+/// What branches give is normalized, not what they read; queries and keys are normalized over their whole width.
+pub fn with_norms_after(arch: Arch) -> Arch {
+    Arch { names: &OLMO2_NAMES, qk_norm: QkNorm::Width, ..arch }
+}
+
+/// Norms around both branches that multiply by 1 + w, gelu, and an embedding that is scaled.
+pub fn with_norms_around(arch: Arch) -> Arch {
+    let norm = Norm { weight: NormWeight::OnePlus, ..arch.norm };
+    let multipliers = Multipliers { embedding: 13.3, embedding_is_rounded: true, ..arch.multipliers };
+    let activation = Activation::GeluTanh;
+    Arch { names: &GEMMA3_NAMES, norm, multipliers, activation, qk_norm: QkNorm::Head, ..arch }
 }
 
 /// A smaller [`config`], for comparisons of bits, which depend on no size.

@@ -15,7 +15,7 @@
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, small_config, spec};
-use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_two_ropes};
+use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_norms_after, with_norms_around, with_two_ropes};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, QkNorm, Rope};
@@ -167,6 +167,10 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("multipliers", with_multipliers(config()), none, 0.1),
         ("a layer without rotation", with_a_layer_not_rotated(config()), none, 0.0),
         ("two kinds of rotation", with_two_ropes(config()), none, 0.0),
+        ("norms of what branches give", with_norms_after(config()), single, 0.1),
+        ("norms around branches, gelu", with_norms_around(config()), none, 0.0),
+        ("heads of 96", Arch { head_dim: 96, num_heads: 3, num_kv_heads: 1, ..config() }, single, 0.0),
+        ("heads of 256", Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() }, none, 0.0),
     ] {
         let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
         spec.lora.dropout = dropout;

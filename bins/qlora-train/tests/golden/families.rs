@@ -1,7 +1,7 @@
 //! Families of models on tiny random checkpoints, beside transformers and PEFT, and what their config.json may say.
 
 use super::{Cut, Tensors, json, spec, tensors, workspace};
-use qlora_train::arch::{Arch, Multipliers, Projection, QkNorm};
+use qlora_train::arch::{Arch, Multipliers, NormWeight, Projection, QkNorm, Rope, RopeScaling};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::Checkpoint;
@@ -136,6 +136,33 @@ fn a_granite_follows_transformers_and_peft() {
 #[test]
 fn a_seed_oss_follows_transformers_and_peft() {
     follows_transformers_and_peft("seed_oss");
+}
+
+/// Norms of what branches give, and of all queries and all keys; two documents.
+#[test]
+fn an_olmo2_follows_transformers_and_peft() {
+    follows_transformers_and_peft("olmo2");
+}
+
+/// A window on the first of two layers, and a rotation that is scaled on the second alone.
+#[test]
+fn an_olmo3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("olmo3");
+}
+
+/// Norms in another place or of another width than the files' are seen, and the other layer's rotation.
+#[test]
+fn the_golden_files_see_other_norms_and_rotations() {
+    type Change = fn(&mut Arch);
+    let changes: [(&str, Change); 3] = [
+        ("olmo3", |arch| arch.layers[1].rope = arch.layers[0].rope),
+        ("olmo3", |arch| arch.layers[0].rope = arch.layers[1].rope),
+        ("olmo2", |arch| arch.norm.weight = NormWeight::OnePlus),
+    ];
+    for (family, change) in changes {
+        let apart = apart_from_transformers_and_peft(family, change);
+        assert!(apart.iter().all(|apart| *apart > 1e-4), "{family}: {apart:?}");
+    }
 }
 
 /// Each of these values of a key of the family's config.json is refused, and the error names the key.
@@ -327,6 +354,7 @@ fn a_granite_reads_its_multipliers_and_refuses_by_key() {
         attention: Some(attention),
         residual,
         logits_scaling,
+        ..Multipliers::NONE
     };
     assert_eq!(read_changed(&config, &[]).multipliers, multipliers(12.0, 0.2, 0.22, 6.0));
     let keys = ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"];
@@ -355,4 +383,58 @@ fn a_seed_oss_reads_where_it_has_biases() {
     let change = ["attention_out_bias", "mlp_bias"].map(|key| (key, Some(true.into())));
     assert_eq!(read_changed(&config, &change).biases, Projection::ALL.into());
     refused_by_key(&config, &[("hidden_act", Value::from("gelu")), ("mlp_bias", Value::from(1))]);
+}
+
+#[test]
+fn an_olmo_reads_its_norms_windows_and_rotations() {
+    let Value::Object(config) = json("olmo2/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[("attention_bias", Some(true.into())), ("rope_parameters", None)]);
+    assert!(arch.qk_norm == QkNorm::Width && arch.biases == Projection::ATTENTION.into() && arch.rope().theta == 1e4);
+    let cases = [("layer_types", Value::from(vec!["sliding_attention"; 2])), ("sliding_window", Value::from(8))];
+    refused_by_key(&config, &cases);
+
+    let Value::Object(config) = json("olmo3/config.json") else { panic!("config.json is no object") };
+    let windows = |change: &[(&str, Option<Value>)]| {
+        let arch = read_changed(&config, change);
+        (0..arch.num_layers).map(|layer| arch.layer(layer).window).collect::<Vec<_>>()
+    };
+    let some = Some(6);
+    assert_eq!(windows(&[]), [some, None]);
+    assert_eq!(
+        windows(&[("layer_types", None), ("num_hidden_layers", Some(5.into()))]),
+        [some, some, some, None, some]
+    );
+    assert_eq!(windows(&[("layer_types", None), ("sliding_window", None)]), [Some(4096); 2]);
+    let arch = read_changed(&config, &[]);
+    assert_eq!(arch.layer(0).rope, Some(Rope::new(500.0, RopeScaling::Default)));
+    assert!(matches!(
+        arch.layer(1).rope.unwrap().scaling,
+        RopeScaling::Yarn { factor: 4.0, attention_factor: 1.2, .. }
+    ));
+    // As published: one theta, and a scaling for layers that see everything.
+    let published = [
+        ("rope_parameters", None),
+        ("rope_theta", Some(7e5.into())),
+        ("rope_scaling", Some(serde_json::json!({"rope_type": "linear", "factor": 8.0}))),
+    ];
+    let arch = read_changed(&config, &published);
+    assert_eq!(arch.layer(0).rope, Some(Rope::new(7e5, RopeScaling::Default)));
+    assert_eq!(arch.layer(1).rope, Some(Rope::new(7e5, RopeScaling::Linear { factor: 8.0 })));
+    assert_eq!(read_changed(&config, &published[..1]).rope().theta, 5e5);
+    let cases = [
+        ("sliding_window", Value::Null),
+        ("layer_types", Value::from(vec!["sliding_attention"])),
+        ("rope_scaling", serde_json::json!({"rope_type": "linear", "factor": 8.0})),
+    ];
+    refused_by_key(&config, &cases);
+    for (key, parameters) in [
+        ("factor", serde_json::json!({"full_attention": {"rope_type": "yarn", "factor": -1.0}})),
+        ("rope_type", serde_json::json!({"sliding_attention": {}, "rope_type": "default"})),
+        ("rope_theta", serde_json::json!({"sliding_attention": {"rope_theta": 0.0}})),
+    ] {
+        let mut config = config.clone();
+        config.insert("rope_parameters".into(), parameters);
+        let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    }
 }

@@ -12,19 +12,22 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Calls `norm` with each head of the queries and keys in rows q‖k‖v of two buffers, and with the weight for it.
-fn each_head<T: Send + Sync>(
+/// Calls `norm` with each part of the queries and keys in rows q‖k‖v of two buffers that is as wide as the weight for
+/// it, and with that weight: with each head, or with all queries and all keys.
+fn each_norm<T: Send + Sync>(
     shape: AttentionShape,
     [q, k]: [&[f32]; 2],
     to: &mut [T],
     from: &[T],
     norm: impl Fn(&mut [T], &[T], &[f32]) + Sync,
 ) {
-    let (width, d, heads) = (shape.qkv(), shape.head_dim, shape.heads + shape.kv_heads);
+    let (width, keys) = (shape.qkv(), shape.out()..shape.out() + shape.kv_heads * shape.head_dim);
     let rows = to.par_chunks_exact_mut(width).zip(from.par_chunks_exact(width)).with_min_len(16);
     rows.for_each(|(to, from)| {
-        for (head, (to, from)) in to.chunks_exact_mut(d).zip(from.chunks_exact(d)).take(heads).enumerate() {
-            norm(to, from, if head < shape.heads { q } else { k });
+        for (columns, weight) in [(0..keys.start, q), (keys.clone(), k)] {
+            let (to, from) = (&mut to[columns.clone()], &from[columns]);
+            let parts = to.chunks_exact_mut(weight.len()).zip(from.chunks_exact(weight.len()));
+            parts.for_each(|(to, from)| norm(to, from, weight));
         }
     });
 }
@@ -52,6 +55,13 @@ fn each_few<T: Copy>(
 impl Compute for Cpu {
     fn batch(&self) -> &CheckedBatch {
         &self.batch
+    }
+
+    fn rounded(&self, x: f32) -> f32 {
+        match self.precision {
+            Precision::F32 => x,
+            Precision::Bf16(_) => half::bf16::from_f32(x).to_f32(),
+        }
     }
 
     fn set_batch(&mut self, batch: CheckedBatch) -> Result<()> {
@@ -83,6 +93,10 @@ impl Compute for Cpu {
                 elementwise::add(x.rows(tokens)?, delta.rows(tokens)?, sum.rows_mut(tokens)?);
                 elementwise::rms_norm(sum.rows(tokens)?, weight, *eps, out.rows_mut(tokens)?);
             }
+            Op::RmsNormAdd { x, delta, weight, eps, sum } => {
+                elementwise::rms_norm(delta.rows(tokens)?, weight, *eps, sum.rows_mut(tokens)?);
+                elementwise::add_to(x.rows(tokens)?, sum.rows_mut(tokens)?);
+            }
             Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
                 let (dy, x, dx) = (dy.rows(tokens)?, x.rows(tokens)?, dx.rows_mut(tokens)?);
                 elementwise::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx);
@@ -97,9 +111,9 @@ impl Compute for Cpu {
             Op::LoraDyB { dy, group, t } => {
                 linear::lora_dy_b(workspace, dy.rows(tokens)?, group, t.rows_mut(tokens)?);
             }
-            Op::LinearDx { dy, t, group, dropout, dx } => {
+            Op::LinearDx { dy, t, group, dropout, accumulate, dx } => {
                 let t = t.map(|t| t.rows(tokens)).transpose()?;
-                linear::dx(workspace, dy.rows(tokens)?, t, first, group, *dropout, dx.rows_mut(tokens)?);
+                linear::dx(workspace, dy.rows(tokens)?, t, first, group, *dropout, *accumulate, dx.rows_mut(tokens)?);
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let (x, dy, s, t) = (x.rows(tokens)?, dy.rows(tokens)?, s.rows(tokens)?, t.rows(tokens)?);
@@ -109,10 +123,10 @@ impl Compute for Cpu {
                 let (x, y) = (qkv.rows(tokens)?, out.rows_mut(tokens)?);
                 y.copy_from_slice(x);
                 let norm = |y: &mut [f32], x: &[f32], w: &[f32]| elementwise::rms_norm_row(x, w, *eps, y);
-                each_head(*shape, [q, k], y, x, norm);
+                each_norm(*shape, [q, k], y, x, norm);
             }
             Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
-                each_head(*shape, [q, k], dqkv.rows_mut(tokens)?, qkv.rows(tokens)?, |dx, x, w| {
+                each_norm(*shape, [q, k], dqkv.rows_mut(tokens)?, qkv.rows(tokens)?, |dx, x, w| {
                     let dy = dx.to_vec();
                     dx.fill(0.0);
                     elementwise::rms_norm_backward_row(&dy, x, w, *eps, dx);
@@ -141,12 +155,13 @@ impl Compute for Cpu {
                 let (qkv, out) = (qkv.rows(tokens)?, out.rows_mut(tokens)?);
                 cache::attention(qkv, cache.all(), batch, *shape, Visible::new(*window), starts, out);
             }
-            Op::Swiglu { gate_up, out } => {
+            Op::Swiglu { gate_up, activation, out } => {
                 let width = out.width();
-                elementwise::swiglu(gate_up.rows(tokens)?, out.rows_mut(tokens)?, width);
+                elementwise::swiglu(gate_up.rows(tokens)?, out.rows_mut(tokens)?, width, *activation);
             }
-            Op::SwigluBackward { dout, gate_up } => {
-                elementwise::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, dout.width());
+            Op::SwigluBackward { dout, activation, gate_up } => {
+                let width = dout.width();
+                elementwise::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, *activation);
             }
             Op::CrossEntropy { x, head, weight, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows_mut(tokens)).transpose()?;
@@ -227,6 +242,10 @@ impl Cpu {
                 let (x, delta) = (x.rows16(tokens)?, delta.rows16(tokens)?);
                 bf16::rows::add_rms_norm(x, delta, sum.rows16_mut(tokens)?, weight, *eps, out.rows16_mut(tokens)?);
             }
+            Op::RmsNormAdd { x, delta, weight, eps, sum } => {
+                let (x, delta) = (x.rows16(tokens)?, delta.rows16(tokens)?);
+                bf16::rows::rms_norm_add(x, delta, weight, *eps, sum.rows16_mut(tokens)?);
+            }
             Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
                 let (dy, x) = (dy.rows16(tokens)?, x.rows16(tokens)?);
                 bf16::rows::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows16_mut(tokens)?);
@@ -248,9 +267,10 @@ impl Cpu {
                 let segments = segments(group);
                 group_of(group.k, &segments, None).lora_dy_b(gemm, dy.rows16(tokens)?, t.rows16_mut(tokens)?);
             }
-            Op::LinearDx { dy, t, group, dropout, dx } => {
+            Op::LinearDx { dy, t, group, dropout, accumulate, dx } => {
                 let (t, segments) = (t.map(|t| t.rows16(tokens)).transpose()?, segments(group));
-                group_of(group.k, &segments, *dropout).dx(gemm, dy.rows16(tokens)?, t, term, dx.rows16_mut(tokens)?);
+                let (dy, dx) = (dy.rows16(tokens)?, dx.rows16_mut(tokens)?);
+                group_of(group.k, &segments, *dropout).dx(gemm, dy, t, term, *accumulate, dx);
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 // Values and gradients of a tensor are borrowed apart: the operands are views of what is only read.
@@ -278,10 +298,10 @@ impl Cpu {
                 let (x, y) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
                 y.copy_from_slice(x);
                 let norm = |y: &mut [half::bf16], x: &[half::bf16], w: &[f32]| bf16::rows::rms_norm_row(x, w, *eps, y);
-                each_head(*shape, [q, k], y, x, norm);
+                each_norm(*shape, [q, k], y, x, norm);
             }
             Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
-                each_head(*shape, [q, k], dqkv.rows16_mut(tokens)?, qkv.rows16(tokens)?, |dx, x, w| {
+                each_norm(*shape, [q, k], dqkv.rows16_mut(tokens)?, qkv.rows16(tokens)?, |dx, x, w| {
                     let dy = dx.to_vec();
                     dx.fill(half::bf16::ZERO);
                     bf16::rows::rms_norm_backward_row(&dy, x, w, *eps, dx);
@@ -309,12 +329,13 @@ impl Cpu {
                 let (qkv, out) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
                 bf16::cache::attention(isa, qkv, cache.all16(), batch, *shape, Visible::new(*window), starts, out);
             }
-            Op::Swiglu { gate_up, out } => {
+            Op::Swiglu { gate_up, activation, out } => {
                 let width = out.width();
-                bf16::rows::swiglu(gate_up.rows16(tokens)?, out.rows16_mut(tokens)?, width);
+                bf16::rows::swiglu(gate_up.rows16(tokens)?, out.rows16_mut(tokens)?, width, *activation);
             }
-            Op::SwigluBackward { dout, gate_up } => {
-                bf16::rows::swiglu_backward(dout.rows16(tokens)?, gate_up.rows16_mut(tokens)?, dout.width());
+            Op::SwigluBackward { dout, activation, gate_up } => {
+                let width = dout.width();
+                bf16::rows::swiglu_backward(dout.rows16(tokens)?, gate_up.rows16_mut(tokens)?, width, *activation);
             }
             Op::CrossEntropy { x, head, weight, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows16_mut(tokens)).transpose()?;

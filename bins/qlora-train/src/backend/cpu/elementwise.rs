@@ -2,7 +2,7 @@
 
 use super::gemm::simd::vectorized;
 use qlora_kernels::rope::RopeTable;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 use rayon::prelude::*;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without
@@ -77,6 +77,13 @@ pub fn add(x: &[f32], y: &[f32], sum: &mut [f32]) {
     });
 }
 
+/// `sum += x`
+pub fn add_to(x: &[f32], sum: &mut [f32]) {
+    sum.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(sum, x)| {
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    });
+}
+
 /// Σ x·y of two rows of equal length, in L interleaved parts.
 #[inline(always)]
 pub fn dot<const L: usize>(x: &[f32], y: &[f32]) -> f32 {
@@ -146,7 +153,8 @@ vectorized! {
 
 /// Rotates queries and keys in place, backwards for the gradient.
 pub fn rope(qkv: &mut [f32], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
-    for_rotated_rows(qkv, shape, positions, table, |cos, sin, row| rotate_row(cos, sin, inverse, row));
+    let d = shape.head_dim;
+    for_rotated_rows(qkv, shape, positions, table, |cos, sin, row| rotate_row(cos, sin, inverse, d, row));
 }
 
 /// Gives `rotate` the cosines and sines of every row's position, and the row's queries and keys.
@@ -157,19 +165,19 @@ pub fn for_rotated_rows<T: Send>(
     table: &RopeTable<f32>,
     rotate: impl Fn(&[f32], &[f32], &mut [T]) + Sync + Send,
 ) {
-    let (width, heads, half) = (shape.qkv(), shape.heads + shape.kv_heads, shape.head_dim / 2);
+    let (width, rotated, half) = (shape.qkv(), (shape.heads + shape.kv_heads) * shape.head_dim, table.half);
     let rows = qkv.par_chunks_mut(width).zip(positions).with_min_len(MIN_ROWS);
     rows.for_each(|(qkv, &position)| {
         let at = position as usize * half;
-        rotate(&table.cos[at..at + half], &table.sin[at..at + half], &mut qkv[..heads * 2 * half]);
+        rotate(&table.cos[at..at + half], &table.sin[at..at + half], &mut qkv[..rotated]);
     });
 }
 
 vectorized! {
-    fn rotate_row<'a>(cos: &'a [f32], sin: &'a [f32], inverse: bool, row: &'a mut [f32]) {
+    fn rotate_row<'a>(cos: &'a [f32], sin: &'a [f32], inverse: bool, head_dim: usize, row: &'a mut [f32]) {
         let direction = if inverse { -1.0 } else { 1.0 };
-        for head in row.chunks_exact_mut(2 * cos.len()) {
-            let (low, high) = head.split_at_mut(cos.len());
+        for head in row.chunks_exact_mut(head_dim) {
+            let (low, high) = head[..2 * cos.len()].split_at_mut(cos.len());
             for (((x, y), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                 let (a, b, sin) = (*x, *y, direction * sin);
                 *x = a * cos - b * sin;
@@ -179,10 +187,29 @@ vectorized! {
     }
 }
 
-pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize) {
+/// What the sigmoid of a gate is of, for gelu in its tanh form: (1 + tanh(u)) / 2 is the sigmoid of 2·u.
+#[inline(always)]
+pub fn gelu_exponent(gate: f32) -> f32 {
+    GELU_ROOT * (gate + GELU_CUBIC * gate * gate * gate)
+}
+
+/// The slope of [`gelu_exponent`].
+#[inline(always)]
+pub fn gelu_slope(gate: f32) -> f32 {
+    GELU_ROOT * (1.0 + 3.0 * GELU_CUBIC * gate * gate)
+}
+
+/// 2·√(2/π)
+const GELU_ROOT: f32 = 1.595_769;
+const GELU_CUBIC: f32 = 0.044_715;
+
+pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize, activation: GateActivation) {
     out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(MIN_ROWS).for_each(|(out, row)| {
         let (gate, up) = row.split_at(i);
-        swiglu_row(gate, up, out);
+        match activation {
+            GateActivation::Silu => swiglu_row(gate, up, out),
+            GateActivation::GeluTanh => geglu_row(gate, up, out),
+        }
     });
 }
 
@@ -194,10 +221,21 @@ vectorized! {
     }
 }
 
-pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize) {
+vectorized! {
+    fn geglu_row<'a>(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) {
+        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate / (1.0 + exp(-gelu_exponent(gate))) * up;
+        }
+    }
+}
+
+pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize, activation: GateActivation) {
     gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS).for_each(|(row, dout)| {
         let (gate, up) = row.split_at_mut(i);
-        swiglu_backward_row(dout, gate, up);
+        match activation {
+            GateActivation::Silu => swiglu_backward_row(dout, gate, up),
+            GateActivation::GeluTanh => geglu_backward_row(dout, gate, up),
+        }
     });
 }
 
@@ -208,6 +246,17 @@ vectorized! {
             let silu = *gate * s;
             *gate = dout * *up * s * (1.0 + *gate * (1.0 - s));
             *up = dout * silu;
+        }
+    }
+}
+
+vectorized! {
+    fn geglu_backward_row<'a>(dout: &'a [f32], gate: &'a mut [f32], up: &'a mut [f32]) {
+        for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
+            let s = 1.0 / (1.0 + exp(-gelu_exponent(*gate)));
+            let gelu = *gate * s;
+            *gate = dout * *up * s * (1.0 + *gate * (1.0 - s) * gelu_slope(*gate));
+            *up = dout * gelu;
         }
     }
 }
@@ -237,16 +286,18 @@ mod tests {
     fn a_rotation_has_the_bits_of_the_reference() {
         use qlora_kernels::reference;
         use qlora_kernels::rope::RopeScaling;
-        for (heads, kv_heads, head_dim) in [(3, 1, 2), (2, 2, 10), (4, 2, 64), (2, 1, 128)] {
+        for (heads, kv_heads, head_dim, rotated) in
+            [(3, 1, 2, 2), (2, 2, 10, 10), (4, 2, 64, 64), (2, 1, 128, 128), (2, 1, 128, 96)]
+        {
             let shape = AttentionShape { heads, kv_heads, head_dim };
-            let table = RopeTable::new(head_dim, 1e4, RopeScaling::Default, 90);
+            let table = RopeTable::new(rotated, 1e4, RopeScaling::Default, 90);
             let positions: Vec<u32> = (0..43).map(|i| i * 2).collect();
             let qkv: Vec<f32> = (0..43 * shape.qkv()).map(|i| (i as f32 * 0.37).sin()).collect();
             for inverse in [false, true] {
                 let (mut found, mut expected) = (qkv.clone(), qkv.clone());
                 rope(&mut found, shape, &positions, &table, inverse);
                 let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-                rotate(&mut expected, shape.qkv(), heads + kv_heads, &positions, &table);
+                rotate(&mut expected, shape.qkv(), heads + kv_heads, head_dim, &positions, &table);
                 assert!(found != qkv && found.iter().zip(&expected).all(|(x, y)| x.to_bits() == y.to_bits()));
             }
         }

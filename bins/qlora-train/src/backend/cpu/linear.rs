@@ -115,7 +115,7 @@ pub fn lora_dy_b(
     }
 }
 
-/// `dX = dY·W + dropout(T·A)`
+/// `dX = dY·W + dropout(T·A)`, or += with `accumulate`.
 pub fn dx(
     workspace: &mut Workspace,
     dy: &[f32],        // [M, ΣN]
@@ -123,6 +123,7 @@ pub fn dx(
     first_token: usize,
     group: &LinearGroup<Cpu>,
     dropout: Option<Dropout>,
+    accumulate: bool,
     dx: &mut [f32], // [M, K]
 ) {
     let (k, n, r) = (group.k, group.n(), group.r());
@@ -144,10 +145,10 @@ pub fn dx(
     let low_rank = terms.iter().map(|(left, k, a)| Product::new(*left, *k, Right::upright(a)));
     let Some(dropout) = dropout.filter(|_| !terms.is_empty()) else {
         products.extend(low_rank);
-        multiply(&mut workspace.panels, dx, k, rows, 0..k, false, &products);
+        multiply(&mut workspace.panels, dx, k, rows, 0..k, accumulate, &products);
         return;
     };
-    multiply(&mut workspace.panels, dx, k, rows, 0..k, false, &products);
+    multiply(&mut workspace.panels, dx, k, rows, 0..k, accumulate, &products);
     let masked = &mut workspace.dropped[..rows * k];
     multiply(&mut workspace.panels, masked, k, rows, 0..k, false, &low_rank.collect::<Vec<_>>());
     let chunks = dx.par_chunks_mut(TOKEN_CHUNK * k).zip(masked.par_chunks_mut(TOKEN_CHUNK * k)).enumerate();

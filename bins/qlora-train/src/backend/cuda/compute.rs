@@ -21,6 +21,10 @@ impl Compute for Cuda {
         &self.batch
     }
 
+    fn rounded(&self, x: f32) -> f32 {
+        bf16::from_f32(x).to_f32()
+    }
+
     fn set_batch(&mut self, batch: CheckedBatch) -> Result<()> {
         self.batch = batch;
         // Two documents at least begin at different tokens, but empty ones may be any number.
@@ -57,6 +61,10 @@ impl Compute for Cuda {
                 let residual = Residual::Add { x, delta, sum };
                 ops::rms_norm(residual, weight.f32.view(), *eps, out.rows_mut(tokens)?, stream)?;
             }
+            Op::RmsNormAdd { x, delta, weight, eps, sum } => {
+                let residual = Residual::After { delta: delta.rows(tokens)?, x: x.rows(tokens)? };
+                ops::rms_norm(residual, weight.f32.view(), *eps, sum.rows_mut(tokens)?, stream)?;
+            }
             Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx } => {
                 let (dy, x, weight) = (dy.rows(tokens)?, x.rows(tokens)?, weight.f32.view());
                 ops::rms_norm_backward(dy, x, weight, *eps, *accumulate, dx.rows_mut(tokens)?, stream)?;
@@ -70,8 +78,9 @@ impl Compute for Cuda {
                 linear::forward(tokens, x, *s, group, &self.pinned, y, workspace, stream, &mut self.linear_paths)?;
             }
             Op::LoraDyB { dy, group, t } => linear::lora_dy_b(tokens, dy, group, &self.pinned, t, stream)?,
-            Op::LinearDx { dy, t, group, dropout, dx } => {
-                linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, dx, self.empty.view_mut(), stream)?;
+            Op::LinearDx { dy, t, group, dropout, accumulate, dx } => {
+                let workspace = self.empty.view_mut();
+                linear::dx(tokens, dy, *t, group, &self.pinned, *dropout, *accumulate, dx, workspace, stream)?;
             }
             Op::LoraGradients { x, dy, s, t, group, dropout } => {
                 let workspace = self.gradients.view_mut();
@@ -89,7 +98,7 @@ impl Compute for Cuda {
                 let table = self.ropes[*table].table();
                 let (ldx, heads) = (qkv.width(), shape.heads + shape.kv_heads);
                 let positions = self.on_device.positions.rows(tokens);
-                ops::rope(qkv.rows_mut(tokens)?, ldx, heads, positions, table, *inverse, stream)?;
+                ops::rope(qkv.rows_mut(tokens)?, ldx, heads, shape.head_dim, positions, table, *inverse, stream)?;
             }
             Op::Attention { qkv, shape, window, out, lse } => {
                 let boundaries = self.on_device.boundaries.rows(&(0..self.batch.boundaries.len()));
@@ -107,13 +116,13 @@ impl Compute for Cuda {
             Op::AttentionOverCache { qkv, cache, shape, window, out, .. } => {
                 self.attention_over_cache(qkv, cache, *shape, *window, out)?;
             }
-            Op::Swiglu { gate_up, out } => {
+            Op::Swiglu { gate_up, activation, out } => {
                 let width = out.width();
-                ops::swiglu(gate_up.rows(tokens)?, width, out.rows_mut(tokens)?, stream)?;
+                ops::swiglu(gate_up.rows(tokens)?, width, *activation, out.rows_mut(tokens)?, stream)?;
             }
-            Op::SwigluBackward { dout, gate_up } => {
-                let width = dout.width();
-                ops::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, None, stream)?;
+            Op::SwigluBackward { dout, activation, gate_up } => {
+                let (dout, width) = (dout.rows(tokens)?, dout.width());
+                ops::swiglu_backward(dout, gate_up.rows_mut(tokens)?, width, *activation, None, stream)?;
             }
             Op::CrossEntropy { x, head, weight, dx } => {
                 let device = self.on_device.targets.rows(tokens);

@@ -5,6 +5,7 @@ use crate::arch::Arch;
 use crate::backend::{LinearGroup, Operands};
 use crate::error::Result;
 use crate::refuse;
+use qlora_kernels::ops::attention::HEAD_DIMS;
 
 /// The largest LoRA rank of the kernels.
 const MAX_RANK: usize = qlora_kernels::sys::QK_MAX_R as usize;
@@ -14,8 +15,10 @@ const ELSEWHERE: &str = "`--device cpu` computes it";
 /// Shapes of the whole model.
 pub fn check_model(config: &Arch) -> Result<()> {
     let Arch { head_dim, hidden_size, intermediate_size, .. } = *config;
-    if ![64, 128].contains(&head_dim) {
-        refuse!("config.json: `head_dim`: found {head_dim}, expected 64 or 128 on cuda; {ELSEWHERE}");
+    if !HEAD_DIMS.contains(&head_dim) {
+        let [others @ .., last] = HEAD_DIMS.map(|head_dim| head_dim.to_string());
+        let built = format!("{} or {last}", others.join(", "));
+        refuse!("config.json: `head_dim`: found {head_dim}, expected {built} on cuda; {ELSEWHERE}");
     }
     // Rows of these widths begin at multiples of 16 bytes, as the kernels read them.
     for (name, width) in [("hidden_size", hidden_size), ("intermediate_size", intermediate_size)] {

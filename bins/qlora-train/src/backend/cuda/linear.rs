@@ -150,6 +150,7 @@ pub fn dx(
     group: &Group,
     pinned: &PinnedWeights,
     dropout: Option<rng::Dropout>,
+    accumulate: bool,
     dx: &mut CudaBuffer,
     workspace: ViewMut<'_, bf16>,
     stream: Stream,
@@ -158,7 +159,7 @@ pub fn dx(
     let t = t.map(|t| t.rows(tokens)).transpose()?;
     let backward = Backward { m, k, t, dropout: mask(dropout, tokens) };
     let segments = segments_backward(group, pinned, dy.rows(tokens)?);
-    let gradient = InputGradient { dx: dx.rows_mut(tokens)?, lddx: k, accumulate: false };
+    let gradient = InputGradient { dx: dx.rows_mut(tokens)?, lddx: k, accumulate };
     Ok(linear_dx(&backward, &segments, gradient, workspace, stream)?)
 }
 

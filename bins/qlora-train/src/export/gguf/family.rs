@@ -181,12 +181,12 @@ impl GgufFamily {
         let below = source.strip_prefix(names.layers).and_then(|rest| rest.strip_prefix('.'));
         let (layer, rest) = below.and_then(|rest| rest.split_once('.')).expect("the other tensors are of a layer");
         let norms = [
-            (names.input_norm, "attn_norm"),
-            (names.post_attention_norm, self.ffn_norm),
-            (names.q_norm, "attn_q_norm"),
-            (names.k_norm, "attn_k_norm"),
+            (names.attention_norms.input, "attn_norm"),
+            (names.mlp_norms.input, self.ffn_norm),
+            (Some(names.q_norm), "attn_q_norm"),
+            (Some(names.k_norm), "attn_k_norm"),
         ];
-        if let Some((_, name)) = norms.iter().find(|(own, _)| *own == rest) {
+        if let Some((_, name)) = norms.iter().find(|(own, _)| *own == Some(rest)) {
             return (format!("blk.{layer}.{name}.weight"), None);
         }
         let (path, end) = rest.rsplit_once('.').expect("a weight or a bias of a module");

@@ -7,7 +7,7 @@
 use super::dots;
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
-use super::rows::round;
+use super::rows::{round, widen};
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::gemm::tiles::{Tile, even_width, split};
 use half::bf16;
@@ -134,6 +134,8 @@ pub enum Out<'a> {
     Bf16 { data: &'a mut [bf16], stride: usize, scale: f32, bias: Option<&'a [f32]> },
     /// `bf16(sum + more)`, with `more` `[M, N]` in rows of its own length
     Plus { data: &'a mut [bf16], stride: usize, more: &'a [f32] },
+    /// `bf16(data + sum)`
+    AddBf16 { data: &'a mut [bf16], stride: usize },
     /// `sum`
     F32 { data: &'a mut [f32], stride: usize },
     /// `+= sum`
@@ -158,6 +160,9 @@ pub fn multiply(isa: Isa, scratch: &mut [Scratch], out: Out, rows: usize, column
             run(isa, scratch, data, stride, rows, columns, products, &|out, row, at, sums| {
                 round_sum(out, sums, &more[row * width + at - first..][..sums.len()]);
             });
+        }
+        Out::AddBf16 { data, stride } => {
+            run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| add_rounded(out, sums));
         }
         Out::F32 { data, stride } => {
             run(isa, scratch, data, stride, rows, columns, products, &|out, _, _, sums| out.copy_from_slice(sums));
@@ -189,6 +194,14 @@ vectorized! {
     fn round_sum<'a>(out: &'a mut [bf16], sums: &'a [f32], more: &'a [f32]) {
         for ((out, sum), more) in out.iter_mut().zip(sums).zip(more) {
             *out = round(sum + more);
+        }
+    }
+}
+
+vectorized! {
+    fn add_rounded<'a>(out: &'a mut [bf16], sums: &'a [f32]) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = round(widen(*out) + sum);
         }
     }
 }

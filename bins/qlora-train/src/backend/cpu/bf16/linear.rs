@@ -156,8 +156,16 @@ impl Group<'_> {
         }
     }
 
-    /// `dX = dY·W + dropout(T·A)`; `term` holds as many values as dX where there is dropout.
-    pub fn dx(&self, scratch: &mut [Scratch], dy: &[bf16], t: Option<&[bf16]>, term: &mut [f32], dx: &mut [bf16]) {
+    /// `dX = dY·W + dropout(T·A)`, or += with `accumulate`; `term` holds as many values as dX where there is dropout.
+    pub fn dx(
+        &self,
+        scratch: &mut [Scratch],
+        dy: &[bf16],
+        t: Option<&[bf16]>,
+        term: &mut [f32],
+        accumulate: bool,
+        dx: &mut [bf16],
+    ) {
         let (n, r) = widths(self.segments);
         let (k, rows) = (self.k, dy.len() / n);
         let a: Vec<(usize, usize, Rounded)> = placed(self.segments)
@@ -181,7 +189,10 @@ impl Group<'_> {
         };
         let Some(dropout) = self.dropout.filter(|d| !d.is_identity() && !terms.is_empty()) else {
             products.extend(terms);
-            let out = Out::Bf16 { data: dx, stride: k, scale: 1.0, bias: None };
+            let out = match accumulate {
+                true => Out::AddBf16 { data: dx, stride: k },
+                false => Out::Bf16 { data: dx, stride: k, scale: 1.0, bias: None },
+            };
             return multiply(self.isa, scratch, out, rows, 0..k, &products);
         };
         let term = &mut term[..rows * k];
@@ -192,6 +203,10 @@ impl Group<'_> {
                 term.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
             }
         });
+        if accumulate {
+            let rows = term.par_chunks_exact_mut(k).zip(dx.par_chunks_exact(k)).with_min_len(16);
+            rows.for_each(|(term, dx)| term.iter_mut().zip(dx).for_each(|(x, dx)| *x += widen(*dx)));
+        }
         multiply(self.isa, scratch, Out::Plus { data: dx, stride: k, more: term }, rows, 0..k, &products);
     }
 }
@@ -335,7 +350,7 @@ mod tests {
             let mut t = vec![bf16::ONE; m * even];
             group.lora_dy_b(&mut scratch, &dy, &mut t);
             let (mut term, mut dx) = (vec![0.0; m * k], vec![bf16::ZERO; m * k]);
-            group.dx(&mut scratch, &dy, Some(&t), &mut term, &mut dx);
+            group.dx(&mut scratch, &dy, Some(&t), &mut term, false, &mut dx);
             let (mut ga, mut gb) = (vec![0.5f32; r * k], vec![0.25f32; ns[0] * r]);
             let mut gradients = [Some(Gradients { a: &mut ga, b: &mut gb }), None];
             let mut more = GradientScratch::new(r, 40);

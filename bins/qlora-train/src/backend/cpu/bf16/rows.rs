@@ -1,10 +1,10 @@
 //! Operations of one row at a time on bf16 values: computed in f32, rounded once.
 
-use crate::backend::cpu::elementwise::{LANES, exp, for_rotated_rows};
+use crate::backend::cpu::elementwise::{LANES, exp, for_rotated_rows, gelu_exponent, gelu_slope};
 use crate::backend::cpu::gemm::simd::vectorized;
 use half::bf16;
 use qlora_kernels::rope::RopeTable;
-use qlora_kernels::shape::AttentionShape;
+use qlora_kernels::shape::{AttentionShape, GateActivation};
 use rayon::prelude::*;
 
 /// The nearest bf16, ties to even; NaN stays NaN. Without a branch or call, so that loops over it become vectors.
@@ -76,6 +76,24 @@ pub fn add_rms_norm(x: &[bf16], delta: &[bf16], sum: &mut [bf16], weight: &[f32]
     });
 }
 
+/// `sum = x + rms_norm(delta)`, the norm rounded, and the sum.
+pub fn rms_norm_add(x: &[bf16], delta: &[bf16], weight: &[f32], eps: f32, sum: &mut [bf16]) {
+    let h = weight.len();
+    let rows = sum.par_chunks_exact_mut(h).zip(x.par_chunks_exact(h).zip(delta.par_chunks_exact(h)));
+    rows.with_min_len(MIN_ROWS).for_each(|(sum, (x, delta))| {
+        rms_norm_row(delta, weight, eps, sum);
+        add_to_row(x, sum);
+    });
+}
+
+vectorized! {
+    fn add_to_row<'a>(x: &'a [bf16], sum: &'a mut [bf16]) {
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum = round(widen(*sum) + widen(*x));
+        }
+    }
+}
+
 vectorized! {
     fn add_row<'a>(x: &'a [bf16], y: &'a [bf16], sum: &'a mut [bf16]) {
         for ((sum, x), y) in sum.iter_mut().zip(x).zip(y) {
@@ -115,14 +133,15 @@ vectorized! {
 
 /// Rotates queries and keys of `qkv` in place, backwards for the gradient.
 pub fn rope(qkv: &mut [bf16], shape: AttentionShape, positions: &[u32], table: &RopeTable<f32>, inverse: bool) {
-    for_rotated_rows(qkv, shape, positions, table, |cos, sin, row| rotate_row(cos, sin, inverse, row));
+    let d = shape.head_dim;
+    for_rotated_rows(qkv, shape, positions, table, |cos, sin, row| rotate_row(cos, sin, inverse, d, row));
 }
 
 vectorized! {
-    fn rotate_row<'a>(cos: &'a [f32], sin: &'a [f32], inverse: bool, row: &'a mut [bf16]) {
+    fn rotate_row<'a>(cos: &'a [f32], sin: &'a [f32], inverse: bool, head_dim: usize, row: &'a mut [bf16]) {
         let sign = if inverse { -1.0 } else { 1.0 };
-        for head in row.chunks_exact_mut(2 * cos.len()) {
-            let (low, high) = head.split_at_mut(cos.len());
+        for head in row.chunks_exact_mut(head_dim) {
+            let (low, high) = head[..2 * cos.len()].split_at_mut(cos.len());
             for (((x, y), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                 let (a, b, sin) = (widen(*x), widen(*y), sign * sin);
                 *x = round(a * cos - b * sin);
@@ -132,12 +151,15 @@ vectorized! {
     }
 }
 
-/// `out = silu(gate) ∘ up` for rows gate‖up of `2·width` values.
-pub fn swiglu(gate_up: &[bf16], out: &mut [bf16], width: usize) {
+/// `out = activation(gate) ∘ up` for rows gate‖up of `2·width` values.
+pub fn swiglu(gate_up: &[bf16], out: &mut [bf16], width: usize, activation: GateActivation) {
     let rows = out.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(MIN_ROWS);
     rows.for_each(|(out, row)| {
         let (gate, up) = row.split_at(width);
-        swiglu_row(gate, up, out);
+        match activation {
+            GateActivation::Silu => swiglu_row(gate, up, out),
+            GateActivation::GeluTanh => geglu_row(gate, up, out),
+        }
     });
 }
 
@@ -150,12 +172,24 @@ vectorized! {
     }
 }
 
+vectorized! {
+    fn geglu_row<'a>(gate: &'a [bf16], up: &'a [bf16], out: &'a mut [bf16]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let gate = widen(*gate);
+            *out = round(gate / (1.0 + exp(-gelu_exponent(gate))) * widen(*up));
+        }
+    }
+}
+
 /// Turns gate‖up into its gradient.
-pub fn swiglu_backward(dout: &[bf16], gate_up: &mut [bf16], width: usize) {
+pub fn swiglu_backward(dout: &[bf16], gate_up: &mut [bf16], width: usize, activation: GateActivation) {
     let rows = gate_up.par_chunks_mut(2 * width).zip(dout.par_chunks(width)).with_min_len(MIN_ROWS);
     rows.for_each(|(row, dout)| {
         let (gate, up) = row.split_at_mut(width);
-        swiglu_backward_row(dout, gate, up);
+        match activation {
+            GateActivation::Silu => swiglu_backward_row(dout, gate, up),
+            GateActivation::GeluTanh => geglu_backward_row(dout, gate, up),
+        }
     });
 }
 
@@ -167,6 +201,18 @@ vectorized! {
             let silu = g * s;
             *gate = round(d * u * s * (1.0 + g * (1.0 - s)));
             *up = round(d * silu);
+        }
+    }
+}
+
+vectorized! {
+    fn geglu_backward_row<'a>(dout: &'a [bf16], gate: &'a mut [bf16], up: &'a mut [bf16]) {
+        for ((dout, gate), up) in dout.iter().zip(gate).zip(up) {
+            let (d, g, u) = (widen(*dout), widen(*gate), widen(*up));
+            let s = 1.0 / (1.0 + exp(-gelu_exponent(g)));
+            let gelu = g * s;
+            *gate = round(d * u * s * (1.0 + g * (1.0 - s) * gelu_slope(g)));
+            *up = round(d * gelu);
         }
     }
 }
@@ -230,19 +276,27 @@ mod tests {
                 elementwise::rms_norm_backward(&wide(&dy), &wide(&x), &weight, 1e-5, accumulate, &mut expected);
                 assert_rounded(&dx, &expected, 64.0);
             }
-            let (gate_up, mut out) = (values(2 * tokens * h, 4), vec![bf16::ZERO; tokens * h]);
-            swiglu(&gate_up, &mut out, h);
-            elementwise::swiglu(&wide(&gate_up), &mut expected, h);
-            assert_rounded(&out, &expected, 16.0);
-            let (mut gradient, mut expected) = (gate_up.clone(), wide(&gate_up));
-            swiglu_backward(&dy, &mut gradient, h);
-            elementwise::swiglu_backward(&wide(&dy), &mut expected, h);
-            assert_rounded(&gradient, &expected, 16.0);
+            // The norm is rounded before it is added.
+            rms_norm_add(&x, &d, &weight, 1e-5, &mut sum);
+            rms_norm(&d, &weight, 1e-5, &mut out);
+            let exact: Vec<f32> = wide(&x).iter().zip(wide(&out)).map(|(x, d)| x + d).collect();
+            assert_rounded(&sum, &exact, 0.0);
+            for activation in [GateActivation::Silu, GateActivation::GeluTanh] {
+                let gate_up = values(2 * tokens * h, 4);
+                let mut expected = vec![0.0; tokens * h];
+                swiglu(&gate_up, &mut out, h, activation);
+                elementwise::swiglu(&wide(&gate_up), &mut expected, h, activation);
+                assert_rounded(&out, &expected, 16.0);
+                let (mut gradient, mut expected) = (gate_up.clone(), wide(&gate_up));
+                swiglu_backward(&dy, &mut gradient, h, activation);
+                elementwise::swiglu_backward(&wide(&dy), &mut expected, h, activation);
+                assert_rounded(&gradient, &expected, 16.0);
+            }
         }
         let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8 };
-        let table = RopeTable::new(8, 1e4, RopeScaling::Default, 50);
         let positions: Vec<u32> = (0..21).map(|i| i * 2).collect();
-        for inverse in [false, true] {
+        for (rotated, inverse) in [(8, false), (8, true), (6, false), (6, true)] {
+            let table = RopeTable::new(rotated, 1e4, RopeScaling::Default, 50);
             let qkv = values(21 * shape.qkv(), 5);
             let (mut found, mut expected) = (qkv.clone(), wide(&qkv));
             rope(&mut found, shape, &positions, &table, inverse);
