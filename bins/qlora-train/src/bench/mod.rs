@@ -85,7 +85,7 @@ pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
     let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
     let plan = planner::choose(&device, &mut spec, planner::Levers::of(settings), &stored_in_16_bits, budget)?;
-    plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch")?;
+    plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch, leave --weights and --token-tile out")?;
     device.clone().run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }
 

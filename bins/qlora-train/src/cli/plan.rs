@@ -107,18 +107,7 @@ pub fn answer(
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
-        suggestions = planner::levers_that_fit(device, &spec, levers, stored, budget)?;
-        if max_length > 0 {
-            suggestions.push(format!("max_length: {max_length} is the longest that fits"));
-        } else {
-            let short = if plan.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
-            let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
-            let least = planner::choose(device, &mut least, levers, stored, budget)?;
-            suggestions.push(format!(
-                "no length fits: {} more {short} at least, or a smaller model, is needed",
-                format_bytes(least.missing())
-            ));
-        }
+        suggestions = planner::suggestions(device, &spec, levers, stored, budget, rows, max_length)?;
         let advise_disk = settings.weights != WeightResidency::Disk && !spec.is_streamed() && device.is_cpu();
         if advise_disk && spec.quantization != Quantization::None {
             suggestions.push(

@@ -2,12 +2,13 @@
 //! what fits.
 
 use super::device::{Budget, Device};
-use super::plan::{MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
+use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
 use super::predicted::Speed;
 use crate::arch::Projection;
 use crate::backend::{Quantization, Residency};
 use crate::config::{Checkpointing, Settings, TokenTile, WeightResidency};
 use crate::error::Result;
+use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
 use crate::refuse;
 
@@ -257,7 +258,7 @@ pub fn choose(
 
 /// Settings that hold back a run which does not fit, each with what auto makes of it; all of them, where one alone does
 /// not do. Values do not change.
-pub fn levers_that_fit(
+fn levers_that_fit(
     device: &Device,
     spec: &ModelSpec,
     levers: Levers,
@@ -287,6 +288,50 @@ pub fn levers_that_fit(
         found.push(format!("{name}: auto fits: {}", notes.join("; ")));
     }
     Ok(found)
+}
+
+/// What would make a run fit that does not: settings, then the longest row, or how much memory is missing for any.
+pub fn suggestions(
+    device: &Device,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+    rows: usize,
+    longest: usize,
+) -> Result<Vec<String>> {
+    let mut found = levers_that_fit(device, spec, levers, stored, budget)?;
+    if longest > 0 {
+        found.push(format!("max_length: {longest} is the longest that fits"));
+        return Ok(found);
+    }
+    let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
+    let least = choose(device, &mut least, levers, stored, budget)?;
+    let short = if least.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
+    let missing = format_bytes(least.missing());
+    found.push(format!("no length fits: {missing} more {short} at least, or a smaller model, is needed"));
+    Ok(found)
+}
+
+/// Refuses a run of training that does not fit, with what would make it fit.
+pub fn refuse_unless_it_fits(
+    plan: &MemoryPlan,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    rows: usize,
+) -> Result<()> {
+    if plan.fits() {
+        return Ok(());
+    }
+    let (device, budget) = (&plan.device, plan.budget);
+    let longest = longest_row(device, spec, levers, stored, budget, rows)?;
+    let found = suggestions(device, spec, levers, stored, budget, rows, longest)?.join("; ");
+    let advice = format!(
+        "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing, weights and token_tile at auto \
+         ({found})"
+    );
+    plan::refuse_unless_it_fits(plan, spec.tokens, &advice)
 }
 
 /// The longest row that fits when each micro-batch holds `rows` of them; 0 if none does.

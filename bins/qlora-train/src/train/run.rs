@@ -120,12 +120,12 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
     let budget = device.budget(&settings)?;
     let plan = {
-        let stored = plan::stored_in(&loaded.checkpoint);
-        planner::choose(&device, &mut spec, planner::Levers::of(&settings), &stored, budget)?
+        let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
+        let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
+        let rows = settings.per_device_train_batch_size;
+        planner::refuse_unless_it_fits(&plan, &spec, levers, &stored, rows)?;
+        plan
     };
-    let advice =
-        "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing, weights and token_tile at auto";
-    plan::refuse_unless_it_fits(&plan, data.tokens, advice)?;
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;

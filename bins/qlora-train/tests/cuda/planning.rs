@@ -177,7 +177,8 @@ fn plan_says_whether_a_run_fits_and_the_run_agrees() {
     let short = run(peak - 1, "short");
     let errors = String::from_utf8(short.stderr).unwrap();
     assert_eq!(short.status.code(), Some(2), "{errors}");
-    for words in ["of GPU memory", "the largest parts are", "max_length", "device_memory"] {
+    let fits = "gradient_checkpointing: auto fits: activations";
+    for words in ["of GPU memory", "the largest parts are", fits, "is the longest that fits", "device_memory"] {
         assert!(errors.contains(words), "{errors}");
     }
     assert!(!directory.path("short").exists());
