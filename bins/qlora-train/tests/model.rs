@@ -466,11 +466,19 @@ fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
 #[test]
 fn tiles_of_a_batch_give_the_bits_of_the_whole() {
     use Activations::{Keep, Recompute};
-    let config = Arch { num_layers: 3, qk_norm: QkNorm::Head, ..tiny_arch() };
-    let documents = Documents::random(&[700, 5, 555], config.vocab_size, 3).weighted(4);
-    for precision in [Precision::F32, bf16()] {
+    let config = |seed| {
+        let (names, weight) = norms(seed);
+        let norm = Norm { weight, ..tiny_arch().norm };
+        Arch { num_layers: 3, qk_norm: QkNorm::Head, names, norm, ..tiny_arch() }
+    };
+    // Norms before, after and around both branches.
+    let configs = [0, 1, 2].map(config);
+    assert!(configs.iter().any(|config| config.names.mlp_norms.input.is_none()));
+    assert!(configs.iter().any(|config| config.names.mlp_norms.output.is_none()));
+    let documents = Documents::random(&[700, 5, 555], tiny_arch().vocab_size, 3).weighted(4);
+    for (config, precision) in configs.iter().flat_map(|config| [Precision::F32, bf16()].map(|of| (config, of))) {
         let run = |token_tile, activations: [Activations; 3]| {
-            let lora = LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.25);
+            let lora = LoraSpec::uniform(config, &Projection::ALL, 3, 2.1, 0.25);
             let activations = activations.to_vec();
             let spec = ModelSpec { lora, token_tile, activations, ..spec(config.clone(), 1300) };
             let step = |cpu: &mut Cpu| {
@@ -493,7 +501,8 @@ fn tiles_of_a_batch_give_the_bits_of_the_whole() {
         assert!(whole.1.iter().all(|gradient| gradient.iter().any(|&g| g != 0.0)));
         for activations in [[Recompute; 3], [Keep; 3], [Recompute, Keep, Recompute]] {
             let tiled = run(Some(512), activations);
-            assert!((&tiled.0, &tiled.1) == (&whole.0, &whole.1), "{precision:?} {activations:?}");
+            let norms = config.names.mlp_norms;
+            assert!((&tiled.0, &tiled.1) == (&whole.0, &whole.1), "{norms:?} {precision:?} {activations:?}");
             if activations == [Recompute; 3] {
                 assert!(tiled.2 < whole.2, "{} {}", tiled.2, whole.2);
             }

@@ -5,7 +5,7 @@
 pub struct RunShape {
     /// Tokens of the longest batch.
     pub tokens: usize,
-    /// Tokens that every operation works on at most, but for those that need the whole batch.
+    /// Tokens that the linear layers and the MLP work on at most at one time.
     pub tile: usize,
     pub hidden: usize,
     pub vocab: usize,

@@ -49,7 +49,7 @@ pub struct BenchArgs {
     /// Where the base weights are: auto, resident or host
     #[arg(long)]
     weights: Option<String>,
-    /// Tokens that linear layers, MLP and loss work on at one time: auto, off or a multiple of 256 from 512 on
+    /// Tokens that linear layers and MLP work on at one time: auto, off or a multiple of 256 from 512 on
     #[arg(long)]
     token_tile: Option<String>,
     /// Where to work: auto, cpu, cuda or cuda:N

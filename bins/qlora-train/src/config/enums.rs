@@ -144,7 +144,7 @@ impl SettingValue for Checkpointing {
     }
 }
 
-/// Tokens that linear layers, MLP and loss work on at one time; never changes a value.
+/// Tokens that linear layers and MLP work on at one time; never changes a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TokenTile {
     /// The planner decides.

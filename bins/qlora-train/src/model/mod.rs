@@ -36,7 +36,7 @@ pub struct ModelSpec {
     /// Where each layer's linear weights are; a layer beyond them has its weights on the device. On disk stay those
     /// that a source holds in NF4.
     pub residency: Vec<Residency>,
-    /// Tokens that linear layers, MLP and loss work on at one time: a multiple of
+    /// Tokens that linear layers and MLP work on at one time: a multiple of
     /// [`TokenTile::STEP`](crate::config::TokenTile::STEP), at least its shortest. `None`: all of a batch.
     pub token_tile: Option<usize>,
     /// Tokens of the longest batch.
@@ -111,7 +111,7 @@ impl ModelSpec {
     /// What a user is told of a batch that is cut into tiles.
     pub fn tile_note(&self) -> Option<String> {
         let tile = self.token_tile.filter(|&tile| tile < self.tokens)?;
-        Some(format!("linear layers, MLP and loss on {tile} tokens at a time"))
+        Some(format!("linear layers and MLP on {tile} tokens at a time"))
     }
 
     pub fn activation_counts(&self) -> ActivationCounts {

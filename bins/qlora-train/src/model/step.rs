@@ -140,17 +140,16 @@ impl<B: Backend> Llama<B> {
             waiting.push(Waiting { input, block });
             Ok(())
         })?;
-        let mut d_stream = None;
-        self.each_normed(b, &pass, &stream, normed, |b, tokens, normed| {
-            let mut d_normed = pass.alloc(b, "gradients", &tokens, pass.hidden)?;
-            let dx = Some(&mut d_normed);
-            b.run(tokens.clone(), Op::CrossEntropy { x: &normed, head: self.head(), weight, dx })?;
-            drop(normed);
-            let (weight, eps, dx) = (&self.final_norm, pass.eps, whole(b, &mut d_stream, "gradients", pass.hidden)?);
-            b.run(tokens, Op::RmsNormBackward { dy: &d_normed, x: &stream, weight, eps, accumulate: false, dx })
-        })?;
-        let mut d_stream = d_stream.expect("a batch has tokens");
-        drop(stream);
+        // The loss is that of all tokens: it has logits of a chunk of the supervised ones at one time, and kernels take
+        // another path for the few that may be left of a tile.
+        let normed = self.final_norm_of(b, &pass, &stream, normed)?;
+        let mut d_normed = b.alloc("gradients", pass.hidden)?;
+        b.run(pass.all(), Op::CrossEntropy { x: &normed, head: self.head(), weight, dx: Some(&mut d_normed) })?;
+        drop(normed);
+        let mut d_stream = b.alloc("gradients", pass.hidden)?;
+        let (dy, weight, eps, dx) = (&d_normed, &self.final_norm, pass.eps, &mut d_stream);
+        b.run(pass.all(), Op::RmsNormBackward { dy, x: &stream, weight, eps, accumulate: false, dx })?;
+        drop((d_normed, stream));
         while let Some(Waiting { input, block }) = waiting.pop() {
             let input = b.wait(input)?;
             // The next one comes while this layer computes.
@@ -173,12 +172,9 @@ impl<B: Backend> Llama<B> {
 
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
-        let pass = self.pass(b, batch, None);
-        let (stream, normed) = self.evaluate(b, batch, &pass, None)?;
-        self.each_normed(b, &pass, &stream, normed, |b, tokens, normed| {
-            b.run(tokens, Op::CrossEntropy { x: &normed, head: self.head(), weight: 1.0, dx: None })
-        })?;
-        drop(stream);
+        let normed = self.evaluate(b, batch, None)?;
+        b.run(0..batch.tokens(), Op::CrossEntropy { x: &normed, head: self.head(), weight: 1.0, dx: None })?;
+        drop(normed);
         b.loss_sum()
     }
 
@@ -195,47 +191,32 @@ impl<B: Backend> Llama<B> {
         past: Option<Past<B>>,
         tokens: &[usize],
     ) -> Result<Vec<Vec<f32>>> {
-        let pass = Pass { tile: self.spec.tokens, tiled: false, ..self.pass(b, batch, None) };
-        let (_, normed) = self.evaluate(b, batch, &pass, past)?;
-        b.logits(&normed.expect("the pass is not cut into tiles"), self.head(), tokens)
+        let normed = self.evaluate(b, batch, past)?;
+        b.logits(&normed, self.head(), tokens)
     }
 
-    /// The residual stream and the final norm's output, with nothing kept for a backward pass.
-    fn evaluate(
-        &self,
-        b: &mut B,
-        batch: &Batch,
-        pass: &Pass,
-        past: Option<Past<B>>,
-    ) -> Result<(B::Buffer, Option<B::Buffer>)> {
+    /// The final norm's output, with nothing kept for a backward pass.
+    fn evaluate(&self, b: &mut B, batch: &Batch, past: Option<Past<B>>) -> Result<B::Buffer> {
         b.begin(batch)?;
-        self.forward(b, pass, past, &|_| false, |_, _, _| Ok(()))
+        let pass = self.pass(b, batch, None);
+        let (stream, normed) = self.forward(b, &pass, past, &|_| false, |_, _, _| Ok(()))?;
+        self.final_norm_of(b, &pass, &stream, normed)
+    }
+
+    /// The final norm of all tokens; `ready` where the last layer computed it.
+    fn final_norm_of(&self, b: &mut B, pass: &Pass, stream: &B::Buffer, ready: Option<B::Buffer>) -> Result<B::Buffer> {
+        if let Some(ready) = ready {
+            return Ok(ready);
+        }
+        let mut out = b.alloc("normed", pass.hidden)?;
+        b.run(pass.all(), Op::RmsNorm { x: stream, weight: &self.final_norm, eps: pass.eps, out: &mut out })?;
+        Ok(out)
     }
 
     /// Operations that are run next are those of this layer. The weights of `next` come while it computes.
     fn use_weights(&self, b: &mut B, layer: usize, next: Option<&Layer<B>>) -> Result<()> {
         b.wait_weights(self.layers[layer].groups())?;
         next.map_or(Ok(()), |next| b.prefetch_weights(next.groups()))
-    }
-
-    /// Does `work` with the final norm of each tile: that of all tokens, where there is one.
-    fn each_normed(
-        &self,
-        b: &mut B,
-        pass: &Pass,
-        stream: &B::Buffer,
-        normed: Option<B::Buffer>,
-        mut work: impl FnMut(&mut B, Range<usize>, B::Buffer) -> Result<()>,
-    ) -> Result<()> {
-        let mut ready = normed;
-        for tokens in pass.tiles() {
-            let normed = match ready.take() {
-                Some(normed) => Some(normed),
-                None => norm_of(b, pass, &tokens, stream, Some(&self.final_norm))?,
-            };
-            work(b, tokens, normed.expect("the last norm is that of every model"))?;
-        }
-        Ok(())
     }
 
     /// Runs all layers, handing each one's input, and its activations if it `keeps` them, to `keep`. Returns the
@@ -312,8 +293,8 @@ fn whole<'a, B: Backend>(
     Ok(buffer.as_mut().expect("it was made"))
 }
 
-/// RMSNorm of a tile of the residual stream `x`; `None` where no weight is given, because what follows reads the stream
-/// as it is.
+/// RMSNorm of a tile of the residual stream `x`; `None` where no weight is given: what follows reads the stream as it
+/// is.
 fn norm_of<B: Backend>(
     b: &mut B,
     pass: &Pass,
@@ -395,8 +376,8 @@ fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buf
     Ok(Some(out))
 }
 
-/// Attention of one layer. `normed` is RMSNorm of `input`, if there is one and it is computed already. With a cache the batch's keys and
-/// values are appended to it and attention sees what it holds.
+/// Attention of one layer. `normed` is RMSNorm of `input`, if there is one and it is computed already. With a cache the
+/// batch's keys and values are appended to it and attention sees what it holds.
 fn attend<B: Backend>(
     b: &mut B,
     layer: &Layer<B>,

@@ -1,4 +1,4 @@
-//! Tiles of a batch: tokens that the linear layers, the MLP and the loss work on at one time.
+//! Tiles of a batch: tokens that the linear layers and the MLP work on at one time.
 
 use crate::config::TokenTile;
 use std::ops::Range;

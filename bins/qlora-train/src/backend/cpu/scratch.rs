@@ -11,7 +11,7 @@ const MAX_THREADS: usize = 64;
 fn lengths(dims: &RunShape) -> [usize; 6] {
     let max_k = dims.groups.iter().map(|g| g.1).max().unwrap_or(0);
     let training = usize::from(dims.training);
-    let loss_tokens = dims.tile.min(loss::CHUNK);
+    let loss_tokens = dims.tokens.min(loss::CHUNK);
     [
         MAX_THREADS * gemm::PANEL,
         usize::from(dims.dropout) * dims.tile * max_k,

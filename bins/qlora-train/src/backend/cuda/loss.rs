@@ -33,8 +33,8 @@ pub struct LossMemory {
 
 impl LossMemory {
     pub fn new(memory: &DeviceMemory, dims: &RunShape) -> Result<Self> {
-        let &RunShape { tokens, tile, hidden, vocab, training, .. } = dims;
-        let shape = Shape { m: tile, h: hidden, vocab, supervised: tile, chunk: CHUNK };
+        let &RunShape { tokens, hidden, vocab, training, .. } = dims;
+        let shape = Shape { m: tokens, h: hidden, vocab, supervised: tokens, chunk: CHUNK };
         let workspace = cross_entropy::workspace_bytes(&shape, training)?;
         Ok(Self {
             losses: memory.take("losses", tokens)?,
