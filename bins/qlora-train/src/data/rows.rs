@@ -99,8 +99,9 @@ pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> 
             {
                 let state = if map.contains_key(*missing) { "null" } else { "missing" };
                 return Err(format!(
-                    "`{missing}` is {state}; expected {} in a {} row{}",
+                    "`{missing}` is {state}; expected {} in {} {} row{}",
                     shown(half.keys()),
+                    if half.name().starts_with('A') { "an" } else { "a" },
                     half.name(),
                     Columns::guess(map)
                 ));
