@@ -31,6 +31,8 @@ pub struct OffsetAllocator {
     names: BTreeMap<&'static str, u64>,
     used: u64,
     peak: PeakUsage,
+    /// Whether `names` is what it was at the peak, which does not have it yet: while use only grows, nothing is copied.
+    at_peak: bool,
 }
 
 impl OffsetAllocator {
@@ -43,6 +45,7 @@ impl OffsetAllocator {
             names: BTreeMap::new(),
             used: 0,
             peak: PeakUsage::default(),
+            at_peak: false,
         }
     }
 
@@ -55,8 +58,16 @@ impl OffsetAllocator {
         self.used
     }
 
-    pub fn peak(&self) -> &PeakUsage {
-        &self.peak
+    pub fn peak(&self) -> PeakUsage {
+        let names = if self.at_peak { &self.names } else { &self.peak.names };
+        PeakUsage { bytes: self.peak.bytes, names: names.clone() }
+    }
+
+    /// Keeps the names of the peak before they change.
+    fn leave_peak(&mut self) {
+        if std::mem::take(&mut self.at_peak) {
+            self.peak.names.clone_from(&self.names);
+        }
     }
 
     /// The offset of `bytes` bytes; none if no gap has room.
@@ -69,11 +80,16 @@ impl OffsetAllocator {
         if len > bytes {
             self.gaps.insert(offset + bytes, len - bytes);
         }
+        let is_peak = offset + bytes > self.peak.bytes;
+        if !is_peak {
+            self.leave_peak();
+        }
         self.allocations.insert(offset, (bytes, name));
         *self.names.entry(name).or_default() += bytes;
         self.used += bytes;
-        if offset + bytes > self.peak.bytes {
-            self.peak = PeakUsage { bytes: offset + bytes, names: self.names.clone() };
+        if is_peak {
+            self.peak.bytes = offset + bytes;
+            self.at_peak = true;
         }
         Some(offset)
     }
@@ -84,6 +100,7 @@ impl OffsetAllocator {
     ///
     /// If no allocation begins there.
     pub fn free(&mut self, offset: u64) {
+        self.leave_peak();
         let (mut bytes, name) = self.allocations.remove(&offset).expect("an allocation is freed once");
         self.used -= bytes;
         let named = self.names.get_mut(name).expect("every allocation has a name");
@@ -127,7 +144,7 @@ mod tests {
         assert_eq!(allocator.peak().names, BTreeMap::from([("a", 2560)]));
         assert_eq!(allocator.alloc("c", 1536), Some(2560));
         let names = BTreeMap::from([("a", 256 + 512), ("b", 512 + 1280), ("c", 1536)]);
-        assert_eq!(*allocator.peak(), PeakUsage { bytes: 4096, names });
+        assert_eq!(allocator.peak(), PeakUsage { bytes: 4096, names });
         assert_eq!(allocator.alloc("c", 1), None);
         assert_eq!(OffsetAllocator::new(u64::MAX).alloc("huge", u64::MAX), None);
     }

@@ -69,6 +69,6 @@ impl Arena {
     }
 
     pub fn peak(&self) -> PeakUsage {
-        self.allocator.borrow().peak().clone()
+        self.allocator.borrow().peak()
     }
 }

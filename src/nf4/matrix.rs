@@ -108,14 +108,27 @@ impl Nf4Matrix {
         codes: Vec<u8>,
         absmax: Absmax,
     ) -> Result<Self, Nf4Error> {
+        Self::check_parts(rows, cols, block_size, &code, codes.len(), &absmax)?;
+        Ok(Self { rows, cols, block_size, code, codes, absmax })
+    }
+
+    /// Refuses what [`from_parts`](Self::from_parts) refuses: of the codes only their number matters, any are valid.
+    pub fn check_parts(
+        rows: usize,
+        cols: usize,
+        block_size: usize,
+        code: &[f32; 16],
+        codes: usize,
+        absmax: &Absmax,
+    ) -> Result<(), Nf4Error> {
         let len = check_shape(rows, cols, block_size)?;
         let blocks = len.div_ceil(block_size);
         let length = |part, found, expected| {
             if found == expected { Ok(()) } else { Err(Nf4Error::Length { part, rows, cols, found, expected }) }
         };
-        length("codes", codes.len(), len.div_ceil(2))?;
-        finite("quant_map", &code)?;
-        match &absmax {
+        length("codes", codes, len.div_ceil(2))?;
+        finite("quant_map", code)?;
+        match absmax {
             Absmax::F32(absmax) => {
                 length("absmax", absmax.len(), blocks)?;
                 finite("absmax", absmax)?;
@@ -134,7 +147,7 @@ impl Nf4Matrix {
         for block in 0..blocks {
             finite_at("dequantized absmax", block, absmax.at(block))?;
         }
-        Ok(Self { rows, cols, block_size, code, codes, absmax })
+        Ok(())
     }
 
     /// For parts that `quantize` made itself.

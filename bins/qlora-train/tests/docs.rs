@@ -61,7 +61,8 @@ fn the_operations_of_predicted_steps_are_the_programs() {
 /// A step with its operations, one a line.
 fn planned_step(shape: &str, tokens: usize, memory: &str) -> String {
     let line = format!(
-        "bench --shape {shape} --seq {tokens} --device cuda --device-memory {memory} --host-memory 256GiB --plan --json"
+        "bench --shape {shape} --seq {tokens} --device cuda --device-memory {memory} --host-memory 256GiB \
+         --weights resident --token-tile off --plan --json"
     );
     let (done, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
     assert!(done, "{line}");
@@ -86,31 +87,108 @@ fn thousands(n: u64) -> String {
     groups.join(",")
 }
 
+/// The plan of training a shape on a GPU that need not be there.
+fn plan_of(shape: &str, tokens: usize, device_memory: &str, host_memory: &str) -> serde_json::Value {
+    let line = format!(
+        "bench --shape {shape} --seq {tokens} --device cuda --device-memory {device_memory} --host-memory {host_memory} \
+         --plan --json"
+    );
+    let (_, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
+    serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{line}: {error}: {answer}"))
+}
+
+fn gib(bytes: &serde_json::Value) -> String {
+    format!("{:.1} GiB", bytes.as_u64().unwrap() as f64 / f64::from(1 << 30))
+}
+
+/// What the plan settles: "1 kept, 79 offloaded, weights of 40 in host memory, tiles of 4,096".
+fn levers(plan: &serde_json::Value) -> String {
+    let count = |value: &serde_json::Value| value.as_u64().unwrap_or(0) as usize;
+    let mut said = Vec::new();
+    for (name, word) in [("keep", "kept"), ("recompute", "recomputed"), ("offload", "offloaded")] {
+        let layers = count(&plan["activations"][name]);
+        said.extend((layers > 0).then(|| format!("{layers} {word}")));
+    }
+    let (pinned, tile) = (count(&plan["pinned_layers"]), count(&plan["token_tile"]));
+    said.extend((pinned > 0).then(|| format!("weights of {pinned} in host memory")));
+    said.extend((tile > 0).then(|| format!("tiles of {}", thousands(tile as u64))));
+    said.join(", ")
+}
+
+fn tokens_per_second(plan: &serde_json::Value, tokens: usize, card: &str) -> String {
+    let seconds = plan["predicted_step_seconds"][card].as_f64().unwrap();
+    thousands((tokens as f64 / seconds) as u64)
+}
+
 #[test]
-fn the_table_of_what_fits_is_planned_by_the_program() {
-    let mut table = String::from("| memory of the GPU | Llama 3 8B | Llama 3 70B |\n|---|---|---|\n");
-    for (card, memory) in [
-        ("23.5 GiB (24 GB cards)", "23.5GiB"),
-        ("44.4 GiB (48 GB cards with ECC)", "44.4GiB"),
-        ("79 GiB (80 GB cards)", "79GiB"),
-    ] {
-        table += &format!("| {card} |");
-        for shape in ["llama-3-8b", "llama-3-70b"] {
-            let line = format!(
-                "bench --shape {shape} --seq 2048 --device cuda --device-memory {memory} --host-memory 128GiB \
-                 --gradient-checkpointing offload --plan --json"
+fn the_tables_of_what_fits_are_planned_by_the_program() {
+    const HOST: &str = "256GiB";
+    let cards = [
+        ("llama-3-8b", "7.5GiB", "Llama 3 8B, 7.5 GiB (8 GB cards)", "4090"),
+        ("llama-3-8b", "15.5GiB", "Llama 3 8B, 15.5 GiB (16 GB cards)", "4090"),
+        ("llama-3-8b", "23.5GiB", "Llama 3 8B, 23.5 GiB (24 GB cards)", "4090"),
+        ("llama-3-70b", "23.5GiB", "Llama 3 70B, 23.5 GiB (24 GB cards)", "4090"),
+        ("llama-3-70b", "44.4GiB", "Llama 3 70B, 44.4 GiB (48 GB cards with ECC)", "L40S"),
+        ("llama-3-70b", "79GiB", "Llama 3 70B, 79 GiB (80 GB cards)", "H100"),
+    ];
+    let mut fits =
+        String::from("| model and memory of the GPU | longest row | pinned in host memory for it |\n|---|---|---|\n");
+    let mut plans = String::from(
+        "| model and GPU | tokens | GPU | host | layers: activations, weights, tiles | tokens/s, predicted |\n",
+    );
+    plans += "|---|---|---|---|---|---|\n";
+    for (shape, memory, name, card) in cards {
+        let first = plan_of(shape, 2048, memory, HOST);
+        let longest = first["max_length"].as_u64().unwrap() as usize;
+        let mut at = first;
+        let lengths: &[usize] = if shape == "llama-3-70b" { &[2048, 8192, 32_768, 65_536] } else { &[2048, 16_384] };
+        for &tokens in lengths.iter().chain([&longest]) {
+            if tokens > 2048 {
+                at = plan_of(shape, tokens, memory, HOST);
+            }
+            if at["fits"] == false {
+                assert!(tokens > longest, "{name}: {tokens} of {longest}");
+                continue;
+            }
+            plans += &format!(
+                "| {name} | {} | {} | {} | {} | {} on {card} |\n",
+                thousands(tokens as u64),
+                gib(&at["device"]["peak_bytes"]),
+                gib(&at["host"]["peak_bytes"]),
+                levers(&at),
+                tokens_per_second(&at, tokens, card)
             );
-            let (done, answer) = qlora_train(&line.split_whitespace().collect::<Vec<_>>());
-            assert!(done, "{line}");
-            let plan: serde_json::Value = serde_json::from_str(&answer).unwrap();
-            table += &match plan["max_length"].as_u64().unwrap() {
+        }
+        fits += &format!("| {name} | {} | {} |\n", thousands(longest as u64), gib(&at["host"]["peak_bytes"]));
+    }
+    check_generated("README.md", "fits", &fits);
+    check_generated("docs/memory.md", "plans", &plans);
+}
+
+#[test]
+fn the_tables_of_long_rows_are_planned_by_the_program() {
+    let plan = plan_of("llama-3-70b", 65_536, "44.4GiB", "256GiB");
+    let mut long = String::from("| part | place | size |\n|---|---|---|\n");
+    let buffers = plan["buffers"].as_array().unwrap();
+    for buffer in buffers.iter().filter(|buffer| buffer["bytes"].as_u64().unwrap() >= 100 << 20) {
+        let [name, place] = ["name", "place"].map(|key| buffer[key].as_str().unwrap());
+        long += &format!("| {name} | {place} | {} |\n", gib(&buffer["bytes"]));
+    }
+    check_generated("docs/memory.md", "long", &long);
+    let mut hosts = String::from("| GPU, model | 32 GiB | 64 GiB | 128 GiB | 256 GiB |\n|---|---|---|---|---|\n");
+    for (shape, name, memory) in
+        [("llama-3-70b", "23.5 GiB, Llama 3 70B", "23.5GiB"), ("llama-3-70b", "44.4 GiB, Llama 3 70B", "44.4GiB")]
+    {
+        hosts += &format!("| {name} |");
+        for host in ["32GiB", "64GiB", "128GiB", "256GiB"] {
+            hosts += &match plan_of(shape, 2048, memory, host)["max_length"].as_u64().unwrap() {
                 0 => " does not fit |".to_owned(),
                 tokens => format!(" {} |", thousands(tokens)),
             };
         }
-        table += "\n";
+        hosts += "\n";
     }
-    check_generated("README.md", "fits", &table);
+    check_generated("docs/memory.md", "hosts", &hosts);
 }
 
 /// Markdown files that show commands.

@@ -31,6 +31,7 @@ fn spec(config: Arch, tokens: usize) -> ModelSpec {
         states: StateFormat::F32,
         activations: Vec::new(),
         residency: Vec::new(),
+        token_tile: None,
         tokens,
         positions: tokens,
         seed: 11,
@@ -457,6 +458,55 @@ fn values_and_states_that_are_put_back_continue_the_run() {
 fn operations_on_ranges_of_a_batch_give_the_bits_of_the_whole() {
     for precision in [Precision::F32, bf16()] {
         trainer_lab::ranges::check_ranges(&mut Cpu::with_precision(trainer_lab::ranges::spec().run_shape(), precision));
+    }
+}
+
+/// A batch that is cut into tiles leaves the bits of the whole, of gradients and of losses, whatever its layers keep,
+/// and takes the memory that is planned.
+#[test]
+fn tiles_of_a_batch_give_the_bits_of_the_whole() {
+    use Activations::{Keep, Recompute};
+    let config = |seed| {
+        let (names, weight) = norms(seed);
+        let norm = Norm { weight, ..tiny_arch().norm };
+        Arch { num_layers: 3, qk_norm: QkNorm::Head, names, norm, ..tiny_arch() }
+    };
+    // Norms before, after and around both branches.
+    let configs = [0, 1, 2].map(config);
+    assert!(configs.iter().any(|config| config.names.mlp_norms.input.is_none()));
+    assert!(configs.iter().any(|config| config.names.mlp_norms.output.is_none()));
+    let documents = Documents::random(&[700, 5, 555], tiny_arch().vocab_size, 3).weighted(4);
+    for (config, precision) in configs.iter().flat_map(|config| [Precision::F32, bf16()].map(|of| (config, of))) {
+        let run = |token_tile, activations: [Activations; 3]| {
+            let lora = LoraSpec::uniform(config, &Projection::ALL, 3, 2.1, 0.25);
+            let activations = activations.to_vec();
+            let spec = ModelSpec { lora, token_tile, activations, ..spec(config.clone(), 1300) };
+            let step = |cpu: &mut Cpu| {
+                let mut model =
+                    Llama::build(cpu, &mut Memory::new(Synthetic::new(config.clone(), 5)), spec.clone(), &mut |_| ());
+                let model = model.as_mut().unwrap();
+                let losses = [
+                    model.forward_backward(cpu, &documents.batch(), 5, 0.01).unwrap(),
+                    model.loss(cpu, &documents.batch()).unwrap(),
+                ];
+                let gradients = model.params_mut().into_iter().map(|(_, param)| param.gradient().to_vec());
+                (losses, gradients.collect::<Vec<_>>(), cpu.bytes())
+            };
+            let found = step(&mut Cpu::with_precision(spec.run_shape(), precision));
+            assert_eq!(step(&mut Cpu::dry_run_with_precision(spec.run_shape(), precision)).2, found.2);
+            found
+        };
+        let whole = run(None, [Recompute; 3]);
+        assert!(whole.0.iter().all(|loss| loss.is_finite() && *loss > 0.0), "{:?}", whole.0);
+        assert!(whole.1.iter().all(|gradient| gradient.iter().any(|&g| g != 0.0)));
+        for activations in [[Recompute; 3], [Keep; 3], [Recompute, Keep, Recompute]] {
+            let tiled = run(Some(512), activations);
+            let norms = config.names.mlp_norms;
+            assert!((&tiled.0, &tiled.1) == (&whole.0, &whole.1), "{norms:?} {precision:?} {activations:?}");
+            if activations == [Recompute; 3] {
+                assert!(tiled.2 < whole.2, "{} {}", tiled.2, whole.2);
+            }
+        }
     }
 }
 

@@ -268,6 +268,7 @@ pub fn checkpoint(data: &[u8]) {
         states: StateFormat::Blockwise8,
         activations: Vec::new(),
         residency: Vec::new(),
+        token_tile: None,
         tokens: 4,
         positions: 4,
         seed: 0,

@@ -38,6 +38,7 @@ pub fn spec() -> ModelSpec {
         states: StateFormat::F32,
         activations: Vec::new(),
         residency: Vec::new(),
+        token_tile: None,
         tokens: 800,
         positions: 400,
         seed: 1,

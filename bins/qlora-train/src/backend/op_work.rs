@@ -85,10 +85,17 @@ impl OpWork {
         self.segments.iter().filter(|_| makes_gradients).map(|[n, r]| r * (n + self.k)).sum()
     }
 
+    /// Whether both do the same, however often.
+    fn is_same(&self, other: &Self) -> bool {
+        let Self { name, count: _, tokens, k, segments, heads, window, vocab, values, units } = self;
+        let of_shape = (*tokens, *k, *heads, *window) == (other.tokens, other.k, other.heads, other.window);
+        let of_values = (*vocab, *values, *units) == (other.vocab, other.values, other.units);
+        of_shape && of_values && *name == other.name && *segments == other.segments
+    }
+
     /// Adds one more operation to what a step does.
     pub fn add_to(self, all: &mut Vec<Self>) {
-        let is_same = |other: &&mut Self| Self { count: self.count, ..(**other).clone() } == self;
-        match all.iter_mut().find(is_same) {
+        match all.iter_mut().find(|other| self.is_same(other)) {
             Some(other) => other.count += self.count,
             None => all.push(self),
         }

@@ -5,6 +5,8 @@
 pub struct RunShape {
     /// Tokens of the longest batch.
     pub tokens: usize,
+    /// Tokens that the linear layers and the MLP work on at most at one time.
+    pub tile: usize,
     pub hidden: usize,
     pub vocab: usize,
     pub heads: usize,

@@ -29,6 +29,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use sha2::{Digest, Sha256};
 
+use super::Nf4Entry;
 use super::quantized::OriginalBase;
 use super::{Checkpoint, Entry};
 use crate::error::{Error, Result};
@@ -175,16 +176,17 @@ impl Checkpoint {
                 Ok((WeightSource::Tensor(tensor), digest))
             }
             Entry::Nf4(entry) => {
-                let mut hashers: BTreeMap<&str, Sha256> =
-                    entry.parts.keys().map(|&part| (part, Sha256::new())).collect();
-                let matrix = entry.read(name, &self.files, None, |part, bytes| {
-                    hashers.get_mut(part).expect("a part of the entry").update(bytes);
-                })?;
-                let parts = entry.parts.iter().zip(hashers.into_values());
-                let parts = parts.map(|((&part, (_, info)), hasher)| (part, info.dtype, &info.shape[..], hasher));
-                let digest = TensorDigest::of_hashed_parts(name, &entry.shape, parts);
+                let (matrix, digest) = entry.hashed(name, |seen| entry.read(name, &self.files, None, seen))?;
                 Ok((WeightSource::Nf4(matrix), digest))
             }
+        }
+    }
+
+    /// The digest of a weight that is stored in NF4, without keeping it. Refused: what reading it refuses.
+    pub fn check_weight_with_digest(&self, name: &str) -> Result<TensorDigest> {
+        match self.find(name)? {
+            Entry::Dense(..) => self.digest(name),
+            Entry::Nf4(entry) => Ok(entry.hashed(name, |seen| entry.check(name, &self.files, seen))?.1),
         }
     }
 
@@ -220,6 +222,21 @@ impl Checkpoint {
                 Ok(TensorDigest::of_hashed_parts(name, &entry.shape, parts.into_iter()))
             }
         }
+    }
+}
+
+impl Nf4Entry {
+    /// What `read` makes of the weight, and the digest of the bytes of each part that it passes on.
+    fn hashed<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&mut dyn FnMut(&str, &[u8])) -> Result<T>,
+    ) -> Result<(T, TensorDigest)> {
+        let mut hashers: BTreeMap<&str, Sha256> = self.parts.keys().map(|&part| (part, Sha256::new())).collect();
+        let found = read(&mut |part, bytes| hashers.get_mut(part).expect("a part of the entry").update(bytes))?;
+        let parts = self.parts.iter().zip(hashers.into_values());
+        let parts = parts.map(|((&part, (_, info)), hasher)| (part, info.dtype, &info.shape[..], hasher));
+        Ok((found, TensorDigest::of_hashed_parts(name, &self.shape, parts)))
     }
 }
 

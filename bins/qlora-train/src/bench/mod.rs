@@ -16,6 +16,7 @@ use crate::report::{Bars, status};
 use crate::session::host::set_threads;
 use crate::session::model_spec::{model_spec_of, of_settings};
 use crate::session::plan::{self, MemoryPlan, StoredAs};
+use crate::session::planner;
 use crate::session::{Device, DeviceJob};
 use qlora_kernels::rng::Stream;
 use std::time::Instant;
@@ -83,8 +84,8 @@ pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
     let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
-    let plan = plan::choose(&device, &mut spec, plan::Levers::of(settings), &stored_in_16_bits, budget)?;
-    plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch")?;
+    let plan = planner::choose(&device, &mut spec, planner::Levers::of(settings), &stored_in_16_bits, budget)?;
+    plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch, leave --weights and --token-tile out")?;
     device.clone().run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }
 

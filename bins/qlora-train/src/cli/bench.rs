@@ -32,7 +32,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 5)]
     steps: usize,
     /// Text instead of training steps: answers of so many tokens, by the base alone or with adapters of --lora-r
-    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "plan"])]
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "optim", "gradient_checkpointing", "weights", "token_tile", "plan"])]
     generate: Option<usize>,
     /// Rank of the adapters of all linear layers
     #[arg(long)]
@@ -46,6 +46,12 @@ pub struct BenchArgs {
     /// auto, true, false or offload
     #[arg(long)]
     gradient_checkpointing: Option<String>,
+    /// Where the base weights are: auto, resident or host
+    #[arg(long)]
+    weights: Option<String>,
+    /// Tokens that linear layers and MLP work on at one time: auto, off or a multiple of 256 from 512 on
+    #[arg(long)]
+    token_tile: Option<String>,
     /// Where to work: auto, cpu, cuda or cuda:N
     #[arg(long)]
     device: Option<String>,
@@ -79,6 +85,8 @@ impl BenchArgs {
             ("quantization", &self.quantization),
             ("optim", &self.optim),
             ("gradient_checkpointing", &self.gradient_checkpointing),
+            ("weights", &self.weights),
+            ("token_tile", &self.token_tile),
             ("device", &self.device),
             ("compute", &self.compute),
             ("device_memory", &self.device_memory),

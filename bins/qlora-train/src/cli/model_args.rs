@@ -45,8 +45,8 @@ pub(super) struct ModelArgs {
     /// What the CPU computes in: auto, f32 or bf16
     #[arg(long)]
     pub compute: Option<String>,
-    /// Where the base weights are: resident, or disk for an NF4 checkpoint of which two layers at a time are in memory;
-    /// without it disk where they do not fit
+    /// Where the base weights are: resident, host (for a GPU) or disk (for the CPU, of an NF4 checkpoint), two layers
+    /// at a time where they are used; without it resident where they fit
     #[arg(long)]
     pub weights: Option<String>,
     /// Host memory that may be used, such as 8GiB

@@ -5,7 +5,7 @@ use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
 use crate::bench::stored_in_16_bits;
-use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs, WeightResidency};
+use crate::config::{Purpose, Settings, SettingsArgs, WeightResidency};
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
@@ -15,7 +15,7 @@ use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, 
 use crate::session::plan::StoredAs;
 use crate::session::predicted::step_seconds;
 use crate::session::training_data::find_files;
-use crate::session::{Device, Loaded, TrainingData, plan, replace_adapter_by_base};
+use crate::session::{Device, Loaded, TrainingData, plan, planner, replace_adapter_by_base};
 use serde_json::{Map, json};
 use std::fmt::Write;
 
@@ -107,37 +107,14 @@ pub fn answer(
     rows: usize,
 ) -> Result<Answer> {
     let budget = device.budget_of_plan(settings)?;
-    let (checkpointing, levers) = (settings.gradient_checkpointing, plan::Levers::of(settings));
-    let plan = plan::choose(device, &mut spec, levers, stored, budget)?;
-    let max_length = plan::longest_row(device, &spec, levers, stored, budget, rows)?;
+    let levers = planner::Levers::of(settings);
+    let plan = planner::choose(device, &mut spec, levers, stored, budget)?;
+    let max_length = planner::longest_row(device, &spec, levers, stored, budget, rows)?;
     let tokens = spec.tokens;
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
-        match checkpointing {
-            Checkpointing::Off => {
-                suggestions.push("gradient_checkpointing: auto recomputes activations where they do not fit".to_owned())
-            }
-            Checkpointing::On if !device.is_cpu() => suggestions.push(
-                "gradient_checkpointing: auto keeps layers' inputs in host memory where they do not fit".to_owned(),
-            ),
-            _ => (),
-        }
-        if max_length > 0 {
-            suggestions.push(format!("max_length: {max_length} is the longest that fits"));
-        } else {
-            let short = if plan.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
-            let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
-            let least = plan::choose(device, &mut least, levers, stored, budget)?;
-            let missing = match least.peak_bytes() > budget.limit {
-                true => least.peak_bytes() - budget.limit,
-                false => least.host_bytes().saturating_sub(least.host_limit),
-            };
-            suggestions.push(format!(
-                "no length fits: {} more {short} at least, or a smaller model, is needed",
-                format_bytes(missing)
-            ));
-        }
+        suggestions = planner::suggestions(device, &spec, levers, stored, budget, rows, max_length)?;
         let advise_disk = settings.weights != WeightResidency::Disk && !spec.is_streamed() && device.is_cpu();
         if advise_disk && spec.quantization != Quantization::None {
             suggestions.push(
@@ -172,8 +149,8 @@ pub fn answer(
     }
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!(" ({counts})") } else { String::new() };
-    if spec.is_streamed() {
-        text += "The base weights stay on disk, two layers in memory: slower, and the same result.\n";
+    for note in [spec.tile_note(), spec.weights_note()].into_iter().flatten() {
+        let _ = writeln!(text, "{note}: the same result");
     }
     let verdict = |bytes: u64, limit: u64| if bytes <= limit { "fits" } else { "does not fit" };
     let _ = writeln!(
@@ -198,7 +175,7 @@ pub fn answer(
     let positions = spec.arch.max_position_embeddings;
     let bound = if max_length >= positions { ", all positions of the model: memory would hold more" } else { "" };
     let _ = write!(text, "longest row that fits: {max_length} tokens{bound}");
-    let predicted = if device.is_cpu() { Vec::new() } else { step_seconds(&plan.work) };
+    let predicted = if device.is_cpu() { Vec::new() } else { step_seconds(&spec, &plan) };
     if !predicted.is_empty() {
         let speed =
             |(card, seconds): &(String, f64)| format!("{} on {card}", thousands((tokens as f64 / seconds) as u64));
@@ -233,7 +210,13 @@ pub fn answer(
             "operations": plan.work,
             "predicted_step_seconds": predicted.into_iter().map(|(card, seconds)| (card, json!(seconds))).collect::<Map<_, _>>(),
             "buffers": buffers,
-            "weights": if spec.is_streamed() { "disk" } else { "resident" },
+            "weights": match spec.pinned_layers() {
+                _ if spec.is_streamed() => "disk",
+                0 => "resident",
+                _ => "host",
+            },
+            "pinned_layers": spec.pinned_layers(),
+            "token_tile": spec.token_tile.filter(|&tile| tile < tokens),
             "suggestions": suggestions,
         }),
     })

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::types::{Reject, SettingValue};
+use super::types::{Reject, SettingValue, is_auto, is_off};
 use super::yaml::Value;
 
 /// `Name: "canonical" | "other spelling"…`; the first name is the one written back. After `not yet`: values the
@@ -49,11 +49,15 @@ choices! {
 
     /// Where the frozen base weights are while they are not computed with.
     WeightResidency {
-        /// In memory where they fit, else on disk
+        /// Where the predicted time is least of what fits
         Auto: "auto",
+        /// In the memory of the device
         Resident: "resident",
+        /// In pinned host memory, beside a GPU
+        Host: "host" | "pinned",
+        /// In the files of an NF4 checkpoint
         Disk: "disk"
-    } not yet { "pinned" }
+    } not yet {}
 
     /// Arithmetic of the CPU.
     Compute {
@@ -136,6 +140,50 @@ impl SettingValue for Checkpointing {
             Checkpointing::On => Json::from(true),
             Checkpointing::Off => Json::from(false),
             Checkpointing::Offload => Json::from("offload"),
+        }
+    }
+}
+
+/// Tokens that linear layers and MLP work on at one time; never changes a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TokenTile {
+    /// The planner decides.
+    #[default]
+    Auto,
+    /// All tokens of a micro-batch.
+    Off,
+    Tokens(usize),
+}
+
+impl TokenTile {
+    /// Tiles end at multiples of it: sums over tokens run over so many at a time.
+    pub const STEP: usize = 256;
+    /// The shortest, so that none is left with so few tokens that kernels take another path.
+    pub const SHORTEST: usize = 2 * Self::STEP;
+}
+
+impl SettingValue for TokenTile {
+    fn read(value: &Value) -> Result<Self, Reject> {
+        if matches!(value, Value::Null) || is_auto(value) {
+            return Ok(TokenTile::Auto);
+        }
+        if is_off(value) {
+            return Ok(TokenTile::Off);
+        }
+        let tokens = usize::read(value)?;
+        if tokens < Self::SHORTEST || !tokens.is_multiple_of(Self::STEP) {
+            let (step, shortest) = (Self::STEP, Self::SHORTEST);
+            return Err(Reject::Because(format!(
+                "found {tokens}, expected auto, off or a multiple of {step} from {shortest} on, such as 2048"
+            )));
+        }
+        Ok(TokenTile::Tokens(tokens))
+    }
+    fn json(&self) -> Json {
+        match self {
+            TokenTile::Auto => Json::from("auto"),
+            TokenTile::Off => Json::from("off"),
+            TokenTile::Tokens(tokens) => Json::from(*tokens),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::enums::{
     BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
-    TooLong, WeightResidency,
+    TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
@@ -267,8 +267,10 @@ settings! {
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
     "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing"];
-    "Where the base weights are: in memory, or in the files of an NF4 checkpoint (`quantize` writes one), of which the CPU then holds two layers at a time; `auto` leaves them on disk only where they do not fit. Never changes a value."
-    weights: WeightResidency = WeightResidency::Auto, "auto", "auto, resident or disk", RunOnly, [];
+    "Where the base weights are: `resident` in the memory of the device; `host` in pinned host memory, of which a GPU then holds two layers at a time; `disk` in the files of an NF4 checkpoint (`quantize` writes one), of which the CPU then holds two layers at a time. `auto` takes for a GPU what fits and is predicted to take least time, and leaves weights on disk only where they do not fit. Never changes a value."
+    weights: WeightResidency = WeightResidency::Auto, "auto", "auto, resident, host or disk", RunOnly, [];
+    "Tokens that the linear layers and the MLP work on at one time (others call it sequence tiling or a tiled MLP): the fewer, the longer the rows that fit; `off` is all of a micro-batch. Never changes a value."
+    token_tile: TokenTile = TokenTile::Auto, "auto", "auto, off or a multiple of 256 from 512 on", RunOnly, [];
     "Host memory the run may use; GB is 10⁹ bytes, GiB 2³⁰."
     host_memory: Option<Bytes> = None, "what is free", "auto or a size such as 8GiB or 24GB", RunOnly, [];
     "Memory of the GPU that may be taken in all, the CUDA context and other processes included; GB is 10⁹ bytes, GiB 2³⁰."

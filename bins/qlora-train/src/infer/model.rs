@@ -10,6 +10,7 @@ use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, status, warning};
 use crate::session::model_spec::{check_quantization, of_settings, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob, StoredAs};
+use crate::session::planner;
 use crate::session::{Budget, CheckpointSource, Device};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,6 +97,7 @@ impl<B: Backend> InferenceModel<B> {
                 states: StateFormat::F32,
                 activations: Vec::new(),
                 residency: Vec::new(),
+                token_tile: None,
                 tokens,
                 positions,
                 seed: settings.seed,
@@ -115,9 +117,9 @@ impl<B: Backend> InferenceModel<B> {
             true => &|name| StoredAs { dtype: checkpoint.dense_type(name), held: None },
             false => &plan::stored_in(checkpoint),
         };
-        let residencies = plan::residencies(device, &specs[0], settings.weights, stored)?;
+        let residencies = planner::residencies(device, &specs[0], settings.weights, stored)?;
         let mut first = specs[0].clone();
-        let plan = plan::first_that_fits(&mut first, residencies, |first| {
+        let plan = planner::first_that_fits(&mut first, &residencies, |first| {
             specs.iter_mut().for_each(|spec| spec.residency.clone_from(&first.residency));
             plan(device, &specs, &job, stored, budget)
         })?;
@@ -127,8 +129,8 @@ impl<B: Backend> InferenceModel<B> {
         };
         plan::refuse_unless_it_fits(&plan, tokens, advice)?;
         let spec = specs.swap_remove(0);
-        if spec.is_streamed() {
-            status!("the base weights stay on disk, two layers in memory");
+        if let Some(note) = spec.weights_note() {
+            status!("{note}");
         }
 
         let mut backend = build(&spec, plan.run_bytes)?;

@@ -5,6 +5,7 @@ mod cached;
 pub mod generate;
 pub mod optimizer_step;
 mod step;
+mod tiles;
 
 pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
@@ -35,6 +36,9 @@ pub struct ModelSpec {
     /// Where each layer's linear weights are; a layer beyond them has its weights on the device. On disk stay those
     /// that a source holds in NF4.
     pub residency: Vec<Residency>,
+    /// Tokens that linear layers and MLP work on at one time: a multiple of
+    /// [`TokenTile::STEP`](crate::config::TokenTile::STEP), at least its shortest. `None`: all of a batch.
+    pub token_tile: Option<usize>,
     /// Tokens of the longest batch.
     pub tokens: usize,
     /// Tokens of the longest row.
@@ -58,6 +62,7 @@ impl ModelSpec {
         groups.dedup();
         RunShape {
             tokens: self.tokens,
+            tile: self.tile(),
             hidden: c.hidden_size,
             vocab: c.vocab_size,
             heads: c.num_heads,
@@ -67,6 +72,11 @@ impl ModelSpec {
             dropout: self.trainable && self.lora.dropout > 0.0,
             training: self.trainable,
         }
+    }
+
+    /// Tokens that a tile has room for.
+    pub fn tile(&self) -> usize {
+        self.token_tile.map_or(self.tokens, |tile| tile.min(self.tokens))
     }
 
     pub fn activations_of(&self, layer: usize) -> Activations {
@@ -80,6 +90,28 @@ impl ModelSpec {
     /// Whether weights stay on disk.
     pub fn is_streamed(&self) -> bool {
         self.residency.contains(&Residency::Disk)
+    }
+
+    /// Layers whose weights are in pinned host memory.
+    pub fn pinned_layers(&self) -> usize {
+        (0..self.arch.num_layers).filter(|&layer| self.residency_of(layer) == Residency::Pinned).count()
+    }
+
+    /// What a user is told of weights that are not where they are computed with.
+    pub fn weights_note(&self) -> Option<String> {
+        let (pinned, layers) = (self.pinned_layers(), self.arch.num_layers);
+        match pinned {
+            _ if self.is_streamed() => Some("the base weights stay on disk, two layers in memory".to_owned()),
+            0 => None,
+            _ if pinned == layers => Some("the base weights wait in host memory, two layers on the GPU".to_owned()),
+            _ => Some(format!("the base weights of {pinned} of {layers} layers wait in host memory")),
+        }
+    }
+
+    /// What a user is told of a batch that is cut into tiles.
+    pub fn tile_note(&self) -> Option<String> {
+        let tile = self.token_tile.filter(|&tile| tile < self.tokens)?;
+        Some(format!("linear layers and MLP on {tile} tokens at a time"))
     }
 
     pub fn activation_counts(&self) -> ActivationCounts {

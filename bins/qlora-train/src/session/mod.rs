@@ -9,6 +9,7 @@ pub mod host;
 pub mod interruption;
 pub mod model_spec;
 pub mod plan;
+pub mod planner;
 pub mod predicted;
 pub mod training_data;
 pub mod untrained_tokens;

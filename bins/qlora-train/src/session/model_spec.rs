@@ -57,6 +57,7 @@ pub fn model_spec_of(
         states,
         activations: Vec::new(),
         residency: Vec::new(),
+        token_tile: None,
         tokens,
         positions,
         seed: settings.seed,

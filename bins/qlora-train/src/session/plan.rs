@@ -1,23 +1,21 @@
 //! The memory plan of a run: a dry run of the model's own code on the device's backend.
 
 use super::device::{Budget, Device};
-use crate::arch::Projection;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization, Residency};
+use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization};
 use crate::base::Checkpoint;
-use crate::config::{Checkpointing, Settings, WeightResidency};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType};
 use crate::files::units::format_bytes;
 use crate::lora::{LoraSpec, ParamId};
 use crate::model::generate::{Sampling, generate};
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
-use crate::model::{Activations, Llama, ModelSpec, Source};
+use crate::model::{Llama, ModelSpec, Source};
 use crate::refuse;
 
 /// Tokens of a batch at most: far beyond what any memory holds, and few enough for a plan to list them.
-const MAX_BATCH_TOKENS: usize = 1 << 28;
+pub(super) const MAX_BATCH_TOKENS: usize = 1 << 28;
 
 /// Planned memory of a run, and the memory that may be used.
 #[derive(Clone, Debug)]
@@ -36,6 +34,8 @@ pub struct MemoryPlan {
     pub flops: f64,
     /// The operations of that pass
     pub work: Vec<OpWork>,
+    /// Those of its forward half
+    pub forward: Vec<OpWork>,
 }
 
 impl MemoryPlan {
@@ -46,6 +46,12 @@ impl MemoryPlan {
 
     pub fn fits(&self) -> bool {
         self.peak_bytes() <= self.budget.limit && self.host_bytes() <= self.host_limit
+    }
+
+    /// Bytes that it has more than there are.
+    pub fn missing(&self) -> u64 {
+        let device = self.peak_bytes().saturating_sub(self.budget.limit);
+        device.saturating_add(self.host_bytes().saturating_sub(self.host_limit))
     }
 
     /// Pinned in the host's memory, beside a GPU.
@@ -123,7 +129,7 @@ pub fn plan(
             spec.tokens
         );
     }
-    let DryRun { mut buffers, on_host, flops, work } = match device {
+    let DryRun { mut buffers, on_host, flops, work, forward } = match device {
         Device::Cpu(precision) => {
             dry_run(Cpu::dry_run_with_precision(spec.run_shape(), *precision), spec, stored, job)?
         }
@@ -151,6 +157,7 @@ pub fn plan(
         host_limit: budget.host_limit,
         flops,
         work,
+        forward,
     })
 }
 
@@ -167,6 +174,7 @@ struct DryRun {
     /// FLOPs of one pass over the longest micro-batch
     flops: f64,
     work: Vec<OpWork>,
+    forward: Vec<OpWork>,
 }
 
 /// Does `job` on a backend that holds and computes nothing.
@@ -186,7 +194,7 @@ fn dry_run<B: Backend>(
         PlannedJob::Train => &[],
         PlannedJob::Loss(adapters) | PlannedJob::Text { adapters, .. } => adapters,
     };
-    let (mut flops, mut work) = (0.0, Vec::new());
+    let (mut flops, mut work, mut forward) = (0.0, Vec::new(), Vec::new());
     for index in 0..adapters.len().max(1) {
         if index > 0 {
             b.trim();
@@ -202,6 +210,7 @@ fn dry_run<B: Backend>(
                     (flops, work) = (b.flops() - before, b.take_work());
                 }
                 model.loss(b, &batch)?;
+                forward = b.take_work();
             }
             PlannedJob::Loss(_) => {
                 let before = b.flops();
@@ -219,182 +228,7 @@ fn dry_run<B: Backend>(
             }
         }
     }
-    Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops, work })
-}
-
-/// Settings that trade memory for time: the values of a run are the same whatever they are.
-#[derive(Clone, Copy, Debug)]
-pub struct Levers {
-    pub checkpointing: Checkpointing,
-    pub weights: WeightResidency,
-}
-
-impl Levers {
-    pub fn of(settings: &Settings) -> Self {
-        Self { checkpointing: settings.gradient_checkpointing, weights: settings.weights }
-    }
-}
-
-/// Places where the linear weights may be, the fastest first. Refused: `disk` where they cannot stay there.
-pub fn residencies(
-    device: &Device,
-    spec: &ModelSpec,
-    weights: WeightResidency,
-    stored: &dyn Fn(&str) -> StoredAs,
-) -> Result<&'static [Residency]> {
-    let arch = &spec.arch;
-    let in_nf4 = |name: &str| matches!(stored(name).held, Some(Quantization::Nf4 { .. }));
-    let mut layers = (0..arch.num_layers).flat_map(|layer| Projection::ALL.map(|of| arch.weight_name(layer, of)));
-    match weights {
-        WeightResidency::Resident => Ok(&[Residency::Device]),
-        WeightResidency::Disk if !device.is_cpu() => refuse!(
-            "`weights`: found disk, expected resident or auto: a GPU holds the base weights in its own memory; use \
-             `--device cpu` for a model that stays on disk"
-        ),
-        _ if device.is_cpu() && layers.any(|name| in_nf4(&name)) => match weights {
-            WeightResidency::Disk => Ok(&[Residency::Disk]),
-            _ => Ok(&[Residency::Device, Residency::Disk]),
-        },
-        WeightResidency::Disk => refuse!(
-            "`weights`: found disk, but the linear weights of the model are not stored in NF4, and others are not read \
-             again and again; write a copy in NF4 with `qlora-train quantize` and train on that, or leave it at auto"
-        ),
-        WeightResidency::Auto => Ok(&[Residency::Device]),
-    }
-}
-
-/// The first of `residencies` whose plan fits, set in `spec`; else the last of them, which takes least.
-pub fn first_that_fits(
-    spec: &mut ModelSpec,
-    residencies: &[Residency],
-    mut plan: impl FnMut(&mut ModelSpec) -> Result<MemoryPlan>,
-) -> Result<MemoryPlan> {
-    let mut last = None;
-    for &residency in residencies {
-        spec.residency = vec![residency; spec.arch.num_layers];
-        let planned = plan(spec)?;
-        if planned.fits() {
-            return Ok(planned);
-        }
-        last = Some(planned);
-    }
-    Ok(last.expect("weights have a place"))
-}
-
-/// Settles where weights are and what every layer's activations do: what takes least time and fits, unless the settings
-/// say otherwise.
-pub fn choose(
-    device: &Device,
-    spec: &mut ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-) -> Result<MemoryPlan> {
-    let residencies = residencies(device, spec, levers.weights, stored)?;
-    first_that_fits(spec, residencies, |spec| choose_activations(device, spec, levers.checkpointing, stored, budget))
-}
-
-/// Settles what every layer's activations do: as many layers keep theirs as fit, unless the setting says otherwise.
-fn choose_activations(
-    device: &Device,
-    spec: &mut ModelSpec,
-    checkpointing: Checkpointing,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-) -> Result<MemoryPlan> {
-    let layers = spec.arch.num_layers;
-    let mut plan = |others: Activations, kept: usize| -> Result<MemoryPlan> {
-        spec.activations = others.keeping(kept, layers);
-        plan(device, spec, stored, PlannedJob::Train, budget)
-    };
-    let others: &[Activations] = match checkpointing {
-        Checkpointing::Off => return plan(Activations::Keep, layers),
-        Checkpointing::On => return plan(Activations::Recompute, 0),
-        Checkpointing::Offload => return plan(Activations::Offload, 0),
-        Checkpointing::Auto if device.is_cpu() => &[Activations::Recompute],
-        Checkpointing::Auto => &[Activations::Recompute, Activations::Offload],
-    };
-    let all = plan(Activations::Keep, layers)?;
-    if all.fits() {
-        return Ok(all);
-    }
-    let mut best: Option<(Activations, usize, MemoryPlan)> = None;
-    let mut least = None;
-    for &others in others {
-        let none = plan(others, 0)?;
-        if !none.fits() {
-            least = Some(none);
-            continue;
-        }
-        // A layer more takes more memory, so the most that fit are found by halving.
-        let (mut fitting, mut beyond, mut kept) = (none, layers, 0);
-        while beyond - kept > 1 {
-            let middle = kept + (beyond - kept) / 2;
-            let candidate = plan(others, middle)?;
-            if candidate.fits() {
-                (fitting, kept) = (candidate, middle);
-            } else {
-                beyond = middle;
-            }
-        }
-        // Recomputed FLOPs are the time that a mix costs: copies to and from the host run beside them.
-        if best.as_ref().is_none_or(|(_, _, best)| fitting.flops < best.flops) {
-            best = Some((others, kept, fitting));
-        }
-    }
-    match best {
-        Some((others, kept, plan)) => {
-            spec.activations = others.keeping(kept, layers);
-            Ok(plan)
-        }
-        // What takes least memory, for the refusal.
-        None => Ok(least.expect("at least one was tried")),
-    }
-}
-
-/// The largest row that fits when each micro-batch holds `rows` of them; 0 if none does.
-pub fn longest_row(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-    rows: usize,
-) -> Result<usize> {
-    let residencies = residencies(device, spec, levers.weights, stored)?;
-    let fits = |length: usize| -> Result<bool> {
-        let tokens = length.saturating_mul(rows);
-        if tokens > MAX_BATCH_TOKENS {
-            return Ok(false);
-        }
-        let mut spec = ModelSpec { tokens, positions: length, ..spec.clone() };
-        let tried: &[Activations] = match levers.checkpointing {
-            Checkpointing::Off => &[Activations::Keep],
-            Checkpointing::On => &[Activations::Recompute],
-            Checkpointing::Offload => &[Activations::Offload],
-            Checkpointing::Auto if device.is_cpu() => &[Activations::Recompute, Activations::Keep],
-            Checkpointing::Auto => &[Activations::Recompute, Activations::Offload, Activations::Keep],
-        };
-        for &activations in tried {
-            spec.activations = activations.keeping(0, spec.arch.num_layers);
-            let train = |spec: &mut ModelSpec| plan(device, spec, stored, PlannedJob::Train, budget);
-            if first_that_fits(&mut spec, residencies, train)?.fits() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    };
-    // Memory grows with the length, so the longest that fits is found by halving.
-    let (mut fitting, mut beyond) = (0, spec.arch.max_position_embeddings + 1);
-    while beyond - fitting > 1 {
-        let middle = fitting + (beyond - fitting) / 2;
-        if fits(middle)? {
-            fitting = middle;
-        } else {
-            beyond = middle;
-        }
-    }
-    Ok(fitting)
+    Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops, work, forward })
 }
 
 /// The refusal of a run that does not fit; `advice` is what may be done about it.
@@ -416,108 +250,4 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, tokens: usize, advice: &str) -> 
         format_bytes(limit),
         largest.join(", "),
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arch::{Arch, Projection};
-    use crate::backend::StateFormat;
-    use crate::backend::cpu::Precision;
-    use crate::base::synthetic::tiny_arch;
-
-    const LAYERS: usize = 9;
-
-    fn spec() -> ModelSpec {
-        let config = Arch { num_layers: LAYERS, ..tiny_arch() };
-        ModelSpec {
-            lora: LoraSpec::uniform(&config, &Projection::ALL, 4, 4.0, 0.0),
-            arch: config,
-            quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
-            trainable: true,
-            states: StateFormat::F32,
-            activations: Vec::new(),
-            residency: Vec::new(),
-            tokens: 500,
-            positions: 500,
-            seed: 0,
-        }
-    }
-
-    fn stored(_name: &str) -> StoredAs {
-        StoredAs { dtype: StoredType::Bf16, held: None }
-    }
-
-    fn budget(limit: u64) -> Budget {
-        Budget { limit, in_use: 0, in_use_name: "", host_limit: u64::MAX }
-    }
-
-    fn bytes(activations: Activations, kept: usize) -> u64 {
-        let spec = ModelSpec { activations: activations.keeping(kept, LAYERS), ..spec() };
-        plan(&Device::Cpu(Precision::F32), &spec, &stored, PlannedJob::Train, budget(u64::MAX)).unwrap().peak_bytes()
-    }
-
-    const AUTO: Levers = Levers { checkpointing: Checkpointing::Auto, weights: WeightResidency::Auto };
-
-    fn stored_in_nf4(_name: &str) -> StoredAs {
-        let held = Quantization::Nf4 { block_size: 64, double_quant: true };
-        StoredAs { dtype: StoredType::Bf16, held: Some(held) }
-    }
-
-    /// Weights are left on disk where there is not the memory for them, and only there.
-    #[test]
-    fn weights_stay_on_disk_where_they_do_not_fit() {
-        let device = Device::Cpu(Precision::F32);
-        let at = |weights, limit| {
-            let mut spec = spec();
-            let levers = Levers { checkpointing: Checkpointing::Auto, weights };
-            let plan = choose(&device, &mut spec, levers, &stored_in_nf4, budget(limit)).unwrap();
-            (spec.is_streamed(), plan.fits(), plan.peak_bytes())
-        };
-        let (_, _, resident) = at(WeightResidency::Resident, 0);
-        let (streamed, _, disk) = at(WeightResidency::Disk, 0);
-        assert!(streamed && disk < resident, "{disk} {resident}");
-        for (limit, expected) in [(u64::MAX, false), (resident, false), (resident - 1, true), (disk, true)] {
-            let (streamed, fits, peak) = at(WeightResidency::Auto, limit);
-            assert!(fits && streamed == expected && peak <= limit, "{limit}: {streamed} {fits} {peak}");
-        }
-        assert!(!at(WeightResidency::Auto, disk - 1).1);
-        assert!(!at(WeightResidency::Resident, resident - 1).1);
-        let levers = |weights| Levers { checkpointing: Checkpointing::Auto, weights };
-        let mut short = ModelSpec { tokens: 200, positions: 200, ..spec() };
-        let least = choose(&device, &mut short, levers(WeightResidency::Disk), &stored_in_nf4, budget(0)).unwrap();
-        let limit = budget(least.peak_bytes());
-        let longest = |weights| longest_row(&device, &short, levers(weights), &stored_in_nf4, limit, 1).unwrap();
-        assert_eq!(longest(WeightResidency::Auto), 200);
-        assert!(longest(WeightResidency::Resident) < 200);
-        let weights = WeightResidency::Disk;
-        let refused = residencies(&device, &spec(), weights, &stored).unwrap_err().to_string();
-        assert!(refused.contains("quantize"), "{refused}");
-        let refused = residencies(&Device::unopened(0), &spec(), weights, &stored_in_nf4).unwrap_err().to_string();
-        assert!(refused.contains("GPU"), "{refused}");
-    }
-
-    /// With every amount of memory the planner keeps as many of the last layers as fit, and computes the others again.
-    #[test]
-    fn as_many_layers_keep_their_activations_as_fit() {
-        let (most, least) = (bytes(Activations::Keep, 0), bytes(Activations::Recompute, 0));
-        assert!(least < most, "{least} {most}");
-        let mut flops = f64::INFINITY;
-        for kept in [0, 1, 4, LAYERS - 1, LAYERS] {
-            let limit = bytes(Activations::Recompute, kept);
-            let mut spec = spec();
-            let plan = choose(&Device::Cpu(Precision::F32), &mut spec, AUTO, &stored, budget(limit)).unwrap();
-            let counts = spec.activation_counts();
-            assert!(plan.fits() && plan.peak_bytes() == limit && counts.keep >= kept, "{kept}: {counts}");
-            assert!(spec.activations[LAYERS - counts.keep..].iter().all(|&layer| layer == Activations::Keep));
-            if counts.keep < LAYERS {
-                assert!(bytes(Activations::Recompute, counts.keep + 1) > limit, "{counts}");
-            }
-            assert!(plan.flops < flops || counts.keep == 1, "{kept}: {} {flops}", plan.flops);
-            flops = plan.flops;
-        }
-        let mut spec = spec();
-        let refused = choose(&Device::Cpu(Precision::F32), &mut spec, AUTO, &stored, budget(least - 1)).unwrap();
-        assert!(!refused.fits() && refused.peak_bytes() == least);
-    }
 }

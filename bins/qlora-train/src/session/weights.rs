@@ -77,9 +77,9 @@ impl Source for CheckpointSource<'_, '_> {
         Ok(weight)
     }
 
-    /// Read once, for the fingerprint.
+    /// Read once, for the fingerprint, a piece at a time: what is freed of a whole weight would stay in the heap.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
-        self.read_weight(name)?;
+        self.fingerprint.add(self.checkpoint.check_weight_with_digest(name)?)?;
         let on_disk = self.checkpoint.on_disk(name)?;
         on_disk.forget_pages();
         Ok(on_disk)

@@ -35,6 +35,7 @@ use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::model_spec::{check_quantization, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
+use crate::session::planner;
 use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use serde_json::json;
@@ -119,11 +120,12 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
     let budget = device.budget(&settings)?;
     let plan = {
-        let stored = plan::stored_in(&loaded.checkpoint);
-        plan::choose(&device, &mut spec, plan::Levers::of(&settings), &stored, budget)?
+        let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
+        let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
+        let rows = settings.per_device_train_batch_size;
+        planner::refuse_unless_it_fits(&plan, &spec, levers, &stored, rows)?;
+        plan
     };
-    let advice = "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing and weights at auto";
-    plan::refuse_unless_it_fits(&plan, data.tokens, advice)?;
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
@@ -364,8 +366,9 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };
-    let streamed = if spec.is_streamed() { "; the base weights stay on disk, two layers in memory" } else { "" };
-    status!("{}: {planned} planned, {limit} may be used{activations}{streamed}", plan.place());
+    let notes: String =
+        [spec.tile_note(), spec.weights_note()].iter().flatten().map(|note| format!("; {note}")).collect();
+    status!("{}: {planned} planned, {limit} may be used{activations}{notes}", plan.place());
     if !plan.on_host.is_empty() {
         let (pinned, limit) = (format_bytes(plan.host_bytes()), format_bytes(plan.host_limit));
         status!("host memory: {pinned} pinned for the GPU, {limit} may be used");

@@ -166,6 +166,8 @@ fn a_plan_without_data_takes_the_longest_batch_and_says_when_it_does_not_fit() {
     let roomy = sandbox.run(line).json();
     let peak = roomy["host"]["peak_bytes"].as_u64().unwrap();
     let tight = sandbox.run(&format!("{line} --host-memory {}", peak - 1)).json();
+    assert_eq!((&tight["fits"], &tight["token_tile"]), (&true.into(), &512.into()), "tiles make room");
+    let tight = sandbox.run(&format!("{line} --host-memory {} --token-tile off", peak - 1)).json();
     assert_eq!((&tight["fits"], &tight["recompute"]), (&true.into(), &true.into()), "recomputing makes room");
     // Room for rows of 64 tokens at least, and not for the longest.
     let short = line.replace("--max-length 256", "--max-length 64 --gradient-checkpointing true");
@@ -219,8 +221,15 @@ fn a_gpu_is_planned_for_in_every_build_by_the_name_of_model_and_gpu() {
     assert_eq!(groups, ["weights", "adapters", "optimizer", "activations", "workspace", "other"]);
     let total: u64 = plan["groups"].as_array().unwrap().iter().map(|g| g["bytes"].as_u64().unwrap()).sum();
     assert_eq!(total, plan["device"]["peak_bytes"]);
-    let (status, plan) = of("plan --json --model llama-3-70b --gpu 4090 --max-length 1024 --host-memory 64GiB");
+    let line = "plan --json --model llama-3-70b --gpu 4090 --max-length 1024 --host-memory 64GiB";
+    let (status, plan) = of(&format!("{line} --weights resident"));
     assert_eq!((status, &plan["fits"]), (Some(1), &false.into()), "{plan}");
     let missing = plan["suggestions"].to_string();
-    assert!(missing.contains("more device_memory at least"), "{missing}");
+    for words in ["more device_memory at least", "weights: auto fits", "wait in host memory"] {
+        assert!(missing.contains(words), "{words}: {missing}");
+    }
+    // What auto makes of it.
+    let (status, plan) = of(line);
+    assert_eq!((status, &plan["weights"], &plan["pinned_layers"]), (Some(0), &"host".into(), &40.into()), "{plan}");
+    assert!(plan["max_length"].as_u64() > Some(1024), "{plan}");
 }

@@ -15,6 +15,7 @@ fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
         states: qlora_train::backend::StateFormat::F32,
         activations: Vec::new(),
         residency: Vec::new(),
+        token_tile: None,
         tokens: 1,
         positions: 1,
         seed: 0,

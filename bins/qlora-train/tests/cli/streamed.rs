@@ -107,7 +107,7 @@ fn a_killed_run_goes_on_with_its_weights_elsewhere() {
 fn weights_that_cannot_stay_on_disk_are_refused() {
     let sandbox = Sandbox::new();
     sandbox.refused(&train("--weights disk"), &["`weights`", "NF4", "qlora-train quantize"]);
-    sandbox.refused(&train("--weights pinned"), &["weights", "pinned"]);
+    sandbox.refused(&train("--weights host --device cpu"), &["`weights`", "host", "resident or disk"]);
     sandbox.refused("eval --model model --data rows.jsonl --weights disk", &["`weights`", "NF4"]);
 }
 

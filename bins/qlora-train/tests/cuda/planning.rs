@@ -2,7 +2,8 @@
 
 use crate::commands::Directory;
 use crate::runs::{Trained, micro_batches, train_on};
-use crate::sources::{config, memory, spec, with_norms_after, with_norms_around};
+use crate::sources::{config, memory, small_config, spec, with_norms_after, with_norms_around};
+use lab::device::{Tally, set_schedule};
 use qlora_train::arch::{Arch, QkNorm};
 use qlora_train::backend::cuda::Cuda;
 use qlora_train::backend::{Memory, PlannedBuffer, Quantization, Residency, StateFormat};
@@ -10,6 +11,7 @@ use qlora_train::files::tensor::StoredType;
 use qlora_train::model::{Activations, ModelSpec};
 use qlora_train::session::plan::{PlannedJob, StoredAs, plan};
 use qlora_train::session::{Budget, Device};
+use trainer_lab::model::Documents;
 
 const BUDGET: Budget = Budget { limit: u64::MAX, in_use: 0, in_use_name: "", host_limit: u64::MAX };
 
@@ -106,6 +108,44 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
     }
 }
 
+/// Levers in pairs, and all of them, give the bits of a run without any, in the memory of the device and the pinned
+/// memory that are planned. Each alone is compared in the tests of training.
+#[test]
+fn pairs_of_levers_give_the_same_bits_in_the_memory_that_is_planned() {
+    use Activations::{Keep, Offload, Recompute};
+    use Residency::{Device as OnDevice, Pinned};
+    let tally = Tally::new("pairs of levers", 6);
+    let stored = |_: &str| StoredAs { dtype: StoredType::Bf16, held: None };
+    // Two tiles, of which the first is as short as one may be.
+    let base = ModelSpec { tokens: 530, positions: 200, ..spec(Arch { num_layers: 2, ..small_config() }) };
+    let documents = Documents::random(&[100, 5, 150, 80, 194], base.arch.vocab_size, 3).weighted(4);
+    let run = |activations: [Activations; 2], residency: [Residency; 2], token_tile: Option<usize>| {
+        let (activations, residency) = (activations.to_vec(), residency.to_vec());
+        let spec = ModelSpec { activations, residency, token_tile, ..base.clone() };
+        let plan = plan(&Device::unopened(0), &spec, &stored, PlannedJob::Train, BUDGET).unwrap();
+        let mut cuda = Cuda::new(0, spec.run_shape(), &spec.arch, plan.run_bytes).unwrap();
+        let trained = train_on(&mut cuda, &mut memory(&spec.arch), &spec, 1, &[documents.batch()]);
+        assert_eq!(cuda.bytes(), plan.run_bytes, "{spec:?}");
+        assert_eq!(cuda.planned_on_host(), plan.on_host, "{spec:?}");
+        trained
+    };
+    let first = run([Keep; 2], [OnDevice; 2], None);
+    assert!(first.gradients.iter().all(|(_, gradient)| gradient.iter().any(|&g| g != 0.0)));
+    let cases = [
+        ([Keep; 2], [OnDevice; 2], Some(512)),
+        ([Recompute; 2], [OnDevice; 2], Some(512)),
+        ([Offload; 2], [OnDevice; 2], Some(512)),
+        ([Keep; 2], [Pinned; 2], Some(512)),
+        ([Offload; 2], [Pinned; 2], None),
+        ([Offload, Recompute], [Pinned; 2], Some(512)),
+    ];
+    for (seed, (activations, residency, token_tile)) in cases.into_iter().enumerate() {
+        set_schedule(seed as u64);
+        assert!(first == run(activations, residency, token_tile), "{activations:?} {residency:?} {token_tile:?}");
+        tally.case();
+    }
+}
+
 /// The plan of a command names its parts; a run within it is done, and one byte less is refused before anything is read
 /// or written.
 #[test]
@@ -137,7 +177,8 @@ fn plan_says_whether_a_run_fits_and_the_run_agrees() {
     let short = run(peak - 1, "short");
     let errors = String::from_utf8(short.stderr).unwrap();
     assert_eq!(short.status.code(), Some(2), "{errors}");
-    for words in ["of GPU memory", "the largest parts are", "max_length", "device_memory"] {
+    let fits = "gradient_checkpointing: auto fits: activations";
+    for words in ["of GPU memory", "the largest parts are", fits, "is the longest that fits", "device_memory"] {
         assert!(errors.contains(words), "{errors}");
     }
     assert!(!directory.path("short").exists());

@@ -83,6 +83,7 @@ pub fn spec(config: Arch) -> ModelSpec {
         lora,
         activations: vec![Activations::Recompute; config.num_layers],
         residency: Vec::new(),
+        token_tile: None,
         arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,

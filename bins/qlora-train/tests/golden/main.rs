@@ -88,6 +88,7 @@ fn spec(checkpoint: &Checkpoint, layers: usize, quantization: Quantization, toke
         states: StateFormat::F32,
         activations: Vec::new(),
         residency: Vec::new(),
+        token_tile: None,
         tokens,
         positions: tokens,
         seed: 0,

@@ -14,7 +14,7 @@ fn lengths(dims: &RunShape) -> [usize; 6] {
     let loss_tokens = dims.tokens.min(loss::CHUNK);
     [
         MAX_THREADS * gemm::PANEL,
-        usize::from(dims.dropout) * dims.tokens * max_k,
+        usize::from(dims.dropout) * dims.tile * max_k,
         attention::scratch(dims.tokens),
         training * dims.tokens * dims.heads,
         loss_tokens * dims.vocab,

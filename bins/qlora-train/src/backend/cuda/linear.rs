@@ -74,14 +74,14 @@ fn segments_backward<'a>(group: &'a Group, pinned: &'a PinnedWeights, dy: View<'
 }
 
 impl Cuda {
-    /// Room for the sums of this group's gradients over the longest batch.
+    /// Room for the sums of this group's gradients over the longest tile.
     pub(super) fn reserve_gradients(&mut self, group: &Group) -> Result<()> {
         let pairs: Vec<(usize, usize)> =
             group.segments.iter().filter_map(|s| s.lora.as_ref().map(|lora| (s.n, lora.r))).collect();
         if !self.dims.training || pairs.is_empty() {
             return Ok(());
         }
-        let needed = workspace_bytes_of(self.dims.tokens, group.k, &pairs);
+        let needed = workspace_bytes_of(self.dims.tile, group.k, &pairs);
         if needed > self.gradients.len() {
             self.gradients = self.memory.take("workspace", 0)?;
             self.gradients = self.memory.take("workspace", needed)?;

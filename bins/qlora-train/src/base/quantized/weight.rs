@@ -151,8 +151,36 @@ impl Nf4Entry {
         name: &str,
         files: &[TensorFile],
         reused: Option<Nf4Matrix>,
-        mut seen: impl FnMut(&str, &[u8]),
+        seen: impl FnMut(&str, &[u8]),
     ) -> Result<Nf4Matrix> {
+        let (code, codes, absmax) = self.read_parts(name, files, reused, true, seen)?;
+        let [rows, cols] = self.shape;
+        let matrix = Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax);
+        matrix.usage_context(|| self.damaged(name, files))
+    }
+
+    /// Reads all parts and refuses what [`read`](Self::read) refuses, without keeping the codes.
+    pub fn check(&self, name: &str, files: &[TensorFile], seen: impl FnMut(&str, &[u8])) -> Result<()> {
+        let (code, _, absmax) = self.read_parts(name, files, None, false, seen)?;
+        let ([rows, cols], codes) = (self.shape, self.shape.iter().product::<usize>().div_ceil(2));
+        let checked = Nf4Matrix::check_parts(rows, cols, self.options.block_size, &code, codes, &absmax);
+        checked.usage_context(|| self.damaged(name, files))
+    }
+
+    fn damaged(&self, name: &str, files: &[TensorFile]) -> String {
+        let (file, _) = self.parts[""];
+        format!("{}: tensor `{name}`: the NF4 weight is damaged, get it again", files[file].path().display())
+    }
+
+    /// The 16 values, the codes if they are kept, and the scales.
+    fn read_parts(
+        &self,
+        name: &str,
+        files: &[TensorFile],
+        reused: Option<Nf4Matrix>,
+        keeps_codes: bool,
+        mut seen: impl FnMut(&str, &[u8]),
+    ) -> Result<([f32; 16], Vec<u8>, Absmax)> {
         let mut u8s: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
         let mut f32s: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
         if let Some((codes, absmax)) = reused.map(Nf4Matrix::into_parts) {
@@ -169,6 +197,7 @@ impl Nf4Entry {
             let (file, part) = (&files[*file], format!("{name}{suffix}"));
             let see = |bytes: &[u8]| seen(suffix, bytes);
             match (suffix, info.dtype) {
+                ("", _) if !keeps_codes => file.scan(&part, info, see)?,
                 // Whatever type the codes are packed into, they are bytes.
                 ("", _) | (_, Dtype::U8) => {
                     let values = u8s.remove(suffix).unwrap_or_default();
@@ -192,13 +221,7 @@ impl Nf4Entry {
                 offset,
             },
         };
-        let codes = u8s.remove("").expect("opening the checkpoint checked every part");
-        let [rows, cols] = self.shape;
-        let what = || {
-            let (file, _) = self.parts[""];
-            format!("{}: tensor `{name}`: the NF4 weight is damaged, get it again", files[file].path().display())
-        };
-        Nf4Matrix::from_parts(rows, cols, self.options.block_size, code, codes, absmax).usage_context(what)
+        Ok((code, u8s.remove("").unwrap_or_default(), absmax))
     }
 }
 

@@ -19,9 +19,9 @@ pub struct Workspace {
     pub attention: Vec<attention::Scratch>,
     pub gradients: GradientScratch,
     pub loss: LossScratch,
-    /// `[tokens, max K]`: an input after dropout
+    /// `[tile, max K]`: an input after dropout
     pub masked: Vec<bf16>,
-    /// `[tokens, max K]`: T·A before its mask
+    /// `[tile, max K]`: T·A before its mask
     pub term: Vec<f32>,
     /// `[tokens, H]`: rowsum(dO ∘ O)
     pub delta: Vec<f32>,
@@ -38,7 +38,7 @@ fn shape(dims: &RunShape) -> AttentionShape {
 /// Values of an input under dropout, and of rowsum(dO ∘ O).
 fn lengths(dims: &RunShape) -> (usize, usize) {
     let max_k = dims.groups.iter().map(|group| group.1).max().unwrap_or(0);
-    (usize::from(dims.dropout) * dims.tokens * max_k, usize::from(dims.training) * dims.tokens * dims.heads)
+    (usize::from(dims.dropout) * dims.tile * max_k, usize::from(dims.training) * dims.tokens * dims.heads)
 }
 
 /// The largest rank and output of a group, for gradients.
