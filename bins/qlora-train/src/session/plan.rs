@@ -1,7 +1,6 @@
 //! The memory plan of a run: a dry run of the model's own code on the device's backend.
 
 use super::device::{Budget, Device};
-use crate::arch::Projection;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Batch, OpWork, PlannedBuffer, Quantization, Residency};
@@ -244,7 +243,7 @@ pub fn residencies(
 ) -> Result<&'static [Residency]> {
     let arch = &spec.arch;
     let in_nf4 = |name: &str| matches!(stored(name).held, Some(Quantization::Nf4 { .. }));
-    let mut layers = (0..arch.num_layers).flat_map(|layer| Projection::ALL.map(|of| arch.weight_name(layer, of)));
+    let mut layers = (0..arch.num_layers).flat_map(|layer| arch.names.all().map(move |of| arch.weight_name(layer, of)));
     match weights {
         WeightResidency::Resident => Ok(&[Residency::Device]),
         WeightResidency::Disk if !device.is_cpu() => refuse!(
