@@ -485,6 +485,7 @@ fn a_phi3_reads_its_rotation_and_refuses_by_key() {
             ("rope_scaling", Some(long(factors))),
             ("max_position_embeddings", Some(131_072.into())),
             ("original_max_position_embeddings", Some(4096.into())),
+            ("partial_rotary_factor", None),
         ]
     };
     let RopeScaling::LongRope { attention_factor, .. } = read_changed(&config, &published(4)).rope().scaling else {
