@@ -1,6 +1,6 @@
 // A record of the kernels launched and their dynamic shared memory, for whoever wants to know: with
-// QLORA_EMULATION_LAUNCHES naming a file, a line "address-in-the-executable bytes" is appended to it for every pair
-// that is new to this process. A symbol table tells the kernel's name.
+// QLORA_EMULATION_LAUNCHES naming a file, a line "address-in-the-executable bytes executable" is appended to it for
+// every launch that is new to this process. A symbol table tells the kernel's name.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -27,7 +27,7 @@ void note_launch(const void *kernel, size_t shared_bytes) {
     if (dladdr(kernel, &info) == 0) return;
     auto address = static_cast<const char *>(kernel) - static_cast<const char *>(info.dli_fbase);
     if (FILE *file = std::fopen(path, "a")) {
-        std::fprintf(file, "%zx %zu\n", size_t(address), shared_bytes);
+        std::fprintf(file, "%zx %zu %s\n", size_t(address), shared_bytes, info.dli_fname);
         std::fclose(file);
     }
 }

@@ -3,21 +3,22 @@
     pip install -r tests/golden/requirements.txt llama-cpp-python==0.3.36
     python3 tests/golden/check_gguf.py --binary target/release/qlora-train --work SOME_FOLDER [--only PART]
 
-Three parts, each an entry of gguf.json, which is written when all of them ran:
+Four parts, each an entry of gguf.json, which is written when all of them ran:
 
 families    tiny random models of every family that is written, made with transformers, and an adapter on each: the
             logits of llama.cpp for the base, the merged model and the base with the adapter, against transformers and
             PEFT in f32
 tokenizers  real tokenizers (npm, `NPM`) on a tiny model: the tokens of llama.cpp for texts with marks, digits, spaces
             and many scripts, against the library `tokenizers`
+deep        a random model of 80 layers: the bytes of Q8_0 and Q4_K_M against llama.cpp's own quantization of the F32 file
 model       SmolLM2-135M-Instruct (`cargo xtask setup`) with an adapter that is trained for it: greedy text of llama.cpp
-            against `generate`, for the merged model and for the adapter on the base; the bytes of Q8_0 against
-            llama.cpp's own quantization of the F32 file
+            against `generate`, for the merged model and for the adapter on the base; the bytes as of `deep`
 
 Status 1 if anything differs that should be the same.
 """
 
 import argparse
+import collections
 import ctypes
 import json
 import pathlib
@@ -256,6 +257,40 @@ def tensors(path):
     return {t.name: (t.tensor_type.name, bytes(t.data.tobytes())) for t in gguf.GGUFReader(str(path)).tensors}
 
 
+def quantized(kind, ours, f32, target):
+    """A file of ours beside llama.cpp's quantization of the F32 file."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = QUANTIZED[kind][0], 2
+    if llama_cpp.llama_model_quantize(str(f32).encode(), str(target).encode(), ctypes.byref(params)) != 0:
+        sys.exit("llama_model_quantize failed")
+    ours, theirs = tensors(ours), tensors(target)
+    target.unlink()
+    types = {name: (ours[name][0], theirs[name][0]) for name in theirs if ours[name][0] != theirs[name][0]}
+    counts = collections.Counter(of for of, _ in theirs.values())
+    total, off = collections.Counter(), collections.Counter()
+    for name, (of, data) in theirs.items():
+        total[of] += len(data)
+        off[of] += sum(a != b for a, b in zip(ours[name][1], data)) if ours[name][1] != data else 0
+    share = sum(off.values()) / sum(total.values())
+    same = ours.keys() == theirs.keys() and not types and share <= QUANTIZED[kind][1]
+    found = {"tensors": dict(counts), "other types": types, "bytes": dict(total), "bytes that differ": dict(+off), "same": same}
+    print(f"{kind}: {found}", flush=True)
+    return found
+
+
+def deep(args):
+    """A model of 80 layers and 256 columns: every type that a Q4_K_M has."""
+    directory = args.work / "deep"
+    shutil.rmtree(directory, ignore_errors=True)
+    torch.manual_seed(11)
+    config = transformers.LlamaConfig(**(COMMON | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 80}))
+    transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(directory / "model")
+    byte_tokenizer(directory / "model")
+    f32 = export(args, directory / "model", directory / "f32", "--type", "f32")
+    found = {kind: quantized(kind, export(args, directory / "model", directory / kind, "--type", kind), f32, directory / "theirs.gguf") for kind in QUANTIZED}
+    return found | {"same": all(entry["same"] for entry in found.values())}
+
+
 def model(args):
     adapter, work = trained(args), args.work / "model"
     shutil.rmtree(work / "merged", ignore_errors=True)
@@ -264,7 +299,7 @@ def model(args):
     chat = transformers.AutoTokenizer.from_pretrained(args.model)
     stops = {own.token_to_id("<|im_end|>"), own.token_to_id("<|endoftext|>")}
     base = export(args, args.model, work / "base-f32", "--type", "f32")
-    files = {kind: export(args, args.model, work / kind, "--adapter", adapter, "--type", kind) for kind in ("f32", "f16", "bf16", "q8_0")}
+    files = {kind: export(args, args.model, work / kind, "--adapter", adapter, "--type", kind) for kind in ("f32", "f16", "bf16", "q8_0", "q4_k_m")}
     lora = export(args, args.model, work / "lora", "--adapter", adapter, "--lora")
     found, good = {"greedy": []}, True
     for prompt in PROMPTS:
@@ -279,26 +314,16 @@ def model(args):
         found["greedy"].append({"prompt": prompt, "merged": merged, "attached": attached, "llama.cpp": theirs})
     different = [text for text in TEXTS + ["<|im_start|>user\nhi<|im_end|>\n"] if load(base).tokenize(text.encode(), add_bos=False, special=True) != own.encode(text).ids]
     found["texts whose tokens differ"] = different
-    for kind, number in args.quantized.items():
-        target = work / f"theirs-{kind}.gguf"
-        params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype, params.nthread = number, 2
-        if llama_cpp.llama_model_quantize(str(files["f32"]).encode(), str(target).encode(), ctypes.byref(params)) != 0:
-            sys.exit("llama_model_quantize failed")
-        ours, theirs = tensors(export(args, args.model, work / kind, "--adapter", adapter, "--type", kind)), tensors(target)
-        types = {name: (ours[name][0], theirs[name][0]) for name in theirs if ours[name][0] != theirs[name][0]}
-        off = {name: sum(a != b for a, b in zip(ours[name][1], theirs[name][1])) for name in theirs if ours[name] != theirs[name]}
-        total = sum(len(data) for _, data in theirs.values())
-        found[kind] = {"tensors": len(theirs), "other types": types, "bytes": total, "bytes that differ": sum(off.values())}
-        good = good and ours.keys() == theirs.keys() and not types and sum(off.values()) <= total * LIMITS[kind]
-        print(f"{kind}: {found[kind]}", flush=True)
-        target.unlink()
+    for kind in QUANTIZED:
+        ours = export(args, args.model, work / kind, "--adapter", adapter, "--type", kind)
+        found[kind] = quantized(kind, ours, files["f32"], work / f"theirs-{kind}.gguf")
+        good = good and found[kind]["same"]
     return found | {"same": good and not different}
 
 
-# Share of the bytes that may differ from llama.cpp's quantization.
-LIMITS = {"q8_0": 0.0}
-PARTS = {"families": families, "tokenizers": all_tokenizers, "model": model}
+# The number of llama.cpp, and the share of the bytes that may differ.
+QUANTIZED = {"q8_0": (llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 0.0), "q4_k_m": (llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, 0.0)}
+PARTS = {"families": families, "tokenizers": all_tokenizers, "deep": deep, "model": model}
 
 
 def main():
@@ -308,11 +333,11 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, default=HERE.parents[1] / "target/models/smollm2-135m-instruct")
     parser.add_argument("--only", choices=PARTS)
     args = parser.parse_args()
-    args.quantized = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
     torch.set_num_threads(2)
     torch.set_grad_enabled(False)
     found = {name: part(args) for name, part in PARTS.items() if args.only in (None, name)}
-    good = all(entry["same"] for name in ("families", "tokenizers") for entry in found.get(name, {}).values()) and found.get("model", {"same": True})["same"]
+    cases = [entry for name in ("families", "tokenizers") for entry in found.get(name, {}).values()]
+    good = all(entry["same"] for entry in cases + [found[name] for name in ("deep", "model") if name in found])
     if args.only is None:
         versions = {m.__name__: m.__version__ for m in (llama_cpp, transformers, peft, tokenizers, torch)}
         (HERE / "gguf.json").write_text(json.dumps({"versions": versions, **found}, indent=1, ensure_ascii=False) + "\n")

@@ -58,13 +58,12 @@ fn first_difference(committed: &str, generated: &str) -> Option<String> {
 fn generate(workspace: &Workspace) -> Result<String> {
     let libclang = cuda::libclang(workspace)?;
     let include = finished(Command::new("cc").arg("-print-file-name=include").output(), "cc -print-file-name=include")?;
-    let mut command =
-        workspace.cargo(&["run", "--quiet", "--release", "--locked", "--package", "bindings", "--", HEADER]);
-    command.arg(include.trim()).stderr(Stdio::inherit());
+    let mut command = workspace.tool("bindings", &[HEADER, include.trim()])?;
+    command.stderr(Stdio::inherit());
     if let Some(dir) = libclang {
         command.env("LIBCLANG_PATH", dir);
     }
-    let text = finished(command.output(), "cargo run --package bindings")?;
+    let text = finished(command.output(), "bindings")?;
     format(&text, &workspace.root)
 }
 

@@ -93,16 +93,16 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
         Task::Test { only, .. } => test::run(workspace, &only)?,
         Task::SetupCuda => cuda::run(workspace)?,
         Task::Mutants { only } => {
-            check(workspace.tool("mutants", &only.iter().map(String::as_str).collect::<Vec<_>>()))?
+            check(workspace.tool("mutants", &only.iter().map(String::as_str).collect::<Vec<_>>())?)?
         }
-        Task::GpuBundle => check(workspace.tool("gpu-bundle", &[]))?,
+        Task::GpuBundle => check(workspace.tool("gpu-bundle", &[])?)?,
         Task::Predict { write } => {
-            check(workspace.tool("predict", if write { &["write"] as &[&str] } else { &[] }))?;
+            check(workspace.tool("predict", if write { &["write"] as &[&str] } else { &[] })?)?;
         }
-        Task::Records => check(workspace.tool("records", &["write"]))?,
+        Task::Records => check(workspace.tool("records", &["write"])?)?,
         Task::Bindings => bindings::run(workspace)?,
         Task::InstallLib { prefix, emulation } => library::install(workspace, &prefix, emulation)?,
-        Task::Setup => println!("{}", setup::run(workspace)?.display()),
+        Task::Setup => println!("{}", setup::run(workspace, &[])?.display()),
     }
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! The dynamic shared memory that each kernel is launched with, from the launches themselves: a few cases of the
-//! emulated suite, which notes them, and the symbol table of its executable. The sizes are the launchers', which are
+//! The dynamic shared memory that each kernel is launched with, from the launches themselves: those of the emulated
+//! suite, which notes them, and the symbol table of its executable. The sizes are the launchers', which are
 //! the same code on a GPU.
 
 use crate::table::Row;
 use anyhow::{Context, Result, ensure};
 use kernel_inspect::names::readable;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tools_support::artifacts;
+use tools_support::launches;
 use tools_support::workspace::Workspace;
 
 /// What a block gets at most on sm_86 and sm_89: `kMaxSharedBytes` of cuda/common/launch.cuh.
@@ -18,28 +18,52 @@ pub const LIMIT: u64 = 99 * 1024;
 const CASES: &str = "12";
 const SEED: &str = "20250601";
 
-/// Kernels that were launched, with the most bytes of all their launches.
+/// Kernels that were launched, with the most bytes of all their launches: by the suite, if it has run on the kernels as
+/// they are, else by a few of its cases.
 pub fn launched(workspace: &Workspace) -> Result<BTreeMap<String, u64>> {
+    if launches::noted(workspace).is_none() {
+        run_suite(workspace)?;
+    }
+    let notes = launches::noted(workspace).context("the emulated suite noted no launch")?;
+    let mut found: BTreeMap<String, u64> = BTreeMap::new();
+    for (executable, notes) in by_executable(&notes)? {
+        for (name, bytes) in named(&notes, &symbols(Path::new(executable))?)? {
+            let entry = found.entry(name).or_insert(bytes);
+            *entry = bytes.max(*entry);
+        }
+    }
+    ensure!(!found.is_empty(), "the emulated suite noted no launch");
+    Ok(found)
+}
+
+fn run_suite(workspace: &Workspace) -> Result<()> {
     let arguments = ["test", "--package", "qlora-kernels", "--features", "emulation", "--test", "cuda", "--no-run"];
     let built = artifacts::build(workspace, &arguments, &[])?;
-    let tests = built.executable("cuda")?;
-    let notes = workspace.target.join("kernel-launches.txt");
-    // Notes are appended.
-    fs::write(&notes, "").with_context(|| format!("cannot write {}", notes.display()))?;
-    let mut suite = Command::new(tests);
+    let mut suite = Command::new(built.executable("cuda")?);
     suite
         .args(["--quiet", "--test-threads"])
         .arg(std::thread::available_parallelism().map_or(1, |n| n.get()).to_string());
     suite
-        .env("QLORA_EMULATION_LAUNCHES", &notes)
+        .env(launches::VARIABLE, launches::begin(workspace)?)
         .env("PROPTEST_CASES", CASES)
         .env("PROPTEST_RNG_SEED", SEED)
         .stdout(Stdio::null());
-    tools_support::command::check(suite)?;
-    let text = fs::read_to_string(&notes).with_context(|| format!("cannot read {}", notes.display()))?;
-    let found = named(&text, &symbols(tests)?)?;
-    ensure!(!found.is_empty(), "the emulated suite noted no launch");
-    Ok(found)
+    tools_support::command::check(suite)
+}
+
+/// The notes of each test executable that is still there.
+fn by_executable(notes: &str) -> Result<BTreeMap<&str, String>> {
+    let mut all: BTreeMap<&str, String> = BTreeMap::new();
+    for line in notes.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(address), Some(bytes), Some(executable)) = (words.next(), words.next(), words.next()) else {
+            anyhow::bail!("a launch was noted as {line:?}");
+        };
+        let notes = all.entry(executable).or_default();
+        notes.push_str(&format!("{address} {bytes}\n"));
+    }
+    all.retain(|executable, _| Path::new(executable).is_file());
+    Ok(all)
 }
 
 /// Names of functions by address, of an executable.
@@ -105,5 +129,10 @@ mod tests {
         assert_eq!(found, BTreeMap::from([("mean".to_owned(), 256), ("other".to_owned(), 0)]));
         assert!(named("1 2", &symbols).unwrap_err().to_string().contains("no function lies at 1"));
         assert!(named("x y", &symbols).is_err());
+        let this = std::env::current_exe().unwrap();
+        let this = this.to_str().unwrap();
+        let notes = format!("10a0 64 {this}\n20b0 0 /gone\n10a0 256 {this}\n");
+        assert_eq!(by_executable(&notes).unwrap(), BTreeMap::from([(this, "10a0 64\n10a0 256\n".to_owned())]));
+        assert!(by_executable("10a0 64").is_err());
     }
 }

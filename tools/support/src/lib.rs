@@ -8,5 +8,6 @@ pub mod command;
 #[path = "../../../build/compile.rs"]
 pub mod compile;
 pub mod cuda;
+pub mod launches;
 pub mod pypi;
 pub mod workspace;

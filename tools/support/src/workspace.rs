@@ -1,5 +1,6 @@
 //! The repository, its build directory, and how cargo is called there.
 
+use crate::command::check;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::Command;
@@ -38,11 +39,13 @@ impl Workspace {
         self.target.join("objects")
     }
 
-    /// A tool of `tools/`, built if need be.
-    pub fn tool(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = self.cargo(&["run", "--quiet", "--release", "--locked", "--package", name, "--"]);
-        command.args(arguments);
-        command
+    /// A program of the workspace, built if need be: with the features that its dependencies have in the whole
+    /// workspace, so that they are built once for all.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> Result<Command> {
+        check(self.cargo(&["build", "--quiet", "--release", "--locked", "--workspace", "--bin", name]))?;
+        let mut command = Command::new(self.binary(name));
+        command.args(arguments).current_dir(&self.root);
+        Ok(command)
     }
 
     /// The built binary of this name.

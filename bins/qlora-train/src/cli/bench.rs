@@ -22,9 +22,9 @@ pub struct BenchArgs {
     /// smollm3-3b, granite-3.3-2b, granite-3.3-8b, seed-oss-36b, a model's directory or the path of a config.json
     #[arg(long)]
     shape: String,
-    /// Tokens of a row, or of a prompt
-    #[arg(long, default_value_t = 2048)]
-    seq: usize,
+    /// Tokens of a row, or of a prompt [default: 2048, or what the model allows]
+    #[arg(long)]
+    seq: Option<usize>,
     /// Rows of a step, or prompts that are answered side by side
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -103,15 +103,16 @@ impl BenchArgs {
     fn shape(&self) -> Result<Shape> {
         let config = shape(&self.shape)?;
         let most = config.max_position_embeddings;
-        if !(2..=most).contains(&self.seq) {
-            refuse!("--seq: found {}, expected a number of tokens from 2 to {most}", self.seq);
+        let seq = self.seq.unwrap_or_else(|| most.saturating_sub(self.generate.unwrap_or(0)).clamp(2, 2048));
+        if !(2..=most).contains(&seq) {
+            refuse!("--seq: found {seq}, expected a number of tokens from 2 to {most}");
         }
         for (name, value) in [("--batch", self.batch), ("--steps", self.steps)] {
             if !(1..=65_536).contains(&value) {
                 refuse!("{name}: found {value}, expected a number from 1 to 65536");
             }
         }
-        Ok(Shape { config, seq: self.seq, batch: self.batch, steps: self.steps })
+        Ok(Shape { config, seq, batch: self.batch, steps: self.steps })
     }
 }
 
@@ -149,7 +150,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     if let Some(answer) = args.generate {
         return text(args, &settings, args.text(answer)?);
     }
-    let (tokens, flops) = (shape.tokens(), shape.flops());
+    let (seq, tokens, flops) = (shape.seq, shape.tokens(), shape.flops());
     let measured = bench(&settings, shape)?;
     let Measured { plan, spec, seconds, loss, kinds, cpu_peak_flops, device_bytes, host_bytes } = &measured;
     let step = seconds.iter().sum::<f64>() / seconds.len() as f64;
@@ -168,7 +169,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
         "{}, {} of {} tokens, r {}, {}{}\n{} tokens/s: {step:.4} s a step (mean of {}, {:.4} to {:.4}), loss {loss:.4}\n",
         printable(&args.shape),
         count(args.batch as u64, "row"),
-        thousands(args.seq as u64),
+        thousands(seq as u64),
         settings.lora_r,
         gpu.as_deref().unwrap_or("CPU"),
         activations,
@@ -231,7 +232,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
             "gpu": gpu,
             "driver": driver(),
             "shape": args.shape,
-            "seq": args.seq,
+            "seq": seq,
             "batch": args.batch,
             "lora_r": settings.lora_r,
             "quantization": if spec.quantization == crate::backend::Quantization::None { "none" } else { "nf4" },

@@ -69,6 +69,8 @@ enum Type {
     Bf16,
     #[value(name = "q8_0")]
     Q8_0,
+    #[value(name = "q4_k_m")]
+    Q4KM,
 }
 
 impl From<Type> for GgufType {
@@ -78,6 +80,7 @@ impl From<Type> for GgufType {
             Type::F16 => Self::F16,
             Type::Bf16 => Self::Bf16,
             Type::Q8_0 => Self::Q8_0,
+            Type::Q4KM => Self::Q4KM,
         }
     }
 }

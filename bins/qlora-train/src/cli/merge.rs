@@ -1,14 +1,18 @@
 //! `qlora-train merge`
 
 use super::answer::Answer;
-use crate::adapter::{Adapter, recorded_base};
+use crate::adapter::{Adapter, Recipe, recorded_base, recorded_setting};
 use crate::base::{Checkpoint, resolve_model};
+use crate::config::{Purpose, Settings};
+use crate::data;
 use crate::error::{Error, Result};
-use crate::export::{MergeBase, MergeOptions, Merged, merge, trained_options};
+use crate::export::{Measurements, MergeBase, MergeOptions, Merged, measure, merge, trained_options};
 use crate::files::units::{format_bytes, parse_bytes};
 use crate::refuse;
-use crate::report::{Bars, printable, status, warning};
-use crate::session::Interruption;
+use crate::report::{Bars, printable, status, status_lines, warning};
+use crate::session::host::set_threads;
+use crate::session::training_data::{data_options, find_files};
+use crate::session::{Device, Interruption, Loaded};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -39,6 +43,25 @@ pub struct MergeArgs {
     /// Bytes of one weight file at most, such as 5GB
     #[arg(long, default_value = "5GB")]
     max_shard_size: String,
+    /// Rows to measure what merging changes on, before it is done: loss, and how far the next tokens are from what was
+    /// trained, of base, adapter, merged model, and merged model in NF4
+    #[arg(long)]
+    data: Vec<PathBuf>,
+    /// Tokens of a row at most, with --data; longer rows are left out
+    #[arg(long, requires = "data", default_value_t = 2048)]
+    max_length: usize,
+    /// Where to measure: auto, cpu, cuda or cuda:N
+    #[arg(long, requires = "data")]
+    device: Option<String>,
+    /// What the CPU computes in: auto, f32 or bf16
+    #[arg(long, requires = "data")]
+    compute: Option<String>,
+    /// Host memory that may be used to measure, such as 8GiB
+    #[arg(long, requires = "data")]
+    host_memory: Option<String>,
+    /// Worker threads
+    #[arg(long, requires = "data")]
+    threads: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -85,6 +108,10 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     }
     let adapter = Adapter::load(&args.adapter)?;
     let base = merge_base(args.base, &checkpoint, Some((&adapter, &args.adapter)))?;
+    let measured = match args.data.is_empty() {
+        true => None,
+        false => Some(measure_on_rows(args, &model, &adapter, base)?),
+    };
     let options = MergeOptions { base, max_shard_bytes, allow_other_base: args.allow_other_base };
     let mut bar = Bars::new("merging", checkpoint.arch().tensors().len() as u64);
     let interruption = Interruption::watch("stopping after the current tensor; nothing is kept")?;
@@ -94,7 +121,52 @@ pub fn run(args: &MergeArgs) -> Result<Answer> {
     })?;
     bar.finish();
     done.warnings.iter().for_each(|text| warning!("{text}"));
-    Ok(answer(args, &checkpoint, &options, &done))
+    let mut answer = answer(args, &checkpoint, &options, &done);
+    if let Some(measured) = measured {
+        answer.text = format!("{}\n{}", measured.lines().join("\n"), answer.text);
+        answer.json["measured"] = measured.to_json();
+    }
+    Ok(answer)
+}
+
+/// Measures on the rows of `--data` what merging changes.
+fn measure_on_rows(args: &MergeArgs, model: &str, adapter: &Adapter, base: MergeBase) -> Result<Measurements> {
+    let data = args.data.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(",");
+    let texts = [
+        ("model", Some(model.to_owned())),
+        ("revision", args.revision.clone()),
+        ("data", Some(data)),
+        ("max_length", Some(args.max_length.to_string())),
+        ("device", args.device.clone()),
+        ("compute", args.compute.clone()),
+        ("host_memory", args.host_memory.clone()),
+        ("threads", args.threads.clone()),
+        ("allow_other_base", args.allow_other_base.then(|| "true".to_owned())),
+        ("prompt_completion", recorded_setting(&args.adapter, "prompt_completion")),
+    ];
+    let given: Vec<(String, String)> =
+        texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    let mut settings = Settings::load(None, &given)?;
+    settings.validate(Purpose::Plan)?;
+    settings.data = args.data.clone();
+    find_files(&mut settings)?;
+    set_threads(settings.threads)?;
+    let device = Device::choose(&settings)?;
+    let loaded = Loaded::open_for(&settings, std::slice::from_ref(&args.adapter))?;
+    let device = device.for_model(&settings, loaded.checkpoint.arch());
+    let options = data_options(&settings, &loaded);
+    let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+    status_lines!(dataset.report.lines());
+    let trained = match adapter.recipe(&args.adapter.display().to_string())? {
+        Some(recipe) if recipe == Recipe::NONE => None,
+        _ => Some(trained_options(adapter, &args.adapter.display().to_string())?),
+    };
+    let measured =
+        measure(&settings, &loaded.checkpoint, adapter, &args.adapter, base, trained, &dataset.rows, &device)?;
+    if let Some(text) = measured.warning() {
+        warning!("{text}");
+    }
+    Ok(measured)
 }
 
 fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, done: &Merged) -> Answer {

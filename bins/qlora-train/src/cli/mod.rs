@@ -3,6 +3,7 @@
 
 mod answer;
 mod bench;
+mod check;
 mod completions;
 mod doctor;
 mod eval;
@@ -58,6 +59,8 @@ enum Command {
     Merge(merge::MergeArgs),
     /// Export for other programs: GGUF for llama.cpp and Ollama
     Export(export::ExportArgs),
+    /// Check which engines take an adapter, with the command that serves it; the exit status is 0 if all do, 1 if not
+    Check(check::CheckArgs),
     /// Evaluate loss and perplexity
     Eval(eval::EvalArgs),
     /// Generate text
@@ -105,7 +108,12 @@ pub fn main() -> ExitCode {
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     });
-    let plans = matches!(cli.command, Command::Plan(_));
+    // A command that asks whether something is so, and the key that says no.
+    let said_no = match cli.command {
+        Command::Plan(_) => Some("fits"),
+        Command::Check(_) => Some("accepts"),
+        _ => None,
+    };
     // The preview has colors, and escapes what it shows itself.
     let previews = matches!(cli.command, Command::Preview(_));
     let answer = match cli.command {
@@ -115,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),
@@ -122,7 +131,10 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
     };
-    let fits = |answer: &Answer| !plans || answer.json["fits"] != false;
+    let fits = |answer: &Answer| match said_no {
+        Some(key) => answer.json[key] != false,
+        None => true,
+    };
     let printed = answer.and_then(|answer| {
         match cli.json {
             true => print(&printable_json(&answer.json.to_string()))?,
@@ -133,7 +145,7 @@ pub fn main() -> ExitCode {
     });
     match printed {
         Ok(true) => ExitCode::SUCCESS,
-        // A plan that does not fit.
+        // A plan that does not fit, or an adapter that an engine refuses.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             match error {

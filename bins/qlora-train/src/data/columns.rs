@@ -3,11 +3,16 @@
 use serde_json::{Map, Value};
 
 use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, compares};
+use super::row_kind::RowKind;
 use super::weight;
 
 /// Key of a row, and the name by which it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Columns(Vec<(String, &'static str)>);
+pub struct Columns {
+    renamed: Vec<(String, &'static str)>,
+    /// The formats that these columns make.
+    meant: Vec<RowKind>,
+}
 
 /// Words of columns that ask, the likeliest first.
 const ASKS: [&str; 17] = [
@@ -69,7 +74,27 @@ impl Columns {
             (messages.filter(|name| *name != "conversations"), "messages"),
             (text, "text"),
         ];
-        Self(named.into_iter().filter_map(|(theirs, ours)| Some((theirs?.to_owned(), ours))).collect())
+        let pair = if alpaca { RowKind::Alpaca } else { RowKind::PromptCompletion };
+        let meant = [
+            (prompt.is_some() || completion.is_some(), &[pair][..]),
+            (messages.is_some(), &[RowKind::Messages, RowKind::ShareGpt]),
+            (text.is_some(), &[RowKind::Text]),
+        ];
+        Self {
+            renamed: named.into_iter().filter_map(|(theirs, ours)| Some((theirs?.to_owned(), ours))).collect(),
+            meant: meant.into_iter().filter(|(is, _)| *is).flat_map(|(_, kinds)| kinds).copied().collect(),
+        }
+    }
+
+    /// These columns, of rows that are meant in this format where they could have several.
+    pub fn meaning(mut self, kind: RowKind) -> Self {
+        self.meant.push(kind);
+        self
+    }
+
+    /// The formats that are meant where a row has several.
+    pub(super) fn meant(&self) -> &[RowKind] {
+        &self.meant
     }
 
     /// Whether a column of a table is read.
@@ -79,7 +104,7 @@ impl Columns {
             || compares(name)
             || weight::KEYS.contains(&name)
             || name == TASK
-            || self.0.iter().any(|(column, _)| column == name)
+            || self.renamed.iter().any(|(column, _)| column == name)
     }
 
     /// Whether a column makes a row of some format.
@@ -116,13 +141,13 @@ impl Columns {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.renamed.is_empty()
     }
 
     /// The row with its columns under the known names. The error names a column that the row lacks.
     pub(super) fn renamed(&self, mut row: Value) -> Result<Value, String> {
         if let Value::Object(map) = &mut row {
-            for (theirs, ours) in self.0.iter().filter(|(theirs, ours)| theirs != ours) {
+            for (theirs, ours) in self.renamed.iter().filter(|(theirs, ours)| theirs != ours) {
                 let Some(value) = map.remove(theirs) else {
                     if matches!(*ours, "input" | "system") {
                         continue;

@@ -18,7 +18,8 @@ use super::notes::Note;
 use super::options::{DataOptions, RowIdentity};
 use super::reader::{Unit, at, read_rows};
 use super::report::{DatasetReport, FileReport, RowPlace};
-use super::rows::{self, RowKind};
+use super::row_kind::RowKind;
+use super::rows;
 use super::template::Builtin;
 use super::tokenizer::ChatTokenizer;
 use crate::config::{BadRow, PromptCompletion, TooLong};
@@ -236,7 +237,7 @@ impl<'a> Loader<'a> {
             }
             self.report.files[file].unit = unit;
             let row = row.and_then(|row| options.columns.renamed(row));
-            match row.and_then(|row| Ok((rows::detect(&row)?, row))) {
+            match row.and_then(|row| Ok((rows::detect(&row, options.columns.meant())?, row))) {
                 Ok((kind, row)) => {
                     self.report.files[file].count(kind);
                     if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenized) {
@@ -365,13 +366,21 @@ impl<'a> Loader<'a> {
         };
         let tokens = match formats::content(map, kind, style, notes)? {
             Content::Conversation(conversation) => tokenizer.encode_conversation(&conversation)?,
-            Content::Text { prompt, completion }
+            Content::Text { system, prompt, completion }
                 if kind == RowKind::PromptCompletion && by_template(self.options.prompt_completion, tokenizer) =>
             {
-                let turns = vec![Message::new("user", &prompt), Message::new("assistant", &completion)];
-                tokenizer.encode_conversation(&Conversation::new(turns))?
+                let system = Some(Message::new("system", &system)).filter(|_| !system.trim().is_empty());
+                let asked = [Message::new("user", &prompt), Message::new("assistant", &completion)];
+                tokenizer.encode_conversation(&Conversation::new(system.into_iter().chain(asked).collect()))?
             }
-            Content::Text { prompt, completion } => tokenizer.encode_completion(&prompt, &completion)?,
+            Content::Text { system, .. } if !system.trim().is_empty() => {
+                return Err(
+                    "`system` has no place in a prompt that is read as plain text; put it into the prompt, or \
+                            have the chat template write it (`prompt_completion: chat`)"
+                        .to_owned(),
+                );
+            }
+            Content::Text { prompt, completion, .. } => tokenizer.encode_completion(&prompt, &completion)?,
         };
         if let Some(id) = tokens.input_ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
             return Err(format!(

@@ -6,7 +6,7 @@ use super::json;
 use super::keys::is_empty;
 use super::messages::{Conversation, Message, message, turns};
 use super::notes::Note;
-use super::rows::RowKind;
+use super::row_kind::RowKind;
 use super::{tools, weight};
 
 /// What a row says before it is tokenized.
@@ -14,6 +14,8 @@ pub(super) enum Content {
     Conversation(Conversation),
     /// Text as it stands, of which what follows the prompt is supervised.
     Text {
+        /// What stands before a prompt and its completion as turns.
+        system: String,
         prompt: String,
         completion: String,
     },
@@ -44,16 +46,20 @@ pub(super) fn content(
         RowKind::Alpaca => alpaca_turns(map, alpaca)?,
         RowKind::PromptCompletion if map["prompt"].is_array() || map["completion"].is_array() => {
             let prompt = turns(map, "prompt", notes)?.into_iter().map(Message::unsupervised);
-            prompt.chain(turns(map, "completion", notes)?).collect()
+            with_system(map, prompt.chain(turns(map, "completion", notes)?).collect())?
         }
         RowKind::PromptCompletion => {
             no_tools(map)?;
             let (prompt, completion) = (text(map, "prompt")?.to_owned(), text(map, "completion")?.to_owned());
-            return Ok(Content::Text { prompt, completion });
+            return Ok(Content::Text { system: optional(map, "system")?.to_owned(), prompt, completion });
         }
         RowKind::Text => {
             no_tools(map)?;
-            return Ok(Content::Text { prompt: String::new(), completion: text(map, "text")?.to_owned() });
+            return Ok(Content::Text {
+                system: String::new(),
+                prompt: String::new(),
+                completion: text(map, "text")?.to_owned(),
+            });
         }
         RowKind::Tokenized => return Err("a tokenized row has no text".into()),
     };
@@ -70,7 +76,7 @@ pub(super) fn content(
 /// How much of the loss the whole row has.
 pub(super) fn row_weight(map: &Map<String, Value>, kind: RowKind) -> Result<f32, String> {
     let mut whole = Map::new();
-    for (key, value) in map.iter().filter(|(key, _)| weight::KEYS.contains(&key.as_str())) {
+    for (key, value) in map.iter().filter(|(key, value)| weight::is_of_row(key, value)) {
         match (value, kind) {
             // With an entry for each token it is read with the tokens.
             (Value::Array(_), RowKind::Tokenized) if weight::GRADED.contains(&key.as_str()) => continue,

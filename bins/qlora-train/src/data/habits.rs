@@ -100,7 +100,10 @@ impl Habits {
                 let shared = between.as_deref().map_or("", |between| shared_start(tail, between));
                 let end = OwnTokens::end_of_first(tokens.ends, shared)
                     .or_else(|| OwnTokens::end_of_first(tokens.all, shared))
-                    .unwrap_or(tail.len() - shared_end(tail, before).len());
+                    .unwrap_or_else(|| {
+                        let tail = tail.trim_end();
+                        tail.len() - shared_end(tail, before.trim_end()).len()
+                    });
                 (tail[..end].to_owned(), tail[..end].to_owned())
             }
             _ => (tail.to_owned(), inner(tail, between.as_deref(), opening.unwrap_or(&asked), tokens)),
@@ -118,6 +121,13 @@ impl Habits {
             closing,
             inner,
         })
+    }
+
+    /// How much of [`closing`](Self::closing) belongs to the last turn: where it begins with the token that ends the
+    /// others, nothing behind that.
+    pub fn closing_of_turn(&self, ends_with_token: impl Fn(&str) -> bool) -> usize {
+        let inner = self.inner.trim_end();
+        if self.closing.starts_with(inner) && ends_with_token(inner) { inner.len() } else { self.closing.len() }
     }
 
     /// Where the prompt that `generate` writes differs from what stands before an answer in a row, in words.
@@ -150,9 +160,14 @@ fn header(before: &str, tail: &str, asked: &str, silent: Option<&str>, between: 
     if let Some(header) = before.strip_prefix(asked).filter(|header| !header.trim().is_empty()) {
         return Header::Never(header.to_owned());
     }
-    // What ends a conversation is what stands before an answer, and does not stand between two turns.
-    let ends = between.is_some_and(|between| !between.starts_with(tail)) && asked == before;
-    if ends && !shared_end(tail, before).trim().is_empty() { Header::Always } else { Header::OnDemand }
+    // What ends a conversation is what stands before an answer, but for white space, and does not stand between two
+    // turns.
+    let ends = between.is_some_and(|between| !between.starts_with(tail)) && before.trim_end() == asked.trim_end();
+    if ends && !shared_end(tail.trim_end(), before.trim_end()).trim().is_empty() {
+        Header::Always
+    } else {
+        Header::OnDemand
+    }
 }
 
 /// What closes an answer that is not the last turn.

@@ -4,7 +4,7 @@
 use super::messages::{Conversation, Message};
 use super::notes::Note;
 use super::spans::{Answer, PROBES, Rendered};
-use super::tools;
+use super::tools::{self, Leaf};
 
 const THINK: [&str; 2] = ["<think>", "</think>"];
 
@@ -54,21 +54,21 @@ pub(super) fn check(
 /// Refuses answers whose calls are nowhere in the text, before it is asked where they are.
 pub(super) fn check_calls(rendered: &Rendered) -> Result<(), String> {
     for (at, message) in rendered.messages.iter().enumerate().filter(|(_, message)| message.supervised) {
-        let mut texts = message.calls().iter().flat_map(tools::texts);
-        rendered.search(rendered.text.len().saturating_mul(2 * texts.clone().count()))?;
-        if let Some(text) = texts.find(|text| !holds(&rendered.text, text)) {
-            return Err(format!("`messages[{at}]`: {}", not_written(rendered, text)));
+        let leaves = Leaf::of(message.calls());
+        rendered.search(rendered.text.len().saturating_mul(3 * leaves.len()))?;
+        if let Some((leaf, _)) = leaves.iter().find(|(leaf, count)| leaf.occurrences(&rendered.text) < *count) {
+            return Err(format!("`messages[{at}]`: {}", not_written(rendered, leaf)));
         }
     }
     Ok(())
 }
 
-fn not_written(rendered: &Rendered, text: &str) -> String {
+fn not_written(rendered: &Rendered, leaf: &Leaf) -> String {
     format!(
         "the chat template ({}) does not write the turn's `tool_calls` ({:?} is missing), so another answer would be learned; \
          choose a template that writes them (`chat_template`)",
         rendered.tokenizer.template_origin(),
-        super::json::shorten(text)
+        super::json::shorten(leaf.shown())
     )
 }
 
@@ -115,8 +115,8 @@ impl Turn<'_> {
         let mut note = |sentence: String| notes.push(Note::Said(sentence));
         let role = &self.message.role;
         // Each text that the turn has is looked for a few times.
-        let texts = 2 + self.message.calls().iter().flat_map(tools::texts).count();
-        self.rendered.search(said.len().saturating_mul(4 * texts))?;
+        let leaves = Leaf::of(self.message.calls());
+        self.rendered.search(said.len().saturating_mul(4 * (2 + leaves.len())))?;
         let content = self.message.content.as_deref().unwrap_or_default().trim();
         let reasoning = self.message.reasoning().unwrap_or_default().trim();
         if !holds(said, content) {
@@ -147,7 +147,9 @@ impl Turn<'_> {
             false => thinking(content).map_or("", |(_, visible)| visible),
         };
         // In words that announce a call the call itself is not found: it has to be there once more.
-        let besides = |text: &str| occurrences(said, text) > occurrences(written, text) + occurrences(reasoning, text);
+        let besides = |leaf: &Leaf, count: usize| {
+            leaf.occurrences(said) >= count + leaf.occurrences(written) + leaf.occurrences(reasoning)
+        };
         if !reasoning.is_empty() && occurrences(said, reasoning) <= occurrences(written, reasoning) {
             let source = self.rendered.template.source();
             let knows = ["reasoning_content", "thinking", "reasoning"].iter().any(|key| source.contains(key));
@@ -160,11 +162,9 @@ impl Turn<'_> {
             }
             note(format!("the chat template leaves out the reasoning of earlier turns{}", self.training_template()));
         }
-        let missing =
-            self.message.calls().iter().flat_map(tools::texts).find(|text| !text.is_empty() && !besides(text));
-        if let Some(text) = missing {
+        if let Some((leaf, _)) = leaves.iter().find(|(leaf, count)| !besides(leaf, *count)) {
             if answer {
-                return Err(not_written(self.rendered, text));
+                return Err(not_written(self.rendered, leaf));
             }
             note("the chat template leaves out tool calls of a turn that is not learned".to_owned());
         }

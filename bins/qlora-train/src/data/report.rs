@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::histogram::Histogram;
 use super::notes::Notes;
 use super::reader::Unit;
-use super::rows::RowKind;
+use super::row_kind::RowKind;
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, thousands};
@@ -224,7 +224,8 @@ impl DatasetReport {
         if self.open_ended > 0 {
             lines.push(format!(
                 "warning: in {} an answer or a text ends without an end-of-turn token, because the chat template \
-                 writes none or the tokenizer has no EOS; the model will not learn to stop",
+                 writes none, its `generation` marks leave it out, or the tokenizer has no EOS; the model will not learn \
+                 to stop",
                 rows(self.open_ended)
             ));
         }

@@ -1,4 +1,4 @@
-//! The formats that a row can have, told by its keys, and the rows that are token ids already.
+//! The format of a row, told by its keys, and the rows that are token ids already.
 
 use serde_json::{Map, Value};
 
@@ -6,79 +6,16 @@ use super::columns::Columns;
 use super::keys::{KNOWN_KEYS, TASK, is_empty, of_other_meaning};
 use super::labeled::LabeledIds;
 use super::notes::{KeyOf, Note};
+use super::row_kind::{MASKS, RowKind};
 use super::{json, weight};
-
-/// The format of a row. The rows of one file may differ in it; they are counted by format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RowKind {
-    /// `messages`: a conversation of `role` / `content` turns, written by the model's chat template.
-    Messages,
-    /// `conversations`: the same with `from` / `value`.
-    ShareGpt,
-    /// `prompt` + `completion`: two texts, or two lists of turns.
-    PromptCompletion,
-    /// `instruction`, `output`, optional `input`, `system`, `history`: a conversation.
-    Alpaca,
-    /// `text`: supervised from its first token to its EOS.
-    Text,
-    /// `input_ids`, optional `labels` with −100 for unsupervised: needs no tokenizer.
-    Tokenized,
-}
-
-impl RowKind {
-    pub const ALL: [RowKind; 6] = [
-        RowKind::Messages,
-        RowKind::ShareGpt,
-        RowKind::PromptCompletion,
-        RowKind::Alpaca,
-        RowKind::Text,
-        RowKind::Tokenized,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            RowKind::Messages => "messages",
-            RowKind::ShareGpt => "ShareGPT",
-            RowKind::PromptCompletion => "prompt + completion",
-            RowKind::Alpaca => "Alpaca",
-            RowKind::Text => "text",
-            RowKind::Tokenized => "tokenized",
-        }
-    }
-
-    /// The keys that every row of this format has, and no row of another one.
-    fn keys(self) -> &'static [&'static str] {
-        match self {
-            RowKind::Messages => &["messages"],
-            RowKind::ShareGpt => &["conversations"],
-            RowKind::PromptCompletion => &["prompt", "completion"],
-            RowKind::Alpaca => &["instruction", "output"],
-            RowKind::Text => &["text"],
-            RowKind::Tokenized => &["input_ids"],
-        }
-    }
-
-    /// Further keys that are read in a row of this format.
-    fn optional_keys(self) -> &'static [&'static str] {
-        match self {
-            RowKind::Messages | RowKind::ShareGpt => &["system", "tools", "functions", "chat_template_kwargs"],
-            RowKind::PromptCompletion => &["tools", "functions", "chat_template_kwargs"],
-            RowKind::Alpaca => &["input", "system", "history", "tools", "functions", "chat_template_kwargs"],
-            RowKind::Text => &["tools", "functions"],
-            RowKind::Tokenized => &["labels", "attention_mask", "position_ids", "token_type_ids", MASKS[3], MASKS[4]],
-        }
-    }
-}
 
 /// Refuses keys that give the row another meaning, and tells those that nothing reads.
 pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Vec<Note>) -> Result<(), String> {
     if let Some((key, why)) = of_other_meaning(map) {
         return Err(format!("`{key}`: {why}"));
     }
-    let used = |key: &str| {
-        kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK || weight::KEYS.contains(&key)
-    };
-    let unused = map.iter().filter(|(key, value)| !used(key) && !is_empty(value));
+    let used = |key: &str| kind.keys().contains(&key) || kind.optional_keys().contains(&key) || key == TASK;
+    let unused = map.iter().filter(|(key, value)| !used(key) && !weight::is_of_row(key, value) && !is_empty(value));
     notes.extend(unused.map(|(key, _)| Note::UnusedKey(KeyOf::Row, key.clone())));
     Ok(())
 }
@@ -86,9 +23,6 @@ pub(super) fn check_keys(map: &Map<String, Value>, kind: RowKind, notes: &mut Ve
 pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `conversations` (from/value), `prompt` + \
                                     `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenized rows \
                                     (`input_ids`, optional `labels`)";
-
-/// Masks and weights of tokens in tokenized rows: 0 is not learned.
-const MASKS: [&str; 5] = ["weight", "loss_weight", "loss_mask", "completion_mask", "assistant_masks"];
 
 /// Whether a weight is one of the whole row.
 fn of_row(key: &str, value: &Value) -> bool {
@@ -109,20 +43,28 @@ pub(super) fn task(map: &Map<String, Value>) -> Result<Option<String>, String> {
 }
 
 /// Tells the format of a row from its keys. A key that is null counts as missing: tables that were put together from
-/// several formats hold nulls in the other formats' columns. The error says what was found and what is supported.
-pub(super) fn detect(row: &Value) -> Result<RowKind, String> {
+/// several formats hold nulls in the other formats' columns. Of several formats `meant` is taken, if it is among them.
+/// The error says what was found and what is supported.
+pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> {
     let Value::Object(map) = row else {
         return Err(format!("expected a row (a JSON object), found {}; {SUPPORTED}", json::describe(row)));
     };
     let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
     let shown = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" + ");
-    let mut found = RowKind::ALL.into_iter().filter(|kind| kind.keys().iter().all(has));
+    let is = |kind: &RowKind| kind.keys().iter().all(has);
+    if let Some(kind) = meant.iter().copied().find(is) {
+        return Ok(kind);
+    }
+    let mut found = RowKind::ALL.into_iter().filter(is);
     match (found.next(), found.next()) {
         (Some(kind), None) => Ok(kind),
         (Some(one), Some(two)) => Err(format!(
-            "the row has both {} and {}, so its format is ambiguous; keep one of the two",
+            "the row has both {} and {}, so its format is ambiguous; keep one of the two, or name the columns that are meant \
+             ({} or {})",
             shown(one.keys()),
-            shown(two.keys())
+            shown(two.keys()),
+            one.flags(),
+            two.flags()
         )),
         (None, _) => {
             if let Some((key, why)) = of_other_meaning(map) {

@@ -219,7 +219,19 @@ impl Rendered<'_> {
         let closing = if last { &habits.closing } else { &habits.inner };
         let whole = behind.starts_with(closing.as_str())
             && (!last || habits.header == Header::Always || behind.len() == closing.len());
-        whole.then_some(start..content.end + closing.len())
+        let closed = if last { self.closing_of_turn(habits) } else { closing.len() };
+        whole.then_some(start..content.end + closed)
+    }
+
+    fn closing_of_turn(&self, habits: &Habits) -> usize {
+        habits.closing_of_turn(|text| self.tokenizer.ends_with_added_token(text))
+    }
+
+    /// Where the last turn ends, which ends the text.
+    fn end_of_last(&self) -> usize {
+        let habits = self.tokenizer.habits(self.template);
+        let behind = habits.filter(|habits| self.text.ends_with(&habits.closing));
+        self.text.len() - behind.map_or(0, |habits| habits.closing.len() - self.closing_of_turn(habits))
     }
 
     /// The answer by renderings of its own.
@@ -236,7 +248,7 @@ impl Rendered<'_> {
         }
         let after = match at + 1 == self.turns.len() {
             _ if always => None,
-            true => Some(self.text.len()),
+            true => Some(self.end_of_last()),
             false => prefix(render(&self.turns[..=at], false)),
         };
         let (start, end) = match (before, after) {
@@ -271,18 +283,34 @@ impl Rendered<'_> {
         let (one, two) = (self.render_with(at, PROBES[0])?, self.render_with(at, PROBES[1])?);
         let start = one.bytes().zip(two.bytes()).take_while(|(a, b)| a == b).count();
         let behind = one.bytes().rev().zip(two.bytes().rev()).take_while(|(a, b)| a == b).count();
-        let fits = one.len() >= start + behind
-            && self.text.len() >= start + behind
-            && self.text.starts_with(&one[..start])
-            && self.text.ends_with(&one[one.len() - behind..])
-            && one[start..one.len() - behind] == *PROBES[0]
-            && self.messages[at].content.is_some();
-        if !fits {
-            return Err("cannot tell what of the rendered conversation is this turn, because the chat template does \
-                        not write the same text for a conversation and for its first turns"
-                .into());
+        let mut following = &one[one.len() - behind..];
+        // Without a content, what parts it from a call is not written.
+        if self.only_calls(at) {
+            following = following.trim_start();
         }
-        Ok((start, self.text.len() - behind))
+        let fits = one.len() >= start + behind
+            && self.text.len() >= start + following.len()
+            && self.text.starts_with(&one[..start])
+            && self.text.ends_with(following)
+            && one[start..one.len() - behind] == *PROBES[0]
+            && (self.messages[at].content.is_some() || self.only_calls(at));
+        if !fits {
+            let advice = match self.tokenizer.training_template() {
+                Some(name) => format!("; `chat_template: {name}` does"),
+                None => String::new(),
+            };
+            return Err(format!(
+                "cannot tell what of the rendered conversation is this turn, because the chat template does not write the \
+                 same text for a conversation and for its first turns{advice}"
+            ));
+        }
+        Ok((start, self.text.len() - following.len()))
+    }
+
+    /// Whether the turn calls tools and says nothing else.
+    fn only_calls(&self, at: usize) -> bool {
+        let message = &self.messages[at];
+        message.content.as_deref().unwrap_or_default().is_empty() && !message.calls().is_empty()
     }
 
     /// How much of what follows the content still belongs to the turn: what the template writes behind it when it is
@@ -293,6 +321,7 @@ impl Rendered<'_> {
         let alone = self.render(&turns, false)?;
         let tail = alone.rfind(PROBES[0]).map_or("", |at| &alone[at + PROBES[0].len()..]);
         let following = &self.text[content_end..];
+        let tail = if self.only_calls(at) && !following.starts_with(tail) { tail.trim_start() } else { tail };
         if following.starts_with(tail) {
             return Ok(tail.len());
         }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::json as words;
+use super::template::python_float;
 
 /// The tools of a row: a list of objects, or a JSON text of one; `""`, `"[]"`, null and an empty list are none. The
 /// bare `functions` of OpenAI's older rows stand for tools of that type.
@@ -34,6 +35,7 @@ fn tools(key: &str, value: &Value) -> Result<Vec<Value>, String> {
             let mut tools = Vec::with_capacity(items.len());
             for (at, item) in items.iter().enumerate() {
                 let parsed = item.as_str().map(words::parse);
+                check_numbers(item).map_err(|why| format!("`{key}[{at}]`{why}"))?;
                 match (item, parsed) {
                     (Value::Object(_), _) => tools.push(item.clone()),
                     (_, Some(Ok(tool @ Value::Object(_)))) => tools.push(tool),
@@ -102,26 +104,100 @@ fn call(item: &Value) -> Result<Value, String> {
         },
         Some(other) => other.clone(),
     };
+    check_numbers(&arguments)?;
     function.insert("arguments".to_owned(), arguments);
     Ok(Value::Object(map))
 }
 
-/// The texts that a rendered call must hold: the function's name, and every text among its arguments.
-pub(super) fn texts(call: &Value) -> Vec<&str> {
-    fn leaves<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
-        match value {
-            Value::String(text) => out.push(text),
-            Value::Array(items) => items.iter().for_each(|item| leaves(item, out)),
-            Value::Object(map) => map.values().for_each(|value| leaves(value, out)),
-            _ => {}
+/// A value of a call that its rendering must hold: the function's name, or a text, number or truth value among its
+/// arguments.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Leaf {
+    /// The ways in which a template may write it.
+    forms: Vec<String>,
+    /// Part of a longer word or number it is another one.
+    is_word: bool,
+}
+
+impl Leaf {
+    /// The leaves of calls, each with how often they have it.
+    pub fn of(calls: &[Value]) -> Vec<(Self, usize)> {
+        let mut all = Vec::new();
+        for function in calls.iter().filter_map(|call| call.get("function")) {
+            ["name", "arguments"].iter().filter_map(|key| function.get(key)).for_each(|value| collect(value, &mut all));
+        }
+        all.sort();
+        let mut counted: Vec<(Self, usize)> = Vec::new();
+        for leaf in all {
+            match counted.last_mut().filter(|(last, _)| *last == leaf) {
+                Some((_, count)) => *count += 1,
+                None => counted.push((leaf, 1)),
+            }
+        }
+        counted
+    }
+
+    pub fn shown(&self) -> &str {
+        &self.forms[0]
+    }
+
+    /// How often a text holds it.
+    pub fn occurrences(&self, text: &str) -> usize {
+        let is_one = |&(at, form): &(usize, &str)| {
+            let joins = |c: char| c.is_alphanumeric() || c == '_';
+            let before = text[..at].chars().next_back();
+            let mut behind = text[at + form.len()..].chars();
+            let ends = match behind.next() {
+                Some('.') => !behind.next().is_some_and(|c| c.is_ascii_digit()),
+                next => !next.is_some_and(joins),
+            };
+            !self.is_word || ends && !before.is_some_and(|c| joins(c) || c == '.')
+        };
+        self.forms.iter().map(|form| text.match_indices(form.as_str()).filter(is_one).count()).sum()
+    }
+}
+
+fn collect(value: &Value, out: &mut Vec<Leaf>) {
+    let mut word = |forms: &[String]| out.push(Leaf { forms: distinct(forms), is_word: true });
+    match value {
+        Value::String(text) if text.is_empty() => {}
+        Value::String(text) => {
+            let escaped = serde_json::to_string(text).unwrap_or_default();
+            let forms = distinct(&[text.clone(), escaped.trim_matches('"').to_owned()]);
+            out.push(Leaf { forms, is_word: false });
+        }
+        Value::Bool(true) => word(&["true".into(), "True".into()]),
+        Value::Bool(false) => word(&["false".into(), "False".into()]),
+        Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+            Some(float) => word(&[python_float(float), number.to_string(), float.to_string()]),
+            None => word(&[number.to_string()]),
+        },
+        Value::Array(items) => items.iter().for_each(|item| collect(item, out)),
+        Value::Object(map) => map.values().for_each(|value| collect(value, out)),
+        Value::Null => {}
+    }
+}
+
+fn distinct(forms: &[String]) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::with_capacity(forms.len());
+    for form in forms {
+        if !kept.contains(form) {
+            kept.push(form.clone());
         }
     }
-    let mut out = Vec::new();
-    if let Some(function) = call.get("function") {
-        out.extend(function.get("name").and_then(Value::as_str));
-        if let Some(arguments) = function.get("arguments") {
-            leaves(arguments, &mut out);
+    kept
+}
+
+/// Refuses numbers that 64 bits do not hold: read as floats they would be written as others.
+fn check_numbers(value: &Value) -> Result<(), String> {
+    match value {
+        Value::Number(number)
+            if number.as_f64().is_some_and(|float| number.is_f64() && float.abs() >= 2f64.powi(64)) =>
+        {
+            Err(format!(" has the number {number}, which 64 bits do not hold exactly; write it as a text"))
         }
+        Value::Array(items) => items.iter().try_for_each(check_numbers),
+        Value::Object(map) => map.values().try_for_each(check_numbers),
+        _ => Ok(()),
     }
-    out
 }

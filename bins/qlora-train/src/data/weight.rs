@@ -7,11 +7,18 @@ use serde_json::{Map, Value};
 use super::json;
 
 /// The keys under which "do not learn this" is said.
-pub(super) const KEYS: [&str; 6] = ["train", "training", "trainable", "weight", "loss_weight", "loss_mask"];
+pub(super) const KEYS: [&str; 7] = ["train", "training", "trainable", "weight", "loss_weight", "loss_mask", LOSS];
+/// ms-swift's, of turns. As a column of rows it is often a loss that was measured.
+const LOSS: &str = "loss";
 /// Those that also say how much.
 pub(super) const GRADED: [&str; 3] = ["weight", "loss_weight", "loss_mask"];
 /// Axolotl's list of character ranges of a turn, each with `train`.
 pub(super) const DETAIL: &str = "train_detail";
+
+/// Whether a value of a row's key says whether the row is learned.
+pub(super) fn is_of_row(key: &str, value: &Value) -> bool {
+    KEYS.contains(&key) && (key != LOSS || value.is_boolean())
+}
 
 /// The weight that the keys of a map give it. None: they say nothing. Errors: a value that is no weight; two keys that
 /// contradict each other.

@@ -1,7 +1,11 @@
 //! Exports of what was trained, for other programs.
 
+mod check;
 mod gguf;
+mod measure;
 mod merge;
 
+pub use check::{Engine, Subject, Verdict};
 pub use gguf::{Exported, GgufType, ToMerge, export_adapter, export_model};
+pub use measure::{Measured, Measurements, measure};
 pub use merge::{MergeBase, MergeOptions, Merged, merge, trained_options};

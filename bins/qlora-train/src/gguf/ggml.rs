@@ -1,6 +1,6 @@
 //! The ggml tensor types that are read or written, and their values as f32.
 //!
-//! A block holds 32 consecutive elements of a row. With d and m stored as f16:
+//! A block holds 32 consecutive elements of a row; those of 256 are in `k_quants.rs`. With d and m stored as f16:
 //!
 //! | type | bytes of a block | element i |
 //! |---|---|---|
@@ -9,6 +9,7 @@
 //! |
 
 use super::ensure;
+use super::k_quants::{self, SUPER_BLOCK};
 use crate::error::{Error, Result};
 use crate::refuse;
 use half::{bf16, f16};
@@ -21,7 +22,11 @@ pub enum GgmlType {
     F16,
     Bf16,
     Q4_1,
+    Q5_0,
     Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
 }
 
 impl GgmlType {
@@ -30,9 +35,16 @@ impl GgmlType {
             0 => Self::F32,
             1 => Self::F16,
             3 => Self::Q4_1,
+            6 => Self::Q5_0,
             8 => Self::Q8_0,
+            12 => Self::Q4K,
+            13 => Self::Q5K,
+            14 => Self::Q6K,
             30 => Self::Bf16,
-            other => refuse!("ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3, Q8_0 8 or BF16 30)"),
+            other => refuse!(
+                "ggml type {other} is not supported (expected F32 0, F16 1, Q4_1 3, Q5_0 6, Q8_0 8, Q4_K 12, Q5_K 13, Q6_K \
+                 14 or BF16 30)"
+            ),
         })
     }
 
@@ -41,7 +53,11 @@ impl GgmlType {
             Self::F32 => 0,
             Self::F16 => 1,
             Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
             Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
             Self::Bf16 => 30,
         }
     }
@@ -52,7 +68,11 @@ impl GgmlType {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
             Self::Q8_0 => "Q8_0",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
             Self::Bf16 => "BF16",
         }
     }
@@ -68,7 +88,11 @@ impl GgmlType {
             Self::F32 => (1, 4),
             Self::F16 | Self::Bf16 => (1, 2),
             Self::Q4_1 => (BLOCK, 2 + 2 + BLOCK / 2),
+            Self::Q5_0 => (BLOCK, 2 + 4 + BLOCK / 2),
             Self::Q8_0 => (BLOCK, 2 + BLOCK),
+            Self::Q4K => (SUPER_BLOCK, 2 + 2 + 12 + SUPER_BLOCK / 2),
+            Self::Q5K => (SUPER_BLOCK, 2 + 2 + 12 + SUPER_BLOCK / 8 + SUPER_BLOCK / 2),
+            Self::Q6K => (SUPER_BLOCK, SUPER_BLOCK / 2 + SUPER_BLOCK / 4 + SUPER_BLOCK / 16 + 2),
         }
     }
 
@@ -98,6 +122,10 @@ impl GgmlType {
                     let scale = half_at(block, 0);
                     values.extend(block[2..].iter().map(|&q| scale * f32::from(q as i8)));
                 }
+                Self::Q5_0 => k_quants::decode_q5_0(block, &mut values),
+                Self::Q4K => k_quants::decode_with_minimums(block, 4, &mut values),
+                Self::Q5K => k_quants::decode_with_minimums(block, 5, &mut values),
+                Self::Q6K => k_quants::decode_q6_k(block, &mut values),
                 Self::Q4_1 => {
                     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
                     let value = |q: u8| scale * f32::from(q) + minimum;
@@ -182,7 +210,9 @@ mod tests {
         assert!(GgmlType::F32.byte_length(&[usize::MAX, 2]).is_err());
         assert!(GgmlType::F32.byte_length(&[]).is_err());
         assert!(GgmlType::from_code(2).is_err());
-        for kind in [GgmlType::F32, GgmlType::F16, GgmlType::Bf16, GgmlType::Q4_1, GgmlType::Q8_0] {
+        let (plain, blocks) = ([GgmlType::F32, GgmlType::F16, GgmlType::Bf16], [GgmlType::Q4_1, GgmlType::Q5_0]);
+        let others = [GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K];
+        for kind in plain.into_iter().chain(blocks).chain(others) {
             assert_eq!(GgmlType::from_code(kind.code()).unwrap(), kind);
         }
     }

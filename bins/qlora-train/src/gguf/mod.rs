@@ -3,6 +3,7 @@
 
 mod convert;
 mod ggml;
+mod k_quants;
 mod quantize;
 mod read;
 #[cfg(test)]

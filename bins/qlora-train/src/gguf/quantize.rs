@@ -1,6 +1,7 @@
 //! Values in the types of ggml, rounded as llama.cpp's own quantization rounds them.
 
 use super::ggml::GgmlType;
+use super::k_quants;
 use half::{bf16, f16};
 
 /// Appends whole blocks in the type `kind`. A block that a value is too large for holds an infinity.
@@ -8,11 +9,16 @@ use half::{bf16, f16};
 /// Panics: `values` is not a whole number of blocks, or the type is only read.
 pub fn encode(kind: GgmlType, values: &[f32], out: &mut Vec<u8>) {
     assert!(values.len().is_multiple_of(kind.block_size()), "{} values in {}", values.len(), kind.name());
+    let blocks = values.chunks(kind.block_size());
     match kind {
         GgmlType::F32 => values.iter().for_each(|x| out.extend(x.to_le_bytes())),
         GgmlType::F16 => values.iter().for_each(|&x| out.extend(f16::from_f32(x).to_le_bytes())),
         GgmlType::Bf16 => values.iter().for_each(|&x| out.extend(bf16::from_f32(x).to_le_bytes())),
-        GgmlType::Q8_0 => values.chunks(kind.block_size()).for_each(|block| q8_0(block, out)),
+        GgmlType::Q5_0 => blocks.for_each(|block| k_quants::encode_q5_0(block, out)),
+        GgmlType::Q8_0 => blocks.for_each(|block| q8_0(block, out)),
+        GgmlType::Q4K => blocks.for_each(|block| k_quants::encode_with_minimums(block, 4, out)),
+        GgmlType::Q5K => blocks.for_each(|block| k_quants::encode_with_minimums(block, 5, out)),
+        GgmlType::Q6K => blocks.for_each(|block| k_quants::encode_q6_k(block, out)),
         GgmlType::Q4_1 => panic!("Q4_1 is only read"),
     }
 }

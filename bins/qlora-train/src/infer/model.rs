@@ -2,14 +2,14 @@
 
 use crate::adapter::Adapter;
 use crate::backend::{Backend, StateFormat};
-use crate::base::Checkpoint;
+use crate::base::{Checkpoint, Rewrite};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::report::{Bars, status, warning};
-use crate::session::model_spec::{check_quantization, quantization, recipe};
-use crate::session::plan::{self, MemoryPlan, PlannedJob};
+use crate::session::model_spec::{check_quantization, of_settings, quantization, recipe};
+use crate::session::plan::{self, MemoryPlan, PlannedJob, StoredAs};
 use crate::session::{Budget, CheckpointSource, Device};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,9 +46,25 @@ impl<B: Backend> InferenceModel<B> {
         device: &Device,
         build: impl FnOnce(&ModelSpec, u64) -> Result<B>,
     ) -> Result<Self> {
+        Self::load_rewritten(settings, checkpoint, adapters, None, job, tokens, positions, device, build)
+    }
+
+    /// Like [`load`](Self::load), with weights that `rewrite` changes on their way.
+    pub fn load_rewritten(
+        settings: &Settings,
+        checkpoint: &Checkpoint,
+        adapters: &[PathBuf],
+        rewrite: Option<&mut dyn Rewrite>,
+        job: InferenceJob,
+        tokens: usize,
+        positions: usize,
+        device: &Device,
+        build: impl FnOnce(&ModelSpec, u64) -> Result<B>,
+    ) -> Result<Self> {
+        let rewritten = rewrite.is_some();
         let load = |path: &PathBuf| -> Result<(PathBuf, Adapter)> { Ok((path.clone(), Adapter::load(path)?)) };
         let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
-        if adapters.is_empty() {
+        if adapters.is_empty() && !rewritten {
             check_quantization(settings, checkpoint)?;
         }
         let several = adapters.len() > 1;
@@ -74,7 +90,7 @@ impl<B: Backend> InferenceModel<B> {
         for terms in adapters.iter().map(|(_, adapter)| adapter.lora_spec()).chain([Ok(LoraSpec::default())]) {
             let spec = ModelSpec {
                 arch: checkpoint.arch().clone(),
-                quantization: quantization(settings, checkpoint),
+                quantization: if rewritten { of_settings(settings) } else { quantization(settings, checkpoint) },
                 lora: terms?,
                 trainable: false,
                 states: StateFormat::F32,
@@ -95,12 +111,15 @@ impl<B: Backend> InferenceModel<B> {
             // The base alone.
             specs.pop();
         }
-        let stored = plan::stored_in(checkpoint);
-        let residencies = plan::residencies(device, &specs[0], settings.weights, &stored)?;
+        let stored: &dyn Fn(&str) -> StoredAs = match rewritten {
+            true => &|name| StoredAs { dtype: checkpoint.dense_type(name), held: None },
+            false => &plan::stored_in(checkpoint),
+        };
+        let residencies = plan::residencies(device, &specs[0], settings.weights, stored)?;
         let mut first = specs[0].clone();
         let plan = plan::first_that_fits(&mut first, residencies, |first| {
             specs.iter_mut().for_each(|spec| spec.residency.clone_from(&first.residency));
-            plan(device, &specs, &job, checkpoint, budget)
+            plan(device, &specs, &job, stored, budget)
         })?;
         let advice = match job {
             InferenceJob::Loss => "Lower --max-length",
@@ -114,7 +133,7 @@ impl<B: Backend> InferenceModel<B> {
 
         let mut backend = build(&spec, plan.run_bytes)?;
         let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
-        let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed);
+        let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed).rewritten(rewrite);
         let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
         let mut progress = |layer| bar.set(layer as u64, String::new());
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
@@ -152,10 +171,9 @@ fn plan(
     device: &Device,
     specs: &[ModelSpec],
     job: &InferenceJob,
-    checkpoint: &Checkpoint,
+    stored: &dyn Fn(&str) -> StoredAs,
     budget: Budget,
 ) -> Result<MemoryPlan> {
-    let stored = plan::stored_in(checkpoint);
     let of = |spec: &ModelSpec, adapters: &[LoraSpec]| {
         let work = match job {
             InferenceJob::Loss => PlannedJob::Loss(adapters),
@@ -163,7 +181,7 @@ fn plan(
                 PlannedJob::Text { adapters, prompts, max_new_tokens: *max_new_tokens }
             }
         };
-        plan::plan(device, spec, &stored, work, budget)
+        plan::plan(device, spec, stored, work, budget)
     };
     let adapters: Vec<LoraSpec> = specs.iter().map(|spec| spec.lora.clone()).collect();
     if !device.is_cpu() {

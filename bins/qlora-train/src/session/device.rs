@@ -99,6 +99,16 @@ pub trait DeviceJob {
     fn run<B: Backend>(self, build: impl FnOnce(&ModelSpec, u64) -> Result<B>) -> Result<Self::Output>;
 }
 
+/// Refuses a build that has no kernels for a GPU.
+fn ensure_kernels(kernels: Kernels) -> Result<()> {
+    if kernels == Kernels::Absent {
+        crate::refuse!(
+            "`device: cuda`: this build has no CUDA support; rebuild it with `{CUDA_BUILD}`, or use `--device cpu`"
+        );
+    }
+    Ok(())
+}
+
 impl Device {
     /// The device that the settings name; without a name a GPU if there is one that this build can use, else the CPU.
     /// Says which. Refused: a GPU that cannot be used.
@@ -170,11 +180,7 @@ impl Device {
     }
 
     fn named(ordinal: usize) -> Result<Self> {
-        if KERNELS == Kernels::Absent {
-            crate::refuse!(
-                "`device: cuda`: this build has no CUDA support; rebuild it with `{CUDA_BUILD}`, or use `--device cpu`"
-            );
-        }
+        ensure_kernels(KERNELS)?;
         let what = || format!("`device`: cuda:{ordinal} cannot be used; use another GPU or `--device cpu`");
         Self::said(Gpu::open(ordinal).usage_context(what)?)
     }
@@ -316,5 +322,21 @@ fn precision(settings: &Settings) -> Result<Precision> {
             crate::refuse!("`compute`: found bf16, but this processor has neither AVX-512-BF16 nor AMX; use f32")
         }
         (None, None) | (Some(config::Compute::F32), _) => Ok(Precision::F32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_refused_by_a_build_without_kernels_for_one() {
+        let error = ensure_kernels(Kernels::Absent).unwrap_err().to_string();
+        for words in ["`device: cuda`", "no CUDA support", "rebuild it with `cargo build", "`--device cpu`"] {
+            assert!(error.contains(words), "{error}");
+        }
+        for kernels in [Kernels::Cuda, Kernels::Emulated] {
+            assert!(ensure_kernels(kernels).is_ok());
+        }
     }
 }

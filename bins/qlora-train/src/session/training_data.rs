@@ -4,7 +4,7 @@ use super::Loaded;
 use super::host::host_budget;
 use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, Settings};
-use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, Schedule, ScheduleOptions};
+use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, RowKind, Schedule, ScheduleOptions};
 use crate::error::Result;
 use crate::files::hash::hex;
 use crate::report::{count, status, status_lines, thousands, warning};
@@ -103,14 +103,19 @@ pub fn find_files(settings: &mut Settings) -> Result<()> {
 
 /// Columns that the settings name.
 pub fn columns(settings: &Settings) -> Columns {
-    Columns::new(
+    let columns = Columns::new(
         settings.prompt_column.as_deref(),
         settings.completion_column.as_deref(),
         settings.input_column.as_deref(),
         settings.system_column.as_deref(),
         settings.messages_column.as_deref(),
         settings.text_column.as_deref(),
-    )
+    );
+    // The template of Alpaca rows says what they are, beside the texts that others made of them.
+    match settings.chat_template.as_deref() {
+        Some("alpaca") => columns.meaning(RowKind::Alpaca),
+        _ => columns,
+    }
 }
 
 /// How rows are read for this model.

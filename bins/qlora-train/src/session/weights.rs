@@ -4,7 +4,7 @@ use super::plan::stored_in;
 use crate::adapter::LoraPair;
 use crate::arch::Arch;
 use crate::backend::Quantization;
-use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk};
+use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::lora::{ParamId, ParamKind};
@@ -15,17 +15,25 @@ use std::collections::BTreeMap;
 /// Keeps the streams of initial values apart from those of shuffling.
 const INIT_DOMAIN: u64 = 1 << 32;
 
-pub struct CheckpointSource<'a> {
+/// `'w`: what changes the weights.
+pub struct CheckpointSource<'a, 'w> {
     checkpoint: &'a Checkpoint,
     fingerprint: Fingerprint,
     adapter: BTreeMap<String, LoraPair<'a>>,
+    /// What changes the tensors on their way, if anything does.
+    rewrite: Option<&'w mut dyn Rewrite>,
     seed: u64,
 }
 
-impl<'a> CheckpointSource<'a> {
+impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
-        Self { checkpoint, fingerprint: Fingerprint::new(checkpoint), adapter, seed }
+        Self { checkpoint, fingerprint: Fingerprint::new(checkpoint), adapter, rewrite: None, seed }
+    }
+
+    /// With tensors that are changed on their way: each is as [`Checkpoint::dense_type`] says.
+    pub fn rewritten(self, rewrite: Option<&'w mut dyn Rewrite>) -> Self {
+        Self { rewrite, ..self }
     }
 
     /// The base's fingerprint, once the model has read every tensor.
@@ -34,23 +42,32 @@ impl<'a> CheckpointSource<'a> {
     }
 }
 
-impl Source for CheckpointSource<'_> {
+impl Source for CheckpointSource<'_, '_> {
     fn stored(&self, name: &str) -> StoredType {
-        stored_in(self.checkpoint)(name).dtype
+        match self.rewrite {
+            Some(_) => self.checkpoint.dense_type(name),
+            None => stored_in(self.checkpoint)(name).dtype,
+        }
     }
 
     fn read(&mut self, name: &str) -> Result<HostTensor> {
         let (tensor, digest) = self.checkpoint.read_with_digest(name)?;
         self.fingerprint.add(digest)?;
         self.checkpoint.check_finite(name, &tensor)?;
-        Ok(tensor)
+        match &mut self.rewrite {
+            Some(rewrite) => rewrite.tensor(name, tensor, self.checkpoint.dense_type(name)),
+            None => Ok(tensor),
+        }
     }
 
     fn held(&self, name: &str) -> Option<Quantization> {
-        stored_in(self.checkpoint)(name).held
+        stored_in(self.checkpoint)(name).held.filter(|_| self.rewrite.is_none())
     }
 
     fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
+        if self.rewrite.is_some() {
+            return self.read(name).map(WeightSource::Tensor);
+        }
         let (weight, digest) = self.checkpoint.read_weight_with_digest(name)?;
         self.fingerprint.add(digest)?;
         // The scales of NF4 were checked when its parts were put together.

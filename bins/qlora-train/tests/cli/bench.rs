@@ -88,6 +88,20 @@ fn the_plan_of_steps_is_that_of_a_run() {
 }
 
 #[test]
+fn rows_are_as_long_as_a_model_of_few_positions_allows() {
+    let sandbox = Sandbox::new();
+    let config = std::fs::read_to_string(sandbox.path("model/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let most = config["max_position_embeddings"].as_u64().filter(|most| *most < 2048).unwrap();
+    let plan = |flags: &str| {
+        let line = format!("bench --shape model/config.json --lora-r 4 --device cpu --plan --json {flags}");
+        sandbox.run(&line).json()["host"]["peak_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(plan(""), plan(&format!("--seq {most}")));
+    assert!(plan("") > plan("--seq 40"));
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let sandbox = Sandbox::new();
     for (flags, words) in [

@@ -71,6 +71,20 @@ fn a_merged_model_is_the_one_that_merge_writes() {
         }
         assert_eq!(tensor.kind.to_f32(tensor.data), expected, "{name}");
     }
+    // Rows of 64 and 128 values are no whole blocks of 256.
+    let four = file(&sandbox, &format!("{EXPORT} --output q --type q4_k_m"));
+    let four = Gguf::parse(&four).unwrap();
+    for (name, kind) in [
+        ("blk.0.attn_q", GgmlType::Q5_0),
+        ("blk.0.attn_v", GgmlType::Q5_0),
+        ("blk.1.attn_v", GgmlType::Q8_0),
+        ("blk.1.ffn_down", GgmlType::Q8_0),
+        ("token_embd", GgmlType::Q5_0),
+        ("output", GgmlType::Q8_0),
+        ("blk.1.ffn_norm", GgmlType::F32),
+    ] {
+        assert_eq!(four.tensors[&format!("{name}.weight")].kind, kind, "{name}");
+    }
     // f32 is not rounded, and Q8_0 is a quarter of it.
     let exact = file(&sandbox, &format!("{EXPORT} --output f --type f32"));
     let exact = Gguf::parse(&exact).unwrap();
@@ -203,7 +217,7 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
         let done = sandbox.run(&format!("export gguf --output x {line}"));
         assert!(done.status == Some(2) && done.stderr.contains(word) && !sandbox.path("x").exists(), "{done:#?}");
     }
-    sandbox.refused(&format!("{EXPORT} --output x --lora --type q8_0"), &["--type q8_0", "f16"]);
+    sandbox.refused(&format!("{EXPORT} --output x --lora --type q4_k_m"), &["--type q4_k_m", "f16"]);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/smollm3");
     let smollm3 = Arch { vocab_size: fixture::VOCAB_SIZE, ..Arch::from_file(&golden.join("config.json")).unwrap() };
     let unlike = Sandbox::chat_of(smollm3);

@@ -5,6 +5,7 @@ mod asked;
 mod before;
 mod bench;
 mod bombs;
+mod check;
 mod console;
 mod directory;
 mod disk;

@@ -67,6 +67,52 @@ fn merged_weights_are_the_sum_rounded_once() {
 }
 
 #[test]
+fn what_merging_changes_is_measured_on_rows() {
+    let sandbox = trained();
+    sandbox.run("quantize --model model --output nf4").ok();
+    let line = format!("{MERGE} --output m --data chat.jsonl --device cpu --compute f32");
+    let answer = sandbox.run(&line).json();
+    let measured: Vec<(&str, f64, f64)> = answer["measured"]["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| (model["name"].as_str().unwrap(), model["loss"].as_f64().unwrap(), model["kl"].as_f64().unwrap()))
+        .collect();
+    let names: Vec<&str> = measured.iter().map(|(name, ..)| *name).collect();
+    let expected = [
+        "adapter on NF4",
+        "base in NF4",
+        "merged into dequantized NF4",
+        "adapter on 16 bits",
+        "base in 16 bits",
+        "merged into 16 bits",
+        "merged, quantized to NF4 again",
+    ];
+    assert_eq!(names, expected);
+    let of = |name: &str| *measured.iter().find(|(own, ..)| *own == name).unwrap();
+    assert_eq!(of("adapter on NF4").2, 0.0);
+    // The same losses as `eval` has.
+    let eval = |more: &str| sandbox.eval(&format!("--data chat.jsonl --device cpu --compute f32 {more}"));
+    for (name, more) in [
+        ("adapter on NF4", "--adapter out --quantization nf4"),
+        ("base in NF4", "--quantization nf4"),
+        ("adapter on 16 bits", "--adapter out --quantization none"),
+        ("base in 16 bits", "--quantization none"),
+    ] {
+        assert_close(of(name).1, eval(more), 1e-5);
+    }
+    let of_file = sandbox.run("eval --json --model m --data chat.jsonl --device cpu --compute f32 --quantization none");
+    assert_close(of("merged into 16 bits").1, of_file.json()["loss"].as_f64().unwrap(), 1e-5);
+    // Merging into what was trained on rounds once; the base is far away.
+    let (merged, base) = (of("merged into dequantized NF4").2, of("base in NF4").2);
+    assert!(merged < 1e-3 && base > 20.0 * merged, "{measured:?}");
+    // A base in NF4 has no 16 bits.
+    let of_nf4 = sandbox.run("merge --json --model nf4 --adapter out --output n --data chat.jsonl").json();
+    assert_eq!(of_nf4["measured"]["models"].as_array().unwrap().len(), 4);
+    sandbox.refused(&format!("{MERGE} --output x --data none.jsonl"), &["none.jsonl"]);
+}
+
+#[test]
 fn shards_are_bounded_and_indexed() {
     let sandbox = trained();
     let answer = sandbox.run(&format!("{MERGE} --output whole")).json();

@@ -45,17 +45,6 @@ fn values_out_of_range_or_place() {
 }
 
 #[test]
-fn a_device_that_this_build_lacks() {
-    let sandbox = Sandbox::new();
-    for line in
-        [&train(""), "plan --model model", "eval --model model --data rows.jsonl", "generate --model model --prompt x"]
-    {
-        let words = ["`device: cuda`", "no CUDA support", "rebuild it with `cargo build", "--device cpu"];
-        sandbox.refused(&format!("{line} --device cuda"), &words);
-    }
-}
-
-#[test]
 fn too_little_host_memory() {
     let sandbox = Sandbox::new();
     let words = ["of host memory", "128.0 KiB may be used", "the largest parts are", "max_length", "host_memory"];

@@ -116,11 +116,11 @@ fn a_template_that_rewrites_earlier_turns_still_has_every_answer_supervised() {
 #[test]
 fn a_template_that_closes_only_the_last_turn_and_opens_the_prompt_otherwise() {
     let tokenizer = chat_tokenizer(CLOSING);
-    // The first turn ends with its own token and not with part of the next turn's mark, which begins like the EOS.
-    assert_eq!(supervised(&tokenizer, &TWO_TURNS).unwrap(), ["hi<|stop|>", "so long<|stop|>\n<eos>"]);
+    // A turn ends with its own token: not with part of the next turn's mark, which begins like the EOS, nor with that.
+    assert_eq!(supervised(&tokenizer, &TWO_TURNS).unwrap(), ["hi<|stop|>", "so long<|stop|>"]);
     // An answer that begins like the block in the prompt is supervised from its first character.
     let alike = [("user", "q"), ("assistant", "<th"), ("user", "q"), ("assistant", "<")];
-    assert_eq!(supervised(&tokenizer, &alike).unwrap(), ["<th<|stop|>", "<<|stop|>\n<eos>"]);
+    assert_eq!(supervised(&tokenizer, &alike).unwrap(), ["<th<|stop|>", "<<|stop|>"]);
 }
 
 /// Writes answers otherwise that hold an exclamation mark, which no placeholder does.
@@ -277,9 +277,8 @@ proptest! {
     #[test]
     fn spans_are_found_where_prefixes_differ(conversation in conversation()) {
         let borrowed: Vec<(&str, &str)> = conversation.iter().map(|(role, text)| (*role, text.as_str())).collect();
-        let mut closing: Vec<String> = borrowed.iter().filter(|(role, _)| *role == "assistant")
+        let closing: Vec<String> = borrowed.iter().filter(|(role, _)| *role == "assistant")
             .map(|(_, text)| format!("{text}<|stop|>")).collect();
-        closing.last_mut().unwrap().push_str("\n<eos>");
         prop_assert_eq!(supervised(&chat_tokenizer(CLOSING), &borrowed).unwrap(), closing);
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use qlora_train::config::{BadRow, PromptCompletion};
-use qlora_train::data::{Columns, DataFiles, DataOptions, Dataset, UNSUPERVISED, load};
+use qlora_train::data::{Columns, DataFiles, DataOptions, Dataset, RowKind, UNSUPERVISED, load};
 use serde_json::{Value, json};
 
 use trainer_lab::fixture::*;
@@ -162,6 +162,58 @@ fn columns_of_other_names_are_read_by_the_settings_and_guessed_in_the_error() {
     let missing =
         load_named("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}", &DataOptions { columns, ..options() });
     assert_says(&refusal(missing), &["the column `q` is missing", "`prompt`"]);
+}
+
+/// A data set's own rendering beside its parts: `tatsu-lab/alpaca` has both.
+#[test]
+fn named_columns_say_which_of_two_formats_is_meant() {
+    let row = r#"{"instruction": "q", "input": "", "output": "a", "text": "whole"}"#;
+    let turns = "<bos><|start|>user<|stop|>\n\nq<|eot|><|start|>assistant<|stop|>\n\na<|eot|>";
+    let read = |row: &str, columns: Columns| {
+        let data = load_named("a.jsonl", row, &DataOptions { columns, ..options() });
+        data.map(|data| chat_tokenizer(LLAMA3).decode(&data.rows[0].input_ids, false).unwrap())
+    };
+    let of = |prompt, completion, messages, text| Columns::new(prompt, completion, None, None, messages, text);
+    let message = refusal(read(row, Columns::default()));
+    assert_says(
+        &message,
+        &["ambiguous", "--prompt-column instruction --completion-column output", "--text-column text"],
+    );
+    assert_eq!(read(row, of(Some("instruction"), Some("output"), None, None)).unwrap(), turns);
+    assert_eq!(read(row, of(None, Some("output"), None, None)).unwrap(), turns);
+    assert_eq!(read(row, of(None, None, None, Some("text"))).unwrap(), "<bos>whole<eos>");
+    assert_eq!(read(row, Columns::default().meaning(RowKind::Alpaca)).unwrap(), turns);
+    let row =
+        r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "text": "whole"}"#;
+    assert_eq!(read(row, of(None, None, Some("messages"), None)).unwrap(), turns);
+    assert_eq!(read(row, of(None, None, None, Some("text"))).unwrap(), "<bos>whole<eos>");
+    // What is meant does not make a row what it is not.
+    assert_eq!(read(r#"{"text": "whole"}"#, Columns::default().meaning(RowKind::Alpaca)).unwrap(), "<bos>whole<eos>");
+}
+
+#[test]
+fn a_system_text_beside_a_prompt_is_a_turn_or_refused() {
+    let read = |row: &str, system: Option<&str>, prompt_completion| {
+        let columns = Columns::new(None, None, None, system, None, None);
+        let data = load_named("a.jsonl", row, &DataOptions { columns, prompt_completion, ..options() });
+        data.map(|data| chat_tokenizer(LLAMA3).decode(&data.rows[0].input_ids, false).unwrap())
+    };
+    let turns = "<bos><|start|>system<|stop|>\n\nbe brief<|eot|><|start|>user<|stop|>\n\nq<|eot|><|start|>assistant<|stop|>\n\na<|eot|>";
+    for (row, column) in [
+        (r#"{"prompt": "q", "completion": "a", "system": "be brief"}"#, None),
+        (r#"{"prompt": "q", "completion": "a", "sys": "be brief"}"#, Some("sys")),
+        (
+            r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}], "system": "be brief"}"#,
+            None,
+        ),
+    ] {
+        assert_eq!(read(row, column, PromptCompletion::Chat).unwrap(), turns, "{row}");
+    }
+    let row = r#"{"prompt": "q", "completion": "a", "system": "be brief"}"#;
+    let message = refusal(read(row, None, PromptCompletion::Text));
+    assert_says(&message, &["line 1", "`system`", "plain text", "prompt_completion: chat"]);
+    let row = r#"{"prompt": "q", "completion": "a", "system": " "}"#;
+    assert_eq!(read(row, None, PromptCompletion::Text).unwrap(), "<bos>qa<eos>");
 }
 
 #[test]

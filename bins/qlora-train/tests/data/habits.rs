@@ -60,6 +60,40 @@ fn templates_that_write_the_prompt_on_demand_always_or_never_learn_the_same() {
     }
 }
 
+/// A file that ends with a line break loses it: what stands before an answer is then not what ends the prompt.
+#[test]
+fn a_prompt_that_is_always_written_may_lack_white_space_of_rows() {
+    for (name, [begin, header, end], prompt, learned) in cases() {
+        let Some((short, lead)) =
+            [("\\n", "\n"), (" ", " ")].iter().find_map(|(written, read)| Some((prompt.strip_suffix(written)?, *read)))
+        else {
+            continue;
+        };
+        if name == "two end tokens" {
+            continue;
+        }
+        let tokenizer = chat_tokenizer(&template(begin, header, end, &format!("{{{{ '{short}' }}}}")));
+        let expected: Vec<String> =
+            ["one", "two"].map(|said| format!("{lead}{}", learned.replacen('x', said, 1))).into();
+        assert_eq!(supervised(&tokenizer, &QUESTIONS).unwrap(), expected, "{name}");
+        assert_eq!(supervised(&tokenizer, &QUESTIONS[..2]).unwrap(), expected[..1], "{name}");
+    }
+}
+
+#[test]
+fn what_ends_the_text_behind_the_end_of_the_last_turn_is_not_learned() {
+    for (name, [begin, header, end], prompt, learned) in cases().into_iter().filter(|(name, ..)| *name != "eos") {
+        for more in ["<eos>", "\\n<eos>", "<eos>\\n"] {
+            let last = format!("{{{{ '{prompt}' if add_generation_prompt else '{more}' }}}}");
+            let tokenizer = chat_tokenizer(&template(begin, header, end, &last));
+            let expected: Vec<String> = ["one", "two"].map(|said| learned.replacen('x', said, 1)).into();
+            assert_eq!(supervised(&tokenizer, &QUESTIONS).unwrap(), expected, "{name}, {more}");
+            let spaced = [("user", "q"), ("assistant", "   "), ("user", "r"), ("assistant", "two")];
+            assert_eq!(supervised(&tokenizer, &spaced).unwrap()[1], expected[1], "{name}, {more}");
+        }
+    }
+}
+
 #[test]
 fn the_check_knows_which_token_ends_a_turn() {
     for (name, [begin, header, end], prompt, _) in cases() {

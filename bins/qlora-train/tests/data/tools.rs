@@ -144,6 +144,91 @@ fn what_a_template_does_not_write_of_an_answer_is_refused() {
     assert_says(&refusal(load_row(&two, WHOLE)), &["`thinking` and `reasoning`", "differ"]);
 }
 
+/// Numbers and truth values are said as texts are, and twice is not once.
+#[test]
+fn a_call_of_which_a_template_leaves_out_a_part_is_refused() {
+    let names = WHOLE.replacen("call.function | tojson", "'CALL ' + call.function.name", 1);
+    let first = WHOLE.replacen("m.tool_calls or []", "(m.tool_calls or [])[:1]", 1);
+    let called = |calls: Value| calling(json!({"role": "assistant", "content": "", "tool_calls": calls}));
+    let add = |a: Value| json!({"name": "add", "arguments": {"a": a}});
+    for argument in
+        [json!(17), json!(1.5), json!(true), json!(false), json!([3]), json!({"deep": {"er": 4}}), json!("x y")]
+    {
+        let row = called(json!([add(argument.clone())]));
+        assert_says(&refusal(load_row(&row, &names)), &["`messages[1]`", "does not write", "`tool_calls`"]);
+        texts(&row, WHOLE);
+        for other in [argument, json!(0)] {
+            let row = called(json!([add(json!(0)), add(other)]));
+            assert_says(&refusal(load_row(&row, &first)), &["`messages[1]`", "does not write", "`tool_calls`"]);
+            texts(&row, WHOLE);
+        }
+    }
+    // As a template writes them that prints what they are.
+    let printed = WHOLE.replacen("call.function | tojson", "call.function.name ~ ' ' ~ call.function.arguments.a", 1);
+    for argument in [json!(true), json!(17), json!(-2.5)] {
+        texts(&called(json!([add(argument)])), &printed);
+    }
+    // Of a longer number a part is no number.
+    let other = WHOLE.replacen("call.function | tojson", "call.function.name + ' 170 1.7 x17'", 1);
+    assert_says(&refusal(load_row(&called(json!([add(json!(17))])), &other)), &["\"17\" is missing"]);
+    // A call without arguments, or with empty ones.
+    texts(&called(json!([{"name": "now"}])), &names);
+    texts(&called(json!([add(json!(""))])), &names);
+}
+
+#[test]
+fn numbers_of_calls_are_written_as_python_writes_them() {
+    let written = |number: &str| {
+        let row = format!(
+            r#"{{"messages": [{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "", "tool_calls": [{{"name": "f", "arguments": {{"x": {number}}}}}]}}]}}"#
+        );
+        let row: Value = serde_json::from_str(&row).unwrap();
+        let each = WHOLE.replacen("call.function | tojson", "call.function.arguments.x | string", 1);
+        let each = each.replacen("{{ '<|im_end|>", "{% for c in m.tool_calls or [] %}{{ ' ' }}{{ c.function.arguments.x }}{{ ' ' + c.function.name }}{% endfor %}{{ '<|im_end|>", 2);
+        load_row(&row, &each).map(|_| texts(&row, &each).1)
+    };
+    for (number, python) in [
+        ("1e-05", "1e-05"),
+        ("0.0001", "0.0001"),
+        ("1e16", "1e+16"),
+        ("123456789012345.5", "123456789012345.5"),
+        ("2.0", "2.0"),
+        ("-1.5e-7", "-1.5e-07"),
+        ("18446744073709551615", "18446744073709551615"),
+    ] {
+        assert_eq!(written(number).unwrap(), format!("{python} {python} f<|im_end|>"), "{number}");
+    }
+    for number in ["123456789012345678901234567890", "1e25", "-18446744073709551616"] {
+        assert_says(&refusal(written(number)), &["`messages[1]`", "tool_calls[0]", "64 bits", "as a text"]);
+    }
+    let printed =
+        WHOLE.replacen("call.function | tojson", "call.function.name ~ (call.function.arguments | string)", 1);
+    let row =
+        calling(json!({"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": [1e-7]}}]}));
+    assert_says(&refusal(load_row(&row, &printed)), &["line 1", "`tojson`"]);
+}
+
+/// Qwen3's own template, in short: it writes an empty thought into the answers behind the last question only.
+#[test]
+fn a_call_without_words_is_found_where_turns_are_written_by_what_follows() {
+    let template = r"{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and (loop.last or m.reasoning_content) %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content or '' }}{% for call in m.tool_calls or [] %}{% if loop.first and m.content or not loop.first %}{{ '\n' }}{% endif %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    for content in [json!(""), Value::Null] {
+        for turn in [
+            json!({"role": "assistant", "content": content, "tool_calls": [{"name": "f", "arguments": {"x": "Oslo"}}]}),
+            json!({"role": "assistant", "content": content, "tool_calls": [
+                {"name": "f", "arguments": {"x": "Oslo"}}, {"name": "f", "arguments": {"x": "Rome"}}]}),
+        ] {
+            let learned = texts(&calling(turn.clone()), template).1;
+            let calls: Vec<&str> =
+                ["Oslo", "Rome"].into_iter().filter(|city| turn.to_string().contains(city)).collect();
+            let calls: Vec<String> =
+                calls.iter().map(|city| format!("{{\"name\": \"f\", \"arguments\": {{\"x\": \"{city}\"}}}}")).collect();
+            let expected = format!("{}<|im_end|><think>\n\n</think>\n\nthree<|im_end|>", calls.join("\n"));
+            assert_eq!(learned, expected, "{turn}");
+        }
+    }
+}
+
 #[test]
 fn what_a_template_leaves_out_of_other_turns_is_told() {
     let deaf = WHOLE.replacen("{{ m.content or '' }}", "{{ '' if m.role == 'tool' else (m.content or '') }}", 1);

@@ -35,6 +35,26 @@ fn assert_pieces(row: &Value, expected: &[(&str, f32)]) {
     assert_eq!(pieces(&row_of(row)), expected, "{row}");
 }
 
+/// ms-swift's key. In rows it is as often a number that was measured.
+#[test]
+fn a_turn_without_loss_is_not_learned() {
+    assert_pieces(&two_answers("loss", json!(false), json!(true)), &[("b<|im_end|>", 1.0)]);
+    assert_pieces(&two_answers("loss", json!(0), Value::Null), &[("b<|im_end|>", 1.0)]);
+    let share_gpt = json!({"conversations": [
+        {"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": false}, {"from": "human", "value": "r"},
+        {"from": "gpt", "value": "b"},
+    ]});
+    assert_pieces(&share_gpt, &[("b<|im_end|>", 1.0)]);
+    let parts = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [
+        {"type": "text", "text": "a", "loss": false}, {"type": "text", "text": "b"}]}]});
+    assert_pieces(&parts, &[("b<|im_end|>", 1.0)]);
+    let mut row = two_answers("weight", json!(1), json!(1));
+    row["loss"] = json!(2.35);
+    assert_pieces(&row, &[("a<|im_end|>b<|im_end|>", 1.0)]);
+    row["loss"] = json!(false);
+    assert_says(&refusal(load_one(row.to_string(), Some(&chat_tokenizer(CHATML)))), &["no supervised token"]);
+}
+
 fn two_answers(key: &str, first: Value, second: Value) -> Value {
     json!({"messages": [
         {"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: first},

@@ -50,7 +50,7 @@ struct Completion {
 
 pub fn run(workspace: &Workspace) -> Result<()> {
     let started = Instant::now();
-    let model = setup::run(workspace)?;
+    let model = setup::run(workspace, &[])?;
     step("building qlora-train");
     let status = workspace.cargo(&["build", "--release", "--package", "qlora-train"]).status().context("cargo")?;
     ensure!(status.success(), "qlora-train does not build: see above");

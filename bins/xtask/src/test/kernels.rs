@@ -1,11 +1,11 @@
 //! The steps that compile the kernels of `cuda/`: with nvcc, and as the emulated suite.
 
 use super::Outcome;
-use super::steps::has_nextest;
+use super::steps::{has_nextest, runner};
 use crate::bindings;
 use anyhow::{Result, ensure};
 use std::process::{Command, Stdio};
-use tools_support::command::{check, check_and_keep, last_line};
+use tools_support::command::{check_and_keep, last_line};
 use tools_support::workspace::Workspace;
 
 /// Cases of a property at most under AddressSanitizer, where every case takes thirty times as long; the summary says
@@ -25,16 +25,12 @@ const UNSANITIZED: [&str; 7] = [
     "many_tokens_are_counted_and_summed",
 ];
 
-/// The trainer has the feature too; for the workspace, cargo turns it on in both.
-const EMULATED: [&str; 4] = ["--release", "--locked", "--features", "emulation"];
+/// The kernels on the host; cargo turns the feature on in the trainer too.
+pub const EMULATED: [&str; 2] = ["--features", "emulation"];
 
 /// The crate of the kernels, with what cargo selects its tests on the device by. Alone, as the mutants and the machine
 /// code are built, so that all of these share their dependencies.
-const KERNELS: (&str, &[&str]) = ("qlora-kernels", &["--package", "qlora-kernels", "--lib", "--test", "cuda"]);
-
-/// The trainer: whole steps on the kernels. As a part of the workspace, whose dependencies `tests` has built; cargo
-/// gives the dependencies of a package alone other features, and would build them all again.
-const TRAINER: (&str, &[&str]) = ("qlora-train", &["--workspace", "--exclude", "qlora-kernels", "--test", "cuda"]);
+const KERNELS: [&str; 5] = ["--package", "qlora-kernels", "--lib", "--test", "cuda"];
 
 pub fn compiler(_: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
@@ -56,76 +52,52 @@ fn ensure_compiler() -> Result<()> {
 
 pub fn machine_code(workspace: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
-    let mut closing = last_line(workspace.tool("kernel-inspect", &["machine-code"]))?;
-    closing.extend(last_line(workspace.tool("predict", &["check"]))?);
+    let mut closing = last_line(workspace.tool("kernel-inspect", &["machine-code"])?)?;
+    closing.extend(last_line(workspace.tool("predict", &["check"])?)?);
     Ok(Outcome::Passed(closing))
 }
 
 pub fn ptx(workspace: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
-    Ok(Outcome::Passed(last_line(workspace.tool("kernel-inspect", &["ptx"]))?))
-}
-
-pub fn emulated(workspace: &Workspace) -> Result<Outcome> {
-    ensure_compiler()?;
-    let mut closing = Vec::new();
-    let mut lint = workspace.cargo(&["clippy", "--workspace", "--all-targets"]);
-    check(lint.args(EMULATED).args(["--", "--deny", "warnings"]))?;
-    for (package, targets) in [KERNELS, TRAINER] {
-        closing.extend(suite(workspace, (package, targets), &[], |_| {})?);
-    }
-    Ok(Outcome::Passed(closing))
+    Ok(Outcome::Passed(last_line(workspace.tool("kernel-inspect", &["ptx"])?)?))
 }
 
 pub fn mutants(workspace: &Workspace) -> Result<Outcome> {
     ensure_compiler()?;
-    Ok(Outcome::Passed(last_line(workspace.tool("mutants", &[]))?))
+    Ok(Outcome::Passed(last_line(workspace.tool("mutants", &[])?)?))
 }
 
-/// In a target directory of its own: cargo does not see that objects and link arguments differ.
+/// The build directory is that of the other builds, whose dependencies this one takes; the kernels' crate is built
+/// anew where the variable has changed.
 pub fn sanitized(workspace: &Workspace) -> Result<Outcome> {
-    let closing = suite(workspace, KERNELS, &UNSANITIZED, |command| {
-        command.env("CARGO_TARGET_DIR", workspace.target.join("asan"));
-        command.env("QLORA_EMULATION_SANITIZE", "address");
-        command.env("PROPTEST_CASES", SANITIZED_CASES);
-        // The emulation switches stacks, and what a test's process leaves is the system's to take back.
-        command.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
-    })?;
-    Ok(Outcome::Passed(closing))
+    ensure_compiler()?;
+    let nextest = has_nextest(workspace);
+    let mut command = runner(workspace, nextest);
+    command.args(["--release", "--locked", "--no-fail-fast"]).args(EMULATED).args(KERNELS);
+    command.env("QLORA_EMULATION_SANITIZE", "address");
+    command.env("PROPTEST_CASES", SANITIZED_CASES);
+    // The emulation switches stacks, and what a test's process leaves is the system's to take back.
+    command.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
+    keep_tallies(command, nextest, &UNSANITIZED).map(Outcome::Passed)
 }
 
-/// The summary's lines.
-fn suite(
-    workspace: &Workspace,
-    (package, targets): (&str, &[&str]),
-    left_out: &[&str],
-    set_up: impl Fn(&mut Command),
-) -> Result<Vec<String>> {
+/// Runs tests, those of the kernels among them; the lines in which the runner and the kernels' properties sum up.
+pub fn keep_tallies(mut command: Command, nextest: bool, left_out: &[&str]) -> Result<Vec<String>> {
     ensure_compiler()?;
-    // nextest repeats the output of the tests, each of which has a summary of its own.
-    let nextest = has_nextest(workspace);
+    // nextest repeats the output of tests, each of which has a summary of its own.
     let summary = if nextest { "Summary [" } else { "test result: " };
-    let mut command = if nextest {
-        let mut command = workspace.cargo(&["nextest", "run", "--success-output", "immediate"]);
-        command.args(EMULATED).args(targets).arg("--no-fail-fast");
-        command
-    } else {
-        let mut command = workspace.cargo(&["test"]);
-        command.args(EMULATED).args(targets);
-        command.args(["--no-fail-fast", "--", "--nocapture"]);
-        command
-    };
-    if nextest && !left_out.is_empty() {
-        command.arg("--");
+    match nextest {
+        true if left_out.is_empty() => {}
+        true => drop(command.arg("--")),
+        false => drop(command.args(["--", "--nocapture"])),
     }
     command.args(left_out.iter().flat_map(|name| ["--skip", name]));
-    set_up(&mut command);
     let kept = check_and_keep(&mut command, |line| tally(line).is_some() || is_summary(line))?;
     let tallies: Vec<_> = kept.iter().filter_map(|line| tally(line)).collect();
     let mut closing: Vec<String> = kept.iter().filter(|line| line.starts_with(summary)).cloned().collect();
     ensure!(!closing.is_empty(), "the test runner printed no summary, so it is unknown whether a test ran");
     ensure!(!tallies.is_empty(), "no test printed its cases and schedules, so it is unknown whether a kernel ran");
-    closing.push(format!("{package}: {}", summed(&tallies)));
+    closing.push(format!("kernels: {}", summed(&tallies)));
     Ok(closing)
 }
 

@@ -14,18 +14,21 @@ const PUBLISHED: [&str; 2] = ["qlora-kernels", "qlora-train"];
 /// Bytes of a compressed package at most: sources, no golden files.
 const LIMIT: u64 = 600_000;
 
-/// Every set of features compiles, each alone.
+/// Every set of features compiles without a warning, each alone.
 pub fn features(workspace: &Workspace) -> Result<Outcome> {
     cuda::toolkit(workspace)?;
     let mut count = 0;
     for package in packages(workspace)? {
+        let name = package.name.as_str();
+        // The trainer as a part of the workspace, so that its many dependencies keep their features and are not
+        // checked again; the library alone, so that its dependents are not.
+        let selection: &[&str] = if name == PUBLISHED[0] { &["--package", name] } else { &["--workspace"] };
         for set in power_set(&package.features.keys().map(String::as_str).collect::<Vec<_>>()) {
-            println!("{} with [{set}]", package.name);
+            println!("{name} with [{set}]");
             let set: Vec<_> = set.split(',').filter(|name| !name.is_empty()).collect();
-            let set: Vec<_> = set.iter().map(|name| format!("{}/{name}", package.name)).collect();
-            // All of the workspace, so that the dependencies keep their features and are not checked again.
-            let mut command = workspace.cargo(&["check", "--quiet", "--release", "--locked", "--workspace"]);
-            command.args(["--features", &set.join(",")]);
+            let set: Vec<_> = set.iter().map(|feature| format!("{name}/{feature}")).collect();
+            let mut command = workspace.cargo(&["clippy", "--quiet", "--release", "--locked"]);
+            command.args(selection).args(["--features", &set.join(","), "--", "--deny", "warnings"]);
             check(command.env("QLORA_CUDA_ARCHS", cuda::archs_variable()))?;
             count += 1;
         }

@@ -7,6 +7,7 @@ use crate::setup::{self, tools};
 use anyhow::{Context, Result, ensure};
 use std::process::{Command, Stdio};
 use tools_support::command::{check, check_and_keep, last_line};
+use tools_support::launches;
 use tools_support::workspace::Workspace;
 
 /// The steps of `cargo xtask check`: without optimization, so that a changed file is compiled in seconds.
@@ -44,14 +45,13 @@ pub const STEPS: &[Step] = &[
     },
     Step { name: "other-host", about: "the other supported Linux host compiles", run: other_host },
     Step { name: "setup", about: "the tests' model is fetched and converted", run: prepare },
-    Step { name: "tests", about: "all unit and integration tests", run: tests },
+    Step {
+        name: "tests",
+        about: "all unit and integration tests, those of the kernels and of training on them on the host",
+        run: tests,
+    },
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
     Step { name: "readme", about: "the commands that the documents name exist", run: readme },
-    Step {
-        name: "kernels-emulated",
-        about: "the tests of the kernels, and of training on them, on the host",
-        run: kernels::emulated,
-    },
     Step {
         name: "kernels-nvcc",
         about: "the kernels for every GPU architecture, taken apart, and their speed predicted",
@@ -82,7 +82,7 @@ pub const STEPS: &[Step] = &[
 const DONE: fn() -> Result<Outcome> = || Ok(Outcome::Passed(Vec::new()));
 
 fn tree(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["tree"]))?))
+    Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["tree"])?)?))
 }
 
 fn typos(workspace: &Workspace) -> Result<Outcome> {
@@ -107,7 +107,7 @@ fn deny(workspace: &Workspace) -> Result<Outcome> {
 }
 
 fn records(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(last_line(workspace.tool("records", &["check"]))?))
+    Ok(Outcome::Passed(last_line(workspace.tool("records", &["check"])?)?))
 }
 
 fn format(workspace: &Workspace) -> Result<Outcome> {
@@ -123,7 +123,7 @@ fn quick_clippy(workspace: &Workspace) -> Result<Outcome> {
 }
 fn lint(workspace: &Workspace, profile: &[&str]) -> Result<Outcome> {
     let mut command = workspace.cargo(&["clippy", "--workspace", "--all-targets", "--locked"]);
-    command.args(profile).args(["--", "--deny", "warnings"]);
+    command.args(profile).args(kernels::EMULATED).args(["--", "--deny", "warnings"]);
     check(command)?;
     DONE()
 }
@@ -154,40 +154,49 @@ fn has_standard_library(target: &str) -> Result<bool> {
 
 fn docs(workspace: &Workspace) -> Result<Outcome> {
     let mut command = workspace.cargo(&["doc", "--release", "--workspace", "--no-deps", "--locked"]);
-    command.env("RUSTDOCFLAGS", "--deny warnings");
+    command.args(kernels::EMULATED).env("RUSTDOCFLAGS", "--deny warnings");
     check(command)?;
     DONE()
 }
 
 fn gpu_bundle(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome::Passed(last_line(workspace.tool("gpu-bundle", &["check"]))?))
+    Ok(Outcome::Passed(last_line(workspace.tool("gpu-bundle", &["check"])?)?))
 }
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {
-    println!("{}", setup::run(workspace)?.display());
+    println!("{}", setup::run(workspace, &kernels::EMULATED)?.display());
     DONE()
 }
 
 fn unit(workspace: &Workspace) -> Result<Outcome> {
-    run_tests(workspace, &["--lib", "--bins"])
-}
-
-/// The unit tests again too: where their step has passed it costs seconds, and no test is left out.
-fn tests(workspace: &Workspace) -> Result<Outcome> {
-    run_tests(workspace, if has_nextest(workspace) { &["--release"] } else { &["--release", "--all-targets"] })
-}
-
-fn run_tests(workspace: &Workspace, selection: &[&str]) -> Result<Outcome> {
-    let runner: &[&str] = if has_nextest(workspace) {
-        &["nextest", "run"]
-    } else {
-        println!("cargo-nextest is not installed; cargo's own runner takes its place");
-        &["test"]
-    };
-    let mut command = workspace.cargo(runner);
-    command.args(["--workspace", "--locked", "--no-fail-fast"]).args(selection);
+    let mut command = runner(workspace, has_nextest(workspace));
+    command.args(["--workspace", "--locked", "--no-fail-fast", "--lib", "--bins"]);
     command.env("QLORA_MODELS", workspace.models());
     keep_results(command)
+}
+
+/// With the kernels' emulation, so that one build serves every test. The unit tests again too: where their step has
+/// passed it costs seconds, and no test is left out.
+fn tests(workspace: &Workspace) -> Result<Outcome> {
+    let nextest = has_nextest(workspace);
+    let mut command = runner(workspace, nextest);
+    command.args(["--workspace", "--release", "--locked", "--no-fail-fast"]).args(kernels::EMULATED);
+    if !nextest {
+        command.arg("--all-targets");
+    }
+    command.env("QLORA_MODELS", workspace.models());
+    // The machine code's step reads them.
+    command.env(launches::VARIABLE, launches::begin(workspace)?);
+    kernels::keep_tallies(command, nextest, &[]).map(Outcome::Passed)
+}
+
+/// The command that runs tests: nextest's, or cargo's own.
+pub fn runner(workspace: &Workspace, nextest: bool) -> Command {
+    if nextest {
+        return workspace.cargo(&["nextest", "run"]);
+    }
+    println!("cargo-nextest is not installed; cargo's own runner takes its place");
+    workspace.cargo(&["test"])
 }
 
 pub fn has_nextest(workspace: &Workspace) -> bool {
@@ -196,7 +205,9 @@ pub fn has_nextest(workspace: &Workspace) -> bool {
 }
 
 fn doc_tests(workspace: &Workspace) -> Result<Outcome> {
-    keep_results(workspace.cargo(&["test", "--release", "--workspace", "--locked", "--doc"]))
+    let mut command = workspace.cargo(&["test", "--release", "--workspace", "--locked", "--doc"]);
+    command.args(kernels::EMULATED);
+    keep_results(command)
 }
 
 fn keep_results(mut command: Command) -> Result<Outcome> {
@@ -208,7 +219,8 @@ fn keep_results(mut command: Command) -> Result<Outcome> {
 
 /// With the programs as the tests have built them: another build of them would take a minute.
 fn readme(workspace: &Workspace) -> Result<Outcome> {
-    check(workspace.cargo(&["test", "--release", "--locked", "--workspace", "--no-run", "--quiet"]))?;
+    let mut build = workspace.cargo(&["test", "--release", "--locked", "--workspace", "--no-run", "--quiet"]);
+    check(build.args(kernels::EMULATED))?;
     let programs = workspace.binary("xtask").parent().map(|dir| dir.display().to_string()).unwrap_or_default();
-    Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["commands", &programs]))?))
+    Ok(Outcome::Passed(last_line(workspace.tool("repo-check", &["commands", &programs])?)?))
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use super::python::python_float;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, escape_formatter};
 
@@ -27,12 +28,56 @@ pub(super) fn too_large() -> Error {
 
 /// `{{ value }}`.
 pub(super) fn write_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain) {
+    let is_long = matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain);
+    if !is_long && float(value).is_none() {
         return escape_formatter(out, state, value);
+    }
+    out.write_str(&as_text(value)?).map_err(|_| too_large())
+}
+
+/// The filter `string`.
+pub(super) fn string(value: Value) -> Result<Value, Error> {
+    if value.kind() == ValueKind::String { Ok(value) } else { Ok(Value::from(as_text(&value)?)) }
+}
+
+/// A value as Python writes it. Refused: a list or map with a number that minijinja writes otherwise.
+fn as_text(value: &Value) -> Result<String, Error> {
+    if let Some(float) = float(value) {
+        return Ok(python_float(float));
+    }
+    if holds_far_float(value, &mut 100_000) {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "a list or map with a number as large or small as 1e16 or 1e-5 is written out; use `tojson`",
+        ));
     }
     let mut text = Bounded(String::new());
     write!(text, "{value}").map_err(|_| too_large())?;
-    out.write_str(&text.0).map_err(|_| too_large())
+    Ok(text.0)
+}
+
+/// A finite number that is no integer.
+fn float(value: &Value) -> Option<f64> {
+    let is_float = value.kind() == ValueKind::Number && !value.is_integer();
+    f64::try_from(value.clone()).ok().filter(|float| is_float && float.is_finite())
+}
+
+/// Whether a list or map holds a number that Python writes with an exponent, among so many values: a list may hold
+/// another one many times over, and so on.
+fn holds_far_float(value: &Value, left: &mut usize) -> bool {
+    *left = left.saturating_sub(1);
+    match value.kind() {
+        ValueKind::Number => float(value).is_some_and(|float| python_float(float).contains('e')),
+        ValueKind::Seq | ValueKind::Map => {
+            let Ok(mut items) = value.try_iter() else { return false };
+            items.any(|item| {
+                let item =
+                    if value.kind() == ValueKind::Map { value.get_item(&item).unwrap_or_default() } else { item };
+                *left > 0 && holds_far_float(&item, left)
+            })
+        }
+        _ => false,
+    }
 }
 
 /// Python's methods, with a limit on what `'{:>9}'.format(x)` may pad to.

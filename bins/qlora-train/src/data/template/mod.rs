@@ -6,6 +6,7 @@ mod builtin;
 mod escapes;
 mod indent;
 mod limits;
+mod python;
 mod supervise;
 mod tojson;
 
@@ -21,6 +22,7 @@ use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, 
 use super::habits::{Habits, OwnTokens};
 pub use builtin::Builtin;
 pub(super) use builtin::Vocabulary;
+pub(super) use python::python_float;
 use supervise::{Stopped, supervised, supervised_costed};
 
 /// One unit is about one instruction or 64 bytes of text. A conversation of 1,000 turns takes some 50,000; this much
@@ -111,6 +113,7 @@ impl ChatTemplate {
         environment.set_formatter(limits::write_value);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.add_filter("string", limits::string);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_filter("indent", indent::indent);
         escapes::add(&mut environment, source);

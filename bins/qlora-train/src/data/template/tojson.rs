@@ -5,6 +5,7 @@ use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
 use super::limits;
+use super::python::python_float;
 
 pub(super) fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
@@ -99,25 +100,16 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Python writes 1.0 as `1.0` and 1e20 as `1e+20`.
     fn number(&mut self, value: &Value) {
         if value.is_integer() {
             self.out.push_str(&value.to_string());
             return;
         }
-        let float = f64::try_from(value.clone()).unwrap_or(f64::NAN);
-        if float.is_nan() {
-            self.out.push_str("NaN");
-        } else if float.is_infinite() {
-            self.out.push_str(if float > 0.0 { "Infinity" } else { "-Infinity" });
-        } else if float != 0.0 && !(1e-4..1e16).contains(&float.abs()) {
-            let text = format!("{float:e}");
-            let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
-            self.out.push_str(&format!("{mantissa}e{sign}{digits:0>2}"));
-        } else {
-            self.out.push_str(&format!("{float:?}"));
-        }
+        self.out.push_str(&match f64::try_from(value.clone()).unwrap_or(f64::NAN) {
+            float if float.is_nan() => "NaN".to_owned(),
+            float if float.is_infinite() => if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
+            float => python_float(float),
+        });
     }
 
     fn string(&mut self, text: &str) {

@@ -32,8 +32,9 @@ pub fn export_adapter(
     let (arch, source) = (checkpoint.arch(), checkpoint.dir().display().to_string());
     let shown = || dir.display().to_string();
     let family = GgufFamily::of(arch, &source)?;
-    if kind == GgufType::Q8_0 {
-        refuse!("--type q8_0: an adapter is written as f32, f16 or bf16: its rows are too short for blocks");
+    if matches!(kind, GgufType::Q8_0 | GgufType::Q4KM) {
+        let kind = kind.name().to_lowercase();
+        refuse!("--type {kind}: an adapter is written as f32, f16 or bf16: its rows are too short for blocks");
     }
     adapter.check_shapes(arch, checkpoint.base_name()).context(shown)?;
     // The template is that of the model's file; what is wrong with it is found now.

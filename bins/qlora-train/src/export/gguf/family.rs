@@ -44,8 +44,17 @@ pub(super) struct Named {
     pub source: String,
     /// Outermost first
     pub shape: Vec<usize>,
+    /// Layer and projection of a weight or a bias.
+    pub projection: Option<(usize, Projection)>,
     /// Rows of a head, where the rows of each head are interleaved.
     pub interleaved: Option<usize>,
+}
+
+impl Named {
+    /// Whether it is the output layer, or the embedding that is it too.
+    pub fn is_output(&self, arch: &Arch) -> bool {
+        self.source == arch.names.head || (arch.tie_word_embeddings && self.source == arch.names.embedding)
+    }
 }
 
 impl GgufFamily {
@@ -163,19 +172,23 @@ impl GgufFamily {
     pub fn tensors(&self, arch: &Arch) -> Vec<Named> {
         let named = |(source, shape): (String, Vec<usize>)| {
             let (name, projection) = self.name(arch, &source);
-            let rotated = matches!(projection, Some(Projection::Q | Projection::K));
-            Named { name, source, shape, interleaved: (rotated && self.interleaved).then_some(arch.head_dim) }
+            let interleaved = projection.and_then(|(_, projection)| self.interleaved_rows(arch, projection));
+            Named { name, source, shape, projection, interleaved }
         };
         arch.tensors().into_iter().map(named).collect()
     }
 
-    /// Name of the weight of a module, and whether its rows are interleaved.
+    /// Name of the weight of a module, and the rows of a head where its rows are interleaved.
     pub fn weight(&self, arch: &Arch, layer: usize, projection: Projection) -> (String, Option<usize>) {
-        let rotated = matches!(projection, Projection::Q | Projection::K) && self.interleaved;
-        (format!("blk.{layer}.{}.weight", part(projection)), rotated.then_some(arch.head_dim))
+        (format!("blk.{layer}.{}.weight", part(projection)), self.interleaved_rows(arch, projection))
     }
 
-    fn name(&self, arch: &Arch, source: &str) -> (String, Option<Projection>) {
+    fn interleaved_rows(&self, arch: &Arch, projection: Projection) -> Option<usize> {
+        let rotated = matches!(projection, Projection::Q | Projection::K);
+        (rotated && self.interleaved).then_some(arch.head_dim)
+    }
+
+    fn name(&self, arch: &Arch, source: &str) -> (String, Option<(usize, Projection)>) {
         let names = arch.names;
         for (own, name) in [(names.embedding, "token_embd"), (names.final_norm, "output_norm"), (names.head, "output")]
         {
@@ -196,7 +209,8 @@ impl GgufFamily {
         }
         let (path, end) = rest.rsplit_once('.').expect("a weight or a bias of a module");
         let (projection, _) = names.projections.iter().find(|(_, own)| *own == path).expect("a family names them all");
-        (format!("blk.{layer}.{}.{end}", part(*projection)), Some(*projection))
+        let number = layer.parse().expect("a family numbers its layers");
+        (format!("blk.{layer}.{}.{end}", part(*projection)), Some((number, *projection)))
     }
 }
 

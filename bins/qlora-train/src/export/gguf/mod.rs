@@ -18,6 +18,7 @@ pub use adapter::export_adapter;
 
 use super::merge::{MergeBase, Merging};
 use crate::adapter::Adapter;
+use crate::arch::{Arch, Projection};
 use crate::base::{Checkpoint, Fingerprint, Partial, Rewrite};
 use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
@@ -42,20 +43,27 @@ pub enum GgufType {
     F16,
     Bf16,
     Q8_0,
+    /// Q4_K, with Q6_K for the output layer and for half of the layers' attn_v and ffn_down.
+    Q4KM,
 }
 
 impl GgufType {
     /// The name that llama.cpp gives files of the type.
     pub fn name(self) -> &'static str {
-        self.weights().name()
+        match self {
+            Self::Q4KM => "Q4_K_M",
+            _ => self.weights().name(),
+        }
     }
 
+    /// Type of most weights.
     fn weights(self) -> GgmlType {
         match self {
             Self::F32 => GgmlType::F32,
             Self::F16 => GgmlType::F16,
             Self::Bf16 => GgmlType::Bf16,
             Self::Q8_0 => GgmlType::Q8_0,
+            Self::Q4KM => GgmlType::Q4K,
         }
     }
 
@@ -65,6 +73,7 @@ impl GgufType {
             Self::F32 => 0,
             Self::F16 => 1,
             Self::Q8_0 => 7,
+            Self::Q4KM => 15,
             Self::Bf16 => 32,
         }
     }
@@ -78,14 +87,37 @@ impl GgufType {
         }
     }
 
-    /// Type of a tensor of this shape: rows that are no whole blocks stay in F16, as llama.cpp has them.
-    fn of(self, shape: &[usize]) -> GgmlType {
-        let (wanted, columns) = (self.weights(), shape[shape.len() - 1]);
-        match shape.len() {
-            1 => GgmlType::F32,
-            _ if columns.is_multiple_of(wanted.block_size()) => wanted,
-            _ => GgmlType::F16,
+    /// Type of a tensor, as llama.cpp chooses it; in its place another where rows are no whole blocks.
+    fn of(self, named: &Named, arch: &Arch) -> GgmlType {
+        if named.shape.len() == 1 {
+            return GgmlType::F32;
         }
+        let wanted = if self == Self::Q4KM { mixed(named, arch) } else { self.weights() };
+        let columns = named.shape[named.shape.len() - 1];
+        let fits = |kind: GgmlType| columns.is_multiple_of(kind.block_size());
+        let smaller = match wanted {
+            GgmlType::Q4K if !named.is_output(arch) => GgmlType::Q5_0,
+            GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K => GgmlType::Q8_0,
+            other => other,
+        };
+        [wanted, smaller].into_iter().find(|&kind| fits(kind)).unwrap_or(GgmlType::F16)
+    }
+}
+
+/// Type of a weight in Q4_K_M. Where heads share k and v in a model of 80 layers, attn_v is small beside its use.
+fn mixed(named: &Named, arch: &Arch) -> GgmlType {
+    let layers = arch.num_layers;
+    let more = |layer: usize| layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
+    let of_70b = layers == 80
+        && match arch.family.model_type {
+            "llama" | "mistral" => arch.num_heads != arch.num_kv_heads,
+            other => other == "qwen2",
+        };
+    match named.projection {
+        _ if named.is_output(arch) => GgmlType::Q6K,
+        Some((layer, Projection::V | Projection::Down)) if more(layer) => GgmlType::Q6K,
+        Some((_, Projection::V)) if of_70b => GgmlType::Q5K,
+        _ => GgmlType::Q4K,
     }
 }
 
@@ -183,7 +215,7 @@ impl Plan {
         let info = |named: &Named| TensorInfo {
             name: named.name.clone(),
             shape: named.shape.clone(),
-            kind: kind.of(&named.shape),
+            kind: kind.of(named, arch),
         };
         let infos = factors.chain(tensors.iter().map(info)).collect();
         Self { header: Header { entries, tensors: infos }, rope_factors, tensors }
@@ -266,7 +298,9 @@ fn check_held(kind: GgmlType, values: &[f32]) -> Result<()> {
         GgmlType::F32 => f32::MAX,
         GgmlType::Bf16 => bf16::MAX.to_f32(),
         GgmlType::F16 | GgmlType::Q4_1 => f16::MAX.to_f32(),
+        GgmlType::Q5_0 => f16::MAX.to_f32() * 16.0,
         GgmlType::Q8_0 => f16::MAX.to_f32() * 127.0,
+        GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K => f16::MAX.to_f32() * 63.0,
     };
     match values.iter().find(|value| !value.is_finite() || value.abs() > limit) {
         Some(value) => refuse!(

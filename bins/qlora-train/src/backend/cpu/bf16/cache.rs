@@ -53,26 +53,46 @@ pub fn attention(
         for rows in rows.chunks(TILE * width) {
             let mut scores = [0.0f32; TILE];
             let scores = &mut scores[..rows.len() / width];
-            for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
-                *score = shape.scale() as f32 * dots::dot(isa, query, &row[key..key + d]);
-            }
+            dots::dots(isa, &rows[key..], width, query, scores);
+            scores.iter_mut().for_each(|score| *score *= shape.scale() as f32);
             let new_max = scores.iter().copied().fold(max, f32::max);
             let correction = (max - new_max).exp();
             max = new_max;
             sum = sum * correction + exp_shifted(scores, new_max);
             sums.iter_mut().for_each(|x| *x *= correction);
-            for (p, row) in scores.iter().zip(rows.chunks_exact(width)) {
-                add_scaled(sums, *p, &row[value..value + d]);
-            }
+            add_rows(sums, scores, &rows[value..], width);
         }
         out.iter_mut().zip(sums).for_each(|(out, x)| *out = round(*x / sum));
     });
 }
 
 vectorized! {
-    fn add_scaled<'a>(sums: &'a mut [f32], p: f32, values: &'a [bf16]) {
-        for (sum, value) in sums.iter_mut().zip(values) {
+    /// Adds each of the rows, `stride` values apart, as often as its `p` says.
+    fn add_rows<'a>(sums: &'a mut [f32], p: &'a [f32], rows: &'a [bf16], stride: usize) {
+        let (wide, rest) = sums.as_chunks_mut::<64>();
+        let (narrow, rest) = rest.as_chunks_mut::<16>();
+        let mut column = 0;
+        for sums in wide {
+            *sums = added(*sums, p, &rows[column..], stride);
+            column += sums.len();
+        }
+        for sums in narrow {
+            *sums = added(*sums, p, &rows[column..], stride);
+            column += sums.len();
+        }
+        for (i, sum) in rest.iter_mut().enumerate() {
+            [*sum] = added([*sum], p, &rows[column + i..], stride);
+        }
+    }
+}
+
+/// The sums of so many columns, which stay in registers over all rows.
+#[inline(always)]
+fn added<const COLUMNS: usize>(mut sums: [f32; COLUMNS], p: &[f32], rows: &[bf16], stride: usize) -> [f32; COLUMNS] {
+    for (p, row) in p.iter().zip(rows.chunks(stride)) {
+        for (sum, value) in sums.iter_mut().zip(&row[..COLUMNS]) {
             *sum += p * widen(*value);
         }
     }
+    sums
 }

@@ -99,23 +99,60 @@ mod x86 {
     use half::bf16;
     use std::arch::x86_64::*;
 
-    /// The sum of four vectors, as [`super::dot`] adds them.
+    /// The sum of a vector, as [`super::dot`] adds it.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn total(acc: [__m512; 4]) -> f32 {
-        let total = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), acc[2]), acc[3]);
-        let eight = _mm256_add_ps(_mm512_castps512_ps256(total), _mm512_extractf32x8_ps::<1>(total));
+    fn total(all: __m512) -> f32 {
+        let eight = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
         let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+
+    /// The [`total`] of each of sixteen vectors: halves are added two vectors at a time, then their halves.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn totals(all: [__m512; LANES]) -> __m512 {
+        let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+        let quarters = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+        let pairs = |a, b| {
+            let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+            _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+        };
+        let ones = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b));
+        let mut eight = [_mm512_setzero_ps(); 8];
+        for (i, sum) in eight.iter_mut().enumerate() {
+            *sum = halves(all[i], all[i + 8]);
+        }
+        let mut four = [_mm512_setzero_ps(); 4];
+        for (i, sum) in four.iter_mut().enumerate() {
+            *sum = quarters(eight[i], eight[i + 4]);
+        }
+        let two = |i: usize| pairs(_mm512_castps_pd(four[i]), _mm512_castps_pd(four[i + 2]));
+        // The vectors' sums lie in this order too.
+        let order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+        _mm512_permutexvar_ps(order, ones(two(0), two(1)))
     }
 
     /// # Safety
     /// The processor has the features, and the bounds are those that [`super::dots`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub unsafe fn dots(values: &[bf16], stride: usize, x: &[bf16], sums: &mut [f32]) {
-        for (row, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller's bounds.
-            *sum += unsafe { dot(x, values.get_unchecked(row * stride..row * stride + x.len())) };
+        // SAFETY: the caller's bounds.
+        let row = |row: usize| unsafe { values.get_unchecked(row * stride..row * stride + x.len()) };
+        let (groups, rest) = sums.as_chunks_mut::<LANES>();
+        let mut first = 0;
+        for sums in groups {
+            let mut all = [_mm512_setzero_ps(); LANES];
+            for (i, all) in all.iter_mut().enumerate() {
+                // SAFETY: rows are as long as x.
+                *all = unsafe { chains(x, row(first + i)) };
+            }
+            first += LANES;
+            // SAFETY: sums of sixteen rows.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), totals(all))) };
+        }
+        for (i, sum) in rest.iter_mut().enumerate() {
+            // SAFETY: rows are as long as x.
+            *sum += unsafe { dot(x, row(first + i)) };
         }
     }
 
@@ -177,7 +214,7 @@ mod x86 {
                     acc[1] = add(acc[1], 2 * blocks - 1, table);
                 }
             }
-            *sum += total(acc);
+            *sum += total(added(acc));
         }
     }
 
@@ -221,6 +258,22 @@ mod x86 {
     /// The processor has the features; both rows have as many values, an even number.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub unsafe fn dot(x: &[bf16], y: &[bf16]) -> f32 {
+        // SAFETY: the caller's.
+        total(unsafe { chains(x, y) })
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn added(acc: [__m512; 4]) -> __m512 {
+        _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), acc[2]), acc[3])
+    }
+
+    /// The four chains of a dot product, added.
+    ///
+    /// # Safety
+    /// Those of [`dot`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn chains(x: &[bf16], y: &[bf16]) -> __m512 {
         let pairs = x.len() / 2;
         let whole = pairs / (4 * LANES) * (4 * LANES);
         let mut acc = [_mm512_setzero_ps(); 4];
@@ -246,7 +299,7 @@ mod x86 {
                 *acc = _mm512_dpbf16_ps(*acc, load(x), load(y));
             }
         }
-        total(acc)
+        added(acc)
     }
 }
 
@@ -271,6 +324,22 @@ mod tests {
             let terms = low.iter().zip(&high).map(|(x, y)| x.to_f64() * y.to_f64());
             let (exact, size) = terms.fold((0.0, 0.0f64), |(sum, size), x| (sum + x, size + x.abs()));
             assert!((f64::from(found) - exact).abs() <= len as f64 * size * f64::from(f32::EPSILON), "{len}");
+        }
+    }
+
+    #[test]
+    fn dot_products_with_many_rows_are_those_with_each() {
+        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
+        for (len, rows) in [(64, 0), (64, 15), (64, 16), (128, 33), (96, 17), (30, 47), (2, 16)] {
+            let stride = len + 6;
+            let (x, all) = (values(len, 7), values(rows * stride + len, 8));
+            let before = |row: usize| row as f32 / 7.0;
+            let mut sums: Vec<f32> = (0..rows).map(before).collect();
+            dots(isa, &all, stride, &x, &mut sums);
+            for (row, sum) in sums.iter().enumerate() {
+                let alone = before(row) + dot(Isa::SCALAR, &x, &all[row * stride..][..len]);
+                assert_eq!(sum.to_bits(), alone.to_bits(), "row {row} of {rows}, {len}");
+            }
         }
     }
 }
