@@ -14,7 +14,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 record=benches/reliability/record.md
 [ -f "$record" ] || cat > "$record" <<'END'
-# What the grids of run.sh counted
+# Counts of the grids of run.sh
 
 | date | grid | counted | seconds |
 |---|---|---|---|

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
@@ -71,11 +72,10 @@ fn kind_of_adapter(peft_type: &str) -> Option<&'static str> {
 }
 
 /// Keys of PEFT that change nothing about a finished adapter.
-const HARMLESS: [&str; 8] = [
+const HARMLESS: [&str; 7] = [
     "auto_mapping",
     "ensure_weight_tying",
     "eva_config",
-    "exclude_modules",
     "megatron_config",
     "megatron_core",
     "peft_version",
@@ -106,6 +106,8 @@ pub struct AdapterConfig {
     pub alpha_pattern: IndexMap<String, f64>,
     /// `None`: every layer.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Linears that carry no adapter although the targets name them; a pattern is a regular expression for whole paths.
+    pub exclude_modules: Option<TargetModules>,
 }
 
 impl AdapterConfig {
@@ -124,6 +126,7 @@ impl AdapterConfig {
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
+            exclude_modules: None,
         };
         let mut targets = BTreeSet::new();
         let mut by_name: BTreeMap<&str, Vec<(&str, LoraTerm)>> = BTreeMap::new();
@@ -182,7 +185,13 @@ impl AdapterConfig {
             "use_dora": false,
             "use_rslora": self.use_rslora,
         });
-        let Value::Object(map) = value else { unreachable!("json! of braces is an object") };
+        let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
+        // Only where there is something: older releases of PEFT do not know the key.
+        match &self.exclude_modules {
+            Some(TargetModules::Names(names)) => drop(map.insert("exclude_modules".to_owned(), json!(names))),
+            Some(TargetModules::Pattern(pattern)) => drop(map.insert("exclude_modules".to_owned(), json!(pattern))),
+            None => {}
+        }
         map
     }
 
@@ -204,10 +213,15 @@ impl AdapterConfig {
             })?,
             alpha_pattern: pattern(&keys, "alpha_pattern", "numbers", Value::as_f64)?,
             layers_to_transform: layers_to_transform(&keys)?,
+            exclude_modules: exclude_modules(&keys)?,
         };
         let known = config.to_json();
         for key in map.keys().map(String::as_str) {
-            if !known.contains_key(key) && !HARMLESS.contains(&key) && !REFUSED_UNLESS_EMPTY.contains(&key) {
+            if !known.contains_key(key)
+                && key != "exclude_modules"
+                && !HARMLESS.contains(&key)
+                && !REFUSED_UNLESS_EMPTY.contains(&key)
+            {
                 crate::report::warning!("{}: key `{key}` is not known and not used", path.display());
             }
         }
@@ -296,6 +310,24 @@ fn target_modules(keys: &Keys) -> Result<TargetModules> {
             Ok(TargetModules::Names(names.collect::<Result<_>>()?))
         }
         _ => Err(wrong()),
+    }
+}
+
+fn exclude_modules(keys: &Keys) -> Result<Option<TargetModules>> {
+    let wrong = || keys.wrong("exclude_modules", "null, a list of module names or a regular expression");
+    match keys.get("exclude_modules") {
+        None => Ok(None),
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
+        Some(Value::Array(list)) => {
+            let names = list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(wrong));
+            Ok(Some(TargetModules::Names(names.collect::<Result<_>>()?)))
+        }
+        Some(Value::String(pattern)) if pattern.is_empty() => Ok(None),
+        Some(Value::String(pattern)) => match Regex::new(pattern) {
+            Ok(_) => Ok(Some(TargetModules::Pattern(pattern.clone()))),
+            Err(_) => Err(wrong()),
+        },
+        Some(_) => Err(wrong()),
     }
 }
 

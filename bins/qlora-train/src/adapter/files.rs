@@ -9,6 +9,7 @@ use safetensors::Dtype;
 
 use super::card::{MARK, model_card};
 use super::fold::multiply_b;
+use super::kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use super::{Adapter, AdapterConfig};
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
@@ -21,8 +22,6 @@ use crate::refuse;
 
 const PEFT_PREFIX: &str = "base_model.model.";
 
-pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(crate) const CARD: &str = "README.md";
 /// Far above any card of ours.
 const MAX_CARD_BYTES: u64 = 1 << 20;
@@ -95,9 +94,7 @@ impl Adapter {
     /// a refusal: [`Error`](crate::error::Error).
     pub fn load(dir: &Path) -> Result<Self> {
         let (config_path, model_path) = (dir.join(ADAPTER_CONFIG), dir.join(ADAPTER_MODEL));
-        if config_path.symlink_metadata().is_err() {
-            refuse!("{}: found no such file, expected that of a PEFT adapter", config_path.display());
-        }
+        check_adapter(dir)?;
         if model_path.symlink_metadata().is_err() {
             let pickle = dir.join("adapter_model.bin").exists();
             let hint = if pickle { ": adapter_model.bin is a pickle, save the adapter again with PEFT" } else { "" };

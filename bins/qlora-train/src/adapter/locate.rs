@@ -1,6 +1,7 @@
 //! Adapter directories that stand where a model is expected.
 
-use super::ADAPTER_CONFIG;
+use super::kind::{ADAPTER_CONFIG, check_adapter};
+use crate::base::looks_like_hub_id;
 use crate::error::Result;
 use crate::files::json::read_bounded;
 use crate::refuse;
@@ -33,10 +34,21 @@ pub fn recorded_setting(adapter: &Path, name: &str) -> Option<String> {
 }
 
 /// The base that an adapter was trained on: as its run was told, else as adapter_config.json names it.
+///
+/// Refused: no adapter; no record; a directory that is not there, of a path that was given in another one.
 pub fn recorded_base(adapter: &Path) -> Result<String> {
-    let of_run = recorded_setting(adapter, "model").filter(|model| Path::new(model).exists() || model.contains('/'));
-    match of_run.or_else(|| text_in(&adapter.join(ADAPTER_CONFIG), "/base_model_name_or_path")) {
-        Some(base) => Ok(base),
+    check_adapter(adapter)?;
+    let recorded =
+        [recorded_setting(adapter, "model"), text_in(&adapter.join(ADAPTER_CONFIG), "/base_model_name_or_path")];
+    let mut recorded = recorded.into_iter().flatten();
+    let is_there = |base: &String| Path::new(base).exists() || looks_like_hub_id(base);
+    match recorded.clone().find(is_there).or_else(|| recorded.next()) {
+        Some(base) if is_there(&base) => Ok(base),
+        Some(base) => refuse!(
+            "{}: records the base {base:?}, and there is no such directory{}; give it with --model",
+            adapter.display(),
+            if Path::new(&base).is_absolute() { "" } else { " below the working directory" }
+        ),
         None => {
             refuse!("{}: found no record of the base that it was trained on; give it with --model", adapter.display())
         }
@@ -54,6 +66,10 @@ mod tests {
         std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
         assert!(is_adapter(dir.path()));
         assert_eq!(recorded_base(dir.path()).unwrap(), "org/base");
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "/gone/base"}"#).unwrap();
+        let error = recorded_base(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("records the base \"/gone/base\"") && error.contains("--model"), "{error}");
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
         // A path that is gone says nothing.
         for (model, expected) in [("gone", "org/base"), ("org/other", "org/other")] {
             let run = serde_json::json!({"settings": {"model": model}}).to_string();

@@ -9,6 +9,7 @@ mod card;
 mod config;
 mod files;
 mod fold;
+mod kind;
 mod locate;
 mod module_pattern;
 mod pairs;
@@ -21,8 +22,9 @@ use crate::error::Result;
 use crate::lora::ParamId;
 
 pub use config::{AdapterConfig, TargetModules};
-pub use files::{ADAPTER_CONFIG, ADAPTER_MODEL, copy_tokenizer_files, tokenizer_bytes};
 pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files};
+pub use files::{copy_tokenizer_files, tokenizer_bytes};
+pub use kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 pub use locate::{is_adapter, recorded_base, recorded_setting};
 pub use pairs::LoraPair;
 pub use recipe::Recipe;

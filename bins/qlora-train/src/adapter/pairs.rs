@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use fancy_regex::Regex;
 use indexmap::IndexMap;
 
+use super::kind::MLX;
 use super::module_pattern::ModulePattern;
 use super::{Adapter, AdapterConfig, TargetModules};
 use crate::error::Result;
@@ -85,8 +87,8 @@ impl Adapter {
         }
         if !config.targets(module) {
             refuse!(
-                "{source}: tensor `{a_key}`: found an adapter of a linear that `target_modules` or `layers_to_transform` \
-                 of the adapter config leaves out, expected only those that they name"
+                "{source}: tensor `{a_key}`: found an adapter of a linear that `target_modules`, `exclude_modules` or \
+                 `layers_to_transform` of the adapter config leaves out, expected only those that they name"
             );
         }
         let scale = LoraSpec::scale(alpha, r, config.use_rslora) as f32;
@@ -133,7 +135,19 @@ impl AdapterConfig {
 
     fn transforms(&self, module: &str) -> bool {
         let listed = |layers: &Vec<usize>| layer_of(module).is_some_and(|layer| layers.contains(&layer));
-        self.layers_to_transform.as_ref().is_none_or(listed)
+        self.layers_to_transform.as_ref().is_none_or(listed) && !self.excludes(module)
+    }
+
+    /// Whether `exclude_modules` leaves a module out: by its name or the end of its path, or by a regular expression
+    /// for the whole path, as PEFT reads it.
+    fn excludes(&self, module: &str) -> bool {
+        match &self.exclude_modules {
+            None => false,
+            Some(TargetModules::Names(names)) => names.iter().any(|name| is_suffix(name, module)),
+            Some(TargetModules::Pattern(pattern)) => {
+                Regex::new(&format!(r"\A(?:{pattern})\z")).is_ok_and(|regex| regex.is_match(module).unwrap_or(false))
+            }
+        }
     }
 }
 
@@ -196,6 +210,9 @@ const OTHERS: [(&str, &str); 16] = [
 ];
 
 fn why_not(key: &str) -> String {
+    if key.ends_with(".lora_a") || key.ends_with(".lora_b") {
+        return format!("found a tensor of mlx-lm, expected those of PEFT ({MLX})");
+    }
     let what = match OTHERS.iter().find(|(part, _)| key.contains(part)) {
         Some((_, what)) => what,
         None if key.contains("embed_tokens") => "an adapter of the embedding",

@@ -239,9 +239,9 @@ pub(super) fn only_false(keys: &Keys, key: &str) -> Result<()> {
     }
 }
 
-/// Refuses another activation than silu.
+/// Refuses another activation than silu, which transformers calls swish too.
 pub(super) fn only_silu(keys: &Keys) -> Result<()> {
-    match keys.text("hidden_act")?.is_some_and(|act| act != "silu") {
+    match keys.text("hidden_act")?.is_some_and(|act| !["silu", "swish"].contains(&act)) {
         true => Err(keys.wrong("hidden_act", "\"silu\", the only supported activation")),
         false => Ok(()),
     }

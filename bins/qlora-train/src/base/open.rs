@@ -24,6 +24,13 @@ impl Checkpoint {
         }
         let config_path = dir.join("config.json");
         if config_path.symlink_metadata().is_err() {
+            if dir.join("adapter_config.json").is_file() {
+                refuse!(
+                    "{}: is an adapter (adapter_config.json), expected a model in Hugging Face format: give the base of the \
+                     adapter, or merge the two first (`qlora-train merge --adapter`)",
+                    dir.display()
+                );
+            }
             refuse!(
                 "{}: found no such file, expected the config.json of a model in Hugging Face format",
                 config_path.display()

@@ -55,13 +55,16 @@ pub struct BenchArgs {
     /// Memory of the GPU that may be taken in all, such as 44.4GiB
     #[arg(long)]
     device_memory: Option<String>,
+    /// GPU whose memory is planned for, such as 4090 or l40s, where --device-memory does not say it
+    #[arg(long, conflicts_with = "device_memory")]
+    gpu: Option<String>,
     /// Host memory that may be used, such as 8GiB
     #[arg(long)]
     host_memory: Option<String>,
     /// Worker threads
     #[arg(long)]
     threads: Option<String>,
-    /// Print the memory plan of the steps and do nothing; with `--device-memory` no GPU is needed
+    /// Print the memory plan of the steps and do nothing; with `--device-memory` or `--gpu` no GPU is needed
     #[arg(long)]
     plan: bool,
     /// Seed of the weights and tokens
@@ -79,6 +82,7 @@ impl BenchArgs {
             ("device", &self.device),
             ("compute", &self.compute),
             ("device_memory", &self.device_memory),
+            ("gpu", &self.gpu),
             ("host_memory", &self.host_memory),
             ("threads", &self.threads),
             ("seed", &self.seed),

@@ -2,14 +2,16 @@
 
 use super::answer::Answer;
 use super::model_args::{Chosen, ModelArgs};
+use super::sampling_args::{SamplingArgs, StopTexts};
 use crate::backend::Backend;
 use crate::config::{PromptCompletion, Settings};
 use crate::data::{ChatTokenizer, Message, TextStream};
 use crate::error::{Context, Error, Result};
+use crate::files::json::read_bounded;
 use crate::infer::stop::stop_tokens;
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
-use crate::model::generate::{Sampling, generate};
+use crate::model::generate::generate;
 use crate::refuse;
 use crate::report::{Bars, PrintableOut, printable, status};
 use crate::session::chat_template::open_tokenizer;
@@ -18,9 +20,8 @@ use crate::session::untrained_tokens::warn_of_untrained_ids;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Args)]
@@ -28,8 +29,12 @@ pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// What the user says; several are answered side by side, and - reads one from standard input
-    #[arg(short, long, required = true)]
+    #[arg(short, long, required_unless_present = "prompts")]
     prompt: Vec<String>,
+    /// File of prompts, answered side by side after those of --prompt: one a line, or of a .jsonl file the text under
+    /// `prompt` in each line
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
     /// What the system message says, if there is to be one
     #[arg(long)]
     system: Option<String>,
@@ -39,23 +44,11 @@ pub struct GenerateArgs {
     /// Tokens of an answer at most
     #[arg(long, alias = "max-tokens", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
-    /// 0 takes the most likely token; above, tokens are drawn: at 1 as often as the model says
-    #[arg(long, alias = "temp", default_value_t = 0.0, value_parser = temperature)]
-    temperature: f32,
-    /// Draw only from so many of the most likely tokens; 0: from all
-    #[arg(long, default_value_t = 0)]
-    top_k: usize,
-    /// Draw only from the most likely tokens whose probabilities reach this sum
-    #[arg(long, default_value_t = 1.0, value_parser = top_p)]
-    top_p: f32,
-    /// Text before which an answer ends, beside the tokens that end one; repeated for several. Answers then appear
-    /// whole, not as they grow
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    stop: Vec<String>,
-    /// Seed of the draws: the same seed gives the same text
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
+
+const MAX_PROMPTS_BYTES: u64 = 64 << 20;
 
 /// Form in which prompts are asked.
 #[derive(Clone, Copy, PartialEq)]
@@ -68,9 +61,9 @@ enum Form {
     Raw,
 }
 
-/// The prompts, of which - stands for standard input, less the line break at its end.
-fn prompts(args: &[String]) -> Result<Vec<String>> {
-    if args.iter().filter(|prompt| *prompt == "-").count() > 1 {
+/// The prompts, of which - stands for standard input, less the line break at its end, and those of the file.
+fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
+    if args.prompt.iter().filter(|prompt| *prompt == "-").count() > 1 {
         refuse!("--prompt: found - twice, expected it once: standard input is one prompt");
     }
     let read = |prompt: &String| match prompt.as_str() {
@@ -81,49 +74,36 @@ fn prompts(args: &[String]) -> Result<Vec<String>> {
         }
         prompt => Ok(prompt.to_owned()),
     };
-    args.iter().map(read).collect()
-}
-
-/// Answers that end before a text. Tokens are looked at as they come; the text is cut when all are there.
-struct StopTexts<'a> {
-    texts: &'a [String],
-    tokenizer: &'a ChatTokenizer,
-    /// Tokens of each answer that a text may still begin in
-    recent: Vec<VecDeque<u32>>,
-}
-
-impl<'a> StopTexts<'a> {
-    fn new(texts: &'a [String], tokenizer: &'a ChatTokenizer, answers: usize) -> Self {
-        Self { texts, tokenizer, recent: vec![VecDeque::new(); answers] }
+    let mut prompts = args.prompt.iter().map(read).collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.prompts {
+        prompts.extend(prompts_of(path)?);
     }
-
-    /// Whether an answer goes on after a token. A token that adds no text, or part of a character, counts too: a few
-    /// tokens more are kept than the longest text has bytes.
-    fn go_on(&mut self, answer: usize, id: u32) -> Result<bool> {
-        let Some(longest) = self.texts.iter().map(String::len).max() else { return Ok(true) };
-        let recent = &mut self.recent[answer];
-        recent.push_back(id);
-        if recent.len() > longest + 16 {
-            recent.pop_front();
-        }
-        let text = self.tokenizer.decode(recent.make_contiguous(), true)?;
-        Ok(!self.texts.iter().any(|stop| text.contains(stop.as_str())))
-    }
-
-    fn cut<'b>(&self, text: &'b str) -> &'b str {
-        let end = self.texts.iter().filter_map(|stop| text.find(stop.as_str())).min();
-        &text[..end.unwrap_or(text.len())]
-    }
+    Ok(prompts)
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
-    let value = text.parse().map_err(|_| "expected a number")?;
-    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err("expected 0 to 100".to_owned()) }
-}
-
-fn top_p(text: &str) -> Result<f32, String> {
-    let value = text.parse().map_err(|_| "expected a number")?;
-    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err("expected a number above 0, at most 1".to_owned()) }
+/// The prompts of a file. Empty lines hold none.
+fn prompts_of(path: &Path) -> Result<Vec<String>> {
+    let shown = path.display();
+    let text = String::from_utf8(read_bounded(path, MAX_PROMPTS_BYTES)?);
+    let text = text.usage_context(|| format!("{shown}: not a text"))?;
+    let is_rows = path.extension().is_some_and(|ending| ending == "jsonl");
+    let mut prompts = Vec::new();
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        prompts.push(match is_rows {
+            false => line.to_owned(),
+            true => {
+                let row: Value = serde_json::from_str(line).usage_context(|| format!("{shown}, line {}", at + 1))?;
+                match row.get("prompt").and_then(Value::as_str) {
+                    Some(prompt) => prompt.to_owned(),
+                    None => refuse!("{shown}, line {}: found no text under `prompt`, expected one", at + 1),
+                }
+            }
+        });
+    }
+    if prompts.is_empty() {
+        refuse!("{shown}: found no prompt, expected one a line");
+    }
+    Ok(prompts)
 }
 
 impl GenerateArgs {
@@ -191,7 +171,7 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let checkpoint = &loaded.checkpoint;
     let tokenizer = open_tokenizer(settings.chat_template.as_deref(), checkpoint, &adapters)?;
     let max_new_tokens = args.max_new_tokens as usize;
-    let texts = prompts(&args.prompt)?;
+    let texts = prompts(args)?;
     let (form, line) = args.form(&settings, &tokenizer, &adapters)?;
     let encode = |prompt: &String| args.encode(prompt, form, &tokenizer);
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
@@ -259,11 +239,10 @@ impl DeviceJob for Generate<'_> {
         let adapters = &adapters[..];
         let job = InferenceJob::Text { prompts: prompts.iter().map(Vec::len).collect(), max_new_tokens };
         let mut model = InferenceModel::load(&settings, checkpoint, adapters, job, tokens, longest, &device, build)?;
-        let GenerateArgs { temperature, top_k, top_p, seed, .. } = *args;
-        let sampling = Sampling { temperature, top_k, top_p, seed };
+        let sampling = args.sampling.sampling();
 
         // Answers side by side cannot be written as they grow.
-        let streaming = !to_program && prompts.len() == 1 && args.stop.is_empty();
+        let streaming = !to_program && prompts.len() == 1 && args.sampling.stop.is_empty();
         let (mut completions, mut text) = (Vec::new(), Vec::new());
         for index in 0..adapters.len().max(1) {
             if index > 0 {
@@ -276,7 +255,7 @@ impl DeviceJob for Generate<'_> {
             let mut bar = (!streaming).then(|| Bars::new("generating", (max_new_tokens * prompts.len()) as u64));
             let start = Instant::now();
             let mut done = 0;
-            let mut stop_texts = StopTexts::new(&args.stop, &tokenizer, prompts.len());
+            let mut stop_texts = StopTexts::new(&args.sampling.stop, &tokenizer, prompts.len());
             let answers = generate(
                 &mut model.backend,
                 &model.model,

@@ -3,6 +3,7 @@
 
 mod answer;
 mod bench;
+mod chat;
 mod check;
 mod completions;
 mod doctor;
@@ -15,6 +16,7 @@ mod model_args;
 mod plan;
 mod preview;
 mod quantize;
+mod sampling_args;
 mod train;
 
 use crate::config::{SettingsArgs, unknown_flag};
@@ -65,6 +67,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Generate text
     Generate(generate::GenerateArgs),
+    /// Talk to a model, line by line
+    Chat(chat::ChatArgs),
     /// Measure training steps on random weights: speed, memory, time by operation
     Bench(bench::BenchArgs),
     /// Write a settings file to begin with: every setting, its default and what it does
@@ -87,9 +91,8 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Commands that people look for, with what does it.
-const ELSEWHERE: [(&[&str], &str); 5] = [
+const ELSEWHERE: [(&[&str], &str); 4] = [
     (&["fuse"], "`qlora-train merge --model BASE --adapter DIR --output-dir NEW` merges an adapter into its base"),
-    (&["chat"], "`qlora-train generate --adapter DIR --prompt TEXT` answers"),
     (&["serve"], "vLLM serves an adapter: `vllm serve BASE --enable-lora --lora-modules name=DIR`"),
     (&["upload", "push"], "`hf upload REPOSITORY DIR` uploads an adapter"),
     (&["config", "new"], "`qlora-train init` writes a settings file to begin with"),
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args, cli.json),
+        Command::Chat(args) => chat::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),

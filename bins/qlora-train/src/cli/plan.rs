@@ -9,6 +9,7 @@ use crate::config::{Checkpointing, Purpose, Settings, SettingsArgs, WeightReside
 use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::ModelSpec;
+use crate::refuse;
 use crate::report::{thousands, trainable_line};
 use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
 use crate::session::plan::StoredAs;
@@ -55,10 +56,16 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
 fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
     let model = settings.model_path()?;
     let name = model.to_string_lossy();
-    if model.exists() || name.contains('/') || !settings.data.is_empty() {
+    if model.exists() || name.contains('/') {
         return Ok(None);
     }
-    Ok(shape(&name).ok())
+    match shape(&name) {
+        Ok(_) if !settings.data.is_empty() => refuse!(
+            "{name}: names a shape, of which there is no tokenizer here to read the rows of `data` with: leave the data \
+             out (`max_length` says how long rows are), or give the directory of a model"
+        ),
+        arch => Ok(arch.ok()),
+    }
 }
 
 /// Parts of a plan, in the order in which they are shown, and the buffers of each by the beginning of their names.

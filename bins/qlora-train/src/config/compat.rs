@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use super::table::{SETTINGS, SettingInfo};
+use super::template_names;
 use super::types::{Reject, SettingValue, is_auto, is_off, is_unset};
 use super::yaml::Value;
 
@@ -72,7 +73,9 @@ impl Foreign {
         let listed = |value: &Value| self.neutral.contains(&plain(value).as_str());
         // `auto` leaves it to a trainer that has not the feature.
         let has_off = !matches!(self.treatment, Treatment::Only | Treatment::Told);
-        let off = has_off && (is_off(value) || is_auto(value));
+        // A section is handed on to somebody else, to whom `false` says something.
+        let handed_on = matches!(value, Value::Map(entries) if !entries.is_empty()) && self.name.ends_with("_kwargs");
+        let off = has_off && !handed_on && (is_off(value) || is_auto(value));
         match value {
             Value::Null => true,
             Value::List(items) if !items.is_empty() => off || items.iter().all(listed),
@@ -92,7 +95,8 @@ impl Foreign {
             Treatment::Told => Ok(Heard::Note(self.advice)),
             Treatment::Only => {
                 let only = self.neutral.join("` or `");
-                Err(format!("found {value}, expected `{only}`: this trainer has nothing else"))
+                let advice = if self.advice.is_empty() { ": this trainer has nothing else" } else { &advice };
+                Err(format!("found {value}, expected `{only}`{advice}"))
             }
             Treatment::Off if self.advice.is_empty() => {
                 Err(format!("found {value}, but this setting is not supported yet: remove it or turn it off"))
@@ -278,9 +282,30 @@ pub const DERIVED: &[Derived] = &[
         switch: false,
         values: "the name of a chat template",
         read: |value| match value {
-            value if is_unset(value) => Ok(None),
-            Value::Str(name) if name.trim() == "default" => Ok(None),
-            value => Ok(Some(Implied::new("chat_template", value.clone()))),
+            value if is_off(value) => Ok(None),
+            value => {
+                template_names::check_llama_factory(value)?;
+                Ok(Some(Implied::new("chat_template", value.clone())))
+            }
+        },
+    },
+    // Off, LLaMA-Factory writes an empty thought into each prompt of a model that thinks.
+    Derived {
+        names: &["enable_thinking"],
+        switch: true,
+        values: "true",
+        read: |value| {
+            match value {
+            Value::Null => Ok(None),
+            value => match bool::read(value)? {
+                true => Ok(None),
+                false => Err(Reject::Because(
+                    "found `false`: an empty thought in each prompt is not supported; write it in the rows or in a template \
+                     file, or leave the key out (`--enable-thinking true` does)"
+                        .to_owned(),
+                )),
+            },
+        }
         },
     },
     Derived {
@@ -405,12 +430,27 @@ fn working_names() -> impl Iterator<Item = &'static str> {
     settings.chain(DERIVED.iter().flat_map(|d| d.names.iter().copied()))
 }
 
-/// The name of a setting that was probably meant, by its letters or by the beginnings of its words; none that is only
-/// a little alike.
+/// Names that people try, and the setting that does what they say: by their letters they are nearer to another one.
+const MEANT: [(&[&str], &str); 5] = [
+    (
+        &["resume", "resume_from", "resume_training", "resume_run", "continue", "continue_from"],
+        "resume_from_checkpoint",
+    ),
+    (&["eval_every", "evaluate_every", "eval_interval", "eval_freq", "val_every", "val_interval"], "eval_steps"),
+    (&["save_interval", "save_freq", "checkpoint_every", "checkpoint_steps", "checkpoint_interval"], "save_steps"),
+    (&["log_every", "logging_interval", "log_steps", "log_freq"], "logging_steps"),
+    (&["warmup", "num_warmup_steps"], "warmup_steps"),
+];
+
+/// The name of a setting that was probably meant: a word for it, or by its letters or the beginnings of its words; none
+/// that is only a little alike.
 pub fn nearest(name: &str) -> Option<&'static str> {
     const CLOSE: f64 = 0.7;
     // Names are short; what is not would only cost time.
     let name: String = normal(name).to_lowercase().chars().take(80).collect();
+    if let Some((_, meant)) = MEANT.iter().find(|(words, _)| words.contains(&name.as_str())) {
+        return Some(meant);
+    }
     // `output.dir` is a key of a section, and no flag: who gave no section means none.
     let names = || working_names().filter(|known| name.contains('.') || !known.contains('.'));
     let closeness = |known: &str| strsim::normalized_damerau_levenshtein(known, &name);

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::compat::Implied;
+use super::template_names::{self, own_template};
 use super::types::{Reject, SettingValue, is_off, is_unset};
 use super::yaml::{Entry, Value};
 
@@ -46,68 +47,133 @@ const COLUMNS: &[(&str, &str)] = &[
     ("field_model", "completion_column"),
 ];
 
+/// Stands for the model's own chat template, which a data set may ask for by name.
+pub const OWN_TEMPLATE: &str = "datasets.own_template";
+
 /// Files of rows, or Axolotl's `datasets: [{path, type}]`.
 impl SettingValue for Vec<PathBuf> {
     const LIST: bool = true;
     fn read(value: &Value) -> Result<Self, Reject> {
-        match value {
-            Value::List(items) => items.iter().map(|item| data_set(item).map(|(path, _)| path)).collect(),
-            value if is_unset(value) => Ok(Vec::new()),
-            one => Ok(vec![data_set(one)?.0]),
-        }
+        let sets = match value {
+            Value::List(items) => items.iter().collect(),
+            value if is_unset(value) => Vec::new(),
+            one => vec![one],
+        };
+        let files: Result<Vec<Vec<PathBuf>>, Reject> = sets.into_iter().map(|set| DataSet::of(set)?.files()).collect();
+        Ok(files?.concat())
     }
     fn json(&self) -> serde_json::Value {
         self.iter().map(PathBuf::json).collect()
     }
 }
 
+/// A key of a data set that is not taken.
+pub struct DataFault {
+    pub key: String,
+    /// In the file; 0 if unknown
+    pub line: u64,
+    pub why: Reject,
+}
+
+/// Data sets with keys of their own, in a value of `data`.
+fn sections(value: &Value) -> impl Iterator<Item = &Value> {
+    let items = match value {
+        Value::List(items) => &items[..],
+        one => std::slice::from_ref(one),
+    };
+    items.iter().filter(|item| matches!(item, Value::Map(_)))
+}
+
+/// Everything that is wrong in the keys of the data sets.
+pub fn data_faults(value: &Value) -> Vec<DataFault> {
+    sections(value).filter_map(|set| DataSet::of(set).ok()).flat_map(|set| set.faults).collect()
+}
+
 /// The other settings that the data sets speak of.
 pub fn data_implies(value: &Value) -> Result<Vec<Implied>, Reject> {
-    let items = match value {
-        Value::List(items) => items.iter().collect(),
-        one => vec![one],
-    };
     let mut all = Vec::new();
-    for item in items.into_iter().filter(|item| matches!(item, Value::Map(_))) {
-        all.extend(data_set(item)?.1);
+    for set in sections(value) {
+        all.extend(DataSet::of(set)?.implied);
     }
     Ok(all)
 }
 
-fn data_set(value: &Value) -> Result<(PathBuf, Vec<Implied>), Reject> {
-    let Value::Map(entries) = value else { return Ok((PathBuf::read(value)?, Vec::new())) };
-    let mut implied = Vec::new();
-    let mut path: Option<PathBuf> = None;
-    let files = entries.iter().find(|entry| entry.key == "data_files" && !is_unset(&entry.value));
-    for entry in entries {
-        let (key, value) = (entry.key.as_str(), &entry.value);
-        let reader = matches!(value, Value::Str(text) if READERS.contains(&text.as_str()));
-        match key {
-            "path" if files.is_some() && reader => {}
-            _ if PATHS.contains(&key) => {
-                if is_unset(value) {
-                    continue;
-                }
-                let one = match value {
-                    Value::List(items) if items.len() == 1 => &items[0],
-                    value => value,
-                };
-                if path.replace(PathBuf::read(one)?).is_some() {
-                    return Err(Reject::Because("found two paths in one data set, expected one `path` in each".into()));
-                }
+/// A data set as it was read.
+#[derive(Default)]
+struct DataSet {
+    paths: Vec<PathBuf>,
+    implied: Vec<Implied>,
+    faults: Vec<DataFault>,
+}
+
+impl DataSet {
+    /// Reads one. Errors: a value that is neither a path nor a section.
+    fn of(value: &Value) -> Result<Self, Reject> {
+        let mut set = Self::default();
+        let Value::Map(entries) = value else {
+            set.paths.push(PathBuf::read(value)?);
+            return Ok(set);
+        };
+        let files = entries.iter().any(|entry| entry.key == "data_files" && !is_unset(&entry.value));
+        let mut named_by: Option<&str> = None;
+        for entry in entries {
+            let (key, value) = (entry.key.as_str(), &entry.value);
+            let reader = matches!(value, Value::Str(text) if READERS.contains(&text.as_str()));
+            let done = match key {
+                "path" if files && reader => Ok(()),
+                _ if PATHS.contains(&key) && is_unset(value) => Ok(()),
+                _ if PATHS.contains(&key) => match named_by.replace(key) {
+                    None => set.add_paths(key, value),
+                    Some(before) => Err(Reject::Because(format!(
+                        "found `{before}` and `{key}` in one data set, expected one of them: the files of its rows"
+                    ))),
+                },
+                "type" => row_type(value).map(|implied| set.implied.extend(implied)),
+                "message_property_mappings" => property_mappings(value).map(|implied| set.implied.extend(implied)),
+                _ => other(entry).map(|implied| set.implied.extend(implied)),
+            };
+            if let Err(why) = done {
+                set.faults.push(DataFault { key: entry.key.clone(), line: entry.line, why });
             }
-            "type" => implied.extend(row_type(value)?),
-            "message_property_mappings" => property_mappings(value)?,
-            _ => implied.extend(other(entry)?),
+        }
+        if set.paths.is_empty() && set.faults.is_empty() {
+            let why = Reject::Because("found a data set without `path`, expected the `path` of a file".into());
+            set.faults.push(DataFault { key: "datasets".into(), line: 0, why });
+        }
+        Ok(set)
+    }
+
+    fn add_paths(&mut self, key: &str, value: &Value) -> Result<(), Reject> {
+        let items = match value {
+            Value::List(items) if key != "path" || items.len() == 1 => &items[..],
+            one => std::slice::from_ref(one),
+        };
+        let wrong = || Reject::Because(format!("found {value} as `{key}` of a data set, expected the path of a file"));
+        for item in items {
+            self.paths.push(PathBuf::read(item).map_err(|why| if why == Reject::Wrong { wrong() } else { why })?);
+        }
+        Ok(())
+    }
+
+    fn files(self) -> Result<Vec<PathBuf>, Reject> {
+        match self.faults.into_iter().next() {
+            Some(fault) => Err(fault.why),
+            None => Ok(self.paths),
         }
     }
-    let missing = || Reject::Because("found a data set without `path`, expected the `path` of a file".into());
-    Ok((path.ok_or_else(missing)?, implied))
+}
+
+/// A value as a file holds it, a list with all its parts.
+fn written(value: &Value) -> String {
+    match value {
+        Value::List(items) => format!("[{}]", items.iter().map(written).collect::<Vec<_>>().join(", ")),
+        one => one.to_string().trim_matches('`').to_owned(),
+    }
 }
 
 fn not_supported(key: &str, value: &Value, expected: &str) -> Reject {
-    let found = value.to_string();
-    let (key, found) = (key.escape_debug(), found.trim_matches('`'));
+    let found: String = written(value).chars().take(80).collect();
+    let key = key.escape_debug();
     Reject::Because(format!("`{key}: {found}` of a data set is not supported yet, expected {expected}"))
 }
 
@@ -150,9 +216,20 @@ fn row_type(value: &Value) -> Result<Vec<Implied>, Reject> {
     }
 }
 
-fn property_mappings(value: &Value) -> Result<(), Reject> {
+/// Turns of `from` and `value` stand under the column that Axolotl reads, which is `messages` unless it is named.
+fn turns_of_share_gpt(key: &str, value: &Value) -> Option<Implied> {
+    let of_share_gpt =
+        ["role", "message_field_role"].contains(&key) && matches!(value, Value::Str(name) if name == "from");
+    of_share_gpt.then(|| Implied::weak("messages_column", Value::text("messages")))
+}
+
+fn property_mappings(value: &Value) -> Result<Option<Implied>, Reject> {
     let Value::Map(entries) = value else {
-        return if is_unset(value) { Ok(()) } else { Err(Reject::Wrong) };
+        return if is_unset(value) {
+            Ok(None)
+        } else {
+            Err(not_supported("message_property_mappings", value, "a section with `role` and `content`"))
+        };
     };
     for Entry { key, value, .. } in entries {
         let known = match (key.as_str(), value) {
@@ -166,28 +243,39 @@ fn property_mappings(value: &Value) -> Result<(), Reject> {
             return Err(not_supported(&format!("message_property_mappings.{key}"), value, expected));
         }
     }
-    Ok(())
+    Ok(entries.iter().find_map(|Entry { key, value, .. }| turns_of_share_gpt(key, value)))
 }
 
 fn other(entry: &Entry) -> Result<Option<Implied>, Reject> {
     let (key, value) = (entry.key.as_str(), &entry.value);
-    if NO_EFFECT.contains(&key) || is_unset(value) {
+    if NO_EFFECT.contains(&key) || *value == Value::Null || matches!(value, Value::Str(text) if text.is_empty()) {
         return Ok(None);
     }
     if let Some((_, setting)) = COLUMNS.iter().find(|(name, _)| *name == key) {
         return Ok(Some(Implied::new(setting, value.clone())));
     }
+    if key == "chat_template" && own_template(value) {
+        // `jinja`: the file is under `chat_template_jinja`.
+        let file_follows = matches!(value, Value::Str(name) if name.trim() == "jinja");
+        return Ok((!file_follows).then(|| Implied::new(OWN_TEMPLATE, value.clone())));
+    }
     if key == "chat_template" || key == "chat_template_jinja" {
+        template_names::check(value)?;
+        return Ok(Some(Implied::new("chat_template", value.clone())));
+    }
+    // The template of the name, in files from before `type: chat_template`.
+    if key == "conversation" && matches!(value, Value::Str(name) if name == "chatml") {
         return Ok(Some(Implied::new("chat_template", value.clone())));
     }
     if let Some((_, accepted)) = NEUTRAL.iter().find(|(name, _)| *name == key) {
+        // What is off says something too: no role, no end of a turn is learned.
         let listed = |value: &Value| matches!(value, Value::Str(text) if accepted.contains(&text.as_str()));
         let all = match value {
-            Value::List(items) => items.iter().all(listed),
-            value => listed(value) || is_off(value),
+            Value::List(items) => !items.is_empty() && items.iter().all(listed),
+            value => listed(value),
         };
         return match all {
-            true => Ok(None),
+            true => Ok(turns_of_share_gpt(key, value)),
             false => Err(not_supported(key, value, &format!("`{}` or no `{key}`", accepted.join("` or `")))),
         };
     }

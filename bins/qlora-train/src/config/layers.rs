@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::compat::{Heard, Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
-use super::datasets::data_implies;
-use super::enums::{Preset, Scheduler};
+use super::datasets::{OWN_TEMPLATE, data_faults, data_implies};
+use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};
 use super::table::{SETTINGS, SettingInfo, Settings};
+use super::template_names::{self, own_template};
 use super::types::{Reject, SettingValue, ValSet, is_unset};
 use super::yaml::{self, Document, Entry, Value};
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ struct Layer {
     weak: BTreeMap<&'static str, Given>,
     /// mlx-lm's scale, which is alpha / r.
     scale: Option<Given>,
+    /// A data set that asks for the model's own chat template
+    own_template: Option<Given>,
     /// Keys that change nothing here, as they were written.
     no_effect: Vec<String>,
     notes: Vec<String>,
@@ -68,6 +71,21 @@ impl Layer {
     fn add(&mut self, name: &str, given: Given) {
         let line = given.line;
         let silenced_by = silenced_by(name);
+        if let Some(Known::Setting(info)) = lookup(name)
+            && (info.name == "data" || info.name == "val_data")
+        {
+            let wrong = data_faults(&given.value);
+            for fault in &wrong {
+                // The key's own line, where the file's lines are known.
+                let at = if fault.line > 0 { fault.line } else { line };
+                let place = given.place.replacen(&format!(" line {line}: "), &format!(" line {at}: "), 1);
+                let message = rejected(&place, &given.value, info.values, fault.why.clone());
+                self.faults.push(Fault { message, key: fault.key.clone(), line: at, silenced_by });
+            }
+            if !wrong.is_empty() {
+                return;
+            }
+        }
         match self.try_add(name, given) {
             Err(message) => {
                 let key = name.rsplit('.').next().unwrap_or(name).to_owned();
@@ -85,6 +103,9 @@ impl Layer {
             // Axolotl's and LLaMA-Factory's names of the model's own template.
             Some(Known::Setting(info)) if info.name == "chat_template" && own_template(value) => Ok(()),
             Some(Known::Setting(info)) => {
+                if info.name == "chat_template" {
+                    template_names::check(value).map_err(|reject| rejected(place, value, info.values, reject))?;
+                }
                 if info.name == "data" || info.name == "val_data" {
                     for implied in data_implies(value).map_err(|r| rejected(place, value, info.values, r))? {
                         self.imply(implied, place, *line)?;
@@ -131,6 +152,10 @@ impl Layer {
             self.scale = Some(given);
             return Ok(());
         }
+        if setting == OWN_TEMPLATE {
+            self.own_template = Some(given);
+            return Ok(());
+        }
         if weak {
             self.weak.insert(setting, given);
             return Ok(());
@@ -163,7 +188,14 @@ impl Layer {
     }
 
     fn add_section(&mut self, entries: &[Entry], file: &str, section: Option<&str>) {
+        let of_model =
+            |entry: &&Entry| matches!(lookup(&entry.key), Some(Known::Setting(info)) if info.name == "model");
+        let model = entries.iter().find(of_model).map(|entry| &entry.value);
         for Entry { key, line, value } in entries {
+            // Axolotl's names of the directories of config and tokenizer, which are the model's.
+            if ["tokenizer_config", "base_model_config"].contains(&key.as_str()) && model == Some(value) {
+                continue;
+            }
             let name = section.map_or_else(|| key.clone(), |section| format!("{section}.{key}"));
             match value {
                 Value::Map(inner) if section.is_none() && is_section(&normal(key)) => {
@@ -204,18 +236,20 @@ impl Layer {
     }
 }
 
-/// Flag that takes the place of what a file says of a key: of the rows, which are elsewhere then, and of features that
-/// are not here, which it turns off. A wrong value of another setting is a fault whatever the flags say.
+/// Flag that takes the place of what a file says of a key: of the rows, which are elsewhere then, of the chat template,
+/// whose name may be another trainer's, and of features that are not here, which it turns off. A wrong value of another
+/// setting is a fault whatever the flags say.
 fn silenced_by(name: &str) -> Option<&'static str> {
     match lookup(name)? {
         Known::Foreign(foreign) if foreign.treatment == Treatment::Off => Some(foreign.name),
-        Known::Setting(info) if info.name == "data" || info.name == "val_data" => Some(info.name),
+        Known::Setting(info) if ["data", "val_data", "chat_template"].contains(&info.name) => Some(info.name),
+        Known::Derived(derived) => match derived.names[0] {
+            "template" => Some("chat_template"),
+            "enable_thinking" => Some("enable_thinking"),
+            _ => None,
+        },
         _ => None,
     }
-}
-
-fn own_template(value: &Value) -> bool {
-    matches!(value, Value::Str(name) if ["default", "tokenizer_default", "jinja"].contains(&name.trim()))
 }
 
 fn shortened(name: &str) -> String {
@@ -294,9 +328,14 @@ static LLAMA_FACTORY: Tool = Tool {
         ("warmup_ratio", "0"),
         ("packing", "false"),
         ("optim", "adamw_torch"),
+        ("quantization", "none"),
+        ("too_long", "truncate"),
     ],
     alpha_over_r: Some(2.0),
-    told_without: &[],
+    told_without: &[(
+        "too_long",
+        "it cuts long rows in the prompt and in the answer, in proportion; here they are cut at their end",
+    )],
 };
 
 static AXOLOTL: Tool = Tool {
@@ -333,11 +372,61 @@ static MLX_LM: Tool = Tool {
         ("packing", "false"),
         ("optim", "adamw_torch"),
         ("seed", "0"),
+        ("quantization", "none"),
+        ("too_long", "truncate"),
     ],
     alpha_over_r: Some(20.0),
     told_without: &[
         ("mask_prompt", "without `mask_prompt` it learns prompts too; here the loss is over answers"),
         ("num_layers", "without `num_layers` it adapts the last 16 layers; here every layer gets adapters"),
+    ],
+};
+
+static TRL: Tool = Tool {
+    name: "TRL",
+    keys: &[
+        "use_peft",
+        "lora_task_type",
+        "lora_target_parameters",
+        "use_bnb_nested_quant",
+        "assistant_only_loss",
+        "completion_only_loss",
+        "dataset_name",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
+        "dataset_text_field",
+        "dataset_kwargs",
+        "packing_strategy",
+        "padding_free",
+        "eval_packing",
+        "truncation_mode",
+        "attn_implementation",
+        "model_init_kwargs",
+    ],
+    // SFTConfig and ModelConfig, PEFT's modules for Llama, Mistral and Qwen, and TrainingArguments for the rest.
+    defaults: &[
+        ("quantization", "none"),
+        ("double_quant", "false"),
+        ("lora_dropout", "0.05"),
+        ("lora_target_modules", "q_proj, v_proj"),
+        ("learning_rate", "2e-5"),
+        ("num_train_epochs", "3"),
+        ("per_device_train_batch_size", "8"),
+        ("lr_scheduler_type", "linear"),
+        ("warmup_ratio", "0"),
+        ("max_length", "1024"),
+        ("too_long", "truncate"),
+        ("packing", "false"),
+        ("optim", "adamw_torch"),
+    ],
+    alpha_over_r: None,
+    told_without: &[
+        ("use_peft", "without `use_peft` it trains all weights; here adapters are trained"),
+        (
+            "assistant_only_loss",
+            "without `assistant_only_loss` it learns the whole of a conversation; here the loss is over answers",
+        ),
     ],
 };
 
@@ -349,7 +438,7 @@ const WARM_UPS: [&str; 2] = ["warmup_ratio", "warmup_steps"];
 impl Tool {
     fn of(entries: &[Entry]) -> Option<&'static Self> {
         let count = |tool: &Self| entries.iter().filter(|entry| tool.keys.contains(&entry.key.as_str())).count();
-        [&LLAMA_FACTORY, &MLX_LM, &AXOLOTL].into_iter().find(|tool| count(tool) >= 3)
+        [&LLAMA_FACTORY, &MLX_LM, &AXOLOTL, &TRL].into_iter().find(|tool| count(tool) >= 3)
     }
 
     /// Takes the tool's own defaults where nothing is given, and says which.
@@ -358,6 +447,10 @@ impl Tool {
         for &(name, text) in self.defaults {
             let group = [LENGTHS, WARM_UPS].into_iter().find(|group| group.contains(&name));
             if group.map_or_else(|| is_given(name), |group| group.iter().any(|name| is_given(name))) {
+                continue;
+            }
+            // Of weights that are not quantized it says nothing.
+            if name == "double_quant" && settings.quantization == Quantization::Off {
                 continue;
             }
             let given = Given { place: self.name.to_owned(), value: Value::text(text), line: 0 };
@@ -442,6 +535,13 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         settings.eval_steps = Every::Never;
     }
     faults.extend(one_warmup(&mut settings, &all));
+    if let (Some(own), Some(other)) = (&file.own_template, all.get("chat_template").filter(|given| given.line > 0)) {
+        let message = format!(
+            "{}: a data set asks for the model's own chat template, but {} chooses {}: keep one of them",
+            own.place, other.place, other.value
+        );
+        faults.push(Fault::new(message, "chat_template", own.line));
+    }
     if settings.val_set_size != ValSet::Off && !settings.val_data.is_empty() {
         let given = &all["val_set_size"];
         let message = format!("{}: {}", given.place, clash("val_set_size", "val_data", &all["val_data"].place));

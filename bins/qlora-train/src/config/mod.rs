@@ -49,6 +49,7 @@ mod intervals;
 mod layers;
 pub mod lr_schedule;
 mod table;
+mod template_names;
 mod types;
 mod yaml;
 
@@ -61,4 +62,5 @@ pub use enums::{
 };
 pub use intervals::{Every, Resume};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
+pub use template_names::FALLBACK as FALLBACK_TEMPLATE;
 pub use types::{Bytes, Limit, ValSet};

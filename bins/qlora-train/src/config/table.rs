@@ -243,9 +243,9 @@ settings! {
     "Seed of the initial A, the order of rows and dropout."
     seed: u64 = 42, "42", "an integer from 0 to 18446744073709551615", Results, [];
 
-    "Optimizer steps between two lines of metrics."
-    logging_steps: usize = 1, "1", "an integer from 1 to 1000000000", RunOnly, ["log_interval", "steps_per_report"],
-        |v| (1..=1_000_000_000).contains(v);
+    "Optimizer steps between two lines of metrics; below 1 it is a share of all steps."
+    logging_steps: Every = Every::Steps(1), "1", "a count of steps from 1 to 1000000000, or a share of all steps below 1", RunOnly,
+        ["log_interval", "steps_per_report"], |v| matches!(v, Every::Steps(1..=1_000_000_000) | Every::Share(_));
     "Optimizer steps between two checkpoints; below 1 it is a share of all steps."
     save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly,
         ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);

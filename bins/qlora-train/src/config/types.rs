@@ -8,7 +8,7 @@ use super::yaml::Value;
 use crate::files::units::parse_bytes;
 
 /// Why a value cannot be taken. The caller adds the place and the setting.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reject {
     /// Not among the values of this setting.
     Wrong,

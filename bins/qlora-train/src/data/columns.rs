@@ -147,9 +147,10 @@ impl Columns {
     /// The row with its columns under the known names. The error names a column that the row lacks.
     pub(super) fn renamed(&self, mut row: Value) -> Result<Value, String> {
         if let Value::Object(map) = &mut row {
-            for (theirs, ours) in self.renamed.iter().filter(|(theirs, ours)| theirs != ours) {
+            // `messages` by its own name: the turns may be ShareGPT's all the same.
+            for (theirs, ours) in self.renamed.iter().filter(|(theirs, ours)| theirs != ours || *ours == "messages") {
                 let Some(value) = map.remove(theirs) else {
-                    if matches!(*ours, "input" | "system") {
+                    if matches!(*ours, "input" | "system") || theirs == ours {
                         continue;
                     }
                     let found = map.keys().take(12).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");

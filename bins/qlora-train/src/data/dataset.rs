@@ -237,7 +237,12 @@ impl<'a> Loader<'a> {
             }
             self.report.files[file].unit = unit;
             let row = row.and_then(|row| options.columns.renamed(row));
-            match row.and_then(|row| Ok((rows::detect(&row, options.columns.meant())?, row))) {
+            let known = row.and_then(|row| {
+                let kind = rows::detect(&row, options.columns.meant())?;
+                rows::check_values(&row, kind)?;
+                Ok((kind, row))
+            });
+            match known {
                 Ok((kind, row)) => {
                     self.report.files[file].count(kind);
                     if let (None, Some(open), false) = (self.tokenizer, open, kind == RowKind::Tokenized) {

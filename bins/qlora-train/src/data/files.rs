@@ -27,6 +27,10 @@ const ENDINGS: [&str; 11] = [
 const STATE: &str = "state.json";
 const TRAINING: [&str; 1] = ["train"];
 const VALIDATION: [&str; 5] = ["validation", "valid", "val", "dev", "eval"];
+/// Part that stands in for rows to validate on in a data set of the hub that has no others.
+const TEST: [&str; 1] = ["test"];
+/// Where a data set of the hub keeps its files.
+const DATA: &str = "data";
 
 /// Files of rows that were found, each once, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,13 +91,55 @@ impl DataFiles {
             self.training.extend(tables(dir, files)?);
             return Ok(());
         }
+        // As `hf download` leaves a data set.
+        let data = dir.join(DATA);
+        if data.is_dir() && has_training(&data)? {
+            let mut below = Self::default();
+            below.folder(&data)?;
+            if below.validation.is_empty() {
+                below.validation = entries(&data)?.into_iter().filter(|file| is_part(file, TEST[0])).collect();
+            }
+            self.training.extend(below.training);
+            self.validation.extend(below.validation);
+            return Ok(());
+        }
+        let subsets = subsets(dir)?;
+        if !subsets.is_empty() {
+            refuse!(
+                "{}: holds rows for training in directories below it: give one of them ({})",
+                dir.display(),
+                subsets.join(", ")
+            );
+        }
+        let ending =
+            files.first().and_then(|file| file.extension()).map_or("jsonl".into(), |end| end.to_string_lossy());
         refuse!(
             "{}: is a directory without files of rows for training (train.jsonl, train-*.parquet …); give the files \
              themselves, or a pattern such as '{}'",
             dir.display(),
-            dir.join("*.jsonl").display()
+            dir.join(format!("*.{ending}")).display()
         )
     }
+}
+
+/// Whether a directory itself holds files of rows for training.
+fn has_training(dir: &Path) -> Result<bool> {
+    Ok(entries(dir)?.iter().any(|file| TRAINING.iter().any(|name| is_part(file, name))))
+}
+
+/// Directories in `dir`, or in its `data`, that hold rows for training: the subsets of a data set of the hub.
+fn subsets(dir: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for parent in [dir.to_owned(), dir.join(DATA)].iter().filter(|parent| parent.is_dir()) {
+        for entry in std::fs::read_dir(parent).usage_context(|| format!("{}: cannot be read", parent.display()))? {
+            let path = entry.usage_context(|| format!("{}: cannot be read", parent.display()))?.path();
+            if path.is_dir() && has_training(&path)? {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// The files of rows of a folder. Where `datasets` says which they are, in its order; what lies there of other versions

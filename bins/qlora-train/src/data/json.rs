@@ -130,7 +130,8 @@ impl<'de> Visitor<'de> for Strict<'_> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             let value = entries.next_value_seed(self)?;
-            self.count()?;
+            // With its key.
+            (0..2).try_for_each(|_| self.count())?;
             if map.contains_key(&key) {
                 return Err(de::Error::custom(format_args!("the key `{key}` is given twice")));
             }

@@ -75,7 +75,10 @@ impl Notes {
             .unused
             .iter()
             .map(|(of, keys)| {
-                let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+                let named = |key: &String| {
+                    if key.is_empty() { "a column without a name".to_owned() } else { format!("`{key}`") }
+                };
+                let keys: Vec<String> = keys.iter().map(named).collect();
                 format!("{} of {}", keys.join(", "), of.name())
             })
             .collect();

@@ -17,12 +17,14 @@ use super::each::EachOf;
 use super::guard;
 use super::keys::OTHER_MEANING;
 use super::parquet_claims;
-use super::rows::SUPPORTED;
+use super::rows::{MAX_TEXT_VALUES, SUPPORTED};
 use crate::error::{Context, Error, Result};
 use crate::refuse;
 
 /// Values beyond those of one row, for each byte of a group of rows.
 const MAX_VALUES_OF_A_BYTE: i64 = 100;
+/// Names on the way to the numbers of a list.
+const LIST_DEPTH: usize = 3;
 
 /// Calls `each(number, row)` for every row, counted from 1, in order. Errors of `each` end the reading.
 ///
@@ -75,6 +77,14 @@ fn open(path: &Path, mut file: File, columns: &Columns, budget: &Budget) -> Resu
         let bytes = group.compressed_size().max(0);
         if values > most_values.saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
             refuse!("{name}: {bytes} bytes stand for {values} values, more than rows that are meant to be read have");
+        }
+        // Lists of structs, each with keys of its own.
+        let nested = |column: &&ColumnChunkMetaData| read(column) && column.column_path().parts().len() > LIST_DEPTH;
+        let pieces: i64 = group.columns().iter().filter(nested).map(|column| column.num_values().max(0)).sum();
+        if pieces > (MAX_TEXT_VALUES as i64).saturating_add(bytes.saturating_mul(MAX_VALUES_OF_A_BYTE)) {
+            refuse!(
+                "{name}: {bytes} bytes stand for {pieces} values of turns, more than rows that are meant to be read have"
+            );
         }
         let mut left = budget.clone();
         for column in group.columns().iter().filter(read) {

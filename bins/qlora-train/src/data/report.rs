@@ -13,8 +13,6 @@ use crate::report::{count, thousands};
 
 /// Rows named one by one in the printed report; more than these are only counted.
 const NAMED_ROWS: usize = 5;
-/// Rows that may be skipped of a data set however small it is.
-const SKIPPED_ALWAYS: usize = 5;
 /// Tasks that are evaluated apart; with more of them, none is.
 pub const MAX_TASKS: usize = 100;
 
@@ -128,10 +126,11 @@ impl DatasetReport {
         }
     }
 
-    /// Refuses files of which more than a few rows had to be skipped: then something else is wrong than a few rows.
+    /// Refuses files of which more than a tenth of the rows had to be skipped: then something else is wrong than a few
+    /// rows.
     pub(super) fn check_bad_rows(&self) -> Result<()> {
         let rows = self.rows_read + self.skipped;
-        if self.skipped <= (rows / 10).max(SKIPPED_ALWAYS) {
+        if self.skipped <= rows / 10 {
             return Ok(());
         }
         refuse!(

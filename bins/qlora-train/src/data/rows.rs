@@ -24,6 +24,30 @@ pub(super) const SUPPORTED: &str = "supported are `messages` (role/content), `co
                                     `completion`, Alpaca (`instruction`, `input`, `output`), `text` and tokenized rows \
                                     (`input_ids`, optional `labels`)";
 
+/// Values of a row that is text: a turn takes two kilobytes while it is rendered, however short it is.
+pub(super) const MAX_TEXT_VALUES: usize = 1 << 19;
+
+/// Refuses a row of text in so many pieces that they fill the memory.
+pub(super) fn check_values(row: &Value, kind: RowKind) -> Result<(), String> {
+    fn count(value: &Value) -> usize {
+        match value {
+            Value::Array(items) => 1 + items.iter().map(count).sum::<usize>(),
+            Value::Object(map) => 1 + map.values().map(count).sum::<usize>(),
+            _ => 1,
+        }
+    }
+    if kind == RowKind::Tokenized {
+        return Ok(());
+    }
+    match count(row) {
+        values if values > MAX_TEXT_VALUES => Err(format!(
+            "the row has {values} values (turns with their keys, parts, tools), more than the {MAX_TEXT_VALUES} that a row of \
+             text may have; split it"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a weight is one of the whole row.
 fn of_row(key: &str, value: &Value) -> bool {
     weight::KEYS.contains(&key) && !value.is_array()
@@ -75,8 +99,9 @@ pub(super) fn detect(row: &Value, meant: &[RowKind]) -> Result<RowKind, String> 
             {
                 let state = if map.contains_key(*missing) { "null" } else { "missing" };
                 return Err(format!(
-                    "`{missing}` is {state}; expected {} in a {} row{}",
+                    "`{missing}` is {state}; expected {} in {} {} row{}",
                     shown(half.keys()),
+                    if half.name().starts_with('A') { "an" } else { "a" },
                     half.name(),
                     Columns::guess(map)
                 ));

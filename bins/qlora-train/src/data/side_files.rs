@@ -2,7 +2,10 @@
 //! (`special_tokens_map.json`) and the tokens that were added to the vocabulary (`added_tokens.json`).
 //!
 //! They count as in transformers: where `tokenizer_config.json` has no `added_tokens_decoder`, and then win over it.
+//! Special tokens by name (`additional_special_tokens`, `extra_special_tokens`, `…_token`) become added tokens too,
+//! with the id that the vocabulary has for them, else the next free one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -38,6 +41,10 @@ pub(super) struct AddedTokens {
     path: PathBuf,
     /// By id.
     tokens: Vec<(u32, AddedToken)>,
+    /// Tokens of the vocabulary that the settings make special, such as `eos_token`.
+    named: Vec<AddedToken>,
+    /// Special tokens without a name of their own, in their order.
+    extra: Vec<AddedToken>,
 }
 
 /// Those of `added_tokens_decoder`, else of `added_tokens.json`.
@@ -68,7 +75,37 @@ pub(super) fn added_tokens(dir: &Path, config: &Map<String, Value>) -> Result<Ad
     };
     tokens.retain(|(_, token)| !token.content.is_empty());
     tokens.sort_by_key(|(id, _)| *id);
-    Ok(AddedTokens { path, tokens })
+    let named = config.iter().filter(|(name, _)| name.ends_with("_token")).filter_map(|(_, value)| special(value));
+    Ok(AddedTokens { path, tokens, named: named.collect(), extra: extra(dir, config)? })
+}
+
+/// The tokens of `extra_special_tokens`, a list or an object of names, else of `additional_special_tokens`.
+fn extra(dir: &Path, config: &Map<String, Value>) -> Result<Vec<AddedToken>> {
+    let names_any = |value: &&Value| value.as_array().is_none_or(|items| !items.is_empty()) && !value.is_null();
+    let lists = ["extra_special_tokens", "additional_special_tokens"];
+    let Some((name, value)) = lists.iter().find_map(|name| Some((*name, config.get(*name).filter(names_any)?))) else {
+        return Ok(Vec::new());
+    };
+    let tokens: Option<Vec<AddedToken>> = match value {
+        Value::Array(items) => items.iter().map(special).collect(),
+        Value::Object(named) => named.values().map(special).collect(),
+        _ => None,
+    };
+    match tokens {
+        Some(tokens) => Ok(tokens.into_iter().filter(|token| !token.content.is_empty()).collect()),
+        None => refuse!("{}: {name}: expected a list of tokens, found {}", dir.display(), json::describe(value)),
+    }
+}
+
+/// A special token: its text, or an object with `content`.
+fn special(value: &Value) -> Option<AddedToken> {
+    match value {
+        Value::String(text) => Some(AddedToken::from(text.as_str(), true)),
+        object => decoded(object).map(|token| {
+            let normalized = object.get("normalized").and_then(Value::as_bool).unwrap_or(false);
+            AddedToken { special: true, normalized, ..token }
+        }),
+    }
 }
 
 /// An entry of the added tokens of `tokenizer.json`.
@@ -89,7 +126,26 @@ impl AddedTokens {
     /// `tokenizer.json` (its bytes, and the tokenizer that they make) with the tokens that it lacks. None: it has all.
     pub fn merged(&self, tokenizer: &Tokenizer, path: &Path, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
         let lacks = |token: &AddedToken| tokenizer.token_to_id(&token.content).is_none();
-        let missing: Vec<_> = self.tokens.iter().filter(|(_, token)| lacks(token)).collect();
+        let decoder = tokenizer.get_added_tokens_decoder();
+        let mut known: BTreeSet<&str> = decoder.values().map(|token| token.content.as_str()).collect();
+        let mut missing: Vec<(u32, &AddedToken)> = Vec::new();
+        for (id, token) in &self.tokens {
+            if known.insert(&token.content) {
+                missing.push((*id, token));
+            }
+        }
+        let ids = tokenizer.get_vocab(true).into_values().chain(missing.iter().map(|(id, _)| *id));
+        let mut free = ids.max().map_or(0, |last| last.saturating_add(1));
+        let in_vocabulary = self.named.iter().filter(|token| !lacks(token));
+        for token in in_vocabulary.chain(&self.extra) {
+            if known.insert(&token.content) {
+                let id = tokenizer.token_to_id(&token.content).unwrap_or_else(|| {
+                    free = free.saturating_add(1);
+                    free - 1
+                });
+                missing.push((id, token));
+            }
+        }
         if missing.is_empty() {
             return Ok(None);
         }
@@ -100,7 +156,7 @@ impl AddedTokens {
         };
         for (id, token) in missing {
             let mut entry = serde_json::to_value(token).usage_context(name)?;
-            entry["id"] = (*id).into();
+            entry["id"] = id.into();
             listed.push(entry);
         }
         // Each gets the next id that is free.

@@ -20,6 +20,7 @@ use super::messages::{Conversation, Message};
 use super::patterns::{Tokenizer, checked, may_cut};
 use super::side_files;
 use super::template::{Builtin, ChatTemplate, MAX_SOURCE_BYTES, Vocabulary};
+use crate::config::FALLBACK_TEMPLATE;
 use crate::error::{Context, Error, Result};
 use crate::files::hash::hex;
 use crate::files::json::read_bounded;
@@ -76,12 +77,18 @@ pub struct ChatTokenizer {
 impl ChatTokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of a Hugging Face directory.
     ///
-    /// `chat_template` is the setting of that name: `chatml`, `alpaca` or a file. It wins over the model's own
-    /// template; which one is used is told by [`template_origin`](Self::template_origin), to be printed. Of the
-    /// model's own, `chat_template.jinja` wins over the one in the config, as in transformers.
+    /// `chat_template` is the setting of that name: `chatml`, `alpaca` or a file, or one of these after
+    /// `tokenizer_default_fallback_` for a model without a template. It wins over the model's own template; which
+    /// one is used is told by [`template_origin`](Self::template_origin), to be printed. Of the model's own,
+    /// `chat_template.jinja` wins over the one in the config, as in transformers.
     pub fn open(dir: &Path, chat_template: Option<&str>) -> Result<Self> {
         match chat_template {
             None => Self::open_with(dir, None),
+            Some(setting) if setting.starts_with(FALLBACK_TEMPLATE) => {
+                let own = Self::open_with(dir, None)?;
+                let fallback = setting.trim_start_matches(FALLBACK_TEMPLATE);
+                if own.template.is_some() { Ok(own) } else { Self::open(dir, Some(fallback)) }
+            }
             Some(setting) => {
                 // What a template by name is made of depends on the vocabulary.
                 let named = Templates { default: None, tool_use: None, origin: setting.to_owned() };
@@ -518,7 +525,10 @@ fn chosen_template(setting: &str, vocabulary: &Vocabulary) -> Result<(String, St
     }
     let path = Path::new(setting);
     if !path.is_file() {
-        refuse!("chat_template: {setting:?} is neither a template's name ({}) nor a file", Builtin::offered());
+        refuse!(
+            "chat_template: {setting:?} is neither a template's name ({}) nor a file; leave it out for the model's own",
+            Builtin::offered()
+        );
     }
     Ok((read_template(path)?, setting.to_owned()))
 }

@@ -18,11 +18,13 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the most likely tokens whose probabilities reach this sum are drawn from, (0, 1].
     pub top_p: f32,
+    /// Logits of tokens that the row holds already are divided by it where they are above 0, else multiplied.
+    pub repetition_penalty: f32,
     pub seed: u64,
 }
 
 impl Sampling {
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 };
 }
 
 /// Continues each prompt until one of `stop` or `max_new_tokens`; returns the new tokens without the stop token.
@@ -76,7 +78,7 @@ pub fn generate<B: Backend>(
         let logits = model.logits_cached(backend, &batch, &mut cache, &row_starts, &last)?;
         let mut still_open = Vec::new();
         for (&row, logits) in open.iter().zip(&logits) {
-            let id = choose(logits, sampling, &mut streams[row])?;
+            let id = choose(logits, &rows[row], sampling, &mut streams[row])?;
             if !stop.contains(&id) {
                 rows[row].push(id);
                 if token(row, id)? {
@@ -89,12 +91,20 @@ pub fn generate<B: Backend>(
     Ok(rows.into_iter().zip(prompts).map(|(row, prompt)| row[prompt.len()..].to_vec()).collect())
 }
 
-/// Failed: the logits are not finite.
-fn choose(logits: &[f32], sampling: &Sampling, stream: &mut Stream) -> Result<u32> {
-    let best = argmax(logits);
-    if !logits[best].is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+/// The token after those of `row`. Failed: the logits are not finite.
+fn choose(logits: &[f32], row: &[u32], sampling: &Sampling, stream: &mut Stream) -> Result<u32> {
+    if !logits[argmax(logits)].is_finite() || logits.iter().any(|logit| logit.is_nan()) {
         return Err(Error::Failed("the logits are not finite: the adapter or the base diverged".to_owned()));
     }
+    let penalized;
+    let logits = match sampling.repetition_penalty {
+        1.0 => logits,
+        penalty => {
+            penalized = penalize(logits, row, penalty);
+            &penalized
+        }
+    };
+    let best = argmax(logits);
     if sampling.temperature == 0.0 {
         return Ok(best as u32);
     }
@@ -125,6 +135,16 @@ fn choose(logits: &[f32], sampling: &Sampling, stream: &mut Stream) -> Result<u3
     Ok(weights[weights.len() - 1].1)
 }
 
+/// The logits, with those of the tokens of `row` less likely: each once, however often it is there.
+fn penalize(logits: &[f32], row: &[u32], penalty: f32) -> Vec<f32> {
+    let mut penalized = logits.to_vec();
+    for &id in row {
+        let logit = logits[id as usize];
+        penalized[id as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+    }
+    penalized
+}
+
 /// The first of the largest.
 fn argmax(logits: &[f32]) -> usize {
     let mut best = 0;
@@ -144,7 +164,7 @@ mod tests {
         let mut stream = Stream::new(sampling.seed, SAMPLING_DOMAIN);
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..20_000 {
-            counts[choose(logits, sampling, &mut stream).unwrap() as usize] += 1.0 / 20_000.0;
+            counts[choose(logits, &[], sampling, &mut stream).unwrap() as usize] += 1.0 / 20_000.0;
         }
         counts
     }
@@ -155,7 +175,7 @@ mod tests {
         for temperature in [0.5, 1.0, 2.0] {
             let expected: Vec<f64> = logits.iter().map(|&x| f64::from(x / temperature).exp()).collect();
             let total: f64 = expected.iter().sum();
-            let found = shares(&logits, &Sampling { temperature, top_k: 0, top_p: 1.0, seed: 3 });
+            let found = shares(&logits, &Sampling { temperature, seed: 3, ..Sampling::GREEDY });
             for (found, expected) in found.iter().zip(&expected) {
                 // Four standard deviations of 20,000 draws are 0.014.
                 assert!((found - expected / total).abs() < 0.015, "{found} {}", expected / total);
@@ -166,17 +186,18 @@ mod tests {
     #[test]
     fn top_p_draws_from_the_fewest_tokens_that_reach_it() {
         let logits = [0.0f32, 2.0, 1.0, -4.0];
-        let found = shares(&logits, &Sampling { temperature: 1.0, top_k: 0, top_p: 0.9, seed: 1 });
+        let found = shares(&logits, &Sampling { temperature: 1.0, top_p: 0.9, seed: 1, ..Sampling::GREEDY });
         // Probabilities 0.090, 0.665, 0.244 and 0.002: the first two make up 0.909.
         assert!(found[0] == 0.0 && found[3] == 0.0 && (found[1] - 0.731).abs() < 0.015, "{found:?}");
-        let smallest = Sampling { temperature: 1.0, top_k: 0, top_p: 1e-6, seed: 1 };
+        let smallest = Sampling { temperature: 1.0, top_p: 1e-6, seed: 1, ..Sampling::GREEDY };
         assert_eq!(shares(&logits, &smallest)[1].round(), 1.0);
     }
 
     #[test]
     fn top_k_draws_from_the_most_likely_and_top_p_from_those() {
         let logits = [0.0f32, 2.0, 1.0, -4.0];
-        let of = |top_k, top_p| shares(&logits, &Sampling { temperature: 1.0, top_k, top_p, seed: 1 });
+        let of =
+            |top_k, top_p| shares(&logits, &Sampling { temperature: 1.0, top_k, top_p, seed: 1, ..Sampling::GREEDY });
         let two = of(2, 1.0);
         // 0.665 and 0.244 of 0.909.
         assert!(two[0] == 0.0 && two[3] == 0.0 && (two[1] - 0.731).abs() < 0.015, "{two:?}");
@@ -188,8 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_the_row_become_less_likely() {
+        let logits = [2.0f32, 1.5, -1.0, -1.5];
+        assert_eq!(penalize(&logits, &[0, 3, 0], 2.0), [1.0, 1.5, -1.0, -3.0]);
+        let of = |row: &[u32], repetition_penalty| {
+            let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY };
+            choose(&logits, row, &sampling, &mut Stream::new(0, 0)).unwrap()
+        };
+        assert_eq!((of(&[0], 1.0), of(&[0], 2.0), of(&[0, 1], 2.0), of(&[2], 2.0)), (0, 1, 0, 0));
+    }
+
+    #[test]
     fn greedy_takes_the_first_of_the_largest_and_refuses_what_is_not_finite() {
-        let greedy = |logits: &[f32]| choose(logits, &Sampling::GREEDY, &mut Stream::new(0, 0));
+        let greedy = |logits: &[f32]| choose(logits, &[], &Sampling::GREEDY, &mut Stream::new(0, 0));
         assert_eq!(greedy(&[1.0, 3.0, 3.0]).unwrap(), 1);
         for bad in [[f32::NAN, 0.0], [0.0, f32::NAN], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
             assert!(greedy(&bad).unwrap_err().to_string().contains("not finite"), "{bad:?}");

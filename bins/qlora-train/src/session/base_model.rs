@@ -2,13 +2,13 @@
 
 use super::Device;
 use super::chat_template::open_tokenizer;
-use crate::adapter::{is_adapter, recorded_base};
+use crate::adapter::{is_adapter, recorded_base, recorded_setting};
 use crate::base::{Checkpoint, resolve_model};
-use crate::config::Settings;
+use crate::config::{PromptCompletion, Settings};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::refuse;
-use crate::report::status;
+use crate::report::{status, warning};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::cell::OnceCell;
@@ -31,9 +31,10 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens and checks the base, without its weights.
+    /// Opens and checks the base, without its weights. The chat template is that of the adapter that the run begins
+    /// with, if there is one.
     pub fn open(settings: &Settings) -> Result<Self> {
-        Self::open_for(settings, &[])
+        Self::open_for(settings, settings.init_adapter.as_slice())
     }
 
     /// Like [`open`](Self::open), with the chat template that these adapters were trained with.
@@ -95,15 +96,38 @@ impl Loaded {
     }
 }
 
-/// Puts the base of an adapter in its place where `model` names the adapter's directory; the run begins with it.
+/// Puts the base of an adapter in its place where `model` names the adapter's directory; the run begins with it. What a
+/// run begins with an adapter for is read in the adapter's form, unless another one is chosen.
 pub fn replace_adapter_by_base(settings: &mut Settings) -> Result<()> {
-    let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) else {
-        return Ok(());
-    };
-    let base = recorded_base(&adapter)?;
-    status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
-    settings.model = Some(base);
-    settings.init_adapter.get_or_insert(adapter);
+    if let Some(adapter) = settings.model.clone().map(PathBuf::from).filter(|model| is_adapter(model)) {
+        let base = recorded_base(&adapter)?;
+        status!("{} is an adapter: the run begins with its weights, on its base {base}", adapter.display());
+        settings.model = Some(base);
+        settings.init_adapter.get_or_insert(adapter);
+    }
+    follow_form(settings)
+}
+
+/// Takes the form in which the adapter that the run begins with read texts under prompt and completion. One that is
+/// chosen wins, and is told.
+fn follow_form(settings: &mut Settings) -> Result<()> {
+    let Some(adapter) = settings.init_adapter.as_deref() else { return Ok(()) };
+    let Some(form) = recorded_setting(adapter, "prompt_completion") else { return Ok(()) };
+    let recorded = Settings::load(None, &[("prompt_completion".to_owned(), form)])?.prompt_completion;
+    match (recorded, settings.prompt_completion) {
+        (PromptCompletion::Auto, _) => {}
+        (form, chosen) if form == chosen => {}
+        (form, PromptCompletion::Auto) => {
+            status!("prompt_completion: {}, as {} was trained", form.name(), adapter.display());
+            settings.prompt_completion = form;
+        }
+        (form, chosen) => warning!(
+            "{}: was trained with `prompt_completion: {}`, the run has {}; leave it out to go on in that form",
+            adapter.display(),
+            form.name(),
+            chosen.name()
+        ),
+    }
     Ok(())
 }
 

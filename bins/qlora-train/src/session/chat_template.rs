@@ -26,7 +26,7 @@ pub fn open_tokenizer(
     adapters: &[PathBuf],
 ) -> Result<ChatTokenizer> {
     let mut tokenizer = ChatTokenizer::open(checkpoint.dir(), chat_template)?;
-    let chosen = chat_template.is_some();
+    let chosen = tokenizer.template_is_chosen();
     let mut used: Option<&PathBuf> = None;
     for adapter in adapters {
         let Some(trained) = trained_with(checkpoint.dir(), adapter)? else { continue };

@@ -49,7 +49,9 @@ impl DiskPlan {
             tensors += 1;
         }
         let log = LOG_ENTRY.saturating_mul(
-            steps / (settings.logging_steps as u64).max(1) + settings.eval_steps.times(steps, steps_per_epoch) + 2,
+            settings.logging_steps.times(steps, steps_per_epoch)
+                + settings.eval_steps.times(steps, steps_per_epoch)
+                + 2,
         );
         let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
         // The adapter's file holds the values folded where rsLoRA is used.

@@ -8,10 +8,10 @@
 
 use super::names::{RUN_FILE, RUN_STATE};
 use super::owned::MAX_RUN_BYTES;
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use crate::config::{Resume, Settings};
 use crate::data::ChatTokenizer;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::{read_bounded, shown};
 use crate::refuse;
@@ -182,6 +182,7 @@ pub fn run_clock(settings: &Settings, output: &Path, result_settings: &Map<Strin
 
 /// SHA-256 (hex) of an adapter's files. Refused: they are not there.
 fn adapter_hash(adapter: &Path) -> Result<String> {
+    check_adapter(adapter).usage_context(|| "`init_adapter`".to_owned())?;
     let mut hashes = Vec::new();
     for path in [ADAPTER_CONFIG, ADAPTER_MODEL].map(|name| adapter.join(name)) {
         if !path.is_file() {

@@ -10,6 +10,7 @@ use super::identity::Identity;
 use super::names::{METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
 use super::owned::{Owned, foreign, read_run};
 use super::record::RunSummary;
+use super::resume::begin_with;
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, TOKENIZER_FILES};
 use crate::error::{Context, Result};
 use crate::files::atomic::{SUMS, find_damage};
@@ -82,8 +83,13 @@ pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result
         return Ok(Found::Unfinished);
     }
     if let Some(difference) = identity.difference(&recorded) {
+        let goes_on = match identity.difference_beyond_length(&recorded) {
+            Some(_) => String::new(),
+            None if checkpoints::list(dir)?.is_empty() => format!("; {}", begin_with(dir)),
+            None => "; `--resume-from-checkpoint` goes on with it to the new length".to_owned(),
+        };
         refuse!(
-            "{}: holds a different run: {difference}; choose another output_dir, or move that run away",
+            "{}: holds a different run: {difference}; choose another output_dir, or move that run away{goes_on}",
             dir.display()
         );
     }

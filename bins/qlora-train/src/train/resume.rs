@@ -2,11 +2,14 @@
 
 use super::checkpoints;
 use super::identity::Identity;
+use super::owned::read_run;
 use super::snapshot::Snapshot;
+use crate::adapter::ADAPTER_MODEL;
 use crate::config::{Resume, Settings};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::status;
+use crate::session::interruption::quoted;
 use std::path::Path;
 
 /// The checkpoint that the settings ask for, its files checked. None: the run begins at its first step. Refused: a
@@ -26,6 +29,7 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
         Resume::From(dir) => Snapshot::open(dir, identity).map(Some),
         Resume::Latest => {
             let Some((_, newest)) = found.last() else {
+                check_not_lost(output, identity)?;
                 status!("{}: no checkpoint to resume from: starting at the first step", output.display());
                 return Ok(None);
             };
@@ -36,4 +40,28 @@ pub fn choose(settings: &Settings, output: &Path, identity: &Identity) -> Result
             Snapshot::open(newest, identity).map(Some).map_err(|error| error.usage_hint(hint))
         }
     }
+}
+
+/// Refuses to begin a run anew in the place of a shorter one that is finished and left no checkpoint to go on from.
+fn check_not_lost(output: &Path, identity: &Identity) -> Result<()> {
+    let Some(run) = read_run(output)? else { return Ok(()) };
+    let recorded = run.get("identity").cloned().unwrap_or_default();
+    let differs = serde_json::from_value(recorded).is_ok_and(|recorded| identity.difference(&recorded).is_some());
+    if differs && run.get("finished").is_some() && output.join(ADAPTER_MODEL).is_file() {
+        refuse!(
+            "{}: holds a finished run without a checkpoint to go on from, and starting over would replace its adapter; \
+             {}",
+            output.display(),
+            begin_with(output)
+        );
+    }
+    Ok(())
+}
+
+/// What to do to train on from a finished run without a checkpoint.
+pub(super) fn begin_with(output: &Path) -> String {
+    format!(
+        "`--init-adapter {}` with another output_dir begins a new run with its weights",
+        quoted(&output.display().to_string())
+    )
 }

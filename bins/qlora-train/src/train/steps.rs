@@ -114,7 +114,8 @@ impl<B: Backend> Run<'_, B> {
         self.state.global_step = done;
         self.state.epoch = step.epoch;
         self.state.num_input_tokens_seen += report.tokens as u64;
-        if done.is_multiple_of(self.settings.logging_steps as u64) || done == total {
+        let per_epoch = self.data.schedule.steps_per_epoch();
+        if self.settings.logging_steps.due(done, total, per_epoch) || done == total {
             let since_log = std::mem::take(&mut self.progress.since_log);
             self.log(LogEntry {
                 loss: Some(since_log.mean()),
@@ -137,9 +138,12 @@ impl<B: Backend> Run<'_, B> {
         let Some(entry) = self.state.log_history.last().filter(|entry| entry.step == self.state.global_step) else {
             return;
         };
-        let (Some(loss), logging) = (entry.loss, self.settings.logging_steps as u64) else { return };
-        let every = if logging == 1 { (total / 20).max(1) } else { logging };
-        if !entry.step.is_multiple_of(every) && entry.step != total {
+        let Some(loss) = entry.loss else { return };
+        let every = match self.settings.logging_steps {
+            Every::Steps(1) => Every::Steps((total / 20).max(1)),
+            every => every,
+        };
+        if !every.due(entry.step, total, self.data.schedule.steps_per_epoch()) && entry.step != total {
             return;
         }
         let losses: Vec<f64> = self.state.log_history.iter().filter_map(|entry| entry.loss).collect();

@@ -137,6 +137,39 @@ fn what_peft_also_accepts_is_accepted() {
     }
 }
 
+/// Excluded modules carry no adapter, by name or by a regular expression for the whole path, as PEFT reads it.
+#[test]
+fn modules_that_are_excluded_carry_no_adapter() {
+    let dir = saved();
+    change_config(dir.path(), &json!({ "target_modules": ["q_proj", "down_proj"] }));
+    let load = |exclude: Value| {
+        change_config(dir.path(), &json!({ "exclude_modules": exclude }));
+        Adapter::load(dir.path())
+    };
+    for none in [json!(null), json!([]), json!(["proj"]), json!("q_proj"), json!("layers.0.*")] {
+        assert_eq!(load(none.clone()).unwrap().lora_pairs().unwrap().len(), 4, "{none}");
+    }
+    for excluded in [json!(["q_proj"]), json!(["layers.0.self_attn.q_proj"]), json!(r".*\.0\.self_attn\..*")] {
+        assert_refused(load(excluded), &["layers.0.self_attn.q_proj", "`exclude_modules`"]);
+    }
+    assert_refused(load(json!(7)), &["`exclude_modules`", "regular expression"]);
+    // Where they have no tensors, none are missing.
+    let mut adapter = load(json!(null)).unwrap();
+    adapter.tensors.retain(|name, _| !name.contains("layers.0.self_attn"));
+    write_tensors(dir.path(), &adapter);
+    assert_eq!(load(json!(["layers.0.self_attn.q_proj"])).unwrap().lora_pairs().unwrap().len(), 3);
+}
+
+#[test]
+fn tensors_of_mlx_are_told() {
+    let dir = saved();
+    let mut adapter = Adapter::load(dir.path()).unwrap();
+    let one = adapter.tensors.pop_first().unwrap().1;
+    adapter.tensors = [("model.layers.0.self_attn.q_proj.lora_a".to_owned(), one)].into();
+    write_tensors(dir.path(), &adapter);
+    assert_refused(Adapter::load(dir.path()), &["q_proj.lora_a", "mlx-lm", "transposed"]);
+}
+
 #[test]
 fn tensors_that_are_unknown_unpaired_or_of_the_wrong_shape() {
     let one = |shape: &[usize]| (shape.to_vec(), vec![0.5f32; shape.iter().product()]);

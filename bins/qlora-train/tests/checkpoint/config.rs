@@ -267,6 +267,13 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
 }
 
 #[test]
+fn swish_is_silu_by_another_name() {
+    let swish = read(&with(&llama_31_8b(), json!({ "hidden_act": "swish" }))).unwrap();
+    assert_eq!(swish.to_json(""), read(&llama_31_8b()).unwrap().to_json(""));
+    assert_refused(read(&with(&llama_31_8b(), json!({ "hidden_act": "gelu" }))), &["`hidden_act`", "silu"]);
+}
+
+#[test]
 fn files_that_are_no_config_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");

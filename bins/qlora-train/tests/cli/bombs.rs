@@ -72,6 +72,24 @@ fn write_numbers(path: &Path, names: &[&str], count: usize) {
     writer.close().unwrap();
 }
 
+/// A conversation of so many equal turns.
+fn write_turns(path: &Path, count: usize) {
+    let schema = "message rows { optional group messages (LIST) { repeated group list { optional group element {
+        optional binary role (UTF8); optional binary content (UTF8); } } } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(Default::default())).build();
+    let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, Arc::new(properties)).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let levels: Vec<i16> = (0..count).map(|at| i16::from(at > 0)).collect();
+    while let Some(mut column) = group.next_column().unwrap() {
+        let text = ByteArray::from(b"user".to_vec());
+        column.typed::<ByteArrayType>().write_batch(&vec![text; count], Some(&vec![4; count]), Some(&levels)).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
 #[test]
 fn texts_that_are_kept_once_and_stand_in_many_rows_are_refused() {
     let sandbox = Sandbox::chat();
@@ -91,6 +109,8 @@ fn lists_of_millions_of_numbers_are_refused() {
     refused(&sandbox, "one.parquet", &["one.parquet", "values"]);
     write_numbers(&sandbox.path("most.parquet"), &names[..1], 4 << 20);
     watched(&sandbox, &format!("{LINE} most.parquet")).ended(2, &["most.parquet"]);
+    write_turns(&sandbox.path("turns.parquet"), 2 << 20);
+    refused(&sandbox, "turns.parquet", &["turns.parquet", "values of turns, more than rows that are meant to be read"]);
     let ones = |count: usize| format!("{{\"input_ids\": [1{}]}}\n", ",1".repeat(count));
     gzip(&sandbox.path("one.jsonl.gz"), [ones(6 << 20)].into_iter());
     refused(&sandbox, "one.jsonl.gz", &["one.jsonl.gz: line 1", "more than the 4194304 values that a row may have"]);
@@ -101,20 +121,37 @@ fn lists_of_millions_of_numbers_are_refused() {
     refused(&sandbox, "empty.jsonl.gz", &["empty.jsonl.gz: line 1", "more than the 4194304 values"]);
 }
 
+#[test]
+fn conversations_of_a_million_pieces_are_refused() {
+    let sandbox = Sandbox::chat();
+    let turns = r#"{"role":"user","content":"a"},{"role":"assistant","content":"b"}"#;
+    let many = |one: &str| format!("{one}{}", format!(",{one}").repeat(300_000));
+    let rows = [
+        format!("{{\"messages\":[{}]}}", many(turns)),
+        format!("{{\"instruction\":\"a\",\"output\":\"b\",\"history\":[{}]}}", many(r#"["a","b"]"#)),
+        format!("{{\"messages\":[{turns}],\"tools\":[{}]}}", many(r#"{"name":"f","parameters":{}}"#)),
+        format!("{{\"messages\":[{{\"role\":\"user\",\"content\":[{}]}}]}}", many(r#"{"type":"text","text":"a"}"#)),
+    ];
+    for row in rows {
+        gzip(&sandbox.path("row.jsonl.gz"), [row].into_iter());
+        refused(&sandbox, "row.jsonl.gz", &["row.jsonl.gz: line 1", "values", "a row of text may have; split it"]);
+    }
+}
+
 /// Tokenized part by part, within the memory of a part.
 #[test]
 fn a_long_text_takes_the_memory_of_its_tokens() {
     let sandbox = Sandbox::chat();
     let row = |text: &str, times: usize| format!("{{\"text\": \"{}\"}}\n", text.repeat(times));
     sandbox.write("words.jsonl", &row("the words of a book ", 6 << 16));
-    let line = |file: &str| format!("preview --model model --max-length 16777216 --data {file}");
+    let line = |file: &str| format!("{LINE} {file} --too-long truncate");
     let (done, peak) = sandbox.run_watched(&line("words.jsonl"));
     done.ok();
     assert!(peak < 300 << 20, "{peak} bytes");
     // Two threads that each have a text which cannot be cut wait for each other.
-    sandbox.write("runs.jsonl", &[row("1", 1_000_000), row("2", 1_000_000), row("3", 1_000_000)].concat());
+    sandbox.write("runs.jsonl", &[row("1\\t", 500_000), row("2\\t", 500_000), row("3\\t", 500_000)].concat());
     watched(&sandbox, &line("runs.jsonl")).ok();
-    sandbox.write("runs.jsonl", &row("1", 2 << 20));
+    sandbox.write("runs.jsonl", &row("1\\t", 1 << 20));
     watched(&sandbox, &line("runs.jsonl")).ended(2, &["runs.jsonl: line 1", "without an end of a word", "split it"]);
 }
 

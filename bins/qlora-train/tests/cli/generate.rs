@@ -42,6 +42,35 @@ fn sampled_text_follows_the_seed_and_greedy_text_does_not() {
 }
 
 #[test]
+fn prompts_come_from_a_file_and_repeated_tokens_can_be_made_less_likely() {
+    let sandbox = with_adapters();
+    sandbox.write("prompts.txt", "hello\n\nwho\n");
+    sandbox.write("prompts.jsonl", "{\"prompt\": \"hello\"}\n{\"prompt\": \"who\", \"x\": 1}\n");
+    let both = texts(&sandbox, "--adapter a --prompt who");
+    let of = |file: &str| {
+        let line = format!("generate --model model --adapter a --prompts {file} --max-new-tokens 24 --json");
+        sandbox.run(&line).json()["completions"].clone()
+    };
+    let text = |completion: &Value| completion["text"].as_str().unwrap().to_owned();
+    assert_eq!(of("prompts.txt").as_array().unwrap().iter().map(text).collect::<Vec<_>>(), both);
+    assert_eq!(of("prompts.jsonl"), of("prompts.txt"));
+    assert_eq!(of("prompts.txt --prompt hello").as_array().unwrap().len(), 3);
+    for (name, text, words) in [
+        ("empty.txt", "\n", "no prompt"),
+        ("none.jsonl", "{\"text\": \"x\"}", "line 1: found no text under `prompt`"),
+        ("broken.jsonl", "{", "broken.jsonl, line 1"),
+    ] {
+        sandbox.write(name, text);
+        sandbox.refused(&format!("generate --model model --prompts {name}"), &[name, words]);
+    }
+    sandbox.refused("generate --model model --prompts missing.txt", &["missing.txt"]);
+    assert_eq!(texts(&sandbox, "--repetition-penalty 1"), texts(&sandbox, ""));
+    let distinct = |text: &str| text.chars().collect::<std::collections::BTreeSet<_>>().len();
+    let (plain, varied) = (texts(&sandbox, "")[0].clone(), texts(&sandbox, "--repetition-penalty 50")[0].clone());
+    assert!(distinct(&varied) > distinct(&plain), "{varied:?} {plain:?}");
+}
+
+#[test]
 fn text_written_as_it_grows_is_the_text() {
     let sandbox = Sandbox::chat();
     for more in ["", "--temperature 1 --seed 3", "--temperature 2 --seed 4", "--raw --temperature 1"] {

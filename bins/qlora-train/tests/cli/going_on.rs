@@ -74,7 +74,7 @@ fn a_run_is_told_apart_by_the_adapter_that_it_began_with() {
     assert!(again.stderr.contains("this run is finished"), "{again:#?}");
     sandbox.refused(&train("--init-adapter other"), &["out: holds a different run", "contents of `init_adapter`"]);
     sandbox.refused(&train(""), &["out: holds a different run", "contents of `init_adapter`"]);
-    sandbox.refused(&train("--init-adapter first"), &["`init_adapter`: first", "no such file"]);
+    sandbox.refused(&train("--init-adapter first"), &["`init_adapter`: first", "no such directory"]);
 }
 
 #[test]
@@ -112,4 +112,76 @@ fn overwriting_removes_another_run_and_nothing_else() {
     }
     // A model is no run.
     sandbox.train("--output-dir model --overwrite-output-dir").ended(2, &["found config.json without run.json"]);
+}
+
+/// A finished run without a checkpoint is not begun anew in its own place; what to do instead is named.
+#[test]
+fn a_finished_run_without_a_checkpoint_keeps_its_adapter() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("out", "--max-steps 2").ok();
+    let before = sandbox.files();
+    for more in
+        ["--max-steps 5 --resume-from-checkpoint", "--max-steps 5", "--max-steps 5 --resume-from-checkpoint latest"]
+    {
+        sandbox.train_into("out", more).ended(2, &["out", "`--init-adapter out`"]);
+        assert!(sandbox.files() == before, "{more}: something was removed or written");
+    }
+    sandbox.train_into("more", "--max-steps 1 --init-adapter out").ok();
+}
+
+/// An adapter goes on with the chat template and the form of rows that it was trained with; what is chosen wins.
+#[test]
+fn a_run_that_begins_with_an_adapter_uses_its_template_and_form() {
+    let sandbox = Sandbox::chat();
+    sandbox.write("template.jinja", "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}");
+    let turns = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+    sandbox.write("turns.jsonl", turns);
+    let run = "--max-steps 1 --data turns.jsonl";
+    sandbox.train_into("first", &format!("{run} --chat-template template.jinja")).ok();
+    let hash = |out: &str| sandbox.json(&format!("{out}/run.json"))["identity"]["chat_template"].clone();
+    for (out, from) in [("two", "--init-adapter first"), ("three", "--model first")] {
+        let done = sandbox.train_into(out, &format!("{run} {from}")).ok();
+        assert!(done.stderr.contains("chat template: first/chat_template.jinja"), "{done:#?}");
+        assert_eq!(hash(out), hash("first"), "{from}");
+        assert_eq!(sandbox.read(&format!("{out}/chat_template.jinja")), sandbox.read("template.jinja"));
+    }
+    let preview = sandbox.run("preview --model first --data turns.jsonl --json").ok().json();
+    assert_eq!(preview["chat_template"]["source"], sandbox.read("template.jinja"));
+    let chosen = sandbox.train_into("four", &format!("{run} --init-adapter first --chat-template chatml")).ok();
+    assert!(chosen.stderr.contains("first: was trained with another chat template"), "{chosen:#?}");
+    assert_ne!(hash("four"), hash("first"));
+
+    sandbox.write("pairs.jsonl", r#"{"prompt": "q", "completion": "a"}"#);
+    let run = "--max-steps 1 --data pairs.jsonl";
+    sandbox.train_into("text", &format!("{run} --prompt-completion text")).ok();
+    let ids = |line: &str| {
+        let done = sandbox.run(&format!("preview --data pairs.jsonl --json {line}")).ok();
+        let said = done.stderr.clone();
+        (done.json()["rows"][0]["input_ids"].clone(), said)
+    };
+    let (of_text, _) = ids("--model model --prompt-completion text");
+    for from in ["--model text", "--model model --init-adapter text"] {
+        let (found, said) = ids(from);
+        assert_eq!(found, of_text, "{from}");
+        assert!(said.contains("prompt_completion: text, as text was trained"), "{said}");
+    }
+    let (found, said) = ids("--model text --prompt-completion chat");
+    assert_ne!(found, of_text);
+    assert!(said.contains("was trained with `prompt_completion: text`"), "{said}");
+}
+
+/// What stands where an adapter or a model belongs is told by what it is.
+#[test]
+fn a_path_of_the_wrong_kind_is_told_by_what_it_is() {
+    let sandbox = Sandbox::new();
+    sandbox.train_into("out", "--max-steps 1").ok();
+    for line in ["eval --data rows.jsonl --adapter nope", "merge --output-dir x --adapter nope"] {
+        sandbox.refused(line, &["nope: found no such directory", "adapter"]);
+    }
+    sandbox.refused("eval --data rows.jsonl --adapter model", &["model: is a model, not an adapter", "--model"]);
+    for line in ["quantize --model out --output-dir x", "merge --model out --adapter out --output-dir x"] {
+        sandbox.refused(line, &["out: is an adapter", "expected a model"]);
+    }
+    std::fs::rename(sandbox.path("model"), sandbox.path("moved")).unwrap();
+    sandbox.refused("eval --data rows.jsonl --adapter out", &["out: records the base \"model\"", "--model"]);
 }

@@ -5,6 +5,7 @@ mod asked;
 mod before;
 mod bench;
 mod bombs;
+mod chat;
 mod check;
 mod console;
 mod directory;

@@ -184,7 +184,7 @@ fn adapters_of_another_base() {
     config.intermediate_size = 96;
     Synthetic::new(config, 1).write(&sandbox.path("model")).unwrap();
     sandbox.refused(eval, &["adapter: gate_proj of layer 0", "128 x 64", "96 x 64"]);
-    sandbox.refused(&eval.replace("--adapter out", "--adapter model"), &["model/adapter_config.json", "no such file"]);
+    sandbox.refused(&eval.replace("--adapter out", "--adapter model"), &["model: is a model, not an adapter"]);
 }
 
 #[test]

@@ -223,3 +223,23 @@ fn the_home_of_the_user_is_known_in_settings_files() {
     run("eval run.yaml");
     run("quantize --model ~/model --output-dir nf4");
 }
+
+/// A share of 0.3 is every third of ten steps; the last is logged always.
+#[test]
+fn a_share_of_the_steps_is_logged() {
+    let sandbox = Sandbox::new();
+    sandbox.train("--max-steps 10 --logging-steps 0.3").ok();
+    let steps: Vec<u64> = sandbox.lines("out/metrics.jsonl").iter().filter_map(|line| line["step"].as_u64()).collect();
+    assert_eq!(steps, [3, 6, 9, 10]);
+}
+
+/// A plan of a model that is known by its name needs no files of it; rows cannot be read without its tokenizer.
+#[test]
+fn a_shape_is_planned_by_its_name() {
+    let sandbox = Sandbox::new();
+    let plan = sandbox.run("plan --model llama-3.2-1b --gpu 4090 --json").json();
+    assert_eq!(plan["device"]["budget_bytes"].as_f64().map(|bytes| (bytes / 1e9).round()), Some(25.0), "{plan}");
+    let same = sandbox.run("bench --shape llama-3.2-1b --gpu 4090 --plan --json").json();
+    assert_eq!(same["device"]["budget_bytes"], plan["device"]["budget_bytes"]);
+    sandbox.refused("plan --model llama-3.2-1b --gpu 4090 --data rows.jsonl", &["names a shape", "leave the data out"]);
+}

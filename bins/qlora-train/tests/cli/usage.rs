@@ -63,7 +63,7 @@ fn wrong_usage_has_exit_status_2_and_names_what_is_wrong() {
 #[test]
 fn commands_that_people_look_for_are_told_what_does_it() {
     let sandbox = Sandbox::new();
-    for (command, words) in [("fuse", "merge"), ("chat", "generate"), ("serve", "vllm"), ("push", "hf upload")] {
+    for (command, words) in [("fuse", "merge"), ("serve", "vllm"), ("push", "hf upload")] {
         sandbox.run(command).ended(2, &[&format!("`{command}` is not a command"), words]);
         sandbox.run(&format!("{command} --json")).ended(2, &[words]);
     }

@@ -148,7 +148,7 @@ fn what_a_flag_turns_off_or_gives_itself_is_no_fault_of_the_file() {
 
 #[test]
 fn defaults_of_llama_factory_hold_for_its_files() {
-    let head = "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: default\n";
+    let head = "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: llama3\n";
     let of = |rest: &str| noting(&format!("{head}{rest}"));
     let shape = |settings: &Settings| (settings.lora_r, settings.lora_alpha);
     let (settings, notes) = of("lora_rank: 4");
@@ -156,7 +156,7 @@ fn defaults_of_llama_factory_hold_for_its_files() {
     assert!(notes.iter().any(|note| note.contains("LLaMA-Factory") && note.contains("lora_alpha 8")), "{notes:?}");
     assert_eq!(shape(&of("").0), (8, 16.0));
     let rest = "learning_rate: 1e-4\nnum_train_epochs: 2\nper_device_train_batch_size: 1\npacking: true\n\
-                lr_scheduler_type: cosine\nwarmup_ratio: 0.1\noptim: adamw_8bit\n";
+                lr_scheduler_type: cosine\nwarmup_ratio: 0.1\noptim: adamw_8bit\nquantization_bit: 4\ntoo_long: drop\n";
     let (settings, notes) = of(&format!("{rest}lora_rank: 4\nlora_alpha: 32"));
     assert_eq!(shape(&settings), (4, 32.0));
     assert!(notes.is_empty(), "{notes:?}");
@@ -192,6 +192,27 @@ fn what_a_file_leaves_out_is_as_in_its_own_tool() {
                 ("warmup_ratio", "0"),
                 ("packing", "false"),
                 ("optim", "adamw_torch"),
+                ("quantization", "none"),
+                ("too_long", "truncate"),
+            ],
+        ),
+        (
+            "TRL",
+            "model_name_or_path: m\nuse_peft: true\ndataset_name: a.jsonl\nlora_task_type: CAUSAL_LM\n\
+             assistant_only_loss: true\n",
+            vec![
+                ("quantization", "none"),
+                ("lora_dropout", "0.05"),
+                ("lora_target_modules", "q_proj, v_proj"),
+                ("learning_rate", "2e-5"),
+                ("num_train_epochs", "3"),
+                ("per_device_train_batch_size", "8"),
+                ("lr_scheduler_type", "linear"),
+                ("warmup_ratio", "0"),
+                ("max_length", "1024"),
+                ("too_long", "truncate"),
+                ("packing", "false"),
+                ("optim", "adamw_torch"),
             ],
         ),
         (
@@ -213,6 +234,8 @@ fn what_a_file_leaves_out_is_as_in_its_own_tool() {
                 ("packing", "false"),
                 ("optim", "adamw_torch"),
                 ("seed", "0"),
+                ("quantization", "none"),
+                ("too_long", "truncate"),
             ],
         ),
     ];
@@ -244,7 +267,7 @@ fn what_a_file_leaves_out_is_as_in_its_own_tool() {
 /// Keys by which another trainer learns prompts too.
 #[test]
 fn a_loss_over_more_than_answers_is_told() {
-    for key in ["assistant_only_loss", "completion_only_loss", "mask_prompt"] {
+    for key in ["assistant_only_loss", "mask_prompt"] {
         assert!(noting(&format!("{key}: true")).1.is_empty());
         let notes = noting(&format!("{key}: false")).1;
         assert!(notes[0].contains(key) && notes[0].contains("over answers"), "{notes:?}");
@@ -253,5 +276,143 @@ fn a_loss_over_more_than_answers_is_told() {
     let notes = noting(file).1;
     for key in ["mask_prompt", "num_layers"] {
         assert!(notes.iter().any(|note| note.contains(&format!("without `{key}`"))), "{notes:?}");
+    }
+}
+
+#[track_caller]
+fn refused(text: &str, words: &[&str]) {
+    let error = Settings::from_yaml(text, "cfg.yaml", &[]).expect_err(text).to_string();
+    words.iter().for_each(|word| assert!(error.contains(word), "{text}\n{error}\nlacks {word}"));
+}
+
+/// Four bits as TRL holds them have no double quantization, unless the file asks for it.
+#[test]
+fn a_file_of_trl_is_quantized_as_it_says() {
+    let head = "use_peft: true\ndataset_name: a.jsonl\nlora_task_type: CAUSAL_LM\nload_in_4bit: true\n";
+    let (settings, notes) = noting(head);
+    assert_eq!((settings.quantization, settings.double_quant), (Quantization::Nf4, false));
+    assert!(notes.iter().any(|note| note.contains("without `assistant_only_loss`")), "{notes:?}");
+    assert!(noting(&format!("{head}use_bnb_nested_quant: true\n")).0.double_quant);
+    refused("completion_only_loss: false", &["line 1", "`completion_only_loss`", "expected `true`", "as `text`"]);
+    assert!(noting("completion_only_loss: true").1.is_empty());
+}
+
+/// What is off in a data set of Axolotl says something: no role, or no end of a turn, is learned.
+#[test]
+fn keys_of_a_data_set_that_are_off_are_no_defaults() {
+    for (key, expected) in [
+        ("roles_to_train: []", "`roles_to_train: []`"),
+        ("roles_to_train: none", "`roles_to_train: none`"),
+        ("roles_to_train: [user, assistant]", "`roles_to_train: [user, assistant]`"),
+        ("train_on_eos: none", "`train_on_eos: none`"),
+        ("train_on_eos: false", "`train_on_eos: false`"),
+        ("train_on_eot: last", "`train_on_eot: last`"),
+    ] {
+        refused(&format!("datasets:\n  - path: a.jsonl\n    {key}\n"), &["line 3", expected, "or no"]);
+    }
+    for key in ["roles_to_train:", "roles_to_train: [assistant]", "train_on_eos: turn", "train_on_eos: null"] {
+        noting(&format!("datasets:\n  - path: a.jsonl\n    {key}\n"));
+    }
+}
+
+/// Each fault of a data set is told, at its own line, and a flag that gives the rows silences all of them.
+#[test]
+fn all_faults_of_a_data_set_are_told_at_their_lines() {
+    let file =
+        "datasets:\n  - path: a.jsonl\n    roles_to_train: [user]\n    train_on_eos: all\n    split: train[:10%]\n";
+    refused(file, &["line 3: `datasets`", "line 4: `datasets`", "line 5: `datasets`", "`split: train[:10%]`"]);
+    let error = Settings::from_yaml(file, "cfg.yaml", &[]).unwrap_err().to_string();
+    assert!(error.matches('`').count().is_multiple_of(2), "{error}");
+    let flag = [("data".to_owned(), "b.jsonl".to_owned())];
+    assert_eq!(Settings::from_yaml(file, "cfg.yaml", &flag).unwrap().data, [PathBuf::from("b.jsonl")]);
+}
+
+#[test]
+fn a_data_set_may_have_several_files() {
+    let (settings, _) = noting("datasets: [{path: json, data_files: [a.jsonl, b.jsonl]}, {path: c.jsonl}]");
+    assert_eq!(settings.data, ["a.jsonl", "b.jsonl", "c.jsonl"].map(PathBuf::from));
+    refused("datasets: [{path: a.jsonl, data_files: b.jsonl}]", &["`path` and `data_files`", "one of them"]);
+    refused("datasets: [{path: json, data_files: [{a: 1}]}]", &["`data_files`", "path of a file"]);
+}
+
+#[test]
+fn data_sets_name_the_chat_template_too() {
+    for own in ["tokenizer_default", "jinja"] {
+        let (settings, _) = noting(&format!("datasets: [{{path: a.jsonl, chat_template: {own}}}]"));
+        assert_eq!(settings.chat_template, None, "{own}");
+    }
+    let both = "chat_template: chatml\ndatasets:\n  - path: a.jsonl\n    chat_template: tokenizer_default\n";
+    refused(both, &["model's own chat template", "chatml", "keep one"]);
+    let (settings, _) = noting("datasets: [{path: a.jsonl, type: sharegpt, conversation: chatml}]");
+    assert_eq!(settings.chat_template.as_deref(), Some("chatml"));
+    refused("datasets: [{path: a.jsonl, conversation: vicuna_v1.1}]", &["`conversation: vicuna_v1.1`"]);
+    let (settings, _) = noting("datasets: [{path: a.jsonl, message_property_mappings: {role: from, content: value}}]");
+    assert_eq!(settings.messages_column.as_deref(), Some("messages"));
+}
+
+/// Names under which another trainer writes another text than a built-in template.
+#[test]
+fn names_of_templates_that_are_not_built_in_are_refused_by_name() {
+    for name in ["qwen_25", "Qwen-2.5", "mistral_v2v3", "llama-3.1", "smollm2", "phi_4", "qwen3"] {
+        let shown = format!("the template `{name}`");
+        refused(&format!("model: m\nchat_template: {name}"), &["line 2: `chat_template`", &shown, "leave it out"]);
+        let file = format!("datasets:\n  - path: a.jsonl\n    chat_template: {name}\n");
+        refused(&file, &["line 3: `datasets`", &shown, "leave it out"]);
+    }
+    refused("template: qwen", &["line 1: `template`", "You are Qwen", "chatml is the same without it"]);
+    for name in ["mistral", "zephyr", "llama2", "vicuna", "deepseek3", "qwen3", "default"] {
+        refused(&format!("template: {name}"), &["line 1: `template`", &format!("`{name}`"), "it out"]);
+    }
+    for name in ["llama3", "chatml", "qwen3_nothink", "gemma2", "phi", "alpaca", "mine.jinja"] {
+        assert_eq!(noting(&format!("template: {name}")).0.chat_template.as_deref(), Some(name));
+    }
+    // A flag takes its place.
+    for flag in [("chat_template", "chatml"), ("template", "false")] {
+        let flag = [(flag.0.to_owned(), flag.1.to_owned())];
+        Settings::from_yaml("template: qwen", "cfg.yaml", &flag).unwrap();
+    }
+    let fallback = noting("chat_template: tokenizer_default_fallback_chatml").0.chat_template;
+    assert_eq!(fallback.as_deref(), Some("tokenizer_default_fallback_chatml"));
+}
+
+#[test]
+fn keys_that_name_another_tokenizer_or_turn_thoughts_off_are_refused() {
+    refused("base_model: m\ntokenizer_config: other/tokenizer", &["line 2: `tokenizer_config`", "other/tokenizer"]);
+    refused("base_model: m\nbase_model_config: other", &["line 2: `base_model_config`"]);
+    assert!(noting("base_model: m\ntokenizer_config: m\nbase_model_config: m").1.is_empty());
+    refused("enable_thinking: false", &["line 1: `enable_thinking`", "empty thought"]);
+    let flag = [("enable_thinking".to_owned(), "true".to_owned())];
+    Settings::from_yaml("enable_thinking: false", "cfg.yaml", &flag).unwrap();
+    refused("chat_template_kwargs: {enable_thinking: false}", &["`chat_template_kwargs`"]);
+    noting("chat_template_kwargs: {}");
+}
+
+#[test]
+fn a_setting_is_suggested_that_does_what_was_meant() {
+    for (word, meant) in [
+        ("resume", "resume_from_checkpoint"),
+        ("eval-every", "eval_steps"),
+        ("val_every", "eval_steps"),
+        ("log_every", "logging_steps"),
+        ("save_interval", "save_steps"),
+    ] {
+        assert_eq!(nearest(word), Some(meant), "{word}");
+    }
+}
+
+#[test]
+fn intervals_may_be_shares_of_all_steps() {
+    for name in ["logging_steps", "save_steps", "eval_steps"] {
+        let settings = noting(&format!("{name}: 0.1")).0;
+        let every = match name {
+            "logging_steps" => settings.logging_steps,
+            "save_steps" => settings.save_steps,
+            _ => settings.eval_steps,
+        };
+        assert_eq!(every, Every::Share(0.1), "{name}");
+        assert_eq!(Settings::from_yaml(&settings.to_yaml().unwrap(), "again", &[]).unwrap(), settings);
+    }
+    for wrong in ["0", "-1", "epoch", "1.5", "false"] {
+        refused(&format!("logging_steps: {wrong}"), &["`logging_steps`", "a share"]);
     }
 }

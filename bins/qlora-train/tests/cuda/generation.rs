@@ -248,7 +248,7 @@ fn tokens_are_chosen_as_on_the_cpu() {
     };
     let greedy = answers(&prompts, Sampling::GREEDY, 0);
     assert_eq!(greedy, answers(&prompts, Sampling::GREEDY, 3));
-    let drawn = |seed| Sampling { temperature: 5.0, top_k: 0, top_p: 0.9, seed };
+    let drawn = |seed| Sampling { temperature: 5.0, top_p: 0.9, seed, ..Sampling::GREEDY };
     let first = answers(&prompts, drawn(1), 0);
     assert_eq!(first, answers(&prompts, drawn(1), 5));
     assert_ne!(first, answers(&prompts, drawn(2), 0));

@@ -268,9 +268,12 @@ fn bad_rows_are_skipped_counted_and_bounded_where_the_settings_say_so() {
     let bad = ["{\"text\": 7}\n", "{\"text\"\n", "[1]\n", "{\"nothing\": 1}\n", "{\"text\": \"a\", \"label\": true}\n"];
     for row in bad {
         assert!(load_named("a.jsonl", format!("{good}{row}"), &trainer_lab::fixture::options()).is_err(), "{row}");
-        let data = load_named("a.jsonl", format!("{good}{row}{good}"), &options).unwrap();
-        assert_eq!((data.rows.len(), data.report.skipped), (2, 1), "{row}");
+        let data = load_named("a.jsonl", format!("{good}{row}{}", good.repeat(8)), &options).unwrap();
+        assert_eq!((data.rows.len(), data.report.skipped), (9, 1), "{row}");
         assert_says(&data.report.to_string(), &["warning: 1 row skipped", "a.jsonl: line 2"]);
+        // Of few rows too: one of nine is more than a tenth.
+        let few = refusal(load_named("a.jsonl", format!("{good}{row}{}", good.repeat(7)), &options));
+        assert_says(&few, &["1 of 9 rows", "more than the tenth"]);
     }
     let all = load_named("a.jsonl", good.repeat(100) + &bad.concat().repeat(2), &options).unwrap();
     assert_eq!((all.rows.len(), all.report.skipped, all.report.bad_rows.len()), (100, 10, 5));
@@ -310,9 +313,36 @@ fn folders_and_patterns_stand_for_their_files() {
     let validation = touch(dir, "hub/validation-00000-of-00001.parquet");
     let hub = find(&[&dir.join("hub")]).unwrap();
     assert_eq!((hub.training, hub.validation), (shards.to_vec(), vec![validation]));
+    // As `hf download` leaves it, below data/; rows for tests are validated on where there are no others.
+    let below =
+        [touch(dir, "repo/data/train-00000-of-00001.parquet"), touch(dir, "repo/data/test-00000-of-00001.parquet")];
+    touch(dir, "repo/README.md");
+    let repo = find(&[&dir.join("repo")]).unwrap();
+    assert_eq!((repo.training, repo.validation), (vec![below[0].clone()], vec![below[1].clone()]));
+    let validation = touch(dir, "repo/data/validation-00000-of-00001.parquet");
+    assert_eq!(find(&[&dir.join("repo")]).unwrap().validation, [validation]);
+    touch(dir, "subsets/main/train-00000-of-00001.parquet");
+    touch(dir, "subsets/other/train-00000-of-00001.parquet");
+    assert_says(&refusal(find(&[&dir.join("subsets")])), &["subsets/main", "subsets/other", "give one of them"]);
     let nested = [touch(dir, "nested/train/data.jsonl"), touch(dir, "nested/validation/data.jsonl")];
     let found = find(&[&dir.join("nested")]).unwrap();
     assert_eq!((found.training, found.validation), (vec![nested[0].clone()], vec![nested[1].clone()]));
+}
+
+#[test]
+fn share_gpt_turns_may_stand_under_messages_where_it_is_named() {
+    let row = json!({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]});
+    let columns = Columns::new(None, None, None, None, Some("messages"), None);
+    let named = load_named("a.jsonl", row.to_string(), &DataOptions { columns, ..options() }).unwrap();
+    assert_eq!(named.rows[0].input_ids, read("a.jsonl", chat("a").to_string()).rows[0].input_ids);
+}
+
+#[test]
+fn a_column_without_a_name_is_called_so() {
+    let data = read("a.csv", ",prompt,completion\n0,q,a\n");
+    assert_says(&data.report.to_string(), &["not used: a column without a name of"]);
+    let half = refusal(load_named("a.jsonl", "{\"output\": \"a\"}", &options()));
+    assert_says(&half, &["in an Alpaca row"]);
 }
 
 #[test]

@@ -175,3 +175,32 @@ fn a_chat_row_without_the_bos_that_the_tokenizer_puts_before_text_is_told() {
     let data = load_one(row, Some(&chat_tokenizer(LLAMA3))).unwrap();
     assert!(data.report.files[0].notes.is_empty(), "{}", data.report);
 }
+
+/// Special tokens without names become added tokens as in transformers: with the id of the vocabulary, else the next.
+#[test]
+fn additional_special_tokens_are_tokens_of_their_own() {
+    let plain = open(model_dir(Some(CHATML)).path());
+    let next = plain.vocab_size() as u32;
+    let list = json!(["a", {"content": "<new>", "lstrip": false}, "<bos>"]);
+    let maps = [
+        ("special_tokens_map.json", json!({"additional_special_tokens": list})),
+        ("special_tokens_map.json", json!({"extra_special_tokens": list})),
+        ("tokenizer_config.json", json!({"additional_special_tokens": list})),
+        ("tokenizer_config.json", json!({"extra_special_tokens": list})),
+        ("tokenizer_config.json", json!({"extra_special_tokens": {"one_token": "a", "other_token": "<new>"}})),
+    ];
+    for (name, map) in maps {
+        let dir = model_dir(Some(CHATML));
+        let mut object = if name == "tokenizer_config.json" { tokenizer_config(Some(CHATML)) } else { json!({}) };
+        object.as_object_mut().unwrap().extend(map.as_object().unwrap().clone());
+        write_json(dir.path(), name, &object);
+        let tokenizer = open(dir.path());
+        assert_eq!(tokenizer.encode("b<new>a").unwrap(), [98, next, 97], "{name} {map}");
+        let added: Vec<u32> = tokenizer.added_tokens().iter().map(|token| token.id).collect();
+        assert!(added.contains(&97) && added.contains(&next), "{name} {map}: {added:?}");
+        assert_eq!(tokenizer.bos_token_id(), plain.bos_token_id());
+    }
+    let dir = model_dir(Some(CHATML));
+    write_json(dir.path(), "special_tokens_map.json", &json!({"additional_special_tokens": [7]}));
+    assert_says(&refusal(ChatTokenizer::open(dir.path(), None)), &["additional_special_tokens", "list of tokens"]);
+}

@@ -145,11 +145,27 @@ fn builtin_templates_have_names() {
         assert_eq!(Builtin::from_name(builtin.name()), Some(builtin));
         assert!(Builtin::offered().contains(builtin.name()));
     }
-    for (name, builtin) in [("llama-3.1", Builtin::Llama3), ("qwen25", Builtin::Chatml), ("phi_35", Builtin::Phi3)] {
+    for (name, builtin) in [("llama-3", Builtin::Llama3), ("qwen3-nothink", Builtin::Chatml), ("phi_35", Builtin::Phi3)]
+    {
         assert_eq!(Builtin::from_name(name), Some(builtin));
+    }
+    // Others write other texts under these names.
+    for name in ["llama-3.1", "qwen25", "smollm2", "mistral_v1", "mistral_v2v3"] {
+        assert_eq!(Builtin::from_name(name), None, "{name}");
     }
     assert_eq!(Builtin::from_name("alpaca"), Some(Builtin::Alpaca));
     assert_eq!(Builtin::from_name("none of these"), None);
+}
+
+#[test]
+fn a_template_to_fall_back_on_is_for_models_without_one() {
+    let fallback = Some("tokenizer_default_fallback_alpaca");
+    let own = ChatTokenizer::open(model_dir(Some(CHATML)).path(), fallback).unwrap();
+    assert_eq!((own.template().unwrap().source(), own.template_is_chosen()), (CHATML, false));
+    let none = ChatTokenizer::open(model_dir(None).path(), fallback).unwrap();
+    assert_eq!((none.builtin_template(), none.template_is_chosen()), (Some(Builtin::Alpaca), true));
+    let wrong = ChatTokenizer::open(model_dir(None).path(), Some("tokenizer_default_fallback_none"));
+    assert_says(&refusal(wrong), &["\"none\"", "leave it out for the model's own"]);
 }
 
 #[test]

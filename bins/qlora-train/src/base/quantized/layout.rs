@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::base::locate::{INDEX, SINGLE};
 use crate::error::{Context, Result};
+use crate::files::failpoint;
 use crate::files::safetensors::write_header;
 
 /// A tensor as it will be stored.
@@ -108,7 +109,11 @@ impl Writer<'_> {
     /// The whole data of one tensor.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let (shard, offset) = self.places[name];
-        self.files[shard].write_all_at(bytes, offset).context(|| self.what(shard))
+        let write = || {
+            failpoint::point("write", &self.layout.shards[shard].file_name)?;
+            self.files[shard].write_all_at(bytes, offset)
+        };
+        write().context(|| self.what(shard))
     }
 
     /// Writes the headers, and the index where there are several files; all are on the disk then.

@@ -16,51 +16,20 @@ pub enum Builtin {
     DeepseekR1Training,
 }
 
-/// The names in use, the first of each being our own: those of Axolotl, LLaMA-Factory and Unsloth too. Hyphens and
-/// dots are underscores.
+/// The names in use, the first of each being our own: those of Axolotl, LLaMA-Factory and Unsloth too, where the text
+/// is the same. Hyphens and dots are underscores.
 const NAMES: [(Builtin, &[&str]); 11] = [
-    (
-        Builtin::Chatml,
-        &[
-            "chatml",
-            "chat_ml",
-            "qwen",
-            "qwen2",
-            "qwen2_5",
-            "qwen_25",
-            "qwen_2_5",
-            "qwen25",
-            "qwen3_nothink",
-            "yi",
-            "smollm",
-            "smollm2",
-        ],
-    ),
+    (Builtin::Chatml, &["chatml", "chat_ml", "qwen3_nothink", "yi", "smollm"]),
     (Builtin::Alpaca, &["alpaca"]),
     (Builtin::Llama2, &["llama2", "llama_2"]),
-    (
-        Builtin::Llama3,
-        &[
-            "llama3",
-            "llama_3",
-            "llama3_1",
-            "llama3_2",
-            "llama3_3",
-            "llama_31",
-            "llama_3_1",
-            "llama_3_2",
-            "llama_3_3",
-            "llama31",
-            "llama32",
-        ],
-    ),
-    (Builtin::Mistral, &["mistral", "mistral_v1", "mistral_v2v3"]),
+    (Builtin::Llama3, &["llama3", "llama_3"]),
+    (Builtin::Mistral, &["mistral"]),
     (Builtin::Zephyr, &["zephyr"]),
     (Builtin::Vicuna, &["vicuna"]),
     (Builtin::Gemma, &["gemma", "gemma2", "gemma_2", "gemma3", "gemma_3"]),
     (Builtin::Qwen3Training, &["qwen3_training"]),
     (Builtin::DeepseekR1Training, &["deepseek_r1_training"]),
-    (Builtin::Phi3, &["phi", "phi3", "phi_3", "phi_35", "phi3_5", "phi_3_5"]),
+    (Builtin::Phi3, &["phi3", "phi", "phi_3", "phi_35", "phi3_5", "phi_3_5"]),
 ];
 
 /// The vocabulary that the source of a built-in template depends on.

@@ -1,0 +1,59 @@
+//! Directories that hold an adapter of PEFT, and what stands in their place.
+
+use crate::error::Result;
+use crate::files::json::read_bounded;
+use crate::refuse;
+use serde_json::Value;
+use std::path::Path;
+
+pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Far above what a configuration takes.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Refuses a path that holds no adapter, with what it is instead.
+pub fn check_adapter(dir: &Path) -> Result<()> {
+    let shown = dir.display();
+    if !dir.is_dir() {
+        refuse!("{shown}: found no such directory, expected that of an adapter");
+    }
+    if dir.join(ADAPTER_CONFIG).symlink_metadata().is_ok() {
+        if ["fine_tune_type", "lora_parameters"].iter().any(|key| holds_key(&dir.join(ADAPTER_CONFIG), key)) {
+            refuse!("{shown}: is an adapter of mlx-lm, expected one of PEFT: convert it first ({MLX})");
+        }
+        return Ok(());
+    }
+    if dir.join("config.json").is_file() {
+        refuse!("{shown}: is a model, not an adapter: give it with --model");
+    }
+    refuse!("{}: found no such file, expected that of a PEFT adapter", dir.join(ADAPTER_CONFIG).display())
+}
+
+/// How mlx-lm's tensors differ from PEFT's.
+pub(super) const MLX: &str = "its tensors are named `….lora_a` and `….lora_b` and lie transposed: PEFT's are `base_model.model.….lora_A.weight`, \
+     `[r, k_in]`, and `….lora_B.weight`, `[n_out, r]`";
+
+/// Whether a JSON file is an object with this key.
+fn holds_key(file: &Path, key: &str) -> bool {
+    let json = read_bounded(file, MAX_CONFIG_BYTES).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    json.is_some_and(|json| json.get(key).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_adapter_is_told_by_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |path: &Path| check_adapter(path).unwrap_err().to_string();
+        assert!(told(&dir.path().join("nope")).contains("nope: found no such directory"));
+        assert!(told(dir.path()).contains("adapter_config.json: found no such file"));
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        assert!(told(dir.path()).contains("is a model, not an adapter"));
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), r#"{"fine_tune_type": "lora", "num_layers": 4}"#).unwrap();
+        assert!(told(dir.path()).contains("adapter of mlx-lm"));
+        std::fs::write(dir.path().join(ADAPTER_CONFIG), "{}").unwrap();
+        check_adapter(dir.path()).unwrap();
+    }
+}

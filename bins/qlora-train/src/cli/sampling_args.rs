@@ -1,0 +1,86 @@
+//! Arguments of how text is drawn and where it ends, of `generate` and `chat`.
+
+use std::collections::VecDeque;
+
+use clap::Args;
+
+use crate::data::ChatTokenizer;
+use crate::error::Result;
+use crate::model::generate::Sampling;
+
+#[derive(Args)]
+pub(super) struct SamplingArgs {
+    /// 0 takes the most likely token; above, tokens are drawn: at 1 as often as the model says
+    #[arg(long, alias = "temp", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Draw only from so many of the most likely tokens; 0: from all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Draw only from the most likely tokens whose probabilities reach this sum
+    #[arg(long, default_value_t = 1.0, value_parser = top_p)]
+    top_p: f32,
+    /// Above 1, tokens that are in the prompt or the answer already become less likely; 1: no token does
+    #[arg(long, alias = "repeat-penalty", default_value_t = 1.0, value_parser = repetition_penalty)]
+    repetition_penalty: f32,
+    /// Text before which an answer ends, beside the tokens that end one; repeated for several. Answers then appear
+    /// whole, not as they grow
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
+    /// Seed of the draws: the same seed gives the same text
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    pub fn sampling(&self) -> Sampling {
+        let Self { temperature, top_k, top_p, repetition_penalty, seed, .. } = *self;
+        Sampling { temperature, top_k, top_p, repetition_penalty, seed }
+    }
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let value = text.parse().map_err(|_| "expected a number")?;
+    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err("expected 0 to 100".to_owned()) }
+}
+
+fn top_p(text: &str) -> Result<f32, String> {
+    let value = text.parse().map_err(|_| "expected a number")?;
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err("expected a number above 0, at most 1".to_owned()) }
+}
+
+fn repetition_penalty(text: &str) -> Result<f32, String> {
+    let value = text.parse().map_err(|_| "expected a number")?;
+    if (0.01..=100.0).contains(&value) { Ok(value) } else { Err("expected 0.01 to 100".to_owned()) }
+}
+
+/// Answers that end before a text. Tokens are looked at as they come; the text is cut when all are there.
+pub(super) struct StopTexts<'a> {
+    texts: &'a [String],
+    tokenizer: &'a ChatTokenizer,
+    /// Tokens of each answer that a text may still begin in
+    recent: Vec<VecDeque<u32>>,
+}
+
+impl<'a> StopTexts<'a> {
+    pub fn new(texts: &'a [String], tokenizer: &'a ChatTokenizer, answers: usize) -> Self {
+        Self { texts, tokenizer, recent: vec![VecDeque::new(); answers] }
+    }
+
+    /// Whether an answer goes on after a token. A token that adds no text, or part of a character, counts too: a few
+    /// tokens more are kept than the longest text has bytes.
+    pub fn go_on(&mut self, answer: usize, id: u32) -> Result<bool> {
+        let Some(longest) = self.texts.iter().map(String::len).max() else { return Ok(true) };
+        let recent = &mut self.recent[answer];
+        recent.push_back(id);
+        if recent.len() > longest + 16 {
+            recent.pop_front();
+        }
+        let text = self.tokenizer.decode(recent.make_contiguous(), true)?;
+        Ok(!self.texts.iter().any(|stop| text.contains(stop.as_str())))
+    }
+
+    pub fn cut<'b>(&self, text: &'b str) -> &'b str {
+        let end = self.texts.iter().filter_map(|stop| text.find(stop.as_str())).min();
+        &text[..end.unwrap_or(text.len())]
+    }
+}
