@@ -1,9 +1,10 @@
 //! Angles of the rotary position embedding (Su et al. 2021), and how they are scaled beyond the trained context.
 
 use crate::real::Real;
+use std::sync::Arc;
 
 /// How the frequencies are stretched beyond the trained context.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     Default,
     /// Every frequency divided by `factor`.
@@ -29,13 +30,23 @@ pub enum RopeScaling {
         /// Whether the ends of the blend are rounded outwards to whole indices.
         truncate: bool,
     },
+    /// LongRoPE (Ding et al. 2024): every frequency divided by a factor of its own, those of `long_factor` where a
+    /// table reaches beyond the trained context; queries and keys grow by `attention_factor`.
+    LongRope {
+        /// `[R/2]`
+        short_factor: Arc<[f32]>,
+        /// `[R/2]`
+        long_factor: Arc<[f32]>,
+        original_max_position_embeddings: usize,
+        attention_factor: f64,
+    },
 }
 
 impl RopeScaling {
     /// What cos and sin are multiplied by.
-    fn attention_factor(self) -> f64 {
+    fn attention_factor(&self) -> f64 {
         match self {
-            Self::Yarn { attention_factor, .. } => attention_factor,
+            Self::Yarn { attention_factor, .. } | Self::LongRope { attention_factor, .. } => *attention_factor,
             Self::Default | Self::Linear { .. } | Self::Llama3 { .. } => 1.0,
         }
     }
@@ -44,25 +55,26 @@ impl RopeScaling {
 /// cos and sin of every (position, frequency), from f64.
 #[derive(Clone, Debug)]
 pub struct RopeTable<T> {
-    /// D / 2
+    /// R / 2, of the R elements of a head that are rotated
     pub half: usize,
-    /// `[positions, D/2]`
+    /// `[positions, R/2]`
     pub cos: Vec<T>,
-    /// `[positions, D/2]`
+    /// `[positions, R/2]`
     pub sin: Vec<T>,
 }
 
 impl<T: Real> RopeTable<T> {
-    /// `head_dim` is even; `theta` is the base of the frequencies θ^(−2i/D).
-    pub fn new(head_dim: usize, theta: f64, scaling: RopeScaling, positions: usize) -> Self {
-        Self::scaled(head_dim, theta, scaling, positions, 1.0)
+    /// `rotary_dim`, the elements of a head that are rotated, is even; `theta` is the base of the frequencies
+    /// θ^(−2i/R).
+    pub fn new(rotary_dim: usize, theta: f64, scaling: RopeScaling, positions: usize) -> Self {
+        Self::scaled(rotary_dim, theta, scaling, positions, 1.0)
     }
 
     /// Like [`new`](Self::new), with queries and keys multiplied by `scale` as they turn: the scores of attention are
     /// multiplied by `scale²`.
-    pub fn scaled(head_dim: usize, theta: f64, scaling: RopeScaling, positions: usize, scale: f64) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f64> = (0..half).map(|i| frequency(i, head_dim, theta, scaling)).collect();
+    pub fn scaled(rotary_dim: usize, theta: f64, scaling: RopeScaling, positions: usize, scale: f64) -> Self {
+        let half = rotary_dim / 2;
+        let frequencies: Vec<f64> = (0..half).map(|i| frequency(i, rotary_dim, theta, &scaling, positions)).collect();
         let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         let factor = scaling.attention_factor() * scale;
         Self {
@@ -78,9 +90,9 @@ impl<T: Real> RopeTable<T> {
 }
 
 /// Radians by which pair `i` of the D / 2 pairs of a head turns with each position.
-pub fn frequency(i: usize, head_dim: usize, theta: f64, scaling: RopeScaling) -> f64 {
-    let frequency = theta.powf(-(2.0 * i as f64) / head_dim as f64);
-    match scaling {
+pub fn frequency(i: usize, rotary_dim: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> f64 {
+    let frequency = theta.powf(-(2.0 * i as f64) / rotary_dim as f64);
+    match *scaling {
         RopeScaling::Default => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
@@ -96,7 +108,7 @@ pub fn frequency(i: usize, head_dim: usize, theta: f64, scaling: RopeScaling) ->
             }
         }
         RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } => {
-            let dim = head_dim as f64;
+            let dim = rotary_dim as f64;
             // The index of the frequency that turns this often within the trained context.
             let index = |turns: f64| {
                 let wavelengths = original_max_position_embeddings as f64 / (turns * std::f64::consts::TAU);
@@ -108,6 +120,10 @@ pub fn frequency(i: usize, head_dim: usize, theta: f64, scaling: RopeScaling) ->
             let width = if first == last { 0.001 } else { last - first };
             let divided = ((i as f64 - first) / width).clamp(0.0, 1.0);
             frequency / factor * divided + frequency * (1.0 - divided)
+        }
+        RopeScaling::LongRope { ref short_factor, ref long_factor, original_max_position_embeddings, .. } => {
+            let beyond = positions > original_max_position_embeddings;
+            frequency / f64::from(if beyond { long_factor[i] } else { short_factor[i] })
         }
     }
 }

@@ -87,7 +87,7 @@ fn yarn_rope_frequencies_are_those_of_transformers() {
         truncate: false,
     };
     assert_frequencies(
-        &frequencies(500_000.0, exact),
+        &frequencies(500_000.0, exact.clone()),
         &[
             (17, 0.030634520575404167),
             (20, 0.016031838953495026),

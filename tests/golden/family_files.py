@@ -33,6 +33,8 @@ SIZES = dict(
 )
 QWEN2 = (transformers.Qwen2Config, transformers.Qwen2ForCausalLM)
 QWEN3 = (transformers.Qwen3Config, transformers.Qwen3ForCausalLM)
+PHI3 = (transformers.Phi3Config, transformers.Phi3ForCausalLM)
+OF_PHI3 = dict(pad_token_id=0)
 MISTRAL = (transformers.MistralConfig, transformers.MistralForCausalLM)
 FULL = dict(use_sliding_window=False)
 # A family: its classes, sizes beside those above, and what has a bias.
@@ -66,6 +68,41 @@ FAMILIES = {
         dict(head_dim=12, pad_token_id=0),
         {"q_proj", "k_proj", "v_proj"},
     ),
+    # A part of each head is rotated.
+    "phi3": (*PHI3, dict(partial_rotary_factor=0.75, head_dim=8, **OF_PHI3), set()),
+    # Long factors, as all documents are longer than the trained context; and a window.
+    "phi3-long": (
+        *PHI3,
+        dict(
+            sliding_window=9,
+            original_max_position_embeddings=8,
+            rope_parameters=dict(
+                rope_type="longrope",
+                rope_theta=10_000.0,
+                short_factor=[1.0, 1.1, 1.3, 1.5],
+                long_factor=[1.2, 2.0, 3.5, 7.0],
+                original_max_position_embeddings=8,
+            ),
+            **OF_PHI3,
+        ),
+        set(),
+    ),
+    # A window on the first layer with its own rotation; scores that are not scaled by the width of a head.
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3ForCausalLM,
+        dict(
+            head_dim=12,
+            query_pre_attn_scalar=24,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=dict(
+                full_attention=dict(rope_type="linear", rope_theta=10_000.0, factor=2.0),
+                sliding_attention=dict(rope_type="default", rope_theta=500.0),
+            ),
+        ),
+        set(),
+    ),
     "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, dict(pad_token_id=0), set()),
     # A window on the first layer; the second sees all, and its rotation is scaled.
     "olmo3": (
@@ -92,10 +129,12 @@ FAMILIES = {
     ),
 }
 TOKENS, PROMPT = 23, 7
-APART = {"mistral", "qwen3-window", "olmo3"}
+APART = {"mistral", "qwen3-window", "olmo3", "phi3-long", "gemma3"}
 DOCUMENTS = {
     **dict.fromkeys(sorted(APART), [17, 3, 9]),
-    **dict.fromkeys(["smollm3", "granite", "seed_oss", "olmo2"], [14, 9]),
+    # Each beyond the trained context: transformers chooses the factors anew for each.
+    "phi3-long": [17, 11, 9],
+    **dict.fromkeys(["smollm3", "granite", "seed_oss", "olmo2", "phi3"], [14, 9]),
 }
 RANK, ALPHA = 3, 6
 
@@ -103,9 +142,11 @@ RANK, ALPHA = 3, 6
 def random_model(family):
     config, model_class, sizes, biased = FAMILIES[family]
     model = model_class(config(**{**SIZES, **sizes}))
+    # Gemma's weights are less by 1.
+    norm = 0.0 if family == "gemma3" else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale, center = (0.1, 1.0) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)
+            scale, center = (0.1, norm) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)
             # Of the stored type, and computed with in f32.
             parameter.copy_((torch.randn(parameter.shape) * scale + center).to(torch.bfloat16))
     biases = {name.split(".")[-2] for name, _ in model.named_parameters() if name.endswith("bias")}

@@ -20,9 +20,9 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
 fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
     let qk_norm = if seed.is_multiple_of(2) { QkNorm::Head } else { QkNorm::None };
     // Full attention, a window on every layer or on every other one.
-    let full = tiny_arch().layers[0];
-    let local = LayerArch { window: Some(1 + seed as usize / 3 % 5), ..full };
-    let layers = vec![vec![full], vec![local], vec![local, full]][seed as usize % 3].clone();
+    let full = tiny_arch().layers[0].clone();
+    let local = LayerArch { window: Some(1 + seed as usize / 3 % 5), ..full.clone() };
+    let layers = [vec![full.clone()], vec![local.clone()], vec![local, full]][seed as usize % 3].clone();
     let num_heads = kv_heads * per_kv;
     let config = Arch { num_kv_heads: kv_heads, num_heads, vocab_size: VOCAB, qk_norm, layers, ..tiny_arch() };
     let spec = ModelSpec {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{
-    Activation, Arch, GEMMA3_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES,
+    Activation, Arch, GEMMA3_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES,
 };
 use qlora_train::arch::{Projection, QkNorm, Rope, TensorNames};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
@@ -24,7 +24,7 @@ use trainer_lab::model::{Documents, Memory, Oracle, to_f64};
 
 fn spec(config: Arch, tokens: usize) -> ModelSpec {
     ModelSpec {
-        lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
+        lora: LoraSpec::uniform(&config, &config.names.all().collect::<Vec<_>>(), 3, 2.1, 0.0),
         arch: config,
         quantization: Quantization::Nf4 { block_size: 64, double_quant: true },
         trainable: true,
@@ -88,6 +88,7 @@ fn windows(seed: u64) -> Vec<Option<usize>> {
 /// Rotary positions of one kind, of two, or not in every layer; multipliers in half of the models, that of attention
 /// only where every layer is rotated.
 fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers) {
+    let rope_is_whole = rope.partial == 1.0;
     let layer = |rope| LayerArch { window: None, rope };
     let layers = match seed % 5 {
         0 => vec![layer(Some(rope)), layer(None)],
@@ -98,14 +99,14 @@ fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers
     if (seed / 5).is_multiple_of(2) {
         return (layers, Multipliers::NONE);
     }
-    let attention = (seed % 5 > 1).then_some(0.3);
+    let attention = (seed % 5 > 1 && rope_is_whole).then_some(0.3);
     (layers, Multipliers { embedding: 3.5, attention, residual: 0.22, logits_scaling: 0.6, ..Multipliers::NONE })
 }
 
-/// Norms on the inputs of both branches, on their outputs, or on both; a third of each.
+/// Norms on the inputs of both branches, on their outputs, or on both; or on the inputs of fused projections.
 fn norms(seed: u64) -> (&'static TensorNames, NormWeight) {
-    let names = [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES][seed as usize % 3];
-    (names, if (seed / 3).is_multiple_of(2) { NormWeight::Plain } else { NormWeight::OnePlus })
+    let names = [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES, &PHI3_NAMES][seed as usize % 4];
+    (names, if (seed / 4).is_multiple_of(2) { NormWeight::Plain } else { NormWeight::OnePlus })
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -137,14 +138,17 @@ fn cases() -> impl Strategy<Value = Case> {
         let ([nf4, attention_bias, mlp_bias, tied, recompute], dropout, r, seed) = switches;
         let attention = Projection::ATTENTION.into_iter().filter(|_| attention_bias);
         let biases = attention.chain(Projection::MLP.into_iter().filter(|_| mlp_bias)).collect();
-        let rope = Rope::new(100.0, rope);
+        let rope = Rope {
+            partial: if (seed / 17).is_multiple_of(3) && head_dim > 4 { 0.4 } else { 1.0 },
+            ..Rope::new(100.0, rope)
+        };
         let (rotated, mut multipliers) = layers_and_multipliers(seed / 5, rope);
         let (names, norm_weight) = norms(seed / 11);
         if names == &OLMO2_NAMES {
             multipliers.residual = 1.0;
         }
         let windows = windows(seed);
-        let layer = |i: usize| LayerArch { window: windows[i % windows.len()], ..rotated[i % rotated.len()] };
+        let layer = |i: usize| LayerArch { window: windows[i % windows.len()], ..rotated[i % rotated.len()].clone() };
         let layers = (0..2).map(layer).collect();
         let config = Arch {
             num_layers,
@@ -165,6 +169,11 @@ fn cases() -> impl Strategy<Value = Case> {
             ..tiny_arch()
         };
         let tokens = lengths.iter().sum::<usize>();
+        // Of fused projections, those that hold a target.
+        let has = |target: &Projection, of: Projection| {
+            *target == of || !names.all().any(|p| p == *target) && target.input() == of.input()
+        };
+        let targets: Vec<Projection> = names.all().filter(|of| targets.iter().any(|target| has(target, *of))).collect();
         let mut spec = spec(config, tokens + seed as usize % 3);
         spec.lora = LoraSpec::uniform(&spec.arch, &targets, r, 0.7 * r as f64, f64::from(dropout));
         // Ranks and scales may differ from layer to layer, and a layer may have no term at all.

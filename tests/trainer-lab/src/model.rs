@@ -5,7 +5,7 @@ use qlora_kernels::reference::{self, LoraTerm};
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
-use qlora_train::arch::{NormWeight, Projection};
+use qlora_train::arch::{Input, NormWeight, Projection};
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;
 use qlora_train::error::Result;
@@ -109,7 +109,10 @@ impl Oracle {
                 None => x.to_vec(),
             };
             let normed = around(&stream, c.names.attention_norms.input);
-            let parts = [Projection::Q, Projection::K, Projection::V].map(|module| linear(&normed, module, 0));
+            let of = |input: Input, normed: &[f64]| -> Vec<Vec<f64>> {
+                c.names.of_input(input).map(|module| linear(normed, module, input as usize)).collect()
+            };
+            let parts = of(Input::Attention, &normed);
             let mut qkv: Vec<f64> = (0..m)
                 .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
                 .collect();
@@ -117,8 +120,9 @@ impl Oracle {
                 let [q, k] = norms.map(|(name, _)| weight_of(&c.layer_tensor(layer, name)));
                 reference::head_norm(&qkv.clone(), [&q, &k], eps, shape, &mut qkv);
             }
-            if let Some(rope) = c.layer(layer).rope {
-                let table = RopeTable::<f64>::new(c.head_dim, rope.theta, rope.scaling, self.spec.positions);
+            if let Some(rope) = &c.layer(layer).rope {
+                let rotated = rope.rotary_dim(c.head_dim);
+                let table = RopeTable::<f64>::new(rotated, rope.theta, rope.scaling.clone(), self.spec.positions);
                 let heads = shape.heads + shape.kv_heads;
                 reference::rope(&mut qkv, shape.qkv(), heads, c.head_dim, batch.positions, &table);
             }
@@ -133,10 +137,10 @@ impl Oracle {
             let given = around(&linear(&attention, Projection::O, 1), c.names.attention_norms.output);
             add(&mut stream, by.residual.into(), &given);
             let normed = around(&stream, c.names.mlp_norms.input);
-            let parts = [Projection::Gate, Projection::Up].map(|module| linear(&normed, module, 2));
-            let i = c.intermediate_size;
-            let gate_up: Vec<f64> =
-                (0..m).flat_map(|t| parts.iter().flat_map(move |p| p[t * i..(t + 1) * i].to_vec())).collect();
+            let (parts, i) = (of(Input::Mlp, &normed), c.intermediate_size);
+            let gate_up: Vec<f64> = (0..m)
+                .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
+                .collect();
             let mut activated = vec![0.0; m * i];
             reference::swiglu(&gate_up, &mut activated, i, c.activation);
             let given = around(&linear(&activated, Projection::Down, 3), c.names.mlp_norms.output);

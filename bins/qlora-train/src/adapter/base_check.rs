@@ -3,7 +3,7 @@
 use super::config::last_part;
 use super::pairs::layer_of;
 use super::{Adapter, metadata};
-use crate::arch::{Arch, Projection};
+use crate::arch::Arch;
 use crate::base::{BaseFingerprint, BaseName};
 use crate::error::Result;
 use crate::refuse;
@@ -19,7 +19,7 @@ impl Adapter {
                 Some(layer) => {
                     (format!("layers below {}", arch.num_layers), format!("{} of layer {layer}", last_part(module)))
                 }
-                None => (Projection::ALL.map(|p| arch.names.short(p)).join(", "), module.clone()),
+                None => (arch.names.short_names(), module.clone()),
             };
             refuse!(
                 "adapter: found {name}, expected {expected}: it was made for {own_base}, not for {}",

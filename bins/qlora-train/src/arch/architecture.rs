@@ -18,6 +18,8 @@ pub struct Family {
     pub models: &'static str,
     pub(crate) read: fn(&Keys) -> Result<Arch>,
     pub(crate) layer_keys: LayerKeys,
+    /// Whether it reads `partial_rotary_factor`.
+    pub(crate) rotates_a_part: bool,
     /// Adds to config.json what [`config::write`] leaves to the family.
     pub(crate) write: fn(&Arch, &mut Map<String, Value>),
 }
@@ -102,7 +104,7 @@ pub enum QkNorm {
 }
 
 /// What may differ from layer to layer.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerArch {
     /// Keys that a query sees, its own included; `None`: all before it.
     pub window: Option<usize>,
@@ -135,16 +137,16 @@ impl Arch {
     /// The rotary positions of the first layer that has them. [`check_computed`](Self::check_computed) saw to it that
     /// one has.
     pub fn rope(&self) -> Rope {
-        let first = self.layers.iter().find_map(|layer| layer.rope);
+        let first = self.layers.iter().find_map(|layer| layer.rope.clone());
         first.expect("an architecture without rotary positions is refused when it is read")
     }
 
     /// Every kind of rotary positions that a layer has, each once, in the order of the layers.
     pub fn ropes(&self) -> Vec<Rope> {
         let mut ropes = Vec::new();
-        for rope in self.layers.iter().filter_map(|layer| layer.rope) {
-            if !ropes.contains(&rope) {
-                ropes.push(rope);
+        for rope in self.layers.iter().filter_map(|layer| layer.rope.as_ref()) {
+            if !ropes.contains(rope) {
+                ropes.push(rope.clone());
             }
         }
         ropes
@@ -158,6 +160,10 @@ impl Arch {
             (
                 self.multipliers.attention.is_some() && self.layers.iter().any(not_rotated),
                 "a multiplier of attention in layers without rotary positions",
+            ),
+            (
+                self.multipliers.attention.is_some() && self.ropes().iter().any(|rope| rope.partial != 1.0),
+                "a multiplier of attention in heads that are rotated in part",
             ),
             (
                 self.multipliers.residual != 1.0 && self.names.norms().any(|norm| norm.input.is_none()),
@@ -189,8 +195,10 @@ impl Projection {
         let n_out = match self {
             Self::Q => arch.q_dim(),
             Self::K | Self::V => arch.kv_dim(),
+            Self::Qkv => arch.q_dim() + 2 * arch.kv_dim(),
             Self::O | Self::Down => arch.hidden_size,
             Self::Gate | Self::Up => arch.intermediate_size,
+            Self::GateUp => 2 * arch.intermediate_size,
         };
         (n_out, self.input().width(arch))
     }
@@ -206,14 +214,16 @@ mod tests {
     fn what_no_operation_computes_is_refused_by_name() {
         let tiny = tiny_arch();
         let rope = tiny.rope();
-        let first = LayerArch { window: None, rope: Some(rope) };
-        let layers = |rope| vec![first, LayerArch { window: None, rope }];
+        let first = LayerArch { window: None, rope: Some(rope.clone()) };
+        let layers = |rope| vec![first.clone(), LayerArch { window: None, rope }];
+        let partial = LayerArch::uniform(Rope { partial: 0.5, ..rope });
         let multipliers = Multipliers { attention: Some(0.5), ..Multipliers::NONE };
         let small = Multipliers { residual: 0.5, ..Multipliers::NONE };
         let not_rotated = LayerArch { window: None, rope: None };
         let cases = [
             (Arch { layers: vec![not_rotated; 2], ..tiny.clone() }, "no layer with rotary"),
             (Arch { layers: layers(None), multipliers, ..tiny.clone() }, "layers without rotary"),
+            (Arch { layers: partial, multipliers, ..tiny.clone() }, "rotated in part"),
             (Arch { names: &OLMO2_NAMES, multipliers: small, ..tiny.clone() }, "not normalized"),
             (Arch { attention_soft_cap: Some(50.0), ..tiny.clone() }, "attention scores"),
             (Arch { logits_soft_cap: Some(30.0), ..tiny.clone() }, "on logits"),
@@ -228,8 +238,8 @@ mod tests {
     #[test]
     fn kinds_of_rotary_positions_are_counted_once() {
         let rope = tiny_arch().rope();
-        let [full, local] = [Some(rope), Some(Rope { theta: 7.0, ..rope })];
-        let layers = [None, local, full, local, None].map(|rope| LayerArch { window: None, rope }).to_vec();
+        let [full, local] = [Some(rope.clone()), Some(Rope { theta: 7.0, ..rope })];
+        let layers = [None, local.clone(), full, local, None].map(|rope| LayerArch { window: None, rope }).to_vec();
         let arch = Arch { layers, ..tiny_arch() };
         assert_eq!((arch.rope().theta, arch.ropes().len()), (7.0, 2));
         arch.check_computed("x").unwrap();
@@ -239,7 +249,7 @@ mod tests {
     fn a_list_of_layers_that_is_shorter_than_the_model_repeats() {
         let local = LayerArch { window: Some(4), rope: None };
         let full = LayerArch { window: None, rope: None };
-        let arch = Arch { layers: vec![local, local, full], ..tiny_arch() };
+        let arch = Arch { layers: vec![local.clone(), local, full], ..tiny_arch() };
         let windows: Vec<_> = (0..7).map(|layer| arch.layer(layer).window).collect();
         assert_eq!(windows, [Some(4), Some(4), None, Some(4), Some(4), None, Some(4)]);
     }

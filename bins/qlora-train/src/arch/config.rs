@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::rope::{FULL, SLIDING};
 use super::{
     Activation, Arch, Family, LayerArch, LayerKeys, Multipliers, Norm, NormWeight, Projection, QkNorm, Rope,
-    TensorNames,
+    RopeScaling, TensorNames,
 };
 use crate::error::Result;
 use crate::files::json::{Keys, shortest};
@@ -98,7 +98,8 @@ fn layers(
     rope_theta: f64,
 ) -> Result<Vec<LayerArch>> {
     let LayerKeys::ByWindow { full_each, full_each_key, local_theta } = family.layer_keys else {
-        return Ok(LayerArch::uniform(Rope::from_keys(keys, max_position_embeddings, rope_theta)?));
+        let rope = Rope::from_keys(keys, max_position_embeddings, rope_theta, family.rotates_a_part)?;
+        return Ok(LayerArch::uniform(rope));
     };
     let [full, local] = Rope::by_window(keys, max_position_embeddings, rope_theta, local_theta)?;
     let full_each = match full_each_key {
@@ -117,8 +118,8 @@ fn layers(
         return Err(keys.wrong("sliding_window", "a number of keys, as some layers have a window"));
     }
     let layer = |sliding| match sliding {
-        true => LayerArch { window, rope: Some(local) },
-        false => LayerArch { window: None, rope: Some(full) },
+        true => LayerArch { window, rope: Some(local.clone()) },
+        false => LayerArch { window: None, rope: Some(full.clone()) },
     };
     Ok(sliding.into_iter().map(layer).collect())
 }
@@ -128,6 +129,26 @@ pub(super) fn check(arch: &Arch, keys: &Keys) -> Result<()> {
     if !arch.num_heads.is_multiple_of(arch.num_kv_heads) {
         let expected = format!("a divisor of num_attention_heads ({})", arch.num_heads);
         return Err(keys.wrong("num_key_value_heads", &expected));
+    }
+    for rope in arch.ropes() {
+        let (rotated, d) = (rope.rotary_dim(arch.head_dim), arch.head_dim);
+        if rope.partial != 1.0 && !(rotated >= 2 && rotated.is_multiple_of(2)) {
+            let expected = format!("a share of {d} elements of a head that is an even number, found {rotated}");
+            return Err(keys.wrong("partial_rotary_factor", &expected));
+        }
+        if let RopeScaling::LongRope { short_factor, long_factor, .. } = &rope.scaling {
+            for (name, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+                if factors.len() != rotated / 2 {
+                    refuse!(
+                        "{}: key `{name}`: found {} numbers, expected {}, one for every two elements of a head that are \
+                         rotated",
+                        keys.source,
+                        factors.len(),
+                        rotated / 2
+                    );
+                }
+            }
+        }
     }
     if !arch.head_dim.is_multiple_of(2) {
         let expected = format!("an even head dimension, found {}: rotary positions turn pairs", arch.head_dim);
@@ -284,10 +305,10 @@ pub(super) fn windows_of_layers(keys: &Keys, arch: &Arch) -> Result<Vec<LayerArc
         Some(kinds) => kinds,
         None => (0..arch.num_layers).map(|layer| window.is_some() && layer >= first).collect(),
     };
-    let layer = |(index, sliding)| LayerArch { window: window.filter(|_| sliding), ..*arch.layer(index) };
+    let layer = |(index, sliding)| LayerArch { window: window.filter(|_| sliding), ..arch.layer(index).clone() };
     let layers: Vec<LayerArch> = sliding.into_iter().enumerate().map(layer).collect();
     let same = layers.windows(2).all(|pair| pair[0] == pair[1]);
-    Ok(if same { vec![layers[0]] } else { layers })
+    Ok(if same { layers[..1].to_vec() } else { layers })
 }
 
 /// The keys that [`windows_of_layers`] reads.

@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
     models: "Granite 3.0 to 3.3, dense",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());

@@ -16,6 +16,7 @@ pub(super) static FAMILY: Family = Family {
     models: "Llama 2, 3, 3.1, 3.2, 3.3 and models of the same shape",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());

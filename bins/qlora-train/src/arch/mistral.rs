@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
     models: "Mistral 7B, Nemo, Small and Large",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         map.insert("sliding_window".into(), arch.layer(0).window.into());
     },
@@ -34,6 +35,6 @@ fn read(keys: &Keys) -> Result<Arch> {
         let expected = format!("only {kind:?}, as the key `sliding_window` has it for every layer of a \"mistral\"");
         return Err(keys.wrong("layer_types", &expected));
     }
-    let layers = arch.layers.iter().map(|layer| LayerArch { window, ..*layer }).collect();
+    let layers = arch.layers.iter().map(|layer| LayerArch { window, ..layer.clone() }).collect();
     Ok(Arch { layers, ..arch })
 }

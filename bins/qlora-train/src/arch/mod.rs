@@ -3,6 +3,7 @@
 
 mod architecture;
 mod config;
+mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
@@ -11,6 +12,7 @@ mod names;
 mod olmo2;
 mod olmo3;
 mod other_keys;
+mod phi3;
 mod projection;
 mod qwen2;
 mod qwen3;
@@ -24,7 +26,7 @@ mod untrained;
 
 pub use architecture::{Arch, Family, LayerArch, LayerKeys, Norm, NormWeight, QkNorm};
 pub use multipliers::Multipliers;
-pub use names::{BranchNorms, GEMMA3_NAMES, LLAMA_NAMES, OLMO2_NAMES, TensorNames};
+pub use names::{BranchNorms, GEMMA3_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames};
 pub use projection::{Input, Projection};
 pub use qlora_kernels::shape::GateActivation as Activation;
 pub use registry::FAMILIES;

@@ -1,6 +1,6 @@
 //! Names of a family's tensors.
 
-use super::Projection;
+use super::{Input, Projection};
 
 /// Names of tensors in a checkpoint. Those of a layer are below `<layers>.<index>.`.
 #[derive(Debug, PartialEq, Eq)]
@@ -12,8 +12,9 @@ pub struct TensorNames {
     /// The weights of [`QkNorm`](super::QkNorm), where a family has one.
     pub q_norm: &'static str,
     pub k_norm: &'static str,
-    /// The module of each projection, below its layer.
-    pub projections: [(Projection, &'static str); 7],
+    /// The module of each projection that the family has, below its layer, in the order of [`Projection`]: the
+    /// projections of an input lie so in one operand.
+    pub projections: &'static [(Projection, &'static str)],
     pub final_norm: &'static str,
     pub head: &'static str,
 }
@@ -33,7 +34,7 @@ pub static LLAMA_NAMES: TensorNames = TensorNames {
     mlp_norms: BranchNorms { input: Some("post_attention_layernorm.weight"), output: None },
     q_norm: "self_attn.q_norm.weight",
     k_norm: "self_attn.k_norm.weight",
-    projections: [
+    projections: &[
         (Projection::Q, "self_attn.q_proj"),
         (Projection::K, "self_attn.k_proj"),
         (Projection::V, "self_attn.v_proj"),
@@ -66,7 +67,28 @@ pub static GEMMA3_NAMES: TensorNames = TensorNames {
     ..LLAMA_NAMES
 };
 
+/// The names of Phi-3, which has q, k and v in one tensor, and gate and up.
+pub static PHI3_NAMES: TensorNames = TensorNames {
+    projections: &[
+        (Projection::Qkv, "self_attn.qkv_proj"),
+        (Projection::O, "self_attn.o_proj"),
+        (Projection::GateUp, "mlp.gate_up_proj"),
+        (Projection::Down, "mlp.down_proj"),
+    ],
+    ..LLAMA_NAMES
+};
+
 impl TensorNames {
+    /// The projections that the family has.
+    pub fn all(&self) -> impl Iterator<Item = Projection> {
+        self.projections.iter().map(|(projection, _)| *projection)
+    }
+
+    /// The projections of one input.
+    pub fn of_input(&self, input: Input) -> impl Iterator<Item = Projection> {
+        self.all().filter(move |projection| projection.input() == input)
+    }
+
     /// The norms of both branches.
     pub fn norms(&self) -> impl Iterator<Item = BranchNorms<&'static str>> {
         [self.attention_norms, self.mlp_norms].into_iter()
@@ -75,12 +97,37 @@ impl TensorNames {
     /// The path below a layer: "self_attn.q_proj" …
     pub fn path(&self, projection: Projection) -> &'static str {
         let entry = self.projections.iter().find(|(named, _)| *named == projection);
-        entry.expect("a family names every projection").1
+        entry.expect("a projection that the family has").1
+    }
+
+    /// The last parts of all paths, for messages: "q_proj, k_proj, …"
+    pub fn short_names(&self) -> String {
+        self.all().map(|projection| self.short(projection)).collect::<Vec<_>>().join(", ")
     }
 
     /// The last part of the path, which PEFT's `target_modules` uses: "q_proj" …
     pub fn short(&self, projection: Projection) -> &'static str {
         let path = self.path(projection);
         path.rsplit_once('.').map_or(path, |(_, name)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::FAMILIES;
+
+    #[test]
+    fn every_family_has_a_projection_of_every_input_and_norms_where_the_model_reads_them() {
+        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES, &PHI3_NAMES] {
+            let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| names.of_input(*input)).collect();
+            assert_eq!(listed, names.all().collect::<Vec<_>>());
+            assert!(listed.is_sorted() && Input::ALL.iter().all(|input| names.of_input(*input).count() > 0));
+            // Of a branch and the one that follows, one at least normalizes what lies between them.
+            let [attention, mlp] = [names.attention_norms, names.mlp_norms];
+            assert!(attention.output.is_some() || mlp.input.is_some());
+            assert!(mlp.output.is_some() || attention.input.is_some());
+        }
+        assert!(FAMILIES.len() > 1);
     }
 }

@@ -17,6 +17,7 @@ pub(super) static FAMILY: Family = Family {
         read(keys, &FAMILY, DEFAULT_THETA)
     },
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
     },

@@ -13,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     models: "Qwen2 and Qwen2.5",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: config::write_windows,
 };
 

@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
     models: "Qwen3",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         config::write_windows(arch, map);

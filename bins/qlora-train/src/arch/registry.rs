@@ -8,12 +8,12 @@ use super::untrained::{Untrained, untrained};
 use super::{
     Arch, Family, LayerKeys, Rope, config, granite, llama, mistral, olmo2, olmo3, other_keys, qwen2, qwen3, rope,
 };
-use super::{seed_oss, smollm3};
+use super::{gemma3, phi3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 9] = [
+pub static FAMILIES: [&Family; 11] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -23,6 +23,8 @@ pub static FAMILIES: [&Family; 9] = [
     &seed_oss::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,
+    &phi3::FAMILY,
+    &gemma3::FAMILY,
 ];
 
 impl Family {
@@ -96,7 +98,7 @@ impl Arch {
     fn ropes_by_window(&self) -> [Rope; 2] {
         let of = |windowed: bool| {
             let mut layers = self.layers.iter().filter(|layer| layer.window.is_some() == windowed);
-            layers.find_map(|layer| layer.rope).unwrap_or(self.rope())
+            layers.find_map(|layer| layer.rope.clone()).unwrap_or_else(|| self.rope())
         };
         [of(false), of(true)]
     }

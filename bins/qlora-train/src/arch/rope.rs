@@ -5,7 +5,7 @@ pub use qlora_kernels::rope::RopeScaling;
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;
-use crate::files::json::Keys;
+use crate::files::json::{Keys, shortest};
 use crate::refuse;
 
 /// Every key that some rope type of transformers reads. A key outside this list is an error; one that is in it but is
@@ -37,19 +37,32 @@ pub(super) const FULL: &str = "full_attention";
 pub(super) const SLIDING: &str = "sliding_attention";
 
 /// Base wavelength and how the frequencies are stretched for long contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
     pub scaling: RopeScaling,
+    /// The share of a head that is rotated, its first elements.
+    pub partial: f64,
 }
 
 impl Rope {
     pub fn new(theta: f64, scaling: RopeScaling) -> Self {
-        Self { theta, scaling }
+        Self { theta, scaling, partial: 1.0 }
     }
 
-    /// `default_theta` is the family's, for a config that names none.
-    pub(super) fn from_keys(config: &Keys, max_position_embeddings: usize, default_theta: f64) -> Result<Self> {
+    /// Elements of a head of so many that are rotated.
+    pub fn rotary_dim(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.partial) as usize
+    }
+
+    /// `default_theta` is the family's, for a config that names none; `partial_is_known`, whether the family reads
+    /// `partial_rotary_factor`.
+    pub(super) fn from_keys(
+        config: &Keys,
+        max_position_embeddings: usize,
+        default_theta: f64,
+        partial_is_known: bool,
+    ) -> Result<Self> {
         let (v4, v5) = (config.object("rope_scaling")?, config.object("rope_parameters")?);
         let nested = match (v4, v5) {
             (Some(v4), Some(v5)) if v4.map != v5.map => refuse!(
@@ -61,7 +74,7 @@ impl Rope {
         };
         let empty = Map::new();
         let nested = nested.unwrap_or(Keys::of(config.source.clone(), &empty));
-        Self::from_nested(config, &nested, max_position_embeddings, default_theta)
+        Self::from_nested(config, &nested, max_position_embeddings, default_theta, partial_is_known)
     }
 
     /// The rotary positions of layers without a window, and of those with one; see
@@ -79,7 +92,7 @@ impl Rope {
         };
         let v5 = config.object("rope_parameters")?;
         let Some(v5) = v5.filter(|keys| kinds.iter().any(|kind| keys.map.contains_key(*kind))) else {
-            let full = Self::from_keys(config, max_position_embeddings, default_theta)?;
+            let full = Self::from_keys(config, max_position_embeddings, default_theta, false)?;
             let local = Self::new(local.unwrap_or(full.theta), RopeScaling::Default);
             return match (local.theta > 0.0, local_theta) {
                 (false, Some((key, _))) => Err(config.wrong(key, "a number above 0")),
@@ -96,20 +109,33 @@ impl Rope {
         let alone = Keys::of(config.source.clone(), &empty);
         let of = |kind: &str, outside: &Keys, default_theta| {
             let nested = v5.object(kind)?.unwrap_or(Keys::of(v5.source.clone(), &empty));
-            Self::from_nested(outside, &nested, max_position_embeddings, default_theta)
+            Self::from_nested(outside, &nested, max_position_embeddings, default_theta, false)
         };
         Ok([of(FULL, config, default_theta)?, of(SLIDING, &alone, local.unwrap_or(default_theta))?])
     }
 
     /// From the object that holds the settings, `nested`, and the keys outside of it.
-    fn from_nested(config: &Keys, nested: &Keys, max_position_embeddings: usize, default_theta: f64) -> Result<Self> {
+    fn from_nested(
+        config: &Keys,
+        nested: &Keys,
+        max_position_embeddings: usize,
+        default_theta: f64,
+        partial_is_known: bool,
+    ) -> Result<Self> {
         if let Some(key) = nested.map.keys().find(|key| !KNOWN_KEYS.contains(&key.as_str())) {
             return Err(nested.wrong(key, "no such key: its effect on the rotary positions is not known"));
         }
+        const PARTIAL: &str = "partial_rotary_factor";
+        let mut partial = 1.0;
         for keys in [config, nested] {
-            if keys.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-                return Err(keys.wrong("partial_rotary_factor", "1: partial rotary positions are not supported"));
+            let Some(factor) = keys.number(PARTIAL)?.filter(|factor| *factor != 1.0) else { continue };
+            if !partial_is_known {
+                return Err(keys.wrong(PARTIAL, "1: this family rotates whole heads"));
             }
+            if !(factor > 0.0 && factor < 1.0) {
+                return Err(keys.wrong(PARTIAL, "a number above 0, at most 1"));
+            }
+            partial = factor;
         }
         let theta = match (config.number("rope_theta")?, nested.number("rope_theta")?) {
             (Some(outer), Some(inner)) if outer != inner => {
@@ -126,20 +152,20 @@ impl Rope {
             let holder = if nested.get("rope_theta").is_some() { nested } else { config };
             return Err(holder.wrong("rope_theta", "a number above 1, for rope type \"yarn\""));
         }
-        Ok(Self { theta, scaling })
+        Ok(Self { theta, scaling, partial })
     }
 
     /// `rope_theta` and `rope_scaling` of transformers v4.
-    pub(super) fn to_json_v4(self) -> (Value, Value) {
+    pub(super) fn to_json_v4(&self) -> (Value, Value) {
         let mut scaling = self.to_json();
         let theta = scaling.remove("rope_theta").unwrap_or(Value::Null);
-        let default = self.scaling == RopeScaling::Default;
+        let default = self.scaling == RopeScaling::Default && self.partial == 1.0;
         (theta, if default { Value::Null } else { Value::Object(scaling) })
     }
 
     /// The v5 `rope_parameters` object.
-    pub(super) fn to_json(self) -> Map<String, Value> {
-        let value = match self.scaling {
+    pub(super) fn to_json(&self) -> Map<String, Value> {
+        let value = match &self.scaling {
             RopeScaling::Default => json!({"rope_type": "default"}),
             RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
             RopeScaling::Llama3 {
@@ -162,9 +188,23 @@ impl Rope {
                 "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
                 "original_max_position_embeddings": original, "attention_factor": attention_factor, "truncate": truncate,
             }),
+            RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                original_max_position_embeddings: original,
+                attention_factor,
+            } => json!({
+                "rope_type": "longrope", "attention_factor": attention_factor,
+                "short_factor": short_factor.iter().map(|&factor| shortest(factor)).collect::<Vec<_>>(),
+                "long_factor": long_factor.iter().map(|&factor| shortest(factor)).collect::<Vec<_>>(),
+                "original_max_position_embeddings": original,
+            }),
         };
         let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
         map.insert("rope_theta".to_owned(), json!(self.theta));
+        if self.partial != 1.0 {
+            map.insert("partial_rotary_factor".to_owned(), json!(self.partial));
+        }
         map
     }
 }
@@ -189,11 +229,15 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
                 high_freq_factor: positive("high_freq_factor")?,
                 original_max_position_embeddings: original_context(config, nested, max_position_embeddings)?,
             };
-            check_llama3(scaling, nested)?;
+            check_llama3(&scaling, nested)?;
             (scaling, &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
         }
         "yarn" => (yarn(config, nested, max_position_embeddings)?, &YARN_KEYS),
-        _ => return Err(nested.wrong(key, "a supported rope type: \"default\", \"linear\", \"llama3\" or \"yarn\"")),
+        "longrope" | "su" => (longrope(config, nested, max_position_embeddings)?, &LONGROPE_KEYS),
+        _ => {
+            let expected = "a supported rope type: \"default\", \"linear\", \"llama3\", \"yarn\" or \"longrope\"";
+            return Err(nested.wrong(key, expected));
+        }
     };
     for key in nested.map.keys().map(String::as_str) {
         if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
@@ -264,8 +308,40 @@ fn yarn(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<
     })
 }
 
-fn check_llama3(scaling: RopeScaling, nested: &Keys) -> Result<()> {
-    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
+const LONGROPE_KEYS: [&str; 5] =
+    ["short_factor", "long_factor", "factor", "attention_factor", "original_max_position_embeddings"];
+
+fn longrope(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let factors = |key: &str| {
+        let expected = "a list of numbers above 0, one for every two elements of a head that are rotated";
+        let one = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_normal() && *x > 0.0);
+        let list = nested.get(key).and_then(Value::as_array);
+        let factors = list.and_then(|list| list.iter().map(one).collect::<Option<Vec<f32>>>());
+        factors.ok_or_else(|| nested.wrong(key, expected))
+    };
+    let original = original_context(config, nested, max_position_embeddings)?;
+    let positive = |key: &str| match nested.number(key)? {
+        Some(x) if x > 0.0 => Ok(Some(x)),
+        Some(_) => Err(nested.wrong(key, "a number above 0")),
+        None => Ok(None),
+    };
+    let factor = positive("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let attention_factor = match positive("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        // Of one trained position the logarithm is 0.
+        None => (1.0 + factor.ln() / (original.max(2) as f64).ln()).sqrt(),
+    };
+    Ok(RopeScaling::LongRope {
+        short_factor: factors("short_factor")?.into(),
+        long_factor: factors("long_factor")?.into(),
+        original_max_position_embeddings: original,
+        attention_factor,
+    })
+}
+
+fn check_llama3(scaling: &RopeScaling, nested: &Keys) -> Result<()> {
+    if let &RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
         && high_freq_factor <= low_freq_factor
     {
         return Err(nested.wrong("high_freq_factor", &format!("a number above low_freq_factor ({low_freq_factor})")));

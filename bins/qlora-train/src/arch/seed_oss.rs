@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
     models: "Seed-OSS",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         for (key, projection) in BIASES {
             map.insert(key.into(), arch.biases.contains(&projection).into());

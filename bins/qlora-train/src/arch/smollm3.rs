@@ -15,6 +15,7 @@ pub(super) static FAMILY: Family = Family {
     models: "SmolLM3",
     read,
     layer_keys: LayerKeys::Alike,
+    rotates_a_part: false,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());
@@ -55,7 +56,7 @@ fn read(keys: &Keys) -> Result<Arch> {
 
 /// `no_rope_layers` has a 1 for each layer that is rotated; without it, each `no_rope_layer_interval`th is not.
 fn layers(keys: &Keys, num_layers: usize, rope: Rope) -> Result<Vec<LayerArch>> {
-    let layer = |rotated: bool| LayerArch { window: None, rope: rotated.then_some(rope) };
+    let layer = |rotated: bool| LayerArch { window: None, rope: rotated.then(|| rope.clone()) };
     keys.known("no_rope_layer_interval");
     let Some(list) = keys.get("no_rope_layers") else {
         let interval = match keys.whole("no_rope_layer_interval")?.unwrap_or(4) {

@@ -1,6 +1,6 @@
 //! Tensors of an architecture: names, shapes, and how many parameters they hold.
 
-use super::{Arch, Projection, QkNorm};
+use super::{Arch, Input, Projection, QkNorm};
 
 impl Arch {
     /// The names in a layer of the weights that normalize queries and keys, with their lengths; `None`: nothing does.
@@ -21,12 +21,12 @@ impl Arch {
         for layer in 0..self.num_layers {
             let norm = |name: Option<&str>| name.map(|name| (self.layer_tensor(layer, name), vec![hidden]));
             tensors.extend(norm(names.attention_norms.input));
-            for projection in Projection::ALL {
+            for projection in names.all() {
                 if projection == Projection::O {
                     let norms = self.qk_norms().into_iter().flatten();
                     tensors.extend(norms.map(|(name, len)| (self.layer_tensor(layer, name), vec![len])));
                 }
-                if projection == Projection::Gate {
+                if matches!(projection, Projection::Gate | Projection::GateUp) {
                     tensors.extend(norm(names.attention_norms.output));
                     tensors.extend(norm(names.mlp_norms.input));
                 }
@@ -76,6 +76,12 @@ impl Arch {
         self.module(layer, projection) + ".weight"
     }
 
+    /// The weight of the first projection of an input, which stands for them in messages.
+    pub fn first_weight(&self, layer: usize, input: Input) -> String {
+        let first = self.names.of_input(input).next().expect("a family has a projection of every input");
+        self.weight_name(layer, first)
+    }
+
     pub fn bias_name(&self, layer: usize, projection: Projection) -> String {
         self.module(layer, projection) + ".bias"
     }
@@ -91,7 +97,8 @@ impl Arch {
 
     /// The modules of every projection, layer by layer.
     pub fn modules(&self) -> impl Iterator<Item = String> + '_ {
-        (0..self.num_layers).flat_map(|layer| Projection::ALL.map(|projection| self.module(layer, projection)))
+        (0..self.num_layers)
+            .flat_map(move |layer| self.names.all().map(move |projection| self.module(layer, projection)))
     }
 }
 

@@ -67,7 +67,7 @@ impl Shape {
     /// attention, which is causal: two products forward and four backward over half of the scores.
     pub fn flops(&self) -> f64 {
         let c = &self.config;
-        let layer: usize = crate::arch::Projection::ALL.iter().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();
+        let layer: usize = c.names.all().map(|m| m.shape(c)).map(|(n, k)| n * k).sum();
         let linear = (c.num_layers * layer + c.vocab_size * c.hidden_size) as f64;
         let attention = 6.0 * (self.seq as f64).powi(2) * (c.num_heads * c.head_dim * c.num_layers) as f64;
         4.0 * linear * self.tokens() as f64 + attention * self.batch as f64

@@ -69,7 +69,7 @@ impl Text {
 
     /// Linear weights of all layers and the output layer, which random weights have in 16 bits.
     fn weight_bytes(&self, quantization: Quantization) -> u64 {
-        let bytes = |projection: &Projection| {
+        let bytes = |projection: Projection| {
             let (n, k) = projection.shape(&self.arch);
             match quantization {
                 Quantization::Nf4 { block_size, double_quant } => {
@@ -78,7 +78,7 @@ impl Text {
                 Quantization::None => 2 * n * k,
             }
         };
-        let layer: usize = Projection::ALL.iter().map(bytes).sum();
+        let layer: usize = self.arch.names.all().map(bytes).sum();
         (self.arch.num_layers * layer + 2 * self.arch.vocab_size * self.arch.hidden_size) as u64
     }
 }

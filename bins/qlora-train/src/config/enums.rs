@@ -215,20 +215,37 @@ impl SettingValue for Device {
     }
 }
 
-/// A subset of a block's seven linear layers, in the order q, k, v, o, gate, up, down.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetModules(Vec<&'static str>);
+/// A subset of a block's linear layers, in the order of the forward pass.
+#[derive(Clone, Debug)]
+pub struct TargetModules {
+    names: Vec<&'static str>,
+    /// Whether it was `all-linear` that was asked for, and not these names.
+    all: bool,
+}
+
+/// By names: all seven are `all-linear`, however they were asked for.
+impl PartialEq for TargetModules {
+    fn eq(&self, other: &Self) -> bool {
+        self.names == other.names
+    }
+}
 
 impl TargetModules {
     pub const ALL: [&'static str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    /// Those of families that have several in one tensor.
+    pub const FUSED: [&'static str; 2] = ["qkv_proj", "gate_up_proj"];
     pub fn all_linear() -> Self {
-        TargetModules(Self::ALL.to_vec())
+        Self { names: Self::ALL.to_vec(), all: true }
+    }
+    /// The names that were asked for; `None`: all that a model has.
+    pub fn listed(&self) -> Option<&[&'static str]> {
+        (!self.all).then_some(&self.names)
     }
     pub fn names(&self) -> &[&'static str] {
-        &self.0
+        &self.names
     }
-    pub fn contains(&self, name: &str) -> bool {
-        self.0.contains(&name)
+    fn known() -> impl Iterator<Item = &'static str> {
+        Self::ALL.into_iter().chain(Self::FUSED)
     }
 }
 
@@ -246,19 +263,19 @@ impl SettingValue for TargetModules {
         if ["all-linear", "all_linear", "all"].iter().any(|all| names == [*all]) {
             return Ok(Self::all_linear());
         }
-        if let Some(name) = names.iter().find(|name| !Self::ALL.contains(name)) {
+        if let Some(name) = names.iter().find(|name| !Self::known().any(|known| known == **name)) {
             return Err(Reject::Because(format!(
                 "found `{}`, expected all-linear or some of {}",
                 name.escape_debug(),
-                Self::ALL.join(", ")
+                Self::known().collect::<Vec<_>>().join(", ")
             )));
         }
         if names.is_empty() {
             return Err(Reject::Wrong);
         }
-        Ok(TargetModules(Self::ALL.into_iter().filter(|name| names.contains(name)).collect()))
+        Ok(Self { names: Self::known().filter(|name| names.contains(name)).collect(), all: false })
     }
     fn json(&self) -> Json {
-        if self.0 == Self::ALL { Json::from("all-linear") } else { Json::from(self.0.clone()) }
+        if self.names == Self::ALL { Json::from("all-linear") } else { Json::from(self.names.clone()) }
     }
 }

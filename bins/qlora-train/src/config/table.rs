@@ -165,9 +165,9 @@ settings! {
     "Share of the adapters' inputs that is dropped in training."
     lora_dropout: f64 = 0.0, "0", "a number from 0 to below 1", Results, ["lora.dropout"],
         |v| *v >= 0.0 && (*v as f32) < 1.0;
-    "Linear layers that get an adapter; `all-linear` is all seven of a block, never lm_head."
+    "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
-        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", Results,
+        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj", Results,
         ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
     "Scale alpha / √r instead of alpha / r."
     use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];

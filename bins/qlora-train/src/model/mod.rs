@@ -52,9 +52,8 @@ impl ModelSpec {
         let mut groups: Vec<_> = (0..c.num_layers)
             .flat_map(|layer| Input::ALL.map(|input| (layer, input)))
             .map(|(layer, input)| {
-                let projections = input.projections();
-                let n = projections.iter().map(|p| p.shape(c).0).sum::<usize>();
-                let r = projections.iter().map(|&p| self.rank(layer, p)).sum::<usize>();
+                let n = c.names.of_input(input).map(|p| p.shape(c).0).sum::<usize>();
+                let r = c.names.of_input(input).map(|p| self.rank(layer, p)).sum::<usize>();
                 (n, input.width(c), r)
             })
             .collect();
@@ -201,23 +200,18 @@ impl<B: Backend> Llama<B> {
         let ropes = c.ropes();
         let mut tables = Vec::with_capacity(ropes.len());
         for rope in &ropes {
-            tables.push(backend.rope_table(spec.positions, c.head_dim / 2, &mut || {
-                RopeTable::scaled(
-                    c.head_dim,
-                    rope.theta,
-                    rope.scaling,
-                    spec.positions,
-                    c.multipliers.rope_scale(c.head_dim),
-                )
+            let (rotated, scale) = (rope.rotary_dim(c.head_dim), c.multipliers.rope_scale(c.head_dim));
+            tables.push(backend.rope_table(spec.positions, rotated / 2, &mut || {
+                RopeTable::scaled(rotated, rope.theta, rope.scaling.clone(), spec.positions, scale)
             })?);
         }
-        let table_of = |rope: Rope| ropes.iter().position(|other| *other == rope).map(|index| tables[index]);
+        let table_of = |rope: &Rope| ropes.iter().position(|other| other == rope).map(|index| tables[index]);
         // Its rows are only gathered, unless it is the output layer too.
         let residency = if c.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
         let embedding = table(backend, source, "embedding", c.names.embedding, residency, &c)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
-            let table = c.layer(layer).rope.and_then(table_of);
+            let table = c.layer(layer).rope.as_ref().and_then(table_of);
             let mut built = build_layer(backend, source, &spec, layer, table)?;
             if spec.residency_of(layer) == Residency::Pinned {
                 backend.pin_weights(built.groups_mut())?;
@@ -238,12 +232,13 @@ impl<B: Backend> Llama<B> {
         &self.spec
     }
 
-    /// Every trainable tensor, layer by layer in the order of [`Projection::ALL`], A before B.
+    /// Every trainable tensor, layer by layer in the order of [`Projection`], A before B.
     pub fn params_mut(&mut self) -> Vec<(ParamId, &mut B::Param)> {
         let mut params = Vec::new();
+        let names = self.spec.arch.names;
         for (layer, block) in self.layers.iter_mut().enumerate() {
             for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
-                for (segment, &projection) in group.segments.iter_mut().zip(input.projections()) {
+                for (segment, projection) in group.segments.iter_mut().zip(names.of_input(input)) {
                     if let Some(lora) = &mut segment.lora {
                         let module: Arc<str> = self.spec.arch.module(layer, projection).into();
                         params.push((ParamId::a(module.clone()), &mut lora.a));
@@ -258,14 +253,15 @@ impl<B: Backend> Llama<B> {
     /// Puts other low-rank terms on the same base. They are read from `source`; the base is not.
     pub fn replace_lora(&mut self, b: &mut B, source: &mut dyn Source, lora: LoraSpec) -> Result<()> {
         self.spec.lora = lora;
+        let names = self.spec.arch.names;
         for (layer, block) in self.layers.iter_mut().enumerate() {
             for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
-                for (segment, &projection) in group.segments.iter_mut().zip(input.projections()) {
+                for (segment, projection) in group.segments.iter_mut().zip(names.of_input(input)) {
                     // Its memory first.
                     segment.lora = None;
                     segment.lora = build_lora(b, source, &self.spec, layer, projection)?;
                 }
-                b.prepare_group(&self.spec.arch.weight_name(layer, input.projections()[0]), group)?;
+                b.prepare_group(&self.spec.arch.first_weight(layer, input), group)?;
             }
         }
         Ok(())
@@ -282,7 +278,7 @@ impl<B: Backend> Llama<B> {
         let mut params = Vec::new();
         for (layer, block) in self.layers.iter().enumerate() {
             for (group, input) in block.groups().into_iter().zip(Input::ALL) {
-                for (segment, &projection) in group.segments.iter().zip(input.projections()) {
+                for (segment, projection) in group.segments.iter().zip(self.spec.arch.names.of_input(input)) {
                     if let Some(lora) = &segment.lora {
                         let module: Arc<str> = self.spec.arch.module(layer, projection).into();
                         let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
@@ -368,7 +364,7 @@ fn build_group<B: Backend>(
 ) -> Result<LinearGroup<B>> {
     let arch = &spec.arch;
     let mut segments = Vec::new();
-    for &projection in input.projections() {
+    for projection in arch.names.of_input(input) {
         let (n, k) = projection.shape(arch);
         let name = arch.weight_name(layer, projection);
         let stored = source.stored(&name);
@@ -388,14 +384,14 @@ fn build_group<B: Backend>(
         let lora = build_lora(backend, source, spec, layer, projection)?;
         segments.push(Segment { n, weight, bias, lora });
     }
-    let names: Vec<&str> = input.projections().iter().map(|&projection| arch.names.short(projection)).collect();
+    let names: Vec<&str> = arch.names.of_input(input).map(|projection| arch.names.short(projection)).collect();
     let group = LinearGroup {
         k: input.width(arch),
         segments,
         dropout_id: (layer * 16 + input as usize) as u32,
         label: names.join(", "),
     };
-    backend.prepare_group(&arch.weight_name(layer, input.projections()[0]), &group)?;
+    backend.prepare_group(&arch.first_weight(layer, input), &group)?;
     Ok(group)
 }
 

@@ -1,7 +1,7 @@
 //! The device of a command, chosen and opened here and nowhere else, and what memory may be used on it.
 
 use super::host::{host_budget, own_bytes};
-use crate::arch::{Arch, Projection};
+use crate::arch::Arch;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Isa, Precision};
 use crate::backend::cuda::Cuda;
@@ -133,7 +133,7 @@ impl Device {
     /// The device as it computes this model. Products in bf16 go over pairs of values, so that a model with an odd
     /// width is computed in f32, if the settings leave the choice.
     pub fn for_model(self, settings: &Settings, arch: &Arch) -> Self {
-        let shapes = Projection::ALL.map(|projection| projection.shape(arch));
+        let shapes: Vec<_> = arch.names.all().map(|projection| projection.shape(arch)).collect();
         match self {
             Self::Cpu(Precision::Bf16(_))
                 if settings.compute.is_none() && shapes.iter().any(|(n, k)| n % 2 + k % 2 != 0) =>

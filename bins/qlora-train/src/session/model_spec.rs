@@ -23,10 +23,29 @@ pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Resul
     Ok(())
 }
 
+/// Refuses targets that the model does not have.
+pub fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
+    let has = |name: &str| arch.names.all().any(|projection| arch.names.short(projection) == name);
+    let missing = settings.lora_target_modules.listed().and_then(|names| names.iter().find(|name| !has(name)));
+    let Some(missing) = missing else { return Ok(()) };
+    let fused = match arch.names.all().any(|p| matches!(p, Projection::Qkv | Projection::GateUp)) {
+        true => ", as q, k and v are one tensor there, and gate and up",
+        false => "",
+    };
+    refuse!(
+        "`lora_target_modules`: found {missing}, which a model of type {:?} does not have; expected all-linear or some of \
+         {}{fused}",
+        arch.family.model_type,
+        arch.names.short_names()
+    );
+}
+
 /// The low-rank terms that the settings ask for.
 fn lora_spec(settings: &Settings, arch: &Arch) -> LoraSpec {
-    let targeted = |p: &Projection| settings.lora_target_modules.contains(arch.names.short(*p));
-    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(targeted).collect();
+    let targeted = |p: &Projection| {
+        settings.lora_target_modules.listed().is_none_or(|names| names.contains(&arch.names.short(*p)))
+    };
+    let targets: Vec<Projection> = arch.names.all().filter(targeted).collect();
     let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
     LoraSpec { rslora: settings.use_rslora, ..uniform }
 }

@@ -75,7 +75,7 @@ pub fn residencies(
     let layers = arch.num_layers;
     let all = |residency| vec![residency; layers];
     let in_nf4 = |name: &str| matches!(stored(name).held, Some(Quantization::Nf4 { .. }));
-    let mut names = (0..layers).flat_map(|layer| Projection::ALL.map(|of| arch.weight_name(layer, of)));
+    let mut names = (0..layers).flat_map(|layer| arch.names.all().map(move |of| arch.weight_name(layer, of)));
     match (weights, device.is_cpu()) {
         (WeightResidency::Resident, _) => Ok(vec![all(Residency::Device)]),
         (WeightResidency::Host, true) => refuse!(

@@ -33,7 +33,7 @@ use crate::report::{Bars, count, detail, section, status, trainable_line, warnin
 use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
-use crate::session::model_spec::{check_quantization, model_spec, recipe};
+use crate::session::model_spec::{check_quantization, check_targets, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::planner;
 use crate::session::training_data::find_files;
@@ -74,6 +74,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
+    check_targets(&settings, loaded.checkpoint.arch())?;
     settings.resolve(loaded.parameters());
     let clock = run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic()));
     loaded.set_clock(clock);

@@ -205,8 +205,8 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_key() {
         (json!({ "rope_interleaved": true }), &["`rope_interleaved`"]),
         (json!({ "layer_types": ["full_attention", "sliding_attention"] }), &["`layer_types`"]),
         (
-            rope(json!({ "rope_type": "longrope", "factor": 4 })),
-            &["rope_scaling", "`rope_type`", "\"longrope\"", "yarn"],
+            rope(json!({ "rope_type": "dynamic", "factor": 4 })),
+            &["rope_scaling", "`rope_type`", "\"dynamic\"", "yarn", "longrope"],
         ),
         (rope(json!({ "rope_type": "yarn", "factor": -4 })), &["rope_scaling", "`factor`", "above 0"]),
         (

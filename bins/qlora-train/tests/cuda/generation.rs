@@ -4,7 +4,10 @@
 
 use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
-use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_norms_after, with_norms_around, with_two_ropes};
+use crate::sources::{
+    with_a_layer_not_rotated, with_fused_projections, with_multipliers, with_norms_after, with_norms_around,
+    with_two_ropes,
+};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
 use qlora_kernels::rng::Stream;
@@ -131,13 +134,13 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
     let tally = Tally::new("generation, models", 1);
     let dense = ModelSpec { quantization: Quantization::None, ..reading(config()) };
     let scaling = qlora_kernels::rope::RopeScaling::Linear { factor: 2.0 };
-    let rope = Rope { theta: 10_000.0, scaling };
+    let rope = Rope::new(10_000.0, scaling);
     let wide =
         Arch { head_dim: 128, num_heads: 6, tie_word_embeddings: true, layers: LayerArch::uniform(rope), ..config() };
     let biased = Arch { num_kv_heads: 1, biases: Projection::ALL.into(), ..config() };
     let normed = Arch { qk_norm: QkNorm::Head, ..config() };
-    let full = config().layers[0];
-    let windowed = Arch { layers: vec![full, LayerArch { window: Some(6), ..full }], ..config() };
+    let full = config().layers[0].clone();
+    let windowed = Arch { layers: vec![full.clone(), LayerArch { window: Some(6), ..full }], ..config() };
     for (what, spec) in [
         ("4 bits", reading(config())),
         ("16 bits", dense),
@@ -150,6 +153,7 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         ("two kinds of rotation", reading(with_two_ropes(config()))),
         ("norms of what branches give", reading(with_norms_after(config()))),
         ("norms around branches, gelu", reading(with_norms_around(config()))),
+        ("fused projections, rotated in part", reading(with_fused_projections(config()))),
         ("heads of 96", reading(Arch { head_dim: 96, num_heads: 3, num_kv_heads: 1, ..config() })),
         ("heads of 256", reading(Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() })),
     ] {

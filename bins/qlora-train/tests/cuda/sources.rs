@@ -3,7 +3,7 @@
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::{
-    Activation, Arch, GEMMA3_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, Projection,
+    Activation, Arch, GEMMA3_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES, Projection,
 };
 use qlora_train::arch::{QkNorm, Rope};
 use qlora_train::backend::cuda::Cuda;
@@ -60,6 +60,12 @@ pub fn with_norms_after(arch: Arch) -> Arch {
     Arch { names: &OLMO2_NAMES, qk_norm: QkNorm::Width, ..arch }
 }
 
+/// Fused projections, and heads that are rotated in part.
+pub fn with_fused_projections(arch: Arch) -> Arch {
+    let layers = LayerArch::uniform(Rope { partial: 0.75, ..arch.rope() });
+    Arch { names: &PHI3_NAMES, layers, ..arch }
+}
+
 /// Norms around both branches that multiply by 1 + w, gelu, and an embedding that is scaled.
 pub fn with_norms_around(arch: Arch) -> Arch {
     let norm = Norm { weight: NormWeight::OnePlus, ..arch.norm };
@@ -74,11 +80,14 @@ pub fn small_config() -> Arch {
 }
 
 pub fn spec(config: Arch) -> ModelSpec {
-    let mut lora = LoraSpec::uniform(&config, &Projection::ALL, 6, 4.2, 0.1);
+    let all: Vec<Projection> = config.names.all().collect();
+    let mut lora = LoraSpec::uniform(&config, &all, 6, 4.2, 0.1);
     // Ranks differ within an operand, one pair is large enough for 8-bit states, and one segment has no term.
-    lora.terms.insert(config.module(0, Projection::K), LoraTerm::lora(11, 3.3));
-    lora.terms.insert(config.module(0, Projection::Gate), LoraTerm::lora(32, 9.6));
-    lora.terms.remove(&config.module(1, Projection::Up));
+    if all.contains(&Projection::K) {
+        lora.terms.insert(config.module(0, Projection::K), LoraTerm::lora(11, 3.3));
+        lora.terms.insert(config.module(0, Projection::Gate), LoraTerm::lora(32, 9.6));
+        lora.terms.remove(&config.module(1, Projection::Up));
+    }
     ModelSpec {
         lora,
         activations: vec![Activations::Recompute; config.num_layers],

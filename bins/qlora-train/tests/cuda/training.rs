@@ -15,7 +15,10 @@
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, small_config, spec};
-use crate::sources::{with_a_layer_not_rotated, with_multipliers, with_norms_after, with_norms_around, with_two_ropes};
+use crate::sources::{
+    with_a_layer_not_rotated, with_fused_projections, with_multipliers, with_norms_after, with_norms_around,
+    with_two_ropes,
+};
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{Arch, LayerArch, Multipliers, Projection, QkNorm, Rope};
@@ -121,7 +124,7 @@ fn a_run_gives_the_cpu_backends_losses_and_adapter() {
 #[test]
 fn a_run_of_the_cpu_in_bf16_gives_the_losses_and_adapter_of_f32() {
     let tally = Tally::new("training in bf16 on the CPU, 4 and 20 steps", 1);
-    let windowed = vec![LayerArch { window: Some(9), ..config().layers[0] }];
+    let windowed = vec![LayerArch { window: Some(9), ..config().layers[0].clone() }];
     for (qk_norm, layers) in [(QkNorm::None, windowed), (QkNorm::Head, config().layers)] {
         let mut spec = spec(Arch { qk_norm, layers, ..config() });
         spec.states = StateFormat::Blockwise8;
@@ -154,8 +157,8 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
     let scaled = Rope::new(100.0, scaling);
     let biased = Arch { biases: Projection::ALL.into(), ..config() };
     let tied = Arch { tie_word_embeddings: true, layers: LayerArch::uniform(scaled), hidden_size: 256, ..config() };
-    let full = config().layers[0];
-    let windowed = Arch { layers: vec![LayerArch { window: Some(9), ..full }, full], ..config() };
+    let full = config().layers[0].clone();
+    let windowed = Arch { layers: vec![LayerArch { window: Some(9), ..full.clone() }, full], ..config() };
     let wide = Arch { head_dim: 128, num_heads: 2, num_kv_heads: 1, hidden_size: 136, ..config() };
     for (what, config, quantization, dropout) in [
         ("16-bit weights, biases", biased, none, 0.1),
@@ -169,6 +172,7 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("two kinds of rotation", with_two_ropes(config()), none, 0.0),
         ("norms of what branches give", with_norms_after(config()), single, 0.1),
         ("norms around branches, gelu", with_norms_around(config()), none, 0.0),
+        ("fused projections, rotated in part", with_fused_projections(config()), single, 0.1),
         ("heads of 96", Arch { head_dim: 96, num_heads: 3, num_kv_heads: 1, ..config() }, single, 0.0),
         ("heads of 256", Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() }, none, 0.0),
     ] {
@@ -194,7 +198,7 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     scaled.lora.terms.insert(scaled.arch.module(1, Projection::Down), qlora_train::lora::LoraTerm::lora(6, 3.0));
     assert!(bounds.share(&Apart::of(&on_cuda(&scaled, 1), &expected)) > 2.0);
     let documents = micro_batches(spec.arch.vocab_size);
-    let full = config().layers[0];
+    let full = config().layers[0].clone();
     let windowed =
         ModelSpec { arch: Arch { layers: vec![LayerArch { window: Some(30), ..full }], ..config() }, ..spec.clone() };
     assert!(bounds.share(&Apart::of(&on_cuda(&windowed, 1), &expected)) > 2.0, "a window of 30 keys");

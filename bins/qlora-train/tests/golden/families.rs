@@ -1,7 +1,7 @@
 //! Families of models on tiny random checkpoints, beside transformers and PEFT, and what their config.json may say.
 
 use super::{Cut, Tensors, json, spec, tensors, workspace};
-use qlora_train::arch::{Arch, Multipliers, NormWeight, Projection, QkNorm, Rope, RopeScaling};
+use qlora_train::arch::{Activation, Arch, Multipliers, NormWeight, Projection, QkNorm, Rope, RopeScaling};
 use qlora_train::backend::cpu::Cpu;
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::Checkpoint;
@@ -60,7 +60,8 @@ fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f6
     let logits = model.logits(&mut cpu, &Batch::from(&micro), &all).unwrap().concat();
     let logits = worst(&logits, &expected["logits"]);
 
-    spec.lora = LoraSpec::uniform(&spec.arch, &Projection::ALL, 3, 6.0, 0.0);
+    let all: Vec<Projection> = spec.arch.names.all().collect();
+    spec.lora = LoraSpec::uniform(&spec.arch, &all, 3, 6.0, 0.0);
     spec.trainable = true;
     let lora = expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone())));
     let mut source = Cut { checkpoint: &checkpoint, lora: lora.collect() };
@@ -150,13 +151,42 @@ fn an_olmo3_follows_transformers_and_peft() {
     follows_transformers_and_peft("olmo3");
 }
 
+/// Fused projections, whose terms are those of the fused tensors, and heads that are rotated in part; two documents.
+#[test]
+fn a_phi3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("phi3");
+}
+
+/// LongRoPE beyond the trained context, and a window.
+#[test]
+fn a_phi3_with_long_rotary_positions_follows_transformers_and_peft() {
+    follows_transformers_and_peft("phi3-long");
+}
+
+/// Norms around both branches that multiply by 1 + w, gelu, a scaled embedding, scores with a scale of their own, and
+/// a window with its own rotation.
+#[test]
+fn a_gemma3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("gemma3");
+}
+
 /// Norms in another place or of another width than the files' are seen, and the other layer's rotation.
 #[test]
 fn the_golden_files_see_other_norms_and_rotations() {
     type Change = fn(&mut Arch);
-    let changes: [(&str, Change); 3] = [
-        ("olmo3", |arch| arch.layers[1].rope = arch.layers[0].rope),
-        ("olmo3", |arch| arch.layers[0].rope = arch.layers[1].rope),
+    let changes: [(&str, Change); 10] = [
+        ("phi3", |arch| arch.layers[0].rope.as_mut().unwrap().partial = 1.0),
+        ("phi3-long", |arch| arch.layers[0].rope.as_mut().unwrap().scaling = RopeScaling::Default),
+        ("phi3-long", |arch| match &mut arch.layers[0].rope.as_mut().unwrap().scaling {
+            RopeScaling::LongRope { original_max_position_embeddings, .. } => *original_max_position_embeddings = 64,
+            _ => unreachable!(),
+        }),
+        ("gemma3", |arch| arch.norm.weight = NormWeight::Plain),
+        ("gemma3", |arch| arch.activation = Activation::Silu),
+        ("gemma3", |arch| arch.multipliers.attention = None),
+        ("gemma3", |arch| arch.multipliers.embedding = 1.0),
+        ("olmo3", |arch| arch.layers[1].rope = arch.layers[0].rope.clone()),
+        ("olmo3", |arch| arch.layers[0].rope = arch.layers[1].rope.clone()),
         ("olmo2", |arch| arch.norm.weight = NormWeight::OnePlus),
     ];
     for (family, change) in changes {
@@ -408,7 +438,7 @@ fn an_olmo_reads_its_norms_windows_and_rotations() {
     let arch = read_changed(&config, &[]);
     assert_eq!(arch.layer(0).rope, Some(Rope::new(500.0, RopeScaling::Default)));
     assert!(matches!(
-        arch.layer(1).rope.unwrap().scaling,
+        arch.layer(1).rope.as_ref().unwrap().scaling,
         RopeScaling::Yarn { factor: 4.0, attention_factor: 1.2, .. }
     ));
     // As published: one theta, and a scaling for layers that see everything.
@@ -436,5 +466,104 @@ fn an_olmo_reads_its_norms_windows_and_rotations() {
         config.insert("rope_parameters".into(), parameters);
         let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    }
+}
+
+#[test]
+fn a_phi3_reads_its_rotation_and_refuses_by_key() {
+    let Value::Object(config) = json("phi3/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[]);
+    assert_eq!((arch.rope().partial, arch.rope().rotary_dim(8), arch.layer(0).window), (0.75, 6, None));
+    assert_eq!(arch.names.short_names(), "qkv_proj, o_proj, gate_up_proj, down_proj");
+    let window = read_changed(&config, &[("sliding_window", Some(2047.into()))]);
+    assert_eq!(window.layer(1).window, Some(2047));
+    // As Phi-3 mini 128k is published.
+    let long = |factors: usize| serde_json::json!({"type": "su", "short_factor": vec![1.05; 4], "long_factor": vec![2.5; factors]});
+    let published = |factors: usize| {
+        [
+            ("rope_parameters", None),
+            ("rope_scaling", Some(long(factors))),
+            ("max_position_embeddings", Some(131_072.into())),
+            ("original_max_position_embeddings", Some(4096.into())),
+            ("partial_rotary_factor", None),
+        ]
+    };
+    let RopeScaling::LongRope { attention_factor, .. } = read_changed(&config, &published(4)).rope().scaling else {
+        panic!("no LongRoPE")
+    };
+    assert_eq!(attention_factor, (1.0 + 32f64.ln() / 4096f64.ln()).sqrt());
+    let mut wrong = config.clone();
+    for (key, value) in published(3) {
+        wrong.insert(key.into(), value.unwrap_or_default());
+    }
+    let error = Arch::from_json(Path::new("config.json"), &wrong).unwrap_err().to_string();
+    assert!(error.contains("`long_factor`") && error.contains("found 3 numbers, expected 4"), "{error}");
+    let cases = [
+        ("sliding_window", Value::from(0)),
+        ("attention_bias", Value::from(true)),
+        ("hidden_act", Value::from("gelu")),
+        ("architectures", Value::from(vec!["LlamaForCausalLM"])),
+    ];
+    refused_by_key(&config, &cases);
+    for (key, value) in [
+        ("partial_rotary_factor", serde_json::json!({"partial_rotary_factor": 1.5})),
+        ("partial_rotary_factor", serde_json::json!({"partial_rotary_factor": 0.4})),
+        ("short_factor", serde_json::json!({"rope_type": "longrope", "long_factor": [1, 1, 1]})),
+        (
+            "long_factor",
+            serde_json::json!({"rope_type": "longrope", "short_factor": [1, 1, 1], "long_factor": [1, 0, 1]}),
+        ),
+    ] {
+        let mut config = config.clone();
+        config.insert("rope_parameters".into(), value);
+        let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    }
+    // Other families rotate whole heads.
+    let Value::Object(llama) = serde_json::json!({"model_type": "llama"}) else { unreachable!() };
+    refused_by_key(&llama, &[("partial_rotary_factor", Value::from(0.75))]);
+}
+
+#[test]
+fn a_gemma3_reads_its_layers_and_scales_and_refuses_by_key() {
+    let Value::Object(config) = json("gemma3/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[]);
+    assert_eq!(arch.multipliers.attention, Some(24f64.powf(-0.5) as f32));
+    assert!(arch.multipliers.embedding == 32f32.sqrt() && arch.multipliers.embedding_is_rounded);
+    assert!(arch.norm.weight == NormWeight::OnePlus && arch.activation == Activation::GeluTanh);
+    assert_eq!(arch.layer(0).rope, Some(Rope::new(500.0, RopeScaling::Default)));
+    assert_eq!(arch.layer(1).rope, Some(Rope::new(10_000.0, RopeScaling::Linear { factor: 2.0 })));
+    // As published: the keys of transformers v4, five layers of six with a window.
+    let published = [
+        ("rope_parameters", None),
+        ("layer_types", None),
+        ("query_pre_attn_scalar", Some(12.into())),
+        ("rope_theta", Some(1e6.into())),
+        ("rope_local_base_freq", Some(1e4.into())),
+        ("sliding_window_pattern", Some(6.into())),
+        ("num_hidden_layers", Some(7.into())),
+    ];
+    let arch = read_changed(&config, &published);
+    let windows: Vec<bool> = (0..7).map(|layer| arch.layer(layer).window.is_some()).collect();
+    assert_eq!(windows, [true, true, true, true, true, false, true]);
+    assert_eq!(arch.multipliers.attention, None);
+    assert_eq!([5, 6].map(|layer| arch.layer(layer).rope.as_ref().unwrap().theta), [1e6, 1e4]);
+    let Value::Object(bare) = serde_json::json!({ "model_type": "gemma3_text" }) else { unreachable!() };
+    let arch = read_changed(&bare, &[]);
+    assert_eq!((arch.head_dim, arch.layer(0).window, arch.rope().theta), (256, Some(4096), 1e4));
+    let cases = [
+        ("hidden_activation", Value::from("gelu")),
+        ("use_bidirectional_attention", Value::from(true)),
+        ("query_pre_attn_scalar", Value::from(0)),
+        ("attn_logit_softcapping", Value::from(-1)),
+        ("sliding_window", Value::Null),
+    ];
+    refused_by_key(&config, &cases);
+    refused_by_key(&bare, &[("sliding_window_pattern", Value::from(0)), ("rope_local_base_freq", Value::from(-1))]);
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        let mut config = config.clone();
+        config.insert(key.into(), 30.into());
+        let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains("soft cap"), "{error}");
     }
 }

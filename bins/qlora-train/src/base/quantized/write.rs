@@ -13,7 +13,7 @@ use super::config::{QuantizationConfig, quantized_config, skipped};
 use super::layout::{Layout, Stored, Writer, write_json};
 use super::state::{QuantState, STATE_BYTES};
 use super::{OriginalBase, part};
-use crate::arch::Projection;
+use crate::arch::Input;
 use crate::base::fingerprint::TensorDigest;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::{Context, Result};
@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
 
     /// Type that the linear layers were stored in
     fn compute_type(&self) -> StoredType {
-        let name = self.checkpoint.arch().weight_name(0, Projection::Q);
+        let name = self.checkpoint.arch().first_weight(0, Input::Attention);
         self.checkpoint.stored_type(&name).expect("an opened checkpoint has every tensor")
     }
 

@@ -106,6 +106,9 @@ impl GgufFamily {
         if (0..arch.num_layers).any(|layer| rotated(layer) != expected(layer)) {
             return Some("the list of layers that are not rotated".to_owned());
         }
+        if matches!(scaling, RopeScaling::LongRope { .. }) {
+            return Some("LongRoPE".to_owned());
+        }
         (arch.ropes().len() > 1).then(|| "several kinds of rotary positions".to_owned())
     }
 
@@ -156,10 +159,12 @@ impl GgufFamily {
 
     /// The factors by which the frequencies of `llama3` are divided, `[head_dim / 2]`.
     pub fn rope_factors(&self, arch: &Arch) -> Option<Vec<f32>> {
-        let Rope { theta, scaling } = arch.rope();
+        let Rope { theta, scaling, .. } = arch.rope();
         let RopeScaling::Llama3 { .. } = scaling else { return None };
-        let frequency = |i: usize, scaling| qlora_kernels::rope::frequency(i, arch.head_dim, theta, scaling);
-        let factor = |i| (frequency(i, RopeScaling::Default) / frequency(i, scaling)) as f32;
+        let frequency = |i: usize, scaling| {
+            qlora_kernels::rope::frequency(i, arch.head_dim, theta, scaling, arch.max_position_embeddings)
+        };
+        let factor = |i| (frequency(i, &RopeScaling::Default) / frequency(i, &scaling)) as f32;
         Some((0..arch.head_dim / 2).map(factor).collect())
     }
 
@@ -214,9 +219,10 @@ fn part(projection: Projection) -> &'static str {
         Projection::Q => "attn_q",
         Projection::K => "attn_k",
         Projection::V => "attn_v",
+        Projection::Qkv => "attn_qkv",
         Projection::O => "attn_output",
         Projection::Gate => "ffn_gate",
-        Projection::Up => "ffn_up",
+        Projection::Up | Projection::GateUp => "ffn_up",
         Projection::Down => "ffn_down",
     }
 }
@@ -225,8 +231,8 @@ fn scaling(rope: Rope) -> Vec<(&'static str, Entry)> {
     let kind = |kind: &str| ("rope.scaling.type", Entry::Text(kind.to_owned()));
     let number = |key: &'static str, value: f64| (key, Entry::F32(value as f32));
     match rope.scaling {
-        // llama3 is a tensor of factors.
-        RopeScaling::Default | RopeScaling::Llama3 { .. } => Vec::new(),
+        // llama3 is a tensor of factors; none of these families has another with LongRoPE.
+        RopeScaling::Default | RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. } => Vec::new(),
         RopeScaling::Linear { factor } => vec![kind("linear"), number("rope.scaling.factor", factor)],
         RopeScaling::Yarn {
             factor, beta_fast, beta_slow, original_max_position_embeddings, attention_factor, ..
