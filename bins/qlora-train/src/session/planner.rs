@@ -4,7 +4,6 @@
 use super::device::{Budget, Device};
 use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
 use super::predicted::Speed;
-use crate::arch::Projection;
 use crate::backend::{Quantization, Residency};
 use crate::config::{Checkpointing, Settings, TokenTile, WeightResidency};
 use crate::error::Result;
@@ -387,6 +386,7 @@ pub fn longest_row(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Projection;
     use crate::arch::Arch;
     use crate::backend::StateFormat;
     use crate::backend::cpu::Precision;
