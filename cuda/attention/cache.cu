@@ -16,7 +16,8 @@
 namespace {
 
 constexpr int kTileQueries = 16;
-constexpr int chunk_of(int64_t head_dim) { return head_dim > 128 ? 64 : 128; } // keys: 16 a warp
+// Keys of a chunk: 16 a warp.
+__host__ __device__ constexpr int chunk_of(int64_t head_dim) { return head_dim > 128 ? 64 : 128; }
 constexpr size_t kSliceBytes = size_t(64) << 20;
 constexpr int64_t kMostChunks = 65535; // a grid has at most so many blocks along z
 

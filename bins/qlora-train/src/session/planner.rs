@@ -386,8 +386,8 @@ pub fn longest_row(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::Projection;
     use crate::arch::Arch;
+    use crate::arch::Projection;
     use crate::backend::StateFormat;
     use crate::backend::cpu::Precision;
     use crate::base::synthetic::tiny_arch;
