@@ -15,7 +15,7 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 pub fn check_adapter(dir: &Path) -> Result<()> {
     let shown = dir.display();
     if !dir.is_dir() {
-        refuse!("{shown}: found no such directory, expected that of an adapter");
+        refuse!("{shown}: found no such directory, expected that of an adapter ({ADAPTER_CONFIG} and its tensors)");
     }
     if dir.join(ADAPTER_CONFIG).symlink_metadata().is_ok() {
         if ["fine_tune_type", "lora_parameters"].iter().any(|key| holds_key(&dir.join(ADAPTER_CONFIG), key)) {
