@@ -169,7 +169,7 @@ impl Arch {
                 self.multipliers.residual != 1.0 && self.names.norms().any(|norm| norm.input.is_none()),
                 "a multiplier of branches whose input is not normalized",
             ),
-            (self.attention_soft_cap.is_some(), "a soft cap on attention scores"),
+            (self.attention_soft_cap.is_some(), "a soft cap on attention scores (`attn_logit_softcapping`)"),
             (self.logits_soft_cap.is_some(), "a soft cap on logits"),
         ];
         if let Some((_, what)) = lacking.iter().find(|(lacking, _)| *lacking) {

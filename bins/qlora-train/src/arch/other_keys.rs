@@ -98,8 +98,10 @@ mod tests {
             for key in ["clip_qkv", "attn_logit_softcapping", "num_local_experts", "scale_emb", "logit_scale"] {
                 let error = with(family.model_type, key, json!(8)).unwrap_err();
                 assert!(error.is_usage() && error.to_string().contains(key), "{}: {error}", family.model_type);
-                for neutral in [json!(null), json!(1)] {
-                    with(family.model_type, key, neutral).unwrap();
+                with(family.model_type, key, json!(null)).unwrap();
+                // A soft cap of 1 is one where a family knows it.
+                if key != "attn_logit_softcapping" {
+                    with(family.model_type, key, json!(1)).unwrap();
                 }
             }
         }

@@ -39,6 +39,21 @@ impl Projection {
     pub const ATTENTION: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
     pub const MLP: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
+    /// A number that stays what it is whatever projections are added: values are drawn by it.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Q => 0,
+            Self::K => 1,
+            Self::V => 2,
+            Self::O => 3,
+            Self::Gate => 4,
+            Self::Up => 5,
+            Self::Down => 6,
+            Self::Qkv => 7,
+            Self::GateUp => 8,
+        }
+    }
+
     pub fn input(self) -> Input {
         match self {
             Self::Q | Self::K | Self::V | Self::Qkv => Input::Attention,

@@ -104,6 +104,6 @@ pub(crate) fn initial_lora(arch: &Arch, seed: u64, id: &ParamId, len: usize, col
     }
     let (layer, projection) = arch.find(id.module()).expect("the model asks for terms of its own projections");
     let bound = 1.0 / (columns as f32).sqrt();
-    let mut stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection as usize) as u64);
+    let mut stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
     (0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect()
 }

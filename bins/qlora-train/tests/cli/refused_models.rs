@@ -151,8 +151,13 @@ fn models_of_another_kind() {
         ),
         (
             "rope_parameters",
+            json!({"rope_type": "proportional", "rope_theta": 1e4, "factor": 4}),
+            &["rope_type", "\"proportional\"", "llama3"],
+        ),
+        (
+            "rope_parameters",
             json!({"rope_type": "longrope", "rope_theta": 1e4, "factor": 4}),
-            &["rope_type", "\"longrope\"", "llama3"],
+            &["rope_parameters", "`short_factor`", "a list of numbers"][..],
         ),
         ("hidden_act", json!("gelu"), &["`hidden_act`", "silu"]),
     ] {

@@ -380,7 +380,7 @@ fn generated_text_is_escaped() {
 /// Everything that is printed passes one of these files, and each escapes.
 #[test]
 fn nothing_prints_past_the_sinks() {
-    const SINKS: [(&str, &[&str]); 6] = [
+    const SINKS: [(&str, &[&str]); 7] = [
         // Lines for people
         ("report/console.rs", &["stderr()"]),
         // Only whether it is a terminal
@@ -389,6 +389,7 @@ fn nothing_prints_past_the_sinks() {
         // Answers
         ("cli/mod.rs", &["stdout()"]),
         ("cli/generate.rs", &["stdout()"]),
+        ("cli/chat.rs", &["stdout()"]),
         // Of test builds alone
         ("files/failpoint/enabled.rs", &["stderr()"]),
     ];
