@@ -47,7 +47,7 @@ impl Source for Memory {
 
     fn lora(&mut self, id: &ParamId, len: usize, _columns: usize) -> Result<Vec<f32>> {
         let (layer, projection) = self.synthetic.config.find(id.module()).unwrap();
-        let domain = 1 + (layer * 16 + projection as usize * 2 + id.kind() as usize) as u64;
+        let domain = 1 + (layer * 16 + projection.number() * 2 + id.kind() as usize) as u64;
         let mut stream = Stream::new(self.seed, domain);
         let values: Vec<f32> = (0..len).map(|_| 0.4 * (stream.uniform() - 0.5)).collect();
         self.lora.insert(id.clone(), values.clone());
