@@ -126,7 +126,7 @@ mod tests {
         let json = r#"{"quant_type":"nf4","block_size":64,"double_quant":true,"nested_block_size":256}"#;
         assert_eq!(recipes()[1].to_json(), json);
         assert_eq!(recipes()[0].to_json(), r#"{"quant_type":"none"}"#);
-        // As earlier versions wrote them.
+        // Earlier versions wrote words.
         for (words, recipe) in [
             ("none", Recipe::NONE),
             ("nf4, block 64, double quantization, block 256", Recipe::nf4(64, true, 0)),

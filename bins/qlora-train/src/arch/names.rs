@@ -123,7 +123,7 @@ mod tests {
             let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| names.of_input(*input)).collect();
             assert_eq!(listed, names.all().collect::<Vec<_>>());
             assert!(listed.is_sorted() && Input::ALL.iter().all(|input| names.of_input(*input).count() > 0));
-            // Of a branch and the one that follows, one at least normalizes what lies between them.
+            // What lies between a branch and the next is normalized by one of them at least.
             let [attention, mlp] = [names.attention_norms, names.mlp_norms];
             assert!(attention.output.is_some() || mlp.input.is_some());
             assert!(mlp.output.is_some() || attention.input.is_some());

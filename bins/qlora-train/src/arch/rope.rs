@@ -27,7 +27,7 @@ const KNOWN_KEYS: [&str; 18] = [
     "mscale",
     "mscale_all_dim",
     "truncate",
-    // Of the models that were stretched by YaRN first; transformers reads neither.
+    // The first models that YaRN stretched have these; transformers reads neither.
     "finetuned",
     "attn_factor",
 ];
@@ -329,7 +329,7 @@ fn longrope(config: &Keys, nested: &Keys, max_position_embeddings: usize) -> Res
     let attention_factor = match positive("attention_factor")? {
         Some(given) => given,
         None if factor <= 1.0 => 1.0,
-        // Of one trained position the logarithm is 0.
+        // The logarithm of one trained position is 0.
         None => (1.0 + factor.ln() / (original.max(2) as f64).ln()).sqrt(),
     };
     Ok(RopeScaling::LongRope {

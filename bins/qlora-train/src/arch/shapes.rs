@@ -81,9 +81,9 @@ pub fn shape(name: &str) -> Result<Arch> {
         "tie_word_embeddings": tied,
         "rms_norm_eps": eps,
         "rope_theta": rope_theta,
-        // Of the context that is asked for, not of the model.
+        // The context is the one that is asked for, not the model's.
         "max_position_embeddings": 1 << 20,
-        // Of the families below only Mistral reads it.
+        // Mistral alone of the families below reads it.
         "sliding_window": if plain == "mistral-7b-v0.1" { Some(4096) } else { None },
         "bos_token_id": bos,
         "eos_token_id": eos,

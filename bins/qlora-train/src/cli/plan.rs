@@ -31,7 +31,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions);
         if settings.weights == WeightResidency::Disk {
-            // As `quantize` will store it.
+            // `quantize` will store it so.
             let held = Some(of_settings(&settings));
             let stored = |name: &str| StoredAs { held, ..stored_in_16_bits(name) };
             return answer(&settings, &device, spec, &stored, rows);

@@ -98,7 +98,7 @@ impl Layer {
     fn try_add(&mut self, name: &str, given: Given) -> Result<(), String> {
         let Given { place, value, line } = &given;
         match lookup(name) {
-            // As if it were not written.
+            // Null is a key that is not written.
             Some(Known::Setting(_) | Known::Derived(_)) if *value == Value::Null => Ok(()),
             // Axolotl's and LLaMA-Factory's names of the model's own template.
             Some(Known::Setting(info)) if info.name == "chat_template" && own_template(value) => Ok(()),
@@ -449,7 +449,7 @@ impl Tool {
             if group.map_or_else(|| is_given(name), |group| group.iter().any(|name| is_given(name))) {
                 continue;
             }
-            // Of weights that are not quantized it says nothing.
+            // It says nothing where weights are not quantized.
             if name == "double_quant" && settings.quantization == Quantization::Off {
                 continue;
             }

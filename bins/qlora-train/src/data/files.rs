@@ -91,7 +91,7 @@ impl DataFiles {
             self.training.extend(tables(dir, files)?);
             return Ok(());
         }
-        // As `hf download` leaves a data set.
+        // `hf download` leaves a data set in this form.
         let data = dir.join(DATA);
         if data.is_dir() && has_training(&data)? {
             let mut below = Self::default();

@@ -47,7 +47,7 @@ pub(super) fn of_pages(file: &mut (impl Read + Seek), range: Range<u64>) -> Resu
         walker.structure(&mut Vec::new(), &mut |path, number| match path {
             [2] => becomes = number,
             [3] => follows = number,
-            // Of a data page in either version; a dictionary's are values of no row.
+            // The values of a data page in either version; a dictionary's are of no row.
             [5 | 8, 1] => values = number,
             _ => {}
         })?;

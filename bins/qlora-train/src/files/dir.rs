@@ -148,7 +148,7 @@ impl Dir {
 
     fn open_with(&self, name: impl AsRef<OsStr>, flags: OFlags) -> io::Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // As an ordinary new file, so that the umask decides who may read it.
+        // The mode of an ordinary new file: the umask decides who may read it.
         let open = || openat(&self.handle, name.as_ref(), flags, Mode::from_raw_mode(0o666));
         let file = File::from(retry_on_intr(open)?);
         if !uninterrupted(|| file.metadata())?.is_file() {

@@ -155,7 +155,7 @@ impl<B: Backend> InferenceModel<B> {
     pub fn activate_adapter(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
         let (_, adapter) = &self.adapters[index];
         let mut source = CheckpointSource::new(checkpoint, adapter.lora_pairs()?, self.seed);
-        // Of the last adapter's rank.
+        // Buffers of the last adapter's rank go.
         self.backend.trim();
         self.model.replace_lora(&mut self.backend, &mut source, adapter.lora_spec()?)
     }

@@ -75,7 +75,7 @@ impl Budget {
     /// Limits in the host's memory. What the process holds by now is measured: rows, tokenizer, headers.
     fn of_host(limit: u64) -> Self {
         let own = own_bytes();
-        // Of many rows the allocator holds more or less from one process to the next, by the order of threads.
+        // The allocator holds more or less of many rows from one process to the next, by the order of threads.
         let in_use = (own + own / 16 + Self::LATER_ON_HOST).next_multiple_of(Self::STEP);
         Self { limit, in_use, in_use_name: "rows, tokenizer and program", host_limit: 0 }
     }

@@ -162,7 +162,7 @@ fn shards_of_two_quantizations() {
     let shards: Vec<_> = super::contents(dir.path()).into_keys().filter(|name| name.contains("-of-")).collect();
     assert!(shards.len() > 1, "{shards:?}");
     assert!(Checkpoint::open(dir.path()).is_ok());
-    // The same tensors by name, in the same places, of another run.
+    // Tensors of another run under equal names, in equal places.
     std::fs::copy(other.path().join(&shards[0]), dir.path().join(&shards[0])).unwrap();
     let words =
         ["metadata `qlora.base_fingerprint`", "-of-", "files belong to different checkpoints", "get them again"];
