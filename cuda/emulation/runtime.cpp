@@ -16,6 +16,8 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStackBytes = FIBER_ASAN ? 256 * 1024 : 64 * 1024;
+// Stacks at multiples of a power of two would have their ends in the same few sets of every cache.
+constexpr size_t kStackStride = kStackBytes + 5 * 64;
 constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 99 * 1024;
 constexpr unsigned char kPoison = 0xff;
@@ -101,13 +103,27 @@ void record(const std::string &message) {
     m.failed = true;
 }
 
-void to_scheduler() {
+// Draws the lane of the warp that runs next: its lanes run in a random rotation, each as far as it can. False where all
+// wait, or the block has failed.
+bool draw_lane(Machine &m, unsigned warp) {
+    unsigned ready = m.warps[warp].ready;
+    if (!ready || m.failed) return false;
+    unsigned first = m.random.below(32);
+    unsigned rotated = first ? ready >> first | ready << (32 - first) : ready;
+    m.current = warp * 32 + (first + static_cast<unsigned>(__builtin_ctz(rotated))) % 32;
+    return true;
+}
+
+// Goes on in the next lane of this warp, or in the scheduler where there is none.
+void yield() {
     Machine &m = machine();
-    fiber_switch(m.fibers[m.current], m.scheduler);
+    unsigned self = m.current;
+    if (!draw_lane(m, self / 32)) fiber_switch(m.fibers[self], m.scheduler);
+    else if (m.current != self) fiber_switch(m.fibers[self], m.fibers[m.current]);
 }
 
 [[noreturn]] void abandon() {
-    for (;;) to_scheduler(); // the scheduler does not come back to a failed block
+    for (;;) yield(); // nobody comes back to a failed block, or to a thread that has ended
 }
 
 void make_ready(Thread &thread) {
@@ -142,7 +158,7 @@ void record_divergence() {
            (other ? describe(*other) + " " + doing(*other) : ""));
 }
 
-// One warp at a time runs as far as it can, its lanes in a random rotation, each as far as it can.
+// One warp at a time runs as far as it can.
 void schedule() {
     Machine &m = machine();
     std::vector<unsigned> runnable(m.warps.size());
@@ -152,12 +168,7 @@ void schedule() {
             if (m.warps[w].ready) runnable.push_back(w);
         if (runnable.empty()) return record_divergence();
         unsigned w = runnable[m.random.below(static_cast<unsigned>(runnable.size()))];
-        while (m.warps[w].ready && !m.failed) {
-            unsigned first = m.random.below(32), ready = m.warps[w].ready;
-            unsigned rotated = first ? ready >> first | ready << (32 - first) : ready;
-            m.current = w * 32 + (first + static_cast<unsigned>(__builtin_ctz(rotated))) % 32;
-            fiber_switch(m.scheduler, m.fibers[m.current]);
-        }
+        while (draw_lane(m, w)) fiber_switch(m.scheduler, m.fibers[m.current]);
     }
 }
 
@@ -209,7 +220,7 @@ void run_block(Index index) {
         thread.committed = 0;
         thread.copies.clear();
         make_ready(thread);
-        fiber_create(m.fibers[t], m.stacks.get() + t * kStackBytes, kStackBytes, fiber_main);
+        fiber_create(m.fibers[t], m.stacks.get() + t * kStackStride, kStackBytes, fiber_main);
     }
     if (counting()) count_block_begins(m.count / 32);
     schedule();
@@ -237,7 +248,7 @@ void block_barrier(Site site) {
     Machine &m = machine();
     Thread &self = current_thread();
     leave_ready(self, State::AtBarrier, site);
-    if (++m.at_barrier < m.count) return to_scheduler();
+    if (++m.at_barrier < m.count) return yield();
     m.at_barrier = 0;
     for (unsigned t = 0; t < m.count; ++t) {
         if (m.threads[t].site == site) continue;
@@ -245,7 +256,7 @@ void block_barrier(Site site) {
         abandon();
     }
     for (unsigned t = 0; t < m.count; ++t) make_ready(m.threads[t]);
-    to_scheduler(); // so that the warp that runs ahead is drawn anew
+    yield();
 }
 
 void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(void **, const void *),
@@ -268,7 +279,7 @@ void warp_collective(unsigned mask, void *slot, Site site, void (*operation)(voi
         operation(warp.slots, state);
         for (unsigned lane = 0; lane < 32; ++lane) make_ready(m.threads[self.warp * 32 + lane]);
     }
-    to_scheduler();
+    yield();
 }
 
 void check_shared(const void *address, size_t bytes, Site site) {
@@ -326,7 +337,7 @@ int run(Index grid, Index block, size_t shared_bytes, void (*thread)(const void 
     if (threads == 0 || threads > kMaxThreads || threads % 32 || shared_bytes > kMaxSharedBytes || blocks == 0 ||
         blocks > 1u << 31 || grid.y > 65535 || grid.z > 65535)
         return kErrorInvalidConfiguration;
-    if (!m.stacks) m.stacks.reset(new unsigned char[kMaxThreads * kStackBytes]);
+    if (!m.stacks) m.stacks.reset(new unsigned char[kMaxThreads * kStackStride]);
     size_t bytes = (shared_bytes + 127) / 128 * 128;
     std::unique_ptr<unsigned char, void (*)(void *)> memory(
         static_cast<unsigned char *>(std::aligned_alloc(128, std::max<size_t>(bytes, 128) + 2 * kGuardBytes)),

@@ -1,7 +1,7 @@
 //! A best-fit offset allocator. It touches no memory, so that a planner can replay a run's allocations and read off the
 //! peak.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Every allocation begins at a multiple of it, as device memory does.
 const ALIGNMENT: u64 = 256;
@@ -24,27 +24,39 @@ pub struct PeakUsage {
 #[derive(Debug)]
 pub struct OffsetAllocator {
     capacity: u64,
-    /// Length of every free range, by offset; no two touch.
+    /// Beginning of the free end.
+    end: u64,
+    /// Length of every free range before the end, by offset; no two touch, and none touches the end.
     gaps: BTreeMap<u64, u64>,
-    /// Length and name of every allocation, by offset.
-    allocations: BTreeMap<u64, (u64, &'static str)>,
-    names: BTreeMap<&'static str, u64>,
+    /// Length and offset of every gap.
+    by_len: BTreeSet<(u64, u64)>,
+    /// Length of every allocation, and its name's index, by offset.
+    allocations: BTreeMap<u64, (u64, usize)>,
+    /// In the order of their first use.
+    names: Vec<&'static str>,
+    /// Bytes of every name.
+    named: Vec<u64>,
     used: u64,
-    peak: PeakUsage,
-    /// Whether `names` is what it was at the peak, which does not have it yet: while use only grows, nothing is copied.
+    peak: u64,
+    /// Bytes of every name that there was at the peak.
+    named_at_peak: Vec<u64>,
+    /// Whether `named` is what it was at the peak, whose own is older: while use only grows, nothing is copied.
     at_peak: bool,
 }
 
 impl OffsetAllocator {
     pub fn new(capacity: u64) -> Self {
-        let capacity = capacity / ALIGNMENT * ALIGNMENT;
         Self {
-            capacity,
-            gaps: BTreeMap::from([(0, capacity)]),
+            capacity: capacity / ALIGNMENT * ALIGNMENT,
+            end: 0,
+            gaps: BTreeMap::new(),
+            by_len: BTreeSet::new(),
             allocations: BTreeMap::new(),
-            names: BTreeMap::new(),
+            names: Vec::new(),
+            named: Vec::new(),
             used: 0,
-            peak: PeakUsage::default(),
+            peak: 0,
+            named_at_peak: Vec::new(),
             at_peak: false,
         }
     }
@@ -59,36 +71,66 @@ impl OffsetAllocator {
     }
 
     pub fn peak(&self) -> PeakUsage {
-        let names = if self.at_peak { &self.names } else { &self.peak.names };
-        PeakUsage { bytes: self.peak.bytes, names: names.clone() }
+        let named = if self.at_peak { &self.named } else { &self.named_at_peak };
+        let in_use = self.names.iter().copied().zip(named.iter().copied()).filter(|(_, bytes)| *bytes > 0);
+        PeakUsage { bytes: self.peak, names: in_use.collect() }
     }
 
-    /// Keeps the names of the peak before they change.
+    /// Keeps what the peak held before that changes.
     fn leave_peak(&mut self) {
         if std::mem::take(&mut self.at_peak) {
-            self.peak.names.clone_from(&self.names);
+            self.named_at_peak.clone_from(&self.named);
         }
+    }
+
+    /// Names are few, and one name is hardly ever two strings.
+    fn index(&mut self, name: &'static str) -> usize {
+        let found = self.names.iter().position(|&known| std::ptr::eq(known, name));
+        found.or_else(|| self.names.iter().position(|&known| known == name)).unwrap_or_else(|| {
+            self.names.push(name);
+            self.named.push(0);
+            self.names.len() - 1
+        })
+    }
+
+    /// The beginning of `bytes` bytes that are free, which are no longer.
+    fn take(&mut self, bytes: u64) -> Option<u64> {
+        if let Some(&(len, offset)) = self.by_len.range((bytes, 0)..).next() {
+            self.remove_gap(offset, len);
+            if len > bytes {
+                self.insert_gap(offset + bytes, len - bytes);
+            }
+            return Some(offset);
+        }
+        let offset = self.end;
+        self.end = offset.checked_add(bytes).filter(|end| *end <= self.capacity)?;
+        Some(offset)
+    }
+
+    fn insert_gap(&mut self, offset: u64, len: u64) {
+        self.gaps.insert(offset, len);
+        self.by_len.insert((len, offset));
+    }
+
+    fn remove_gap(&mut self, offset: u64, len: u64) {
+        self.gaps.remove(&offset);
+        self.by_len.remove(&(len, offset));
     }
 
     /// The offset of `bytes` bytes; none if no gap has room.
     pub fn alloc(&mut self, name: &'static str, bytes: u64) -> Option<u64> {
         let bytes = bytes.max(1).checked_next_multiple_of(ALIGNMENT)?;
-        let fitting = self.gaps.iter().filter(|(_, len)| **len >= bytes);
-        let at_end = |offset: u64, len: u64| offset + len == self.capacity;
-        let (&offset, &len) = fitting.min_by_key(|&(&offset, &len)| (at_end(offset, len), len, offset))?;
-        self.gaps.remove(&offset);
-        if len > bytes {
-            self.gaps.insert(offset + bytes, len - bytes);
-        }
-        let is_peak = offset + bytes > self.peak.bytes;
+        let offset = self.take(bytes)?;
+        let is_peak = offset + bytes > self.peak;
         if !is_peak {
             self.leave_peak();
         }
-        self.allocations.insert(offset, (bytes, name));
-        *self.names.entry(name).or_default() += bytes;
+        let index = self.index(name);
+        self.allocations.insert(offset, (bytes, index));
+        self.named[index] += bytes;
         self.used += bytes;
         if is_peak {
-            self.peak.bytes = offset + bytes;
+            self.peak = offset + bytes;
             self.at_peak = true;
         }
         Some(offset)
@@ -101,21 +143,23 @@ impl OffsetAllocator {
     /// If no allocation begins there.
     pub fn free(&mut self, offset: u64) {
         self.leave_peak();
-        let (mut bytes, name) = self.allocations.remove(&offset).expect("an allocation is freed once");
+        let (bytes, index) = self.allocations.remove(&offset).expect("an allocation is freed once");
         self.used -= bytes;
-        let named = self.names.get_mut(name).expect("every allocation has a name");
-        *named -= bytes;
-        if *named == 0 {
-            self.names.remove(name);
+        self.named[index] -= bytes;
+        let (mut start, mut end) = (offset, offset + bytes);
+        if let Some(&len) = self.gaps.get(&end) {
+            self.remove_gap(end, len);
+            end += len;
         }
-        if let Some(next) = self.gaps.remove(&(offset + bytes)) {
-            bytes += next;
+        let before = self.gaps.range(..offset).next_back().map(|(&before, &len)| (before, len));
+        if let Some((before, len)) = before.filter(|(before, len)| before + len == offset) {
+            self.remove_gap(before, len);
+            start = before;
         }
-        match self.gaps.range_mut(..offset).next_back() {
-            Some((&before, len)) if before + *len == offset => *len += bytes,
-            _ => {
-                self.gaps.insert(offset, bytes);
-            }
+        if end == self.end {
+            self.end = start;
+        } else {
+            self.insert_gap(start, end - start);
         }
     }
 }
@@ -189,7 +233,7 @@ mod tests {
                 prop_assert!(allocator.peak().bytes >= allocator.used());
             }
             held.iter().for_each(|&(offset, _)| allocator.free(offset));
-            prop_assert_eq!((allocator.gaps.len(), allocator.used()), (1, 0));
+            prop_assert_eq!((allocator.gaps.len(), allocator.by_len.len(), allocator.end, allocator.used()), (0, 0, 0, 0));
             prop_assert_eq!(allocator.alloc("all", 64 << 10), Some(0));
         }
     }

@@ -17,7 +17,7 @@ pub enum StateFormat {
 impl StateFormat {
     /// Before the first update: moments of zero.
     pub fn zeros(self, len: usize) -> OptimizerState {
-        if self == Self::F32 || len < MIN_8BIT_LEN {
+        if !self.is_blockwise(len) {
             return OptimizerState::F32 { m: vec![0.0; len], v: vec![0.0; len] };
         }
         let absmax = vec![0.0; len.div_ceil(BLOCK_SIZE)];
@@ -26,10 +26,15 @@ impl StateFormat {
 
     /// Bytes of the states of a tensor of `len` elements.
     pub fn bytes(self, len: usize) -> u64 {
-        match self {
-            Self::Blockwise8 if len >= MIN_8BIT_LEN => 2 * (len as u64 + len.div_ceil(BLOCK_SIZE) as u64 * 4),
-            _ => 8 * len as u64,
+        match self.is_blockwise(len) {
+            true => 2 * (len as u64 + len.div_ceil(BLOCK_SIZE) as u64 * 4),
+            false => 8 * len as u64,
         }
+    }
+
+    /// Whether the states of a tensor of `len` elements are 8-bit codes: small tensors keep f32.
+    pub fn is_blockwise(self, len: usize) -> bool {
+        self == Self::Blockwise8 && len >= MIN_8BIT_LEN
     }
 }
 

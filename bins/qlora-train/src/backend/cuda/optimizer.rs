@@ -8,8 +8,8 @@ use super::weights::rounded;
 use crate::backend::{Optimizer, OptimizerState, ParamUpdate, StateFormat};
 use crate::error::Result;
 use crate::refuse;
-use qlora_kernels::device::{Buffer, Element};
 use qlora_kernels::ops::adamw::{self, GradientState, RATE_LEN, States, Tensor, Tensors};
+use qlora_kernels::optim8bit::BLOCK_SIZE;
 
 /// The plan's lines.
 const PARAMS: &str = "LoRA A and B";
@@ -55,10 +55,9 @@ impl Optimizer for Cuda {
         let working = memory.upload(PARAMS, len, in_bf16.as_deref())?;
         let training = match states {
             None => None,
-            Some(format) => Some(Training {
-                gradient: memory.zeros(GRADIENTS, len)?,
-                states: new_states(memory, &format.zeros(len))?,
-            }),
+            Some(format) => {
+                Some(Training { gradient: memory.zeros(GRADIENTS, len)?, states: zero_states(memory, format, len)? })
+            }
         };
         self.optimizer.next_id += 1;
         Ok(CudaParam { id: self.optimizer.next_id, value, working, training })
@@ -175,17 +174,16 @@ fn download_states(device: &DeviceMemory, states: &StateMemory) -> Result<Optimi
 }
 
 /// Before the first update.
-fn new_states(memory: &DeviceMemory, states: &OptimizerState) -> Result<StateMemory> {
-    fn upload<T: Element>(memory: &DeviceMemory, data: &[T]) -> Result<Buffer<T>> {
-        memory.upload(STATES, data.len(), Some(data))
-    }
-    Ok(match states {
-        OptimizerState::F32 { m, v } => StateMemory::F32 { m: upload(memory, m)?, v: upload(memory, v)? },
-        OptimizerState::Blockwise8 { m, m_absmax, v, v_absmax } => StateMemory::Blockwise8 {
-            m: upload(memory, m)?,
-            m_absmax: upload(memory, m_absmax)?,
-            v: upload(memory, v)?,
-            v_absmax: upload(memory, v_absmax)?,
-        },
+fn zero_states(memory: &DeviceMemory, format: StateFormat, len: usize) -> Result<StateMemory> {
+    let absmax = || memory.zeros(STATES, len.div_ceil(BLOCK_SIZE));
+    Ok(if format.is_blockwise(len) {
+        StateMemory::Blockwise8 {
+            m: memory.zeros(STATES, len)?,
+            m_absmax: absmax()?,
+            v: memory.zeros(STATES, len)?,
+            v_absmax: absmax()?,
+        }
+    } else {
+        StateMemory::F32 { m: memory.zeros(STATES, len)?, v: memory.zeros(STATES, len)? }
     })
 }
