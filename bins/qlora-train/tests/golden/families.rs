@@ -7,7 +7,7 @@ use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::Checkpoint;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::lora::LoraSpec;
-use qlora_train::model::Llama;
+use qlora_train::model::{Llama, ModelSpec};
 use serde_json::Value;
 use std::path::Path;
 
@@ -22,12 +22,9 @@ fn follows_transformers_and_peft(family: &str) {
     assert!(gradients <= 1e-4, "gradients {gradients}");
 }
 
-/// How far logits, loss and gradients are from a family's golden files, if the model is `changed`.
-fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f64; 3] {
-    let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
-    let expected = tensors(&format!("{family}/expected.safetensors"));
+/// The documents of a family's golden files: one, or several that are packed into one row.
+pub(super) fn documents(expected: &Tensors) -> Vec<Row> {
     let tokens = expected["input_ids"].len();
-    // One document, or several that are packed into one row.
     let lengths =
         expected.get("documents").map_or(vec![tokens], |lengths| lengths.iter().map(|&n| n as usize).collect());
     let mut start = 0;
@@ -43,30 +40,51 @@ fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f6
             task: None,
         }
     };
-    let rows: Vec<Row> = lengths.into_iter().map(document).collect();
-    let micro = MicroBatch::new(&rows);
-    let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, tokens);
+    lengths.into_iter().map(document).collect()
+}
+
+/// The largest difference over the largest value.
+pub(super) fn worst(ours: &[f32], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let largest = theirs.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    ours.iter().zip(theirs).fold(0.0f64, |a, (&x, y)| a.max((f64::from(x) - y).abs())) / largest
+}
+
+/// The base of a family's golden files, with terms of their rank on every projection where `lora` has values.
+pub(super) fn model(checkpoint: &Checkpoint, spec: &ModelSpec, lora: Tensors) -> (Cpu, Llama<Cpu>) {
+    let mut spec = spec.clone();
+    if !lora.is_empty() {
+        let all: Vec<Projection> = spec.arch.names.all().collect();
+        spec.lora = LoraSpec::uniform(&spec.arch, &all, 3, 6.0, 0.0);
+        spec.trainable = true;
+    }
+    let mut cpu = Cpu::new(spec.run_shape());
+    let model = Llama::build(&mut cpu, &mut Cut { checkpoint, lora }, spec, &mut |_| ()).unwrap();
+    (cpu, model)
+}
+
+/// The logits of every token of the documents.
+pub(super) fn logits(checkpoint: &Checkpoint, spec: &ModelSpec, micro: &MicroBatch) -> Vec<f32> {
+    let (mut cpu, model) = model(checkpoint, spec, Tensors::new());
+    let all: Vec<usize> = (0..micro.tokens()).collect();
+    model.logits(&mut cpu, &Batch::from(micro), &all).unwrap().concat()
+}
+
+/// The values of A and B that a family's golden files begin with.
+pub(super) fn values(expected: &Tensors) -> Tensors {
+    expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone()))).collect()
+}
+
+/// How far logits, loss and gradients are from a family's golden files, if the model is `changed`.
+fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f64; 3] {
+    let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
+    let expected = tensors(&format!("{family}/expected.safetensors"));
+    let micro = MicroBatch::new(&documents(&expected));
+    let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, micro.tokens());
     changed(&mut spec.arch);
-    let worst = |ours: &[f32], theirs: &[f64]| {
-        assert_eq!(ours.len(), theirs.len());
-        let largest = theirs.iter().fold(0.0f64, |a, x| a.max(x.abs()));
-        ours.iter().zip(theirs).fold(0.0f64, |a, (&x, y)| a.max((f64::from(x) - y).abs())) / largest
-    };
+    let logits = worst(&logits(&checkpoint, &spec, &micro), &expected["logits"]);
 
-    let mut cpu = Cpu::new(spec.run_shape());
-    let mut source = Cut { checkpoint: &checkpoint, lora: Tensors::new() };
-    let model = Llama::build(&mut cpu, &mut source, spec.clone(), &mut |_| ()).unwrap();
-    let all: Vec<usize> = (0..tokens).collect();
-    let logits = model.logits(&mut cpu, &Batch::from(&micro), &all).unwrap().concat();
-    let logits = worst(&logits, &expected["logits"]);
-
-    let all: Vec<Projection> = spec.arch.names.all().collect();
-    spec.lora = LoraSpec::uniform(&spec.arch, &all, 3, 6.0, 0.0);
-    spec.trainable = true;
-    let lora = expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone())));
-    let mut source = Cut { checkpoint: &checkpoint, lora: lora.collect() };
-    let mut cpu = Cpu::new(spec.run_shape());
-    let mut model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
+    let (mut cpu, mut model) = model(&checkpoint, &spec, values(&expected));
     let supervised = expected["labels"].iter().filter(|&&label| label >= 0.0).count() as f64;
     let loss =
         model.forward_backward(&mut cpu, &Batch::from(&micro), 0, (1.0 / supervised) as f32).unwrap() / supervised;
