@@ -2,7 +2,6 @@
 
 use serde_json::Value as Json;
 
-use super::compat::normal;
 use super::types::{Reject, SettingValue, is_off};
 use super::yaml::Value;
 use crate::lint::LINTS;
@@ -23,7 +22,7 @@ impl AllowedLints {
 
 /// The lint of a name, in which hyphens are underscores.
 fn named(name: &str) -> Result<&'static str, Reject> {
-    let name = normal(name.trim());
+    let name = name.trim().replace('-', "_");
     if let Some(lint) = LINTS.iter().find(|lint| lint.name == name) {
         return Ok(lint.name);
     }

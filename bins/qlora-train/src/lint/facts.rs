@@ -1,9 +1,9 @@
-//! What lints look at.
+//! The facts that lints look at.
 
 /// A run before its first step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
-    /// Of the base
+    /// Parameters of the base
     pub parameters: u64,
     /// Tokens of a row that the base was made for
     pub positions: usize,

@@ -1,7 +1,7 @@
 //! Lints: what in a run is known to go wrong, warned of before the first step and while it trains.
 //!
-//! A lint is a row of [`LINTS`]: its name, what it warns of, what helps, and its check. The setting `allow` turns it off
-//! by its name. None of them changes a run.
+//! A lint is a row of [`LINTS`]: its name, what it warns of, what helps, and its check. The setting `allow` turns it
+//! off by its name. None of them changes a run.
 
 mod before;
 mod during;
