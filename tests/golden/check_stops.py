@@ -1,4 +1,4 @@
-"""Where an answer ends, by the real template of each family: what is learned ends there, and `generate` stops there.
+"""Ends of answers by the real template of each family: what is learned ends there, and `generate` stops there.
 
     python3 tests/golden/check_stops.py --binary target/release/qlora-train --work SOME_FOLDER [--only PART_OF_A_NAME]
 

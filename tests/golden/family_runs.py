@@ -1,4 +1,4 @@
-"""What is done with the tiny models of family_files.py: five training steps, and NF4 both ways.
+"""Five training steps of the tiny models of family_files.py, and NF4 both ways.
 
     python family_runs.py --binary target/release/qlora-train [FAMILY …]
 

@@ -164,7 +164,7 @@ fn a_batch_predicts_the_marked_tokens_only() {
 
 /// A model as it is published.
 struct Published {
-    /// Of `tests/golden`
+    /// Folder in `tests/golden`
     family: &'static str,
     template: &'static str,
     /// BOS, where the tokenizer has one, and EOS

@@ -1,5 +1,5 @@
-//! What `tests/golden/family_runs.py` does with the tiny model of each family: five training steps in PEFT, and NF4 both
-//! ways with transformers and bitsandbytes.
+//! Five training steps of each family's tiny model beside PEFT, and NF4 both ways with transformers and bitsandbytes
+//! (`tests/golden/family_runs.py`).
 
 use super::families::{documents, logits, model, values, worst};
 use super::{Tensors, cosine, json, spec, tensors, workspace};
@@ -81,8 +81,8 @@ fn five_steps_of_each_family_follow_peft() {
     }
 }
 
-/// `quantize` writes the bytes that transformers and bitsandbytes read as the original by the rules; and what they wrote
-/// has here the logits that it has there.
+/// `quantize` writes the bytes that transformers and bitsandbytes read as the original by the rules; and a checkpoint of
+/// theirs has here the logits that it has there.
 #[test]
 fn each_family_goes_both_ways_in_nf4() {
     let options = QuantizeOptions {
