@@ -128,6 +128,7 @@ FAMILIES = {
     "llama, yarn": ("LlamaConfig", {"rope_parameters": YARN}),
     "qwen2, yarn, factor of attention": ("Qwen2Config", {"rope_parameters": YARN | {"attention_factor": 0.8}}),
     "mistral": ("MistralConfig", {"sliding_window": None, "head_dim": 32}),
+    "ministral3": ("Ministral3Config", {"head_dim": 32, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 32}),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "no_rope_layer_interval": 4}),

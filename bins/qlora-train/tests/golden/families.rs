@@ -151,6 +151,18 @@ fn a_granite_follows_transformers_and_peft() {
     follows_transformers_and_peft("granite");
 }
 
+/// Gate and up in one tensor, and all four multipliers.
+#[test]
+fn a_dense_granite_4_follows_transformers_and_peft() {
+    follows_transformers_and_peft("granitemoehybrid");
+}
+
+/// YaRN up to the trained context, and two documents.
+#[test]
+fn a_ministral_3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("ministral3");
+}
+
 /// Biases on q, k and v, heads of another width than hidden size / heads, and two documents.
 #[test]
 fn a_seed_oss_follows_transformers_and_peft() {
@@ -420,6 +432,51 @@ fn a_granite_reads_its_multipliers_and_refuses_by_key() {
     );
     let biased = read_changed(&config, &[("mlp_bias", Some(true.into()))]);
     assert_eq!(biased.biases, Projection::MLP.into());
+}
+
+/// As IBM publishes them, and as transformers 5 writes them; what is not dense is refused by its key.
+#[test]
+fn a_granite_4_is_read_where_it_is_dense() {
+    let Value::Object(config) = json("granitemoehybrid/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[]);
+    assert_eq!((arch.intermediate_size, arch.multipliers.residual), (56, 0.22));
+    assert_eq!(arch.names.short_names(), "q_proj, k_proj, v_proj, o_proj, input_linear, output_linear");
+    let published = Some(vec!["attention"; 2].into());
+    assert_eq!(read_changed(&config, &[("layer_types", published), ("intermediate_size", Some(8192.into()))]), arch);
+    let biased = read_changed(&config, &[("attention_bias", Some(true.into()))]);
+    assert_eq!(biased.biases, Projection::ATTENTION.into());
+    let cases = [
+        ("num_local_experts", Value::from(8)),
+        ("num_local_experts", Value::Null),
+        ("layer_types", Value::from(vec!["mamba", "attention"])),
+        ("layer_types", Value::from(vec!["attention"])),
+        ("layer_types", Value::Null),
+        ("position_embedding_type", Value::from("nope")),
+        ("position_embedding_type", Value::Null),
+        ("shared_intermediate_size", Value::from(0)),
+        ("shared_intermediate_size", Value::from(u64::MAX >> 1)),
+        ("hidden_act", Value::from("gelu")),
+        ("attention_multiplier", Value::from(0)),
+    ];
+    refused_by_key(&config, &cases);
+}
+
+#[test]
+fn a_ministral_3_has_rows_up_to_its_trained_context() {
+    let Value::Object(config) = json("ministral3/config.json") else { panic!("config.json is no object") };
+    assert_eq!(read_changed(&config, &[]).max_position_embeddings, 16);
+    let bare = read_changed(&serde_json::Map::from_iter([("model_type".into(), "ministral3".into())]), &[]);
+    assert_eq!((bare.max_position_embeddings, bare.head_dim, bare.rope().theta), (16_384, 128, 1e6));
+    let mut still = config["rope_parameters"].clone();
+    still["llama_4_scaling_beta"] = 0.into();
+    let arch = read_changed(&config, &[("rope_parameters", Some(still.clone())), ("sliding_window", Some(4.into()))]);
+    assert_eq!((arch.max_position_embeddings, arch.layer(1).window), (64, Some(4)));
+    refused_by_key(&config, &[("rope_parameters", serde_json::json!({"rope_type": "default"}))]);
+    // No other family's queries grow.
+    let Value::Object(mut mistral) = json("mistral/config.json") else { panic!("config.json is no object") };
+    mistral.insert("rope_parameters".into(), config["rope_parameters"].clone());
+    let error = Arch::from_json(Path::new("config.json"), &mistral).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("`llama_4_scaling_beta`"), "{error}");
 }
 
 #[test]

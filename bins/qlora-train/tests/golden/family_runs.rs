@@ -81,8 +81,8 @@ fn five_steps_of_each_family_follow_peft() {
     }
 }
 
-/// `quantize` writes the bytes that transformers and bitsandbytes read as the original by the rules. What they wrote has
-/// here the logits that it has there.
+/// `quantize` writes the bytes that transformers and bitsandbytes read as the original by the rules. What they wrote
+/// has here the logits that it has there.
 #[test]
 fn each_family_goes_both_ways_in_nf4() {
     let options = QuantizeOptions {

@@ -37,9 +37,10 @@ enum Windowed {
 
 const QKV: &[Projection] = &[Projection::Q, Projection::K, Projection::V];
 
-static FAMILIES: [GgufFamily; 11] = [
+static FAMILIES: [GgufFamily; 12] = [
     GgufFamily::llama("llama", "llama"),
     GgufFamily::llama("mistral", "llama"),
+    GgufFamily { biases: &[], rope_factors: false, ..GgufFamily::llama("ministral3", "mistral3") },
     GgufFamily::llama("granite", "granite"),
     GgufFamily { biases: QKV, rope_factors: false, ..GgufFamily::llama("smollm3", "smollm3") },
     GgufFamily { wide_heads: false, ..GgufFamily::qwen("qwen2", "qwen2") },
