@@ -31,7 +31,7 @@ pub(super) static FAMILY: Family = Family {
 };
 
 const ROTARY: &str = "rope";
-/// As published; transformers 5 writes "full_attention".
+/// A layer in published configs; transformers 5 writes "full_attention".
 const ATTENTION: &str = "attention";
 const DEFAULT_INTERMEDIATE_SIZE: usize = 1024;
 /// Sizes of what a dense model has not.

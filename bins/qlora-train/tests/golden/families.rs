@@ -434,7 +434,7 @@ fn a_granite_reads_its_multipliers_and_refuses_by_key() {
     assert_eq!(biased.biases, Projection::MLP.into());
 }
 
-/// As IBM publishes them, and as transformers 5 writes them; what is not dense is refused by its key.
+/// Kinds of layers as IBM publishes them and as transformers 5 writes them; what is not dense is refused by its key.
 #[test]
 fn a_granite_4_is_read_where_it_is_dense() {
     let Value::Object(config) = json("granitemoehybrid/config.json") else { panic!("config.json is no object") };
