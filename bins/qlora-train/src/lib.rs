@@ -16,6 +16,7 @@ pub mod export;
 pub mod files;
 pub mod gguf;
 pub mod infer;
+pub mod lint;
 pub mod lora;
 pub mod model;
 pub mod objective;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use qlora_train::config::*;
 use qlora_train::files::units::{format_bytes, parse_bytes};
+use qlora_train::lint::LINTS;
 use serde_json::{Value as Json, json};
 
 fn info(name: &str) -> &'static SettingInfo {
@@ -14,13 +15,19 @@ fn info(name: &str) -> &'static SettingInfo {
 fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
     let words = |words: &[&'static str]| select(words.to_vec()).prop_map(Json::from).boxed();
     let share = || (1e-9..0.999f64).prop_map(Json::from);
-    let path = || "[a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,8}[a-z]{6}";
+    // A ~ at its beginning is the home directory.
+    let path = || "[a-zA-Z0-9_./ #:'\"&*!%@{}-][a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,7}[a-z]{6}";
     match info.name {
         "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
         "prompt_column" | "completion_column" | "input_column" | "system_column" | "messages_column"
         | "text_column" | "init_adapter" | "eos_token" | "bos_token" => path().prop_map(Json::from).boxed(),
         "data" | "val_data" => prop::collection::vec(path(), 1..4).prop_map(Json::from).boxed(),
         "val_set_size" => prop_oneof![share(), (0u64..1_000_000_000).prop_map(Json::from)].boxed(),
+        "allow" => {
+            let names: Vec<&str> = LINTS.iter().map(|lint| lint.name).collect();
+            let len = names.len();
+            subsequence(names, 1..=len).prop_map(Json::from).boxed()
+        }
         "preset" => words(&["loraplus"]),
         "quantization" => words(&["nf4", "none"]),
         "nf4_block_size" => (5u32..=12).prop_map(|n| Json::from(1u64 << n)).boxed(),

@@ -2,6 +2,7 @@
 //! shown has only options that exist. `QLORA_UPDATE_DOCS=1` writes the tables anew.
 
 use qlora_train::config::settings_markdown;
+use qlora_train::lint::lints_markdown;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +34,11 @@ fn check_generated(page: &str, name: &str, expected: &str) {
 #[test]
 fn the_table_of_settings_is_the_programs() {
     check_generated("docs/settings.md", "settings", &settings_markdown());
+}
+
+#[test]
+fn the_list_of_lints_is_the_programs() {
+    check_generated("docs/lints.md", "lints", &lints_markdown());
 }
 
 /// The steps whose speed `tools/predict` predicts, as the program plans them.

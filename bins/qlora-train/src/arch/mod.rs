@@ -5,7 +5,9 @@ mod architecture;
 mod config;
 mod gemma3;
 mod granite;
+mod granite4;
 mod llama;
+mod ministral3;
 mod mistral;
 mod multipliers;
 mod names;
@@ -26,7 +28,7 @@ mod untrained;
 
 pub use architecture::{Arch, Family, LayerArch, LayerKeys, Norm, NormWeight, QkNorm};
 pub use multipliers::Multipliers;
-pub use names::{BranchNorms, GEMMA3_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames};
+pub use names::{BranchNorms, GEMMA3_NAMES, GRANITE4_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames};
 pub use projection::{Input, Projection};
 pub use qlora_kernels::shape::GateActivation as Activation;
 pub use registry::FAMILIES;

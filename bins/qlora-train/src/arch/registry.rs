@@ -6,20 +6,23 @@ use serde_json::{Map, Value};
 
 use super::untrained::{Untrained, untrained};
 use super::{
-    Arch, Family, LayerKeys, Rope, config, granite, llama, mistral, olmo2, olmo3, other_keys, qwen2, qwen3, rope,
+    Arch, Family, LayerKeys, Rope, config, granite, granite4, llama, ministral3, mistral, olmo2, olmo3, other_keys,
+    qwen2, qwen3, rope,
 };
 use super::{gemma3, phi3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 11] = [
+pub static FAMILIES: [&Family; 13] = [
     &llama::FAMILY,
     &mistral::FAMILY,
+    &ministral3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &smollm3::FAMILY,
     &granite::FAMILY,
+    &granite4::FAMILY,
     &seed_oss::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,

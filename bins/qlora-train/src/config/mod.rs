@@ -47,6 +47,7 @@ mod derived;
 mod enums;
 mod intervals;
 mod layers;
+mod lints;
 pub mod lr_schedule;
 mod table;
 mod template_names;
@@ -61,6 +62,7 @@ pub use enums::{
     TokenTile, TooLong, WeightResidency,
 };
 pub use intervals::{Every, Resume};
+pub use lints::AllowedLints;
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;
 pub use types::{Bytes, Limit, ValSet};

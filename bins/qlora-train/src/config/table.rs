@@ -10,6 +10,7 @@ use super::enums::{
     TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
+use super::lints::AllowedLints;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
 
@@ -143,6 +144,8 @@ settings! {
         ["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "lora.init_adapter"];
     "Whether an adapter may go on a base with other weights than it was trained on, such as the 16-bit original of an NF4 copy; what it computes then differs from what it learned."
     allow_other_base: bool = false, "false", "true or false", RunOnly, [];
+    "Lints that say nothing: what a run is warned of before its first step and while it trains, see docs/lints.md."
+    allow: AllowedLints = AllowedLints::default(), "none", "names of lints, or all", RunOnly, ["allow_lints", "lints"];
     "Settings chosen together; `loraplus` sets `loraplus_lr_ratio` 16 and halves the default learning rate."
     preset: Option<Preset> = None, "none", "loraplus or none", RunOnly, [];
 

@@ -151,7 +151,7 @@ impl DatasetReport {
 impl DatasetReport {
     /// One fact a line: the counts always, what was left out only if something was. A line break within one is of a
     /// text that it quotes.
-    pub fn lines(&self) -> Vec<String> {
+    pub fn lines_of_run(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for file in &self.files {
             lines.push(file.to_string());
@@ -220,6 +220,12 @@ impl DatasetReport {
             ));
         }
         lines.extend(self.warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines
+    }
+
+    /// [`lines_of_run`](Self::lines_of_run), and the warning that answers are open, which a run has as a lint.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = self.lines_of_run();
         if self.open_ended > 0 {
             lines.push(format!(
                 "warning: in {} an answer or a text ends without an end-of-turn token, because the chat template \
@@ -233,7 +239,7 @@ impl DatasetReport {
 
     /// [`lines`](Self::lines) of the validation rows.
     pub fn validation_lines(&self) -> Vec<String> {
-        let mut lines = self.lines();
+        let mut lines = self.lines_of_run();
         lines[0].insert_str(0, "validation: ");
         lines
     }

@@ -5,9 +5,11 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
+use regex::Regex;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokenizers::PostProcessorWrapper;
@@ -432,6 +434,26 @@ impl ChatTokenizer {
             Some(name) => format!("{differs} (`chat_template: {name}`)"),
             None => differs,
         })
+    }
+
+    /// Marks that a chosen template writes and that are no tokens of the tokenizer, which reads them letter by letter.
+    /// Zephyr's are plain text by design.
+    pub fn foreign_marks(&self) -> Vec<String> {
+        static MARK: LazyLock<Regex> = LazyLock::new(|| {
+            Regex::new(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|<(?:start|end)_of_turn>")
+                .expect("it is well-formed")
+        });
+        let template = self.template.as_ref().filter(|_| self.chosen && self.builtin != Some(Builtin::Zephyr));
+        let Some(habits) = template.and_then(|template| self.habits(template)) else { return Vec::new() };
+        let mut marks: Vec<String> = [&habits.asked, &habits.closing, &habits.inner]
+            .into_iter()
+            .flat_map(|text| MARK.find_iter(text))
+            .map(|mark| mark.as_str().to_owned())
+            .filter(|mark| self.tokenizer.token_to_id(mark).is_none())
+            .collect();
+        marks.sort();
+        marks.dedup();
+        marks
     }
 
     /// Where the last added token inside the text ends.

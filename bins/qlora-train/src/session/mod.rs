@@ -7,6 +7,7 @@ mod device;
 pub mod disk;
 pub mod host;
 pub mod interruption;
+pub mod lint_facts;
 pub mod model_spec;
 pub mod plan;
 pub mod planner;

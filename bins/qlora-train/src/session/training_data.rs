@@ -4,10 +4,12 @@ use super::Loaded;
 use super::host::host_budget;
 use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, Settings};
-use crate::data::{self, Columns, DataFiles, DataOptions, Dataset, Row, RowKind, Schedule, ScheduleOptions};
+use crate::data::{
+    self, Columns, DataFiles, DataOptions, Dataset, DatasetReport, Row, RowKind, Schedule, ScheduleOptions,
+};
 use crate::error::Result;
 use crate::files::hash::hex;
-use crate::report::{count, status, status_lines, thousands, warning};
+use crate::report::{count, status, status_lines, thousands};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +25,8 @@ pub struct TrainingData {
     pub validation_hashes: Vec<String>,
     /// SHA-256 (hex) over the tokens, labels, weights and tasks of all rows
     pub tokens_hash: String,
+    /// What became of the rows of `data`
+    pub report: DatasetReport,
     pub schedule: Schedule,
     /// Tokens of the longest batch.
     pub tokens: usize,
@@ -35,8 +39,8 @@ impl TrainingData {
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
         let options = data_options(settings, loaded);
         let training = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
-        status_lines!(training.report.lines());
-        let hashes = training.hashes.clone();
+        status_lines!(training.report.lines_of_run());
+        let (hashes, report) = (training.hashes.clone(), training.report.clone());
         let (validation_files, validation_hashes, rows, validation) = if settings.val_data.is_empty() {
             let (rows, validation) = split(settings, training)?;
             (settings.data.clone(), Vec::new(), rows, validation)
@@ -46,21 +50,12 @@ impl TrainingData {
             status_lines!(validation.report.validation_lines());
             (settings.val_data.clone(), validation.hashes, training.rows, validation.rows)
         };
-        if validation.len() == 1 {
-            warning!(
-                "one row is held back for validation: its loss says little; give a larger val_set_size or val_data"
-            );
-        }
         warn_of_untrained_tokens(loaded, rows.iter().chain(&validation))?;
         let schedule = schedule(settings, &rows)?;
         if let Some(packing) = schedule.packing() {
             status!("{packing}");
         }
         let longest = rows.iter().chain(&validation).map(Row::len).max().unwrap_or(0);
-        let positions = loaded.checkpoint.arch().max_position_embeddings;
-        if longest > positions {
-            warning!("the longest row has {longest} tokens, the model was made for {positions} at most");
-        }
         Ok(Self {
             tokens: schedule.max_tokens().max(longest),
             tokens_hash: tokens_hash(&rows, &validation),
@@ -69,6 +64,7 @@ impl TrainingData {
             validation_files,
             hashes,
             validation_hashes,
+            report,
             schedule,
             longest,
         })

@@ -13,6 +13,7 @@ mod run;
 mod snapshot;
 mod steps;
 mod trained_adapter;
+mod watch;
 
 pub use identity::Identity;
 pub use run::{TrainOutcome, train};

@@ -31,6 +31,11 @@ pub struct LogEntry {
     pub eval_task_losses: Option<BTreeMap<String, f64>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grad_norm: Option<f64>,
+    /// Norm of the gradients of all A, and of all B, at some of the steps
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grad_norm_a: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grad_norm_b: Option<f64>,
     /// Learning rate of A
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub learning_rate: Option<f64>,

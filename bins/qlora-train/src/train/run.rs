@@ -18,6 +18,7 @@ use super::record::{RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::add_trained_adapter;
+use super::watch::Watch;
 use super::{checkpoints, resume};
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
 use crate::backend::{Backend, WeightsRead};
@@ -26,6 +27,7 @@ use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
+use crate::lint;
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
@@ -33,6 +35,7 @@ use crate::report::{Bars, count, detail, section, status, trainable_line, warnin
 use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
+use crate::session::lint_facts::facts;
 use crate::session::model_spec::{check_quantization, check_targets, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::planner;
@@ -41,9 +44,6 @@ use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, 
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Fewer steps than this are told.
-const FEW_STEPS: u64 = 50;
 
 /// Result of `train`.
 #[derive(Clone, Debug)]
@@ -130,6 +130,8 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
+    let findings = lint::before(&facts(&settings, &loaded, &spec, &data), settings.allow.names());
+    findings.iter().for_each(|finding| warning!("{finding}"));
     let bytes = plan.run_bytes;
     device.run(Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes })
 }
@@ -261,6 +263,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         model,
         record,
         standing_at: saved.as_ref().filter(own).map(|saved| saved.dir.clone()),
+        gradient_norms: None,
+        watch: Watch::new(&settings, &state.log_history, total),
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),
@@ -357,13 +361,6 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
         if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };
     let steps = schedule.total_steps();
     status!("{rates}; {}", count(steps, "step"));
-    // Who gives max_steps knows how many there are.
-    if steps < FEW_STEPS && settings.max_steps.0.is_none() {
-        warning!(
-            "{} may be too few to change the model: give more rows, num_train_epochs, or a smaller max_length",
-            count(steps, "step")
-        );
-    }
     let (planned, limit) = (format_bytes(plan.peak_bytes()), format_bytes(plan.budget.limit));
     let counts = spec.activation_counts();
     let activations = if counts.keep < counts.layers() { format!("; {counts}") } else { String::new() };

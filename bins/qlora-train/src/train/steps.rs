@@ -7,6 +7,7 @@ use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, TrainerState, add_json};
 use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
 use super::trained_adapter::add_trained_adapter;
+use super::watch::{Watch, is_measured};
 use crate::backend::{Backend, Batch};
 use crate::base::BaseFingerprint;
 use crate::comm::SingleProcess;
@@ -15,10 +16,12 @@ use crate::data::Step;
 use crate::error::{Context, Error, Result};
 use crate::files::failpoint;
 use crate::infer::evaluate::{evaluate, losses};
+use crate::lint::ModuleGradients;
+use crate::lora::ParamKind;
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
-use crate::report::{Bars, count, sparkline, status, status_lines};
+use crate::report::{Bars, count, sparkline, status, status_lines, warning};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
@@ -41,7 +44,11 @@ pub(super) struct Run<'a, B: Backend> {
     pub progress: Progress,
     pub speed: Speed,
     pub started: Instant,
+    /// What warns while it trains.
+    pub watch: Watch,
     pub interruption: Interruption,
+    /// Norms of the gradients of all A and of all B, where they were looked at in this step
+    pub gradient_norms: Option<(f64, f64)>,
     /// The newest checkpoint of `output`, if the run stands exactly there.
     pub standing_at: Option<PathBuf>,
 }
@@ -102,8 +109,29 @@ impl<B: Backend> Run<'_, B> {
             self.standing_at = None;
             return Err(self.interrupted()?);
         }
+        if is_measured(step.index + 1) {
+            self.measure_gradients(step)?;
+        }
+        let (backend, model) = (&mut self.backend, &mut self.model);
         let factor = self.settings.lr_factor(step.index as usize, self.data.schedule.total_steps() as usize);
         update(backend, model, &mut self.comm, hyper, step.index, accumulation, factor, &batches, done.loss)
+    }
+
+    /// Looks at the gradients of all adapters, one tensor in memory at a time.
+    fn measure_gradients(&mut self, step: &Step) -> Result<()> {
+        let mut modules: Vec<(String, f64, f64)> = Vec::new();
+        for (id, _, param) in self.model.params() {
+            let squares: f64 = self.backend.gradient(param)?.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+            // A of a module comes before its B.
+            match id.kind() {
+                ParamKind::LoraA => modules.push((id.module().to_owned(), squares.sqrt(), 0.0)),
+                ParamKind::LoraB => modules.iter_mut().rev().take(1).for_each(|module| module.2 = squares.sqrt()),
+            }
+        }
+        let gradients = ModuleGradients { step: step.index + 1, modules };
+        self.gradient_norms = Some(gradients.norms());
+        self.watch.gradients(&gradients).iter().for_each(|finding| warning!("{finding}"));
+        Ok(())
     }
 
     fn account(&mut self, step: &Step, report: &StepReport) -> Result<()> {
@@ -115,11 +143,15 @@ impl<B: Backend> Run<'_, B> {
         self.state.epoch = step.epoch;
         self.state.num_input_tokens_seen += report.tokens as u64;
         let per_epoch = self.data.schedule.steps_per_epoch();
+        let norms = self.gradient_norms.take();
+        let (grad_norm_a, grad_norm_b) = (norms.map(|(a, _)| a), norms.map(|(_, b)| b));
         if self.settings.logging_steps.due(done, total, per_epoch) || done == total {
             let since_log = std::mem::take(&mut self.progress.since_log);
             self.log(LogEntry {
                 loss: Some(since_log.mean()),
                 grad_norm: Some(report.grad_norm),
+                grad_norm_a,
+                grad_norm_b,
                 learning_rate: Some(report.learning_rate_a),
                 learning_rate_b: Some(report.learning_rate_b),
                 tokens_per_second: self.speed.tokens_per_second(),
@@ -154,6 +186,7 @@ impl<B: Backend> Run<'_, B> {
 
     fn log(&mut self, entry: LogEntry) -> Result<()> {
         self.record.log(&entry)?;
+        self.watch.log(&entry).iter().for_each(|finding| warning!("{finding}"));
         self.state.log_history.push(entry);
         Ok(())
     }

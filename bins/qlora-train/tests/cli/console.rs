@@ -8,7 +8,11 @@ fn quiet_leaves_warnings_and_errors_and_verbose_adds_details() {
     // A row longer than the model was made for is a warning.
     let ids: Vec<String> = (0..300).map(|id| (3 + id % 90).to_string()).collect();
     sandbox.write("long.jsonl", &format!("{{\"input_ids\": [{}]}}", ids.join(",")));
-    let line = |more: &str| train(&format!("--data long.jsonl --max-length 320 --max-steps 1 {more}"));
+    let line = |more: &str| {
+        train(&format!(
+            "--data long.jsonl --max-length 320 --max-steps 1 --allow small_model_in_4_bits,learning_rate,alpha {more}"
+        ))
+    };
     let lines = |more: &str| {
         let text = sandbox.run(&line(more)).ok().stderr;
         text.lines().map(str::to_owned).collect::<Vec<_>>()

@@ -19,6 +19,7 @@ mod identity;
 mod interrupted;
 mod killed;
 mod launched;
+mod lints;
 mod memory;
 mod merge;
 mod not_files;

@@ -1,0 +1,69 @@
+//! The facts that lints look at.
+
+/// A run before its first step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Parameters of the base
+    pub parameters: u64,
+    /// Tokens of a row that the base was made for
+    pub positions: usize,
+    pub is_nf4: bool,
+    pub lora_r: usize,
+    pub lora_alpha: f64,
+    pub use_rslora: bool,
+    /// Peak learning rates
+    pub learning_rate_a: f64,
+    pub learning_rate_b: f64,
+    /// Names of the linear layers that get adapters, "q_proj"
+    pub targets: Vec<String>,
+    pub lora_parameters: u64,
+    pub max_length: usize,
+    /// None where the rows are not known.
+    pub data: Option<DataFacts>,
+}
+
+/// Rows of a run, and the steps made of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DataFacts {
+    pub rows: usize,
+    pub validation_rows: usize,
+    /// Tokens of the longest row, for validation or not
+    pub longest: usize,
+    /// Tokens of the rows that are learned, each counted once
+    pub supervised_tokens: usize,
+    /// Rows with an answer that has no learned end
+    pub open_ended: usize,
+    /// Packs of an epoch, where rows are packed
+    pub packs: Option<usize>,
+    pub steps_per_epoch: u64,
+    pub total_steps: u64,
+    /// Whether `max_steps` says how many.
+    pub steps_are_given: bool,
+    /// Marks of a chosen chat template that are no tokens of the tokenizer
+    pub foreign_marks: Vec<String>,
+}
+
+/// Losses of a run so far, by step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct History<'a> {
+    pub losses: &'a [(u64, f64)],
+    pub validation: &'a [(u64, f64)],
+    pub total_steps: u64,
+}
+
+/// Norms of the gradients of each module's A and B, before the update of a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModuleGradients {
+    /// Steps done, this one included
+    pub step: u64,
+    /// Module, norm of A's gradient, norm of B's
+    pub modules: Vec<(String, f64, f64)>,
+}
+
+impl ModuleGradients {
+    /// Norms over all modules: of A, of B.
+    pub fn norms(&self) -> (f64, f64) {
+        let norm = |of: fn(&(String, f64, f64)) -> f64| self.modules.iter().map(|m| of(m).powi(2)).sum::<f64>().sqrt();
+        (norm(|module| module.1), norm(|module| module.2))
+    }
+}

@@ -1,0 +1,43 @@
+//! A run as lints see it.
+
+use super::{Loaded, TrainingData};
+use crate::config::{Quantization, Settings};
+use crate::data::{ChatTokenizer, Row};
+use crate::lint::{DataFacts, Facts};
+use crate::model::ModelSpec;
+use std::collections::BTreeSet;
+
+/// What there is to know of a run before its first step.
+pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &TrainingData) -> Facts {
+    let arch = loaded.checkpoint.arch();
+    let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(loaded.parameters());
+    let name = |module: &str| Some((arch.find(module)?.1, module.rsplit('.').next()?.to_owned()));
+    let targets: BTreeSet<_> = spec.lora.terms.keys().filter_map(|module| name(module)).collect();
+    let is_nf4 = loaded.checkpoint.quantization().is_some() || settings.quantization == Quantization::Nf4;
+    let schedule = &data.schedule;
+    Facts {
+        parameters: loaded.parameters(),
+        positions: arch.max_position_embeddings,
+        is_nf4,
+        lora_r: settings.lora_r,
+        lora_alpha: settings.lora_alpha,
+        use_rslora: settings.use_rslora,
+        learning_rate_a,
+        learning_rate_b,
+        targets: targets.into_iter().map(|(_, name)| name).collect(),
+        lora_parameters: spec.lora_parameters(),
+        max_length: settings.max_length,
+        data: Some(DataFacts {
+            rows: data.rows.len(),
+            validation_rows: data.validation.len(),
+            longest: data.longest,
+            supervised_tokens: data.rows.iter().map(Row::supervised).sum(),
+            open_ended: data.report.open_ended,
+            packs: schedule.packing().map(|packing| packing.packs),
+            steps_per_epoch: schedule.steps_per_epoch(),
+            total_steps: schedule.total_steps(),
+            steps_are_given: settings.max_steps.0.is_some(),
+            foreign_marks: loaded.tokenizer().map(ChatTokenizer::foreign_marks).unwrap_or_default(),
+        }),
+    }
+}
