@@ -86,7 +86,8 @@ fn build_emulation() -> compile::Result<()> {
         }
         Some(other) => return Err(format!("QLORA_EMULATION_SANITIZE is \"{other}\"; only \"address\" is known")),
     };
-    let compiler = Compiler::emulation(found.path(), extra)?;
+    let flags = [extra, native_fma()].concat();
+    let compiler = Compiler::emulation(found.path(), &flags)?;
     let root = Path::new("");
     let mut files = sources(root, "cuda", "cu");
     files.extend(sources(root, "cuda/emulation", "cpp"));
@@ -96,6 +97,19 @@ fn build_emulation() -> compile::Result<()> {
         return share(&compiler, &files, "emulation", "qlora_kernels_emulation");
     }
     archive(&compiler, &files, "emulation", "qlora_kernels_emulation")
+}
+
+/// Fused multiply-adds as instructions where this machine, which runs the tests, has them: a call each else. The values
+/// are equal.
+fn native_fma() -> &'static [&'static str] {
+    #[cfg(target_arch = "x86_64")]
+    if env::var_os("TARGET") == env::var_os("HOST")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+    {
+        return &["-mavx2", "-mfma"];
+    }
+    &[]
 }
 
 /// The static runtime, whole: rustc links with -nodefaultlibs, so that -fsanitize=address adds nothing, and the shared

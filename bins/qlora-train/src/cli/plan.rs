@@ -15,7 +15,7 @@ use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, 
 use crate::session::plan::StoredAs;
 use crate::session::predicted::step_seconds;
 use crate::session::training_data::find_files;
-use crate::session::{Device, Loaded, TrainingData, plan, planner, replace_adapter_by_base};
+use crate::session::{Device, Loaded, TrainingData, advice, plan, planner, replace_adapter_by_base};
 use serde_json::{Map, json};
 use std::fmt::Write;
 
@@ -109,12 +109,12 @@ pub fn answer(
     let budget = device.budget_of_plan(settings)?;
     let levers = planner::Levers::of(settings);
     let plan = planner::choose(device, &mut spec, levers, stored, budget)?;
-    let max_length = planner::longest_row(device, &spec, levers, stored, budget, rows)?;
+    let max_length = advice::longest_row(device, &spec, levers, stored, budget, rows)?;
     let tokens = spec.tokens;
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
-        suggestions = planner::suggestions(device, &spec, levers, stored, budget, rows, max_length)?;
+        suggestions = advice::suggestions(device, &spec, levers, stored, budget, rows, max_length)?;
         let advise_disk = settings.weights != WeightResidency::Disk && !spec.is_streamed() && device.is_cpu();
         if advise_disk && spec.quantization != Quantization::None {
             suggestions.push(

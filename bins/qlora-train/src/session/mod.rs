@@ -1,5 +1,6 @@
 //! The parts that train, infer and bench share: device, memory plan, base model, rows, weights.
 
+pub mod advice;
 mod base_model;
 mod cgroup;
 pub mod chat_template;

@@ -54,6 +54,12 @@ impl MemoryPlan {
         device.saturating_add(self.host_bytes().saturating_sub(self.host_limit))
     }
 
+    /// Bytes that are left where fewest are; negative: that are missing there.
+    pub fn room(&self) -> i128 {
+        let left = |limit: u64, bytes: u64| i128::from(limit) - i128::from(bytes);
+        left(self.budget.limit, self.peak_bytes()).min(left(self.host_limit, self.host_bytes()))
+    }
+
     /// Pinned in the host's memory, beside a GPU.
     pub fn host_bytes(&self) -> u64 {
         self.on_host.iter().map(|buffer| buffer.bytes).sum()

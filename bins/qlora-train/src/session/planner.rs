@@ -2,12 +2,11 @@
 //! what fits.
 
 use super::device::{Budget, Device};
-use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
+use super::plan::{MemoryPlan, PlannedJob, StoredAs, plan};
 use super::predicted::Speed;
 use crate::backend::{Quantization, Residency};
 use crate::config::{Checkpointing, Settings, TokenTile, WeightResidency};
 use crate::error::Result;
-use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
 use crate::refuse;
 
@@ -39,7 +38,7 @@ impl Levers {
         Self { checkpointing: Checkpointing::Auto, weights: WeightResidency::Auto, token_tile: TokenTile::Auto };
 
     /// What layers do that do not keep their activations, and whether some may keep them.
-    fn activations(self, device: &Device) -> (&'static [Activations], bool) {
+    pub fn activations(self, device: &Device) -> (&'static [Activations], bool) {
         match self.checkpointing {
             Checkpointing::Off => (&[Activations::Keep], false),
             Checkpointing::On => (&[Activations::Recompute], false),
@@ -50,7 +49,7 @@ impl Levers {
     }
 
     /// The largest first.
-    fn tiles(self, tokens: usize) -> Vec<Option<usize>> {
+    pub fn tiles(self, tokens: usize) -> Vec<Option<usize>> {
         match self.token_tile {
             TokenTile::Off => vec![None],
             TokenTile::Tokens(tile) => vec![Some(tile)],
@@ -255,134 +254,6 @@ pub fn choose(
     Ok(plan)
 }
 
-/// Settings that hold back a run which does not fit, each with what auto makes of it; all of them, where one alone does
-/// not do. Values do not change.
-fn levers_that_fit(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-) -> Result<Vec<String>> {
-    let Levers { checkpointing, weights, token_tile } = Levers::AUTO;
-    let free = [
-        ("gradient_checkpointing", Levers { checkpointing, ..levers }),
-        ("weights", Levers { weights, ..levers }),
-        ("token_tile", Levers { token_tile, ..levers }),
-        ("gradient_checkpointing, weights and token_tile", Levers::AUTO),
-    ];
-    let mut found = Vec::new();
-    for (name, freed) in free {
-        // All together only if none does alone.
-        if freed == levers || (freed == Levers::AUTO && !found.is_empty()) {
-            continue;
-        }
-        let mut spec = spec.clone();
-        if !choose(device, &mut spec, freed, stored, budget)?.fits() {
-            continue;
-        }
-        let activations = Some(spec.activation_counts()).filter(|counts| counts.keep < counts.layers());
-        let activations = activations.map(|counts| counts.to_string());
-        let notes: Vec<String> = [activations, spec.tile_note(), spec.weights_note()].into_iter().flatten().collect();
-        found.push(format!("{name}: auto fits: {}", notes.join("; ")));
-    }
-    Ok(found)
-}
-
-/// What would make a run fit that does not: settings, then the longest row, or how much memory is missing for any.
-pub fn suggestions(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-    rows: usize,
-    longest: usize,
-) -> Result<Vec<String>> {
-    let mut found = levers_that_fit(device, spec, levers, stored, budget)?;
-    if longest > 0 {
-        found.push(format!("max_length: {longest} is the longest that fits"));
-        return Ok(found);
-    }
-    let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
-    let least = choose(device, &mut least, levers, stored, budget)?;
-    let short = if least.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
-    let missing = format_bytes(least.missing());
-    found.push(format!("no length fits: {missing} more {short} at least, or a smaller model, is needed"));
-    Ok(found)
-}
-
-/// Refuses a run of training that does not fit, with what would make it fit.
-pub fn refuse_unless_it_fits(
-    plan: &MemoryPlan,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    rows: usize,
-) -> Result<()> {
-    if plan.fits() {
-        return Ok(());
-    }
-    let (device, budget) = (&plan.device, plan.budget);
-    let longest = longest_row(device, spec, levers, stored, budget, rows)?;
-    let found = suggestions(device, spec, levers, stored, budget, rows, longest)?.join("; ");
-    let advice = format!(
-        "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing, weights and token_tile at auto \
-         ({found})"
-    );
-    plan::refuse_unless_it_fits(plan, spec.tokens, &advice)
-}
-
-/// The longest row that fits when each micro-batch holds `rows` of them; 0 if none does.
-pub fn longest_row(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-    rows: usize,
-) -> Result<usize> {
-    let (layers, positions) = (spec.arch.num_layers, spec.arch.max_position_embeddings);
-    let (activations, _) = levers.activations(device);
-    let keep: &[Activations] = if levers.checkpointing == Checkpointing::Auto { &[Activations::Keep] } else { &[] };
-    // The shortest tile takes least memory for a long row, and none for a short one.
-    let mut tiles = levers.tiles(usize::MAX);
-    tiles.drain(1..tiles.len().saturating_sub(1).max(1));
-    let mut longest = 0;
-    for residency in residencies(device, spec, levers.weights, stored)?.iter().rev() {
-        for (others, &token_tile) in keep.iter().chain(activations).rev().flat_map(|others| {
-            let each = move |tile| (others, tile);
-            tiles.iter().rev().map(each)
-        }) {
-            let fits = |length: usize| -> Result<bool> {
-                let tokens = length.saturating_mul(rows);
-                if tokens > MAX_BATCH_TOKENS {
-                    return Ok(false);
-                }
-                let (activations, residency) = (others.keeping(0, layers), residency.clone());
-                let (positions, base) = (length, spec.clone());
-                let spec = ModelSpec { tokens, positions, activations, residency, token_tile, ..base };
-                Ok(plan(device, &spec, stored, PlannedJob::Train, budget)?.fits())
-            };
-            // Another way to hold things is of use if one token more fits.
-            if longest == positions || (longest > 0 && !fits(longest + 1)?) {
-                continue;
-            }
-            // Memory grows with the length, so the longest that fits is found by halving.
-            let mut beyond = positions + 1;
-            while beyond - longest > 1 {
-                let middle = longest + (beyond - longest) / 2;
-                if fits(middle)? {
-                    longest = middle;
-                } else {
-                    beyond = middle;
-                }
-            }
-        }
-    }
-    Ok(longest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,6 +264,7 @@ mod tests {
     use crate::base::synthetic::tiny_arch;
     use crate::files::tensor::StoredType;
     use crate::lora::LoraSpec;
+    use crate::session::advice::longest_row;
 
     const LAYERS: usize = 9;
 

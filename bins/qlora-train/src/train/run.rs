@@ -38,9 +38,9 @@ use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
 use crate::session::model_spec::{check_quantization, check_targets, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
-use crate::session::planner;
 use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
+use crate::session::{advice, planner};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -124,7 +124,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
         let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
         let rows = settings.per_device_train_batch_size;
-        planner::refuse_unless_it_fits(&plan, &spec, levers, &stored, rows)?;
+        advice::refuse_unless_it_fits(&plan, &spec, levers, &stored, rows)?;
         plan
     };
     section("Run");

@@ -1,0 +1,194 @@
+//! What makes a run fit that does not: settings, and the longest row for which there is memory.
+
+use super::device::{Budget, Device};
+use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
+use super::planner::{Levers, choose, residencies};
+use crate::config::Checkpointing;
+use crate::error::Result;
+use crate::files::units::format_bytes;
+use crate::model::{Activations, ModelSpec};
+
+/// Settings that hold back a run which does not fit, each with what auto makes of it; all of them, where one alone does
+/// not do. Values do not change.
+fn levers_that_fit(
+    device: &Device,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+) -> Result<Vec<String>> {
+    let Levers { checkpointing, weights, token_tile } = Levers::AUTO;
+    let free = [
+        ("gradient_checkpointing", Levers { checkpointing, ..levers }),
+        ("weights", Levers { weights, ..levers }),
+        ("token_tile", Levers { token_tile, ..levers }),
+        ("gradient_checkpointing, weights and token_tile", Levers::AUTO),
+    ];
+    let mut found = Vec::new();
+    for (name, freed) in free {
+        // All together only if none does alone.
+        if freed == levers || (freed == Levers::AUTO && !found.is_empty()) {
+            continue;
+        }
+        let mut spec = spec.clone();
+        if !choose(device, &mut spec, freed, stored, budget)?.fits() {
+            continue;
+        }
+        let activations = Some(spec.activation_counts()).filter(|counts| counts.keep < counts.layers());
+        let activations = activations.map(|counts| counts.to_string());
+        let notes: Vec<String> = [activations, spec.tile_note(), spec.weights_note()].into_iter().flatten().collect();
+        found.push(format!("{name}: auto fits: {}", notes.join("; ")));
+    }
+    Ok(found)
+}
+
+/// What would make a run fit that does not: settings, then the longest row, or how much memory is missing for any.
+pub fn suggestions(
+    device: &Device,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+    rows: usize,
+    longest: usize,
+) -> Result<Vec<String>> {
+    let mut found = levers_that_fit(device, spec, levers, stored, budget)?;
+    if longest > 0 {
+        found.push(format!("max_length: {longest} is the longest that fits"));
+        return Ok(found);
+    }
+    let mut least = ModelSpec { tokens: 2 * rows, positions: 2, ..spec.clone() };
+    let least = choose(device, &mut least, levers, stored, budget)?;
+    let short = if least.peak_bytes() > budget.limit { device.memory_setting() } else { "host_memory" };
+    let missing = format_bytes(least.missing());
+    found.push(format!("no length fits: {missing} more {short} at least, or a smaller model, is needed"));
+    Ok(found)
+}
+
+/// Refuses a run of training that does not fit, with what would make it fit.
+pub fn refuse_unless_it_fits(
+    plan: &MemoryPlan,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    rows: usize,
+) -> Result<()> {
+    if plan.fits() {
+        return Ok(());
+    }
+    let (device, budget) = (&plan.device, plan.budget);
+    let longest = longest_row(device, spec, levers, stored, budget, rows)?;
+    let found = suggestions(device, spec, levers, stored, budget, rows, longest)?.join("; ");
+    let advice = format!(
+        "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing, weights and token_tile at auto \
+         ({found})"
+    );
+    plan::refuse_unless_it_fits(plan, spec.tokens, &advice)
+}
+
+/// The longest row that fits when each micro-batch holds `rows` of them; 0 if none does.
+pub fn longest_row(
+    device: &Device,
+    spec: &ModelSpec,
+    levers: Levers,
+    stored: &dyn Fn(&str) -> StoredAs,
+    budget: Budget,
+    rows: usize,
+) -> Result<usize> {
+    let layers = spec.arch.num_layers;
+    let end = spec.arch.max_position_embeddings.min(MAX_BATCH_TOKENS / rows.max(1));
+    let (activations, _) = levers.activations(device);
+    let keep: &[Activations] = if levers.checkpointing == Checkpointing::Auto { &[Activations::Keep] } else { &[] };
+    // The shortest tile takes least memory for a long row, and none for a short one.
+    let mut tiles = levers.tiles(usize::MAX);
+    tiles.drain(1..tiles.len().saturating_sub(1).max(1));
+    let mut longest = 0;
+    for residency in residencies(device, spec, levers.weights, stored)?.iter().rev() {
+        for (others, &token_tile) in keep.iter().chain(activations).rev().flat_map(|others| {
+            let each = move |tile| (others, tile);
+            tiles.iter().rev().map(each)
+        }) {
+            let mut room = |length: usize| -> Result<i128> {
+                let (activations, residency) = (others.keeping(0, layers), residency.clone());
+                let (tokens, positions, base) = (length * rows, length, spec.clone());
+                let spec = ModelSpec { tokens, positions, activations, residency, token_tile, ..base };
+                Ok(plan(device, &spec, stored, PlannedJob::Train, budget)?.room())
+            };
+            // Another way to hold things is of use if one token more fits.
+            longest = last_with_room(longest, end, &mut room)?;
+        }
+    }
+    Ok(longest)
+}
+
+/// The last of `found..=end` that has room, which falls as the length grows; `found` if none beyond it has. Room falls
+/// nearly in a line, so that the next guess is where the line through the two nearest ends; every third one halves.
+fn last_with_room(mut found: usize, end: usize, room: &mut impl FnMut(usize) -> Result<i128>) -> Result<usize> {
+    let mut beyond = end.max(found) + 1;
+    let (mut left, mut missing) = (None, None);
+    let mut next = found + 1;
+    for tries in 0.. {
+        if beyond - found == 1 {
+            break;
+        }
+        match room(next)? {
+            bytes if bytes >= 0 => (found, left) = (next, Some(bytes)),
+            bytes => (beyond, missing) = (next, Some(bytes)),
+        }
+        let between = beyond - found;
+        let step = match (left, missing) {
+            (Some(left), Some(missing)) if tries % 3 != 2 => (left * between as i128 / (left - missing)) as usize,
+            // The first line is from one end to the other.
+            (_, None) if tries == 0 => between - 1,
+            _ => between / 2,
+        };
+        next = found + step.clamp(1, (between - 1).max(1));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The answer, and how often room was asked for.
+    fn search(found: usize, end: usize, room: impl Fn(usize) -> i128) -> (usize, usize) {
+        let mut tries = 0;
+        let mut counted = |length| {
+            tries += 1;
+            Ok(room(length))
+        };
+        (last_with_room(found, end, &mut counted).unwrap(), tries)
+    }
+
+    #[test]
+    fn a_line_is_followed_to_its_end() {
+        let line = |length: usize| 44_400_000_000 - 241_731 * length as i128;
+        let (longest, tries) = search(0, 1 << 20, line);
+        assert_eq!(longest, 44_400_000_000 / 241_731);
+        assert!(tries <= 6, "{tries}");
+        assert_eq!(search(longest, 1 << 20, line), (longest, 1), "nothing beyond it fits");
+        assert_eq!(search(0, 100, line), (100, 2), "all fit");
+        assert_eq!(search(0, 100, |_| -1), (0, 1), "none fits");
+        assert_eq!(search(0, 0, line), (0, 0), "there is no length");
+    }
+
+    proptest! {
+        #[test]
+        fn the_last_with_room_is_found(
+            steps in proptest::collection::vec(0i128..1_000_000, 1..300),
+            start in 0i128..150_000_000,
+        ) {
+            let falling = steps.iter().scan(start, |room, step| {
+                *room -= step;
+                Some(*room)
+            });
+            let rooms: Vec<i128> = falling.collect();
+            let (found, tries) = search(0, rooms.len(), |length| rooms[length - 1]);
+            prop_assert_eq!(found, rooms.iter().take_while(|&&room| room >= 0).count());
+            // Halving alone takes 9, and it is every third.
+            prop_assert!(tries <= 3 * 9 + 2, "{} tries for {} lengths", tries, rooms.len());
+        }
+    }
+}
