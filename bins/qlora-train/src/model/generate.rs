@@ -93,7 +93,7 @@ pub fn generate<B: Backend>(
 
 /// The token after those of `row`. Failed: the logits are not finite.
 fn choose(logits: &[f32], row: &[u32], sampling: &Sampling, stream: &mut Stream) -> Result<u32> {
-    if !logits[argmax(logits)].is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+    if !largest(logits).is_finite() {
         return Err(Error::Failed("the logits are not finite: the adapter or the base diverged".to_owned()));
     }
     let penalized;
@@ -147,13 +147,26 @@ fn penalize(logits: &[f32], row: &[u32], penalty: f32) -> Vec<f32> {
 
 /// The first of the largest.
 fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
+    let largest = largest(logits);
+    logits.iter().position(|&logit| logit == largest).unwrap_or(0)
+}
+
+/// NaN where one of them is. In lanes, which the compiler makes vectors of: there are as many as the vocabulary has
+/// tokens.
+fn largest(logits: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let (mut most, mut is_nan) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for ((most, is_nan), &logit) in most.iter_mut().zip(&mut is_nan).zip(chunk) {
+            *most = if logit > *most { logit } else { *most };
+            *is_nan |= logit.is_nan();
         }
     }
-    best
+    match is_nan.contains(&true) || rest.iter().any(|logit| logit.is_nan()) {
+        true => f32::NAN,
+        false => most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max),
+    }
 }
 
 #[cfg(test)]
@@ -167,6 +180,20 @@ mod tests {
             counts[choose(logits, &[], sampling, &mut stream).unwrap() as usize] += 1.0 / 20_000.0;
         }
         counts
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_and_no_nan_is_passed_over() {
+        for len in [1usize, 15, 16, 17, 40] {
+            for at in 0..len {
+                let mut logits = vec![f32::NEG_INFINITY; len];
+                assert_eq!(argmax(&logits), 0);
+                logits[at..].fill(-3.5);
+                assert_eq!((argmax(&logits), largest(&logits)), (at, -3.5));
+                logits[at] = f32::NAN;
+                assert!(largest(&logits).is_nan(), "{at} of {len}");
+            }
+        }
     }
 
     #[test]

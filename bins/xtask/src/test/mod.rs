@@ -1,13 +1,18 @@
 //! `cargo xtask test`: everything that has to pass, as named steps, cheap ones first. Every step runs, also after one
 //! has failed.
 
+mod aside;
 mod kernels;
 mod packages;
 mod steps;
 
 use anyhow::{Result, bail};
+use aside::Aside;
 use std::time::{Duration, Instant};
 use tools_support::workspace::Workspace;
+
+/// Before the lines of the summary in which a step's tool sums itself up.
+const CLOSING: &str = "                    ";
 
 /// One thing that has to pass.
 struct Step {
@@ -16,6 +21,7 @@ struct Step {
     run: fn(&Workspace) -> Result<Outcome>,
 }
 
+#[derive(Debug)]
 pub enum Outcome {
     /// With the lines in which the step's tool sums itself up, repeated at the end of the run.
     Passed(Vec<String>),
@@ -62,36 +68,67 @@ fn select<'a>(steps: &'a [Step], only: &[String]) -> Result<Vec<&'a Step>> {
 /// The closing summary, and what failed.
 fn run_steps(workspace: &Workspace, steps: &[&Step]) -> (Vec<String>, Vec<String>) {
     let started = Instant::now();
-    let mut summary = Vec::new();
-    let mut failures = Vec::new();
-    let mut skipped = 0;
+    let mut report = Report::default();
+    let mut aside = Vec::new();
     for (index, step) in steps.iter().enumerate() {
-        let name = step.name;
-        println!("\n== {name} ({}/{}): {}", index + 1, steps.len(), step.about);
+        println!("\n== {} ({}/{}): {}", step.name, index + 1, steps.len(), step.about);
+        // The last one has nothing to run beside.
+        if steps::ASIDE.contains(&step.name) && index + 1 < steps.len() {
+            match Aside::start(workspace, step.name) {
+                Ok(started) => {
+                    println!("runs beside the following steps; what it prints follows them");
+                    aside.push((step, Instant::now(), started));
+                }
+                Err(error) => report.add(step, Duration::ZERO, Err(error)),
+            }
+            continue;
+        }
         let step_started = Instant::now();
         let outcome = (step.run)(workspace);
-        let elapsed = seconds(step_started.elapsed());
+        report.add(step, step_started.elapsed(), outcome);
+    }
+    for (step, step_started, running) in aside {
+        println!("\n== {}, which ran beside the others", step.name);
+        let outcome = running.finish();
+        report.add(step, step_started.elapsed(), outcome);
+    }
+    let (failed, elapsed) = (report.failures.len(), seconds(started.elapsed()));
+    let passed = steps.len() - failed - report.skipped;
+    report.summary.push(format!(
+        "steps: {passed} passed, {} skipped, {failed} failed in {}",
+        report.skipped,
+        elapsed.trim_start()
+    ));
+    (report.summary, report.failures)
+}
+
+#[derive(Default)]
+struct Report {
+    summary: Vec<String>,
+    failures: Vec<String>,
+    skipped: usize,
+}
+
+impl Report {
+    fn add(&mut self, step: &Step, elapsed: Duration, outcome: Result<Outcome>) {
+        let (name, elapsed) = (step.name, seconds(elapsed));
         match outcome {
             Ok(Outcome::Passed(closing)) => {
-                summary.push(format!("passed   {elapsed}  {name}"));
-                summary.extend(closing.iter().map(|line| format!("                    {}", line.trim())));
+                self.summary.push(format!("passed   {elapsed}  {name}"));
+                self.summary.extend(closing.iter().map(|line| format!("{CLOSING}{}", line.trim())));
             }
             Ok(Outcome::Skipped(why)) => {
-                skipped += 1;
+                self.skipped += 1;
                 println!("skipped: {why}");
-                summary.push(format!("skipped  {elapsed}  {name}: {why}"));
+                self.summary.push(format!("skipped  {elapsed}  {name}: {why}"));
             }
             Err(error) => {
                 eprintln!("step {name} failed: {error:#}");
-                summary.push(format!("FAILED   {elapsed}  {name}"));
-                failures.push(format!("{name}: {error:#}\n  alone: cargo xtask test --only {name}"));
+                self.summary.push(format!("FAILED   {elapsed}  {name}"));
+                self.failures.push(format!("{name}: {error:#}\n  alone: cargo xtask test --only {name}"));
             }
         }
     }
-    let (failed, elapsed) = (failures.len(), seconds(started.elapsed()));
-    let passed = steps.len() - failed - skipped;
-    summary.push(format!("steps: {passed} passed, {skipped} skipped, {failed} failed in {}", elapsed.trim_start()));
-    (summary, failures)
 }
 
 fn seconds(elapsed: Duration) -> String {

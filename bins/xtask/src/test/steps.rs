@@ -57,7 +57,6 @@ pub const STEPS: &[Step] = &[
         about: "the kernels for every GPU architecture, taken apart, and their speed predicted",
         run: kernels::machine_code,
     },
-    Step { name: "features", about: "every set of features compiles", run: packages::features },
     Step { name: "msrv", about: "the oldest Rust that Cargo.toml names compiles it", run: packages::oldest_compiler },
     Step {
         name: "package",
@@ -75,9 +74,13 @@ pub const STEPS: &[Step] = &[
         about: "other engines link the emulated library: C, Rust, Python",
         run: crate::engines::engines,
     },
+    Step { name: "features", about: "every set of features compiles", run: packages::features },
     Step { name: "kernels-mutants", about: "bugs seeded into the kernels turn those tests red", run: kernels::mutants },
     Step { name: "kernels-asan", about: "the kernels' tests under AddressSanitizer", run: kernels::sanitized },
 ];
+
+/// Steps that keep one core busy and need nothing of the steps after them, beside which they run.
+pub const ASIDE: [&str; 1] = ["features"];
 
 const DONE: fn() -> Result<Outcome> = || Ok(Outcome::Passed(Vec::new()));
 
