@@ -22,7 +22,7 @@ use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard::guarded;
-use super::keys::OTHER_MEANING;
+use super::keys::is_of_other_meaning;
 use super::rows::SUPPORTED;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
@@ -182,7 +182,7 @@ fn row(batch: &RecordBatch, at: usize, columns: &Columns) -> Result<Value, Strin
         if !columns.reads(name) {
             continue;
         }
-        let value = match OTHER_MEANING.contains(&name.as_str()) {
+        let value = match is_of_other_meaning(name) {
             // That it is there is all that matters, and it may be the bytes of an image.
             true => {
                 if column.is_null(at) || is_empty_list(column.as_ref(), at) {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::keys::{KNOWN_KEYS, OTHER_MEANING, TASK, compares};
+use super::keys::{KNOWN_KEYS, TASK, compares, is_of_other_meaning};
 use super::row_kind::RowKind;
 use super::weight;
 
@@ -100,7 +100,7 @@ impl Columns {
     /// Whether a column of a table is read.
     pub(super) fn reads(&self, name: &str) -> bool {
         KNOWN_KEYS.contains(&name)
-            || OTHER_MEANING.contains(&name)
+            || is_of_other_meaning(name)
             || compares(name)
             || weight::KEYS.contains(&name)
             || name == TASK
@@ -110,7 +110,7 @@ impl Columns {
     /// Whether a column makes a row of some format.
     pub(super) fn makes_rows(&self, name: &str) -> bool {
         let is_beside = name == TASK || weight::KEYS.contains(&name);
-        self.reads(name) && !is_beside && (!compares(name) || OTHER_MEANING.contains(&name))
+        self.reads(name) && !is_beside && (!compares(name) || is_of_other_meaning(name))
     }
 
     /// The settings that would read such a row, in words.

@@ -27,13 +27,101 @@ pub(super) const KNOWN_KEYS: [&str; 21] = [
     "assistant_masks",
 ];
 
-/// Keys that give a row another meaning than "learn what the assistant says".
-pub(super) const OTHER_MEANING: [&str; 10] =
-    ["chosen", "rejected", "label", "kto_tag", "images", "videos", "audios", "image", "video", "audio"];
+/// Meaning of a row that is not "learn what the assistant says".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// Two answers that are compared
+    Preference,
+    /// An answer that is good or bad
+    Rating,
+    /// Something that is no text
+    Media,
+}
+
+impl Meaning {
+    /// By the words of a key, however they are put together: `image_path`, `imageURLs`, `KTO_TAG`.
+    fn of(key: &str) -> Option<Self> {
+        let words = words(key);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words[..] {
+            ["chosen" | "rejected"] => Some(Self::Preference),
+            ["label"] => Some(Self::Rating),
+            _ if words.iter().any(|word| matches!(*word, "kto" | "desirable" | "undesirable")) => Some(Self::Rating),
+            _ if words.iter().any(|word| MEDIA.contains(word))
+                && words.iter().all(|word| MEDIA.contains(word) || MEDIA_FORMS.contains(word)) =>
+            {
+                Some(Self::Media)
+            }
+            _ => None,
+        }
+    }
+
+    fn what_to_do(self) -> &'static str {
+        match self {
+            Self::Preference => {
+                "the row compares two answers (preference data), which is not trained on here; keep the chosen answer as a \
+                 turn of the assistant and remove both keys"
+            }
+            Self::Rating => {
+                "the row says whether its answer is good or bad (KTO data), which is not trained on here; keep the rows \
+                 with good answers and remove the key"
+            }
+            Self::Media => {
+                "the row refers to images, videos or sounds, and only text is trained on here; leave such rows out, or \
+                 remove the key and what the text says of it"
+            }
+        }
+    }
+}
+
+const MEDIA: [&str; 13] = [
+    "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pixel", "video", "videos", "audio",
+    "audios",
+];
+
+/// Words that say in which form something is there.
+const MEDIA_FORMS: [&str; 14] = [
+    "path",
+    "paths",
+    "url",
+    "urls",
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "bytes",
+    "base64",
+    "data",
+    "list",
+    "input",
+    "values",
+];
+
+/// The words of a key in small letters: they end at a sign, and before a capital letter that follows a small one.
+fn words(key: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut was_small = false;
+    for letter in key.chars() {
+        if !letter.is_alphanumeric() || (was_small && letter.is_uppercase()) {
+            words.push(String::new());
+        }
+        was_small = letter.is_lowercase();
+        if letter.is_alphanumeric() {
+            words.last_mut().expect("there is one").extend(letter.to_lowercase());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Whether a key gives a row another meaning than "learn what the assistant says", whatever its value.
+pub(super) fn is_of_other_meaning(key: &str) -> bool {
+    Meaning::of(key).is_some()
+}
 
 /// Whether a key names one of two answers: `chosen`, `response_rejected`.
 pub(super) fn compares(key: &str) -> bool {
-    key.split('_').any(|word| matches!(word, "chosen" | "rejected"))
+    words(key).iter().any(|word| matches!(word.as_str(), "chosen" | "rejected" | "preferred" | "dispreferred"))
 }
 
 /// The first key of a row that gives it another meaning than "learn what the assistant says", and what to do.
@@ -45,23 +133,9 @@ pub(super) fn of_other_meaning(row: &Map<String, Value>) -> Option<(&str, &'stat
 fn other_meaning(key: &str, value: &Value) -> Option<&'static str> {
     // A score of an answer is only a number.
     let is_answer = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
-    match key {
-        "chosen" | "rejected" => Some(PREFERENCE),
-        _ if compares(key) && is_answer => Some(PREFERENCE),
-        "label" | "kto_tag" => Some(
-            "the row says whether its answer is good or bad (KTO data), which is not trained on here; keep the rows with \
-             good answers and remove the key",
-        ),
-        "images" | "videos" | "audios" | "image" | "video" | "audio" => Some(
-            "the row refers to images, videos or sounds, and only text is trained on here; leave such rows out, or remove \
-             the key and what the text says of it",
-        ),
-        _ => None,
-    }
+    let compared = (compares(key) && is_answer).then_some(Meaning::Preference);
+    Meaning::of(key).or(compared).map(Meaning::what_to_do)
 }
-
-const PREFERENCE: &str = "the row compares two answers (preference data), which is not trained on here; keep the chosen answer \
-                          as a turn of the assistant and remove both keys";
 
 /// What a row of any format is of: evaluated apart from rows of other tasks.
 pub(super) const TASK: &str = "task";
@@ -74,5 +148,39 @@ pub(super) fn is_empty(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(map) => map.is_empty(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_known_by_their_words() {
+        use Meaning::{Media, Preference, Rating};
+        let expected = [
+            (Preference, vec!["chosen", "rejected", "Chosen", "REJECTED"]),
+            (
+                Rating,
+                vec!["label", "Label", "kto_tag", "KTO_TAG", "ktoTag", "kto-label", "desirable", "is_undesirable"],
+            ),
+            (
+                Media,
+                vec!["image", "images", "image_path", "imageURL", "img_file", "pixel_values", "video", "audio-paths"],
+            ),
+        ];
+        for (meaning, keys) in expected {
+            for key in keys {
+                assert_eq!(Meaning::of(key), Some(meaning), "{key}");
+            }
+        }
+        // What is said of an image is text, and so is what has a label among other things.
+        for key in ["labels", "image_caption", "image_id", "label_name", "reimagined", "file", "data", "choice", ""] {
+            assert_eq!(Meaning::of(key), None, "{key}");
+        }
+        for key in ["response_chosen", "chosenResponse", "dispreferred_answer", "chosen"] {
+            assert!(compares(key), "{key}");
+        }
+        assert!(!compares("well_chosenness") && !compares("score"));
     }
 }

@@ -15,7 +15,7 @@ use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard;
-use super::keys::OTHER_MEANING;
+use super::keys::is_of_other_meaning;
 use super::parquet_claims;
 use super::rows::{MAX_TEXT_VALUES, SUPPORTED};
 use crate::error::{Context, Error, Result};
@@ -136,7 +136,7 @@ fn object(row: &Row, whole: bool, left: &mut usize) -> Result<Value, String> {
         if !whole && matches!(field, Field::Null) {
             continue;
         }
-        if whole && OTHER_MEANING.contains(&key.as_str()) {
+        if whole && is_of_other_meaning(key) {
             // That it is there is all that matters, and it may be the bytes of an image.
             let there = match field {
                 Field::Null => false,

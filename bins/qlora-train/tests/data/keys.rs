@@ -158,6 +158,9 @@ fn keys_that_give_a_row_another_meaning_are_refused_by_name() {
         ("images", json!(["a.png"]), "only text"),
         ("videos", json!(["a.mp4"]), "only text"),
         ("audios", json!(["a.wav"]), "only text"),
+        ("image_path", json!("a.png"), "only text"),
+        ("desirable", json!(false), "KTO"),
+        ("KTO_TAG", json!(true), "KTO"),
     ];
     for row in &rows {
         for (key, value, words) in &keys {
