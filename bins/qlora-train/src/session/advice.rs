@@ -86,7 +86,8 @@ pub fn refuse_unless_it_fits(
     plan::refuse_unless_it_fits(plan, spec.tokens, &advice)
 }
 
-/// The longest row that fits when each micro-batch holds `rows` of them; 0 if none does.
+/// The longest row that fits when each micro-batch holds `rows` of them; 0 if none does. One token more does not fit,
+/// though a length some percent beyond may: gaps between buffers come and go as these grow.
 pub fn longest_row(
     device: &Device,
     spec: &ModelSpec,
