@@ -20,13 +20,18 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
     match info.name {
         "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
         "prompt_column" | "completion_column" | "input_column" | "system_column" | "messages_column"
-        | "text_column" | "init_adapter" | "eos_token" | "bos_token" => path().prop_map(Json::from).boxed(),
+        | "text_column" | "logging_dir" | "init_adapter" | "eos_token" | "bos_token" => {
+            path().prop_map(Json::from).boxed()
+        }
         "data" | "val_data" => prop::collection::vec(path(), 1..4).prop_map(Json::from).boxed(),
         "val_set_size" => prop_oneof![share(), (0u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "allow" => {
             let names: Vec<&str> = LINTS.iter().map(|lint| lint.name).collect();
             let len = names.len();
             subsequence(names, 1..=len).prop_map(Json::from).boxed()
+        }
+        "report_to" => {
+            words(&["tensorboard", "none"]).prop_map(|name| if name == "none" { name } else { json!([name]) }).boxed()
         }
         "preset" => words(&["loraplus"]),
         "quantization" => words(&["nf4", "none"]),
@@ -38,7 +43,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         .boxed(),
         "lr_scheduler_type" => words(&["constant", "constant_with_warmup", "linear", "cosine"]),
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
-        "too_long" => words(&["drop", "truncate", "error"]),
+        "too_long" => words(&["drop", "truncate", "error", "chunk"]),
         "compute" => words(&["f32", "bf16"]),
         "weights" => words(&["resident", "host", "disk"]),
         "token_tile" => prop_oneof![words(&["auto", "off"]), (2u64..400).prop_map(|n| Json::from(256 * n))].boxed(),

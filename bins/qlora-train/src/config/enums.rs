@@ -78,7 +78,13 @@ choices! {
     }
 
     /// What happens to a row of more than `max_length` tokens.
-    TooLong { Drop: "drop", Truncate: "truncate", Error: "error" | "raise" } not yet {}
+    TooLong {
+        Drop: "drop",
+        Truncate: "truncate",
+        Error: "error" | "raise",
+        /// Texts in pieces; other rows are dropped
+        Chunk: "chunk" | "split"
+    } not yet {}
 
     /// What happens to a row that cannot be trained on.
     BadRow { Error: "error" | "raise", Skip: "skip" } not yet {}

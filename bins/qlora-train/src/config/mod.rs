@@ -51,6 +51,7 @@ mod lints;
 pub mod lr_schedule;
 mod table;
 mod template_names;
+mod trackers;
 mod types;
 mod yaml;
 
@@ -65,4 +66,5 @@ pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;
+pub use trackers::ReportTo;
 pub use types::{Bytes, Limit, ValSet};

@@ -11,6 +11,7 @@ use super::enums::{
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
+use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
 
@@ -207,8 +208,8 @@ settings! {
     max_length: usize = 2048, "2048", "an integer from 2 to 16777216", Results,
         ["sequence_len", "max_seq_length", "max_seq_len", "cutoff_len", "model_max_length"],
         |v| (2..=1 << 24).contains(v);
-    "What happens to a row of more than `max_length` tokens; counts are printed."
-    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate or error", Results,
+    "What happens to a row of more than `max_length` tokens; `chunk` makes rows of `max_length` of a text that is learned as a whole, and drops others; counts are printed."
+    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate, error or chunk", Results,
         ["overlong", "excess_length_strategy"];
     "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
@@ -249,6 +250,12 @@ settings! {
     "Optimizer steps between two lines of metrics; below 1 it is a share of all steps."
     logging_steps: Every = Every::Steps(1), "1", "a count of steps from 1 to 1000000000, or a share of all steps below 1", RunOnly,
         ["log_interval", "steps_per_report"], |v| matches!(v, Every::Steps(1..=1_000_000_000) | Every::Share(_));
+    "Whether the run writes `report.html`, one page with its curves, rows, memory, time and what it changed, while it works and at its end."
+    report: bool = true, "true", "true or false", RunOnly, ["write_report"];
+    "Trackers that are told the figures of the log: `tensorboard` writes event files. Others are not written, and told."
+    report_to: ReportTo = ReportTo::default(), "none", "none, tensorboard or all", RunOnly, [];
+    "Where TensorBoard's event files go."
+    logging_dir: Option<PathBuf> = None, "`runs` in output_dir", "the path of a directory", RunOnly, ["logging.dir", "tensorboard_dir"];
     "Optimizer steps between two checkpoints; below 1 it is a share of all steps."
     save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly,
         ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);

@@ -1,5 +1,6 @@
 //! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
 
+mod answers;
 mod arithmetic;
 mod asked;
 mod before;
@@ -30,6 +31,7 @@ mod quantized;
 mod refused_data;
 mod refused_models;
 mod refused_runs;
+mod report;
 mod resume;
 mod resume_refused;
 mod same_run;
