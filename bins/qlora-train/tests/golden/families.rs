@@ -163,6 +163,31 @@ fn a_ministral_3_follows_transformers_and_peft() {
     follows_transformers_and_peft("ministral3");
 }
 
+/// Text models inside larger ones, whose logits for text are those of the larger; of what reads images, the files hold
+/// one tensor.
+#[test]
+fn text_models_inside_larger_ones_follow_transformers() {
+    for (name, family) in
+        [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen2_5_vl", "qwen2"), ("qwen3_vl", "qwen3")]
+    {
+        let checkpoint = Checkpoint::open(&workspace().join("tests/golden/wrapped").join(name)).unwrap();
+        let arch = checkpoint.arch();
+        assert!(arch.family.model_type == family && arch.wrapper.is_some(), "{name}");
+        let note = checkpoint.notes().concat();
+        assert!(
+            note.contains("text model") && note.contains(arch.family.architecture) && note.contains(" 1 tensor"),
+            "{note}"
+        );
+        let mut expected = tensors(&format!("wrapped/{name}/expected.safetensors"));
+        expected.insert("labels".to_owned(), vec![-100.0; expected["input_ids"].len()]);
+        let micro = MicroBatch::new(&documents(&expected));
+        let spec = spec(&checkpoint, arch.num_layers, Quantization::None, micro.tokens());
+        let apart = worst(&logits(&checkpoint, &spec, &micro), &expected["logits"]);
+        println!("{name}: logits within {apart:.1e}");
+        assert!(apart <= 1e-5, "{name}: logits {apart}");
+    }
+}
+
 /// Biases on q, k and v, heads of another width than hidden size / heads, and two documents.
 #[test]
 fn a_seed_oss_follows_transformers_and_peft() {
