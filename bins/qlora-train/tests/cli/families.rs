@@ -61,8 +61,8 @@ fn adapter(sandbox: &Sandbox, dir: &str, prefix: &str) -> Vec<(String, Vec<u8>)>
     tensors
 }
 
-/// Trained, evaluated, quantized and merged, the text model inside a larger one is the one that it is alone; its adapter
-/// is named for the class that serves it.
+/// Trained, evaluated, quantized and merged, the text model inside a larger one is the one that it is alone. Its
+/// adapter is named for the class that serves it.
 #[test]
 fn a_text_model_inside_a_larger_one_is_the_one_that_it_is_alone() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gemma3/config.json");
