@@ -171,8 +171,10 @@ settings! {
         |v| *v >= 0.0 && (*v as f32) < 1.0;
     "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
-        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj", Results,
+        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
         ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
+    "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
+    adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."
     use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];
     "Learning rate of the B matrices over that of the A matrices (LoRA+)."
