@@ -20,7 +20,7 @@ fn good() -> Facts {
             rows: 5000,
             validation_rows: 100,
             longest: 2000,
-            duplicates: 250,
+            duplicates: 0,
             overlap: 0,
             supervised_tokens: 1_000_000,
             open_ended: 0,
