@@ -2,6 +2,7 @@
 //! first layers of a real model.
 
 mod families;
+mod methods;
 
 use qlora_train::arch::Projection;
 use qlora_train::backend::cpu::Cpu;
