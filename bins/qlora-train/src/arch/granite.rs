@@ -26,13 +26,18 @@ fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &llama::DEFAULTS)?;
-    let arch = Arch { biases: attention_and_mlp_biases(keys)?, multipliers: Multipliers::from_keys(keys)?, ..arch };
+    Ok(Arch { biases: attention_and_mlp_biases(keys)?, multipliers: multipliers(keys, arch.norm.eps)?, ..arch })
+}
+
+/// The multipliers of a Granite whose norms have `eps`.
+pub(super) fn multipliers(keys: &Keys, eps: f32) -> Result<Multipliers> {
+    let multipliers = Multipliers::from_keys(keys)?;
     // The model divides by them: what f32 cannot hold then is found here.
-    let (scale, eps) = (arch.multipliers.stream_scale(|x| x), arch.multipliers.stream_eps(arch.norm.eps));
+    let (scale, eps) = (multipliers.stream_scale(|x| x), multipliers.stream_eps(eps));
     for (key, value) in [("embedding_multiplier", scale), ("residual_multiplier", eps)] {
         if !value.is_normal() {
             return Err(keys.wrong(key, "a number that f32 can hold once it is divided by residual_multiplier"));
         }
     }
-    Ok(arch)
+    Ok(multipliers)
 }

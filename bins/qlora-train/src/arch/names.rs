@@ -67,6 +67,19 @@ pub static GEMMA3_NAMES: TensorNames = TensorNames {
     ..LLAMA_NAMES
 };
 
+/// The names of Granite 4, which has gate and up in one tensor.
+pub static GRANITE4_NAMES: TensorNames = TensorNames {
+    projections: &[
+        (Projection::Q, "self_attn.q_proj"),
+        (Projection::K, "self_attn.k_proj"),
+        (Projection::V, "self_attn.v_proj"),
+        (Projection::O, "self_attn.o_proj"),
+        (Projection::GateUp, "shared_mlp.input_linear"),
+        (Projection::Down, "shared_mlp.output_linear"),
+    ],
+    ..LLAMA_NAMES
+};
+
 /// The names of Phi-3, which has q, k and v in one tensor, and gate and up.
 pub static PHI3_NAMES: TensorNames = TensorNames {
     projections: &[
@@ -119,7 +132,7 @@ mod tests {
 
     #[test]
     fn every_family_has_a_projection_of_every_input_and_norms_where_the_model_reads_them() {
-        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES, &PHI3_NAMES] {
+        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES, &GRANITE4_NAMES, &PHI3_NAMES] {
             let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| names.of_input(*input)).collect();
             assert_eq!(listed, names.all().collect::<Vec<_>>());
             assert!(listed.is_sorted() && Input::ALL.iter().all(|input| names.of_input(*input).count() > 0));

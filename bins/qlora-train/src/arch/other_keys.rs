@@ -80,6 +80,11 @@ mod tests {
         Arch::from_json(Path::new("config.json"), &map)
     }
 
+    /// The families of which a config.json with one key is one. Granite 4 without any is of experts.
+    fn of_any_key() -> impl Iterator<Item = &'static Family> {
+        FAMILIES.into_iter().filter(|family| family.model_type != "granitemoehybrid")
+    }
+
     #[test]
     fn no_key_is_listed_twice() {
         let all: Vec<&str> = listed("neutral").chain(listed("arithmetic")).chain(listed("on")).collect();
@@ -89,7 +94,7 @@ mod tests {
 
     #[test]
     fn arithmetic_that_a_family_does_not_have_is_refused_by_its_key() {
-        for family in FAMILIES {
+        for family in of_any_key() {
             for key in ["qk_layernorm", "use_qk_norm", "parallel_attn", "alibi", "rope_interleaved"] {
                 let error = with(family.model_type, key, true.into()).unwrap_err();
                 assert!(error.is_usage() && error.to_string().contains(key), "{}: {error}", family.model_type);
@@ -110,7 +115,7 @@ mod tests {
     /// A switch that is off asks for less than every family does.
     #[test]
     fn what_every_family_does_cannot_be_turned_off() {
-        for family in FAMILIES {
+        for family in of_any_key() {
             for key in listed("on") {
                 let error = with(family.model_type, key, false.into()).unwrap_err();
                 assert!(error.is_usage() && error.to_string().contains(key), "{}: {error}", family.model_type);

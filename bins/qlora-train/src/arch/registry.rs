@@ -5,21 +5,25 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::untrained::{Untrained, untrained};
+use super::wrapper::text_config;
 use super::{
-    Arch, Family, LayerKeys, Rope, config, granite, llama, mistral, olmo2, olmo3, other_keys, qwen2, qwen3, rope,
+    Arch, Family, LayerKeys, Rope, config, granite, granite4, llama, ministral3, mistral, olmo2, olmo3, other_keys,
+    qwen2, qwen3, rope,
 };
 use super::{gemma3, phi3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 11] = [
+pub static FAMILIES: [&Family; 13] = [
     &llama::FAMILY,
     &mistral::FAMILY,
+    &ministral3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &smollm3::FAMILY,
     &granite::FAMILY,
+    &granite4::FAMILY,
     &seed_oss::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,
@@ -62,11 +66,18 @@ impl Arch {
 
     /// Reads and checks a parsed config.json; `path` is what errors call it.
     pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
-        let keys = Keys::new(path, map);
-        let family = Family::of(&keys)?;
-        let arch = (family.read)(&keys)?;
-        other_keys::check(&keys, family)?;
-        config::check(&arch, &keys)?;
+        if let Some((wrapper, text)) = text_config(path, map)? {
+            let arch = Self::of_keys(&Keys::of(format!("{}: `text_config`", path.display()), &text))?;
+            return Ok(Self { wrapper: Some(wrapper), ..arch });
+        }
+        Self::of_keys(&Keys::new(path, map))
+    }
+
+    fn of_keys(keys: &Keys) -> Result<Self> {
+        let family = Family::of(keys)?;
+        let arch = (family.read)(keys)?;
+        other_keys::check(keys, family)?;
+        config::check(&arch, keys)?;
         arch.check_computed(&keys.source)?;
         Ok(arch)
     }

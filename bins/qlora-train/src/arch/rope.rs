@@ -10,7 +10,7 @@ use crate::refuse;
 
 /// Every key that some rope type of transformers reads. A key outside this list is an error; one that is in it but is
 /// not read by the type at hand only warns, as it does there.
-const KNOWN_KEYS: [&str; 18] = [
+const KNOWN_KEYS: [&str; 20] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -30,7 +30,23 @@ const KNOWN_KEYS: [&str; 18] = [
     // The first models that YaRN stretched have these; transformers reads neither.
     "finetuned",
     "attn_factor",
+    QUERY_GROWTH,
+    "max_position_embeddings",
 ];
+
+/// By how much queries grow beyond the trained context (Ministral 3, Llama 4).
+const QUERY_GROWTH: &str = "llama_4_scaling_beta";
+
+/// Whether queries grow with their position beyond the trained context.
+pub(super) fn queries_grow(config: &Keys) -> Result<bool> {
+    for key in ["rope_parameters", "rope_scaling"] {
+        if let Some(nested) = config.object(key)? {
+            return Ok(nested.number(QUERY_GROWTH)?.is_some_and(|beta| beta != 0.0));
+        }
+    }
+    // The default of the family.
+    Ok(true)
+}
 
 /// The two kinds of layers in `layer_types`, and of rotary positions.
 pub(super) const FULL: &str = "full_attention";
@@ -124,6 +140,11 @@ impl Rope {
     ) -> Result<Self> {
         if let Some(key) = nested.map.keys().find(|key| !KNOWN_KEYS.contains(&key.as_str())) {
             return Err(nested.wrong(key, "no such key: its effect on the rotary positions is not known"));
+        }
+        if nested.number(QUERY_GROWTH)?.is_some_and(|beta| beta != 0.0)
+            && config.text("model_type")? != Some("ministral3")
+        {
+            return Err(nested.wrong(QUERY_GROWTH, "no such key, or 0: a \"ministral3\" alone has it"));
         }
         const PARTIAL: &str = "partial_rotary_factor";
         let mut partial = 1.0;
@@ -240,7 +261,7 @@ fn scaling_from_keys(config: &Keys, nested: &Keys, max_position_embeddings: usiz
         }
     };
     for key in nested.map.keys().map(String::as_str) {
-        if !used.contains(&key) && !["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&key) {
+        if !used.contains(&key) && !OUTSIDE.contains(&key) {
             crate::report::warning!("{}: key `{key}` has no meaning for this rope type and is not used", nested.source);
         }
     }
@@ -260,6 +281,10 @@ fn original_context(config: &Keys, nested: &Keys, max_position_embeddings: usize
         original => Ok(original),
     }
 }
+
+/// Keys of no rope type.
+const OUTSIDE: [&str; 6] =
+    ["rope_type", "type", "rope_theta", "partial_rotary_factor", QUERY_GROWTH, "max_position_embeddings"];
 
 const YARN_KEYS: [&str; 8] = [
     "factor",

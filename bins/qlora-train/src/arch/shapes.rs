@@ -3,131 +3,284 @@
 use super::Arch;
 use crate::error::Result;
 use crate::refuse;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
-/// What `--shape` takes beside a config.json.
-pub const NAMES: [&str; 17] = [
-    "llama-3.2-1b",
-    "llama-3.2-3b",
-    "llama-3-8b",
-    "llama-3-70b",
-    "mistral-7b",
-    "mistral-7b-v0.1",
-    "mistral-nemo-12b",
-    "mistral-small-24b",
-    "qwen3-1.7b",
-    "qwen3-4b",
-    "qwen3-8b",
-    "qwen3-14b",
-    "qwen3-32b",
-    "smollm3-3b",
-    "granite-3.3-2b",
-    "granite-3.3-8b",
-    "seed-oss-36b",
+/// A model that `--shape` names.
+struct Shape {
+    name: &'static str,
+    /// Names of models of this shape, and other spellings.
+    also: &'static [&'static str],
+    /// Hidden size, intermediate size, layers, heads, heads of keys and values, width of a head
+    sizes: [usize; 6],
+    vocab_size: usize,
+    tied: bool,
+    of: &'static Generation,
+}
+
+/// What models of one generation share.
+struct Generation {
+    model_type: &'static str,
+    eps: f64,
+    theta: f64,
+    bos: Option<u32>,
+    eos: u32,
+    /// More keys of config.json
+    more: &'static str,
+}
+
+const LLAMA3: Generation =
+    Generation { model_type: "llama", eps: 1e-5, theta: 500_000.0, bos: Some(128_000), eos: 128_001, more: "{}" };
+/// From Mistral 7B v0.2 on.
+const MISTRAL: Generation = Generation {
+    model_type: "mistral",
+    theta: 1e6,
+    bos: Some(1),
+    eos: 2,
+    more: r#"{"sliding_window": null}"#,
+    ..LLAMA3
+};
+const MISTRAL_V1: Generation = Generation { theta: 1e4, more: r#"{"sliding_window": 4096}"#, ..MISTRAL };
+const MISTRAL_SMALL: Generation = Generation { theta: 1e8, ..MISTRAL };
+const QWEN2_5: Generation =
+    Generation { model_type: "qwen2", eps: 1e-6, theta: 1e6, bos: Some(151_643), eos: 151_645, more: "{}" };
+const QWEN3: Generation = Generation { model_type: "qwen3", ..QWEN2_5 };
+const SMOLLM3: Generation =
+    Generation { model_type: "smollm3", eps: 1e-6, theta: 5e6, bos: Some(128_000), eos: 128_012, more: "{}" };
+const GRANITE_2B: Generation = Generation {
+    model_type: "granite",
+    eps: 1e-5,
+    theta: 1e7,
+    bos: Some(0),
+    eos: 0,
+    more: r#"{"embedding_multiplier": 12.0, "attention_multiplier": 0.015625, "residual_multiplier": 0.22,
+              "logits_scaling": 8.0}"#,
+};
+const GRANITE_8B: Generation = Generation {
+    more: r#"{"embedding_multiplier": 12.0, "attention_multiplier": 0.0078125, "residual_multiplier": 0.22,
+              "logits_scaling": 16.0}"#,
+    ..GRANITE_2B
+};
+const SEED_OSS: Generation =
+    Generation { model_type: "seed_oss", eps: 1e-6, theta: 1e7, bos: Some(0), eos: 2, more: "{}" };
+const OLMO2: Generation =
+    Generation { model_type: "olmo2", eps: 1e-6, theta: 5e5, bos: None, eos: 100_257, more: "{}" };
+const OLMO3: Generation = Generation { model_type: "olmo3", more: r#"{"sliding_window": 4096}"#, ..OLMO2 };
+const PHI3: Generation = Generation {
+    model_type: "phi3",
+    eps: 1e-5,
+    theta: 1e4,
+    bos: Some(1),
+    eos: 32_000,
+    more: r#"{"sliding_window": null}"#,
+};
+const PHI3_4K: Generation = Generation { more: r#"{"sliding_window": 2047}"#, ..PHI3 };
+const PHI4: Generation = Generation { theta: 250_000.0, bos: Some(100_257), eos: 100_257, ..PHI3 };
+const PHI4_MINI: Generation = Generation {
+    bos: Some(199_999),
+    eos: 199_999,
+    more: r#"{"sliding_window": 262144, "partial_rotary_factor": 0.75}"#,
+    ..PHI3
+};
+/// Gemma 3 of 270M and 1B parameters, which read text only.
+const GEMMA3: Generation = Generation {
+    model_type: "gemma3_text",
+    eps: 1e-6,
+    theta: 1e6,
+    bos: Some(2),
+    eos: 1,
+    more: r#"{"sliding_window": 512, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0,
+              "sliding_window_pattern": 6}"#,
+};
+/// The text model of the larger ones.
+const GEMMA3_LARGE: Generation = Generation {
+    more: r#"{"sliding_window": 1024, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0,
+              "sliding_window_pattern": 6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}"#,
+    ..GEMMA3
+};
+const GEMMA3_27B: Generation = Generation {
+    more: r#"{"sliding_window": 1024, "query_pre_attn_scalar": 168, "rope_local_base_freq": 10000.0,
+              "sliding_window_pattern": 6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}"#,
+    ..GEMMA3
+};
+
+#[rustfmt::skip]
+static SHAPES: &[Shape] = &[
+    shape_of("llama-3.2-1b", &[], [2048, 8192, 16, 32, 8, 64], 128_256, true, &LLAMA3),
+    shape_of("llama-3.2-3b", &[], [3072, 8192, 28, 24, 8, 128], 128_256, true, &LLAMA3),
+    shape_of("llama-3-8b", &["llama-3.1-8b"], [4096, 14_336, 32, 32, 8, 128], 128_256, false, &LLAMA3),
+    shape_of("llama-3-70b", &["llama-3.1-70b", "llama-3.3-70b"], [8192, 28_672, 80, 64, 8, 128], 128_256, false, &LLAMA3),
+    shape_of("mistral-7b", &["mistral-7b-v0.3"], [4096, 14_336, 32, 32, 8, 128], 32_768, false, &MISTRAL),
+    shape_of("mistral-7b-v0.1", &[], [4096, 14_336, 32, 32, 8, 128], 32_000, false, &MISTRAL_V1),
+    shape_of("mistral-7b-v0.2", &[], [4096, 14_336, 32, 32, 8, 128], 32_000, false, &MISTRAL),
+    shape_of("mistral-nemo-12b", &["mistral-nemo"], [5120, 14_336, 40, 32, 8, 128], 131_072, false, &MISTRAL),
+    shape_of("mistral-small-24b", &[], [5120, 32_768, 40, 32, 8, 128], 131_072, false, &MISTRAL_SMALL),
+    shape_of("qwen2.5-0.5b", &[], [896, 4864, 24, 14, 2, 64], 151_936, true, &QWEN2_5),
+    shape_of("qwen2.5-1.5b", &[], [1536, 8960, 28, 12, 2, 128], 151_936, true, &QWEN2_5),
+    shape_of("qwen2.5-3b", &[], [2048, 11_008, 36, 16, 2, 128], 151_936, true, &QWEN2_5),
+    shape_of("qwen2.5-7b", &[], [3584, 18_944, 28, 28, 4, 128], 152_064, false, &QWEN2_5),
+    shape_of("qwen2.5-14b", &[], [5120, 13_824, 48, 40, 8, 128], 152_064, false, &QWEN2_5),
+    shape_of("qwen2.5-32b", &[], [5120, 27_648, 64, 40, 8, 128], 152_064, false, &QWEN2_5),
+    shape_of("qwen2.5-72b", &[], [8192, 29_568, 80, 64, 8, 128], 152_064, false, &QWEN2_5),
+    shape_of("qwen3-0.6b", &[], [1024, 3072, 28, 16, 8, 128], 151_936, true, &QWEN3),
+    shape_of("qwen3-1.7b", &[], [2048, 6144, 28, 16, 8, 128], 151_936, true, &QWEN3),
+    shape_of("qwen3-4b", &[], [2560, 9728, 36, 32, 8, 128], 151_936, true, &QWEN3),
+    shape_of("qwen3-8b", &[], [4096, 12_288, 36, 32, 8, 128], 151_936, false, &QWEN3),
+    shape_of("qwen3-14b", &[], [5120, 17_408, 40, 40, 8, 128], 151_936, false, &QWEN3),
+    shape_of("qwen3-32b", &[], [5120, 25_600, 64, 64, 8, 128], 151_936, false, &QWEN3),
+    shape_of("smollm3-3b", &[], [2048, 11_008, 36, 16, 4, 128], 128_256, true, &SMOLLM3),
+    shape_of("granite-3.3-2b", &["granite-3-2b"], [2048, 8192, 40, 32, 8, 64], 49_159, true, &GRANITE_2B),
+    shape_of("granite-3.3-8b", &["granite-3-8b"], [4096, 12_800, 40, 32, 8, 128], 49_159, true, &GRANITE_8B),
+    shape_of("seed-oss-36b", &[], [5120, 27_648, 64, 80, 8, 128], 155_136, false, &SEED_OSS),
+    shape_of("olmo-2-1b", &["olmo2-1b"], [2048, 8192, 16, 16, 16, 128], 100_352, false, &OLMO2),
+    shape_of("olmo-2-7b", &["olmo2-7b"], [4096, 11_008, 32, 32, 32, 128], 100_352, false, &OLMO2),
+    shape_of("olmo-2-13b", &["olmo2-13b"], [5120, 13_824, 40, 40, 40, 128], 100_352, false, &OLMO2),
+    shape_of("olmo-2-32b", &["olmo2-32b"], [5120, 27_648, 64, 40, 8, 128], 100_352, false, &OLMO2),
+    shape_of("olmo-3-7b", &["olmo3-7b"], [4096, 11_008, 32, 32, 32, 128], 100_278, false, &OLMO3),
+    shape_of("olmo-3-32b", &["olmo3-32b"], [5120, 27_648, 64, 40, 8, 128], 100_278, false, &OLMO3),
+    shape_of("phi-3-mini", &["phi-3-mini-4k"], [3072, 8192, 32, 32, 32, 96], 32_064, false, &PHI3_4K),
+    shape_of("phi-3.5-mini", &["phi-3-mini-128k"], [3072, 8192, 32, 32, 32, 96], 32_064, false, &PHI3),
+    shape_of("phi-3-medium", &[], [5120, 17_920, 40, 40, 10, 128], 32_064, false, &PHI3_4K),
+    shape_of("phi-4", &[], [5120, 17_920, 40, 40, 10, 128], 100_352, false, &PHI4),
+    shape_of("phi-4-mini", &[], [3072, 8192, 32, 24, 8, 128], 200_064, true, &PHI4_MINI),
+    shape_of("gemma-3-270m", &[], [640, 2048, 18, 4, 1, 256], 262_144, true, &GEMMA3),
+    shape_of("gemma-3-1b", &[], [1152, 6912, 26, 4, 1, 256], 262_144, true, &GEMMA3),
+    shape_of("gemma-3-4b", &[], [2560, 10_240, 34, 8, 4, 256], 262_208, true, &GEMMA3_LARGE),
+    shape_of("gemma-3-12b", &[], [3840, 15_360, 48, 16, 8, 256], 262_208, true, &GEMMA3_LARGE),
+    shape_of("gemma-3-27b", &[], [5376, 21_504, 62, 32, 16, 128], 262_208, true, &GEMMA3_27B),
 ];
 
-/// The config of one of [`NAMES`], or of a config.json. Refused: neither.
+const fn shape_of(
+    name: &'static str,
+    also: &'static [&'static str],
+    sizes: [usize; 6],
+    vocab_size: usize,
+    tied: bool,
+    of: &'static Generation,
+) -> Shape {
+    Shape { name, also, sizes, vocab_size, tied, of }
+}
+
+/// What `--shape` takes beside a config.json.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().map(|shape| shape.name)
+}
+
+/// The config of one of [`names`], or of a config.json. Refused: neither.
 pub fn shape(name: &str) -> Result<Arch> {
-    // llama3-8b, llama-3.1-8b and Llama-3.3-70B-Instruct have the shapes of the first Llama 3.
-    let plain = name.to_ascii_lowercase().replace("llama3", "llama-3").replace("-instruct", "");
-    let (hidden_size, intermediate_size, num_layers, num_heads, head_dim, tied) = match plain.as_str() {
-        "llama-3.2-1b" => (2048, 8192, 16, 32, 64, true),
-        "llama-3.2-3b" => (3072, 8192, 28, 24, 128, true),
-        "llama-3-8b" | "llama-3.1-8b" => (4096, 14336, 32, 32, 128, false),
-        "llama-3-70b" | "llama-3.1-70b" | "llama-3.3-70b" => (8192, 28672, 80, 64, 128, false),
-        "mistral-7b" | "mistral-7b-v0.2" | "mistral-7b-v0.3" | "mistral-7b-v0.1" => (4096, 14336, 32, 32, 128, false),
-        "mistral-nemo-12b" => (5120, 14336, 40, 32, 128, false),
-        "mistral-small-24b" => (5120, 32768, 40, 32, 128, false),
-        "qwen3-1.7b" => (2048, 6144, 28, 16, 128, true),
-        "qwen3-4b" => (2560, 9728, 36, 32, 128, true),
-        "qwen3-8b" => (4096, 12288, 36, 32, 128, false),
-        "qwen3-14b" => (5120, 17408, 40, 40, 128, false),
-        "qwen3-32b" => (5120, 25600, 64, 64, 128, false),
-        "smollm3-3b" => (2048, 11_008, 36, 16, 128, true),
-        "granite-3.3-2b" => (2048, 8192, 40, 32, 64, true),
-        "granite-3.3-8b" => (4096, 12_800, 40, 32, 128, true),
-        "seed-oss-36b" => (5120, 27_648, 64, 80, 128, false),
-        _ if Path::new(name).is_file() => return Arch::from_file(Path::new(name)),
-        _ if Path::new(name).join("config.json").is_file() => {
-            return Arch::from_file(&Path::new(name).join("config.json"));
-        }
-        _ => refuse!(
+    // Llama-3.3-70B-Instruct, gemma-3-1b-it: a model that was trained on has the shape of its base.
+    let lower = name.to_ascii_lowercase().replace("llama3", "llama-3").replace("-instruct", "");
+    let plain = lower.strip_suffix("-it").unwrap_or(&lower);
+    match SHAPES.iter().find(|shape| shape.name == plain || shape.also.contains(&plain)) {
+        Some(shape) => shape.arch(),
+        None if Path::new(name).is_file() => Arch::from_file(Path::new(name)),
+        None if Path::new(name).join("config.json").is_file() => Arch::from_file(&Path::new(name).join("config.json")),
+        None => refuse!(
             "--shape: found {name:?}, expected {}, a model's directory or the path of a config.json",
-            NAMES.join(", ")
+            names().collect::<Vec<_>>().join(", ")
         ),
-    };
-    let (model_type, vocab_size, rope_theta, eps, bos, eos) = match plain.as_str() {
-        name if name.starts_with("qwen3") => ("qwen3", 151_936, 1e6, 1e-6, 151_643, 151_645),
-        name if name.starts_with("smollm3") => ("smollm3", 128_256, 5e6, 1e-6, 128_000, 128_012),
-        name if name.starts_with("granite") => ("granite", 49_159, 1e7, 1e-5, 0, 0),
-        name if name.starts_with("seed") => ("seed_oss", 155_136, 1e7, 1e-6, 0, 2),
-        "mistral-7b-v0.1" => ("mistral", 32_000, 1e4, 1e-5, 1, 2),
-        "mistral-7b-v0.2" => ("mistral", 32_000, 1e6, 1e-5, 1, 2),
-        "mistral-nemo-12b" => ("mistral", 131_072, 1e6, 1e-5, 1, 2),
-        "mistral-small-24b" => ("mistral", 131_072, 1e8, 1e-5, 1, 2),
-        name if name.starts_with("mistral-7b") => ("mistral", 32_768, 1e6, 1e-5, 1, 2),
-        _ => ("llama", 128_256, 500_000.0, 1e-5, 128_000, 128_001),
-    };
-    let mut config = json!({
-        "model_type": model_type,
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": if model_type == "smollm3" { 4 } else { 8 },
-        "head_dim": head_dim,
-        "tie_word_embeddings": tied,
-        "rms_norm_eps": eps,
-        "rope_theta": rope_theta,
-        // The context is the one that is asked for, not the model's.
-        "max_position_embeddings": 1 << 20,
-        // Mistral alone of the families below reads it.
-        "sliding_window": if plain == "mistral-7b-v0.1" { Some(4096) } else { None },
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-    });
-    if model_type == "granite" {
-        config["embedding_multiplier"] = 12.0.into();
-        config["attention_multiplier"] = (1.0 / f64::from(head_dim)).into();
-        config["residual_multiplier"] = 0.22.into();
-        config["logits_scaling"] = (f64::from(hidden_size) / 256.0).into();
     }
-    Arch::from_json(Path::new(name), config.as_object().expect("json! of braces is an object"))
+}
+
+impl Shape {
+    fn arch(&self) -> Result<Arch> {
+        let [hidden, intermediate, layers, heads, kv_heads, head_dim] = self.sizes;
+        let mut config = json!({
+            "model_type": self.of.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "tie_word_embeddings": self.tied,
+            "rms_norm_eps": self.of.eps,
+            "rope_theta": self.of.theta,
+            // The context is the one that is asked for, not the model's.
+            "max_position_embeddings": 1 << 20,
+            "bos_token_id": self.of.bos,
+            "eos_token_id": self.of.eos,
+        });
+        let map = config.as_object_mut().expect("json! of braces is an object");
+        let more: Value = serde_json::from_str(self.of.more).expect("the table holds JSON");
+        map.extend(more.as_object().expect("the table holds objects").clone());
+        Arch::from_json(Path::new(self.name), map)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Parameters as the models are published with.
     #[test]
     fn the_named_models_have_their_published_sizes() {
-        let parameters = |name: &str| shape(name).unwrap().num_parameters().unwrap();
-        assert_eq!(parameters("llama-3-8b"), 8_030_261_248);
-        assert_eq!(parameters("llama-3-70b"), 70_553_706_496);
-        assert_eq!(parameters("llama-3.2-1b"), 1_235_814_400);
-        assert_eq!(parameters("llama-3.2-3b"), 3_212_749_824);
-        assert_eq!(parameters("mistral-7b"), 7_248_023_552);
-        assert_eq!(parameters("Mistral-7B-Instruct-v0.1"), 7_241_732_096);
-        assert_eq!(parameters("mistral-nemo-12b"), 12_247_782_400);
-        assert_eq!(parameters("mistral-small-24b"), 23_572_403_200);
-        assert_eq!(shape("mistral-7b-v0.1").unwrap().layer(31).window, Some(4096));
-        assert_eq!(shape("mistral-7b").unwrap().layer(31).window, None);
-        assert_eq!(parameters("qwen3-1.7b"), 1_720_574_976);
-        assert_eq!(parameters("qwen3-4b"), 4_022_468_096);
-        assert_eq!(parameters("qwen3-8b"), 8_190_735_360);
-        assert_eq!(parameters("qwen3-14b"), 14_768_307_200);
-        assert_eq!(parameters("Qwen3-32B"), 32_762_123_264);
-        assert_eq!(parameters("smollm3-3b"), 3_075_098_624);
-        assert_eq!(parameters("granite-3.3-2b"), 2_533_539_840);
-        assert_eq!(parameters("granite-3.3-8b-instruct"), 8_170_864_640);
-        assert_eq!(parameters("Seed-OSS-36B-Instruct"), 36_151_104_512);
-        assert_eq!(parameters("Llama-3.3-70B-Instruct"), parameters("llama3-70b"));
+        let published = [
+            ("llama-3.2-1b", 1_235_814_400u64),
+            ("llama-3.2-3b", 3_212_749_824),
+            ("llama-3-8b", 8_030_261_248),
+            ("llama-3-70b", 70_553_706_496),
+            ("mistral-7b", 7_248_023_552),
+            ("mistral-7b-v0.1", 7_241_732_096),
+            ("mistral-7b-v0.2", 7_241_732_096),
+            ("mistral-nemo-12b", 12_247_782_400),
+            ("mistral-small-24b", 23_572_403_200),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen2.5-1.5b", 1_543_714_304),
+            ("qwen2.5-3b", 3_085_938_688),
+            ("qwen2.5-7b", 7_615_616_512),
+            ("qwen2.5-14b", 14_770_033_664),
+            ("qwen2.5-32b", 32_763_876_352),
+            ("qwen2.5-72b", 72_706_203_648),
+            ("qwen3-0.6b", 596_049_920),
+            ("qwen3-1.7b", 1_720_574_976),
+            ("qwen3-4b", 4_022_468_096),
+            ("qwen3-8b", 8_190_735_360),
+            ("qwen3-14b", 14_768_307_200),
+            ("qwen3-32b", 32_762_123_264),
+            ("smollm3-3b", 3_075_098_624),
+            ("granite-3.3-2b", 2_533_539_840),
+            ("granite-3.3-8b", 8_170_864_640),
+            ("seed-oss-36b", 36_151_104_512),
+            ("olmo-2-1b", 1_484_916_736),
+            ("olmo-2-7b", 7_298_617_344),
+            ("olmo-2-13b", 13_716_198_400),
+            ("olmo-2-32b", 32_234_279_936),
+            ("olmo-3-7b", 7_298_011_136),
+            ("olmo-3-32b", 32_233_522_176),
+            ("phi-3-mini", 3_821_079_552),
+            ("phi-3.5-mini", 3_821_079_552),
+            ("phi-3-medium", 13_960_238_080),
+            ("phi-4", 14_659_507_200),
+            ("phi-4-mini", 3_836_021_760),
+            ("gemma-3-270m", 268_098_176),
+            ("gemma-3-1b", 999_885_952),
+            ("gemma-3-4b", 3_880_263_168),
+            ("gemma-3-12b", 11_766_034_176),
+            ("gemma-3-27b", 27_009_346_304),
+        ];
+        assert_eq!(published.map(|(name, _)| name).to_vec(), names().collect::<Vec<_>>());
+        for (name, parameters) in published {
+            let arch = shape(name).unwrap();
+            assert_eq!(arch.num_parameters(), Some(parameters), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_found_by_the_names_that_it_goes_by() {
+        let same = |name: &str, base: &str| assert_eq!(shape(name).unwrap(), shape(base).unwrap(), "{name}");
+        same("Llama-3.3-70B-Instruct", "llama3-70b");
+        same("Qwen2.5-7B-Instruct", "qwen2.5-7b");
+        same("gemma-3-1b-it", "gemma-3-1b");
+        same("Phi-3-mini-4k-instruct", "phi-3-mini");
+        same("granite-3.3-8b-instruct", "granite-3.3-8b");
+        let windows = |name: &str, layer| shape(name).unwrap().layer(layer).window;
+        assert_eq!([windows("mistral-7b-v0.1", 31), windows("mistral-7b", 31)], [Some(4096), None]);
+        assert_eq!([windows("gemma-3-270m", 4), windows("gemma-3-270m", 5)], [Some(512), None]);
         let error = shape("llama-9").unwrap_err().to_string();
-        assert!(
-            error.contains("\"llama-9\"") && error.contains("llama-3-70b") && error.contains("config.json"),
-            "{error}"
-        );
+        for part in ["\"llama-9\"", "llama-3-70b", "gemma-3-270m", "config.json"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -18,8 +18,8 @@ use std::fmt::Write;
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// llama-3.2-1b, llama-3.2-3b, llama-3-8b, llama-3-70b, qwen3-1.7b, qwen3-4b, qwen3-8b, qwen3-14b, qwen3-32b,
-    /// smollm3-3b, granite-3.3-2b, granite-3.3-8b, seed-oss-36b, a model's directory or the path of a config.json
+    /// The name of a model whose shape is known, such as llama-3-8b, qwen3-8b or gemma-3-1b (a name that is not lists
+    /// them all), a model's directory or the path of a config.json
     #[arg(long)]
     shape: String,
     /// Tokens of a row, or of a prompt [default: 2048, or what the model allows]

@@ -233,7 +233,7 @@ impl PartialEq for TargetModules {
 impl TargetModules {
     pub const ALL: [&'static str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     /// Those of families that have several in one tensor.
-    pub const FUSED: [&'static str; 2] = ["qkv_proj", "gate_up_proj"];
+    pub const FUSED: [&'static str; 4] = ["qkv_proj", "gate_up_proj", "input_linear", "output_linear"];
     pub fn all_linear() -> Self {
         Self { names: Self::ALL.to_vec(), all: true }
     }

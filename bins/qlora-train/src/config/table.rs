@@ -171,7 +171,7 @@ settings! {
         |v| *v >= 0.0 && (*v as f32) < 1.0;
     "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
-        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj", Results,
+        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
         ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
     "Layers that get adapters, by their numbers from 0."
     layers_to_transform: LayerNumbers = LayerNumbers::default(), "all layers", "the numbers of layers", ResultsIfSet,
@@ -184,6 +184,8 @@ settings! {
     alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
         "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
         ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
+    "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
+    adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."
     use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];
     "Learning rate of the B matrices over that of the A matrices (LoRA+)."

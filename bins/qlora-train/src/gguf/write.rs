@@ -18,6 +18,7 @@ pub enum Entry {
     Bool(bool),
     Text(String),
     Texts(Vec<String>),
+    Bools(Vec<bool>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
 }
@@ -125,6 +126,10 @@ impl Entry {
             Self::Texts(values) => {
                 array(out, 8, values.len());
                 values.iter().for_each(|value| text(out, value));
+            }
+            Self::Bools(values) => {
+                array(out, 7, values.len());
+                out.extend(values.iter().map(|value| u8::from(*value)));
             }
             Self::I32s(values) => {
                 array(out, 5, values.len());

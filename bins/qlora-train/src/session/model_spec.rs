@@ -24,8 +24,13 @@ pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Resul
     Ok(())
 }
 
-/// Refuses targets that the model does not have.
+/// Refuses a class that would not serve an adapter of the model, and targets that the model does not have.
 fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
+    let own = arch.family.architecture;
+    let classes: Vec<&str> = arch.wrapper.map(|wrapper| wrapper.architecture).into_iter().chain([own]).collect();
+    if let Some(class) = settings.adapter_architecture.as_deref().filter(|class| !classes.contains(class)) {
+        refuse!("`adapter_architecture`: found {class}, expected {}, as config.json has it", classes.join(" or "));
+    }
     let has = |name: &str| arch.names.all().any(|projection| arch.names.short(projection) == name);
     let missing = settings.lora_target_modules.listed().and_then(|names| names.iter().find(|name| !has(name)));
     let Some(missing) = missing else { return Ok(()) };

@@ -199,6 +199,86 @@ fn the_base_alone_is_written_dequantized_where_it_is_in_nf4() {
     assert_eq!(tensor.kind.to_f32(tensor.data), base.read_f32("model.layers.1.mlp.gate_proj.weight").unwrap());
 }
 
+/// A tiny model by the config.json of a family's golden files, `changed`.
+fn of_family(family: &str, changed: fn(&mut Arch)) -> Sandbox {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
+    let mut arch = Arch::from_file(&golden.join("config.json")).unwrap();
+    changed(&mut arch);
+    Sandbox::chat_of(arch)
+}
+
+/// What llama.cpp has otherwise than Llama: names, windows, rotations by kind of layer, factors as tensors, and norms
+/// that multiply by 1 + w.
+#[test]
+fn families_are_written_as_llama_cpp_has_them() {
+    let export = "export gguf --json --model model --output g --type f32";
+    let written = |family: &str, changed: fn(&mut Arch)| {
+        let sandbox = of_family(family, changed);
+        let bytes = file(&sandbox, export);
+        (sandbox, bytes)
+    };
+    let (sandbox, bytes) = written("gemma3", |arch| arch.multipliers.attention = None);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let model = Checkpoint::open(&sandbox.path("model")).unwrap();
+    for (name, own) in [
+        ("blk.1.post_attention_norm", "model.layers.1.post_attention_layernorm"),
+        ("blk.1.ffn_norm", "model.layers.1.pre_feedforward_layernorm"),
+        ("blk.0.post_ffw_norm", "model.layers.0.post_feedforward_layernorm"),
+        ("blk.0.attn_q_norm", "model.layers.0.self_attn.q_norm"),
+        ("output_norm", "model.norm"),
+    ] {
+        let tensor = &gguf.tensors[&format!("{name}.weight")];
+        let shifted: Vec<f32> = model.read_f32(&format!("{own}.weight")).unwrap().iter().map(|w| w + 1.0).collect();
+        assert_eq!(tensor.kind.to_f32(tensor.data), shifted, "{name}");
+    }
+    assert_eq!(gguf.metadata["general.architecture"], Value::String("gemma3".to_owned()));
+    assert_eq!(gguf.integer("gemma3.attention.sliding_window").unwrap(), 6);
+    let pattern = Value::Array([true, false].map(Value::Bool).to_vec());
+    assert_eq!(gguf.metadata["gemma3.attention.sliding_window_pattern"], pattern);
+    assert_eq!(gguf.number("gemma3.rope.freq_base_swa").unwrap(), 500.0);
+    assert_eq!(gguf.number("gemma3.rope.freq_base").unwrap(), 10_000.0);
+    assert_eq!(gguf.number("gemma3.rope.scaling.factor").unwrap(), 2.0);
+
+    let same_theta = |arch: &mut Arch| {
+        let theta = arch.layer(1).rope.as_ref().unwrap().theta;
+        arch.layers[0].rope.as_mut().unwrap().theta = theta;
+        arch.tie_word_embeddings = false;
+    };
+    let (_sandbox, bytes) = written("olmo3", same_theta);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(gguf.metadata["olmo2.attention.sliding_window_pattern"], pattern);
+    assert!(
+        gguf.tensors.contains_key("blk.0.post_ffw_norm.weight") && !gguf.tensors.contains_key("blk.0.attn_norm.weight")
+    );
+    let (_sandbox, bytes) = written("phi3", |_| ());
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(gguf.tensors["blk.0.attn_qkv.weight"].shape, [64, 32]);
+    assert_eq!(gguf.tensors["blk.0.ffn_up.weight"].shape, [112, 32]);
+    assert_eq!(gguf.integer("phi3.rope.dimension_count").unwrap(), 6);
+    assert_eq!(gguf.integer("phi3.attention.sliding_window").unwrap(), 0);
+    let (_sandbox, bytes) = written("phi3-long", |_| ());
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let factors = |name: &str| gguf.tensors[name].kind.to_f32(gguf.tensors[name].data);
+    assert_eq!(factors("rope_factors_long.weight"), [1.2, 2.0, 3.5, 7.0]);
+    assert_eq!(factors("rope_factors_short.weight"), [1.0, 1.1, 1.3, 1.5]);
+    assert_eq!(gguf.integer("phi3.rope.scaling.original_context_length").unwrap(), 8);
+}
+
+#[test]
+fn what_llama_cpp_would_compute_otherwise_is_refused_by_name() {
+    type Change = fn(&mut Arch);
+    let cases: [(&str, Change, &str); 5] = [
+        ("gemma3", |_| (), "query_pre_attn_scalar"),
+        ("olmo2", |_| (), "an output layer that is the embedding"),
+        ("olmo3", |arch| arch.tie_word_embeddings = false, "kinds of rotary positions"),
+        ("phi3", |arch| arch.head_dim = 16, "of another width than the model"),
+        ("qwen2", |arch| arch.head_dim = 16, "of another width than the model"),
+    ];
+    for (family, changed, words) in cases {
+        of_family(family, changed).refused("export gguf --model model --output x", &[words, "llama.cpp", "merge"]);
+    }
+}
+
 #[test]
 fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
     let sandbox = trained();
@@ -218,9 +298,7 @@ fn what_cannot_be_exported_is_refused_and_nothing_is_left() {
         assert!(done.status == Some(2) && done.stderr.contains(word) && !sandbox.path("x").exists(), "{done:#?}");
     }
     sandbox.refused(&format!("{EXPORT} --output x --lora --type q4_k_m"), &["--type q4_k_m", "f16"]);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/smollm3");
-    let smollm3 = Arch { vocab_size: fixture::VOCAB_SIZE, ..Arch::from_file(&golden.join("config.json")).unwrap() };
-    let unlike = Sandbox::chat_of(smollm3);
+    let unlike = of_family("smollm3", |_| ());
     unlike.refused("export gguf --model model --output x", &["smollm3", "not rotated", "merge"]);
     let few = Sandbox::new();
     few.refused("export gguf --model model --output x", &["tokenizer.json", "not found"]);

@@ -7,7 +7,7 @@ use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::Checkpoint;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::lora::LoraSpec;
-use qlora_train::model::Llama;
+use qlora_train::model::{Llama, ModelSpec};
 use serde_json::Value;
 use std::path::Path;
 
@@ -22,12 +22,9 @@ fn follows_transformers_and_peft(family: &str) {
     assert!(gradients <= 1e-4, "gradients {gradients}");
 }
 
-/// How far logits, loss and gradients are from a family's golden files, if the model is `changed`.
-fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f64; 3] {
-    let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
-    let expected = tensors(&format!("{family}/expected.safetensors"));
+/// The documents of a family's golden files: one, or several that are packed into one row.
+pub(super) fn documents(expected: &Tensors) -> Vec<Row> {
     let tokens = expected["input_ids"].len();
-    // One document, or several that are packed into one row.
     let lengths =
         expected.get("documents").map_or(vec![tokens], |lengths| lengths.iter().map(|&n| n as usize).collect());
     let mut start = 0;
@@ -43,30 +40,51 @@ fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f6
             task: None,
         }
     };
-    let rows: Vec<Row> = lengths.into_iter().map(document).collect();
-    let micro = MicroBatch::new(&rows);
-    let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, tokens);
+    lengths.into_iter().map(document).collect()
+}
+
+/// The largest difference over the largest value.
+pub(super) fn worst(ours: &[f32], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let largest = theirs.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    ours.iter().zip(theirs).fold(0.0f64, |a, (&x, y)| a.max((f64::from(x) - y).abs())) / largest
+}
+
+/// The base of a family's golden files, with terms of their rank on every projection where `lora` has values.
+pub(super) fn model(checkpoint: &Checkpoint, spec: &ModelSpec, lora: Tensors) -> (Cpu, Llama<Cpu>) {
+    let mut spec = spec.clone();
+    if !lora.is_empty() {
+        let all: Vec<Projection> = spec.arch.names.all().collect();
+        spec.lora = LoraSpec::uniform(&spec.arch, &all, 3, 6.0, 0.0);
+        spec.trainable = true;
+    }
+    let mut cpu = Cpu::new(spec.run_shape());
+    let model = Llama::build(&mut cpu, &mut Cut { checkpoint, lora }, spec, &mut |_| ()).unwrap();
+    (cpu, model)
+}
+
+/// The logits of every token of the documents.
+pub(super) fn logits(checkpoint: &Checkpoint, spec: &ModelSpec, micro: &MicroBatch) -> Vec<f32> {
+    let (mut cpu, model) = model(checkpoint, spec, Tensors::new());
+    let all: Vec<usize> = (0..micro.tokens()).collect();
+    model.logits(&mut cpu, &Batch::from(micro), &all).unwrap().concat()
+}
+
+/// The values of A and B that a family's golden files begin with.
+pub(super) fn values(expected: &Tensors) -> Tensors {
+    expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone()))).collect()
+}
+
+/// How far logits, loss and gradients are from a family's golden files, if the model is `changed`.
+fn apart_from_transformers_and_peft(family: &str, changed: fn(&mut Arch)) -> [f64; 3] {
+    let checkpoint = Checkpoint::open(&workspace().join("tests/golden").join(family)).unwrap();
+    let expected = tensors(&format!("{family}/expected.safetensors"));
+    let micro = MicroBatch::new(&documents(&expected));
+    let mut spec = spec(&checkpoint, checkpoint.arch().num_layers, Quantization::None, micro.tokens());
     changed(&mut spec.arch);
-    let worst = |ours: &[f32], theirs: &[f64]| {
-        assert_eq!(ours.len(), theirs.len());
-        let largest = theirs.iter().fold(0.0f64, |a, x| a.max(x.abs()));
-        ours.iter().zip(theirs).fold(0.0f64, |a, (&x, y)| a.max((f64::from(x) - y).abs())) / largest
-    };
+    let logits = worst(&logits(&checkpoint, &spec, &micro), &expected["logits"]);
 
-    let mut cpu = Cpu::new(spec.run_shape());
-    let mut source = Cut { checkpoint: &checkpoint, lora: Tensors::new() };
-    let model = Llama::build(&mut cpu, &mut source, spec.clone(), &mut |_| ()).unwrap();
-    let all: Vec<usize> = (0..tokens).collect();
-    let logits = model.logits(&mut cpu, &Batch::from(&micro), &all).unwrap().concat();
-    let logits = worst(&logits, &expected["logits"]);
-
-    let all: Vec<Projection> = spec.arch.names.all().collect();
-    spec.lora = LoraSpec::uniform(&spec.arch, &all, 3, 6.0, 0.0);
-    spec.trainable = true;
-    let lora = expected.iter().filter_map(|(name, values)| Some((name.strip_prefix("value.")?.into(), values.clone())));
-    let mut source = Cut { checkpoint: &checkpoint, lora: lora.collect() };
-    let mut cpu = Cpu::new(spec.run_shape());
-    let mut model = Llama::build(&mut cpu, &mut source, spec, &mut |_| ()).unwrap();
+    let (mut cpu, mut model) = model(&checkpoint, &spec, values(&expected));
     let supervised = expected["labels"].iter().filter(|&&label| label >= 0.0).count() as f64;
     let loss =
         model.forward_backward(&mut cpu, &Batch::from(&micro), 0, (1.0 / supervised) as f32).unwrap() / supervised;
@@ -131,6 +149,43 @@ fn a_smollm3_follows_transformers_and_peft() {
 #[test]
 fn a_granite_follows_transformers_and_peft() {
     follows_transformers_and_peft("granite");
+}
+
+/// Gate and up in one tensor, and all four multipliers.
+#[test]
+fn a_dense_granite_4_follows_transformers_and_peft() {
+    follows_transformers_and_peft("granitemoehybrid");
+}
+
+/// YaRN up to the trained context, and two documents.
+#[test]
+fn a_ministral_3_follows_transformers_and_peft() {
+    follows_transformers_and_peft("ministral3");
+}
+
+/// Text models inside larger ones, whose logits for text are those of the larger; of what reads images, the files hold
+/// one tensor.
+#[test]
+fn text_models_inside_larger_ones_follow_transformers() {
+    for (name, family) in
+        [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen2_5_vl", "qwen2"), ("qwen3_vl", "qwen3")]
+    {
+        let checkpoint = Checkpoint::open(&workspace().join("tests/golden/wrapped").join(name)).unwrap();
+        let arch = checkpoint.arch();
+        assert!(arch.family.model_type == family && arch.wrapper.is_some(), "{name}");
+        let note = checkpoint.notes().concat();
+        assert!(
+            note.contains("text model") && note.contains(arch.family.architecture) && note.contains(" 1 tensor"),
+            "{note}"
+        );
+        let mut expected = tensors(&format!("wrapped/{name}/expected.safetensors"));
+        expected.insert("labels".to_owned(), vec![-100.0; expected["input_ids"].len()]);
+        let micro = MicroBatch::new(&documents(&expected));
+        let spec = spec(&checkpoint, arch.num_layers, Quantization::None, micro.tokens());
+        let apart = worst(&logits(&checkpoint, &spec, &micro), &expected["logits"]);
+        println!("{name}: logits within {apart:.1e}");
+        assert!(apart <= 1e-5, "{name}: logits {apart}");
+    }
 }
 
 /// Biases on q, k and v, heads of another width than hidden size / heads, and two documents.
@@ -402,6 +457,51 @@ fn a_granite_reads_its_multipliers_and_refuses_by_key() {
     );
     let biased = read_changed(&config, &[("mlp_bias", Some(true.into()))]);
     assert_eq!(biased.biases, Projection::MLP.into());
+}
+
+/// Kinds of layers as IBM publishes them and as transformers 5 writes them; what is not dense is refused by its key.
+#[test]
+fn a_granite_4_is_read_where_it_is_dense() {
+    let Value::Object(config) = json("granitemoehybrid/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[]);
+    assert_eq!((arch.intermediate_size, arch.multipliers.residual), (56, 0.22));
+    assert_eq!(arch.names.short_names(), "q_proj, k_proj, v_proj, o_proj, input_linear, output_linear");
+    let published = Some(vec!["attention"; 2].into());
+    assert_eq!(read_changed(&config, &[("layer_types", published), ("intermediate_size", Some(8192.into()))]), arch);
+    let biased = read_changed(&config, &[("attention_bias", Some(true.into()))]);
+    assert_eq!(biased.biases, Projection::ATTENTION.into());
+    let cases = [
+        ("num_local_experts", Value::from(8)),
+        ("num_local_experts", Value::Null),
+        ("layer_types", Value::from(vec!["mamba", "attention"])),
+        ("layer_types", Value::from(vec!["attention"])),
+        ("layer_types", Value::Null),
+        ("position_embedding_type", Value::from("nope")),
+        ("position_embedding_type", Value::Null),
+        ("shared_intermediate_size", Value::from(0)),
+        ("shared_intermediate_size", Value::from(u64::MAX >> 1)),
+        ("hidden_act", Value::from("gelu")),
+        ("attention_multiplier", Value::from(0)),
+    ];
+    refused_by_key(&config, &cases);
+}
+
+#[test]
+fn a_ministral_3_has_rows_up_to_its_trained_context() {
+    let Value::Object(config) = json("ministral3/config.json") else { panic!("config.json is no object") };
+    assert_eq!(read_changed(&config, &[]).max_position_embeddings, 16);
+    let bare = read_changed(&serde_json::Map::from_iter([("model_type".into(), "ministral3".into())]), &[]);
+    assert_eq!((bare.max_position_embeddings, bare.head_dim, bare.rope().theta), (16_384, 128, 1e6));
+    let mut still = config["rope_parameters"].clone();
+    still["llama_4_scaling_beta"] = 0.into();
+    let arch = read_changed(&config, &[("rope_parameters", Some(still.clone())), ("sliding_window", Some(4.into()))]);
+    assert_eq!((arch.max_position_embeddings, arch.layer(1).window), (64, Some(4)));
+    refused_by_key(&config, &[("rope_parameters", serde_json::json!({"rope_type": "default"}))]);
+    // No other family's queries grow.
+    let Value::Object(mut mistral) = json("mistral/config.json") else { panic!("config.json is no object") };
+    mistral.insert("rope_parameters".into(), config["rope_parameters"].clone());
+    let error = Arch::from_json(Path::new("config.json"), &mistral).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("`llama_4_scaling_beta`"), "{error}");
 }
 
 #[test]

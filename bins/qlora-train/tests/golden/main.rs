@@ -2,6 +2,7 @@
 //! first layers of a real model.
 
 mod families;
+mod family_runs;
 mod methods;
 
 use qlora_train::arch::Projection;
@@ -10,10 +11,11 @@ use qlora_train::backend::{Batch, Quantization, StateFormat};
 use qlora_train::base::Checkpoint;
 use qlora_train::data::{MicroBatch, Row};
 use qlora_train::error::Result;
-use qlora_train::files::tensor::{HostTensor, StoredType};
+use qlora_train::files::tensor::{HostTensor, StoredType, WeightSource};
 use qlora_train::lora::{LoraSpec, ParamId, ParamKind};
 use qlora_train::model::optimizer_step::{Hyperparameters, optimizer_step};
 use qlora_train::model::{Llama, ModelSpec, Source};
+use qlora_train::session::plan::stored_in;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -70,6 +72,12 @@ impl Source for Cut<'_> {
     }
     fn read(&mut self, name: &str) -> Result<HostTensor> {
         self.checkpoint.read(name)
+    }
+    fn held(&self, name: &str) -> Option<Quantization> {
+        stored_in(self.checkpoint)(name).held
+    }
+    fn read_weight(&mut self, name: &str) -> Result<WeightSource> {
+        self.checkpoint.read_weight(name)
     }
     fn lora(&mut self, id: &ParamId, len: usize, _columns: usize) -> Result<Vec<f32>> {
         let values = self.lora.get(&id.peft_key()).map(|v| v.iter().map(|&x| x as f32).collect());

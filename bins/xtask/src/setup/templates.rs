@@ -18,7 +18,7 @@ struct Template {
     sha256: &'static str,
 }
 
-const TEMPLATES: [Template; 6] = [
+const TEMPLATES: [Template; 9] = [
     Template {
         name: "llama-3",
         package: TRL,
@@ -54,6 +54,24 @@ const TEMPLATES: [Template; 6] = [
         package: AXOLOTL,
         member: "axolotl/utils/chat_templates/templates/mistral_v2v3.jinja",
         sha256: "a2a37622b263c675745fdfac04fccc35f2e187bd0dee26abdfa0c2bf03841adb",
+    },
+    Template {
+        name: "phi-3",
+        package: TRL,
+        member: "trl/chat_templates/phi3.jinja",
+        sha256: "dcaee66df77bfbb789ec541fe713218da30225a526f1db97138fc39ee6dc56aa",
+    },
+    Template {
+        name: "phi-4",
+        package: AXOLOTL,
+        member: "axolotl/utils/chat_templates/templates/phi_4.jinja",
+        sha256: "2d6bc7dbce0430a22cbb7dddbb496c7c39fc10074933b12ce04711392b1075ca",
+    },
+    Template {
+        name: "gemma-3",
+        package: TRL,
+        member: "trl/chat_templates/gemma3.jinja",
+        sha256: "7de1c58e208eda46e9c7f86397df37ec49883aeece39fb961e0a6b24088dd3c4",
     },
 ];
 

@@ -1,7 +1,7 @@
 //! Families of models as llama.cpp knows them: the architecture's name, its metadata, the names and the order of its
 //! tensors.
 
-use crate::arch::{Arch, Projection, Rope, RopeScaling};
+use crate::arch::{Arch, NormWeight, Projection, Rope, RopeScaling};
 use crate::error::Result;
 use crate::gguf::{Entries, Entry};
 use crate::refuse;
@@ -20,22 +20,47 @@ pub(super) struct GgufFamily {
     biases: &'static [Projection],
     /// Whether it divides the frequencies by `rope_freqs.weight`.
     rope_factors: bool,
+    /// Whether heads may together be of another width than the model.
+    wide_heads: bool,
+    /// Rotary positions of layers with a window, where it has such layers.
+    windowed: Option<Windowed>,
+}
+
+/// Rotary positions of layers with a window. Their scaling is the default one.
+#[derive(Clone, Copy, PartialEq)]
+enum Windowed {
+    /// The theta of the other layers
+    SameTheta,
+    /// A theta of their own
+    OwnTheta,
 }
 
 const QKV: &[Projection] = &[Projection::Q, Projection::K, Projection::V];
 
-static FAMILIES: [GgufFamily; 7] = [
+static FAMILIES: [GgufFamily; 12] = [
     GgufFamily::llama("llama", "llama"),
     GgufFamily::llama("mistral", "llama"),
+    GgufFamily { biases: &[], rope_factors: false, ..GgufFamily::llama("ministral3", "mistral3") },
     GgufFamily::llama("granite", "granite"),
     GgufFamily { biases: QKV, rope_factors: false, ..GgufFamily::llama("smollm3", "smollm3") },
-    GgufFamily::qwen("qwen2", "qwen2"),
+    GgufFamily { wide_heads: false, ..GgufFamily::qwen("qwen2", "qwen2") },
     GgufFamily::qwen("qwen3", "qwen3"),
     GgufFamily { ffn_norm: "post_attention_norm", ..GgufFamily::qwen("seed_oss", "seed_oss") },
+    GgufFamily { biases: &[], wide_heads: false, ..GgufFamily::qwen("olmo2", "olmo2") },
+    GgufFamily {
+        biases: &[],
+        wide_heads: false,
+        windowed: Some(Windowed::SameTheta),
+        ..GgufFamily::qwen("olmo3", "olmo2")
+    },
+    GgufFamily { biases: &[], wide_heads: false, ..GgufFamily::qwen("phi3", "phi3") },
+    GgufFamily { biases: &[], windowed: Some(Windowed::OwnTheta), ..GgufFamily::qwen("gemma3_text", "gemma3") },
 ];
 
 /// Layers that SmolLM3 of llama.cpp does not rotate: each of this number.
 const SMOLLM3_INTERVAL: usize = 4;
+/// Layers of the one Gemma 3 whose scores llama.cpp divides by the root of hidden size / heads.
+const GEMMA3_27B_LAYERS: usize = 62;
 
 /// A tensor of a GGUF file of a model.
 pub(super) struct Named {
@@ -48,6 +73,14 @@ pub(super) struct Named {
     pub projection: Option<(usize, Projection)>,
     /// Rows of a head, where the rows of each head are interleaved.
     pub interleaved: Option<usize>,
+    /// Whether 1 is added to its values: a norm that llama.cpp multiplies by what the file has.
+    pub one_plus: bool,
+}
+
+/// Factors by which frequencies are divided, as a tensor of the file.
+pub(super) struct RopeFactors {
+    pub name: &'static str,
+    pub values: Vec<f32>,
 }
 
 impl Named {
@@ -59,8 +92,16 @@ impl Named {
 
 impl GgufFamily {
     const fn llama(model_type: &'static str, architecture: &'static str) -> Self {
-        let biases = &Projection::ALL;
-        Self { model_type, architecture, interleaved: true, ffn_norm: "ffn_norm", biases, rope_factors: true }
+        Self {
+            model_type,
+            architecture,
+            interleaved: true,
+            ffn_norm: "ffn_norm",
+            biases: &Projection::ALL,
+            rope_factors: true,
+            wide_heads: true,
+            windowed: None,
+        }
     }
 
     const fn qwen(model_type: &'static str, architecture: &'static str) -> Self {
@@ -91,44 +132,72 @@ impl GgufFamily {
         if let Some(projection) = arch.biases.iter().find(|projection| !self.biases.contains(projection)) {
             return Some(format!("the bias of {}", arch.names.short(*projection)));
         }
-        let scaling = arch.rope().scaling;
+        let rope = full_rope(arch);
+        let scaling = &rope.scaling;
         if matches!(scaling, RopeScaling::Llama3 { .. }) && !self.rope_factors {
             return Some("rotary positions of type \"llama3\"".to_owned());
         }
         if matches!(scaling, RopeScaling::Yarn { truncate: false, .. }) {
             return Some("YaRN whose blend is not rounded to whole indices (`truncate: false`)".to_owned());
         }
-        if self.model_type == "qwen2" && arch.q_dim() != arch.hidden_size {
-            return Some("heads that are together wider than the model".to_owned());
+        if !self.wide_heads && arch.q_dim() != arch.hidden_size {
+            return Some("heads that are together of another width than the model".to_owned());
         }
         let rotated = |layer: usize| arch.layer(layer).rope.is_some();
         let expected = |layer: usize| self.model_type != "smollm3" || !(layer + 1).is_multiple_of(SMOLLM3_INTERVAL);
         if (0..arch.num_layers).any(|layer| rotated(layer) != expected(layer)) {
             return Some("the list of layers that are not rotated".to_owned());
         }
-        if matches!(scaling, RopeScaling::LongRope { .. }) {
-            return Some("LongRoPE".to_owned());
+        if self.architecture == "olmo2" && arch.tie_word_embeddings {
+            return Some("an output layer that is the embedding".to_owned());
         }
-        (arch.ropes().len() > 1).then(|| "several kinds of rotary positions".to_owned())
+        if self.architecture == "gemma3" && !gemma3_scale(arch) {
+            return Some("a scale of attention's scores that is not its own (`query_pre_attn_scalar`)".to_owned());
+        }
+        self.other_rope(arch, &rope)
+    }
+
+    /// Rotary positions of a layer that are neither `full` nor those of [`Windowed`].
+    fn other_rope(&self, arch: &Arch, full: &Rope) -> Option<String> {
+        let as_written = |layer: usize| {
+            let layer = arch.layer(layer);
+            let Some(rope) = &layer.rope else { return true };
+            match self.windowed.filter(|_| layer.window.is_some()) {
+                Some(Windowed::SameTheta) => *rope == Rope::new(full.theta, RopeScaling::Default),
+                Some(Windowed::OwnTheta) => *rope == Rope::new(rope.theta, RopeScaling::Default),
+                None => rope == full,
+            }
+        };
+        match (0..arch.num_layers).all(as_written) {
+            true => None,
+            false => Some("these kinds of rotary positions".to_owned()),
+        }
     }
 
     /// What llama.cpp computes otherwise beyond some length, one sentence each.
     pub fn notes(&self, arch: &Arch) -> Vec<String> {
+        let mut notes = Vec::new();
         let window = (0..arch.num_layers).filter_map(|layer| arch.layer(layer).window).min();
-        let note = |window| {
-            format!(
+        if let Some(window) = window.filter(|&n| self.windowed.is_none() && n < arch.max_position_embeddings) {
+            notes.push(format!(
                 "llama.cpp has no window of attention for its architecture {:?}: texts of more than {window} tokens are \
                  answered otherwise than here",
                 self.architecture
-            )
-        };
-        window.filter(|&window| window < arch.max_position_embeddings).map(note).into_iter().collect()
+            ));
+        }
+        if let RopeScaling::LongRope { original_max_position_embeddings: original, .. } = full_rope(arch).scaling {
+            notes.push(format!(
+                "llama.cpp takes the long factors of LongRoPE for every text where its context (--ctx-size, num_ctx) is \
+                 above {original} tokens, and the short ones where it is not; here the length of the text decides"
+            ));
+        }
+        notes
     }
 
     /// Sizes and numbers of the model.
     pub fn metadata(&self, arch: &Arch) -> Entries {
         let size = |key: &'static str, value: usize| (key, Entry::U32(u32::try_from(value).unwrap_or(u32::MAX)));
-        let rope = arch.rope();
+        let rope = full_rope(arch);
         let mut entries = vec![
             size("block_count", arch.num_layers),
             size("context_length", arch.max_position_embeddings),
@@ -140,10 +209,11 @@ impl GgufFamily {
             size("attention.key_length", arch.head_dim),
             size("attention.value_length", arch.head_dim),
             ("attention.layer_norm_rms_epsilon", Entry::F32(arch.norm.eps)),
-            size("rope.dimension_count", arch.head_dim),
+            size("rope.dimension_count", rope.rotary_dim(arch.head_dim)),
             ("rope.freq_base", Entry::F32(rope.theta as f32)),
         ];
         entries.extend(scaling(rope));
+        entries.extend(self.windows(arch));
         if self.model_type == "granite" {
             let multipliers = arch.multipliers;
             let attention = multipliers.attention.unwrap_or_else(|| 1.0 / (arch.head_dim as f32).sqrt());
@@ -157,15 +227,42 @@ impl GgufFamily {
         entries.into_iter().map(|(key, entry)| (format!("{}.{key}", self.architecture), entry)).collect()
     }
 
-    /// The factors by which the frequencies of `llama3` are divided, `[head_dim / 2]`.
-    pub fn rope_factors(&self, arch: &Arch) -> Option<Vec<f32>> {
-        let Rope { theta, scaling, .. } = arch.rope();
-        let RopeScaling::Llama3 { .. } = scaling else { return None };
-        let frequency = |i: usize, scaling| {
-            qlora_kernels::rope::frequency(i, arch.head_dim, theta, scaling, arch.max_position_embeddings)
+    /// What is said of windows: their width, the layers that have one, and the theta there.
+    fn windows(&self, arch: &Arch) -> Vec<(&'static str, Entry)> {
+        let layers = || (0..arch.num_layers).map(|layer| arch.layer(layer));
+        let first = layers().find(|layer| layer.window.is_some());
+        let width = first.and_then(|layer| layer.window).unwrap_or(0);
+        let width = ("attention.sliding_window", Entry::U32(u32::try_from(width).unwrap_or(u32::MAX)));
+        let Some((first, windowed)) = first.zip(self.windowed) else {
+            // Phi-3 of llama.cpp looks for the key, and takes 0 for none.
+            return if self.architecture == "phi3" { vec![width] } else { Vec::new() };
         };
-        let factor = |i| (frequency(i, &RopeScaling::Default) / frequency(i, &scaling)) as f32;
-        Some((0..arch.head_dim / 2).map(factor).collect())
+        let pattern = layers().map(|layer| layer.window.is_some()).collect();
+        let mut entries = vec![width, ("attention.sliding_window_pattern", Entry::Bools(pattern))];
+        if let (Windowed::OwnTheta, Some(rope)) = (windowed, &first.rope) {
+            entries.push(("rope.freq_base_swa", Entry::F32(rope.theta as f32)));
+        }
+        entries
+    }
+
+    /// The factors by which frequencies are divided, one for two elements that are rotated: those of `llama3`, or the
+    /// long and the short ones of LongRoPE.
+    pub fn rope_factors(&self, arch: &Arch) -> Vec<RopeFactors> {
+        let Rope { theta, scaling, .. } = full_rope(arch);
+        match &scaling {
+            RopeScaling::Llama3 { .. } => {
+                let frequency = |i: usize, scaling| {
+                    qlora_kernels::rope::frequency(i, arch.head_dim, theta, scaling, arch.max_position_embeddings)
+                };
+                let factor = |i| (frequency(i, &RopeScaling::Default) / frequency(i, &scaling)) as f32;
+                vec![RopeFactors { name: "rope_freqs.weight", values: (0..arch.head_dim / 2).map(factor).collect() }]
+            }
+            RopeScaling::LongRope { short_factor, long_factor, .. } => {
+                let named = |name, factors: &[f32]| RopeFactors { name, values: factors.to_vec() };
+                vec![named("rope_factors_long.weight", long_factor), named("rope_factors_short.weight", short_factor)]
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// The tensors of the model, in the order of [`Arch::tensors`].
@@ -173,7 +270,8 @@ impl GgufFamily {
         let named = |(source, shape): (String, Vec<usize>)| {
             let (name, projection) = self.name(arch, &source);
             let interleaved = projection.and_then(|(_, projection)| self.interleaved_rows(arch, projection));
-            Named { name, source, shape, projection, interleaved }
+            let one_plus = arch.norm.weight == NormWeight::OnePlus && projection.is_none() && shape.len() == 1;
+            Named { name, source, shape, projection, interleaved, one_plus }
         };
         arch.tensors().into_iter().map(named).collect()
     }
@@ -200,7 +298,9 @@ impl GgufFamily {
         let (layer, rest) = below.and_then(|rest| rest.split_once('.')).expect("the other tensors are of a layer");
         let norms = [
             (names.attention_norms.input, "attn_norm"),
+            (names.attention_norms.output, "post_attention_norm"),
             (names.mlp_norms.input, self.ffn_norm),
+            (names.mlp_norms.output, "post_ffw_norm"),
             (Some(names.q_norm), "attn_q_norm"),
             (Some(names.k_norm), "attn_k_norm"),
         ];
@@ -227,12 +327,35 @@ fn part(projection: Projection) -> &'static str {
     }
 }
 
+/// Whether attention's scores have the scale that llama.cpp has for a Gemma 3 of so many layers.
+fn gemma3_scale(arch: &Arch) -> bool {
+    let root = |width: usize| (width as f64).powf(-0.5) as f32;
+    let own = match arch.num_layers {
+        GEMMA3_27B_LAYERS => arch.hidden_size / arch.num_heads,
+        _ => arch.head_dim,
+    };
+    arch.multipliers.attention.unwrap_or(root(arch.head_dim)) == root(own)
+}
+
+/// Rotary positions of layers without a window, or of all.
+fn full_rope(arch: &Arch) -> Rope {
+    let full = arch.layers.iter().find(|layer| layer.window.is_none() && layer.rope.is_some());
+    full.and_then(|layer| layer.rope.clone()).unwrap_or_else(|| arch.rope())
+}
+
 fn scaling(rope: Rope) -> Vec<(&'static str, Entry)> {
     let kind = |kind: &str| ("rope.scaling.type", Entry::Text(kind.to_owned()));
     let number = |key: &'static str, value: f64| (key, Entry::F32(value as f32));
     match rope.scaling {
-        // llama3 is a tensor of factors; none of these families has another with LongRoPE.
-        RopeScaling::Default | RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. } => Vec::new(),
+        // llama3 is a tensor of factors.
+        RopeScaling::Default | RopeScaling::Llama3 { .. } => Vec::new(),
+        RopeScaling::LongRope { attention_factor, original_max_position_embeddings, .. } => vec![
+            (
+                "rope.scaling.original_context_length",
+                Entry::U32(u32::try_from(original_max_position_embeddings).unwrap_or(u32::MAX)),
+            ),
+            number("rope.scaling.attn_factor", attention_factor),
+        ],
         RopeScaling::Linear { factor } => vec![kind("linear"), number("rope.scaling.factor", factor)],
         RopeScaling::Yarn {
             factor, beta_fast, beta_slow, original_max_position_embeddings, attention_factor, ..

@@ -30,7 +30,7 @@ use crate::gguf::{Entries, Entry, GgmlType, Header, TensorInfo, encode, interlea
 use crate::infer::stop::stop_tokens;
 use crate::refuse;
 use crate::session::disk::free_bytes;
-use family::{GgufFamily, Named};
+use family::{GgufFamily, Named, RopeFactors};
 
 const MODELFILE: &str = "Modelfile";
 /// Modelfile and rounding to blocks, with room to spare.
@@ -115,7 +115,7 @@ fn mixed(named: &Named, arch: &Arch) -> GgmlType {
         };
     match named.projection {
         _ if named.is_output(arch) => GgmlType::Q6K,
-        Some((layer, Projection::V | Projection::Down)) if more(layer) => GgmlType::Q6K,
+        Some((layer, Projection::V | Projection::Qkv | Projection::Down)) if more(layer) => GgmlType::Q6K,
         Some((_, Projection::V)) if of_70b => GgmlType::Q5K,
         _ => GgmlType::Q4K,
     }
@@ -193,8 +193,8 @@ pub fn export_model(
 /// Layout of the file of a model.
 struct Plan {
     header: Header,
-    /// `rope_freqs.weight`, where there is one, is the first tensor.
-    rope_factors: Option<Vec<f32>>,
+    /// Factors of rotary positions are the first tensors.
+    rope_factors: Vec<RopeFactors>,
     tensors: Vec<Named>,
 }
 
@@ -208,8 +208,8 @@ impl Plan {
         entries.extend(tokenizer);
         let (tensors, rope_factors) = (family.tensors(arch), family.rope_factors(arch));
         let factors = rope_factors.iter().map(|factors| TensorInfo {
-            name: "rope_freqs.weight".to_owned(),
-            shape: vec![factors.len()],
+            name: factors.name.to_owned(),
+            shape: vec![factors.values.len()],
             kind: GgmlType::F32,
         });
         let info = |named: &Named| TensorInfo {
@@ -228,10 +228,9 @@ impl Plan {
         to: &mut Sink,
         progress: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
-        let mut infos = self.header.tensors.iter();
-        if let (Some(factors), Some(info)) = (&self.rope_factors, infos.as_slice().first()) {
-            infos.next();
-            write_tensor(to, info, factors, None)?;
+        let (factors, infos) = self.header.tensors.split_at(self.rope_factors.len());
+        for (info, factors) in factors.iter().zip(&self.rope_factors) {
+            write_tensor(to, info, &factors.values, None)?;
         }
         let mut fingerprint = Fingerprint::new(checkpoint);
         for (done, (named, info)) in self.tensors.iter().zip(infos).enumerate() {
@@ -244,7 +243,11 @@ impl Plan {
                 false => tensor,
             };
             let what = || format!("{}: tensor `{}`", checkpoint.dir().display(), named.source);
-            write_tensor(to, info, &tensor.into_f32(), named.interleaved).context(what)?;
+            let mut values = tensor.into_f32();
+            if named.one_plus {
+                values.iter_mut().for_each(|value| *value += 1.0);
+            }
+            write_tensor(to, info, &values, named.interleaved).context(what)?;
             failpoint::moment("tensor");
             progress(done + 1)?;
         }

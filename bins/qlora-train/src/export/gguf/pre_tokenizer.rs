@@ -17,7 +17,7 @@ const PROBE: &str = "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (norm
      he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL";
 
 /// SHA-256 of the tokens of [`PROBE`] as a list in Python prints, of tokenizers of the families that are written.
-const BY_HASH: [(&str, &str); 25] = [
+const BY_HASH: [(&str, &str); 27] = [
     ("0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5", "llama-bpe"),
     ("c136ed14d01c2745d4f60a9596ae66800e2b61fa45643e72436041855ad4089d", "smaug-bpe"),
     ("9d032fcbd5501f4a38150912590928bfb36091efb5df11b8e2124b0390e3fb1e", "falcon3"),
@@ -43,13 +43,20 @@ const BY_HASH: [(&str, &str); 25] = [
     ("b0a6b1c0bd5998ebd9df08611efde34a4ff03faed45ae09c43e6b31ebd4b94cf", "a.x-4.0"),
     ("f6791d196f87ce6b56a7d234be618e0d58f8cda3549416635b2bebcd22cd95c4", "midm-2.0"),
     ("36f3066e97b7f3994b379aaacde306c1444c6ae84e81a5ae3cd2b7ed3b8c42d4", "minicpm5"),
+    ("b6dc8df998e1cfbdc4eac8243701a65afe638679230920b50d6f17d81c098166", "olmo"),
+    ("a8594e3edff7c29c003940395316294b2c623e09894deebbc65f33f1515df79e", "dbrx"),
 ];
 
-/// The expressions of Llama 3, Qwen2 and Mistral Nemo.
+/// The expressions of Llama 3, Qwen2, Mistral Nemo and GPT-4o (Phi-4 mini).
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// llama.cpp's name of the last, whose own expression is close to it.
+pub(super) const GPT4O_NAME: &str = "gpt-4o";
 
 /// A part of a `pre_tokenizer`.
 #[derive(Debug, PartialEq)]
@@ -86,6 +93,7 @@ fn by_parts(parts: &[Part], ignore_merges: bool) -> Option<&'static str> {
             (LLAMA3, false) => Some("smaug-bpe"),
             (QWEN2, false) => Some("qwen2"),
             (TEKKEN, true) => Some("tekken"),
+            (GPT4O, false) => Some(GPT4O_NAME),
             _ => None,
         },
         _ => None,
@@ -137,6 +145,7 @@ mod tests {
             (split(LLAMA3, "Removed", true), false, Some("smaug-bpe")),
             (split(QWEN2, "Isolated", false), false, Some("qwen2")),
             (split(TEKKEN, "Isolated", false), true, Some("tekken")),
+            (split(GPT4O, "Removed", true), false, Some("gpt-4o")),
             (split(LLAMA3, "Isolated", true), true, None),
             (split(r"\s+", "Isolated", false), false, None),
             (json!({"type": "ByteLevel", "use_regex": true}), false, None),

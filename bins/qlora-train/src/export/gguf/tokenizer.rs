@@ -99,6 +99,12 @@ pub(super) fn entries(dir: &Path, tokenizer: &ChatTokenizer, arch: &Arch) -> Res
                      tokens; serve the 16-bit model that `merge` writes"
                 );
             };
+            if pre == pre_tokenizer::GPT4O_NAME {
+                notes.push(format!(
+                    "{shown}: llama.cpp cuts words with combining marks, as Hindi has them, otherwise than this tokenizer, \
+                     and reads other tokens there"
+                ));
+            }
             entries.push(("model", Entry::Text("gpt2".to_owned())));
             entries.push(("pre", Entry::Text(pre.to_owned())));
             Some(merges(&source.model.merges, &path)?)
@@ -209,7 +215,11 @@ fn space_prefix(source: &Source) -> Option<Prefix> {
     };
     let prepends = |value: &Value| is(value, "Prepend") && value.get("prepend").and_then(Value::as_str) == Some("▁");
     let (normalizer, pre_tokenizer) = (&source.normalizer, &source.pre_tokenizer);
-    if pre_tokenizer.is_null() {
+    // Gemma's cuts at spaces, of which its normalizer leaves none.
+    let at_spaces = is(pre_tokenizer, "Split")
+        && pre_tokenizer.pointer("/pattern/String").and_then(Value::as_str) == Some(" ")
+        && replaces(normalizer);
+    if pre_tokenizer.is_null() || at_spaces {
         let parts = match is(normalizer, "Sequence") {
             true => normalizer.get("normalizers").and_then(Value::as_array)?.iter().collect(),
             false => vec![normalizer],
@@ -294,15 +304,20 @@ mod tests {
         let prepend = json!({"type": "Prepend", "prepend": "▁"});
         let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
         let both = json!({"type": "Sequence", "normalizers": [prepend, replace]});
+        let split =
+            json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false});
         let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
         for (normalizer, pre_tokenizer, expected) in [
             (both.clone(), Value::Null, Some(Prefix::Always)),
-            (replace, Value::Null, Some(Prefix::Never)),
+            (replace.clone(), Value::Null, Some(Prefix::Never)),
             (Value::Null, metaspace("first", false), Some(Prefix::First)),
             (Value::Null, metaspace("always", false), Some(Prefix::Always)),
             (Value::Null, metaspace("never", false), Some(Prefix::Never)),
             (Value::Null, metaspace("first", true), None),
-            (both, metaspace("first", false), None),
+            (both.clone(), metaspace("first", false), None),
+            (replace, split.clone(), Some(Prefix::Never)),
+            (both, split.clone(), None),
+            (Value::Null, split, None),
             (json!({"type": "NFKC"}), Value::Null, None),
             (Value::Null, Value::Null, None),
         ] {
