@@ -7,8 +7,7 @@ use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::module_pattern::ModulePattern;
-use super::pairs::layer_of;
+use super::module_pattern::{ModulePattern, layer_of};
 use crate::arch::{Arch, Wrapper};
 use crate::base::BaseName;
 use crate::error::Result;

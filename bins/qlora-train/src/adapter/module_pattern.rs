@@ -1,4 +1,5 @@
-//! Keys of PEFT's `rank_pattern` and `alpha_pattern`: regular expressions for the paths of modules.
+//! Paths of modules: the layer in one, and the keys of PEFT's `rank_pattern` and `alpha_pattern`, which are regular
+//! expressions for them.
 
 use fancy_regex::Regex;
 use indexmap::IndexMap;
@@ -62,6 +63,12 @@ impl ModulePattern {
             Self::Regex(regex) => regex.is_match(module).unwrap_or(false),
         }
     }
+}
+
+/// The number of the layer that a module is in: what follows "layers" in its path.
+pub(super) fn layer_of(module: &str) -> Option<usize> {
+    let mut parts = module.split('.').skip_while(|part| *part != "layers");
+    parts.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 
 use super::kind::MLX;
-use super::module_pattern::Patterns;
+use super::module_pattern::{Patterns, layer_of};
 use super::{Adapter, AdapterConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::lora::{LoraSpec, LoraTerm, ParamId};
@@ -150,12 +150,6 @@ impl AdapterConfig {
             }
         }
     }
-}
-
-/// The number of the layer that a module is in: what follows "layers" in its path.
-pub(super) fn layer_of(module: &str) -> Option<usize> {
-    let mut parts = module.split('.').skip_while(|part| *part != "layers");
-    parts.nth(1)?.parse().ok()
 }
 
 /// Whether a term belongs to a linear layer of a block, which is what can carry one.
