@@ -58,6 +58,9 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
             prop_oneof![words(&["8GiB", "44.4 GiB", "24 GB"]), (1u64..=i64::MAX as u64).prop_map(Json::from)].boxed()
         }
         "device" => words(&["cpu", "cuda", "cuda:3"]),
+        "layers_to_transform" => subsequence((0..90u64).collect::<Vec<_>>(), 1..5).prop_map(Json::from).boxed(),
+        "rank_pattern" => prop::collection::btree_map(path(), 1u64..=256, 1..4).prop_map(|map| json!(map)).boxed(),
+        "alpha_pattern" => prop::collection::btree_map(path(), 1u64..=65536, 1..4).prop_map(|map| json!(map)).boxed(),
         "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),
         "threads" => (1u64..=4096).prop_map(Json::from).boxed(),
         "save_steps" | "eval_steps" => {

@@ -7,7 +7,7 @@ use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::module_pattern::ModulePattern;
+use super::module_pattern::{ModulePattern, layer_of};
 use crate::arch::{Arch, Wrapper};
 use crate::base::BaseName;
 use crate::error::Result;
@@ -136,9 +136,20 @@ impl AdapterConfig {
         for (module, &term) in &lora.terms {
             by_name.entry(last_part(module)).or_default().push((module, term));
         }
+        // Where the layers that have terms have all of them, their numbers say it.
+        let layers: BTreeSet<usize> = lora.terms.keys().filter_map(|module| layer_of(module)).collect();
+        let modules_of = |name: &str| {
+            let within = |module: &String| layer_of(module).is_some_and(|layer| layers.contains(&layer));
+            arch.modules().filter(|module| last_part(module) == name && within(module)).count()
+        };
+        let by_layers =
+            layers.len() < arch.num_layers && by_name.iter().all(|(name, terms)| modules_of(name) == terms.len());
+        if by_layers && !layers.is_empty() {
+            config.layers_to_transform = Some(layers.into_iter().collect());
+        }
         for (name, terms) in by_name {
             // A name stands for all modules that end with it; where only some have a term, each is named by its path.
-            let all = arch.modules().filter(|module| last_part(module) == name).count() == terms.len();
+            let all = by_layers || arch.modules().filter(|module| last_part(module) == name).count() == terms.len();
             match all {
                 true => drop(targets.insert(name.to_owned())),
                 false => targets.extend(terms.iter().map(|(module, _)| (*module).to_owned())),

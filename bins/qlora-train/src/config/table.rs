@@ -11,6 +11,7 @@ use super::enums::{
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
+use super::patterns::{LayerNumbers, Pattern};
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
@@ -173,6 +174,17 @@ settings! {
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
         "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
         ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
+    "Layers that get adapters, by their numbers from 0."
+    layers_to_transform: LayerNumbers = LayerNumbers::default(), "all layers", "the numbers of layers", ResultsIfSet,
+        ["peft_layers_to_transform", "lora.layers_to_transform"];
+    "Ranks of single modules: PEFT's regular expressions for the end of a module's path, of which the first that matches counts. vLLM and SGLang serve one rank: `export uniform` writes it."
+    rank_pattern: Pattern<usize> = Pattern::default(), "{}",
+        "names of modules or regular expressions, each with an integer from 1 to 256", ResultsIfSet,
+        ["lora_rank_pattern", "lora.rank_pattern"], |v| v.0.values().all(|r| (1..=256).contains(r));
+    "Alphas of single modules, as `rank_pattern` has their ranks."
+    alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
+        "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
+        ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
     "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
     adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."

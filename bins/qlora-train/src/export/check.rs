@@ -224,7 +224,9 @@ impl<'a> Subject<'a> {
             if self.is_set(key) {
                 reasons.push(format!(
                     "{engine} reads one alpha and one rank for all modules and does not look at `{key}`: {what} of their own \
-                     would be served with another scale"
+                     would be served with another scale; `qlora-train export uniform --adapter {} --output-dir OUT` writes \
+                     an adapter of one",
+                    self.dir.display()
                 ));
             }
         }
@@ -254,7 +256,8 @@ impl<'a> Subject<'a> {
         let mut reasons = self.not_plain("SGLang");
         if self.is_set("use_rslora") {
             reasons.push(
-                "SGLang computes alpha / r and does not look at `use_rslora`: the adapter would be served with another scale"
+                "SGLang computes alpha / r and does not look at `use_rslora`: the adapter would be served with another scale; \
+                 `qlora-train export uniform` writes plain LoRA"
                     .to_owned(),
             );
         }

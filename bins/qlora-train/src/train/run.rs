@@ -38,7 +38,7 @@ use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, check_targets, model_spec, recipe};
+use crate::session::model_spec::{check_quantization, lora_spec, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::planner;
 use crate::session::training_data::find_files;
@@ -80,7 +80,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
-    check_targets(&settings, loaded.checkpoint.arch())?;
+    lora_spec(&settings, loaded.checkpoint.arch())?;
     settings.resolve(loaded.parameters());
     let clock = run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic()));
     loaded.set_clock(clock);
@@ -124,7 +124,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
         check_room(&output, step, data.schedule.total_steps())?;
     }
-    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
+    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
     let budget = device.budget(&settings)?;
     let plan = {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
@@ -408,6 +408,12 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     );
     let trainable = spec.lora_parameters();
     status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
+    if !spec.lora.is_uniform() {
+        status!(
+            "ranks or alphas differ (rank_pattern, alpha_pattern): PEFT and llama.cpp take them, vLLM and SGLang serve one \
+             of each; `qlora-train export uniform` writes such an adapter"
+        );
+    }
     let (a, b) = settings.learning_rates_for(parameters);
     let rates =
         if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };

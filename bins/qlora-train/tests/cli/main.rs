@@ -23,6 +23,7 @@ mod launched;
 mod lints;
 mod memory;
 mod merge;
+mod methods;
 mod not_files;
 mod outputs;
 mod parameters;

@@ -145,6 +145,12 @@ fn a_smollm3_follows_transformers_and_peft() {
     follows_transformers_and_peft("smollm3");
 }
 
+/// A window on the layer that is not rotated.
+#[test]
+fn a_smollm3_with_a_window_follows_transformers_and_peft() {
+    follows_transformers_and_peft("smollm3-window");
+}
+
 /// All four multipliers, and two documents.
 #[test]
 fn a_granite_follows_transformers_and_peft() {
@@ -413,11 +419,21 @@ fn a_smollm3_reads_which_layers_are_rotated_and_refuses_by_key() {
     let defaults = [("rope_parameters", None), ("tie_word_embeddings", None), ("attention_bias", Some(true.into()))];
     let arch = read_changed(&config, &defaults);
     assert!(arch.rope().theta == 2e6 && arch.tie_word_embeddings && arch.biases == Projection::ATTENTION.into());
+    let windows = |change: &[(&str, Option<Value>)]| {
+        let used = [("use_sliding_window", Some(true.into())), ("sliding_window", Some(9.into()))];
+        let arch = read_changed(&config, &[&used, change].concat());
+        [0, 1].map(|layer| arch.layer(layer).window)
+    };
+    let kinds = |kinds: [&str; 2]| ("layer_types", Some(Value::from(kinds.to_vec())));
+    assert_eq!(windows(&[("layer_types", None)]), [None, Some(9)]);
+    assert_eq!(windows(&[kinds(["sliding_attention", "full_attention"])]), [Some(9), None]);
+    assert_eq!(windows(&[("layer_types", None), ("sliding_window", Some(Value::Null))]), [None; 2]);
     let cases = [
         ("no_rope_layers", Value::from(vec![1])),
         ("no_rope_layers", Value::from(vec![1, 2])),
         ("no_rope_layers", Value::from("1")),
-        ("use_sliding_window", Value::from(true)),
+        ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("use_sliding_window", Value::from(1)),
         ("num_hidden_layers", Value::from(i32::MAX)),
         ("architectures", Value::from(vec!["LlamaForCausalLM"])),
     ];
