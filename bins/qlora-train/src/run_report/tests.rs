@@ -133,7 +133,7 @@ fn text_of_files_is_never_markup() {
 #[test]
 fn what_is_not_known_is_left_out() {
     let empty = RunData { name: "out".into(), run: json!({}), ..RunData::default() };
-    let page = html(&[empty.clone()]);
+    let page = html(std::slice::from_ref(&empty));
     assert!(page.contains("No step is done yet.") && page.contains("Nothing is logged yet."), "{page}");
     for title in ["Memory", "What the adapter changed", "Data"] {
         assert!(!page.contains(&format!(">{title}</h2>")), "{title}");
