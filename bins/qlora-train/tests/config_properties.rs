@@ -19,10 +19,17 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
     let path = || "[a-zA-Z0-9_./ #:'\"&*!%@{}-][a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,7}[a-z]{6}";
     match info.name {
         "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
-        "prompt_column" | "completion_column" | "input_column" | "system_column" | "messages_column"
-        | "text_column" | "logging_dir" | "init_adapter" | "eos_token" | "bos_token" => {
-            path().prop_map(Json::from).boxed()
-        }
+        "prompt_column"
+        | "completion_column"
+        | "input_column"
+        | "system_column"
+        | "messages_column"
+        | "text_column"
+        | "logging_dir"
+        | "adapter_architecture"
+        | "init_adapter"
+        | "eos_token"
+        | "bos_token" => path().prop_map(Json::from).boxed(),
         "data" | "val_data" => prop::collection::vec(path(), 1..4).prop_map(Json::from).boxed(),
         "val_set_size" => prop_oneof![share(), (0u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "allow" => {
