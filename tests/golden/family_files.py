@@ -56,6 +56,13 @@ FAMILIES = {
         dict(no_rope_layer_interval=2, pad_token_id=0),
         set(),
     ),
+    # And has a window there.
+    "smollm3-window": (
+        transformers.SmolLM3Config,
+        transformers.SmolLM3ForCausalLM,
+        dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=5, pad_token_id=0),
+        set(),
+    ),
     "granite": (
         transformers.GraniteConfig,
         transformers.GraniteForCausalLM,
@@ -167,7 +174,7 @@ FAMILIES = {
     ),
 }
 TOKENS, PROMPT = 23, 7
-APART = {"granitemoehybrid", "mistral", "qwen3-window", "olmo3", "phi3-long", "gemma3"}
+APART = {"granitemoehybrid", "mistral", "qwen3-window", "smollm3-window", "olmo3", "phi3-long", "gemma3"}
 DOCUMENTS = {
     **dict.fromkeys(sorted(APART), [17, 3, 9]),
     # Each beyond the trained context: transformers chooses the factors anew for each.

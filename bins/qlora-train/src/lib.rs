@@ -21,5 +21,6 @@ pub mod lora;
 pub mod model;
 pub mod objective;
 pub mod report;
+pub mod run_report;
 pub mod session;
 pub mod train;

@@ -19,14 +19,26 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
     let path = || "[a-zA-Z0-9_./ #:'\"&*!%@{}-][a-zA-Z0-9_./ #:'\"~&*!%@{}-]{0,7}[a-z]{6}";
     match info.name {
         "model" | "revision" | "output_dir" | "chat_template" => path().prop_map(Json::from).boxed(),
-        "prompt_column" | "completion_column" | "input_column" | "system_column" | "messages_column"
-        | "text_column" | "init_adapter" | "eos_token" | "bos_token" => path().prop_map(Json::from).boxed(),
+        "prompt_column"
+        | "completion_column"
+        | "input_column"
+        | "system_column"
+        | "messages_column"
+        | "text_column"
+        | "logging_dir"
+        | "adapter_architecture"
+        | "init_adapter"
+        | "eos_token"
+        | "bos_token" => path().prop_map(Json::from).boxed(),
         "data" | "val_data" => prop::collection::vec(path(), 1..4).prop_map(Json::from).boxed(),
         "val_set_size" => prop_oneof![share(), (0u64..1_000_000_000).prop_map(Json::from)].boxed(),
         "allow" => {
             let names: Vec<&str> = LINTS.iter().map(|lint| lint.name).collect();
             let len = names.len();
             subsequence(names, 1..=len).prop_map(Json::from).boxed()
+        }
+        "report_to" => {
+            words(&["tensorboard", "none"]).prop_map(|name| if name == "none" { name } else { json!([name]) }).boxed()
         }
         "preset" => words(&["loraplus"]),
         "quantization" => words(&["nf4", "none"]),
@@ -38,7 +50,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         .boxed(),
         "lr_scheduler_type" => words(&["constant", "constant_with_warmup", "linear", "cosine"]),
         "warmup_steps" => prop_oneof![share(), (1u64..1_000_000_000).prop_map(Json::from)].boxed(),
-        "too_long" => words(&["drop", "truncate", "error"]),
+        "too_long" => words(&["drop", "truncate", "error", "chunk"]),
         "compute" => words(&["f32", "bf16"]),
         "weights" => words(&["resident", "host", "disk"]),
         "token_tile" => prop_oneof![words(&["auto", "off"]), (2u64..400).prop_map(|n| Json::from(256 * n))].boxed(),
@@ -53,6 +65,9 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
             prop_oneof![words(&["8GiB", "44.4 GiB", "24 GB"]), (1u64..=i64::MAX as u64).prop_map(Json::from)].boxed()
         }
         "device" => words(&["cpu", "cuda", "cuda:3"]),
+        "layers_to_transform" => subsequence((0..90u64).collect::<Vec<_>>(), 1..5).prop_map(Json::from).boxed(),
+        "rank_pattern" => prop::collection::btree_map(path(), 1u64..=256, 1..4).prop_map(|map| json!(map)).boxed(),
+        "alpha_pattern" => prop::collection::btree_map(path(), 1u64..=65536, 1..4).prop_map(|map| json!(map)).boxed(),
         "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),
         "threads" => (1u64..=4096).prop_map(Json::from).boxed(),
         "save_steps" | "eval_steps" => {

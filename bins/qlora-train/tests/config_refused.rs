@@ -146,7 +146,7 @@ fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
         ("fp16", "true"),
         ("label_smoothing_factor", "0.1"),
         ("neftune_noise_alpha", "5"),
-        ("rank_pattern", "{q_proj: 4}"),
+        ("exclude_modules", "[lm_head]"),
         ("modules_to_save", "[lm_head]"),
     ] {
         says(&yaml(&format!("{name}: {on}")), &[name, "is not supported yet"]);

@@ -1,7 +1,7 @@
 //! Whether an adapter belongs to a base.
 
 use super::config::last_part;
-use super::pairs::layer_of;
+use super::module_pattern::layer_of;
 use super::{Adapter, metadata};
 use crate::arch::Arch;
 use crate::base::{BaseFingerprint, BaseName};

@@ -40,6 +40,13 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         ("Alpha", Some(with_pattern(&config.lora_alpha, &config.alpha_pattern))),
         ("Dropout", Some(config.lora_dropout.to_string())),
         ("Target modules", Some(targets)),
+        (
+            "Layers",
+            config
+                .layers_to_transform
+                .as_ref()
+                .map(|layers| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+        ),
     ];
     card += "| | |\n|---|---|\n";
     for (name, value) in rows {

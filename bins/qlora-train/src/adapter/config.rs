@@ -7,8 +7,8 @@ use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
-use super::module_pattern::ModulePattern;
-use crate::arch::Arch;
+use super::module_pattern::{ModulePattern, layer_of};
+use crate::arch::{Arch, Wrapper};
 use crate::base::BaseName;
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -106,6 +106,8 @@ pub struct AdapterConfig {
     pub alpha_pattern: IndexMap<String, f64>,
     /// `None`: every layer.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Whether the class that serves it is one around the text model.
+    pub wrapped: bool,
     /// Linears that carry no adapter although the targets name them; a pattern is a regular expression for whole paths.
     pub exclude_modules: Option<TargetModules>,
 }
@@ -126,6 +128,7 @@ impl AdapterConfig {
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
+            wrapped: arch.wrapper.is_some(),
             exclude_modules: None,
         };
         let mut targets = BTreeSet::new();
@@ -133,9 +136,20 @@ impl AdapterConfig {
         for (module, &term) in &lora.terms {
             by_name.entry(last_part(module)).or_default().push((module, term));
         }
+        // Where the layers that have terms have all of them, their numbers say it.
+        let layers: BTreeSet<usize> = lora.terms.keys().filter_map(|module| layer_of(module)).collect();
+        let modules_of = |name: &str| {
+            let within = |module: &String| layer_of(module).is_some_and(|layer| layers.contains(&layer));
+            arch.modules().filter(|module| last_part(module) == name && within(module)).count()
+        };
+        let by_layers =
+            layers.len() < arch.num_layers && by_name.iter().all(|(name, terms)| modules_of(name) == terms.len());
+        if by_layers && !layers.is_empty() {
+            config.layers_to_transform = Some(layers.into_iter().collect());
+        }
         for (name, terms) in by_name {
             // A name stands for all modules that end with it; where only some have a term, each is named by its path.
-            let all = arch.modules().filter(|module| last_part(module) == name).count() == terms.len();
+            let all = by_layers || arch.modules().filter(|module| last_part(module) == name).count() == terms.len();
             match all {
                 true => drop(targets.insert(name.to_owned())),
                 false => targets.extend(terms.iter().map(|(module, _)| (*module).to_owned())),
@@ -160,9 +174,12 @@ impl AdapterConfig {
     pub fn to_json(&self) -> Map<String, Value> {
         let target_modules = match &self.target_modules {
             TargetModules::Pattern(pattern) => json!(pattern),
+            TargetModules::Names(names) if self.wrapped => json!(in_text_model(names)),
             TargetModules::Names(names) => json!(names),
         };
-        let alpha_pattern: IndexMap<_, _> = self.alpha_pattern.iter().map(|(key, &x)| (key, number(x))).collect();
+        let path = |key: &String| if self.wrapped { Wrapper::path(key) } else { key.clone() };
+        let alpha_pattern: IndexMap<_, _> = self.alpha_pattern.iter().map(|(key, &x)| (path(key), number(x))).collect();
+        let rank_pattern: IndexMap<_, _> = self.rank_pattern.iter().map(|(key, &r)| (path(key), r)).collect();
         let value = json!({
             "alpha_pattern": alpha_pattern,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -178,7 +195,7 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "peft_version": PEFT_VERSION,
             "r": self.r,
-            "rank_pattern": self.rank_pattern,
+            "rank_pattern": rank_pattern,
             "revision": self.revision,
             "target_modules": target_modules,
             "task_type": "CAUSAL_LM",
@@ -213,6 +230,7 @@ impl AdapterConfig {
             })?,
             alpha_pattern: pattern(&keys, "alpha_pattern", "numbers", Value::as_f64)?,
             layers_to_transform: layers_to_transform(&keys)?,
+            wrapped: keys.get("target_modules").and_then(Value::as_str).is_some_and(|of| of.starts_with(TEXT_LAYERS)),
             exclude_modules: exclude_modules(&keys)?,
         };
         let known = config.to_json();
@@ -227,6 +245,18 @@ impl AdapterConfig {
         }
         Ok(config)
     }
+}
+
+/// How an expression for modules of a text model begins.
+const TEXT_LAYERS: &str = r"model\.language_model\.layers\.";
+
+/// The expression for these modules of a text model: by their names alone, what is around it would be meant too.
+fn in_text_model(names: &BTreeSet<String>) -> String {
+    let one = |name: &String| match name.strip_prefix("model.layers.") {
+        Some(path) => path.replace('.', r"\."),
+        None => format!(r".*\.{name}"),
+    };
+    format!("{TEXT_LAYERS}(?:{})", names.iter().map(one).collect::<Vec<_>>().join("|"))
 }
 
 /// The last part of a module's path: "q_proj".
@@ -343,6 +373,7 @@ fn pattern<T>(
         ModulePattern::new(name).map_err(|error| {
             entries.wrong(name, &format!("a regular expression or the name of a module as key ({error})"))
         })?;
+        let name = &name.replace("model.language_model.layers.", "model.layers.");
         pattern.insert(name.clone(), read(value).ok_or_else(|| entries.wrong(name, expected))?);
     }
     Ok(pattern)

@@ -11,6 +11,7 @@ use super::card::{MARK, model_card};
 use super::fold::multiply_b;
 use super::kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 use super::{Adapter, AdapterConfig};
+use crate::arch::Wrapper;
 use crate::error::{Context, Result};
 use crate::files::atomic::AtomicFiles;
 use crate::files::dir::Kind;
@@ -65,10 +66,17 @@ impl Adapter {
         values: &mut dyn FnMut(&str) -> Result<Cow<'a, [f32]>>,
     ) -> Result<()> {
         let (config, multiplies) = self.config.folded();
+        let wrapped = config.wrapped;
+        // The path in the class that serves it.
+        let served = |key: &str| match key.strip_prefix(PEFT_PREFIX).filter(|_| wrapped) {
+            Some(name) => format!("{PEFT_PREFIX}{}", Wrapper::path(name)),
+            None => key.to_owned(),
+        };
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         files.add(ADAPTER_MODEL, |to| {
-            write_header(to, &metadata, shapes.iter().map(|(key, shape)| (*key, Dtype::F32, *shape)))?;
+            let named: Vec<(String, &[usize])> = shapes.iter().map(|(key, shape)| (served(key), *shape)).collect();
+            write_header(to, &metadata, named.iter().map(|(key, shape)| (key.as_str(), Dtype::F32, *shape)))?;
             for (key, shape) in shapes {
                 let mut tensor = values(key).map_err(io::Error::other)?;
                 let is_b = ParamId::from_peft_key(key).is_some_and(|id| id.kind() == ParamKind::LoraB);
@@ -123,6 +131,9 @@ impl Adapter {
 /// What wrappers of a model add to the paths of its modules.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
+/// What may stand before the layers of a text model.
+const INSIDE: [&str; 3] = ["base_model", "model", "language_model"];
+
 /// PEFT's key of a tensor that was saved in another way: from a wrapped model, with the name of the adapter
 /// (`.lora_A.default.weight`), or without PEFT's prefix. A key of another kind stays as it is.
 fn canonical_key(name: &str) -> String {
@@ -130,7 +141,7 @@ fn canonical_key(name: &str) -> String {
     if let [.., "lora_A" | "lora_B", _, "weight"] = parts[..] {
         parts.remove(parts.len() - 2);
     }
-    let path: Vec<&str> = parts.into_iter().skip_while(|part| ["base_model", "model"].contains(part)).collect();
+    let path: Vec<&str> = parts.into_iter().skip_while(|part| INSIDE.contains(part)).collect();
     match path[..] {
         ["layers", .., "lora_A" | "lora_B", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         _ => name.to_owned(),

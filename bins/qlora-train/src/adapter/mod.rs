@@ -14,6 +14,7 @@ mod locate;
 mod module_pattern;
 mod pairs;
 mod recipe;
+mod uniform;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,7 @@ pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files};
 pub use files::{copy_tokenizer_files, tokenizer_bytes};
 pub use kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 pub use locate::{is_adapter, recorded_base, recorded_setting};
+pub(crate) use module_pattern::Patterns;
 pub use pairs::LoraPair;
 pub use recipe::Recipe;
 

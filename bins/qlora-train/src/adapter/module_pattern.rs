@@ -1,6 +1,33 @@
-//! Keys of PEFT's `rank_pattern` and `alpha_pattern`: regular expressions for the paths of modules.
+//! Paths of modules: the layer in one, and the keys of PEFT's `rank_pattern` and `alpha_pattern`, which are regular
+//! expressions for them.
 
 use fancy_regex::Regex;
+use indexmap::IndexMap;
+
+/// Patterns with their values, compiled, in the order in which they are tried.
+pub(crate) struct Patterns<T>(Vec<(String, ModulePattern, T)>);
+
+impl<T: Copy> Patterns<T> {
+    /// Failed: a key is no regular expression.
+    pub fn new(pattern: &IndexMap<String, T>) -> Result<Self, String> {
+        let compile = |(key, &value): (&String, &T)| match ModulePattern::new(key) {
+            Ok(compiled) => Ok((key.clone(), compiled, value)),
+            Err(error) => Err(format!("`{key}` is no regular expression: {error}")),
+        };
+        pattern.iter().map(compile).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The value of the first pattern that matches.
+    pub fn of(&self, module: &str) -> Option<T> {
+        self.0.iter().find(|(_, pattern, _)| pattern.matches(module)).map(|&(_, _, value)| value)
+    }
+
+    /// The first key that matches none of the modules.
+    pub fn matching_none<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
+        let matches = |pattern: &ModulePattern| modules.clone().any(|module| pattern.matches(module));
+        self.0.iter().find(|(_, pattern, _)| !matches(pattern)).map(|(key, ..)| key.as_str())
+    }
+}
 
 /// PEFT's rule: the key matches the whole path of a module, or the end of it that follows a dot; "^" ties it to the
 /// beginning.
@@ -36,6 +63,12 @@ impl ModulePattern {
             Self::Regex(regex) => regex.is_match(module).unwrap_or(false),
         }
     }
+}
+
+/// The number of the layer that a module is in: what follows "layers" in its path.
+pub(super) fn layer_of(module: &str) -> Option<usize> {
+    let mut parts = module.split('.').skip_while(|part| *part != "layers");
+    parts.nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

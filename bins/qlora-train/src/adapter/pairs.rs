@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use fancy_regex::Regex;
-use indexmap::IndexMap;
 
 use super::kind::MLX;
-use super::module_pattern::ModulePattern;
+use super::module_pattern::{Patterns, layer_of};
 use super::{Adapter, AdapterConfig, TargetModules};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora::{LoraSpec, LoraTerm, ParamId};
 use crate::refuse;
 
@@ -54,8 +53,10 @@ impl Adapter {
         if self.tensors.is_empty() {
             refuse!("{source}: found no tensors, expected the lora_A and lora_B of at least one linear");
         }
-        let ranks = Patterns::new(source, "rank_pattern", &config.rank_pattern)?;
-        let alphas = Patterns::new(source, "alpha_pattern", &config.alpha_pattern)?;
+        let wrong =
+            |what: &str, error: String| Error::Refused(format!("{source}: `{what}` of the adapter config: {error}"));
+        let ranks = Patterns::new(&config.rank_pattern).map_err(|error| wrong("rank_pattern", error))?;
+        let alphas = Patterns::new(&config.alpha_pattern).map_err(|error| wrong("alpha_pattern", error))?;
         let mut pairs = BTreeMap::new();
         for key in self.tensors.keys() {
             let Some(id) = ParamId::from_peft_key(key).filter(is_linear) else {
@@ -149,35 +150,6 @@ impl AdapterConfig {
             }
         }
     }
-}
-
-/// Patterns with their values, compiled, in the order in which they are tried.
-struct Patterns<T>(Vec<(ModulePattern, T)>);
-
-impl<T: Copy> Patterns<T> {
-    fn new(source: &str, what: &str, pattern: &IndexMap<String, T>) -> Result<Self> {
-        let mut patterns = Vec::with_capacity(pattern.len());
-        for (key, &value) in pattern {
-            match ModulePattern::new(key) {
-                Ok(compiled) => patterns.push((compiled, value)),
-                Err(error) => {
-                    refuse!("{source}: `{what}` of the adapter config: `{key}` is no regular expression: {error}")
-                }
-            }
-        }
-        Ok(Self(patterns))
-    }
-
-    /// The value of the first pattern that matches.
-    fn of(&self, module: &str) -> Option<T> {
-        self.0.iter().find(|(pattern, _)| pattern.matches(module)).map(|&(_, value)| value)
-    }
-}
-
-/// The number of the layer that a module is in: what follows "layers" in its path.
-pub(super) fn layer_of(module: &str) -> Option<usize> {
-    let mut parts = module.split('.').skip_while(|part| *part != "layers");
-    parts.nth(1)?.parse().ok()
 }
 
 /// Whether a term belongs to a linear layer of a block, which is what can carry one.

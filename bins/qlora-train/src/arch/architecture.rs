@@ -1,6 +1,6 @@
 //! An architecture: what a model computes and how large it is, as data.
 
-use super::{Activation, Input, Multipliers, Projection, Rope, TensorNames};
+use super::{Activation, Input, Multipliers, Projection, Rope, TensorNames, Wrapper};
 use crate::error::Result;
 use crate::files::json::Keys;
 use crate::refuse;
@@ -49,6 +49,8 @@ pub struct Arch {
     /// The entry of [`FAMILIES`](super::FAMILIES) that it came from.
     pub family: &'static Family,
     pub names: &'static TensorNames,
+    /// The class around it, where it is the text model of a larger one.
+    pub wrapper: Option<&'static Wrapper>,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,

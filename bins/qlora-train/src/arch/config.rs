@@ -64,6 +64,7 @@ pub(super) fn read(
     Ok(Arch {
         family,
         names,
+        wrapper: None,
         vocab_size,
         hidden_size,
         intermediate_size: at_least_one("intermediate_size", defaults.intermediate_size)?,

@@ -25,6 +25,7 @@ pub mod shapes;
 mod smollm3;
 mod tensors;
 mod untrained;
+mod wrapper;
 
 pub use architecture::{Arch, Family, LayerArch, LayerKeys, Norm, NormWeight, QkNorm};
 pub use multipliers::Multipliers;
@@ -33,3 +34,5 @@ pub use projection::{Input, Projection};
 pub use qlora_kernels::shape::GateActivation as Activation;
 pub use registry::FAMILIES;
 pub use rope::{Rope, RopeScaling};
+pub use wrapper::Wrapper;
+pub(crate) use wrapper::text_config;

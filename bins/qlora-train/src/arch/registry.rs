@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::untrained::{Untrained, untrained};
+use super::wrapper::text_config;
 use super::{
     Arch, Family, LayerKeys, Rope, config, granite, granite4, llama, ministral3, mistral, olmo2, olmo3, other_keys,
     qwen2, qwen3, rope,
@@ -65,11 +66,18 @@ impl Arch {
 
     /// Reads and checks a parsed config.json; `path` is what errors call it.
     pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
-        let keys = Keys::new(path, map);
-        let family = Family::of(&keys)?;
-        let arch = (family.read)(&keys)?;
-        other_keys::check(&keys, family)?;
-        config::check(&arch, &keys)?;
+        if let Some((wrapper, text)) = text_config(path, map)? {
+            let arch = Self::of_keys(&Keys::of(format!("{}: `text_config`", path.display()), &text))?;
+            return Ok(Self { wrapper: Some(wrapper), ..arch });
+        }
+        Self::of_keys(&Keys::new(path, map))
+    }
+
+    fn of_keys(keys: &Keys) -> Result<Self> {
+        let family = Family::of(keys)?;
+        let arch = (family.read)(keys)?;
+        other_keys::check(keys, family)?;
+        config::check(&arch, keys)?;
         arch.check_computed(&keys.source)?;
         Ok(arch)
     }

@@ -1,10 +1,10 @@
-//! SmolLM3: Llama with layers whose queries and keys are not rotated, each fourth by default.
+//! SmolLM3: Llama with layers whose queries and keys are not rotated, each fourth by default, and with
+//! a window on those where the config asks for one.
 //!
 //! A key that is absent has the default of transformers' `SmolLM3Config`.
 
-use super::config::{self, Defaults, attention_and_mlp_biases, note_attention_dropout, only_false};
-use super::config::{only_full_attention, only_silu};
-use super::{Arch, Family, LLAMA_NAMES, LayerArch, LayerKeys, Projection, Rope};
+use super::config::{self, Defaults, attention_and_mlp_biases, note_attention_dropout, only_silu};
+use super::{Arch, Family, LLAMA_NAMES, LayerArch, LayerKeys, Projection, Rope, rope};
 use crate::error::Result;
 use crate::files::json::Keys;
 use serde_json::Value;
@@ -19,7 +19,12 @@ pub(super) static FAMILY: Family = Family {
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("mlp_bias".into(), arch.biases.contains(&Projection::Down).into());
-        map.insert("use_sliding_window".into(), false.into());
+        let windows = (0..arch.num_layers).map(|layer| arch.layer(layer).window);
+        let window = windows.clone().flatten().next();
+        map.insert("use_sliding_window".into(), window.is_some().into());
+        map.insert("sliding_window".into(), window.into());
+        let kind = |window: Option<usize>| if window.is_some() { rope::SLIDING } else { rope::FULL };
+        map.insert("layer_types".into(), windows.map(kind).collect::<Vec<_>>().into());
         let rotated = |layer| u8::from(arch.layer(layer).rope.is_some());
         map.insert("no_rope_layers".into(), (0..arch.num_layers).map(rotated).collect());
     },
@@ -44,14 +49,32 @@ const DEFAULTS: Defaults = Defaults {
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
     only_silu(keys)?;
-    // `sliding_window` means nothing without this key.
-    only_false(keys, "use_sliding_window")?;
-    keys.known("sliding_window");
-    only_full_attention(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
     // Before there is an entry for each layer.
     config::check(&arch, keys)?;
-    Ok(Arch { biases: attention_and_mlp_biases(keys)?, layers: layers(keys, arch.num_layers, arch.rope())?, ..arch })
+    let mut layers = layers(keys, arch.num_layers, arch.rope())?;
+    set_windows(keys, &mut layers)?;
+    Ok(Arch { biases: attention_and_mlp_biases(keys)?, layers, ..arch })
+}
+
+/// With `use_sliding_window` those slide that `layer_types` lists or, without a list, those that are not rotated.
+fn set_windows(keys: &Keys, layers: &mut [LayerArch]) -> Result<()> {
+    let used = keys.flag("use_sliding_window")?.unwrap_or(false);
+    keys.known("sliding_window");
+    let window = match keys.get("sliding_window") {
+        Some(_) if used => config::window(keys)?,
+        _ => None,
+    };
+    let listed = config::layer_types(keys, layers.len())?;
+    if window.is_none() && listed.as_ref().is_some_and(|kinds| kinds.contains(&true)) {
+        let expected = "only \"full_attention\", or a window: `use_sliding_window` true and `sliding_window` a number";
+        return Err(keys.wrong("layer_types", expected));
+    }
+    for (index, layer) in layers.iter_mut().enumerate() {
+        let slides = listed.as_ref().map_or(layer.rope.is_none(), |kinds| kinds[index]);
+        layer.window = window.filter(|_| slides);
+    }
+    Ok(())
 }
 
 /// `no_rope_layers` has a 1 for each layer that is rotated; without it, each `no_rope_layer_interval`th is not.

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::base_name::BaseName;
 use super::locate::{Files, INDEX, locate, unlisted_shards};
 use super::quantized::{Nf4Entry, OriginalBase, QuantizationConfig, has_parts};
 use super::{Checkpoint, Entry as Stored};
-use crate::arch::Arch;
+use crate::arch::{Arch, Wrapper, text_config};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 use crate::files::safetensors::TensorFile;
@@ -36,8 +38,8 @@ impl Checkpoint {
                 config_path.display()
             );
         }
-        let json = read_object(&config_path)?;
-        let mut arch = Arch::from_json(&config_path, &json)?;
+        let mut arch = Arch::from_file(&config_path)?;
+        let json = text_object(&config_path)?;
         let quantization = QuantizationConfig::from_keys(&Keys::new(&config_path, &json))?;
 
         let Files { paths, index } = locate(dir)?;
@@ -49,11 +51,30 @@ impl Checkpoint {
                 false => files.push(TensorFile::open(&path)?),
             }
         }
-        let mut owners = owners(&files)?;
         let mut notes = Vec::new();
+        let mut index = index;
+        if let Some(wrapper) = arch.wrapper {
+            let others: usize = files.iter_mut().map(|file| keep_text(&mut file.tensors)).sum();
+            index.iter_mut().for_each(|index| _ = keep_text(index));
+            notes.push(format!(
+                "{}: of a {}, the text model is used ({}); {} of what is around it {} not",
+                config_path.display(),
+                wrapper.architecture,
+                arch.family.architecture,
+                crate::report::count(others as u64, "tensor"),
+                if others == 1 { "is" } else { "are" }
+            ));
+        }
+        let mut owners = owners(&files)?;
         if let Some(index) = index {
             let needed = arch.tensors().into_iter().map(|(name, _)| name).collect();
-            let index = Index { path: dir.join(INDEX), shard_of: index, shards: paths, absent };
+            let index = Index {
+                path: dir.join(INDEX),
+                shard_of: index,
+                shards: paths,
+                absent,
+                wrapped: arch.wrapper.is_some(),
+            };
             index.take_unlisted_shards(dir, &needed, &mut files, &mut owners)?;
             index.check_absent(&needed, &owners)?;
             notes.extend(index.settle(&needed, &files, &mut owners));
@@ -222,6 +243,25 @@ impl Checkpoint {
     }
 }
 
+/// config.json, of the text model alone where it is one of a larger model.
+pub(super) fn text_object(config_path: &Path) -> Result<Map<String, Value>> {
+    let json = read_object(config_path)?;
+    let Some((_, mut text)) = text_config(config_path, &json)? else { return Ok(json) };
+    let class = Arch::from_json(config_path, &json)?.family.architecture;
+    text.insert("architectures".to_owned(), vec![class].into());
+    Ok(text)
+}
+
+/// Gives the tensors of a text model the names that they have alone; returns how many others were left out.
+fn keep_text<T>(tensors: &mut BTreeMap<String, T>) -> usize {
+    let before = tensors.len();
+    *tensors = std::mem::take(tensors)
+        .into_iter()
+        .filter_map(|(name, found)| Some((Wrapper::text_name(&name)?, found)))
+        .collect();
+    before - tensors.len()
+}
+
 /// Elements of the output layer and the embedding that are compared at a time.
 const COMPARED: usize = 1 << 20;
 
@@ -288,6 +328,8 @@ struct Index {
     shards: Vec<PathBuf>,
     /// Those that are not there
     absent: Vec<PathBuf>,
+    /// Whether the model is the text model of a larger one.
+    wrapped: bool,
 }
 
 impl Index {
@@ -303,7 +345,10 @@ impl Index {
             return Ok(());
         }
         for path in unlisted_shards(dir, &self.shards) {
-            let file = TensorFile::open(&path)?;
+            let mut file = TensorFile::open(&path)?;
+            if self.wrapped {
+                keep_text(&mut file.tensors);
+            }
             let lacking = |name: &&String| is_needed(needed, name) && !owners.contains_key(*name);
             let taken: Vec<String> = file.tensors.keys().filter(lacking).cloned().collect();
             if !taken.is_empty() {

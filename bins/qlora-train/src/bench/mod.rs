@@ -58,7 +58,7 @@ impl Shape {
     }
 
     /// A training run of this shape, as the settings have it.
-    pub fn spec(&self, settings: &Settings) -> ModelSpec {
+    pub fn spec(&self, settings: &Settings) -> Result<ModelSpec> {
         model_spec_of(settings, &self.config, of_settings(settings), self.tokens(), self.seq)
     }
 
@@ -83,7 +83,7 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
-    let (mut spec, budget) = (shape.spec(settings), device.budget(settings)?);
+    let (mut spec, budget) = (shape.spec(settings)?, device.budget(settings)?);
     let plan = planner::choose(&device, &mut spec, planner::Levers::of(settings), &stored_in_16_bits, budget)?;
     plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch, leave --weights and --token-tile out")?;
     device.clone().run(Prepared { device, shape, spec, plan, seed: settings.seed })

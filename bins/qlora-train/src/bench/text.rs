@@ -60,11 +60,11 @@ impl Text {
         self.prompts * (self.prompt + self.answer)
     }
 
-    fn spec(&self, settings: &Settings) -> ModelSpec {
+    fn spec(&self, settings: &Settings) -> Result<ModelSpec> {
         let trained =
-            model_spec_of(settings, &self.arch, of_settings(settings), self.tokens(), self.prompt + self.answer);
+            model_spec_of(settings, &self.arch, of_settings(settings), self.tokens(), self.prompt + self.answer)?;
         let lora = if self.with_lora { trained.lora.clone() } else { LoraSpec::default() };
-        ModelSpec { lora, trainable: false, states: StateFormat::F32, ..trained }
+        Ok(ModelSpec { lora, trainable: false, states: StateFormat::F32, ..trained })
     }
 
     /// Linear weights of all layers and the output layer, which random weights have in 16 bits.
@@ -87,7 +87,7 @@ impl Text {
 pub fn bench(settings: &Settings, text: Text) -> Result<MeasuredText> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &text.arch);
-    let (spec, budget) = (text.spec(settings), device.budget(settings)?);
+    let (spec, budget) = (text.spec(settings)?, device.budget(settings)?);
     let (adapters, prompts) = ([spec.lora.clone()], vec![text.prompt; text.prompts]);
     let job = PlannedJob::Text { adapters: &adapters, prompts: &prompts, max_new_tokens: text.answer };
     let plan = plan::plan(&device, &spec, &stored_in_16_bits, job, budget)?;

@@ -157,7 +157,7 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let shape = args.shape()?;
     if args.plan {
         let device = Device::choose_for_plan(&settings)?.for_model(&settings, &shape.config);
-        return super::plan::answer(&settings, &device, shape.spec(&settings), &stored_in_16_bits, shape.batch);
+        return super::plan::answer(&settings, &device, shape.spec(&settings)?, &stored_in_16_bits, shape.batch);
     }
     if let Some(answer) = args.generate {
         return text(args, &settings, args.text(answer)?);

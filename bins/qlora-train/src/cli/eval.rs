@@ -1,6 +1,7 @@
 //! `qlora-train eval`
 
 use super::answer::Answer;
+use super::eval_answers::{self, AnswersArgs};
 use super::model_args::{Chosen, ModelArgs};
 use crate::backend::Backend;
 use crate::config::{Settings, TooLong, ValSet};
@@ -51,6 +52,8 @@ pub struct EvalArgs {
     /// Column of the rows that holds the text
     #[arg(long)]
     text_column: Option<String>,
+    #[command(flatten)]
+    answers: AnswersArgs,
 }
 
 impl EvalArgs {
@@ -128,6 +131,9 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let held_back = settings.val_set_size != ValSet::Off;
     let rows = if held_back { split(&settings, dataset)?.1 } else { dataset.rows };
     warn_of_untrained_tokens(&loaded, &rows)?;
+    if args.answers.is_asked() {
+        return eval_answers::run(&args.answers, settings, adapters, loaded, &rows, args.with_base, device);
+    }
     device.clone().run(Evaluate { with_base: args.with_base, files, settings, adapters, loaded, rows, device })
 }
 

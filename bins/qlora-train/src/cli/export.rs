@@ -5,7 +5,7 @@ use super::merge::{BaseWeights, merge_base};
 use crate::adapter::{Adapter, recorded_base};
 use crate::base::{Checkpoint, resolve_model};
 use crate::error::{Error, Result};
-use crate::export::{Exported, GgufType, ToMerge, export_adapter, export_model};
+use crate::export::{Exported, GgufType, ToMerge, export_adapter, export_model, export_uniform};
 use crate::files::units::format_bytes;
 use crate::refuse;
 use crate::report::{Bars, printable, status, warning};
@@ -26,6 +26,18 @@ enum Format {
     /// Write a file of llama.cpp and a Modelfile of Ollama: a model with an adapter in its weights, the base alone, or
     /// an adapter alone (--lora)
     Gguf(GgufArgs),
+    /// Write an adapter as plain LoRA of one rank and one alpha, as vLLM and SGLang serve it: padded with zeros
+    Uniform(UniformArgs),
+}
+
+#[derive(Args)]
+struct UniformArgs {
+    /// Adapter directory
+    #[arg(long)]
+    adapter: PathBuf,
+    /// Directory to write; it must not exist, or be empty
+    #[arg(long, visible_alias = "output")]
+    output_dir: PathBuf,
 }
 
 #[derive(Args)]
@@ -86,7 +98,34 @@ impl From<Type> for GgufType {
 }
 
 pub fn run(args: &ExportArgs) -> Result<Answer> {
-    let Format::Gguf(args) = &args.format;
+    match &args.format {
+        Format::Gguf(args) => gguf(args),
+        Format::Uniform(args) => uniform(args),
+    }
+}
+
+fn uniform(args: &UniformArgs) -> Result<Answer> {
+    let adapter = Adapter::load(&args.adapter)?;
+    let uniform = export_uniform(&adapter, &args.adapter, &args.output_dir)?;
+    let (config, output) = (&uniform.config, args.output_dir.display().to_string());
+    Ok(Answer {
+        text: format!(
+            "an adapter of rank {} and alpha {} throughout, in {}",
+            config.r,
+            config.lora_alpha,
+            printable(&output)
+        ),
+        json: json!({
+            "output": output,
+            "adapter": args.adapter.display().to_string(),
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "tensors": uniform.tensors.len(),
+        }),
+    })
+}
+
+fn gguf(args: &GgufArgs) -> Result<Answer> {
     let model = match (&args.model, &args.adapter) {
         (Some(model), _) => model.clone(),
         (None, Some(adapter)) => {

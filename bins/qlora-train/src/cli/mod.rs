@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod doctor;
 mod eval;
+mod eval_answers;
 mod export;
 mod generate;
 mod init;
@@ -16,6 +17,7 @@ mod model_args;
 mod plan;
 mod preview;
 mod quantize;
+mod report;
 mod sampling_args;
 mod train;
 
@@ -71,6 +73,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Measure training steps on random weights: speed, memory, time by operation
     Bench(bench::BenchArgs),
+    /// Write report.html of a run, or of several side by side
+    Report(report::ReportArgs),
     /// Write a settings file to begin with: every setting, its default and what it does
     Init(init::InitArgs),
     /// Check this machine: processor, memory, GPU, driver, transfer speed
@@ -131,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args, cli.json),
         Command::Chat(args) => chat::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

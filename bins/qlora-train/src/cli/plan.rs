@@ -29,7 +29,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         let rows = settings.per_device_train_batch_size;
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
-        let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions);
+        let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions)?;
         if settings.weights == WeightResidency::Disk {
             // `quantize` will store it so.
             let held = Some(of_settings(&settings));
@@ -48,7 +48,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     // The rows are kept: what they take belongs to the plan.
     let data = (!settings.data.is_empty()).then(|| TrainingData::load(&settings, &loaded)).transpose()?;
     let (tokens, positions) = data.as_ref().map_or(longest, |data| (data.tokens, data.longest));
-    let spec = model_spec(&settings, checkpoint, tokens, positions);
+    let spec = model_spec(&settings, checkpoint, tokens, positions)?;
     answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
 }
 

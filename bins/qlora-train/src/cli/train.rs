@@ -15,7 +15,7 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         (settings.model.clone().unwrap_or_default(), settings.val_data.first().or(settings.data.first()));
     let data = data.map(|path| path.display().to_string());
     let train::TrainOutcome { summary: outcome, adapter, weights_read } = train::train(settings)?;
-    let quoted = |text: &str| crate::session::interruption::quoted(text);
+    let quoted = |text: &str| crate::files::shell::quoted(text);
     let (base, put) = (quoted(&model), quoted(&adapter.display().to_string()));
     section("Next");
     status!("try it:  qlora-train generate --model {base} --adapter {put} --prompt '...'");

@@ -213,6 +213,15 @@ pub const DERIVED: &[Derived] = &[
         },
     },
     Derived {
+        names: &["use_tensorboard"],
+        switch: true,
+        values: "true or false",
+        read: |value| {
+            let wanted = !is_off(value) && bool::read(value)?;
+            Ok(wanted.then(|| Implied::new("report_to", Value::text("tensorboard"))))
+        },
+    },
+    Derived {
         names: &["saves_per_epoch"],
         switch: false,
         values: "a count of checkpoints in each epoch",

@@ -78,7 +78,13 @@ choices! {
     }
 
     /// What happens to a row of more than `max_length` tokens.
-    TooLong { Drop: "drop", Truncate: "truncate", Error: "error" | "raise" } not yet {}
+    TooLong {
+        Drop: "drop",
+        Truncate: "truncate",
+        Error: "error" | "raise",
+        /// Texts in pieces; other rows are dropped
+        Chunk: "chunk" | "split"
+    } not yet {}
 
     /// What happens to a row that cannot be trained on.
     BadRow { Error: "error" | "raise", Skip: "skip" } not yet {}
@@ -233,7 +239,7 @@ impl PartialEq for TargetModules {
 impl TargetModules {
     pub const ALL: [&'static str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     /// Those of families that have several in one tensor.
-    pub const FUSED: [&'static str; 2] = ["qkv_proj", "gate_up_proj"];
+    pub const FUSED: [&'static str; 4] = ["qkv_proj", "gate_up_proj", "input_linear", "output_linear"];
     pub fn all_linear() -> Self {
         Self { names: Self::ALL.to_vec(), all: true }
     }

@@ -549,7 +549,8 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     }
     // Here, so that what is recorded of the base can be found by others.
     settings.model = settings.model.map(|model| expand_home(Path::new(&model)).to_string_lossy().into_owned());
-    for path in [&mut settings.output_dir, &mut settings.init_adapter].into_iter().flatten() {
+    for path in [&mut settings.output_dir, &mut settings.init_adapter, &mut settings.logging_dir].into_iter().flatten()
+    {
         *path = expand_home(path);
     }
     if let Resume::From(path) = &mut settings.resume_from_checkpoint {

@@ -49,8 +49,10 @@ mod intervals;
 mod layers;
 mod lints;
 pub mod lr_schedule;
+mod patterns;
 mod table;
 mod template_names;
+mod trackers;
 mod types;
 mod yaml;
 
@@ -63,6 +65,8 @@ pub use enums::{
 };
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
+pub use patterns::{LayerNumbers, Pattern};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;
+pub use trackers::ReportTo;
 pub use types::{Bytes, Limit, ValSet};

@@ -11,6 +11,8 @@ use super::enums::{
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
+use super::patterns::{LayerNumbers, Pattern};
+use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
 
@@ -170,8 +172,21 @@ settings! {
         |v| *v >= 0.0 && (*v as f32) < 1.0;
     "Linear layers that get an adapter; `all-linear` is all of a block, never lm_head."
     lora_target_modules: TargetModules = TargetModules::all_linear(), "all-linear",
-        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj", Results,
+        "all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, qkv_proj, gate_up_proj, input_linear, output_linear", Results,
         ["target_modules", "lora_target", "lora.target_modules", "lora.modules", "lora.keys"];
+    "Layers that get adapters, by their numbers from 0."
+    layers_to_transform: LayerNumbers = LayerNumbers::default(), "all layers", "the numbers of layers", ResultsIfSet,
+        ["peft_layers_to_transform", "lora.layers_to_transform"];
+    "Ranks of single modules: PEFT's regular expressions for the end of a module's path, of which the first that matches counts. vLLM and SGLang serve one rank: `export uniform` writes it."
+    rank_pattern: Pattern<usize> = Pattern::default(), "{}",
+        "names of modules or regular expressions, each with an integer from 1 to 256", ResultsIfSet,
+        ["lora_rank_pattern", "lora.rank_pattern"], |v| v.0.values().all(|r| (1..=256).contains(r));
+    "Alphas of single modules, as `rank_pattern` has their ranks."
+    alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
+        "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
+        ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
+    "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
+    adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."
     use_rslora: bool = false, "false", "true or false", Results, ["peft_use_rslora", "rslora", "lora.rslora"];
     "Learning rate of the B matrices over that of the A matrices (LoRA+)."
@@ -207,8 +222,8 @@ settings! {
     max_length: usize = 2048, "2048", "an integer from 2 to 16777216", Results,
         ["sequence_len", "max_seq_length", "max_seq_len", "cutoff_len", "model_max_length"],
         |v| (2..=1 << 24).contains(v);
-    "What happens to a row of more than `max_length` tokens; counts are printed."
-    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate or error", Results,
+    "What happens to a row of more than `max_length` tokens; `chunk` makes rows of `max_length` of a text that is learned as a whole, and drops others; counts are printed."
+    too_long: TooLong = TooLong::Drop, "drop", "drop, truncate, error or chunk", Results,
         ["overlong", "excess_length_strategy"];
     "What happens to a row that cannot be trained on; `skip` counts such rows, and refuses more than a tenth of all."
     on_bad_row: BadRow = BadRow::Error, "error", "error or skip", ResultsIfSet, [];
@@ -249,6 +264,12 @@ settings! {
     "Optimizer steps between two lines of metrics; below 1 it is a share of all steps."
     logging_steps: Every = Every::Steps(1), "1", "a count of steps from 1 to 1000000000, or a share of all steps below 1", RunOnly,
         ["log_interval", "steps_per_report"], |v| matches!(v, Every::Steps(1..=1_000_000_000) | Every::Share(_));
+    "Whether the run writes `report.html`, one page with its curves, rows, memory, time and what it changed, while it works and at its end."
+    report: bool = true, "true", "true or false", RunOnly, ["write_report"];
+    "Trackers that are told the figures of the log: `tensorboard` writes event files. Others are not written, and told."
+    report_to: ReportTo = ReportTo::default(), "none", "none, tensorboard or all", RunOnly, [];
+    "Where TensorBoard's event files go."
+    logging_dir: Option<PathBuf> = None, "`runs` in output_dir", "the path of a directory", RunOnly, ["logging.dir", "tensorboard_dir"];
     "Optimizer steps between two checkpoints; below 1 it is a share of all steps."
     save_steps: Every = Every::Steps(500), "500", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly,
         ["save_every"], |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);

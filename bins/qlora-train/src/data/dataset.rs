@@ -80,6 +80,22 @@ impl Row {
         hash.finalize().into()
     }
 
+    /// The row in pieces of `length` tokens. Each begins with the last token of the one before, so that every token is
+    /// predicted once.
+    fn pieces(&self, length: usize) -> impl Iterator<Item = Row> + '_ {
+        let starts = (0..self.len() - 1).step_by(length - 1);
+        starts.map(move |start| {
+            let range = start..(start + length).min(self.len());
+            Row {
+                input_ids: self.input_ids[range.clone()].to_vec(),
+                labels: self.labels[range.clone()].to_vec(),
+                weights: self.weights.get(range).map_or_else(Vec::new, <[f32]>::to_vec),
+                task: self.task.clone(),
+                ..*self
+            }
+        })
+    }
+
     /// Tokens that are predicted. The first token never is: nothing comes before it.
     pub fn supervised(&self) -> usize {
         self.labels.iter().skip(1).filter(|&&label| label != UNSUPERVISED).count()
@@ -433,6 +449,17 @@ impl<'a> Loader<'a> {
                     row.labels.truncate(max_length);
                     row.weights.truncate(max_length);
                 }
+                TooLong::Chunk if row.supervised() + 1 == row.len() => {
+                    report.chunked += 1;
+                    return row.pieces(max_length).try_for_each(|piece| {
+                        self.report.pieces += 1;
+                        self.keep_fitting(path, unit, piece, false)
+                    });
+                }
+                TooLong::Chunk => {
+                    report.dropped += 1;
+                    return Ok(());
+                }
                 TooLong::Error => {
                     let why = format!(
                         "{} tokens, longer than max_length {max_length}; raise it, or choose drop or truncate",
@@ -442,6 +469,12 @@ impl<'a> Loader<'a> {
                 }
             }
         }
+        self.keep_fitting(path, unit, row, open_ended)
+    }
+
+    /// A row of at most `max_length` tokens.
+    fn keep_fitting(&mut self, path: &Path, unit: Unit, row: Row, open_ended: bool) -> Result<()> {
+        let report = &mut self.report;
         if row.supervised() == 0 {
             report.skip_unsupervised(RowPlace { file: row.file, line: row.line });
             return Ok(());

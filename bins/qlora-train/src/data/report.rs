@@ -79,6 +79,9 @@ pub struct DatasetReport {
     pub dropped: usize,
     /// Longer than `max_length` and cut to it (`truncate`).
     pub truncated: usize,
+    /// Texts longer than `max_length` that became several rows (`chunk`), and those rows.
+    pub chunked: usize,
+    pub pieces: usize,
     /// Left out because no token of them is supervised, possibly after truncation.
     pub unsupervised: usize,
     /// The first of those.
@@ -206,6 +209,15 @@ impl DatasetReport {
             lines.push(format!(
                 "{} cut to max_length {} (the longest had {})",
                 rows(self.truncated),
+                self.max_length,
+                tokens(self.longest_read)
+            ));
+        }
+        if self.chunked > 0 {
+            lines.push(format!(
+                "{} cut into {} of at most max_length {} (the longest had {})",
+                count(self.chunked as u64, "long text"),
+                rows(self.pieces),
                 self.max_length,
                 tokens(self.longest_read)
             ));

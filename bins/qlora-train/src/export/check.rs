@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, Adapter};
-use crate::arch::Arch;
+use crate::arch::{Arch, Wrapper};
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::json::read_object;
@@ -101,7 +101,7 @@ impl<'a> Subject<'a> {
 
     /// Every key has to be of a module that the base's class has, with its shape, and something has to change.
     fn check_tensors(&mut self, file: &TensorFile) -> Result<()> {
-        let class = self.arch.family.architecture;
+        let class = self.arch.wrapper.map_or(self.arch.family.architecture, |wrapper| wrapper.architecture);
         let mut kinds: BTreeMap<String, Vec<ParamKind>> = BTreeMap::new();
         let (mut strange, mut misses, mut wrong, mut changes) = (Vec::new(), Vec::new(), Vec::new(), false);
         for (key, info) in &file.tensors {
@@ -109,7 +109,10 @@ impl<'a> Subject<'a> {
                 strange.push(key.clone());
                 continue;
             };
-            let Some((_, projection)) = self.arch.find(id.module()) else {
+            // The class of a larger model has the text model's modules below a name of their own.
+            let module = Wrapper::text_name(id.module()).filter(|module| Wrapper::path(module) == id.module());
+            let module = if self.arch.wrapper.is_some() { module } else { Some(id.module().to_owned()) };
+            let Some((_, projection)) = module.and_then(|module| self.arch.find(&module)) else {
                 misses.push(key.clone());
                 continue;
             };
@@ -221,7 +224,9 @@ impl<'a> Subject<'a> {
             if self.is_set(key) {
                 reasons.push(format!(
                     "{engine} reads one alpha and one rank for all modules and does not look at `{key}`: {what} of their own \
-                     would be served with another scale"
+                     would be served with another scale; `qlora-train export uniform --adapter {} --output-dir OUT` writes \
+                     an adapter of one",
+                    self.dir.display()
                 ));
             }
         }
@@ -251,7 +256,8 @@ impl<'a> Subject<'a> {
         let mut reasons = self.not_plain("SGLang");
         if self.is_set("use_rslora") {
             reasons.push(
-                "SGLang computes alpha / r and does not look at `use_rslora`: the adapter would be served with another scale"
+                "SGLang computes alpha / r and does not look at `use_rslora`: the adapter would be served with another scale; \
+                 `qlora-train export uniform` writes plain LoRA"
                     .to_owned(),
             );
         }

@@ -9,5 +9,6 @@ pub(crate) mod json;
 pub mod random;
 pub(crate) mod regular;
 pub(crate) mod safetensors;
+pub mod shell;
 pub mod tensor;
 pub mod units;

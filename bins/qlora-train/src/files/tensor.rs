@@ -5,6 +5,7 @@ use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use qlora_kernels::nf4::Nf4Matrix;
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 // Stored bytes are little-endian and are read straight into place.
@@ -144,6 +145,35 @@ pub enum WeightSource {
 }
 
 impl WeightSource {
+    /// The root of the sum of squares; none of codes that are drawn later.
+    pub fn frobenius_norm(&self) -> Option<f64> {
+        const CHUNK: usize = 1 << 16;
+        fn squares(values: impl Iterator<Item = f32>) -> f64 {
+            values.map(|value| f64::from(value) * f64::from(value)).sum()
+        }
+        let sums: Vec<f64> = match self {
+            Self::Tensor(HostTensor { data: TensorData::Bf16(values), .. }) => {
+                values.par_chunks(CHUNK).map(|part| squares(part.iter().map(|value| value.to_f32()))).collect()
+            }
+            Self::Tensor(HostTensor { data: TensorData::F16(values), .. }) => {
+                values.par_chunks(CHUNK).map(|part| squares(part.iter().map(|value| value.to_f32()))).collect()
+            }
+            Self::Tensor(HostTensor { data: TensorData::F32(values), .. }) => {
+                values.par_chunks(CHUNK).map(|part| squares(part.iter().copied())).collect()
+            }
+            Self::Nf4(matrix) => (0..matrix.rows())
+                .into_par_iter()
+                .map(|row| {
+                    let mut values = vec![0.0; matrix.cols()];
+                    matrix.dequantize_rows(row..row + 1, &mut values);
+                    squares(values.into_iter())
+                })
+                .collect(),
+            Self::Random(_) => return None,
+        };
+        Some(sums.into_iter().sum::<f64>().sqrt())
+    }
+
     /// NF4 dequantized to f32, anything else as it is.
     pub fn into_tensor(self) -> HostTensor {
         let matrix = match self {

@@ -1,5 +1,6 @@
 //! Inference: models that are only read, evaluation, generation.
 
+pub mod answers;
 pub mod evaluate;
 mod model;
 pub mod stop;

@@ -112,3 +112,18 @@ pub fn one_validation_row(facts: &Facts) -> Option<String> {
     let one = facts.data.as_ref()?.validation_rows == 1;
     one.then(|| "there is one row for validation: its loss says little".to_owned())
 }
+
+pub fn duplicates(facts: &Facts) -> Option<String> {
+    let data = facts.data.as_ref()?;
+    let many = data.duplicates * 20 > data.rows;
+    many.then(|| {
+        let (same, rows) = (thousands(data.duplicates as u64), count(data.rows as u64, "row"));
+        format!("{same} of {rows} are the same as another one before them")
+    })
+}
+
+pub fn validation_overlap(facts: &Facts) -> Option<String> {
+    let data = facts.data.as_ref().filter(|data| data.overlap > 0)?;
+    let (same, rows) = (thousands(data.overlap as u64), count(data.validation_rows as u64, "validation row"));
+    Some(format!("{same} of {rows} are trained on too"))
+}

@@ -29,6 +29,9 @@ pub struct DataFacts {
     pub validation_rows: usize,
     /// Tokens of the longest row, for validation or not
     pub longest: usize,
+    /// Training rows that are the same as another one before them, and validation rows that are trained on too
+    pub duplicates: usize,
+    pub overlap: usize,
     /// Tokens of the rows that are learned, each counted once
     pub supervised_tokens: usize,
     /// Rows with an answer that has no learned end

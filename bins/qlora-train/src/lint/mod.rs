@@ -119,6 +119,18 @@ pub const LINTS: &[Lint] = &[
         check: Check::Facts(before::one_validation_row),
     },
     Lint {
+        name: "duplicates",
+        about: "more than one training row in twenty that is the same as another one",
+        cure: "they are learned as often as they are there: `deduplicate: true` leaves them out",
+        check: Check::Facts(before::duplicates),
+    },
+    Lint {
+        name: "validation_overlap",
+        about: "validation rows that are trained on too",
+        cure: "their loss says how well they are learned by heart: `deduplicate: true` leaves them out",
+        check: Check::Facts(before::validation_overlap),
+    },
+    Lint {
         name: "loss_spike",
         about: "a training loss half a nat and six deviations above those of the 20 entries before it",
         cure: "look at the rows of that step (`preview`); lower learning_rate or max_grad_norm if it happens again",

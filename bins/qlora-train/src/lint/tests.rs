@@ -20,6 +20,8 @@ fn good() -> Facts {
             rows: 5000,
             validation_rows: 100,
             longest: 2000,
+            duplicates: 0,
+            overlap: 0,
             supervised_tokens: 1_000_000,
             open_ended: 0,
             packs: Some(500),
@@ -69,6 +71,8 @@ fn bad() -> Vec<(&'static str, Facts, &'static str)> {
             with_data(|d| d.foreign_marks = vec!["<|im_start|>".into()]),
             "writes <|im_start|>, which",
         ),
+        ("duplicates", with_data(|d| d.duplicates = 251), "251 of 5,000 rows are the same"),
+        ("validation_overlap", with_data(|d| d.overlap = 1), "1 of 100 validation rows are trained on too"),
         ("one_validation_row", with_data(|d| d.validation_rows = 1), "one row for validation"),
     ]
 }

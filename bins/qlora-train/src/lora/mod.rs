@@ -54,6 +54,13 @@ impl LoraSpec {
         Self { terms, rslora: false, dropout }
     }
 
+    /// Whether all terms have one rank and one alpha.
+    pub fn is_uniform(&self) -> bool {
+        let mut terms = self.terms.values();
+        let first = terms.next();
+        terms.all(|term| Some(term) == first)
+    }
+
     /// Rank and scale of a module's term, if it has one.
     pub fn of(&self, module: &str) -> Option<(usize, f32)> {
         let term = self.terms.get(module)?;

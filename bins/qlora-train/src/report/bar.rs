@@ -80,7 +80,7 @@ fn time_left(elapsed: Duration, from: u64, position: u64, total: u64) -> Duratio
 }
 
 /// "42s", "3m07s", "2h05m".
-fn duration(d: Duration) -> String {
+pub(crate) fn duration(d: Duration) -> String {
     let seconds = d.as_secs();
     match seconds {
         0..60 => format!("{seconds}s"),

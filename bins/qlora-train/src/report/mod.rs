@@ -5,6 +5,7 @@ mod console;
 mod sparkline;
 
 pub use bar::Bars;
+pub(crate) use bar::duration;
 pub use console::{PrintableOut, Verbosity, printable, printable_json, printable_lines, set_verbosity};
 pub(crate) use console::{detail, print, print_error, print_text, section, status, status_lines, warning};
 pub use sparkline::sparkline;

@@ -231,6 +231,17 @@ impl Device {
         }
     }
 
+    /// "cpu, 2 threads, f32", or the GPU's name
+    pub fn in_words(&self) -> String {
+        let threads = || count(rayon::current_num_threads() as u64, "thread");
+        match (self, self.arithmetic()) {
+            (Self::Cpu(_), arithmetic) => {
+                format!("cpu, {}, {}", threads(), arithmetic.unwrap_or_else(|| "f32".to_owned()))
+            }
+            (Self::Cuda(_), _) => self.gpu().unwrap_or_else(|| "cuda".to_owned()),
+        }
+    }
+
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu(_))
     }

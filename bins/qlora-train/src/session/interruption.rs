@@ -1,6 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks the work to stop in good order, the second ends the process at once.
 
 use crate::error::{Context, Result};
+use crate::files::shell::quoted;
 use crate::report::status;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -82,15 +83,6 @@ fn resumed(arguments: &[String]) -> String {
     }
     words.push("--resume-from-checkpoint".to_owned());
     words.join(" ")
-}
-
-/// A word quoted for a shell.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

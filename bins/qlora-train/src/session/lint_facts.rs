@@ -5,7 +5,21 @@ use crate::config::{Quantization, Settings};
 use crate::data::{ChatTokenizer, Row};
 use crate::lint::{DataFacts, Facts};
 use crate::model::ModelSpec;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Training rows that were there before, and validation rows that are trained on too, by a hash of tokens, labels and
+/// weights.
+fn repeated(training: &[Row], validation: &[Row]) -> (usize, usize) {
+    let hash = |row: &Row| {
+        let mut hasher = DefaultHasher::new();
+        (&row.input_ids, &row.labels).hash(&mut hasher);
+        row.weights.iter().for_each(|weight| weight.to_bits().hash(&mut hasher));
+        hasher.finish()
+    };
+    let known: HashSet<u64> = training.iter().map(hash).collect();
+    (training.len() - known.len(), validation.iter().filter(|row| known.contains(&hash(row))).count())
+}
 
 /// What there is to know of a run before its first step.
 pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &TrainingData) -> Facts {
@@ -15,6 +29,7 @@ pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &Trai
     let targets: BTreeSet<_> = spec.lora.terms.keys().filter_map(|module| name(module)).collect();
     let is_nf4 = loaded.checkpoint.quantization().is_some() || settings.quantization == Quantization::Nf4;
     let schedule = &data.schedule;
+    let (duplicates, overlap) = repeated(&data.rows, &data.validation);
     Facts {
         parameters: loaded.parameters(),
         positions: arch.max_position_embeddings,
@@ -31,6 +46,8 @@ pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &Trai
             rows: data.rows.len(),
             validation_rows: data.validation.len(),
             longest: data.longest,
+            duplicates,
+            overlap,
             supervised_tokens: data.rows.iter().map(Row::supervised).sum(),
             open_ended: data.report.open_ended,
             packs: schedule.packing().map(|packing| packing.packs),

@@ -1,14 +1,15 @@
 //! The model that the settings describe, and how a base's weights are quantized.
 
-use crate::adapter::Recipe;
+use crate::adapter::{Patterns, Recipe};
 use crate::arch::{Arch, Projection};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::{self, Settings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lora::LoraSpec;
 use crate::model::ModelSpec;
 use crate::refuse;
+use indexmap::IndexMap;
 
 /// Refuses 16-bit weights where the checkpoint holds NF4.
 pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
@@ -23,8 +24,13 @@ pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Resul
     Ok(())
 }
 
-/// Refuses targets that the model does not have.
-pub fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
+/// Refuses a class that would not serve an adapter of the model, and targets that the model does not have.
+fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
+    let own = arch.family.architecture;
+    let classes: Vec<&str> = arch.wrapper.map(|wrapper| wrapper.architecture).into_iter().chain([own]).collect();
+    if let Some(class) = settings.adapter_architecture.as_deref().filter(|class| !classes.contains(class)) {
+        refuse!("`adapter_architecture`: found {class}, expected {}, as config.json has it", classes.join(" or "));
+    }
     let has = |name: &str| arch.names.all().any(|projection| arch.names.short(projection) == name);
     let missing = settings.lora_target_modules.listed().and_then(|names| names.iter().find(|name| !has(name)));
     let Some(missing) = missing else { return Ok(()) };
@@ -40,18 +46,51 @@ pub fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
     );
 }
 
-/// The low-rank terms that the settings ask for.
-fn lora_spec(settings: &Settings, arch: &Arch) -> LoraSpec {
+/// The low-rank terms that the settings ask for. Refused: targets, layers or patterns of modules that the model does
+/// not have.
+pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
+    check_targets(settings, arch)?;
     let targeted = |p: &Projection| {
         settings.lora_target_modules.listed().is_none_or(|names| names.contains(&arch.names.short(*p)))
     };
     let targets: Vec<Projection> = arch.names.all().filter(targeted).collect();
     let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
-    LoraSpec { rslora: settings.use_rslora, ..uniform }
+    let mut lora = LoraSpec { rslora: settings.use_rslora, ..uniform };
+    let layers = &settings.layers_to_transform.0;
+    if let Some(layer) = layers.iter().find(|&&layer| layer >= arch.num_layers) {
+        refuse!(
+            "`layers_to_transform`: found {layer}, expected numbers from 0 to {}: the model has {} layers",
+            arch.num_layers - 1,
+            arch.num_layers
+        );
+    }
+    if !layers.is_empty() {
+        lora.terms.retain(|module, _| arch.find(module).is_some_and(|(layer, _)| layers.contains(&layer)));
+    }
+    let ranks = patterns("rank_pattern", &settings.rank_pattern.0, &lora)?;
+    let alphas = patterns("alpha_pattern", &settings.alpha_pattern.0, &lora)?;
+    for (module, term) in &mut lora.terms {
+        term.r = ranks.of(module).unwrap_or(term.r);
+        term.alpha = alphas.of(module).unwrap_or(term.alpha);
+    }
+    Ok(lora)
+}
+
+/// The patterns of a setting. Refused: one that no module with a term matches, which would change nothing.
+fn patterns<T: Copy>(setting: &str, given: &IndexMap<String, T>, lora: &LoraSpec) -> Result<Patterns<T>> {
+    let patterns = Patterns::new(given).map_err(|error| Error::Refused(format!("`{setting}`: {error}")))?;
+    if let Some(key) = patterns.matching_none(lora.terms.keys().map(String::as_str)) {
+        let example = lora.terms.keys().next().map_or("none", String::as_str);
+        refuse!(
+            "`{setting}`: `{key}` matches no module that gets an adapter; expected a name such as q_proj, or a regular \
+             expression for the end of a path such as {example}"
+        );
+    }
+    Ok(patterns)
 }
 
 /// The model that the settings describe, for batches of `tokens` and rows of `positions` tokens.
-pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> ModelSpec {
+pub fn model_spec(settings: &Settings, checkpoint: &Checkpoint, tokens: usize, positions: usize) -> Result<ModelSpec> {
     let quantization = quantization(settings, checkpoint);
     model_spec_of(settings, checkpoint.arch(), quantization, tokens, positions)
 }
@@ -63,15 +102,15 @@ pub fn model_spec_of(
     quantization: Quantization,
     tokens: usize,
     positions: usize,
-) -> ModelSpec {
+) -> Result<ModelSpec> {
     let states = match settings.optim {
         config::Optim::Adamw => StateFormat::F32,
         config::Optim::Adamw8bit => StateFormat::Blockwise8,
     };
-    ModelSpec {
+    Ok(ModelSpec {
         arch: arch.clone(),
         quantization,
-        lora: lora_spec(settings, arch),
+        lora: lora_spec(settings, arch)?,
         trainable: true,
         states,
         activations: Vec::new(),
@@ -80,7 +119,7 @@ pub fn model_spec_of(
         tokens,
         positions,
         seed: settings.seed,
-    }
+    })
 }
 
 /// Quantization of the frozen linear weights: as a quantized checkpoint stores them, else as the settings say.

@@ -22,18 +22,30 @@ pub struct CheckpointSource<'a, 'w> {
     adapter: BTreeMap<String, LoraPair<'a>>,
     /// What changes the tensors on their way, if anything does.
     rewrite: Option<&'w mut dyn Rewrite>,
+    /// Frobenius norms of linear weights by module, where they are asked for
+    norms: Option<BTreeMap<String, f64>>,
     seed: u64,
 }
 
 impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
-        Self { checkpoint, fingerprint: Fingerprint::new(checkpoint), adapter, rewrite: None, seed }
+        Self { checkpoint, fingerprint: Fingerprint::new(checkpoint), adapter, rewrite: None, norms: None, seed }
     }
 
     /// With tensors that are changed on their way: each is as [`Checkpoint::dense_type`] says.
     pub fn rewritten(self, rewrite: Option<&'w mut dyn Rewrite>) -> Self {
         Self { rewrite, ..self }
+    }
+
+    /// Measures the norm of every linear weight that is read.
+    pub fn measuring(self) -> Self {
+        Self { norms: Some(BTreeMap::new()), ..self }
+    }
+
+    /// Norms of the linear weights that were read, by module; those that stay on disk have none.
+    pub fn take_norms(&mut self) -> BTreeMap<String, f64> {
+        self.norms.take().unwrap_or_default()
     }
 
     /// The base's fingerprint, once the model has read every tensor.
@@ -73,6 +85,11 @@ impl Source for CheckpointSource<'_, '_> {
         // The scales of NF4 were checked when its parts were put together.
         if let WeightSource::Tensor(tensor) = &weight {
             self.checkpoint.check_finite(name, tensor)?;
+        }
+        if let Some(norms) = &mut self.norms
+            && let (Some(module), Some(norm)) = (name.strip_suffix(".weight"), weight.frobenius_norm())
+        {
+            norms.insert(module.to_owned(), norm);
         }
         Ok(weight)
     }

@@ -4,6 +4,7 @@ mod checkpoints;
 mod identity;
 mod locked_dir;
 mod names;
+mod observer;
 pub mod output_dir;
 mod owned;
 mod progress;

@@ -1,5 +1,6 @@
 //! Output-directory checks: empty, this run's, or someone else's.
 
+use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use super::checkpoints;
 use super::identity::Identity;
-use super::names::{METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
+use super::names::{EVENTS_DIR, METRICS_FILE, RUN_FILE, STATE_FILE, step_of};
 use super::owned::{Owned, foreign, read_run};
 use super::record::RunSummary;
 use super::resume::begin_with;
@@ -16,6 +17,8 @@ use crate::error::{Context, Result};
 use crate::files::atomic::{SUMS, find_damage};
 use crate::files::dir::{Dir, Kind};
 use crate::refuse;
+use crate::run_report::tensorboard::is_own;
+use crate::run_report::{DETAILS_FILE, REPORT_FILE};
 
 /// State of an output directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,26 +32,23 @@ pub enum Found {
 
 /// Refuses a place where no run can write, and the root of the file system, among whose files no run belongs. Nothing
 /// is written.
-pub fn check_writable(dir: &Path) -> Result<()> {
+pub fn check_writable(dir: &Path, setting: &str) -> Result<()> {
     // The directory itself, or the nearest one above that is there already.
     let Some(existing) = dir.ancestors().map(or_here).find(|path| path.symlink_metadata().is_ok()) else {
-        refuse!("{}: found no directory above it, expected one that it can be made in (output_dir)", dir.display());
+        refuse!("{}: found no directory above it, expected one that it can be made in ({setting})", dir.display());
     };
     if !existing.is_dir() {
         refuse!(
-            "{}: found something that is not a directory, expected one (output_dir): choose another",
+            "{}: found something that is not a directory, expected one ({setting}): choose another",
             existing.display()
         );
     }
     if dir.canonicalize().is_ok_and(|whole| whole.parent().is_none()) {
-        refuse!(
-            "{}: is the root of the file system (output_dir): choose a directory for this run alone",
-            dir.display()
-        );
+        refuse!("{}: is the root of the file system ({setting}): choose a directory for this run alone", dir.display());
     }
     // A file without a name: it never appears in the directory.
     tempfile::tempfile_in(existing)
-        .usage_context(|| format!("{}: cannot be written (output_dir): choose another", existing.display()))?;
+        .usage_context(|| format!("{}: cannot be written ({setting}): choose another", existing.display()))?;
     Ok(())
 }
 
@@ -56,7 +56,8 @@ pub fn check_writable(dir: &Path) -> Result<()> {
 /// Refused: anything else. `longer`: the same run with other `num_train_epochs` or `max_steps` is there to go on with.
 pub fn check_output_dir(dir: &Path, identity: &Identity, longer: bool) -> Result<Found> {
     let Some(run) = read_run(dir)? else {
-        let mut occupied = vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE, SUMS];
+        let mut occupied =
+            vec![ADAPTER_CONFIG, ADAPTER_MODEL, STATE_FILE, METRICS_FILE, REPORT_FILE, DETAILS_FILE, SUMS];
         // A model: its tokenizer would be overwritten.
         occupied.extend(["config.json"].iter().chain(&TOKENIZER_FILES));
         if let Some(name) = occupied.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
@@ -167,9 +168,25 @@ pub(super) fn remove_run(dir: &Dir) -> Result<()> {
             }
         }
     }
-    for name in [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, SUMS, RUN_FILE] {
+    remove_events(dir).context(|| what(EVENTS_DIR))?;
+    let files = [ADAPTER_MODEL, ADAPTER_CONFIG, STATE_FILE, METRICS_FILE, REPORT_FILE, DETAILS_FILE, SUMS, RUN_FILE];
+    for name in files {
         dir.remove_file(name).context(|| what(name))?;
     }
+    Ok(())
+}
+
+/// Removes TensorBoard's event files that this program wrote, and their directory if nothing else is in it.
+fn remove_events(dir: &Dir) -> io::Result<()> {
+    if dir.kind(EVENTS_DIR)? != Some(Kind::Directory) {
+        return Ok(());
+    }
+    let events = dir.sub(EVENTS_DIR)?;
+    for name in events.names()?.iter().filter(|name| name.to_str().is_some_and(is_own)) {
+        events.remove_file(name)?;
+    }
+    // Files of others stay, and it with them.
+    let _ = dir.remove_empty(EVENTS_DIR);
     Ok(())
 }
 

@@ -8,57 +8,11 @@ use crate::error::{Context, Error, Result};
 use crate::files::atomic::{AtomicFiles, sync, write_synced};
 use crate::files::dir::Dir;
 use crate::files::failpoint;
+pub use crate::run_report::{LogEntry, RunSummary};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-
-/// One logged step, as transformers writes it in `log_history`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LogEntry {
-    pub step: u64,
-    pub epoch: f64,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub loss: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub eval_loss: Option<f64>,
-    /// Validation loss of each file, where there are several
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub eval_file_losses: Option<BTreeMap<String, f64>>,
-    /// Validation loss of each task, where there are several
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub eval_task_losses: Option<BTreeMap<String, f64>>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub grad_norm: Option<f64>,
-    /// Norm of the gradients of all A, and of all B, at some of the steps
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub grad_norm_a: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub grad_norm_b: Option<f64>,
-    /// Learning rate of A
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub learning_rate: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub learning_rate_b: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub tokens_per_second: Option<f64>,
-    /// Since this process began to train.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub seconds: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub num_input_tokens_seen: Option<u64>,
-    /// Held where the run works.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub memory_bytes: Option<u64>,
-}
-
-impl LogEntry {
-    /// Without figures.
-    pub fn new(step: u64, epoch: f64) -> Self {
-        Self { step, epoch, ..Self::default() }
-    }
-}
 
 /// `trainer_state.json`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -72,19 +26,6 @@ pub struct TrainerState {
     /// The directory in `output_dir` that it was saved in.
     pub best_model_checkpoint: Option<String>,
     pub num_input_tokens_seen: u64,
-}
-
-/// Result of a finished run, kept in `run.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunSummary {
-    pub steps: u64,
-    /// Mean over the supervised tokens of the whole run.
-    pub train_loss: f64,
-    /// Validation loss of the adapter that was written
-    pub eval_loss: Option<f64>,
-    /// Non-padding tokens over the steps after the first; None where there was only one.
-    pub tokens_per_second: Option<f64>,
-    pub peak_bytes: u64,
 }
 
 /// The run that a directory belongs to: its lock, its record, its metrics file, and the place where its files are made.
@@ -195,6 +136,11 @@ impl RunRecord {
         let mut files = self.files()?;
         add_json(&mut files, STATE_FILE, state)?;
         files.commit()
+    }
+
+    /// `run.json`
+    pub fn run(&self) -> &Value {
+        &self.run
     }
 
     /// Says that the run's adapter is there; the last thing a run does.

@@ -7,9 +7,9 @@ use super::snapshot::Snapshot;
 use crate::adapter::ADAPTER_MODEL;
 use crate::config::{Resume, Settings};
 use crate::error::Result;
+use crate::files::shell::quoted;
 use crate::refuse;
 use crate::report::status;
-use crate::session::interruption::quoted;
 use std::path::Path;
 
 /// The checkpoint that the settings ask for, its files checked. None: the run begins at its first step. Refused: a

@@ -7,7 +7,8 @@
 
 use super::identity::{Identity, result_settings, run_clock, run_identity};
 use super::locked_dir::LockedDir;
-use super::names::checkpoint;
+use super::names::{EVENTS_DIR, checkpoint};
+use super::observer::{self, Observer};
 use super::output_dir::{
     Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run,
     recorded_arithmetic, remove_run,
@@ -27,21 +28,23 @@ use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
-use crate::lint;
+use crate::lint::{self, Finding};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
 use crate::report::{Bars, count, detail, section, status, trainable_line, warning};
+use crate::run_report::Details;
 use crate::session::chat_template::add_tokenizer;
 use crate::session::disk::{self, DiskPlan};
 use crate::session::interruption::Interruption;
 use crate::session::lint_facts::facts;
-use crate::session::model_spec::{check_quantization, check_targets, model_spec, recipe};
+use crate::session::model_spec::{check_quantization, lora_spec, model_spec, recipe};
 use crate::session::plan::{self, MemoryPlan};
 use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use crate::session::{advice, planner};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -64,7 +67,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     launch::check_single_process()?;
     let output = settings.output_path()?.to_owned();
     let device = Device::choose(&settings)?;
-    check_writable(&output)?;
+    check_writable(&output, "output_dir")?;
+    if let Some(dir) = settings.logging_dir.as_deref().filter(|_| settings.report_to.tensorboard) {
+        check_writable(dir, "logging_dir")?;
+    }
     let locked = LockedDir::of_existing(&output)?;
     let device = match recorded_arithmetic(&output)? {
         Some(recorded) if settings.compute.is_none() => device.as_recorded(recorded.as_deref(), &output)?,
@@ -74,7 +80,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     let device = device.for_model(&settings, loaded.checkpoint.arch());
     loaded.check_size(&settings, &device)?;
     check_quantization(&settings, &loaded.checkpoint)?;
-    check_targets(&settings, loaded.checkpoint.arch())?;
+    lora_spec(&settings, loaded.checkpoint.arch())?;
     settings.resolve(loaded.parameters());
     let clock = run_clock(&settings, &output, &result_settings(&settings, &loaded, device.arithmetic()));
     loaded.set_clock(clock);
@@ -118,7 +124,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
         check_room(&output, step, data.schedule.total_steps())?;
     }
-    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest);
+    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
     let budget = device.budget(&settings)?;
     let plan = {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
@@ -131,9 +137,24 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let findings = lint::before(&facts(&settings, &loaded, &spec, &data), settings.allow.names());
-    findings.iter().for_each(|finding| warning!("{finding}"));
+    let earlier = saved.as_ref().map(|_| output.as_path());
+    let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier);
     let bytes = plan.run_bytes;
-    device.run(Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes })
+    let run = Prepared {
+        settings,
+        output,
+        locked,
+        overwrites,
+        loaded,
+        identity,
+        saved,
+        data,
+        spec,
+        bytes,
+        details,
+        findings,
+    };
+    device.run(run)
 }
 
 /// The adapter that a run begins with, with the run's alphas. Refused: other ranks or layers than the run's.
@@ -176,6 +197,9 @@ struct Prepared {
     spec: ModelSpec,
     /// Bytes that the plan found
     bytes: u64,
+    details: Details,
+    /// Findings of lints before the first step
+    findings: Vec<Finding>,
 }
 
 impl DeviceJob for Prepared {
@@ -187,13 +211,30 @@ impl DeviceJob for Prepared {
 }
 
 fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutcome> {
-    let Prepared { settings, output, locked, overwrites, loaded, identity, saved, data, spec, bytes: _ } = prepared;
+    let Prepared {
+        settings,
+        output,
+        locked,
+        overwrites,
+        loaded,
+        identity,
+        saved,
+        data,
+        spec,
+        bytes: _,
+        details,
+        findings,
+    } = prepared;
     let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
     let pairs = init.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
     let mut source = CheckpointSource::new(&loaded.checkpoint, pairs, settings.seed);
+    if settings.report {
+        source = source.measuring();
+    }
     let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
+    let norms = source.take_norms();
     let fingerprint = source.finish()?;
     if !overwrites {
         check_recorded_base(&output, &fingerprint.whole)?;
@@ -251,6 +292,14 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         let (keep, best) = (settings.save_total_limit.0, state.best_model_checkpoint.as_deref());
         checkpoints::prune(&mut record, saved.trainer.global_step, keep, best);
     }
+    let logging_dir = settings.logging_dir.clone().unwrap_or_else(|| output.join(EVENTS_DIR));
+    let mut observer = Observer::new(&settings, details, &logging_dir, state.global_step)?;
+    if saved.is_none() {
+        observer.warn(0, &findings);
+    } else {
+        findings.iter().for_each(|finding| warning!("{finding}"));
+    }
+    observer.write(&record, &state.log_history, true);
     let run = Run {
         settings: &settings,
         output: &output,
@@ -264,6 +313,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         record,
         standing_at: saved.as_ref().filter(own).map(|saved| saved.dir.clone()),
         gradient_norms: None,
+        observer,
         watch: Watch::new(&settings, &state.log_history, total),
         state: TrainerState { max_steps: total, ..state },
         progress,
@@ -272,11 +322,11 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         interruption: Interruption::watch("saving and stopping after the current micro-batch")?,
     };
     section("Training");
-    finish(run)
+    finish(run, &norms)
 }
 
 /// The steps that are left, the adapter, and its evaluation.
-fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
+fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<TrainOutcome> {
     run.steps()?;
     let best = run.settings.load_best_model_at_end;
     if !best {
@@ -311,7 +361,9 @@ fn finish<B: Backend>(mut run: Run<B>) -> Result<TrainOutcome> {
         tokens_per_second: run.speed.tokens_per_second(),
         peak_bytes: run.backend.bytes(),
     };
+    run.observer.measure(&run.backend, &run.model, norms)?;
     run.record.finish(&summary)?;
+    run.observer.write(&run.record, &run.state.log_history, true);
     Ok(TrainOutcome { summary, adapter: run.output.to_owned(), weights_read })
 }
 
@@ -356,6 +408,12 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
     );
     let trainable = spec.lora_parameters();
     status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
+    if !spec.lora.is_uniform() {
+        status!(
+            "ranks or alphas differ (rank_pattern, alpha_pattern): PEFT and llama.cpp take them, vLLM and SGLang serve one \
+             of each; `qlora-train export uniform` writes such an adapter"
+        );
+    }
     let (a, b) = settings.learning_rates_for(parameters);
     let rates =
         if a == b { format!("learning rate: {a:e}") } else { format!("learning rates: {a:e} for A, {b:e} for B") };

@@ -3,12 +3,13 @@
 use super::checkpoints;
 use super::identity::Identity;
 use super::names::{self, RUN_STATE, STATE_FILE};
+use super::observer::Observer;
 use super::progress::{Progress, Speed};
 use super::record::{LogEntry, RunRecord, TrainerState, add_json};
 use super::snapshot::{DataCursor, RngState, RunState, Snapshot, add_optimizer};
 use super::trained_adapter::add_trained_adapter;
 use super::watch::{Watch, is_measured};
-use crate::backend::{Backend, Batch};
+use crate::backend::{Backend, Batch, TraceMode};
 use crate::base::BaseFingerprint;
 use crate::comm::SingleProcess;
 use crate::config::{Every, Settings};
@@ -21,7 +22,7 @@ use crate::lora::ParamKind;
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
-use crate::report::{Bars, count, sparkline, status, status_lines, warning};
+use crate::report::{Bars, count, sparkline, status, status_lines};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
@@ -46,6 +47,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub started: Instant,
     /// What warns while it trains.
     pub watch: Watch,
+    /// What shows the run while it works.
+    pub observer: Observer,
     pub interruption: Interruption,
     /// Norms of the gradients of all A and of all B, where they were looked at in this step
     pub gradient_norms: Option<(f64, f64)>,
@@ -74,9 +77,19 @@ impl<B: Backend> Run<'_, B> {
                 break;
             }
             self.stop_if_interrupted()?;
+            // The first step of a process also touches every page and file for the first time.
+            let timed = step.index == from + 1 && self.observer.wants_times();
+            if timed {
+                self.backend.set_trace(TraceMode::Times)?;
+            }
             let begun = Instant::now();
             let report = self.step(&hyper, &step)?;
             self.speed.add(report.tokens, begun.elapsed());
+            if timed {
+                let times = self.backend.times()?;
+                self.observer.set_times(&times);
+                self.backend.set_trace(TraceMode::Off)?;
+            }
             self.account(&step, &report)?;
             bar.set(self.state.global_step, progress(&report, self.speed.tokens_per_second()));
             self.print_loss(total);
@@ -86,6 +99,7 @@ impl<B: Backend> Run<'_, B> {
             if due || improved {
                 self.save()?;
             }
+            self.observer.write(&self.record, &self.state.log_history, due || improved);
         }
         bar.finish();
         self.stop_if_interrupted()
@@ -130,7 +144,8 @@ impl<B: Backend> Run<'_, B> {
         }
         let gradients = ModuleGradients { step: step.index + 1, modules };
         self.gradient_norms = Some(gradients.norms());
-        self.watch.gradients(&gradients).iter().for_each(|finding| warning!("{finding}"));
+        let findings = self.watch.gradients(&gradients);
+        self.observer.warn(gradients.step, &findings);
         Ok(())
     }
 
@@ -186,7 +201,9 @@ impl<B: Backend> Run<'_, B> {
 
     fn log(&mut self, entry: LogEntry) -> Result<()> {
         self.record.log(&entry)?;
-        self.watch.log(&entry).iter().for_each(|finding| warning!("{finding}"));
+        let findings = self.watch.log(&entry);
+        self.observer.warn(entry.step, &findings);
+        self.observer.log(&entry);
         self.state.log_history.push(entry);
         Ok(())
     }
@@ -311,6 +328,7 @@ impl<B: Backend> Run<'_, B> {
             0 => String::new(),
             micro => format!(" and {micro} micro-batches"),
         };
+        self.observer.write(&self.record, &self.state.log_history, true);
         status!("stopped after step {done} of {total}{within}; saved in {}", dir.display());
         status!("to go on: {}", resume_command());
         Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))

@@ -26,6 +26,9 @@ pub(super) fn add_trained_adapter<B: Backend>(
     let base = checkpoint.base_name();
     let spec = model.spec();
     let mut config = AdapterConfig::new(base, &spec.arch, &spec.lora);
+    if settings.adapter_architecture.as_deref() == Some(spec.arch.family.architecture) {
+        config.wrapped = false;
+    }
     // A hub id that is certain, by the cache or by the record of our own NF4 copy; else what the user gave, which loads
     // again: by the name of a directory nothing is found, and `_name_or_path` may be that of another model.
     let certain = base.is_hub && (base.revision.is_some() || checkpoint.original().is_some());

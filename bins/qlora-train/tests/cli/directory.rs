@@ -183,8 +183,17 @@ fn sums_cover_every_file_of_checkpoint_and_adapter() {
     let sandbox = Sandbox::chat();
     sandbox.train(&format!("{RUN} --data chat.jsonl --chat-template chatml")).ok();
     assert_eq!(unlisted(&sandbox, "out/checkpoint-3"), ["SHA256SUMS"]);
-    let beside =
-        [".lock", "SHA256SUMS", "checkpoint-2", "checkpoint-3", "metrics.jsonl", "run.json", "trainer_state.json"];
+    let beside = [
+        ".lock",
+        "SHA256SUMS",
+        "checkpoint-2",
+        "checkpoint-3",
+        "metrics.jsonl",
+        "report.html",
+        "report.json",
+        "run.json",
+        "trainer_state.json",
+    ];
     assert_eq!(unlisted(&sandbox, "out"), beside);
     for dir in ["out", "out/checkpoint-2", "out/checkpoint-3"] {
         assert!(sums_hold(&sandbox, dir), "{dir}");

@@ -19,7 +19,7 @@ fn plan(sandbox: &Sandbox, more: &str, steps: u64, existing: u64) -> DiskPlan {
     given.push(("model".to_owned(), sandbox.path("model").display().to_string()));
     let settings = Settings::load(None, &given).unwrap();
     let loaded = Loaded::open(&settings).unwrap();
-    let spec = model_spec(&settings, &loaded.checkpoint, 64, 64);
+    let spec = model_spec(&settings, &loaded.checkpoint, 64, 64).unwrap();
     DiskPlan::new(&settings, &spec, loaded.checkpoint.dir(), steps, 10, existing)
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use qlora_train::arch::Arch;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
 use crate::sandbox::{Sandbox, train};
 
@@ -30,6 +31,70 @@ fn a_model_of_each_family_is_trained_quantized_evaluated_and_asked() {
             sandbox.run(&line).ok().stdout
         };
         assert_eq!(answer("nf4"), answer("model"), "{family}");
+    }
+}
+
+/// Puts the model of a sandbox inside one of transformers' larger classes, with tensors below `prefix`.
+fn wrap(sandbox: &Sandbox, prefix: &str) {
+    let text = sandbox.json("model/config.json");
+    let whole = serde_json::json!({
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text,
+        "vision_config": {"hidden_size": 8},
+    });
+    sandbox.write("model/config.json", &whole.to_string());
+    let bytes = sandbox.bytes("model/model.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let inside = |name: &str| name.strip_prefix("model.").map_or(name.to_owned(), |rest| format!("{prefix}.{rest}"));
+    let mut tensors: Vec<_> = file.tensors().into_iter().map(|(name, view)| (inside(&name), view)).collect();
+    let image = [0u8; 8];
+    tensors.push(("vision_tower.x".to_owned(), TensorView::new(Dtype::F32, vec![2], &image).unwrap()));
+    std::fs::write(sandbox.path("model/model.safetensors"), serialize(tensors, None).unwrap()).unwrap();
+}
+
+/// The tensors of an adapter, without `prefix` before the layers.
+fn adapter(sandbox: &Sandbox, dir: &str, prefix: &str) -> Vec<(String, Vec<u8>)> {
+    let bytes = sandbox.bytes(&format!("{dir}/adapter_model.safetensors"));
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let own = |name: &str| name.strip_prefix(&format!("base_model.model.{prefix}.layers.")).unwrap().to_owned();
+    let mut tensors: Vec<_> = file.tensors().iter().map(|(name, view)| (own(name), view.data().to_vec())).collect();
+    tensors.sort();
+    tensors
+}
+
+/// Trained, evaluated, quantized and merged, the text model inside a larger one is the one that it is alone. Its
+/// adapter is named for the class that serves it.
+#[test]
+fn a_text_model_inside_a_larger_one_is_the_one_that_it_is_alone() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gemma3/config.json");
+    let model = || Sandbox::chat_of(Arch::from_file(&golden).unwrap());
+    let alone = model();
+    alone.run(&train("")).ok();
+    let loss = |sandbox: &Sandbox, line: &str| {
+        sandbox.run(&format!("eval --json --data rows.jsonl --max-length 64 {line}")).json()["loss"].as_f64().unwrap()
+    };
+    let expected = loss(&alone, "--model model --adapter out");
+    alone.run("merge --model model --adapter out --output merged").ok();
+    for prefix in ["model.language_model", "language_model.model"] {
+        let whole = model();
+        wrap(&whole, prefix);
+        let told = whole.run(&train("")).ok().stderr;
+        assert!(told.contains("of a Gemma3ForConditionalGeneration, the text model is used"), "{told}");
+        assert_eq!(adapter(&whole, "out", "model.language_model"), adapter(&alone, "out", "model"));
+        let targets = whole.json("out/adapter_config.json")["target_modules"].as_str().unwrap().to_owned();
+        assert!(targets.starts_with(r"model\.language_model\.layers\.(?:") && targets.contains("q_proj"), "{targets}");
+        assert_eq!(loss(&whole, "--model model --adapter out"), expected);
+        whole.run("check out --model model --for peft").ok();
+        whole.run("quantize --model model --output nf4").ok();
+        assert_eq!(whole.json("nf4/config.json")["architectures"], serde_json::json!(["Gemma3ForCausalLM"]));
+        assert_eq!(loss(&whole, "--model nf4 --adapter out"), expected);
+        whole.run("merge --model model --adapter out --output merged").ok();
+        assert_eq!(whole.bytes("merged/model.safetensors"), alone.bytes("merged/model.safetensors"));
+        let own = train("--output-dir own --adapter-architecture Gemma3ForCausalLM");
+        whole.run(&own).ok();
+        assert_eq!(adapter(&whole, "own", "model"), adapter(&alone, "out", "model"));
+        assert_eq!(loss(&whole, "--model model --adapter own"), expected);
+        let other = train("--output-dir x --adapter-architecture LlamaForCausalLM");
+        whole.refused(&other, &["`adapter_architecture`", "Gemma3ForConditionalGeneration or Gemma3ForCausalLM"]);
     }
 }
 

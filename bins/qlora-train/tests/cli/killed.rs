@@ -15,7 +15,7 @@ use crate::sandbox::{Sandbox, train};
 const RUN: &str = "--max-steps 7 --packing false --per-device-train-batch-size 3 --gradient-accumulation-steps 2 \
                    --lora-dropout 0.1 --lora-r 3 --use-rslora --lora-target-modules q_proj,down_proj --save-steps 2 \
                    --save-total-limit 1 --val-set-size 2 --eval-steps 3 --load-best-model-at-end --threads 1 \
-                   --resume-from-checkpoint";
+                   --report false --resume-from-checkpoint";
 
 /// What may be there at any moment: an adapter only as a whole, and no checkpoint that cannot be resumed.
 fn check_left(sandbox: &Sandbox) {

@@ -25,6 +25,8 @@ fn check(sandbox: &Sandbox, line: &str, name: &str, words: &str) {
 fn settings_and_rows_are_looked_at_before_the_first_step() {
     let sandbox = Sandbox::chat();
     sandbox.write_rows("many.jsonl", 200, 1);
+    let rows = sandbox.read("rows.jsonl");
+    sandbox.write("twice.jsonl", &format!("{rows}\n{rows}"));
     sandbox.write("open.jinja", "{% for message in messages %}{{ message.content }}{% endfor %}");
     let header = "<|header|>{{ message.role }}<|/header|>";
     let turn =
@@ -54,6 +56,8 @@ fn settings_and_rows_are_looked_at_before_the_first_step() {
             "--max-steps 1 --data chat.jsonl --chat-template foreign.jinja",
             "writes <|/header|>, <|header|>, which",
         ),
+        ("duplicates", "--max-steps 1 --data twice.jsonl", "12 of 24 rows are the same"),
+        ("validation_overlap", "--max-steps 1 --val-data twice.jsonl", "24 of 24 validation rows are trained on too"),
         ("one_validation_row", "--max-steps 1 --val-set-size 1", "one row for validation"),
     ] {
         check(&sandbox, line, name, words);

@@ -1,5 +1,6 @@
 //! The binary from end to end, on tiny random models: what it writes, what it says, and what it refuses.
 
+mod answers;
 mod arithmetic;
 mod asked;
 mod before;
@@ -22,6 +23,7 @@ mod launched;
 mod lints;
 mod memory;
 mod merge;
+mod methods;
 mod not_files;
 mod outputs;
 mod parameters;
@@ -30,6 +32,7 @@ mod quantized;
 mod refused_data;
 mod refused_models;
 mod refused_runs;
+mod report;
 mod resume;
 mod resume_refused;
 mod same_run;

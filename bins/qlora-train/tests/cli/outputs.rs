@@ -24,6 +24,8 @@ fn a_run_leaves_an_adapter_its_card_and_its_records() {
         "adapter_config.json",
         "adapter_model.safetensors",
         "metrics.jsonl",
+        "report.html",
+        "report.json",
         "run.json",
         "trainer_state.json",
     ];

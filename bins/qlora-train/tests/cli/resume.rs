@@ -181,7 +181,7 @@ fn a_disk_that_fills_up_leaves_the_earlier_checkpoints_whole() {
         ("checkpoint-whole:3:full", &["checkpoint-6: cannot be written"]),
     ] {
         sandbox.run_at_fault(&train(RUN), place).ended(1, words);
-        let left = ["checkpoint-2", "checkpoint-4", ".lock", "metrics.jsonl", "run.json"];
+        let left = ["checkpoint-2", "checkpoint-4", ".lock", "metrics.jsonl", "report.html", "report.json", "run.json"];
         let mut left = left.map(str::to_owned).to_vec();
         left.sort();
         assert_eq!(sandbox.names("out"), left, "{place}");

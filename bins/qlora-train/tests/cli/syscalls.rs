@@ -15,7 +15,7 @@ use crate::sandbox::{Sandbox, train};
 /// Two checkpoints, of which the second removes the first, and one that replaces itself; metrics, and the adapter.
 const RUN: &str = "--max-steps 3 --packing false --per-device-train-batch-size 4 --save-steps 1 --save-total-limit 1 \
                    --lora-target-modules q_proj --threads 1 --chat-template chatml --data chat.jsonl \
-                   --resume-from-checkpoint";
+                   --report false --resume-from-checkpoint";
 
 /// Calls that touch files. Those that only ask are among them.
 const CALLS: &str = "openat,openat2,creat,write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,\

@@ -27,10 +27,9 @@ fn every_key_of_every_tool_passes_where_it_asks_for_nothing() {
 
 #[test]
 fn keys_that_cannot_change_a_result_pass_and_are_told_in_one_line() {
-    let (settings, notes) =
-        noting("overwrite_cache: true\nddp_timeout: 9\nreport_to: [wandb]\ndataset_num_proc: 4\nmodel: m");
+    let (settings, notes) = noting("overwrite_cache: true\nddp_timeout: 9\ndataset_num_proc: 4\nmodel: m");
     assert_eq!(settings, Settings { model: Some("m".into()), ..Settings::default() });
-    assert_eq!(notes, ["without effect here: `overwrite_cache`, `ddp_timeout`, `report_to`, `dataset_num_proc`"]);
+    assert_eq!(notes, ["without effect here: `overwrite_cache`, `ddp_timeout`, `dataset_num_proc`"]);
     assert!(noting("ddp_timeout: 1800\nreport_to: none\nwandb_project:\nlogging_strategy: steps").1.is_empty());
 }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use qlora_train::config::TooLong;
 use qlora_train::data::{DataOptions, RowPlace, describe, load, load_once};
+use serde_json::json;
 
 use trainer_lab::fixture::*;
 
@@ -153,6 +154,35 @@ fn too_long_rows_are_truncated_and_skipped_when_nothing_supervised_is_left() {
     assert_eq!((data.report.dropped, data.report.truncated, data.report.unsupervised), (0, 2, 1));
     assert_eq!(data.report.unsupervised_rows, [RowPlace { file: 0, line: 3 }]);
     assert_says(&data.report.to_string(), &["2 rows cut to max_length 4", "1 row left out: no supervised token"]);
+}
+
+#[test]
+fn long_texts_are_cut_into_rows_of_which_every_token_is_predicted_once() {
+    let ids = |range: std::ops::Range<u32>| range.collect::<Vec<u32>>();
+    let text = json!({"input_ids": ids(1..10), "weight": [1, 2, 3, 4, 5, 6, 7, 8, 9], "task": "t"});
+    let asked = json!({"input_ids": ids(1..10), "labels": [-100, -100, 3, 4, 5, 6, 7, 8, 9]});
+    let rows = file("rows.jsonl", format!("{text}\n{asked}\n{}", json!({"input_ids": [7, 8]})));
+    for (max_length, expected) in [
+        (4, vec![vec![1, 2, 3, 4], vec![4, 5, 6, 7], vec![7, 8, 9]]),
+        (5, vec![vec![1, 2, 3, 4, 5], vec![5, 6, 7, 8, 9]]),
+        (2, (1..9).map(|id| vec![id, id + 1]).collect()),
+        (8, vec![vec![1, 2, 3, 4, 5, 6, 7, 8], vec![8, 9]]),
+    ] {
+        let options = DataOptions { max_length, too_long: TooLong::Chunk, vocab_size: 16, ..options() };
+        let data = load(std::slice::from_ref(&rows.path), None, &options).unwrap();
+        let (last, pieces) = data.rows.split_last().unwrap();
+        assert_eq!(last.input_ids, [7, 8], "{max_length}");
+        assert_eq!(pieces.iter().map(|row| row.input_ids.clone()).collect::<Vec<_>>(), expected, "{max_length}");
+        assert_eq!(pieces.iter().map(|row| row.supervised()).sum::<usize>(), 8, "{max_length}");
+        for row in pieces {
+            assert!(row.task.as_deref() == Some("t") && row.line == 1);
+            assert!(row.input_ids.iter().enumerate().all(|(at, id)| row.weight(at) == *id as f32), "{row:?}");
+        }
+        // A row with a prompt has no beginning to go on from.
+        assert_eq!((data.report.chunked, data.report.pieces, data.report.dropped), (1, expected.len(), 1));
+        let said = format!("1 long text cut into {} rows of at most max_length {max_length}", expected.len());
+        assert_says(&data.report.to_string(), &[said.as_str(), "1 row left out: longer than max_length"]);
+    }
 }
 
 #[test]

@@ -145,6 +145,12 @@ fn a_smollm3_follows_transformers_and_peft() {
     follows_transformers_and_peft("smollm3");
 }
 
+/// A window on the layer that is not rotated.
+#[test]
+fn a_smollm3_with_a_window_follows_transformers_and_peft() {
+    follows_transformers_and_peft("smollm3-window");
+}
+
 /// All four multipliers, and two documents.
 #[test]
 fn a_granite_follows_transformers_and_peft() {
@@ -161,6 +167,31 @@ fn a_dense_granite_4_follows_transformers_and_peft() {
 #[test]
 fn a_ministral_3_follows_transformers_and_peft() {
     follows_transformers_and_peft("ministral3");
+}
+
+/// Text models inside larger ones, whose logits for text are those of the larger; of what reads images, the files hold
+/// one tensor.
+#[test]
+fn text_models_inside_larger_ones_follow_transformers() {
+    for (name, family) in
+        [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen2_5_vl", "qwen2"), ("qwen3_vl", "qwen3")]
+    {
+        let checkpoint = Checkpoint::open(&workspace().join("tests/golden/wrapped").join(name)).unwrap();
+        let arch = checkpoint.arch();
+        assert!(arch.family.model_type == family && arch.wrapper.is_some(), "{name}");
+        let note = checkpoint.notes().concat();
+        assert!(
+            note.contains("text model") && note.contains(arch.family.architecture) && note.contains(" 1 tensor"),
+            "{note}"
+        );
+        let mut expected = tensors(&format!("wrapped/{name}/expected.safetensors"));
+        expected.insert("labels".to_owned(), vec![-100.0; expected["input_ids"].len()]);
+        let micro = MicroBatch::new(&documents(&expected));
+        let spec = spec(&checkpoint, arch.num_layers, Quantization::None, micro.tokens());
+        let apart = worst(&logits(&checkpoint, &spec, &micro), &expected["logits"]);
+        println!("{name}: logits within {apart:.1e}");
+        assert!(apart <= 1e-5, "{name}: logits {apart}");
+    }
 }
 
 /// Biases on q, k and v, heads of another width than hidden size / heads, and two documents.
@@ -388,11 +419,21 @@ fn a_smollm3_reads_which_layers_are_rotated_and_refuses_by_key() {
     let defaults = [("rope_parameters", None), ("tie_word_embeddings", None), ("attention_bias", Some(true.into()))];
     let arch = read_changed(&config, &defaults);
     assert!(arch.rope().theta == 2e6 && arch.tie_word_embeddings && arch.biases == Projection::ATTENTION.into());
+    let windows = |change: &[(&str, Option<Value>)]| {
+        let used = [("use_sliding_window", Some(true.into())), ("sliding_window", Some(9.into()))];
+        let arch = read_changed(&config, &[&used, change].concat());
+        [0, 1].map(|layer| arch.layer(layer).window)
+    };
+    let kinds = |kinds: [&str; 2]| ("layer_types", Some(Value::from(kinds.to_vec())));
+    assert_eq!(windows(&[("layer_types", None)]), [None, Some(9)]);
+    assert_eq!(windows(&[kinds(["sliding_attention", "full_attention"])]), [Some(9), None]);
+    assert_eq!(windows(&[("layer_types", None), ("sliding_window", Some(Value::Null))]), [None; 2]);
     let cases = [
         ("no_rope_layers", Value::from(vec![1])),
         ("no_rope_layers", Value::from(vec![1, 2])),
         ("no_rope_layers", Value::from("1")),
-        ("use_sliding_window", Value::from(true)),
+        ("layer_types", Value::from(vec!["full_attention", "sliding_attention"])),
+        ("use_sliding_window", Value::from(1)),
         ("num_hidden_layers", Value::from(i32::MAX)),
         ("architectures", Value::from(vec!["LlamaForCausalLM"])),
     ];

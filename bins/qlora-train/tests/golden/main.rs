@@ -3,6 +3,7 @@
 
 mod families;
 mod family_runs;
+mod methods;
 
 use qlora_train::arch::Projection;
 use qlora_train::backend::cpu::Cpu;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::config::dense_config;
 use super::layout::{Layout, Stored, write_json};
 use super::write::{Partial, copy_side_file, copy_side_files};
+use crate::base::open::text_object;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint};
 use crate::error::Result;
 use crate::files::failpoint;
-use crate::files::json::read_object;
 use crate::files::tensor::{HostTensor, StoredType};
 use crate::refuse;
 
@@ -90,7 +90,7 @@ pub fn write_dense(
     }
     rewrite.check_base(&fingerprint.finish()?)?;
     writer.finish(&metadata)?;
-    let config = read_object(&checkpoint.dir().join("config.json"))?;
+    let config = text_object(&checkpoint.dir().join("config.json"))?;
     let config = dense_config(&config, checkpoint.arch().tie_word_embeddings);
     write_json(&partial.path.join("config.json"), &config)?;
     copy_side_files(checkpoint.dir(), &partial.path)?;

@@ -15,11 +15,11 @@ use super::state::{QuantState, STATE_BYTES};
 use super::{OriginalBase, part};
 use crate::arch::Input;
 use crate::base::fingerprint::TensorDigest;
+use crate::base::open::text_object;
 use crate::base::{Checkpoint, Fingerprint};
 use crate::error::{Context, Result};
 use crate::files::dir::{Dir, Kind, unique};
 use crate::files::failpoint;
-use crate::files::json::read_object;
 use crate::files::regular;
 use crate::files::tensor::{HostTensor, StoredType, TensorData};
 use crate::refuse;
@@ -71,7 +71,7 @@ pub fn quantize(
     let config_path = checkpoint.dir().join("config.json");
     let quantization = QuantizationConfig::to_json(options.nf4.double_quant, plan.compute_type(), &plan.skipped);
     let tied = checkpoint.arch().tie_word_embeddings;
-    let config = quantized_config(&read_object(&config_path)?, quantization, tied);
+    let config = quantized_config(&text_object(&config_path)?, quantization, tied);
     write_json(&partial.path.join("config.json"), &config)?;
     copy_side_files(checkpoint.dir(), &partial.path)?;
     // What is to be put in place has to be what this program reads.

@@ -1,0 +1,116 @@
+//! Settings that speak of single modules: PEFT's patterns of names, and numbers of layers.
+
+use indexmap::IndexMap;
+use serde_json::Value as Json;
+
+use super::types::{Reject, SettingValue, is_off, is_unset};
+use super::yaml::{Entry, Value};
+
+/// Names of modules, or regular expressions for their paths, each with a value; the first that matches counts. As a
+/// flag `q_proj=8`, once for each, or the JSON of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pattern<T>(pub IndexMap<String, T>);
+
+impl<T> Default for Pattern<T> {
+    fn default() -> Self {
+        Self(IndexMap::new())
+    }
+}
+
+impl<T: SettingValue> Pattern<T> {
+    fn insert(&mut self, key: &str, value: &Value) -> Result<(), Reject> {
+        if key.trim().is_empty() {
+            return Err(Reject::Wrong);
+        }
+        let because = |what: String| Reject::Because(format!("`{}`: {what}", key.escape_debug()));
+        let value = T::read(value).map_err(|_| because(format!("found {value}, expected a number")))?;
+        match self.0.insert(key.to_owned(), value) {
+            None => Ok(()),
+            Some(_) => Err(because("is given twice: keep one of them".to_owned())),
+        }
+    }
+
+    fn insert_all(&mut self, entries: &[Entry]) -> Result<(), Reject> {
+        entries.iter().try_for_each(|entry| self.insert(&entry.key, &entry.value))
+    }
+
+    /// `q_proj=8`, or `{"q_proj": 8}`.
+    fn insert_text(&mut self, text: &str) -> Result<(), Reject> {
+        if text.trim_start().starts_with('{') {
+            let json: Json = serde_json::from_str(text).map_err(|_| Reject::Wrong)?;
+            let Value::Map(entries) = Value::from(&json) else { return Err(Reject::Wrong) };
+            return self.insert_all(&entries);
+        }
+        // A regular expression may hold the sign itself.
+        let Some((key, value)) = text.rsplit_once('=') else {
+            let found = Value::text(text);
+            return Err(Reject::Because(format!(
+                "found {found}, expected names of modules with values, such as q_proj=8"
+            )));
+        };
+        self.insert(key.trim(), &Value::text(value))
+    }
+}
+
+impl<T: SettingValue> SettingValue for Pattern<T> {
+    const LIST: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let mut pattern = Self::default();
+        match value {
+            value if is_unset(value) || *value == Value::Bool(false) => {}
+            Value::Map(entries) => pattern.insert_all(entries)?,
+            Value::Str(text) => pattern.insert_text(text)?,
+            Value::List(items) => {
+                for item in items {
+                    let Value::Str(text) = item else { return Err(Reject::Wrong) };
+                    pattern.insert_text(text)?;
+                }
+            }
+            _ => return Err(Reject::Wrong),
+        }
+        Ok(pattern)
+    }
+    fn json(&self) -> Json {
+        Json::Object(self.0.iter().map(|(key, value)| (key.clone(), value.json())).collect())
+    }
+}
+
+/// Numbers of layers, from 0, in order and each once; none: every layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayerNumbers(pub Vec<usize>);
+
+impl SettingValue for LayerNumbers {
+    const LIST: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let mut layers = match value {
+            // Layer 0 is one.
+            Value::Bool(false) => Vec::new(),
+            value if is_unset(value) => Vec::new(),
+            Value::List(items) if items.iter().all(|item| is_off(item) && !is_number(item)) => Vec::new(),
+            Value::List(items) => items.iter().map(numbers).collect::<Result<Vec<_>, _>>()?.concat(),
+            one => numbers(one)?,
+        };
+        layers.sort_unstable();
+        layers.dedup();
+        Ok(Self(layers))
+    }
+    fn json(&self) -> Json {
+        Json::from(self.0.clone())
+    }
+}
+
+fn is_number(value: &Value) -> bool {
+    usize::read(value).is_ok()
+}
+
+/// One number, or several between commas.
+fn numbers(value: &Value) -> Result<Vec<usize>, Reject> {
+    match value {
+        Value::Str(text) => {
+            let number = |part: &str| usize::read(&Value::text(part.trim()));
+            let wrong = |_| Reject::Because(format!("found {value}, expected the numbers of layers, such as 0,1,2"));
+            text.split(',').map(number).collect::<Result<_, _>>().map_err(wrong)
+        }
+        one => usize::read(one).map(|layer| vec![layer]),
+    }
+}

@@ -1,0 +1,37 @@
+//! The report of a run: one page that stands alone, without scripts, made from `run.json`, `metrics.jsonl` and
+//! `report.json`, while the run works and afterwards.
+
+mod compare;
+mod page;
+mod records;
+mod run_data;
+mod sections;
+mod single;
+pub mod spectrum;
+mod svg;
+pub mod tensorboard;
+mod verdict;
+
+pub use compare::MOST_RUNS;
+pub use records::{DataDetails, Details, LogEntry, MemoryDetails, ModuleChange, RunSummary, Warning};
+pub use run_data::{DETAILS_FILE, RunData};
+
+pub const REPORT_FILE: &str = "report.html";
+/// Begins a page of ours, by which it may be replaced
+const GENERATOR: &str = "<meta name=\"generator\" content=\"qlora-train report\">";
+
+/// The page of one run, or of several side by side.
+pub fn html(runs: &[RunData]) -> String {
+    match runs {
+        [run] => single::page(run),
+        runs => compare::page(runs),
+    }
+}
+
+/// Whether a file may be replaced by a page: it is one, by its beginning.
+pub fn is_report(bytes: &[u8]) -> bool {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]).contains(GENERATOR)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Event files of TensorBoard: records of TFRecord (length, masked CRC-32C of the length, data, masked CRC-32C of the
+//! data), each an `Event` in the wire format of protocol buffers.
+
+use super::records::LogEntry;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// End of the names of our files, by which they are told from those of others.
+pub const SUFFIX: &str = ".qlora-train";
+const PREFIX: &str = "events.out.tfevents.";
+
+/// Whether a file of this name is one of ours.
+pub fn is_own(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+}
+
+/// An event file that grows.
+pub struct EventFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl EventFile {
+    /// A new file in `dir`, which is made if need be. TensorBoard forgets what files before it say of steps after
+    /// `step`, where the run goes on.
+    pub fn create(dir: &Path, step: u64) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
+        let (now, process) = (now(), std::process::id());
+        let name = format!("{PREFIX}{:010}.{host}.{process}.{:06}{SUFFIX}", now as u64, (now.fract() * 1e6) as u64);
+        let path = dir.join(name);
+        let mut events = Self { file: File::create_new(&path)?, path };
+        events.write(&event(0, &[(3, Field::Bytes(b"brain.Event:2"))]))?;
+        // SessionLog { status: START }
+        let start = message(&[(1, Field::Varint(1))]);
+        events.write(&event(step + 1, &[(7, Field::Bytes(&start))]))?;
+        Ok(events)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The figures of an entry, as transformers names them.
+    pub fn log(&mut self, entry: &LogEntry) -> io::Result<()> {
+        let scalars = scalars(entry);
+        if scalars.is_empty() {
+            return Ok(());
+        }
+        let values: Vec<Vec<u8>> = scalars
+            .iter()
+            .map(|(tag, value)| message(&[(1, Field::Bytes(tag.as_bytes())), (2, Field::Float(*value as f32))]))
+            .collect();
+        let summary: Vec<(u64, Field)> = values.iter().map(|value| (1, Field::Bytes(value))).collect();
+        self.write(&event(entry.step, &[(5, Field::Bytes(&message(&summary)))]))
+    }
+
+    /// One record in one call, so that a process that is killed leaves whole ones.
+    fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        let length = (data.len() as u64).to_le_bytes();
+        let parts = [&length[..], &masked_crc(&length).to_le_bytes(), data, &masked_crc(data).to_le_bytes()];
+        self.file.write_all(&parts.concat())
+    }
+}
+
+/// Tags and values of an entry.
+fn scalars(entry: &LogEntry) -> Vec<(String, f64)> {
+    let train = [
+        ("train/loss", entry.loss),
+        ("train/grad_norm", entry.grad_norm),
+        ("train/grad_norm_a", entry.grad_norm_a),
+        ("train/grad_norm_b", entry.grad_norm_b),
+        ("train/learning_rate", entry.learning_rate),
+        ("train/learning_rate_b", entry.learning_rate_b.filter(|b| Some(*b) != entry.learning_rate)),
+        ("train/tokens_per_second", entry.tokens_per_second),
+        ("train/epoch", entry.loss.map(|_| entry.epoch)),
+        ("eval/loss", entry.eval_loss),
+    ];
+    let mut scalars: Vec<(String, f64)> =
+        train.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value?))).collect();
+    for (kind, parts) in [("file", &entry.eval_file_losses), ("task", &entry.eval_task_losses)] {
+        let parts = parts.iter().flatten();
+        scalars.extend(parts.map(|(name, loss)| (format!("eval/loss/{kind}/{name}"), *loss)));
+    }
+    scalars
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+enum Field<'a> {
+    Varint(u64),
+    Double(f64),
+    Float(f32),
+    Bytes(&'a [u8]),
+}
+
+fn varint(mut value: u64, to: &mut Vec<u8>) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+fn message(fields: &[(u64, Field)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (number, field) in fields {
+        let kind = match field {
+            Field::Varint(_) => 0,
+            Field::Double(_) => 1,
+            Field::Bytes(_) => 2,
+            Field::Float(_) => 5,
+        };
+        varint(number << 3 | kind, &mut bytes);
+        match field {
+            Field::Varint(value) => varint(*value, &mut bytes),
+            Field::Double(value) => bytes.extend(value.to_le_bytes()),
+            Field::Float(value) => bytes.extend(value.to_le_bytes()),
+            Field::Bytes(data) => {
+                varint(data.len() as u64, &mut bytes);
+                bytes.extend(*data);
+            }
+        }
+    }
+    bytes
+}
+
+/// An `Event` of now: wall time, step, and what happened.
+fn event(step: u64, what: &[(u64, Field)]) -> Vec<u8> {
+    let mut bytes = message(&[(1, Field::Double(now())), (2, Field::Varint(step))]);
+    bytes.extend(message(what));
+    bytes
+}
+
+/// The CRC of Castagnoli.
+fn crc32c(data: &[u8]) -> u32 {
+    !data.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
+}
+
+fn masked_crc(data: &[u8]) -> u32 {
+    crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_crc_is_that_of_its_specification() {
+        // RFC 3720, B.4
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn messages_are_in_the_wire_format() {
+        assert_eq!(message(&[(2, Field::Varint(300))]), [0x10, 0xac, 0x02]);
+        assert_eq!(
+            message(&[(1, Field::Bytes(b"ab")), (2, Field::Float(1.0))]),
+            [0x0a, 2, b'a', b'b', 0x15, 0, 0, 0x80, 0x3f]
+        );
+        assert_eq!(message(&[(1, Field::Double(1.0))]), [9, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f]);
+    }
+
+    #[test]
+    fn a_file_is_whole_records_and_every_figure_has_its_tag() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = EventFile::create(&dir.path().join("runs"), 0).unwrap();
+        let tasks = BTreeMap::from([("sum".to_owned(), 0.25)]);
+        let entry = LogEntry {
+            loss: Some(1.5),
+            eval_loss: Some(0.5),
+            eval_task_losses: Some(tasks),
+            learning_rate: Some(1e-4),
+            learning_rate_b: Some(1e-4),
+            ..LogEntry::new(3, 0.5)
+        };
+        file.log(&entry).unwrap();
+        file.log(&LogEntry::new(4, 0.6)).unwrap();
+        assert!(is_own(file.path().file_name().unwrap().to_str().unwrap()));
+        let bytes = std::fs::read(file.path()).unwrap();
+        let (mut rest, mut records) = (&bytes[..], 0);
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            assert_eq!(rest[8..12], masked_crc(&rest[..8]).to_le_bytes());
+            let data = &rest[12..12 + length];
+            assert_eq!(rest[12 + length..16 + length], masked_crc(data).to_le_bytes());
+            rest = &rest[16 + length..];
+            records += 1;
+        }
+        assert_eq!(records, 3, "the version, the start and one entry: an entry without figures is none");
+        let text = String::from_utf8_lossy(&bytes);
+        for tag in
+            ["brain.Event:2", "train/loss", "train/epoch", "train/learning_rate", "eval/loss", "eval/loss/task/sum"]
+        {
+            assert!(text.contains(tag), "{tag}");
+        }
+        assert!(!text.contains("learning_rate_b"), "one rate is told once");
+    }
+
+    #[test]
+    fn files_of_others_are_not_ours() {
+        assert!(!is_own("events.out.tfevents.1.host.2.0") && !is_own("notes.qlora-train"));
+    }
+}

@@ -1,0 +1,103 @@
+//! Adapter methods: whole runs beside twenty steps of PEFT (`tests/golden/methods_files.py`).
+
+use super::{Tensors, cosine, json, tensors, workspace};
+use qlora_train::adapter::Adapter;
+use qlora_train::config::Settings;
+use qlora_train::train::train;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A run with a method's settings and what `more` gives beside them, in `dir`. Returns its losses and its adapter.
+fn run(method: &str, dir: &Path, more: &[(&str, Value)]) -> (Vec<f64>, Adapter) {
+    let golden = json(&format!("methods/{method}.json"));
+    let mut given = golden["settings"].as_object().unwrap().clone();
+    let path = |path: &Path| Value::from(path.display().to_string());
+    given.insert("model".to_owned(), path(&workspace().join("tests/golden/qwen3")));
+    given.insert("data".to_owned(), path(&workspace().join("tests/golden/methods/rows.jsonl")));
+    let out = dir.join("out");
+    given.insert("output_dir".to_owned(), path(&out));
+    given.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    let settings = Settings::from_yaml(&Value::Object(given).to_string(), "golden", &[]).unwrap();
+    train(settings).unwrap();
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let losses = metrics.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64());
+    (losses.collect(), Adapter::load(&out).unwrap())
+}
+
+/// PEFT's tensors of one moment, by their keys.
+fn of_moment(all: &Tensors, moment: &str) -> Tensors {
+    all.iter().filter_map(|(name, values)| Some((name.strip_prefix(moment)?.to_owned(), values.clone()))).collect()
+}
+
+/// Writes PEFT's adapter as it was before the first step.
+fn write_start(method: &str, dir: &Path) {
+    std::fs::create_dir(dir).unwrap();
+    std::fs::write(
+        dir.join("adapter_config.json"),
+        json(&format!("methods/{method}.json"))["adapter_config"].to_string(),
+    )
+    .unwrap();
+    let bytes = std::fs::read(workspace().join(format!("tests/golden/methods/{method}.safetensors"))).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let initial: BTreeMap<String, _> = file
+        .tensors()
+        .into_iter()
+        .filter_map(|(name, view)| Some((name.strip_prefix("initial.")?.to_owned(), view)))
+        .collect();
+    safetensors::serialize_to_file(initial, None, &dir.join("adapter_model.safetensors")).unwrap();
+}
+
+fn assert_losses(method: &str, losses: &[f64]) {
+    let golden = json(&format!("methods/{method}.json"));
+    let expected: Vec<f64> = golden["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), expected.len());
+    let worst = losses.iter().zip(&expected).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+    println!("{method}: losses within {worst:.1e}");
+    assert!(worst <= 1e-5, "{method}: losses are {worst} apart");
+}
+
+/// Twenty steps from PEFT's own beginning: every loss, and the change of every tensor.
+#[track_caller]
+fn follows_peft(method: &str) -> Adapter {
+    let dir = tempfile::tempdir().unwrap();
+    let start = dir.path().join("start");
+    write_start(method, &start);
+    let (losses, adapter) = run(method, dir.path(), &[("init_adapter", Value::from(start.display().to_string()))]);
+    assert_losses(method, &losses);
+    let all = tensors(&format!("methods/{method}.safetensors"));
+    let (initial, expected) = (of_moment(&all, "initial."), of_moment(&all, "final."));
+    assert!(adapter.tensors.keys().eq(expected.keys()), "{method}: other tensors");
+    // Where the scale is folded into B, all of B is multiplied by one number.
+    for (name, theirs) in &expected {
+        let ours: Vec<f64> = adapter.tensors[name].1.iter().map(|&x| f64::from(x)).collect();
+        let same = cosine(ours.iter().zip(theirs).zip(&initial[name]).map(|((a, b), &start)| (a, b, start)));
+        assert!(same >= 0.99999, "{method}: {name}: cosine {same}");
+    }
+    adapter
+}
+
+#[test]
+fn ranks_and_alphas_by_patterns_follow_peft() {
+    let adapter = follows_peft("patterns");
+    let lora = adapter.lora_spec().unwrap();
+    let term = |module: &str| (lora.terms[module].r, lora.terms[module].alpha);
+    assert_eq!(term("model.layers.0.self_attn.q_proj"), (4, 16.0));
+    assert_eq!(term("model.layers.1.self_attn.v_proj"), (2, 8.0));
+    assert_eq!(term("model.layers.1.mlp.up_proj"), (6, 3.0));
+    assert_eq!(term("model.layers.0.mlp.up_proj"), (4, 3.0));
+}
+
+#[test]
+fn patterns_with_rslora_follow_peft() {
+    follows_peft("patterns_rslora");
+}
+
+#[test]
+fn some_layers_follow_peft() {
+    let adapter = follows_peft("layers");
+    assert_eq!(adapter.config.layers_to_transform, Some(vec![1]));
+    assert!(
+        adapter.config.targets("model.layers.1.mlp.up_proj") && !adapter.config.targets("model.layers.0.mlp.up_proj")
+    );
+}

@@ -1,0 +1,172 @@
+"""methods/: twenty steps of each adapter method in PEFT, on the tiny random model of qwen3/.
+
+    python methods_files.py [--out tests/golden/methods] [--methods NAME ...]
+    python methods_files.py --check target/release/qlora-train --work SOME_FOLDER
+
+NAME.json holds the settings by the trainer's names, PEFT's adapter_config and the loss of every step; NAME.safetensors
+the adapter's tensors before (`initial.KEY`) and after (`final.KEY`). With --check nothing is written: the trainer runs with
+the same settings, and PEFT loads the adapter that it exports on the base as it is; the loss that PEFT computes over all
+rows must be that of the trained model.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+HERE = pathlib.Path(__file__).parent
+BASE = HERE / "qwen3"
+STEPS, MICRO_BATCHES, RATE, CLIP = 20, 2, 4e-3, 1.0
+VOCABULARY = 48
+# A method: PEFT's settings, and the trainer's where they have other names.
+METHODS = {
+    "patterns": dict(
+        r=4,
+        lora_alpha=8,
+        rank_pattern={"v_proj": 2, r"layers\.1\.mlp\..*": 6, ".*_proj": 4},
+        alpha_pattern={"^model.layers.0.self_attn.q_proj": 16, "(up|down)_proj": 3},
+    ),
+    "patterns_rslora": dict(r=4, lora_alpha=4, use_rslora=True, rank_pattern={"down_proj": 3}, alpha_pattern={"k_proj": 6}),
+    "layers": dict(r=4, lora_alpha=8, layers_to_transform=[1]),
+}
+OUR_NAMES = {"r": "lora_r"}
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make_rows():
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for length in [14, 19, 11, 23, 16, 13, 20, 18]:
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (length // 3) + ids[length // 3 :]})
+    return rows
+
+
+def base_model():
+    """In bf16, as it is stored; computed with in f32 once the method has begun."""
+    return transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, attn_implementation="eager")
+
+
+def loss_sum(model, row):
+    ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    sums = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum")
+    return sums, int((labels[:, 1:] != -100).sum())
+
+
+def mean_loss(model, rows):
+    with torch.no_grad():
+        sums = [loss_sum(model.eval(), row) for row in rows]
+    return float(sum(loss for loss, _ in sums)) / sum(count for _, count in sums)
+
+
+def state(model):
+    return {name: tensor.detach().float().clone().contiguous() for name, tensor in peft.get_peft_model_state_dict(model).items()}
+
+
+def begin(settings):
+    torch.manual_seed(3)
+    config = peft.LoraConfig(lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM", **settings)
+    return peft.get_peft_model(base_model(), config).float()
+
+
+def train(model, rows):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses = []
+    model.train()
+    for step in range(STEPS):
+        batch = [rows[(step * MICRO_BATCHES + micro) % len(rows)] for micro in range(MICRO_BATCHES)]
+        parts = [loss_sum(model, row) for row in batch]
+        loss = sum(part for part, _ in parts) / sum(count for _, count in parts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def our_settings(settings):
+    common = dict(
+        quantization="none", compute="f32", optim="adamw_torch", learning_rate=RATE, lr_scheduler_type="constant",
+        max_steps=STEPS, num_train_epochs=STEPS * MICRO_BATCHES // len(make_rows()), gradient_accumulation_steps=MICRO_BATCHES,
+        packing=False, shuffle=False, max_grad_norm=CLIP, max_length=64,
+    )  # fmt: skip
+    return {**common, **{OUR_NAMES.get(name, name): value for name, value in settings.items()}}
+
+
+def make(name, settings, out):
+    model, rows = begin(settings), make_rows()
+    initial = state(model)
+    losses = train(model, rows)
+    final = state(model)
+    config = {key: value for key, value in model.peft_config["default"].to_dict().items() if not isinstance(value, set)}
+    config["target_modules"] = sorted(model.peft_config["default"].target_modules)
+    record = {
+        "settings": our_settings(settings),
+        "adapter_config": {key: config[key] for key in ["peft_type", "task_type", "target_modules", "lora_dropout", *settings]},
+        "losses": losses,
+        "final_loss": mean_loss(model, rows),
+    }
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    tensors = {f"initial.{key}": value for key, value in initial.items()} | {f"final.{key}": value for key, value in final.items()}
+    save_file(tensors, out / f"{name}.safetensors")
+    print(f"{name}: loss {losses[0]:.4f} to {losses[-1]:.4f}")
+
+
+def check(name, settings, binary, work):
+    """The adapter that the trainer exports, in PEFT."""
+    golden = json.loads((HERE / "methods" / f"{name}.json").read_text())
+    tensors = load_file(HERE / "methods" / f"{name}.safetensors")
+    work = work / name
+    work.mkdir(parents=True)
+    given = {**golden["settings"], "model": str(BASE), "data": str(HERE / "methods" / "rows.jsonl"), "output_dir": str(work / "out")}
+    if settings.get("init_lora_weights", True) is True:
+        start = work / "start"
+        start.mkdir()
+        (start / "adapter_config.json").write_text(json.dumps(golden["adapter_config"]))
+        save_file({k.removeprefix("initial."): v for k, v in tensors.items() if k.startswith("initial.")}, start / "adapter_model.safetensors")
+        given["init_adapter"] = str(start)
+    (work / "run.json").write_text(json.dumps({**given, "allow": "all"}))
+    subprocess.run([binary, "train", str(work / "run.json"), "--json"], check=True, capture_output=True)
+    folders = {"exported": work / "out"}
+    if settings.get("rank_pattern"):
+        command = [binary, "export", "uniform", "--adapter", str(work / "out"), "--output-dir", str(work / "uniform")]
+        subprocess.run(command, check=True, capture_output=True)
+        folders["uniform"] = work / "uniform"
+    for what, folder in folders.items():
+        base = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="eager")
+        model = peft.PeftModel.from_pretrained(base, folder)
+        taken, stored = state(model), load_file(folder / "adapter_model.safetensors")
+        assert taken.keys() == stored.keys(), f"{name}: PEFT takes other tensors: {sorted(taken.keys() ^ stored.keys())}"
+        loss = mean_loss(model, make_rows())
+        print(f"{name}, {what}: {len(stored)} tensors; loss in PEFT {loss:.6f}, of PEFT's own run {golden['final_loss']:.6f}")
+        assert abs(loss - golden["final_loss"]) < 1e-3 * golden["final_loss"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "methods")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--check", metavar="BINARY")
+    parser.add_argument("--work", type=pathlib.Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    if not arguments.check:
+        arguments.out.mkdir(exist_ok=True)
+        (arguments.out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
+    for name in arguments.methods:
+        if arguments.check:
+            check(name, METHODS[name], arguments.check, arguments.work)
+        else:
+            make(name, METHODS[name], arguments.out)
+
+
+if __name__ == "__main__":
+    main()
