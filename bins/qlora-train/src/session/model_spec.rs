@@ -34,9 +34,11 @@ fn check_targets(settings: &Settings, arch: &Arch) -> Result<()> {
     let has = |name: &str| arch.names.all().any(|projection| arch.names.short(projection) == name);
     let missing = settings.lora_target_modules.listed().and_then(|names| names.iter().find(|name| !has(name)));
     let Some(missing) = missing else { return Ok(()) };
-    let fused = match arch.names.all().any(|p| matches!(p, Projection::Qkv | Projection::GateUp)) {
-        true => ", as q, k and v are one tensor there, and gate and up",
-        false => "",
+    let has = |projection| arch.names.all().any(|own| own == projection);
+    let fused = match (has(Projection::Qkv), has(Projection::GateUp)) {
+        (true, _) => ", as q, k and v are one tensor there, and gate and up",
+        (false, true) => ", as gate and up are one tensor there",
+        (false, false) => "",
     };
     refuse!(
         "`lora_target_modules`: found {missing}, which a model of type {:?} does not have; expected all-linear or some of \

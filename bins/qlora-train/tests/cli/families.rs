@@ -112,5 +112,10 @@ fn targets_that_a_family_does_not_have_are_refused() {
     phi.run(&train("--lora-target-modules gate_up_proj,qkv_proj")).ok();
     let config = phi.json("out/adapter_config.json");
     assert_eq!(config["target_modules"], serde_json::json!(["gate_up_proj", "qkv_proj"]));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/granitemoehybrid/config.json");
+    let granite = Sandbox::chat_of(Arch::from_file(&golden).unwrap());
+    let line = train("--lora-target-modules q_proj,gate_proj");
+    granite.refused(&line, &["gate_proj", "input_linear, output_linear, as gate and up are one tensor there"]);
+    granite.run(&train("--lora-target-modules q_proj,input_linear")).ok();
     Sandbox::chat().refused(&train("--lora-target-modules qkv_proj"), &["qkv_proj", "\"llama\"", "q_proj, k_proj"]);
 }
