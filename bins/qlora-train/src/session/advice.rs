@@ -1,4 +1,4 @@
-//! What makes a run fit that does not: settings, and the longest row for which there is memory.
+//! Advice where a run does not fit: settings that make it fit, and the longest row for which there is memory.
 
 use super::device::{Budget, Device};
 use super::plan::{self, MAX_BATCH_TOKENS, MemoryPlan, PlannedJob, StoredAs, plan};
