@@ -97,7 +97,7 @@ fn wrong_types_and_ranges_name_found_and_expected() {
         ("nf4_block_size: 96", &["power of two"]),
         ("nf4_block_size: 8192", &["power of two"]),
         ("max_length: 1", &["from 2"]),
-        ("too_long: shorten", &["drop, truncate or error"]),
+        ("too_long: shorten", &["drop, truncate, error or chunk"]),
         ("packing: 2", &["true or false"]),
         ("val_set_size: 1.5", &["a share below 1"]),
         ("val_set_size: -0.1", &["a share below 1"]),

@@ -132,6 +132,15 @@ fn mistakes_in_a_template_are_told_with_their_line() {
 }
 
 #[test]
+fn filters_that_jinja_answers_otherwise_are_refused() {
+    for (filter, words) in [("attr('role')", "write value['key']"), ("pprint", "use `tojson`"), ("escape", "HTML")] {
+        let error = render(&format!("{{{{ messages[0]|{filter} }}}}"), "a").unwrap_err();
+        let name = filter.split('(').next().unwrap();
+        assert!(error.contains(&format!("the filter `{name}`")) && error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn a_template_that_does_not_end_is_stopped() {
     let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
     let error = render(nested, "").unwrap_err();

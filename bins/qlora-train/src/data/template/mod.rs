@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use jiff::Zoned;
 use jiff::fmt::strtime;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Rest;
 use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value};
 
 use super::habits::{Habits, OwnTokens};
@@ -30,6 +31,11 @@ use supervise::{Stopped, supervised, supervised_costed};
 const FUEL: u64 = 5_000_000;
 /// Nested calls cost stack; rows are rendered on worker threads with 2 MiB of it.
 const RECURSION_LIMIT: usize = 100;
+/// Filters that minijinja has and Jinja answers otherwise, and what is to be said of each.
+const UNLIKE_JINJA: [(&str, &str); 2] = [
+    ("attr", "asks for an attribute of a Python object, which a key is not in Jinja: write value['key']"),
+    ("pprint", "breaks lines as Python's pprint does, which is not done here: use `tojson`"),
+];
 const NAME: &str = "chat_template";
 /// Bytes of a template at most: nested expressions take stack by their length. The largest known has 20 kB.
 pub(super) const MAX_SOURCE_BYTES: usize = 256 << 10;
@@ -117,6 +123,11 @@ impl ChatTemplate {
         environment.add_filter("tojson", tojson::tojson);
         environment.add_filter("indent", indent::indent);
         escapes::add(&mut environment, source);
+        for (filter, why) in UNLIKE_JINJA {
+            environment.add_filter(filter, move |_: Value, _: Rest<Value>| -> Result<Value, JinjaError> {
+                Err(JinjaError::new(ErrorKind::InvalidOperation, format!("the filter `{filter}` {why}")))
+            });
+        }
         // minijinja calls none iterable; templates ask `tools is iterable and tools | length > 0`.
         environment.add_test("iterable", |value: &Value| {
             use minijinja::value::ValueKind::{Iterable, Map, Seq, String, Undefined};
