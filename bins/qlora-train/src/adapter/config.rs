@@ -172,9 +172,13 @@ impl AdapterConfig {
 
     /// The object that PEFT reads, keys sorted.
     pub fn to_json(&self) -> Map<String, Value> {
+        // PEFT refuses layers beside an expression, which has their numbers then.
+        let of_expression = |_: &&Vec<usize>| self.wrapped && matches!(self.target_modules, TargetModules::Names(_));
+        let in_expression = self.layers_to_transform.as_ref().filter(of_expression);
+        let layers_to_transform = self.layers_to_transform.as_ref().filter(|_| in_expression.is_none());
         let target_modules = match &self.target_modules {
             TargetModules::Pattern(pattern) => json!(pattern),
-            TargetModules::Names(names) if self.wrapped => json!(in_text_model(names)),
+            TargetModules::Names(names) if self.wrapped => json!(in_text_model(names, in_expression)),
             TargetModules::Names(names) => json!(names),
         };
         let path = |key: &String| if self.wrapped { Wrapper::path(key) } else { key.clone() };
@@ -188,7 +192,7 @@ impl AdapterConfig {
             "inference_mode": true,
             "init_lora_weights": true,
             "layers_pattern": null,
-            "layers_to_transform": self.layers_to_transform,
+            "layers_to_transform": layers_to_transform,
             "lora_alpha": number(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
             "modules_to_save": null,
@@ -250,11 +254,17 @@ impl AdapterConfig {
 /// How an expression for modules of a text model begins.
 const TEXT_LAYERS: &str = r"model\.language_model\.layers\.";
 
-/// The expression for these modules of a text model: by their names alone, what is around it would be meant too.
-fn in_text_model(names: &BTreeSet<String>) -> String {
-    let one = |name: &String| match name.strip_prefix("model.layers.") {
-        Some(path) => path.replace('.', r"\."),
-        None => format!(r".*\.{name}"),
+/// The expression for these modules of a text model, of all layers or of some: by their names alone, what is around it
+/// would be meant too.
+fn in_text_model(names: &BTreeSet<String>, layers: Option<&Vec<usize>>) -> String {
+    let numbers = layers.map(|layers| layers.iter().map(usize::to_string).collect::<Vec<_>>().join("|"));
+    let within = numbers.map_or_else(String::new, |numbers| format!(r"(?:{numbers})\."));
+    let one = |name: &String| {
+        let name = Wrapper::text_name(name).unwrap_or_else(|| name.clone());
+        match name.strip_prefix("model.layers.") {
+            Some(path) => path.replace('.', r"\."),
+            None => format!(r"{within}.*\.{name}"),
+        }
     };
     format!("{TEXT_LAYERS}(?:{})", names.iter().map(one).collect::<Vec<_>>().join("|"))
 }
@@ -373,12 +383,18 @@ fn pattern<T>(
         ModulePattern::new(name).map_err(|error| {
             entries.wrong(name, &format!("a regular expression or the name of a module as key ({error})"))
         })?;
-        let name = &name.replace("model.language_model.layers.", "model.layers.");
-        pattern.insert(name.clone(), read(value).ok_or_else(|| entries.wrong(name, expected))?);
+        pattern.insert(in_own_model(name), read(value).ok_or_else(|| entries.wrong(name, expected))?);
     }
     Ok(pattern)
 }
 
+/// A key for the modules of a wrapped text model, as one for those of the text model alone.
+fn in_own_model(key: &str) -> String {
+    let whole = [(r"language_model\.", ""), ("language_model.*", ".*"), ("language_model.", "")];
+    whole.iter().fold(key.to_owned(), |key, (theirs, own)| key.replace(theirs, own))
+}
+
+/// PEFT takes an empty list for every layer.
 fn layers_to_transform(keys: &Keys) -> Result<Option<Vec<usize>>> {
     let layer = |value: &Value| {
         let layer = value.as_u64().and_then(|layer| usize::try_from(layer).ok());
@@ -386,7 +402,51 @@ fn layers_to_transform(keys: &Keys) -> Result<Option<Vec<usize>>> {
     };
     match keys.get("layers_to_transform") {
         None => Ok(None),
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
         Some(Value::Array(list)) => list.iter().map(layer).collect::<Result<_>>().map(Some),
         Some(one) => Ok(Some(vec![layer(one)?])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_of_a_wrapped_model_are_in_the_expression() {
+        let names: BTreeSet<String> = ["q_proj", "model.language_model.layers.3.mlp.up_proj"].map(str::to_owned).into();
+        let text = in_text_model(&names, Some(&vec![0, 12]));
+        assert_eq!(text, r"model\.language_model\.layers\.(?:3\.mlp\.up_proj|(?:0|12)\..*\.q_proj)");
+        let pattern = fancy_regex::Regex::new(&format!(r"\A{text}\z")).unwrap();
+        for (module, expected) in [
+            ("model.language_model.layers.0.self_attn.q_proj", true),
+            ("model.language_model.layers.12.self_attn.q_proj", true),
+            ("model.language_model.layers.1.self_attn.q_proj", false),
+            ("model.language_model.layers.3.mlp.up_proj", true),
+            ("model.visual.layers.0.attn.q_proj", false),
+        ] {
+            assert_eq!(pattern.is_match(module).unwrap(), expected, "{module}");
+        }
+        let path = Path::new("adapter_config.json");
+        let value = json!({
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj"],
+            "layers_to_transform": [0],
+            "alpha_pattern": {".*language_model.*q_proj": 2, "model.language_model.layers.1.self_attn.k_proj": 3},
+        });
+        let Value::Object(map) = value else { panic!("it is an object") };
+        let plain = AdapterConfig::from_json(path, &map).unwrap();
+        assert_eq!(plain.to_json()["layers_to_transform"], json!([0]));
+        let keys: Vec<&String> = plain.alpha_pattern.keys().collect();
+        assert_eq!(keys, [".*.*q_proj", "model.layers.1.self_attn.k_proj"]);
+        // PEFT: "`layers_to_transform` cannot be used when `target_modules` is a str".
+        let wrapped = AdapterConfig { wrapped: true, ..plain }.to_json();
+        assert_eq!(wrapped["layers_to_transform"], Value::Null);
+        assert_eq!(wrapped["target_modules"], json!(r"model\.language_model\.layers\.(?:(?:0)\..*\.q_proj)"));
+        let every = [("layers_to_transform".to_owned(), json!([]))];
+        let map = map.into_iter().chain(every).collect();
+        assert_eq!(AdapterConfig::from_json(path, &map).unwrap().layers_to_transform, None);
     }
 }

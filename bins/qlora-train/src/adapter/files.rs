@@ -108,8 +108,10 @@ impl Adapter {
             let hint = if pickle { ": adapter_model.bin is a pickle, save the adapter again with PEFT" } else { "" };
             refuse!("{}: found no such file, expected the adapter's tensors{hint}", model_path.display());
         }
-        let config = AdapterConfig::from_json(&config_path, &read_object(&config_path)?)?;
+        let mut config = AdapterConfig::from_json(&config_path, &read_object(&config_path)?)?;
         let file = TensorFile::open(&model_path)?;
+        // Written again, it is for the class that it was for.
+        config.wrapped |= file.tensors.keys().any(|name| name.split('.').any(|part| part == "language_model"));
         let mut tensors = BTreeMap::new();
         for (name, info) in &file.tensors {
             let values = (info.shape.clone(), file.read_f32(name, info, |_| ())?);

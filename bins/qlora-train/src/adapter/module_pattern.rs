@@ -47,7 +47,7 @@ impl ModulePattern {
         if name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')) {
             return Ok(Self::Name { name: name.to_owned(), from_start: name.len() < key.len() });
         }
-        let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{key})\z")).map_err(|error| error.to_string())?;
+        let regex = Regex::new(&format!(r"\A(.*\.)?({key})\z")).map_err(|error| error.to_string())?;
         Ok(Self::Regex(Box::new(regex)))
     }
 
@@ -100,6 +100,8 @@ mod tests {
             (r"^layers\.\d+\..*", false),
             (r".*\.1[0-9]\..*proj", true),
             (r"(?!.*mlp).*q_proj", true),
+            // The first group is that before the key, the second the key's own.
+            (r"(q)_proj(?!\3)", true),
             ("model.layers.11.self_attn.q_proj.x", false),
             ("", false),
         ] {

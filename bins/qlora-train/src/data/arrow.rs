@@ -22,7 +22,7 @@ use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard::guarded;
-use super::keys::is_of_other_meaning;
+use super::keys::{THERE, is_of_other_meaning};
 use super::rows::SUPPORTED;
 use crate::error::{Context, Error, Result};
 use crate::refuse;
@@ -182,13 +182,14 @@ fn row(batch: &RecordBatch, at: usize, columns: &Columns) -> Result<Value, Strin
         if !columns.reads(name) {
             continue;
         }
-        let value = match is_of_other_meaning(name) {
+        let is_number = field.data_type().is_numeric() || *field.data_type() == DataType::Boolean;
+        let value = match is_of_other_meaning(name) && !is_number {
             // That it is there is all that matters, and it may be the bytes of an image.
             true => {
                 if column.is_null(at) || is_empty_list(column.as_ref(), at) {
                     Value::Null
                 } else {
-                    Value::Bool(true)
+                    Value::from(THERE)
                 }
             }
             false => value(column.as_ref(), at, &mut left).map_err(|why| format!("`{name}`{why}"))?,

@@ -79,6 +79,9 @@ const MEDIA: [&str; 13] = [
     "audios",
 ];
 
+/// Words that an answer goes by.
+const ANSWER: [&str; 8] = ["response", "answer", "completion", "output", "text", "message", "messages", "reply"];
+
 /// Words that say in which form something is there.
 const MEDIA_FORMS: [&str; 14] = [
     "path",
@@ -114,6 +117,9 @@ fn words(key: &str) -> Vec<String> {
     words
 }
 
+/// Value of a column of which only that it is there is read.
+pub(super) const THERE: &str = "there";
+
 /// Whether a key gives a row another meaning than "learn what the assistant says", whatever its value.
 pub(super) fn is_of_other_meaning(key: &str) -> bool {
     Meaning::of(key).is_some()
@@ -121,20 +127,31 @@ pub(super) fn is_of_other_meaning(key: &str) -> bool {
 
 /// Whether a key names one of two answers: `chosen`, `response_rejected`.
 pub(super) fn compares(key: &str) -> bool {
-    words(key).iter().any(|word| matches!(word.as_str(), "chosen" | "rejected" | "preferred" | "dispreferred"))
+    let words = words(key);
+    // A `preferred_language` is none of two answers.
+    let is_preferred = |word: &String| matches!(word.as_str(), "preferred" | "dispreferred");
+    words.iter().any(|word| matches!(word.as_str(), "chosen" | "rejected"))
+        || (words.iter().any(is_preferred)
+            && words.iter().all(|word| is_preferred(word) || ANSWER.contains(&&word[..])))
 }
 
 /// The first key of a row that gives it another meaning than "learn what the assistant says", and what to do.
 pub(super) fn of_other_meaning(row: &Map<String, Value>) -> Option<(&str, &'static str)> {
     let said = row.iter().filter(|(_, value)| !is_empty(value));
-    said.map(|(key, value)| (key.as_str(), value)).find_map(|(key, value)| Some((key, other_meaning(key, value)?)))
+    said.map(|(key, value)| (key.as_str(), value)).find_map(|(key, value)| {
+        // Of a page, the address of its picture is no part of its text.
+        let is_beside = Meaning::of(key) == Some(Meaning::Media) && words(key).len() > 1 && row.contains_key("text");
+        Some((key, other_meaning(key, value).filter(|_| !is_beside)?))
+    })
 }
 
 fn other_meaning(key: &str, value: &Value) -> Option<&'static str> {
     // A score of an answer is only a number.
     let is_answer = matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_));
     let compared = (compares(key) && is_answer).then_some(Meaning::Preference);
-    Meaning::of(key).or(compared).map(Meaning::what_to_do)
+    // Whether there is a picture, or how many, is none.
+    let shown = Meaning::of(key).filter(|meaning| *meaning != Meaning::Media || is_answer);
+    shown.or(compared).map(Meaning::what_to_do)
 }
 
 /// What a row of any format is of: evaluated apart from rows of other tasks.
@@ -154,6 +171,7 @@ pub(super) fn is_empty(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn keys_are_known_by_their_words() {
@@ -181,6 +199,20 @@ mod tests {
         for key in ["response_chosen", "chosenResponse", "dispreferred_answer", "chosen"] {
             assert!(compares(key), "{key}");
         }
-        assert!(!compares("well_chosenness") && !compares("score"));
+        for key in ["well_chosenness", "score", "preferred_language", "preferredName"] {
+            assert!(!compares(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_picture_is_none() {
+        let refused = |row: Value| of_other_meaning(row.as_object().unwrap()).map(|(key, _)| key.to_owned());
+        for row in
+            [json!({"prompt": "a", "image": false}), json!({"text": "a", "videos": 3, "image_url": "http://a/b"})]
+        {
+            assert_eq!(refused(row), None);
+        }
+        assert_eq!(refused(json!({"prompt": "a", "image_url": "http://a/b"})).unwrap(), "image_url");
+        assert_eq!(refused(json!({"text": "a", "image": "a.png"})).unwrap(), "image");
     }
 }

@@ -15,7 +15,7 @@ use super::budget::{Budget, MAX_VALUES, too_many_values};
 use super::columns::Columns;
 use super::each::EachOf;
 use super::guard;
-use super::keys::is_of_other_meaning;
+use super::keys::{THERE, is_of_other_meaning};
 use super::parquet_claims;
 use super::rows::{MAX_TEXT_VALUES, SUPPORTED};
 use crate::error::{Context, Error, Result};
@@ -136,14 +136,14 @@ fn object(row: &Row, whole: bool, left: &mut usize) -> Result<Value, String> {
         if !whole && matches!(field, Field::Null) {
             continue;
         }
-        if whole && is_of_other_meaning(key) {
+        if whole && is_of_other_meaning(key) && !is_number(field) {
             // That it is there is all that matters, and it may be the bytes of an image.
             let there = match field {
                 Field::Null => false,
                 Field::ListInternal(list) => list.len() > 0,
                 _ => true,
             };
-            map.insert(key.clone(), if there { Value::Bool(true) } else { Value::Null });
+            map.insert(key.clone(), if there { Value::from(THERE) } else { Value::Null });
             continue;
         }
         if whole && is_time(field) {
@@ -154,6 +154,26 @@ fn object(row: &Row, whole: bool, left: &mut usize) -> Result<Value, String> {
         }
     }
     Ok(Value::Object(map))
+}
+
+/// Whether it is a number, a truth value among them, and not a date.
+fn is_number(field: &Field) -> bool {
+    use Field::{Bool, Byte, Double, Float, Float16, Int, Long, Short, UByte, UInt, ULong, UShort};
+    matches!(
+        field,
+        Bool(_)
+            | Byte(_)
+            | Short(_)
+            | Int(_)
+            | Long(_)
+            | UByte(_)
+            | UShort(_)
+            | UInt(_)
+            | ULong(_)
+            | Float16(_)
+            | Float(_)
+            | Double(_)
+    )
 }
 
 fn value(field: &Field, left: &mut usize) -> Result<Value, String> {
