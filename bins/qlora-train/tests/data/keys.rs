@@ -163,7 +163,9 @@ fn keys_that_give_a_row_another_meaning_are_refused_by_name() {
         ("KTO_TAG", json!(true), "KTO"),
     ];
     for row in &rows {
-        for (key, value, words) in &keys {
+        // Beside the text of a page, the address of its picture is none.
+        let is_page = |key: &str| key == "image_path" && row.get("text").is_some();
+        for (key, value, words) in keys.iter().filter(|(key, ..)| !is_page(key)) {
             let message = refusal(load_row(&with(row.clone(), key, value.clone()), &tokenizer));
             assert_says(&message, &["line 1", &format!("`{key}`"), words, "remove"]);
         }

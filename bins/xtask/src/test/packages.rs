@@ -11,8 +11,8 @@ use tools_support::workspace::Workspace;
 
 /// What the registry gets, in the order of their dependencies.
 const PUBLISHED: [&str; 2] = ["qlora-kernels", "qlora-train"];
-/// Bytes of a compressed package at most: sources, no golden files.
-const LIMIT: u64 = 600_000;
+/// Bytes of a compressed package at most: sources, and none of the golden files, which are some megabytes.
+const LIMIT: u64 = 1_000_000;
 
 /// Every set of features compiles without a warning, each alone.
 pub fn features(workspace: &Workspace) -> Result<Outcome> {
