@@ -11,8 +11,14 @@ use tools_support::workspace::Workspace;
 
 /// What the registry gets, in the order of their dependencies.
 const PUBLISHED: [&str; 2] = ["qlora-kernels", "qlora-train"];
-/// Bytes of a compressed package at most: sources, and none of the golden files, which are some megabytes.
-const LIMIT: u64 = 1_000_000;
+/// Bytes of a compressed package at most. The trainer's Rust sources alone are 0.6 MB.
+const LIMITS: [u64; 2] = [600_000, 1_000_000];
+/// Kinds of files that a package has, and bytes of one of them at most: no golden file is among them.
+const KINDS: [&str; 16] =
+    ["rs", "cu", "cuh", "cpp", "h", "in", "map", "toml", "orig", "lock", "md", "txt", "css", "html", "json", "LICENSE"];
+const LARGEST: u64 = 64_000;
+/// Bytes of all files at most that are neither sources nor cargo's own: tables, pages and licenses.
+const MOST_BESIDE: u64 = 80_000;
 
 /// Every set of features compiles without a warning, each alone.
 pub fn features(workspace: &Workspace) -> Result<Outcome> {
@@ -85,25 +91,63 @@ pub fn published(workspace: &Workspace) -> Result<Outcome> {
     let dir = workspace.target.join("package");
     let mut command = workspace.cargo(&["package", "--quiet", "--locked", "--allow-dirty", "--no-verify"]);
     check(command.args(PUBLISHED.iter().flat_map(|name| ["--package", name])))?;
-    for package in packages(workspace)? {
+    for (package, limit) in packages(workspace)?.into_iter().zip(LIMITS) {
         let stem = format!("{}-{}", package.name, package.version);
         let archive = dir.join(format!("{stem}.crate"));
         let bytes = fs::metadata(&archive).with_context(|| format!("cargo left no {}", archive.display()))?.len();
-        if bytes > LIMIT {
-            findings.push(format!("{}: {bytes} bytes (at most {LIMIT}); is `include` right?", package.name));
+        if bytes > limit {
+            findings.push(format!("{}: {bytes} bytes (at most {limit}); is `include` right?", package.name));
         }
-        let list = finished(Command::new("tar").arg("tzf").arg(&archive).output(), "tar tzf")?;
+        let list = finished(Command::new("tar").arg("tzvf").arg(&archive).output(), "tar tzvf")?;
+        let files = list.lines().map(listed).collect::<Result<Vec<_>>>()?;
+        findings.extend(foreign(&files).into_iter().map(|found| format!("{}: {found}", package.name)));
         let readme = package.readme.as_ref().map_or("README.md", |path| path.as_str());
         for name in [readme, "Cargo.toml", "LICENSE-MIT", "LICENSE-APACHE"] {
-            if !list.lines().any(|line| line == format!("{stem}/{name}")) {
+            if !files.iter().any(|(path, _)| *path == format!("{stem}/{name}")) {
                 findings.push(format!("{}: {name} is not in the package", package.name));
             }
         }
-        closing.push(format!("{stem}: {} files, {} kB", list.lines().count(), bytes.div_ceil(1000)));
+        closing.push(format!("{stem}: {} files, {} kB", files.len(), bytes.div_ceil(1000)));
     }
     ensure!(findings.is_empty(), "{} findings:\n  {}", findings.len(), findings.join("\n  "));
     compiles_alone(workspace)?;
     Ok(Outcome::Passed(closing))
+}
+
+/// Path and bytes of a file, as `tar tv` lists it.
+fn listed(line: &str) -> Result<(&str, u64)> {
+    let mut words = line.split_whitespace();
+    let bytes = words.nth(2).and_then(|bytes| bytes.parse().ok());
+    let path = words.nth(2);
+    path.zip(bytes).with_context(|| format!("`tar tv` printed {line:?}, expected a path after size, day and time"))
+}
+
+/// What is no source of a package.
+fn foreign(files: &[(&str, u64)]) -> Vec<String> {
+    let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let kind = |path: &str| match name(path) {
+        name if name.starts_with("LICENSE") => "LICENSE".to_owned(),
+        name => name.rsplit('.').next().unwrap_or_default().to_owned(),
+    };
+    let mut found = Vec::new();
+    let mut beside = 0;
+    for &(path, bytes) in files {
+        let kind = kind(path);
+        if !KINDS.contains(&kind.as_str()) {
+            found.push(format!("{path} is no source; is `include` right?"));
+        }
+        // Cargo writes the lock file, of all that the package depends on.
+        if bytes > LARGEST && kind != "lock" {
+            found.push(format!("{path} has {bytes} bytes (at most {LARGEST})"));
+        }
+        if !["rs", "cu", "cuh", "cpp", "h", "lock", "toml", "orig"].contains(&kind.as_str()) {
+            beside += bytes;
+        }
+    }
+    if beside > MOST_BESIDE {
+        found.push(format!("{beside} bytes of tables, pages and licenses (at most {MOST_BESIDE})"));
+    }
+    found
 }
 
 /// The library's package with the kernels, which it has to hold.
@@ -161,6 +205,25 @@ mod tests {
     fn all_sets_of_features_are_formed() {
         assert_eq!(power_set(&[]), [""]);
         assert_eq!(power_set(&["a", "default", "b"]), ["", "a", "b", "a,b"]);
+    }
+
+    #[test]
+    fn what_is_no_source_is_found_in_a_package() {
+        let line = "-rw-r--r-- 0/0           62026 2006-07-24 01:21 qlora-train-0.1.0/Cargo.lock";
+        assert_eq!(listed(line).unwrap(), ("qlora-train-0.1.0/Cargo.lock", 62026));
+        assert!(listed("Cargo.lock").is_err());
+        let sources = [("a/src/lib.rs", 20_000), ("a/LICENSE-MIT", 1_000), ("a/cuda/x.cuh", 3), ("a/t.txt", 60_000)];
+        assert_eq!(foreign(&sources), Vec::<String>::new());
+        for (golden, words) in [
+            (("a/src/golden/model.safetensors", 300), "no source"),
+            (("a/src/golden/rows.jsonl", 10), "no source"),
+            (("a/src/golden", 10), "no source"),
+            (("a/src/big.rs", 64_001), "64001 bytes"),
+            (("a/src/table.json", 40_000), "101000 bytes of tables"),
+        ] {
+            let found = foreign(&[&sources[..], &[golden]].concat());
+            assert!(found.len() == 1 && found[0].contains(words), "{golden:?}: {found:?}");
+        }
     }
 
     #[test]
