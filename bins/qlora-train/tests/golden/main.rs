@@ -2,6 +2,7 @@
 //! first layers of a real model.
 
 mod families;
+mod family_configs;
 mod family_runs;
 mod methods;
 
