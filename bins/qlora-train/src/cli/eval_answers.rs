@@ -255,8 +255,9 @@ impl AnswerRows {
             .collect();
         let mut rows = Vec::new();
         for (at, question) in self.questions.iter().enumerate() {
-            let said: serde_json::Map<String, Value> =
-                answered.iter().map(|one| (one.name.clone(), one.texts[at].as_str().into())).collect();
+            // In the order of the results, as two may have one name.
+            let said: Vec<Value> =
+                answered.iter().map(|one| json!({"name": one.name, "text": one.texts[at]})).collect();
             let prompt = tokenizer.decode(&question.prompt, false)?;
             rows.push(json!({"prompt": prompt, "expected": question.reference, "said": said}));
         }

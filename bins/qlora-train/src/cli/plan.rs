@@ -109,12 +109,13 @@ pub fn answer(
     let budget = device.budget_of_plan(settings)?;
     let levers = planner::Levers::of(settings);
     let plan = planner::choose(device, &mut spec, levers, stored, budget)?;
-    let max_length = advice::longest_row(device, &spec, levers, stored, budget, rows)?;
+    let asked = advice::Asked { device, spec: &spec, levers, stored, budget, rows };
+    let max_length = advice::longest_row(&asked)?;
     let tokens = spec.tokens;
 
     let mut suggestions = Vec::new();
     if !plan.fits() {
-        suggestions = advice::suggestions(device, &spec, levers, stored, budget, rows, max_length)?;
+        suggestions = advice::suggestions(&asked, max_length)?;
         let advise_disk = settings.weights != WeightResidency::Disk && !spec.is_streamed() && device.is_cpu();
         if advise_disk && spec.quantization != Quantization::None {
             suggestions.push(

@@ -451,10 +451,13 @@ impl<'a> Loader<'a> {
                 }
                 TooLong::Chunk if row.supervised() + 1 == row.len() => {
                     report.chunked += 1;
-                    return row.pieces(max_length).try_for_each(|piece| {
+                    let mut pieces = row.pieces(max_length).peekable();
+                    while let Some(piece) = pieces.next() {
                         self.report.pieces += 1;
-                        self.keep_fitting(path, unit, piece, false)
-                    });
+                        // A text ends once.
+                        self.keep_fitting(path, unit, piece, open_ended && pieces.peek().is_none())?;
+                    }
+                    return Ok(());
                 }
                 TooLong::Chunk => {
                     report.dropped += 1;

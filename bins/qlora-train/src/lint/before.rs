@@ -24,20 +24,22 @@ pub fn learning_rate(facts: &Facts) -> Option<String> {
 }
 
 pub fn alpha(facts: &Facts) -> Option<String> {
-    let (r, alpha) = (facts.lora_r as f64, facts.lora_alpha);
-    let (scale, formula, most) = match facts.use_rslora {
-        true => (alpha / r.sqrt(), "alpha / √r", 16.0),
-        false => (alpha / r, "alpha / r", 4.0),
-    };
-    let what = match scale {
-        scale if scale < 0.5 => "small: the adapters count for little",
-        scale if scale > most => "large: steps overshoot",
-        _ => return None,
-    };
-    Some(format!(
-        "lora_alpha {alpha} at lora_r {} gives a scale {formula} of {scale:.2}, which is {what}",
-        facts.lora_r
-    ))
+    let some = if facts.terms.len() > 1 { " in some linear layers" } else { "" };
+    facts.terms.iter().find_map(|&(rank, alpha)| {
+        let r = rank as f64;
+        let (scale, formula, most) = match facts.use_rslora {
+            true => (alpha / r.sqrt(), "alpha / √r", 16.0),
+            false => (alpha / r, "alpha / r", 4.0),
+        };
+        let what = match scale {
+            scale if scale < 0.5 => "small: the adapters count for little",
+            scale if scale > most => "large: steps overshoot",
+            _ => return None,
+        };
+        Some(format!(
+            "lora_alpha {alpha} at lora_r {rank}{some} gives a scale {formula} of {scale:.2}, which is {what}"
+        ))
+    })
 }
 
 pub fn attention_only(facts: &Facts) -> Option<String> {
@@ -48,8 +50,8 @@ pub fn attention_only(facts: &Facts) -> Option<String> {
 
 pub fn rank_for_rows(facts: &Facts) -> Option<String> {
     let rows = facts.data.as_ref()?.rows;
-    let found = rows < 1000 && facts.lora_r > 16;
-    found.then(|| format!("lora_r {} is much for {}", facts.lora_r, count(rows as u64, "row")))
+    let r = facts.terms.iter().map(|(r, _)| *r).max().filter(|r| rows < 1000 && *r > 16)?;
+    Some(format!("lora_r {r} is much for {}", count(rows as u64, "row")))
 }
 
 pub fn adapter_capacity(facts: &Facts) -> Option<String> {

@@ -88,7 +88,7 @@ pub fn still_modules(gradients: &ModuleGradients) -> Option<String> {
 pub fn gradient_scale(gradients: &ModuleGradients) -> Option<String> {
     let (a, b) = gradients.norms();
     // One of them zero is another fault.
-    if gradients.step < SETTLED || a == 0.0 || b == 0.0 {
+    if gradients.step < SETTLED || gradients.is_warming_up || a == 0.0 || b == 0.0 {
         return None;
     }
     let (larger, smaller, factor) = if a > b { ("A", "B", a / b) } else { ("B", "A", b / a) };

@@ -8,8 +8,8 @@ pub struct Facts {
     /// Tokens of a row that the base was made for
     pub positions: usize,
     pub is_nf4: bool,
-    pub lora_r: usize,
-    pub lora_alpha: f64,
+    /// Rank and alpha of the adapters, each pair once
+    pub terms: Vec<(usize, f64)>,
     pub use_rslora: bool,
     /// Peak learning rates
     pub learning_rate_a: f64,
@@ -59,6 +59,8 @@ pub struct History<'a> {
 pub struct ModuleGradients {
     /// Steps done, this one included
     pub step: u64,
+    /// Whether the learning rate still rises: while B is small, so are the gradients of A.
+    pub is_warming_up: bool,
     /// Module, norm of A's gradient, norm of B's
     pub modules: Vec<(String, f64, f64)>,
 }

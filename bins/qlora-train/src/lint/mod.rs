@@ -138,7 +138,8 @@ pub const LINTS: &[Lint] = &[
     },
     Lint {
         name: "plateau",
-        about: "a training loss that no longer falls half way through the run, of at least 100 log entries",
+        about: "a training loss that no longer falls half way through the run, of at least 100 log entries, as far as its \
+                noise would not hide a fall of a hundredth",
         cure: "double lora_r and keep alpha / r; or the rows hold no more to learn",
         check: Check::History(during::plateau),
     },
@@ -157,7 +158,8 @@ pub const LINTS: &[Lint] = &[
     },
     Lint {
         name: "gradient_scale",
-        about: "gradients of A and of B that differ by more than a factor of 300, at some of the steps from 20 on",
+        about: "gradients of A and of B that differ by more than a factor of 300, at some of the steps from 20 and \
+                the end of the warm-up on",
         cure: "lower learning_rate or lora_alpha where A's are larger, raise them or loraplus_lr_ratio where B's are",
         check: Check::Gradients(during::gradient_scale),
     },

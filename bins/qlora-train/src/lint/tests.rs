@@ -6,8 +6,7 @@ fn good() -> Facts {
         parameters: 8_000_000_000,
         positions: 8192,
         is_nf4: true,
-        lora_r: 16,
-        lora_alpha: 32.0,
+        terms: vec![(16, 32.0)],
         use_rslora: false,
         learning_rate_a: 2e-4,
         learning_rate_b: 2e-4,
@@ -50,14 +49,15 @@ fn bad() -> Vec<(&'static str, Facts, &'static str)> {
         ("learning_rate", with(|f| f.learning_rate_a = 2e-5), "2e-5 is low"),
         ("learning_rate", with(|f| (f.learning_rate_a, f.learning_rate_b) = (2e-3, 2e-3)), "2e-3 is high"),
         ("learning_rate", with(|f| f.learning_rate_b = 3e-2), "3e-2 for B is high"),
-        ("alpha", with(|f| f.lora_alpha = 4.0), "alpha / r of 0.25, which is small"),
-        ("alpha", with(|f| f.lora_alpha = 320.0), "alpha / r of 20.00, which is large"),
-        ("alpha", with(|f| (f.use_rslora, f.lora_alpha) = (true, 100.0)), "alpha / √r of 25.00, which is large"),
+        ("alpha", with(|f| f.terms = vec![(16, 4.0)]), "alpha / r of 0.25, which is small"),
+        ("alpha", with(|f| f.terms = vec![(16, 320.0)]), "alpha / r of 20.00, which is large"),
+        ("alpha", with(|f| (f.use_rslora, f.terms) = (true, vec![(16, 100.0)])), "alpha / √r of 25.00, which is large"),
+        ("alpha", with(|f| f.terms = vec![(16, 32.0), (256, 32.0)]), "at lora_r 256 in some linear layers gives"),
         ("attention_only", with(|f| f.targets = vec!["q_proj".into(), "v_proj".into()]), "(q_proj, v_proj)"),
         ("attention_only", with(|f| f.targets = vec!["qkv_proj".into()]), "(qkv_proj)"),
         (
             "rank_for_rows",
-            with(|f| (f.lora_r, f.lora_alpha, f.data.as_mut().unwrap().rows) = (64, 64.0, 999)),
+            with(|f| (f.terms, f.data.as_mut().unwrap().rows) = (vec![(8, 8.0), (64, 64.0)], 999)),
             "lora_r 64 is much for 999 rows",
         ),
         ("adapter_capacity", with_data(|d| d.supervised_tokens = 90_000_000), "90,000,000 tokens"),
@@ -102,8 +102,8 @@ fn what_was_asked_for_and_what_is_not_known_is_not_warned_of() {
     // An epoch of one step has no smaller batch.
     assert_eq!(before(&with_data(|d| (d.steps_per_epoch, d.total_steps) = (1, 60)), &[]), []);
     // The model alone, without adapters.
-    assert_eq!(before(&with(|f| (f.targets, f.lora_parameters) = (Vec::new(), 0)), &[]), []);
-    assert_eq!(before(&with(|f| (f.use_rslora, f.lora_alpha) = (true, 32.0)), &[]), []);
+    assert_eq!(before(&with(|f| (f.targets, f.terms, f.lora_parameters) = (Vec::new(), Vec::new(), 0)), &[]), []);
+    assert_eq!(before(&with(|f| (f.use_rslora, f.terms) = (true, vec![(16, 32.0)])), &[]), []);
 }
 
 /// Losses of steps from 1 on.
@@ -172,7 +172,7 @@ fn a_validation_loss_that_rises_twice_diverges() {
 fn modules_without_gradients_and_gradients_out_of_scale_are_named() {
     let of = |step: u64, modules: &[(&str, f64, f64)]| {
         let modules = modules.iter().map(|(name, a, b)| ((*name).to_owned(), *a, *b)).collect();
-        gradients(&ModuleGradients { step, modules }, &[])
+        gradients(&ModuleGradients { step, is_warming_up: false, modules }, &[])
     };
     let fine = [("one", 0.1, 1.0), ("two", 0.2, 2.0), ("three", 0.1, 0.5)];
     assert_eq!(of(20, &fine), []);
@@ -183,11 +183,13 @@ fn modules_without_gradients_and_gradients_out_of_scale_are_named() {
     let many: Vec<(&str, f64, f64)> =
         ["a", "b", "c", "d"].map(|name| (name, 0.0, 0.0)).into_iter().chain([("e", 1.0, 1.0); 5]).collect();
     assert!(of(50, &many)[0].message.contains("a, b, c and 1 more"));
-    // Of A they begin at zero.
+    // Gradients of A begin at zero, because B does.
     assert_eq!(of(1, &[("one", 0.0, 1.0)]), []);
     let scale = of(20, &[("one", 1000.0, 1.0)]);
     assert_eq!(names(&scale), ["gradient_scale"]);
     assert!(scale[0].message.contains("of A are 1000 times those of B"), "{}", scale[0].message);
+    let modules = vec![("one".to_owned(), 1.0, 1000.0)];
+    assert_eq!(gradients(&ModuleGradients { step: 20, is_warming_up: true, modules }, &[]), []);
     assert!(of(20, &[("one", 0.001, 1.0)])[0].message.contains("of B are 1000 times those of A"));
 }
 

@@ -68,16 +68,32 @@ fn results(runs: &[RunData]) -> Vec<Vec<String>> {
     runs.iter().map(row).collect()
 }
 
+/// What says which tokens a run was evaluated on: tokenizer and template, and its own files, or all that draws rows from
+/// the others. None: the record does not say.
+fn evaluated_on<'a>(run: &'a RunData) -> Option<Vec<&'a Json>> {
+    let of = |path: &str| run.run.pointer(path);
+    let mut known = vec![of("/identity/tokenizer")?, of("/identity/chat_template")?];
+    let files = of("/identity/val_data")?;
+    match files.as_array().is_some_and(Vec::is_empty) {
+        false => known.push(files),
+        true => {
+            known.extend([of("/identity/data")?, of("/identity/tokens")?]);
+            known.extend([of("/settings/seed")?, of("/settings/val_set_size")?]);
+        }
+    }
+    Some(known)
+}
+
 /// The run with the lowest validation loss, in words.
 fn best(runs: &[RunData]) -> String {
     let last = |run: &RunData| run.history.iter().rev().find_map(|entry| entry.eval_loss);
     let of = |run: &RunData| run.finished().and_then(|finished| finished.eval_loss).or_else(|| last(run));
     let losses: Vec<(&str, f64)> = runs.iter().filter_map(|run| Some((run.name.as_str(), of(run)?))).collect();
-    let hash = |run: &RunData| run.run.pointer("/identity/val_data").map(Json::to_string);
-    let same = runs.iter().all(|run| hash(run) == hash(&runs[0]));
+    let rows = evaluated_on(&runs[0]);
+    let same = rows.is_some() && runs.iter().all(|run| evaluated_on(run) == rows);
     match losses.iter().min_by(|one, other| one.1.total_cmp(&other.1)) {
         Some((name, loss)) if losses.len() > 1 => {
-            let caution = if same { "" } else { " They were not evaluated on the same files, so this says little." };
+            let caution = if same { "" } else { " They were not evaluated on the same tokens, so this says little." };
             format!("{name} has the lowest validation loss, {loss:.4}.{caution}")
         }
         _ => {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 static PAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
-    // Of this name it escapes.
+    // minijinja escapes what a template of an .html name writes.
     environment.add_template("page.html", include_str!("page.html")).expect("the template is well-formed");
     environment
 });

@@ -6,6 +6,7 @@ use crate::files::json::read_bounded;
 use crate::refuse;
 use serde::Deserialize;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// What the report is made from, beside `run.json` and `metrics.jsonl`
@@ -15,16 +16,17 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// All that is known of a run.
 #[derive(Clone, Debug, Default)]
-pub struct RunData {
+pub struct RunData<'a> {
     /// Its directory, as it was named on the command line
     pub name: String,
     /// `run.json`
     pub run: Value,
-    pub history: Vec<LogEntry>,
-    pub details: Details,
+    /// Of a run that works, its own.
+    pub history: Cow<'a, [LogEntry]>,
+    pub details: Cow<'a, Details>,
 }
 
-impl RunData {
+impl RunData<'_> {
     /// Reads the records in a run's output directory. Refused: a directory that holds no run, records that cannot be
     /// read. Runs of versions that wrote no `report.json` have less to show.
     pub fn read(dir: &Path) -> Result<Self> {
@@ -48,7 +50,7 @@ impl RunData {
             true => serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?).usage_context(|| what(&path))?,
             false => Details::default(),
         };
-        Ok(Self { name: shown.to_string(), run, history, details })
+        Ok(Self { name: shown.to_string(), run, history: history.into(), details: Cow::Owned(details) })
     }
 
     pub fn finished(&self) -> Option<RunSummary> {

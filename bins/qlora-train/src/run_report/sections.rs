@@ -193,16 +193,6 @@ fn modules(changes: &[ModuleChange]) -> Vec<Option<Value>> {
         })
         .collect();
     let heads: Vec<String> = names.iter().map(|name| clean(name)).collect();
-    let mut needed: Vec<usize> = changes.iter().map(|change| change.ranks_for(0.9)).collect();
-    needed.sort_unstable();
-    let (median, r) = (needed[needed.len() / 2], changes.iter().map(|c| c.singular_values.len()).max().unwrap_or(0));
-    let advice = match r {
-        r if r >= 8 && median * 4 <= r => {
-            format!(" A smaller lora_r, such as {}, would do.", (2 * median).next_power_of_two())
-        }
-        r if median * 10 >= r * 7 => " The rank is used to the full: a larger lora_r may learn more.".to_owned(),
-        _ => String::new(),
-    };
     let largest = changes.iter().max_by(|one, other| measure(one).total_cmp(&measure(other)));
     let what = largest.map_or(String::new(), |change| format!(" {} changed most.", change.module));
     let of = if is_relative {
@@ -211,13 +201,32 @@ fn modules(changes: &[ModuleChange]) -> Vec<Option<Value>> {
         "‖ΔW‖, the norm of each weight's change"
     };
     vec![
-        Some(text(format!(
-            "In the median module, {median} of {r} ranks carry 90% of the change (of its squared norm).{advice}{what}"
-        ))),
+        Some(text(format!("{}{what}", ranks_in_use(changes)))),
         Some(
             context! { kind => "heat", text => format!("{of}; below it, how many ranks carry 90% of it"), head => heads, rows => rows },
         ),
     ]
+}
+
+/// How many ranks the median module needs of its own, and what that says of `lora_r`. Nothing of modules that have not
+/// changed, or whose values are not finite.
+fn ranks_in_use(changes: &[ModuleChange]) -> String {
+    let changed = changes.iter().filter(|change| change.norm > 0.0 && !change.singular_values.is_empty());
+    let mut needed: Vec<(usize, usize)> =
+        changed.map(|change| (change.ranks_for(0.9), change.singular_values.len())).collect();
+    // By their shares: patterns give modules ranks of their own.
+    needed.sort_by_key(|&(needed, r)| (needed * 1_000_000 / r, r));
+    let Some(&(median, r)) = needed.get(needed.len() / 2) else { return String::new() };
+    let advice = match r {
+        // One number advises one rank.
+        _ if needed.iter().any(|&(_, other)| other != r) => String::new(),
+        r if r >= 8 && median * 4 <= r => {
+            format!(" A smaller lora_r, such as {}, would do.", (2 * median).next_power_of_two())
+        }
+        r if median * 10 >= r * 7 => " The rank is used to the full: a larger lora_r may learn more.".to_owned(),
+        _ => String::new(),
+    };
+    format!("In the median module, {median} of {r} ranks carry 90% of the change (of its squared norm).{advice}")
 }
 
 /// The largest of them, and the rest as one.

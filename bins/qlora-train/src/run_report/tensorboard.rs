@@ -2,6 +2,7 @@
 //! data), each an `Event` in the wire format of protocol buffers.
 
 use super::records::LogEntry;
+use crate::files::dir::Dir;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -23,16 +24,14 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `dir`, which is made if need be. TensorBoard forgets what files before it say of steps after
+    /// A new file in `dir`. TensorBoard forgets what files before it say of steps after
     /// `step`, where the run goes on.
-    pub fn create(dir: &Path, step: u64) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
+    pub(crate) fn create(dir: &Dir, step: u64) -> io::Result<Self> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
         let (now, process) = (now(), std::process::id());
         let name = format!("{PREFIX}{:010}.{host}.{process}.{:06}{SUFFIX}", now as u64, (now.fract() * 1e6) as u64);
-        let path = dir.join(name);
-        let mut events = Self { file: File::create_new(&path)?, path };
+        let mut events = Self { file: dir.create_file(&name)?, path: dir.join(name) };
         events.write(&event(0, &[(3, Field::Bytes(b"brain.Event:2"))]))?;
         // SessionLog { status: START }
         let start = message(&[(1, Field::Varint(1))]);
@@ -175,7 +174,7 @@ mod tests {
     #[test]
     fn a_file_is_whole_records_and_every_figure_has_its_tag() {
         let dir = tempfile::tempdir().unwrap();
-        let mut file = EventFile::create(&dir.path().join("runs"), 0).unwrap();
+        let mut file = EventFile::create(&Dir::create(&dir.path().join("runs")).unwrap(), 0).unwrap();
         let tasks = BTreeMap::from([("sum".to_owned(), 0.25)]);
         let entry = LogEntry {
             loss: Some(1.5),

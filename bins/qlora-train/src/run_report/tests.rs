@@ -1,5 +1,6 @@
 use super::*;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Text that would be markup, move the cursor or turn the direction of writing, if it were not escaped.
@@ -14,7 +15,7 @@ fn evaluated(step: u64, loss: f64) -> LogEntry {
     LogEntry { eval_loss: Some(loss), ..LogEntry::new(step, 0.1) }
 }
 
-fn run(name: &str) -> RunData {
+fn run(name: &str) -> RunData<'static> {
     let mut history: Vec<LogEntry> = (1..=100).map(|step| entry(step, 3.0 - 0.02 * step as f64)).collect();
     history.insert(0, evaluated(0, 3.2));
     history.insert(51, evaluated(50, 2.0));
@@ -25,16 +26,17 @@ fn run(name: &str) -> RunData {
         relative: Some(0.01 * (1 + layer) as f64),
         singular_values: vec![4.0, 1.0, 0.5, 0.1, 0.0, 0.0, 0.0, 0.0],
     };
-    let settings = json!({"model": "m", "output_dir": "out", "data": ["rows.jsonl"], "lora_r": 8, "seed": 1});
+    let settings =
+        json!({"model": "m", "output_dir": "out", "data": ["rows.jsonl"], "lora_r": 8, "seed": 1, "val_set_size": 0.1});
     RunData {
         name: name.to_owned(),
         run: json!({
             "settings": settings, "base": {"name": "base", "fingerprint": "f00"}, "version": "1",
-            "identity": {"data": ["abc"], "tokens": "t"},
+            "identity": {"data": ["abc"], "val_data": [], "tokens": "t", "tokenizer": "k", "chat_template": null},
             "finished": {"steps": 100, "train_loss": 2.0, "eval_loss": 1.1, "tokens_per_second": 10.0, "peak_bytes": 1 << 30}
         }),
-        history,
-        details: Details {
+        history: history.into(),
+        details: Cow::Owned(Details {
             command: vec!["qlora-train".into(), "train".into(), "a b.yaml".into()],
             total_steps: 100,
             trainable: 1000,
@@ -59,7 +61,7 @@ fn run(name: &str) -> RunData {
             operations: vec![("linear".into(), 0.01), ("attention".into(), 0.002)],
             modules: vec![change(0, "self_attn.q_proj"), change(1, "self_attn.q_proj"), change(1, "mlp.up_proj")],
             ..Details::default()
-        },
+        }),
     }
 }
 
@@ -103,7 +105,7 @@ fn text_of_files_is_never_markup() {
     one.run["settings"]["model"] = HOSTILE.into();
     one.run["settings"]["output_dir"] = HOSTILE.into();
     one.run["identity"]["tokens"] = HOSTILE.into();
-    let details = &mut one.details;
+    let details = one.details.to_mut();
     details.command.push(hostile());
     (details.device, details.quantization) = (hostile(), hostile());
     details.warnings[0] = Warning { step: 3, name: hostile(), message: hostile() };
@@ -115,8 +117,8 @@ fn text_of_files_is_never_markup() {
     details.operations[0].0 = hostile();
     details.modules[0].module = hostile();
     let losses = BTreeMap::from([(hostile(), 1.0)]);
-    one.history.last_mut().unwrap().eval_task_losses = Some(losses.clone());
-    one.history.last_mut().unwrap().eval_file_losses = Some(losses);
+    one.history.to_mut().last_mut().unwrap().eval_task_losses = Some(losses.clone());
+    one.history.to_mut().last_mut().unwrap().eval_file_losses = Some(losses);
     for page in [html(&[one.clone()]), html(&[one.clone(), run("b"), one])] {
         for bad in ["<script", "onload=\"", "\u{1b}", "\u{202e}", "</title></style>", "54439"] {
             assert!(
@@ -139,13 +141,13 @@ fn what_is_not_known_is_left_out() {
         assert!(!page.contains(&format!(">{title}</h2>")), "{title}");
     }
     let mut old = run("old");
-    old.details = Details::default();
+    old.details = Cow::default();
     let page = html(&[old]);
     assert!(page.contains("fell from 3.2000 to 1.1000") && page.contains("<svg"), "{page}");
     // Figures that are no numbers draw nothing.
     let mut odd = empty;
-    odd.history = vec![entry(1, f64::NAN), entry(2, f64::INFINITY)];
-    odd.details.modules = vec![ModuleChange { module: "x".into(), ..ModuleChange::default() }];
+    odd.history = vec![entry(1, f64::NAN), entry(2, f64::INFINITY)].into();
+    odd.details.to_mut().modules = vec![ModuleChange { module: "x".into(), ..ModuleChange::default() }];
     let page = html(&[odd]);
     assert!(!page.contains("NaN") && page.contains("0&#x2f;0"), "{page}");
 }
@@ -159,26 +161,35 @@ fn verdicts_tell_what_came_of_a_run() {
     };
     let unfinished = |one: &mut RunData| drop(one.run.as_object_mut().unwrap().remove("finished"));
     assert!(of(&unfinished).ends_with("Not finished: step 100 of 100."));
-    let early = of(&|one| one.details.total_steps = 200);
+    let early = of(&|one| one.details.to_mut().total_steps = 200);
     assert!(early.ends_with("Stopped early after 100 steps of 200, in 1m40s."), "{early}");
-    let rises = of(&|one| one.history.last_mut().unwrap().eval_loss = Some(3.5));
+    let rises = of(&|one| one.history.to_mut().last_mut().unwrap().eval_loss = Some(3.5));
     assert!(
         rises.starts_with("The validation loss rose from 3.2000 to 3.5000 (it was lowest at step 50: 2.0000)."),
         "{rises}"
     );
     let best = of(&|one| {
-        one.history.last_mut().unwrap().eval_loss = Some(3.5);
+        one.history.to_mut().last_mut().unwrap().eval_loss = Some(3.5);
         one.run["settings"]["load_best_model_at_end"] = true.into();
     });
     assert!(
         best.starts_with("The validation loss fell from 3.2000 to 2.0000, that of step 50, which is kept."),
         "{best}"
     );
-    let alone = of(&|one| one.history.retain(|entry| entry.eval_loss.is_none()));
+    let first = of(&|one| {
+        let history = one.history.to_mut();
+        history[0].eval_loss = Some(1.0);
+        one.run["settings"]["load_best_model_at_end"] = true.into();
+    });
+    assert!(
+        first.starts_with("The validation loss did not fall below 1.0000, that of step 0, which is kept."),
+        "{first}"
+    );
+    let alone = of(&|one| one.history.to_mut().retain(|entry| entry.eval_loss.is_none()));
     assert!(alone.contains("no rows are held back, so nothing says what it does on new ones."), "{alone}");
     // Two processes: the clock begins anew.
     let seconds = |seconds: f64| LogEntry { seconds: Some(seconds), ..LogEntry::default() };
-    let twice = RunData { history: [1.0, 5.0, 2.0, 3.0].map(seconds).to_vec(), ..RunData::default() };
+    let twice = RunData { history: [1.0, 5.0, 2.0, 3.0].map(seconds).to_vec().into(), ..RunData::default() };
     assert_eq!(twice.seconds(), 8.0);
 }
 
@@ -197,9 +208,45 @@ fn runs_side_by_side_show_what_differs() {
     }
     assert!(!page.contains("<th scope=\"row\">seed</th>"));
     assert!(html(&[one.clone(), one.clone()]).contains("Their settings are the same."));
-    let mut elsewhere = one.clone();
-    elsewhere.run["identity"]["val_data"] = json!(["x"]);
-    assert!(html(&[one, elsewhere]).contains("not evaluated on the same files"));
+    let on_the_same = |change: &dyn Fn(&mut Value)| {
+        let mut other = one.clone();
+        change(&mut other.run);
+        !html(&[one.clone(), other]).contains("not evaluated on the same tokens")
+    };
+    assert!(on_the_same(&|run| run["settings"]["lora_r"] = 16.into()));
+    // Rows that are held back are others with another seed or other files, and losses others with another tokenizer.
+    for (key, value) in [("seed", json!(2)), ("val_set_size", json!(0.2))] {
+        assert!(!on_the_same(&|run| run["settings"][key] = value.clone()), "{key}");
+    }
+    for key in ["data", "val_data", "tokens", "tokenizer", "chat_template"] {
+        assert!(!on_the_same(&|run| run["identity"][key] = json!(["x"])), "{key}");
+        assert!(!on_the_same(&|run| drop(run["identity"].as_object_mut().unwrap().remove(key))), "{key}");
+    }
+    let mut unknown = one.clone();
+    unknown.run["identity"] = json!({});
+    assert!(html(&[unknown.clone(), unknown]).contains("not evaluated on the same tokens"));
+}
+
+#[test]
+fn a_rank_is_only_advised_where_all_have_it_and_something_changed() {
+    let module = |values: &[f64]| {
+        let norm = values.iter().map(|value| value * value).sum::<f64>().sqrt();
+        ModuleChange { module: "m.q_proj".into(), norm, relative: None, singular_values: values.to_vec() }
+    };
+    let said = |changes: &[ModuleChange]| {
+        let mut one = run("one");
+        one.details.to_mut().modules = changes.to_vec();
+        html(&[one])
+    };
+    let (few, still) = (module(&[4.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), module(&[0.0; 8]));
+    assert!(said(&[few.clone(), still.clone()]).contains("1 of 8 ranks carry 90%"));
+    assert!(said(&[few.clone()]).contains("A smaller lora_r, such as 2, would do."));
+    // A pattern gave some a rank of their own.
+    let mixed = said(&[few.clone(), few, module(&[1.0; 4])]);
+    assert!(mixed.contains("In the median module") && !mixed.contains("lora_r, such as"), "{mixed}");
+    for nothing in [still, module(&[]), ModuleChange { norm: f64::NAN, ..module(&[]) }] {
+        assert!(!said(&[nothing]).contains("In the median module"));
+    }
 }
 
 #[test]
@@ -221,7 +268,7 @@ fn records_are_read_and_what_is_none_is_refused() {
         assert!(refused().contains(words), "{text}: {}", refused());
     }
     write("run.json", "{\"settings\": {}}");
-    assert_eq!(RunData::read(dir.path()).unwrap().history, []);
+    assert_eq!(RunData::read(dir.path()).unwrap().history.len(), 0);
     // A line that a killed process began is left out.
     write("metrics.jsonl", "{\"step\": 1, \"epoch\": 0.5, \"loss\": 2.0}\n{\"step\": 2, \"ep");
     assert_eq!(RunData::read(dir.path()).unwrap().history.len(), 1);
@@ -231,5 +278,5 @@ fn records_are_read_and_what_is_none_is_refused() {
     write("report.json", "{\"warnings\": 3}");
     assert!(refused().contains("report.json"), "{}", refused());
     write("report.json", "{}");
-    assert_eq!(RunData::read(dir.path()).unwrap().details, Details::default());
+    assert_eq!(RunData::read(dir.path()).unwrap().details.as_ref(), &Details::default());
 }

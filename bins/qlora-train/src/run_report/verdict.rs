@@ -2,6 +2,7 @@
 
 use super::run_data::RunData;
 use crate::report::{count, duration};
+use std::cmp::Ordering;
 use std::time::Duration;
 
 /// The first and the lowest validation loss, and the last, each with its step.
@@ -40,13 +41,16 @@ pub fn verdict(run: &RunData) -> String {
     let losses = match (validation(run), training(run)) {
         (Some([first, lowest, last]), _) if first.0 < last.0 => {
             let kept = if is_best { lowest } else { last };
-            let word = if kept.1 < first.1 { "fell" } else { "rose" };
             let best = match lowest.0 < last.0 && lowest.1 < last.1 {
                 true if is_best => format!(", that of step {}, which is kept,", lowest.0),
                 true => format!(" (it was lowest at step {}: {:.4})", lowest.0, lowest.1),
                 false => String::new(),
             };
-            format!("The validation loss {word} from {:.4} to {:.4}{best}. ", first.1, kept.1)
+            match kept.1.total_cmp(&first.1) {
+                Ordering::Less => format!("The validation loss fell from {:.4} to {:.4}{best}. ", first.1, kept.1),
+                Ordering::Equal => format!("The validation loss did not fall below {:.4}{best}. ", first.1),
+                Ordering::Greater => format!("The validation loss rose from {:.4} to {:.4}{best}. ", first.1, kept.1),
+            }
         }
         (Some([only, ..]), Some((first, last))) => format!(
             "The validation loss is {:.4}; the training loss {} from {first:.4} to {last:.4}. ",

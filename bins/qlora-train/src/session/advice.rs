@@ -8,15 +8,22 @@ use crate::error::Result;
 use crate::files::units::format_bytes;
 use crate::model::{Activations, ModelSpec};
 
+/// A run of training that is asked about, and the memory there is for it.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub device: &'a Device,
+    pub spec: &'a ModelSpec,
+    pub levers: Levers,
+    pub stored: &'a dyn Fn(&str) -> StoredAs,
+    pub budget: Budget,
+    /// Rows of a micro-batch
+    pub rows: usize,
+}
+
 /// Settings that hold back a run which does not fit, each with what auto makes of it; all of them, where one alone does
 /// not do. Values do not change.
-fn levers_that_fit(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-) -> Result<Vec<String>> {
+fn levers_that_fit(run: &Asked) -> Result<Vec<String>> {
+    let Asked { device, spec, levers, stored, budget, .. } = *run;
     let Levers { checkpointing, weights, token_tile } = Levers::AUTO;
     let free = [
         ("gradient_checkpointing", Levers { checkpointing, ..levers }),
@@ -43,17 +50,11 @@ fn levers_that_fit(
 }
 
 /// What would make a run fit that does not: settings, then the longest row, or how much memory is missing for any.
-pub fn suggestions(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-    rows: usize,
-    longest: usize,
-) -> Result<Vec<String>> {
-    let mut found = levers_that_fit(device, spec, levers, stored, budget)?;
-    if longest > 0 {
+pub fn suggestions(run: &Asked, longest: usize) -> Result<Vec<String>> {
+    let Asked { device, spec, levers, stored, budget, rows } = *run;
+    let mut found = levers_that_fit(run)?;
+    // A row of one token has nothing to predict.
+    if longest > 1 {
         found.push(format!("max_length: {longest} is the longest that fits"));
         return Ok(found);
     }
@@ -66,36 +67,22 @@ pub fn suggestions(
 }
 
 /// Refuses a run of training that does not fit, with what would make it fit.
-pub fn refuse_unless_it_fits(
-    plan: &MemoryPlan,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    rows: usize,
-) -> Result<()> {
+pub fn refuse_unless_it_fits(plan: &MemoryPlan, run: &Asked) -> Result<()> {
     if plan.fits() {
         return Ok(());
     }
-    let (device, budget) = (&plan.device, plan.budget);
-    let longest = longest_row(device, spec, levers, stored, budget, rows)?;
-    let found = suggestions(device, spec, levers, stored, budget, rows, longest)?.join("; ");
+    let found = suggestions(run, longest_row(run)?)?.join("; ");
     let advice = format!(
         "Lower max_length or per_device_train_batch_size, leave gradient_checkpointing, weights and token_tile at auto \
          ({found})"
     );
-    plan::refuse_unless_it_fits(plan, spec.tokens, &advice)
+    plan::refuse_unless_it_fits(plan, run.spec.tokens, &advice)
 }
 
-/// The longest row that fits when each micro-batch holds `rows` of them; 0 if none does. One token more does not fit,
+/// The longest row that fits of which each micro-batch holds as many as the run's; 0 if none does. One token more does not fit,
 /// though a length some percent beyond may: gaps between buffers come and go as these grow.
-pub fn longest_row(
-    device: &Device,
-    spec: &ModelSpec,
-    levers: Levers,
-    stored: &dyn Fn(&str) -> StoredAs,
-    budget: Budget,
-    rows: usize,
-) -> Result<usize> {
+pub fn longest_row(run: &Asked) -> Result<usize> {
+    let Asked { device, spec, levers, stored, budget, rows } = *run;
     let layers = spec.arch.num_layers;
     let end = spec.arch.max_position_embeddings.min(MAX_BATCH_TOKENS / rows.max(1));
     let (activations, _) = levers.activations(device);

@@ -27,6 +27,9 @@ pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &Trai
     let (learning_rate_a, learning_rate_b) = settings.learning_rates_for(loaded.parameters());
     let name = |module: &str| Some((arch.find(module)?.1, module.rsplit('.').next()?.to_owned()));
     let targets: BTreeSet<_> = spec.lora.terms.keys().filter_map(|module| name(module)).collect();
+    let mut terms: Vec<(usize, f64)> = spec.lora.terms.values().map(|term| (term.r, term.alpha)).collect();
+    terms.sort_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)));
+    terms.dedup();
     let is_nf4 = loaded.checkpoint.quantization().is_some() || settings.quantization == Quantization::Nf4;
     let schedule = &data.schedule;
     let (duplicates, overlap) = repeated(&data.rows, &data.validation);
@@ -34,8 +37,7 @@ pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &Trai
         parameters: loaded.parameters(),
         positions: arch.max_position_embeddings,
         is_nf4,
-        lora_r: settings.lora_r,
-        lora_alpha: settings.lora_alpha,
+        terms,
         use_rslora: settings.use_rslora,
         learning_rate_a,
         learning_rate_b,

@@ -264,7 +264,7 @@ mod tests {
     use crate::base::synthetic::tiny_arch;
     use crate::files::tensor::StoredType;
     use crate::lora::LoraSpec;
-    use crate::session::advice::longest_row;
+    use crate::session::advice::{Asked, longest_row};
 
     const LAYERS: usize = 9;
 
@@ -326,7 +326,10 @@ mod tests {
         let mut short = ModelSpec { tokens: 200, positions: 200, ..spec() };
         let least = choose(&device, &mut short, levers(WeightResidency::Disk), &stored_in_nf4, budget(0)).unwrap();
         let limit = budget(least.peak_bytes());
-        let longest = |weights| longest_row(&device, &short, levers(weights), &stored_in_nf4, limit, 1).unwrap();
+        let longest = |weights| {
+            let (device, spec, levers) = (&device, &short, levers(weights));
+            longest_row(&Asked { device, spec, levers, stored: &stored_in_nf4, budget: limit, rows: 1 }).unwrap()
+        };
         assert_eq!(longest(WeightResidency::Auto), 200);
         assert!(longest(WeightResidency::Resident) < 200);
         let weights = WeightResidency::Disk;

@@ -1,11 +1,13 @@
 //! The observer of a run writes what is seen of it while it works: `report.html` with the details it is made from, and
 //! TensorBoard's event files. Neither changes the run, and none that cannot be written ends it.
 
+use super::names::EVENTS_DIR;
 use super::record::{LogEntry, RunRecord};
 use crate::backend::{Backend, OpTime};
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Row, UNSUPERVISED};
-use crate::error::{Context, Result};
+use crate::error::Result;
+use crate::files::dir::Dir;
 use crate::files::json::read_bounded;
 use crate::lint::Finding;
 use crate::lora::ParamKind;
@@ -19,7 +21,9 @@ use crate::run_report::{
 use crate::session::model_spec::recipe;
 use crate::session::plan::MemoryPlan;
 use crate::session::{Loaded, TrainingData};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -40,8 +44,8 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// `step`: steps that earlier processes did. Failed: the event file cannot be made.
-    pub fn new(settings: &Settings, details: Details, logging_dir: &Path, step: u64) -> Result<Self> {
+    /// `step`: steps that earlier processes did.
+    pub fn new(settings: &Settings, details: Details, output: &Dir, step: u64) -> Self {
         let others = settings.report_to.others.join(", ");
         if !others.is_empty() {
             warning!("report_to: {others}: nothing is written for it; `tensorboard` writes event files");
@@ -49,11 +53,20 @@ impl Observer {
         if settings.logging_dir.is_some() && !settings.report_to.tensorboard {
             warning!("logging_dir: nothing is written there without `report_to: tensorboard`");
         }
-        let events = settings.report_to.tensorboard.then(|| EventFile::create(logging_dir, step));
-        let events =
-            events.transpose().context(|| format!("{}: cannot be written (logging_dir)", logging_dir.display()))?;
+        let events = settings.report_to.tensorboard.then(|| {
+            let dir = match &settings.logging_dir {
+                Some(path) => Dir::create(path),
+                None => events_dir(output),
+            };
+            EventFile::create(&dir?, step)
+        });
+        let events = events.transpose().unwrap_or_else(|error| {
+            let dir = settings.logging_dir.clone().unwrap_or_else(|| output.join(EVENTS_DIR));
+            warning!("{}: cannot be written, TensorBoard is told nothing: {error}", dir.display());
+            None
+        });
         let details = settings.report.then_some(details);
-        Ok(Self { details, events, written: Instant::now(), failed: false })
+        Self { details, events, written: Instant::now(), failed: false }
     }
 
     pub fn log(&mut self, entry: &LogEntry) {
@@ -63,6 +76,11 @@ impl Observer {
             warning!("{}: cannot be written, TensorBoard is told no more: {error}", events.path().display());
             self.events = None;
         }
+    }
+
+    /// Names of the lints that an earlier process of the run was warned by.
+    pub fn told(&self) -> impl Iterator<Item = &str> {
+        self.details.iter().flat_map(|details| &details.warnings).map(|warning| warning.name.as_str())
     }
 
     /// Prints what a lint found, and keeps it for the page.
@@ -118,8 +136,8 @@ impl Observer {
             let run = RunData {
                 name: record.dir().path().display().to_string(),
                 run: record.run().clone(),
-                history: history.to_vec(),
-                details: details.clone(),
+                history: history.into(),
+                details: Cow::Borrowed(details),
             };
             files.add(REPORT_FILE, |to| std::io::Write::write_all(to, html(&[run]).as_bytes()))?;
             files.commit()
@@ -132,8 +150,16 @@ impl Observer {
     }
 }
 
-/// What there is to tell of a run before its first step. Warnings and times of an earlier process of the run, which
-/// `output` holds, are kept.
+/// The run's own directory of event files, made if need be. Failed: the name is taken, by a link too.
+fn events_dir(output: &Dir) -> io::Result<Dir> {
+    match output.create_sub(EVENTS_DIR) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => output.sub(EVENTS_DIR),
+        made => made,
+    }
+}
+
+/// What there is to tell of a run before its first step. Of an earlier process of the run, which `output` holds, the
+/// times are kept, and the warnings up to the `step` that this one goes on from.
 pub(super) fn details(
     settings: &Settings,
     loaded: &Loaded,
@@ -141,12 +167,14 @@ pub(super) fn details(
     plan: &MemoryPlan,
     data: &TrainingData,
     device: String,
-    earlier: Option<&Path>,
+    earlier: Option<(&Path, u64)>,
 ) -> Details {
-    let earlier: Details = earlier
-        .and_then(|output| read_bounded(&output.join(DETAILS_FILE), MAX_DETAILS_BYTES).ok())
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default();
+    let mut kept = Details::default();
+    if let Some((output, step)) = earlier {
+        let bytes = read_bounded(&output.join(DETAILS_FILE), MAX_DETAILS_BYTES).ok();
+        kept = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        kept.warnings.retain(|warning| warning.step <= step);
+    }
     Details {
         command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         device,
@@ -154,7 +182,7 @@ pub(super) fn details(
         parameters: loaded.parameters(),
         trainable: spec.lora_parameters(),
         total_steps: data.schedule.total_steps(),
-        warnings: earlier.warnings,
+        warnings: kept.warnings,
         data: data_details(settings, loaded, data),
         memory: MemoryDetails {
             place: plan.place().to_owned(),
@@ -162,7 +190,7 @@ pub(super) fn details(
             limit: plan.budget.limit,
             buffers: plan.buffers.iter().map(|buffer| (buffer.name.clone(), buffer.bytes)).collect(),
         },
-        operations: earlier.operations,
+        operations: kept.operations,
         modules: Vec::new(),
     }
 }

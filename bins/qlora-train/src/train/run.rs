@@ -7,7 +7,7 @@
 
 use super::identity::{Identity, result_settings, run_clock, run_identity};
 use super::locked_dir::LockedDir;
-use super::names::{EVENTS_DIR, checkpoint};
+use super::names::checkpoint;
 use super::observer::{self, Observer};
 use super::output_dir::{
     Found, check_output_dir, check_recorded_base, check_removable, check_room, check_writable, holds_run,
@@ -130,14 +130,15 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
         let plan = planner::choose(&device, &mut spec, levers, &stored, budget)?;
         let rows = settings.per_device_train_batch_size;
-        advice::refuse_unless_it_fits(&plan, &spec, levers, &stored, rows)?;
+        let asked = advice::Asked { device: &device, spec: &spec, levers, stored: &stored, budget, rows };
+        advice::refuse_unless_it_fits(&plan, &asked)?;
         plan
     };
     section("Run");
     print_run(&settings, &loaded, &spec, &plan, &data.schedule);
     check_disk(&settings, &loaded, &spec, &data.schedule, &output)?;
     let findings = lint::before(&facts(&settings, &loaded, &spec, &data), settings.allow.names());
-    let earlier = saved.as_ref().map(|_| output.as_path());
+    let earlier = saved.as_ref().map(|saved| (output.as_path(), saved.trainer.global_step));
     let details = observer::details(&settings, &loaded, &spec, &plan, &data, device.in_words(), earlier);
     let bytes = plan.run_bytes;
     let run = Prepared {
@@ -292,12 +293,10 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         let (keep, best) = (settings.save_total_limit.0, state.best_model_checkpoint.as_deref());
         checkpoints::prune(&mut record, saved.trainer.global_step, keep, best);
     }
-    let logging_dir = settings.logging_dir.clone().unwrap_or_else(|| output.join(EVENTS_DIR));
-    let mut observer = Observer::new(&settings, details, &logging_dir, state.global_step)?;
+    let mut observer = Observer::new(&settings, details, record.dir(), state.global_step);
+    // A run that goes on was told of its own.
     if saved.is_none() {
         observer.warn(0, &findings);
-    } else {
-        findings.iter().for_each(|finding| warning!("{finding}"));
     }
     observer.write(&record, &state.log_history, true);
     let run = Run {
@@ -313,8 +312,8 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         record,
         standing_at: saved.as_ref().filter(own).map(|saved| saved.dir.clone()),
         gradient_norms: None,
+        watch: Watch::new(&settings, &state.log_history, observer.told(), total),
         observer,
-        watch: Watch::new(&settings, &state.log_history, total),
         state: TrainerState { max_steps: total, ..state },
         progress,
         speed: Speed::default(),

@@ -142,7 +142,10 @@ impl<B: Backend> Run<'_, B> {
                 ParamKind::LoraB => modules.iter_mut().rev().take(1).for_each(|module| module.2 = squares.sqrt()),
             }
         }
-        let gradients = ModuleGradients { step: step.index + 1, modules };
+        let total = self.data.schedule.total_steps() as usize;
+        let rate = |index: u64| self.settings.lr_factor(index as usize, total);
+        let is_warming_up = rate(step.index) < rate(step.index + 1);
+        let gradients = ModuleGradients { step: step.index + 1, is_warming_up, modules };
         self.gradient_norms = Some(gradients.norms());
         let findings = self.watch.gradients(&gradients);
         self.observer.warn(gradients.step, &findings);

@@ -10,15 +10,20 @@ pub(super) struct Watch {
     losses: Vec<(u64, f64)>,
     validation: Vec<(u64, f64)>,
     total_steps: u64,
-    told: BTreeSet<&'static str>,
+    told: BTreeSet<String>,
 }
 
 impl Watch {
-    /// `history`: what an earlier process logged, and was warned of.
-    pub fn new(settings: &Settings, history: &[LogEntry], total_steps: u64) -> Self {
+    /// `history`: what an earlier process logged, and was warned of; `told`: what else it was warned of, by name.
+    pub fn new<'a>(
+        settings: &Settings,
+        history: &[LogEntry],
+        told: impl Iterator<Item = &'a str>,
+        total_steps: u64,
+    ) -> Self {
         let (losses, validation) = (Vec::new(), Vec::new());
         let allowed = settings.allow.names().to_vec();
-        let mut watch = Self { allowed, losses, validation, total_steps, told: BTreeSet::new() };
+        let mut watch = Self { allowed, losses, validation, total_steps, told: told.map(str::to_owned).collect() };
         for entry in history {
             watch.log(entry);
         }
@@ -40,7 +45,7 @@ impl Watch {
     }
 
     fn new_of(&mut self, found: Vec<Finding>) -> Vec<Finding> {
-        found.into_iter().filter(|finding| self.told.insert(finding.name)).collect()
+        found.into_iter().filter(|finding| self.told.insert(finding.name.to_owned())).collect()
     }
 }
 
@@ -61,15 +66,18 @@ mod tests {
     fn each_warning_is_given_once_and_not_again_after_a_resume() {
         let entry = |step: u64, loss: f64| LogEntry { loss: Some(loss), ..LogEntry::new(step, 0.0) };
         let settings = Settings::default();
-        let mut watch = Watch::new(&settings, &[], 1000);
+        let mut watch = Watch::new(&settings, &[], std::iter::empty(), 1000);
         let mut history: Vec<LogEntry> = (1..20).map(|step| entry(step, 2.0)).collect();
         assert!(history.iter().all(|entry| watch.log(entry).is_empty()));
         history.push(entry(20, 9.0));
         assert_eq!(watch.log(&history[19])[0].name, "loss_spike");
         assert_eq!(watch.log(&entry(21, 9.0)), []);
-        assert_eq!(Watch::new(&settings, &history, 1000).log(&entry(21, 9.0)), []);
+        let none = std::iter::empty;
+        assert_eq!(Watch::new(&settings, &history, none(), 1000).log(&entry(21, 9.0)), []);
+        let told = Watch::new(&settings, &history[..19], ["loss_spike"].into_iter(), 1000).log(&history[19]);
+        assert_eq!(told, [], "an earlier process was warned of it");
         let quiet = Settings::from_yaml("allow: loss_spike", "", &[]).unwrap();
-        assert_eq!(Watch::new(&quiet, &history[..19], 1000).log(&history[19]), []);
+        assert_eq!(Watch::new(&quiet, &history[..19], none(), 1000).log(&history[19]), []);
     }
 
     #[test]

@@ -23,7 +23,10 @@ fn answers_of_adapter_and_base_are_compared_with_those_of_the_rows() {
     sandbox.train("--max-steps 20 --learning-rate 2e-2").ok();
     let line = "eval --model model --adapter out --data rows.jsonl --answers --with-base --max-new-tokens 12";
     let before = sandbox.run(&format!("{line} --json")).json();
-    let said = |at: usize, who: &str| before["rows"][at]["said"][who].as_str().unwrap().to_owned();
+    let said = |at: usize, who: &str| {
+        let said = before["rows"][at]["said"].as_array().unwrap();
+        said.iter().find(|said| said["name"] == who).unwrap()["text"].as_str().unwrap().to_owned()
+    };
     assert_ne!(said(0, "out"), said(0, "base"));
     let (learned, part) = (said(0, "out"), said(1, "base").chars().take(3).collect::<String>());
     sandbox.write("rows.jsonl", &[row("hello", &learned, "sum"), row("who", &part, "name")].join("\n"));

@@ -2,7 +2,7 @@
 
 use safetensors::SafeTensors;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, train};
 
 /// Runs and says whether `name` spoke, without and with its switch.
 #[track_caller]
@@ -62,6 +62,19 @@ fn settings_and_rows_are_looked_at_before_the_first_step() {
     ] {
         check(&sandbox, line, name, words);
     }
+}
+
+#[test]
+fn a_run_that_goes_on_is_not_warned_again() {
+    let sandbox = Sandbox::new();
+    let line = train("--allow none --max-steps 4 --save-steps 1 --lora-alpha 320");
+    assert_eq!(sandbox.run_at_fault(&line, "step:2").status, None);
+    let gone_on = sandbox.run(&format!("{line} --resume-from-checkpoint")).ok();
+    assert!(gone_on.stderr.contains("resuming after step"), "{}", gone_on.stderr);
+    assert!(!gone_on.stderr.contains("(allow: alpha)"), "{}", gone_on.stderr);
+    let details = sandbox.json("out/report.json");
+    let names = details["warnings"].as_array().unwrap().iter().filter(|warning| warning["name"] == "alpha");
+    assert_eq!(names.count(), 1, "{details}");
 }
 
 #[test]

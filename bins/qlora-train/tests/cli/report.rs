@@ -98,6 +98,19 @@ fn a_page_that_cannot_be_written_ends_no_run() {
 }
 
 #[test]
+fn no_event_file_leaves_the_output_directory_and_none_that_fails_ends_the_run() {
+    let sandbox = Sandbox::new();
+    for dir in ["out", "elsewhere"] {
+        std::fs::create_dir(sandbox.path(dir)).unwrap();
+    }
+    std::os::unix::fs::symlink(sandbox.path("elsewhere"), sandbox.path("out/runs")).unwrap();
+    let done = sandbox.train("--report-to tensorboard --max-steps 2").ok();
+    assert!(done.stderr.contains("out/runs: cannot be written, TensorBoard is told nothing"), "{}", done.stderr);
+    assert_eq!(sandbox.names("elsewhere").len(), 0);
+    assert!(sandbox.path("out/adapter_model.safetensors").exists());
+}
+
+#[test]
 fn event_files_go_where_they_are_told_and_with_the_run_that_is_overwritten() {
     let sandbox = Sandbox::new();
     sandbox.train("--report-to tensorboard --max-steps 3").ok();

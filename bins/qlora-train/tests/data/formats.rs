@@ -1,6 +1,9 @@
 //! Rows of every format: what becomes text, what of it is supervised, and what is refused.
 
-use qlora_train::data::{ChatTokenizer, Checks, Dataset, Histogram, RowKind, SpecialTokens, UNSUPERVISED, load};
+use qlora_train::config::TooLong;
+use qlora_train::data::{
+    ChatTokenizer, Checks, DataOptions, Dataset, Histogram, RowKind, SpecialTokens, UNSUPERVISED, load,
+};
 use serde_json::{Value, json};
 
 use trainer_lab::fixture::*;
@@ -69,6 +72,14 @@ fn text_without_an_eos_to_end_it_is_told() {
     let data = load_rows(&[json!({"text": "ab"}), json!({"text": "ab<|eot|>"})], &tokenizer).unwrap();
     assert_eq!((data.lengths(), data.report.open_ended), (vec![2, 3], 1));
     assert_says(&data.report.to_string(), &["1 row", "without an end-of-turn token"]);
+    // Of a text that is cut into rows, the last one alone could have an end.
+    let options = DataOptions { max_length: 3, too_long: TooLong::Chunk, ..options() };
+    for (text, open) in [("abababab", 1), ("abababab<|eot|>", 0)] {
+        let rows = file("rows.jsonl", json!({"text": text}).to_string());
+        let data = load(std::slice::from_ref(&rows.path), Some(&tokenizer), &options).unwrap();
+        assert!(data.report.pieces > 2, "{}", data.report);
+        assert_eq!(data.report.open_ended, open, "{text}");
+    }
 }
 
 #[test]
