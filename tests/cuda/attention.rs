@@ -37,7 +37,7 @@ fn checked(name: &'static str, most: u32, backward: bool) {
     let tally = Tally::new(name, SCHEDULES);
     let device = device();
     let few = AttentionShape { heads: 6, kv_heads: 2, head_dim: 64 };
-    // Of the other widths, shapes whose key heads have splits, and whole and ragged tiles.
+    // The other widths take shapes whose key heads have splits, and whole and ragged tiles.
     let of = |head_dim| AttentionShape { heads: 3, kv_heads: 1, head_dim };
     for (shape, window) in [(few, Some(5)), (few, Some(70)), (of(96), None), (of(256), None), (of(256), Some(20))] {
         let documents = vec![70, 3, 90];
@@ -121,7 +121,7 @@ fn the_check_sees_wrong_masks_heads_and_tiles() {
             AttentionOperation { window: None, ..right.clone() },
         ];
         for wrong in wrong {
-            // The same numbers under another mask.
+            // Another mask over these numbers.
             let output = run(&device, &wrong, &wrong.inputs());
             assert!(right.check(&inputs, &output, usize::MAX).is_err(), "{wrong:?}");
         }

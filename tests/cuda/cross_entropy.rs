@@ -125,7 +125,7 @@ fn the_check_sees_wrong_results() {
             ("another target", with(&|host| host.targets[row] = (host.targets[row] + 1) % 333)),
             ("a target too few", with(&|host| host.targets[row] = -1)),
             ("another scale", with(&|host| host.scale *= 1.02)),
-            // Of a token that every row gives a probability.
+            // A token that every row gives a probability.
             ("a token of the vocabulary left out", {
                 let token = (0..333).find(|token| host.head[token * 72].to_f32() > -100.0).unwrap();
                 with(&|host| host.head[token * 72..][..72].fill(bf16::from_f32(-1e4)))

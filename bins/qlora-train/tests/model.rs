@@ -169,7 +169,7 @@ fn cases() -> impl Strategy<Value = Case> {
             ..tiny_arch()
         };
         let tokens = lengths.iter().sum::<usize>();
-        // Of fused projections, those that hold a target.
+        // A fused projection counts where it holds a target.
         let has = |target: &Projection, of: Projection| {
             *target == of || !names.all().any(|p| p == *target) && target.input() == of.input()
         };

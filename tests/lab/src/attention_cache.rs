@@ -136,7 +136,7 @@ impl Operation for CacheOperation {
             }
             let Self { shape, window, size, seed, .. } = *self;
             let alone = AttentionOperation { shape, documents: vec![len], window, backward: false, size, seed };
-            // Of a chunk, of the chunks of a warp, of the warps.
+            // Sums of a chunk, of the chunks of a warp, of the warps.
             expected.extend_from_slice(&alone.forward(&whole, 3).0[past * out..]);
             qkv.extend_from_slice(&whole[past * qkv_width..]);
             positions.extend(past as u32..len as u32);

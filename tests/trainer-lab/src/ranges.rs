@@ -170,7 +170,7 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     found.push(("lora_gradients", gradients.collect()));
 
     let projected = filled(b, 7, SHAPE.qkv());
-    // Of each head, and of all of q and all of k.
+    // Norms of each head, and of all of q and all of k.
     for widths in [[SHAPE.head_dim; 2], [SHAPE.out(), SHAPE.kv_heads * SHAPE.head_dim]] {
         let mut norm = |seed, len| b.vector("norm", len, &mut || Ok(random(seed, len))).unwrap();
         let norms = [norm(31, widths[0]), norm(32, widths[1])];

@@ -290,7 +290,7 @@ impl Operation {
             0 => (4 * (tiles - tile)) as f64,
             window => (4 * (tiles - tile)).min((127 + window).div_ceil(32)) as f64,
         };
-        // Of a tile of 128 queries, counted from the last one: steps of 32 keys.
+        // Steps of 32 keys of a tile of 128 queries, counted from the last one.
         let steps_of_queries = |tile: usize| {
             let tile = tiles - 1 - tile;
             (((tile + 1) * 128 - self.first_key(tile, 32)) / 32) as f64

@@ -194,7 +194,7 @@ mod tests {
             value["date"] = "2025-01-02T00:00:00Z".into();
             value["tokens_per_second"] = 1200.0.into();
         });
-        // Of another mode: told of as to speed, and none of the memory goals'.
+        // A record of another mode: told of as to speed, and none of the memory goals'.
         put(dir.path(), "kept.json", |value| {
             value["offload"] = false.into();
             value["recompute"] = false.into();

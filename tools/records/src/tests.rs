@@ -74,7 +74,7 @@ fn figures_are_the_worst_of_the_newest_record_of_each_gpu() {
         |m, seconds| Row {
             seconds, share_of_copy: Some(0.7), ..row("forward NF4 + LoRA", "gate 28672×8192", Some(m))
         };
-    // Of older kernels, and of a run in parts.
+    // Records of older kernels, and of a run in parts.
     put(dir.path(), &record(&"0".repeat(64), "2025-01-01 00:00", "NVIDIA L40S", vec![dequantize("old", 0.1)]));
     let replaced = Row { share_of_copy: Some(0.2), ..dequantize("a", 0.2) };
     let adamw = Row { share_of_copy: Some(0.9), ..row("AdamW update, 8-bit states", "560 tensors", None) };

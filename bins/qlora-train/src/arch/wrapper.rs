@@ -128,7 +128,7 @@ pub(crate) fn text_config(
             }
             text
         }
-        // As Qwen2.5-VL was published.
+        // Qwen2.5-VL's layout as it was published.
         (None, Some(_)) => map
             .iter()
             .filter(|(key, _)| !OF_THE_WHOLE.contains(&key.as_str()))

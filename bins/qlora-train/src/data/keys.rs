@@ -139,7 +139,7 @@ pub(super) fn compares(key: &str) -> bool {
 pub(super) fn of_other_meaning(row: &Map<String, Value>) -> Option<(&str, &'static str)> {
     let said = row.iter().filter(|(_, value)| !is_empty(value));
     said.map(|(key, value)| (key.as_str(), value)).find_map(|(key, value)| {
-        // Of a page, the address of its picture is no part of its text.
+        // The address of a page's picture is no part of the page's text.
         let is_beside = Meaning::of(key) == Some(Meaning::Media) && words(key).len() > 1 && row.contains_key("text");
         Some((key, other_meaning(key, value).filter(|_| !is_beside)?))
     })

@@ -262,7 +262,7 @@ mod tests {
         };
         let (even, other) = (of([5.0; 3]), of([0.0, 2f32.ln(), 0.0]));
         assert!((f64::from(even[0]) + 3f64.ln()).abs() < 1e-6);
-        // Of 1/3 each from 1/4, 1/2, 1/4: (2 · ln(4/3) + ln(2/3)) / 3.
+        // The divergence of 1/3 each from 1/4, 1/2, 1/4: (2 · ln(4/3) + ln(2/3)) / 3.
         let expected = (2.0 * (4f64 / 3.0).ln() + (2f64 / 3.0).ln()) / 3.0;
         assert!((divergence(&even, &other) - expected).abs() < 1e-6 && divergence(&even, &even).abs() < 1e-9);
     }

@@ -99,7 +99,7 @@ fn files_of_the_users_own_stay() {
     for name in mine {
         assert_eq!(sandbox.read(name), "mine", "{name}");
     }
-    // Of the run itself nothing hidden is left but the lock.
+    // Nothing hidden of the run itself is left but the lock.
     let hidden: Vec<String> = sandbox.names("out").into_iter().filter(|name| name.starts_with('.')).collect();
     let mut expected: Vec<&str> = vec![".lock"];
     expected.extend(mine.iter().filter_map(|name| name[4..].split('/').next()).filter(|name| name.starts_with('.')));

@@ -44,7 +44,7 @@ fn a_new_run_begins_with_an_adapter() {
 fn a_new_run_begins_with_an_adapter_of_another_scale() {
     let sandbox = Sandbox::new();
     for (first, rank, second, rescaled) in [
-        // Of a rank that is a square it is alpha that is folded.
+        // Where the rank is a square, alpha is folded.
         ("--use-rslora", 4, "--use-rslora", false),
         ("--use-rslora", 3, "--use-rslora", true),
         ("--use-rslora", 3, "--lora-alpha 5", true),

@@ -120,7 +120,7 @@ fn killed_while_a_checkpoint_replaces_another_a_run_keeps_one_of_them() {
     let line = train(RUN);
     sandbox.run(&line).ok();
     std::fs::rename(sandbox.path("out"), sandbox.path("whole")).unwrap();
-    // The same run, its second checkpoint written twice.
+    // One run, whose second checkpoint is written twice.
     let mut kills = 0;
     for place in ["checkpoint-whole:1", "checkpoint-set-aside:1", "checkpoint-in-place:1", "removal:1"] {
         assert_eq!(sandbox.run_at_fault(&line, "step:3").status, None);

@@ -188,7 +188,7 @@ fn what_merging_changes_is_measured_on_rows() {
     assert_eq!(names, expected);
     let of = |name: &str| *measured.iter().find(|(own, ..)| *own == name).unwrap();
     assert_eq!(of("adapter on NF4").2, 0.0);
-    // The same losses as `eval` has.
+    // `eval` has these losses too.
     let eval = |more: &str| sandbox.eval(&format!("--data chat.jsonl --device cpu --compute f32 {more}"));
     for (name, more) in [
         ("adapter on NF4", "--adapter out --quantization nf4"),

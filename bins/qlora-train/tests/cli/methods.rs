@@ -28,7 +28,7 @@ fn patterns_are_one_truth_from_settings_to_the_engines() {
     assert_eq!(term("model.layers.1.self_attn.v_proj"), (2, 8.0));
     assert_eq!(term("model.layers.0.self_attn.q_proj"), (4, 16.0));
     assert_eq!(term("model.layers.1.mlp.up_proj"), (6, 3.0));
-    // As flags, with another spelling: the finished run is that run.
+    // Flags in another spelling give the finished run.
     let flags = "--lora-rank-pattern v_proj=2 --rank-pattern layers\\.1\\.mlp\\..*=6 --alpha-pattern q_proj=16 \
                  --lora-alpha-pattern layers\\.1\\.mlp\\..*=3 --lora-r 4 --lora-alpha 8 --lora-dropout 0.1";
     let line = settings(&sandbox, "empty", "model: model\n");

@@ -9,7 +9,7 @@ fn supervised_tokens_are_marked_and_special_ones_visible() {
     let sandbox = Sandbox::chat();
     let text = sandbox.run("preview --model model --data chat.jsonl").ok().stdout;
     assert!(text.contains("chat.jsonl line 1: "), "{text}");
-    // As text: no pieces of the vocabulary, and the turns on lines of their own.
+    // What is shown is text: no pieces of the vocabulary, and the turns on lines of their own.
     assert!(text.contains("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n⟦world<|im_end|>⟧"), "{text}");
     assert!(text.contains("2 of 2 rows"), "{text}");
     assert!(!text.contains('\u{1b}'), "no color where there is no terminal");

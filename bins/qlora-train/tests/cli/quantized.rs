@@ -82,7 +82,7 @@ fn a_run_on_the_quantized_model_is_the_run_on_the_original() {
         }
         let expected = if i == 0 { "nf4, block 64, double quantization" } else { "quantization: nf4, block 128\n" };
         assert!(on_nf4.stderr.contains(expected), "{}", on_nf4.stderr);
-        // The same base, in whatever form: the adapter belongs to both, and the run's directory too.
+        // The base is one in either form: the adapter belongs to both, and the run's directory too.
         let eval = |model: &str, adapter: &str| {
             sandbox.run(&format!("eval --json --model {model} --adapter {adapter} --data rows.jsonl")).ok()
         };

@@ -72,7 +72,7 @@ fn text_of_rows_is_escaped() {
         }
         reached += usize::from(said > 0);
     }
-    // Of broken JSON the reader says the place, not the text.
+    // The reader says the place of broken JSON, not its text.
     assert!(reached >= 8, "the text of only {reached} of 11 rows was said");
 }
 
@@ -390,7 +390,7 @@ fn nothing_prints_past_the_sinks() {
         ("cli/mod.rs", &["stdout()"]),
         ("cli/generate.rs", &["stdout()"]),
         ("cli/chat.rs", &["stdout()"]),
-        // Of test builds alone
+        // Only test builds have them.
         ("files/failpoint/enabled.rs", &["stderr()"]),
     ];
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -52,7 +52,7 @@ fn a_run_takes_what_was_planned_and_fails_with_less() {
         let bytes = planned(&spec);
         if activations == [Offload; 5] {
             let here = planned(&ModelSpec { activations: vec![Recompute; 5], ..spec.clone() });
-            // Of the four layers' inputs that wait elsewhere, two may be under way.
+            // Two of the four layers' inputs that wait elsewhere may be under way.
             let input = (tokens * spec.arch.hidden_size * 2) as u64;
             assert!(bytes + 2 * input <= here, "{bytes} {here}");
         }
@@ -96,7 +96,7 @@ fn a_run_with_weights_in_host_memory_takes_what_was_planned() {
             let (before, after) = (of(&resident.buffers, line), of(&plan.buffers, line));
             assert_eq!(before - after, before / 6 * layers, "{quantization:?}");
             assert!(in_use.abs_diff(on_host / layers * 2) < 512, "{in_use} {on_host}");
-            // Of what left the device, two layers come back, and one is on its way while the model is loaded.
+            // Two layers of what left the device come back, and one is on its way while the model is loaded.
             let layer = on_host / layers;
             assert!(plan.run_bytes + (layers - 3) * layer <= resident.run_bytes, "{:?}", plan.buffers);
 

@@ -135,7 +135,7 @@ fn the_micro_batch_that_overflows_is_the_one_that_is_named() {
         weights: None,
     };
     let batches = [batch(&first), batch(&second)];
-    // As if the first one's loss had been finite and its gradients not.
+    // The first one's loss counts as finite, and its gradients not.
     for (_, param) in model.params_mut() {
         let gradient = cuda.gradient(param).unwrap();
         cuda.restore_gradient(param, vec![f32::NAN; gradient.len()]).unwrap();

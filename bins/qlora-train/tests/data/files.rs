@@ -271,7 +271,7 @@ fn bad_rows_are_skipped_counted_and_bounded_where_the_settings_say_so() {
         let data = load_named("a.jsonl", format!("{good}{row}{}", good.repeat(8)), &options).unwrap();
         assert_eq!((data.rows.len(), data.report.skipped), (9, 1), "{row}");
         assert_says(&data.report.to_string(), &["warning: 1 row skipped", "a.jsonl: line 2"]);
-        // Of few rows too: one of nine is more than a tenth.
+        // Few rows have the bound too: one of nine is more than a tenth.
         let few = refusal(load_named("a.jsonl", format!("{good}{row}{}", good.repeat(7)), &options));
         assert_says(&few, &["1 of 9 rows", "more than the tenth"]);
     }
@@ -313,7 +313,7 @@ fn folders_and_patterns_stand_for_their_files() {
     let validation = touch(dir, "hub/validation-00000-of-00001.parquet");
     let hub = find(&[&dir.join("hub")]).unwrap();
     assert_eq!((hub.training, hub.validation), (shards.to_vec(), vec![validation]));
-    // As `hf download` leaves it, below data/; rows for tests are validated on where there are no others.
+    // `hf download` leaves files below data/; rows for tests are validated on where there are no others.
     let below =
         [touch(dir, "repo/data/train-00000-of-00001.parquet"), touch(dir, "repo/data/test-00000-of-00001.parquet")];
     touch(dir, "repo/README.md");

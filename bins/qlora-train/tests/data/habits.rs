@@ -45,7 +45,7 @@ fn templates_that_write_the_prompt_on_demand_always_or_never_learn_the_same() {
             ("always", format!("{{{{ '{prompt}' }}}}")),
             ("never", String::new()),
         ] {
-            // Of two end tokens the first is all that can be told from the header that follows.
+            // The first of two end tokens is all that can be told from the header that follows.
             if when == "always" && name == "two end tokens" {
                 continue;
             }
@@ -192,7 +192,7 @@ fn what_a_template_cuts_is_told_and_a_training_template_named() {
     // Whole where it is kept.
     let data = load_one(row.to_string(), Some(&chat_tokenizer(LLAMA3))).unwrap();
     assert!(data.report.files[0].notes.is_empty(), "{}", data.report);
-    // Of an earlier turn only.
+    // This template leaves out the thoughts of earlier turns alone.
     let two = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": said},
                                   {"role": "user", "content": "q"}, {"role": "assistant", "content": said}]});
     let data = load_one(two.to_string(), Some(&chat_tokenizer(THINKING))).unwrap();

@@ -163,12 +163,12 @@ fn a_call_of_which_a_template_leaves_out_a_part_is_refused() {
             texts(&row, WHOLE);
         }
     }
-    // As a template writes them that prints what they are.
+    // Values as a template writes them without `tojson`.
     let printed = WHOLE.replacen("call.function | tojson", "call.function.name ~ ' ' ~ call.function.arguments.a", 1);
     for argument in [json!(true), json!(17), json!(-2.5)] {
         texts(&called(json!([add(argument)])), &printed);
     }
-    // Of a longer number a part is no number.
+    // A part of a longer number is no number.
     let other = WHOLE.replacen("call.function | tojson", "call.function.name + ' 170 1.7 x17'", 1);
     assert_says(&refusal(load_row(&called(json!([add(json!(17))])), &other)), &["\"17\" is missing"]);
     // A call without arguments, or with empty ones.

@@ -193,7 +193,7 @@ impl Registers {
             "IADD3" | "IADD" | "VIADD" | "IADD2" => {
                 let mut sum = lanes::zip3(&of(0), &of(1), &of(2), |a, b, c| a.wrapping_add(b).wrapping_add(c));
                 if has("X") {
-                    // Of the upper half of an address; a carry is not followed.
+                    // The upper half of an address; a carry is not followed.
                     sum = lanes::zip(&lanes::zip(&of(0), &of(1), u32::wrapping_add), &of(2), u32::wrapping_add);
                 }
                 if has("64") {
