@@ -5,8 +5,9 @@
 wrapped/NAME/: a tiny random model of each class of CLASSES as transformers saves it, without what reads images, and
 `expected.safetensors` with `input_ids` and the `logits` of the whole class for text.
 
-Then an adapter is trained on a whole model of each class, for that class and for its text model's own. PEFT loads each
-on its class, has to use every tensor of it, and has to have the loss that `eval` has. Status 1 if not.
+Then adapters are trained on a whole model of each class, of all layers and of one, for that class and for its text
+model's own. PEFT loads each on its class, as it is and after `export uniform`, has to use every tensor of it, and has to
+have the loss that `eval` has. So has an adapter that PEFT made, before and after `export uniform`. Status 1 if not.
 """
 
 import argparse
@@ -91,38 +92,68 @@ def run(args, *line):
 
 def adapters(args, name):
     directory = args.work / name
-    whole = model(name, 258, directory)
+    model(name, 258, directory)
     byte_tokenizer(directory)
     rows = directory / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": row}) + "\n" for row in ROWS))
     good = True
-    for served in (CLASSES[name][0], CLASSES[name][4]):
-        out = directory / served
+    for served, layers in [(served, layers) for served in (CLASSES[name][0], CLASSES[name][4]) for layers in ([], ["--layers-to-transform", 1])]:
+        out = directory / f"{served}-{len(layers)}"
         line = ["--model", directory, "--data", rows, "--device", "cpu", "--quantization", "none", "--compute", "f32", "--max-length", 64]
         more = ["--max-steps", 4, "--learning-rate", "1e-2", "--gradient-accumulation-steps", 1, "--adapter-architecture", served]
-        run(args, "train", "--json", *line, "--output-dir", out, *more)
+        run(args, "train", "--json", *line, "--output-dir", out, *more, *layers)
+        run(args, "export", "uniform", "--json", "--adapter", out, "--output-dir", f"{out}-uniform")
         ours = run(args, "eval", "--json", *line, "--adapter", out)
-        config = json.loads((out / "adapter_config.json").read_text())
-        base = whole if served == CLASSES[name][0] else text_model(name, directory)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            adapted = peft.PeftModel.from_pretrained(base, out).eval()
-        used = {key.replace(".default", "") for key, _ in adapted.named_parameters() if "lora_" in key}
-        stored = set(load_file(out / "adapter_model.safetensors"))
-        missing = [str(w.message) for w in caught if "missing" in str(w.message)]
-        total, count = 0.0, 0
-        for row in ROWS:
-            ids = torch.tensor([[*row.encode(), 257]])
-            with torch.no_grad():
-                logits = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
-            total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-            count += ids.shape[1] - 1
-        apart = abs(total / count - ours["loss"])
-        same = used == stored and not missing and apart < 1e-5 and ours["tokens"] == count
-        good = good and same
-        print(f"{name} served by {served}: {config['target_modules']}, {len(stored)} tensors, loss {ours['loss']:.5f}, {apart:.1e} from PEFT's{'' if same else '  DIFFERENT'} {missing}")
-        adapted.unload()
-    return good
+        for adapter in (out, pathlib.Path(f"{out}-uniform")):
+            base = load(name, directory) if served == CLASSES[name][0] else text_model(name, directory)
+            good = served_alike(adapter, base, ours) and good
+    return theirs(args, name, directory, rows) and good
+
+
+def served_alike(adapter, base, ours):
+    """PEFT uses every tensor of the adapter on this base, and has our loss."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapted = peft.PeftModel.from_pretrained(base, adapter).eval()
+    used = {key.replace(".default", "") for key, _ in adapted.named_parameters() if "lora_" in key}
+    stored = set(load_file(adapter / "adapter_model.safetensors"))
+    missing = [str(w.message) for w in caught if "missing" in str(w.message)]
+    loss, count = loss_of(adapted)
+    apart = abs(loss - ours["loss"])
+    same = used == stored and not missing and apart < 1e-5 and ours["tokens"] == count
+    print(f"{adapter.name}: {config['target_modules']}, {len(stored)} tensors, loss {ours['loss']:.5f}, {apart:.1e} from PEFT's{'' if same else '  DIFFERENT'} {missing}")
+    return same
+
+
+def loss_of(model):
+    total, count = 0.0, 0
+    for row in ROWS:
+        ids = torch.tensor([[*row.encode(), 257]])
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        count += ids.shape[1] - 1
+    return total / count, count
+
+
+def theirs(args, name, directory, rows):
+    """An adapter that PEFT made for the whole class, with an alpha of its own, is written again for that class."""
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q_proj|up_proj)", task_type="CAUSAL_LM",
+        alpha_pattern={r".*language_model\.layers\.1\..*q_proj": 64}, init_lora_weights=False,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    made, again = directory / "theirs", directory / "theirs-uniform"
+    adapted = peft.get_peft_model(load(name, directory), config).eval()
+    adapted.save_pretrained(made)
+    expected, _ = loss_of(adapted)
+    line = ["--model", directory, "--data", rows, "--device", "cpu", "--quantization", "none", "--compute", "f32", "--max-length", 64]
+    ours = run(args, "eval", "--json", *line, "--adapter", made)
+    run(args, "export", "uniform", "--json", "--adapter", made, "--output-dir", again)
+    good = abs(expected - ours["loss"]) < 1e-5
+    print(f"theirs: loss {expected:.5f}, ours {ours['loss']:.5f}{'' if good else '  DIFFERENT'}")
+    return served_alike(again, load(name, directory), ours) and good
 
 
 def text_model(name, directory):
