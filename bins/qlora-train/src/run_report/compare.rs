@@ -68,8 +68,8 @@ fn results(runs: &[RunData]) -> Vec<Vec<String>> {
     runs.iter().map(row).collect()
 }
 
-/// What says which tokens a run was evaluated on: tokenizer and template, and its own files, or all that draws rows from
-/// the others. None: the record does not say.
+/// Values by which tokens of an evaluation are known: tokenizer and template, and files of their own, or all that draws
+/// rows from the others. None: the record does not say.
 fn evaluated_on<'a>(run: &'a RunData) -> Option<Vec<&'a Json>> {
     let of = |path: &str| run.run.pointer(path);
     let mut known = vec![of("/identity/tokenizer")?, of("/identity/chat_template")?];

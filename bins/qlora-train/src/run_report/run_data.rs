@@ -21,7 +21,7 @@ pub struct RunData<'a> {
     pub name: String,
     /// `run.json`
     pub run: Value,
-    /// Of a run that works, its own.
+    /// Borrowed from a run that works.
     pub history: Cow<'a, [LogEntry]>,
     pub details: Cow<'a, Details>,
 }

@@ -79,7 +79,7 @@ pub fn refuse_unless_it_fits(plan: &MemoryPlan, run: &Asked) -> Result<()> {
     plan::refuse_unless_it_fits(plan, run.spec.tokens, &advice)
 }
 
-/// The longest row that fits of which each micro-batch holds as many as the run's; 0 if none does. One token more does not fit,
+/// The longest row that fits, as many to a micro-batch as the run takes; 0 if none does. One token more does not fit,
 /// though a length some percent beyond may: gaps between buffers come and go as these grow.
 pub fn longest_row(run: &Asked) -> Result<usize> {
     let Asked { device, spec, levers, stored, budget, rows } = *run;
