@@ -148,25 +148,32 @@ impl WeightSource {
     /// The root of the sum of squares; none of codes that are drawn later.
     pub fn frobenius_norm(&self) -> Option<f64> {
         const CHUNK: usize = 1 << 16;
-        fn squares(values: impl Iterator<Item = f32>) -> f64 {
-            values.map(|value| f64::from(value) * f64::from(value)).sum()
+        /// In lanes: one sum after the other would wait for each addition.
+        fn squares<T: Copy>(values: &[T], widen: impl Fn(T) -> f32) -> f64 {
+            let square = |value: T| f64::from(widen(value)).powi(2);
+            let (chunks, rest) = values.as_chunks::<16>();
+            let mut sums = [0.0; 16];
+            for chunk in chunks {
+                sums.iter_mut().zip(chunk).for_each(|(sum, &value)| *sum += square(value));
+            }
+            sums.into_iter().chain(rest.iter().map(|&value| square(value))).sum()
         }
         let sums: Vec<f64> = match self {
             Self::Tensor(HostTensor { data: TensorData::Bf16(values), .. }) => {
-                values.par_chunks(CHUNK).map(|part| squares(part.iter().map(|value| value.to_f32()))).collect()
+                values.par_chunks(CHUNK).map(|part| squares(part, half::bf16::to_f32)).collect()
             }
             Self::Tensor(HostTensor { data: TensorData::F16(values), .. }) => {
-                values.par_chunks(CHUNK).map(|part| squares(part.iter().map(|value| value.to_f32()))).collect()
+                values.par_chunks(CHUNK).map(|part| squares(part, half::f16::to_f32)).collect()
             }
             Self::Tensor(HostTensor { data: TensorData::F32(values), .. }) => {
-                values.par_chunks(CHUNK).map(|part| squares(part.iter().copied())).collect()
+                values.par_chunks(CHUNK).map(|part| squares(part, |value| value)).collect()
             }
             Self::Nf4(matrix) => (0..matrix.rows())
                 .into_par_iter()
                 .map(|row| {
                     let mut values = vec![0.0; matrix.cols()];
                     matrix.dequantize_rows(row..row + 1, &mut values);
-                    squares(values.into_iter())
+                    squares(&values, |value| value)
                 })
                 .collect(),
             Self::Random(_) => return None,
@@ -206,5 +213,29 @@ impl Element for f16 {
 impl Element for f32 {
     fn widen(from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    #[test]
+    fn norms_are_the_roots_of_the_sums_of_squares_of_every_type() {
+        let (rows, cols) = (5, 64);
+        let values: Vec<f32> = (0..rows * cols + 3).map(|at| (at as f32 * 0.37).sin()).collect();
+        let expected = |values: &[f32]| values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        let norm =
+            |data| WeightSource::Tensor(HostTensor { shape: vec![values.len()], data }).frobenius_norm().unwrap();
+        let near = |one: f64, other: f64| assert!((one - other).abs() < 1e-12 * other, "{one} {other}");
+        near(norm(TensorData::F32(values.clone())), expected(&values));
+        let in_bf16: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+        near(
+            norm(TensorData::Bf16(in_bf16.clone())),
+            expected(&in_bf16.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
+        );
+        let in_f16: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+        near(norm(TensorData::F16(in_f16.clone())), expected(&in_f16.iter().map(|x| x.to_f32()).collect::<Vec<_>>()));
     }
 }
