@@ -201,11 +201,13 @@ proptest! {
 
     /// Loss within f32 rounding of the oracle; gradients against central differences of the oracle. With step h the
     /// differences of an f64 loss L carry a rounding error of about 2⁻⁵²·L/h and a truncation error of order h²; the
-    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers).
+    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers). Where
+    /// a query sees few keys, the terms dO·V and rowsum(dO ∘ O) of a score's gradient cancel; what is left of D roundings
+    /// of each is relative to the gradients that pass through dO, whose size those of a model with all terms show.
     #[test]
     fn loss_and_gradients_follow_the_f64_oracle(case in cases()) {
         let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };
-        let mut memory = Memory::new(synthetic);
+        let (mut memory, mut other) = (Memory::new(synthetic.clone()), Memory::new(synthetic));
         let documents = Documents::random(&case.lengths, case.spec.arch.vocab_size, case.seed);
         let documents = if case.seed % 3 == 0 { documents.weighted(case.seed) } else { documents };
         let weight = 0.125;
@@ -221,8 +223,15 @@ proptest! {
         names.sort_by_key(|id| (case.spec.arch.find(id.module()), id.kind()));
         prop_assert_eq!(names.len(), gradients.len());
         let mut pick = Stream::new(case.seed, 99);
+        let largest_of = |gradient: &[f32]| gradient.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+        let mut every = case.spec.clone();
+        let targets: Vec<Projection> = every.arch.names.all().collect();
+        every.lora = LoraSpec::uniform(&every.arch, &targets, 3, 2.1, 0.0);
+        let (_, of_every) = run(&every, &mut other, &documents, weight);
+        let of_all = of_every.iter().chain(&gradients).map(|gradient| largest_of(gradient)).fold(0.0, f32::max);
+        let cancelled = 2.0 * case.spec.arch.head_dim as f64 * f64::from(f32::EPSILON) / 2.0 * f64::from(of_all);
         for (name, gradient) in names.into_iter().zip(&gradients) {
-            let largest = gradient.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+            let largest = largest_of(gradient);
             for _ in 0..2 {
                 let i = pick.below(gradient.len() as u32) as usize;
                 let (h, at) = (1e-4, lora[&name][i]);
@@ -233,7 +242,7 @@ proptest! {
                 let difference = (at_offset(h) - at_offset(-h)) / (2.0 * h) * f64::from(weight);
                 at_offset(0.0);
                 let error = (f64::from(gradient[i]) - difference).abs();
-                let bound = 2e-4 * f64::from(largest) + 1e-7;
+                let bound = 2e-4 * f64::from(largest) + cancelled + 1e-7;
                 prop_assert!(error <= bound, "{name}[{i}]: {} against {difference}, bound {bound}", gradient[i]);
             }
         }
