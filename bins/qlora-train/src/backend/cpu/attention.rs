@@ -280,6 +280,7 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::aligned::Aligned;
     use qlora_kernels::reference;
     use qlora_kernels::rng::Stream;
 
@@ -311,8 +312,9 @@ mod tests {
             let m = 471;
             let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));
             let visible = Visible::new(window);
-            let scores = vec![f32::NAN; scratch(m)];
-            let mut workspace = Workspace { scores, delta: vec![0.0; m * shape.heads], ..Workspace::default() };
+            let (mut scores, delta) = (Aligned::zeros(scratch(m)), Aligned::zeros(m * shape.heads));
+            scores.fill(f32::NAN);
+            let mut workspace = Workspace { scores, delta, ..Workspace::default() };
             let (mut out, mut lse) = (vec![f32::NAN; m * shape.out()], vec![f32::NAN; m * shape.heads]);
             forward(&mut workspace, &qkv, &boundaries, shape, visible, &mut out, &mut lse);
             let (mut expected, mut expected_lse) = (vec![0.0; out.len()], vec![0.0; lse.len()]);

@@ -62,6 +62,42 @@ vectorized! {
 }
 
 vectorized! {
+    pub fn multiply_row<'a>(values: &'a mut [f32], factor: f32) {
+        for x in values {
+            *x *= factor;
+        }
+    }
+}
+
+vectorized! {
+    /// The largest of `values` and `least`; NaN is passed over.
+    pub fn largest<'a>(values: &'a [f32], least: f32) -> f32 {
+        let larger = |x: f32, y: f32| if y > x { y } else { x };
+        let mut all = [least; LANES];
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (all, x) in all.iter_mut().zip(chunk) {
+                *all = larger(*all, *x);
+            }
+        }
+        for (all, x) in all.iter_mut().zip(rest) {
+            *all = larger(*all, *x);
+        }
+        all.into_iter().fold(least, larger)
+    }
+}
+
+vectorized! {
+    /// [`score_gradients`] where all scores are of one query.
+    pub fn query_score_gradients<'a>(lse: f32, delta: f32, scale: f32, p: &'a mut [f32], ds: &'a mut [f32]) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = exp(*p - lse);
+            *ds = scale * *p * (*ds - delta);
+        }
+    }
+}
+
+vectorized! {
     /// From scores P and dO·Vᵀ of one row to probabilities and the scores' gradients: `p = e^(p − lse)`,
     /// `ds = scale·p·(ds − delta)`.
     pub fn score_gradients<'a>(lse: &'a [f32], delta: &'a [f32], scale: f32, p: &'a mut [f32], ds: &'a mut [f32]) {
@@ -344,6 +380,32 @@ vectorized! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_is_found_wherever_it_is() {
+        for len in [0, 1, 15, 16, 17, 64, 67] {
+            for at in 0..len {
+                let mut values: Vec<f32> = (0..len).map(|i| -1.0 - i as f32).collect();
+                values[at] = 2.0;
+                assert_eq!(largest(&values, f32::NEG_INFINITY), 2.0, "{at} of {len}");
+                assert_eq!(largest(&values, 3.0), 3.0, "{at} of {len}");
+                values[(at + 1) % len] = f32::NAN;
+                assert_eq!(largest(&values, -9.0), if len > 1 { 2.0 } else { -9.0 }, "{at} of {len}");
+            }
+        }
+        assert_eq!(largest(&[], -1.0), -1.0);
+    }
+
+    #[test]
+    fn gradients_of_one_query_are_those_of_many() {
+        let (lse, delta, scale) = (0.3, -0.7, 0.125);
+        let values = |seed: f32| (0..67).map(|i| (i as f32 * seed).sin()).collect::<Vec<f32>>();
+        let (mut p, mut ds) = (values(0.7), values(1.3));
+        let (mut same_p, mut same_ds) = (p.clone(), ds.clone());
+        query_score_gradients(lse, delta, scale, &mut p, &mut ds);
+        score_gradients(&[lse; 67], &[delta; 67], scale, &mut same_p, &mut same_ds);
+        assert!(p == same_p && ds == same_ds && p != values(0.7) && ds != values(1.3));
+    }
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {

@@ -1,5 +1,6 @@
 //! Host memory of the CPU backend: a pool of buffers, and what is held by name.
 
+use super::aligned::Aligned;
 use crate::backend::{BufferShape, PlannedBuffer};
 use crate::error::Result;
 use half::bf16;
@@ -18,7 +19,7 @@ pub struct HostMemory {
 }
 
 /// Buffers by length.
-type Pool = HashMap<usize, Vec<(&'static str, Vec<f32>)>>;
+type Pool = HashMap<usize, Vec<(&'static str, Aligned<f32>)>>;
 
 #[derive(Default)]
 struct Usage {
@@ -88,7 +89,7 @@ impl HostMemory {
         let pooled = self.pool.borrow_mut().get_mut(&len).and_then(Vec::pop);
         let (name, data) = pooled.unwrap_or_else(|| {
             self.take(name, len as u64 * 4);
-            (name, if self.dry_run { Vec::new() } else { vec![0.0; len] })
+            (name, if self.dry_run { Aligned::default() } else { Aligned::zeros(len) })
         });
         CpuBuffer { data, value, name, first: 0, tokens, width, memory: self.clone() }
     }
@@ -142,7 +143,7 @@ impl Value {
 /// `[tokens, width]`, which goes back to the pool when it is dropped. Empty in a dry run.
 pub struct CpuBuffer {
     /// f32 values, or as many words as hold the bf16 ones
-    data: Vec<f32>,
+    data: Aligned<f32>,
     value: Value,
     name: &'static str,
     first: usize,

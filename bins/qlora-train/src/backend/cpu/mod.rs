@@ -3,6 +3,7 @@
 //! Work is split into pieces whose sizes are constants, and every sum over tokens or panels runs in order, so a result
 //! does not depend on the number of threads.
 
+mod aligned;
 mod attention;
 mod bf16;
 mod buffers;

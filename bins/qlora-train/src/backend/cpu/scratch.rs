@@ -1,5 +1,6 @@
 //! Sizes of the scratch memory, from the dimensions of a model.
 
+use super::aligned::Aligned;
 use super::workspace::Workspace;
 use super::{attention, gemm, loss};
 use crate::backend::run_shape::RunShape;
@@ -24,7 +25,7 @@ fn lengths(dims: &RunShape) -> [usize; 6] {
 
 impl Workspace {
     pub fn new(dims: &RunShape) -> Self {
-        let [panels, dropped, scores, delta, logits, gathered] = lengths(dims).map(|len| vec![0.0; len]);
+        let [panels, dropped, scores, delta, logits, gathered] = lengths(dims).map(Aligned::zeros);
         Self { panels, dropped, scores, delta, logits, gathered }
     }
 

@@ -1,17 +1,19 @@
 //! Scratch memory of the CPU operations.
 
-#[derive(Debug, Default)]
+use super::aligned::Aligned;
+
+#[derive(Default)]
 pub struct Workspace {
     /// Dequantized panels of weights and tables, one for each thread.
-    pub panels: Vec<f32>,
+    pub panels: Aligned<f32>,
     /// `[tokens, max K]`: the input after dropout.
-    pub dropped: Vec<f32>,
+    pub dropped: Aligned<f32>,
     /// Attention scores, a tile pair per task.
-    pub scores: Vec<f32>,
+    pub scores: Aligned<f32>,
     /// `[tokens, H]`: rowsum(dO ∘ O).
-    pub delta: Vec<f32>,
+    pub delta: Aligned<f32>,
     /// `[loss chunk, vocab]`
-    pub logits: Vec<f32>,
+    pub logits: Aligned<f32>,
     /// `[loss chunk, hidden]` twice: supervised rows and their gradients.
-    pub gathered: Vec<f32>,
+    pub gathered: Aligned<f32>,
 }

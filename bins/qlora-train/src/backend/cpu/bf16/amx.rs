@@ -12,20 +12,23 @@ use half::bf16;
 
 /// Pairs that one instruction adds.
 pub const PAIRS: usize = 16;
+/// Rows and columns of a tile of sums.
+pub const TILE: usize = 16;
 
 /// Scalar twin of the tiles' product; the operands are those of [`super::isa::multiply`].
 pub fn twin(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width: usize, sums: &mut [f32], add: bool) {
+    let pairs = panel.len() / width;
     for row in 0..rows {
         let sums = &mut sums[row * WIDTH..][..width];
         if !add {
             sums.fill(0.0);
         }
-        let pairs = panel.len() / width;
         let left = left[row * stride..][..2 * pairs].as_chunks::<2>().0;
-        for (left, panel) in left.chunks(PAIRS).zip(panel.chunks(PAIRS * width)) {
-            for (column, sum) in sums.iter_mut().enumerate() {
+        for (column, sum) in sums.iter_mut().enumerate() {
+            let panel = &panel[column / TILE * pairs * TILE + column % TILE..];
+            for (step, left) in left.chunks(PAIRS).enumerate() {
                 let (mut even, mut odd) = (0.0f32, 0.0f32);
-                for (x, y) in left.iter().zip(panel[column..].iter().step_by(width)) {
+                for (x, y) in left.iter().zip(panel[step * PAIRS * TILE..].iter().step_by(TILE)) {
                     even = x[0].to_f32().mul_add(f32::from_bits(y << 16), even);
                     odd = x[1].to_f32().mul_add(f32::from_bits(y & 0xFFFF_0000), odd);
                 }
@@ -65,7 +68,7 @@ fn agrees() -> bool {
 pub fn multiply(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width: usize, sums: &mut [f32], add: bool) {
     let pairs = panel.len() / width;
     assert!(x86::permitted(), "AMX was not found");
-    assert!(width.is_multiple_of(16) && width <= WIDTH && stride >= 2 * pairs, "a panel of {width} columns");
+    assert!(width.is_multiple_of(TILE) && width <= WIDTH && stride >= 2 * pairs, "a panel of {width} columns");
     assert!(rows > 0 && left.len() >= (rows - 1) * stride + 2 * pairs && sums.len() >= rows * WIDTH);
     // SAFETY: the tiles are permitted, and every tile lies inside the operands.
     unsafe { x86::multiply(left.as_ptr(), stride, rows, panel.as_ptr(), pairs, width, sums.as_mut_ptr(), add) }
@@ -73,14 +76,11 @@ pub fn multiply(left: &[bf16], stride: usize, rows: usize, panel: &[u32], width:
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86 {
-    use super::{PAIRS, WIDTH};
+    use super::{PAIRS, TILE, WIDTH};
     use half::bf16;
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
     use std::sync::OnceLock;
-
-    /// Rows and columns of a tile of sums.
-    const TILE: usize = 16;
 
     /// The processor has the instructions, the system saves the tiles, and it gave this process leave to use them.
     pub fn permitted() -> bool {
@@ -137,21 +137,23 @@ mod x86 {
     }
 
     /// Sums in tiles 0 to 3 (two of rows, two of columns), left operands in 4 and 5, right ones in 6 and 7.
-    fn config(rows: [usize; 2], columns: [usize; 2], pairs: usize) -> Config {
+    fn config(rows: [usize; 2], pairs: usize) -> Config {
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-        let mut tile = |i: usize, rows: usize, bytes: usize| {
-            (config.rows[i], config.bytes[i]) = (rows as u8, bytes as u16);
+        let mut tile = |i: usize, rows: usize, values: usize| {
+            (config.rows[i], config.bytes[i]) = (rows.max(1) as u8, 4 * values as u16);
         };
         for i in 0..2 {
-            for j in 0..2 {
-                tile(2 * i + j, rows[i].max(1), 4 * columns[j].max(1));
-            }
-            tile(4 + i, rows[i].max(1), 4 * pairs);
-            tile(6 + i, pairs, 4 * columns[i].max(1));
+            tile(2 * i, rows[i], TILE);
+            tile(2 * i + 1, rows[i], TILE);
+            tile(4 + i, rows[i], pairs);
+            tile(6 + i, pairs, TILE);
         }
         config
     }
 
+    /// Setting up tiles takes as long as a dozen products, so it is done for all blocks of one kind together. Half a
+    /// panel lies in the nearest cache while all rows are multiplied with it.
+    ///
     /// # Safety
     /// [`permitted`] is true, and the operands have the bounds that [`super::multiply`] checks.
     pub unsafe fn multiply(
@@ -164,33 +166,35 @@ mod x86 {
         sums: *mut f32,
         add: bool,
     ) {
-        for column in (0..width).step_by(2 * TILE) {
-            let columns = [TILE.min(width - column), (width - column).saturating_sub(TILE).min(TILE)];
-            for row in (0..rows).step_by(2 * TILE) {
-                let here = [TILE.min(rows - row), (rows - row).saturating_sub(TILE).min(TILE)];
-                let (whole, rest) = (pairs / PAIRS, pairs % PAIRS);
-                // SAFETY: rows `row..`, columns `column..` and all pairs lie inside the operands.
-                unsafe {
-                    let (left, sums) = (left.add(row * stride), sums.add(row * WIDTH + column));
-                    let panel = panel.add(column);
-                    if whole > 0 {
-                        block(
-                            &config(here, columns, PAIRS),
-                            here,
-                            columns,
-                            left,
-                            stride,
-                            panel,
-                            width,
-                            whole,
-                            sums,
-                            add,
-                        );
-                    }
-                    if rest > 0 {
-                        let (left, panel) = (left.add(2 * PAIRS * whole), panel.add(PAIRS * whole * width));
-                        let add = add || whole > 0;
-                        block(&config(here, columns, rest), here, columns, left, stride, panel, width, 1, sums, add);
+        const ROWS: usize = 2 * TILE;
+        let whole = rows / ROWS * ROWS;
+        let (steps, rest) = (pairs / PAIRS, pairs % PAIRS);
+        for (first, steps, of) in [(0, steps, PAIRS), (steps * PAIRS, 1, rest)] {
+            if steps == 0 || of == 0 {
+                continue;
+            }
+            let add = add || first > 0;
+            for blocks in [0..whole, whole..rows] {
+                let here = blocks.len().min(ROWS);
+                if here == 0 {
+                    continue;
+                }
+                let config = config([here.min(TILE), here.saturating_sub(TILE)], of);
+                // SAFETY: the configuration is valid: at most 16 rows of at most 64 bytes.
+                unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) };
+                for column in (0..width).step_by(2 * TILE) {
+                    for row in blocks.clone().step_by(ROWS) {
+                        // SAFETY: rows `row..`, columns `column..` and pairs `first..` lie inside the operands.
+                        unsafe {
+                            let left = left.add(row * stride + 2 * first);
+                            let panel = panel.add(column * pairs + first * TILE);
+                            let sums = sums.add(row * WIDTH + column);
+                            let rows = here > TILE;
+                            match column + TILE < width {
+                                true => block(rows, left, stride, panel, pairs, steps, sums, add),
+                                false => narrow_block(rows, left, stride, panel, steps, sums, add),
+                            }
+                        }
                     }
                 }
             }
@@ -199,45 +203,38 @@ mod x86 {
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 
-    /// `steps` instructions' worth of pairs for up to two by two tiles.
+    /// `steps` instructions' worth of pairs for two tiles of columns, and two of rows where there is a second one.
     ///
     /// # Safety
-    /// Like [`multiply`], for the rows, columns and pairs of `config`.
+    /// Like [`multiply`], for the rows and pairs of the configuration.
     unsafe fn block(
-        config: &Config,
-        rows: [usize; 2],
-        columns: [usize; 2],
+        second_row: bool,
         left: *const bf16,
         stride: usize,
         panel: *const u32,
-        width: usize,
+        pairs: usize,
         steps: usize,
         sums: *mut f32,
         add: bool,
     ) {
-        let (second_row, second_column) = (rows[1] > 0, columns[1] > 0);
-        // Where there is no second tile, the first one's operands are read twice, and the result is not stored.
+        // Where there is no second tile of rows, a row of the first is read twice, and the result is not stored.
         let left1 = if second_row { left.wrapping_add(TILE * stride) } else { left };
-        let panel1 = if second_column { panel.wrapping_add(TILE) } else { panel };
-        let (left_bytes, panel_bytes, sum_bytes) = (2 * stride, 4 * width, 4 * WIDTH);
-        let down = sums.wrapping_add(TILE * WIDTH);
-        // SAFETY: the caller's bounds. A tile that is not stored has at least one row and one column of what exists.
+        let panel1 = panel.wrapping_add(pairs * TILE);
+        let (left_bytes, sum_bytes) = (2 * stride, 4 * WIDTH);
+        let (right, down) = (sums.wrapping_add(TILE), sums.wrapping_add(TILE * WIDTH));
+        let corner = down.wrapping_add(TILE);
+        // SAFETY: the caller's bounds. What is not stored has one row of what exists.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly));
             if add {
-                asm!("tileloadd tmm0, [{s} + {b}]", s = in(reg) sums, b = in(reg) sum_bytes, out("tmm0") _, options(nostack, readonly));
+                asm!("tileloadd tmm0, [{s} + {b}]", "tileloadd tmm1, [{r} + {b}]", s = in(reg) sums, r = in(reg) right,
+                    b = in(reg) sum_bytes, out("tmm0") _, out("tmm1") _, options(nostack, readonly));
             } else {
                 asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, options(nostack, nomem));
             }
-            if add && second_column {
-                asm!("tileloadd tmm1, [{s} + {b}]", s = in(reg) sums.wrapping_add(TILE), b = in(reg) sum_bytes, out("tmm1") _, options(nostack, readonly));
-            }
             if add && second_row {
-                asm!("tileloadd tmm2, [{s} + {b}]", s = in(reg) down, b = in(reg) sum_bytes, out("tmm2") _, options(nostack, readonly));
-            }
-            if add && second_row && second_column {
-                asm!("tileloadd tmm3, [{s} + {b}]", s = in(reg) down.wrapping_add(TILE), b = in(reg) sum_bytes, out("tmm3") _, options(nostack, readonly));
+                asm!("tileloadd tmm2, [{s} + {b}]", "tileloadd tmm3, [{r} + {b}]", s = in(reg) down, r = in(reg) corner,
+                    b = in(reg) sum_bytes, out("tmm2") _, out("tmm3") _, options(nostack, readonly));
             }
             // One piece of assembly, so that nothing comes between the tiles' instructions.
             asm!(
@@ -252,8 +249,8 @@ mod x86 {
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {l0}, 64",
                 "add {l1}, 64",
-                "add {p0}, {step}",
-                "add {p1}, {step}",
+                "add {p0}, 1024",
+                "add {p1}, 1024",
                 "dec {n}",
                 "jnz 2b",
                 l0 = inout(reg) left => _,
@@ -261,22 +258,73 @@ mod x86 {
                 p0 = inout(reg) panel => _,
                 p1 = inout(reg) panel1 => _,
                 lb = in(reg) left_bytes,
-                pb = in(reg) panel_bytes,
-                step = in(reg) PAIRS * panel_bytes,
+                pb = in(reg) 4 * TILE,
                 n = inout(reg) steps => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, readonly),
             );
-            asm!("tilestored [{s} + {b}], tmm0", s = in(reg) sums, b = in(reg) sum_bytes, options(nostack));
-            if second_column {
-                asm!("tilestored [{s} + {b}], tmm1", s = in(reg) sums.wrapping_add(TILE), b = in(reg) sum_bytes, options(nostack));
+            asm!("tilestored [{s} + {b}], tmm0", "tilestored [{r} + {b}], tmm1", s = in(reg) sums, r = in(reg) right,
+                b = in(reg) sum_bytes, options(nostack));
+            if second_row {
+                asm!("tilestored [{s} + {b}], tmm2", "tilestored [{r} + {b}], tmm3", s = in(reg) down,
+                    r = in(reg) corner, b = in(reg) sum_bytes, options(nostack));
             }
+        }
+    }
+
+    /// [`block`] for one tile of columns.
+    ///
+    /// # Safety
+    /// Like [`block`].
+    unsafe fn narrow_block(
+        second_row: bool,
+        left: *const bf16,
+        stride: usize,
+        panel: *const u32,
+        steps: usize,
+        sums: *mut f32,
+        add: bool,
+    ) {
+        let left1 = if second_row { left.wrapping_add(TILE * stride) } else { left };
+        let (left_bytes, sum_bytes) = (2 * stride, 4 * WIDTH);
+        let down = sums.wrapping_add(TILE * WIDTH);
+        // SAFETY: the caller's bounds. What is not stored has one row of what exists.
+        unsafe {
+            if add {
+                asm!("tileloadd tmm0, [{s} + {b}]", s = in(reg) sums, b = in(reg) sum_bytes, out("tmm0") _,
+                    options(nostack, readonly));
+            } else {
+                asm!("tilezero tmm0", "tilezero tmm2", out("tmm0") _, out("tmm2") _, options(nostack, nomem));
+            }
+            if add && second_row {
+                asm!("tileloadd tmm2, [{s} + {b}]", s = in(reg) down, b = in(reg) sum_bytes, out("tmm2") _,
+                    options(nostack, readonly));
+            }
+            asm!(
+                "2:",
+                "tileloadd tmm6, [{p} + {pb}]",
+                "tileloadd tmm4, [{l0} + {lb}]",
+                "tileloadd tmm5, [{l1} + {lb}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "add {l0}, 64",
+                "add {l1}, 64",
+                "add {p}, 1024",
+                "dec {n}",
+                "jnz 2b",
+                l0 = inout(reg) left => _,
+                l1 = inout(reg) left1 => _,
+                p = inout(reg) panel => _,
+                lb = in(reg) left_bytes,
+                pb = in(reg) 4 * TILE,
+                n = inout(reg) steps => _,
+                out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                options(nostack, readonly),
+            );
+            asm!("tilestored [{s} + {b}], tmm0", s = in(reg) sums, b = in(reg) sum_bytes, options(nostack));
             if second_row {
                 asm!("tilestored [{s} + {b}], tmm2", s = in(reg) down, b = in(reg) sum_bytes, options(nostack));
-            }
-            if second_row && second_column {
-                asm!("tilestored [{s} + {b}], tmm3", s = in(reg) down.wrapping_add(TILE), b = in(reg) sum_bytes, options(nostack));
             }
         }
     }
@@ -300,7 +348,10 @@ mod tests {
         for row in 0..rows {
             for column in 0..width {
                 let terms: Vec<f64> = (0..2 * pairs)
-                    .map(|k| left[row * 2 * pairs + k].to_f64() * numbers[k / 2 * width + column][k % 2].to_f64())
+                    .map(|k| {
+                        left[row * 2 * pairs + k].to_f64()
+                            * numbers[(column / TILE * pairs + k / 2) * TILE + column % TILE][k % 2].to_f64()
+                    })
                     .collect();
                 let (exact, size) = (1.0 + terms.iter().sum::<f64>(), 1.0 + terms.iter().map(|x| x.abs()).sum::<f64>());
                 let found = f64::from(sums[row * WIDTH + column]);

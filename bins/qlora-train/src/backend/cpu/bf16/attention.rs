@@ -6,9 +6,10 @@
 use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
-use super::rows::{round, round_row, widen};
+use super::rows::{round_row, round_scaled, widen};
+use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::attention::{documents, hide, keys_in_tile, keys_of_task, queries_in_tile};
-use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};
+use crate::backend::cpu::elementwise::{exp_shifted, largest, multiply_row, query_score_gradients, score_gradients};
 use crate::backend::cpu::soft_cap::{cap_scores, cap_values, times};
 use half::bf16;
 use qlora_kernels::shape::{AttentionShape, Visible};
@@ -21,16 +22,16 @@ const TILE: usize = WIDTH;
 /// Scratch memory of one task.
 pub struct Scratch {
     /// Three right operands of a tile: `[D / 2 or D / WIDTH · TILE / 2, WIDTH]` each
-    panels: [Vec<u32>; 3],
-    band: Vec<bf16>,
+    panels: [Aligned<u32>; 3],
+    band: Aligned<bf16>,
     /// Scores, and the gradients of probabilities: `[TILE, TILE]` each
-    scores: Vec<f32>,
-    gradients: Vec<f32>,
+    scores: Aligned<f32>,
+    gradients: Aligned<f32>,
     /// Their rounded values
-    p: Vec<bf16>,
-    ds: Vec<bf16>,
+    p: Aligned<bf16>,
+    ds: Aligned<bf16>,
     /// Sums of a task's results, `[2, heads of a group, D / WIDTH, TILE, WIDTH]`
-    sums: Vec<f32>,
+    sums: Aligned<f32>,
 }
 
 impl Scratch {
@@ -39,13 +40,13 @@ impl Scratch {
         let group = shape.heads / shape.kv_heads;
         let parts = shape.head_dim.div_ceil(WIDTH);
         Self {
-            panels: std::array::from_fn(|_| vec![0; panel_len(shape)]),
-            band: vec![bf16::ZERO; LANES * 2 * PAIRS],
-            scores: vec![0.0; TILE * TILE],
-            gradients: vec![0.0; TILE * TILE],
-            p: vec![bf16::ZERO; TILE * TILE],
-            ds: vec![bf16::ZERO; TILE * TILE],
-            sums: vec![0.0; group.max(2) * parts * TILE * WIDTH],
+            panels: std::array::from_fn(|_| Aligned::zeros(panel_len(shape))),
+            band: Aligned::zeros(LANES * 2 * PAIRS),
+            scores: Aligned::zeros(TILE * TILE),
+            gradients: Aligned::zeros(TILE * TILE),
+            p: Aligned::zeros(TILE * TILE),
+            ds: Aligned::zeros(TILE * TILE),
+            sums: Aligned::zeros(group.max(2) * parts * TILE * WIDTH),
         }
     }
 
@@ -187,18 +188,20 @@ fn forward_group(
                 hide(scores, &seen);
                 if !seen.is_empty() {
                     let scores = &mut scores[seen];
-                    scores.iter_mut().for_each(|x| *x *= scale);
+                    multiply_row(scores, scale);
                     if let Some(cap) = shape.soft_cap {
                         cap_values(cap, scores);
                     }
-                    let new_max = scores.iter().copied().fold(max[at], f32::max);
+                    let new_max = largest(scores, max[at]);
                     let correction = (max[at] - new_max).exp();
                     max[at] = new_max;
                     sum[at] = sum[at] * correction + exp_shifted(scores, new_max);
-                    if begun {
+                    if begun && correction != 1.0 {
                         for part in 0..count {
-                            let o = &mut sums[((member * count + part) * TILE + row) * WIDTH..][..WIDTH];
-                            o.iter_mut().for_each(|o| *o *= correction);
+                            multiply_row(
+                                &mut sums[((member * count + part) * TILE + row) * WIDTH..][..WIDTH],
+                                correction,
+                            );
                         }
                     }
                 }
@@ -216,7 +219,7 @@ fn forward_group(
             for part in 0..count {
                 let o = &sums[((member * count + part) * TILE + row) * WIDTH..][..(d - part * WIDTH).min(WIDTH)];
                 let out = &mut out[row * shape.out() + head * d + part * WIDTH..][..o.len()];
-                out.iter_mut().zip(o).for_each(|(out, o)| *out = round(o * inverse));
+                round_scaled(out, o, inverse);
             }
             lse[row * shape.heads + head] = max + sum.ln();
         }
@@ -312,10 +315,9 @@ impl<'a> Pass<'a> {
                     let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
                     let p = &mut scores[row * WIDTH..][seen.clone()];
                     let gradient = &mut gradients[row * WIDTH..][..steps];
-                    p.iter_mut().for_each(|x| *x *= scale);
+                    multiply_row(p, scale);
                     let slopes = cap_scores::<TILE>(shape.soft_cap, p);
-                    exp_shifted(p, lse);
-                    gradient[seen.clone()].iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                    query_score_gradients(lse, delta, scale, p, &mut gradient[seen.clone()]);
                     if let Some(slopes) = slopes {
                         times(&mut gradient[seen.clone()], &slopes);
                     }
@@ -367,7 +369,7 @@ impl<'a> Pass<'a> {
                     let seen = queries_in_tile(visible, keys.start + row, document_end, &tile);
                     let score = &mut scores[row * WIDTH..][..steps];
                     let gradient = &mut gradients[row * WIDTH..][..steps];
-                    score[seen.clone()].iter_mut().for_each(|x| *x *= scale);
+                    multiply_row(&mut score[seen.clone()], scale);
                     let slopes = cap_scores::<TILE>(shape.soft_cap, &mut score[seen.clone()]);
                     score_gradients(
                         &lse[seen.clone()],

@@ -4,10 +4,12 @@
 //! Every element of a product is one chain along all of its contraction, in order, whichever thread or tile computes
 //! it.
 
+use super::amx;
 use super::dots;
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::{round, widen};
+use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::gemm::tiles::{Tile, even_width, split};
 use half::bf16;
@@ -17,18 +19,18 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 /// Pairs of a panel at most.
-pub const PAIRS: usize = 256;
+pub const PAIRS: usize = 288;
 /// Rows whose sums a thread keeps.
 const ROWS: usize = 512;
 
 /// Scratch memory of one thread.
 pub struct Scratch {
     /// `[PAIRS, WIDTH]`
-    panel: Vec<u32>,
+    panel: Aligned<u32>,
     /// `[ROWS, WIDTH]`
-    sums: Vec<f32>,
+    sums: Aligned<f32>,
     /// `[BAND, 2 · PAIRS]`: values before they are paired
-    band: Vec<bf16>,
+    band: Aligned<bf16>,
 }
 
 /// Rows that are read before they are transposed.
@@ -36,7 +38,11 @@ const BAND: usize = LANES;
 
 impl Scratch {
     pub fn new() -> Self {
-        Self { panel: vec![0; PAIRS * WIDTH], sums: vec![0.0; ROWS * WIDTH], band: vec![bf16::ZERO; BAND * 2 * PAIRS] }
+        Self {
+            panel: Aligned::zeros(PAIRS * WIDTH),
+            sums: Aligned::zeros(ROWS * WIDTH),
+            band: Aligned::zeros(BAND * 2 * PAIRS),
+        }
     }
 
     /// Bytes that [`Self::new`] takes.
@@ -47,6 +53,14 @@ impl Scratch {
 pub trait Stored: Sync {
     /// Writes columns `columns` of `row` to `out`.
     fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
+
+    /// Columns `columns` of `row` where they lie, if that is as bf16 values.
+    fn values(&self, _row: usize, _columns: Range<usize>) -> Option<&[bf16]> {
+        None
+    }
+
+    /// Asks the memory for what is soon going to be read of `row`, which may be beyond the last.
+    fn ask(&self, _row: usize, _columns: Range<usize>) {}
 
     /// Adds to `sums` the [`dots::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
     /// where that is possible. `scratch` has room for one.
@@ -91,6 +105,15 @@ impl Stored for Rows<'_> {
     fn read(&self, _: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
         out.copy_from_slice(&self.data[row * self.stride..][columns]);
     }
+
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        Some(&self.data[row * self.stride..][columns])
+    }
+
+    fn ask(&self, row: usize, columns: Range<usize>) {
+        let start = row * self.stride + columns.start;
+        isa::ask(self.data.get(start..start + columns.len()).unwrap_or_default());
+    }
 }
 
 /// The first `count` rows of a stored matrix; those beyond are zero, so that a contraction over them may be of an odd
@@ -106,6 +129,14 @@ impl Stored for Limited<'_> {
             true => self.matrix.read(isa, row, columns, out),
             false => out.fill(bf16::ZERO),
         }
+    }
+
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        if row < self.count { self.matrix.values(row, columns) } else { None }
+    }
+
+    fn ask(&self, row: usize, columns: Range<usize>) {
+        self.matrix.ask(row, columns);
     }
 }
 
@@ -288,7 +319,8 @@ fn each_in_order<S: Send, T: Send>(scratch: &mut [S], tasks: Vec<T>, run: impl F
 const FEW: usize = 4;
 
 /// Steps of a contraction of a few rows that are summed on their own: a row of the matrix that a band has room for.
-const STEPS: usize = BAND * 2 * PAIRS;
+const STEPS: usize = 8192;
+const _: () = assert!(STEPS <= BAND * 2 * PAIRS);
 
 /// One tile of a few rows: a dot product for each of its elements, over [`STEPS`] steps at a time, in order.
 fn few_rows<T>(
@@ -327,6 +359,11 @@ fn few_rows<T>(
     }
 }
 
+/// Steps of a contraction of `k` that are multiplied at one time: as many in every part as can be, in whole tiles.
+fn even_part(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(2 * PAIRS)).next_multiple_of(2 * amx::PAIRS)
+}
+
 /// One tile, a block of rows at a time. Column `first` of the destination is column 0 of the right operands.
 fn compute<T>(
     isa: Isa,
@@ -344,8 +381,9 @@ fn compute<T>(
         let row = tile.rows.start + block;
         let mut add = false;
         for product in products {
-            for start in (0..product.k).step_by(2 * PAIRS) {
-                let steps = start..(start + 2 * PAIRS).min(product.k);
+            let part = even_part(product.k);
+            for start in (0..product.k).step_by(part) {
+                let steps = start..(start + part).min(product.k);
                 let panel = &mut panel[..steps.len() / 2 * width];
                 fill(isa, &product.right, steps.clone(), columns.clone(), panel, width, band);
                 let left = &product.left.data[row * product.left.stride + start..];
@@ -358,6 +396,24 @@ fn compute<T>(
             finish(tile.row(block + i), row + i, column, &sums[i * WIDTH..][..columns.len()]);
         }
     }
+}
+
+/// Rows by which a matrix is asked for before it is read.
+const AHEAD: usize = 16;
+
+/// Columns `columns` of `row`: where they lie, or in `values`.
+fn row_of<'a>(
+    isa: Isa,
+    matrix: &'a dyn Stored,
+    row: usize,
+    columns: Range<usize>,
+    values: &'a mut [bf16],
+) -> &'a [bf16] {
+    if let Some(found) = matrix.values(row, columns.clone()) {
+        return found;
+    }
+    matrix.read(isa, row, columns, values);
+    values
 }
 
 /// Steps `steps` and columns `columns` of the right operand, in pairs of steps; columns beyond the last are zero.
@@ -373,25 +429,35 @@ pub fn fill(
     if columns.len() < width {
         panel.fill(0);
     }
+    let (pairs, side) = (steps.len() / 2, isa.side(width));
     match *right {
         Right::Upright(matrix) => {
             let (low, high) = band.split_at_mut(WIDTH);
             let (low, high) = (&mut low[..columns.len()], &mut high[..columns.len()]);
-            for (panel, step) in panel.chunks_exact_mut(width).zip(steps.step_by(2)) {
-                matrix.read(isa, step, columns.clone(), low);
-                matrix.read(isa, step + 1, columns.clone(), high);
-                isa::interleave(isa, low, high, &mut panel[..columns.len()]);
+            for (pair, step) in steps.step_by(2).enumerate() {
+                // A part of every row: no stream that the processor would see.
+                matrix.ask(step + AHEAD, columns.clone());
+                matrix.ask(step + 1 + AHEAD, columns.clone());
+                let low = row_of(isa, matrix, step, columns.clone(), low);
+                let high = row_of(isa, matrix, step + 1, columns.clone(), high);
+                for (number, (low, high)) in low.chunks(side).zip(high.chunks(side)).enumerate() {
+                    isa::interleave(isa, low, high, &mut panel[(number * pairs + pair) * side..][..low.len()]);
+                }
             }
         }
         Right::Turned(matrix) => {
-            let pairs = steps.len() / 2;
             for start in (0..columns.len()).step_by(BAND) {
                 let count = BAND.min(columns.len() - start);
-                for (i, row) in band.chunks_exact_mut(2 * PAIRS).take(count).enumerate() {
-                    matrix.read(isa, columns.start + start + i, steps.clone(), &mut row[..steps.len()]);
-                }
                 band[count * 2 * PAIRS..].fill(bf16::ZERO);
-                isa::transpose(isa, bytemuck::cast_slice(band), PAIRS, pairs, &mut panel[start..], width);
+                let mut rows: [&[bf16]; BAND] = [&[]; BAND];
+                for (i, (row, values)) in rows.iter_mut().zip(band.chunks_exact_mut(2 * PAIRS)).enumerate() {
+                    let values = &mut values[..steps.len()];
+                    *row = match i < count {
+                        true => row_of(isa, matrix, columns.start + start + i, steps.clone(), values),
+                        false => values,
+                    };
+                }
+                isa::transpose(isa, &rows, &mut panel[start / side * pairs * side + start % side..], side);
             }
         }
     }
@@ -400,11 +466,12 @@ pub fn fill(
 /// A round of the instructions on one panel that stays in the nearest cache; returns its FLOPs. For measuring.
 pub fn peak_round(isa: Isa) -> impl FnMut() -> f64 {
     const ROWS: usize = 48;
-    const PAIRS: usize = 64;
+    const PAIRS: usize = 96;
     const CALLS: usize = 16;
-    let panel = vec![0x3F00_3F00u32; PAIRS * WIDTH];
-    let left = vec![bf16::from_f32(0.25); ROWS * 2 * PAIRS];
-    let mut sums = vec![0.0f32; ROWS * WIDTH];
+    let (mut panel, mut left) = (Aligned::zeros(PAIRS * WIDTH), Aligned::zeros(ROWS * 2 * PAIRS));
+    panel.fill(0x3F00_3F00u32);
+    left.fill(bf16::from_f32(0.25));
+    let mut sums = Aligned::zeros(ROWS * WIDTH);
     move || {
         for _ in 0..CALLS {
             isa::multiply(isa, std::hint::black_box(&left), 2 * PAIRS, ROWS, &panel, WIDTH, &mut sums, false);

@@ -46,6 +46,14 @@ impl Isa {
         None
     }
 
+    /// Columns that lie side by side in a panel of `width` columns: all, or those of a tile.
+    pub fn side(self, width: usize) -> usize {
+        match self.0 {
+            Kind::Amx => amx::TILE,
+            Kind::Avx512Bf16 | Kind::Scalar => width,
+        }
+    }
+
     /// The name in messages and in the identity of a run.
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -62,7 +70,8 @@ fn halves(pair: u32) -> (f32, f32) {
 
 /// `sums[row][column] (+)= Σ left[row][2p..2p+2] · panel[p][column]` for `rows` rows of `width` columns.
 ///
-/// `left` holds rows of `2·pairs` values, `stride` apart; `panel` `[pairs, width]`; `sums` rows of [`WIDTH`] values.
+/// `left` holds rows of `2·pairs` values, `stride` apart; `sums` rows of [`WIDTH`] values; `panel` `[pairs, width]`, in
+/// parts of [`Isa::side`] columns one after the other.
 /// The chain of every sum runs over the pairs in order, starting from what `sums` holds where `add` is set.
 pub fn multiply(
     isa: Isa,
@@ -106,21 +115,37 @@ pub fn multiply(
     }
 }
 
-/// `out[j][i] = band[i][j]` for 16 rows of `len` pairs, `from_stride` apart; rows of `out` are `stride` apart.
-pub fn transpose(isa: Isa, band: &[u32], from_stride: usize, len: usize, out: &mut [u32], stride: usize) {
-    assert!(len > 0 && band.len() >= 15 * from_stride + len && from_stride >= len, "band out of bounds");
-    assert!(stride >= LANES && out.len() >= (len - 1) * stride + LANES, "transposed band out of bounds");
+/// Pair j of row i becomes `out[j · stride + i]`; rows hold as many pairs each.
+pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usize) {
+    let len = rows[0].len() / 2;
+    assert!(len > 0 && rows.iter().all(|row| row.len() == 2 * len), "rows of equal length");
+    assert!(stride >= LANES && out.len() >= (len - 1) * stride + LANES, "transposed rows out of bounds");
     let whole = match isa.0 {
         // SAFETY: `detect` found the instructions; the bounds were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::transpose(band, from_stride, len, out, stride) },
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::transpose(rows, len, out, stride) },
         _ => 0,
     };
     for j in whole..len {
-        for i in 0..LANES {
-            out[j * stride + i] = band[i * from_stride + j];
+        for (i, row) in rows.iter().enumerate() {
+            out[j * stride + i] = pair(row[2 * j], row[2 * j + 1]);
         }
     }
+}
+
+/// Asks the memory for the lines of `values`.
+pub fn ask<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let (first, bytes) = (values.as_ptr().cast::<i8>(), size_of_val(values));
+        for at in (0..bytes).step_by(64).chain(bytes.checked_sub(1)) {
+            // SAFETY: reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half.
@@ -285,13 +310,13 @@ mod x86 {
     /// # Safety
     /// The processor has the features, and the bounds are those that [`super::transpose`] checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn transpose(band: &[u32], from_stride: usize, len: usize, out: &mut [u32], stride: usize) -> usize {
+    pub unsafe fn transpose(from: &[&[bf16]; LANES], len: usize, out: &mut [u32], stride: usize) -> usize {
         let whole = len / LANES * LANES;
         for start in (0..whole).step_by(LANES) {
             let mut rows = [_mm512_setzero_ps(); 16];
-            for (i, row) in rows.iter_mut().enumerate() {
+            for (row, from) in rows.iter_mut().zip(from) {
                 // SAFETY: the caller's bounds.
-                *row = unsafe { _mm512_loadu_ps(band.as_ptr().add(i * from_stride + start).cast()) };
+                *row = unsafe { _mm512_loadu_ps(from.as_ptr().add(2 * start).cast()) };
             }
             // Four rounds, each of which exchanges one bit of the row's number with one of the column's.
             let mut a = rows;
@@ -444,16 +469,18 @@ mod tests {
     }
 
     #[test]
-    fn bands_are_transposed_whatever_their_length() {
+    fn rows_are_transposed_whatever_their_length() {
         for len in [1, 15, 16, 17, 48, 61] {
-            let (from, stride) = (len + 3, 64);
-            let band: Vec<u32> = (0..16 * from as u32).collect();
+            let stride = 64;
+            // Rows that begin between two pairs too.
+            let numbers = values(16 * (2 * len + 1), 7);
+            let rows: [&[bf16]; 16] = std::array::from_fn(|i| &numbers[i * (2 * len + 1)..][..2 * len]);
             for isa in [Isa::avx512_bf16().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
                 let mut out = vec![0; len * stride];
-                transpose(isa, &band, from, len, &mut out, stride);
+                transpose(isa, &rows, &mut out, stride);
                 for j in 0..len {
-                    for i in 0..16 {
-                        assert_eq!(out[j * stride + i], band[i * from + j], "{isa:?}, {len}: {i}, {j}");
+                    for (i, row) in rows.iter().enumerate() {
+                        assert_eq!(out[j * stride + i], pair(row[2 * j], row[2 * j + 1]), "{isa:?}, {len}: {i}, {j}");
                     }
                 }
             }

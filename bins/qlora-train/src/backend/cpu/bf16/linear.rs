@@ -3,6 +3,7 @@
 use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply};
 use super::isa::Isa;
 use super::rows::{round, round_row, widen};
+use crate::backend::cpu::aligned::Aligned;
 use half::bf16;
 use qlora_kernels::rng::Dropout;
 use rayon::prelude::*;
@@ -220,14 +221,14 @@ pub struct Gradients<'a> {
 /// Scratch memory of [`Group::gradients`].
 pub struct GradientScratch {
     /// `[max r, TOKENS]`: S or T of a chunk, transposed
-    left: Vec<bf16>,
+    left: Aligned<bf16>,
     /// `[max r, max N]`: the transposed gradient of B of a chunk
-    db: Vec<f32>,
+    db: Aligned<f32>,
 }
 
 impl GradientScratch {
     pub fn new(max_r: usize, max_n: usize) -> Self {
-        Self { left: vec![bf16::ZERO; max_r * TOKENS], db: vec![0.0; max_r * max_n] }
+        Self { left: Aligned::zeros(max_r * TOKENS), db: Aligned::zeros(max_r * max_n) }
     }
 
     /// Bytes that [`Self::new`] takes.

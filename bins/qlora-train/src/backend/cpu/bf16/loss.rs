@@ -4,6 +4,7 @@ use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply}
 use super::isa::Isa;
 use super::linear::transpose;
 use super::rows::round;
+use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::loss::{LossSum, to_gradients};
 use half::bf16;
@@ -15,12 +16,12 @@ pub const CHUNK: usize = 256;
 /// Scratch memory: logits, and hidden states of a chunk.
 pub struct LossScratch {
     /// `[CHUNK, vocab]`: logits in f32; their gradients in bf16 take the first half of each row.
-    logits: Vec<f32>,
+    logits: Aligned<f32>,
     /// `[CHUNK, hidden]` twice: rows of supervised tokens, and their gradients
-    gathered: Vec<bf16>,
-    gradient: Vec<bf16>,
+    gathered: Aligned<bf16>,
+    gradient: Aligned<bf16>,
     /// `[VOCABULARY, CHUNK]`, where the output layer is trained: gradients of logits, transposed
-    turned: Vec<bf16>,
+    turned: Aligned<bf16>,
 }
 
 /// Rows of the output layer whose gradient is computed together.
@@ -29,9 +30,12 @@ const VOCABULARY: usize = 1024;
 impl LossScratch {
     pub fn new(tokens: usize, hidden: usize, vocab: usize, trains_head: bool) -> Self {
         let rows = tokens.min(CHUNK);
-        let zeros = vec![bf16::ZERO; rows * hidden];
-        let turned = vec![bf16::ZERO; Self::turned(tokens, vocab, trains_head)];
-        Self { logits: vec![0.0; rows * vocab.next_multiple_of(2)], gathered: zeros.clone(), gradient: zeros, turned }
+        Self {
+            logits: Aligned::zeros(rows * vocab.next_multiple_of(2)),
+            gathered: Aligned::zeros(rows * hidden),
+            gradient: Aligned::zeros(rows * hidden),
+            turned: Aligned::zeros(Self::turned(tokens, vocab, trains_head)),
+        }
     }
 
     fn turned(tokens: usize, vocab: usize, trains_head: bool) -> usize {

@@ -49,6 +49,13 @@ impl Stored for Nf4Matrix {
         }
     }
 
+    fn ask(&self, row: usize, columns: Range<usize>) {
+        if row < self.rows() {
+            let start = (row * self.cols() + columns.start) / 2;
+            isa::ask(&self.codes()[start..start + columns.len() / 2]);
+        }
+    }
+
     /// Whole blocks are dequantized in registers.
     fn dots(
         &self,

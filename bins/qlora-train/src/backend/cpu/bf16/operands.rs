@@ -2,7 +2,7 @@
 
 use super::dots;
 use super::gemm::{Stored, dots_of_copies};
-use super::isa::Isa;
+use super::isa::{self, Isa};
 use super::linear::{LowRank, Rounded, Segment, padded};
 use super::rows::{round, round_row};
 use crate::backend::LinearGroup;
@@ -19,6 +19,21 @@ impl Stored for CpuWeight {
             CpuWeight::OnDisk(weight) => weight.with(|matrix| matrix.read(isa, row, columns, out)),
             CpuWeight::Dense(dense) => Stored::read(dense, isa, row, columns, out),
             CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
+        }
+    }
+
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        match self {
+            CpuWeight::Dense(dense) => dense.values(row, columns),
+            CpuWeight::Nf4(_) | CpuWeight::OnDisk(_) | CpuWeight::Unread => None,
+        }
+    }
+
+    fn ask(&self, row: usize, columns: Range<usize>) {
+        match self {
+            CpuWeight::Dense(dense) => dense.ask(row, columns),
+            CpuWeight::Nf4(matrix) => matrix.ask(row, columns),
+            CpuWeight::OnDisk(_) | CpuWeight::Unread => {}
         }
     }
 
@@ -53,6 +68,21 @@ impl Stored for Dense {
         }
     }
 
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        match &self.tensor.data {
+            TensorData::Bf16(values) => Some(&values[row * self.cols..][columns]),
+            TensorData::F16(_) | TensorData::F32(_) => None,
+        }
+    }
+
+    fn ask(&self, row: usize, columns: Range<usize>) {
+        if row < self.rows()
+            && let Some(values) = self.values(row, columns)
+        {
+            isa::ask(values);
+        }
+    }
+
     fn dots(
         &self,
         isa: Isa,
@@ -75,6 +105,19 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => Stored::read(dense, isa, row, columns, out),
             Matrix::F32 { data, rows, cols } => Rounded { data, rows, columns: cols }.read(isa, row, columns, out),
+        }
+    }
+
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        match *self {
+            Matrix::Dense(dense) => dense.values(row, columns),
+            Matrix::F32 { .. } => None,
+        }
+    }
+
+    fn ask(&self, row: usize, columns: Range<usize>) {
+        if let Matrix::Dense(dense) = *self {
+            dense.ask(row, columns);
         }
     }
 

@@ -30,6 +30,14 @@ vectorized! {
     }
 }
 
+vectorized! {
+    pub fn round_scaled<'a>(to: &'a mut [bf16], from: &'a [f32], scale: f32) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = round(from * scale);
+        }
+    }
+}
+
 /// Rows of a task at least.
 const MIN_ROWS: usize = 16;
 

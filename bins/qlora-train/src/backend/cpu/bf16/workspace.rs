@@ -5,6 +5,7 @@ use super::gemm::Scratch;
 use super::isa::Isa;
 use super::linear::GradientScratch;
 use super::loss::LossScratch;
+use crate::backend::cpu::aligned::Aligned;
 use crate::backend::run_shape::RunShape;
 use half::bf16;
 use qlora_kernels::shape::AttentionShape;
@@ -20,11 +21,11 @@ pub struct Workspace {
     pub gradients: GradientScratch,
     pub loss: LossScratch,
     /// `[tile, max K]`: an input after dropout
-    pub masked: Vec<bf16>,
+    pub masked: Aligned<bf16>,
     /// `[tile, max K]`: T·A before its mask
-    pub term: Vec<f32>,
+    pub term: Aligned<f32>,
     /// `[tokens, H]`: rowsum(dO ∘ O)
-    pub delta: Vec<f32>,
+    pub delta: Aligned<f32>,
 }
 
 fn threads() -> usize {
@@ -57,9 +58,9 @@ impl Workspace {
             attention: (0..threads()).map(|_| attention::Scratch::new(shape(dims))).collect(),
             gradients: GradientScratch::new(r, n),
             loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab, dims.trains_head),
-            masked: vec![bf16::ZERO; masked],
-            term: vec![0.0; masked],
-            delta: vec![0.0; delta],
+            masked: Aligned::zeros(masked),
+            term: Aligned::zeros(masked),
+            delta: Aligned::zeros(delta),
         }
     }
 
