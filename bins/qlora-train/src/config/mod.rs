@@ -40,6 +40,7 @@
 //! accumulation 1: with packing a step already holds `max_length` tokens. `logging_steps` 1. `save_total_limit` 2: a
 //! checkpoint of a large model takes gigabytes, and only the newest and the best are of use.
 
+mod answers;
 mod args;
 mod compat;
 mod datasets;
@@ -56,6 +57,7 @@ mod trackers;
 mod types;
 mod yaml;
 
+pub use answers::{BestMetric, SamplePrompt, SamplePrompts};
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};

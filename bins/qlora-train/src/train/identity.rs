@@ -14,6 +14,7 @@ use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::{read_bounded, shown};
+use crate::infer::questions::Questions;
 use crate::refuse;
 use crate::session::model_spec::effective_settings;
 use crate::session::{Loaded, TrainingData};
@@ -52,6 +53,9 @@ pub struct Identity {
     /// SHA-256 (hex) of each file.
     pub data: Vec<String>,
     pub val_data: Vec<String>,
+    /// SHA-256 (hex) over what is asked, where answers have a say in the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions: Option<String>,
     /// SHA-256 (hex) over the tokens of all rows
     pub tokens: String,
 }
@@ -103,6 +107,7 @@ impl Identity {
             (self.data == earlier.data, "the contents of `data`"),
             (self.val_data == earlier.val_data, "the contents of `val_data`"),
             (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
+            (self.questions == earlier.questions, "what is asked while the run trains (`sample_prompts`, `eval_answers`)"),
             (self.clock == earlier.clock, "the date that the chat template writes"),
             (
                 self.tokens == earlier.tokens,
@@ -117,7 +122,8 @@ impl Identity {
 }
 
 /// Settings that name a place; what is found there counts.
-const PLACES: [&str; 6] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter"];
+const PLACES: [&str; 7] =
+    ["model", "revision", "data", "val_data", "chat_template", "init_adapter", "sample_prompts"];
 
 /// Every setting that changes results, less places.
 pub fn result_settings(settings: &Settings, loaded: &Loaded, arithmetic: Option<String>) -> Map<String, Value> {
@@ -134,6 +140,7 @@ pub fn run_identity(
     settings: &Settings,
     loaded: &Loaded,
     data: &TrainingData,
+    questions: &Questions,
     arithmetic: Option<String>,
     clock: Timestamp,
 ) -> Result<Identity> {
@@ -156,6 +163,8 @@ pub fn run_identity(
         data: data.hashes.clone(),
         val_data: data.validation_hashes.clone(),
         init_adapter,
+        // `eval_answers` is a result setting exactly where answers have a say.
+        questions: settings.result_settings().contains_key("eval_answers").then(|| questions.hash()),
         tokens: data.tokens_hash.clone(),
     })
 }
@@ -215,6 +224,7 @@ mod tests {
             data: vec!["a".into()],
             val_data: Vec::new(),
             init_adapter: None,
+            questions: None,
             tokens: "t".into(),
         };
         assert_eq!(one.difference(&one.clone()), None);
@@ -233,6 +243,7 @@ mod tests {
             (Identity { tool_template: Some("t".into()), ..one.clone() }, "for conversations with tools changed"),
             (Identity { clock: Some(Timestamp::UNIX_EPOCH), ..one.clone() }, "the date that the chat template writes"),
             (Identity { init_adapter: Some("t".into()), ..one.clone() }, "the contents of `init_adapter` changed"),
+            (Identity { questions: Some("t".into()), ..one.clone() }, "what is asked while the run trains"),
             (Identity { tokens: "u".into(), ..one.clone() }, "the tokens that this version"),
             (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
             (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),

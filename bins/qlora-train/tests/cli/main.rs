@@ -36,6 +36,7 @@ mod report;
 mod resume;
 mod resume_refused;
 mod same_run;
+mod samples;
 mod sandbox;
 mod settings;
 mod signals;
