@@ -8,9 +8,10 @@ use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use super::answers::{BestMetric, SamplePrompts};
-use super::enums::{Preset, Scheduler};
+use super::enums::{MixStrategy, Preset, Scheduler};
 use super::intervals::Every;
 use super::lr_schedule;
+use super::mixing::OfEach;
 use super::table::{Effect, SETTINGS, SettingInfo, Settings};
 use super::types::{Reject, ValSet};
 use super::yaml::Value;
@@ -56,12 +57,48 @@ impl Settings {
             return Ok(());
         }
         self.model_path()?;
+        self.check_mixing()?;
         if purpose != Purpose::Plan && self.data.is_empty() {
             refuse!("`data` is missing: give the training rows, `data: rows.jsonl` in YAML or `--data rows.jsonl`");
         }
         if purpose == Purpose::Train {
             self.output_path()?;
             self.check_evaluation()?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what is said of single entries of `data`, which are other ones now.
+    pub fn mix_nothing(&mut self) {
+        (self.data_weights, self.interleave_probs) = (OfEach::NONE, OfEach::NONE);
+        (self.data_max_samples, self.mix_strategy) = (OfEach::NONE, MixStrategy::Concat);
+    }
+
+    /// What mixes files has a number for each of them.
+    fn check_mixing(&self) -> Result<()> {
+        let given = [
+            ("data_weights", self.data_weights.0.len()),
+            ("data_max_samples", self.data_max_samples.0.len()),
+            ("interleave_probs", self.interleave_probs.0.len()),
+        ];
+        for (name, numbers) in given.into_iter().filter(|(_, numbers)| *numbers > 0) {
+            if numbers != self.data.len() {
+                refuse!("`{name}`: found {numbers} numbers for {} entries of `data`, expected one for each", self.data.len());
+            }
+        }
+        let interleaves = self.mix_strategy != MixStrategy::Concat;
+        if interleaves && (self.interleave_probs.0.is_empty() || !self.data_weights.0.is_empty() || !self.shuffle) {
+            refuse!(
+                "`mix_strategy`: found {}, which goes by `interleave_probs` alone, in an order that is drawn: give them, and \
+                 neither `data_weights` nor `shuffle: false`",
+                self.mix_strategy.name()
+            );
+        }
+        if !interleaves && !self.interleave_probs.0.is_empty() {
+            refuse!(
+                "`interleave_probs` needs `mix_strategy: interleave_under` or `interleave_over`; `data_weights` says how often \
+                 the rows of a file are trained on"
+            );
         }
         Ok(())
     }

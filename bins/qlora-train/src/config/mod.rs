@@ -50,6 +50,7 @@ mod intervals;
 mod layers;
 mod lints;
 pub mod lr_schedule;
+mod mixing;
 mod patterns;
 mod table;
 mod template_names;
@@ -62,11 +63,12 @@ pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
     TokenTile, TooLong, WeightResidency,
 };
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
+pub use mixing::OfEach;
 pub use patterns::{LayerNumbers, Pattern};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;

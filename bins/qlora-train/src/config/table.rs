@@ -7,11 +7,12 @@ use serde_json::Value as Json;
 
 use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
+    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
     TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
+use super::mixing::OfEach;
 use super::patterns::{LayerNumbers, Pattern};
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
@@ -120,6 +121,17 @@ settings! {
     "Rows taken of each data file at most, the first of them."
     max_samples: Limit = Limit(None), "none", "a count of rows; 0 or -1 for all", ResultsIfSet, ["data.max_samples"],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+    "Rows taken of each entry of `data` at most, the first of each of its files; 0: all. In YAML also `max_samples` beside the `path` of an entry."
+    data_max_samples: OfEach<usize> = OfEach::NONE, "none", "a count of rows for each entry of `data`", ResultsIfSet, [],
+        |v| v.0.iter().all(|v| *v <= 1_000_000_000);
+    "How often the rows of each entry of `data` are trained on in an epoch: 2 is twice, 0.5 half of them, drawn by `seed`, the same in every epoch. In YAML also `weight` beside the `path` of an entry."
+    data_weights: OfEach<f64> = OfEach::NONE, "1 for each", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet,
+        ["dataset_weights", "mixing_weights"], |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
+    "How rows of several files make up an epoch: `concat` has all of them; `interleave_under` and `interleave_over` have the shares of `interleave_probs`, until the first file is used up, or until all are."
+    mix_strategy: MixStrategy = MixStrategy::Concat, "concat", "concat, interleave_under or interleave_over", ResultsIfSet, [];
+    "Shares of an epoch's rows that are of each entry of `data`; they are divided by their sum."
+    interleave_probs: OfEach<f64> = OfEach::NONE, "none", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet, [],
+        |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
     "Column of the prompts, where it is not `prompt`, `instruction` or another known name."
     prompt_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["prompt_feature", "data.prompt_column"];

@@ -151,8 +151,7 @@ impl<B: Backend> Run<'_, B> {
             let percent = |share: f64| format!("{:.1}%", 100.0 * share);
             let pattern = pattern.map_or(String::new(), |share| format!("{} match, ", percent(share)));
             lines[0] += &format!(
-                " of {} with a reference {} are exact, {} contain it, {pattern}ROUGE-L {rouge_l:.4}",
-                count(*answers as u64, "one"),
+                " {} exact, {} contain the reference, {pattern}ROUGE-L {rouge_l:.4}, over {answers} with a reference",
                 percent(*exact),
                 percent(*contains)
             );

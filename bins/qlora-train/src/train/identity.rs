@@ -69,6 +69,13 @@ impl Identity {
         hex(Sha256::digest(settings.join("\n") + "\n" + &serde_json::to_string(&rest).expect("texts serialize")))
     }
 
+    /// With what the run asks, where answers have a say in it.
+    pub fn judging(self, settings: &Settings, questions: &Questions) -> Self {
+        // `eval_answers` is a result setting exactly there.
+        let judged = settings.result_settings().contains_key("eval_answers");
+        Self { questions: judged.then(|| questions.hash()), ..self }
+    }
+
     /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
     pub fn difference(&self, earlier: &Self) -> Option<String> {
         self.difference_but_for(earlier, &[])
@@ -140,7 +147,6 @@ pub fn run_identity(
     settings: &Settings,
     loaded: &Loaded,
     data: &TrainingData,
-    questions: &Questions,
     arithmetic: Option<String>,
     clock: Timestamp,
 ) -> Result<Identity> {
@@ -163,8 +169,7 @@ pub fn run_identity(
         data: data.hashes.clone(),
         val_data: data.validation_hashes.clone(),
         init_adapter,
-        // `eval_answers` is a result setting exactly where answers have a say.
-        questions: settings.result_settings().contains_key("eval_answers").then(|| questions.hash()),
+        questions: None,
         tokens: data.tokens_hash.clone(),
     })
 }

@@ -88,9 +88,11 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     section("Data");
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
+    let identity = run_identity(&settings, &loaded, &data, device.arithmetic(), clock)?;
+    // Prompts may need a tokenizer where rows are token ids; it is no part of what is trained.
     let questions = Questions::load(&settings, &loaded, &data.validation)?;
     check_positions(&questions.prompts(), loaded.checkpoint.arch(), data.longest)?;
-    let identity = run_identity(&settings, &loaded, &data, &questions, device.arithmetic(), clock)?;
+    let identity = identity.judging(&settings, &questions);
     let resumes = settings.resume_from_checkpoint != Resume::No;
     // Another run that is to be overwritten is removed when nothing can be refused any more.
     let (found, overwrites) = match check_output_dir(&output, &identity, resumes) {

@@ -24,6 +24,7 @@ mod lints;
 mod memory;
 mod merge;
 mod methods;
+mod mixing;
 mod not_files;
 mod outputs;
 mod parameters;

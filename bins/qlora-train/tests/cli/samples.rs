@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::sandbox::{Sandbox, train};
 
-const CHAT: &str = "--data chat.jsonl --max-steps 8 --max-length 128 --learning-rate 2e-2";
+const CHAT: &str = "--data chat.jsonl --max-length 128 --learning-rate 2e-2";
 
 fn answered(sandbox: &Sandbox, out: &str) -> Vec<Value> {
     let lines = sandbox.lines(&format!("{out}/metrics.jsonl"));
@@ -26,7 +26,7 @@ fn answering_changes_no_bit_of_the_run_and_says_what_generate_says() {
         ("dropout", "--lora-dropout 0.2 --packing false"),
         ("few", "--gradient-checkpointing true --per-device-train-batch-size 2"),
     ] {
-        let line = format!("{CHAT} {more} --save-steps 4");
+        let line = format!("{CHAT} {more} --max-steps 8 --save-steps 4");
         sandbox.train_into(out, &line).ok();
         let with = format!("{out}-with");
         let asked = "--sample-prompts prompts.txt --eval-steps 2 --eval-max-new-tokens 100";
@@ -84,30 +84,30 @@ fn references_are_those_of_rows_of_lines_and_of_lists() {
 #[test]
 fn the_best_answers_decide_the_checkpoint_and_the_end() {
     let sandbox = Sandbox::chat();
-    // Learned fast, and asked for: the answer is right from some step on, and stays so.
-    let line = "--data chat.jsonl --val-data chat.jsonl --max-steps 60 --max-length 128 --learning-rate 2e-2 --eval-steps 2 \
+    // Rows that are learned, and asked for: an answer is right after some steps.
+    let line = "--data chat.jsonl --val-data chat.jsonl --max-steps 300 --max-length 128 --learning-rate 2e-2 --eval-steps 10 \
                 --eval-answers 2 --eval-max-new-tokens 8 --save-steps 0 --metric-for-best-model exact_match \
-                --load-best-model-at-end --early-stopping-patience 3";
+                --load-best-model-at-end --early-stopping-patience 12 --lr-scheduler-type constant";
     let done = sandbox.train(line).ok();
     let lines = answered(&sandbox, "out");
     let exact: Vec<f64> = lines.iter().map(|line| line["eval_exact_match"].as_f64().unwrap()).collect();
     let steps: Vec<u64> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
     let best = exact.iter().copied().skip(1).fold(0.0, f64::max);
-    assert!(exact[0] == 0.0 && best == 1.0, "{exact:?}");
+    assert!(exact[0] == 0.0 && best > 0.0, "{exact:?}");
     let first = exact.iter().position(|&value| value == best).unwrap();
-    assert_eq!(steps.len(), first + 4, "three evaluations without a better one: {exact:?}");
-    let stopped = "3 evaluations without a share of exact matches above 100.0%";
-    assert!(done.stderr.contains(stopped), "{}", done.stderr);
+    assert_eq!(steps.len(), first + 13, "twelve evaluations without a better one: {exact:?}");
+    let stopped = format!("12 evaluations without a share of exact matches above {:.1}%", 100.0 * best);
+    assert!(done.stderr.contains(&stopped), "{}", done.stderr);
     let state = sandbox.json("out/trainer_state.json");
     let checkpoint = format!("checkpoint-{}", steps[first]);
-    assert_eq!((&state["best_metric"], &state["best_model_checkpoint"]), (&json!(1.0), &json!(checkpoint)));
+    assert_eq!((&state["best_metric"], &state["best_model_checkpoint"]), (&json!(best), &json!(checkpoint)));
     let file = "adapter_model.safetensors";
     assert!(sandbox.bytes(&format!("out/{file}")) == sandbox.bytes(&format!("out/{checkpoint}/{file}")));
     // The summary's validation loss is that of the adapter that was written.
     assert_eq!(done.json()["eval_loss"], lines[first]["eval_loss"]);
-    // Every figure of the log is that of `eval --answers`.
+    // The figure is that of `eval --answers`, of the adapter that was written.
     let eval = "eval --model model --adapter out --data chat.jsonl --answers --max-new-tokens 8 --json";
-    assert_eq!(sandbox.run(eval).json()["results"][0]["exact_match"], 1.0);
+    assert_eq!(sandbox.run(eval).json()["results"][0]["exact_match"], best);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_run_that_is_killed_while_it_answers_goes_on_with_the_same_log() {
     let sandbox = Sandbox::chat();
     sandbox.write("prompts.txt", "hello\nwho\nwhere\n");
     let line = format!(
-        "{CHAT} --val-data chat.jsonl --sample-prompts prompts.txt --eval-answers 1 --eval-steps 2 --save-steps 2 \
+        "{CHAT} --max-steps 8 --val-data chat.jsonl --sample-prompts prompts.txt --eval-answers 1 --eval-steps 2 --save-steps 2 \
          --metric-for-best-model rouge_l --load-best-model-at-end --eval-max-new-tokens 9"
     );
     sandbox.train(&line).ok();
@@ -137,17 +137,23 @@ fn the_plan_counts_the_room_for_answers() {
     let sandbox = Sandbox::chat();
     sandbox.write("prompts.txt", &"hello there, who are you?\n".repeat(9));
     let line = format!("{CHAT} --device cpu --packing false");
-    let peak = |more: &str| {
-        let plan = sandbox.run(&format!("plan --model model --json {}", &train(&format!("{line} {more}"))[13..])).json();
-        plan["host"]["peak_bytes"].as_u64().unwrap()
+    // What the run allocates itself, saving and what was there before it apart.
+    let planned = |more: &str| -> u64 {
+        let settings = train(&format!("{line} {more}")).replacen("train --json", "plan --json", 1);
+        let plan = sandbox.run(&settings).json();
+        let buffers = plan["buffers"].as_array().unwrap().iter();
+        let own = |buffer: &&Value| {
+            let name = buffer["name"].as_str().unwrap();
+            !name.starts_with("saving") && !name.starts_with("rows, tokenizer")
+        };
+        buffers.filter(own).map(|buffer| buffer["bytes"].as_u64().unwrap()).sum()
     };
     let asked = "--sample-prompts prompts.txt --eval-max-new-tokens 150";
-    let (without, with) = (peak(""), peak(asked));
+    let (without, with) = (planned(""), planned(asked));
     assert!(with > without, "{without} {with}");
     for (out, more, planned) in [("out", "", without), ("with", asked, with)] {
         let done = sandbox.train_into(out, &format!("{line} {more}")).json();
-        let held = done["peak_bytes"].as_u64().unwrap();
-        assert!(held <= planned && planned - held < planned / 4, "{out}: {held} held, {planned} planned");
+        assert_eq!(done["peak_bytes"], planned, "{out}");
     }
 }
 
@@ -186,7 +192,7 @@ fn wrong_prompts_and_figures_are_refused() {
         (more("--eval-answers 3"), &["eval_answers", "val_data"]),
         (train(&format!("{CHAT} --metric-for-best-model rouge_l --val-data chat.jsonl --eval-steps 2")), &["eval_answers"]),
         (train(&format!("{CHAT} --eval-steps 2")), &["eval_steps", "sample_prompts"]),
-        (train("--data chat.jsonl --val-data rows.jsonl --eval-answers 3"), &["eval_answers", "no validation row"]),
+        (train("--data chat.jsonl --val-data text.jsonl --eval-answers 3"), &["eval_answers", "no validation row"]),
     ] {
         sandbox.refused(&line, words);
     }
