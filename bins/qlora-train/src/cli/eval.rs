@@ -13,9 +13,7 @@ use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, printable, status_lines};
 use crate::session::host::set_threads;
-use crate::session::training_data::{
-    data_options, find_files, split, training_options, validation_options,
-};
+use crate::session::training_data::{data_options, find_files, split, training_options, validation_options};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;

@@ -83,7 +83,10 @@ impl Settings {
         ];
         for (name, numbers) in given.into_iter().filter(|(_, numbers)| *numbers > 0) {
             if numbers != self.data.len() {
-                refuse!("`{name}`: found {numbers} numbers for {} entries of `data`, expected one for each", self.data.len());
+                refuse!(
+                    "`{name}`: found {numbers} numbers for {} entries of `data`, expected one for each",
+                    self.data.len()
+                );
             }
         }
         let interleaves = self.mix_strategy != MixStrategy::Concat;
@@ -241,9 +244,7 @@ impl Settings {
         let counts = |info: &&SettingInfo| match info.effect {
             Effect::Results => true,
             Effect::ResultsIfSet => (info.get)(self) != (info.get)(&default),
-            Effect::RunOnly => {
-                (judged && info.name == "eval_steps") || (by_answers && OF_ANSWERS.contains(&info.name))
-            }
+            Effect::RunOnly => (judged && info.name == "eval_steps") || (by_answers && OF_ANSWERS.contains(&info.name)),
         };
         SETTINGS.iter().filter(counts).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::compat::{Heard, Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
 use super::answers::SamplePrompts;
+use super::compat::{Heard, Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
 use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies};
 use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};

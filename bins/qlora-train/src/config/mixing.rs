@@ -21,16 +21,20 @@ impl<T: SettingValue> SettingValue for OfEach<T> {
             Value::List(items) => &items[..],
             one => std::slice::from_ref(one),
         };
+        let number = |item: &Value| {
+            let wrong = || Reject::Because(format!("found {item}, expected a number for each entry of `data`"));
+            T::read(item).map_err(|_| wrong())
+        };
         let mut numbers = Vec::with_capacity(items.len());
         for item in items {
             match item {
                 // LLaMA-Factory writes 0.7,0.3.
                 Value::Str(text) => {
                     for part in text.split(',') {
-                        numbers.push(T::read(&Value::text(part.trim()))?);
+                        numbers.push(number(&Value::text(part.trim()))?);
                     }
                 }
-                item => numbers.push(T::read(item)?),
+                item => numbers.push(number(item)?),
             }
         }
         Ok(Self(numbers))

@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
-    TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler,
+    TargetModules, TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;

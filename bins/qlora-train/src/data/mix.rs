@@ -105,7 +105,8 @@ impl Mix {
 
     /// A line of the mix, with the names of the files; none where an epoch has all rows once.
     pub fn line(&self, names: &[String]) -> Option<String> {
-        let part = |part: &MixPart| format!("{} {}", names.get(part.file).map_or("?".into(), |name| printable(name)), part);
+        let part =
+            |part: &MixPart| format!("{} {}", names.get(part.file).map_or("?".into(), |name| printable(name)), part);
         let share = |part: &MixPart| format!("{:.1}%", 100.0 * part.in_epoch as f64 / self.len() as f64);
         let parts: Vec<String> = self.parts.iter().map(|one| format!("{}, {}", part(one), share(one))).collect();
         (!parts.is_empty())
@@ -163,9 +164,8 @@ mod tests {
 
     #[test]
     fn shares_are_those_of_an_epoch_until_one_file_or_all_are_used_up() {
-        let mix = |of_each: &[f64], over| {
-            Mix::new(&files(), &MixOptions::Shares { of_each: of_each.to_vec(), over }, 1)
-        };
+        let mix =
+            |of_each: &[f64], over| Mix::new(&files(), &MixOptions::Shares { of_each: of_each.to_vec(), over }, 1);
         // 4 rows are half of 8; 10 rows are half of 20.
         let (under, over) = (mix(&[0.5, 0.5, 1.0], false), mix(&[3.0, 3.0, 1.0], true));
         let in_epoch = |mix: &Mix| mix.parts().iter().map(|part| part.in_epoch).collect::<Vec<_>>();

@@ -116,10 +116,7 @@ impl Questions {
 
     /// Sizes, for the plan.
     pub fn prompts(&self) -> Prompts {
-        Prompts {
-            lengths: self.all.iter().map(|asked| asked.ids.len()).collect(),
-            max_new_tokens: self.max_new_tokens,
-        }
+        Prompts { lengths: self.all.iter().map(|asked| asked.ids.len()).collect(), max_new_tokens: self.max_new_tokens }
     }
 
     /// SHA-256 (hex) over what is asked and expected.

@@ -48,8 +48,7 @@ pub fn answers(run: &RunData) -> Vec<Option<Value>> {
         return vec![chart(svg, caption)];
     };
     // By prompt: a run that was resumed may have been given others.
-    let first: BTreeMap<&str, &Sample> =
-        answered[0].1.iter().map(|sample| (sample.prompt.as_str(), sample)).collect();
+    let first: BTreeMap<&str, &Sample> = answered[0].1.iter().map(|sample| (sample.prompt.as_str(), sample)).collect();
     let before = |sample: &Sample| match first.get(sample.prompt.as_str()) {
         Some(first) if first_step < last_step => first.answer.clone(),
         _ => "–".to_owned(),

@@ -352,9 +352,8 @@ fn metrics(history: &[LogEntry]) -> String {
     // A page stays one that a browser opens.
     const MOST: usize = 2000;
     // Answers have a section of their own.
-    let line = |entry: &LogEntry| {
-        serde_json::to_string(&LogEntry { samples: None, ..entry.clone() }).unwrap_or_default()
-    };
+    let line =
+        |entry: &LogEntry| serde_json::to_string(&LogEntry { samples: None, ..entry.clone() }).unwrap_or_default();
     let kept: BTreeSet<usize> = match history.len() {
         len if len <= MOST => (0..len).collect(),
         len => (0..MOST).map(|at| at * len / MOST).chain([len - 1]).collect(),

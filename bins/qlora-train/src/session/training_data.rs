@@ -5,7 +5,8 @@ use super::host::host_budget;
 use super::untrained_tokens::warn_of_untrained_tokens;
 use crate::config::{self, MixStrategy, Settings};
 use crate::data::{
-    self, Columns, DataFiles, DataOptions, Dataset, DatasetReport, Mix, MixOptions, Row, RowKind, Schedule, ScheduleOptions,
+    self, Columns, DataFiles, DataOptions, Dataset, DatasetReport, Mix, MixOptions, Row, RowKind, Schedule,
+    ScheduleOptions,
 };
 use crate::error::Result;
 use crate::files::hash::hex;

@@ -114,7 +114,10 @@ impl Identity {
             (self.data == earlier.data, "the contents of `data`"),
             (self.val_data == earlier.val_data, "the contents of `val_data`"),
             (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
-            (self.questions == earlier.questions, "what is asked while the run trains (`sample_prompts`, `eval_answers`)"),
+            (
+                self.questions == earlier.questions,
+                "what is asked while the run trains (`sample_prompts`, `eval_answers`)",
+            ),
             (self.clock == earlier.clock, "the date that the chat template writes"),
             (
                 self.tokens == earlier.tokens,
@@ -129,8 +132,7 @@ impl Identity {
 }
 
 /// Settings that name a place; what is found there counts.
-const PLACES: [&str; 7] =
-    ["model", "revision", "data", "val_data", "chat_template", "init_adapter", "sample_prompts"];
+const PLACES: [&str; 7] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter", "sample_prompts"];
 
 /// Every setting that changes results, less places.
 pub fn result_settings(settings: &Settings, loaded: &Loaded, arithmetic: Option<String>) -> Map<String, Value> {

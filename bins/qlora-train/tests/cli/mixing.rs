@@ -77,7 +77,8 @@ fn each_entry_has_a_number_of_rows_of_its_own_and_patterns_share_theirs() {
     // A flag for the rows takes the numbers of the file's entries away.
     let shown = sandbox.run("preview run.yaml --model model --json --data b.jsonl").json();
     assert_eq!((&shown["files"][0]["rows"], &shown["mix"]), (&json!(4), &json!([])));
-    let shown = sandbox.run("preview --model model --json --data [ab].jsonl --data-max-samples 2 --data-weights 1.5").json();
+    let shown =
+        sandbox.run("preview --model model --json --data [ab].jsonl --data-max-samples 2 --data-weights 1.5").json();
     assert_eq!((&shown["rows_in_all"], &shown["mix"][1]["rows_in_epoch"]), (&json!(4), &json!(3)));
 }
 
@@ -101,7 +102,7 @@ fn numbers_that_fit_no_file_are_refused() {
     for (more, words) in [
         ("--data-weights 2", &["data_weights", "1 numbers for 2 entries"][..]),
         ("--data-weights 2,0", &["data-weights", "above 0"]),
-        ("--data-max-samples 2,x", &["data-max-samples", "a count of rows"]),
+        ("--data-max-samples 2,x", &["data-max-samples", "found `x`"]),
         ("--interleave-probs 1,1", &["interleave_probs", "mix_strategy"]),
         ("--mix-strategy interleave_over", &["interleave_over", "interleave_probs"]),
         ("--mix-strategy interleave_over --interleave-probs 1,1 --shuffle false", &["shuffle"]),

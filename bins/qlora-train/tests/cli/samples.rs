@@ -190,7 +190,10 @@ fn wrong_prompts_and_figures_are_refused() {
         (more("--answer-match [0-9"), &["answer-match", "regular expression"]),
         (more("--greater-is-better true"), &["greater_is_better", "less"]),
         (more("--eval-answers 3"), &["eval_answers", "val_data"]),
-        (train(&format!("{CHAT} --metric-for-best-model rouge_l --val-data chat.jsonl --eval-steps 2")), &["eval_answers"]),
+        (
+            train(&format!("{CHAT} --metric-for-best-model rouge_l --val-data chat.jsonl --eval-steps 2")),
+            &["eval_answers"],
+        ),
         (train(&format!("{CHAT} --eval-steps 2")), &["eval_steps", "sample_prompts"]),
         (train("--data chat.jsonl --val-data text.jsonl --eval-answers 3"), &["eval_answers", "no validation row"]),
     ] {
