@@ -1,4 +1,4 @@
-"""methods/: twenty steps of each adapter method in PEFT, on the tiny random model of qwen3/.
+"""methods/: twenty steps of each adapter method in PEFT, on the tiny random models of this folder.
 
     python methods_files.py [--out tests/golden/methods] [--methods NAME ...]
     python methods_files.py --check target/release/qlora-train --work SOME_FOLDER
@@ -10,6 +10,7 @@ rows must be that of the trained model.
 """
 
 import argparse
+import copy
 import json
 import pathlib
 import subprocess
@@ -20,7 +21,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).parent
-BASE = HERE / "qwen3"
 STEPS, MICRO_BATCHES, RATE, CLIP = 20, 2, 4e-3, 1.0
 VOCABULARY = 48
 # A method: PEFT's settings, and the trainer's where they have other names.
@@ -33,7 +33,15 @@ METHODS = {
     ),
     "patterns_rslora": dict(r=4, lora_alpha=4, use_rslora=True, rank_pattern={"down_proj": 3}, alpha_pattern={"k_proj": 6}),
     "layers": dict(r=4, lora_alpha=8, layers_to_transform=[1]),
+    # Its output layer is its embedding.
+    "whole_tied": dict(r=4, lora_alpha=8, modules_to_save=["embed_tokens", "norm"], ensure_weight_tying=True),
+    "whole": dict(r=4, lora_alpha=8, modules_to_save=["embed_tokens", "lm_head", "layernorm"]),
+    # Its norms multiply by 1 + w, and its embedding is multiplied by a number.
+    "whole_gemma3": dict(r=4, lora_alpha=8, modules_to_save=["embed_tokens", "norm"], ensure_weight_tying=True),
 }
+BASES = {"whole": "methods/base", "whole_gemma3": "gemma3"}
+# PEFT's names that the trainer does not know as settings.
+ONLY_PEFT = ["ensure_weight_tying"]
 OUR_NAMES = {"r": "lora_r"}
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -47,9 +55,36 @@ def make_rows():
     return rows
 
 
-def base_model():
+def make_base(folder):
+    """A tiny Llama with an output layer of its own, whose linear weights have singular values that fall, with a gap after
+    the fourth: which of them are the largest does not hang on a rounding."""
+    torch.manual_seed(11)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                u, values, v = torch.linalg.svd(torch.randn(weight.shape), full_matrices=False)
+                values = torch.where(torch.arange(len(values)) < 4, 2.0, 0.6) * 0.85 ** torch.arange(len(values))
+                weight.copy_(u @ torch.diag(values) @ v)
+            elif "norm" in name:
+                weight.add_(0.1 * torch.randn(weight.shape))
+            else:
+                weight.normal_(0, 0.3)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+
+
+def base_of(name):
+    return HERE / BASES.get(name, "qwen3")
+
+
+def base_model(name):
     """In bf16, as it is stored; computed with in f32 once the method has begun."""
-    return transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, attn_implementation="eager")
+    return transformers.AutoModelForCausalLM.from_pretrained(base_of(name), dtype=torch.bfloat16, attn_implementation="eager")
 
 
 def loss_sum(model, row):
@@ -69,10 +104,10 @@ def state(model):
     return {name: tensor.detach().float().clone().contiguous() for name, tensor in peft.get_peft_model_state_dict(model).items()}
 
 
-def begin(settings):
+def begin(name, settings):
     torch.manual_seed(3)
     config = peft.LoraConfig(lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM", **settings)
-    return peft.get_peft_model(base_model(), config).float()
+    return peft.get_peft_model(base_model(name), config).float()
 
 
 def train(model, rows):
@@ -98,11 +133,12 @@ def our_settings(settings):
         max_steps=STEPS, num_train_epochs=STEPS * MICRO_BATCHES // len(make_rows()), gradient_accumulation_steps=MICRO_BATCHES,
         packing=False, shuffle=False, max_grad_norm=CLIP, max_length=64,
     )  # fmt: skip
-    return {**common, **{OUR_NAMES.get(name, name): value for name, value in settings.items()}}
+    own = {name: value for name, value in settings.items() if name not in ONLY_PEFT}
+    return {**common, **{OUR_NAMES.get(name, name): value for name, value in own.items()}}
 
 
 def make(name, settings, out):
-    model, rows = begin(settings), make_rows()
+    model, rows = begin(name, copy.deepcopy(settings)), make_rows()
     initial = state(model)
     losses = train(model, rows)
     final = state(model)
@@ -110,6 +146,7 @@ def make(name, settings, out):
     config["target_modules"] = sorted(model.peft_config["default"].target_modules)
     record = {
         "settings": our_settings(settings),
+        "base": BASES.get(name, "qwen3"),
         "adapter_config": {key: config[key] for key in ["peft_type", "task_type", "target_modules", "lora_dropout", *settings]},
         "losses": losses,
         "final_loss": mean_loss(model, rows),
@@ -126,7 +163,7 @@ def check(name, settings, binary, work):
     tensors = load_file(HERE / "methods" / f"{name}.safetensors")
     work = work / name
     work.mkdir(parents=True)
-    given = {**golden["settings"], "model": str(BASE), "data": str(HERE / "methods" / "rows.jsonl"), "output_dir": str(work / "out")}
+    given = {**golden["settings"], "model": str(base_of(name)), "data": str(HERE / "methods" / "rows.jsonl"), "output_dir": str(work / "out")}
     if settings.get("init_lora_weights", True) is True:
         start = work / "start"
         start.mkdir()
@@ -141,7 +178,7 @@ def check(name, settings, binary, work):
         subprocess.run(command, check=True, capture_output=True)
         folders["uniform"] = work / "uniform"
     for what, folder in folders.items():
-        base = transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="eager")
+        base = transformers.AutoModelForCausalLM.from_pretrained(base_of(name), dtype=torch.float32, attn_implementation="eager")
         model = peft.PeftModel.from_pretrained(base, folder)
         taken, stored = state(model), load_file(folder / "adapter_model.safetensors")
         assert taken.keys() == stored.keys(), f"{name}: PEFT takes other tensors: {sorted(taken.keys() ^ stored.keys())}"
@@ -160,6 +197,7 @@ def main():
     torch.set_num_threads(2)
     if not arguments.check:
         arguments.out.mkdir(exist_ok=True)
+        make_base(arguments.out / "base")
         (arguments.out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
     for name in arguments.methods:
         if arguments.check:

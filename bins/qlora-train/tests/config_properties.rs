@@ -66,6 +66,9 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         }
         "device" => words(&["cpu", "cuda", "cuda:3"]),
         "layers_to_transform" => subsequence((0..90u64).collect::<Vec<_>>(), 1..5).prop_map(Json::from).boxed(),
+        "modules_to_save" => {
+            subsequence(vec!["embed_tokens", "lm_head", "norm", "q_norm"], 1..=4).prop_map(Json::from).boxed()
+        }
         "rank_pattern" => prop::collection::btree_map(path(), 1u64..=256, 1..4).prop_map(|map| json!(map)).boxed(),
         "alpha_pattern" => prop::collection::btree_map(path(), 1u64..=65536, 1..4).prop_map(|map| json!(map)).boxed(),
         "lora_r" => (1u64..=256).prop_map(Json::from).boxed(),

@@ -147,7 +147,6 @@ fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
         ("label_smoothing_factor", "0.1"),
         ("neftune_noise_alpha", "5"),
         ("exclude_modules", "[lm_head]"),
-        ("modules_to_save", "[lm_head]"),
     ] {
         says(&yaml(&format!("{name}: {on}")), &[name, "is not supported yet"]);
         for off in ["false", "null", "none", "0", "0.0", "[]", "{}", "", "no"] {

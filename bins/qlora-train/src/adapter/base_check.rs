@@ -7,6 +7,7 @@ use crate::arch::Arch;
 use crate::base::{BaseFingerprint, BaseName};
 use crate::error::Result;
 use crate::refuse;
+use std::collections::BTreeMap;
 
 impl Adapter {
     /// The part of [`check_base`](Self::check_base) that needs no weights. Refused: a layer or shape that the base
@@ -36,6 +37,29 @@ impl Adapter {
                      for {own_base}, not for {}",
                     pair.n_out,
                     pair.k_in,
+                    base_name.name
+                );
+            }
+        }
+        let others: BTreeMap<String, Vec<usize>> = arch.other_modules().into_iter().collect();
+        for (module, own) in self.whole_modules()? {
+            let Some(shape) = others.get(&module) else {
+                refuse!(
+                    "adapter: `modules_to_save`: found the whole weight of {module}, which {} does not have; expected \
+                     weights of embedding, output layer or norms: it was made for {own_base}",
+                    base_name.name
+                );
+            };
+            if own.shape != shape {
+                let more = match (own.shape, &shape[..]) {
+                    ([rows, width], [vocab, hidden]) if width == hidden && rows != vocab => {
+                        ": the vocabulary was resized, which is not supported; merge the adapter with PEFT"
+                    }
+                    _ => "",
+                };
+                refuse!(
+                    "adapter: {module}: found shape {:?}, expected {shape:?}: it was made for {own_base}, not for {}{more}",
+                    own.shape,
                     base_name.name
                 );
             }

@@ -40,6 +40,7 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         ("Alpha", Some(with_pattern(&config.lora_alpha, &config.alpha_pattern))),
         ("Dropout", Some(config.lora_dropout.to_string())),
         ("Target modules", Some(targets)),
+        ("Modules trained whole", Some(config.modules_to_save.join(", ")).filter(|names| !names.is_empty())),
         (
             "Layers",
             config

@@ -18,9 +18,8 @@ use crate::lora::{LoraSpec, LoraTerm};
 const PEFT_VERSION: &str = "0.21.2";
 
 /// Keys of PEFT that change what an adapter computes: anything but null, false, `[]` and `{}` is refused.
-const REFUSED_UNLESS_EMPTY: [&str; 17] = [
+const REFUSED_UNLESS_EMPTY: [&str; 16] = [
     "use_dora",
-    "modules_to_save",
     "lora_bias",
     "fan_in_fan_out",
     "trainable_token_indices",
@@ -39,9 +38,8 @@ const REFUSED_UNLESS_EMPTY: [&str; 17] = [
 ];
 
 /// Names of what some of those keys turn on.
-const NAMED: [(&str, &str); 8] = [
+const NAMED: [(&str, &str); 7] = [
     ("use_dora", "DoRA"),
-    ("modules_to_save", "training of whole modules"),
     ("lora_bias", "a trained bias"),
     ("trainable_token_indices", "training of single tokens"),
     ("target_parameters", "LoRA on parameters"),
@@ -110,6 +108,10 @@ pub struct AdapterConfig {
     pub wrapped: bool,
     /// Linears that carry no adapter although the targets name them; a pattern is a regular expression for whole paths.
     pub exclude_modules: Option<TargetModules>,
+    /// Modules whose whole weights the adapter holds, by the end of their paths.
+    pub modules_to_save: Vec<String>,
+    /// Whether embedding and output layer stay one tensor.
+    pub ensure_weight_tying: bool,
 }
 
 impl AdapterConfig {
@@ -130,6 +132,8 @@ impl AdapterConfig {
             layers_to_transform: None,
             wrapped: arch.wrapper.is_some(),
             exclude_modules: None,
+            modules_to_save: modules_to_save(arch, &lora.whole),
+            ensure_weight_tying: lora.whole.iter().any(|module| lora.shares_embedding(arch, module)),
         };
         let mut targets = BTreeSet::new();
         let mut by_name: BTreeMap<&str, Vec<(&str, LoraTerm)>> = BTreeMap::new();
@@ -195,7 +199,7 @@ impl AdapterConfig {
             "layers_to_transform": layers_to_transform,
             "lora_alpha": number(self.lora_alpha),
             "lora_dropout": self.lora_dropout,
-            "modules_to_save": null,
+            "modules_to_save": Some(self.modules_to_save.iter().map(path).collect::<Vec<_>>()).filter(|names| !names.is_empty()),
             "peft_type": "LORA",
             "peft_version": PEFT_VERSION,
             "r": self.r,
@@ -207,7 +211,10 @@ impl AdapterConfig {
             "use_rslora": self.use_rslora,
         });
         let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
-        // Only where there is something: older releases of PEFT do not know the key.
+        // Only where there is something: older releases of PEFT do not know the keys.
+        if self.ensure_weight_tying {
+            map.insert("ensure_weight_tying".to_owned(), json!(true));
+        }
         match &self.exclude_modules {
             Some(TargetModules::Names(names)) => drop(map.insert("exclude_modules".to_owned(), json!(names))),
             Some(TargetModules::Pattern(pattern)) => drop(map.insert("exclude_modules".to_owned(), json!(pattern))),
@@ -236,6 +243,8 @@ impl AdapterConfig {
             layers_to_transform: layers_to_transform(&keys)?,
             wrapped: keys.get("target_modules").and_then(Value::as_str).is_some_and(|of| of.starts_with(TEXT_LAYERS)),
             exclude_modules: exclude_modules(&keys)?,
+            modules_to_save: saved_modules(&keys)?,
+            ensure_weight_tying: keys.flag("ensure_weight_tying")?.unwrap_or(false),
         };
         let known = config.to_json();
         for key in map.keys().map(String::as_str) {
@@ -267,6 +276,31 @@ fn in_text_model(names: &BTreeSet<String>, layers: Option<&Vec<usize>>) -> Strin
         }
     };
     format!("{TEXT_LAYERS}(?:{})", names.iter().map(one).collect::<Vec<_>>().join("|"))
+}
+
+/// Names by whose ends PEFT finds just these modules: the last parts of their paths, or all of these.
+fn modules_to_save(arch: &Arch, whole: &BTreeSet<String>) -> Vec<String> {
+    let others = arch.other_modules().into_iter().map(|(module, _)| module);
+    let all: Vec<String> = others.chain(arch.modules()).collect();
+    let is_exact = |name: &str| all.iter().all(|module| !module.ends_with(name) || whole.contains(module));
+    let name = |module: &String| match last_part(module) {
+        // A class around the text model may have others of the name.
+        name if arch.wrapper.is_none() && is_exact(name) => name.to_owned(),
+        _ => module.clone(),
+    };
+    whole.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn saved_modules(keys: &Keys) -> Result<Vec<String>> {
+    let wrong = || keys.wrong("modules_to_save", "null or a list of module names such as [\"embed_tokens\"]");
+    match keys.get("modules_to_save") {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => {
+            let name = |name: &Value| name.as_str().map(in_own_model).filter(|name| !name.is_empty()).ok_or_else(wrong);
+            list.iter().map(name).collect()
+        }
+        Some(_) => Err(wrong()),
+    }
 }
 
 /// The last part of a module's path: "q_proj".

@@ -84,7 +84,8 @@ impl Adapter {
                     multiply_b(tensor.to_mut(), shape[1]);
                 }
                 if let Some(at) = tensor.iter().position(|x| !x.is_finite()) {
-                    let (value, row, column) = (tensor[at], at / shape[1], at % shape[1]);
+                    let width = shape.last().copied().unwrap_or(1).max(1);
+                    let (value, row, column) = (tensor[at], at / width, at % width);
                     let found = format!("found {value} at row {row}, column {column}, expected finite numbers");
                     return Err(io::Error::other(format!("tensor `{key}`: {found}")));
                 }
@@ -143,8 +144,15 @@ fn canonical_key(name: &str) -> String {
     if let [.., "lora_A" | "lora_B", _, "weight"] = parts[..] {
         parts.remove(parts.len() - 2);
     }
+    // PEFT's name of the copy that is trained.
+    if let Some(at) = parts.iter().position(|part| *part == "modules_to_save") {
+        parts.drain(at..parts.len() - 1);
+    }
     let path: Vec<&str> = parts.into_iter().skip_while(|part| INSIDE.contains(part)).collect();
     match path[..] {
+        ["embed_tokens" | "norm", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
+        ["lm_head", "weight"] => format!("{PEFT_PREFIX}{}", path.join(".")),
+        ["layers", .., norm, "weight"] if norm.ends_with("norm") => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         ["layers", .., "lora_A" | "lora_B", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         _ => name.to_owned(),
     }
@@ -222,7 +230,15 @@ mod tests {
         }
         let wrapped = "base_model.model.model.layers.0._checkpoint_wrapped_module.self_attn.q_proj.lora_A.weight";
         assert_eq!(canonical_key(wrapped), expected);
-        for other in ["model.embed_tokens.weight", "base_model.model.lm_head.lora_A.weight", "vision.0.lora_A.weight"] {
+        for (name, expected) in [
+            ("model.embed_tokens.modules_to_save.default.weight", "base_model.model.model.embed_tokens.weight"),
+            ("base_model.model.model.language_model.norm.weight", "base_model.model.model.norm.weight"),
+            ("base_model.model.lm_head.modules_to_save.weight", "base_model.model.lm_head.weight"),
+            ("layers.1.self_attn.q_norm.weight", "base_model.model.model.layers.1.self_attn.q_norm.weight"),
+        ] {
+            assert_eq!(canonical_key(name), expected);
+        }
+        for other in ["base_model.model.lm_head.lora_A.weight", "vision.0.lora_A.weight", "vision.norm.weight"] {
             assert_eq!(canonical_key(other), other);
         }
     }

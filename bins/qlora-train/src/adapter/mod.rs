@@ -28,7 +28,7 @@ pub use files::{copy_tokenizer_files, tokenizer_bytes};
 pub use kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 pub use locate::{is_adapter, recorded_base, recorded_setting};
 pub(crate) use module_pattern::Patterns;
-pub use pairs::LoraPair;
+pub use pairs::{LoraPair, WholeModule};
 pub use recipe::Recipe;
 
 /// An adapter in memory. The fields are open; [`Adapter::lora_pairs`] checks that they fit together, and so do `save`
@@ -49,8 +49,8 @@ impl Adapter {
     }
 
     /// Adds a tensor: A is `[r, k_in]`, B is `[n_out, r]`.
-    pub fn insert(&mut self, id: &ParamId, shape: [usize; 2], values: Vec<f32>) {
-        self.tensors.insert(id.peft_key(), (shape.to_vec(), values));
+    pub fn insert(&mut self, id: &ParamId, shape: impl Into<Vec<usize>>, values: Vec<f32>) {
+        self.tensors.insert(id.peft_key(), (shape.into(), values));
     }
 
     /// Shape and values of a tensor.

@@ -7,8 +7,9 @@ use fancy_regex::Regex;
 use super::kind::MLX;
 use super::module_pattern::{Patterns, layer_of};
 use super::{Adapter, AdapterConfig, TargetModules};
+use crate::arch::LLAMA_NAMES;
 use crate::error::{Error, Result};
-use crate::lora::{LoraSpec, LoraTerm, ParamId};
+use crate::lora::{LoraSpec, LoraTerm, ParamId, ParamKind};
 use crate::refuse;
 
 /// One linear's adapter: `y += scale · (x · Aᵀ) · Bᵀ`.
@@ -26,6 +27,13 @@ pub struct LoraPair<'a> {
     pub scale: f32,
 }
 
+/// The weight of a module that was trained whole.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WholeModule<'a> {
+    pub shape: &'a [usize],
+    pub values: &'a [f32],
+}
+
 impl Adapter {
     /// Every module that has an adapter. Refused: a key that is not recognized, half a pair, shapes that do not fit
     /// each other or the config's rank, a linear that `target_modules` or `layers_to_transform` leaves out, a value
@@ -34,11 +42,49 @@ impl Adapter {
         self.pairs("adapter")
     }
 
-    /// The terms that the adapter puts on a base. Refused: as by [`lora_pairs`](Self::lora_pairs).
+    /// The weights of the modules that `modules_to_save` names, by module. Refused: as by
+    /// [`lora_pairs`](Self::lora_pairs).
+    pub fn whole_modules(&self) -> Result<BTreeMap<String, WholeModule<'_>>> {
+        let mut modules = BTreeMap::new();
+        for (key, (shape, values)) in &self.tensors {
+            let Some(id) = self.whole_id(key) else { continue };
+            let what = || format!("adapter: tensor `{key}`");
+            if !(1..=2).contains(&shape.len()) || shape.iter().product::<usize>() != values.len() || values.is_empty() {
+                refuse!("{}: found {} values in shape {shape:?}, expected those of a weight", what(), values.len());
+            }
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                refuse!("{}: found {} at element {at}, expected finite numbers", what(), values[at]);
+            }
+            modules.insert(id.module().to_owned(), WholeModule { shape, values });
+        }
+        let names = &self.config.modules_to_save;
+        if let Some(name) = names.iter().find(|name| !modules.keys().any(|module| module.ends_with(*name))) {
+            refuse!(
+                "adapter: `modules_to_save` of the adapter config: found {name}, expected only modules with tensors"
+            );
+        }
+        Ok(modules)
+    }
+
+    /// The module of a tensor that `modules_to_save` names.
+    fn whole_id(&self, key: &str) -> Option<ParamId> {
+        let id = ParamId::from_peft_key(key).filter(|id| id.kind() == ParamKind::Whole)?;
+        let named = |module: &str| self.config.modules_to_save.iter().any(|name| module.ends_with(name));
+        // Of two that stay one tensor PEFT may name one, and writes both.
+        let ends = [LLAMA_NAMES.embedding_module(), LLAMA_NAMES.head_module()];
+        let tied = self.config.ensure_weight_tying && ends.contains(&id.module()) && ends.iter().any(|end| named(end));
+        (tied || named(id.module())).then_some(id)
+    }
+
+    /// The trainable tensors that the adapter puts on a base. Refused: as by [`lora_pairs`](Self::lora_pairs).
     pub fn lora_spec(&self) -> Result<LoraSpec> {
         let term = |(module, pair): (String, LoraPair)| (module, LoraTerm::lora(pair.r, pair.alpha));
         let terms = self.lora_pairs()?.into_iter().map(term).collect();
-        Ok(LoraSpec { terms, rslora: self.config.use_rslora, dropout: self.config.lora_dropout })
+        let whole = self.whole_modules()?;
+        let end = |name: &'static str| whole.get(name).map(|module| module.values);
+        let untied = end(LLAMA_NAMES.embedding_module()) != end(LLAMA_NAMES.head_module());
+        let (rslora, dropout) = (self.config.use_rslora, self.config.lora_dropout);
+        Ok(LoraSpec { terms, rslora, dropout, whole: whole.keys().cloned().collect(), untied })
     }
 
     /// Every pair; `source` is what errors call the adapter.
@@ -58,7 +104,8 @@ impl Adapter {
         let ranks = Patterns::new(&config.rank_pattern).map_err(|error| wrong("rank_pattern", error))?;
         let alphas = Patterns::new(&config.alpha_pattern).map_err(|error| wrong("alpha_pattern", error))?;
         let mut pairs = BTreeMap::new();
-        for key in self.tensors.keys() {
+        self.whole_modules()?;
+        for key in self.tensors.keys().filter(|key| self.whole_id(key).is_none()) {
             let Some(id) = ParamId::from_peft_key(key).filter(is_linear) else {
                 refuse!("{source}: tensor `{key}`: {}", why_not(key))
             };
@@ -154,7 +201,7 @@ impl AdapterConfig {
 
 /// Whether a term belongs to a linear layer of a block, which is what can carry one.
 fn is_linear(id: &ParamId) -> bool {
-    layer_of(id.module()).is_some()
+    id.kind() != ParamKind::Whole && layer_of(id.module()).is_some()
 }
 
 fn is_suffix(name: &str, path: &str) -> bool {

@@ -91,6 +91,11 @@ pub static PHI3_NAMES: TensorNames = TensorNames {
     ..LLAMA_NAMES
 };
 
+/// The module that a weight is of.
+fn module_of(name: &'static str) -> &'static str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
 impl TensorNames {
     /// The projections that the family has.
     pub fn all(&self) -> impl Iterator<Item = Projection> {
@@ -105,6 +110,16 @@ impl TensorNames {
     /// The norms of both branches.
     pub fn norms(&self) -> impl Iterator<Item = BranchNorms<&'static str>> {
         [self.attention_norms, self.mlp_norms].into_iter()
+    }
+
+    /// The module of the embedding: "model.embed_tokens".
+    pub fn embedding_module(&self) -> &'static str {
+        module_of(self.embedding)
+    }
+
+    /// The module of the output layer: "lm_head".
+    pub fn head_module(&self) -> &'static str {
+        module_of(self.head)
     }
 
     /// The path below a layer: "self_attn.q_proj" …

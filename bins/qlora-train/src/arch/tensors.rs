@@ -45,6 +45,14 @@ impl Arch {
         tensors
     }
 
+    /// Modules of a weight that are no linear layer of a block, with the weight's shape: embedding, norms and output
+    /// layer, the last also where it is the embedding.
+    pub fn other_modules(&self) -> Vec<(String, Vec<usize>)> {
+        let untied = Self { tie_word_embeddings: false, ..self.clone() };
+        let module = |(name, shape): (String, Vec<usize>)| Some((name.strip_suffix(".weight")?.to_owned(), shape));
+        untied.tensors().into_iter().filter_map(module).filter(|(module, _)| self.find(module).is_none()).collect()
+    }
+
     /// Parameters of the model, tied ones counted once; `None` where the count overflows 64 bits.
     pub fn num_parameters(&self) -> Option<u64> {
         let one_layer = Self { num_layers: 1, ..self.clone() };
@@ -105,6 +113,18 @@ impl Arch {
 #[cfg(test)]
 mod tests {
     use crate::base::synthetic::tiny_arch;
+
+    #[test]
+    fn other_modules_are_the_embedding_the_norms_and_the_output_layer() {
+        for tie_word_embeddings in [false, true] {
+            let arch = crate::arch::Arch { tie_word_embeddings, ..tiny_arch() };
+            let modules = arch.other_modules();
+            assert_eq!(modules.len(), 2 + 2 * arch.num_layers + 1);
+            assert_eq!(modules[0], ("model.embed_tokens".to_owned(), vec![arch.vocab_size, arch.hidden_size]));
+            assert_eq!(modules[1], ("model.layers.0.input_layernorm".to_owned(), vec![arch.hidden_size]));
+            assert_eq!(modules.last().unwrap().0, "lm_head");
+        }
+    }
 
     #[test]
     fn a_module_is_found_by_the_path_that_it_has() {

@@ -30,7 +30,7 @@ pub use group::{LinearGroup, Lora, Segment};
 pub use memory::{Memory, PlannedBuffer};
 pub use op::{Op, Output};
 pub use op_work::OpWork;
-pub use operands::{BufferShape, Operands, TableShape};
+pub use operands::{BufferShape, MaybeTrained, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};
 pub use optimizer_state::{OptimizerState, StateFormat};
 pub use trace::{OpTime, Scope, Trace, TraceMode};

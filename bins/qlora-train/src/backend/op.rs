@@ -5,7 +5,7 @@
 //! Letters: H hidden size, I intermediate size, N and K output and input features, M tokens. S = scale·dropout(X)·Aᵀ
 //! and T = scale·dY·B are the low-rank projections of an input and of a gradient.
 
-use super::{BufferShape, CheckedBatch, LinearGroup, Operands, TableShape};
+use super::{BufferShape, CheckedBatch, LinearGroup, MaybeTrained, Operands, TableShape};
 use crate::error::Result;
 use crate::refuse;
 use qlora_kernels::rng::Dropout;
@@ -120,6 +120,20 @@ pub enum Op<'a, B: Operands + ?Sized> {
     /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`. Ranges run in order from
     /// token 0; the sum over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
     CrossEntropy { x: &'a B::Buffer, head: &'a B::Table, weight: f32, dx: Option<&'a mut B::Buffer> },
+    /// Like [`Self::CrossEntropy`] with the gradient of an output layer that is trained: dW += `weight` · dlogitsᵀ · x
+    TrainedCrossEntropy { x: &'a B::Buffer, head: &'a mut B::Table, weight: f32, dx: &'a mut B::Buffer },
+    /// dW += `scale` times the rows of dout `[H]`, each to that of its token.
+    EmbedBackward { dout: &'a B::Buffer, scale: f32, table: &'a mut B::Table },
+    /// dw += Σ dy ∘ x / rms(x), the gradient of RMSNorm's weight, summed over 256 tokens at a time.
+    NormGradient { dy: &'a B::Buffer, x: &'a B::Buffer, eps: f32, weight: &'a mut B::Vector },
+    /// The gradients of the weights of [`Self::HeadNorm`], where they are trained; `dqkv` is that of its output.
+    HeadNormGradients {
+        dqkv: &'a B::Buffer,
+        qkv: &'a B::Buffer,
+        eps: f32,
+        shape: AttentionShape,
+        weights: [&'a mut B::Vector; 2],
+    },
     /// Logits `[vocab]` of some tokens of the batch, each as it would be alone. A dry run leaves `out` as it is.
     Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
 }
@@ -130,6 +144,15 @@ pub(super) fn twice_the_keys(tokens: usize, window: Option<usize>) -> usize {
         Some(window) if window < tokens => 2 * window - window * window / tokens,
         _ => tokens,
     }
+}
+
+/// The gradient of a trainable tensor with rows of so many columns, with its name in messages.
+fn gradient_of<'a, B: Operands + ?Sized>(
+    what: &str,
+    param: Option<&'a B::Param>,
+    columns: usize,
+) -> Option<(String, Output<'a, B>)> {
+    Some((format!("the gradient of {what}"), Output::Gradient(param?, columns)))
 }
 
 /// Something that an operation wrote.
@@ -159,7 +182,9 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::AppendToCache { .. } => "KV cache",
             Self::Swiglu { .. } => "SwiGLU",
             Self::SwigluBackward { .. } => "SwiGLU, backward",
-            Self::CrossEntropy { .. } => "output layer and loss",
+            Self::CrossEntropy { .. } | Self::TrainedCrossEntropy { .. } => "output layer and loss",
+            Self::EmbedBackward { .. } => "embedding, backward",
+            Self::NormGradient { .. } | Self::HeadNormGradients { .. } => "norm, gradient of the weight",
             Self::Logits { .. } => "logits",
         }
     }
@@ -207,6 +232,21 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::SwigluBackward { gate_up, .. } => one("the gradient of gate and up", *gate_up),
             Self::CrossEntropy { dx: Some(dx), .. } => one("the gradient of the loss", *dx),
             Self::CrossEntropy { dx: None, .. } | Self::Logits { .. } => Vec::new(),
+            Self::TrainedCrossEntropy { x, head, dx, .. } => {
+                let mut outputs = one("the gradient of the loss", *dx);
+                outputs.extend(gradient_of("the output layer", head.param(), x.width()));
+                outputs
+            }
+            Self::EmbedBackward { dout, table, .. } => {
+                gradient_of("the embedding", table.param(), dout.width()).into_iter().collect()
+            }
+            Self::NormGradient { x, weight, .. } => {
+                gradient_of("a norm's weight", weight.param(), x.width()).into_iter().collect()
+            }
+            Self::HeadNormGradients { weights, shape, .. } => {
+                let of = |weight| gradient_of("the weight of the norm of q or k", weight, shape.qkv());
+                weights.iter().filter_map(|weight| of(weight.param())).collect()
+            }
         }
     }
 
@@ -226,6 +266,7 @@ impl<B: Operands + ?Sized> Op<'_, B> {
                 2 * cache.tokens().len().min(window.unwrap_or(usize::MAX)) * shape.out()
             }
             Self::CrossEntropy { x, head, dx, .. } => x.width() * head.vocab() * if dx.is_some() { 2 } else { 1 },
+            Self::TrainedCrossEntropy { x, head, .. } => 3 * x.width() * head.vocab(),
             _ => 0,
         };
         2.0 * tokens as f64 * per_token as f64
@@ -254,6 +295,10 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             | Self::Rope { .. }
             | Self::Swiglu { .. }
             | Self::SwigluBackward { .. }
+            | Self::EmbedBackward { .. }
+            | Self::NormGradient { .. }
+            | Self::HeadNormGradients { .. }
+            | Self::TrainedCrossEntropy { .. }
             | Self::CrossEntropy { .. } => false,
         }
     }
@@ -268,8 +313,12 @@ impl<B: Operands + ?Sized> Op<'_, B> {
                     vocab,
                 )
             }
-            Self::CrossEntropy { head, .. } => {
-                let vocab = head.vocab();
+            Self::CrossEntropy { .. } | Self::TrainedCrossEntropy { .. } => {
+                let vocab = match self {
+                    Self::CrossEntropy { head, .. } => head.vocab(),
+                    Self::TrainedCrossEntropy { head, .. } => head.vocab(),
+                    _ => unreachable!("one of them is matched"),
+                };
                 let beyond = |&&target: &&i32| target >= 0 && target as usize >= vocab;
                 (batch.targets[tokens.clone()].iter().find(beyond).map(|&target| i64::from(target)), vocab)
             }

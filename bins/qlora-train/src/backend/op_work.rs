@@ -56,6 +56,10 @@ impl OpWork {
             Op::CrossEntropy { x, head, .. } | Op::Logits { x, head, .. } => {
                 (work.k, work.vocab) = (x.width(), head.vocab());
             }
+            Op::TrainedCrossEntropy { x, head, .. } => (work.k, work.vocab) = (x.width(), head.vocab()),
+            Op::EmbedBackward { dout, .. } => work.values = 3 * dout.width(),
+            Op::NormGradient { x, .. } => work.values = 2 * x.width(),
+            Op::HeadNormGradients { shape, .. } => (work.heads, work.values) = (heads(*shape), 2 * shape.qkv()),
         }
         work.units = work.units();
         work

@@ -10,9 +10,9 @@ pub trait Operands {
     /// A frozen linear weight.
     type Weight;
     /// The embedding or the output layer, `[vocab, hidden]`.
-    type Table: TableShape;
+    type Table: TableShape + MaybeTrained<Self::Param>;
     /// A norm's weight or a bias.
-    type Vector;
+    type Vector: MaybeTrained<Self::Param>;
     /// A trainable tensor with its gradient and optimizer states.
     type Param;
     /// A buffer that waits for the backward pass, in host memory where the device has memory of its own.
@@ -38,6 +38,13 @@ pub trait BufferShape {
         }
         Ok((tokens.start - own.start) * width..(tokens.end - own.start) * width)
     }
+}
+
+/// An operand that is frozen or trained.
+pub trait MaybeTrained<P> {
+    /// The trainable tensor that it is; none where it is frozen.
+    fn param(&self) -> Option<&P>;
+    fn param_mut(&mut self) -> Option<&mut P>;
 }
 
 /// The shape of an embedding or output layer.

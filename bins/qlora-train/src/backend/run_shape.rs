@@ -18,4 +18,6 @@ pub struct RunShape {
     pub dropout: bool,
     /// Whether gradients are computed.
     pub training: bool,
+    /// Whether the output layer is trained.
+    pub trains_head: bool,
 }

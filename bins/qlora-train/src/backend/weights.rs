@@ -1,6 +1,6 @@
 //! Frozen weights, loaded once.
 
-use super::{LinearGroup, Operands};
+use super::{LinearGroup, Operands, StateFormat};
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
@@ -97,6 +97,28 @@ pub trait Weights: Operands {
         len: usize,
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<Self::Vector>;
+    /// A table that is trained (`modules_to_save`): its values, a gradient and the optimizer's states. `init` is called
+    /// at most once, and not at all in a dry run.
+    fn trained_table(
+        &mut self,
+        name: &'static str,
+        _vocab: usize,
+        _hidden: usize,
+        _states: StateFormat,
+        _init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Table> {
+        refuse!("`modules_to_save`: {name} is trained only where the CPU computes so far; use `--device cpu`")
+    }
+    /// A norm's weight that is trained, as [`trained_table`](Self::trained_table).
+    fn trained_vector(
+        &mut self,
+        name: &'static str,
+        _len: usize,
+        _states: StateFormat,
+        _init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<Self::Vector> {
+        refuse!("`modules_to_save`: {name} are trained only where the CPU computes so far; use `--device cpu`")
+    }
     /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the
     /// backend, which returns the table's number. All tables of a model have the same positions.
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize>;

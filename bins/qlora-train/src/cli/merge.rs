@@ -177,14 +177,19 @@ fn answer(args: &MergeArgs, checkpoint: &Checkpoint, options: &MergeOptions, don
     };
     Answer {
         text: format!(
-            "{} linear weights changed by the adapter, the base {what}: {} in {}",
+            "{} linear weights changed by the adapter{}, the base {what}: {} in {}",
             done.changed,
+            match done.whole {
+                0 => String::new(),
+                whole => format!(", {whole} others are its own"),
+            },
             format_bytes(done.written.bytes),
             printable(&output)
         ),
         json: json!({
             "output": output,
             "changed": done.changed,
+            "whole": done.whole,
             "base_weights": name,
             "base": {"name": checkpoint.base_name().name, "revision": checkpoint.base_name().revision},
             "adapter": args.adapter.display().to_string(),

@@ -142,7 +142,7 @@ pub fn answer(
             suggestions.push("per_device_train_batch_size: 1 with gradient_accumulation_steps".to_owned());
         }
     }
-    let trainable = spec.lora_parameters();
+    let trainable = spec.trained_parameters();
     let mut text =
         trainable_line(trainable, spec.arch.num_parameters().unwrap_or(u64::MAX).saturating_add(trainable)) + "\n";
     let groups = grouped(&plan.buffers);

@@ -75,6 +75,26 @@ impl<T: SettingValue> SettingValue for Pattern<T> {
     }
 }
 
+/// Ends of the paths of modules: a list, or one text with commas between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleNames(pub Vec<String>);
+
+impl SettingValue for ModuleNames {
+    const LIST: bool = true;
+    fn read(value: &Value) -> Result<Self, Reject> {
+        let names = match value {
+            value if is_off(value) => Vec::new(),
+            Value::List(items) => items.iter().map(String::read).collect::<Result<_, _>>()?,
+            one => vec![String::read(one)?],
+        };
+        let parts = names.iter().flat_map(|name| name.split(',')).map(|name| name.trim().to_owned());
+        Ok(Self(parts.filter(|name| !name.is_empty()).collect()))
+    }
+    fn json(&self) -> Json {
+        Json::from(self.0.clone())
+    }
+}
+
 /// Numbers of layers, from 0, in order and each once; none: every layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerNumbers(pub Vec<usize>);

@@ -13,7 +13,7 @@ use super::enums::{
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
 use super::mixing::OfEach;
-use super::patterns::{LayerNumbers, Pattern};
+use super::patterns::{LayerNumbers, ModuleNames, Pattern};
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
 use super::yaml::Value;
@@ -198,6 +198,9 @@ settings! {
     alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
         "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
         ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
+    "Modules that are trained whole beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. Where the output layer is the embedding, both are trained as one tensor. Only the CPU trains them so far."
+    modules_to_save: ModuleNames = ModuleNames::default(), "none", "names of modules", ResultsIfSet,
+        ["lora_modules_to_save", "additional_target", "lora.modules_to_save"];
     "Class that will serve the adapter, where the base is the text model of a larger one: that of the larger, such as Gemma3ForConditionalGeneration, or the text model's own, such as Gemma3ForCausalLM."
     adapter_architecture: Option<String> = None, "the class that config.json names", "the name of a class of transformers", ResultsIfSet, [];
     "Scale alpha / √r instead of alpha / r."

@@ -103,6 +103,7 @@ impl<'a> Subject<'a> {
     fn check_tensors(&mut self, file: &TensorFile) -> Result<()> {
         let class = self.arch.wrapper.map_or(self.arch.family.architecture, |wrapper| wrapper.architecture);
         let mut kinds: BTreeMap<String, Vec<ParamKind>> = BTreeMap::new();
+        let others: BTreeMap<String, Vec<usize>> = self.arch.other_modules().into_iter().collect();
         let (mut strange, mut misses, mut wrong, mut changes) = (Vec::new(), Vec::new(), Vec::new(), false);
         for (key, info) in &file.tensors {
             let Some(id) = ParamId::from_peft_key(key) else {
@@ -112,6 +113,20 @@ impl<'a> Subject<'a> {
             // The class of a larger model has the text model's modules below a name of their own.
             let module = Wrapper::text_name(id.module()).filter(|module| Wrapper::path(module) == id.module());
             let module = if self.arch.wrapper.is_some() { module } else { Some(id.module().to_owned()) };
+            if id.kind() == ParamKind::Whole {
+                let shape = module.as_ref().and_then(|module| others.get(module));
+                let path = module.as_deref().unwrap_or_default();
+                let loaded = self.own.as_ref().ok().and_then(|own| own.whole_modules().ok());
+                let loads = loaded.is_none_or(|loaded| loaded.contains_key(path));
+                match shape {
+                    None => misses.push(key.clone()),
+                    Some(shape) if *shape != info.shape => wrong.push(format!("`{key}` of shape {:?}", info.shape)),
+                    // Nothing else loads it.
+                    Some(_) if !loads => strange.push(key.clone()),
+                    Some(_) => changes = true,
+                }
+                continue;
+            }
             let Some((_, projection)) = module.and_then(|module| self.arch.find(&module)) else {
                 misses.push(key.clone());
                 continue;
@@ -195,7 +210,7 @@ impl<'a> Subject<'a> {
             Engine::Vllm => self.refused_by_vllm(),
             Engine::Sglang => self.refused_by_sglang(),
             // It is converted first, by this program, which folds all scales into one.
-            Engine::LlamaCpp => self.own.as_ref().err().map(|error| error.to_string()).into_iter().collect(),
+            Engine::LlamaCpp => self.refused_by_llamacpp(),
         });
         Verdict { engine, reasons, command: self.command(engine) }
     }
@@ -231,6 +246,15 @@ impl<'a> Subject<'a> {
             }
         }
         reasons
+    }
+
+    fn refused_by_llamacpp(&self) -> Vec<String> {
+        let own = self.own.as_ref().err().map(|error| error.to_string());
+        let whole = self.is_set("modules_to_save").then(|| {
+            "llama.cpp does not serve whole modules that were trained (`modules_to_save`); export the merged model"
+                .to_owned()
+        });
+        own.into_iter().chain(whole).collect()
     }
 
     fn refused_by_vllm(&self) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use rayon::prelude::*;
 
-use crate::adapter::{Adapter, LoraPair, Recipe, TOKENIZER_FILES};
+use crate::adapter::{Adapter, LoraPair, Recipe, TOKENIZER_FILES, WholeModule};
 use crate::base::{BaseFingerprint, Checkpoint, Rewrite, Written, write_dense};
 use crate::error::{Context, Result};
 use crate::files::tensor::{HostTensor, StoredType};
@@ -38,6 +38,8 @@ pub struct MergeOptions {
 pub struct Merged {
     /// Linear weights that the adapter changed.
     pub changed: usize,
+    /// Weights that the adapter holds whole.
+    pub whole: usize,
     pub written: Written,
     /// Warnings of [`Adapter::check_base`].
     pub warnings: Vec<String>,
@@ -73,7 +75,7 @@ pub fn merge(
     let side_files: Vec<PathBuf> =
         TOKENIZER_FILES.iter().map(|name| adapter_dir.join(name)).filter(|path| path.is_file()).collect();
     let written = write_dense(checkpoint, output, options.max_shard_bytes, &side_files, &mut work, progress)?;
-    Ok(Merged { changed: work.pairs.len(), written, warnings: work.warnings })
+    Ok(Merged { changed: work.pairs.len(), whole: work.whole.len(), written, warnings: work.warnings })
 }
 
 /// The quantization that an adapter was trained on; the default where it records none.
@@ -90,6 +92,8 @@ pub(super) struct Merging<'a> {
     adapter: Option<(&'a Adapter, &'a Path)>,
     /// By module.
     pub pairs: BTreeMap<String, LoraPair<'a>>,
+    /// Whole weights that take the place of the base's, by module.
+    whole: BTreeMap<String, WholeModule<'a>>,
     base: MergeBase,
     allow_other_base: bool,
     /// Warnings of [`Adapter::check_base`], once all was read.
@@ -108,14 +112,23 @@ impl<'a> Merging<'a> {
         let shown = || dir.display().to_string();
         adapter.check_shapes(checkpoint.arch(), checkpoint.base_name()).context(shown)?;
         let pairs = adapter.lora_pairs().context(shown)?;
+        let whole = adapter.whole_modules().context(shown)?;
+        if checkpoint.arch().tie_word_embeddings && adapter.lora_spec().context(shown)?.untied {
+            refuse!(
+                "{}: holds an embedding and an output layer that differ, which are one tensor in {}: merge it with PEFT \
+                 (`merge_and_unload`), which writes both",
+                dir.display(),
+                checkpoint.dir().display()
+            );
+        }
         let adapter = Some((adapter, dir));
-        Ok(Self { checkpoint, adapter, pairs, base, allow_other_base, warnings: Vec::new() })
+        Ok(Self { checkpoint, adapter, pairs, whole, base, allow_other_base, warnings: Vec::new() })
     }
 
     /// The weights of the base alone.
     pub fn without_adapter(checkpoint: &'a Checkpoint, base: MergeBase) -> Self {
-        let pairs = BTreeMap::new();
-        Self { checkpoint, adapter: None, pairs, base, allow_other_base: false, warnings: Vec::new() }
+        let (pairs, whole) = (BTreeMap::new(), BTreeMap::new());
+        Self { checkpoint, adapter: None, pairs, whole, base, allow_other_base: false, warnings: Vec::new() }
     }
 
     /// Quantization that a tensor goes through and that it is not stored in.
@@ -132,7 +145,8 @@ impl<'a> Merging<'a> {
 
     /// Whether a tensor becomes another than the one that is read.
     pub fn changes(&self, name: &str) -> bool {
-        self.pairs.contains_key(module_of(name)) || self.quantized(name).is_some()
+        let module = module_of(name);
+        self.pairs.contains_key(module) || self.whole.contains_key(module) || self.quantized(name).is_some()
     }
 }
 
@@ -146,6 +160,9 @@ impl Rewrite for Merging<'_> {
             return Ok(tensor);
         }
         let shape = tensor.shape.clone();
+        if let Some(whole) = self.whole.get(module_of(name)) {
+            return Ok(HostTensor::from_f32(shape, whole.values.to_vec(), stored));
+        }
         let mut values = match self.quantized(name) {
             None => tensor.into_f32(),
             Some(nf4) => Nf4Matrix::quantize(&tensor.into_f32(), shape[0], shape[1], &nf4)

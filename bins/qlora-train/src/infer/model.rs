@@ -135,8 +135,8 @@ impl<B: Backend> InferenceModel<B> {
         }
 
         let mut backend = build(&spec, plan.run_bytes)?;
-        let pairs = adapters.first().map(|(_, adapter)| adapter.lora_pairs()).transpose()?.unwrap_or_default();
-        let mut source = CheckpointSource::new(checkpoint, pairs, settings.seed).rewritten(rewrite);
+        let first = adapters.first().map(|(_, adapter)| adapter);
+        let mut source = CheckpointSource::with_adapter(checkpoint, first, settings.seed)?.rewritten(rewrite);
         let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
         let mut progress = |layer| bar.set(layer as u64, String::new());
         let model = Llama::build(&mut backend, &mut source, spec, &mut progress)?;
@@ -155,7 +155,7 @@ impl<B: Backend> InferenceModel<B> {
     /// Puts adapter `index` of those given to [`load`](Self::load) on the base.
     pub fn activate_adapter(&mut self, checkpoint: &Checkpoint, index: usize) -> Result<()> {
         let (_, adapter) = &self.adapters[index];
-        let mut source = CheckpointSource::new(checkpoint, adapter.lora_pairs()?, self.seed);
+        let mut source = CheckpointSource::with_adapter(checkpoint, Some(adapter), self.seed)?;
         // Buffers of the last adapter's rank go.
         self.backend.trim();
         self.model.replace_lora(&mut self.backend, &mut source, adapter.lora_spec()?)

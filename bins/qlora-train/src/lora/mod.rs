@@ -1,14 +1,15 @@
-//! Low-rank terms as data: which linear layers have one, of what kind, rank and scale. The model, the memory plan, the
-//! exported adapter, a resumed run and the model card follow from one [`LoraSpec`].
+//! Trainable tensors as data: which linear layers have a low-rank term, of what kind, rank and scale, and which modules
+//! are trained whole beside them. The model, the memory plan, the exported adapter, a resumed run and the model card
+//! follow from one [`LoraSpec`].
 
 mod param_id;
 
 pub use param_id::{ParamId, ParamKind};
 
 use crate::arch::{Arch, Projection};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The low-rank terms of a model.
+/// The trainable tensors of a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoraSpec {
     /// Module, such as "model.layers.0.self_attn.q_proj" → its term
@@ -17,6 +18,11 @@ pub struct LoraSpec {
     pub rslora: bool,
     /// Dropout on the low-rank path's input, [0, 1)
     pub dropout: f64,
+    /// Modules that are trained whole (`modules_to_save`): embedding, output layer, norms. Where the output layer is
+    /// the embedding, both are named.
+    pub whole: BTreeSet<String>,
+    /// Embedding and output layer have values of their own, although they are one tensor in the base.
+    pub untied: bool,
 }
 
 /// The low-rank term of one linear layer.
@@ -51,7 +57,7 @@ impl LoraSpec {
     pub fn uniform(arch: &Arch, projections: &[Projection], r: usize, alpha: f64, dropout: f64) -> Self {
         let modules = (0..arch.num_layers).flat_map(|layer| projections.iter().map(move |&p| arch.module(layer, p)));
         let terms = modules.map(|module| (module, LoraTerm::lora(r, alpha))).collect();
-        Self { terms, rslora: false, dropout }
+        Self { terms, dropout, ..Self::default() }
     }
 
     /// Whether all terms have one rank and one alpha.
@@ -67,12 +73,29 @@ impl LoraSpec {
         Some((term.r, Self::scale(term.alpha, term.r, self.rslora) as f32))
     }
 
-    /// Elements of A `[r, K]` and of B `[N, r]` of every term. A module that `arch` does not have is left out.
-    pub fn lengths<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = [usize; 2]> + 'a {
-        self.terms.iter().filter_map(|(module, term)| {
+    /// Elements of every trainable tensor: A `[r, K]` and B `[N, r]` of each term, then the whole modules. A module
+    /// that `arch` does not have is left out.
+    pub fn lengths<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = usize> + 'a {
+        let terms = self.terms.iter().filter_map(|(module, term)| {
             let (n, k) = arch.find(module)?.1.shape(arch);
             Some([term.r * k, n * term.r])
-        })
+        });
+        let one = |module: &String| !self.shares_embedding(arch, module);
+        let whole =
+            arch.other_modules().into_iter().filter(move |(module, _)| self.whole.contains(module) && one(module));
+        terms.flatten().chain(whole.map(|(_, shape)| shape.iter().product()))
+    }
+
+    /// Whether a module is the output layer and one tensor with the embedding.
+    pub fn shares_embedding(&self, arch: &Arch, module: &str) -> bool {
+        arch.tie_word_embeddings && !self.untied && module == arch.names.head_module()
+    }
+
+    /// Whether what embeds tokens, or the norm that reads it, is trained: gradients are needed down to there.
+    pub fn trains_input(&self, arch: &Arch) -> bool {
+        let norm = arch.names.attention_norms.input.map(|norm| arch.layer_tensor(0, norm));
+        let of_norm = norm.as_deref().and_then(|norm| norm.strip_suffix(".weight"));
+        self.whole.contains(arch.names.embedding_module()) || of_norm.is_some_and(|norm| self.whole.contains(norm))
     }
 }
 
@@ -96,6 +119,30 @@ mod tests {
     fn lengths_are_those_of_a_and_b() {
         let arch = tiny_arch();
         let spec = LoraSpec::uniform(&arch, &[Projection::Down], 3, 1.0, 0.0);
-        assert_eq!(spec.lengths(&arch).collect::<Vec<_>>(), [[3 * 128, 64 * 3]; 2]);
+        let terms = [3 * 128, 64 * 3].repeat(2);
+        assert_eq!(spec.lengths(&arch).collect::<Vec<_>>(), terms);
+        let whole = ["lm_head", "model.embed_tokens", "model.norm"].map(str::to_owned).into();
+        let spec = LoraSpec { whole, ..spec };
+        let table = arch.vocab_size * 64;
+        assert_eq!(spec.lengths(&arch).collect::<Vec<_>>()[4..], [table, 64, table]);
+        let tied = Arch { tie_word_embeddings: true, ..arch };
+        assert_eq!(spec.lengths(&tied).collect::<Vec<_>>()[4..], [table, 64]);
+        let untied = LoraSpec { untied: true, ..spec };
+        assert_eq!(untied.lengths(&tied).count(), 4 + 3);
+    }
+
+    #[test]
+    fn gradients_go_down_to_what_is_trained() {
+        let arch = tiny_arch();
+        for (module, expected) in [
+            ("model.embed_tokens", true),
+            ("model.layers.0.input_layernorm", true),
+            ("model.layers.0.post_attention_layernorm", false),
+            ("model.layers.1.input_layernorm", false),
+            ("lm_head", false),
+        ] {
+            let spec = LoraSpec { whole: [module.to_owned()].into(), ..LoraSpec::default() };
+            assert_eq!(spec.trains_input(&arch), expected, "{module}");
+        }
     }
 }

@@ -21,16 +21,20 @@ pub enum ParamKind {
     LoraA,
     /// `[N, r]`
     LoraB,
+    /// The weight of a module that is trained whole
+    Whole,
 }
 
 impl ParamKind {
-    const ALL: [Self; 2] = [Self::LoraA, Self::LoraB];
+    /// The suffix of a whole module ends the others too.
+    const ALL: [Self; 3] = [Self::LoraA, Self::LoraB, Self::Whole];
 
     /// The end of a tensor's name, after its module and a dot.
     fn suffix(self) -> &'static str {
         match self {
             Self::LoraA => "lora_A.weight",
             Self::LoraB => "lora_B.weight",
+            Self::Whole => "weight",
         }
     }
 }
@@ -46,6 +50,16 @@ impl ParamId {
 
     pub fn b(module: impl Into<Arc<str>>) -> Self {
         Self::new(module, ParamKind::LoraB)
+    }
+
+    /// The weight of a module that is trained whole.
+    pub fn whole(module: impl Into<Arc<str>>) -> Self {
+        Self::new(module, ParamKind::Whole)
+    }
+
+    /// The weight of a module, by the name that a checkpoint stores it under.
+    pub fn of_weight(name: &str) -> Self {
+        Self::whole(name.strip_suffix(".weight").unwrap_or(name))
     }
 
     /// "model.layers.0.self_attn.q_proj"
@@ -67,7 +81,8 @@ impl ParamId {
         let name = key.strip_prefix(PEFT_PREFIX)?;
         ParamKind::ALL.into_iter().find_map(|kind| {
             let module = name.strip_suffix(kind.suffix())?.strip_suffix('.')?;
-            (!module.is_empty()).then(|| Self::new(module, kind))
+            let is_path = !module.split('.').any(|part| part.is_empty() || part.starts_with("lora_"));
+            is_path.then(|| Self::new(module, kind))
         })
     }
 }
@@ -90,9 +105,16 @@ mod tests {
         assert_eq!(ParamId::from_peft_key(&id.peft_key()), Some(id));
         let lm_head = ParamId::a("lm_head");
         assert_eq!(ParamId::from_peft_key("base_model.model.lm_head.lora_A.weight"), Some(lm_head));
-        for key in
-            ["lm_head.lora_A.weight", "base_model.model..lora_A.weight", "base_model.model.x.lora_A.default.weight"]
-        {
+        let whole = ParamId::whole("model.embed_tokens");
+        assert_eq!(whole.peft_key(), "base_model.model.model.embed_tokens.weight");
+        assert_eq!(ParamId::from_peft_key(&whole.peft_key()), Some(whole));
+        for key in [
+            "lm_head.lora_A.weight",
+            "base_model.model..lora_A.weight",
+            "base_model.model.x.lora_A.default.weight",
+            "base_model.model.weight",
+            "base_model.model.x.lora_magnitude_vector",
+        ] {
             assert_eq!(ParamId::from_peft_key(key), None, "{key}");
         }
     }

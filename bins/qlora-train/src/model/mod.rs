@@ -1,4 +1,5 @@
-//! A Llama with a frozen base and trainable low-rank terms, written once over [`Backend`].
+//! A Llama with a frozen base, trainable low-rank terms and modules that are trained whole, written once over
+//! [`Backend`].
 
 mod activations;
 mod cached;
@@ -7,14 +8,15 @@ pub mod optimizer_step;
 mod prompts;
 mod step;
 mod tiles;
+mod whole;
 
 pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
 pub use prompts::Prompts;
 
-use crate::arch::{Arch, BranchNorms, Input, NormWeight, Projection, Rope};
+use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
 use crate::backend::run_shape::RunShape;
-use crate::backend::{Backend, LinearGroup, Lora, Quantization, Residency, Segment, StateFormat};
+use crate::backend::{Backend, LinearGroup, Lora, MaybeTrained, Quantization, Residency, Segment, StateFormat};
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
@@ -80,6 +82,7 @@ impl ModelSpec {
             groups,
             dropout: self.trainable && self.lora.dropout > 0.0,
             training: self.trainable,
+            trains_head: self.trainable && self.trains_head(),
         }
     }
 
@@ -131,14 +134,19 @@ impl ModelSpec {
         self.lora.terms.get(&self.arch.module(layer, projection)).map_or(0, |term| term.r)
     }
 
-    /// Parameters of the low-rank terms: r·(N + K) each.
-    pub fn lora_parameters(&self) -> u64 {
-        self.lora.lengths(&self.arch).flatten().map(|len| len as u64).sum()
+    /// Whether the output layer is among the modules that are trained whole.
+    fn trains_head(&self) -> bool {
+        self.lora.whole.contains(self.arch.names.head_module())
+    }
+
+    /// Trained parameters: r·(N + K) of each low-rank term, and those of modules that are trained whole.
+    pub fn trained_parameters(&self) -> u64 {
+        self.lora.lengths(&self.arch).map(|len| len as u64).sum()
     }
 }
 
 /// Name, shape and values of one trainable tensor.
-pub type ParamValues = (ParamId, [usize; 2], Vec<f32>);
+pub type ParamValues = (ParamId, Vec<usize>, Vec<f32>);
 
 /// Where the values of a model come from.
 pub trait Source {
@@ -157,6 +165,10 @@ pub trait Source {
     /// A linear weight that stays in its file; asked only of one that is [held](Self::held) in NF4.
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
         Err(Error::Failed(format!("{name}: is not in a file")))
+    }
+    /// The weight of a module that is whole: that of an adapter where there is one, else the base's.
+    fn whole(&mut self, name: &str) -> Result<HostTensor> {
+        self.read(name)
     }
     /// Initial values of a trainable tensor of `len` values whose rows have `columns` values.
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>>;
@@ -216,9 +228,7 @@ impl<B: Backend> Llama<B> {
             })?);
         }
         let table_of = |rope: &Rope| ropes.iter().position(|other| other == rope).map(|index| tables[index]);
-        // Its rows are only gathered, unless it is the output layer too.
-        let residency = if c.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
-        let embedding = table(backend, source, "embedding", c.names.embedding, residency, &c)?;
+        let embedding = spec.embedding(backend, source)?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for layer in 0..c.num_layers {
             let table = c.layer(layer).rope.as_ref().and_then(table_of);
@@ -229,11 +239,8 @@ impl<B: Backend> Llama<B> {
             layers.push(built);
             progress(layer + 1);
         }
-        let final_norm = norm(backend, source, &c, c.names.final_norm, c.hidden_size, c.multipliers.logits_scaling)?;
-        let head = match c.tie_word_embeddings {
-            true => None,
-            false => Some(table(backend, source, "lm_head", c.names.head, Residency::Device, &c)?),
-        };
+        let final_norm = spec.norm(backend, source, c.names.final_norm, c.hidden_size)?;
+        let head = spec.head(backend, source)?;
         let attention = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
         Ok(Self { spec, attention, embedding, layers, final_norm, head })
     }
@@ -242,27 +249,36 @@ impl<B: Backend> Llama<B> {
         &self.spec
     }
 
-    /// Every trainable tensor, layer by layer in the order of [`Projection`], A before B.
+    /// Every trainable tensor: layer by layer in the order of [`Projection`], A before B, then the whole modules.
     pub fn params_mut(&mut self) -> Vec<(ParamId, &mut B::Param)> {
-        let mut params = Vec::new();
-        let names = self.spec.arch.names;
+        let (mut params, mut whole) = (Vec::new(), Vec::new());
+        let arch = &self.spec.arch;
+        let named = |name: &str, param| Some((ParamId::of_weight(name), param?));
+        whole.extend(named(arch.names.embedding, self.embedding.param_mut()));
         for (layer, block) in self.layers.iter_mut().enumerate() {
-            for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
-                for (segment, projection) in group.segments.iter_mut().zip(names.of_input(input)) {
+            let (groups, norms) = block.parts_mut(arch, layer);
+            for (group, input) in groups.into_iter().zip(Input::ALL) {
+                for (segment, projection) in group.segments.iter_mut().zip(arch.names.of_input(input)) {
                     if let Some(lora) = &mut segment.lora {
-                        let module: Arc<str> = self.spec.arch.module(layer, projection).into();
+                        let module: Arc<str> = arch.module(layer, projection).into();
                         params.push((ParamId::a(module.clone()), &mut lora.a));
                         params.push((ParamId::b(module), &mut lora.b));
                     }
                 }
             }
+            whole.extend(norms.into_iter().filter_map(|(name, norm)| named(&name, norm.param_mut())));
         }
+        whole.extend(named(arch.names.final_norm, self.final_norm.param_mut()));
+        whole.extend(self.head.as_mut().and_then(|head| named(arch.names.head, head.param_mut())));
+        params.extend(whole);
         params
     }
 
-    /// Puts other low-rank terms on the same base. They are read from `source`; the base is not.
+    /// Puts other low-rank terms on the same base, and other whole modules in it. They are read from `source`; of the
+    /// base are only modules that were replaced before.
     pub fn replace_lora(&mut self, b: &mut B, source: &mut dyn Source, lora: LoraSpec) -> Result<()> {
-        self.spec.lora = lora;
+        let before = std::mem::replace(&mut self.spec.lora, lora);
+        self.replace_whole(b, source, &before)?;
         let names = self.spec.arch.names;
         for (layer, block) in self.layers.iter_mut().enumerate() {
             for (group, input) in block.groups_mut().into_iter().zip(Input::ALL) {
@@ -284,53 +300,32 @@ impl<B: Backend> Llama<B> {
     }
 
     /// Name, shape and place of every trainable tensor, in the order of [`Self::params_mut`].
-    pub fn params(&self) -> Vec<(ParamId, [usize; 2], &B::Param)> {
-        let mut params = Vec::new();
+    pub fn params(&self) -> Vec<(ParamId, Vec<usize>, &B::Param)> {
+        let (mut params, mut whole) = (Vec::new(), Vec::new());
+        let arch = &self.spec.arch;
+        let table = || vec![arch.vocab_size, arch.hidden_size];
+        let one = |name: &str, shape: Vec<usize>, param| Some((ParamId::of_weight(name), shape, param?));
+        whole.extend(one(arch.names.embedding, table(), self.embedding.param()));
         for (layer, block) in self.layers.iter().enumerate() {
             for (group, input) in block.groups().into_iter().zip(Input::ALL) {
                 for (segment, projection) in group.segments.iter().zip(self.spec.arch.names.of_input(input)) {
                     if let Some(lora) = &segment.lora {
                         let module: Arc<str> = self.spec.arch.module(layer, projection).into();
                         let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
-                        params.push((a, [lora.r, group.k], &lora.a));
-                        params.push((b, [segment.n, lora.r], &lora.b));
+                        params.push((a, vec![lora.r, group.k], &lora.a));
+                        params.push((b, vec![segment.n, lora.r], &lora.b));
                     }
                 }
             }
+            for (name, len, norm) in block.norms(arch, layer) {
+                whole.extend(one(&name, vec![len], norm.param()));
+            }
         }
+        whole.extend(one(arch.names.final_norm, vec![arch.hidden_size], self.final_norm.param()));
+        whole.extend(self.head.as_ref().and_then(|head| one(arch.names.head, table(), head.param())));
+        params.extend(whole);
         params
     }
-}
-
-/// What a norm multiplies by, divided by `divisor`.
-fn norm<B: Backend>(
-    backend: &mut B,
-    source: &mut dyn Source,
-    arch: &Arch,
-    name: &str,
-    len: usize,
-    divisor: f32,
-) -> Result<B::Vector> {
-    backend.vector("norms", len, &mut || {
-        let mut weight = source.read(name)?.into_f32();
-        if arch.norm.weight == NormWeight::OnePlus {
-            weight.iter_mut().for_each(|w| *w += 1.0);
-        }
-        weight.iter_mut().for_each(|w| *w /= divisor);
-        Ok(weight)
-    })
-}
-
-fn table<B: Backend>(
-    backend: &mut B,
-    source: &mut dyn Source,
-    what: &'static str,
-    name: &str,
-    residency: Residency,
-    config: &Arch,
-) -> Result<B::Table> {
-    let stored = source.stored(name);
-    backend.table(what, config.vocab_size, config.hidden_size, residency, stored, &mut || source.read(name))
 }
 
 fn build_layer<B: Backend>(
@@ -341,7 +336,7 @@ fn build_layer<B: Backend>(
     rope: Option<usize>,
 ) -> Result<Layer<B>> {
     let arch = &spec.arch;
-    let mut norm = |name: &str, len| norm(backend, source, arch, &arch.layer_tensor(layer, name), len, 1.0);
+    let mut norm = |name: &str, len| spec.norm(backend, source, &arch.layer_tensor(layer, name), len);
     let mut around = |names: BranchNorms<&str>| {
         let mut norm = |name: Option<&str>| name.map(|name| norm(name, arch.hidden_size)).transpose();
         Ok::<_, Error>(BranchNorms { input: norm(names.input)?, output: norm(names.output)? })

@@ -200,20 +200,24 @@ pub fn update<B: Backend>(
     check_total(step, weight)?;
     let loss = loss / weight;
     let rate = |peak: f64| peak * factor;
+    let arch = model.spec().arch.clone();
     let updates = model
         .params_mut()
         .into_iter()
         .map(|(id, param)| {
+            let is_norm = id.kind() == ParamKind::Whole && arch.is_norm(id.module());
+            // As PEFT's optimizer for LoRA+ has it: tensors of one dimension go with B.
             let peak = match id.kind() {
-                ParamKind::LoraA => hyper.learning_rate_a,
                 ParamKind::LoraB => hyper.learning_rate_b,
+                ParamKind::Whole if is_norm => hyper.learning_rate_b,
+                ParamKind::LoraA | ParamKind::Whole => hyper.learning_rate_a,
             };
             let settings = AdamW {
                 learning_rate: rate(peak),
                 beta1: hyper.beta1,
                 beta2: hyper.beta2,
                 epsilon: hyper.epsilon,
-                weight_decay: hyper.weight_decay,
+                weight_decay: if is_norm { 0.0 } else { hyper.weight_decay },
                 step: step + 1,
             };
             ParamUpdate { param, settings }

@@ -4,7 +4,7 @@ use super::cached::{Past, View};
 use super::tiles::{tiles, tiles_of_dry_run};
 use super::{Activations, Layer, Llama};
 use crate::arch::Activation;
-use crate::backend::{Backend, Batch, BufferShape, LinearGroup, Op, Scope};
+use crate::backend::{Backend, Batch, BufferShape, LinearGroup, MaybeTrained, Op, Scope};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::AttentionShape;
@@ -144,12 +144,17 @@ impl<B: Backend> Llama<B> {
         // another path for the few that may be left of a tile.
         let normed = self.final_norm_of(b, &pass, &stream, normed)?;
         let mut d_normed = b.alloc("gradients", pass.hidden)?;
-        b.run(pass.all(), Op::CrossEntropy { x: &normed, head: self.head(), weight, dx: Some(&mut d_normed) })?;
+        let (x, dx, head) = (&normed, &mut d_normed, self.head.as_mut().unwrap_or(&mut self.embedding));
+        let loss = match head.param() {
+            Some(_) => Op::TrainedCrossEntropy { x, head, weight, dx },
+            None => Op::CrossEntropy { x, head, weight, dx: Some(dx) },
+        };
+        b.run(pass.all(), loss)?;
         drop(normed);
         let mut d_stream = b.alloc("gradients", pass.hidden)?;
-        let (dy, weight, eps, dx) = (&d_normed, &self.final_norm, pass.eps, &mut d_stream);
-        b.run(pass.all(), Op::RmsNormBackward { dy, x: &stream, weight, eps, accumulate: false, dx })?;
+        norm_backward(b, &pass.all(), &d_normed, &stream, &mut self.final_norm, pass.eps, false, &mut d_stream)?;
         drop((d_normed, stream));
+        let trains_input = self.spec.trainable && self.spec.lora.trains_input(&self.spec.arch);
         while let Some(Waiting { input, block }) = waiting.pop() {
             let input = b.wait(input)?;
             // The next one comes while this layer computes.
@@ -164,7 +169,13 @@ impl<B: Backend> Llama<B> {
                 Some(Block { attention, mlp }) => (attention, Some(mlp)),
                 None => (attend(b, layer, &pass, &input, None, None)?, None),
             };
-            block_backward(b, layer, &pass, &input, attention, mlp, &mut d_stream, waiting.is_empty())?;
+            let first = waiting.is_empty() && !trains_input;
+            block_backward(b, layer, &pass, &input, attention, mlp, &mut d_stream, first)?;
+        }
+        if self.embedding.param().is_some() {
+            b.enter(Scope::Input);
+            let scale = self.spec.arch.multipliers.stream_scale(|x| b.rounded(x));
+            b.run(pass.all(), Op::EmbedBackward { dout: &d_stream, scale, table: &mut self.embedding })?;
         }
         drop(d_stream);
         b.loss_sum()
@@ -532,6 +543,23 @@ fn linear_backward<B: Backend>(
     Ok(())
 }
 
+/// The gradient of a norm's input, and, where its weight is trained, of that.
+fn norm_backward<B: Backend>(
+    b: &mut B,
+    tokens: &Range<usize>,
+    dy: &B::Buffer,
+    x: &B::Buffer,
+    weight: &mut B::Vector,
+    eps: f32,
+    accumulate: bool,
+    dx: &mut B::Buffer,
+) -> Result<()> {
+    if weight.param().is_some() {
+        b.run(tokens.clone(), Op::NormGradient { dy, x, eps, weight })?;
+    }
+    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx })
+}
+
 /// The gradient of what a branch gave, where a norm of `weight` stands between that and the residual stream.
 fn before_norm<B: Backend>(
     b: &mut B,
@@ -539,12 +567,11 @@ fn before_norm<B: Backend>(
     tokens: &Range<usize>,
     d_stream: &B::Buffer,
     given: Option<&B::Buffer>,
-    weight: Option<&B::Vector>,
+    weight: Option<&mut B::Vector>,
 ) -> Result<Option<B::Buffer>> {
     let (Some(x), Some(weight)) = (given, weight) else { return Ok(None) };
     let mut dx = pass.alloc(b, "gradients", tokens, pass.hidden)?;
-    let (dy, eps, accumulate) = (d_stream, pass.branch_eps, false);
-    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate, dx: &mut dx })?;
+    norm_backward(b, tokens, d_stream, x, weight, pass.branch_eps, false, &mut dx)?;
     Ok(Some(dx))
 }
 
@@ -555,13 +582,13 @@ fn stream_backward<B: Backend>(
     pass: &Pass,
     tokens: &Range<usize>,
     x: &B::Buffer,
-    norm: Option<&B::Vector>,
+    norm: Option<&mut B::Vector>,
     s: Option<&B::Buffer>,
     dy: &B::Buffer,
     group: &mut LinearGroup<B>,
     d_stream: Option<&mut B::Buffer>,
 ) -> Result<()> {
-    let normed = norm_of(b, pass, tokens, x, norm)?;
+    let normed = norm_of(b, pass, tokens, x, norm.as_deref())?;
     let input = normed.as_ref().unwrap_or(x);
     let Some(d_stream) = d_stream else { return linear_backward(b, pass, tokens, input, s, dy, group, Dx::Nowhere) };
     let Some(weight) = norm else {
@@ -569,8 +596,7 @@ fn stream_backward<B: Backend>(
     };
     let mut d_normed = pass.alloc(b, "gradients", tokens, pass.hidden)?;
     linear_backward(b, pass, tokens, input, s, dy, group, Dx::Over(&mut d_normed))?;
-    let (dy, eps) = (&d_normed, pass.eps);
-    b.run(tokens.clone(), Op::RmsNormBackward { dy, x, weight, eps, accumulate: true, dx: d_stream })
+    norm_backward(b, tokens, &d_normed, x, weight, pass.eps, true, d_stream)
 }
 
 /// Turns the gradient of the block's output into that of its input, in place. What of the MLP was not kept is computed
@@ -605,7 +631,7 @@ fn block_backward<B: Backend>(
         let projected = mlp.projected.take();
         kept = Some(mlp).filter(|_| keeps && pass.tiled);
         let d_attention = whole(b, &mut d_attention, "attention output", shape.out())?;
-        let norm = layer.attention_norms.output.as_ref();
+        let norm = layer.attention_norms.output.as_mut();
         let d_projected = before_norm(b, pass, &tokens, d_stream, projected.as_ref(), norm)?;
         let (x, s, dy) = (&attention.out, attention.s_o.as_ref(), d_projected.as_ref().unwrap_or(d_stream));
         linear_backward(b, pass, &tokens, x, s, dy, &mut layer.o, Dx::Over(d_attention))?;
@@ -629,13 +655,16 @@ fn block_backward<B: Backend>(
     if let Some(table) = layer.rope {
         b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, table, inverse: true })?;
     }
-    if let Some([q, k]) = &layer.qk_norm {
-        let (weights, eps) = ([q, k], pass.branch_eps);
-        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights, eps, shape, dqkv: &mut d_qkv })?;
+    if let Some([q, k]) = &mut layer.qk_norm {
+        let eps = pass.branch_eps;
+        if q.param().is_some() || k.param().is_some() {
+            b.run(all(), Op::HeadNormGradients { dqkv: &d_qkv, qkv: &qkv, eps, shape, weights: [q, k] })?;
+        }
+        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps, shape, dqkv: &mut d_qkv })?;
     }
     drop(qkv);
     for tokens in pass.tiles() {
-        let (norm, s) = (layer.attention_norms.input.as_ref(), s_qkv.as_ref());
+        let (norm, s) = (layer.attention_norms.input.as_mut(), s_qkv.as_ref());
         let below = if first { None } else { Some(&mut *d_stream) };
         stream_backward(b, pass, &tokens, input, norm, s, &d_qkv, &mut layer.qkv, below)?;
     }
@@ -653,7 +682,7 @@ fn mlp_backward<B: Backend>(
     d_stream: &mut B::Buffer,
 ) -> Result<()> {
     let mut d_activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
-    let (given, norm) = (mlp.output.as_ref(), layer.mlp_norms.output.as_ref());
+    let (given, norm) = (mlp.output.as_ref(), layer.mlp_norms.output.as_mut());
     let d_output = before_norm(b, pass, tokens, d_stream, given, norm)?;
     let (s, dy) = (mlp.s_down.as_ref(), d_output.as_ref().unwrap_or(d_stream));
     linear_backward(b, pass, tokens, &activated, s, dy, &mut layer.down, Dx::Over(&mut d_activated))?;
@@ -661,6 +690,6 @@ fn mlp_backward<B: Backend>(
     let (activation, gate_up) = (pass.activation, &mut mlp.gate_up);
     b.run(tokens.clone(), Op::SwigluBackward { dout: &d_activated, activation, gate_up })?;
     drop(d_activated);
-    let (x, dy, s, norm) = (&mlp.middle, &mlp.gate_up, mlp.s_gate_up.as_ref(), layer.mlp_norms.input.as_ref());
+    let (x, dy, s, norm) = (&mlp.middle, &mlp.gate_up, mlp.s_gate_up.as_ref(), layer.mlp_norms.input.as_mut());
     stream_backward(b, pass, tokens, x, norm, s, dy, &mut layer.gate_up, Some(d_stream))
 }

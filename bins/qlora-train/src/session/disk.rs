@@ -43,7 +43,7 @@ impl DiskPlan {
         existing: u64,
     ) -> Self {
         let (mut values, mut states, mut tensors) = (0u64, 0u64, 0u64);
-        for len in spec.lora.lengths(&spec.arch).flatten() {
+        for len in spec.lora.lengths(&spec.arch) {
             values += 4 * len as u64;
             states += spec.states.bytes(len);
             tensors += 1;
@@ -54,12 +54,15 @@ impl DiskPlan {
                 + 2,
         );
         let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
-        // The adapter's file holds the values folded where rsLoRA is used.
+        // The adapter's file holds the values folded where rsLoRA is used, and one tensor for each end of a tied one.
         let copies = if spec.lora.rslora { 2 } else { 1 };
+        let arch = &spec.arch;
+        let twice = spec.lora.whole.iter().filter(|module| spec.lora.shares_embedding(arch, module)).count();
+        let again = 4 * (twice * arch.vocab_size * arch.hidden_size) as u64;
         Self {
-            checkpoint_bytes: values * copies + states + files,
+            checkpoint_bytes: values * copies + again + states + files,
             gradient_bytes: values,
-            adapter_bytes: values + files,
+            adapter_bytes: values + again + files,
             log_bytes: log,
             checkpoints: checkpoints(settings, steps, steps_per_epoch).saturating_sub(existing).max(1),
         }

@@ -42,7 +42,7 @@ pub fn facts(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, data: &Trai
         learning_rate_a,
         learning_rate_b,
         targets: targets.into_iter().map(|(_, name)| name).collect(),
-        lora_parameters: spec.lora_parameters(),
+        lora_parameters: spec.trained_parameters(),
         max_length: settings.max_length,
         data: Some(DataFacts {
             rows: data.rows.len(),

@@ -1,7 +1,7 @@
 //! The model that the settings describe, and how a base's weights are quantized.
 
 use crate::adapter::{Patterns, Recipe};
-use crate::arch::{Arch, Projection};
+use crate::arch::{Arch, Projection, Wrapper};
 use crate::backend::{Quantization, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::{self, Settings};
@@ -10,6 +10,7 @@ use crate::lora::LoraSpec;
 use crate::model::{ModelSpec, Prompts};
 use crate::refuse;
 use indexmap::IndexMap;
+use std::collections::BTreeSet;
 
 /// Refuses 16-bit weights where the checkpoint holds NF4.
 pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
@@ -75,7 +76,39 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
         term.r = ranks.of(module).unwrap_or(term.r);
         term.alpha = alphas.of(module).unwrap_or(term.alpha);
     }
+    lora.whole = whole_modules(&settings.modules_to_save.0, arch)?;
     Ok(lora)
+}
+
+/// The modules that `modules_to_save` names: by the end of their paths, as in PEFT. Where the output layer is the
+/// embedding, either names both. Refused: a name of none, and one of linear layers.
+fn whole_modules(names: &[String], arch: &Arch) -> Result<BTreeSet<String>> {
+    let mut whole = BTreeSet::new();
+    let own =
+        |name: &str| Wrapper::text_name(name).filter(|_| arch.wrapper.is_some()).unwrap_or_else(|| name.to_owned());
+    for name in names.iter().map(|name| own(name)) {
+        if let Some(linear) = arch.modules().find(|module| module.ends_with(&name)) {
+            refuse!(
+                "`modules_to_save`: `{name}` names the linear layer {linear}, which is frozen and gets a low-rank term \
+                 (`lora_target_modules`); expected embed_tokens, lm_head or names of norms"
+            );
+        }
+        let matching: Vec<String> = arch.other_modules().into_iter().map(|(module, _)| module).collect();
+        let mut known = matching.iter().filter(|module| module.ends_with(&name) && !name.is_empty()).peekable();
+        if known.peek().is_none() {
+            let norms: BTreeSet<&str> = matching.iter().filter_map(|module| module.rsplit('.').next()).collect();
+            refuse!(
+                "`modules_to_save`: `{name}` matches no module of the model; expected some of {}",
+                norms.into_iter().collect::<Vec<_>>().join(", ")
+            );
+        }
+        whole.extend(known.cloned());
+    }
+    let ends = [arch.names.embedding_module(), arch.names.head_module()];
+    if arch.tie_word_embeddings && ends.iter().any(|end| whole.contains(*end)) {
+        whole.extend(ends.map(str::to_owned));
+    }
+    Ok(whole)
 }
 
 /// The patterns of a setting. Refused: one that no module with a term matches, which would change nothing.

@@ -171,7 +171,7 @@ pub fn plan(
 
 /// Bytes that writing a checkpoint takes: of the largest trainable tensor its states, value and gradient.
 fn saving_bytes(spec: &ModelSpec) -> u64 {
-    let largest = spec.lora.lengths(&spec.arch).flatten().max().unwrap_or(0);
+    let largest = spec.lora.lengths(&spec.arch).max().unwrap_or(0);
     spec.states.bytes(largest) + 8 * largest as u64
 }
 

@@ -1,12 +1,12 @@
 //! The values of a model: the frozen base from a checkpoint, the low-rank terms from an adapter or freshly drawn.
 
 use super::plan::stored_in;
-use crate::adapter::LoraPair;
+use crate::adapter::{Adapter, LoraPair, WholeModule};
 use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
 use crate::error::Result;
-use crate::files::tensor::{HostTensor, StoredType, WeightSource};
+use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::lora::{ParamId, ParamKind};
 use crate::model::Source;
 use qlora_kernels::rng::Stream;
@@ -20,6 +20,8 @@ pub struct CheckpointSource<'a, 'w> {
     checkpoint: &'a Checkpoint,
     fingerprint: Fingerprint,
     adapter: BTreeMap<String, LoraPair<'a>>,
+    /// Weights of whole modules that an adapter holds, by module
+    whole: BTreeMap<String, WholeModule<'a>>,
     /// What changes the tensors on their way, if anything does.
     rewrite: Option<&'w mut dyn Rewrite>,
     /// Frobenius norms of linear weights by module, where they are asked for
@@ -30,7 +32,14 @@ pub struct CheckpointSource<'a, 'w> {
 impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
-        Self { checkpoint, fingerprint: Fingerprint::new(checkpoint), adapter, rewrite: None, norms: None, seed }
+        let fingerprint = Fingerprint::new(checkpoint);
+        Self { checkpoint, fingerprint, adapter, whole: BTreeMap::new(), rewrite: None, norms: None, seed }
+    }
+
+    /// With the terms and the whole modules of an adapter, or new ones.
+    pub fn with_adapter(checkpoint: &'a Checkpoint, adapter: Option<&'a Adapter>, seed: u64) -> Result<Self> {
+        let Some(adapter) = adapter else { return Ok(Self::new(checkpoint, BTreeMap::new(), seed)) };
+        Ok(Self { whole: adapter.whole_modules()?, ..Self::new(checkpoint, adapter.lora_pairs()?, seed) })
     }
 
     /// With tensors that are changed on their way: each is as [`Checkpoint::dense_type`] says.
@@ -72,6 +81,17 @@ impl Source for CheckpointSource<'_, '_> {
         }
     }
 
+    fn whole(&mut self, name: &str) -> Result<HostTensor> {
+        // The base's is part of its fingerprint, whatever takes its place.
+        let base = self.checkpoint.stored_type(name).map(|_| self.read(name)).transpose()?;
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        match (self.whole.get(module), base) {
+            (Some(own), _) => Ok(HostTensor { shape: own.shape.to_vec(), data: TensorData::F32(own.values.to_vec()) }),
+            (None, Some(base)) => Ok(base),
+            (None, None) => self.read(name),
+        }
+    }
+
     fn held(&self, name: &str) -> Option<Quantization> {
         stored_in(self.checkpoint)(name).held.filter(|_| self.rewrite.is_none())
     }
@@ -104,10 +124,7 @@ impl Source for CheckpointSource<'_, '_> {
 
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
         if let Some(pair) = self.adapter.get(id.module()) {
-            return Ok(match id.kind() {
-                ParamKind::LoraA => pair.a.to_vec(),
-                ParamKind::LoraB => pair.b.to_vec(),
-            });
+            return Ok(if id.kind() == ParamKind::LoraB { pair.b } else { pair.a }.to_vec());
         }
         Ok(initial_lora(self.checkpoint.arch(), self.seed, id, len, columns))
     }

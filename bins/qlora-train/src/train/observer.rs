@@ -110,7 +110,8 @@ impl Observer {
         let Some(details) = &mut self.details else { return Ok(()) };
         details.modules.clear();
         let mut a = Vec::new();
-        for (id, [_, columns], param) in model.params() {
+        for (id, shape, param) in model.params() {
+            let (ParamKind::LoraA | ParamKind::LoraB, &[_, columns]) = (id.kind(), &shape[..]) else { continue };
             let values = backend.param_values(param)?;
             // A of a module comes before its B.
             if id.kind() == ParamKind::LoraA {
@@ -180,7 +181,7 @@ pub(super) fn details(
         device,
         quantization: recipe(settings, &loaded.checkpoint).to_string(),
         parameters: loaded.parameters(),
-        trainable: spec.lora_parameters(),
+        trainable: spec.trained_parameters(),
         total_steps: data.schedule.total_steps(),
         warnings: kept.warnings,
         data: data_details(settings, loaded, data),

@@ -45,7 +45,7 @@ use crate::session::training_data::find_files;
 use crate::session::{CheckpointSource, Device, DeviceJob, Loaded, TrainingData, replace_adapter_by_base};
 use crate::session::{advice, planner};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -182,6 +182,20 @@ fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Ada
             spec.lora.terms.len()
         );
     }
+    let untied = own.untied && loaded.checkpoint.arch().tie_word_embeddings;
+    if own.whole != spec.lora.whole || untied {
+        let named = |whole: &BTreeSet<String>| match whole.is_empty() {
+            true => "none".to_owned(),
+            false => whole.iter().cloned().collect::<Vec<_>>().join(", "),
+        };
+        refuse!(
+            "`init_adapter`: {} holds whole weights of {}{}, the run trains {}; give its modules_to_save",
+            path.display(),
+            named(&own.whole),
+            if untied { ", with an output layer of its own beside the embedding" } else { "" },
+            named(&spec.lora.whole)
+        );
+    }
     if adapter.rescale(&spec.lora).context(what)? {
         status!(
             "{}: has another scale (alpha, use_rslora) than the run: its B is multiplied to keep what it computes",
@@ -236,8 +250,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         findings,
     } = prepared;
     let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
-    let pairs = init.as_ref().map(Adapter::lora_pairs).transpose()?.unwrap_or_default();
-    let mut source = CheckpointSource::new(&loaded.checkpoint, pairs, settings.seed);
+    let mut source = CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?;
     if settings.report {
         source = source.measuring();
     }
@@ -420,12 +433,19 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
         checkpoint.dir().display(),
         recipe(settings, checkpoint)
     );
-    let trainable = spec.lora_parameters();
+    let trainable = spec.trained_parameters();
     status!("{}", trainable_line(trainable, parameters.saturating_add(trainable)));
     if !spec.lora.is_uniform() {
         status!(
             "ranks or alphas differ (rank_pattern, alpha_pattern): PEFT and llama.cpp take them, vLLM and SGLang serve one \
              of each; `qlora-train export uniform` writes such an adapter"
+        );
+    }
+    if !spec.lora.whole.is_empty() {
+        status!(
+            "trained whole beside the adapters: {}; in f32, with a gradient and optimizer states as large as they are. The \
+             adapter holds all of them; vLLM, SGLang and llama.cpp serve it merged only",
+            spec.lora.whole.iter().cloned().collect::<Vec<_>>().join(", ")
         );
     }
     let (a, b) = settings.learning_rates_for(parameters);

@@ -161,23 +161,24 @@ pub(super) fn add_optimizer<B: Backend>(
     model: &mut Llama<B>,
     gradients: bool,
 ) -> Result<()> {
-    // rsLoRA is folded in the adapter's file.
-    let values = model.spec().lora.rslora;
-    let tensors = |param: &B::Param| {
+    // In the adapter's file rsLoRA is folded, and a norm is as a checkpoint stores it.
+    let rslora = model.spec().lora.rslora;
+    let exact: Vec<bool> = model.params().iter().map(|(id, ..)| !rslora && model.stored_offset(id) == 0.0).collect();
+    let tensors = |index: usize, param: &B::Param| {
         let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
-        let value = values.then(|| backend.param_values(param)).transpose()?;
+        let value = (!exact[index]).then(|| backend.param_values(param)).transpose()?;
         Ok::<_, crate::error::Error>(tensors_of(state, value, gradients.then(|| backend.gradient(param)).transpose()?))
     };
     let mut params = model.params_mut();
     let mut header = Vec::new();
-    for (name, param) in &params {
-        header.extend(tensors(param)?.iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
+    for (index, (name, param)) in params.iter().enumerate() {
+        header.extend(tensors(index, param)?.iter().map(|(part, data)| (format!("{name}.{part}"), data.shape())));
     }
     files.add(OPTIMIZER, |to| {
         let entries = header.iter().map(|(name, (dtype, shape))| (name.as_str(), *dtype, &shape[..]));
         write_header(to, &BTreeMap::new(), entries)?;
-        for (_, param) in &mut params {
-            let tensors = tensors(param).map_err(std::io::Error::other)?;
+        for (index, (_, param)) in params.iter_mut().enumerate() {
+            let tensors = tensors(index, param).map_err(std::io::Error::other)?;
             tensors.iter().try_for_each(|(_, data)| to.write_all(data.bytes()))?;
         }
         Ok(())

@@ -142,6 +142,7 @@ impl<B: Backend> Run<'_, B> {
             match id.kind() {
                 ParamKind::LoraA => modules.push((id.module().to_owned(), squares.sqrt(), 0.0)),
                 ParamKind::LoraB => modules.iter_mut().rev().take(1).for_each(|module| module.2 = squares.sqrt()),
+                ParamKind::Whole => {}
             }
         }
         let total = self.data.schedule.total_steps() as usize;

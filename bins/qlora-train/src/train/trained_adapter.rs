@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
+use crate::lora::ParamId;
 use crate::model::Llama;
 use crate::session::Loaded;
 use crate::session::model_spec::recipe;
@@ -41,9 +42,21 @@ pub(super) fn add_trained_adapter<B: Backend>(
         quantization: recipe(settings, checkpoint),
         chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
     };
-    let params: BTreeMap<String, ([usize; 2], &B::Param)> =
-        model.params().into_iter().map(|(id, shape, param)| (id.peft_key(), (shape, param))).collect();
-    let shapes = params.iter().map(|(key, (shape, _))| (key.as_str(), &shape[..])).collect();
-    let mut values = |key: &str| backend.param_values(params[key].1).map(Cow::Owned);
+    let mut params: BTreeMap<String, (Vec<usize>, ParamId, &B::Param)> =
+        model.params().into_iter().map(|(id, shape, param)| (id.peft_key(), (shape, id, param))).collect();
+    // One tensor of the model is two of PEFT's.
+    let embedding = ParamId::whole(spec.arch.names.embedding_module()).peft_key();
+    if let Some((shape, id, param)) = params.get(&embedding)
+        && spec.lora.whole.iter().any(|module| spec.lora.shares_embedding(&spec.arch, module))
+    {
+        let head = ParamId::whole(spec.arch.names.head_module()).peft_key();
+        let both = (shape.clone(), id.clone(), *param);
+        params.insert(head, both);
+    }
+    let shapes = params.iter().map(|(key, (shape, ..))| (key.as_str(), &shape[..])).collect();
+    let mut values = |key: &str| {
+        let (_, id, param) = &params[key];
+        model.stored_values(backend, id, param).map(Cow::Owned)
+    };
     Adapter::new(config, &provenance).add_streamed(files, &shapes, &mut values)
 }

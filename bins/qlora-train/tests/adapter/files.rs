@@ -266,6 +266,6 @@ proptest! {
         let terms = terms.into_iter().map(|((layer, projection), (r, alpha))| {
             (arch.module(layer, Projection::ALL[projection]), LoraTerm::lora(r, f64::from(alpha)))
         });
-        reads_back(&LoraSpec { terms: terms.collect(), rslora: false, dropout });
+        reads_back(&LoraSpec { terms: terms.collect(), dropout, ..LoraSpec::default() });
     }
 }

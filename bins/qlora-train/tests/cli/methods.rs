@@ -2,6 +2,8 @@
 
 use crate::sandbox::Sandbox;
 use qlora_train::adapter::Adapter;
+use qlora_train::arch::Arch;
+use qlora_train::base::synthetic::{Synthetic, tiny_arch};
 use serde_json::json;
 
 /// A file of settings with lines of its own.
@@ -100,4 +102,111 @@ fn patterns_and_layers_that_the_model_has_not_are_refused_by_name() {
         }
     }
     assert!(!sandbox.path("out").exists());
+}
+
+const WHOLE: &str =
+    "lora_r: 4\nmodules_to_save: [embed_tokens, norm]\ncompute: f32\noptim: adamw_torch\nquantization: none\n";
+
+/// A model whose output layer is its embedding, with a tokenizer.
+fn tied() -> Sandbox {
+    Sandbox::chat_of(Arch { tie_word_embeddings: true, ..tiny_arch() })
+}
+
+/// What was trained whole goes from settings to every command that takes an adapter.
+#[test]
+fn whole_modules_are_evaluated_merged_and_served_where_they_can_be() {
+    for (sandbox, tensors) in [(tied(), 28 + 2 + 5), (Sandbox::chat(), 28 + 1 + 5)] {
+        let line = settings(&sandbox, "cfg", WHOLE).replace("0.02", "0.004");
+        let told = sandbox.run(&format!("{line} --output-dir out")).ok().stderr;
+        assert!(told.contains("trained whole") && told.contains("model.embed_tokens"), "{told}");
+        let plan = sandbox.run(&line.replace("train --json", "plan")).ok().stdout;
+        assert!(plan.contains("gradients of whole modules"), "{plan}");
+        let adapter = Adapter::load(&sandbox.path("out")).unwrap();
+        assert_eq!(adapter.tensors.len(), tensors);
+        let config = sandbox.json("out/adapter_config.json");
+        let tied = tensors == 35;
+        assert_eq!(config["ensure_weight_tying"], if tied { json!(true) } else { json!(null) });
+        assert!(sandbox.read("out/README.md").contains("| Modules trained whole | "));
+        // A plain adapter after it, and the base, are as they are alone.
+        let plain = settings(&sandbox, "plain", "lora_r: 4\n");
+        sandbox.run(&format!("{plain} --output-dir plain")).ok();
+        let rows = "--data rows.jsonl --max-length 64 --compute f32 --quantization none";
+        let (own, other) =
+            (sandbox.eval(&format!("--adapter out {rows}")), sandbox.eval(&format!("--adapter plain {rows}")));
+        let base = sandbox.eval(rows);
+        assert!(own < base, "{own} {base}");
+        let all = sandbox.run(&format!("eval --json --model model --adapter out --adapter plain --with-base {rows}"));
+        let all = all.json();
+        let losses: Vec<f64> =
+            all["adapters"].as_array().unwrap().iter().map(|one| one["loss"].as_f64().unwrap()).collect();
+        assert_eq!(losses, [own, other]);
+        assert_eq!(all["base"]["loss"].as_f64(), Some(base));
+        // bf16 rounds what is merged once.
+        sandbox.run("merge --model model --adapter out --output merged").ok();
+        let merged = sandbox.run(&format!("eval --json --model merged {rows}")).json()["loss"].as_f64().unwrap();
+        assert!((merged / own - 1.0).abs() < 2e-2 && (merged - own).abs() * 10.0 < base - own, "{merged} {own} {base}");
+        let verdicts = sandbox.run("check --json out --model model");
+        let verdicts: serde_json::Value = serde_json::from_str(&verdicts.stdout).unwrap();
+        let reasons: Vec<String> =
+            verdicts["engines"].as_array().unwrap().iter().map(|engine| engine["reasons"].to_string()).collect();
+        assert_eq!(reasons[0], "[]");
+        assert!(reasons[1..].iter().all(|reason| reason.contains("modules_to_save")), "{reasons:?}");
+        sandbox
+            .refused("export gguf --lora --model model --adapter out --output-dir gguf", &["whole weight", "--lora"]);
+        // A run that begins with it has to train the same modules.
+        sandbox
+            .run(&format!("{plain} --init-adapter out --output-dir other"))
+            .ended(2, &["`init_adapter`", "model.norm", "trains none", "modules_to_save"]);
+        let more = sandbox.run(&format!("{line} --init-adapter out --output-dir more")).ok().stderr;
+        assert!(more.contains("begins with the weights of out"), "{more}");
+        let more = sandbox.eval(&format!("--adapter more {rows}"));
+        assert!(more < own, "{more} {own}");
+    }
+}
+
+#[test]
+fn a_run_with_whole_modules_goes_on_where_it_stopped() {
+    for compute in ["f32", "bf16"] {
+        let sandbox = tied();
+        let lines = WHOLE.replace("compute: f32", &format!("compute: {compute}")).replace("adamw_torch", "adamw_8bit");
+        let line = settings(&sandbox, "cfg", &format!("{lines}save_steps: 3\nuse_rslora: true\n"));
+        sandbox.run(&format!("{line} --output-dir whole")).ok();
+        sandbox.run(&format!("{line} --output-dir again --resume-from-checkpoint whole/checkpoint-3")).ok();
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            assert!(sandbox.bytes(&format!("whole/{name}")) == sandbox.bytes(&format!("again/{name}")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn whole_modules_that_cannot_be_trained_are_refused_by_name() {
+    let sandbox = Sandbox::new();
+    for (lines, words) in [
+        ("modules_to_save: [classifier]", ["`classifier` matches no module", "embed_tokens"]),
+        ("modules_to_save: down_proj", ["`down_proj` names the linear layer", "lora_target_modules"]),
+        ("modules_to_save: {a: b}", ["`modules_to_save`", "names of modules"]),
+    ] {
+        let line = settings(&sandbox, "cfg", &format!("{lines}\n"));
+        sandbox.run(&format!("{line} --output-dir out")).ended(2, &words);
+    }
+    assert!(!sandbox.path("out").exists());
+    let large = Sandbox::of(&Synthetic::new(Arch { head_dim: 64, ..tiny_arch() }, 1));
+    for (module, what) in [("embed_tokens", "embedding"), ("lm_head", "lm_head"), ("norm", "norms")] {
+        let plan =
+            format!("plan --model model --max-length 64 --device cuda --device-memory 24GB --modules-to-save {module}");
+        large.run(&plan).ended(2, &["`modules_to_save`", what, "--device cpu"]);
+    }
+    let line = settings(&sandbox, "cfg", "additional_target: 'embed_tokens, lm_head'\n");
+    sandbox.run(&format!("{line} --output-dir out")).ok();
+    let mut config = sandbox.json("out/adapter_config.json");
+    assert_eq!(config["modules_to_save"], json!(["embed_tokens", "lm_head"]));
+    config["modules_to_save"] = json!(["embed_tokens"]);
+    sandbox.write("out/adapter_config.json", &config.to_string());
+    sandbox.refused(
+        "eval --model model --adapter out --data rows.jsonl",
+        &["lm_head.weight", "adapter_model.safetensors"],
+    );
+    config["modules_to_save"] = json!(["embed_tokens", "lm_head", "model.norm"]);
+    sandbox.write("out/adapter_config.json", &config.to_string());
+    sandbox.refused("eval --model model --adapter out --data rows.jsonl", &["model.norm", "modules_to_save"]);
 }

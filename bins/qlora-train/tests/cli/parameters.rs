@@ -24,7 +24,7 @@ fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
 }
 
 fn line(spec: &ModelSpec) -> String {
-    let trainable = spec.lora_parameters();
+    let trainable = spec.trained_parameters();
     trainable_line(trainable, spec.arch.num_parameters().unwrap() + trainable)
 }
 

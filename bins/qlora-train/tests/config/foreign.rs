@@ -126,16 +126,16 @@ fn what_a_flag_turns_off_or_gives_itself_is_no_fault_of_the_file() {
             flags.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         Settings::from_yaml(text, "cfg.yaml", &flags)
     };
-    let modules = "model: m\nlora_modules_to_save: [embed_tokens, lm_head]\n";
+    let modules = "model: m\nexclude_modules: [embed_tokens, lm_head]\n";
     let error = load(modules, &[]).unwrap_err().to_string();
-    assert!(error.contains("cfg.yaml line 2") && error.contains("`--lora-modules-to-save false`"), "{error}");
+    assert!(error.contains("cfg.yaml line 2") && error.contains("`--exclude-modules false`"), "{error}");
     for off in ["false", "none"] {
-        load(modules, &[("lora-modules-to-save", off)]).unwrap();
+        load(modules, &[("exclude-modules", off)]).unwrap();
     }
     // Not by another flag, nor by one that asks for it.
     assert!(load(modules, &[("use-dora", "false")]).is_err());
-    let error = load(modules, &[("lora-modules-to-save", "lm_head")]).unwrap_err().to_string();
-    assert!(error.contains("cfg.yaml line 2") && error.contains("`--lora-modules-to-save`"), "{error}");
+    let error = load(modules, &[("exclude-modules", "lm_head")]).unwrap_err().to_string();
+    assert!(error.contains("cfg.yaml line 2") && error.contains("`--exclude-modules`"), "{error}");
     // Rows that are given otherwise need none of the file's; what the file says of their columns holds.
     let rows = "datasets: [{path: org/rows, split: 'train[:20%]', type: {field_instruction: q, field_output: a}}]";
     assert!(load(rows, &[]).is_err());

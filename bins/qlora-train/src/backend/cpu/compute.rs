@@ -3,14 +3,19 @@
 use super::bf16::linear::{Gradients, Group, LowRank, Segment};
 use super::bf16::operands::segments;
 use super::memory::Value;
-use super::{Cpu, CpuBuffer, Dense, Precision, attention, bf16, cache, elementwise, linear, loss};
-use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
+use super::{Cpu, CpuBuffer, Precision, attention, bf16, cache, elementwise, linear, loss};
+use crate::backend::{BufferShape, CheckedBatch, Compute, MaybeTrained, Op, TableShape, Trace};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
+
+/// Columns of the queries and of the keys in rows q‖k‖v.
+fn normed_columns(shape: AttentionShape) -> [Range<usize>; 2] {
+    [0..shape.out(), shape.out()..shape.out() + shape.kv_heads * shape.head_dim]
+}
 
 /// Calls `norm` with each part of the queries and keys in rows q‖k‖v of two buffers that is as wide as the weight for
 /// it, and with that weight: with each head, or with all queries and all keys.
@@ -21,10 +26,10 @@ fn each_norm<T: Send + Sync>(
     from: &[T],
     norm: impl Fn(&mut [T], &[T], &[f32]) + Sync,
 ) {
-    let (width, keys) = (shape.qkv(), shape.out()..shape.out() + shape.kv_heads * shape.head_dim);
+    let (width, [queries, keys]) = (shape.qkv(), normed_columns(shape));
     let rows = to.par_chunks_exact_mut(width).zip(from.par_chunks_exact(width)).with_min_len(16);
     rows.for_each(|(to, from)| {
-        for (columns, weight) in [(0..keys.start, q), (keys.clone(), k)] {
+        for (columns, weight) in [(queries.clone(), q), (keys.clone(), k)] {
             let (to, from) = (&mut to[columns.clone()], &from[columns]);
             let parts = to.chunks_exact_mut(weight.len()).zip(from.chunks_exact(weight.len()));
             parts.for_each(|(to, from)| norm(to, from, weight));
@@ -77,10 +82,10 @@ impl Compute for Cpu {
         let first = tokens.start;
         match op {
             Op::Embed { table, scale, out } => {
-                let (table, scale): (&Dense, _) = (table, *scale);
-                let rows = out.rows_mut(tokens)?.par_chunks_exact_mut(table.cols).zip(&batch.input_ids[tokens.clone()]);
+                let (table, width, scale) = (table.matrix(), table.cols(), *scale);
+                let rows = out.rows_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
                 rows.with_min_len(16).for_each(|(out, &id)| {
-                    table.widen(id as usize * table.cols, out);
+                    table.row(id as usize, out);
                     if scale != 1.0 {
                         out.iter_mut().for_each(|x| *x *= scale);
                     }
@@ -169,12 +174,43 @@ impl Compute for Cpu {
                 if first == 0 {
                     self.loss = loss::LossSum::default();
                 }
-                let x = x.rows(tokens)?;
-                loss::linear_cross_entropy(workspace, x, head, targets, weights, *weight, dx, &mut self.loss);
+                let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
+                let (head, none) = (&head.matrix(), &mut []);
+                loss::linear_cross_entropy(workspace, x, head, shape, none, targets, weights, *weight, dx, loss);
+            }
+            Op::TrainedCrossEntropy { x, head, weight, dx } => {
+                let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
+                if first == 0 {
+                    self.loss = loss::LossSum::default();
+                }
+                let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
+                let dx = Some(dx.rows_mut(tokens)?);
+                let (head, to) = head.parts();
+                loss::linear_cross_entropy(workspace, x, &head, shape, to, targets, weights, *weight, dx, loss);
+            }
+            Op::EmbedBackward { dout, scale, table } => {
+                let (dout, ids, width) = (dout.rows(tokens)?, &batch.input_ids[tokens.clone()], table.cols());
+                elementwise::embed_backward(dout, ids, *scale, width, table.parts().1);
+            }
+            Op::NormGradient { dy, x, eps, weight } => {
+                let (dy, x, inverse) =
+                    (dy.rows(tokens)?, x.rows(tokens)?, |x: &[f32]| elementwise::inverse_rms(x, *eps));
+                if let Some(param) = weight.param_mut() {
+                    elementwise::rms_norm_gradient(dy, x, inverse, param.parts().1);
+                }
+            }
+            Op::HeadNormGradients { dqkv, qkv, eps, shape, weights } => {
+                let (dy, x) = (dqkv.rows(tokens)?, qkv.rows(tokens)?);
+                for (weight, columns) in weights.iter_mut().zip(normed_columns(*shape)) {
+                    let inverse = |x: &[f32]| elementwise::inverse_rms(x, *eps);
+                    if let Some(param) = weight.param_mut() {
+                        elementwise::head_norm_gradient(dy, x, shape.qkv(), columns, inverse, param.parts().1);
+                    }
+                }
             }
             Op::Logits { x, head, tokens, out } => {
-                let x = x.rows(&(0..batch.tokens()))?;
-                each_few(x, head.cols, tokens, out, |rows| loss::logits(workspace, rows, head));
+                let (x, shape) = (x.rows(&(0..batch.tokens()))?, [head.vocab(), head.cols()]);
+                each_few(x, head.cols(), tokens, out, |rows| loss::logits(workspace, rows, &head.matrix(), shape));
             }
         }
         Ok(())
@@ -226,10 +262,10 @@ impl Cpu {
         let group_of = |k: usize, segments, dropout: Option<Dropout>| Group { isa, k, segments, first, dropout };
         match op {
             Op::Embed { table, scale, out } => {
-                let (table, width, scale): (&Dense, _, _) = (table, table.cols, *scale);
+                let (table, width, scale) = (table.matrix(), table.cols(), *scale);
                 let rows = out.rows16_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
                 rows.with_min_len(16).for_each(|(out, &id)| {
-                    bf16::gemm::Stored::read(table, isa, id as usize, 0..width, out);
+                    bf16::gemm::Stored::read(&table, isa, id as usize, 0..width, out);
                     if scale != 1.0 {
                         out.iter_mut().for_each(|x| *x = bf16::rows::round(bf16::rows::widen(*x) * scale));
                     }
@@ -340,21 +376,21 @@ impl Cpu {
             Op::CrossEntropy { x, head, weight, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows16_mut(tokens)).transpose()?;
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
-                let head: &Dense = head;
                 if first == 0 {
                     self.loss = Default::default();
                 }
                 let x = x.rows16(tokens)?;
-                let (h, vocab) = (head.cols, head.rows());
+                let (h, vocab) = (head.cols(), head.vocab());
                 let total = &mut self.loss;
                 bf16::loss::cross_entropy(
                     isa,
                     gemm,
                     loss_scratch,
                     x,
-                    head,
+                    &head.matrix(),
                     h,
                     vocab,
+                    &mut [],
                     targets,
                     weights,
                     *weight,
@@ -362,10 +398,54 @@ impl Cpu {
                     total,
                 );
             }
+            Op::TrainedCrossEntropy { x, head, weight, dx } => {
+                let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
+                if first == 0 {
+                    self.loss = Default::default();
+                }
+                let (x, dx) = (x.rows16(tokens)?, Some(dx.rows16_mut(tokens)?));
+                let (h, vocab, total) = (head.cols(), head.vocab(), &mut self.loss);
+                let (head, gradient) = head.parts();
+                bf16::loss::cross_entropy(
+                    isa,
+                    gemm,
+                    loss_scratch,
+                    x,
+                    &head,
+                    h,
+                    vocab,
+                    gradient,
+                    targets,
+                    weights,
+                    *weight,
+                    dx,
+                    total,
+                );
+            }
+            Op::EmbedBackward { dout, scale, table } => {
+                let (dout, ids, width) = (dout.rows16(tokens)?, &batch.input_ids[tokens.clone()], table.cols());
+                elementwise::embed_backward(dout, ids, *scale, width, table.parts().1);
+            }
+            Op::NormGradient { dy, x, eps, weight } => {
+                let (dy, x) = (dy.rows16(tokens)?, x.rows16(tokens)?);
+                if let Some(param) = weight.param_mut() {
+                    let inverse = |x: &[half::bf16]| bf16::rows::inverse_rms(x, *eps);
+                    elementwise::rms_norm_gradient(dy, x, inverse, param.parts().1);
+                }
+            }
+            Op::HeadNormGradients { dqkv, qkv, eps, shape, weights } => {
+                let (dy, x) = (dqkv.rows16(tokens)?, qkv.rows16(tokens)?);
+                for (weight, columns) in weights.iter_mut().zip(normed_columns(*shape)) {
+                    let inverse = |x: &[half::bf16]| bf16::rows::inverse_rms(x, *eps);
+                    if let Some(param) = weight.param_mut() {
+                        elementwise::head_norm_gradient(dy, x, shape.qkv(), columns, inverse, param.parts().1);
+                    }
+                }
+            }
             Op::Logits { x, head, tokens, out } => {
-                let (x, head): (_, &Dense) = (x.rows16(&(0..batch.tokens()))?, head);
-                each_few(x, head.cols, tokens, out, |rows| {
-                    bf16::loss::logits(isa, gemm, rows, head, head.cols, head.rows())
+                let x = x.rows16(&(0..batch.tokens()))?;
+                each_few(x, head.cols(), tokens, out, |rows| {
+                    bf16::loss::logits(isa, gemm, rows, &head.matrix(), head.cols(), head.vocab())
                 });
             }
         }

@@ -4,6 +4,7 @@ use super::gemm::simd::vectorized;
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// `e^x` within 2 units in the last place over the normal range (tested), 0 below it; NaN stays NaN. Written without
 /// branches or calls so that the compiler vectorizes it.
@@ -100,8 +101,87 @@ pub fn dot<const L: usize>(x: &[f32], y: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
+/// Rows whose part of a sum over rows is summed on its own.
+const SUMMED: usize = 256;
+/// Columns of a task of such a sum.
+const COLUMNS: usize = 64;
+
+/// `dw += Σ dY ∘ X / rms(X)` over rows of as many values as `dw` has, which begin at `starts` in both; `per_chunk` of
+/// them are summed on their own. `inverse` gives 1 / rms of a row.
+pub fn norm_gradient<T: Copy + Into<f32> + Sync>(
+    dy: &[T],
+    x: &[T],
+    starts: &[usize],
+    per_chunk: usize,
+    inverse: impl Fn(&[T]) -> f32 + Sync,
+    gradient: &mut [f32],
+) {
+    let width = gradient.len();
+    let inverses: Vec<f32> = starts.par_iter().with_min_len(MIN_ROWS).map(|&at| inverse(&x[at..][..width])).collect();
+    gradient.par_chunks_mut(COLUMNS).enumerate().for_each(|(part, gradient)| {
+        let column = part * COLUMNS;
+        for (starts, inverses) in starts.chunks(per_chunk).zip(inverses.chunks(per_chunk)) {
+            let mut sums = [0.0f32; COLUMNS];
+            for (at, inverse) in starts.iter().zip(inverses) {
+                let (dy, x) = (&dy[at + column..][..gradient.len()], &x[at + column..][..gradient.len()]);
+                for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+                    *sum += (*dy).into() * ((*x).into() * inverse);
+                }
+            }
+            gradient.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient += sum);
+        }
+    });
+}
+
+/// [`norm_gradient`] of every row.
+pub fn rms_norm_gradient<T: Copy + Into<f32> + Sync>(
+    dy: &[T],
+    x: &[T],
+    inverse: impl Fn(&[T]) -> f32 + Sync,
+    gradient: &mut [f32],
+) {
+    let starts: Vec<usize> = (0..x.len()).step_by(gradient.len()).collect();
+    norm_gradient(dy, x, &starts, SUMMED, inverse, gradient);
+}
+
+/// [`norm_gradient`] of the rows of a norm over columns `columns` of rows of `stride` values.
+pub fn head_norm_gradient<T: Copy + Into<f32> + Sync>(
+    dy: &[T],
+    x: &[T],
+    stride: usize,
+    columns: Range<usize>,
+    inverse: impl Fn(&[T]) -> f32 + Sync,
+    gradient: &mut [f32],
+) {
+    let heads = columns.len() / gradient.len();
+    let begins = (0..x.len()).step_by(stride);
+    let starts: Vec<usize> =
+        begins.flat_map(|row| columns.clone().step_by(gradient.len()).map(move |column| row + column)).collect();
+    norm_gradient(dy, x, &starts, SUMMED * heads, inverse, gradient);
+}
+
+/// `dW[id] += scale · dY` of the rows of each token, in order.
+pub fn embed_backward<T: Copy + Into<f32> + Sync>(
+    dy: &[T],
+    ids: &[u32],
+    scale: f32,
+    width: usize,
+    gradient: &mut [f32],
+) {
+    let mut rows: Vec<(u32, usize)> = ids.iter().enumerate().map(|(row, &id)| (id, row)).collect();
+    rows.sort_unstable();
+    gradient.par_chunks_exact_mut(width).enumerate().with_min_len(MIN_ROWS).for_each(|(id, gradient)| {
+        let first = rows.partition_point(|&(other, _)| (other as usize) < id);
+        for (_, row) in rows[first..].iter().take_while(|&&(other, _)| other as usize == id) {
+            let dy = &dy[row * width..][..width];
+            gradient.iter_mut().zip(dy).for_each(|(gradient, dy)| *gradient += scale * (*dy).into());
+        }
+    });
+}
+
+/// `1 / √(mean(x²) + eps)`
 #[inline(always)]
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (dot::<LANES>(x, x) / x.len() as f32 + eps).sqrt()
 }
 

@@ -1,7 +1,8 @@
 //! Output layer and cross-entropy over the supervised tokens only, a chunk of tokens at a time.
 
-use super::Dense;
 use super::elementwise::exp_shifted;
+use super::gemm::TOKENS;
+use super::gemm::pack::{Scaled, Stored};
 use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
 use super::workspace::Workspace;
@@ -39,22 +40,23 @@ impl LossSum {
     }
 }
 
-/// Adds the weighted losses to `sum`, and writes `scale` times their gradient to `dx`.
+/// Adds the weighted losses to `sum`, writes `scale` times their gradient to `dx`, and adds it to that of the output
+/// layer.
 pub fn linear_cross_entropy(
     workspace: &mut Workspace,
     x: &[f32], // [M, H]
-    head: &Dense,
-    targets: &[i32], // [M]
-    weights: &[f32], // [M], or empty: 1 each
+    head: &dyn Stored,
+    [vocab, h]: [usize; 2],
+    head_gradient: &mut [f32], // [vocab, H], or empty
+    targets: &[i32],           // [M]
+    weights: &[f32],           // [M], or empty: 1 each
     scale: f32,
     mut dx: Option<&mut [f32]>, // [M, H]
     sum: &mut LossSum,
 ) {
-    let h = head.cols;
     if let Some(dx) = dx.as_deref_mut() {
         dx.fill(0.0);
     }
-    let vocab = head.rows();
     let weight_of = |token: usize| weights.get(token).copied().unwrap_or(1.0);
     let supervised: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] >= 0 && weight_of(t) != 0.0).collect();
     for tokens in supervised.chunks(CHUNK) {
@@ -65,7 +67,7 @@ pub fn linear_cross_entropy(
             to.copy_from_slice(&x[token * h..(token + 1) * h]);
         }
         let logits = &mut workspace.logits[..tokens.len() * vocab];
-        project(&mut workspace.panels, gathered, head, logits);
+        project(&mut workspace.panels, gathered, head, [vocab, h], logits);
         // Logits become scale·weight·(softmax − onehot); the loss of each token is taken on the way.
         let losses: Vec<f64> = logits
             .par_chunks_exact_mut(vocab)
@@ -83,6 +85,12 @@ pub fn linear_cross_entropy(
             })
             .collect();
         sum.add(&losses);
+        if !head_gradient.is_empty() {
+            let rows = Scaled { data: gathered, stride: h, factor: 1.0 };
+            let left = Left::Columns { data: logits, stride: vocab };
+            let product = Product { left, k: tokens.len(), right: Right::upright(&rows), chunk: TOKENS };
+            multiply(&mut workspace.panels, head_gradient, h, vocab, 0..h, true, &[product]);
+        }
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut gradient[..tokens.len() * h];
         for first in (0..vocab).step_by(VOCABULARY) {
@@ -98,14 +106,13 @@ pub fn linear_cross_entropy(
 }
 
 /// Logits `[rows, vocab]`.
-pub fn logits(workspace: &mut Workspace, x: &[f32], head: &Dense) -> Vec<f32> {
-    let mut logits = vec![0.0; x.len() / head.cols * head.rows()];
-    project(&mut workspace.panels, x, head, &mut logits);
+pub fn logits(workspace: &mut Workspace, x: &[f32], head: &dyn Stored, [vocab, h]: [usize; 2]) -> Vec<f32> {
+    let mut logits = vec![0.0; x.len() / h * vocab];
+    project(&mut workspace.panels, x, head, [vocab, h], &mut logits);
     logits
 }
 
-fn project(panels: &mut [f32], x: &[f32], head: &Dense, logits: &mut [f32]) {
-    let (h, vocab) = (head.cols, head.rows());
+fn project(panels: &mut [f32], x: &[f32], head: &dyn Stored, [vocab, h]: [usize; 2], logits: &mut [f32]) {
     let product = Product::new(Left::Rows { data: x, stride: h }, h, Right::Turned(head));
     multiply(panels, logits, vocab, x.len() / h, 0..vocab, false, &[product]);
 }

@@ -29,7 +29,7 @@ use loss::LossSum;
 pub use memory::CpuBuffer;
 use memory::{Held, HostMemory, Value};
 use operands::CpuWeight;
-pub use operands::{CpuParam, Dense};
+pub use operands::{CpuParam, CpuTable, CpuVector, Dense};
 pub use peak::{peak_flops, read_bandwidth};
 use qlora_kernels::rope::RopeTable;
 use std::rc::Rc;
@@ -77,8 +77,8 @@ pub struct Cpu {
 impl Operands for Cpu {
     type Buffer = CpuBuffer;
     type Weight = Held<CpuWeight>;
-    type Table = Held<Dense>;
-    type Vector = Held<Vec<f32>>;
+    type Table = CpuTable;
+    type Vector = CpuVector;
     type Param = CpuParam;
     type Offloaded = CpuBuffer;
 }

@@ -3,11 +3,12 @@
 use super::memory::Held;
 use super::streaming::OnDisk;
 use crate::backend::weights::quantize;
-use crate::backend::{OptimizerState, Quantization, TableShape};
+use crate::backend::{MaybeTrained, OptimizerState, Quantization, TableShape};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, TensorData, WeightSource};
 use half::slice::HalfFloatSliceExt;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// `[rows, cols]` as stored in the checkpoint.
@@ -16,9 +17,116 @@ pub struct Dense {
     pub(super) cols: usize,
 }
 
-impl TableShape for Held<Dense> {
+/// The embedding or the output layer.
+pub enum CpuTable {
+    Frozen(Held<Dense>),
+    Trained { param: CpuParam, rows: usize, cols: usize },
+}
+
+/// The values of a table, which threads share.
+#[derive(Clone, Copy)]
+pub enum Matrix<'a> {
+    Dense(&'a Dense),
+    /// `[rows, cols]`
+    F32 {
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+    },
+}
+
+impl Matrix<'_> {
+    /// A row in f32, exactly.
+    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
+        match *self {
+            Self::Dense(dense) => dense.widen(row * dense.cols, out),
+            Self::F32 { data, cols, .. } => out.copy_from_slice(&data[row * cols..][..cols]),
+        }
+    }
+}
+
+impl CpuTable {
+    pub(super) fn cols(&self) -> usize {
+        match self {
+            Self::Frozen(dense) => dense.cols,
+            Self::Trained { cols, .. } => *cols,
+        }
+    }
+
+    pub(super) fn matrix(&self) -> Matrix<'_> {
+        match self {
+            Self::Frozen(dense) => Matrix::Dense(dense),
+            Self::Trained { param, rows, cols } => Matrix::F32 { data: &param.value, rows: *rows, cols: *cols },
+        }
+    }
+
+    /// The values and the gradient, which is empty where it is frozen.
+    pub(super) fn parts(&mut self) -> (Matrix<'_>, &mut [f32]) {
+        match self {
+            Self::Frozen(dense) => (Matrix::Dense(dense), &mut []),
+            Self::Trained { param, rows, cols } => {
+                let (data, gradient) = param.parts();
+                (Matrix::F32 { data, rows: *rows, cols: *cols }, gradient)
+            }
+        }
+    }
+}
+
+impl TableShape for CpuTable {
     fn vocab(&self) -> usize {
-        self.rows()
+        match self {
+            Self::Frozen(dense) => dense.rows(),
+            Self::Trained { rows, .. } => *rows,
+        }
+    }
+}
+
+impl MaybeTrained<CpuParam> for CpuTable {
+    fn param(&self) -> Option<&CpuParam> {
+        match self {
+            Self::Frozen(_) => None,
+            Self::Trained { param, .. } => Some(param),
+        }
+    }
+
+    fn param_mut(&mut self) -> Option<&mut CpuParam> {
+        match self {
+            Self::Frozen(_) => None,
+            Self::Trained { param, .. } => Some(param),
+        }
+    }
+}
+
+/// A norm's weight or a bias.
+pub enum CpuVector {
+    Frozen(Held<Vec<f32>>),
+    Trained(CpuParam),
+}
+
+impl Deref for CpuVector {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Frozen(values) => values,
+            Self::Trained(param) => &param.value,
+        }
+    }
+}
+
+impl MaybeTrained<CpuParam> for CpuVector {
+    fn param(&self) -> Option<&CpuParam> {
+        match self {
+            Self::Frozen(_) => None,
+            Self::Trained(param) => Some(param),
+        }
+    }
+
+    fn param_mut(&mut self) -> Option<&mut CpuParam> {
+        match self {
+            Self::Frozen(_) => None,
+            Self::Trained(param) => Some(param),
+        }
     }
 }
 

@@ -9,9 +9,11 @@ use qlora_kernels::optim::AdamW;
 use qlora_kernels::optim8bit::adamw_blockwise;
 use rayon::prelude::*;
 
-impl Optimizer for Cpu {
-    fn param(
+impl Cpu {
+    /// A trainable tensor; `lines` are the plan's for its values and its gradient.
+    pub(super) fn trained(
         &mut self,
+        [values, gradients]: [&'static str; 2],
         len: usize,
         states: Option<StateFormat>,
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
@@ -22,10 +24,21 @@ impl Optimizer for Cpu {
         assert_eq!(value.len(), held, "trainable tensor");
         let memory = &self.memory;
         let training = states.map(|format| Training {
-            gradient: memory.hold("LoRA gradients", bytes, vec![0.0; held]),
+            gradient: memory.hold(gradients, bytes, vec![0.0; held]),
             state: memory.hold("AdamW states", format.bytes(len), format.zeros(held)),
         });
-        Ok(CpuParam { value: memory.hold("LoRA A and B", bytes, value), training })
+        Ok(CpuParam { value: memory.hold(values, bytes, value), training })
+    }
+}
+
+impl Optimizer for Cpu {
+    fn param(
+        &mut self,
+        len: usize,
+        states: Option<StateFormat>,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CpuParam> {
+        self.trained(["LoRA A and B", "LoRA gradients"], len, states, init)
     }
 
     fn param_values(&self, param: &CpuParam) -> Result<Vec<f32>> {

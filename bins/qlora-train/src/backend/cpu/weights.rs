@@ -2,15 +2,18 @@
 
 use super::memory::Held;
 use super::numa::Interleaved;
-use super::operands::{CpuWeight, Dense};
+use super::operands::{CpuTable, CpuVector, CpuWeight, Dense};
 use super::{Cpu, Precision, bf16, streaming};
-use crate::backend::{LinearGroup, Memory, Quantization, Residency, Weights, WeightsRead};
+use crate::backend::{LinearGroup, Memory, Quantization, Residency, StateFormat, Weights, WeightsRead};
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
 use crate::refuse;
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rope::RopeTable;
+
+/// The plan's line of their gradients.
+const WHOLE_GRADIENTS: &str = "gradients of whole modules";
 
 /// The layer of these groups, if weights of it stay on disk.
 fn layer_on_disk(groups: [&LinearGroup<Cpu>; 4]) -> Option<usize> {
@@ -99,16 +102,16 @@ impl Weights for Cpu {
         _residency: Residency,
         stored: StoredType,
         read: &mut dyn FnMut() -> Result<HostTensor>,
-    ) -> Result<Held<Dense>> {
+    ) -> Result<CpuTable> {
         if self.is_dry_run() {
             let bytes = (vocab * hidden * stored.size()) as u64;
-            return Ok(self.memory.hold(name, bytes, Dense::unread(vocab, hidden)));
+            return Ok(CpuTable::Frozen(self.memory.hold(name, bytes, Dense::unread(vocab, hidden))));
         }
         let spread = Interleaved::begin();
         let table = Dense { tensor: read()?, cols: hidden };
         drop(spread);
         assert_eq!(table.rows(), vocab, "table");
-        Ok(self.memory.hold(name, table.bytes(), table))
+        Ok(CpuTable::Frozen(self.memory.hold(name, table.bytes(), table)))
     }
 
     fn vector(
@@ -116,10 +119,32 @@ impl Weights for Cpu {
         name: &'static str,
         len: usize,
         read: &mut dyn FnMut() -> Result<Vec<f32>>,
-    ) -> Result<Held<Vec<f32>>> {
+    ) -> Result<CpuVector> {
         let data = if self.is_dry_run() { Vec::new() } else { read()? };
         assert!(self.is_dry_run() || data.len() == len, "{name}");
-        Ok(self.memory.hold(name, len as u64 * 4, data))
+        Ok(CpuVector::Frozen(self.memory.hold(name, len as u64 * 4, data)))
+    }
+
+    fn trained_table(
+        &mut self,
+        name: &'static str,
+        vocab: usize,
+        hidden: usize,
+        states: StateFormat,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CpuTable> {
+        let param = self.trained([name, WHOLE_GRADIENTS], vocab * hidden, Some(states), init)?;
+        Ok(CpuTable::Trained { param, rows: vocab, cols: hidden })
+    }
+
+    fn trained_vector(
+        &mut self,
+        name: &'static str,
+        len: usize,
+        states: StateFormat,
+        init: &mut dyn FnMut() -> Result<Vec<f32>>,
+    ) -> Result<CpuVector> {
+        self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(CpuVector::Trained)
     }
 
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize> {

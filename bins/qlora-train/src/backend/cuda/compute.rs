@@ -130,6 +130,10 @@ impl Compute for Cuda {
                 let targets = loss::Targets { batch: &self.batch, tokens, device, device_weights };
                 self.loss.cross_entropy(&self.memory, targets, x, head, *weight, dx.as_deref_mut())?;
             }
+            Op::TrainedCrossEntropy { .. }
+            | Op::EmbedBackward { .. }
+            | Op::NormGradient { .. }
+            | Op::HeadNormGradients { .. } => unreachable!("no embedding, norm or output layer is trained on a GPU"),
             Op::Logits { x, head, tokens: of, out } => {
                 **out = self.loss.logits(&self.memory, x.rows(tokens)?, head, of)?;
             }

@@ -2,7 +2,7 @@
 
 use super::memory::DeviceMemory;
 use super::pinned::{LayerArrays, PinnedWeights, WeightArray};
-use crate::backend::{BufferShape, OptimizerState, TableShape};
+use crate::backend::{BufferShape, MaybeTrained, OptimizerState, TableShape};
 use crate::error::Result;
 use half::bf16;
 use qlora_kernels::device::{Buffer, PinnedBuffer, View, ViewMut};
@@ -100,6 +100,27 @@ pub struct CudaTable {
 impl TableShape for CudaTable {
     fn vocab(&self) -> usize {
         self.vocab
+    }
+}
+
+/// Trained nowhere yet: [`Weights::trained_table`](crate::backend::Weights::trained_table) refuses it.
+impl MaybeTrained<CudaParam> for CudaTable {
+    fn param(&self) -> Option<&CudaParam> {
+        None
+    }
+
+    fn param_mut(&mut self) -> Option<&mut CudaParam> {
+        None
+    }
+}
+
+impl MaybeTrained<CudaParam> for CudaVector {
+    fn param(&self) -> Option<&CudaParam> {
+        None
+    }
+
+    fn param_mut(&mut self) -> Option<&mut CudaParam> {
+        None
     }
 }
 

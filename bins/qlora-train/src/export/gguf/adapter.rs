@@ -37,6 +37,13 @@ pub fn export_adapter(
         refuse!("--type {kind}: an adapter is written as f32, f16 or bf16: its rows are too short for blocks");
     }
     adapter.check_shapes(arch, checkpoint.base_name()).context(shown)?;
+    if let Some(module) = adapter.whole_modules().context(shown)?.keys().next() {
+        refuse!(
+            "{}: holds the whole weight of {module} (`modules_to_save`), and an adapter of llama.cpp holds low-rank terms \
+             only: leave --lora out, which writes the merged model",
+            dir.display()
+        );
+    }
     // The template is that of the model's file; what is wrong with it is found now.
     let (_, mut warnings) = tokenizer::entries(chat.dir(), chat, arch)?;
     warnings.extend(family.notes(arch));

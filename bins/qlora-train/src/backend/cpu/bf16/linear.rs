@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Tokens whose part of a sum over tokens is summed on its own.
-const TOKENS: usize = 256;
+pub const TOKENS: usize = 256;
 
 /// One linear layer of those that share an input.
 pub struct Segment<'a> {
@@ -34,10 +34,10 @@ pub struct LowRank<'a> {
 }
 
 /// `[rows, columns]` in f32, read as bf16; zero beyond.
-struct Rounded<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
+pub struct Rounded<'a> {
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub columns: usize,
 }
 
 impl Stored for Rounded<'_> {
@@ -283,7 +283,7 @@ impl Group<'_> {
 }
 
 /// The first `columns` columns of `count` rows, each as a row of `steps` values; those beyond `count` are zero.
-fn transpose(from: &[bf16], stride: usize, count: usize, columns: usize, steps: usize, to: &mut [bf16]) {
+pub fn transpose(from: &[bf16], stride: usize, count: usize, columns: usize, steps: usize, to: &mut [bf16]) {
     for (column, to) in to.chunks_exact_mut(steps).take(columns).enumerate() {
         for (row, to) in to.iter_mut().enumerate() {
             *to = if row < count { from[row * stride + column] } else { bf16::ZERO };

@@ -2,6 +2,7 @@
 
 use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply};
 use super::isa::Isa;
+use super::linear::transpose;
 use super::rows::round;
 use crate::backend::cpu::elementwise::exp_shifted;
 use crate::backend::cpu::gemm::simd::vectorized;
@@ -19,22 +20,34 @@ pub struct LossScratch {
     /// `[CHUNK, hidden]` twice: rows of supervised tokens, and their gradients
     gathered: Vec<bf16>,
     gradient: Vec<bf16>,
+    /// `[VOCABULARY, CHUNK]`, where the output layer is trained: gradients of logits, transposed
+    turned: Vec<bf16>,
 }
 
+/// Rows of the output layer whose gradient is computed together.
+const VOCABULARY: usize = 1024;
+
 impl LossScratch {
-    pub fn new(tokens: usize, hidden: usize, vocab: usize) -> Self {
+    pub fn new(tokens: usize, hidden: usize, vocab: usize, trains_head: bool) -> Self {
         let rows = tokens.min(CHUNK);
         let zeros = vec![bf16::ZERO; rows * hidden];
-        Self { logits: vec![0.0; rows * vocab.next_multiple_of(2)], gathered: zeros.clone(), gradient: zeros }
+        let turned = vec![bf16::ZERO; Self::turned(tokens, vocab, trains_head)];
+        Self { logits: vec![0.0; rows * vocab.next_multiple_of(2)], gathered: zeros.clone(), gradient: zeros, turned }
+    }
+
+    fn turned(tokens: usize, vocab: usize, trains_head: bool) -> usize {
+        usize::from(trains_head) * vocab.min(VOCABULARY) * tokens.min(CHUNK).next_multiple_of(2)
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub fn bytes(tokens: usize, hidden: usize, vocab: usize) -> u64 {
-        (tokens.min(CHUNK) * (vocab.next_multiple_of(2) * 4 + 4 * hidden)) as u64
+    pub fn bytes(tokens: usize, hidden: usize, vocab: usize, trains_head: bool) -> u64 {
+        let rows = tokens.min(CHUNK) * (vocab.next_multiple_of(2) * 4 + 4 * hidden);
+        (rows + 2 * Self::turned(tokens, vocab, trains_head)) as u64
     }
 }
 
-/// Adds the weighted losses to `total`, and writes `scale` times their gradient to `dx`.
+/// Adds the weighted losses to `total`, writes `scale` times their gradient to `dx`, and adds it to that of the output
+/// layer.
 pub fn cross_entropy(
     isa: Isa,
     scratch: &mut [Scratch],
@@ -43,8 +56,9 @@ pub fn cross_entropy(
     head: &dyn Stored,
     h: usize,
     vocab: usize,
-    targets: &[i32], // [M]
-    weights: &[f32], // [M], or empty: 1 each
+    head_gradient: &mut [f32], // [vocab, H], or empty
+    targets: &[i32],           // [M]
+    weights: &[f32],           // [M], or empty: 1 each
     scale: f32,
     mut dx: Option<&mut [bf16]>, // [M, H]
     total: &mut LossSum,
@@ -82,6 +96,15 @@ pub fn cross_entropy(
             })
             .collect();
         total.add(&losses);
+        let bits: &[bf16] = bytemuck::cast_slice(logits);
+        for (rows, gradient) in head_gradient.chunks_mut(VOCABULARY * h).enumerate() {
+            let (first, count, steps) = (rows * VOCABULARY, gradient.len() / h, tokens.len().next_multiple_of(2));
+            let left = &mut memory.turned[..count * steps];
+            transpose(&bits[first..], 2 * stride, tokens.len(), count, steps, left);
+            let right = Limited { matrix: &Rows { data: gathered, stride: h }, count: tokens.len() };
+            let product = Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
+            multiply(isa, scratch, Out::Add { data: gradient, stride: h }, count, 0..h, &[product]);
+        }
         let Some(dx) = dx.as_deref_mut() else { continue };
         let gradient = &mut memory.gradient[..tokens.len() * h];
         let left = Rows { data: bytemuck::cast_slice(logits), stride: 2 * stride };
@@ -144,7 +167,9 @@ mod tests {
                 (0..m).map(|token| if token % 5 == 4 { 0.0 } else { 0.25 + token as f32 / 512.0 }).collect();
             let scale = 0.5;
             let mut scratch: Vec<Scratch> = (0..2).map(|_| Scratch::new()).collect();
-            let mut memory = LossScratch::new(m, h, vocab);
+            let mut memory = LossScratch::new(m, h, vocab, true);
+            let mut head_gradient = vec![0.5f32; vocab * h];
+            let mut expected_gradient = vec![[0.0f64; 2]; vocab * h];
             let mut dx = vec![bf16::ONE; m * h];
             let rows = Rows { data: &head, stride: h };
             let isa = Isa::detect().unwrap_or(Isa::SCALAR);
@@ -157,6 +182,7 @@ mod tests {
                 &rows,
                 h,
                 vocab,
+                &mut head_gradient,
                 &targets,
                 &weights,
                 scale,
@@ -180,6 +206,14 @@ mod tests {
                 let max = logits.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
                 expected += f64::from(weights[token]) * (max + sum.ln() - logits[target]);
+                for v in 0..vocab {
+                    let p = (logits[v] - max).exp() / sum - f64::from(u8::from(v == target));
+                    for i in 0..h {
+                        let term = f64::from(scale * weights[token]) * p * x[token * h + i].to_f64();
+                        let [total, size] = &mut expected_gradient[v * h + i];
+                        (*total, *size) = (*total + term, *size + term.abs());
+                    }
+                }
                 for i in 0..h {
                     let terms: Vec<f64> = (0..vocab)
                         .map(|v| {
@@ -194,6 +228,11 @@ mod tests {
                 }
             }
             assert!((loss - expected).abs() <= 1e-5 * expected, "{loss} {expected}");
+            for (found, [total, size]) in head_gradient.iter().zip(&expected_gradient) {
+                // Probabilities are rounded to bf16; it began with 0.5.
+                let bound = size * 2f64.powi(-8) + 1e-6;
+                assert!((f64::from(*found) - 0.5 - total).abs() <= bound, "{m}: {found} {total}");
+            }
             let all = logits(isa, &mut scratch, &x, &rows, h, vocab);
             assert_eq!(all.len(), m * vocab);
         }

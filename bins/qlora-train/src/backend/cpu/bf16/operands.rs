@@ -3,11 +3,11 @@
 use super::dots;
 use super::gemm::{Stored, dots_of_copies};
 use super::isa::Isa;
-use super::linear::{LowRank, Segment, padded};
+use super::linear::{LowRank, Rounded, Segment, padded};
 use super::rows::{round, round_row};
 use crate::backend::LinearGroup;
 use crate::backend::cpu::Cpu;
-use crate::backend::cpu::operands::{CpuWeight, Dense};
+use crate::backend::cpu::operands::{CpuWeight, Dense, Matrix};
 use crate::files::tensor::TensorData;
 use half::bf16;
 use std::ops::Range;
@@ -67,6 +67,30 @@ impl Stored for Dense {
             return dots::dots(isa, values, self.cols, x, &mut sums[..rows.len()]);
         }
         dots_of_copies(self, isa, rows, columns, x, sums, scratch);
+    }
+}
+
+impl Stored for Matrix<'_> {
+    fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        match *self {
+            Matrix::Dense(dense) => Stored::read(dense, isa, row, columns, out),
+            Matrix::F32 { data, rows, cols } => Rounded { data, rows, columns: cols }.read(isa, row, columns, out),
+        }
+    }
+
+    fn dots(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: &[bf16],
+        sums: &mut [f32],
+        scratch: &mut [bf16],
+    ) {
+        match *self {
+            Matrix::Dense(dense) => dense.dots(isa, rows, columns, x, sums, scratch),
+            Matrix::F32 { .. } => dots_of_copies(self, isa, rows, columns, x, sums, scratch),
+        }
     }
 }
 

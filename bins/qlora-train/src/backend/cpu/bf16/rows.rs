@@ -33,8 +33,9 @@ vectorized! {
 /// Rows of a task at least.
 const MIN_ROWS: usize = 16;
 
+/// `1 / √(mean(x²) + eps)`
 #[inline(always)]
-fn inverse_rms(x: &[bf16], eps: f32) -> f32 {
+pub fn inverse_rms(x: &[bf16], eps: f32) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for x in chunks {

@@ -56,7 +56,7 @@ impl Workspace {
             gemm: (0..threads()).map(|_| Scratch::new()).collect(),
             attention: (0..threads()).map(|_| attention::Scratch::new(shape(dims))).collect(),
             gradients: GradientScratch::new(r, n),
-            loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab),
+            loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab, dims.trains_head),
             masked: vec![bf16::ZERO; masked],
             term: vec![0.0; masked],
             delta: vec![0.0; delta],
@@ -69,7 +69,7 @@ impl Workspace {
         let (r, n) = largest(dims);
         threads() as u64 * (Scratch::BYTES + attention::Scratch::bytes(shape(dims)))
             + GradientScratch::bytes(r, n)
-            + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab)
+            + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab, dims.trains_head)
             + 6 * masked as u64
             + 4 * delta as u64
     }

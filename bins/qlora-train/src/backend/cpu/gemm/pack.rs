@@ -2,7 +2,7 @@
 
 use super::CHUNK;
 use super::simd::vectorized;
-use crate::backend::cpu::operands::{CpuWeight, Dense};
+use crate::backend::cpu::operands::{CpuWeight, Dense, Matrix};
 use std::ops::Range;
 
 /// Rows that are read before they are turned over.
@@ -45,6 +45,15 @@ impl Stored for CpuWeight {
 impl Stored for Dense {
     fn read(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
         read_dense(self, rows, columns, out, stride);
+    }
+}
+
+impl Stored for Matrix<'_> {
+    fn read(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
+        match *self {
+            Matrix::Dense(dense) => dense.read(rows, columns, out, stride),
+            Matrix::F32 { data, cols, .. } => read_scaled(data, cols, 1.0, rows, columns, out, stride),
+        }
     }
 }
 

@@ -1,0 +1,179 @@
+//! Modules that may be trained whole (`modules_to_save`): the embedding, the output layer and the norms.
+
+use super::{Layer, Llama, ModelSpec, Source};
+use crate::arch::{Arch, NormWeight};
+use crate::backend::{Backend, LinearGroup, Operands, Residency};
+use crate::error::{Error, Result};
+use crate::files::tensor::StoredType;
+use crate::lora::{LoraSpec, ParamId};
+use crate::refuse;
+
+fn module_of(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
+
+impl ModelSpec {
+    fn is_whole(&self, weight: &str) -> bool {
+        self.lora.whole.contains(module_of(weight))
+    }
+}
+
+impl Arch {
+    /// What the model adds to the stored weight of a norm before it multiplies by it.
+    pub(crate) fn norm_offset(&self) -> f32 {
+        if self.norm.weight == NormWeight::OnePlus { 1.0 } else { 0.0 }
+    }
+
+    /// Whether a module is a norm.
+    pub(crate) fn is_norm(&self, module: &str) -> bool {
+        self.find(module).is_none() && ![self.names.embedding_module(), self.names.head_module()].contains(&module)
+    }
+}
+
+impl ModelSpec {
+    pub(super) fn embedding<B: Backend>(&self, b: &mut B, source: &mut dyn Source) -> Result<B::Table> {
+        // Its rows are only gathered, unless it is the output layer too.
+        let residency = if self.arch.tie_word_embeddings { Residency::Device } else { Residency::Pinned };
+        self.table(b, source, "embedding", self.arch.names.embedding, residency)
+    }
+
+    /// `None`: the embedding serves as output layer.
+    pub(super) fn head<B: Backend>(&self, b: &mut B, source: &mut dyn Source) -> Result<Option<B::Table>> {
+        if self.arch.tie_word_embeddings && !self.lora.untied {
+            return Ok(None);
+        }
+        self.table(b, source, "lm_head", self.arch.names.head, Residency::Device).map(Some)
+    }
+
+    fn table<B: Backend>(
+        &self,
+        b: &mut B,
+        source: &mut dyn Source,
+        what: &'static str,
+        name: &str,
+        residency: Residency,
+    ) -> Result<B::Table> {
+        let (vocab, hidden) = (self.arch.vocab_size, self.arch.hidden_size);
+        if self.is_whole(name) && self.trainable {
+            return b.trained_table(what, vocab, hidden, self.states, &mut || Ok(source.whole(name)?.into_f32()));
+        }
+        // A base with one tensor for both stores it as the embedding.
+        let base = if self.arch.tie_word_embeddings { self.arch.names.embedding } else { name };
+        let stored = if self.is_whole(name) { StoredType::F32 } else { source.stored(base) };
+        b.table(what, vocab, hidden, residency, stored, &mut || match self.is_whole(name) {
+            true => source.whole(name),
+            false => source.read(base),
+        })
+    }
+
+    /// What the norm whose weight is called `name` multiplies by.
+    pub(super) fn norm<B: Backend>(
+        &self,
+        b: &mut B,
+        source: &mut dyn Source,
+        name: &str,
+        len: usize,
+    ) -> Result<B::Vector> {
+        let arch = &self.arch;
+        let divisor = if name == arch.names.final_norm { arch.multipliers.logits_scaling } else { 1.0 };
+        let mut read = || {
+            let stored = if self.is_whole(name) { source.whole(name)? } else { source.read(name)? };
+            let mut weight = stored.into_f32();
+            weight.iter_mut().for_each(|w| *w = (*w + arch.norm_offset()) / divisor);
+            Ok(weight)
+        };
+        if !(self.is_whole(name) && self.trainable) {
+            return b.vector("norms", len, &mut read);
+        }
+        if divisor != 1.0 {
+            refuse!(
+                "`modules_to_save`: {} is held divided by {divisor}, as the family divides its logits, and is not trained; \
+             name other norms",
+                module_of(name)
+            );
+        }
+        b.trained_vector("norms", len, self.states, &mut read)
+    }
+}
+
+/// The groups of a layer, and the weights of its norms with their names.
+type Parts<'a, B> = ([&'a mut LinearGroup<B>; 4], Vec<(String, &'a mut <B as Operands>::Vector)>);
+
+impl<B: Backend> Layer<B> {
+    /// The weights of its norms, each with its name and length.
+    pub(super) fn norms(&self, arch: &Arch, layer: usize) -> Vec<(String, usize, &B::Vector)> {
+        let heads = arch.qk_norms().zip(self.qk_norm.as_ref());
+        let heads = heads.into_iter().flat_map(|(names, [q, k])| names.into_iter().zip([q, k]));
+        let mut norms: Vec<_> = heads.map(|((name, len), norm)| (arch.layer_tensor(layer, name), len, norm)).collect();
+        for (names, own) in
+            [(arch.names.attention_norms, &self.attention_norms), (arch.names.mlp_norms, &self.mlp_norms)]
+        {
+            for (name, norm) in
+                names.input.zip(own.input.as_ref()).into_iter().chain(names.output.zip(own.output.as_ref()))
+            {
+                norms.push((arch.layer_tensor(layer, name), arch.hidden_size, norm));
+            }
+        }
+        norms
+    }
+
+    /// Its groups in the order of [`Input::ALL`](crate::arch::Input::ALL), and the weights of its norms as
+    /// [`norms`](Self::norms) has them.
+    pub(super) fn parts_mut(&mut self, arch: &Arch, layer: usize) -> Parts<'_, B> {
+        let heads = arch.qk_norms().zip(self.qk_norm.as_mut());
+        let heads = heads.into_iter().flat_map(|(names, [q, k])| names.into_iter().zip([q, k]));
+        let mut norms: Vec<_> = heads.map(|((name, _), norm)| (arch.layer_tensor(layer, name), norm)).collect();
+        for (names, own) in
+            [(arch.names.attention_norms, &mut self.attention_norms), (arch.names.mlp_norms, &mut self.mlp_norms)]
+        {
+            for (name, norm) in
+                names.input.zip(own.input.as_mut()).into_iter().chain(names.output.zip(own.output.as_mut()))
+            {
+                norms.push((arch.layer_tensor(layer, name), norm));
+            }
+        }
+        ([&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down], norms)
+    }
+}
+
+impl<B: Backend> Llama<B> {
+    /// Values of a trainable tensor as a checkpoint stores them.
+    pub fn stored_values(&self, backend: &B, id: &ParamId, param: &B::Param) -> Result<Vec<f32>> {
+        let mut values = backend.param_values(param)?;
+        let offset = self.stored_offset(id);
+        values.iter_mut().for_each(|x| *x -= offset);
+        Ok(values)
+    }
+
+    /// What the model adds to the stored values of a trainable tensor.
+    pub fn stored_offset(&self, id: &ParamId) -> f32 {
+        if self.spec.arch.is_norm(id.module()) { self.spec.arch.norm_offset() } else { 0.0 }
+    }
+
+    /// Reads the modules again that are whole in the spec of before or in that of now.
+    pub(super) fn replace_whole(&mut self, b: &mut B, source: &mut dyn Source, before: &LoraSpec) -> Result<()> {
+        let spec = self.spec.clone();
+        let (names, changes) =
+            (spec.arch.names, |name: &str| spec.is_whole(name) || before.whole.contains(module_of(name)));
+        if changes(names.embedding) {
+            self.embedding = spec.embedding(b, source)?;
+        }
+        if changes(names.head) || spec.lora.untied != before.untied {
+            // Its memory first.
+            self.head = None;
+            self.head = spec.head(b, source)?;
+        }
+        for (layer, block) in self.layers.iter_mut().enumerate() {
+            for (name, vector) in block.parts_mut(&spec.arch, layer).1.into_iter().filter(|(name, _)| changes(name)) {
+                let len = spec.arch.other_modules().into_iter().find(|(module, _)| module == module_of(&name));
+                let len = len.and_then(|(_, shape)| shape.first().copied());
+                let len = len.ok_or_else(|| Error::Failed(format!("{name}: is no norm of the model")))?;
+                *vector = spec.norm(b, source, &name, len)?;
+            }
+        }
+        if changes(names.final_norm) {
+            self.final_norm = spec.norm(b, source, names.final_norm, spec.arch.hidden_size)?;
+        }
+        Ok(())
+    }
+}
