@@ -3,8 +3,7 @@
 use super::page::{chart, table, text};
 use super::records::{LogEntry, Sample};
 use super::run_data::RunData;
-use super::sections::series;
-use super::svg::Chart;
+use super::svg::{Chart, series};
 use minijinja::Value;
 use std::collections::BTreeMap;
 

@@ -4,7 +4,7 @@ use super::answers::answers;
 use super::page::{Section, bars, chart, clean, code, details, table, text};
 use super::records::{LogEntry, ModuleChange};
 use super::run_data::RunData;
-use super::svg::{Chart, Series, short, smoothed};
+use super::svg::{Chart, series, short, smoothed};
 use crate::files::units::format_bytes;
 use crate::report::{count, thousands};
 use minijinja::{Value, context};
@@ -28,10 +28,6 @@ pub fn all(run: &RunData) -> Vec<Section> {
         section("next", "What to do next", next(run)),
         section("repeat", "To repeat it", repeat(run)),
     ]
-}
-
-pub(super) fn series(name: &str, class: &str, points: Vec<(f64, f64)>, dots: bool) -> Series {
-    Series { name: name.to_owned(), class: class.to_owned(), points, dots }
 }
 
 fn losses(run: &RunData) -> Vec<Option<Value>> {

@@ -59,7 +59,8 @@ pub(super) struct Run<'a, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, B> {
-    /// Trains to the end, or until the figure that it is judged by is no longer better. [`Error::Interrupted`]: after a checkpoint.
+    /// Trains to the end, or until the figure that the run is judged by is no longer better. [`Error::Interrupted`]:
+    /// after a checkpoint.
     pub fn steps(&mut self) -> Result<()> {
         let (settings, data) = (self.settings, self.data);
         let total = data.schedule.total_steps();

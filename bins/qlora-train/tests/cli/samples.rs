@@ -1,4 +1,4 @@
-//! What a run answers while it trains, and what its answers decide.
+//! Answers that a run gives while it trains, and what they decide.
 
 use serde_json::{Value, json};
 
