@@ -128,7 +128,7 @@ impl Schedule {
 
     /// Like [`new`](Self::new), with epochs of the rows of `mix`.
     pub fn mixed(lengths: Vec<usize>, mix: Mix, options: ScheduleOptions) -> Result<Self> {
-        if mix.len() == 0 {
+        if mix.is_empty() {
             refuse!("there is no row to train on");
         }
         if u32::try_from(mix.len()).is_err() {

@@ -7,8 +7,11 @@ use super::svg::{Chart, series};
 use minijinja::Value;
 use std::collections::BTreeMap;
 
-/// Figures of answers, with their names in the log and here.
-const FIGURES: [(&str, &str, &str, fn(&LogEntry) -> Option<f64>); 4] = [
+/// Name in the log, name here, color, and where it stands in an entry
+type Figure = (&'static str, &'static str, &'static str, fn(&LogEntry) -> Option<f64>);
+
+/// Figures of answers.
+const FIGURES: [Figure; 4] = [
     ("eval_exact_match", "exact match", "one", |entry| entry.eval_exact_match),
     ("eval_contains", "contains the reference", "two", |entry| entry.eval_contains),
     ("eval_match", "matches by answer_match", "three", |entry| entry.eval_match),
