@@ -37,7 +37,7 @@ pub enum GateActivation {
 }
 
 /// The shape of one attention operation. q, k and v are the column ranges of one row: `[H·D | Hkv·D | Hkv·D]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     /// H
     pub heads: usize,
@@ -45,6 +45,8 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// D
     pub head_dim: usize,
+    /// Scores s are bounded by `cap · tanh(s / cap)` before the mask; above 0.
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {

@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 4;
+pub const QK_ABI_REVISION: u32 = 5;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -599,10 +599,12 @@ pub struct qk_attention_args {
     pub lse: *mut f32,
     pub dout: *const ::std::os::raw::c_void,
     pub dqkv: *mut ::std::os::raw::c_void,
+    pub soft_cap: f32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 96usize];
+    ["Size of qk_attention_args"][::std::mem::size_of::<qk_attention_args>() - 104usize];
     ["Alignment of qk_attention_args"][::std::mem::align_of::<qk_attention_args>() - 8usize];
     ["Offset of field: qk_attention_args::struct_size"]
         [::std::mem::offset_of!(qk_attention_args, struct_size) - 0usize];
@@ -619,6 +621,8 @@ const _: () = {
     ["Offset of field: qk_attention_args::lse"][::std::mem::offset_of!(qk_attention_args, lse) - 72usize];
     ["Offset of field: qk_attention_args::dout"][::std::mem::offset_of!(qk_attention_args, dout) - 80usize];
     ["Offset of field: qk_attention_args::dqkv"][::std::mem::offset_of!(qk_attention_args, dqkv) - 88usize];
+    ["Offset of field: qk_attention_args::soft_cap"][::std::mem::offset_of!(qk_attention_args, soft_cap) - 96usize];
+    ["Offset of field: qk_attention_args::reserved"][::std::mem::offset_of!(qk_attention_args, reserved) - 100usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -639,10 +643,12 @@ pub struct qk_attention_cache_args {
     pub cache: *mut ::std::os::raw::c_void,
     pub out: *mut ::std::os::raw::c_void,
     pub window: i64,
+    pub soft_cap: f32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 112usize];
+    ["Size of qk_attention_cache_args"][::std::mem::size_of::<qk_attention_cache_args>() - 120usize];
     ["Alignment of qk_attention_cache_args"][::std::mem::align_of::<qk_attention_cache_args>() - 8usize];
     ["Offset of field: qk_attention_cache_args::struct_size"]
         [::std::mem::offset_of!(qk_attention_cache_args, struct_size) - 0usize];
@@ -672,6 +678,10 @@ const _: () = {
     ["Offset of field: qk_attention_cache_args::out"][::std::mem::offset_of!(qk_attention_cache_args, out) - 96usize];
     ["Offset of field: qk_attention_cache_args::window"]
         [::std::mem::offset_of!(qk_attention_cache_args, window) - 104usize];
+    ["Offset of field: qk_attention_cache_args::soft_cap"]
+        [::std::mem::offset_of!(qk_attention_cache_args, soft_cap) - 112usize];
+    ["Offset of field: qk_attention_cache_args::reserved"]
+        [::std::mem::offset_of!(qk_attention_cache_args, reserved) - 116usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -732,10 +742,12 @@ pub struct qk_cross_entropy_args {
     pub state: *mut qk_loss_state,
     pub dhidden: *mut ::std::os::raw::c_void,
     pub weights: *const f32,
+    pub soft_cap: f32,
+    pub reserved: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 104usize];
+    ["Size of qk_cross_entropy_args"][::std::mem::size_of::<qk_cross_entropy_args>() - 112usize];
     ["Alignment of qk_cross_entropy_args"][::std::mem::align_of::<qk_cross_entropy_args>() - 8usize];
     ["Offset of field: qk_cross_entropy_args::struct_size"]
         [::std::mem::offset_of!(qk_cross_entropy_args, struct_size) - 0usize];
@@ -757,6 +769,10 @@ const _: () = {
         [::std::mem::offset_of!(qk_cross_entropy_args, dhidden) - 88usize];
     ["Offset of field: qk_cross_entropy_args::weights"]
         [::std::mem::offset_of!(qk_cross_entropy_args, weights) - 96usize];
+    ["Offset of field: qk_cross_entropy_args::soft_cap"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, soft_cap) - 104usize];
+    ["Offset of field: qk_cross_entropy_args::reserved"]
+        [::std::mem::offset_of!(qk_cross_entropy_args, reserved) - 108usize];
 };
 unsafe extern "C" {
     pub fn qk_abi_version() -> u32;

@@ -152,7 +152,7 @@ proptest! {
         whole in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d };
+        let shape = AttentionShape { heads: kv_heads * per_kv, kv_heads, head_dim: d, soft_cap: None };
         let [q_width, k_width] = if whole { [shape.out(), kv_heads * d] } else { [d; 2] };
         let (stream, len) = (&mut Stream::new(seed, 0), m * shape.qkv());
         let mut x = values(stream, len, 4.0);
@@ -200,16 +200,18 @@ proptest! {
 
     /// In V the output is linear. In one element of Q or K every score moves by at most a = |k|/√D or |q|/√D per unit,
     /// so on a circle of radius 1/(2a) each exp(score) keeps its magnitude within e^(±1/2) and its angle within 1/2:
-    /// the softmax grows by at most e/cos(1/2) < 3.1.
+    /// the softmax grows by at most e/cos(1/2) < 3.1. A score s with a soft cap c ≥ 1 moves as much at most while
+    /// s/c stays where |tanh'| ≤ 1/cos²(1/2) < 1.3, which a radius less by that factor sees to.
     #[test]
     fn attention_over_documents(
         lengths in prop::collection::vec(0usize..5, 1..4),
         (kv_heads, group, d) in (1usize..3, 1usize..4, 1usize..5),
         window in prop::option::of(1usize..5),
+        soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 2.0, 50.0])),
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: d };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: d, soft_cap };
         let boundaries = boundaries(&lengths);
         let m = *boundaries.last().unwrap() as usize;
         let limit = 1.5;
@@ -225,12 +227,14 @@ proptest! {
 
         let limit = limit + 0.01; // two steps
         let size = 3.1 * magnitude(&dout) * limit;
-        let radius = (d as f64).sqrt() / (2.0 * limit);
+        let radius = (d as f64).sqrt() / (2.0 * limit) / soft_cap.map_or(1.0, |_| 1.3);
         let fifth_derivative = 120.0 * size / radius.powi(5);
         // A score is a sum of D products of size limit²; its rounding moves every weight by as much, twice (in the
-        // numerator and in the sum); then M weights and the M·H·D terms of the sum. exp and ln within one ulp.
+        // numerator and in the sum); then M weights and the M·H·D terms of the sum. exp and ln within one ulp,
+        // a tanh within a few of 1.
         let score = d as f64 * limit * limit;
-        let rounding = ((d + 2) as f64 * score * 2.0 + (2 * m + 16 + m * shape.out()) as f64) * size;
+        let tanh = soft_cap.map_or(0.0, |cap| 8.0 * f64::from(cap));
+        let rounding = ((d + 2) as f64 * score * 2.0 + tanh + (2 * m + 16 + m * shape.out()) as f64) * size;
         check_gradient("dqkv", &dqkv, &qkv, &dout, |x| forward(x).0, ErrorOf { fifth_derivative, rounding });
     }
 
@@ -259,10 +263,12 @@ proptest! {
 
     /// One logit moves by at most a = |w| per unit of an element of x; as for attention, on a circle of radius 1/(2a)
     /// the logarithm of the denominator moves by at most 1/2 + ln(1/cos(1/2)) + i/2, below 1.2; the target's logit is
-    /// affine. The loss is the sum over supervised tokens, of which one depends on any element of x.
+    /// affine. The loss is the sum over supervised tokens, of which one depends on any element of x. A soft cap of 1 or
+    /// more makes logits move by less than 1.3 times as much, as for attention.
     #[test]
     fn linear_cross_entropy_input(
         (m, h, vocab) in (1usize..5, 1usize..7, 1usize..12),
+        soft_cap in prop::option::of(prop::sample::select(vec![1.0f32, 2.0, 30.0])),
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
@@ -275,14 +281,16 @@ proptest! {
         let weights = (stream.below(2) == 0).then_some(weights.as_slice());
         let weight = 1.0 / targets.iter().filter(|&&t| t >= 0).count().max(1) as f64;
         let mut dx = vec![f64::NAN; m * h];
-        let loss = linear_cross_entropy(&x, &w, &targets, weights, weight, Some(&mut dx), h);
-        let forward = |x: &[f64]| vec![linear_cross_entropy(x, &w, &targets, weights, weight, None, h)];
+        let loss = linear_cross_entropy(&x, &w, &targets, weights, weight, soft_cap, Some(&mut dx), h);
+        let forward = |x: &[f64]| vec![linear_cross_entropy(x, &w, &targets, weights, weight, soft_cap, None, h)];
         prop_assert_eq!(forward(&x)[0], loss);
-        let fifth_derivative = 120.0 * 1.2 * weight * (2.0 * limit).powi(5);
+        let steeper = soft_cap.map_or(1.0, |_| 1.3);
+        let fifth_derivative = 120.0 * 1.2 * weight * (2.0 * limit * steeper).powi(5);
         // Logits are sums of H products of size 2.5·limit; V terms in the denominator; M tokens.
         let logit = h as f64 * 2.5 * limit;
         let size = weight * m as f64 * (2.0 * logit + (vocab as f64).ln() + 1.0);
-        let rounding = ((h + 2) as f64 * logit * 2.0 + (vocab + 16 + m) as f64) * size;
+        let tanh = soft_cap.map_or(0.0, |cap| 8.0 * f64::from(cap));
+        let rounding = ((h + 2) as f64 * logit * 2.0 + tanh + (vocab + 16 + m) as f64) * size;
         check_gradient("dX", &dx, &x, &[1.0], forward, ErrorOf { fifth_derivative, rounding });
         for (m, _) in targets.iter().enumerate().filter(|(_, t)| **t < 0) {
             prop_assert!(dx[m * h..(m + 1) * h].iter().all(|&g| g == 0.0));

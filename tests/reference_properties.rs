@@ -115,14 +115,14 @@ fn linear_rope_frequencies_are_those_of_transformers() {
 /// Scores and logits of thousands overflow a naive exp; the maximum taken off keeps them finite and right.
 #[test]
 fn large_scores_and_logits_stay_finite() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1 };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, soft_cap: None };
     for (query, second) in [(40.0f32, 7.0), (-40.0, 5.0)] {
         let (mut out, mut lse) = ([f32::NAN; 2], [f32::NAN; 2]);
         attention(&[0.0, 0.0, 5.0, query, 400.0, 7.0], &[0, 2], shape, None, &mut out, &mut lse);
         assert_eq!(out, [5.0, second]);
     }
     let mut dx = [f32::NAN];
-    let loss = linear_cross_entropy(&[1000.0], &[1.0, -1.0], &[1], None, 1.0, Some(&mut dx), 1);
+    let loss = linear_cross_entropy(&[1000.0], &[1.0, -1.0], &[1], None, 1.0, None, Some(&mut dx), 1);
     assert_eq!((loss, dx), (2000.0, [2.0]));
     for (gate, silu, gradient) in [(1000.0f32, 2000.0, [2.0, 1000.0]), (-1000.0, 0.0, [0.0, 0.0])] {
         let (mut out, mut gate_up) = ([f32::NAN], [gate, 2.0]);
@@ -185,7 +185,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let stream = &mut Stream::new(seed, 0);
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: d };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim: d, soft_cap: None };
         let m: usize = lengths.iter().sum();
         let (qkv, dout) = (values(stream, m * shape.qkv(), 3.0), values(stream, m * shape.out(), 1.0));
         let run = |rows: std::ops::Range<usize>, boundaries: &[u32]| {
@@ -218,7 +218,7 @@ proptest! {
     ) {
         let stream = &mut Stream::new(seed, 0);
         let heads = kv_heads * group;
-        let shape = AttentionShape { heads, kv_heads, head_dim: d };
+        let shape = AttentionShape { heads, kv_heads, head_dim: d, soft_cap: None };
         let (q, k, v) = (
             values(stream, m * heads * d, 2.0),
             values(stream, m * kv_heads * d, 2.0),
@@ -294,7 +294,7 @@ proptest! {
         let stream = &mut Stream::new(seed, 0);
         let (x, row) = (values(stream, m * 3, 2.0), values(stream, 3, 2.0));
         let targets: Vec<i32> = (0..m).map(|_| stream.below(vocab as u32) as i32).collect();
-        let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, None, 1.0 / m as f64, None, 3);
+        let loss = linear_cross_entropy(&x, &row.repeat(vocab), &targets, None, 1.0 / m as f64, None, None, 3);
         prop_assert!((loss - (vocab as f64).ln()).abs() <= 1e-13, "{loss}");
     }
 

@@ -15,7 +15,7 @@ use qlora_kernels::rng;
 use qlora_kernels::shape::AttentionShape;
 use records::format::Row;
 
-const SHAPE: AttentionShape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128 };
+const SHAPE: AttentionShape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128, soft_cap: None };
 const TOKENS: [usize; 3] = [2048, 4096, 16384];
 const QUICK_TOKENS: [usize; 1] = [4096];
 const CHECKED_DOCUMENTS: [usize; 3] = [130, 1, 70];

@@ -30,8 +30,18 @@ pub fn run(bench: &mut Bench<'_>) {
 fn measure(bench: &mut Bench<'_>, m: usize) -> Result<()> {
     let values = Values::Random { size: SIZE };
     let (targets, weighted) = (Targets::All, false);
-    let mut operation =
-        Loss { m, h: H, vocab: VOCAB, chunk: CHUNK, targets, gradient: true, weighted, values, seed: 70 };
+    let mut operation = Loss {
+        m,
+        h: H,
+        vocab: VOCAB,
+        chunk: CHUNK,
+        targets,
+        gradient: true,
+        weighted,
+        values,
+        soft_cap: None,
+        seed: 70,
+    };
     let inputs = operation.inputs();
     for gradient in [true, false] {
         operation.gradient = gradient;

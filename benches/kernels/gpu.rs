@@ -73,7 +73,7 @@ fn operations(bench: &mut Bench<'_>) {
         bench.operation("", layer(kind, m, width));
     }
     // What a token of an answer reads beside the linear layers.
-    let shape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128 };
+    let shape = AttentionShape { heads: 64, kv_heads: 8, head_dim: 128, soft_cap: None };
     let decoding = |past| {
         move || CacheOperation { shape, documents: vec![(past, 1)], window: None, gap: 0, room: 0, size: 1.0, seed: 70 }
     };

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "common/shared_tile.cuh"
+#include "common/soft_cap.cuh"
 
 constexpr int kAttentionWarps = 8;
 constexpr int kAttentionThreads = kAttentionWarps * 32;
@@ -36,6 +37,8 @@ struct AttentionView {
     int m, window;               // window: keys a query sees, itself included; INT32_MAX: all
     int documents, heads, kv_heads;
     float scale;                 // 1 / sqrt(D)
+    float soft_cap;              // of scores; 0: none
+    float to_tanh;               // with a soft cap: kTanhScale / (sqrt(D) * cap)
 
     // The place of a token and a head in `rows`: whole tiles of 32 tokens, so that any is whole 16-byte chunks.
     __host__ __device__ int64_t padded_m() const { return ceil_div(m, kRowsTokens) * kRowsTokens; }
@@ -59,6 +62,18 @@ __device__ __forceinline__ Document document_of(const AttentionView &view, int t
 __device__ __forceinline__ int first_key(const AttentionView &view, int token) {
     int first = document_of(view, token).first;
     return token - first >= view.window ? token - view.window + 1 : first;
+}
+
+// With a soft cap scores q * k become tanh(q * k / (sqrt(D) * cap)), each times the factor of score_scale() an exponent
+// of 2 as without one.
+template <bool kCapped> __device__ __forceinline__ float score_scale(const AttentionView &view) {
+    return kCapped ? view.soft_cap * kLog2e : view.scale * kLog2e;
+}
+template <int N> __device__ __forceinline__ void cap_scores(float (&s)[N][4], float to_tanh) {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[n][i] = tanh_scaled(s[n][i] * to_tanh);
 }
 
 template <int D> struct Tile {
@@ -124,6 +139,19 @@ template <typename Launch> int with_head_dim(int64_t head_dim, Launch launch) {
     case 256: return launch(HeadDim<256>());
     default: return QK_ERROR_HEAD_DIM;
     }
+}
+
+// Calls `launch` with the head_dim and whether scores have a soft cap: kernels without one know nothing of it.
+template <bool kCapped> struct SoftCapped { static constexpr bool value = kCapped; };
+template <typename Launch> int with_head_dim_and_cap(int64_t head_dim, float soft_cap, Launch launch) {
+    return with_head_dim(head_dim, [&](auto d) {
+        return soft_cap > 0.0f ? launch(d, SoftCapped<true>()) : launch(d, SoftCapped<false>());
+    });
+}
+
+// AttentionView::to_tanh
+inline float to_tanh_of(int64_t head_dim, float soft_cap) {
+    return soft_cap > 0.0f ? float(double(kTanhScale) / (sqrt(double(head_dim)) * double(soft_cap))) : 0.0f;
 }
 
 inline bool has_head_dim(int64_t head_dim) {

@@ -18,7 +18,7 @@
 // delta, which come by asynchronous copies too (the first kernel lays them out for that), and 512 of the keys' ends.
 // dQ: a warp has 16 queries, Q and dO in registers; two stages of K, V [32, D]: 32 KB, preceded by Q and dO in the same
 // space. At D = 128 stand 2.9 instructions beside each matrix instruction (dQ: 2.5), 0.6 of them ldmatrix: the limit is
-// shared memory, then the tensor cores.
+// shared memory, then the tensor cores. With a soft cap, a kernel of its own, dS has the factor 1 - tanh^2.
 #include "attention/attention.cuh"
 
 namespace {
@@ -109,7 +109,8 @@ __device__ __forceinline__ void write_keys(const AttentionView &view, int first,
 }
 
 // grid: key heads, splits, tiles of keys, from the first, which most queries see, to the last.
-template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(AttentionView view) {
+template <int D, bool kCapped>
+__global__ void __launch_bounds__(kAttentionThreads) attention_backward_keys(AttentionView view) {
     constexpr int kOwned = Share<D>::kOwned, kWalked = Share<D>::kWalked, kColumns = Share<D>::kColumns;
     KeyShared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, warp_row = Share<D>::row(), part = Share<D>::column();
@@ -133,7 +134,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     const int *ends = shared.ends() + warp_row; // of the warp's keys
 
     float dk[kColumns / 8][4] = {}, dv[kColumns / 8][4] = {};
-    float scale = view.scale * kLog2e;
+    float scale = score_scale<kCapped>(view);
     auto load = [&](int query, int head, int stage) {
         shared.queries(stage).template load<kWalked>(view.qkv, view.ldqkv, int64_t(head) * D, query, view.m);
         shared.dout(stage).template load<kWalked>(view.dout, int64_t(view.heads) * D, int64_t(head) * D, query, view.m);
@@ -183,7 +184,13 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
             for (int n = 0; n < kWalked / 8; ++n) {
                 float4 row = load_as<float4>(rows + 4 * n);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) s[n][i] = exp2_approx(fmaf(s[n][i], scale, i % 2 ? -row.z : -row.x));
+                for (int i = 0; i < 4; ++i) {
+                    if constexpr (kCapped) {
+                        s[n][i] = tanh_scaled(s[n][i] * view.to_tanh);
+                        dp[n][i] = (dp[n][i] - (i % 2 ? row.w : row.y)) * soft_cap_slope(s[n][i]);
+                    }
+                    s[n][i] = exp2_approx(fmaf(s[n][i], scale, i % 2 ? -row.z : -row.x));
+                }
             }
             if (!(query >= warp_first + 15 && query + kWalked <= ends[0])) { // one branch for all of the warp's scores
                 int row[2] = {warp_first + lane / 4, warp_first + lane / 4 + 8};
@@ -199,7 +206,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
             }
 #pragma unroll
             for (int n = 0; n < kWalked / 8; ++n) {
-                float4 row = load_as<float4>(rows + 4 * n);
+                float4 row = kCapped ? float4{} : load_as<float4>(rows + 4 * n);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) dp[n][i] = s[n][i] * (dp[n][i] - (i % 2 ? row.w : row.y));
             }
@@ -279,7 +286,8 @@ template <int D> struct QueryShared {
 };
 
 // grid: heads, fastest, times tiles of queries, from the last, which has the most keys, to the first.
-template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(AttentionView view) {
+template <int D, bool kCapped>
+__global__ void __launch_bounds__(kAttentionThreads) attention_backward_queries(AttentionView view) {
     constexpr int kOwned = Share<D>::kOwned, kWalked = Share<D>::kWalked, kColumns = Share<D>::kColumns;
     QueryShared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, head = int(blockIdx.x % unsigned(view.heads));
@@ -314,7 +322,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     int warp_first = first + warp_row, warp_from = __shfl_sync(~0u, from[1], 31);
 
     float dq[kColumns / 8][4] = {};
-    float scale = view.scale * kLog2e;
+    float scale = score_scale<kCapped>(view);
     int begin = first_key(view, first) / kWalked * kWalked;
     auto load = [&](int key, int stage) {
         shared.keys(stage).template load<kWalked>(view.qkv, view.ldqkv, key_column, key, view.m);
@@ -349,7 +357,13 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 #pragma unroll
         for (int n = 0; n < kWalked / 8; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) s[n][i] = exp2_approx(fmaf(s[n][i], scale, -lse[i / 2]));
+            for (int i = 0; i < 4; ++i) {
+                if constexpr (kCapped) {
+                    s[n][i] = tanh_scaled(s[n][i] * view.to_tanh);
+                    dp[n][i] = (dp[n][i] - delta[i / 2]) * soft_cap_slope(s[n][i]);
+                }
+                s[n][i] = exp2_approx(fmaf(s[n][i], scale, -lse[i / 2]));
+            }
         if (!(key + kWalked - 1 <= warp_first && key >= warp_from)) { // one branch for all of the warp's scores
 #pragma unroll
             for (int n = 0; n < kWalked / 8; ++n)
@@ -363,7 +377,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
 #pragma unroll
         for (int n = 0; n < kWalked / 8; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) dp[n][i] = s[n][i] * (dp[n][i] - delta[i / 2]);
+            for (int i = 0; i < 4; ++i) dp[n][i] = s[n][i] * (dp[n][i] - (kCapped ? 0.0f : delta[i / 2]));
 #pragma unroll
         for (int step = 0; step < kWalked / 16; ++step) {
             uint32_t ds[4];
@@ -387,19 +401,19 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention_
     }
 }
 
-template <int D> int launch_all(const AttentionView &view, qk_stream stream) {
+template <int D, bool kCapped> int launch_all(const AttentionView &view, qk_stream stream) {
     dim3 threads(kAttentionThreads);
     int64_t tiles = ceil_div(view.m, Share<D>::kOwned), warps = ceil_div(view.padded_m() * view.heads, kAttentionWarps);
     if (warps > INT32_MAX || tiles > 65535 || tiles * view.heads > INT32_MAX) return QK_ERROR_SHAPE;
     if (int error = launch(attention_delta<D>, dim3(unsigned(warps)), threads, 0, stream, view)) return error;
     dim3 key_blocks(unsigned(view.kv_heads), unsigned(view.splits), unsigned(tiles));
-    if (int error = launch(attention_backward_keys<D>, key_blocks, threads, KeyShared<D>::kBytes, stream, view))
-        return error;
+    auto keys = attention_backward_keys<D, kCapped>;
+    if (int error = launch(keys, key_blocks, threads, KeyShared<D>::kBytes, stream, view)) return error;
     dim3 add_blocks(key_blocks.x, 2, key_blocks.z);
     if (view.splits > 1)
         if (int error = launch(attention_backward_add<D>, add_blocks, threads, 0, stream, view)) return error;
-    return launch(attention_backward_queries<D>, dim3(unsigned(tiles * view.heads)), threads, QueryShared<D>::kBytes,
-                  stream, view);
+    return launch(attention_backward_queries<D, kCapped>, dim3(unsigned(tiles * view.heads)), threads,
+                  QueryShared<D>::kBytes, stream, view);
 }
 
 }  // namespace
@@ -422,5 +436,7 @@ AttentionWorkspace attention_backward_workspace(const AttentionView &view, int h
 }
 
 int launch_attention_backward(const AttentionView &view, int head_dim, qk_stream stream) {
-    return with_head_dim(head_dim, [&](auto d) { return launch_all<decltype(d)::value>(view, stream); });
+    return with_head_dim_and_cap(head_dim, view.soft_cap, [&](auto d, auto capped) {
+        return launch_all<decltype(d)::value, decltype(capped)::value>(view, stream);
+    });
 }

@@ -34,7 +34,8 @@ struct CacheView {
     int64_t ldqkv, rows, max_seqlen;
     int64_t window;              // keys a query sees, itself included; INT64_MAX: all
     int m, documents, heads, kv_heads, group, chunks;
-    float scale;                 // log2(e) / sqrt(D)
+    float scale;                 // log2(e) / sqrt(D); with a soft cap log2(e) * cap
+    float to_tanh;               // with a soft cap: kTanhScale / (sqrt(D) * cap)
 
     // The first key that the query of a position sees; the last is itself.
     __device__ __forceinline__ int64_t first_key(int64_t position) const {
@@ -99,7 +100,7 @@ template <int D> struct CacheShared {
 };
 
 // grid: (tiles of the slice, Hkv, chunks)
-template <int D>
+template <int D, bool kCapped>
 __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView view, int64_t first_tile) {
     constexpr int kChunk = chunk_of(D), kKeyWarps = kChunk / 16; // warps that have keys
     CacheShared<D> shared = {dynamic_shared()};
@@ -149,7 +150,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_cache(CacheView v
 #pragma unroll
             for (int j = 2 * i; j < 2 * i + 2; ++j) {
                 int column = warp * 16 + 8 * n + lane % 4 * 2 + j % 2;
-                s[n][j] = (column < visible) & (column >= from) ? s[n][j] * view.scale : -INFINITY;
+                float score = kCapped ? tanh_scaled(s[n][j] * view.to_tanh) : s[n][j];
+                s[n][j] = (column < visible) & (column >= from) ? score * view.scale : -INFINITY;
                 largest = fmaxf(largest, s[n][j]);
             }
         largest = row_max(largest);
@@ -280,6 +282,7 @@ int check_shape(const qk_attention_cache_args *caller, qk_attention_cache_args *
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
         return QK_ERROR_SHAPE;
     if (!has_head_dim(args->head_dim)) return QK_ERROR_HEAD_DIM;
+    if (!is_soft_cap(args->soft_cap)) return QK_ERROR_VALUE;
     int64_t chunk = chunk_of(args->head_dim);
     if (args->window < 0 || args->max_seqlen < 1 || args->max_seqlen > kMostChunks * chunk) return QK_ERROR_SHAPE;
     if (args->rows < 1 || args->rows > int64_t(UINT32_MAX)) return QK_ERROR_SHAPE;
@@ -317,7 +320,9 @@ int check(const qk_attention_cache_args *caller, qk_attention_cache_args *args, 
     view->cu_seqlens = args->cu_seqlens;
     view->starts = args->starts;
     view->positions = args->positions;
-    view->scale = float(double(kLog2e) / sqrt(double(args->head_dim)));
+    view->scale = args->soft_cap > 0.0f ? kLog2e * args->soft_cap
+                                        : float(double(kLog2e) / sqrt(double(args->head_dim)));
+    view->to_tanh = to_tanh_of(args->head_dim, args->soft_cap);
     return QK_OK;
 }
 
@@ -336,7 +341,7 @@ size_t bytes_of(const CacheView &view, int64_t head_dim) {
     return view.m == 0 ? 0 : size_t(slice_tiles(view, head_dim)) * tile_bytes(view, head_dim);
 }
 
-template <int D> int launch_cache(CacheView view, float *workspace, qk_stream stream) {
+template <int D, bool kCapped> int launch_cache(CacheView view, float *workspace, qk_stream stream) {
     int64_t all = view.first_tile(view.m, view.documents), slice = slice_tiles(view, D),
             parts = slice * view.kv_heads * view.chunks * kTileQueries;
     view.statistics = reinterpret_cast<float2 *>(workspace);
@@ -346,7 +351,7 @@ template <int D> int launch_cache(CacheView view, float *workspace, qk_stream st
         unsigned tiles = unsigned(all - first < slice ? all - first : slice), kv_heads = unsigned(view.kv_heads);
         dim3 by_chunk(tiles, kv_heads, unsigned(view.chunks)), by_query(tiles, kv_heads, kTileQueries),
             block(kAttentionThreads);
-        int error = launch(attention_cache<D>, by_chunk, block, CacheShared<D>::kBytes, stream, view, first);
+        int error = launch(attention_cache<D, kCapped>, by_chunk, block, CacheShared<D>::kBytes, stream, view, first);
         if (error) return error;
         error = launch(attention_cache_combine<D>, by_query, block, combined, stream, view, first);
         if (error) return error;
@@ -387,6 +392,7 @@ extern "C" int qk_attention_cache(const qk_attention_cache_args *caller, void *w
     if (int error = check_workspace(workspace, workspace_bytes, bytes_of(view, args.head_dim))) return error;
     view.out = static_cast<bf16 *>(args.out);
     float *scratch = static_cast<float *>(workspace);
-    return with_head_dim(args.head_dim,
-                         [&](auto d) { return launch_cache<decltype(d)::value>(view, scratch, stream); });
+    return with_head_dim_and_cap(args.head_dim, args.soft_cap, [&](auto d, auto capped) {
+        return launch_cache<decltype(d)::value, decltype(capped)::value>(view, scratch, stream);
+    });
 }

@@ -5,7 +5,8 @@
 // a double buffer. Scores are computed and kept in f32, exponentiated with base 2; P is rounded to bf16 for P * V while
 // its row sums are not. The blocks with the most keys start first. Shared memory: two stages of K and V, 512 D bytes
 // (64 KB at D = 128); the queries pass through it into registers. Limit: 4 D FLOPs a score on the tensor cores; beside
-// each matrix instruction stand 3.8 others (D = 128), most of them the softmax.
+// each matrix instruction stand 3.8 others (D = 128), most of them the softmax. Scores with a soft cap are a kernel of
+// their own, with an exponential and a reciprocal more a score.
 #include "attention/attention.cuh"
 #include "common/abi.cuh"
 
@@ -27,7 +28,7 @@ template <int D> struct Shared {
 };
 
 // grid: heads, fastest, times tiles of queries, from the last, which has the most keys, to the first.
-template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(AttentionView view) {
+template <int D, bool kCapped> __global__ void __launch_bounds__(kAttentionThreads) attention(AttentionView view) {
     constexpr int kKeys = Shared<D>::kKeys;
     Shared<D> shared = {dynamic_shared()};
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, head = int(blockIdx.x % unsigned(view.heads));
@@ -54,7 +55,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
     int warp_first = first + warp * 16, warp_from = __shfl_sync(~0u, from[1], 31);
 
     float o[D / 8][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-    float scale = view.scale * kLog2e;
+    float scale = score_scale<kCapped>(view);
     int begin = first_key(view, first) / kKeys * kKeys;
     auto load = [&](int key, int stage) {
         shared.keys(stage).template load<kKeys>(view.qkv, view.ldqkv, key_column, key, view.m);
@@ -78,6 +79,7 @@ template <int D> __global__ void __launch_bounds__(kAttentionThreads) attention(
                 shared.keys(stage).b_of_rows(b, pair * 16, step);
                 mma_pair(s[2 * pair], s[2 * pair + 1], q[step], b);
             }
+        if constexpr (kCapped) cap_scores(s, view.to_tanh);
         if (!(key + kKeys - 1 <= warp_first && key >= warp_from)) { // one branch for all of the warp's scores
 #pragma unroll
             for (int n = 0; n < kKeys / 8; ++n)
@@ -144,6 +146,7 @@ int check(const qk_attention_args *caller, qk_attention_args *args, AttentionVie
     if (args->kv_heads < 1 || args->heads < 1 || args->heads > 65535 || args->heads % args->kv_heads != 0)
         return QK_ERROR_SHAPE;
     if (!has_head_dim(args->head_dim)) return QK_ERROR_HEAD_DIM;
+    if (!is_soft_cap(args->soft_cap)) return QK_ERROR_VALUE;
     int64_t width = int64_t(args->heads + 2 * args->kv_heads) * args->head_dim;
     if (args->ldqkv < width || args->ldqkv % 8 != 0) return QK_ERROR_SHAPE;
     *view = {};
@@ -163,13 +166,16 @@ int check(const qk_attention_args *caller, qk_attention_args *args, AttentionVie
     view->heads = int(args->heads);
     view->kv_heads = int(args->kv_heads);
     view->scale = float(1.0 / sqrt(double(args->head_dim)));
+    view->soft_cap = args->soft_cap;
+    view->to_tanh = to_tanh_of(args->head_dim, args->soft_cap);
     return QK_OK;
 }
 
-template <int D> int launch_forward(const AttentionView &view, qk_stream stream) {
+template <int D, bool kCapped> int launch_forward(const AttentionView &view, qk_stream stream) {
     int64_t blocks = ceil_div(view.m, kQueries) * view.heads;
     if (blocks > INT32_MAX) return QK_ERROR_SHAPE;
-    return launch(attention<D>, dim3(unsigned(blocks)), dim3(kAttentionThreads), Shared<D>::kBytes, stream, view);
+    dim3 grid = dim3(unsigned(blocks)), block = dim3(kAttentionThreads);
+    return launch(attention<D, kCapped>, grid, block, Shared<D>::kBytes, stream, view);
 }
 
 }  // namespace
@@ -179,7 +185,9 @@ extern "C" int qk_attention(const qk_attention_args *caller, qk_stream stream) {
     AttentionView view;
     if (int error = check(caller, &args, &view)) return error;
     if (view.m == 0) return QK_OK;
-    return with_head_dim(args.head_dim, [&](auto d) { return launch_forward<decltype(d)::value>(view, stream); });
+    return with_head_dim_and_cap(args.head_dim, args.soft_cap, [&](auto d, auto capped) {
+        return launch_forward<decltype(d)::value, decltype(capped)::value>(view, stream);
+    });
 }
 
 extern "C" int qk_attention_backward_workspace_size(const qk_attention_args *caller, size_t *bytes) {

@@ -52,6 +52,17 @@ __device__ __forceinline__ float exp2_approx(float x) {
 #endif
 }
 
+// rcp.approx.ftz.f32: 1 / x to 2^-23 of it; 0 of infinity.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+#ifdef QK_EMULATION
+    return 1.0f / x;
+#else
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+    return reciprocal;
+#endif
+}
+
 __device__ __forceinline__ float low_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 << 16); }
 __device__ __forceinline__ float high_float(uint32_t bf16x2) { return __uint_as_float(bf16x2 & 0xffff0000u); }
 

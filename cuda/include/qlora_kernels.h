@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 4u
+#define QK_ABI_REVISION 5u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -542,9 +542,12 @@ typedef struct qk_attention_args {
     float *lse;                 /* device, [M, H]: log of the sum of exponentials, written forward, read backward */
     const void *dout;           /* device, bf16 [M, H * D]: backward only */
     void *dqkv;                 /* device, out bf16 [M, ldqkv]: backward only */
+    float soft_cap;             /* scores s = Q * K^T / sqrt(D) become soft_cap * tanh(s / soft_cap) before the mask,
+                                 * finite and above 0; 0: as they are. Revision 5 */
+    uint32_t reserved;          /* 0 */
 } qk_attention_args;
 
-/* out = softmax(Q * K^T / sqrt(D)) * V. */
+/* out = softmax(Q * K^T / sqrt(D)) * V, or with capped scores. */
 int qk_attention(const struct qk_attention_args *args, qk_stream stream);
 
 /* Bytes of workspace of the backward function: lse and rowsum(dout * out) of every query, and, of few tokens, partial
@@ -581,6 +584,8 @@ typedef struct qk_attention_cache_args {
     void *out;                  /* device, bf16 [M, H * D]; not used by qk_attention_cache_append */
     int64_t window;             /* a query sees this many keys at most, itself included; 0: all of its document before
                                  * it. Not used by qk_attention_cache_append. Revision 3 */
+    float soft_cap;             /* that of qk_attention_args. Not used by qk_attention_cache_append. Revision 5 */
+    uint32_t reserved;          /* 0 */
 } qk_attention_cache_args;
 
 /* Copies the new tokens' keys and values to their rows of the cache. A token whose row is beyond the cache is left
@@ -613,8 +618,8 @@ typedef struct qk_logits_args {
     float *const *logits;   /* host, [num_tokens]: each device, out [V] */
 } qk_logits_args;
 
-/* logits[i] = head * hidden[tokens[i]], summed in f32 and not rounded to bf16. A token's bits do not depend on the
- * others. */
+/* logits[i] = head * hidden[tokens[i]], summed in f32, not rounded to bf16 and without a soft cap, which is the
+ * caller's. A token's bits do not depend on the others. */
 int qk_logits(const struct qk_logits_args *args, qk_stream stream);
 
 /* What qk_cross_entropy finds. Device memory, 8-byte aligned. */
@@ -650,6 +655,9 @@ typedef struct qk_cross_entropy_args {
                                   * losses only */
     const float *weights;        /* device, [M]: of each token's loss in the sum and in dhidden, of either sign; NULL:
                                   * 1 each. Those of negative targets are not read. Revision 1 */
+    float soft_cap;              /* logits z become soft_cap * tanh(z / soft_cap), finite and above 0; 0: as they are.
+                                  * Revision 5 */
+    uint32_t reserved;           /* 0 */
 } qk_cross_entropy_args;
 
 /* Bytes of workspace of qk_cross_entropy. With C = min(chunk, supervised) and V, H rounded up to 8 and 64: 4 *
@@ -658,7 +666,8 @@ typedef struct qk_cross_entropy_args {
 int qk_cross_entropy_workspace_size(const struct qk_cross_entropy_args *args, size_t *bytes);
 
 /* losses, state and, if set, dhidden = gradient_scale * weights[t] * (softmax(z) - onehot(target)) * head with
- * z = hidden * head^T: the gradient of gradient_scale * state->sum. gradient_scale * weights[t] is one f32. Logits,
+ * z = hidden * head^T: the gradient of gradient_scale * state->sum. gradient_scale * weights[t] is one f32. With a
+ * soft cap z is the capped logit, and the gradient of each has the factor 1 - (z / soft_cap)^2. Logits,
  * softmax and losses are f32; the gradient of the logits is rounded to bf16 once, dhidden is summed in f32 over the
  * vocabulary in order and rounded once. */
 int qk_cross_entropy(const struct qk_cross_entropy_args *args, void *workspace, size_t workspace_bytes,
@@ -783,14 +792,15 @@ QK_AT(qk_swiglu_args, struct_size, 0); QK_AT(qk_swiglu_args, reserved, 4); QK_AT
 QK_AT(qk_swiglu_args, i, 16); QK_AT(qk_swiglu_args, gate_up, 24); QK_AT(qk_swiglu_args, out, 32);
 QK_AT(qk_swiglu_args, dout, 40); QK_AT(qk_swiglu_args, activation, 48); QK_AT(qk_swiglu_args, reserved2, 52);
 
-QK_SIZE(qk_attention_args, 96);
+QK_SIZE(qk_attention_args, 104);
 QK_AT(qk_attention_args, struct_size, 0); QK_AT(qk_attention_args, head_dim, 4); QK_AT(qk_attention_args, heads, 8);
 QK_AT(qk_attention_args, kv_heads, 12); QK_AT(qk_attention_args, m, 16); QK_AT(qk_attention_args, documents, 24);
 QK_AT(qk_attention_args, cu_seqlens, 32); QK_AT(qk_attention_args, window, 40); QK_AT(qk_attention_args, qkv, 48);
 QK_AT(qk_attention_args, ldqkv, 56); QK_AT(qk_attention_args, out, 64); QK_AT(qk_attention_args, lse, 72);
 QK_AT(qk_attention_args, dout, 80); QK_AT(qk_attention_args, dqkv, 88);
+QK_AT(qk_attention_args, soft_cap, 96); QK_AT(qk_attention_args, reserved, 100);
 
-QK_SIZE(qk_attention_cache_args, 112);
+QK_SIZE(qk_attention_cache_args, 120);
 QK_AT(qk_attention_cache_args, struct_size, 0); QK_AT(qk_attention_cache_args, head_dim, 4);
 QK_AT(qk_attention_cache_args, heads, 8); QK_AT(qk_attention_cache_args, kv_heads, 12);
 QK_AT(qk_attention_cache_args, m, 16); QK_AT(qk_attention_cache_args, documents, 24);
@@ -799,7 +809,8 @@ QK_AT(qk_attention_cache_args, positions, 48); QK_AT(qk_attention_cache_args, ma
 QK_AT(qk_attention_cache_args, rows, 64); QK_AT(qk_attention_cache_args, qkv, 72);
 QK_AT(qk_attention_cache_args, ldqkv, 80); QK_AT(qk_attention_cache_args, cache, 88);
 QK_AT(qk_attention_cache_args, out, 96);
-QK_AT(qk_attention_cache_args, window, 104);
+QK_AT(qk_attention_cache_args, window, 104); QK_AT(qk_attention_cache_args, soft_cap, 112);
+QK_AT(qk_attention_cache_args, reserved, 116);
 
 QK_SIZE(qk_logits_args, 64);
 QK_AT(qk_logits_args, struct_size, 0); QK_AT(qk_logits_args, num_tokens, 4); QK_AT(qk_logits_args, m, 8);
@@ -809,14 +820,15 @@ QK_AT(qk_logits_args, head, 40); QK_AT(qk_logits_args, tokens, 48); QK_AT(qk_log
 QK_SIZE(qk_loss_state, 16);
 QK_AT(qk_loss_state, sum, 0); QK_AT(qk_loss_state, row, 8); QK_AT(qk_loss_state, supervised, 12);
 
-QK_SIZE(qk_cross_entropy_args, 104);
+QK_SIZE(qk_cross_entropy_args, 112);
 QK_AT(qk_cross_entropy_args, struct_size, 0); QK_AT(qk_cross_entropy_args, gradient_scale, 4);
 QK_AT(qk_cross_entropy_args, m, 8); QK_AT(qk_cross_entropy_args, h, 16); QK_AT(qk_cross_entropy_args, vocab, 24);
 QK_AT(qk_cross_entropy_args, supervised, 32); QK_AT(qk_cross_entropy_args, chunk, 40);
 QK_AT(qk_cross_entropy_args, hidden, 48); QK_AT(qk_cross_entropy_args, head, 56);
 QK_AT(qk_cross_entropy_args, targets, 64); QK_AT(qk_cross_entropy_args, losses, 72);
 QK_AT(qk_cross_entropy_args, state, 80); QK_AT(qk_cross_entropy_args, dhidden, 88);
-QK_AT(qk_cross_entropy_args, weights, 96);
+QK_AT(qk_cross_entropy_args, weights, 96); QK_AT(qk_cross_entropy_args, soft_cap, 104);
+QK_AT(qk_cross_entropy_args, reserved, 108);
 
 #undef QK_SIZE
 #undef QK_AT

@@ -3,7 +3,8 @@
 //   rows      one block: which tokens are supervised, in order; only those are computed
 //   gather    their hidden states, H padded to 64
 //   logits    Z = H * W^T in f32, statistics of each row and 64 columns (loss/cross_entropy_logits.cu)
-//   softmax   a block a row: its loss, and dZ = scale * weight * (softmax(Z) - onehot) as bf16 over Z
+//   softmax   a block a row: its loss, and dZ = scale * weight * (softmax(Z) - onehot) as bf16 over Z. A soft cap has
+//             been applied to Z; dZ then has the factor 1 - (Z / cap)^2
 //   dX        dZ * W by the linear layer's kernel for bf16 weights, over the gathered hidden states; then scattered
 //   sum       one block: the loss over all tokens, 256 at a time, in f64
 //
@@ -103,6 +104,7 @@ constexpr size_t kSoftmaxBytes = kRowThreads / 32 * sizeof(float2);
 
 // A block a row of the chunk: the loss, and, with a gradient, dZ over Z. A thread takes 8 columns; the 256 of a block
 // are read before any of theirs is written, and what is written lies before what is still to be read.
+template <bool kCapped>
 __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView view, int64_t chunk_first) {
     float2 *of_warps = reinterpret_cast<float2 *>(dynamic_shared());
     int64_t row = blockIdx.x;
@@ -128,6 +130,7 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
     if (view.logits == nullptr) return;
     float *z = view.logits + row * view.ldz;
     bf16 *dz = reinterpret_cast<bf16 *>(z);
+    float to_tanh = kCapped ? __fdiv_rn(1.0f, view.soft_cap) : 0.0f;
     float inverse = known ? __fdiv_rn(1.0f, all.sum) : NAN;
     float weight = view.weights == nullptr ? view.gradient_scale : __fmul_rn(view.gradient_scale, view.weights[source]);
     for (int64_t first = 0; first < view.vocab; first += kRowThreads * 8) {
@@ -142,9 +145,11 @@ __global__ void __launch_bounds__(kRowThreads) softmax_rows(CrossEntropyView vie
         float p[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
+            float slope = kCapped ? soft_cap_slope(p[j] * to_tanh) : 1.0f;
             p[j] = __fmul_rn(expf(p[j] - all.largest), inverse);
             if (column + j == target) p[j] = __fadd_rn(p[j], -1.0f);
             p[j] = __fmul_rn(p[j], weight);
+            if constexpr (kCapped) p[j] = __fmul_rn(p[j], slope);
         }
         store_as<uint4>(dz + column, make_uint4(pack_bf16x2(p[0], p[1]), pack_bf16x2(p[2], p[3]),
                                                 pack_bf16x2(p[4], p[5]), pack_bf16x2(p[6], p[7])));
@@ -206,7 +211,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
         args->vocab > INT32_MAX - 256)
         return QK_ERROR_SHAPE;
     if (args->supervised < 0 || args->supervised > args->m || args->chunk < 1) return QK_ERROR_SHAPE;
-    if (!(args->gradient_scale - args->gradient_scale == 0.0f)) return QK_ERROR_VALUE;
+    if (!(args->gradient_scale - args->gradient_scale == 0.0f) || !is_soft_cap(args->soft_cap)) return QK_ERROR_VALUE;
     view->chunk = args->chunk < args->supervised ? args->chunk : args->supervised;
     view->h = args->h;
     view->vocab = args->vocab;
@@ -217,6 +222,7 @@ int check_shape(const qk_cross_entropy_args *caller, qk_cross_entropy_args *args
     view->m = int(args->m);
     view->supervised = int(args->supervised);
     view->gradient_scale = args->gradient_scale;
+    view->soft_cap = args->soft_cap;
     // Blocks of a launch are counted in 31 bits. (So are the logits' bytes in 47.)
     bool fits = ceil_div(view->chunk, 64) * ceil_div(args->vocab, 128) <= INT32_MAX &&
                 ceil_div(view->chunk, 64) * ceil_div(args->h, 128) <= INT32_MAX;
@@ -311,7 +317,8 @@ int launch_gradient(const CrossEntropyView &view, int tokens, qk_stream stream) 
 int launch_chunk(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {
     if (int error = launch_copy<false>(view, first, tokens, stream)) return error;
     if (int error = launch_cross_entropy_logits(view, first, tokens, stream)) return error;
-    if (int error = launch(softmax_rows, dim3(unsigned(tokens)), dim3(kRowThreads), kSoftmaxBytes, stream, view, first))
+    auto softmax = view.soft_cap > 0.0f ? softmax_rows<true> : softmax_rows<false>;
+    if (int error = launch(softmax, dim3(unsigned(tokens)), dim3(kRowThreads), kSoftmaxBytes, stream, view, first))
         return error;
     if (view.dhidden == nullptr) return QK_OK;
     if (int error = launch_gradient(view, tokens, stream)) return error;

@@ -1,7 +1,7 @@
 // The checked operand of the fused output layer and cross-entropy, by value, and its launchers.
 #pragma once
 
-#include "common/ptx.cuh"
+#include "common/soft_cap.cuh"
 
 constexpr int kStatisticColumns = 64; // logits that one maximum and sum of exponentials are of
 
@@ -20,6 +20,7 @@ struct CrossEntropyView {
     const float *weights;       // [M], or NULL: 1 each
     int m, supervised;
     float gradient_scale;
+    float soft_cap;             // of logits; 0: none
 
     int32_t *rows;              // [supervised]: the rows of hidden that are supervised, in order; -1 past the last
     bf16 *gathered;             // [chunk, padded_h]: those rows of hidden, zeros past H; later their gradient

@@ -1,5 +1,6 @@
 // Logits Z = H * W^T of a chunk of tokens in f32, and of each row and 64 of its columns the maximum and the sum of
-// exponentials (mma.sync, sm_80 and up). Z itself is stored only where a gradient is wanted.
+// exponentials (mma.sync, sm_80 and up). Z itself is stored only where a gradient is wanted. A soft cap is applied to
+// the sums before anything is made of them.
 //
 // Block: 128 tokens by 256 rows of W, a warp 64 by 64 of them; tiles of 64 features by cp.async through a double
 // buffer. A logit is one f32 sum over the features in order. Blocks of the same rows of W are neighbors, so that W
@@ -50,7 +51,7 @@ struct Cursor {
     }
 };
 
-template <bool kWhole, bool kStore>
+template <bool kWhole, bool kStore, bool kCapped>
 __global__ void __launch_bounds__(kThreads, 1)
     cross_entropy_logits(CrossEntropyView view, int64_t chunk_first, int tokens) {
     int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
@@ -94,6 +95,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
     }
 
+    if constexpr (kCapped) {
+        float to_tanh = __fdiv_rn(kTanhScale, view.soft_cap);
+#pragma unroll
+        for (int i = 0; i < kWarpTokens / 16; ++i)
+#pragma unroll
+            for (int n = 0; n < kWarpColumns / 8; ++n)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums[i][n][j] = view.soft_cap * tanh_scaled(sums[i][n][j] * to_tanh);
+    }
     // A lane has 16 columns of each of its 8 rows, column(n, j) = n0 + warp_n + 8 n + lane % 4 * 2 + j.
     int64_t first_column = n0 + warp_n + lane % 4 * 2;
 #pragma unroll
@@ -135,12 +145,17 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
 }
 
+template <bool kWhole> auto kernel_of(const CrossEntropyView &view) {
+    bool store = view.logits != nullptr;
+    return view.soft_cap > 0.0f
+               ? store ? cross_entropy_logits<kWhole, true, true> : cross_entropy_logits<kWhole, false, true>
+               : store ? cross_entropy_logits<kWhole, true, false> : cross_entropy_logits<kWhole, false, false>;
+}
+
 }  // namespace
 
 int launch_cross_entropy_logits(const CrossEntropyView &view, int64_t first, int tokens, qk_stream stream) {
     int64_t blocks = ceil_div(tokens, kTokens) * ceil_div(view.vocab, kColumns);
-    bool whole = view.h % 8 == 0, store = view.logits != nullptr;
-    auto kernel = whole ? store ? cross_entropy_logits<true, true> : cross_entropy_logits<true, false>
-                        : store ? cross_entropy_logits<false, true> : cross_entropy_logits<false, false>;
+    auto kernel = view.h % 8 == 0 ? kernel_of<true>(view) : kernel_of<false>(view);
     return launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), kSharedBytes, stream, view, first, tokens);
 }

@@ -45,9 +45,18 @@ pub(super) fn window_of(operation: &Operation, window: Option<usize>) -> Result<
     }
 }
 
+/// The C field, of which 0 is no cap.
+pub(super) fn soft_cap_of(operation: &Operation, soft_cap: Option<f32>) -> Result<f32> {
+    match soft_cap {
+        None => Ok(0.0),
+        Some(cap) if cap > 0.0 && cap.is_finite() => Ok(cap),
+        Some(cap) => Err(operation.argument(format!("a soft cap of {cap}, expected a number above 0"))),
+    }
+}
+
 pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operation, sys::qk_attention_args)> {
     let Attention { shape, m, .. } = *input;
-    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
     let operation =
         Operation { name, shape: format!("M {m}, {heads} heads of {head_dim}, {kv_heads} key and value heads") };
     let small = |what: &str, value: usize| {
@@ -73,6 +82,8 @@ pub(super) fn check(name: &'static str, input: &Attention<'_>) -> Result<(Operat
         lse: std::ptr::null_mut(),
         dout: std::ptr::null(),
         dqkv: std::ptr::null_mut(),
+        soft_cap: soft_cap_of(&operation, shape.soft_cap)?,
+        reserved: 0,
     };
     Ok((operation, args))
 }

@@ -1,7 +1,7 @@
 //! Attention of new tokens over keys and values of earlier ones. Formula: [`crate::reference::attention`]
 //! over each document's whole length, of which only the new tokens' rows are computed.
 
-use super::attention::{HEAD_DIMS, window_of};
+use super::attention::{HEAD_DIMS, soft_cap_of, window_of};
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
@@ -21,7 +21,7 @@ pub fn max_longest(head_dim: usize) -> usize {
 }
 
 /// What the size of the workspace depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// `head_dim` is one of [`HEAD_DIMS`].
     pub attention: AttentionShape,
@@ -61,7 +61,7 @@ pub fn workspace_bytes(shape: &Shape) -> Result<usize> {
     const SLICE_BYTES: usize = 64 << 20;
     let operation = shape.operation("attention_cache_workspace_size");
     shape.describe(&operation)?;
-    let AttentionShape { heads, kv_heads, head_dim } = shape.attention;
+    let AttentionShape { heads, kv_heads, head_dim, .. } = shape.attention;
     // An f32 result of every query and of every chunk of the cache, with two floats beside.
     let chunks = shape.longest.div_ceil(chunk(head_dim));
     let tile_bytes = operation.size(&[kv_heads, chunks, TILE, (head_dim + 2) * size_of::<f32>()])?;
@@ -122,7 +122,7 @@ pub(super) fn check(
 
 impl Shape {
     pub(super) fn operation(&self, name: &'static str) -> Operation {
-        let Self { attention: AttentionShape { heads, kv_heads, head_dim }, m, documents, longest } = self;
+        let Self { attention: AttentionShape { heads, kv_heads, head_dim, .. }, m, documents, longest } = self;
         let shape = format!(
             "M {m} of {documents} documents up to {longest} long, {heads} heads of {head_dim}, {kv_heads} key and value heads"
         );
@@ -131,7 +131,7 @@ impl Shape {
 
     /// Without any operand.
     pub(super) fn describe(&self, operation: &Operation) -> Result<sys::qk_attention_cache_args> {
-        let AttentionShape { heads, kv_heads, head_dim } = self.attention;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.attention;
         let small = |what: &str, value: usize| {
             let fits = u32::try_from(value).ok().filter(|&value| (1..=65_535).contains(&value));
             fits.ok_or_else(|| operation.argument(format!("{what} is {value}, expected 1 to 65535")))
@@ -161,6 +161,8 @@ impl Shape {
             cache: null_mut(),
             out: null_mut(),
             window: 0,
+            soft_cap: soft_cap_of(operation, self.attention.soft_cap)?,
+            reserved: 0,
         })
     }
 }

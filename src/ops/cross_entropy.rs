@@ -1,6 +1,7 @@
 //! The output layer, the softmax cross-entropy and its gradient in one operation, so that nobody holds `[M, V]` logits.
 //! Formulas: [`crate::reference::linear_cross_entropy`].
 
+use super::attention::soft_cap_of;
 use super::check::Operation;
 use crate::device::{Stream, View, ViewMut};
 use crate::error::{CudaError, Result};
@@ -68,6 +69,8 @@ pub struct CrossEntropy<'a> {
     /// `[m]`: multiplies each token's loss in the sum and in the gradient, of either sign; `None`: 1 each. A token of
     /// weight 0 is not supervised; weights of negative targets are not read.
     pub weights: Option<View<'a, f32>>,
+    /// Logits z are bounded by `cap · tanh(z / cap)`; above 0.
+    pub soft_cap: Option<f32>,
 }
 
 /// Bytes of workspace of [`cross_entropy`], with a gradient or without. They do not depend on m, and grow with
@@ -95,8 +98,7 @@ pub fn workspace_bytes(shape: &Shape, gradient: bool) -> Result<usize> {
 }
 
 /// `losses` `[m]` = logsumexp(z) − z\[target\] with z = hidden · headᵀ, 0 where not supervised; `state` `[STATE_LEN]` =
-/// a
-/// [`LossState`]; `dhidden` `[m, h]` = gradient_scale · weight · (softmax(z) − onehot(target)) · head, zero where not
+/// a [`LossState`]; `dhidden` `[m, h]` = gradient_scale · weight · (softmax(z) − onehot(target)) · head, zero where not
 /// supervised. `workspace` has at least [`workspace_bytes`].
 ///
 /// Logits, softmax and losses are f32. The gradient of the logits is rounded to bf16 once, and so is `dhidden`. Logits
@@ -128,6 +130,7 @@ pub fn cross_entropy(
     operation.check(found >= needed, || format!("the workspace has {found} bytes, expected at least {needed}"))?;
     let args = sys::qk_cross_entropy_args {
         gradient_scale: input.gradient_scale,
+        soft_cap: soft_cap_of(&operation, input.soft_cap)?,
         hidden: input.hidden.address().cast(),
         head: input.head.address().cast(),
         targets: input.targets.address(),
@@ -171,6 +174,8 @@ impl Shape {
             state: null_mut(),
             dhidden: null_mut(),
             weights: null(),
+            soft_cap: 0.0,
+            reserved: 0,
         })
     }
 }

@@ -38,7 +38,7 @@ fn launch(
     y: ViewMut<'_, bf16>,
     stream: Stream,
 ) -> Result<()> {
-    let AttentionShape { heads, kv_heads, head_dim } = input.shape;
+    let AttentionShape { heads, kv_heads, head_dim, .. } = input.shape;
     let mut operation = Operation { name, shape: format!("{heads} and {kv_heads} heads of {head_dim}") };
     let width = operation.size(&[heads.saturating_add(kv_heads.saturating_mul(2)), head_dim])?;
     let m = input.x.len().checked_div(width).unwrap_or(0);
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn the_norm_may_be_written_over_its_input() {
         let device = Device::open().expect("a device to test on");
-        let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 24 };
+        let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 24, soft_cap: None };
         let values: Vec<bf16> = (0..7 * shape.qkv()).map(|i| bf16::from_f32((i as f32 * 0.37).sin())).collect();
         let (mut x, weight) = (device.upload(&values).unwrap(), device.upload(&[1.5f32; 24]).unwrap());
         let mut y = device.upload(&vec![bf16::NAN; values.len()]).unwrap();

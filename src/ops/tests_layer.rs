@@ -238,6 +238,8 @@ fn attention_refuses() {
         lse: memory.at(16),
         dout: memory.at(17),
         dqkv: memory.at(20),
+        soft_cap: 0.0,
+        reserved: 0,
     };
     type Args = sys::qk_attention_args;
     refuses!(memory, valid, |args| sys::qk_attention(args, null_mut()), {
@@ -251,6 +253,10 @@ fn attention_refuses() {
         |a: &mut Args| a.m = 1 << 31 => QK_ERROR_SHAPE,
         |a: &mut Args| a.documents = 0 => QK_ERROR_SHAPE,
         |a: &mut Args| a.window = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.soft_cap = -1.0 => QK_ERROR_VALUE,
+        |a: &mut Args| a.soft_cap = f32::INFINITY => QK_ERROR_VALUE,
+        |a: &mut Args| a.soft_cap = f32::NAN => QK_ERROR_VALUE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
         |a: &mut Args| a.ldqkv = 255 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldqkv = 260 => QK_ERROR_SHAPE,
         |a: &mut Args| a.qkv = null() => QK_ERROR_NULL_POINTER,

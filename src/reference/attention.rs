@@ -1,10 +1,11 @@
 //! Causal grouped-query attention over documents that do not see each other.
 
-use super::{Real, axpy, dot};
+use super::{Real, axpy, dot, soft_capped};
 use crate::shape::{AttentionShape, Visible};
 
 /// `O = softmax(Q·Kᵀ/√D, causal)·V` per head and document; `lse` is the log of the softmax's denominator. With a
-/// `window` a query sees that many keys at most, its own included.
+/// `window` a query sees that many keys at most, its own included; with the shape's soft cap scores s are first
+/// `cap·tanh(s/cap)`.
 pub fn attention<T: Real>(
     qkv: &[T],          // [M, qkv]
     boundaries: &[u32], // [documents + 1], from 0 to M
@@ -22,7 +23,8 @@ pub fn attention<T: Real>(
                 let q = &qkv[i * width + head * d..][..d];
                 let (key, value) = (shape.key_column(head), shape.value_column(head));
                 let keys = visible.keys(start, i);
-                let scores: Vec<T> = keys.clone().map(|j| scale * dot(q, &qkv[j * width + key..][..d])).collect();
+                let score = |j: usize| soft_capped(scale * dot(q, &qkv[j * width + key..][..d]), shape.soft_cap).0;
+                let scores: Vec<T> = keys.clone().map(score).collect();
                 let max = scores.iter().copied().fold(scores[0], |a, b| if b > a { b } else { a });
                 let mut sum = T::ZERO;
                 scores.iter().for_each(|&s| sum += (s - max).exp());
@@ -37,7 +39,8 @@ pub fn attention<T: Real>(
     }
 }
 
-/// Gradients of q, k and v, written over `dqkv`. P = exp(S − lse); dS = P∘(dO·Vᵀ − rowsum(dO∘O)).
+/// Gradients of q, k and v, written over `dqkv`. P = exp(S − lse); dS = P∘(dO·Vᵀ − rowsum(dO∘O)), times the slope of
+/// the soft cap.
 pub fn attention_backward<T: Real>(
     dout: &[T],         // [M, H·D]
     qkv: &[T],          // [M, qkv]
@@ -64,8 +67,9 @@ pub fn attention_backward<T: Real>(
                 for j in visible.keys(start, i) {
                     let k = &qkv[j * width + key..][..d];
                     let v = &qkv[j * width + value..][..d];
-                    let p = (scale * dot(q, k) - lse[i * shape.heads + head]).exp();
-                    let ds = scale * p * (dot(dout, v) - delta);
+                    let (score, slope) = soft_capped(scale * dot(q, k), shape.soft_cap);
+                    let p = (score - lse[i * shape.heads + head]).exp();
+                    let ds = slope * scale * p * (dot(dout, v) - delta);
                     axpy(ds, k, &mut dq);
                     axpy(ds, q, &mut dqkv[j * width + key..][..d]);
                     axpy(p, dout, &mut dqkv[j * width + value..][..d]);

@@ -31,6 +31,14 @@ pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     sum
 }
 
+/// `cap·tanh(x/cap)` and its derivative; x and 1 without a cap.
+pub(crate) fn soft_capped<T: Real>(x: T, cap: Option<f32>) -> (T, T) {
+    let Some(cap) = cap.map(|cap| T::of(cap.into())) else { return (x, T::ONE) };
+    // tanh(y) = 1 − 2 / (1 + e^2y)
+    let tanh = T::ONE - T::of(2.0) / (T::ONE + (T::of(2.0) * x / cap).exp());
+    (cap * tanh, T::ONE - tanh * tanh)
+}
+
 /// y += alpha·x
 pub(crate) fn axpy<T: Real>(alpha: T, x: &[T], y: &mut [T]) {
     for (y, &x) in y.iter_mut().zip(x) {

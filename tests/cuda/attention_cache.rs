@@ -1,6 +1,7 @@
 //! Attention over a KV cache against the definition, over documents with any past, under every schedule; and the logits
 //! that the next token is chosen by.
 
+use super::attention::soft_caps;
 use half::bf16;
 use lab::attention_cache::{CacheOperation, Output};
 use lab::device::{Tally, cases, device};
@@ -19,8 +20,14 @@ use qlora_kernels::shape::AttentionShape;
 const SCHEDULES: u64 = 3;
 
 fn operations() -> impl Strategy<Value = CacheOperation> {
-    let shape = (1usize..3, 1usize..6, sample::select(&HEAD_DIMS[..]))
-        .prop_map(|(kv_heads, group, head_dim)| AttentionShape { heads: kv_heads * group, kv_heads, head_dim });
+    let shape = (1usize..3, 1usize..6, sample::select(&HEAD_DIMS[..]), soft_caps()).prop_map(
+        |(kv_heads, group, head_dim, soft_cap)| AttentionShape {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim,
+            soft_cap,
+        },
+    );
     let documents = prop_oneof![
         // Decoding: one new token each; some documents have ended.
         prop::collection::vec((0usize..300, 0usize..2), 1..8),
@@ -56,8 +63,10 @@ fn checked<O: Operation>(name: &'static str, most: u32, operations: impl Strateg
 /// Whatever is drawn, several documents of which some have more queries than a tile, and one has none.
 #[test]
 fn attention_over_a_cache_is_within_its_rounding() {
-    for (head_dim, window) in [(64, None), (64, Some(70)), (96, None), (256, Some(70))] {
-        let shape = AttentionShape { head_dim, ..example().shape };
+    let plain = [(64, None, None), (64, Some(70), None), (96, None, None), (256, Some(70), None)];
+    let with_caps = HEAD_DIMS.map(|head_dim| (head_dim, Some(70), Some(0.7)));
+    for (head_dim, window, soft_cap) in plain.into_iter().chain(with_caps) {
+        let shape = AttentionShape { head_dim, soft_cap, ..example().shape };
         let operation = CacheOperation { shape, window, ..example() };
         verify(&device(), &operation, operation.seed, SCHEDULES).unwrap();
     }
@@ -75,7 +84,7 @@ fn logits_are_within_the_rounding_of_f32() {
 }
 
 fn example() -> CacheOperation {
-    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 64 };
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 64, soft_cap: None };
     CacheOperation {
         shape,
         documents: vec![(200, 1), (0, 9), (127, 2), (31, 0), (260, 7)],
@@ -169,7 +178,7 @@ fn tokens_appended_one_by_one_give_what_a_prompt_gives() {
 #[test]
 fn a_workspace_is_used_several_times() {
     let device = device();
-    let shape = AttentionShape { heads: 16, kv_heads: 8, head_dim: 128 };
+    let shape = AttentionShape { heads: 16, kv_heads: 8, head_dim: 128, soft_cap: None };
     // 17 tiles with 64 MiB for 15 of them, though no document is as long as it may get.
     let operation =
         CacheOperation { shape, documents: vec![(10, 130)], window: None, gap: 0, room: 8000, size: 1.0, seed: 5 };
@@ -206,7 +215,7 @@ fn places_beyond_the_cache_give_nan_and_write_nothing() {
 fn other_shapes_are_named_errors() {
     let device = device();
     let windowed = |head_dim: usize, heads: usize, kv_heads: usize, longest: usize, rows: usize, window| {
-        let attention = AttentionShape { heads, kv_heads, head_dim };
+        let attention = AttentionShape { heads, kv_heads, head_dim, soft_cap: None };
         let qkv = device.upload(&vec![bf16::ONE; 3 * attention.qkv()]).unwrap();
         let [boundaries, starts] = [[0u32, 3].as_slice(), &[0]].map(|values| device.upload(values).unwrap());
         let positions = device.upload(&[0u32, 1, 2]).unwrap();

@@ -114,7 +114,7 @@ fn tiles_of_dx_are_read_without_conflicts() {
 fn tiles_of_attention_are_read_without_conflicts() {
     for head_dim in [64, 128] {
         for (backward, store) in [(false, ATTENTION_STORE), (true, ATTENTION_BACKWARD_STORE)] {
-            let shape = AttentionShape { heads: 4, kv_heads: 1, head_dim };
+            let shape = AttentionShape { heads: 4, kv_heads: 1, head_dim, soft_cap: None };
             let documents = vec![300];
             let case = AttentionOperation { shape, documents, window: None, backward, size: 1.0, seed: 1 };
             assert_counts(&format!("attention, {head_dim} {backward}"), &counted(&case), &[store]);

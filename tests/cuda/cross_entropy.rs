@@ -18,11 +18,14 @@ fn operations(
 ) -> impl Strategy<Value = Loss> {
     let targets = prop_oneof![2 => Just(Targets::Some), 1 => Just(Targets::All), 1 => Just(Targets::Unknown)];
     let chunk = prop_oneof![1usize..80, Just(128usize), Just(1 << 40)];
-    (sizes, targets, chunk, prop::bool::weighted(0.8), any::<bool>(), values, any::<u64>()).prop_map(
-        |((m, h, vocab), targets, chunk, gradient, weighted, values, seed)| {
+    // Below the logits of large hidden states, and above those of all others.
+    let soft_cap = prop_oneof![3 => Just(None), 1 => Just(Some(2.0f32)), 1 => Just(Some(30.0))];
+    (sizes, targets, chunk, prop::bool::weighted(0.8), any::<bool>(), values, soft_cap, any::<u64>()).prop_map(
+        |((m, h, vocab), targets, chunk, gradient, weighted, values, soft_cap, seed)| {
             // A launch a chunk: not too many.
             let chunk = chunk.max(m / 8);
-            Loss { m, h, vocab, chunk, targets, gradient, weighted, values, seed }
+            let soft_cap = soft_cap.filter(|_| values != Values::Exact);
+            Loss { m, h, vocab, chunk, targets, gradient, weighted, values, soft_cap, seed }
         },
     )
 }
@@ -73,20 +76,35 @@ fn large_vocabularies_are_as_small_ones() {
 pub fn example() -> Loss {
     let values = Values::Random { size: 2.0 };
     let (targets, weighted) = (Targets::Some, false);
-    Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets, gradient: true, weighted, values, seed: 3 }
+    Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets, gradient: true, weighted, values, soft_cap: None, seed: 3 }
+}
+
+/// Whatever is drawn, a cap with and without a gradient, of widths that copy 16 bytes at a time and that do not.
+#[test]
+fn losses_of_capped_logits_are_within_their_rounding() {
+    for (h, soft_cap, gradient) in
+        [(64, 3.0, true), (72, 30.0, true), (37, 3.0, true), (72, 3.0, false), (37, 3.0, false)]
+    {
+        let operation = Loss { h, soft_cap: Some(soft_cap), gradient, weighted: true, ..example() };
+        verify(&device(), &operation, operation.seed, SCHEDULES).unwrap();
+    }
 }
 
 /// What the checks here call the definition is the reference, loss and gradient.
 #[test]
 fn the_definition_is_the_reference() {
-    for (values, weighted) in [(example().values, false), (example().values, true), (Values::Exact, true)] {
-        let loss = Loss { values, weighted, ..example() };
+    let random = example().values;
+    for (values, weighted, soft_cap) in
+        [(random, false, None), (random, true, None), (Values::Exact, true, None), (random, false, Some(3.0))]
+    {
+        let loss = Loss { values, weighted, soft_cap, ..example() };
         let host = loss.inputs();
         let weights: Option<Vec<f64>> = host.weights.as_ref().map(|w| w.iter().map(|&w| w.into()).collect());
         let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let (x, w) = (f64s(&host.hidden), f64s(&host.head));
         let (scale, mut dx) = (f64::from(host.scale), vec![f64::NAN; x.len()]);
-        let sum = linear_cross_entropy(&x, &w, &host.targets, weights.as_deref(), scale, Some(&mut dx), loss.h);
+        let (targets, weights) = (&host.targets, weights.as_deref());
+        let sum = linear_cross_entropy(&x, &w, targets, weights, scale, soft_cap, Some(&mut dx), loss.h);
         let expected: Vec<_> = (0..loss.m).map(|row| host.expected(row, loss.h)).collect();
         let own = |row: usize| scale * f64::from(host.weight(row)) * expected[row].0.0;
         let (own, all): (f64, f64) =
@@ -125,6 +143,7 @@ fn the_check_sees_wrong_results() {
             ("another target", with(&|host| host.targets[row] = (host.targets[row] + 1) % 333)),
             ("a target too few", with(&|host| host.targets[row] = -1)),
             ("another scale", with(&|host| host.scale *= 1.02)),
+            ("a soft cap", with(&|host| host.soft_cap = Some(30.0))),
             // A token that every row gives a probability.
             ("a token of the vocabulary left out", {
                 let token = (0..333).find(|token| host.head[token * 72].to_f32() > -100.0).unwrap();

@@ -275,7 +275,8 @@ fn wrong_lengths_and_a_small_workspace_are_refused_with_the_operation_and_the_sh
                 losses: usize,
                 dhidden: usize,
                 short: usize,
-                gradient_scale: f32| {
+                gradient_scale: f32,
+                soft_cap: Option<f32>| {
         let ones = |len: usize| device.upload(&vec![bf16::ONE; len]).unwrap();
         let (hidden, head, mut dhidden) = (ones(hidden), ones(head), ones(dhidden));
         let targets = device.upload(&vec![-1i32; targets]).unwrap();
@@ -284,20 +285,21 @@ fn wrong_lengths_and_a_small_workspace_are_refused_with_the_operation_and_the_sh
         let bytes = workspace_bytes(&shape, true).unwrap();
         let mut workspace = device.upload(&vec![0u8; bytes - short]).unwrap();
         let (hidden, head, targets) = (hidden.view(), head.view(), targets.view());
-        let input = CrossEntropy { shape, gradient_scale, hidden, head, targets, weights: None };
+        let input = CrossEntropy { shape, gradient_scale, hidden, head, targets, weights: None, soft_cap };
         let (dhidden, workspace) = (Some(dhidden.view_mut()), workspace.view_mut());
         let result = cross_entropy(&input, losses.view_mut(), state.view_mut(), dhidden, workspace, device.stream());
         result.map_err(|error| error.to_string())
     };
-    assert_eq!(call(16, 40, 2, 2, 16, 0, 1.0), Ok(()));
+    assert_eq!(call(16, 40, 2, 2, 16, 0, 1.0, None), Ok(()));
     for (result, what) in [
-        (call(15, 40, 2, 2, 16, 0, 1.0), "hidden has 15 elements, expected 16"),
-        (call(16, 48, 2, 2, 16, 0, 1.0), "the output layer has 48 elements, expected 40"),
-        (call(16, 40, 3, 2, 16, 0, 1.0), "the targets has 3 elements, expected 2"),
-        (call(16, 40, 2, 1, 16, 0, 1.0), "losses has 1 elements, expected 2"),
-        (call(16, 40, 2, 2, 8, 0, 1.0), "dhidden has 8 elements, expected 16"),
-        (call(16, 40, 2, 2, 16, 1, 1.0), "the workspace has"),
-        (call(16, 40, 2, 2, 16, 0, f32::NAN), "QK_ERROR_VALUE"),
+        (call(15, 40, 2, 2, 16, 0, 1.0, None), "hidden has 15 elements, expected 16"),
+        (call(16, 48, 2, 2, 16, 0, 1.0, None), "the output layer has 48 elements, expected 40"),
+        (call(16, 40, 3, 2, 16, 0, 1.0, None), "the targets has 3 elements, expected 2"),
+        (call(16, 40, 2, 1, 16, 0, 1.0, None), "losses has 1 elements, expected 2"),
+        (call(16, 40, 2, 2, 8, 0, 1.0, None), "dhidden has 8 elements, expected 16"),
+        (call(16, 40, 2, 2, 16, 1, 1.0, None), "the workspace has"),
+        (call(16, 40, 2, 2, 16, 0, f32::NAN, None), "QK_ERROR_VALUE"),
+        (call(16, 40, 2, 2, 16, 0, 1.0, Some(0.0)), "a soft cap of 0"),
     ] {
         let error = result.unwrap_err();
         let named = "cross_entropy of M 2 (1 supervised), H 8, vocabulary 5, chunks of 128";

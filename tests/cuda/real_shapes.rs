@@ -378,7 +378,7 @@ fn attention_of_a_long_document() {
     let tally = Tally::new("attention, 16,384 tokens", 1);
     let (device, m, head_dim) = (device(), 16_384usize, 128usize);
     for heads in [32usize, 64] {
-        let shape = AttentionShape { heads, kv_heads: 8, head_dim };
+        let shape = AttentionShape { heads, kv_heads: 8, head_dim, soft_cap: None };
         let mut numbers = Numbers(heads as u64);
         let qkv = numbers.bf16(m * shape.qkv());
         let boundaries = [0, m as u32];

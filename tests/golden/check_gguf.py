@@ -110,6 +110,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
 # Texts are longer than the window.
 WINDOWS = {"sliding_window": 16, "num_hidden_layers": 5}
+# Scores and logits come near the caps.
+GEMMA2 = {"sliding_window": 16, "head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 3, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 GEMMA3 = {"sliding_window": 16, "head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 3, "hidden_activation": "gelu_pytorch_tanh"}
 
 
@@ -134,12 +136,20 @@ FAMILIES = {
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "no_rope_layer_interval": 4}),
     "granite": ("GraniteConfig", {"attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0}),
     "granite, llama3, biases": ("GraniteConfig", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.25}),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        {
+            "attention_multiplier": 0.3, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0, "num_local_experts": 0,
+            "num_experts_per_tok": 0, "shared_intermediate_size": 96, "position_embedding_type": "rope", "layer_types": ["attention"] * 2, "mamba_n_heads": 2,
+        },
+    ),
     "seed_oss": ("SeedOssConfig", {"head_dim": 32}),
     "olmo2": ("Olmo2Config", {}),
     "olmo3": ("Olmo3Config", WINDOWS | {"rope_parameters": {"full_attention": YARN, "sliding_attention": LOCAL}}),
     "phi3": ("Phi3Config", {"partial_rotary_factor": 0.75, "pad_token_id": 0}),
     "phi3, long factors": ("Phi3Config", long_rope(32)),
     "phi3, short factors": ("Phi3Config", long_rope(256) | {"max_position_embeddings": 1024, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2Config", GEMMA2),
     "gemma3": ("Gemma3TextConfig", GEMMA3 | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}),
     "gemma3, linear, other layers": (
         "Gemma3TextConfig",

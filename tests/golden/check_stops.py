@@ -56,11 +56,13 @@ ROWS = {
     "phi 3": ("Phi3Config", "trl/phi3", "<s>", "<|endoftext|>", ["<|endoftext|>"], ["<|endoftext|>", "<|assistant|>", "<|end|>"], "<|end|>"),
     "phi 3.5, no generation config": ("Phi3Config", "llama.cpp/microsoft-Phi-3.5-mini-instruct", "<s>", "<|endoftext|>", ["<|endoftext|>"], None, "<|end|>"),
     "phi 4": ("Phi3Config", "axolotl/phi_4", "<|endoftext|>", "<|im_end|>", ["<|im_end|>"], ["<|im_end|>"], "<|im_end|>"),
+    "gemma 2": ("Gemma2Config", "trl/gemma", "<bos>", "<eos>", ["<eos>"], ["<eos>", "<end_of_turn>"], "<end_of_turn>"),
     "gemma 3": ("Gemma3TextConfig", "trl/gemma3", "<bos>", "<eos>", ["<eos>", "<end_of_turn>"], ["<eos>", "<end_of_turn>"], "<end_of_turn>"),
     "gemma 3, base config": ("Gemma3TextConfig", "axolotl/gemma3", "<bos>", "<eos>", ["<eos>"], ["<eos>"], "<end_of_turn>"),
     "ministral 3": ("MistralConfig", "llama.cpp/mistralai-Ministral-3-14B-Reasoning-2512", "<s>", "</s>", ["</s>"], ["</s>"], "</s>"),
 }
 MORE = {
+    "Gemma2Config": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32},
     "Gemma3TextConfig": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32, "hidden_activation": "gelu_pytorch_tanh"},
     "GraniteConfig": {"attention_multiplier": 0.25, "logits_scaling": 0.5},
     "Olmo3Config": {"sliding_window": 32},

@@ -94,6 +94,19 @@ FAMILIES = {
         ),
         set(),
     ),
+    # Caps that many scores and logits come near; a window on the first layer.
+    "gemma2": (
+        transformers.Gemma2Config,
+        transformers.Gemma2ForCausalLM,
+        dict(
+            head_dim=12,
+            query_pre_attn_scalar=24,
+            sliding_window=6,
+            attn_logit_softcapping=0.6,
+            final_logit_softcapping=1.5,
+        ),
+        set(),
+    ),
     # A window on the first layer with its own rotation; scores that are not scaled by the width of a head.
     "gemma3": (
         transformers.Gemma3TextConfig,
@@ -174,7 +187,7 @@ FAMILIES = {
     ),
 }
 TOKENS, PROMPT = 23, 7
-APART = {"granitemoehybrid", "mistral", "qwen3-window", "smollm3-window", "olmo3", "phi3-long", "gemma3"}
+APART = {"granitemoehybrid", "mistral", "qwen3-window", "smollm3-window", "olmo3", "phi3-long", "gemma2", "gemma3"}
 DOCUMENTS = {
     **dict.fromkeys(sorted(APART), [17, 3, 9]),
     # Each beyond the trained context: transformers chooses the factors anew for each.
@@ -188,7 +201,7 @@ def random_model(family):
     config, model_class, sizes, biased = FAMILIES[family]
     model = model_class(config(**{**SIZES, **sizes}))
     # Gemma's weights are less by 1.
-    norm = 0.0 if family == "gemma3" else 1.0
+    norm = 0.0 if family.startswith("gemma") else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale, center = (0.1, norm) if "norm" in name else (0.5, 0.0) if "bias" in name else (0.15, 0.0)

@@ -24,7 +24,17 @@ fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize,
     let local = LayerArch { window: Some(1 + seed as usize / 3 % 5), ..full.clone() };
     let layers = [vec![full.clone()], vec![local.clone()], vec![local, full]][seed as usize % 3].clone();
     let num_heads = kv_heads * per_kv;
-    let config = Arch { num_kv_heads: kv_heads, num_heads, vocab_size: VOCAB, qk_norm, layers, ..tiny_arch() };
+    let [attention_soft_cap, logits_soft_cap] = [0.7, 1.3].map(|cap| (seed / 5).is_multiple_of(2).then_some(cap));
+    let config = Arch {
+        num_kv_heads: kv_heads,
+        num_heads,
+        vocab_size: VOCAB,
+        qk_norm,
+        layers,
+        attention_soft_cap,
+        logits_soft_cap,
+        ..tiny_arch()
+    };
     let spec = ModelSpec {
         lora: LoraSpec::uniform(&config, &Projection::ALL, 3, 2.1, 0.0),
         arch: config,

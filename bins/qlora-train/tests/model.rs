@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use qlora_kernels::rng::Stream;
 use qlora_kernels::rope::RopeScaling;
 use qlora_train::arch::{
-    Activation, Arch, GEMMA3_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES,
+    Activation, Arch, GEMMA_NAMES, LLAMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES,
 };
 use qlora_train::arch::{Projection, QkNorm, Rope, TensorNames};
 use qlora_train::backend::cpu::{Cpu, Isa, Precision};
@@ -106,7 +106,7 @@ fn layers_and_multipliers(seed: u64, rope: Rope) -> (Vec<LayerArch>, Multipliers
 
 /// Norms on the inputs of both branches, on their outputs, or on both; or on the inputs of fused projections.
 fn norms(seed: u64) -> (&'static TensorNames, NormWeight) {
-    let names = [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES, &PHI3_NAMES][seed as usize % 4];
+    let names = [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA_NAMES, &PHI3_NAMES][seed as usize % 4];
     (names, if (seed / 4).is_multiple_of(2) { NormWeight::Plain } else { NormWeight::OnePlus })
 }
 
@@ -166,6 +166,8 @@ fn cases() -> impl Strategy<Value = Case> {
             activation: if (seed / 13).is_multiple_of(2) { Activation::Silu } else { Activation::GeluTanh },
             layers,
             multipliers,
+            attention_soft_cap: (seed / 19).is_multiple_of(3).then_some(0.7),
+            logits_soft_cap: (seed / 23).is_multiple_of(3).then_some(1.3),
             vocab_size: 37,
             ..tiny_arch()
         };

@@ -140,7 +140,7 @@ proptest! {
         m in tokens(), documents in 1usize..50, longest in prop_oneof![1usize..5000, 1usize..=attention_cache::max_longest(256)],
         kv_heads in 1usize..9, group in 1usize..9, head_dim in proptest::sample::select(&attention::HEAD_DIMS[..]),
     ) {
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, soft_cap: None };
         let cache = attention_cache::Shape { attention: shape, m, documents, longest };
         let args = cache.describe(&cache.operation("test")).unwrap();
         // SAFETY: valid structs, of which no device memory is followed.
@@ -196,7 +196,7 @@ fn shapes_that_no_kernel_takes_have_no_workspace() {
     let shape = cross_entropy::Shape { m: 4, h: 8, vocab: 10, supervised: 5, chunk: 1 };
     let refused = |error: CudaError, what: &str| assert!(error.to_string().contains(what), "{error}");
     refused(cross_entropy::workspace_bytes(&shape, true).unwrap_err(), "QK_ERROR_SHAPE");
-    let attention = AttentionShape { heads: 3, kv_heads: 2, head_dim: 64 };
+    let attention = AttentionShape { heads: 3, kv_heads: 2, head_dim: 64, soft_cap: None };
     let cache = attention_cache::Shape { attention, m: 1, documents: 1, longest: 1 };
     refused(attention_cache::workspace_bytes(&cache).unwrap_err(), "QK_ERROR_SHAPE");
 }

@@ -24,6 +24,8 @@ fn attention_over_a_cache_refuses() {
         cache: memory.at(8),
         out: memory.at(12),
         window: 0,
+        soft_cap: 0.0,
+        reserved: 0,
     };
     type Args = sys::qk_attention_cache_args;
     let workspace = memory.at(16);
@@ -54,6 +56,9 @@ fn attention_over_a_cache_refuses() {
         |a: &mut Args| a.ldqkv = 255 => QK_ERROR_SHAPE,
         |a: &mut Args| a.ldqkv = 260 => QK_ERROR_SHAPE,
         |a: &mut Args| a.window = -1 => QK_ERROR_SHAPE,
+        |a: &mut Args| a.soft_cap = -1.0 => QK_ERROR_VALUE,
+        |a: &mut Args| a.soft_cap = f32::NAN => QK_ERROR_VALUE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
         |a: &mut Args| a.qkv = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.cache = null_mut() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.cu_seqlens = null() => QK_ERROR_NULL_POINTER,

@@ -20,6 +20,8 @@ fn args(memory: &mut Memory) -> sys::qk_cross_entropy_args {
         state: memory.at(4),
         dhidden: memory.at(5),
         weights: null(),
+        soft_cap: 0.0,
+        reserved: 0,
     }
 }
 
@@ -47,6 +49,9 @@ fn every_bad_operand_is_refused() {
         |a: &mut Args| (a.m, a.supervised, a.chunk, a.vocab) = (1 << 30, 1 << 30, 1 << 30, 1 << 30) => QK_ERROR_SHAPE,
         |a: &mut Args| a.gradient_scale = f32::NAN => QK_ERROR_VALUE,
         |a: &mut Args| a.gradient_scale = f32::INFINITY => QK_ERROR_VALUE,
+        |a: &mut Args| a.soft_cap = -1.0 => QK_ERROR_VALUE,
+        |a: &mut Args| a.soft_cap = f32::NAN => QK_ERROR_VALUE,
+        |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
         |a: &mut Args| a.hidden = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.head = null() => QK_ERROR_NULL_POINTER,
         |a: &mut Args| a.targets = null() => QK_ERROR_NULL_POINTER,

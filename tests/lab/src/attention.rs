@@ -99,12 +99,16 @@ impl Heads<'_> {
         &self.qkv[token * self.shape.qkv() + column..][..self.shape.head_dim]
     }
 
-    /// The score of a query and a key, and what an f32 sum of it may be off by, in any order and with the scaling.
-    fn score(&self, query: usize, key: usize, head: usize) -> (f64, f64) {
+    /// The score of a query and a key, and what an f32 sum of it may be off by, in any order and with the scaling. A
+    /// soft cap is a tanh to 2⁻²¹, with an argument whose factor is rounded; the third number is its slope.
+    fn score(&self, query: usize, key: usize, head: usize) -> (f64, f64, f64) {
         let (q, k) = (self.at(query, head * self.shape.head_dim), self.at(key, self.shape.key_column(head)));
         let (sum, magnitude) = dot(q, k);
         let scale = self.shape.scale();
-        (scale * sum, scale * magnitude * (self.shape.head_dim as f64 + 8.0) * unit(24))
+        let (score, error) = (scale * sum, scale * magnitude * (self.shape.head_dim as f64 + 8.0) * unit(24));
+        let Some(cap) = self.shape.soft_cap.map(f64::from) else { return (score, error, 1.0) };
+        let tanh = (score / cap).tanh();
+        (cap * tanh, error + cap * unit(21), 1.0 - tanh * tanh)
     }
 }
 
@@ -117,7 +121,7 @@ impl AttentionOperation {
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         for (query, keys) in self.seen().into_iter().enumerate() {
             for head in 0..shape.heads {
-                let scores: Vec<(f64, f64)> = keys.clone().map(|key| heads.score(query, key, head)).collect();
+                let scores: Vec<(f64, f64, f64)> = keys.clone().map(|key| heads.score(query, key, head)).collect();
                 let max = scores.iter().fold(f64::NEG_INFINITY, |max, score| max.max(score.0));
                 let sum: f64 = scores.iter().map(|score| (score.0 - max).exp()).sum();
                 lse.push(max + sum.ln());
@@ -140,6 +144,11 @@ impl AttentionOperation {
         (out, lse)
     }
 
+    /// What 1 − tanh² is off by, of a score that is off by so much.
+    fn slope_error(&self, score_error: f64) -> f64 {
+        self.shape.soft_cap.map_or(0.0, |cap| 2.0 * score_error / f64::from(cap) + unit(22))
+    }
+
     /// dqkv and its bounds.
     fn gradient(&self, qkv: &[bf16], dout: &[bf16], out: &[bf16], lse: &[f32]) -> Vec<(f64, f64)> {
         let (shape, heads) = (self.shape, Heads { shape: self.shape, qkv });
@@ -158,15 +167,18 @@ impl AttentionOperation {
                 let (delta, delta_magnitude) = dot(dout, out);
                 let q_column = head * d;
                 for key in keys.clone() {
-                    let (score, score_error) = heads.score(query, key, head);
+                    let (score, score_error, slope) = heads.score(query, key, head);
                     let p = (score - f64::from(lse[query * shape.heads + head])).exp();
                     let relative = score_error + (score.abs() + 20.0) * unit(23);
                     let (k_column, v_column) = (shape.key_column(head), shape.value_column(head));
                     let (dp, dp_magnitude) = dot(dout, heads.at(key, v_column));
-                    let ds = shape.scale() * p * (dp - delta);
+                    let free = shape.scale() * p * (dp - delta);
+                    let (ds, slope_error) = (free * slope, self.slope_error(score_error));
                     let sums = (d as f64 + 4.0) * unit(24) * (dp_magnitude + delta_magnitude);
                     let terms = keys.len().max(64) as f64 * unit(24);
-                    let ds_error = ds.abs() * (unit(8) + relative + terms) + shape.scale() * p * sums;
+                    let ds_error = ds.abs() * (unit(8) + relative + terms)
+                        + shape.scale() * p * sums * (slope + slope_error)
+                        + free.abs() * slope_error;
                     add(&mut gradient[query * width + q_column..][..d], ds, ds_error, heads.at(key, k_column));
                     add(&mut gradient[key * width + k_column..][..d], ds, ds_error, heads.at(query, q_column));
                     let p_error = p * (unit(8) + relative + terms);
@@ -188,7 +200,7 @@ impl Operation for AttentionOperation {
     }
 
     fn shape(&self) -> String {
-        let AttentionShape { heads, kv_heads, head_dim } = self.shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         format!("{} tokens, {heads}/{kv_heads} heads of {head_dim}", self.tokens())
     }
 
@@ -272,7 +284,8 @@ impl Operation for AttentionOperation {
         }
         for (i, (&found, &expected)) in output.lse.iter().zip(&host.lse).enumerate() {
             let found = f32::from_bits(found);
-            let bound = (expected.abs() + 20.0) * 2f32.powi(-18);
+            // A tanh is within 2⁻²¹.
+            let bound = (expected.abs() + 20.0) * 2f32.powi(-18) + self.shape.soft_cap.unwrap_or(0.0) * 2f32.powi(-21);
             if (found - expected).abs() > bound || found.is_nan() {
                 return Err(format!("lse {i}: found {found}, expected {expected}"));
             }

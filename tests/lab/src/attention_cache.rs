@@ -95,7 +95,7 @@ impl Operation for CacheOperation {
     }
 
     fn shape(&self) -> String {
-        let AttentionShape { heads, kv_heads, head_dim } = self.shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (new, rows) = (self.new_tokens(), self.seen().1);
         format!("{new} tokens, {rows} cached rows, {heads}/{kv_heads} heads of {head_dim}")
     }

@@ -42,6 +42,7 @@ pub struct Loss {
     /// Each token has a weight, of either sign, and one of four of 0.
     pub weighted: bool,
     pub values: Values,
+    pub soft_cap: Option<f32>,
     pub seed: u64,
 }
 
@@ -55,6 +56,7 @@ pub struct Host {
     /// `[m]`
     pub weights: Option<Vec<f32>>,
     pub scale: f32,
+    pub soft_cap: Option<f32>,
 }
 
 pub struct Buffers {
@@ -68,6 +70,7 @@ pub struct Buffers {
     weights: Option<Buffer<f32>>,
     shape: Shape,
     scale: f32,
+    soft_cap: Option<f32>,
 }
 
 /// All of it as bits.
@@ -96,6 +99,14 @@ impl Host {
         self.targets[row] >= 0 && self.weight(row) != 0.0
     }
 
+    /// A logit with its soft cap, a tanh to 2⁻²¹ with a factor that is rounded, and the slope there.
+    fn capped(&self, (z, error): Bounded) -> (Bounded, Bounded) {
+        let Some(cap) = self.soft_cap.map(f64::from) else { return ((z, error), (1.0, 0.0)) };
+        let tanh = (z / cap).tanh();
+        let error = error + cap * unit(21);
+        ((cap * tanh, error), (1.0 - tanh * tanh, 2.0 * error / cap + unit(22)))
+    }
+
     /// The loss of a row, not weighted, and its gradient.
     pub fn expected(&self, row: usize, h: usize) -> (Bounded, Vec<Bounded>) {
         let x = &self.hidden[row * h..][..h];
@@ -105,7 +116,7 @@ impl Host {
         if target >= rows.len() {
             return ((f64::NAN, 0.0), vec![(f64::NAN, 0.0); h]);
         }
-        let logits: Vec<Bounded> = rows.clone().map(|w| dot(x, w)).collect();
+        let (logits, slopes): (Vec<Bounded>, Vec<Bounded>) = rows.clone().map(|w| self.capped(dot(x, w))).unzip();
         let max = logits.iter().fold(f64::NEG_INFINITY, |max, z| max.max(z.0));
         let sum: f64 = logits.iter().map(|z| (z.0 - max).exp()).sum();
         let worst = logits.iter().fold(0.0f64, |worst, z| worst.max(z.1));
@@ -122,8 +133,11 @@ impl Host {
         for (column, (w, z)) in rows.zip(&logits).enumerate() {
             let (p, one) = ((z.0 - max).exp() / sum, f64::from(u8::from(column == target)));
             let p_error = p * (z.1 + normalizer + exponential(z.0) + unit(22)).exp_m1() + (p + one) * unit(23);
-            let dz = weight * (p - one);
-            let dz_error = weight.abs() * p_error * (1.0 + unit(8)) + unit(8) * dz.abs();
+            let (slope, slope_error) = slopes[column];
+            let dz = weight * (p - one) * slope;
+            let dz_error =
+                weight.abs() * (p_error * (slope + slope_error) + (p - one).abs() * slope_error) * (1.0 + unit(8))
+                    + unit(8) * dz.abs();
             for (to, w) in gradient.iter_mut().zip(w) {
                 let w = w.to_f64();
                 *to = (to.0 + dz * w, to.1 + dz_error * w.abs(), to.2 + (dz * w).abs());
@@ -248,7 +262,8 @@ impl Operation for Loss {
             (_, Values::Random { .. }) => stream.uniform() * 4.0 - 2.0,
         };
         let weights = self.weighted.then(|| (0..m).map(|_| weight()).collect());
-        Host { hidden, head, targets, weights, scale: if self.values == Values::Exact { 0.25 } else { 0.3 } }
+        let scale = if self.values == Values::Exact { 0.25 } else { 0.3 };
+        Host { hidden, head, targets, weights, scale, soft_cap: self.soft_cap }
     }
 
     fn upload(&self, device: &Device, host: &Host) -> Result<Buffers> {
@@ -264,14 +279,17 @@ impl Operation for Loss {
             shape,
             weights: host.weights.as_deref().map(|weights| device.upload(weights)).transpose()?,
             scale: host.scale,
+            soft_cap: host.soft_cap,
         })
     }
 
     fn launch(&self, buffers: &mut Buffers, stream: Stream) -> Result<()> {
-        let Buffers { hidden, head, targets, losses, state, dhidden, workspace, weights, shape, scale } = buffers;
+        let Buffers { hidden, head, targets, losses, state, dhidden, workspace, weights, shape, scale, soft_cap } =
+            buffers;
         let (hidden, head, targets) = (hidden.view(), head.view(), targets.view());
         let weights = weights.as_ref().map(Buffer::view);
-        let input = CrossEntropy { shape: *shape, gradient_scale: *scale, hidden, head, targets, weights };
+        let (shape, gradient_scale, soft_cap) = (*shape, *scale, *soft_cap);
+        let input = CrossEntropy { shape, gradient_scale, hidden, head, targets, weights, soft_cap };
         let dhidden = self.gradient.then(|| dhidden.view_mut());
         cross_entropy(&input, losses.view_mut(), state.view_mut(), dhidden, workspace.view_mut(), stream)
     }

@@ -127,7 +127,7 @@ impl Layer {
     }
 
     fn shape_of(&self, heads: usize, kv_heads: usize) -> AttentionShape {
-        AttentionShape { heads, kv_heads, head_dim: self.width }
+        AttentionShape { heads, kv_heads, head_dim: self.width, soft_cap: None }
     }
 
     /// The widths of what is normalized of q and of k.

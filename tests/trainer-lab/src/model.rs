@@ -87,7 +87,8 @@ impl Oracle {
     pub fn loss(&self, lora: &HashMap<ParamId, Vec<f64>>, batch: &Batch, draw: Option<u32>) -> f64 {
         let c = &self.spec.arch;
         let (m, h, eps) = (batch.tokens(), c.hidden_size, f64::from(c.norm.eps));
-        let shape = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
+        let soft_cap = c.attention_soft_cap;
+        let shape = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim, soft_cap };
         let embedding = &self.tensors["model.embed_tokens.weight"];
         let mut stream: Vec<f64> =
             batch.input_ids.iter().flat_map(|&id| embedding[id as usize * h..][..h].to_vec()).collect();
@@ -151,7 +152,8 @@ impl Oracle {
         scale(&mut normed, 1.0 / f64::from(by.logits_scaling));
         let head = self.tensors.get("lm_head.weight").unwrap_or(embedding);
         let weights = batch.weights.map(wide);
-        reference::linear_cross_entropy(&normed, head, batch.targets, weights.as_deref(), 1.0, None, h)
+        let weights = weights.as_deref();
+        reference::linear_cross_entropy(&normed, head, batch.targets, weights, 1.0, c.logits_soft_cap, None, h)
     }
 
     fn linear(

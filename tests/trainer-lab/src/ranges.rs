@@ -14,7 +14,7 @@ use qlora_train::lora::LoraSpec;
 use qlora_train::model::ModelSpec;
 use std::ops::Range;
 
-const SHAPE: AttentionShape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 64 };
+const SHAPE: AttentionShape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 64, soft_cap: None };
 const HIDDEN: usize = 128;
 const VOCAB: usize = 150;
 const EPS: f32 = 1e-5;
@@ -209,7 +209,8 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     for gradient in [true, false] {
         for range in ranges {
             let dx = gradient.then_some(&mut dx);
-            b.run(range.clone(), Op::CrossEntropy { x: &x, head: &embedding, weight: 0.01, dx }).unwrap();
+            b.run(range.clone(), Op::CrossEntropy { x: &x, head: &embedding, weight: 0.01, soft_cap: Some(3.0), dx })
+                .unwrap();
         }
         let loss = b.loss_sum().unwrap();
         assert!(loss.is_finite() && loss > 0.0, "{loss}");

@@ -10,6 +10,7 @@
 mod banks;
 mod cache;
 mod loss;
+mod soft_cap;
 mod table;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
 
 /// Every seeded bug.
 fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS, banks::MUTANTS].into_iter().flatten()
+    [table::MUTANTS, loss::MUTANTS, cache::MUTANTS, banks::MUTANTS, soft_cap::MUTANTS].into_iter().flatten()
 }
 
 /// Runs every mutant whose name holds a text of `wanted` (all, if there is none), and the kernels as they are; what was

@@ -265,7 +265,7 @@ impl Operation {
         let steps = |tile: usize| ((tile + 1) * 128 - self.first_key(tile, 64)) / 64;
         let cost = |tile: usize| steps(tile) as f64 * (2 * 128 * 64 * head_dim) as f64;
         Launch {
-            kernel: format!("attention<{head_dim}>"),
+            kernel: format!("attention<{head_dim}, false>"),
             threads: 256,
             shared: Shared::Bytes((4 * 64 * head_dim * 2) as u32),
             work: Work::Products(heaviest_first(tiles, heads, heads_are_fastest(kernels, card), |tile| {
@@ -301,7 +301,7 @@ impl Operation {
         let delta =
             Launch::moving(&format!("attention_delta<{head_dim}>"), 256, (self.tokens * heads).div_ceil(8), 4.0 * rows);
         let keys = Launch {
-            kernel: format!("attention_backward_keys<{head_dim}>"),
+            kernel: format!("attention_backward_keys<{head_dim}, false>"),
             threads: 256,
             shared: Shared::Bytes((2 * 128 * head_dim * 2 + 2 * 2 * 32 * head_dim * 2 + 1024) as u32),
             work: Work::Products(heaviest_first(tiles, kv_heads * splits, fastest, |tile| {
@@ -314,7 +314,7 @@ impl Operation {
             waits_for_dram: false,
         };
         let queries = Launch {
-            kernel: format!("attention_backward_queries<{head_dim}>"),
+            kernel: format!("attention_backward_queries<{head_dim}, false>"),
             threads: 256,
             shared: Shared::Bytes((2 * 2 * 32 * head_dim * 2) as u32),
             work: Work::Products(heaviest_first(tiles, heads, fastest, |tile| steps_of_queries(tile) * 3.0 * product)),
@@ -349,7 +349,7 @@ impl Operation {
                 Grid { down, across, down_bytes: (128 * self.k * 2) as f64, across_bytes: (256 * self.k * 2) as f64 };
             launches.push(Launch::moving("copy_rows<false, 8>", 256, tokens, (4 * tokens * self.k) as f64));
             launches.push(Launch {
-                kernel: "cross_entropy_logits<true, true>".to_owned(),
+                kernel: "cross_entropy_logits<true, true, false>".to_owned(),
                 threads: 256,
                 shared: Shared::Bytes(2 * (128 + 256) * 128),
                 work: Work::Products(vec![(128 * 256 * self.k) as f64; down * across]),
@@ -359,7 +359,7 @@ impl Operation {
                 loads: 1.0,
                 waits_for_dram: false,
             });
-            launches.push(Launch::moving("softmax_rows", 256, tokens, (6 * tokens * self.vocab) as f64));
+            launches.push(Launch::moving("softmax_rows<false>", 256, tokens, (6 * tokens * self.vocab) as f64));
             launches.push(self.dx(card, self.k, self.vocab, tokens, true));
         }
         launches

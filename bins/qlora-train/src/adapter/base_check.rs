@@ -5,7 +5,7 @@ use super::module_pattern::layer_of;
 use super::{Adapter, metadata};
 use crate::arch::Arch;
 use crate::base::{BaseFingerprint, BaseName};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::refuse;
 use std::collections::BTreeMap;
 
@@ -121,12 +121,15 @@ impl Adapter {
                 }
             }
         }
-        let lacking: Vec<String> = arch
-            .modules()
-            .filter(|module| self.config.names(module) && !pairs.contains_key(module))
-            .filter_map(|module| arch.find(&module))
-            .map(|(layer, projection)| format!("{} of layer {layer}", arch.names.short(projection)))
-            .collect();
+        let mut lacking = Vec::new();
+        for module in arch.modules().filter(|module| !pairs.contains_key(module)) {
+            let named = self.config.names(&module).map_err(|error| {
+                Error::Refused(format!("adapter: `exclude_modules` of the adapter config: {error}"))
+            })?;
+            if let Some((layer, projection)) = arch.find(&module).filter(|_| named) {
+                lacking.push(format!("{} of layer {layer}", arch.names.short(projection)));
+            }
+        }
         if let [first, others @ ..] = &lacking[..] {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             warnings.push(format!("the adapter targets {first}{more} but holds no tensors for it: it stays as it is"));

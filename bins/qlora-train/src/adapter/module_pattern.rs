@@ -17,15 +17,27 @@ impl<T: Copy> Patterns<T> {
         pattern.iter().map(compile).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The value of the first pattern that matches.
-    pub fn of(&self, module: &str) -> Option<T> {
-        self.0.iter().find(|(_, pattern, _)| pattern.matches(module)).map(|&(_, _, value)| value)
+    /// The value of the first pattern that matches. Failed: a pattern that takes too many steps.
+    pub fn of(&self, module: &str) -> Result<Option<T>, String> {
+        for (key, pattern, value) in &self.0 {
+            if pattern.matches(key, module)? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
     }
 
-    /// The first key that matches none of the modules.
-    pub fn matching_none<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
-        let matches = |pattern: &ModulePattern| modules.clone().any(|module| pattern.matches(module));
-        self.0.iter().find(|(_, pattern, _)| !matches(pattern)).map(|(key, ..)| key.as_str())
+    /// The first key that matches none of the modules. Failed: a pattern that takes too many steps.
+    pub fn matching_none<'a>(&self, modules: impl Iterator<Item = &'a str> + Clone) -> Result<Option<&str>, String> {
+        'patterns: for (key, pattern, _) in &self.0 {
+            for module in modules.clone() {
+                if pattern.matches(key, module)? {
+                    continue 'patterns;
+                }
+            }
+            return Ok(Some(key));
+        }
+        Ok(None)
     }
 }
 
@@ -51,18 +63,28 @@ impl ModulePattern {
         Ok(Self::Regex(Box::new(regex)))
     }
 
-    pub fn matches(&self, module: &str) -> bool {
+    /// Failed: a regular expression that takes too many steps; `key` is what the error calls it.
+    fn matches(&self, key: &str, module: &str) -> Result<bool, String> {
         match self {
             Self::Name { name, from_start } => {
-                let Some(at) = module.len().checked_sub(name.len()) else { return false };
+                let Some(at) = module.len().checked_sub(name.len()) else { return Ok(false) };
                 let (head, tail) = module.as_bytes().split_at(at);
                 let begins = head.is_empty() || (!from_start && head.ends_with(b"."));
-                begins && name.bytes().zip(tail).all(|(expected, &found)| expected == b'.' || expected == found)
+                Ok(begins && name.bytes().zip(tail).all(|(expected, &found)| expected == b'.' || expected == found))
             }
-            // What costs too many steps matches nothing.
-            Self::Regex(regex) => regex.is_match(module).unwrap_or(false),
+            Self::Regex(regex) => is_match(regex, key, module),
         }
     }
+}
+
+/// Whether the regular expression that a user wrote as `key` matches. Failed: it takes too many steps.
+pub(super) fn is_match(regex: &Regex, key: &str, module: &str) -> Result<bool, String> {
+    regex.is_match(module).map_err(|_| {
+        format!(
+            "found the regular expression `{key}`, which takes too many steps for {module}, expected one without \
+             repetitions inside of repetitions, such as `.*_proj`"
+        )
+    })
 }
 
 /// The number of the layer that a module is in: what follows "layers" in its path.
@@ -74,6 +96,18 @@ pub(super) fn layer_of(module: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_takes_too_many_steps_is_an_error_and_no_answer() {
+        let costly = r"(?:(?:(?!x)[a-z_.0-9])+)+y";
+        let module = "model.layers.11.self_attn.qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq_proj";
+        let error = ModulePattern::new(costly).unwrap().matches(costly, module).unwrap_err();
+        assert!(error.contains(costly) && error.contains(module) && error.contains("too many steps"), "{error}");
+        let patterns = Patterns::new(&[("q".to_owned(), 1), (costly.to_owned(), 2)].into_iter().collect()).unwrap();
+        assert_eq!(patterns.of("model.layers.1.q"), Ok(Some(1)));
+        assert!(patterns.of(module).is_err() && patterns.matching_none([module].into_iter()).is_ok());
+        assert!(patterns.matching_none(["x.q", module].into_iter()).is_err());
+    }
 
     /// Keys match like `re.match(rf"(.*\.)?({key})$", module)` of Python.
     #[test]
@@ -105,7 +139,7 @@ mod tests {
             ("model.layers.11.self_attn.q_proj.x", false),
             ("", false),
         ] {
-            assert_eq!(ModulePattern::new(key).unwrap().matches(module), expected, "{key}");
+            assert_eq!(ModulePattern::new(key).unwrap().matches(key, module), Ok(expected), "{key}");
         }
         for wrong in ["(", "[a", "*"] {
             assert!(ModulePattern::new(wrong).is_err(), "{wrong}");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 
 use super::kind::MLX;
-use super::module_pattern::{Patterns, layer_of};
+use super::module_pattern::{Patterns, is_match, layer_of};
 use super::{Adapter, AdapterConfig, TargetModules};
 use crate::arch::LLAMA_NAMES;
 use crate::error::{Error, Result};
@@ -111,7 +111,9 @@ impl Adapter {
             };
             if !pairs.contains_key(id.module()) {
                 let module = id.module();
-                let (r, alpha) = (ranks.of(module).unwrap_or(config.r), alphas.of(module).unwrap_or(config.lora_alpha));
+                let r = ranks.of(module).map_err(|error| wrong("rank_pattern", error))?;
+                let alpha = alphas.of(module).map_err(|error| wrong("alpha_pattern", error))?;
+                let (r, alpha) = (r.unwrap_or(config.r), alpha.unwrap_or(config.lora_alpha));
                 pairs.insert(module.to_owned(), self.pair(source, module, r, alpha)?);
             }
         }
@@ -133,7 +135,8 @@ impl Adapter {
         if r != expected {
             refuse!("{source}: tensor `{a_key}`: found rank {r}, expected {expected} as the adapter config says");
         }
-        if !config.targets(module) {
+        let excluded = |error| Error::Refused(format!("{source}: `exclude_modules` of the adapter config: {error}"));
+        if !config.targets(module).map_err(excluded)? {
             refuse!(
                 "{source}: tensor `{a_key}`: found an adapter of a linear that `target_modules`, `exclude_modules` or \
                  `layers_to_transform` of the adapter config leaves out, expected only those that they name"
@@ -170,31 +173,35 @@ impl Adapter {
 
 impl AdapterConfig {
     /// Whether `target_modules` and `layers_to_transform` name this module. A regular expression is taken to name what
-    /// has tensors.
-    pub fn targets(&self, module: &str) -> bool {
-        matches!(self.target_modules, TargetModules::Pattern(_)) && self.transforms(module) || self.names(module)
+    /// has tensors. Failed: a regular expression of `exclude_modules` that takes too many steps.
+    pub fn targets(&self, module: &str) -> Result<bool, String> {
+        match self.target_modules {
+            TargetModules::Pattern(_) => self.transforms(module),
+            TargetModules::Names(_) => self.names(module),
+        }
     }
 
-    /// Whether a module is named outright: not by a regular expression.
-    pub(super) fn names(&self, module: &str) -> bool {
-        let TargetModules::Names(names) = &self.target_modules else { return false };
-        self.transforms(module) && names.iter().any(|name| is_suffix(name, module))
+    /// Whether a module is named outright: not by a regular expression. Failed as [`Self::targets`].
+    pub(super) fn names(&self, module: &str) -> Result<bool, String> {
+        let TargetModules::Names(names) = &self.target_modules else { return Ok(false) };
+        Ok(names.iter().any(|name| is_suffix(name, module)) && self.transforms(module)?)
     }
 
-    fn transforms(&self, module: &str) -> bool {
+    fn transforms(&self, module: &str) -> Result<bool, String> {
         let listed = |layers: &Vec<usize>| layer_of(module).is_some_and(|layer| layers.contains(&layer));
-        self.layers_to_transform.as_ref().is_none_or(listed) && !self.excludes(module)
+        Ok(self.layers_to_transform.as_ref().is_none_or(listed) && !self.excludes(module)?)
     }
 
     /// Whether `exclude_modules` leaves a module out: by its name or the end of its path, or by a regular expression
     /// for the whole path, as PEFT reads it.
-    fn excludes(&self, module: &str) -> bool {
+    fn excludes(&self, module: &str) -> Result<bool, String> {
         match &self.exclude_modules {
-            None => false,
-            Some(TargetModules::Names(names)) => names.iter().any(|name| is_suffix(name, module)),
-            Some(TargetModules::Pattern(pattern)) => {
-                Regex::new(&format!(r"\A(?:{pattern})\z")).is_ok_and(|regex| regex.is_match(module).unwrap_or(false))
-            }
+            None => Ok(false),
+            Some(TargetModules::Names(names)) => Ok(names.iter().any(|name| is_suffix(name, module))),
+            Some(TargetModules::Pattern(pattern)) => match Regex::new(&format!(r"\A(?:{pattern})\z")) {
+                Ok(regex) => is_match(&regex, pattern, module),
+                Err(_) => Ok(false),
+            },
         }
     }
 }

@@ -171,8 +171,6 @@ impl Arch {
                 self.multipliers.residual != 1.0 && self.names.norms().any(|norm| norm.input.is_none()),
                 "a multiplier of branches whose input is not normalized",
             ),
-            (self.attention_soft_cap.is_some(), "a soft cap on attention scores (`attn_logit_softcapping`)"),
-            (self.logits_soft_cap.is_some(), "a soft cap on logits"),
         ];
         if let Some((_, what)) = lacking.iter().find(|(lacking, _)| *lacking) {
             refuse!("{source}: a model of type {:?} with {what} is not supported yet", self.family.model_type);
@@ -227,8 +225,6 @@ mod tests {
             (Arch { layers: layers(None), multipliers, ..tiny.clone() }, "layers without rotary"),
             (Arch { layers: partial, multipliers, ..tiny.clone() }, "rotated in part"),
             (Arch { names: &OLMO2_NAMES, multipliers: small, ..tiny.clone() }, "not normalized"),
-            (Arch { attention_soft_cap: Some(50.0), ..tiny.clone() }, "attention scores"),
-            (Arch { logits_soft_cap: Some(30.0), ..tiny.clone() }, "on logits"),
         ];
         tiny.check_computed("x").unwrap();
         for (arch, what) in cases {

@@ -110,6 +110,16 @@ fn layers(
         },
         None => full_each,
     };
+    let layer = |window: Option<usize>| LayerArch {
+        window,
+        rope: Some(if window.is_some() { local.clone() } else { full.clone() }),
+    };
+    Ok(windows_by_kind(keys, num_layers, full_each)?.into_iter().map(layer).collect())
+}
+
+/// The window of each layer: `sliding_window`, for those that `layer_types` lists or, without a list, for all but each
+/// `full_each`th.
+pub(super) fn windows_by_kind(keys: &Keys, num_layers: usize, full_each: usize) -> Result<Vec<Option<usize>>> {
     let sliding = match layer_types(keys, num_layers)? {
         Some(kinds) => kinds,
         None => (1..=num_layers).map(|number| !number.is_multiple_of(full_each)).collect(),
@@ -118,11 +128,7 @@ fn layers(
     if window.is_none() && sliding.contains(&true) {
         return Err(keys.wrong("sliding_window", "a number of keys, as some layers have a window"));
     }
-    let layer = |sliding| match sliding {
-        true => LayerArch { window, rope: Some(local.clone()) },
-        false => LayerArch { window: None, rope: Some(full.clone()) },
-    };
-    Ok(sliding.into_iter().map(layer).collect())
+    Ok(sliding.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
 
 /// Sizes that do not fit together.
@@ -203,13 +209,18 @@ pub(super) fn write(arch: &Arch) -> Map<String, Value> {
     });
     let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
     if let LayerKeys::ByWindow { .. } = arch.family.layer_keys {
-        let windows = (0..arch.num_layers).map(|layer| arch.layer(layer).window);
-        map.insert("sliding_window".into(), windows.clone().flatten().next().into());
-        let kind = |window: Option<usize>| if window.is_some() { SLIDING } else { FULL };
-        map.insert("layer_types".into(), windows.map(kind).collect::<Vec<_>>().into());
+        write_kinds(arch, &mut map);
     }
     (arch.family.write)(arch, &mut map);
     map
+}
+
+/// The keys that [`windows_by_kind`] reads.
+pub(super) fn write_kinds(arch: &Arch, map: &mut Map<String, Value>) {
+    let windows = (0..arch.num_layers).map(|layer| arch.layer(layer).window);
+    map.insert("sliding_window".into(), windows.clone().flatten().next().into());
+    let kind = |window: Option<usize>| if window.is_some() { SLIDING } else { FULL };
+    map.insert("layer_types".into(), windows.map(kind).collect::<Vec<_>>().into());
 }
 
 /// Dropout of attention in training; the frozen base is used without it, as PEFT's default leaves it to the config.

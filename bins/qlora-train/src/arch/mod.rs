@@ -3,6 +3,7 @@
 
 mod architecture;
 mod config;
+mod gemma2;
 mod gemma3;
 mod granite;
 mod granite4;
@@ -29,7 +30,7 @@ mod wrapper;
 
 pub use architecture::{Arch, Family, LayerArch, LayerKeys, Norm, NormWeight, QkNorm};
 pub use multipliers::Multipliers;
-pub use names::{BranchNorms, GEMMA3_NAMES, GRANITE4_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames};
+pub use names::{BranchNorms, GEMMA_NAMES, GRANITE4_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames};
 pub use projection::{Input, Projection};
 pub use qlora_kernels::shape::GateActivation as Activation;
 pub use registry::FAMILIES;

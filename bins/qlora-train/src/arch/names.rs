@@ -54,8 +54,8 @@ pub static OLMO2_NAMES: TensorNames = TensorNames {
     ..LLAMA_NAMES
 };
 
-/// The names of Gemma 3, which normalizes what a branch reads and what it gives.
-pub static GEMMA3_NAMES: TensorNames = TensorNames {
+/// The names of Gemma 2 and 3, which normalize what a branch reads and what it gives.
+pub static GEMMA_NAMES: TensorNames = TensorNames {
     attention_norms: BranchNorms {
         input: Some("input_layernorm.weight"),
         output: Some("post_attention_layernorm.weight"),
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn every_family_has_a_projection_of_every_input_and_norms_where_the_model_reads_them() {
-        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA3_NAMES, &GRANITE4_NAMES, &PHI3_NAMES] {
+        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA_NAMES, &GRANITE4_NAMES, &PHI3_NAMES] {
             let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| names.of_input(*input)).collect();
             assert_eq!(listed, names.all().collect::<Vec<_>>());
             assert!(listed.is_sorted() && Input::ALL.iter().all(|input| names.of_input(*input).count() > 0));

@@ -10,12 +10,12 @@ use super::{
     Arch, Family, LayerKeys, Rope, config, granite, granite4, llama, ministral3, mistral, olmo2, olmo3, other_keys,
     qwen2, qwen3, rope,
 };
-use super::{gemma3, phi3, seed_oss, smollm3};
+use super::{gemma2, gemma3, phi3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 13] = [
+pub static FAMILIES: [&Family; 14] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
@@ -28,6 +28,7 @@ pub static FAMILIES: [&Family; 13] = [
     &olmo2::FAMILY,
     &olmo3::FAMILY,
     &phi3::FAMILY,
+    &gemma2::FAMILY,
     &gemma3::FAMILY,
 ];
 

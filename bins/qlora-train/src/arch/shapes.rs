@@ -82,6 +82,8 @@ const PHI4_MINI: Generation = Generation {
     more: r#"{"sliding_window": 262144, "partial_rotary_factor": 0.75}"#,
     ..PHI3
 };
+const GEMMA2: Generation = Generation { model_type: "gemma2", eps: 1e-6, theta: 1e4, bos: Some(2), eos: 1, more: "{}" };
+const GEMMA2_27B: Generation = Generation { more: r#"{"query_pre_attn_scalar": 144}"#, ..GEMMA2 };
 /// Gemma 3 of 270M and 1B parameters, which read text only.
 const GEMMA3: Generation = Generation {
     model_type: "gemma3_text",
@@ -143,6 +145,9 @@ static SHAPES: &[Shape] = &[
     shape_of("phi-3-medium", &[], [5120, 17_920, 40, 40, 10, 128], 32_064, false, &PHI3_4K),
     shape_of("phi-4", &[], [5120, 17_920, 40, 40, 10, 128], 100_352, false, &PHI4),
     shape_of("phi-4-mini", &[], [3072, 8192, 32, 24, 8, 128], 200_064, true, &PHI4_MINI),
+    shape_of("gemma-2-2b", &["gemma2-2b"], [2304, 9216, 26, 8, 4, 256], 256_000, true, &GEMMA2),
+    shape_of("gemma-2-9b", &["gemma2-9b"], [3584, 14_336, 42, 16, 8, 256], 256_000, true, &GEMMA2),
+    shape_of("gemma-2-27b", &["gemma2-27b"], [4608, 36_864, 46, 32, 16, 128], 256_000, true, &GEMMA2_27B),
     shape_of("gemma-3-270m", &[], [640, 2048, 18, 4, 1, 256], 262_144, true, &GEMMA3),
     shape_of("gemma-3-1b", &[], [1152, 6912, 26, 4, 1, 256], 262_144, true, &GEMMA3),
     shape_of("gemma-3-4b", &[], [2560, 10_240, 34, 8, 4, 256], 262_208, true, &GEMMA3_LARGE),
@@ -254,6 +259,9 @@ mod tests {
             ("phi-3-medium", 13_960_238_080),
             ("phi-4", 14_659_507_200),
             ("phi-4-mini", 3_836_021_760),
+            ("gemma-2-2b", 2_614_341_888),
+            ("gemma-2-9b", 9_241_705_984),
+            ("gemma-2-27b", 27_227_128_320),
             ("gemma-3-270m", 268_098_176),
             ("gemma-3-1b", 999_885_952),
             ("gemma-3-4b", 3_880_263_168),

@@ -77,11 +77,20 @@ pub trait Backend: Compute + Sized {
         if self.is_dry_run() { Ok(0.0) } else { self.read_loss() }
     }
 
-    /// Logits `[vocab]` of several tokens of the batch; zeros in a dry run.
-    fn logits(&mut self, x: &Self::Buffer, head: &Self::Table, tokens: &[usize]) -> Result<Vec<Vec<f32>>> {
+    /// Logits `[vocab]` of several tokens of the batch, with the soft cap of the model; zeros in a dry run.
+    fn logits(
+        &mut self,
+        x: &Self::Buffer,
+        head: &Self::Table,
+        tokens: &[usize],
+        soft_cap: Option<f32>,
+    ) -> Result<Vec<Vec<f32>>> {
         let mut out = vec![vec![0.0; head.vocab()]; tokens.len()];
         let batch = 0..self.batch().tokens();
         self.run(batch, Op::Logits { x, head, tokens, out: &mut out })?;
+        if let Some(cap) = soft_cap {
+            out.iter_mut().for_each(|logits| cpu::soft_cap::cap_values(cap, logits));
+        }
         Ok(out)
     }
 

@@ -117,11 +117,24 @@ pub enum Op<'a, B: Operands + ?Sized> {
     Swiglu { gate_up: &'a B::Buffer, activation: GateActivation, out: &'a mut B::Buffer },
     /// Turns gate‖up `[2·I]` into its gradient.
     SwigluBackward { dout: &'a B::Buffer, activation: GateActivation, gate_up: &'a mut B::Buffer },
-    /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`. Ranges run in order from
+    /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`; with a `soft_cap` of logits
+    /// z that are `cap · tanh(z / cap)`. Ranges run in order from
     /// token 0; the sum over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
-    CrossEntropy { x: &'a B::Buffer, head: &'a B::Table, weight: f32, dx: Option<&'a mut B::Buffer> },
+    CrossEntropy {
+        x: &'a B::Buffer,
+        head: &'a B::Table,
+        weight: f32,
+        soft_cap: Option<f32>,
+        dx: Option<&'a mut B::Buffer>,
+    },
     /// Like [`Self::CrossEntropy`] with the gradient of an output layer that is trained: dW += `weight` · dlogitsᵀ · x
-    TrainedCrossEntropy { x: &'a B::Buffer, head: &'a mut B::Table, weight: f32, dx: &'a mut B::Buffer },
+    TrainedCrossEntropy {
+        x: &'a B::Buffer,
+        head: &'a mut B::Table,
+        weight: f32,
+        soft_cap: Option<f32>,
+        dx: &'a mut B::Buffer,
+    },
     /// dW += `scale` times the rows of dout `[H]`, each to that of its token.
     EmbedBackward { dout: &'a B::Buffer, scale: f32, table: &'a mut B::Table },
     /// dw += Σ dy ∘ x / rms(x), the gradient of RMSNorm's weight, summed over 256 tokens at a time.
@@ -134,7 +147,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
         shape: AttentionShape,
         weights: [&'a mut B::Vector; 2],
     },
-    /// Logits `[vocab]` of some tokens of the batch, each as it would be alone. A dry run leaves `out` as it is.
+    /// Logits `[vocab]` of some tokens of the batch, without a soft cap, each as it would be alone. A dry run leaves
+    /// `out` as it is.
     Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
 }
 

@@ -54,8 +54,13 @@ impl Checkpoint {
         let mut notes = Vec::new();
         let mut index = index;
         if let Some(wrapper) = arch.wrapper {
-            let others: usize = files.iter_mut().map(|file| keep_text(&mut file.tensors)).sum();
-            index.iter_mut().for_each(|index| _ = keep_text(index));
+            let mut others = 0;
+            for file in &mut files {
+                others += keep_text(file)?;
+            }
+            if let Some(index) = &mut index {
+                text_only(&dir.join(INDEX), index)?;
+            }
             notes.push(format!(
                 "{}: of a {}, the text model is used ({}); {} of what is around it {} not",
                 config_path.display(),
@@ -252,14 +257,31 @@ pub(super) fn text_object(config_path: &Path) -> Result<Map<String, Value>> {
     Ok(text)
 }
 
-/// Gives the tensors of a text model the names that they have alone; returns how many others were left out.
-fn keep_text<T>(tensors: &mut BTreeMap<String, T>) -> usize {
+/// Gives the tensors of a text model in a file the names that they have alone; returns how many others were left out.
+fn keep_text(file: &mut TensorFile) -> Result<usize> {
+    let path = file.path().to_owned();
+    text_only(&path, &mut file.tensors)
+}
+
+/// Renames what `source` says of tensors, as [`keep_text`] does. Refused: two that would have one name.
+fn text_only<T>(source: &Path, tensors: &mut BTreeMap<String, T>) -> Result<usize> {
     let before = tensors.len();
-    *tensors = std::mem::take(tensors)
-        .into_iter()
-        .filter_map(|(name, found)| Some((Wrapper::text_name(&name)?, found)))
-        .collect();
-    before - tensors.len()
+    let mut own = BTreeMap::new();
+    for (name, found) in std::mem::take(tensors) {
+        let Some(alone) = Wrapper::text_name(&name) else { continue };
+        match own.entry(alone) {
+            Entry::Vacant(entry) => _ = entry.insert((name, found)),
+            Entry::Occupied(entry) => refuse!(
+                "{}: tensors `{}` and `{name}`: found two that are `{}` of the text model, expected one: remove the \
+                 one that is not to be used",
+                source.display(),
+                entry.get().0,
+                entry.key()
+            ),
+        }
+    }
+    *tensors = own.into_iter().map(|(alone, (_, found))| (alone, found)).collect();
+    Ok(before - tensors.len())
 }
 
 /// Elements of the output layer and the embedding that are compared at a time.
@@ -347,7 +369,7 @@ impl Index {
         for path in unlisted_shards(dir, &self.shards) {
             let mut file = TensorFile::open(&path)?;
             if self.wrapped {
-                keep_text(&mut file.tensors);
+                keep_text(&mut file)?;
             }
             let lacking = |name: &&String| is_needed(needed, name) && !owners.contains_key(*name);
             let taken: Vec<String> = file.tensors.keys().filter(lacking).cloned().collect();

@@ -241,7 +241,12 @@ impl<B: Backend> Llama<B> {
         }
         let final_norm = spec.norm(backend, source, c.names.final_norm, c.hidden_size)?;
         let head = spec.head(backend, source)?;
-        let attention = AttentionShape { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim };
+        let attention = AttentionShape {
+            heads: c.num_heads,
+            kv_heads: c.num_kv_heads,
+            head_dim: c.head_dim,
+            soft_cap: c.attention_soft_cap,
+        };
         Ok(Self { spec, attention, embedding, layers, final_norm, head })
     }
 

@@ -144,10 +144,11 @@ impl<B: Backend> Llama<B> {
         // another path for the few that may be left of a tile.
         let normed = self.final_norm_of(b, &pass, &stream, normed)?;
         let mut d_normed = b.alloc("gradients", pass.hidden)?;
+        let soft_cap = self.spec.arch.logits_soft_cap;
         let (x, dx, head) = (&normed, &mut d_normed, self.head.as_mut().unwrap_or(&mut self.embedding));
         let loss = match head.param() {
-            Some(_) => Op::TrainedCrossEntropy { x, head, weight, dx },
-            None => Op::CrossEntropy { x, head, weight, dx: Some(dx) },
+            Some(_) => Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx },
+            None => Op::CrossEntropy { x, head, weight, soft_cap, dx: Some(dx) },
         };
         b.run(pass.all(), loss)?;
         drop(normed);
@@ -184,7 +185,8 @@ impl<B: Backend> Llama<B> {
     /// The sum of the losses of the batch's supervised tokens.
     pub fn loss(&self, b: &mut B, batch: &Batch) -> Result<f64> {
         let normed = self.evaluate(b, batch, None)?;
-        b.run(0..batch.tokens(), Op::CrossEntropy { x: &normed, head: self.head(), weight: 1.0, dx: None })?;
+        let (x, head, soft_cap) = (&normed, self.head(), self.spec.arch.logits_soft_cap);
+        b.run(0..batch.tokens(), Op::CrossEntropy { x, head, weight: 1.0, soft_cap, dx: None })?;
         drop(normed);
         b.loss_sum()
     }
@@ -203,7 +205,7 @@ impl<B: Backend> Llama<B> {
         tokens: &[usize],
     ) -> Result<Vec<Vec<f32>>> {
         let normed = self.evaluate(b, batch, past)?;
-        b.logits(&normed, self.head(), tokens)
+        b.logits(&normed, self.head(), tokens, self.spec.arch.logits_soft_cap)
     }
 
     /// The final norm's output, with nothing kept for a backward pass.

@@ -73,11 +73,15 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
     let ranks = patterns("rank_pattern", &settings.rank_pattern.0, &lora)?;
     let alphas = patterns("alpha_pattern", &settings.alpha_pattern.0, &lora)?;
     for (module, term) in &mut lora.terms {
-        term.r = ranks.of(module).unwrap_or(term.r);
-        term.alpha = alphas.of(module).unwrap_or(term.alpha);
+        term.r = ranks.of(module).map_err(|error| wrong("rank_pattern", error))?.unwrap_or(term.r);
+        term.alpha = alphas.of(module).map_err(|error| wrong("alpha_pattern", error))?.unwrap_or(term.alpha);
     }
     lora.whole = whole_modules(&settings.modules_to_save.0, arch)?;
     Ok(lora)
+}
+
+fn wrong(setting: &str, error: String) -> Error {
+    Error::Refused(format!("`{setting}`: {error}"))
 }
 
 /// The modules that `modules_to_save` names: by the end of their paths, as in PEFT. Where the output layer is the
@@ -113,8 +117,9 @@ fn whole_modules(names: &[String], arch: &Arch) -> Result<BTreeSet<String>> {
 
 /// The patterns of a setting. Refused: one that no module with a term matches, which would change nothing.
 fn patterns<T: Copy>(setting: &str, given: &IndexMap<String, T>, lora: &LoraSpec) -> Result<Patterns<T>> {
-    let patterns = Patterns::new(given).map_err(|error| Error::Refused(format!("`{setting}`: {error}")))?;
-    if let Some(key) = patterns.matching_none(lora.terms.keys().map(String::as_str)) {
+    let patterns = Patterns::new(given).map_err(|error| wrong(setting, error))?;
+    let modules = lora.terms.keys().map(String::as_str);
+    if let Some(key) = patterns.matching_none(modules).map_err(|error| wrong(setting, error))? {
         let example = lora.terms.keys().next().map_or("none", String::as_str);
         refuse!(
             "`{setting}`: `{key}` matches no module that gets an adapter; expected a name such as q_proj, or a regular \

@@ -15,6 +15,9 @@ use trainer_lab::assert_refused::assert_refused;
 const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
 
+/// A regular expression whose repetitions stand inside of one another.
+const COSTLY: &str = r"(?:(?:(?!x)[a-z_.0-9])+)+y";
+
 fn saved() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     adapter(4, 8.0, &[Projection::Q, Projection::Down], 1).save(dir.path()).unwrap();
@@ -84,6 +87,8 @@ fn configs_of_something_else_are_refused_by_key() {
         (json!({ "rank_pattern": { "q_proj": 2 } }), &["q_proj.lora_A", "rank 4", "expected 2"]),
         (json!({ "rank_pattern": { "q_proj": 0 } }), &["`rank_pattern`", "`q_proj`"]),
         (json!({ "rank_pattern": { "[q": 4 } }), &["`rank_pattern`", "[q", "regular expression"]),
+        (json!({ "rank_pattern": { COSTLY: 4 } }), &["`rank_pattern`", COSTLY, "takes too many steps"]),
+        (json!({ "exclude_modules": COSTLY }), &["`exclude_modules`", COSTLY, "takes too many steps"]),
         (json!({ "rank_pattern": { ".*_proj": 2 } }), &["proj.lora_A", "rank 4", "expected 2"]),
     ];
     for (change, words) in cases {

@@ -239,6 +239,28 @@ fn families_are_written_as_llama_cpp_has_them() {
     assert_eq!(gguf.number("gemma3.rope.freq_base").unwrap(), 10_000.0);
     assert_eq!(gguf.number("gemma3.rope.scaling.factor").unwrap(), 2.0);
 
+    let own_scale = |arch: &mut Arch| arch.multipliers.attention = None;
+    let (_sandbox, bytes) = written("gemma2", own_scale);
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(gguf.metadata["general.architecture"], Value::String("gemma2".to_owned()));
+    assert_eq!(gguf.number("gemma2.attn_logit_softcapping").unwrap() as f32, 0.6);
+    assert_eq!(gguf.number("gemma2.final_logit_softcapping").unwrap() as f32, 1.5);
+    assert_eq!(gguf.integer("gemma2.attention.sliding_window").unwrap(), 6);
+    assert!(!gguf.metadata.contains_key("gemma2.attention.sliding_window_pattern"));
+    assert!(
+        gguf.tensors.contains_key("blk.0.post_ffw_norm.weight")
+            && !gguf.tensors.contains_key("blk.0.attn_q_norm.weight")
+    );
+
+    // One tensor of Granite 4 is two of llama.cpp's.
+    let (sandbox, bytes) = written("granitemoehybrid", |_| ());
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(gguf.metadata["general.architecture"], Value::String("granite".to_owned()));
+    let whole = Checkpoint::open(&sandbox.path("model")).unwrap();
+    let whole = whole.read_f32("model.layers.1.shared_mlp.input_linear.weight").unwrap();
+    let half = |name: &str| gguf.tensors[name].kind.to_f32(gguf.tensors[name].data);
+    assert_eq!([half("blk.1.ffn_gate.weight"), half("blk.1.ffn_up.weight")].concat(), whole);
+
     let same_theta = |arch: &mut Arch| {
         let theta = arch.layer(1).rope.as_ref().unwrap().theta;
         arch.layers[0].rope.as_mut().unwrap().theta = theta;
@@ -267,7 +289,11 @@ fn families_are_written_as_llama_cpp_has_them() {
 #[test]
 fn what_llama_cpp_would_compute_otherwise_is_refused_by_name() {
     type Change = fn(&mut Arch);
-    let cases: [(&str, Change, &str); 5] = [
+    let cases: [(&str, Change, &str); 9] = [
+        ("gemma2", |_| (), "query_pre_attn_scalar"),
+        ("gemma2", |arch| arch.tie_word_embeddings = false, "an output layer that is not the embedding"),
+        ("gemma2", |arch| (arch.multipliers.attention, arch.logits_soft_cap) = (None, None), "soft caps"),
+        ("gemma2", |arch| (arch.multipliers.attention = None, arch.layers.swap(0, 1)).1, "layers that have a window"),
         ("gemma3", |_| (), "query_pre_attn_scalar"),
         ("olmo2", |_| (), "an output layer that is the embedding"),
         ("olmo3", |arch| arch.tie_word_embeddings = false, "kinds of rotary positions"),

@@ -9,7 +9,7 @@ use crate::sandbox::{Sandbox, train};
 
 #[test]
 fn a_model_of_each_family_is_trained_quantized_evaluated_and_asked() {
-    let others = ["seed_oss", "olmo2", "olmo3", "phi3", "phi3-long", "gemma3"];
+    let others = ["seed_oss", "olmo2", "olmo3", "phi3", "phi3-long", "gemma2", "gemma3"];
     for family in ["qwen2", "qwen3", "ministral3", "smollm3", "granite", "granitemoehybrid"].into_iter().chain(others) {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
         let arch = Arch::from_file(&golden.join("config.json")).unwrap();
@@ -96,6 +96,22 @@ fn a_text_model_inside_a_larger_one_is_the_one_that_it_is_alone() {
         let other = train("--output-dir x --adapter-architecture LlamaForCausalLM");
         whole.refused(&other, &["`adapter_architecture`", "Gemma3ForConditionalGeneration or Gemma3ForCausalLM"]);
     }
+}
+
+/// A tensor of the text model is there once, by whichever of its names.
+#[test]
+fn two_tensors_that_are_one_of_the_text_model_are_refused_with_both_names() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gemma3/config.json");
+    let whole = Sandbox::chat_of(Arch::from_file(&golden).unwrap());
+    wrap(&whole, "model.language_model");
+    let bytes = whole.bytes("model/model.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file.tensors();
+    let names = ["model.language_model.norm.weight", "language_model.model.norm.weight"];
+    let norm = file.tensor(names[0]).unwrap();
+    tensors.push((names[1].to_owned(), norm));
+    std::fs::write(whole.path("model/model.safetensors"), serialize(tensors, None).unwrap()).unwrap();
+    whole.refused(&train(""), &["model.safetensors", names[0], names[1], "`model.norm.weight`", "remove the one"]);
 }
 
 /// A list of targets that names parts of a fused tensor is refused, with the names that the family has; so is the

@@ -88,6 +88,10 @@ fn patterns_and_layers_that_the_model_has_not_are_refused_by_name() {
     for (lines, words) in [
         ("rank_pattern: {lm_head: 4}", ["`rank_pattern`", "`lm_head` matches no module"]),
         ("alpha_pattern: {'(q_proj': 4}", ["`alpha_pattern`", "no regular expression"]),
+        (
+            r"rank_pattern: {'(?:(?:(?!x)[a-z_.0-9])+)+y': 4}",
+            ["`rank_pattern`", "takes too many steps for model.layers"],
+        ),
         ("lora_target_modules: [q_proj]\nrank_pattern: {v_proj: 4}", ["`rank_pattern`", "`v_proj` matches no module"]),
         ("layers_to_transform: [1, 2]", ["`layers_to_transform`: found 2", "from 0 to 1"]),
         ("rank_pattern: {q_proj: 400}", ["`rank_pattern`", "from 1 to 256"]),

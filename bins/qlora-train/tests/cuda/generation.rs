@@ -6,7 +6,7 @@ use crate::runs::{largest, rms};
 use crate::sources::{Moved, config, memory, on_device, spec};
 use crate::sources::{
     with_a_layer_not_rotated, with_fused_projections, with_multipliers, with_norms_after, with_norms_around,
-    with_two_ropes,
+    with_soft_caps, with_two_ropes,
 };
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::ops::linear::Path;
@@ -156,6 +156,7 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         ("fused projections, rotated in part", reading(with_fused_projections(config()))),
         ("heads of 96", reading(Arch { head_dim: 96, num_heads: 3, num_kv_heads: 1, ..config() })),
         ("heads of 256", reading(Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() })),
+        ("soft caps", reading(with_soft_caps(config()))),
     ] {
         let rows = rows(spec.arch.vocab_size);
         let (expected, bounds) = bounds(&spec, &rows);

@@ -3,7 +3,7 @@
 use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 use qlora_kernels::rng::Stream;
 use qlora_train::arch::{
-    Activation, Arch, GEMMA3_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES, Projection,
+    Activation, Arch, GEMMA_NAMES, LayerArch, Multipliers, Norm, NormWeight, OLMO2_NAMES, PHI3_NAMES, Projection,
 };
 use qlora_train::arch::{QkNorm, Rope};
 use qlora_train::backend::cuda::Cuda;
@@ -71,7 +71,12 @@ pub fn with_norms_around(arch: Arch) -> Arch {
     let norm = Norm { weight: NormWeight::OnePlus, ..arch.norm };
     let multipliers = Multipliers { embedding: 13.3, embedding_is_rounded: true, ..arch.multipliers };
     let activation = Activation::GeluTanh;
-    Arch { names: &GEMMA3_NAMES, norm, multipliers, activation, qk_norm: QkNorm::Head, ..arch }
+    Arch { names: &GEMMA_NAMES, norm, multipliers, activation, qk_norm: QkNorm::Head, ..arch }
+}
+
+/// Scores and logits that are bounded, below what many of them would be.
+pub fn with_soft_caps(arch: Arch) -> Arch {
+    Arch { attention_soft_cap: Some(0.5), logits_soft_cap: Some(0.8), ..arch }
 }
 
 /// A smaller [`config`], for comparisons of bits, which depend on no size.

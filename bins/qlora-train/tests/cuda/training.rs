@@ -17,7 +17,7 @@ use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, tra
 use crate::sources::{Moved, config, memory, on_device, small_config, spec};
 use crate::sources::{
     with_a_layer_not_rotated, with_fused_projections, with_multipliers, with_norms_after, with_norms_around,
-    with_two_ropes,
+    with_soft_caps, with_two_ropes,
 };
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
@@ -175,6 +175,7 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("fused projections, rotated in part", with_fused_projections(config()), single, 0.1),
         ("heads of 96", Arch { head_dim: 96, num_heads: 3, num_kv_heads: 1, ..config() }, single, 0.0),
         ("heads of 256", Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() }, none, 0.0),
+        ("soft caps", with_soft_caps(config()), none, 0.0),
     ] {
         let mut spec = ModelSpec { quantization, activations: Vec::new(), ..spec(config) };
         spec.lora.dropout = dropout;
@@ -211,9 +212,9 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     }
 }
 
-/// A multiplier that is left out, or a rotation where there is none, is far outside of the bounds.
+/// A multiplier or a soft cap that is left out, or a rotation where there is none, is far outside of the bounds.
 #[test]
-fn the_bounds_see_a_lost_multiplier_and_a_rotation_too_many() {
+fn the_bounds_see_a_lost_multiplier_a_lost_cap_and_a_rotation_too_many() {
     let dense = |arch| ModelSpec { quantization: Quantization::None, activations: Vec::new(), ..spec(arch) };
     let arch = with_multipliers(config());
     let all = arch.multipliers;
@@ -224,8 +225,12 @@ fn the_bounds_see_a_lost_multiplier_and_a_rotation_too_many() {
         Multipliers { logits_scaling: 1.0, ..all },
     ];
     let lost = lost.map(|multipliers| Arch { multipliers, ..arch.clone() }).to_vec();
+    let capped = with_soft_caps(config());
+    let lost_caps =
+        vec![Arch { attention_soft_cap: None, ..capped.clone() }, Arch { logits_soft_cap: None, ..capped.clone() }];
     let models = [
         (arch, lost),
+        (capped, lost_caps),
         (with_a_layer_not_rotated(config()), vec![config()]),
         (with_two_ropes(config()), vec![config()]),
     ];

@@ -171,9 +171,13 @@ fn a_ministral_3_follows_transformers_and_peft() {
 /// one tensor.
 #[test]
 fn text_models_inside_larger_ones_follow_transformers() {
-    for (name, family) in
-        [("gemma3", "gemma3_text"), ("mistral3", "mistral"), ("qwen2_5_vl", "qwen2"), ("qwen3_vl", "qwen3")]
-    {
+    for (name, family) in [
+        ("gemma3", "gemma3_text"),
+        ("mistral3", "mistral"),
+        ("ministral3", "ministral3"),
+        ("qwen2_5_vl", "qwen2"),
+        ("qwen3_vl", "qwen3"),
+    ] {
         let checkpoint = Checkpoint::open(&workspace().join("tests/golden/wrapped").join(name)).unwrap();
         let arch = checkpoint.arch();
         assert!(arch.family.model_type == family && arch.wrapper.is_some(), "{name}");
@@ -222,6 +226,12 @@ fn a_phi3_with_long_rotary_positions_follows_transformers_and_peft() {
     follows_transformers_and_peft("phi3-long");
 }
 
+/// Soft caps of scores and logits, norms around both branches, a window on the first of two layers.
+#[test]
+fn a_gemma2_follows_transformers_and_peft() {
+    follows_transformers_and_peft("gemma2");
+}
+
 /// Norms around both branches that multiply by 1 + w, gelu, a scaled embedding, scores with a scale of their own, and
 /// a window with its own rotation.
 #[test]
@@ -229,11 +239,16 @@ fn a_gemma3_follows_transformers_and_peft() {
     follows_transformers_and_peft("gemma3");
 }
 
-/// Norms in another place or of another width than the files' are seen, and the other layer's rotation.
+/// Norms in another place or of another width than the files' are seen, the other layer's rotation, and soft caps.
 #[test]
-fn the_golden_files_see_other_norms_and_rotations() {
+fn the_golden_files_see_other_norms_rotations_and_caps() {
     type Change = fn(&mut Arch);
-    let changes: [(&str, Change); 10] = [
+    let changes: [(&str, Change); 15] = [
+        ("gemma2", |arch| arch.attention_soft_cap = None),
+        ("gemma2", |arch| arch.attention_soft_cap = arch.attention_soft_cap.map(|cap| 1.1 * cap)),
+        ("gemma2", |arch| arch.logits_soft_cap = None),
+        ("gemma2", |arch| arch.logits_soft_cap = arch.logits_soft_cap.map(|cap| 1.1 * cap)),
+        ("gemma2", |arch| arch.layers.swap(0, 1)),
         ("phi3", |arch| arch.layers[0].rope.as_mut().unwrap().partial = 1.0),
         ("phi3-long", |arch| arch.layers[0].rope.as_mut().unwrap().scaling = RopeScaling::Default),
         ("phi3-long", |arch| match &mut arch.layers[0].rope.as_mut().unwrap().scaling {

@@ -425,10 +425,48 @@ fn a_gemma3_reads_its_layers_and_scales_and_refuses_by_key() {
     ];
     refused_by_key(&config, &cases);
     refused_by_key(&bare, &[("sliding_window_pattern", Value::from(0)), ("rope_local_base_freq", Value::from(-1))]);
-    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
-        let mut config = config.clone();
-        config.insert(key.into(), 30.into());
-        let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
-        assert!(error.is_usage() && error.to_string().contains("soft cap"), "{error}");
-    }
+    let capped = [("attn_logit_softcapping", Some(50.into())), ("final_logit_softcapping", Some(30.into()))];
+    let caps = |arch: &Arch| [arch.attention_soft_cap, arch.logits_soft_cap];
+    assert_eq!(caps(&read_changed(&config, &capped)), [Some(50.0), Some(30.0)]);
+    assert_eq!(caps(&read_changed(&bare, &[])), [None; 2]);
+}
+
+#[test]
+fn a_gemma2_reads_its_caps_and_windows_and_refuses_by_key() {
+    let Value::Object(config) = json("gemma2/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[]);
+    assert!(arch.attention_soft_cap == Some(0.6) && arch.logits_soft_cap == Some(1.5) && arch.qk_norm == QkNorm::None);
+    let windows =
+        |arch: &Arch| (0..arch.num_layers).map(|layer| arch.layer(layer).window.is_some()).collect::<Vec<_>>();
+    assert_eq!(windows(&arch), [true, false]);
+    // Published as transformers v4 has it: without a list, and with keys that mean nothing.
+    let published = [
+        ("layer_types", None),
+        ("num_hidden_layers", Some(5.into())),
+        ("rope_parameters", None),
+        ("rope_theta", Some(1e4.into())),
+        ("hidden_act", Some("gelu_pytorch_tanh".into())),
+        ("cache_implementation", Some("hybrid".into())),
+    ];
+    assert_eq!(windows(&read_changed(&config, &published)), [true, false, true, false, true]);
+    // Gemma2Config has caps where there is no key, and none where it is null.
+    let caps = |value: Option<Value>| {
+        let keys = ["attn_logit_softcapping", "final_logit_softcapping"];
+        let arch = read_changed(&config, &keys.map(|key| (key, value.clone())));
+        [arch.attention_soft_cap, arch.logits_soft_cap]
+    };
+    assert_eq!((caps(None), caps(Some(Value::Null))), ([Some(50.0), Some(30.0)], [None; 2]));
+    let Value::Object(bare) = serde_json::json!({ "model_type": "gemma2" }) else { unreachable!() };
+    let arch = read_changed(&bare, &[]);
+    assert_eq!((arch.head_dim, arch.layer(0).window, arch.rope().theta), (256, Some(4096), 1e4));
+    let cases = [
+        ("attn_logit_softcapping", Value::from(0)),
+        ("attn_logit_softcapping", Value::from(1e-60)),
+        ("final_logit_softcapping", Value::from(-30)),
+        ("final_logit_softcapping", Value::from("30")),
+        ("hidden_activation", Value::from("gelu")),
+        ("sliding_window", Value::Null),
+        ("layer_types", Value::from(vec!["full_attention"])),
+    ];
+    refused_by_key(&config, &cases);
 }

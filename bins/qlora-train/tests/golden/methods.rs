@@ -107,9 +107,8 @@ fn patterns_with_rslora_follow_peft() {
 fn some_layers_follow_peft() {
     let adapter = follows_peft("layers");
     assert_eq!(adapter.config.layers_to_transform, Some(vec![1]));
-    assert!(
-        adapter.config.targets("model.layers.1.mlp.up_proj") && !adapter.config.targets("model.layers.0.mlp.up_proj")
-    );
+    let targets = |module| adapter.config.targets(module).unwrap();
+    assert!(targets("model.layers.1.mlp.up_proj") && !targets("model.layers.0.mlp.up_proj"));
 }
 
 /// Where the output layer is the embedding, both are one tensor in training and two in the adapter.

@@ -18,7 +18,7 @@ struct Template {
     sha256: &'static str,
 }
 
-const TEMPLATES: [Template; 9] = [
+const TEMPLATES: [Template; 10] = [
     Template {
         name: "llama-3",
         package: TRL,
@@ -66,6 +66,12 @@ const TEMPLATES: [Template; 9] = [
         package: AXOLOTL,
         member: "axolotl/utils/chat_templates/templates/phi_4.jinja",
         sha256: "2d6bc7dbce0430a22cbb7dddbb496c7c39fc10074933b12ce04711392b1075ca",
+    },
+    Template {
+        name: "gemma-2",
+        package: TRL,
+        member: "trl/chat_templates/gemma.jinja",
+        sha256: "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6",
     },
     Template {
         name: "gemma-3",

@@ -3,6 +3,7 @@
 
 use super::elementwise::{exp_shifted, score_gradients};
 use super::gemm::small::{Mat, matmul};
+use super::soft_cap::{cap_scores, cap_values, times};
 use super::workspace::Workspace;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
@@ -114,6 +115,9 @@ fn one_head(
                 continue;
             }
             let scores = &mut scores[seen];
+            if let Some(cap) = shape.soft_cap {
+                cap_values(cap, scores);
+            }
             let new_max = scores.iter().copied().fold(max[row], f32::max);
             let correction = (max[row] - new_max).exp();
             max[row] = new_max;
@@ -205,8 +209,12 @@ impl Pass<'_> {
                 let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
                 let p = &mut p[row * COLUMNS..][seen.clone()];
                 let ds = &mut ds[row * COLUMNS..][..columns];
+                let slopes = cap_scores::<COLUMNS>(self.shape.soft_cap, p);
                 exp_shifted(p, lse);
                 ds[seen.clone()].iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                if let Some(slopes) = slopes {
+                    times(&mut ds[seen.clone()], &slopes);
+                }
                 hide(ds, &seen);
             }
             matmul(dq, width, keys.start > all.start, 1.0, Mat::new(ds, rows, columns, COLUMNS), k);
@@ -247,6 +255,7 @@ impl Pass<'_> {
                     let seen = queries_in_tile(self.visible, keys.start + row, document_end, &queries);
                     let p = &mut p[row * COLUMNS..][..columns];
                     let ds = &mut ds[row * COLUMNS..][..columns];
+                    let slopes = cap_scores::<COLUMNS>(self.shape.soft_cap, &mut p[seen.clone()]);
                     score_gradients(
                         &lse[seen.clone()],
                         &delta[seen.clone()],
@@ -254,6 +263,9 @@ impl Pass<'_> {
                         &mut p[seen.clone()],
                         &mut ds[seen.clone()],
                     );
+                    if let Some(slopes) = slopes {
+                        times(&mut ds[seen.clone()], &slopes);
+                    }
                     hide(p, &seen);
                     hide(ds, &seen);
                 }
@@ -290,9 +302,11 @@ mod tests {
 
     /// Over documents of several tiles, some of which no query of a task sees.
     #[test]
-    fn attention_and_its_gradient_are_the_reference_with_any_window() {
-        for window in [None, Some(1), Some(2), Some(64), Some(65), Some(130), Some(1000)] {
-            let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8 };
+    fn attention_and_its_gradient_are_the_reference_with_any_window_and_cap() {
+        let windows = [None, Some(1), Some(2), Some(64), Some(65), Some(130), Some(1000)];
+        let capped = [(None, Some(1.5)), (Some(65), Some(0.7)), (None, Some(50.0))];
+        for (window, soft_cap) in windows.into_iter().map(|window| (window, None)).chain(capped) {
+            let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8, soft_cap };
             let boundaries = [0, 1, 71, 71, 471];
             let m = 471;
             let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));

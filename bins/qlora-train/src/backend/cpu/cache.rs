@@ -2,6 +2,7 @@
 
 use super::elementwise::{LANES, dot, exp_shifted};
 use super::gemm::simd::vectorized;
+use super::soft_cap::cap_values;
 use crate::backend::CheckedBatch;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
@@ -43,7 +44,8 @@ pub fn attention(
         let key = shape.key_column(head) - shape.out();
         let seen = visible.keys(0, batch.positions[token] as usize);
         let rows = &cache[(starts[token] + seen.start) * width..][..seen.len() * width];
-        one_query(query, rows, width, key, key + shape.kv_heads * d, shape.scale() as f32, out);
+        let value = key + shape.kv_heads * d;
+        one_query(query, rows, width, key, value, shape.scale() as f32, shape.soft_cap, out);
     });
 }
 
@@ -55,6 +57,7 @@ vectorized! {
         key: usize,
         value: usize,
         scale: f32,
+        soft_cap: Option<f32>,
         out: &'a mut [f32],
     ) {
         let d = query.len();
@@ -65,6 +68,9 @@ vectorized! {
             let scores = &mut scores[..rows.len() / width];
             for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
                 *score = scale * dot::<LANES>(query, &row[key..][..d]);
+            }
+            if let Some(cap) = soft_cap {
+                cap_values(cap, scores);
             }
             let new_max = scores.iter().copied().fold(max, f32::max);
             let correction = (max - new_max).exp();

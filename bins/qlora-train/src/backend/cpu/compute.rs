@@ -168,25 +168,25 @@ impl Compute for Cpu {
                 let width = dout.width();
                 elementwise::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, *activation);
             }
-            Op::CrossEntropy { x, head, weight, dx } => {
+            Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows_mut(tokens)).transpose()?;
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
                 if first == 0 {
                     self.loss = loss::LossSum::default();
                 }
                 let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
-                let (head, none) = (&head.matrix(), &mut []);
-                loss::linear_cross_entropy(workspace, x, head, shape, none, targets, weights, *weight, dx, loss);
+                let (head, none, weight, cap) = (&head.matrix(), &mut [], *weight, *soft_cap);
+                loss::linear_cross_entropy(workspace, x, head, shape, none, targets, weights, weight, cap, dx, loss);
             }
-            Op::TrainedCrossEntropy { x, head, weight, dx } => {
+            Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
                 if first == 0 {
                     self.loss = loss::LossSum::default();
                 }
                 let (x, shape, loss) = (x.rows(tokens)?, [head.vocab(), head.cols()], &mut self.loss);
                 let dx = Some(dx.rows_mut(tokens)?);
-                let (head, to) = head.parts();
-                loss::linear_cross_entropy(workspace, x, &head, shape, to, targets, weights, *weight, dx, loss);
+                let ((head, to), weight, cap) = (head.parts(), *weight, *soft_cap);
+                loss::linear_cross_entropy(workspace, x, &head, shape, to, targets, weights, weight, cap, dx, loss);
             }
             Op::EmbedBackward { dout, scale, table } => {
                 let (dout, ids, width) = (dout.rows(tokens)?, &batch.input_ids[tokens.clone()], table.cols());
@@ -373,7 +373,7 @@ impl Cpu {
                 let width = dout.width();
                 bf16::rows::swiglu_backward(dout.rows16(tokens)?, gate_up.rows16_mut(tokens)?, width, *activation);
             }
-            Op::CrossEntropy { x, head, weight, dx } => {
+            Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows16_mut(tokens)).transpose()?;
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
                 if first == 0 {
@@ -394,11 +394,12 @@ impl Cpu {
                     targets,
                     weights,
                     *weight,
+                    *soft_cap,
                     dx,
                     total,
                 );
             }
-            Op::TrainedCrossEntropy { x, head, weight, dx } => {
+            Op::TrainedCrossEntropy { x, head, weight, soft_cap, dx } => {
                 let (targets, weights) = (&batch.targets[tokens.clone()], batch.weights_of(tokens));
                 if first == 0 {
                     self.loss = Default::default();
@@ -418,6 +419,7 @@ impl Cpu {
                     targets,
                     weights,
                     *weight,
+                    *soft_cap,
                     dx,
                     total,
                 );

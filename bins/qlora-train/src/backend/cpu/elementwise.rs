@@ -369,7 +369,7 @@ mod tests {
         for (heads, kv_heads, head_dim, rotated) in
             [(3, 1, 2, 2), (2, 2, 10, 10), (4, 2, 64, 64), (2, 1, 128, 128), (2, 1, 128, 96)]
         {
-            let shape = AttentionShape { heads, kv_heads, head_dim };
+            let shape = AttentionShape { heads, kv_heads, head_dim, soft_cap: None };
             let table = RopeTable::new(rotated, 1e4, RopeScaling::Default, 90);
             let positions: Vec<u32> = (0..43).map(|i| i * 2).collect();
             let qkv: Vec<f32> = (0..43 * shape.qkv()).map(|i| (i as f32 * 0.37).sin()).collect();

@@ -5,6 +5,7 @@ use super::gemm::TOKENS;
 use super::gemm::pack::{Scaled, Stored};
 use super::gemm::panels::multiply;
 use super::gemm::product::{Left, Product, Right};
+use super::soft_cap::{cap_values, slopes_of_capped, times};
 use super::workspace::Workspace;
 use rayon::prelude::*;
 
@@ -51,6 +52,7 @@ pub fn linear_cross_entropy(
     targets: &[i32],           // [M]
     weights: &[f32],           // [M], or empty: 1 each
     scale: f32,
+    soft_cap: Option<f32>,
     mut dx: Option<&mut [f32]>, // [M, H]
     sum: &mut LossSum,
 ) {
@@ -73,15 +75,8 @@ pub fn linear_cross_entropy(
             .par_chunks_exact_mut(vocab)
             .zip(tokens)
             .map(|(logits, &token)| {
-                let target = targets[token] as usize;
                 let weight = scale * weight_of(token);
-                let target_logit = logits[target];
-                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum = logits.chunks_mut(512).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>();
-                let factor = (f64::from(weight) / sum) as f32;
-                logits.iter_mut().for_each(|p| *p *= factor);
-                logits[target] -= weight;
-                f64::from(weight_of(token)) * (f64::from(max) + sum.ln() - f64::from(target_logit))
+                f64::from(weight_of(token)) * to_gradients(logits, targets[token] as usize, weight, soft_cap)
             })
             .collect();
         sum.add(&losses);
@@ -103,6 +98,38 @@ pub fn linear_cross_entropy(
             dx[token * h..(token + 1) * h].copy_from_slice(from);
         }
     }
+}
+
+/// Logits of a token whose parts are summed at a time.
+const PART: usize = 512;
+
+/// Turns the logits of a token into their gradients, `weight` times softmax − onehot, and returns its loss. With a
+/// soft cap both are of the capped logits, and the gradients have its slopes.
+pub fn to_gradients(logits: &mut [f32], target: usize, weight: f32, soft_cap: Option<f32>) -> f64 {
+    if let Some(cap) = soft_cap {
+        cap_values(cap, logits);
+    }
+    let target_logit = logits[target];
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (sum, slope) = match soft_cap {
+        None => (logits.chunks_mut(PART).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>(), 1.0),
+        Some(cap) => {
+            let mut slopes = [0.0; PART];
+            slopes_of_capped(cap, &[target_logit], &mut slopes);
+            let slope = slopes[0];
+            let sum = logits.chunks_mut(PART).map(|part| {
+                slopes_of_capped(cap, part, &mut slopes);
+                let sum = f64::from(exp_shifted(part, max));
+                times(part, &slopes);
+                sum
+            });
+            (sum.sum(), slope)
+        }
+    };
+    let factor = (f64::from(weight) / sum) as f32;
+    logits.iter_mut().for_each(|p| *p *= factor);
+    logits[target] -= weight * slope;
+    f64::from(max) + sum.ln() - f64::from(target_logit)
 }
 
 /// Logits `[rows, vocab]`.

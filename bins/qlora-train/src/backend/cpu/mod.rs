@@ -18,6 +18,7 @@ mod operands;
 mod optimizer;
 mod peak;
 mod scratch;
+pub(in crate::backend) mod soft_cap;
 mod streaming;
 mod weights;
 mod workspace;

@@ -124,11 +124,12 @@ impl Compute for Cuda {
                 let (dout, width) = (dout.rows(tokens)?, dout.width());
                 ops::swiglu_backward(dout, gate_up.rows_mut(tokens)?, width, *activation, None, stream)?;
             }
-            Op::CrossEntropy { x, head, weight, dx } => {
+            Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let device = self.on_device.targets.rows(tokens);
                 let device_weights = (!self.batch.weights.is_empty()).then(|| self.on_device.weights.rows(tokens));
                 let targets = loss::Targets { batch: &self.batch, tokens, device, device_weights };
-                self.loss.cross_entropy(&self.memory, targets, x, head, *weight, dx.as_deref_mut())?;
+                let (weight, cap) = (*weight, *soft_cap);
+                self.loss.cross_entropy(&self.memory, targets, x, head, weight, cap, dx.as_deref_mut())?;
             }
             Op::TrainedCrossEntropy { .. }
             | Op::EmbedBackward { .. }

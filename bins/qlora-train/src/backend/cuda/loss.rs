@@ -65,6 +65,7 @@ impl LossMemory {
         x: &CudaBuffer,
         head: &CudaTable,
         weight: f32,
+        soft_cap: Option<f32>,
         dx: Option<&mut CudaBuffer>,
     ) -> Result<()> {
         let Targets { batch, tokens, device, device_weights } = targets;
@@ -77,6 +78,7 @@ impl LossMemory {
             hidden: x.rows(tokens)?,
             head: head.data.view(),
             targets: device,
+            soft_cap,
         };
         let dhidden = dx.map(|dx| dx.rows_mut(tokens)).transpose()?;
         let losses = self.losses.view_mut().skip(tokens.start).first(tokens.len());

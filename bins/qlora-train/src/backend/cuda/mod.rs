@@ -121,7 +121,7 @@ impl Cuda {
 
     fn on(memory: DeviceMemory, dims: RunShape) -> Result<Self> {
         let RunShape { tokens, heads, kv_heads, head_dim, .. } = dims;
-        let attention = AttentionShape { heads, kv_heads, head_dim };
+        let attention = AttentionShape { heads, kv_heads, head_dim, soft_cap: None };
         let attention = if dims.training { attention_backward::workspace_len_of(tokens, &attention) } else { 0 };
         Ok(Self {
             on_device: BatchMemory::new(&memory, dims.tokens)?,

@@ -56,17 +56,16 @@ pub fn export_adapter(
     let (mut infos, mut values) = (Vec::new(), Vec::new());
     for (module, pair) in &pairs {
         let (layer, projection) = arch.find(module).expect("its shapes were checked");
-        let (name, interleaved) = family.weight(arch, layer, projection);
         let factor = (alpha_of(pair.alpha, pair.r) / alpha) as f32;
-        let b = pair.b.iter().map(|b| b * factor).collect::<Vec<f32>>();
-        infos.push(TensorInfo { name: format!("{name}.lora_a"), shape: vec![pair.r, pair.k_in], kind: kind.weights() });
-        values.push((pair.a.to_vec(), None));
-        infos.push(TensorInfo {
-            name: format!("{name}.lora_b"),
-            shape: vec![pair.n_out, pair.r],
-            kind: kind.weights(),
-        });
-        values.push((b, interleaved));
+        let kind = kind.weights();
+        for part in family.parts(arch, projection) {
+            let b = &pair.b[part.rows.start * pair.r..part.rows.end * pair.r];
+            let named = |factor| format!("blk.{layer}.{}.weight.lora_{factor}", part.name);
+            infos.push(TensorInfo { name: named('a'), shape: vec![pair.r, pair.k_in], kind });
+            values.push((pair.a.to_vec(), None));
+            infos.push(TensorInfo { name: named('b'), shape: vec![part.rows.len(), pair.r], kind });
+            values.push((b.iter().map(|b| b * factor).collect::<Vec<f32>>(), part.interleaved));
+        }
     }
     let mut entries = general(family, checkpoint, "adapter");
     entries.push(("general.file_type".to_owned(), Entry::U32(kind.file_type())));

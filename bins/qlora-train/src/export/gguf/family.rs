@@ -5,6 +5,7 @@ use crate::arch::{Arch, NormWeight, Projection, Rope, RopeScaling};
 use crate::error::Result;
 use crate::gguf::{Entries, Entry};
 use crate::refuse;
+use std::ops::Range;
 
 /// An architecture of llama.cpp for the models of a family.
 pub(super) struct GgufFamily {
@@ -24,6 +25,8 @@ pub(super) struct GgufFamily {
     wide_heads: bool,
     /// Rotary positions of layers with a window, where it has such layers.
     windowed: Option<Windowed>,
+    /// Whether gate and up, which are one tensor here, are two there.
+    splits_gate_up: bool,
 }
 
 /// Rotary positions of layers with a window. Their scaling is the default one.
@@ -37,11 +40,12 @@ enum Windowed {
 
 const QKV: &[Projection] = &[Projection::Q, Projection::K, Projection::V];
 
-static FAMILIES: [GgufFamily; 12] = [
+static FAMILIES: [GgufFamily; 14] = [
     GgufFamily::llama("llama", "llama"),
     GgufFamily::llama("mistral", "llama"),
     GgufFamily { biases: &[], rope_factors: false, ..GgufFamily::llama("ministral3", "mistral3") },
     GgufFamily::llama("granite", "granite"),
+    GgufFamily { splits_gate_up: true, ..GgufFamily::llama("granitemoehybrid", "granite") },
     GgufFamily { biases: QKV, rope_factors: false, ..GgufFamily::llama("smollm3", "smollm3") },
     GgufFamily { wide_heads: false, ..GgufFamily::qwen("qwen2", "qwen2") },
     GgufFamily::qwen("qwen3", "qwen3"),
@@ -54,19 +58,22 @@ static FAMILIES: [GgufFamily; 12] = [
         ..GgufFamily::qwen("olmo3", "olmo2")
     },
     GgufFamily { biases: &[], wide_heads: false, ..GgufFamily::qwen("phi3", "phi3") },
+    GgufFamily { biases: &[], windowed: Some(Windowed::SameTheta), ..GgufFamily::qwen("gemma2", "gemma2") },
     GgufFamily { biases: &[], windowed: Some(Windowed::OwnTheta), ..GgufFamily::qwen("gemma3_text", "gemma3") },
 ];
 
 /// Layers that SmolLM3 of llama.cpp does not rotate: each of this number.
 const SMOLLM3_INTERVAL: usize = 4;
-/// Layers of the one Gemma 3 whose scores llama.cpp divides by the root of hidden size / heads.
+/// Layers of the one Gemma 2 and the one Gemma 3 whose scores llama.cpp divides by the root of hidden size / heads.
+const GEMMA2_27B_LAYERS: usize = 46;
 const GEMMA3_27B_LAYERS: usize = 62;
 
 /// A tensor of a GGUF file of a model.
 pub(super) struct Named {
     pub name: String,
-    /// Its name in the checkpoint
+    /// The name in the checkpoint of what it is the rows of, from `first_row` on
     pub source: String,
+    pub first_row: usize,
     /// Outermost first
     pub shape: Vec<usize>,
     /// Layer and projection of a weight or a bias.
@@ -75,6 +82,14 @@ pub(super) struct Named {
     pub interleaved: Option<usize>,
     /// Whether 1 is added to its values: a norm that llama.cpp multiplies by what the file has.
     pub one_plus: bool,
+}
+
+/// A projection, or rows of it, as a module of a layer in the file.
+pub(super) struct Part {
+    pub name: &'static str,
+    /// Rows of a head, where the rows of each head are interleaved.
+    pub interleaved: Option<usize>,
+    pub rows: Range<usize>,
 }
 
 /// Factors by which frequencies are divided, as a tensor of the file.
@@ -101,6 +116,7 @@ impl GgufFamily {
             rope_factors: true,
             wide_heads: true,
             windowed: None,
+            splits_gate_up: false,
         }
     }
 
@@ -151,8 +167,24 @@ impl GgufFamily {
         if self.architecture == "olmo2" && arch.tie_word_embeddings {
             return Some("an output layer that is the embedding".to_owned());
         }
-        if self.architecture == "gemma3" && !gemma3_scale(arch) {
+        if self.architecture == "gemma2" && !arch.tie_word_embeddings {
+            return Some("an output layer that is not the embedding".to_owned());
+        }
+        let layers_of_27b = match self.architecture {
+            "gemma2" => Some(GEMMA2_27B_LAYERS),
+            "gemma3" => Some(GEMMA3_27B_LAYERS),
+            _ => None,
+        };
+        if layers_of_27b.is_some_and(|layers| !has_gemma_scale(arch, layers)) {
             return Some("a scale of attention's scores that is not its own (`query_pre_attn_scalar`)".to_owned());
+        }
+        let caps = [arch.attention_soft_cap, arch.logits_soft_cap].map(|cap| cap.is_some());
+        if caps != [self.architecture == "gemma2"; 2] {
+            return Some("these soft caps (`attn_logit_softcapping`, `final_logit_softcapping`)".to_owned());
+        }
+        let slides = |layer: usize| arch.layer(layer).window.is_some();
+        if self.architecture == "gemma2" && (0..arch.num_layers).any(|layer| slides(layer) != layer.is_multiple_of(2)) {
+            return Some("the list of layers that have a window".to_owned());
         }
         self.other_rope(arch, &rope)
     }
@@ -214,7 +246,12 @@ impl GgufFamily {
         ];
         entries.extend(scaling(rope));
         entries.extend(self.windows(arch));
-        if self.model_type == "granite" {
+        for (key, cap) in
+            [("attn_logit_softcapping", arch.attention_soft_cap), ("final_logit_softcapping", arch.logits_soft_cap)]
+        {
+            entries.extend(cap.map(|cap| (key, Entry::F32(cap))));
+        }
+        if self.architecture == "granite" {
             let multipliers = arch.multipliers;
             let attention = multipliers.attention.unwrap_or_else(|| 1.0 / (arch.head_dim as f32).sqrt());
             entries.extend([
@@ -237,6 +274,10 @@ impl GgufFamily {
             // Phi-3 of llama.cpp looks for the key, and takes 0 for none.
             return if self.architecture == "phi3" { vec![width] } else { Vec::new() };
         };
+        // Gemma 2 of llama.cpp has a window on every second layer.
+        if self.architecture == "gemma2" {
+            return vec![width];
+        }
         let pattern = layers().map(|layer| layer.window.is_some()).collect();
         let mut entries = vec![width, ("attention.sliding_window_pattern", Entry::Bools(pattern))];
         if let (Windowed::OwnTheta, Some(rope)) = (windowed, &first.rope) {
@@ -268,17 +309,34 @@ impl GgufFamily {
     /// The tensors of the model, in the order of [`Arch::tensors`].
     pub fn tensors(&self, arch: &Arch) -> Vec<Named> {
         let named = |(source, shape): (String, Vec<usize>)| {
-            let (name, projection) = self.name(arch, &source);
-            let interleaved = projection.and_then(|(_, projection)| self.interleaved_rows(arch, projection));
-            let one_plus = arch.norm.weight == NormWeight::OnePlus && projection.is_none() && shape.len() == 1;
-            Named { name, source, shape, projection, interleaved, one_plus }
+            if let (_, Some((layer, projection))) = self.name(arch, &source) {
+                let end = &source[source.rfind('.').expect("a weight or a bias of a module")..];
+                let named = |part: Part| Named {
+                    name: format!("blk.{layer}.{}{end}", part.name),
+                    source: source.clone(),
+                    first_row: part.rows.start,
+                    shape: std::iter::once(part.rows.len()).chain(shape[1..].iter().copied()).collect(),
+                    projection: Some((layer, projection)),
+                    interleaved: part.interleaved,
+                    one_plus: false,
+                };
+                return self.parts(arch, projection).into_iter().map(named).collect();
+            }
+            let (name, _) = self.name(arch, &source);
+            let one_plus = arch.norm.weight == NormWeight::OnePlus && shape.len() == 1;
+            vec![Named { name, source, first_row: 0, shape, projection: None, interleaved: None, one_plus }]
         };
-        arch.tensors().into_iter().map(named).collect()
+        arch.tensors().into_iter().flat_map(named).collect()
     }
 
-    /// Name of the weight of a module, and the rows of a head where its rows are interleaved.
-    pub fn weight(&self, arch: &Arch, layer: usize, projection: Projection) -> (String, Option<usize>) {
-        (format!("blk.{layer}.{}.weight", part(projection)), self.interleaved_rows(arch, projection))
+    /// What a projection is in the file, its rows in order.
+    pub fn parts(&self, arch: &Arch, projection: Projection) -> Vec<Part> {
+        let rows = projection.shape(arch).0;
+        if projection == Projection::GateUp && self.splits_gate_up {
+            let half = |name, rows| Part { name, interleaved: None, rows };
+            return vec![half("ffn_gate", 0..rows / 2), half("ffn_up", rows / 2..rows)];
+        }
+        vec![Part { name: part(projection), interleaved: self.interleaved_rows(arch, projection), rows: 0..rows }]
     }
 
     fn interleaved_rows(&self, arch: &Arch, projection: Projection) -> Option<usize> {
@@ -327,13 +385,10 @@ fn part(projection: Projection) -> &'static str {
     }
 }
 
-/// Whether attention's scores have the scale that llama.cpp has for a Gemma 3 of so many layers.
-fn gemma3_scale(arch: &Arch) -> bool {
+/// Whether attention's scores have the scale that llama.cpp has for a Gemma of so many layers.
+fn has_gemma_scale(arch: &Arch, layers_of_27b: usize) -> bool {
     let root = |width: usize| (width as f64).powf(-0.5) as f32;
-    let own = match arch.num_layers {
-        GEMMA3_27B_LAYERS => arch.hidden_size / arch.num_heads,
-        _ => arch.head_dim,
-    };
+    let own = if arch.num_layers == layers_of_27b { arch.hidden_size / arch.num_heads } else { arch.head_dim };
     arch.multipliers.attention.unwrap_or(root(arch.head_dim)) == root(own)
 }
 

@@ -235,7 +235,10 @@ impl Plan {
         let mut fingerprint = Fingerprint::new(checkpoint);
         for (done, (named, info)) in self.tensors.iter().zip(infos).enumerate() {
             let (tensor, digest) = checkpoint.read_with_digest(&named.source)?;
-            fingerprint.add(digest)?;
+            // Once for each tensor of the checkpoint.
+            if named.first_row == 0 {
+                fingerprint.add(digest)?;
+            }
             checkpoint.check_finite(&named.source, &tensor)?;
             // The sum is rounded once, to the type of the file.
             let tensor = match work.changes(&named.source) {
@@ -247,7 +250,9 @@ impl Plan {
             if named.one_plus {
                 values.iter_mut().for_each(|value| *value += 1.0);
             }
-            write_tensor(to, info, &values, named.interleaved).context(what)?;
+            let row: usize = named.shape[1..].iter().product();
+            let values = &values[named.first_row * row..][..named.shape[0] * row];
+            write_tensor(to, info, values, named.interleaved).context(what)?;
             failpoint::moment("tensor");
             progress(done + 1)?;
         }

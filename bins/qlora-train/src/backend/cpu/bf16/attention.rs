@@ -9,6 +9,7 @@ use super::pairs::WIDTH;
 use super::rows::{round, round_row, widen};
 use crate::backend::cpu::attention::{documents, hide, keys_in_tile, keys_of_task, queries_in_tile};
 use crate::backend::cpu::elementwise::{exp_shifted, score_gradients};
+use crate::backend::cpu::soft_cap::{cap_scores, cap_values, times};
 use half::bf16;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
@@ -187,6 +188,9 @@ fn forward_group(
                 if !seen.is_empty() {
                     let scores = &mut scores[seen];
                     scores.iter_mut().for_each(|x| *x *= scale);
+                    if let Some(cap) = shape.soft_cap {
+                        cap_values(cap, scores);
+                    }
                     let new_max = scores.iter().copied().fold(max[at], f32::max);
                     let correction = (max[at] - new_max).exp();
                     max[at] = new_max;
@@ -309,8 +313,12 @@ impl<'a> Pass<'a> {
                     let p = &mut scores[row * WIDTH..][seen.clone()];
                     let gradient = &mut gradients[row * WIDTH..][..steps];
                     p.iter_mut().for_each(|x| *x *= scale);
+                    let slopes = cap_scores::<TILE>(shape.soft_cap, p);
                     exp_shifted(p, lse);
                     gradient[seen.clone()].iter_mut().zip(p.iter()).for_each(|(ds, p)| *ds = scale * p * (*ds - delta));
+                    if let Some(slopes) = slopes {
+                        times(&mut gradient[seen.clone()], &slopes);
+                    }
                     hide(gradient, &seen);
                     round_row(gradient, &mut ds[row * TILE..][..steps]);
                 }
@@ -360,6 +368,7 @@ impl<'a> Pass<'a> {
                     let score = &mut scores[row * WIDTH..][..steps];
                     let gradient = &mut gradients[row * WIDTH..][..steps];
                     score[seen.clone()].iter_mut().for_each(|x| *x *= scale);
+                    let slopes = cap_scores::<TILE>(shape.soft_cap, &mut score[seen.clone()]);
                     score_gradients(
                         &lse[seen.clone()],
                         &delta[seen.clone()],
@@ -367,6 +376,9 @@ impl<'a> Pass<'a> {
                         &mut score[seen.clone()],
                         &mut gradient[seen.clone()],
                     );
+                    if let Some(slopes) = slopes {
+                        times(&mut gradient[seen.clone()], &slopes);
+                    }
                     hide(score, &seen);
                     hide(gradient, &seen);
                     round_row(score, &mut p[row * TILE..][..steps]);
@@ -421,18 +433,20 @@ mod tests {
 
     #[test]
     fn attention_and_its_gradient_are_the_reference_within_rounding() {
-        for (heads, kv_heads, head_dim, boundaries, window) in [
-            (2, 2, 16, vec![0, 5], None),
-            (3, 1, 64, vec![0, 1, 70, 141], None),
-            (8, 2, 128, vec![0, 64, 130], None),
-            (4, 1, 32, vec![0, 200], None),
-            (2, 2, 16, vec![0, 5], Some(1)),
+        for (heads, kv_heads, head_dim, boundaries, window, soft_cap) in [
+            (2, 2, 16, vec![0, 5], None, None),
+            (3, 1, 64, vec![0, 1, 70, 141], None, None),
+            (8, 2, 128, vec![0, 64, 130], None, None),
+            (4, 1, 32, vec![0, 200], None, None),
+            (2, 2, 16, vec![0, 5], Some(1), None),
             // Tiles that no query of a task sees, before and after those that one does.
-            (2, 1, 32, vec![0, 20, 400], Some(70)),
-            (2, 2, 64, vec![0, 1, 70, 341], Some(9)),
+            (2, 1, 32, vec![0, 20, 400], Some(70), None),
+            (2, 2, 64, vec![0, 1, 70, 341], Some(9), None),
+            (4, 2, 32, vec![0, 70, 200], None, Some(1.5)),
+            (3, 1, 64, vec![0, 1, 70, 141], Some(70), Some(4.0)),
         ] {
             let visible = Visible::new(window);
-            let shape = AttentionShape { heads, kv_heads, head_dim };
+            let shape = AttentionShape { heads, kv_heads, head_dim, soft_cap };
             let m = *boundaries.last().unwrap() as usize;
             let (qkv, dout) = (values(m * shape.qkv(), 1), values(m * shape.out(), 2));
             let (mut expected, mut expected_lse) = (vec![0.0; m * shape.out()], vec![0.0; m * heads]);

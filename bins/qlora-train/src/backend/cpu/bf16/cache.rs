@@ -7,6 +7,7 @@ use crate::backend::CheckedBatch;
 use crate::backend::cpu::cache::starts_of_tokens;
 use crate::backend::cpu::elementwise::exp_shifted;
 use crate::backend::cpu::gemm::simd::vectorized;
+use crate::backend::cpu::soft_cap::cap_values;
 use half::bf16;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
@@ -55,6 +56,9 @@ pub fn attention(
             let scores = &mut scores[..rows.len() / width];
             dots::dots(isa, &rows[key..], width, query, scores);
             scores.iter_mut().for_each(|score| *score *= shape.scale() as f32);
+            if let Some(cap) = shape.soft_cap {
+                cap_values(cap, scores);
+            }
             let new_max = scores.iter().copied().fold(max, f32::max);
             let correction = (max - new_max).exp();
             max = new_max;

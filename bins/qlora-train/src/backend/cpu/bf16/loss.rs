@@ -4,9 +4,8 @@ use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply}
 use super::isa::Isa;
 use super::linear::transpose;
 use super::rows::round;
-use crate::backend::cpu::elementwise::exp_shifted;
 use crate::backend::cpu::gemm::simd::vectorized;
-use crate::backend::cpu::loss::LossSum;
+use crate::backend::cpu::loss::{LossSum, to_gradients};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -60,6 +59,7 @@ pub fn cross_entropy(
     targets: &[i32],           // [M]
     weights: &[f32],           // [M], or empty: 1 each
     scale: f32,
+    soft_cap: Option<f32>,
     mut dx: Option<&mut [bf16]>, // [M, H]
     total: &mut LossSum,
 ) {
@@ -83,16 +83,10 @@ pub fn cross_entropy(
             .zip(tokens)
             .map(|(row, &token)| {
                 let (target, weight) = (targets[token] as usize, scale * weight_of(token));
-                let logits = &mut row[..vocab];
-                let target_logit = logits[target];
-                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum = logits.chunks_mut(512).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>();
-                let factor = (f64::from(weight) / sum) as f32;
-                logits.iter_mut().for_each(|p| *p *= factor);
-                logits[target] -= weight;
+                let loss = to_gradients(&mut row[..vocab], target, weight, soft_cap);
                 row[vocab..].fill(0.0);
                 round_in_place(bytemuck::cast_slice_mut(row));
-                f64::from(weight_of(token)) * (f64::from(max) + sum.ln() - f64::from(target_logit))
+                f64::from(weight_of(token)) * loss
             })
             .collect();
         total.add(&losses);
@@ -160,7 +154,10 @@ mod tests {
 
     #[test]
     fn losses_and_gradients_are_those_of_f64_within_rounding() {
-        for (m, h, vocab) in [(1, 4, 3), (9, 24, 77), (300, 32, 130)] {
+        let sizes = [(1, 4, 3, None), (9, 24, 77, None), (300, 32, 130, None), (30, 24, 1077, Some(1.5))];
+        for (m, h, vocab, soft_cap) in sizes {
+            let capped = |z: f64| soft_cap.map_or(z, |cap: f32| f64::from(cap) * (z / f64::from(cap)).tanh());
+            let slope = |z: f64| soft_cap.map_or(1.0, |cap: f32| 1.0 - (z / f64::from(cap)).powi(2));
             let (x, head) = (values(m * h, 1), values(vocab * h, 2));
             let targets: Vec<i32> = (0..m).map(|i| if i % 3 == 1 { -1 } else { (i * 7 % vocab) as i32 }).collect();
             let weights: Vec<f32> =
@@ -186,6 +183,7 @@ mod tests {
                 &targets,
                 &weights,
                 scale,
+                soft_cap,
                 Some(&mut dx),
                 &mut total,
             );
@@ -201,7 +199,8 @@ mod tests {
                     }
                 };
                 let logits: Vec<f64> = (0..vocab)
-                    .map(|v| (0..h).map(|i| x[token * h + i].to_f64() * head[v * h + i].to_f64()).sum())
+                    .map(|v| (0..h).map(|i| x[token * h + i].to_f64() * head[v * h + i].to_f64()).sum::<f64>())
+                    .map(capped)
                     .collect();
                 let max = logits.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
@@ -209,7 +208,8 @@ mod tests {
                 for v in 0..vocab {
                     let p = (logits[v] - max).exp() / sum - f64::from(u8::from(v == target));
                     for i in 0..h {
-                        let term = f64::from(scale * weights[token]) * p * x[token * h + i].to_f64();
+                        let factor = f64::from(scale * weights[token]) * slope(logits[v]);
+                        let term = factor * p * x[token * h + i].to_f64();
                         let [total, size] = &mut expected_gradient[v * h + i];
                         (*total, *size) = (*total + term, *size + term.abs());
                     }
@@ -218,7 +218,7 @@ mod tests {
                     let terms: Vec<f64> = (0..vocab)
                         .map(|v| {
                             let p = (logits[v] - max).exp() / sum - f64::from(u8::from(v == target));
-                            f64::from(scale * weights[token]) * p * head[v * h + i].to_f64()
+                            f64::from(scale * weights[token]) * p * slope(logits[v]) * head[v * h + i].to_f64()
                         })
                         .collect();
                     let size: f64 = terms.iter().map(|x| x.abs()).sum();

@@ -294,7 +294,7 @@ mod tests {
                 assert_rounded(&gradient, &expected, 16.0);
             }
         }
-        let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8 };
+        let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 8, soft_cap: None };
         let positions: Vec<u32> = (0..21).map(|i| i * 2).collect();
         for (rotated, inverse) in [(8, false), (8, true), (6, false), (6, true)] {
             let table = RopeTable::new(rotated, 1e4, RopeScaling::Default, 50);

@@ -32,7 +32,7 @@ fn threads() -> usize {
 }
 
 fn shape(dims: &RunShape) -> AttentionShape {
-    AttentionShape { heads: dims.heads, kv_heads: dims.kv_heads, head_dim: dims.head_dim }
+    AttentionShape { heads: dims.heads, kv_heads: dims.kv_heads, head_dim: dims.head_dim, soft_cap: None }
 }
 
 /// Values of an input under dropout, and of rowsum(dO ∘ O).
