@@ -79,8 +79,16 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         "resume_from_checkpoint" => {
             prop_oneof![any::<bool>().prop_map(Json::from), path().prop_map(Json::from)].boxed()
         }
+        "sample_prompts" => path().prop_map(Json::from).boxed(),
+        "answer_match" => words(&["#### ([0-9]+)", "yes|no", "a"]),
+        "metric_for_best_model" => words(&["eval_exact_match", "eval_rouge_l", "eval_match"]),
+        "data_weights" | "interleave_probs" => prop::collection::vec(share(), 1..4).prop_map(Json::from).boxed(),
+        "data_max_samples" => prop::collection::vec(2u64..=65536, 1..4).prop_map(Json::from).boxed(),
+        "mix_strategy" => words(&["interleave_under", "interleave_over"]),
         "max_steps"
         | "max_samples"
+        | "eval_answers"
+        | "eval_max_new_tokens"
         | "save_total_limit"
         | "early_stopping_patience"
         | "per_device_train_batch_size"

@@ -46,6 +46,7 @@ fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize,
         token_tile: None,
         tokens,
         positions: tokens,
+        prompts: Default::default(),
         seed,
     };
     let mut cpu = Cpu::with_precision(spec.run_shape(), precision);

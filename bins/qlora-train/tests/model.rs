@@ -34,6 +34,7 @@ fn spec(config: Arch, tokens: usize) -> ModelSpec {
         token_tile: None,
         tokens,
         positions: tokens,
+        prompts: Default::default(),
         seed: 11,
     }
 }

@@ -271,6 +271,7 @@ pub fn checkpoint(data: &[u8]) {
         token_tile: None,
         tokens: 4,
         positions: 4,
+        prompts: Default::default(),
         seed: 0,
     };
     let mut cpu = Cpu::new(spec.run_shape());

@@ -41,6 +41,7 @@ pub fn spec() -> ModelSpec {
         token_tile: None,
         tokens: 800,
         positions: 400,
+        prompts: Default::default(),
         seed: 1,
     }
 }

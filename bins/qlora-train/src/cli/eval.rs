@@ -13,7 +13,7 @@ use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{Bars, printable, status_lines};
 use crate::session::host::set_threads;
-use crate::session::training_data::{data_options, find_files, split, validation_options};
+use crate::session::training_data::{data_options, find_files, split, training_options, validation_options};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Device, DeviceJob, Loaded};
 use clap::Args;
@@ -72,6 +72,7 @@ impl EvalArgs {
         self.set_row_settings(&mut settings)?;
         if !self.data.is_empty() {
             settings.data = self.data.clone();
+            settings.mix_nothing();
             (settings.val_data, settings.val_set_size) = (Vec::new(), ValSet::Off);
         }
         if settings.data.is_empty() && settings.val_data.is_empty() {
@@ -122,8 +123,11 @@ pub fn run(args: &EvalArgs) -> Result<Answer> {
     let read = |files: &[PathBuf], options: &DataOptions| data::load_once(files, &|| loaded.open_tokenizer(), options);
     // The rows that the run of the settings file evaluates, which leaves out those that it trains on.
     if settings.deduplicate && !settings.val_data.is_empty() && !settings.data.is_empty() {
-        let training = read(&settings.data, &options)?;
+        let training = read(&settings.data, &training_options(&settings, options.clone()))?;
         options = validation_options(&settings, options, &training.rows);
+    }
+    if settings.val_data.is_empty() {
+        options = training_options(&settings, options);
     }
     let dataset = read(&files, &options)?;
     status_lines!(dataset.report.lines());

@@ -5,9 +5,10 @@ use super::model_args::{Chosen, ModelArgs};
 use super::sampling_args::{SamplingArgs, StopTexts};
 use crate::backend::Backend;
 use crate::config::{PromptCompletion, Settings};
-use crate::data::{ChatTokenizer, Message, TextStream};
-use crate::error::{Context, Error, Result};
+use crate::data::{ChatTokenizer, TextStream};
+use crate::error::{Context, Result};
 use crate::files::json::read_bounded;
+use crate::infer::prompt::Form;
 use crate::infer::stop::stop_tokens;
 use crate::infer::{InferenceJob, InferenceModel};
 use crate::model::ModelSpec;
@@ -49,17 +50,6 @@ pub struct GenerateArgs {
 }
 
 const MAX_PROMPTS_BYTES: u64 = 64 << 20;
-
-/// Form in which prompts are asked.
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    /// A user turn, by the chat template
-    Chat,
-    /// Text of the prompt of a row that is read without the template
-    Text,
-    /// The text's own tokens
-    Raw,
-}
 
 /// The prompts, of which - stands for standard input, less the line break at its end, and those of the file.
 fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
@@ -138,27 +128,6 @@ impl GenerateArgs {
         };
         Ok((form, line))
     }
-
-    /// Token ids of a prompt.
-    fn encode(&self, prompt: &str, form: Form, tokenizer: &ChatTokenizer) -> Result<Vec<u32>> {
-        let ids = match form {
-            Form::Raw => tokenizer.encode(prompt)?,
-            Form::Text => tokenizer.encode_prompt(prompt)?,
-            Form::Chat => {
-                let system = self.system.iter().map(|text| Message::new("system", text));
-                let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-                let text = tokenizer.prompt(&messages).map_err(|error| match tokenizer.template() {
-                    Some(_) => error,
-                    None => Error::Refused(format!("{error}; --prompt-completion text asks without one")),
-                })?;
-                tokenizer.encode(&text)?
-            }
-        };
-        if ids.is_empty() {
-            refuse!("--prompt {prompt:?}: no token was made of it");
-        }
-        Ok(ids)
-    }
 }
 
 pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
@@ -173,7 +142,9 @@ pub fn run(args: &GenerateArgs, to_program: bool) -> Result<Answer> {
     let max_new_tokens = args.max_new_tokens as usize;
     let texts = prompts(args)?;
     let (form, line) = args.form(&settings, &tokenizer, &adapters)?;
-    let encode = |prompt: &String| args.encode(prompt, form, &tokenizer);
+    let encode = |prompt: &String| {
+        form.encode(prompt, args.system.as_deref(), &tokenizer).context(|| format!("--prompt {prompt:?}"))
+    };
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
     status!("{line}");
     warn_of_untrained_ids(checkpoint, &tokenizer, prompts.iter().flatten().copied())?;

@@ -5,9 +5,10 @@ use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
 use crate::bench::stored_in_16_bits;
-use crate::config::{Purpose, Settings, SettingsArgs, WeightResidency};
+use crate::config::{BestMetric, Purpose, SamplePrompts, Settings, SettingsArgs, WeightResidency};
 use crate::error::Result;
 use crate::files::units::format_bytes;
+use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{thousands, trainable_line};
@@ -48,7 +49,17 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     // The rows are kept: what they take belongs to the plan.
     let data = (!settings.data.is_empty()).then(|| TrainingData::load(&settings, &loaded)).transpose()?;
     let (tokens, positions) = data.as_ref().map_or(longest, |data| (data.tokens, data.longest));
-    let spec = model_spec(&settings, checkpoint, tokens, positions)?;
+    let questions = match &data {
+        Some(data) => Questions::load(&settings, &loaded, &data.validation)?,
+        // There are no rows yet that could be asked.
+        None => {
+            let (eval_answers, answer_match, metric_for_best_model) = (0, None, BestMetric::Loss);
+            let settings = Settings { eval_answers, answer_match, metric_for_best_model, ..settings.clone() };
+            Questions::load(&settings, &loaded, &[])?
+        }
+    };
+    check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
+    let spec = model_spec(&settings, checkpoint, tokens, positions)?.with_prompts(questions.prompts());
     answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
 }
 
@@ -63,6 +74,10 @@ fn named_shape(settings: &Settings) -> Result<Option<Arch>> {
         Ok(_) if !settings.data.is_empty() => refuse!(
             "{name}: names a shape, of which there is no tokenizer here to read the rows of `data` with: leave the data \
              out (`max_length` says how long rows are), or give the directory of a model"
+        ),
+        Ok(_) if settings.sample_prompts != SamplePrompts::None => refuse!(
+            "{name}: names a shape, of which there is no tokenizer here to read `sample_prompts` with: leave them out, or \
+             give the directory of a model"
         ),
         arch => Ok(arch.ok()),
     }

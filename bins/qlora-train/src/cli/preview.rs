@@ -6,7 +6,9 @@ use crate::data::{self, ChatTokenizer, Checks, Dataset, Row, SpecialTokens};
 use crate::error::Result;
 use crate::refuse;
 use crate::report::{count, printable, printable_lines, status_lines};
-use crate::session::training_data::{data_options, find_files, schedule, schedule_options};
+use crate::session::training_data::{
+    data_options, find_files, mix, names, schedule, schedule_options, training_options,
+};
 use crate::session::untrained_tokens::warn_of_untrained_tokens;
 use crate::session::{Loaded, replace_adapter_by_base};
 use anstyle::{AnsiColor, Style};
@@ -81,7 +83,8 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     find_files(&mut settings)?;
     let loaded = Loaded::open(&settings)?;
     let options = data_options(&settings, &loaded);
-    let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+    let training = training_options(&settings, options.clone());
+    let dataset = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &training)?;
     status_lines!(dataset.report.lines());
     if !settings.val_data.is_empty() {
         let validation = data::load_once(&settings.val_data, &|| loaded.open_tokenizer(), &options)?;
@@ -91,7 +94,8 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     let tokenizer = loaded.tokenizer();
     let special = SpecialTokens::new(tokenizer, &options.eos_token_ids);
     let checks = Checks::of(&dataset.rows, &special);
-    let packing = schedule(&settings, &dataset.rows)?.packing();
+    let schedule = schedule(&settings, &dataset.rows)?;
+    let (packing, mix) = (schedule.packing(), schedule.mix());
     let packs = if args.packs { packs(&settings, &dataset, args.rows)? } else { Vec::new() };
 
     let shown = chosen(args, &dataset.rows, settings.seed)?;
@@ -102,6 +106,7 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
     text.push(printable_lines(&checks.to_string()).into_owned());
     let read = count(dataset.report.rows_read as u64, "row");
     text.push(format!("lengths of the {read} read:\n{}", dataset.report.lengths));
+    text.extend(mix.line(&names(&settings.data)));
     text.extend(packing.map(|packing| packing.to_string()));
     for (at, pack) in packs.iter().enumerate() {
         let tokens: usize = pack.iter().map(|row| row.len()).sum();
@@ -137,6 +142,10 @@ pub fn run(args: &PreviewArgs) -> Result<Answer> {
             "without_end": checks.without_end, "masked_eos": checks.masked_eos,
         },
         "lengths": lengths.map(|(from, to, rows)| json!({"from": from, "to": to, "rows": rows})).collect::<Vec<_>>(),
+        "mix": mix.parts().iter().map(|part| json!({
+            "file": settings.data.get(part.file).map(|path| path.display().to_string()),
+            "weight": part.weight, "rows": part.rows, "rows_in_epoch": part.in_epoch,
+        })).collect::<Vec<_>>(),
         "packing": packing.map(|packing| json!({
             "packs": packing.packs, "max_length": packing.max_length, "efficiency": packing.efficiency(),
         })),
@@ -226,7 +235,7 @@ fn packs<'a>(settings: &Settings, dataset: &'a Dataset, most: usize) -> Result<V
     if !settings.packing {
         refuse!("--packs shows which rows share a pack, and `packing` is off: leave one of the two out");
     }
-    let packs = schedule_options(settings).packs(&dataset.lengths(), 0)?;
+    let packs = schedule_options(settings).packs(&dataset.lengths(), &mix(settings, &dataset.rows), 0)?;
     Ok(packs.into_iter().take(most).map(|pack| pack.into_iter().map(|row| &dataset.rows[row]).collect()).collect())
 }
 

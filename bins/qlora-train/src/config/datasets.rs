@@ -89,12 +89,29 @@ pub fn data_faults(value: &Value) -> Vec<DataFault> {
     sections(value).filter_map(|set| DataSet::of(set).ok()).flat_map(|set| set.faults).collect()
 }
 
+/// Settings that have a number for each file of the rows that are trained on.
+pub const OF_EACH: [&str; 2] = ["data_weights", "data_max_samples"];
+
 /// The other settings that the data sets speak of.
 pub fn data_implies(value: &Value) -> Result<Vec<Implied>, Reject> {
     let mut all = Vec::new();
     for set in sections(value) {
         all.extend(DataSet::of(set)?.implied);
     }
+    let items = match value {
+        Value::List(items) => &items[..],
+        one => std::slice::from_ref(one),
+    };
+    let sets = items.iter().filter(|item| !is_unset(item)).map(DataSet::of).collect::<Result<Vec<_>, _>>()?;
+    let of_each = |of: fn(&DataSet) -> Option<&Value>, default: Value| {
+        let given = sets.iter().any(|set| of(set).is_some());
+        let numbers = sets.iter().flat_map(|set| vec![of(set).unwrap_or(&default).clone(); set.paths.len()]);
+        given.then(|| Value::List(numbers.collect()))
+    };
+    let weights = of_each(|set| set.weight.as_ref(), Value::Int(1));
+    let counts = of_each(|set| set.max_samples.as_ref(), Value::Int(0));
+    let given = OF_EACH.into_iter().zip([weights, counts]);
+    all.extend(given.filter_map(|(name, numbers)| Some(Implied::new(name, numbers?))));
     Ok(all)
 }
 
@@ -102,6 +119,9 @@ pub fn data_implies(value: &Value) -> Result<Vec<Implied>, Reject> {
 #[derive(Default)]
 struct DataSet {
     paths: Vec<PathBuf>,
+    /// How often its rows are trained on in an epoch, and how many of them
+    weight: Option<Value>,
+    max_samples: Option<Value>,
     implied: Vec<Implied>,
     faults: Vec<DataFault>,
 }
@@ -127,6 +147,21 @@ impl DataSet {
                     Some(before) => Err(Reject::Because(format!(
                         "found `{before}` and `{key}` in one data set, expected one of them: the files of its rows"
                     ))),
+                },
+                "weight" | "max_samples" | "num_samples" if is_unset(value) => Ok(()),
+                "weight" => match f64::read(value) {
+                    Ok(weight) if weight > 0.0 && weight <= 1000.0 => {
+                        set.weight = Some(value.clone());
+                        Ok(())
+                    }
+                    _ => Err(not_supported(key, value, "a number above 0, at most 1000")),
+                },
+                "max_samples" | "num_samples" => match usize::read(value) {
+                    Ok(rows) if rows <= 1_000_000_000 && set.max_samples.is_none() => {
+                        set.max_samples = Some(value.clone());
+                        Ok(())
+                    }
+                    _ => Err(not_supported(key, value, "a count of rows, once")),
                 },
                 "type" => row_type(value).map(|implied| set.implied.extend(implied)),
                 "message_property_mappings" => property_mappings(value).map(|implied| set.implied.extend(implied)),

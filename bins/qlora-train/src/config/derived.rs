@@ -7,9 +7,11 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
-use super::enums::{Preset, Scheduler};
+use super::answers::{BestMetric, SamplePrompts};
+use super::enums::{MixStrategy, Preset, Scheduler};
 use super::intervals::Every;
 use super::lr_schedule;
+use super::mixing::OfEach;
 use super::table::{Effect, SETTINGS, SettingInfo, Settings};
 use super::types::{Reject, ValSet};
 use super::yaml::Value;
@@ -55,6 +57,7 @@ impl Settings {
             return Ok(());
         }
         self.model_path()?;
+        self.check_mixing()?;
         if purpose != Purpose::Plan && self.data.is_empty() {
             refuse!("`data` is missing: give the training rows, `data: rows.jsonl` in YAML or `--data rows.jsonl`");
         }
@@ -65,19 +68,107 @@ impl Settings {
         Ok(())
     }
 
-    /// What judges by the validation loss needs one on the way.
+    /// Takes away what is said of single entries of `data`, which are other ones now.
+    pub fn mix_nothing(&mut self) {
+        (self.data_weights, self.interleave_probs) = (OfEach::NONE, OfEach::NONE);
+        (self.data_max_samples, self.mix_strategy) = (OfEach::NONE, MixStrategy::Concat);
+    }
+
+    /// What mixes files has a number for each of them.
+    fn check_mixing(&self) -> Result<()> {
+        let given = [
+            ("data_weights", self.data_weights.0.len()),
+            ("data_max_samples", self.data_max_samples.0.len()),
+            ("interleave_probs", self.interleave_probs.0.len()),
+        ];
+        for (name, numbers) in given.into_iter().filter(|(_, numbers)| *numbers > 0) {
+            if numbers != self.data.len() {
+                refuse!(
+                    "`{name}`: found {numbers} numbers for {} entries of `data`, expected one for each",
+                    self.data.len()
+                );
+            }
+        }
+        let interleaves = self.mix_strategy != MixStrategy::Concat;
+        if interleaves && (self.interleave_probs.0.is_empty() || !self.data_weights.0.is_empty() || !self.shuffle) {
+            refuse!(
+                "`mix_strategy`: found {}, which goes by `interleave_probs` alone, in an order that is drawn: give them, and \
+                 neither `data_weights` nor `shuffle: false`",
+                self.mix_strategy.name()
+            );
+        }
+        if !interleaves && !self.interleave_probs.0.is_empty() {
+            refuse!(
+                "`interleave_probs` needs `mix_strategy: interleave_under` or `interleave_over`; `data_weights` says how often \
+                 the rows of a file are trained on"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether there are rows that validation works on.
+    fn has_validation(&self) -> bool {
+        self.val_set_size != ValSet::Off || !self.val_data.is_empty()
+    }
+
+    /// Whether something is answered while the run trains.
+    fn answers(&self) -> bool {
+        self.sample_prompts != SamplePrompts::None || self.eval_answers > 0
+    }
+
+    /// Whether an evaluation has a say in the run.
+    fn is_judged(&self) -> bool {
+        self.early_stopping_patience.0.is_some() || self.load_best_model_at_end
+    }
+
+    /// What judges by a figure of evaluations needs them on the way, and what they are made of.
     fn check_evaluation(&self) -> Result<()> {
+        let metric = self.metric_for_best_model;
         let wanted = [
             ("early_stopping_patience", self.early_stopping_patience.0.is_some()),
             ("load_best_model_at_end", self.load_best_model_at_end),
+            ("metric_for_best_model", metric != BestMetric::Loss),
         ];
-        for name in wanted.iter().filter(|(_, given)| *given).map(|(name, _)| name) {
-            if self.eval_steps == Every::Never {
-                refuse!("`{name}` needs evaluations on the way: give `eval_steps` as well");
-            }
+        let wanted: Vec<&str> = wanted.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        if let (Some(name), Every::Never) = (wanted.first(), self.eval_steps) {
+            refuse!("`{name}` needs evaluations on the way: give `eval_steps` as well");
         }
-        if self.eval_steps != Every::Never && self.val_set_size == ValSet::Off && self.val_data.is_empty() {
-            refuse!("`eval_steps` needs rows to evaluate on: give `val_data` or `val_set_size` as well");
+        if self.eval_answers > 0 && !self.has_validation() {
+            refuse!("`eval_answers` needs rows to ask: give `val_data` or `val_set_size` as well");
+        }
+        if self.eval_steps != Every::Never && !self.has_validation() && !self.answers() {
+            refuse!(
+                "`eval_steps` needs rows to evaluate on: give `val_data` or `val_set_size` as well, or `sample_prompts` \
+                 to answer"
+            );
+        }
+        if let (Some(name), false, false) = (wanted.first(), self.has_validation(), metric.is_of_answers()) {
+            refuse!(
+                "`{name}` goes by the validation loss, which needs rows: give `val_data` or `val_set_size` as well, or a \
+                 `metric_for_best_model` of answers"
+            );
+        }
+        if metric.is_of_answers() && !self.answers() {
+            refuse!(
+                "`metric_for_best_model`: found {}, which needs answers: give `eval_answers`, or `sample_prompts` with \
+                 references, as well",
+                metric.name()
+            );
+        }
+        if metric == BestMetric::Match && self.answer_match.is_none() {
+            refuse!("`metric_for_best_model`: found {}, which needs `answer_match` as well", metric.name());
+        }
+        if self.answer_match.is_some() && !self.answers() {
+            refuse!("`answer_match` needs answers: give `eval_answers` or `sample_prompts` as well");
+        }
+        if self.greater_is_better.is_some_and(|given| given != metric.rises()) {
+            refuse!(
+                "`greater_is_better`: found {}, expected {} or nothing: of {} {} is better",
+                !metric.rises(),
+                metric.rises(),
+                metric.name(),
+                if metric.rises() { "more" } else { "less" }
+            );
         }
         Ok(())
     }
@@ -144,14 +235,16 @@ impl Settings {
         serde_saphyr::to_string(&self.to_json()).context(|| "the settings cannot be written as YAML".into())
     }
 
-    /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run.
+    /// Every setting that can change results, by name. `eval_steps` is one where an evaluation has a say in the run,
+    /// and what is answered where answers have.
     pub fn result_settings(&self) -> Map<String, Json> {
-        let judged = self.early_stopping_patience.0.is_some() || self.load_best_model_at_end;
-        let default = Settings::default();
+        const OF_ANSWERS: [&str; 4] = ["sample_prompts", "eval_answers", "eval_max_new_tokens", "answer_match"];
+        let (judged, default) = (self.is_judged(), Settings::default());
+        let by_answers = judged && self.metric_for_best_model.is_of_answers();
         let counts = |info: &&SettingInfo| match info.effect {
             Effect::Results => true,
             Effect::ResultsIfSet => (info.get)(self) != (info.get)(&default),
-            Effect::RunOnly => judged && info.name == "eval_steps",
+            Effect::RunOnly => (judged && info.name == "eval_steps") || (by_answers && OF_ANSWERS.contains(&info.name)),
         };
         SETTINGS.iter().filter(counts).map(|info| (info.name.to_owned(), (info.get)(self))).collect()
     }

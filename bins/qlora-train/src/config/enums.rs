@@ -89,6 +89,16 @@ choices! {
     /// What happens to a row that cannot be trained on.
     BadRow { Error: "error" | "raise", Skip: "skip" } not yet {}
 
+    /// How rows of several files make up an epoch.
+    MixStrategy {
+        /// All rows of all files, each as often as its weight says
+        Concat: "concat",
+        /// In given shares, until the first file has no rows left
+        InterleaveUnder: "interleave_under",
+        /// In given shares, until every row was there
+        InterleaveOver: "interleave_over"
+    } not yet {}
+
     /// How a prompt and its completion become text.
     PromptCompletion {
         /// Like `chat` where the model has a chat template, else like `text`; `generate` asks in that form

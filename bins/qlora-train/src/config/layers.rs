@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::answers::SamplePrompts;
 use super::compat::{Heard, Implied, Known, LORA_SCALE, Treatment, is_section, lookup, nearest, normal};
-use super::datasets::{OWN_TEMPLATE, data_faults, data_implies};
+use super::datasets::{OF_EACH, OWN_TEMPLATE, data_faults, data_implies};
 use super::enums::{Preset, Quantization, Scheduler};
 use super::intervals::{Every, Resume};
 use super::table::{SETTINGS, SettingInfo, Settings};
@@ -108,6 +109,10 @@ impl Layer {
                 }
                 if info.name == "data" || info.name == "val_data" {
                     for implied in data_implies(value).map_err(|r| rejected(place, value, info.values, r))? {
+                        if info.name == "val_data" && OF_EACH.contains(&implied.setting) {
+                            let what = "weights and counts are of rows that are trained on: leave them out of val_data";
+                            return Err(format!("{place}: {what}"));
+                        }
                         self.imply(implied, place, *line)?;
                     }
                 }
@@ -490,6 +495,10 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
             file.given.remove(other);
         }
     }
+    // Numbers of single entries go with the entries.
+    for name in OF_EACH.iter().filter(|_| flags.given.contains_key("data")) {
+        file.given.remove(name);
+    }
     let mut all = file.weak;
     all.extend(file.given);
     // Nothing weak silences something said outright.
@@ -531,7 +540,8 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
     // evals_per_epoch and steps_per_eval stand in files that have no rows to validate on.
     let asked =
         all.get("eval_steps").is_some_and(|given| ["evals", "steps_per"].iter().any(|w| given.place.contains(w)));
-    if asked && settings.val_set_size == ValSet::Off && settings.val_data.is_empty() {
+    let prompts = settings.sample_prompts != SamplePrompts::None;
+    if asked && settings.val_set_size == ValSet::Off && settings.val_data.is_empty() && !prompts {
         settings.eval_steps = Every::Never;
     }
     faults.extend(one_warmup(&mut settings, &all));
@@ -554,6 +564,9 @@ fn merge(document: &Document, overrides: &[(String, String)]) -> Result<(Setting
         *path = expand_home(path);
     }
     if let Resume::From(path) = &mut settings.resume_from_checkpoint {
+        *path = expand_home(path);
+    }
+    if let SamplePrompts::File(path) = &mut settings.sample_prompts {
         *path = expand_home(path);
     }
     if !faults.is_empty() {

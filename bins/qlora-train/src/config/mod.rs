@@ -40,6 +40,7 @@
 //! accumulation 1: with packing a step already holds `max_length` tokens. `logging_steps` 1. `save_total_limit` 2: a
 //! checkpoint of a large model takes gigabytes, and only the newest and the best are of use.
 
+mod answers;
 mod args;
 mod compat;
 mod datasets;
@@ -49,6 +50,7 @@ mod intervals;
 mod layers;
 mod lints;
 pub mod lr_schedule;
+mod mixing;
 mod patterns;
 mod table;
 mod template_names;
@@ -56,15 +58,17 @@ mod trackers;
 mod types;
 mod yaml;
 
+pub use answers::{BestMetric, SamplePrompt, SamplePrompts};
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
-    TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler,
+    TargetModules, TokenTile, TooLong, WeightResidency,
 };
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;
+pub use mixing::OfEach;
 pub use patterns::{LayerNumbers, Pattern};
 pub use table::{Effect, SETTINGS, SettingInfo, Settings};
 pub use template_names::FALLBACK as FALLBACK_TEMPLATE;

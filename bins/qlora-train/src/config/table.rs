@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use serde_json::Value as Json;
 
+use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, Optim, Preset, PromptCompletion, Quantization, Scheduler, TargetModules,
-    TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler,
+    TargetModules, TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
+use super::mixing::OfEach;
 use super::patterns::{LayerNumbers, ModuleNames, Pattern};
 use super::trackers::ReportTo;
 use super::types::{Bytes, Limit, Reject, SettingValue, ValSet, is_auto};
@@ -119,6 +121,17 @@ settings! {
     "Rows taken of each data file at most, the first of them."
     max_samples: Limit = Limit(None), "none", "a count of rows; 0 or -1 for all", ResultsIfSet, ["data.max_samples"],
         |v| v.0.is_none_or(|v| v <= 1_000_000_000);
+    "Rows taken of each entry of `data` at most, the first of each of its files; 0: all. In YAML also `max_samples` beside the `path` of an entry."
+    data_max_samples: OfEach<usize> = OfEach::NONE, "none", "a count of rows for each entry of `data`", ResultsIfSet, [],
+        |v| v.0.iter().all(|v| *v <= 1_000_000_000);
+    "How often the rows of each entry of `data` are trained on in an epoch: 2 is twice, 0.5 half of them, drawn by `seed`, the same in every epoch. In YAML also `weight` beside the `path` of an entry."
+    data_weights: OfEach<f64> = OfEach::NONE, "1 for each", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet,
+        ["dataset_weights", "mixing_weights"], |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
+    "How rows of several files make up an epoch: `concat` has all of them; `interleave_under` and `interleave_over` have the shares of `interleave_probs`, until the first file is used up, or until all are."
+    mix_strategy: MixStrategy = MixStrategy::Concat, "concat", "concat, interleave_under or interleave_over", ResultsIfSet, [];
+    "Shares of an epoch's rows that are of each entry of `data`; they are divided by their sum."
+    interleave_probs: OfEach<f64> = OfEach::NONE, "none", "a number above 0, at most 1000, for each entry of `data`", ResultsIfSet, [],
+        |v| v.0.iter().all(|v| *v > 0.0 && *v <= 1000.0);
     "Column of the prompts, where it is not `prompt`, `instruction` or another known name."
     prompt_column: Option<String> = None, "none", "the name of a column", ResultsIfSet,
         ["prompt_feature", "data.prompt_column"];
@@ -282,15 +295,29 @@ settings! {
     "Where the run goes on: at the newest checkpoint of `output_dir` (`true`; at the beginning if there is none) or at the one given."
     resume_from_checkpoint: Resume = Resume::No, "false", "true, false, latest, auto (the same as latest) or the path of a checkpoint", RunOnly,
         ["auto_resume_from_checkpoints"];
-    "Optimizer steps between two evaluations of the validation rows, beside the one at the end."
+    "Optimizer steps between two evaluations of the validation rows, and answers to `sample_prompts`, beside those at the end."
     eval_steps: Every = Every::Never, "0", "a count of steps, a share below 1, epoch, `N per epoch`, or 0 for never", RunOnly, [],
         |v| !matches!(v, Every::Steps(n) if *n > 1_000_000_000);
     "Whether the validation rows are evaluated before the first step too, which says what the run improved."
     eval_on_start: bool = false, "false", "true or false", RunOnly, [];
-    "Evaluations without a lower validation loss after which the run ends."
+    "Prompts that are answered before the first step, at each evaluation and at the end, greedily: a file of them, one a line, or rows, whose last answers are shown beside; in YAML also a list of prompts. Answering changes no value of the run."
+    sample_prompts: SamplePrompts = SamplePrompts::None, "none", "the path of a file, or a list of prompts", RunOnly,
+        ["eval_prompts", "sample_prompts_file"];
+    "Validation rows that are answered at each evaluation too, the first of them: their answers are compared with those of the rows."
+    eval_answers: usize = 0, "0", "a count of rows", RunOnly, ["eval_table_size", "num_eval_samples"], |v| *v <= 1_000_000_000;
+    "Tokens of such an answer at most."
+    eval_max_new_tokens: usize = 128, "128", "an integer from 1 to 1048576", RunOnly, ["sample_max_new_tokens"],
+        |v| (1..=1 << 20).contains(v);
+    "Regular expression whose last match in an answer (its first group, if it has one) has to be that in the reference, such as `#### (-?[0-9.,]+)`."
+    answer_match: Option<String> = None, "none", "a regular expression", RunOnly, ["eval_answer_match"], is_pattern;
+    "Figure of the evaluations by which the best checkpoint and an early end are told: the validation loss, or one of answers to rows that have references."
+    metric_for_best_model: BestMetric = BestMetric::Loss, "eval_loss", "eval_loss, exact_match, contains, match or rouge_l", ResultsIfSet, [];
+    "Whether more of that figure is better, which follows from it; another value is refused."
+    greater_is_better: Option<bool> = None, "as the figure is", "auto, true or false", RunOnly, [];
+    "Evaluations without a better figure (`metric_for_best_model`) after which the run ends."
     early_stopping_patience: Limit = Limit(None), "none", "a count of evaluations; 0 for no end before the last step",
         Results, ["early_stopping_steps"], |v| v.0.is_none_or(|v| v <= 1_000_000_000);
-    "Whether the adapter written at the end is the one with the lowest validation loss."
+    "Whether the adapter written at the end is the one with the best figure (`metric_for_best_model`)."
     load_best_model_at_end: bool = false, "false", "true or false", Results, [];
     "Whether activations are recomputed in the backward pass, and with `offload` what they are recomputed from waits in host memory; never changes a value."
     gradient_checkpointing: Checkpointing = Checkpointing::Auto, "auto", "auto, true, false or offload", RunOnly, ["grad_checkpoint", "activation_checkpointing"];

@@ -246,7 +246,7 @@ impl<'a> Loader<'a> {
         let file = self.report.files.len();
         self.report.files.push(FileReport::new(path));
         let options = self.options;
-        let most = options.max_samples.unwrap_or(usize::MAX);
+        let most = options.most_of(file);
         let hash = read_rows(path, &options.columns, &mut |unit, line, row| {
             if self.report.files[file].rows >= most {
                 return Ok(());

@@ -26,6 +26,7 @@ mod json_stream;
 mod keys;
 mod labeled;
 mod messages;
+mod mix;
 mod notes;
 mod options;
 mod pack;
@@ -53,6 +54,7 @@ pub use dataset::{Dataset, OpenTokenizer, Row, describe, identities, load, load_
 pub use files::DataFiles;
 pub use histogram::Histogram;
 pub use messages::{Conversation, Message};
+pub use mix::{Mix, MixOptions};
 pub use notes::{KeyOf, Note, Notes};
 pub use options::{DataOptions, RowIdentity};
 pub use pack::{pack, pack_in_order};

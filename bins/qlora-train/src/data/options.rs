@@ -25,6 +25,8 @@ pub struct DataOptions {
     pub columns: Columns,
     /// Rows taken of each file at most, the first of them.
     pub max_samples: Option<usize>,
+    /// In its place for each of the files, 0 for all; empty: none has a number of its own.
+    pub max_samples_of_each: Vec<usize>,
     /// Whether rows that were there before are left out.
     pub deduplicate: bool,
     /// Rows that count as having been there, for `deduplicate`.
@@ -33,6 +35,16 @@ pub struct DataOptions {
     pub prompt_completion: PromptCompletion,
     /// Bytes that the rows may take.
     pub memory: u64,
+}
+
+impl DataOptions {
+    /// Rows taken of a file at most.
+    pub(super) fn most_of(&self, file: usize) -> usize {
+        match self.max_samples_of_each.get(file) {
+            None | Some(0) => self.max_samples.unwrap_or(usize::MAX),
+            Some(&most) => most,
+        }
+    }
 }
 
 /// Without a model: no token id is valid.
@@ -46,6 +58,7 @@ impl Default for DataOptions {
             on_bad_row: BadRow::Error,
             columns: Columns::default(),
             max_samples: None,
+            max_samples_of_each: Vec::new(),
             deduplicate: false,
             known_rows: Arc::default(),
             prompt_completion: PromptCompletion::Auto,

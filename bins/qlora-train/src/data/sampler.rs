@@ -6,6 +6,7 @@ use std::fmt;
 
 use qlora_kernels::rng::Stream;
 
+use super::mix::Mix;
 use super::pack::{pack, pack_in_order};
 use crate::error::Result;
 use crate::refuse;
@@ -42,13 +43,15 @@ pub struct ScheduleOptions {
 }
 
 impl ScheduleOptions {
-    fn order(&self, rows: usize, epoch: u64) -> Vec<usize> {
-        if self.shuffle { order(rows, epoch, self.seed) } else { (0..rows).collect() }
+    /// The rows of an epoch in their order.
+    fn order(&self, mix: &Mix, epoch: u64) -> Vec<usize> {
+        let order = if self.shuffle { order(mix.len(), epoch, self.seed) } else { (0..mix.len()).collect() };
+        order.into_iter().map(|at| mix.row(at)).collect()
     }
 
     /// The packs of an epoch. Errors: a row longer than a pack.
-    pub fn packs(&self, lengths: &[usize], epoch: u64) -> Result<Vec<Vec<usize>>> {
-        let order = self.order(lengths.len(), epoch);
+    pub fn packs(&self, lengths: &[usize], mix: &Mix, epoch: u64) -> Result<Vec<Vec<usize>>> {
+        let order = self.order(mix, epoch);
         let pack = if self.shuffle { pack } else { pack_in_order };
         pack(lengths, &order, self.max_length)
     }
@@ -58,6 +61,8 @@ impl ScheduleOptions {
 #[derive(Clone, Debug)]
 pub struct Schedule {
     lengths: Vec<usize>,
+    /// The rows of an epoch
+    mix: Mix,
     options: ScheduleOptions,
     steps_per_epoch: u64,
     total_steps: u64,
@@ -114,13 +119,20 @@ impl fmt::Display for Packing {
 }
 
 impl Schedule {
-    /// `lengths` are the tokens of the training rows. Errors: no rows, a setting that gives no step.
+    /// `lengths` are the tokens of the training rows, each of which an epoch has once. Errors: no rows, a setting that
+    /// gives no step.
     pub fn new(lengths: Vec<usize>, options: ScheduleOptions) -> Result<Self> {
-        if lengths.is_empty() {
+        let mix = Mix::all(lengths.len());
+        Self::mixed(lengths, mix, options)
+    }
+
+    /// Like [`new`](Self::new), with epochs of the rows of `mix`.
+    pub fn mixed(lengths: Vec<usize>, mix: Mix, options: ScheduleOptions) -> Result<Self> {
+        if mix.is_empty() {
             refuse!("there is no row to train on");
         }
-        if u32::try_from(lengths.len()).is_err() {
-            refuse!("{} rows; at most {} are supported", lengths.len(), u32::MAX);
+        if u32::try_from(mix.len()).is_err() {
+            refuse!("{} rows in an epoch; at most {} are supported", mix.len(), u32::MAX);
         }
         if options.per_device_train_batch_size == 0 {
             refuse!("per_device_train_batch_size is 0; expected at least 1");
@@ -129,7 +141,8 @@ impl Schedule {
             refuse!("gradient_accumulation_steps is 0; expected at least 1");
         }
         let longest = if options.packing { options.max_length } else { lengths.iter().copied().max().unwrap_or(0) };
-        let bound = options.per_device_train_batch_size.saturating_mul(longest).min(lengths.iter().sum());
+        let all = mix.rows().map(|row| lengths[row]).sum();
+        let bound = options.per_device_train_batch_size.saturating_mul(longest).min(all);
         if u32::try_from(bound).is_err() {
             refuse!("a micro-batch could hold {bound} tokens; lower per_device_train_batch_size or max_length");
         }
@@ -140,7 +153,7 @@ impl Schedule {
         if options.max_steps == Some(0) {
             refuse!("max_steps is 0; expected at least 1");
         }
-        let schedule = Self { lengths, options, steps_per_epoch: 0, total_steps: 0, rank: 0, world_size: 1 };
+        let schedule = Self { lengths, mix, options, steps_per_epoch: 0, total_steps: 0, rank: 0, world_size: 1 };
         schedule.counted()
     }
 
@@ -201,9 +214,9 @@ impl Schedule {
     /// How full the packs of the first epoch are. None without packing.
     pub fn packing(&self) -> Option<Packing> {
         let options = &self.options;
-        let packs = options.packing.then(|| options.packs(&self.lengths, 0).ok())??.len();
-        let tokens = self.lengths.iter().sum();
-        Some(Packing { rows: self.lengths.len(), packs, tokens, max_length: options.max_length })
+        let packs = options.packing.then(|| options.packs(&self.lengths, &self.mix, 0).ok())??.len();
+        let tokens = self.tokens_of_epoch();
+        Some(Packing { rows: self.mix.len(), packs, tokens, max_length: options.max_length })
     }
 
     /// Tokens of the largest micro-batch of the whole run; of a run too long to walk through, the most that one can
@@ -225,11 +238,20 @@ impl Schedule {
     fn most_tokens(&self) -> usize {
         let batch = self.options.per_device_train_batch_size;
         if self.options.packing {
-            return batch.saturating_mul(self.options.max_length).min(self.lengths.iter().sum());
+            return batch.saturating_mul(self.options.max_length).min(self.tokens_of_epoch());
         }
-        let mut lengths = self.lengths.clone();
+        let mut lengths: Vec<usize> = self.mix.rows().map(|row| self.lengths[row]).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.iter().take(batch).sum()
+    }
+
+    fn tokens_of_epoch(&self) -> usize {
+        self.mix.rows().map(|row| self.lengths[row]).sum()
+    }
+
+    /// The rows of an epoch.
+    pub fn mix(&self) -> &Mix {
+        &self.mix
     }
 
     pub fn tokens(&self, rows: &[usize]) -> usize {
@@ -241,9 +263,9 @@ impl Schedule {
         let options = &self.options;
         let batch = options.per_device_train_batch_size;
         Ok(if options.packing {
-            options.packs(&self.lengths, epoch)?.chunks(batch).map(<[_]>::concat).collect()
+            options.packs(&self.lengths, &self.mix, epoch)?.chunks(batch).map(<[_]>::concat).collect()
         } else {
-            options.order(self.lengths.len(), epoch).chunks(batch).map(<[usize]>::to_vec).collect()
+            options.order(&self.mix, epoch).chunks(batch).map(<[usize]>::to_vec).collect()
         })
     }
 }

@@ -3,6 +3,8 @@
 pub mod answers;
 pub mod evaluate;
 mod model;
+pub mod prompt;
+pub mod questions;
 pub mod stop;
 
 pub use model::{InferenceJob, InferenceModel};

@@ -6,7 +6,7 @@ use crate::base::{Checkpoint, Rewrite};
 use crate::config::Settings;
 use crate::error::{Context, Result};
 use crate::lora::LoraSpec;
-use crate::model::{Llama, ModelSpec};
+use crate::model::{Llama, ModelSpec, Prompts};
 use crate::report::{Bars, status, warning};
 use crate::session::model_spec::{check_quantization, of_settings, quantization, recipe};
 use crate::session::plan::{self, MemoryPlan, PlannedJob, StoredAs};
@@ -100,6 +100,7 @@ impl<B: Backend> InferenceModel<B> {
                 token_tile: None,
                 tokens,
                 positions,
+                prompts: Prompts::default(),
                 seed: settings.seed,
             };
             specs.push(spec);

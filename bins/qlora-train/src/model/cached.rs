@@ -26,8 +26,13 @@ pub(super) struct View<'a> {
 impl<B: Backend> Llama<B> {
     /// An empty cache with as many rows as the longest batch has tokens.
     pub fn cache(&self, b: &mut B) -> Result<KvCache<B>> {
+        self.cache_of(b, b.capacity())
+    }
+
+    /// An empty cache of so many rows.
+    pub fn cache_of(&self, b: &mut B, rows: usize) -> Result<KvCache<B>> {
         let width = 2 * self.attention.kv_heads * self.attention.head_dim;
-        let layers = self.layers.iter().map(|_| b.alloc("KV cache", width)).collect::<Result<_>>()?;
+        let layers = self.layers.iter().map(|_| b.alloc_tile("KV cache", rows, width)).collect::<Result<_>>()?;
         Ok(KvCache { layers })
     }
 

@@ -2,6 +2,7 @@
 //! computed; keys and values of the earlier ones are kept.
 
 use super::Llama;
+use super::cached::KvCache;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
 use qlora_kernels::rng::Stream;
@@ -41,6 +42,20 @@ pub fn generate<B: Backend>(
     token: &mut dyn FnMut(usize, u32) -> Result<bool>,
 ) -> Result<Vec<Vec<u32>>> {
     let mut cache = model.cache(backend)?;
+    generate_in(backend, model, &mut cache, prompts, max_new_tokens, stop, sampling, token)
+}
+
+/// Like [`generate`], with a cache that has a row for each token of the prompts and of their answers.
+pub fn generate_in<B: Backend>(
+    backend: &mut B,
+    model: &Llama<B>,
+    cache: &mut KvCache<B>,
+    prompts: &[Vec<u32>],
+    max_new_tokens: usize,
+    stop: &[u32],
+    sampling: &Sampling,
+    token: &mut dyn FnMut(usize, u32) -> Result<bool>,
+) -> Result<Vec<Vec<u32>>> {
     let mut starts = Vec::with_capacity(prompts.len());
     let mut next_start = 0;
     for prompt in prompts {
@@ -75,7 +90,7 @@ pub fn generate<B: Backend>(
             targets: &targets,
             weights: None,
         };
-        let logits = model.logits_cached(backend, &batch, &mut cache, &row_starts, &last)?;
+        let logits = model.logits_cached(backend, &batch, cache, &row_starts, &last)?;
         let mut still_open = Vec::new();
         for (&row, logits) in open.iter().zip(&logits) {
             let id = choose(logits, &rows[row], sampling, &mut streams[row])?;

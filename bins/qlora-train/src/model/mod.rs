@@ -5,12 +5,14 @@ mod activations;
 mod cached;
 pub mod generate;
 pub mod optimizer_step;
+mod prompts;
 mod step;
 mod tiles;
 mod whole;
 
 pub use activations::{ActivationCounts, Activations};
 pub use cached::KvCache;
+pub use prompts::Prompts;
 
 use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
 use crate::backend::run_shape::RunShape;
@@ -45,10 +47,18 @@ pub struct ModelSpec {
     pub tokens: usize,
     /// Tokens of the longest row.
     pub positions: usize,
+    /// What is answered between the steps of training; batches and rows have room for it, see [`Self::with_prompts`].
+    pub prompts: Prompts,
     pub seed: u64,
 }
 
 impl ModelSpec {
+    /// With room in batches and rows for the prompts of a run, and their answers.
+    pub fn with_prompts(self, prompts: Prompts) -> Self {
+        let longest = prompts.longest();
+        Self { tokens: self.tokens.max(longest), positions: self.positions.max(longest), prompts, ..self }
+    }
+
     pub fn run_shape(&self) -> RunShape {
         let c = &self.arch;
         let mut groups: Vec<_> = (0..c.num_layers)

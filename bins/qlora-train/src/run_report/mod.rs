@@ -1,6 +1,7 @@
 //! The report of a run: one page that stands alone, without scripts, made from `run.json`, `metrics.jsonl` and
 //! `report.json`, while the run works and afterwards.
 
+mod answers;
 mod compare;
 mod page;
 mod records;
@@ -13,7 +14,7 @@ pub mod tensorboard;
 mod verdict;
 
 pub use compare::MOST_RUNS;
-pub use records::{DataDetails, Details, LogEntry, MemoryDetails, ModuleChange, RunSummary, Warning};
+pub use records::{DataDetails, Details, LogEntry, MemoryDetails, ModuleChange, RunSummary, Sample, Warning};
 pub use run_data::{DETAILS_FILE, RunData};
 
 pub const REPORT_FILE: &str = "report.html";

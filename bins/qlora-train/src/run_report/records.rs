@@ -18,6 +18,17 @@ pub struct LogEntry {
     /// Validation loss of each task, where there are several
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_task_losses: Option<BTreeMap<String, f64>>,
+    /// Shares of answers that have references, from 0 to 1
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_exact_match: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_contains: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_match: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_rouge_l: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub samples: Option<Vec<Sample>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grad_norm: Option<f64>,
     /// Norm of the gradients of all A, and of all B, at some of the steps
@@ -47,6 +58,15 @@ impl LogEntry {
     pub fn new(step: u64, epoch: f64) -> Self {
         Self { step, epoch, ..Self::default() }
     }
+}
+
+/// A prompt and what the model answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub prompt: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reference: Option<String>,
+    pub answer: String,
 }
 
 /// Result of a finished run, kept in `run.json`.

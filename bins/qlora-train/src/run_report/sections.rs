@@ -1,9 +1,10 @@
 //! Sections of the page of a run.
 
+use super::answers::answers;
 use super::page::{Section, bars, chart, clean, code, details, table, text};
 use super::records::{LogEntry, ModuleChange};
 use super::run_data::RunData;
-use super::svg::{Chart, Series, short, smoothed};
+use super::svg::{Chart, series, short, smoothed};
 use crate::files::units::format_bytes;
 use crate::report::{count, thousands};
 use minijinja::{Value, context};
@@ -19,6 +20,7 @@ pub fn all(run: &RunData) -> Vec<Section> {
     vec![
         section("losses", "Learning", losses(run)),
         section("tasks", "Files and tasks", parts(run)),
+        section("answers", "Answers", answers(run)),
         section("data", "Data", data(run)),
         section("modules", "What the adapter changed", modules(&run.details.modules)),
         section("memory", "Memory", memory(run)),
@@ -26,10 +28,6 @@ pub fn all(run: &RunData) -> Vec<Section> {
         section("next", "What to do next", next(run)),
         section("repeat", "To repeat it", repeat(run)),
     ]
-}
-
-fn series(name: &str, class: &str, points: Vec<(f64, f64)>, dots: bool) -> Series {
-    Series { name: name.to_owned(), class: class.to_owned(), points, dots }
 }
 
 fn losses(run: &RunData) -> Vec<Option<Value>> {
@@ -349,7 +347,9 @@ fn repeat(run: &RunData) -> Vec<Option<Value>> {
 fn metrics(history: &[LogEntry]) -> String {
     // A page stays one that a browser opens.
     const MOST: usize = 2000;
-    let line = |entry: &LogEntry| serde_json::to_string(entry).unwrap_or_default();
+    // Answers have a section of their own.
+    let line =
+        |entry: &LogEntry| serde_json::to_string(&LogEntry { samples: None, ..entry.clone() }).unwrap_or_default();
     let kept: BTreeSet<usize> = match history.len() {
         len if len <= MOST => (0..len).collect(),
         len => (0..MOST).map(|at| at * len / MOST).chain([len - 1]).collect(),

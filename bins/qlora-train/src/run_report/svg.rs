@@ -13,6 +13,10 @@ pub struct Series {
     pub dots: bool,
 }
 
+pub fn series(name: &str, class: &str, points: Vec<(f64, f64)>, dots: bool) -> Series {
+    Series { name: name.to_owned(), class: class.to_owned(), points, dots }
+}
+
 pub struct Chart<'a> {
     pub title: &'a str,
     pub x: &'a str,

@@ -77,6 +77,10 @@ fn scalars(entry: &LogEntry) -> Vec<(String, f64)> {
         ("train/tokens_per_second", entry.tokens_per_second),
         ("train/epoch", entry.loss.map(|_| entry.epoch)),
         ("eval/loss", entry.eval_loss),
+        ("eval/exact_match", entry.eval_exact_match),
+        ("eval/contains", entry.eval_contains),
+        ("eval/match", entry.eval_match),
+        ("eval/rouge_l", entry.eval_rouge_l),
     ];
     let mut scalars: Vec<(String, f64)> =
         train.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value?))).collect();

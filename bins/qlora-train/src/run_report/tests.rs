@@ -280,3 +280,37 @@ fn records_are_read_and_what_is_none_is_refused() {
     write("report.json", "{}");
     assert_eq!(RunData::read(dir.path()).unwrap().details.as_ref(), &Details::default());
 }
+
+#[test]
+fn answers_are_side_by_side_with_their_references() {
+    let sample = |prompt: &str, reference: Option<&str>, answer: &str| Sample {
+        prompt: prompt.into(),
+        reference: reference.map(str::to_owned),
+        answer: answer.into(),
+    };
+    let answered = |step: u64, exact: f64, answer: &str| LogEntry {
+        eval_exact_match: Some(exact),
+        eval_rouge_l: Some(exact / 2.0),
+        samples: Some(vec![sample("how <much>?", Some("#### 72"), answer), sample("who?", None, HOSTILE)]),
+        ..LogEntry::new(step, 0.1)
+    };
+    let mut run = run("out");
+    let mut history = run.history.to_vec();
+    history.extend([answered(0, 0.0, "before"), answered(50, 0.75, "best"), answered(100, 0.5, "after")]);
+    run.history = history.into();
+    run.run["settings"]["metric_for_best_model"] = "eval_exact_match".into();
+    run.run["settings"]["load_best_model_at_end"] = true.into();
+    let page = html(&[run.clone()]);
+    for part in [
+        "<th scope=\"col\">at step 0</th><th scope=\"col\">at step 100</th>",
+        "how &lt;much&gt;?</th><td>#### 72</td><td>before</td><td>after</td>",
+        "The best exact match is 0.7500, that of step 50, which is kept.",
+        "aria-label=\"Answers: ",
+    ] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    assert!(!page.contains("<script") && !page.contains("that of step 100, which is kept"), "{page}");
+    // An answer that is there once has nothing before it.
+    run.history = vec![answered(7, 1.0, "only")].into();
+    assert!(html(&[run]).contains("<td>#### 72</td><td>–</td><td>only</td>"));
+}

@@ -1,5 +1,6 @@
 //! Verdict on a run, in a sentence or two.
 
+use super::answers::best_by_answers;
 use super::run_data::RunData;
 use crate::report::{count, duration};
 use std::cmp::Ordering;
@@ -36,8 +37,14 @@ pub fn verdict(run: &RunData) -> String {
         (None, 0) => format!("Not finished: {} so far.", count(steps, "step")),
         (None, total) => format!("Not finished: step {steps} of {total}."),
     };
-    let is_best =
+    let takes_best =
         run.run.pointer("/settings/load_best_model_at_end").and_then(serde_json::Value::as_bool) == Some(true);
+    let by_answers = best_by_answers(run);
+    let is_best = takes_best && by_answers.is_none();
+    let answers = by_answers.map_or(String::new(), |(name, step, value)| {
+        let kept = if takes_best { ", which is kept" } else { "" };
+        format!("The best {name} is {value:.4}, that of step {step}{kept}. ")
+    });
     let losses = match (validation(run), training(run)) {
         (Some([first, lowest, last]), _) if first.0 < last.0 => {
             let kept = if is_best { lowest } else { last };
@@ -65,5 +72,5 @@ pub fn verdict(run: &RunData) -> String {
         ),
         (None, None) => String::new(),
     };
-    format!("{}{state}", losses.replace(",.", "."))
+    format!("{}{answers}{state}", losses.replace(",.", "."))
 }

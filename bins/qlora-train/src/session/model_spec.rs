@@ -7,7 +7,7 @@ use crate::base::Checkpoint;
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
 use crate::lora::LoraSpec;
-use crate::model::ModelSpec;
+use crate::model::{ModelSpec, Prompts};
 use crate::refuse;
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
@@ -158,6 +158,7 @@ pub fn model_spec_of(
         token_tile: None,
         tokens,
         positions,
+        prompts: Prompts::default(),
         seed: settings.seed,
     })
 }

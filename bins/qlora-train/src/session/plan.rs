@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType};
 use crate::files::units::format_bytes;
 use crate::lora::{LoraSpec, ParamId};
-use crate::model::generate::{Sampling, generate};
+use crate::model::generate::{Sampling, generate, generate_in};
 use crate::model::optimizer_step::{Hyperparameters, optimizer_step};
 use crate::model::{Llama, ModelSpec, Source};
 use crate::refuse;
@@ -74,7 +74,7 @@ impl MemoryPlan {
 /// Job that is planned: what a run does with its model.
 #[derive(Clone, Copy, Debug)]
 pub enum PlannedJob<'a> {
-    /// Optimizer steps, with evaluations between them.
+    /// Optimizer steps, with evaluations and the spec's answers between them.
     Train,
     /// Evaluation under each of these adapters, one after the other.
     Loss(&'a [LoraSpec]),
@@ -135,6 +135,8 @@ pub fn plan(
             spec.tokens
         );
     }
+    // A spec whose lengths were changed still has room for what is asked.
+    let spec = &spec.clone().with_prompts(spec.prompts.clone());
     let DryRun { mut buffers, on_host, flops, work, forward } = match device {
         Device::Cpu(precision) => {
             dry_run(Cpu::dry_run_with_precision(spec.run_shape(), *precision), spec, stored, job)?
@@ -208,6 +210,7 @@ fn dry_run<B: Backend>(
         }
         match job {
             PlannedJob::Train => {
+                answer(b, &model, spec)?;
                 // The second step begins with what the first has left.
                 for step in 0..2 {
                     let before = b.flops();
@@ -217,6 +220,11 @@ fn dry_run<B: Backend>(
                 }
                 model.loss(b, &batch)?;
                 forward = b.take_work();
+                if !spec.prompts.is_empty() {
+                    answer(b, &model, spec)?;
+                    // The room that answers leave is used anew.
+                    optimizer_step(b, &mut model, &Hyperparameters::NONE, 2, 1, 0.0, &[batch])?;
+                }
             }
             PlannedJob::Loss(_) => {
                 let before = b.flops();
@@ -226,8 +234,7 @@ fn dry_run<B: Backend>(
             }
             PlannedJob::Text { prompts, max_new_tokens, .. } => {
                 let prompts: Vec<Vec<u32>> = prompts.iter().map(|&len| vec![0; len]).collect();
-                // Only the first tokens take anything. None of a plan's is a stop token.
-                let new = max_new_tokens.min(3);
+                let new = max_new_tokens.min(PLANNED_TOKENS);
                 let room = prompts.iter().map(|prompt| prompt.len() + new).sum::<usize>();
                 assert!(room <= spec.tokens, "the batches have room for prompts and answers");
                 generate(b, &model, &prompts, new, &[], &Sampling::GREEDY, &mut |_, _| Ok(true))?;
@@ -235,6 +242,26 @@ fn dry_run<B: Backend>(
         }
     }
     Ok(DryRun { buffers: backend.planned(), on_host: backend.planned_on_host(), flops, work, forward })
+}
+
+/// Tokens of an answer that are planned: only the first take anything. None of a plan's is a stop token.
+const PLANNED_TOKENS: usize = 3;
+
+/// Answers the prompts of a run of training, as the run does; nothing where there are none.
+fn answer<B: Backend>(b: &mut B, model: &Llama<B>, spec: &ModelSpec) -> Result<()> {
+    let planned = &spec.prompts;
+    if planned.is_empty() {
+        return Ok(());
+    }
+    b.trim();
+    for group in planned.largest_groups(spec.tokens) {
+        let mut cache = model.cache_of(b, planned.cache_rows(spec.tokens))?;
+        let prompts: Vec<Vec<u32>> = planned.lengths[group].iter().map(|&len| vec![0; len]).collect();
+        let new = planned.max_new_tokens.min(PLANNED_TOKENS);
+        generate_in(b, model, &mut cache, &prompts, new, &[], &Sampling::GREEDY, &mut |_, _| Ok(true))?;
+    }
+    b.trim();
+    Ok(())
 }
 
 /// The refusal of a run that does not fit; `advice` is what may be done about it.

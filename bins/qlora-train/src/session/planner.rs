@@ -281,6 +281,7 @@ mod tests {
             token_tile: None,
             tokens: 500,
             positions: 500,
+            prompts: Default::default(),
             seed: 0,
         }
     }

@@ -3,12 +3,14 @@
 use super::Loaded;
 use super::host::host_budget;
 use super::untrained_tokens::warn_of_untrained_tokens;
-use crate::config::{self, Settings};
+use crate::config::{self, MixStrategy, Settings};
 use crate::data::{
-    self, Columns, DataFiles, DataOptions, Dataset, DatasetReport, Row, RowKind, Schedule, ScheduleOptions,
+    self, Columns, DataFiles, DataOptions, Dataset, DatasetReport, Mix, MixOptions, Row, RowKind, Schedule,
+    ScheduleOptions,
 };
 use crate::error::Result;
 use crate::files::hash::hex;
+use crate::refuse;
 use crate::report::{count, status, status_lines, thousands};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -38,7 +40,8 @@ impl TrainingData {
     /// Reads and checks every row, and prints what became of them.
     pub fn load(settings: &Settings, loaded: &Loaded) -> Result<Self> {
         let options = data_options(settings, loaded);
-        let training = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &options)?;
+        let training_options = training_options(settings, options.clone());
+        let training = data::load_once(&settings.data, &|| loaded.open_tokenizer(), &training_options)?;
         status_lines!(training.report.lines_of_run());
         let (hashes, report) = (training.hashes.clone(), training.report.clone());
         let (validation_files, validation_hashes, rows, validation) = if settings.val_data.is_empty() {
@@ -52,6 +55,7 @@ impl TrainingData {
         };
         warn_of_untrained_tokens(loaded, rows.iter().chain(&validation))?;
         let schedule = schedule(settings, &rows)?;
+        status_lines!(schedule.mix().line(&names(&settings.data)).into_iter().collect::<Vec<_>>());
         if let Some(packing) = schedule.packing() {
             status!("{packing}");
         }
@@ -87,13 +91,36 @@ fn tokens_hash(rows: &[Row], validation: &[Row]) -> String {
     hex(hash.finalize())
 }
 
-/// Puts the files in place of the patterns and folders that the settings name. A folder's files for validation are
-/// taken where none are chosen.
+/// Names of files, for people.
+pub fn names(files: &[PathBuf]) -> Vec<String> {
+    files.iter().map(|path| path.display().to_string()).collect()
+}
+
+/// Puts the files in place of the patterns and folders that the settings name, each with the numbers of its entry. A
+/// folder's files for validation are taken where none are chosen. Refused: a share for an entry of several files.
 pub fn find_files(settings: &mut Settings) -> Result<()> {
-    let found = DataFiles::find(&settings.data)?;
-    settings.data = found.training;
+    let (mut training, mut validation, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+    for (entry, path) in settings.data.iter().enumerate() {
+        let found = DataFiles::find(std::slice::from_ref(path))?;
+        if found.training.len() != 1 && !settings.interleave_probs.0.is_empty() {
+            refuse!(
+                "`interleave_probs`: {} stands for {}, expected one: a share is of one file; name the files one by one",
+                path.display(),
+                count(found.training.len() as u64, "file")
+            );
+        }
+        entries.resize(entries.len() + found.training.len(), entry);
+        training.extend(found.training);
+        validation.extend(found.validation);
+    }
+    fn expand<T: Copy>(numbers: &mut Vec<T>, entries: &[usize]) {
+        *numbers = entries.iter().filter_map(|&entry| numbers.get(entry).copied()).collect();
+    }
+    expand(&mut settings.data_weights.0, &entries);
+    expand(&mut settings.data_max_samples.0, &entries);
+    settings.data = training;
     let chosen = !settings.val_data.is_empty() || settings.val_set_size != config::ValSet::Off;
-    settings.val_data = if chosen { DataFiles::find(&settings.val_data)?.training } else { found.validation };
+    settings.val_data = if chosen { DataFiles::find(&settings.val_data)?.training } else { validation };
     Ok(())
 }
 
@@ -125,10 +152,16 @@ pub fn data_options(settings: &Settings, loaded: &Loaded) -> DataOptions {
         eos_token_ids: loaded.checkpoint.arch().eos_token_ids.clone(),
         columns: columns(settings),
         max_samples: settings.max_samples.0,
+        max_samples_of_each: Vec::new(),
         memory: host_budget(settings.host_memory.map(|bytes| bytes.0)),
         deduplicate: settings.deduplicate,
         known_rows: Arc::default(),
     }
+}
+
+/// How the rows of `data` are read.
+pub fn training_options(settings: &Settings, options: DataOptions) -> DataOptions {
+    DataOptions { max_samples_of_each: settings.data_max_samples.0.clone(), ..options }
 }
 
 /// How the rows of `val_data` are read: a row that is trained on says little of what was learned.
@@ -151,7 +184,23 @@ pub fn split(settings: &Settings, training: Dataset) -> Result<(Vec<Row>, Vec<Ro
 }
 
 pub fn schedule(settings: &Settings, rows: &[Row]) -> Result<Schedule> {
-    Schedule::new(rows.iter().map(Row::len).collect(), schedule_options(settings))
+    Schedule::mixed(rows.iter().map(Row::len).collect(), mix(settings, rows), schedule_options(settings))
+}
+
+/// The rows of an epoch.
+pub fn mix(settings: &Settings, rows: &[Row]) -> Mix {
+    let options = match settings.mix_strategy {
+        MixStrategy::Concat if settings.data_weights.0.iter().all(|weight| *weight == 1.0) => {
+            return Mix::all(rows.len());
+        }
+        MixStrategy::Concat => MixOptions::Weights(settings.data_weights.0.clone()),
+        strategy => MixOptions::Shares {
+            of_each: settings.interleave_probs.0.clone(),
+            over: strategy == MixStrategy::InterleaveOver,
+        },
+    };
+    let files: Vec<usize> = rows.iter().map(|row| row.file).collect();
+    Mix::new(&files, &options, settings.seed)
 }
 
 pub fn schedule_options(settings: &Settings) -> ScheduleOptions {

@@ -14,6 +14,7 @@ use crate::data::ChatTokenizer;
 use crate::error::{Context, Result};
 use crate::files::hash::{file_hash, hex};
 use crate::files::json::{read_bounded, shown};
+use crate::infer::questions::Questions;
 use crate::refuse;
 use crate::session::model_spec::effective_settings;
 use crate::session::{Loaded, TrainingData};
@@ -52,6 +53,9 @@ pub struct Identity {
     /// SHA-256 (hex) of each file.
     pub data: Vec<String>,
     pub val_data: Vec<String>,
+    /// SHA-256 (hex) over what is asked, where answers have a say in the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions: Option<String>,
     /// SHA-256 (hex) over the tokens of all rows
     pub tokens: String,
 }
@@ -63,6 +67,13 @@ impl Identity {
         settings.sort();
         let rest = Self { settings: Map::new(), ..self.clone() };
         hex(Sha256::digest(settings.join("\n") + "\n" + &serde_json::to_string(&rest).expect("texts serialize")))
+    }
+
+    /// With what the run asks, where answers have a say in it.
+    pub fn judging(self, settings: &Settings, questions: &Questions) -> Self {
+        // `eval_answers` is a result setting exactly there.
+        let judged = settings.result_settings().contains_key("eval_answers");
+        Self { questions: judged.then(|| questions.hash()), ..self }
     }
 
     /// The first thing in which `earlier`, which was recorded, differs from this run; none if they are the same.
@@ -103,6 +114,10 @@ impl Identity {
             (self.data == earlier.data, "the contents of `data`"),
             (self.val_data == earlier.val_data, "the contents of `val_data`"),
             (self.init_adapter == earlier.init_adapter, "the contents of `init_adapter`"),
+            (
+                self.questions == earlier.questions,
+                "what is asked while the run trains (`sample_prompts`, `eval_answers`)",
+            ),
             (self.clock == earlier.clock, "the date that the chat template writes"),
             (
                 self.tokens == earlier.tokens,
@@ -117,7 +132,7 @@ impl Identity {
 }
 
 /// Settings that name a place; what is found there counts.
-const PLACES: [&str; 6] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter"];
+const PLACES: [&str; 7] = ["model", "revision", "data", "val_data", "chat_template", "init_adapter", "sample_prompts"];
 
 /// Every setting that changes results, less places.
 pub fn result_settings(settings: &Settings, loaded: &Loaded, arithmetic: Option<String>) -> Map<String, Value> {
@@ -156,6 +171,7 @@ pub fn run_identity(
         data: data.hashes.clone(),
         val_data: data.validation_hashes.clone(),
         init_adapter,
+        questions: None,
         tokens: data.tokens_hash.clone(),
     })
 }
@@ -215,6 +231,7 @@ mod tests {
             data: vec!["a".into()],
             val_data: Vec::new(),
             init_adapter: None,
+            questions: None,
             tokens: "t".into(),
         };
         assert_eq!(one.difference(&one.clone()), None);
@@ -233,6 +250,7 @@ mod tests {
             (Identity { tool_template: Some("t".into()), ..one.clone() }, "for conversations with tools changed"),
             (Identity { clock: Some(Timestamp::UNIX_EPOCH), ..one.clone() }, "the date that the chat template writes"),
             (Identity { init_adapter: Some("t".into()), ..one.clone() }, "the contents of `init_adapter` changed"),
+            (Identity { questions: Some("t".into()), ..one.clone() }, "what is asked while the run trains"),
             (Identity { tokens: "u".into(), ..one.clone() }, "the tokens that this version"),
             (Identity { data: vec!["b".into()], ..one.clone() }, "the contents of `data` changed"),
             (Identity { val_data: vec!["b".into()], ..one.clone() }, "the contents of `val_data` changed"),

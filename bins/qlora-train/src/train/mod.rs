@@ -1,5 +1,6 @@
 //! A training run: its steps, snapshots, output directory and record.
 
+mod answering;
 mod checkpoints;
 mod identity;
 mod locked_dir;

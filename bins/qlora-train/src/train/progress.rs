@@ -12,11 +12,11 @@ pub struct Progress {
     /// Since the last logged loss.
     pub since_log: Losses,
     pub whole_run: Losses,
-    /// The step after which the validation rows were evaluated last.
+    /// The step after which the run was evaluated last.
     pub evaluated_at: Option<u64>,
-    /// Evaluations since the lowest loss.
+    /// Evaluations since the best figure.
     pub without_improvement: u64,
-    /// True if the run ends before its last step, because the validation loss no longer falls.
+    /// True if the run ends before its last step, because the figure that it is judged by is no longer better.
     pub stopped_early: bool,
 }
 

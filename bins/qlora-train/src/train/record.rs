@@ -21,7 +21,7 @@ pub struct TrainerState {
     pub epoch: f64,
     pub max_steps: u64,
     pub log_history: Vec<LogEntry>,
-    /// The lowest validation loss so far.
+    /// The best figure of `metric_for_best_model` so far.
     pub best_metric: Option<f64>,
     /// The directory in `output_dir` that it was saved in.
     pub best_model_checkpoint: Option<String>,

@@ -15,7 +15,7 @@ use super::output_dir::{
 };
 use super::owned::{Owned, recover, remove_temporary};
 use super::progress::{Progress, Speed};
-use super::record::{RunRecord, RunSummary, TrainerState};
+use super::record::{LogEntry, RunRecord, RunSummary, TrainerState};
 use super::snapshot::Snapshot;
 use super::steps::Run;
 use super::trained_adapter::add_trained_adapter;
@@ -28,6 +28,7 @@ use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
 use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
+use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
 use crate::lora::LoraSpec;
 use crate::model::{Llama, ModelSpec};
@@ -88,6 +89,10 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
     // The rows are read once: they may come from a pipe, and their hash is part of the identity.
     let data = TrainingData::load(&settings, &loaded)?;
     let identity = run_identity(&settings, &loaded, &data, device.arithmetic(), clock)?;
+    // Prompts may need a tokenizer where rows are token ids; it is no part of what is trained.
+    let questions = Questions::load(&settings, &loaded, &data.validation)?;
+    check_positions(&questions.prompts(), loaded.checkpoint.arch(), data.longest)?;
+    let identity = identity.judging(&settings, &questions);
     let resumes = settings.resume_from_checkpoint != Resume::No;
     // Another run that is to be overwritten is removed when nothing can be refused any more.
     let (found, overwrites) = match check_output_dir(&output, &identity, resumes) {
@@ -124,7 +129,8 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         let step = saved.as_ref().map_or(0, |saved| saved.trainer.global_step);
         check_room(&output, step, data.schedule.total_steps())?;
     }
-    let mut spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
+    let spec = model_spec(&settings, &loaded.checkpoint, data.tokens, data.longest)?;
+    let mut spec = spec.with_prompts(questions.prompts());
     let budget = device.budget(&settings)?;
     let plan = {
         let (stored, levers) = (plan::stored_in(&loaded.checkpoint), planner::Levers::of(&settings));
@@ -150,6 +156,7 @@ pub fn train(mut settings: Settings) -> Result<TrainOutcome> {
         identity,
         saved,
         data,
+        questions,
         spec,
         bytes,
         details,
@@ -209,6 +216,7 @@ struct Prepared {
     identity: Identity,
     saved: Option<Snapshot>,
     data: TrainingData,
+    questions: Questions,
     spec: ModelSpec,
     /// Bytes that the plan found
     bytes: u64,
@@ -235,6 +243,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         identity,
         saved,
         data,
+        questions,
         spec,
         bytes: _,
         details,
@@ -317,6 +326,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         output: &output,
         loaded: &loaded,
         data: &data,
+        questions: &questions,
         identity: &identity,
         base_fingerprint: &fingerprint,
         comm: SingleProcess,
@@ -347,13 +357,16 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
         run.record.write_state(&run.state)?;
     }
     let evaluated = run.progress.evaluated_at == Some(run.state.global_step);
-    if !run.data.validation.is_empty() && !evaluated && run.evaluate()? {
+    if run.evaluates() && !evaluated && run.evaluate()? {
         run.save()?;
     }
     let mut eval_loss = run.state.log_history.iter().rev().find_map(|entry| entry.eval_loss);
     if best {
         run.load_best()?;
-        eval_loss = run.state.best_metric;
+        // Without a best one the adapter is that of the last step.
+        let best = run.state.best_model_checkpoint.as_deref();
+        let of_best = |entry: &&LogEntry| best == Some(checkpoint(entry.step).as_str()) && entry.eval_loss.is_some();
+        eval_loss = run.state.log_history.iter().rev().find(of_best).and_then(|entry| entry.eval_loss).or(eval_loss);
         write_adapter(&run)?;
     }
     run.record.write_state(&run.state)?;

@@ -297,9 +297,10 @@ impl Snapshot {
             let dir = output.join(best);
             if !dir.join(RUN_STATE).is_file() {
                 refuse!(
-                    "{}: found no such checkpoint, and the run has its lowest validation loss there \
-                     (load_best_model_at_end): put it back, or start over",
-                    dir.display()
+                    "{}: found no such checkpoint, and the run has its best figure there ({}, \
+                     load_best_model_at_end): put it back, or start over",
+                    dir.display(),
+                    settings.metric_for_best_model.in_words()
                 );
             }
         }

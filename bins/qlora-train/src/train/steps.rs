@@ -16,13 +16,13 @@ use crate::config::{Every, Settings};
 use crate::data::Step;
 use crate::error::{Context, Error, Result};
 use crate::files::failpoint;
-use crate::infer::evaluate::{evaluate, losses};
+use crate::infer::questions::Questions;
 use crate::lint::ModuleGradients;
 use crate::lora::ParamKind;
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
-use crate::report::{Bars, count, sparkline, status, status_lines};
+use crate::report::{Bars, sparkline, status};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
@@ -35,6 +35,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub output: &'a Path,
     pub loaded: &'a Loaded,
     pub data: &'a TrainingData,
+    /// What is answered at the start, at each evaluation and at the end
+    pub questions: &'a Questions,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a BaseFingerprint,
     pub comm: SingleProcess,
@@ -57,7 +59,8 @@ pub(super) struct Run<'a, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, B> {
-    /// Trains to the end, or until the validation loss no longer falls. [`Error::Interrupted`]: after a checkpoint.
+    /// Trains to the end, or until the figure that the run is judged by is no longer better. [`Error::Interrupted`]:
+    /// after a checkpoint.
     pub fn steps(&mut self) -> Result<()> {
         let (settings, data) = (self.settings, self.data);
         let total = data.schedule.total_steps();
@@ -69,8 +72,8 @@ impl<B: Backend> Run<'_, B> {
             self.save()?;
         }
         // What there was before is not the best of what was trained.
-        if self.settings.eval_on_start && from == 0 && !data.validation.is_empty() && !self.is_begun() {
-            self.measure()?;
+        if from == 0 && !self.is_begun() {
+            self.measure_at_start()?;
         }
         for step in data.schedule.steps(from) {
             if self.progress.stopped_early {
@@ -203,7 +206,7 @@ impl<B: Backend> Run<'_, B> {
         status!("step {step}/{total}  epoch {epoch:.2}  loss {loss:.4}  {curve}{speed}");
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<()> {
+    pub fn log(&mut self, entry: LogEntry) -> Result<()> {
         self.record.log(&entry)?;
         let findings = self.watch.log(&entry);
         self.observer.warn(entry.step, &findings);
@@ -222,70 +225,6 @@ impl<B: Backend> Run<'_, B> {
     /// Evaluated before, or within the first step.
     fn is_begun(&self) -> bool {
         self.progress.evaluated_at.is_some() || self.progress.accumulation.micro_batches > 0
-    }
-
-    /// Evaluates the validation rows. True if the loss is the lowest so far and is to be saved.
-    pub fn evaluate(&mut self) -> Result<bool> {
-        let loss = self.measure()?;
-        Ok(self.judge(loss))
-    }
-
-    /// The loss of the validation rows, which is logged.
-    fn measure(&mut self) -> Result<f64> {
-        let (data, step) = (self.data, self.state.global_step);
-        let mut bar = Bars::new("validation", data.validation.len() as u64);
-        let mut done = 0;
-        let interruption = self.interruption.clone();
-        let mut go_on = |rows| {
-            done += rows as u64;
-            bar.set(done, String::new());
-            interruption.signal().is_none()
-        };
-        let (backend, rows, files) = (&mut self.backend, &data.validation, &data.validation_files);
-        let evaluation = evaluate(backend, &self.model, rows, files, data.tokens, &mut go_on)
-            .context(|| format!("validation after step {step}"))?;
-        let Some(evaluation) = evaluation else { return Err(self.interrupted()?) };
-        bar.finish();
-        failpoint::moment("evaluation");
-        let mut lines = evaluation.lines();
-        lines[0].insert_str(0, &format!("validation after step {step}: "));
-        status_lines!(lines);
-        let loss = evaluation.loss;
-        self.log(LogEntry {
-            eval_loss: Some(loss),
-            eval_file_losses: losses(&evaluation.files),
-            eval_task_losses: losses(&evaluation.tasks),
-            ..LogEntry::new(step, self.state.epoch)
-        })?;
-        self.progress.evaluated_at = Some(step);
-        Ok(loss)
-    }
-
-    fn judge(&mut self, loss: f64) -> bool {
-        if self.settings.eval_steps == Every::Never {
-            return false;
-        }
-        if self.state.best_metric.is_none_or(|best| loss < best) {
-            self.state.best_metric = Some(loss);
-            self.progress.without_improvement = 0;
-            let kept = self.settings.load_best_model_at_end || self.settings.save_steps != Every::Never;
-            self.state.best_model_checkpoint = kept.then(|| names::checkpoint(self.state.global_step));
-            return kept;
-        }
-        self.progress.without_improvement += 1;
-        if let Some(patience) = self.settings.early_stopping_patience.0
-            && self.progress.without_improvement >= patience as u64
-            && self.state.global_step < self.data.schedule.total_steps()
-        {
-            self.progress.stopped_early = true;
-            status!(
-                "stopping early after step {}: {} without a validation loss below {:.4}",
-                self.state.global_step,
-                count(patience as u64, "evaluation"),
-                self.state.best_metric.unwrap_or(loss)
-            );
-        }
-        false
     }
 
     /// Writes the checkpoint of where the run stands, and removes those that are no longer kept.
@@ -322,7 +261,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// Saves where the run stands, says how to go on, and returns the error to end with.
-    fn interrupted(&mut self) -> Result<Error> {
+    pub fn interrupted(&mut self) -> Result<Error> {
         let dir = match self.standing_at.clone() {
             Some(dir) => dir,
             None => self.save()?,
@@ -338,7 +277,7 @@ impl<B: Backend> Run<'_, B> {
         Ok(Error::Interrupted(self.interruption.signal().unwrap_or(signal_hook::consts::SIGTERM)))
     }
 
-    /// Restores the trainable tensors of the lowest validation loss. True if they were others.
+    /// Restores the trainable tensors of the best figure. True if they were others.
     pub fn load_best(&mut self) -> Result<bool> {
         let Some(best) = self.state.best_model_checkpoint.clone() else { return Ok(false) };
         if best == names::checkpoint(self.state.global_step) {
@@ -347,7 +286,9 @@ impl<B: Backend> Run<'_, B> {
         let saved = Snapshot::open(&self.output.join(&best), self.identity)
             .failure_context(|| "load_best_model_at_end".to_owned())?;
         saved.restore(&mut self.backend, &mut self.model)?;
-        status!("restored {best}, the checkpoint with the lowest validation loss");
+        let metric = self.settings.metric_for_best_model;
+        let best_of = if metric.rises() { "highest" } else { "lowest" };
+        status!("restored {best}, the checkpoint with the {best_of} {}", metric.in_words());
         Ok(true)
     }
 }

@@ -18,6 +18,7 @@ fn spec(config: Arch, modules: &[Projection]) -> ModelSpec {
         token_tile: None,
         tokens: 1,
         positions: 1,
+        prompts: Default::default(),
         seed: 0,
     }
 }

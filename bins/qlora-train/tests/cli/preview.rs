@@ -38,7 +38,8 @@ fn json_holds_ids_labels_and_tokens() {
     let sandbox = Sandbox::new();
     sandbox.write("rows.jsonl", "{\"input_ids\": [5, 6, 7], \"labels\": [-100, 6, -100]}\n{\"input_ids\": [8, 9]}\n");
     let answer: Value = sandbox.run("preview --model model --data rows.jsonl --rows 1 --json").json();
-    let expected = ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "packing", "packs", "chat_template"];
+    let expected =
+        ["rows", "rows_in_all", "files", "counts", "checks", "lengths", "mix", "packing", "packs", "chat_template"];
     assert_eq!((&keys(&answer)[..], &answer["rows_in_all"]), (&expected[..], &json!(2)));
     assert_eq!(answer["files"], json!([{"path": "rows.jsonl", "rows": 2, "notes": [], "formats": {"tokenized": 2}}]));
     assert_eq!(answer["lengths"], json!([{"from": 2, "to": 2, "rows": 1}, {"from": 3, "to": 4, "rows": 1}]));

@@ -104,6 +104,7 @@ pub fn spec(config: Arch) -> ModelSpec {
         states: StateFormat::F32,
         tokens: TOKENS,
         positions: 50,
+        prompts: Default::default(),
         seed: 11,
     }
 }

@@ -101,6 +101,7 @@ fn spec(checkpoint: &Checkpoint, layers: usize, quantization: Quantization, toke
         token_tile: None,
         tokens,
         positions: tokens,
+        prompts: Default::default(),
         seed: 0,
     }
 }

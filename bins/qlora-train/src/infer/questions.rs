@@ -1,0 +1,317 @@
+//! Questions that a run asks its model while it trains: prompts of the user's, and validation rows up to their last
+//! answers.
+
+use super::answers::{Question, Score, Scores};
+use super::prompt::Form;
+use super::stop::stop_tokens;
+use crate::arch::Arch;
+use crate::backend::Backend;
+use crate::config::{BadRow, SamplePrompt, SamplePrompts, Settings, TooLong};
+use crate::data::{self, ChatTokenizer, DataOptions, Row};
+use crate::error::{Context, Result};
+use crate::files::hash::hex;
+use crate::files::json::read_bounded;
+use crate::model::generate::{Sampling, generate_in};
+use crate::model::{Llama, Prompts};
+use crate::refuse;
+use crate::session::Loaded;
+use crate::session::training_data::data_options;
+use qlora_kernels::rope::RopeScaling;
+use regex::Regex;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// Prompts of the user's at most: each is answered at every evaluation, and every answer is logged.
+const MOST_PROMPTS: usize = 256;
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Ends of the names of files that hold rows; others hold a prompt a line.
+const OF_ROWS: [&str; 7] = ["jsonl", "json", "parquet", "csv", "arrow", "gz", "zst"];
+/// Characters of a prompt that are shown; the question is at its end.
+const SHOWN: usize = 1000;
+
+/// A question, and the answer that is expected, if it is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    pub ids: Vec<u32>,
+    /// The prompt as it is shown
+    pub prompt: String,
+    pub reference: Option<String>,
+}
+
+/// All that a run asks, the user's prompts first; empty where it asks nothing.
+#[derive(Debug, Default)]
+pub struct Questions {
+    pub all: Vec<Asked>,
+    /// Prompts of the user's, which come first
+    pub of_user: usize,
+    stop: Vec<u32>,
+    max_new_tokens: usize,
+    pattern: Option<Regex>,
+}
+
+/// An answer, and how it compares with its reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    pub text: String,
+    pub score: Option<Score>,
+}
+
+impl Questions {
+    /// What the settings ask, of these validation rows. Refused: a file that holds no prompts, rows without an answer,
+    /// and prompts that leave no room for one.
+    pub fn load(settings: &Settings, loaded: &Loaded, validation: &[Row]) -> Result<Self> {
+        if settings.sample_prompts == SamplePrompts::None && settings.eval_answers == 0 {
+            return Ok(Self::default());
+        }
+        let tokenizer = loaded.open_tokenizer()?;
+        let arch = loaded.checkpoint.arch();
+        let pattern = settings.answer_match.as_deref().map(Regex::new).transpose();
+        let pattern = pattern.usage_context(|| "`answer_match`".to_owned())?;
+        let mut all = user_prompts(settings, loaded, tokenizer)?;
+        if all.len() > MOST_PROMPTS {
+            refuse!(
+                "`sample_prompts`: found {} prompts, expected at most {MOST_PROMPTS}: all are answered at each evaluation",
+                all.len()
+            );
+        }
+        let of_user = all.len();
+        let mut of_rows = 0;
+        for row in validation {
+            if of_rows == settings.eval_answers {
+                break;
+            }
+            if let Some(question) = Question::of(row, tokenizer)? {
+                all.push(of_row(question, tokenizer)?);
+                of_rows += 1;
+            }
+        }
+        if settings.eval_answers > 0 && of_rows == 0 {
+            refuse!(
+                "`eval_answers`: no validation row has an answer with something before it: conversations have, and prompts \
+                 with completions"
+            );
+        }
+        let judged = settings.metric_for_best_model;
+        let with_reference = || all.iter().filter_map(|asked| asked.reference.as_deref());
+        if judged.is_of_answers() && with_reference().next().is_none() {
+            refuse!(
+                "`metric_for_best_model`: found {}, but no prompt of `sample_prompts` has a reference to compare with; give \
+                 rows with answers, or `eval_answers`",
+                judged.name()
+            );
+        }
+        if let Some(pattern) = pattern.as_ref().filter(|pattern| !with_reference().any(|text| pattern.is_match(text))) {
+            refuse!("`answer_match`: {:?} is found in no reference, expected it in some", pattern.as_str());
+        }
+        let stop = stop_tokens(loaded.checkpoint.dir(), arch, tokenizer, tokenizer.template().is_some())?;
+        let questions = Self { all, of_user, stop, max_new_tokens: settings.eval_max_new_tokens, pattern };
+        check_lengths(&questions.prompts(), arch)?;
+        Ok(questions)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Sizes, for the plan.
+    pub fn prompts(&self) -> Prompts {
+        Prompts { lengths: self.all.iter().map(|asked| asked.ids.len()).collect(), max_new_tokens: self.max_new_tokens }
+    }
+
+    /// SHA-256 (hex) over what is asked and expected.
+    pub fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        for Asked { ids, reference, .. } in &self.all {
+            hash.update(format!("{ids:?} {reference:?}\n"));
+        }
+        hash.update(format!("{:?}", self.stop));
+        hex(hash.finalize())
+    }
+
+    /// The most likely answers, of the questions in their order. `go_on` is called with each new token; once it says
+    /// no, there is no result. The memory that earlier operations left is given up before, and after.
+    pub fn answer<B: Backend>(
+        &self,
+        backend: &mut B,
+        model: &Llama<B>,
+        tokenizer: &ChatTokenizer,
+        go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Option<Vec<Answered>>> {
+        let (planned, capacity) = (self.prompts(), backend.capacity());
+        let mut answers = Vec::with_capacity(self.all.len());
+        backend.trim();
+        for group in planned.groups(capacity) {
+            let mut cache = model.cache_of(backend, planned.cache_rows(capacity))?;
+            let prompts: Vec<Vec<u32>> = self.all[group.clone()].iter().map(|asked| asked.ids.clone()).collect();
+            let mut stopped = false;
+            let mut token = |_, _| {
+                stopped |= !go_on(answers.len());
+                Ok(!stopped)
+            };
+            let (new, stop) = (self.max_new_tokens, &self.stop);
+            let said = generate_in(backend, model, &mut cache, &prompts, new, stop, &Sampling::GREEDY, &mut token)?;
+            if stopped {
+                return Ok(None);
+            }
+            for (asked, ids) in self.all[group].iter().zip(said) {
+                let text = tokenizer.decode(&ids, true)?.trim().to_owned();
+                let score = asked.reference.as_ref().map(|wanted| Score::of(&text, wanted, self.pattern.as_ref()));
+                answers.push(Answered { text, score });
+            }
+        }
+        backend.trim();
+        Ok(Some(answers))
+    }
+}
+
+/// Means over the answers that have references; none where none has.
+pub fn scores(answers: &[Answered]) -> Option<Scores> {
+    let scores: Vec<Score> = answers.iter().filter_map(|answered| answered.score).collect();
+    (!scores.is_empty()).then(|| Scores::of(&scores))
+}
+
+fn check_lengths(prompts: &Prompts, arch: &Arch) -> Result<()> {
+    let (longest, positions) = (prompts.longest(), arch.max_position_embeddings);
+    if longest > positions {
+        refuse!(
+            "a prompt that is answered while the run trains and `eval_max_new_tokens` together reach {longest} tokens, the \
+             model has {positions} positions: lower `eval_max_new_tokens`, or ask for less"
+        );
+    }
+    Ok(())
+}
+
+/// Refuses answers beyond the rows of a run where the model turns its positions in another way for longer rows: they
+/// would change what is trained.
+pub fn check_positions(prompts: &Prompts, arch: &Arch, longest_row: usize) -> Result<()> {
+    for rope in arch.ropes() {
+        if let RopeScaling::LongRope { original_max_position_embeddings: original, .. } = rope.scaling
+            && longest_row <= original
+            && prompts.longest() > original
+        {
+            refuse!(
+                "a prompt that is answered while the run trains and `eval_max_new_tokens` together reach {} tokens; beyond \
+                 {original} the model computes its positions in another way (longrope), which would change what is trained: \
+                 lower `eval_max_new_tokens`, or ask for less",
+                prompts.longest()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The end of a long text, where the question is.
+fn shown(text: &str) -> String {
+    match text.char_indices().rev().nth(SHOWN) {
+        Some((start, _)) => format!("… {}", &text[start..]),
+        None => text.to_owned(),
+    }
+}
+
+fn of_row(question: Question, tokenizer: &ChatTokenizer) -> Result<Asked> {
+    let prompt = shown(&tokenizer.decode(&question.prompt, false)?);
+    Ok(Asked { ids: question.prompt, prompt, reference: Some(question.reference) })
+}
+
+/// The prompts of `sample_prompts`.
+fn user_prompts(settings: &Settings, loaded: &Loaded, tokenizer: &ChatTokenizer) -> Result<Vec<Asked>> {
+    let what = |path: &Path| format!("`sample_prompts`: {}", path.display());
+    let prompts = match &settings.sample_prompts {
+        SamplePrompts::None => Vec::new(),
+        SamplePrompts::Listed(prompts) => prompts.clone(),
+        SamplePrompts::File(path) => {
+            if !path.exists() {
+                refuse!(
+                    "{}: found no such file, expected prompts, one a line, or rows; a prompt itself is given in YAML, as a \
+                     list: `sample_prompts: [\"...\"]`",
+                    what(path)
+                );
+            }
+            match prompts_of_file(path).context(|| "`sample_prompts`".to_owned())? {
+                Some(prompts) => prompts,
+                None => return rows_of_file(path, settings, loaded, tokenizer),
+            }
+        }
+    };
+    let form = Form::of_rows(settings.prompt_completion, tokenizer);
+    let asked = |SamplePrompt { prompt, reference }: SamplePrompt| {
+        let ids = form.encode(&prompt, None, tokenizer).context(|| "`sample_prompts`".to_owned())?;
+        Ok(Asked { ids, prompt: shown(&prompt), reference })
+    };
+    prompts.into_iter().map(asked).collect()
+}
+
+/// Prompts, one a line, or of JSON Lines the text under `prompt`, with that under `reference`; none of a file of rows
+/// to train on.
+fn prompts_of_file(path: &Path) -> Result<Option<Vec<SamplePrompt>>> {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
+    let is_rows = OF_ROWS.contains(&extension.as_str());
+    if is_rows && extension != "jsonl" {
+        return Ok(None);
+    }
+    let shown = path.display();
+    let text = String::from_utf8(read_bounded(path, MAX_FILE_BYTES)?);
+    let text = text.usage_context(|| format!("{shown}: not a text"))?;
+    let mut prompts = Vec::new();
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let prompt = match is_rows {
+            false => SamplePrompt { prompt: line.trim().to_owned(), reference: None },
+            true => match of_line(line).usage_context(|| format!("{shown}, line {}", at + 1))? {
+                Some(prompt) => prompt,
+                None if prompts.is_empty() => return Ok(None),
+                None => refuse!(
+                    "{shown}, line {}: found no `prompt` alone or with `reference`, expected one, as in the lines before",
+                    at + 1
+                ),
+            },
+        };
+        prompts.push(prompt);
+    }
+    if prompts.is_empty() {
+        refuse!("{shown}: found no prompt, expected one a line");
+    }
+    Ok(Some(prompts))
+}
+
+/// A row that is a prompt, alone or with a reference.
+fn of_line(line: &str) -> serde_json::Result<Option<SamplePrompt>> {
+    let row: Value = serde_json::from_str(line)?;
+    let text = |key: &str| row.get(key).and_then(Value::as_str).map(str::to_owned);
+    let is_alone = row
+        .as_object()
+        .is_some_and(|row| row.keys().all(|key| ["prompt", "reference", "task", "id"].contains(&key.as_str())));
+    let prompt = text("prompt").filter(|prompt| is_alone && !prompt.trim().is_empty());
+    Ok(prompt.map(|prompt| SamplePrompt { prompt, reference: text("reference") }))
+}
+
+/// Rows that could be trained on, up to their last answers.
+fn rows_of_file(path: &Path, settings: &Settings, loaded: &Loaded, tokenizer: &ChatTokenizer) -> Result<Vec<Asked>> {
+    let options = DataOptions {
+        too_long: TooLong::Error,
+        on_bad_row: BadRow::Error,
+        max_samples: None,
+        deduplicate: false,
+        ..data_options(settings, loaded)
+    };
+    let paths = [path.to_owned()];
+    let rows = data::load_once(&paths, &|| loaded.open_tokenizer(), &options);
+    let rows = rows.context(|| "`sample_prompts`".to_owned())?;
+    if rows.report.unsupervised > 0 {
+        refuse!(
+            "`sample_prompts`: {}: found {} rows without an answer that is learned, expected an answer in each, or a \
+             `prompt` alone",
+            path.display(),
+            rows.report.unsupervised
+        );
+    }
+    let asked = |row: &Row| match Question::of(row, tokenizer)? {
+        Some(question) => of_row(question, tokenizer),
+        None => refuse!(
+            "`sample_prompts`: {}: row {} is learned from its beginning, expected a question before its answer",
+            path.display(),
+            row.line
+        ),
+    };
+    rows.rows.iter().map(asked).collect()
+}
