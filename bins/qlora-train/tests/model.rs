@@ -202,9 +202,10 @@ proptest! {
 
     /// Loss within f32 rounding of the oracle; gradients against central differences of the oracle. With step h the
     /// differences of an f64 loss L carry a rounding error of about 2⁻⁵²·L/h and a truncation error of order h²; the
-    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers). Where
-    /// a query sees few keys, the terms dO·V and rowsum(dO ∘ O) of a score's gradient cancel; what is left of D roundings
-    /// of each is relative to the gradients that pass through dO, whose size those of a model with all terms show.
+    /// bound for the f32 gradient is relative to the largest gradient of its tensor (a sum over tokens and layers).
+    /// Where a query sees few keys, the terms dO·V and rowsum(dO ∘ O) of a score's gradient cancel; what is left of D
+    /// roundings of each is relative to the gradients that pass through dO, whose size those of a model with all terms
+    /// show.
     #[test]
     fn loss_and_gradients_follow_the_f64_oracle(case in cases()) {
         let synthetic = Synthetic { stored: case.stored, ..Synthetic::new(case.spec.arch.clone(), case.seed) };

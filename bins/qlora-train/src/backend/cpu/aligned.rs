@@ -1,7 +1,7 @@
 //! Buffers that begin with a cache line.
 //!
-//! A vector of 64 bytes that does not lie in one line takes two reads, and so does every row of an AMX tile: with the 16
-//! bytes that the allocator promises, products on tiles reach a third of their speed.
+//! A vector of 64 bytes that does not lie in one line takes two reads, and so does every row of an AMX tile: with the
+//! 16 bytes that the allocator promises, products on tiles reach a third of their speed.
 
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
