@@ -39,7 +39,16 @@ METHODS = {
     # Its norms multiply by 1 + w, and its embedding is multiplied by a number.
     "whole_gemma3": dict(r=4, lora_alpha=8, modules_to_save=["embed_tokens", "norm"], ensure_weight_tying=True),
 }
-BASES = {"whole": "methods/base", "whole_gemma3": "gemma3"}
+METHODS |= {
+    "pissa": dict(r=4, lora_alpha=8, init_lora_weights="pissa"),
+    "pissa_niter": dict(r=4, lora_alpha=4, init_lora_weights="pissa_niter_4", use_rslora=True, alpha_pattern={"v_proj": 6}),
+    "olora": dict(r=4, lora_alpha=8, init_lora_weights="olora"),
+    "dora": dict(r=4, lora_alpha=8, use_dora=True),
+    # The queries, keys and values of its layers have biases.
+    "dora_biases": dict(r=4, lora_alpha=4, use_dora=True, use_rslora=True, rank_pattern={"q_proj": 3}),
+}
+BASES = {name: "methods/base" for name in ["pissa", "pissa_niter", "olora", "dora"]}
+BASES |= {"dora_biases": "qwen2", "whole": "methods/base", "whole_gemma3": "gemma3"}
 # PEFT's names that the trainer does not know as settings.
 ONLY_PEFT = ["ensure_weight_tying"]
 OUR_NAMES = {"r": "lora_r"}
@@ -107,7 +116,15 @@ def state(model):
 def begin(name, settings):
     torch.manual_seed(3)
     config = peft.LoraConfig(lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM", **settings)
-    return peft.get_peft_model(base_model(name), config).float()
+    if "init_lora_weights" not in settings:
+        return peft.get_peft_model(base_model(name), config).float()
+    # On a base in bf16 PEFT rounds what the terms begin with to bf16 too. Here it stays in f32, and the residual is
+    # rounded.
+    model = peft.get_peft_model(base_model(name).float(), config)
+    for part, weight in model.named_parameters():
+        if "base_layer" in part:
+            weight.data = weight.data.bfloat16().float()
+    return model
 
 
 def train(model, rows):

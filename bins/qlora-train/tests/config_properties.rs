@@ -66,6 +66,7 @@ fn value_of(info: &'static SettingInfo) -> BoxedStrategy<Json> {
         }
         "device" => words(&["cpu", "cuda", "cuda:3"]),
         "layers_to_transform" => subsequence((0..90u64).collect::<Vec<_>>(), 1..5).prop_map(Json::from).boxed(),
+        "init_lora_weights" => words(&["pissa", "pissa_niter_16", "olora"]),
         "modules_to_save" => {
             subsequence(vec!["embed_tokens", "lm_head", "norm", "q_norm"], 1..=4).prop_map(Json::from).boxed()
         }

@@ -142,7 +142,6 @@ fn one_value_keys_are_checked() {
 fn what_is_not_built_is_refused_by_name_and_accepted_when_off() {
     for (name, on) in [
         ("push_to_hub", "true"),
-        ("use_dora", "true"),
         ("fp16", "true"),
         ("label_smoothing_factor", "0.1"),
         ("neftune_noise_alpha", "5"),
@@ -261,11 +260,11 @@ fn validate_names_what_the_purpose_lacks() {
 #[test]
 fn everything_that_is_wrong_is_told_at_once_with_its_line() {
     let text =
-        yaml("model: m\nlora_rnk: 8\nlora:\n  dropout: 2\nuse_dora: true\nwarmup_steps: 3\nwarmup_ratio: 0.5\nlr: x");
+        yaml("model: m\nlora_rnk: 8\nlora:\n  dropout: 2\nuse_qalora: true\nwarmup_steps: 3\nwarmup_ratio: 0.5\nlr: x");
     let told: Vec<&str> = text.split("\nerror: ").collect();
     assert_eq!(told.len(), 5, "{text}");
     for (line, shown) in
-        [(2, "lora_rnk: 8"), (4, "  dropout: 2"), (5, "use_dora: true"), (6, "warmup_steps: 3"), (8, "lr: x")]
+        [(2, "lora_rnk: 8"), (4, "  dropout: 2"), (5, "use_qalora: true"), (6, "warmup_steps: 3"), (8, "lr: x")]
     {
         let fault = told.iter().find(|fault| fault.starts_with(&format!("cfg.yaml line {line}: ")));
         let fault = fault.unwrap_or_else(|| panic!("line {line}: {text}"));

@@ -84,7 +84,8 @@ fn group<B: Backend>(b: &mut B) -> LinearGroup<B> {
         let weight = b.weight("weight", n, HIDDEN, quantization, StoredType::Bf16, read).unwrap();
         let bias = bias.then(|| b.vector("bias", n, &mut || Ok(random(seed + 1, n))).unwrap());
         let mut param = |seed, len| b.param(len, Some(StateFormat::F32), &mut || Ok(random(seed, len))).unwrap();
-        let lora = Some(Lora { r, scale: 0.7, a: param(seed + 2, r * HIDDEN), b: param(seed + 3, n * r) });
+        let lora =
+            Some(Lora { r, scale: 0.7, a: param(seed + 2, r * HIDDEN), b: param(seed + 3, n * r), magnitude: None });
         Segment { n, weight, bias, lora }
     };
     let segments = vec![segment(10, 192, 8, true), segment(20, 64, 3, false)];

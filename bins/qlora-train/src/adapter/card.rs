@@ -38,6 +38,7 @@ pub(super) fn model_card(adapter: &Adapter) -> String {
         ("Chat template (SHA-256)", stored(metadata::CHAT_TEMPLATE_SHA256)),
         ("Rank", Some(with_pattern(&config.r, &config.rank_pattern))),
         ("Alpha", Some(with_pattern(&config.lora_alpha, &config.alpha_pattern))),
+        ("Magnitudes (DoRA)", config.use_dora.then(|| "one of each output".to_owned())),
         ("Dropout", Some(config.lora_dropout.to_string())),
         ("Target modules", Some(targets)),
         ("Modules trained whole", Some(config.modules_to_save.join(", ")).filter(|names| !names.is_empty())),

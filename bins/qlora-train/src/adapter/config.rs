@@ -18,8 +18,7 @@ use crate::lora::{LoraSpec, LoraTerm};
 const PEFT_VERSION: &str = "0.21.2";
 
 /// Keys of PEFT that change what an adapter computes: anything but null, false, `[]` and `{}` is refused.
-const REFUSED_UNLESS_EMPTY: [&str; 16] = [
-    "use_dora",
+const REFUSED_UNLESS_EMPTY: [&str; 15] = [
     "lora_bias",
     "fan_in_fan_out",
     "trainable_token_indices",
@@ -38,8 +37,7 @@ const REFUSED_UNLESS_EMPTY: [&str; 16] = [
 ];
 
 /// Names of what some of those keys turn on.
-const NAMED: [(&str, &str); 7] = [
-    ("use_dora", "DoRA"),
+const NAMED: [(&str, &str); 6] = [
     ("lora_bias", "a trained bias"),
     ("trainable_token_indices", "training of single tokens"),
     ("target_parameters", "LoRA on parameters"),
@@ -99,6 +97,8 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// scale = alpha / √r instead of alpha / r.
     pub use_rslora: bool,
+    /// Terms have magnitudes.
+    pub use_dora: bool,
     /// `ModulePattern` → rank or alpha of its own; the first that matches counts.
     pub rank_pattern: IndexMap<String, usize>,
     pub alpha_pattern: IndexMap<String, f64>,
@@ -127,6 +127,7 @@ impl AdapterConfig {
             lora_dropout: lora.dropout,
             target_modules: TargetModules::Names(BTreeSet::new()),
             use_rslora: lora.rslora,
+            use_dora: lora.is_dora(),
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
@@ -207,7 +208,7 @@ impl AdapterConfig {
             "revision": self.revision,
             "target_modules": target_modules,
             "task_type": "CAUSAL_LM",
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         });
         let Value::Object(mut map) = value else { unreachable!("json! of braces is an object") };
@@ -236,6 +237,7 @@ impl AdapterConfig {
             lora_dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
             target_modules: target_modules(&keys)?,
             use_rslora: keys.flag("use_rslora")?.unwrap_or(false),
+            use_dora: keys.flag("use_dora")?.unwrap_or(false),
             rank_pattern: pattern(&keys, "rank_pattern", "whole numbers above 0", |value| {
                 value.as_u64().and_then(|r| usize::try_from(r).ok()).filter(|&r| r > 0)
             })?,

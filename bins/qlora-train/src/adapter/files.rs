@@ -144,6 +144,9 @@ fn canonical_key(name: &str) -> String {
     if let [.., "lora_A" | "lora_B", _, "weight"] = parts[..] {
         parts.remove(parts.len() - 2);
     }
+    if let Some(at) = parts.iter().position(|part| *part == "lora_magnitude_vector") {
+        parts.truncate(at + 1);
+    }
     // PEFT's name of the copy that is trained.
     if let Some(at) = parts.iter().position(|part| *part == "modules_to_save") {
         parts.drain(at..parts.len() - 1);
@@ -153,7 +156,9 @@ fn canonical_key(name: &str) -> String {
         ["embed_tokens" | "norm", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
         ["lm_head", "weight"] => format!("{PEFT_PREFIX}{}", path.join(".")),
         ["layers", .., norm, "weight"] if norm.ends_with("norm") => format!("{PEFT_PREFIX}model.{}", path.join(".")),
-        ["layers", .., "lora_A" | "lora_B", "weight"] => format!("{PEFT_PREFIX}model.{}", path.join(".")),
+        ["layers", .., "lora_A" | "lora_B", "weight"] | ["layers", .., "lora_magnitude_vector"] => {
+            format!("{PEFT_PREFIX}model.{}", path.join("."))
+        }
         _ => name.to_owned(),
     }
 }

@@ -9,7 +9,7 @@ use super::module_pattern::{Patterns, is_match, layer_of};
 use super::{Adapter, AdapterConfig, TargetModules};
 use crate::arch::LLAMA_NAMES;
 use crate::error::{Error, Result};
-use crate::lora::{LoraSpec, LoraTerm, ParamId, ParamKind};
+use crate::lora::{LoraKind, LoraSpec, LoraTerm, ParamId, ParamKind};
 use crate::refuse;
 
 /// One linear's adapter: `y += scale · (x · Aᵀ) · Bᵀ`.
@@ -25,6 +25,8 @@ pub struct LoraPair<'a> {
     pub alpha: f64,
     /// [`LoraSpec::scale`] of alpha and r
     pub scale: f32,
+    /// `[n_out]`, with DoRA
+    pub magnitude: Option<&'a [f32]>,
 }
 
 /// The weight of a module that was trained whole.
@@ -78,13 +80,17 @@ impl Adapter {
 
     /// The trainable tensors that the adapter puts on a base. Refused: as by [`lora_pairs`](Self::lora_pairs).
     pub fn lora_spec(&self) -> Result<LoraSpec> {
-        let term = |(module, pair): (String, LoraPair)| (module, LoraTerm::lora(pair.r, pair.alpha));
+        let kind = |pair: &LoraPair| if pair.magnitude.is_some() { LoraKind::Dora } else { LoraKind::Lora };
+        let term = |(module, pair): (String, LoraPair)| {
+            (module, LoraTerm { kind: kind(&pair), ..LoraTerm::lora(pair.r, pair.alpha) })
+        };
         let terms = self.lora_pairs()?.into_iter().map(term).collect();
         let whole = self.whole_modules()?;
         let end = |name: &'static str| whole.get(name).map(|module| module.values);
         let untied = end(LLAMA_NAMES.embedding_module()) != end(LLAMA_NAMES.head_module());
         let (rslora, dropout) = (self.config.use_rslora, self.config.lora_dropout);
-        Ok(LoraSpec { terms, rslora, dropout, whole: whole.keys().cloned().collect(), untied })
+        let whole = whole.keys().cloned().collect();
+        Ok(LoraSpec { terms, rslora, dropout, whole, untied, ..LoraSpec::default() })
     }
 
     /// Every pair; `source` is what errors call the adapter.
@@ -146,7 +152,35 @@ impl Adapter {
         if !scale.is_finite() {
             refuse!("{source}: `lora_alpha` of the adapter config: found a scale of {scale}, expected a finite one");
         }
-        Ok(LoraPair { a, b, r, k_in, n_out, alpha, scale })
+        let magnitude = self.magnitude(source, module, n_out)?;
+        Ok(LoraPair { a, b, r, k_in, n_out, alpha, scale, magnitude })
+    }
+
+    /// The magnitudes of a module, which are there with `use_dora` and only then.
+    fn magnitude(&self, source: &str, module: &str, n_out: usize) -> Result<Option<&[f32]>> {
+        let key = ParamId::magnitude(module).peft_key();
+        match (self.tensors.get(&key), self.config.use_dora) {
+            (None, false) => Ok(None),
+            (None, true) => {
+                refuse!("{source}: found no tensor `{key}`, expected one as `use_dora` of the adapter config is true")
+            }
+            (Some(_), false) => {
+                refuse!(
+                    "{source}: tensor `{key}`: found a DoRA magnitude, expected none as `use_dora` of the adapter config is false"
+                )
+            }
+            (Some((shape, values)), true) => {
+                if shape[..] != [n_out] || values.len() != n_out {
+                    refuse!(
+                        "{source}: tensor `{key}`: found shape {shape:?}, expected [{n_out}] as lora_B has so many rows"
+                    );
+                }
+                if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                    refuse!("{source}: tensor `{key}`: found {} at element {at}, expected finite numbers", values[at]);
+                }
+                Ok(Some(values))
+            }
+        }
     }
 
     fn matrix(&self, source: &str, key: &str, partner: &str) -> Result<([usize; 2], &[f32])> {

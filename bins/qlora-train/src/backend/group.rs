@@ -30,6 +30,18 @@ pub struct Lora<B: Operands + ?Sized> {
     pub a: B::Param,
     /// `[N, r]`
     pub b: B::Param,
+    /// DoRA's; none in plain LoRA
+    pub magnitude: Option<Magnitude<B>>,
+}
+
+/// The magnitudes of a layer's outputs, and the norms of the rows that they take the place of.
+pub struct Magnitude<B: Operands + ?Sized> {
+    /// `[N]`
+    pub m: B::Param,
+    /// `[N]`: ‖W‖² of each row
+    pub squares: B::Vector,
+    /// `[N]`: ‖W + scale · B · A‖ of each row, as the last [refresh](super::Weights::refresh_magnitudes) found it
+    pub norms: B::Vector,
 }
 
 impl<B: Operands + ?Sized> LinearGroup<B> {
@@ -41,6 +53,11 @@ impl<B: Operands + ?Sized> LinearGroup<B> {
     /// N and r of each layer.
     pub fn work(&self) -> Vec<[usize; 2]> {
         self.segments.iter().map(|segment| [segment.n, segment.lora.as_ref().map_or(0, |lora| lora.r)]).collect()
+    }
+
+    /// Whether a layer has magnitudes.
+    pub fn has_magnitudes(&self) -> bool {
+        self.segments.iter().any(|segment| segment.lora.as_ref().is_some_and(|lora| lora.magnitude.is_some()))
     }
 
     /// Σ r, the width of S and T.

@@ -26,7 +26,7 @@ mod weights;
 
 pub use batch::{Batch, CheckedBatch};
 pub use compute::Compute;
-pub use group::{LinearGroup, Lora, Segment};
+pub use group::{LinearGroup, Lora, Magnitude, Segment};
 pub use memory::{Memory, PlannedBuffer};
 pub use op::{Op, Output};
 pub use op_work::OpWork;

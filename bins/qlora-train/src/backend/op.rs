@@ -147,6 +147,11 @@ pub enum Op<'a, B: Operands + ?Sized> {
         shape: AttentionShape,
         weights: [&'a mut B::Vector; 2],
     },
+    /// y `[ΣN]` = m / norm ∘ (y − bias) + bias, in the layers that have magnitudes.
+    Magnitude { group: &'a LinearGroup<B>, y: &'a mut B::Buffer },
+    /// dm += Σ dy ∘ (z − bias) / norm of z `[ΣN]`, the output before its magnitudes, summed over 256 tokens at a time;
+    /// then z = m / norm ∘ dy, the gradient of that output.
+    MagnitudeBackward { dy: &'a B::Buffer, z: &'a mut B::Buffer, group: &'a mut LinearGroup<B> },
     /// Logits `[vocab]` of some tokens of the batch, without a soft cap, each as it would be alone. A dry run leaves
     /// `out` as it is.
     Logits { x: &'a B::Buffer, head: &'a B::Table, tokens: &'a [usize], out: &'a mut Vec<Vec<f32>> },
@@ -198,6 +203,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::SwigluBackward { .. } => "SwiGLU, backward",
             Self::CrossEntropy { .. } | Self::TrainedCrossEntropy { .. } => "output layer and loss",
             Self::EmbedBackward { .. } => "embedding, backward",
+            Self::Magnitude { .. } => "magnitudes",
+            Self::MagnitudeBackward { .. } => "magnitudes, backward",
             Self::NormGradient { .. } | Self::HeadNormGradients { .. } => "norm, gradient of the weight",
             Self::Logits { .. } => "logits",
         }
@@ -249,6 +256,15 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::TrainedCrossEntropy { x, head, dx, .. } => {
                 let mut outputs = one("the gradient of the loss", *dx);
                 outputs.extend(gradient_of("the output layer", head.param(), x.width()));
+                outputs
+            }
+            Self::Magnitude { group, y } => of("the output", group, *y),
+            Self::MagnitudeBackward { z, group, .. } => {
+                let mut outputs = of("the gradient of the output before the magnitudes", group, *z);
+                for segment in &group.segments {
+                    let magnitude = segment.lora.as_ref().and_then(|lora| lora.magnitude.as_ref());
+                    outputs.extend(gradient_of("a magnitude", magnitude.map(|magnitude| &magnitude.m), segment.n));
+                }
                 outputs
             }
             Self::EmbedBackward { dout, table, .. } => {
@@ -310,6 +326,8 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             | Self::Swiglu { .. }
             | Self::SwigluBackward { .. }
             | Self::EmbedBackward { .. }
+            | Self::Magnitude { .. }
+            | Self::MagnitudeBackward { .. }
             | Self::NormGradient { .. }
             | Self::HeadNormGradients { .. }
             | Self::TrainedCrossEntropy { .. }

@@ -57,6 +57,8 @@ impl OpWork {
                 (work.k, work.vocab) = (x.width(), head.vocab());
             }
             Op::TrainedCrossEntropy { x, head, .. } => (work.k, work.vocab) = (x.width(), head.vocab()),
+            Op::Magnitude { group, .. } => work.values = 2 * group.n(),
+            Op::MagnitudeBackward { group, .. } => work.values = 3 * group.n(),
             Op::EmbedBackward { dout, .. } => work.values = 3 * dout.width(),
             Op::NormGradient { x, .. } => work.values = 2 * x.width(),
             Op::HeadNormGradients { shape, .. } => (work.heads, work.values) = (heads(*shape), 2 * shape.qkv()),

@@ -119,6 +119,14 @@ pub trait Weights: Operands {
     ) -> Result<Self::Vector> {
         refuse!("`modules_to_save`: {name} are trained only where the CPU computes so far; use `--device cpu`")
     }
+    /// ‖W‖² of each row of a weight `[n, k]`, as it is computed with; empty in a dry run.
+    fn row_squares(&mut self, name: &str, _weight: &Self::Weight, _n: usize, _k: usize) -> Result<Vec<f32>> {
+        refuse!("`use_dora`: {name} gets magnitudes only where the CPU computes so far; use `--device cpu`")
+    }
+    /// Computes the norms of [`Magnitude`](super::Magnitude) again, after A and B have changed.
+    fn refresh_magnitudes(&mut self, _group: &mut LinearGroup<Self>) -> Result<()> {
+        Ok(())
+    }
     /// Rotation angles of `positions` positions, `half` = head_dim / 2 cosines and as many sines each; kept by the
     /// backend, which returns the table's number. All tables of a model have the same positions.
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize>;

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::types::{Reject, SettingValue, is_auto, is_off};
+use super::types::{Reject, SettingValue, is_auto, is_off, is_unset};
 use super::yaml::Value;
 
 /// `Name: "canonical" | "other spelling"…`; the first name is the one written back. After `not yet`: values the
@@ -293,5 +293,61 @@ impl SettingValue for TargetModules {
     }
     fn json(&self) -> Json {
         if self.names == Self::ALL { Json::from("all-linear") } else { Json::from(self.names.clone()) }
+    }
+}
+
+/// What low-rank terms begin with (PEFT's `init_lora_weights`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitLora {
+    /// A is random, B zero.
+    #[default]
+    Random,
+    /// The largest singular directions of the weight
+    Pissa,
+    /// Those, nearly, by so many sweeps
+    PissaIterations(usize),
+    /// The beginning of the weight's QR decomposition
+    Olora,
+}
+
+impl InitLora {
+    /// The text that the setting takes.
+    pub fn name(self) -> String {
+        match self {
+            Self::Random => "true".to_owned(),
+            Self::Pissa => "pissa".to_owned(),
+            Self::PissaIterations(sweeps) => format!("pissa_niter_{sweeps}"),
+            Self::Olora => "olora".to_owned(),
+        }
+    }
+
+    /// Whether the base is trained on less what the terms begin with.
+    pub fn changes_base(self) -> bool {
+        self != Self::Random
+    }
+}
+
+impl SettingValue for InitLora {
+    fn read(value: &Value) -> Result<Self, Reject> {
+        if is_unset(value) || bool::read(value) == Ok(true) {
+            return Ok(Self::Random);
+        }
+        let text = String::read(value).map_err(|_| Reject::Wrong)?.trim().to_ascii_lowercase();
+        let later = ["gaussian", "eva", "loftq", "orthogonal", "corda", "lora_ga"];
+        match (text.as_str(), text.strip_prefix("pissa_niter_")) {
+            ("pissa", _) => Ok(Self::Pissa),
+            ("olora", _) => Ok(Self::Olora),
+            (_, Some(sweeps)) => match sweeps.parse() {
+                Ok(sweeps @ 1..=1000) => Ok(Self::PissaIterations(sweeps)),
+                _ => Err(Reject::Wrong),
+            },
+            (other, None) => Err(later.into_iter().find(|later| *later == other).map_or(Reject::Wrong, Reject::NotYet)),
+        }
+    }
+    fn json(&self) -> Json {
+        match self {
+            Self::Random => Json::Bool(true),
+            other => Json::from(other.name()),
+        }
     }
 }

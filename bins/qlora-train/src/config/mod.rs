@@ -63,8 +63,8 @@ pub use args::{SettingsArgs, parse_overrides, unknown_flag};
 pub use compat::{all_names, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
-    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler,
-    TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, InitLora, MixStrategy, Optim, Preset, PromptCompletion, Quantization,
+    Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
 };
 pub use intervals::{Every, Resume};
 pub use lints::AllowedLints;

@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use super::answers::{BestMetric, SamplePrompts, is_pattern};
 use super::enums::{
-    BadRow, Checkpointing, Compute, Device, MixStrategy, Optim, Preset, PromptCompletion, Quantization, Scheduler,
-    TargetModules, TokenTile, TooLong, WeightResidency,
+    BadRow, Checkpointing, Compute, Device, InitLora, MixStrategy, Optim, Preset, PromptCompletion, Quantization,
+    Scheduler, TargetModules, TokenTile, TooLong, WeightResidency,
 };
 use super::intervals::{Every, Resume};
 use super::lints::AllowedLints;
@@ -198,6 +198,11 @@ settings! {
     alpha_pattern: Pattern<f64> = Pattern::default(), "{}",
         "names of modules or regular expressions, each with a number above 0, at most 65536", ResultsIfSet,
         ["lora_alpha_pattern", "lora.alpha_pattern"], |v| v.0.values().all(|a| *a > 0.0 && *a <= 65536.0);
+    "A magnitude for each output beside the low-rank terms (DoRA): a step computes every linear layer once more. vLLM, SGLang and llama.cpp serve it merged only. Only the CPU computes it so far."
+    use_dora: bool = false, "false", "true or false", ResultsIfSet, ["peft_use_dora", "lora.use_dora"];
+    "What the adapters begin with: `true` is a random A and a B of zero; `pissa` the largest singular directions of the weights, `pissa_niter_N` those nearly, by N sweeps; `olora` the beginning of their QR decomposition. The last three train on a base less what they begin with, and the adapter is written for the base as it is, of twice the rank."
+    init_lora_weights: InitLora = InitLora::Random, "true", "true, pissa, pissa_niter_N or olora", ResultsIfSet,
+        ["peft_init_lora_weights", "lora.init_lora_weights"];
     "Modules that are trained whole beside the adapters: `embed_tokens`, `lm_head` or norms, by the end of their paths as in PEFT. Where the output layer is the embedding, both are trained as one tensor. Only the CPU trains them so far."
     modules_to_save: ModuleNames = ModuleNames::default(), "none", "names of modules", ResultsIfSet,
         ["lora_modules_to_save", "additional_target", "lora.modules_to_save"];

@@ -132,6 +132,13 @@ impl<'a> Subject<'a> {
                 continue;
             };
             let (n_out, k_in) = projection.shape(self.arch);
+            if id.kind() == ParamKind::Magnitude {
+                match info.shape[..] == [n_out] {
+                    true => changes = true,
+                    false => wrong.push(format!("`{key}` of shape {:?}", info.shape)),
+                }
+                continue;
+            }
             let (rank, fits) = match (id.kind(), &info.shape[..]) {
                 (ParamKind::LoraA, &[r, k]) => (r, k == k_in),
                 (ParamKind::LoraB, &[n, r]) => (r, n == n_out),
@@ -250,11 +257,12 @@ impl<'a> Subject<'a> {
 
     fn refused_by_llamacpp(&self) -> Vec<String> {
         let own = self.own.as_ref().err().map(|error| error.to_string());
+        let dora = self.is_set("use_dora").then(|| "llama.cpp does not serve DoRA; export the merged model".to_owned());
         let whole = self.is_set("modules_to_save").then(|| {
             "llama.cpp does not serve whole modules that were trained (`modules_to_save`); export the merged model"
                 .to_owned()
         });
-        own.into_iter().chain(whole).collect()
+        own.into_iter().chain(dora).chain(whole).collect()
     }
 
     fn refused_by_vllm(&self) -> Vec<String> {

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
-use rayon::prelude::*;
-
 use crate::adapter::{Adapter, LoraPair, Recipe, TOKENIZER_FILES, WholeModule};
 use crate::base::{BaseFingerprint, Checkpoint, Rewrite, Written, write_dense};
 use crate::error::{Context, Result};
 use crate::files::tensor::{HostTensor, StoredType};
 use crate::files::units::format_bytes;
+use crate::lora::start::add_product;
 use crate::refuse;
 use crate::session::disk::free_bytes;
+use qlora_kernels::nf4::{Nf4Matrix, Nf4Options};
 
 /// Weights that an adapter is added to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +169,10 @@ impl Rewrite for Merging<'_> {
                 .dequantize(),
         };
         if let Some(pair) = self.pairs.get(module_of(name)) {
-            add_low_rank(&mut values, pair);
+            add_product(&mut values, pair.k_in, pair.b, pair.r, pair.a, pair.scale);
+            if let Some(magnitude) = pair.magnitude {
+                normalize_rows(&mut values, pair.k_in, magnitude);
+            }
         }
         Ok(HostTensor::from_f32(shape, values, stored))
     }
@@ -184,17 +186,11 @@ impl Rewrite for Merging<'_> {
     }
 }
 
-/// `values += scale · B · A`, in f32: `values` is `[n_out, k_in]`.
-fn add_low_rank(values: &mut [f32], pair: &LoraPair) {
-    let rows = values.par_chunks_mut(pair.k_in).zip(pair.b.par_chunks(pair.r));
-    rows.for_each_init(
-        || vec![0.0f32; pair.k_in],
-        |sum, (row, b)| {
-            sum.fill(0.0);
-            for (b, a) in b.iter().zip(pair.a.chunks(pair.k_in)) {
-                sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
-            }
-            row.iter_mut().zip(&*sum).for_each(|(value, sum)| *value += pair.scale * sum);
-        },
-    );
+/// Scales each row of `k` values to its magnitude (DoRA); one of zeros stays.
+fn normalize_rows(values: &mut [f32], k: usize, magnitude: &[f32]) {
+    for (row, m) in values.chunks_exact_mut(k).zip(magnitude) {
+        let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        let factor = if norm > 0.0 { f64::from(*m) / norm } else { 0.0 };
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+    }
 }

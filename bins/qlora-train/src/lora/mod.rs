@@ -3,10 +3,12 @@
 //! follow from one [`LoraSpec`].
 
 mod param_id;
+pub mod start;
 
 pub use param_id::{ParamId, ParamKind};
 
 use crate::arch::{Arch, Projection};
+use crate::config::InitLora;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The trainable tensors of a model.
@@ -18,6 +20,8 @@ pub struct LoraSpec {
     pub rslora: bool,
     /// Dropout on the low-rank path's input, [0, 1)
     pub dropout: f64,
+    /// What the terms begin with.
+    pub init: InitLora,
     /// Modules that are trained whole (`modules_to_save`): embedding, output layer, norms. Where the output layer is
     /// the embedding, both are named.
     pub whole: BTreeSet<String>,
@@ -38,6 +42,8 @@ pub struct LoraTerm {
 pub enum LoraKind {
     /// y += scale · (x · Aᵀ) · Bᵀ
     Lora,
+    /// DoRA: y = m / ‖W + scale · B · A‖ ∘ x · (W + scale · B · A)ᵀ, with norms of rows that no gradient goes through
+    Dora,
 }
 
 impl LoraTerm {
@@ -60,6 +66,22 @@ impl LoraSpec {
         Self { terms, dropout, ..Self::default() }
     }
 
+    /// The terms of the adapter that is written: on a base that was changed, twice the ranks hold the terms of now and,
+    /// with the other sign, those of the start. The scales stay.
+    pub fn exported(&self) -> Self {
+        let mut exported = Self { init: InitLora::Random, ..self.clone() };
+        if self.init.changes_base() {
+            let factor = if self.rslora { 2f64.sqrt() } else { 2.0 };
+            exported.terms.values_mut().for_each(|term| (term.r, term.alpha) = (2 * term.r, factor * term.alpha));
+        }
+        exported
+    }
+
+    /// Whether terms have magnitudes of their own.
+    pub fn is_dora(&self) -> bool {
+        self.terms.values().any(|term| term.kind == LoraKind::Dora)
+    }
+
     /// Whether all terms have one rank and one alpha.
     pub fn is_uniform(&self) -> bool {
         let mut terms = self.terms.values();
@@ -73,12 +95,13 @@ impl LoraSpec {
         Some((term.r, Self::scale(term.alpha, term.r, self.rslora) as f32))
     }
 
-    /// Elements of every trainable tensor: A `[r, K]` and B `[N, r]` of each term, then the whole modules. A module
-    /// that `arch` does not have is left out.
+    /// Elements of every trainable tensor: A `[r, K]`, B `[N, r]` and DoRA's m `[N]` of each term, then the whole
+    /// modules. A module that `arch` does not have is left out.
     pub fn lengths<'a>(&'a self, arch: &'a Arch) -> impl Iterator<Item = usize> + 'a {
         let terms = self.terms.iter().filter_map(|(module, term)| {
             let (n, k) = arch.find(module)?.1.shape(arch);
-            Some([term.r * k, n * term.r])
+            let magnitude = (term.kind == LoraKind::Dora).then_some(n);
+            Some([term.r * k, n * term.r].into_iter().chain(magnitude))
         });
         let one = |module: &String| !self.shares_embedding(arch, module);
         let whole =
@@ -113,6 +136,19 @@ mod tests {
         assert_eq!(spec.of("model.layers.1.self_attn.k_proj"), None);
         spec.rslora = true;
         assert_eq!(spec.of("model.layers.1.self_attn.q_proj"), Some((8, (4.0 / 8f64.sqrt()) as f32)));
+    }
+
+    #[test]
+    fn what_is_exported_of_a_changed_base_has_twice_the_rank_and_the_scale() {
+        for rslora in [false, true] {
+            let init = InitLora::Olora;
+            let spec = LoraSpec { init, rslora, ..LoraSpec::uniform(&tiny_arch(), &[Projection::Q], 8, 4.0, 0.0) };
+            let (exported, module) = (spec.exported(), "model.layers.1.self_attn.q_proj");
+            let ((r, scale), (own, expected)) = (exported.of(module).unwrap(), spec.of(module).unwrap());
+            assert_eq!((r, own), (16, 8));
+            assert!((scale / expected - 1.0).abs() < 1e-6, "{scale} {expected}");
+            assert_eq!(exported.exported(), exported);
+        }
     }
 
     #[test]

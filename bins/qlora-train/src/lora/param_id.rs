@@ -21,19 +21,22 @@ pub enum ParamKind {
     LoraA,
     /// `[N, r]`
     LoraB,
+    /// DoRA's magnitude of each output, `[N]`
+    Magnitude,
     /// The weight of a module that is trained whole
     Whole,
 }
 
 impl ParamKind {
     /// The suffix of a whole module ends the others too.
-    const ALL: [Self; 3] = [Self::LoraA, Self::LoraB, Self::Whole];
+    const ALL: [Self; 4] = [Self::LoraA, Self::LoraB, Self::Magnitude, Self::Whole];
 
     /// The end of a tensor's name, after its module and a dot.
     fn suffix(self) -> &'static str {
         match self {
             Self::LoraA => "lora_A.weight",
             Self::LoraB => "lora_B.weight",
+            Self::Magnitude => "lora_magnitude_vector",
             Self::Whole => "weight",
         }
     }
@@ -50,6 +53,10 @@ impl ParamId {
 
     pub fn b(module: impl Into<Arc<str>>) -> Self {
         Self::new(module, ParamKind::LoraB)
+    }
+
+    pub fn magnitude(module: impl Into<Arc<str>>) -> Self {
+        Self::new(module, ParamKind::Magnitude)
     }
 
     /// The weight of a module that is trained whole.
@@ -105,6 +112,9 @@ mod tests {
         assert_eq!(ParamId::from_peft_key(&id.peft_key()), Some(id));
         let lm_head = ParamId::a("lm_head");
         assert_eq!(ParamId::from_peft_key("base_model.model.lm_head.lora_A.weight"), Some(lm_head));
+        let magnitude = ParamId::magnitude("x");
+        assert_eq!(magnitude.peft_key(), "base_model.model.x.lora_magnitude_vector");
+        assert_eq!(ParamId::from_peft_key(&magnitude.peft_key()), Some(magnitude));
         let whole = ParamId::whole("model.embed_tokens");
         assert_eq!(whole.peft_key(), "base_model.model.model.embed_tokens.weight");
         assert_eq!(ParamId::from_peft_key(&whole.peft_key()), Some(whole));
@@ -113,7 +123,7 @@ mod tests {
             "base_model.model..lora_A.weight",
             "base_model.model.x.lora_A.default.weight",
             "base_model.model.weight",
-            "base_model.model.x.lora_magnitude_vector",
+            "base_model.model.lora_magnitude_vector",
         ] {
             assert_eq!(ParamId::from_peft_key(key), None, "{key}");
         }

@@ -16,11 +16,13 @@ pub use prompts::Prompts;
 
 use crate::arch::{Arch, BranchNorms, Input, Projection, Rope};
 use crate::backend::run_shape::RunShape;
-use crate::backend::{Backend, LinearGroup, Lora, MaybeTrained, Quantization, Residency, Segment, StateFormat};
+use crate::backend::{
+    Backend, LinearGroup, Lora, Magnitude, MaybeTrained, Quantization, Residency, Segment, StateFormat,
+};
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
 use crate::files::tensor::{HostTensor, StoredType, WeightSource};
-use crate::lora::{LoraSpec, ParamId};
+use crate::lora::{LoraKind, LoraSpec, ParamId};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
 use std::sync::Arc;
@@ -166,6 +168,10 @@ pub trait Source {
     fn on_disk(&mut self, name: &str) -> Result<Nf4OnDisk> {
         Err(Error::Failed(format!("{name}: is not in a file")))
     }
+    /// The magnitudes of an adapter's term; none of a new one, which begins with the norms of the weight's rows.
+    fn magnitude(&mut self, _module: &str) -> Option<Vec<f32>> {
+        None
+    }
     /// The weight of a module that is whole: that of an adapter where there is one, else the base's.
     fn whole(&mut self, name: &str) -> Result<HostTensor> {
         self.read(name)
@@ -247,7 +253,15 @@ impl<B: Backend> Llama<B> {
             head_dim: c.head_dim,
             soft_cap: c.attention_soft_cap,
         };
-        Ok(Self { spec, attention, embedding, layers, final_norm, head })
+        let mut model = Self { spec, attention, embedding, layers, final_norm, head };
+        model.refresh(backend)?;
+        Ok(model)
+    }
+
+    /// Brings up to date what follows from the terms, after they have changed.
+    pub fn refresh(&mut self, b: &mut B) -> Result<()> {
+        let groups = self.layers.iter_mut().flat_map(Layer::groups_mut);
+        groups.filter(|group| group.has_magnitudes()).try_for_each(|group| b.refresh_magnitudes(group))
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -267,7 +281,9 @@ impl<B: Backend> Llama<B> {
                     if let Some(lora) = &mut segment.lora {
                         let module: Arc<str> = arch.module(layer, projection).into();
                         params.push((ParamId::a(module.clone()), &mut lora.a));
-                        params.push((ParamId::b(module), &mut lora.b));
+                        params.push((ParamId::b(module.clone()), &mut lora.b));
+                        let magnitude = lora.magnitude.as_mut();
+                        params.extend(magnitude.map(|magnitude| (ParamId::magnitude(module), &mut magnitude.m)));
                     }
                 }
             }
@@ -290,12 +306,12 @@ impl<B: Backend> Llama<B> {
                 for (segment, projection) in group.segments.iter_mut().zip(names.of_input(input)) {
                     // Its memory first.
                     segment.lora = None;
-                    segment.lora = build_lora(b, source, &self.spec, layer, projection)?;
+                    segment.lora = build_lora(b, source, &self.spec, layer, projection, &segment.weight)?;
                 }
                 b.prepare_group(&self.spec.arch.first_weight(layer, input), group)?;
             }
         }
-        Ok(())
+        self.refresh(b)
     }
 
     /// Shape and values of every trainable tensor, in the order of [`Self::params_mut`].
@@ -316,9 +332,13 @@ impl<B: Backend> Llama<B> {
                 for (segment, projection) in group.segments.iter().zip(self.spec.arch.names.of_input(input)) {
                     if let Some(lora) = &segment.lora {
                         let module: Arc<str> = self.spec.arch.module(layer, projection).into();
-                        let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
+                        let (a, b) = (ParamId::a(module.clone()), ParamId::b(module.clone()));
                         params.push((a, vec![lora.r, group.k], &lora.a));
                         params.push((b, vec![segment.n, lora.r], &lora.b));
+                        let magnitude = lora.magnitude.as_ref();
+                        params.extend(
+                            magnitude.map(|magnitude| (ParamId::magnitude(module), vec![segment.n], &magnitude.m)),
+                        );
                     }
                 }
             }
@@ -391,7 +411,7 @@ fn build_group<B: Backend>(
             }
             false => None,
         };
-        let lora = build_lora(backend, source, spec, layer, projection)?;
+        let lora = build_lora(backend, source, spec, layer, projection, &weight)?;
         segments.push(Segment { n, weight, bias, lora });
     }
     let names: Vec<&str> = arch.names.of_input(input).map(|projection| arch.names.short(projection)).collect();
@@ -411,16 +431,34 @@ fn build_lora<B: Backend>(
     spec: &ModelSpec,
     layer: usize,
     projection: Projection,
+    weight: &B::Weight,
 ) -> Result<Option<Lora<B>>> {
     let module: Arc<str> = spec.arch.module(layer, projection).into();
     let Some((r, scale)) = spec.lora.of(&module) else { return Ok(None) };
     let (n, k) = projection.shape(&spec.arch);
     let (a, b) = (ParamId::a(module.clone()), ParamId::b(module));
     let states = spec.trainable.then_some(spec.states);
+    let (pair, name) = ([a, b], spec.arch.weight_name(layer, projection));
+    let magnitude = match spec.lora.terms.get(pair[0].module()).map(|term| term.kind) {
+        Some(LoraKind::Dora) => {
+            let squares = backend.row_squares(&name, weight, n, k)?;
+            // Those of the weight alone, as B begins with zeros.
+            let norms: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
+            let own = source.magnitude(pair[0].module());
+            Some(Magnitude {
+                m: backend.param(n, states, &mut || Ok(own.as_ref().unwrap_or(&norms).clone()))?,
+                squares: backend.vector("DoRA norms", n, &mut || Ok(squares.clone()))?,
+                norms: backend.vector("DoRA norms", n, &mut || Ok(norms.clone()))?,
+            })
+        }
+        _ => None,
+    };
+    let [a, b] = &pair;
     Ok(Some(Lora {
         r,
         scale,
-        a: backend.param(r * k, states, &mut || source.lora(&a, r * k, k))?,
-        b: backend.param(n * r, states, &mut || source.lora(&b, n * r, r))?,
+        a: backend.param(r * k, states, &mut || source.lora(a, r * k, k))?,
+        b: backend.param(n * r, states, &mut || source.lora(b, n * r, r))?,
+        magnitude,
     }))
 }

@@ -208,7 +208,7 @@ pub fn update<B: Backend>(
             let is_norm = id.kind() == ParamKind::Whole && arch.is_norm(id.module());
             // As PEFT's optimizer for LoRA+ has it: tensors of one dimension go with B.
             let peak = match id.kind() {
-                ParamKind::LoraB => hyper.learning_rate_b,
+                ParamKind::LoraB | ParamKind::Magnitude => hyper.learning_rate_b,
                 ParamKind::Whole if is_norm => hyper.learning_rate_b,
                 ParamKind::LoraA | ParamKind::Whole => hyper.learning_rate_a,
             };
@@ -228,6 +228,7 @@ pub fn update<B: Backend>(
         let what = format!("step {}: the gradient norm is {grad_norm}", step + 1);
         return Err(not_finite(backend, model, comm, step, accumulation, batches, batches.len(), &what));
     }
+    model.refresh(backend)?;
     Ok(StepReport {
         loss,
         grad_norm,

@@ -376,7 +376,8 @@ fn linear<B: Backend>(
     group: &LinearGroup<B>,
     y: &mut B::Buffer,
 ) -> Result<()> {
-    b.run(tokens.clone(), Op::Linear { x, s, group, y })
+    b.run(tokens.clone(), Op::Linear { x, s, group, y: &mut *y })?;
+    if group.has_magnitudes() { b.run(tokens.clone(), Op::Magnitude { group, y }) } else { Ok(()) }
 }
 
 /// q‖k‖v with the heads of q and k normalized; `None` where the family does not normalize them. The backward pass
@@ -526,6 +527,14 @@ fn linear_backward<B: Backend>(
     dx: Dx<B>,
 ) -> Result<()> {
     let dropout = pass.mask(group);
+    // The output before its magnitudes is computed again, and then becomes its gradient.
+    let mut before = None;
+    if group.has_magnitudes() {
+        let z = before.insert(pass.alloc(b, "DoRA outputs", tokens, group.n())?);
+        b.run(tokens.clone(), Op::Linear { x, s, group, y: &mut *z })?;
+        b.run(tokens.clone(), Op::MagnitudeBackward { dy, z, group })?;
+    }
+    let dy = before.as_ref().unwrap_or(dy);
     let mut t = low_rank(b, group, pass.tile)?;
     if let Some(t) = &mut t {
         t.move_to(tokens.start);

@@ -54,11 +54,13 @@ impl DiskPlan {
                 + 2,
         );
         let files = tokenizer_bytes(base) + TENSOR_OVERHEAD * tensors + OVERHEAD;
-        // The adapter's file holds the values folded where rsLoRA is used, and one tensor for each end of a tied one.
-        let copies = if spec.lora.rslora { 2 } else { 1 };
+        // The adapter's file holds the values folded where rsLoRA is used, what terms on a changed base began with, and
+        // one tensor for each end of a tied one.
+        let begun = if spec.lora.init.changes_base() { values } else { 0 };
+        let copies = if spec.lora.rslora || begun > 0 { 2 } else { 1 };
         let arch = &spec.arch;
         let twice = spec.lora.whole.iter().filter(|module| spec.lora.shares_embedding(arch, module)).count();
-        let again = 4 * (twice * arch.vocab_size * arch.hidden_size) as u64;
+        let again = begun + 4 * (twice * arch.vocab_size * arch.hidden_size) as u64;
         Self {
             checkpoint_bytes: values * copies + again + states + files,
             gradient_bytes: values,

@@ -6,18 +6,27 @@ use crate::backend::{Quantization, StateFormat};
 use crate::base::Checkpoint;
 use crate::config::{self, Settings};
 use crate::error::{Error, Result};
-use crate::lora::LoraSpec;
+use crate::lora::{LoraKind, LoraSpec};
 use crate::model::{ModelSpec, Prompts};
 use crate::refuse;
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
 
-/// Refuses 16-bit weights where the checkpoint holds NF4.
+/// Refuses, where the checkpoint holds NF4, 16-bit weights and terms that begin with these.
 pub fn check_quantization(settings: &Settings, checkpoint: &Checkpoint) -> Result<()> {
     if settings.quantization == config::Quantization::Off && checkpoint.quantization().is_some() {
         refuse!(
             "`quantization`: found none, but the weights of {} are already quantized ({}); expected nf4, or the original \
              16-bit model",
+            checkpoint.dir().display(),
+            recipe(settings, checkpoint)
+        );
+    }
+    if settings.init_lora_weights.changes_base() && checkpoint.quantization().is_some() {
+        refuse!(
+            "`init_lora_weights`: found {}, which begins with directions of the weights, but those of {} are already \
+             quantized ({}); expected true, or the original 16-bit model",
+            settings.init_lora_weights.name(),
             checkpoint.dir().display(),
             recipe(settings, checkpoint)
         );
@@ -58,7 +67,8 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
     };
     let targets: Vec<Projection> = arch.names.all().filter(targeted).collect();
     let uniform = LoraSpec::uniform(arch, &targets, settings.lora_r, settings.lora_alpha, settings.lora_dropout);
-    let mut lora = LoraSpec { rslora: settings.use_rslora, ..uniform };
+    let (rslora, init) = (settings.use_rslora, settings.init_lora_weights);
+    let mut lora = LoraSpec { rslora, init, ..uniform };
     let layers = &settings.layers_to_transform.0;
     if let Some(layer) = layers.iter().find(|&&layer| layer >= arch.num_layers) {
         refuse!(
@@ -75,9 +85,42 @@ pub fn lora_spec(settings: &Settings, arch: &Arch) -> Result<LoraSpec> {
     for (module, term) in &mut lora.terms {
         term.r = ranks.of(module).map_err(|error| wrong("rank_pattern", error))?.unwrap_or(term.r);
         term.alpha = alphas.of(module).map_err(|error| wrong("alpha_pattern", error))?.unwrap_or(term.alpha);
+        if settings.use_dora {
+            term.kind = LoraKind::Dora;
+        }
+    }
+    check_dora(settings)?;
+    if init.changes_base() {
+        let too_large = lora.terms.iter().find_map(|(module, term)| {
+            let (n, k) = arch.find(module)?.1.shape(arch);
+            (term.r > n.min(k)).then_some((module, term.r, n, k))
+        });
+        if let Some((module, r, n, k)) = too_large {
+            refuse!(
+                "`init_lora_weights`: {module} is {n} x {k} and has no {r} directions of its own to begin with; expected a \
+                 rank of at most {}",
+                n.min(k)
+            );
+        }
     }
     lora.whole = whole_modules(&settings.modules_to_save.0, arch)?;
     Ok(lora)
+}
+
+/// Refuses what DoRA is not computed with.
+fn check_dora(settings: &Settings) -> Result<()> {
+    let beside = [
+        (settings.lora_dropout > 0.0, "lora_dropout", "every linear layer would be computed once more; expected 0"),
+        (
+            settings.init_lora_weights.changes_base(),
+            "init_lora_weights",
+            "magnitudes begin with the norms of the weights; expected true",
+        ),
+    ];
+    match beside.into_iter().find(|(given, ..)| settings.use_dora && *given) {
+        Some((_, name, why)) => refuse!("`{name}` is not computed with `use_dora`: {why}"),
+        None => Ok(()),
+    }
 }
 
 fn wrong(setting: &str, error: String) -> Error {

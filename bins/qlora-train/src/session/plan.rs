@@ -143,6 +143,10 @@ pub fn plan(
         }
         Device::Cuda(_) => dry_run(Cuda::dry_run(spec.run_shape(), &spec.arch)?, spec, stored, job)?,
     };
+    if spec.lora.init.changes_base() && matches!((device, job), (Device::Cpu(_), PlannedJob::Train)) {
+        let bytes = 4 * spec.lora.lengths(&spec.arch).map(|len| len as u64).sum::<u64>();
+        buffers.push(PlannedBuffer { name: "LoRA at the start".to_owned(), bytes });
+    }
     let run_bytes = buffers.iter().map(|buffer| buffer.bytes).sum();
     let saving_bytes = match (device, job) {
         (Device::Cpu(_), PlannedJob::Train) => saving_bytes(spec),

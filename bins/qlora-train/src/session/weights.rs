@@ -7,13 +7,39 @@ use crate::backend::Quantization;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
-use crate::lora::{ParamId, ParamKind};
+use crate::lora::start::{self, Factors};
+use crate::lora::{LoraSpec, ParamId, ParamKind};
 use crate::model::Source;
 use qlora_kernels::rng::Stream;
 use std::collections::BTreeMap;
 
 /// Keeps the streams of initial values apart from those of shuffling.
 const INIT_DOMAIN: u64 = 1 << 32;
+
+/// Terms that begin with directions of the weights.
+struct Starts {
+    lora: LoraSpec,
+    /// By module
+    made: BTreeMap<String, Factors>,
+}
+
+impl Starts {
+    /// The weight less what its term begins with, in the type that it is stored in.
+    fn residual(&mut self, arch: &Arch, seed: u64, name: &str, tensor: HostTensor) -> HostTensor {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let (Some((r, scale)), Some((layer, projection))) = (self.lora.of(module), arch.find(module)) else {
+            return tensor;
+        };
+        let (n, k) = projection.shape(arch);
+        let (stored, shape, mut values) = (tensor.stored_type(), tensor.shape.clone(), tensor.into_f32());
+        let stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
+        if let Some(factors) = start::factors(self.lora.init, &values, [n, k], r, scale, stream) {
+            start::add_product(&mut values, k, &factors.b, r, &factors.a, -scale);
+            self.made.insert(module.to_owned(), factors);
+        }
+        HostTensor::from_f32(shape, values, stored)
+    }
+}
 
 /// `'w`: what changes the weights.
 pub struct CheckpointSource<'a, 'w> {
@@ -24,6 +50,8 @@ pub struct CheckpointSource<'a, 'w> {
     whole: BTreeMap<String, WholeModule<'a>>,
     /// What changes the tensors on their way, if anything does.
     rewrite: Option<&'w mut dyn Rewrite>,
+    /// Terms that begin with directions of the weights, if these do
+    starts: Option<Starts>,
     /// Frobenius norms of linear weights by module, where they are asked for
     norms: Option<BTreeMap<String, f64>>,
     seed: u64,
@@ -33,7 +61,8 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Low-rank terms that `adapter` does not hold are drawn: A Kaiming-uniform with a = √5, B zero.
     pub fn new(checkpoint: &'a Checkpoint, adapter: BTreeMap<String, LoraPair<'a>>, seed: u64) -> Self {
         let fingerprint = Fingerprint::new(checkpoint);
-        Self { checkpoint, fingerprint, adapter, whole: BTreeMap::new(), rewrite: None, norms: None, seed }
+        let (whole, rewrite, starts, norms) = (BTreeMap::new(), None, None, None);
+        Self { checkpoint, fingerprint, adapter, whole, rewrite, starts, norms, seed }
     }
 
     /// With the terms and the whole modules of an adapter, or new ones.
@@ -50,6 +79,17 @@ impl<'a, 'w> CheckpointSource<'a, 'w> {
     /// Measures the norm of every linear weight that is read.
     pub fn measuring(self) -> Self {
         Self { norms: Some(BTreeMap::new()), ..self }
+    }
+
+    /// With terms of `lora` that begin as it says, on a base without them.
+    pub fn beginning(self, lora: &LoraSpec) -> Self {
+        let starts = lora.init.changes_base().then(|| Starts { lora: lora.clone(), made: BTreeMap::new() });
+        Self { starts, ..self }
+    }
+
+    /// What the terms began with that the base was changed by; empty where it was not.
+    pub fn take_starts(&mut self) -> BTreeMap<String, Factors> {
+        self.starts.take().map(|starts| starts.made).unwrap_or_default()
     }
 
     /// Norms of the linear weights that were read, by module; those that stay on disk have none.
@@ -79,6 +119,10 @@ impl Source for CheckpointSource<'_, '_> {
             Some(rewrite) => rewrite.tensor(name, tensor, self.checkpoint.dense_type(name)),
             None => Ok(tensor),
         }
+    }
+
+    fn magnitude(&mut self, module: &str) -> Option<Vec<f32>> {
+        self.adapter.get(module)?.magnitude.map(<[f32]>::to_vec)
     }
 
     fn whole(&mut self, name: &str) -> Result<HostTensor> {
@@ -111,7 +155,12 @@ impl Source for CheckpointSource<'_, '_> {
         {
             norms.insert(module.to_owned(), norm);
         }
-        Ok(weight)
+        match (&mut self.starts, weight) {
+            (Some(starts), WeightSource::Tensor(tensor)) => {
+                Ok(WeightSource::Tensor(starts.residual(self.checkpoint.arch(), self.seed, name, tensor)))
+            }
+            (_, weight) => Ok(weight),
+        }
     }
 
     /// Read once, for the fingerprint, a piece at a time: what is freed of a whole weight would stay in the heap.
@@ -123,6 +172,10 @@ impl Source for CheckpointSource<'_, '_> {
     }
 
     fn lora(&mut self, id: &ParamId, len: usize, columns: usize) -> Result<Vec<f32>> {
+        let made = self.starts.as_ref().and_then(|starts| starts.made.get(id.module()));
+        if let Some(Factors { a, b }) = made {
+            return Ok(if id.kind() == ParamKind::LoraB { b } else { a }.clone());
+        }
         if let Some(pair) = self.adapter.get(id.module()) {
             return Ok(if id.kind() == ParamKind::LoraB { pair.b } else { pair.a }.to_vec());
         }

@@ -3,6 +3,7 @@
 
 use super::names::EVENTS_DIR;
 use super::record::{LogEntry, RunRecord};
+use super::trained_adapter::exported_values;
 use crate::backend::{Backend, OpTime};
 use crate::config::Settings;
 use crate::data::{ChatTokenizer, Row, UNSUPERVISED};
@@ -11,6 +12,7 @@ use crate::files::dir::Dir;
 use crate::files::json::read_bounded;
 use crate::lint::Finding;
 use crate::lora::ParamKind;
+use crate::lora::start::Factors;
 use crate::model::{Llama, ModelSpec};
 use crate::report::warning;
 use crate::run_report::spectrum::{norm_of, singular_values};
@@ -106,13 +108,20 @@ impl Observer {
     }
 
     /// Measures what the adapter changes, a module in memory at a time.
-    pub fn measure<B: Backend>(&mut self, backend: &B, model: &Llama<B>, norms: &BTreeMap<String, f64>) -> Result<()> {
+    pub fn measure<B: Backend>(
+        &mut self,
+        backend: &B,
+        model: &Llama<B>,
+        starts: &BTreeMap<String, Factors>,
+        norms: &BTreeMap<String, f64>,
+    ) -> Result<()> {
         let Some(details) = &mut self.details else { return Ok(()) };
         details.modules.clear();
         let mut a = Vec::new();
         for (id, shape, param) in model.params() {
             let (ParamKind::LoraA | ParamKind::LoraB, &[_, columns]) = (id.kind(), &shape[..]) else { continue };
-            let values = backend.param_values(param)?;
+            let columns = if starts.contains_key(id.module()) { 2 * columns } else { columns };
+            let values = exported_values(model, backend, starts, &id, param)?;
             // A of a module comes before its B.
             if id.kind() == ParamKind::LoraA {
                 a = values;

@@ -22,7 +22,7 @@ use super::trained_adapter::add_trained_adapter;
 use super::watch::Watch;
 use super::{checkpoints, resume};
 use crate::adapter::{ADAPTER_CONFIG, Adapter};
-use crate::backend::{Backend, WeightsRead};
+use crate::backend::{Backend, Quantization, WeightsRead};
 use crate::comm::{SingleProcess, launch};
 use crate::config::{Purpose, Resume, Settings};
 use crate::data::Schedule;
@@ -30,7 +30,7 @@ use crate::error::{Context, Result};
 use crate::files::units::format_bytes;
 use crate::infer::questions::{Questions, check_positions};
 use crate::lint::{self, Finding};
-use crate::lora::LoraSpec;
+use crate::lora::{LoraKind, LoraSpec};
 use crate::model::{Llama, ModelSpec};
 use crate::refuse;
 use crate::report::{Bars, count, detail, section, status, trainable_line, warning};
@@ -171,14 +171,23 @@ fn initial_adapter(path: &Path, loaded: &Loaded, spec: &ModelSpec) -> Result<Ada
     let mut adapter = Adapter::load(path)?;
     adapter.check_shapes(loaded.checkpoint.arch(), loaded.checkpoint.base_name()).context(what)?;
     let own = adapter.lora_spec().context(what)?;
-    let ranks = |lora: &LoraSpec| lora.terms.iter().map(|(module, term)| (module.clone(), term.r)).collect::<Vec<_>>();
+    let ranks = |lora: &LoraSpec| {
+        lora.terms.iter().map(|(module, term)| (module.clone(), term.r, term.kind)).collect::<Vec<_>>()
+    };
+    if spec.lora.init.changes_base() {
+        refuse!(
+            "`init_adapter`: found {}, but `init_lora_weights` says what the run begins with; leave one of them out",
+            path.display()
+        );
+    }
     if ranks(&own) != ranks(&spec.lora) {
         refuse!(
-            "`init_adapter`: {} has rank {} on {} linear layers, the run has {} of its own; give its lora_r and \
-             lora_target_modules",
+            "`init_adapter`: {} has rank {} on {} linear layers{}, the run has {} of its own; give its lora_r, \
+             lora_target_modules and use_dora",
             path.display(),
             adapter.config.r,
             own.terms.len(),
+            if own.is_dora() { " with magnitudes (DoRA)" } else { "" },
             spec.lora.terms.len()
         );
     }
@@ -250,14 +259,15 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         findings,
     } = prepared;
     let init = settings.init_adapter.as_deref().map(|path| initial_adapter(path, &loaded, &spec)).transpose()?;
-    let mut source = CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?;
+    let mut source =
+        CheckpointSource::with_adapter(&loaded.checkpoint, init.as_ref(), settings.seed)?.beginning(&spec.lora);
     if settings.report {
         source = source.measuring();
     }
     let mut bar = Bars::new("loading", spec.arch.num_layers as u64);
     let mut model = Llama::build(&mut backend, &mut source, spec, &mut |layer| bar.set(layer as u64, String::new()))?;
     bar.finish();
-    let norms = source.take_norms();
+    let (norms, starts) = (source.take_norms(), source.take_starts());
     let fingerprint = source.finish()?;
     if !overwrites {
         check_recorded_base(&output, &fingerprint.whole)?;
@@ -329,6 +339,7 @@ fn train_on<B: Backend>(mut backend: B, prepared: Prepared) -> Result<TrainOutco
         questions: &questions,
         identity: &identity,
         base_fingerprint: &fingerprint,
+        starts,
         comm: SingleProcess,
         backend,
         model,
@@ -387,7 +398,7 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
         peak_bytes: run.backend.bytes(),
     };
     run.record.finish(&summary)?;
-    if let Err(error) = run.observer.measure(&run.backend, &run.model, norms) {
+    if let Err(error) = run.observer.measure(&run.backend, &run.model, &run.starts, norms) {
         warning!("the report does not say what the adapter changed: {error}");
     }
     run.observer.write(&run.record, &run.state.log_history, true);
@@ -397,7 +408,7 @@ fn finish<B: Backend>(mut run: Run<B>, norms: &BTreeMap<String, f64>) -> Result<
 fn write_adapter<B: Backend>(run: &Run<B>) -> Result<()> {
     let mut files = run.record.files()?;
     let (loaded, model, backend) = (run.loaded, &run.model, &run.backend);
-    add_trained_adapter(&mut files, run.settings, loaded, run.base_fingerprint, model, backend)?;
+    add_trained_adapter(&mut files, run.settings, loaded, run.base_fingerprint, model, &run.starts, backend)?;
     add_tokenizer(run.loaded.checkpoint.dir(), run.loaded.tokenizer(), &mut files)?;
     files.add_sums()?;
     files.commit_with_last(ADAPTER_CONFIG)
@@ -439,6 +450,34 @@ fn print_run(settings: &Settings, loaded: &Loaded, spec: &ModelSpec, plan: &Memo
         status!(
             "ranks or alphas differ (rank_pattern, alpha_pattern): PEFT and llama.cpp take them, vLLM and SGLang serve one \
              of each; `qlora-train export uniform` writes such an adapter"
+        );
+    }
+    if spec.lora.is_dora() {
+        // Each layer with magnitudes is computed once more in the backward pass.
+        let more: f64 = spec
+            .lora
+            .terms
+            .iter()
+            .filter(|(_, term)| term.kind == LoraKind::Dora)
+            .filter_map(|(module, term)| {
+                let (n, k) = spec.arch.find(module)?.1.shape(&spec.arch);
+                Some(2.0 * (spec.tokens * (n * k + n * term.r)) as f64)
+            })
+            .sum();
+        status!(
+            "DoRA: linear layers are computed once more in the backward pass, {:.0} % more work, and the norms of their rows \
+             after each step; vLLM, SGLang and llama.cpp serve it merged only",
+            100.0 * more / (plan.flops - more).max(1.0)
+        );
+    }
+    if spec.lora.init.changes_base() {
+        status!(
+            "the adapters begin with directions of the weights (init_lora_weights) and train on a base less these; the adapter \
+             is written for the base as it is, of twice the rank{}",
+            match spec.quantization {
+                Quantization::None => "",
+                _ => ": loaded on that in NF4, it answers as trained but for the rounding of the weights",
+            }
         );
     }
     if !spec.lora.whole.is_empty() {

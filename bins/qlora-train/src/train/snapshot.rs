@@ -161,9 +161,10 @@ pub(super) fn add_optimizer<B: Backend>(
     model: &mut Llama<B>,
     gradients: bool,
 ) -> Result<()> {
-    // In the adapter's file rsLoRA is folded, and a norm is as a checkpoint stores it.
-    let rslora = model.spec().lora.rslora;
-    let exact: Vec<bool> = model.params().iter().map(|(id, ..)| !rslora && model.stored_offset(id) == 0.0).collect();
+    // In the adapter's file rsLoRA is folded, what the terms began with is beside them, and a norm is as a checkpoint
+    // stores it.
+    let differs = model.spec().lora.rslora || model.spec().lora.init.changes_base();
+    let exact: Vec<bool> = model.params().iter().map(|(id, ..)| !differs && model.stored_offset(id) == 0.0).collect();
     let tensors = |index: usize, param: &B::Param| {
         let state = backend.optimizer_state(param)?.expect("every parameter of a training run has one");
         let value = (!exact[index]).then(|| backend.param_values(param)).transpose()?;
@@ -328,7 +329,7 @@ impl Snapshot {
                 backend.restore_gradient(param, gradient).usage_context(what)?;
             }
         }
-        Ok(())
+        model.refresh(backend)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::files::failpoint;
 use crate::infer::questions::Questions;
 use crate::lint::ModuleGradients;
 use crate::lora::ParamKind;
+use crate::lora::start::Factors;
 use crate::model::Llama;
 use crate::model::optimizer_step::{Hyperparameters, StepReport, accumulate, update};
 use crate::objective::{Objective, Sft, WeightedBatch};
@@ -26,6 +27,7 @@ use crate::report::{Bars, sparkline, status};
 use crate::session::chat_template::add_tokenizer;
 use crate::session::interruption::{Interruption, resume_command};
 use crate::session::{Loaded, TrainingData};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -39,6 +41,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub questions: &'a Questions,
     pub identity: &'a Identity,
     pub base_fingerprint: &'a BaseFingerprint,
+    /// What the terms began with that the base was changed by, by module
+    pub starts: BTreeMap<String, Factors>,
     pub comm: SingleProcess,
     pub backend: B,
     pub model: Llama<B>,
@@ -143,7 +147,7 @@ impl<B: Backend> Run<'_, B> {
             match id.kind() {
                 ParamKind::LoraA => modules.push((id.module().to_owned(), squares.sqrt(), 0.0)),
                 ParamKind::LoraB => modules.iter_mut().rev().take(1).for_each(|module| module.2 = squares.sqrt()),
-                ParamKind::Whole => {}
+                ParamKind::Magnitude | ParamKind::Whole => {}
             }
         }
         let total = self.data.schedule.total_steps() as usize;
@@ -241,7 +245,7 @@ impl<B: Backend> Run<'_, B> {
         );
         let dir = checkpoints::write(&mut self.record, step, |files| {
             let (loaded, model, backend) = (self.loaded, &self.model, &self.backend);
-            add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, backend)?;
+            add_trained_adapter(files, self.settings, loaded, self.base_fingerprint, model, &self.starts, backend)?;
             add_tokenizer(self.loaded.checkpoint.dir(), self.loaded.tokenizer(), files)?;
             add_optimizer(files, &self.backend, &mut self.model, within > 0)?;
             add_json(files, STATE_FILE, &self.state)?;

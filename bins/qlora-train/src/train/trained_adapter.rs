@@ -7,7 +7,8 @@ use crate::config::Settings;
 use crate::data::ChatTokenizer;
 use crate::error::Result;
 use crate::files::atomic::AtomicFiles;
-use crate::lora::ParamId;
+use crate::lora::start::Factors;
+use crate::lora::{ParamId, ParamKind};
 use crate::model::Llama;
 use crate::session::Loaded;
 use crate::session::model_spec::recipe;
@@ -21,12 +22,13 @@ pub(super) fn add_trained_adapter<B: Backend>(
     loaded: &Loaded,
     base_fingerprint: &BaseFingerprint,
     model: &Llama<B>,
+    starts: &BTreeMap<String, Factors>,
     backend: &B,
 ) -> Result<()> {
     let checkpoint = &loaded.checkpoint;
     let base = checkpoint.base_name();
     let spec = model.spec();
-    let mut config = AdapterConfig::new(base, &spec.arch, &spec.lora);
+    let mut config = AdapterConfig::new(base, &spec.arch, &spec.lora.exported());
     if settings.adapter_architecture.as_deref() == Some(spec.arch.family.architecture) {
         config.wrapped = false;
     }
@@ -42,8 +44,11 @@ pub(super) fn add_trained_adapter<B: Backend>(
         quantization: recipe(settings, checkpoint),
         chat_template_sha256: loaded.tokenizer().and_then(ChatTokenizer::template_hash),
     };
-    let mut params: BTreeMap<String, (Vec<usize>, ParamId, &B::Param)> =
-        model.params().into_iter().map(|(id, shape, param)| (id.peft_key(), (shape, id, param))).collect();
+    let mut params: BTreeMap<String, (Vec<usize>, ParamId, &B::Param)> = model
+        .params()
+        .into_iter()
+        .map(|(id, shape, param)| (id.peft_key(), (exported_shape(&id, shape, starts), id, param)))
+        .collect();
     // One tensor of the model is two of PEFT's.
     let embedding = ParamId::whole(spec.arch.names.embedding_module()).peft_key();
     if let Some((shape, id, param)) = params.get(&embedding)
@@ -56,7 +61,41 @@ pub(super) fn add_trained_adapter<B: Backend>(
     let shapes = params.iter().map(|(key, (shape, ..))| (key.as_str(), &shape[..])).collect();
     let mut values = |key: &str| {
         let (_, id, param) = &params[key];
-        model.stored_values(backend, id, param).map(Cow::Owned)
+        exported_values(model, backend, starts, id, param).map(Cow::Owned)
     };
     Adapter::new(config, &provenance).add_streamed(files, &shapes, &mut values)
+}
+
+/// The shape of a trainable tensor in the adapter, where terms begin with `starts`.
+fn exported_shape(id: &ParamId, mut shape: Vec<usize>, starts: &BTreeMap<String, Factors>) -> Vec<usize> {
+    match (id.kind(), starts.contains_key(id.module())) {
+        (ParamKind::LoraA, true) => shape[0] *= 2,
+        (ParamKind::LoraB, true) => shape[1] *= 2,
+        _ => {}
+    }
+    shape
+}
+
+/// The values of a trainable tensor in the adapter, which is one for the base as it is: beside what is trained of a
+/// term stands what it began with, A as it was and B with the other sign.
+pub(super) fn exported_values<B: Backend>(
+    model: &Llama<B>,
+    backend: &B,
+    starts: &BTreeMap<String, Factors>,
+    id: &ParamId,
+    param: &B::Param,
+) -> Result<Vec<f32>> {
+    let mut values = model.stored_values(backend, id, param)?;
+    let (Some(start), Some((r, _))) = (starts.get(id.module()), model.spec().lora.of(id.module())) else {
+        return Ok(values);
+    };
+    match id.kind() {
+        ParamKind::LoraA => values.extend(&start.a),
+        ParamKind::LoraB => {
+            let rows = values.chunks_exact(r).zip(start.b.chunks_exact(r));
+            values = rows.flat_map(|(now, then)| now.iter().copied().chain(then.iter().map(|x| -x))).collect();
+        }
+        ParamKind::Magnitude | ParamKind::Whole => {}
+    }
+    Ok(values)
 }

@@ -214,3 +214,110 @@ fn whole_modules_that_cannot_be_trained_are_refused_by_name() {
     sandbox.write("out/adapter_config.json", &config.to_string());
     sandbox.refused("eval --model model --adapter out --data rows.jsonl", &["model.norm", "modules_to_save"]);
 }
+
+/// The adapter is one for the base as it is: what it computes there is what was trained, but for rounding.
+#[test]
+fn terms_that_begin_with_the_weights_are_written_for_the_base_as_it_is() {
+    let sandbox = Sandbox::chat();
+    for (init, quantization) in [("pissa", "none"), ("pissa_niter_3", "nf4"), ("olora", "none"), ("olora", "nf4")] {
+        let out = format!("{init}-{quantization}");
+        let lines = format!("{PATTERNS}init_lora_weights: {init}\nquantization: {quantization}\ncompute: f32\n");
+        let line = settings(&sandbox, &out, &format!("{lines}save_steps: 3\nuse_rslora: true\n"));
+        let told = sandbox.run(&format!("{line} --output-dir {out}")).ok().stderr;
+        assert!(told.contains("twice the rank"), "{told}");
+        let adapter = Adapter::load(&sandbox.path(&out)).unwrap();
+        let term = |module: &str| adapter.lora_spec().unwrap().terms[module].r;
+        assert_eq!([term("model.layers.1.self_attn.v_proj"), term("model.layers.0.self_attn.q_proj")], [4, 8]);
+        assert_eq!(sandbox.json(&format!("{out}/adapter_config.json"))["init_lora_weights"], json!(true));
+        let rows = format!("--data rows.jsonl --max-length 64 --compute f32 --quantization {quantization}");
+        let (own, base) = (sandbox.eval(&format!("--adapter {out} {rows}")), sandbox.eval(&rows));
+        let last = sandbox.metrics(&out).last().unwrap()["loss"].as_f64().unwrap();
+        assert!(own < base && (own / last - 1.0).abs() < 0.5, "{own} {last} {base}");
+        // At the start it changes nothing but what rounding does.
+        let still =
+            format!("{} --output-dir {out}-still", line.replace("--learning-rate 0.02", "--learning-rate 1e-30"));
+        sandbox.run(&still).ok();
+        let still = sandbox.eval(&format!("--adapter {out}-still {rows}"));
+        assert!((still / base - 1.0).abs() < 1e-4, "{still} {base}");
+        sandbox.run(&format!("{line} --output-dir {out}-again --resume-from-checkpoint {out}/checkpoint-3")).ok();
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            assert!(sandbox.bytes(&format!("{out}/{name}")) == sandbox.bytes(&format!("{out}-again/{name}")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn starts_that_cannot_be_are_refused_by_name() {
+    let sandbox = Sandbox::new();
+    sandbox.run("quantize --model model --output-dir in-nf4").ok();
+    for (lines, more, words) in [
+        ("init_lora_weights: gaussian", "", &["`init_lora_weights`", "gaussian", "pissa_niter_N"][..]),
+        ("init_lora_weights: pissa_niter_0", "", &["`init_lora_weights`", "pissa_niter_N"]),
+        ("init_lora_weights: false", "", &["`init_lora_weights`", "olora"]),
+        ("init_lora_weights: olora\nlora_r: 200", "", &["`init_lora_weights`", "at most"]),
+        ("init_lora_weights: pissa", "--model in-nf4", &["`init_lora_weights`", "already quantized", "16-bit"]),
+        ("pissa_init: true", "", &["pissa_init", "init_lora_weights: pissa_niter_16"]),
+    ] {
+        let line = settings(&sandbox, "cfg", &format!("{lines}\n"));
+        let line = if more.is_empty() { line } else { line.replace("--model model", more) };
+        sandbox.run(&format!("{line} --output-dir out")).ended(2, words);
+    }
+    let line = settings(&sandbox, "cfg", "lora_r: 4\n");
+    sandbox.run(&format!("{line} --output-dir plain")).ok();
+    sandbox
+        .run(&format!("{line} --init-lora-weights olora --init-adapter plain --output-dir out"))
+        .ended(2, &["`init_adapter`", "init_lora_weights"]);
+    assert!(!sandbox.path("out").exists());
+}
+
+/// Magnitudes go from settings to every command that takes an adapter.
+#[test]
+fn dora_is_evaluated_merged_and_served_where_it_can_be() {
+    let sandbox = Sandbox::chat();
+    for (compute, quantization) in [("f32", "nf4"), ("bf16", "none")] {
+        let out = format!("out-{compute}");
+        let lines = format!(
+            "{}use_dora: true\ncompute: {compute}\nquantization: {quantization}\nsave_steps: 3\n",
+            PATTERNS.replace("lora_dropout: 0.1\n", "")
+        );
+        let line = settings(&sandbox, &out, &lines);
+        let told = sandbox.run(&format!("{line} --output-dir {out}")).ok().stderr;
+        assert!(told.contains("% more work") && told.contains("serve it merged only"), "{told}");
+        let adapter = Adapter::load(&sandbox.path(&out)).unwrap();
+        assert_eq!(adapter.tensors.len(), 3 * 14);
+        sandbox.run(&format!("{line} --output-dir {out}-again --resume-from-checkpoint {out}/checkpoint-3")).ok();
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            assert!(sandbox.bytes(&format!("{out}/{name}")) == sandbox.bytes(&format!("{out}-again/{name}")), "{name}");
+        }
+        let rows = format!("--data rows.jsonl --max-length 64 --compute {compute} --quantization {quantization}");
+        let (own, base) = (sandbox.eval(&format!("--adapter {out} {rows}")), sandbox.eval(&rows));
+        assert!(own < base, "{own} {base}");
+        let kind = if quantization == "nf4" { "nf4" } else { "bf16" };
+        sandbox.run(&format!("merge --model model --adapter {out} --base {kind} --output merged-{compute}")).ok();
+        let rows = "--data rows.jsonl --max-length 64 --compute f32 --quantization none";
+        let merged =
+            sandbox.run(&format!("eval --json --model merged-{compute} {rows}")).json()["loss"].as_f64().unwrap();
+        assert!((merged / own - 1.0).abs() < 2e-2 && (merged - own).abs() * 10.0 < base - own, "{merged} {own} {base}");
+        let verdicts = sandbox.run(&format!("check --json {out} --model model"));
+        let verdicts: serde_json::Value = serde_json::from_str(&verdicts.stdout).unwrap();
+        let reasons: Vec<String> =
+            verdicts["engines"].as_array().unwrap().iter().map(|engine| engine["reasons"].to_string()).collect();
+        assert_eq!(reasons[0], "[]");
+        assert!(reasons[1..].iter().all(|reason| reason.contains("DoRA")), "{reasons:?}");
+        let gguf = format!("export gguf --lora --model model --adapter {out} --output-dir gguf");
+        sandbox.refused(&gguf, &["DoRA", "--lora"]);
+    }
+    for (lines, words) in [
+        ("use_dora: true\nlora_dropout: 0.1", &["`lora_dropout`", "`use_dora`"][..]),
+        ("use_dora: true\ninit_lora_weights: olora", &["`init_lora_weights`", "`use_dora`"]),
+    ] {
+        let line = settings(&sandbox, "cfg", &format!("{lines}\n"));
+        sandbox.run(&format!("{line} --output-dir other")).ended(2, words);
+    }
+    let line = settings(&sandbox, "plain", "lora_r: 4\n");
+    sandbox.run(&format!("{line} --init-adapter out-f32 --output-dir other")).ended(2, &["`init_adapter`", "use_dora"]);
+    let mut config = sandbox.json("out-f32/adapter_config.json");
+    config["use_dora"] = json!(false);
+    sandbox.write("out-f32/adapter_config.json", &config.to_string());
+    sandbox.refused("eval --model model --adapter out-f32 --data rows.jsonl", &["lora_magnitude_vector", "use_dora"]);
+}

@@ -133,7 +133,7 @@ fn what_a_flag_turns_off_or_gives_itself_is_no_fault_of_the_file() {
         load(modules, &[("exclude-modules", off)]).unwrap();
     }
     // Not by another flag, nor by one that asks for it.
-    assert!(load(modules, &[("use-dora", "false")]).is_err());
+    assert!(load(modules, &[("use-qalora", "false")]).is_err());
     let error = load(modules, &[("exclude-modules", "lm_head")]).unwrap_err().to_string();
     assert!(error.contains("cfg.yaml line 2") && error.contains("`--exclude-modules`"), "{error}");
     // Rows that are given otherwise need none of the file's; what the file says of their columns holds.

@@ -223,7 +223,7 @@ fn a_command_flattens_the_settings_and_explains_them() {
         assert!(words(&help).contains(&words(info.values)), "{}", info.name);
         assert!(table.contains(&format!("| `{}` |", info.name)));
     }
-    assert!(!help.contains("--use-dora"), "what is not built is not offered");
+    assert!(!help.contains("--use-qalora"), "what is not built is not offered");
     let matches = command.try_get_matches_from(["train", "cfg.yaml", "--lora-r", "4"]).unwrap();
     let args = SettingsArgs::from_arg_matches(&matches).unwrap();
     assert_eq!(args.overrides, [("lora_r".to_string(), "4".to_string())]);

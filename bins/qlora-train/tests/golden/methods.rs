@@ -134,3 +134,61 @@ fn whole_modules_follow_peft() {
 fn whole_norms_and_a_scaled_embedding_follow_peft() {
     follows_peft_within("whole_gemma3", 1e-4);
 }
+
+/// What the terms begin with follows from the weights, and the adapter that is written is one for the base as it is:
+/// its product is what PEFT's terms changed in twenty steps. The base less the start is rounded to 16 bits, where a
+/// difference in the last bit of the start is one in that of a weight.
+#[track_caller]
+fn begins_as_peft(method: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let (losses, adapter) = run(method, dir.path(), &[]);
+    assert_losses(method, &losses, 1e-3);
+    let all = tensors(&format!("methods/{method}.safetensors"));
+    let (initial, last) = (of_moment(&all, "initial."), of_moment(&all, "final."));
+    let pairs = adapter.lora_pairs().unwrap();
+    assert_eq!(2 * pairs.len(), initial.len());
+    let mut least: f64 = 1.0;
+    for (module, pair) in &pairs {
+        let [a, b] = [ParamId::a(module.as_str()), ParamId::b(module.as_str())].map(|id| id.peft_key());
+        let r = initial[&a].len() / pair.k_in;
+        assert_eq!(pair.r, 2 * r, "{module}");
+        let product = |a: &[f64], b: &[f64], r: usize| -> Vec<f64> {
+            let rows = b.chunks(r).flat_map(|b| (0..pair.k_in).map(move |k| (b, k)));
+            rows.map(|(b, k)| b.iter().enumerate().map(|(i, b)| b * a[i * pair.k_in + k]).sum()).collect()
+        };
+        let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let ours = product(&wide(pair.a), &wide(pair.b), pair.r);
+        let (now, then) = (product(&last[&a], &last[&b], r), product(&initial[&a], &initial[&b], r));
+        let moved: Vec<f64> = now.iter().zip(&then).map(|(now, then)| now - then).collect();
+        let same = cosine(ours.iter().zip(&moved).map(|(ours, moved)| (ours, moved, 0.0)));
+        least = least.min(same);
+    }
+    println!("{method}: cosine of what changed at least {least}");
+    assert!(least >= 0.9999, "{method}: cosine {least}");
+}
+
+#[test]
+fn pissa_follows_peft() {
+    begins_as_peft("pissa");
+}
+
+#[test]
+fn pissa_by_a_few_sweeps_follows_peft() {
+    begins_as_peft("pissa_niter");
+}
+
+#[test]
+fn olora_follows_peft() {
+    begins_as_peft("olora");
+}
+
+#[test]
+fn dora_follows_peft() {
+    let adapter = follows_peft("dora");
+    assert!(adapter.config.use_dora && adapter.lora_spec().unwrap().is_dora());
+}
+
+#[test]
+fn dora_of_layers_with_biases_follows_peft() {
+    follows_peft("dora_biases");
+}

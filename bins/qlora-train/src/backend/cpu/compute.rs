@@ -3,7 +3,7 @@
 use super::bf16::linear::{Gradients, Group, LowRank, Segment};
 use super::bf16::operands::segments;
 use super::memory::Value;
-use super::{Cpu, CpuBuffer, Precision, attention, bf16, cache, elementwise, linear, loss};
+use super::{Cpu, CpuBuffer, Precision, attention, bf16, cache, elementwise, linear, loss, magnitude};
 use crate::backend::{BufferShape, CheckedBatch, Compute, MaybeTrained, Op, TableShape, Trace};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
@@ -188,6 +188,8 @@ impl Compute for Cpu {
                 let ((head, to), weight, cap) = (head.parts(), *weight, *soft_cap);
                 loss::linear_cross_entropy(workspace, x, &head, shape, to, targets, weights, weight, cap, dx, loss);
             }
+            Op::Magnitude { group, y } => magnitude::forward(group, y.rows_mut(tokens)?),
+            Op::MagnitudeBackward { dy, z, group } => magnitude::backward(group, dy.rows(tokens)?, z.rows_mut(tokens)?),
             Op::EmbedBackward { dout, scale, table } => {
                 let (dout, ids, width) = (dout.rows(tokens)?, &batch.input_ids[tokens.clone()], table.cols());
                 elementwise::embed_backward(dout, ids, *scale, width, table.parts().1);
@@ -423,6 +425,10 @@ impl Cpu {
                     dx,
                     total,
                 );
+            }
+            Op::Magnitude { group, y } => magnitude::forward(group, y.rows16_mut(tokens)?),
+            Op::MagnitudeBackward { dy, z, group } => {
+                magnitude::backward(group, dy.rows16(tokens)?, z.rows16_mut(tokens)?);
             }
             Op::EmbedBackward { dout, scale, table } => {
                 let (dout, ids, width) = (dout.rows16(tokens)?, &batch.input_ids[tokens.clone()], table.cols());

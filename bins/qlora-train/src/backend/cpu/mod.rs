@@ -13,6 +13,7 @@ mod elementwise;
 mod gemm;
 mod linear;
 mod loss;
+mod magnitude;
 mod memory;
 mod numa;
 mod operands;

@@ -3,7 +3,7 @@
 use super::memory::Held;
 use super::numa::Interleaved;
 use super::operands::{CpuTable, CpuVector, CpuWeight, Dense};
-use super::{Cpu, Precision, bf16, streaming};
+use super::{Cpu, Precision, bf16, magnitude, streaming};
 use crate::backend::{LinearGroup, Memory, Quantization, Residency, StateFormat, Weights, WeightsRead};
 use crate::base::Nf4OnDisk;
 use crate::error::{Error, Result};
@@ -145,6 +145,17 @@ impl Weights for Cpu {
         init: &mut dyn FnMut() -> Result<Vec<f32>>,
     ) -> Result<CpuVector> {
         self.trained([name, WHOLE_GRADIENTS], len, Some(states), init).map(CpuVector::Trained)
+    }
+
+    fn row_squares(&mut self, name: &str, weight: &Held<CpuWeight>, n: usize, k: usize) -> Result<Vec<f32>> {
+        if self.is_dry_run() { Ok(Vec::new()) } else { magnitude::row_squares(name, weight, n, k) }
+    }
+
+    fn refresh_magnitudes(&mut self, group: &mut LinearGroup<Self>) -> Result<()> {
+        if !self.is_dry_run() {
+            magnitude::refresh(group);
+        }
+        Ok(())
     }
 
     fn rope_table(&mut self, positions: usize, half: usize, make: &mut dyn FnMut() -> RopeTable<f32>) -> Result<usize> {

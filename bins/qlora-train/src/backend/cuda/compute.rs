@@ -133,8 +133,10 @@ impl Compute for Cuda {
             }
             Op::TrainedCrossEntropy { .. }
             | Op::EmbedBackward { .. }
+            | Op::Magnitude { .. }
+            | Op::MagnitudeBackward { .. }
             | Op::NormGradient { .. }
-            | Op::HeadNormGradients { .. } => unreachable!("no embedding, norm or output layer is trained on a GPU"),
+            | Op::HeadNormGradients { .. } => unreachable!("refused when the model is built"),
             Op::Logits { x, head, tokens: of, out } => {
                 **out = self.loss.logits(&self.memory, x.rows(tokens)?, head, of)?;
             }

@@ -44,6 +44,13 @@ pub fn export_adapter(
             dir.display()
         );
     }
+    if adapter.config.use_dora {
+        refuse!(
+            "{}: is one of DoRA, and an adapter of llama.cpp holds low-rank terms only: leave --lora out, which writes the \
+             merged model",
+            dir.display()
+        );
+    }
     // The template is that of the model's file; what is wrong with it is found now.
     let (_, mut warnings) = tokenizer::entries(chat.dir(), chat, arch)?;
     warnings.extend(family.notes(arch));
