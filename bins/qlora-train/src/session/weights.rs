@@ -5,6 +5,7 @@ use crate::adapter::{Adapter, LoraPair, WholeModule};
 use crate::arch::Arch;
 use crate::backend::Quantization;
 use crate::base::{BaseFingerprint, Checkpoint, Fingerprint, Nf4OnDisk, Rewrite};
+use crate::config::InitLora;
 use crate::error::Result;
 use crate::files::tensor::{HostTensor, StoredType, TensorData, WeightSource};
 use crate::lora::start::{self, Factors};
@@ -15,6 +16,8 @@ use std::collections::BTreeMap;
 
 /// Keeps the streams of initial values apart from those of shuffling.
 const INIT_DOMAIN: u64 = 1 << 32;
+/// The largest value of a weight whose directions are looked for: squares of sums over its rows stay finite in f32.
+const LARGEST: f32 = 1e12;
 
 /// Terms that begin with directions of the weights.
 struct Starts {
@@ -25,19 +28,28 @@ struct Starts {
 
 impl Starts {
     /// The weight less what its term begins with, in the type that it is stored in.
-    fn residual(&mut self, arch: &Arch, seed: u64, name: &str, tensor: HostTensor) -> HostTensor {
+    fn residual(&mut self, arch: &Arch, seed: u64, name: &str, tensor: HostTensor) -> Result<HostTensor> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let (Some((r, scale)), Some((layer, projection))) = (self.lora.of(module), arch.find(module)) else {
-            return tensor;
+            return Ok(tensor);
         };
         let (n, k) = projection.shape(arch);
         let (stored, shape, mut values) = (tensor.stored_type(), tensor.shape.clone(), tensor.into_f32());
+        // Squares of sums over a row have to be f32 numbers.
+        let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        if self.lora.init != InitLora::Random && !(largest <= LARGEST) {
+            crate::refuse!(
+                "{name}: found a value of {largest:e}, expected at most {LARGEST:e} for init_lora_weights: {}; use true \
+                 instead",
+                self.lora.init.name()
+            );
+        }
         let stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
         if let Some(factors) = start::factors(self.lora.init, &values, [n, k], r, scale, stream) {
             start::add_product(&mut values, k, &factors.b, r, &factors.a, -scale);
             self.made.insert(module.to_owned(), factors);
         }
-        HostTensor::from_f32(shape, values, stored)
+        Ok(HostTensor::from_f32(shape, values, stored))
     }
 }
 
@@ -157,7 +169,7 @@ impl Source for CheckpointSource<'_, '_> {
         }
         match (&mut self.starts, weight) {
             (Some(starts), WeightSource::Tensor(tensor)) => {
-                Ok(WeightSource::Tensor(starts.residual(self.checkpoint.arch(), self.seed, name, tensor)))
+                Ok(WeightSource::Tensor(starts.residual(self.checkpoint.arch(), self.seed, name, tensor)?))
             }
             (_, weight) => Ok(weight),
         }
@@ -193,4 +205,31 @@ pub(crate) fn initial_lora(arch: &Arch, seed: u64, id: &ParamId, len: usize, col
     let bound = 1.0 / (columns as f32).sqrt();
     let mut stream = Stream::new(seed, INIT_DOMAIN + (layer * 16 + projection.number()) as u64);
     (0..len).map(|_| bound * (2.0 * stream.uniform() - 1.0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::synthetic::tiny_arch;
+
+    #[test]
+    fn weights_too_large_for_their_directions_are_named() {
+        let arch = tiny_arch();
+        let targets: Vec<_> = arch.names.all().collect();
+        let [(name, [n, k])] = [targets[0]].map(|target| (arch.module(0, target), target.shape(&arch).into()));
+        for (init, size, refused) in [
+            (InitLora::Pissa, 1e13, true),
+            (InitLora::Olora, f32::NAN, true),
+            (InitLora::PissaIterations(2), 1.0, false),
+            (InitLora::Random, 1e13, false),
+        ] {
+            let lora = LoraSpec { init, ..LoraSpec::uniform(&arch, &targets, 2, 4.0, 0.0) };
+            let mut starts = Starts { lora, made: BTreeMap::new() };
+            let values = (0..n * k).map(|i| size * (i as f32 * 0.37).sin()).collect();
+            let tensor = HostTensor::from_f32(vec![n, k], values, StoredType::F32);
+            let found = starts.residual(&arch, 1, &format!("{name}.weight"), tensor);
+            let message = found.err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(message.contains(&format!("{name}.weight: found a value of")), refused, "{init:?}: {message}");
+        }
+    }
 }
