@@ -36,10 +36,10 @@ impl Starts {
         let (n, k) = projection.shape(arch);
         let (stored, shape, mut values) = (tensor.stored_type(), tensor.shape.clone(), tensor.into_f32());
         // Squares of sums over a row have to be f32 numbers.
-        let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        if self.lora.init != InitLora::Random && !(largest <= LARGEST) {
+        let outside = values.iter().find(|x| x.is_nan() || x.abs() > LARGEST);
+        if let (Some(found), true) = (outside, self.lora.init != InitLora::Random) {
             crate::refuse!(
-                "{name}: found a value of {largest:e}, expected at most {LARGEST:e} for init_lora_weights: {}; use true \
+                "{name}: found a value of {found:e}, expected at most {LARGEST:e} for init_lora_weights: {}; use true \
                  instead",
                 self.lora.init.name()
             );
