@@ -66,16 +66,11 @@ impl Adapter {
         values: &mut dyn FnMut(&str) -> Result<Cow<'a, [f32]>>,
     ) -> Result<()> {
         let (config, multiplies) = self.config.folded();
-        let wrapped = config.wrapped;
-        // The path in the class that serves it.
-        let served = |key: &str| match key.strip_prefix(PEFT_PREFIX).filter(|_| wrapped) {
-            Some(name) => format!("{PEFT_PREFIX}{}", Wrapper::path(name)),
-            None => key.to_owned(),
-        };
         let mut metadata = self.metadata.clone();
         metadata.insert("format".to_owned(), "pt".to_owned());
         files.add(ADAPTER_MODEL, |to| {
-            let named: Vec<(String, &[usize])> = shapes.iter().map(|(key, shape)| (served(key), *shape)).collect();
+            let named: Vec<(String, &[usize])> =
+                shapes.iter().map(|(key, shape)| (served_key(key, config.wrapped), *shape)).collect();
             write_header(to, &metadata, named.iter().map(|(key, shape)| (key.as_str(), Dtype::F32, *shape)))?;
             for (key, shape) in shapes {
                 let mut tensor = values(key).map_err(io::Error::other)?;
@@ -128,6 +123,14 @@ impl Adapter {
         let adapter = Self { config, tensors, metadata };
         adapter.pairs(&model_path.display().to_string())?;
         Ok(adapter)
+    }
+}
+
+/// PEFT's key of a tensor in the class that serves it, which may be the text model or one that is `wrapped` around it.
+pub fn served_key(key: &str, wrapped: bool) -> String {
+    match key.strip_prefix(PEFT_PREFIX).filter(|_| wrapped) {
+        Some(name) => format!("{PEFT_PREFIX}{}", Wrapper::path(name)),
+        None => key.to_owned(),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::lora::ParamId;
 
 pub use config::{AdapterConfig, TargetModules};
-pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files};
+pub(crate) use files::{CARD, TOKENIZER_FILES, add_tokenizer_files, served_key};
 pub use files::{copy_tokenizer_files, tokenizer_bytes};
 pub use kind::{ADAPTER_CONFIG, ADAPTER_MODEL, check_adapter};
 pub use locate::{is_adapter, recorded_base, recorded_setting};

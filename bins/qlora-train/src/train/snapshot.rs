@@ -9,7 +9,7 @@ use super::identity::Identity;
 use super::names::{RUN_STATE, STATE_FILE};
 use super::progress::Progress;
 use super::record::TrainerState;
-use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD};
+use crate::adapter::{ADAPTER_CONFIG, ADAPTER_MODEL, CARD, served_key};
 use crate::backend::{Backend, OptimizerState};
 use crate::config::Settings;
 use crate::data::Schedule;
@@ -313,11 +313,12 @@ impl Snapshot {
         // Read tensor by tensor: whole, it would take as much memory as the trainable tensors themselves.
         let adapter = TensorFile::open(&self.dir.join(ADAPTER_MODEL))?;
         let file = Optimizer(TensorFile::open(&self.dir.join(OPTIMIZER))?);
+        let wrapped = model.spec().arch.wrapper.is_some();
         let stopped_within = self.state.progress.accumulation.micro_batches > 0;
         for (id, param) in model.params_mut() {
             let values = match file.f32(&id, "value")? {
                 Some(values) => values,
-                None => adapter_values(&adapter, &id)?,
+                None => adapter_values(&adapter, &served_key(&id.peft_key(), wrapped))?,
             };
             let state = file.state(&id, &self.dir)?;
             let what = || format!("{}: `{id}`", self.dir.display());
@@ -345,10 +346,9 @@ fn check_whole(dir: &Path) -> Result<()> {
     refuse!("{damage}: {means}")
 }
 
-fn adapter_values(adapter: &TensorFile, id: &ParamId) -> Result<Vec<f32>> {
-    let key = id.peft_key();
-    match adapter.tensors.get(&key) {
-        Some(info) => adapter.read_f32(&key, info, |_| ()),
+fn adapter_values(adapter: &TensorFile, key: &str) -> Result<Vec<f32>> {
+    match adapter.tensors.get(key) {
+        Some(info) => adapter.read_f32(key, info, |_| ()),
         None => refuse!("{}: found no tensor `{key}`", adapter.path().display()),
     }
 }

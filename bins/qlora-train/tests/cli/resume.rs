@@ -1,6 +1,7 @@
 //! Checkpoints, and runs that go on from them bit for bit.
 
 use crate::sandbox::{Sandbox, train};
+use std::path::Path;
 
 /// Everything that a resumed run could get wrong: masks, accumulation within an uneven last step, folded B, several
 /// epochs, losses logged over several steps, evaluation.
@@ -27,6 +28,25 @@ fn a_resumed_run_gives_the_bytes_and_the_log_of_an_uninterrupted_one() {
         };
         assert!(resumed.stderr.contains(&expected), "{expected:?} in {}", resumed.stderr);
         sandbox.assert_same_result(&out, "whole");
+    }
+}
+
+/// Its adapter has the paths of the class that serves it.
+#[test]
+fn a_run_of_a_wrapped_model_goes_on() {
+    for wrapped in ["gemma3", "mistral3", "qwen3_vl"] {
+        let sandbox = Sandbox::new();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/wrapped").join(wrapped);
+        let rows = (1..=12).map(|row| format!("{{\"input_ids\": [1, 2, 3, {row}], \"labels\": [1, 2, 3, {row}]}}\n"));
+        sandbox.write("short.jsonl", &rows.collect::<String>());
+        let run = |out: &str, more: &str| {
+            let model = model.display();
+            sandbox.train_into(out, &format!("--model {model} --data short.jsonl {RUN} {more}")).ok()
+        };
+        run("whole", "--save-total-limit 0");
+        let resumed = run("resumed", "--resume-from-checkpoint whole/checkpoint-4 --save-total-limit 0");
+        assert!(resumed.stderr.contains("resuming after step 4 of 8 from whole/checkpoint-4"), "{}", resumed.stderr);
+        assert!(sandbox.bytes("resumed/adapter_model.safetensors") == sandbox.bytes("whole/adapter_model.safetensors"));
     }
 }
 
