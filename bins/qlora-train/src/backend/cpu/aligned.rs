@@ -12,7 +12,6 @@ use std::ops::{Deref, DerefMut};
 struct Line([u8; 64]);
 
 /// A slice of fixed length whose first value begins a cache line.
-#[derive(Clone)]
 pub struct Aligned<T> {
     lines: Vec<Line>,
     len: usize,

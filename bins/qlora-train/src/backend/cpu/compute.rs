@@ -267,7 +267,7 @@ impl Cpu {
                 let (table, width, scale) = (table.matrix(), table.cols(), *scale);
                 let rows = out.rows16_mut(tokens)?.par_chunks_exact_mut(width).zip(&batch.input_ids[tokens.clone()]);
                 rows.with_min_len(16).for_each(|(out, &id)| {
-                    bf16::gemm::Stored::read(&table, isa, id as usize, 0..width, out);
+                    bf16::stored::Stored::read(&table, isa, id as usize, 0..width, out);
                     if scale != 1.0 {
                         out.iter_mut().for_each(|x| *x = bf16::rows::round(bf16::rows::widen(*x) * scale));
                     }

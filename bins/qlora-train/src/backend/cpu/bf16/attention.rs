@@ -3,10 +3,11 @@
 //! A task is a tile of queries (forward pass, dQ) or of keys (dK, dV) of one key head and all query heads that share
 //! it, so that the panels of keys and values are made once for the group. Every sum has one fixed order.
 
-use super::gemm::{Limited, PAIRS, Right, Rows, each, fill};
+use super::gemm::{PAIRS, Right, each, fill};
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::{round_row, round_scaled, widen};
+use super::stored::{Limited, Rows};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::attention::{documents, hide, keys_in_tile, keys_of_task, queries_in_tile};
 use crate::backend::cpu::elementwise::{exp_shifted, largest, multiply_row, query_score_gradients, score_gradients};

@@ -9,6 +9,7 @@ use super::dots;
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::{round, widen};
+use super::stored::{Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::gemm::tiles::{Tile, even_width, split};
@@ -47,97 +48,6 @@ impl Scratch {
 
     /// Bytes that [`Self::new`] takes.
     pub const BYTES: u64 = (PAIRS * WIDTH * 4 + ROWS * WIDTH * 4 + BAND * 2 * PAIRS * 2) as u64;
-}
-
-/// A stored matrix, read as bf16.
-pub trait Stored: Sync {
-    /// Writes columns `columns` of `row` to `out`.
-    fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
-
-    /// Columns `columns` of `row` where they lie, if that is as bf16 values.
-    fn values(&self, _row: usize, _columns: Range<usize>) -> Option<&[bf16]> {
-        None
-    }
-
-    /// Asks the memory for what is soon going to be read of `row`, which may be beyond the last.
-    fn ask(&self, _row: usize, _columns: Range<usize>) {}
-
-    /// Adds to `sums` the [`dots::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
-    /// where that is possible. `scratch` has room for one.
-    fn dots(
-        &self,
-        isa: Isa,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        x: &[bf16],
-        sums: &mut [f32],
-        scratch: &mut [bf16],
-    ) {
-        dots_of_copies(self, isa, rows, columns, x, sums, scratch);
-    }
-}
-
-/// [`Stored::dots`] with a copy of each row.
-pub fn dots_of_copies<M: Stored + ?Sized>(
-    matrix: &M,
-    isa: Isa,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    x: &[bf16],
-    sums: &mut [f32],
-    scratch: &mut [bf16],
-) {
-    let values = &mut scratch[..columns.len()];
-    for (row, sum) in rows.zip(sums) {
-        matrix.read(isa, row, columns.clone(), values);
-        *sum += dots::dot(isa, x, values);
-    }
-}
-
-/// bf16 values in rows of `stride`.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub data: &'a [bf16],
-    pub stride: usize,
-}
-
-impl Stored for Rows<'_> {
-    fn read(&self, _: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
-        out.copy_from_slice(&self.data[row * self.stride..][columns]);
-    }
-
-    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
-        Some(&self.data[row * self.stride..][columns])
-    }
-
-    fn ask(&self, row: usize, columns: Range<usize>) {
-        let start = row * self.stride + columns.start;
-        isa::ask(self.data.get(start..start + columns.len()).unwrap_or_default());
-    }
-}
-
-/// The first `count` rows of a stored matrix; those beyond are zero, so that a contraction over them may be of an odd
-/// length.
-pub struct Limited<'a> {
-    pub matrix: &'a dyn Stored,
-    pub count: usize,
-}
-
-impl Stored for Limited<'_> {
-    fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
-        match row < self.count {
-            true => self.matrix.read(isa, row, columns, out),
-            false => out.fill(bf16::ZERO),
-        }
-    }
-
-    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
-        if row < self.count { self.matrix.values(row, columns) } else { None }
-    }
-
-    fn ask(&self, row: usize, columns: Range<usize>) {
-        self.matrix.ask(row, columns);
-    }
 }
 
 /// The right operand `[k, N]` of a product.
@@ -398,7 +308,7 @@ fn compute<T>(
     }
 }
 
-/// Rows by which a matrix is asked for before it is read.
+/// Rows by which a matrix is prefetched before it is read.
 const AHEAD: usize = 16;
 
 /// Columns `columns` of `row`: where they lie, or in `values`.
@@ -429,19 +339,19 @@ pub fn fill(
     if columns.len() < width {
         panel.fill(0);
     }
-    let (pairs, side) = (steps.len() / 2, isa.side(width));
+    let (pairs, tile) = (steps.len() / 2, isa.panel_tile(width));
     match *right {
         Right::Upright(matrix) => {
             let (low, high) = band.split_at_mut(WIDTH);
             let (low, high) = (&mut low[..columns.len()], &mut high[..columns.len()]);
             for (pair, step) in steps.step_by(2).enumerate() {
                 // A part of every row: no stream that the processor would see.
-                matrix.ask(step + AHEAD, columns.clone());
-                matrix.ask(step + 1 + AHEAD, columns.clone());
+                matrix.prefetch(step + AHEAD, columns.clone());
+                matrix.prefetch(step + 1 + AHEAD, columns.clone());
                 let low = row_of(isa, matrix, step, columns.clone(), low);
                 let high = row_of(isa, matrix, step + 1, columns.clone(), high);
-                for (number, (low, high)) in low.chunks(side).zip(high.chunks(side)).enumerate() {
-                    isa::interleave(isa, low, high, &mut panel[(number * pairs + pair) * side..][..low.len()]);
+                for (number, (low, high)) in low.chunks(tile).zip(high.chunks(tile)).enumerate() {
+                    isa::interleave(isa, low, high, &mut panel[(number * pairs + pair) * tile..][..low.len()]);
                 }
             }
         }
@@ -457,7 +367,7 @@ pub fn fill(
                         false => values,
                     };
                 }
-                isa::transpose(isa, &rows, &mut panel[start / side * pairs * side + start % side..], side);
+                isa::transpose(isa, &rows, &mut panel[start / tile * pairs * tile + start % tile..], tile);
             }
         }
     }

@@ -47,7 +47,7 @@ impl Isa {
     }
 
     /// Columns that lie side by side in a panel of `width` columns: all, or those of a tile.
-    pub fn side(self, width: usize) -> usize {
+    pub fn panel_tile(self, width: usize) -> usize {
         match self.0 {
             Kind::Amx => amx::TILE,
             Kind::Avx512Bf16 | Kind::Scalar => width,
@@ -71,7 +71,7 @@ fn halves(pair: u32) -> (f32, f32) {
 /// `sums[row][column] (+)= Σ left[row][2p..2p+2] · panel[p][column]` for `rows` rows of `width` columns.
 ///
 /// `left` holds rows of `2·pairs` values, `stride` apart; `sums` rows of [`WIDTH`] values; `panel` `[pairs, width]`, in
-/// parts of [`Isa::side`] columns one after the other.
+/// parts of [`Isa::panel_tile`] columns one after the other.
 /// The chain of every sum runs over the pairs in order, starting from what `sums` holds where `add` is set.
 pub fn multiply(
     isa: Isa,
@@ -133,8 +133,8 @@ pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usi
     }
 }
 
-/// Asks the memory for the lines of `values`.
-pub fn ask<T>(values: &[T]) {
+/// Brings the lines of `values` into the caches.
+pub fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -1,8 +1,9 @@
 //! Frozen linear layers with a low-rank term, on bf16 values.
 
-use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply};
+use super::gemm::{Out, Product, Right, Scratch, multiply};
 use super::isa::Isa;
 use super::rows::{round, round_row, widen};
+use super::stored::{Limited, Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
 use half::bf16;
 use qlora_kernels::rng::Dropout;

@@ -1,9 +1,10 @@
 //! Output layer and cross-entropy over the supervised tokens only, a chunk of tokens at a time, on bf16 values.
 
-use super::gemm::{Limited, Out, Product, Right, Rows, Scratch, Stored, multiply};
+use super::gemm::{Out, Product, Right, Scratch, multiply};
 use super::isa::Isa;
 use super::linear::transpose;
 use super::rows::round;
+use super::stored::{Limited, Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::gemm::simd::vectorized;
 use crate::backend::cpu::loss::{LossSum, to_gradients};

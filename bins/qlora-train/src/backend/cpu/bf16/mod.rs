@@ -12,4 +12,5 @@ mod nf4;
 pub mod operands;
 pub mod pairs;
 pub mod rows;
+pub mod stored;
 pub mod workspace;

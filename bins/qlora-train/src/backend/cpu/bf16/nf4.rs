@@ -1,9 +1,9 @@
 //! Frozen weights as bf16: NF4 through a table for each block, 16-bit weights as they are.
 
 use super::dots;
-use super::gemm::{Stored, dots_of_copies};
 use super::isa::{self, Isa};
 use super::rows::round;
+use super::stored::{Stored, dots_of_copies};
 use half::bf16;
 use qlora_kernels::nf4::Nf4Matrix;
 use std::ops::Range;
@@ -49,10 +49,10 @@ impl Stored for Nf4Matrix {
         }
     }
 
-    fn ask(&self, row: usize, columns: Range<usize>) {
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
         if row < self.rows() {
             let start = (row * self.cols() + columns.start) / 2;
-            isa::ask(&self.codes()[start..start + columns.len() / 2]);
+            isa::prefetch(&self.codes()[start..start + columns.len() / 2]);
         }
     }
 

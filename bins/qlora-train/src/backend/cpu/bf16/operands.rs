@@ -1,10 +1,10 @@
 //! Weights, tables and groups of the CPU backend, as the products in bf16 take them.
 
 use super::dots;
-use super::gemm::{Stored, dots_of_copies};
 use super::isa::{self, Isa};
 use super::linear::{LowRank, Rounded, Segment, padded};
 use super::rows::{round, round_row};
+use super::stored::{Stored, dots_of_copies};
 use crate::backend::LinearGroup;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::operands::{CpuWeight, Dense, Matrix};
@@ -29,10 +29,10 @@ impl Stored for CpuWeight {
         }
     }
 
-    fn ask(&self, row: usize, columns: Range<usize>) {
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
         match self {
-            CpuWeight::Dense(dense) => dense.ask(row, columns),
-            CpuWeight::Nf4(matrix) => matrix.ask(row, columns),
+            CpuWeight::Dense(dense) => dense.prefetch(row, columns),
+            CpuWeight::Nf4(matrix) => matrix.prefetch(row, columns),
             CpuWeight::OnDisk(_) | CpuWeight::Unread => {}
         }
     }
@@ -75,11 +75,11 @@ impl Stored for Dense {
         }
     }
 
-    fn ask(&self, row: usize, columns: Range<usize>) {
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
         if row < self.rows()
             && let Some(values) = self.values(row, columns)
         {
-            isa::ask(values);
+            isa::prefetch(values);
         }
     }
 
@@ -115,9 +115,9 @@ impl Stored for Matrix<'_> {
         }
     }
 
-    fn ask(&self, row: usize, columns: Range<usize>) {
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
         if let Matrix::Dense(dense) = *self {
-            dense.ask(row, columns);
+            dense.prefetch(row, columns);
         }
     }
 

@@ -1,0 +1,97 @@
+//! Stored matrices that products read as bf16.
+
+use super::dots;
+use super::isa::{self, Isa};
+use half::bf16;
+use std::ops::Range;
+
+/// A stored matrix, read as bf16.
+pub trait Stored: Sync {
+    /// Writes columns `columns` of `row` to `out`.
+    fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]);
+
+    /// Columns `columns` of `row` where they lie, if that is as bf16 values.
+    fn values(&self, _row: usize, _columns: Range<usize>) -> Option<&[bf16]> {
+        None
+    }
+
+    /// Brings what is soon going to be read of `row` into the caches; it may be beyond the last.
+    fn prefetch(&self, _row: usize, _columns: Range<usize>) {}
+
+    /// Adds to `sums` the [`dots::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
+    /// where that is possible. `scratch` has room for one.
+    fn dots(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        x: &[bf16],
+        sums: &mut [f32],
+        scratch: &mut [bf16],
+    ) {
+        dots_of_copies(self, isa, rows, columns, x, sums, scratch);
+    }
+}
+
+/// [`Stored::dots`] with a copy of each row.
+pub fn dots_of_copies<M: Stored + ?Sized>(
+    matrix: &M,
+    isa: Isa,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    x: &[bf16],
+    sums: &mut [f32],
+    scratch: &mut [bf16],
+) {
+    let values = &mut scratch[..columns.len()];
+    for (row, sum) in rows.zip(sums) {
+        matrix.read(isa, row, columns.clone(), values);
+        *sum += dots::dot(isa, x, values);
+    }
+}
+
+/// bf16 values in rows of `stride`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub data: &'a [bf16],
+    pub stride: usize,
+}
+
+impl Stored for Rows<'_> {
+    fn read(&self, _: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        out.copy_from_slice(&self.data[row * self.stride..][columns]);
+    }
+
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        Some(&self.data[row * self.stride..][columns])
+    }
+
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
+        let start = row * self.stride + columns.start;
+        isa::prefetch(self.data.get(start..start + columns.len()).unwrap_or_default());
+    }
+}
+
+/// The first `count` rows of a stored matrix; those beyond are zero, so that a contraction over them may be of an odd
+/// length.
+pub struct Limited<'a> {
+    pub matrix: &'a dyn Stored,
+    pub count: usize,
+}
+
+impl Stored for Limited<'_> {
+    fn read(&self, isa: Isa, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        match row < self.count {
+            true => self.matrix.read(isa, row, columns, out),
+            false => out.fill(bf16::ZERO),
+        }
+    }
+
+    fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
+        if row < self.count { self.matrix.values(row, columns) } else { None }
+    }
+
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
+        self.matrix.prefetch(row, columns);
+    }
+}
