@@ -27,7 +27,7 @@ pub enum Targets {
     None,
     /// Two of three rows have one.
     Some,
-    /// The same, of which one of eight is no token of the vocabulary.
+    /// Two of three rows have one, of which one of eight is no token of the vocabulary.
     Unknown,
 }
 

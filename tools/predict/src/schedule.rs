@@ -62,7 +62,7 @@ pub fn equal(blocks: usize, cost: f64, places: usize) -> Makespan {
 mod tests {
     use super::*;
 
-    /// The same, moment by moment: at each, every free place in turn takes the next block.
+    /// The end of the last block, counted moment by moment: at each, every free place in turn takes the next block.
     fn by_hand(costs: &[u32], places: usize) -> f64 {
         let mut left = vec![0_u32; places];
         let (mut next, mut clock) = (0, 0);

@@ -72,7 +72,7 @@ fn text_without_an_eos_to_end_it_is_told() {
     let data = load_rows(&[json!({"text": "ab"}), json!({"text": "ab<|eot|>"})], &tokenizer).unwrap();
     assert_eq!((data.lengths(), data.report.open_ended), (vec![2, 3], 1));
     assert_says(&data.report.to_string(), &["1 row", "without an end-of-turn token"]);
-    // Of a text that is cut into rows, the last one alone could have an end.
+    // A text that is cut into rows can have an end in the last one only.
     let options = DataOptions { max_length: 3, too_long: TooLong::Chunk, ..options() };
     for (text, open) in [("abababab", 1), ("abababab<|eot|>", 0)] {
         let rows = file("rows.jsonl", json!({"text": text}).to_string());

@@ -129,7 +129,7 @@ fn whole_modules_follow_peft() {
     assert!(whole.contains("model.layers.1.post_attention_layernorm") && !whole.contains("model.norm"), "{whole:?}");
 }
 
-/// Its norms multiply by 1 + w, and 1 + w is what is trained: w itself would be rounded less.
+/// Its norms multiply by 1 + w.
 #[test]
 fn whole_norms_and_a_scaled_embedding_follow_peft() {
     follows_peft_within("whole_gemma3", 1e-4);
