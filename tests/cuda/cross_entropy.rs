@@ -79,6 +79,15 @@ pub fn example() -> Loss {
     Loss { m: 70, h: 72, vocab: 333, chunk: 40, targets, gradient: true, weighted, values, soft_cap: None, seed: 3 }
 }
 
+/// Whatever is drawn, rows of several statistics: their maxima near each other, and so far apart that one is all.
+#[test]
+fn loss_and_gradient_of_several_statistics_are_within_their_rounding() {
+    for size in [0.5, 2.0, 8.0] {
+        let operation = Loss { values: Values::Random { size }, ..example() };
+        verify(&device(), &operation, operation.seed, SCHEDULES).unwrap();
+    }
+}
+
 /// Whatever is drawn, a cap with and without a gradient, of widths that copy 16 bytes at a time and that do not.
 #[test]
 fn losses_of_capped_logits_are_within_their_rounding() {

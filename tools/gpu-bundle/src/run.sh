@@ -53,6 +53,11 @@ fi
 case ,$stages, in *,curve,*) [ -n "$model" ] || wrong "stage curve needs --model DIR" ;; esac
 for stage in $(echo "$stages" | tr , ' '); do is_stage "$stage" || wrong "--stages: no stage is named $stage"; done
 
+# The executables travel compressed.
+for packed in "$here"/bin/*.gz; do
+    [ ! -e "$packed" ] || gunzip --force "$packed" || { echo "run: $packed cannot be unpacked" >&2; exit 2; }
+done
+
 facts=$("$here/bin/bench" --facts 2>&1)
 case $? in
 0) ;;
