@@ -7,7 +7,7 @@
 use super::amx;
 use super::dots;
 use super::isa::{self, Isa, LANES};
-use super::pairs::WIDTH;
+use super::pairs::{Panel, Places, WIDTH};
 use super::rows::{round, widen};
 use super::stored::{Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
@@ -342,9 +342,11 @@ pub fn fill(
     let (pairs, tile) = (steps.len() / 2, isa.panel_tile(width));
     match *right {
         Right::Upright(matrix) => {
+            let whole = Panel { data: &mut *panel, places: Places { pairs, tile } };
+            let done = matrix.pair_rows(isa, steps.clone(), columns.clone(), whole);
             let (low, high) = band.split_at_mut(WIDTH);
             let (low, high) = (&mut low[..columns.len()], &mut high[..columns.len()]);
-            for (pair, step) in steps.step_by(2).enumerate() {
+            for (pair, step) in steps.step_by(2).enumerate().skip(done / 2) {
                 // A part of every row: no stream that the processor would see.
                 matrix.prefetch(step + AHEAD, columns.clone());
                 matrix.prefetch(step + 1 + AHEAD, columns.clone());

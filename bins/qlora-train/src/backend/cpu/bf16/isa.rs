@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::amx;
-use super::pairs::{WIDTH, pair};
+use super::pairs::{Panel, WIDTH, pair};
 use super::rows::round;
 use half::bf16;
 
@@ -184,9 +184,50 @@ pub fn interleave(isa: Isa, low: &[bf16], high: &[bf16], out: &mut [u32]) {
     }
 }
 
+/// The first `columns` values of `count` rows, `stride` apart, by pairs of rows.
+pub fn pair_rows(isa: Isa, rows: &[bf16], stride: usize, count: usize, columns: usize, panel: Panel) {
+    assert!(count > 0 && count.is_multiple_of(2) && rows.len() >= (count - 1) * stride + columns, "rows out of bounds");
+    assert!(columns > 0 && columns <= WIDTH && panel.places.tile.is_multiple_of(LANES), "{columns} columns of a panel");
+    assert!(panel.data.len() > panel.places.at(count / 2 - 1, columns - 1), "a panel of {} pairs", panel.places.pairs);
+    let whole = match isa.0 {
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe {
+            x86::pair_rows(rows, stride, count, columns, panel.data, panel.places)
+        },
+        _ => 0,
+    };
+    for row in (0..count).step_by(2) {
+        for column in whole..columns {
+            let at = panel.places.at(row / 2, column);
+            panel.data[at] = pair(rows[row * stride + column], rows[(row + 1) * stride + column]);
+        }
+    }
+}
+
+/// [`dequantize`] of [`WIDTH`] values of each of as many rows as there are `absmax`, `stride` bytes apart, by pairs of
+/// rows. Returns whether it was done: without instructions for it there is no better way than row by row.
+pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stride: usize, panel: Panel) -> bool {
+    let count = absmax.len();
+    assert!(count > 0 && count.is_multiple_of(2) && codes.len() >= (count - 1) * stride + WIDTH / 2, "rows of codes");
+    assert!(
+        panel.places.tile.is_multiple_of(LANES) && panel.data.len() > panel.places.at(count / 2 - 1, WIDTH - 1),
+        "out of bounds"
+    );
+    match isa.0 {
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe {
+            x86::pair_codes(code, absmax, codes, stride, panel.data, panel.places)
+        },
+        _ => return false,
+    }
+    true
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::pairs::WIDTH;
+    use super::super::pairs::{Places, WIDTH};
     use super::LANES;
     use half::bf16;
     use std::arch::x86_64::*;
@@ -373,17 +414,24 @@ mod x86 {
         }
     }
 
-    /// The 16 values of a block in bf16, twice.
+    /// [`scaled`], twice.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn block_table(code: &[f32; 16], absmax: f32) -> __m512i {
         // SAFETY: the code has 64 bytes.
         let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
+        _mm512_broadcast_i64x4(scaled(code, absmax))
+    }
+
+    /// The 16 values of a block in bf16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn scaled(code: __m512, absmax: f32) -> __m256i {
         let (half, one) = (_mm512_set1_epi32(0x7FFF), _mm512_set1_epi32(1));
         // Rounded to bf16 by integers: the conversion instruction takes subnormal numbers for zero.
         let bits = _mm512_castps_si512(_mm512_mul_ps(code, _mm512_set1_ps(absmax)));
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
         let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_add_epi32(half, odd)));
-        _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(rounded))
+        _mm512_cvtepi32_epi16(rounded)
     }
 
     /// The 32 values of 16 bytes of codes.
@@ -393,6 +441,96 @@ mod x86 {
         // Only the low five bits of an index count, and the table is there twice.
         let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
         _mm512_permutexvar_epi16(index, table)
+    }
+
+    /// Rows by which a matrix is asked for before it is read: a part of every row is no stream that the processor sees.
+    const AHEAD: usize = 16;
+
+    /// Returns how many columns it did: all that fill a vector.
+    ///
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::pair_rows`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn pair_rows(
+        rows: &[bf16],
+        stride: usize,
+        count: usize,
+        columns: usize,
+        panel: &mut [u32],
+        places: Places,
+    ) -> usize {
+        let (rows, out) = (rows.as_ptr(), panel.as_mut_ptr());
+        let whole = columns / LANES * LANES;
+        for row in (0..count).step_by(2) {
+            for ahead in [row + AHEAD, row + AHEAD + 1] {
+                let first = rows.wrapping_add(ahead * stride);
+                _mm_prefetch::<_MM_HINT_T0>(first.cast());
+                _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(columns - 1).cast());
+            }
+            for column in (0..whole).step_by(LANES) {
+                // SAFETY: 16 values of both rows and 16 pairs are left in every round.
+                unsafe {
+                    let low = rows.add(row * stride + column);
+                    let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
+                    let high = rows.add((row + 1) * stride + column);
+                    let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
+                    let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    _mm512_storeu_si512(out.add(places.at(row / 2, column)).cast(), pairs);
+                }
+            }
+        }
+        whole
+    }
+
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::pair_codes`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn pair_codes(
+        code: &[f32; 16],
+        absmax: &[f32],
+        codes: &[u8],
+        stride: usize,
+        panel: &mut [u32],
+        places: Places,
+    ) {
+        // SAFETY: the code has 64 bytes.
+        let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
+        let (codes, out) = (codes.as_ptr(), panel.as_mut_ptr());
+        let four_bits = _mm256_set1_epi8(15);
+        // Codes of the second row are looked up in the second half of the table.
+        let second = _mm512_set1_epi32(16 << 16);
+        for (number, absmax) in absmax.as_chunks::<2>().0.iter().enumerate() {
+            let table =
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(scaled(code, absmax[0])), scaled(code, absmax[1]));
+            let row = codes.wrapping_add(2 * number * stride);
+            for ahead in [AHEAD, AHEAD + 1] {
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(ahead * stride).cast());
+            }
+            // Bytes of codes 0..16 and 32..48, and of the others.
+            let split = |bytes: __m256i| {
+                let earlier = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), four_bits);
+                let later = _mm256_and_si256(bytes, four_bits);
+                (_mm256_unpacklo_epi8(earlier, later), _mm256_unpackhi_epi8(earlier, later))
+            };
+            // SAFETY: both rows have 32 bytes.
+            let (low, high) = unsafe {
+                (split(_mm256_loadu_si256(row.cast())), split(_mm256_loadu_si256(row.wrapping_add(stride).cast())))
+            };
+            let first = |bytes| _mm256_castsi256_si128(bytes);
+            let last = |bytes| _mm256_extracti128_si256::<1>(bytes);
+            let parts = [
+                (first(low.0), first(high.0)),
+                (first(low.1), first(high.1)),
+                (last(low.0), last(high.0)),
+                (last(low.1), last(high.1)),
+            ];
+            for (part, (low, high)) in parts.into_iter().enumerate() {
+                let high = _mm512_or_si512(_mm512_slli_epi32::<16>(_mm512_cvtepu8_epi32(high)), second);
+                let values = _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_cvtepu8_epi32(low), high), table);
+                // SAFETY: 16 pairs of the panel.
+                unsafe { _mm512_storeu_si512(out.add(places.at(number, part * LANES)).cast(), values) };
+            }
+        }
     }
 
     /// Returns how many pairs it did.
@@ -417,6 +555,7 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pairs::Places;
     use super::*;
     use qlora_kernels::rng::Stream;
 
@@ -483,6 +622,29 @@ mod tests {
                         assert_eq!(out[j * stride + i], pair(row[2 * j], row[2 * j + 1]), "{isa:?}, {len}: {i}, {j}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_paired_whatever_their_number_and_width() {
+        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
+        for (count, columns, tile, pairs) in
+            [(2, 5, 16, 1), (6, 64, 16, 5), (4, 64, 64, 2), (8, 40, 48, 4), (2, 33, 16, 3)]
+        {
+            let stride = columns + 3;
+            let rows = values(count * stride, 9);
+            for isa in [isa, Isa::SCALAR] {
+                let mut out = vec![7; columns.next_multiple_of(tile) * pairs];
+                pair_rows(isa, &rows, stride, count, columns, Panel { data: &mut out, places: Places { pairs, tile } });
+                for row in (0..count).step_by(2) {
+                    for column in 0..columns {
+                        let at = (column / tile * pairs + row / 2) * tile + column % tile;
+                        let expected = pair(rows[row * stride + column], rows[(row + 1) * stride + column]);
+                        assert_eq!(std::mem::replace(&mut out[at], 7), expected, "{isa:?}: {count} x {columns}");
+                    }
+                }
+                assert!(out.iter().all(|&x| x == 7), "{isa:?}: {count} x {columns} writes more");
             }
         }
     }

@@ -12,5 +12,6 @@ mod nf4;
 pub mod operands;
 pub mod pairs;
 pub mod rows;
+mod scores;
 pub mod stored;
 pub mod workspace;
