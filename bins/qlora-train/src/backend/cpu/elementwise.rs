@@ -327,12 +327,16 @@ const GELU_CUBIC: f32 = 0.044_715;
 
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize, activation: GateActivation) {
     out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(MIN_ROWS).for_each(|(out, row)| {
-        let (gate, up) = row.split_at(i);
-        match activation {
-            GateActivation::Silu => swiglu_row(gate, up, out),
-            GateActivation::GeluTanh => geglu_row(gate, up, out),
-        }
+        activate_row(row, out, activation);
     });
+}
+
+fn activate_row(row: &[f32], out: &mut [f32], activation: GateActivation) {
+    let (gate, up) = row.split_at(out.len());
+    match activation {
+        GateActivation::Silu => swiglu_row(gate, up, out),
+        GateActivation::GeluTanh => geglu_row(gate, up, out),
+    }
 }
 
 vectorized! {
@@ -351,14 +355,29 @@ vectorized! {
     }
 }
 
-pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize, activation: GateActivation) {
-    gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS).for_each(|(row, dout)| {
+/// Turns gate‖up into its gradient; `out` becomes what [`swiglu`] gives, while a row is in the caches.
+pub fn swiglu_backward(
+    dout: &[f32],
+    gate_up: &mut [f32],
+    out: Option<&mut [f32]>,
+    i: usize,
+    activation: GateActivation,
+) {
+    let rows = gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS);
+    let gradient = |row: &mut [f32], dout: &[f32]| {
         let (gate, up) = row.split_at_mut(i);
         match activation {
             GateActivation::Silu => swiglu_backward_row(dout, gate, up),
             GateActivation::GeluTanh => geglu_backward_row(dout, gate, up),
         }
-    });
+    };
+    match out {
+        None => rows.for_each(|(row, dout)| gradient(row, dout)),
+        Some(out) => rows.zip(out.par_chunks_mut(i)).for_each(|((row, dout), out)| {
+            activate_row(row, out, activation);
+            gradient(row, dout);
+        }),
+    }
 }
 
 vectorized! {

@@ -377,9 +377,9 @@ pub fn fill(
 
 /// A round of the instructions on one panel that stays in the nearest cache; returns its FLOPs. For measuring.
 pub fn peak_round(isa: Isa) -> impl FnMut() -> f64 {
-    const ROWS: usize = 48;
-    const PAIRS: usize = 96;
-    const CALLS: usize = 16;
+    const ROWS: usize = 64;
+    const PAIRS: usize = 144;
+    const CALLS: usize = 8;
     let (mut panel, mut left) = (Aligned::zeros(PAIRS * WIDTH), Aligned::zeros(ROWS * 2 * PAIRS));
     panel.fill(0x3F00_3F00u32);
     left.fill(bf16::from_f32(0.25));

@@ -375,7 +375,7 @@ mod tests {
             group.dx(&mut scratch, &dy, Some(&t), &mut term, false, &mut dx);
             let (mut ga, mut gb) = (vec![0.5f32; r * k], vec![0.25f32; ns[0] * r]);
             let mut gradients = [Some(Gradients { a: &mut ga, b: &mut gb }), None];
-            let mut more = GradientScratch::new(r, 40);
+            let mut more = GradientScratch::new(r, k);
             group.gradients(&mut scratch, &mut more, &x, &dy, &s, &t, &mut masked, &mut gradients);
             let (ws, wt) = (wide(&s), wide(&t));
             for row in (0..m).step_by(37) {
