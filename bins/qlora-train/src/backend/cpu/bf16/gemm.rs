@@ -7,6 +7,7 @@
 use super::amx;
 use super::dots;
 use super::isa::{self, Isa, LANES};
+use super::layout;
 use super::pairs::{Panel, Places, WIDTH};
 use super::rows::{round, widen};
 use super::stored::{Rows, Stored};
@@ -353,7 +354,7 @@ pub fn fill(
                 let low = row_of(isa, matrix, step, columns.clone(), low);
                 let high = row_of(isa, matrix, step + 1, columns.clone(), high);
                 for (number, (low, high)) in low.chunks(tile).zip(high.chunks(tile)).enumerate() {
-                    isa::interleave(isa, low, high, &mut panel[(number * pairs + pair) * tile..][..low.len()]);
+                    layout::interleave(isa, low, high, &mut panel[(number * pairs + pair) * tile..][..low.len()]);
                 }
             }
         }
@@ -369,7 +370,7 @@ pub fn fill(
                         false => values,
                     };
                 }
-                isa::transpose(isa, &rows, &mut panel[start / tile * pairs * tile + start % tile..], tile);
+                layout::transpose(isa, &rows, &mut panel[start / tile * pairs * tile + start % tile..], tile);
             }
         }
     }

@@ -6,6 +6,7 @@ pub mod cache;
 mod dots;
 pub mod gemm;
 pub mod isa;
+mod layout;
 pub mod linear;
 pub mod loss;
 mod nf4;

@@ -1,7 +1,8 @@
 //! Frozen weights as bf16: NF4 through a table for each block, 16-bit weights as they are.
 
 use super::dots;
-use super::isa::{self, Isa};
+use super::isa::Isa;
+use super::layout;
 use super::pairs::{Panel, WIDTH};
 use super::rows::round;
 use super::stored::{Stored, dots_of_copies};
@@ -46,7 +47,7 @@ impl Stored for Nf4Matrix {
                 part[count - 1] = at(element + count - 1);
             }
             let codes = &self.codes()[(element + head) / 2..][..whole];
-            isa::dequantize(isa, self.code(), &absmax[..blocks], block, codes, &mut part[head..head + 2 * whole]);
+            layout::dequantize(isa, self.code(), &absmax[..blocks], block, codes, &mut part[head..head + 2 * whole]);
             element += count;
             rest = after;
         }
@@ -68,7 +69,7 @@ impl Stored for Nf4Matrix {
             let element = (rows.start + first) * cols + columns.start;
             self.absmax_strided(element / block, cols / block, absmax);
             let panel = Panel { data: &mut panel.data[first / 2 * places.tile..], places };
-            if !isa::pair_codes(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, panel) {
+            if !layout::pair_codes(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, panel) {
                 return 0;
             }
         }
@@ -78,7 +79,7 @@ impl Stored for Nf4Matrix {
     fn prefetch(&self, row: usize, columns: Range<usize>) {
         if row < self.rows() {
             let start = (row * self.cols() + columns.start) / 2;
-            isa::prefetch(&self.codes()[start..start + columns.len() / 2]);
+            layout::prefetch(&self.codes()[start..start + columns.len() / 2]);
         }
     }
 

@@ -1,7 +1,8 @@
 //! Weights, tables and groups of the CPU backend, as the products in bf16 take them.
 
 use super::dots;
-use super::isa::{self, Isa};
+use super::isa::Isa;
+use super::layout;
 use super::linear::{LowRank, Rounded, Segment, padded};
 use super::pairs::Panel;
 use super::rows::{round, round_row};
@@ -96,7 +97,7 @@ impl Stored for Dense {
         if row < self.rows()
             && let Some(values) = self.values(row, columns)
         {
-            isa::prefetch(values);
+            layout::prefetch(values);
         }
     }
 

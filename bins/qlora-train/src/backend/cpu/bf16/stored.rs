@@ -1,7 +1,8 @@
 //! Stored matrices that products read as bf16.
 
 use super::dots;
-use super::isa::{self, Isa};
+use super::isa::Isa;
+use super::layout;
 use super::pairs::Panel;
 use half::bf16;
 use std::ops::Range;
@@ -76,7 +77,7 @@ impl Stored for Rows<'_> {
     fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
         let (count, first) = (rows.len() / 2 * 2, rows.start * self.stride + columns.start);
         if count > 0 {
-            isa::pair_rows(isa, &self.data[first..], self.stride, count, columns.len(), panel);
+            layout::pair_rows(isa, &self.data[first..], self.stride, count, columns.len(), panel);
         }
         count
     }
