@@ -109,14 +109,14 @@ pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stri
         "out of bounds"
     );
     match isa.0 {
-        // SAFETY: `detect` found the instructions; the bounds were checked above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe {
-            x86::pair_codes(code, absmax, codes, stride, panel.data, panel.places)
-        },
-        _ => return false,
+        Kind::Amx | Kind::Avx512Bf16 => {
+            // SAFETY: `detect` found the instructions; the bounds were checked above.
+            unsafe { x86::pair_codes(code, absmax, codes, stride, panel.data, panel.places) };
+            true
+        }
+        _ => false,
     }
-    true
 }
 
 #[cfg(target_arch = "x86_64")]
