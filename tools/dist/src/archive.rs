@@ -48,7 +48,8 @@ pub fn tar_gz(entries: &[Entry]) -> Result<Vec<u8>> {
         header.set_size(entry.bytes.len() as u64);
         header.set_mode(entry.mode());
         header.set_mtime(TIME);
-        (header.set_uid(0), header.set_gid(0));
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_username("root")?;
         header.set_groupname("root")?;
         tar.append_data(&mut header, &entry.path, entry.bytes.as_slice())

@@ -1,4 +1,4 @@
-"""What others say of a release: auditwheel of the wheel's platform, CycloneDX's schema of the bill of materials."""
+"""Others' opinion of a release: auditwheel's of the platform, CycloneDX's schema of the bill of materials."""
 
 import contextlib
 import io

@@ -1,5 +1,6 @@
-//! Releases of the trainer: a tarball and a wheel around a binary that is there already, with manual pages, completions,
-//! licences, a bill of materials and checksums. The same binary gives the same bytes, wherever and whenever it is packed.
+//! Releases of the trainer: a tarball and a wheel around a binary that is there already, with manual pages,
+//! completions, licenses, a bill of materials and checksums. One binary gives the same bytes, wherever and whenever it
+//! is packed.
 
 #![deny(unsafe_code)]
 

@@ -10,7 +10,7 @@ use std::path::Path;
 const HIDDEN: usize = 64;
 const INTERMEDIATE: usize = 128;
 const VOCABULARY: usize = 96;
-/// Of keys and values: half of the heads
+/// Rows of keys and values: half of the heads
 const KEYS: usize = 32;
 
 /// Names and shapes of the tensors of one layer.

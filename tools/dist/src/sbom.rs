@@ -10,8 +10,8 @@ use tools_support::workspace::Workspace;
 /// The trainer's package and binary.
 pub const TRAINER: &str = "qlora-train";
 
-/// Beginnings of names of files with a license or what it wants to be told.
-const NOTICES: [&str; 4] = ["LICENSE", "LICENCE", "COPYING", "NOTICE"];
+/// Beginnings of names of files with a license (LICEN, in both spellings) or what it wants to be told.
+const NOTICES: [&str; 3] = ["LICEN", "COPYING", "NOTICE"];
 
 /// The trainer and what is linked into it.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Crates {
 }
 
 impl Crates {
-    /// Of a build with these features of the workspace's crates.
+    /// Crates of a build with these features of the workspace.
     pub fn linked(workspace: &Workspace, features: &[&str]) -> Result<Self> {
         let mut command = MetadataCommand::new();
         command.current_dir(&workspace.root);

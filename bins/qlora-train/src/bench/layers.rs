@@ -18,7 +18,7 @@ pub struct Rows {
     pub count: usize,
     /// Tokens of each
     pub length: usize,
-    /// Of them learned from
+    /// Tokens of each that are learned from
     pub learned: usize,
 }
 
@@ -56,8 +56,8 @@ impl StepTime {
     }
 }
 
-/// Measures steps of a few layers like those of `spec`, with random weights, on rows like `rows`. Errors: memory that is
-/// too small even for them.
+/// Measures steps of a few layers like those of `spec`, with random weights, on rows like `rows`. Errors: memory that
+/// is too small even for them.
 pub fn measure_layers(settings: &Settings, device: &Device, spec: &ModelSpec, rows: Rows) -> Result<StepTime> {
     let arch = &spec.arch;
     let [few, more] = MEASURED.map(|layers| layers.min(arch.num_layers));

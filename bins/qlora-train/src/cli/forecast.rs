@@ -145,7 +145,7 @@ impl Forecast {
         self.speed.token * self.forward * self.size.evaluated
     }
 
-    /// Of all steps and evaluations.
+    /// Time of all steps and evaluations
     fn seconds(&self) -> f64 {
         self.step_seconds() * self.size.steps as f64 + self.evaluation_seconds()
     }

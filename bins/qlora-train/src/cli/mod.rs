@@ -57,7 +57,7 @@ struct Cli {
 enum Command {
     /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Plan memory, time and cost of a run, with --gpu on one that is not here; the exit status is 0 if it fits, 1 if not
+    /// Plan memory, time and cost of a run, with --gpu on one that is not here; exit status 0 if it fits, 1 if not
     Plan(plan::PlanArgs),
     /// Show rows as they are tokenized: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),

@@ -9,11 +9,11 @@ use crate::session::TrainingData;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RunSize {
     pub steps: u64,
-    /// Trained on, over all steps
+    /// Tokens that are trained on, over all steps
     pub tokens: f64,
-    /// Of validation rows, over all evaluations
+    /// Tokens of validation rows, over all evaluations
     pub evaluated: f64,
-    /// Of a step
+    /// Micro-batches of a step
     pub micro_batches: f64,
     pub rows: Rows,
 }
