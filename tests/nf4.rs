@@ -158,6 +158,12 @@ proptest! {
                 let mut part = vec![f32::NAN; of.blocks() - first];
                 of.absmax_range(first, &mut part);
                 prop_assert_eq!(&part[..], &all[first..]);
+                for stride in [1, 3] {
+                    let expected: Vec<f32> = all[first..].iter().copied().step_by(stride).collect();
+                    let mut part = vec![f32::NAN; expected.len()];
+                    of.absmax_strided(first, stride, &mut part);
+                    prop_assert_eq!(part, expected);
+                }
             }
         }
         for b in 0..matrix.blocks() {

@@ -44,6 +44,21 @@ impl Absmax {
         }
     }
 
+    fn strided(&self, first: usize, stride: usize, out: &mut [f32]) {
+        let blocks = (first..).step_by(stride);
+        match self {
+            Absmax::F32(absmax) => out.iter_mut().zip(blocks).for_each(|(out, block)| *out = absmax[block]),
+            Absmax::DoubleQuantized { codes, nested_absmax, nested_block_size, nested_map, offset } => {
+                // A shift in place of a division, which would take longer than all the rest.
+                let shift = nested_block_size.is_power_of_two().then(|| nested_block_size.trailing_zeros());
+                for (out, block) in out.iter_mut().zip(blocks) {
+                    let nested = shift.map_or_else(|| block / nested_block_size, |shift| block >> shift);
+                    *out = nested_map[usize::from(codes[block])] * nested_absmax[nested] + offset;
+                }
+            }
+        }
+    }
+
     fn range(&self, mut first: usize, out: &mut [f32]) {
         match self {
             Absmax::F32(absmax) => out.copy_from_slice(&absmax[first..][..out.len()]),
@@ -214,6 +229,12 @@ impl Nf4Matrix {
     /// are not so many.
     pub fn absmax_range(&self, first: usize, out: &mut [f32]) {
         self.absmax.range(first, out);
+    }
+
+    /// [`absmax_at`](Self::absmax_at) of every `stride`-th block from `first` on, as many as `out` has room for: those
+    /// of one column of blocks, where rows are whole blocks. Panics when there are not so many, or `stride` is 0.
+    pub fn absmax_strided(&self, first: usize, stride: usize, out: &mut [f32]) {
+        self.absmax.strided(first, stride, out);
     }
 
     /// Bytes of the arrays held: codes, absmax and, under double quantization, nested absmax and the 256-entry map.

@@ -106,7 +106,9 @@ impl Operation {
             "norm of q and k, backward" => vec![self.moves("head_norm<8, true>", 256, self.of_vectors())],
             "rotary embedding" => vec![self.moves("rope<8>", 256, self.of_vectors())],
             "SwiGLU" => vec![self.moves("swiglu<8, false, 0>", 256, self.of_vectors() / 3)],
-            "SwiGLU, backward" => vec![self.moves("swiglu<8, true, 0>", 256, self.of_vectors() / 5)],
+            "SwiGLU, backward" => {
+                vec![self.moves("swiglu<8, true, 0>", 256, (self.tokens * self.k).div_ceil(8 * 256))]
+            }
             _ => return None,
         })
     }

@@ -115,8 +115,13 @@ pub enum Op<'a, B: Operands + ?Sized> {
     },
     /// out `[I]` = activation(gate) ∘ up.
     Swiglu { gate_up: &'a B::Buffer, activation: GateActivation, out: &'a mut B::Buffer },
-    /// Turns gate‖up `[2·I]` into its gradient.
-    SwigluBackward { dout: &'a B::Buffer, activation: GateActivation, gate_up: &'a mut B::Buffer },
+    /// Turns gate‖up `[2·I]` into its gradient; `out` `[I]`, where it is wanted, becomes what [`Self::Swiglu`] gives.
+    SwigluBackward {
+        dout: &'a B::Buffer,
+        activation: GateActivation,
+        gate_up: &'a mut B::Buffer,
+        out: Option<&'a mut B::Buffer>,
+    },
     /// The cross-entropy of the supervised tokens, and `weight` times its gradient in `dx`; with a `soft_cap` of logits
     /// z that are `cap · tanh(z / cap)`. Ranges run in order from
     /// token 0; the sum over the batch is [`Backend::loss_sum`](super::Backend::loss_sum).
@@ -250,7 +255,11 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::AppendToCache { qkv, .. } => one("queries, keys and values", *qkv),
             Self::AttentionOverCache { out, .. } => one("the attention's output", *out),
             Self::Swiglu { out, .. } => one("activation(gate) · up", *out),
-            Self::SwigluBackward { gate_up, .. } => one("the gradient of gate and up", *gate_up),
+            Self::SwigluBackward { gate_up, out, .. } => {
+                let mut outputs = one("the gradient of gate and up", *gate_up);
+                outputs.extend(out.as_deref().into_iter().flat_map(|out| one("activation(gate) · up", out)));
+                outputs
+            }
             Self::CrossEntropy { dx: Some(dx), .. } => one("the gradient of the loss", *dx),
             Self::CrossEntropy { dx: None, .. } | Self::Logits { .. } => Vec::new(),
             Self::TrainedCrossEntropy { x, head, dx, .. } => {

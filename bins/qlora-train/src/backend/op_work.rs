@@ -11,7 +11,7 @@ pub struct OpWork {
     /// How often a step does just this
     pub count: usize,
     pub tokens: usize,
-    /// K, of linear layers; H, of the output layer
+    /// K, of linear layers; H, of the output layer; I, of the gradient of SwiGLU
     pub k: usize,
     /// N and r of each linear layer of the group
     pub segments: Vec<[usize; 2]>,
@@ -52,7 +52,9 @@ impl OpWork {
             }
             Op::AppendToCache { shape, .. } | Op::AttentionOverCache { shape, .. } => work.heads = heads(*shape),
             Op::Swiglu { out, .. } => work.values = 3 * out.width(),
-            Op::SwigluBackward { dout, .. } => work.values = 5 * dout.width(),
+            Op::SwigluBackward { dout, out, .. } => {
+                (work.k, work.values) = (dout.width(), (5 + usize::from(out.is_some())) * dout.width());
+            }
             Op::CrossEntropy { x, head, .. } | Op::Logits { x, head, .. } => {
                 (work.k, work.vocab) = (x.width(), head.vocab());
             }

@@ -538,7 +538,6 @@ fn linear_backward<B: Backend>(
     group: &mut LinearGroup<B>,
     dx: Dx<B>,
 ) -> Result<()> {
-    let dropout = pass.mask(group);
     // The output before its magnitudes is computed again, and then becomes its gradient.
     let mut before = None;
     if group.has_magnitudes() {
@@ -547,6 +546,19 @@ fn linear_backward<B: Backend>(
         b.run(tokens.clone(), Op::MagnitudeBackward { dy, z, group })?;
     }
     let dy = before.as_ref().unwrap_or(dy);
+    let t = linear_dx(b, pass, tokens, dy, group, dx)?;
+    lora_gradients(b, pass, tokens, x, s, dy, t.as_ref(), group)
+}
+
+/// dX (if asked for) of one group whose outputs have no magnitudes; returns T, where there are low-rank terms.
+fn linear_dx<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    dy: &B::Buffer,
+    group: &LinearGroup<B>,
+    dx: Dx<B>,
+) -> Result<Option<B::Buffer>> {
     let mut t = low_rank(b, group, pass.tile)?;
     if let Some(t) = &mut t {
         t.move_to(tokens.start);
@@ -558,9 +570,25 @@ fn linear_backward<B: Backend>(
         Dx::Onto(dx) => Some((dx, true)),
     };
     if let Some((dx, accumulate)) = to {
+        let dropout = pass.mask(group);
         b.run(tokens.clone(), Op::LinearDx { dy, t: t.as_ref(), group, dropout, accumulate, dx })?;
     }
-    if let (Some(s), Some(t)) = (s, &t) {
+    Ok(t)
+}
+
+/// The low-rank gradients of one group.
+fn lora_gradients<B: Backend>(
+    b: &mut B,
+    pass: &Pass,
+    tokens: &Range<usize>,
+    x: &B::Buffer,
+    s: Option<&B::Buffer>,
+    dy: &B::Buffer,
+    t: Option<&B::Buffer>,
+    group: &mut LinearGroup<B>,
+) -> Result<()> {
+    let dropout = pass.mask(group);
+    if let (Some(s), Some(t)) = (s, t) {
         b.run(tokens.clone(), Op::LoraGradients { x, dy, s, t, group, dropout })?;
     }
     Ok(())
@@ -640,14 +668,11 @@ fn block_backward<B: Backend>(
     let mut d_attention = None;
     for tokens in pass.tiles() {
         let (mut mlp, activated) = match kept.take() {
-            Some(mlp) => {
-                let activated = activate(b, pass, &tokens, &mlp)?;
-                (mlp, activated)
-            }
+            Some(mlp) => (mlp, None),
             None => {
                 let mut mlp = Mlp::of_tile(b, layer, pass, &tokens)?;
                 let activated = mlp_forward(b, layer, pass, &tokens, input, &mut attention, &mut mlp)?;
-                (mlp, activated)
+                (mlp, Some(activated))
             }
         };
         mlp_backward(b, layer, pass, &tokens, &mut mlp, activated, d_stream)?;
@@ -697,25 +722,46 @@ fn block_backward<B: Backend>(
     Ok(())
 }
 
-/// Adds the gradient of the MLP's input to `d_stream`, which is that of its output. `activated` is given up.
+/// Adds the gradient of the MLP's input to `d_stream`, which is that of its output. `activated`, the input of the last
+/// linear layer, is given up; where it was not kept, it comes with the gradient of what it is made of.
 fn mlp_backward<B: Backend>(
     b: &mut B,
     layer: &mut Layer<B>,
     pass: &Pass,
     tokens: &Range<usize>,
     mlp: &mut Mlp<B>,
-    activated: B::Buffer,
+    mut activated: Option<B::Buffer>,
     d_stream: &mut B::Buffer,
 ) -> Result<()> {
+    if activated.is_none() && layer.down.has_magnitudes() {
+        // Their gradient needs the output, and that this input, before anything else.
+        activated = Some(activate(b, pass, tokens, mlp)?);
+    }
     let mut d_activated = pass.alloc(b, "activated", tokens, pass.intermediate)?;
     let (given, norm) = (mlp.output.as_ref(), layer.mlp_norms.output.as_mut());
     let d_output = before_norm(b, pass, tokens, d_stream, given, norm)?;
     let (s, dy) = (mlp.s_down.as_ref(), d_output.as_ref().unwrap_or(d_stream));
-    linear_backward(b, pass, tokens, &activated, s, dy, &mut layer.down, Dx::Over(&mut d_activated))?;
-    drop((d_output, activated));
     let (activation, gate_up) = (pass.activation, &mut mlp.gate_up);
-    b.run(tokens.clone(), Op::SwigluBackward { dout: &d_activated, activation, gate_up })?;
-    drop(d_activated);
+    match activated {
+        Some(activated) => {
+            linear_backward(b, pass, tokens, &activated, s, dy, &mut layer.down, Dx::Over(&mut d_activated))?;
+            drop(activated);
+            b.run(tokens.clone(), Op::SwigluBackward { dout: &d_activated, activation, gate_up, out: None })?;
+        }
+        None => {
+            let t = linear_dx(b, pass, tokens, dy, &layer.down, Dx::Over(&mut d_activated))?;
+            let mut activated = None;
+            if t.is_some() {
+                activated = Some(pass.alloc(b, "activated", tokens, pass.intermediate)?);
+            }
+            let (dout, out) = (&d_activated, activated.as_mut());
+            b.run(tokens.clone(), Op::SwigluBackward { dout, activation, gate_up, out })?;
+            if let Some(x) = &activated {
+                lora_gradients(b, pass, tokens, x, s, dy, t.as_ref(), &mut layer.down)?;
+            }
+        }
+    }
+    drop((d_output, d_activated));
     let (x, dy, s, norm) = (&mlp.middle, &mlp.gate_up, mlp.s_gate_up.as_ref(), layer.mlp_norms.input.as_mut());
     stream_backward(b, pass, tokens, x, norm, s, dy, &mut layer.gate_up, Some(d_stream))
 }

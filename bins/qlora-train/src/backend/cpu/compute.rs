@@ -164,9 +164,9 @@ impl Compute for Cpu {
                 let width = out.width();
                 elementwise::swiglu(gate_up.rows(tokens)?, out.rows_mut(tokens)?, width, *activation);
             }
-            Op::SwigluBackward { dout, activation, gate_up } => {
-                let width = dout.width();
-                elementwise::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, width, *activation);
+            Op::SwigluBackward { dout, activation, gate_up, out } => {
+                let (width, out) = (dout.width(), out.as_mut().map(|out| out.rows_mut(tokens)).transpose()?);
+                elementwise::swiglu_backward(dout.rows(tokens)?, gate_up.rows_mut(tokens)?, out, width, *activation);
             }
             Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows_mut(tokens)).transpose()?;
@@ -371,9 +371,10 @@ impl Cpu {
                 let width = out.width();
                 bf16::rows::swiglu(gate_up.rows16(tokens)?, out.rows16_mut(tokens)?, width, *activation);
             }
-            Op::SwigluBackward { dout, activation, gate_up } => {
-                let width = dout.width();
-                bf16::rows::swiglu_backward(dout.rows16(tokens)?, gate_up.rows16_mut(tokens)?, width, *activation);
+            Op::SwigluBackward { dout, activation, gate_up, out } => {
+                let (width, out) = (dout.width(), out.as_mut().map(|out| out.rows16_mut(tokens)).transpose()?);
+                let (dout, gate_up) = (dout.rows16(tokens)?, gate_up.rows16_mut(tokens)?);
+                bf16::rows::swiglu_backward(dout, gate_up, out, width, *activation);
             }
             Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let dx = dx.as_mut().map(|dx| dx.rows16_mut(tokens)).transpose()?;

@@ -42,58 +42,64 @@ const MIN_ROWS: usize = 16;
 /// processor.
 pub const LANES: usize = 16;
 
-vectorized! {
-    /// Replaces every x by `e^(x − shift)` and returns their sum (in [`LANES`] interleaved parts, added in order).
-    pub fn exp_shifted<'a>(values: &'a mut [f32], shift: f32) -> f32 {
-        let mut sums = [0.0f32; LANES];
-        let (chunks, rest) = values.as_chunks_mut::<LANES>();
-        for chunk in chunks {
-            for (x, sum) in chunk.iter_mut().zip(&mut sums) {
-                *x = exp(*x - shift);
-                *sum += *x;
-            }
-        }
-        for (x, sum) in rest.iter_mut().zip(&mut sums) {
+/// Replaces every x by `e^(x − shift)` and returns their sum (in [`LANES`] interleaved parts, added in order).
+#[inline(always)]
+pub fn exp_of_differences(values: &mut [f32], shift: f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (chunks, rest) = values.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (x, sum) in chunk.iter_mut().zip(&mut sums) {
             *x = exp(*x - shift);
             *sum += *x;
         }
-        sums.iter().sum()
     }
+    for (x, sum) in rest.iter_mut().zip(&mut sums) {
+        *x = exp(*x - shift);
+        *sum += *x;
+    }
+    sums.iter().sum()
 }
 
 vectorized! {
+    /// [`exp_of_differences`], vectorized.
+    pub fn exp_shifted<'a>(values: &'a mut [f32], shift: f32) -> f32 {
+        exp_of_differences(values, shift)
+    }
+}
+
+#[inline(always)]
+pub fn scale_all(values: &mut [f32], factor: f32) {
+    values.iter_mut().for_each(|x| *x *= factor);
+}
+
+vectorized! {
+    /// [`scale_all`], vectorized.
     pub fn multiply_row<'a>(values: &'a mut [f32], factor: f32) {
-        for x in values {
-            *x *= factor;
-        }
+        scale_all(values, factor);
     }
 }
 
-vectorized! {
-    /// The largest of `values` and `least`; NaN is passed over.
-    pub fn largest<'a>(values: &'a [f32], least: f32) -> f32 {
-        let larger = |x: f32, y: f32| if y > x { y } else { x };
-        let mut all = [least; LANES];
-        let (chunks, rest) = values.as_chunks::<LANES>();
-        for chunk in chunks {
-            for (all, x) in all.iter_mut().zip(chunk) {
-                *all = larger(*all, *x);
-            }
-        }
-        for (all, x) in all.iter_mut().zip(rest) {
+/// The largest of `values` and `least`; NaN is passed over.
+#[inline(always)]
+pub fn larger_of(values: &[f32], least: f32) -> f32 {
+    let larger = |x: f32, y: f32| if y > x { y } else { x };
+    let mut all = [least; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (all, x) in all.iter_mut().zip(chunk) {
             *all = larger(*all, *x);
         }
-        all.into_iter().fold(least, larger)
     }
+    for (all, x) in all.iter_mut().zip(rest) {
+        *all = larger(*all, *x);
+    }
+    all.into_iter().fold(least, larger)
 }
 
 vectorized! {
-    /// [`score_gradients`] where all scores are of one query.
-    pub fn query_score_gradients<'a>(lse: f32, delta: f32, scale: f32, p: &'a mut [f32], ds: &'a mut [f32]) {
-        for (p, ds) in p.iter_mut().zip(ds) {
-            *p = exp(*p - lse);
-            *ds = scale * *p * (*ds - delta);
-        }
+    /// [`larger_of`], vectorized.
+    pub fn largest<'a>(values: &'a [f32], least: f32) -> f32 {
+        larger_of(values, least)
     }
 }
 
@@ -321,12 +327,16 @@ const GELU_CUBIC: f32 = 0.044_715;
 
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], i: usize, activation: GateActivation) {
     out.par_chunks_mut(i).zip(gate_up.par_chunks(2 * i)).with_min_len(MIN_ROWS).for_each(|(out, row)| {
-        let (gate, up) = row.split_at(i);
-        match activation {
-            GateActivation::Silu => swiglu_row(gate, up, out),
-            GateActivation::GeluTanh => geglu_row(gate, up, out),
-        }
+        activate_row(row, out, activation);
     });
+}
+
+fn activate_row(row: &[f32], out: &mut [f32], activation: GateActivation) {
+    let (gate, up) = row.split_at(out.len());
+    match activation {
+        GateActivation::Silu => swiglu_row(gate, up, out),
+        GateActivation::GeluTanh => geglu_row(gate, up, out),
+    }
 }
 
 vectorized! {
@@ -345,14 +355,29 @@ vectorized! {
     }
 }
 
-pub fn swiglu_backward(dout: &[f32], gate_up: &mut [f32], i: usize, activation: GateActivation) {
-    gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS).for_each(|(row, dout)| {
+/// Turns gate‖up into its gradient; `out` becomes what [`swiglu`] gives, while a row is in the caches.
+pub fn swiglu_backward(
+    dout: &[f32],
+    gate_up: &mut [f32],
+    out: Option<&mut [f32]>,
+    i: usize,
+    activation: GateActivation,
+) {
+    let rows = gate_up.par_chunks_mut(2 * i).zip(dout.par_chunks(i)).with_min_len(MIN_ROWS);
+    let gradient = |row: &mut [f32], dout: &[f32]| {
         let (gate, up) = row.split_at_mut(i);
         match activation {
             GateActivation::Silu => swiglu_backward_row(dout, gate, up),
             GateActivation::GeluTanh => geglu_backward_row(dout, gate, up),
         }
-    });
+    };
+    match out {
+        None => rows.for_each(|(row, dout)| gradient(row, dout)),
+        Some(out) => rows.zip(out.par_chunks_mut(i)).for_each(|((row, dout), out)| {
+            activate_row(row, out, activation);
+            gradient(row, dout);
+        }),
+    }
 }
 
 vectorized! {
@@ -394,17 +419,6 @@ mod tests {
             }
         }
         assert_eq!(largest(&[], -1.0), -1.0);
-    }
-
-    #[test]
-    fn gradients_of_one_query_are_those_of_many() {
-        let (lse, delta, scale) = (0.3, -0.7, 0.125);
-        let values = |seed: f32| (0..67).map(|i| (i as f32 * seed).sin()).collect::<Vec<f32>>();
-        let (mut p, mut ds) = (values(0.7), values(1.3));
-        let (mut same_p, mut same_ds) = (p.clone(), ds.clone());
-        query_score_gradients(lse, delta, scale, &mut p, &mut ds);
-        score_gradients(&[lse; 67], &[delta; 67], scale, &mut same_p, &mut same_ds);
-        assert!(p == same_p && ds == same_ds && p != values(0.7) && ds != values(1.3));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Output layer and cross-entropy over the supervised tokens only, a chunk of tokens at a time.
 
-use super::elementwise::exp_shifted;
+use super::elementwise::{exp_shifted, largest, multiply_row};
 use super::gemm::TOKENS;
 use super::gemm::pack::{Scaled, Stored};
 use super::gemm::panels::multiply;
@@ -110,7 +110,7 @@ pub fn to_gradients(logits: &mut [f32], target: usize, weight: f32, soft_cap: Op
         cap_values(cap, logits);
     }
     let target_logit = logits[target];
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = largest(logits, f32::NEG_INFINITY);
     let (sum, slope) = match soft_cap {
         None => (logits.chunks_mut(PART).map(|part| f64::from(exp_shifted(part, max))).sum::<f64>(), 1.0),
         Some(cap) => {
@@ -127,7 +127,7 @@ pub fn to_gradients(logits: &mut [f32], target: usize, weight: f32, soft_cap: Op
         }
     };
     let factor = (f64::from(weight) / sum) as f32;
-    logits.iter_mut().for_each(|p| *p *= factor);
+    multiply_row(logits, factor);
     logits[target] -= weight * slope;
     f64::from(max) + sum.ln() - f64::from(target_logit)
 }

@@ -8,11 +8,24 @@ fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (1.0 + exp(2.0 * x))
 }
 
+/// A value under its cap.
+#[inline(always)]
+pub fn capped(cap: f32, x: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
+/// The slope at a value that [`capped`] gave.
+#[inline(always)]
+pub fn slope_of_capped(cap: f32, capped: f32) -> f32 {
+    let tanh = capped / cap;
+    1.0 - tanh * tanh
+}
+
 vectorized! {
     /// Caps every value.
     pub fn cap_values<'a>(cap: f32, values: &'a mut [f32]) {
         for x in values {
-            *x = cap * tanh(*x / cap);
+            *x = capped(cap, *x);
         }
     }
 }
@@ -21,8 +34,7 @@ vectorized! {
     /// The slopes at values that [`cap_values`] has capped.
     pub fn slopes_of_capped<'a>(cap: f32, capped: &'a [f32], slopes: &'a mut [f32]) {
         for (x, slope) in capped.iter().zip(slopes) {
-            let tanh = *x / cap;
-            *slope = 1.0 - tanh * tanh;
+            *slope = slope_of_capped(cap, *x);
         }
     }
 }

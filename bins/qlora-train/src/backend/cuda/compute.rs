@@ -120,9 +120,10 @@ impl Compute for Cuda {
                 let width = out.width();
                 ops::swiglu(gate_up.rows(tokens)?, width, *activation, out.rows_mut(tokens)?, stream)?;
             }
-            Op::SwigluBackward { dout, activation, gate_up } => {
+            Op::SwigluBackward { dout, activation, gate_up, out } => {
                 let (dout, width) = (dout.rows(tokens)?, dout.width());
-                ops::swiglu_backward(dout, gate_up.rows_mut(tokens)?, width, *activation, None, stream)?;
+                let out = out.as_mut().map(|out| out.rows_mut(tokens)).transpose()?;
+                ops::swiglu_backward(dout, gate_up.rows_mut(tokens)?, width, *activation, out, stream)?;
             }
             Op::CrossEntropy { x, head, weight, soft_cap, dx } => {
                 let device = self.on_device.targets.rows(tokens);

@@ -7,11 +7,10 @@ use super::gemm::{PAIRS, Right, each, fill};
 use super::isa::{self, Isa, LANES};
 use super::pairs::WIDTH;
 use super::rows::{round_row, round_scaled, widen};
+use super::scores::{OfQueries, Softmax, correct_rows, key_gradient_rows, query_gradient_rows, softmax_rows};
 use super::stored::{Limited, Rows};
 use crate::backend::cpu::aligned::Aligned;
-use crate::backend::cpu::attention::{documents, hide, keys_in_tile, keys_of_task, queries_in_tile};
-use crate::backend::cpu::elementwise::{exp_shifted, largest, multiply_row, query_score_gradients, score_gradients};
-use crate::backend::cpu::soft_cap::{cap_scores, cap_values, times};
+use crate::backend::cpu::attention::{documents, keys_in_tile, keys_of_task, queries_in_tile};
 use half::bf16;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
@@ -175,40 +174,24 @@ fn forward_group(
     let all = keys_of_task(visible, document_start, &queries, TILE);
     for tile in tiles(all.clone()) {
         let (columns, begun) = (tile.len(), tile.start > all.start);
-        let steps = columns.next_multiple_of(2);
         along_d(isa, keys.rows(tile.clone()), columns, d, k, band);
         along_tokens(isa, values.rows(tile.clone()), columns, d, v, band);
+        let seen: Vec<_> = queries.clone().map(|query| keys_in_tile(visible, document_start, query, &tile)).collect();
         for member in 0..group {
             let q = head((kv_head * group + member) * d).rows(queries.clone());
             scores_of(isa, q, rows, columns, d, k, scores);
-            for row in 0..rows {
-                let at = member * rows + row;
-                let seen = keys_in_tile(visible, document_start, queries.start + row, &tile);
-                let scores = &mut scores[row * WIDTH..][..steps];
-                let p = &mut p[row * TILE..][..steps];
-                hide(scores, &seen);
-                if !seen.is_empty() {
-                    let scores = &mut scores[seen];
-                    multiply_row(scores, scale);
-                    if let Some(cap) = shape.soft_cap {
-                        cap_values(cap, scores);
-                    }
-                    let new_max = largest(scores, max[at]);
-                    let correction = (max[at] - new_max).exp();
-                    max[at] = new_max;
-                    sum[at] = sum[at] * correction + exp_shifted(scores, new_max);
-                    if begun && correction != 1.0 {
-                        for part in 0..count {
-                            multiply_row(
-                                &mut sums[((member * count + part) * TILE + row) * WIDTH..][..WIDTH],
-                                correction,
-                            );
-                        }
-                    }
-                }
-                round_row(scores, p);
-            }
+            let of_member = member * rows..(member + 1) * rows;
+            let mut corrections = [0.0; TILE];
+            let running = Softmax {
+                max: &mut max[of_member.clone()],
+                sum: &mut sum[of_member],
+                corrections: &mut corrections[..rows],
+            };
+            softmax_rows(&mut scores[..rows * WIDTH], &seen, scale, shape.soft_cap, running, p);
             let sums = &mut sums[member * count * TILE * WIDTH..][..count * TILE * WIDTH];
+            if begun {
+                correct_rows(sums, TILE, &corrections[..rows]);
+            }
             add_values(isa, p, rows, columns, d, v, sums, begun);
         }
     }
@@ -282,6 +265,16 @@ impl<'a> Pass<'a> {
         Head { data: self.dout, stride: self.shape.out(), column: head * self.shape.head_dim }
     }
 
+    /// Log-sum-exps and deltas of a tile of queries.
+    fn of_queries(&self, head: usize, queries: Range<usize>) -> ([f32; TILE], [f32; TILE]) {
+        let (mut lse, mut delta) = ([0.0; TILE], [0.0; TILE]);
+        for (i, query) in queries.enumerate() {
+            lse[i] = self.lse[query * self.shape.heads + head];
+            delta[i] = self.delta[query * self.shape.heads + head];
+        }
+        (lse, delta)
+    }
+
     fn query_gradient(
         &self,
         kv_head: usize,
@@ -300,31 +293,20 @@ impl<'a> Pass<'a> {
         let all = keys_of_task(visible, document_start, &queries, TILE);
         for tile in tiles(all.clone()) {
             let (columns, begun) = (tile.len(), tile.start > all.start);
-            let steps = columns.next_multiple_of(2);
             along_d(isa, keys.rows(tile.clone()), columns, d, k, band);
             along_d(isa, values.rows(tile.clone()), columns, d, v, band);
             along_tokens(isa, keys.rows(tile.clone()), columns, d, k_values, band);
+            let seen: Vec<_> =
+                queries.clone().map(|query| keys_in_tile(visible, document_start, query, &tile)).collect();
             for member in 0..group {
                 let head = kv_head * group + member;
                 let q = self.qkv(head * d).rows(queries.clone());
                 let dout = self.dout(head).rows(queries.clone());
                 scores_of(isa, q, rows, columns, d, k, scores);
                 scores_of(isa, dout, rows, columns, d, v, gradients);
-                for row in 0..rows {
-                    let query = queries.start + row;
-                    let seen = keys_in_tile(visible, document_start, query, &tile);
-                    let (lse, delta) = (self.lse[query * heads + head], self.delta[query * heads + head]);
-                    let p = &mut scores[row * WIDTH..][seen.clone()];
-                    let gradient = &mut gradients[row * WIDTH..][..steps];
-                    multiply_row(p, scale);
-                    let slopes = cap_scores::<TILE>(shape.soft_cap, p);
-                    query_score_gradients(lse, delta, scale, p, &mut gradient[seen.clone()]);
-                    if let Some(slopes) = slopes {
-                        times(&mut gradient[seen.clone()], &slopes);
-                    }
-                    hide(gradient, &seen);
-                    round_row(gradient, &mut ds[row * TILE..][..steps]);
-                }
+                let (lse, delta) = self.of_queries(head, queries.clone());
+                let of_queries = OfQueries { lse: &lse[..rows], delta: &delta[..rows] };
+                query_gradient_rows(scores, gradients, &seen, scale, shape.soft_cap, of_queries, ds);
                 let sums = &mut sums[member * count * TILE * WIDTH..][..count * TILE * WIDTH];
                 add_values(isa, ds, rows, columns, d, k_values, sums, begun);
             }
@@ -354,39 +336,16 @@ impl<'a> Pass<'a> {
         for head in kv_head * group..(kv_head + 1) * group {
             for tile in tiles(keys.start..visible.end_of_queries(keys.end - 1, document_end)) {
                 let columns = tile.len();
-                let steps = columns.next_multiple_of(2);
                 let (q, dout) = (self.qkv(head * d).rows(tile.clone()), self.dout(head).rows(tile.clone()));
                 along_d(isa, q, columns, d, along, band);
                 scores_of(isa, k, rows, columns, d, along, scores);
                 along_d(isa, dout, columns, d, along, band);
                 scores_of(isa, v, rows, columns, d, along, gradients);
-                let (mut lse, mut delta) = ([0.0; TILE], [0.0; TILE]);
-                for (column, query) in tile.clone().enumerate() {
-                    lse[column] = self.lse[query * heads + head];
-                    delta[column] = self.delta[query * heads + head];
-                }
-                for row in 0..rows {
-                    // Queries before the key do not see it, nor do those past its window.
-                    let seen = queries_in_tile(visible, keys.start + row, document_end, &tile);
-                    let score = &mut scores[row * WIDTH..][..steps];
-                    let gradient = &mut gradients[row * WIDTH..][..steps];
-                    multiply_row(&mut score[seen.clone()], scale);
-                    let slopes = cap_scores::<TILE>(shape.soft_cap, &mut score[seen.clone()]);
-                    score_gradients(
-                        &lse[seen.clone()],
-                        &delta[seen.clone()],
-                        scale,
-                        &mut score[seen.clone()],
-                        &mut gradient[seen.clone()],
-                    );
-                    if let Some(slopes) = slopes {
-                        times(&mut gradient[seen.clone()], &slopes);
-                    }
-                    hide(score, &seen);
-                    hide(gradient, &seen);
-                    round_row(score, &mut p[row * TILE..][..steps]);
-                    round_row(gradient, &mut ds[row * TILE..][..steps]);
-                }
+                let (lse, delta) = self.of_queries(head, tile.clone());
+                let of_queries = OfQueries { lse: &lse, delta: &delta };
+                // Queries before the key do not see it, nor do those past its window.
+                let seen: Vec<_> = keys.clone().map(|key| queries_in_tile(visible, key, document_end, &tile)).collect();
+                key_gradient_rows(scores, gradients, &seen, scale, shape.soft_cap, of_queries, p, ds);
                 along_tokens(isa, q, columns, d, of_q, band);
                 add_values(isa, ds, rows, columns, d, of_q, dk, begun);
                 along_tokens(isa, dout, columns, d, of_dout, band);

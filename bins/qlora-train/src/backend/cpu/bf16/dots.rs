@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code)]
 
-use super::isa::{Isa, Kind, LANES, dequantize};
+use super::isa::{Isa, Kind, LANES};
+use super::layout::dequantize;
 use half::bf16;
 
 /// Σ x·y in four vectors of interleaved chains, added in order, and then their halves, quarters and so on. Lengths are

@@ -7,7 +7,8 @@
 use super::amx;
 use super::dots;
 use super::isa::{self, Isa, LANES};
-use super::pairs::WIDTH;
+use super::layout;
+use super::pairs::{Panel, Places, WIDTH};
 use super::rows::{round, widen};
 use super::stored::{Rows, Stored};
 use crate::backend::cpu::aligned::Aligned;
@@ -342,16 +343,18 @@ pub fn fill(
     let (pairs, tile) = (steps.len() / 2, isa.panel_tile(width));
     match *right {
         Right::Upright(matrix) => {
+            let whole = Panel { data: &mut *panel, places: Places { pairs, tile } };
+            let done = matrix.pair_rows(isa, steps.clone(), columns.clone(), whole);
             let (low, high) = band.split_at_mut(WIDTH);
             let (low, high) = (&mut low[..columns.len()], &mut high[..columns.len()]);
-            for (pair, step) in steps.step_by(2).enumerate() {
+            for (pair, step) in steps.step_by(2).enumerate().skip(done / 2) {
                 // A part of every row: no stream that the processor would see.
                 matrix.prefetch(step + AHEAD, columns.clone());
                 matrix.prefetch(step + 1 + AHEAD, columns.clone());
                 let low = row_of(isa, matrix, step, columns.clone(), low);
                 let high = row_of(isa, matrix, step + 1, columns.clone(), high);
                 for (number, (low, high)) in low.chunks(tile).zip(high.chunks(tile)).enumerate() {
-                    isa::interleave(isa, low, high, &mut panel[(number * pairs + pair) * tile..][..low.len()]);
+                    layout::interleave(isa, low, high, &mut panel[(number * pairs + pair) * tile..][..low.len()]);
                 }
             }
         }
@@ -367,7 +370,7 @@ pub fn fill(
                         false => values,
                     };
                 }
-                isa::transpose(isa, &rows, &mut panel[start / tile * pairs * tile + start % tile..], tile);
+                layout::transpose(isa, &rows, &mut panel[start / tile * pairs * tile + start % tile..], tile);
             }
         }
     }
@@ -375,9 +378,9 @@ pub fn fill(
 
 /// A round of the instructions on one panel that stays in the nearest cache; returns its FLOPs. For measuring.
 pub fn peak_round(isa: Isa) -> impl FnMut() -> f64 {
-    const ROWS: usize = 48;
-    const PAIRS: usize = 96;
-    const CALLS: usize = 16;
+    const ROWS: usize = 64;
+    const PAIRS: usize = 144;
+    const CALLS: usize = 8;
     let (mut panel, mut left) = (Aligned::zeros(PAIRS * WIDTH), Aligned::zeros(ROWS * 2 * PAIRS));
     panel.fill(0x3F00_3F00u32);
     left.fill(bf16::from_f32(0.25));

@@ -6,8 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::amx;
-use super::pairs::{WIDTH, pair};
-use super::rows::round;
+use super::pairs::WIDTH;
 use half::bf16;
 
 /// Columns of a vector of sums.
@@ -112,75 +111,6 @@ pub fn multiply(
                 }
             }
         }
-    }
-}
-
-/// Pair j of row i becomes `out[j · stride + i]`; rows hold as many pairs each.
-pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usize) {
-    let len = rows[0].len() / 2;
-    assert!(len > 0 && rows.iter().all(|row| row.len() == 2 * len), "rows of equal length");
-    assert!(stride >= LANES && out.len() >= (len - 1) * stride + LANES, "transposed rows out of bounds");
-    let whole = match isa.0 {
-        // SAFETY: `detect` found the instructions; the bounds were checked above.
-        #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::transpose(rows, len, out, stride) },
-        _ => 0,
-    };
-    for j in whole..len {
-        for (i, row) in rows.iter().enumerate() {
-            out[j * stride + i] = pair(row[2 * j], row[2 * j + 1]);
-        }
-    }
-}
-
-/// Brings the lines of `values` into the caches.
-pub fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let (first, bytes) = (values.as_ptr().cast::<i8>(), size_of_val(values));
-        for at in (0..bytes).step_by(64).chain(bytes.checked_sub(1)) {
-            // SAFETY: reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
-}
-
-/// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half.
-/// All blocks but the last are whole.
-pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
-    assert_eq!(out.len(), 2 * codes.len(), "a byte holds two codes");
-    assert!(block.is_multiple_of(2) && absmax.len() * block >= out.len(), "an absmax for every block");
-    match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths were checked above.
-        #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 if block.is_multiple_of(32) && out.len().is_multiple_of(32) => unsafe {
-            x86::dequantize(code, absmax, block, codes, out);
-        },
-        _ => {
-            for ((out, codes), absmax) in out.chunks_mut(block).zip(codes.chunks(block / 2)).zip(absmax) {
-                let table: [bf16; 16] = std::array::from_fn(|i| round(code[i] * absmax));
-                for (out, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-                    *out = [table[usize::from(code >> 4)], table[usize::from(code & 15)]];
-                }
-            }
-        }
-    }
-}
-
-/// `out[i] = (low[i], high[i])`
-pub fn interleave(isa: Isa, low: &[bf16], high: &[bf16], out: &mut [u32]) {
-    assert!(low.len() == out.len() && high.len() == out.len(), "rows of equal length");
-    let whole = match isa.0 {
-        // SAFETY: `detect` found the instructions; the lengths were checked above.
-        #[cfg(target_arch = "x86_64")]
-        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::interleave(low, high, out) },
-        _ => 0,
-    };
-    for i in whole..out.len() {
-        out[i] = pair(low[i], high[i]);
     }
 }
 
@@ -304,119 +234,11 @@ mod x86 {
             }
         }
     }
-
-    /// Returns how many columns it did: all but those that do not fill a vector.
-    ///
-    /// # Safety
-    /// The processor has the features, and the bounds are those that [`super::transpose`] checks.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn transpose(from: &[&[bf16]; LANES], len: usize, out: &mut [u32], stride: usize) -> usize {
-        let whole = len / LANES * LANES;
-        for start in (0..whole).step_by(LANES) {
-            let mut rows = [_mm512_setzero_ps(); 16];
-            for (row, from) in rows.iter_mut().zip(from) {
-                // SAFETY: the caller's bounds.
-                *row = unsafe { _mm512_loadu_ps(from.as_ptr().add(2 * start).cast()) };
-            }
-            // Four rounds, each of which exchanges one bit of the row's number with one of the column's.
-            let mut a = rows;
-            for i in 0..8 {
-                a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
-                a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
-            }
-            let mut b = a;
-            for i in 0..4 {
-                for j in 0..2 {
-                    let (x, y) = (_mm512_castps_pd(a[4 * i + j]), _mm512_castps_pd(a[4 * i + j + 2]));
-                    b[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
-                    b[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
-                }
-            }
-            // b[4i + c] holds, in its quarter q, columns 4q + c of rows 4i .. 4i + 4.
-            for c in 0..4 {
-                let low = _mm512_shuffle_f32x4::<0x88>(b[c], b[4 + c]);
-                let high = _mm512_shuffle_f32x4::<0x88>(b[8 + c], b[12 + c]);
-                let low_odd = _mm512_shuffle_f32x4::<0xDD>(b[c], b[4 + c]);
-                let high_odd = _mm512_shuffle_f32x4::<0xDD>(b[8 + c], b[12 + c]);
-                let columns = [
-                    (c, _mm512_shuffle_f32x4::<0x88>(low, high)),
-                    (8 + c, _mm512_shuffle_f32x4::<0xDD>(low, high)),
-                    (4 + c, _mm512_shuffle_f32x4::<0x88>(low_odd, high_odd)),
-                    (12 + c, _mm512_shuffle_f32x4::<0xDD>(low_odd, high_odd)),
-                ];
-                for (column, values) in columns {
-                    // SAFETY: the caller's bounds.
-                    unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((start + column) * stride).cast(), values) };
-                }
-            }
-        }
-        whole
-    }
-
-    /// # Safety
-    /// The processor has the features, and the lengths are those that [`super::dequantize`] checks, in whole vectors.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn dequantize(code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
-        for (number, absmax) in absmax.iter().enumerate() {
-            let start = number * block;
-            if start >= out.len() {
-                return;
-            }
-            let table = block_table(code, *absmax);
-            for i in (start..(start + block).min(out.len())).step_by(32) {
-                // SAFETY: in every round 16 bytes of codes and 64 of values are left.
-                unsafe {
-                    let values = values_of(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()), table);
-                    _mm512_storeu_si512(out.as_mut_ptr().add(i).cast(), values);
-                }
-            }
-        }
-    }
-
-    /// The 16 values of a block in bf16, twice.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn block_table(code: &[f32; 16], absmax: f32) -> __m512i {
-        // SAFETY: the code has 64 bytes.
-        let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
-        let (half, one) = (_mm512_set1_epi32(0x7FFF), _mm512_set1_epi32(1));
-        // Rounded to bf16 by integers: the conversion instruction takes subnormal numbers for zero.
-        let bits = _mm512_castps_si512(_mm512_mul_ps(code, _mm512_set1_ps(absmax)));
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
-        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_add_epi32(half, odd)));
-        _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(rounded))
-    }
-
-    /// The 32 values of 16 bytes of codes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn values_of(codes: __m128i, table: __m512i) -> __m512i {
-        let codes = _mm512_cvtepu8_epi32(codes);
-        // Only the low five bits of an index count, and the table is there twice.
-        let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
-        _mm512_permutexvar_epi16(index, table)
-    }
-
-    /// Returns how many pairs it did.
-    ///
-    /// # Safety
-    /// The processor has the features, and the lengths are those that [`super::interleave`] checks.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub unsafe fn interleave(low: &[bf16], high: &[bf16], out: &mut [u32]) -> usize {
-        let count = out.len() / 16;
-        for i in 0..count {
-            // SAFETY: 16 values of each row and 16 pairs are left in every round.
-            unsafe {
-                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.as_ptr().add(16 * i).cast()));
-                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.as_ptr().add(16 * i).cast()));
-                let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                _mm512_storeu_si512(out.as_mut_ptr().add(16 * i).cast(), pairs);
-            }
-        }
-        16 * count
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::pairs::pair;
     use super::*;
     use qlora_kernels::rng::Stream;
 
@@ -465,57 +287,6 @@ mod tests {
                 // Each of the 2·pairs additions rounds once, to 2⁻²⁴ of a partial sum.
                 assert!((found - exact).abs() <= 2.0 * pairs as f64 * size * f64::from(f32::EPSILON) / 2.0);
             }
-        }
-    }
-
-    #[test]
-    fn rows_are_transposed_whatever_their_length() {
-        for len in [1, 15, 16, 17, 48, 61] {
-            let stride = 64;
-            // Rows that begin between two pairs too.
-            let numbers = values(16 * (2 * len + 1), 7);
-            let rows: [&[bf16]; 16] = std::array::from_fn(|i| &numbers[i * (2 * len + 1)..][..2 * len]);
-            for isa in [Isa::avx512_bf16().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
-                let mut out = vec![0; len * stride];
-                transpose(isa, &rows, &mut out, stride);
-                for j in 0..len {
-                    for (i, row) in rows.iter().enumerate() {
-                        assert_eq!(out[j * stride + i], pair(row[2 * j], row[2 * j + 1]), "{isa:?}, {len}: {i}, {j}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn codes_and_rows_are_those_of_the_twin() {
-        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
-        let code: [f32; 16] = std::array::from_fn(|i| i as f32 / 7.5 - 1.0);
-        for (bytes, block) in [(0usize, 64usize), (16, 32), (80, 64), (33, 16), (256, 64), (100, 4096)] {
-            let codes: Vec<u8> = (0..bytes).map(|i| (i * 37 + 5) as u8).collect();
-            let absmax: Vec<f32> = (0..(2 * bytes).div_ceil(block)).map(|i| 0.3 + i as f32 * 0.01).collect();
-            let run = |isa| {
-                let mut out = vec![bf16::ZERO; 2 * bytes];
-                dequantize(isa, &code, &absmax, block, &codes, &mut out);
-                out
-            };
-            let value = |i: usize| {
-                let byte = codes[i / 2];
-                let index = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-                bf16::from_f32(code[usize::from(index)] * absmax[i / block])
-            };
-            let expected: Vec<bf16> = (0..2 * bytes).map(value).collect();
-            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{bytes} bytes in blocks of {block}");
-        }
-        for len in [0, 2, 30, 128, 130, 576, 1000] {
-            let (low, high) = (values(len, 5), values(len, 6));
-            let run = |isa| {
-                let mut out = vec![0; len];
-                interleave(isa, &low, &high, &mut out);
-                out
-            };
-            let expected: Vec<u32> = low.iter().zip(&high).map(|(&low, &high)| pair(low, high)).collect();
-            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{len}");
         }
     }
 }

@@ -221,26 +221,30 @@ pub struct Gradients<'a> {
 
 /// Scratch memory of [`Group::gradients`].
 pub struct GradientScratch {
-    /// `[max r, TOKENS]`: S or T of a chunk, transposed
+    /// `[max Σr, TOKENS]`: S or T of a chunk, transposed
     left: Aligned<bf16>,
-    /// `[max r, max N]`: the transposed gradient of B of a chunk
-    db: Aligned<f32>,
+    /// `[max Σr, max N or K]`: gradients of a chunk, that of B transposed
+    sums: Aligned<f32>,
 }
 
 impl GradientScratch {
-    pub fn new(max_r: usize, max_n: usize) -> Self {
-        Self { left: Aligned::zeros(max_r * TOKENS), db: Aligned::zeros(max_r * max_n) }
+    /// For groups with up to `max_r` rows of A in all and `max_width` values in a row of their input or output.
+    pub fn new(max_r: usize, max_width: usize) -> Self {
+        Self { left: Aligned::zeros(max_r * TOKENS), sums: Aligned::zeros(max_r * max_width) }
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub fn bytes(max_r: usize, max_n: usize) -> u64 {
-        (max_r * (TOKENS * 2 + max_n * 4)) as u64
+    pub fn bytes(max_r: usize, max_width: usize) -> u64 {
+        (max_r * (TOKENS * 2 + max_width * 4)) as u64
     }
 }
 
+/// Features whose part of a gradient of B is added by one task.
+const FEATURES: usize = 64;
+
 impl Group<'_> {
     /// `dA += Tᵀ·dropout(X)` and `dB += dYᵀ·S`, over chunks of tokens in order. `gradients` has an entry for each
-    /// segment.
+    /// segment. X is read once for all segments.
     pub fn gradients(
         &self,
         scratch: &mut [Scratch],
@@ -255,30 +259,46 @@ impl Group<'_> {
         let (n, width) = widths(self.segments);
         let (k, tokens) = (self.k, x.len() / self.k);
         let x = dropped(x, k, self.first, self.dropout, masked);
-        for ((column, rank, segment), gradients) in placed(self.segments).zip(gradients) {
-            let (Some(lora), Some(Gradients { a, b })) = (segment.lora, gradients) else { continue };
-            let r = lora.r;
-            for first in (0..tokens).step_by(TOKENS) {
-                let count = TOKENS.min(tokens - first);
-                let steps = count.next_multiple_of(2);
-                let left = &mut more.left[..lora.r * steps];
+        let GradientScratch { left, sums } = more;
+        for first in (0..tokens).step_by(TOKENS) {
+            let count = TOKENS.min(tokens - first);
+            let steps = count.next_multiple_of(2);
+            let mut contract = |rows: usize, left: &[bf16], right: Rows, columns: usize, sums: &mut [f32]| {
+                let right = Limited { matrix: &right, count };
+                let product =
+                    Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
+                multiply(self.isa, scratch, Out::F32 { data: sums, stride: columns }, rows, 0..columns, &[product]);
+            };
+            let mut all = 0;
+            for ((_, rank, segment), gradients) in placed(self.segments).zip(&*gradients) {
+                let (Some(lora), Some(_)) = (segment.lora, gradients) else { continue };
+                let left = &mut left[all * steps..][..lora.r * steps];
                 transpose(&t[first * width + rank..], width, count, lora.r, steps, left);
-                let rows = Rows { data: &x[first * k..], stride: k };
-                let right = Limited { matrix: &rows, count };
-                let product =
-                    Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
-                multiply(self.isa, scratch, Out::Add { data: a, stride: k }, r, 0..k, &[product]);
-
-                transpose(&s[first * width + rank..], width, count, lora.r, steps, left);
-                let rows = Rows { data: &dy[first * n + column..], stride: n };
-                let right = Limited { matrix: &rows, count };
-                let product =
-                    Product { left: Rows { data: left, stride: steps }, k: steps, right: Right::Upright(&right) };
-                let db = &mut more.db[..lora.r * segment.n];
-                multiply(self.isa, scratch, Out::F32 { data: db, stride: segment.n }, r, 0..segment.n, &[product]);
-                for (column, b) in b.chunks_exact_mut(r).enumerate() {
-                    b.iter_mut().enumerate().for_each(|(i, b)| *b += db[i * segment.n + column]);
+                all += lora.r;
+            }
+            if all == 0 {
+                return;
+            }
+            let sums_of_a = &mut sums[..all * k];
+            contract(all, &left[..all * steps], Rows { data: &x[first * k..], stride: k }, k, sums_of_a);
+            let mut rows = sums_of_a.chunks_exact(k);
+            for gradients in gradients.iter_mut().flatten() {
+                for (a, sums) in gradients.a.chunks_exact_mut(k).zip(&mut rows) {
+                    a.iter_mut().zip(sums).for_each(|(a, sum)| *a += sum);
                 }
+            }
+            for ((column, rank, segment), gradients) in placed(self.segments).zip(&mut *gradients) {
+                let (Some(lora), Some(Gradients { b, .. })) = (segment.lora, gradients) else { continue };
+                let (r, left) = (lora.r, &mut left[..lora.r * steps]);
+                transpose(&s[first * width + rank..], width, count, r, steps, left);
+                let sums = &mut sums[..r * segment.n];
+                contract(r, left, Rows { data: &dy[first * n + column..], stride: n }, segment.n, sums);
+                b.par_chunks_mut(FEATURES * r).enumerate().with_min_len(4).for_each(|(part, b)| {
+                    for (i, sums) in sums.chunks_exact(segment.n).enumerate() {
+                        let sums = &sums[part * FEATURES..];
+                        b.chunks_exact_mut(r).zip(sums).for_each(|(b, sum)| b[i] += sum);
+                    }
+                });
             }
         }
     }
@@ -355,7 +375,7 @@ mod tests {
             group.dx(&mut scratch, &dy, Some(&t), &mut term, false, &mut dx);
             let (mut ga, mut gb) = (vec![0.5f32; r * k], vec![0.25f32; ns[0] * r]);
             let mut gradients = [Some(Gradients { a: &mut ga, b: &mut gb }), None];
-            let mut more = GradientScratch::new(r, 40);
+            let mut more = GradientScratch::new(r, k);
             group.gradients(&mut scratch, &mut more, &x, &dy, &s, &t, &mut masked, &mut gradients);
             let (ws, wt) = (wide(&s), wide(&t));
             for row in (0..m).step_by(37) {

@@ -1,7 +1,9 @@
 //! Frozen weights as bf16: NF4 through a table for each block, 16-bit weights as they are.
 
 use super::dots;
-use super::isa::{self, Isa};
+use super::isa::Isa;
+use super::layout;
+use super::pairs::{Panel, WIDTH};
 use super::rows::round;
 use super::stored::{Stored, dots_of_copies};
 use half::bf16;
@@ -10,6 +12,8 @@ use std::ops::Range;
 
 /// Blocks whose absmax is looked up together.
 const BLOCKS: usize = 32;
+/// Rows whose absmax is looked up together, where each has one.
+const ROWS: usize = 64;
 /// Blocks of a dot product whose absmax is looked up together: those of a row and more.
 const DOT_BLOCKS: usize = 256;
 
@@ -43,16 +47,39 @@ impl Stored for Nf4Matrix {
                 part[count - 1] = at(element + count - 1);
             }
             let codes = &self.codes()[(element + head) / 2..][..whole];
-            isa::dequantize(isa, self.code(), &absmax[..blocks], block, codes, &mut part[head..head + 2 * whole]);
+            layout::dequantize(isa, self.code(), &absmax[..blocks], block, codes, &mut part[head..head + 2 * whole]);
             element += count;
             rest = after;
         }
     }
 
+    /// Rows of a whole panel's width that lie in one block each.
+    fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
+        let (block, cols) = (self.block_size(), self.cols());
+        let begins_alike = cols.is_multiple_of(block) && cols.is_multiple_of(2) && columns.start.is_multiple_of(2);
+        let in_one_block = columns.start / block == (columns.end - 1) / block;
+        let count = rows.len() / 2 * 2;
+        if count == 0 || columns.len() != WIDTH || !begins_alike || !in_one_block {
+            return 0;
+        }
+        let places = panel.places;
+        for first in (0..count).step_by(ROWS) {
+            let mut absmax = [0.0; ROWS];
+            let absmax = &mut absmax[..ROWS.min(count - first)];
+            let element = (rows.start + first) * cols + columns.start;
+            self.absmax_strided(element / block, cols / block, absmax);
+            let panel = Panel { data: &mut panel.data[first / 2 * places.tile..], places };
+            if !layout::pair_codes(isa, self.code(), absmax, &self.codes()[element / 2..], cols / 2, panel) {
+                return 0;
+            }
+        }
+        count
+    }
+
     fn prefetch(&self, row: usize, columns: Range<usize>) {
         if row < self.rows() {
             let start = (row * self.cols() + columns.start) / 2;
-            isa::prefetch(&self.codes()[start..start + columns.len() / 2]);
+            layout::prefetch(&self.codes()[start..start + columns.len() / 2]);
         }
     }
 
@@ -88,6 +115,7 @@ impl Stored for Nf4Matrix {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pairs::{Places, pair};
     use super::*;
     use qlora_kernels::nf4::Nf4Options;
 
@@ -127,6 +155,44 @@ mod tests {
                         let mut twin = vec![0.5; rows.len()];
                         matrix.dots(Isa::SCALAR, rows.clone(), columns.clone(), x, &mut twin, &mut scratch);
                         assert!(size < 1.0 || twin == expected, "{rows:?} x {cols} / {block_size}, {columns:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Blocks of a panel's width and wider ones, more rows than are looked up together, an odd number of rows; matrices
+    /// and parts that no vector reads.
+    #[test]
+    fn pairs_of_rows_are_those_of_the_values() {
+        for (rows, cols, block_size) in [(150, 192, 64), (5, 256, 128), (7, 4096, 4096), (6, 96, 32), (4, 65, 64)] {
+            let weight: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin() * (i % 61) as f32).collect();
+            for double_quant in [true, false] {
+                let options = Nf4Options { block_size, double_quant };
+                let matrix = Nf4Matrix::quantize(&weight, rows, cols, &options).unwrap();
+                let whole = matrix.dequantize();
+                let value = |row: usize, column: usize| bf16::from_f32(whole[row * cols + column]);
+                for (tile, first) in [(16, 0), (64, 1)] {
+                    for columns in [0..64, cols - 64..cols, 0..32] {
+                        let pairs = (rows - first) / 2 + 1;
+                        let mut panel = vec![7; 64 * pairs];
+                        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
+                        let data = Panel { data: &mut panel, places: Places { pairs, tile } };
+                        let done = matrix.pair_rows(isa, first..rows, columns.clone(), data);
+                        let read =
+                            isa != Isa::SCALAR && columns.len() == 64 && cols % block_size == 0 && block_size >= 64;
+                        assert_eq!(
+                            done,
+                            if read { (rows - first) / 2 * 2 } else { 0 },
+                            "{rows} x {cols} / {block_size}"
+                        );
+                        for (row, i) in (first..first + done).step_by(2).zip(0..) {
+                            for (j, column) in columns.clone().enumerate() {
+                                let found = std::mem::replace(&mut panel[(j / tile * pairs + i) * tile + j % tile], 7);
+                                assert_eq!(found, pair(value(row, column), value(row + 1, column)), "{row}, {column}");
+                            }
+                        }
+                        assert!(panel.iter().all(|&x| x == 7), "{rows} x {cols} / {block_size} writes more");
                     }
                 }
             }

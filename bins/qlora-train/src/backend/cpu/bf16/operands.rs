@@ -1,10 +1,12 @@
 //! Weights, tables and groups of the CPU backend, as the products in bf16 take them.
 
 use super::dots;
-use super::isa::{self, Isa};
+use super::isa::Isa;
+use super::layout;
 use super::linear::{LowRank, Rounded, Segment, padded};
+use super::pairs::Panel;
 use super::rows::{round, round_row};
-use super::stored::{Stored, dots_of_copies};
+use super::stored::{Rows, Stored, dots_of_copies};
 use crate::backend::LinearGroup;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::operands::{CpuWeight, Dense, Matrix};
@@ -26,6 +28,15 @@ impl Stored for CpuWeight {
         match self {
             CpuWeight::Dense(dense) => dense.values(row, columns),
             CpuWeight::Nf4(_) | CpuWeight::OnDisk(_) | CpuWeight::Unread => None,
+        }
+    }
+
+    fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
+        match self {
+            CpuWeight::Nf4(matrix) => matrix.pair_rows(isa, rows, columns, panel),
+            CpuWeight::OnDisk(weight) => weight.with(|matrix| matrix.pair_rows(isa, rows, columns, panel)),
+            CpuWeight::Dense(dense) => dense.pair_rows(isa, rows, columns, panel),
+            CpuWeight::Unread => unreachable!("nothing is computed in a dry run"),
         }
     }
 
@@ -75,11 +86,18 @@ impl Stored for Dense {
         }
     }
 
+    fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
+        match &self.tensor.data {
+            TensorData::Bf16(data) => Rows { data, stride: self.cols }.pair_rows(isa, rows, columns, panel),
+            TensorData::F16(_) | TensorData::F32(_) => 0,
+        }
+    }
+
     fn prefetch(&self, row: usize, columns: Range<usize>) {
         if row < self.rows()
             && let Some(values) = self.values(row, columns)
         {
-            isa::prefetch(values);
+            layout::prefetch(values);
         }
     }
 
@@ -112,6 +130,13 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => dense.values(row, columns),
             Matrix::F32 { .. } => None,
+        }
+    }
+
+    fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
+        match *self {
+            Matrix::Dense(dense) => dense.pair_rows(isa, rows, columns, panel),
+            Matrix::F32 { .. } => 0,
         }
     }
 

@@ -5,6 +5,26 @@ use half::bf16;
 /// Columns of a panel at most.
 pub const WIDTH: usize = 64;
 
+/// A part of a panel that rows are written to, two at a time.
+pub struct Panel<'a> {
+    pub data: &'a mut [u32],
+    pub places: Places,
+}
+
+/// Where the pairs of a panel lie: `pairs` of them for each tile of `tile` columns, the tiles one after the other.
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub pairs: usize,
+    pub tile: usize,
+}
+
+impl Places {
+    /// The place of one pair of rows in one column; the rest of the tile's columns follow it.
+    pub fn at(self, pair: usize, column: usize) -> usize {
+        (column / self.tile * self.pairs + pair) * self.tile + column % self.tile
+    }
+}
+
 /// Two neighbors along a contraction, as the panels hold them: the earlier one in the low half.
 pub fn pair(low: bf16, high: bf16) -> u32 {
     u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16

@@ -163,13 +163,15 @@ vectorized! {
 /// `out = activation(gate) ∘ up` for rows gate‖up of `2·width` values.
 pub fn swiglu(gate_up: &[bf16], out: &mut [bf16], width: usize, activation: GateActivation) {
     let rows = out.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).with_min_len(MIN_ROWS);
-    rows.for_each(|(out, row)| {
-        let (gate, up) = row.split_at(width);
-        match activation {
-            GateActivation::Silu => swiglu_row(gate, up, out),
-            GateActivation::GeluTanh => geglu_row(gate, up, out),
-        }
-    });
+    rows.for_each(|(out, row)| activate_row(row, out, activation));
+}
+
+fn activate_row(row: &[bf16], out: &mut [bf16], activation: GateActivation) {
+    let (gate, up) = row.split_at(out.len());
+    match activation {
+        GateActivation::Silu => swiglu_row(gate, up, out),
+        GateActivation::GeluTanh => geglu_row(gate, up, out),
+    }
 }
 
 vectorized! {
@@ -190,16 +192,29 @@ vectorized! {
     }
 }
 
-/// Turns gate‖up into its gradient.
-pub fn swiglu_backward(dout: &[bf16], gate_up: &mut [bf16], width: usize, activation: GateActivation) {
+/// Turns gate‖up into its gradient; `out` becomes what [`swiglu`] gives, while a row is in the caches.
+pub fn swiglu_backward(
+    dout: &[bf16],
+    gate_up: &mut [bf16],
+    out: Option<&mut [bf16]>,
+    width: usize,
+    activation: GateActivation,
+) {
     let rows = gate_up.par_chunks_mut(2 * width).zip(dout.par_chunks(width)).with_min_len(MIN_ROWS);
-    rows.for_each(|(row, dout)| {
+    let gradient = |row: &mut [bf16], dout: &[bf16]| {
         let (gate, up) = row.split_at_mut(width);
         match activation {
             GateActivation::Silu => swiglu_backward_row(dout, gate, up),
             GateActivation::GeluTanh => geglu_backward_row(dout, gate, up),
         }
-    });
+    };
+    match out {
+        None => rows.for_each(|(row, dout)| gradient(row, dout)),
+        Some(out) => rows.zip(out.par_chunks_mut(width)).for_each(|((row, dout), out)| {
+            activate_row(row, out, activation);
+            gradient(row, dout);
+        }),
+    }
 }
 
 vectorized! {
@@ -297,8 +312,13 @@ mod tests {
                 elementwise::swiglu(&wide(&gate_up), &mut expected, h, activation);
                 assert_rounded(&out, &expected, 16.0);
                 let (mut gradient, mut expected) = (gate_up.clone(), wide(&gate_up));
-                swiglu_backward(&dy, &mut gradient, h, activation);
-                elementwise::swiglu_backward(&wide(&dy), &mut expected, h, activation);
+                let mut again = vec![bf16::ZERO; tokens * h];
+                swiglu_backward(&dy, &mut gradient, Some(&mut again), h, activation);
+                assert!(again == out, "the forward result of the backward pass");
+                let mut same = gate_up.clone();
+                swiglu_backward(&dy, &mut same, None, h, activation);
+                assert!(same == gradient);
+                elementwise::swiglu_backward(&wide(&dy), &mut expected, None, h, activation);
                 assert_rounded(&gradient, &expected, 16.0);
             }
         }

@@ -1,7 +1,9 @@
 //! Stored matrices that products read as bf16.
 
 use super::dots;
-use super::isa::{self, Isa};
+use super::isa::Isa;
+use super::layout;
+use super::pairs::Panel;
 use half::bf16;
 use std::ops::Range;
 
@@ -13,6 +15,12 @@ pub trait Stored: Sync {
     /// Columns `columns` of `row` where they lie, if that is as bf16 values.
     fn values(&self, _row: usize, _columns: Range<usize>) -> Option<&[bf16]> {
         None
+    }
+
+    /// Writes columns `columns` of rows `rows` to `panel`, two rows at a time, if there is a faster way than
+    /// [`Self::read`]; returns how many rows those are, an even number.
+    fn pair_rows(&self, _isa: Isa, _rows: Range<usize>, _columns: Range<usize>, _panel: Panel) -> usize {
+        0
     }
 
     /// Brings what is soon going to be read of `row` into the caches; it may be beyond the last.
@@ -66,9 +74,12 @@ impl Stored for Rows<'_> {
         Some(&self.data[row * self.stride..][columns])
     }
 
-    fn prefetch(&self, row: usize, columns: Range<usize>) {
-        let start = row * self.stride + columns.start;
-        isa::prefetch(self.data.get(start..start + columns.len()).unwrap_or_default());
+    fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
+        let (count, first) = (rows.len() / 2 * 2, rows.start * self.stride + columns.start);
+        if count > 0 {
+            layout::pair_rows(isa, &self.data[first..], self.stride, count, columns.len(), panel);
+        }
+        count
     }
 }
 
@@ -89,6 +100,10 @@ impl Stored for Limited<'_> {
 
     fn values(&self, row: usize, columns: Range<usize>) -> Option<&[bf16]> {
         if row < self.count { self.matrix.values(row, columns) } else { None }
+    }
+
+    fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
+        self.matrix.pair_rows(isa, rows.start.min(self.count)..rows.end.min(self.count), columns, panel)
     }
 
     fn prefetch(&self, row: usize, columns: Range<usize>) {

@@ -42,21 +42,21 @@ fn lengths(dims: &RunShape) -> (usize, usize) {
     (usize::from(dims.dropout) * dims.tile * max_k, usize::from(dims.training) * dims.tokens * dims.heads)
 }
 
-/// The largest rank and output of a group, for gradients.
+/// The largest rank of a group, and the widest input or output, for gradients.
 fn largest(dims: &RunShape) -> (usize, usize) {
     let ranks = dims.groups.iter().map(|group| group.2).max().unwrap_or(0);
-    (usize::from(dims.training) * ranks, dims.groups.iter().map(|group| group.0).max().unwrap_or(0))
+    (usize::from(dims.training) * ranks, dims.groups.iter().map(|group| group.0.max(group.1)).max().unwrap_or(0))
 }
 
 impl Workspace {
     pub fn new(isa: Isa, dims: &RunShape) -> Self {
         let (masked, delta) = lengths(dims);
-        let (r, n) = largest(dims);
+        let (r, width) = largest(dims);
         Self {
             isa,
             gemm: (0..threads()).map(|_| Scratch::new()).collect(),
             attention: (0..threads()).map(|_| attention::Scratch::new(shape(dims))).collect(),
-            gradients: GradientScratch::new(r, n),
+            gradients: GradientScratch::new(r, width),
             loss: LossScratch::new(dims.tokens, dims.hidden, dims.vocab, dims.trains_head),
             masked: Aligned::zeros(masked),
             term: Aligned::zeros(masked),
@@ -67,9 +67,9 @@ impl Workspace {
     /// Bytes that [`Self::new`] takes.
     pub fn bytes_for(dims: &RunShape) -> u64 {
         let (masked, delta) = lengths(dims);
-        let (r, n) = largest(dims);
+        let (r, width) = largest(dims);
         threads() as u64 * (Scratch::BYTES + attention::Scratch::bytes(shape(dims)))
-            + GradientScratch::bytes(r, n)
+            + GradientScratch::bytes(r, width)
             + LossScratch::bytes(dims.tokens, dims.hidden, dims.vocab, dims.trains_head)
             + 6 * masked as u64
             + 4 * delta as u64

@@ -1,0 +1,420 @@
+//! Values laid out as panels have them: codes and rows of bf16, by pairs along the contraction.
+//!
+//! Every function has a scalar twin that gives the same bits.
+
+#![allow(unsafe_code)]
+
+use super::isa::{Isa, Kind, LANES};
+use super::pairs::{Panel, WIDTH, pair};
+use super::rows::round;
+use half::bf16;
+
+/// Pair j of row i becomes `out[j · stride + i]`; rows hold as many pairs each.
+pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usize) {
+    let len = rows[0].len() / 2;
+    assert!(len > 0 && rows.iter().all(|row| row.len() == 2 * len), "rows of equal length");
+    assert!(stride >= LANES && out.len() >= (len - 1) * stride + LANES, "transposed rows out of bounds");
+    let whole = match isa.0 {
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::transpose(rows, len, out, stride) },
+        _ => 0,
+    };
+    for j in whole..len {
+        for (i, row) in rows.iter().enumerate() {
+            out[j * stride + i] = pair(row[2 * j], row[2 * j + 1]);
+        }
+    }
+}
+
+/// Brings the lines of `values` into the caches.
+pub fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let (first, bytes) = (values.as_ptr().cast::<i8>(), size_of_val(values));
+        for at in (0..bytes).step_by(64).chain(bytes.checked_sub(1)) {
+            // SAFETY: reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
+/// `out[i] = bf16(code[codes[i]] · absmax[i / block])` for NF4 codes, two in a byte, the earlier one in the high half.
+/// All blocks but the last are whole.
+pub fn dequantize(isa: Isa, code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
+    assert_eq!(out.len(), 2 * codes.len(), "a byte holds two codes");
+    assert!(block.is_multiple_of(2) && absmax.len() * block >= out.len(), "an absmax for every block");
+    match isa.0 {
+        // SAFETY: `detect` found the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 if block.is_multiple_of(32) && out.len().is_multiple_of(32) => unsafe {
+            x86::dequantize(code, absmax, block, codes, out);
+        },
+        _ => {
+            for ((out, codes), absmax) in out.chunks_mut(block).zip(codes.chunks(block / 2)).zip(absmax) {
+                let table: [bf16; 16] = std::array::from_fn(|i| round(code[i] * absmax));
+                for (out, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                    *out = [table[usize::from(code >> 4)], table[usize::from(code & 15)]];
+                }
+            }
+        }
+    }
+}
+
+/// `out[i] = (low[i], high[i])`
+pub fn interleave(isa: Isa, low: &[bf16], high: &[bf16], out: &mut [u32]) {
+    assert!(low.len() == out.len() && high.len() == out.len(), "rows of equal length");
+    let whole = match isa.0 {
+        // SAFETY: `detect` found the instructions; the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe { x86::interleave(low, high, out) },
+        _ => 0,
+    };
+    for i in whole..out.len() {
+        out[i] = pair(low[i], high[i]);
+    }
+}
+
+/// The first `columns` values of `count` rows, `stride` apart, by pairs of rows.
+pub fn pair_rows(isa: Isa, rows: &[bf16], stride: usize, count: usize, columns: usize, panel: Panel) {
+    assert!(count > 0 && count.is_multiple_of(2) && rows.len() >= (count - 1) * stride + columns, "rows out of bounds");
+    assert!(columns > 0 && columns <= WIDTH && panel.places.tile.is_multiple_of(LANES), "{columns} columns of a panel");
+    assert!(panel.data.len() > panel.places.at(count / 2 - 1, columns - 1), "a panel of {} pairs", panel.places.pairs);
+    let whole = match isa.0 {
+        // SAFETY: `detect` found the instructions; the bounds were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => unsafe {
+            x86::pair_rows(rows, stride, count, columns, panel.data, panel.places)
+        },
+        _ => 0,
+    };
+    for row in (0..count).step_by(2) {
+        for column in whole..columns {
+            let at = panel.places.at(row / 2, column);
+            panel.data[at] = pair(rows[row * stride + column], rows[(row + 1) * stride + column]);
+        }
+    }
+}
+
+/// [`dequantize`] of [`WIDTH`] values of each of as many rows as there are `absmax`, `stride` bytes apart, by pairs of
+/// rows. Returns whether it was done: without instructions for it there is no better way than row by row.
+pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stride: usize, panel: Panel) -> bool {
+    let count = absmax.len();
+    assert!(count > 0 && count.is_multiple_of(2) && codes.len() >= (count - 1) * stride + WIDTH / 2, "rows of codes");
+    assert!(
+        panel.places.tile.is_multiple_of(LANES) && panel.data.len() > panel.places.at(count / 2 - 1, WIDTH - 1),
+        "out of bounds"
+    );
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Amx | Kind::Avx512Bf16 => {
+            // SAFETY: `detect` found the instructions; the bounds were checked above.
+            unsafe { x86::pair_codes(code, absmax, codes, stride, panel.data, panel.places) };
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::super::pairs::Places;
+    use super::LANES;
+    use half::bf16;
+    use std::arch::x86_64::*;
+
+    /// Returns how many columns it did: all but those that do not fill a vector.
+    ///
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::transpose`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn transpose(from: &[&[bf16]; LANES], len: usize, out: &mut [u32], stride: usize) -> usize {
+        let whole = len / LANES * LANES;
+        for start in (0..whole).step_by(LANES) {
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (row, from) in rows.iter_mut().zip(from) {
+                // SAFETY: the caller's bounds.
+                *row = unsafe { _mm512_loadu_ps(from.as_ptr().add(2 * start).cast()) };
+            }
+            // Four rounds, each of which exchanges one bit of the row's number with one of the column's.
+            let mut a = rows;
+            for i in 0..8 {
+                a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let mut b = a;
+            for i in 0..4 {
+                for j in 0..2 {
+                    let (x, y) = (_mm512_castps_pd(a[4 * i + j]), _mm512_castps_pd(a[4 * i + j + 2]));
+                    b[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+                    b[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+                }
+            }
+            // b[4i + c] holds, in its quarter q, columns 4q + c of rows 4i .. 4i + 4.
+            for c in 0..4 {
+                let low = _mm512_shuffle_f32x4::<0x88>(b[c], b[4 + c]);
+                let high = _mm512_shuffle_f32x4::<0x88>(b[8 + c], b[12 + c]);
+                let low_odd = _mm512_shuffle_f32x4::<0xDD>(b[c], b[4 + c]);
+                let high_odd = _mm512_shuffle_f32x4::<0xDD>(b[8 + c], b[12 + c]);
+                let columns = [
+                    (c, _mm512_shuffle_f32x4::<0x88>(low, high)),
+                    (8 + c, _mm512_shuffle_f32x4::<0xDD>(low, high)),
+                    (4 + c, _mm512_shuffle_f32x4::<0x88>(low_odd, high_odd)),
+                    (12 + c, _mm512_shuffle_f32x4::<0xDD>(low_odd, high_odd)),
+                ];
+                for (column, values) in columns {
+                    // SAFETY: the caller's bounds.
+                    unsafe { _mm512_storeu_ps(out.as_mut_ptr().add((start + column) * stride).cast(), values) };
+                }
+            }
+        }
+        whole
+    }
+
+    /// # Safety
+    /// The processor has the features, and the lengths are those that [`super::dequantize`] checks, in whole vectors.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn dequantize(code: &[f32; 16], absmax: &[f32], block: usize, codes: &[u8], out: &mut [bf16]) {
+        for (number, absmax) in absmax.iter().enumerate() {
+            let start = number * block;
+            if start >= out.len() {
+                return;
+            }
+            let table = block_table(code, *absmax);
+            for i in (start..(start + block).min(out.len())).step_by(32) {
+                // SAFETY: in every round 16 bytes of codes and 64 of values are left.
+                unsafe {
+                    let values = values_of(_mm_loadu_si128(codes.as_ptr().add(i / 2).cast()), table);
+                    _mm512_storeu_si512(out.as_mut_ptr().add(i).cast(), values);
+                }
+            }
+        }
+    }
+
+    /// [`scaled`], twice.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn block_table(code: &[f32; 16], absmax: f32) -> __m512i {
+        // SAFETY: the code has 64 bytes.
+        let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
+        _mm512_broadcast_i64x4(scaled(code, absmax))
+    }
+
+    /// The 16 values of a block in bf16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn scaled(code: __m512, absmax: f32) -> __m256i {
+        let (half, one) = (_mm512_set1_epi32(0x7FFF), _mm512_set1_epi32(1));
+        // Rounded to bf16 by integers: the conversion instruction takes subnormal numbers for zero.
+        let bits = _mm512_castps_si512(_mm512_mul_ps(code, _mm512_set1_ps(absmax)));
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), one);
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_add_epi32(half, odd)));
+        _mm512_cvtepi32_epi16(rounded)
+    }
+
+    /// The 32 values of 16 bytes of codes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn values_of(codes: __m128i, table: __m512i) -> __m512i {
+        let codes = _mm512_cvtepu8_epi32(codes);
+        // Only the low five bits of an index count, and the table is there twice.
+        let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
+        _mm512_permutexvar_epi16(index, table)
+    }
+
+    /// Rows by which a matrix is asked for before it is read: a part of every row is no stream that the processor sees.
+    const AHEAD: usize = 16;
+
+    /// Returns how many columns it did: all that fill a vector.
+    ///
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::pair_rows`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn pair_rows(
+        rows: &[bf16],
+        stride: usize,
+        count: usize,
+        columns: usize,
+        panel: &mut [u32],
+        places: Places,
+    ) -> usize {
+        let (rows, out) = (rows.as_ptr(), panel.as_mut_ptr());
+        let whole = columns / LANES * LANES;
+        for row in (0..count).step_by(2) {
+            for ahead in [row + AHEAD, row + AHEAD + 1] {
+                let first = rows.wrapping_add(ahead * stride);
+                _mm_prefetch::<_MM_HINT_T0>(first.cast());
+                _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(columns - 1).cast());
+            }
+            for column in (0..whole).step_by(LANES) {
+                // SAFETY: 16 values of both rows and 16 pairs are left in every round.
+                unsafe {
+                    let low = rows.add(row * stride + column);
+                    let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
+                    let high = rows.add((row + 1) * stride + column);
+                    let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
+                    let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                    _mm512_storeu_si512(out.add(places.at(row / 2, column)).cast(), pairs);
+                }
+            }
+        }
+        whole
+    }
+
+    /// # Safety
+    /// The processor has the features, and the bounds are those that [`super::pair_codes`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn pair_codes(
+        code: &[f32; 16],
+        absmax: &[f32],
+        codes: &[u8],
+        stride: usize,
+        panel: &mut [u32],
+        places: Places,
+    ) {
+        // SAFETY: the code has 64 bytes.
+        let code = unsafe { _mm512_loadu_ps(code.as_ptr()) };
+        let (codes, out) = (codes.as_ptr(), panel.as_mut_ptr());
+        let four_bits = _mm256_set1_epi8(15);
+        // Codes of the second row are looked up in the second half of the table.
+        let second = _mm512_set1_epi32(16 << 16);
+        for (number, absmax) in absmax.as_chunks::<2>().0.iter().enumerate() {
+            let table =
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(scaled(code, absmax[0])), scaled(code, absmax[1]));
+            let row = codes.wrapping_add(2 * number * stride);
+            for ahead in [AHEAD, AHEAD + 1] {
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(ahead * stride).cast());
+            }
+            // Bytes of codes 0..16 and 32..48, and of the others.
+            let split = |bytes: __m256i| {
+                let earlier = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), four_bits);
+                let later = _mm256_and_si256(bytes, four_bits);
+                (_mm256_unpacklo_epi8(earlier, later), _mm256_unpackhi_epi8(earlier, later))
+            };
+            // SAFETY: both rows have 32 bytes.
+            let (low, high) = unsafe {
+                (split(_mm256_loadu_si256(row.cast())), split(_mm256_loadu_si256(row.wrapping_add(stride).cast())))
+            };
+            let first = |bytes| _mm256_castsi256_si128(bytes);
+            let last = |bytes| _mm256_extracti128_si256::<1>(bytes);
+            let parts = [
+                (first(low.0), first(high.0)),
+                (first(low.1), first(high.1)),
+                (last(low.0), last(high.0)),
+                (last(low.1), last(high.1)),
+            ];
+            for (part, (low, high)) in parts.into_iter().enumerate() {
+                let high = _mm512_or_si512(_mm512_slli_epi32::<16>(_mm512_cvtepu8_epi32(high)), second);
+                let values = _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_cvtepu8_epi32(low), high), table);
+                // SAFETY: 16 pairs of the panel.
+                unsafe { _mm512_storeu_si512(out.add(places.at(number, part * LANES)).cast(), values) };
+            }
+        }
+    }
+
+    /// Returns how many pairs it did.
+    ///
+    /// # Safety
+    /// The processor has the features, and the lengths are those that [`super::interleave`] checks.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub unsafe fn interleave(low: &[bf16], high: &[bf16], out: &mut [u32]) -> usize {
+        let count = out.len() / 16;
+        for i in 0..count {
+            // SAFETY: 16 values of each row and 16 pairs are left in every round.
+            unsafe {
+                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.as_ptr().add(16 * i).cast()));
+                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.as_ptr().add(16 * i).cast()));
+                let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                _mm512_storeu_si512(out.as_mut_ptr().add(16 * i).cast(), pairs);
+            }
+        }
+        16 * count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pairs::Places;
+    use super::*;
+    use qlora_kernels::rng::Stream;
+
+    fn values(count: usize, seed: u64) -> Vec<bf16> {
+        let mut stream = Stream::new(seed, 1);
+        (0..count).map(|_| bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0)).collect()
+    }
+
+    #[test]
+    fn rows_are_transposed_whatever_their_length() {
+        for len in [1, 15, 16, 17, 48, 61] {
+            let stride = 64;
+            // Rows that begin between two pairs too.
+            let numbers = values(16 * (2 * len + 1), 7);
+            let rows: [&[bf16]; 16] = std::array::from_fn(|i| &numbers[i * (2 * len + 1)..][..2 * len]);
+            for isa in [Isa::avx512_bf16().unwrap_or(Isa::SCALAR), Isa::SCALAR] {
+                let mut out = vec![0; len * stride];
+                transpose(isa, &rows, &mut out, stride);
+                for j in 0..len {
+                    for (i, row) in rows.iter().enumerate() {
+                        assert_eq!(out[j * stride + i], pair(row[2 * j], row[2 * j + 1]), "{isa:?}, {len}: {i}, {j}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_paired_whatever_their_number_and_width() {
+        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
+        for (count, columns, tile, pairs) in
+            [(2, 5, 16, 1), (6, 64, 16, 5), (4, 64, 64, 2), (8, 40, 48, 4), (2, 33, 16, 3)]
+        {
+            let stride = columns + 3;
+            let rows = values(count * stride, 9);
+            for isa in [isa, Isa::SCALAR] {
+                let mut out = vec![7; columns.next_multiple_of(tile) * pairs];
+                pair_rows(isa, &rows, stride, count, columns, Panel { data: &mut out, places: Places { pairs, tile } });
+                for row in (0..count).step_by(2) {
+                    for column in 0..columns {
+                        let at = (column / tile * pairs + row / 2) * tile + column % tile;
+                        let expected = pair(rows[row * stride + column], rows[(row + 1) * stride + column]);
+                        assert_eq!(std::mem::replace(&mut out[at], 7), expected, "{isa:?}: {count} x {columns}");
+                    }
+                }
+                assert!(out.iter().all(|&x| x == 7), "{isa:?}: {count} x {columns} writes more");
+            }
+        }
+    }
+
+    #[test]
+    fn codes_and_rows_are_those_of_the_twin() {
+        let isa = Isa::avx512_bf16().unwrap_or(Isa::SCALAR);
+        let code: [f32; 16] = std::array::from_fn(|i| i as f32 / 7.5 - 1.0);
+        for (bytes, block) in [(0usize, 64usize), (16, 32), (80, 64), (33, 16), (256, 64), (100, 4096)] {
+            let codes: Vec<u8> = (0..bytes).map(|i| (i * 37 + 5) as u8).collect();
+            let absmax: Vec<f32> = (0..(2 * bytes).div_ceil(block)).map(|i| 0.3 + i as f32 * 0.01).collect();
+            let run = |isa| {
+                let mut out = vec![bf16::ZERO; 2 * bytes];
+                dequantize(isa, &code, &absmax, block, &codes, &mut out);
+                out
+            };
+            let value = |i: usize| {
+                let byte = codes[i / 2];
+                let index = if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
+                bf16::from_f32(code[usize::from(index)] * absmax[i / block])
+            };
+            let expected: Vec<bf16> = (0..2 * bytes).map(value).collect();
+            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{bytes} bytes in blocks of {block}");
+        }
+        for len in [0, 2, 30, 128, 130, 576, 1000] {
+            let (low, high) = (values(len, 5), values(len, 6));
+            let run = |isa| {
+                let mut out = vec![0; len];
+                interleave(isa, &low, &high, &mut out);
+                out
+            };
+            let expected: Vec<u32> = low.iter().zip(&high).map(|(&low, &high)| pair(low, high)).collect();
+            assert!(run(isa) == expected && run(Isa::SCALAR) == expected, "{len}");
+        }
+    }
+}
