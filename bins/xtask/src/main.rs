@@ -4,6 +4,7 @@
 
 mod bindings;
 mod demo;
+mod dist;
 mod engines;
 mod library;
 mod setup;
@@ -59,6 +60,12 @@ enum Task {
     Records,
     /// Build one folder that checks and measures the kernels on a machine with a GPU and without Rust
     GpuBundle,
+    /// Build the trainer and pack it: a tarball, a wheel, a Dockerfile, bills of materials, checksums
+    Dist {
+        /// For NVIDIA GPUs too, in a tarball of its own; fetches nvcc where there is none
+        #[arg(long)]
+        cuda: bool,
+    },
     /// Install the kernels as a C library: header, static and shared library, pkg-config and CMake files
     InstallLib {
         /// The directory to install into: include/ and lib/ in it
@@ -96,6 +103,7 @@ fn run(task: Task, workspace: &Workspace) -> anyhow::Result<()> {
             check(workspace.tool("mutants", &only.iter().map(String::as_str).collect::<Vec<_>>())?)?
         }
         Task::GpuBundle => check(workspace.tool("gpu-bundle", &[])?)?,
+        Task::Dist { cuda } => dist::run(workspace, cuda)?,
         Task::Predict { write } => {
             check(workspace.tool("predict", if write { &["write"] as &[&str] } else { &[] })?)?;
         }

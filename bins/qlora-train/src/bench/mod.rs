@@ -1,5 +1,6 @@
 //! Training steps on random weights and tokens, timed: what a run of this shape would do, without a model.
 
+pub mod layers;
 pub mod text;
 pub mod weights;
 
@@ -27,6 +28,8 @@ pub struct Shape {
     pub config: Arch,
     /// Tokens of a row
     pub seq: usize,
+    /// Tokens of a row that are learned from, the last ones: at most all but one
+    pub learned: usize,
     /// Rows of a micro-batch, which is a step
     pub batch: usize,
     /// Steps that are timed, after one that is not
@@ -83,9 +86,14 @@ pub fn stored_in_16_bits(_name: &str) -> StoredAs {
 pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     set_threads(settings.threads)?;
     let device = Device::choose(settings)?.for_model(settings, &shape.config);
+    measure(settings, device, shape, "Lower --seq or --batch, leave --weights and --token-tile out")
+}
+
+/// Like [`bench`], in a process whose threads and device are there. `advice` says what to do where it does not fit.
+pub fn measure(settings: &Settings, device: Device, shape: Shape, advice: &str) -> Result<Measured> {
     let (mut spec, budget) = (shape.spec(settings)?, device.budget(settings)?);
     let plan = planner::choose(&device, &mut spec, planner::Levers::of(settings), &stored_in_16_bits, budget)?;
-    plan::refuse_unless_it_fits(&plan, shape.tokens(), "Lower --seq or --batch, leave --weights and --token-tile out")?;
+    plan::refuse_unless_it_fits(&plan, shape.tokens(), advice)?;
     device.clone().run(Prepared { device, shape, spec, plan, seed: settings.seed })
 }
 
@@ -151,7 +159,7 @@ impl DeviceJob for Prepared {
     }
 }
 
-/// Random rows of which every token but the last of a row is learned from.
+/// Random rows of which the last tokens are learned from.
 struct Tokens {
     input_ids: Vec<u32>,
     positions: Vec<u32>,
@@ -164,8 +172,12 @@ impl Tokens {
         let mut stream = Stream::new(seed, 1);
         let vocab = shape.config.vocab_size as u32;
         let input_ids: Vec<u32> = (0..shape.tokens()).map(|_| stream.below(vocab)).collect();
-        let next =
-            |token: usize| if (token + 1).is_multiple_of(shape.seq) { -100 } else { input_ids[token + 1] as i32 };
+        // A token's target is the one after it.
+        let learned = |next: usize| next > 0 && next >= shape.seq - shape.learned;
+        let next = |token: usize| match learned((token + 1) % shape.seq) {
+            true => input_ids[token + 1] as i32,
+            false => -100,
+        };
         Self {
             positions: (0..shape.tokens()).map(|token| (token % shape.seq) as u32).collect(),
             boundaries: (0..=shape.batch).map(|row| (row * shape.seq) as u32).collect(),
@@ -194,7 +206,9 @@ mod tests {
 
     #[test]
     fn flops_follow_from_parameters_and_length() {
-        let of = |seq, batch| Shape { config: shape("llama-3-70b").unwrap(), seq, batch, steps: 1 }.flops();
+        let of = |seq, batch| {
+            Shape { config: shape("llama-3-70b").unwrap(), seq, learned: seq - 1, batch, steps: 1 }.flops()
+        };
         // 69,501,714,432 parameters of linear layers, lm_head included; 80 layers of 64 heads of 128.
         let linear = 4.0 * 69_501_714_432.0 * 2048.0;
         assert_eq!(of(2048, 1), linear + 6.0 * 2048.0 * 2048.0 * 8192.0 * 80.0);
@@ -205,10 +219,14 @@ mod tests {
     #[test]
     fn rows_end_where_they_should() {
         let config = crate::base::synthetic::tiny_arch();
-        let tokens = Tokens::new(&Shape { config, seq: 4, batch: 2, steps: 1 }, 5);
+        let shape = Shape { config, seq: 4, learned: 3, batch: 2, steps: 1 };
+        let tokens = Tokens::new(&shape, 5);
         assert_eq!(tokens.positions, [0, 1, 2, 3, 0, 1, 2, 3]);
         assert_eq!(tokens.boundaries, [0, 4, 8]);
         assert!(tokens.targets[3] < 0 && tokens.targets[7] < 0 && tokens.batch().supervised() == 6);
         assert_eq!(tokens.targets[4], tokens.input_ids[5] as i32);
+        let last = Tokens::new(&Shape { learned: 1, ..shape }, 5);
+        assert!(last.targets[..2] == [-100; 2] && last.targets[2] == last.input_ids[3] as i32);
+        assert_eq!(last.batch().supervised(), 2);
     }
 }

@@ -1,6 +1,7 @@
 //! `qlora-train bench`
 
 use super::answer::Answer;
+use super::datasheet::peak_flops;
 use crate::arch::shapes::shape;
 use crate::backend::OpTime;
 use crate::bench::text::{MeasuredText, Text, bench as bench_text};
@@ -124,29 +125,8 @@ impl BenchArgs {
                 refuse!("{name}: found {value}, expected a number from 1 to 65536");
             }
         }
-        Ok(Shape { config, seq, batch: self.batch, steps: self.steps })
+        Ok(Shape { config, seq, learned: seq - 1, batch: self.batch, steps: self.steps })
     }
-}
-
-/// FLOP/s of dense products of bf16, with sums in f32, that NVIDIA names for a GPU; none for one that is not listed.
-fn peak_flops(gpu: &str) -> Option<f64> {
-    const PEAKS: [(&str, f64); 14] = [
-        ("GB200", 2500e12),
-        ("H100 PCIe", 756e12),
-        ("H100 NVL", 835e12),
-        ("H100", 989e12),
-        ("H200", 989e12),
-        ("B200", 2250e12),
-        ("A100", 312e12),
-        ("L40S", 362e12),
-        ("RTX 6000 Ada", 364e12),
-        ("L40", 181e12),
-        ("RTX A6000", 155e12),
-        ("A40", 150e12),
-        ("RTX 4090", 165e12),
-        ("RTX 3090", 71e12),
-    ];
-    PEAKS.iter().find(|(name, _)| gpu.contains(name)).map(|(_, peak)| *peak)
 }
 
 const FORMULA: &str = "model FLOPs of a step = tokens · 4 · (parameters of the linear layers and lm_head) + rows · layers · 6 · seq² · \
@@ -157,7 +137,14 @@ pub fn run(args: &BenchArgs) -> Result<Answer> {
     let shape = args.shape()?;
     if args.plan {
         let device = Device::choose_for_plan(&settings)?.for_model(&settings, &shape.config);
-        return super::plan::answer(&settings, &device, shape.spec(&settings)?, &stored_in_16_bits, shape.batch);
+        return super::plan::answer(
+            &settings,
+            &device,
+            shape.spec(&settings)?,
+            &stored_in_16_bits,
+            shape.batch,
+            &|_, _| Ok(None),
+        );
     }
     if let Some(answer) = args.generate {
         return text(args, &settings, args.text(answer)?);
@@ -347,19 +334,4 @@ fn built() -> Result<Value> {
     let shown = std::path::Path::new(&path).display().to_string();
     let text = std::fs::read_to_string(&path).context(|| format!("QLORA_BUILT, {shown}"))?;
     serde_json::from_str(&text).context(|| format!("QLORA_BUILT, {shown}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_peak_is_that_of_the_most_exact_name() {
-        assert_eq!(peak_flops("NVIDIA H100 80GB HBM3"), Some(989e12));
-        assert_eq!(peak_flops("NVIDIA H100 PCIe"), Some(756e12));
-        assert_eq!(peak_flops("NVIDIA L40S"), Some(362e12));
-        assert_eq!(peak_flops("NVIDIA L40"), Some(181e12));
-        assert_eq!(peak_flops("NVIDIA A40"), Some(150e12));
-        assert_eq!(peak_flops("the emulation on the host (no GPU)"), None);
-    }
 }

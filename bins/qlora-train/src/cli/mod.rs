@@ -6,18 +6,22 @@ mod bench;
 mod chat;
 mod check;
 mod completions;
+mod datasheet;
 mod doctor;
 mod eval;
 mod eval_answers;
 mod export;
+mod forecast;
 mod generate;
 mod init;
+mod man;
 mod merge;
 mod model_args;
 mod plan;
 mod preview;
 mod quantize;
 mod report;
+mod run_size;
 mod sampling_args;
 mod train;
 
@@ -31,7 +35,7 @@ use qlora_kernels::device::{KERNELS, Kernels};
 use serde_json::json;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 #[derive(Parser)]
 #[command(name = "qlora-train", version, about = "Fine-tunes language models with QLoRA", long_version = LONG_VERSION.as_str(), disable_help_subcommand = true)]
@@ -53,8 +57,8 @@ struct Cli {
 enum Command {
     /// Fine-tune a model: --model, --data and --output-dir are enough
     Train(SettingsArgs),
-    /// Plan the memory of a run, with --gpu on one that is not here; the exit status is 0 if it fits, 1 if not
-    Plan(SettingsArgs),
+    /// Plan memory, time and cost of a run, with --gpu on one that is not here; exit status 0 if it fits, 1 if not
+    Plan(plan::PlanArgs),
     /// Show rows as they are tokenized: what is trained on, special tokens, lengths
     Preview(preview::PreviewArgs),
     /// Quantize a model to NF4, in the format of bitsandbytes
@@ -81,11 +85,17 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Write a script that completes commands and settings in a shell
     Completions(completions::CompletionsArgs),
+    /// Write a manual page, for `man -l -`
+    Man(man::ManArgs),
 }
 
-/// Version, commit (where the build was told one, in QLORA_COMMIT) and what the build computes on.
+/// Commit that the program was built from, where that is known.
+static COMMIT: OnceLock<&str> = OnceLock::new();
+
+/// Version, commit and what the build computes on.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
-    let commit = option_env!("QLORA_COMMIT").map_or(String::new(), |commit| format!(" ({commit})"));
+    let commit = COMMIT.get().filter(|commit| !commit.is_empty());
+    let commit = commit.map_or(String::new(), |commit| format!(" ({commit})"));
     let built = match KERNELS {
         Kernels::Cuda => "built with CUDA",
         Kernels::Emulated => "built for the CPU, with an emulation of the GPU's kernels",
@@ -105,7 +115,9 @@ const ELSEWHERE: [(&[&str], &str); 4] = [
 /// The commands that take the settings of a run.
 const WITH_SETTINGS: [&str; 3] = ["train", "plan", "preview"];
 
-pub fn main() -> ExitCode {
+/// `commit`: what the program was built from, or empty.
+pub fn main(commit: &'static str) -> ExitCode {
+    COMMIT.get_or_init(|| commit);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse_usage(&error),
@@ -139,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     };
     let fits = |answer: &Answer| match said_no {
         Some(key) => answer.json[key] != false,

@@ -1,6 +1,8 @@
 //! `qlora-train plan`, and the plan of `bench`
 
 use super::answer::Answer;
+use super::forecast::{Forecast, ForecastArgs, Planned};
+use super::run_size::RunSize;
 use crate::arch::Arch;
 use crate::arch::shapes::shape;
 use crate::backend::{PlannedBuffer, Quantization};
@@ -12,16 +14,31 @@ use crate::infer::questions::{Questions, check_positions};
 use crate::model::ModelSpec;
 use crate::refuse;
 use crate::report::{thousands, trainable_line};
-use crate::session::model_spec::{check_quantization, model_spec, model_spec_of, of_settings};
-use crate::session::plan::StoredAs;
+use crate::session::host::set_threads;
+use crate::session::model_spec::{check_quantization, effective_settings, model_spec, model_spec_of, of_settings};
+use crate::session::plan::{MemoryPlan, StoredAs};
 use crate::session::predicted::step_seconds;
 use crate::session::training_data::find_files;
 use crate::session::{Device, Loaded, TrainingData, advice, plan, planner, replace_adapter_by_base};
+use clap::Args;
 use serde_json::{Map, json};
 use std::fmt::Write;
 
-pub fn run(args: &SettingsArgs) -> Result<Answer> {
-    let mut settings = args.load()?;
+#[derive(Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    forecast: ForecastArgs,
+}
+
+pub fn run(args: &PlanArgs) -> Result<Answer> {
+    let mut settings = args.settings.load()?;
+    set_threads(settings.threads)?;
+    let gpu = args.settings.given("gpu");
+    let make = |settings: &Settings, device: &Device, spec: &ModelSpec, plan: &MemoryPlan, size: Option<RunSize>| {
+        Forecast::make(&args.forecast, &Planned { settings, device, spec, plan, gpu: gpu.as_deref(), size })
+    };
     settings.validate(Purpose::Plan)?;
     replace_adapter_by_base(&mut settings)?;
     find_files(&mut settings)?;
@@ -31,13 +48,15 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
         let (tokens, positions) = (rows * settings.max_length, settings.max_length);
         let device = device.for_model(&settings, &arch);
         let spec = model_spec_of(&settings, &arch, of_settings(&settings), tokens, positions)?;
+        let size = RunSize::of_settings(&settings);
+        let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&settings, &device, spec, plan, size);
         if settings.weights == WeightResidency::Disk {
             // `quantize` will store it so.
             let held = Some(of_settings(&settings));
             let stored = |name: &str| StoredAs { held, ..stored_in_16_bits(name) };
-            return answer(&settings, &device, spec, &stored, rows);
+            return answer(&settings, &device, spec, &stored, rows, &forecast);
         }
-        return answer(&settings, &device, spec, &stored_in_16_bits, rows);
+        return answer(&settings, &device, spec, &stored_in_16_bits, rows, &forecast);
     }
     let loaded = Loaded::open(&settings)?;
     let checkpoint = &loaded.checkpoint;
@@ -60,7 +79,13 @@ pub fn run(args: &SettingsArgs) -> Result<Answer> {
     };
     check_positions(&questions.prompts(), checkpoint.arch(), positions)?;
     let spec = model_spec(&settings, checkpoint, tokens, positions)?.with_prompts(questions.prompts());
-    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch)
+    let size = match &data {
+        Some(data) => Some(RunSize::of(&settings, data)),
+        None => RunSize::of_settings(&settings),
+    };
+    let as_held = effective_settings(&settings, checkpoint);
+    let forecast = |spec: &ModelSpec, plan: &MemoryPlan| make(&as_held, &device, spec, plan, size);
+    answer(&settings, &device, spec, &plan::stored_in(checkpoint), per_batch, &forecast)
 }
 
 /// The shape that `model` names where there is no such directory: a plan needs no weights.
@@ -113,6 +138,9 @@ fn bar(bytes: u64, limit: u64) -> String {
     format!("{}{}", "█".repeat(full), "·".repeat(40 - full))
 }
 
+/// What is said of the time of a run, once it is planned.
+pub type MakeForecast<'a> = dyn Fn(&ModelSpec, &MemoryPlan) -> Result<Option<Forecast>> + 'a;
+
 /// The plan of training with `spec`, in micro-batches of `rows` rows.
 pub fn answer(
     settings: &Settings,
@@ -120,6 +148,7 @@ pub fn answer(
     mut spec: ModelSpec,
     stored: &dyn Fn(&str) -> StoredAs,
     rows: usize,
+    forecast: &MakeForecast,
 ) -> Result<Answer> {
     let budget = device.budget_of_plan(settings)?;
     let levers = planner::Levers::of(settings);
@@ -198,6 +227,10 @@ pub fn answer(
         let speeds: Vec<String> = predicted.iter().map(speed).collect();
         let _ = write!(text, "\ntokens/s, predicted, not measured: {}", speeds.join(", "));
     }
+    let forecast = forecast(&spec, &plan)?;
+    if let Some(forecast) = &forecast {
+        let _ = write!(text, "\n{}", forecast.text());
+    }
     for suggestion in &suggestions {
         let _ = write!(text, "\nsuggestion: {suggestion}");
     }
@@ -234,6 +267,7 @@ pub fn answer(
             "pinned_layers": spec.pinned_layers(),
             "token_tile": spec.token_tile.filter(|&tile| tile < tokens),
             "suggestions": suggestions,
+            "forecast": forecast.map(|forecast| forecast.json()),
         }),
     })
 }

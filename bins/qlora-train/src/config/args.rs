@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 
 use super::compat::{DERIVED, FOREIGN, nearest};
 use super::table::{SETTINGS, Settings};
+use super::yaml::{self, Value};
 use crate::error::{Error, Result};
 use crate::report::status;
 
@@ -28,6 +29,20 @@ impl SettingsArgs {
             status!("{note}");
         }
         Ok(settings)
+    }
+
+    /// The value of a key as it was written, last of the flags, else of the file.
+    pub fn given(&self, key: &str) -> Option<String> {
+        let flag = self.overrides.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.clone());
+        flag.or_else(|| {
+            let document = yaml::read_file(self.file.as_deref()?).ok()?;
+            let entry = document.entries.into_iter().find(|entry| entry.key == key)?;
+            match entry.value {
+                Value::Str(text) => Some(text),
+                Value::Int(number) => Some(number.to_string()),
+                _ => None,
+            }
+        })
     }
 
     /// The settings file, if any, for messages and records.

@@ -174,19 +174,25 @@ fn per_epoch(setting: &'static str, value: &Value, weak: bool) -> Result<Option<
 /// Stands for alpha / r, which is alpha only once r is known.
 pub const LORA_SCALE: &str = "lora.scale";
 
-/// Memory that CUDA sees of a GPU, ECC on where it is the default.
-const GPUS: [(&str, &str); 10] = [
-    ("l40s", "44.4GiB"),
-    ("l40", "44.4GiB"),
-    ("a6000", "47.4GiB"),
-    ("a40", "44.4GiB"),
-    ("4090", "23.5GiB"),
-    ("3090", "23.6GiB"),
-    ("5090", "31.3GiB"),
-    ("a100", "79.1GiB"),
-    ("h100", "79.1GiB"),
-    ("h200", "139.7GiB"),
+/// Values of `gpu`, NVIDIA's names and the memory that CUDA sees, ECC on where it is the default.
+pub const GPUS: [(&str, &str, &str); 10] = [
+    ("l40s", "L40S", "44.4GiB"),
+    ("l40", "L40", "44.4GiB"),
+    ("a6000", "RTX A6000", "47.4GiB"),
+    ("a40", "A40", "44.4GiB"),
+    ("4090", "RTX 4090", "23.5GiB"),
+    ("3090", "RTX 3090", "23.6GiB"),
+    ("5090", "RTX 5090", "31.3GiB"),
+    ("a100", "A100", "79.1GiB"),
+    ("h100", "H100", "79.1GiB"),
+    ("h200", "H200", "139.7GiB"),
 ];
+
+/// NVIDIA's name of a GPU and its memory, by a value of `gpu`.
+pub fn gpu_named(value: &str) -> Option<(&'static str, &'static str)> {
+    let key = value.trim().to_ascii_lowercase().replace("rtx", "").replace([' ', '_', '-'], "");
+    GPUS.iter().find(|(gpu, ..)| *gpu == key).map(|(_, name, memory)| (*name, *memory))
+}
 
 pub const DERIVED: &[Derived] = &[
     Derived {
@@ -194,13 +200,12 @@ pub const DERIVED: &[Derived] = &[
         switch: false,
         values: "l40s, l40, a6000, a40, 4090, 3090, 5090, a100, h100 or h200",
         read: |value| {
-            let plain = |text: String| text.trim().to_ascii_lowercase().replace("rtx", "").replace([' ', '_', '-'], "");
             let name = match value {
                 Value::Int(number) => number.to_string(),
-                value => plain(String::read(value)?),
+                value => String::read(value)?,
             };
-            let (_, memory) = GPUS.iter().find(|(gpu, _)| *gpu == name).ok_or(Reject::Wrong)?;
-            Ok(Some(Implied::new("device_memory", Value::text(*memory))))
+            let (_, memory) = gpu_named(&name).ok_or(Reject::Wrong)?;
+            Ok(Some(Implied::new("device_memory", Value::text(memory))))
         },
     },
     Derived {

@@ -60,7 +60,7 @@ mod yaml;
 
 pub use answers::{BestMetric, SamplePrompt, SamplePrompts};
 pub use args::{SettingsArgs, parse_overrides, unknown_flag};
-pub use compat::{all_names, nearest};
+pub use compat::{GPUS, all_names, gpu_named, nearest};
 pub use derived::{LARGE_MODEL_PARAMETERS, Purpose, commented_yaml, settings_markdown};
 pub use enums::{
     BadRow, Checkpointing, Compute, Device, InitLora, MixStrategy, Optim, Preset, PromptCompletion, Quantization,

@@ -14,6 +14,7 @@ mod disk;
 mod evaluation;
 mod export;
 mod families;
+mod forecast;
 mod generate;
 mod going_on;
 mod identity;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 
 use qlora_train::config::SETTINGS;
 
@@ -35,7 +36,16 @@ fn the_version_is_that_of_the_package() {
     let sandbox = Sandbox::new();
     assert_eq!(sandbox.run("-V").ok().stdout, format!("qlora-train {}\n", env!("CARGO_PKG_VERSION")));
     let text = sandbox.run("--version").ok().stdout;
-    assert!(text.starts_with(&format!("qlora-train {}\nbuilt ", env!("CARGO_PKG_VERSION"))), "{text}");
+    let mut git = Command::new("git");
+    let head = git.args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short=12", "HEAD"]).output();
+    // Not everybody who has the sources has their history.
+    let commit = head
+        .ok()
+        .filter(|head| head.status.success())
+        .map_or(String::new(), |head| format!(" ({}", String::from_utf8(head.stdout).unwrap().trim()));
+    assert!(text.starts_with(&format!("qlora-train {}{commit}", env!("CARGO_PKG_VERSION"))), "{text}, not{commit}");
+    let (first, second) = text.split_once('\n').unwrap();
+    assert!(first.ends_with(')') != commit.is_empty() && second.starts_with("built "), "{text}");
 }
 
 #[test]
@@ -192,4 +202,53 @@ fn completions_name_every_command_and_setting_for_every_shell() {
     }
     let wrong = sandbox.run("completions tcsh");
     assert!(wrong.status == Some(2) && wrong.stderr.contains("fish"), "{wrong:#?}");
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let sandbox = Sandbox::new();
+    let page = |command: &str| sandbox.run(&format!("man {command}")).ok().stdout;
+    let whole = page("");
+    assert!(whole.contains(".TH qlora-train 1 ") && whole.contains("qlora\\-train\\-train(1)"), "{whole}");
+    for (command, words) in [
+        ("train", &["qlora-train-train", "\\-\\-learning\\-rate", "\\-\\-sample\\-prompts", ".SH OPTIONS"][..]),
+        ("plan", &["\\-\\-price\\-per\\-hour"]),
+        ("export gguf", &["gguf", "\\-\\-type"]),
+    ] {
+        let found = page(command);
+        for word in words {
+            assert!(found.contains(word), "{command} lacks {word}: {found}");
+        }
+    }
+    let json = sandbox.run("man train --json").json();
+    assert_eq!(
+        (&json["command"], json["page"].as_str().unwrap().trim_end()),
+        (&"qlora-train train".into(), page("train").trim_end())
+    );
+    sandbox.refused("man nothing", &["no command", "nothing", "train, plan"]);
+    sandbox.refused("man train now", &["qlora-train train", "no more words"]);
+}
+
+#[test]
+fn all_manual_pages_go_into_a_directory() {
+    let sandbox = Sandbox::new();
+    let pages = sandbox.run("man --output-dir share/man1 --json").json()["pages"].clone();
+    let pages: Vec<&str> = pages.as_array().unwrap().iter().map(|page| page.as_str().unwrap()).collect();
+    // Every command that the program's page names has one, and pages name no command without one.
+    let whole = sandbox.read("share/man1/qlora-train.1").replace("\\-", "-");
+    let named: Vec<String> =
+        whole.lines().filter_map(|line| line.strip_suffix("(1)")).map(|name| format!("{name}.1")).collect();
+    assert!(named.len() > 10, "{whole}");
+    for page in &named {
+        assert!(pages.contains(&page.as_str()), "{page}: {pages:?}");
+    }
+    assert!(pages.contains(&"qlora-train-export-gguf.1") && pages.len() > named.len(), "{pages:?}");
+    for page in &pages {
+        let name = page.strip_suffix(".1").unwrap();
+        assert!(sandbox.read(&format!("share/man1/{page}")).contains(&format!(".TH {name} 1 ")), "{page}");
+    }
+    sandbox.write("taken", "a file");
+    sandbox.refused("man --output-dir taken", &["taken", "cannot be made"]);
+    let both = sandbox.run("man train --output-dir share");
+    assert!(both.status == Some(2) && both.stderr.contains("--output-dir"), "{both:#?}");
 }

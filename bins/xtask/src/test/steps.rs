@@ -53,6 +53,11 @@ pub const STEPS: &[Step] = &[
     Step { name: "doc-tests", about: "the examples in the documentation", run: doc_tests },
     Step { name: "readme", about: "the commands that the documents name exist", run: readme },
     Step {
+        name: "dist",
+        about: "a release is packed, installed and run where there is no Rust: tarball and wheel",
+        run: dist,
+    },
+    Step {
         name: "kernels-nvcc",
         about: "the kernels for every GPU architecture, taken apart, and their speed predicted",
         run: kernels::machine_code,
@@ -164,6 +169,10 @@ fn docs(workspace: &Workspace) -> Result<Outcome> {
 
 fn gpu_bundle(workspace: &Workspace) -> Result<Outcome> {
     Ok(Outcome::Passed(last_line(workspace.tool("gpu-bundle", &["check"])?)?))
+}
+
+fn dist(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome::Passed(crate::dist::check_release(workspace, &kernels::EMULATED)?))
 }
 
 fn prepare(workspace: &Workspace) -> Result<Outcome> {

@@ -1,0 +1,245 @@
+//! Forecast of a run: the time of a step, hours and cost, each with where its speed comes from.
+
+use super::datasheet::peak_flops;
+use super::run_size::RunSize;
+use crate::backend::OpWork;
+use crate::bench::layers::{StepTime, measure_layers};
+use crate::config::{Settings, gpu_named};
+use crate::error::Result;
+use crate::model::ModelSpec;
+use crate::refuse;
+use crate::report::{count, duration, thousands};
+use crate::session::Device;
+use crate::session::plan::MemoryPlan;
+use crate::session::predicted;
+use clap::Args;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+#[derive(Args)]
+pub struct ForecastArgs {
+    /// What the machine costs an hour, in any currency: the plan says what the run costs
+    #[arg(long, value_name = "PRICE", value_parser = price)]
+    price_per_hour: Option<f64>,
+    /// Measure steps of a few layers with random weights here, to say how long the run takes on this CPU
+    #[arg(long)]
+    measure: bool,
+}
+
+fn price(text: &str) -> std::result::Result<f64, String> {
+    match text.trim().parse() {
+        Ok(price) if (0.0..=1e9).contains(&price) => Ok(price),
+        _ => Err("expected a number of at least 0, such as 2.49".to_owned()),
+    }
+}
+
+/// Where a speed comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Measured,
+    Predicted,
+    Datasheet,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Predicted => "predicted",
+            Self::Datasheet => "datasheet",
+        }
+    }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Measured => "by steps of a few layers with random weights, measured here",
+            Self::Predicted => "predicted, not measured",
+            Self::Datasheet => "datasheet: its peak of dense bf16, so that no run is as fast",
+        }
+    }
+}
+
+struct Speed {
+    machine: String,
+    source: Source,
+    /// Seconds of a token that is trained on
+    token: f64,
+    /// Seconds of an update where the tokens' do not hold it
+    update: f64,
+}
+
+impl Speed {
+    fn of_gpu(name: &str, spec: &ModelSpec, plan: &MemoryPlan) -> Option<Self> {
+        let predicted = predicted::step_seconds(spec, plan).into_iter().find(|(card, _)| name.contains(card));
+        let (source, seconds) = match predicted {
+            Some((_, seconds)) => (Source::Predicted, seconds),
+            None => (Source::Datasheet, plan.flops / peak_flops(name)?),
+        };
+        Some(Self { machine: name.to_owned(), source, token: seconds / spec.tokens.max(1) as f64, update: 0.0 })
+    }
+
+    fn of_cpu(settings: &Settings, device: &Device, spec: &ModelSpec, size: &RunSize) -> Result<Self> {
+        let StepTime { micro_batch, update } = measure_layers(settings, device, spec, size.rows)?;
+        let token = micro_batch / (size.rows.count * size.rows.length) as f64;
+        Ok(Self { machine: device.in_words(), source: Source::Measured, token, update })
+    }
+}
+
+/// What is known of a run that is to be forecast.
+pub struct Planned<'a> {
+    pub settings: &'a Settings,
+    pub device: &'a Device,
+    pub spec: &'a ModelSpec,
+    pub plan: &'a MemoryPlan,
+    /// The value of `gpu`
+    pub gpu: Option<&'a str>,
+    pub size: Option<RunSize>,
+}
+
+/// What a plan says of time and cost.
+pub struct Forecast {
+    speed: Speed,
+    /// Time of a token that is evaluated over that of one that is trained on
+    forward: f64,
+    size: RunSize,
+    price: Option<f64>,
+}
+
+impl Forecast {
+    /// None where nothing is asked for. Refused: a price or a measurement without what it needs.
+    pub fn make(args: &ForecastArgs, planned: &Planned) -> Result<Option<Self>> {
+        let ForecastArgs { price_per_hour: price, measure } = *args;
+        let Planned { settings, device, spec, plan, gpu, size } = *planned;
+        let gpu = gpu.and_then(gpu_named).map(|(name, _)| name).filter(|_| !device.is_cpu());
+        let speed_is_known = gpu.is_some() || (measure && device.is_cpu());
+        if measure && !device.is_cpu() {
+            refuse!("--measure measures this CPU, and the plan is for a GPU: leave it out, or give `--device cpu`");
+        }
+        if measure && spec.is_streamed() {
+            refuse!(
+                "--measure measures layers that are in memory, and weights of this run stay on disk: leave it out, or \
+                 give `--weights resident`"
+            );
+        }
+        let Some(size) = size.filter(|_| speed_is_known) else {
+            return match (price.is_some() || measure).then(|| missing(speed_is_known, device.is_cpu())) {
+                Some(missing) => refuse!("{missing}"),
+                None => Ok(None),
+            };
+        };
+        let speed = match gpu {
+            Some(name) => Speed::of_gpu(name, spec, plan),
+            None => Some(Speed::of_cpu(settings, device, spec, &size)?),
+        };
+        let flops = |work: &[OpWork]| work.iter().map(|op| op.count as f64 * op.units).sum::<f64>();
+        let (forward, all) = (flops(&plan.forward), flops(&plan.work));
+        let forward = if all > 0.0 { forward / all } else { 1.0 / 3.0 };
+        Ok(speed.map(|speed| Self { speed, forward, size, price }))
+    }
+
+    fn step_seconds(&self) -> f64 {
+        self.speed.token * self.size.tokens / self.size.steps.max(1) as f64 + self.speed.update
+    }
+
+    fn evaluation_seconds(&self) -> f64 {
+        self.speed.token * self.forward * self.size.evaluated
+    }
+
+    /// Time of all steps and evaluations
+    fn seconds(&self) -> f64 {
+        self.step_seconds() * self.size.steps as f64 + self.evaluation_seconds()
+    }
+
+    fn hours(&self) -> f64 {
+        self.seconds() / 3600.0
+    }
+
+    pub fn text(&self) -> String {
+        let RunSize { steps, tokens, .. } = self.size;
+        let shown = |seconds: f64| match seconds {
+            seconds if seconds < 10.0 => format!("{seconds:.3} s"),
+            seconds if seconds < 3600.0 => duration(Duration::from_secs_f64(seconds)),
+            seconds => format!("{:.2} hours", seconds / 3600.0),
+        };
+        let Speed { machine, source, .. } = &self.speed;
+        let mut text = format!("forecast, {machine}: {} a step ({})", shown(self.step_seconds()), source.in_words());
+        text += &format!(
+            "\nforecast, {machine}: {} of {} tokens in all: {}{}",
+            count(steps, "step"),
+            thousands(tokens as u64),
+            shown(self.seconds()),
+            match self.evaluation_seconds() {
+                seconds if seconds > 0.0 => format!(", {} of them evaluations", shown(seconds)),
+                _ => String::new(),
+            }
+        );
+        if let Some(price) = self.price {
+            text += &format!("; at {price} an hour: {:.2}", price * self.hours());
+        }
+        text
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "machine": self.speed.machine,
+            "source": self.speed.source.name(),
+            "step_seconds": self.step_seconds(),
+            "steps": self.size.steps,
+            "tokens": self.size.tokens,
+            "evaluation_seconds": self.evaluation_seconds(),
+            "hours": self.hours(),
+            "price_per_hour": self.price,
+            "cost": self.price.map(|price| price * self.hours()),
+        })
+    }
+}
+
+/// What keeps a forecast that is asked for from being made.
+fn missing(speed_is_known: bool, is_cpu: bool) -> &'static str {
+    match (speed_is_known, is_cpu) {
+        (true, _) => "how long a run takes follows from its steps: give `--data`, or `--max-steps`",
+        (_, true) => "--price-per-hour needs the time of a step: give `--gpu`, or measure this CPU with `--measure`",
+        (_, false) => "--price-per-hour needs the time of a step, which is known of the GPUs that `--gpu` names",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::layers::Rows;
+    use crate::config::GPUS;
+
+    fn forecast(source: Source, price: Option<f64>, update: f64) -> Forecast {
+        let speed = Speed { machine: "H100".to_owned(), source, token: 1e-4, update };
+        let rows = Rows { count: 1, length: 100, learned: 99 };
+        let size = RunSize { steps: 100, tokens: 36_000_000.0, evaluated: 3_600_000.0, micro_batches: 1.0, rows };
+        Forecast { speed, forward: 0.5, size, price }
+    }
+
+    #[test]
+    fn hours_and_cost_follow_from_tokens_and_say_where_they_come_from() {
+        let text = forecast(Source::Predicted, Some(2.5), 0.0).text();
+        assert_eq!(
+            text,
+            "forecast, H100: 36s a step (predicted, not measured)\nforecast, H100: 100 steps of 36,000,000 tokens in all: \
+             1.05 hours, 3m00s of them evaluations; at 2.5 an hour: 2.62"
+        );
+        let json = forecast(Source::Datasheet, None, 0.0).json();
+        assert_eq!(
+            (json["source"].as_str(), json["hours"].as_f64(), json["cost"].as_f64()),
+            (Some("datasheet"), Some(1.05), None)
+        );
+        // 100 updates of 3.6 s.
+        let json = forecast(Source::Measured, None, 3.6).json();
+        assert_eq!((json["source"].as_str(), json["hours"].as_f64()), (Some("measured"), Some(1.15)));
+    }
+
+    #[test]
+    fn every_gpu_of_the_setting_has_a_peak() {
+        for (key, name, _) in GPUS {
+            assert!(peak_flops(name).is_some(), "{key}");
+            assert_eq!(gpu_named(&key.to_uppercase()).unwrap().0, name);
+        }
+        assert_eq!((gpu_named("RTX 4090").unwrap().0, gpu_named("voodoo")), ("RTX 4090", None));
+    }
+}

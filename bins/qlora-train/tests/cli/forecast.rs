@@ -1,0 +1,72 @@
+//! Time and cost of a run that is planned.
+
+use serde_json::Value;
+
+use crate::sandbox::{Sandbox, assert_close};
+
+fn forecast(sandbox: &Sandbox, line: &str) -> Value {
+    sandbox.run(&format!("plan --json {line}")).json()["forecast"].clone()
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("{key}: {value}"))
+}
+
+#[test]
+fn a_card_has_hours_and_a_price_of_its_predicted_steps() {
+    let sandbox = Sandbox::new();
+    let line = "--model llama-3-8b --max-length 2048 --max-steps 500 --gradient-accumulation-steps 2";
+    let plan = sandbox.run(&format!("plan --json {line} --gpu h100 --price-per-hour 2.5")).json();
+    let found = &plan["forecast"];
+    assert_eq!((found["machine"].as_str(), found["source"].as_str()), (Some("H100"), Some("predicted")));
+    assert_close(number(found, "step_seconds"), 2.0 * number(&plan["predicted_step_seconds"], "H100"), 1e-9);
+    assert_close(number(found, "hours"), 500.0 * number(found, "step_seconds") / 3600.0, 1e-9);
+    assert_close(number(found, "cost"), 2.5 * number(found, "hours"), 1e-9);
+    // Twice the steps, twice the hours; a card that is not predicted is no faster than its datasheet.
+    let twice = forecast(&sandbox, &format!("{line} --gpu h100").replace("500", "1000"));
+    assert_close(number(&twice, "hours"), 2.0 * number(found, "hours"), 1e-9);
+    let of_datasheet = forecast(&sandbox, &format!("{line} --gpu h200"));
+    assert_eq!(of_datasheet["source"], "datasheet");
+    assert_close(number(&of_datasheet, "step_seconds"), 2.0 * number(&plan, "flops_per_micro_batch") / 989e12, 1e-9);
+    assert!(number(&of_datasheet, "step_seconds") < number(found, "step_seconds"));
+    let text = sandbox.run(&format!("plan {line} --gpu h100 --price-per-hour 2.5")).ok().stdout;
+    for part in
+        ["forecast, H100: ", "predicted, not measured", "500 steps of 2,048,000 tokens in all: ", "; at 2.5 an hour: "]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(forecast(&sandbox, "--model llama-3-8b --gpu h100").is_null(), "nothing says how many steps");
+}
+
+#[test]
+fn a_run_here_is_measured_and_counts_its_rows_and_evaluations() {
+    let sandbox = Sandbox::new();
+    let line = "--model model --data rows.jsonl --device cpu --compute f32 --max-length 64 --packing false --allow all";
+    let found = forecast(&sandbox, &format!("{line} --num-train-epochs 3 --measure"));
+    assert_eq!((found["source"].as_str(), found["steps"].as_u64()), (Some("measured"), Some(36)));
+    let rows = sandbox.lines("rows.jsonl");
+    let tokens: usize = rows.iter().map(|row| row["input_ids"].as_array().unwrap().len()).sum();
+    assert_eq!(number(&found, "tokens"), 3.0 * tokens as f64);
+    assert!(number(&found, "step_seconds") > 0.0 && number(&found, "evaluation_seconds") == 0.0, "{found}");
+    assert_close(number(&found, "hours"), 36.0 * number(&found, "step_seconds") / 3600.0, 1e-9);
+    let with = forecast(&sandbox, &format!("{line} --val-data rows.jsonl --eval-steps 6 --price-per-hour 1 --measure"));
+    assert_eq!(with["steps"], 12);
+    assert!(number(&with, "evaluation_seconds") > 0.0 && number(&with, "cost") > 0.0, "{with}");
+}
+
+#[test]
+fn a_forecast_that_cannot_be_made_is_refused() {
+    let sandbox = Sandbox::new();
+    for (line, words) in [
+        ("--model llama-3-8b --gpu h100 --price-per-hour 2", &["--data", "--max-steps"][..]),
+        ("--model model --device cpu --max-steps 9 --price-per-hour 2", &["--price-per-hour", "--measure"]),
+        ("--model llama-3-8b --device cuda --device-memory 24GiB --max-steps 9 --price-per-hour 2", &["--gpu"]),
+        ("--model llama-3-8b --gpu h100 --max-steps 9 --measure", &["--measure", "GPU"]),
+        ("--model model --device cpu --measure", &["--data", "--max-steps"]),
+        ("--model model --device cpu --max-steps 9 --measure --host-memory 1MiB", &["--measure", "host memory"]),
+    ] {
+        sandbox.refused(&format!("plan {line}"), words);
+    }
+    let wrong = sandbox.run("plan --model model --price-per-hour free");
+    assert!(wrong.status == Some(2) && wrong.stderr.contains("2.49"), "{wrong:#?}");
+}

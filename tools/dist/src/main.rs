@@ -1,0 +1,36 @@
+//! Releases of the trainer: a tarball and a wheel around a binary that is there already, with manual pages,
+//! completions, licenses, a bill of materials and checksums. One binary gives the same bytes, wherever and whenever it
+//! is packed.
+
+#![deny(unsafe_code)]
+
+mod archive;
+mod bare_root;
+mod check;
+mod elf;
+mod model;
+mod release;
+mod sbom;
+mod wheel;
+
+use anyhow::{Result, bail};
+use release::Flavor;
+use std::path::Path;
+use std::process::ExitCode;
+use tools_support::command::finish;
+use tools_support::workspace::Workspace;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    finish(Workspace::locate().and_then(|workspace| match arguments[..] {
+        ["cpu", binary, to] => release::pack(&workspace, Path::new(binary), Flavor::Cpu, Path::new(to)),
+        ["cuda", binary, to] => release::pack(&workspace, Path::new(binary), Flavor::Cuda, Path::new(to)),
+        ["check", binary] => check::run(&workspace, Path::new(binary)),
+        _ => usage(),
+    }))
+}
+
+fn usage() -> Result<String> {
+    bail!("usage: dist cpu|cuda BINARY FOLDER, or dist check BINARY, which packs it, installs it and runs it")
+}
