@@ -89,7 +89,7 @@ pub fn bench(settings: &Settings, shape: Shape) -> Result<Measured> {
     measure(settings, device, shape, "Lower --seq or --batch, leave --weights and --token-tile out")
 }
 
-/// Like [`bench`], in a process whose threads and device are there. `advice` says what to do where it does not fit.
+/// Like [`bench()`], in a process whose threads and device are there. `advice` says what to do where it does not fit.
 pub fn measure(settings: &Settings, device: Device, shape: Shape, advice: &str) -> Result<Measured> {
     let (mut spec, budget) = (shape.spec(settings)?, device.budget(settings)?);
     let plan = planner::choose(&device, &mut spec, planner::Levers::of(settings), &stored_in_16_bits, budget)?;
