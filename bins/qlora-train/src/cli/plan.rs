@@ -250,7 +250,6 @@ pub fn answer(
             "device": on_device,
             "host": on_host,
             "max_length": max_length,
-            "step_seconds": null,
             "recompute": counts.keep < counts.layers(),
             "offload": counts.offload > 0,
             "activations": counts.to_json(),

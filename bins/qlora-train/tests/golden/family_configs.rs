@@ -475,7 +475,7 @@ fn a_gemma2_reads_its_caps_and_windows_and_refuses_by_key() {
 fn a_hunyuan_reads_its_stretched_base_and_refuses_by_key() {
     let Value::Object(config) = json("hunyuan_v1_dense/config.json") else { panic!("config.json is no object") };
     let arch = read_changed(&config, &[]);
-    // As transformers has it: the base times alpha to the power of 12 / 10.
+    // transformers multiplies the base by alpha to the power of D / (D - 2), 12 / 10 here.
     assert_eq!(arch.rope(), Rope::new(100.0 * 20f64.powf(1.2), RopeScaling::Default));
     assert!(arch.qk_norm == QkNorm::HeadRotated && arch.biases.is_empty());
     let published = |alpha: Value| {

@@ -309,9 +309,6 @@ fn compute<T>(
     }
 }
 
-/// Rows by which a matrix is prefetched before it is read.
-const AHEAD: usize = 16;
-
 /// Columns `columns` of `row`: where they lie, or in `values`.
 fn row_of<'a>(
     isa: Isa,
@@ -348,9 +345,8 @@ pub fn fill(
             let (low, high) = band.split_at_mut(WIDTH);
             let (low, high) = (&mut low[..columns.len()], &mut high[..columns.len()]);
             for (pair, step) in steps.step_by(2).enumerate().skip(done / 2) {
-                // A part of every row: no stream that the processor would see.
-                matrix.prefetch(step + AHEAD, columns.clone());
-                matrix.prefetch(step + 1 + AHEAD, columns.clone());
+                matrix.prefetch(step + layout::AHEAD, columns.clone());
+                matrix.prefetch(step + 1 + layout::AHEAD, columns.clone());
                 let low = row_of(isa, matrix, step, columns.clone(), low);
                 let high = row_of(isa, matrix, step + 1, columns.clone(), high);
                 for (number, (low, high)) in low.chunks(tile).zip(high.chunks(tile)).enumerate() {

@@ -238,14 +238,9 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::drawn::values;
     use super::super::pairs::pair;
     use super::*;
-    use qlora_kernels::rng::Stream;
-
-    fn values(count: usize, seed: u64) -> Vec<bf16> {
-        let mut stream = Stream::new(seed, 1);
-        (0..count).map(|_| bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0)).collect()
-    }
 
     /// On a processor without the instructions this compares the twin with itself.
     #[test]

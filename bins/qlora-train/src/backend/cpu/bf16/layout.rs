@@ -9,6 +9,9 @@ use super::pairs::{Panel, WIDTH, pair};
 use super::rows::round;
 use half::bf16;
 
+/// Rows by which a matrix is asked for before it is read: a part of every row is no stream that the processor sees.
+pub const AHEAD: usize = 16;
+
 /// Pair j of row i becomes `out[j · stride + i]`; rows hold as many pairs each.
 pub fn transpose(isa: Isa, rows: &[&[bf16]; LANES], out: &mut [u32], stride: usize) {
     let len = rows[0].len() / 2;
@@ -122,7 +125,7 @@ pub fn pair_codes(isa: Isa, code: &[f32; 16], absmax: &[f32], codes: &[u8], stri
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::pairs::Places;
-    use super::LANES;
+    use super::{AHEAD, LANES};
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -222,9 +225,6 @@ mod x86 {
         let index = _mm512_or_si512(_mm512_srli_epi32::<4>(codes), _mm512_slli_epi32::<16>(codes));
         _mm512_permutexvar_epi16(index, table)
     }
-
-    /// Rows by which a matrix is asked for before it is read: a part of every row is no stream that the processor sees.
-    const AHEAD: usize = 16;
 
     /// Returns how many columns it did: all that fill a vector.
     ///
@@ -335,14 +335,9 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::drawn::values;
     use super::super::pairs::Places;
     use super::*;
-    use qlora_kernels::rng::Stream;
-
-    fn values(count: usize, seed: u64) -> Vec<bf16> {
-        let mut stream = Stream::new(seed, 1);
-        (0..count).map(|_| bf16::from_f32(stream.below(2001) as f32 / 500.0 - 2.0)).collect()
-    }
 
     #[test]
     fn rows_are_transposed_whatever_their_length() {

@@ -4,6 +4,8 @@ mod amx;
 pub mod attention;
 pub mod cache;
 mod dots;
+#[cfg(test)]
+mod drawn;
 pub mod gemm;
 pub mod isa;
 mod layout;

@@ -2,7 +2,6 @@
 
 use super::dots;
 use super::isa::Isa;
-use super::layout;
 use super::linear::{LowRank, Rounded, Segment, padded};
 use super::pairs::Panel;
 use super::rows::{round, round_row};
@@ -42,9 +41,8 @@ impl Stored for CpuWeight {
 
     fn prefetch(&self, row: usize, columns: Range<usize>) {
         match self {
-            CpuWeight::Dense(dense) => dense.prefetch(row, columns),
             CpuWeight::Nf4(matrix) => matrix.prefetch(row, columns),
-            CpuWeight::OnDisk(_) | CpuWeight::Unread => {}
+            CpuWeight::Dense(_) | CpuWeight::OnDisk(_) | CpuWeight::Unread => {}
         }
     }
 
@@ -93,14 +91,6 @@ impl Stored for Dense {
         }
     }
 
-    fn prefetch(&self, row: usize, columns: Range<usize>) {
-        if row < self.rows()
-            && let Some(values) = self.values(row, columns)
-        {
-            layout::prefetch(values);
-        }
-    }
-
     fn dots(
         &self,
         isa: Isa,
@@ -137,12 +127,6 @@ impl Stored for Matrix<'_> {
         match *self {
             Matrix::Dense(dense) => dense.pair_rows(isa, rows, columns, panel),
             Matrix::F32 { .. } => 0,
-        }
-    }
-
-    fn prefetch(&self, row: usize, columns: Range<usize>) {
-        if let Matrix::Dense(dense) = *self {
-            dense.prefetch(row, columns);
         }
     }
 

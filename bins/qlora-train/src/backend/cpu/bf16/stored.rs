@@ -23,7 +23,7 @@ pub trait Stored: Sync {
         0
     }
 
-    /// Brings what is soon going to be read of `row` into the caches; it may be beyond the last.
+    /// Brings what [`Self::read`] is soon going to read of `row` into the caches; it may be beyond the last.
     fn prefetch(&self, _row: usize, _columns: Range<usize>) {}
 
     /// Adds to `sums` the [`dots::dot`] of columns `columns` of each of `rows` with `x`, without a copy of the rows
@@ -104,9 +104,5 @@ impl Stored for Limited<'_> {
 
     fn pair_rows(&self, isa: Isa, rows: Range<usize>, columns: Range<usize>, panel: Panel) -> usize {
         self.matrix.pair_rows(isa, rows.start.min(self.count)..rows.end.min(self.count), columns, panel)
-    }
-
-    fn prefetch(&self, row: usize, columns: Range<usize>) {
-        self.matrix.prefetch(row, columns);
     }
 }
