@@ -2,6 +2,8 @@
 //! [`Backend`].
 
 mod activations;
+mod block;
+mod block_backward;
 mod cached;
 pub mod generate;
 pub mod optimizer_step;
