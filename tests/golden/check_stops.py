@@ -23,7 +23,7 @@ import torch
 import transformers
 
 import templates
-from check_gguf import COMMON
+from tiny import COMMON
 
 HERE = pathlib.Path(__file__).parent
 TULU = (

@@ -39,6 +39,30 @@ MISTRAL = (transformers.MistralConfig, transformers.MistralForCausalLM)
 FULL = dict(use_sliding_window=False)
 # A family: its classes, sizes beside those above, and what has a bias.
 FAMILIES = {
+    # Low frequencies are divided, as in Llama 3.1.
+    "llama": (
+        transformers.LlamaConfig,
+        transformers.LlamaForCausalLM,
+        dict(
+            pad_token_id=0,
+            rope_parameters=dict(
+                rope_type="llama3",
+                rope_theta=100.0,
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        ),
+        set(),
+    ),
+    # Queries and keys are normalized after they are rotated; the base of the rotation is stretched.
+    "hunyuan_v1_dense": (
+        transformers.HunYuanDenseV1Config,
+        transformers.HunYuanDenseV1ForCausalLM,
+        dict(head_dim=12, pad_token_id=0, rope_parameters=dict(rope_type="dynamic", rope_theta=100.0, factor=1.0, alpha=20.0)),
+        set(),
+    ),
     "qwen2": (*QWEN2, FULL, {"q_proj", "k_proj", "v_proj"}),
     # Heads wider than the hidden size would have them.
     "qwen3": (*QWEN3, dict(head_dim=12, **FULL), set()),
@@ -192,7 +216,7 @@ DOCUMENTS = {
     **dict.fromkeys(sorted(APART), [17, 3, 9]),
     # Each beyond the trained context: transformers chooses the factors anew for each.
     "phi3-long": [17, 11, 9],
-    **dict.fromkeys(["smollm3", "granite", "seed_oss", "olmo2", "phi3", "ministral3"], [14, 9]),
+    **dict.fromkeys(["llama", "hunyuan_v1_dense", "qwen2", "qwen3", "smollm3", "granite", "seed_oss", "olmo2", "phi3", "ministral3"], [14, 9]),
 }
 RANK, ALPHA = 3, 6
 

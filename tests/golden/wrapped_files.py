@@ -24,7 +24,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from check_gguf import byte_tokenizer
+from tiny import byte_tokenizer
 
 HERE = pathlib.Path(__file__).parent
 TEXT = dict(

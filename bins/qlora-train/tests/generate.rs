@@ -18,7 +18,7 @@ fn model(kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llam
 }
 
 fn model_in(precision: Precision, kv_heads: usize, per_kv: usize, tokens: usize, seed: u64) -> (Cpu, Llama<Cpu>) {
-    let qk_norm = if seed.is_multiple_of(2) { QkNorm::Head } else { QkNorm::None };
+    let qk_norm = [QkNorm::Head, QkNorm::None, QkNorm::HeadRotated][seed as usize / 7 % 3];
     // Full attention, a window on every layer or on every other one.
     let full = tiny_arch().layers[0].clone();
     let local = LayerArch { window: Some(1 + seed as usize / 3 % 5), ..full.clone() };

@@ -5,7 +5,7 @@ use qlora_kernels::reference::{self, LoraTerm};
 use qlora_kernels::rng::{Dropout, Stream};
 use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::AttentionShape;
-use qlora_train::arch::{Input, NormWeight, Projection};
+use qlora_train::arch::{Input, NormWeight, Projection, QkNorm};
 use qlora_train::backend::{Batch, Quantization};
 use qlora_train::base::synthetic::Synthetic;
 use qlora_train::error::Result;
@@ -117,15 +117,23 @@ impl Oracle {
             let mut qkv: Vec<f64> = (0..m)
                 .flat_map(|t| parts.iter().flat_map(move |p| p[t * p.len() / m..(t + 1) * p.len() / m].to_vec()))
                 .collect();
-            if let Some(norms) = c.qk_norms() {
+            let normalize = |qkv: &mut Vec<f64>| {
+                let Some(norms) = c.qk_norms() else { return };
                 let [q, k] = norms.map(|(name, _)| weight_of(&c.layer_tensor(layer, name)));
-                reference::head_norm(&qkv.clone(), [&q, &k], eps, shape, &mut qkv);
+                reference::head_norm(&qkv.clone(), [&q, &k], eps, shape, qkv);
+            };
+            let rotated_first = c.qk_norm == QkNorm::HeadRotated;
+            if !rotated_first {
+                normalize(&mut qkv);
             }
             if let Some(rope) = &c.layer(layer).rope {
                 let rotated = rope.rotary_dim(c.head_dim);
                 let table = RopeTable::<f64>::new(rotated, rope.theta, rope.scaling.clone(), self.spec.positions);
                 let heads = shape.heads + shape.kv_heads;
                 reference::rope(&mut qkv, shape.qkv(), heads, c.head_dim, batch.positions, &table);
+            }
+            if rotated_first {
+                normalize(&mut qkv);
             }
             if let Some(of_scores) = by.attention {
                 // The reference has the scale 1 / √D.

@@ -101,6 +101,8 @@ pub enum QkNorm {
     None,
     /// Over head_dim, before the rotation (Qwen3)
     Head,
+    /// Over head_dim, after the rotation (Hunyuan)
+    HeadRotated,
     /// Over the whole width, before the rotation (OLMo 2)
     Width,
 }
@@ -168,6 +170,10 @@ impl Arch {
                 "a multiplier of attention in heads that are rotated in part",
             ),
             (
+                self.multipliers.attention.is_some() && self.qk_norm == QkNorm::HeadRotated,
+                "a multiplier of attention in heads that are normalized after the rotation",
+            ),
+            (
                 self.multipliers.residual != 1.0 && self.names.norms().any(|norm| norm.input.is_none()),
                 "a multiplier of branches whose input is not normalized",
             ),
@@ -224,6 +230,7 @@ mod tests {
             (Arch { layers: vec![not_rotated; 2], ..tiny.clone() }, "no layer with rotary"),
             (Arch { layers: layers(None), multipliers, ..tiny.clone() }, "layers without rotary"),
             (Arch { layers: partial, multipliers, ..tiny.clone() }, "rotated in part"),
+            (Arch { qk_norm: QkNorm::HeadRotated, multipliers, ..tiny.clone() }, "after the rotation"),
             (Arch { names: &OLMO2_NAMES, multipliers: small, ..tiny.clone() }, "not normalized"),
         ];
         tiny.check_computed("x").unwrap();

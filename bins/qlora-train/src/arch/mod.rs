@@ -7,6 +7,7 @@ mod gemma2;
 mod gemma3;
 mod granite;
 mod granite4;
+mod hunyuan;
 mod llama;
 mod ministral3;
 mod mistral;
@@ -30,7 +31,9 @@ mod wrapper;
 
 pub use architecture::{Arch, Family, LayerArch, LayerKeys, Norm, NormWeight, QkNorm};
 pub use multipliers::Multipliers;
-pub use names::{BranchNorms, GEMMA_NAMES, GRANITE4_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames};
+pub use names::{
+    BranchNorms, GEMMA_NAMES, GRANITE4_NAMES, HUNYUAN_NAMES, LLAMA_NAMES, OLMO2_NAMES, PHI3_NAMES, TensorNames,
+};
 pub use projection::{Input, Projection};
 pub use qlora_kernels::shape::GateActivation as Activation;
 pub use registry::FAMILIES;

@@ -67,6 +67,10 @@ pub static GEMMA_NAMES: TensorNames = TensorNames {
     ..LLAMA_NAMES
 };
 
+/// The names of Hunyuan, whose norms of queries and keys are called otherwise.
+pub static HUNYUAN_NAMES: TensorNames =
+    TensorNames { q_norm: "self_attn.query_layernorm.weight", k_norm: "self_attn.key_layernorm.weight", ..LLAMA_NAMES };
+
 /// The names of Granite 4, which has gate and up in one tensor.
 pub static GRANITE4_NAMES: TensorNames = TensorNames {
     projections: &[
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn every_family_has_a_projection_of_every_input_and_norms_where_the_model_reads_them() {
-        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA_NAMES, &GRANITE4_NAMES, &PHI3_NAMES] {
+        for names in [&LLAMA_NAMES, &OLMO2_NAMES, &GEMMA_NAMES, &GRANITE4_NAMES, &HUNYUAN_NAMES, &PHI3_NAMES] {
             let listed: Vec<Projection> = Input::ALL.iter().flat_map(|input| names.of_input(*input)).collect();
             assert_eq!(listed, names.all().collect::<Vec<_>>());
             assert!(listed.is_sorted() && Input::ALL.iter().all(|input| names.of_input(*input).count() > 0));

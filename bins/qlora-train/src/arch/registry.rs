@@ -7,15 +7,15 @@ use serde_json::{Map, Value};
 use super::untrained::{Untrained, untrained};
 use super::wrapper::text_config;
 use super::{
-    Arch, Family, LayerKeys, Rope, config, granite, granite4, llama, ministral3, mistral, olmo2, olmo3, other_keys,
-    qwen2, qwen3, rope,
+    Arch, Family, LayerKeys, Rope, config, granite, granite4, hunyuan, llama, ministral3, mistral, olmo2, olmo3,
+    other_keys, qwen2, qwen3, rope,
 };
 use super::{gemma2, gemma3, phi3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
 
 /// Every family that can be trained.
-pub static FAMILIES: [&Family; 14] = [
+pub static FAMILIES: [&Family; 15] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
@@ -25,6 +25,7 @@ pub static FAMILIES: [&Family; 14] = [
     &granite::FAMILY,
     &granite4::FAMILY,
     &seed_oss::FAMILY,
+    &hunyuan::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,
     &phi3::FAMILY,

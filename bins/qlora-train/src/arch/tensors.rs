@@ -7,7 +7,7 @@ impl Arch {
     pub fn qk_norms(&self) -> Option<[(&'static str, usize); 2]> {
         let lengths = match self.qk_norm {
             QkNorm::None => return None,
-            QkNorm::Head => [self.head_dim; 2],
+            QkNorm::Head | QkNorm::HeadRotated => [self.head_dim; 2],
             QkNorm::Width => [self.q_dim(), self.kv_dim()],
         };
         Some([(self.names.q_norm, lengths[0]), (self.names.k_norm, lengths[1])])

@@ -3,7 +3,7 @@
 use super::cached::{Past, View};
 use super::tiles::{tiles, tiles_of_dry_run};
 use super::{Activations, Layer, Llama};
-use crate::arch::Activation;
+use crate::arch::{Activation, QkNorm};
 use crate::backend::{Backend, Batch, BufferShape, LinearGroup, MaybeTrained, Op, Scope};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
@@ -13,7 +13,7 @@ use std::ops::Range;
 /// What the backward pass of one layer reads of its attention, beside the layer's input. S is the low-rank projection
 /// of an input.
 struct Attention<B: Backend> {
-    /// q‖k‖v that attention sees; where queries and keys are normalized, those that their projections left.
+    /// q‖k‖v that attention sees; where queries and keys are normalized, what their norms read.
     qkv: B::Buffer,
     s_qkv: Option<B::Buffer>,
     out: B::Buffer,
@@ -65,6 +65,8 @@ struct Pass {
     /// The eps of the norms of queries and keys, and of what a branch gives
     branch_eps: f32,
     activation: Activation,
+    /// Whether queries and keys are normalized after they are rotated
+    norms_rotated: bool,
     /// (seed, draw, p)
     dropout: Option<(u64, u32, f32)>,
 }
@@ -115,6 +117,7 @@ impl<B: Backend> Llama<B> {
             eps: self.spec.arch.multipliers.stream_eps(self.spec.arch.norm.eps),
             branch_eps: self.spec.arch.norm.eps,
             activation: self.spec.arch.activation,
+            norms_rotated: self.spec.arch.qk_norm == QkNorm::HeadRotated,
             dropout: draw.zip(dropout).map(|(draw, p)| (self.spec.seed, draw, p)),
         }
     }
@@ -390,6 +393,12 @@ fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buf
     Ok(Some(out))
 }
 
+/// Turns the queries and keys of a layer by their positions, or back.
+fn rotate<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &mut B::Buffer, inverse: bool) -> Result<()> {
+    let Some(table) = layer.rope else { return Ok(()) };
+    b.run(pass.all(), Op::Rope { qkv, shape: pass.shape, table, inverse })
+}
+
 /// Attention of one layer. `normed` is RMSNorm of `input`, if there is one and it is computed already. With a cache the
 /// batch's keys and values are appended to it and attention sees what it holds.
 fn attend<B: Backend>(
@@ -416,10 +425,13 @@ fn attend<B: Backend>(
         linear(b, &tokens, x, s_qkv.as_ref(), &layer.qkv, qkv)?;
     }
     let mut qkv = qkv.expect("a batch has tokens");
+    if pass.norms_rotated {
+        rotate(b, layer, pass, &mut qkv, false)?;
+    }
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     let attended = normed_qkv.as_mut().unwrap_or(&mut qkv);
-    if let Some(table) = layer.rope {
-        b.run(all(), Op::Rope { qkv: attended, shape, table, inverse: false })?;
+    if !pass.norms_rotated {
+        rotate(b, layer, pass, attended, false)?;
     }
     let mut out = b.alloc("attention output", shape.out())?;
     let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
@@ -680,16 +692,16 @@ fn block_backward<B: Backend>(
     let Attention { qkv, s_qkv, out, lse, s_o } = attention;
     drop(s_o);
     let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
-    if let (Some(qkv), Some(table)) = (&mut normed_qkv, layer.rope) {
-        b.run(all(), Op::Rope { qkv, shape, table, inverse: false })?;
+    if let Some(qkv) = normed_qkv.as_mut().filter(|_| !pass.norms_rotated) {
+        rotate(b, layer, pass, qkv, false)?;
     }
     let mut d_qkv = b.alloc("qkv", shape.qkv())?;
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
     let (dout, window, dqkv) = (&d_attention, layer.window, &mut d_qkv);
     b.run(all(), Op::AttentionBackward { dout, qkv: attended, out: &out, lse: &lse, shape, window, dqkv })?;
     drop((d_attention, normed_qkv, out, lse));
-    if let Some(table) = layer.rope {
-        b.run(all(), Op::Rope { qkv: &mut d_qkv, shape, table, inverse: true })?;
+    if !pass.norms_rotated {
+        rotate(b, layer, pass, &mut d_qkv, true)?;
     }
     if let Some([q, k]) = &mut layer.qk_norm {
         let eps = pass.branch_eps;
@@ -697,6 +709,9 @@ fn block_backward<B: Backend>(
             b.run(all(), Op::HeadNormGradients { dqkv: &d_qkv, qkv: &qkv, eps, shape, weights: [q, k] })?;
         }
         b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps, shape, dqkv: &mut d_qkv })?;
+    }
+    if pass.norms_rotated {
+        rotate(b, layer, pass, &mut d_qkv, true)?;
     }
     drop(qkv);
     for tokens in pass.tiles() {

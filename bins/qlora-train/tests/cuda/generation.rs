@@ -128,6 +128,19 @@ fn share(apart: &[f64], bounds: &[f64]) -> f64 {
     largest(&apart.iter().zip(bounds).map(|(apart, bound)| apart / bound).collect::<Vec<_>>())
 }
 
+/// The device's logits of every step, in the memory that the first steps made.
+#[track_caller]
+fn follows_the_cpu(what: &str, spec: &ModelSpec) {
+    let rows = rows(spec.arch.vocab_size);
+    let (expected, bounds) = bounds(spec, &rows);
+    let (found, bytes) = on_cuda(spec, &rows);
+    let found = apart(&found, &expected);
+    println!("{what}: apart by {found:?}, bounds {bounds:?}");
+    assert!(share(&found, &bounds) <= 1.0, "{what}: {found:?} {bounds:?}");
+    // The prompts' step and the first with one token make buffers; no later one does.
+    assert!(bytes[2..].iter().all(|held| *held == bytes[1]), "a token allocated: {bytes:?}");
+}
+
 /// Both sizes of heads, grouped queries, tied tables, biases, scaled rotation, weights of 4 and 16 bits.
 #[test]
 fn logits_of_every_step_are_those_of_the_cpu_backend() {
@@ -147,6 +160,7 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         ("wide", reading(wide)),
         ("biases", reading(biased)),
         ("norms of heads", reading(normed)),
+        ("norms of rotated heads", reading(Arch { qk_norm: QkNorm::HeadRotated, ..config() })),
         ("a window on every other layer", reading(windowed)),
         ("multipliers", reading(with_multipliers(config()))),
         ("a layer without rotation", reading(with_a_layer_not_rotated(config()))),
@@ -158,14 +172,7 @@ fn logits_of_every_step_are_those_of_the_cpu_backend() {
         ("heads of 256", reading(Arch { head_dim: 256, num_heads: 2, num_kv_heads: 1, ..config() })),
         ("soft caps", reading(with_soft_caps(config()))),
     ] {
-        let rows = rows(spec.arch.vocab_size);
-        let (expected, bounds) = bounds(&spec, &rows);
-        let (found, bytes) = on_cuda(&spec, &rows);
-        let found = apart(&found, &expected);
-        println!("{what}: apart by {found:?}, bounds {bounds:?}");
-        assert!(share(&found, &bounds) <= 1.0, "{what}: {found:?} {bounds:?}");
-        // The prompts' step and the first with one token make buffers; no later one does.
-        assert!(bytes[2..].iter().all(|held| *held == bytes[1]), "a token allocated: {bytes:?}");
+        follows_the_cpu(what, &spec);
         tally.case();
     }
 }

@@ -165,6 +165,7 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("tied tables, blocks of 128", tied, single, 0.0),
         ("heads of 128", wide.clone(), Quantization::Nf4 { block_size: 64, double_quant: true }, 0.3),
         ("norms of heads of 64", Arch { qk_norm: QkNorm::Head, ..config() }, none, 0.0),
+        ("norms of rotated heads", Arch { qk_norm: QkNorm::HeadRotated, ..config() }, single, 0.1),
         ("a window on every other layer", windowed, none, 0.0),
         ("norms of heads of 128", Arch { qk_norm: QkNorm::Head, ..wide }, single, 0.1),
         ("multipliers", with_multipliers(config()), none, 0.1),
@@ -212,9 +213,10 @@ fn the_bounds_see_another_mask_another_scale_a_leak_and_a_lost_micro_batch() {
     }
 }
 
-/// A multiplier or a soft cap that is left out, or a rotation where there is none, is far outside of the bounds.
+/// A multiplier or a soft cap that is left out, a rotation where there is none, and norms of queries and keys on the
+/// other side of it are far outside of the bounds.
 #[test]
-fn the_bounds_see_a_lost_multiplier_a_lost_cap_and_a_rotation_too_many() {
+fn the_bounds_see_a_lost_multiplier_a_lost_cap_a_rotation_too_many_and_norms_behind_it() {
     let dense = |arch| ModelSpec { quantization: Quantization::None, activations: Vec::new(), ..spec(arch) };
     let arch = with_multipliers(config());
     let all = arch.multipliers;
@@ -225,6 +227,7 @@ fn the_bounds_see_a_lost_multiplier_a_lost_cap_and_a_rotation_too_many() {
         Multipliers { logits_scaling: 1.0, ..all },
     ];
     let lost = lost.map(|multipliers| Arch { multipliers, ..arch.clone() }).to_vec();
+    let normed = |qk_norm| Arch { qk_norm, ..config() };
     let capped = with_soft_caps(config());
     let lost_caps =
         vec![Arch { attention_soft_cap: None, ..capped.clone() }, Arch { logits_soft_cap: None, ..capped.clone() }];
@@ -233,6 +236,7 @@ fn the_bounds_see_a_lost_multiplier_a_lost_cap_and_a_rotation_too_many() {
         (capped, lost_caps),
         (with_a_layer_not_rotated(config()), vec![config()]),
         (with_two_ropes(config()), vec![config()]),
+        (normed(QkNorm::Head), vec![normed(QkNorm::HeadRotated), config()]),
     ];
     for (arch, wrong) in models {
         let spec = dense(arch);

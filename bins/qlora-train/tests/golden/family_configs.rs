@@ -470,3 +470,46 @@ fn a_gemma2_reads_its_caps_and_windows_and_refuses_by_key() {
     ];
     refused_by_key(&config, &cases);
 }
+
+#[test]
+fn a_hunyuan_reads_its_stretched_base_and_refuses_by_key() {
+    let Value::Object(config) = json("hunyuan_v1_dense/config.json") else { panic!("config.json is no object") };
+    let arch = read_changed(&config, &[]);
+    // As transformers has it: the base times alpha to the power of 12 / 10.
+    assert_eq!(arch.rope(), Rope::new(100.0 * 20f64.powf(1.2), RopeScaling::Default));
+    assert!(arch.qk_norm == QkNorm::HeadRotated && arch.biases.is_empty());
+    let published = |alpha: Value| {
+        serde_json::json!({
+            "alpha": alpha, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "type": "dynamic",
+        })
+    };
+    let older = [
+        ("rope_parameters", None),
+        ("rope_scaling", Some(published(1000.into()))),
+        ("rope_theta", Some(10_000.into())),
+        ("use_qk_norm", Some(true.into())),
+        ("attention_bias", Some(true.into())),
+    ];
+    let arch = read_changed(&config, &older);
+    assert_eq!(arch.rope(), Rope::new(1e4 * 1000f64.powf(1.2), RopeScaling::Default));
+    assert_eq!(arch.biases, Projection::ATTENTION.into());
+    assert_eq!(read_changed(&config, &[("rope_parameters", None)]).rope(), Rope::new(1e4, RopeScaling::Default));
+    let cases = [
+        ("hidden_act", Value::from("gelu")),
+        ("sliding_window", Value::from(8)),
+        ("num_experts", Value::from(4)),
+        ("head_dim", Value::Null),
+        ("architectures", Value::from(vec!["LlamaForCausalLM"])),
+    ];
+    refused_by_key(&config, &cases);
+    let mut other = published(1000.into());
+    other["long_factor"] = serde_json::json!([1]);
+    for (key, parameters) in [("alpha", published(Value::Null)), ("alpha", published(0.into())), ("long_factor", other)]
+    {
+        let mut config = config.clone();
+        config.insert("rope_parameters".into(), parameters);
+        let error = Arch::from_json(Path::new("config.json"), &config).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+    }
+}
