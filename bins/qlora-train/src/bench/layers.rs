@@ -9,8 +9,8 @@ use crate::report::{count, status};
 use crate::session::Device;
 
 /// Layers that are measured: the time of the others follows from the difference.
-const MEASURED: [usize; 2] = [1, 4];
-const STEPS: usize = 3;
+const MEASURED: [usize; 2] = [2, 8];
+const STEPS: usize = 5;
 
 /// Rows of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
