@@ -137,6 +137,11 @@ impl Forecast {
         Ok(speed.map(|speed| Self { speed, forward, size, price }))
     }
 
+    /// Time of a step where it was measured, in seconds; None where it is predicted
+    pub fn measured_step_seconds(&self) -> Option<f64> {
+        matches!(self.speed.source, Source::Measured).then(|| self.step_seconds())
+    }
+
     fn step_seconds(&self) -> f64 {
         self.speed.token * self.size.tokens / self.size.steps.max(1) as f64 + self.speed.update
     }

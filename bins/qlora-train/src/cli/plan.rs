@@ -250,6 +250,7 @@ pub fn answer(
             "device": on_device,
             "host": on_host,
             "max_length": max_length,
+            "step_seconds": forecast.as_ref().and_then(Forecast::measured_step_seconds),
             "recompute": counts.keep < counts.layers(),
             "offload": counts.offload > 0,
             "activations": counts.to_json(),

@@ -18,6 +18,7 @@ fn a_card_has_hours_and_a_price_of_its_predicted_steps() {
     let line = "--model llama-3-8b --max-length 2048 --max-steps 500 --gradient-accumulation-steps 2";
     let plan = sandbox.run(&format!("plan --json {line} --gpu h100 --price-per-hour 2.5")).json();
     let found = &plan["forecast"];
+    assert!(plan["step_seconds"].is_null(), "what is predicted was not measured");
     assert_eq!((found["machine"].as_str(), found["source"].as_str()), (Some("H100"), Some("predicted")));
     assert_close(number(found, "step_seconds"), 2.0 * number(&plan["predicted_step_seconds"], "H100"), 1e-9);
     assert_close(number(found, "hours"), 500.0 * number(found, "step_seconds") / 3600.0, 1e-9);
@@ -42,13 +43,15 @@ fn a_card_has_hours_and_a_price_of_its_predicted_steps() {
 fn a_run_here_is_measured_and_counts_its_rows_and_evaluations() {
     let sandbox = Sandbox::new();
     let line = "--model model --data rows.jsonl --device cpu --compute f32 --max-length 64 --packing false --allow all";
-    let found = forecast(&sandbox, &format!("{line} --num-train-epochs 3 --measure"));
+    let plan = sandbox.run(&format!("plan --json {line} --num-train-epochs 3 --measure")).json();
+    let found = &plan["forecast"];
     assert_eq!((found["source"].as_str(), found["steps"].as_u64()), (Some("measured"), Some(36)));
     let rows = sandbox.lines("rows.jsonl");
     let tokens: usize = rows.iter().map(|row| row["input_ids"].as_array().unwrap().len()).sum();
-    assert_eq!(number(&found, "tokens"), 3.0 * tokens as f64);
-    assert!(number(&found, "step_seconds") > 0.0 && number(&found, "evaluation_seconds") == 0.0, "{found}");
-    assert_close(number(&found, "hours"), 36.0 * number(&found, "step_seconds") / 3600.0, 1e-9);
+    assert_eq!(number(found, "tokens"), 3.0 * tokens as f64);
+    assert!(number(found, "step_seconds") > 0.0 && number(found, "evaluation_seconds") == 0.0, "{found}");
+    assert_eq!(plan["step_seconds"], found["step_seconds"]);
+    assert_close(number(found, "hours"), 36.0 * number(found, "step_seconds") / 3600.0, 1e-9);
     let with = forecast(&sandbox, &format!("{line} --val-data rows.jsonl --eval-steps 6 --price-per-hour 1 --measure"));
     assert_eq!(with["steps"], 12);
     assert!(number(&with, "evaluation_seconds") > 0.0 && number(&with, "cost") > 0.0, "{with}");
