@@ -4,7 +4,7 @@
 #![allow(non_camel_case_types, unsafe_code, missing_docs)]
 
 pub const QK_ABI_VERSION: u32 = 3;
-pub const QK_ABI_REVISION: u32 = 5;
+pub const QK_ABI_REVISION: u32 = 6;
 pub const QK_MAX_STRUCT_SIZE: u32 = 4096;
 pub const QK_MAX_SEGMENTS: u32 = 4;
 pub const QK_MAX_R: u32 = 256;
@@ -474,6 +474,10 @@ const _: () = {
     ["Offset of field: qk_rms_norm_backward_args::reserved"]
         [::std::mem::offset_of!(qk_rms_norm_backward_args, reserved) - 60usize];
 };
+pub const QK_ROTATION_NONE: qk_rotation = 0;
+pub const QK_ROTATION_AFTER_NORM: qk_rotation = 1;
+pub const QK_ROTATION_BEFORE_NORM: qk_rotation = 2;
+pub type qk_rotation = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct qk_head_norm_args {
@@ -493,10 +497,16 @@ pub struct qk_head_norm_args {
     pub y: *mut ::std::os::raw::c_void,
     pub whole_width: u32,
     pub reserved2: u32,
+    pub rotation: u32,
+    pub rotary_dim: u32,
+    pub positions: *const u32,
+    pub cosines: *const f32,
+    pub sines: *const f32,
+    pub table_positions: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of qk_head_norm_args"][::std::mem::size_of::<qk_head_norm_args>() - 96usize];
+    ["Size of qk_head_norm_args"][::std::mem::size_of::<qk_head_norm_args>() - 136usize];
     ["Alignment of qk_head_norm_args"][::std::mem::align_of::<qk_head_norm_args>() - 8usize];
     ["Offset of field: qk_head_norm_args::struct_size"]
         [::std::mem::offset_of!(qk_head_norm_args, struct_size) - 0usize];
@@ -516,6 +526,14 @@ const _: () = {
     ["Offset of field: qk_head_norm_args::whole_width"]
         [::std::mem::offset_of!(qk_head_norm_args, whole_width) - 88usize];
     ["Offset of field: qk_head_norm_args::reserved2"][::std::mem::offset_of!(qk_head_norm_args, reserved2) - 92usize];
+    ["Offset of field: qk_head_norm_args::rotation"][::std::mem::offset_of!(qk_head_norm_args, rotation) - 96usize];
+    ["Offset of field: qk_head_norm_args::rotary_dim"]
+        [::std::mem::offset_of!(qk_head_norm_args, rotary_dim) - 100usize];
+    ["Offset of field: qk_head_norm_args::positions"][::std::mem::offset_of!(qk_head_norm_args, positions) - 104usize];
+    ["Offset of field: qk_head_norm_args::cosines"][::std::mem::offset_of!(qk_head_norm_args, cosines) - 112usize];
+    ["Offset of field: qk_head_norm_args::sines"][::std::mem::offset_of!(qk_head_norm_args, sines) - 120usize];
+    ["Offset of field: qk_head_norm_args::table_positions"]
+        [::std::mem::offset_of!(qk_head_norm_args, table_positions) - 128usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

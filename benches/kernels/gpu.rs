@@ -8,7 +8,7 @@ use crate::{attention, cross_entropy, low_rank, optimizer, record};
 use criterion::Criterion;
 use half::bf16;
 use lab::attention_cache::CacheOperation;
-use lab::layer::{Kind, Layer};
+use lab::layer::{HeadNorms, Kind, Layer, Turn};
 use lab::logits::LogitsOperation;
 use lab::nf4::{Dequantize, Quantize};
 use lab::operation::Operation;
@@ -60,12 +60,16 @@ fn operations(bench: &mut Bench<'_>) {
     let layer = |kind, m, width| move || Layer { kind, m, width, seed: 70 };
     let heads = Kind::Rope { heads: 72, pad: 8 * 128, kept: 0, inverse: false };
     let (h, i, d) = (8192, 28672, 128);
+    // As a step of a family with such norms runs them, and the norm alone.
+    let turned = Some(Turn { before_norm: false, kept: 0 });
+    let norms = |turn| HeadNorms { heads: 64, kv_heads: 8, whole: false, turn };
     for (kind, m, width) in [
         (Kind::Norm, 2048, h),
         (Kind::AddNorm, 2048, h),
         (Kind::NormBackward { accumulate: true }, 2048, h),
-        (Kind::HeadNorm { heads: 64, kv_heads: 8, whole: false }, 2048, d),
-        (Kind::HeadNormBackward { heads: 64, kv_heads: 8, whole: false }, 2048, d),
+        (Kind::HeadNorm(norms(None)), 2048, d),
+        (Kind::HeadNorm(norms(turned)), 2048, d),
+        (Kind::HeadNormBackward(norms(turned)), 2048, d),
         (heads, 2048, d),
         (Kind::Swiglu(Silu), 512, i),
         (Kind::SwigluBackward { activation: Silu, recompute: false }, 512, i),

@@ -42,7 +42,7 @@ extern "C" {
 
 /* The version of the interface, and what was added to it since; see above. */
 #define QK_ABI_VERSION 3u
-#define QK_ABI_REVISION 5u
+#define QK_ABI_REVISION 6u
 
 /* The largest struct_size that any version will have: what is above was not set. */
 #define QK_MAX_STRUCT_SIZE 4096u
@@ -451,8 +451,15 @@ typedef struct qk_rms_norm_backward_args {
 /* With g = weight * dy and rho = 1 / sqrt(mean(x^2) + eps): dx (+)= rho * g - x * rho^3 * (g . x) / H. */
 int qk_rms_norm_backward(const struct qk_rms_norm_backward_args *args, qk_stream stream);
 
+/* Whether qk_head_norm turns q and k by their positions too, as qk_rope does. */
+enum qk_rotation {
+    QK_ROTATION_NONE = 0,
+    QK_ROTATION_AFTER_NORM = 1, /* what the norm gives is turned: Qwen3, Gemma 3, OLMo 2 */
+    QK_ROTATION_BEFORE_NORM = 2 /* what the norm reads is turned: Hunyuan */
+};
+
 /* RMSNorm of every head of q and of k, or of all of q and all of k, in rows q | k | v of heads + 2 * kv_heads heads,
- * before their rotation. */
+ * and their rotation with it. */
 typedef struct qk_head_norm_args {
     uint32_t struct_size;  /* sizeof(struct qk_head_norm_args) */
     uint32_t head_dim;     /* D, 1..1024 */
@@ -470,11 +477,18 @@ typedef struct qk_head_norm_args {
     void *y;               /* device, out bf16 [M, ldy]; may be x (with ldy = ldx) in the norm, dy in its gradient */
     uint32_t whole_width;  /* 1: q is normalized as one, and k too; 0: head by head. Revision 4 */
     uint32_t reserved2;    /* 0 */
+    uint32_t rotation;     /* enum qk_rotation; the fields below are read with one only. Revision 6 */
+    uint32_t rotary_dim;   /* R, as in qk_rope_args. Revision 6 */
+    const uint32_t *positions; /* device, [M], below table_positions; a row beyond becomes NaN. Revision 6 */
+    const float *cosines;      /* device, [table_positions, R / 2]. Revision 6 */
+    const float *sines;        /* device, [table_positions, R / 2]. Revision 6 */
+    int64_t table_positions;   /* >= 1. Revision 6 */
 } qk_head_norm_args;
 
 /* Without dy, for each head of q and k, or with whole_width for q and for k: y = weight * (x / sqrt(mean(x^2) + eps)).
  * With dy the gradient with respect to x, g being weight * dy and rho 1 / sqrt(mean(x^2) + eps): y = rho * g - x *
- * rho^3 * (g . x) / D, D being the elements that the mean is of. The part v is copied, from x or from dy. */
+ * rho^3 * (g . x) / D, D being the elements that the mean is of. The part v is copied, from x or from dy. With a
+ * rotation x and y are those of the whole: rounded once, not between its two halves. */
 int qk_head_norm(const struct qk_head_norm_args *args, qk_stream stream);
 
 /* Rotary position embedding of the first `heads` heads of every row, in place, in the half-split form of Llama. */
@@ -772,13 +786,16 @@ QK_AT(qk_rms_norm_backward_args, dy, 24); QK_AT(qk_rms_norm_backward_args, x, 32
 QK_AT(qk_rms_norm_backward_args, weight, 40); QK_AT(qk_rms_norm_backward_args, dx, 48);
 QK_AT(qk_rms_norm_backward_args, accumulate, 56); QK_AT(qk_rms_norm_backward_args, reserved, 60);
 
-QK_SIZE(qk_head_norm_args, 96);
+QK_SIZE(qk_head_norm_args, 136);
 QK_AT(qk_head_norm_args, struct_size, 0); QK_AT(qk_head_norm_args, head_dim, 4); QK_AT(qk_head_norm_args, heads, 8);
 QK_AT(qk_head_norm_args, kv_heads, 12); QK_AT(qk_head_norm_args, eps, 16); QK_AT(qk_head_norm_args, reserved, 20);
 QK_AT(qk_head_norm_args, m, 24); QK_AT(qk_head_norm_args, ldx, 32); QK_AT(qk_head_norm_args, ldy, 40);
 QK_AT(qk_head_norm_args, x, 48); QK_AT(qk_head_norm_args, q_weight, 56); QK_AT(qk_head_norm_args, k_weight, 64);
 QK_AT(qk_head_norm_args, dy, 72); QK_AT(qk_head_norm_args, y, 80); QK_AT(qk_head_norm_args, whole_width, 88);
 QK_AT(qk_head_norm_args, reserved2, 92);
+QK_AT(qk_head_norm_args, rotation, 96); QK_AT(qk_head_norm_args, rotary_dim, 100);
+QK_AT(qk_head_norm_args, positions, 104); QK_AT(qk_head_norm_args, cosines, 112); QK_AT(qk_head_norm_args, sines, 120);
+QK_AT(qk_head_norm_args, table_positions, 128);
 
 QK_SIZE(qk_rope_args, 80);
 QK_AT(qk_rope_args, struct_size, 0); QK_AT(qk_rope_args, head_dim, 4); QK_AT(qk_rope_args, heads, 8);

@@ -1,5 +1,7 @@
-//! RMSNorm of every head of q and k, or of all of q and all of k. Formula: [`crate::reference::head_norm`].
+//! RMSNorm of every head of q and k, or of all of q and all of k, and their rotation in the same pass. Formulas:
+//! [`crate::reference::head_norm`], [`crate::reference::rope`].
 
+use super::RopeTable;
 use super::check::{Operation, struct_size};
 use crate::device::{Stream, View, ViewMut};
 use crate::error::Result;
@@ -12,20 +14,32 @@ use half::bf16;
 pub struct HeadNorm<'a> {
     pub shape: AttentionShape,
     pub eps: f32,
-    /// `[m, (H + 2·Hkv)·D]`: rows q‖k‖v before their rotation
+    /// `[m, (H + 2·Hkv)·D]`: rows q‖k‖v
     pub x: View<'a, bf16>,
     /// `[D]` or `[H·D]`
     pub q_weight: View<'a, f32>,
     /// `[D]` or `[Hkv·D]`
     pub k_weight: View<'a, f32>,
+    /// None: q and k are not rotated here.
+    pub rotation: Option<HeadRotation<'a>>,
 }
 
-/// `y` = the rows of x with q and k normalized; v is copied.
+/// The rotation of q and k, of each head the first R elements, without rounding between it and the norm.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadRotation<'a> {
+    /// `[m]`; a row whose position is beyond the table becomes NaN.
+    pub positions: View<'a, u32>,
+    pub table: RopeTable<'a>,
+    /// Whether what the norm reads is rotated, instead of what it gives
+    pub before_norm: bool,
+}
+
+/// `y` = the rows of x with q and k normalized, and rotated; v is copied.
 pub fn head_norm(input: HeadNorm<'_>, y: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     launch("head_norm", input, std::ptr::null(), y, stream)
 }
 
-/// Turns `dy`, the gradient of the norm's output, into that of x.
+/// Turns `dy`, the gradient of y, into that of x.
 pub fn head_norm_backward(input: HeadNorm<'_>, dy: ViewMut<'_, bf16>, stream: Stream) -> Result<()> {
     let address = dy.address().cast_const();
     launch("head_norm_backward", input, address, dy, stream)
@@ -58,6 +72,15 @@ fn launch(
         u32::try_from(value).map_err(|_| operation.argument(format!("{what} is {value}, which is too large")))
     };
     let stride = operation.dimension("the width of a row", width)?;
+    if let Some(HeadRotation { positions, table, .. }) = &input.rotation {
+        operation.length("the positions", positions.len(), m)?;
+        table.check(&operation, head_dim)?;
+    }
+    let rotation = input.rotation.map(|HeadRotation { positions, table, before_norm }| {
+        let order = if before_norm { sys::QK_ROTATION_BEFORE_NORM } else { sys::QK_ROTATION_AFTER_NORM };
+        (order, positions.address(), table)
+    });
+    let table = rotation.map(|(_, _, table)| table);
     let args = sys::qk_head_norm_args {
         struct_size: struct_size::<sys::qk_head_norm_args>(),
         head_dim: small("D", head_dim)?,
@@ -75,6 +98,12 @@ fn launch(
         y: y.address().cast(),
         whole_width: whole_width.into(),
         reserved2: 0,
+        rotation: rotation.map_or(sys::QK_ROTATION_NONE, |(order, _, _)| order),
+        rotary_dim: small("R", table.map_or(0, |table| 2 * table.half))?,
+        positions: rotation.map_or(std::ptr::null(), |(_, positions, _)| positions),
+        cosines: table.map_or(std::ptr::null(), |table| table.cosines.address()),
+        sines: table.map_or(std::ptr::null(), |table| table.sines.address()),
+        table_positions: operation.dimension("positions", table.map_or(0, |table| table.cosines.len() / table.half))?,
     };
     // SAFETY: every length was checked against the shape, dy is null or y; `args` is read before the return.
     operation.status(unsafe { call!(qk_head_norm(&args, stream.as_raw())) })
@@ -95,7 +124,8 @@ mod tests {
         let values: Vec<bf16> = (0..7 * shape.qkv()).map(|i| bf16::from_f32((i as f32 * 0.37).sin())).collect();
         let (mut x, weight) = (device.upload(&values).unwrap(), device.upload(&[1.5f32; 24]).unwrap());
         let mut y = device.upload(&vec![bf16::NAN; values.len()]).unwrap();
-        let input = |x| HeadNorm { shape, eps: 1e-5, x, q_weight: weight.view(), k_weight: weight.view() };
+        let input =
+            |x| HeadNorm { shape, eps: 1e-5, x, q_weight: weight.view(), k_weight: weight.view(), rotation: None };
         head_norm(input(x.view()), y.view_mut(), device.stream()).unwrap();
         let (address, len, width) = (x.view_mut().address(), values.len(), shape.qkv() as i64);
         let args = sys::qk_head_norm_args {
@@ -115,6 +145,12 @@ mod tests {
             y: address.cast(),
             whole_width: 0,
             reserved2: 0,
+            rotation: sys::QK_ROTATION_NONE,
+            rotary_dim: 0,
+            positions: null(),
+            cosines: null(),
+            sines: null(),
+            table_positions: 0,
         };
         // SAFETY: buffers of the shape's lengths.
         assert_eq!(unsafe { sys::qk_head_norm(&args, device.stream().as_raw()) }, sys::QK_OK);
@@ -142,10 +178,16 @@ mod tests {
             y: memory.at(4),
             whole_width: 1,
             reserved2: 0,
+            rotation: sys::QK_ROTATION_AFTER_NORM,
+            rotary_dim: 8,
+            positions: memory.at(5),
+            cosines: memory.at(6),
+            sines: memory.at(7),
+            table_positions: 9,
         };
         type Args = sys::qk_head_norm_args;
         refuses!(memory, valid, |args| sys::qk_head_norm(args, null_mut()), {
-            |a: &mut Args| a.struct_size -= 16 => QK_ERROR_STRUCT_SIZE,
+            |a: &mut Args| a.struct_size -= 56 => QK_ERROR_STRUCT_SIZE,
             |a: &mut Args| a.reserved = 1 => QK_ERROR_RESERVED,
             |a: &mut Args| a.reserved2 = 1 => QK_ERROR_RESERVED,
             |a: &mut Args| a.whole_width = 2 => QK_ERROR_VALUE,
@@ -171,6 +213,17 @@ mod tests {
             |a: &mut Args| a.x = a.x.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
             |a: &mut Args| a.dy = a.dy.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
             |a: &mut Args| a.y = a.y.wrapping_byte_add(8) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.rotation = 3 => QK_ERROR_VALUE,
+            |a: &mut Args| (a.head_dim, a.rotary_dim) = (7, 6) => QK_ERROR_SHAPE,
+            |a: &mut Args| a.rotary_dim = 10 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.rotary_dim = 7 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.table_positions = 0 => QK_ERROR_SHAPE,
+            |a: &mut Args| a.positions = null() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.cosines = null() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.sines = null() => QK_ERROR_NULL_POINTER,
+            |a: &mut Args| a.positions = a.positions.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.cosines = a.cosines.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
+            |a: &mut Args| a.sines = a.sines.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
             |a: &mut Args| a.q_weight = a.q_weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
             |a: &mut Args| a.k_weight = a.k_weight.wrapping_byte_add(2) => QK_ERROR_ALIGNMENT,
         });

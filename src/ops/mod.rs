@@ -73,7 +73,7 @@ pub use attention_cache_append::attention_cache_append;
 pub use check::{abi_version, status_name};
 pub use cross_entropy::cross_entropy;
 pub use embedding::embedding;
-pub use head_norm::{HeadNorm, head_norm, head_norm_backward};
+pub use head_norm::{HeadNorm, HeadRotation, head_norm, head_norm_backward};
 pub use linear_dx::linear_dx;
 pub use linear_forward::linear_forward;
 pub use logits::logits;

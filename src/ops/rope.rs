@@ -17,6 +17,20 @@ pub struct RopeTable<'a> {
     pub sines: View<'a, f32>,
 }
 
+impl RopeTable<'_> {
+    /// Refuses a table that is not one for heads of `head_dim` elements.
+    pub(super) fn check(&self, operation: &Operation, head_dim: usize) -> Result<()> {
+        let (half, entries) = (self.half, self.cosines.len());
+        operation.check(half > 0 && half <= head_dim / 2, || {
+            format!("the table rotates {} elements, expected 2 to {head_dim}", half.saturating_mul(2))
+        })?;
+        operation.check(entries > 0 && entries.is_multiple_of(half), || {
+            format!("the table has {entries} cosines, expected a multiple of {half}")
+        })?;
+        operation.length("the sines", self.sines.len(), entries)
+    }
+}
+
 /// Rotates the first `heads` heads of every row of `x` in place, of each the first R of its `head_dim` elements;
 /// `inverse` is the gradient. A row whose position is beyond the table becomes NaN, as far as it is rotated.
 pub fn rope(
@@ -32,13 +46,7 @@ pub fn rope(
     let m = positions.len();
     let (half, entries) = (table.half, table.cosines.len());
     let operation = Operation { name: "rope", shape: format!("M {m}, {heads} heads of {head_dim}") };
-    operation.check(half > 0 && half <= head_dim / 2, || {
-        format!("the table rotates {} elements, expected 2 to {head_dim}", half.saturating_mul(2))
-    })?;
-    operation.check(entries > 0 && entries.is_multiple_of(half), || {
-        format!("the table has {entries} cosines, expected a multiple of {half}")
-    })?;
-    operation.length("the sines", table.sines.len(), entries)?;
+    table.check(&operation, head_dim)?;
     let width = operation.size(&[heads, head_dim])?;
     operation.check(ldx >= width, || format!("x has a stride of {ldx}, expected at least {width}"))?;
     let needed = if m == 0 { 0 } else { operation.size(&[m - 1, ldx])?.saturating_add(width) };

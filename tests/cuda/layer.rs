@@ -3,11 +3,12 @@
 
 use half::bf16;
 use lab::device::{Tally, cases, device, to_bf16};
-use lab::layer::{Kind, Layer};
+use lab::layer::{HeadNorms, Kind, Layer, Turn};
 use lab::operation::{Operation, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use qlora_kernels::ops::{self, Residual, RopeTable};
+use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual, RopeTable};
+use qlora_kernels::shape::AttentionShape;
 use qlora_kernels::shape::GateActivation::{self, GeluTanh, Silu};
 
 const SCHEDULES: u64 = 2;
@@ -41,25 +42,40 @@ fn norm_gradients_are_within_their_rounding() {
     checked("rms_norm backward", any::<bool>().prop_map(|accumulate| Kind::NormBackward { accumulate }), widths(5000));
 }
 
-/// Heads of which a warp takes several, and of which every lane takes several groups; rows on and off the vector.
-fn head_norms(name: &'static str, kind: fn(usize, usize, bool) -> Kind) {
-    // Both kernels, and both widths of a norm, however few cases are drawn below.
-    for (width, whole) in [(7, false), (64, false), (7, true), (64, true)] {
-        verify(&device(), &Layer { kind: kind(2, 1, whole), m: 5, width, seed: 1 }, 1, SCHEDULES).unwrap();
+/// Heads of which a warp takes several, and of which every lane takes several groups; rows on and off the vector; with
+/// a rotation behind the norm or before it, and without one.
+fn head_norms(name: &'static str, kind: fn(HeadNorms) -> Kind) {
+    // Both kernels, both widths of a norm and all rotations, of whole heads and of parts, however few cases are drawn
+    // below.
+    let turned = |kept| [false, true].map(|before_norm| Some(Turn { before_norm, kept }));
+    for whole in [false, true] {
+        let cases = [(7, vec![None]), (64, [&[None], &turned(0)[..], &turned(32)].concat()), (24, turned(6).to_vec())];
+        for (width, turn) in
+            cases.into_iter().flat_map(|(width, turns)| turns.into_iter().map(move |turn| (width, turn)))
+        {
+            let kind = kind(HeadNorms { heads: 2, kv_heads: 1, whole, turn });
+            verify(&device(), &Layer { kind, m: 5, width, seed: 1 }, 1, SCHEDULES).unwrap();
+        }
     }
-    let kinds = (1usize..4, 1usize..4, any::<bool>())
-        .prop_map(move |(kv_heads, per_kv, whole)| kind(kv_heads * per_kv, kv_heads, whole));
-    checked(name, kinds, prop_oneof![1usize..70, Just(64), Just(128), Just(256), (1usize..129).prop_map(|n| 8 * n)]);
+    let kinds = |turn: BoxedStrategy<Option<Turn>>| {
+        (1usize..4, 1usize..4, any::<bool>(), turn).prop_map(move |(kv_heads, per_kv, whole, turn)| {
+            kind(HeadNorms { heads: kv_heads * per_kv, kv_heads, whole, turn })
+        })
+    };
+    let widths = || prop_oneof![Just(64usize), Just(128), Just(256), (1usize..129).prop_map(|n| 8 * n)];
+    checked(name, kinds(Just(None).boxed()), prop_oneof![1usize..70, widths()]);
+    let turn = any::<bool>().prop_map(|before_norm| Some(Turn { before_norm, kept: 0 }));
+    checked(name, kinds(turn.boxed()), prop_oneof![(1usize..35).prop_map(|half| 2 * half), widths()]);
 }
 
 #[test]
 fn norms_of_heads_are_within_their_rounding() {
-    head_norms("head_norm", |heads, kv_heads, whole| Kind::HeadNorm { heads, kv_heads, whole });
+    head_norms("head_norm", Kind::HeadNorm);
 }
 
 #[test]
 fn gradients_of_norms_of_heads_are_within_their_rounding() {
-    head_norms("head_norm backward", |heads, kv_heads, whole| Kind::HeadNormBackward { heads, kv_heads, whole });
+    head_norms("head_norm backward", Kind::HeadNormBackward);
 }
 
 #[test]
@@ -94,11 +110,13 @@ fn swiglu_gradients_are_within_their_rounding() {
 #[test]
 fn the_check_sees_wrong_results() {
     let device = device();
+    let norms = |whole, turn| HeadNorms { heads: 2, kv_heads: 1, whole, turn };
+    let turn = |before_norm| Some(Turn { before_norm, kept: 8 });
     let kinds = [
         Kind::AddNorm,
         Kind::NormBackward { accumulate: true },
-        Kind::HeadNorm { heads: 2, kv_heads: 1, whole: false },
-        Kind::HeadNormBackward { heads: 2, kv_heads: 1, whole: true },
+        Kind::HeadNorm(norms(false, None)),
+        Kind::HeadNormBackward(norms(true, turn(true))),
         Kind::Rope { heads: 2, pad: 3, kept: 0, inverse: false },
         Kind::SwigluBackward { activation: Silu, recompute: true },
     ];
@@ -118,11 +136,15 @@ fn the_check_sees_wrong_results() {
         }
     }
     let rope = |inverse| Kind::Rope { heads: 2, pad: 3, kept: 0, inverse };
-    let norm = |whole| Kind::HeadNorm { heads: 2, kv_heads: 1, whole };
+    let norm = |whole, turn| Kind::HeadNorm(norms(whole, turn));
     // What one gives on the inputs that it shares with the other.
-    for (wrong, right) in
-        [(rope(true), rope(false)), (Kind::Swiglu(Silu), Kind::Swiglu(GeluTanh)), (norm(true), norm(false))]
-    {
+    for (wrong, right) in [
+        (rope(true), rope(false)),
+        (Kind::Swiglu(Silu), Kind::Swiglu(GeluTanh)),
+        (norm(true, None), norm(false, None)),
+        (norm(false, turn(true)), norm(false, turn(false))),
+        (norm(false, None), norm(false, turn(false))),
+    ] {
         let [wrong, right] = [wrong, right].map(|kind| Layer { kind, m: 3, width: 40, seed: 9 });
         let output = lab::operation::run(&device, &wrong, &wrong.inputs());
         assert!(right.check(&right.inputs(), &output, usize::MAX).is_err(), "{right:?}");
@@ -162,6 +184,24 @@ fn a_position_beyond_the_table_becomes_nan() {
     ops::rope(x.view_mut(), 8, 1, 8, positions.view(), table, false, device.stream()).unwrap();
     let x = device.download(&x).unwrap();
     assert!(x[..8].iter().all(|&x| x == bf16::ONE) && x[8..].iter().all(|x| x.is_nan()), "{x:?}");
+    // Of q and k; v is not rotated.
+    let (x, weight) = (device.upload(&[bf16::ONE; 48]).unwrap(), device.upload(&[1.0f32; 8]).unwrap());
+    for before_norm in [false, true] {
+        let mut y = device.upload(&[bf16::ZERO; 48]).unwrap();
+        let input = HeadNorm {
+            shape: AttentionShape { heads: 1, kv_heads: 1, head_dim: 8, soft_cap: None },
+            eps: 1e-5,
+            x: x.view(),
+            q_weight: weight.view(),
+            k_weight: weight.view(),
+            rotation: Some(HeadRotation { positions: positions.view(), table, before_norm }),
+        };
+        ops::head_norm(input, y.view_mut(), device.stream()).unwrap();
+        let y = device.download(&y).unwrap();
+        let (known, unknown) = (&y[..24], &y[24..]);
+        assert!(known.iter().all(|&y| y == bf16::ONE) && unknown[..16].iter().all(|y| y.is_nan()), "{y:?}");
+        assert!(unknown[16..].iter().all(|&y| y == bf16::ONE), "{y:?}");
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::device::to_bf16;
 use super::operation::Operation;
 use half::bf16;
 use qlora_kernels::Result;
-use qlora_kernels::device::{Buffer, Device, Stream};
-use qlora_kernels::ops::{self, HeadNorm, Residual, RopeTable};
+use qlora_kernels::device::{Buffer, Device, Stream, View};
+use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual, RopeTable};
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 use qlora_kernels::{reference, rng, rope};
 
@@ -24,17 +24,8 @@ pub enum Kind {
     NormBackward {
         accumulate: bool,
     },
-    /// The norm of each head; or of all of q and all of k.
-    HeadNorm {
-        heads: usize,
-        kv_heads: usize,
-        whole: bool,
-    },
-    HeadNormBackward {
-        heads: usize,
-        kv_heads: usize,
-        whole: bool,
-    },
+    HeadNorm(HeadNorms),
+    HeadNormBackward(HeadNorms),
     /// `kept`: the elements of each head that stay.
     Rope {
         heads: usize,
@@ -47,6 +38,23 @@ pub enum Kind {
         activation: GateActivation,
         recompute: bool,
     },
+}
+
+/// The norm of each head; or of all of q and all of k.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadNorms {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub whole: bool,
+    pub turn: Option<Turn>,
+}
+
+/// The rotation that comes with norms of heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Turn {
+    pub before_norm: bool,
+    /// Of each head
+    pub kept: usize,
 }
 
 /// `[m, width]`; the width is H, D or I.
@@ -87,12 +95,12 @@ const EPS: f32 = 1e-5;
 const POSITIONS: usize = 97;
 
 /// The magnitude of the norm's gradient at each element of one row: of its two terms, whose difference it is, with the
-/// sum g · x in absolute values.
-fn norm_gradient_magnitudes(dy: &[f64], x: &[f64], weight: &[f64]) -> Vec<f64> {
+/// sum g · x in absolute values. `of_x`: the magnitudes in x.
+fn norm_gradient_magnitudes(dy: &[f64], [x, of_x]: [&[f64]; 2], weight: &[f64]) -> Vec<f64> {
     let width = weight.len() as f64;
     let rho = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width + f64::from(EPS)).sqrt();
-    let g_dot_x = dy.iter().zip(x).zip(weight).map(|((dy, x), w)| (w * dy * x).abs()).sum::<f64>();
-    let terms = dy.iter().zip(x).zip(weight);
+    let g_dot_x = dy.iter().zip(of_x).zip(weight).map(|((dy, x), w)| (w * dy * x).abs()).sum::<f64>();
+    let terms = dy.iter().zip(of_x).zip(weight);
     terms.map(|((dy, x), w)| (rho * w * dy).abs() + (x * rho.powi(3) * g_dot_x / width).abs()).collect()
 }
 
@@ -118,23 +126,22 @@ impl Layer {
     fn row(&self) -> usize {
         match self.kind {
             Kind::Rope { heads, pad, .. } => heads * self.width + pad,
-            Kind::HeadNorm { heads, kv_heads, .. } | Kind::HeadNormBackward { heads, kv_heads, .. } => {
-                self.shape_of(heads, kv_heads).qkv()
-            }
+            Kind::HeadNorm(norms) | Kind::HeadNormBackward(norms) => self.shape_of(norms).qkv(),
             Kind::Swiglu(_) | Kind::SwigluBackward { .. } => 2 * self.width,
             _ => self.width,
         }
     }
 
-    fn shape_of(&self, heads: usize, kv_heads: usize) -> AttentionShape {
+    fn shape_of(&self, HeadNorms { heads, kv_heads, .. }: HeadNorms) -> AttentionShape {
         AttentionShape { heads, kv_heads, head_dim: self.width, soft_cap: None }
     }
 
     /// The widths of what is normalized of q and of k.
     fn norm_widths(&self) -> [usize; 2] {
         match self.kind {
-            Kind::HeadNorm { heads, kv_heads, whole: true }
-            | Kind::HeadNormBackward { heads, kv_heads, whole: true } => [heads * self.width, kv_heads * self.width],
+            Kind::HeadNorm(norms) | Kind::HeadNormBackward(norms) if norms.whole => {
+                [norms.heads * self.width, norms.kv_heads * self.width]
+            }
             _ => [self.width; 2],
         }
     }
@@ -149,7 +156,31 @@ impl Layer {
     fn rotary_dim(&self) -> usize {
         match self.kind {
             Kind::Rope { kept, .. } => self.width - kept,
+            Kind::HeadNorm(HeadNorms { turn: Some(turn), .. })
+            | Kind::HeadNormBackward(HeadNorms { turn: Some(turn), .. }) => self.width - turn.kept,
             _ => self.width,
+        }
+    }
+
+    fn table<'a>(&self, cosines: View<'a, f32>, sines: View<'a, f32>) -> RopeTable<'a> {
+        RopeTable { half: self.rotary_dim() / 2, cosines, sines }
+    }
+
+    /// Rotates heads in place as the table says, or back; `magnitudes`, of what enters them, become those of pairs,
+    /// which keep their length.
+    fn turn(&self, host: &Host, heads: usize, inverse: bool, values: &mut [f64], magnitudes: &mut [f64]) {
+        let (row, width, rotated) = (self.row(), self.width, self.rotary_dim());
+        let f64s = |values: &[f32]| values.iter().map(|&x| x.into()).collect::<Vec<f64>>();
+        let table = rope::RopeTable { half: rotated / 2, cos: f64s(&host.table.cos), sin: f64s(&host.table.sin) };
+        let rotate = if inverse { reference::rope_inverse } else { reference::rope };
+        rotate(values, row, heads, width, &host.positions, &table);
+        let before = magnitudes.to_vec();
+        for (i, magnitude) in magnitudes.iter_mut().enumerate() {
+            let (start, column) = (i / row * row, i % row);
+            if column < heads * width && column % width < rotated {
+                let partner = column / width * width + (column % width + rotated / 2) % rotated;
+                *magnitude = before[i] + before[start + partner];
+            }
         }
     }
 
@@ -189,52 +220,68 @@ impl Layer {
                 let before = c.clone();
                 reference::rms_norm_backward(&a, &b, &weight, EPS.into(), &mut c);
                 let rows = a.chunks(width).zip(b.chunks(width));
-                let magnitudes = rows.flat_map(|(dy, x)| norm_gradient_magnitudes(dy, x, &weight));
+                let magnitudes = rows.flat_map(|(dy, x)| norm_gradient_magnitudes(dy, [x, x], &weight));
                 c.iter().zip(&before).zip(magnitudes).map(|((&dx, before), m)| (dx, before.abs() + m)).collect()
             }
-            Kind::HeadNorm { heads, kv_heads, .. } => {
-                let mut y = vec![0.0; a.len()];
-                let shape = self.shape_of(heads, kv_heads);
-                reference::head_norm(&a, [&weight, &k_weight], EPS.into(), shape, &mut y);
-                plain(y)
+            Kind::HeadNorm(norms) => {
+                let (shape, heads) = (self.shape_of(norms), norms.heads + norms.kv_heads);
+                let (mut x, mut magnitudes) = (a.clone(), a.iter().map(|x| x.abs()).collect::<Vec<_>>());
+                if norms.turn.is_some_and(|turn| turn.before_norm) {
+                    self.turn(host, heads, false, &mut x, &mut magnitudes);
+                }
+                let mut y = vec![0.0; x.len()];
+                reference::head_norm(&x, [&weight, &k_weight], EPS.into(), shape, &mut y);
+                // What a norm makes of each element, it makes of the magnitude that is in it.
+                for ((magnitude, x), y) in magnitudes.iter_mut().zip(&x).zip(&y) {
+                    *magnitude = if *x == 0.0 { *magnitude } else { *magnitude * (y / x).abs() };
+                }
+                if norms.turn.is_some_and(|turn| !turn.before_norm) {
+                    self.turn(host, heads, false, &mut y, &mut magnitudes);
+                }
+                y.into_iter().zip(magnitudes).collect()
             }
-            Kind::HeadNormBackward { heads, kv_heads, .. } => {
-                let shape = self.shape_of(heads, kv_heads);
-                let mut dx = vec![0.0; a.len()];
-                reference::head_norm_backward(&c, &a, [&weight, &k_weight], EPS.into(), shape, &mut dx);
+            Kind::HeadNormBackward(norms) => {
+                let (shape, heads) = (self.shape_of(norms), norms.heads + norms.kv_heads);
+                let (before_norm, after_norm) =
+                    (norms.turn.is_some_and(|turn| turn.before_norm), norms.turn.is_some_and(|turn| !turn.before_norm));
+                // dy and x as the norm has them, with the magnitudes of what they were made of.
+                let (mut x, mut dy) = (a, c);
+                let [mut of_x, mut of_dy] = [&x, &dy].map(|of| of.iter().map(|x| x.abs()).collect::<Vec<f64>>());
+                if before_norm {
+                    self.turn(host, heads, false, &mut x, &mut of_x);
+                }
+                if after_norm {
+                    self.turn(host, heads, true, &mut dy, &mut of_dy);
+                }
+                let mut dx = vec![0.0; x.len()];
+                reference::head_norm_backward(&dy, &x, [&weight, &k_weight], EPS.into(), shape, &mut dx);
                 let (row, [q_width, k_width]) = (shape.qkv(), self.norm_widths());
-                let of_parts = |dy: &[f64], x: &[f64], weight: &[f64], part: usize| -> Vec<f64> {
-                    let parts = dy.chunks(part).zip(x.chunks(part));
-                    parts.flat_map(|(dy, x)| norm_gradient_magnitudes(dy, x, weight)).collect()
+                let of_parts = |columns: std::ops::Range<usize>, weight: &[f64], part: usize| -> Vec<f64> {
+                    let parts = columns.step_by(part).map(|at| at..at + part);
+                    let magnitudes = |at: std::ops::Range<usize>| {
+                        norm_gradient_magnitudes(&of_dy[at.clone()], [&x[at.clone()], &of_x[at]], weight)
+                    };
+                    parts.flat_map(magnitudes).collect()
                 };
-                let magnitudes = c.chunks(row).zip(a.chunks(row)).flat_map(|(dy, x)| {
-                    let (keys, values) = (shape.out(), shape.out() + kv_heads * width);
-                    let mut magnitudes = of_parts(&dy[..keys], &x[..keys], &weight, q_width);
-                    magnitudes.extend(of_parts(&dy[keys..values], &x[keys..values], &k_weight, k_width));
-                    magnitudes.extend(dy[values..].iter().map(|dy| dy.abs()));
-                    magnitudes
-                });
+                let mut magnitudes: Vec<f64> = (0..m)
+                    .flat_map(|token| {
+                        let start = token * row;
+                        let (keys, values) = (start + shape.out(), start + heads * width);
+                        let mut magnitudes = of_parts(start..keys, &weight, q_width);
+                        magnitudes.extend(of_parts(keys..values, &k_weight, k_width));
+                        magnitudes.extend(dy[values..start + row].iter().map(|dy| dy.abs()));
+                        magnitudes
+                    })
+                    .collect();
+                if before_norm {
+                    self.turn(host, heads, true, &mut dx, &mut magnitudes);
+                }
                 dx.into_iter().zip(magnitudes).collect()
             }
             Kind::Rope { heads, inverse, .. } => {
-                let row = self.row();
-                let f64s = |values: &[f32]| values.iter().map(|&x| x.into()).collect::<Vec<f64>>();
-                let (cos, sin) = (f64s(&host.table.cos), f64s(&host.table.sin));
-                let rotated = self.rotary_dim();
-                let table = rope::RopeTable { half: rotated / 2, cos, sin };
-                let rotate = if inverse { reference::rope_inverse } else { reference::rope };
-                let before = c.clone();
-                rotate(&mut c, row, heads, width, &host.positions, &table);
-                // A pair keeps its length, which bounds both terms.
-                let pair = |i: usize| {
-                    let (start, column) = (i / row * row, i % row);
-                    if column >= heads * width || column % width >= rotated {
-                        return before[i].abs();
-                    }
-                    let partner = column / width * width + (column % width + rotated / 2) % rotated;
-                    before[i].abs() + before[start + partner].abs()
-                };
-                c.iter().enumerate().map(|(i, &x)| (x, pair(i))).collect()
+                let mut magnitudes: Vec<f64> = c.iter().map(|x| x.abs()).collect();
+                self.turn(host, heads, inverse, &mut c, &mut magnitudes);
+                c.into_iter().zip(magnitudes).collect()
             }
             Kind::Swiglu(activation) => {
                 let mut out = vec![0.0; m * width];
@@ -281,8 +328,10 @@ impl Operation for Layer {
             Kind::AddNorm | Kind::AddNormInPlace => "add + rms_norm",
             Kind::NormAfter => "rms_norm + add",
             Kind::NormBackward { .. } => "rms_norm backward",
-            Kind::HeadNorm { .. } => "head_norm",
-            Kind::HeadNormBackward { .. } => "head_norm backward",
+            Kind::HeadNorm(HeadNorms { turn: None, .. }) => "head_norm",
+            Kind::HeadNorm(_) => "head_norm + rope",
+            Kind::HeadNormBackward(HeadNorms { turn: None, .. }) => "head_norm backward",
+            Kind::HeadNormBackward(_) => "head_norm + rope backward",
             Kind::Rope { .. } => "rope",
             Kind::Swiglu(_) => "swiglu",
             Kind::SwigluBackward { .. } => "swiglu backward",
@@ -300,8 +349,8 @@ impl Operation for Layer {
 
     fn bytes(&self) -> f64 {
         let matrices = match self.kind {
-            Kind::Norm | Kind::HeadNorm { .. } | Kind::Rope { .. } => 2.0,
-            Kind::HeadNormBackward { .. } | Kind::NormAfter => 3.0,
+            Kind::Norm | Kind::HeadNorm(_) | Kind::Rope { .. } => 2.0,
+            Kind::HeadNormBackward(_) | Kind::NormAfter => 3.0,
             Kind::AddNorm | Kind::AddNormInPlace => 4.0,
             Kind::NormBackward { accumulate } => 3.0 + f64::from(u8::from(accumulate)),
             Kind::Swiglu(_) => 1.5,
@@ -334,7 +383,7 @@ impl Operation for Layer {
         let poison = vec![bf16::NAN; self.m * self.width.max(self.row())];
         let written = matches!(
             self.kind,
-            Kind::NormBackward { .. } | Kind::HeadNormBackward { .. } | Kind::Rope { .. } | Kind::SwigluBackward { .. }
+            Kind::NormBackward { .. } | Kind::HeadNormBackward(_) | Kind::Rope { .. } | Kind::SwigluBackward { .. }
         );
         let out = match self.kind {
             Kind::Swiglu(_) | Kind::SwigluBackward { .. } => self.m * self.width,
@@ -356,12 +405,18 @@ impl Operation for Layer {
     fn launch(&self, buffers: &mut Buffers, stream: Stream) -> Result<()> {
         let Buffers { a, b, c, d, weight, k_weight, positions, cosines, sines } = buffers;
         let weight = weight.view();
-        let head_norm = |x, heads, kv_heads| HeadNorm {
-            shape: self.shape_of(heads, kv_heads),
+        let table = self.table(cosines.view(), sines.view());
+        let head_norm = |x, norms: HeadNorms| HeadNorm {
+            shape: self.shape_of(norms),
             eps: EPS,
             x,
             q_weight: weight,
             k_weight: k_weight.view(),
+            rotation: norms.turn.map(|Turn { before_norm, .. }| HeadRotation {
+                positions: positions.view(),
+                table,
+                before_norm,
+            }),
         };
         match self.kind {
             Kind::Norm => ops::rms_norm(Residual::Plain(a.view()), weight, EPS, d.view_mut(), stream),
@@ -380,14 +435,9 @@ impl Operation for Layer {
             Kind::NormBackward { accumulate } => {
                 ops::rms_norm_backward(a.view(), b.view(), weight, EPS, accumulate, c.view_mut(), stream)
             }
-            Kind::HeadNorm { heads, kv_heads, .. } => {
-                ops::head_norm(head_norm(a.view(), heads, kv_heads), d.view_mut(), stream)
-            }
-            Kind::HeadNormBackward { heads, kv_heads, .. } => {
-                ops::head_norm_backward(head_norm(a.view(), heads, kv_heads), c.view_mut(), stream)
-            }
+            Kind::HeadNorm(norms) => ops::head_norm(head_norm(a.view(), norms), d.view_mut(), stream),
+            Kind::HeadNormBackward(norms) => ops::head_norm_backward(head_norm(a.view(), norms), c.view_mut(), stream),
             Kind::Rope { heads, inverse, .. } => {
-                let table = RopeTable { half: self.rotary_dim() / 2, cosines: cosines.view(), sines: sines.view() };
                 ops::rope(c.view_mut(), self.row(), heads, self.width, positions.view(), table, inverse, stream)
             }
             Kind::Swiglu(activation) => ops::swiglu(a.view(), self.width, activation, d.view_mut(), stream),
@@ -401,11 +451,11 @@ impl Operation for Layer {
     fn download(&self, device: &Device, buffers: &Buffers) -> Result<Vec<u16>> {
         let Buffers { a, c, d, .. } = buffers;
         let written: &[&Buffer<bf16>] = match self.kind {
-            Kind::Norm | Kind::NormAfter | Kind::HeadNorm { .. } | Kind::Swiglu(_) => &[d],
+            Kind::Norm | Kind::NormAfter | Kind::HeadNorm(_) | Kind::Swiglu(_) => &[d],
             Kind::AddNorm => &[c, d],
             Kind::AddNormInPlace => &[a, d],
             Kind::NormBackward { .. }
-            | Kind::HeadNormBackward { .. }
+            | Kind::HeadNormBackward(_)
             | Kind::Rope { .. }
             | Kind::SwigluBackward { recompute: false, .. } => &[c],
             Kind::SwigluBackward { recompute: true, .. } => &[c, d],

@@ -6,7 +6,7 @@ use qlora_kernels::rope::{RopeScaling, RopeTable};
 use qlora_kernels::shape::AttentionShape;
 use qlora_train::arch::{Activation, Arch, Projection};
 use qlora_train::backend::{
-    Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Segment, StateFormat,
+    Backend, BufferShape, LinearGroup, Lora, Op, Quantization, Residency, Rotation, Segment, StateFormat,
 };
 use qlora_train::base::synthetic::tiny_arch;
 use qlora_train::files::tensor::{HostTensor, StoredType, WeightSource};
@@ -176,15 +176,18 @@ fn outcomes<B: Backend>(b: &mut B, ranges: &[Range<usize>]) -> Vec<(&'static str
     for widths in [[SHAPE.head_dim; 2], [SHAPE.out(), SHAPE.kv_heads * SHAPE.head_dim]] {
         let mut norm = |seed, len| b.vector("norm", len, &mut || Ok(random(seed, len))).unwrap();
         let norms = [norm(31, widths[0]), norm(32, widths[1])];
-        let (weights, mut normed, mut dqkv) =
-            (norms.each_ref(), b.alloc("normed", SHAPE.qkv()).unwrap(), filled(b, 8, SHAPE.qkv()));
-        for range in ranges {
-            let op = Op::HeadNorm { qkv: &projected, weights, eps: EPS, shape: SHAPE, out: &mut normed };
-            b.run(range.clone(), op).unwrap();
-            let op = Op::HeadNormBackward { qkv: &projected, weights, eps: EPS, shape: SHAPE, dqkv: &mut dqkv };
-            b.run(range.clone(), op).unwrap();
+        let (weights, qkv) = (norms.each_ref(), &projected);
+        for rotation in [None, Some(false), Some(true)] {
+            let (mut normed, mut dqkv) = (b.alloc("normed", SHAPE.qkv()).unwrap(), filled(b, 8, SHAPE.qkv()));
+            let rotation = rotation.map(|before_norm| Rotation { table: 0, before_norm });
+            for range in ranges {
+                let op = Op::HeadNorm { qkv, weights, eps: EPS, shape: SHAPE, rotation, out: &mut normed };
+                b.run(range.clone(), op).unwrap();
+                let op = Op::HeadNormBackward { qkv, weights, eps: EPS, shape: SHAPE, rotation, dqkv: &mut dqkv };
+                b.run(range.clone(), op).unwrap();
+            }
+            found.push(("head_norm", vec![bits(b, &normed), bits(b, &dqkv)]));
         }
-        found.push(("head_norm", vec![bits(b, &normed), bits(b, &dqkv)]));
     }
 
     for inverse in [false, true] {

@@ -31,7 +31,7 @@ const fn memory_bound(name: &'static str) -> Hot {
     Hot { name, copies: false, is_tensor_core: false, known_spills: 0 }
 }
 
-pub const HOT: [Hot; 105] = [
+pub const HOT: [Hot; 109] = [
     tensor_core("linear_forward<Config<128, 8, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, true>>", true),
     tensor_core("linear_forward<Config<64, 4, 3, false, false>>", true),
@@ -137,8 +137,13 @@ pub const HOT: [Hot; 105] = [
     memory_bound("clear_rows<8>"),
     memory_bound("rms_norm<8>"),
     memory_bound("rms_norm_backward<8>"),
-    memory_bound("head_norm<8, false>"),
-    memory_bound("head_norm<8, true>"),
+    // The last: without a rotation, behind the norm, before it.
+    memory_bound("head_norm<8, false, 0>"),
+    memory_bound("head_norm<8, false, 1>"),
+    memory_bound("head_norm<8, false, 2>"),
+    memory_bound("head_norm<8, true, 0>"),
+    memory_bound("head_norm<8, true, 1>"),
+    memory_bound("head_norm<8, true, 2>"),
     memory_bound("rope<8>"),
     memory_bound("swiglu<8, false, 0>"),
     memory_bound("swiglu<8, true, 0>"),

@@ -427,8 +427,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "norm of heads, backward: values as if they had a norm",
         "llama/head_norm.cu",
-        "result.v[j] = is_value ? copied : normed;",
-        "result.v[j] = backward ? normed : is_value ? copied : normed;",
+        "result[p].v[j] = is_value ? copied : normed;",
+        "result[p].v[j] = backward ? normed : is_value ? copied : normed;",
         "layer::gradients_of_norms_of_heads",
     ),
     mutant(
@@ -437,6 +437,34 @@ pub const MUTANTS: &[Mutant] = &[
         "int64_t(norm.q_parts) * norm.q_width +",
         "int64_t(norm.q_parts) * norm.k_width +",
         "layer::norms_of_heads",
+    ),
+    mutant(
+        "norm and rotation: values are turned too",
+        "llama/head_norm.cu",
+        "half = is_value ? 0 : norm.half;",
+        "half = norm.half;",
+        "layer::norms_of_heads",
+    ),
+    mutant(
+        "norm and rotation: partners half a head on, where a part of it is turned",
+        "llama/head_norm.cu",
+        "Unit{head * d + rest * V, half}",
+        "Unit{head * d + rest * V, d / 2}",
+        "layer::norms_of_heads",
+    ),
+    mutant(
+        "norm and rotation, backward: its gradient turned on instead of back",
+        "llama/head_norm.cu",
+        "of.angles.turn(of.dy, -1.0f);",
+        "of.angles.turn(of.dy, 1.0f);",
+        "layer::gradients_of_norms_of_heads",
+    ),
+    mutant(
+        "rotation before the norm, backward: the input's gradient not turned back",
+        "llama/head_norm.cu",
+        "if (rotation == QK_ROTATION_BEFORE_NORM && backward) of.angles.turn(result, -1.0f);",
+        "",
+        "layer::gradients_of_norms_of_heads",
     ),
     mutant(
         "norm before the residual: not added to it",

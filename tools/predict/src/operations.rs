@@ -102,8 +102,13 @@ impl Operation {
             "embedding" => vec![self.moves("embedding<8>", 128, self.tokens)],
             "norm" => vec![self.moves("rms_norm<8>", 256, self.tokens)],
             "norm, backward" => vec![self.moves("rms_norm_backward<8>", 256, self.tokens)],
-            "norm of q and k" => vec![self.moves("head_norm<8, false>", 256, self.of_vectors())],
-            "norm of q and k, backward" => vec![self.moves("head_norm<8, true>", 256, self.of_vectors())],
+            // A lane takes a vector, or a pair of them where it turns them, in either order.
+            "norm of q and k" => vec![self.moves("head_norm<8, false, 0>", 256, self.of_vectors() / 2)],
+            "norm of q and k, backward" => vec![self.moves("head_norm<8, true, 0>", 256, self.of_vectors() / 3)],
+            "norm and rotation of q and k" => vec![self.moves("head_norm<8, false, 1>", 256, self.of_vectors() / 4)],
+            "norm and rotation of q and k, backward" => {
+                vec![self.moves("head_norm<8, true, 1>", 256, self.of_vectors() / 6)]
+            }
             "rotary embedding" => vec![self.moves("rope<8>", 256, self.of_vectors())],
             "SwiGLU" => vec![self.moves("swiglu<8, false, 0>", 256, self.of_vectors() / 3)],
             "SwiGLU, backward" => {

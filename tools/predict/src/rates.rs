@@ -23,8 +23,14 @@ pub fn file(kernels: &Kernels, steps: &[PlannedStep]) -> Result<String> {
 }
 
 /// What the planned steps do not have: the norms of queries and keys of a Qwen3.
-fn of_other_families() -> [Operation; 2] {
-    [("norm of q and k", 2), ("norm of q and k, backward", 3)].map(|(name, passes)| {
+fn of_other_families() -> [Operation; 4] {
+    let operations = [
+        ("norm of q and k", 2),
+        ("norm of q and k, backward", 3),
+        ("norm and rotation of q and k", 2),
+        ("norm and rotation of q and k, backward", 3),
+    ];
+    operations.map(|(name, passes)| {
         let (tokens, values) = (4096, passes * (32 + 2 * 8) * 128);
         Operation {
             name: name.to_owned(),

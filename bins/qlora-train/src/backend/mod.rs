@@ -28,7 +28,7 @@ pub use batch::{Batch, CheckedBatch};
 pub use compute::Compute;
 pub use group::{LinearGroup, Lora, Magnitude, Segment};
 pub use memory::{Memory, PlannedBuffer};
-pub use op::{Op, Output};
+pub use op::{Op, Output, Rotation};
 pub use op_work::OpWork;
 pub use operands::{BufferShape, MaybeTrained, Operands, TableShape};
 pub use optimizer::{Optimizer, ParamUpdate, clip};

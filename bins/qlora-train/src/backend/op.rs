@@ -12,6 +12,14 @@ use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::{AttentionShape, GateActivation};
 use std::ops::Range;
 
+/// The rotation of queries and keys in the operation that normalizes them, by table number `table`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    pub table: usize,
+    /// Whether what the norm reads is rotated, instead of what it gives
+    pub before_norm: bool,
+}
+
 /// One operation with its operands. It works on a range of the batch's tokens, which every buffer covers.
 pub enum Op<'a, B: Operands + ?Sized> {
     /// out `[H]` = `scale` times the rows of `table` that the batch's input ids name.
@@ -63,13 +71,14 @@ pub enum Op<'a, B: Operands + ?Sized> {
         group: &'a mut LinearGroup<B>,
         dropout: Option<Dropout>,
     },
-    /// out = RMSNorm of the queries and keys of q‖k‖v before their rotation, of each head or of all of them together;
+    /// out = RMSNorm of the queries and keys of q‖k‖v, of each head or of all of them together, with their rotation;
     /// values are copied. The weights are that of the queries and that of the keys, `[D]` or `[H·D]` and `[Hkv·D]`.
     HeadNorm {
         qkv: &'a B::Buffer,
         weights: [&'a B::Vector; 2],
         eps: f32,
         shape: AttentionShape,
+        rotation: Option<Rotation>,
         out: &'a mut B::Buffer,
     },
     /// Turns the gradient of [`Self::HeadNorm`]'s output into that of its input q‖k‖v.
@@ -78,6 +87,7 @@ pub enum Op<'a, B: Operands + ?Sized> {
         weights: [&'a B::Vector; 2],
         eps: f32,
         shape: AttentionShape,
+        rotation: Option<Rotation>,
         dqkv: &'a mut B::Buffer,
     },
     /// Rotates the queries and keys of q‖k‖v in place, by the angles of table number `table`; `inverse` is the
@@ -144,7 +154,8 @@ pub enum Op<'a, B: Operands + ?Sized> {
     EmbedBackward { dout: &'a B::Buffer, scale: f32, table: &'a mut B::Table },
     /// dw += Σ dy ∘ x / rms(x), the gradient of RMSNorm's weight, summed over 256 tokens at a time.
     NormGradient { dy: &'a B::Buffer, x: &'a B::Buffer, eps: f32, weight: &'a mut B::Vector },
-    /// The gradients of the weights of [`Self::HeadNorm`], where they are trained; `dqkv` is that of its output.
+    /// The gradients of the weights of [`Self::HeadNorm`] without a rotation, where they are trained; `dqkv` is that of
+    /// its output.
     HeadNormGradients {
         dqkv: &'a B::Buffer,
         qkv: &'a B::Buffer,
@@ -198,8 +209,10 @@ impl<B: Operands + ?Sized> Op<'_, B> {
             Self::LoraDyB { .. } => "LoRA dY·B",
             Self::LinearDx { .. } => "linear, backward",
             Self::LoraGradients { .. } => "LoRA gradients",
-            Self::HeadNorm { .. } => "norm of q and k",
-            Self::HeadNormBackward { .. } => "norm of q and k, backward",
+            Self::HeadNorm { rotation: None, .. } => "norm of q and k",
+            Self::HeadNorm { .. } => "norm and rotation of q and k",
+            Self::HeadNormBackward { rotation: None, .. } => "norm of q and k, backward",
+            Self::HeadNormBackward { .. } => "norm and rotation of q and k, backward",
             Self::Rope { .. } => "rotary embedding",
             Self::Attention { .. } | Self::AttentionOverCache { .. } => "attention",
             Self::AttentionBackward { .. } => "attention, backward",

@@ -4,7 +4,7 @@ use super::Layer;
 use super::cached::View;
 use super::tiles::{tiles, tiles_of_dry_run};
 use crate::arch::Activation;
-use crate::backend::{Backend, BufferShape, LinearGroup, Op};
+use crate::backend::{Backend, BufferShape, LinearGroup, Op, Rotation};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
 use qlora_kernels::shape::AttentionShape;
@@ -70,6 +70,11 @@ impl Pass {
             true => tiles_of_dry_run(self.tokens, self.tile),
             false => tiles(self.tokens, self.tile).collect(),
         }
+    }
+
+    /// The rotation that comes with the norms of a layer's queries and keys.
+    pub fn rotation_of<B: Backend>(&self, layer: &Layer<B>) -> Option<Rotation> {
+        layer.rope.map(|table| Rotation { table, before_norm: self.norms_rotated })
     }
 
     pub fn mask<B: Backend>(&self, group: &LinearGroup<B>) -> Option<Dropout> {
@@ -177,13 +182,15 @@ pub fn linear<B: Backend>(
     if group.has_magnitudes() { b.run(tokens.clone(), Op::Magnitude { group, y }) } else { Ok(()) }
 }
 
-/// q‖k‖v with the heads of q and k normalized; `None` where the family does not normalize them. The backward pass
-/// computes it again from the projections: it needs those exactly, and to keep both takes twice the memory.
+/// q‖k‖v as attention sees them, of what the projections give: with the heads of q and k normalized, and rotated;
+/// `None` where the family does not normalize them. The backward pass computes it again from the projections: it needs
+/// those exactly, and to keep both takes twice the memory.
 pub fn norm_heads<B: Backend>(b: &mut B, layer: &Layer<B>, pass: &Pass, qkv: &B::Buffer) -> Result<Option<B::Buffer>> {
     let Some([q, k]) = &layer.qk_norm else { return Ok(None) };
     let mut out = b.alloc("qkv", pass.shape.qkv())?;
     let (weights, eps, shape) = ([q, k], pass.branch_eps, pass.shape);
-    b.run(pass.all(), Op::HeadNorm { qkv, weights, eps, shape, out: &mut out })?;
+    let rotation = pass.rotation_of(layer);
+    b.run(pass.all(), Op::HeadNorm { qkv, weights, eps, shape, rotation, out: &mut out })?;
     Ok(Some(out))
 }
 
@@ -219,14 +226,11 @@ pub fn attend<B: Backend>(
         linear(b, &tokens, x, s_qkv.as_ref(), &layer.qkv, qkv)?;
     }
     let mut qkv = qkv.expect("a batch has tokens");
-    if pass.norms_rotated {
+    let normed_qkv = norm_heads(b, layer, pass, &qkv)?;
+    if normed_qkv.is_none() {
         rotate(b, layer, pass, &mut qkv, false)?;
     }
-    let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
-    let attended = normed_qkv.as_mut().unwrap_or(&mut qkv);
-    if !pass.norms_rotated {
-        rotate(b, layer, pass, attended, false)?;
-    }
+    let attended = normed_qkv.as_ref().unwrap_or(&qkv);
     let mut out = b.alloc("attention output", shape.out())?;
     let mut lse = b.alloc_f32("attention log-sum-exp", shape.heads)?;
     let within_batch = cache.as_ref().is_none_or(|(_, view)| view.fresh);

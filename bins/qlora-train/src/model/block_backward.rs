@@ -137,6 +137,33 @@ fn stream_backward<B: Backend>(
     norm_backward(b, tokens, &d_normed, x, weight, pass.eps, true, d_stream)
 }
 
+/// Turns the gradient of what attention sees into that of what the projections give, `qkv`.
+fn head_norm_backward<B: Backend>(
+    b: &mut B,
+    layer: &mut Layer<B>,
+    pass: &Pass,
+    qkv: &mut B::Buffer,
+    dqkv: &mut B::Buffer,
+) -> Result<()> {
+    let (eps, shape, mut rotation) = (pass.branch_eps, pass.shape, pass.rotation_of(layer));
+    let Some([q, k]) = &layer.qk_norm else { return rotate(b, layer, pass, dqkv, true) };
+    let trains = q.param().is_some() || k.param().is_some();
+    let rotates_first = pass.norms_rotated;
+    if trains {
+        // The gradients of the weights are those of the norms alone.
+        rotation = None;
+        let (rows, inverse) = if rotates_first { (&mut *qkv, false) } else { (&mut *dqkv, true) };
+        rotate(b, layer, pass, rows, inverse)?;
+    }
+    if let Some([q, k]) = &mut layer.qk_norm {
+        if trains {
+            b.run(pass.all(), Op::HeadNormGradients { dqkv, qkv, eps, shape, weights: [q, k] })?;
+        }
+        b.run(pass.all(), Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, rotation, dqkv: &mut *dqkv })?;
+    }
+    if trains && rotates_first { rotate(b, layer, pass, dqkv, true) } else { Ok(()) }
+}
+
 /// Turns the gradient of the block's output into that of its input, in place. What of the MLP was not kept is computed
 /// again, a tile at a time. Below the first block nothing is trained, so there the gradient ends with the low-rank
 /// terms of q, k and v.
@@ -176,30 +203,15 @@ pub fn block_backward<B: Backend>(
     }
     drop(kept);
     let d_attention = d_attention.expect("a batch has tokens");
-    let Attention { qkv, s_qkv, out, lse, s_o } = attention;
+    let Attention { mut qkv, s_qkv, out, lse, s_o } = attention;
     drop(s_o);
-    let mut normed_qkv = norm_heads(b, layer, pass, &qkv)?;
-    if let Some(qkv) = normed_qkv.as_mut().filter(|_| !pass.norms_rotated) {
-        rotate(b, layer, pass, qkv, false)?;
-    }
+    let normed_qkv = norm_heads(b, layer, pass, &qkv)?;
     let mut d_qkv = b.alloc("qkv", shape.qkv())?;
     let attended = normed_qkv.as_ref().unwrap_or(&qkv);
     let (dout, window, dqkv) = (&d_attention, layer.window, &mut d_qkv);
     b.run(all(), Op::AttentionBackward { dout, qkv: attended, out: &out, lse: &lse, shape, window, dqkv })?;
     drop((d_attention, normed_qkv, out, lse));
-    if !pass.norms_rotated {
-        rotate(b, layer, pass, &mut d_qkv, true)?;
-    }
-    if let Some([q, k]) = &mut layer.qk_norm {
-        let eps = pass.branch_eps;
-        if q.param().is_some() || k.param().is_some() {
-            b.run(all(), Op::HeadNormGradients { dqkv: &d_qkv, qkv: &qkv, eps, shape, weights: [q, k] })?;
-        }
-        b.run(all(), Op::HeadNormBackward { qkv: &qkv, weights: [q, k], eps, shape, dqkv: &mut d_qkv })?;
-    }
-    if pass.norms_rotated {
-        rotate(b, layer, pass, &mut d_qkv, true)?;
-    }
+    head_norm_backward(b, layer, pass, &mut qkv, &mut d_qkv)?;
     drop(qkv);
     for tokens in pass.tiles() {
         let (norm, s) = (layer.attention_norms.input.as_mut(), s_qkv.as_ref());

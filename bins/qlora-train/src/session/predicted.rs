@@ -130,6 +130,8 @@ mod tests {
         let names = [
             "norm of q and k",
             "norm of q and k, backward",
+            "norm and rotation of q and k",
+            "norm and rotation of q and k, backward",
             "embedding",
             "output layer and loss",
             "attention, backward",
@@ -138,7 +140,7 @@ mod tests {
         assert_eq!(seconds(&all).len(), 6);
         assert!(seconds(&[OpWork { name: "sorting", ..linear }]).is_empty());
         let fastest = Rates::all().into_iter().min_by(|a, b| {
-            let of = |rates: &Rates| rates.seconds(&all[3..]).unwrap();
+            let of = |rates: &Rates| rates.seconds(&all[5..]).unwrap();
             of(a).total_cmp(&of(b))
         });
         assert_eq!(fastest.unwrap().card, FASTEST);

@@ -2,39 +2,33 @@
 
 use super::bf16::linear::{Gradients, Group, LowRank, Segment};
 use super::bf16::operands::segments;
-use super::memory::Value;
-use super::{Cpu, CpuBuffer, Precision, attention, bf16, cache, elementwise, linear, loss, magnitude};
-use crate::backend::{BufferShape, CheckedBatch, Compute, MaybeTrained, Op, TableShape, Trace};
+use super::head_norm::{HeadNorm, HeadRotation, normed_columns};
+use super::memory::{Held, Value};
+use super::{Cpu, CpuBuffer, CpuVector, Precision, attention, bf16, cache, elementwise, linear, loss, magnitude};
+use crate::backend::{BufferShape, CheckedBatch, Compute, MaybeTrained, Op, Rotation, TableShape, Trace};
 use crate::error::Result;
 use qlora_kernels::rng::Dropout;
+use qlora_kernels::rope::RopeTable;
 use qlora_kernels::shape::{AttentionShape, Visible};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Columns of the queries and of the keys in rows q‖k‖v.
-fn normed_columns(shape: AttentionShape) -> [Range<usize>; 2] {
-    [0..shape.out(), shape.out()..shape.out() + shape.kv_heads * shape.head_dim]
-}
-
-/// Calls `norm` with each part of the queries and keys in rows q‖k‖v of two buffers that is as wide as the weight for
-/// it, and with that weight: with each head, or with all queries and all keys.
-fn each_norm<T: Send + Sync>(
+/// The norms of queries and keys, rotated by the positions of `tokens`.
+fn head_norm<'a>(
     shape: AttentionShape,
-    [q, k]: [&[f32]; 2],
-    to: &mut [T],
-    from: &[T],
-    norm: impl Fn(&mut [T], &[T], &[f32]) + Sync,
-) {
-    let (width, [queries, keys]) = (shape.qkv(), normed_columns(shape));
-    let rows = to.par_chunks_exact_mut(width).zip(from.par_chunks_exact(width)).with_min_len(16);
-    rows.for_each(|(to, from)| {
-        for (columns, weight) in [(queries.clone(), q), (keys.clone(), k)] {
-            let (to, from) = (&mut to[columns.clone()], &from[columns]);
-            let parts = to.chunks_exact_mut(weight.len()).zip(from.chunks_exact(weight.len()));
-            parts.for_each(|(to, from)| norm(to, from, weight));
-        }
+    eps: f32,
+    weights: [&'a CpuVector; 2],
+    rotation: Option<Rotation>,
+    ropes: &'a [(usize, Held<RopeTable<f32>>)],
+    batch: &'a CheckedBatch,
+    tokens: &Range<usize>,
+) -> HeadNorm<'a> {
+    let rotation = rotation.map(|Rotation { table, before_norm }| {
+        let (positions, table) = (&batch.positions[tokens.clone()], &ropes[table].1);
+        HeadRotation { positions, table, before_norm }
     });
+    HeadNorm { shape, eps, weights: weights.map(|weight| &**weight), rotation }
 }
 
 /// Tokens whose logits are computed together, so that the output layer is read once for all of them: as many as are
@@ -124,18 +118,13 @@ impl Compute for Cpu {
                 let (x, dy, s, t) = (x.rows(tokens)?, dy.rows(tokens)?, s.rows(tokens)?, t.rows(tokens)?);
                 linear::lora_gradients(workspace, x, dy, s, t, first, group, *dropout);
             }
-            Op::HeadNorm { qkv, weights: [q, k], eps, shape, out } => {
-                let (x, y) = (qkv.rows(tokens)?, out.rows_mut(tokens)?);
-                y.copy_from_slice(x);
-                let norm = |y: &mut [f32], x: &[f32], w: &[f32]| elementwise::rms_norm_row(x, w, *eps, y);
-                each_norm(*shape, [q, k], y, x, norm);
+            Op::HeadNorm { qkv, weights, eps, shape, rotation, out } => {
+                let norm = head_norm(*shape, *eps, *weights, *rotation, ropes, batch, tokens);
+                norm.forward(qkv.rows(tokens)?, out.rows_mut(tokens)?);
             }
-            Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
-                each_norm(*shape, [q, k], dqkv.rows_mut(tokens)?, qkv.rows(tokens)?, |dx, x, w| {
-                    let dy = dx.to_vec();
-                    dx.fill(0.0);
-                    elementwise::rms_norm_backward_row(&dy, x, w, *eps, dx);
-                });
+            Op::HeadNormBackward { qkv, weights, eps, shape, rotation, dqkv } => {
+                let norm = head_norm(*shape, *eps, *weights, *rotation, ropes, batch, tokens);
+                norm.backward(qkv.rows(tokens)?, dqkv.rows_mut(tokens)?);
             }
             Op::Rope { qkv, shape, table, inverse } => {
                 let (_, table) = &ropes[*table];
@@ -332,18 +321,13 @@ impl Cpu {
                 let (x, dy, s, t) = (x.rows16(tokens)?, dy.rows16(tokens)?, s.rows16(tokens)?, t.rows16(tokens)?);
                 group.gradients(gemm, gradients, x, dy, s, t, masked, &mut into);
             }
-            Op::HeadNorm { qkv, weights: [q, k], eps, shape, out } => {
-                let (x, y) = (qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
-                y.copy_from_slice(x);
-                let norm = |y: &mut [half::bf16], x: &[half::bf16], w: &[f32]| bf16::rows::rms_norm_row(x, w, *eps, y);
-                each_norm(*shape, [q, k], y, x, norm);
+            Op::HeadNorm { qkv, weights, eps, shape, rotation, out } => {
+                let norm = head_norm(*shape, *eps, *weights, *rotation, ropes, batch, tokens);
+                norm.forward(qkv.rows16(tokens)?, out.rows16_mut(tokens)?);
             }
-            Op::HeadNormBackward { qkv, weights: [q, k], eps, shape, dqkv } => {
-                each_norm(*shape, [q, k], dqkv.rows16_mut(tokens)?, qkv.rows16(tokens)?, |dx, x, w| {
-                    let dy = dx.to_vec();
-                    dx.fill(half::bf16::ZERO);
-                    bf16::rows::rms_norm_backward_row(&dy, x, w, *eps, dx);
-                });
+            Op::HeadNormBackward { qkv, weights, eps, shape, rotation, dqkv } => {
+                let norm = head_norm(*shape, *eps, *weights, *rotation, ropes, batch, tokens);
+                norm.backward(qkv.rows16(tokens)?, dqkv.rows16_mut(tokens)?);
             }
             Op::Rope { qkv, shape, table, inverse } => {
                 let (_, table) = &ropes[*table];

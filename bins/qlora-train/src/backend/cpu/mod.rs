@@ -11,6 +11,7 @@ mod cache;
 mod compute;
 mod elementwise;
 mod gemm;
+mod head_norm;
 mod linear;
 mod loss;
 mod magnitude;

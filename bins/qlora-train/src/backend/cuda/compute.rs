@@ -2,18 +2,34 @@
 
 use super::operands::{CudaBuffer, CudaVector, Storage};
 use super::{Cuda, linear, loss};
-use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Trace};
+use crate::backend::{BufferShape, CheckedBatch, Compute, Op, Rotation, Trace};
 use crate::error::Result;
 use half::bf16;
-use qlora_kernels::device::{EventTimer, View};
+use qlora_kernels::device::EventTimer;
 use qlora_kernels::ops::attention::Attention;
-use qlora_kernels::ops::{self, HeadNorm, Residual};
+use qlora_kernels::ops::{self, HeadNorm, HeadRotation, Residual};
 use qlora_kernels::ops::{attention, attention_backward};
 use qlora_kernels::shape::AttentionShape;
 use std::ops::Range;
 
-fn head_norm<'a>(shape: AttentionShape, eps: f32, x: View<'a, bf16>, [q, k]: [&'a CudaVector; 2]) -> HeadNorm<'a> {
-    HeadNorm { shape, eps, x, q_weight: q.f32.view(), k_weight: k.f32.view() }
+impl Cuda {
+    fn head_norm<'a>(
+        &'a self,
+        tokens: &Range<usize>,
+        shape: AttentionShape,
+        eps: f32,
+        qkv: &'a CudaBuffer,
+        [q, k]: [&'a CudaVector; 2],
+        rotation: Option<Rotation>,
+    ) -> Result<HeadNorm<'a>> {
+        let rotation = rotation.map(|Rotation { table, before_norm }| HeadRotation {
+            positions: self.on_device.positions.rows(tokens),
+            table: self.ropes[table].table(),
+            before_norm,
+        });
+        let (q_weight, k_weight) = (q.f32.view(), k.f32.view());
+        Ok(HeadNorm { shape, eps, x: qkv.rows(tokens)?, q_weight, k_weight, rotation })
+    }
 }
 
 impl Compute for Cuda {
@@ -86,12 +102,12 @@ impl Compute for Cuda {
                 let workspace = self.gradients.view_mut();
                 linear::gradients(tokens, [*x, *dy, *s, *t], group, &self.pinned, *dropout, workspace, stream)?;
             }
-            Op::HeadNorm { qkv, weights, eps, shape, out } => {
-                let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
+            Op::HeadNorm { qkv, weights, eps, shape, rotation, out } => {
+                let input = self.head_norm(tokens, *shape, *eps, qkv, *weights, *rotation)?;
                 ops::head_norm(input, out.rows_mut(tokens)?, stream)?;
             }
-            Op::HeadNormBackward { qkv, weights, eps, shape, dqkv } => {
-                let input = head_norm(*shape, *eps, qkv.rows(tokens)?, *weights);
+            Op::HeadNormBackward { qkv, weights, eps, shape, rotation, dqkv } => {
+                let input = self.head_norm(tokens, *shape, *eps, qkv, *weights, *rotation)?;
                 ops::head_norm_backward(input, dqkv.rows_mut(tokens)?, stream)?;
             }
             Op::Rope { qkv, shape, table, inverse } => {
