@@ -88,6 +88,14 @@ fn tensors_apart(found: &Values, expected: &Values) -> Vec<f64> {
     distances
 }
 
+/// ‖found − expected‖ / ‖expected‖ of all tensors as one.
+fn together_apart(found: &Values, expected: &Values) -> f64 {
+    let values =
+        |of: &Values| of.iter().flat_map(|(_, values)| values.iter().map(|&x| f64::from(x))).collect::<Vec<_>>();
+    let (found, expected) = (values(found), values(expected));
+    length(found.iter().zip(&expected).map(|(a, b)| a - b)) / length(expected.into_iter())
+}
+
 /// How far one run is from another.
 #[derive(Clone, Debug)]
 pub struct Apart {
@@ -99,6 +107,8 @@ pub struct Apart {
     pub gradients: Vec<f64>,
     /// Distance of how far every tensor moved, relative.
     pub moved: Vec<f64>,
+    /// Of all tensors as one.
+    pub moved_in_all: f64,
 }
 
 impl Apart {
@@ -111,6 +121,7 @@ impl Apart {
             norms,
             gradients: tensors_apart(&found.gradients, &expected.gradients),
             moved: tensors_apart(&found.moved, &expected.moved),
+            moved_in_all: together_apart(&found.moved, &expected.moved),
         }
     }
 }

@@ -42,6 +42,11 @@ pub fn with_multipliers(arch: Arch) -> Arch {
     Arch { multipliers, ..arch }
 }
 
+/// Scores that are not divided by the root of the heads' width.
+pub fn with_scores_of(scale: f32, arch: Arch) -> Arch {
+    Arch { multipliers: Multipliers { attention: Some(scale), ..Multipliers::NONE }, ..arch }
+}
+
 /// The second layer's queries and keys are not rotated.
 pub fn with_a_layer_not_rotated(arch: Arch) -> Arch {
     let layers = [Some(arch.rope()), None].map(|rope| LayerArch { window: None, rope });

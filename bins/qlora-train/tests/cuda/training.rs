@@ -9,15 +9,21 @@
 //! squares do: √2. The errors themselves are smaller than the factors': uniform within half a unit in the last place,
 //! which is 2⁻⁸ of the value only where the mantissa is 1; over all mantissas the root of their mean square is 0.7 of
 //! the factors'. The two cancel: the device may be about as far from the CPU as the moved models are, as if it were one
-//! of them. Bounds: for tensors, whose distances are sums of squares over thousands of elements and so hardly spread, 2
-//! × the moved models' mean; for losses and norms, which are single numbers around 0, 4 × the root of their mean
+//! of them. Bounds: for gradients, whose distances are sums of squares over thousands of elements and so hardly spread,
+//! 2 × the moved models' mean; for losses and norms, which are single numbers around 0, 4 × the root of their mean
 //! square.
+//!
+//! How far a first step of Adam moves an element is its gradient's sign, so two runs are apart by the few elements that
+//! go the other way: one of n is a distance of 2/√n. That is a count. All tensors' together hardly spread and are held
+//! to 2 × the mean too; of one tensor it may be none in all moved models. To c of them on average, 4·(√c + 1)² are
+//! far: the distance is held to 2 × (the root of the mean square + 2/√n). Over s steps, of which one is a part, one
+//! element is 2/(s·√n).
 
 use crate::runs::{Apart, HYPER, Trained, largest, micro_batches, rms, train, train_on};
 use crate::sources::{Moved, config, memory, on_device, small_config, spec};
 use crate::sources::{
     with_a_layer_not_rotated, with_fused_projections, with_multipliers, with_norms_after, with_norms_around,
-    with_soft_caps, with_two_ropes,
+    with_scores_of, with_soft_caps, with_two_ropes,
 };
 use lab::device::{Tally, set_schedule};
 use qlora_kernels::rope::RopeScaling;
@@ -50,6 +56,7 @@ struct Bounds {
     norm: f64,
     gradients: Vec<f64>,
     moved: Vec<f64>,
+    moved_in_all: f64,
 }
 
 impl Bounds {
@@ -63,15 +70,18 @@ impl Bounds {
         assert!(largest(&same.losses) < 1e-5 && largest(&same.gradients) < 1e-4, "{same:?}");
         let models: Vec<Apart> = (0..MODELS).map(|seed| run(Some(seed))).collect();
         let single = |of: fn(&Apart) -> &Vec<f64>| 4.0 * rms(&models.iter().flat_map(of).copied().collect::<Vec<_>>());
-        let tensors = |of: fn(&Apart) -> &Vec<f64>| {
-            let mean = |i| models.iter().map(|apart| of(apart)[i]).sum::<f64>() / models.len() as f64;
-            (0..of(&same).len()).map(|i| 2.0 * mean(i)).collect()
+        let mean = |of: &dyn Fn(&Apart) -> f64| models.iter().map(of).sum::<f64>() / models.len() as f64;
+        let tensors = 0..same.gradients.len();
+        let moved = |(i, (_, values)): (usize, &(_, Vec<f32>))| {
+            let one_the_other_way = 2.0 / (values.len() as f64).sqrt() / steps as f64;
+            2.0 * (mean(&|apart| apart.moved[i].powi(2)).sqrt() + one_the_other_way)
         };
         Self {
             loss: single(|apart| &apart.losses),
             norm: single(|apart| &apart.norms),
-            gradients: tensors(|apart| &apart.gradients),
-            moved: tensors(|apart| &apart.moved),
+            gradients: tensors.map(|i| 2.0 * mean(&|apart| apart.gradients[i])).collect(),
+            moved: expected.moved.iter().enumerate().map(moved).collect(),
+            moved_in_all: 2.0 * mean(&|apart| apart.moved_in_all),
         }
     }
 
@@ -80,7 +90,11 @@ impl Bounds {
         let tensors = |found: &[f64], bounds: &[f64]| -> f64 {
             largest(&found.iter().zip(bounds).map(|(found, bound)| found / bound).collect::<Vec<_>>())
         };
-        let single = [largest(&apart.losses) / self.loss, largest(&apart.norms) / self.norm];
+        let single = [
+            largest(&apart.losses) / self.loss,
+            largest(&apart.norms) / self.norm,
+            largest(&[apart.moved_in_all]) / self.moved_in_all,
+        ];
         let tensors = [tensors(&apart.gradients, &self.gradients), tensors(&apart.moved, &self.moved)];
         largest(&single.into_iter().chain(tensors).collect::<Vec<_>>())
     }
@@ -169,6 +183,7 @@ fn a_step_of_every_kind_of_model_gives_the_cpu_backends_gradients() {
         ("a window on every other layer", windowed, none, 0.0),
         ("norms of heads of 128", Arch { qk_norm: QkNorm::Head, ..wide }, single, 0.1),
         ("multipliers", with_multipliers(config()), none, 0.1),
+        ("scores of another scale", with_scores_of(0.2, config()), none, 0.1),
         ("a layer without rotation", with_a_layer_not_rotated(config()), none, 0.0),
         ("two kinds of rotation", with_two_ropes(config()), none, 0.0),
         ("norms of what branches give", with_norms_after(config()), single, 0.1),
