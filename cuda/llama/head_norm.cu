@@ -1,6 +1,6 @@
 // RMSNorm of every head of q and of k in rows q|k|v, or of all of q and all of k: y = weight * (x * rho), rho = 1 /
-// sqrt(mean(x^2) + eps) over the part's D elements; and its gradient rho * g - x * rho^3 * (g . x) / D with g = weight *
-// dy. v, or its gradient, is copied, so that attention finds the whole row in y.
+// sqrt(mean(x^2) + eps) over the part's D elements; and its gradient rho * g - x * rho^3 * (g . x) / D with
+// g = weight * dy. v, or its gradient, is copied, so that attention finds the whole row in y.
 //
 // With a rotation the heads of q and k are turned by their positions as rope.cu turns them, behind the norm or before
 // it, without another pass over memory; the gradient turns dy back, or its own result. Nothing is rounded in between.

@@ -3,6 +3,7 @@
 
 use crate::test_kernels::{self, Seeded};
 use lab::attention::AttentionOperation;
+use lab::attention_cache::CacheOperation;
 use lab::device::{device, set_schedule};
 use lab::linear::{Linear, Part, Values};
 use lab::linear_dx::LinearDx;
@@ -17,11 +18,15 @@ const BLOCKS: u64 = 3;
 
 /// The accesses of one launch of an operation, in some of its blocks.
 fn counted<O: Operation>(operation: &O) -> Vec<AccessCount> {
+    counted_in(operation, BLOCKS)
+}
+
+fn counted_in<O: Operation>(operation: &O, blocks: u64) -> Vec<AccessCount> {
     let device = device();
     let inputs = operation.inputs();
     let mut buffers = operation.upload(&device, &inputs).unwrap();
     set_schedule(1);
-    emulation::sample(emulation::launches() + 1, BLOCKS);
+    emulation::sample(emulation::launches() + 1, blocks);
     let (done, counts) = emulation::count(|| operation.launch(&mut buffers, device.stream()));
     emulation::sample(u64::MAX, 0);
     done.unwrap();
@@ -120,6 +125,32 @@ fn tiles_of_attention_are_read_without_conflicts() {
             assert_counts(&format!("attention, {head_dim} {backward}"), &counted(&case), &[store]);
         }
     }
+}
+
+/// In 1,024 tokens a window of 64 has 31 of the 136 tiles of 64 × 64 scores that all keys have, and 23 of the 72 of
+/// 128 × 64, and one query over a cache 2 of 16 chunks: the kernels read no more than that, and what every
+/// tile of queries reads of its own.
+#[test]
+fn tiles_outside_of_a_window_are_not_read() {
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 64, soft_cap: None };
+    for backward in [false, true] {
+        let reads = |window| {
+            let documents = vec![1024];
+            let case = AttentionOperation { shape, documents, window, backward, size: 1.0, seed: 1 };
+            sum(&counted_in(&case, u64::MAX), Access::Matrix).0 as f64
+        };
+        let share = reads(Some(64)) / reads(None);
+        println!("window, backward {backward}: {share:.3} of the reads");
+        assert!(share < 0.45, "backward {backward}: {share}");
+    }
+    let reads = |window| {
+        let documents = vec![(1023, 1)];
+        let case = CacheOperation { shape, documents, window, gap: 0, room: 0, size: 1.0, seed: 1 };
+        sum(&counted_in(&case, u64::MAX), Access::Matrix).0 as f64
+    };
+    let share = reads(Some(64)) / reads(None);
+    println!("window over a cache: {share:.3} of the reads");
+    assert!(share < 0.2, "{share}");
 }
 
 #[test]

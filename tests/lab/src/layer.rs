@@ -53,7 +53,7 @@ pub struct HeadNorms {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Turn {
     pub before_norm: bool,
-    /// Of each head
+    /// Elements of each head that stay
     pub kept: usize,
 }
 

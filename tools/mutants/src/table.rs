@@ -320,6 +320,13 @@ pub const MUTANTS: &[Mutant] = &[
         ATTENTION,
     ),
     mutant(
+        "attention: tiles before the window are read",
+        "attention/forward.cu",
+        "int begin = first_key(view, first) / kKeys * kKeys;",
+        "int begin = 0;",
+        "counters::tiles_outside",
+    ),
+    mutant(
         "attention backward: a key seen by one query past its window",
         "attention/backward.cu",
         "end - key > view.window ? key + view.window : end;",

@@ -107,7 +107,7 @@ pub struct Apart {
     pub gradients: Vec<f64>,
     /// Distance of how far every tensor moved, relative.
     pub moved: Vec<f64>,
-    /// Of all tensors as one.
+    /// The distance of all tensors as one.
     pub moved_in_all: f64,
 }
 

@@ -62,7 +62,7 @@ pub struct HeadRotation<'a> {
 pub struct HeadNorm<'a> {
     pub shape: AttentionShape,
     pub eps: f32,
-    /// Of the queries and of the keys, as wide as a head or as all of them
+    /// That of the queries and that of the keys, as wide as a head or as all of them
     pub weights: [&'a [f32]; 2],
     pub rotation: Option<HeadRotation<'a>>,
 }
@@ -112,8 +112,8 @@ impl HeadNorm<'_> {
         });
     }
 
-    /// Calls `norm` with each part of the queries and keys of two buffers that is as wide as the weight for it, and with
-    /// that weight: with each head, or with all queries and all keys.
+    /// Calls `norm` with each part of the queries and keys of two buffers that is as wide as the weight for it, and
+    /// with that weight: with each head, or with all queries and all keys.
     fn each_part<T: Element>(&self, to: &mut [T], from: &[T], norm: impl Fn(&mut [T], &[T], &[f32]) + Sync) {
         let (width, columns) = (self.shape.qkv(), normed_columns(self.shape));
         let rows = to.par_chunks_exact_mut(width).zip(from.par_chunks_exact(width)).with_min_len(16);
