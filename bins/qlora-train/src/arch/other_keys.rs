@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::Family;
 use crate::error::Result;
 use crate::files::json::Keys;
-use crate::report::status;
 
 /// Words of `config_keys.txt` below the heading `heading`.
 fn listed(heading: &str) -> impl Iterator<Item = &'static str> {
@@ -35,9 +34,9 @@ fn is_neutral(value: &Value) -> bool {
     }
 }
 
-/// Names keys that the family was not asked for and that say something; refuses those that would change what a model
-/// computes where they are read. To be called when the family has read its own.
-pub(super) fn check(keys: &Keys, family: &Family) -> Result<()> {
+/// A sentence that names keys that the family was not asked for and that say something; refuses those that would
+/// change what a model computes where they are read. To be called when the family has read its own.
+pub(super) fn check(keys: &Keys, family: &Family) -> Result<Option<String>> {
     let is_in = |heading: &str, key: &str| listed(heading).any(|name| name == key);
     // What is off by its value: all else, or what every family does.
     let says_nothing = |key: &str, value: &Value| match is_in("on", key) {
@@ -56,15 +55,11 @@ pub(super) fn check(keys: &Keys, family: &Family) -> Result<()> {
         }
         unknown.push(format!("`{key}`"));
     }
-    if !unknown.is_empty() {
-        status!(
-            "{}: not used, as a model of type {:?} has no key of that name: {}",
-            keys.source,
-            family.model_type,
-            unknown.join(", ")
-        );
-    }
-    Ok(())
+    let named = || {
+        let (source, model_type, unknown) = (&keys.source, family.model_type, unknown.join(", "));
+        format!("{source}: not used, as a model of type {model_type:?} has no key of that name: {unknown}")
+    };
+    Ok((!unknown.is_empty()).then(named))
 }
 
 #[cfg(test)]

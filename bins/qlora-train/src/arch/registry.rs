@@ -13,6 +13,7 @@ use super::{
 use super::{gemma2, gemma3, phi3, seed_oss, smollm3};
 use crate::error::Result;
 use crate::files::json::{Keys, read_object};
+use crate::report::status;
 
 /// Every family that can be trained.
 pub static FAMILIES: [&Family; 15] = [
@@ -61,27 +62,37 @@ impl Family {
 }
 
 impl Arch {
-    /// Reads and checks a config.json. Everything wrong with it is [`Error::Refused`](crate::error::Error::Refused).
+    /// Reads and checks a config.json, and says what keys of it are not used. Everything wrong with it is
+    /// [`Error::Refused`](crate::error::Error::Refused).
     pub fn from_file(path: &Path) -> Result<Self> {
-        Self::from_json(path, &read_object(path)?)
+        let (arch, note) = Self::with_note(path, &read_object(path)?)?;
+        if let Some(note) = note {
+            status!("{note}");
+        }
+        Ok(arch)
     }
 
     /// Reads and checks a parsed config.json; `path` is what errors call it.
     pub fn from_json(path: &Path, map: &Map<String, Value>) -> Result<Self> {
+        Ok(Self::with_note(path, map)?.0)
+    }
+
+    /// [`Self::from_json`] with a sentence on the keys that are not used.
+    pub fn with_note(path: &Path, map: &Map<String, Value>) -> Result<(Self, Option<String>)> {
         if let Some((wrapper, text)) = text_config(path, map)? {
-            let arch = Self::of_keys(&Keys::of(format!("{}: `text_config`", path.display()), &text))?;
-            return Ok(Self { wrapper: Some(wrapper), ..arch });
+            let (arch, note) = Self::of_keys(&Keys::of(format!("{}: `text_config`", path.display()), &text))?;
+            return Ok((Self { wrapper: Some(wrapper), ..arch }, note));
         }
         Self::of_keys(&Keys::new(path, map))
     }
 
-    fn of_keys(keys: &Keys) -> Result<Self> {
+    fn of_keys(keys: &Keys) -> Result<(Self, Option<String>)> {
         let family = Family::of(keys)?;
         let arch = (family.read)(keys)?;
-        other_keys::check(keys, family)?;
+        let note = other_keys::check(keys, family)?;
         config::check(&arch, keys)?;
         arch.check_computed(&keys.source)?;
-        Ok(arch)
+        Ok((arch, note))
     }
 
     /// config.json in the spelling of transformers v5 (`rope_parameters`, `dtype`); `dtype` is torch's name of the

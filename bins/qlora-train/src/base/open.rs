@@ -38,7 +38,7 @@ impl Checkpoint {
                 config_path.display()
             );
         }
-        let mut arch = Arch::from_file(&config_path)?;
+        let (mut arch, unused) = Arch::with_note(&config_path, &read_object(&config_path)?)?;
         let json = text_object(&config_path)?;
         let quantization = QuantizationConfig::from_keys(&Keys::new(&config_path, &json))?;
 
@@ -51,7 +51,7 @@ impl Checkpoint {
                 false => files.push(TensorFile::open(&path)?),
             }
         }
-        let mut notes = Vec::new();
+        let mut notes = Vec::from_iter(unused);
         let mut index = index;
         if let Some(wrapper) = arch.wrapper {
             let mut others = 0;

@@ -315,3 +315,32 @@ fn rows_of_file(path: &Path, settings: &Settings, loaded: &Loaded, tokenizer: &C
     };
     rows.rows.iter().map(asked).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::LayerArch;
+    use crate::base::synthetic::tiny_arch;
+
+    /// Where rows are within the first positions; of longer ones the model is another all the way.
+    #[test]
+    fn answers_that_would_turn_the_positions_of_rows_in_another_way_are_refused() {
+        let arch = tiny_arch();
+        let scaling = RopeScaling::LongRope {
+            short_factor: vec![1.0; arch.head_dim / 2].into(),
+            long_factor: vec![2.0; arch.head_dim / 2].into(),
+            attention_factor: 1.0,
+            original_max_position_embeddings: 64,
+        };
+        let layers = LayerArch::uniform(crate::arch::Rope { scaling, ..arch.rope() });
+        let long = Arch { layers, ..tiny_arch() };
+        let asked = |length, max_new_tokens| Prompts { lengths: vec![3, length], max_new_tokens };
+        let error = check_positions(&asked(40, 25), &long, 50).unwrap_err().to_string();
+        for part in ["reach 65 tokens", "beyond 64", "longrope", "eval_max_new_tokens"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        check_positions(&asked(40, 24), &long, 64).unwrap();
+        check_positions(&asked(40, 25), &long, 65).unwrap();
+        check_positions(&asked(40, 25), &arch, 50).unwrap();
+    }
+}

@@ -43,6 +43,19 @@ fn the_file_is_the_one_that_transformers_and_bitsandbytes_dequantized() {
 }
 
 #[test]
+fn a_key_that_is_not_used_is_named_once_by_the_file_that_has_it() {
+    let sandbox = Sandbox::new();
+    let mut config: Value = serde_json::from_str(&sandbox.read("model/config.json")).unwrap();
+    config["mood"] = 7.into();
+    sandbox.write("model/config.json", &config.to_string());
+    for line in ["quantize --model model --output nf4", "plan --model model", "eval --model model --data rows.jsonl"] {
+        let said = sandbox.run(line).ok().stderr;
+        assert_eq!(said.matches("`mood`").count(), 1, "{line}: {said}");
+        assert!(said.contains("model/config.json: not used, ") && !said.contains("partial"), "{line}: {said}");
+    }
+}
+
+#[test]
 fn a_run_on_the_quantized_model_is_the_run_on_the_original() {
     let sandbox = Sandbox::chat();
     for (i, (quantize, settings)) in
