@@ -220,7 +220,10 @@ fn commands_that_are_shown_have_only_options_that_exist() {
                 continue;
             }
             let command = words.next().unwrap_or_else(|| panic!("{}: `{line}` has no command", page.display()));
-            let (known, help) = qlora_train(&[command, "--help"]);
+            // `export` has commands of its own.
+            let of_export = words.clone().next().filter(|_| command == "export");
+            let asked: Vec<&str> = [command].into_iter().chain(of_export).chain(["--help"]).collect();
+            let (known, help) = qlora_train(&asked);
             assert!(known, "{}: `{line}`: there is no command {command}", page.display());
             for option in words.filter(|word| word.starts_with("--")) {
                 let exists = help.split_whitespace().any(|word| word.trim_end_matches([',', '[']) == option);
