@@ -20,6 +20,8 @@ pub struct Family {
     pub(crate) layer_keys: LayerKeys,
     /// Whether it reads `partial_rotary_factor`.
     pub(crate) rotates_a_part: bool,
+    /// The key by which longer rows than `max_position_embeddings` are computed in a way that is not here.
+    pub(crate) beyond_positions: Option<&'static str>,
     /// Adds to config.json what [`config::write`] leaves to the family.
     pub(crate) write: fn(&Arch, &mut Map<String, Value>),
 }
@@ -127,6 +129,19 @@ impl Arch {
     /// Width of q and of the attention's output: `num_heads · head_dim`.
     pub fn q_dim(&self) -> usize {
         self.num_heads * self.head_dim
+    }
+
+    /// Refuses rows of more tokens than this model is computed for.
+    pub fn check_positions(&self, longest: usize) -> Result<()> {
+        let most = self.max_position_embeddings;
+        match self.family.beyond_positions.filter(|_| longest > most) {
+            Some(key) => refuse!(
+                "rows reach {longest} tokens, expected at most {most}, the trained context: what a {} model does beyond it \
+                 (`{key}`) is not computed here; set `max_length` to {most}, and `too_long` to what happens to longer rows",
+                self.family.model_type
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Width of k and of v: `num_kv_heads · head_dim`.

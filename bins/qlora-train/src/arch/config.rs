@@ -61,6 +61,9 @@ pub(super) fn read(
     }
     let max_position_embeddings = at_least_one("max_position_embeddings", defaults.max_position_embeddings)?;
     let vocab_size = at_least_one("vocab_size", defaults.vocab_size)?;
+    // In transformers null is as many as there are queries, and no key the family's default.
+    let null_kv_heads = keys.map.get("num_key_value_heads").is_some_and(Value::is_null);
+    let num_kv_heads = defaults.num_kv_heads.filter(|_| !null_kv_heads).unwrap_or(num_heads);
     Ok(Arch {
         family,
         names,
@@ -70,7 +73,7 @@ pub(super) fn read(
         intermediate_size: at_least_one("intermediate_size", defaults.intermediate_size)?,
         num_layers,
         num_heads,
-        num_kv_heads: at_least_one("num_key_value_heads", defaults.num_kv_heads.unwrap_or(num_heads))?,
+        num_kv_heads: at_least_one("num_key_value_heads", num_kv_heads)?,
         head_dim: at_least_one("head_dim", default_head_dim.unwrap_or(hidden_size / num_heads))?,
         norm: Norm {
             eps: keys.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,
@@ -227,6 +230,14 @@ pub(super) fn write_kinds(arch: &Arch, map: &mut Map<String, Value>) {
 pub(super) fn note_attention_dropout(keys: &Keys) -> Result<()> {
     if keys.number("attention_dropout")?.is_some_and(|rate| rate != 0.0) {
         crate::report::status!("{}: key `attention_dropout` is not used: nothing of attention is dropped", keys.source);
+    }
+    Ok(())
+}
+
+/// Says that a dropout of the residual stream is not used.
+pub(super) fn note_residual_dropout(keys: &Keys, key: &str) -> Result<()> {
+    if keys.number(key)?.is_some_and(|rate| rate != 0.0) {
+        crate::report::status!("{}: key `{key}` is not used: nothing of the base is dropped", keys.source);
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ pub(super) static FAMILY: Family = Family {
     },
     layer_keys: LayerKeys::Alike,
     rotates_a_part: false,
+    beyond_positions: None,
     write: |arch, map| {
         write(arch, map);
         config::write_kinds(arch, map);

@@ -19,6 +19,7 @@ pub(super) static FAMILY: Family = Family {
         local_theta: Some(("rope_local_base_freq", 10_000.0)),
     },
     rotates_a_part: false,
+    beyond_positions: None,
     write: gemma2::write,
 };
 
@@ -41,6 +42,10 @@ const DEFAULTS: Defaults = Defaults {
 fn read(keys: &Keys) -> Result<Arch> {
     // What transformers writes beside the list of layers.
     keys.known("_sliding_window_pattern");
+    // A key of its config that no class of transformers reads.
+    if keys.number("attn_logit_softcapping")?.is_some() {
+        return Err(keys.wrong("attn_logit_softcapping", "null: the scores of this family are not bounded"));
+    }
     let arch = gemma2::read(keys, &FAMILY, &DEFAULTS, [None, None])?;
     Ok(Arch { qk_norm: QkNorm::Head, ..arch })
 }

@@ -19,6 +19,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     layer_keys: LayerKeys::Alike,
     rotates_a_part: false,
+    beyond_positions: None,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
         map.insert("shared_intermediate_size".into(), arch.intermediate_size.into());

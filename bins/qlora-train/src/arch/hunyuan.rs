@@ -16,6 +16,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     layer_keys: LayerKeys::Alike,
     rotates_a_part: false,
+    beyond_positions: None,
     write: |arch, map| {
         map.insert("attention_bias".into(), arch.biases.contains(&Projection::O).into());
     },

@@ -15,6 +15,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     layer_keys: LayerKeys::Alike,
     rotates_a_part: false,
+    beyond_positions: None,
     write: |arch, map| {
         map.insert("sliding_window".into(), arch.layer(0).window.into());
     },

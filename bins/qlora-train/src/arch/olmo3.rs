@@ -11,5 +11,6 @@ pub(super) static FAMILY: Family = Family {
     read: |keys| olmo2::read(keys, &FAMILY, 500_000.0),
     layer_keys: LayerKeys::ByWindow { full_each: 4, full_each_key: None, local_theta: None },
     rotates_a_part: false,
+    beyond_positions: None,
     write: olmo2::FAMILY.write,
 };

@@ -3,7 +3,7 @@
 //!
 //! A key that is absent has the default of transformers' `Phi3Config`.
 
-use super::config::{self, Defaults, note_attention_dropout, only_false, only_silu};
+use super::config::{self, Defaults, note_attention_dropout, note_residual_dropout, only_false, only_silu};
 use super::{Arch, Family, LayerArch, LayerKeys, PHI3_NAMES, RopeScaling, llama};
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -15,6 +15,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     layer_keys: LayerKeys::Alike,
     rotates_a_part: true,
+    beyond_positions: None,
     write: |arch, map| {
         map.insert("sliding_window".into(), arch.layer(0).window.into());
     },
@@ -32,6 +33,7 @@ const DEFAULTS: Defaults = Defaults {
 
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
+    note_residual_dropout(keys, "resid_pdrop")?;
     only_silu(keys)?;
     for key in ["attention_bias", "mlp_bias", "lm_head_bias"] {
         only_false(keys, key)?;

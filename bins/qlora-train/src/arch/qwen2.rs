@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     layer_keys: LayerKeys::Alike,
     rotates_a_part: false,
+    beyond_positions: None,
     write: config::write_windows,
 };
 

@@ -2,7 +2,7 @@
 //!
 //! A key that is absent has the default of transformers' `SeedOssConfig`.
 
-use super::config::{self, Defaults, note_attention_dropout, only_silu};
+use super::config::{self, Defaults, note_attention_dropout, note_residual_dropout, only_silu};
 use super::{Arch, Family, LLAMA_NAMES, LayerKeys, Projection};
 use crate::error::Result;
 use crate::files::json::Keys;
@@ -15,6 +15,7 @@ pub(super) static FAMILY: Family = Family {
     read,
     layer_keys: LayerKeys::Alike,
     rotates_a_part: false,
+    beyond_positions: None,
     write: |arch, map| {
         for (key, projection) in BIASES {
             map.insert(key.into(), arch.biases.contains(&projection).into());
@@ -45,9 +46,7 @@ const DEFAULTS: Defaults = Defaults {
 
 fn read(keys: &Keys) -> Result<Arch> {
     note_attention_dropout(keys)?;
-    if keys.number("residual_dropout")?.is_some_and(|rate| rate != 0.0) {
-        crate::report::status!("{}: key `residual_dropout` is not used: nothing of the base is dropped", keys.source);
-    }
+    note_residual_dropout(keys, "residual_dropout")?;
     only_silu(keys)?;
     let arch = config::read(keys, &FAMILY, &LLAMA_NAMES, &DEFAULTS)?;
     let mut biases = BTreeSet::new();

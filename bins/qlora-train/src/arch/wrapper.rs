@@ -18,6 +18,10 @@ pub struct Wrapper {
     text: &'static [(&'static str, &'static str)],
     /// Whether the output layer is the embedding where no key says so.
     tied: bool,
+    /// The text class's defaults that are not those of the family, as JSON
+    defaults: &'static str,
+    /// Keys that the family reads and this class does not.
+    unread: &'static [&'static str],
 }
 
 static WRAPPERS: [Wrapper; 4] = [
@@ -26,24 +30,34 @@ static WRAPPERS: [Wrapper; 4] = [
         architecture: "Gemma3ForConditionalGeneration",
         text: &[("gemma3_text", "gemma3_text")],
         tied: true,
+        defaults: "{}",
+        unread: &["final_logit_softcapping"],
     },
     Wrapper {
         model_type: "mistral3",
         architecture: "Mistral3ForConditionalGeneration",
         text: &[("mistral", "mistral"), ("ministral3", "ministral3")],
         tied: false,
+        defaults: "{}",
+        unread: &[],
     },
     Wrapper {
         model_type: "qwen2_5_vl",
         architecture: "Qwen2_5_VLForConditionalGeneration",
         text: &[("qwen2_5_vl_text", "qwen2"), ("qwen2_5_vl", "qwen2")],
         tied: false,
+        defaults: r#"{"vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_window_layers": 80,
+            "rope_theta": 1e6, "bos_token_id": 151643, "eos_token_id": 151645}"#,
+        unread: &[],
     },
     Wrapper {
         model_type: "qwen3_vl",
         architecture: "Qwen3VLForConditionalGeneration",
         text: &[("qwen3_vl_text", "qwen3")],
         tied: false,
+        defaults: r#"{"max_position_embeddings": 128000, "rope_theta": 5e5}"#,
+        unread: &["use_sliding_window"],
     },
 ];
 
@@ -103,6 +117,10 @@ impl Wrapper {
     }
 }
 
+fn has_theta(rope: &Value) -> bool {
+    rope.get("rope_theta").is_some()
+}
+
 /// The config.json of the text model alone, where `map` is one of a [`Wrapper`]. Refused: one of another text model.
 pub(crate) fn text_config(
     path: &Path,
@@ -149,6 +167,18 @@ pub(crate) fn text_config(
             &format!("{}: of other text models inside a {model_type:?} none is trained", known.join(" or ")),
         ));
     };
+    for key in wrapper.unread {
+        if text.get(*key).is_some_and(|value| !value.is_null() && *value != false) {
+            return Err(inner.wrong(key, &format!("null: a {} is computed without it", wrapper.architecture)));
+        }
+    }
+    let nested_theta = ["rope_parameters", "rope_scaling"].iter().any(|key| text.get(*key).is_some_and(has_theta));
+    let defaults: Map<String, Value> = serde_json::from_str(wrapper.defaults).expect("an object");
+    for (key, value) in defaults {
+        if !(key == "rope_theta" && nested_theta) {
+            text.entry(key).or_insert(value);
+        }
+    }
     text.insert("model_type".to_owned(), family.into());
     text.entry("tie_word_embeddings").or_insert(wrapper.tied.into());
     for key in ["rope_scaling", "rope_parameters"] {
@@ -215,6 +245,45 @@ mod tests {
         ] {
             let error = arch(config).unwrap_err();
             assert!(error.is_usage() && error.to_string().contains(words), "{error}");
+        }
+    }
+
+    /// Those of `Qwen2_5_VLTextConfig` and `Qwen3VLTextConfig` of transformers 5.23.0, where they are not the family's.
+    #[test]
+    fn keys_that_are_absent_have_the_defaults_of_the_text_class() {
+        let read =
+            |model_type: &str, text: Value| arch(json!({"model_type": model_type, "text_config": text})).unwrap();
+        let vl = read("qwen2_5_vl", json!({}));
+        assert_eq!((vl.hidden_size, vl.num_layers, vl.num_heads, vl.num_kv_heads), (8192, 80, 64, 8));
+        assert_eq!((vl.intermediate_size, vl.vocab_size, vl.norm.eps, vl.rope().theta), (29568, 152_064, 1e-5, 1e6));
+        assert_eq!((vl.bos_token_id, &vl.eos_token_ids[..]), (Some(151_643), &[151_645][..]));
+        let windows = json!({"num_hidden_layers": 4, "use_sliding_window": true, "sliding_window": 8});
+        assert!(
+            (0..4).all(|layer| read("qwen2_5_vl", windows.clone()).layer(layer).window.is_none()),
+            "80 layers have none"
+        );
+        let vl = read("qwen3_vl", json!({"num_key_value_heads": null, "num_attention_heads": 16}));
+        assert_eq!((vl.num_kv_heads, vl.max_position_embeddings, vl.rope().theta), (16, 128_000, 5e5));
+        // What is said counts, wherever it is said.
+        let rope = json!({"rope_type": "default", "rope_theta": 7e5, "mrope_section": [24, 20, 20]});
+        for key in ["rope_parameters", "rope_scaling"] {
+            let text = json!({key: rope, "rms_norm_eps": 1e-4});
+            let vl = read("qwen2_5_vl", text);
+            assert_eq!((vl.rope().theta, vl.norm.eps), (7e5, 1e-4), "{key}");
+        }
+        assert_eq!(read("qwen3_vl", json!({"rope_theta": 9e5})).rope().theta, 9e5);
+    }
+
+    #[test]
+    fn keys_that_the_class_does_not_read_are_refused_by_name() {
+        for (model_type, key, value, neutral) in [
+            ("gemma3", "final_logit_softcapping", json!(30.0), Value::Null),
+            ("qwen3_vl", "use_sliding_window", json!(true), json!(false)),
+        ] {
+            let read = |value: &Value| arch(json!({"model_type": model_type, "text_config": {key: value}}));
+            let error = read(&value).unwrap_err();
+            assert!(error.is_usage() && error.to_string().contains(&format!("`{key}`")), "{error}");
+            read(&neutral).unwrap();
         }
     }
 

@@ -86,6 +86,7 @@ impl<B: Backend> InferenceModel<B> {
                 );
             }
         }
+        checkpoint.arch().check_positions(positions)?;
         let budget = device.budget(settings)?;
         let mut specs = Vec::new();
         for terms in adapters.iter().map(|(_, adapter)| adapter.lora_spec()).chain([Ok(LoraSpec::default())]) {

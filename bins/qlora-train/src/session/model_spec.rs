@@ -186,6 +186,7 @@ pub fn model_spec_of(
     tokens: usize,
     positions: usize,
 ) -> Result<ModelSpec> {
+    arch.check_positions(positions)?;
     let states = match settings.optim {
         config::Optim::Adamw => StateFormat::F32,
         config::Optim::Adamw8bit => StateFormat::Blockwise8,

@@ -254,7 +254,14 @@ fn a_granite_4_is_read_where_it_is_dense() {
 #[test]
 fn a_ministral_3_has_rows_up_to_its_trained_context() {
     let Value::Object(config) = json("ministral3/config.json") else { panic!("config.json is no object") };
-    assert_eq!(read_changed(&config, &[]).max_position_embeddings, 16);
+    let arch = read_changed(&config, &[]);
+    assert_eq!(arch.max_position_embeddings, 16);
+    arch.check_positions(16).unwrap();
+    let error = arch.check_positions(17).unwrap_err().to_string();
+    assert!(error.contains("17 tokens") && error.contains("at most 16") && error.contains("too_long"), "{error}");
+    // Where all positions are the trained ones, rows beyond them grow too.
+    let all = read_changed(&config, &[("max_position_embeddings", Some(16.into()))]);
+    assert!(all.check_positions(16).is_ok() && all.check_positions(17).is_err());
     let bare = read_changed(&serde_json::Map::from_iter([("model_type".into(), "ministral3".into())]), &[]);
     assert_eq!((bare.max_position_embeddings, bare.head_dim, bare.rope().theta), (16_384, 128, 1e6));
     let mut still = config["rope_parameters"].clone();
@@ -267,6 +274,20 @@ fn a_ministral_3_has_rows_up_to_its_trained_context() {
     mistral.insert("rope_parameters".into(), config["rope_parameters"].clone());
     let error = Arch::from_json(Path::new("config.json"), &mistral).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("`llama_4_scaling_beta`"), "{error}");
+}
+
+/// In transformers null is another value than no key: as many heads as queries have.
+#[test]
+fn key_heads_that_are_null_are_as_many_as_query_heads() {
+    for (model_type, default) in [("llama", 32), ("qwen2", 32), ("qwen3", 32), ("smollm3", 4), ("seed_oss", 8)] {
+        let config = serde_json::json!({"model_type": model_type, "num_attention_heads": 12, "hidden_size": 768});
+        let Value::Object(config) = config else { unreachable!("an object") };
+        let null = read_changed(&config, &[("num_key_value_heads", Some(Value::Null))]);
+        assert_eq!((null.num_heads, null.num_kv_heads), (12, 12), "{model_type}");
+        let mut absent = config.clone();
+        absent.insert("num_attention_heads".into(), 32.into());
+        assert_eq!(read_changed(&absent, &[("hidden_size", Some(1024.into()))]).num_kv_heads, default, "{model_type}");
+    }
 }
 
 #[test]
@@ -420,14 +441,16 @@ fn a_gemma3_reads_its_layers_and_scales_and_refuses_by_key() {
         ("hidden_activation", Value::from("gelu")),
         ("use_bidirectional_attention", Value::from(true)),
         ("query_pre_attn_scalar", Value::from(0)),
-        ("attn_logit_softcapping", Value::from(-1)),
+        // A key of its config that its attention does not read.
+        ("attn_logit_softcapping", Value::from(50)),
+        ("final_logit_softcapping", Value::from(-1)),
         ("sliding_window", Value::Null),
     ];
     refused_by_key(&config, &cases);
     refused_by_key(&bare, &[("sliding_window_pattern", Value::from(0)), ("rope_local_base_freq", Value::from(-1))]);
-    let capped = [("attn_logit_softcapping", Some(50.into())), ("final_logit_softcapping", Some(30.into()))];
+    let capped = [("attn_logit_softcapping", Some(Value::Null)), ("final_logit_softcapping", Some(30.into()))];
     let caps = |arch: &Arch| [arch.attention_soft_cap, arch.logits_soft_cap];
-    assert_eq!(caps(&read_changed(&config, &capped)), [Some(50.0), Some(30.0)]);
+    assert_eq!(caps(&read_changed(&config, &capped)), [None, Some(30.0)]);
     assert_eq!(caps(&read_changed(&bare, &[])), [None; 2]);
 }
 
